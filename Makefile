@@ -1,0 +1,83 @@
+# etcdlite: everything a newcomer or CI types. Each target makes what it needs in $(VENV).
+#
+#   make run         a durable server on 127.0.0.1:2379, data in ./default.etcdlite
+#   make test        lint, types and tests (minutes);  make test-long  the long tests
+#   make bench       measure beside etcd 3.5 and rewrite the tables of docs/performance.md
+#   make bench-quick the same, smaller, to standard output only
+#
+# PYTHON picks the interpreter (3.10 or later), VENV the folder of the environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+LINTED := etcdlite tests bench
+
+.PHONY: run test test-long bench bench-quick lint format clean scripts
+.DELETE_ON_ERROR:
+
+run: $(VENV)/run.stamp
+	@exec $(BIN)/etcdlite
+
+test: lint scripts
+	$(BIN)/pytest -q
+
+test-long: $(VENV)/test.stamp
+	$(BIN)/pytest -q -m long
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check $(LINTED)
+	$(BIN)/ruff format --check $(LINTED)
+	$(BIN)/mypy
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff check --fix $(LINTED)
+	$(BIN)/ruff format $(LINTED)
+
+# The installed commands start: the entry points name what exists.
+scripts: $(VENV)/test.stamp
+	$(BIN)/etcdlite --version
+	$(BIN)/etcdlite-ctl version
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python bench/run.py --write docs/performance.md
+
+bench-quick: $(VENV)/bench.stamp
+	$(BIN)/python bench/run.py --quick
+
+clean:
+	rm -rf $(VENV) build etcdlite.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find etcdlite tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installs the Debian package $(1) when the test $(2) fails: as root at once, else through sudo,
+# else by saying what to type.
+define need
+	@if ! ( $(2) ) >/dev/null 2>&1; then \
+	  if ! command -v apt-get >/dev/null; then \
+	    echo "make: $(1) is missing: install it with the system's package manager" >&2; exit 1; \
+	  elif [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -qy $(1); \
+	  elif command -v sudo >/dev/null; then \
+	    echo "make: $(1) is missing; installing it with sudo apt-get install" >&2; \
+	    sudo apt-get update -q && sudo apt-get install -qy $(1); \
+	  else echo "make: $(1) is missing: as root, run: apt-get install $(1)" >&2; exit 1; fi; \
+	fi
+endef
+
+# Debian's python3 comes without ensurepip, which python3-venv brings.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: Python 3.10 or later is needed, $(PYTHON) is not; try make PYTHON=python3.11" >&2; exit 1; }
+	$(call need,python3-venv,$(PYTHON) -c 'import ensurepip; import venv')
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@ $(VENV)/run.stamp
+
+$(VENV)/bench.stamp: pyproject.toml | $(BIN)/python
+	$(call need,nghttp2-client,command -v h2load)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+	@touch $@ $(VENV)/run.stamp

@@ -1,0 +1,6 @@
+"""etcdlite: an etcd v3 compatible key-value store for small clusters, in pure Python."""
+
+__version__ = "0.1.0"
+
+ETCD_API_VERSION = "3.6.0"
+"""The etcd version whose v3 API is served; clients gate features on it."""

@@ -1,0 +1,97 @@
+"""The checkpoint: the packed index and the small state, so that a start need not scan the data.
+
+A checkpoint is written while the store goes on changing. That is sound because a start loads it
+and then scans the data file from where it stood when the checkpoint *began*: every change that the
+checkpoint caught half is met again, and taking a record in twice changes nothing (`Store.replay`).
+It is published only after the data file is synced up to where it stood when the checkpoint *ended*,
+so that nothing in it points past the end of the data.
+
+On disk: `data/checkpoint`, replaced as a whole by rename. All integers little-endian.
+
+    0   8  magic "ETCDLCHK"
+    8   4  format version, 1
+    then chunks, each
+        0   4  CRC-32 of kind, length and body, with the previous chunk's CRC as initial value
+        4   1  kind
+        5   4  length of the body
+        9   n  body
+    META       scan from: segment u64, offset u64; then u64 each: applied index, its term,
+               revision, compact revision; then (segment, bytes, garbage bytes) u64 of each segment
+    BUCKET     bucket u8, key length u16, key, value
+    HEADS      a chunk of `Index.pack_heads`
+    PAST       a chunk of `Index.pack_past`
+    REVISIONS  first revision u64, then a location u64 each
+    END        segment u64, offset u64: the data file reached at least here. The last chunk.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from zlib import crc32
+
+from etcdlite.data import DataDamaged
+from etcdlite.disk import Disk
+
+MAGIC = b"ETCDLCHK"
+FORMAT_VERSION = 1
+FILE_HEADER = struct.Struct("<8sI")
+CHUNK_HEADER = struct.Struct("<IBI")
+
+META = 1
+BUCKET = 2
+HEADS = 3
+PAST = 4
+REVISIONS = 5
+END = 6
+
+NAME = "checkpoint"
+
+
+def pack(chunks: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
+    """The bytes of a checkpoint file, piece by piece, from (kind, body) chunks."""
+    yield FILE_HEADER.pack(MAGIC, FORMAT_VERSION)
+    crc = 0
+    for kind, body in chunks:
+        header = CHUNK_HEADER.pack(0, kind, len(body))[4:]
+        crc = crc32(body, crc32(header, crc))
+        yield crc.to_bytes(4, "little") + header
+        yield body
+
+
+def unpack(disk: Disk, path: str) -> Iterator[tuple[int, bytes]]:
+    """The (kind, body) chunks of a checkpoint file. Raises DataDamaged where it does not check."""
+    file = disk.open_read(path)
+    try:
+        header = file.pread(FILE_HEADER.size, 0)
+        if len(header) < FILE_HEADER.size or header[:8] != MAGIC:
+            raise DataDamaged(path, 0, "this is not a checkpoint")
+        version = FILE_HEADER.unpack(header)[1]
+        if version > FORMAT_VERSION:
+            raise DataDamaged(
+                path, 8, f"format version {version} is newer than this program's"
+            )
+        if version != FORMAT_VERSION:
+            raise DataDamaged(path, 8, f"there is no format version {version}")
+        offset = FILE_HEADER.size
+        crc = 0
+        size = file.size()
+        while True:
+            header = file.pread(CHUNK_HEADER.size, offset)
+            if len(header) < CHUNK_HEADER.size:
+                raise DataDamaged(path, offset, "the checkpoint has no end")
+            expected, kind, length = CHUNK_HEADER.unpack(header)
+            if offset + len(header) + length > size:
+                raise DataDamaged(path, offset, "a chunk reaches past the end of the file")
+            body = file.pread(length, offset + len(header))
+            crc = crc32(body, crc32(header[4:], crc))
+            if crc != expected:
+                raise DataDamaged(path, offset, "a chunk does not match its checksum")
+            offset += len(header) + length
+            if kind == END and offset != size:
+                raise DataDamaged(path, offset, "bytes follow the end of the checkpoint")
+            yield kind, body
+            if kind == END:
+                return
+    finally:
+        file.close()

@@ -1,0 +1,805 @@
+"""What the Python client's calls send and give: typed results, requests, watch positions.
+
+Nothing here does input or output. Each operation is a function that builds an `Op`: the method's
+name, the request message, and how to make the typed result from the response. The shells
+(`client.py`, `client_async.py`) make a method of each and do the talking; the same ops, under
+their capitalised names (`Put`, `Get`, `Range`, `Delete`, `Txn`), are the branches of a transaction.
+
+Keys and values go in as bytes or str (encoded as UTF-8) and come out as bytes, always. Which keys
+an operation means is said in one of four ways:
+
+- `key`: that key;
+- `key, range_end=end`: key <= k < end; an end of b"\\0" means "and everything after";
+- `prefix=p`: every key that starts with p; `prefix=""` means every key;
+- transactions' comparisons take the same.
+
+Invariants: results are immutable; revisions, versions and leases are plain ints; a result's
+`revision` is the store's revision when the request was served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar, Union
+
+from . import proto
+from .client_core import Compacted, LeaseNotFound, WatchCanceled, error_for
+from .errors import CANCELED, OUT_OF_RANGE
+
+T = TypeVar("T")
+
+Bytes = Union[bytes, bytearray, memoryview, str]
+"""What a key or a value may be given as; str is encoded as UTF-8."""
+
+SortBy = Literal["key", "version", "create", "mod", "value"]
+
+_SORT_TARGET = proto.ENUMS["RangeRequest.SortTarget"]
+_SORT_ORDER = proto.ENUMS["RangeRequest.SortOrder"]
+_COMPARE_RESULT = proto.ENUMS["Compare.CompareResult"]
+_COMPARE_TARGET = proto.ENUMS["Compare.CompareTarget"]
+_ALARM_ACTION = proto.ENUMS["AlarmRequest.AlarmAction"]
+_ALARM_TYPE = proto.ENUMS["AlarmType"]
+_ALARM_NAME = {number: name for name, number in _ALARM_TYPE.items()}
+_FILTER = proto.ENUMS["WatchCreateRequest.FilterType"]
+_EVENT_DELETE = proto.ENUMS["Event.EventType"]["DELETE"]
+
+
+def to_bytes(data: Bytes) -> bytes:
+    """`data` as bytes. Raises TypeError for anything but bytes-like objects and str."""
+    if type(data) is bytes:
+        return data
+    if isinstance(data, str):
+        return data.encode()
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    raise TypeError(f"bytes or str expected, not {type(data).__name__}")
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The smallest key above every key with `prefix`: what etcd takes as range_end for it.
+
+    b"\\0", "to the end", where no such key exists (an empty prefix, or only 0xff bytes).
+    """
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes((kept[-1] + 1,)) if kept else b"\0"
+
+
+def key_range(
+    key: Bytes | None, range_end: Bytes | None, prefix: Bytes | None
+) -> tuple[bytes, bytes]:
+    """The (key, range_end) of a request. Raises TypeError unless exactly one way was chosen."""
+    if prefix is not None:
+        if key is not None or range_end is not None:
+            raise TypeError("prefix excludes key and range_end")
+        start = to_bytes(prefix)
+        return start or b"\0", prefix_end(start)
+    if key is None:
+        raise TypeError("a key or a prefix is needed")
+    return to_bytes(key), to_bytes(range_end) if range_end is not None else b""
+
+
+# Results.
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """A key as it was at one revision. `version` counts its puts since it was created."""
+
+    key: bytes
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    version: int
+    lease: int
+    """The id of the lease it is attached to; 0: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RangeResult:
+    """The keys of a range, also as a sequence: `for kv in result`, `len(result)`, `result[0]`."""
+
+    revision: int
+    kvs: tuple[KeyValue, ...]
+    count: int
+    """How many keys are in the range, whatever `limit` left out."""
+    more: bool
+    """Whether `limit` left out keys."""
+
+    def __iter__(self) -> Iterator[KeyValue]:
+        return iter(self.kvs)
+
+    def __len__(self) -> int:
+        return len(self.kvs)
+
+    def __getitem__(self, index: int) -> KeyValue:
+        return self.kvs[index]
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    revision: int
+    prev_kv: KeyValue | None
+    """What the key held before, if that was asked for and it existed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteResult:
+    revision: int
+    deleted: int
+    """How many keys were deleted."""
+    prev_kvs: tuple[KeyValue, ...]
+    """What they held, if that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """`results` has one typed result for each operation of the branch that ran, in order."""
+
+    revision: int
+    succeeded: bool
+    results: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of one key."""
+
+    type: Literal["PUT", "DELETE"]
+    kv: KeyValue
+    """For a DELETE: the key, and as mod_revision the revision that deleted it."""
+    prev_kv: KeyValue | None
+
+    @property
+    def key(self) -> bytes:
+        return self.kv.key
+
+    @property
+    def value(self) -> bytes:
+        return self.kv.value
+
+    @property
+    def revision(self) -> int:
+        return self.kv.mod_revision
+
+    @property
+    def is_delete(self) -> bool:
+        return self.type == "DELETE"
+
+
+@dataclass(frozen=True, slots=True)
+class WatchBatch:
+    """What one message brought: whole revisions, in order. Without events: a progress mark."""
+
+    revision: int
+    """Every event up to this revision has been delivered."""
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseGrant:
+    id: int
+    ttl: int
+    """Seconds, as granted: the server may give more than was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseInfo:
+    id: int
+    ttl: int
+    """Seconds left."""
+    granted_ttl: int
+    """Seconds it was granted for."""
+    keys: tuple[bytes, ...]
+    """The keys attached to it, if they were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The member that answered. Sizes in bytes."""
+
+    version: str
+    member_id: int
+    cluster_id: int
+    revision: int
+    leader: int
+    is_learner: bool
+    raft_term: int
+    raft_index: int
+    raft_applied_index: int
+    db_size: int
+    db_size_in_use: int
+    db_size_quota: int
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    member_id: int
+    name: str
+    """"NOSPACE" or "CORRUPT"."""
+
+
+@dataclass(frozen=True, slots=True)
+class HashKV:
+    hash: int
+    compact_revision: int
+    hash_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    id: int
+    name: str
+    peer_urls: tuple[str, ...]
+    client_urls: tuple[str, ...]
+    is_learner: bool
+
+
+def _revision(response: Any) -> int:
+    return response.header.revision if response.header is not None else 0
+
+
+def _key_value(kv: Any) -> KeyValue:
+    return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
+
+
+def _optional_key_value(kv: Any) -> KeyValue | None:
+    return None if kv is None else _key_value(kv)
+
+
+def _event(event: Any) -> Event:
+    kv = event.kv if event.kv is not None else proto.KeyValue()
+    return Event(
+        "DELETE" if event.type == _EVENT_DELETE else "PUT",
+        _key_value(kv),
+        _optional_key_value(event.prev_kv),
+    )
+
+
+def _member(member: Any) -> Member:
+    return Member(
+        member.ID,
+        member.name,
+        tuple(member.peerURLs),
+        tuple(member.clientURLs),
+        member.isLearner,
+    )
+
+
+# Operations. Every `timeout_s` is in seconds; None means the client's own.
+
+
+@dataclass(frozen=True, slots=True)
+class Op(Generic[T]):
+    """One request, ready to send: `client.perform(op)`, or a branch of a transaction."""
+
+    method: str
+    """As in `client.call`: "KV.Put"."""
+    request: Any
+    result: Callable[[Any], T]
+    """Makes the typed result from the response message."""
+    timeout_s: float | None = None
+
+
+def put(
+    key: Bytes,
+    value: Bytes = b"",
+    *,
+    lease: int = 0,
+    prev_kv: bool = False,
+    ignore_value: bool = False,
+    ignore_lease: bool = False,
+    timeout_s: float | None = None,
+) -> Op[PutResult]:
+    """Store `value` under `key`, attached to `lease` (an id, or 0: to none).
+
+    `ignore_value` keeps the value that is there and `ignore_lease` the lease: the key must exist
+    (KeyNotFound). `prev_kv` asks for what was there.
+    """
+    request = proto.PutRequest(
+        key=to_bytes(key),
+        value=to_bytes(value),
+        lease=int(lease),
+        prev_kv=prev_kv,
+        ignore_value=ignore_value,
+        ignore_lease=ignore_lease,
+    )
+    return Op("KV.Put", request, _put_result, timeout_s)
+
+
+def _put_result(response: Any) -> PutResult:
+    return PutResult(_revision(response), _optional_key_value(response.prev_kv))
+
+
+def get(
+    key: Bytes,
+    *,
+    revision: int = 0,
+    serializable: bool = False,
+    timeout_s: float | None = None,
+) -> Op[KeyValue | None]:
+    """What `key` holds, or None; at `revision` if one is given (0: now).
+
+    `serializable` lets the member answer from what it has, which may be stale, without asking the
+    others. Raises Compacted and FutureRev.
+    """
+    request = proto.RangeRequest(key=to_bytes(key), revision=revision, serializable=serializable)
+    return Op("KV.Range", request, _get_result, timeout_s)
+
+
+def _get_result(response: Any) -> KeyValue | None:
+    return _key_value(response.kvs[0]) if response.kvs else None
+
+
+def range_(
+    key: Bytes | None = None,
+    *,
+    range_end: Bytes | None = None,
+    prefix: Bytes | None = None,
+    limit: int = 0,
+    revision: int = 0,
+    sort_by: SortBy | None = None,
+    descending: bool = False,
+    serializable: bool = False,
+    keys_only: bool = False,
+    count_only: bool = False,
+    min_mod_revision: int = 0,
+    max_mod_revision: int = 0,
+    min_create_revision: int = 0,
+    max_create_revision: int = 0,
+    timeout_s: float | None = None,
+) -> Op[RangeResult]:
+    """The keys of a range, in the order of the keys unless `sort_by` or `descending` say else.
+
+    At most `limit` of them (0: all); as they were at `revision` (0: now); only those whose
+    mod_revision and create_revision lie within the bounds, inclusive (0: no bound). `keys_only`
+    leaves the values out, `count_only` everything but the count. Raises Compacted and FutureRev.
+    """
+    start, end = key_range(key, range_end, prefix)
+    request = proto.RangeRequest(
+        key=start,
+        range_end=end,
+        limit=limit,
+        revision=revision,
+        serializable=serializable,
+        keys_only=keys_only,
+        count_only=count_only,
+        min_mod_revision=min_mod_revision,
+        max_mod_revision=max_mod_revision,
+        min_create_revision=min_create_revision,
+        max_create_revision=max_create_revision,
+    )
+    if sort_by is not None or descending:
+        request.sort_order = _SORT_ORDER["DESCEND" if descending else "ASCEND"]
+        request.sort_target = _SORT_TARGET[(sort_by or "key").upper()]
+    return Op("KV.Range", request, _range_result, timeout_s)
+
+
+def _range_result(response: Any) -> RangeResult:
+    kvs = tuple(map(_key_value, response.kvs))
+    return RangeResult(_revision(response), kvs, response.count, response.more)
+
+
+def delete(
+    key: Bytes | None = None,
+    *,
+    range_end: Bytes | None = None,
+    prefix: Bytes | None = None,
+    prev_kv: bool = False,
+    timeout_s: float | None = None,
+) -> Op[DeleteResult]:
+    """Delete the keys of a range. `prev_kv` asks for what they held."""
+    start, end = key_range(key, range_end, prefix)
+    request = proto.DeleteRangeRequest(key=start, range_end=end, prev_kv=prev_kv)
+    return Op("KV.DeleteRange", request, _delete_result, timeout_s)
+
+
+def _delete_result(response: Any) -> DeleteResult:
+    prev_kvs = tuple(map(_key_value, response.prev_kvs))
+    return DeleteResult(_revision(response), response.deleted, prev_kvs)
+
+
+# Transactions.
+
+
+class Comparison:
+    """A condition of a transaction, made by comparing a `Value`, `Version`, ... with `==` etc."""
+
+    __slots__ = ("message",)
+
+    def __init__(self, message: Any) -> None:
+        self.message = message
+
+    def __bool__(self) -> bool:
+        raise TypeError("the server evaluates this comparison: pass it to txn(compare=[...])")
+
+
+class _Operand:
+    """Something about a key, or about every key of a range, to compare: ==, !=, <, >.
+
+    A comparison of a range holds if it holds for every key in it. A key that does not exist has
+    version, revisions and lease 0, and no value: no comparison of its value holds.
+    """
+
+    __slots__ = ("_key", "_range_end")
+    __hash__ = None  # type: ignore[assignment]  # == does not tell equality
+    _target: str
+    _field: str
+
+    def __init__(
+        self,
+        key: Bytes | None = None,
+        *,
+        range_end: Bytes | None = None,
+        prefix: Bytes | None = None,
+    ) -> None:
+        self._key, self._range_end = key_range(key, range_end, prefix)
+
+    def _compare(self, result: str, operand: Any) -> Comparison:
+        message = proto.Compare(
+            result=_COMPARE_RESULT[result],
+            target=_COMPARE_TARGET[self._target],
+            key=self._key,
+            range_end=self._range_end,
+        )
+        setattr(message, self._field, self._checked(operand))
+        return Comparison(message)
+
+    def _checked(self, operand: Any) -> Any:
+        if not isinstance(operand, int):
+            raise TypeError(f"{type(self).__name__} compares with an int, not {operand!r}")
+        return operand
+
+    def __eq__(self, operand: object) -> Comparison:  # type: ignore[override]
+        return self._compare("EQUAL", operand)
+
+    def __ne__(self, operand: object) -> Comparison:  # type: ignore[override]
+        return self._compare("NOT_EQUAL", operand)
+
+    def __lt__(self, operand: Any) -> Comparison:
+        return self._compare("LESS", operand)
+
+    def __gt__(self, operand: Any) -> Comparison:
+        return self._compare("GREATER", operand)
+
+
+class Value(_Operand):
+    __slots__ = ()
+    _target = "VALUE"
+    _field = "value"
+
+    def _checked(self, operand: Any) -> Any:
+        return to_bytes(operand)
+
+
+class Version(_Operand):
+    __slots__ = ()
+    _target = _field = "VERSION"
+    _field = "version"
+
+
+class CreateRevision(_Operand):
+    __slots__ = ()
+    _target = "CREATE"
+    _field = "create_revision"
+
+
+class ModRevision(_Operand):
+    __slots__ = ()
+    _target = "MOD"
+    _field = "mod_revision"
+
+
+class LeaseOf(_Operand):
+    __slots__ = ()
+    _target = "LEASE"
+    _field = "lease"
+
+
+_TXN_FIELDS = {
+    "KV.Range": ("request_range", "response_range"),
+    "KV.Put": ("request_put", "response_put"),
+    "KV.DeleteRange": ("request_delete_range", "response_delete_range"),
+    "KV.Txn": ("request_txn", "response_txn"),
+}
+
+
+def txn(
+    compare: Sequence[Comparison] = (),
+    success: Sequence[Op[Any]] = (),
+    failure: Sequence[Op[Any]] = (),
+    *,
+    timeout_s: float | None = None,
+) -> Op[TxnResult]:
+    """In one step and one revision: `success` if every comparison holds, else `failure`.
+
+    The branches are lists of `Put`, `Get`, `Range`, `Delete` and `Txn`. Raises TooManyOps, and
+    DuplicateKey when one branch puts a key twice.
+    """
+    request = proto.TxnRequest(
+        compare=[comparison.message for comparison in compare],
+        success=[_request_op(op) for op in success],
+        failure=[_request_op(op) for op in failure],
+    )
+
+    def result(response: Any) -> TxnResult:
+        ops = success if response.succeeded else failure
+        results = tuple(
+            op.result(getattr(answer, _TXN_FIELDS[op.method][1]))
+            for op, answer in zip(ops, response.responses, strict=True)
+        )
+        return TxnResult(_revision(response), response.succeeded, results)
+
+    return Op("KV.Txn", request, result, timeout_s)
+
+
+def _request_op(op: Op[Any]) -> Any:
+    if not isinstance(op, Op) or op.method not in _TXN_FIELDS:
+        raise TypeError(f"a transaction holds Put, Get, Range, Delete and Txn, not {op!r}")
+    return proto.RequestOp(**{_TXN_FIELDS[op.method][0]: op.request})
+
+
+Put = put
+Get = get
+Range = range_
+Delete = delete
+Txn = txn
+
+
+def compact(
+    revision: int, *, physical: bool = False, timeout_s: float | None = None
+) -> Op[int]:
+    """Drop the history before `revision`; `physical` waits until it is gone from the disk.
+
+    Gives the store's revision. Raises Compacted if that was done already, FutureRev.
+    """
+    request = proto.CompactionRequest(revision=revision, physical=physical)
+    return Op("KV.Compact", request, _revision, timeout_s)
+
+
+# Leases.
+
+
+def lease_grant(ttl: int, *, id: int = 0, timeout_s: float | None = None) -> Op[LeaseGrant]:
+    """A lease of `ttl` seconds; the server chooses the id unless one is given (LeaseExist)."""
+
+    def result(response: Any) -> LeaseGrant:
+        return LeaseGrant(response.ID, response.TTL)
+
+    return Op("Lease.LeaseGrant", proto.LeaseGrantRequest(TTL=ttl, ID=id), result, timeout_s)
+
+
+def lease_revoke(lease: int, *, timeout_s: float | None = None) -> Op[int]:
+    """End the lease and delete its keys. Gives the revision. Raises LeaseNotFound."""
+    request = proto.LeaseRevokeRequest(ID=int(lease))
+    return Op("Lease.LeaseRevoke", request, _revision, timeout_s)
+
+
+def lease_keep_alive_once(lease: int, *, timeout_s: float | None = None) -> Op[int]:
+    """Start the lease's time anew. Gives its TTL in seconds. Raises LeaseNotFound."""
+
+    def result(response: Any) -> int:
+        # etcd's answer for a lease that is gone is a TTL of 0.
+        if response.TTL <= 0:
+            raise LeaseNotFound()
+        return response.TTL
+
+    request = proto.LeaseKeepAliveRequest(ID=int(lease))
+    return Op("Lease.LeaseKeepAlive", request, result, timeout_s)
+
+
+def lease_time_to_live(
+    lease: int, *, keys: bool = False, timeout_s: float | None = None
+) -> Op[LeaseInfo]:
+    """The time that the lease has left, and its keys if asked for. Raises LeaseNotFound."""
+
+    def result(response: Any) -> LeaseInfo:
+        # etcd's answer for a lease that is gone is a TTL of -1.
+        if response.TTL < 0:
+            raise LeaseNotFound()
+        return LeaseInfo(
+            response.ID, response.TTL, response.grantedTTL, tuple(response.keys)
+        )
+
+    request = proto.LeaseTimeToLiveRequest(ID=int(lease), keys=keys)
+    return Op("Lease.LeaseTimeToLive", request, result, timeout_s)
+
+
+def leases(*, timeout_s: float | None = None) -> Op[tuple[int, ...]]:
+    """The ids of all leases."""
+
+    def result(response: Any) -> tuple[int, ...]:
+        return tuple(lease.ID for lease in response.leases)
+
+    return Op("Lease.LeaseLeases", proto.LeaseLeasesRequest(), result, timeout_s)
+
+
+# Maintenance and members.
+
+
+def status(*, timeout_s: float | None = None) -> Op[Status]:
+    """The state of the member that answers (the one at `client.endpoint`)."""
+    return Op("Maintenance.Status", proto.StatusRequest(), _status, timeout_s)
+
+
+def _status(response: Any) -> Status:
+    header = response.header or proto.ResponseHeader()
+    return Status(
+        version=response.version,
+        member_id=header.member_id,
+        cluster_id=header.cluster_id,
+        revision=header.revision,
+        leader=response.leader,
+        is_learner=response.isLearner,
+        raft_term=response.raftTerm,
+        raft_index=response.raftIndex,
+        raft_applied_index=response.raftAppliedIndex,
+        db_size=response.dbSize,
+        db_size_in_use=response.dbSizeInUse,
+        db_size_quota=response.dbSizeQuota,
+        errors=tuple(response.errors),
+    )
+
+
+def alarms(*, timeout_s: float | None = None) -> Op[tuple[Alarm, ...]]:
+    """The alarms that are raised."""
+    request = proto.AlarmRequest(action=_ALARM_ACTION["GET"])
+    return Op("Maintenance.Alarm", request, _alarms, timeout_s)
+
+
+def disarm(alarm: Alarm, *, timeout_s: float | None = None) -> Op[tuple[Alarm, ...]]:
+    """Lift one of the alarms that `alarms` gave. Gives those lifted."""
+    request = proto.AlarmRequest(
+        action=_ALARM_ACTION["DEACTIVATE"],
+        memberID=alarm.member_id,
+        alarm=_ALARM_TYPE[alarm.name],
+    )
+    return Op("Maintenance.Alarm", request, _alarms, timeout_s)
+
+
+def _alarms(response: Any) -> tuple[Alarm, ...]:
+    return tuple(
+        Alarm(alarm.memberID, _ALARM_NAME.get(alarm.alarm, str(alarm.alarm)))
+        for alarm in response.alarms
+    )
+
+
+def defragment(*, timeout_s: float | None = None) -> Op[None]:
+    """Give the space of dropped history back to the disk, on the member that answers."""
+
+    def result(response: Any) -> None:
+        return None
+
+    return Op("Maintenance.Defragment", proto.DefragmentRequest(), result, timeout_s)
+
+
+def hash_kv(revision: int = 0, *, timeout_s: float | None = None) -> Op[HashKV]:
+    """The hash of all keys and their history up to `revision` (0: now), to compare members."""
+
+    def result(response: Any) -> HashKV:
+        return HashKV(response.hash, response.compact_revision, response.hash_revision)
+
+    return Op("Maintenance.HashKV", proto.HashKVRequest(revision=revision), result, timeout_s)
+
+
+def move_leader(member_id: int, *, timeout_s: float | None = None) -> Op[None]:
+    """Make another member the leader; only the leader does this (NotLeader)."""
+
+    def result(response: Any) -> None:
+        return None
+
+    request = proto.MoveLeaderRequest(targetID=member_id)
+    return Op("Maintenance.MoveLeader", request, result, timeout_s)
+
+
+def _members(response: Any) -> tuple[Member, ...]:
+    return tuple(map(_member, response.members))
+
+
+def members(
+    *, linearizable: bool = True, timeout_s: float | None = None
+) -> Op[tuple[Member, ...]]:
+    """The members of the cluster."""
+    request = proto.MemberListRequest(linearizable=linearizable)
+    return Op("Cluster.MemberList", request, _members, timeout_s)
+
+
+def member_add(
+    peer_urls: Sequence[str], *, learner: bool = False, timeout_s: float | None = None
+) -> Op[Member]:
+    """Announce a new member. Gives it with its id. Raises PeerURLExist, MemberBadURLs."""
+
+    def result(response: Any) -> Member:
+        return _member(response.member or proto.Member())
+
+    request = proto.MemberAddRequest(peerURLs=list(peer_urls), isLearner=learner)
+    return Op("Cluster.MemberAdd", request, result, timeout_s)
+
+
+def member_remove(member_id: int, *, timeout_s: float | None = None) -> Op[tuple[Member, ...]]:
+    """Remove a member. Gives those that remain. Raises MemberNotFound."""
+    request = proto.MemberRemoveRequest(ID=member_id)
+    return Op("Cluster.MemberRemove", request, _members, timeout_s)
+
+
+def member_update(
+    member_id: int, peer_urls: Sequence[str], *, timeout_s: float | None = None
+) -> Op[tuple[Member, ...]]:
+    """Give a member new peer URLs. Gives all members."""
+    request = proto.MemberUpdateRequest(ID=member_id, peerURLs=list(peer_urls))
+    return Op("Cluster.MemberUpdate", request, _members, timeout_s)
+
+
+def member_promote(member_id: int, *, timeout_s: float | None = None) -> Op[tuple[Member, ...]]:
+    """Make a learner a voter. Gives all members. Raises LearnerNotReady, MemberNotLearner."""
+    request = proto.MemberPromoteRequest(ID=member_id)
+    return Op("Cluster.MemberPromote", request, _members, timeout_s)
+
+
+# Watches.
+
+
+class WatchCursor:
+    """What a watch asks for and how far it has come: all that is needed to go on elsewhere.
+
+    `next_revision` is where a new stream has to start so that nothing is missed and nothing comes
+    twice. It moves only over whole revisions: the request does not allow fragments, so a message
+    holds all events of each revision it touches.
+    """
+
+    def __init__(
+        self,
+        key: Bytes | None = None,
+        *,
+        range_end: Bytes | None = None,
+        prefix: Bytes | None = None,
+        start_revision: int = 0,
+        prev_kv: bool = False,
+        no_put: bool = False,
+        no_delete: bool = False,
+        progress_notify: bool = False,
+    ) -> None:
+        self._key, self._range_end = key_range(key, range_end, prefix)
+        self._prev_kv = prev_kv
+        self._progress_notify = progress_notify
+        self._filters = [_FILTER["NOPUT"]] * no_put + [_FILTER["NODELETE"]] * no_delete
+        self.next_revision = start_revision
+        """0 until the server has said what "now" is."""
+
+    def request(self) -> Any:
+        """The message that opens a stream where this watch stands."""
+        return proto.WatchRequest(
+            create_request=proto.WatchCreateRequest(
+                key=self._key,
+                range_end=self._range_end,
+                start_revision=self.next_revision,
+                prev_kv=self._prev_kv,
+                filters=self._filters,
+                progress_notify=self._progress_notify,
+            )
+        )
+
+    def feed(self, response: Any) -> WatchBatch | None:
+        """Take in one response. None if it only says that the watch was created.
+
+        Raises Compacted when the history it needs is gone, and the server's reason (WatchCanceled
+        if it is no error of etcd's) when the server ends the watch otherwise.
+        """
+        if response.canceled:
+            if response.compact_revision:
+                raise Compacted(compact_revision=response.compact_revision)
+            reason = response.cancel_reason
+            raise error_for(CANCELED, reason) if reason else WatchCanceled()
+        if response.compact_revision:
+            raise Compacted(OUT_OF_RANGE, compact_revision=response.compact_revision)
+        revision = _revision(response)
+        if response.created:
+            if self.next_revision == 0:
+                self.next_revision = revision + 1
+            return None
+        events = tuple(map(_event, response.events))
+        # A response with events promises nothing beyond them; one without is a progress mark.
+        revision = events[-1].kv.mod_revision if events else revision
+        self.next_revision = max(self.next_revision, revision + 1)
+        return WatchBatch(revision, events)

@@ -1,0 +1,648 @@
+"""One client connection of the native protocol, sans-IO, and the client's errors.
+
+`ConnectionCore` turns requests into bytes to send and received bytes into deliveries. It owns no
+socket, thread or clock: the blocking and the asyncio client drive the same core. What waits for a
+request is a `Ticket`; the core keeps one for each open request and never looks into it.
+
+Life of a request: `open` gives it an id and queues its first frame; `take_output` hands the bytes
+to the shell and marks their tickets as sent; `receive` returns (ticket, flags, body) for each frame
+that came, until one with END closes it. `cancel` forgets the ticket at once; the id stays reserved
+until the server's last frame for it has come.
+
+Invariants:
+- a ticket that `fail` returns with `sent` false has had no byte handed to the network: its request
+  certainly was not carried out and may be sent again, whatever it is;
+- each open ticket ends exactly once: by a delivery with END, by `cancel`, or in `fail`;
+- nothing that a server sends raises: what breaks the protocol sets `failure`, and whatever was
+  complete before it is still delivered;
+- memory is bounded: by one reply of `MAX_REPLY_BYTES` and `MAX_OPEN_REQUESTS` requests.
+
+What may be sent again when a connection breaks is decided here too (`is_read`), so that both
+shells decide alike: a read always; a write only if it was not sent, because a server that received
+it may have carried it out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import proto
+from .errors import (
+    CANCELED,
+    DEADLINE_EXCEEDED,
+    ERRORS,
+    INTERNAL,
+    OUT_OF_RANGE,
+    UNAVAILABLE,
+    UNIMPLEMENTED,
+    UNKNOWN,
+)
+
+DEFAULT_ENDPOINT = "127.0.0.1:2379"
+DEFAULT_PORT = 2379
+DEFAULT_TIMEOUT_S = 5.0
+DEFAULT_DIAL_TIMEOUT_S = 2.0
+
+MAX_REPLY_BYTES = 1 << 30
+"""The largest frame taken from a server: a range of everything can be large."""
+
+MAX_OPEN_REQUESTS = 65_536
+"""The server's limit on one connection."""
+
+RECEIVE_BYTES = 256 * 1024
+"""How much is read from a socket at once."""
+
+KEEP_ALIVE_IDLE_S = 10
+KEEP_ALIVE_INTERVAL_S = 5
+KEEP_ALIVE_PROBES = 3
+"""TCP keep-alive: a host that is gone is noticed after 25 seconds, even if nothing is sent."""
+
+MAX_WATCH_QUEUE_BYTES = 4 * 1024 * 1024
+MAX_WATCH_QUEUE_MESSAGES = 4096
+"""A watch that has this much unread is cancelled, and taken up again once it has been read."""
+
+BACKOFF_FIRST_S = 0.05
+BACKOFF_MAX_S = 1.0
+"""Waits between attempts (of watches, keep-alives, reads without a leader): doubling."""
+
+
+# Errors.
+
+_BY_TEXT: dict[str, type[EtcdliteError]] = {}
+
+
+class EtcdliteError(Exception):
+    """Whatever goes wrong in a call. `code` is a gRPC status code, `text` says it in one line.
+
+    `endpoint` is the server it concerns ("127.0.0.1:2379"), "" if none. A subclass that bears the
+    name of an etcd error stands for that text; any other text is an EtcdliteError.
+    """
+
+    code: int = UNKNOWN
+    text: str = ""
+    endpoint: str = ""
+
+    def __init_subclass__(cls, names: tuple[str, ...] | None = None) -> None:
+        if names is None:
+            names = (cls.__name__,) if cls.__name__ in ERRORS else ()
+        for name in names:
+            cls.code, cls.text = ERRORS[name]
+            _BY_TEXT[cls.text] = cls
+
+    def __init__(
+        self, code: int | None = None, text: str | None = None, endpoint: str = ""
+    ) -> None:
+        self.code = type(self).code if code is None else code
+        self.text = type(self).text if text is None else text
+        self.endpoint = endpoint
+        super().__init__(self.code, self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+# What the client itself finds.
+
+
+class ConnectionFailed(EtcdliteError):
+    """No endpoint could be reached; or a read's connection broke, time and again."""
+
+    code = UNAVAILABLE
+
+
+class Timeout(EtcdliteError, names=()):
+    """No answer in time. A write may or may not have been carried out."""
+
+    code = DEADLINE_EXCEEDED
+
+
+class UnknownOutcome(EtcdliteError):
+    """The connection broke after a write was sent: it may or may not have been carried out."""
+
+    code = UNAVAILABLE
+
+
+class ProtocolViolation(EtcdliteError):
+    """The server sent what the protocol does not allow."""
+
+    code = INTERNAL
+
+
+class Closed(EtcdliteError):
+    """The client, or the stream, was closed."""
+
+    code = CANCELED
+    text = "the client is closed"
+
+
+class LeaseLost(EtcdliteError):
+    """A lease ended before its holder gave it up, and a lock or a leadership with it."""
+
+    code = CANCELED
+    text = "the lease was lost"
+
+
+# What a server answers.
+
+
+class Unimplemented(EtcdliteError):
+    """The server does not know the method, or does not serve it yet."""
+
+    code = UNIMPLEMENTED
+
+
+class Unavailable(EtcdliteError):
+    """The member cannot serve this now; another one, or this one later, may."""
+
+    code = UNAVAILABLE
+
+
+class NoLeader(Unavailable): ...
+
+
+class LeaderChanged(Unavailable): ...
+
+
+class Stopped(Unavailable): ...
+
+
+class Unhealthy(Unavailable): ...
+
+
+class ServerTimeout(
+    Unavailable,
+    names=(
+        "TimeoutWaitAppliedIndex",
+        "TimeoutDueToConnectionLost",
+        "TimeoutDueToLeaderFail",
+        "Timeout",
+    ),
+):
+    """The cluster did not agree in time. A write may or may not have been carried out."""
+
+
+class Compacted(EtcdliteError):
+    """The history asked for is gone."""
+
+    compact_revision: int
+    """The oldest revision that is left; 0 if the server did not say."""
+
+    def __init__(
+        self,
+        code: int | None = OUT_OF_RANGE,
+        text: str | None = None,
+        endpoint: str = "",
+        *,
+        compact_revision: int = 0,
+    ) -> None:
+        super().__init__(code, text, endpoint)
+        self.compact_revision = compact_revision
+
+
+class FutureRev(EtcdliteError): ...
+
+
+class EmptyKey(EtcdliteError): ...
+
+
+class KeyNotFound(EtcdliteError): ...
+
+
+class ValueProvided(EtcdliteError): ...
+
+
+class LeaseProvided(EtcdliteError): ...
+
+
+class TooManyOps(EtcdliteError): ...
+
+
+class DuplicateKey(EtcdliteError): ...
+
+
+class InvalidSortOption(EtcdliteError): ...
+
+
+class NoSpace(EtcdliteError): ...
+
+
+class RequestTooLarge(EtcdliteError): ...
+
+
+class RequestTooManyRequests(EtcdliteError): ...
+
+
+class LeaseNotFound(EtcdliteError): ...
+
+
+class LeaseExist(EtcdliteError): ...
+
+
+class LeaseTTLTooLarge(EtcdliteError): ...
+
+
+class WatchCanceled(EtcdliteError): ...
+
+
+class MemberExist(EtcdliteError): ...
+
+
+class PeerURLExist(EtcdliteError): ...
+
+
+class MemberNotEnoughStarted(EtcdliteError): ...
+
+
+class MemberBadURLs(EtcdliteError): ...
+
+
+class MemberNotFound(EtcdliteError): ...
+
+
+class MemberNotLearner(EtcdliteError): ...
+
+
+class LearnerNotReady(EtcdliteError): ...
+
+
+class TooManyLearners(EtcdliteError): ...
+
+
+class NotSupportedForLearner(EtcdliteError): ...
+
+
+class NotLeader(EtcdliteError): ...
+
+
+class BadLeaderTransferee(EtcdliteError): ...
+
+
+class NotCapable(EtcdliteError): ...
+
+
+class Corrupt(EtcdliteError): ...
+
+
+class AuthFailed(EtcdliteError): ...
+
+
+class AuthNotEnabled(EtcdliteError): ...
+
+
+class InvalidAuthToken(EtcdliteError): ...
+
+
+class PermissionDenied(EtcdliteError): ...
+
+
+class UserNotFound(EtcdliteError): ...
+
+
+class UserAlreadyExist(EtcdliteError): ...
+
+
+class RoleNotFound(EtcdliteError): ...
+
+
+class RoleAlreadyExist(EtcdliteError): ...
+
+
+class Canceled(EtcdliteError): ...
+
+
+class DeadlineExceeded(EtcdliteError): ...
+
+
+_BY_CODE: dict[int, type[EtcdliteError]] = {
+    UNAVAILABLE: Unavailable,
+    UNIMPLEMENTED: Unimplemented,
+}
+
+
+def error_for(code: int, text: str, endpoint: str = "") -> EtcdliteError:
+    """The exception for a server's answer: chosen by the text, else by the code."""
+    cls = _BY_TEXT.get(text) or _BY_CODE.get(code, EtcdliteError)
+    return cls(code, text, endpoint)
+
+
+class Broken(Exception):
+    """The connection under a request is gone; never leaves the client.
+
+    `sent` tells whether the server may have seen the request.
+    """
+
+    def __init__(self, endpoint: str, cause: str, sent: bool) -> None:
+        super().__init__(endpoint, cause, sent)
+        self.endpoint = endpoint
+        self.cause = cause
+        self.sent = sent
+
+
+_READS = frozenset(
+    (
+        "KV.Range",
+        "Lease.LeaseKeepAlive",  # twice does no more than once
+        "Lease.LeaseTimeToLive",
+        "Lease.LeaseLeases",
+        "Cluster.MemberList",
+        "Maintenance.Status",
+        "Maintenance.Hash",
+        "Maintenance.HashKV",
+        "Auth.AuthStatus",
+        "Auth.Authenticate",
+        "Auth.UserGet",
+        "Auth.UserList",
+        "Auth.RoleGet",
+        "Auth.RoleList",
+        "Election.Leader",
+    )
+)
+
+
+def is_read(method: str, request: Any) -> bool:
+    """Whether carrying the request out twice is the same as once, so that it may be sent again."""
+    if method in _READS:
+        return True
+    if method == "KV.Txn":
+        return all(
+            op.request_range is not None
+            or (op.request_txn is not None and is_read("KV.Txn", op.request_txn))
+            for branch in (request.success, request.failure)
+            for op in branch
+        )
+    if method == "Maintenance.Alarm":
+        return request.action == proto.ENUMS["AlarmRequest.AlarmAction"]["GET"]
+    return False
+
+
+def unsafe_to_resend(broken: Broken, method: str) -> UnknownOutcome:
+    """What the caller of a write gets when its connection broke."""
+    return UnknownOutcome(
+        text=f"{broken.endpoint}: {method} was sent but not answered: {broken.cause}",
+        endpoint=broken.endpoint,
+    )
+
+
+def timeout_error(endpoint: str, method: str, timeout_s: float) -> Timeout:
+    return Timeout(
+        text=f"{endpoint}: {method} was not answered within {timeout_s:g} s", endpoint=endpoint
+    )
+
+
+def connect_error(causes: dict[str, str]) -> ConnectionFailed:
+    """The error that says why each endpoint could not be reached."""
+    return ConnectionFailed(
+        text="; ".join(f"{endpoint}: {cause}" for endpoint, cause in causes.items()),
+        endpoint=next(reversed(causes), ""),
+    )
+
+
+def cause_of(error: OSError, timeout_s: float) -> str:
+    """An OSError in words for people: "connection refused"."""
+    if isinstance(error, TimeoutError):
+        return f"no connection within {timeout_s:g} s"
+    text = error.strerror or str(error) or type(error).__name__
+    return text[:1].lower() + text[1:]
+
+
+def parse_endpoint(endpoint: str) -> tuple[str, int]:
+    """("127.0.0.1", 2379) from "127.0.0.1:2379", "http://127.0.0.1:2379", "[::1]:2379" or "host".
+
+    Raises ValueError for anything else, TLS included.
+    """
+    rest = endpoint.strip().rstrip("/")
+    scheme, separator, tail = rest.partition("://")
+    if separator:
+        if scheme == "https":
+            raise ValueError(f"endpoint {endpoint!r}: TLS is not supported")
+        if scheme != "http":
+            raise ValueError(f"endpoint {endpoint!r}: unknown scheme {scheme!r}")
+        rest = tail
+    if rest.startswith("["):
+        host, _, port_text = rest[1:].partition("]")
+        if port_text and not port_text.startswith(":"):
+            raise ValueError(f"endpoint {endpoint!r}: expected [address]:port")
+        port_text = port_text[1:]
+    elif rest.count(":") > 1:
+        raise ValueError(f"endpoint {endpoint!r}: an IPv6 address stands in brackets")
+    else:
+        host, _, port_text = rest.partition(":")
+    if not host or "/" in rest:
+        raise ValueError(f"endpoint {endpoint!r}: expected host:port")
+    if not port_text:
+        return host, DEFAULT_PORT
+    if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text) < 65_536):
+        raise ValueError(f"endpoint {endpoint!r}: {port_text!r} is not a port")
+    return host, int(port_text)
+
+
+def format_endpoint(host: str, port: int) -> str:
+    """"127.0.0.1:2379": how messages and `client.endpoint` name a server."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# The connection.
+
+
+class Ticket:
+    """One open request, as the core sees it. The shells' tickets add what their caller waits on."""
+
+    __slots__ = ("request_id", "method", "sent")
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
+        self.request_id = 0
+        """0: not open."""
+        self.sent = False
+        """Whether bytes of it may have left this process."""
+
+    def deliver(self, flags: int, body: bytes) -> None:
+        """Take a frame. Called by the shell, outside of its locks."""
+        raise NotImplementedError
+
+    def lose(self, endpoint: str, cause: str) -> None:
+        """The connection is gone. Called by the shell, outside of its locks."""
+        raise NotImplementedError
+
+
+Delivery = tuple[Ticket, int, bytes]
+
+
+class ConnectionCore:
+    """The client's side of one connection; see the module's docstring."""
+
+    def __init__(self) -> None:
+        self.hello: Any = None
+        """The server's Hello; None until it has come."""
+        self.failure = ""
+        """Why the connection is unusable; "" while it is usable."""
+        self.silent_since_s: float | None = None
+        """When the first cancel was sent that the server has let pass without sending anything."""
+        self._open: dict[int, Ticket] = {}
+        self._cancelled: set[int] = set()
+        self._last_id = 0
+        self._output: list[bytes] = [
+            proto.HANDSHAKE.pack(proto.MAGIC, proto.PROTOCOL_VERSION, proto.PROTOCOL_VERSION)
+        ]
+        self._unsent: list[Ticket] = []
+        self._greeting: bytearray | None = bytearray()
+        self._frames = proto.FrameReader(MAX_REPLY_BYTES)
+
+    @property
+    def open_count(self) -> int:
+        return len(self._open)
+
+    def open(self, ticket: Ticket, body: bytes, *, end: bool) -> None:
+        """Begin a request. `end`: no further message will follow on it.
+
+        Raises RequestTooLarge (the server would drop the connection) and RequestTooManyRequests.
+        """
+        assert ticket.request_id == 0 and not self.failure
+        if self.hello is not None and len(body) > self.hello.max_request_bytes > 0:
+            raise RequestTooLarge()
+        if len(self._open) + len(self._cancelled) >= MAX_OPEN_REQUESTS:
+            raise RequestTooManyRequests()
+        request_id = self._last_id
+        while True:
+            request_id = request_id + 1 & 0xFFFFFFFF or 1
+            if request_id not in self._open and request_id not in self._cancelled:
+                break
+        self._last_id = ticket.request_id = request_id
+        self._open[request_id] = ticket
+        self._unsent.append(ticket)
+        flags = proto.END if end else 0
+        self._output.append(proto.frame(request_id, ticket.method.number, flags, body))
+
+    def send(self, ticket: Ticket, body: bytes) -> None:
+        """A further message of a stream; nothing if it has ended."""
+        self._add(ticket, 0, body)
+
+    def close_send(self, ticket: Ticket) -> None:
+        """No more messages will be sent on the stream."""
+        self._add(ticket, proto.END, b"")
+
+    def _add(self, ticket: Ticket, flags: int, body: bytes) -> None:
+        if self._open.get(ticket.request_id) is ticket:
+            frame = proto.frame(ticket.request_id, ticket.method.number, flags, body)
+            self._output.append(frame)
+
+    def cancel(self, ticket: Ticket, now_s: float) -> bool:
+        """Give a request up. False if its end was received already."""
+        if self._open.get(ticket.request_id) is not ticket:
+            return False
+        del self._open[ticket.request_id]
+        self._cancelled.add(ticket.request_id)
+        self._output.append(
+            proto.frame(ticket.request_id, ticket.method.number, proto.CANCEL, b"")
+        )
+        if self.silent_since_s is None:
+            self.silent_since_s = now_s
+        return True
+
+    def take_output(self) -> bytes:
+        """The bytes to send now; b"" if there are none."""
+        if not self._output:
+            return b""
+        output = self._output[0] if len(self._output) == 1 else b"".join(self._output)
+        self._output.clear()
+        for ticket in self._unsent:
+            ticket.sent = True
+        self._unsent.clear()
+        return output
+
+    def receive(self, data: bytes) -> list[Delivery]:
+        """Take in bytes from the server; b"" is the end of the connection.
+
+        Check `failure` afterwards: if it is set, hand out what was returned, then call `fail`.
+        """
+        deliveries: list[Delivery] = []
+        if not data:
+            self.failure = self.failure or "the server closed the connection"
+        if self.failure:
+            return deliveries
+        self.silent_since_s = None
+        if self._greeting is not None:
+            self._greeting += data
+            data = self._greet(self._greeting)
+        try:
+            # Every reply passes here: a flat loop over local names.
+            tickets = self._open
+            for request_id, method, flags, body in self._frames.feed(data):
+                ticket = tickets.get(request_id)
+                if ticket is not None and ticket.method.number == method:
+                    if flags & proto.END:
+                        del tickets[request_id]
+                    elif not ticket.method.server_stream:
+                        self.failure = f"{ticket.method.full}: a reply without an end"
+                        break
+                    deliveries.append((ticket, flags, body))
+                elif request_id in self._cancelled:
+                    if flags & proto.END:
+                        self._cancelled.discard(request_id)
+                elif request_id == 0:
+                    self._about_connection(method, flags, body)
+                else:
+                    self.failure = f"a reply to request {request_id}, which is not open"
+                if self.failure:
+                    break
+        except (proto.ProtocolError, proto.DecodeError) as error:
+            self.failure = f"not the native protocol: {error}"
+        return deliveries
+
+    def _greet(self, greeting: bytearray) -> bytes:
+        """Check the server's 12 bytes as far as they have come; gives what follows them."""
+        magic = proto.MAGIC
+        if greeting[: len(magic)] != magic[: len(greeting)]:
+            self.failure = "the server does not speak etcdlite's native protocol"
+            return b""
+        if len(greeting) < proto.HANDSHAKE.size:
+            return b""
+        version = proto.HANDSHAKE.unpack_from(greeting)[1]
+        if version != proto.PROTOCOL_VERSION:
+            self.failure = f"the server does not speak protocol version {proto.PROTOCOL_VERSION}"
+            return b""
+        self._greeting = None
+        return bytes(greeting[proto.HANDSHAKE.size :])
+
+    def _about_connection(self, method: int, flags: int, body: bytes) -> None:
+        if flags & proto.ERROR:
+            self.failure = f"the server closes the connection: {proto.Error.decode(body).message}"
+        elif method == 0 and self.hello is None:
+            self.hello = proto.Hello.decode(body)
+        else:
+            self.failure = "a frame with request id 0 that is no hello"
+
+    def fail(self, cause: str) -> list[Ticket]:
+        """The connection is over: every open ticket, for the shell to call `lose` on."""
+        self.failure = self.failure or cause
+        lost = list(self._open.values())
+        self._open.clear()
+        self._cancelled.clear()
+        self._output.clear()
+        self._unsent.clear()
+        return lost
+
+
+def reply_body(flags: int, body: bytes, endpoint: str) -> bytes:
+    """The message bytes of a frame. Raises the server's answer if the frame is an ERROR."""
+    if flags & proto.ERROR:
+        try:
+            error = proto.Error.decode(body)
+        except proto.DecodeError as fault:
+            raise garbled(endpoint, "an error", fault) from None
+        raise error_for(error.code, error.message, endpoint)
+    return body
+
+
+def decode_reply(method: Any, body: bytes, endpoint: str) -> Any:
+    """The response message. Raises ProtocolViolation if the bytes are none."""
+    try:
+        return method.response.decode(body)
+    except proto.DecodeError as fault:
+        raise garbled(endpoint, method.full, fault) from None
+
+
+def garbled(endpoint: str, what: str, fault: Exception) -> ProtocolViolation:
+    return ProtocolViolation(
+        text=f"{endpoint}: the reply to {what} cannot be read: {fault}", endpoint=endpoint
+    )

@@ -1,0 +1,322 @@
+"""The data file: every record of the state machine, appended to segments, read by location.
+
+The data file is not synced on the way of a write; the write-ahead log covers it. What makes it
+durable is a checkpoint (`checkpoint.py`): it syncs the segments and then lets old log segments go.
+After a crash everything behind the checkpoint is scanned, cut at the first record that does not
+check, and written again from the log.
+
+Invariants:
+
+- Bytes before `offset` of the active segment, and all bytes of the others, never change. A segment
+  goes away as a whole, after its live records were copied to the tail and synced (`Cleaner` in
+  `mvcc.py`).
+- The records of one revision stand side by side in one segment.
+- Every read checks the record's checksum: a damaged record is an error, never a value.
+
+On disk, all integers little-endian. `data/%016x.seg`, the number being the segment's:
+
+    segment header, 24 bytes
+        0   8  magic "ETCDLSEG"
+        8   4  format version, 1
+        12  8  segment number
+        20  4  CRC-32 of bytes 0 to 19
+    then records, each
+        0   4  CRC-32 of the body, with the next field as initial value
+        4   4  length of the body << 4 | type
+        8   n  body
+
+    type 1 PUT        body: mvccpb.KeyValue
+    type 2 TOMBSTONE  body: mvccpb.KeyValue with key and mod_revision only
+    type 3 BUCKET     body: bucket u8, present u8, key length u16, key, value. The latest record of
+                      a bucket and key wins; present = 0 removes the key.
+    type 4 MARK       body: applied raft index u64, its term u64, store revision u64. Records
+                      count only once a mark follows them.
+    type 9, 10        PUT and TOMBSTONE moved here from an older segment by cleaning
+
+A location is segment number << 32 | offset of the record.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from zlib import crc32
+
+from etcdlite.disk import Disk, File
+
+PUT = 1
+TOMBSTONE = 2
+BUCKET = 3
+MARK = 4
+MOVED = 8
+"""Added to PUT or TOMBSTONE: a copy made by cleaning."""
+
+FORMAT_VERSION = 1
+MAGIC = b"ETCDLSEG"
+SEGMENT_HEADER = struct.Struct("<8sIQI")
+RECORD_HEADER = struct.Struct("<II")
+RECORD_HEADER_BYTES = RECORD_HEADER.size
+MARK_BODY = struct.Struct("<QQQ")
+BUCKET_BODY = struct.Struct("<BBH")
+
+MAX_RECORD_BYTES = (1 << 28) - 1
+"""The longest body that the length field holds."""
+
+RECENT_BYTES = 2 * 1024 * 1024
+"""Bodies written or read lately are kept in memory: between one and two times this much."""
+
+SCAN_CHUNK_BYTES = 256 * 1024
+
+OFFSET_MASK = (1 << 32) - 1
+
+
+class DataDamaged(Exception):
+    """A file under `data/` does not hold what was written to it.
+
+    `path` and `offset` say where; the text says what was found and what to do.
+    """
+
+    def __init__(self, path: str, offset: int, why: str) -> None:
+        super().__init__(
+            f"{path} is damaged at offset {offset}: {why}. Do not delete single files. Restore "
+            "this member from a backup with 'etcdlite-ctl snapshot restore', or, in a cluster, "
+            "remove it and add it again with an empty data directory"
+        )
+        self.path = path
+        self.offset = offset
+        self.why = why
+
+
+def segment_name(number: int) -> str:
+    return f"{number:016x}.seg"
+
+
+class DataFile:
+    """Appends records to the active segment and reads them back by location."""
+
+    def __init__(self, disk: Disk, directory: str, segment_bytes: int) -> None:
+        self.disk = disk
+        self.directory = directory
+        self.segment_bytes = segment_bytes
+        self.files: dict[int, File] = {}
+        self.sizes: dict[int, int] = {}
+        """Bytes of every segment that is not active."""
+        self.garbage: dict[int, int] = {}
+        """Bytes per segment that no index entry needs any more (an estimate after a crash)."""
+        self.unsynced: set[int] = set()
+        """Segments written to since they were last handed to a sync."""
+        self.active = 0
+        self.offset = 0
+        self._base = 0
+        self._flushed = 0
+        self._out: list[bytes] = []
+        self._recent: dict[int, bytes] = {}
+        self._older: dict[int, bytes] = {}
+        self._recent_bytes = 0
+
+    # Writing.
+
+    def append(self, kind: int, body: bytes) -> int:
+        """Add a record; it reaches the file with `flush`. Returns its location."""
+        size = len(body)
+        word = size << 4 | kind
+        out = self._out
+        out.append(RECORD_HEADER.pack(crc32(body, word), word))
+        out.append(body)
+        offset = self.offset
+        location = self._base | offset
+        self.offset = offset + size + 8
+        self._recent[location] = body
+        self._recent_bytes += size
+        return location
+
+    def append_bucket(self, bucket: int, key: bytes, value: bytes | None) -> None:
+        """Add a bucket record; `None` removes the key."""
+        body = BUCKET_BODY.pack(bucket, value is not None, len(key)) + key + (value or b"")
+        self._append_unkept(BUCKET, body)
+
+    def append_mark(self, index: int, term: int, revision: int) -> None:
+        """State that everything appended so far is the state after raft entry `index`."""
+        self._append_unkept(MARK, MARK_BODY.pack(index, term, revision))
+
+    def _append_unkept(self, kind: int, body: bytes) -> None:
+        word = len(body) << 4 | kind
+        self._out.append(RECORD_HEADER.pack(crc32(body, word), word))
+        self._out.append(body)
+        size = len(body) + RECORD_HEADER_BYTES
+        self.offset += size
+        self.garbage[self.active] += size
+
+    def flush(self) -> None:
+        """Write what was appended to the file."""
+        if self._out:
+            self.files[self.active].pwrite(b"".join(self._out), self._flushed)
+            self.unsynced.add(self.active)
+            self._out.clear()
+            self._flushed = self.offset
+            if self._recent_bytes > RECENT_BYTES:
+                self._older = self._recent
+                self._recent = {}
+                self._recent_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """The active segment has reached its size: `roll` at the next mark."""
+        return self.offset >= self.segment_bytes
+
+    def roll(self) -> None:
+        """Seal the active segment and begin the next. Nothing may wait to be flushed."""
+        assert not self._out
+        if self.active:
+            self.sizes[self.active] = self.offset
+        number = self.active + 1
+        file = self.disk.open(f"{self.directory}/{segment_name(number)}", create=True)
+        header = SEGMENT_HEADER.pack(MAGIC, FORMAT_VERSION, number, 0)[:20]
+        header += struct.pack("<I", crc32(header))
+        file.pwrite(header, 0)
+        self.files[number] = file
+        self.garbage[number] = 0
+        self._activate(number, len(header))
+        self.unsynced.add(number)
+
+    def _activate(self, number: int, offset: int) -> None:
+        self.active = number
+        self._base = number << 32
+        self.offset = self._flushed = offset
+
+    def take_unsynced(self) -> list[File]:
+        """The files that a checkpoint must sync, now; later writes count for the next one."""
+        files = [self.files[number] for number in sorted(self.unsynced) if number in self.files]
+        self.unsynced.clear()
+        return files
+
+    # Reading.
+
+    def read(self, location: int, size_bytes: int) -> bytes:
+        """The body of `size_bytes` at `location`. Raises DataDamaged if it does not check."""
+        body = self._recent.get(location)
+        if body is not None:
+            return body
+        body = self._older.get(location)
+        if body is None:
+            number = location >> 32
+            offset = location & OFFSET_MASK
+            file = self.files.get(number)
+            if file is None:
+                path = f"{self.directory}/{segment_name(number)}"
+                raise DataDamaged(path, offset, "the segment is missing")
+            data = file.pread(size_bytes + RECORD_HEADER_BYTES, offset)
+            body = data[RECORD_HEADER_BYTES:]
+            if len(body) != size_bytes:
+                raise DataDamaged(file.path, offset, "the file ends inside a record")
+            crc, word = RECORD_HEADER.unpack_from(data)
+            if word >> 4 != size_bytes or crc32(body, word) != crc:
+                raise DataDamaged(file.path, offset, "a record does not match its checksum")
+        self._recent[location] = body
+        self._recent_bytes += size_bytes
+        if self._recent_bytes > RECENT_BYTES and not self._out:
+            self._older = self._recent
+            self._recent = {}
+            self._recent_bytes = 0
+        return body
+
+    def records(
+        self, number: int, offset: int, chunk_bytes: int = SCAN_CHUNK_BYTES
+    ) -> Iterator[tuple[int, int, bytes]]:
+        """The flushed records of a segment from `offset` on: (location, type, body) each.
+
+        Raises DataDamaged, with the record's own offset, where a record does not check.
+        """
+        file = self.files[number]
+        end = self._flushed if number == self.active else self.sizes[number]
+        base = number << 32
+        chunk = b""
+        start = offset
+        while offset < end:
+            position = offset - start
+            if position + RECORD_HEADER_BYTES > len(chunk):
+                chunk = file.pread(min(chunk_bytes, end - offset), offset)
+                start, position = offset, 0
+                if len(chunk) < RECORD_HEADER_BYTES:
+                    raise DataDamaged(file.path, offset, "the file ends inside a record")
+            crc, word = RECORD_HEADER.unpack_from(chunk, position)
+            size = word >> 4
+            position += RECORD_HEADER_BYTES
+            if position + size > len(chunk):
+                if offset + RECORD_HEADER_BYTES + size > end:
+                    raise DataDamaged(file.path, offset, "a record reaches past the end")
+                want = max(chunk_bytes, size + RECORD_HEADER_BYTES)
+                chunk = file.pread(min(want, end - offset), offset)
+                start, position = offset, RECORD_HEADER_BYTES
+            body = chunk[position : position + size]
+            if len(body) != size or crc32(body, word) != crc:
+                raise DataDamaged(file.path, offset, "a record does not match its checksum")
+            yield base | offset, word & 15, body
+            offset += RECORD_HEADER_BYTES + size
+
+    # Size.
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all segments."""
+        return sum(self.sizes.values()) + self.offset
+
+    @property
+    def garbage_bytes(self) -> int:
+        return sum(self.garbage.values())
+
+    # Opening and closing.
+
+    def open_segments(self) -> None:
+        """Open what is on disk, check the headers, make the last segment active."""
+        for name in self.disk.list(self.directory):
+            if not name.endswith(".seg"):
+                continue
+            path = f"{self.directory}/{name}"
+            file = self.disk.open(path)
+            number = int(name[:16], 16)
+            self.files[number] = file
+            self.sizes[number] = file.size()
+            self.garbage.setdefault(number, 0)
+        if self.files:
+            last = max(self.files)
+            self._activate(last, self.sizes.pop(last))
+
+    def check_header(self, number: int) -> None:
+        """Raise DataDamaged unless the segment begins with a header of this format."""
+        file = self.files[number]
+        header = file.pread(SEGMENT_HEADER.size, 0)
+        if len(header) < SEGMENT_HEADER.size:
+            raise DataDamaged(file.path, 0, "the file is shorter than its header")
+        magic, version, found, crc = SEGMENT_HEADER.unpack(header)
+        if magic != MAGIC or crc32(header[:20]) != crc or found != number:
+            raise DataDamaged(file.path, 0, "the segment header does not check")
+        if version > FORMAT_VERSION:
+            raise DataDamaged(
+                file.path, 8, f"format version {version} is newer than this program's"
+            )
+
+    def cut(self, number: int, offset: int) -> None:
+        """Drop everything from `offset` of segment `number` on, later segments included."""
+        for later in sorted(n for n in self.files if n > number):
+            self.drop_segment(later)
+        self.sizes.pop(number, None)
+        file = self.files[number]
+        if file.size() != offset:
+            file.truncate(offset)
+        self._activate(number, offset)
+        self.unsynced.add(number)
+
+    def drop_segment(self, number: int) -> None:
+        """Close a segment and remove its file."""
+        file = self.files.pop(number)
+        file.close()
+        self.disk.unlink(file.path)
+        self.sizes.pop(number, None)
+        self.garbage.pop(number, None)
+        self.unsynced.discard(number)
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+        self.files.clear()

@@ -1,0 +1,163 @@
+"""The thin layer between the storage files and the operating system.
+
+`wal.py`, `data.py`, `mvcc.py` and `snap.py` reach the disk through a `Disk` and the `File` objects
+it opens, and through nothing else, so that tests can put a faulty or simulated disk in its place.
+
+Every method may raise `OSError`. After a failed `sync` the state of the file is unknown (the kernel
+may have dropped the dirty pages and cleared the error), so the caller must not retry it: it ends
+the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+
+IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
+"""How many buffers one write call takes."""
+
+
+class File:
+    """An open file: positioned reads and writes, no shared cursor."""
+
+    __slots__ = ("_fd", "path")
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    def pread(self, size_bytes: int, offset: int) -> bytes:
+        """At most `size_bytes` from `offset`; fewer only at the end of the file."""
+        data = os.pread(self._fd, size_bytes, offset)
+        if len(data) == size_bytes or not data:
+            return data
+        parts = [data]
+        got = len(data)
+        while got < size_bytes:
+            data = os.pread(self._fd, size_bytes - got, offset + got)
+            if not data:
+                break
+            parts.append(data)
+            got += len(data)
+        return b"".join(parts)
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        """All of `data` at `offset`."""
+        done = os.pwrite(self._fd, data, offset)
+        if done < len(data):
+            view = memoryview(data)
+            while done < len(data):
+                done += os.pwrite(self._fd, view[done:], offset + done)
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def truncate(self, size_bytes: int) -> None:
+        os.ftruncate(self._fd, size_bytes)
+
+    def allocate(self, size_bytes: int) -> None:
+        """Reserve zero-filled space up to `size_bytes`, so that later writes cannot run out of it."""
+        os.posix_fallocate(self._fd, 0, size_bytes)
+
+    def sync(self) -> None:
+        """Return when everything written is on stable storage (fdatasync)."""
+        os.fdatasync(self._fd)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Staged:
+    """A file in the making, at `path + ".tmp"`: `write`, then `publish`."""
+
+    def __init__(self, disk: Disk, path: str) -> None:
+        self._disk = disk
+        self._path = path
+        self._file = open(path + ".tmp", "wb")  # noqa: SIM115 - closed by publish
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+
+    def publish(self) -> None:
+        """Sync, rename into place, sync the folder."""
+        self._file.flush()
+        os.fdatasync(self._file.fileno())
+        self._file.close()
+        self._disk.rename(self._path + ".tmp", self._path)
+        self._disk.sync_dir(os.path.dirname(self._path) or ".")
+
+
+class Disk:
+    """The real file system. Paths are strings, absolute or relative to the working directory."""
+
+    def open(self, path: str, *, create: bool = False) -> File:
+        """Open for reading and writing. With `create` the file must not exist yet."""
+        flags = os.O_RDWR | os.O_CLOEXEC
+        if create:
+            flags |= os.O_CREAT | os.O_EXCL
+        return File(path, os.open(path, flags, 0o600))
+
+    def open_read(self, path: str) -> File:
+        return File(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def lock(self, path: str) -> File:
+        """Take the lock file at `path` (created if missing). Raises BlockingIOError if it is held."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(fd)
+            raise
+        return File(path, fd)
+
+    def list(self, path: str) -> list[str]:
+        """The names in a folder, sorted."""
+        return sorted(os.listdir(path))
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
+    def make_dir(self, path: str) -> None:
+        """Create a folder and its parents (mode 0700); fine if it exists."""
+        os.makedirs(path, 0o700, exist_ok=True)
+
+    def rename(self, old: str, new: str) -> None:
+        """Atomically replace `new` by `old`. Durable only after `sync_dir`."""
+        os.rename(old, new)
+
+    def link(self, old: str, new: str) -> None:
+        os.link(old, new)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def remove_tree(self, path: str) -> None:
+        shutil.rmtree(path)
+
+    def sync_dir(self, path: str) -> None:
+        """Make creations, renames and removals in the folder durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def free_bytes(self, path: str) -> int:
+        """Free space on the file system of `path`, for an ordinary user."""
+        stat = os.statvfs(path)
+        return stat.f_bavail * stat.f_frsize
+
+    def read(self, path: str) -> bytes:
+        """The whole of a small file."""
+        with open(path, "rb") as file:
+            return file.read()
+
+    def stage(self, path: str) -> Staged:
+        """Begin to write a file that replaces `path` as a whole, and durably, when published."""
+        return Staged(self, path)

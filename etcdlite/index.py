@@ -1,0 +1,319 @@
+"""The index: where in the data file every key's versions are.
+
+Two sorted maps. `heads` has every key that exists now; `past` has every key with superseded
+versions or a tombstone, and nothing else. So a range or a count at the current revision never meets
+dead keys, and a compaction visits only keys that have something to give up.
+
+Values are flat `bytes` and `bytearray`, which the cyclic garbage collector does not track:
+
+- a head is mod_revision, create_revision, version, location, lease (u64 each) and length (u32) of
+  the key's current record;
+- a past entry is mod_revision and location (u64 each) and length (u32, top bit set: tombstone) per
+  superseded version, ascending.
+
+`revisions[n]` is the location of the first record of revision `first_revision + n`: the way of a
+watch through history.
+
+Invariants: the keys of `heads` are the items of `keys`, and those of `past` of `past_keys`; the
+revisions in a past entry ascend and stay below the head's.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterator
+from heapq import merge
+from itertools import accumulate, islice
+
+from sortedcontainers import SortedList
+
+HEAD = struct.Struct("<QQQQQI")
+PAST = struct.Struct("<QQI")
+PAST_BYTES = PAST.size
+DEAD = 1 << 31
+"""In the length of a past entry: the record is a tombstone."""
+
+PACK_KEYS = 2048
+"""Keys per packed chunk of a checkpoint: about a millisecond of work."""
+
+COMPACT_KEYS = 256
+"""Keys that one step of a compaction visits."""
+
+
+class Index:
+    """Current and superseded versions by key, and revisions by number."""
+
+    def __init__(self) -> None:
+        self.heads: dict[bytes, bytes] = {}
+        self.keys: SortedList[bytes] = SortedList()
+        self.past: dict[bytes, bytearray] = {}
+        self.past_keys: SortedList[bytes] = SortedList()
+        self.revisions = array("Q")
+        self.first_revision = 1
+
+    # Changes.
+
+    def set_head(
+        self,
+        key: bytes,
+        mod: int,
+        create: int,
+        version: int,
+        location: int,
+        lease: int,
+        length: int,
+    ) -> None:
+        if key not in self.heads:
+            self.keys.add(key)
+        self.heads[key] = HEAD.pack(mod, create, version, location, lease, length)
+
+    def supersede(self, key: bytes, mod: int, location: int, length: int) -> None:
+        """Remember a version that is no longer current (`length | DEAD` for a tombstone).
+
+        A version that is remembered already, or is older than the newest remembered, is skipped:
+        a scan after a crash meets records that the checkpoint knows of.
+        """
+        entries = self.past.get(key)
+        if entries is None:
+            self.past[key] = bytearray(PAST.pack(mod, location, length))
+            self.past_keys.add(key)
+        elif PAST.unpack_from(entries, len(entries) - PAST_BYTES)[0] < mod:
+            entries += PAST.pack(mod, location, length)
+
+    def remove_head(self, key: bytes) -> None:
+        del self.heads[key]
+        self.keys.remove(key)
+
+    def move(self, key: bytes, mod: int, old: int | None, new: int) -> bool:
+        """Point version `mod` of `key` to location `new`; False if there is no such version.
+
+        With `old` given, only if the version is still at that location.
+        """
+        head = self.heads.get(key)
+        if head is not None:
+            head_mod, create, version, location, lease, length = HEAD.unpack(head)
+            if head_mod == mod:
+                if old is not None and old != location:
+                    return False
+                self.heads[key] = HEAD.pack(mod, create, version, new, lease, length)
+                return True
+        entries = self.past.get(key)
+        if entries is None:
+            return False
+        at = self._search(entries, mod)
+        if at < 0:
+            return False
+        found, location, length = PAST.unpack_from(entries, at)
+        if found != mod or (old is not None and old != location):
+            return False
+        PAST.pack_into(entries, at, mod, new, length)
+        return True
+
+    # Look-ups.
+
+    @staticmethod
+    def _search(entries: bytearray, revision: int) -> int:
+        """The offset of the newest entry at or below `revision`, or -1."""
+        low, high = 0, len(entries) // PAST_BYTES
+        while low < high:
+            middle = (low + high) // 2
+            if PAST.unpack_from(entries, middle * PAST_BYTES)[0] <= revision:
+                low = middle + 1
+            else:
+                high = middle
+        return (low - 1) * PAST_BYTES if low else -1
+
+    def at(self, key: bytes, revision: int) -> tuple[int, int] | None:
+        """(location, length) of the key's record as of `revision`; None if it did not exist."""
+        head = self.heads.get(key)
+        if head is not None:
+            mod, _, _, location, _, length = HEAD.unpack(head)
+            if mod <= revision:
+                return location, length
+        entries = self.past.get(key)
+        if entries is not None:
+            at = self._search(entries, revision)
+            if at >= 0:
+                _, location, length = PAST.unpack_from(entries, at)
+                if not length & DEAD:
+                    return location, length
+        return None
+
+    def count(self, start: bytes, end: bytes | None) -> int:
+        """How many keys exist now in [start, end); end None: no upper bound."""
+        keys = self.keys
+        high = len(keys) if end is None else keys.bisect_left(end)
+        return max(0, high - keys.bisect_left(start))
+
+    def scan(
+        self, start: bytes, end: bytes | None, revision: int | None, limit: int
+    ) -> tuple[list[tuple[int, int]], bytes | None]:
+        """Up to `limit` records of [start, end) as of `revision` (None: now), in key order.
+
+        Returns (location, length) each and the key to go on from, None when the range is done.
+        A limit counts keys visited, so a part may be shorter and still not the last.
+        """
+        found: list[tuple[int, int]] = []
+        if revision is None:
+            heads = self.heads
+            keys = list(islice(self.keys.irange(start, end, (True, False)), limit))
+            unpack = HEAD.unpack
+            for key in keys:
+                _, _, _, location, _, length = unpack(heads[key])
+                found.append((location, length))
+        else:
+            keys = list(islice(self.all_keys(start, end), limit))
+            for key in keys:
+                record = self.at(key, revision)
+                if record is not None:
+                    found.append(record)
+        return found, keys[-1] + b"\0" if len(keys) == limit else None
+
+    def all_keys(self, start: bytes, end: bytes | None) -> Iterator[bytes]:
+        """Every key in [start, end) that exists now or in remembered history, in order, once."""
+        previous = None
+        for key in merge(
+            self.keys.irange(start, end, (True, False)),
+            self.past_keys.irange(start, end, (True, False)),
+        ):
+            if key != previous:
+                yield key
+                previous = key
+
+    def versions(self, key: bytes, compacted: int, revision: int) -> list[tuple[int, int]]:
+        """(location, length) of the versions that a store compacted at `compacted` must keep,
+        up to `revision`, ascending."""
+        found = []
+        head = self.heads.get(key)
+        entries = self.past.get(key)
+        if entries is not None:
+            end = len(entries)
+            at = self._first_kept(entries, head, compacted)
+            while at < end:
+                mod, location, length = PAST.unpack_from(entries, at)
+                if mod > revision:
+                    return found
+                found.append((location, length & ~DEAD))
+                at += PAST_BYTES
+        if head is not None:
+            mod, _, _, location, _, length = HEAD.unpack(head)
+            if mod <= revision:
+                found.append((location, length))
+        return found
+
+    # Compaction.
+
+    def _first_kept(self, entries: bytearray, head: bytes | None, compacted: int) -> int:
+        """The offset of the first past entry that compaction at `compacted` keeps.
+
+        Kept is what a read at `compacted` or later sees, and what a watch from `compacted` on is
+        told: so a tombstone of exactly that revision stays until the next compaction.
+        """
+        at = self._search(entries, compacted)
+        if at < 0:
+            return 0
+        mod, _, length = PAST.unpack_from(entries, at)
+        if mod == compacted:
+            return at
+        superseded = at + PAST_BYTES == len(entries) and (
+            head is not None and HEAD.unpack(head)[0] <= compacted
+        )
+        return at + PAST_BYTES if length & DEAD or superseded else at
+
+    def compact_steps(self, compacted: int, garbage: dict[int, int]) -> Iterator[int]:
+        """Forget what compaction at `compacted` gives up, `COMPACT_KEYS` keys a step.
+
+        Yields the number of versions dropped in each step, and adds the bytes they occupied to
+        `garbage` by segment. The index may change between the steps.
+        """
+        past, past_keys = self.past, self.past_keys
+        cursor: bytes | None = b""
+        while cursor is not None:
+            keys = list(islice(past_keys.irange(minimum=cursor), COMPACT_KEYS))
+            cursor = keys[-1] + b"\0" if len(keys) == COMPACT_KEYS else None
+            dropped = 0
+            for key in keys:
+                entries = past[key]
+                kept = self._first_kept(entries, self.heads.get(key), compacted)
+                if not kept:
+                    continue
+                for _, location, length in PAST.iter_unpack(memoryview(entries)[:kept]):
+                    number = location >> 32
+                    if number in garbage:
+                        garbage[number] += (length & ~DEAD) + 8
+                dropped += kept // PAST_BYTES
+                if kept == len(entries):
+                    del past[key]
+                    past_keys.remove(key)
+                else:
+                    past[key] = entries[kept:]
+            yield dropped
+        gone = compacted - self.first_revision
+        if gone > 0:
+            del self.revisions[:gone]
+            self.first_revision = compacted
+
+    # Packing, for checkpoints.
+    #
+    # A chunk of keys is: count u32, key lengths u32 each, values (HEAD each; or lengths u32 each
+    # and then past entries), keys.
+
+    def pack_heads(self) -> Iterator[bytes]:
+        """The heads as chunks. Keys that change meanwhile appear before or after the change."""
+        heads = self.heads
+        for keys in self._batches(self.keys):
+            values = [heads[key] for key in keys]
+            yield b"".join((_lengths(keys), *values, *keys))
+
+    def pack_past(self) -> Iterator[bytes]:
+        past = self.past
+        for keys in self._batches(self.past_keys):
+            values = [bytes(past[key]) for key in keys]
+            yield b"".join((_lengths(keys), _lengths(values), *values, *keys))
+
+    @staticmethod
+    def _batches(keys: SortedList[bytes]) -> Iterator[list[bytes]]:
+        cursor = b""
+        while True:
+            batch = list(islice(keys.irange(minimum=cursor), PACK_KEYS))
+            if batch:
+                yield batch
+            if len(batch) < PACK_KEYS:
+                return
+            cursor = batch[-1] + b"\0"
+
+    def load_heads(self, chunk: bytes) -> None:
+        """Take in a chunk of `pack_heads`; `loaded` ends the loading."""
+        size = HEAD.size
+        lengths, at = _read_lengths(chunk, 0)
+        end = at + size * len(lengths)
+        values = [chunk[i : i + size] for i in range(at, end, size)]
+        self.heads.update(zip(_slices(chunk, end, lengths), values, strict=True))
+
+    def load_past(self, chunk: bytes) -> None:
+        lengths, at = _read_lengths(chunk, 0)
+        sizes, at = _read_lengths(chunk, at)
+        values = [bytearray(value) for value in _slices(chunk, at, sizes)]
+        keys = _slices(chunk, at + sum(sizes), lengths)
+        self.past.update(zip(keys, values, strict=True))
+
+    def loaded(self) -> None:
+        """Order the keys after the last chunk."""
+        self.keys.update(self.heads)
+        self.past_keys.update(self.past)
+
+
+def _lengths(items: list[bytes]) -> bytes:
+    return struct.pack(f"<{len(items) + 1}I", len(items), *map(len, items))
+
+
+def _read_lengths(chunk: bytes, at: int) -> tuple[tuple[int, ...], int]:
+    count = int.from_bytes(chunk[at : at + 4], "little")
+    at += 4
+    return struct.unpack_from(f"<{count}I", chunk, at), at + 4 * count
+
+
+def _slices(chunk: bytes, at: int, lengths: tuple[int, ...]) -> list[bytes]:
+    ends = list(accumulate(lengths, initial=at))
+    return [chunk[a:b] for a, b in zip(ends, ends[1:], strict=False)]

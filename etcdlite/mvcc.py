@@ -1,0 +1,793 @@
+"""Revisions: every change of a key makes a new one, and the old ones can be read until compacted.
+
+`Store` joins the index (`index.py`: where every version is) and the data file (`data.py`: the
+versions), and keeps the small latest-wins buckets (leases, members, alarms) that make the data
+file the whole state machine.
+
+A write takes the next revision: any number of `put` and `delete`, then `end_revision`. All changes
+come from committed raft entries, in order; `mark` after each entry says how far the state goes.
+What takes long is a generator that yields between steps of about a millisecond, so that the caller
+decides how much of it to do in one turn.
+
+Bytes are made once: the encoded `KeyValue` that `put` writes is the record on disk, and, untouched,
+the `kvs` of a range and the `kv` of a watch event.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Generator, Iterator
+from itertools import islice
+from typing import Any
+from zlib import crc32
+
+from etcdlite import checkpoint, proto
+from etcdlite.data import (
+    MOVED,
+    BUCKET,
+    BUCKET_BODY,
+    MARK,
+    MARK_BODY,
+    OFFSET_MASK,
+    PUT,
+    RECORD_HEADER_BYTES,
+    SEGMENT_HEADER,
+    TOMBSTONE,
+    DataDamaged,
+    DataFile,
+    segment_name,
+)
+from etcdlite.disk import Disk, File
+from etcdlite.errors import error
+from etcdlite.index import DEAD, HEAD, PAST, PAST_BYTES, Index
+from etcdlite.lease import Lessor
+from etcdlite.proto import read_varint, varint
+
+# Buckets.
+COMPACTED = 1
+"""Key b"": the compact revision, u64."""
+LEASE = 2
+MEMBER = 3
+ALARM = 4
+CLEANED = 5
+"""Key: number of a segment, u64, that cleaning has emptied and removed."""
+
+REVISIONS_PER_CHUNK = 8192
+RANGE_STEP_KEYS = 256
+EVENT_CHUNK_BYTES = 16 * 1024
+CLEAN_STEP_RECORDS = 128
+DELETE_STEP_KEYS = 256
+
+U64 = struct.Struct("<Q")
+POSITION = struct.Struct("<QQ")
+
+_VARINT = [varint(n) for n in range(4096)]
+_KEY = [b"\x0a" + varint(n) for n in range(128)]
+
+Job = Iterator["Callable[[], None] | None"]
+"""Long work in steps. A yielded None means: more to do. A yielded callable is slow disk work that
+touches none of the store's memory: run it anywhere, once, and resume the job when it has returned.
+"""
+
+Event = tuple[int, bytes, bool, bytes]
+"""(revision, key, is a delete, encoded KeyValue)"""
+
+
+def encode_key_value(
+    key: bytes, create: int, mod: int, version: int, value: bytes, lease: int
+) -> bytes:
+    """The protobuf bytes of a `KeyValue`, with defaults left out."""
+    size = len(key)
+    head = _KEY[size] if size < 128 else b"\x0a" + varint(size)
+    size = len(value)
+    return b"".join(
+        (
+            head,
+            key,
+            b"\x10",
+            _VARINT[create] if create < 4096 else varint(create),
+            b"\x18",
+            _VARINT[mod] if mod < 4096 else varint(mod),
+            b"\x20",
+            _VARINT[version] if version < 4096 else varint(version),
+            b"\x2a" + (_VARINT[size] if size < 4096 else varint(size)) if size else b"",
+            value,
+            b"\x30" + varint(lease) if lease else b"",
+        )
+    )
+
+
+def key_and_revision(body: bytes) -> tuple[bytes, int]:
+    """Key and mod_revision of a record that `Store` wrote (fields in order, key first)."""
+    size, at = read_varint(body, 1, len(body))
+    key = body[at : at + size]
+    at += size
+    if body[at] == 0x10:
+        _, at = read_varint(body, at + 1, len(body))
+    return key, read_varint(body, at + 1, len(body))[0]
+
+
+class Store:
+    """One member's key-value state. Not thread-safe; never blocks but for reads of cold data."""
+
+    def __init__(self, disk: Disk, directory: str, lessor: Lessor, segment_bytes: int) -> None:
+        self.disk = disk
+        self.directory = directory
+        self.lessor = lessor
+        self.data = DataFile(disk, directory, segment_bytes)
+        self.index = Index()
+        self.revision = 1
+        self.compacted = 0
+        self.applied_index = 0
+        self.applied_term = 0
+        self.buckets: dict[int, dict[bytes, bytes]] = {}
+        self.events: list[Event] = []
+        """What happened since the owner last took it, for watches. Whole revisions only."""
+        self.pinned: list[int] = []
+        """Revisions that unfinished range reads need; compaction waits for older ones."""
+        self.cut: DataDamaged | None = None
+        """What a start after a crash cut off the data file, for the log."""
+        self.checkpoint_begin = (0, 0)
+        """Where a start would begin to scan: (segment, offset)."""
+        self.compaction: Iterator[int] | None = None
+        self._first_location = 0
+        self._moved_revision = 0
+
+    # Opening.
+
+    @classmethod
+    def create(cls, disk: Disk, directory: str, lessor: Lessor, segment_bytes: int) -> Store:
+        """A new store in an empty folder, durable when this returns."""
+        store = cls(disk, directory, lessor, segment_bytes)
+        disk.make_dir(directory)
+        store.data.roll()
+        store.index.first_revision = 2
+        for task in store.checkpoint():
+            if task is not None:
+                task()
+        return store
+
+    @classmethod
+    def open(cls, disk: Disk, directory: str, lessor: Lessor, segment_bytes: int) -> Store:
+        """The store as of its last mark. Raises DataDamaged rather than give a wrong state."""
+        store = cls(disk, directory, lessor, segment_bytes)
+        temporary = f"{directory}/{checkpoint.NAME}.tmp"
+        if disk.exists(temporary):
+            disk.unlink(temporary)
+        store._load()
+        return store
+
+    def _load(self) -> None:
+        path = f"{self.directory}/{checkpoint.NAME}"
+        listed: dict[int, int] = {}
+        begin = end = (0, 0)
+        first_chunk = True
+        for kind, body in checkpoint.unpack(self.disk, path):
+            if first_chunk != (kind == checkpoint.META):
+                raise DataDamaged(path, 0, "the checkpoint does not begin with its META chunk")
+            first_chunk = False
+            if kind == checkpoint.HEADS:
+                self.index.load_heads(body)
+            elif kind == checkpoint.PAST:
+                self.index.load_past(body)
+            elif kind == checkpoint.BUCKET:
+                bucket, _, size = BUCKET_BODY.unpack_from(body)
+                at = BUCKET_BODY.size + size
+                self._set_bucket(bucket, body[BUCKET_BODY.size : at], body[at:])
+            elif kind == checkpoint.REVISIONS:
+                (first,) = U64.unpack_from(body)
+                if not self.index.revisions:
+                    self.index.first_revision = first
+                self.index.revisions.extend(_u64s(body)[1:])
+            elif kind == checkpoint.META:
+                fields = _u64s(body)
+                begin = (fields[0], fields[1])
+                self.applied_index, self.applied_term, self.revision = fields[2:5]
+                self.compacted = fields[5]
+                for at in range(6, len(fields), 3):
+                    number, size, garbage = fields[at : at + 3]
+                    listed[number] = size
+                    self.data.garbage[number] = garbage
+            elif kind == checkpoint.END:
+                end = POSITION.unpack(body)
+        self.index.loaded()
+        self.checkpoint_begin = begin
+        self.data.open_segments()
+        if begin[0] not in self.data.files:
+            path = f"{self.directory}/{segment_name(begin[0])}"
+            raise DataDamaged(path, 0, "the segment is missing")
+        self._scan(begin, end)
+        self._check_segments(listed, begin[0])
+        self._attach_leases()
+        if self.index.past:
+            self.compaction = self.index.compact_steps(self.compacted, self.data.garbage)
+
+    def _attach_leases(self) -> None:
+        if self.buckets.get(LEASE):
+            for key, head in self.index.heads.items():
+                lease = HEAD.unpack(head)[4]
+                if lease:
+                    self.lessor.attach(key, lease)
+
+    def _scan(self, begin: tuple[int, int], end: tuple[int, int]) -> None:
+        """Take in the records behind the checkpoint up to the last mark; cut off the rest."""
+        data = self.data
+        number, offset = begin
+        valid = begin
+        try:
+            while number in data.files:
+                data.check_header(number)
+                waiting = []
+                for location, kind, body in data.records(number, offset):
+                    waiting.append((location, kind, body))
+                    if kind == MARK:
+                        for record in waiting:
+                            self._replay(*record)
+                        waiting.clear()
+                        after = location & OFFSET_MASK
+                        valid = (number, after + RECORD_HEADER_BYTES + len(body))
+                if waiting:
+                    break
+                number, offset = number + 1, SEGMENT_HEADER.size
+                if number in data.files:
+                    data.check_header(number)
+                    valid = (number, offset)
+        except DataDamaged as damage:
+            if valid < end:
+                raise
+            self.cut = damage
+        if valid < end:
+            path = f"{self.directory}/{segment_name(valid[0])}"
+            raise DataDamaged(path, valid[1], "records that the checkpoint counts on are missing")
+        data.cut(*valid)
+
+    def _check_segments(self, listed: dict[int, int], active: int) -> None:
+        """Every segment of the checkpoint must be there, whole, or have been cleaned since."""
+        cleaned = self.buckets.get(CLEANED, {})
+        for number, size in listed.items():
+            path = f"{self.directory}/{segment_name(number)}"
+            if U64.pack(number) in cleaned:
+                continue
+            if number not in self.data.files:
+                raise DataDamaged(path, 0, "the segment is missing")
+            if number < active:
+                self.data.check_header(number)
+                found = self.data.sizes[number]
+                if found != size:
+                    raise DataDamaged(
+                        path, min(found, size), f"it has {found} bytes instead of {size}"
+                    )
+        for number in [n for n in self.data.files if n not in listed and n < active]:
+            self.data.drop_segment(number)
+        for key in cleaned:
+            number = U64.unpack(key)[0]
+            if number in self.data.files:
+                self.data.drop_segment(number)
+
+    def _replay(self, location: int, kind: int, body: bytes) -> None:
+        """Take in a record of the data file; once or more often makes no difference."""
+        if kind == MARK:
+            self.applied_index, self.applied_term, revision = MARK_BODY.unpack(body)
+            self.revision = max(self.revision, revision)
+            self._moved_revision = 0
+            return
+        if kind == BUCKET:
+            bucket, present, size = BUCKET_BODY.unpack_from(body)
+            at = BUCKET_BODY.size + size
+            self._set_bucket(
+                bucket, body[BUCKET_BODY.size : at], body[at:] if present else None
+            )
+            return
+        index = self.index
+        if kind & MOVED:
+            key, mod = key_and_revision(body)
+            index.move(key, mod, None, location)
+            at = mod - index.first_revision
+            if 0 <= at < len(index.revisions) and self._moved_revision != mod:
+                index.revisions[at] = location
+            self._moved_revision = mod
+            return
+        message = proto.KeyValue.decode(body)
+        key, mod = message.key, message.mod_revision
+        if mod - index.first_revision == len(index.revisions):
+            index.revisions.append(location)
+        head = index.heads.get(key)
+        if head is not None:
+            head_mod, _, _, old, _, length = HEAD.unpack(head)
+            if head_mod >= mod:
+                return
+            index.supersede(key, head_mod, old, length)
+        if kind == PUT:
+            index.set_head(
+                key,
+                mod,
+                message.create_revision,
+                message.version,
+                location,
+                message.lease,
+                len(body),
+            )
+        else:
+            if head is not None:
+                index.remove_head(key)
+            index.supersede(key, mod, location, len(body) | DEAD)
+
+    def close(self) -> None:
+        self.data.close()
+
+    # Writing. Between two calls of `end_revision` every change belongs to revision + 1.
+
+    def put(self, key: bytes, value: bytes, lease: int) -> None:
+        """Set a key. The caller has checked the lease."""
+        # The hottest path of the program: flat on purpose.
+        index = self.index
+        data = self.data
+        mod = self.revision + 1
+        head = index.heads.get(key)
+        if head is None:
+            create = mod
+            version = 1
+            index.keys.add(key)
+        else:
+            old_mod, create, version, old, old_lease, old_length = HEAD.unpack(head)
+            version += 1
+            entries = index.past.get(key)
+            if entries is None:
+                index.past[key] = bytearray(PAST.pack(old_mod, old, old_length))
+                index.past_keys.add(key)
+            else:
+                entries += PAST.pack(old_mod, old, old_length)
+            if old_lease:
+                self.lessor.detach(key)
+        body = encode_key_value(key, create, mod, version, value, lease)
+        location = data.append(PUT, body)
+        index.heads[key] = HEAD.pack(mod, create, version, location, lease, len(body))
+        if lease:
+            self.lessor.attach(key, lease)
+        if not self._first_location:
+            self._first_location = location
+        self.events.append((mod, key, False, body))
+
+    def delete(self, key: bytes) -> None:
+        """Remove a key that exists."""
+        index = self.index
+        mod = self.revision + 1
+        old_mod, _, _, old, lease, length = HEAD.unpack(index.heads[key])
+        index.supersede(key, old_mod, old, length)
+        size = len(key)
+        body = (_KEY[size] if size < 128 else b"\x0a" + varint(size)) + key
+        body += b"\x18" + varint(mod)
+        location = self.data.append(TOMBSTONE, body)
+        index.remove_head(key)
+        index.supersede(key, mod, location, len(body) | DEAD)
+        if lease:
+            self.lessor.detach(key)
+        if not self._first_location:
+            self._first_location = location
+        self.events.append((mod, key, True, body))
+
+    def end_revision(self) -> int:
+        """Make the changes since the last call visible; they get one new revision if any."""
+        if self._first_location:
+            self.index.revisions.append(self._first_location)
+            self._first_location = 0
+            self.revision += 1
+        return self.revision
+
+    @property
+    def is_writing(self) -> bool:
+        """Changes were made that `end_revision` has not made visible yet."""
+        return self._first_location != 0
+
+    def delete_steps(self, start: bytes, end: bytes | None) -> Iterator[None]:
+        """Delete all keys in [start, end), yielding now and then; the change is one all the same."""
+        index = self.index
+        while True:
+            keys = list(islice(index.keys.irange(start, end, (True, False)), DELETE_STEP_KEYS))
+            for key in keys:
+                self.delete(key)
+            if len(keys) < DELETE_STEP_KEYS:
+                return
+            yield
+
+    def mark(self, index: int, term: int) -> None:
+        """State that the store now is what raft entry `index` left, and hand it to the file."""
+        self.applied_index = index
+        self.applied_term = term
+        self.data.append_mark(index, term, self.revision)
+        self.data.flush()
+        if self.data.is_full:
+            self.data.roll()
+
+    def set_bucket(self, bucket: int, key: bytes, value: bytes | None) -> None:
+        """Set or (None) remove a key of a bucket. Takes no revision."""
+        self._set_bucket(bucket, key, value)
+        self.data.append_bucket(bucket, key, value)
+
+    def _set_bucket(self, bucket: int, key: bytes, value: bytes | None) -> None:
+        items = self.buckets.setdefault(bucket, {})
+        if value is None:
+            items.pop(key, None)
+        else:
+            items[key] = value
+        if bucket == COMPACTED and value is not None:
+            self.compacted = U64.unpack(value)[0]
+        elif bucket == LEASE:
+            self.lessor.restore(int.from_bytes(key, "big"), value)
+
+    # Reading.
+
+    def get(self, key: bytes, revision: int | None = None) -> bytes | None:
+        """The encoded KeyValue of a key, now or as of `revision`; None if it does not exist."""
+        if revision is None:
+            head = self.index.heads.get(key)
+            if head is None:
+                return None
+            _, _, _, location, _, length = HEAD.unpack(head)
+            return self.data.read(location, length)
+        record = self.index.at(key, revision)
+        return None if record is None else self.data.read(*record)
+
+    def previous(self, key: bytes, revision: int) -> bytes | None:
+        """The KeyValue of `key` just before `revision`; None if absent or compacted."""
+        if revision <= self.compacted:
+            return None
+        return self.get(key, revision - 1)
+
+    def check_revision(self, revision: int) -> None:
+        """Raise Compacted or FutureRev unless the state as of `revision` can be read (0: now)."""
+        if revision <= 0:
+            return
+        if revision > self.revision:
+            raise error("FutureRev")
+        if revision < self.compacted:
+            raise error("Compacted")
+
+    def range_steps(self, request: Any, *, in_txn: bool = False) -> Generator[None, None, bytes]:
+        """Answer a RangeRequest: the generator's return value is the RangeResponse, encoded,
+        without its header. Raises EtcdError Compacted or FutureRev.
+
+        Between steps the store may change; the answer is that of the revision it began at.
+        """
+        start, end = key_range(request.key, request.range_end)
+        self.check_revision(request.revision)
+        revision = request.revision if request.revision > 0 else self.revision
+        now: int | None = None if in_txn and request.revision <= 0 else revision
+        if now == self.revision:
+            now = None
+        if request.count_only:
+            return (yield from self._count_steps(start, end, now, revision))
+        filters = _filters(request)
+        order = _order(request)
+        whole = bool(filters) or order is not None
+        limit = request.limit if request.limit > 0 else 0
+        kvs: list[bytes] = []
+        count = 0
+        cursor: bytes | None = start
+        read = self.data.read
+        self.pinned.append(revision)
+        try:
+            while cursor is not None:
+                if now is None and not in_txn and self.revision + self.is_writing != revision:
+                    now = revision
+                want = RANGE_STEP_KEYS
+                if limit and not whole and now is None:
+                    want = min(want, limit + 1 - len(kvs))
+                records, cursor = self.index.scan(cursor, end, now, want)
+                count += len(records)
+                if limit and not whole:
+                    records = records[: limit + 1 - len(kvs)]
+                for location, length in records:
+                    kvs.append(read(location, length))
+                if limit and not whole and len(kvs) > limit:
+                    # Enough is read; what is left is the count of the whole range.
+                    if now is None:
+                        count = self.index.count(start, end)
+                        break
+                    if cursor is not None:
+                        count += yield from self._counting(cursor, end, now)
+                    break
+                if cursor is not None:
+                    yield
+        finally:
+            self.pinned.remove(revision)
+        if whole:
+            kvs = _arrange(kvs, filters, order)
+        more = limit > 0 and len(kvs) > limit
+        if more:
+            del kvs[limit:]
+        if request.keys_only:
+            kvs = [without_value(kv) for kv in kvs]
+        return encode_range(kvs, more, count)
+
+    def _count_steps(
+        self, start: bytes, end: bytes | None, now: int | None, revision: int
+    ) -> Generator[None, None, bytes]:
+        if now is None:
+            return encode_range([], False, self.index.count(start, end))
+        self.pinned.append(revision)
+        try:
+            count = yield from self._counting(start, end, now)
+        finally:
+            self.pinned.remove(revision)
+        return encode_range([], False, count)
+
+    def _counting(
+        self, start: bytes, end: bytes | None, now: int
+    ) -> Generator[None, None, int]:
+        count = 0
+        cursor: bytes | None = start
+        while cursor is not None:
+            records, cursor = self.index.scan(cursor, end, now, RANGE_STEP_KEYS)
+            count += len(records)
+            if cursor is not None:
+                yield
+        return count
+
+    def read_events(self, start_revision: int, limit_bytes: int) -> list[Event]:
+        """Events from `start_revision` on, in order, whole revisions, about `limit_bytes` of them
+        (at least one revision). Empty if there is none yet."""
+        index = self.index
+        events: list[Event] = []
+        size = 0
+        revision = max(start_revision, index.first_revision)
+        records: Iterator[tuple[int, int, bytes]] | None = None
+        pending: tuple[int, int, bytes] | None = None
+        while revision <= self.revision and size < limit_bytes:
+            location = index.revisions[revision - index.first_revision]
+            if records is None or pending is None or pending[0] != location:
+                records = self.data.records(
+                    location >> 32, location & OFFSET_MASK, EVENT_CHUNK_BYTES
+                )
+                pending = next(records, None)
+            while pending is not None:
+                kind = pending[1] & ~MOVED
+                body = pending[2]
+                if kind not in (PUT, TOMBSTONE):
+                    pending = next(records, None)
+                    if kind == MARK:
+                        break
+                    continue
+                key, mod = key_and_revision(body)
+                if mod != revision:
+                    break
+                events.append((mod, key, kind == TOMBSTONE, body))
+                size += len(body)
+                pending = next(records, None)
+            revision += 1
+        return events
+
+    def hash_steps(self, revision: int) -> Generator[None, None, int]:
+        """Hash what a store compacted where this one is must keep up to `revision`: the
+        generator's return value. Equal on all members, whatever they have cleaned up so far."""
+        compacted = self.compacted
+        crc = 0
+        cursor: bytes | None = b""
+        index = self.index
+        self.pinned.append(compacted)
+        try:
+            while cursor is not None:
+                keys = list(islice(index.all_keys(cursor, None), RANGE_STEP_KEYS))
+                for key in keys:
+                    for location, length in index.versions(key, compacted, revision):
+                        crc = crc32(self.data.read(location, length), crc)
+                cursor = keys[-1] + b"\0" if len(keys) == RANGE_STEP_KEYS else None
+                yield
+        finally:
+            self.pinned.remove(compacted)
+        return crc
+
+    # Compaction.
+
+    def compact(self, revision: int) -> None:
+        """Give up what is superseded before `revision`. Reads below it are refused from now on;
+        `compact_step` does the work. Raises EtcdError Compacted or FutureRev."""
+        if revision <= self.compacted:
+            raise error("Compacted")
+        if revision > self.revision:
+            raise error("FutureRev")
+        self.set_bucket(COMPACTED, b"", U64.pack(revision))
+        self.compaction = self.index.compact_steps(revision, self.data.garbage)
+
+    @property
+    def compaction_is_held(self) -> bool:
+        """A range read that began earlier still needs what the compaction would give up."""
+        return any(revision < self.compacted for revision in self.pinned)
+
+    def compact_step(self) -> int | None:
+        """Do a part of the pending compaction; versions dropped, or None when it is done."""
+        assert self.compaction is not None and not self.compaction_is_held
+        dropped = next(self.compaction, None)
+        if dropped is None:
+            self.compaction = None
+        return dropped
+
+    # Checkpoints and cleaning: long work in the background, one at a time.
+
+    @property
+    def size_bytes(self) -> int:
+        return self.data.size_bytes
+
+    @property
+    def size_in_use_bytes(self) -> int:
+        return self.data.size_bytes - self.data.garbage_bytes
+
+    @property
+    def bytes_since_checkpoint(self) -> int:
+        number, offset = self.checkpoint_begin
+        data = self.data
+        if number == data.active:
+            return data.offset - offset
+        between = sum(size for n, size in data.sizes.items() if n > number)
+        return data.sizes.get(number, offset) - offset + between + data.offset
+
+    def checkpoint(self) -> Job:
+        """Write a checkpoint. When the job ends, log entries up to the applied index that it
+        began with are not needed any more. Begins right behind a mark."""
+        begin = (self.data.active, self.data.offset)
+        staged = self.disk.stage(f"{self.directory}/{checkpoint.NAME}")
+        for part in checkpoint.pack(self._chunks(begin)):
+            staged.write(part)
+            yield None
+        files: list[File] = self.data.take_unsynced()
+
+        def publish() -> None:
+            for file in files:
+                file.sync()
+            self.disk.sync_dir(self.directory)
+            staged.publish()
+
+        yield publish
+        self.checkpoint_begin = begin
+        # Segments that were cleaned before this checkpoint need no mention any more.
+        for key in list(self.buckets.get(CLEANED, ())):
+            if U64.unpack(key)[0] not in self.data.files:
+                del self.buckets[CLEANED][key]
+
+    def _chunks(self, begin: tuple[int, int]) -> Iterator[tuple[int, bytes]]:
+        data = self.data
+        fields = [*begin, self.applied_index, self.applied_term, self.revision, self.compacted]
+        for number in sorted(data.files):
+            size = data.offset if number == data.active else data.sizes[number]
+            fields += [number, size, data.garbage[number]]
+        yield checkpoint.META, struct.pack(f"<{len(fields)}Q", *fields)
+        for bucket, items in sorted(self.buckets.items()):
+            for key, value in list(items.items()):
+                yield checkpoint.BUCKET, BUCKET_BODY.pack(bucket, 1, len(key)) + key + value
+        for chunk in self.index.pack_heads():
+            yield checkpoint.HEADS, chunk
+        for chunk in self.index.pack_past():
+            yield checkpoint.PAST, chunk
+        first = self.index.first_revision
+        revisions = self.index.revisions[:]
+        for at in range(0, len(revisions) or 1, REVISIONS_PER_CHUNK):
+            part = revisions[at : at + REVISIONS_PER_CHUNK]
+            yield checkpoint.REVISIONS, struct.pack(f"<{len(part) + 1}Q", first + at, *part)
+        yield checkpoint.END, POSITION.pack(data.active, data.offset)
+
+    def segment_to_clean(self, least_garbage: float) -> int | None:
+        """The sealed segment with the largest share of garbage, if it has at least that share.
+
+        Only segments that a start would not scan: what they say besides keys is in the checkpoint.
+        """
+        data = self.data
+        shares = [
+            (data.garbage[number] / size, number)
+            for number, size in data.sizes.items()
+            if number < self.checkpoint_begin[0]
+        ]
+        share, number = max(shares, default=(0.0, 0))
+        return number if number and share >= least_garbage else None
+
+    def clean(self, number: int) -> Job:
+        """Move what is still needed of a segment to the tail, sync it, remove the segment."""
+        data, index = self.data, self.index
+        last = 0
+        step_end = CLEAN_STEP_RECORDS
+        for step, (location, kind, body) in enumerate(
+            data.records(number, SEGMENT_HEADER.size), 1
+        ):
+            kind &= ~MOVED
+            if kind not in (PUT, TOMBSTONE):
+                continue
+            key, mod = key_and_revision(body)
+            if step >= step_end and mod != last:
+                step_end = step + CLEAN_STEP_RECORDS
+                self.mark(self.applied_index, self.applied_term)
+                yield None
+            last = mod
+            new = data.active << 32 | data.offset
+            if not index.move(key, mod, location, new):
+                continue
+            data.append(kind | MOVED, body)
+            at = mod - index.first_revision
+            if 0 <= at < len(index.revisions) and index.revisions[at] == location:
+                index.revisions[at] = new
+        self.set_bucket(CLEANED, U64.pack(number), b"")
+        self.mark(self.applied_index, self.applied_term)
+        files = data.take_unsynced()
+
+        def sync() -> None:
+            for file in files:
+                file.sync()
+            self.disk.sync_dir(self.directory)
+
+        yield sync
+        data.drop_segment(number)
+
+
+def _u64s(body: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(body) // 8}Q", body)
+
+
+# Ranges.
+
+
+def key_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
+    """etcd's range conventions as [start, end): no range_end is one key, b"\\0" is 'and all above'."""
+    if not range_end:
+        return key, key + b"\0"
+    if range_end == b"\0":
+        return key, None
+    return key, range_end
+
+
+def encode_range(kvs: list[bytes], more: bool, count: int) -> bytes:
+    """kvs, more and count of a RangeResponse."""
+    parts: list[bytes] = []
+    for kv in kvs:
+        size = len(kv)
+        parts.append(b"\x12" + (_VARINT[size] if size < 4096 else varint(size)))
+        parts.append(kv)
+    if more:
+        parts.append(b"\x18\x01")
+    if count:
+        parts.append(b"\x20" + varint(count))
+    return b"".join(parts)
+
+
+def without_value(kv: bytes) -> bytes:
+    message = proto.KeyValue.decode(kv)
+    message.value = b""
+    encoded: bytes = message.encode()
+    return encoded
+
+
+def _filters(request: Any) -> list[tuple[str, int, bool]]:
+    found = []
+    for field, attribute, at_least in (
+        ("min_mod_revision", "mod_revision", True),
+        ("max_mod_revision", "mod_revision", False),
+        ("min_create_revision", "create_revision", True),
+        ("max_create_revision", "create_revision", False),
+    ):
+        bound = getattr(request, field)
+        if bound:
+            found.append((attribute, bound, at_least))
+    return found
+
+
+_SORT_FIELDS = ("key", "version", "create_revision", "mod_revision", "value")
+
+
+def _order(request: Any) -> tuple[str, bool] | None:
+    """(field, descending) to sort by, or None: in key order as they come."""
+    target, order = request.sort_target, request.sort_order
+    if target == 0 and order != 2:
+        return None
+    return _SORT_FIELDS[target], order == 2
+
+
+def _arrange(
+    kvs: list[bytes], filters: list[tuple[str, int, bool]], order: tuple[str, bool] | None
+) -> list[bytes]:
+    pairs = [(proto.KeyValue.decode(kv), kv) for kv in kvs]
+    for attribute, bound, at_least in filters:
+        if at_least:
+            pairs = [pair for pair in pairs if getattr(pair[0], attribute) >= bound]
+        else:
+            pairs = [pair for pair in pairs if getattr(pair[0], attribute) <= bound]
+    if order is not None:
+        field, descending = order
+        pairs.sort(key=lambda pair: getattr(pair[0], field), reverse=descending)
+    return [kv for _, kv in pairs]

@@ -1,0 +1,1167 @@
+"""The messages of etcd v3's API and etcdlite's native frames: the schema and its codec.
+
+`SCHEMA` is the whole API as one table: packages, enums, messages (field number, name, type) and
+methods (native number, request, response, HTTP paths). Everything else here is made from it:
+
+- a plain class per message. `PutRequest(key=b"k")`; class attributes are the defaults, an instance
+  holds only what was set. Default of a message field and of a oneof member is None ("not there"),
+  of a repeated field `()`. Values of enums are ints, unknown ones included. The values of a nested
+  enum are attributes of its message: `Compare.EQUAL`;
+- `PutRequest(...).encode()` and `PutRequest.decode(buf)`: functions written for that one message,
+  generated as Python source the first time they are asked for (a few ms; `prepare` does it early);
+- `to_json` and `from_json`: the proto3 JSON mapping as etcd's gateway speaks it;
+- `METHODS` and `METHOD_BY_NAME`.
+
+A decoder accepts what the protobuf library accepts and makes the same of it: fields in any order,
+unknown fields and groups skipped, repeated numbers packed or not, the last scalar wins, repeated
+occurrences of a singular message merge, the last member of a oneof wins, numbers cut to their
+width. Anything else raises DecodeError: input that ends early, a varint of more than 10 bytes,
+field number 0, wire types 6 and 7, an unmatched group, a string that is not UTF-8, messages nested
+deeper than `MAX_DEPTH`. No input makes a decoder raise anything else, take more than linear time,
+or read outside `buf[pos:end]` into its result.
+
+An encoder writes fields in the table's order and leaves defaults out. A message field may hold the
+sub-message's encoded bytes in place of the message; they are copied as they are. A value of a wrong
+type or out of range raises TypeError or ValueError that names the field.
+
+A native frame (docs/protocol.md) is, unsigned and little-endian: length (4 bytes, counts what
+follows it: 6 + size of the body), request id (4), method (1), flags (1), body. `FrameReader` takes
+them from a stream of bytes and holds at most one incomplete frame.
+"""
+
+from __future__ import annotations
+
+import binascii
+import struct
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+MAX_DEPTH = 100
+"""How deep messages and unknown groups may nest, as in the protobuf library."""
+
+MAX_VARINT_BYTES = 10
+MAX_LENGTH_VARINT_BYTES = 5
+"""Of tags and of lengths, as in the protobuf library."""
+
+MAX_NUMBER_CHARS = 64
+"""The longest number that is read from a JSON string."""
+
+# A line per item, continued by indented lines. A field is "number name type", "*" marks repeated
+# fields and streams, "|x" a member of the oneof x.
+SCHEMA = """
+package mvccpb
+message KeyValue: 1 key bytes, 2 create_revision int64, 3 mod_revision int64, 4 version int64,
+    5 value bytes, 6 lease int64
+enum Event.EventType: PUT=0, DELETE=1
+message Event: 1 type Event.EventType, 2 kv KeyValue, 3 prev_kv KeyValue
+
+package authpb
+message UserAddOptions: 1 no_password bool
+message User: 1 name bytes, 2 password bytes, 3 roles *string, 4 options UserAddOptions
+enum Permission.Type: READ=0, WRITE=1, READWRITE=2
+message Permission: 1 permType Permission.Type, 2 key bytes, 3 range_end bytes
+message Role: 1 name bytes, 2 keyPermission *Permission
+
+package etcdserverpb
+rpc 0x01 KV.Range RangeRequest -> RangeResponse /v3/kv/range
+rpc 0x06 KV.RangeStream RangeRequest -> *RangeStreamResponse
+rpc 0x02 KV.Put PutRequest -> PutResponse /v3/kv/put
+rpc 0x03 KV.DeleteRange DeleteRangeRequest -> DeleteRangeResponse /v3/kv/deleterange
+rpc 0x04 KV.Txn TxnRequest -> TxnResponse /v3/kv/txn
+rpc 0x05 KV.Compact CompactionRequest -> CompactionResponse /v3/kv/compaction
+rpc 0x10 Watch.Watch *WatchRequest -> *WatchResponse /v3/watch
+rpc 0x20 Lease.LeaseGrant LeaseGrantRequest -> LeaseGrantResponse /v3/lease/grant
+rpc 0x21 Lease.LeaseRevoke LeaseRevokeRequest -> LeaseRevokeResponse /v3/lease/revoke
+    /v3/kv/lease/revoke
+rpc 0x22 Lease.LeaseKeepAlive *LeaseKeepAliveRequest -> *LeaseKeepAliveResponse
+    /v3/lease/keepalive
+rpc 0x23 Lease.LeaseTimeToLive LeaseTimeToLiveRequest -> LeaseTimeToLiveResponse
+    /v3/lease/timetolive /v3/kv/lease/timetolive
+rpc 0x24 Lease.LeaseLeases LeaseLeasesRequest -> LeaseLeasesResponse /v3/lease/leases
+    /v3/kv/lease/leases
+rpc 0x30 Cluster.MemberAdd MemberAddRequest -> MemberAddResponse /v3/cluster/member/add
+rpc 0x31 Cluster.MemberRemove MemberRemoveRequest -> MemberRemoveResponse
+    /v3/cluster/member/remove
+rpc 0x32 Cluster.MemberUpdate MemberUpdateRequest -> MemberUpdateResponse
+    /v3/cluster/member/update
+rpc 0x33 Cluster.MemberList MemberListRequest -> MemberListResponse /v3/cluster/member/list
+rpc 0x34 Cluster.MemberPromote MemberPromoteRequest -> MemberPromoteResponse
+    /v3/cluster/member/promote
+rpc 0x40 Maintenance.Alarm AlarmRequest -> AlarmResponse /v3/maintenance/alarm
+rpc 0x41 Maintenance.Status StatusRequest -> StatusResponse /v3/maintenance/status
+rpc 0x42 Maintenance.Defragment DefragmentRequest -> DefragmentResponse /v3/maintenance/defragment
+rpc 0x43 Maintenance.Hash HashRequest -> HashResponse /v3/maintenance/hash
+rpc 0x44 Maintenance.HashKV HashKVRequest -> HashKVResponse /v3/maintenance/hashkv
+rpc 0x45 Maintenance.Snapshot SnapshotRequest -> *SnapshotResponse /v3/maintenance/snapshot
+rpc 0x46 Maintenance.MoveLeader MoveLeaderRequest -> MoveLeaderResponse
+    /v3/maintenance/transfer-leadership
+rpc 0x47 Maintenance.Downgrade DowngradeRequest -> DowngradeResponse /v3/maintenance/downgrade
+rpc 0x50 Auth.AuthEnable AuthEnableRequest -> AuthEnableResponse /v3/auth/enable
+rpc 0x51 Auth.AuthDisable AuthDisableRequest -> AuthDisableResponse /v3/auth/disable
+rpc 0x52 Auth.AuthStatus AuthStatusRequest -> AuthStatusResponse /v3/auth/status
+rpc 0x53 Auth.Authenticate AuthenticateRequest -> AuthenticateResponse /v3/auth/authenticate
+rpc 0x54 Auth.UserAdd AuthUserAddRequest -> AuthUserAddResponse /v3/auth/user/add
+rpc 0x55 Auth.UserGet AuthUserGetRequest -> AuthUserGetResponse /v3/auth/user/get
+rpc 0x56 Auth.UserList AuthUserListRequest -> AuthUserListResponse /v3/auth/user/list
+rpc 0x57 Auth.UserDelete AuthUserDeleteRequest -> AuthUserDeleteResponse /v3/auth/user/delete
+rpc 0x58 Auth.UserChangePassword AuthUserChangePasswordRequest -> AuthUserChangePasswordResponse
+    /v3/auth/user/changepw
+rpc 0x59 Auth.UserGrantRole AuthUserGrantRoleRequest -> AuthUserGrantRoleResponse
+    /v3/auth/user/grant
+rpc 0x5A Auth.UserRevokeRole AuthUserRevokeRoleRequest -> AuthUserRevokeRoleResponse
+    /v3/auth/user/revoke
+rpc 0x5B Auth.RoleAdd AuthRoleAddRequest -> AuthRoleAddResponse /v3/auth/role/add
+rpc 0x5C Auth.RoleGet AuthRoleGetRequest -> AuthRoleGetResponse /v3/auth/role/get
+rpc 0x5D Auth.RoleList AuthRoleListRequest -> AuthRoleListResponse /v3/auth/role/list
+rpc 0x5E Auth.RoleDelete AuthRoleDeleteRequest -> AuthRoleDeleteResponse /v3/auth/role/delete
+rpc 0x5F Auth.RoleGrantPermission AuthRoleGrantPermissionRequest -> AuthRoleGrantPermissionResponse
+    /v3/auth/role/grant
+rpc 0x60 Auth.RoleRevokePermission AuthRoleRevokePermissionRequest
+    -> AuthRoleRevokePermissionResponse
+    /v3/auth/role/revoke
+message ResponseHeader: 1 cluster_id uint64, 2 member_id uint64, 3 revision int64,
+    4 raft_term uint64
+enum RangeRequest.SortOrder: NONE=0, ASCEND=1, DESCEND=2
+enum RangeRequest.SortTarget: KEY=0, VERSION=1, CREATE=2, MOD=3, VALUE=4
+message RangeRequest: 1 key bytes, 2 range_end bytes, 3 limit int64, 4 revision int64,
+    5 sort_order RangeRequest.SortOrder, 6 sort_target RangeRequest.SortTarget,
+    7 serializable bool, 8 keys_only bool, 9 count_only bool, 10 min_mod_revision int64,
+    11 max_mod_revision int64, 12 min_create_revision int64, 13 max_create_revision int64
+message RangeResponse: 1 header ResponseHeader, 2 kvs *KeyValue, 3 more bool, 4 count int64
+message PutRequest: 1 key bytes, 2 value bytes, 3 lease int64, 4 prev_kv bool,
+    5 ignore_value bool, 6 ignore_lease bool
+message PutResponse: 1 header ResponseHeader, 2 prev_kv KeyValue
+message DeleteRangeRequest: 1 key bytes, 2 range_end bytes, 3 prev_kv bool
+message DeleteRangeResponse: 1 header ResponseHeader, 2 deleted int64, 3 prev_kvs *KeyValue
+message RequestOp: 1 request_range RangeRequest |request, 2 request_put PutRequest |request,
+    3 request_delete_range DeleteRangeRequest |request, 4 request_txn TxnRequest |request
+message ResponseOp: 1 response_range RangeResponse |response,
+    2 response_put PutResponse |response, 3 response_delete_range DeleteRangeResponse |response,
+    4 response_txn TxnResponse |response
+enum Compare.CompareResult: EQUAL=0, GREATER=1, LESS=2, NOT_EQUAL=3
+enum Compare.CompareTarget: VERSION=0, CREATE=1, MOD=2, VALUE=3, LEASE=4
+message Compare: 1 result Compare.CompareResult, 2 target Compare.CompareTarget, 3 key bytes,
+    4 version int64 |target_union, 5 create_revision int64 |target_union,
+    6 mod_revision int64 |target_union, 7 value bytes |target_union, 8 lease int64 |target_union,
+    64 range_end bytes
+message TxnRequest: 1 compare *Compare, 2 success *RequestOp, 3 failure *RequestOp
+message TxnResponse: 1 header ResponseHeader, 2 succeeded bool, 3 responses *ResponseOp
+message CompactionRequest: 1 revision int64, 2 physical bool
+message CompactionResponse: 1 header ResponseHeader
+message HashRequest:
+message HashKVRequest: 1 revision int64
+message HashKVResponse: 1 header ResponseHeader, 2 hash uint32, 3 compact_revision int64,
+    4 hash_revision int64
+message HashResponse: 1 header ResponseHeader, 2 hash uint32
+message SnapshotRequest:
+message SnapshotResponse: 1 header ResponseHeader, 2 remaining_bytes uint64, 3 blob bytes,
+    4 version string
+message WatchRequest: 1 create_request WatchCreateRequest |request_union,
+    2 cancel_request WatchCancelRequest |request_union,
+    3 progress_request WatchProgressRequest |request_union
+enum WatchCreateRequest.FilterType: NOPUT=0, NODELETE=1
+message WatchCreateRequest: 1 key bytes, 2 range_end bytes, 3 start_revision int64,
+    4 progress_notify bool, 5 filters *WatchCreateRequest.FilterType, 6 prev_kv bool,
+    7 watch_id int64, 8 fragment bool
+message WatchCancelRequest: 1 watch_id int64
+message WatchProgressRequest:
+message WatchResponse: 1 header ResponseHeader, 2 watch_id int64, 3 created bool, 4 canceled bool,
+    5 compact_revision int64, 6 cancel_reason string, 7 fragment bool, 11 events *Event
+message LeaseGrantRequest: 1 TTL int64, 2 ID int64
+message LeaseGrantResponse: 1 header ResponseHeader, 2 ID int64, 3 TTL int64, 4 error string
+message LeaseRevokeRequest: 1 ID int64
+message LeaseRevokeResponse: 1 header ResponseHeader
+message LeaseCheckpoint: 1 ID int64, 2 remaining_TTL int64
+message LeaseCheckpointRequest: 1 checkpoints *LeaseCheckpoint
+message LeaseCheckpointResponse: 1 header ResponseHeader
+message LeaseKeepAliveRequest: 1 ID int64
+message LeaseKeepAliveResponse: 1 header ResponseHeader, 2 ID int64, 3 TTL int64
+message LeaseTimeToLiveRequest: 1 ID int64, 2 keys bool
+message LeaseTimeToLiveResponse: 1 header ResponseHeader, 2 ID int64, 3 TTL int64,
+    4 grantedTTL int64, 5 keys *bytes
+message LeaseLeasesRequest:
+message LeaseStatus: 1 ID int64
+message LeaseLeasesResponse: 1 header ResponseHeader, 2 leases *LeaseStatus
+message Member: 1 ID uint64, 2 name string, 3 peerURLs *string, 4 clientURLs *string,
+    5 isLearner bool
+message MemberAddRequest: 1 peerURLs *string, 2 isLearner bool
+message MemberAddResponse: 1 header ResponseHeader, 2 member Member, 3 members *Member
+message MemberRemoveRequest: 1 ID uint64
+message MemberRemoveResponse: 1 header ResponseHeader, 2 members *Member
+message MemberUpdateRequest: 1 ID uint64, 2 peerURLs *string
+message MemberUpdateResponse: 1 header ResponseHeader, 2 members *Member
+message MemberListRequest: 1 linearizable bool
+message MemberListResponse: 1 header ResponseHeader, 2 members *Member
+message MemberPromoteRequest: 1 ID uint64
+message MemberPromoteResponse: 1 header ResponseHeader, 2 members *Member
+message DefragmentRequest:
+message DefragmentResponse: 1 header ResponseHeader
+message MoveLeaderRequest: 1 targetID uint64
+message MoveLeaderResponse: 1 header ResponseHeader
+enum AlarmType: NONE=0, NOSPACE=1, CORRUPT=2
+enum AlarmRequest.AlarmAction: GET=0, ACTIVATE=1, DEACTIVATE=2
+message AlarmRequest: 1 action AlarmRequest.AlarmAction, 2 memberID uint64, 3 alarm AlarmType
+message AlarmMember: 1 memberID uint64, 2 alarm AlarmType
+message AlarmResponse: 1 header ResponseHeader, 2 alarms *AlarmMember
+enum DowngradeRequest.DowngradeAction: VALIDATE=0, ENABLE=1, CANCEL=2
+message DowngradeRequest: 1 action DowngradeRequest.DowngradeAction, 2 version string
+message DowngradeResponse: 1 header ResponseHeader, 2 version string
+message DowngradeVersionTestRequest: 1 ver string
+message StatusRequest:
+message StatusResponse: 1 header ResponseHeader, 2 version string, 3 dbSize int64,
+    4 leader uint64, 5 raftIndex uint64, 6 raftTerm uint64, 7 raftAppliedIndex uint64,
+    8 errors *string, 9 dbSizeInUse int64, 10 isLearner bool, 11 storageVersion string,
+    12 dbSizeQuota int64, 13 downgradeInfo DowngradeInfo
+message DowngradeInfo: 1 enabled bool, 2 targetVersion string
+message AuthEnableRequest:
+message AuthDisableRequest:
+message AuthStatusRequest:
+message AuthenticateRequest: 1 name string, 2 password string
+message AuthUserAddRequest: 1 name string, 2 password string, 3 options UserAddOptions,
+    4 hashedPassword string
+message AuthUserGetRequest: 1 name string
+message AuthUserDeleteRequest: 1 name string
+message AuthUserChangePasswordRequest: 1 name string, 2 password string, 3 hashedPassword string
+message AuthUserGrantRoleRequest: 1 user string, 2 role string
+message AuthUserRevokeRoleRequest: 1 name string, 2 role string
+message AuthRoleAddRequest: 1 name string
+message AuthRoleGetRequest: 1 role string
+message AuthUserListRequest:
+message AuthRoleListRequest:
+message AuthRoleDeleteRequest: 1 role string
+message AuthRoleGrantPermissionRequest: 1 name string, 2 perm Permission
+message AuthRoleRevokePermissionRequest: 1 role string, 2 key bytes, 3 range_end bytes
+message AuthEnableResponse: 1 header ResponseHeader
+message AuthDisableResponse: 1 header ResponseHeader
+message AuthStatusResponse: 1 header ResponseHeader, 2 enabled bool, 3 authRevision uint64
+message AuthenticateResponse: 1 header ResponseHeader, 2 token string
+message AuthUserAddResponse: 1 header ResponseHeader
+message AuthUserGetResponse: 1 header ResponseHeader, 2 roles *string
+message AuthUserDeleteResponse: 1 header ResponseHeader
+message AuthUserChangePasswordResponse: 1 header ResponseHeader
+message AuthUserGrantRoleResponse: 1 header ResponseHeader
+message AuthUserRevokeRoleResponse: 1 header ResponseHeader
+message AuthRoleAddResponse: 1 header ResponseHeader
+message AuthRoleGetResponse: 1 header ResponseHeader, 2 perm *Permission
+message AuthRoleListResponse: 1 header ResponseHeader, 2 roles *string
+message AuthUserListResponse: 1 header ResponseHeader, 2 users *string
+message AuthRoleDeleteResponse: 1 header ResponseHeader
+message AuthRoleGrantPermissionResponse: 1 header ResponseHeader
+message AuthRoleRevokePermissionResponse: 1 header ResponseHeader
+message RangeStreamResponse: 1 range_response RangeResponse
+
+package v3lockpb
+rpc 0x70 Lock.Lock LockRequest -> LockResponse /v3/lock/lock
+rpc 0x71 Lock.Unlock UnlockRequest -> UnlockResponse /v3/lock/unlock
+message LockRequest: 1 name bytes, 2 lease int64
+message LockResponse: 1 header ResponseHeader, 2 key bytes
+message UnlockRequest: 1 key bytes
+message UnlockResponse: 1 header ResponseHeader
+
+package v3electionpb
+rpc 0x78 Election.Campaign CampaignRequest -> CampaignResponse /v3/election/campaign
+rpc 0x79 Election.Proclaim ProclaimRequest -> ProclaimResponse /v3/election/proclaim
+rpc 0x7A Election.Leader LeaderRequest -> LeaderResponse /v3/election/leader
+rpc 0x7B Election.Observe LeaderRequest -> *LeaderResponse /v3/election/observe
+rpc 0x7C Election.Resign ResignRequest -> ResignResponse /v3/election/resign
+message CampaignRequest: 1 name bytes, 2 lease int64, 3 value bytes
+message CampaignResponse: 1 header ResponseHeader, 2 leader LeaderKey
+message LeaderKey: 1 name bytes, 2 key bytes, 3 rev int64, 4 lease int64
+message LeaderRequest: 1 name bytes
+message LeaderResponse: 1 header ResponseHeader, 2 kv KeyValue
+message ResignRequest: 1 leader LeaderKey
+message ResignResponse: 1 header ResponseHeader
+message ProclaimRequest: 1 leader LeaderKey, 2 value bytes
+message ProclaimResponse: 1 header ResponseHeader
+
+package etcdlite
+message Hello: 1 cluster_id uint64, 2 member_id uint64, 3 version string,
+    4 max_request_bytes uint64
+message Error: 1 code int32, 2 message string
+"""
+
+
+class DecodeError(ValueError):
+    """The sender's fault: bytes that are not the message they should be, or such JSON."""
+
+
+class ProtocolError(ValueError):
+    """The sender's fault: the stream of frames cannot be followed any further."""
+
+
+class Field(NamedTuple):
+    """One line of a message. `kind` is a scalar type's name, "enum" or "message"."""
+
+    number: int
+    name: str
+    kind: str
+    type_name: str
+    repeated: bool
+    oneof: str | None
+    default: Any
+    json_name: str
+
+
+class Method(NamedTuple):
+    """One call of the API. `number` is the native one, `full` is like "KV.Put"."""
+
+    number: int
+    service: str
+    name: str
+    full: str
+    grpc_path: str
+    request: type[Message]
+    response: type[Message]
+    client_stream: bool
+    server_stream: bool
+    http_paths: tuple[str, ...]
+
+
+class _Generated:
+    """Writes a message's codec when it is first asked for; then it is out of the way."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, message: Message | None, cls: type[Message]) -> Any:
+        if cls is Message:
+            return self
+        prepare(cls)
+        return getattr(cls if message is None else message, self.name)
+
+
+class Message:
+    """What all messages have in common."""
+
+    NAME = ""
+    FIELDS: ClassVar[tuple[Field, ...]] = ()
+    FIELD_BY_NUMBER: ClassVar[dict[int, Field]] = {}
+    FIELD_BY_NAME: ClassVar[dict[str, Field]] = {}
+
+    __hash__ = None  # type: ignore[assignment]
+
+    if TYPE_CHECKING:
+
+        @staticmethod
+        def decode(buf: bytes, pos: int = 0, end: int | None = None) -> Any:
+            """The message in `buf[pos:end]`. Raises DecodeError."""
+
+        def encode(self) -> bytes:
+            """The wire form. Raises TypeError or ValueError for a value that does not fit."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    else:
+        decode = _Generated("decode")
+        encode = _Generated("encode")
+
+    def __init__(self, **values: Any) -> None:
+        if not values.keys() <= self.FIELD_BY_NAME.keys():
+            unknown = ", ".join(sorted(values.keys() - self.FIELD_BY_NAME.keys()))
+            raise TypeError(f"{self.NAME} has no field {unknown}")
+        self.__dict__.update(values)
+
+    def which(self, oneof: str) -> str | None:
+        """The name of the member of `oneof` that is set."""
+        for field in self.FIELDS:
+            if field.oneof == oneof and getattr(self, field.name) is not None:
+                return field.name
+        return None
+
+    def present(self) -> Iterator[tuple[Field, Any]]:
+        """The fields that the wire form holds, with their values, in the table's order."""
+        for field in self.FIELDS:
+            value = getattr(self, field.name)
+            if value is not None and (value or field.default is None):
+                yield field, value
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return _comparable(self) == _comparable(other)
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{field.name}={value!r}" for field, value in self.present())
+        return f"{self.NAME}({inner})"
+
+
+def _comparable(message: Message) -> dict[str, Any]:
+    return {
+        field.name: list(value) if field.repeated else value for field, value in message.present()
+    }
+
+
+# --- The schema, read ------------------------------------------------------------------------
+
+_DEFAULTS: dict[str, Any] = {
+    "bytes": b"",
+    "string": "",
+    "bool": False,
+    "int64": 0,
+    "uint64": 0,
+    "int32": 0,
+    "uint32": 0,
+    "enum": 0,
+    "message": None,
+}
+
+MESSAGES: dict[str, type[Message]] = {}
+"""Every message class by its name."""
+
+ENUMS: dict[str, dict[str, int]] = {}
+"""Enum -> value's name -> value. A nested enum is called "Compare.CompareResult"."""
+
+METHODS: dict[int, Method] = {}
+"""By native number. HELLO and Ping carry no etcd method and are not here."""
+
+METHOD_BY_NAME: dict[str, Method] = {}
+"""By full name, "KV.Put"."""
+
+_ENUM_NAMES: dict[str, dict[int, str]] = {}
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part[:1].upper() + part[1:] for part in rest)
+
+
+def _field(text: str) -> Field:
+    number, name, type_name, *oneof = text.split()
+    repeated = type_name.startswith("*")
+    type_name = type_name.lstrip("*")
+    kind = type_name
+    if kind not in _DEFAULTS:
+        kind = "enum" if type_name in ENUMS else "message"
+    default = () if repeated else None if oneof else _DEFAULTS[kind]
+    member_of = oneof[0].lstrip("|") if oneof else None
+    return Field(int(number), name, kind, type_name, repeated, member_of, default, _camel(name))
+
+
+def _load_schema() -> None:
+    package = ""
+    methods = []
+    for line in SCHEMA.replace("\n    ", " ").strip().splitlines():
+        keyword, _, rest = line.partition(" ")
+        if keyword == "package":
+            package = rest
+        elif keyword == "rpc":
+            methods.append((package, rest.split()))
+        elif keyword == "enum":
+            name, _, items = rest.partition(":")
+            values = {key: int(number) for key, number in (i.split("=") for i in items.split(","))}
+            values = {key.strip(): number for key, number in values.items()}
+            ENUMS[name] = values
+            _ENUM_NAMES[name] = {number: key for key, number in values.items()}
+        elif keyword == "message":
+            name, _, items = rest.partition(":")
+            fields = tuple(_field(item) for item in items.split(",") if item)
+            members: dict[str, Any] = {field.name: field.default for field in fields}
+            for enum, values in ENUMS.items():
+                if enum.startswith(name + "."):
+                    members.update(values)
+            members["__module__"] = __name__
+            members["NAME"] = name
+            members["FIELDS"] = fields
+            members["FIELD_BY_NUMBER"] = {field.number: field for field in fields}
+            members["FIELD_BY_NAME"] = {field.name: field for field in fields}
+            MESSAGES[name] = type(name, (Message,), members)
+    for package, (number, full, request, _, response, *paths) in methods:
+        service, name = full.split(".")
+        method = Method(
+            int(number, 16),
+            f"{package}.{service}",
+            name,
+            full,
+            f"/{package}.{service}/{name}",
+            MESSAGES[request.lstrip("*")],
+            MESSAGES[response.lstrip("*")],
+            request.startswith("*"),
+            response.startswith("*"),
+            tuple(paths),
+        )
+        METHODS[method.number] = METHOD_BY_NAME[full] = method
+
+
+_load_schema()
+globals().update(MESSAGES)
+AlarmType: Any = type("AlarmType", (), dict(ENUMS["AlarmType"]))
+
+# --- Varints -----------------------------------------------------------------------------------
+
+_VARINTS = [bytes((n,)) for n in range(128)]
+_VARINTS += [bytes((n & 127 | 128, n >> 7)) for n in range(128, 128 * 128)]
+_TABLED = len(_VARINTS)
+# The same 14 bits where more follow. The two tables take 1.5 MB and halve the time of a revision.
+_CONTINUED = [bytes((n & 127 | 128, n >> 7 | 128)) for n in range(128 * 128)]
+
+
+def varint(n: int) -> bytes:
+    """`n`, 0 to 2**64-1, as a varint. Raises ValueError or TypeError."""
+    if 0 <= n < 16384:
+        return _VARINTS[n]
+    if not 0 <= n < 1 << 64:
+        raise ValueError(f"{n} does not fit a varint")
+    out = b""
+    while n > 16383:
+        out += _CONTINUED[n & 16383]
+        n >>= 14
+    return out + _VARINTS[n]
+
+
+def read_varint(buf: bytes, pos: int, end: int) -> tuple[int, int]:
+    """The varint at `pos`, cut to 64 bits, and the position behind it. Raises DecodeError."""
+    try:
+        value, pos = _read_uint64(buf, pos)
+    except IndexError:
+        pos = end + 1
+    if pos > end:
+        raise DecodeError("truncated varint")
+    return value, pos
+
+
+# The readers below look at `buf` only, not at the end of the message in it: the caller checks
+# that the position they return is not behind its end. They raise IndexError behind the buffer.
+
+
+# Per byte of a varint after the first: its shift, and the sum of the continuation bits before it.
+_STEPS = [(7 * i, sum(128 << 7 * j for j in range(i))) for i in range(1, MAX_VARINT_BYTES)]
+
+
+def _read_uint64(buf: bytes, pos: int) -> tuple[int, int]:
+    value = buf[pos]
+    pos += 1
+    if value < 128:
+        return value, pos
+    for shift, bias in _STEPS:
+        byte = buf[pos]
+        pos += 1
+        value += byte << shift
+        if byte < 128:
+            return (value - bias) & 0xFFFFFFFFFFFFFFFF, pos
+    raise DecodeError(f"varint of more than {MAX_VARINT_BYTES} bytes")
+
+
+def _read_int64(buf: bytes, pos: int) -> tuple[int, int]:
+    value, pos = _read_uint64(buf, pos)
+    return value - (1 << 64) if value >> 63 else value, pos
+
+
+def _read_uint32(buf: bytes, pos: int) -> tuple[int, int]:
+    value, pos = _read_uint64(buf, pos)
+    return value & 0xFFFFFFFF, pos
+
+
+def _read_int32(buf: bytes, pos: int) -> tuple[int, int]:
+    value, pos = _read_uint64(buf, pos)
+    return ((value & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000, pos
+
+
+def _read_bool(buf: bytes, pos: int) -> tuple[bool, int]:
+    value, pos = _read_uint64(buf, pos)
+    return value != 0, pos
+
+
+def _read_short(buf: bytes, pos: int, largest: int) -> tuple[int, int]:
+    """A tag or a length: a varint of at most 5 bytes."""
+    value, after = _read_uint64(buf, pos)
+    if after - pos > MAX_LENGTH_VARINT_BYTES or value > largest:
+        raise DecodeError("tag or length out of range")
+    return value, after
+
+
+def _read_length(buf: bytes, pos: int) -> tuple[int, int]:
+    return _read_short(buf, pos, 0x7FFFFFFF)
+
+
+def _read_tag(buf: bytes, pos: int) -> tuple[int, int]:
+    return _read_short(buf, pos, 0xFFFFFFFF)
+
+
+_READERS: dict[str, Callable[[bytes, int], tuple[int, int]]] = {
+    "bool": _read_bool,
+    "int64": _read_int64,
+    "uint64": _read_uint64,
+    "int32": _read_int32,
+    "uint32": _read_uint32,
+    "enum": _read_int32,
+}
+
+_RANGES = {
+    "int64": (-(1 << 63), (1 << 63) - 1),
+    "uint64": (0, (1 << 64) - 1),
+    "int32": (-(1 << 31), (1 << 31) - 1),
+    "uint32": (0, (1 << 32) - 1),
+    "enum": (-(1 << 31), (1 << 31) - 1),
+}
+
+
+def _write_int64(n: int) -> bytes:
+    if not -(1 << 63) <= n < 1 << 63:
+        raise ValueError(n)
+    return varint(n & 0xFFFFFFFFFFFFFFFF)
+
+
+def _write_int32(n: int) -> bytes:
+    if not -(1 << 31) <= n < 1 << 31:
+        raise ValueError(n)
+    return varint(n & 0xFFFFFFFFFFFFFFFF)
+
+
+def _write_uint32(n: int) -> bytes:
+    if not 0 <= n < 1 << 32:
+        raise ValueError(n)
+    return varint(n)
+
+
+_WRITERS: dict[str, Callable[[int], bytes]] = {
+    "int64": _write_int64,
+    "uint64": varint,
+    "int32": _write_int32,
+    "uint32": _write_uint32,
+    "enum": _write_int32,
+}
+
+
+# --- Generated codecs --------------------------------------------------------------------------
+#
+# Hot path, so flat. A decoder is a loop over a row of "if this is the tag" in ascending order of
+# the field numbers: a message whose fields come in order, as every encoder writes them, takes one
+# round. A position behind the end is found once, after the loop, in place of a check per field:
+# slices and small reads behind the end do no harm until then. All that is rare (tags of several
+# bytes, packed numbers, unknown fields) goes through the interpreting `_decode_other`.
+
+_NAMESPACE: dict[str, Any] = {}
+
+_LENGTH = """
+n = buf[pos + 1]
+if n < 128:
+    pos += 2
+elif (high := buf[pos + 2]) < 128:
+    n += (high << 7) - 128
+    pos += 3
+else:
+    n, pos = _read_length(buf, pos + 1)
+stop = pos + n
+"""
+
+_NUMBER = """
+v = buf[pos + 1]
+if v < 128:
+    pos += 2
+else:
+    v, pos = {reader}(buf, pos + 1)
+"""
+
+_NEXT = """
+if pos >= end:
+    break
+tag = buf[pos]
+"""
+
+_VALUES = {
+    "bytes": "buf[pos:stop]",
+    "string": 'str(buf[pos:stop], "utf-8")',
+    "bool": "v != 0",
+}
+
+
+def _indent(text: str, spaces: int) -> str:
+    return "".join(f"{' ' * spaces}{line}\n" for line in text.strip().splitlines())
+
+
+def _wire_type(field: Field) -> int:
+    packed = field.repeated and field.kind in _READERS
+    return 0 if field.kind in _READERS and not packed else 2
+
+
+def _tag(field: Field) -> int:
+    return field.number << 3 | _wire_type(field)
+
+
+def _has_fast_path(field: Field) -> bool:
+    return field.number < 16 and not (field.repeated and field.kind in _READERS)
+
+
+def _decoder_source(cls: type[Message]) -> str:
+    body = ""
+    oneofs = {field.oneof for field in cls.FIELDS if field.oneof}
+    assert len(oneofs) <= 1, f"{cls.NAME}: more than one oneof"
+    fast = [field for field in cls.FIELDS if _has_fast_path(field)]
+    for field in fast:
+        name, kind = field.name, field.kind
+        if kind == "int64":  # Without a second call: revisions mostly take several bytes.
+            sign = "    if v >> 63:\n        v -= 1 << 64\n"
+            read = _NUMBER.format(reader="_read_uint64") + sign
+        elif kind in _READERS:
+            read = _NUMBER.format(reader=_READERS[kind].__name__)
+        else:
+            read = _LENGTH
+        value = _VALUES.get(kind, "v")
+        if kind == "message":
+            value = f"decode_{field.type_name}(buf, pos, stop, depth - 1)"
+        step = "" if kind in _READERS else "pos = stop\n"
+        if field.repeated:
+            text = f"if tag == {_tag(field)}:\n    items = m.{name}\n    if not items:\n"
+            text += f"        items = m.{name} = []\n    while tag == {_tag(field)}:\n"
+            text += _indent(f"{read}\nitems.append({value})\n{step}{_NEXT}", 8)
+        else:
+            text = f"if tag == {_tag(field)}:\n" + _indent(read, 4)
+            if field.oneof:
+                text += f"    if one != {name!r}:\n        if one is not None:\n"
+                text += f"            delattr(m, one)\n        one = {name!r}\n"
+            if kind == "message":
+                text += f"    v = {value}\n    if m.{name} is None:\n        m.{name} = v\n"
+                text += f"    else:\n        _merge(m.{name}, v)\n"
+            else:
+                text += f"    m.{name} = {value}\n"
+            text += _indent(step + _NEXT, 4)
+        body += text
+    tags = bytes(_tag(field) for field in fast)
+    body += f"if tag not in {tags!r}:\n    pos = _decode_other(m, buf, pos, end, depth)\n"
+    for oneof in oneofs:
+        body += f"    one = m.which({oneof!r})\n"
+    return (
+        f"def decode_{cls.NAME}(buf, pos=0, end=None, depth={MAX_DEPTH}):\n"
+        f"    m = new({cls.NAME})\n"
+        "    if end is None:\n        end = len(buf)\n"
+        + ("    one = None\n" if oneofs else "")
+        + ("    if depth < 0:\n        raise too_deep()\n" if _is_recursive(cls) else "")
+        + "    try:\n        while pos < end:\n            tag = buf[pos]\n"
+        + _indent(body, 12)
+        + "    except IndexError:\n        pos = end + 1\n"
+        "    except UnicodeDecodeError:\n"
+        f"        raise DecodeError('{cls.NAME}: a string is not UTF-8') from None\n"
+        "    if pos != end:\n"
+        f"        raise DecodeError('{cls.NAME}: truncated')\n"
+        "    return m\n"
+    )
+
+
+def _encoder_source(cls: type[Message]) -> str:
+    body = ""
+    oneofs = {field.oneof for field in cls.FIELDS if field.oneof}
+    for field in cls.FIELDS:
+        tag, kind, name = varint(_tag(field)), field.kind, field.name
+        sized = f"n = len(v)\nout += {tag!r}, VARINTS[n] if n < {_TABLED} else varint(n), v\n"
+        if kind == "message":
+            sized = f"if v.__class__ is not bytes:\n    v = encode_{field.type_name}(v)\n" + sized
+        elif kind == "string":
+            sized = "v = v.encode()\n" + sized
+        number = f"VARINTS[v] if 0 <= v < {_TABLED} else _write_{kind}(v)"
+        if field.repeated and kind in _READERS:
+            text = f"if m.{name}:\n    v = b''.join([{number} for v in m.{name}])\n"
+            body += text + _indent(sized, 4)
+            continue
+        if field.repeated:
+            body += f"for v in m.{name}:\n" + _indent(sized, 4)
+            continue
+        if field.oneof:
+            text = f"v = m.{name}\nif v is not None:\n    if one:\n        raise ValueError\n"
+            text += "    one = True\n"
+        elif kind == "message":
+            text = f"v = m.{name}\nif v is not None:\n"
+        else:
+            text = f"v = m.{name}\nif v:\n"
+        if kind == "bool":
+            true = tag + b"\x01"
+            text += f"    if v is not True:\n        raise TypeError\n    out.append({true!r})\n"
+        elif kind in _READERS:
+            text += f"    out.append({tag!r})\n    out.append({number})\n"
+        else:
+            text += _indent(sized, 4)
+        body += text
+    return (
+        f"def encode_{cls.NAME}(m):\n    out = []\n"
+        + ("    one = False\n" if oneofs else "")
+        + "    try:\n"
+        + _indent(body or "pass", 8)
+        + "        return b''.join(out)\n"
+        "    except (TypeError, ValueError, AttributeError):\n"
+        f"        _complain({cls.NAME}, m)\n        raise\n"
+    )
+
+
+def _parts(cls: type[Message]) -> list[type[Message]]:
+    """The message and every message that it can contain."""
+    found = [cls]
+    for message in found:
+        for field in message.FIELDS:
+            if field.kind == "message" and MESSAGES[field.type_name] not in found:
+                found.append(MESSAGES[field.type_name])
+    return found
+
+
+def _is_recursive(cls: type[Message]) -> bool:
+    inner = [MESSAGES[f.type_name] for f in cls.FIELDS if f.kind == "message"]
+    return any(cls in _parts(message) for message in inner)
+
+
+def prepare(*classes: type[Message]) -> None:
+    """Write the codecs of these messages and of all that they contain now, not at first use."""
+    missing = {part for cls in classes for part in _parts(cls) if "decode" not in vars(part)}
+    source = "".join(_decoder_source(cls) + _encoder_source(cls) for cls in missing)
+    exec(compile(source, "<generated by etcdlite.proto>", "exec"), _NAMESPACE)
+    # Only now, when all parts exist, so that another thread never meets half a codec.
+    for cls in missing:
+        cls.decode = staticmethod(_NAMESPACE["decode_" + cls.NAME])  # type: ignore[method-assign]
+        cls.encode = _NAMESPACE["encode_" + cls.NAME]  # type: ignore[method-assign]
+
+
+def _too_deep() -> DecodeError:
+    return DecodeError(f"nested deeper than {MAX_DEPTH}")
+
+
+def _decode_other(m: Message, buf: bytes, pos: int, end: int, depth: int) -> int:
+    """Any one field, by interpreting the schema: what the generated decoders leave out."""
+    tag, pos = _read_tag(buf, pos)
+    wire_type = tag & 7
+    field = m.FIELD_BY_NUMBER.get(tag >> 3)
+    if field is None:
+        return _skip(buf, pos, end, tag, depth)
+    reader = _READERS.get(field.kind)
+    if wire_type == 0 and reader is not None:
+        value, pos = reader(buf, pos)
+        _put(m, field, [value] if field.repeated else value)
+        return pos
+    if wire_type == 2 and (reader is None or field.repeated):
+        size_bytes, pos = _read_length(buf, pos)
+        stop = pos + size_bytes
+        if stop > end:
+            raise IndexError
+        if reader is None:
+            value = _decode_sized(field, buf, pos, stop, depth)
+            _put(m, field, [value] if field.repeated else value)
+            return stop
+        values = []
+        while pos < stop:
+            value, pos = reader(buf, pos)
+            values.append(value)
+        if pos > stop:
+            raise IndexError
+        _put(m, field, values)
+        return stop
+    return _skip(buf, pos, end, tag, depth)
+
+
+def _decode_sized(field: Field, buf: bytes, pos: int, stop: int, depth: int) -> Any:
+    if field.kind == "message":
+        return _NAMESPACE["decode_" + field.type_name](buf, pos, stop, depth - 1)
+    value = buf[pos:stop]
+    return value if field.kind == "bytes" else str(value, "utf-8")
+
+
+def _put(m: Message, field: Field, value: Any) -> None:
+    """Set a field as one more occurrence on the wire does: append, merge or replace."""
+    name = field.name
+    old = getattr(m, name)
+    if field.repeated:
+        setattr(m, name, [*old, *value])
+    elif field.kind == "message" and old is not None:
+        _merge(old, value)
+    else:
+        if field.oneof:
+            other = m.which(field.oneof)
+            if other is not None:
+                delattr(m, other)
+        setattr(m, name, value)
+
+
+def _merge(into: Message, new: Message) -> None:
+    for name, value in vars(new).items():
+        _put(into, into.FIELD_BY_NAME[name], value)
+
+
+def _skip(buf: bytes, pos: int, end: int, tag: int, depth: int) -> int:
+    """The position behind the unknown field whose tag ends at `pos`. Raises IndexError."""
+    wire_type = tag & 7
+    if tag >> 3 == 0:
+        raise DecodeError("field number 0")
+    if wire_type == 0:
+        pos = _read_uint64(buf, pos)[1]
+    elif wire_type == 1:
+        pos += 8
+    elif wire_type == 2:
+        size_bytes, pos = _read_length(buf, pos)
+        pos += size_bytes
+    elif wire_type == 5:
+        pos += 4
+    elif wire_type == 3:
+        if depth <= 0:
+            raise _too_deep()
+        while pos < end:
+            inner, pos = _read_tag(buf, pos)
+            if inner == tag + 1:
+                return pos
+            pos = _skip(buf, pos, end, inner, depth - 1)
+        raise IndexError
+    else:
+        raise DecodeError(f"wire type {wire_type} out of place")
+    return pos
+
+
+def _complain(cls: type[Message], m: Any) -> None:
+    """Raise the error that tells which field cannot be encoded, if it is one of this level."""
+    if not isinstance(m, cls):
+        raise TypeError(f"{m!r} is not a {cls.NAME}") from None
+    members = [field.name for field, _ in m.present() if field.oneof]
+    if len(members) > 1:
+        raise ValueError(f"{cls.NAME}: only one of {', '.join(members)} can be set") from None
+    for field, value in m.present():
+        for item in value if field.repeated else (value,):
+            _check(cls, field, item)
+
+
+def _check(cls: type[Message], field: Field, value: Any) -> None:
+    where = f"{cls.NAME}.{field.name}"
+    kind = field.kind
+    if kind in _RANGES:
+        if not isinstance(value, int):
+            raise TypeError(f"{where}: {value!r} is not an int") from None
+        low, high = _RANGES[kind]
+        if not low <= value <= high:
+            raise ValueError(f"{where}: {value} does not fit {kind}") from None
+    elif kind == "bool" and not isinstance(value, bool):
+        raise TypeError(f"{where}: {value!r} is not a bool") from None
+    elif kind == "string":
+        if not isinstance(value, str):
+            raise TypeError(f"{where}: {value!r} is not a str") from None
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{where}: {value!r} cannot be encoded as UTF-8") from None
+    elif kind == "bytes" and not isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError(f"{where}: {value!r} is not bytes") from None
+    elif kind == "message" and not isinstance(value, (bytes, MESSAGES[field.type_name])):
+        raise TypeError(f"{where}: {value!r} is not a {field.type_name}") from None
+
+
+_NAMESPACE.update(MESSAGES)
+_NAMESPACE.update({reader.__name__: reader for reader in _READERS.values()})
+_NAMESPACE.update({f"_write_{kind}": writer for kind, writer in _WRITERS.items()})
+_NAMESPACE.update(
+    VARINTS=_VARINTS,
+    DecodeError=DecodeError,
+    new=object.__new__,
+    too_deep=_too_deep,
+    varint=varint,
+    _complain=_complain,
+    _decode_other=_decode_other,
+    _merge=_merge,
+    _read_length=_read_length,
+)
+
+
+# --- JSON --------------------------------------------------------------------------------------
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    """The proto3 JSON form, ready for `json.dumps`: fields by their own names, 64-bit integers as
+    strings, bytes as base64, enums by name, defaults left out."""
+    out: dict[str, Any] = {}
+    for field, value in message.present():
+        if field.repeated:
+            out[field.name] = [_value_to_json(field, item) for item in value]
+        else:
+            out[field.name] = _value_to_json(field, value)
+    return out
+
+
+def _value_to_json(field: Field, value: Any) -> Any:
+    kind = field.kind
+    if kind == "message":
+        return to_json(value)
+    if kind == "bytes":
+        return binascii.b2a_base64(value, newline=False).decode("ascii")
+    if kind == "int64" or kind == "uint64":
+        return str(value)
+    if kind == "enum":
+        return _ENUM_NAMES[field.type_name].get(value, value)
+    return value
+
+
+def from_json(cls: type[Message], obj: Any, depth: int = MAX_DEPTH) -> Any:
+    """The message of class `cls` whose JSON form was parsed to `obj`. Raises DecodeError.
+
+    Takes what etcd's gateway takes: field names in either spelling, numbers as numbers or strings,
+    enums by name or number, base64 in either alphabet, padded or not, null for "not there". Unknown
+    names are ignored, as the gateway does.
+    """
+    if not isinstance(obj, dict):
+        raise DecodeError(f"{cls.NAME}: not a JSON object")
+    if depth < 0:
+        raise _too_deep()
+    message = cls()
+    for field in cls.FIELDS:
+        value = obj.get(field.name)
+        if field.json_name != field.name and field.json_name in obj:
+            if field.name in obj:
+                raise DecodeError(f"{cls.NAME}.{field.name}: given twice")
+            value = obj[field.json_name]
+        if value is None:
+            continue
+        where = f"{cls.NAME}.{field.name}"
+        if field.oneof and message.which(field.oneof) is not None:
+            raise DecodeError(f"{where}: another member of {field.oneof} is set already")
+        if not field.repeated:
+            setattr(message, field.name, _value_from_json(where, field, value, depth))
+        elif isinstance(value, list):
+            items = [_value_from_json(where, field, item, depth) for item in value]
+            setattr(message, field.name, items)
+        else:
+            raise DecodeError(f"{where}: not a JSON array")
+    return message
+
+
+def _value_from_json(where: str, field: Field, value: Any, depth: int) -> Any:
+    kind = field.kind
+    if kind == "message":
+        return from_json(MESSAGES[field.type_name], value, depth - 1)
+    if kind == "bool":
+        if isinstance(value, bool):
+            return value
+    elif kind == "string":
+        if isinstance(value, str):
+            return _checked_string(where, value)
+    elif kind == "bytes":
+        if isinstance(value, str):
+            return _bytes_from_json(where, value)
+    else:
+        if kind == "enum" and isinstance(value, str):
+            names = ENUMS[field.type_name]
+            if value in names:
+                return names[value]
+        else:
+            number = _number_from_json(value)
+            low, high = _RANGES[kind]
+            if number is not None and low <= number <= high:
+                return number
+    shown = value if isinstance(value, (str, int, float)) else type(value).__name__
+    raise DecodeError(f"{where}: {shown!r} is not a valid {kind}")
+
+
+def _number_from_json(value: Any) -> int | None:
+    """An integer given as a number or as a string of one ("5", 5, 5.0, 5e3); None if it is not."""
+    if isinstance(value, str):
+        # int() and float() alone also take spaces, underscores, "nan" and other scripts' digits.
+        if len(value) > MAX_NUMBER_CHARS or not value or value.strip("+-.eE0123456789"):
+            return None
+        try:
+            value = float(value) if value.strip("-0123456789") else int(value)
+        except ValueError:
+            return None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _checked_string(where: str, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DecodeError(f"{where}: half of a surrogate pair") from None
+    return value
+
+
+def _bytes_from_json(where: str, text: str) -> bytes:
+    digits = text.rstrip("=").replace("-", "+").replace("_", "/")
+    padding = "=" * (-len(digits) % 4)
+    try:
+        data = binascii.a2b_base64(digits + padding)
+    except ValueError:
+        raise DecodeError(f"{where}: not base64") from None
+    # a2b_base64 passes over characters that are not of the alphabet: they show in the length.
+    if len(data) != len(digits) * 3 // 4 or text.count("=") not in (0, len(padding)):
+        raise DecodeError(f"{where}: not base64")
+    return data
+
+
+# --- Native frames -----------------------------------------------------------------------------
+
+MAGIC = b"\x89ETCDLT\n"
+PROTOCOL_VERSION = 1
+HANDSHAKE = struct.Struct("<8sHH")
+"""Magic and two versions. Client: lowest and highest it speaks. Server: the chosen one and 0."""
+
+FRAME = struct.Struct("<IIBB")
+"""Length, request id, method, flags."""
+
+FRAME_HEADER_BYTES = FRAME.size
+FRAME_LENGTH_BYTES = 4
+MIN_FRAME_LENGTH = FRAME_HEADER_BYTES - FRAME_LENGTH_BYTES
+"""The smallest value of the length field: an empty body."""
+
+END = 0x01
+"""Flag: the sender's last frame of this request."""
+ERROR = 0x02
+"""Flag, server to client: the body is an `Error`."""
+CANCEL = 0x02
+"""Flag, client to server: drop the request."""
+
+HELLO = 0x00
+"""Method: the server's first frame, with the id 0 and a `Hello`."""
+PING = 0xF0
+"""Method: answered with its own body."""
+
+
+def frame(request_id: int, method: int, flags: int, body: bytes) -> bytes:
+    """One whole frame."""
+    return FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags) + body
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames: `feed` what was received, then iterate.
+
+    Iteration yields `(request_id, method, flags, body)` for each whole frame and raises
+    ProtocolError at a length that is too small or too large, after the frames before it. Of an
+    incomplete frame at most `max_frame_bytes` + one fed piece are held; each byte is copied a fixed
+    number of times, however small the pieces are.
+    """
+
+    def __init__(self, max_frame_bytes: int) -> None:
+        """`max_frame_bytes`: the largest value of the length field that is accepted."""
+        self._max_frame_bytes = max_frame_bytes
+        self._data: bytes | bytearray = b""
+        self._pos = 0
+        self._needed_bytes = 0
+
+    def feed(self, data: bytes) -> None:
+        """Add what was received."""
+        held = self._data
+        if self._pos == len(held):
+            self._data = data
+        elif type(held) is bytearray and self._pos == 0:
+            held += data
+            return
+        else:
+            self._data = bytearray(held[self._pos :]) + data
+        self._pos = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Hot path: one pass over the data, one copy of each body."""
+        data = self._data
+        if len(data) < self._needed_bytes:
+            return
+        if type(data) is bytearray:
+            data = self._data = bytes(data)
+        size_bytes = len(data)
+        pos = self._pos
+        unpack_from = FRAME.unpack_from
+        max_frame_bytes = self._max_frame_bytes
+        self._needed_bytes = 0
+        while size_bytes - pos >= 10:
+            length, request_id, method, flags = unpack_from(data, pos)
+            if not 6 <= length <= max_frame_bytes:
+                raise ProtocolError(f"frame length {length} is not in 6 to {max_frame_bytes}")
+            stop = pos + 4 + length
+            if stop > size_bytes:
+                self._needed_bytes = stop - pos
+                return
+            body = bytes(data[pos + 10 : stop])
+            self._pos = pos = stop
+            yield request_id, method, flags, body
+        self._needed_bytes = FRAME_HEADER_BYTES if pos < size_bytes else 0
+
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

@@ -1,0 +1,297 @@
+"""What the KV requests mean: validation, put, delete and transactions over a `Store`.
+
+The rules are etcd's. A request is validated once, where it comes in (`check_*`); what depends on
+the state of the store is checked again when it is applied, before anything is written, so that a
+refused transaction leaves no trace. The compares of a transaction, nested ones included, see the
+state before it; its reads see what it wrote so far.
+
+One rule is stricter than etcd's: a key may appear in one write of a transaction only, also when
+one nested transaction puts it and a later one deletes it (etcd then makes two events of one key
+with the same revision).
+
+Answers are encoded as they will travel, without the header, which is the first field and is put in
+front by whoever answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Any
+
+from etcdlite import proto
+from etcdlite.errors import error
+from etcdlite.index import HEAD
+from etcdlite.mvcc import DELETE_STEP_KEYS, Store, key_range
+from etcdlite.proto import varint
+
+# Validation, without the store. Each raises EtcdError.
+
+
+def check_range(request: Any) -> None:
+    if not request.key:
+        raise error("EmptyKey")
+    if not (0 <= request.sort_order <= 2 and 0 <= request.sort_target <= 4):
+        raise error("InvalidSortOption")
+
+
+def check_put(request: Any) -> None:
+    if not request.key:
+        raise error("EmptyKey")
+    if request.ignore_value and request.value:
+        raise error("ValueProvided")
+    if request.ignore_lease and request.lease:
+        raise error("LeaseProvided")
+
+
+def check_delete_range(request: Any) -> None:
+    if not request.key:
+        raise error("EmptyKey")
+
+
+def check_txn(request: Any, max_ops: int) -> None:
+    _check_ops(request, max_ops)
+    _check_duplicates(request.success)
+    _check_duplicates(request.failure)
+
+
+def _check_ops(request: Any, max_ops: int) -> None:
+    """etcd's count: the longest of the three lists, and what nested lists add to it."""
+    ops = max(len(request.compare), len(request.success), len(request.failure))
+    if ops > max_ops:
+        raise error("TooManyOps")
+    for compare in request.compare:
+        if not compare.key:
+            raise error("EmptyKey")
+    for op in (*request.success, *request.failure):
+        if op.request_range is not None:
+            check_range(op.request_range)
+        elif op.request_put is not None:
+            check_put(op.request_put)
+        elif op.request_delete_range is not None:
+            check_delete_range(op.request_delete_range)
+        elif op.request_txn is not None:
+            _check_ops(op.request_txn, max_ops - ops)
+        else:
+            raise error("KeyNotFound")
+
+
+_Range = tuple[bytes, "bytes | None"]
+
+
+def _check_duplicates(ops: Any) -> tuple[set[bytes], list[_Range]]:
+    """Raise DuplicateKey if one branch could write a key twice; returns what it puts and deletes.
+
+    The two branches of a nested transaction exclude each other, so they may share keys.
+    """
+    puts: set[bytes] = set()
+    deletes: list[_Range] = []
+
+    def add_puts(keys: set[bytes]) -> None:
+        for key in keys:
+            if key in puts or any(
+                start <= key and (end is None or key < end) for start, end in deletes
+            ):
+                raise error("DuplicateKey")
+        puts.update(keys)
+
+    for op in ops:
+        if op.request_delete_range is not None:
+            request = op.request_delete_range
+            deletes.append(key_range(request.key, request.range_end))
+    for op in ops:
+        if op.request_txn is not None:
+            then_puts, then_deletes = _check_duplicates(op.request_txn.success)
+            else_puts, else_deletes = _check_duplicates(op.request_txn.failure)
+            nested = then_deletes + else_deletes
+            for key in puts:
+                if any(start <= key and (end is None or key < end) for start, end in nested):
+                    raise error("DuplicateKey")
+            add_puts(then_puts | else_puts)
+            deletes += nested
+    for op in ops:
+        if op.request_put is not None:
+            add_puts({op.request_put.key})
+    return puts, deletes
+
+
+def is_read_only(request: Any) -> bool:
+    """A transaction that cannot write needs no place in the log."""
+    return all(
+        op.request_range is not None
+        or (op.request_txn is not None and is_read_only(op.request_txn))
+        for op in (*request.success, *request.failure)
+    )
+
+
+def is_serializable(request: Any) -> bool:
+    """All reads of a read-only transaction allow a local answer."""
+    return all(
+        op.request_range.serializable
+        if op.request_range is not None
+        else is_serializable(op.request_txn)
+        for op in (*request.success, *request.failure)
+    )
+
+
+# Applying. Each function writes into the revision that the caller ends.
+
+
+def put(store: Store, request: Any) -> bytes:
+    """Apply a PutRequest; the response after its header. Raises EtcdError before any change."""
+    if request.lease or request.ignore_value or request.ignore_lease:
+        check_put_applies(store, request)
+    return write_put(store, request)
+
+
+def check_put_applies(store: Store, request: Any) -> None:
+    if (request.ignore_value or request.ignore_lease) and request.key not in store.index.heads:
+        raise error("KeyNotFound")
+    if request.lease and request.lease not in store.lessor:
+        raise error("LeaseNotFound")
+
+
+def write_put(store: Store, request: Any) -> bytes:
+    key = request.key
+    value = request.value
+    lease = request.lease
+    answer = b""
+    if request.prev_kv or request.ignore_value:
+        previous = store.get(key)
+        if previous is not None:
+            if request.prev_kv:
+                answer = b"\x12" + varint(len(previous)) + previous
+            if request.ignore_value:
+                value = proto.KeyValue.decode(previous).value
+    if request.ignore_lease:
+        lease = HEAD.unpack(store.index.heads[key])[4]
+    store.put(key, value, lease)
+    return answer
+
+
+def delete_range_steps(store: Store, request: Any) -> Generator[None, None, bytes]:
+    """Apply a DeleteRangeRequest: returns the response after its header."""
+    start, end = key_range(request.key, request.range_end)
+    count = store.index.count(start, end)
+    parts = [b"\x10" + varint(count)] if count else []
+    if request.prev_kv and count:
+        cursor: bytes | None = start
+        while cursor is not None:
+            records, cursor = store.index.scan(cursor, end, None, DELETE_STEP_KEYS)
+            for location, length in records:
+                parts.append(b"\x1a" + varint(length))
+                parts.append(store.data.read(location, length))
+            yield
+    yield from store.delete_steps(start, end)
+    return b"".join(parts)
+
+
+def txn_steps(store: Store, request: Any) -> Generator[None, None, bytes]:
+    """Apply a TxnRequest: returns the response after its header.
+
+    Raises EtcdError, before any change, if an operation on the way taken cannot be done.
+    """
+    path = list(_path(store, request))
+    _check_applies(store, request, iter(path))
+    return (yield from _execute(store, request, iter(path)))
+
+
+def _path(store: Store, request: Any) -> Iterator[bool]:
+    """Which branch the transaction and, in order, the nested ones on its way take."""
+    taken = all(_compare(store, compare) for compare in request.compare)
+    yield taken
+    for op in request.success if taken else request.failure:
+        if op.request_txn is not None:
+            yield from _path(store, op.request_txn)
+
+
+def _check_applies(store: Store, request: Any, path: Iterator[bool]) -> None:
+    for op in request.success if next(path) else request.failure:
+        if op.request_range is not None:
+            store.check_revision(op.request_range.revision)
+        elif op.request_put is not None:
+            check_put_applies(store, op.request_put)
+        elif op.request_txn is not None:
+            _check_applies(store, op.request_txn, path)
+
+
+def _execute(
+    store: Store, request: Any, path: Iterator[bool]
+) -> Generator[None, None, bytes]:
+    taken = next(path)
+    parts = [b"\x10\x01"] if taken else []
+    for op in request.success if taken else request.failure:
+        # A ResponseOp holds one of four responses; each of them begins with a header that has
+        # the revision only, and that of a nested transaction has not even that.
+        if op.request_range is not None:
+            header = _header(store)
+            body = yield from store.range_steps(op.request_range, in_txn=True)
+            tag = b"\x0a"
+        elif op.request_put is not None:
+            body = write_put(store, op.request_put)
+            header = _header(store)
+            tag = b"\x12"
+        elif op.request_delete_range is not None:
+            body = yield from delete_range_steps(store, op.request_delete_range)
+            header = _header(store)
+            tag = b"\x1a"
+        else:
+            body = yield from _execute(store, op.request_txn, path)
+            header = b"\x0a\x00"
+            tag = b"\x22"
+        body = header + body
+        body = tag + varint(len(body)) + body
+        parts.append(b"\x1a" + varint(len(body)) + body)
+    return b"".join(parts)
+
+
+def _header(store: Store) -> bytes:
+    revision = b"\x18" + varint(store.revision + store.is_writing)
+    return b"\x0a" + varint(len(revision)) + revision
+
+
+_TARGETS = ("version", "create_revision", "mod_revision", "value", "lease")
+
+
+def _compare(store: Store, compare: Any) -> bool:
+    start, end = key_range(compare.key, compare.range_end)
+    target = compare.target
+    heads = store.index.heads
+    if compare.range_end:
+        keys = list(store.index.keys.irange(start, end, (True, False)))
+    else:
+        keys = [start] if start in heads else []
+    if not keys:
+        # A value that does not exist equals nothing; the numbers of an absent key are 0.
+        return target != 3 and _holds(compare, 0)
+    for key in keys:
+        mod, create, version, location, lease, length = HEAD.unpack(heads[key])
+        if target == 0:
+            found: int | bytes = version
+        elif target == 1:
+            found = create
+        elif target == 2:
+            found = mod
+        elif target == 3:
+            found = proto.KeyValue.decode(store.data.read(location, length)).value
+        else:
+            found = lease
+        if not _holds(compare, found):
+            return False
+    return True
+
+
+def _holds(compare: Any, found: Any) -> bool:
+    target = compare.target
+    given = getattr(compare, _TARGETS[target]) if 0 <= target <= 4 else 0
+    if given is None:
+        given = b"" if target == 3 else 0
+    result = compare.result
+    if result == 0:
+        return bool(found == given)
+    if result == 1:
+        return bool(found > given)
+    if result == 2:
+        return bool(found < given)
+    if result == 3:
+        return bool(found != given)
+    return True

@@ -1,0 +1,312 @@
+"""A disk in memory that fails on command and forgets what was not synced.
+
+It stands in for `etcdlite.disk.Disk`. Two things can be done to it that a real disk does rarely:
+
+- `fail_at = n` makes its n-th operation from now (the next is 1) raise an `OSError` with `error`. A
+  write that fails may have written its first half. After a sync that fails, what was dirty counts
+  as clean, as in Linux: it can be read, and a later sync does not save it.
+- `power_loss(keep, names)` gives the disk as it is found after the power went: every sector and
+  size written since the last sync is there or not, as `keep` says, and of the creations, renames
+  and removals since the last `sync_dir` the first `names`. (A journal keeps their order.)
+
+A process that is killed loses nothing: open the files again on the same disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+from etcdlite.disk import Disk, File
+
+SECTOR_BYTES = 512
+SIZE = -1
+"""Asked of `keep` in place of a sector number: whether the new size of the file is there."""
+
+
+class _Inode:
+    def __init__(self, stable: bytes = b"") -> None:
+        self.data = bytearray(stable)
+        self.stable = bytearray(stable)
+        self.dirty: set[int] = set()  # sectors, and SIZE
+        self.lost: set[int] = set()  # dirty when a sync failed
+
+    def resize(self, size_bytes: int) -> None:
+        old = len(self.data)
+        if size_bytes != old:
+            self.dirty.add(SIZE)
+            del self.data[size_bytes:]
+            self.data.extend(bytes(size_bytes - len(self.data)))
+            self.touch(min(size_bytes, old), max(size_bytes, old))
+
+    def touch(self, begin: int, end: int) -> None:
+        sectors = range(begin // SECTOR_BYTES, -(-end // SECTOR_BYTES))
+        self.dirty.update(sectors)
+        self.lost.difference_update(sectors)
+
+    def write(self, data: bytes, offset: int) -> None:
+        self.resize(max(len(self.data), offset + len(data)))
+        self.data[offset : offset + len(data)] = data
+        self.touch(offset, offset + len(data))
+
+    def sync(self) -> None:
+        self.stable = bytearray(self._mixed(self.dirty.__contains__))
+        self.dirty.clear()
+
+    def unsynced(self) -> list[int]:
+        """The sectors (or SIZE) of which a loss of power leaves the old or the new content."""
+        return sorted(
+            sector
+            for sector in self.dirty | self.lost
+            if (len(self.data) != len(self.stable))
+            if sector == SIZE
+        ) + sorted(
+            sector
+            for sector in self.dirty | self.lost
+            if sector != SIZE and self._sector(self.data, sector) != self._sector(self.stable, sector)
+        )
+
+    def after_power_loss(self, keep: Callable[[int], bool]) -> _Inode:
+        unsynced = self.dirty | self.lost
+        return _Inode(self._mixed(lambda sector: sector in unsynced and keep(sector)))
+
+    def _sector(self, data: bytearray, sector: int) -> bytes:
+        at = sector * SECTOR_BYTES
+        return bytes(data[at : at + SECTOR_BYTES]).ljust(SECTOR_BYTES, b"\0")
+
+    def _mixed(self, new: Callable[[int], bool]) -> bytes:
+        size = len(self.data) if new(SIZE) else len(self.stable)
+        if size == len(self.stable):
+            content = bytearray(self.stable)
+        else:
+            content = self.stable[:size].ljust(size, b"\0")
+        for sector in sorted(self.dirty | self.lost):
+            if sector != SIZE and new(sector):
+                at = sector * SECTOR_BYTES
+                content[at : at + SECTOR_BYTES] = self._sector(self.data, sector)
+        return bytes(content[:size])
+
+
+class FaultyFile(File):
+    __slots__ = ("_disk", "_inode")
+
+    def __init__(self, disk: FaultyDisk, path: str, inode: _Inode) -> None:
+        super().__init__(path, -1)
+        self._disk = disk
+        self._inode = inode
+
+    def pread(self, size_bytes: int, offset: int) -> bytes:
+        self._disk._step("pread", self.path)
+        return bytes(self._inode.data[offset : offset + size_bytes])
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        self._disk._step(
+            "pwrite", self.path, lambda: self._inode.write(data[: len(data) // 2], offset)
+        )
+        self._inode.write(data, offset)
+
+    def size(self) -> int:
+        self._disk._step("size", self.path)
+        return len(self._inode.data)
+
+    def truncate(self, size_bytes: int) -> None:
+        self._disk._step("truncate", self.path)
+        self._inode.resize(size_bytes)
+
+    def allocate(self, size_bytes: int) -> None:
+        self._disk._step("allocate", self.path)
+        self._inode.resize(max(size_bytes, len(self._inode.data)))
+
+    def sync(self) -> None:
+        def forget() -> None:
+            self._inode.lost |= self._inode.dirty
+            self._inode.dirty.clear()
+
+        self._disk._step("sync", self.path, forget)
+        self._inode.sync()
+
+    def fileno(self) -> int:
+        raise NotImplementedError("a file in memory has no descriptor")
+
+    def close(self) -> None:
+        self._disk._locks.discard(self)
+
+
+class FaultyDisk(Disk):
+    def __init__(self) -> None:
+        self.fail_at: int | None = None
+        self.error = errno.EIO
+        self.operations: list[tuple[str, str]] = []
+        """(operation, path) of everything that was asked for."""
+        self._names: dict[str, _Inode] = {}
+        self._stable_names: dict[str, _Inode] = {}
+        self._renames: list[tuple[str, str, _Inode | None]] = []  # (old, new, inode): not synced
+        self._directories = {".", "/"}
+        self._locks: set[FaultyFile] = set()
+
+    def power_loss(
+        self, keep: Callable[[str, int], bool] = lambda path, sector: False, names: int = 0
+    ) -> FaultyDisk:
+        """What is left; this disk stays as it is, so that other outcomes can be had from it."""
+        after = FaultyDisk()
+        after._directories = set(self._directories)
+        stable = dict(self._stable_names)
+        for change in self._renames[:names]:
+            _apply(stable, change)
+        inodes: dict[int, _Inode] = {}
+        for path, inode in stable.items():
+            if id(inode) not in inodes:
+                inodes[id(inode)] = inode.after_power_loss(
+                    lambda sector, path=path: keep(path, sector)  # type: ignore[misc]
+                )
+            after._names[path] = inodes[id(inode)]
+        after._stable_names = dict(after._names)
+        return after
+
+    def copy(self) -> FaultyDisk:
+        """The same files, all of them synced."""
+        return self.power_loss(lambda path, sector: True, len(self._renames))
+
+    def unsynced(self) -> list[tuple[str, int]]:
+        """(path, sector or SIZE) of all that `power_loss` asks `keep` about and that matters."""
+        return [(path, s) for path, inode in self._names.items() for s in inode.unsynced()]
+
+    @property
+    def unsynced_names(self) -> int:
+        """How many creations, renames and removals are not durable."""
+        return len(self._renames)
+
+    def content(self, path: str) -> bytearray:
+        """The bytes of a file, to be changed in place (a synced file only)."""
+        inode = self._names[path]
+        inode.stable = inode.data
+        return inode.data
+
+    def _step(
+        self, operation: str, path: str, half_done: Callable[[], None] | None = None
+    ) -> None:
+        self.operations.append((operation, path))
+        if self.fail_at is not None:
+            self.fail_at -= 1
+            if self.fail_at == 0:
+                self.fail_at = None
+                if half_done is not None:
+                    half_done()
+                raise OSError(self.error, os.strerror(self.error), path)
+
+    def _change(self, old: str, new: str, inode: _Inode | None) -> None:
+        change = (old, new, inode)
+        _apply(self._names, change)
+        self._renames.append(change)
+
+    def _inode(self, path: str) -> _Inode:
+        if path not in self._names:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return self._names[path]
+
+    def open(self, path: str, *, create: bool = False) -> File:
+        self._step("create" if create else "open", path)
+        if create:
+            if path in self._names:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            if (os.path.dirname(path) or ".") not in self._directories:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            self._change("", path, _Inode())
+        return FaultyFile(self, path, self._inode(path))
+
+    def open_read(self, path: str) -> File:
+        return self.open(path)
+
+    def lock(self, path: str) -> File:
+        self._step("lock", path)
+        if any(file.path == path for file in self._locks):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
+        if path not in self._names:
+            self._change("", path, _Inode())
+        file = FaultyFile(self, path, self._inode(path))
+        self._locks.add(file)
+        return file
+
+    def list(self, path: str) -> list[str]:
+        self._step("list", path)
+        if path not in self._directories:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return sorted(
+            os.path.basename(name)
+            for name in [*self._names, *self._directories]
+            if (os.path.dirname(name) or ".") == path and os.path.basename(name)
+        )
+
+    def exists(self, path: str) -> bool:
+        return path in self._names or path in self._directories
+
+    def make_dir(self, path: str) -> None:
+        self._step("make_dir", path)
+        while path and path not in self._directories:
+            self._directories.add(path)
+            path = os.path.dirname(path)
+
+    def rename(self, old: str, new: str) -> None:
+        self._step("rename", new)
+        if old in self._directories:
+            raise NotImplementedError("renaming folders")
+        self._change(old, new, self._inode(old))
+
+    def link(self, old: str, new: str) -> None:
+        self._step("link", new)
+        if new in self._names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+        self._change("", new, self._inode(old))
+
+    def unlink(self, path: str) -> None:
+        self._step("unlink", path)
+        self._inode(path)
+        self._change(path, "", None)
+
+    def remove_tree(self, path: str) -> None:
+        self._step("remove_tree", path)
+        for name in [name for name in self._names if name.startswith(path + "/")]:
+            self._change(name, "", None)
+        self._directories = {
+            name for name in self._directories if name != path and not name.startswith(path + "/")
+        }
+
+    def sync_dir(self, path: str) -> None:
+        self._step("sync_dir", path)
+        remaining = []
+        for change in self._renames:
+            if (os.path.dirname(change[1] or change[0]) or ".") == path:
+                _apply(self._stable_names, change)
+            else:
+                remaining.append(change)
+        self._renames = remaining
+
+    def free_bytes(self, path: str) -> int:
+        return 1 << 40
+
+    def read(self, path: str) -> bytes:
+        self._step("read", path)
+        return bytes(self._inode(path).data)
+
+    def write_durably_in_steps(self, path: str, parts: Iterable[bytes]) -> Iterator[None]:
+        temporary = path + ".tmp"
+        if temporary in self._names:
+            self.unlink(temporary)
+        file = self.open(temporary, create=True)
+        offset = 0
+        for part in parts:
+            file.pwrite(part, offset)
+            offset += len(part)
+            yield
+        file.sync()
+        self.rename(temporary, path)
+        self.sync_dir(os.path.dirname(path) or ".")
+
+
+def _apply(names: dict[str, _Inode], change: tuple[str, str, _Inode | None]) -> None:
+    old, new, inode = change
+    if old:
+        names.pop(old, None)
+    if new and inode is not None:
+        names[new] = inode
