@@ -39,10 +39,10 @@ scripts: $(VENV)/test.stamp
 	$(BIN)/etcdlite-ctl version
 
 bench: $(VENV)/bench.stamp
-	$(BIN)/python bench/run.py --write docs/performance.md
+	$(BIN)/python -m bench.run --write docs/performance.md
 
 bench-quick: $(VENV)/bench.stamp
-	$(BIN)/python bench/run.py --quick
+	$(BIN)/python -m bench.run --quick
 
 clean:
 	rm -rf $(VENV) build etcdlite.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

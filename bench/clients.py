@@ -69,9 +69,8 @@ class NativeConnection:
 
     def receive(self) -> list[tuple[int, bytes]]:
         """Wait for at least one reply; (id, body) each. Raises CallFailed on an error reply."""
-        replies = []
-        while not replies:
-            self._read()
+        replies: list[tuple[int, bytes]] = []
+        while True:
             pending = self._pending
             position = 0
             end = len(pending)
@@ -85,7 +84,9 @@ class NativeConnection:
                 replies.append((request_id, body))
                 position += 4 + length
             del pending[:position]
-        return replies
+            if replies:
+                return replies
+            self._read()
 
     def _read(self) -> None:
         data = self.socket.recv(RECEIVE_BYTES)
@@ -134,7 +135,7 @@ class GrpcConnection:
 
     def send(self, calls: list[tuple[proto.Method, bytes]]) -> list[int]:
         """Send requests; returns their ids. May read replies while it waits for window."""
-        out = []
+        out: list[bytes] = []
         ids = []
         for method, body in calls:
             message = b"\0" + len(body).to_bytes(4, "big") + body

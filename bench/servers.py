@@ -140,7 +140,5 @@ class Server:
     def disk_bytes(self) -> int:
         """Bytes that the data directory takes on disk."""
         return sum(
-            path.stat().st_blocks * 512
-            for path in Path(self.data_dir).rglob("*")
-            if path.is_file()
+            path.stat().st_blocks * 512 for path in Path(self.data_dir).rglob("*") if path.is_file()
         )

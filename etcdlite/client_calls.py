@@ -19,17 +19,20 @@ Invariants: results are immutable; revisions, versions and leases are plain ints
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, Union
+from types import TracebackType
+from typing import Any, BinaryIO, Generic, Literal, SupportsInt, TypeVar
 
 from . import proto
-from .client_core import Compacted, LeaseNotFound, WatchCanceled, error_for
+from .client_errors import Compacted, LeaseNotFound, WatchCanceled, error_for
 from .errors import CANCELED, OUT_OF_RANGE
 
 T = TypeVar("T")
 
-Bytes = Union[bytes, bytearray, memoryview, str]
+Bytes = bytes | bytearray | memoryview | str
 """What a key or a value may be given as; str is encoded as UTF-8."""
 
 SortBy = Literal["key", "version", "create", "mod", "value"]
@@ -267,6 +270,21 @@ def _member(member: Any) -> Member:
     )
 
 
+def as_method(method: Callable[..., Any], build: Callable[..., Op[Any]]) -> Callable[..., Any]:
+    """Give a shell's method the name, documentation and signature of the op it performs."""
+    signature = inspect.signature(build)
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    # The annotation is text: "Op[PutResult]".
+    result = str(signature.return_annotation).removeprefix("Op[").removesuffix("]")
+    method.__name__ = build.__name__.rstrip("_")
+    method.__qualname__ = f"Client.{method.__name__}"
+    method.__doc__ = build.__doc__
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[this, *signature.parameters.values()], return_annotation=result
+    )
+    return method
+
+
 # Operations. Every `timeout_s` is in seconds; None means the client's own.
 
 
@@ -280,19 +298,21 @@ class Op(Generic[T]):
     result: Callable[[Any], T]
     """Makes the typed result from the response message."""
     timeout_s: float | None = None
+    repeatable: bool = False
+    """A write that may be sent again, because carrying it out twice is the same as once."""
 
 
 def put(
     key: Bytes,
     value: Bytes = b"",
     *,
-    lease: int = 0,
+    lease: SupportsInt = 0,
     prev_kv: bool = False,
     ignore_value: bool = False,
     ignore_lease: bool = False,
     timeout_s: float | None = None,
 ) -> Op[PutResult]:
-    """Store `value` under `key`, attached to `lease` (an id, or 0: to none).
+    """Store `value` under `key`, attached to `lease` (an id or a lease object; 0: none).
 
     `ignore_value` keeps the value that is there and `ignore_lease` the lease: the key must exist
     (KeyNotFound). `prev_kv` asks for what was there.
@@ -475,7 +495,7 @@ class Value(_Operand):
 
 class Version(_Operand):
     __slots__ = ()
-    _target = _field = "VERSION"
+    _target = "VERSION"
     _field = "version"
 
 
@@ -511,11 +531,14 @@ def txn(
     failure: Sequence[Op[Any]] = (),
     *,
     timeout_s: float | None = None,
+    repeatable: bool = False,
 ) -> Op[TxnResult]:
     """In one step and one revision: `success` if every comparison holds, else `failure`.
 
-    The branches are lists of `Put`, `Get`, `Range`, `Delete` and `Txn`. Raises TooManyOps, and
-    DuplicateKey when one branch puts a key twice.
+    The branches are lists of `Put`, `Get`, `Range`, `Delete` and `Txn`. `repeatable` says that the
+    transaction may be sent again if a connection breaks, because its comparisons see to it that
+    the second time does no harm. Raises TooManyOps, and DuplicateKey when one branch puts a key
+    twice.
     """
     request = proto.TxnRequest(
         compare=[comparison.message for comparison in compare],
@@ -531,7 +554,7 @@ def txn(
         )
         return TxnResult(_revision(response), response.succeeded, results)
 
-    return Op("KV.Txn", request, result, timeout_s)
+    return Op("KV.Txn", request, result, timeout_s, repeatable)
 
 
 def _request_op(op: Op[Any]) -> Any:
@@ -547,9 +570,7 @@ Delete = delete
 Txn = txn
 
 
-def compact(
-    revision: int, *, physical: bool = False, timeout_s: float | None = None
-) -> Op[int]:
+def compact(revision: int, *, physical: bool = False, timeout_s: float | None = None) -> Op[int]:
     """Drop the history before `revision`; `physical` waits until it is gone from the disk.
 
     Gives the store's revision. Raises Compacted if that was done already, FutureRev.
@@ -570,13 +591,13 @@ def lease_grant(ttl: int, *, id: int = 0, timeout_s: float | None = None) -> Op[
     return Op("Lease.LeaseGrant", proto.LeaseGrantRequest(TTL=ttl, ID=id), result, timeout_s)
 
 
-def lease_revoke(lease: int, *, timeout_s: float | None = None) -> Op[int]:
+def lease_revoke(lease: SupportsInt, *, timeout_s: float | None = None) -> Op[int]:
     """End the lease and delete its keys. Gives the revision. Raises LeaseNotFound."""
     request = proto.LeaseRevokeRequest(ID=int(lease))
     return Op("Lease.LeaseRevoke", request, _revision, timeout_s)
 
 
-def lease_keep_alive_once(lease: int, *, timeout_s: float | None = None) -> Op[int]:
+def lease_keep_alive_once(lease: SupportsInt, *, timeout_s: float | None = None) -> Op[int]:
     """Start the lease's time anew. Gives its TTL in seconds. Raises LeaseNotFound."""
 
     def result(response: Any) -> int:
@@ -590,7 +611,7 @@ def lease_keep_alive_once(lease: int, *, timeout_s: float | None = None) -> Op[i
 
 
 def lease_time_to_live(
-    lease: int, *, keys: bool = False, timeout_s: float | None = None
+    lease: SupportsInt, *, keys: bool = False, timeout_s: float | None = None
 ) -> Op[LeaseInfo]:
     """The time that the lease has left, and its keys if asked for. Raises LeaseNotFound."""
 
@@ -598,9 +619,7 @@ def lease_time_to_live(
         # etcd's answer for a lease that is gone is a TTL of -1.
         if response.TTL < 0:
             raise LeaseNotFound()
-        return LeaseInfo(
-            response.ID, response.TTL, response.grantedTTL, tuple(response.keys)
-        )
+        return LeaseInfo(response.ID, response.TTL, response.grantedTTL, tuple(response.keys))
 
     request = proto.LeaseTimeToLiveRequest(ID=int(lease), keys=keys)
     return Op("Lease.LeaseTimeToLive", request, result, timeout_s)
@@ -697,9 +716,7 @@ def _members(response: Any) -> tuple[Member, ...]:
     return tuple(map(_member, response.members))
 
 
-def members(
-    *, linearizable: bool = True, timeout_s: float | None = None
-) -> Op[tuple[Member, ...]]:
+def members(*, linearizable: bool = True, timeout_s: float | None = None) -> Op[tuple[Member, ...]]:
     """The members of the cluster."""
     request = proto.MemberListRequest(linearizable=linearizable)
     return Op("Cluster.MemberList", request, _members, timeout_s)
@@ -737,6 +754,40 @@ def member_promote(member_id: int, *, timeout_s: float | None = None) -> Op[tupl
     return Op("Cluster.MemberPromote", request, _members, timeout_s)
 
 
+class PartialFile:
+    """A file that takes its name only when it is whole.
+
+    Written as path + ".part"; at the end of `with` synced and renamed, or removed after an
+    exception. Raises OSError.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._partial_path = path + ".part"
+
+    def __enter__(self) -> BinaryIO:
+        self._file = open(self._partial_path, "wb")
+        return self._file
+
+    def sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self.sync()
+        if kind is None:
+            os.replace(self._partial_path, self._path)
+        else:
+            os.unlink(self._partial_path)
+
+
 # Watches.
 
 
@@ -764,6 +815,8 @@ class WatchCursor:
         self._prev_kv = prev_kv
         self._progress_notify = progress_notify
         self._filters = [_FILTER["NOPUT"]] * no_put + [_FILTER["NODELETE"]] * no_delete
+        self.created = False
+        """Whether the server has confirmed the watch, once."""
         self.next_revision = start_revision
         """0 until the server has said what "now" is."""
 
@@ -795,6 +848,7 @@ class WatchCursor:
             raise Compacted(OUT_OF_RANGE, compact_revision=response.compact_revision)
         revision = _revision(response)
         if response.created:
+            self.created = True
             if self.next_revision == 0:
                 self.next_revision = revision + 1
             return None

@@ -1,8 +1,9 @@
-"""One client connection of the native protocol, sans-IO, and the client's errors.
+"""One client connection of the native protocol, sans-IO.
 
 `ConnectionCore` turns requests into bytes to send and received bytes into deliveries. It owns no
-socket, thread or clock: the blocking and the asyncio client drive the same core. What waits for a
-request is a `Ticket`; the core keeps one for each open request and never looks into it.
+socket, thread or clock (`socket` is imported for the names of its options): the blocking and the
+asyncio client drive the same core. What waits for a request is a `Ticket`; the core keeps one for
+each open request and never looks into it.
 
 Life of a request: `open` gives it an id and queues its first frame; `take_output` hands the bytes
 to the shell and marks their tickets as sent; `receive` returns (ticket, flags, body) for each frame
@@ -24,18 +25,21 @@ it may have carried it out.
 
 from __future__ import annotations
 
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import proto
-from .errors import (
-    CANCELED,
-    DEADLINE_EXCEEDED,
-    ERRORS,
-    INTERNAL,
-    OUT_OF_RANGE,
-    UNAVAILABLE,
-    UNIMPLEMENTED,
-    UNKNOWN,
+from .client_errors import (
+    ConnectionFailed,
+    ProtocolViolation,
+    RequestTooLarge,
+    RequestTooManyRequests,
+    Timeout,
+    Unavailable,
+    UnknownOutcome,
+    error_for,
 )
 
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
@@ -61,268 +65,32 @@ MAX_WATCH_QUEUE_BYTES = 4 * 1024 * 1024
 MAX_WATCH_QUEUE_MESSAGES = 4096
 """A watch that has this much unread is cancelled, and taken up again once it has been read."""
 
+PING_AFTER_S = 15.0
+"""A watch to which nothing came for this long asks whether the server is still there."""
+
+MIN_KEEP_ALIVE_INTERVAL_S = 0.1
+
+LEASE_CHECK_INTERVAL_S = 1.0
+"""How soon one who waits in line notices that his own lease is lost."""
+
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 1.0
 """Waits between attempts (of watches, keep-alives, reads without a leader): doubling."""
 
 
-# Errors.
-
-_BY_TEXT: dict[str, type[EtcdliteError]] = {}
-
-
-class EtcdliteError(Exception):
-    """Whatever goes wrong in a call. `code` is a gRPC status code, `text` says it in one line.
-
-    `endpoint` is the server it concerns ("127.0.0.1:2379"), "" if none. A subclass that bears the
-    name of an etcd error stands for that text; any other text is an EtcdliteError.
-    """
-
-    code: int = UNKNOWN
-    text: str = ""
-    endpoint: str = ""
-
-    def __init_subclass__(cls, names: tuple[str, ...] | None = None) -> None:
-        if names is None:
-            names = (cls.__name__,) if cls.__name__ in ERRORS else ()
-        for name in names:
-            cls.code, cls.text = ERRORS[name]
-            _BY_TEXT[cls.text] = cls
-
-    def __init__(
-        self, code: int | None = None, text: str | None = None, endpoint: str = ""
-    ) -> None:
-        self.code = type(self).code if code is None else code
-        self.text = type(self).text if text is None else text
-        self.endpoint = endpoint
-        super().__init__(self.code, self.text)
-
-    def __str__(self) -> str:
-        return self.text
-
-
-# What the client itself finds.
-
-
-class ConnectionFailed(EtcdliteError):
-    """No endpoint could be reached; or a read's connection broke, time and again."""
-
-    code = UNAVAILABLE
-
-
-class Timeout(EtcdliteError, names=()):
-    """No answer in time. A write may or may not have been carried out."""
-
-    code = DEADLINE_EXCEEDED
-
-
-class UnknownOutcome(EtcdliteError):
-    """The connection broke after a write was sent: it may or may not have been carried out."""
-
-    code = UNAVAILABLE
-
-
-class ProtocolViolation(EtcdliteError):
-    """The server sent what the protocol does not allow."""
-
-    code = INTERNAL
-
-
-class Closed(EtcdliteError):
-    """The client, or the stream, was closed."""
-
-    code = CANCELED
-    text = "the client is closed"
-
-
-class LeaseLost(EtcdliteError):
-    """A lease ended before its holder gave it up, and a lock or a leadership with it."""
-
-    code = CANCELED
-    text = "the lease was lost"
-
-
-# What a server answers.
-
-
-class Unimplemented(EtcdliteError):
-    """The server does not know the method, or does not serve it yet."""
-
-    code = UNIMPLEMENTED
-
-
-class Unavailable(EtcdliteError):
-    """The member cannot serve this now; another one, or this one later, may."""
-
-    code = UNAVAILABLE
-
-
-class NoLeader(Unavailable): ...
-
-
-class LeaderChanged(Unavailable): ...
-
-
-class Stopped(Unavailable): ...
-
-
-class Unhealthy(Unavailable): ...
-
-
-class ServerTimeout(
-    Unavailable,
-    names=(
-        "TimeoutWaitAppliedIndex",
-        "TimeoutDueToConnectionLost",
-        "TimeoutDueToLeaderFail",
-        "Timeout",
-    ),
-):
-    """The cluster did not agree in time. A write may or may not have been carried out."""
-
-
-class Compacted(EtcdliteError):
-    """The history asked for is gone."""
-
-    compact_revision: int
-    """The oldest revision that is left; 0 if the server did not say."""
-
-    def __init__(
-        self,
-        code: int | None = OUT_OF_RANGE,
-        text: str | None = None,
-        endpoint: str = "",
-        *,
-        compact_revision: int = 0,
-    ) -> None:
-        super().__init__(code, text, endpoint)
-        self.compact_revision = compact_revision
-
-
-class FutureRev(EtcdliteError): ...
-
-
-class EmptyKey(EtcdliteError): ...
-
-
-class KeyNotFound(EtcdliteError): ...
-
-
-class ValueProvided(EtcdliteError): ...
-
-
-class LeaseProvided(EtcdliteError): ...
-
-
-class TooManyOps(EtcdliteError): ...
-
-
-class DuplicateKey(EtcdliteError): ...
-
-
-class InvalidSortOption(EtcdliteError): ...
-
-
-class NoSpace(EtcdliteError): ...
-
-
-class RequestTooLarge(EtcdliteError): ...
-
-
-class RequestTooManyRequests(EtcdliteError): ...
-
-
-class LeaseNotFound(EtcdliteError): ...
-
-
-class LeaseExist(EtcdliteError): ...
-
-
-class LeaseTTLTooLarge(EtcdliteError): ...
-
-
-class WatchCanceled(EtcdliteError): ...
-
-
-class MemberExist(EtcdliteError): ...
-
-
-class PeerURLExist(EtcdliteError): ...
-
-
-class MemberNotEnoughStarted(EtcdliteError): ...
-
-
-class MemberBadURLs(EtcdliteError): ...
-
-
-class MemberNotFound(EtcdliteError): ...
-
-
-class MemberNotLearner(EtcdliteError): ...
-
-
-class LearnerNotReady(EtcdliteError): ...
-
-
-class TooManyLearners(EtcdliteError): ...
-
-
-class NotSupportedForLearner(EtcdliteError): ...
-
-
-class NotLeader(EtcdliteError): ...
-
-
-class BadLeaderTransferee(EtcdliteError): ...
-
-
-class NotCapable(EtcdliteError): ...
-
-
-class Corrupt(EtcdliteError): ...
-
-
-class AuthFailed(EtcdliteError): ...
-
-
-class AuthNotEnabled(EtcdliteError): ...
-
-
-class InvalidAuthToken(EtcdliteError): ...
-
-
-class PermissionDenied(EtcdliteError): ...
-
-
-class UserNotFound(EtcdliteError): ...
-
-
-class UserAlreadyExist(EtcdliteError): ...
-
-
-class RoleNotFound(EtcdliteError): ...
-
-
-class RoleAlreadyExist(EtcdliteError): ...
-
-
-class Canceled(EtcdliteError): ...
-
-
-class DeadlineExceeded(EtcdliteError): ...
-
-
-_BY_CODE: dict[int, type[EtcdliteError]] = {
-    UNAVAILABLE: Unavailable,
-    UNIMPLEMENTED: Unimplemented,
-}
-
-
-def error_for(code: int, text: str, endpoint: str = "") -> EtcdliteError:
-    """The exception for a server's answer: chosen by the text, else by the code."""
-    cls = _BY_TEXT.get(text) or _BY_CODE.get(code, EtcdliteError)
-    return cls(code, text, endpoint)
+PING = proto.Method(
+    number=proto.PING,
+    service="",
+    name="Ping",
+    full="Ping",
+    grpc_path="",
+    request=proto.Message,
+    response=proto.Message,
+    client_stream=False,
+    server_stream=False,
+    http_paths=(),
+)
+"""The native protocol's own method; its bodies are not messages."""
 
 
 class Broken(Exception):
@@ -375,18 +143,30 @@ def is_read(method: str, request: Any) -> bool:
     return False
 
 
-def unsafe_to_resend(broken: Broken, method: str) -> UnknownOutcome:
-    """What the caller of a write gets when its connection broke."""
-    return UnknownOutcome(
-        text=f"{broken.endpoint}: {method} was sent but not answered: {broken.cause}",
-        endpoint=broken.endpoint,
-    )
+def after_break(broken: Broken, method: str, resend: bool, attempts_left: int) -> None:
+    """Return if a request whose connection broke is to be sent again; else raise why not."""
+    if broken.sent and not resend:
+        raise UnknownOutcome(
+            text=f"{broken.endpoint}: {method} was sent but not answered: {broken.cause}",
+            endpoint=broken.endpoint,
+        )
+    if attempts_left <= 0:
+        raise broken_error(broken.endpoint, broken.cause)
+
+
+def broken_error(endpoint: str, cause: str) -> ConnectionFailed:
+    return ConnectionFailed(text=f"{endpoint}: {cause}", endpoint=endpoint)
 
 
 def timeout_error(endpoint: str, method: str, timeout_s: float) -> Timeout:
     return Timeout(
         text=f"{endpoint}: {method} was not answered within {timeout_s:g} s", endpoint=endpoint
     )
+
+
+def silence(seconds: float) -> str:
+    """Why a connection is given up whose server lets a cancel and a ping pass in silence."""
+    return f"the server has been silent for {seconds:g} s"
 
 
 def connect_error(causes: dict[str, str]) -> ConnectionFailed:
@@ -401,6 +181,8 @@ def cause_of(error: OSError, timeout_s: float) -> str:
     """An OSError in words for people: "connection refused"."""
     if isinstance(error, TimeoutError):
         return f"no connection within {timeout_s:g} s"
+    if isinstance(error, BlockingIOError):
+        return "the server does not take in what is sent"
     text = error.strerror or str(error) or type(error).__name__
     return text[:1].lower() + text[1:]
 
@@ -437,8 +219,50 @@ def parse_endpoint(endpoint: str) -> tuple[str, int]:
 
 
 def format_endpoint(host: str, port: int) -> str:
-    """"127.0.0.1:2379": how messages and `client.endpoint` name a server."""
+    """ "127.0.0.1:2379": how messages and `client.endpoint` name a server."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_endpoints(endpoints: str | Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """What a client was given, a single one or several. Raises ValueError."""
+    given = (endpoints,) if isinstance(endpoints, str) else tuple(endpoints)
+    if not given:
+        raise ValueError("at least one endpoint is needed")
+    return tuple(map(parse_endpoint, given))
+
+
+def keep_tcp_alive(sock: socket.socket) -> None:
+    """Let the kernel find out that the server's host is gone."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEP_ALIVE_PROBES)
+
+
+class LeaseClock:
+    """Until when a lease certainly lives, seen from its holder.
+
+    The server counts a lease's time from when it handles the request; here it is counted from
+    before the request is sent, so this clock runs out first. Once lost, a lease stays lost, even
+    if a late answer says that it was renewed: its holder may have acted on the loss.
+    """
+
+    def __init__(self, asked_at_s: float, ttl_s: float) -> None:
+        self._ends_at_s = asked_at_s + ttl_s
+        self._lost = False
+
+    def renew(self, asked_at_s: float, ttl_s: float, now_s: float) -> None:
+        """The server, asked at that moment, has renewed it."""
+        if not self.lost(now_s):
+            self._ends_at_s = asked_at_s + ttl_s
+
+    def end(self) -> None:
+        self._lost = True
+
+    def lost(self, now_s: float) -> bool:
+        if now_s >= self._ends_at_s:
+            self._lost = True
+        return self._lost
 
 
 # The connection.
@@ -456,13 +280,70 @@ class Ticket:
         self.sent = False
         """Whether bytes of it may have left this process."""
 
-    def deliver(self, flags: int, body: bytes) -> None:
-        """Take a frame. Called by the shell, outside of its locks."""
+    def deliver(self, flags: int, body: bytes) -> bool:
+        """Take a frame; False: cancel the request. Called by the shell, outside of its locks."""
         raise NotImplementedError
 
-    def lose(self, endpoint: str, cause: str) -> None:
+    def lose(self, cause: str) -> None:
         """The connection is gone. Called by the shell, outside of its locks."""
         raise NotImplementedError
+
+
+class WatchTicket(Ticket):
+    """The open stream of a watch: what was received and not read yet, within limits.
+
+    `deliver` and `lose` may run in one thread while `take` runs in another: each counter and flag
+    has one writer, and a deque needs no lock. When the queue is full the stream is cancelled and
+    later messages are dropped, so the queue is always a gapless beginning of the stream; its reader
+    opens a new one behind it.
+    """
+
+    __slots__ = ("over", "lost", "_wake", "_queue", "_received_bytes", "_taken_bytes")
+
+    def __init__(self, method: Any, wake: Callable[[], None]) -> None:
+        super().__init__(method)
+        self.over = False
+        """Nothing will be added to the queue any more."""
+        self.lost = ""
+        """Why the connection was lost; "" if it was not."""
+        self._wake = wake
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._received_bytes = 0
+        self._taken_bytes = 0
+
+    def deliver(self, flags: int, body: bytes) -> bool:
+        if self.over:
+            return True
+        waiting_bytes = self._received_bytes - self._taken_bytes
+        if len(self._queue) >= MAX_WATCH_QUEUE_MESSAGES or (
+            self._queue and waiting_bytes + len(body) > MAX_WATCH_QUEUE_BYTES
+        ):
+            self.over = True
+        else:
+            self._queue.append((flags, body))
+            self._received_bytes += len(body)
+            if flags & proto.END:
+                self.over = True
+        self._wake()
+        return bool(flags & proto.END) or not self.over
+
+    def lose(self, cause: str) -> None:
+        self.lost = cause
+        self.over = True
+        self._wake()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to take, or there will be nothing more."""
+        return bool(self._queue) or self.over
+
+    def take(self) -> tuple[int, bytes] | None:
+        """The next (flags, body), or None if there is none now."""
+        if not self._queue:
+            return None
+        item = self._queue.popleft()
+        self._taken_bytes += len(item[1])
+        return item
 
 
 Delivery = tuple[Ticket, int, bytes]
@@ -532,9 +413,7 @@ class ConnectionCore:
             return False
         del self._open[ticket.request_id]
         self._cancelled.add(ticket.request_id)
-        self._output.append(
-            proto.frame(ticket.request_id, ticket.method.number, proto.CANCEL, b"")
-        )
+        self._output.append(proto.frame(ticket.request_id, ticket.method.number, proto.CANCEL, b""))
         if self.silent_since_s is None:
             self.silent_since_s = now_s
         return True
@@ -567,7 +446,8 @@ class ConnectionCore:
         try:
             # Every reply passes here: a flat loop over local names.
             tickets = self._open
-            for request_id, method, flags, body in self._frames.feed(data):
+            self._frames.feed(data)
+            for request_id, method, flags, body in self._frames:
                 ticket = tickets.get(request_id)
                 if ticket is not None and ticket.method.number == method:
                     if flags & proto.END:
@@ -607,7 +487,7 @@ class ConnectionCore:
     def _about_connection(self, method: int, flags: int, body: bytes) -> None:
         if flags & proto.ERROR:
             self.failure = f"the server closes the connection: {proto.Error.decode(body).message}"
-        elif method == 0 and self.hello is None:
+        elif method == proto.HELLO and self.hello is None:
             self.hello = proto.Hello.decode(body)
         else:
             self.failure = "a frame with request id 0 that is no hello"
@@ -621,6 +501,17 @@ class ConnectionCore:
         self._output.clear()
         self._unsent.clear()
         return lost
+
+
+def unary_reply(method: Any, flags: int, body: bytes, endpoint: str) -> Any:
+    """The response message of a request that takes one. Raises the server's error instead."""
+    body = reply_body(flags, body, endpoint)
+    if method.server_stream and flags & proto.END:
+        # The stream of a keep-alive ended without its answer: the server is going down.
+        raise Unavailable(
+            text=f"{endpoint}: {method.full} ended without a reply", endpoint=endpoint
+        )
+    return decode_reply(method, body, endpoint)
 
 
 def reply_body(flags: int, body: bytes, endpoint: str) -> bytes:

@@ -184,8 +184,8 @@ def help_text() -> str:
     out = [
         "Usage: etcdlite [flags]",
         "",
-        "Starts a key-value server. Without flags its data is in ./default.etcdlite and serves clients",
-        "of this machine on port 2379.",
+        "Starts a key-value server. Without flags it serves clients of this machine on port 2379",
+        "and keeps its data in ./default.etcdlite.",
         "",
         "Each flag can also stand in the environment, as named at its right (ETCD_... works too),",
         f"or under its own name in a TOML file: {DEFAULT_FILE} or --config FILE. The command",
@@ -229,7 +229,7 @@ _AS_LISTENED = "${listen-client-urls}"
 
 def _whole_number(text: str, what: str) -> int:
     if not re.fullmatch(r"-?\d+", text, re.ASCII) or len(text) > _MAX_DIGITS:
-        raise ValueError(f"not {what}")
+        raise ValueError(f"not {what}; write digits only")
     return int(text)
 
 
@@ -778,7 +778,7 @@ class _Reader:
             # A file that an editor on Windows saved begins with a byte order mark.
             content = tomllib.loads(data.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            reason = str(error).replace("\n", " ") or "nested too deeply"
+            reason = str(error) if str(error).isprintable() else quoted(str(error))
             hint = 'write it as TOML, as in: name = "value"'
             if path.endswith((".yml", ".yaml")):
                 hint = "etcd's YAML is not understood; the keys are the same, " + hint

@@ -108,7 +108,8 @@ class DataFile:
         self.active = 0
         self.offset = 0
         self._base = 0
-        self._flushed = 0
+        self.flushed = 0
+        """Bytes of the active segment that are in the file."""
         self._out: list[bytes] = []
         self._recent: dict[int, bytes] = {}
         self._older: dict[int, bytes] = {}
@@ -150,10 +151,10 @@ class DataFile:
     def flush(self) -> None:
         """Write what was appended to the file."""
         if self._out:
-            self.files[self.active].pwrite(b"".join(self._out), self._flushed)
+            self.files[self.active].pwrite(b"".join(self._out), self.flushed)
             self.unsynced.add(self.active)
             self._out.clear()
-            self._flushed = self.offset
+            self.flushed = self.offset
             if self._recent_bytes > RECENT_BYTES:
                 self._older = self._recent
                 self._recent = {}
@@ -182,7 +183,7 @@ class DataFile:
     def _activate(self, number: int, offset: int) -> None:
         self.active = number
         self._base = number << 32
-        self.offset = self._flushed = offset
+        self.offset = self.flushed = offset
 
     def take_unsynced(self) -> list[File]:
         """The files that a checkpoint must sync, now; later writes count for the next one."""
@@ -228,7 +229,7 @@ class DataFile:
         Raises DataDamaged, with the record's own offset, where a record does not check.
         """
         file = self.files[number]
-        end = self._flushed if number == self.active else self.sizes[number]
+        end = self.flushed if number == self.active else self.sizes[number]
         base = number << 32
         chunk = b""
         start = offset

@@ -1,16 +1,16 @@
 """Leases: which exist and which keys hang on them (replicated), and when they end (leader only).
 
-The replicated part changes only when the log is applied, so it is the same on every member: `grant`,
-`revoke`, `attach`, `detach`, `checkpoint`, `restore`. The time part lives on the leader between
-`promote` and `demote`: a deadline per lease, moved by `renew`. The deadline is never replicated; a
-new leader gives every lease its full TTL again (or what a checkpoint left of it), so a lease may
-live longer than its TTL, never shorter. Nothing here removes a lease because of the clock: `expired`
-only names those that are due, and the leader then replicates a revoke.
+The replicated part changes only when the log is applied, so it is the same on every member:
+`grant`, `revoke`, `attach`, `detach`, `checkpoint`, `restore`. The time part lives on the leader
+between `promote` and `demote`: a deadline per lease, moved by `renew`. Deadlines are never
+replicated; a new leader gives every lease its full TTL again (or what a checkpoint left of it), so
+a lease may live longer than its TTL, never shorter. Nothing here removes a lease because of the
+clock: `expired` only names those that are due, and the leader then replicates a revoke.
 
 Invariants: `key_lease[key]` is the lease that holds `key`, and the key is among that lease's keys;
-every key of every lease is in `key_lease`. While promoted, each lease has exactly one valid entry in
-the heap, at the time in `scheduled`, which is not after its deadline; other entries are leftovers
-and fall out when they come up.
+every key of every lease is in `key_lease`. While promoted, each lease has exactly one valid heap
+entry, at the time in `scheduled`: not after its deadline, until it was named as due. Other entries
+are leftovers of revoked leases and fall out when they come up.
 
 It must never read a clock (time is an argument: seconds as a float, from any fixed origin, never
 going back) and never let a deadline change the replicated part.
@@ -211,7 +211,7 @@ class Lessor:
         return sorted(self._leases)
 
     def generate_id(self, rng: random.Random) -> int:
-        """An unused positive id, for a grant that asks for 0. Done before the grant is replicated."""
+        """An unused id for a grant that asks for 0; chosen before the grant is replicated."""
         while True:
             lease_id = rng.getrandbits(63)
             if lease_id != NO_LEASE and lease_id not in self._leases:
@@ -269,7 +269,10 @@ class Lessor:
         return lease.ttl_s
 
     def remaining_s(self, lease_id: int, now: float) -> float:
-        """Seconds until the lease ends; negative if it is overdue. Raises NotLeader, LeaseNotFound."""
+        """Seconds until the lease ends, negative if it is overdue.
+
+        Raises NotLeader and LeaseNotFound.
+        """
         if not self.promoted:
             raise errors.error("NotLeader")
         return self._lease(lease_id).deadline - now

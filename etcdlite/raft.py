@@ -22,7 +22,8 @@ What the owner does with a `Ready`, in this order:
 Invariants, checked while running and fatal when broken (`RaftInvariantError`):
 
 - at most one leader in a term; a leader never drops or changes entries of its own log;
-- offset <= applied <= applying <= committed <= last and stable <= offered <= last;
+- applied <= applying <= committed <= last, stable <= offered <= last, and offset <= applied except
+  while a snapshot is being installed (`RaftLog` says what these are);
 - an entry is applied only when it is committed and durable on this member;
 - a member becomes leader only when its own vote is durable. (Otherwise it could forget, crash, be
   elected again in the same term, and put another entry at the same index and term.) The only
@@ -30,6 +31,9 @@ Invariants, checked while running and fatal when broken (`RaftInvariantError`):
 
 The commit index rides along in the hard state whenever entries are written, but is never a reason
 to write: Raft does not need it durable (thesis 3.8), and the state machine keeps its applied index.
+What it must do it does: a leader appends a membership change only when the one before is committed,
+so a log on disk has at most one change beyond the commit index beside it, and a restarted member,
+which does not campaign before it has applied the others, is at most one change behind.
 
 What this part must never do: look at `data` of an entry, know about keys or members' addresses, or
 hold more than the named limits allow.
@@ -133,7 +137,7 @@ class Entry(NamedTuple):
     """One entry of the replicated log. `data` is opaque here; empty in a new leader's no-op."""
 
     term: int
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index is not missed
     kind: int
     data: bytes
 
@@ -160,7 +164,7 @@ class SoftState(NamedTuple):
 class Snapshot(NamedTuple):
     """What a snapshot replaces: the log up to `index`, and the membership there."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index is not missed
     term: int
     voters: tuple[int, ...]
     learners: tuple[int, ...]
@@ -169,7 +173,7 @@ class Snapshot(NamedTuple):
 class ReadState(NamedTuple):
     """The read request `context` may be answered once `index` is applied."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index is not missed
     context: bytes
 
 
@@ -188,9 +192,10 @@ class Message(NamedTuple):
     AppResp        index: the last entry that matches. With reject: index of the refused App, and
                    hint, log_term: the last entry of the sender that may match
     Heartbeat      commit: what the receiver may commit; context: the round of reads it confirms
-    HeartbeatResp  context: as received
+    HeartbeatResp  context: as received; commit: the sender's commit index
     Vote, PreVote  index, log_term: the candidate's last entry; context: CAMPAIGN_TRANSFER or empty
-    VoteResp       reject. Also PreVoteResp
+    VoteResp       reject. With it commit, log_term: the last entry the sender knows to be committed.
+                   Also PreVoteResp
     Snap           snapshot: what the state machine that goes with this message contains
     ReadIndex      context: the request, as the follower knows it
     ReadIndexResp  context: as received; index: the read index
@@ -202,7 +207,7 @@ class Message(NamedTuple):
     to: int
     sender: int
     term: int
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # tuple.index is not missed
     log_term: int = 0
     commit: int = 0
     entries: Sequence[Entry] = ()
@@ -304,11 +309,13 @@ class Raft:
         self._election_timeout = 0
         self._heartbeat_elapsed = 0
         self._votes: dict[int, bool] = {}
-        # The leader's: who shall lead next, the last conf change that may be unapplied, and the
-        # weight of its uncommitted entries.
+        # The leader's: who shall lead next, the last conf change that may be unapplied, the weight
+        # of its uncommitted entries, and the commit index that the others must know before it may
+        # go, if it is removed.
         self._transferee = 0
         self._pending_conf_index = 0
         self._uncommitted_bytes = 0
+        self._removal_index = 0
         # Reads as (who asks, context): those that wait, and those of the round under way.
         self._reads_waiting: list[tuple[int, bytes]] = []
         self._round_reads: list[tuple[int, bytes]] = []
@@ -360,12 +367,10 @@ class Raft:
             soft_state,
             self._snapshot,
         )
-        if self._messages:
-            self._messages = []
-        if self._messages_after_sync:
-            self._messages_after_sync = []
-        if self._read_states:
-            self._read_states = []
+        # New lists even for empty ones: the owner holds on to the old.
+        self._messages = []
+        self._messages_after_sync = []
+        self._read_states = []
         self._snapshot = None
         return ready
 
@@ -381,12 +386,11 @@ class Raft:
         meantime do not count.
         """
         self.log.stable_to(index, term)
-        if self.role == LEADER:
-            own = self.progress[self.id]
-            if self.log.stable > own.match:
-                own.match = self.log.stable
-                if self._maybe_commit():
-                    self._broadcast_append()
+        own = self.progress.get(self.id)
+        if self.role == LEADER and own is not None and self.log.stable > own.match:
+            own.match = self.log.stable
+            if self._maybe_commit():
+                self._broadcast_append()
 
     def applied(self, index: int) -> None:
         """The state machine contains everything up to `index`."""
@@ -416,7 +420,7 @@ class Raft:
                 # learns it from the answer. Without pre-vote it would learn it by a vote request.
                 self._send_after_sync(Message(APP_RESP, message.sender, self.id, self.term))
             elif kind == PRE_VOTE:
-                self._send(Message(PRE_VOTE_RESP, message.sender, self.id, self.term, reject=True))
+                self._send(self._vote_refusal(PRE_VOTE_RESP, message.sender))
             return
         if kind in (VOTE, PRE_VOTE):
             self._on_vote(message)
@@ -534,6 +538,9 @@ class Raft:
 
         A change that makes no sense (to demote a voter, to remove the last one) changes nothing,
         so that all members agree whatever the log contains.
+
+        A leader that is removed takes no more proposals and leads on until a quorum of the others
+        knows that the change is committed; it should not stop before its role has changed.
         """
         action, node = change
         if action == ADD_VOTER and node not in self.voters:
@@ -564,7 +571,11 @@ class Raft:
             progress.become_probe()
 
     def report_snapshot(self, node: int, delivered: bool) -> None:
-        """The snapshot for `node` was handed over, or sending it failed."""
+        """The snapshot for `node` was handed over, or sending it failed.
+
+        One of the two must be reported for every Snap message: until then, or until the node itself
+        says that it has it, nothing else is sent to it.
+        """
         progress = self.progress.get(node)
         if self.role == LEADER and progress is not None and progress.state == SNAPSHOT:
             if not delivered:
@@ -601,6 +612,7 @@ class Raft:
         self._transferee = 0
         self._pending_conf_index = 0
         self._uncommitted_bytes = 0
+        self._removal_index = 0
         self._reads_waiting = []
         self._round_reads = []
         self._round = 0
@@ -678,13 +690,11 @@ class Raft:
         granted = can_vote and up_to_date
         # The grant of a pre-vote bears the term that was asked for, so that the candidate does not
         # take it for old; a refusal bears ours, so that it learns of a higher one.
-        reply = Message(
-            PRE_VOTE_RESP if pre else VOTE_RESP,
-            message.sender,
-            self.id,
-            message.term if granted else self.term,
-            reject=not granted,
-        )
+        kind = PRE_VOTE_RESP if pre else VOTE_RESP
+        if granted:
+            reply = Message(kind, message.sender, self.id, message.term)
+        else:
+            reply = self._vote_refusal(kind, message.sender)
         if pre:
             self._send(reply)
             return
@@ -693,7 +703,24 @@ class Raft:
             self._election_elapsed = 0
         self._send_after_sync(reply)
 
+    def _vote_refusal(self, kind: int, node: int) -> Message:
+        committed = self.log.committed
+        return Message(
+            kind,
+            node,
+            self.id,
+            self.term,
+            commit=committed,
+            log_term=self.log.term(committed),
+            reject=True,
+        )
+
     def _on_vote_resp(self, message: Message) -> None:
+        if message.reject and self.log.term(message.commit) == message.log_term:
+            # What we have and did not know to be committed may be the membership change after which
+            # we do not need the sender's vote, which it will never give: its log is longer. (A
+            # leader that removed itself from two members; the remedy is that of TiKV's raft-rs.)
+            self.log.commit_to(message.commit)
         # Only the first answer counts: a repeated message must not change a vote.
         self._votes.setdefault(message.sender, not message.reject)
         quorum = len(self.voters) // 2 + 1
@@ -722,6 +749,14 @@ class Raft:
 
     # Membership.
 
+    def _go_if_removal_is_known(self) -> None:
+        known = sum(self.progress[node].committed >= self._removal_index for node in self.voters)
+        if known > len(self.voters) // 2:
+            self._become_follower(self.term, 0)
+
+    def _others(self) -> list[int]:
+        return sorted(node for node in self.progress if node != self.id)
+
     def _track_members(self) -> None:
         for node in self.voters | self.learners:
             if node not in self.progress:
@@ -734,18 +769,18 @@ class Raft:
         self._track_members()
         if self.role != LEADER:
             return
-        if self.id not in self.voters:
-            self._become_follower(self.term, 0)
-            return
         for node in self.progress.keys() - known:
             self.progress[node].recent_active = True  # It gets a full election timeout to show up.
+        if self.id not in self.voters:
+            self._removal_index = self.log.committed
+            self._broadcast_heartbeat()
         if self._transferee not in self.voters:
             self._transferee = 0
         # A smaller quorum may commit more, and confirm reads.
         if self._maybe_commit():
             self._broadcast_append()
         else:
-            for node in sorted(self.progress.keys() - {self.id}):
+            for node in self._others():
                 self._maybe_send_append(node, even_if_empty=False)
         self._finish_round_if_confirmed()
         self._start_round_if_due()
@@ -757,6 +792,8 @@ class Raft:
             raise NotLeader(self.leader)
         if self._transferee:
             raise RequestDropped("leadership is being transferred")
+        if self._removal_index:
+            raise RequestDropped("the leader is removed from the cluster")
 
     def _append(self, kind: int, data: bytes) -> int:
         log = self.log
@@ -788,10 +825,8 @@ class Raft:
         return True
 
     def _broadcast_append(self) -> None:
-        if len(self.progress) > 1:
-            for node in sorted(self.progress):
-                if node != self.id:
-                    self._send_append(node)
+        for node in self._others():
+            self._send_append(node)
 
     def _send_append(self, node: int) -> None:
         self._maybe_send_append(node, even_if_empty=True)
@@ -806,7 +841,9 @@ class Raft:
             return False
         log = self.log
         previous = progress.next - 1
-        if previous < log.offset:
+        if previous < log.offset or (previous == 0 and log.applied):
+            # Also to who has nothing at all: the first membership is not in the log. (While nothing
+            # is applied, only those know this leader who were given the same membership.)
             return self._maybe_send_snapshot(node, progress)
         entries: Sequence[Entry] = ()
         if progress.state != REPLICATE or not progress.inflight_is_full():
@@ -870,6 +907,8 @@ class Raft:
             return
         if progress.state == PROBE or (progress.state == SNAPSHOT and progress.match >= log.offset):
             progress.become_replicate()
+        elif progress.state == SNAPSHOT and progress.match >= progress.pending_snapshot:
+            progress.become_probe()  # It has it, but the log was compacted further meanwhile.
         elif progress.state == REPLICATE:
             progress.free_inflight(index)
         if node in self.voters and self._maybe_commit():
@@ -884,15 +923,11 @@ class Raft:
     # The leader: heartbeats and reads.
 
     def _broadcast_heartbeat(self) -> None:
-        if len(self.progress) > 1:
-            # A round of reads whose heartbeats got lost is asked for again with every heartbeat.
-            context = self._round.to_bytes(8, "little") if self._round_reads else b""
-            for node in sorted(self.progress):
-                if node != self.id:
-                    commit = min(self.progress[node].match, self.log.committed)
-                    self._send(
-                        Message(HEARTBEAT, node, self.id, self.term, commit=commit, context=context)
-                    )
+        # A round of reads whose heartbeats got lost is asked for again with every heartbeat.
+        context = self._round.to_bytes(8, "little") if self._round_reads else b""
+        for node in self._others():
+            commit = min(self.progress[node].match, self.log.committed)
+            self._send(Message(HEARTBEAT, node, self.id, self.term, commit=commit, context=context))
 
     def _on_heartbeat_resp(self, message: Message) -> None:
         progress = self.progress.get(message.sender)
@@ -911,6 +946,9 @@ class Raft:
             self._round_acks.add(message.sender)
             self._finish_round_if_confirmed()
             self._start_round_if_due()
+        progress.committed = max(progress.committed, message.commit)
+        if self._removal_index:
+            self._go_if_removal_is_known()
 
     def _on_read_index(self, message: Message) -> None:
         if len(self._reads_waiting) < MAX_WAITING_READS:
@@ -929,7 +967,7 @@ class Raft:
         self._reads_waiting = []
         self._round_index = self.log.committed
         self._round_acks = {self.id}
-        if len(self.voters) == 1:
+        if self._is_sole_voter():
             self._finish_round_if_confirmed()
         else:
             self._broadcast_heartbeat()
@@ -999,7 +1037,14 @@ class Raft:
         self._follow(message)
         self.log.commit_to(message.commit)
         self._send(
-            Message(HEARTBEAT_RESP, message.sender, self.id, self.term, context=message.context)
+            Message(
+                HEARTBEAT_RESP,
+                message.sender,
+                self.id,
+                self.term,
+                commit=self.log.committed,
+                context=message.context,
+            )
         )
 
     def _on_snap(self, message: Message) -> None:
@@ -1282,6 +1327,7 @@ class Progress:
 
     match      the last entry that the member is known to have
     next       the next entry to send
+    committed  what the member is known to know as committed
     probe      one append at a time, until an answer shows where the logs agree
     replicate  appends are streamed ahead of the answers, within a window
     snapshot   no appends: `pending_snapshot` is on its way
@@ -1292,6 +1338,7 @@ class Progress:
         "_inflight_bytes",
         "_max_bytes",
         "_max_messages",
+        "committed",
         "match",
         "next",
         "paused",
@@ -1309,6 +1356,7 @@ class Progress:
         self.recent_active = False
         self.pending_snapshot = 0
         self.sent_commit = 0
+        self.committed = 0
         self._max_messages = config.max_inflight_messages
         self._max_bytes = config.max_inflight_bytes
         self._inflight: deque[tuple[int, int]] = deque()

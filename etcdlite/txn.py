@@ -146,7 +146,7 @@ def put(store: Store, request: Any) -> bytes:
 def check_put_applies(store: Store, request: Any) -> None:
     if (request.ignore_value or request.ignore_lease) and request.key not in store.index.heads:
         raise error("KeyNotFound")
-    if request.lease and request.lease not in store.lessor:
+    if request.lease and not store.lessor.exists(request.lease):
         raise error("LeaseNotFound")
 
 

@@ -84,9 +84,11 @@ Recovery
     (a) if its header is good, more of its sectors are all zero than `blank` says, and everything
         after it is zero; or
     (b) if the sector that should hold its header is all zero from there on, and no good frame
-        header comes later. The salt keeps data that a client wrote from passing for one.
+        header of a later frame comes after. (The salt keeps data of clients from passing for one.)
     All else is damage: a wrong size, name or header, a bad checksum with every sector there, bytes
     after the end, a gap in the sequence, a segment that does not continue the one before.
+    What this cannot tell from a torn frame: damage within the last frame that leaves one of its
+    sectors all zero. That loses the last save, and is reported as torn.
 
     A good last frame may have been read from the page cache alone (the process was killed before
     its sync ended, or the sync failed). It is written again and synced before anyone acts on it.
@@ -183,7 +185,7 @@ class Recovered(NamedTuple):
     snapshot: tuple[int, int]
     """(index, term) of the latest marker; (0, 0) if there is none."""
     entries: list[Entry]
-    """Without gaps, up to `WAL.last_index`. May begin before the snapshot's index, not after it."""
+    """Without gaps, up to `WAL.last_index`. Some that the snapshot covers may come first."""
     torn: str | None
     """A text for the log if the last frame was cut off by a crash and has been removed."""
 
@@ -316,7 +318,8 @@ class WAL:
         """Note durably that a snapshot holds everything up to entry `index`, which is of `term`.
 
         `discard_log` is for a snapshot from the leader that replaces a log that conflicts with it.
-        A log that ends before `index` is discarded in any case. Raises as `save`.
+        A log that ends before `index` is discarded in any case, so for a snapshot of the member's
+        own the saves up to `index` come first. Raises as `save`.
         """
         assert index >= self.snapshot[0], (index, self.snapshot)
         self._append([_MARKER.pack(_MARKER_TYPE, discard_log, 0, 16, index, term)])
@@ -343,8 +346,9 @@ class WAL:
 
     def _append(self, parts: list[bytes]) -> None:
         """Write and sync `parts` as one frame. Hot: flat, two system calls."""
-        body = b"".join(parts)
-        length = len(body) + 31 & ~31
+        length = sum(map(len, parts))
+        parts.append(bytes(-length % _FRAME_HEADER_BYTES))
+        length += len(parts[-1])
         if length > MAX_FRAME_BYTES:
             raise ValueError(f"a save of {length} bytes, the limit is {MAX_FRAME_BYTES}")
         with _Attempt(self):
@@ -352,12 +356,11 @@ class WAL:
             if self._position + size_bytes > self._segments[-1].size_bytes:
                 self._roll(size_bytes)
             assert self._file is not None
-            body = body.ljust(length, b"\0")
+            body = b"".join(parts)
             chain = crc32(body, self._chain)
-            frame = _frame_header(
-                length, self._frame_sequence, self._salt, chain, _blank(body, self._position)
-            )
-            self._file.pwrite(frame + body, self._position)
+            blank = _blank(body, self._position)
+            header = _frame_header(length, self._frame_sequence, self._salt, chain, blank)
+            self._file.pwrite(header + body, self._position)
             if self.sync_enabled:
                 self._file.sync()
         self._position += size_bytes
@@ -564,7 +567,7 @@ class _Recovery:
             header = data[start : start + _FRAME_HEADER_BYTES]
             if header == bytes(_FRAME_HEADER_BYTES):
                 sector_end = start + SECTOR_BYTES - start % SECTOR_BYTES
-                other = _find_frame(data, start, end, wal._salt)
+                other = _find_later_frame(data, start, end, sequence, wal._salt)
                 if other:
                     why = f"zeros instead of frame {sequence}, with another frame at byte {other}"
                     raise WALDamaged(path, start, why)
@@ -689,17 +692,18 @@ def _used_bytes(data: bytes) -> int:
     return begin + len(data[begin:end].rstrip(b"\0"))
 
 
-def _find_frame(data: bytes, start: int, end: int, salt: int) -> int:
-    """Where, between `start` and `end`, a frame header of this log is; 0 if there is none."""
+def _find_later_frame(data: bytes, start: int, end: int, sequence: int, salt: int) -> int:
+    """Where, between `start` and `end`, a good header of a frame after `sequence` is, or 0.
+
+    A client may have stored a copy of an earlier part of the log; a later one it cannot know.
+    """
     at = data.find(_FRAME_MAGIC, start, end)
     while at >= 0:
         header = data[at : at + _FRAME_HEADER_BYTES]
-        if (
-            at % _FRAME_HEADER_BYTES == 0
-            and _CRC.unpack_from(header, 28)[0] == crc32(header[:28])
-            and _FRAME_HEADER.unpack_from(header)[3] == salt
-        ):
-            return at
+        if at % _FRAME_HEADER_BYTES == 0 and _CRC.unpack_from(header, 28)[0] == crc32(header[:28]):
+            _, _, found, found_salt, _, _ = _FRAME_HEADER.unpack_from(header)
+            if found > sequence and found_salt == salt:
+                return at
         at = data.find(_FRAME_MAGIC, at + 1, end)
     return 0
 

@@ -3,8 +3,8 @@
 It stands in for `etcdlite.disk.Disk`. Two things can be done to it that a real disk does rarely:
 
 - `fail_at = n` makes its n-th operation from now (the next is 1) raise an `OSError` with `error`. A
-  write that fails may have written its first half. After a sync that fails, what was dirty counts
-  as clean, as in Linux: it can be read, and a later sync does not save it.
+  write that fails has written the whole sectors of its first half. After a sync that fails, what
+  was dirty counts as clean, as in Linux: it can be read, and a later sync does not save it.
 - `power_loss(keep, names)` gives the disk as it is found after the power went: every sector and
   size written since the last sync is there or not, as `keep` says, and of the creations, renames
   and removals since the last `sync_dir` the first `names`. (A journal keeps their order.)
@@ -56,35 +56,29 @@ class _Inode:
 
     def unsynced(self) -> list[int]:
         """The sectors (or SIZE) of which a loss of power leaves the old or the new content."""
-        return sorted(
+        return [
             sector
-            for sector in self.dirty | self.lost
-            if (len(self.data) != len(self.stable))
-            if sector == SIZE
-        ) + sorted(
-            sector
-            for sector in self.dirty | self.lost
-            if sector != SIZE and self._sector(self.data, sector) != self._sector(self.stable, sector)
-        )
+            for sector in sorted(self.dirty | self.lost)
+            if self._piece(self.data, sector) != self._piece(self.stable, sector)
+        ]
 
     def after_power_loss(self, keep: Callable[[int], bool]) -> _Inode:
         unsynced = self.dirty | self.lost
         return _Inode(self._mixed(lambda sector: sector in unsynced and keep(sector)))
 
-    def _sector(self, data: bytearray, sector: int) -> bytes:
+    def _piece(self, data: bytearray, sector: int) -> bytes:
+        if sector == SIZE:
+            return str(len(data)).encode()
         at = sector * SECTOR_BYTES
         return bytes(data[at : at + SECTOR_BYTES]).ljust(SECTOR_BYTES, b"\0")
 
     def _mixed(self, new: Callable[[int], bool]) -> bytes:
         size = len(self.data) if new(SIZE) else len(self.stable)
-        if size == len(self.stable):
-            content = bytearray(self.stable)
-        else:
-            content = self.stable[:size].ljust(size, b"\0")
+        content = self.stable[:size].ljust(size, b"\0")
         for sector in sorted(self.dirty | self.lost):
             if sector != SIZE and new(sector):
                 at = sector * SECTOR_BYTES
-                content[at : at + SECTOR_BYTES] = self._sector(self.data, sector)
+                content[at : at + SECTOR_BYTES] = self._piece(self.data, sector)
         return bytes(content[:size])
 
 
@@ -101,9 +95,12 @@ class FaultyFile(File):
         return bytes(self._inode.data[offset : offset + size_bytes])
 
     def pwrite(self, data: bytes, offset: int) -> None:
-        self._disk._step(
-            "pwrite", self.path, lambda: self._inode.write(data[: len(data) // 2], offset)
-        )
+        def write_half() -> None:
+            # Linux gives up between two pages, so also between two sectors.
+            middle = (offset + len(data) // 2) // SECTOR_BYTES * SECTOR_BYTES
+            self._inode.write(data[: max(0, middle - offset)], offset)
+
+        self._disk._step("pwrite", self.path, write_half)
         self._inode.write(data, offset)
 
     def size(self) -> int:
@@ -183,9 +180,7 @@ class FaultyDisk(Disk):
         inode.stable = inode.data
         return inode.data
 
-    def _step(
-        self, operation: str, path: str, half_done: Callable[[], None] | None = None
-    ) -> None:
+    def _step(self, operation: str, path: str, half_done: Callable[[], None] | None = None) -> None:
         self.operations.append((operation, path))
         if self.fail_at is not None:
             self.fail_at -= 1

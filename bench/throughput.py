@@ -1,0 +1,149 @@
+"""Requests per second with 1,000 in flight from one client process, and latency with one.
+
+etcd is loaded by h2load over gRPC, etcdlite by `native_load.py` over its own protocol. What is
+fair about that, and what is not:
+
+- h2load is C and sends one body, so etcd is given the same key again and again, which is the
+  easiest work for its index; etcdlite is given distinct keys over the whole key space.
+- The split of the 1,000 requests into connections and streams matters to etcd, so several are
+  tried first and the fastest is used. etcdlite gets one connection.
+- h2load sees HTTP status codes only. That the puts were done is checked by the revision, which
+  must have grown by the number of requests.
+- Each round starts the server anew on an empty directory; rounds alternate between the two.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+from bench import native_load
+from bench.clients import call, connect, timed_call
+from bench.native_load import key_of, value_of
+from bench.servers import Server
+from etcdlite import proto
+
+SPLITS = ((100, 10), (50, 20), (20, 50), (10, 100), (1, 1000))
+"""Connections and streams for h2load; each makes 1,000 in flight."""
+
+KEYS = 100_000
+
+
+def _revision(server: Server) -> int:
+    connection = connect(server.name, server.port)
+    revision: int = call(connection, "KV.Range", proto.RangeRequest(key=b"none")).header.revision
+    connection.close()
+    return revision
+
+
+def h2load(
+    server: Server,
+    method_name: str,
+    body: bytes,
+    requests: int,
+    split: tuple[int, int],
+    folder: str,
+) -> float:
+    """Requests per second that h2load counts. Raises SystemExit on any failed request."""
+    path = os.path.join(folder, "body")
+    with open(path, "wb") as file:
+        file.write(b"\0" + len(body).to_bytes(4, "big") + body)
+    connections, streams = split
+    output = subprocess.run(
+        [
+            "h2load",
+            f"--requests={requests}",
+            f"--clients={connections}",
+            f"--max-concurrent-streams={streams}",
+            f"--data={path}",
+            "--header=te: trailers",
+            "--header=content-type: application/grpc",
+            f"http://127.0.0.1:{server.port}{proto.METHOD_BY_NAME[method_name].grpc_path}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    rate = re.search(r"finished in .*, ([\d.]+) req/s", output)
+    if rate is None or f"{requests} succeeded, 0 failed, 0 errored, 0 timeout" not in output:
+        raise SystemExit(f"bench: h2load failed:\n{output}")
+    return float(rate[1])
+
+
+def put_with_h2load(server: Server, requests: int, split: tuple[int, int], folder: str) -> float:
+    body = proto.PutRequest(key=key_of(0), value=value_of(0)).encode()
+    before = _revision(server)
+    rate = h2load(server, "KV.Put", body, requests, split, folder)
+    if _revision(server) - before != requests:
+        raise SystemExit("bench: h2load's puts were not all done")
+    return rate
+
+
+def range_with_h2load(server: Server, requests: int, split: tuple[int, int], folder: str) -> float:
+    """Needs the key of `put_with_h2load`."""
+    body = proto.RangeRequest(key=key_of(0)).encode()
+    return h2load(server, "KV.Range", body, requests, split, folder)
+
+
+def fastest_splits(folder: str, requests: int) -> dict[str, tuple[int, int]]:
+    """The entry of SPLITS with which etcd is fastest at "put" and at "range"."""
+    with Server("etcd", folder) as server:
+        put_with_h2load(server, requests, SPLITS[0], folder)
+        puts = {split: put_with_h2load(server, requests, split, folder) for split in SPLITS}
+        ranges = {split: range_with_h2load(server, requests, split, folder) for split in SPLITS}
+    return {"put": max(puts, key=puts.__getitem__), "range": max(ranges, key=ranges.__getitem__)}
+
+
+def _put_latencies_us(server: Server, count: int) -> list[float]:
+    connection = connect(server.name, server.port)
+    latencies = [
+        timed_call(
+            connection, "KV.Put", proto.PutRequest(key=key_of(number), value=value_of(number))
+        )
+        * 1e6
+        for number in range(count)
+    ]
+    connection.close()
+    return sorted(latencies)
+
+
+def measure(
+    name: str, folder: str, splits: dict[str, tuple[int, int]], scale: float
+) -> dict[str, float]:
+    """One round with one server. `scale` 1.0 takes about ten seconds."""
+    figures: dict[str, float] = {}
+    with Server(name, folder) as server:
+        if name == "etcd":
+            puts, ranges = int(200_000 * scale), int(400_000 * scale)
+            put_with_h2load(server, puts // 10, splits["put"], folder)
+            cpu = server.cpu_s()
+            figures["put_per_s"] = put_with_h2load(server, puts, splits["put"], folder)
+            figures["put_cpu_us"] = (server.cpu_s() - cpu) / puts * 1e6
+            cpu = server.cpu_s()
+            figures["range_per_s"] = range_with_h2load(server, ranges, splits["range"], folder)
+            figures["range_cpu_us"] = (server.cpu_s() - cpu) / ranges * 1e6
+        else:
+            puts, ranges = int(500_000 * scale), int(1_000_000 * scale)
+            for kind, method_name, requests in (
+                ("put", "KV.Put", puts),
+                ("range", "KV.Range", ranges),
+            ):
+                cycle = native_load.Cycle(method_name, KEYS, native_load.VALUE_BYTES)
+                if kind == "put":
+                    # Every key exists before anything is measured.
+                    native_load.run(server.port, "KV.Put", requests=KEYS, keys=KEYS, cycle=cycle)
+                cpu = server.cpu_s()
+                result = native_load.run(
+                    server.port, method_name, requests=requests, keys=KEYS, cycle=cycle
+                )
+                figures[f"{kind}_cpu_us"] = (server.cpu_s() - cpu) / requests * 1e6
+                figures[f"{kind}_per_s"] = result.per_second
+                figures[f"{kind}_p50_us"] = result.p50_us
+                figures[f"{kind}_p99_us"] = result.p99_us
+                figures[f"{kind}_client_cpu_us"] = result.client_cpu_us
+        latencies = _put_latencies_us(server, int(5000 * scale))
+        figures["one_put_p50_us"] = latencies[len(latencies) // 2]
+        figures["one_put_p99_us"] = latencies[len(latencies) * 99 // 100]
+        figures["one_put_per_s"] = len(latencies) / sum(latencies) * 1e6
+    return figures

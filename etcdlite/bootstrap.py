@@ -1,0 +1,228 @@
+"""A member's folder: how it comes to be, and how it is opened again.
+
+    <data-dir>/lock          held by the running process
+    <data-dir>/member/wal/   the write-ahead log (or in wal-dir)
+    <data-dir>/member/data/  data segments and checkpoint
+
+The folder `member` appears by one rename when everything in it is durable, so an interrupted first
+start or restore leaves nothing that looks like a member.
+
+The ids are derived as etcd derives them, so the same configuration gives the same ids: a member's
+from its peer URLs and the cluster token, the cluster's from its members'.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from etcdlite import proto
+from etcdlite.checkpoint import NAME as CHECKPOINT
+from etcdlite.disk import Disk, File
+from etcdlite.lease import Lessor
+from etcdlite.mvcc import MEMBER, Store
+from etcdlite.raft import Entry, HardState
+from etcdlite.wal import WAL
+
+_IDENTITY = struct.Struct("<QQ")
+"""The log's metadata: cluster id, member id."""
+
+
+class StartError(Exception):
+    """The member cannot start; the text says why and what to do."""
+
+
+class Opened(NamedTuple):
+    """A member's state as found on disk."""
+
+    cluster_id: int
+    member_id: int
+    store: Store
+    lessor: Lessor
+    wal: WAL
+    hard_state: HardState
+    entries: list[Entry]
+    """Those behind what the store has applied."""
+    notes: list[str]
+    """What recovery found and mended, for the log."""
+
+
+def derive_member_id(peer_urls: Iterable[str], token: str) -> int:
+    digest = hashlib.sha1(("".join(sorted(peer_urls)) + token).encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def derive_cluster_id(member_ids: Iterable[int]) -> int:
+    joined = b"".join(member_id.to_bytes(8, "big") for member_id in sorted(member_ids))
+    return int.from_bytes(hashlib.sha1(joined).digest()[:8], "big")
+
+
+def lock(disk: Disk, data_dir: str) -> File:
+    """Make the folder and take its lock. Raises StartError."""
+    path = f"{data_dir}/lock"
+    try:
+        disk.make_dir(data_dir)
+        return disk.lock(path)
+    except BlockingIOError:
+        raise StartError(
+            f"data directory {data_dir} is in use by another etcdlite process. Stop that one, or "
+            "give this one its own --data-dir"
+        ) from None
+    except OSError as failure:
+        raise StartError(
+            f"cannot use data directory {data_dir}: {failure.strerror}. Give a --data-dir that "
+            "this user may write to"
+        ) from failure
+
+
+def exists(disk: Disk, data_dir: str) -> bool:
+    return disk.exists(f"{data_dir}/member")
+
+
+def wal_directory(data_dir: str, wal_dir: str) -> str:
+    return wal_dir or f"{data_dir}/member/wal"
+
+
+def create(
+    disk: Disk,
+    data_dir: str,
+    wal_dir: str,
+    member: proto.Message,
+    cluster_id: int,
+    *,
+    segment_bytes: int,
+    wal_segment_bytes: int,
+) -> None:
+    """Lay out a new member that is alone in its cluster. `member` is its `Member` message."""
+    directory = begin(disk, data_dir, wal_dir)
+    store = Store.create(disk, f"{directory}/data", Lessor(), segment_bytes)
+    finish(disk, data_dir, wal_dir, store, member, cluster_id, wal_segment_bytes)
+
+
+def begin(disk: Disk, data_dir: str, wal_dir: str) -> str:
+    """The folder to prepare a new member in, empty. Raises StartError if there is one already."""
+    if exists(disk, data_dir):
+        raise StartError(f"data directory {data_dir} already holds a member")
+    if wal_dir and WAL.exists(disk, wal_dir):
+        raise StartError(
+            f"wal directory {wal_dir} holds the log of a member, but data directory {data_dir} "
+            "holds no member. Give the data directory that belongs to it, or an empty --wal-dir"
+        )
+    directory = f"{data_dir}/member.tmp"
+    if disk.exists(directory):
+        disk.remove_tree(directory)
+    disk.make_dir(directory)
+    return directory
+
+
+def finish(
+    disk: Disk,
+    data_dir: str,
+    wal_dir: str,
+    store: Store,
+    member: proto.Message,
+    cluster_id: int,
+    wal_segment_bytes: int,
+) -> None:
+    """Make the store, which is closed, that of a new member alone in its cluster."""
+    for key in list(store.buckets.get(MEMBER, ())):
+        store.set_bucket(MEMBER, key, None)
+    store.set_bucket(MEMBER, member.ID.to_bytes(8, "big"), member.encode())
+    store.mark(store.applied_index, store.applied_term)
+    for task in store.checkpoint():
+        if task is not None:
+            task()
+    store.close()
+    directory = f"{data_dir}/member.tmp"
+    metadata = _IDENTITY.pack(cluster_id, member.ID)
+    wal = WAL.create(disk, wal_dir or f"{directory}/wal", metadata, wal_segment_bytes)
+    if store.applied_index:
+        wal.save(HardState(store.applied_term, 0, store.applied_index), ())
+        wal.mark_snapshot(store.applied_index, store.applied_term)
+    wal.close()
+    disk.sync_dir(directory)
+    disk.rename(directory, f"{data_dir}/member")
+    disk.sync_dir(data_dir)
+    disk.sync_dir(os.path.dirname(os.path.abspath(data_dir)))
+
+
+def open_member(
+    disk: Disk,
+    data_dir: str,
+    wal_dir: str,
+    *,
+    min_ttl_s: int,
+    segment_bytes: int,
+    wal_segment_bytes: int,
+    sync_enabled: bool,
+) -> Opened:
+    """Recover a member's state. Raises StartError, DataDamaged, WALError, OSError."""
+    directory = f"{data_dir}/member"
+    logs = wal_directory(data_dir, wal_dir)
+    if not disk.exists(f"{directory}/data/{CHECKPOINT}"):
+        raise StartError(
+            f"{directory}/data/{CHECKPOINT} is missing: the data directory is incomplete. Restore "
+            "this member from a backup with 'etcdlite-ctl snapshot restore'"
+        )
+    if not WAL.exists(disk, logs):
+        raise StartError(
+            f"there is no write-ahead log in {logs}, but {directory} holds a member's data. Give "
+            "the --wal-dir that belongs to it, or restore this member from a backup with "
+            "'etcdlite-ctl snapshot restore'"
+        )
+    wal, recovered = WAL.open(disk, logs, wal_segment_bytes, sync_enabled=sync_enabled)
+    lessor = Lessor(min_ttl_s)
+    store = Store.open(disk, f"{directory}/data", lessor, segment_bytes)
+    cluster_id, member_id = _IDENTITY.unpack(recovered.metadata)
+    notes = []
+    if recovered.torn:
+        notes.append(recovered.torn)
+    if store.cut is not None:
+        notes.append(
+            f"{store.cut.path}: {store.cut.why} at offset {store.cut.offset}; the data file was "
+            "cut there and is written again from the write-ahead log"
+        )
+    entries = [entry for entry in recovered.entries if entry.index > store.applied_index]
+    _check_log_covers(store, wal, recovered.entries, entries, logs)
+    return Opened(
+        cluster_id,
+        member_id,
+        store,
+        lessor,
+        wal,
+        recovered.hard_state,
+        entries,
+        notes,
+    )
+
+
+def _check_log_covers(
+    store: Store, wal: WAL, recovered: list[Entry], entries: list[Entry], logs: str
+) -> None:
+    """Data and log must be of one history without a gap: a log is never behind the data."""
+    problem = ""
+    if wal.last_index < store.applied_index:
+        problem = (
+            f"the log ends at entry {wal.last_index}, but the data has applied entry "
+            f"{store.applied_index}"
+        )
+    elif entries and entries[0].index != store.applied_index + 1:
+        problem = (
+            f"the log begins at entry {entries[0].index}, but the data ends at entry "
+            f"{store.applied_index}"
+        )
+    else:
+        for entry in recovered:
+            if entry.index == store.applied_index and entry.term != store.applied_term:
+                problem = (
+                    f"entry {entry.index} is of term {entry.term} in the log and of term "
+                    f"{store.applied_term} in the data"
+                )
+    if problem:
+        raise StartError(
+            f"write-ahead log {logs} does not belong to the data, or a part of it is lost: "
+            f"{problem}. Restore this member from a backup with 'etcdlite-ctl snapshot restore'"
+        )

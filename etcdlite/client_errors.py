@@ -1,0 +1,339 @@
+"""The exceptions of the Python client.
+
+All are `EtcdliteError`s with a gRPC status code and a text. There is a class for each of etcd's
+errors (`errors.ERRORS`) that a program may want to catch, under etcd's name, and one for each thing
+that the client itself finds.
+"""
+
+from __future__ import annotations
+
+from .errors import (
+    CANCELED,
+    DEADLINE_EXCEEDED,
+    ERRORS,
+    INTERNAL,
+    OUT_OF_RANGE,
+    UNAVAILABLE,
+    UNIMPLEMENTED,
+    UNKNOWN,
+)
+
+__all__ = [
+    "EtcdliteError",
+    "ConnectionFailed",
+    "Timeout",
+    "UnknownOutcome",
+    "ProtocolViolation",
+    "Closed",
+    "NotElected",
+    "LeaseLost",
+    "Unimplemented",
+    "Unavailable",
+    "NoLeader",
+    "LeaderChanged",
+    "Stopped",
+    "Unhealthy",
+    "ServerTimeout",
+    "Compacted",
+    "FutureRev",
+    "EmptyKey",
+    "KeyNotFound",
+    "ValueProvided",
+    "LeaseProvided",
+    "TooManyOps",
+    "DuplicateKey",
+    "InvalidSortOption",
+    "NoSpace",
+    "RequestTooLarge",
+    "RequestTooManyRequests",
+    "LeaseNotFound",
+    "LeaseExist",
+    "LeaseTTLTooLarge",
+    "WatchCanceled",
+    "MemberExist",
+    "PeerURLExist",
+    "MemberNotEnoughStarted",
+    "MemberBadURLs",
+    "MemberNotFound",
+    "MemberNotLearner",
+    "LearnerNotReady",
+    "TooManyLearners",
+    "NotSupportedForLearner",
+    "NotLeader",
+    "BadLeaderTransferee",
+    "NotCapable",
+    "Corrupt",
+    "AuthFailed",
+    "AuthNotEnabled",
+    "InvalidAuthToken",
+    "PermissionDenied",
+    "UserNotFound",
+    "UserAlreadyExist",
+    "RoleNotFound",
+    "RoleAlreadyExist",
+    "Canceled",
+    "DeadlineExceeded",
+]
+
+_BY_TEXT: dict[str, type[EtcdliteError]] = {}
+
+
+class EtcdliteError(Exception):
+    """Whatever goes wrong in a call. `code` is a gRPC status code, `text` says it in one line.
+
+    `endpoint` is the server it concerns ("127.0.0.1:2379"), "" if none. A subclass that bears the
+    name of an etcd error stands for that text; any other text is an EtcdliteError.
+    """
+
+    code: int = UNKNOWN
+    text: str = ""
+    endpoint: str = ""
+
+    def __init_subclass__(cls, names: tuple[str, ...] | None = None) -> None:
+        if names is None:
+            names = (cls.__name__,) if cls.__name__ in ERRORS else ()
+        for name in names:
+            cls.code, cls.text = ERRORS[name]
+            _BY_TEXT[cls.text] = cls
+
+    def __init__(
+        self, code: int | None = None, text: str | None = None, endpoint: str = ""
+    ) -> None:
+        self.code = type(self).code if code is None else code
+        self.text = type(self).text if text is None else text
+        self.endpoint = endpoint
+        super().__init__(self.code, self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+# What the client itself finds.
+
+
+class ConnectionFailed(EtcdliteError):
+    """No endpoint could be reached; or a read's connection broke, time and again."""
+
+    code = UNAVAILABLE
+
+
+class Timeout(EtcdliteError, names=()):
+    """No answer in time. A write may or may not have been carried out."""
+
+    code = DEADLINE_EXCEEDED
+
+
+class UnknownOutcome(EtcdliteError):
+    """The connection broke after a write was sent: it may or may not have been carried out."""
+
+    code = UNAVAILABLE
+
+
+class ProtocolViolation(EtcdliteError):
+    """The server sent what the protocol does not allow."""
+
+    code = INTERNAL
+
+
+class Closed(EtcdliteError):
+    """The client, or the stream, was closed."""
+
+    code = CANCELED
+    text = "the client is closed"
+
+
+class NotElected(EtcdliteError):
+    """This candidate leads no more, or never did."""
+
+    code = CANCELED
+    text = "not the leader of this election"
+
+
+class LeaseLost(EtcdliteError):
+    """A lease ended before its holder gave it up, and its lock or leadership with it."""
+
+    code = CANCELED
+    text = "the lease was lost"
+
+
+# What a server answers.
+
+
+class Unimplemented(EtcdliteError):
+    """The server does not know the method, or does not serve it yet."""
+
+    code = UNIMPLEMENTED
+
+
+class Unavailable(EtcdliteError):
+    """The member cannot serve this now; another one, or this one later, may."""
+
+    code = UNAVAILABLE
+
+
+class NoLeader(Unavailable): ...
+
+
+class LeaderChanged(Unavailable): ...
+
+
+class Stopped(Unavailable): ...
+
+
+class Unhealthy(Unavailable): ...
+
+
+class ServerTimeout(
+    Unavailable,
+    names=(
+        "TimeoutWaitAppliedIndex",
+        "TimeoutDueToConnectionLost",
+        "TimeoutDueToLeaderFail",
+        "Timeout",
+    ),
+):
+    """The cluster did not agree in time. A write may or may not have been carried out."""
+
+
+class Compacted(EtcdliteError):
+    """The history asked for is gone."""
+
+    compact_revision: int
+    """The oldest revision that is left; 0 if the server did not say."""
+
+    def __init__(
+        self,
+        code: int | None = OUT_OF_RANGE,
+        text: str | None = None,
+        endpoint: str = "",
+        *,
+        compact_revision: int = 0,
+    ) -> None:
+        super().__init__(code, text, endpoint)
+        self.compact_revision = compact_revision
+
+
+class FutureRev(EtcdliteError): ...
+
+
+class EmptyKey(EtcdliteError): ...
+
+
+class KeyNotFound(EtcdliteError): ...
+
+
+class ValueProvided(EtcdliteError): ...
+
+
+class LeaseProvided(EtcdliteError): ...
+
+
+class TooManyOps(EtcdliteError): ...
+
+
+class DuplicateKey(EtcdliteError): ...
+
+
+class InvalidSortOption(EtcdliteError): ...
+
+
+class NoSpace(EtcdliteError): ...
+
+
+class RequestTooLarge(EtcdliteError): ...
+
+
+class RequestTooManyRequests(EtcdliteError): ...
+
+
+class LeaseNotFound(EtcdliteError): ...
+
+
+class LeaseExist(EtcdliteError): ...
+
+
+class LeaseTTLTooLarge(EtcdliteError): ...
+
+
+class WatchCanceled(EtcdliteError): ...
+
+
+class MemberExist(EtcdliteError): ...
+
+
+class PeerURLExist(EtcdliteError): ...
+
+
+class MemberNotEnoughStarted(EtcdliteError): ...
+
+
+class MemberBadURLs(EtcdliteError): ...
+
+
+class MemberNotFound(EtcdliteError): ...
+
+
+class MemberNotLearner(EtcdliteError): ...
+
+
+class LearnerNotReady(EtcdliteError): ...
+
+
+class TooManyLearners(EtcdliteError): ...
+
+
+class NotSupportedForLearner(EtcdliteError): ...
+
+
+class NotLeader(EtcdliteError): ...
+
+
+class BadLeaderTransferee(EtcdliteError): ...
+
+
+class NotCapable(EtcdliteError): ...
+
+
+class Corrupt(EtcdliteError): ...
+
+
+class AuthFailed(EtcdliteError): ...
+
+
+class AuthNotEnabled(EtcdliteError): ...
+
+
+class InvalidAuthToken(EtcdliteError): ...
+
+
+class PermissionDenied(EtcdliteError): ...
+
+
+class UserNotFound(EtcdliteError): ...
+
+
+class UserAlreadyExist(EtcdliteError): ...
+
+
+class RoleNotFound(EtcdliteError): ...
+
+
+class RoleAlreadyExist(EtcdliteError): ...
+
+
+class Canceled(EtcdliteError): ...
+
+
+class DeadlineExceeded(EtcdliteError): ...
+
+
+_BY_CODE: dict[int, type[EtcdliteError]] = {
+    UNAVAILABLE: Unavailable,
+    UNIMPLEMENTED: Unimplemented,
+}
+
+
+def error_for(code: int, text: str, endpoint: str = "") -> EtcdliteError:
+    """The exception for a server's answer: chosen by the text, else by the code."""
+    cls = _BY_TEXT.get(text) or _BY_CODE.get(code, EtcdliteError)
+    return cls(code, text, endpoint)

@@ -1,0 +1,226 @@
+"""What a member does by itself, in the background: compaction, checkpoints, cleaning.
+
+Compaction work, which only touches memory, runs beside one job: a checkpoint, the cleaning of a
+segment, or a defragmentation (a checkpoint and then the cleaning of every segment with garbage).
+A job is a generator (`mvcc.Job`); it advances in time slices on the loop, and its slow disk work
+runs as a task elsewhere.
+
+Automatic compaction works as etcd's: in mode "periodic" it keeps the history of a time, in mode
+"revision" that of a number of revisions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from etcdlite import log, proto
+from etcdlite.mvcc import Job
+
+if TYPE_CHECKING:
+    from etcdlite.member import Member, Session
+
+CLEAN_SHARE = 0.5
+"""Segments with at least this share of garbage are cleaned without being asked."""
+
+DEFRAGMENT_SHARE = 0.05
+"""Segments with less garbage than this are not worth a defragmentation."""
+
+CHECKPOINT_BYTES_PER_KEY = 100
+"""A checkpoint of many keys is large: it is written when at least this much per key is new, so that
+checkpoints at most about double what is written."""
+
+MAX_COMPACTION_INTERVAL_S = 3600.0
+REVISION_MODE_INTERVAL_S = 300.0
+SAMPLES_PER_RETENTION = 10
+
+_COMPACT = proto.METHOD_BY_NAME["KV.Compact"].number
+
+
+class AutoCompaction:
+    """When to compact, and at which revision."""
+
+    def __init__(self, retention_s: float, retention_revisions: int) -> None:
+        """Either may be 0: off."""
+        self._retention_s = retention_s
+        self._retention_revisions = retention_revisions
+        self._samples: deque[tuple[float, int]] = deque()
+        self._next_sample = 0.0
+        self._next_compaction: float | None = None
+
+    def due(self, now: float, revision: int) -> int:
+        """The revision to compact at now, or 0."""
+        if self._retention_revisions:
+            if self._next_compaction is None:
+                self._next_compaction = now + REVISION_MODE_INTERVAL_S
+            if now < self._next_compaction:
+                return 0
+            self._next_compaction = now + REVISION_MODE_INTERVAL_S
+            return max(0, revision - self._retention_revisions)
+        if not self._retention_s or now < self._next_sample:
+            return 0
+        self._next_sample = now + self._retention_s / SAMPLES_PER_RETENTION
+        self._samples.append((now, revision))
+        target = 0
+        while self._samples and self._samples[0][0] <= now - self._retention_s:
+            target = self._samples.popleft()[1]
+        if not target or (self._next_compaction is not None and now < self._next_compaction):
+            return 0
+        self._next_compaction = now + min(self._retention_s, MAX_COMPACTION_INTERVAL_S)
+        return target
+
+
+class Housekeeping:
+    """Runs a member's background work; driven by `Member.turn` and `Member.tick`."""
+
+    def __init__(self, member: Member, checkpoint_bytes: int) -> None:
+        self._member = member
+        self._checkpoint_bytes = checkpoint_bytes
+        self.auto_compaction = AutoCompaction(0.0, 0)
+        self.released: tuple[int, int] | None = None
+        """Index and term up to which the log is not needed any more; taken by the owner."""
+        self.compacted_versions = 0
+        self.checkpoints = 0
+        self.cleaned_segments = 0
+        self._job: Job | None = None
+        self._task: Callable[[], None] | None = None
+        self._task_is_out = False
+        self._waiting_compaction: list[tuple[Session, int, int]] = []
+        self._waiting_defragment: list[tuple[Session, int, int]] = []
+
+    # From requests.
+
+    def when_compacted(self, session: Session, request_id: int, method: int) -> None:
+        """Answer a physical compaction when the work is done."""
+        self._waiting_compaction.append((session, request_id, method))
+
+    def defragment(self, session: Session, request_id: int, method: int) -> None:
+        """Clean every segment that has garbage, then answer."""
+        self._waiting_defragment.append((session, request_id, method))
+
+    # From the member.
+
+    def tick(self, now: float) -> None:
+        member = self._member
+        store = member.store
+        if member.lessor.promoted:
+            revision = self.auto_compaction.due(now, store.revision)
+            if revision > store.compacted:
+                log.info("starting auto compaction", revision=revision)
+                member.propose_message(
+                    None, 0, _COMPACT, proto.CompactionRequest(revision=revision)
+                )
+        if self._job is None:
+            self._job = self._next_job()
+
+    def _next_job(self) -> Job | None:
+        store = self._member.store
+        if self._waiting_defragment:
+            return self._defragment()
+        least_bytes = len(store.index.heads) * CHECKPOINT_BYTES_PER_KEY
+        if store.bytes_since_checkpoint > max(self._checkpoint_bytes, least_bytes):
+            return self._checkpoint()
+        segment = store.segment_to_clean(CLEAN_SHARE)
+        return self._clean(segment) if segment is not None else None
+
+    @property
+    def has_work(self) -> bool:
+        """There is something to do at once, that is, not only a task to wait for."""
+        store = self._member.store
+        return (store.compaction is not None and not store.compaction_is_held) or (
+            (self._job is not None or bool(self._waiting_defragment))
+            and not self._task_is_out
+            and self._task is None
+        )
+
+    def run(self, is_over: Callable[[], bool]) -> None:
+        """Do one step of what there is, and more until `is_over`."""
+        store = self._member.store
+        while self.has_work:
+            if store.compaction is not None and not store.compaction_is_held:
+                dropped = store.compact_step()
+                if dropped is None:
+                    self._compaction_finished()
+                else:
+                    self.compacted_versions += dropped
+            if not self._task_is_out and self._task is None:
+                if self._job is None and self._waiting_defragment:
+                    self._job = self._next_job()
+                if self._job is not None:
+                    self._advance(self._job)
+            if is_over():
+                return
+
+    def _advance(self, job: Job) -> None:
+        try:
+            self._task = next(job)
+        except StopIteration:
+            self._job = self._next_job()
+
+    def take_task(self) -> Callable[[], None] | None:
+        task = self._task
+        if task is not None:
+            self._task = None
+            self._task_is_out = True
+        return task
+
+    def finished(self) -> None:
+        self._task_is_out = False
+
+    def close(self) -> None:
+        """Finish what is under way, write a last checkpoint so that the next start is quick, and
+        close the store. Blocks; no task may be out."""
+        store = self._member.store
+        jobs: list[Job] = [] if self._job is None else [self._job]
+        if self._task is not None:
+            self._task()
+        for job in (*jobs, store.checkpoint()):
+            for task in job:
+                if task is not None:
+                    task()
+        store.close()
+
+    def _compaction_finished(self) -> None:
+        store = self._member.store
+        log.info("finished scheduled compaction", **{"compact-revision": store.compacted})
+        header = self._member.header(store.revision)
+        for session, request_id, method in self._waiting_compaction:
+            session.reply(request_id, method, header)
+        self._waiting_compaction.clear()
+
+    # Jobs.
+
+    def _checkpoint(self) -> Job:
+        store = self._member.store
+        index, term = store.applied_index, store.applied_term
+        yield from store.checkpoint()
+        self.checkpoints += 1
+        self.released = (index, term)
+        log.debug("checkpoint written", index=index, keys=len(store.index.heads))
+
+    def _clean(self, segment: int) -> Job:
+        yield from self._member.store.clean(segment)
+        self.cleaned_segments += 1
+        log.debug("segment cleaned", segment=segment)
+
+    def _defragment(self) -> Job:
+        member = self._member
+        store = member.store
+        asked = self._waiting_defragment
+        self._waiting_defragment = []
+        before = store.size_bytes
+        log.info("defragmenting", **{"current-db-size-bytes": before})
+        store.data.roll()
+        yield from self._checkpoint()
+        segments: Iterator[int | None] = iter(lambda: store.segment_to_clean(DEFRAGMENT_SHARE), None)
+        for segment in segments:
+            assert segment is not None
+            yield from self._clean(segment)
+        log.info(
+            "finished defragmenting",
+            **{"previous-db-size-bytes": before, "current-db-size-bytes": store.size_bytes},
+        )
+        header = member.header(store.revision)
+        for session, request_id, method in asked:
+            session.reply(request_id, method, header)

@@ -1,0 +1,739 @@
+"""The process: sockets, threads, timers, signals. Nothing else owns any of these.
+
+One loop (`selectors`) does all protocol and state work. A turn of it: wait for sockets or the next
+tick; read each ready socket once; let the member move on; hand what must be durable to the log
+thread; send each connection its output.
+
+Two threads, both only for calls that block in the kernel:
+
+    log     appends to the write-ahead log and syncs it. While it syncs, later turns gather the next
+            batch, and it takes all that waits at once: group commit without a timer.
+    disk    checkpoint and cleaning tasks, one at a time.
+
+If either fails, the process ends: after a failed sync nobody knows what the disk has.
+
+Limits: `max-connections`; `HANDSHAKE_TIMEOUT_S` for a connection to say what it is;
+`STALLED_TIMEOUT_S` for one that does not read its answers.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import math
+import os
+import queue
+import random
+import resource
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import etcdlite
+from etcdlite import bootstrap, config, log, proto
+from etcdlite.data import DataDamaged
+from etcdlite.disk import Disk
+from etcdlite.housekeeping import AutoCompaction
+from etcdlite.member import PUBLISH, Member
+from etcdlite.native import HIGH_WATER_BYTES, NativeSession
+from etcdlite.proto import MAGIC
+from etcdlite.raft import Config as RaftConfig
+from etcdlite.raft import Entry, HardState, Raft
+from etcdlite.wal import WAL, WALError
+
+RECEIVE_BYTES = 64 * 1024
+HANDSHAKE_TIMEOUT_S = 10.0
+STALLED_TIMEOUT_S = 60.0
+SWEEP_S = 1.0
+"""How often connections are checked against the two timeouts."""
+
+SHUTDOWN_S = 10.0
+"""How long a stop waits for work in flight."""
+
+BACKLOG = 1024
+ACCEPTS_PER_TURN = 128
+SWITCH_INTERVAL_S = 0.0005
+"""How long the loop may keep the interpreter from the log thread that has just synced."""
+
+REQUEST_TIMEOUT_S = 5.0
+"""As in etcd: this and two election timeouts until a write is given up."""
+
+_NOT_NATIVE_TEXT = b"This port speaks etcdlite's native protocol. Use etcdlite-ctl to reach it.\n"
+_NOT_NATIVE = (
+    b"HTTP/1.1 501 Not Implemented\r\nContent-Type: text/plain\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_NOT_NATIVE_TEXT), _NOT_NATIVE_TEXT)
+)
+"""For a client that begins as HTTP does."""
+
+Saves = Sequence["tuple[HardState | None, Sequence[Entry]]"]
+
+
+class Connection:
+    """One accepted socket and its session."""
+
+    __slots__ = ("mask", "peer", "sending", "session", "since", "sock")
+
+    def __init__(self, sock: socket.socket, peer: str, now: float) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.session: NativeSession
+        self.sending: memoryview | None = None
+        """What the kernel did not take yet."""
+        self.since = now
+        """When it was accepted, or when sending last made progress."""
+        self.mask = selectors.EVENT_READ
+
+
+class LogThread:
+    """Saves to the write-ahead log, in order, grouping what waits."""
+
+    def __init__(self, wal: WAL, done: Callable[[Any], None]) -> None:
+        self._wal = wal
+        self._done = done
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="etcdlite-log", daemon=True)
+        self._thread.start()
+
+    def save(self, saves: Saves) -> None:
+        self._queue.put(saves)
+
+    def release(self, index: int, term: int) -> None:
+        """A checkpoint covers the log up to `index`."""
+        self._queue.put((index, term))
+
+    def stop(self) -> None:
+        """Finish what was handed over, close the log."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                items = [self._queue.get()]
+                while not self._queue.empty():
+                    items.append(self._queue.get())
+                stop = items[-1] is None
+                self._save([save for item in items if isinstance(item, list) for save in item])
+                for item in items:
+                    if isinstance(item, tuple):
+                        self._wal.mark_snapshot(*item)
+                        self._wal.release(item[0])
+                if stop:
+                    self._wal.close()
+                    return
+        except BaseException as failure:
+            self._done(failure)
+
+    def _save(self, saves: list[tuple[HardState | None, Sequence[Entry]]]) -> None:
+        if not saves:
+            return
+        hard_state = None
+        entries: list[Entry] = []
+        for state, more in saves:
+            if state is not None:
+                hard_state = state
+            entries += more
+        self._wal.save(hard_state, entries)
+        self._done(saves)
+
+
+class DiskThread:
+    """Runs tasks that wait for the disk."""
+
+    def __init__(self, done: Callable[[Any], None]) -> None:
+        self._done = done
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="etcdlite-disk", daemon=True)
+        self._thread.start()
+
+    def run(self, task: Callable[[], None]) -> None:
+        self._queue.put(task)
+
+    def stop(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while (task := self._queue.get()) is not None:
+                task()
+                self._done(None)
+        except BaseException as failure:
+            self._done(failure)
+
+
+class Server:
+    """One member serving clients."""
+
+    def __init__(self, settings: config.Config) -> None:
+        self.settings = settings
+        self.addresses: list[tuple[str, int]] = []
+        self._selector = selectors.DefaultSelector()
+        self._listeners: list[socket.socket] = []
+        self._connections: set[Connection] = set()
+        self._by_session: dict[NativeSession, Connection] = {}
+        self._dirty: list[NativeSession] = []
+        self._producing: set[NativeSession] = set()
+        self._done: deque[Any] = deque()
+        self._signals = 0
+        self._stopping_since: float | None = None
+        self._next_tick = 0.0
+        self._next_sweep = 0.0
+        self._tick_s = settings.heartbeat_interval_ms / 1000
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
+        self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    # Starting.
+
+    def start(self) -> None:
+        """Recover the member and listen. Raises StartError, DataDamaged, WALError, OSError."""
+        settings = self.settings
+        disk = Disk()
+        self._lock = bootstrap.lock(disk, settings.data_dir)
+        self._listen()
+        if not bootstrap.exists(disk, settings.data_dir):
+            self._create(disk)
+        began = time.monotonic()
+        opened = bootstrap.open_member(
+            disk,
+            settings.data_dir,
+            settings.wal_dir,
+            min_ttl_s=self._min_ttl_s(),
+            segment_bytes=settings.segment_bytes,
+            wal_segment_bytes=settings.wal_segment_bytes,
+            sync_enabled=not settings.unsafe_no_fsync,
+        )
+        for note in opened.notes:
+            log.warn("recovered from an unclean stop", what=note)
+        log.info(
+            "recovered data",
+            revision=opened.store.revision,
+            keys=len(opened.store.index.heads),
+            took=f"{time.monotonic() - began:.2f}s",
+            **{"applied-index": opened.store.applied_index, "log-entries": len(opened.entries)},
+        )
+        self.member = self._make_member(opened)
+        self._log_thread = LogThread(opened.wal, self._report)
+        self._disk_thread = DiskThread(self._report)
+        self._publish()
+
+    def _min_ttl_s(self) -> int:
+        """etcd's shortest lease: one and a half election timeouts."""
+        return math.ceil(1.5 * self.settings.election_timeout_ms / 1000)
+
+    def _create(self, disk: Disk) -> None:
+        settings = self.settings
+        urls = list(settings.initial_advertise_peer_urls)
+        member_id = bootstrap.derive_member_id(urls, settings.initial_cluster_token)
+        cluster_id = bootstrap.derive_cluster_id([member_id])
+        member = proto.Member(
+            ID=member_id,
+            name=settings.name,
+            peerURLs=urls,
+            clientURLs=list(settings.advertise_client_urls),
+        )
+        log.info(
+            "starting local member",
+            **{"local-member-id": f"{member_id:x}", "cluster-id": f"{cluster_id:x}"},
+        )
+        bootstrap.create(
+            disk,
+            settings.data_dir,
+            settings.wal_dir,
+            member,
+            cluster_id,
+            segment_bytes=settings.segment_bytes,
+            wal_segment_bytes=settings.wal_segment_bytes,
+        )
+
+    def _make_member(self, opened: bootstrap.Opened) -> Member:
+        settings = self.settings
+        rng = random.Random(int.from_bytes(os.urandom(32), "little"))
+        store = opened.store
+        raft = Raft(
+            RaftConfig(
+                id=opened.member_id,
+                election_ticks=max(
+                    2, settings.election_timeout_ms // settings.heartbeat_interval_ms
+                ),
+            ),
+            rng,
+            voters=[opened.member_id],
+            hard_state=opened.hard_state,
+            snapshot_index=store.applied_index,
+            snapshot_term=store.applied_term,
+            entries=opened.entries,
+            applied=store.applied_index,
+        )
+        election_timeout_s = settings.election_timeout_ms / 1000
+        member = Member(
+            member_id=opened.member_id,
+            cluster_id=opened.cluster_id,
+            store=store,
+            lessor=opened.lessor,
+            raft=raft,
+            clock=time.monotonic,
+            rng=rng,
+            quota_bytes=settings.quota_backend_bytes,
+            max_request_bytes=settings.max_request_bytes,
+            max_txn_ops=settings.max_txn_ops,
+            request_timeout_s=REQUEST_TIMEOUT_S + 2 * election_timeout_s,
+            election_timeout_s=election_timeout_s,
+            progress_interval_s=settings.watch_progress_notify_interval_s,
+            warn_apply_s=settings.warning_apply_duration_s,
+            checkpoint_bytes=settings.checkpoint_bytes,
+        )
+        member.housekeeping.auto_compaction = AutoCompaction(
+            settings.auto_compaction_retention_s, settings.auto_compaction_retention_revisions
+        )
+        return member
+
+    def _publish(self) -> None:
+        """Tell the cluster this member's name and client URLs, if they have changed."""
+        settings = self.settings
+        known = self.member.members().get(self.member.id)
+        urls = list(settings.advertise_client_urls)
+        if known is None or known.name != settings.name or list(known.clientURLs) != urls:
+            self.member.propose_message(
+                None,
+                0,
+                PUBLISH,
+                proto.Member(ID=self.member.id, name=settings.name, clientURLs=urls),
+            )
+
+    def _listen(self) -> None:
+        for url in self.settings.listen_client_urls:
+            host, port = config.host_port(url)
+            failure: OSError | None = None
+            listening = False
+            try:
+                found = socket.getaddrinfo(
+                    host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                )
+            except OSError as error:
+                found, failure = [], error
+            # A name like localhost may stand for several addresses, not all of which exist here.
+            for family, _, _, _, address in sorted(found, key=lambda info: info[0]):
+                try:
+                    listener = self._listen_on(family, (*address[:1], port, *address[2:]))
+                except OSError as error:
+                    failure = error
+                    if error.errno != errno.EADDRNOTAVAIL:
+                        listening = False
+                        break
+                else:
+                    listening = True
+                    port = listener.getsockname()[1]
+            if not listening:
+                assert failure is not None
+                raise bootstrap.StartError(
+                    f"cannot listen on {url}: {failure.strerror}. Stop what uses that address, or "
+                    "give another one with --listen-client-urls"
+                ) from failure
+
+    def _listen_on(self, family: int, address: tuple[Any, ...]) -> socket.socket:
+        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        listener.setblocking(False)
+        self._listeners.append(listener)
+        self.addresses.append(listener.getsockname()[:2])
+        return listener
+
+    # The loop.
+
+    def run(self) -> int:
+        """Serve until a signal stops it; the exit status."""
+        for listener in self._listeners:
+            self._selector.register(
+                listener, selectors.EVENT_READ, lambda mask, sock=listener: self._accept(sock)
+            )
+        self._begin_serving()
+        member = self.member
+        clock = time.monotonic
+        self._next_tick = clock() + self._tick_s
+        while True:
+            timeout_s = 0.0
+            if not (member.has_work or self._producing):
+                timeout_s = max(0.0, self._next_tick - clock())
+            for key, mask in self._selector.select(timeout_s):
+                key.data(mask)
+            self._take_results()
+            now = clock()
+            if now >= self._next_tick:
+                self._tick(now)
+            member.turn()
+            self._give_work()
+            if self._producing:
+                self._produce()
+            if self._dirty:
+                self._send_output()
+            if self._stopping_since is not None and self._may_stop(now):
+                return self._stop()
+
+    def _begin_serving(self) -> None:
+        # What was loaded stays: the collector need not look at it again. Nothing on the hot paths
+        # makes cycles, so it need not look often either.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 50, 1_000)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._signalled)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        log.info("ready to serve client requests", **{"local-member-id": f"{self.member.id:x}"})
+        addresses = [_address(host, port) for host, port in self.addresses]
+        if addresses[0] == "127.0.0.1:2379":
+            command = "etcdlite-ctl"
+        else:
+            command = f"etcdlite-ctl --endpoints {addresses[0]}"
+        log.info(
+            f"serving client traffic on {', '.join(addresses)}; "
+            f"next, in another terminal: {command} put greeting hello"
+        )
+        notify_systemd("READY=1")
+
+    def _take_results(self) -> None:
+        """What the threads have finished."""
+        while self._done:
+            result = self._done.popleft()
+            if result is None:
+                self.member.finished()
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                self.member.persisted(result)
+
+    def _give_work(self) -> None:
+        member = self.member
+        saves = member.take_saves()
+        if saves:
+            self._log_thread.save(saves)
+        task = member.take_task()
+        if task is not None:
+            self._disk_thread.run(task)
+        released = member.housekeeping.released
+        if released is not None:
+            member.housekeeping.released = None
+            self._log_thread.release(*released)
+
+    def _report(self, result: Any) -> None:
+        """Called by the threads."""
+        self._done.append(result)
+        try:
+            os.write(self._wake_write, b"\0")
+        except BlockingIOError:
+            pass  # The pipe is full of wake-ups already.
+
+    def _woken(self, mask: int) -> None:
+        os.read(self._wake_read, 4096)
+
+    def _tick(self, now: float) -> None:
+        self._next_tick += self._tick_s
+        if self._next_tick < now:
+            self._next_tick = now + self._tick_s
+        self.member.tick()
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_S
+            self._sweep(now)
+
+    # Connections.
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, address = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as failure:
+                self._refuse_one(listener, failure)
+                return
+            if len(self._connections) >= self.settings.max_connections:
+                if not log.limited("max-connections"):
+                    log.warn(
+                        "refused a connection: max-connections are open",
+                        **{"max-connections": self.settings.max_connections},
+                    )
+                sock.close()
+                continue
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connection = Connection(sock, _address(*address[:2]), time.monotonic())
+            connection.session = NativeSession(self.member, self._dirty.append)
+            self._by_session[connection.session] = connection
+            self._connections.add(connection)
+            self._selector.register(
+                sock,
+                selectors.EVENT_READ,
+                lambda mask, connection=connection: self._ready(connection, mask),
+            )
+
+    def _refuse_one(self, listener: socket.socket, failure: OSError) -> None:
+        """Out of file descriptors: free the spare one to accept and close the next connection, or
+        else it would keep the loop awake for ever."""
+        if not log.limited("accept"):
+            log.error("cannot accept a connection", error=str(failure))
+        if failure.errno not in (errno.EMFILE, errno.ENFILE):
+            return
+        os.close(self._spare_fd)
+        try:
+            listener.accept()[0].close()
+        except OSError:
+            pass  # It was closed by the other side, or another process took the descriptor.
+        self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _ready(self, connection: Connection, mask: int) -> None:
+        session = connection.session
+        if mask & selectors.EVENT_WRITE:
+            self._send(connection)
+        if not mask & selectors.EVENT_READ or connection.sock.fileno() < 0:
+            return
+        try:
+            data = connection.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(connection)
+            return
+        if not session.is_open and not MAGIC.startswith(data[: len(MAGIC)]):
+            self._refuse_protocol(connection, data)
+            return
+        session.receive(data)
+        if session.has_more:
+            self._producing.add(session)
+        if session.is_closing and not session.unsent_bytes:
+            self._close(connection)
+
+    def _refuse_protocol(self, connection: Connection, data: bytes) -> None:
+        if not log.limited("protocol"):
+            log.warn(
+                "closed a connection that does not speak the native protocol",
+                **{"remote-addr": connection.peer, "first-bytes": data[:16].hex()},
+            )
+        if data[:1].isupper():
+            try:
+                connection.sock.send(_NOT_NATIVE)
+            except OSError:
+                pass  # It is being closed anyway.
+        self._close(connection)
+
+    def _produce(self) -> None:
+        for session in list(self._producing):
+            session.produce()
+            if not session.has_more:
+                self._producing.discard(session)
+
+    def _send_output(self) -> None:
+        dirty = self._dirty[:]
+        self._dirty.clear()
+        for session in dirty:
+            connection = self._by_session.get(session)
+            if connection is not None and connection.sending is None:
+                self._send(connection)
+
+    def _send(self, connection: Connection) -> None:
+        """Send what there is, once; the rest when the socket is writable again."""
+        session = connection.session
+        was_blocked = session.is_blocked
+        data = connection.sending
+        if data is None:
+            data = memoryview(b"".join(session.out))
+            session.out.clear()
+        try:
+            sent = connection.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._close(connection)
+            return
+        session.unsent_bytes -= sent
+        if sent:
+            connection.since = time.monotonic()
+        if sent < len(data):
+            connection.sending = data[sent:]
+        else:
+            connection.sending = None
+            if session.out:
+                self._dirty.append(session)
+        if session.is_closing and not session.unsent_bytes:
+            self._close(connection)
+            return
+        self._watch_socket(connection)
+        if was_blocked and not session.is_blocked:
+            session.unblocked()
+        if session.has_more:
+            self._producing.add(session)
+
+    def _watch_socket(self, connection: Connection) -> None:
+        session = connection.session
+        mask = selectors.EVENT_WRITE if connection.sending is not None else 0
+        # A client that does not read its answers is not listened to either.
+        if not session.is_closing and session.unsent_bytes <= HIGH_WATER_BYTES:
+            mask |= selectors.EVENT_READ
+        if mask != connection.mask:
+            connection.mask = mask
+            self._selector.modify(
+                connection.sock, mask, self._selector.get_key(connection.sock).data
+            )
+
+    def _close(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        self._by_session.pop(connection.session, None)
+        self._producing.discard(connection.session)
+        self._selector.unregister(connection.sock)
+        connection.sock.close()
+        connection.session.closed()
+
+    def _sweep(self, now: float) -> None:
+        """Drop connections that do not say what they are, or do not read."""
+        for connection in list(self._connections):
+            idle_s = now - connection.since
+            session = connection.session
+            if not session.is_open and idle_s > HANDSHAKE_TIMEOUT_S:
+                why = "it did not open the protocol in time"
+            elif connection.sending is not None and idle_s > STALLED_TIMEOUT_S:
+                why = "it does not read its answers"
+            else:
+                continue
+            if not log.limited("dropped"):
+                log.warn("closed a connection", why=why, **{"remote-addr": connection.peer})
+            self._close(connection)
+
+    # Stopping.
+
+    def _signalled(self, signum: int, frame: Any) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            log.warn("received a second signal; exiting at once")
+            os._exit(1)
+        log.info("received signal; shutting down", signal=signal.Signals(signum).name)
+        notify_systemd("STOPPING=1")
+        self._stopping_since = time.monotonic()
+        for listener in self._listeners:
+            self._selector.unregister(listener)
+            listener.close()
+        self._listeners.clear()
+
+    def _may_stop(self, now: float) -> bool:
+        """Everything asked for is answered, or it takes too long."""
+        assert self._stopping_since is not None
+        for connection in list(self._connections):
+            connection.session.shut_down()
+        if now - self._stopping_since > SHUTDOWN_S:
+            return True
+        return (
+            self.member.is_idle
+            and not self._dirty
+            and all(connection.session.is_idle for connection in self._connections)
+        )
+
+    def _stop(self) -> int:
+        log.info("closing etcdlite server", name=self.settings.name)
+        for connection in list(self._connections):
+            self._close(connection)
+        self._give_work()
+        self._log_thread.stop()
+        self._disk_thread.stop()
+        self._take_results()
+        self.member.housekeeping.close()
+        self._lock.close()
+        log.info("closed etcdlite server", name=self.settings.name)
+        return 0
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def notify_systemd(state: str) -> None:
+    """Tell the service manager, if there is one (sd_notify(3))."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    if path[0] == "@":
+        path = "\0" + path[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.sendto(state.encode(), path)
+    except OSError as failure:
+        log.warn("cannot notify the service manager", error=str(failure))
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """The command `etcdlite`; returns the exit status: 0 stopped as asked, 1 failed, 2 wrong use."""
+    try:
+        settings = config.load(sys.argv[1:] if argv is None else argv, environ or os.environ)
+    except config.ConfigError as failure:
+        for line in (*failure.warnings, *failure.problems):
+            print(f"etcdlite: {line}", file=sys.stderr)
+        return 2
+    if settings.action == "help":
+        print(config.help_text())
+        return 0
+    if settings.action == "version":
+        print(f"etcdlite Version: {etcdlite.__version__}\netcd API: {etcdlite.ETCD_API_VERSION}")
+        return 0
+    if settings.action == "check-config":
+        for line in settings.warnings:
+            print(f"etcdlite: {line}", file=sys.stderr)
+        print("etcdlite: the configuration is good")
+        return 0
+    try:
+        log.configure(settings.log_level, settings.log_format, settings.log_outputs)
+    except OSError as failure:
+        print(f"etcdlite: cannot open log output: {failure}", file=sys.stderr)
+        return 1
+    for line in settings.warnings:
+        log.warn(line)
+    log.info(
+        "starting etcdlite server",
+        **{
+            "etcdlite-version": etcdlite.__version__,
+            "python-version": sys.version.split()[0],
+            "name": settings.name,
+            "data-dir": settings.data_dir,
+        },
+    )
+    if settings.unsafe_no_fsync:
+        log.warn("unsafe-no-fsync is set: acknowledged writes are lost when the power fails")
+    raise_file_limit()
+    server = Server(settings)
+    try:
+        server.start()
+        return server.run()
+    except (bootstrap.StartError, DataDamaged, WALError) as failure:
+        log.fatal(str(failure))
+        return 1
+    except OSError as failure:
+        log.fatal(
+            "the disk failed; stopping, because nobody knows what it holds now",
+            error=str(failure),
+        )
+        return 1
+

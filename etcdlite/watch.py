@@ -1,0 +1,763 @@
+"""Watches: every change of the store to everyone who asked for it, once, in order.
+
+A `WatchHub` has many `WatchStream`s (one per client stream), each with many watches on a key or a
+range. A watch is in one of four states:
+
+    synced  has been sent everything up to `hub.revision`; it is in the index of synced watches,
+            and `notify` sends it what comes.
+    behind  lacks history from its `next` revision on; `run` reads it from the store, in slices,
+            and brings it level with `hub.revision`.
+    parked  behind, and its sink is blocked: nothing is read for it until the sink calls `wake`.
+    future  asked for a start revision that does not exist yet.
+
+A watch that is not synced holds one number, never events, so a slow reader costs bounded memory:
+a synced watch whose sink is blocked becomes parked at the first revision it cannot be sent.
+
+`run` works like a sweep: it always serves those that are furthest behind, up to
+`MAX_WATCHES_PER_SLICE` of them in one pass over a slice of history, after which they all stand at
+the same revision. Watches that start from many different revisions thus merge into one front.
+
+Invariants. Within a watch, events ascend, none is missing, doubled or below the start revision; the
+events of one revision share one response, unless the watch asked for fragments. A watch sees a
+compaction only as a canceled response, never as a gap. A progress notification with revision R is
+sent only when every event up to R was sent before it on the same stream.
+
+It must never hold events after `notify` has returned, never send unasked to a sink that is blocked,
+and never depend on the order of a set or of addresses: the same calls give the same bytes.
+
+The behaviour is that of etcd 3.6 (server/etcdserver/api/v3rpc/watch.go, server/storage/mvcc), with
+these differences: a progress request that comes while the stream is not synced is answered as soon
+as it is (etcd drops it), and the canceled response after a compaction carries a header revision.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, Protocol
+
+from sortedcontainers import SortedDict, SortedList
+
+from etcdlite import errors, proto
+from etcdlite.proto import varint
+
+Event = tuple[int, bytes, bool, bytes]
+"""(revision, key, is a delete, encoded KeyValue; of a deleted key only key and mod_revision)"""
+
+MAX_WATCHES_PER_STREAM = 100_000
+MAX_KEY_BYTES_PER_STREAM = 64 * 1024 * 1024
+"""Keys and range ends of all watches of one stream together."""
+
+SLICE_BYTES = 64 * 1024
+"""History that one slice of catching up reads: about a millisecond of work."""
+
+MAX_WATCHES_PER_SLICE = 256
+"""Watches that one slice of catching up serves."""
+
+MAX_RESPONSE_BYTES = 1024 * 1024
+"""A response with more events than this is not begun, but one revision is never split."""
+
+FRAGMENT_BYTES = 1536 * 1024 + 512 * 1024
+"""etcd's default for splitting into fragments: max-request-bytes and 512 KiB on top."""
+
+PROGRESS_INTERVAL_S = 600.0
+MIN_PROGRESS_INTERVAL_S = 0.1
+
+MAX_PROGRESS_PER_TICK = 1_000
+"""Progress timers that one call of `tick` serves."""
+
+INVALID_WATCH_ID = -1
+"""In responses that are about no watch, or about all of a stream."""
+
+# The reasons of a refused watch, in etcd's words.
+EMPTY_RANGE = "mvcc: watcher range is empty"
+DUPLICATE_ID = "mvcc: duplicate watch ID provided on the WatchStream"
+
+_SYNCED, _BEHIND, _PARKED, _FUTURE = range(4)
+
+# Fields of a WatchResponse and of an Event, with their tags.
+_HEADER = b"\x0a"
+_WATCH_ID = b"\x10"
+_CREATED = b"\x18\x01"
+_CANCELED = b"\x20\x01"
+_COMPACT_REVISION = b"\x28"
+_CANCEL_REASON = b"\x32"
+_FRAGMENT = b"\x38\x01"
+_EVENT = b"\x5a"
+_EVENT_IS_DELETE = b"\x08\x01"
+_EVENT_KV = b"\x12"
+_EVENT_PREV_KV = b"\x1a"
+
+_EVERYTHING = b""
+"""As the end of a range: there is none."""
+
+
+class Store(Protocol):
+    """What the hub asks of the store."""
+
+    @property
+    def revision(self) -> int: ...
+
+    @property
+    def compacted(self) -> int:
+        """History from this revision on can be read."""
+
+    def read_events(self, start_revision: int, limit_bytes: int) -> Sequence[Event]:
+        """The events from a revision on, whole revisions only, at least one if there is one."""
+
+    def previous(self, key: bytes, revision: int) -> bytes | None:
+        """The encoded KeyValue that `key` had just before `revision`; None if none is known."""
+
+
+class Sink(Protocol):
+    """Where a stream's responses go. `send` only queues: it must not call the hub."""
+
+    @property
+    def blocked(self) -> bool:
+        """More is waiting than should. When that ends, call `wake` of the stream."""
+
+    def send(self, body: bytes) -> None:
+        """Take one encoded WatchResponse."""
+
+
+class _Watch:
+    __slots__ = (
+        "stream", "sink", "id", "id_field", "start", "end", "options", "state", "next", "group",
+        "idle", "timer",
+    )  # fmt: skip
+
+    def __init__(self, stream: WatchStream, watch_id: int, start: bytes, end: bytes | None) -> None:
+        self.stream = stream
+        self.sink = stream.sink
+        self.id = watch_id
+        self.id_field = _id_field(watch_id)
+        self.start = start
+        self.end = end
+        """None: the one key `start`. `_EVERYTHING`: all keys from `start` on."""
+        self.options: tuple[bool, bool, bool, bool] = (False, False, False, False)
+        """no puts, no deletes, prev_kv, fragment"""
+        self.state = _SYNCED
+        self.next = 0
+        """While not synced: the first revision that may hold an event to send."""
+        self.group: _Group | None = None
+        self.idle = True
+        """No events were sent since the last progress timer."""
+        self.timer: tuple[float, int, _Watch] | None = None
+
+
+class _Group:
+    """The watches of one key or range that are sent the same bytes."""
+
+    __slots__ = ("name", "since", "skip_put", "skip_delete", "prev_kv", "fragment", "watches")
+
+    def __init__(self, options: tuple[bool, bool, bool, bool], since: int) -> None:
+        self.name = (options, since)
+        self.since = since
+        self.skip_put, self.skip_delete, self.prev_kv, self.fragment = options
+        self.watches: dict[_Watch, None] = {}
+
+
+_Groups = dict[Any, _Group]
+
+
+class _Range:
+    """A node of the interval tree: a treap by `order`; `reach` is the largest end below it."""
+
+    __slots__ = ("start", "end", "order", "groups", "priority", "left", "right", "reach")
+
+    def __init__(self, start: bytes, end: bytes, number: int, priority: float) -> None:
+        self.start = start
+        self.end = end
+        self.order = (start, number)
+        self.groups: _Groups = {}
+        self.priority = priority
+        self.left: _Range | None = None
+        self.right: _Range | None = None
+        self.reach = end
+
+
+class _Index:
+    """Watches by what they watch: keys in a dict, ranges in an interval tree."""
+
+    __slots__ = ("keys", "ranges", "root", "_rng", "_number")
+
+    def __init__(self, rng: random.Random) -> None:
+        self.keys: dict[bytes, _Groups] = {}
+        self.ranges: dict[tuple[bytes, bytes], _Range] = {}
+        self.root: _Range | None = None
+        # Priorities that a client could foresee would let it build a list instead of a tree.
+        self._rng = rng
+        self._number = 0
+
+    def add(self, watch: _Watch, since: int) -> None:
+        """`since`: the watch is not sent events of revisions below it."""
+        if watch.end is None:
+            groups = self.keys.get(watch.start)
+            if groups is None:
+                groups = self.keys[watch.start] = {}
+        else:
+            node = self.ranges.get((watch.start, watch.end))
+            if node is None:
+                self._number += 1
+                node = _Range(watch.start, watch.end, self._number, self._rng.random())
+                self.ranges[watch.start, watch.end] = node
+                self.root = _insert(self.root, node)
+            groups = node.groups
+        group = groups.get((watch.options, since))
+        if group is None:
+            group = _Group(watch.options, since)
+            groups[group.name] = group
+        group.watches[watch] = None
+        watch.group = group
+
+    def remove(self, watch: _Watch) -> None:
+        group = watch.group
+        assert group is not None
+        watch.group = None
+        del group.watches[watch]
+        if group.watches:
+            return
+        if watch.end is None:
+            groups = self.keys[watch.start]
+            del groups[group.name]
+            if not groups:
+                del self.keys[watch.start]
+        else:
+            node = self.ranges[watch.start, watch.end]
+            del node.groups[group.name]
+            if not node.groups:
+                del self.ranges[watch.start, watch.end]
+                self.root = _delete(self.root, node)
+
+    def watching(self, key: bytes) -> list[_Groups]:
+        """The groups of all ranges that hold `key`, by range start: O(log n + found)."""
+        found: list[_Groups] = []
+        above: list[_Range] = []
+        node = self.root
+        while True:
+            while node is not None and (not node.reach or node.reach > key):
+                above.append(node)
+                node = node.left
+            if not above:
+                return found
+            node = above.pop()
+            if node.start <= key:
+                if not node.end or node.end > key:
+                    found.append(node.groups)
+                node = node.right
+            else:
+                node = None
+
+    def all(self) -> list[_Watch]:
+        every = [*self.keys.values(), *(node.groups for node in self.ranges.values())]
+        return [w for groups in every for group in groups.values() for w in group.watches]
+
+
+class WatchHub:
+    """All watches of one member. Not thread-safe; sinks are only ever sent to from its methods."""
+
+    def __init__(
+        self,
+        store: Store,
+        header: Callable[[int], bytes],
+        *,
+        rng: random.Random,
+        fragment_bytes: int = FRAGMENT_BYTES,
+        progress_interval_s: float = PROGRESS_INTERVAL_S,
+    ) -> None:
+        """`header` encodes the ResponseHeader (its content) with a given revision. `rng` must not
+        be foreseeable by clients. `fragment_bytes`: responses that reach it are split for watches
+        that asked for it. `progress_interval_s`: raised to `MIN_PROGRESS_INTERVAL_S`.
+        """
+        self.revision = store.revision
+        """Everything up to here was given to `notify`. The store may be ahead of it for a while."""
+        self.streams = 0
+        self.watches = 0
+        self.slow_watches = 0
+        """Watches that are behind or parked."""
+        self.events_sent = 0
+        self.fragment_bytes = fragment_bytes
+        self._store = store
+        self._header = header
+        self._rng = rng
+        self._progress_interval_s = max(progress_interval_s, MIN_PROGRESS_INTERVAL_S)
+        self._synced = _Index(rng)
+        # Both: revision -> watches with that `next`, in the order in which they came.
+        self._behind: Any = SortedDict()
+        self._future: Any = SortedDict()
+        self._timers: Any = SortedList()
+        self._timer_number = 0
+        self._now = 0.0
+
+    def open(self, sink: Sink) -> WatchStream:
+        self.streams += 1
+        return WatchStream(self, sink)
+
+    def notify(self, events: Sequence[Event]) -> None:
+        """Send what was just applied: all events of some revisions, ascending, none left out."""
+        if not events:
+            return
+        first, last = events[0][0], events[-1][0]
+        assert self.revision < first <= last, (self.revision, first, last)
+        self.revision = last
+        if self._synced.keys or self._synced.root is not None:
+            begin = size = 0
+            for at, event in enumerate(events):
+                if size > MAX_RESPONSE_BYTES and event[0] != events[at - 1][0]:
+                    self._notify_synced(events[begin:at])
+                    begin, size = at, 0
+                size += len(event[3])
+            self._notify_synced(events[begin:] if begin else events)
+        if self._future:
+            self._start_future()
+
+    def run(self, is_over: Callable[[], bool]) -> bool:
+        """Bring watches that are behind level, slice by slice until `is_over`; at least one slice.
+
+        True if there is more to do at once. Parked watches are not counted as such.
+        """
+        while self._behind:
+            self._catch_up()
+            if is_over():
+                break
+        return bool(self._behind)
+
+    def restored(self, store: Store) -> None:
+        """A snapshot from the leader took the store's place: what the synced watches have missed
+        is read from it, unless it was compacted there."""
+        self._store = store
+        missed, self.revision = self.revision + 1, store.revision
+        assert self.revision >= missed - 1, (self.revision, missed)
+        if self.revision < missed:
+            return
+        synced = self._synced.all()
+        self._synced = _Index(self._rng)
+        for watch in synced:
+            watch.group = None
+            self._place(watch, _BEHIND, missed)
+        self._start_future()
+
+    def next_tick(self) -> float | None:
+        """When `tick` should be called at the latest; None: no progress timer runs."""
+        return self._timers[0][0] if self._timers else None
+
+    def tick(self, now: float) -> None:
+        """Send the periodic progress notifications that are due. `now`: seconds, never going back.
+
+        The time of a new watch's first notification counts from the latest tick, so call this in
+        every turn of the loop; it costs nothing when none is due. At most `MAX_PROGRESS_PER_TICK`
+        at once: if more are due, `next_tick` is not after `now`.
+        """
+        self._now = now
+        timers = self._timers
+        header = b""
+        for _ in range(MAX_PROGRESS_PER_TICK):
+            if not timers or timers[0][0] > now:
+                break
+            watch = timers.pop(0)[2]
+            if watch.idle and watch.state == _SYNCED and not watch.sink.blocked:
+                header = header or self._header_field()
+                watch.sink.send(header + watch.id_field)
+            watch.idle = True
+            self._start_timer(watch)
+
+    # Sending events.
+
+    def _notify_synced(self, events: Sequence[Event]) -> None:
+        for watch in self._dispatch(self._synced, events, events[-1][0]):
+            self._synced.remove(watch)
+            self._place(watch, _PARKED, events[0][0])
+
+    def _dispatch(self, index: _Index, events: Iterable[Event], revision: int) -> list[_Watch]:
+        """Send each watch in `index` its share of `events`; those that were blocked are returned.
+
+        Flat on purpose: this is the cost of a put per event and per watch. An event is encoded once
+        however many watch it, and the watches of a group share the joined events.
+        """
+        keys = index.keys
+        has_ranges = index.root is not None
+        batches: dict[_Group, list[bytes]] = {}
+        for at, key, is_delete, kv in events:
+            groups = keys.get(key)
+            if has_ranges:
+                watching = index.watching(key)
+                if groups is not None:
+                    watching.append(groups)
+            elif groups is not None:
+                watching = [groups]
+            else:
+                continue
+            plain = full = b""
+            for groups in watching:
+                for group in groups.values():
+                    if at < group.since or (group.skip_delete if is_delete else group.skip_put):
+                        continue
+                    if group.prev_kv:
+                        encoded = full = full or _encode_event(
+                            is_delete, kv, self._store.previous(key, at)
+                        )
+                    else:
+                        encoded = plain = plain or _encode_event(is_delete, kv, None)
+                    batch = batches.get(group)
+                    if batch is None:
+                        batches[group] = [encoded]
+                    else:
+                        batch.append(encoded)
+        blocked: list[_Watch] = []
+        if not batches:
+            return blocked
+        header = self._header_field(revision)
+        for group, batch in batches.items():
+            joined = batch[0] if len(batch) == 1 else b"".join(batch)
+            sent = 0
+            if group.fragment and len(batch) > 1 and len(joined) >= self.fragment_bytes - 256:
+                for watch in group.watches:
+                    if watch.sink.blocked:
+                        blocked.append(watch)
+                        continue
+                    sent += 1
+                    watch.idle = False
+                    for body in self._fragments(header + watch.id_field, batch):
+                        watch.sink.send(body)
+            else:
+                # Most clients count their watches from 0, so that the watches of a group tend to
+                # have the same id: then they share the whole body, which matters when it is large.
+                id_field = body = b""
+                for watch in group.watches:
+                    sink = watch.sink
+                    if sink.blocked:
+                        blocked.append(watch)
+                        continue
+                    sent += 1
+                    watch.idle = False
+                    if not body or watch.id_field != id_field:
+                        id_field = watch.id_field
+                        body = header + id_field + joined
+                    sink.send(body)
+            self.events_sent += sent * len(batch)
+        return blocked
+
+    def _fragments(self, prefix: bytes, batch: Sequence[bytes]) -> list[bytes]:
+        """A response as a sequence of responses smaller than `fragment_bytes`, if they can be."""
+        limit = self.fragment_bytes - len(prefix) - len(_FRAGMENT)
+        bodies = []
+        begin = size = 0
+        for at, encoded in enumerate(batch):
+            if at > begin and size + len(encoded) >= limit:
+                bodies.append(b"".join((prefix, _FRAGMENT, *batch[begin:at])))
+                begin, size = at, 0
+            size += len(encoded)
+        bodies.append(b"".join((prefix, *batch[begin:])))
+        return bodies
+
+    def _catch_up(self) -> None:
+        """One slice for those that are furthest behind."""
+        first, watches = self._behind.peekitem(0)
+        compacted = self._store.compacted
+        if first < compacted:
+            header = self._header_field()
+            detail = _CANCELED + _COMPACT_REVISION + varint(compacted)
+            for watch in list(islice(watches, MAX_WATCHES_PER_SLICE)):
+                watch.sink.send(header + watch.id_field + detail)
+                watch.stream._forget(watch)
+            return
+        events = self._store.read_events(first, SLICE_BYTES)
+        if events and events[-1][0] > self.revision:
+            # What was applied but not yet notified is for `notify` to send.
+            events = [event for event in events if event[0] <= self.revision]
+        last = events[-1][0] if events else self.revision
+        cohort: list[_Watch] = []
+        while self._behind and len(cohort) < MAX_WATCHES_PER_SLICE:
+            start, watches = self._behind.peekitem(0)
+            if start > last:
+                break
+            taken = list(islice(watches, MAX_WATCHES_PER_SLICE - len(cohort)))
+            cohort += taken
+            if len(taken) == len(watches):
+                del self._behind[start]
+            else:
+                for watch in taken:
+                    del watches[watch]
+        index = _Index(self._rng)
+        for watch in cohort:
+            index.add(watch, watch.next)
+        for watch in self._dispatch(index, events, self.revision):
+            watch.state = _PARKED
+            watch.stream._parked[watch] = None
+        level = last >= self.revision
+        for watch in cohort:
+            watch.group = None
+            if watch.state == _PARKED:
+                continue
+            self.slow_watches -= 1
+            watch.stream._unsynced -= 1
+            self._place(watch, _SYNCED if level else _BEHIND, last + 1)
+
+    # States.
+
+    def _place(self, watch: _Watch, state: int, revision: int) -> None:
+        """Put a watch that is nowhere into a state; `revision` is what it lacks first."""
+        watch.state = state
+        watch.next = revision
+        stream = watch.stream
+        if state == _SYNCED:
+            self._synced.add(watch, 0)
+            if not stream._unsynced:
+                stream._answer_progress()
+            return
+        stream._unsynced += 1
+        if state == _FUTURE:
+            self._future.setdefault(revision, {})[watch] = None
+            return
+        self.slow_watches += 1
+        if state == _PARKED:
+            stream._parked[watch] = None
+        else:
+            self._behind.setdefault(revision, {})[watch] = None
+
+    def _remove(self, watch: _Watch) -> None:
+        """Take a watch out of the state it is in."""
+        state = watch.state
+        stream = watch.stream
+        if state == _SYNCED:
+            self._synced.remove(watch)
+            return
+        stream._unsynced -= 1
+        if state == _PARKED:
+            del stream._parked[watch]
+        else:
+            queue = self._future if state == _FUTURE else self._behind
+            watches = queue[watch.next]
+            del watches[watch]
+            if not watches:
+                del queue[watch.next]
+        if state != _FUTURE:
+            self.slow_watches -= 1
+
+    def _start_future(self) -> None:
+        """Watches whose start revision comes next are level; those that it ran past are behind."""
+        level = self.revision + 1
+        while self._future and self._future.peekitem(0)[0] <= level:
+            start, watches = self._future.peekitem(0)
+            for watch in list(watches):
+                self._remove(watch)
+                self._place(watch, _SYNCED if start == level else _BEHIND, start)
+
+    def _start_timer(self, watch: _Watch) -> None:
+        # etcd adds up to a tenth, lest clients that came together be notified together for ever.
+        wait_s = self._progress_interval_s * (1 + 0.1 * self._rng.random())
+        self._timer_number += 1
+        watch.timer = (self._now + wait_s, self._timer_number, watch)
+        self._timers.add(watch.timer)
+
+    def _header_field(self, revision: int | None = None) -> bytes:
+        content = self._header(self.revision if revision is None else revision)
+        return _HEADER + varint(len(content)) + content
+
+
+class WatchStream:
+    """One client's stream of watches. Ids are unique within it."""
+
+    __slots__ = (
+        "hub", "sink", "_watches", "_next_id", "_key_bytes", "_unsynced", "_parked",
+        "_wants_progress", "_is_closed",
+    )  # fmt: skip
+
+    def __init__(self, hub: WatchHub, sink: Sink) -> None:
+        self.hub = hub
+        self.sink = sink
+        self._watches: dict[int, _Watch] = {}
+        self._next_id = 0
+        self._key_bytes = 0
+        self._unsynced = 0
+        self._parked: dict[_Watch, None] = {}
+        self._wants_progress = False
+        self._is_closed = False
+
+    def create(self, request: Any) -> int:
+        """Begin the watch of a WatchCreateRequest and answer it; its id, or -1 if it is refused."""
+        hub = self.hub
+        start = request.key or b"\0"
+        end = request.range_end or None
+        if end == b"\0":
+            end = _EVERYTHING
+        elif end is not None and start >= end:
+            return self.refuse(EMPTY_RANGE)
+        if request.start_revision < 0:
+            return self.refuse(errors.error("Compacted").text)
+        key_bytes = len(start) + len(end or b"")
+        if (
+            len(self._watches) >= MAX_WATCHES_PER_STREAM
+            or self._key_bytes + key_bytes > MAX_KEY_BYTES_PER_STREAM
+        ):
+            return self.refuse(errors.error("RequestTooManyRequests").text)
+        watch_id = request.watch_id
+        if watch_id == 0:
+            while self._next_id in self._watches:
+                self._next_id += 1
+            watch_id = self._next_id
+            self._next_id += 1
+        elif watch_id in self._watches:
+            return self.refuse(DUPLICATE_ID)
+
+        watch = _Watch(self, watch_id, start, end)
+        kinds = proto.WatchCreateRequest
+        watch.options = (
+            kinds.NOPUT in request.filters,
+            kinds.NODELETE in request.filters,
+            request.prev_kv,
+            request.fragment,
+        )
+        self._watches[watch_id] = watch
+        self._key_bytes += key_bytes
+        hub.watches += 1
+        self._respond(watch.id_field + _CREATED)
+        first = request.start_revision or hub.revision + 1
+        if first <= hub.revision:
+            hub._place(watch, _BEHIND, first)
+        elif first == hub.revision + 1:
+            hub._place(watch, _SYNCED, first)
+        else:
+            hub._place(watch, _FUTURE, first)
+        if request.progress_notify:
+            hub._start_timer(watch)
+        return int(watch_id)
+
+    def refuse(self, reason: str) -> int:
+        """Answer a create request that may not be carried out, permission denied for example."""
+        text = reason.encode()
+        detail = _CREATED + _CANCELED + _CANCEL_REASON + varint(len(text)) + text
+        self._respond(_id_field(INVALID_WATCH_ID) + detail)
+        return INVALID_WATCH_ID
+
+    def cancel(self, watch_id: int) -> None:
+        """End a watch and confirm it. An unknown id is passed over in silence, as in etcd."""
+        watch = self._watches.get(watch_id)
+        if watch is not None:
+            self._respond(watch.id_field + _CANCELED)
+            self._forget(watch)
+
+    def progress(self) -> None:
+        """Answer, for all watches at once, how far the stream is; as soon as all are that far.
+
+        Nothing is sent for a stream without watches.
+        """
+        self._wants_progress = True
+        self._answer_progress()
+
+    def wake(self) -> None:
+        """The sink is not blocked any more: what waited for that is read by the next `run`."""
+        if self.sink.blocked or self._is_closed:
+            return
+        hub = self.hub
+        for watch in list(self._parked):
+            hub._remove(watch)
+            hub._place(watch, _BEHIND, watch.next)
+        self._answer_progress()
+
+    def close(self) -> None:
+        """Forget all watches. Nothing is sent any more; a second call does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._wants_progress = False
+            self.hub.streams -= 1
+            for watch in list(self._watches.values()):
+                self._forget(watch)
+
+    def __len__(self) -> int:
+        return len(self._watches)
+
+    def _forget(self, watch: _Watch) -> None:
+        hub = self.hub
+        hub._remove(watch)
+        hub.watches -= 1
+        if watch.timer is not None:
+            hub._timers.remove(watch.timer)
+        del self._watches[watch.id]
+        self._key_bytes -= len(watch.start) + len(watch.end or b"")
+        if self._wants_progress:
+            self._answer_progress()
+
+    def _answer_progress(self) -> None:
+        # A watch whose start revision is in the future counts as not synced: told of a lower
+        # revision, a client would resume there and be given events it did not ask for.
+        if self._wants_progress and not self._unsynced and not self.sink.blocked:
+            self._wants_progress = False
+            if self._watches:
+                self._respond(_id_field(INVALID_WATCH_ID))
+
+    def _respond(self, detail: bytes) -> None:
+        self.sink.send(self.hub._header_field() + detail)
+
+
+def _encode_event(is_delete: bool, kv: bytes, prev_kv: bytes | None) -> bytes:
+    """An Event as a field of a WatchResponse."""
+    parts = [_EVENT_KV, varint(len(kv)), kv]
+    if is_delete:
+        parts.insert(0, _EVENT_IS_DELETE)
+    if prev_kv is not None:
+        parts += (_EVENT_PREV_KV, varint(len(prev_kv)), prev_kv)
+    event = b"".join(parts)
+    return b"".join((_EVENT, varint(len(event)), event))
+
+
+def _id_field(watch_id: int) -> bytes:
+    # A negative int64 is encoded as its two's complement; 0 is left out.
+    return _WATCH_ID + varint(watch_id & (1 << 64) - 1) if watch_id else b""
+
+
+# The treap. Expected depth is logarithmic, so recursion is safe for any number of ranges.
+
+
+def _refresh(node: _Range) -> _Range:
+    reach = node.end
+    for child in (node.left, node.right):
+        if reach and child is not None and (not child.reach or child.reach > reach):
+            reach = child.reach
+    node.reach = reach
+    return node
+
+
+def _insert(root: _Range | None, node: _Range) -> _Range:
+    if root is None:
+        return node
+    if node.priority > root.priority:
+        node.left, node.right = _split(root, node)
+        return _refresh(node)
+    if node.order < root.order:
+        root.left = _insert(root.left, node)
+    else:
+        root.right = _insert(root.right, node)
+    return _refresh(root)
+
+
+def _split(root: _Range | None, at: _Range) -> tuple[_Range | None, _Range | None]:
+    if root is None:
+        return None, None
+    if root.order < at.order:
+        root.right, above = _split(root.right, at)
+        return _refresh(root), above
+    below, root.left = _split(root.left, at)
+    return below, _refresh(root)
+
+
+def _delete(root: _Range | None, node: _Range) -> _Range | None:
+    assert root is not None
+    if root is node:
+        return _join(root.left, root.right)
+    if node.order < root.order:
+        root.left = _delete(root.left, node)
+    else:
+        root.right = _delete(root.right, node)
+    return _refresh(root)
+
+
+def _join(below: _Range | None, above: _Range | None) -> _Range | None:
+    if below is None or above is None:
+        return below or above
+    if below.priority > above.priority:
+        below.right = _join(below.right, above)
+        return _refresh(below)
+    above.left = _join(below, above.left)
+    return _refresh(above)

@@ -1,0 +1,78 @@
+"""Lets one test drive both shells of the Python client.
+
+`Facade` makes an `AsyncClient`, and all that comes from it, look like its blocking counterpart: it
+runs everything in an event loop that has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from typing import Any
+
+
+class LoopThread:
+    """An event loop in a thread, until `stop`."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+class Facade:
+    def __init__(self, thread: LoopThread, target: Any) -> None:
+        self._thread = thread
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        async def read() -> Any:
+            return getattr(self._target, name)
+
+        value = self._thread.run(read())
+        if not inspect.ismethod(value):
+            return value
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            async def call_in_loop() -> Any:
+                result = value(*args, **kwargs)
+                return await result if inspect.isawaitable(result) else result
+
+            return self._wrapped(self._thread.run(call_in_loop()))
+
+        return call
+
+    def _wrapped(self, value: Any) -> Any:
+        if hasattr(value, "__aenter__") or hasattr(value, "__anext__"):
+            return self if value is self._target else Facade(self._thread, value)
+        return value
+
+    def __int__(self) -> int:
+        return int(self._target)
+
+    def __enter__(self) -> Any:
+        return self._wrapped(self._thread.run(self._target.__aenter__()))
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.run(self._target.__aexit__(*error))
+
+    def __iter__(self) -> Facade:
+        return self
+
+    def __next__(self) -> Any:
+        async def advance() -> Any:
+            return await self._target.__anext__()
+
+        try:
+            return self._thread.run(advance())
+        except StopAsyncIteration:
+            raise StopIteration from None

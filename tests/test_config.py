@@ -1,0 +1,568 @@
+"""The configuration: where settings come from, what is refused, and in what words."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etcdlite import config
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "packaging" / "etcdlite.toml"
+ETCD_FLAGS = """
+    name data-dir wal-dir snapshot-count heartbeat-interval election-timeout
+    initial-election-tick-advance listen-peer-urls listen-client-urls listen-client-http-urls
+    max-snapshots max-wals memory-mlock quota-backend-bytes backend-bbolt-freelist-type
+    backend-batch-interval backend-batch-limit max-txn-ops max-request-bytes
+    max-concurrent-streams grpc-keepalive-min-time grpc-keepalive-interval
+    grpc-keepalive-timeout socket-reuse-port socket-reuse-address enable-grpc-gateway
+    raft-read-timeout raft-write-timeout feature-gates initial-advertise-peer-urls
+    initial-cluster initial-cluster-state initial-cluster-token advertise-client-urls discovery
+    discovery-token discovery-endpoints discovery-dial-timeout discovery-request-timeout
+    discovery-keepalive-time discovery-keepalive-timeout discovery-insecure-transport
+    discovery-insecure-skip-tls-verify discovery-cert discovery-key discovery-cacert
+    discovery-user discovery-password discovery-fallback discovery-proxy discovery-srv
+    discovery-srv-name strict-reconfig-check pre-vote auto-compaction-retention
+    auto-compaction-mode v2-deprecation cert-file key-file client-cert-auth client-cert-file
+    client-key-file client-crl-file client-cert-allowed-hostname trusted-ca-file auto-tls
+    peer-cert-file peer-key-file peer-client-cert-auth peer-client-cert-file
+    peer-client-key-file peer-trusted-ca-file peer-cert-allowed-cn peer-cert-allowed-hostname
+    peer-auto-tls self-signed-cert-validity peer-crl-file cipher-suites cors host-whitelist
+    tls-min-version tls-max-version auth-token auth-token-ttl enable-pprof metrics
+    listen-metrics-urls logger log-outputs log-level log-format enable-log-rotation
+    log-rotation-config-json warning-unary-request-duration enable-distributed-tracing
+    distributed-tracing-address distributed-tracing-service-name distributed-tracing-instance-id
+    distributed-tracing-sampling-rate corrupt-check-time compact-hash-check-time
+    compaction-batch-limit peer-skip-client-san-verification watch-progress-notify-interval
+    warning-apply-duration bootstrap-defrag-threshold-megabytes max-learners
+    compaction-sleep-interval downgrade-check-time snapshot-catchup-entries force-new-cluster
+    unsafe-no-fsync
+"""
+"""etcd 3.7's, all of them."""
+
+IMPLEMENTED = [flag for flag in config.FLAGS.values() if flag.status == config.IMPLEMENTED]
+OTHERS = [flag for flag in config.FLAGS.values() if flag.status != config.IMPLEMENTED]
+
+
+def load(*argv: str, environ: dict[str, str] | None = None, file: str = "/nonexistent"):
+    return config.load(argv, environ or {}, file)
+
+
+def problems(*argv: str, environ: dict[str, str] | None = None, file: str = "/nonexistent"):
+    with pytest.raises(config.ConfigError) as raised:
+        config.load(argv, environ or {}, file)
+    assert raised.value.problems
+    for line in raised.value.problems + raised.value.warnings:
+        assert line.isprintable(), line
+    return raised.value.problems
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes a configuration file and gives its path."""
+
+    def write(text: str, name: str = "etcdlite.toml") -> str:
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+# ------------------------------------------------------------------------------------ the table
+
+
+def test_every_flag_of_etcd_is_known():
+    assert set(ETCD_FLAGS.split()) <= set(config.FLAGS)
+
+
+@pytest.mark.parametrize("name", config.FLAGS)
+def test_a_flag_set_to_its_default_is_neither_a_problem_nor_a_warning(name, file):
+    flag = config.FLAGS[name]
+    plain = load()
+    assert dataclasses.replace(load(f"--{name}={flag.default}"), sources={}) == plain
+    if name != "config-file":
+        text = flag.default.replace('"', '\\"')
+        in_file = load(file=file(f'{name} = "{text}"'))
+        assert dataclasses.replace(in_file, sources={}) == plain
+
+
+@pytest.mark.parametrize("flag", OTHERS, ids=lambda flag: flag.name)
+def test_a_flag_that_is_not_implemented_is_never_silent(flag):
+    other = {
+        config.BOOL: "true" if flag.default in ("", "false") else "false",
+        config.DURATION: "77s",
+        config.URLS: "http://10.0.0.1:77",
+    }.get(flag.kind, "existing" if flag.kind.metavar == "STATE" else "77")
+    argument = f"--{flag.name}={other}"
+    if flag.status == config.REFUSED:
+        (line,) = problems(argument)
+        assert "not supported" in line and "remove it" in line
+    else:
+        (line,) = load(argument).warnings
+        assert "no effect" in line
+    assert line.startswith(f"--{flag.name}=") and flag.text in line
+
+
+def test_the_documentation_lists_every_flag_with_its_default_and_reason():
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    for flag in config.FLAGS.values():
+        default = f"`{flag.default}`" if flag.default else ""
+        value = f"{flag.kind.metavar} | " if flag.status == config.IMPLEMENTED else ""
+        row = f"| `{flag.name}` | {value}{default} | {flag.text} |"
+        assert row in text, f"docs/configuration.md lacks the row\n{row}"
+
+
+def test_the_example_file_as_shipped_changes_nothing():
+    assert load(file=str(EXAMPLE)) == load()
+
+
+def test_the_example_file_shows_every_flag_with_its_default(file):
+    text = re.sub(r"(?m)^#(?=[a-z-]+ = )", "", EXAMPLE.read_text())
+    loaded = load(file=file(text))
+    assert dataclasses.replace(loaded, sources={}) == load()
+    assert set(loaded.sources) == {flag.name for flag in IMPLEMENTED} - {"config-file"}
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_help_text_fits_100_columns_and_names_flags_variables_defaults_and_the_file():
+    text = config.help_text()
+    assert max(map(len, text.splitlines())) <= 100
+    for flag in config.FLAGS.values():
+        assert flag.name in text
+    for flag in IMPLEMENTED:
+        assert f"--{flag.name}" in text
+        assert "ETCDLITE_" + flag.name.upper().replace("-", "_") in text
+        assert not flag.default or f"[{flag.default}]" in text
+    assert config.DEFAULT_FILE in text and "docs/configuration.md" in text
+
+
+# ------------------------------------------------------------------------- where settings stand
+
+
+def test_without_any_configuration_it_is_a_member_on_loopback():
+    loaded = load()
+    assert loaded.action == "run"
+    assert loaded.name == "default"
+    assert loaded.data_dir == "default.etcdlite"
+    assert loaded.listen_client_urls == ("http://localhost:2379",)
+    assert loaded.advertise_client_urls == ("http://localhost:2379",)
+    assert loaded.quota_backend_bytes == 2 << 30
+    assert loaded.max_request_bytes == 1536 * 1024
+    assert loaded.watch_progress_notify_interval_s == 600
+    assert loaded.checkpoint_bytes == 64 << 20
+    assert loaded.log_outputs == ("stderr",)
+    assert (loaded.warnings, loaded.sources) == ((), {})
+
+
+def test_flags_are_written_as_go_reads_them():
+    for argv in (["--name", "x"], ["--name=x"], ["-name", "x"], ["-name=x"]):
+        assert load(*argv).name == "x"
+    assert load("--name", "a", "--name", "b").name == "b"
+    assert load("--wal-dir", "-odd").wal_dir == "-odd"
+    assert load("--unsafe-no-fsync", "--name", "x").unsafe_no_fsync
+    for word in ("false", "0", "F"):
+        assert not load(f"--unsafe-no-fsync={word}").unsafe_no_fsync
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(file):
+    path = file('name = "file"\nmax-txn-ops = 1\nlog-level = "warn"\nwal-dir = "w"\n')
+    loaded = load(
+        "--name=flag",
+        file=path,
+        environ={
+            "ETCDLITE_NAME": "own",
+            "ETCD_NAME": "etcd",
+            "ETCDLITE_MAX_TXN_OPS": "2",
+            "ETCD_MAX_TXN_OPS": "3",
+            "ETCD_LOG_LEVEL": "error",
+        },
+    )
+    assert loaded.name == "flag"
+    assert loaded.max_txn_ops == 2
+    assert loaded.log_level == "error"
+    assert loaded.wal_dir == "w"
+    assert loaded.sources == {
+        "name": "--name",
+        "max-txn-ops": "ETCDLITE_MAX_TXN_OPS",
+        "log-level": "ETCD_LOG_LEVEL",
+        "wal-dir": f"{path}: wal-dir",
+    }
+
+
+def test_a_refused_value_does_not_matter_where_a_stronger_source_takes_it_back(file):
+    path = file("client-cert-auth = true\n")
+    assert load("--client-cert-auth=false", file=path).warnings == ()
+    assert problems(file=path)
+
+
+def test_an_empty_variable_counts_as_not_set():
+    assert load(environ={"ETCD_NAME": "", "ETCDLITE_MAX_TXN_OPS": ""}) == load()
+
+
+def test_the_file_can_be_named_by_flag_and_by_variable_and_replaces_the_default_one(file):
+    default = file('name = "default-file"\nwal-dir = "w"', "default.toml")
+    named = file('name = "named"')
+    assert load(file=default).name == "default-file"
+    for argv, environ in (
+        (["--config", named], {}),
+        (["--config-file", named], {}),
+        ([], {"ETCDLITE_CONFIG_FILE": named}),
+        ([], {"ETCD_CONFIG_FILE": named}),
+    ):
+        loaded = load(*argv, environ=environ, file=default)
+        assert (loaded.name, loaded.wal_dir) == ("named", "")
+
+
+def test_a_named_file_has_to_exist(tmp_path):
+    (line,) = problems("--config", str(tmp_path / "none.toml"))
+    assert "none.toml: no such file" in line
+
+
+def test_a_file_takes_the_types_of_toml_and_the_notation_of_flags(file):
+    for text in (
+        'listen-client-urls = ["http://127.0.0.1:1", "http://127.0.0.1:2"]\n'
+        'segment-bytes = "1MiB"\nelection-timeout = 2000\nunsafe-no-fsync = true\n',
+        'listen-client-urls = "http://127.0.0.1:1,http://127.0.0.1:2"\n'
+        'segment-bytes = 1048576\nelection-timeout = "2s"\nunsafe-no-fsync = "true"\n',
+    ):
+        loaded = load(file=file(text))
+        assert loaded.listen_client_urls == ("http://127.0.0.1:1", "http://127.0.0.1:2")
+        assert loaded.segment_bytes == 1 << 20
+        assert loaded.election_timeout_ms == 2000
+        assert loaded.unsafe_no_fsync
+
+
+def test_names_from_when_a_flag_was_experimental_work_with_a_warning(file):
+    path = file('experimental-warning-apply-duration = "1s"')
+    for loaded in (
+        load("--experimental-warning-apply-duration=1s"),
+        load(environ={"ETCD_EXPERIMENTAL_WARNING_APPLY_DURATION": "1s"}),
+        load(file=path),
+    ):
+        assert loaded.warning_apply_duration_s == 1
+        (line,) = loaded.warnings
+        assert "write warning-apply-duration" in line
+
+
+@pytest.mark.parametrize("action", ["help", "version", "check-config"])
+def test_an_action_is_told_to_the_caller(action):
+    assert load(f"--{action}").action == action
+    assert load(f"-{action}").action == action
+    assert load(f"--{action}=false").action == "run"
+
+
+def test_help_and_version_work_whatever_else_is_wrong(file):
+    for argv in (["-h"], ["--help"], ["--nmae", "--version", "x"]):
+        assert load(*argv, environ={"ETCDLITE_X": "y"}, file=file("[")).action != "run"
+    assert problems("--check-config", "--nmae=x")
+
+
+# --------------------------------------------------------------------------------- what is wrong
+
+
+def test_all_problems_are_reported_together_with_where_they_come_from(file):
+    path = file('nmae = "x"\nmax-txn-ops = "many"\n[sec]\nx = 1\n')
+    lines = problems(
+        "--cert-file=c.pem",
+        "--lisen-client-urls=http://127.0.0.1:1",
+        "serve",
+        "--log-level=loud",
+        "--max-request-bytes",
+        environ={"ETCDLITE_NMAE": "x", "ETCD_KEY_FILE": "k.pem", "ETCD_SEGMENT_BYTES": "1MB"},
+        file=path,
+    )
+    assert lines == [
+        "unknown flag --lisen-client-urls on the command line, did you mean --listen-client-urls?",
+        "unexpected argument serve on the command line; "
+        "etcdlite takes flags only, as in --name=value",
+        "--log-level=loud: unknown; write one of debug, info, warn, error, panic, fatal",
+        "--max-request-bytes: has no value; write --max-request-bytes=BYTES",
+        "ETCD_SEGMENT_BYTES=1MB: not a size; write bytes, or for example 64KiB, 16MiB, 8GiB",
+        "unknown variable ETCDLITE_NMAE in the environment, did you mean ETCDLITE_NAME?",
+        f"unknown key nmae in {path}, did you mean name?",
+        f"{path}: max-txn-ops = many: not a whole number; write digits only",
+        f"unknown key sec in {path}; remove it",
+        "--cert-file=c.pem: not supported: TLS comes with a later version; remove it",
+        "ETCD_KEY_FILE=k.pem: not supported: TLS comes with a later version; remove it",
+    ]
+
+
+def test_an_unknown_variable_of_etcd_is_only_a_warning():
+    first, second = load(environ={"ETCD_NMAE": "x", "ETCD_UNSUPPORTED_ARCH": "arm"}).warnings
+    assert "did you mean ETCD_NAME?" in first
+    assert "unknown variable ETCD_UNSUPPORTED_ARCH" in second and "ignored" in second
+
+
+def test_variables_that_are_meant_for_others_are_left_alone():
+    environ = {
+        "ETCDLITE_CTL_ENDPOINTS": "a",
+        "ETCDCTL_API": "3",
+        "ETCDLITE_PORT": "tcp://10.0.0.1:2379",
+        "ETCDLITE_PORT_2379_TCP_ADDR": "10.0.0.1",
+        "ETCDLITE_SERVICE_HOST": "10.0.0.1",
+        "ETCD_SERVICE_PORT_CLIENT": "2379",
+    }
+    assert load(environ=environ) == load()
+
+
+def test_a_value_with_a_secret_is_not_repeated():
+    lines = problems("--discovery-password=hunter2", environ={"ETCD_DISCOVERY_USER": "hunter2"})
+    assert len(lines) == 2 and "hunter2" not in str(lines)
+
+
+def test_a_hostile_value_stays_on_one_short_line(file):
+    for lines in (
+        problems("--log-level=a\n\x1b[2Jb" + "x" * 10_000),
+        problems("--a\nb", "c\rd"),
+        problems(environ={"ETCDLITE_A\n": "x"}),
+        problems(file=file('"a\\nb" = 1\nname = ' + "[" * 50 + "]" * 50)),
+        problems(file=file("max-txn-ops = 0x" + "f" * 6000)),
+        problems(file=file("max-txn-ops = [0x" + "f" * 6000 + "]")),
+    ):
+        assert all(len(line) < 500 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"name = ", "not valid TOML"),
+        (b'name = "\xff"', "not valid TOML"),
+        (b"a = " + b"[" * 100_000, "not valid TOML"),
+        (b"#" * (config.MAX_FILE_BYTES + 1), "larger than 1048576 bytes"),
+        (b'config-file = "x"', "cannot stand in the file itself"),
+        (b"name = 1", "wrong type; write a string"),
+        (b"unsafe-no-fsync = 1", "wrong type; write true or false"),
+        (b"max-txn-ops = true", "wrong type; write a number or a string"),
+        (b"max-txn-ops = 1.5", "wrong type; write a number or a string"),
+        (b"log-outputs = [1]", "wrong type; write a list of strings"),
+        (b"log-level = 2026-11-21", "wrong type; write a string"),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_why(tmp_path, content, reason):
+    path = tmp_path / "c.toml"
+    path.write_bytes(content)
+    (line,) = problems("--config", str(path))
+    assert reason in line and str(path) in line
+
+
+def test_yaml_is_recognised(file):
+    (line,) = problems("--config", file("name: default\n", "etcd.conf.yml"))
+    assert "YAML" in line
+
+
+def test_a_folder_is_not_a_file(tmp_path):
+    (line,) = problems("--config", str(tmp_path))
+    assert "cannot be read" in line
+
+
+# -------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        ("0", 0),
+        ("0s", 0),
+        ("300ms", 0.3),
+        ("1h30m", 5400),
+        ("1.5s", 1.5),
+        (".5m", 30),
+        ("1us", 1e-6),
+    ],
+)
+def test_durations_are_written_as_in_go(text, seconds):
+    assert load(f"--warning-apply-duration={text}").warning_apply_duration_s == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5", "-5s", "5 s", "s", "5x", "1e3s", "5s ", "9999999h", "٣s"]
+)
+def test_what_is_not_a_duration_is_refused(text):
+    (line,) = problems(f"--warning-apply-duration={text}")
+    assert "not a duration" in line or "out of range" in line
+
+
+@pytest.mark.parametrize(
+    "text, size_bytes",
+    [("4096", 4096), ("4KiB", 4096), ("1 MiB", 1 << 20), ("1GiB", 1 << 30), ("5000B", 5000)],
+)
+def test_sizes_take_binary_units(text, size_bytes):
+    assert load(f"--segment-bytes={text}").segment_bytes == size_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1MB", "1M", "1.5MiB", "MiB", "-4KiB", "4095", "2GiB", "9" * 99]
+)
+def test_what_is_not_a_size_is_refused(text):
+    (line,) = problems(f"--segment-bytes={text}")
+    assert "not a size" in line or "out of range" in line
+
+
+@pytest.mark.parametrize("text, quota_bytes", [("0", 2 << 30), ("-1", 0), ("8GiB", 8 << 30)])
+def test_the_quota_is_2_gib_unless_set_and_none_if_negative(text, quota_bytes):
+    assert load(f"--quota-backend-bytes={text}").quota_backend_bytes == quota_bytes
+
+
+@pytest.mark.parametrize(
+    "mode, text, kept",
+    [
+        ("periodic", "0", (0, 0)),
+        ("periodic", "8", (8 * 3600, 0)),
+        ("periodic", "5m", (300, 0)),
+        ("revision", "1000", (0, 1000)),
+        ("revision", "0", (0, 0)),
+    ],
+)
+def test_automatic_compaction_keeps_a_time_or_a_number_of_revisions(mode, text, kept):
+    loaded = load(f"--auto-compaction-mode={mode}", f"--auto-compaction-retention={text}")
+    assert kept == (loaded.auto_compaction_retention_s, loaded.auto_compaction_retention_revisions)
+
+
+@pytest.mark.parametrize("mode, text", [("periodic", "-1"), ("revision", "5m"), ("revision", "-1")])
+def test_a_retention_that_does_not_fit_its_mode_is_refused(mode, text):
+    (line,) = problems(f"--auto-compaction-mode={mode}", f"--auto-compaction-retention={text}")
+    assert f"--auto-compaction-retention={text}" in line and mode in line
+
+
+def test_the_election_timeout_is_at_least_five_heartbeats_and_at_most_50_seconds():
+    assert load("--heartbeat-interval=200ms").heartbeat_interval_ms == 200
+    assert load("--election-timeout=50s").election_timeout_ms == 50_000
+    (line,) = problems("--heartbeat-interval=201")
+    assert line == (
+        "election-timeout=1000: less than 5 times the heartbeat interval "
+        "(--heartbeat-interval=201); raise it or lower the other"
+    )
+    assert "out of range" in problems("--election-timeout=50001")[0]
+    assert "out of range" in problems("--heartbeat-interval=0")[0]
+
+
+@pytest.mark.parametrize(
+    "url, reason",
+    [
+        ("", "empty"),
+        ("https://127.0.0.1:2379", "TLS comes with a later version"),
+        ("unix:///run/etcd.sock", "TCP only"),
+        ("127.0.0.1:2379", "not a URL"),
+        ("ftp://127.0.0.1:2379", "not a URL"),
+        ("http://127.0.0.1", "not a URL"),
+        ("http://:2379", "not a URL"),
+        ("http://127.0.0.1:2379/", "not a URL"),
+        ("http://127.0.0.1:2379?", "not a URL"),
+        ("http://user@127.0.0.1:2379", "not a URL"),
+        ("http://127.0.0.1:65536", "not a URL"),
+        ("http://127.0.0.1:x", "not a URL"),
+        ("http://127.0.0.1:23\n79", "not a URL"),
+        ("http://[::1:2379", "not a URL"),
+        ("http://example.com:2379", "host name to listen on"),
+        ("http://127.0.0.1:1,http://127.0.0.1:1", "there twice"),
+        ("http://127.0.0.1:1,", "not a URL"),
+    ],
+)
+def test_a_url_that_cannot_be_listened_on_is_refused(url, reason):
+    (line,) = problems(f"--listen-client-urls={url}")
+    assert reason in line
+
+
+def test_urls_are_taken_apart_for_the_socket():
+    assert config.host_port("http://[::1]:2379") == ("::1", 2379)
+    urls = load("--listen-client-urls=http://[::1]:0,http://127.0.0.1:0").listen_client_urls
+    assert [config.host_port(url) for url in urls] == [("::1", 0), ("127.0.0.1", 0)]
+
+
+def test_clients_are_told_where_the_member_listens_unless_said_otherwise():
+    listen = "--listen-client-urls=http://10.0.0.1:2379"
+    assert load(listen).advertise_client_urls == ("http://10.0.0.1:2379",)
+    told = load(listen, "--advertise-client-urls=http://etcd.lan:2379").advertise_client_urls
+    assert told == ("http://etcd.lan:2379",)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
+def test_listening_on_all_addresses_needs_an_address_for_clients(host):
+    listen = f"--listen-client-urls=http://{host}:2379"
+    (line,) = problems(listen)
+    assert line.startswith(listen) and "set advertise-client-urls" in line
+    assert load(listen, "--advertise-client-urls=http://a.lan:2379")
+    (line,) = problems(listen, "--advertise-client-urls=http://a.lan:0")
+    assert "no port" in line
+
+
+def test_the_data_folder_carries_the_name_unless_set():
+    assert load("--name=a").data_dir == "a.etcdlite"
+    assert load("--name=a", "--data-dir=/srv/${name}").data_dir == "/srv/a"
+    assert load("--name=a", "--data-dir=").data_dir == "a.etcdlite"
+
+
+@pytest.mark.parametrize("name", ["", "a,b", "a=b", "a/b", "a\nb", "x" * 256])
+def test_a_name_that_would_break_the_member_list_is_refused(name):
+    (line,) = problems(f"--name={name}")
+    assert "not a name for a member" in line
+
+
+def test_the_initial_cluster_is_this_member_alone():
+    peer = "--initial-advertise-peer-urls=http://10.0.0.1:2380"
+    assert load("--name=a", peer).initial_advertise_peer_urls == ("http://10.0.0.1:2380",)
+    assert load("--name=a", peer, "--initial-cluster=a=http://10.0.0.1:2380")
+    two = "--initial-cluster=a=http://10.0.0.1:2380,b=http://10.0.0.2:2380"
+    assert "several members" in problems("--name=a", peer, two)[0]
+    for wrong in ("a=http://10.0.0.2:2380", "b=http://10.0.0.1:2380"):
+        (line,) = problems("--name=a", peer, f"--initial-cluster={wrong}")
+        assert "write a=http://10.0.0.1:2380" in line
+    assert "NAME=URL" in problems("--initial-cluster=a")[0]
+
+
+def test_log_outputs_are_streams_and_files():
+    assert load("--log-outputs=systemd/journal,stderr").log_outputs == ("stderr",)
+    assert load("--log-outputs=stdout,/tmp/x.log").log_outputs == ("stdout", "/tmp/x.log")
+    assert "names nothing" in problems("--log-outputs=stdout,")[0]
+
+
+def test_what_is_dangerous_is_a_loud_warning():
+    (line,) = load("--unsafe-no-fsync").warnings
+    assert "ACKNOWLEDGED WRITES WILL BE LOST" in line
+    (line,) = load("--max-request-bytes=11MiB").warnings
+    assert "recommended" in line
+
+
+NAMES = st.sampled_from([*config.FLAGS, "nmae", "experimental-max-wals", "config", ""])
+TEXTS = st.one_of(
+    st.text(max_size=20),
+    st.sampled_from(["0", "1", "-1", "true", "5s", "1GiB", "http://127.0.0.1:1", "a=http://b:1"]),
+)
+
+
+@given(st.lists(st.tuples(NAMES, TEXTS), max_size=4), st.dictionaries(NAMES, TEXTS, max_size=3))
+def test_whatever_is_set_gives_a_configuration_or_problems_on_one_line_each(flags, variables):
+    environ = {"ETCDLITE_" + name.upper().replace("-", "_"): t for name, t in variables.items()}
+    try:
+        load(*(f"--{name}={text}" for name, text in flags), environ=environ)
+    except config.ConfigError as error:
+        for line in error.problems + error.warnings:
+            assert line.isprintable()
+
+
+LINES = st.one_of(
+    st.tuples(NAMES, TEXTS).map(lambda pair: f"{pair[0]} = {pair[1]!r}"),
+    st.sampled_from(
+        ["[", "a\x00 = 1", '"\x7f" = 1', 'name = "\x1b"', "[[x]]", "x = 1e999", "é = 1"]
+    ),
+    st.text(max_size=20),
+)
+
+
+@given(st.lists(LINES, max_size=5))
+def test_whatever_stands_in_a_file_gives_a_configuration_or_problems_on_one_line_each(lines):
+    with tempfile.NamedTemporaryFile(prefix="etcdlite-", suffix=".toml") as file:
+        file.write("\n".join(lines).encode("utf-8", "replace"))
+        file.flush()
+        try:
+            load("--config", file.name)
+        except config.ConfigError as error:
+            for line in error.problems + error.warnings:
+                assert line.isprintable()

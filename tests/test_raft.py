@@ -1,0 +1,1010 @@
+"""Raft as readable transcripts, as claims about a single voter, and under a random network.
+
+Transcripts: `tests/raft/*.txt`, one file per scenario. A paragraph of commands, a line of dashes,
+then exactly what the commands print. `REWRITE=1 pytest tests/test_raft.py` writes down what they
+print now; the change is then reviewed by eye. The commands are the methods of `Transcript`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from etcdlite import raft
+from etcdlite.raft import (
+    ENTRY_CONF_CHANGE,
+    ENTRY_NORMAL,
+    NOTHING_READY,
+    ConfChange,
+    Config,
+    Entry,
+    HardState,
+    Message,
+    NotLeader,
+    Raft,
+    RaftInvariantError,
+    RaftLog,
+    Ready,
+    ReadState,
+    RequestDropped,
+    Snapshot,
+)
+
+ACTIONS = {
+    "add-voter": raft.ADD_VOTER,
+    "add-learner": raft.ADD_LEARNER,
+    "remove": raft.REMOVE,
+}
+
+
+class Applied(NamedTuple):
+    """One step of a state machine: the entry, and the membership after it."""
+
+    entry: Entry
+    voters: frozenset[int]
+    learners: frozenset[int]
+
+
+class Host:
+    """What surrounds one Raft: a disk, a state machine (the list of what was applied) and the
+    Readys that are on their way to the disk. A crash loses all but the disk and the list."""
+
+    def __init__(
+        self,
+        config: Config,
+        voters: Iterable[int],
+        learners: Iterable[int] = (),
+        index: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.config = config
+        self.rng = random.Random(seed)
+        self.first_voters = frozenset(voters)
+        self.first_learners = frozenset(learners)
+        self.hard_state = HardState(1 if index else 0, 0, index)
+        self.offset = index
+        self.offset_term = 1 if index else 0
+        self.entries: list[Entry] = []
+        self.history = [
+            Applied(Entry(1, i, ENTRY_NORMAL, b""), self.first_voters, self.first_learners)
+            for i in range(1, index + 1)
+        ]
+        self.received: dict[int, list[Applied]] = {}
+        self.reads: list[ReadState] = []
+        self.alive = False
+        self.start()
+
+    def start(self) -> None:
+        """Begin, or begin again, from what is on the disk."""
+        voters, learners = self.membership()
+        self.unsynced: deque[Ready] = deque()
+        self.alive = True
+        self.raft = Raft(
+            self.config,
+            self.rng,
+            voters=voters,
+            learners=learners,
+            hard_state=self.hard_state,
+            snapshot_index=self.offset,
+            snapshot_term=self.offset_term,
+            entries=self.entries,
+            applied=len(self.history),
+        )
+
+    def membership(self) -> tuple[frozenset[int], frozenset[int]]:
+        if self.history:
+            return self.history[-1].voters, self.history[-1].learners
+        return self.first_voters, self.first_learners
+
+    def take_ready(self) -> Ready:
+        """Take a Ready; apply at once, write later."""
+        ready = self.raft.ready()
+        if ready is NOTHING_READY:
+            return ready
+        if (
+            ready.hard_state
+            or ready.entries
+            or ready.snapshot
+            or ready.messages_after_sync
+            or self.unsynced
+        ):
+            self.unsynced.append(ready)
+        for entry in ready.committed_entries:
+            self.apply(entry)
+        if ready.committed_entries:
+            self.raft.applied(ready.committed_entries[-1].index)
+        self.reads += ready.read_states
+        return ready
+
+    def apply(self, entry: Entry) -> None:
+        assert entry.index == len(self.history) + 1, "entries are applied in order, once each"
+        on_disk = self.entries[entry.index - self.offset - 1 : entry.index - self.offset]
+        assert on_disk == [entry], "an entry is applied only when it is durable"
+        if entry.kind == ENTRY_CONF_CHANGE:
+            action, node = entry.data.split()
+            self.raft.apply_conf_change(ConfChange(ACTIONS[action.decode()], int(node)))
+        self.history.append(
+            Applied(entry, frozenset(self.raft.voters), frozenset(self.raft.learners))
+        )
+
+    def sync(self) -> list[Message]:
+        """The oldest Ready becomes durable. Returns the messages that may leave now."""
+        ready = self.unsynced.popleft()
+        if ready.snapshot:
+            self.offset, self.offset_term = ready.snapshot.index, ready.snapshot.term
+            self.entries = []
+            self.history = self.received.pop(ready.snapshot.index)
+            self.raft.applied(ready.snapshot.index)
+        if ready.hard_state:
+            self.hard_state = ready.hard_state
+        if ready.entries:
+            first = ready.entries[0].index
+            assert self.offset < first <= self.offset + len(self.entries) + 1
+            self.entries[first - self.offset - 1 :] = ready.entries
+        out = []
+        for message in ready.messages_after_sync:
+            if message.to == self.config.id:
+                self.raft.step(message)
+            else:
+                out.append(message)
+        if ready.entries:
+            self.raft.persisted(ready.entries[-1].index, ready.entries[-1].term)
+        return out
+
+    def receive(self, message: Message, history: list[Applied] | None) -> None:
+        if message.snapshot and history is not None:
+            self.received[message.snapshot.index] = history
+        self.raft.step(message)
+
+    def compact(self, index: int) -> None:
+        """Drop what is applied from memory, and the same from the disk."""
+        if self.raft.log.applied < self.raft.log.offset:
+            return  # A snapshot is being installed.
+        self.raft.compact(index)
+        drop = self.raft.log.offset - self.offset
+        if drop > 0:
+            self.offset_term = self.entries[drop - 1].term
+            del self.entries[:drop]
+            self.offset += drop
+
+    def busy(self) -> bool:
+        return self.raft.has_ready() or bool(self.unsynced)
+
+
+# Transcripts.
+
+
+class Transcript:
+    """Runs the commands of a transcript. Every public method is a command; it prints lines."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[int, Host] = {}
+        self.network: list[tuple[Message, list[Applied] | None]] = []
+        self.lines: list[str] = []
+        self.cut: set[int] = set()
+        self.settings: dict[str, int] = {}
+        self.index = 0
+
+    def run(self, command: str) -> None:
+        words = command.split()
+        quiet = words[0] == "quiet"
+        if quiet:
+            words = words[1:]
+        before = len(self.lines)
+        name, *arguments = words
+        method: Callable[..., None] = getattr(self, name.replace("-", "_"))
+        try:
+            method(*arguments)
+        except (NotLeader, RequestDropped, RaftInvariantError, ValueError) as error:
+            self.lines.append(f"{type(error).__name__}: {error}")
+        if quiet:
+            del self.lines[before:]
+
+    # Commands.
+
+    def config(self, *settings: str) -> None:
+        """config NAME=NUMBER...: settings of the members started from here on."""
+        for setting in settings:
+            name, value = setting.split("=")
+            self.settings[name.replace("-", "_")] = int(value)
+
+    def members(self, count: str, *options: str) -> None:
+        """members COUNT [learners=N,...] [index=N]: start them, all with a log compacted at N."""
+        given = dict(option.split("=") for option in options)
+        learners = {int(word) for word in given.get("learners", "").split(",") if word}
+        self.index = int(given.get("index", "0"))
+        everyone = set(range(1, int(count) + 1)) | learners
+        for node in sorted(everyone):
+            self._start(node, everyone - learners, learners, self.index)
+
+    def join(self, node: str) -> None:
+        """join N: start a member that knows nothing yet."""
+        self._start(int(node), (), (), 0)
+
+    def campaign(self, node: str) -> None:
+        self._raft(node).campaign()
+
+    def propose(self, node: str, data: str) -> None:
+        self._raft(node).propose(data.encode())
+
+    def conf(self, node: str, action: str, member: str) -> None:
+        """conf N add-voter|add-learner|remove M"""
+        self._raft(node).propose_conf_change(f"{action} {member}".encode())
+
+    def read(self, node: str, context: str) -> None:
+        self._raft(node).read_index(context.encode())
+
+    def transfer(self, node: str, to: str) -> None:
+        self._raft(node).transfer_leader(int(to))
+
+    def forget_leader(self, node: str) -> None:
+        self._raft(node).forget_leader()
+
+    def unreachable(self, node: str, member: str) -> None:
+        self._raft(node).report_unreachable(int(member))
+
+    def snapshot_delivered(self, node: str, member: str) -> None:
+        self._raft(node).report_snapshot(int(member), True)
+
+    def snapshot_failed(self, node: str, member: str) -> None:
+        self._raft(node).report_snapshot(int(member), False)
+
+    def tick(self, node: str, count: str = "1") -> None:
+        for _ in range(int(count)):
+            self._raft(node).tick()
+
+    def compact(self, node: str, index: str) -> None:
+        self.hosts[int(node)].compact(int(index))
+
+    def isolate(self, *nodes: str) -> None:
+        """isolate N...: all messages from and to these members get lost."""
+        self.cut |= {int(node) for node in nodes}
+
+    def heal(self) -> None:
+        self.cut.clear()
+
+    def ready(self, node: str) -> None:
+        """ready N: take a Ready, apply, send; what must be written waits for `sync`."""
+        host = self.hosts[int(node)]
+        ready = host.take_ready()
+        self.lines.append(f"> {node} ready")
+        self.lines += ["  " + line for line in describe_ready(ready)]
+        self._send(host, ready.messages)
+
+    def sync(self, node: str) -> None:
+        """sync N: the oldest Ready of N that was not durable is so now."""
+        host = self.hosts[int(node)]
+        if not host.unsynced:
+            raise ValueError("nothing waits to be synced")
+        self.lines.append(f"> {node} synced {describe_written(host.unsynced[0])}")
+        self._send(host, host.sync())
+
+    def deliver(self, *nodes: str) -> None:
+        """deliver [N...]: the messages to these members (or all) arrive."""
+        wanted = {int(node) for node in nodes} or set(self.hosts)
+        arriving = [item for item in self.network if item[0].to in wanted]
+        self.network = [item for item in self.network if item[0].to not in wanted]
+        for message, history in arriving:
+            lost = message.to in self.cut or message.sender in self.cut
+            host = self.hosts.get(message.to)
+            lost = lost or host is None or not host.alive
+            self.lines.append(("lost " if lost else "") + describe(message))
+            if not lost and host is not None:
+                host.receive(message, history)
+
+    def drop(self, *nodes: str) -> None:
+        """drop [N...]: the messages to these members (or all) get lost."""
+        wanted = {int(node) for node in nodes} or set(self.hosts)
+        self.network = [item for item in self.network if item[0].to not in wanted]
+
+    def stabilize(self, *nodes: str) -> None:
+        """stabilize [N...]: these members (or all) work until nothing is left to do."""
+        wanted = [host for host in self.hosts.values() if host.alive]
+        if nodes:
+            wanted = [self.hosts[int(node)] for node in nodes]
+        busy = True
+        while busy:
+            busy = False
+            for host in wanted:
+                name = str(host.config.id)
+                if any(message.to == host.config.id for message, _ in self.network):
+                    busy = True
+                    self.deliver(name)
+                while host.raft.has_ready():
+                    busy = True
+                    self.ready(name)
+                while host.unsynced:
+                    busy = True
+                    self.sync(name)
+
+    def crash(self, node: str) -> None:
+        """crash N: what was not synced is gone."""
+        host = self.hosts[int(node)]
+        host.alive = False
+
+    def restart(self, node: str) -> None:
+        self.hosts[int(node)].start()
+
+    def status(self, node: str) -> None:
+        member = self._raft(node)
+        log = member.log
+        self.lines.append(
+            f"{node}: {raft.ROLE_NAMES[member.role]} term={member.term} vote={member.vote}"
+            f" leader={member.leader} applied={log.applied} committed={log.committed}"
+            f" stable={log.stable} last={log.last}"
+        )
+        self.lines.append(f"   voters={sorted(member.voters)} learners={sorted(member.learners)}")
+        if member.role != raft.LEADER:
+            return
+        for other, progress in sorted(member.progress.items()):
+            if other != member.id:
+                self.lines.append(
+                    f"   {other}: {raft.PROGRESS_NAMES[progress.state]} match={progress.match}"
+                    f" next={progress.next}"
+                    + (" paused" if progress.is_paused() else "")
+                    + (" active" if progress.recent_active else "")
+                    + (
+                        f" inflight={progress.inflight_messages()}"
+                        if progress.inflight_messages()
+                        else ""
+                    )
+                    + (
+                        f" snapshot={progress.pending_snapshot}"
+                        if progress.pending_snapshot
+                        else ""
+                    )
+                )
+
+    def log(self, node: str) -> None:
+        log = self._raft(node).log
+        self.lines.append(f"{node}: after {log.offset_term}/{log.offset}:")
+        self.lines += [f"   {describe_entry(entry)}" for entry in log.entries]
+
+    # The rest.
+
+    def _raft(self, node: str) -> Raft:
+        return self.hosts[int(node)].raft
+
+    def _start(
+        self, node: int, voters: Iterable[int], learners: Iterable[int], index: int
+    ) -> None:
+        config = Config(id=node, **self.settings)  # type: ignore[arg-type]
+        self.hosts[node] = Host(config, voters, learners, index, seed=node)
+
+    def _send(self, host: Host, messages: Sequence[Message]) -> None:
+        for message in messages:
+            history = None
+            if message.snapshot:
+                history = host.history[: message.snapshot.index]
+            self.network.append((message, history))
+
+
+def describe_entry(entry: Entry) -> str:
+    kind = "conf " if entry.kind == ENTRY_CONF_CHANGE else ""
+    return f'{entry.term}/{entry.index} {kind}"{entry.data.decode()}"'
+
+
+def describe_entries(entries: Sequence[Entry]) -> str:
+    return "[" + ", ".join(describe_entry(entry) for entry in entries) + "]"
+
+
+def describe(message: Message) -> str:
+    """One line: only the fields that the kind of message uses, and only if they say something."""
+    kind = message.kind
+    words = [f"{message.sender}->{message.to} {raft.MESSAGE_NAMES[kind]} term={message.term}"]
+    if kind in (raft.APP, raft.VOTE, raft.PRE_VOTE):
+        words.append(f"log={message.log_term}/{message.index}")
+    elif kind in (raft.APP_RESP, raft.READ_INDEX_RESP):
+        words.append(f"index={message.index}")
+    if kind in (raft.APP, raft.HEARTBEAT, raft.HEARTBEAT_RESP):
+        words.append(f"commit={message.commit}")
+    if message.entries:
+        words.append(describe_entries(message.entries))
+    if message.reject:
+        words.append("reject")
+        if kind in (raft.VOTE_RESP, raft.PRE_VOTE_RESP):
+            words.append(f"commit={message.log_term}/{message.commit}")
+        if kind == raft.APP_RESP:
+            words.append(f"hint={message.log_term}/{message.hint}")
+    if message.snapshot:
+        words.append(describe_snapshot(message.snapshot))
+    if message.context:
+        context = message.context
+        if kind in (raft.HEARTBEAT, raft.HEARTBEAT_RESP):
+            words.append(f"round={int.from_bytes(context, 'little')}")
+        else:
+            words.append(context.decode())
+    return " ".join(words)
+
+
+def describe_snapshot(snapshot: Snapshot) -> str:
+    return (
+        f"snapshot={snapshot.term}/{snapshot.index} voters={list(snapshot.voters)}"
+        f" learners={list(snapshot.learners)}"
+    )
+
+
+def describe_written(ready: Ready) -> str:
+    parts = []
+    if ready.snapshot:
+        parts.append(describe_snapshot(ready.snapshot))
+    if ready.hard_state:
+        parts.append("hard state")
+    if ready.entries:
+        parts.append(f"entries {ready.entries[0].index} to {ready.entries[-1].index}")
+    return ", ".join(parts) or "nothing"
+
+
+def describe_ready(ready: Ready) -> list[str]:
+    if ready is NOTHING_READY:
+        return ["nothing"]
+    lines = []
+    if ready.soft_state:
+        role = raft.ROLE_NAMES[ready.soft_state.role]
+        lines.append(f"soft state: {role} leader={ready.soft_state.leader}")
+    if ready.snapshot:
+        lines.append(describe_snapshot(ready.snapshot))
+    if ready.hard_state:
+        term, vote, commit = ready.hard_state
+        lines.append(f"hard state: term={term} vote={vote} commit={commit}")
+    if ready.entries:
+        lines.append(f"write: {describe_entries(ready.entries)}")
+    if ready.committed_entries:
+        lines.append(f"apply: {describe_entries(ready.committed_entries)}")
+    lines += [f"read: {context.decode()} at {index}" for index, context in ready.read_states]
+    lines += [f"send: {describe(message)}" for message in ready.messages]
+    lines += [f"after sync: {describe(message)}" for message in ready.messages_after_sync]
+    return lines
+
+
+TRANSCRIPTS = sorted((Path(__file__).parent / "raft").glob("*.txt"))
+
+
+def play(text: str) -> str:
+    """The transcript again, with what its commands print now."""
+    transcript = Transcript()
+    out: list[str] = []
+    in_output = False
+    pending = False
+    for line in [*text.splitlines(), ""]:
+        if in_output:
+            in_output = bool(line)
+            if not in_output:
+                out.append("")
+        elif line == "----" or (not line and pending):
+            out += ["----", *(transcript.lines or ["ok"])]
+            transcript.lines = []
+            pending = False
+            in_output = line == "----"
+            if not line:
+                out.append("")
+        else:
+            out.append(line)
+            if line and not line.startswith("#"):
+                pending = True
+                transcript.run(line)
+    return "\n".join(out).rstrip("\n") + "\n"
+
+
+@pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
+def test_the_transcript_still_reads_the_same(path: Path) -> None:
+    text = path.read_text()
+    now = play(text)
+    if os.environ.get("REWRITE"):
+        path.write_text(now)
+    assert now == text or os.environ.get("REWRITE"), f"{path.name} differs; see REWRITE=1"
+
+
+# Claims about a single voter, the log and its limits.
+
+
+def lone(**settings: int) -> Host:
+    """A member that is alone, with its first entry applied."""
+    host = Host(Config(id=1, **settings), {1})  # type: ignore[arg-type]
+    settle(host)
+    return host
+
+
+def settle(host: Host) -> None:
+    while host.busy():
+        host.take_ready()
+        while host.unsynced:
+            host.sync()
+
+
+def entries_of(host: Host) -> list[bytes]:
+    return [applied.entry.data for applied in host.history]
+
+
+def test_a_single_voter_applies_what_was_proposed_in_order() -> None:
+    host = lone()
+    assert [host.raft.propose(data) for data in (b"a", b"b", b"c")] == [2, 3, 4]
+    settle(host)
+    assert entries_of(host) == [b"", b"a", b"b", b"c"]
+
+
+def test_nothing_is_applied_before_it_is_durable() -> None:
+    host = lone()
+    index = host.raft.propose(b"a")
+    ready = host.raft.ready()
+    assert [entry.data for entry in ready.entries] == [b"a"]
+    assert not ready.committed_entries
+    assert host.raft.ready() is NOTHING_READY
+    host.raft.persisted(index, host.raft.term)
+    assert [entry.data for entry in host.raft.ready().committed_entries] == [b"a"]
+
+
+def test_ready_is_the_same_empty_object_when_idle() -> None:
+    host = lone()
+    for _ in range(100):
+        host.raft.tick()
+        assert not host.raft.has_ready()
+        assert host.raft.ready() is NOTHING_READY
+
+
+def test_a_follower_takes_no_proposals_and_names_the_leader() -> None:
+    follower = Raft(Config(id=2), random.Random(0), voters={1, 2, 3})
+    with pytest.raises(NotLeader) as caught:
+        follower.propose(b"a")
+    assert caught.value.leader == 0
+    follower.step(Message(raft.HEARTBEAT, 2, 1, 5))
+    with pytest.raises(NotLeader) as caught:
+        follower.propose(b"a")
+    assert caught.value.leader == 1
+
+
+def test_uncommitted_entries_are_bounded_and_one_large_entry_is_taken() -> None:
+    host = lone(max_uncommitted_bytes=1000)
+    host.raft.propose(bytes(5000))
+    with pytest.raises(RequestDropped):
+        host.raft.propose(b"a")
+    settle(host)
+    host.raft.propose(b"a")
+
+
+def test_a_batch_to_apply_is_bounded() -> None:
+    host = lone(max_apply_bytes=3 * raft.ENTRY_OVERHEAD_BYTES)
+    for _ in range(8):
+        host.raft.propose(b"")
+    host.take_ready()
+    host.sync()
+    batches = []
+    while host.raft.has_ready():
+        batches.append(len(host.take_ready().committed_entries))
+    assert batches == [3, 3, 2]
+
+
+def test_memory_is_bounded_by_compaction() -> None:
+    host = lone()
+    for _ in range(1000):
+        host.raft.propose(bytes(100))
+        settle(host)
+        host.raft.compact(host.raft.log.applied)
+        assert len(host.raft.log.entries) <= 1
+        assert host.raft.log.size_bytes <= 300
+
+
+def test_compaction_keeps_a_tail_for_followers() -> None:
+    weight = 100 + raft.ENTRY_OVERHEAD_BYTES
+    config = Config(id=1, log_tail_bytes=10 * weight)
+    host = Host(config, {1}, {2})
+    settle(host)
+    for _ in range(100):
+        host.raft.propose(bytes(100))
+    settle(host)
+    host.raft.compact(host.raft.log.applied)
+    assert len(host.raft.log.entries) == 10
+    assert host.raft.log.size_bytes == 10 * weight
+
+
+def test_recovery_refuses_a_log_with_a_hole() -> None:
+    for entries in (
+        [Entry(1, 2, ENTRY_NORMAL, b"")],
+        [Entry(1, 1, ENTRY_NORMAL, b""), Entry(1, 3, ENTRY_NORMAL, b"")],
+        [Entry(2, 1, ENTRY_NORMAL, b""), Entry(1, 2, ENTRY_NORMAL, b"")],
+    ):
+        with pytest.raises(RaftInvariantError):
+            Raft(Config(id=1), random.Random(0), voters={1}, entries=entries)
+
+
+def test_recovery_refuses_marks_beyond_the_log() -> None:
+    entries = [Entry(1, 1, ENTRY_NORMAL, b"")]
+    for hard_state, applied in ((HardState(1, 1, 2), 0), (HardState(1, 1, 1), 2)):
+        with pytest.raises(RaftInvariantError):
+            Raft(
+                Config(id=1),
+                random.Random(0),
+                voters={1},
+                hard_state=hard_state,
+                entries=entries,
+                applied=applied,
+            )
+
+
+def test_entries_that_outlived_their_hard_state_raise_the_term() -> None:
+    """A crash can leave the entries of a term without the hard state that went with them."""
+    member = Raft(
+        Config(id=1),
+        random.Random(0),
+        voters={1, 2},
+        hard_state=HardState(1, 2, 0),
+        entries=[Entry(3, 1, ENTRY_NORMAL, b"")],
+    )
+    assert (member.term, member.vote) == (3, 0)
+    assert member.ready().hard_state == HardState(3, 0, 0)
+
+
+def test_what_the_disk_never_got_cannot_become_durable() -> None:
+    host = lone()
+    with pytest.raises(RaftInvariantError):
+        host.raft.persisted(99, 1)
+
+
+def test_a_second_leader_in_a_term_stops_the_process() -> None:
+    host = lone()
+    with pytest.raises(RaftInvariantError):
+        host.raft.step(Message(raft.APP, 1, 2, host.raft.term))
+    follower = Raft(Config(id=1), random.Random(0), voters={1, 2, 3})
+    follower.step(Message(raft.HEARTBEAT, 1, 2, 1))
+    with pytest.raises(RaftInvariantError):
+        follower.step(Message(raft.HEARTBEAT, 1, 3, 1))
+
+
+def some_entries(term: int, first: int, last: int) -> list[Entry]:
+    return [Entry(term, index, ENTRY_NORMAL, b"") for index in range(first, last + 1)]
+
+
+def test_an_old_append_takes_nothing_away() -> None:
+    log = RaftLog(0, 0, ())
+    assert log.maybe_append(0, 0, some_entries(1, 1, 5), 0) == 5
+    assert log.maybe_append(0, 0, some_entries(1, 1, 2), 0) == 2
+    assert log.last == 5
+
+
+def test_a_committed_entry_is_never_overwritten() -> None:
+    log = RaftLog(0, 0, ())
+    log.maybe_append(0, 0, some_entries(1, 1, 5), 3)
+    with pytest.raises(RaftInvariantError):
+        log.maybe_append(2, 1, some_entries(2, 3, 3), 3)
+
+
+def test_the_first_write_of_an_entry_says_nothing_about_its_third() -> None:
+    """Entry 2 of term 1 is written, overwritten, and written again: A, B, A. etcd's raft calls this
+    the append ABA race."""
+    log = RaftLog(0, 0, ())
+    log.maybe_append(0, 0, some_entries(1, 1, 2), 0)
+    log.offer()
+    log.maybe_append(1, 1, some_entries(2, 2, 2), 0)
+    log.offer()
+    log.maybe_append(1, 1, some_entries(1, 2, 2), 0)
+    log.offer()
+    log.stable_to(2, 1)
+    assert log.stable == 1, "only what was not overwritten since"
+    log.stable_to(2, 2)
+    assert log.stable == 1
+    log.stable_to(2, 1)
+    assert log.stable == 2
+
+
+# A random network, random disks and random crashes.
+
+
+class Simulation:
+    """Members on a network that loses, repeats and reorders messages; disks that lag; crashes that
+    take what was not synced and set the state machine back; members that come and go. After every
+    step the safety properties of the Raft paper (figure 3) and of reads are checked."""
+
+    MAX_MEMBERS = 7
+    MAX_MESSAGES = 300
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.config = {
+            "pre_vote": self.random.random() < 0.8,
+            "max_append_bytes": self.random.choice([300, 2000, raft.MAX_APPEND_BYTES]),
+            "max_inflight_messages": self.random.choice([1, 3, 100]),
+            "max_apply_bytes": self.random.choice([300, raft.MAX_APPLY_BYTES]),
+            "log_tail_bytes": self.random.choice([0, 1000, raft.LOG_TAIL_BYTES]),
+        }
+        self.hosts: dict[int, Host] = {}
+        self.network: list[tuple[Message, list[Applied] | None]] = []
+        self.cut_off: set[int] = set()
+        self.lives: dict[int, int] = {}
+        self.leaders: dict[int, tuple[int, int]] = {}
+        self.created: dict[tuple[int, int], Entry] = {}
+        self.applied: list[Applied] = []
+        self.reads: dict[bytes, int] = {}
+        self.answered_reads = 0
+        self.committed = 0
+        self.proposals = 0
+        first = set(range(1, self.random.choice([1, 2, 3, 3, 5]) + 1))
+        for node in first:
+            self.add(node, first)
+        self.actions: list[tuple[Callable[[], None], float]] = [
+            (self.deliver, 60),
+            (self.take_ready, 40),
+            (self.sync, 30),
+            (self.tick, 5),
+            (self.propose, 5),
+            (self.read, 3),
+            (self.lose, 1),
+            (self.repeat, 1),
+            (self.compact, 1),
+            (self.restart, 1),
+            (self.crash, 0.2),
+            (self.cut, 0.1),
+            (self.heal, 0.4),
+            (self.transfer, 0.1),
+            (self.forget_leader, 0.2),
+            (self.change_members, 0.2),
+        ]
+
+    def run(self, steps: int) -> None:
+        actions, weights = zip(*self.actions, strict=True)
+        for action in self.random.choices(actions, weights, k=steps):
+            action()
+            self.check()
+
+    def add(self, node: int, voters: Iterable[int]) -> None:
+        config = Config(id=node, **self.config)  # type: ignore[arg-type]
+        self.lives[node] = 1
+        self.hosts[node] = Host(config, voters, seed=self.random.randrange(1 << 30))
+
+    def any_host(self) -> Host | None:
+        alive = [host for host in self.hosts.values() if host.alive]
+        return self.random.choice(alive) if alive else None
+
+    def a_leader(self) -> Host | None:
+        leaders = [
+            host for host in self.hosts.values() if host.alive and host.raft.role == raft.LEADER
+        ]
+        return self.random.choice(leaders) if leaders else None
+
+    # What can happen.
+
+    def send(self, host: Host, messages: Iterable[Message]) -> None:
+        for message in messages:
+            history = None
+            if message.snapshot:
+                history = host.history[: message.snapshot.index]
+            self.exists(message.entries)
+            self.network.append((message, history))
+        while len(self.network) > self.MAX_MESSAGES:
+            self.lose()
+
+    def pick(self) -> int:
+        # Mostly the oldest: with a random order alone little would ever get done.
+        if self.random.random() < 0.7:
+            return 0
+        return self.random.randrange(len(self.network))
+
+    def deliver(self) -> None:
+        if self.network:
+            message, history = self.network.pop(self.pick())
+            self.hand_over(message, history)
+
+    def hand_over(self, message: Message, history: list[Applied] | None) -> None:
+        host = self.hosts[message.to]
+        if not host.alive or message.to in self.cut_off or message.sender in self.cut_off:
+            self.lost(message)
+            return
+        host.receive(message, history)
+        if message.kind == raft.SNAP:
+            self.hosts[message.sender].raft.report_snapshot(message.to, True)
+
+    def lose(self) -> None:
+        if self.network:
+            self.lost(self.network.pop(self.pick())[0])
+
+    def lost(self, message: Message) -> None:
+        sender = self.hosts[message.sender]
+        if sender.alive and message.kind == raft.SNAP:
+            sender.raft.report_snapshot(message.to, False)
+        elif sender.alive and self.random.random() < 0.2:
+            sender.raft.report_unreachable(message.to)
+
+    def repeat(self) -> None:
+        if self.network:
+            self.hand_over(*self.random.choice(self.network))
+
+    def take_ready(self) -> None:
+        host = self.any_host()
+        if host:
+            self.send(host, host.take_ready().messages)
+
+    def sync(self) -> None:
+        host = self.any_host()
+        if host and host.unsynced:
+            self.exists(host.unsynced[0].entries)
+            self.send(host, host.sync())
+
+    def exists(self, entries: Iterable[Entry]) -> None:
+        """These entries are on a disk or in a message."""
+        for entry in entries:
+            other = self.created.setdefault((entry.term, entry.index), entry)
+            assert other == entry, "two entries with the same term and index"
+
+    def tick(self) -> None:
+        host = self.any_host()
+        if host:
+            for _ in range(self.random.choice([1, 1, 1, 5])):
+                host.raft.tick()
+
+    def propose(self) -> None:
+        host = self.a_leader()
+        if host:
+            self.proposals += 1
+            try:
+                host.raft.propose(b"%d" % self.proposals)
+            except RequestDropped:
+                pass
+
+    def read(self) -> None:
+        host = self.any_host()
+        if host:
+            context = b"%d" % len(self.reads)
+            self.reads[context] = self.committed
+            try:
+                host.raft.read_index(context)
+            except NotLeader:
+                pass
+
+    def crash(self) -> None:
+        host = self.any_host()
+        if host:
+            host.alive = False
+            kept = self.random.randrange(host.offset, len(host.history) + 1)
+            del host.history[kept:]
+
+    def restart(self) -> None:
+        dead = [node for node, host in self.hosts.items() if not host.alive]
+        if dead:
+            node = self.random.choice(dead)
+            self.lives[node] += 1
+            self.hosts[node].start()
+
+    def compact(self) -> None:
+        host = self.any_host()
+        if host:
+            host.compact(host.raft.log.applied)
+
+    def cut(self) -> None:
+        self.cut_off = {node for node in self.hosts if self.random.random() < 0.4}
+
+    def heal(self) -> None:
+        self.cut_off.clear()
+
+    def transfer(self) -> None:
+        host = self.a_leader()
+        others = host.raft.voters - {host.raft.id} if host else set()
+        if host and others:
+            host.raft.transfer_leader(self.random.choice(sorted(others)))
+
+    def forget_leader(self) -> None:
+        host = self.any_host()
+        if host:
+            host.raft.forget_leader()
+            if self.random.random() < 0.5:
+                host.raft.campaign()
+
+    def change_members(self) -> None:
+        host = self.a_leader()
+        if not host:
+            return
+        members = sorted(host.raft.voters | host.raft.learners)
+        action = self.random.choice(["add-voter", "add-learner", "remove"])
+        if action == "remove":
+            node = self.random.choice(members)
+        elif host.raft.learners and self.random.random() < 0.7:
+            node = self.random.choice(sorted(host.raft.learners))
+        else:
+            # An id is never used again, as members are told to.
+            node = len(self.hosts) + 1
+        try:
+            host.raft.propose_conf_change(f"{action} {node}".encode())
+        except RequestDropped:
+            return
+        if node not in self.hosts:
+            self.add(node, ())
+        if len(self.hosts) >= self.MAX_MEMBERS:
+            self.actions = [item for item in self.actions if item[0] != self.change_members]
+
+    # What must hold.
+
+    def check(self) -> None:
+        for node, host in self.hosts.items():
+            if not host.alive:
+                continue
+            member = host.raft
+            log = member.log
+            self.committed = max(self.committed, log.committed)
+            assert log.applied <= log.applying <= log.committed <= log.last
+            assert log.offset <= log.applying
+            assert log.stable <= log.offered <= log.last
+            assert log.last - log.offset == len(log.entries)
+            assert log.size_bytes == log.size_between(log.offset, log.last)
+            durable = host.hard_state.term == member.term and host.hard_state.vote == node
+            assert durable or len(member.progress) == 1 or member.role != raft.LEADER
+            # A term that is not durable yet may be used again by a member that is alone.
+            if member.role == raft.LEADER and durable:
+                leader = self.leaders.setdefault(member.term, (node, self.lives[node]))
+                assert leader == (node, self.lives[node]), "two leaders in one term"
+            for index in range(len(self.applied), len(host.history)):
+                self.applied.append(host.history[index])
+            # The whole history is compared at the end; here its latest part.
+            recent = slice(max(0, len(host.history) - 5), len(host.history))
+            assert host.history[recent] == self.applied[recent], "different histories"
+            for index, context in host.reads:
+                assert index >= self.reads[context], "a read that misses a committed write"
+                self.answered_reads += 1
+            host.reads.clear()
+
+    def finish(self) -> None:
+        """Heal everything: a leader is found and all its members come to the same history."""
+        self.cut_off.clear()
+        for node, host in self.hosts.items():
+            if not host.alive:
+                self.lives[node] += 1
+                host.start()
+        for _ in range(3000):
+            for host in self.hosts.values():
+                if self.random.random() < 0.9:
+                    host.raft.tick()
+                while host.raft.has_ready():
+                    self.send(host, host.take_ready().messages)
+                while host.unsynced:
+                    self.send(host, host.sync())
+            arriving, self.network = self.network, []
+            for message, history in arriving:
+                self.hand_over(message, history)
+            self.check()
+            if self.is_settled():
+                break
+        else:
+            raise AssertionError("no leader that brings all its members to the same state")
+        for host in self.hosts.values():
+            assert host.history == self.applied[: len(host.history)]
+
+    def is_settled(self) -> bool:
+        for host in self.hosts.values():
+            member = host.raft
+            if member.role == raft.LEADER and member.log.applied == member.log.last:
+                others = member.voters | member.learners
+                if all(
+                    self.hosts[node].raft.log.applied == member.log.last
+                    and self.hosts[node].raft.leader == member.id
+                    for node in others
+                ):
+                    return True
+        return False
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_fault_breaks_safety_and_the_members_agree_in_the_end(seed: int) -> None:
+    simulation = Simulation(seed)
+    simulation.run(2500)
+    simulation.finish()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1000, 1200))
+def test_no_fault_breaks_safety_in_a_long_run(seed: int) -> None:
+    simulation = Simulation(seed)
+    simulation.run(20_000)
+    simulation.finish()
+
+
+def test_the_simulation_does_exercise_what_it_checks() -> None:
+    simulation = Simulation(7)
+    simulation.run(20_000)
+    simulation.finish()
+    assert len(simulation.leaders) > 5
+    assert len(simulation.applied) > 200
+    assert simulation.answered_reads > 50
+    assert len(simulation.hosts) == Simulation.MAX_MEMBERS

@@ -1,0 +1,995 @@
+"""Watches: every event once, in order, to everyone who asked, at any speed of reading."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from etcdlite import proto, watch
+from etcdlite.watch import WatchHub
+
+NOPUT = proto.WatchCreateRequest.NOPUT
+NODELETE = proto.WatchCreateRequest.NODELETE
+DELETE = proto.Event.DELETE
+
+
+class ModelStore:
+    """A store with its whole history in a list; asks for compacted history are a failure."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.compacted = 0
+        self.history: list[tuple[int, bytes, bool, bytes]] = []
+        self.reads = 0
+
+    def write(self, *changes: tuple[bytes, bytes | None]) -> list[tuple[int, bytes, bool, bytes]]:
+        """One revision of changes; a value of None deletes."""
+        self.revision += 1
+        events = []
+        for key, value in changes:
+            if value is None:
+                kv = proto.KeyValue(key=key, mod_revision=self.revision)
+            else:
+                kv = proto.KeyValue(
+                    key=key, create_revision=1, mod_revision=self.revision, version=1, value=value
+                )
+            events.append((self.revision, key, value is None, kv.encode()))
+        self.history += events
+        return events
+
+    def read_events(self, start_revision: int, limit_bytes: int):
+        assert start_revision >= self.compacted, "read of compacted history"
+        self.reads += 1
+        events: list[tuple[int, bytes, bool, bytes]] = []
+        size = 0
+        for event in self.history:
+            if event[0] < start_revision:
+                continue
+            if size >= limit_bytes and event[0] != events[-1][0]:
+                break
+            events.append(event)
+            size += len(event[3])
+        return events
+
+    def previous(self, key: bytes, revision: int) -> bytes | None:
+        return None if revision <= self.compacted else self.before(key, revision)
+
+    def before(self, key: bytes, revision: int) -> bytes | None:
+        found = None
+        for at, its_key, is_delete, kv in self.history:
+            if at < revision and its_key == key:
+                found = None if is_delete else kv
+        return found
+
+
+class Inbox:
+    """A sink that decodes what it is sent."""
+
+    def __init__(self) -> None:
+        self.blocked = False
+        self.bodies: list[bytes] = []
+
+    def send(self, body: bytes) -> None:
+        self.bodies.append(body)
+
+    def take(self) -> list[Any]:
+        responses = [proto.WatchResponse.decode(body) for body in self.bodies]
+        self.bodies = []
+        return responses
+
+    def take_one(self) -> Any:
+        (response,) = self.take()
+        return response
+
+
+def header(revision: int) -> bytes:
+    return proto.ResponseHeader(cluster_id=1, member_id=2, revision=revision, raft_term=3).encode()
+
+
+def wanted(key: bytes, range_end: bytes = b"", **fields: Any) -> Any:
+    return proto.WatchCreateRequest(key=key, range_end=range_end, **fields)
+
+
+class Member:
+    """A store and a hub on it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.store = ModelStore()
+        self.hub = WatchHub(self.store, header, rng=random.Random(1), **options)
+
+    def open(self) -> tuple[Any, Inbox]:
+        inbox = Inbox()
+        return self.hub.open(inbox), inbox
+
+    def write(self, *changes: tuple[bytes, bytes | None]) -> None:
+        self.hub.notify(self.store.write(*changes))
+
+    def put(self, *keys: bytes) -> None:
+        """A revision per key."""
+        for key in keys:
+            self.write((key, b"v"))
+
+    def settle(self) -> None:
+        while self.hub.run(lambda: True):
+            pass
+
+
+@pytest.fixture
+def member() -> Member:
+    return Member()
+
+
+def seen(responses: list[Any]) -> list[tuple[int, bytes]]:
+    """(mod_revision, key) of all events in some responses."""
+    return [(e.kv.mod_revision, e.kv.key) for r in responses for e in r.events]
+
+
+# Creating and cancelling.
+
+
+def test_a_created_response_tells_the_revision_and_a_watch_begins_after_it(member):
+    member.put(b"k")
+    stream, inbox = member.open()
+    stream.create(wanted(b"k"))
+    created = inbox.take_one()
+    assert (created.created, created.watch_id, created.canceled) == (True, 0, False)
+    assert created.header == proto.ResponseHeader(
+        cluster_id=1, member_id=2, revision=2, raft_term=3
+    )
+    member.put(b"k")
+    response = inbox.take_one()
+    assert seen([response]) == [(3, b"k")]
+    assert response.header.revision == 3
+
+
+def test_ids_count_up_from_zero_and_pass_over_those_in_use(member):
+    stream, _ = member.open()
+    given = [stream.create(wanted(b"k", watch_id=n)) for n in (0, 2, 1, 0, 0, -7)]
+    assert given == [0, 2, 1, 3, 4, -7]
+    other, _ = member.open()
+    assert other.create(wanted(b"k")) == 0
+
+
+def test_an_id_in_use_is_refused_in_etcds_words(member):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", watch_id=3))
+    assert stream.create(wanted(b"k", watch_id=3)) == -1
+    refused = inbox.take()[1]
+    assert (refused.watch_id, refused.created, refused.canceled) == (-1, True, True)
+    assert refused.cancel_reason == "mvcc: duplicate watch ID provided on the WatchStream"
+
+
+@pytest.mark.parametrize("range_end", [b"a", b"b"])
+def test_an_empty_range_is_refused_in_etcds_words(member, range_end):
+    stream, inbox = member.open()
+    assert stream.create(wanted(b"b", range_end)) == -1
+    refused = inbox.take_one()
+    assert (refused.watch_id, refused.created, refused.canceled) == (-1, True, True)
+    assert refused.cancel_reason == "mvcc: watcher range is empty"
+
+
+def test_a_negative_start_revision_is_refused_as_compacted(member):
+    stream, inbox = member.open()
+    assert stream.create(wanted(b"k", start_revision=-1)) == -1
+    reason = inbox.take_one().cancel_reason
+    assert reason == "etcdserver: mvcc: required revision has been compacted"
+
+
+def test_a_refusal_of_the_caller_is_passed_on(member):
+    stream, inbox = member.open()
+    stream.refuse("etcdserver: permission denied")
+    refused = inbox.take_one()
+    assert (refused.watch_id, refused.created, refused.canceled) == (-1, True, True)
+    assert refused.cancel_reason == "etcdserver: permission denied"
+
+
+def test_too_many_watches_or_key_bytes_of_a_stream_are_refused(member, monkeypatch):
+    monkeypatch.setattr(watch, "MAX_WATCHES_PER_STREAM", 2)
+    monkeypatch.setattr(watch, "MAX_KEY_BYTES_PER_STREAM", 10)
+    stream, inbox = member.open()
+    assert stream.create(wanted(b"123456")) == 0
+    assert stream.create(wanted(b"12345")) == -1
+    assert stream.create(wanted(b"1234")) == 1
+    stream.cancel(0)
+    assert stream.create(wanted(b"a")) == 2
+    assert stream.create(wanted(b"b")) == -1
+    assert inbox.take()[-1].cancel_reason == "etcdserver: too many requests"
+
+
+def test_a_cancelled_watch_is_confirmed_and_silent(member):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k"))
+    inbox.take()
+    stream.cancel(0)
+    cancelled = inbox.take_one()
+    assert (cancelled.watch_id, cancelled.created, cancelled.canceled) == (0, False, True)
+    assert (cancelled.compact_revision, cancelled.cancel_reason) == (0, "")
+    member.put(b"k")
+    assert inbox.take() == []
+    assert member.hub.watches == 0
+
+
+def test_cancelling_an_unknown_watch_is_passed_over(member):
+    stream, inbox = member.open()
+    stream.cancel(5)
+    assert inbox.take() == []
+
+
+def test_a_closed_stream_leaves_nothing_behind(member):
+    member.put(b"k", b"k")
+    stream, inbox = member.open()
+    for start, end in ((2, b""), (0, b""), (99, b""), (0, b"z"), (2, b"z")):
+        stream.create(wanted(b"k", end, start_revision=start, progress_notify=True))
+    inbox.blocked = True
+    member.settle()
+    stream.progress()
+    stream.close()
+    stream.close()
+    inbox.take()
+    hub = member.hub
+    assert (hub.streams, hub.watches, hub.slow_watches, hub.next_tick()) == (0, 0, 0, None)
+    assert not hub._synced.keys and hub._synced.root is None
+    assert not hub._behind and not hub._future
+    member.put(b"k")
+    assert inbox.take() == []
+
+
+# What is watched.
+
+
+@pytest.mark.parametrize(
+    ("key", "range_end", "matching"),
+    [
+        (b"b", b"", [b"b"]),
+        (b"b", b"c", [b"b", b"b\0", b"bb"]),
+        (b"b", b"\0", [b"b", b"b\0", b"bb", b"c", b"\xff"]),
+        (b"\0", b"\0", [b"\0", b"a", b"b", b"b\0", b"bb", b"c", b"\xff"]),
+        (b"", b"\0", [b"\0", b"a", b"b", b"b\0", b"bb", b"c", b"\xff"]),
+        (b"", b"", [b"\0"]),
+        (b"", b"b", [b"\0", b"a"]),
+    ],
+)
+def test_range_conventions_are_etcds(member, key, range_end, matching):
+    stream, inbox = member.open()
+    stream.create(wanted(key, range_end))
+    inbox.take()
+    member.put(b"\0", b"a", b"b", b"b\0", b"bb", b"c", b"\xff")
+    assert [key for _, key in seen(inbox.take())] == matching
+
+
+def test_filters_leave_out_puts_or_deletes_or_both(member):
+    stream, inbox = member.open()
+    for filters in ((), (NOPUT,), (NODELETE,), (NOPUT, NODELETE)):
+        stream.create(wanted(b"k", filters=filters))
+    inbox.take()
+    member.put(b"k")
+    member.write((b"k", None))
+    got = [(r.watch_id, e.type == DELETE) for r in inbox.take() for e in r.events]
+    assert sorted(got) == [(0, False), (0, True), (1, True), (2, False)]
+
+
+def test_a_delete_carries_key_and_revision_only(member):
+    member.put(b"k")
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", start_revision=2))
+    member.write((b"k", None))
+    member.settle()
+    event = inbox.take()[-1].events[-1]
+    assert event.type == DELETE
+    assert event.kv == proto.KeyValue(key=b"k", mod_revision=3)
+
+
+@pytest.mark.parametrize("start_revision", [0, 2])
+def test_prev_kv_is_what_the_key_was_before_the_event(member, start_revision):
+    stream, inbox = member.open()
+    if not start_revision:
+        stream.create(wanted(b"k", prev_kv=True))
+        stream.create(wanted(b"k"))
+    member.write((b"k", b"one"))
+    member.write((b"k", b"two"))
+    member.write((b"k", None))
+    member.write((b"k", b"three"))
+    if start_revision:
+        stream.create(wanted(b"k", prev_kv=True, start_revision=2))
+        stream.create(wanted(b"k", start_revision=2))
+        member.settle()
+    events = {0: [], 1: []}
+    for response in inbox.take():
+        events[response.watch_id] += response.events
+    assert [e.prev_kv and e.prev_kv.value for e in events[0]] == [None, b"one", b"two", None]
+    assert [e.prev_kv for e in events[1]] == [None] * 4
+
+
+def test_an_event_is_encoded_once_for_all_who_watch_it(member):
+    inboxes = []
+    for n in range(20):
+        stream, inbox = member.open()
+        stream.create(wanted(b"k", b"l" if n % 2 else b""))
+        inbox.take()
+        inboxes.append(inbox)
+    with mock.patch.object(watch, "_encode_event", wraps=watch._encode_event) as encode:
+        member.put(b"k")
+    assert encode.call_count == 1
+    assert len({inbox.bodies[0] for inbox in inboxes}) == 1
+
+
+def test_a_put_reads_nothing_of_watches_of_other_keys(member):
+    stream, inbox = member.open()
+    for n in range(1000):
+        stream.create(wanted(b"/%04d" % n))
+        stream.create(wanted(b"/%04d/" % n, b"/%04d0" % n))
+    inbox.take()
+    with mock.patch.object(watch, "_encode_event") as encode:
+        member.put(b"other", b"/0500.")
+    assert not encode.called
+    assert inbox.bodies == []
+
+
+# Batches.
+
+
+def test_the_events_of_a_batch_come_in_one_response(member):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k"))
+    inbox.take()
+    store = member.store
+    member.hub.notify([*store.write((b"k", b"1")), *store.write((b"x", b"2"), (b"k", b"3"))])
+    response = inbox.take_one()
+    assert seen([response]) == [(2, b"k"), (3, b"k")]
+    assert response.header.revision == 3
+
+
+def test_a_large_batch_is_cut_between_revisions(member, monkeypatch):
+    monkeypatch.setattr(watch, "MAX_RESPONSE_BYTES", 50)
+    stream, inbox = member.open()
+    stream.create(wanted(b"", b"\0"))
+    inbox.take()
+    events = []
+    for _ in range(10):
+        events += member.store.write(*((b"k%d" % n, b"0123456789") for n in range(4)))
+    member.hub.notify(events)
+    responses = inbox.take()
+    assert len(responses) == 10
+    for response in responses:
+        (revision,) = {e.kv.mod_revision for e in response.events}
+        assert response.header.revision == revision
+        assert len(response.events) == 4
+
+
+@pytest.mark.parametrize("start_revision", [0, 2])
+def test_fragments_are_smaller_than_the_limit_and_the_last_one_says_so(start_revision):
+    member = Member(fragment_bytes=400)
+    stream, inbox = member.open()
+    write = lambda: member.write(*((b"k%02d" % n, b"x" * 100) for n in range(10)))  # noqa: E731
+    if start_revision:
+        write()
+    stream.create(wanted(b"", b"\0", fragment=True, start_revision=start_revision))
+    stream.create(wanted(b"", b"\0", start_revision=start_revision))
+    inbox.take()
+    if not start_revision:
+        write()
+    member.settle()
+    sizes = [len(body) for body in inbox.bodies]
+    responses = inbox.take()
+    parts = [r for r in responses if r.watch_id == 0]
+    assert [r.fragment for r in parts] == [True] * (len(parts) - 1) + [False]
+    assert len(parts) > 2
+    assert seen(parts) == [(2, b"k%02d" % n) for n in range(10)]
+    assert all(size < 400 for size, r in zip(sizes, responses, strict=True) if r.watch_id == 0)
+    (whole,) = [r for r in responses if r.watch_id == 1]
+    assert len(whole.events) == 10
+    assert not whole.fragment
+
+
+def test_an_event_larger_than_a_fragment_is_sent_whole():
+    member = Member(fragment_bytes=400)
+    stream, inbox = member.open()
+    stream.create(wanted(b"", b"\0", fragment=True))
+    inbox.take()
+    member.write((b"a", b"x" * 1000), (b"b", b"x" * 1000))
+    assert [(len(r.events), r.fragment) for r in inbox.take()] == [(1, True), (1, False)]
+
+
+# The past and the future.
+
+
+def test_a_watch_from_the_past_gets_history_and_then_what_comes(member):
+    member.put(b"k", b"x", b"k")
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", start_revision=2))
+    assert inbox.take_one().created
+    member.put(b"k")
+    assert inbox.take() == [], "history first"
+    member.settle()
+    member.put(b"k")
+    assert seen(inbox.take()) == [(2, b"k"), (4, b"k"), (5, b"k"), (6, b"k")]
+
+
+def test_a_watch_from_the_future_gets_nothing_below_its_start(member):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", start_revision=4))
+    stream.create(wanted(b"k", start_revision=(1 << 63) - 3))
+    inbox.take()
+    for _ in range(4):
+        member.put(b"k")
+        member.settle()
+    responses = inbox.take()
+    assert seen(responses) == [(4, b"k"), (5, b"k")]
+    assert {r.watch_id for r in responses} == {0}
+
+
+def test_a_compacted_start_is_created_and_then_cancelled_with_the_compact_revision(member):
+    member.put(b"k", b"k", b"k")
+    member.store.compacted = 3
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", start_revision=2))
+    member.settle()
+    created, cancelled = inbox.take()
+    assert (created.watch_id, created.created, created.canceled) == (0, True, False)
+    assert (cancelled.watch_id, cancelled.created, cancelled.canceled) == (0, False, True)
+    assert (cancelled.compact_revision, cancelled.cancel_reason) == (3, "")
+    assert member.hub.watches == 0
+
+
+def test_a_watch_from_the_compact_revision_itself_is_served(member):
+    member.put(b"k", b"k")
+    member.write((b"k", None))
+    member.store.compacted = 4
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", start_revision=4))
+    member.settle()
+    assert seen(inbox.take()) == [(4, b"k")]
+
+
+def test_a_compaction_that_overtakes_a_catch_up_cancels_it(member, monkeypatch):
+    monkeypatch.setattr(watch, "SLICE_BYTES", 1)
+    member.put(*[b"k"] * 10)
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", start_revision=2))
+    member.hub.run(lambda: True)
+    member.hub.run(lambda: True)
+    member.store.compacted = 8
+    member.settle()
+    responses = inbox.take()
+    assert seen(responses) == [(2, b"k"), (3, b"k")]
+    assert responses[-1].compact_revision == 8
+
+
+def test_a_compaction_does_not_touch_a_watch_that_is_level(member):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k"))
+    inbox.take()
+    member.put(b"k", b"k")
+    member.store.compacted = 3
+    member.settle()
+    member.put(b"k")
+    assert seen(inbox.take()) == [(2, b"k"), (3, b"k"), (4, b"k")]
+
+
+def test_watches_from_different_revisions_merge_into_one_reading(member, monkeypatch):
+    monkeypatch.setattr(watch, "SLICE_BYTES", 1000)
+    member.put(*[b"k"] * 500)
+    stream, inbox = member.open()
+    for start in range(2, 202):
+        stream.create(wanted(b"k", start_revision=start))
+    inbox.take()
+    member.store.reads = 0
+    member.settle()
+    one_reading = 500 * len(member.store.history[-1][3]) // 1000 + 1
+    assert member.store.reads <= one_reading + 1
+    counts = dict.fromkeys(range(200), 0)
+    for response in inbox.take():
+        counts[response.watch_id] += len(response.events)
+    assert counts == {n: 500 - n for n in range(200)}
+
+
+def test_catching_up_stops_when_the_time_is_up_and_goes_on_later(member, monkeypatch):
+    monkeypatch.setattr(watch, "SLICE_BYTES", 1)
+    member.put(*[b"k"] * 5)
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", start_revision=2))
+    inbox.take()
+    assert member.hub.run(lambda: True) is True
+    assert seen(inbox.take()) == [(2, b"k")]
+    assert member.hub.run(lambda: False) is False
+    assert seen(inbox.take()) == [(n, b"k") for n in range(3, 7)]
+
+
+def test_what_is_applied_but_not_notified_yet_comes_once(member):
+    member.put(b"k")
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", start_revision=2))
+    later = member.store.write((b"k", b"later"))
+    member.settle()
+    member.hub.notify(later)
+    assert seen(inbox.take()) == [(2, b"k"), (3, b"k")]
+
+
+def test_a_snapshot_in_place_of_the_log_is_caught_up_with(member):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k"))
+    stream.create(wanted(b"k", start_revision=4))
+    inbox.take()
+    member.put(b"k")
+    member.store.write((b"k", b"v"))
+    member.store.write((b"k", b"v"))
+    member.hub.restored(member.store)
+    member.settle()
+    member.put(b"k")
+    got = [(r.watch_id, e.kv.mod_revision) for r in inbox.take() for e in r.events]
+    assert sorted(got) == [(0, 2), (0, 3), (0, 4), (0, 5), (1, 4), (1, 5)]
+
+
+def test_a_snapshot_that_has_compacted_what_was_missed_cancels(member):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k"))
+    inbox.take()
+    member.store.write((b"k", b"v"))
+    member.store.write((b"k", b"v"))
+    member.store.compacted = 3
+    member.hub.restored(member.store)
+    member.settle()
+    assert inbox.take_one().compact_revision == 3
+
+
+# Slow readers.
+
+
+def test_a_slow_reader_holds_no_events_and_misses_none(member):
+    slow, inbox = member.open()
+    slow.create(wanted(b"k"))
+    fast, other = member.open()
+    fast.create(wanted(b"k"))
+    inbox.take(), other.take()
+    member.put(b"k")
+    inbox.blocked = True
+    member.put(b"k", b"k", b"k")
+    assert member.hub.run(lambda: False) is False, "a blocked reader is no work"
+    assert len(inbox.bodies) == 1
+    assert member.hub.slow_watches == 1
+    inbox.blocked = False
+    slow.wake()
+    member.settle()
+    member.put(b"k")
+    everything = [(n, b"k") for n in range(2, 7)]
+    assert seen(inbox.take()) == everything
+    assert seen(other.take()) == everything
+    assert member.hub.slow_watches == 0
+
+
+def test_a_reader_that_blocks_while_catching_up_stops_there(member, monkeypatch):
+    monkeypatch.setattr(watch, "SLICE_BYTES", 1)
+    member.put(*[b"k"] * 5)
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", start_revision=2))
+    member.hub.run(lambda: True)
+    inbox.blocked = True
+    assert member.hub.run(lambda: False) is False
+    assert seen(inbox.take()) == [(2, b"k")]
+    stream.wake()
+    assert member.hub.run(lambda: False) is False, "still blocked"
+    inbox.blocked = False
+    stream.wake()
+    member.settle()
+    assert seen(inbox.take()) == [(n, b"k") for n in range(3, 7)]
+
+
+def test_a_slow_reader_that_a_compaction_overtakes_is_cancelled(member):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k"))
+    inbox.take()
+    inbox.blocked = True
+    member.put(b"k", b"k", b"k")
+    member.store.compacted = 3
+    member.settle()
+    assert inbox.take() == []
+    inbox.blocked = False
+    stream.wake()
+    member.settle()
+    assert inbox.take_one().compact_revision == 3
+
+
+# Progress.
+
+
+def test_progress_is_told_for_all_watches_of_a_stream(member):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k"))
+    stream.create(wanted(b"x"))
+    member.put(b"other")
+    inbox.take()
+    stream.progress()
+    told = inbox.take_one()
+    assert (told.watch_id, told.header.revision, len(told.events)) == (-1, 2, 0)
+
+
+def test_progress_of_a_stream_without_watches_is_not_told(member):
+    stream, inbox = member.open()
+    stream.progress()
+    assert inbox.take() == []
+    stream.create(wanted(b"k"))
+    assert inbox.take_one().created, "the request is not remembered either"
+
+
+def test_progress_waits_for_the_watches_that_are_behind(member, monkeypatch):
+    monkeypatch.setattr(watch, "SLICE_BYTES", 1)
+    member.put(b"k", b"x", b"k")
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", start_revision=2))
+    stream.create(wanted(b"x", start_revision=3))
+    stream.progress()
+    member.settle()
+    stream.progress()
+    responses = inbox.take()[2:]
+    assert [r.watch_id for r in responses] == [0, 1, 0, -1, -1]
+    assert responses[-1].header.revision == 4
+
+
+def test_progress_waits_for_the_reader(member):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k"))
+    inbox.take()
+    inbox.blocked = True
+    stream.progress()
+    member.put(b"k")
+    assert inbox.take() == []
+    inbox.blocked = False
+    stream.wake()
+    member.settle()
+    assert [(r.watch_id, r.header.revision) for r in inbox.take()] == [(0, 2), (-1, 2)]
+
+
+def test_progress_waits_no_longer_for_a_watch_that_is_cancelled(member):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k"))
+    stream.create(wanted(b"k", start_revision=100))
+    inbox.take()
+    stream.progress()
+    assert inbox.take() == [], "told of a lower revision, a client would resume from there"
+    stream.cancel(1)
+    assert [(r.watch_id, r.canceled) for r in inbox.take()] == [(1, True), (-1, False)]
+
+
+def test_periodic_progress_comes_to_idle_watches_that_asked_for_it():
+    member = Member(progress_interval_s=10.0)
+    hub = member.hub
+    stream, inbox = member.open()
+    hub.tick(100.0)
+    stream.create(wanted(b"k", progress_notify=True))
+    stream.create(wanted(b"k"))
+    inbox.take()
+    due = hub.next_tick()
+    assert 110.0 <= due <= 111.0
+    hub.tick(109.0)
+    assert inbox.take() == []
+    member.put(b"other")
+    hub.tick(due)
+    told = inbox.take_one()
+    assert (told.watch_id, told.header.revision, len(told.events)) == (0, 2, 0)
+    member.put(b"k")
+    inbox.take()
+    due = hub.next_tick()
+    hub.tick(due)
+    assert inbox.take() == [], "events were sent since"
+    hub.tick(hub.next_tick())
+    assert inbox.take_one().watch_id == 0
+
+
+def test_periodic_progress_is_not_told_to_those_who_are_not_level():
+    member = Member(progress_interval_s=10.0)
+    member.put(b"k")
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", start_revision=2, progress_notify=True))
+    stream.create(wanted(b"k", start_revision=9, progress_notify=True))
+    inbox.take()
+    member.hub.tick(1000.0)
+    assert inbox.take() == []
+
+
+def test_one_tick_serves_a_bounded_number_of_timers(monkeypatch):
+    monkeypatch.setattr(watch, "MAX_PROGRESS_PER_TICK", 3)
+    member = Member(progress_interval_s=10.0)
+    stream, inbox = member.open()
+    for _ in range(7):
+        stream.create(wanted(b"k", progress_notify=True))
+    inbox.take()
+    told = []
+    while member.hub.next_tick() <= 20.0:
+        member.hub.tick(20.0)
+        told.append(len(inbox.take()))
+    assert told == [3, 3, 1]
+
+
+# The interval tree.
+
+
+def test_the_interval_tree_finds_what_a_scan_finds():
+    rng = random.Random(7)
+    index = watch._Index(rng)
+    member = Member()
+    stream, _ = member.open()
+    live: list[Any] = []
+
+    def key() -> bytes:
+        return bytes(rng.choices(b"abcd", k=rng.randint(1, 4)))
+
+    for _ in range(2000):
+        if live and rng.random() < 0.45:
+            index.remove(live.pop(rng.randrange(len(live))))
+        else:
+            start, end = sorted((key(), key()))
+            made = watch._Watch(stream, 1, start, rng.choice([end + b"\0", watch._EVERYTHING]))
+            index.add(made, 0)
+            live.append(made)
+        point = key()
+        found = [g.watches for groups in index.watching(point) for g in groups.values()]
+        expected = {w for w in live if w.start <= point and (not w.end or point < w.end)}
+        assert {w for watches in found for w in watches} == expected
+        assert sum(map(len, found)) == len(expected)
+
+
+def test_ten_thousand_ranges_make_a_shallow_tree():
+    index = watch._Index(random.Random(7))
+    stream, _ = Member().open()
+    for n in range(10_000):
+        index.add(watch._Watch(stream, 1, b"%06d" % n, b"%06d" % (n + 1)), 0)
+
+    def depth(node: Any) -> int:
+        return 0 if node is None else 1 + max(depth(node.left), depth(node.right))
+
+    assert depth(index.root) < 60
+    assert len(index.watching(b"005000")) == 1
+
+
+# Everything at once, against the plain history.
+
+KEYS = [b"a", b"b", b"ba", b"c"]
+RANGES = [(b"a", b""), (b"b", b""), (b"b", b"c"), (b"a", b"c"), (b"b", b"\0"), (b"\0", b"\0")]
+
+
+class Expectation:
+    """What one watch asked for, and how far it has been told."""
+
+    def __init__(self, request: Any, start: int) -> None:
+        self.request = request
+        self.start = start
+        self.got = 0
+        self.open_fragment = False
+
+    def events(self, history: list[tuple[int, bytes, bool, bytes]]):
+        request = self.request
+        key, end = request.key, request.range_end
+        skip = DELETE if NODELETE in request.filters else None
+        for event in history:
+            at, its_key, is_delete, _ = event
+            if end == b"\0":
+                matches = its_key >= key
+            else:
+                matches = key <= its_key < end if end else its_key == key
+            if not matches or at < self.start:
+                continue
+            if NOPUT in request.filters and not is_delete:
+                continue
+            if skip is not None and is_delete:
+                continue
+            yield event
+
+
+class Client:
+    """Reads a stream and checks every response against the history."""
+
+    def __init__(self, machine: Watching) -> None:
+        self.store = machine.member.store
+        self.hub = machine.member.hub
+        self.stream, self.inbox = machine.member.open()
+        self.asked: list[Any] = []
+        self.cancelling: set[int] = set()
+        self.live: dict[int, Expectation] = {}
+
+    def read(self) -> None:
+        for response in self.inbox.take():
+            if response.created:
+                request = self.asked.pop(0)
+                if not response.canceled:
+                    assert response.watch_id not in self.live
+                    start = request.start_revision or response.header.revision + 1
+                    self.live[response.watch_id] = Expectation(request, start)
+            elif response.canceled:
+                watching = self.live.pop(response.watch_id)
+                assert not watching.open_fragment
+                if response.compact_revision:
+                    assert response.compact_revision <= self.store.compacted
+                    assert watching.start < response.compact_revision
+                else:
+                    self.cancelling.remove(response.watch_id)
+            elif response.events:
+                self.read_events(self.live[response.watch_id], response)
+            else:
+                told = self.live.values()
+                if response.watch_id != -1:
+                    told = [self.live[response.watch_id]]
+                for watching in told:
+                    self.check_complete(watching, response.header.revision)
+
+    def read_events(self, watching: Expectation, response: Any) -> None:
+        expected = list(watching.events(self.store.history))
+        assert response.header.revision >= response.events[-1].kv.mod_revision
+        for event in response.events:
+            assert watching.got < len(expected), "an event that was not asked for"
+            at, key, is_delete, kv = expected[watching.got]
+            watching.got += 1
+            assert event.kv.encode() == kv, (event, at, key)
+            assert (event.type == DELETE) == is_delete
+            if event.prev_kv is not None:
+                assert watching.request.prev_kv
+                assert event.prev_kv.encode() == self.store.before(key, at)
+            elif watching.request.prev_kv and at > self.store.compacted:
+                assert self.store.before(key, at) is None
+        watching.open_fragment = response.fragment
+        assert watching.request.fragment or not response.fragment
+        if not response.fragment and watching.got < len(expected):
+            last = response.events[-1].kv.mod_revision
+            assert expected[watching.got][0] != last, "a revision was split"
+
+    def check_complete(self, watching: Expectation, revision: int) -> None:
+        due = [event for event in watching.events(self.store.history) if event[0] <= revision]
+        assert watching.got >= len(due), "told of progress before the events"
+
+
+class Watching(RuleBasedStateMachine):
+    """Writes, readers of all kinds, compactions and snapshots in any order."""
+
+    clients = st.integers(0, 2)
+
+    @initialize(fragment_bytes=st.sampled_from([150, 100_000]))
+    def begin(self, fragment_bytes: int) -> None:
+        small = {
+            "SLICE_BYTES": 60,
+            "MAX_WATCHES_PER_SLICE": 3,
+            "MAX_RESPONSE_BYTES": 100,
+            "MAX_PROGRESS_PER_TICK": 2,
+        }
+        self.patches = [mock.patch.object(watch, name, value) for name, value in small.items()]
+        for patch in self.patches:
+            patch.start()
+        self.member = Member(fragment_bytes=fragment_bytes, progress_interval_s=1.0)
+        self.waiting: list[Any] = []
+        self.readers = [Client(self) for _ in range(3)]
+        self.now = 0.0
+
+    def teardown(self) -> None:
+        if not hasattr(self, "patches"):
+            return
+        self.notify()
+        for client in self.readers:
+            client.inbox.blocked = False
+            client.stream.wake()
+        self.member.settle()
+        for client in self.readers:
+            client.read()
+            assert not client.asked and not client.cancelling
+            for watching in client.live.values():
+                assert watching.got == len(list(watching.events(client.store.history)))
+            client.stream.progress()
+            future = any(w.start > self.member.hub.revision + 1 for w in client.live.values())
+            assert len(client.inbox.take()) == (1 if client.live and not future else 0)
+        assert self.member.hub.slow_watches == 0
+        for patch in self.patches:
+            patch.stop()
+
+    @rule(
+        changes=st.lists(
+            st.dictionaries(
+                st.sampled_from(KEYS), st.sampled_from([None, b"", b"x" * 40]), min_size=1
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+        now=st.booleans(),
+    )
+    def write(self, changes: list[dict[bytes, bytes | None]], now: bool) -> None:
+        for change in changes:
+            self.waiting += self.member.store.write(*change.items())
+        if now:
+            self.notify()
+
+    @rule()
+    def notify(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        self.member.hub.notify(waiting)
+
+    @rule(
+        client=clients,
+        watched=st.sampled_from(RANGES),
+        start=st.sampled_from([None, None, -6, -2, -1, 0, 1, 3]),
+        watch_id=st.sampled_from([0, 0, 0, 1, 5, -3]),
+        filters=st.sampled_from([(), (), (NOPUT,), (NODELETE,)]),
+        prev_kv=st.booleans(),
+        fragment=st.booleans(),
+        progress_notify=st.booleans(),
+    )
+    def create(self, client: int, watched: tuple[bytes, bytes], start: Any, **fields: Any) -> None:
+        """`start`: relative to the store's revision; None: from now on."""
+        revision = 0 if start is None else max(1, self.member.store.revision + start)
+        request = wanted(*watched, start_revision=revision, **fields)
+        reader = self.readers[client]
+        reader.asked.append(request)
+        reader.stream.create(request)
+
+    @rule(client=clients, which=st.integers(0, 5))
+    def cancel(self, client: int, which: int) -> None:
+        reader = self.readers[client]
+        reader.read()
+        if which < len(reader.live):
+            watch_id = sorted(reader.live)[which]
+            reader.cancelling.add(watch_id)
+            reader.stream.cancel(watch_id)
+
+    @rule(client=clients)
+    def ask_for_progress(self, client: int) -> None:
+        self.readers[client].stream.progress()
+
+    @rule(client=clients)
+    def block(self, client: int) -> None:
+        self.readers[client].inbox.blocked = True
+
+    @rule(client=clients)
+    def unblock(self, client: int) -> None:
+        self.readers[client].inbox.blocked = False
+        self.readers[client].stream.wake()
+
+    @rule(client=clients)
+    def reconnect(self, client: int) -> None:
+        reader = self.readers[client]
+        reader.read()
+        reader.stream.close()
+        assert reader.inbox.take() == []
+        self.readers[client] = Client(self)
+
+    @rule(slices=st.integers(1, 4))
+    def run_slices(self, slices: int) -> None:
+        for _ in range(slices):
+            self.member.hub.run(lambda: True)
+
+    @rule(back=st.integers(0, 5))
+    def compact(self, back: int) -> None:
+        store = self.member.store
+        for reader in self.readers:
+            reader.read()
+        store.compacted = max(store.compacted, store.revision - back)
+
+    @rule(seconds=st.sampled_from([0.5, 1.2]))
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        self.member.hub.tick(self.now)
+
+    @rule()
+    def receive_a_snapshot(self) -> None:
+        self.waiting = []
+        self.member.hub.restored(self.member.store)
+
+    @invariant()
+    def responses_are_as_promised(self) -> None:
+        for reader in getattr(self, "readers", ()):
+            reader.read()
+            if not reader.inbox.blocked:
+                assert not reader.stream._parked
+
+    @invariant()
+    def counts_agree(self) -> None:
+        if hasattr(self, "readers"):
+            hub = self.member.hub
+            assert hub.watches == sum(len(reader.stream) for reader in self.readers)
+            assert len(hub._synced.all()) <= hub.watches
+
+
+TestWatchesAgainstTheHistory = Watching.TestCase
+TestWatchesAgainstTheHistory.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
+)
