@@ -213,7 +213,9 @@ class Housekeeping:
         log.info("defragmenting", **{"current-db-size-bytes": before})
         store.data.roll()
         yield from self._checkpoint()
-        segments: Iterator[int | None] = iter(lambda: store.segment_to_clean(DEFRAGMENT_SHARE), None)
+        segments: Iterator[int | None] = iter(
+            lambda: store.segment_to_clean(DEFRAGMENT_SHARE), None
+        )
         for segment in segments:
             assert segment is not None
             yield from self._clean(segment)

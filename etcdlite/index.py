@@ -184,7 +184,7 @@ class Index:
     def versions(self, key: bytes, compacted: int, revision: int) -> list[tuple[int, int]]:
         """(location, length) of the versions that a store compacted at `compacted` must keep,
         up to `revision`, ascending."""
-        found = []
+        found: list[tuple[int, int]] = []
         head = self.heads.get(key)
         entries = self.past.get(key)
         if entries is not None:

@@ -188,7 +188,9 @@ class Member:
         self, session: Session | None, request_id: int, method: int, request: Any
     ) -> None:
         """As `propose`, for a request that did not come as a frame."""
-        self.propose(session, request_id, method, request, proto.frame(1, method, 0, request.encode()))
+        self.propose(
+            session, request_id, method, request, proto.frame(1, method, 0, request.encode())
+        )
 
     def read(self, session: Session, request_id: int, method: int, request: Any) -> None:
         """Answer a read once it is linearizable."""
@@ -215,9 +217,7 @@ class Member:
         if self.lessor.promoted:
             for lease_id in self.lessor.expired(now, REVOKES_PER_TICK):
                 log.debug("lease expired", lease=f"{lease_id:016x}")
-                self.propose_message(
-                    None, 0, LEASE_REVOKE, proto.LeaseRevokeRequest(ID=lease_id)
-                )
+                self.propose_message(None, 0, LEASE_REVOKE, proto.LeaseRevokeRequest(ID=lease_id))
         self.hub.tick(now)
         self.housekeeping.tick(now)
         self._give_up_waiting(now)
@@ -360,7 +360,11 @@ class Member:
             self.leader_changes += 1
             log.info(
                 "elected leader",
-                **{"local-member-id": f"{self.id:x}", "term": self.raft.term, "leader": f"{leader:x}"},
+                **{
+                    "local-member-id": f"{self.id:x}",
+                    "term": self.raft.term,
+                    "leader": f"{leader:x}",
+                },
             )
             self.lessor.promote(self.clock(), self.election_timeout_s)
         elif not leads and self.lessor.promoted:
@@ -490,7 +494,9 @@ class Member:
             ]
         elif request.alarm and request.action == 1:
             if alarm not in self.alarms:
-                log.warn("alarm raised", alarm=alarm_name(alarm[1]), **{"member-id": f"{alarm[0]:x}"})
+                log.warn(
+                    "alarm raised", alarm=alarm_name(alarm[1]), **{"member-id": f"{alarm[0]:x}"}
+                )
             self.alarms.add(alarm)
             self.store.set_bucket(ALARM, _alarm_key(alarm), b"")
             changed = [alarm]
@@ -540,9 +546,7 @@ class Member:
             ):
                 # The hot path of reads: one key, now.
                 kv = store.get(request.key)
-                answer = (
-                    b"\x12" + varint(len(kv)) + kv + b"\x20\x01" if kv is not None else b""
-                )
+                answer = b"\x12" + varint(len(kv)) + kv + b"\x20\x01" if kv is not None else b""
                 session.reply(request_id, method, self.header(store.revision) + answer)
                 return
             steps = READERS[method](self, request)

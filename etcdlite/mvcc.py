@@ -23,11 +23,11 @@ from zlib import crc32
 
 from etcdlite import checkpoint, proto
 from etcdlite.data import (
-    MOVED,
     BUCKET,
     BUCKET_BODY,
     MARK,
     MARK_BODY,
+    MOVED,
     OFFSET_MASK,
     PUT,
     RECORD_HEADER_BYTES,
@@ -39,7 +39,7 @@ from etcdlite.data import (
 )
 from etcdlite.disk import Disk, File
 from etcdlite.errors import error
-from etcdlite.index import DEAD, HEAD, PAST, PAST_BYTES, Index
+from etcdlite.index import DEAD, HEAD, PAST, Index
 from etcdlite.lease import Lessor
 from etcdlite.proto import read_varint, varint
 
@@ -274,9 +274,7 @@ class Store:
         if kind == BUCKET:
             bucket, present, size = BUCKET_BODY.unpack_from(body)
             at = BUCKET_BODY.size + size
-            self._set_bucket(
-                bucket, body[BUCKET_BODY.size : at], body[at:] if present else None
-            )
+            self._set_bucket(bucket, body[BUCKET_BODY.size : at], body[at:] if present else None)
             return
         index = self.index
         if kind & MOVED:
@@ -380,7 +378,7 @@ class Store:
         return self._first_location != 0
 
     def delete_steps(self, start: bytes, end: bytes | None) -> Iterator[None]:
-        """Delete all keys in [start, end), yielding now and then; the change is one all the same."""
+        """Delete all keys in [start, end), yielding now and then; it is one change all the same."""
         index = self.index
         while True:
             keys = list(islice(index.keys.irange(start, end, (True, False)), DELETE_STEP_KEYS))
@@ -512,9 +510,7 @@ class Store:
             self.pinned.remove(revision)
         return encode_range([], False, count)
 
-    def _counting(
-        self, start: bytes, end: bytes | None, now: int
-    ) -> Generator[None, None, int]:
+    def _counting(self, start: bytes, end: bytes | None, now: int) -> Generator[None, None, int]:
         count = 0
         cursor: bytes | None = start
         while cursor is not None:
@@ -684,9 +680,7 @@ class Store:
         data, index = self.data, self.index
         last = 0
         step_end = CLEAN_STEP_RECORDS
-        for step, (location, kind, body) in enumerate(
-            data.records(number, SEGMENT_HEADER.size), 1
-        ):
+        for step, (location, kind, body) in enumerate(data.records(number, SEGMENT_HEADER.size), 1):
             kind &= ~MOVED
             if kind not in (PUT, TOMBSTONE):
                 continue
@@ -724,7 +718,7 @@ def _u64s(body: bytes) -> tuple[int, ...]:
 
 
 def key_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
-    """etcd's range conventions as [start, end): no range_end is one key, b"\\0" is 'and all above'."""
+    """etcd's range as [start, end): no range_end is one key, b"\\0" is 'and all above'."""
     if not range_end:
         return key, key + b"\0"
     if range_end == b"\0":

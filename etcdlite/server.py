@@ -237,7 +237,7 @@ class Server:
             ID=member_id,
             name=settings.name,
             peerURLs=urls,
-            clientURLs=list(settings.advertise_client_urls),
+            clientURLs=self._advertised_urls(),
         )
         log.info(
             "starting local member",
@@ -299,7 +299,7 @@ class Server:
         """Tell the cluster this member's name and client URLs, if they have changed."""
         settings = self.settings
         known = self.member.members().get(self.member.id)
-        urls = list(settings.advertise_client_urls)
+        urls = self._advertised_urls()
         if known is None or known.name != settings.name or list(known.clientURLs) != urls:
             self.member.propose_message(
                 None,
@@ -307,6 +307,14 @@ class Server:
                 PUBLISH,
                 proto.Member(ID=self.member.id, name=settings.name, clientURLs=urls),
             )
+
+    def _advertised_urls(self) -> list[str]:
+        """As configured, with the port that was found where any free one was asked for."""
+        port = self.addresses[0][1]
+        return [
+            url[:-1] + str(port) if url.endswith(":0") else url
+            for url in self.settings.advertise_client_urls
+        ]
 
     def _listen(self) -> None:
         for url in self.settings.listen_client_urls:
@@ -686,7 +694,7 @@ def raise_file_limit() -> None:
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """The command `etcdlite`; returns the exit status: 0 stopped as asked, 1 failed, 2 wrong use."""
+    """The command `etcdlite`. The exit status: 0 stopped as asked, 1 failed, 2 wrong use."""
     try:
         settings = config.load(sys.argv[1:] if argv is None else argv, environ or os.environ)
     except config.ConfigError as failure:
@@ -736,4 +744,3 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             error=str(failure),
         )
         return 1
-

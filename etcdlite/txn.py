@@ -214,9 +214,7 @@ def _check_applies(store: Store, request: Any, path: Iterator[bool]) -> None:
             _check_applies(store, op.request_txn, path)
 
 
-def _execute(
-    store: Store, request: Any, path: Iterator[bool]
-) -> Generator[None, None, bytes]:
+def _execute(store: Store, request: Any, path: Iterator[bool]) -> Generator[None, None, bytes]:
     taken = next(path)
     parts = [b"\x10\x01"] if taken else []
     for op in request.success if taken else request.failure:
