@@ -69,24 +69,33 @@ class NativeConnection:
 
     def receive(self) -> list[tuple[int, bytes]]:
         """Wait for at least one reply; (id, body) each. Raises CallFailed on an error reply."""
-        replies: list[tuple[int, bytes]] = []
         while True:
-            pending = self._pending
-            position = 0
-            end = len(pending)
-            while end - position >= 10:
-                length, request_id, _method, flags = struct.unpack_from("<IIBB", pending, position)
-                if end - position < 4 + length:
-                    break
-                body = bytes(pending[position + 10 : position + 4 + length])
-                if flags & 2:
-                    raise CallFailed(f"error reply: {body!r}")
-                replies.append((request_id, body))
-                position += 4 + length
-            del pending[:position]
+            replies = self._take_replies()
             if replies:
                 return replies
             self._read()
+
+    def receive_once(self) -> list[tuple[int, bytes]]:
+        """As `receive`, after a single read: perhaps nothing."""
+        self._read()
+        return self._take_replies()
+
+    def _take_replies(self) -> list[tuple[int, bytes]]:
+        replies = []
+        pending = self._pending
+        position = 0
+        end = len(pending)
+        while end - position >= 10:
+            length, request_id, _method, flags = struct.unpack_from("<IIBB", pending, position)
+            if end - position < 4 + length:
+                break
+            body = bytes(pending[position + 10 : position + 4 + length])
+            if flags & 2:
+                raise CallFailed(f"error reply: {body!r}")
+            replies.append((request_id, body))
+            position += 4 + length
+        del pending[:position]
+        return replies
 
     def _read(self) -> None:
         data = self.socket.recv(RECEIVE_BYTES)
@@ -160,6 +169,15 @@ class GrpcConnection:
         """Wait for at least one reply; (id, body) each. Raises CallFailed on an error reply."""
         while not self._replies:
             self._read_frames()
+        return self._take_replies()
+
+    def receive_once(self) -> list[tuple[int, bytes]]:
+        """As `receive`, after a single read at most: perhaps nothing."""
+        if not self._replies:
+            self._read_frames()
+        return self._take_replies()
+
+    def _take_replies(self) -> list[tuple[int, bytes]]:
         replies = self._replies
         self._replies = []
         return replies
@@ -285,11 +303,7 @@ def pipeline(
             if not ready:
                 raise CallFailed("no reply in time")
         for fd in ready:
-            if not open_requests[fd]:
-                # Only housekeeping comes on a connection that is done; it may wait.
-                poll.unregister(fd)
-                continue
-            got = len(by_fd[fd].receive())
+            got = len(by_fd[fd].receive_once())
             done += got
             calls = [(method, body) for body in islice(rest, got)]
             if calls:

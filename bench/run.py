@@ -176,10 +176,11 @@ def write_sections(page: Path, sections: dict[str, str]) -> None:
     """Replace what stands between `<!-- bench:NAME -->` and `<!-- end -->` by each section."""
     text = page.read_text()
     for name, body in sections.items():
-        pattern = re.compile(rf"(<!-- bench:{name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, count = pattern.subn(lambda m: m[1] + sections[name] + "\n" + m[2], text)
-        if count != 1:
+        before, begin, rest = text.partition(f"<!-- bench:{name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not end:
             raise SystemExit(f"bench: {page} has no section {name}")
+        text = before + begin + body + "\n" + end + after
     page.write_text(text)
 
 

@@ -25,6 +25,7 @@ it may have carried it out.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -183,7 +184,13 @@ def cause_of(error: OSError, timeout_s: float) -> str:
         return f"no connection within {timeout_s:g} s"
     if isinstance(error, BlockingIOError):
         return "the server does not take in what is sent"
-    text = error.strerror or str(error) or type(error).__name__
+    # asyncio puts words of its own into strerror; a negative number is a name that was not found.
+    known = error.errno is not None and error.errno > 0
+    text = (
+        (os.strerror(error.errno) if known else error.strerror)
+        or str(error)
+        or type(error).__name__
+    )
     return text[:1].lower() + text[1:]
 
 

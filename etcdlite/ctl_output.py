@@ -417,7 +417,7 @@ def _member_rows(response: Any) -> list[tuple[str, ...]]:
 
 
 def _status_rows(answers: Sequence[EndpointResponse]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for endpoint, status in answers:
         member_id = status.header.member_id if status.header is not None else 0
         rows.append(
@@ -600,8 +600,8 @@ def _flat_header(response: Any) -> dict[str, Any]:
 class Json(Printer):
     name = "json"
 
-    def _json(self, value: Any) -> bytes:
-        return go_json(value).encode("utf-8", "surrogateescape") + b"\n"
+    def _json(self, response: Any) -> bytes:
+        return go_json(response).encode("utf-8", "surrogateescape") + b"\n"
 
     put = get = delete = txn = alarm = _json
 

@@ -57,7 +57,7 @@ class File:
         os.ftruncate(self._fd, size_bytes)
 
     def allocate(self, size_bytes: int) -> None:
-        """Reserve zero-filled space up to `size_bytes`, so that later writes cannot run out of it."""
+        """Reserve zero-filled space up to `size_bytes`: later writes there cannot run out of it."""
         os.posix_fallocate(self._fd, 0, size_bytes)
 
     def sync(self) -> None:
@@ -107,7 +107,7 @@ class Disk:
         return File(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def lock(self, path: str) -> File:
-        """Take the lock file at `path` (created if missing). Raises BlockingIOError if it is held."""
+        """Take the lock file at `path`, made if missing. Raises BlockingIOError if it is held."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,7 +12,7 @@ Automatic compaction works as etcd's: in mode "periodic" it keeps the history of
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from etcdlite import log, proto
@@ -213,11 +213,7 @@ class Housekeeping:
         log.info("defragmenting", **{"current-db-size-bytes": before})
         store.data.roll()
         yield from self._checkpoint()
-        segments: Iterator[int | None] = iter(
-            lambda: store.segment_to_clean(DEFRAGMENT_SHARE), None
-        )
-        for segment in segments:
-            assert segment is not None
+        while (segment := store.segment_to_clean(DEFRAGMENT_SHARE)) is not None:
             yield from self._clean(segment)
         log.info(
             "finished defragmenting",

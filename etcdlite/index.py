@@ -24,7 +24,7 @@ import struct
 from array import array
 from collections.abc import Iterator
 from heapq import merge
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 
 from sortedcontainers import SortedList
 
@@ -316,4 +316,4 @@ def _read_lengths(chunk: bytes, at: int) -> tuple[tuple[int, ...], int]:
 
 def _slices(chunk: bytes, at: int, lengths: tuple[int, ...]) -> list[bytes]:
     ends = list(accumulate(lengths, initial=at))
-    return [chunk[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [chunk[a:b] for a, b in pairwise(ends)]

@@ -50,8 +50,8 @@ RETRY_S = 3.0
 SCHEDULE_AHEAD_S = 60.0
 """Heap entries lie at most this far ahead, so that what a revoked lease leaves there goes soon."""
 
-MAX_EXAMINED = 5_000
-"""Heap entries that one call of `expired` looks at: about 5 ms of work."""
+MAX_EXAMINED = 2_000
+"""Heap entries that one call of `expired` looks at: a few milliseconds of work."""
 
 
 class _Lease:

@@ -43,7 +43,7 @@ from etcdlite.errors import EtcdError, error
 from etcdlite.housekeeping import Housekeeping
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import ALARM, LEASE, MEMBER, Store
-from etcdlite.proto import FRAME, FRAME_HEADER_BYTES, varint
+from etcdlite.proto import FRAME, FRAME_HEADER_BYTES, MAX_VARINT_BYTES, varint
 from etcdlite.raft import LEADER, Entry, HardState, NotLeader, Raft, RequestDropped
 from etcdlite.watch import WatchHub
 
@@ -165,9 +165,10 @@ class Member:
         self._round = 0
         self._catching_up = False
         self._deadline = 0.0
-        self._ids_prefix = b"\x08" + varint(cluster_id) + b"\x10" + varint(member_id) + b"\x18"
-        self._term_suffix = b""
+        self._ids = b"\x08" + varint(cluster_id) + b"\x10" + varint(member_id) + b"\x18"
         self._header_term = -1
+        self._header_prefixes: list[bytes] = []
+        self._header_suffix = b""
 
     # Input.
 
@@ -440,7 +441,16 @@ class Member:
                 if method == PUT:
                     if capped:
                         raise error("NoSpace")
-                    answer = txn.put(store, request)
+                    if (
+                        request.lease
+                        or request.prev_kv
+                        or request.ignore_value
+                        or request.ignore_lease
+                    ):
+                        answer = txn.put(store, request)
+                    else:
+                        store.put(request.key, request.value, 0)
+                        answer = b""
                     revision = store.end_revision()
                 else:
                     if capped and needs_space(method, request):
@@ -494,14 +504,12 @@ class Member:
             ]
         elif request.alarm and request.action == 1:
             if alarm not in self.alarms:
-                log.warn(
-                    "alarm raised", alarm=alarm_name(alarm[1]), **{"member-id": f"{alarm[0]:x}"}
-                )
+                self._log_alarm(log.warn, "alarm raised", alarm)
             self.alarms.add(alarm)
             self.store.set_bucket(ALARM, _alarm_key(alarm), b"")
             changed = [alarm]
         elif request.alarm and request.action == 2 and alarm in self.alarms:
-            log.info("alarm disarmed", alarm=alarm_name(alarm[1]), **{"member-id": f"{alarm[0]:x}"})
+            self._log_alarm(log.info, "alarm disarmed", alarm)
             self.alarms.remove(alarm)
             self.store.set_bucket(ALARM, _alarm_key(alarm), None)
             changed = [alarm]
@@ -509,6 +517,10 @@ class Member:
         encoded: bytes = proto.AlarmResponse(alarms=members).encode()
         return encoded
         yield
+
+    @staticmethod
+    def _log_alarm(write: Callable[..., None], message: str, alarm: tuple[int, int]) -> None:
+        write(message, alarm=alarm_name(alarm[1]), **{"member-id": f"{alarm[0]:x}"})
 
     def _apply_publish(self, request: Any) -> Steps:
         member = self.members().get(request.ID)
@@ -637,15 +649,21 @@ class Member:
 
     def header_content(self, revision: int) -> bytes:
         """The bytes of a ResponseHeader."""
-        if self._header_term != self.raft.term:
-            self._header_term = self.raft.term
-            self._term_suffix = b"\x20" + varint(self.raft.term)
-        return self._ids_prefix + varint(revision) + self._term_suffix
+        return self._ids + varint(revision) + b"\x20" + varint(self.raft.term)
 
     def header(self, revision: int) -> bytes:
-        """A ResponseHeader as field 1 of a response."""
-        content = self.header_content(revision)
-        return b"\x0a" + varint(len(content)) + content
+        """A ResponseHeader as field 1 of a response. Every answer has one, so what does not depend
+        on the revision is kept, by the size of the revision."""
+        if self._header_term != self.raft.term:
+            self._header_term = self.raft.term
+            self._header_suffix = b"\x20" + varint(self.raft.term)
+            ids = self._ids
+            self._header_prefixes = [
+                b"\x0a" + varint(len(ids) + size + len(self._header_suffix)) + ids
+                for size in range(MAX_VARINT_BYTES + 1)
+            ]
+        encoded = varint(revision)
+        return self._header_prefixes[len(encoded)] + encoded + self._header_suffix
 
     def members(self) -> dict[int, Any]:
         """The members by id, as `Member` messages."""

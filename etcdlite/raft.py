@@ -194,8 +194,8 @@ class Message(NamedTuple):
     Heartbeat      commit: what the receiver may commit; context: the round of reads it confirms
     HeartbeatResp  context: as received; commit: the sender's commit index
     Vote, PreVote  index, log_term: the candidate's last entry; context: CAMPAIGN_TRANSFER or empty
-    VoteResp       reject. With it commit, log_term: the last entry the sender knows to be committed.
-                   Also PreVoteResp
+    VoteResp       reject, and with it commit, log_term: the last entry that the sender knows to be
+                   committed. PreVoteResp too
     Snap           snapshot: what the state machine that goes with this message contains
     ReadIndex      context: the request, as the follower knows it
     ReadIndexResp  context: as received; index: the read index

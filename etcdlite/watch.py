@@ -13,9 +13,9 @@ range. A watch is in one of four states:
 A watch that is not synced holds one number, never events, so a slow reader costs bounded memory:
 a synced watch whose sink is blocked becomes parked at the first revision it cannot be sent.
 
-`run` works like a sweep: it always serves those that are furthest behind, up to
-`MAX_WATCHES_PER_SLICE` of them in one pass over a slice of history, after which they all stand at
-the same revision. Watches that start from many different revisions thus merge into one front.
+`run` works like a sweep: it always serves those that are furthest behind, many of them in one pass
+over a slice of history, after which they all stand at the same revision. Watches that start from
+many different revisions thus merge into one front.
 
 Invariants. Within a watch, events ascend, none is missing, doubled or below the start revision; the
 events of one revision share one response, unless the watch asked for fragments. A watch sees a
@@ -55,6 +55,9 @@ SLICE_BYTES = 64 * 1024
 MAX_WATCHES_PER_SLICE = 256
 """Watches that one slice of catching up serves."""
 
+MAX_MATCHES_PER_SLICE = 10_000
+"""Events times different ranges in one slice of catching up, which bounds its time."""
+
 MAX_RESPONSE_BYTES = 1024 * 1024
 """A response with more events than this is not begun, but one revision is never split."""
 
@@ -75,6 +78,12 @@ EMPTY_RANGE = "mvcc: watcher range is empty"
 DUPLICATE_ID = "mvcc: duplicate watch ID provided on the WatchStream"
 
 _SYNCED, _BEHIND, _PARKED, _FUTURE = range(4)
+
+# Options of a watch, as bits.
+_NO_PUTS = 1
+_NO_DELETES = 2
+_PREV_KV = 4
+_FRAGMENTS = 8
 
 # Fields of a WatchResponse and of an Event, with their tags.
 _HEADER = b"\x0a"
@@ -135,8 +144,7 @@ class _Watch:
         self.start = start
         self.end = end
         """None: the one key `start`. `_EVERYTHING`: all keys from `start` on."""
-        self.options: tuple[bool, bool, bool, bool] = (False, False, False, False)
-        """no puts, no deletes, prev_kv, fragment"""
+        self.options = 0
         self.state = _SYNCED
         self.next = 0
         """While not synced: the first revision that may hold an event to send."""
@@ -149,16 +157,25 @@ class _Watch:
 class _Group:
     """The watches of one key or range that are sent the same bytes."""
 
-    __slots__ = ("name", "since", "skip_put", "skip_delete", "prev_kv", "fragment", "watches")
+    __slots__ = ("since", "options", "watches")
 
-    def __init__(self, options: tuple[bool, bool, bool, bool], since: int) -> None:
-        self.name = (options, since)
+    def __init__(self, since: int, options: int) -> None:
         self.since = since
-        self.skip_put, self.skip_delete, self.prev_kv, self.fragment = options
+        """They are not sent events of revisions below it."""
+        self.options = options
         self.watches: dict[_Watch, None] = {}
 
+    @property
+    def name(self) -> int:
+        return _group_name(self.since, self.options)
 
-_Groups = dict[Any, _Group]
+
+_Groups = dict[int, _Group]
+"""The groups of one key or range, by name."""
+
+
+def _group_name(since: int, options: int) -> int:
+    return since << 4 | options
 
 
 class _Range:
@@ -191,7 +208,6 @@ class _Index:
         self._number = 0
 
     def add(self, watch: _Watch, since: int) -> None:
-        """`since`: the watch is not sent events of revisions below it."""
         if watch.end is None:
             groups = self.keys.get(watch.start)
             if groups is None:
@@ -204,10 +220,10 @@ class _Index:
                 self.ranges[watch.start, watch.end] = node
                 self.root = _insert(self.root, node)
             groups = node.groups
-        group = groups.get((watch.options, since))
+        name = _group_name(since, watch.options)
+        group = groups.get(name)
         if group is None:
-            group = _Group(watch.options, since)
-            groups[group.name] = group
+            group = groups[name] = _Group(since, watch.options)
         group.watches[watch] = None
         watch.group = group
 
@@ -388,12 +404,14 @@ class WatchHub:
                 watching = [groups]
             else:
                 continue
+            unwanted = _NO_DELETES if is_delete else _NO_PUTS
             plain = full = b""
             for groups in watching:
                 for group in groups.values():
-                    if at < group.since or (group.skip_delete if is_delete else group.skip_put):
+                    options = group.options
+                    if at < group.since or options & unwanted:
                         continue
-                    if group.prev_kv:
+                    if options & _PREV_KV:
                         encoded = full = full or _encode_event(
                             is_delete, kv, self._store.previous(key, at)
                         )
@@ -411,7 +429,8 @@ class WatchHub:
         for group, batch in batches.items():
             joined = batch[0] if len(batch) == 1 else b"".join(batch)
             sent = 0
-            if group.fragment and len(batch) > 1 and len(joined) >= self.fragment_bytes - 256:
+            may_split = group.options & _FRAGMENTS and len(batch) > 1
+            if may_split and len(joined) >= self.fragment_bytes - 256:
                 for watch in group.watches:
                     if watch.sink.blocked:
                         blocked.append(watch)
@@ -467,21 +486,23 @@ class WatchHub:
             # What was applied but not yet notified is for `notify` to send.
             events = [event for event in events if event[0] <= self.revision]
         last = events[-1][0] if events else self.revision
+        index = _Index(self._rng)
         cohort: list[_Watch] = []
+        matches = 0
         while self._behind and len(cohort) < MAX_WATCHES_PER_SLICE:
             start, watches = self._behind.peekitem(0)
-            if start > last:
+            if start > last or matches >= MAX_MATCHES_PER_SLICE:
                 break
-            taken = list(islice(watches, MAX_WATCHES_PER_SLICE - len(cohort)))
-            cohort += taken
-            if len(taken) == len(watches):
+            while watches and len(cohort) < MAX_WATCHES_PER_SLICE:
+                watch, _ = watches.popitem()
+                cohort.append(watch)
+                index.add(watch, start)
+                if len(watch.group.watches) == 1:
+                    matches += len(events)
+                    if matches >= MAX_MATCHES_PER_SLICE:
+                        break
+            if not watches:
                 del self._behind[start]
-            else:
-                for watch in taken:
-                    del watches[watch]
-        index = _Index(self._rng)
-        for watch in cohort:
-            index.add(watch, watch.next)
         for watch in self._dispatch(index, events, self.revision):
             watch.state = _PARKED
             watch.stream._parked[watch] = None
@@ -604,10 +625,10 @@ class WatchStream:
         watch = _Watch(self, watch_id, start, end)
         kinds = proto.WatchCreateRequest
         watch.options = (
-            kinds.NOPUT in request.filters,
-            kinds.NODELETE in request.filters,
-            request.prev_kv,
-            request.fragment,
+            _NO_PUTS * (kinds.NOPUT in request.filters)
+            | _NO_DELETES * (kinds.NODELETE in request.filters)
+            | _PREV_KV * request.prev_kv
+            | _FRAGMENTS * request.fragment
         )
         self._watches[watch_id] = watch
         self._key_bytes += key_bytes

@@ -100,8 +100,9 @@ class FakeServer:
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def stop(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        if self._listener.fileno() >= 0:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
         self.drop_connections()
 
     def drop_connections(self) -> None:
@@ -138,10 +139,13 @@ class FakeConnection:
 
     def send(self, data: bytes) -> None:
         with self._lock:
-            try:
-                self.sock.sendall(data)
-            except OSError:
-                pass
+            self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self.sock.sendall(data)
+        except OSError:
+            pass  # Nobody is there to be told.
 
     def reply(self, request_id: int, method: int, message: Any, flags: int = proto.END) -> None:
         self.send(proto.frame(request_id, method, flags, message.encode()))
@@ -197,7 +201,8 @@ class FakeConnection:
         if isinstance(answer, bytes):
             self.send(answer)
         elif answer is None and is_cancel:
-            self.open_watches.discard(request_id)
+            with self._lock:
+                self.open_watches.discard(request_id)
             self.fail(request_id, method, 1, "etcdserver: request canceled")
         elif answer is None:
             self._serve(request_id, method, name, message)
@@ -259,4 +264,7 @@ class FakeConnection:
             wanted = [event for event in events if matches(request, event.kv.key)]
             if wanted:
                 response = proto.WatchResponse(header=store.header(), events=wanted)
-                self.reply(request_id, method, response, 0)
+                with self._lock:
+                    # Nothing may follow the answer to a cancel.
+                    if request_id in self.open_watches:
+                        self._send(proto.frame(request_id, method, 0, response.encode()))

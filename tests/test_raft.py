@@ -30,8 +30,8 @@ from etcdlite.raft import (
     Raft,
     RaftInvariantError,
     RaftLog,
-    Ready,
     ReadState,
+    Ready,
     RequestDropped,
     Snapshot,
 )
@@ -371,9 +371,7 @@ class Transcript:
     def _raft(self, node: str) -> Raft:
         return self.hosts[int(node)].raft
 
-    def _start(
-        self, node: int, voters: Iterable[int], learners: Iterable[int], index: int
-    ) -> None:
+    def _start(self, node: int, voters: Iterable[int], learners: Iterable[int], index: int) -> None:
         config = Config(id=node, **self.settings)  # type: ignore[arg-type]
         self.hosts[node] = Host(config, voters, learners, index, seed=node)
 

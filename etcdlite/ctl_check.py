@@ -1,0 +1,238 @@
+"""`etcdlite-ctl check`: puts under load, and a verdict in etcdctl's words.
+
+`check perf` holds a rate of puts for a minute and judges what was reached, the slowest put and the
+deviation. `check datascale` puts many keys and tells how the server's memory grew.
+
+Invariants: nothing is put under a prefix that has keys; the keys are deleted afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from . import proto
+from .client import AsyncClient, EtcdliteError
+from .client_calls import prefix_end
+from .ctl_input import EXIT_BAD_FEATURE, EXIT_BAD_INPUT, EXIT_FAILED, PROGRAM, Failure
+from .ctl_output import go_quote
+from .ctl_session import Progress, Session, describe
+
+
+class PerfLoad(NamedTuple):
+    """`rate`: puts per second."""
+
+    rate: int
+    clients: int
+
+
+PERF_LOADS = {
+    "s": PerfLoad(150, 50),
+    "m": PerfLoad(1000, 200),
+    "l": PerfLoad(8000, 500),
+    "xl": PerfLoad(15000, 1000),
+}
+
+
+class ScaleLoad(NamedTuple):
+    keys: int
+    clients: int
+
+
+SCALE_LOADS = {
+    "s": ScaleLoad(10_000, 50),
+    "m": ScaleLoad(100_000, 100),
+    "l": ScaleLoad(1_000_000, 500),
+    "xl": ScaleLoad(3_000_000, 1000),
+}
+
+LOAD_NAMES = {"small": "s", "medium": "m", "large": "l", "xLarge": "xl"}
+
+CHECK_SECONDS = 60
+CHECK_KEY_BYTES = 256
+CHECK_VALUE_BYTES = 1024
+
+MIN_RATE_SHARE = 0.9
+MAX_SLOWEST_S = 0.5
+MAX_DEVIATION_S = 0.1
+"""What `check perf` lets pass, as etcdctl's does."""
+
+METRICS_TIMEOUT_S = 5.0
+
+
+class Puts:
+    """What became of the puts of a check. Times in seconds."""
+
+    def __init__(self) -> None:
+        self.took_s: list[float] = []
+        self.errors: Counter[str] = Counter()
+        self.elapsed_s = 0.0
+
+
+async def run_puts(
+    session: Session, prefix: bytes, clients: int, count: int, rate: float, progress: Progress
+) -> Puts:
+    """Put `count` random keys under `prefix`, `clients` at a time, at most `rate` a second.
+
+    All share one connection, as the clients of a program would. `rate` 0: as fast as it goes.
+    """
+    puts = Puts()
+    numbers = iter(range(count))
+    value = os.urandom(CHECK_VALUE_BYTES)
+    clock = time.monotonic
+    started_s = clock()
+
+    async def work(client: AsyncClient) -> None:
+        for number in numbers:
+            if rate:
+                await asyncio.sleep(max(0.0, started_s + number / rate - clock()))
+            key = prefix + os.urandom(CHECK_KEY_BYTES - len(prefix) % CHECK_KEY_BYTES)
+            sent_s = clock()
+            try:
+                await client.call("KV.Put", proto.PutRequest(key=key, value=value))
+            except EtcdliteError as error:
+                puts.errors[describe(error, client.endpoint)] += 1
+            else:
+                puts.took_s.append(clock() - sent_s)
+            progress.update(number + 1, count)
+
+    client = AsyncClient(
+        list(session.endpoints),
+        timeout_s=session.timeout_s,
+        dial_timeout_s=session.flags["dial-timeout"],
+    )
+    async with client:
+        await asyncio.gather(*(work(client) for _ in range(clients)))
+    puts.elapsed_s = clock() - started_s
+    return puts
+
+
+def _load_of(session: Session, loads: Mapping[str, Any]) -> Any:
+    name = session.flags["load"]
+    load = loads.get(LOAD_NAMES.get(name, name))
+    if load is None:
+        raise Failure(EXIT_BAD_FEATURE, f"unknown load option {name}")
+    return load
+
+
+def _check_prefix(session: Session) -> bytes:
+    """The prefix for a check's keys. Raises Failure if there are keys under it."""
+    name = session.flags["prefix"]
+    prefix = os.fsencode(name)
+    span = {"key": prefix or b"\0", "range_end": prefix_end(prefix)}
+    if session.call("KV.Range", proto.RangeRequest(**span, limit=1)).kvs:
+        text = f'prefix "{name}" has keys. Delete with \'{PROGRAM} del --prefix {name}\' first'
+        raise Failure(EXIT_BAD_INPUT, text)
+    return prefix
+
+
+def _clean_up(session: Session, prefix: bytes) -> None:
+    """Delete the keys of a check; compact and defragment if that was asked for."""
+    request = proto.DeleteRangeRequest(key=prefix or b"\0", range_end=prefix_end(prefix))
+    revision = session.call("KV.DeleteRange", request).header.revision
+    if session.flags["auto-compact"]:
+        session.write(b"Compacting with revision %d\n" % revision)
+        session.call("KV.Compact", proto.CompactionRequest(revision=revision, physical=True))
+        session.write(b"Compacted with revision %d\n" % revision)
+    if session.flags["auto-defrag"]:
+        for endpoint in session.endpoints:
+            name = go_quote(endpoint)
+            session.write(f"Defragmenting {name}\n".encode())
+            with session.client_for([endpoint]) as client:
+                session.call("Maintenance.Defragment", proto.DefragmentRequest(), client)
+            session.write(f"Defragmented {name}\n".encode())
+
+
+def perf_verdict(puts: Puts, rate: int) -> tuple[list[str], bool]:
+    """(etcdctl's lines, whether all is well) for a `check perf` that meant `rate` puts a second."""
+    lines = []
+    passed = not puts.errors
+    if puts.errors:
+        lines.append("FAIL: too many errors")
+        for text, count in puts.errors.items():
+            lines.append(f"FAIL: ERROR({text}) -> {count}")
+    per_second = len(puts.took_s) / puts.elapsed_s if puts.elapsed_s else 0.0
+    slowest_s = max(puts.took_s, default=0.0)
+    deviation_s = statistics.pstdev(puts.took_s) if puts.took_s else 0.0
+    if per_second <= rate * MIN_RATE_SHARE:
+        lines.append(f"FAIL: Throughput too low: {int(per_second) + 1} writes/s")
+        passed = False
+    else:
+        lines.append(f"PASS: Throughput is {int(per_second) + 1} writes/s")
+    if slowest_s > MAX_SLOWEST_S:
+        lines.append(f"Slowest request took too long: {slowest_s:f}s")
+        passed = False
+    else:
+        lines.append(f"PASS: Slowest request took {slowest_s:f}s")
+    if deviation_s > MAX_DEVIATION_S:
+        lines.append(f"Stddev too high: {deviation_s:f}s")
+        passed = False
+    else:
+        lines.append(f"PASS: Stddev is {deviation_s:f}s")
+    lines.append("PASS" if passed else "FAIL")
+    return lines, passed
+
+
+def check_perf(session: Session) -> int:
+    load: PerfLoad = _load_of(session, PERF_LOADS)
+    prefix = _check_prefix(session)
+    progress = Progress("puts")
+    try:
+        puts = asyncio.run(
+            run_puts(
+                session, prefix, load.clients, load.rate * CHECK_SECONDS, load.rate, progress
+            )
+        )
+    finally:
+        progress.done()
+    _clean_up(session, prefix)
+    lines, passed = perf_verdict(puts, load.rate)
+    session.write("".join(line + "\n" for line in lines).encode())
+    return 0 if passed else EXIT_FAILED
+
+
+def _resident_bytes(session: Session, when: str) -> float:
+    endpoint = session.endpoints[0]
+    url = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/") + "/metrics"
+    name = "process_resident_memory_bytes"
+    try:
+        with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as answer:
+            for line in answer:
+                if line.startswith(name.encode() + b" "):
+                    return float(line.split()[1])
+        cause = "it is not among the metrics"
+    except (OSError, ValueError) as error:
+        cause = str(getattr(error, "reason", error))
+    text = f"Could not read {name} {when} the put operations from {url}: {cause}"
+    raise Failure(EXIT_FAILED, text)
+
+
+def check_datascale(session: Session) -> int:
+    load: ScaleLoad = _load_of(session, SCALE_LOADS)
+    prefix = _check_prefix(session)
+    before_bytes = _resident_bytes(session, "before")
+    session.write(
+        f"Start data scale check for work load [{load.keys} key-value pairs, {CHECK_VALUE_BYTES} "
+        f"bytes per key-value, {load.clients} concurrent clients].\n".encode()
+    )
+    progress = Progress("puts")
+    try:
+        puts = asyncio.run(run_puts(session, prefix, load.clients, load.keys, 0, progress))
+    finally:
+        progress.done()
+    used_bytes = _resident_bytes(session, "after") - before_bytes
+    _clean_up(session, prefix)
+    if puts.errors:
+        lines = ["FAIL: too many errors"]
+        lines += [f"FAIL: ERROR({text}) -> {count}" for text, count in puts.errors.items()]
+        session.write("".join(line + "\n" for line in lines).encode())
+        return EXIT_FAILED
+    used_mb = used_bytes / (1 << 20)
+    session.write(f"PASS: Approximate system memory used : {used_mb:.2f} MB.\n".encode())
+    return 0

@@ -1,0 +1,131 @@
+"""What every command of etcdlite-ctl works with: the connection, the output, the progress line.
+
+Invariants: the connection is made when it is first needed; results go to standard output as bytes
+and at once; standard error gets whole lines, and the progress line only if it is a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .client import Client, EtcdliteError
+from .ctl_input import EXIT_BAD_ARGUMENTS, EXIT_FAILED, Failure, parse_int
+from .ctl_output import PRINTERS, Printer
+
+PROGRESS_INTERVAL_S = 0.2
+
+
+class Session:
+    """What a command works with: its arguments and flags, the connection, the output."""
+
+    def __init__(
+        self, arguments: list[str], before_dashes: int, flags: Mapping[str, Any]
+    ) -> None:
+        self.arguments = arguments
+        self.before_dashes = before_dashes
+        self.flags = flags
+        self.timeout_s: float = flags["command-timeout"]
+        self.printer: Printer = PRINTERS[flags["write-out"]](
+            hex_strings=flags["hex"], values_only=bool(flags.get("print-value-only"))
+        )
+        self._client: Client | None = None
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        endpoints: tuple[str, ...] = self.flags["endpoints"]
+        return endpoints
+
+    def client(self) -> Client:
+        """The connection to whichever endpoint answers, made when it is first needed."""
+        if self._client is None:
+            self._client = self.client_for(self.endpoints)
+        return self._client
+
+    def client_for(self, endpoints: Sequence[str]) -> Client:
+        if self.timeout_s <= 0 or self.flags["dial-timeout"] <= 0:
+            text = "context deadline exceeded (--command-timeout or --dial-timeout is not above 0)"
+            raise Failure(EXIT_FAILED, text)
+        try:
+            return Client(
+                list(endpoints),
+                timeout_s=self.timeout_s,
+                dial_timeout_s=self.flags["dial-timeout"],
+            )
+        except ValueError as error:
+            raise Failure(EXIT_BAD_ARGUMENTS, str(error)) from None
+
+    def call(self, method: str, request: Any, client: Client | None = None) -> Any:
+        """One request and its response. Raises EtcdliteError."""
+        client = client or self.client()
+        started_s = time.monotonic()
+        try:
+            return client.call(method, request)
+        finally:
+            if self.flags["debug"]:
+                took_ms = (time.monotonic() - started_s) * 1000
+                say(f"debug: {method} to {client.endpoint}, {took_ms:.1f} ms: {request}")
+
+    def write(self, output: bytes) -> None:
+        sys.stdout.buffer.write(output)
+        sys.stdout.buffer.flush()
+
+    def need(self, count: int, text: str) -> None:
+        """Refuse anything but `count` arguments."""
+        if len(self.arguments) != count:
+            raise Failure(EXIT_BAD_ARGUMENTS, text)
+
+    def lease_argument(self, name: str) -> int:
+        if len(self.arguments) != 1:
+            what = "1 argument" if name == "revoke" else "lease ID as argument"
+            raise Failure(EXIT_BAD_ARGUMENTS, f"lease {name} command needs {what}")
+        try:
+            return parse_int(self.arguments[0], 16)
+        except ValueError as error:
+            text = f"bad lease ID arg ({error}), expecting ID in Hex"
+            raise Failure(EXIT_BAD_ARGUMENTS, text) from None
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+
+def say(line: str) -> None:
+    """One line on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def describe(error: EtcdliteError, endpoint: str = "") -> str:
+    """The error in one line that names the endpoint."""
+    endpoint = error.endpoint or endpoint
+    if not endpoint or endpoint in error.text:
+        return error.text
+    return f"{error.text} (endpoint {endpoint})"
+
+
+class Progress:
+    """A line on standard error about long work, drawn only on a terminal."""
+
+    def __init__(self, label: str, show: Callable[[float], str] = lambda n: f"{n:.0f}") -> None:
+        self._label = label
+        self._show = show
+        self._wanted = sys.stderr.isatty()
+        self._next_s = 0.0
+
+    def update(self, done: float, total: float) -> None:
+        """`total` 0: not known."""
+        now_s = time.monotonic()
+        if not self._wanted or now_s < self._next_s:
+            return
+        self._next_s = now_s + PROGRESS_INTERVAL_S
+        text = f"{self._label}: {self._show(done)}"
+        if total:
+            text += f" / {self._show(total)}  {100 * done / total:.0f}%"
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    def done(self) -> None:
+        """Take the line away."""
+        if self._wanted:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

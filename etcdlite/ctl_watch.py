@@ -1,0 +1,255 @@
+"""`etcdlite-ctl watch`: any number of watches on one stream, from the command line or from lines.
+
+The thread that reads the stream prints and runs the commands; in interactive mode the main thread
+reads lines meanwhile. When the connection breaks, a new stream takes all watches up behind the last
+revision that each has seen, so no event is missed and none comes twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import proto
+from .client import EtcdliteError
+from .client_calls import prefix_end
+from .ctl_input import (
+    ENVIRONMENT_PREFIXES,
+    EXIT_BAD_ARGUMENTS,
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    Failure,
+    Flag,
+    parse_flags,
+    split_words,
+)
+from .ctl_output import go_quote
+from .ctl_session import Session, describe, say
+from .errors import ERRORS, UNAVAILABLE
+
+RECONNECT_FIRST_S = 0.1
+RECONNECT_MAX_S = 2.0
+"""Waits between attempts to take the watches up again: doubling."""
+
+WATCH_FLAGS = (
+    Flag("prefix", "bool", False, "watch all keys that start with <key>"),
+    Flag("prev-kv", "bool", False, "show the key and value from before each event"),
+    Flag("rev", "int", 0, "start at this revision (0: now)"),
+    Flag("progress-notify", "bool", False, "let the server say from time to time how far it is"),
+)
+
+
+class Watch:
+    """One watch on the stream: what was asked for, and where to go on after a broken connection."""
+
+    def __init__(self, request: Any, command: Sequence[str]) -> None:
+        self.request = request
+        self.command = command
+
+    def advance(self, response: Any) -> None:
+        if response.events:
+            self.request.start_revision = response.events[-1].kv.mod_revision + 1
+        elif self.request.start_revision == 0 and response.header is not None:
+            self.request.start_revision = response.header.revision + 1
+
+
+def parse_watch(
+    arguments: Sequence[str],
+    before_dashes: int,
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+) -> Watch:
+    """`[key [range_end]] [-- command ...]`; the key may come from the environment."""
+    command: Sequence[str] = ()
+    if before_dashes >= 0:
+        arguments, command = arguments[:before_dashes], arguments[before_dashes:]
+        if not command:
+            raise Failure(EXIT_BAD_ARGUMENTS, "bad number of arguments (no command after --)")
+    given: dict[str, str] = {}
+    for name in ("KEY", "RANGE_END"):
+        for prefix in ENVIRONMENT_PREFIXES:
+            if environment.get(f"{prefix}WATCH_{name}"):
+                given.setdefault(name, environment[f"{prefix}WATCH_{name}"])
+    if "KEY" in given:
+        if arguments:
+            text = "bad number of arguments (found conflicting environment key)"
+            raise Failure(EXIT_BAD_ARGUMENTS, text)
+        arguments = list(given.values())
+    if not 1 <= len(arguments) <= 2 or (len(arguments) == 2 and flags["prefix"]):
+        raise Failure(EXIT_BAD_ARGUMENTS, "bad number of arguments")
+    key = os.fsencode(arguments[0])
+    range_end = os.fsencode(arguments[1]) if len(arguments) == 2 else b""
+    if flags["prefix"]:
+        key, range_end = key or b"\0", prefix_end(key)
+    request = proto.WatchCreateRequest(
+        key=key,
+        range_end=range_end,
+        start_revision=flags["rev"],
+        prev_kv=flags["prev-kv"],
+        progress_notify=flags["progress-notify"],
+    )
+    return Watch(request, command)
+
+
+class Watcher:
+    """All watches of a `watch` command: one stream, taken up again when its connection breaks."""
+
+    def __init__(self, session: Session, is_interactive: bool) -> None:
+        self._session = session
+        self._is_interactive = is_interactive
+        self._lock = threading.Lock()
+        self._watches: dict[int, Watch] = {}
+        self._last_id = 0
+        self._stream: Any = None
+
+    def add(self, watch: Watch) -> None:
+        with self._lock:
+            self._last_id += 1
+            watch.request.watch_id = self._last_id
+            self._watches[self._last_id] = watch
+            if self._stream is not None:
+                self._send(proto.WatchRequest(create_request=watch.request))
+
+    def ask_progress(self) -> None:
+        with self._lock:
+            if self._stream is not None:
+                self._send(proto.WatchRequest(progress_request=proto.WatchProgressRequest()))
+
+    def _send(self, request: Any) -> None:
+        # If the connection is gone the reader learns of it too, and opens all watches again.
+        with contextlib.suppress(EtcdliteError):
+            self._stream.send(request)
+
+    def run(self) -> None:
+        """Print what comes until a watch is canceled. Raises EtcdliteError if it cannot start."""
+        wait_s = RECONNECT_FIRST_S
+        has_worked = False
+        while True:
+            try:
+                with self._lock:
+                    stream = self._session.client().stream("Watch.Watch")
+                    self._stream = stream
+                    for watch in self._watches.values():
+                        stream.send(proto.WatchRequest(create_request=watch.request))
+                for response in stream:
+                    has_worked = True
+                    wait_s = RECONNECT_FIRST_S
+                    self._take(response)
+            except EtcdliteError as error:
+                if not has_worked or error.code != UNAVAILABLE:
+                    raise
+                if wait_s == RECONNECT_FIRST_S:
+                    say(f"watch: {describe(error, self._session.client().endpoint)}; reconnecting")
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, RECONNECT_MAX_S)
+
+    def _take(self, response: Any) -> None:
+        session = self._session
+        # A progress answer that was asked for concerns no single watch: its watch_id is -1.
+        watch = self._watches.get(response.watch_id)
+        if response.created and not response.canceled:
+            if watch is not None:
+                watch.advance(response)
+            return
+        if response.canceled or response.compact_revision:
+            if session.printer.name != "simple":
+                session.write(session.printer.watch(response))
+            reason = response.cancel_reason or "watch canceled"
+            if response.compact_revision:
+                reason = ERRORS["Compacted"][1]
+            text = f"watch is canceled by the server: {reason}"
+            endpoint = session.client().endpoint
+            if not self._is_interactive:
+                raise Failure(EXIT_INTERRUPTED, f"{text} (endpoint {endpoint})")
+            say(f"Error: {text} (endpoint {endpoint})")
+            with self._lock:
+                self._watches.pop(response.watch_id, None)
+            return
+        if not response.events:
+            session.write(b"progress notify: %d\n" % response.header.revision)
+        if watch is not None:
+            watch.advance(response)
+        session.write(session.printer.watch(response))
+        if watch is not None and watch.command:
+            for event in response.events:
+                self._run_command(watch.command, event, response.header.revision)
+
+    def _run_command(self, command: Sequence[str], event: Any, revision: int) -> None:
+        is_delete = event.type == proto.ENUMS["Event.EventType"]["DELETE"]
+        environment = {
+            **os.environ,
+            "ETCD_WATCH_REVISION": str(revision),
+            "ETCD_WATCH_EVENT_TYPE": '"DELETE"' if is_delete else '"PUT"',
+            "ETCD_WATCH_KEY": go_quote(event.kv.key),
+            "ETCD_WATCH_VALUE": go_quote(event.kv.value),
+        }
+        try:
+            status = subprocess.run(
+                command, stdin=subprocess.DEVNULL, env=environment, check=False
+            ).returncode
+            cause = f"exit status {status}" if status else ""
+        except OSError as error:
+            cause = f"exec {command[0]}: {error.strerror}"
+        if cause:
+            words = " ".join(go_quote(os.fsencode(word)) for word in command)
+            raise Failure(EXIT_FAILED, f"command [{words}] error ({cause})")
+
+
+def watch(session: Session) -> int:
+    watcher = Watcher(session, session.flags["interactive"])
+    if session.flags["interactive"]:
+        return _watch_interactively(watcher)
+    parsed = parse_watch(session.arguments, session.before_dashes, session.flags, os.environ)
+    watcher.add(parsed)
+    watcher.run()
+    return 0
+
+
+def _watch_interactively(watcher: Watcher) -> int:
+    """Lines of `watch [flags] key [range_end] [-- command]` or `progress` from standard input."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            watcher.run()
+        except (Failure, EtcdliteError, BrokenPipeError) as error:
+            failed.append(error)
+            # The main thread sits in a read that only a signal ends.
+            os.kill(os.getpid(), signal.SIGINT)
+
+    defaults = {flag.name: flag.default for flag in WATCH_FLAGS}
+    reader: threading.Thread | None = None
+    try:
+        for line in iter(sys.stdin.buffer.readline, b""):
+            text = os.fsdecode(line).strip()
+            try:
+                words = split_words(text)
+                if words[:1] == ["progress"]:
+                    watcher.ask_progress()
+                    continue
+                if words[:1] != ["watch"]:
+                    raise ValueError("watch and progress supported")
+                arguments, before_dashes, given = parse_flags(words[1:], WATCH_FLAGS)
+                watcher.add(parse_watch(arguments, before_dashes, defaults | given, os.environ))
+            except ValueError as error:
+                say(f"Invalid command {text} ({error})")
+                continue
+            except Failure as failure:
+                say(f"Invalid command {text} ({failure.text})")
+                continue
+            if reader is None:
+                reader = threading.Thread(target=run, daemon=True)
+                reader.start()
+    except KeyboardInterrupt:
+        if failed:
+            raise failed[0] from None
+        raise
+    raise Failure(EXIT_BAD_INPUT, "error reading watch request line: EOF")

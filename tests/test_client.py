@@ -1,0 +1,685 @@
+"""Both shells of the Python client against a server that misbehaves."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_server import DROP, GREETING, IGNORE, FakeConnection, FakeServer, FakeStore
+from shells import Facade, LoopThread
+
+from etcdlite import client_core, proto
+from etcdlite.client import (
+    AsyncClient,
+    Client,
+    Closed,
+    Compacted,
+    ConnectionFailed,
+    EmptyKey,
+    NoLeader,
+    PermissionDenied,
+    ProtocolViolation,
+    Put,
+    RequestTooLarge,
+    Timeout,
+    Unimplemented,
+    UnknownOutcome,
+)
+
+Connect = Callable[..., Any]
+
+PUT = proto.METHOD_BY_NAME["KV.Put"].number
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """Makes clients of the shell under test, which look the same."""
+    clients: list[Any] = []
+    thread = LoopThread() if request.param == "asyncio" else None
+
+    def make(*servers: FakeServer | str, **options: Any) -> Any:
+        endpoints = [s if isinstance(s, str) else s.endpoint for s in servers]
+        if thread is None:
+            client: Any = Client(endpoints, **options)
+        else:
+
+            async def create() -> AsyncClient:
+                return AsyncClient(endpoints, **options)
+
+            client = Facade(thread, thread.run(create()))
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        client.close()
+    if thread is not None:
+        thread.stop()
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as server:
+        yield server
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """For what the server notices in its own time."""
+    deadline_s = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline_s, f"never happened: {what}"
+        time.sleep(0.005)
+
+
+def sent(server: FakeServer, method: str) -> int:
+    return sum(name == method for name, _ in server.requests)
+
+
+def free_endpoint() -> str:
+    """Where nobody listens."""
+    server = FakeServer()
+    server.stop()
+    return server.endpoint
+
+
+def once(answer: str | bytes, method: str) -> Callable[..., str | bytes | None]:
+    """Intercepts the first request of a method."""
+    left = [answer]
+
+    def intercept(_: FakeConnection, request_id: int, name: str, __: Any) -> str | bytes | None:
+        return left.pop() if name == method and left else None
+
+    return intercept
+
+
+# Calls.
+
+
+def test_keys_and_values_go_in_as_text_or_bytes_and_come_out_as_bytes(
+    connect: Connect, server: FakeServer
+) -> None:
+    client = connect(server)
+    assert client.put("greeting", "hällo").revision == 2
+    assert client.put(b"other", b"\xff").revision == 3
+    kv = client.get(b"greeting")
+    assert (kv.key, kv.value, kv.mod_revision) == (b"greeting", "hällo".encode(), 2)
+    assert client.get("nothing") is None
+    assert [kv.key for kv in client.range(prefix="")] == [b"greeting", b"other"]
+    assert client.perform(Put("greeting", "again")).revision == 4
+    assert client.endpoint == server.endpoint
+
+
+def test_what_the_server_refuses_is_raised_as_its_own_type(
+    connect: Connect, server: FakeServer
+) -> None:
+    client = connect(server)
+    with pytest.raises(EmptyKey, match="etcdserver: key is not provided") as refused:
+        client.put("", "v")
+    assert (refused.value.code, refused.value.endpoint) == (3, server.endpoint)
+    with pytest.raises(Unimplemented):
+        client.members()
+    assert client.put("k", "v").revision == 2, "an error costs only its own request"
+
+
+def test_a_request_too_large_for_the_server_does_not_cost_the_connection(
+    connect: Connect, server: FakeServer
+) -> None:
+    client = connect(server)
+    with pytest.raises(RequestTooLarge):
+        client.put("k", b"x" * (1 << 20))
+    client.put("k", "v")
+    assert len(server.connections) == 1
+
+
+def test_a_call_that_times_out_is_cancelled(connect: Connect, server: FakeServer) -> None:
+    client = connect(server)
+    client.get("k")
+    server.intercept = once(IGNORE, "KV.Put")
+    with pytest.raises(Timeout, match=rf"{server.endpoint}: KV.Put was not answered within 0.1 s"):
+        client.put("k", "v", timeout_s=0.1)
+    wait_until(lambda: server.cancelled == [2], "the cancel")
+    assert client.get("k") is None
+    assert len(server.connections) == 1, "the connection goes on"
+
+
+def test_a_reply_that_cannot_be_read_costs_only_its_call(
+    connect: Connect, server: FakeServer
+) -> None:
+    client = connect(server)
+    server.intercept = once(proto.frame(1, PUT, proto.END, b"\xff\xff"), "KV.Put")
+    with pytest.raises(ProtocolViolation, match=r"KV\.Put"):
+        client.put("k", "v")
+    client.put("k", "v")
+    assert len(server.connections) == 1
+
+
+def test_threads_share_one_connection(server: FakeServer) -> None:
+    with Client(server.endpoint) as client:
+
+        def work(number: int) -> None:
+            for i in range(50):
+                client.put(f"{number}/{i}", "v")
+                assert client.get(f"{number}/{i}").value == b"v"
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(work, range(16)))
+        assert client.range(prefix="", count_only=True).count == 800
+        assert len(server.connections) == 1
+
+
+def test_closing_ends_the_calls_that_wait(connect: Connect, server: FakeServer) -> None:
+    client = connect(server)
+    client.get("k")
+    server.intercept = lambda *_: IGNORE
+    with ThreadPoolExecutor(2) as pool:
+        reading = pool.submit(client.get, "k")
+        writing = pool.submit(client.put, "k", "v")
+        wait_until(lambda: len(server.requests) == 3, "both calls")
+        client.close()
+        with pytest.raises(Closed):
+            reading.result()
+        with pytest.raises(UnknownOutcome):
+            writing.result()
+    with pytest.raises(Closed):
+        client.get("k")
+
+
+# Broken connections and several endpoints.
+
+
+def test_nobody_there_is_said_of_every_endpoint(connect: Connect) -> None:
+    one, two = free_endpoint(), free_endpoint()
+    client = connect(one, two)
+    with pytest.raises(ConnectionFailed) as failed:
+        client.put("k", "v")
+    for endpoint in (one, two):
+        assert f"{endpoint}: " in str(failed.value)
+    assert "refused" in str(failed.value)
+    assert failed.value.endpoint in (one, two)
+
+
+def test_a_dead_endpoint_is_passed_over(connect: Connect, server: FakeServer) -> None:
+    client = connect(free_endpoint(), server)
+    assert client.put("k", "v").revision == 2
+    assert client.endpoint == server.endpoint
+
+
+@pytest.mark.parametrize(
+    ("greeting", "cause"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak etcdlite's native protocol"),
+        (proto.HANDSHAKE.pack(proto.MAGIC, 0, 0), "does not speak protocol version 1"),
+        (GREETING[:5], "no connection within 0.2 s"),
+    ],
+)
+def test_what_is_no_etcdlite_server_is_passed_over(
+    connect: Connect, server: FakeServer, greeting: bytes, cause: str
+) -> None:
+    with FakeServer() as stranger:
+        stranger.greeting = greeting
+        with pytest.raises(ConnectionFailed, match=cause):
+            connect(stranger, dial_timeout_s=0.2).put("k", "v")
+        assert connect(stranger, server, dial_timeout_s=0.2).put("k", "v").revision == 2
+
+
+def test_a_read_is_sent_again_when_its_connection_breaks(
+    connect: Connect, server: FakeServer
+) -> None:
+    with FakeServer(server.store) as second:
+        client = connect(server, second)
+        client.put("k", "v")
+        server.intercept = once(DROP, "KV.Range")
+        assert client.get("k").value == b"v"
+        assert client.endpoint == second.endpoint
+        assert (sent(server, "KV.Range"), sent(second, "KV.Range")) == (1, 1)
+
+
+def test_a_read_is_not_sent_again_forever(connect: Connect, server: FakeServer) -> None:
+    client = connect(server)
+    server.intercept = lambda *_: DROP
+    with pytest.raises(ConnectionFailed, match=server.endpoint):
+        client.get("k")
+    assert sent(server, "KV.Range") == 2
+
+
+def test_a_write_whose_connection_breaks_is_not_sent_again(
+    connect: Connect, server: FakeServer
+) -> None:
+    with FakeServer(server.store) as second:
+        client = connect(server, second)
+        server.intercept = once(DROP, "KV.Put")
+        with pytest.raises(UnknownOutcome, match=r"KV\.Put was sent but not answered") as unknown:
+            client.put("k", "v")
+        assert unknown.value.endpoint == server.endpoint
+        assert sent(second, "KV.Put") == 0
+        assert client.put("k", "v").revision == 2, "the next call goes to the next endpoint"
+
+
+def test_a_write_that_is_harmless_twice_may_be_sent_again(
+    connect: Connect, server: FakeServer
+) -> None:
+    client = connect(server)
+    server.intercept = once(DROP, "KV.Put")
+    response = client.call("KV.Put", proto.PutRequest(key=b"k"), repeatable=True)
+    assert response.header.revision == 2
+    assert sent(server, "KV.Put") == 2
+
+
+def test_a_write_after_a_restart_goes_through(connect: Connect, server: FakeServer) -> None:
+    client = connect(server)
+    client.put("k", "v")
+    server.stop()
+    server.start()
+
+    def put() -> bool:
+        try:
+            return client.put("k", "v").revision > 2
+        except UnknownOutcome:
+            # The client had not noticed yet when it sent.
+            return False
+
+    wait_until(put, "a put after the restart")
+
+
+@pytest.mark.parametrize("cut", [1, 4, 9, 10, 11])
+def test_half_a_frame_is_no_reply(connect: Connect, server: FakeServer, cut: int) -> None:
+    client = connect(server)
+    reply = proto.frame(1, PUT, proto.END, proto.PutResponse(header=server.store.header()).encode())
+
+    def intercept(connection: FakeConnection, _: int, name: str, __: Any) -> str | None:
+        if name != "KV.Put":
+            return None
+        connection.send(reply[:cut])
+        return DROP
+
+    server.intercept = intercept
+    with pytest.raises(UnknownOutcome):
+        client.put("k", "v")
+
+
+def test_garbage_in_the_middle_ends_the_connection_and_no_more(
+    connect: Connect, server: FakeServer
+) -> None:
+    client = connect(server)
+    client.put("k", "v")
+    server.intercept = once(b"\x00" * 64, "KV.Range")
+    assert client.get("k").value == b"v"
+    assert len(server.connections) == 2
+
+
+def test_a_silent_server_is_left_for_the_next_one(connect: Connect, server: FakeServer) -> None:
+    with FakeServer(server.store) as second:
+        client = connect(server, second, dial_timeout_s=0.2)
+        client.put("k", "v")
+        server.intercept = lambda *_: IGNORE
+        with pytest.raises(Timeout):
+            client.get("k", timeout_s=0.1)
+        assert client.get("k").value == b"v"
+        assert client.endpoint == second.endpoint
+
+
+def test_a_read_waits_for_a_leader(connect: Connect, server: FakeServer) -> None:
+    client = connect(server)
+    text = "etcdserver: no leader"
+    body = proto.Error(code=14, message=text).encode()
+    answers = 2
+
+    def intercept(_: FakeConnection, request_id: int, name: str, __: Any) -> bytes | None:
+        nonlocal answers
+        if answers == 0:
+            return None
+        answers -= 1
+        return proto.frame(request_id, proto.METHOD_BY_NAME[name].number, 3, body)
+
+    server.intercept = intercept
+    assert client.get("k") is None
+    assert sent(server, "KV.Range") == 3
+    answers = 1
+    with pytest.raises(NoLeader, match=text):
+        client.put("k", "v")
+
+
+# Watches.
+
+
+def test_a_watch_sees_what_was_put_after_it_began(connect: Connect, server: FakeServer) -> None:
+    client = connect(server)
+    with client.watch(prefix="a/") as watch:
+        client.put("a/1", "x")
+        client.put("b", "y")
+        client.put("a/2", "z")
+        event = next(watch)
+        assert (event.type, event.key, event.value, event.revision) == ("PUT", b"a/1", b"x", 2)
+        assert next(watch).key == b"a/2"
+        with pytest.raises(Timeout):
+            watch.next_event(timeout_s=0.01)
+    wait_until(lambda: len(server.cancelled) == 1, "the watch's cancel")
+
+
+def test_a_watch_from_the_past_tells_everything_since(connect: Connect, server: FakeServer) -> None:
+    for i in range(5):
+        server.store.put(b"k", b"%d" % i)
+    with connect(server).watch("k", start_revision=3) as watch:
+        assert [next(watch).value for _ in range(4)] == [b"1", b"2", b"3", b"4"]
+        assert watch.revision == 6
+        watch.request_progress()
+
+
+@pytest.mark.parametrize("moment", ["while waiting", "between events"])
+def test_a_watch_goes_on_elsewhere_with_nothing_missed_and_nothing_twice(
+    connect: Connect, server: FakeServer, moment: str
+) -> None:
+    with FakeServer(server.store) as second, ThreadPoolExecutor(1) as pool:
+        watch = connect(server, second).watch(prefix="").__enter__()
+        server.store.put(b"k", b"1")
+        assert next(watch).value == b"1"
+        waiting = pool.submit(next, watch) if moment == "while waiting" else None
+        server.stop()
+        for value in (b"2", b"3", b"4"):
+            server.store.put(b"k", value)
+        seen = [waiting.result()] if waiting is not None else []
+        while len(seen) < 3:
+            seen.append(next(watch))
+        assert [event.value for event in seen] == [b"2", b"3", b"4"]
+        request = second.requests[0][1].create_request
+        assert request.start_revision == 3
+        server.start()
+        second.drop_connections()
+        server.store.put(b"k", b"5")
+        assert next(watch).value == b"5"
+        watch.close()
+
+
+def test_a_watch_outlives_a_time_without_any_server(connect: Connect, server: FakeServer) -> None:
+    watch = connect(server).watch(prefix="").__enter__()
+    server.stop()
+    with pytest.raises(Timeout):
+        watch.next_event(timeout_s=0.2)
+    server.store.put(b"k", b"1")
+    server.start()
+    assert watch.next_event(timeout_s=10).value == b"1"
+    watch.close()
+
+
+def test_a_watch_whose_history_is_gone_says_where_it_begins(
+    connect: Connect, server: FakeServer
+) -> None:
+    client = connect(server)
+    for _ in range(10):
+        server.store.put(b"k", b"v")
+    watch = client.watch("k", start_revision=5).__enter__()
+    assert next(watch).revision == 5
+    server.store.compacted = 20
+    server.drop_connections()
+    with pytest.raises(Compacted) as compacted:
+        while True:
+            next(watch)
+    assert compacted.value.compact_revision == 20
+    with pytest.raises(StopIteration):
+        next(watch)
+
+
+def test_a_watch_that_is_refused_raises_the_reason(connect: Connect, server: FakeServer) -> None:
+    client = connect(server)
+
+    def intercept(_: FakeConnection, request_id: int, name: str, __: Any) -> bytes:
+        body = proto.Error(code=7, message="etcdserver: permission denied").encode()
+        return proto.frame(request_id, proto.METHOD_BY_NAME[name].number, 3, body)
+
+    server.intercept = intercept
+    with pytest.raises(PermissionDenied):
+        client.watch("k").__enter__()
+
+
+def test_a_watch_that_nobody_reads_is_cancelled_and_taken_up_again_later(
+    connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_core, "MAX_WATCH_QUEUE_MESSAGES", 10)
+    client = connect(server)
+    with client.watch(prefix="") as watch:
+        for i in range(200):
+            client.put("k", str(i))
+        wait_until(lambda: bool(server.cancelled), "the cancel of the unread watch")
+        assert [int(next(watch).value) for i in range(200)] == list(range(200))
+        assert sent(server, "Watch.Watch") > 1
+
+
+def test_a_watch_closed_elsewhere_ends_its_iteration(connect: Connect, server: FakeServer) -> None:
+    watch = connect(server).watch("k").__enter__()
+    with ThreadPoolExecutor(1) as pool:
+        seen = pool.submit(list, watch)
+        watch.close()
+        assert seen.result() == []
+
+
+def test_a_watch_of_a_closed_client_raises(connect: Connect, server: FakeServer) -> None:
+    client = connect(server)
+    watch = client.watch("k").__enter__()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, watch)
+        client.close()
+        with pytest.raises(Closed):
+            waiting.result()
+
+
+def test_a_watch_notices_a_silent_server(
+    connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("etcdlite.client.PING_AFTER_S", 0.05)
+    monkeypatch.setattr("etcdlite.client_async.PING_AFTER_S", 0.05)
+    with FakeServer(server.store) as second:
+        client = connect(server, second, dial_timeout_s=0.1)
+        with client.watch("k") as watch:
+            with pytest.raises(Timeout):
+                watch.next_event(timeout_s=0.2)
+            assert sent(server, "Ping") > 0, "asked, and answered"
+            server.intercept = lambda *_: IGNORE
+            server.connections[0].open_watches.clear()
+            server.store.put(b"k", b"v")
+            assert watch.next_event(timeout_s=10).value == b"v"
+            assert client.endpoint == second.endpoint
+
+
+# Streams.
+
+
+def test_a_stream_gives_messages_until_the_server_ends_it(
+    connect: Connect, server: FakeServer
+) -> None:
+    client = connect(server)
+    with client.stream("Maintenance.Snapshot", proto.SnapshotRequest()) as stream:
+        assert [message.blob for message in stream] == [b"one", b"two"]
+    with client.stream("Watch.Watch") as stream:
+        create = proto.WatchCreateRequest(key=b"k")
+        stream.send(proto.WatchRequest(create_request=create))
+        assert next(stream).created
+        client.put("k", "v")
+        assert next(stream).events[0].kv.value == b"v"
+        stream.send(proto.WatchRequest(progress_request=proto.WatchProgressRequest()))
+        assert next(stream).header.revision == 2
+        stream.cancel()
+        assert list(stream) == []
+
+
+def test_a_stream_cancelled_elsewhere_ends(connect: Connect, server: FakeServer) -> None:
+    with connect(server).stream("Watch.Watch") as stream, ThreadPoolExecutor(1) as pool:
+        create = proto.WatchCreateRequest(key=b"k")
+        stream.send(proto.WatchRequest(create_request=create))
+        next(stream)
+        waiting = pool.submit(list, stream)
+        stream.cancel()
+        assert waiting.result() == []
+
+
+def test_a_broken_stream_raises(connect: Connect, server: FakeServer) -> None:
+    client = connect(server)
+    with client.stream("Lease.LeaseKeepAlive") as stream:
+        stream.send(proto.LeaseKeepAliveRequest(ID=1))
+        assert next(stream).TTL == 5
+    server.intercept = lambda *_: DROP
+    with (
+        client.stream("Maintenance.Snapshot", proto.SnapshotRequest()) as stream,
+        pytest.raises(ConnectionFailed, match=server.endpoint),
+    ):
+        next(stream)
+    server.intercept = lambda *_: IGNORE
+    with client.stream("Watch.Watch", timeout_s=0.05) as stream, pytest.raises(Timeout):
+        next(stream)
+
+
+def test_a_stream_that_is_not_read_holds_the_server_up(
+    connect: Connect, server: FakeServer
+) -> None:
+    total, blob = 200, b"x" * 256 * 1024
+    sent_blobs = []
+
+    def intercept(connection: FakeConnection, request_id: int, name: str, _: Any) -> bytes | None:
+        if name != "Maintenance.Snapshot":
+            return None
+        method = proto.METHOD_BY_NAME[name].number
+        for i in range(total):
+            connection.reply(request_id, method, proto.SnapshotResponse(blob=blob), 0)
+            sent_blobs.append(i)
+        return proto.frame(request_id, method, proto.END, b"")
+
+    server.intercept = intercept
+    client = connect(server)
+    with client.stream("Maintenance.Snapshot", proto.SnapshotRequest()) as stream:
+        next(stream)
+        client.put("k", "v")
+        quiet_since = (0, time.monotonic())
+
+        def held_up() -> bool:
+            nonlocal quiet_since
+            if quiet_since[0] != len(sent_blobs):
+                quiet_since = (len(sent_blobs), time.monotonic())
+            return time.monotonic() - quiet_since[1] > 0.3
+
+        wait_until(held_up, "the server being held up")
+        assert len(sent_blobs) < total, "memory would grow without bound"
+        for _ in range(total - 1):
+            assert len(next(stream).blob) == len(blob)
+
+
+def test_a_backup_takes_its_name_when_it_is_whole(
+    connect: Connect, server: FakeServer, tmp_path: Path
+) -> None:
+    client = connect(server)
+    path = tmp_path / "backup.db"
+    assert client.snapshot(path) == 6
+    assert path.read_bytes() == b"onetwo"
+    file = io.BytesIO()
+    assert client.snapshot(file) == 6
+    server.intercept = lambda *_: DROP
+    with pytest.raises(ConnectionFailed):
+        client.snapshot(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["backup.db"]
+    assert path.read_bytes() == b"onetwo"
+
+
+# Leases.
+
+
+class LeaseServer:
+    """Grants leases and keeps them alive while `alive`."""
+
+    def __init__(self, server: FakeServer, ttl: int = 1) -> None:
+        self.alive = True
+        self.answering = True
+        self.ttl = ttl
+        server.intercept = self.intercept
+
+    def intercept(
+        self, connection: FakeConnection, request_id: int, name: str, message: Any
+    ) -> str | bytes | None:
+        if name not in ("Lease.LeaseGrant", "Lease.LeaseKeepAlive", "Lease.LeaseRevoke"):
+            return None
+        if not self.answering:
+            return IGNORE
+        method = proto.METHOD_BY_NAME[name]
+        response = method.response()
+        if name != "Lease.LeaseRevoke":
+            response.ID = 7
+            response.TTL = self.ttl if self.alive else 0
+        frame = proto.frame(request_id, method.number, 0, response.encode())
+        if method.server_stream:
+            return frame + proto.frame(request_id, method.number, proto.END, b"")
+        return proto.frame(request_id, method.number, proto.END, response.encode())
+
+
+def test_a_lease_is_kept_alive_and_revoked(connect: Connect, server: FakeServer) -> None:
+    LeaseServer(server)
+    client = connect(server)
+    with client.lease(ttl=1) as lease:
+        assert (lease.id, lease.ttl, int(lease)) == (7, 1, 7)
+        wait_until(lambda: sent(server, "Lease.LeaseKeepAlive") >= 4, "keep-alives")
+        assert not lease.lost
+    assert sent(server, "Lease.LeaseRevoke") == 1
+
+
+@pytest.mark.parametrize("how", ["expired", "silent", "gone"])
+def test_a_lease_that_is_not_renewed_is_lost(
+    connect: Connect, server: FakeServer, how: str
+) -> None:
+    leases = LeaseServer(server)
+    client = connect(server)
+    with client.lease(ttl=1) as lease:
+        assert not lease.lost
+        if how == "expired":
+            leases.alive = False
+        elif how == "silent":
+            leases.answering = False
+        else:
+            server.stop()
+        assert lease.wait_lost()
+        assert lease.lost
+        leases.answering = True
+
+
+def test_a_lease_survives_a_change_of_server(connect: Connect, server: FakeServer) -> None:
+    LeaseServer(server, ttl=3)
+    with FakeServer(server.store) as second:
+        LeaseServer(second, ttl=3)
+        with connect(server, second).lease(ttl=3) as lease:
+            server.stop()
+            wait_until(lambda: sent(second, "Lease.LeaseKeepAlive") >= 2, "keep-alives elsewhere")
+            assert not lease.lost
+
+
+def test_many_threads_ride_out_broken_connections(server: FakeServer) -> None:
+    """Every put that was acknowledged is there, and none was carried out twice."""
+    store: FakeStore = server.store
+    stop = threading.Event()
+    with FakeServer(store) as second, Client([server.endpoint, second.endpoint]) as client:
+
+        def disturb() -> None:
+            while not stop.wait(0.02):
+                server.drop_connections()
+                second.drop_connections()
+
+        def work(number: int) -> list[bytes]:
+            done = []
+            for i in range(60):
+                key = b"%d/%d" % (number, i)
+                try:
+                    client.put(key, b"v")
+                except (UnknownOutcome, ConnectionFailed):
+                    continue
+                done.append(key)
+            return done
+
+        with ThreadPoolExecutor(9) as pool:
+            disturbing = pool.submit(disturb)
+            acknowledged = [key for keys in pool.map(work, range(8)) for key in keys]
+            stop.set()
+            disturbing.result()
+    keys = [event.kv.key for event in store.events]
+    assert len(keys) == len(set(keys)), "a put was carried out twice"
+    assert set(acknowledged) <= set(keys)
+    assert acknowledged
