@@ -535,7 +535,8 @@ def txn(
 ) -> Op[TxnResult]:
     """In one step and one revision: `success` if every comparison holds, else `failure`.
 
-    The branches are lists of `Put`, `Get`, `Range`, `Delete` and `Txn`. `repeatable` says that the
+    The branches are lists of `Put`, `Get`, `Range`, `Delete` and `Txn`; every comparison, those of
+    inner transactions too, sees the store as it was before. `repeatable` says that the
     transaction may be sent again if a connection breaks, because its comparisons see to it that
     the second time does no harm. Raises TooManyOps, and DuplicateKey when one branch puts a key
     twice.

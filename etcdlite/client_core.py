@@ -185,12 +185,9 @@ def cause_of(error: OSError, timeout_s: float) -> str:
     if isinstance(error, BlockingIOError):
         return "the server does not take in what is sent"
     # asyncio puts words of its own into strerror; a negative number is a name that was not found.
-    known = error.errno is not None and error.errno > 0
-    text = (
-        (os.strerror(error.errno) if known else error.strerror)
-        or str(error)
-        or type(error).__name__
-    )
+    number = error.errno or 0
+    words = os.strerror(number) if number > 0 else error.strerror
+    text = words or str(error) or type(error).__name__
     return text[:1].lower() + text[1:]
 
 

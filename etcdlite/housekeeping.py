@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from etcdlite import log, proto
+from etcdlite.data import DataDamaged
 from etcdlite.mvcc import Job
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Housekeeping:
         self.compacted_versions = 0
         self.checkpoints = 0
         self.cleaned_segments = 0
+        self._checkpoint_index = -1
         self._job: Job | None = None
         self._task: Callable[[], None] | None = None
         self._task_is_out = False
@@ -169,14 +171,12 @@ class Housekeeping:
         self._task_is_out = False
 
     def close(self) -> None:
-        """Finish what is under way, write a last checkpoint so that the next start is quick, and
-        close the store. Blocks; no task may be out."""
-        store = self._member.store
-        jobs: list[Job] = [] if self._job is None else [self._job]
-        if self._task is not None:
-            self._task()
-        for job in (*jobs, store.checkpoint()):
-            for task in job:
+        """Write a last checkpoint, so that the next start is quick, and close the store. Blocks;
+        no task may be out. A job that is under way is left: it can be, at any step."""
+        member = self._member
+        store = member.store
+        if not member.is_applying and store.applied_index != self._checkpoint_index:
+            for task in store.checkpoint():
                 if task is not None:
                     task()
         store.close()
@@ -196,11 +196,18 @@ class Housekeeping:
         index, term = store.applied_index, store.applied_term
         yield from store.checkpoint()
         self.checkpoints += 1
+        self._checkpoint_index = index
         self.released = (index, term)
         log.debug("checkpoint written", index=index, keys=len(store.index.heads))
 
     def _clean(self, segment: int) -> Job:
-        yield from self._member.store.clean(segment)
+        try:
+            yield from self._member.store.clean(segment)
+        except DataDamaged as damage:
+            # What is whole in it stays readable; the rest must not take the member down.
+            log.error(f"{damage}. The segment is kept as it is")
+            self._member.store.uncleanable.add(segment)
+            return
         self.cleaned_segments += 1
         log.debug("segment cleaned", segment=segment)
 

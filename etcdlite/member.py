@@ -39,6 +39,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 from etcdlite import log, proto, txn
+from etcdlite.data import DataDamaged
 from etcdlite.errors import EtcdError, error
 from etcdlite.housekeeping import Housekeeping
 from etcdlite.lease import Lessor
@@ -63,7 +64,10 @@ SLICE_S = 0.002
 """What one turn spends on work that can be continued in the next."""
 
 APPLIES_PER_CHECK = 128
-"""Requests applied between two looks at the clock."""
+"""Operations applied between two looks at the clock."""
+
+MAX_SLOW_READS = 4
+"""Reads in slices that are under way at once; each may hold a large answer in the making."""
 
 REVOKES_PER_TICK = 1000
 """Expired leases proposed for revocation at once."""
@@ -85,6 +89,10 @@ CORRUPT = 2
 
 class Session(Protocol):
     """Who asked, and where answers go. `native.py` is one."""
+
+    @property
+    def is_blocked(self) -> bool:
+        """Its answers are not being read: give it no more of those that can wait."""
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         """The answer to a unary request."""
@@ -162,6 +170,8 @@ class Member:
         self._read_rounds: dict[bytes, list[Waiter]] = {}
         self._ready_reads: deque[tuple[int, list[Waiter]]] = deque()
         self._slow_reads: deque[tuple[Steps, Waiter]] = deque()
+        self._unstarted_reads: deque[Waiter] = deque()
+        self._held_reads: dict[Session, list[Waiter]] = {}
         self._round = 0
         self._catching_up = False
         self._deadline = 0.0
@@ -214,6 +224,7 @@ class Member:
     def tick(self) -> None:
         """A heartbeat interval has passed."""
         now = self.clock()
+        self._measure_space()
         self.raft.tick()
         if self.lessor.promoted:
             for lease_id in self.lessor.expired(now, REVOKES_PER_TICK):
@@ -254,6 +265,11 @@ class Member:
             or self._catching_up
             or self.housekeeping.has_work
         )
+
+    @property
+    def is_applying(self) -> bool:
+        """An entry is applied in part; the store is between two marks."""
+        return self._applying is not None
 
     @property
     def is_idle(self) -> bool:
@@ -434,7 +450,7 @@ class Member:
         check = APPLIES_PER_CHECK
         for session, request_id, method, request in waiters:
             check -= 1
-            if not check:
+            if check <= 0:
                 check = APPLIES_PER_CHECK
                 yield
             try:
@@ -455,6 +471,8 @@ class Member:
                 else:
                     if capped and needs_space(method, request):
                         raise error("NoSpace")
+                    if method == TXN:
+                        check -= len(request.success) + len(request.failure)
                     answer = yield from APPLIERS[method](self, request)
                     revision = store.end_revision()
             except EtcdError as failure:
@@ -547,6 +565,9 @@ class Member:
         session, request_id, method, request = read
         assert session is not None
         store = self.store
+        if session.is_blocked:
+            self._held_reads.setdefault(session, []).append(read)
+            return
         try:
             if (
                 method == RANGE
@@ -561,39 +582,73 @@ class Member:
                 answer = b"\x12" + varint(len(kv)) + kv + b"\x20\x01" if kv is not None else b""
                 session.reply(request_id, method, self.header(store.revision) + answer)
                 return
-            steps = READERS[method](self, request)
-            try:
-                next(steps)
-            except StopIteration as done:
-                session.reply(request_id, method, done.value)
-                return
+        except DataDamaged as damage:
+            self._fail_damaged(read, damage)
+            return
+        steps = READERS[method](self, request)
+        if not self._advance_read(steps, read):
+            if len(self._slow_reads) < MAX_SLOW_READS:
+                self._slow_reads.append((steps, read))
+            else:
+                steps.close()
+                self._unstarted_reads.append(read)
+
+    def _advance_read(self, steps: Steps, read: Waiter) -> bool:
+        """Do a step of a read; True if it is answered."""
+        session, request_id, method, _ = read
+        assert session is not None
+        try:
+            next(steps)
+        except StopIteration as done:
+            session.reply(request_id, method, done.value)
         except EtcdError as failure:
             session.fail(request_id, method, failure)
-            return
-        self._slow_reads.append((steps, read))
+        except DataDamaged as damage:
+            self._fail_damaged(read, damage)
+        else:
+            return False
+        return True
+
+    def _fail_damaged(self, read: Waiter, damage: DataDamaged) -> None:
+        """A record that was asked for is damaged: refuse that read, serve the others."""
+        session, request_id, method, _ = read
+        assert session is not None
+        if not log.limited("damaged"):
+            log.error(str(damage))
+        session.fail(request_id, method, error("Corrupt"))
 
     def _continue_slow_reads(self) -> None:
-        while self._slow_reads and not self.slice_is_over():
+        while self._slow_reads:
             steps, read = self._slow_reads.popleft()
-            session, request_id, method, _ = read
-            assert session is not None
-            try:
-                next(steps)
-            except StopIteration as done:
-                session.reply(request_id, method, done.value)
-            except EtcdError as failure:
-                session.fail(request_id, method, failure)
-            else:
+            if not self._advance_read(steps, read):
                 self._slow_reads.append((steps, read))
+            self._start_reads()
+            if self.slice_is_over():
+                return
+
+    def _start_reads(self) -> None:
+        while self._unstarted_reads and len(self._slow_reads) < MAX_SLOW_READS:
+            self._serve_read(self._unstarted_reads.popleft())
+
+    def unblocked(self, session: Session) -> None:
+        """The session's answers are being read again: go on with its reads."""
+        reads = self._held_reads.pop(session, None)
+        if reads:
+            self._ready_reads.append((0, reads))
 
     def forget(self, session: Session) -> None:
-        """The session is gone: do no more work for its unfinished reads."""
-        kept = [item for item in self._slow_reads if item[1][0] is not session]
-        if len(kept) != len(self._slow_reads):
-            for steps, read in self._slow_reads:
-                if read[0] is session:
-                    steps.close()
-            self._slow_reads = deque(kept)
+        """The session is gone: do no more work for its reads."""
+        self._held_reads.pop(session, None)
+        if not self._slow_reads:
+            return
+        self._unstarted_reads = deque(
+            read for read in self._unstarted_reads if read[0] is not session
+        )
+        for item in list(self._slow_reads):
+            if item[1][0] is session:
+                self._slow_reads.remove(item)
+                item[0].close()
+        self._start_reads()
 
     def _read_range(self, request: Any) -> Steps:
         header = self.header(self.store.revision)

@@ -130,6 +130,8 @@ class Store:
         self.checkpoint_begin = (0, 0)
         """Where a start would begin to scan: (segment, offset)."""
         self.compaction: Iterator[int] | None = None
+        self.uncleanable: set[int] = set()
+        """Segments that cleaning must leave alone, because a record in them is damaged."""
         self._first_location = 0
         self._moved_revision = 0
 
@@ -670,7 +672,7 @@ class Store:
         shares = [
             (data.garbage[number] / size, number)
             for number, size in data.sizes.items()
-            if number < self.checkpoint_begin[0]
+            if number < self.checkpoint_begin[0] and number not in self.uncleanable
         ]
         share, number = max(shares, default=(0.0, 0))
         return number if number and share >= least_garbage else None

@@ -36,6 +36,9 @@ from etcdlite.watch import WatchStream
 MAX_OPEN_REQUESTS = 65_536
 MAX_PING_BYTES = 64
 HIGH_WATER_BYTES = 1 << 20
+MAX_UNSENT_BYTES = 64 << 20
+"""With more than this waiting to be sent, a client that is owed yet another answer is dropped: it
+goes on asking without reading."""
 
 _WATCH = proto.METHOD_BY_NAME["Watch.Watch"].number
 _KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
@@ -72,6 +75,8 @@ class NativeSession:
         """The handshake is done."""
         self.is_closing = False
         """Nothing is read any more; close when everything is sent."""
+        self.is_aborted = False
+        """Close at once: the peer does not read."""
         self._on_output = on_output
         self._tail: list[bytes] = []
         self._tail_bytes = 0
@@ -235,6 +240,8 @@ class NativeSession:
         """The answer to a unary request; dropped if the request was cancelled."""
         if self._requests.pop(request_id, _CANCELED) == _CANCELED:
             return
+        if self.unsent_bytes > MAX_UNSENT_BYTES:
+            self.is_aborted = True
         out = self.out
         if not out:
             self._on_output(self)
@@ -315,6 +322,7 @@ class NativeSession:
 
     def unblocked(self) -> None:
         """The peer reads again."""
+        self.member.unblocked(self)
         for stream in list(self._watches.values()):
             stream.wake()
 

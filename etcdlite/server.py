@@ -33,6 +33,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import etcdlite
@@ -77,12 +78,14 @@ Saves = Sequence["tuple[HardState | None, Sequence[Entry]]"]
 class Connection:
     """One accepted socket and its session."""
 
-    __slots__ = ("mask", "peer", "sending", "session", "since", "sock")
+    __slots__ = ("mask", "peer", "ready", "sending", "session", "since", "sock")
 
     def __init__(self, sock: socket.socket, peer: str, now: float) -> None:
         self.sock = sock
         self.peer = peer
         self.session: NativeSession
+        self.ready: Callable[[int], None]
+        """What the selector calls."""
         self.sending: memoryview | None = None
         """What the kernel did not take yet."""
         self.since = now
@@ -181,7 +184,7 @@ class Server:
         self._dirty: list[NativeSession] = []
         self._producing: set[NativeSession] = set()
         self._done: deque[Any] = deque()
-        self._signals = 0
+        self._signal = 0
         self._stopping_since: float | None = None
         self._next_tick = 0.0
         self._next_sweep = 0.0
@@ -381,6 +384,8 @@ class Server:
             for key, mask in self._selector.select(timeout_s):
                 key.data(mask)
             self._take_results()
+            if self._signal and self._stopping_since is None:
+                self._begin_stop()
             now = clock()
             if now >= self._next_tick:
                 self._tick(now)
@@ -485,11 +490,8 @@ class Server:
             connection.session = NativeSession(self.member, self._dirty.append)
             self._by_session[connection.session] = connection
             self._connections.add(connection)
-            self._selector.register(
-                sock,
-                selectors.EVENT_READ,
-                lambda mask, connection=connection: self._ready(connection, mask),
-            )
+            connection.ready = partial(self._ready, connection)
+            self._selector.register(sock, connection.mask, connection.ready)
 
     def _refuse_one(self, listener: socket.socket, failure: OSError) -> None:
         """Out of file descriptors: free the spare one to accept and close the next connection, or
@@ -553,7 +555,11 @@ class Server:
         self._dirty.clear()
         for session in dirty:
             connection = self._by_session.get(session)
-            if connection is not None and connection.sending is None:
+            if connection is None:
+                continue
+            if session.is_aborted:
+                self._drop(connection, "it does not read its answers")
+            elif connection.sending is None:
                 self._send(connection)
 
     def _send(self, connection: Connection) -> None:
@@ -593,13 +599,21 @@ class Server:
         session = connection.session
         mask = selectors.EVENT_WRITE if connection.sending is not None else 0
         # A client that does not read its answers is not listened to either.
-        if not session.is_closing and session.unsent_bytes <= HIGH_WATER_BYTES:
+        if (
+            not session.is_closing
+            and session.unsent_bytes <= HIGH_WATER_BYTES
+            and self._stopping_since is None
+        ):
             mask |= selectors.EVENT_READ
-        if mask != connection.mask:
-            connection.mask = mask
-            self._selector.modify(
-                connection.sock, mask, self._selector.get_key(connection.sock).data
-            )
+        if mask == connection.mask:
+            return
+        if not mask:
+            self._selector.unregister(connection.sock)
+        elif not connection.mask:
+            self._selector.register(connection.sock, mask, connection.ready)
+        else:
+            self._selector.modify(connection.sock, mask, connection.ready)
+        connection.mask = mask
 
     def _close(self, connection: Connection) -> None:
         if connection not in self._connections:
@@ -607,7 +621,8 @@ class Server:
         self._connections.discard(connection)
         self._by_session.pop(connection.session, None)
         self._producing.discard(connection.session)
-        self._selector.unregister(connection.sock)
+        if connection.mask:
+            self._selector.unregister(connection.sock)
         connection.sock.close()
         connection.session.closed()
 
@@ -622,24 +637,33 @@ class Server:
                 why = "it does not read its answers"
             else:
                 continue
-            if not log.limited("dropped"):
-                log.warn("closed a connection", why=why, **{"remote-addr": connection.peer})
-            self._close(connection)
+            self._drop(connection, why)
+
+    def _drop(self, connection: Connection, why: str) -> None:
+        if not log.limited("dropped"):
+            log.warn("closed a connection", why=why, **{"remote-addr": connection.peer})
+        self._close(connection)
 
     # Stopping.
 
     def _signalled(self, signum: int, frame: Any) -> None:
-        self._signals += 1
-        if self._signals > 1:
+        # The loop may be anywhere: only note it.
+        if self._signal:
             log.warn("received a second signal; exiting at once")
             os._exit(1)
-        log.info("received signal; shutting down", signal=signal.Signals(signum).name)
+        self._signal = signum
+
+    def _begin_stop(self) -> None:
+        """Take no more connections and requests; what is in flight is finished."""
+        log.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
         notify_systemd("STOPPING=1")
         self._stopping_since = time.monotonic()
         for listener in self._listeners:
             self._selector.unregister(listener)
             listener.close()
         self._listeners.clear()
+        for connection in self._connections:
+            self._watch_socket(connection)
 
     def _may_stop(self, now: float) -> bool:
         """Everything asked for is answered, or it takes too long."""

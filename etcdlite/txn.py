@@ -15,7 +15,7 @@ front by whoever answers.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from etcdlite import proto
@@ -23,6 +23,9 @@ from etcdlite.errors import error
 from etcdlite.index import HEAD
 from etcdlite.mvcc import DELETE_STEP_KEYS, Store, key_range
 from etcdlite.proto import varint
+
+COMPARE_STEP_KEYS = 512
+EXECUTE_STEP_OPS = 64
 
 # Validation, without the store. Each raises EtcdError.
 
@@ -190,18 +193,23 @@ def txn_steps(store: Store, request: Any) -> Generator[None, None, bytes]:
 
     Raises EtcdError, before any change, if an operation on the way taken cannot be done.
     """
-    path = list(_path(store, request))
+    path: list[bool] = []
+    yield from _choose(store, request, path)
     _check_applies(store, request, iter(path))
     return (yield from _execute(store, request, iter(path)))
 
 
-def _path(store: Store, request: Any) -> Iterator[bool]:
-    """Which branch the transaction and, in order, the nested ones on its way take."""
-    taken = all(_compare(store, compare) for compare in request.compare)
-    yield taken
+def _choose(store: Store, request: Any, path: list[bool]) -> Generator[None, None, None]:
+    """Add to `path` which branch the transaction and, in order, the nested ones on its way take."""
+    taken = True
+    for compare in request.compare:
+        taken = yield from _compare_steps(store, compare)
+        if not taken:
+            break
+    path.append(taken)
     for op in request.success if taken else request.failure:
         if op.request_txn is not None:
-            yield from _path(store, op.request_txn)
+            yield from _choose(store, op.request_txn, path)
 
 
 def _check_applies(store: Store, request: Any, path: Iterator[bool]) -> None:
@@ -217,7 +225,9 @@ def _check_applies(store: Store, request: Any, path: Iterator[bool]) -> None:
 def _execute(store: Store, request: Any, path: Iterator[bool]) -> Generator[None, None, bytes]:
     taken = next(path)
     parts = [b"\x10\x01"] if taken else []
-    for op in request.success if taken else request.failure:
+    for count, op in enumerate(request.success if taken else request.failure, 1):
+        if count % EXECUTE_STEP_OPS == 0:
+            yield
         # A ResponseOp holds one of four responses; each of them begins with a header that has
         # the revision only, and that of a nested transaction has not even that.
         if op.request_range is not None:
@@ -250,18 +260,16 @@ def _header(store: Store) -> bytes:
 _TARGETS = ("version", "create_revision", "mod_revision", "value", "lease")
 
 
-def _compare(store: Store, compare: Any) -> bool:
+def _compare_steps(store: Store, compare: Any) -> Generator[None, None, bool]:
     start, end = key_range(compare.key, compare.range_end)
     target = compare.target
     heads = store.index.heads
     if compare.range_end:
-        keys = list(store.index.keys.irange(start, end, (True, False)))
+        keys: Iterable[bytes] = store.index.keys.irange(start, end, (True, False))
     else:
-        keys = [start] if start in heads else []
-    if not keys:
-        # A value that does not exist equals nothing; the numbers of an absent key are 0.
-        return target != 3 and _holds(compare, 0)
-    for key in keys:
+        keys = (start,) if start in heads else ()
+    count = 0
+    for count, key in enumerate(keys, 1):
         mod, create, version, location, lease, length = HEAD.unpack(heads[key])
         if target == 0:
             found: int | bytes = version
@@ -275,7 +283,10 @@ def _compare(store: Store, compare: Any) -> bool:
             found = lease
         if not _holds(compare, found):
             return False
-    return True
+        if count % COMPARE_STEP_KEYS == 0:
+            yield
+    # A value that does not exist equals nothing; the numbers of an absent key are 0.
+    return count > 0 or (target != 3 and _holds(compare, 0))
 
 
 def _holds(compare: Any, found: Any) -> bool:

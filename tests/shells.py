@@ -40,7 +40,7 @@ class Facade:
 
         value = self._thread.run(read())
         if not inspect.ismethod(value):
-            return value
+            return self._wrapped(value)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             async def call_in_loop() -> Any:
@@ -52,7 +52,7 @@ class Facade:
         return call
 
     def _wrapped(self, value: Any) -> Any:
-        if hasattr(value, "__aenter__") or hasattr(value, "__anext__"):
+        if type(value).__module__ == "etcdlite.client_async" or inspect.isasyncgen(value):
             return self if value is self._target else Facade(self._thread, value)
         return value
 

@@ -541,6 +541,19 @@ def test_a_snapshot_that_has_compacted_what_was_missed_cancels(member):
 # Slow readers.
 
 
+def test_a_batch_that_meets_a_blocked_reader_is_read_from_its_first_revision(member):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k"))
+    inbox.take()
+    inbox.blocked = True
+    store = member.store
+    member.hub.notify([e for _ in range(3) for e in store.write((b"k", b"v"))])
+    inbox.blocked = False
+    stream.wake()
+    member.settle()
+    assert seen(inbox.take()) == [(2, b"k"), (3, b"k"), (4, b"k")]
+
+
 def test_a_slow_reader_holds_no_events_and_misses_none(member):
     slow, inbox = member.open()
     slow.create(wanted(b"k"))
@@ -846,6 +859,22 @@ class Watching(RuleBasedStateMachine):
     """Writes, readers of all kinds, compactions and snapshots in any order."""
 
     clients = st.integers(0, 2)
+    changes = st.lists(
+        st.dictionaries(st.sampled_from(KEYS), st.sampled_from([None, b"", b"x" * 40]), min_size=1),
+        min_size=1,
+        max_size=5,
+    )
+    requests = st.builds(
+        lambda watched, **fields: {"key": watched[0], "range_end": watched[1], **fields},
+        watched=st.sampled_from(RANGES),
+        # Relative to the store's revision; 0: from now on.
+        start_revision=st.sampled_from([0, 0, 0, -6, -2, -1, 1, 3]),
+        watch_id=st.sampled_from([0, 0, 0, 1, 5, -3]),
+        filters=st.sampled_from([(), (), (NOPUT,), (NODELETE,)]),
+        prev_kv=st.booleans(),
+        fragment=st.booleans(),
+        progress_notify=st.booleans(),
+    )
 
     @initialize(fragment_bytes=st.sampled_from([150, 100_000]))
     def begin(self, fragment_bytes: int) -> None:
@@ -883,44 +912,39 @@ class Watching(RuleBasedStateMachine):
         for patch in self.patches:
             patch.stop()
 
-    @rule(
-        changes=st.lists(
-            st.dictionaries(
-                st.sampled_from(KEYS), st.sampled_from([None, b"", b"x" * 40]), min_size=1
-            ),
-            min_size=1,
-            max_size=4,
-        ),
-        now=st.booleans(),
-    )
-    def write(self, changes: list[dict[bytes, bytes | None]], now: bool) -> None:
-        for change in changes:
+    @rule(batch=changes)
+    def write(self, batch: list[dict[bytes, bytes | None]]) -> None:
+        self.write_unnoticed(batch)
+        self.notify()
+
+    @rule(batch=changes)
+    def write_to_blocked_readers(self, batch: list[dict[bytes, bytes | None]]) -> None:
+        for reader in self.readers[:2]:
+            reader.inbox.blocked = True
+        self.write(batch)
+
+    @rule(batch=changes)
+    def write_unnoticed(self, batch: list[dict[bytes, bytes | None]]) -> None:
+        for change in batch:
             self.waiting += self.member.store.write(*change.items())
-        if now:
-            self.notify()
 
-    @rule()
-    def notify(self) -> None:
+    @rule(is_snapshot=st.sampled_from([False, False, False, True]))
+    def notify(self, is_snapshot: bool = False) -> None:
         waiting, self.waiting = self.waiting, []
-        self.member.hub.notify(waiting)
+        if is_snapshot:
+            self.member.hub.restored(self.member.store)
+        else:
+            self.member.hub.notify(waiting)
 
-    @rule(
-        client=clients,
-        watched=st.sampled_from(RANGES),
-        start=st.sampled_from([None, None, -6, -2, -1, 0, 1, 3]),
-        watch_id=st.sampled_from([0, 0, 0, 1, 5, -3]),
-        filters=st.sampled_from([(), (), (NOPUT,), (NODELETE,)]),
-        prev_kv=st.booleans(),
-        fragment=st.booleans(),
-        progress_notify=st.booleans(),
-    )
-    def create(self, client: int, watched: tuple[bytes, bytes], start: Any, **fields: Any) -> None:
-        """`start`: relative to the store's revision; None: from now on."""
-        revision = 0 if start is None else max(1, self.member.store.revision + start)
-        request = wanted(*watched, start_revision=revision, **fields)
-        reader = self.readers[client]
-        reader.asked.append(request)
-        reader.stream.create(request)
+    @rule(requests=st.lists(st.tuples(clients, requests), min_size=1, max_size=6))
+    def create(self, requests: list[tuple[int, dict[str, Any]]]) -> None:
+        for client, fields in requests:
+            request = wanted(**fields)
+            if request.start_revision:
+                relative = self.member.store.revision + request.start_revision
+                request.start_revision = max(1, relative)
+            self.readers[client].asked.append(request)
+            self.readers[client].stream.create(request)
 
     @rule(client=clients, which=st.integers(0, 5))
     def cancel(self, client: int, which: int) -> None:
@@ -931,48 +955,36 @@ class Watching(RuleBasedStateMachine):
             reader.cancelling.add(watch_id)
             reader.stream.cancel(watch_id)
 
-    @rule(client=clients)
-    def ask_for_progress(self, client: int) -> None:
+    @rule(client=clients, seconds=st.sampled_from([0.5, 1.2]))
+    def ask_for_progress(self, client: int, seconds: float) -> None:
         self.readers[client].stream.progress()
-
-    @rule(client=clients)
-    def block(self, client: int) -> None:
-        self.readers[client].inbox.blocked = True
-
-    @rule(client=clients)
-    def unblock(self, client: int) -> None:
-        self.readers[client].inbox.blocked = False
-        self.readers[client].stream.wake()
-
-    @rule(client=clients)
-    def reconnect(self, client: int) -> None:
-        reader = self.readers[client]
-        reader.read()
-        reader.stream.close()
-        assert reader.inbox.take() == []
-        self.readers[client] = Client(self)
-
-    @rule(slices=st.integers(1, 4))
-    def run_slices(self, slices: int) -> None:
-        for _ in range(slices):
-            self.member.hub.run(lambda: True)
-
-    @rule(back=st.integers(0, 5))
-    def compact(self, back: int) -> None:
-        store = self.member.store
-        for reader in self.readers:
-            reader.read()
-        store.compacted = max(store.compacted, store.revision - back)
-
-    @rule(seconds=st.sampled_from([0.5, 1.2]))
-    def tick(self, seconds: float) -> None:
         self.now += seconds
         self.member.hub.tick(self.now)
 
-    @rule()
-    def receive_a_snapshot(self) -> None:
-        self.waiting = []
-        self.member.hub.restored(self.member.store)
+    @rule(client=clients, blocked=st.booleans())
+    def block(self, client: int, blocked: bool) -> None:
+        self.readers[client].inbox.blocked = blocked
+        self.readers[client].stream.wake()
+
+    @rule(client=clients, slices=st.integers(0, 4))
+    def run_slices(self, client: int, slices: int) -> None:
+        """The more of them, the likelier is it that some reader blocks in between."""
+        for at in range(slices):
+            self.member.hub.run(lambda: True)
+            self.readers[client].inbox.blocked |= at == 2
+
+    @rule(client=st.integers(0, 8), back=st.integers(1, 8))
+    def disturb(self, client: int, back: int) -> None:
+        """A client reconnects, or history is compacted."""
+        if client < len(self.readers):
+            reader = self.readers[client]
+            reader.read()
+            reader.stream.close()
+            assert reader.inbox.take() == []
+            self.readers[client] = Client(self)
+        else:
+            store = self.member.store
+            store.compacted = max(store.compacted, store.revision - back)
 
     @invariant()
     def responses_are_as_promised(self) -> None:
@@ -991,5 +1003,5 @@ class Watching(RuleBasedStateMachine):
 
 TestWatchesAgainstTheHistory = Watching.TestCase
 TestWatchesAgainstTheHistory.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=100, stateful_step_count=50, deadline=None, derandomize=True
 )
