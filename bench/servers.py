@@ -54,17 +54,22 @@ class Server:
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._log_path = os.path.join(folder, name + ".log")
-        peer_url = f"http://127.0.0.1:{free_port()}"
         client_url = f"http://127.0.0.1:{self.port}"
-        program = [etcd_binary()] if name == "etcd" else [sys.executable, "-m", "etcdlite"]
+        program = [sys.executable, "-m", "etcdlite"]
+        if name == "etcd":
+            # It listens for peers even when it has none: not on the default port.
+            peer_url = f"http://127.0.0.1:{free_port()}"
+            program = [
+                etcd_binary(),
+                f"--listen-peer-urls={peer_url}",
+                f"--initial-advertise-peer-urls={peer_url}",
+                f"--initial-cluster=default={peer_url}",
+            ]
         self._command = [
             *program,
             f"--data-dir={self.data_dir}",
             f"--listen-client-urls={client_url}",
             f"--advertise-client-urls={client_url}",
-            f"--listen-peer-urls={peer_url}",
-            f"--initial-advertise-peer-urls={peer_url}",
-            f"--initial-cluster=default={peer_url}",
             f"--quota-backend-bytes={QUOTA_BYTES}",
             "--log-level=warn",
         ]

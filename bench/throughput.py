@@ -4,7 +4,7 @@ etcd is loaded by h2load over gRPC, etcdlite by `native_load.py` over its own pr
 fair about that, and what is not:
 
 - h2load is C and sends one body, so etcd is given the same key again and again, which is the
-  easiest work for its index; etcdlite is given distinct keys over the whole key space.
+  easiest work for its index; etcdlite is given `KEYS` keys in turn.
 - The split of the 1,000 requests into connections and streams matters to etcd, so several are
   tried first and the fastest is used. etcdlite gets one connection.
 - h2load sees HTTP status codes only. That the puts were done is checked by the revision, which
@@ -27,7 +27,8 @@ from etcdlite import proto
 SPLITS = ((100, 10), (50, 20), (20, 50), (10, 100), (1, 1000))
 """Connections and streams for h2load; each makes 1,000 in flight."""
 
-KEYS = 100_000
+KEYS = 10_000
+"""Over which etcdlite's load goes."""
 
 
 def _revision(server: Server) -> int:

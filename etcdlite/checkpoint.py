@@ -30,7 +30,7 @@ import struct
 from collections.abc import Iterator
 from zlib import crc32
 
-from etcdlite.data import DataDamaged
+from etcdlite.data import DataDamaged, DataVersionError
 from etcdlite.disk import Disk
 
 MAGIC = b"ETCDLCHK"
@@ -68,7 +68,7 @@ def unpack(disk: Disk, path: str) -> Iterator[tuple[int, bytes]]:
             raise DataDamaged(path, 0, "this is not a checkpoint")
         version = FILE_HEADER.unpack(header)[1]
         if version > FORMAT_VERSION:
-            raise DataDamaged(path, 8, f"format version {version} is newer than this program's")
+            raise DataVersionError(path, version)
         if version != FORMAT_VERSION:
             raise DataDamaged(path, 8, f"there is no format version {version}")
         offset = FILE_HEADER.size

@@ -369,7 +369,7 @@ class Client:
     def _connected(self, deadline_s: float, method: str, timeout_s: float) -> _Connection:
         """The connection, made anew if need be. Raises ConnectionFailed, Timeout and Closed."""
         connection = self._connection
-        if connection is not None and not connection.core.failure:
+        if connection is not None and connection.usable():
             return connection
         asked_at_s = monotonic()
         if not self._connect_lock.acquire(timeout=max(0.0, _waitable(deadline_s - asked_at_s))):
@@ -399,7 +399,12 @@ class Client:
             endpoint = format_endpoint(host, port)
             limit_s = min(self.dial_timeout_s, max(0.001, deadline_s - monotonic()))
             try:
-                return endpoint, *_dial(host, port, limit_s)
+                sock, core = _dial(host, port, limit_s)
+                # Reading waits as long as it takes; what the server does not take in ends it.
+                seconds, rest = divmod(max(0.001, self.dial_timeout_s), 1)
+                send_timeout = struct.pack("ll", int(seconds), int(rest * 1e6))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_timeout)
+                return endpoint, sock, core
             except OSError as error:
                 causes[endpoint] = cause_of(error, limit_s)
                 self._next_endpoint = (self._next_endpoint + 1) % len(self._endpoints)
@@ -441,7 +446,7 @@ class Client:
                     if lease is not None and lease.lost:
                         raise LeaseLost() from None
                     if deadline_s is not None and monotonic() >= deadline_s:
-                        raise
+                        raise step.timeout(self.endpoint) from None
 
 
 def _waitable(seconds: float) -> float:
@@ -466,10 +471,7 @@ def _dial(host: str, port: int, timeout_s: float) -> tuple[socket.socket, Connec
             core.receive(sock.recv(RECEIVE_BYTES))
             if core.failure:
                 raise ConnectionError(core.failure)
-        # From here on reading waits; a write that nobody takes ends the connection.
         sock.settimeout(None)
-        send_timeout = struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1e6) or 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_timeout)
     except BaseException:
         sock.close()
         raise
@@ -525,8 +527,8 @@ class _Connection:
     ) -> tuple[int, bytes]:
         """One request and its reply: (flags, body). Raises Broken and Timeout."""
         ticket = _CallTicket(method)
-        self.open(ticket, body, end=True)
         try:
+            self.open(ticket, body, end=True)
             answered = self._wait(ticket, deadline_s)
         except BaseException:
             self.cancel(ticket)
@@ -554,6 +556,13 @@ class _Connection:
                 return False
             if now_s >= limit_s:
                 self.close(silence(self._silence_s))
+
+    def usable(self) -> bool:
+        """Whether requests may be sent on it. Closes it if its server has gone silent."""
+        silent_since_s = self.core.silent_since_s
+        if silent_since_s is not None and monotonic() >= silent_since_s + self._silence_s:
+            self.close(silence(self._silence_s))
+        return not self.core.failure
 
     def ping(self) -> None:
         """Make sure that the server is there; the connection is closed if it is not."""
@@ -604,16 +613,20 @@ class _Connection:
             if self._sending:
                 return
             self._sending = True
-        while True:
-            with self._lock:
-                output = self.core.take_output()
-                if not output:
-                    self._sending = False
-                    return
-            try:
+        try:
+            while True:
+                with self._lock:
+                    output = self.core.take_output()
+                    if not output:
+                        self._sending = False
+                        return
                 self._sock.sendall(output)
-            except OSError as error:
-                self.close(cause_of(error, 0))
+        except OSError as error:
+            self.close(cause_of(error, 0))
+        except BaseException:
+            # Such as KeyboardInterrupt: half a frame may have left.
+            self.close("interrupted while sending")
+            raise
 
     def _read(self) -> None:
         """The reader thread: take in replies and wake those who wait for them."""
@@ -897,7 +910,10 @@ class Watch:
         if deadline_s is not None:
             left_s = min(left_s, deadline_s - monotonic())
             if left_s <= 0:
-                raise Timeout(text=f"{connection.endpoint}: nothing came from the watch in time")
+                raise Timeout(
+                    text=f"{connection.endpoint}: nothing came from the watch in time",
+                    endpoint=connection.endpoint,
+                )
         if not self._wake.wait(left_s) and left_s == PING_AFTER_S:
             connection.ping()
 

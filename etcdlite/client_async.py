@@ -70,6 +70,9 @@ from .client_errors import (
 P = ParamSpec("P")
 T = TypeVar("T")
 
+SWEEP_INTERVAL_S = 0.02
+"""How late a call may find out that its time is over."""
+
 MAX_STREAM_QUEUE_BYTES = 1024 * 1024
 """A stream of the low level stops reading from its connection while this much is unread."""
 
@@ -237,7 +240,7 @@ class AsyncClient:
         backoff_s = BACKOFF_FIRST_S
         while True:
             connection = self._connection
-            if connection is None or connection.core.failure:
+            if connection is None or not connection.usable():
                 connection = await self._connected(deadline_s, method, timeout_s)
             try:
                 flags, reply = await connection.exchange(rpc, body, deadline_s, timeout_s)
@@ -272,7 +275,7 @@ class AsyncClient:
             raise timeout_error(self.endpoint, method, timeout_s) from None
         try:
             connection = self._connection
-            if connection is not None and not connection.core.failure:
+            if connection is not None and connection.usable():
                 return connection
             if connection is not None:
                 self._connection = None
@@ -351,42 +354,35 @@ class AsyncClient:
                     if lease is not None and lease.lost:
                         raise LeaseLost() from None
                     if deadline_s is not None and clock() >= deadline_s:
-                        raise
+                        raise step.timeout(self.endpoint) from None
 
 
 class _CallTicket(Ticket):
     """A request with one reply, and the future that its task awaits."""
 
-    __slots__ = ("reply", "lost", "_future")
+    __slots__ = ("future", "deadline_s", "reply", "lost")
 
-    def __init__(self, method: Any) -> None:
+    def __init__(self, method: Any, future: asyncio.Future[None], deadline_s: float) -> None:
         super().__init__(method)
+        self.future = future
+        """Done when there is a reply, or when it is lost, or when its time is over."""
+        self.deadline_s = deadline_s
         self.reply: tuple[int, bytes] | None = None
         self.lost = ""
-        self._future: asyncio.Future[None] | None = None
 
     def deliver(self, flags: int, body: bytes) -> bool:
         if self.reply is None:
             self.reply = flags, body
-            self._wake()
+            self.wake()
         return True
 
     def lose(self, cause: str) -> None:
         self.lost = cause
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
-
-    async def wait(self, loop: asyncio.AbstractEventLoop, until_s: float) -> None:
-        """Return when there is an outcome, or at that time of the loop's clock."""
-        self._future = loop.create_future()
-        timer = loop.call_at(until_s, self._wake)
-        try:
-            await self._future
-        finally:
-            timer.cancel()
+    def wake(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 class _Connection(asyncio.Protocol):
@@ -400,6 +396,8 @@ class _Connection(asyncio.Protocol):
         self._silence_s = silence_s
         self._transport: asyncio.Transport | None = None
         self._flushing = False
+        self._calls: set[_CallTicket] = set()
+        self._sweeping = False
         self._writable = asyncio.Event()
         self._writable.set()
 
@@ -443,30 +441,43 @@ class _Connection(asyncio.Protocol):
         self, method: Any, body: bytes, deadline_s: float, timeout_s: float
     ) -> tuple[int, bytes]:
         """One request and its reply: (flags, body). Raises Broken and Timeout."""
-        loop = self.loop
-        core = self.core
-        ticket = _CallTicket(method)
+        ticket = _CallTicket(method, self.loop.create_future(), deadline_s)
         try:
             if not self._writable.is_set():
                 await self.writable(deadline_s)
             self.open(ticket, body, end=True)
-            while ticket.reply is None and not ticket.lost:
-                now_s = loop.time()
-                limit_s = deadline_s
-                if core.silent_since_s is not None:
-                    # After one timeout, the others do not wait out theirs on a dead server.
-                    limit_s = min(deadline_s, core.silent_since_s + self._silence_s)
-                if now_s >= deadline_s:
-                    raise timeout_error(self.endpoint, method.full, timeout_s)
-                if now_s >= limit_s:
-                    self.close(silence(self._silence_s))
-                    break
-                await ticket.wait(loop, limit_s)
+            self._calls.add(ticket)
+            if not self._sweeping:
+                self._sweeping = True
+                self.loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+            await ticket.future
         finally:
+            self._calls.discard(ticket)
             self.cancel(ticket)
-        if ticket.reply is None:
+        if ticket.reply is not None:
+            return ticket.reply
+        if ticket.lost:
             raise Broken(self.endpoint, ticket.lost, ticket.sent)
-        return ticket.reply
+        raise timeout_error(self.endpoint, method.full, timeout_s)
+
+    def usable(self) -> bool:
+        """Whether requests may be sent on it. Closes it if its server has gone silent."""
+        silent_since_s = self.core.silent_since_s
+        if silent_since_s is not None and self.loop.time() >= silent_since_s + self._silence_s:
+            self.close(silence(self._silence_s))
+        return not self.core.failure
+
+    def _sweep(self) -> None:
+        """End the calls whose time is over: one timer for all, one for each costs 15 % more."""
+        now_s = self.loop.time()
+        # After one timeout, the others do not wait out theirs on a dead server.
+        self.usable()
+        for ticket in self._calls:
+            if now_s >= ticket.deadline_s:
+                ticket.wake()
+        self._sweeping = bool(self._calls)
+        if self._sweeping:
+            self.loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
     async def ping(self) -> None:
         """Make sure that the server is there; the connection is closed if it is not."""
@@ -786,7 +797,10 @@ class AsyncWatch:
         if deadline_s is not None:
             left_s = min(left_s, deadline_s - connection.loop.time())
             if left_s <= 0:
-                raise Timeout(text=f"{connection.endpoint}: nothing came from the watch in time")
+                raise Timeout(
+                    text=f"{connection.endpoint}: nothing came from the watch in time",
+                    endpoint=connection.endpoint,
+                )
         self._wake.clear()
         try:
             await asyncio.wait_for(self._wake.wait(), left_s)

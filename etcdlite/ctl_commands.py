@@ -41,7 +41,7 @@ from .ctl_input import (
     read_block,
 )
 from .ctl_output import EndpointResponse, Health, go_quote, size_text, unhealthy_lines
-from .ctl_session import Progress, Session, describe, say
+from .ctl_session import Progress, Session, cause, describe, say
 from .errors import ERRORS, NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE
 
 DEFAULT_SESSION_TTL_S = 60
@@ -236,7 +236,7 @@ def defrag(session: Session) -> int:
             with session.client_for([endpoint]) as client:
                 session.call("Maintenance.Defragment", proto.DefragmentRequest(), client)
         except EtcdliteError as error:
-            say(f"Failed to defragment etcd member[{endpoint}] ({error.text})")
+            say(f"Failed to defragment etcd member[{endpoint}] ({cause(error)})")
             status = EXIT_FAILED
         else:
             session.write(f"Finished defragmenting etcd member[{endpoint}]\n".encode())
@@ -275,7 +275,7 @@ def _health_of(session: Session, endpoint: str) -> Health:
                 shown = "".join(f"{names.get(alarm.alarm, alarm.alarm)} " for alarm in alarms)
                 error_text = f"Active Alarm(s): {shown}"
     except EtcdliteError as error:
-        error_text = error.text
+        error_text = cause(error)
     took_ns = took_ns or time.monotonic_ns() - started_ns
     return Health(endpoint, not error_text, took_ns, error_text)
 
@@ -290,7 +290,7 @@ def _ask_each(
             with session.client_for([endpoint]) as client:
                 answers.append(EndpointResponse(endpoint, session.call(method, request, client)))
         except EtcdliteError as error:
-            say(f"Failed to get the {what} of endpoint {endpoint} ({error.text})")
+            say(f"Failed to get the {what} of endpoint {endpoint} ({cause(error)})")
             status = EXIT_FAILED
     return answers, status
 
@@ -469,7 +469,7 @@ def _run_holding(place: Any, command: Sequence[str]) -> int:
         say("Warning: the lock was lost before the command ended")
     status = process.returncode
     if status < 0:
-        raise Failure(128 - status, f"signal: {signal.strsignal(-status)}")
+        raise Failure(128 - status, f"signal: {str(signal.strsignal(-status)).lower()}")
     if status:
         raise Failure(status, f"exit status {status}")
     return 0

@@ -105,6 +105,11 @@ def describe(error: EtcdliteError, endpoint: str = "") -> str:
     return f"{error.text} (endpoint {endpoint})"
 
 
+def cause(error: EtcdliteError) -> str:
+    """The error without the endpoint, for a line that names it already."""
+    return error.text.removeprefix(f"{error.endpoint}: ")
+
+
 class Progress:
     """A line on standard error about long work, drawn only on a terminal."""
 

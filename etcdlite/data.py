@@ -87,6 +87,21 @@ class DataDamaged(Exception):
         self.why = why
 
 
+class DataVersionError(DataDamaged):
+    """A file under `data/` was written by a newer etcdlite, in format `version`."""
+
+    def __init__(self, path: str, version: int) -> None:
+        self.path = path
+        self.offset = 8
+        self.why = f"format version {version} is newer than this program's"
+        Exception.__init__(
+            self,
+            f"{path}: {self.why}, so a newer etcdlite wrote it. Nothing was changed. Start that "
+            "version again, or restore this member from a backup with 'etcdlite-ctl snapshot "
+            "restore'",
+        )
+
+
 def segment_name(number: int) -> str:
     return f"{number:016x}.seg"
 
@@ -293,9 +308,7 @@ class DataFile:
         if magic != MAGIC or crc32(header[:20]) != crc or found != number:
             raise DataDamaged(file.path, 0, "the segment header does not check")
         if version > FORMAT_VERSION:
-            raise DataDamaged(
-                file.path, 8, f"format version {version} is newer than this program's"
-            )
+            raise DataVersionError(file.path, version)
 
     def cut(self, number: int, offset: int) -> None:
         """Drop everything from `offset` of segment `number` on, later segments included."""

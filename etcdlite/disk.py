@@ -79,7 +79,8 @@ class Staged:
     def __init__(self, disk: Disk, path: str) -> None:
         self._disk = disk
         self._path = path
-        self._file = open(path + ".tmp", "wb")  # noqa: SIM115 - closed by publish
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._file = open(os.open(path + ".tmp", flags, 0o600), "wb")  # noqa: SIM115
 
     def write(self, data: bytes) -> None:
         self._file.write(data)

@@ -35,6 +35,7 @@ from etcdlite.data import (
     TOMBSTONE,
     DataDamaged,
     DataFile,
+    DataVersionError,
     segment_name,
 )
 from etcdlite.disk import Disk, File
@@ -234,6 +235,8 @@ class Store:
                 if number in data.files:
                     data.check_header(number)
                     valid = (number, offset)
+        except DataVersionError:
+            raise  # It is no crash that left this: it must not be cut off.
         except DataDamaged as damage:
             if valid < end:
                 raise

@@ -291,6 +291,11 @@ class NativeSession:
         self.is_closing = True
 
     @property
+    def is_new(self) -> bool:
+        """Nothing has come yet."""
+        return not (self.is_open or self._tail)
+
+    @property
     def is_blocked(self) -> bool:
         """The peer does not read what it was sent: streams hold back."""
         return self.unsent_bytes > HIGH_WATER_BYTES

@@ -261,6 +261,10 @@ class Raft:
     `snapshot_term`) without a gap; `applied` is what the state machine already contains, and
     `voters` and `learners` the membership there. A member that is the only voter campaigns at once.
 
+    The first members of a cluster start with the same membership and an empty log, as it is not in
+    the log. Who joins later starts with neither, and learns both from the leader. An id must never
+    be used again after its member was removed.
+
     Public attributes are for reading: `id term vote role leader voters learners progress log`.
     """
 

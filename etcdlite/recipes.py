@@ -40,7 +40,7 @@ from .client_calls import (
     to_bytes,
     txn,
 )
-from .client_errors import Compacted, LeaseLost, NotElected
+from .client_errors import Compacted, LeaseLost, NotElected, Timeout
 
 T = TypeVar("T")
 
@@ -63,6 +63,11 @@ class WatchFor:
             "no_put": self.wanted == "DELETE",
             "no_delete": self.wanted == "PUT",
         }
+
+    def timeout(self, endpoint: str) -> Timeout:
+        """What is raised when the wait took too long."""
+        key = self.key.decode(errors="replace")
+        return Timeout(text=f"{endpoint}: still waiting for {key}", endpoint=endpoint)
 
 
 Script = Generator[Any, Any, T]

@@ -522,7 +522,7 @@ class Server:
         if not data:
             self._close(connection)
             return
-        if not session.is_open and not MAGIC.startswith(data[: len(MAGIC)]):
+        if session.is_new and not MAGIC.startswith(data[: len(MAGIC)]):
             self._refuse_protocol(connection, data)
             return
         session.receive(data)
@@ -752,8 +752,6 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             "data-dir": settings.data_dir,
         },
     )
-    if settings.unsafe_no_fsync:
-        log.warn("unsafe-no-fsync is set: acknowledged writes are lost when the power fails")
     raise_file_limit()
     server = Server(settings)
     try:

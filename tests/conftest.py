@@ -183,6 +183,21 @@ class ServerProcess:
         """The most that VmRSS has ever been."""
         return self.status_field("VmHWM") * 1024
 
+    def wait_until_idle(self) -> None:
+        """Return when it has nothing more to do: it uses no processor time to speak of."""
+
+        def is_idle() -> bool:
+            before = self._processor_ticks()
+            time.sleep(0.2)
+            return self._processor_ticks() - before <= 2
+
+        wait_until(is_idle, "the server has nothing more to do")
+
+    def _processor_ticks(self) -> int:
+        with open(f"/proc/{self.pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
     # Talking to it.
 
     def client(self, timeout_s: float = PATIENCE_S) -> Client:

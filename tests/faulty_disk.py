@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
-from etcdlite.disk import Disk, File
+from etcdlite.disk import Disk, File, Staged
 
 SECTOR_BYTES = 512
 SIZE = -1
@@ -39,6 +39,13 @@ class _Inode:
             del self.data[size_bytes:]
             self.data.extend(bytes(size_bytes - len(self.data)))
             self.touch(min(size_bytes, old), max(size_bytes, old))
+
+    def fork(self) -> _Inode:
+        other = _Inode(self.stable)
+        other.data = bytearray(self.data)
+        other.dirty = set(self.dirty)
+        other.lost = set(self.lost)
+        return other
 
     def touch(self, begin: int, end: int) -> None:
         sectors = range(begin // SECTOR_BYTES, -(-end // SECTOR_BYTES))
@@ -136,9 +143,12 @@ class FaultyDisk(Disk):
         self.error = errno.EIO
         self.operations: list[tuple[str, str]] = []
         """(operation, path) of everything that was asked for."""
+        self.watcher: Callable[[str, str], None] = lambda operation, path: None
+        """Called before each operation, with its name and path."""
         self._names: dict[str, _Inode] = {}
         self._stable_names: dict[str, _Inode] = {}
-        self._renames: list[tuple[str, str, _Inode | None]] = []  # (old, new, inode): not synced
+        # (old, new, inode) of what is not synced; a folder that is renamed has no inode.
+        self._renames: list[tuple[str, str, _Inode | None]] = []
         self._directories = {".", "/"}
         self._locks: set[FaultyFile] = set()
 
@@ -151,6 +161,9 @@ class FaultyDisk(Disk):
         stable = dict(self._stable_names)
         for change in self._renames[:names]:
             _apply(stable, change)
+        for old, new, inode in reversed(self._renames[names:]):
+            if old and new and inode is None:
+                after._directories = _renamed(after._directories, new, old)
         inodes: dict[int, _Inode] = {}
         for path, inode in stable.items():
             if id(inode) not in inodes:
@@ -164,6 +177,28 @@ class FaultyDisk(Disk):
     def copy(self) -> FaultyDisk:
         """The same files, all of them synced."""
         return self.power_loss(lambda path, sector: True, len(self._renames))
+
+    def fork(self) -> FaultyDisk:
+        """The same files with the same parts of them not synced: what a process that is killed
+        leaves to the next, and a loss of power may still take from that."""
+        other = FaultyDisk()
+        other._directories = set(self._directories)
+        inodes = {
+            id(inode): inode.fork()
+            for inode in [
+                *self._names.values(),
+                *self._stable_names.values(),
+                *[inode for _, _, inode in self._renames if inode is not None],
+            ]
+        }
+        other._names = {path: inodes[id(inode)] for path, inode in self._names.items()}
+        other._stable_names = {
+            path: inodes[id(inode)] for path, inode in self._stable_names.items()
+        }
+        other._renames = [
+            (old, new, inode and inodes[id(inode)]) for old, new, inode in self._renames
+        ]
+        return other
 
     def unsynced(self) -> list[tuple[str, int]]:
         """(path, sector or SIZE) of all that `power_loss` asks `keep` about and that matters."""
@@ -181,6 +216,7 @@ class FaultyDisk(Disk):
         return inode.data
 
     def _step(self, operation: str, path: str, half_done: Callable[[], None] | None = None) -> None:
+        self.watcher(operation, path)
         self.operations.append((operation, path))
         if self.fail_at is not None:
             self.fail_at -= 1
@@ -245,8 +281,10 @@ class FaultyDisk(Disk):
     def rename(self, old: str, new: str) -> None:
         self._step("rename", new)
         if old in self._directories:
-            raise NotImplementedError("renaming folders")
-        self._change(old, new, self._inode(old))
+            self._directories = _renamed(self._directories, old, new)
+            self._change(old, new, None)
+        else:
+            self._change(old, new, self._inode(old))
 
     def link(self, old: str, new: str) -> None:
         self._step("link", new)
@@ -284,24 +322,43 @@ class FaultyDisk(Disk):
         self._step("read", path)
         return bytes(self._inode(path).data)
 
-    def write_durably_in_steps(self, path: str, parts: Iterable[bytes]) -> Iterator[None]:
-        temporary = path + ".tmp"
-        if temporary in self._names:
-            self.unlink(temporary)
-        file = self.open(temporary, create=True)
-        offset = 0
-        for part in parts:
-            file.pwrite(part, offset)
-            offset += len(part)
-            yield
-        file.sync()
-        self.rename(temporary, path)
-        self.sync_dir(os.path.dirname(path) or ".")
+    def stage(self, path: str) -> Staged:
+        return _FaultyStaged(self, path)
+
+
+class _FaultyStaged(Staged):
+    def __init__(self, disk: FaultyDisk, path: str) -> None:
+        self._disk = disk
+        self._path = path
+        if disk.exists(path + ".tmp"):
+            disk.unlink(path + ".tmp")
+        self._content = disk.open(path + ".tmp", create=True)
+        self._offset = 0
+
+    def write(self, data: bytes) -> None:
+        self._content.pwrite(data, self._offset)
+        self._offset += len(data)
+
+    def publish(self) -> None:
+        self._content.sync()
+        self._disk.rename(self._path + ".tmp", self._path)
+        self._disk.sync_dir(os.path.dirname(self._path) or ".")
 
 
 def _apply(names: dict[str, _Inode], change: tuple[str, str, _Inode | None]) -> None:
     old, new, inode = change
+    if old and new and inode is None:
+        for name in [name for name in names if name.startswith(old + "/")]:
+            names[new + name[len(old) :]] = names.pop(name)
+        return
     if old:
         names.pop(old, None)
     if new and inode is not None:
         names[new] = inode
+
+
+def _renamed(directories: set[str], old: str, new: str) -> set[str]:
+    return {
+        new + name[len(old) :] if name == old or name.startswith(old + "/") else name
+        for name in directories
+    }

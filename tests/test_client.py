@@ -324,6 +324,40 @@ def test_a_silent_server_is_left_for_the_next_one(connect: Connect, server: Fake
         assert client.endpoint == second.endpoint
 
 
+def test_a_write_is_not_sent_to_a_server_that_has_gone_silent(
+    connect: Connect, server: FakeServer
+) -> None:
+    with FakeServer(server.store) as second:
+        client = connect(server, second, dial_timeout_s=0.1)
+        client.put("k", "v")
+        server.intercept = lambda *_: IGNORE
+        with pytest.raises(Timeout):
+            client.get("k", timeout_s=0.05)
+        # Nobody waits on the connection while the time passes within which it should have answered.
+        time.sleep(0.15)
+        assert client.put("k", "v2").revision == 3
+        assert client.endpoint == second.endpoint
+
+
+def test_a_server_that_takes_nothing_in_ends_the_connection(connect: Connect) -> None:
+    with FakeServer() as server:
+        client = connect(server, timeout_s=0.5, dial_timeout_s=0.2)
+        client.put("k", "v")
+        blocked = threading.Event()
+
+        def intercept(*_: Any) -> str:
+            blocked.wait()
+            return IGNORE
+
+        server.intercept = intercept
+        value = b"x" * 1_000_000
+        with ThreadPoolExecutor(32) as pool:
+            calls = [pool.submit(client.put, "k", value) for _ in range(32)]
+            errors = [call.exception() for call in calls]
+        assert {type(error) for error in errors} <= {Timeout, UnknownOutcome, ConnectionFailed}
+        blocked.set()
+
+
 def test_a_read_waits_for_a_leader(connect: Connect, server: FakeServer) -> None:
     client = connect(server)
     text = "etcdserver: no leader"

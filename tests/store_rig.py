@@ -1,0 +1,255 @@
+"""A `Store` with what it needs around it to be tested alone: a disk, a log of all that was applied,
+and a plain model that is told the same.
+
+The log stands in for the write-ahead log: it is always durable, and holds the entries that the last
+finished checkpoint does not cover. So whatever a crash takes from the data file, opening the store
+and applying the rest of the log again must lead to the very state of the model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faulty_disk import FaultyDisk
+from plain_model import PlainStore
+
+from etcdlite import index, mvcc, proto, txn
+from etcdlite.data import SEGMENT_HEADER
+from etcdlite.errors import EtcdError
+from etcdlite.index import DEAD, HEAD, PAST
+from etcdlite.lease import Lessor
+from etcdlite.member import APPLIERS
+from etcdlite.mvcc import Store
+
+DIRECTORY = "data"
+EVERYTHING = proto.RangeRequest(key=b"\x00", range_end=b"\x00")
+
+_NUMBERS = {
+    method.request.NAME: number
+    for number, method in proto.METHODS.items()
+    if method.full in ("KV.Put", *("KV.DeleteRange", "KV.Txn", "KV.Compact"))
+    or method.full in ("Lease.LeaseGrant", "Lease.LeaseRevoke")
+}
+
+
+def take_small_steps(patch: pytest.MonkeyPatch) -> None:
+    """Long work yields every few keys, caches hold little: a few keys meet every border."""
+    patch.setattr(index, "PACK_KEYS", 3)
+    patch.setattr(index, "COMPACT_KEYS", 2)
+    patch.setattr(mvcc, "RANGE_STEP_KEYS", 3)
+    patch.setattr(mvcc, "REVISIONS_PER_CHUNK", 5)
+    patch.setattr(mvcc, "EVENT_CHUNK_BYTES", 64)
+    patch.setattr(mvcc, "CLEAN_STEP_RECORDS", 3)
+    patch.setattr(mvcc, "DELETE_STEP_KEYS", 2)
+    patch.setattr(txn, "DELETE_STEP_KEYS", 2)
+    patch.setattr(txn, "COMPARE_STEP_KEYS", 2)
+    patch.setattr(txn, "EXECUTE_STEP_OPS", 2)
+    patch.setattr("etcdlite.data.RECENT_BYTES", 512)
+
+
+def finish(steps: Any) -> Any:
+    """Run a generator to its end; the value it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value
+
+
+def run_job(job: Iterator[Callable[[], None] | None]) -> None:
+    for task in job:
+        if task is not None:
+            task()
+
+
+def outcome(act: Callable[[], Any]) -> Any:
+    """The encoded answer, or the text of the EtcdError."""
+    try:
+        answer = act()
+    except EtcdError as failure:
+        return failure.text
+    return answer if isinstance(answer, bytes) else answer.encode()
+
+
+class StoreRig:
+    def __init__(self, disk: FaultyDisk | None = None, segment_bytes: int = 600) -> None:
+        self.disk = FaultyDisk() if disk is None else disk
+        self.segment_bytes = segment_bytes
+        self.model = PlainStore()
+        self.log: list[tuple[int, list[Any]]] = []
+        self.released = 0
+        self.index = 0
+        self.lessor = Lessor()
+        self.store = Store.create(self.disk, DIRECTORY, self.lessor, segment_bytes)
+        self.job: Iterator[Callable[[], None] | None] | None = None
+        self._task: Callable[[], None] | None = None
+        self._job_index = 0
+
+    # Writing.
+
+    def apply(self, *requests: Any) -> list[Any]:
+        """Apply requests as one entry, to the store and to the model, and compare the answers."""
+        self.index += 1
+        self.log.append((self.index, list(requests)))
+        answers = self._apply_entry(self.index, requests)
+        expected = [outcome(lambda r=request: self.model.apply(r)) for request in requests]
+        for request, answer, right in zip(requests, answers, expected, strict=True):
+            assert answer == right, f"{request}\n is answered {answer!r}\n instead of {right!r}"
+        assert self.store.revision == self.model.revision
+        return answers
+
+    def _apply_entry(self, index: int, requests: Any) -> list[Any]:
+        member: Any = SimpleNamespace(store=self.store, lessor=self.lessor, clock=lambda: 0.0)
+        answers = []
+        for request in requests:
+            if type(request) is proto.PutRequest:
+                answers.append(outcome(lambda request=request: txn.put(self.store, request)))
+            else:
+                steps = APPLIERS[_NUMBERS[type(request).NAME]](member, request)
+                answers.append(outcome(lambda steps=steps: finish(steps)))
+            if isinstance(answers[-1], str):
+                assert not self.store.is_writing, "a request failed after its first change"
+            self.store.end_revision()
+        self.store.mark(index, 1)
+        self.store.events.clear()
+        return answers
+
+    def put(self, key: bytes, value: bytes = b"", **fields: Any) -> None:
+        self.apply(proto.PutRequest(key=key, value=value, **fields))
+
+    def delete(self, key: bytes, range_end: bytes = b"") -> None:
+        self.apply(proto.DeleteRangeRequest(key=key, range_end=range_end))
+
+    def compact(self, revision: int) -> None:
+        """As far as requests are concerned; `finish_compaction` does the work."""
+        self.apply(proto.CompactionRequest(revision=revision))
+
+    def finish_compaction(self) -> None:
+        while self.store.compaction is not None and not self.store.compaction_is_held:
+            self.store.compact_step()
+
+    # Background jobs.
+
+    def begin_checkpoint(self) -> None:
+        assert self.job is None
+        self.job = self._checkpoint()
+
+    def _checkpoint(self) -> Iterator[Callable[[], None] | None]:
+        index = self.store.applied_index
+        yield from self.store.checkpoint()
+        self.released = index
+        self.log = [entry for entry in self.log if entry[0] > index]
+
+    def begin_cleaning(self, number: int) -> None:
+        assert self.job is None
+        self.job = self.store.clean(number)
+
+    def advance(self) -> bool:
+        """One step of the job, or the disk work that the last step asked for; False at the end."""
+        assert self.job is not None
+        if self._task is not None:
+            self._task()
+            self._task = None
+            return True
+        try:
+            self._task = next(self.job)
+        except StopIteration:
+            self.job = None
+            return False
+        return True
+
+    def finish_job(self) -> None:
+        while self.job is not None:
+            self.advance()
+
+    def checkpoint(self) -> None:
+        self.begin_checkpoint()
+        self.finish_job()
+
+    def cleanable(self) -> list[int]:
+        return [n for n in sorted(self.store.data.sizes) if n < self.store.checkpoint_begin[0]]
+
+    def clean_all(self) -> None:
+        for number in self.cleanable():
+            self.begin_cleaning(number)
+            self.finish_job()
+
+    # Ends and new beginnings.
+
+    def restart(self) -> None:
+        """End the process and start it again; nothing is lost."""
+        self.reopen(self.disk)
+
+    def lose_power(self, rng: random.Random | None = None) -> None:
+        """What was not synced is lost; with `rng`, some of it, sector by sector."""
+        if rng is None:
+            self.reopen(self.disk.power_loss())
+            return
+        share = rng.choice((0.1, 0.5, 0.9, 1.0))
+        names = rng.randint(0, self.disk.unsynced_names)
+        self.reopen(self.disk.power_loss(lambda path, sector: rng.random() < share, names))
+
+    def reopen(self, disk: FaultyDisk) -> None:
+        self.job = self._task = None
+        self.disk = disk
+        self.lessor = Lessor()
+        self.store = Store.open(disk, DIRECTORY, self.lessor, self.segment_bytes)
+        assert self.released <= self.store.applied_index <= self.index
+        for entry_index, requests in self.log:
+            if entry_index > self.store.applied_index:
+                self._apply_entry(entry_index, requests)
+
+    # Comparing.
+
+    def check(self, rng: random.Random | None = None) -> None:
+        """The store holds what the model holds: with `rng` at some revisions, else at all."""
+        store, model = self.store, self.model
+        assert (store.revision, store.compacted) == (model.revision, model.compacted)
+        first = max(1, model.compacted)
+        revisions = list(range(first, model.revision + 1))
+        if rng is not None and len(revisions) > 4:
+            revisions = [first, *rng.sample(revisions, 2), model.revision]
+        for revision in (0, *revisions):
+            request = proto.RangeRequest(key=b"\x00", range_end=b"\x00", revision=revision)
+            assert finish(store.range_steps(request)) == model.range(request).encode(), revision
+        since = first if rng is None else rng.choice(revisions)
+        assert self.events_since(since) == model.events_since(since)
+        upto = model.revision if rng is None else rng.choice(revisions)
+        assert finish(store.hash_steps(upto)) == model.hash(upto)
+        assert {i: store.lessor.ttl_s(i) for i in store.lessor.leases()} == model.leases
+        for lease_id in model.leases:
+            keys = sorted(key for key, kv in model.states[-1].items() if kv.lease == lease_id)
+            assert store.lessor.keys(lease_id) == keys
+        self.check_index()
+
+    def events_since(self, revision: int) -> list[tuple[int, bytes, bool, bytes]]:
+        """All events, read piece by piece. (Revision 1 is that of the empty store.)"""
+        events: list[tuple[int, bytes, bool, bytes]] = []
+        revision = max(revision, 2)
+        while revision <= self.store.revision:
+            part = self.store.read_events(revision, 200)
+            assert part, f"no events from revision {revision} on"
+            events += part
+            revision = part[-1][0] + 1
+        return events
+
+    def check_index(self) -> None:
+        """The index's own invariants, and that no live record counts as garbage."""
+        index, data = self.store.index, self.store.data
+        assert list(index.keys) == sorted(index.heads)
+        assert list(index.past_keys) == sorted(index.past)
+        live = dict.fromkeys(data.files, SEGMENT_HEADER.size)
+        for head in index.heads.values():
+            _, _, _, location, _, length = HEAD.unpack(head)
+            live[location >> 32] += length + 8
+        for entries in index.past.values():
+            for mod, location, length in PAST.iter_unpack(entries):
+                if mod >= self.store.compacted:
+                    live[location >> 32] += (length & ~DEAD) + 8
+        for number, live_bytes in live.items():
+            size = data.sizes.get(number, data.offset)
+            assert live_bytes <= size - data.garbage[number], f"segment {number}"

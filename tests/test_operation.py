@@ -1,0 +1,556 @@
+"""Starting, stopping, and refusing to: what an operator meets."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import PATIENCE_S, ROOT, ServerProcess, wait_until
+
+from etcdlite import checkpoint, config, data, proto
+from etcdlite import server as server_module
+from etcdlite.client import (
+    Client,
+    ConnectionFailed,
+    EtcdliteError,
+    NoSpace,
+    UnknownOutcome,
+)
+from etcdlite.disk import Disk, File
+
+PUT = proto.METHOD_BY_NAME["KV.Put"].number
+
+
+def refused(one: ServerProcess, *flags: str) -> str:
+    """The one line in which a start is refused."""
+    before = len(one.lines)
+    one.spawn(*flags)
+    assert one.wait() == 1, one.tail()
+    lines = one.lines[before:]
+    fatal = [line for line in lines if "FATAL" in line]
+    assert len(fatal) == 1, lines
+    assert not any("Traceback" in line for line in lines), lines
+    return fatal[0]
+
+
+def files(one: ServerProcess, folder: str, ending: str) -> list[Path]:
+    return sorted((one.data_dir / "member" / folder).glob(f"*{ending}"))
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    """`etcdlite ARGUMENTS`, to its end."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("ETCD")}
+    environ["PYTHONPATH"] = str(ROOT)
+    environ.update(options.pop("environ", {}))
+    return subprocess.run(
+        [sys.executable, "-m", "etcdlite", *arguments],
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=PATIENCE_S,
+        **options,
+    )
+
+
+# Stopping.
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_with_status_zero_and_everything_is_there_again(server, signum):
+    running = server()
+    client = running.client()
+    for number in range(100):
+        client.put(f"k{number}", str(number))
+    running.signal(signum)
+    assert running.wait() == 0
+    assert running.logged("closed etcdlite server")
+    running.start()
+    assert running.client().range(prefix="k").count == 100
+    assert not running.logged("unclean stop")
+
+
+def test_writes_in_flight_are_finished_before_it_ends(server):
+    running = server()
+    raw = running.talk()
+    # In one segment: the server reads all of them or, if the signal was faster, none.
+    puts = [
+        proto.frame(n, PUT, 0, proto.PutRequest(key=b"k%d" % n, value=b"v" * 500).encode())
+        for n in range(1, 101)
+    ]
+    raw.sock.sendall(b"".join(puts))
+    first = raw.receive()
+    running.signal(signal.SIGTERM)
+    answered = {first[0]}
+    try:
+        while True:
+            request_id, _, flags, _ = raw.receive()
+            assert flags == proto.END
+            answered.add(request_id)
+    except (EOFError, ConnectionError):
+        pass
+    assert running.wait() == 0
+    assert len(answered) == 100
+    running.start()
+    assert running.client().range(prefix="k", count_only=True).count == 100
+
+
+def test_it_stops_under_load_with_every_acknowledged_write(server):
+    running = server()
+    acknowledged: dict[bytes, int] = {}
+    failures: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            with Client(running.endpoint, timeout_s=PATIENCE_S) as client:
+                for serial in range(1_000_000):
+                    key = b"%d/%d" % (number, serial)
+                    acknowledged[key] = client.put(key, key).revision
+        except (ConnectionFailed, UnknownOutcome, EtcdliteError) as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(acknowledged) > 200, "200 writes are acknowledged")
+    running.signal(signal.SIGTERM)
+    assert running.wait() == 0
+    for thread in threads:
+        thread.join()
+    assert all(isinstance(f, (ConnectionFailed, UnknownOutcome)) for f in failures), failures
+    running.start()
+    found = {kv.key: kv.mod_revision for kv in running.client().range(prefix="")}
+    assert {key: found.get(key) for key in acknowledged} == acknowledged
+
+
+def test_streams_end_with_the_server_and_do_not_hold_it_up(server):
+    running = server()
+    raw = running.talk()
+    create = proto.WatchCreateRequest(key=b"k")
+    raw.send(1, "Watch.Watch", proto.WatchRequest(create_request=create), flags=0)
+    assert proto.WatchResponse.decode(raw.receive()[3]).created
+    running.signal(signal.SIGTERM)
+    request_id, error = raw.error()
+    assert (request_id, error.message) == (1, "etcdserver: server stopped")
+    assert raw.is_closed()
+    assert running.wait() == 0
+
+
+def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(server):
+    running = server()
+    client = running.client()
+    client.put("k", "v")
+    # A client that does not read its answer keeps the first signal waiting.
+    for number in range(300):
+        client.put(f"big/{number:03}", "v" * 10_000)
+    raw = running.talk(buffer_bytes=4096)
+    raw.send(1, "KV.Range", proto.RangeRequest(key=b"big/", range_end=b"big0"))
+    running.talk().ping()
+    running.signal(signal.SIGTERM)
+    running.wait_for_log("received signal")
+    running.signal(signal.SIGTERM)
+    assert running.wait() == 1
+    assert running.logged("second signal")
+    running.start()
+    assert running.client().range(prefix="big/", count_only=True).count == 300
+
+
+# Starting.
+
+
+def test_it_says_what_etcd_says_and_what_to_type_next(server):
+    running = server()
+    assert running.logged("ready to serve client requests")
+    line = running.logged("serving client traffic on")
+    assert f"etcdlite-ctl --endpoints {running.endpoint} put greeting hello" in line
+
+
+def test_a_restart_keeps_the_identities_of_member_and_cluster(server, tmp_path):
+    running = server("--name=first")
+    before = running.client().status()
+    running.restart("--name=renamed")
+    client = running.client()
+    after = client.status()
+    assert (after.member_id, after.cluster_id) == (before.member_id, before.cluster_id)
+    wait_until(lambda: client.members()[0].name == "renamed", "the new name is published")
+    other = server("--initial-cluster-token=another")
+    assert other.client().status().cluster_id != before.cluster_id
+
+
+def test_the_term_grows_and_the_revision_stays_over_restarts(server):
+    running = server()
+    client = running.client()
+    revision = client.put("k", "v").revision
+    term = client.status().raft_term
+    for _ in range(3):
+        running.restart()
+        client = running.client()
+        assert client.get("k").mod_revision == revision
+        assert client.status().raft_term > term
+        term = client.status().raft_term
+
+
+def test_a_first_start_that_was_interrupted_is_begun_again(server, tmp_path):
+    whole = server()
+    whole.stop()
+    folder = tmp_path / "interrupted"
+    shutil.copytree(whole.data_dir / "member", folder / "member.tmp")
+    (folder / "member.tmp" / "data" / "checkpoint").write_bytes(b"half")
+    running = server(data_dir=folder)
+    assert running.client().put("k", "v").revision == 2
+    assert not (folder / "member.tmp").exists()
+
+
+def test_a_data_directory_in_use_is_refused(server):
+    running = server()
+    second = server(data_dir=running.data_dir, start=False)
+    assert "is in use by another etcdlite process" in refused(second)
+    assert running.client().put("k", "v").revision == 2
+
+
+def test_a_data_directory_that_cannot_be_made_is_refused(server, tmp_path):
+    """Below a file: not even root can write there."""
+    (tmp_path / "file").write_text("")
+    one = server(start=False)
+    one.spawn(f"--data-dir={tmp_path / 'file' / 'data'}")
+    assert one.wait() == 1
+    assert "cannot use data directory" in one.lines[-1]
+    assert "Not a directory" in one.lines[-1]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_data_directory_without_permission_is_refused(server, tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir(0o500)
+    one = server(data_dir=folder / "data", start=False)
+    assert "Permission denied" in refused(one)
+
+
+def test_the_data_is_for_its_owner_only(server):
+    running = server()
+    running.client().put("secret", "value")
+    running.stop()
+    paths = [running.data_dir, *running.data_dir.rglob("*")]
+    assert not [path for path in paths if path.stat().st_mode & 0o077]
+
+
+@pytest.fixture
+def stopped(server):
+    """A server that has run, with several segments of data and log, and is stopped."""
+    one = server("--checkpoint-bytes=16384", "--segment-bytes=16384", "--wal-segment-bytes=16384")
+    client = one.client()
+    for number in range(300):
+        client.put(f"k{number % 100}", b"v" * 200)
+    one.stop()
+    return one
+
+
+def test_data_of_a_newer_version_is_refused(stopped):
+    newer = (9).to_bytes(4, "little")
+    segment = files(stopped, "data", ".seg")[-1]
+    content = bytearray(segment.read_bytes())
+    content[8:12] = newer
+    content[20:24] = data.crc32(content[:20]).to_bytes(4, "little")
+    kept = segment.read_bytes()
+    segment.write_bytes(content)
+    line = refused(stopped)
+    assert str(segment) in line and "version 9 is newer" in line
+    segment.write_bytes(kept)
+
+    path = stopped.data_dir / "member" / "data" / checkpoint.NAME
+    kept = path.read_bytes()
+    path.write_bytes(kept[:8] + newer + kept[12:])
+    line = refused(stopped)
+    assert str(path) in line and "version 9 is newer" in line
+    path.write_bytes(kept)
+    stopped.start()
+    assert stopped.client().status().revision == 301
+
+
+@pytest.mark.parametrize(
+    "folder, ending, offset", [("wal", ".wal", 700), ("data", ".seg", 300), ("data", "checkpoint", 60)]
+)
+def test_damaged_files_are_refused_with_name_offset_and_advice(stopped, folder, ending, offset):
+    path = files(stopped, folder, ending)[-1]
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    before = path.read_bytes()
+    path.write_bytes(content)
+    if ending == ".seg":
+        # What the checkpoint vouches for is not read at a start, but when it is asked for.
+        stopped.start()
+        with pytest.raises(EtcdliteError) as answer:
+            stopped.client().range(prefix="")
+        assert answer.value.text == "etcdserver: corrupt cluster"
+        assert str(path) in stopped.wait_for_log("damaged at offset")
+        return
+    line = refused(stopped)
+    assert str(path) in line
+    assert "damaged at" in line and "snapshot restore" in line
+    assert path.read_bytes() == content, "a refused start changes nothing"
+    path.write_bytes(before)
+    stopped.start()
+
+
+@pytest.mark.parametrize("what", ["wal", "data/checkpoint", "data", "a segment", "a log segment"])
+def test_missing_files_are_refused_with_advice(stopped, what):
+    member = stopped.data_dir / "member"
+    if what == "a segment":
+        files(stopped, "data", ".seg")[0].unlink()
+    elif what == "a log segment":
+        files(stopped, "wal", ".wal")[-1].unlink()
+    elif what == "data/checkpoint":
+        (member / what).unlink()
+    else:
+        shutil.rmtree(member / what)
+    line = refused(stopped)
+    assert "snapshot restore" in line or "--wal-dir" in line
+    assert "missing" in line or "no write-ahead log" in line or "lost" in line, line
+
+
+def test_a_log_of_other_data_is_refused(stopped, server):
+    other = server()
+    for _ in range(3):
+        other.client().put("k", "v")
+    other.stop()
+    shutil.rmtree(stopped.data_dir / "member" / "wal")
+    shutil.copytree(other.data_dir / "member" / "wal", stopped.data_dir / "member" / "wal")
+    assert "does not belong to the data" in refused(stopped)
+
+
+def test_a_log_folder_of_its_own_is_used_and_has_to_come_back(server, tmp_path):
+    logs = tmp_path / "logs"
+    running = server(f"--wal-dir={logs}")
+    running.client().put("k", "v")
+    running.kill()
+    assert list(logs.glob("*.wal"))
+    assert not (running.data_dir / "member" / "wal").exists()
+    assert "no write-ahead log" in refused(running, "--wal-dir=")
+    empty = server(f"--wal-dir={logs}", start=False)
+    assert "holds the log of a member" in refused(empty)
+    running.start()
+    assert running.client().get("k").value == b"v"
+
+
+def test_a_port_in_use_is_refused_with_its_address(server):
+    running = server()
+    url = f"http://{running.endpoint}"
+    second = server(start=False)
+    line = refused(second, f"--listen-client-urls={url}")
+    assert f"cannot listen on {url}: Address already in use" in line
+    assert "--listen-client-urls" in line
+    assert not (second.data_dir / "member").exists(), "nothing is made before it can listen"
+
+
+# The command line.
+
+
+def test_wrong_use_ends_with_status_two_and_says_everything_at_once(tmp_path):
+    done = run("--listen-client-url=http://x:1", "--heartbeat-interval=0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean" in done.stderr and "listen-client-urls" in done.stderr
+    assert "heartbeat-interval" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_config_tells_without_starting(tmp_path):
+    good = run("--check-config", "--name=x", "--snapshot-count=5", cwd=tmp_path)
+    assert good.returncode == 0
+    assert "the configuration is good" in good.stdout
+    assert "snapshot-count" in good.stderr
+    bad = run("--check-config", "--nam=x", cwd=tmp_path)
+    assert bad.returncode == 2
+    assert "did you mean --name" in bad.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flag_of_a_later_version_is_refused_and_not_ignored(tmp_path):
+    done = run("--cert-file=/etc/ssl/x.pem", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "TLS comes with a later version" in done.stderr
+
+
+def test_version_and_help_go_to_standard_output():
+    assert "etcdlite Version: " in run("--version").stdout
+    assert "--data-dir" in run("--help").stdout
+
+
+def test_settings_come_from_file_and_environment(server, tmp_path):
+    file = tmp_path / "etcdlite.toml"
+    file.write_text('name = "from-file"\nmax-txn-ops = 3\n')
+    one = server(f"--config={file}", start=False)
+    one.environ["ETCDLITE_NAME"] = "from-environment"
+    one.start()
+    client = one.client()
+    wait_until(lambda: client.members()[0].name == "from-environment", "its name is published")
+
+
+# The log.
+
+
+def test_the_json_log_is_one_object_a_line_with_etcds_names(server):
+    running = server("--log-format=json", "--log-level=debug", start=False)
+    running.spawn()
+    running.wait_for_log("serving client traffic on")
+    wait_until(lambda: running.endpoint, "the server serves")
+    sock = running.connect()
+    sock.sendall(b'GET /\r\n "quotes" \x1b[31m\r\n\r\n')
+    running.wait_for_log("does not speak")
+    running.stop()
+    entries = [json.loads(line) for line in running.lines]
+    for entry in entries:
+        assert list(entry)[:4] == ["level", "ts", "caller", "msg"]
+        assert entry["level"] in ("debug", "info", "warn", "error", "fatal")
+    messages = [entry["msg"] for entry in entries]
+    assert "ready to serve client requests" in messages
+    assert messages[-1] == "closed etcdlite server"
+
+
+def test_unsafe_no_fsync_is_a_loud_warning(server):
+    running = server("--unsafe-no-fsync")
+    line = running.logged("unsafe-no-fsync")
+    assert "WARN" in line and "LOST" in line
+    assert running.client().put("k", "v").revision == 2
+    running.restart()
+    assert running.client().get("k").value == b"v"
+
+
+def test_the_service_manager_is_told(server, tmp_path):
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(PATIENCE_S)
+        one = server(start=False)
+        one.environ["NOTIFY_SOCKET"] = path
+        one.start()
+        assert manager.recv(100) == b"READY=1"
+        one.stop()
+        assert manager.recv(100) == b"STOPPING=1"
+
+
+# A disk that fails.
+
+
+class FailingDisk(Disk):
+    """The real disk, until `broken` is set: then no sync of the log succeeds."""
+
+    broken = False
+
+    def open(self, path: str, *, create: bool = False) -> File:
+        file = super().open(path, create=create)
+        return _FailingFile(file) if path.endswith((".wal", ".wal.tmp")) else file
+
+
+class _FailingFile(File):
+    __slots__ = ()
+
+    def __init__(self, file: File) -> None:
+        super().__init__(file.path, file.fileno())
+        file._fd = -1
+
+    def sync(self) -> None:
+        if FailingDisk.broken:
+            raise OSError(errno.EIO, "Input/output error")
+        super().sync()
+
+
+def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answered(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(server_module, "Disk", FailingDisk)
+    # Only the main thread may set signal handlers; here the server runs in another one.
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "set_wakeup_fd", lambda *_, **__: None)
+    before = sys.getswitchinterval()
+    settings = config.load(
+        [f"--data-dir={tmp_path / 'data'}", "--listen-client-urls=http://127.0.0.1:0"], {}
+    )
+    one = server_module.Server(settings)
+    one.start()
+    ended: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            one.run()
+        except OSError as failure:
+            ended.append(failure)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        client = Client("{}:{}".format(*one.addresses[0]), timeout_s=PATIENCE_S)
+        assert client.put("k", "before").revision == 2
+        monkeypatch.setattr(FailingDisk, "broken", True)
+        raised: list[BaseException] = []
+
+        def put() -> None:
+            try:
+                client.put("k", "after")
+            except EtcdliteError as failure:
+                raised.append(failure)
+
+        putting = threading.Thread(target=put)
+        putting.start()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), "the server goes on after a failed sync"
+        assert [failure.errno for failure in ended] == [errno.EIO]
+        # The process would end here, and with it the connections.
+        client.close()
+        putting.join(PATIENCE_S)
+        assert raised, "a write was acknowledged that could not be synced"
+    finally:
+        sys.setswitchinterval(before)
+        import gc
+
+        gc.unfreeze()
+        gc.set_threshold(700, 10, 10)
+        for listener in one._listeners:
+            listener.close()
+        for connection in list(one._connections):
+            connection.sock.close()
+        one._lock.close()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of few megabytes; needs root."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here (that takes root)")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_it_with_a_clear_line_and_loses_nothing(server, tiny_disk):
+    running = server("--wal-segment-bytes=256KiB", "--segment-bytes=256KiB",
+                     data_dir=tiny_disk / "data")  # fmt: skip
+    client = running.client()
+    acknowledged: dict[bytes, bytes] = {}
+    ballast = tiny_disk / "ballast"
+    ballast.write_bytes(bytes(1 << 20))
+    with pytest.raises((ConnectionFailed, UnknownOutcome, NoSpace)):
+        for number in range(10_000):
+            key = b"k%d" % number
+            client.put(key, key * 200)
+            acknowledged[key] = key * 200
+    assert acknowledged
+    assert running.wait() == 1
+    assert "the disk failed" in running.lines[-1] and "No space left" in running.lines[-1]
+    ballast.unlink()
+    running.start()
+    client = running.client()
+    found = {kv.key: kv.value for kv in client.range(prefix="k")}
+    assert {key: found.get(key) for key in acknowledged} == acknowledged
+    assert client.put("more", "space").revision > len(acknowledged)
