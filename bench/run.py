@@ -187,7 +187,7 @@ def write_sections(page: Path, sections: dict[str, str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure etcdlite beside etcd.")
     parser.add_argument("--quick", action="store_true", help="a tenth of the keys, short rounds")
-    parser.add_argument("--rounds", type=int, help="default 5 for throughput and 3 for scale")
+    parser.add_argument("--rounds", type=int, help="default 7 for throughput and 3 for scale")
     parser.add_argument("--keys", type=int, help="keys in the scale part; default 1,000,000")
     parser.add_argument("--only", choices=["throughput", "scale"])
     parser.add_argument("--servers", default=",".join(SERVERS))
@@ -213,7 +213,7 @@ def main() -> None:
         )
         share = 0.2 if options.quick else 1.0
         results = alternate(
-            options.rounds or (3 if options.quick else 5),
+            options.rounds or (3 if options.quick else 7),
             servers,
             lambda name: throughput.measure(name, folder, splits, share),
         )

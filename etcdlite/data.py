@@ -15,11 +15,12 @@ Invariants:
 
 On disk, all integers little-endian. `data/%016x.seg`, the number being the segment's:
 
-    segment header, 24 bytes
+    segment header, 32 bytes
         0   8  magic "ETCDLSEG"
         8   4  format version, 1
         12  8  segment number
-        20  4  CRC-32 of bytes 0 to 19
+        20  8  where the segment before it ends; 0 in the first
+        28  4  CRC-32 of bytes 0 to 27
     then records, each
         0   4  CRC-32 of the body, with the next field as initial value
         4   4  length of the body << 4 | type
@@ -39,7 +40,7 @@ A location is segment number << 32 | offset of the record.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from zlib import crc32
 
 from etcdlite.disk import Disk, File
@@ -53,7 +54,7 @@ MOVED = 8
 
 FORMAT_VERSION = 1
 MAGIC = b"ETCDLSEG"
-SEGMENT_HEADER = struct.Struct("<8sIQI")
+SEGMENT_HEADER = struct.Struct("<8sIQQI")
 RECORD_HEADER = struct.Struct("<II")
 RECORD_HEADER_BYTES = RECORD_HEADER.size
 MARK_BODY = struct.Struct("<QQQ")
@@ -187,7 +188,7 @@ class DataFile:
             self.sizes[self.active] = self.offset
         number = self.active + 1
         file = self.disk.open(f"{self.directory}/{segment_name(number)}", create=True)
-        header = SEGMENT_HEADER.pack(MAGIC, FORMAT_VERSION, number, 0)[:20]
+        header = SEGMENT_HEADER.pack(MAGIC, FORMAT_VERSION, number, self.offset, 0)[:-4]
         header += struct.pack("<I", crc32(header))
         file.pwrite(header, 0)
         self.files[number] = file
@@ -200,11 +201,17 @@ class DataFile:
         self._base = number << 32
         self.offset = self.flushed = offset
 
-    def take_unsynced(self) -> list[File]:
-        """The files that a checkpoint must sync, now; later writes count for the next one."""
-        files = [self.files[number] for number in sorted(self.unsynced) if number in self.files]
+    def take_sync(self) -> Callable[[], None]:
+        """Disk work that makes durable what is in the files now. Run it anywhere, once."""
+        files = [self.files[number] for number in sorted(self.unsynced)]
         self.unsynced.clear()
-        return files
+
+        def sync() -> None:
+            for file in files:
+                file.sync()
+            self.disk.sync_dir(self.directory)
+
+        return sync
 
     # Reading.
 
@@ -265,7 +272,8 @@ class DataFile:
                 chunk = file.pread(min(want, end - offset), offset)
                 start, position = offset, RECORD_HEADER_BYTES
             body = chunk[position : position + size]
-            if len(body) != size or crc32(body, word) != crc:
+            # Zeros, which a crash may leave, have the right checksum for an empty record of type 0.
+            if len(body) != size or crc32(body, word) != crc or not word:
                 raise DataDamaged(file.path, offset, "a record does not match its checksum")
             yield base | offset, word & 15, body
             offset += RECORD_HEADER_BYTES + size
@@ -298,28 +306,33 @@ class DataFile:
             last = max(self.files)
             self._activate(last, self.sizes.pop(last))
 
-    def check_header(self, number: int) -> None:
-        """Raise DataDamaged unless the segment begins with a header of this format."""
+    def check_header(self, number: int) -> int:
+        """Where the segment before this one ended. Raises DataDamaged unless the segment begins
+        with a header of this format."""
         file = self.files[number]
         header = file.pread(SEGMENT_HEADER.size, 0)
         if len(header) < SEGMENT_HEADER.size:
             raise DataDamaged(file.path, 0, "the file is shorter than its header")
-        magic, version, found, crc = SEGMENT_HEADER.unpack(header)
-        if magic != MAGIC or crc32(header[:20]) != crc or found != number:
+        magic, version, found, previous_end, crc = SEGMENT_HEADER.unpack(header)
+        if magic != MAGIC or crc32(header[:-4]) != crc or found != number:
             raise DataDamaged(file.path, 0, "the segment header does not check")
         if version > FORMAT_VERSION:
             raise DataVersionError(file.path, version)
+        return int(previous_end)
 
     def cut(self, number: int, offset: int) -> None:
-        """Drop everything from `offset` of segment `number` on, later segments included."""
-        for later in sorted(n for n in self.files if n > number):
-            self.drop_segment(later)
+        """Drop everything from `offset` of segment `number` on, later segments included. Durable
+        when this returns: what is gone must not come back behind what is written there now."""
+        later = sorted(n for n in self.files if n > number)
+        for last in reversed(later):
+            self.drop_segment(last)
         self.sizes.pop(number, None)
-        file = self.files[number]
-        if file.size() != offset:
-            file.truncate(offset)
         self._activate(number, offset)
-        self.unsynced.add(number)
+        file = self.files[number]
+        if file.size() != offset or later:
+            file.truncate(offset)
+            file.sync()
+            self.disk.sync_dir(self.directory)
 
     def drop_segment(self, number: int) -> None:
         """Close a segment and remove its file."""

@@ -37,6 +37,9 @@ DEAD = 1 << 31
 PACK_KEYS = 2048
 """Keys per packed chunk of a checkpoint: about a millisecond of work."""
 
+SCAN_KEYS = 256
+"""Keys of the past that one step of a range visits."""
+
 COMPACT_KEYS = 256
 """Keys that one step of a compaction visits."""
 
@@ -152,7 +155,7 @@ class Index:
         """Up to `limit` records of [start, end) as of `revision` (None: now), in key order.
 
         Returns (location, length) each and the key to go on from, None when the range is done.
-        A limit counts keys visited, so a part may be shorter and still not the last.
+        A part may be shorter and still not the last: in the past it visits `SCAN_KEYS` at most.
         """
         found: list[tuple[int, int]] = []
         if revision is None:
@@ -162,13 +165,14 @@ class Index:
             for key in keys:
                 _, _, _, location, _, length = unpack(heads[key])
                 found.append((location, length))
-        else:
-            keys = list(islice(self.all_keys(start, end), limit))
-            for key in keys:
-                record = self.at(key, revision)
-                if record is not None:
-                    found.append(record)
-        return found, keys[-1] + b"\0" if len(keys) == limit else None
+            return found, keys[-1] + b"\0" if len(keys) == limit else None
+        for visited, key in enumerate(self.all_keys(start, end), 1):
+            record = self.at(key, revision)
+            if record is not None:
+                found.append(record)
+            if visited == SCAN_KEYS or len(found) == limit:
+                return found, key + b"\0"
+        return found, None
 
     def all_keys(self, start: bytes, end: bytes | None) -> Iterator[bytes]:
         """Every key in [start, end) that exists now or in remembered history, in order, once."""

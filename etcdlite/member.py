@@ -520,7 +520,7 @@ class Member:
                 for member_id, kind in sorted(self.alarms)
                 if request.alarm in (0, kind)
             ]
-        elif request.alarm and request.action == 1:
+        elif request.alarm in (NOSPACE, CORRUPT) and request.action == 1:
             if alarm not in self.alarms:
                 self._log_alarm(log.warn, "alarm raised", alarm)
             self.alarms.add(alarm)
@@ -558,16 +558,20 @@ class Member:
             if index > applied:
                 self._ready_reads.append((index, reads))
                 continue
-            for read in reads:
-                self._serve_read(read)
+            for at, read in enumerate(reads, 1):
+                if not self._serve_read(read) and self.slice_is_over():
+                    if at < len(reads):
+                        self._ready_reads.appendleft((0, reads[at:]))
+                    return
 
-    def _serve_read(self, read: Waiter) -> None:
+    def _serve_read(self, read: Waiter) -> bool:
+        """Answer a read or begin to; True if that took no time to speak of."""
         session, request_id, method, request = read
         assert session is not None
         store = self.store
         if session.is_blocked:
             self._held_reads.setdefault(session, []).append(read)
-            return
+            return True
         try:
             if (
                 method == RANGE
@@ -581,10 +585,10 @@ class Member:
                 kv = store.get(request.key)
                 answer = b"\x12" + varint(len(kv)) + kv + b"\x20\x01" if kv is not None else b""
                 session.reply(request_id, method, self.header(store.revision) + answer)
-                return
+                return True
         except DataDamaged as damage:
             self._fail_damaged(read, damage)
-            return
+            return True
         steps = READERS[method](self, request)
         if not self._advance_read(steps, read):
             if len(self._slow_reads) < MAX_SLOW_READS:
@@ -592,6 +596,7 @@ class Member:
             else:
                 steps.close()
                 self._unstarted_reads.append(read)
+        return False
 
     def _advance_read(self, steps: Steps, read: Waiter) -> bool:
         """Do a step of a read; True if it is answered."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Generator, Iterator
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 from zlib import crc32
 
@@ -38,8 +39,8 @@ from etcdlite.data import (
     DataVersionError,
     segment_name,
 )
-from etcdlite.disk import Disk, File
-from etcdlite.errors import error
+from etcdlite.disk import Disk
+from etcdlite.errors import EtcdError, error
 from etcdlite.index import DEAD, HEAD, PAST, Index
 from etcdlite.lease import Lessor
 from etcdlite.proto import read_varint, varint
@@ -53,6 +54,7 @@ ALARM = 4
 CLEANED = 5
 """Key: number of a segment, u64, that cleaning has emptied and removed."""
 
+MAX_REVISION = (1 << 63) - 1
 REVISIONS_PER_CHUNK = 8192
 RANGE_STEP_KEYS = 256
 EVENT_CHUNK_BYTES = 16 * 1024
@@ -157,7 +159,12 @@ class Store:
         temporary = f"{directory}/{checkpoint.NAME}.tmp"
         if disk.exists(temporary):
             disk.unlink(temporary)
-        store._load()
+        try:
+            store._load()
+        except (ValueError, IndexError, struct.error, EtcdError) as failure:
+            # The checksums are right, so no disk did this.
+            path = f"{directory}/{checkpoint.NAME}"
+            raise DataDamaged(path, 0, f"its content makes no sense ({failure})") from failure
         return store
 
     def _load(self) -> None:
@@ -200,6 +207,8 @@ class Store:
             path = f"{self.directory}/{segment_name(begin[0])}"
             raise DataDamaged(path, 0, "the segment is missing")
         self._scan(begin, end)
+        # A process that was killed may have left these to the page cache.
+        self.data.unsynced.update(n for n in self.data.files if n >= begin[0])
         self._check_segments(listed, begin[0])
         self._attach_leases()
         if self.index.past:
@@ -215,11 +224,14 @@ class Store:
     def _scan(self, begin: tuple[int, int], end: tuple[int, int]) -> None:
         """Take in the records behind the checkpoint up to the last mark; cut off the rest."""
         data = self.data
-        number, offset = begin
-        valid = begin
+        number, offset = valid = begin
+        size = data.sizes.get(number, data.offset)
+        if size < offset:
+            path = f"{self.directory}/{segment_name(number)}"
+            raise DataDamaged(path, size, f"it has {size} bytes instead of {offset} or more")
+        data.check_header(number)
         try:
             while number in data.files:
-                data.check_header(number)
                 waiting = []
                 for location, kind, body in data.records(number, offset):
                     waiting.append((location, kind, body))
@@ -233,7 +245,9 @@ class Store:
                     break
                 number, offset = number + 1, SEGMENT_HEADER.size
                 if number in data.files:
-                    data.check_header(number)
+                    if data.check_header(number) != valid[1]:
+                        path = f"{self.directory}/{segment_name(valid[0])}"
+                        raise DataDamaged(path, valid[1], "the end of the segment is missing")
                     valid = (number, offset)
         except DataVersionError:
             raise  # It is no crash that left this: it must not be cut off.
@@ -262,12 +276,16 @@ class Store:
                     raise DataDamaged(
                         path, min(found, size), f"it has {found} bytes instead of {size}"
                     )
-        for number in [n for n in self.data.files if n not in listed and n < active]:
+        gone = [
+            number
+            for number in self.data.files
+            if U64.pack(number) in cleaned or (number not in listed and number < active)
+        ]
+        if gone:
+            # What was moved out of them may not be durable yet.
+            self.data.take_sync()()
+        for number in gone:
             self.data.drop_segment(number)
-        for key in cleaned:
-            number = U64.unpack(key)[0]
-            if number in self.data.files:
-                self.data.drop_segment(number)
 
     def _replay(self, location: int, kind: int, body: bytes) -> None:
         """Take in a record of the data file; once or more often makes no difference."""
@@ -446,80 +464,89 @@ class Store:
         if revision < self.compacted:
             raise error("Compacted")
 
-    def range_steps(self, request: Any, *, in_txn: bool = False) -> Generator[None, None, bytes]:
+    def scan(
+        self, start: bytes, end: bytes | None, revision: int, limit: int
+    ) -> tuple[list[tuple[int, int]], bytes | None]:
+        """`Index.scan` as of `revision`, which may be the one that is being written."""
+        is_now = revision == self.revision + self.is_writing
+        return self.index.scan(start, end, None if is_now else revision, limit)
+
+    def range_steps(
+        self, request: Any, revision: int | None = None
+    ) -> Generator[None, None, bytes]:
         """Answer a RangeRequest: the generator's return value is the RangeResponse, encoded,
         without its header. Raises EtcdError Compacted or FutureRev.
 
-        Between steps the store may change; the answer is that of the revision it began at.
+        The answer is as of the revision that the request names, else as of `revision`, else as of
+        the one it begins at, however the store changes between the steps.
         """
         start, end = key_range(request.key, request.range_end)
         self.check_revision(request.revision)
-        revision = request.revision if request.revision > 0 else self.revision
-        now: int | None = None if in_txn and request.revision <= 0 else revision
-        if now == self.revision:
-            now = None
-        if request.count_only:
-            return (yield from self._count_steps(start, end, now, revision))
-        filters = _filters(request)
-        order = _order(request)
-        whole = bool(filters) or order is not None
-        limit = request.limit if request.limit > 0 else 0
-        kvs: list[bytes] = []
-        count = 0
-        cursor: bytes | None = start
-        read = self.data.read
+        if request.revision > 0:
+            revision = request.revision
+        elif revision is None:
+            revision = self.revision
         self.pinned.append(revision)
         try:
-            while cursor is not None:
-                if now is None and not in_txn and self.revision + self.is_writing != revision:
-                    now = revision
-                want = RANGE_STEP_KEYS
-                if limit and not whole and now is None:
-                    want = min(want, limit + 1 - len(kvs))
-                records, cursor = self.index.scan(cursor, end, now, want)
-                count += len(records)
-                if limit and not whole:
-                    records = records[: limit + 1 - len(kvs)]
-                for location, length in records:
-                    kvs.append(read(location, length))
-                if limit and not whole and len(kvs) > limit:
-                    # Enough is read; what is left is the count of the whole range.
-                    if now is None:
-                        count = self.index.count(start, end)
-                        break
-                    if cursor is not None:
-                        count += yield from self._counting(cursor, end, now)
-                    break
-                if cursor is not None:
-                    yield
+            if request.count_only:
+                count = yield from self._count_steps(start, end, revision)
+                return encode_range([], False, count)
+            return (yield from self._read_steps(request, start, end, revision))
         finally:
             self.pinned.remove(revision)
-        if whole:
-            kvs = _arrange(kvs, filters, order)
-        more = limit > 0 and len(kvs) > limit
-        if more:
-            del kvs[limit:]
-        if request.keys_only:
-            kvs = [without_value(kv) for kv in kvs]
-        return encode_range(kvs, more, count)
 
-    def _count_steps(
-        self, start: bytes, end: bytes | None, now: int | None, revision: int
+    def _read_steps(
+        self, request: Any, start: bytes, end: bytes | None, revision: int
     ) -> Generator[None, None, bytes]:
-        if now is None:
-            return encode_range([], False, self.index.count(start, end))
-        self.pinned.append(revision)
-        try:
-            count = yield from self._counting(start, end, now)
-        finally:
-            self.pinned.remove(revision)
-        return encode_range([], False, count)
-
-    def _counting(self, start: bytes, end: bytes | None, now: int) -> Generator[None, None, int]:
+        bounds = _bounds(request)
+        order = _order(request)
+        limit = request.limit if request.limit > 0 else 0
+        # As in etcd, an order without a direction is only that of what the limit lets through.
+        room = limit + 1 if limit and not (bounds or (order and request.sort_order)) else 1 << 62
+        read = self.data.read
+        kvs: list[bytes] = []
+        sort_keys: list[Any] = []
         count = 0
         cursor: bytes | None = start
         while cursor is not None:
-            records, cursor = self.index.scan(cursor, end, now, RANGE_STEP_KEYS)
+            if count == room:
+                # Enough is read; what is left is the count of the whole range.
+                count += yield from self._count_steps(cursor, end, revision)
+                break
+            records, cursor = self.scan(cursor, end, revision, min(RANGE_STEP_KEYS, room - count))
+            count += len(records)
+            for location, length in records:
+                kv = read(location, length)
+                if bounds or order:
+                    message = proto.KeyValue.decode(kv)
+                    if not all(low <= getattr(message, name) <= high for name, low, high in bounds):
+                        continue
+                    if order:
+                        sort_keys.append(getattr(message, order))
+                kvs.append(without_value(kv) if request.keys_only else kv)
+            if cursor is not None:
+                yield
+        if order:
+            ranked = sorted(
+                zip(sort_keys, kvs, strict=True),
+                key=itemgetter(0),
+                reverse=request.sort_order == proto.RangeRequest.DESCEND,
+            )
+            kvs = [kv for _, kv in ranked]
+        more = limit > 0 and len(kvs) > limit
+        if more:
+            del kvs[limit:]
+        return encode_range(kvs, more, count)
+
+    def _count_steps(
+        self, start: bytes, end: bytes | None, revision: int
+    ) -> Generator[None, None, int]:
+        count = 0
+        cursor: bytes | None = start
+        while cursor is not None:
+            if revision == self.revision + self.is_writing:
+                return count + self.index.count(cursor, end)
+            records, cursor = self.index.scan(cursor, end, revision, RANGE_STEP_KEYS)
             count += len(records)
             if cursor is not None:
                 yield
@@ -630,12 +657,10 @@ class Store:
         for part in checkpoint.pack(self._chunks(begin)):
             staged.write(part)
             yield None
-        files: list[File] = self.data.take_unsynced()
+        sync = self.data.take_sync()
 
         def publish() -> None:
-            for file in files:
-                file.sync()
-            self.disk.sync_dir(self.directory)
+            sync()
             staged.publish()
 
         yield publish
@@ -704,14 +729,7 @@ class Store:
                 index.revisions[at] = new
         self.set_bucket(CLEANED, U64.pack(number), b"")
         self.mark(self.applied_index, self.applied_term)
-        files = data.take_unsynced()
-
-        def sync() -> None:
-            for file in files:
-                file.sync()
-            self.disk.sync_dir(self.directory)
-
-        yield sync
+        yield data.take_sync()
         data.drop_segment(number)
 
 
@@ -752,41 +770,23 @@ def without_value(kv: bytes) -> bytes:
     return encoded
 
 
-def _filters(request: Any) -> list[tuple[str, int, bool]]:
-    found = []
-    for field, attribute, at_least in (
-        ("min_mod_revision", "mod_revision", True),
-        ("max_mod_revision", "mod_revision", False),
-        ("min_create_revision", "create_revision", True),
-        ("max_create_revision", "create_revision", False),
-    ):
-        bound = getattr(request, field)
-        if bound:
-            found.append((attribute, bound, at_least))
-    return found
+def _bounds(request: Any) -> list[tuple[str, int, int]]:
+    """(field, lowest, highest) of the filters that a RangeRequest sets."""
+    bounds = (
+        ("mod_revision", request.min_mod_revision, request.max_mod_revision or MAX_REVISION),
+        (
+            "create_revision",
+            request.min_create_revision,
+            request.max_create_revision or MAX_REVISION,
+        ),
+    )
+    return [bound for bound in bounds if bound[1] or bound[2] != MAX_REVISION]
 
 
 _SORT_FIELDS = ("key", "version", "create_revision", "mod_revision", "value")
 
 
-def _order(request: Any) -> tuple[str, bool] | None:
-    """(field, descending) to sort by, or None: in key order as they come."""
-    target, order = request.sort_target, request.sort_order
-    if target == 0 and order != 2:
-        return None
-    return _SORT_FIELDS[target], order == 2
-
-
-def _arrange(
-    kvs: list[bytes], filters: list[tuple[str, int, bool]], order: tuple[str, bool] | None
-) -> list[bytes]:
-    pairs = [(proto.KeyValue.decode(kv), kv) for kv in kvs]
-    for attribute, bound, at_least in filters:
-        if at_least:
-            pairs = [pair for pair in pairs if getattr(pair[0], attribute) >= bound]
-        else:
-            pairs = [pair for pair in pairs if getattr(pair[0], attribute) <= bound]
-    if order is not None:
-        field, descending = order
-        pairs.sort(key=lambda pair: getattr(pair[0], field), reverse=descending)
-    return [kv for _, kv in pairs]
+def _order(request: Any) -> str:
+    """The field to sort by; "" if that is the key, ascending, as they come."""
+    descends = request.sort_order == proto.RangeRequest.DESCEND
+    return _SORT_FIELDS[request.sort_target] if request.sort_target or descends else ""

@@ -15,7 +15,7 @@ front by whoever answers.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from etcdlite import proto
@@ -193,23 +193,31 @@ def txn_steps(store: Store, request: Any) -> Generator[None, None, bytes]:
 
     Raises EtcdError, before any change, if an operation on the way taken cannot be done.
     """
-    path: list[bool] = []
-    yield from _choose(store, request, path)
-    _check_applies(store, request, iter(path))
-    return (yield from _execute(store, request, iter(path)))
+    # What a transaction that only reads sees must not change between its steps.
+    began = store.revision
+    store.pinned.append(began)
+    try:
+        path: list[bool] = []
+        yield from _choose(store, request, path, began)
+        _check_applies(store, request, iter(path))
+        return (yield from _execute(store, request, iter(path), began))
+    finally:
+        store.pinned.remove(began)
 
 
-def _choose(store: Store, request: Any, path: list[bool]) -> Generator[None, None, None]:
+def _choose(
+    store: Store, request: Any, path: list[bool], began: int
+) -> Generator[None, None, None]:
     """Add to `path` which branch the transaction and, in order, the nested ones on its way take."""
     taken = True
     for compare in request.compare:
-        taken = yield from _compare_steps(store, compare)
+        taken = yield from _compare_steps(store, compare, began)
         if not taken:
             break
     path.append(taken)
     for op in request.success if taken else request.failure:
         if op.request_txn is not None:
-            yield from _choose(store, op.request_txn, path)
+            yield from _choose(store, op.request_txn, path, began)
 
 
 def _check_applies(store: Store, request: Any, path: Iterator[bool]) -> None:
@@ -222,7 +230,9 @@ def _check_applies(store: Store, request: Any, path: Iterator[bool]) -> None:
             _check_applies(store, op.request_txn, path)
 
 
-def _execute(store: Store, request: Any, path: Iterator[bool]) -> Generator[None, None, bytes]:
+def _execute(
+    store: Store, request: Any, path: Iterator[bool], began: int
+) -> Generator[None, None, bytes]:
     taken = next(path)
     parts = [b"\x10\x01"] if taken else []
     for count, op in enumerate(request.success if taken else request.failure, 1):
@@ -231,19 +241,19 @@ def _execute(store: Store, request: Any, path: Iterator[bool]) -> Generator[None
         # A ResponseOp holds one of four responses; each of them begins with a header that has
         # the revision only, and that of a nested transaction has not even that.
         if op.request_range is not None:
-            header = _header(store)
-            body = yield from store.range_steps(op.request_range, in_txn=True)
+            header = _header(store, began)
+            body = yield from store.range_steps(op.request_range, began + store.is_writing)
             tag = b"\x0a"
         elif op.request_put is not None:
             body = write_put(store, op.request_put)
-            header = _header(store)
+            header = _header(store, began)
             tag = b"\x12"
         elif op.request_delete_range is not None:
             body = yield from delete_range_steps(store, op.request_delete_range)
-            header = _header(store)
+            header = _header(store, began)
             tag = b"\x1a"
         else:
-            body = yield from _execute(store, op.request_txn, path)
+            body = yield from _execute(store, op.request_txn, path, began)
             header = b"\x0a\x00"
             tag = b"\x22"
         body = header + body
@@ -252,48 +262,44 @@ def _execute(store: Store, request: Any, path: Iterator[bool]) -> Generator[None
     return b"".join(parts)
 
 
-def _header(store: Store) -> bytes:
-    revision = b"\x18" + varint(store.revision + store.is_writing)
+def _header(store: Store, began: int) -> bytes:
+    revision = b"\x18" + varint(began + store.is_writing)
     return b"\x0a" + varint(len(revision)) + revision
 
 
 _TARGETS = ("version", "create_revision", "mod_revision", "value", "lease")
 
 
-def _compare_steps(store: Store, compare: Any) -> Generator[None, None, bool]:
-    start, end = key_range(compare.key, compare.range_end)
+def _compare_steps(store: Store, compare: Any, revision: int) -> Generator[None, None, bool]:
     target = compare.target
-    heads = store.index.heads
-    if compare.range_end:
-        keys: Iterable[bytes] = store.index.keys.irange(start, end, (True, False))
+    if not compare.range_end:
+        kv = store.get(compare.key, revision)
+        if kv is not None:
+            return _holds(compare, proto.KeyValue.decode(kv))
     else:
-        keys = (start,) if start in heads else ()
-    count = 0
-    for count, key in enumerate(keys, 1):
-        mod, create, version, location, lease, length = HEAD.unpack(heads[key])
-        if target == 0:
-            found: int | bytes = version
-        elif target == 1:
-            found = create
-        elif target == 2:
-            found = mod
-        elif target == 3:
-            found = proto.KeyValue.decode(store.data.read(location, length)).value
-        else:
-            found = lease
-        if not _holds(compare, found):
-            return False
-        if count % COMPARE_STEP_KEYS == 0:
-            yield
+        cursor: bytes | None
+        cursor, end = key_range(compare.key, compare.range_end)
+        exists = False
+        while cursor is not None:
+            records, cursor = store.scan(cursor, end, revision, COMPARE_STEP_KEYS)
+            for location, length in records:
+                exists = True
+                if not _holds(compare, proto.KeyValue.decode(store.data.read(location, length))):
+                    return False
+            if cursor is not None:
+                yield
+        if exists:
+            return True
     # A value that does not exist equals nothing; the numbers of an absent key are 0.
-    return count > 0 or (target != 3 and _holds(compare, 0))
+    return target != proto.Compare.VALUE and _holds(compare, proto.KeyValue())
 
 
-def _holds(compare: Any, found: Any) -> bool:
-    target = compare.target
-    given = getattr(compare, _TARGETS[target]) if 0 <= target <= 4 else 0
-    if given is None:
-        given = b"" if target == 3 else 0
+def _holds(compare: Any, kv: Any) -> bool:
+    found = given = 0
+    if 0 <= compare.target < len(_TARGETS):
+        field = _TARGETS[compare.target]
+        found = getattr(kv, field)
+        given = getattr(compare, field) or type(found)()
     result = compare.result
     if result == 0:
         return bool(found == given)

@@ -22,6 +22,12 @@ State = "dict[bytes, proto.KeyValue]"
 KEYS = (b"\x00", b"a", b"a\x00", b"b", b"ba", b"c", b"d", b"e", b"f", b"\xff")
 RANGE_ENDS = (b"", b"\x00", b"a\x00", b"b", b"c", b"d", b"\xff\x00")
 VALUES = (b"", b"1", b"2", b"v" * 40, b"w" * 300)
+BOUNDS = (
+    "min_mod_revision",
+    "max_mod_revision",
+    "min_create_revision",
+    "max_create_revision",
+)
 LEASES = (1, 2, 3, 7 << 50)
 
 
@@ -141,9 +147,7 @@ class PlainStore:
         return choices
 
     def _holds(self, compare: Any) -> bool:
-        found = [
-            kv for key, kv in self.now.items() if within(key, compare.key, compare.range_end)
-        ]
+        found = [kv for key, kv in self.now.items() if within(key, compare.key, compare.range_end)]
         field = {0: "version", 1: "create_revision", 2: "mod_revision", 3: "value", 4: "lease"}[
             compare.target
         ]
@@ -190,9 +194,7 @@ class PlainStore:
             else:
                 response = self._run(op.request_txn, choices)
                 name = "response_txn"
-            response.header = (
-                proto.ResponseHeader() if name == "response_txn" else self._header
-            )
+            response.header = proto.ResponseHeader() if name == "response_txn" else self._header
             responses.append(proto.ResponseOp(**{name: response}))
         return proto.TxnResponse(succeeded=taken, responses=responses)
 
@@ -222,6 +224,9 @@ class PlainStore:
         count = len(found)
         if request.count_only:
             return proto.RangeResponse(count=count)
+        if request.sort_target and not request.sort_order and request.limit > 0:
+            bounded = any(getattr(request, name) for name in BOUNDS)
+            found = found if bounded else found[: request.limit + 1]
         for name in ("mod_revision", "create_revision"):
             low = getattr(request, f"min_{name}")
             high = getattr(request, f"max_{name}")
@@ -278,10 +283,10 @@ def within(key: bytes, start: bytes, range_end: bytes) -> bool:
 class Requests:
     """Draws requests with a `random.Random`; `revision` and `compacted` aim the revisions."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, revision: int = 1, compacted: int = 0) -> None:
         self.rng = rng
-        self.revision = 1
-        self.compacted = 0
+        self.revision = revision
+        self.compacted = compacted
 
     def _maybe(self, share: float) -> bool:
         return self.rng.random() < share
@@ -331,17 +336,9 @@ class Requests:
         if self._maybe(0.3):
             request.sort_order = rng.randint(0, 2)
             request.sort_target = rng.randint(0, 4)
-            if not request.sort_order and request.limit:
-                # Here etcd sorts what it found before the limit; see `txn.py`.
-                request.sort_order = 1
         request.keys_only = self._maybe(0.2)
         request.count_only = self._maybe(0.15)
-        for name in (
-            "min_mod_revision",
-            "max_mod_revision",
-            "min_create_revision",
-            "max_create_revision",
-        ):
+        for name in BOUNDS:
             if self._maybe(0.1):
                 setattr(request, name, rng.randint(1, self.revision + 1))
         return request
@@ -349,9 +346,7 @@ class Requests:
     def compare(self) -> Any:
         rng = self.rng
         target = rng.randint(0, 4)
-        compare = proto.Compare(
-            key=self.key(), target=target, result=rng.choice((0, 0, 1, 2, 3))
-        )
+        compare = proto.Compare(key=self.key(), target=target, result=rng.choice((0, 0, 1, 2, 3)))
         if self._maybe(0.3):
             compare.range_end = rng.choice(RANGE_ENDS)
         if self._maybe(0.9):
@@ -403,5 +398,5 @@ class Requests:
     def write(self) -> Any:
         """Any kind of write, in proportions that keep keys, leases and history alive."""
         kinds = (self.put, self.delete_range, self.txn, self.grant, self.revoke, self.compaction)
-        (kind,) = self.rng.choices(kinds, (50, 10, 20, 8, 4, 4))
+        (kind,) = self.rng.choices(kinds, (50, 10, 20, 8, 4, 2))
         return kind()

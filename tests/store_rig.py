@@ -40,6 +40,7 @@ def take_small_steps(patch: pytest.MonkeyPatch) -> None:
     """Long work yields every few keys, caches hold little: a few keys meet every border."""
     patch.setattr(index, "PACK_KEYS", 3)
     patch.setattr(index, "COMPACT_KEYS", 2)
+    patch.setattr(index, "SCAN_KEYS", 3)
     patch.setattr(mvcc, "RANGE_STEP_KEYS", 3)
     patch.setattr(mvcc, "REVISIONS_PER_CHUNK", 5)
     patch.setattr(mvcc, "EVENT_CHUNK_BYTES", 64)

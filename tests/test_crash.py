@@ -391,8 +391,8 @@ cls, name = operation.removesuffix("-after").split(".")
 dying(getattr(disk, cls), name)
 sys.exit(server.main(sys.argv[4:]))
 """
-"""etcdlite that kills itself at the n-th operation on a path with a given part in it: instead of it,
-in its middle if it is a write, or right after it."""
+"""etcdlite that kills itself at the n-th operation on a path with a given part in it: instead of
+it, in its middle if it is a write, or right after it."""
 
 MOMENTS = [
     ("File.pwrite", ".wal", 40),

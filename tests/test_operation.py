@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -12,20 +13,25 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from zlib import crc32
 
 import pytest
-from conftest import PATIENCE_S, ROOT, ServerProcess, wait_until
+from conftest import PATIENCE_S, ROOT, LoneMember, ServerProcess, wait_until
 
 from etcdlite import checkpoint, config, data, proto
 from etcdlite import server as server_module
 from etcdlite.client import (
     Client,
+    Compacted,
     ConnectionFailed,
     EtcdliteError,
+    LeaseNotFound,
     NoSpace,
+    Put,
     UnknownOutcome,
 )
 from etcdlite.disk import Disk, File
+from etcdlite.housekeeping import REVISION_MODE_INTERVAL_S, AutoCompaction
 
 PUT = proto.METHOD_BY_NAME["KV.Put"].number
 
@@ -258,7 +264,8 @@ def test_data_of_a_newer_version_is_refused(stopped):
     segment = files(stopped, "data", ".seg")[-1]
     content = bytearray(segment.read_bytes())
     content[8:12] = newer
-    content[20:24] = data.crc32(content[:20]).to_bytes(4, "little")
+    end = data.SEGMENT_HEADER.size
+    content[end - 4 : end] = crc32(content[: end - 4]).to_bytes(4, "little")
     kept = segment.read_bytes()
     segment.write_bytes(content)
     line = refused(stopped)
@@ -276,7 +283,8 @@ def test_data_of_a_newer_version_is_refused(stopped):
 
 
 @pytest.mark.parametrize(
-    "folder, ending, offset", [("wal", ".wal", 700), ("data", ".seg", 300), ("data", "checkpoint", 60)]
+    "folder, ending, offset",
+    [("wal", ".wal", 700), ("data", ".seg", 300), ("data", "checkpoint", 60)],
 )
 def test_damaged_files_are_refused_with_name_offset_and_advice(stopped, folder, ending, offset):
     path = files(stopped, folder, ending)[-1]
@@ -436,6 +444,163 @@ def test_the_service_manager_is_told(server, tmp_path):
         assert manager.recv(100) == b"STOPPING=1"
 
 
+# Running out of space.
+
+
+def test_a_full_quota_raises_the_alarm_and_space_and_disarming_end_it(server):
+    running = server("--quota-backend-bytes=200000", "--segment-bytes=16384")
+    client = running.client()
+    for number in range(100):
+        client.put(f"k{number % 4}", b"v" * 1000)
+    written = client.status().revision
+    with pytest.raises(NoSpace) as refused:
+        for number in range(200):
+            client.put(f"k{number % 4}", b"v" * 1000)
+    assert refused.value.text == "etcdserver: mvcc: database space exceeded"
+    wait_until(client.alarms, "the alarm is raised")
+    assert [alarm.name for alarm in client.alarms()] == ["NOSPACE"]
+    assert any("NOSPACE" in error for error in client.status().errors)
+
+    # Nothing that takes space is possible any more, all else is, and a restart changes nothing.
+    running.restart()
+    client = running.client()
+    for refused_call in (
+        lambda: client.put("small", "v"),
+        lambda: client.txn(success=[Put("small", "v")]),
+        lambda: client.lease_grant(100),
+    ):
+        with pytest.raises(NoSpace):
+            refused_call()
+    assert client.get("k1").value == b"v" * 1000
+    assert client.delete("k1").deleted == 1
+    revision = client.status().revision
+    assert revision > written
+
+    # Space alone does not end it, disarming does.
+    client.compact(revision, physical=True)
+    client.defragment()
+    with pytest.raises(NoSpace):
+        client.put("small", "v")
+    assert client.disarm(client.alarms()[0])
+    assert not client.alarms()
+    assert client.put("small", "v").revision == revision + 1
+
+
+# Leases, and what happens by itself.
+
+QUICK = ("--heartbeat-interval=20", "--election-timeout=100")
+"""The shortest lease is one and a half election timeouts, in whole seconds: 1 second here."""
+
+
+def test_an_expired_lease_takes_its_keys_in_one_revision(server):
+    client = server(*QUICK).client()
+    kept = client.lease_grant(3).id
+    client.put("kept", "v", lease=kept)
+    with client.watch(prefix="gone/") as watch:
+        lease = client.lease_grant(1)
+        assert lease.ttl == 1
+        client.txn(success=[Put(f"gone/{n}", "v", lease=lease.id) for n in range(3)])
+        info = client.lease_time_to_live(lease.id, keys=True)
+        assert info.granted_ttl == 1 and set(info.keys) == {b"gone/0", b"gone/1", b"gone/2"}
+        assert set(client.leases()) == {kept, lease.id}
+        puts = [watch.next_event() for _ in range(3)]
+        while True:
+            try:
+                event = watch.next_event(timeout_s=0.3)
+                break
+            except EtcdliteError:
+                assert client.lease_keep_alive_once(kept) == 3
+        events = [event, watch.next_event(), watch.next_event()]
+    assert not any(event.is_delete for event in puts)
+    assert all(event.is_delete for event in events)
+    assert len({event.revision for event in events}) == 1
+    with pytest.raises(LeaseNotFound):
+        client.lease_time_to_live(lease.id)
+    with pytest.raises(LeaseNotFound):
+        client.lease_keep_alive_once(lease.id)
+    assert client.get("kept").value == b"v"
+    assert client.leases() == (kept,)
+
+
+def test_a_lease_survives_a_kill_and_expires_then(server):
+    running = server(*QUICK)
+    client = running.client()
+    lease = client.lease_grant(1).id
+    client.put("k", "v", lease=lease)
+    running.kill()
+    running.start()
+    client = running.client()
+    wait_until(lambda: client.get("k") is None, "the lease expires")
+    assert client.leases() == ()
+
+
+def test_history_is_given_up_after_its_time(server):
+    client = server("--auto-compaction-retention=500ms").client()
+    first = client.put("k", "1").revision
+    client.put("k", "2")
+
+    def is_compacted() -> bool:
+        try:
+            return client.get("k", revision=first) is None
+        except Compacted:
+            return True
+
+    assert not is_compacted()
+    wait_until(is_compacted, "the old revision is compacted")
+    assert client.get("k").value == b"2"
+
+
+def test_history_is_given_up_after_a_number_of_revisions(tmp_path):
+    lone = LoneMember(tmp_path)
+    store = lone.member.store
+    lone.member.housekeeping.auto_compaction = AutoCompaction(0, 10)
+    lone.tick()
+    number = proto.METHOD_BY_NAME["KV.Put"].number
+    for _ in range(30):
+        lone.member.propose_message(None, 0, number, proto.PutRequest(key=b"k"))
+        lone.settle()
+    assert (store.revision, store.compacted) == (31, 0)
+    lone.tick(REVISION_MODE_INTERVAL_S + 1)
+    assert store.compacted == 21
+    lone.close()
+
+
+def test_an_idle_watch_that_asks_for_it_is_told_of_progress(server):
+    client = server("--watch-progress-notify-interval=100ms").client()
+    with client.watch("idle", progress_notify=True) as watch:
+        revision = client.put("other", "v").revision
+        batches = watch.batches()
+        while (batch := next(batches)).revision < revision:
+            assert not batch.events
+        assert not batch.events
+    with client.watch("idle") as watch:
+        revision = client.put("other", "v").revision
+        watch.request_progress()
+        batch = next(watch.batches())
+        assert (batch.revision, batch.events) == (revision, ())
+
+
+def test_leases_and_hashes_are_the_same_after_compaction_defragmentation_and_restart(server):
+    running = server("--checkpoint-bytes=16384", "--segment-bytes=16384")
+    client = running.client()
+    lease = client.lease_grant(1000).id
+    for number in range(300):
+        client.put(f"k{number % 30}", b"v" * 100, lease=lease if number % 2 else 0)
+    revision = client.status().revision
+    client.compact(200, physical=True)
+    before = client.hash_kv(revision)
+    keys = client.lease_time_to_live(lease, keys=True).keys
+    client.defragment()
+    assert client.hash_kv(revision) == before
+    running.restart()
+    client = running.client()
+    assert client.hash_kv(revision) == before
+    assert client.lease_time_to_live(lease, keys=True).keys == keys
+    running.kill()
+    running.start()
+    assert running.client().hash_kv(revision) == before
+
+
 # A disk that fails.
 
 
@@ -508,8 +673,6 @@ def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answere
         assert raised, "a write was acknowledged that could not be synced"
     finally:
         sys.setswitchinterval(before)
-        import gc
-
         gc.unfreeze()
         gc.set_threshold(700, 10, 10)
         for listener in one._listeners:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import PATIENCE_S
 
-from etcdlite import snap
+from etcdlite import proto, snap
 from etcdlite.client import Compacted, Put
 
 TREE = "/etc"
@@ -163,7 +164,7 @@ def test_a_snapshot_is_of_one_moment_while_everything_moves(server, tmp_path):
         backups = []
         for turn in range(4):
             backups.append(tmp_path / f"backup-{turn}")
-            with client.stream("Maintenance.Snapshot", _snapshot_request()) as stream:
+            with client.stream("Maintenance.Snapshot", proto.SnapshotRequest()) as stream:
                 parts = [next(stream).blob]
                 # What happens from here on is not in it.
                 client.txn(success=[Put(f"pair/{turn}/{half}", f"late {turn}") for half in "ab"])
@@ -182,12 +183,6 @@ def test_a_snapshot_is_of_one_moment_while_everything_moves(server, tmp_path):
             assert half == other_half
         late = {value for value in pairs.values() if value.startswith(b"late")}
         assert late == {b"late %d" % earlier for earlier in range(turn)}
-
-
-def _snapshot_request():
-    from etcdlite import proto
-
-    return proto.SnapshotRequest()
 
 
 def test_a_damaged_or_cut_backup_is_refused_and_leaves_nothing(server, tmp_path):
@@ -219,8 +214,6 @@ def test_a_damaged_or_cut_backup_is_refused_and_leaves_nothing(server, tmp_path)
 
 def test_the_store_works_from_the_command_line(server, tmp_path):
     """One short session of the kind that a README shows."""
-    import subprocess
-
     running = server()
 
     def ctl(*arguments: str, given: str = "") -> str:

@@ -1,0 +1,962 @@
+"""The server's side of an HTTP/2 connection (RFC 9113), sans-IO. `grpc.py` is what it is for.
+
+`receive` takes what the peer sent; what is to be sent gathers in `out`. A subclass gives meaning to
+requests through the hooks at the end of `Connection`, and answers through `send_headers`,
+`send_data` and `finish`. A fault of the peer costs it the stream (RST_STREAM) or the connection
+(GOAWAY, then `is_closing`), as the RFC says for each; nothing else is ever raised.
+
+A request is mostly a HEADERS frame whose block is the same as that of an earlier request, and one
+DATA frame. So the meaning of a header block is kept by its bytes, for as long as the compression's
+dynamic table stays as it is, and such a pair of frames takes no more than a look-up and one call.
+
+Flow control. What we receive is used at once, so the windows that we grant only bound what is on
+its way; they are renewed when half is used, a stream's only while its request lasts. What the peer
+does not let us send is held, per stream, and goes out in turn as windows open.
+
+A stream's id stays in `streams` until its answer is out. If the peer gives a request up while
+somebody still works on it, `GHOST` takes its place until that answer comes and is dropped, so that
+what the peer makes us do at once is always bounded by the number of streams it may have.
+
+Limits: each constant below names what exceeding it costs. `HIGH_WATER_BYTES`: while more wait to be
+sent, the owner reads no more from the peer, so that answers to PING, SETTINGS and the like are
+bounded, too.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from hpack import Decoder, HPACKError, OversizedHeaderListError
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What every client sends first."""
+
+MAX_FRAME_BYTES = 16_384
+"""The largest frame that is accepted (FRAME_SIZE_ERROR); the RFC's default, so not announced."""
+
+MAX_SENT_FRAME_BYTES = 65_536
+"""Larger ones are not sent even if the peer takes them: streams shall take turns."""
+
+MAX_HEADER_BYTES = 65_536
+"""Of a header block, packed or unpacked (ENHANCE_YOUR_CALM)."""
+
+MAX_CONTINUATIONS = 32
+"""Frames that one header block may be spread over (ENHANCE_YOUR_CALM)."""
+
+MAX_INTEGER_BYTES = 5
+"""Of a packed number in a header block (COMPRESSION_ERROR): without a limit, unpacking one takes
+quadratic time."""
+
+MAX_KNOWN_BLOCKS = 1024
+MAX_KNOWN_BLOCK_BYTES = 1024
+"""Header blocks whose meaning is kept."""
+
+CONNECTION_WINDOW_BYTES = 16 << 20
+STREAM_WINDOW_BYTES = 1 << 20
+"""What the peer may send without hearing from us (FLOW_CONTROL_ERROR)."""
+
+MAX_STREAMS = 65_536
+"""Streams open at once, if the owner does not ask for fewer (REFUSED_STREAM)."""
+
+MAX_QUIET_STREAMS = 1024
+"""Streams that we ended early, and whose frames, still on their way, are passed over."""
+
+MAX_NOISE = 10_000
+"""Frames that ask for nothing, above those that go with answers (ENHANCE_YOUR_CALM): SETTINGS,
+PING, PRIORITY, WINDOW_UPDATE, RST_STREAM, empty DATA, refused streams."""
+
+NOISE_PER_ANSWER = 4
+NOISE_PER_RESET = 10
+"""What a stream that the peer resets before it was answered counts."""
+
+NOISE_PER_S = 100
+"""How much of it is forgotten every second."""
+
+MAX_PING_STRIKES = 2
+"""Pings that came too early before the connection is ended (ENHANCE_YOUR_CALM), as in gRPC."""
+
+IDLE_PING_S = 7200.0
+"""How often a peer may ping while it has no stream open, as in gRPC."""
+
+HIGH_WATER_BYTES = 1 << 20
+
+MAX_HELD_BYTES = 16 << 20
+"""Answers that the peer's windows keep back before `is_blocked`."""
+
+MAX_UNSENT_BYTES = 64 << 20
+"""With more than this waiting, a client that is owed yet another answer is dropped: it goes on
+asking without reading."""
+
+MAX_WINDOW = 2**31 - 1
+MAX_STREAM_ID = 2**31 - 1
+DEFAULT_WINDOW_BYTES = 65_535
+DEFAULT_TABLE_BYTES = 4096
+
+# Frame types.
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE = range(9)
+CONTINUATION = 9
+
+# Flags.
+END_STREAM = ACK = 0x1
+END_HEADERS = 0x4
+PADDED = 0x8
+HAS_PRIORITY = 0x20
+
+# Settings.
+ENABLE_PUSH = 2
+MAX_CONCURRENT_STREAMS = 3
+INITIAL_WINDOW_SIZE = 4
+MAX_FRAME_SIZE = 5
+MAX_HEADER_LIST_SIZE = 6
+
+# Error codes.
+NO_ERROR = 0x0
+PROTOCOL_ERROR = 0x1
+INTERNAL_ERROR = 0x2
+FLOW_CONTROL_ERROR = 0x3
+SETTINGS_TIMEOUT = 0x4
+STREAM_CLOSED = 0x5
+FRAME_SIZE_ERROR = 0x6
+REFUSED_STREAM = 0x7
+CANCEL = 0x8
+COMPRESSION_ERROR = 0x9
+ENHANCE_YOUR_CALM = 0xB
+
+FRAME_HEADER = struct.Struct(">IBI")
+"""Length (24 bits) and type, flags, stream id."""
+FRAME_HEADER_BYTES = FRAME_HEADER.size
+
+_SETTING = struct.Struct(">HI")
+_INT = struct.Struct(">I")
+_PAIR = struct.Struct(">II")
+
+# Of a request (RFC 9113, 8.2.2, 8.3.1).
+_PSEUDO_HEADERS = (b":method", b":scheme", b":path", b":authority")
+_CONNECTION_HEADERS = {
+    b"connection",
+    b"keep-alive",
+    b"proxy-connection",
+    b"transfer-encoding",
+    b"upgrade",
+}
+_UPPERCASE = frozenset(range(0x41, 0x5B))
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class ConnectionFault(Exception):
+    """The peer broke the protocol; the connection ends with this error code."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+
+
+class StreamFault(Exception):
+    """The peer broke the protocol on one stream, which ends with this error code."""
+
+    def __init__(self, stream_id: int, code: int) -> None:
+        super().__init__(stream_id, code)
+        self.stream_id = stream_id
+        self.code = code
+
+
+class Stream:
+    """A request and its answer. Defaults are the class's: most streams never differ from them."""
+
+    credit = 0
+    """Our send window, above the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
+    window = STREAM_WINDOW_BYTES
+    """What the peer may still send."""
+    content_length: int | None = None
+    """What is still to come of it, if it was announced."""
+    headers_sent = False
+    held: deque[memoryview] | None = None
+    held_bytes = 0
+    tail = b""
+    """The frames that end it, while they wait behind `held`."""
+
+    def __init__(self, stream_id: int, request: Any, is_ended: bool) -> None:
+        self.id = stream_id
+        self.request = request
+        """What `read_request` made of the header block."""
+        self.is_ended = is_ended
+        """The peer has sent all of it."""
+
+
+GHOST = Stream(0, None, True)
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    return FRAME_HEADER.pack(len(payload) << 8 | kind, flags, stream_id) + payload
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """A header field as a block that leaves the peer's dynamic table alone (RFC 7541, 6.2.2).
+
+    Names shorter than 127 bytes only."""
+    size = len(value)
+    if size < 127:
+        length = bytes((size,))
+    else:
+        length = b"\x7f"
+        size -= 127
+        while size > 127:
+            length += bytes((size & 127 | 128,))
+            size >>= 7
+        length += bytes((size,))
+    return b"\x00" + bytes((len(name),)) + name + length + value
+
+
+def changes_table(block: bytes) -> bool:
+    """Whether unpacking the block may change the dynamic table. Raises ConnectionFault for what
+    cannot be unpacked, or not in bounded time."""
+    at = 0
+    end = len(block)
+    changes = False
+    try:
+        while at < end:
+            byte = block[at]
+            if byte & 0x80:
+                if byte & 0x7F == 0x7F:
+                    at = _skip_integer(block, at)
+                at += 1
+                continue
+            if byte & 0x40:
+                changes = True
+                mask = 0x3F
+            elif byte & 0x20:
+                changes = True
+                at = (_skip_integer(block, at) if byte & 0x1F == 0x1F else at) + 1
+                continue
+            else:
+                mask = 0x0F
+            strings = 1 if byte & mask else 2
+            if byte & mask == mask:
+                at = _skip_integer(block, at)
+            at += 1
+            for _ in range(strings):
+                size = block[at] & 0x7F
+                if size == 0x7F:
+                    start = at + 1
+                    at = _skip_integer(block, at)
+                    for shift, more in enumerate(block[start : at + 1]):
+                        size += (more & 0x7F) << 7 * shift
+                at += 1 + size
+    except IndexError:
+        at = end + 1
+    if at != end:
+        raise ConnectionFault(COMPRESSION_ERROR, "a header block is cut off")
+    return changes
+
+
+def _skip_integer(block: bytes, at: int) -> int:
+    """The position of the last byte of the number that begins, all ones, at `at`."""
+    start = at
+    at += 1
+    while block[at] & 0x80:
+        at += 1
+        if at - start > MAX_INTEGER_BYTES:
+            raise ConnectionFault(COMPRESSION_ERROR, "a number in a header block is too long")
+    return at
+
+
+def is_well_formed(headers: Headers) -> bool:
+    """Whether this is the header of a request that the RFC (8.1 to 8.3) allows."""
+    pseudo: dict[bytes, bytes] = {}
+    is_past_pseudo = False
+    for name, value in headers:
+        if name[:1] == b":":
+            if is_past_pseudo or name not in _PSEUDO_HEADERS or name in pseudo:
+                return False
+            pseudo[name] = value
+            continue
+        is_past_pseudo = True
+        if not _is_well_formed_field(name, value):
+            return False
+    return all(pseudo.get(name) for name in (b":method", b":scheme", b":path"))
+
+
+def are_well_formed_trailers(headers: Headers) -> bool:
+    return all(
+        name[:1] != b":" and _is_well_formed_field(name, value) for name, value in headers
+    )
+
+
+def _is_well_formed_field(name: bytes, value: bytes) -> bool:
+    if not name or name in _CONNECTION_HEADERS or not _UPPERCASE.isdisjoint(name):
+        return False
+    return name != b"te" or value == b"trailers"
+
+
+class Connection:
+    """One connection. `on_output` is called when `out` gets its first bytes; `clock` gives seconds,
+    monotonic."""
+
+    def __init__(
+        self,
+        on_output: Callable[[Any], None],
+        clock: Callable[[], float],
+        *,
+        max_streams: int = MAX_STREAMS,
+        ping_min_s: float = 5.0,
+        keepalive_interval_s: float = 7200.0,
+        keepalive_timeout_s: float = 20.0,
+    ) -> None:
+        """`max_streams`: open at once. `ping_min_s`: how often the peer may ping. After
+        `keepalive_interval_s` of silence the peer is pinged, and after another
+        `keepalive_timeout_s` it is given up."""
+        self.out: list[bytes | memoryview] = []
+        self.unsent_bytes = 0
+        """Bytes in `out` and those that the owner took but could not send yet."""
+        self.held_bytes = 0
+        """Bytes of answers that the peer's windows keep back; not in `unsent_bytes`."""
+        self.is_open = False
+        """The preface and the first SETTINGS came."""
+        self.is_closing = False
+        """Nothing is read any more; close when everything is sent."""
+        self.is_aborted = False
+        """Close at once: the peer does not read."""
+        self.is_draining = False
+        """GOAWAY was sent: what is open is finished, nothing new is taken."""
+        self.streams: dict[int, Stream] = {}
+        self.answers = 0
+        """Frames with parts of answers sent so far, about."""
+        self._on_output = on_output
+        self._clock = clock
+        self._max_streams = min(max_streams, MAX_STREAMS)
+        self._ping_min_s = ping_min_s
+        self._keepalive_interval_s = keepalive_interval_s
+        self._keepalive_timeout_s = keepalive_timeout_s
+        # Input.
+        self._tail: list[bytes] = []
+        self._tail_bytes = 0
+        self._needed_bytes = len(PREFACE)
+        self._has_preface = False
+        self._decoder = Decoder(max_header_list_size=MAX_HEADER_BYTES)
+        self._known: dict[bytes, Any] = {}
+        self._block: tuple[int, int, list[bytes], bool] | None = None
+        """A header block in pieces: stream id, flags, the pieces, depends on itself."""
+        self._last_id = 0
+        self._gap = (0, 0)
+        """The last range of stream ids that the peer left out."""
+        self._quiet: dict[int, None] = {}
+        self._receive_window = CONNECTION_WINDOW_BYTES
+        # Output.
+        self._send_window = DEFAULT_WINDOW_BYTES
+        self._initial_window = DEFAULT_WINDOW_BYTES
+        self._max_sent_frame = MAX_FRAME_BYTES
+        self._held: dict[int, Stream] = {}
+        # Conduct of the peer.
+        self._noise = 0
+        self._ticked_at = clock()
+        self._pinged_at = float("-inf")
+        self._ping_strikes = 0
+        self._answers_at_ping = 0
+        self._was_heard = False
+        self._heard_at = self._ticked_at
+        self._asked_at: float | None = None
+
+    # Input.
+
+    def receive(self, data: bytes) -> None:
+        """Take what the peer sent."""
+        if self.is_closing:
+            return
+        self._was_heard = True
+        if self._tail:
+            self._tail.append(data)
+            self._tail_bytes += len(data)
+            if self._tail_bytes < self._needed_bytes:
+                return
+            data = b"".join(self._tail)
+            self._tail.clear()
+        try:
+            at = 0
+            if not self._has_preface:
+                if not PREFACE.startswith(data[: len(PREFACE)]):
+                    raise ConnectionFault(PROTOCOL_ERROR, "this is not HTTP/2")
+                if len(data) < len(PREFACE):
+                    self._keep(data, 0, len(PREFACE))
+                    return
+                at = len(PREFACE)
+                self._begin()
+            self._read_frames(data, at)
+        except ConnectionFault as fault:
+            self.go_away(fault.code, fault.text)
+            self.is_closing = True
+        if self._receive_window < CONNECTION_WINDOW_BYTES // 2:
+            grant = CONNECTION_WINDOW_BYTES - self._receive_window
+            self._receive_window = CONNECTION_WINDOW_BYTES
+            self._append(frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant)))
+
+    def _keep(self, data: bytes, at: int, needed_bytes: int) -> None:
+        self._tail.append(data[at:])
+        self._tail_bytes = len(data) - at
+        self._needed_bytes = needed_bytes
+
+    def _begin(self) -> None:
+        self._has_preface = True
+        settings = (
+            _SETTING.pack(MAX_CONCURRENT_STREAMS, self._max_streams),
+            _SETTING.pack(INITIAL_WINDOW_SIZE, STREAM_WINDOW_BYTES),
+            _SETTING.pack(MAX_HEADER_LIST_SIZE, MAX_HEADER_BYTES),
+        )
+        grant = CONNECTION_WINDOW_BYTES - DEFAULT_WINDOW_BYTES
+        self._append(
+            frame(SETTINGS, 0, 0, b"".join(settings))
+            + frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant))
+        )
+
+    def _read_frames(self, data: bytes, at: int) -> None:
+        # The hot path of every request: two frames, one look-up, one call.
+        end = len(data)
+        unpack_from = FRAME_HEADER.unpack_from
+        known = self._known
+        streams = self.streams
+        while end - at >= 9:
+            word, flags, stream_id = unpack_from(data, at)
+            size = word >> 8
+            if size > MAX_FRAME_BYTES:
+                raise ConnectionFault(FRAME_SIZE_ERROR, f"a frame has {size} bytes")
+            stop = at + 9 + size
+            if stop > end:
+                self._keep(data, at, stop - at)
+                return
+            if word & 0xFF == HEADERS and flags == END_HEADERS and end - stop >= 9:
+                request = known.get(data[at + 9 : stop])
+                if (
+                    request is not None
+                    and self._last_id < stream_id <= MAX_STREAM_ID
+                    and stream_id & 1
+                    and len(streams) < self._max_streams
+                    and self._block is None
+                    and not self.is_draining
+                ):
+                    word, flags, second_id = unpack_from(data, stop)
+                    size = word >> 8
+                    after = stop + 9 + size
+                    if (
+                        word & 0xFF == DATA
+                        and flags == END_STREAM
+                        and second_id == stream_id
+                        and size <= MAX_FRAME_BYTES
+                        and after <= end
+                        and size <= self._receive_window
+                    ):
+                        if stream_id != self._last_id + 2:
+                            self._gap = (self._last_id + 2, stream_id - 2)
+                        self._last_id = stream_id
+                        self._receive_window -= size
+                        self.take(stream_id, request, data, stop + 9, after)
+                        at = after
+                        continue
+                    word, flags, stream_id = unpack_from(data, at)
+            try:
+                self._read_frame(word & 0xFF, flags, stream_id & MAX_STREAM_ID, data, at + 9, stop)
+            except StreamFault as fault:
+                self.reset_stream(fault.stream_id, fault.code)
+            if self.is_closing:
+                return
+            at = stop
+        if at < end:
+            self._keep(data, at, FRAME_HEADER_BYTES)
+
+    def _read_frame(
+        self, kind: int, flags: int, stream_id: int, data: bytes, at: int, stop: int
+    ) -> None:
+        """Any frame. Raises ConnectionFault, StreamFault."""
+        if not self.is_open:
+            if kind != SETTINGS or flags & ACK:
+                raise ConnectionFault(PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            self.is_open = True
+        if self._block is not None and (kind != CONTINUATION or stream_id != self._block[0]):
+            raise ConnectionFault(PROTOCOL_ERROR, "a header block is interrupted")
+        if kind == DATA:
+            self._read_data(flags, stream_id, data, at, stop)
+        elif kind == HEADERS:
+            self._read_headers(flags, stream_id, data, at, stop)
+        elif kind == CONTINUATION:
+            self._read_continuation(flags, stream_id, data[at:stop])
+        else:
+            self._hush(1)
+            reader = _READERS.get(kind)
+            if reader is not None:  # Unknown frames are passed over.
+                reader(self, flags, stream_id, data[at:stop])
+
+    def _hush(self, noise: int) -> None:
+        """Count frames that ask for nothing."""
+        self._noise += noise
+        if self._noise > MAX_NOISE + NOISE_PER_ANSWER * self.answers:
+            raise ConnectionFault(ENHANCE_YOUR_CALM, "too many frames without requests")
+
+    def _live(self, stream_id: int) -> Stream | None:
+        """The stream, if the peer may still say something about it. Raises ConnectionFault if it
+        was never opened."""
+        if not stream_id & 1 or stream_id > self._last_id:
+            raise ConnectionFault(PROTOCOL_ERROR, f"stream {stream_id} is not open")
+        stream = self.streams.get(stream_id)
+        return None if stream is GHOST else stream
+
+    @staticmethod
+    def _unpad(flags: int, data: bytes, at: int, stop: int) -> tuple[int, int]:
+        if not flags & PADDED:
+            return at, stop
+        if at == stop or at + 1 + data[at] > stop:
+            raise ConnectionFault(PROTOCOL_ERROR, "a frame has more padding than content")
+        return at + 1, stop - data[at]
+
+    def _read_data(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
+        size = stop - at
+        self._receive_window -= size
+        if self._receive_window < 0:
+            raise ConnectionFault(FLOW_CONTROL_ERROR, "more than the connection's window")
+        stream = self._live(stream_id)
+        at, stop = self._unpad(flags, data, at, stop)
+        if at == stop:
+            self._hush(1)
+        if stream is None or stream.is_ended:
+            if stream_id in self._quiet:
+                self._hush(1)
+                return
+            raise StreamFault(stream_id, STREAM_CLOSED)
+        stream.window -= size
+        if stream.window < 0:
+            raise StreamFault(stream_id, FLOW_CONTROL_ERROR)
+        if stream.content_length is not None:
+            stream.content_length -= stop - at
+            if stream.content_length < 0:
+                raise StreamFault(stream_id, PROTOCOL_ERROR)
+        if at < stop:
+            self.received(stream, data[at:stop])
+        if flags & END_STREAM:
+            self._end(stream)
+        elif stream.window < STREAM_WINDOW_BYTES // 2:
+            grant = STREAM_WINDOW_BYTES - stream.window
+            stream.window = STREAM_WINDOW_BYTES
+            if self.streams.get(stream_id) is stream:
+                self._append(frame(WINDOW_UPDATE, 0, stream_id, _INT.pack(grant)))
+
+    def _end(self, stream: Stream) -> None:
+        if stream.content_length:
+            raise StreamFault(stream.id, PROTOCOL_ERROR)
+        if stream.is_ended:
+            return
+        stream.is_ended = True
+        if self.streams.get(stream.id) is stream:
+            self.ended(stream)
+
+    def _read_headers(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
+        if not stream_id & 1:
+            raise ConnectionFault(PROTOCOL_ERROR, f"stream {stream_id} is not a client's")
+        at, stop = self._unpad(flags, data, at, stop)
+        depends_on_itself = False
+        if flags & HAS_PRIORITY:
+            if stop - at < 5:
+                raise ConnectionFault(FRAME_SIZE_ERROR, "a HEADERS frame is too short")
+            depends_on_itself = _INT.unpack_from(data, at)[0] & MAX_STREAM_ID == stream_id
+            at += 5
+        if flags & END_HEADERS:
+            self._read_block(stream_id, flags, data[at:stop], depends_on_itself)
+        else:
+            self._block = (stream_id, flags, [data[at:stop]], depends_on_itself)
+
+    def _read_continuation(self, flags: int, stream_id: int, piece: bytes) -> None:
+        if self._block is None:
+            raise ConnectionFault(PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        _, first_flags, pieces, depends_on_itself = self._block
+        pieces.append(piece)
+        if len(pieces) > MAX_CONTINUATIONS or sum(map(len, pieces)) > MAX_HEADER_BYTES:
+            raise ConnectionFault(ENHANCE_YOUR_CALM, "a header block is too long")
+        if flags & END_HEADERS:
+            self._block = None
+            self._read_block(stream_id, first_flags, b"".join(pieces), depends_on_itself)
+
+    def _read_block(
+        self, stream_id: int, flags: int, block: bytes, depends_on_itself: bool
+    ) -> None:
+        """A whole header block. Whatever becomes of it, the dynamic table must see it."""
+        request = self._known.get(block)
+        headers = self._unpack(block) if request is None else None
+        if stream_id <= self._last_id:
+            self._read_trailers(stream_id, flags, headers)
+            return
+        if stream_id != self._last_id + 2:
+            self._gap = (self._last_id + 2, stream_id - 2)
+        self._last_id = stream_id
+        if self.is_draining:
+            self._hush(1)
+            self._be_quiet_about(stream_id)
+            return
+        if len(self.streams) >= self._max_streams:
+            self._hush(NOISE_PER_RESET)
+            raise StreamFault(stream_id, REFUSED_STREAM)
+        content_length = None
+        if headers is not None:
+            if depends_on_itself or not is_well_formed(headers):
+                raise StreamFault(stream_id, PROTOCOL_ERROR)
+            request = self.read_request(headers)
+            for name, value in headers:
+                if name == b"content-length":
+                    if not value.isdigit() or len(value) > 19:
+                        raise StreamFault(stream_id, PROTOCOL_ERROR)
+                    content_length = int(value)
+            if self._is_steady and content_length is None and len(block) <= MAX_KNOWN_BLOCK_BYTES:
+                if len(self._known) >= MAX_KNOWN_BLOCKS:
+                    self._known.clear()
+                self._known[block] = request
+        elif depends_on_itself:
+            raise StreamFault(stream_id, PROTOCOL_ERROR)
+        stream = Stream(stream_id, request, False)
+        self.streams[stream_id] = stream
+        stream.content_length = content_length
+        if flags & END_STREAM and content_length:
+            raise StreamFault(stream_id, PROTOCOL_ERROR)
+        self.opened(stream, bool(flags & END_STREAM))
+        if flags & END_STREAM:
+            self._end(stream)
+
+    def _unpack(self, block: bytes) -> Headers:
+        """The header fields. Sets `_is_steady`: the block means the same until another one changes
+        the dynamic table."""
+        self._is_steady = not changes_table(block)
+        if not self._is_steady:
+            self._known.clear()
+        try:
+            headers: Headers = self._decoder.decode(block, raw=True)
+        except OversizedHeaderListError:
+            raise ConnectionFault(ENHANCE_YOUR_CALM, "a header is too large") from None
+        except HPACKError as fault:
+            raise ConnectionFault(COMPRESSION_ERROR, str(fault)) from None
+        return headers
+
+    def _read_trailers(self, stream_id: int, flags: int, headers: Headers | None) -> None:
+        stream = self._live(stream_id)
+        if stream is None:
+            if stream_id in self._quiet:
+                self._hush(1)
+                return
+            low, high = self._gap
+            code = PROTOCOL_ERROR if low <= stream_id <= high else STREAM_CLOSED
+            raise ConnectionFault(code, f"stream {stream_id} is closed")
+        if stream.is_ended:
+            raise StreamFault(stream_id, STREAM_CLOSED)
+        # A known block is that of a request, so it has what trailers must not have.
+        if not flags & END_STREAM or headers is None or not are_well_formed_trailers(headers):
+            raise StreamFault(stream_id, PROTOCOL_ERROR)
+        self._end(stream)
+
+    def _read_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not stream_id:
+            raise ConnectionFault(PROTOCOL_ERROR, "PRIORITY of no stream")
+        if len(payload) != 5:
+            raise StreamFault(stream_id, FRAME_SIZE_ERROR)
+        if _INT.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:
+            raise StreamFault(stream_id, PROTOCOL_ERROR)
+
+    def _read_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(FRAME_SIZE_ERROR, "RST_STREAM does not have 4 bytes")
+        stream = self._live(stream_id)
+        if stream is not None:
+            self._hush(NOISE_PER_RESET)
+            self._forget(stream)
+
+    def _read_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(PROTOCOL_ERROR, "SETTINGS of a stream")
+        if len(payload) % 6 or (flags & ACK and payload):
+            raise ConnectionFault(FRAME_SIZE_ERROR, "SETTINGS of a wrong size")
+        if flags & ACK:
+            return
+        self._hush(len(self.streams) >> 6)  # A new window takes a look at each.
+        window = self._initial_window
+        for setting, value in _SETTING.iter_unpack(payload):
+            if setting == ENABLE_PUSH and value > 1:
+                raise ConnectionFault(PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
+            if setting == INITIAL_WINDOW_SIZE:
+                if value > MAX_WINDOW:
+                    raise ConnectionFault(FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
+                window = value
+            elif setting == MAX_FRAME_SIZE:
+                if not 16_384 <= value < 1 << 24:
+                    raise ConnectionFault(PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
+                self._max_sent_frame = min(value, MAX_SENT_FRAME_BYTES)
+        if window != self._initial_window:
+            self._initial_window = window
+            if any(stream.credit > MAX_WINDOW - window for stream in self.streams.values()):
+                raise ConnectionFault(FLOW_CONTROL_ERROR, "a window is too large")
+        self._append(frame(SETTINGS, ACK, 0))
+        self._send_held()
+
+    def _read_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:
+        raise ConnectionFault(PROTOCOL_ERROR, "a client cannot push")
+
+    def _read_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(PROTOCOL_ERROR, "PING of a stream")
+        if len(payload) != 8:
+            raise ConnectionFault(FRAME_SIZE_ERROR, "PING does not have 8 bytes")
+        if flags & ACK:
+            return
+        self._append(frame(PING, ACK, 0, payload))
+        # gRPC's policy: pings that follow an answer measure the bandwidth and are welcome; others
+        # keep the connection alive and must not come too often.
+        now = self._clock()
+        if self.answers != self._answers_at_ping:
+            self._answers_at_ping = self.answers
+            self._ping_strikes = 0
+        elif now - self._pinged_at < (self._ping_min_s if self.streams else IDLE_PING_S):
+            self._ping_strikes += 1
+            if self._ping_strikes > MAX_PING_STRIKES:
+                raise ConnectionFault(ENHANCE_YOUR_CALM, "too_many_pings")
+        self._pinged_at = now
+
+    def _read_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(PROTOCOL_ERROR, "GOAWAY of a stream")
+        if len(payload) < 8:
+            raise ConnectionFault(FRAME_SIZE_ERROR, "GOAWAY is too short")
+
+    def _read_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(FRAME_SIZE_ERROR, "WINDOW_UPDATE does not have 4 bytes")
+        grant = _INT.unpack(payload)[0] & MAX_WINDOW
+        if not stream_id:
+            if not grant:
+                raise ConnectionFault(PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
+            self._send_window += grant
+            if self._send_window > MAX_WINDOW:
+                raise ConnectionFault(FLOW_CONTROL_ERROR, "the connection's window is too large")
+            if self._held:
+                self._send_held()
+            return
+        stream = self._live(stream_id)
+        if stream is None:
+            return
+        if not grant:
+            raise StreamFault(stream_id, PROTOCOL_ERROR)
+        stream.credit += grant
+        if self._initial_window + stream.credit > MAX_WINDOW:
+            raise StreamFault(stream_id, FLOW_CONTROL_ERROR)
+        if stream.held:
+            self._send_held(stream)
+
+    # Output.
+
+    def _append(self, data: bytes) -> None:
+        if not self.out:
+            self._on_output(self)
+        self.out.append(data)
+        self.unsent_bytes += len(data)
+
+    def send_headers(self, stream: Stream, block: bytes) -> None:
+        """The header of the answer."""
+        stream.headers_sent = True
+        self._append(frame(HEADERS, END_HEADERS, stream.id, block))
+
+    def send_data(self, stream: Stream, head: bytes, body: bytes) -> None:
+        """A piece of the answer: `head` and `body`."""
+        size = len(head) + len(body)
+        self.answers += 1
+        if (
+            size <= self._send_window
+            and size <= self._initial_window + stream.credit
+            and size <= self._max_sent_frame
+            and not stream.held
+        ):
+            self._send_window -= size
+            stream.credit -= size
+            self._append(FRAME_HEADER.pack(size << 8, 0, stream.id) + head)
+            self.out.append(body)
+            self.unsent_bytes += len(body)
+            return
+        if stream.held is None:
+            stream.held = deque()
+        stream.held += (memoryview(head), memoryview(body)) if size > 4096 else (
+            memoryview(head + body),
+        )
+        stream.held_bytes += size
+        self.held_bytes += size
+        self._held[stream.id] = stream
+        self._send_held(stream)
+        if self.unsent_bytes + self.held_bytes - size > MAX_UNSENT_BYTES:
+            self.abort()
+
+    def finish(self, stream: Stream, block: bytes) -> None:
+        """The end of the answer, with this header block, when all before it is sent."""
+        self.answers += 1
+        tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
+        if stream.held:
+            stream.tail = tail
+            self.streams[stream.id] = stream
+        else:
+            self._finish(stream, tail)
+
+    def _finish(self, stream: Stream, tail: bytes) -> None:
+        if not stream.is_ended:
+            # The rest of the request is of no interest (RFC 9113, 8.1).
+            tail += frame(RST_STREAM, 0, stream.id, _INT.pack(NO_ERROR))
+            self._be_quiet_about(stream.id)
+        self._append(tail)
+
+    def _send_held(self, only: Stream | None = None) -> None:
+        """Send what the windows allow of what is held, a frame per stream at a time."""
+        was_blocked = self.is_blocked
+        moving = [only] if only is not None else list(self._held.values())
+        while moving and self._send_window > 0:
+            moving = [stream for stream in moving if self._send_some(stream)]
+        if was_blocked and not self.is_blocked:
+            self.unblocked()
+
+    def _send_some(self, stream: Stream) -> bool:
+        """Send a frame of what is held; False if there is no more, or no window."""
+        held = stream.held
+        assert held
+        self.answers += 1
+        room = min(self._send_window, self._initial_window + stream.credit, self._max_sent_frame)
+        if room <= 0:
+            return False
+        size = 0
+        pieces: list[memoryview] = []
+        while held and size < room:
+            piece = held.popleft()
+            if len(piece) > room - size:
+                held.appendleft(piece[room - size :])
+                piece = piece[: room - size]
+            pieces.append(piece)
+            size += len(piece)
+        self._send_window -= size
+        stream.credit -= size
+        stream.held_bytes -= size
+        self.held_bytes -= size
+        self._append(FRAME_HEADER.pack(size << 8, 0, stream.id))
+        self.out += pieces
+        self.unsent_bytes += size
+        if held:
+            return True
+        del self._held[stream.id]
+        if stream.tail:
+            del self.streams[stream.id]
+            self._finish(stream, stream.tail)
+        else:
+            self.released(stream)
+        return False
+
+    def reset_stream(self, stream_id: int, code: int) -> None:
+        """End a stream with an error code of HTTP/2."""
+        self._append(frame(RST_STREAM, 0, stream_id, _INT.pack(code)))
+        stream = self.streams.get(stream_id)
+        if stream is not None and stream is not GHOST:
+            self._forget(stream)
+        if stream_id & 1 and stream_id <= self._last_id:
+            self._be_quiet_about(stream_id)
+
+    def _forget(self, stream: Stream) -> None:
+        """A stream is over before its answer is out."""
+        self.drop_held(stream)
+        if self.canceled(stream):
+            self.streams[stream.id] = GHOST
+        else:
+            self.streams.pop(stream.id, None)
+
+    def drop_held(self, stream: Stream) -> None:
+        """Do not send what is held of a stream."""
+        if self._held.pop(stream.id, None) is not None:
+            self.held_bytes -= stream.held_bytes
+            stream.held = None
+            stream.held_bytes = 0
+
+    def _be_quiet_about(self, stream_id: int) -> None:
+        quiet = self._quiet
+        quiet[stream_id] = None
+        if len(quiet) > MAX_QUIET_STREAMS:
+            del quiet[next(iter(quiet))]
+
+    def go_away(self, code: int, text: str = "") -> None:
+        """Say that no further stream is taken, and why."""
+        self.is_draining = True
+        payload = _PAIR.pack(self._last_id, code) + text.encode()
+        self._append(frame(GOAWAY, 0, 0, payload))
+
+    def abort(self) -> None:
+        """Close at once; `on_output` tells the owner to look."""
+        self.is_aborted = True
+        if not self.out:
+            self._on_output(self)
+
+    @property
+    def is_blocked(self) -> bool:
+        """The peer does not read what it is sent: hold back what can wait."""
+        return self.unsent_bytes > HIGH_WATER_BYTES or self.held_bytes > MAX_HELD_BYTES
+
+    # Time.
+
+    def tick(self, now: float) -> None:
+        """To be called several times a second."""
+        self._noise = max(0, self._noise - int(NOISE_PER_S * (now - self._ticked_at)) - 1)
+        self._ticked_at = now
+        if self._was_heard:
+            self._was_heard = False
+            self._heard_at = now
+            self._asked_at = None
+        elif self._asked_at is not None:
+            if now - self._asked_at > self._keepalive_timeout_s:
+                self.abort()
+        elif now - self._heard_at > self._keepalive_interval_s and self.is_open:
+            self._asked_at = now
+            self._append(frame(PING, 0, 0, bytes(8)))
+
+    # Hooks.
+
+    def read_request(self, headers: Headers) -> Any:
+        """What a request with this header asks for. Streams with the same header share it."""
+        raise NotImplementedError
+
+    def take(self, stream_id: int, request: Any, data: bytes, at: int, end: int) -> None:
+        """A whole request, its body is `data[at:end]`. It is not in `streams` yet."""
+        raise NotImplementedError
+
+    def opened(self, stream: Stream, is_ended: bool) -> None:
+        """A request began. `is_ended`: it has no body, and `ended` comes next."""
+        raise NotImplementedError
+
+    def received(self, stream: Stream, piece: bytes) -> None:
+        """A piece of a request's body."""
+        raise NotImplementedError
+
+    def ended(self, stream: Stream) -> None:
+        """A request is complete."""
+        raise NotImplementedError
+
+    def canceled(self, stream: Stream) -> bool:
+        """A stream ended before its answer; True if `streams` must remember that one comes."""
+        raise NotImplementedError
+
+    def released(self, stream: Stream) -> None:
+        """All that was held of a stream is sent."""
+        raise NotImplementedError
+
+    def unblocked(self) -> None:
+        """`is_blocked` is not true any more."""
+        raise NotImplementedError
+
+
+_READERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {
+    PRIORITY: Connection._read_priority,
+    RST_STREAM: Connection._read_rst_stream,
+    SETTINGS: Connection._read_settings,
+    PUSH_PROMISE: Connection._read_push_promise,
+    PING: Connection._read_ping,
+    GOAWAY: Connection._read_goaway,
+    WINDOW_UPDATE: Connection._read_window_update,
+}
+
+
+def header_block(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A header block that leaves the peer's dynamic table alone."""
+    return b"".join(literal(name, value) for name, value in fields)
