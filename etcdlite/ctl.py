@@ -554,9 +554,13 @@ def find_command(words: Sequence[str]) -> tuple[Command | str | None, list[str]]
         raise Failure(EXIT_BAD_FEATURE, text)
     if names[0] in GROUPS and len(names) == 1:
         return names[0], [word for index, word in enumerate(words) if index not in positions]
-    known = list(COMMAND_BY_NAME) + list(GROUPS)
-    name = " ".join(names) if names[0] in GROUPS else names[0]
-    hint = did_you_mean(name, known) or f" (see {PROGRAM} --help)"
+    if names[0] in GROUPS:
+        known = [command for command in COMMAND_BY_NAME if command.startswith(names[0] + " ")]
+        name, see = " ".join(names), f"{PROGRAM} {names[0]} --help"
+    else:
+        known = [*COMMAND_BY_NAME, *GROUPS]
+        name, see = names[0], f"{PROGRAM} --help"
+    hint = did_you_mean(name, known) or f" (see {see})"
     raise Failure(EXIT_FAILED, f'unknown command "{name}" for "{PROGRAM}"{hint}')
 
 
@@ -582,10 +586,9 @@ def run(words: Sequence[str]) -> int:
     """Run a command line. Raises Failure and what a command raises."""
     command, others = find_command(words)
     if not isinstance(command, Command):
-        given = parse_flags(others, GLOBAL_FLAGS)[2]
-        help_text = program_help() if command is None else group_help(command)
-        sys.stdout.write(help_text)
-        return 0 if given.get("help") or not others else EXIT_FAILED
+        parse_flags(others, GLOBAL_FLAGS)
+        sys.stdout.write(program_help() if command is None else group_help(command))
+        return 0
     try:
         arguments, before_dashes, given = parse_flags(others, (*GLOBAL_FLAGS, *command.flags))
     except BadFlag as error:

@@ -6,13 +6,18 @@ it opens, and through nothing else, so that tests can put a faulty or simulated 
 Every method may raise `OSError`. After a failed `sync` the state of the file is unknown (the kernel
 may have dropped the dirty pages and cleared the error), so the caller must not retry it: it ends
 the process.
+
+There is one thread here, because no caller can wait for what it does: see `_Eraser`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import queue
 import shutil
+import threading
+import time
 
 IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 """How many buffers one write call takes."""
@@ -94,6 +99,46 @@ class Staged:
         self._disk.sync_dir(os.path.dirname(self._path) or ".")
 
 
+ERASE_STEP_BYTES = 2 << 20
+ERASE_PAUSE_S = 0.005
+
+
+class _Eraser:
+    """Frees the space of removed files in small steps, in a thread.
+
+    On a file system that is mounted with `discard`, freeing 64 MiB at once takes 70 ms in which no
+    sync of any other file gets through. A file that is still open elsewhere (a snapshot that is
+    being sent) or has another name is left whole: every `File` holds a shared lock.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def erase(self, fd: int) -> None:
+        """Take over an open file whose name was removed."""
+        stat = os.fstat(fd)
+        if stat.st_nlink or stat.st_size <= ERASE_STEP_BYTES:
+            os.close(fd)
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="etcdlite-eraser", daemon=True)
+            self._thread.start()
+        self._queue.put(fd)
+
+    def _run(self) -> None:
+        while True:
+            fd = self._queue.get()
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            for size in range(os.fstat(fd).st_size, 0, -ERASE_STEP_BYTES):
+                os.ftruncate(fd, size - min(size, ERASE_STEP_BYTES))
+                time.sleep(ERASE_PAUSE_S)
+            os.close(fd)
+
+
+_ERASER = _Eraser()
+
+
 class Disk:
     """The real file system. Paths are strings, absolute or relative to the working directory."""
 
@@ -102,10 +147,16 @@ class Disk:
         flags = os.O_RDWR | os.O_CLOEXEC
         if create:
             flags |= os.O_CREAT | os.O_EXCL
-        return File(path, os.open(path, flags, 0o600))
+        return self._shared(path, os.open(path, flags, 0o600))
 
     def open_read(self, path: str) -> File:
-        return File(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        return self._shared(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    @staticmethod
+    def _shared(path: str, fd: int) -> File:
+        """A file that `_Eraser` leaves alone until it is closed."""
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        return File(path, fd)
 
     def lock(self, path: str) -> File:
         """Take the lock file at `path`, made if missing. Raises BlockingIOError if it is held."""
@@ -130,13 +181,22 @@ class Disk:
 
     def rename(self, old: str, new: str) -> None:
         """Atomically replace `new` by `old`. Durable only after `sync_dir`."""
+        try:
+            fd = os.open(new, os.O_RDWR | os.O_CLOEXEC)
+        except (FileNotFoundError, IsADirectoryError):
+            os.rename(old, new)
+            return
         os.rename(old, new)
+        _ERASER.erase(fd)
 
     def link(self, old: str, new: str) -> None:
         os.link(old, new)
 
     def unlink(self, path: str) -> None:
+        """Remove the name. The space is freed little by little, see `_Eraser`."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         os.unlink(path)
+        _ERASER.erase(fd)
 
     def remove_tree(self, path: str) -> None:
         shutil.rmtree(path)

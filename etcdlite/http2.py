@@ -26,10 +26,10 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-from hpack import Decoder, HPACKError, OversizedHeaderListError
+from etcdlite.headers import MAX_LIST_BYTES, Field, HeaderFault, Headers, HeadersTooLarge, Unpacker
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What every client sends first."""
@@ -40,15 +40,11 @@ MAX_FRAME_BYTES = 16_384
 MAX_SENT_FRAME_BYTES = 65_536
 """Larger ones are not sent even if the peer takes them: streams shall take turns."""
 
-MAX_HEADER_BYTES = 65_536
-"""Of a header block, packed or unpacked (ENHANCE_YOUR_CALM)."""
+MAX_BLOCK_BYTES = MAX_LIST_BYTES
+"""Of a header block, packed; unpacked see `headers.py` (ENHANCE_YOUR_CALM)."""
 
 MAX_CONTINUATIONS = 32
 """Frames that one header block may be spread over (ENHANCE_YOUR_CALM)."""
-
-MAX_INTEGER_BYTES = 5
-"""Of a packed number in a header block (COMPRESSION_ERROR): without a limit, unpacking one takes
-quadratic time."""
 
 MAX_KNOWN_BLOCKS = 1024
 MAX_KNOWN_BLOCK_BYTES = 1024
@@ -93,7 +89,6 @@ asking without reading."""
 MAX_WINDOW = 2**31 - 1
 MAX_STREAM_ID = 2**31 - 1
 DEFAULT_WINDOW_BYTES = 65_535
-DEFAULT_TABLE_BYTES = 4096
 
 # Frame types.
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE = range(9)
@@ -142,9 +137,9 @@ _CONNECTION_HEADERS = {
     b"transfer-encoding",
     b"upgrade",
 }
+_COMMON_NAMES = {b"content-type", b"user-agent", b"grpc-timeout", b"grpc-accept-encoding"}
+"""Nothing to look at; most headers have no others."""
 _UPPERCASE = frozenset(range(0x41, 0x5B))
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class ConnectionFault(Exception):
@@ -195,99 +190,31 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     return FRAME_HEADER.pack(len(payload) << 8 | kind, flags, stream_id) + payload
 
 
-def literal(name: bytes, value: bytes) -> bytes:
-    """A header field as a block that leaves the peer's dynamic table alone (RFC 7541, 6.2.2).
-
-    Names shorter than 127 bytes only."""
-    size = len(value)
-    if size < 127:
-        length = bytes((size,))
-    else:
-        length = b"\x7f"
-        size -= 127
-        while size > 127:
-            length += bytes((size & 127 | 128,))
-            size >>= 7
-        length += bytes((size,))
-    return b"\x00" + bytes((len(name),)) + name + length + value
-
-
-def changes_table(block: bytes) -> bool:
-    """Whether unpacking the block may change the dynamic table. Raises ConnectionFault for what
-    cannot be unpacked, or not in bounded time."""
-    at = 0
-    end = len(block)
-    changes = False
-    try:
-        while at < end:
-            byte = block[at]
-            if byte & 0x80:
-                if byte & 0x7F == 0x7F:
-                    at = _skip_integer(block, at)
-                at += 1
-                continue
-            if byte & 0x40:
-                changes = True
-                mask = 0x3F
-            elif byte & 0x20:
-                changes = True
-                at = (_skip_integer(block, at) if byte & 0x1F == 0x1F else at) + 1
-                continue
-            else:
-                mask = 0x0F
-            strings = 1 if byte & mask else 2
-            if byte & mask == mask:
-                at = _skip_integer(block, at)
-            at += 1
-            for _ in range(strings):
-                size = block[at] & 0x7F
-                if size == 0x7F:
-                    start = at + 1
-                    at = _skip_integer(block, at)
-                    for shift, more in enumerate(block[start : at + 1]):
-                        size += (more & 0x7F) << 7 * shift
-                at += 1 + size
-    except IndexError:
-        at = end + 1
-    if at != end:
-        raise ConnectionFault(COMPRESSION_ERROR, "a header block is cut off")
-    return changes
-
-
-def _skip_integer(block: bytes, at: int) -> int:
-    """The position of the last byte of the number that begins, all ones, at `at`."""
-    start = at
-    at += 1
-    while block[at] & 0x80:
-        at += 1
-        if at - start > MAX_INTEGER_BYTES:
-            raise ConnectionFault(COMPRESSION_ERROR, "a number in a header block is too long")
-    return at
-
-
 def is_well_formed(headers: Headers) -> bool:
     """Whether this is the header of a request that the RFC (8.1 to 8.3) allows."""
     pseudo: dict[bytes, bytes] = {}
     is_past_pseudo = False
-    for name, value in headers:
+    for field in headers:
+        name, value = field
         if name[:1] == b":":
             if is_past_pseudo or name not in _PSEUDO_HEADERS or name in pseudo:
                 return False
             pseudo[name] = value
             continue
         is_past_pseudo = True
-        if not _is_well_formed_field(name, value):
+        if not _is_well_formed_field(field):
             return False
     return all(pseudo.get(name) for name in (b":method", b":scheme", b":path"))
 
 
 def are_well_formed_trailers(headers: Headers) -> bool:
-    return all(
-        name[:1] != b":" and _is_well_formed_field(name, value) for name, value in headers
-    )
+    return all(field[0][:1] != b":" and _is_well_formed_field(field) for field in headers)
 
 
-def _is_well_formed_field(name: bytes, value: bytes) -> bool:
+def _is_well_formed_field(field: Field) -> bool:
+    name, value = field
+    if name in _COMMON_NAMES:
+        return True
     if not name or name in _CONNECTION_HEADERS or not _UPPERCASE.isdisjoint(name):
         return False
     return name != b"te" or value == b"trailers"
@@ -296,6 +223,8 @@ def _is_well_formed_field(name: bytes, value: bytes) -> bool:
 class Connection:
     """One connection. `on_output` is called when `out` gets its first bytes; `clock` gives seconds,
     monotonic."""
+
+    stream_class: type[Stream] = Stream
 
     def __init__(
         self,
@@ -337,7 +266,7 @@ class Connection:
         self._tail_bytes = 0
         self._needed_bytes = len(PREFACE)
         self._has_preface = False
-        self._decoder = Decoder(max_header_list_size=MAX_HEADER_BYTES)
+        self._unpacker = Unpacker()
         self._known: dict[bytes, Any] = {}
         self._block: tuple[int, int, list[bytes], bool] | None = None
         """A header block in pieces: stream id, flags, the pieces, depends on itself."""
@@ -404,12 +333,11 @@ class Connection:
         settings = (
             _SETTING.pack(MAX_CONCURRENT_STREAMS, self._max_streams),
             _SETTING.pack(INITIAL_WINDOW_SIZE, STREAM_WINDOW_BYTES),
-            _SETTING.pack(MAX_HEADER_LIST_SIZE, MAX_HEADER_BYTES),
+            _SETTING.pack(MAX_HEADER_LIST_SIZE, MAX_LIST_BYTES),
         )
         grant = CONNECTION_WINDOW_BYTES - DEFAULT_WINDOW_BYTES
         self._append(
-            frame(SETTINGS, 0, 0, b"".join(settings))
-            + frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant))
+            frame(SETTINGS, 0, 0, b"".join(settings)) + frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant))
         )
 
     def _read_frames(self, data: bytes, at: int) -> None:
@@ -519,7 +447,7 @@ class Connection:
         at, stop = self._unpad(flags, data, at, stop)
         if at == stop:
             self._hush(1)
-        if stream is None or stream.is_ended:
+        if stream is None or stream.is_ended or stream.tail:
             if stream_id in self._quiet:
                 self._hush(1)
                 return
@@ -531,24 +459,24 @@ class Connection:
             stream.content_length -= stop - at
             if stream.content_length < 0:
                 raise StreamFault(stream_id, PROTOCOL_ERROR)
+        if flags & END_STREAM:
+            self._mark_ended(stream)
         if at < stop:
             self.received(stream, data[at:stop])
-        if flags & END_STREAM:
-            self._end(stream)
+        if self.streams.get(stream_id) is not stream:
+            return
+        if stream.is_ended:
+            self.ended(stream)
         elif stream.window < STREAM_WINDOW_BYTES // 2:
             grant = STREAM_WINDOW_BYTES - stream.window
             stream.window = STREAM_WINDOW_BYTES
-            if self.streams.get(stream_id) is stream:
-                self._append(frame(WINDOW_UPDATE, 0, stream_id, _INT.pack(grant)))
+            self._append(frame(WINDOW_UPDATE, 0, stream_id, _INT.pack(grant)))
 
-    def _end(self, stream: Stream) -> None:
+    @staticmethod
+    def _mark_ended(stream: Stream) -> None:
+        stream.is_ended = True
         if stream.content_length:
             raise StreamFault(stream.id, PROTOCOL_ERROR)
-        if stream.is_ended:
-            return
-        stream.is_ended = True
-        if self.streams.get(stream.id) is stream:
-            self.ended(stream)
 
     def _read_headers(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         if not stream_id & 1:
@@ -570,7 +498,7 @@ class Connection:
             raise ConnectionFault(PROTOCOL_ERROR, "CONTINUATION without HEADERS")
         _, first_flags, pieces, depends_on_itself = self._block
         pieces.append(piece)
-        if len(pieces) > MAX_CONTINUATIONS or sum(map(len, pieces)) > MAX_HEADER_BYTES:
+        if len(pieces) > MAX_CONTINUATIONS or sum(map(len, pieces)) > MAX_BLOCK_BYTES:
             raise ConnectionFault(ENHANCE_YOUR_CALM, "a header block is too long")
         if flags & END_HEADERS:
             self._block = None
@@ -581,7 +509,10 @@ class Connection:
     ) -> None:
         """A whole header block. Whatever becomes of it, the dynamic table must see it."""
         request = self._known.get(block)
-        headers = self._unpack(block) if request is None else None
+        headers = None
+        is_changed = False
+        if request is None:
+            headers, is_changed = self._unpack(block)
         if stream_id <= self._last_id:
             self._read_trailers(stream_id, flags, headers)
             return
@@ -605,38 +536,36 @@ class Connection:
                     if not value.isdigit() or len(value) > 19:
                         raise StreamFault(stream_id, PROTOCOL_ERROR)
                     content_length = int(value)
-            if self._is_steady and content_length is None and len(block) <= MAX_KNOWN_BLOCK_BYTES:
+            if not is_changed and content_length is None and len(block) <= MAX_KNOWN_BLOCK_BYTES:
                 if len(self._known) >= MAX_KNOWN_BLOCKS:
                     self._known.clear()
                 self._known[block] = request
         elif depends_on_itself:
             raise StreamFault(stream_id, PROTOCOL_ERROR)
-        stream = Stream(stream_id, request, False)
-        self.streams[stream_id] = stream
+        stream = self.stream_class(stream_id, request, False)
         stream.content_length = content_length
-        if flags & END_STREAM and content_length:
-            raise StreamFault(stream_id, PROTOCOL_ERROR)
-        self.opened(stream, bool(flags & END_STREAM))
         if flags & END_STREAM:
-            self._end(stream)
+            self._mark_ended(stream)
+        self.streams[stream_id] = stream
+        self.opened(stream)
+        if stream.is_ended and self.streams.get(stream_id) is stream:
+            self.ended(stream)
 
-    def _unpack(self, block: bytes) -> Headers:
-        """The header fields. Sets `_is_steady`: the block means the same until another one changes
-        the dynamic table."""
-        self._is_steady = not changes_table(block)
-        if not self._is_steady:
-            self._known.clear()
+    def _unpack(self, block: bytes) -> tuple[Headers, bool]:
+        """The header fields, and whether the block changed the dynamic table."""
         try:
-            headers: Headers = self._decoder.decode(block, raw=True)
-        except OversizedHeaderListError:
-            raise ConnectionFault(ENHANCE_YOUR_CALM, "a header is too large") from None
-        except HPACKError as fault:
+            headers, is_changed = self._unpacker.unpack(block)
+        except HeadersTooLarge as fault:
+            raise ConnectionFault(ENHANCE_YOUR_CALM, str(fault)) from None
+        except HeaderFault as fault:
             raise ConnectionFault(COMPRESSION_ERROR, str(fault)) from None
-        return headers
+        if is_changed:
+            self._known.clear()
+        return headers, is_changed
 
     def _read_trailers(self, stream_id: int, flags: int, headers: Headers | None) -> None:
         stream = self._live(stream_id)
-        if stream is None:
+        if stream is None or stream.tail:
             if stream_id in self._quiet:
                 self._hush(1)
                 return
@@ -648,7 +577,8 @@ class Connection:
         # A known block is that of a request, so it has what trailers must not have.
         if not flags & END_STREAM or headers is None or not are_well_formed_trailers(headers):
             raise StreamFault(stream_id, PROTOCOL_ERROR)
-        self._end(stream)
+        self._mark_ended(stream)
+        self.ended(stream)
 
     def _read_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not stream_id:
@@ -663,7 +593,7 @@ class Connection:
             raise ConnectionFault(FRAME_SIZE_ERROR, "RST_STREAM does not have 4 bytes")
         stream = self._live(stream_id)
         if stream is not None:
-            self._hush(NOISE_PER_RESET)
+            self._hush(1 if stream.headers_sent else NOISE_PER_RESET)
             self._forget(stream)
 
     def _read_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -777,8 +707,8 @@ class Connection:
             return
         if stream.held is None:
             stream.held = deque()
-        stream.held += (memoryview(head), memoryview(body)) if size > 4096 else (
-            memoryview(head + body),
+        stream.held += (
+            (memoryview(head), memoryview(body)) if size > 4096 else (memoryview(head + body),)
         )
         stream.held_bytes += size
         self.held_bytes += size
@@ -794,6 +724,8 @@ class Connection:
         if stream.held:
             stream.tail = tail
             self.streams[stream.id] = stream
+            if not stream.is_ended:
+                self._be_quiet_about(stream.id)
         else:
             self._finish(stream, tail)
 
@@ -921,8 +853,8 @@ class Connection:
         """A whole request, its body is `data[at:end]`. It is not in `streams` yet."""
         raise NotImplementedError
 
-    def opened(self, stream: Stream, is_ended: bool) -> None:
-        """A request began. `is_ended`: it has no body, and `ended` comes next."""
+    def opened(self, stream: Stream) -> None:
+        """A request began."""
         raise NotImplementedError
 
     def received(self, stream: Stream, piece: bytes) -> None:
@@ -930,7 +862,7 @@ class Connection:
         raise NotImplementedError
 
     def ended(self, stream: Stream) -> None:
-        """A request is complete."""
+        """An open request is complete."""
         raise NotImplementedError
 
     def canceled(self, stream: Stream) -> bool:
@@ -955,8 +887,3 @@ _READERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {
     GOAWAY: Connection._read_goaway,
     WINDOW_UPDATE: Connection._read_window_update,
 }
-
-
-def header_block(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A header block that leaves the peer's dynamic table alone."""
-    return b"".join(literal(name, value) for name, value in fields)

@@ -179,6 +179,8 @@ class Member:
         self._header_term = -1
         self._header_prefixes: list[bytes] = []
         self._header_suffix = b""
+        self._header_revision = -1
+        self._header = b""
 
     # Input.
 
@@ -267,6 +269,18 @@ class Member:
         )
 
     @property
+    def is_saving(self) -> bool:
+        """Own proposals wait for the log, and nothing but background work could be done now."""
+        return bool(self._waiting) and not (
+            self._proposals
+            or self._reads
+            or self._ready_reads
+            or self._slow_reads
+            or self._applying is not None
+            or self._committed
+        )
+
+    @property
     def is_applying(self) -> bool:
         """An entry is applied in part; the store is between two marks."""
         return self._applying is not None
@@ -304,7 +318,11 @@ class Member:
             self._continue_slow_reads()
         if self.hub.slow_watches and self._applying is None:
             self._catching_up = self.hub.run(self.slice_is_over)
-        if self._applying is None:
+
+    def housekeep(self) -> None:
+        """A slice of background work, after a turn's results were handed out."""
+        if self._applying is None and self.housekeeping.has_work:
+            self._deadline = self.clock() + SLICE_S
             self.housekeeping.run(self.slice_is_over)
 
     def slice_is_over(self) -> bool:
@@ -575,11 +593,8 @@ class Member:
         try:
             if (
                 method == RANGE
-                and not request.range_end
-                and request.revision <= 0
-                and not (request.keys_only or request.count_only)
-                and not (request.min_mod_revision or request.max_mod_revision)
-                and not (request.min_create_revision or request.max_create_revision)
+                # Nothing is set but the key: an instance holds only what was set.
+                and len(request.__dict__) == 1 + request.serializable
             ):
                 # The hot path of reads: one key, now.
                 kv = store.get(request.key)
@@ -716,14 +731,18 @@ class Member:
         on the revision is kept, by the size of the revision."""
         if self._header_term != self.raft.term:
             self._header_term = self.raft.term
+            self._header_revision = -1
             self._header_suffix = b"\x20" + varint(self.raft.term)
             ids = self._ids
             self._header_prefixes = [
                 b"\x0a" + varint(len(ids) + size + len(self._header_suffix)) + ids
                 for size in range(MAX_VARINT_BYTES + 1)
             ]
-        encoded = varint(revision)
-        return self._header_prefixes[len(encoded)] + encoded + self._header_suffix
+        if revision != self._header_revision:
+            encoded = varint(revision)
+            self._header_revision = revision
+            self._header = self._header_prefixes[len(encoded)] + encoded + self._header_suffix
+        return self._header
 
     def members(self) -> dict[int, Any]:
         """The members by id, as `Member` messages."""

@@ -11,9 +11,10 @@ streams hold back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from etcdlite import __version__, api, proto, snap
+from etcdlite import __version__, api, proto
+from etcdlite.calls import Calls
 from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError, error
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.proto import (
@@ -31,7 +32,7 @@ from etcdlite.proto import (
     DecodeError,
     ProtocolError,
 )
-from etcdlite.watch import WatchStream
+from etcdlite.streams import CALLS
 
 MAX_OPEN_REQUESTS = 65_536
 MAX_PING_BYTES = 64
@@ -40,27 +41,8 @@ MAX_UNSENT_BYTES = 64 << 20
 """With more than this waiting to be sent, a client that is owed yet another answer is dropped: it
 goes on asking without reading."""
 
-_WATCH = proto.METHOD_BY_NAME["Watch.Watch"].number
-_KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
-_SNAPSHOT = proto.METHOD_BY_NAME["Maintenance.Snapshot"].number
 _CANCELED = -1
 """In place of the method: the request was answered as cancelled and its result will be dropped."""
-_STREAMS = (_WATCH, _KEEP_ALIVE, _SNAPSHOT)
-
-
-class _WatchSink:
-    """Carries the responses of a watch stream."""
-
-    def __init__(self, session: NativeSession, request_id: int) -> None:
-        self._session = session
-        self._request_id = request_id
-
-    @property
-    def blocked(self) -> bool:
-        return self._session.is_blocked
-
-    def send(self, body: bytes) -> None:
-        self._session.send(self._request_id, _WATCH, 0, body)
 
 
 class NativeSession:
@@ -83,8 +65,7 @@ class NativeSession:
         self._needed_bytes = HANDSHAKE.size
         self._max_frame_length = member.max_request_bytes + OVERHEAD_BYTES
         self._requests: dict[int, int] = {}
-        self._watches: dict[int, WatchStream] = {}
-        self._snapshots: dict[int, Iterator[bytes]] = {}
+        self.calls = Calls(member, self)
 
     # Input.
 
@@ -184,11 +165,11 @@ class NativeSession:
         if flags & CANCEL:
             if opened is not None and opened != _CANCELED:
                 self.fail(request_id, opened, error("Canceled"))
-                if opened not in _STREAMS:
+                if opened not in CALLS:
                     # Its result is still to come, and must not answer another request.
                     self._requests[request_id] = _CANCELED
             return
-        if opened is not None and (opened != method or method not in _STREAMS):
+        if opened is not None and (opened != method or method not in CALLS):
             raise ProtocolError(f"request id {request_id} is in use already")
         if method == PING:
             if len(body) > MAX_PING_BYTES:
@@ -196,43 +177,23 @@ class NativeSession:
             self._begin(request_id, method)
             self.reply(request_id, method, body)
             return
-        if method not in _STREAMS:
+        if method not in CALLS:
             self._begin(request_id, method)
             self.fail(request_id, method, api.unimplemented(method))
             return
-        if opened is None:
-            self._begin(request_id, method)
         try:
-            if method == _WATCH:
-                self._watch(request_id, body, flags)
-            elif method == _KEEP_ALIVE:
-                if body or opened is None:
-                    self.send(request_id, method, 0, api.keep_alive(self.member, body))
-            elif opened is None:
-                self._snapshots[request_id] = snap.stream(self.member)
+            if opened is None:
+                self._begin(request_id, method)
+                self.calls.open(request_id, method, CALLS[method])
+            if body or opened is None:
+                self.calls.message(request_id, body)
+            if flags & END:
+                self.calls.finish(request_id)
         except EtcdError as failure:
             self.fail(request_id, method, failure)
             return
         except DecodeError as failure:
             self.fail(request_id, method, api.invalid(method, failure))
-            return
-        if flags & END and method != _SNAPSHOT:
-            self._end(request_id, method)
-
-    def _watch(self, request_id: int, body: bytes, flags: int) -> None:
-        stream = self._watches.get(request_id)
-        if stream is None:
-            stream = self.member.hub.open(_WatchSink(self, request_id))
-            self._watches[request_id] = stream
-        if not body:
-            return
-        request = proto.WatchRequest.decode(body)
-        if request.create_request is not None:
-            stream.create(request.create_request)
-        elif request.cancel_request is not None:
-            stream.cancel(request.cancel_request.watch_id)
-        elif request.progress_request is not None:
-            stream.progress()
 
     # Output.
 
@@ -253,23 +214,19 @@ class NativeSession:
         """The answer to a request, or the end of a stream, that failed."""
         if self._requests.pop(request_id, _CANCELED) == _CANCELED:
             return
-        self._drop_stream(request_id)
+        self.calls.close(request_id)
         body = proto.Error(code=failure.code, message=failure.text).encode()
         self.send(request_id, method, END | ERROR, body)
 
-    def _end(self, request_id: int, method: int) -> None:
-        """The peer wants no more of a stream."""
-        if self._requests.pop(request_id, None) is not None:
-            self._drop_stream(request_id)
-            self.send(request_id, method, END, b"")
+    def send_message(self, request_id: int, method: int, body: bytes) -> None:
+        """One message of a stream."""
+        self.send(request_id, method, 0, body)
 
-    def _drop_stream(self, request_id: int) -> None:
-        stream = self._watches.pop(request_id, None)
-        if stream is not None:
-            stream.close()
-        snapshot = self._snapshots.pop(request_id, None)
-        if snapshot is not None:
-            snapshot.close()  # type: ignore[attr-defined]
+    def end_call(self, request_id: int, method: int) -> None:
+        """The end of a stream."""
+        if self._requests.pop(request_id, None) is not None:
+            self.calls.close(request_id)
+            self.send(request_id, method, END, b"")
 
     def send(self, request_id: int, method: int, flags: int, body: bytes) -> None:
         """One frame."""
@@ -300,42 +257,35 @@ class NativeSession:
         """The peer does not read what it was sent: streams hold back."""
         return self.unsent_bytes > HIGH_WATER_BYTES
 
+    def is_stalled(self, request_id: int) -> bool:
+        """As `is_blocked`: the streams of a connection have no windows of their own."""
+        return self.unsent_bytes > HIGH_WATER_BYTES
+
     @property
     def is_idle(self) -> bool:
         """No unary request is unanswered and nothing waits to be sent."""
-        return not self.unsent_bytes and all(m in _STREAMS for m in self._requests.values())
+        return not self.unsent_bytes and all(m in CALLS for m in self._requests.values())
 
     @property
     def has_more(self) -> bool:
         """`produce` would give something now."""
-        return bool(self._snapshots) and not self.is_blocked
+        return self.calls.have_more
 
     def produce(self) -> None:
-        """Send the next piece of each snapshot that is being read."""
-        for request_id, parts in list(self._snapshots.items()):
-            if self.is_blocked:
-                return
-            try:
-                body = next(parts, None)
-            except EtcdError as failure:
-                self.fail(request_id, _SNAPSHOT, failure)
-                continue
-            if body is None:
-                self._end(request_id, _SNAPSHOT)
-            else:
-                self.send(request_id, _SNAPSHOT, 0, body)
+        """Send the next piece of each stream that is made in pieces."""
+        self.calls.produce()
 
     def unblocked(self) -> None:
         """The peer reads again."""
         self.member.unblocked(self)
-        for stream in list(self._watches.values()):
-            stream.wake()
+        for call in self.calls:
+            call.wake()
 
     def closed(self) -> None:
         """The connection is gone: forget everything that was asked for."""
         self.is_closing = True
         for request_id in list(self._requests):
-            self._drop_stream(request_id)
+            self.calls.close(request_id)
         self._requests.clear()
         self._tail.clear()
         self.out.clear()
@@ -345,5 +295,5 @@ class NativeSession:
         """The server stops: end the streams."""
         stopped = error("Stopped")
         for request_id, method in list(self._requests.items()):
-            if method in _STREAMS:
+            if method in CALLS:
                 self.fail(request_id, method, stopped)

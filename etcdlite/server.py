@@ -59,6 +59,9 @@ SHUTDOWN_S = 10.0
 
 BACKLOG = 1024
 ACCEPTS_PER_TURN = 128
+SAVING_PAUSE_S = 0.002
+"""How long background work waits for a save at most."""
+
 SWITCH_INTERVAL_S = 0.0005
 """How long the loop may keep the interpreter from the log thread that has just synced."""
 
@@ -378,7 +381,9 @@ class Server:
         clock = time.monotonic
         self._next_tick = clock() + self._tick_s
         while True:
-            timeout_s = 0.0
+            # A write that is being synced gets the interpreter: the log thread needs it a few
+            # times, and a loop busy with background work would make it wait for each.
+            timeout_s = SAVING_PAUSE_S if member.is_saving else 0.0
             if not (member.has_work or self._producing):
                 timeout_s = max(0.0, self._next_tick - clock())
             for key, mask in self._selector.select(timeout_s):
@@ -395,6 +400,7 @@ class Server:
                 self._produce()
             if self._dirty:
                 self._send_output()
+            member.housekeep()
             if self._stopping_since is not None and self._may_stop(now):
                 return self._stop()
 

@@ -5,9 +5,10 @@ the state of the store is checked again when it is applied, before anything is w
 refused transaction leaves no trace. The compares of a transaction, nested ones included, see the
 state before it; its reads see what it wrote so far.
 
-One rule is stricter than etcd's: a key may appear in one write of a transaction only, also when
-one nested transaction puts it and a later one deletes it (etcd then makes two events of one key
-with the same revision).
+One rule is stricter than etcd's: a key may appear in one write of a transaction only. etcd says so,
+too, but overlooks it when a nested transaction puts the key and a later one deletes it, and when
+the delete is one of all keys from some key on (range_end "\\0"); it then makes two events of one
+key with the same revision.
 
 Answers are encoded as they will travel, without the header, which is the first field and is put in
 front by whoever answers.
@@ -141,16 +142,21 @@ def is_serializable(request: Any) -> bool:
 
 def put(store: Store, request: Any) -> bytes:
     """Apply a PutRequest; the response after its header. Raises EtcdError before any change."""
-    if request.lease or request.ignore_value or request.ignore_lease:
-        check_put_applies(store, request)
+    if request.lease:
+        _check_lease(store, request)
+    if request.ignore_value or request.ignore_lease:
+        _check_exists(store, request)
     return write_put(store, request)
 
 
-def check_put_applies(store: Store, request: Any) -> None:
-    if (request.ignore_value or request.ignore_lease) and request.key not in store.index.heads:
-        raise error("KeyNotFound")
+def _check_lease(store: Store, request: Any) -> None:
     if request.lease and not store.lessor.exists(request.lease):
         raise error("LeaseNotFound")
+
+
+def _check_exists(store: Store, request: Any) -> None:
+    if (request.ignore_value or request.ignore_lease) and request.key not in store.index.heads:
+        raise error("KeyNotFound")
 
 
 def write_put(store: Store, request: Any) -> bytes:
@@ -199,7 +205,7 @@ def txn_steps(store: Store, request: Any) -> Generator[None, None, bytes]:
     try:
         path: list[bool] = []
         yield from _choose(store, request, path, began)
-        _check_applies(store, request, iter(path))
+        _check_applies(store, request, iter(path), began)
         return (yield from _execute(store, request, iter(path), began))
     finally:
         store.pinned.remove(began)
@@ -220,14 +226,17 @@ def _choose(
             yield from _choose(store, op.request_txn, path, began)
 
 
-def _check_applies(store: Store, request: Any, path: Iterator[bool]) -> None:
+def _check_applies(store: Store, request: Any, path: Iterator[bool], began: int) -> None:
     for op in request.success if next(path) else request.failure:
         if op.request_range is not None:
+            if op.request_range.revision > began:
+                raise error("FutureRev")
             store.check_revision(op.request_range.revision)
         elif op.request_put is not None:
-            check_put_applies(store, op.request_put)
+            _check_exists(store, op.request_put)
+            _check_lease(store, op.request_put)
         elif op.request_txn is not None:
-            _check_applies(store, op.request_txn, path)
+            _check_applies(store, op.request_txn, path, began)
 
 
 def _execute(

@@ -72,7 +72,8 @@ class PlainStore:
             self._draft, self._changes = None, []
 
     def _put(self, request: Any) -> Any:
-        self._check_put(request)
+        self._check_lease(request)
+        self._check_exists(request)
         assert self._draft is not None
         old = self._draft.get(request.key)
         revision = self.revision + 1
@@ -88,9 +89,11 @@ class PlainStore:
         self._changes.append((request.key, False, kv))
         return proto.PutResponse(prev_kv=old if request.prev_kv else None)
 
-    def _check_put(self, request: Any) -> None:
+    def _check_exists(self, request: Any) -> None:
         if (request.ignore_value or request.ignore_lease) and request.key not in self.now:
             raise error("KeyNotFound")
+
+    def _check_lease(self, request: Any) -> None:
         if request.lease and request.lease not in self.leases:
             raise error("LeaseNotFound")
 
@@ -172,7 +175,8 @@ class PlainStore:
     def _check_branch(self, request: Any, choices: Any) -> None:
         for op in request.success if next(choices) else request.failure:
             if op.request_put is not None:
-                self._check_put(op.request_put)
+                self._check_exists(op.request_put)
+                self._check_lease(op.request_put)
             elif op.request_range is not None:
                 self._check_revision(op.request_range.revision)
             elif op.request_txn is not None:
@@ -246,6 +250,15 @@ class PlainStore:
                 for kv in found
             ]
         return proto.RangeResponse(kvs=found, more=more, count=count)
+
+    def as_of(self, revision: int, compacted: int, leases: dict[int, int]) -> PlainStore:
+        """The store that went no further."""
+        other = PlainStore()
+        other.states = self.states[: revision + 1]
+        other.events = self.events[: revision + 1]
+        other.compacted = compacted
+        other.leases = dict(leases)
+        return other
 
     def events_since(self, revision: int) -> list[tuple[int, bytes, bool, bytes]]:
         """(revision, key, is a delete, encoded KeyValue) from `revision` on."""

@@ -133,6 +133,10 @@ class StoreRig:
         while self.store.compaction is not None and not self.store.compaction_is_held:
             self.store.compact_step()
 
+    def read(self, steps: Any) -> Any:
+        """The outcome of a read, run to its end."""
+        return outcome(lambda: finish(steps))
+
     # Background jobs.
 
     def begin_checkpoint(self) -> None:
@@ -208,49 +212,55 @@ class StoreRig:
 
     def check(self, rng: random.Random | None = None) -> None:
         """The store holds what the model holds: with `rng` at some revisions, else at all."""
-        store, model = self.store, self.model
-        assert (store.revision, store.compacted) == (model.revision, model.compacted)
-        first = max(1, model.compacted)
-        revisions = list(range(first, model.revision + 1))
-        if rng is not None and len(revisions) > 4:
-            revisions = [first, *rng.sample(revisions, 2), model.revision]
-        for revision in (0, *revisions):
-            request = proto.RangeRequest(key=b"\x00", range_end=b"\x00", revision=revision)
-            assert finish(store.range_steps(request)) == model.range(request).encode(), revision
-        since = first if rng is None else rng.choice(revisions)
-        assert self.events_since(since) == model.events_since(since)
-        upto = model.revision if rng is None else rng.choice(revisions)
-        assert finish(store.hash_steps(upto)) == model.hash(upto)
-        assert {i: store.lessor.ttl_s(i) for i in store.lessor.leases()} == model.leases
-        for lease_id in model.leases:
-            keys = sorted(key for key, kv in model.states[-1].items() if kv.lease == lease_id)
-            assert store.lessor.keys(lease_id) == keys
-        self.check_index()
+        check_store(self.store, self.model, rng)
 
-    def events_since(self, revision: int) -> list[tuple[int, bytes, bool, bytes]]:
-        """All events, read piece by piece. (Revision 1 is that of the empty store.)"""
-        events: list[tuple[int, bytes, bool, bytes]] = []
-        revision = max(revision, 2)
-        while revision <= self.store.revision:
-            part = self.store.read_events(revision, 200)
-            assert part, f"no events from revision {revision} on"
-            events += part
-            revision = part[-1][0] + 1
-        return events
 
-    def check_index(self) -> None:
-        """The index's own invariants, and that no live record counts as garbage."""
-        index, data = self.store.index, self.store.data
-        assert list(index.keys) == sorted(index.heads)
-        assert list(index.past_keys) == sorted(index.past)
-        live = dict.fromkeys(data.files, SEGMENT_HEADER.size)
-        for head in index.heads.values():
-            _, _, _, location, _, length = HEAD.unpack(head)
-            live[location >> 32] += length + 8
-        for entries in index.past.values():
-            for mod, location, length in PAST.iter_unpack(entries):
-                if mod >= self.store.compacted:
-                    live[location >> 32] += (length & ~DEAD) + 8
-        for number, live_bytes in live.items():
-            size = data.sizes.get(number, data.offset)
-            assert live_bytes <= size - data.garbage[number], f"segment {number}"
+def check_store(store: Store, model: PlainStore, rng: random.Random | None = None) -> None:
+    """The store holds what the model holds: with `rng` at some revisions, else at all."""
+    assert (store.revision, store.compacted) == (model.revision, model.compacted)
+    first = max(1, model.compacted)
+    revisions = list(range(first, model.revision + 1))
+    if rng is not None and len(revisions) > 4:
+        revisions = [first, *rng.sample(revisions, 2), model.revision]
+    for revision in (0, *revisions):
+        request = proto.RangeRequest(key=b"\x00", range_end=b"\x00", revision=revision)
+        assert finish(store.range_steps(request)) == model.range(request).encode(), revision
+    since = first if rng is None else rng.choice(revisions)
+    assert events_since(store, since) == model.events_since(since)
+    upto = model.revision if rng is None else rng.choice(revisions)
+    assert finish(store.hash_steps(upto)) == model.hash(upto)
+    assert {i: store.lessor.ttl_s(i) for i in store.lessor.leases()} == model.leases
+    for lease_id in model.leases:
+        keys = sorted(key for key, kv in model.states[-1].items() if kv.lease == lease_id)
+        assert store.lessor.keys(lease_id) == keys
+    check_index(store)
+
+
+def events_since(store: Store, revision: int) -> list[tuple[int, bytes, bool, bytes]]:
+    """All events, read piece by piece. (Revision 1 is that of the empty store.)"""
+    events: list[tuple[int, bytes, bool, bytes]] = []
+    revision = max(revision, 2)
+    while revision <= store.revision:
+        part = store.read_events(revision, 200)
+        assert part, f"no events from revision {revision} on"
+        events += part
+        revision = part[-1][0] + 1
+    return events
+
+
+def check_index(store: Store) -> None:
+    """The index's own invariants, and that no live record counts as garbage."""
+    index, data = store.index, store.data
+    assert list(index.keys) == sorted(index.heads)
+    assert list(index.past_keys) == sorted(index.past)
+    live = dict.fromkeys(data.files, SEGMENT_HEADER.size)
+    for head in index.heads.values():
+        _, _, _, location, _, length = HEAD.unpack(head)
+        live[location >> 32] += length + 8
+    for entries in index.past.values():
+        for mod, location, length in PAST.iter_unpack(entries):
+            if mod >= store.compacted:
+                live[location >> 32] += (length & ~DEAD) + 8
+    for number, live_bytes in live.items():
+        size = data.sizes.get(number, data.offset)
+        assert live_bytes <= size - data.garbage[number], f"segment {number}"

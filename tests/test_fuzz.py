@@ -26,7 +26,7 @@ from etcdlite.raft import Entry, HardState
 from etcdlite.wal import WAL, WALError
 
 ROUNDS = pytest.mark.parametrize(
-    "seed", [*range(4), *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 100))]
+    "seed", [*range(4), *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 40))]
 )
 
 MAX_GROWTH_BYTES = 64 << 20

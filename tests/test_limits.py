@@ -137,8 +137,8 @@ def test_a_broken_message_costs_its_request_only(running):
     serves(running)
 
 
-@pytest.mark.parametrize("method", [0x00, 0x06, 0x0F, 0x30, 0x50, 0x7C, 0x99, 0xE1, 0xFF])
-def test_a_method_that_is_not_served_costs_its_request_only(running, method):
+@pytest.mark.parametrize("method", [0x00, 0x0F, 0x99, 0xE1, 0xFF])
+def test_a_method_that_does_not_exist_costs_its_request_only(running, method):
     raw = running.talk()
     raw.sock.sendall(proto.frame(1, method, 0, b"whatever"))
     request_id, error = raw.error()

@@ -1,0 +1,468 @@
+"""The Lock and Election services: waiting in line on behalf of a client, at the server.
+
+The lines are those of `recipes.py` and of etcd's `client/v3/concurrency`: under a name, whoever
+wants in has the key `<name>/<lease id in hexadecimal>`, attached to his lease; the oldest key (by
+create_revision) holds the lock or leads, and everyone else waits until no older key is left. So
+locks taken here, with a recipe, and with etcd's clients exclude each other.
+
+A call is a script: a generator that yields what it needs (`_Ask`: a request to this member,
+`_Follow`: the changes of some keys, None: more of these, a message: an answer for the client) and
+is sent the outcome. `_ScriptedCall` runs it; nothing here blocks. Requests to the member go through
+`api.py` like those of a client, so they are checked, counted and limited like them.
+
+What a call may leave behind. A Lock or Campaign that is given up by its client, or fails, before it
+was answered takes its key away again, with the lease if it made one; only when the member does not
+know whether its key was written is that left to the end of the lease. Once answered, a place lasts
+until it is given back or its lease ends.
+
+Invariants: a call is answered at most once, and never after it was closed; a key is only taken away
+while it is the one that was put for this call's place (its create_revision says so).
+
+The behaviour is etcd's, down to the code of every failure being Unknown, because etcd passes these
+requests through a client of its own, which keeps only the text. The differences:
+
+- a lease that was made for a call is revoked when the call is given up (etcd lets it run out);
+- Campaign fails with "election: not leader" if its key went while it waited (etcd reports success);
+- when the history that a wait needs is compacted, the wait looks again (etcd fails the call);
+- Resign with lease 0 makes no lease, which nobody would use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+from etcdlite import api, proto
+from etcdlite.calls import Call, CallOwner
+from etcdlite.errors import UNKNOWN, EtcdError, error
+from etcdlite.member import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN, Member
+from etcdlite.watch import WatchStream
+
+LEASE_TTL_S = 60
+"""Of the lease that is made for a request with lease 0."""
+
+# The failures that these services have of their own, in etcd's words.
+NOT_LEADER = "election: not leader"
+NO_LEADER = "election: no leader"
+SESSION_EXPIRED = "mutex: session is expired"
+MISSING_LEADER = '"leader" field must be provided'
+
+
+class _Ask(NamedTuple):
+    """Carry out a request; the script is sent the response."""
+
+    method: int
+    request: Any
+    writes: bool
+
+
+class _Follow(NamedTuple):
+    """Watch; the script is sent a WatchResponse with events, or with `canceled` if history that is
+    needed is compacted. It is sent another when it then yields None."""
+
+    key: bytes
+    range_end: bytes
+    start_revision: int
+
+
+Script = Generator[Any, Any, None]
+
+
+class _EventSink:
+    """What the watch of a call reports to."""
+
+    def __init__(self, call: _ScriptedCall) -> None:
+        self._call = call
+
+    @property
+    def blocked(self) -> bool:
+        return self._call.blocked
+
+    def send(self, body: bytes) -> None:
+        self._call.happened(body)
+
+
+class _ScriptedCall(Call):
+    """Runs the script of a call. To the member it is the session that asks."""
+
+    is_blocked = False
+    """For the member: the answers to a script's requests are small."""
+
+    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
+        super().__init__(member, owner, request_id, method)
+        self._script: Script | None = None
+        self._stream: WatchStream | None = None
+        self._is_following = False
+        """The script waits for what its watch reports."""
+        self._is_writing = False
+        """A write is under way: what it did decides about what is left behind."""
+        self._is_closed = False
+
+    def run(self, request: Any) -> Script:
+        """The script. When the client gives the call up GeneratorExit is raised where it waits, or,
+        if that is for a write, where it waits next."""
+        raise NotImplementedError
+
+    def message(self, body: bytes) -> None:
+        if self._script is None:
+            self._script = self.run(proto.METHODS[self.method].request.decode(body))
+            self._advance(None)
+
+    def wake(self) -> None:
+        if self._stream is not None:
+            self._stream.wake()
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self.member.forget(self)
+            if not self._is_writing:
+                self._give_up()
+
+    # What the member answers.
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        self._answered()
+        self._advance(proto.METHODS[method].response.decode(body))
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        self._answered()
+        self._advance(failure)
+
+    def _answered(self) -> None:
+        self._is_writing = False
+        # Not before: the hub must not be called while it reports an event.
+        self._close_stream()
+
+    def happened(self, body: bytes) -> None:
+        """The watch reports something."""
+        if self._is_following:
+            response = proto.WatchResponse.decode(body)
+            if not response.created:
+                self._is_following = False
+                self._advance(response)
+
+    # The script.
+
+    def _advance(self, outcome: Any) -> None:
+        """Let the script go on with the outcome of what it waited for, until it waits again."""
+        script = self._script
+        assert script is not None
+        while True:
+            try:
+                if isinstance(outcome, EtcdError):
+                    step = script.throw(outcome)
+                else:
+                    step = script.send(outcome)
+            except StopIteration:
+                self._finish_with(None)
+                return
+            except EtcdError as failure:
+                self._finish_with(EtcdError(UNKNOWN, failure.text))
+                return
+            outcome = None
+            if self._is_closed:
+                self._give_up()
+                return
+            if isinstance(step, _Ask):
+                outcome = self._ask(step)
+                if outcome is None:
+                    return
+            elif isinstance(step, _Follow):
+                self._is_following = True
+                self._stream = self.member.hub.open(_EventSink(self))
+                self._stream.create(proto.WatchCreateRequest(**step._asdict()))
+                return
+            elif step is None:
+                self._is_following = True
+                return
+            else:
+                self.send(step.encode())
+
+    def _finish_with(self, failure: EtcdError | None) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if failure is None:
+            self.end()
+        else:
+            self.owner.fail(self.request_id, self.method, failure)
+
+    def _ask(self, ask: _Ask) -> EtcdError | None:
+        """Hand a request to the member; why it is refused, if it is at once."""
+        frame = proto.frame(1, ask.method, 0, ask.request.encode())
+        if len(frame) > self.member.max_request_bytes + proto.FRAME_HEADER_BYTES:
+            return error("RequestTooLarge")
+        handle, _ = api.HANDLERS[ask.method]
+        self._is_writing = ask.writes
+        try:
+            handle(self.member, self, 1, ask.method, ask.request, frame)
+        except EtcdError as failure:
+            self._is_writing = False
+            return failure
+        return None
+
+    def _close_stream(self) -> None:
+        self._is_following = False
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _give_up(self) -> None:
+        self._close_stream()
+        if self._script is not None:
+            self._script.close()
+
+
+# What several scripts need.
+
+
+def _txn(compare_key: bytes, create_revision: int, **branches: Any) -> _Ask:
+    """A transaction on condition that a key is of that revision (0: that it does not exist)."""
+    compare = proto.Compare(
+        target=proto.Compare.CREATE, key=compare_key, create_revision=create_revision
+    )
+    return _Ask(TXN, proto.TxnRequest(compare=[compare], **branches), True)
+
+
+def _put(key: bytes, value: bytes, lease: int) -> Any:
+    return proto.RequestOp(request_put=proto.PutRequest(key=key, value=value, lease=lease))
+
+
+def _get(key: bytes) -> Any:
+    return proto.RequestOp(request_range=proto.RangeRequest(key=key))
+
+
+def _delete(key: bytes) -> Any:
+    return proto.RequestOp(request_delete_range=proto.DeleteRangeRequest(key=key))
+
+
+def _after(prefix: bytes) -> bytes:
+    """The end of the range of all keys with a prefix that ends in "/"."""
+    return prefix[:-1] + b"0"
+
+
+def _first(prefix: bytes) -> Any:
+    """The oldest key of a line."""
+    return proto.RangeRequest(
+        key=prefix,
+        range_end=_after(prefix),
+        sort_target=proto.RangeRequest.CREATE,
+        sort_order=proto.RangeRequest.ASCEND,
+        limit=1,
+    )
+
+
+def _before(prefix: bytes, revision: int) -> Any:
+    """The youngest key of a line that is older than `revision`."""
+    return proto.RangeRequest(
+        key=prefix,
+        range_end=_after(prefix),
+        sort_target=proto.RangeRequest.CREATE,
+        sort_order=proto.RangeRequest.DESCEND,
+        limit=1,
+        max_create_revision=revision - 1,
+    )
+
+
+def _grant() -> _Ask:
+    return _Ask(LEASE_GRANT, proto.LeaseGrantRequest(TTL=LEASE_TTL_S), True)
+
+
+def _proclaim(leader: Any, value: bytes, lease: int) -> Generator[Any, Any, Any]:
+    """Set the value of a LeaderKey; the header."""
+    done = yield _txn(leader.key, leader.rev, success=[_put(leader.key, value, lease)])
+    if not done.succeeded:
+        raise EtcdError(UNKNOWN, NOT_LEADER)
+    return done.header
+
+
+class _LineCall(_ScriptedCall):
+    """A call that ends with the first place of a line."""
+
+    lost = ""
+    """The failure if the place goes while it waits."""
+
+    def stand(self, request: Any, value: bytes | None) -> Script:
+        """`value`: None for a line where it does not matter."""
+        prefix = request.name + b"/"
+        lease = request.lease
+        made = revision = 0
+        key = b""
+        try:
+            if not lease:
+                granted = yield _grant()
+                lease = made = granted.ID
+            place = prefix + b"%x" % lease
+            get_first = proto.RequestOp(request_range=_first(prefix))
+            placed = yield _txn(
+                place,
+                0,
+                success=[_put(place, value or b"", lease), get_first],
+                failure=[_get(place), get_first],
+            )
+            mine, head = placed.responses
+            header = placed.header
+            if placed.succeeded:
+                key, revision = place, placed.header.revision
+            else:
+                # It is not this call's to take away, as long as it may be the first already.
+                found = mine.response_range.kvs[0]
+                revision = found.create_revision
+                if value is not None and found.value != value:
+                    leader = proto.LeaderKey(key=place, rev=revision)
+                    yield from _proclaim(leader, value, lease)
+            if head.response_range.kvs and head.response_range.kvs[0].create_revision != revision:
+                key = place
+                header = yield from self._wait(prefix, place, revision)
+            yield self.won(request, place, revision, lease, placed.header, header)
+        except (GeneratorExit, EtcdError):
+            self._leave(made, key, revision)
+            raise
+
+    def _wait(self, prefix: bytes, key: bytes, revision: int) -> Generator[Any, Any, Any]:
+        """Return when no key of the line is older; the header of the read that found that out."""
+        look = proto.TxnRequest(
+            success=[proto.RequestOp(request_range=_before(prefix, revision)), _get(key)]
+        )
+        while True:
+            found = yield _Ask(TXN, look, False)
+            older, own = (response.response_range.kvs for response in found.responses)
+            if not own or own[0].create_revision != revision:
+                raise EtcdError(UNKNOWN, self.lost)
+            if not older:
+                return found.header
+            seen = yield _Follow(older[0].key, b"", found.header.revision + 1)
+            while not (
+                seen.canceled or any(event.type == proto.Event.DELETE for event in seen.events)
+            ):
+                seen = yield None
+
+    def _leave(self, made: int, key: bytes, revision: int) -> None:
+        """Take back what was put; nobody waits for that."""
+        if made:
+            self.member.propose_message(None, 0, LEASE_REVOKE, proto.LeaseRevokeRequest(ID=made))
+        elif key:
+            leave = _txn(key, revision, success=[_delete(key)])
+            self.member.propose_message(None, 0, TXN, leave.request)
+
+    def won(
+        self, request: Any, key: bytes, revision: int, lease: int, placed: Any, found: Any
+    ) -> Any:
+        """The answer. `placed` is the header of the write that put the key or found it there,
+        `found` that of the request that found the place to be the first."""
+        raise NotImplementedError
+
+
+class LockCall(_LineCall):
+    lost = SESSION_EXPIRED
+
+    def run(self, request: Any) -> Script:
+        return self.stand(request, None)
+
+    def won(
+        self, request: Any, key: bytes, revision: int, lease: int, placed: Any, found: Any
+    ) -> Any:
+        return proto.LockResponse(header=found, key=key)
+
+
+class UnlockCall(_ScriptedCall):
+    def run(self, request: Any) -> Script:
+        done = yield _Ask(DELETE_RANGE, proto.DeleteRangeRequest(key=request.key), True)
+        yield proto.UnlockResponse(header=done.header)
+
+
+class CampaignCall(_LineCall):
+    lost = NOT_LEADER
+
+    def run(self, request: Any) -> Script:
+        return self.stand(request, request.value)
+
+    def won(
+        self, request: Any, key: bytes, revision: int, lease: int, placed: Any, found: Any
+    ) -> Any:
+        leader = proto.LeaderKey(name=request.name, key=key, rev=revision, lease=lease)
+        return proto.CampaignResponse(header=placed, leader=leader)
+
+
+class ProclaimCall(_ScriptedCall):
+    def run(self, request: Any) -> Script:
+        leader = _leader_of(request)
+        lease = leader.lease
+        if not lease:
+            granted = yield _grant()
+            lease = granted.ID
+        header = yield from _proclaim(leader, request.value, lease)
+        yield proto.ProclaimResponse(header=header)
+
+
+class LeaderCall(_ScriptedCall):
+    def run(self, request: Any) -> Script:
+        first = yield _Ask(RANGE, _first(request.name + b"/"), False)
+        if not first.kvs:
+            raise EtcdError(UNKNOWN, NO_LEADER)
+        yield proto.LeaderResponse(header=first.header, kv=first.kvs[0])
+
+
+class ResignCall(_ScriptedCall):
+    def run(self, request: Any) -> Script:
+        leader = _leader_of(request)
+        done = yield _txn(leader.key, leader.rev, success=[_delete(leader.key)])
+        yield proto.ResignResponse(header=done.header)
+
+
+class ObserveCall(_ScriptedCall):
+    """Who leads, and what he proclaims, until the client has enough. What comes while the client
+    does not read waits in the store, as for every watch."""
+
+    def run(self, request: Any) -> Script:
+        prefix = request.name + b"/"
+        while True:
+            first = yield _Ask(RANGE, _first(prefix), False)
+            if first.kvs:
+                leader = first.kvs[0].key
+                yield proto.LeaderResponse(header=first.header, kv=first.kvs[0])
+                seen = yield _Follow(leader, b"", first.header.revision + 1)
+            else:
+                leader = b""
+                seen = yield _Follow(prefix, _after(prefix), first.header.revision + 1)
+            is_over = False
+            while not (is_over or seen.canceled):
+                header, revision = seen.header, seen.header.revision
+                for event in seen.events:
+                    kv = event.kv
+                    if event.type == proto.Event.DELETE:
+                        if kv.key == leader:
+                            is_over = True
+                            break
+                    elif not leader:
+                        # The first key of an empty line leads.
+                        leader = kv.key
+                        header.revision = kv.mod_revision
+                        yield proto.LeaderResponse(header=header, kv=kv)
+                    elif kv.key == leader:
+                        header.revision = revision
+                        yield proto.LeaderResponse(header=header, kv=kv)
+                if not is_over:
+                    seen = yield None
+
+
+def _leader_of(request: Any) -> Any:
+    if request.leader is None:
+        raise EtcdError(UNKNOWN, MISSING_LEADER)
+    return request.leader
+
+
+CALLS: dict[int, type[Call]] = {
+    proto.METHOD_BY_NAME[name].number: kind
+    for name, kind in {
+        "Lock.Lock": LockCall,
+        "Lock.Unlock": UnlockCall,
+        "Election.Campaign": CampaignCall,
+        "Election.Proclaim": ProclaimCall,
+        "Election.Leader": LeaderCall,
+        "Election.Observe": ObserveCall,
+        "Election.Resign": ResignCall,
+    }.items()
+}
+"""By the method's number, for whoever keeps `calls.Calls`."""

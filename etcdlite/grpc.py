@@ -1,0 +1,637 @@
+"""gRPC over HTTP/2 (`http2.py`), sans-IO: etcd's own protocol, the way in for its clients.
+
+A `GrpcSession` takes the bytes of one connection and calls the member, as `NativeSession` does. A
+unary request becomes the frame that it would be in the native protocol, which is what the log
+holds, and goes the way of `api.HANDLERS`; everything else is a `Call` (`calls.py`).
+
+On the wire a message is 1 byte (1: compressed), 4 bytes of length, big-endian, and the message. An
+answer is a HEADERS frame, messages, and a HEADERS frame with the status; or, failed at once, one
+HEADERS frame with both. All header blocks that are sent leave the peer's dynamic table alone, so
+those of a successful answer are constants.
+
+Codes and texts are those of grpc-go, which etcd is built on, so that clients meet what they expect.
+
+Limits: a message has at most `max_request_bytes` + 512 KiB, before and after it is unpacked;
+`MAX_PARTIAL_BYTES` of requests that have not come whole are held per connection; answers as in
+`http2.py`.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from etcdlite import api, health, proto, reflection
+from etcdlite.api import Handler
+from etcdlite.calls import Call, Calls
+from etcdlite.errors import (
+    INTERNAL,
+    INVALID_ARGUMENT,
+    RESOURCE_EXHAUSTED,
+    UNIMPLEMENTED,
+    EtcdError,
+    error,
+)
+from etcdlite.headers import Headers, pack
+from etcdlite.http2 import (
+    END_HEADERS,
+    END_STREAM,
+    GHOST,
+    HEADERS,
+    MAX_UNSENT_BYTES,
+    NO_ERROR,
+    Connection,
+    Stream,
+)
+from etcdlite.member import OVERHEAD_BYTES, Member
+from etcdlite.proto import FRAME, MIN_FRAME_LENGTH, DecodeError
+from etcdlite.streams import CALLS
+
+MAX_PARTIAL_BYTES = 32 << 20
+"""Of requests that have not come whole, per connection; one that goes beyond is refused."""
+
+STALLED_BYTES = 64 << 10
+"""A stream with more than this waiting for the client's window holds back."""
+
+MAX_MESSAGE_CHARS = 4096
+"""Of an error's text."""
+
+MAX_TIMEOUT_DIGITS = 8
+
+NO_LEADER_ELECTIONS = 3
+"""Election timeouts without a leader that a stream with `hasleader` survives, as in etcd."""
+
+_TIMEOUT_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+PREFIX = struct.Struct(">BI")
+"""Of a message: compressed, length."""
+PREFIX_BYTES = PREFIX.size
+
+_CONTENT_TYPE = (b"content-type", b"application/grpc")
+_ENCODINGS = (b"grpc-accept-encoding", b"gzip")
+_HEADER_BLOCK = b"\x88" + pack([_CONTENT_TYPE])
+"""`:status 200` is entry 8 of the static table."""
+_OK_BLOCK = pack([(b"grpc-status", b"0")])
+
+# HEADERS, then DATA up to the message: length, type and flags; stream id; block; length and type,
+# flags, stream id; message prefix.
+_ANSWER = struct.Struct(f">5sI{len(_HEADER_BLOCK)}sIBIBI")
+_ANSWER_START = bytes((0, 0, len(_HEADER_BLOCK), HEADERS, END_HEADERS))
+_END = struct.Struct(f">5sI{len(_OK_BLOCK)}s")
+_END_START = bytes((0, 0, len(_OK_BLOCK), HEADERS, END_HEADERS | END_STREAM))
+_MESSAGE = struct.Struct(">IBIBI")
+_ENVELOPE_BYTES = _ANSWER.size + _END.size
+
+
+class Route(NamedTuple):
+    """A method that can be asked for. Without `handle` and `call` it is not available."""
+
+    number: int
+    handle: Handler | None
+    decode: Callable[[bytes, int, int], Any] | None
+    call: type[Call] | None
+    is_client_stream: bool
+
+
+def _routes() -> dict[bytes, Route]:
+    routes = {}
+    for number, method in proto.METHODS.items():
+        handle, decode = api.HANDLERS.get(number, (None, None))
+        routes[method.grpc_path.encode()] = Route(
+            number, handle, decode, CALLS.get(number), method.client_stream
+        )
+    # Numbers of our own, above those of frames: these never go through the log.
+    routes[f"/{health.SERVICE}/Check".encode()] = Route(0x100, None, None, health.Check, False)
+    routes[f"/{health.SERVICE}/Watch".encode()] = Route(0x101, None, None, health.Watch, False)
+    for service in reflection.SERVICES:
+        path = f"/{service}/ServerReflectionInfo".encode()
+        routes[path] = Route(0x102, None, None, reflection.Reflect, True)
+    return routes
+
+
+ROUTES = _routes()
+"""By path."""
+
+_SERVICES = {path.split(b"/")[1] for path in ROUTES}
+
+
+class Request:
+    """What a request's header says."""
+
+    __slots__ = (
+        "api_version", "call", "decode", "failure", "handle", "has_leader", "http_status",
+        "is_client_stream", "is_packed", "is_plain", "number", "timeout_s", "token",
+    )  # fmt: skip
+
+    def __init__(self, route: Route) -> None:
+        self.number = route.number
+        self.handle = route.handle
+        self.is_plain = False
+        """A unary request, and there is nothing to look at but its body."""
+        self.decode = route.decode
+        self.call = route.call
+        self.is_client_stream = route.is_client_stream
+        self.timeout_s: float | None = None
+        self.is_packed = False
+        """Messages may be compressed with gzip."""
+        self.token = ""
+        """The user's, from Auth.Authenticate."""
+        self.has_leader = False
+        """The client would rather be refused than wait for a leader."""
+        self.api_version = ""
+        self.failure: EtcdError | None = None
+        """Why it is refused whatever its body is."""
+        self.http_status = 200
+
+
+_NOWHERE = Route(0, None, None, None, False)
+
+
+def read_request(headers: Headers) -> Request:
+    """What the header of a request asks for; `failure` is set if it cannot be had."""
+    values = dict(headers)
+    path = values[b":path"]
+    route = ROUTES.get(path)
+    request = Request(route or _NOWHERE)
+    encoding = _shown(values.get(b"grpc-encoding", b""))
+    request.is_packed = encoding == "gzip"
+    request.token = _shown(values.get(b"token") or values.get(b"authorization", b""))
+    request.has_leader = values.get(b"hasleader") == b"true"
+    method = values[b":method"]
+    content_type = values.get(b"content-type", b"")
+    version = values.get(b"client-api-version", b"")
+    if method != b"POST":
+        text = f"Received a HEADERS frame with :method {_quoted(method)} which should be POST"
+        request.http_status = 405
+        request.failure = EtcdError(INTERNAL, text)
+    elif content_type != b"application/grpc" and not content_type.lower().startswith(
+        (b"application/grpc+", b"application/grpc;")
+    ):
+        request.http_status = 415
+        request.failure = EtcdError(
+            INVALID_ARGUMENT, f"invalid gRPC request content-type {_quoted(content_type)}"
+        )
+    else:
+        request.failure = _read_timeout(request, values.get(b"grpc-timeout"))
+        if request.failure is not None:
+            request.http_status = 400
+        elif route is None:
+            request.failure = _unknown(path)
+        elif encoding not in ("", "identity", "gzip"):
+            request.failure = EtcdError(
+                UNIMPLEMENTED,
+                f'grpc: Decompressor is not installed for grpc-encoding "{encoding}"',
+            )
+        elif route.handle is None and route.call is None:
+            request.failure = api.unimplemented(route.number)
+        try:
+            request.api_version = version.decode()
+        except UnicodeDecodeError:
+            request.failure = request.failure or error("InvalidClientAPIVersion")
+    request.is_plain = (
+        route is not None
+        and route.handle is not None
+        and (request.failure is None and not request.has_leader)
+    )
+    return request
+
+
+def _read_timeout(request: Request, value: bytes | None) -> EtcdError | None:
+    if value is None:
+        return None
+    text = _shown(value)
+    digits = text[:-1]
+    unit = _TIMEOUT_UNITS.get(text[-1:])
+    if unit is None or not (digits.isdigit() and len(digits) <= MAX_TIMEOUT_DIGITS):
+        return EtcdError(INTERNAL, f"malformed grpc-timeout: {_quoted(value)}")
+    request.timeout_s = int(digits) * unit
+    return None
+
+
+def _unknown(path: bytes) -> EtcdError:
+    service, slash, method = path[1:].rpartition(b"/")
+    if path[:1] != b"/" or not slash:
+        return EtcdError(UNIMPLEMENTED, f"malformed method name: {_quoted(path)}")
+    if service not in _SERVICES:
+        return EtcdError(UNIMPLEMENTED, f"unknown service {_shown(service)}")
+    return EtcdError(
+        UNIMPLEMENTED, f"unknown method {_shown(method)} for service {_shown(service)}"
+    )
+
+
+def _shown(value: bytes) -> str:
+    return value.decode("latin-1")
+
+
+def _quoted(value: bytes) -> str:
+    return '"' + _shown(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def percent_encode(text: str) -> bytes:
+    """A status message as it goes into a header: printable ASCII but "%", the rest as %XX."""
+    return b"".join(
+        bytes((byte,)) if 0x20 <= byte < 0x7F and byte != 0x25 else b"%%%02X" % byte
+        for byte in text[:MAX_MESSAGE_CHARS].encode("utf-8", "replace")
+    )
+
+
+class _Stream(Stream):
+    parts: list[bytes] | None = None
+    """What came of a message that has not come whole."""
+    parts_bytes = 0
+    needed_bytes = PREFIX_BYTES
+    message: bytes | None = None
+    """The one message of a request that is not a stream."""
+
+
+class GrpcSession(Connection):
+    """One connection. See `NativeSession`, whose interface to the server this has, too.
+
+    `tick` must be called several times a second with the member's clock.
+    """
+
+    stream_class = _Stream
+    streams: dict[int, _Stream]  # type: ignore[assignment]
+
+    def __init__(
+        self, member: Member, on_output: Callable[[GrpcSession], None], **limits: Any
+    ) -> None:
+        """`limits`: those of `http2.Connection`."""
+        super().__init__(on_output, member.clock, **limits)
+        self.member = member
+        self.calls = Calls(member, self)
+        self._max_message_bytes = member.max_request_bytes + OVERHEAD_BYTES
+        self._partial_bytes = 0
+        self._deadlines: dict[int, float] = {}
+        self._need_leader: set[int] = set()
+        self._leaderless_since: float | None = None
+
+    read_request = staticmethod(read_request)  # type: ignore[assignment]
+
+    # Requests.
+
+    def take(self, stream_id: int, request: Request, data: bytes, at: int, end: int) -> None:
+        # The hot path of every unary request; what is special about one goes the long way.
+        size = end - at - PREFIX_BYTES
+        member = self.member
+        stream = _Stream(stream_id, request, True)
+        self.streams[stream_id] = stream
+        if (
+            not request.is_plain
+            or size < 0
+            or PREFIX.unpack_from(data, at) != (0, size)
+            or size > member.max_request_bytes
+        ):
+            self.opened(stream)
+            if self.streams.get(stream_id) is stream:
+                self.received(stream, data[at:end])
+            if self.streams.get(stream_id) is stream:
+                self.ended(stream)
+            return
+        at += PREFIX_BYTES
+        number = request.number
+        if request.timeout_s is not None:
+            self._deadlines[stream_id] = member.clock() + request.timeout_s
+        try:
+            request.handle(  # type: ignore[misc]
+                member,
+                self,
+                stream_id,
+                number,
+                request.decode(data, at, end),  # type: ignore[misc]
+                FRAME.pack(size + MIN_FRAME_LENGTH, stream_id, number, 0) + data[at:end],
+            )
+        except EtcdError as failure:
+            self.fail(stream_id, number, failure)
+        except DecodeError as failure:
+            self.fail(stream_id, number, _unreadable(failure))
+
+    def opened(self, stream: Stream) -> None:
+        request: Request = stream.request
+        if request.timeout_s is not None:
+            self._deadlines[stream.id] = self.member.clock() + request.timeout_s
+        if request.failure is not None:
+            self.fail(stream.id, request.number, request.failure)
+        elif request.has_leader and not self.member.raft.leader:
+            self.fail(stream.id, request.number, error("NoLeader"))
+        elif request.call is not None and request.is_client_stream:
+            self._open_call(stream)
+
+    def _open_call(self, stream: Stream) -> None:
+        request: Request = stream.request
+        assert request.call is not None
+        self.calls.open(stream.id, request.number, request.call)
+        if request.has_leader:
+            self._need_leader.add(stream.id)
+
+    def received(self, stream: Stream, piece: bytes) -> None:
+        assert isinstance(stream, _Stream)
+        if stream.parts is None:
+            stream.parts = []
+        stream.parts.append(piece)
+        stream.parts_bytes += len(piece)
+        self._partial_bytes += len(piece)
+        if stream.parts_bytes >= stream.needed_bytes:
+            data = b"".join(stream.parts)
+            self._partial_bytes -= len(data)
+            stream.parts_bytes = 0
+            stream.parts = None
+            self._read_messages(stream, data)
+        if self._partial_bytes > MAX_PARTIAL_BYTES:
+            self.fail(stream.id, stream.request.number, error("RequestTooManyRequests"))
+
+    def _read_messages(self, stream: _Stream, data: bytes) -> None:
+        at = 0
+        stream.needed_bytes = PREFIX_BYTES
+        while len(data) - at >= PREFIX_BYTES:
+            packed, size = PREFIX.unpack_from(data, at)
+            if size > self._max_message_bytes:
+                self._fail(
+                    stream,
+                    RESOURCE_EXHAUSTED,
+                    "grpc: received message larger than max "
+                    f"({size} vs. {self._max_message_bytes})",
+                )
+                return
+            start = at + PREFIX_BYTES
+            if len(data) - start < size:
+                stream.needed_bytes = PREFIX_BYTES + size
+                break
+            at = start + size
+            self._read_message(stream, packed, data[start:at])
+            if self.streams.get(stream.id) is not stream:
+                return
+        if at < len(data):
+            stream.parts = [data[at:]]
+            stream.parts_bytes = len(data) - at
+            self._partial_bytes += stream.parts_bytes
+
+    def _read_message(self, stream: _Stream, packed: int, message: bytes) -> None:
+        request: Request = stream.request
+        try:
+            if packed:
+                message = self._unpack_message(request, packed, message)
+            if request.is_client_stream:
+                self.calls.message(stream.id, message)
+                return
+            if stream.message is not None:
+                raise EtcdError(INTERNAL, "grpc: more than one message in a unary request")
+            stream.message = message
+        except EtcdError as failure:
+            self.fail(stream.id, request.number, failure)
+        except DecodeError as failure:
+            self.fail(stream.id, request.number, _unreadable(failure))
+
+    def _unpack_message(self, request: Request, packed: int, message: bytes) -> bytes:
+        if packed > 1:
+            raise EtcdError(INTERNAL, f"grpc: received unexpected payload format {packed}")
+        if not request.is_packed:
+            raise EtcdError(INTERNAL, "grpc: compressed flag set with identity or empty encoding")
+        most = self._max_message_bytes
+        inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            unpacked = inflater.decompress(message, most + 1)
+        except zlib.error as failure:
+            raise EtcdError(
+                INTERNAL, f"grpc: failed to decompress the received message: {failure}"
+            ) from None
+        if len(unpacked) > most:
+            raise EtcdError(
+                RESOURCE_EXHAUSTED,
+                f"grpc: received message after decompression larger than max {most}",
+            )
+        if not inflater.eof or inflater.unused_data:
+            raise EtcdError(
+                INTERNAL, "grpc: failed to decompress the received message: unexpected EOF"
+            )
+        return unpacked
+
+    def ended(self, stream: Stream) -> None:
+        assert isinstance(stream, _Stream)
+        request: Request = stream.request
+        if stream.parts:
+            self._fail(stream, INTERNAL, "grpc: the request ends within a message")
+        elif request.is_client_stream:
+            self.calls.finish(stream.id)
+        elif stream.message is None:
+            self._fail(stream, INTERNAL, "grpc: the request has no message")
+        else:
+            self._run(stream, request, stream.message)
+
+    def _run(self, stream: _Stream, request: Request, message: bytes) -> None:
+        """Carry out a request of one message."""
+        number = request.number
+        stream.message = None
+        try:
+            if request.call is not None:
+                self._open_call(stream)
+                self.calls.message(stream.id, message)
+                self.calls.finish(stream.id)
+                return
+            if len(message) > self.member.max_request_bytes:
+                raise error("RequestTooLarge")
+            assert request.handle is not None and request.decode is not None
+            body = request.decode(message, 0, len(message))
+            frame = proto.frame(stream.id, number, 0, message)
+            request.handle(self.member, self, stream.id, number, body, frame)
+        except EtcdError as failure:
+            self.fail(stream.id, number, failure)
+        except DecodeError as failure:
+            self.fail(stream.id, number, _unreadable(failure))
+
+    def token(self, request_id: int) -> str:
+        """The auth token that an open request came with; empty if it came without."""
+        stream = self.streams.get(request_id)
+        return "" if stream is None or stream is GHOST else stream.request.token
+
+    # Answers.
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        """The answer to a unary request; dropped if nobody waits for it any more."""
+        # A hot path: with room for all of it, the answer is three pieces of bytes.
+        stream = self.streams.pop(request_id, None)
+        if stream is None or stream is GHOST:
+            return
+        if self._deadlines:
+            self._deadlines.pop(request_id, None)
+        size = len(body) + PREFIX_BYTES
+        if (
+            size > self._send_window
+            or size > self._initial_window + stream.credit
+            or size > self._max_sent_frame
+        ):
+            self.send_headers(stream, _HEADER_BLOCK)
+            self.send_data(stream, PREFIX.pack(0, len(body)), body)
+            self.finish(stream, _OK_BLOCK)
+            return
+        self._send_window -= size
+        self.answers += 1
+        if self.unsent_bytes + self.held_bytes > MAX_UNSENT_BYTES:
+            self.is_aborted = True
+        out = self.out
+        if not out:
+            self._on_output(self)
+        out += (
+            _ANSWER.pack(
+                _ANSWER_START, request_id, _HEADER_BLOCK, size << 8, 0, request_id, 0, len(body)
+            ),
+            body,
+            _END.pack(_END_START, request_id, _OK_BLOCK),
+        )
+        self.unsent_bytes += _ENVELOPE_BYTES + len(body)
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        """The answer to a request, or the end of a stream, that failed."""
+        stream = self._close(request_id)
+        if stream is None:
+            return
+        status = [(b"grpc-status", b"%d" % failure.code)]
+        if failure.text:
+            status.append((b"grpc-message", percent_encode(failure.text)))
+        if stream.headers_sent:
+            self.finish(stream, pack(status))
+            return
+        http_status = stream.request.http_status
+        fields = [(b":status", b"%d" % http_status), _CONTENT_TYPE]
+        if failure.code == UNIMPLEMENTED:
+            status.append(_ENCODINGS)
+        self.finish(stream, pack(fields + status))
+
+    def _fail(self, stream: Stream, code: int, text: str) -> None:
+        self.fail(stream.id, stream.request.number, EtcdError(code, text))
+
+    def send_message(self, request_id: int, method: int, body: bytes) -> None:
+        """One message of a stream."""
+        stream = self.streams.get(request_id)
+        if stream is None or stream is GHOST:
+            return
+        if not stream.headers_sent:
+            self.send_headers(stream, _HEADER_BLOCK)
+        self.send_data(stream, PREFIX.pack(0, len(body)), body)
+
+    def end_call(self, request_id: int, method: int) -> None:
+        """The end of a stream."""
+        stream = self._close(request_id)
+        if stream is None:
+            return
+        if not stream.headers_sent:
+            self.send_headers(stream, _HEADER_BLOCK)
+        self.finish(stream, _OK_BLOCK)
+
+    def _close(self, request_id: int) -> _Stream | None:
+        """Take a stream out of everything; None if it is not open."""
+        stream = self.streams.pop(request_id, None)
+        if stream is None or stream is GHOST:
+            return None
+        self._let_go(stream)
+        return stream
+
+    def _let_go(self, stream: _Stream) -> bool:
+        """Forget what belongs to a stream; True if it was a call."""
+        self._deadlines.pop(stream.id, None)
+        self._need_leader.discard(stream.id)
+        self._partial_bytes -= stream.parts_bytes
+        stream.parts_bytes = 0
+        stream.parts = stream.message = None
+        return self.calls.close(stream.id)
+
+    def canceled(self, stream: Stream) -> bool:
+        assert isinstance(stream, _Stream)
+        is_answered = bool(stream.tail)
+        is_call = self._let_go(stream)
+        return stream.is_ended and not is_call and not is_answered
+
+    def is_stalled(self, request_id: int) -> bool:
+        """What was sent on this stream waits for the client."""
+        if self.is_blocked:
+            return True
+        stream = self.streams.get(request_id)
+        return stream is not None and stream.held_bytes > STALLED_BYTES
+
+    def released(self, stream: Stream) -> None:
+        self.calls.wake(stream.id)
+
+    @property
+    def is_idle(self) -> bool:
+        """No unary request is unanswered and nothing waits to be sent."""
+        return (
+            not self.unsent_bytes
+            and not self.held_bytes
+            and all(stream_id in self.calls for stream_id in self.streams)
+        )
+
+    @property
+    def has_more(self) -> bool:
+        """`produce` would give something now."""
+        return self.calls.have_more
+
+    def produce(self) -> None:
+        """Send the next piece of each stream that is made in pieces."""
+        self.calls.produce()
+
+    def unblocked(self) -> None:
+        """The peer reads again."""
+        self.member.unblocked(self)
+        for call in self.calls:
+            call.wake()
+
+    def closed(self) -> None:
+        """The connection is gone: forget everything that was asked for."""
+        self.is_closing = True
+        for stream in list(self.streams.values()):
+            if stream is not GHOST:
+                self._let_go(stream)
+        self.streams.clear()
+        self._held.clear()
+        self._tail.clear()
+        self.out.clear()
+        self.held_bytes = 0
+        self.member.forget(self)
+
+    def shut_down(self) -> None:
+        """The server stops: take no more requests, end the streams, answer the rest."""
+        if not self.is_draining and self.is_open:
+            self.go_away(NO_ERROR)
+        stopped = error("Stopped")
+        for stream in list(self.streams.values()):
+            if not stream.tail and (not stream.is_ended or stream.id in self.calls):
+                self.fail(stream.id, stream.request.number, stopped)
+
+    # Time.
+
+    def tick(self, now: float) -> None:
+        super().tick(now)
+        if self._deadlines:
+            self._expire(now)
+        if self._need_leader:
+            self._check_leader(now)
+        self.calls.tick(now)
+
+    def _expire(self, now: float) -> None:
+        late = error("DeadlineExceeded")
+        for stream_id, deadline in list(self._deadlines.items()):
+            if now < deadline:
+                continue
+            stream = self.streams[stream_id]
+            is_asked = stream.is_ended and stream_id not in self.calls
+            self.drop_held(stream)
+            self.fail(stream_id, stream.request.number, late)
+            if is_asked:
+                # Its answer is still to come, and is for nobody.
+                self.streams[stream_id] = GHOST  # type: ignore[assignment]
+
+    def _check_leader(self, now: float) -> None:
+        if self.member.raft.leader:
+            self._leaderless_since = None
+        elif self._leaderless_since is None:
+            self._leaderless_since = now
+        elif now - self._leaderless_since > NO_LEADER_ELECTIONS * self.member.election_timeout_s:
+            for stream_id in list(self._need_leader):
+                stream = self.streams[stream_id]
+                self.fail(stream_id, stream.request.number, error("NoLeader"))
+
+
+def _unreadable(failure: DecodeError) -> EtcdError:
+    return EtcdError(INTERNAL, f"grpc: error unmarshalling request: {failure}")

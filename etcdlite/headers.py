@@ -1,0 +1,176 @@
+"""Header blocks of HTTP/2 (HPACK, RFC 7541).
+
+`Unpacker` reads the blocks of one connection in order, each of which may change its dynamic table.
+It tells whether a block did: one that did not means the same whenever it comes again, until another
+one does. The static table and the Huffman code are the `hpack` library's. Its decoder is not used:
+this one takes a fourth of the time, which counts for clients that send another `grpc-timeout` with
+every request, and bounds the length of numbers, which `hpack` 4.0 does not.
+
+What is packed here leaves the peer's dynamic table alone, so the same fields are always the same
+bytes and can be kept.
+
+Invariant: after HeaderFault the table cannot be trusted any more, so the connection must end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from hpack import HPACKError
+from hpack.huffman_table import decode_huffman
+from hpack.table import HeaderTable
+
+MAX_LIST_BYTES = 65_536
+"""Of the unpacked fields, counted as the RFC does (4.1)."""
+
+MAX_INTEGER_BYTES = 5
+"""Of a number, behind its prefix: a longer one says nothing that could be accepted."""
+
+TABLE_BYTES = 4096
+"""Of the dynamic table: the RFC's default."""
+
+FIELD_OVERHEAD_BYTES = 32
+
+Field = tuple[bytes, bytes]
+Headers = list[Field]
+
+_STATIC: list[Field] = [(b"", b""), *((bytes(n), bytes(v)) for n, v in HeaderTable.STATIC_TABLE)]
+_FIRST_DYNAMIC = len(_STATIC)
+
+
+class HeaderFault(ValueError):
+    """The peer's fault: a block that cannot be unpacked."""
+
+
+class HeadersTooLarge(HeaderFault):
+    """The fields exceed `MAX_LIST_BYTES`."""
+
+
+class Unpacker:
+    """The header blocks of one connection."""
+
+    def __init__(self) -> None:
+        self._table: deque[Field] = deque()
+        self._table_bytes = 0
+        self._max_table_bytes = TABLE_BYTES
+
+    def unpack(self, block: bytes) -> tuple[Headers, bool]:
+        """The fields of a block, and whether it changed the table. Raises HeaderFault."""
+        headers: Headers = []
+        is_changed = False
+        size = at = 0
+        end = len(block)
+        try:
+            while at < end:
+                byte = block[at]
+                if byte & 0x80:  # Indexed field.
+                    index = byte & 0x7F
+                    at += 1
+                    if index == 0x7F:
+                        index, at = _integer(block, at, index)
+                    field = self._field(index)
+                elif byte & 0x60 == 0x20:  # Table size update.
+                    if headers:
+                        raise HeaderFault("a table size update is not at the start of its block")
+                    most, at = _prefixed(block, at, 0x1F)
+                    if most > TABLE_BYTES:
+                        raise HeaderFault("a table size update exceeds the setting")
+                    self._max_table_bytes = most
+                    self._evict()
+                    is_changed = True
+                    continue
+                else:  # Literal field; 0x40: added to the table.
+                    index, at = _prefixed(block, at, 0x3F if byte & 0x40 else 0x0F)
+                    if index:
+                        name = self._field(index)[0]
+                    else:
+                        name, at = _string(block, at)
+                    value, at = _string(block, at)
+                    field = (name, value)
+                    if byte & 0x40:
+                        is_changed = True
+                        self._add(field)
+                headers.append(field)
+                size += len(field[0]) + len(field[1]) + FIELD_OVERHEAD_BYTES
+                if size > MAX_LIST_BYTES:
+                    raise HeadersTooLarge(f"a header has more than {MAX_LIST_BYTES} bytes")
+        except IndexError:
+            raise HeaderFault("a header block is cut off") from None
+        return headers, is_changed
+
+    def _field(self, index: int) -> Field:
+        if 0 < index < _FIRST_DYNAMIC:
+            return _STATIC[index]
+        if not index or index - _FIRST_DYNAMIC >= len(self._table):
+            raise HeaderFault(f"there is no field {index} in the table")
+        return self._table[index - _FIRST_DYNAMIC]
+
+    def _add(self, field: Field) -> None:
+        self._table.appendleft(field)
+        self._table_bytes += len(field[0]) + len(field[1]) + FIELD_OVERHEAD_BYTES
+        if self._table_bytes > self._max_table_bytes:
+            self._evict()
+
+    def _evict(self) -> None:
+        while self._table_bytes > self._max_table_bytes:
+            name, value = self._table.pop()
+            self._table_bytes -= len(name) + len(value) + FIELD_OVERHEAD_BYTES
+
+
+def _prefixed(block: bytes, at: int, mask: int) -> tuple[int, int]:
+    """The number whose first bits are those of `mask` at `at`, and the position behind it."""
+    value = block[at] & mask
+    if value == mask:
+        return _integer(block, at + 1, value)
+    return value, at + 1
+
+
+def _integer(block: bytes, at: int, value: int) -> tuple[int, int]:
+    """The rest of a number whose prefix is all ones (RFC 7541, 5.1)."""
+    for shift in range(0, 7 * MAX_INTEGER_BYTES, 7):
+        byte = block[at]
+        at += 1
+        value += (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return value, at
+    raise HeaderFault("a number is too long")
+
+
+def _string(block: bytes, at: int) -> tuple[bytes, int]:
+    byte = block[at]
+    size = byte & 0x7F
+    at += 1
+    if size == 0x7F:
+        size, at = _integer(block, at, size)
+    stop = at + size
+    value = block[at:stop]
+    if len(value) != size:
+        raise IndexError
+    if byte & 0x80:
+        try:
+            return bytes(decode_huffman(value)), stop
+        except HPACKError as fault:
+            raise HeaderFault(str(fault)) from None
+    return value, stop
+
+
+def pack(fields: Iterable[Field]) -> bytes:
+    """A block of these fields. Names are shorter than 127 bytes."""
+    return b"".join(_literal(name, value) for name, value in fields)
+
+
+def _literal(name: bytes, value: bytes) -> bytes:
+    """A literal field without indexing, with a new name (RFC 7541, 6.2.2)."""
+    assert len(name) < 0x7F
+    size = len(value)
+    if size < 0x7F:
+        length = bytes((size,))
+    else:
+        length = b"\x7f"
+        size -= 0x7F
+        while size > 0x7F:
+            length += bytes((size & 0x7F | 0x80,))
+            size >>= 7
+        length += bytes((size,))
+    return b"\x00" + bytes((len(name),)) + name + length + value

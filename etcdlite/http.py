@@ -1,0 +1,979 @@
+"""HTTP/1.1 for operators, scripts and browsers, sans-IO: health checks, metrics, the JSON gateway
+and a read-only page.
+
+An `HttpSession` takes the bytes of one connection and calls the member, as `native.py` does; `h11`
+reads and writes the messages. What all connections have in common is a `Site`. Paths:
+
+    /                            the page (page.html)
+    /health                      {"health":"true","reason":""}; ?serializable=true, ?exclude=NOSPACE
+    /livez /readyz               etcd's checks; ?verbose, ?exclude=CHECK; /readyz/CHECK is just one
+    /version /metrics /debug/vars
+    /v3/... /v3beta/... /v3alpha/...     every method of the API, as etcd's gateway (gateway.py)
+
+A request is answered before the next one on its connection is looked at; what a client sends ahead
+waits, and the owner reads no more from it (`is_full`). The body of a request is whole before the
+request is carried out, except that of a client stream (watch, lease keep-alive): each message in
+it is carried out as it comes. What can be large (a range, a snapshot) is turned into JSON in
+slices, by `produce`.
+
+Who talks nonsense is told so and then closed: there is no next request on a connection whose bytes
+cannot be followed any further (both Content-Length and Transfer-Encoding, for example). Until such
+a client has closed its side, what it still sends is thrown away, so that it can read why.
+
+Nothing here names a file: a path is looked up in a table or is not found.
+
+Limits: `MAX_HEAD_BYTES`, a body as large as the largest request in base64 (`max_body_bytes`),
+`MAX_WAITING_BYTES`, `HIGH_WATER_BYTES` (native.py), the time-outs below, which `tick` enforces.
+Every input costs its sender this connection at most: no exception leaves `receive`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from functools import cache
+from importlib import resources
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+import h11
+
+import etcdlite
+from etcdlite import api, concurrency, gateway, log, proto
+from etcdlite.calls import CALLS, Call, Calls
+from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, EtcdError, error
+from etcdlite.member import CORRUPT, OVERHEAD_BYTES, RANGE, Member, alarm_name
+from etcdlite.native import HIGH_WATER_BYTES
+from etcdlite.raft import ROLE_NAMES
+
+MAX_HEAD_BYTES = 32 * 1024
+"""Of a request's first line and headers (or trailers) together."""
+
+PIECE_BYTES = 4 * 1024
+"""Input is given to the parser in pieces of this size."""
+
+EVENTS_PER_TURN = 64
+"""Requests, and pieces of their bodies, that one call takes from what was received."""
+
+PIECES_PER_TURN = 4
+"""Pieces of large answers that one call makes."""
+
+INLINE_BYTES = gateway.PIECE_BYTES
+"""An encoded response up to this size is turned into JSON at once."""
+
+MAX_WAITING_BYTES = 64 * 1024
+"""With more input than this waiting, `is_full` asks the owner to read no more."""
+
+MAX_UNREAD_BYTES = 1 << 20
+"""An owner that goes on reading loses the connection at this."""
+
+HEAD_TIMEOUT_S = 10.0
+"""From a request's first byte to the end of its headers."""
+
+BODY_TIMEOUT_S = 60.0
+"""From there to the end of its body; of a client stream, to its first message."""
+
+IDLE_TIMEOUT_S = 300.0
+"""Between two requests."""
+
+LINGER_S = 2.0
+"""How long a refused client may take to read why and to close its side."""
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+METRICS = "text/plain; version=0.0.4; charset=utf-8"
+HTML = "text/html; charset=utf-8"
+
+_WATCH = proto.METHOD_BY_NAME["Watch.Watch"].number
+_CALLS: dict[int, type[Call]] = {**CALLS, **concurrency.CALLS}
+
+_PROBE = proto.RangeRequest(key=b"\0", keys_only=True, limit=1)
+"""What health checks read; the key need not exist."""
+
+_CHECKS = {
+    "livez": ("serializable_read",),
+    "readyz": ("data_corruption", "serializable_read", "linearizable_read", "non_learner"),
+}
+
+_CORS = (
+    ("Access-Control-Allow-Headers", "accept, content-type, authorization"),
+    ("Access-Control-Allow-Methods", "POST, GET, OPTIONS, PUT, DELETE"),
+)
+_NOSNIFF = ("X-Content-Type-Options", "nosniff")
+_GRPC = ("Grpc-Metadata-Content-Type", "application/grpc")
+_METADATA_PREFIX = b"grpc-metadata-"
+
+_Header = tuple[str, str]
+_Then = Callable[["EtcdError | None"], None]
+
+
+class Site:
+    """What the HTTP connections of a member share: its settings, and counts for /metrics."""
+
+    def __init__(
+        self,
+        member: Member,
+        *,
+        metrics: Callable[[], bytes] | None = None,
+        cors: Collection[str] = ("*",),
+        host_whitelist: Collection[str] = ("*",),
+        serves_gateway: bool = True,
+        only_metrics: bool = False,
+    ) -> None:
+        """`metrics` gives what /metrics shows. `cors`: origins whose pages may read answers.
+        `host_whitelist`: names that a client may call this server by. Both: empty or "*" is any.
+        `only_metrics`: no more than health and metrics, for --listen-metrics-urls."""
+        self.member = member
+        self.metrics = metrics
+        self.serves_gateway = serves_gateway
+        self.only_metrics = only_metrics
+        self.max_body_bytes = member.max_request_bytes * 4 // 3 + OVERHEAD_BYTES
+        self.max_values = gateway.max_values(member.max_txn_ops)
+        self.health_successes = 0
+        self.health_failures = 0
+        self.checks: dict[tuple[str, str, str], int] = {}
+        """(livez or readyz, check, "success" or "error") -> how often"""
+        self.last_checks: dict[tuple[str, str], bool] = {}
+        """(livez or readyz, check) -> whether it succeeded the last time"""
+        self._cors = frozenset() if "*" in cors else frozenset(cors)
+        self._hosts = frozenset() if "*" in host_whitelist else frozenset(host_whitelist)
+
+    def allows_host(self, host: str) -> bool:
+        """Whether a Host header names this server."""
+        return not self._hosts or _host_name(host) in self._hosts
+
+    def cors_headers(self, origin: str) -> tuple[_Header, ...]:
+        if not self._cors:
+            origin = "*"
+        elif origin not in self._cors:
+            return ()
+        return (*_CORS, ("Access-Control-Allow-Origin", origin))
+
+    def count_check(self, kind: str, name: str, succeeded: bool) -> None:
+        key = (kind, name, "success" if succeeded else "error")
+        self.checks[key] = self.checks.get(key, 0) + 1
+        self.last_checks[kind, name] = succeeded
+
+
+class _Request:
+    """The request that a session serves."""
+
+    __slots__ = (
+        "id", "verb", "path", "query", "host", "origin", "metadata", "method", "body", "values",
+        "is_complete", "is_taken", "has_head", "answer", "deadline", "timeout", "then",
+    )  # fmt: skip
+
+    def __init__(self, request_id: int) -> None:
+        self.id = request_id
+        self.verb = ""
+        self.path = ""
+        self.query = ""
+        self.host = ""
+        self.origin = ""
+        self.metadata: dict[str, str] = {}
+        self.method: proto.Method | None = None
+        """Of the API."""
+        self.body = bytearray()
+        self.values: gateway.Values | None = None
+        """The messages in the body of a client stream."""
+        self.is_complete = False
+        """All of its body has come."""
+        self.is_taken = False
+        """The first message of a client stream has come."""
+        self.has_head = False
+        """The head of the answer is sent."""
+        self.answer: bytes | None = None
+        """Of a call with one message as its answer, until the call ends."""
+        self.deadline: float | None = None
+        self.timeout = ""
+        """The Grpc-Timeout header."""
+        self.then: _Then | None = None
+        """What to do with the result of a health check's read."""
+
+
+class HttpSession:
+    """One connection. `on_output` is called when `out` gets its first bytes, and when there is
+    nothing to send but the connection is to be closed."""
+
+    def __init__(
+        self, member: Member, on_output: Callable[[HttpSession], None], site: Site
+    ) -> None:
+        self.member = member
+        self.site = site
+        self.out: list[bytes] = []
+        self.unsent_bytes = 0
+        """Bytes in `out` and those that the owner took but could not send yet."""
+        self.is_open = False
+        """The head of a request has come."""
+        self.is_closing = False
+        """Nothing is read any more; close when everything is sent."""
+        self.is_aborted = False
+        """Close at once."""
+        self._on_output = on_output
+        self._conn = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._input: deque[memoryview] = deque()
+        """Received, and not given to the parser yet."""
+        self._input_bytes = 0
+        self._has_rest = False
+        """The parser may have something before it needs more input."""
+        self._request: _Request | None = None
+        self._events_left = 0
+        self._next_id = 0
+        self.calls = Calls(member, self)
+        self._jobs: deque[tuple[Iterator[str], int]] = deque()
+        """What is turned into JSON in slices, in order, with its size."""
+        self._jobs_bytes = 0
+        self._ends = False
+        """The answer ends after the jobs."""
+        self._discards = False
+        """The client is refused; what it still sends is thrown away."""
+        self._is_stopping = False
+        self._has_begun_head = False
+        self._since = member.clock()
+        """When what is waited for began: a head, a body, the next request, the client's close."""
+
+    # Input.
+
+    def receive(self, data: bytes) -> None:
+        """Take what the client sent."""
+        if self.is_closing or self._discards:
+            return
+        if self._request is None and not self._has_begun_head:
+            self._has_begun_head = True
+            self._since = self.member.clock()
+        self._input.append(memoryview(data))
+        self._input_bytes += len(data)
+        self._advance()
+        request = self._request
+        if self._input_bytes > MAX_UNREAD_BYTES or (
+            self.is_full and request is not None and request.is_complete and request.is_taken
+        ):
+            # It sends requests behind a stream, which would be served when that ends, or its owner
+            # does not heed `is_full`.
+            self._abort()
+
+    def _advance(self) -> None:
+        """Serve what was received, for about one slice."""
+        conn = self._conn
+        self._has_rest = True
+        self._events_left = EVENTS_PER_TURN
+        while self._events_left > 0:
+            if self.is_closing or self._discards or self._is_waiting or self.is_blocked:
+                return
+            self._events_left -= 1
+            try:
+                event = conn.next_event()
+                if event is h11.NEED_DATA:
+                    if not self._input:
+                        self._has_rest = False
+                        return
+                    conn.receive_data(bytes(self._take_input()))
+                elif type(event) is h11.Request:
+                    self._begin(event)
+                elif type(event) is h11.Data:
+                    self._take(event.data)
+                elif type(event) is h11.EndOfMessage:
+                    self._complete()
+                else:
+                    return
+            except h11.RemoteProtocolError as fault:
+                self._refuse(fault.error_status_hint, str(fault))
+                return
+
+    def _take_input(self) -> memoryview:
+        piece = self._input[0][:PIECE_BYTES]
+        self._input_bytes -= len(piece)
+        if len(piece) == len(self._input[0]):
+            self._input.popleft()
+        else:
+            self._input[0] = self._input[0][PIECE_BYTES:]
+        return piece
+
+    def _begin(self, event: h11.Request) -> None:
+        self.is_open = True
+        self._has_begun_head = False
+        self._since = self.member.clock()
+        self._next_id += 1
+        request = self._request = _Request(self._next_id)
+        request.verb = event.method.decode("ascii")
+        request.path, request.query = _split_target(event.target.decode("ascii"))
+        length = 0
+        is_sized = is_chunked = False
+        for name, value in event.headers:
+            if name == b"content-length":
+                is_sized, length = True, int(value)
+            elif name == b"transfer-encoding":
+                is_chunked = True
+            elif name == b"host":
+                request.host = value.decode("latin-1")
+            elif name == b"origin":
+                request.origin = value.decode("latin-1")
+            elif name == b"authorization":
+                request.metadata["authorization"] = value.decode("latin-1")
+            elif name == b"grpc-timeout":
+                request.timeout = value.decode("latin-1")
+            elif name.startswith(_METADATA_PREFIX):
+                key = name[len(_METADATA_PREFIX) :].decode("ascii")
+                request.metadata[key] = value.decode("latin-1")
+        if is_chunked and (is_sized or event.http_version < b"1.1"):
+            # Another server in between may see other requests in these bytes.
+            self._refuse(400, "the length of the body is given in two ways")
+            return
+        if length > self.site.max_body_bytes:
+            self._refuse_body()
+            return
+        if self._is_allowed(request) and request.verb == "POST" and self.site.serves_gateway:
+            method = request.method = gateway.METHODS.get(request.path)
+            if method is not None and method.client_stream:
+                request.values = gateway.Values(self.site.max_body_bytes)
+                try:
+                    self._check_metadata(request)
+                except EtcdError as failure:
+                    self.fail(request.id, method.number, failure)
+                    return
+        if self._conn.they_are_waiting_for_100_continue:
+            self._send(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
+
+    def _is_allowed(self, request: _Request) -> bool:
+        return self.site.allows_host(request.host) and not self.site.only_metrics
+
+    def _take(self, data: bytes) -> None:
+        """A piece of the request's body."""
+        request = self._request
+        assert request is not None
+        if request.values is None:
+            request.body += data
+            if len(request.body) > self.site.max_body_bytes:
+                self._refuse_body()
+            return
+        try:
+            for value in request.values.feed(bytes(data)):
+                request.is_taken = True
+                self._events_left -= 1
+                self._take_message(request, value)
+                if self._request is not request:
+                    return
+        except EtcdError as failure:
+            self._fail(request, failure)
+
+    def _complete(self) -> None:
+        """The request is whole."""
+        request = self._request
+        assert request is not None
+        request.is_complete = True
+        if request.values is None:
+            self._serve(request)
+        elif not request.values.is_empty:
+            self._fail(request, EtcdError(INVALID_ARGUMENT, "unexpected EOF"))
+        elif request.id not in self.calls:
+            self._end_call(request)
+        elif request.method is None or request.method.number != _WATCH:
+            # A watch goes on for as long as its client stays, as in etcd.
+            self.calls.finish(request.id)
+
+    # Serving a request.
+
+    def _serve(self, request: _Request) -> None:
+        if not self.site.allows_host(request.host):
+            if not log.limited("host-whitelist"):
+                log.warn("refused a request by an unknown name", host=request.host[:100])
+            self._respond(421, TEXT, _UNKNOWN_HOST % _host_name(request.host)[:100])
+        elif request.verb == "OPTIONS":
+            self._respond(200, "", "")
+        elif request.method is not None:
+            self._call(request, request.method)
+        elif request.path.startswith(gateway.PREFIXES) and not self.site.only_metrics:
+            self._refuse_call(request)
+        else:
+            self._serve_plain(request)
+
+    def _refuse_call(self, request: _Request) -> None:
+        if not self.site.serves_gateway:
+            self._respond(404, TEXT, "The JSON gateway is switched off (enable-grpc-gateway).\n")
+        elif request.path in gateway.METHODS:
+            self._respond(405, TEXT, "Method Not Allowed\n", _NOSNIFF, ("Allow", "POST"))
+        else:
+            failure = EtcdError(5, "Not Found")
+            self._respond(404, JSON, gateway.error_json(failure))
+
+    def _check_metadata(self, request: _Request) -> None:
+        """What etcd's clients may ask for in headers. Raises EtcdError."""
+        if request.timeout:
+            timeout_s = gateway.read_timeout_s(request.timeout)
+            request.deadline = self.member.clock() + timeout_s
+        if request.metadata.get("hasleader") == "true" and not self.member.raft.leader:
+            raise error("NoLeader")
+
+    def _call(self, request: _Request, method: proto.Method) -> None:
+        """Carry out a request that is one message."""
+        member = self.member
+        try:
+            self._check_metadata(request)
+            message = gateway.read_request(
+                method.request, bytes(request.body), self.site.max_values
+            )
+            request.body.clear()
+            body = message.encode()
+            if len(body) > member.max_request_bytes:
+                raise error("RequestTooLarge")
+            if method.number in _CALLS:
+                self.calls.open(request.id, method.number, _CALLS[method.number])
+                self.calls.message(request.id, body)
+                self.calls.finish(request.id)
+            elif method.number in api.HANDLERS:
+                frame = proto.frame(1, method.number, 0, body)
+                handle, _ = api.HANDLERS[method.number]
+                handle(member, self, request.id, method.number, message, frame)
+            else:
+                raise api.unimplemented(method.number)
+        except EtcdError as failure:
+            self._fail(request, failure)
+
+    def _take_message(self, request: _Request, value: bytes) -> None:
+        """Carry out a message of a client stream. Raises EtcdError."""
+        method = request.method
+        assert method is not None
+        message = gateway.read_request(method.request, value, self.site.max_values)
+        if request.id not in self.calls:
+            if method.number not in _CALLS:
+                raise api.unimplemented(method.number)
+            self.calls.open(request.id, method.number, _CALLS[method.number])
+        self.calls.message(request.id, message.encode())
+
+    def _serve_plain(self, request: _Request) -> None:
+        """Everything that is not the API."""
+        path = request.path
+        kind, _, check = path[1:].partition("/")
+        serve: Callable[[_Request], None] | None = None
+        if path == "/health":
+            serve = self._serve_health
+        elif path == "/metrics" and self.site.metrics is not None:
+            self._respond(200, METRICS, self.site.metrics())
+            return
+        elif kind in _CHECKS and (path == f"/{kind}" or check in _CHECKS[kind]):
+            serve = self._serve_checks
+        elif not self.site.only_metrics:
+            serve = {
+                "/": self._serve_page,
+                "/version": self._serve_version,
+                "/debug/vars": self._serve_state,
+            }.get(path)
+        if serve is None:
+            self._respond(404, TEXT, "404 page not found\n", _NOSNIFF)
+        elif request.verb not in ("GET", "HEAD"):
+            self._respond(405, TEXT, "Method Not Allowed\n", _NOSNIFF, ("Allow", "GET"))
+        else:
+            serve(request)
+
+    def _serve_version(self, request: _Request) -> None:
+        version = etcdlite.ETCD_API_VERSION
+        versions = {
+            "etcdserver": version,
+            "etcdcluster": version,
+            "storage": version,
+            "etcdlite": etcdlite.__version__,
+        }
+        self._respond(200, JSON, _compact(versions))
+
+    def _serve_state(self, request: _Request) -> None:
+        self._respond(200, JSON, json.dumps(_state(self.member), indent=1) + "\n")
+
+    def _serve_page(self, request: _Request) -> None:
+        page, policy = _page()
+        self._respond(
+            200,
+            HTML,
+            page,
+            _NOSNIFF,
+            ("Cache-Control", "no-cache"),
+            ("Content-Security-Policy", policy),
+            ("Referrer-Policy", "no-referrer"),
+        )
+
+    # Health.
+
+    def _serve_health(self, request: _Request) -> None:
+        query = _query(request)
+        excluded = query.get("exclude", ())
+        is_serializable = query.get("serializable", [""])[0] == "true"
+        for _, kind in sorted(self.member.alarms):
+            if alarm_name(kind) not in excluded:
+                name = alarm_name(kind)
+                known = name in proto.ENUMS["AlarmType"]
+                self._answer_health(f"ALARM {name if known else 'UNKNOWN'}")
+                return
+        if not is_serializable and not self.member.raft.leader:
+            self._answer_health("RAFT NO LEADER")
+            return
+
+        def answer(failure: EtcdError | None) -> None:
+            self._answer_health(f"RANGE ERROR:{failure}" if failure else "")
+
+        self._probe(request, is_serializable, answer)
+
+    def _answer_health(self, reason: str) -> None:
+        body = f'{{"health":"{"false" if reason else "true"}","reason":{gateway.string(reason)}}}'
+        if not reason:
+            self.site.health_successes += 1
+            self._respond(200, TEXT, body)
+            return
+        self.site.health_failures += 1
+        if not log.limited("health"):
+            log.warn("serving /health false", reason=reason)
+        self._respond(503, TEXT, body + "\n", _NOSNIFF)
+
+    def _serve_checks(self, request: _Request) -> None:
+        kind, _, check = request.path[1:].partition("/")
+        excluded = () if check else _query(request).get("exclude", ())
+        names = (check,) if check else _CHECKS[kind]
+        self._run_checks(request, kind, [name for name in names if name not in excluded], [])
+
+    def _run_checks(
+        self, request: _Request, kind: str, names: list[str], results: list[tuple[str, str]]
+    ) -> None:
+        """Run the checks `names`; `results` has (name, problem or "") of those before."""
+        member = self.member
+        for at, name in enumerate(names):
+            if name in ("serializable_read", "linearizable_read"):
+
+                def go_on(failure: EtcdError | None, at: int = at, name: str = name) -> None:
+                    results.append((name, str(failure or "")))
+                    self._run_checks(request, kind, names[at + 1 :], results)
+
+                self._probe(request, name == "serializable_read", go_on)
+                return
+            problem = ""
+            if name == "data_corruption":
+                if any(alarm == CORRUPT for _, alarm in member.alarms):
+                    problem = "alarm activated: CORRUPT"
+            elif member.id in member.raft.learners:
+                problem = "not supported for learner"
+            results.append((name, problem))
+        self._answer_checks(request, kind, results)
+
+    def _answer_checks(self, request: _Request, kind: str, results: list[tuple[str, str]]) -> None:
+        lines = ""
+        for name, problem in results:
+            lines += f"[-]{name} failed: {problem}\n" if problem else f"[+]{name} ok\n"
+            self.site.count_check(kind, name, not problem)
+        if any(problem for _, problem in results):
+            if not log.limited("health"):
+                log.warn(f"serving /{kind} false", reason=lines)
+            self._respond(503, TEXT, lines + "\n", _NOSNIFF)
+        else:
+            is_verbose = "verbose" in _query(request)
+            self._respond(200, TEXT, (lines if is_verbose else "") + "ok\n", _NOSNIFF)
+
+    def _probe(self, request: _Request, is_serializable: bool, then: _Then) -> None:
+        """Read something, then call `then`."""
+        request.then = then
+        # An id of its own, or else a late answer to the probe before would be taken for this one's.
+        self._next_id += 1
+        request.id = self._next_id
+        if is_serializable:
+            self.member.read_now(self, request.id, RANGE, _PROBE)
+        else:
+            request.deadline = self.member.clock() + self.member.request_timeout_s
+            self.member.read(self, request.id, RANGE, _PROBE)
+
+    # Output.
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        """The answer to a unary request; dropped if it is not waited for any more."""
+        request = self._request
+        if request is None or request.id != request_id:
+            return
+        if request.then is not None:
+            then, request.then = request.then, None
+            then(None)
+        else:
+            self._answer(request, body)
+
+    def _answer(self, request: _Request, body: bytes) -> None:
+        """Send the one message that is the answer."""
+        assert request.method is not None
+        cls = request.method.response
+        if len(body) <= INLINE_BYTES:
+            self._respond(200, JSON, "".join(gateway.pieces(cls, body)), _GRPC)
+        else:
+            self._begin_answer(request, 200, JSON, _GRPC)
+            self._add_job(gateway.pieces(cls, body), len(body))
+            self._ends = True
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        """The answer to a request, or the end of a stream, that failed."""
+        request = self._request
+        if request is not None and request.id == request_id:
+            self._fail(request, failure)
+
+    def _fail(self, request: _Request, failure: EtcdError) -> None:
+        self.calls.close(request.id)
+        if request.then is not None:
+            then, request.then = request.then, None
+            then(failure)
+        elif self._ends:
+            pass  # It is answered, or has failed already; only the sending is not done.
+        elif request.has_head:
+            self._add_job(iter((gateway.stream_error_json(failure),)), 0)
+            self._ends = True
+            self._make()
+        else:
+            status = gateway.HTTP_STATUS[failure.code]
+            self._respond(status, JSON, gateway.error_json(failure))
+
+    def send_message(self, request_id: int, method: int, body: bytes) -> None:
+        """A message of a call."""
+        request = self._request
+        if request is None or request.id != request_id or self._ends:
+            return
+        assert request.method is not None
+        if not request.method.server_stream:
+            request.answer = body
+            return
+        if not request.has_head:
+            self._begin_answer(request, 200, JSON, _GRPC)
+        line = _result(request.method.response, body)
+        if self._jobs or len(body) > INLINE_BYTES:
+            self._add_job(line, len(body))
+        else:
+            self._send(h11.Data(data="".join(line).encode()))
+
+    def end_call(self, request_id: int, method: int) -> None:
+        """The end of a call."""
+        request = self._request
+        if request is not None and request.id == request_id:
+            self.calls.close(request_id)
+            self._end_call(request)
+
+    def _end_call(self, request: _Request) -> None:
+        if request.answer is not None:
+            self._answer(request, request.answer)
+            return
+        if not request.has_head:
+            self._begin_answer(request, 200, JSON, _GRPC)
+        self._ends = True
+        self._make()
+
+    def is_stalled(self, request_id: int) -> bool:
+        """As `is_blocked`: there is one call at a time."""
+        return self.is_blocked
+
+    def _add_job(self, job: Iterator[str], size_bytes: int) -> None:
+        if not self._jobs:
+            self._on_output(self)
+        self._jobs.append((job, size_bytes))
+        self._jobs_bytes += size_bytes
+
+    def _make(self) -> None:
+        """Turn some more of a large answer into JSON."""
+        for _ in range(PIECES_PER_TURN):
+            if not self._jobs or self.unsent_bytes > HIGH_WATER_BYTES:
+                break
+            job, size_bytes = self._jobs[0]
+            text = next(job, None)
+            if text is None:
+                self._jobs.popleft()
+                self._jobs_bytes -= size_bytes
+            elif text:
+                self._send(h11.Data(data=text.encode()))
+        if self._ends and not self._jobs:
+            self._end_answer()
+
+    def _begin_answer(
+        self, request: _Request | None, status: int, content_type: str, *headers: _Header
+    ) -> None:
+        everything: list[_Header] = []
+        if request is not None:
+            request.has_head = True
+            if not self.site.only_metrics:
+                everything += self.site.cors_headers(request.origin)
+        if content_type:
+            everything.append(("Content-Type", content_type))
+        everything += headers
+        if self._is_stopping:
+            everything.append(("Connection", "close"))
+        reason = gateway.REASONS.get(status, "")
+        self._send(h11.Response(status_code=status, headers=everything, reason=reason))
+
+    def _respond(
+        self, status: int, content_type: str, text: str | bytes, *headers: _Header
+    ) -> None:
+        """A whole answer. Without a whole request it is the last one of the connection."""
+        body = text.encode("utf-8", "replace") if isinstance(text, str) else text
+        request = self._request
+        if (request is None or not request.is_complete) and not self._is_stopping:
+            headers += (("Connection", "close"),)
+        self._begin_answer(
+            request, status, content_type, *headers, ("Content-Length", str(len(body)))
+        )
+        if body and (request is None or request.verb != "HEAD"):
+            self._send(h11.Data(data=body))
+        self._end_answer()
+
+    def _end_answer(self) -> None:
+        conn = self._conn
+        self._send(h11.EndOfMessage())
+        self._forget_request()
+        self._since = self.member.clock()
+        if conn.our_state is h11.DONE and conn.their_state is h11.DONE and not self._is_stopping:
+            self._has_rest = self._has_begun_head = bool(self._input or conn.trailing_data[0])
+            conn.start_next_cycle()
+        elif conn.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
+            self._close()
+        else:
+            self._discard()
+
+    def _refuse_body(self) -> None:
+        failure = error("RequestTooLarge")
+        self._respond(413, JSON, gateway.error_json(failure))
+
+    def _refuse(self, status: int, why: str) -> None:
+        """The client's bytes cannot be followed any further."""
+        if self._conn.our_state is h11.SEND_BODY:
+            # In the middle of an answer: not ending it is all that can be said.
+            self._forget_request()
+            self._close()
+            return
+        reason = gateway.REASONS.get(status, "Bad Request")
+        self._respond(status, TEXT, f"{status} {reason}: {why[:200]}\n", _NOSNIFF)
+
+    def _send(self, event: Any) -> None:
+        data = self._conn.send(event)
+        if data:
+            if not self.out:
+                self._on_output(self)
+            self.out.append(data)
+            self.unsent_bytes += len(data)
+
+    # The connection.
+
+    def _discard(self) -> None:
+        """Wait for the client to close its side: closing before would reset the connection, and
+        the client might never see why."""
+        self._discards = True
+        self._drop_input()
+
+    def _close(self) -> None:
+        self.is_closing = True
+        self._drop_input()
+        self._on_output(self)
+
+    def _abort(self) -> None:
+        self.is_aborted = True
+        self._forget_request()
+        self._close()
+
+    def _drop_input(self) -> None:
+        self._input.clear()
+        self._input_bytes = 0
+        self._has_rest = False
+
+    def _forget_request(self) -> None:
+        request, self._request = self._request, None
+        if request is not None:
+            self.calls.close(request.id)
+        self._jobs.clear()
+        self._jobs_bytes = 0
+        self._ends = False
+
+    def tick(self, now: float) -> None:
+        """Look at the time-outs; call about once a second. `now`: as of the member's clock."""
+        if self.is_closing:
+            return
+        self.calls.tick(now)
+        request = self._request
+        waits_s = now - self._since
+        if self._discards:
+            if waits_s > LINGER_S:
+                self._close()
+        elif request is None:
+            if waits_s > (HEAD_TIMEOUT_S if self._has_begun_head else IDLE_TIMEOUT_S):
+                self._close()
+        elif request.deadline is not None and now >= request.deadline:
+            request.deadline = None
+            if request.then is not None:
+                self._fail(request, error("Timeout"))
+            else:
+                self._fail(request, EtcdError(DEADLINE_EXCEEDED, "context deadline exceeded"))
+        elif not (request.is_complete or request.is_taken) and waits_s > BODY_TIMEOUT_S:
+            self._refuse(408, "the body did not come in time")
+
+    def token(self, request_id: int) -> str:
+        """The auth token that an open request came with; empty if it came without."""
+        request = self._request
+        if request is None or request.id != request_id:
+            return ""
+        return request.metadata.get("token") or request.metadata.get("authorization", "")
+
+    @property
+    def is_new(self) -> bool:
+        """Nothing has come yet."""
+        return not (self.is_open or self._has_begun_head)
+
+    @property
+    def is_full(self) -> bool:
+        """Enough input waits: read no more from this client until it is less."""
+        return self._input_bytes > MAX_WAITING_BYTES
+
+    @property
+    def is_blocked(self) -> bool:
+        """The client does not read what it was sent: streams hold back."""
+        return self.unsent_bytes + self._jobs_bytes > HIGH_WATER_BYTES
+
+    @property
+    def _is_waiting(self) -> bool:
+        """The request that is being served must be answered before the next is looked at."""
+        return self._request is not None and self._request.is_complete
+
+    @property
+    def is_idle(self) -> bool:
+        """No unary request is unanswered and nothing waits to be sent."""
+        request = self._request
+        is_answered = request is None or not request.is_complete or request.id in self.calls
+        return not self.unsent_bytes and not self._jobs and is_answered
+
+    @property
+    def has_more(self) -> bool:
+        """`produce` would do something now."""
+        if self.unsent_bytes > HIGH_WATER_BYTES or self.is_closing:
+            return False
+        return (
+            bool(self._jobs)
+            or (self._has_rest and not self._is_waiting)
+            or (bool(self.calls) and self.calls.have_more)
+        )
+
+    def produce(self) -> None:
+        """Go on with a large answer, or with requests that were sent ahead."""
+        was_blocked = self.is_blocked
+        if self._jobs:
+            self._make()
+        elif self.calls:
+            self.calls.produce()
+        if self._has_rest and not self._is_waiting:
+            self._advance()
+        if was_blocked and not self.is_blocked:
+            self.unblocked()
+
+    def unblocked(self) -> None:
+        """The client reads again."""
+        self.member.unblocked(self)
+        for call in self.calls:
+            call.wake()
+
+    def closed(self) -> None:
+        """The connection is gone: forget everything that was asked for."""
+        self.is_closing = True
+        self._forget_request()
+        self._drop_input()
+        self.out.clear()
+        self.member.forget(self)
+
+    def shut_down(self) -> None:
+        """The server stops: end the streams, serve no further request."""
+        self._is_stopping = True
+        request = self._request
+        if request is None or not request.is_complete:
+            self._drop_input()
+        if request is not None and request.id in self.calls:
+            self._fail(request, error("Stopped"))
+
+
+_UNKNOWN_HOST = (
+    "This server does not answer to the name %r. If it should, start it with that name in "
+    "--host-whitelist. (The list is a protection against DNS rebinding, CVE-2018-5702.)\n"
+)
+
+_ABSOLUTE = re.compile(r"[hH][tT][tT][pP][sS]?://[^/?#]*")
+
+
+def _split_target(target: str) -> tuple[str, str]:
+    """The path, unquoted, and the query of a request's target."""
+    found = _ABSOLUTE.match(target)
+    if found is not None:
+        target = target[found.end() :] or "/"
+    path, _, query = target.partition("?")
+    return unquote(path), query
+
+
+def _query(request: _Request) -> dict[str, list[str]]:
+    return parse_qs(request.query, keep_blank_values=True)
+
+
+def _host_name(host: str) -> str:
+    """A Host header without the port, and an IPv6 address without its brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _result(cls: type[proto.Message], body: bytes) -> Iterator[str]:
+    """One line of a stream."""
+    begin = '{"result":'
+    for piece in gateway.pieces(cls, body):
+        yield begin + piece
+        begin = ""
+    yield "}\n"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _state(member: Member) -> dict[str, Any]:
+    """What the member looks like from the inside; no keys and no values."""
+    raft, store, hub = member.raft, member.store, member.hub
+    return {
+        "etcdlite": {"version": etcdlite.__version__, "api_version": etcdlite.ETCD_API_VERSION},
+        "raft.status": {
+            "id": f"{member.id:x}",
+            "term": raft.term,
+            "vote": f"{raft.vote:x}",
+            "commit": raft.log.committed,
+            "lead": f"{raft.leader:x}",
+            "raftState": "State" + ROLE_NAMES[raft.role].title().replace("-", ""),
+            "applied": store.applied_index,
+            "leader_changes": member.leader_changes,
+        },
+        "store": {
+            "revision": store.revision,
+            "compact_revision": store.compacted,
+            "keys": len(store.index.heads),
+            "size_bytes": store.size_bytes,
+            "size_in_use_bytes": store.size_in_use_bytes,
+            "quota_bytes": member.quota_bytes,
+        },
+        "alarms": [
+            {"member": f"{member_id:x}", "alarm": alarm_name(kind)}
+            for member_id, kind in sorted(member.alarms)
+        ],
+        "leases": len(member.lessor.leases()),
+        "watch": {
+            "streams": hub.streams,
+            "watches": hub.watches,
+            "slow_watches": hub.slow_watches,
+            "events_sent": hub.events_sent,
+        },
+    }
+
+
+@cache
+def _page() -> tuple[str, str]:
+    """The page, and the Content-Security-Policy that lets it run nothing but its own script and
+    reach nothing but this server."""
+    page = resources.files("etcdlite").joinpath("page.html").read_text("utf-8")
+    hashes = {}
+    for element in ("script", "style"):
+        content = page.partition(f"<{element}>")[2].partition(f"</{element}>")[0]
+        digest = hashlib.sha256(content.encode()).digest()
+        hashes[element] = f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+    policy = (
+        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    return page, policy

@@ -1,0 +1,198 @@
+"""The API's streams, and the table of all calls that are more than one request and one answer.
+
+Each class is one kind of call, see `calls.py`. A further kind is a further class in `CALLS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from etcdlite import api, concurrency, log, proto, snap, txn
+from etcdlite.calls import Call, CallOwner
+from etcdlite.data import DataDamaged
+from etcdlite.errors import EtcdError, error
+from etcdlite.member import RANGE, Member
+from etcdlite.mvcc import RANGE_STEP_KEYS, key_range
+from etcdlite.proto import varint
+
+RANGE_CHUNK_BYTES = 256 << 10
+"""About the size of a message of a RangeStream."""
+
+
+class WatchCall(Call):
+    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
+        super().__init__(member, owner, request_id, method)
+        self._stream = member.hub.open(self)
+
+    def message(self, body: bytes) -> None:
+        request = proto.WatchRequest.decode(body)
+        if request.create_request is not None:
+            self._stream.create(request.create_request)
+        elif request.cancel_request is not None:
+            self._stream.cancel(request.cancel_request.watch_id)
+        elif request.progress_request is not None:
+            self._stream.progress()
+
+    def finish(self) -> None:
+        self.end()
+
+    def wake(self) -> None:
+        self._stream.wake()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class KeepAliveCall(Call):
+    def message(self, body: bytes) -> None:
+        self.send(api.keep_alive(self.member, body))
+
+    def finish(self) -> None:
+        self.end()
+
+
+class SnapshotCall(Call):
+    produces = True
+    is_ready = False
+
+    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
+        super().__init__(member, owner, request_id, method)
+        self._parts: Generator[bytes, None, None] | None = None
+
+    def message(self, body: bytes) -> None:
+        if self._parts is None:
+            self.is_ready = True
+            self._parts = snap.stream(self.member)  # type: ignore[assignment]
+
+    def produce(self) -> None:
+        assert self._parts is not None
+        part = next(self._parts, None)
+        if part is None:
+            self.end()
+        else:
+            self.send(part)
+
+    def close(self) -> None:
+        if self._parts is not None:
+            self._parts.close()
+
+
+class RangeStreamCall(Call):
+    """A range in pieces, all of one revision, that merge to what KV.Range answers.
+
+    A first small read finds out which revision is linearizable. If that is compacted before the end
+    the call fails, as in etcd. A range that is limited, filtered or counted is sent in one piece.
+    """
+
+    produces = True
+    is_ready = False
+    is_blocked = False
+    """For the member: this call's own reads are small, or wait for nobody."""
+
+    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
+        super().__init__(member, owner, request_id, method)
+        self._request: Any = None
+        self._is_whole = False
+        self._cursor: bytes | None = None
+        self._end: bytes | None = None
+        self._revision = 0
+        self._count = 0
+        self._is_closed = False
+
+    def message(self, body: bytes) -> None:
+        if self._request is not None:
+            return
+        request = proto.RangeRequest.decode(body)
+        txn.check_range(request)
+        if request.sort_target or request.sort_order not in (
+            proto.RangeRequest.NONE,
+            proto.RangeRequest.ASCEND,
+        ):
+            raise error("InvalidSortOption")
+        self._request = request
+        self._is_whole = bool(
+            request.limit
+            or request.count_only
+            or request.min_mod_revision
+            or request.max_mod_revision
+            or request.min_create_revision
+            or request.max_create_revision
+        )
+        first = request if self._is_whole else proto.RangeRequest(key=request.key)
+        if request.serializable:
+            self.member.read_now(self, self.request_id, RANGE, first)
+        else:
+            self.member.read(self, self.request_id, RANGE, first)
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        """The member's answer to the first read."""
+        if self._is_closed:
+            return
+        if self._is_whole:
+            self._send(body)
+            self.end()
+            return
+        store = self.member.store
+        request = self._request
+        self._revision = request.revision if request.revision > 0 else store.revision
+        self._cursor, self._end = key_range(request.key, request.range_end)
+        self.is_ready = True
+        self._send(self.member.header(store.revision))
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        """The member could not answer the first read."""
+        if not self._is_closed:
+            self.owner.fail(self.request_id, self.method, failure)
+
+    def produce(self) -> None:
+        assert self._cursor is not None
+        store = self.member.store
+        store.check_revision(self._revision)
+        records, cursor = store.scan(self._cursor, self._end, self._revision, RANGE_STEP_KEYS)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            for location, length in records:
+                kv = store.data.read(location, length)
+                if size > RANGE_CHUNK_BYTES:
+                    cursor = proto.KeyValue.decode(kv).key
+                    break
+                self._count += 1
+                if self._request.keys_only:
+                    message = proto.KeyValue.decode(kv)
+                    message.value = b""
+                    kv = message.encode()
+                parts += (b"\x12", varint(len(kv)), kv)
+                size += len(kv)
+        except DataDamaged as damage:
+            if not log.limited("damaged"):
+                log.error(str(damage))
+            raise error("Corrupt") from damage
+        self._cursor = cursor
+        if cursor is None and self._count:
+            parts += (b"\x20", varint(self._count))
+        if parts:
+            self._send(b"".join(parts))
+        if cursor is None:
+            self.end()
+
+    def _send(self, response: bytes) -> None:
+        self.send(b"\x0a" + varint(len(response)) + response)
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._cursor = None
+        self.member.forget(self)
+
+
+CALLS: dict[int, type[Call]] = {
+    proto.METHOD_BY_NAME[name].number: kind
+    for name, kind in {
+        "KV.RangeStream": RangeStreamCall,
+        "Watch.Watch": WatchCall,
+        "Lease.LeaseKeepAlive": KeepAliveCall,
+        "Maintenance.Snapshot": SnapshotCall,
+    }.items()
+} | concurrency.CALLS
+"""By the method's number."""

@@ -1,0 +1,231 @@
+"""A `Member` driven by hand: what `server.py` does with threads and sockets, done at once and in
+order, on any disk and with a clock that the test moves.
+
+It keeps a plain model of what it was asked to write, and one `Stage` per write, so that after a
+crash the test can say which writes are there: those up to some stage, and none behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from typing import Any, NamedTuple
+
+from faulty_disk import FaultyDisk
+from plain_model import PlainStore
+from store_rig import check_store
+
+from etcdlite import api, bootstrap, proto
+from etcdlite.disk import Disk
+from etcdlite.errors import EtcdError
+from etcdlite.member import Member
+from etcdlite.raft import Config, Raft
+
+DATA_DIR = "default.etcdlite"
+MEMBER_ID = 7
+CLUSTER_ID = 8
+
+_NUMBERS = {
+    method.request.NAME: number
+    for number, method in proto.METHODS.items()
+    if not (method.client_stream or method.server_stream)
+}
+
+
+class Stage(NamedTuple):
+    """How far the writes have gone."""
+
+    revision: int
+    compacted: int
+    leases: dict[int, int]
+
+
+class Story:
+    """What was written: the model, and the stage before the first and after every write."""
+
+    def __init__(self) -> None:
+        self.model = PlainStore()
+        self.stages = [self._stage()]
+        self.acknowledged = 0
+        """Every write up to this stage is answered."""
+
+    def _stage(self) -> Stage:
+        return Stage(self.model.revision, self.model.compacted, dict(self.model.leases))
+
+    def tell(self, request: Any) -> None:
+        with contextlib.suppress(EtcdError):
+            self.model.apply(request)
+        self.stages.append(self._stage())
+
+    def check(self, store: Any, least: int | None = None) -> int:
+        """The store is at a stage that is at least the acknowledged one (or `least`), in every
+        detail; which one it is."""
+        least = self.acknowledged if least is None else least
+        found = Stage(
+            store.revision,
+            store.compacted,
+            {i: store.lessor.ttl_s(i) for i in store.lessor.leases()},
+        )
+        for number in range(len(self.stages) - 1, least - 1, -1):
+            if self.stages[number] == found:
+                check_store(store, self.model.as_of(*found))
+                return number
+        where = self.stages.index(found) if found in self.stages else "none"
+        raise AssertionError(f"{found} is stage {where}; {least} are acknowledged")
+
+    def fork(self, stage: int) -> Story:
+        """The story that went no further than `stage`."""
+        other = Story()
+        other.model = self.model.as_of(*self.stages[stage])
+        other.stages = self.stages[: stage + 1]
+        other.acknowledged = stage
+        return other
+
+
+class MemberRig:
+    """Options go to `Member`. `is_blocked` is what its session says: the client does not read."""
+
+    segment_bytes = 700
+    wal_segment_bytes = 2048
+
+    def __init__(
+        self, disk: Disk | None = None, story: Story | None = None, **options: Any
+    ) -> None:
+        self.disk = FaultyDisk() if disk is None else disk
+        self.story = Story() if story is None else story
+        self.now = 1000.0
+        self.pace_s = 0.0
+        """How much time passes whenever the member looks at the clock."""
+        self.looks = 0
+        self.answers: dict[int, Any] = {}
+        """By request id: the response, or the text of the error."""
+        self.is_blocked = False
+        self._writes: dict[int, int] = {}
+        self._next_id = 1
+        if not bootstrap.exists(self.disk, DATA_DIR):
+            bootstrap.create(
+                self.disk,
+                DATA_DIR,
+                "",
+                proto.Member(ID=MEMBER_ID, name="default"),
+                CLUSTER_ID,
+                segment_bytes=self.segment_bytes,
+                wal_segment_bytes=self.wal_segment_bytes,
+            )
+        opened = bootstrap.open_member(
+            self.disk,
+            DATA_DIR,
+            "",
+            min_ttl_s=1,
+            segment_bytes=self.segment_bytes,
+            wal_segment_bytes=self.wal_segment_bytes,
+            sync_enabled=True,
+        )
+        self.notes = opened.notes
+        rng = random.Random(5)
+        settings: dict[str, Any] = {
+            "quota_bytes": 1 << 31,
+            "max_request_bytes": 1_572_864,
+            "max_txn_ops": 128,
+            "request_timeout_s": 7.0,
+            "election_timeout_s": 1.0,
+            "progress_interval_s": 600.0,
+            "warn_apply_s": 1e9,
+            "checkpoint_bytes": 1 << 40,
+        }
+        self.wal = opened.wal
+        self.member = Member(
+            member_id=opened.member_id,
+            cluster_id=opened.cluster_id,
+            store=opened.store,
+            lessor=opened.lessor,
+            raft=Raft(
+                Config(id=opened.member_id, election_ticks=10),
+                rng,
+                voters=[opened.member_id],
+                hard_state=opened.hard_state,
+                snapshot_index=opened.store.applied_index,
+                snapshot_term=opened.store.applied_term,
+                entries=opened.entries,
+                applied=opened.store.applied_index,
+            ),
+            clock=self._clock,
+            rng=rng,
+            **{**settings, **options},
+        )
+
+    def _clock(self) -> float:
+        self.looks += 1
+        self.now += self.pace_s
+        return self.now
+
+    # The session.
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        self.answers[request_id] = proto.METHODS[method].response.decode(body)
+        self._answered(request_id)
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        self.answers[request_id] = failure.text
+        self._answered(request_id)
+
+    def _answered(self, request_id: int) -> None:
+        stage = self._writes.get(request_id, 0)
+        self.story.acknowledged = max(self.story.acknowledged, stage)
+
+    # The owner.
+
+    def send(self, request: Any) -> int:
+        """Hand a request in as a client's; its id. The model is told of writes."""
+        request_id = self._next_id
+        self._next_id += 1
+        method = _NUMBERS[type(request).NAME]
+        if type(request).NAME in PlainStore._APPLY:
+            self.story.tell(request)
+            self._writes[request_id] = len(self.story.stages) - 1
+        frame = proto.frame(request_id, method, 0, request.encode())
+        try:
+            api.HANDLERS[method][0](self.member, self, request_id, method, request, frame)
+        except EtcdError as failure:
+            self.fail(request_id, method, failure)
+        return request_id
+
+    def ask(self, request: Any) -> Any:
+        """Its answer."""
+        request_id = self.send(request)
+        self.settle()
+        return self.answers[request_id]
+
+    def turn(self) -> bool:
+        """One turn of the loop; whether anything is left to do."""
+        member = self.member
+        member.turn()
+        saves = member.take_saves()
+        for hard_state, entries in saves:
+            self.wal.save(hard_state, entries)
+        member.persisted(saves)
+        released = member.housekeeping.released
+        if released is not None:
+            member.housekeeping.released = None
+            self.wal.mark_snapshot(*released)
+            self.wal.release(released[0])
+        task = member.take_task()
+        if task is not None:
+            task()
+            member.finished()
+        return bool(saves) or task is not None or member.has_work
+
+    def settle(self) -> None:
+        """Turn until there is nothing left to do."""
+        while self.turn():
+            pass
+
+    def tick(self, seconds: float = 0.1) -> None:
+        self.now += seconds
+        self.member.tick()
+        self.settle()
+
+    def close(self) -> None:
+        """As a server that is told to stop."""
+        self.member.housekeeping.close()
+        self.wal.close()

@@ -1,0 +1,577 @@
+"""The Lock and Election services, driven in process: what they answer, what they leave behind, and
+that they stand in the same lines as the client's recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LoneMember
+
+from etcdlite import client_calls, concurrency, errors, proto, recipes
+from etcdlite.calls import Calls
+from etcdlite.errors import UNKNOWN, EtcdError
+
+ENDED = "ended"
+EVERYTHING = proto.RangeRequest(key=b"\0", range_end=b"\0")
+
+
+class Caller:
+    """One client's connection: opens calls and keeps what comes back, by request id."""
+
+    def __init__(self, lone: LoneMember) -> None:
+        self.lone = lone
+        self.calls = Calls(lone.member, self)
+        self.received: dict[int, list[Any]] = {}
+        self.is_reading = True
+
+    def begin(self, method: str, **fields: Any) -> int:
+        """Start a call, and let the member do what it can do of it."""
+        request_id = self.send(method, **fields)
+        self.lone.settle()
+        return request_id
+
+    def send(self, method: str, **fields: Any) -> int:
+        """Start a call only: what it asks the member for is not carried out yet."""
+        about = proto.METHOD_BY_NAME[method]
+        request_id = len(self.received) + 1
+        self.received[request_id] = []
+        self.calls.open(request_id, about.number, concurrency.CALLS[about.number])
+        self.calls.message(request_id, about.request(**fields).encode())
+        return request_id
+
+    def ask(self, method: str, **fields: Any) -> Any:
+        """The one answer of a call that does not wait."""
+        return self.answer(self.begin(method, **fields))
+
+    def answer(self, request_id: int) -> Any:
+        received = self.received[request_id]
+        assert len(received) == 2 and received[1] == ENDED, received
+        return received[0]
+
+    def failure(self, method: str, **fields: Any) -> tuple[int, str]:
+        (failure,) = self.received[self.begin(method, **fields)]
+        assert isinstance(failure, EtcdError), failure
+        return failure.code, failure.text
+
+    def cancel(self, request_id: int) -> None:
+        assert self.calls.close(request_id)
+        self.lone.settle()
+
+    def disconnect(self) -> None:
+        for call in self.calls:
+            self.calls.close(call.request_id)
+        self.lone.settle()
+
+    # What a call answers through.
+
+    def send_message(self, request_id: int, method: int, body: bytes) -> None:
+        assert request_id in self.calls, "an answer after the call was closed"
+        self.received[request_id].append(proto.METHODS[method].response.decode(body))
+
+    def end_call(self, request_id: int, method: int) -> None:
+        assert self.calls.close(request_id), "the call ended twice"
+        self.received[request_id].append(ENDED)
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        assert self.calls.close(request_id), "a failure after the call was closed"
+        self.received[request_id].append(failure)
+
+    def is_stalled(self, request_id: int) -> bool:
+        return not self.is_reading
+
+
+class Asker:
+    """A session for plain requests."""
+
+    is_blocked = False
+
+    def __init__(self) -> None:
+        self.outcome: Any = None
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        self.outcome = proto.METHODS[method].response.decode(body)
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        self.outcome = failure
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Any:
+    member = LoneMember(tmp_path / "lone")
+    yield member
+    member.close()
+
+
+@pytest.fixture
+def caller(lone: LoneMember) -> Caller:
+    return Caller(lone)
+
+
+def write(lone: LoneMember, method: str, **fields: Any) -> Any:
+    about = proto.METHOD_BY_NAME[method]
+    asker = Asker()
+    lone.member.propose_message(asker, 1, about.number, about.request(**fields))
+    lone.settle()
+    return asker.outcome
+
+
+def read(lone: LoneMember, request: Any) -> Any:
+    asker = Asker()
+    lone.member.read(asker, 1, proto.METHOD_BY_NAME["KV.Range"].number, request)
+    lone.settle()
+    return asker.outcome
+
+
+def grant(lone: LoneMember, lease: int, ttl_s: int = 60) -> int:
+    write(lone, "Lease.LeaseGrant", ID=lease, TTL=ttl_s)
+    return lease
+
+
+def keys(lone: LoneMember) -> list[bytes]:
+    return [kv.key for kv in read(lone, EVERYTHING).kvs]
+
+
+# Locks.
+
+
+def test_a_free_lock_is_granted_at_once(lone: LoneMember, caller: Caller) -> None:
+    answer = caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 0xAB))
+    (kv,) = read(lone, EVERYTHING).kvs
+    assert answer.key == b"door/ab" == kv.key
+    assert (kv.value, kv.lease) == (b"", 0xAB)
+    assert answer.header.revision == kv.create_revision
+
+
+def test_without_a_lease_the_server_makes_one_of_a_minute(lone: LoneMember, caller: Caller) -> None:
+    answer = caller.ask("Lock.Lock", name=b"door")
+    (lease,) = lone.member.lessor.leases()
+    assert answer.key == b"door/%x" % lease
+    assert lone.member.lessor.ttl_s(lease) == 60
+    assert lone.member.lessor.keys(lease) == [answer.key]
+
+
+def test_an_empty_name_is_a_name(lone: LoneMember, caller: Caller) -> None:
+    assert caller.ask("Lock.Lock", lease=grant(lone, 1)).key == b"/1"
+
+
+def test_locking_again_with_the_lease_that_holds_it_answers_the_same(
+    lone: LoneMember, caller: Caller
+) -> None:
+    grant(lone, 5)
+    first = caller.ask("Lock.Lock", name=b"door", lease=5)
+    assert caller.ask("Lock.Lock", name=b"door", lease=5) == first
+
+
+def test_a_release_grants_the_lock_to_the_next_in_line_only(
+    lone: LoneMember, caller: Caller
+) -> None:
+    held = caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 9))
+    second = caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 8))
+    third = caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 7))
+    assert not caller.received[second]
+    done = caller.ask("Lock.Unlock", key=held.key)
+    assert done.header.revision == held.header.revision + 3
+    assert caller.answer(second).key == b"door/8"
+    assert caller.answer(second).header.revision == done.header.revision
+    assert not caller.received[third]
+    caller.ask("Lock.Unlock", key=b"door/8")
+    assert caller.answer(third).key == b"door/7"
+
+
+def test_one_who_leaves_the_middle_of_the_line_lets_nobody_in(
+    lone: LoneMember, caller: Caller
+) -> None:
+    caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    middle = caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 2))
+    last = caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 3))
+    caller.cancel(middle)
+    assert keys(lone) == [b"door/1", b"door/3"]
+    assert not caller.received[middle] and not caller.received[last]
+    caller.ask("Lock.Unlock", key=b"door/1")
+    assert caller.answer(last).key == b"door/3"
+
+
+def test_the_end_of_the_holders_lease_grants_the_lock(lone: LoneMember, caller: Caller) -> None:
+    caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1, ttl_s=5))
+    waiting = caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 2, ttl_s=500))
+    lone.tick(10.0)
+    lone.tick(0.1)
+    assert caller.answer(waiting).key == b"door/2"
+
+
+def test_a_waiter_whose_lease_ended_is_told_so(lone: LoneMember, caller: Caller) -> None:
+    caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    waiting = caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 2))
+    write(lone, "Lease.LeaseRevoke", ID=2)
+    caller.ask("Lock.Unlock", key=b"door/1")
+    (failure,) = caller.received[waiting]
+    assert (failure.code, failure.text) == (UNKNOWN, "mutex: session is expired")
+
+
+@pytest.mark.parametrize("lease", [5, -1])
+def test_a_lease_that_does_not_exist_is_refused(caller: Caller, lease: int) -> None:
+    refused = (UNKNOWN, "etcdserver: requested lease not found")
+    assert caller.failure("Lock.Lock", name=b"door", lease=lease) == refused
+    assert caller.failure("Election.Campaign", name=b"x", lease=lease) == refused
+
+
+def test_unlocking_what_is_not_there_is_fine_but_no_key_is_not(caller: Caller) -> None:
+    assert caller.ask("Lock.Unlock", key=b"nothing").header.revision == 1
+    assert caller.failure("Lock.Unlock") == (UNKNOWN, "etcdserver: key is not provided")
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    lone = LoneMember(tmp_path, max_request_bytes=1000)
+    caller = Caller(lone)
+    grant(lone, 1)
+    failure = caller.failure("Lock.Lock", name=b"n" * 900, lease=1)
+    assert failure == (UNKNOWN, "etcdserver: request is too large")
+    assert keys(lone) == []
+
+
+def test_a_full_store_takes_no_locks_but_lets_them_go(tmp_path: Path) -> None:
+    lone = LoneMember(tmp_path)
+    caller = Caller(lone)
+    held = caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    write(lone, "Maintenance.Alarm", action=1, memberID=7, alarm=1)
+    full = (UNKNOWN, "etcdserver: mvcc: database space exceeded")
+    assert caller.failure("Lock.Lock", name=b"door", lease=1) == full
+    assert caller.failure("Lock.Lock", name=b"door") == full
+    caller.ask("Lock.Unlock", key=held.key)
+    assert keys(lone) == []
+
+
+def test_a_member_with_too_much_to_do_says_so_at_once(
+    lone: LoneMember, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("etcdlite.member.MAX_PROPOSED_BYTES", 0)
+    (failure,) = caller.received[caller.send("Lock.Lock", name=b"door")]
+    assert (failure.code, failure.text) == (UNKNOWN, "etcdserver: too many requests")
+
+
+# Giving up.
+
+
+@pytest.mark.parametrize("method", ["Lock.Lock", "Election.Campaign"])
+def test_a_cancelled_waiter_leaves_the_line_and_is_not_answered(
+    lone: LoneMember, caller: Caller, method: str
+) -> None:
+    caller.ask(method, name=b"door", lease=grant(lone, 1))
+    waiting = caller.begin(method, name=b"door", lease=grant(lone, 2))
+    caller.cancel(waiting)
+    assert keys(lone) == [b"door/1"]
+    write(lone, "KV.DeleteRange", key=b"door/1")
+    assert caller.received[waiting] == []
+    assert (lone.member.hub.streams, lone.member.hub.watches) == (0, 0)
+
+
+@pytest.mark.parametrize("method", ["Lock.Lock", "Election.Campaign"])
+def test_what_a_lost_connection_waited_for_is_forgotten(
+    lone: LoneMember, caller: Caller, method: str
+) -> None:
+    caller.ask(method, name=b"door", lease=grant(lone, 1))
+    gone = Caller(lone)
+    gone.begin(method, name=b"door", lease=grant(lone, 2))
+    gone.begin(method, name=b"door")
+    gone.begin("Election.Observe", name=b"door")
+    gone.disconnect()
+    assert keys(lone) == [b"door/1"]
+    assert lone.member.lessor.leases() == [1, 2], "the lease that the server made is left"
+    assert lone.member.hub.streams == 0
+
+
+def test_a_call_given_up_before_its_key_is_written_takes_the_key_away(
+    lone: LoneMember, caller: Caller
+) -> None:
+    request_id = caller.send("Lock.Lock", name=b"door", lease=grant(lone, 2))
+    caller.cancel(request_id)
+    assert caller.received[request_id] == []
+    assert keys(lone) == []
+    assert read(lone, EVERYTHING).header.revision == 3, "the key was never put"
+
+
+def test_a_call_given_up_before_its_lease_is_made_leaves_no_lease(
+    lone: LoneMember, caller: Caller
+) -> None:
+    caller.cancel(caller.send("Lock.Lock", name=b"door"))
+    assert lone.member.lessor.leases() == []
+    assert read(lone, EVERYTHING).header.revision == 1, "a key was put"
+
+
+def test_giving_up_a_second_lock_call_of_the_holder_keeps_the_lock(
+    lone: LoneMember, caller: Caller
+) -> None:
+    caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    caller.cancel(caller.send("Lock.Lock", name=b"door", lease=1))
+    assert keys(lone) == [b"door/1"]
+
+
+def test_a_granted_lock_outlives_its_call_and_connection(lone: LoneMember, caller: Caller) -> None:
+    caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    caller.disconnect()
+    assert keys(lone) == [b"door/1"]
+
+
+def test_a_place_that_someone_else_made_anew_is_not_taken_away(
+    lone: LoneMember, caller: Caller
+) -> None:
+    caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    waiting = caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 2))
+    write(lone, "KV.DeleteRange", key=b"door/2")
+    write(lone, "KV.Put", key=b"door/2", lease=2)
+    caller.cancel(waiting)
+    assert keys(lone) == [b"door/1", b"door/2"]
+
+
+def test_a_failed_wait_leaves_the_line(
+    lone: LoneMember, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    waiting = caller.send("Lock.Lock", name=b"door", lease=grant(lone, 2))
+    with monkeypatch.context() as patch:
+        no_leader = errors.error("NoLeader")
+        patch.setattr(lone.member, "read", lambda asker, *_: asker.fail(1, 0, no_leader))
+        lone.settle()
+    (failure,) = caller.received[waiting]
+    assert (failure.code, failure.text) == (UNKNOWN, "etcdserver: no leader")
+    assert keys(lone) == [b"door/1"]
+
+
+# Elections.
+
+
+def test_the_first_candidate_leads(lone: LoneMember, caller: Caller) -> None:
+    won = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 0xAB), value=b"me")
+    (kv,) = read(lone, EVERYTHING).kvs
+    assert won.leader == proto.LeaderKey(
+        name=b"boss", key=b"boss/ab", rev=kv.create_revision, lease=0xAB
+    )
+    assert (kv.value, kv.lease, kv.create_revision) == (b"me", 0xAB, won.header.revision)
+    assert caller.ask("Election.Leader", name=b"boss").kv == kv
+
+
+def test_candidates_lead_in_the_order_they_came(lone: LoneMember, caller: Caller) -> None:
+    first = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 2), value=b"one")
+    second = caller.begin("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"two")
+    assert not caller.received[second]
+    assert caller.ask("Election.Leader", name=b"boss").kv.value == b"one"
+    caller.ask("Election.Resign", leader=first.leader)
+    won = caller.answer(second)
+    assert won.leader.key == b"boss/1"
+    assert won.header.revision == won.leader.rev, "the header is that of the candidacy, as in etcd"
+    assert caller.ask("Election.Leader", name=b"boss").kv.value == b"two"
+
+
+def test_a_leader_who_campaigns_again_changes_his_value(lone: LoneMember, caller: Caller) -> None:
+    first = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"one")
+    again = caller.ask("Election.Campaign", name=b"boss", lease=1, value=b"two")
+    assert again.leader == first.leader
+    assert again.header.revision == first.header.revision
+    kv = caller.ask("Election.Leader", name=b"boss").kv
+    assert (kv.value, kv.version) == (b"two", 2)
+
+
+def test_a_leader_proclaims_a_new_value(lone: LoneMember, caller: Caller) -> None:
+    won = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"one")
+    done = caller.ask("Election.Proclaim", leader=won.leader, value=b"two")
+    kv = caller.ask("Election.Leader", name=b"boss").kv
+    assert (kv.value, kv.lease, kv.mod_revision) == (b"two", 1, done.header.revision)
+
+
+def test_only_the_leader_proclaims(lone: LoneMember, caller: Caller) -> None:
+    won = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"one")
+    won.leader.rev -= 1
+    failure = caller.failure("Election.Proclaim", leader=won.leader, value=b"two")
+    assert failure == (UNKNOWN, "election: not leader")
+    won.leader.rev += 1
+    won.leader.lease = 99
+    failure = caller.failure("Election.Proclaim", leader=won.leader, value=b"two")
+    assert failure == (UNKNOWN, "etcdserver: requested lease not found")
+
+
+def test_a_proclamation_without_a_lease_gets_one(lone: LoneMember, caller: Caller) -> None:
+    won = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"one")
+    won.leader.lease = 0
+    caller.ask("Election.Proclaim", leader=won.leader, value=b"two")
+    (made,) = (lease for lease in lone.member.lessor.leases() if lease != 1)
+    assert caller.ask("Election.Leader", name=b"boss").kv.lease == made
+
+
+def test_resigning_from_a_place_one_does_not_have_changes_nothing(
+    lone: LoneMember, caller: Caller
+) -> None:
+    won = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"one")
+    won.leader.rev -= 1
+    assert caller.ask("Election.Resign", leader=won.leader).header.revision == won.header.revision
+    assert keys(lone) == [b"boss/1"]
+
+
+def test_requests_that_name_no_leader_are_refused(caller: Caller) -> None:
+    missing = (UNKNOWN, '"leader" field must be provided')
+    no_key = (UNKNOWN, "etcdserver: key is not provided")
+    for method in ("Election.Proclaim", "Election.Resign"):
+        assert caller.failure(method) == missing
+        assert caller.failure(method, leader=proto.LeaderKey()) == no_key
+    assert caller.failure("Election.Leader", name=b"x") == (UNKNOWN, "election: no leader")
+
+
+def test_a_candidate_whose_key_went_does_not_win(lone: LoneMember, caller: Caller) -> None:
+    won = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1))
+    waiting = caller.begin("Election.Campaign", name=b"boss", lease=grant(lone, 2))
+    write(lone, "Lease.LeaseRevoke", ID=2)
+    caller.ask("Election.Resign", leader=won.leader)
+    (failure,) = caller.received[waiting]
+    assert (failure.code, failure.text) == (UNKNOWN, "election: not leader")
+
+
+# Observing.
+
+
+def seen(caller: Caller, request_id: int) -> list[tuple[bytes, bytes, int]]:
+    return [(r.kv.key, r.kv.value, r.header.revision) for r in caller.received[request_id]]
+
+
+def test_an_observer_sees_each_leader_and_what_he_proclaims(
+    lone: LoneMember, caller: Caller
+) -> None:
+    observer = caller.begin("Election.Observe", name=b"boss")
+    assert seen(caller, observer) == []
+    one = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"one")
+    caller.begin("Election.Campaign", name=b"boss", lease=grant(lone, 2), value=b"two")
+    caller.ask("Election.Proclaim", leader=one.leader, value=b"uno")
+    caller.ask("Election.Resign", leader=one.leader)
+    late = caller.begin("Election.Observe", name=b"boss")
+    assert seen(caller, observer) == [
+        (b"boss/1", b"one", 2),
+        (b"boss/1", b"uno", 4),
+        (b"boss/2", b"two", 5),
+    ]
+    assert seen(caller, late) == [(b"boss/2", b"two", 5)]
+    caller.cancel(observer)
+    caller.cancel(late)
+    assert lone.member.hub.streams == 0
+
+
+def test_the_first_of_several_candidates_in_one_event_leads(
+    lone: LoneMember, caller: Caller
+) -> None:
+    observer = caller.begin("Election.Observe", name=b"boss")
+    grant(lone, 1)
+    grant(lone, 2)
+    caller.send("Election.Campaign", name=b"boss", lease=2, value=b"two")
+    caller.send("Election.Campaign", name=b"boss", lease=1, value=b"one")
+    lone.settle()
+    assert seen(caller, observer) == [(b"boss/2", b"two", 2)]
+
+
+def test_a_leader_whose_rise_and_fall_come_together_is_followed_by_the_next(
+    lone: LoneMember, caller: Caller
+) -> None:
+    observer = caller.begin("Election.Observe", name=b"boss")
+    grant(lone, 1)
+    caller.send("Election.Campaign", name=b"boss", lease=1, value=b"one")
+    lone.member.propose_message(
+        None, 0, proto.METHOD_BY_NAME["Lease.LeaseRevoke"].number, proto.LeaseRevokeRequest(ID=1)
+    )
+    lone.settle()
+    caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 2), value=b"two")
+    assert seen(caller, observer) == [(b"boss/1", b"one", 2), (b"boss/2", b"two", 4)]
+
+
+def test_an_observer_that_does_not_read_is_sent_nothing_and_misses_nothing(
+    lone: LoneMember, caller: Caller
+) -> None:
+    won = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"0")
+    observer = caller.begin("Election.Observe", name=b"boss")
+    other = Caller(lone)
+    caller.is_reading = False
+    for value in (b"1", b"2", b"3"):
+        other.ask("Election.Proclaim", leader=won.leader, value=value)
+    assert [value for _, value, _ in seen(caller, observer)] == [b"0"]
+    caller.is_reading = True
+    caller.calls.wake(observer)
+    lone.settle()
+    assert [value for _, value, _ in seen(caller, observer)] == [b"0", b"1", b"2", b"3"]
+
+
+def test_an_observer_whose_history_is_compacted_goes_on_with_who_leads_now(
+    lone: LoneMember, caller: Caller
+) -> None:
+    won = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"0")
+    observer = caller.begin("Election.Observe", name=b"boss")
+    caller.is_reading = False
+    other = Caller(lone)
+    for value in (b"1", b"2", b"3"):
+        other.ask("Election.Proclaim", leader=won.leader, value=value)
+    write(lone, "KV.Compact", revision=5)
+    caller.is_reading = True
+    caller.calls.wake(observer)
+    lone.settle()
+    assert [value for _, value, _ in seen(caller, observer)] == [b"0", b"3"]
+    other.ask("Election.Proclaim", leader=won.leader, value=b"4")
+    assert [value for _, value, _ in seen(caller, observer)] == [b"0", b"3", b"4"]
+
+
+# Together with the recipes.
+
+
+def advance(lone: LoneMember, script: Any, outcome: Any = None) -> Any:
+    """Run a recipe's script up to its end or to the first thing that it waits for."""
+    try:
+        while True:
+            step = script.send(outcome)
+            if isinstance(step, recipes.WatchFor):
+                return step
+            assert isinstance(step, client_calls.Op)
+            method = proto.METHOD_BY_NAME[step.method]
+            asker = Asker()
+            frame = proto.frame(1, method.number, 0, step.request.encode())
+            handle = concurrency.api.HANDLERS[method.number][0]
+            handle(lone.member, asker, 1, method.number, step.request, frame)
+            lone.settle()
+            outcome = step.result(asker.outcome)
+    except StopIteration as done:
+        return done.value
+
+
+def test_a_recipe_waits_for_a_lock_of_the_service(lone: LoneMember, caller: Caller) -> None:
+    held = caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    script = recipes.stand_in_line(recipes.line(b"door"), grant(lone, 0x2F), b"")
+    waits = advance(lone, script)
+    assert (waits.key, waits.wanted) == (held.key, "DELETE")
+    caller.ask("Lock.Unlock", key=held.key)
+    got = advance(lone, script)
+    assert (got.key, got.lease) == (b"door/2f", 0x2F)
+
+
+def test_the_service_waits_for_a_lock_of_a_recipe(lone: LoneMember, caller: Caller) -> None:
+    held = advance(lone, recipes.stand_in_line(recipes.line(b"door"), grant(lone, 0x2F), b""))
+    waiting = caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    assert not caller.received[waiting]
+    write(lone, "KV.DeleteRange", key=held.key)
+    assert caller.answer(waiting).key == b"door/1"
+
+
+def test_recipe_and_service_give_one_lease_one_place(lone: LoneMember, caller: Caller) -> None:
+    grant(lone, 0x2F)
+    held = advance(lone, recipes.stand_in_line(recipes.line(b"boss"), 0x2F, b"me"))
+    won = caller.ask("Election.Campaign", name=b"boss", lease=0x2F, value=b"me")
+    assert (won.leader.key, won.leader.rev) == (held.key, held.revision)
+    assert advance(lone, recipes.proclaim(held, b"still me")) == won.header.revision + 1
+    assert advance(lone, recipes.leader(recipes.line(b"boss"))).value == b"still me"
+
+
+def test_a_long_line_is_served_in_order(lone: LoneMember, caller: Caller) -> None:
+    waiting = [
+        caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 100 - at)) for at in range(40)
+    ]
+    for request_id in waiting:
+        answer = caller.answer(request_id)
+        caller.ask("Lock.Unlock", key=answer.key)
+    assert [caller.answer(request_id).key for request_id in waiting] == [
+        b"door/%x" % (100 - at) for at in range(40)
+    ]
+    assert keys(lone) == []
+    assert lone.member.hub.streams == 0

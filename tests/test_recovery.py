@@ -1,0 +1,137 @@
+"""Damage and loss of power: what was acknowledged is there, or the start is refused; never a wrong
+value."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from member_rig import DATA_DIR, MemberRig, Story
+from plain_model import Requests
+from store_rig import take_small_steps
+
+from etcdlite import proto, txn
+from etcdlite.data import DataDamaged
+from etcdlite.errors import EtcdError
+from etcdlite.wal import WALError
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_small_steps(monkeypatch)
+
+
+def random_write(rng: random.Random, story: Story) -> Any:
+    """A write that the front door lets in."""
+    draw = Requests(rng, story.model.revision, story.model.compacted)
+    while True:
+        request = draw.write()
+        if type(request) is not proto.TxnRequest:
+            return request
+        try:
+            txn.check_txn(request, 128)
+        except EtcdError:
+            continue
+        return request
+
+
+# Files that are cut or changed.
+
+
+class SmallHistory:
+    """A member's files after a short life with everything in it; nothing is unsynced."""
+
+    def __init__(self) -> None:
+        rig = MemberRig(checkpoint_bytes=1)
+        rng = random.Random(7)
+        rig.settle()
+        for lease_id in (1, 2):
+            rig.ask(proto.LeaseGrantRequest(ID=lease_id, TTL=100))
+        for number in range(66):
+            if number in (12, 30, 50):
+                rig.ask(proto.CompactionRequest(revision=rig.story.model.revision - 3))
+            if number == 15:
+                rig.ask(proto.DefragmentRequest())
+            if number == 42:
+                rig.tick()
+            if number == 56:
+                rig.ask(proto.LeaseRevokeRequest(ID=2))
+            rig.send(random_write(rng, rig.story))
+            before = rig.story.acknowledged
+            rig.settle()
+        assert rig.member.housekeeping.checkpoints >= 2
+        self.story = rig.story
+        self.before_last_sync = before
+        self.disk = rig.disk.copy()
+        self.paths = sorted(
+            path for path in self.disk._names if path.endswith((".wal", ".seg", "checkpoint"))
+        )
+        self.refused = dict.fromkeys(self.paths, 0)
+        self.accepted = dict.fromkeys(self.paths, 0)
+
+    def check_with(self, path: str, content: bytes, what: str) -> None:
+        """Start with other content in one file."""
+        disk = self.disk.copy()
+        disk.content(path)[:] = content
+        try:
+            rig = MemberRig(disk)
+            rig.settle()
+            self.story.check(rig.member.store, self.before_last_sync)
+        except (DataDamaged, WALError) as refusal:
+            where = getattr(refusal, "path", "")
+            assert where.startswith(DATA_DIR) and where in str(refusal), f"{what}: {refusal}"
+            assert re.search(r"at (offset|byte) \d+|format version", str(refusal)), str(refusal)
+            self.refused[path] += 1
+        except BaseException as failure:
+            raise AssertionError(f"{path} {what}") from failure
+        else:
+            self.accepted[path] += 1
+
+
+@pytest.fixture(scope="module")
+def history() -> Iterator[SmallHistory]:
+    with pytest.MonkeyPatch.context() as patch:
+        take_small_steps(patch)
+        yield SmallHistory()
+
+
+def test_the_history_has_everything_that_can_be_damaged(history: SmallHistory) -> None:
+    names = [path.rpartition("/")[2] for path in history.paths]
+    assert len([name for name in names if name.endswith(".wal")]) >= 3
+    assert len([name for name in names if name.endswith(".seg")]) >= 3
+    assert "checkpoint" in names
+    assert history.story.model.compacted > 20
+    assert history.story.model.leases
+    number, _ = MemberRig(history.disk.copy()).member.store.checkpoint_begin
+    assert f"{number:016x}.seg" not in (names[0], names[-1]), "the checkpoint is not in the middle"
+
+
+def test_files_cut_at_any_byte_lose_nothing_or_are_refused(history: SmallHistory) -> None:
+    for path in history.paths:
+        content = bytes(history.disk.content(path))
+        for size in range(len(content)):
+            history.check_with(path, content[:size], f"cut at {size}")
+
+
+def check_flips(history: SmallHistory, bits: Callable[[int], Iterator[int] | range]) -> None:
+    for path in history.paths:
+        content = bytes(history.disk.content(path))
+        for bit in bits(len(content) * 8):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            history.check_with(path, changed, f"with bit {bit} flipped (byte {bit // 8})")
+
+
+def test_files_with_any_bit_flipped_lose_nothing_or_are_refused(history: SmallHistory) -> None:
+    rng = random.Random(3)
+    # One bit of every fourth byte or so; `make test-long` flips them all.
+    check_flips(history, lambda count: (b for b in range(rng.randrange(32), count, 29)))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_files_with_every_bit_flipped_lose_nothing_or_are_refused(history: SmallHistory) -> None:
+    check_flips(history, range)
