@@ -45,7 +45,7 @@ from .ctl_input import (
     parse_flags,
 )
 from .ctl_output import PRINTERS
-from .ctl_session import Session, describe, say
+from .ctl_session import Session, describe, os_error_text, say
 
 
 class Command(NamedTuple):
@@ -130,7 +130,7 @@ COMMANDS = (
         '"value"; targets: mod, create, version, value, lease; ops: = != < >. A request is a\n'
         "put, get or del as on the command line; words in double quotes may hold Go's escapes.",
         (
-            "txn <<'END'\nmod(\"greeting\") > \"0\"\n\nput greeting \"hello again\"\n\n"
+            'txn <<\'END\'\nmod("greeting") > "0"\n\nput greeting "hello again"\n\n'
             "put greeting hello\nget greeting\n\nEND",
         ),
     ),
@@ -546,7 +546,7 @@ def find_command(words: Sequence[str]) -> tuple[Command | str | None, list[str]]
     if not names:
         return None, list(words)
     if names[0] == "help":
-        found, _ = find_command(names[1:])
+        found, _ = find_command([*words[: positions[0]], *words[positions[0] + 1 :]])
         return found, ["--help"]
     if " ".join(names) in NOT_YET or names[0] in NOT_YET:
         name = " ".join(names) if " ".join(names) in NOT_YET else names[0]
@@ -603,15 +603,16 @@ def run(words: Sequence[str]) -> int:
     try:
         return command.run(session)
     except EtcdliteError as error:
-        raise Failure(
-            EXIT_FAILED, describe(error, session.client().endpoint)
-        ) from None
+        raise Failure(EXIT_FAILED, describe(error, session.client().endpoint)) from None
     finally:
         session.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The `etcdlite-ctl` command; gives its exit status."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode))
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except Failure as failure:
@@ -625,6 +626,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read standard output has gone; Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        say(f"Error: {os_error_text(error)}")
+        return EXIT_FAILED
     except KeyboardInterrupt:
         # The shell wants to know that it was the signal.
         signal.signal(signal.SIGINT, signal.SIG_DFL)

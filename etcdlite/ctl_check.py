@@ -127,7 +127,7 @@ def _check_prefix(session: Session) -> bytes:
     prefix = os.fsencode(name)
     span = {"key": prefix or b"\0", "range_end": prefix_end(prefix)}
     if session.call("KV.Range", proto.RangeRequest(**span, limit=1)).kvs:
-        text = f'prefix "{name}" has keys. Delete with \'{PROGRAM} del --prefix {name}\' first'
+        text = f"prefix \"{name}\" has keys. Delete with '{PROGRAM} del --prefix {name}' first"
         raise Failure(EXIT_BAD_INPUT, text)
     return prefix
 
@@ -185,9 +185,7 @@ def check_perf(session: Session) -> int:
     progress = Progress("puts")
     try:
         puts = asyncio.run(
-            run_puts(
-                session, prefix, load.clients, load.rate * CHECK_SECONDS, load.rate, progress
-            )
+            run_puts(session, prefix, load.clients, load.rate * CHECK_SECONDS, load.rate, progress)
         )
     finally:
         progress.done()

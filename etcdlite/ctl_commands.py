@@ -41,7 +41,7 @@ from .ctl_input import (
     read_block,
 )
 from .ctl_output import EndpointResponse, Health, go_quote, size_text, unhealthy_lines
-from .ctl_session import Progress, Session, cause, describe, say
+from .ctl_session import Progress, Session, cause, describe, os_error_text, say
 from .errors import ERRORS, NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE
 
 DEFAULT_SESSION_TTL_S = 60
@@ -126,9 +126,7 @@ def lease_grant(session: Session) -> int:
 def _wrapped(what: str, error: EtcdliteError, session: Session) -> Failure:
     endpoint = error.endpoint or session.client().endpoint
     text = f"{what} ({error.text})"
-    return Failure(
-        EXIT_FAILED, text if endpoint in text else f"{text} (endpoint {endpoint})"
-    )
+    return Failure(EXIT_FAILED, text if endpoint in text else f"{text} (endpoint {endpoint})")
 
 
 def lease_revoke(session: Session) -> int:
@@ -317,11 +315,6 @@ def version(session: Session) -> int:
 # Snapshots.
 
 
-def _os_error(error: OSError) -> str:
-    name = f"{error.filename}: " if error.filename else ""
-    return f"{name}{(error.strerror or str(error)).lower()}"
-
-
 def snapshot_save(session: Session) -> int:
     session.need(1, "snapshot save expects one argument")
     if len(session.endpoints) != 1:
@@ -331,15 +324,17 @@ def snapshot_save(session: Session) -> int:
         )
         raise Failure(EXIT_INTERRUPTED, text)
     path = session.arguments[0]
-    os.umask(0o077)  # The file holds every value of the store.
+    umask = os.umask(0o077)  # The file holds every value of the store.
     try:
         with PartialFile(path) as file:
             _receive_snapshot(session, file)
     except OSError as error:
-        raise Failure(EXIT_INTERRUPTED, f"could not save to {_os_error(error)}") from None
+        raise Failure(EXIT_INTERRUPTED, f"could not save to {os_error_text(error)}") from None
     except EtcdliteError as error:
         text = describe(error, session.client().endpoint)
         raise Failure(EXIT_INTERRUPTED, f"snapshot failed: {text}") from None
+    finally:
+        os.umask(umask)
     session.write(b"Snapshot saved at " + os.fsencode(path) + b"\n")
     return 0
 
@@ -373,7 +368,7 @@ def snapshot_status(session: Session) -> int:
     except snap.SnapshotError as error:
         raise Failure(EXIT_FAILED, str(error)) from None
     except OSError as error:
-        raise Failure(EXIT_FAILED, _os_error(error)) from None
+        raise Failure(EXIT_FAILED, os_error_text(error)) from None
     session.write(session.printer.snapshot_status(status))
     return 0
 
@@ -401,7 +396,7 @@ def snapshot_restore(session: Session) -> int:
     except snap.SnapshotError as error:
         raise Failure(EXIT_FAILED, str(error)) from None
     except OSError as error:
-        raise Failure(EXIT_FAILED, _os_error(error)) from None
+        raise Failure(EXIT_FAILED, os_error_text(error)) from None
     finally:
         progress.done()
     say(f"restored {path}; start the server with: etcdlite --data-dir {shlex.quote(data_dir)}")
@@ -460,7 +455,7 @@ def _run_holding(place: Any, command: Sequence[str]) -> int:
         text = f"exec: {go_quote(os.fsencode(command[0]))}: executable file not found in $PATH"
         raise Failure(EXIT_FAILED, text) from None
     except OSError as error:
-        raise Failure(EXIT_FAILED, f"exec {_os_error(error)}") from None
+        raise Failure(EXIT_FAILED, f"exec {os_error_text(error)}") from None
     while process.returncode is None:
         # The lock is held until the command has ended, whatever signal comes.
         with contextlib.suppress(KeyboardInterrupt):

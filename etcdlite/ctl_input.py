@@ -130,16 +130,14 @@ def parse_duration(text: str) -> float:
 
 def parse_int(text: str, base: int = 10) -> int:
     """A 64-bit integer as Go's ParseInt reads it, with its error texts. Base 0: by prefix."""
-    digits = text.lstrip("+-") if text[:1] in ("+", "-") else text
+    digits = text[1:] if text[:1] in ("+", "-") else text
     try:
-        if len(text) - len(digits) > 1 or digits != digits.strip():
+        # int() takes more than Go does: spaces, a prefix or "_" in any base, other scripts' digits.
+        if not re.fullmatch("[0-9a-zA-Z]+" if base else "[0-9][0-9a-zA-Z_]*", digits):
             raise ValueError
-        if base == 0:
-            number = int(digits, 8 if re.fullmatch("0[0-7_]+", digits) else 0)
-        elif digits.isalnum() and digits[:2].lower() != "0x":
-            number = int(digits, base)
-        else:
+        if base == 16 and digits[:2] in ("0x", "0X"):
             raise ValueError
+        number = int(digits, 8 if base == 0 and re.fullmatch("0[0-7_]+", digits) else base)
     except ValueError:
         raise ValueError(f"strconv.ParseInt: parsing {go_quote(text)}: invalid syntax") from None
     number = -number if text.startswith("-") else number
@@ -431,9 +429,7 @@ def split_words(line: str) -> list[str]:
     return words
 
 
-_COMPARE = re.compile(
-    r"""\s*"((?:[^"\\]|\\.)*)"\)\s+(\S+)\s+"((?:[^"\\]|\\.)*)\"""", re.DOTALL
-)
+_COMPARE = re.compile(r"""\s*"((?:[^"\\]|\\.)*)"\)\s+(\S+)\s+"((?:[^"\\]|\\.)*)\"""", re.DOTALL)
 _COMPARE_TARGETS = {
     "ver": ("VERSION", "version"),
     "version": ("VERSION", "version"),

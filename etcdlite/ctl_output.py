@@ -74,7 +74,7 @@ _GO_ESCAPES = {
 
 def go_quote(data: bytes | str) -> str:
     """`data` as Go's `%q` (strconv.Quote) writes it."""
-    raw = data.encode() if isinstance(data, str) else data
+    raw = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
     parts = []
     for char in raw.decode("utf-8", "surrogateescape"):
         code = ord(char)
@@ -289,9 +289,13 @@ class Simple(Printer):
     name = "simple"
 
     def _key_value(self, kv: Any) -> bytes:
-        key, value = (hex_text(kv.key), hex_text(kv.value)) if self.hex_strings else (
-            kv.key,
-            kv.value,
+        key, value = (
+            (hex_text(kv.key), hex_text(kv.value))
+            if self.hex_strings
+            else (
+                kv.key,
+                kv.value,
+            )
         )
         return value + b"\n" if self.values_only else key + b"\n" + value + b"\n"
 
@@ -518,9 +522,7 @@ class Fields(Printer):
         )
 
     def lease_list(self, response: Any) -> bytes:
-        return _lines(
-            *self._header(response), *(f'"ID" : {lease.ID}' for lease in response.leases)
-        )
+        return _lines(*self._header(response), *(f'"ID" : {lease.ID}' for lease in response.leases))
 
     def lease_keep_alive(self, response: Any) -> bytes:
         return self.lease_grant(response)

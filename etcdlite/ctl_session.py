@@ -21,9 +21,7 @@ PROGRESS_INTERVAL_S = 0.2
 class Session:
     """What a command works with: its arguments and flags, the connection, the output."""
 
-    def __init__(
-        self, arguments: list[str], before_dashes: int, flags: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, arguments: list[str], before_dashes: int, flags: Mapping[str, Any]) -> None:
         self.arguments = arguments
         self.before_dashes = before_dashes
         self.flags = flags
@@ -108,6 +106,12 @@ def describe(error: EtcdliteError, endpoint: str = "") -> str:
 def cause(error: EtcdliteError) -> str:
     """The error without the endpoint, for a line that names it already."""
     return error.text.removeprefix(f"{error.endpoint}: ")
+
+
+def os_error_text(error: OSError) -> str:
+    """The error in lower case, behind the file's name if it has one."""
+    name = f"{error.filename}: " if error.filename else ""
+    return f"{name}{(error.strerror or str(error)).lower()}"
 
 
 class Progress:

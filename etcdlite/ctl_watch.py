@@ -134,15 +134,11 @@ class Watcher:
         has_worked = False
         while True:
             try:
-                with self._lock:
-                    stream = self._session.client().stream("Watch.Watch")
-                    self._stream = stream
-                    for watch in self._watches.values():
-                        stream.send(proto.WatchRequest(create_request=watch.request))
-                for response in stream:
-                    has_worked = True
-                    wait_s = RECONNECT_FIRST_S
-                    self._take(response)
+                with self._opened() as stream:
+                    for response in stream:
+                        has_worked = True
+                        wait_s = RECONNECT_FIRST_S
+                        self._take(response)
             except EtcdliteError as error:
                 if not has_worked or error.code != UNAVAILABLE:
                     raise
@@ -150,6 +146,14 @@ class Watcher:
                     say(f"watch: {describe(error, self._session.client().endpoint)}; reconnecting")
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, RECONNECT_MAX_S)
+
+    def _opened(self) -> Any:
+        """A new stream that has been asked for all watches."""
+        with self._lock:
+            self._stream = self._session.client().stream("Watch.Watch")
+            for watch in self._watches.values():
+                self._stream.send(proto.WatchRequest(create_request=watch.request))
+            return self._stream
 
     def _take(self, response: Any) -> None:
         session = self._session

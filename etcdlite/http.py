@@ -43,12 +43,13 @@ from urllib.parse import parse_qs, unquote
 import h11
 
 import etcdlite
-from etcdlite import api, concurrency, gateway, log, proto
-from etcdlite.calls import CALLS, Call, Calls
+from etcdlite import api, gateway, log, proto
+from etcdlite.calls import Calls
 from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, EtcdError, error
 from etcdlite.member import CORRUPT, OVERHEAD_BYTES, RANGE, Member, alarm_name
 from etcdlite.native import HIGH_WATER_BYTES
 from etcdlite.raft import ROLE_NAMES
+from etcdlite.streams import CALLS
 
 MAX_HEAD_BYTES = 32 * 1024
 """Of a request's first line and headers (or trailers) together."""
@@ -89,7 +90,6 @@ METRICS = "text/plain; version=0.0.4; charset=utf-8"
 HTML = "text/html; charset=utf-8"
 
 _WATCH = proto.METHOD_BY_NAME["Watch.Watch"].number
-_CALLS: dict[int, type[Call]] = {**CALLS, **concurrency.CALLS}
 
 _PROBE = proto.RangeRequest(key=b"\0", keys_only=True, limit=1)
 """What health checks read; the key need not exist."""
@@ -420,8 +420,8 @@ class HttpSession:
             body = message.encode()
             if len(body) > member.max_request_bytes:
                 raise error("RequestTooLarge")
-            if method.number in _CALLS:
-                self.calls.open(request.id, method.number, _CALLS[method.number])
+            if method.number in CALLS:
+                self.calls.open(request.id, method.number, CALLS[method.number])
                 self.calls.message(request.id, body)
                 self.calls.finish(request.id)
             elif method.number in api.HANDLERS:
@@ -439,9 +439,9 @@ class HttpSession:
         assert method is not None
         message = gateway.read_request(method.request, value, self.site.max_values)
         if request.id not in self.calls:
-            if method.number not in _CALLS:
+            if method.number not in CALLS:
                 raise api.unimplemented(method.number)
-            self.calls.open(request.id, method.number, _CALLS[method.number])
+            self.calls.open(request.id, method.number, CALLS[method.number])
         self.calls.message(request.id, message.encode())
 
     def _serve_plain(self, request: _Request) -> None:

@@ -318,7 +318,7 @@ class Connection:
         except ConnectionFault as fault:
             self.go_away(fault.code, fault.text)
             self.is_closing = True
-        if self._receive_window < CONNECTION_WINDOW_BYTES // 2:
+        if self._receive_window < CONNECTION_WINDOW_BYTES // 2 and not self.is_closing:
             grant = CONNECTION_WINDOW_BYTES - self._receive_window
             self._receive_window = CONNECTION_WINDOW_BYTES
             self._append(frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant)))

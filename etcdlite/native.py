@@ -220,7 +220,11 @@ class NativeSession:
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
         """One message of a stream."""
-        self.send(request_id, method, 0, body)
+        # The hot path of watches.
+        if not self.out:
+            self._on_output(self)
+        self.out += (FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, 0), body)
+        self.unsent_bytes += len(body) + FRAME_HEADER_BYTES
 
     def end_call(self, request_id: int, method: int) -> None:
         """The end of a stream."""

@@ -360,6 +360,7 @@ class LoneMember:
             for hard_state, entries in saves:
                 self.wal.save(hard_state, entries)
             member.persisted(saves)
+            member.housekeep()
             task = member.take_task()
             if task is not None:
                 task()

@@ -135,3 +135,104 @@ def test_files_with_any_bit_flipped_lose_nothing_or_are_refused(history: SmallHi
 @pytest.mark.timeout(3600)
 def test_files_with_every_bit_flipped_lose_nothing_or_are_refused(history: SmallHistory) -> None:
     check_flips(history, range)
+
+
+# Loss of power.
+
+
+class Plug:
+    """Pulls the plug before disk operations: opens what could be found then, and goes on from it.
+
+    `lives` is how often it does so in a row: the recovery and the writes of one life are what the
+    next one's loss of power takes from.
+    """
+
+    def __init__(self, rng: random.Random, share: float, lives: int) -> None:
+        self.rng = rng
+        self.share = share
+        self.lives = lives
+        self.pulled = 0
+        self.went_back = 0
+        """Times that a write which was not acknowledged was lost."""
+
+    def attach(self, rig_disk: FaultyDisk, story: Story) -> None:
+        def watch(operation: str, path: str) -> None:
+            if self.rng.random() < self.share:
+                self.pull(rig_disk, story)
+
+        rig_disk.watcher = watch
+
+    def pull(self, disk: FaultyDisk, story: Story) -> None:
+        rng = self.rng
+        self.pulled += 1
+        kind = rng.choice(("killed", "nothing kept", "some kept", "some kept", "some kept"))
+        if kind == "killed":
+            found = disk.fork()
+        elif kind == "nothing kept":
+            found = disk.power_loss()
+        else:
+            share = rng.choice((0.2, 0.5, 0.9, 1.0))
+            names = rng.randint(0, disk.unsynced_names)
+            found = disk.power_loss(lambda path, sector: rng.random() < share, names)
+        stage = self.check(found.fork(), story)
+        if self.lives:
+            next_plug = Plug(rng, 0.03, self.lives - 1)
+            story = story.fork(stage)
+            next_plug.attach(found, story)
+            live(MemberRig(found, story, checkpoint_bytes=1), rng, 12)
+            self.pulled += next_plug.pulled
+
+    def check(self, disk: FaultyDisk, story: Story) -> int:
+        rig = MemberRig(disk, story.fork(len(story.stages) - 1))
+        rig.settle()
+        stage = story.check(rig.member.store)
+        self.went_back += stage < len(story.stages) - 1
+        return stage
+
+
+def live(rig: MemberRig, rng: random.Random, writes: int) -> None:
+    """Random writes, some of them together, with ticks that begin checkpoints and cleaning."""
+    rig.settle()
+    while writes > 0:
+        for _ in range(rng.choice((1, 1, 4))):
+            rig.send(random_write(rng, rig.story))
+            writes -= 1
+        for _ in range(rng.choice((1, 2, 100))):
+            if not rig.turn():
+                break
+        if rng.random() < 0.2:
+            rig.tick()
+        if rng.random() < 0.03:
+            rig.send(proto.DefragmentRequest())
+    rig.settle()
+
+
+def pull_plugs(seed: int, writes: int, share: float, lives: int) -> Plug:
+    rng = random.Random(seed)
+    plug = Plug(rng, share, lives)
+    rig = MemberRig(checkpoint_bytes=1)
+    plug.attach(rig.disk, rig.story)
+    live(rig, rng, writes)
+    rig.disk.watcher = lambda operation, path: None
+    rig.story.check(rig.member.store)
+    housekeeping = rig.member.housekeeping
+    assert housekeeping.checkpoints > 2 and housekeeping.cleaned_segments > 2
+    return plug
+
+
+def test_a_loss_of_power_before_any_disk_operation_loses_nothing_acknowledged() -> None:
+    plug = pull_plugs(seed=1, writes=200, share=1.0, lives=0)
+    assert plug.pulled > 500
+    assert plug.went_back > 20, "it never struck in the middle of a write"
+
+
+def test_losses_of_power_one_after_the_other_lose_nothing_acknowledged() -> None:
+    for seed in range(6):
+        pull_plugs(seed=seed, writes=120, share=0.05, lives=2)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_thousand_lives_with_losses_of_power_lose_nothing_acknowledged() -> None:
+    for seed in range(100, 300):
+        pull_plugs(seed=seed, writes=150, share=0.1, lives=3)
