@@ -758,8 +758,8 @@ def member_promote(member_id: int, *, timeout_s: float | None = None) -> Op[tupl
 class PartialFile:
     """A file that takes its name only when it is whole.
 
-    Written as path + ".part"; at the end of `with` synced and renamed, or removed after an
-    exception. Raises OSError.
+    Written as path + ".part", readable for its owner only; at the end of `with` synced and renamed,
+    or removed after an exception. Raises OSError.
     """
 
     def __init__(self, path: str) -> None:
@@ -767,7 +767,8 @@ class PartialFile:
         self._partial_path = path + ".part"
 
     def __enter__(self) -> BinaryIO:
-        self._file = open(self._partial_path, "wb")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._file = open(os.open(self._partial_path, flags, 0o600), "wb")
         return self._file
 
     def sync(self) -> None:
@@ -785,6 +786,11 @@ class PartialFile:
                 self.sync()
         if kind is None:
             os.replace(self._partial_path, self._path)
+            folder = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         else:
             os.unlink(self._partial_path)
 

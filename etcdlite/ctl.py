@@ -612,7 +612,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The `etcdlite-ctl` command; gives its exit status."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, open(os.devnull, mode))
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except Failure as failure:

@@ -324,7 +324,6 @@ def snapshot_save(session: Session) -> int:
         )
         raise Failure(EXIT_INTERRUPTED, text)
     path = session.arguments[0]
-    umask = os.umask(0o077)  # The file holds every value of the store.
     try:
         with PartialFile(path) as file:
             _receive_snapshot(session, file)
@@ -333,8 +332,6 @@ def snapshot_save(session: Session) -> int:
     except EtcdliteError as error:
         text = describe(error, session.client().endpoint)
         raise Failure(EXIT_INTERRUPTED, f"snapshot failed: {text}") from None
-    finally:
-        os.umask(umask)
     session.write(b"Snapshot saved at " + os.fsencode(path) + b"\n")
     return 0
 

@@ -85,6 +85,7 @@ class Housekeeping:
         self.checkpoints = 0
         self.cleaned_segments = 0
         self._checkpoint_index = -1
+        self._compaction_dropped = 0
         self._job: Job | None = None
         self._task: Callable[[], None] | None = None
         self._task_is_out = False
@@ -145,7 +146,7 @@ class Housekeeping:
                 if dropped is None:
                     self._compaction_finished()
                 else:
-                    self.compacted_versions += dropped
+                    self._compaction_dropped += dropped
             if not self._task_is_out and self._task is None:
                 if self._job is None and self._waiting_defragment:
                     self._job = self._next_job()
@@ -183,7 +184,15 @@ class Housekeeping:
 
     def _compaction_finished(self) -> None:
         store = self._member.store
-        log.info("finished scheduled compaction", **{"compact-revision": store.compacted})
+        # After a start the compaction is gone through again, mostly for nothing.
+        if self._compaction_dropped or self._waiting_compaction:
+            log.info(
+                "finished scheduled compaction",
+                versions=self._compaction_dropped,
+                **{"compact-revision": store.compacted},
+            )
+        self.compacted_versions += self._compaction_dropped
+        self._compaction_dropped = 0
         header = self._member.header(store.revision)
         for session, request_id, method in self._waiting_compaction:
             session.reply(request_id, method, header)

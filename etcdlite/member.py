@@ -429,8 +429,9 @@ class Member:
         self._measure_space()
 
     def _apply_steps(self) -> Generator[None, None, None]:
-        """Apply all committed entries, yielding now and then."""
-        while self._committed:
+        """Apply what is committed now, yielding now and then. What is committed meanwhile has to
+        wait, so that reads and watches get their turn."""
+        for _ in range(len(self._committed)):
             entry = self._committed.popleft()
             if entry.data:
                 version, count, member_id, batch = ENTRY_HEADER.unpack_from(entry.data)
@@ -699,8 +700,12 @@ class Member:
 
     def _read_members(self, request: Any) -> Steps:
         members = list(self.members().values())
-        response = proto.MemberListResponse(members=members)
-        return self.header(self.store.revision) + response.encode()
+        # As in etcd, membership has no revision.
+        header = proto.ResponseHeader(
+            cluster_id=self.cluster_id, member_id=self.id, raft_term=self.raft.term
+        )
+        encoded: bytes = proto.MemberListResponse(header=header, members=members).encode()
+        return encoded
         yield
 
     def _read_hash(self, request: Any) -> Steps:

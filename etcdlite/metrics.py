@@ -198,7 +198,7 @@ class Metrics:
     def add_rpc(
         self, number: int, grpc_path: str, is_client_stream: bool, is_server_stream: bool
     ) -> None:
-        """Count a method that is not of etcd's API. One path of "" counts without being shown."""
+        """Count a method that is not of etcd's API. A path of "" counts unseen."""
         self.rpcs.setdefault(number, Rpc(grpc_path, is_client_stream, is_server_stream))
 
     def client(self, api_version: str) -> ClientRequests:
@@ -450,21 +450,23 @@ class _Scrape:
 
     def _health(self) -> Iterator[Metric]:
         sites = self._sites
-        for name, what, value in (
+        for name, what, count in (
             ("success", "Health checks passed", sum(s.health_successes for s in sites)),
             ("failures", "Health checks failed", sum(s.health_failures for s in sites)),
         ):
             metric = Metric(f"etcd_server_health_{name}", what, "counter")
-            metric.add_sample(metric.name, {}, value)
+            metric.add_sample(metric.name, {}, count)
             yield metric
         last = Metric("etcd_server_healthcheck", "Whether a check passed the last time", "gauge")
         total = Metric("etcd_server_healthchecks", "Checks of /livez and /readyz", "counter")
         done: dict[tuple[str, str, str], int] = {}
+        passed: dict[tuple[str, str], bool] = {}
         for site in sites:
-            for (kind, name), passed in site.last_checks.items():
-                last.add_sample(last.name, {"type": kind, "name": name}, passed)
+            passed.update(site.last_checks)
             for key, count in site.checks.items():
                 done[key] = done.get(key, 0) + count
+        for (kind, name), value in passed.items():
+            last.add_sample(last.name, {"type": kind, "name": name}, value)
         for (kind, name, status), count in done.items():
             labels = {"type": kind, "name": name, "status": status}
             total.add_sample("etcd_server_healthchecks_total", labels, count)

@@ -114,9 +114,6 @@ _MASKS = [
     (r"\b\d{15,20}\b", "ID"),
     (r"\b[0-9a-f]{12,16}\b", "ID"),
     (r'("raft_term":|"raftTerm":|"RaftTerm" : )[1-9]\d*', r"\1TERM"),
-    # etcd's member list says nothing of the revision.
-    (r'("revision":\d+,)?("raft_term":TERM},"members":\[)', r"\2"),
-    (r'"Revision" : \d+\n("RaftTerm" : TERM\n"ID" : ID\n"Name")', r"\1"),
     (r'("Took" : |"took":"|took = |\| +)[\d.]+(µs|ms|s)\b', r"\1TOOK"),
     (r"3\.\d+\.\d+", "VERSION"),
     (r'("dbSize[A-Za-z]*":|"DBSize" : )\d+', r"\1SIZE"),

@@ -1,0 +1,513 @@
+"""The metrics: etcd's names keep etcd's meaning, and everything is counted where it happens."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import LoneMember
+from prometheus_client.parser import text_string_to_metric_families
+
+from etcdlite import __version__, errors, metrics, proto
+from etcdlite.headers import pack
+from etcdlite.metrics import Histogram, Metrics
+
+ETCD = """
+  etcd_cluster_version gauge cluster_version
+  etcd_debugging_lease_granted_total counter
+  etcd_debugging_lease_renewed_total counter
+  etcd_debugging_lease_revoked_total counter
+  etcd_debugging_lease_ttl_total histogram
+  etcd_debugging_mvcc_compact_revision gauge
+  etcd_debugging_mvcc_current_revision gauge
+  etcd_debugging_mvcc_db_compaction_keys_total counter
+  etcd_debugging_mvcc_db_compaction_last gauge
+  etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds histogram
+  etcd_debugging_mvcc_db_compaction_total_duration_milliseconds histogram
+  etcd_debugging_mvcc_db_total_size_in_bytes gauge
+  etcd_debugging_mvcc_delete_total counter
+  etcd_debugging_mvcc_events_total counter
+  etcd_debugging_mvcc_keys_total gauge
+  etcd_debugging_mvcc_put_total counter
+  etcd_debugging_mvcc_range_total counter
+  etcd_debugging_mvcc_slow_watcher_total gauge
+  etcd_debugging_mvcc_txn_total counter
+  etcd_debugging_mvcc_watch_stream_total gauge
+  etcd_debugging_mvcc_watcher_total gauge
+  etcd_debugging_server_lease_expired_total counter
+* etcd_disk_backend_commit_duration_seconds histogram
+  etcd_disk_backend_defrag_duration_seconds histogram
+  etcd_disk_backend_snapshot_duration_seconds histogram
+* etcd_disk_wal_fsync_duration_seconds histogram
+  etcd_disk_wal_write_bytes_total gauge
+  etcd_mvcc_db_open_read_transactions gauge
+* etcd_mvcc_db_total_size_in_bytes gauge
+* etcd_mvcc_db_total_size_in_use_in_bytes gauge
+  etcd_mvcc_delete_total counter
+  etcd_mvcc_hash_duration_seconds histogram
+  etcd_mvcc_hash_rev_duration_seconds histogram
+  etcd_mvcc_put_total counter
+  etcd_mvcc_range_total counter
+  etcd_mvcc_txn_total counter
+* etcd_network_client_grpc_received_bytes_total counter
+* etcd_network_client_grpc_sent_bytes_total counter
+* etcd_network_peer_received_bytes_total counter From
+* etcd_network_peer_round_trip_time_seconds histogram To
+* etcd_network_peer_sent_bytes_total counter To
+  etcd_server_client_requests_total counter client_api_version,type
+* etcd_server_has_leader gauge
+  etcd_server_health_failures counter
+  etcd_server_health_success counter
+* etcd_server_heartbeat_send_failures_total counter
+  etcd_server_id gauge server_id
+* etcd_server_is_leader gauge
+  etcd_server_is_learner gauge
+* etcd_server_leader_changes_seen_total counter
+* etcd_server_proposals_applied_total gauge
+* etcd_server_proposals_committed_total gauge
+* etcd_server_proposals_failed_total counter
+* etcd_server_proposals_pending gauge
+* etcd_server_quota_backend_bytes gauge
+  etcd_server_read_indexes_failed_total counter
+* etcd_server_slow_apply_total counter
+  etcd_server_version gauge server_version
+* grpc_server_handled_total counter grpc_code,grpc_method,grpc_service,grpc_type
+  grpc_server_msg_received_total counter grpc_method,grpc_service,grpc_type
+  grpc_server_msg_sent_total counter grpc_method,grpc_service,grpc_type
+* grpc_server_started_total counter grpc_method,grpc_service,grpc_type
+  os_fd_limit gauge
+  os_fd_used gauge
+  process_cpu_seconds_total counter
+  process_max_fds gauge
+  process_open_fds gauge
+* process_resident_memory_bytes gauge
+  process_start_time_seconds gauge
+  process_virtual_memory_bytes gauge
+  process_virtual_memory_max_bytes gauge
+  promhttp_metric_handler_requests_in_flight gauge
+  promhttp_metric_handler_requests_total counter code
+"""
+"""Name, type and labels of what etcd publishes and this shows, too. Those with a star are read by
+etcd's dashboard and by its usual alert rules."""
+
+BUCKETS = {
+    "etcd_debugging_lease_ttl_total": (1, 24),
+    "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds": (1, 13),
+    "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds": (100, 14),
+    "etcd_disk_backend_commit_duration_seconds": (0.001, 14),
+    "etcd_disk_backend_defrag_duration_seconds": (0.1, 13),
+    "etcd_disk_backend_snapshot_duration_seconds": (0.01, 17),
+    "etcd_disk_wal_fsync_duration_seconds": (0.001, 14),
+    "etcd_mvcc_hash_duration_seconds": (0.01, 15),
+    "etcd_mvcc_hash_rev_duration_seconds": (0.01, 15),
+    "etcd_network_peer_round_trip_time_seconds": (0.0001, 16),
+}
+"""etcd's buckets: the first bound and how many there are, each twice the one before."""
+
+NOT_IN_THE_LIST = {"etcd_server_healthcheck", "etcd_server_healthchecks_total"}
+"""Names of etcd 3.6 that the list above is too old for."""
+
+PUT = proto.METHOD_BY_NAME["KV.Put"].number
+RANGE = proto.METHOD_BY_NAME["KV.Range"].number
+WATCH = proto.METHOD_BY_NAME["Watch.Watch"].number
+
+
+class Asker:
+    """A session that keeps the last outcome."""
+
+    is_blocked = False
+    outcome: Any = None
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        self.outcome = proto.METHODS[method].response.decode(body)
+
+    def fail(self, request_id: int, method: int, failure: errors.EtcdError) -> None:
+        self.outcome = failure
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Any:
+    one = LoneMember(tmp_path / "lone")
+    yield one
+    one.close()
+
+
+def write(lone: LoneMember, method: str, **fields: Any) -> Any:
+    asker = Asker()
+    about = proto.METHOD_BY_NAME[method]
+    lone.member.propose_message(asker, 1, about.number, about.request(**fields))
+    lone.settle()
+    return asker.outcome
+
+
+def read(lone: LoneMember, method: str, **fields: Any) -> Any:
+    asker = Asker()
+    about = proto.METHOD_BY_NAME[method]
+    lone.member.read(asker, 1, about.number, about.request(**fields))
+    lone.settle()
+    return asker.outcome
+
+
+def text(lone: LoneMember, **options: Any) -> str:
+    member = lone.member
+    return member.metrics.render(member, {"native": 2}, **options).decode()
+
+
+def types(lone: LoneMember, **options: Any) -> dict[str, str]:
+    lines = text(lone, **options).splitlines()
+    return {line.split()[2]: line.split()[3] for line in lines if line.startswith("# TYPE ")}
+
+
+def samples(lone: LoneMember, **options: Any) -> dict[tuple[str, frozenset[Any]], float]:
+    """(name, labels) -> value, as Prometheus takes them in."""
+    found: dict[tuple[str, frozenset[Any]], float] = {}
+    for line in text(lone, **options).splitlines():
+        if line.startswith("#"):
+            continue
+        # One line at a time: with its whole family the parser would rename some counters.
+        (family,) = text_string_to_metric_families(line + "\n")
+        (sample,) = family.samples
+        key = (sample.name, frozenset(sample.labels.items()))
+        assert key not in found, f"{key} is shown twice"
+        found[key] = sample.value
+    return found
+
+
+def value(lone: LoneMember, name: str, **labels: str) -> float:
+    return samples(lone)[name, frozenset(labels.items())]
+
+
+def expected() -> list[tuple[bool, str, str, set[str]]]:
+    table = []
+    for line in ETCD.strip("\n").splitlines():
+        name, kind, *labels = line[2:].split()
+        table.append((line[0] == "*", name, kind, set(labels[0].split(",")) if labels else set()))
+    return table
+
+
+def use_everything(lone: LoneMember) -> SimpleNamespace:
+    """Make every label appear; what answers health checks."""
+    counts = lone.member.metrics
+    counts.client("3.5").unary += 1
+    counts.rpcs[PUT].fail(errors.UNAVAILABLE)
+    counts.peers[0xAB] = metrics.Peer()
+    return SimpleNamespace(
+        health_successes=3,
+        health_failures=1,
+        checks={("readyz", "non_learner", "success"): 2},
+        last_checks={("readyz", "non_learner"): True},
+    )
+
+
+# The names.
+
+
+def test_what_dashboards_and_alerts_read_is_all_there(lone: LoneMember) -> None:
+    shown = types(lone)
+    assert [name for is_read, name, _, _ in expected() if is_read and name not in shown] == []
+
+
+def test_names_of_etcd_have_its_types_and_labels(lone: LoneMember) -> None:
+    site = use_everything(lone)
+    shown = types(lone, sites=[site])
+    labels: dict[str, set[str]] = {}
+    for name, pairs in samples(lone, sites=[site]):
+        labels.setdefault(name, set()).update(label for label, _ in pairs)
+    for _, name, kind, right in expected():
+        assert shown[name] == kind, name
+        one = f"{name}_count" if kind == "histogram" else name
+        assert labels[one] == right, name
+
+
+def test_no_other_names_look_like_etcds(lone: LoneMember) -> None:
+    known = {name for _, name, _, _ in expected()} | NOT_IN_THE_LIST
+    assert {name for name in types(lone) if not name.startswith("etcdlite_")} <= known
+
+
+def test_histograms_have_etcds_buckets(lone: LoneMember) -> None:
+    site = use_everything(lone)
+    found: dict[str, list[float]] = {}
+    for name, labels in samples(lone, sites=[site]):
+        if name.endswith("_bucket") and name.startswith("etcd_"):
+            found.setdefault(name.removesuffix("_bucket"), []).append(float(dict(labels)["le"]))
+    right = {
+        name: [*(first * 2.0**at for at in range(count)), math.inf]
+        for name, (first, count) in BUCKETS.items()
+    }
+    assert found == right
+
+
+def test_bounds_are_written_as_etcd_writes_them(lone: LoneMember) -> None:
+    lines = text(lone)
+    assert 'etcd_debugging_lease_ttl_total_bucket{le="1"} 0.0\n' in lines
+    assert 'etcd_debugging_lease_ttl_total_bucket{le="131072"} 0.0\n' in lines
+    assert 'etcd_debugging_lease_ttl_total_bucket{le="8.388608e+06"} 0.0\n' in lines
+    assert 'etcd_disk_wal_fsync_duration_seconds_bucket{le="0.001"} 0.0\n' in lines
+
+
+def test_prometheus_parser_accepts_all_of_it(lone: LoneMember) -> None:
+    families = list(text_string_to_metric_families(text(lone, sites=[use_everything(lone)])))
+    assert len({family.name for family in families}) == len(families)
+    assert all(family.documentation and family.type != "unknown" for family in families)
+
+
+def test_the_state_of_the_member_is_shown(lone: LoneMember) -> None:
+    write(lone, "KV.Put", key=b"k", value=b"v")
+    assert value(lone, "etcd_server_has_leader") == 1
+    assert value(lone, "etcd_server_is_leader") == 1
+    assert value(lone, "etcd_server_is_learner") == 0
+    assert value(lone, "etcd_server_leader_changes_seen_total") == 1
+    assert value(lone, "etcd_server_quota_backend_bytes") == 1 << 31
+    assert value(lone, "etcd_server_id", server_id="7") == 1
+    assert value(lone, "etcd_debugging_mvcc_keys_total") == 1
+    assert value(lone, "etcd_debugging_mvcc_current_revision") == 2
+    assert value(lone, "etcd_debugging_mvcc_compact_revision") == -1
+    applied = value(lone, "etcd_server_proposals_applied_total")
+    assert applied == value(lone, "etcd_server_proposals_committed_total") > 0
+    store = lone.member.store
+    assert value(lone, "etcd_mvcc_db_total_size_in_bytes") == store.size_bytes
+    in_use = value(lone, "etcd_mvcc_db_total_size_in_use_in_bytes")
+    garbage = value(lone, "etcdlite_segment_garbage_bytes")
+    assert in_use + garbage == store.size_bytes and garbage > 0
+    assert value(lone, "etcdlite_connections", protocol="native") == 2
+
+
+def test_the_process_is_shown(lone: LoneMember) -> None:
+    assert 1 << 20 < value(lone, "process_resident_memory_bytes") < 1 << 40
+    assert value(lone, "process_virtual_memory_bytes") > value(
+        lone, "process_resident_memory_bytes"
+    )
+    assert 0 < value(lone, "process_open_fds") < value(lone, "process_max_fds")
+    assert value(lone, "process_cpu_seconds_total") > 0
+    assert value(lone, "process_start_time_seconds") > 1_600_000_000
+    (build,) = (dict(labels) for name, labels in samples(lone) if name == "etcdlite_build_info")
+    assert build["version"] == __version__
+
+
+def test_health_checks_are_summed_over_all_that_answer_them(lone: LoneMember) -> None:
+    site = use_everything(lone)
+    found = samples(lone, sites=[site, site])
+    assert found["etcd_server_health_success", frozenset()] == 6
+    assert found["etcd_server_health_failures", frozenset()] == 2
+    check = {"type": "readyz", "name": "non_learner"}
+    assert found["etcd_server_healthcheck", frozenset(check.items())] == 1
+    done = frozenset({**check, "status": "success"}.items())
+    assert found["etcd_server_healthchecks_total", done] == 4
+
+
+# Counting.
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_histogram_counts_each_value_in_the_buckets_it_belongs_to(seed: int) -> None:
+    rng = random.Random(seed)
+    bounds = metrics.doubling(0.001, 6)
+    histogram = Histogram(bounds)
+    values = [rng.choice([rng.uniform(0, 0.1), rng.choice(bounds), 0.0, 7.5]) for _ in range(500)]
+    for one in values:
+        histogram.observe(one)
+    for at, bound in enumerate((*bounds, math.inf)):
+        within = sum(histogram.counts[: at + 1])
+        assert within == bisect.bisect_right(sorted(values), bound), bound
+    assert histogram.sum == pytest.approx(sum(values))
+
+
+def test_operations_are_counted_as_etcd_counts_them(lone: LoneMember) -> None:
+    put = proto.RequestOp(request_put=proto.PutRequest(key=b"a"))
+    get = proto.RequestOp(request_range=proto.RangeRequest(key=b"a"))
+    delete = proto.RequestOp(request_delete_range=proto.DeleteRangeRequest(key=b"a"))
+    write(lone, "KV.Put", key=b"k")
+    write(lone, "KV.Put", key=b"k", lease=99)  # Refused: counts for nothing.
+    write(lone, "KV.DeleteRange", key=b"k")
+    read(lone, "KV.Range", key=b"k")
+    read(lone, "KV.Range", key=b"k", range_end=b"\0")
+    write(lone, "KV.Txn", success=[put, get])
+    write(lone, "KV.Txn", success=[delete], failure=[put, put])
+    read(lone, "KV.Txn", success=[get, get, get])
+    counted = {
+        name: value(lone, f"etcd_mvcc_{name}_total") for name in ("put", "delete", "range", "txn")
+    }
+    assert counted == {"put": 2, "delete": 2, "range": 6, "txn": 2}
+    for name, count in counted.items():
+        assert value(lone, f"etcd_debugging_mvcc_{name}_total") == count
+
+
+def test_a_batch_is_one_entry_of_many_requests(lone: LoneMember) -> None:
+    counts = lone.member.metrics
+    index = value(lone, "etcd_server_proposals_committed_total")
+    for _ in range(3):
+        lone.member.propose_message(None, 0, PUT, proto.PutRequest(key=b"k"))
+    lone.member.turn()
+    assert value(lone, "etcd_server_proposals_pending") == 3
+    lone.settle()
+    assert value(lone, "etcd_server_proposals_pending") == 0
+    assert value(lone, "etcd_server_proposals_committed_total") == index + 1
+    assert (counts.batch_requests.sum, sum(counts.batch_requests.counts)) == (3, 1)
+
+
+def test_proposals_that_fail_are_counted(lone: LoneMember, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("etcdlite.member.MAX_PROPOSED_BYTES", 0)
+        write(lone, "KV.Put", key=b"k")
+    assert value(lone, "etcd_server_proposals_failed_total") == 1
+    for _ in range(2):
+        lone.member.propose_message(None, 0, PUT, proto.PutRequest(key=b"k"))
+    lone.member.turn()
+    lone.now += 100.0
+    lone.member.tick()
+    assert value(lone, "etcd_server_proposals_failed_total") == 3
+    lone.settle()
+    assert value(lone, "etcd_server_proposals_pending") == 0
+
+
+def test_slow_applies_are_counted_also_when_they_are_not_logged(tmp_path: Path) -> None:
+    lone = LoneMember(tmp_path, warn_apply_s=-1.0)
+    for _ in range(50):
+        write(lone, "KV.Put", key=b"k")
+    assert value(lone, "etcd_server_slow_apply_total") == 50
+    lone.close()
+
+
+def test_the_life_of_leases_is_counted(lone: LoneMember) -> None:
+    for lease in (1, 2, 3):
+        write(lone, "Lease.LeaseGrant", ID=lease, TTL=10)
+    write(lone, "KV.Put", key=b"a", lease=3)
+    write(lone, "Lease.LeaseRevoke", ID=3)
+    lone.tick(20.0)
+    assert value(lone, "etcd_debugging_lease_granted_total") == 3
+    assert value(lone, "etcd_debugging_lease_revoked_total") == 3
+    assert value(lone, "etcd_debugging_server_lease_expired_total") == 2
+    assert value(lone, "etcd_debugging_lease_ttl_total_bucket", le="8") == 0
+    assert value(lone, "etcd_debugging_lease_ttl_total_bucket", le="16") == 3
+    assert value(lone, "etcd_mvcc_delete_total") == 1
+
+
+def test_background_work_is_counted(lone: LoneMember) -> None:
+    for _ in range(20):
+        write(lone, "KV.Put", key=b"k", value=bytes(10_000))
+    write(lone, "KV.Compact", revision=20)
+    asker = Asker()
+    lone.member.housekeeping.defragment(
+        asker, 1, proto.METHOD_BY_NAME["Maintenance.Defragment"].number
+    )
+    lone.settle()
+    lone.tick()
+    assert type(asker.outcome) is proto.DefragmentResponse
+    compacted = "etcd_debugging_mvcc_db_compaction"
+    assert value(lone, f"{compacted}_keys_total") > 0
+    assert value(lone, f"{compacted}_last") > 1_600_000_000
+    assert value(lone, f"{compacted}_total_duration_milliseconds_count") == 1
+    assert value(lone, f"{compacted}_pause_duration_milliseconds_count") >= 1
+    assert value(lone, "etcd_disk_backend_defrag_duration_seconds_count") == 1
+    checkpoints = value(lone, "etcdlite_checkpoints_total")
+    assert checkpoints == value(lone, "etcdlite_checkpoint_duration_seconds_count") >= 1
+    assert value(lone, "etcdlite_cleaned_segments_total") >= 1
+
+
+def test_hashing_is_counted(lone: LoneMember) -> None:
+    read(lone, "Maintenance.Hash")
+    read(lone, "Maintenance.HashKV")
+    assert value(lone, "etcd_mvcc_hash_duration_seconds_count") == 1
+    assert value(lone, "etcd_mvcc_hash_rev_duration_seconds_count") == 1
+
+
+def test_a_sync_of_the_log_counts_coarsely_and_finely(lone: LoneMember) -> None:
+    lone.member.metrics.log_synced(0.0003, 4096)
+    assert value(lone, "etcd_disk_wal_fsync_duration_seconds_bucket", le="0.001") == 1
+    assert value(lone, "etcdlite_log_sync_duration_seconds_bucket", le="0.0002") == 0
+    assert value(lone, "etcdlite_log_sync_duration_seconds_bucket", le="0.0005") == 1
+    assert value(lone, "etcd_disk_wal_write_bytes_total") == 4096
+
+
+def test_what_clients_say_they_are_makes_a_bounded_number_of_lines(lone: LoneMember) -> None:
+    counts = lone.member.metrics
+    for number in range(1000):
+        counts.client(f"9.{number}").unary += 1
+    counts.client("").streams += 1
+    lines = [key for key in samples(lone) if key[0] == "etcd_server_client_requests_total"]
+    assert len(lines) == metrics.MAX_CLIENT_VERSIONS + 2
+    total = sum(samples(lone)[key] for key in lines)
+    assert total == 1001
+
+
+def test_members_are_told_apart(lone: LoneMember) -> None:
+    peer = lone.member.metrics.peers[0xABC] = metrics.Peer()
+    peer.sent_bytes, peer.received_bytes = 10, 20
+    peer.round_trip_s.observe(0.0003)
+    assert value(lone, "etcd_network_peer_sent_bytes_total", To="abc") == 10
+    assert value(lone, "etcd_network_peer_received_bytes_total", From="abc") == 20
+    name = "etcd_network_peer_round_trip_time_seconds_bucket"
+    assert value(lone, name, To="abc", le="0.0002") == 0
+    assert value(lone, name, To="abc", le="0.0004") == 1
+
+
+# gRPC.
+
+
+def rpc(lone: LoneMember, name: str, number: int, **labels: str) -> float:
+    method = proto.METHODS[number]
+    kind = "bidi_stream" if number == WATCH else "unary"
+    about = {"grpc_service": method.service, "grpc_method": method.name, "grpc_type": kind}
+    return value(lone, f"grpc_server_{name}_total", **about, **labels)
+
+
+def frame(kind: int, flags: int, stream_id: int, body: bytes) -> bytes:
+    return len(body).to_bytes(3, "big") + bytes((kind, flags)) + stream_id.to_bytes(4, "big") + body
+
+
+def ask(stream_id: int, number: int, body: bytes, *, ends: bool = True) -> bytes:
+    """A request as HTTP/2 carries it."""
+    head = pack(
+        [
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", proto.METHODS[number].grpc_path.encode()),
+            (b"content-type", b"application/grpc"),
+            (b"te", b"trailers"),
+            (b"client-api-version", b"3.5"),
+        ]
+    )
+    message = b"\0" + len(body).to_bytes(4, "big") + body
+    return frame(1, 4, stream_id, head) + frame(0, int(ends), stream_id, message)
+
+
+def test_grpc_requests_are_counted_by_method_and_status(lone: LoneMember) -> None:
+    from etcdlite.grpc import GrpcSession
+
+    session = GrpcSession(lone.member, lambda session: None)
+    put = proto.PutRequest(key=b"key", value=b"value").encode()
+    watch = proto.WatchRequest(create_request=proto.WatchCreateRequest(key=b"key")).encode()
+    session.receive(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
+    session.receive(ask(1, WATCH, watch, ends=False) + ask(3, PUT, put) + ask(5, PUT, b""))
+    lone.settle()
+    assert rpc(lone, "started", PUT) == 2
+    assert rpc(lone, "msg_received", PUT) == 2
+    assert rpc(lone, "msg_sent", PUT) == 1
+    assert rpc(lone, "handled", PUT, grpc_code="OK") == 1
+    assert rpc(lone, "handled", PUT, grpc_code="InvalidArgument") == 1
+    assert rpc(lone, "started", WATCH) == 1
+    assert rpc(lone, "msg_received", WATCH) == 1
+    assert rpc(lone, "msg_sent", WATCH) == 2, "created, and the event"
+    assert rpc(lone, "handled", WATCH, grpc_code="OK") == 0
+    received = value(lone, "etcd_network_client_grpc_received_bytes_total")
+    assert received == len(put) + len(watch)
+    assert value(lone, "etcd_network_client_grpc_sent_bytes_total") > 0
+    by_client = "etcd_server_client_requests_total"
+    assert value(lone, by_client, client_api_version="3.5", type="unary") == 2
+    assert value(lone, by_client, client_api_version="3.5", type="stream") == 1
+    session.closed()
+    assert rpc(lone, "handled", WATCH, grpc_code="Canceled") == 1
+
+
+def test_other_methods_are_shown_once_they_are_added() -> None:
+    counts = Metrics()
+    counts.add_rpc(0x100, "/grpc.health.v1.Health/Check", False, False)
+    counts.add_rpc(0, "", False, False)
+    added = counts.rpcs[0x100]
+    assert (added.service, added.name, added.kind) == ("grpc.health.v1.Health", "Check", "unary")
+    assert counts.rpcs[0].name == ""
