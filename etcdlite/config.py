@@ -89,6 +89,16 @@ class Config:
     max_request_bytes: int
     max_concurrent_streams: int
     max_connections: int
+    listen_client_http_urls: tuple[str, ...]
+    listen_metrics_urls: tuple[str, ...]
+    enable_grpc_gateway: bool
+    metrics: str
+    """"basic" or "extensive"."""
+    cors: tuple[str, ...]
+    host_whitelist: tuple[str, ...]
+    grpc_keepalive_min_time_s: float
+    grpc_keepalive_interval_s: float
+    grpc_keepalive_timeout_s: float
     auto_compaction_mode: str
     """"periodic" or "revision"."""
     auto_compaction_retention_s: float
@@ -407,6 +417,7 @@ DURATION = _at_least("0")
 URLS = Kind("URL,...", _urls, list)
 ADVERTISE_URLS = Kind("URL,...", _advertise_urls, list)
 LISTEN_URLS = Kind("URL,...", _listen_urls, list)
+OPTIONAL_URLS = Kind("URL,...", lambda text: _listen_urls(text) if text else (), list)
 RETENTION = Kind("RETENTION", _text, int)
 
 # ---------------------------------------------------------------------------------------------
@@ -414,8 +425,6 @@ RETENTION = Kind("RETENTION", _text, int)
 
 _TLS = "TLS comes with a later version"
 _CLUSTER = "clusters of several members come with a later version"
-_GRPC = "gRPC comes with a later version"
-_HTTP = "HTTP comes with a later version"
 _AUTH = "users and passwords come with a later version"
 _DISCOVERY = "discovery is for clusters of several members, which come with a later version"
 _HASHES = "comparing members for corruption comes with a later version"
@@ -482,6 +491,23 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         _does("unsafe-no-fsync", BOOL, "false",
               "Do not wait for the disk. Acknowledged writes are lost when the machine crashes."),
     ),
+    "gRPC and HTTP": (
+        _does("listen-client-http-urls", OPTIONAL_URLS, "",
+              "Further addresses for HTTP alone; all of it is on listen-client-urls, too."),
+        _does("listen-metrics-urls", OPTIONAL_URLS, "",
+              "Further addresses for /metrics and health checks alone."),
+        _does("enable-grpc-gateway", BOOL, "true", "Serve the API as JSON below /v3/."),
+        _does("metrics", _choice("SET", "basic", "extensive"), "basic",
+              "basic, or extensive: with histograms of how long gRPC calls take."),
+        _does("cors", LIST, "*", "Origins whose web pages may read answers; * is any."),
+        _does("host-whitelist", LIST, "*", "Names that HTTP clients may call this by; * is any."),
+        _does("grpc-keepalive-min-time", DURATION, "5s",
+              "A gRPC client that pings more often than this is sent away."),
+        _does("grpc-keepalive-interval", DURATION, "2h",
+              "A gRPC client that was silent for so long is pinged."),
+        _does("grpc-keepalive-timeout", DURATION, "20s",
+              "Without an answer to that for so long, its connection is closed."),
+    ),
     "Logging": (
         _does("log-level", _choice("LEVEL", *LEVELS), "info",
               "The least level that is logged: " + ", ".join(LEVELS) + "."),
@@ -526,7 +552,6 @@ _OTHERS: tuple[Flag, ...] = (
     _no_effect("strict-reconfig-check", BOOL, "true", _ALONE),
     _no_effect("downgrade-check-time", DURATION, "5s", _ALONE),
     _no_effect("socket-reuse-address", BOOL, "false", "etcdlite always sets SO_REUSEADDR"),
-    _no_effect("enable-grpc-gateway", BOOL, "true", _HTTP + ", so it is off in any case"),
     _no_effect("v2-deprecation", TEXT, "write-only", _NO_V2),
     _no_effect("logger", TEXT, "zap", "there is one logger, with the field names of etcd's zap"),
     _no_effect("log-rotation-config-json", TEXT,
@@ -588,14 +613,6 @@ _OTHERS: tuple[Flag, ...] = (
     _refused("tls-max-version", TEXT, "", _TLS),
     _refused("auth-token", TEXT, "simple", _AUTH),
     _refused("auth-token-ttl", NUMBER, "300", _AUTH),
-    _refused("grpc-keepalive-min-time", DURATION, "5s", _GRPC),
-    _refused("grpc-keepalive-interval", DURATION, "2h", _GRPC),
-    _refused("grpc-keepalive-timeout", DURATION, "20s", _GRPC),
-    _refused("listen-client-http-urls", LIST, "", _HTTP),
-    _refused("listen-metrics-urls", LIST, "", _HTTP),
-    _refused("metrics", TEXT, "basic", _HTTP),
-    _refused("cors", LIST, "*", _HTTP),
-    _refused("host-whitelist", LIST, "*", _HTTP),
     _refused("socket-reuse-port", BOOL, "false",
              "two servers on one port would answer with different data"),
     _refused("enable-pprof", BOOL, "false", "it serves the profiles of a program written in Go"),
@@ -870,6 +887,15 @@ class _Reader:
             max_request_bytes=value("max-request-bytes"),
             max_concurrent_streams=value("max-concurrent-streams"),
             max_connections=value("max-connections"),
+            listen_client_http_urls=value("listen-client-http-urls"),
+            listen_metrics_urls=value("listen-metrics-urls"),
+            enable_grpc_gateway=value("enable-grpc-gateway"),
+            metrics=value("metrics"),
+            cors=value("cors"),
+            host_whitelist=value("host-whitelist"),
+            grpc_keepalive_min_time_s=value("grpc-keepalive-min-time"),
+            grpc_keepalive_interval_s=value("grpc-keepalive-interval"),
+            grpc_keepalive_timeout_s=value("grpc-keepalive-timeout"),
             auto_compaction_mode=value("auto-compaction-mode"),
             auto_compaction_retention_s=retention_s,
             auto_compaction_retention_revisions=retention_revisions,

@@ -76,6 +76,7 @@ REASONS = {
     501: "Not Implemented",
     503: "Service Unavailable",
     504: "Gateway Timeout",
+    505: "HTTP Version Not Supported",
 }
 """The names of the statuses in use; clients see some of them in `http_status`."""
 

@@ -38,6 +38,7 @@ from etcdlite.headers import Headers, pack
 from etcdlite.http2 import (
     END_HEADERS,
     END_STREAM,
+    FRAME_HEADER_BYTES,
     GHOST,
     HEADERS,
     MAX_UNSENT_BYTES,
@@ -504,12 +505,29 @@ class GrpcSession(Connection):
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
         """One message of a stream."""
+        # The hot path of watches: as `send_data`, in one piece.
         stream = self.streams.get(request_id)
         if stream is None or stream is GHOST:
             return
         if not stream.headers_sent:
             self.send_headers(stream, _HEADER_BLOCK)
-        self.send_data(stream, PREFIX.pack(0, len(body)), body)
+        size = len(body) + PREFIX_BYTES
+        if (
+            size > self._send_window
+            or size > self._initial_window + stream.credit
+            or size > self._max_sent_frame
+            or stream.held
+        ):
+            self.send_data(stream, PREFIX.pack(0, len(body)), body)
+            return
+        self._send_window -= size
+        stream.credit -= size
+        self.answers += 1
+        out = self.out
+        if not out:
+            self._on_output(self)
+        out += (_MESSAGE.pack(size << 8, 0, request_id, 0, len(body)), body)
+        self.unsent_bytes += size + FRAME_HEADER_BYTES
 
     def end_call(self, request_id: int, method: int) -> None:
         """The end of a stream."""

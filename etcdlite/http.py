@@ -54,7 +54,7 @@ from etcdlite.streams import CALLS
 MAX_HEAD_BYTES = 32 * 1024
 """Of a request's first line and headers (or trailers) together."""
 
-PIECE_BYTES = 4 * 1024
+PIECE_BYTES = 2 * 1024
 """Input is given to the parser in pieces of this size."""
 
 EVENTS_PER_TURN = 64
@@ -163,8 +163,8 @@ class _Request:
     """The request that a session serves."""
 
     __slots__ = (
-        "id", "verb", "path", "query", "host", "origin", "metadata", "method", "body", "values",
-        "is_complete", "is_taken", "has_head", "answer", "deadline", "timeout", "then",
+        "id", "verb", "path", "query", "host", "origin", "is_welcome", "metadata", "method", "body",
+        "values", "is_complete", "is_taken", "has_head", "answer", "deadline", "timeout", "then",
     )  # fmt: skip
 
     def __init__(self, request_id: int) -> None:
@@ -174,6 +174,8 @@ class _Request:
         self.query = ""
         self.host = ""
         self.origin = ""
+        self.is_welcome = False
+        """It calls this server by a name that it answers to."""
         self.metadata: dict[str, str] = {}
         self.method: proto.Method | None = None
         """Of the API."""
@@ -323,10 +325,16 @@ class HttpSession:
             # Another server in between may see other requests in these bytes.
             self._refuse(400, "the length of the body is given in two ways")
             return
+        if not event.http_version.startswith(b"1."):
+            self._refuse(505, "this server speaks HTTP/1.1")
+            return
         if length > self.site.max_body_bytes:
             self._refuse_body()
             return
-        if self._is_allowed(request) and request.verb == "POST" and self.site.serves_gateway:
+        site = self.site
+        request.is_welcome = site.allows_host(request.host)
+        has_gateway = site.serves_gateway and not site.only_metrics
+        if request.is_welcome and has_gateway and request.verb == "POST":
             method = request.method = gateway.METHODS.get(request.path)
             if method is not None and method.client_stream:
                 request.values = gateway.Values(self.site.max_body_bytes)
@@ -337,9 +345,6 @@ class HttpSession:
                     return
         if self._conn.they_are_waiting_for_100_continue:
             self._send(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
-
-    def _is_allowed(self, request: _Request) -> bool:
-        return self.site.allows_host(request.host) and not self.site.only_metrics
 
     def _take(self, data: bytes) -> None:
         """A piece of the request's body."""
@@ -378,7 +383,7 @@ class HttpSession:
     # Serving a request.
 
     def _serve(self, request: _Request) -> None:
-        if not self.site.allows_host(request.host):
+        if not request.is_welcome:
             if not log.limited("host-whitelist"):
                 log.warn("refused a request by an unknown name", host=request.host[:100])
             self._respond(421, TEXT, _UNKNOWN_HOST % _host_name(request.host)[:100])
@@ -689,7 +694,7 @@ class HttpSession:
         everything: list[_Header] = []
         if request is not None:
             request.has_head = True
-            if not self.site.only_metrics:
+            if request.is_welcome and not self.site.only_metrics:
                 everything += self.site.cors_headers(request.origin)
         if content_type:
             everything.append(("Content-Type", content_type))
@@ -739,7 +744,8 @@ class HttpSession:
             self._close()
             return
         reason = gateway.REASONS.get(status, "Bad Request")
-        self._respond(status, TEXT, f"{status} {reason}: {why[:200]}\n", _NOSNIFF)
+        # h11 names the bytes that it could not read behind the colon.
+        self._respond(status, TEXT, f"{status} {reason}: {why.partition(':')[0]}\n", _NOSNIFF)
 
     def _send(self, event: Any) -> None:
         data = self._conn.send(event)

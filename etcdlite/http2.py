@@ -82,6 +82,9 @@ HIGH_WATER_BYTES = 1 << 20
 MAX_HELD_BYTES = 16 << 20
 """Answers that the peer's windows keep back before `is_blocked`."""
 
+HELD_TIMEOUT_S = 60.0
+"""How long more than `HIGH_WATER_BYTES` may be kept back without any of it moving."""
+
 MAX_UNSENT_BYTES = 64 << 20
 """With more than this waiting, a client that is owed yet another answer is dropped: it goes on
 asking without reading."""
@@ -280,9 +283,10 @@ class Connection:
         self._initial_window = DEFAULT_WINDOW_BYTES
         self._max_sent_frame = MAX_FRAME_BYTES
         self._held: dict[int, Stream] = {}
+        self._held_moved_at = clock()
         # Conduct of the peer.
         self._noise = 0
-        self._ticked_at = clock()
+        self._ticked_at = self._held_moved_at
         self._pinged_at = float("-inf")
         self._ping_strikes = 0
         self._answers_at_ping = 0
@@ -750,6 +754,7 @@ class Connection:
         held = stream.held
         assert held
         self.answers += 1
+        self._held_moved_at = self._ticked_at
         room = min(self._send_window, self._initial_window + stream.credit, self._max_sent_frame)
         if room <= 0:
             return False
@@ -822,6 +827,11 @@ class Connection:
             self._on_output(self)
 
     @property
+    def is_new(self) -> bool:
+        """Nothing has come yet."""
+        return not (self._has_preface or self._tail)
+
+    @property
     def is_blocked(self) -> bool:
         """The peer does not read what it is sent: hold back what can wait."""
         return self.unsent_bytes > HIGH_WATER_BYTES or self.held_bytes > MAX_HELD_BYTES
@@ -832,6 +842,10 @@ class Connection:
         """To be called several times a second."""
         self._noise = max(0, self._noise - int(NOISE_PER_S * (now - self._ticked_at)) - 1)
         self._ticked_at = now
+        if self.held_bytes <= HIGH_WATER_BYTES:
+            self._held_moved_at = now
+        elif now - self._held_moved_at > HELD_TIMEOUT_S:
+            self.abort()
         if self._was_heard:
             self._was_heard = False
             self._heard_at = now

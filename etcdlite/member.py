@@ -128,6 +128,7 @@ class Member:
         election_timeout_s: float,
         progress_interval_s: float,
         warn_apply_s: float,
+        warn_request_s: float,
         checkpoint_bytes: int,
     ) -> None:
         self.id = member_id
@@ -143,6 +144,7 @@ class Member:
         self.request_timeout_s = request_timeout_s
         self.election_timeout_s = election_timeout_s
         self.warn_apply_s = warn_apply_s
+        self.warn_request_s = warn_request_s
         self.hub = WatchHub(
             store,
             self.header_content,
@@ -436,30 +438,29 @@ class Member:
             if entry.data:
                 version, count, member_id, batch = ENTRY_HEADER.unpack_from(entry.data)
                 assert version == ENTRY_VERSION, f"entry {entry.index} has version {version}"
-                waiters: list[Waiter] | None = None
+                waiting = None
                 if member_id == self.id:
                     waiting = self._waiting.pop(batch, None)
-                    if waiting is not None:
-                        waiters = waiting[1]
-                        began = waiting[0]
                     self._proposed_bytes = max(
                         0, self._proposed_bytes - len(entry.data) + ENTRY_HEADER.size
                     )
-                if waiters is None:
-                    waiters = decode_requests(entry.data, count)
-                yield from self._apply_requests(waiters)
-                if member_id == self.id and waiting is not None:
-                    self._warn_if_slow(began, count)
+                began = self.clock()
+                if waiting is None:
+                    yield from self._apply_requests(decode_requests(entry.data, count))
+                else:
+                    yield from self._apply_requests(waiting[1])
+                    self._warn_if_slow("request", waiting[0], self.warn_request_s, count)
+                self._warn_if_slow("apply request", began, self.warn_apply_s, count)
             self._applied_entry = entry
 
-    def _warn_if_slow(self, began: float, count: int) -> None:
-        took = self.clock() - began
-        if took > self.warn_apply_s and not log.limited("slow apply"):
+    def _warn_if_slow(self, what: str, began: float, expected_s: float, count: int) -> None:
+        took_s = self.clock() - began
+        if took_s > expected_s and not log.limited(what):
             log.warn(
-                "apply request took too long",
-                took=f"{took * 1000:.0f}ms",
+                f"{what} took too long",
+                took=f"{took_s * 1000:.0f}ms",
                 requests=count,
-                **{"expected-duration": f"{self.warn_apply_s * 1000:.0f}ms"},
+                **{"expected-duration": f"{expected_s * 1000:.0f}ms"},
             )
 
     def _apply_requests(self, waiters: list[Waiter]) -> Generator[None, None, None]:

@@ -42,8 +42,9 @@ from etcdlite.data import DataDamaged
 from etcdlite.disk import Disk
 from etcdlite.housekeeping import AutoCompaction
 from etcdlite.member import PUBLISH, Member
+from etcdlite.grpc import GrpcSession
+from etcdlite.http import HttpSession, Site
 from etcdlite.native import HIGH_WATER_BYTES, NativeSession
-from etcdlite.proto import MAGIC
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Entry, HardState, Raft
 from etcdlite.wal import WAL, WALError
@@ -68,25 +69,47 @@ SWITCH_INTERVAL_S = 0.0005
 REQUEST_TIMEOUT_S = 5.0
 """As in etcd: this and two election timeouts until a write is given up."""
 
-_NOT_NATIVE_TEXT = b"This port speaks etcdlite's native protocol. Use etcdlite-ctl to reach it.\n"
-_NOT_NATIVE = (
-    b"HTTP/1.1 501 Not Implemented\r\nContent-Type: text/plain\r\nConnection: close\r\n"
-    b"Content-Length: %d\r\n\r\n%b" % (len(_NOT_NATIVE_TEXT), _NOT_NATIVE_TEXT)
-)
-"""For a client that begins as HTTP does."""
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+# What a listener is for: the flag that makes it.
+CLIENTS = "listen-client-urls"
+HTTP = "listen-client-http-urls"
+METRICS = "listen-metrics-urls"
+
+SNIFF_BYTES = 4
+"""How much of the first bytes tells gRPC ("PRI ") from HTTP/1.1 ("PUT ")."""
 
 Saves = Sequence["tuple[HardState | None, Sequence[Entry]]"]
+
+
+class Opening:
+    """In place of a session until the first bytes tell which one it is."""
+
+    is_open = False
+    is_closing = False
+    is_idle = True
+    unsent_bytes = 0
+
+    def __init__(self) -> None:
+        self.first = b""
+
+    def closed(self) -> None: ...
+
+    def shut_down(self) -> None: ...
+
+
+Session = NativeSession | GrpcSession | HttpSession
 
 
 class Connection:
     """One accepted socket and its session."""
 
-    __slots__ = ("mask", "peer", "ready", "sending", "session", "since", "sock")
+    __slots__ = ("mask", "peer", "ready", "sending", "session", "since", "site", "sock")
 
-    def __init__(self, sock: socket.socket, peer: str, now: float) -> None:
+    def __init__(self, sock: socket.socket, peer: str, now: float, site: Site) -> None:
         self.sock = sock
         self.peer = peer
-        self.session: NativeSession
+        self.site = site
+        self.session: Session | Opening = Opening()
         self.ready: Callable[[int], None]
         """What the selector calls."""
         self.sending: memoryview | None = None
@@ -181,11 +204,13 @@ class Server:
         self.settings = settings
         self.addresses: list[tuple[str, int]] = []
         self._selector = selectors.DefaultSelector()
-        self._listeners: list[socket.socket] = []
+        self._listeners: list[tuple[socket.socket, str]] = []
         self._connections: set[Connection] = set()
-        self._by_session: dict[NativeSession, Connection] = {}
-        self._dirty: list[NativeSession] = []
-        self._producing: set[NativeSession] = set()
+        self._by_session: dict[Session, Connection] = {}
+        self._native_sites: set[Site] = set()
+        """Where more than HTTP/1.1 is spoken."""
+        self._dirty: list[Session] = []
+        self._producing: set[Session] = set()
         self._done: deque[Any] = deque()
         self._signal = 0
         self._stopping_since: float | None = None
@@ -294,6 +319,7 @@ class Server:
             election_timeout_s=election_timeout_s,
             progress_interval_s=settings.watch_progress_notify_interval_s,
             warn_apply_s=settings.warning_apply_duration_s,
+            warn_request_s=settings.warning_unary_request_duration_s,
             checkpoint_bytes=settings.checkpoint_bytes,
         )
         member.housekeeping.auto_compaction = AutoCompaction(
@@ -323,34 +349,44 @@ class Server:
         ]
 
     def _listen(self) -> None:
-        for url in self.settings.listen_client_urls:
-            host, port = config.host_port(url)
-            failure: OSError | None = None
-            listening = False
+        settings = self.settings
+        for purpose, urls in (
+            (CLIENTS, settings.listen_client_urls),
+            (HTTP, settings.listen_client_http_urls),
+            (METRICS, settings.listen_metrics_urls),
+        ):
+            for url in urls:
+                self._listen_at(url, purpose)
+
+    def _listen_at(self, url: str, purpose: str) -> None:
+        host, port = config.host_port(url)
+        failure: OSError | None = None
+        listening = False
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as error:
+            found, failure = [], error
+        # A name like localhost may stand for several addresses, not all of which exist here.
+        for family, _, _, _, address in sorted(found, key=lambda info: info[0]):
             try:
-                found = socket.getaddrinfo(
-                    host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-                )
+                listener = self._listen_on(family, (*address[:1], port, *address[2:]))
             except OSError as error:
-                found, failure = [], error
-            # A name like localhost may stand for several addresses, not all of which exist here.
-            for family, _, _, _, address in sorted(found, key=lambda info: info[0]):
-                try:
-                    listener = self._listen_on(family, (*address[:1], port, *address[2:]))
-                except OSError as error:
-                    failure = error
-                    if error.errno != errno.EADDRNOTAVAIL:
-                        listening = False
-                        break
-                else:
-                    listening = True
-                    port = listener.getsockname()[1]
-            if not listening:
-                assert failure is not None
-                raise bootstrap.StartError(
-                    f"cannot listen on {url}: {failure.strerror}. Stop what uses that address, or "
-                    "give another one with --listen-client-urls"
-                ) from failure
+                failure = error
+                if error.errno != errno.EADDRNOTAVAIL:
+                    listening = False
+                    break
+            else:
+                listening = True
+                port = listener.getsockname()[1]
+                self._listeners.append((listener, purpose))
+                if purpose == CLIENTS:
+                    self.addresses.append(listener.getsockname()[:2])
+        if not listening:
+            assert failure is not None
+            raise bootstrap.StartError(
+                f"cannot listen on {url}: {failure.strerror}. Stop what uses that address, or "
+                f"give another one with --{purpose}"
+            ) from failure
 
     def _listen_on(self, family: int, address: tuple[Any, ...]) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -364,18 +400,18 @@ class Server:
             listener.close()
             raise
         listener.setblocking(False)
-        self._listeners.append(listener)
-        self.addresses.append(listener.getsockname()[:2])
         return listener
 
     # The loop.
 
     def run(self) -> int:
         """Serve until a signal stops it; the exit status."""
-        for listener in self._listeners:
-            self._selector.register(
-                listener, selectors.EVENT_READ, lambda mask, sock=listener: self._accept(sock)
-            )
+        for listener, purpose in self._listeners:
+            site = self._site(purpose)
+            if purpose == CLIENTS:
+                self._native_sites.add(site)
+            accept = partial(self._accept, listener, site)
+            self._selector.register(listener, selectors.EVENT_READ, accept)
         self._begin_serving()
         member = self.member
         clock = time.monotonic
@@ -472,7 +508,18 @@ class Server:
 
     # Connections.
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _site(self, purpose: str) -> Site:
+        settings = self.settings
+        return Site(
+            self.member,
+            metrics=self._metrics,
+            cors=settings.cors,
+            host_whitelist=settings.host_whitelist,
+            serves_gateway=settings.enable_grpc_gateway,
+            only_metrics=purpose == METRICS,
+        )
+
+    def _accept(self, listener: socket.socket, site: Site, mask: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 sock, address = listener.accept()
@@ -492,9 +539,7 @@ class Server:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection = Connection(sock, _address(*address[:2]), time.monotonic())
-            connection.session = NativeSession(self.member, self._dirty.append)
-            self._by_session[connection.session] = connection
+            connection = Connection(sock, _address(*address[:2]), time.monotonic(), site)
             self._connections.add(connection)
             connection.ready = partial(self._ready, connection)
             self._selector.register(sock, connection.mask, connection.ready)
@@ -528,27 +573,48 @@ class Server:
         if not data:
             self._close(connection)
             return
-        if session.is_new and not MAGIC.startswith(data[: len(MAGIC)]):
-            self._refuse_protocol(connection, data)
-            return
+        if isinstance(session, Opening):
+            data = session.first + data
+            chosen = self._choose_session(connection, data)
+            if chosen is None:
+                session.first = data
+                return
+            session = chosen
         session.receive(data)
         if session.has_more:
             self._producing.add(session)
         if session.is_closing and not session.unsent_bytes:
             self._close(connection)
+        elif session.is_full:
+            self._watch_socket(connection)
 
-    def _refuse_protocol(self, connection: Connection, data: bytes) -> None:
-        if not log.limited("protocol"):
-            log.warn(
-                "closed a connection that does not speak the native protocol",
-                **{"remote-addr": connection.peer, "first-bytes": data[:16].hex()},
-            )
-        if data[:1].isupper():
-            try:
-                connection.sock.send(_NOT_NATIVE)
-            except OSError:
-                pass  # It is being closed anyway.
-        self._close(connection)
+    def _choose_session(self, connection: Connection, first: bytes) -> Session | None:
+        """The session for what a connection says first; None while that is not clear."""
+        on_output = self._dirty.append
+        session: Session
+        if connection.site not in self._native_sites:
+            session = HttpSession(self.member, on_output, connection.site)
+        elif first[:1].isupper():
+            if len(first) < SNIFF_BYTES:
+                return None
+            if HTTP2_PREFACE.startswith(first[: len(HTTP2_PREFACE)]):
+                settings = self.settings
+                session = GrpcSession(
+                    self.member,
+                    on_output,
+                    max_streams=settings.max_concurrent_streams,
+                    ping_min_s=settings.grpc_keepalive_min_time_s,
+                    keepalive_interval_s=settings.grpc_keepalive_interval_s,
+                    keepalive_timeout_s=settings.grpc_keepalive_timeout_s,
+                )
+            else:
+                session = HttpSession(self.member, on_output, connection.site)
+        else:
+            # Anything else is answered, or rather not, as a bad start of the native protocol.
+            session = NativeSession(self.member, on_output)
+        connection.session = session
+        self._by_session[session] = connection
+        return session
 
     def _produce(self) -> None:
         for session in list(self._producing):
@@ -608,6 +674,7 @@ class Server:
         if (
             not session.is_closing
             and session.unsent_bytes <= HIGH_WATER_BYTES
+            and not session.is_full
             and self._stopping_since is None
         ):
             mask |= selectors.EVENT_READ
@@ -664,7 +731,7 @@ class Server:
         log.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
         notify_systemd("STOPPING=1")
         self._stopping_since = time.monotonic()
-        for listener in self._listeners:
+        for listener, _ in self._listeners:
             self._selector.unregister(listener)
             listener.close()
         self._listeners.clear()

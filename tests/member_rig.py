@@ -15,7 +15,7 @@ from faulty_disk import FaultyDisk
 from plain_model import PlainStore
 from store_rig import check_store
 
-from etcdlite import api, bootstrap, proto
+from etcdlite import api, bootstrap, proto, txn
 from etcdlite.disk import Disk
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
@@ -180,7 +180,9 @@ class MemberRig:
         request_id = self._next_id
         self._next_id += 1
         method = _NUMBERS[type(request).NAME]
-        if type(request).NAME in PlainStore._APPLY:
+        if type(request).NAME in PlainStore._APPLY and not (
+            type(request) is proto.TxnRequest and txn.is_read_only(request)
+        ):
             self.story.tell(request)
             self._writes[request_id] = len(self.story.stages) - 1
         frame = proto.frame(request_id, method, 0, request.encode())
@@ -209,6 +211,7 @@ class MemberRig:
             member.housekeeping.released = None
             self.wal.mark_snapshot(*released)
             self.wal.release(released[0])
+        member.housekeep()
         task = member.take_task()
         if task is not None:
             task()

@@ -409,6 +409,7 @@ def test_gzip_requests_are_unpacked(client: Client) -> None:
         (gzip.compress(b"abc") + b"x", errors.INTERNAL),
         (b"", errors.INTERNAL),
     ],
+    ids=["bomb", "no gzip", "cut off", "with a tail", "nothing"],
 )
 def test_gzip_that_is_a_bomb_or_broken(client: Client, body: bytes, status: int) -> None:
     stream_id = client.open(KV + "Put", grpc_encoding="gzip")

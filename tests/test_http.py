@@ -156,9 +156,7 @@ def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def request(
-    verb: str, path: str, body: Any = b"", headers: dict[str, str] | None = None
-) -> bytes:
+def request(verb: str, path: str, body: Any = b"", headers: dict[str, str] | None = None) -> bytes:
     if not isinstance(body, bytes):
         body = json.dumps(body).encode()
     lines = [f"{verb} {path} HTTP/1.1", "Host: localhost"]
@@ -491,13 +489,6 @@ def test_a_transaction_as_the_documentation_writes_it(browser: Browser) -> None:
     assert answer.body.endswith(
         b'"succeeded":true,"responses":[{"response_put":{"header":{"revision":"3"}}}]}'
     ), answer.body
-
-
-def test_a_compaction_that_is_physical_is_answered_when_it_is_done(browser: Browser) -> None:
-    for number in range(50):
-        browser.put(b"foo", b"%d" % number)
-    answer = browser.post("/v3/kv/compaction", {"revision": "40", "physical": True})
-    assert answer.status == 200
 
 
 def test_more_values_than_a_transaction_may_have_are_refused_before_they_are_built(
@@ -866,14 +857,17 @@ def refused(browser: Browser, data: bytes) -> Answer:
         (400, b"Content-Length: -5\r\n\r\n"),
         (400, b"Content-Length: +5\r\n\r\nhello"),
         (400, b"Content-Length: 0x5\r\n\r\nhello"),
-        (400, b"Content-Length: " + b"9" * 30 + b"\r\n\r\n"),
         (501, b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
         (501, b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        (501, b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n"),
+        (400, b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n"),
         (400, b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n"),
         (400, b"Transfer-Encoding: chunked\r\n\r\nx\r\n"),
         (400, b"Transfer-Encoding: chunked\r\n\r\n-1\r\n"),
-        (400, b"Transfer-Encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n"),
+        pytest.param(
+            400,
+            b"Transfer-Encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n",
+            marks=pytest.mark.skipif(h11.__version__ < "0.16", reason="CVE-2025-43859 of h11"),
+        ),
         (400, b"Transfer-Encoding: chunked\r\n\r\n" + b"0" * 30 + b"5\r\nhello\r\n0\r\n\r\n"),
         (400, b"Host: y\r\n\r\n"),
         (400, b"no colon\r\n\r\n"),
@@ -895,7 +889,6 @@ def test_smuggling_and_nonsense_are_refused(browser: Browser, status: int, data:
     [
         b"GET\r\n\r\n",
         b"GET /health\r\n\r\n",
-        b"GET /health HTTP/9.9\r\nHost: x\r\n\r\n",
         b"GET /health HTTP/1.1\r\n\r\n",
         b"GET /a b HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -908,11 +901,22 @@ def test_what_is_no_request_is_refused(browser: Browser, data: bytes) -> None:
     assert answer.status == 400, answer
 
 
+def test_other_versions_of_http_are_refused(browser: Browser) -> None:
+    for version in ("2.0", "0.9", "9.9"):
+        answer = refused(
+            Browser(browser.lone), f"GET /health HTTP/{version}\r\nHost: x\r\n\r\n".encode()
+        )
+        assert answer.status == 505, version
+
+
 def test_a_gigabyte_is_refused_before_any_of_it_is_read(browser: Browser) -> None:
     head = b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n"
     answer = refused(browser, head + b"\r\n")
     assert answer.status == 413
     assert answer.json["message"] == "etcdserver: request is too large"
+    browser = Browser(browser.lone)
+    answer = refused(browser, head.replace(b"100", b"9" * 30) + b"\r\n")
+    assert answer.status in (400, 413)
     browser = Browser(browser.lone)
     answer = refused(browser, head + b"Expect: 100-continue\r\n\r\n")
     assert answer.status == 413
@@ -974,7 +978,7 @@ def test_slow_clients_are_given_up(lone: LoneMember) -> None:
 
 def test_a_watch_may_be_silent_for_ever(lone: LoneMember, browser: Browser) -> None:
     browser.send(request("POST", "/v3/watch", headers={"Transfer-Encoding": "chunked"}))
-    browser.send(b'24\r\n{"create_request":{"key":"Zm9vYmFy"}}\r\n')
+    browser.send(b'21\r\n{"create_request":{"key":"Zm9v"}}\r\n')
     browser.session.tick(lone.now + 1e6)
     assert not browser.session.is_closing
     assert browser.session.is_idle
@@ -1229,20 +1233,22 @@ def test_no_bytes_disturb_the_server(
     browser = Browser(shared_lone)
     session = browser.session
     at = 0
-    while at < len(data) and not session.is_closing:
-        step = rng.choice((1, 5, 50, 5000))
-        session.receive(bytes(data[at : at + step]))
-        if rng.random() < 0.5:
-            browser.settle()
-        if rng.random() < 0.1:
-            session.tick(shared_lone.now + rng.choice((0, 30, 1000)))
-        at += step
-    browser.settle()
-    if rng.random() < 0.5:
-        session.shut_down()
+    try:
+        while at < len(data) and not session.is_closing:
+            step = rng.choice((1, 5, 50, 5000))
+            session.receive(bytes(data[at : at + step]))
+            if rng.random() < 0.5:
+                browser.settle()
+            if rng.random() < 0.1:
+                session.tick(shared_lone.now + rng.choice((0, 30, 1000)))
+            at += step
         browser.settle()
-    session.closed()
-    shared_lone.settle()
+        if rng.random() < 0.5:
+            session.shut_down()
+            browser.settle()
+    finally:  # Hypothesis breaks off examples that draw too much.
+        session.closed()
+        shared_lone.settle()
     assert shared_lone.member.hub.streams == 0
     assert Browser(shared_lone).get("/health").status == 200
 
@@ -1256,6 +1262,7 @@ class Loop(threading.Thread):
     def __init__(self, lone: LoneMember, **options: Any) -> None:
         super().__init__(daemon=True)
         self.lone = lone
+        lone.now = time.monotonic()
         self.site = Site(lone.member, metrics=lambda: b"etcdlite_up 1\n", **options)
         self.failures: queue.Queue[BaseException] = queue.Queue()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -1396,6 +1403,42 @@ def test_other_connections_do_not_notice_a_hostile_one(loop: Loop) -> None:
         sock.close()
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_browser_shows_members_keys_and_a_value(loop: Loop, tmp_path: Path) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", loop.port, timeout=PATIENCE_S)
+    for key, value in (("/config/color", "blue & <b>green</b>"), ("/config/size", "7")):
+        body = json.dumps({"key": b64(key.encode()), "value": b64(value.encode())})
+        connection.request("POST", "/v3/kv/put", body)
+        connection.getresponse().read()
+    connection.close()
+    done = subprocess.run(
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+            f"http://127.0.0.1:{loop.port}/#%2Fconfig%2Fcolor",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+    )
+    page = done.stdout
+    for shown in (
+        '<dd id="leader" class="">lone<small>7</small></dd>',
+        '<dd id="revision">3<small>',
+        '>lone</td><td><span class="tag">leader</span></td>',
+        '<button class="key" type="button">/config/color</button>',
+        '<h2 id="value-key" class="mono">/config/color</h2>',
+        "blue &amp; &lt;b&gt;green&lt;/b&gt;</pre>",
+    ):
+        assert shown in page, (shown, page[page.find("<body>") :][:6000], done.stderr[-1000:])
+    assert "/config/size" not in page
+
+
 # Beside a real etcd, with curl.
 
 
@@ -1483,10 +1526,12 @@ curl http://localhost:2379/health
 curl http://localhost:2379/health?serializable=true
 curl -X POST http://localhost:2379/health
 curl http://localhost:2379/nothing
-"""
+"""  # noqa: E501
 """From etcd's documentation of the gateway and of its operation, and some of what goes wrong."""
 
-WATCH = """curl -N http://localhost:2379/v3/watch -X POST -d '{"create_request": {"key":"Zm9v"} }'"""
+WATCH = """
+curl -N http://localhost:2379/v3/watch -X POST -d '{"create_request": {"key":"Zm9v"} }'
+"""
 MASKED = ("cluster_id", "member_id", "raft_term")
 PLAIN_HEADERS = ("access-control-", "content-type:", "grpc-metadata", "allow:")
 
@@ -1496,7 +1541,7 @@ def curl(command: str, port: int) -> list[str]:
 
 
 def mask(text: str) -> str:
-    text = re.sub(r'"(%s)":"\d+"' % "|".join(MASKED), r'"\1":"-"', text)
+    text = re.sub(rf'"({"|".join(MASKED)})":"\d+"', r'"\1":"-"', text)
     return re.sub(r'"TTL":"(600|599)"', '"TTL":"600"', text)
 
 
@@ -1505,7 +1550,8 @@ def run_example(command: str, port: int) -> tuple[str, list[str], str]:
     arguments = [*curl(command, port), "-s", "-i", "--max-time", str(PATIENCE_S)]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, (arguments, done)
-    head, _, body = done.stdout.replace("\r\n", "\n").partition("\n\n")
+    printed = done.stdout.replace("\r\n", "\n").removeprefix("HTTP/1.1 100 Continue\n\n")
+    head, _, body = printed.partition("\n\n")
     status, *headers = head.split("\n")
     shown = sorted(line for line in headers if line.lower().startswith(PLAIN_HEADERS))
     return status.partition(" ")[2], shown, mask(body)
@@ -1530,8 +1576,8 @@ def test_a_documented_watch_prints_what_etcd_prints(loop: Loop, etcd_port: int) 
             assert watch.stdout is not None
             lines = [watch.stdout.readline()]
             for command in (
-                "curl http://localhost:2379/v3/kv/put -d '{\"key\":\"Zm9v\",\"value\":\"YmFy\"}'",
-                "curl http://localhost:2379/v3/kv/deleterange -d '{\"key\":\"Zm9v\"}'",
+                'curl http://localhost:2379/v3/kv/put -d \'{"key":"Zm9v","value":"YmFy"}\'',
+                'curl http://localhost:2379/v3/kv/deleterange -d \'{"key":"Zm9v"}\'',
             ):
                 run_example(command, port)
                 lines.append(watch.stdout.readline())
@@ -1548,7 +1594,5 @@ def test_curl_uploads_and_downloads_large_values(loop: Loop, tmp_path: Path) -> 
     for options in ("", "-H 'Transfer-Encoding: chunked'", "-0"):
         put = f"curl {options} http://localhost:2379/v3/kv/put --data-binary @{body}"
         assert run_example(put, loop.port)[0] == "200 OK"
-    printed = run_example(
-        "curl http://localhost:2379/v3/kv/range -d '{\"key\":\"Zm9v\"}'", loop.port
-    )
+    printed = run_example('curl http://localhost:2379/v3/kv/range -d \'{"key":"Zm9v"}\'', loop.port)
     assert json.loads(printed[2])["kvs"][0]["value"] == value

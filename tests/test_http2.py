@@ -675,6 +675,22 @@ def test_a_client_that_never_lets_us_send_is_dropped() -> None:
     raise AssertionError("it holds everything")
 
 
+def test_a_window_that_stays_shut_on_much_is_not_waited_for_for_ever() -> None:
+    echo = opened()
+    echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
+    echo.tell(open_request(1, b"/later"))
+    echo.bodies[1] = bytes(2 << 20)
+    echo.answer(1)
+    for second in range(0, 300, 10):
+        echo.tell(frame(WINDOW_UPDATE, 0, 1, uint32(1)))
+        echo.tick(float(second))
+    assert not echo.is_aborted, "it moves"
+    echo.tick(280.0 + 59)
+    assert not echo.is_aborted
+    echo.tick(280.0 + 61)
+    assert echo.is_aborted
+
+
 # --- Time ------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from conftest import LoneMember
 from prometheus_client.parser import text_string_to_metric_families
 
 from etcdlite import __version__, errors, metrics, proto
+from etcdlite.grpc import GrpcSession
 from etcdlite.headers import pack
 from etcdlite.metrics import Histogram, Metrics
 
@@ -477,8 +478,6 @@ def ask(stream_id: int, number: int, body: bytes, *, ends: bool = True) -> bytes
 
 
 def test_grpc_requests_are_counted_by_method_and_status(lone: LoneMember) -> None:
-    from etcdlite.grpc import GrpcSession
-
     session = GrpcSession(lone.member, lambda session: None)
     put = proto.PutRequest(key=b"key", value=b"value").encode()
     watch = proto.WatchRequest(create_request=proto.WatchCreateRequest(key=b"key")).encode()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from faulty_disk import FaultyDisk
 from member_rig import DATA_DIR, MemberRig, Story
 from plain_model import Requests
 from store_rig import take_small_steps
