@@ -139,6 +139,7 @@ def keep_alive(member: Member, body: bytes) -> bytes:
     response = proto.LeaseKeepAliveResponse(ID=request.ID)
     try:
         response.TTL = member.lessor.renew(request.ID, member.clock())
+        member.metrics.leases_renewed += 1
     except EtcdError as failure:
         # A lease that is gone is an answer, with a TTL of 0, and not the end of the stream.
         if failure.text != str(error("LeaseNotFound")):

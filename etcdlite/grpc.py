@@ -27,6 +27,7 @@ from etcdlite import api, health, proto, reflection
 from etcdlite.api import Handler
 from etcdlite.calls import Call, Calls
 from etcdlite.errors import (
+    CANCELED,
     INTERNAL,
     INVALID_ARGUMENT,
     RESOURCE_EXHAUSTED,
@@ -47,6 +48,7 @@ from etcdlite.http2 import (
     Stream,
 )
 from etcdlite.member import OVERHEAD_BYTES, Member
+from etcdlite.metrics import ClientRequests, Metrics, Rpc
 from etcdlite.proto import FRAME, MIN_FRAME_LENGTH, DecodeError
 from etcdlite.streams import CALLS
 
@@ -115,6 +117,15 @@ def _routes() -> dict[bytes, Route]:
 ROUTES = _routes()
 """By path."""
 
+
+def count_routes(metrics: Metrics) -> None:
+    """Have the methods counted that are not of etcd's API, and, unseen, those nobody knows."""
+    for path, route in ROUTES.items():
+        answers_a_stream = route.call not in (None, health.Check)
+        metrics.add_rpc(route.number, path.decode(), route.is_client_stream, answers_a_stream)
+    metrics.add_rpc(_NOWHERE.number, "", False, False)
+
+
 _SERVICES = {path.split(b"/")[1] for path in ROUTES}
 
 
@@ -122,8 +133,9 @@ class Request:
     """What a request's header says."""
 
     __slots__ = (
-        "api_version", "call", "decode", "failure", "handle", "has_leader", "http_status",
-        "is_client_stream", "is_packed", "is_plain", "number", "timeout_s", "token",
+        "api_version", "call", "client", "decode", "failure", "handle", "has_leader",
+        "http_status", "is_client_stream", "is_packed", "is_plain", "number", "rpc", "timeout_s",
+        "token",
     )  # fmt: skip
 
     def __init__(self, route: Route) -> None:
@@ -145,6 +157,9 @@ class Request:
         self.failure: EtcdError | None = None
         """Why it is refused whatever its body is."""
         self.http_status = 200
+        self.rpc: Rpc
+        self.client: ClientRequests
+        """Where it counts."""
 
 
 _NOWHERE = Route(0, None, None, None, False)
@@ -262,6 +277,8 @@ class GrpcSession(Connection):
         """`limits`: those of `http2.Connection`."""
         super().__init__(on_output, member.clock, **limits)
         self.member = member
+        if _NOWHERE.number not in member.metrics.rpcs:
+            count_routes(member.metrics)
         self.calls = Calls(member, self)
         self._max_message_bytes = member.max_request_bytes + OVERHEAD_BYTES
         self._partial_bytes = 0
@@ -269,7 +286,12 @@ class GrpcSession(Connection):
         self._need_leader: set[int] = set()
         self._leaderless_since: float | None = None
 
-    read_request = staticmethod(read_request)  # type: ignore[assignment]
+    def read_request(self, headers: Headers) -> Request:
+        request = read_request(headers)
+        metrics = self.member.metrics
+        request.rpc = metrics.rpcs[request.number]
+        request.client = metrics.client(request.api_version)
+        return request
 
     # Requests.
 
@@ -296,6 +318,10 @@ class GrpcSession(Connection):
         if request.timeout_s is not None:
             self._deadlines[stream_id] = member.clock() + request.timeout_s
         try:
+            rpc = request.rpc
+            rpc.started += 1
+            rpc.received_bytes += size
+            request.client.unary += 1
             request.handle(  # type: ignore[misc]
                 member,
                 self,
@@ -311,6 +337,11 @@ class GrpcSession(Connection):
 
     def opened(self, stream: Stream) -> None:
         request: Request = stream.request
+        request.rpc.started += 1
+        if request.rpc.kind == "unary":
+            request.client.unary += 1
+        else:
+            request.client.streams += 1
         if request.timeout_s is not None:
             self._deadlines[stream.id] = self.member.clock() + request.timeout_s
         if request.failure is not None:
@@ -374,6 +405,8 @@ class GrpcSession(Connection):
         try:
             if packed:
                 message = self._unpack_message(request, packed, message)
+            request.rpc.received += 1
+            request.rpc.received_bytes += len(message)
             if request.is_client_stream:
                 self.calls.message(stream.id, message)
                 return
@@ -457,6 +490,9 @@ class GrpcSession(Connection):
             return
         if self._deadlines:
             self._deadlines.pop(request_id, None)
+        rpc = stream.request.rpc
+        rpc.succeeded += 1
+        rpc.sent_bytes += len(body)
         size = len(body) + PREFIX_BYTES
         if (
             size > self._send_window
@@ -488,6 +524,7 @@ class GrpcSession(Connection):
         stream = self._close(request_id)
         if stream is None:
             return
+        stream.request.rpc.fail(failure.code)
         status = [(b"grpc-status", b"%d" % failure.code)]
         if failure.text:
             status.append((b"grpc-message", percent_encode(failure.text)))
@@ -509,6 +546,9 @@ class GrpcSession(Connection):
         stream = self.streams.get(request_id)
         if stream is None or stream is GHOST:
             return
+        rpc = stream.request.rpc
+        rpc.sent += 1
+        rpc.sent_bytes += len(body)
         if not stream.headers_sent:
             self.send_headers(stream, _HEADER_BLOCK)
         size = len(body) + PREFIX_BYTES
@@ -534,6 +574,7 @@ class GrpcSession(Connection):
         stream = self._close(request_id)
         if stream is None:
             return
+        stream.request.rpc.succeeded += 1
         if not stream.headers_sent:
             self.send_headers(stream, _HEADER_BLOCK)
         self.finish(stream, _OK_BLOCK)
@@ -558,6 +599,8 @@ class GrpcSession(Connection):
     def canceled(self, stream: Stream) -> bool:
         assert isinstance(stream, _Stream)
         is_answered = bool(stream.tail)
+        if not is_answered:
+            stream.request.rpc.fail(CANCELED)
         is_call = self._let_go(stream)
         return stream.is_ended and not is_call and not is_answered
 
@@ -600,6 +643,8 @@ class GrpcSession(Connection):
         self.is_closing = True
         for stream in list(self.streams.values()):
             if stream is not GHOST:
+                if not stream.tail:
+                    stream.request.rpc.fail(CANCELED)
                 self._let_go(stream)
         self.streams.clear()
         self._held.clear()
@@ -607,6 +652,11 @@ class GrpcSession(Connection):
         self.out.clear()
         self.held_bytes = 0
         self.member.forget(self)
+
+    @property
+    def is_full(self) -> bool:
+        """Never: the windows that the client is given bound what it sends."""
+        return False
 
     def shut_down(self) -> None:
         """The server stops: take no more requests, end the streams, answer the rest."""

@@ -85,6 +85,7 @@ class Housekeeping:
         self.checkpoints = 0
         self.cleaned_segments = 0
         self._checkpoint_index = -1
+        self._compaction_began: float | None = None
         self._compaction_dropped = 0
         self._job: Job | None = None
         self._task: Callable[[], None] | None = None
@@ -139,10 +140,16 @@ class Housekeeping:
 
     def run(self, is_over: Callable[[], bool]) -> None:
         """Do one step of what there is, and more until `is_over`."""
-        store = self._member.store
+        member = self._member
+        store = member.store
         while self.has_work:
             if store.compaction is not None and not store.compaction_is_held:
+                began = member.clock()
+                if self._compaction_began is None:
+                    self._compaction_began = began
                 dropped = store.compact_step()
+                pause_s = member.clock() - began
+                member.metrics.compaction_pause_ms.observe(pause_s * 1000)
                 if dropped is None:
                     self._compaction_finished()
                 else:
@@ -185,7 +192,11 @@ class Housekeeping:
     def _compaction_finished(self) -> None:
         store = self._member.store
         # After a start the compaction is gone through again, mostly for nothing.
+        assert self._compaction_began is not None
+        took_s = self._member.clock() - self._compaction_began
+        self._compaction_began = None
         if self._compaction_dropped or self._waiting_compaction:
+            self._member.metrics.compaction_finished(took_s)
             log.info(
                 "finished scheduled compaction",
                 versions=self._compaction_dropped,
@@ -201,9 +212,12 @@ class Housekeeping:
     # Jobs.
 
     def _checkpoint(self) -> Job:
-        store = self._member.store
+        member = self._member
+        store = member.store
         index, term = store.applied_index, store.applied_term
+        began = member.clock()
         yield from store.checkpoint()
+        member.metrics.checkpoint_s.observe(member.clock() - began)
         self.checkpoints += 1
         self._checkpoint_index = index
         self.released = (index, term)
@@ -226,6 +240,7 @@ class Housekeeping:
         asked = self._waiting_defragment
         self._waiting_defragment = []
         before = store.size_bytes
+        began = member.clock()
         log.info("defragmenting", **{"current-db-size-bytes": before})
         store.data.roll()
         yield from self._checkpoint()
@@ -235,6 +250,7 @@ class Housekeeping:
             "finished defragmenting",
             **{"previous-db-size-bytes": before, "current-db-size-bytes": store.size_bytes},
         )
+        member.metrics.defragment_s.observe(member.clock() - began)
         header = member.header(store.revision)
         for session, request_id, method in asked:
             session.reply(request_id, method, header)

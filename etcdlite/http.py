@@ -45,7 +45,7 @@ import h11
 import etcdlite
 from etcdlite import api, gateway, log, proto
 from etcdlite.calls import Calls
-from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, EtcdError, error
+from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, NOT_FOUND, EtcdError, error
 from etcdlite.member import CORRUPT, OVERHEAD_BYTES, RANGE, Member, alarm_name
 from etcdlite.native import HIGH_WATER_BYTES
 from etcdlite.raft import ROLE_NAMES
@@ -198,8 +198,8 @@ class _Request:
 
 
 class HttpSession:
-    """One connection. `on_output` is called when `out` gets its first bytes, and when there is
-    nothing to send but the connection is to be closed."""
+    """One connection. `on_output` is called when `out` gets its first bytes, and when the owner
+    should look at the session again: it is to be closed, or can take more input."""
 
     def __init__(
         self, member: Member, on_output: Callable[[HttpSession], None], site: Site
@@ -252,9 +252,12 @@ class HttpSession:
         self._advance()
         request = self._request
         if self._input_bytes > MAX_UNREAD_BYTES or (
-            self.is_full and request is not None and request.is_complete and request.is_taken
+            self.is_full
+            and request is not None
+            and request.is_complete
+            and request.id in self.calls
         ):
-            # It sends requests behind a stream, which would be served when that ends, or its owner
+            # It sends requests behind a stream, which nobody knows the end of; or else the owner
             # does not heed `is_full`.
             self._abort()
 
@@ -386,7 +389,8 @@ class HttpSession:
         if not request.is_welcome:
             if not log.limited("host-whitelist"):
                 log.warn("refused a request by an unknown name", host=request.host[:100])
-            self._respond(421, TEXT, _UNKNOWN_HOST % _host_name(request.host)[:100])
+            text = _UNKNOWN_HOST % _host_name(request.host)[:100]
+            self._respond(421, TEXT, text, _NOSNIFF)
         elif request.verb == "OPTIONS":
             self._respond(200, "", "")
         elif request.method is not None:
@@ -398,12 +402,12 @@ class HttpSession:
 
     def _refuse_call(self, request: _Request) -> None:
         if not self.site.serves_gateway:
-            self._respond(404, TEXT, "The JSON gateway is switched off (enable-grpc-gateway).\n")
+            text = "The JSON gateway is switched off (enable-grpc-gateway).\n"
+            self._respond(404, TEXT, text, _NOSNIFF)
         elif request.path in gateway.METHODS:
             self._respond(405, TEXT, "Method Not Allowed\n", _NOSNIFF, ("Allow", "POST"))
         else:
-            failure = EtcdError(5, "Not Found")
-            self._respond(404, JSON, gateway.error_json(failure))
+            self._respond(404, JSON, gateway.error_json(EtcdError(NOT_FOUND, "Not Found")))
 
     def _check_metadata(self, request: _Request) -> None:
         """What etcd's clients may ask for in headers. Raises EtcdError."""
@@ -482,7 +486,7 @@ class HttpSession:
             "storage": version,
             "etcdlite": etcdlite.__version__,
         }
-        self._respond(200, JSON, _compact(versions))
+        self._respond(200, JSON, json.dumps(versions, separators=(",", ":")))
 
     def _serve_state(self, request: _Request) -> None:
         self._respond(200, JSON, json.dumps(_state(self.member), indent=1) + "\n")
@@ -733,8 +737,7 @@ class HttpSession:
             self._discard()
 
     def _refuse_body(self) -> None:
-        failure = error("RequestTooLarge")
-        self._respond(413, JSON, gateway.error_json(failure))
+        self._respond(413, JSON, gateway.error_json(error("RequestTooLarge")))
 
     def _refuse(self, status: int, why: str) -> None:
         """The client's bytes cannot be followed any further."""
@@ -855,7 +858,7 @@ class HttpSession:
 
     def produce(self) -> None:
         """Go on with a large answer, or with requests that were sent ahead."""
-        was_blocked = self.is_blocked
+        was_blocked, was_full = self.is_blocked, self.is_full
         if self._jobs:
             self._make()
         elif self.calls:
@@ -864,6 +867,8 @@ class HttpSession:
             self._advance()
         if was_blocked and not self.is_blocked:
             self.unblocked()
+        if was_full and not self.is_full:
+            self._on_output(self)
 
     def unblocked(self) -> None:
         """The client reads again."""
@@ -924,10 +929,6 @@ def _result(cls: type[proto.Message], body: bytes) -> Iterator[str]:
         yield begin + piece
         begin = ""
     yield "}\n"
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
 
 
 def _state(member: Member) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from etcdlite.data import DataDamaged
 from etcdlite.errors import EtcdError, error
 from etcdlite.housekeeping import Housekeeping
 from etcdlite.lease import Lessor
+from etcdlite.metrics import Metrics
 from etcdlite.mvcc import ALARM, LEASE, MEMBER, Store
 from etcdlite.proto import FRAME, FRAME_HEADER_BYTES, MAX_VARINT_BYTES, varint
 from etcdlite.raft import LEADER, Entry, HardState, NotLeader, Raft, RequestDropped
@@ -85,6 +86,10 @@ PUBLISH = 0xE1
 
 NOSPACE = 1
 CORRUPT = 2
+
+# What may take too long, in etcd's words.
+APPLY = "apply request"
+REQUEST = "request"
 
 
 class Session(Protocol):
@@ -152,6 +157,7 @@ class Member:
             fragment_bytes=max_request_bytes + OVERHEAD_BYTES,
             progress_interval_s=progress_interval_s,
         )
+        self.metrics = Metrics()
         self.housekeeping = Housekeeping(self, checkpoint_bytes)
         self.alarms: set[tuple[int, int]] = set()
         self._load_alarms()
@@ -192,6 +198,7 @@ class Member:
         """Replicate and apply a write; the session gets its answer. Never raises."""
         size = len(frame)
         if self._proposed_bytes + size > MAX_PROPOSED_BYTES:
+            self.metrics.proposals_failed += 1
             if session is not None:
                 session.fail(request_id, method, error("RequestTooManyRequests"))
             return
@@ -233,6 +240,7 @@ class Member:
         if self.lessor.promoted:
             for lease_id in self.lessor.expired(now, REVOKES_PER_TICK):
                 log.debug("lease expired", lease=f"{lease_id:016x}")
+                self.metrics.leases_expired += 1
                 self.propose_message(None, 0, LEASE_REVOKE, proto.LeaseRevokeRequest(ID=lease_id))
         self.hub.tick(now)
         self.housekeeping.tick(now)
@@ -244,6 +252,8 @@ class Member:
             if since > expired:
                 break
             del self._waiting[batch]
+            self.metrics.proposals_pending -= len(waiters)
+            self.metrics.proposals_failed += len(waiters)
             self._fail(waiters, error("Timeout"))
 
     # Output.
@@ -356,7 +366,10 @@ class Member:
             self._fail(waiters, error("RequestTooManyRequests"))
         else:
             self._waiting[self._batch] = (self.clock(), waiters)
+            self.metrics.proposals_pending += len(waiters)
+            self.metrics.batch_requests.observe(len(waiters))
             return
+        self.metrics.proposals_failed += len(waiters)
         self._proposed_bytes -= len(data) - ENTRY_HEADER.size
 
     @staticmethod
@@ -378,6 +391,8 @@ class Member:
             self._fail(reads, error("RequestTooManyRequests"))
         else:
             self._read_rounds[context] = reads
+            return
+        self.metrics.read_rounds_failed += 1
 
     def _take_ready(self) -> None:
         ready = self.raft.ready()
@@ -441,6 +456,8 @@ class Member:
                 waiting = None
                 if member_id == self.id:
                     waiting = self._waiting.pop(batch, None)
+                    if waiting is not None:
+                        self.metrics.proposals_pending -= count
                     self._proposed_bytes = max(
                         0, self._proposed_bytes - len(entry.data) + ENTRY_HEADER.size
                     )
@@ -449,13 +466,17 @@ class Member:
                     yield from self._apply_requests(decode_requests(entry.data, count))
                 else:
                     yield from self._apply_requests(waiting[1])
-                    self._warn_if_slow("request", waiting[0], self.warn_request_s, count)
-                self._warn_if_slow("apply request", began, self.warn_apply_s, count)
+                    self._warn_if_slow(REQUEST, waiting[0], self.warn_request_s, count)
+                self._warn_if_slow(APPLY, began, self.warn_apply_s, count)
             self._applied_entry = entry
 
     def _warn_if_slow(self, what: str, began: float, expected_s: float, count: int) -> None:
         took_s = self.clock() - began
-        if took_s > expected_s and not log.limited(what):
+        if took_s <= expected_s:
+            return
+        if what == APPLY:
+            self.metrics.slow_applies += 1
+        if not log.limited(what):
             log.warn(
                 f"{what} took too long",
                 took=f"{took_s * 1000:.0f}ms",
@@ -466,6 +487,7 @@ class Member:
     def _apply_requests(self, waiters: list[Waiter]) -> Generator[None, None, None]:
         # The hot path of writes: a plain put costs no generator and no table.
         store = self.store
+        metrics = self.metrics
         capped = any(alarm == NOSPACE for _, alarm in self.alarms)
         check = APPLIES_PER_CHECK
         for session, request_id, method, request in waiters:
@@ -487,6 +509,7 @@ class Member:
                     else:
                         store.put(request.key, request.value, 0)
                         answer = b""
+                    metrics.puts += 1
                     revision = store.end_revision()
                 else:
                     if capped and needs_space(method, request):
@@ -507,10 +530,13 @@ class Member:
                     session.reply(request_id, method, self.header(revision) + answer)
 
     def _apply_delete_range(self, request: Any) -> Steps:
+        self.metrics.deletes += 1
         return txn.delete_range_steps(self.store, request)
 
     def _apply_txn(self, request: Any) -> Steps:
-        return txn.txn_steps(self.store, request)
+        answer = yield from txn.txn_steps(self.store, request)
+        self.metrics.count_txn(request, answer.startswith(b"\x10"))
+        return answer
 
     def _apply_compact(self, request: Any) -> Steps:
         self.store.compact(request.revision)
@@ -519,6 +545,8 @@ class Member:
 
     def _apply_lease_grant(self, request: Any) -> Steps:
         ttl_s = self.lessor.grant(request.ID, request.TTL, self.clock())
+        self.metrics.leases_granted += 1
+        self.metrics.lease_ttl_s.observe(ttl_s)
         self.store.set_bucket(LEASE, request.ID.to_bytes(8, "big"), self.lessor.encode(request.ID))
         return b"\x10" + varint(request.ID) + b"\x18" + varint(ttl_s)
         yield
@@ -526,9 +554,11 @@ class Member:
     def _apply_lease_revoke(self, request: Any) -> Steps:
         for count, key in enumerate(self.lessor.revoke(request.ID), 1):
             self.store.delete(key)
+            self.metrics.deletes += 1
             if count % APPLIES_PER_CHECK == 0:
                 yield
         self.store.set_bucket(LEASE, request.ID.to_bytes(8, "big"), None)
+        self.metrics.leases_revoked += 1
         return b""
 
     def _apply_alarm(self, request: Any) -> Steps:
@@ -599,6 +629,7 @@ class Member:
                 and len(request.__dict__) == 1 + request.serializable
             ):
                 # The hot path of reads: one key, now.
+                self.metrics.ranges += 1
                 kv = store.get(request.key)
                 answer = b"\x12" + varint(len(kv)) + kv + b"\x20\x01" if kv is not None else b""
                 session.reply(request_id, method, self.header(store.revision) + answer)
@@ -674,11 +705,15 @@ class Member:
 
     def _read_range(self, request: Any) -> Steps:
         header = self.header(self.store.revision)
-        return header + (yield from self.store.range_steps(request))
+        answer = yield from self.store.range_steps(request)
+        self.metrics.ranges += 1
+        return header + answer
 
     def _read_txn(self, request: Any) -> Steps:
         header = self.header(self.store.revision)
-        return header + (yield from txn.txn_steps(self.store, request))
+        answer = yield from txn.txn_steps(self.store, request)
+        self.metrics.count_txn(request, answer.startswith(b"\x10"))
+        return header + answer
 
     def _read_time_to_live(self, request: Any) -> Steps:
         response = proto.LeaseTimeToLiveResponse(ID=request.ID)
@@ -712,7 +747,9 @@ class Member:
     def _read_hash(self, request: Any) -> Steps:
         store = self.store
         header = self.header(store.revision)
+        began = self.clock()
         value = yield from store.hash_steps(store.revision)
+        self.metrics.hash_s.observe(self.clock() - began)
         return header + proto.HashResponse(hash=value).encode()
 
     def _read_hash_kv(self, request: Any) -> Steps:
@@ -723,7 +760,9 @@ class Member:
             compact_revision=store.compacted or -1, hash_revision=revision
         )
         header = self.header(store.revision)
+        began = self.clock()
         response.hash = yield from store.hash_steps(revision)
+        self.metrics.hash_rev_s.observe(self.clock() - began)
         return header + response.encode()
 
     # State that others ask for.

@@ -261,6 +261,11 @@ class NativeSession:
         """The peer does not read what it was sent: streams hold back."""
         return self.unsent_bytes > HIGH_WATER_BYTES
 
+    @property
+    def is_full(self) -> bool:
+        """Never: requests are taken as they come, up to `MAX_OPEN_REQUESTS`."""
+        return False
+
     def is_stalled(self, request_id: int) -> bool:
         """As `is_blocked`: the streams of a connection have no windows of their own."""
         return self.unsent_bytes > HIGH_WATER_BYTES
@@ -278,6 +283,10 @@ class NativeSession:
     def produce(self) -> None:
         """Send the next piece of each stream that is made in pieces."""
         self.calls.produce()
+
+    def tick(self, now: float) -> None:
+        """`now` is the member's clock."""
+        self.calls.tick(now)
 
     def unblocked(self) -> None:
         """The peer reads again."""

@@ -31,19 +31,20 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import etcdlite
 from etcdlite import bootstrap, config, log, proto
 from etcdlite.data import DataDamaged
 from etcdlite.disk import Disk
-from etcdlite.housekeeping import AutoCompaction
-from etcdlite.member import PUBLISH, Member
 from etcdlite.grpc import GrpcSession
+from etcdlite.housekeeping import AutoCompaction
 from etcdlite.http import HttpSession, Site
+from etcdlite.member import PUBLISH, Member
+from etcdlite.metrics import Metrics
 from etcdlite.native import HIGH_WATER_BYTES, NativeSession
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Entry, HardState, Raft
@@ -54,6 +55,9 @@ HANDSHAKE_TIMEOUT_S = 10.0
 STALLED_TIMEOUT_S = 60.0
 SWEEP_S = 1.0
 """How often connections are checked against the two timeouts."""
+
+SESSION_TICK_S = 0.25
+"""How often sessions look at their time-outs."""
 
 SHUTDOWN_S = 10.0
 """How long a stop waits for work in flight."""
@@ -81,23 +85,79 @@ SNIFF_BYTES = 4
 Saves = Sequence["tuple[HardState | None, Sequence[Entry]]"]
 
 
+class Session(Protocol):
+    """One connection's protocol, sans-IO: `native.py`, `grpc.py`, `http.py`."""
+
+    out: list[Any]
+    """Bytes to send; the session says so (`on_output`) when it gets the first."""
+    unsent_bytes: int
+    """Bytes in `out` and those that were taken from it but could not be sent yet."""
+    is_open: bool
+    """The client has said what it must before it may be idle."""
+    is_closing: bool
+    """Nothing is read any more; close when everything is sent."""
+    is_aborted: bool
+    """Close at once."""
+
+    @property
+    def is_full(self) -> bool:
+        """Read no more for now: enough input waits."""
+
+    @property
+    def is_blocked(self) -> bool:
+        """The client does not read: streams hold back, until `unblocked`."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing that was asked for is unanswered or unsent, streams apart."""
+
+    @property
+    def has_more(self) -> bool:
+        """`produce` would give something now."""
+
+    def receive(self, data: bytes) -> None: ...
+
+    def produce(self) -> None: ...
+
+    def unblocked(self) -> None: ...
+
+    def tick(self, now: float) -> None:
+        """To be called several times a second."""
+
+    def shut_down(self) -> None:
+        """The server stops: end the streams. May be called again and again."""
+
+    def closed(self) -> None:
+        """The connection is gone."""
+
+
 class Opening:
     """In place of a session until the first bytes tell which one it is."""
 
-    is_open = False
-    is_closing = False
-    is_idle = True
-    unsent_bytes = 0
-
     def __init__(self) -> None:
         self.first = b""
+        self.out: list[Any] = []
+        self.unsent_bytes = 0
+        self.is_open = False
+        self.is_closing = False
+        self.is_aborted = False
+        self.is_full = False
+        self.is_blocked = False
+        self.is_idle = True
+        self.has_more = False
 
-    def closed(self) -> None: ...
+    def receive(self, data: bytes) -> None:
+        self.first += data
+
+    def produce(self) -> None: ...
+
+    def unblocked(self) -> None: ...
+
+    def tick(self, now: float) -> None: ...
 
     def shut_down(self) -> None: ...
 
-
-Session = NativeSession | GrpcSession | HttpSession
+    def closed(self) -> None: ...
 
 
 class Connection:
@@ -105,11 +165,16 @@ class Connection:
 
     __slots__ = ("mask", "peer", "ready", "sending", "session", "since", "site", "sock")
 
+    @property
+    def protocol(self) -> str:
+        """For the metrics."""
+        return _PROTOCOLS.get(type(self.session), "none")
+
     def __init__(self, sock: socket.socket, peer: str, now: float, site: Site) -> None:
         self.sock = sock
         self.peer = peer
         self.site = site
-        self.session: Session | Opening = Opening()
+        self.session: Session = Opening()
         self.ready: Callable[[int], None]
         """What the selector calls."""
         self.sending: memoryview | None = None
@@ -119,11 +184,19 @@ class Connection:
         self.mask = selectors.EVENT_READ
 
 
+_PROTOCOLS: dict[type, str] = {
+    NativeSession: "native",
+    GrpcSession: "grpc",
+    HttpSession: "http",
+}
+
+
 class LogThread:
     """Saves to the write-ahead log, in order, grouping what waits."""
 
-    def __init__(self, wal: WAL, done: Callable[[Any], None]) -> None:
+    def __init__(self, wal: WAL, metrics: Metrics, done: Callable[[Any], None]) -> None:
         self._wal = wal
+        self._metrics = metrics
         self._done = done
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="etcdlite-log", daemon=True)
@@ -168,14 +241,18 @@ class LogThread:
             if state is not None:
                 hard_state = state
             entries += more
+        began = time.perf_counter()
         self._wal.save(hard_state, entries)
+        took_s = time.perf_counter() - began
+        self._metrics.log_synced(took_s, sum(len(entry.data) for entry in entries))
         self._done(saves)
 
 
 class DiskThread:
     """Runs tasks that wait for the disk."""
 
-    def __init__(self, done: Callable[[Any], None]) -> None:
+    def __init__(self, metrics: Metrics, done: Callable[[Any], None]) -> None:
+        self._metrics = metrics
         self._done = done
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="etcdlite-disk", daemon=True)
@@ -191,7 +268,9 @@ class DiskThread:
     def _run(self) -> None:
         try:
             while (task := self._queue.get()) is not None:
+                began = time.perf_counter()
                 task()
+                self._metrics.data_sync_s.observe(time.perf_counter() - began)
                 self._done(None)
         except BaseException as failure:
             self._done(failure)
@@ -207,6 +286,7 @@ class Server:
         self._listeners: list[tuple[socket.socket, str]] = []
         self._connections: set[Connection] = set()
         self._by_session: dict[Session, Connection] = {}
+        self._sites: list[Site] = []
         self._native_sites: set[Site] = set()
         """Where more than HTTP/1.1 is spoken."""
         self._dirty: list[Session] = []
@@ -215,6 +295,7 @@ class Server:
         self._signal = 0
         self._stopping_since: float | None = None
         self._next_tick = 0.0
+        self._next_session_tick = 0.0
         self._next_sweep = 0.0
         self._tick_s = settings.heartbeat_interval_ms / 1000
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -251,8 +332,8 @@ class Server:
             **{"applied-index": opened.store.applied_index, "log-entries": len(opened.entries)},
         )
         self.member = self._make_member(opened)
-        self._log_thread = LogThread(opened.wal, self._report)
-        self._disk_thread = DiskThread(self._report)
+        self._log_thread = LogThread(opened.wal, self.member.metrics, self._report)
+        self._disk_thread = DiskThread(self.member.metrics, self._report)
         self._publish()
 
     def _min_ttl_s(self) -> int:
@@ -414,6 +495,7 @@ class Server:
             self._selector.register(listener, selectors.EVENT_READ, accept)
         self._begin_serving()
         member = self.member
+        turn_s = member.metrics.turn_s
         clock = time.monotonic
         self._next_tick = clock() + self._tick_s
         while True:
@@ -422,7 +504,9 @@ class Server:
             timeout_s = SAVING_PAUSE_S if member.is_saving else 0.0
             if not (member.has_work or self._producing):
                 timeout_s = max(0.0, self._next_tick - clock())
-            for key, mask in self._selector.select(timeout_s):
+            ready = self._selector.select(timeout_s)
+            began = clock()
+            for key, mask in ready:
                 key.data(mask)
             self._take_results()
             if self._signal and self._stopping_since is None:
@@ -437,6 +521,7 @@ class Server:
             if self._dirty:
                 self._send_output()
             member.housekeep()
+            turn_s.observe(clock() - began)
             if self._stopping_since is not None and self._may_stop(now):
                 return self._stop()
 
@@ -502,6 +587,10 @@ class Server:
         if self._next_tick < now:
             self._next_tick = now + self._tick_s
         self.member.tick()
+        if now >= self._next_session_tick:
+            self._next_session_tick = now + SESSION_TICK_S
+            for session in list(self._by_session):
+                session.tick(now)
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self._sweep(now)
@@ -510,14 +599,20 @@ class Server:
 
     def _site(self, purpose: str) -> Site:
         settings = self.settings
-        return Site(
+        site = Site(
             self.member,
-            metrics=self._metrics,
+            metrics=self._render_metrics,
             cors=settings.cors,
             host_whitelist=settings.host_whitelist,
             serves_gateway=settings.enable_grpc_gateway,
             only_metrics=purpose == METRICS,
         )
+        self._sites.append(site)
+        return site
+
+    def _render_metrics(self) -> bytes:
+        protocols = Counter(connection.protocol for connection in self._connections)
+        return self.member.metrics.render(self.member, protocols, self._sites)
 
     def _accept(self, listener: socket.socket, site: Site, mask: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -574,10 +669,10 @@ class Server:
             self._close(connection)
             return
         if isinstance(session, Opening):
-            data = session.first + data
+            session.receive(data)
+            data = session.first
             chosen = self._choose_session(connection, data)
             if chosen is None:
-                session.first = data
                 return
             session = chosen
         session.receive(data)
@@ -591,7 +686,7 @@ class Server:
     def _choose_session(self, connection: Connection, first: bytes) -> Session | None:
         """The session for what a connection says first; None while that is not clear."""
         on_output = self._dirty.append
-        session: Session
+        session: NativeSession | GrpcSession | HttpSession
         if connection.site not in self._native_sites:
             session = HttpSession(self.member, on_output, connection.site)
         elif first[:1].isupper():

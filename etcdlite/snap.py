@@ -64,6 +64,7 @@ class Status(NamedTuple):
 def stream(member: Member) -> Iterator[bytes]:
     """The snapshot as encoded SnapshotResponses. Raises EtcdError DataLoss if a file cannot be
     read."""
+    began = member.clock()
     header = member.header(member.store.revision)
     files, sizes = _open_files(member.store)
     try:
@@ -75,6 +76,7 @@ def stream(member: Member) -> Iterator[bytes]:
                 remaining_bytes=total_bytes - sent_bytes, blob=part, version=ETCD_API_VERSION
             )
             yield header + response.encode()
+        member.metrics.snapshot_s.observe(member.clock() - began)
     except OSError as failure:
         raise EtcdError(DATA_LOSS, f"etcdlite: cannot read the snapshot: {failure}") from failure
     finally:

@@ -23,6 +23,7 @@ from etcdlite.errors import EtcdError
 from etcdlite.index import DEAD, HEAD, PAST
 from etcdlite.lease import Lessor
 from etcdlite.member import APPLIERS
+from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 
 DIRECTORY = "data"
@@ -104,7 +105,9 @@ class StoreRig:
         return answers
 
     def _apply_entry(self, index: int, requests: Any) -> list[Any]:
-        member: Any = SimpleNamespace(store=self.store, lessor=self.lessor, clock=lambda: 0.0)
+        member: Any = SimpleNamespace(
+            store=self.store, lessor=self.lessor, clock=lambda: 0.0, metrics=Metrics()
+        )
         answers = []
         for request in requests:
             if type(request) is proto.PutRequest:

@@ -778,6 +778,19 @@ def test_a_flood_of_requests_is_served_in_slices_and_asks_for_no_more_meanwhile(
     assert len(browser.answers(*("GET",) * 5000)) == flood.count(b"GET")
 
 
+def test_the_owner_is_told_when_it_may_read_again(lone: LoneMember) -> None:
+    calls: list[HttpSession] = []
+    session = HttpSession(lone.member, calls.append, Site(lone.member))
+    session.receive(request("POST", "/v3/kv/put", headers={"Transfer-Encoding": "chunked"}))
+    while not session.is_full:
+        session.receive(b"1\r\nx\r\n" * 10_000)
+    assert not calls
+    while session.is_full:
+        assert session.has_more
+        session.produce()
+    assert calls == [session] and not session.out
+
+
 def test_who_sends_on_and_on_behind_a_request_loses_the_connection(browser: Browser) -> None:
     session = browser.session
     session.receive(request("POST", "/v3/kv/range", {"key": FOO}))
