@@ -127,6 +127,8 @@ class Site:
         """`metrics` gives what /metrics shows. `cors`: origins whose pages may read answers.
         `host_whitelist`: names that a client may call this server by. Both: empty or "*" is any.
         `only_metrics`: no more than health and metrics, for --listen-metrics-urls."""
+        if not only_metrics:
+            _page()  # An installation without it should not get as far as a browser's request.
         self.member = member
         self.metrics = metrics
         self.serves_gateway = serves_gateway
@@ -251,13 +253,9 @@ class HttpSession:
         self._input_bytes += len(data)
         self._advance()
         request = self._request
-        if self._input_bytes > MAX_UNREAD_BYTES or (
-            self.is_full
-            and request is not None
-            and request.is_complete
-            and request.id in self.calls
-        ):
-            # It sends requests behind a stream, which nobody knows the end of; or else the owner
+        is_behind_a_stream = self._is_waiting and request is not None and request.id in self.calls
+        if self._input_bytes > MAX_UNREAD_BYTES or (self.is_full and is_behind_a_stream):
+            # It sends requests whose turn comes when the stream ends, if ever; or else the owner
             # does not heed `is_full`.
             self._abort()
 
@@ -324,6 +322,8 @@ class HttpSession:
             elif name.startswith(_METADATA_PREFIX):
                 key = name[len(_METADATA_PREFIX) :].decode("ascii")
                 request.metadata[key] = value.decode("latin-1")
+        site = self.site
+        request.is_welcome = site.allows_host(request.host)
         if is_chunked and (is_sized or event.http_version < b"1.1"):
             # Another server in between may see other requests in these bytes.
             self._refuse(400, "the length of the body is given in two ways")
@@ -331,16 +331,14 @@ class HttpSession:
         if not event.http_version.startswith(b"1."):
             self._refuse(505, "this server speaks HTTP/1.1")
             return
-        if length > self.site.max_body_bytes:
+        if length > site.max_body_bytes:
             self._refuse_body()
             return
-        site = self.site
-        request.is_welcome = site.allows_host(request.host)
         has_gateway = site.serves_gateway and not site.only_metrics
         if request.is_welcome and has_gateway and request.verb == "POST":
             method = request.method = gateway.METHODS.get(request.path)
             if method is not None and method.client_stream:
-                request.values = gateway.Values(self.site.max_body_bytes)
+                request.values = gateway.Values(site.max_body_bytes)
                 try:
                     self._check_metadata(request)
                 except EtcdError as failure:
@@ -958,7 +956,7 @@ def _state(member: Member) -> dict[str, Any]:
             {"member": f"{member_id:x}", "alarm": alarm_name(kind)}
             for member_id, kind in sorted(member.alarms)
         ],
-        "leases": len(member.lessor.leases()),
+        "leases": len(member.lessor),
         "watch": {
             "streams": hub.streams,
             "watches": hub.watches,

@@ -336,6 +336,7 @@ class LoneMember:
             "election_timeout_s": 1.0,
             "progress_interval_s": 600.0,
             "warn_apply_s": 1e9,
+            "warn_request_s": 1e9,
             "checkpoint_bytes": 1 << 16,
         }
         self.wal = opened.wal

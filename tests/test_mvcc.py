@@ -14,10 +14,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from plain_model import Requests
-from store_rig import StoreRig, finish, outcome, take_small_steps
+from store_rig import DIRECTORY, EVERYTHING, StoreRig, finish, outcome, take_small_steps
 
-from etcdlite import proto, txn
+from etcdlite import mvcc, proto, txn
+from etcdlite.data import DataDamaged
 from etcdlite.errors import EtcdError, error
+from etcdlite.lease import Lessor
+from etcdlite.mvcc import Store
 
 SEEDS = st.integers(0, 1 << 32)
 
@@ -195,3 +198,268 @@ def run_machine(examples: int, steps: int) -> int:
 
 def test_fifty_thousand_random_operations_agree_with_a_plain_model() -> None:
     assert run_machine(examples=300, steps=30) >= 50_000
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_millions_of_random_operations_agree_with_a_plain_model() -> None:
+    assert run_machine(examples=20_000, steps=30) >= 5_000_000
+
+
+# Checkpoints and cleaning, while everything changes.
+
+
+def grown_rig() -> StoreRig:
+    """A store with current, superseded and deleted keys, leases, and several segments."""
+    rig = StoreRig()
+    for lease_id in (1, 2):
+        rig.apply(proto.LeaseGrantRequest(ID=lease_id, TTL=100))
+    for round_ in range(4):
+        for number in range(8):
+            rig.put(b"key%d" % number, b"%d" % round_, lease=number % 3)
+        rig.delete(b"key5", b"key7")
+    rig.compact(rig.store.revision - 9)
+    return rig
+
+
+def change_everything(rig: StoreRig) -> None:
+    """One change of every kind: of old keys, of new ones, of leases, of history."""
+    revision = rig.store.revision
+    rig.put(b"key0", b"new value")
+    rig.put(b"key5", b"is back")
+    rig.put(b"another%d" % revision, b"is new", lease=2)
+    rig.put(b"key0", b"newer value", lease=1)
+    rig.delete(b"key3", b"key5")
+    rig.put(b"brief", b"")
+    rig.delete(b"brief")
+    rig.put(b"key3", ignore_lease=False)
+    rig.apply(proto.LeaseRevokeRequest(ID=1))
+    rig.apply(proto.LeaseGrantRequest(ID=1, TTL=200))
+    rig.compact(revision + 2)
+    if not rig.store.compaction_is_held:
+        rig.store.compact_step()
+
+
+@pytest.mark.parametrize("loses_power", [False, True])
+@pytest.mark.parametrize("ends", ["within the job", "after the job"])
+@pytest.mark.parametrize("job", ["checkpoint", "cleaning"])
+def test_changes_between_any_two_steps_of_a_job_are_not_lost(
+    job: str, ends: str, loses_power: bool
+) -> None:
+    at = 0
+    is_over = False
+    while not is_over:
+        rig = grown_rig()
+        rig.checkpoint()
+        if job == "checkpoint":
+            rig.begin_checkpoint()
+        else:
+            rig.begin_cleaning(rig.cleanable()[at % len(rig.cleanable())])
+        for _ in range(at):
+            is_over = not rig.advance()
+            if is_over:
+                break
+        change_everything(rig)
+        if ends == "after the job":
+            rig.finish_job()
+        rig.check()
+        if loses_power:
+            rig.lose_power()
+        else:
+            rig.restart()
+        rig.check()
+        change_everything(rig)
+        rig.finish_compaction()
+        rig.checkpoint()
+        rig.clean_all()
+        rig.lose_power()
+        rig.check()
+        at += 1
+    assert at > 6, "the job was too short to be disturbed"
+
+
+def test_data_that_a_checkpoint_counts_on_must_be_there() -> None:
+    rig = StoreRig(segment_bytes=1 << 16)
+    rig.put(b"a", b"1")
+    rig.begin_checkpoint()
+    rig.advance()
+    begin = rig.store.data.offset
+    rig.put(b"a", b"2")
+    rig.finish_job()
+    disk = rig.disk.copy()
+    del disk.content(f"{DIRECTORY}/{1:016x}.seg")[begin:]
+    with pytest.raises(DataDamaged, match="checkpoint counts on"):
+        rig.reopen(disk)
+
+
+def test_a_tail_that_was_cut_does_not_come_back_behind_what_is_written_there_now() -> None:
+    rig = StoreRig(segment_bytes=1 << 16)
+    store = rig.store
+    key = b"k" * 16  # A put of it without a value takes 32 bytes, as a mark does.
+
+    def write(store: Store, entries: range, per_mark: int) -> None:
+        for number in entries:
+            txn.put(store, proto.PutRequest(key=key))
+            store.end_revision()
+            if number % per_mark == 0:
+                store.mark(number, 1)
+
+    # 15 slots of 32 bytes are left in the first sector: 10 entries, each 2 with a mark.
+    write(store, range(1, 13), 2)
+    assert store.data.offset == 32 + 18 * 32
+    # The first sector is lost, the second is not.
+    lost = rig.disk.power_loss(lambda path, sector: sector != 0, rig.disk.unsynced_names)
+    store = Store.open(lost, DIRECTORY, Lessor(), 1 << 16)
+    assert store.applied_index == 0
+    # The same again, but with more marks: 15 slots end behind the 7th entry.
+    write(store, range(1, 8), 1)
+    store.mark(7, 1)
+    assert store.data.offset == 512
+    again = lost.power_loss(lambda path, sector: sector == 0)
+    store = Store.open(again, DIRECTORY, Lessor(), 1 << 16)
+    assert store.revision == store.applied_index + 1, "entries are missing in the middle"
+
+
+def test_a_sector_of_zeros_within_the_tail_ends_it() -> None:
+    rig = StoreRig(segment_bytes=1 << 16)
+    key = b"k" * 16
+    for _ in range(40):  # 64 bytes each, with their mark
+        rig.put(key)
+    lost = rig.disk.power_loss(lambda path, sector: sector != 2, rig.disk.unsynced_names)
+    rig.reopen(lost)
+    assert rig.store.cut is not None
+    rig.check()
+
+
+def test_a_segment_without_its_end_is_not_followed_by_the_next() -> None:
+    rig = StoreRig()
+    while rig.store.data.active < 3:
+        rig.put(b"key%d" % rig.store.revision, b"v" * 50)
+    first = f"{DIRECTORY}/{1:016x}.seg"
+    lost = rig.disk.power_loss(lambda path, sector: path != first, rig.disk.unsynced_names)
+    rig.reopen(lost)
+    rig.check()
+
+
+def test_what_a_killed_process_left_unsynced_is_synced_by_the_next_checkpoint() -> None:
+    rig = StoreRig()
+    while rig.store.data.active < 3:
+        rig.put(b"key%d" % rig.store.revision, b"v" * 50)
+    rig.restart()
+    rig.checkpoint()
+    rig.lose_power()
+    rig.check()
+
+
+def test_a_cleaned_segment_goes_only_when_its_records_are_durable_elsewhere() -> None:
+    rig = grown_rig()
+    rig.checkpoint()
+    rig.begin_cleaning(rig.cleanable()[0])
+    while rig.advance() and rig._task is None:
+        pass
+    # All is moved and nothing synced: killed, opened again, and then the power goes. The removal
+    # of the segment may be durable all the same.
+    rig.restart()
+    rig.reopen(rig.disk.power_loss(names=rig.disk.unsynced_names))
+    rig.check()
+
+
+# Reads in steps.
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"limit": 5},
+        {"limit": 100},
+        {"count_only": True},
+        {"keys_only": True},
+        {"sort_order": 2},
+        {"sort_order": 1, "sort_target": 3, "limit": 7},
+        {"min_mod_revision": 20},
+        {"revision": 30},
+        {"revision": 30, "limit": 4},
+        {"revision": 30, "count_only": True},
+    ],
+)
+def test_a_long_read_gives_the_state_it_began_at(fields: dict[str, Any]) -> None:
+    request = proto.RangeRequest(key=b"\0", range_end=b"\0", **fields)
+    for disturbed_at in range(1, 12):
+        rig = grown_rig()
+        right = rig.model.range(request).encode()
+        steps = rig.store.range_steps(request)
+        answer = None
+        step = 0
+        while answer is None:
+            try:
+                next(steps)
+            except StopIteration as done:
+                answer = done.value
+            step += 1
+            if step == disturbed_at:
+                change_everything(rig)
+                rig.delete(b"\0", b"\0")
+                rig.compact(rig.store.revision)
+                rig.finish_compaction()
+                rig.checkpoint()
+                rig.clean_all()
+        assert answer == right, f"changed behind step {disturbed_at}"
+        rig.finish_compaction()
+        assert rig.store.compaction is None, "the read that ended still holds the compaction"
+        rig.check()
+
+
+def test_a_read_that_is_given_up_holds_nothing() -> None:
+    rig = grown_rig()
+    for steps in (
+        rig.store.range_steps(EVERYTHING),
+        rig.store.hash_steps(rig.store.revision),
+        txn.txn_steps(rig.store, proto.TxnRequest(compare=[], success=[])),
+    ):
+        next(steps, None)
+        steps.close()
+    rig.compact(rig.store.revision)
+    assert not rig.store.pinned
+    assert not rig.store.compaction_is_held
+
+
+def test_a_compaction_waits_for_the_reads_of_what_it_takes_and_for_no_others() -> None:
+    rig = grown_rig()
+    old = rig.store.range_steps(EVERYTHING)
+    next(old)
+    rig.put(b"key1", b"changed")
+    rig.compact(rig.store.revision - 1)
+    assert not rig.store.compaction_is_held, "it keeps what the read needs"
+    rig.finish_compaction()
+    rig.compact(rig.store.revision)
+    assert rig.store.compaction_is_held
+    rig.finish_compaction()
+    assert rig.store.compaction is not None
+    finish(old)
+    rig.finish_compaction()
+    assert rig.store.compaction is None
+    rig.check()
+
+
+# Space.
+
+
+def test_defragmentation_gives_back_what_compaction_gave_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mvcc, "CLEAN_STEP_RECORDS", 128)
+    rig = grown_rig()
+    for _ in range(50):
+        for number in range(8):
+            rig.put(b"key%d" % number, b"v" * 60)
+    rig.compact(rig.store.revision)
+    rig.finish_compaction()
+    before = rig.store.size_bytes
+    rig.store.data.roll()
+    rig.checkpoint()
+    rig.clean_all()
+    assert rig.store.size_bytes < before / 4
+    rig.check()
+    rig.lose_power()
+    rig.check()
