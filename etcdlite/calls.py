@@ -150,6 +150,10 @@ class Calls:
             except EtcdError as failure:
                 self._owner.fail(request_id, call.method, failure)
 
+    def disown(self) -> None:
+        """The session is gone, and all calls are closed: do not hold it."""
+        del self._owner
+
     def tick(self, now: float) -> None:
         for call in list(self._ticking.values()):
             call.tick(now)

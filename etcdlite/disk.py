@@ -18,6 +18,7 @@ import queue
 import shutil
 import threading
 import time
+from collections import deque
 
 IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 """How many buffers one write call takes."""
@@ -84,7 +85,10 @@ class Staged:
     def __init__(self, disk: Disk, path: str) -> None:
         self._disk = disk
         self._path = path
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        # A new file, never one that an abandoned `Staged` may still write to.
+        if os.path.exists(path + ".tmp"):
+            os.unlink(path + ".tmp")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._file = open(os.open(path + ".tmp", flags, 0o600), "wb")  # noqa: SIM115
 
     def write(self, data: bytes) -> None:
@@ -107,33 +111,46 @@ class _Eraser:
     """Frees the space of removed files in small steps, in a thread.
 
     On a file system that is mounted with `discard`, freeing 64 MiB at once takes 70 ms in which no
-    sync of any other file gets through. A file that is still open elsewhere (a snapshot that is
-    being sent) or has another name is left whole: every `File` holds a shared lock.
+    sync of any other file gets through. A file is erased only when its removal is durable. One that
+    is still open elsewhere (a snapshot that is being sent: every `File` holds a shared lock) or has
+    another name is left to the kernel.
     """
 
     def __init__(self) -> None:
+        self._removed: deque[int] = deque()
         self._queue: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def erase(self, fd: int) -> None:
+    def take(self, fd: int) -> None:
         """Take over an open file whose name was removed."""
-        stat = os.fstat(fd)
-        if stat.st_nlink or stat.st_size <= ERASE_STEP_BYTES:
+        if os.fstat(fd).st_size <= ERASE_STEP_BYTES:
             os.close(fd)
-            return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="etcdlite-eraser", daemon=True)
-            self._thread.start()
-        self._queue.put(fd)
+        else:
+            self._removed.append(fd)
+
+    def synced(self) -> None:
+        """What was taken so far is removed for good."""
+        while self._removed:
+            self._queue.put(self._removed.popleft())
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="etcdlite-eraser", daemon=True
+                )
+                self._thread.start()
 
     def _run(self) -> None:
         while True:
             fd = self._queue.get()
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            for size in range(os.fstat(fd).st_size, 0, -ERASE_STEP_BYTES):
-                os.ftruncate(fd, size - min(size, ERASE_STEP_BYTES))
-                time.sleep(ERASE_PAUSE_S)
-            os.close(fd)
+            try:
+                if os.fstat(fd).st_nlink == 0:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    for size in range(os.fstat(fd).st_size, 0, -ERASE_STEP_BYTES):
+                        os.ftruncate(fd, size - min(size, ERASE_STEP_BYTES))
+                        time.sleep(ERASE_PAUSE_S)
+            except OSError:
+                pass  # Held by a reader, or not to be had: closing it frees it all the same.
+            finally:
+                os.close(fd)
 
 
 _ERASER = _Eraser()
@@ -150,12 +167,23 @@ class Disk:
         return self._shared(path, os.open(path, flags, 0o600))
 
     def open_read(self, path: str) -> File:
-        return self._shared(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        while True:
+            try:
+                file = self._shared(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            except BlockingIOError:
+                continue  # It was replaced just now and is being erased: open what replaced it.
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+            file.close()
 
     @staticmethod
     def _shared(path: str, fd: int) -> File:
         """A file that `_Eraser` leaves alone until it is closed."""
-        fcntl.flock(fd, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(fd)
+            raise
         return File(path, fd)
 
     def lock(self, path: str) -> File:
@@ -187,7 +215,7 @@ class Disk:
             os.rename(old, new)
             return
         os.rename(old, new)
-        _ERASER.erase(fd)
+        _ERASER.take(fd)
 
     def link(self, old: str, new: str) -> None:
         os.link(old, new)
@@ -196,7 +224,7 @@ class Disk:
         """Remove the name. The space is freed little by little, see `_Eraser`."""
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         os.unlink(path)
-        _ERASER.erase(fd)
+        _ERASER.take(fd)
 
     def remove_tree(self, path: str) -> None:
         shutil.rmtree(path)
@@ -208,11 +236,7 @@ class Disk:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-    def free_bytes(self, path: str) -> int:
-        """Free space on the file system of `path`, for an ordinary user."""
-        stat = os.statvfs(path)
-        return stat.f_bavail * stat.f_frsize
+        _ERASER.synced()
 
     def read(self, path: str) -> bytes:
         """The whole of a small file."""

@@ -652,6 +652,7 @@ class GrpcSession(Connection):
         self.out.clear()
         self.held_bytes = 0
         self.member.forget(self)
+        self.calls.disown()
 
     @property
     def is_full(self) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from etcdlite import log, proto
-from etcdlite.data import DataDamaged
+from etcdlite.data import SEGMENT_HEADER, DataDamaged
 from etcdlite.mvcc import Job
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ class Housekeeping:
         self.auto_compaction = AutoCompaction(0.0, 0)
         self.released: tuple[int, int] | None = None
         """Index and term up to which the log is not needed any more; taken by the owner."""
+        self.logged_bytes = 0
+        """Bytes of entries applied since the last checkpoint began."""
         self.compacted_versions = 0
         self.checkpoints = 0
         self.cleaned_segments = 0
@@ -123,7 +125,9 @@ class Housekeeping:
         if self._waiting_defragment:
             return self._defragment()
         least_bytes = len(store.index.heads) * CHECKPOINT_BYTES_PER_KEY
-        if store.bytes_since_checkpoint > max(self._checkpoint_bytes, least_bytes):
+        # Writes that change nothing (a compare that fails) make the log grow, but not the data.
+        new_bytes = max(store.bytes_since_checkpoint, self.logged_bytes)
+        if new_bytes > max(self._checkpoint_bytes, least_bytes):
             return self._checkpoint()
         segment = store.segment_to_clean(CLEAN_SHARE)
         return self._clean(segment) if segment is not None else None
@@ -215,8 +219,10 @@ class Housekeeping:
         member = self._member
         store = member.store
         index, term = store.applied_index, store.applied_term
+        logged_bytes = self.logged_bytes
         began = member.clock()
         yield from store.checkpoint()
+        self.logged_bytes -= logged_bytes
         member.metrics.checkpoint_s.observe(member.clock() - began)
         self.checkpoints += 1
         self._checkpoint_index = index
@@ -229,7 +235,10 @@ class Housekeeping:
         except DataDamaged as damage:
             # What is whole in it stays readable; the rest must not take the member down.
             log.error(f"{damage}. The segment is kept as it is")
-            self._member.store.uncleanable.add(segment)
+            store = self._member.store
+            store.uncleanable.add(segment)
+            # Records were moved already.
+            store.mark(store.applied_index, store.applied_term)
             return
         self.cleaned_segments += 1
         log.debug("segment cleaned", segment=segment)
@@ -242,7 +251,8 @@ class Housekeeping:
         before = store.size_bytes
         began = member.clock()
         log.info("defragmenting", **{"current-db-size-bytes": before})
-        store.data.roll()
+        if store.data.offset > SEGMENT_HEADER.size:
+            store.data.roll()
         yield from self._checkpoint()
         while (segment := store.segment_to_clean(DEFRAGMENT_SHARE)) is not None:
             yield from self._clean(segment)

@@ -881,6 +881,7 @@ class HttpSession:
         self._drop_input()
         self.out.clear()
         self.member.forget(self)
+        self.calls.disown()
 
     def shut_down(self) -> None:
         """The server stops: end the streams, serve no further request."""

@@ -827,11 +827,6 @@ class Connection:
             self._on_output(self)
 
     @property
-    def is_new(self) -> bool:
-        """Nothing has come yet."""
-        return not (self._has_preface or self._tail)
-
-    @property
     def is_blocked(self) -> bool:
         """The peer does not read what it is sent: hold back what can wait."""
         return self.unsent_bytes > HIGH_WATER_BYTES or self.held_bytes > MAX_HELD_BYTES

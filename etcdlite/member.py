@@ -461,6 +461,7 @@ class Member:
                     self._proposed_bytes = max(
                         0, self._proposed_bytes - len(entry.data) + ENTRY_HEADER.size
                     )
+                self.housekeeping.logged_bytes += len(entry.data)
                 began = self.clock()
                 if waiting is None:
                     yield from self._apply_requests(decode_requests(entry.data, count))

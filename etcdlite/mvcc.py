@@ -137,6 +137,7 @@ class Store:
         """Segments that cleaning must leave alone, because a record in them is damaged."""
         self._first_location = 0
         self._moved_revision = 0
+        self._is_packing = False
 
     # Opening.
 
@@ -286,15 +287,19 @@ class Store:
             self.data.take_sync()()
         for number in gone:
             self.data.drop_segment(number)
+        for number in listed.keys() - self.data.files.keys():
+            self.data.garbage.pop(number, None)
 
     def _replay(self, location: int, kind: int, body: bytes) -> None:
         """Take in a record of the data file; once or more often makes no difference."""
         if kind == MARK:
+            self.data.garbage[location >> 32] += len(body) + RECORD_HEADER_BYTES
             self.applied_index, self.applied_term, revision = MARK_BODY.unpack(body)
             self.revision = max(self.revision, revision)
             self._moved_revision = 0
             return
         if kind == BUCKET:
+            self.data.garbage[location >> 32] += len(body) + RECORD_HEADER_BYTES
             bucket, present, size = BUCKET_BODY.unpack_from(body)
             at = BUCKET_BODY.size + size
             self._set_bucket(bucket, body[BUCKET_BODY.size : at], body[at:] if present else None)
@@ -619,8 +624,9 @@ class Store:
 
     @property
     def compaction_is_held(self) -> bool:
-        """A range read that began earlier still needs what the compaction would give up."""
-        return any(revision < self.compacted for revision in self.pinned)
+        """A range read that began earlier still needs what the compaction would give up, or a
+        checkpoint is being packed, whose count of garbage must fit the versions in it."""
+        return self._is_packing or any(revision < self.compacted for revision in self.pinned)
 
     def compact_step(self) -> int | None:
         """Do a part of the pending compaction; versions dropped, or None when it is done."""
@@ -652,11 +658,16 @@ class Store:
     def checkpoint(self) -> Job:
         """Write a checkpoint. When the job ends, log entries up to the applied index that it
         began with are not needed any more. Begins right behind a mark."""
+        assert self.data.flushed == self.data.offset, "a checkpoint begins behind a mark"
         begin = (self.data.active, self.data.offset)
         staged = self.disk.stage(f"{self.directory}/{checkpoint.NAME}")
-        for part in checkpoint.pack(self._chunks(begin)):
-            staged.write(part)
-            yield None
+        self._is_packing = True
+        try:
+            for part in checkpoint.pack(self._chunks(begin)):
+                staged.write(part)
+                yield None
+        finally:
+            self._is_packing = False
         sync = self.data.take_sync()
 
         def publish() -> None:

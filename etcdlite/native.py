@@ -202,7 +202,8 @@ class NativeSession:
         if self._requests.pop(request_id, _CANCELED) == _CANCELED:
             return
         if self.unsent_bytes > MAX_UNSENT_BYTES:
-            self.is_aborted = True
+            self._abort()
+            return
         out = self.out
         if not out:
             self._on_output(self)
@@ -243,6 +244,12 @@ class NativeSession:
             self._on_output(self)
         self.out.append(data)
         self.unsent_bytes += len(data)
+
+    def _abort(self) -> None:
+        """The peer asks without reading: hold nothing for it any more, and tell the owner."""
+        self.is_aborted = self.is_closing = True
+        self.out.clear()
+        self._on_output(self)
 
     def fail_connection(self, failure: EtcdError) -> None:
         """Tell the peer why the connection ends, and end it."""
@@ -303,6 +310,7 @@ class NativeSession:
         self._tail.clear()
         self.out.clear()
         self.member.forget(self)
+        self.calls.disown()
 
     def shut_down(self) -> None:
         """The server stops: end the streams."""

@@ -51,6 +51,9 @@ from etcdlite.raft import Entry, HardState, Raft
 from etcdlite.wal import WAL, WALError
 
 RECEIVE_BYTES = 64 * 1024
+RECEIVE_SLICE_S = 0.005
+"""What a turn spends on taking requests; sockets that have more come first in the next."""
+
 HANDSHAKE_TIMEOUT_S = 10.0
 STALLED_TIMEOUT_S = 60.0
 SWEEP_S = 1.0
@@ -61,6 +64,9 @@ SESSION_TICK_S = 0.25
 
 SHUTDOWN_S = 10.0
 """How long a stop waits for work in flight."""
+
+OWN_FILES = 2048
+"""Open files that connections must leave for the data (or half of all, if there are few)."""
 
 BACKLOG = 1024
 ACCEPTS_PER_TURN = 128
@@ -191,6 +197,10 @@ _PROTOCOLS: dict[type, str] = {
 }
 
 
+class DiskFailed(Exception):
+    """A thread could not write or sync: what the disk holds is not known any more."""
+
+
 class LogThread:
     """Saves to the write-ahead log, in order, grouping what waits."""
 
@@ -301,6 +311,11 @@ class Server:
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
         self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        max_files = raise_file_limit()
+        # Files of the store come first: without one the member would have to stop.
+        self._max_connections = min(
+            settings.max_connections, max_files - min(OWN_FILES, max_files // 2)
+        )
 
     # Starting.
 
@@ -508,6 +523,8 @@ class Server:
             began = clock()
             for key, mask in ready:
                 key.data(mask)
+                if clock() - began > RECEIVE_SLICE_S:
+                    break
             self._take_results()
             if self._signal and self._stopping_since is None:
                 self._begin_stop()
@@ -554,7 +571,7 @@ class Server:
             if result is None:
                 self.member.finished()
             elif isinstance(result, BaseException):
-                raise result
+                raise DiskFailed(str(result)) from result
             else:
                 self.member.persisted(result)
 
@@ -623,10 +640,11 @@ class Server:
             except OSError as failure:
                 self._refuse_one(listener, failure)
                 return
-            if len(self._connections) >= self.settings.max_connections:
+            if len(self._connections) >= self._max_connections:
                 if not log.limited("max-connections"):
                     log.warn(
-                        "refused a connection: max-connections are open",
+                        "refused a connection: as many as may be are open",
+                        connections=self._max_connections,
                         **{"max-connections": self.settings.max_connections},
                     )
                 sock.close()
@@ -646,12 +664,16 @@ class Server:
             log.error("cannot accept a connection", error=str(failure))
         if failure.errno not in (errno.EMFILE, errno.ENFILE):
             return
-        os.close(self._spare_fd)
+        if self._spare_fd >= 0:
+            os.close(self._spare_fd)
         try:
             listener.accept()[0].close()
         except OSError:
             pass  # It was closed by the other side, or another process took the descriptor.
-        self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._spare_fd = -1  # Somebody else took it; the next one closed will do.
 
     def _ready(self, connection: Connection, mask: int) -> None:
         session = connection.session
@@ -680,7 +702,7 @@ class Server:
             self._producing.add(session)
         if session.is_closing and not session.unsent_bytes:
             self._close(connection)
-        elif session.is_full:
+        elif session.is_full or connection.sending is not None:
             self._watch_socket(connection)
 
     def _choose_session(self, connection: Connection, first: bytes) -> Session | None:
@@ -770,7 +792,8 @@ class Server:
             not session.is_closing
             and session.unsent_bytes <= HIGH_WATER_BYTES
             and not session.is_full
-            and self._stopping_since is None
+            # gRPC answers wait for the window updates that the client sends.
+            and (self._stopping_since is None or isinstance(session, GrpcSession))
         ):
             mask |= selectors.EVENT_READ
         if mask == connection.mask:
@@ -793,6 +816,9 @@ class Server:
             self._selector.unregister(connection.sock)
         connection.sock.close()
         connection.session.closed()
+        # The connection holds itself by what the selector called; what it did not send may be much.
+        connection.sending = None
+        connection.ready = _ignore
 
     def _sweep(self, now: float) -> None:
         """Drop connections that do not say what they are, or do not read."""
@@ -860,6 +886,10 @@ class Server:
         return 0
 
 
+def _ignore(mask: int) -> None:
+    """In place of a closed connection's `ready`."""
+
+
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -878,11 +908,12 @@ def notify_systemd(state: str) -> None:
         log.warn("cannot notify the service manager", error=str(failure))
 
 
-def raise_file_limit() -> None:
-    """Allow as many open files as the system lets this process have."""
+def raise_file_limit() -> int:
+    """Allow as many open files as the system lets this process have; how many those are."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else sys.maxsize
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
@@ -920,7 +951,6 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             "data-dir": settings.data_dir,
         },
     )
-    raise_file_limit()
     server = Server(settings)
     try:
         server.start()
@@ -928,9 +958,14 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except (bootstrap.StartError, DataDamaged, WALError) as failure:
         log.fatal(str(failure))
         return 1
-    except OSError as failure:
+    except DiskFailed as failure:
         log.fatal(
             "the disk failed; stopping, because nobody knows what it holds now",
             error=str(failure),
+        )
+        return 1
+    except OSError as failure:
+        log.fatal(
+            "the operating system refused what the server cannot do without", error=str(failure)
         )
         return 1

@@ -66,8 +66,9 @@ def stream(member: Member) -> Iterator[bytes]:
     read."""
     began = member.clock()
     header = member.header(member.store.revision)
-    files, sizes = _open_files(member.store)
+    files: list[File] = []
     try:
+        sizes = _open_files(member.store, files)
         parts, total_bytes = _parts(member, files, sizes)
         sent_bytes = 0
         for part in parts:
@@ -84,15 +85,15 @@ def stream(member: Member) -> Iterator[bytes]:
             file.close()
 
 
-def _open_files(store: Store) -> tuple[list[File], list[int]]:
+def _open_files(store: Store, files: list[File]) -> list[int]:
+    """Add the open checkpoint and segments to `files`; how much of each belongs to the state."""
     data = store.data
-    path = f"{store.directory}/{checkpoint.NAME}"
-    files = [store.disk.open_read(path)]
+    files.append(store.disk.open_read(f"{store.directory}/{checkpoint.NAME}"))
     sizes = [files[0].size()]
     for number in sorted(data.files):
         files.append(store.disk.open_read(f"{store.directory}/{segment_name(number)}"))
         sizes.append(data.flushed if number == data.active else data.sizes[number])
-    return files, sizes
+    return sizes
 
 
 def _parts(member: Member, files: list[File], sizes: list[int]) -> tuple[Iterator[bytes], int]:

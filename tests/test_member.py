@@ -1,0 +1,417 @@
+"""A member, driven by hand: what is answered when, what is limited, and what nobody sees half."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from faulty_disk import FaultyDisk
+from member_rig import DATA_DIR, MEMBER_ID, MemberRig
+
+from etcdlite import housekeeping, member, proto
+from etcdlite.errors import error
+
+PutRequest, RangeRequest = proto.PutRequest, proto.RangeRequest
+EVERYTHING = RangeRequest(key=b"\0", range_end=b"\0")
+COUNT = RangeRequest(key=b"\0", range_end=b"\0", count_only=True)
+
+
+@pytest.fixture
+def rig() -> MemberRig:
+    return started()
+
+
+def started(**options: Any) -> MemberRig:
+    rig = MemberRig(**options)
+    rig.settle()
+    return rig
+
+
+class BigSegments(MemberRig):
+    segment_bytes = 1 << 24
+    wal_segment_bytes = 1 << 20
+
+
+def filled(keys: int, value: bytes = b"v", **options: Any) -> MemberRig:
+    """A member with that many keys; the model is not told of them."""
+    rig = BigSegments(**options)
+    rig.settle()
+    number = member.PUT
+    for key in range(keys):
+        request = PutRequest(key=b"key%07d" % key, value=value)
+        rig.member.propose_message(None, 0, number, request)
+    rig.settle()
+    assert rig.member.store.index.count(b"key", b"kez") == keys
+    return rig
+
+
+# Writes.
+
+
+def test_a_write_is_answered_when_it_is_durable_and_not_before(rig: MemberRig) -> None:
+    write = rig.send(PutRequest(key=b"a", value=b"1"))
+    rig.member.turn()
+    assert write not in rig.answers
+    saves = rig.member.take_saves()
+    rig.member.turn()
+    assert write not in rig.answers and rig.member.store.get(b"a") is None
+    for hard_state, entries in saves:
+        rig.wal.save(hard_state, entries)
+    rig.member.persisted(saves)
+    rig.member.turn()
+    assert rig.answers[write].header.revision == 2
+
+
+def test_writes_that_come_together_are_one_entry_and_a_revision_each(rig: MemberRig) -> None:
+    last = rig.member.raft.log.last
+    writes = [rig.send(PutRequest(key=b"a", value=b"%d" % n)) for n in range(5)]
+    rig.settle()
+    assert rig.member.raft.log.last == last + 1
+    assert [rig.answers[write].header.revision for write in writes] == [2, 3, 4, 5, 6]
+
+
+def test_a_large_batch_is_cut_into_entries(rig: MemberRig) -> None:
+    last = rig.member.raft.log.last
+    value = bytes(400_000)
+    for number in range(6):
+        rig.send(PutRequest(key=b"%d" % number, value=value))
+    rig.settle()
+    assert rig.member.raft.log.last == last + 3
+    assert rig.ask(COUNT).count == 6
+
+
+def test_a_refused_write_between_others_changes_nothing(rig: MemberRig) -> None:
+    before = rig.send(PutRequest(key=b"a"))
+    refused = rig.send(PutRequest(key=b"b", lease=404))
+    after = rig.send(PutRequest(key=b"c"))
+    rig.settle()
+    assert rig.answers[refused] == error("LeaseNotFound").text
+    assert [rig.answers[i].header.revision for i in (before, after)] == [2, 3]
+
+
+def test_a_linearizable_read_sees_the_writes_before_it(rig: MemberRig) -> None:
+    rig.ask(PutRequest(key=b"a", value=b"1"))
+    read = rig.send(RangeRequest(key=b"a"))
+    rig.settle()
+    assert rig.answers[read].kvs[0].value == b"1"
+
+
+# Limits.
+
+
+def test_writes_beyond_the_limit_are_too_many_and_the_rest_is_done(
+    rig: MemberRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member, "MAX_PROPOSED_BYTES", 10_000)
+    writes = [rig.send(PutRequest(key=b"%d" % n, value=bytes(1000))) for n in range(20)]
+    rig.settle()
+    refused = [i for i in writes if rig.answers[i] == error("RequestTooManyRequests").text]
+    assert 8 <= len(refused) <= 12
+    assert rig.member.store.index.count(b"\0", None) == 20 - len(refused)
+    # Everything is given back: the same number again is taken.
+    again = [rig.send(PutRequest(key=b"%d" % n, value=bytes(1000))) for n in range(9)]
+    rig.settle()
+    assert not [i for i in again if isinstance(rig.answers[i], str)]
+
+
+def test_a_write_that_takes_too_long_is_answered_and_may_still_happen() -> None:
+    rig = started(request_timeout_s=5.0)
+    write = rig.send(PutRequest(key=b"a", value=b"1"))
+    rig.member.turn()
+    saves = rig.member.take_saves()
+    rig.now += 4.9
+    rig.member.tick()
+    assert write not in rig.answers
+    rig.now += 0.2
+    rig.member.tick()
+    assert rig.answers[write] == error("Timeout").text
+    for hard_state, entries in saves:
+        rig.wal.save(hard_state, entries)
+    rig.member.persisted(saves)
+    rig.settle()
+    assert rig.ask(RangeRequest(key=b"a")).kvs[0].value == b"1"
+    assert rig.member.is_idle
+
+
+# Space.
+
+
+def test_no_space_refuses_what_takes_space_until_the_alarm_is_disarmed() -> None:
+    rig = BigSegments(quota_bytes=40_000)
+    rig.settle()
+    rig.ask(proto.LeaseGrantRequest(ID=1, TTL=100))
+    answer: Any = None
+    writes = 0
+    while not isinstance(answer, str):
+        answer = rig.ask(PutRequest(key=b"key%d" % writes, value=bytes(2000)))
+        writes += 1
+        assert writes < 50
+    assert answer == error("NoSpace").text
+    (alarm,) = rig.ask(proto.AlarmRequest()).alarms
+    assert (alarm.memberID, alarm.alarm) == (MEMBER_ID, member.NOSPACE)
+    assert rig.ask(PutRequest(key=b"small")) == error("NoSpace").text
+    assert rig.ask(proto.LeaseGrantRequest(ID=2, TTL=100)) == error("NoSpace").text
+    put = proto.RequestOp(request_put=PutRequest(key=b"small"))
+    assert rig.ask(proto.TxnRequest(failure=[put])) == error("NoSpace").text
+    # What gives space back, and reads, are served.
+    assert rig.ask(proto.DeleteRangeRequest(key=b"\0", range_end=b"\0")).deleted == writes - 1
+    assert rig.ask(proto.LeaseRevokeRequest(ID=1)).header
+    revision = rig.member.store.revision
+    assert rig.ask(proto.CompactionRequest(revision=revision, physical=True)).header
+    assert rig.ask(proto.DefragmentRequest()).header
+    assert rig.ask(PutRequest(key=b"small")) == error("NoSpace").text
+    disarm = proto.AlarmRequest(action=2, memberID=MEMBER_ID, alarm=member.NOSPACE)
+    assert rig.ask(disarm).alarms
+    assert rig.ask(PutRequest(key=b"small")).header
+    assert not rig.ask(proto.AlarmRequest()).alarms
+
+
+def test_an_alarm_is_still_there_after_a_restart() -> None:
+    rig = started()
+    rig.ask(proto.AlarmRequest(action=1, memberID=MEMBER_ID, alarm=member.NOSPACE))
+    rig.close()
+    rig = MemberRig(rig.disk)
+    rig.settle()
+    assert rig.ask(PutRequest(key=b"a")) == error("NoSpace").text
+
+
+def test_compaction_gives_space_back_without_defragmentation() -> None:
+    rig = BigSegments()
+    rig.settle()
+    for number in range(40):
+        rig.ask(PutRequest(key=b"key", value=bytes([number]) * 1000))
+    before = rig.member.store.size_in_use_bytes
+    rig.ask(proto.CompactionRequest(revision=rig.member.store.revision, physical=True))
+    assert rig.member.store.size_in_use_bytes < before / 4
+
+
+# Housekeeping.
+
+
+def test_a_physical_compaction_is_answered_when_the_work_is_done() -> None:
+    rig = filled(3000)
+    rig.ask(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
+    assert len(rig.member.store.index.past) == 3000
+    rig.pace_s = 0.001
+    compaction = rig.send(
+        proto.CompactionRequest(revision=rig.member.store.revision, physical=True)
+    )
+    turns = 0
+    while compaction not in rig.answers:
+        assert len(rig.member.store.index.past) > 0
+        rig.turn()
+        turns += 1
+    assert turns > 3, "it was done at one go"
+    assert rig.answers[compaction].header.revision == rig.member.store.revision
+
+
+def test_a_compaction_that_is_not_physical_is_answered_at_once() -> None:
+    rig = filled(3000)
+    rig.ask(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
+    rig.pace_s = 0.001
+    compaction = rig.send(proto.CompactionRequest(revision=rig.member.store.revision))
+    while compaction not in rig.answers:
+        rig.turn()
+    assert len(rig.member.store.index.past) > 1000
+
+
+def test_a_damaged_segment_is_kept_and_the_others_are_cleaned() -> None:
+    rig = started()
+    for number in range(60):
+        rig.ask(PutRequest(key=b"key%d" % (number % 7), value=b"%d" % number * 20))
+    rig.ask(proto.CompactionRequest(revision=rig.member.store.revision - 30, physical=True))
+    rig.settle()
+    path = f"{DATA_DIR}/member/data/{3:016x}.seg"
+    disk = rig.disk
+    assert isinstance(disk, FaultyDisk)
+    disk._names[path].data[-80] ^= 1
+    for _ in range(2):
+        assert rig.ask(proto.DefragmentRequest()).header
+    assert rig.member.store.uncleanable == {3}
+    assert rig.ask(PutRequest(key=b"after", value=b"it")).header
+    rig.ask(proto.DefragmentRequest())
+    rig.restarted = MemberRig(disk.fork())  # type: ignore[attr-defined]
+    assert 3 in rig.restarted.member.store.data.files  # type: ignore[attr-defined]
+
+
+def test_defragmentations_of_an_idle_member_leave_nothing_behind() -> None:
+    rig = started()
+    for number in range(20):
+        rig.ask(PutRequest(key=b"key%d" % number, value=b"v" * 50))
+    rig.ask(proto.DefragmentRequest())
+    files = len(rig.member.store.data.files)
+    for number in range(20):
+        rig.ask(proto.DefragmentRequest())
+    assert len(rig.member.store.data.files) <= files + 2
+
+
+# Slices.
+
+
+def test_nobody_sees_half_of_a_large_delete() -> None:
+    rig = filled(5000)
+    rig.pace_s = 0.0005
+    delete = rig.send(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
+    answers: list[int] = []
+    turns = 0
+    while delete not in rig.answers:
+        for request in (EVERYTHING, COUNT):
+            for serializable in (False, True):
+                request.serializable = serializable
+                answers.append(rig.send(request))
+        answers.append(rig.send(proto.TxnRequest(success=[proto.RequestOp(request_range=COUNT)])))
+        rig.turn()
+        turns += 1
+    rig.settle()
+    assert turns > 5, "it was done at one go"
+    counts = set()
+    for answer in answers:
+        response = rig.answers[answer]
+        if response.NAME == "TxnResponse":
+            response = response.responses[0].response_range
+        counts.add(response.count)
+        assert len(response.kvs) in (0, response.count)
+    assert counts <= {0, 5000}
+
+
+def test_a_snapshot_taken_within_a_large_write_is_whole(tmp_path: Any) -> None:
+    from etcdlite import snap
+
+    rig = filled(3000)
+    rig.pace_s = 0.0005
+    rig.send(PutRequest(key=b"before", value=b"it"))
+    rig.send(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
+    while not rig.member.is_applying:
+        rig.turn()
+    rig.turn()
+    assert rig.member.is_applying
+    path = tmp_path / "snapshot"
+    with open(path, "wb") as file:
+        for response in snap.stream(rig.member):
+            file.write(proto.SnapshotResponse.decode(response).blob)
+    snap.restore(str(path), str(tmp_path / "restored"))
+
+
+def test_reads_are_served_while_writes_never_cease() -> None:
+    rig = BigSegments()
+    rig.settle()
+    rig.pace_s = 0.0005
+    open_writes: list[int] = []
+    read = None
+    for turn in range(300):
+        while len(open_writes) < 1000:
+            open_writes.append(rig.send(PutRequest(key=b"k%d" % len(open_writes), value=b"v")))
+        if turn == 100:
+            read = rig.send(RangeRequest(key=b"k1"))
+        rig.turn()
+        open_writes = [i for i in open_writes if i not in rig.answers]
+        if read in rig.answers:
+            return
+    raise AssertionError("a read waited for 200 turns")
+
+
+# Leases.
+
+
+def test_an_expired_lease_takes_its_keys_in_one_revision(rig: MemberRig) -> None:
+    for lease_id, ttl_s in ((1, 5), (2, 5), (3, 50)):
+        rig.ask(proto.LeaseGrantRequest(ID=lease_id, TTL=ttl_s))
+        for key in (b"a", b"b"):
+            rig.ask(PutRequest(key=key + b"%d" % lease_id, lease=lease_id))
+    revision = rig.member.store.revision
+    rig.tick(4.5)
+    assert rig.member.store.revision == revision
+    rig.tick(2.0)
+    assert rig.member.store.revision == revision + 2
+    events = [
+        (at, key, gone) for at, key, gone, _ in rig.member.store.read_events(revision + 1, 999)
+    ]
+    assert events == [
+        (revision + 1, b"a1", True),
+        (revision + 1, b"b1", True),
+        (revision + 2, b"a2", True),
+        (revision + 2, b"b2", True),
+    ]
+    assert rig.ask(proto.LeaseTimeToLiveRequest(ID=1)).TTL == -1
+    assert rig.ask(proto.LeaseTimeToLiveRequest(ID=3)).TTL > 40
+
+
+def test_leases_expire_after_a_restart_and_not_before_their_time() -> None:
+    rig = started()
+    rig.ask(proto.LeaseGrantRequest(ID=1, TTL=5))
+    rig.ask(PutRequest(key=b"a", lease=1))
+    rig.tick(4.0)
+    rig = MemberRig(rig.disk)
+    rig.settle()
+    rig.tick(4.9)
+    assert rig.ask(RangeRequest(key=b"a")).count == 1
+    rig.tick(2.0)
+    assert rig.ask(RangeRequest(key=b"a")).count == 0
+
+
+@pytest.mark.timeout(120)
+def test_a_hundred_thousand_leases_expire_in_turns_of_bounded_work() -> None:
+    leases = 100_000
+    rig = BigSegments()
+    rig.settle()
+    grant = proto.METHOD_BY_NAME["Lease.LeaseGrant"].number
+    for lease_id in range(1, leases + 1):
+        rig.member.propose_message(None, 0, grant, proto.LeaseGrantRequest(ID=lease_id, TTL=10))
+        request = PutRequest(key=b"key%07d" % lease_id, lease=lease_id)
+        rig.member.propose_message(None, 0, member.PUT, request)
+        if lease_id % 5000 == 0:
+            rig.settle()
+    store = rig.member.store
+    revision = store.revision
+    assert store.index.count(b"\0", None) == leases
+    # A look at the clock stands for a step: no turn takes more of them than fit a slice.
+    rig.pace_s = 0.0001
+    rig.now += 12.0
+    most_deleted = most_looks = 0
+    while store.index.count(b"\0", None):
+        rig.now += 0.1
+        rig.member.tick()
+        for _ in range(100):
+            keys, looks = store.index.count(b"\0", None), rig.looks
+            more = rig.turn()
+            most_deleted = max(most_deleted, keys - store.index.count(b"\0", None))
+            most_looks = max(most_looks, rig.looks - looks)
+            if not more:
+                break
+    assert store.revision == revision + leases, "one revision for each lease"
+    assert len(rig.member.lessor) == 0
+    assert most_deleted <= 21 * member.APPLIES_PER_CHECK
+    assert most_looks < 500
+
+
+def test_the_rest_of_a_batch_goes_on_when_one_request_is_large() -> None:
+    rig = filled(2000)
+    rig.pace_s = 0.0005
+    writes = [
+        rig.send(request)
+        for request in (
+            PutRequest(key=b"a"),
+            proto.DeleteRangeRequest(key=b"key", range_end=b"kez", prev_kv=True),
+            PutRequest(key=b"b"),
+        )
+    ]
+    rig.settle()
+    assert [rig.answers[i].header.revision for i in writes] == [2002, 2003, 2004]
+    assert len(rig.answers[writes[1]].prev_kvs) == 2000
+
+
+def test_random_life_is_told_the_same_after_every_restart() -> None:
+    from test_recovery import live
+
+    rng = random.Random(11)
+    rig = MemberRig(checkpoint_bytes=1)
+    for _ in range(12):
+        live(rig, rng, 40)
+        rig.story.check(rig.member.store)
+        if rng.random() < 0.5:
+            rig.close()
+        rig = MemberRig(rig.disk, rig.story, checkpoint_bytes=1)
+        rig.settle()
+        rig.story.check(rig.member.store)
+    assert housekeeping is not None
