@@ -120,6 +120,8 @@ class Store:
         self.data = DataFile(disk, directory, segment_bytes)
         self.index = Index()
         self.revision = 1
+        self.marked_revision = 1
+        """The revision at the last mark: what a copy of the files, made now, holds."""
         self.compacted = 0
         self.applied_index = 0
         self.applied_term = 0
@@ -208,6 +210,7 @@ class Store:
             path = f"{self.directory}/{segment_name(begin[0])}"
             raise DataDamaged(path, 0, "the segment is missing")
         self._scan(begin, end)
+        self.marked_revision = self.revision
         # A process that was killed may have left these to the page cache.
         self.data.unsynced.update(n for n in self.data.files if n >= begin[0])
         self._check_segments(listed, begin[0])
@@ -420,6 +423,7 @@ class Store:
         """State that the store now is what raft entry `index` left, and hand it to the file."""
         self.applied_index = index
         self.applied_term = term
+        self.marked_revision = self.revision
         self.data.append_mark(index, term, self.revision)
         self.data.flush()
         if self.data.is_full:
@@ -660,10 +664,11 @@ class Store:
         began with are not needed any more. Begins right behind a mark."""
         assert self.data.flushed == self.data.offset, "a checkpoint begins behind a mark"
         begin = (self.data.active, self.data.offset)
+        meta = self._meta(begin)
         staged = self.disk.stage(f"{self.directory}/{checkpoint.NAME}")
         self._is_packing = True
         try:
-            for part in checkpoint.pack(self._chunks(begin)):
+            for part in checkpoint.pack(self._chunks(meta)):
                 staged.write(part)
                 yield None
         finally:
@@ -681,13 +686,18 @@ class Store:
             if U64.unpack(key)[0] not in self.data.files:
                 del self.buckets[CLEANED][key]
 
-    def _chunks(self, begin: tuple[int, int]) -> Iterator[tuple[int, bytes]]:
+    def _meta(self, begin: tuple[int, int]) -> bytes:
+        """The META chunk: the state as it is where the checkpoint begins."""
         data = self.data
         fields = [*begin, self.applied_index, self.applied_term, self.revision, self.compacted]
         for number in sorted(data.files):
             size = data.offset if number == data.active else data.sizes[number]
             fields += [number, size, data.garbage[number]]
-        yield checkpoint.META, struct.pack(f"<{len(fields)}Q", *fields)
+        return struct.pack(f"<{len(fields)}Q", *fields)
+
+    def _chunks(self, meta: bytes) -> Iterator[tuple[int, bytes]]:
+        data = self.data
+        yield checkpoint.META, meta
         for bucket, items in sorted(self.buckets.items()):
             for key, value in list(items.items()):
                 yield checkpoint.BUCKET, BUCKET_BODY.pack(bucket, 1, len(key)) + key + value

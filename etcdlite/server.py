@@ -46,6 +46,7 @@ from etcdlite.http import HttpSession, Site
 from etcdlite.member import PUBLISH, Member
 from etcdlite.metrics import Metrics
 from etcdlite.native import HIGH_WATER_BYTES, NativeSession
+from etcdlite.proto import MAGIC
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Entry, HardState, Raft
 from etcdlite.wal import WAL, WALError
@@ -693,6 +694,9 @@ class Server:
         if isinstance(session, Opening):
             session.receive(data)
             data = session.first
+            if not (data[:1].isupper() or MAGIC.startswith(data[: len(MAGIC)])):
+                self._drop(connection, f"it does not speak our protocols: {data[:16].hex()}")
+                return
             chosen = self._choose_session(connection, data)
             if chosen is None:
                 return
@@ -727,7 +731,6 @@ class Server:
             else:
                 session = HttpSession(self.member, on_output, connection.site)
         else:
-            # Anything else is answered, or rather not, as a bad start of the native protocol.
             session = NativeSession(self.member, on_output)
         connection.session = session
         self._by_session[session] = connection

@@ -102,7 +102,7 @@ def _parts(member: Member, files: list[File], sizes: list[int]) -> tuple[Iterato
         {
             "cluster_id": member.cluster_id,
             "member_id": member.id,
-            "revision": store.revision,
+            "revision": store.marked_revision,
             "compact_revision": store.compacted,
             "applied_index": store.applied_index,
             "applied_term": store.applied_term,

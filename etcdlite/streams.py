@@ -67,8 +67,6 @@ class SnapshotCall(Call):
 
     def produce(self) -> None:
         assert self._parts is not None
-        if self.member.is_applying:
-            return  # What it would say of the state, and what is in the files, must be one.
         part = next(self._parts, None)
         if part is None:
             self.end()

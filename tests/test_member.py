@@ -241,7 +241,7 @@ def test_defragmentations_of_an_idle_member_leave_nothing_behind() -> None:
         rig.ask(PutRequest(key=b"key%d" % number, value=b"v" * 50))
     rig.ask(proto.DefragmentRequest())
     files = len(rig.member.store.data.files)
-    for number in range(20):
+    for _ in range(20):
         rig.ask(proto.DefragmentRequest())
     assert len(rig.member.store.data.files) <= files + 2
 

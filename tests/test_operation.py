@@ -409,7 +409,7 @@ def test_the_json_log_is_one_object_a_line_with_etcds_names(server):
     running.wait_for_log("serving client traffic on")
     wait_until(lambda: running.endpoint, "the server serves")
     sock = running.connect()
-    sock.sendall(b'GET /\r\n "quotes" \x1b[31m\r\n\r\n')
+    sock.sendall(b'\r\n "quotes" \x1b[31m\r\n\r\n')
     running.wait_for_log("does not speak")
     running.stop()
     entries = [json.loads(line) for line in running.lines]
@@ -644,8 +644,9 @@ def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answere
     def serve() -> None:
         try:
             one.run()
-        except OSError as failure:
-            ended.append(failure)
+        except server_module.DiskFailed as failure:
+            assert failure.__cause__ is not None
+            ended.append(failure.__cause__)
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -674,7 +675,7 @@ def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answere
         sys.setswitchinterval(before)
         gc.unfreeze()
         gc.set_threshold(700, 10, 10)
-        for listener in one._listeners:
+        for listener, _ in one._listeners:
             listener.close()
         for connection in list(one._connections):
             connection.sock.close()
