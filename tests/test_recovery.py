@@ -208,9 +208,14 @@ class Plug:
         stage = self.check(found.fork(), story)
         if self.lives:
             next_plug = Plug(rng, 0.03, self.lives - 1)
-            story = story.fork(stage)
-            next_plug.attach(found, story)
-            live(MemberRig(found, story, checkpoint_bytes=1), rng, 12)
+            found_story = story.fork(stage)
+            # After a kill this may be in the page cache alone. It is promised to nobody until the
+            # recovery has made it durable, and a plug pulled before that may take it.
+            found_story.acknowledged = story.acknowledged
+            next_plug.attach(found, found_story)
+            rig = MemberRig(found, found_story, checkpoint_bytes=1)
+            found_story.acknowledged = stage
+            live(rig, rng, 12)
             self.pulled += next_plug.pulled
 
     def check(self, disk: FaultyDisk, story: Story) -> int:
