@@ -13,7 +13,7 @@ from typing import Any
 import etcdlite
 from etcdlite import proto, txn
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, EtcdError, error
-from etcdlite.member import Member, Session, alarm_name
+from etcdlite.member import Member, Session, alarm_name, needs_space
 
 Handler = Callable[[Member, Session, int, int, Any, bytes], None]
 """(member, session, request id, method, request, the request as a native frame)"""
@@ -49,7 +49,8 @@ def _txn(
 ) -> None:
     txn.check_txn(request, member.max_txn_ops)
     if not txn.is_read_only(request):
-        _check_space(member, frame)
+        if needs_space(method, request):
+            _check_space(member, frame)
         member.propose(session, request_id, method, request, frame)
     elif txn.is_serializable(request):
         member.read_now(session, request_id, method, request)

@@ -28,7 +28,7 @@ CLEAN_SHARE = 0.5
 DEFRAGMENT_SHARE = 0.05
 """Segments with less garbage than this are not worth a defragmentation."""
 
-CHECKPOINT_BYTES_PER_KEY = 100
+CHECKPOINT_BYTES_PER_KEY = 64
 """A checkpoint of many keys is large: it is written when at least this much per key is new, so that
 checkpoints at most about double what is written."""
 

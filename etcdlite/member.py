@@ -61,11 +61,17 @@ MAX_PROPOSED_BYTES = 64 << 20
 OVERHEAD_BYTES = 512 << 10
 """What a message may have above `max-request-bytes` (as in etcd)."""
 
+REQUEST_BYTES = 500
+"""What a waiting write takes besides its frame, about."""
+
 SLICE_S = 0.002
 """What one turn spends on work that can be continued in the next."""
 
 APPLIES_PER_CHECK = 128
 """Operations applied between two looks at the clock."""
+
+READS_PER_CHECK = 128
+"""Quick reads answered between two looks at the clock."""
 
 MAX_SLOW_READS = 4
 """Reads in slices that are under way at once; each may hold a large answer in the making."""
@@ -160,6 +166,8 @@ class Member:
         self.metrics = Metrics()
         self.housekeeping = Housekeeping(self, checkpoint_bytes)
         self.alarms: set[tuple[int, int]] = set()
+        self._is_raising = False
+        """An alarm of this member is on its way through the log."""
         self._load_alarms()
         self.space_left = 0
         self._measure_space()
@@ -197,6 +205,7 @@ class Member:
     ) -> None:
         """Replicate and apply a write; the session gets its answer. Never raises."""
         size = len(frame)
+        size += REQUEST_BYTES
         if self._proposed_bytes + size > MAX_PROPOSED_BYTES:
             self.metrics.proposals_failed += 1
             if session is not None:
@@ -293,6 +302,11 @@ class Member:
         )
 
     @property
+    def is_corrupt(self) -> bool:
+        """An alarm says that members differ: nobody knows what is true, so nothing is served."""
+        return any(kind == CORRUPT for _, kind in self.alarms)
+
+    @property
     def is_applying(self) -> bool:
         """An entry is applied in part; the store is between two marks."""
         return self._applying is not None
@@ -343,7 +357,7 @@ class Member:
     def _propose_batch(self) -> None:
         waiters, frames = self._proposals, self._frames
         self._proposals, self._frames = [], []
-        if self._proposed_bytes <= MAX_ENTRY_BYTES:
+        if sum(map(len, frames)) <= MAX_ENTRY_BYTES:
             self._propose_entry(waiters, frames)
             return
         start = size = 0
@@ -370,7 +384,7 @@ class Member:
             self.metrics.batch_requests.observe(len(waiters))
             return
         self.metrics.proposals_failed += len(waiters)
-        self._proposed_bytes -= len(data) - ENTRY_HEADER.size
+        self._proposed_bytes -= len(data) - ENTRY_HEADER.size + REQUEST_BYTES * len(frames)
 
     @staticmethod
     def _fail(waiters: list[Waiter], failure: EtcdError) -> None:
@@ -458,9 +472,8 @@ class Member:
                     waiting = self._waiting.pop(batch, None)
                     if waiting is not None:
                         self.metrics.proposals_pending -= count
-                    self._proposed_bytes = max(
-                        0, self._proposed_bytes - len(entry.data) + ENTRY_HEADER.size
-                    )
+                    size = len(entry.data) - ENTRY_HEADER.size + REQUEST_BYTES * count
+                    self._proposed_bytes = max(0, self._proposed_bytes - size)
                 self.housekeeping.logged_bytes += len(entry.data)
                 began = self.clock()
                 if waiting is None:
@@ -470,6 +483,7 @@ class Member:
                     self._warn_if_slow(REQUEST, waiting[0], self.warn_request_s, count)
                 self._warn_if_slow(APPLY, began, self.warn_apply_s, count)
             self._applied_entry = entry
+            yield
 
     def _warn_if_slow(self, what: str, began: float, expected_s: float, count: int) -> None:
         took_s = self.clock() - began
@@ -490,6 +504,7 @@ class Member:
         store = self.store
         metrics = self.metrics
         capped = any(alarm == NOSPACE for _, alarm in self.alarms)
+        corrupt = self.is_corrupt
         check = APPLIES_PER_CHECK
         for session, request_id, method, request in waiters:
             check -= 1
@@ -498,6 +513,8 @@ class Member:
                 yield
             try:
                 if method == PUT:
+                    if corrupt:
+                        raise error("Corrupt")
                     if capped:
                         raise error("NoSpace")
                     if (
@@ -513,6 +530,8 @@ class Member:
                     metrics.puts += 1
                     revision = store.end_revision()
                 else:
+                    if corrupt and method not in (ALARM_METHOD, PUBLISH):
+                        raise error("Corrupt")
                     if capped and needs_space(method, request):
                         raise error("NoSpace")
                     if method == TXN:
@@ -564,6 +583,8 @@ class Member:
 
     def _apply_alarm(self, request: Any) -> Steps:
         alarm = (request.memberID, request.alarm)
+        if request.memberID == self.id:
+            self._is_raising = False
         changed = []
         if request.action == 0:
             changed = [
@@ -610,7 +631,8 @@ class Member:
                 self._ready_reads.append((index, reads))
                 continue
             for at, read in enumerate(reads, 1):
-                if not self._serve_read(read) and self.slice_is_over():
+                quick = self._serve_read(read)
+                if (not quick or at % READS_PER_CHECK == 0) and self.slice_is_over():
                     if at < len(reads):
                         self._ready_reads.appendleft((0, reads[at:]))
                     return
@@ -620,6 +642,9 @@ class Member:
         session, request_id, method, request = read
         assert session is not None
         store = self.store
+        if self.alarms and method in (RANGE, TXN) and self.is_corrupt:
+            session.fail(request_id, method, error("Corrupt"))
+            return True
         if session.is_blocked:
             self._held_reads.setdefault(session, []).append(read)
             return True
@@ -799,7 +824,8 @@ class Member:
 
     def raise_nospace(self) -> None:
         """Have the cluster know that this member is out of space."""
-        if (self.id, NOSPACE) not in self.alarms:
+        if (self.id, NOSPACE) not in self.alarms and not self._is_raising:
+            self._is_raising = True
             self.propose_message(
                 None,
                 0,

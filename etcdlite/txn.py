@@ -19,11 +19,17 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Any
 
+from sortedcontainers import SortedDict, SortedList
+
 from etcdlite import proto
 from etcdlite.errors import error
 from etcdlite.index import HEAD
 from etcdlite.mvcc import DELETE_STEP_KEYS, Store, key_range
 from etcdlite.proto import varint
+
+MAX_TOTAL_OPS = 8192
+"""Compares and operations of a transaction with all nested ones. etcd, which limits each list and
+the depth, has no such limit; without one a request could keep the member busy for seconds."""
 
 COMPARE_STEP_KEYS = 512
 EXECUTE_STEP_OPS = 64
@@ -53,13 +59,16 @@ def check_delete_range(request: Any) -> None:
 
 
 def check_txn(request: Any, max_ops: int) -> None:
-    _check_ops(request, max_ops)
+    if _check_ops(request, max_ops) > max(MAX_TOTAL_OPS, max_ops):
+        raise error("TooManyOps")
     _check_duplicates(request.success)
     _check_duplicates(request.failure)
 
 
-def _check_ops(request: Any, max_ops: int) -> None:
-    """etcd's count: the longest of the three lists, and what nested lists add to it."""
+def _check_ops(request: Any, max_ops: int) -> int:
+    """etcd's count: the longest of the three lists, and what nested lists add to it. Returns how
+    many compares and operations there are in all."""
+    total = len(request.compare) + len(request.success) + len(request.failure)
     ops = max(len(request.compare), len(request.success), len(request.failure))
     if ops > max_ops:
         raise error("TooManyOps")
@@ -74,48 +83,113 @@ def _check_ops(request: Any, max_ops: int) -> None:
         elif op.request_delete_range is not None:
             check_delete_range(op.request_delete_range)
         elif op.request_txn is not None:
-            _check_ops(op.request_txn, max_ops - ops)
+            total += _check_ops(op.request_txn, max_ops - ops)
         else:
             raise error("KeyNotFound")
+    return total
 
 
-_Range = tuple[bytes, "bytes | None"]
+class _Writes:
+    """What one branch may write: keys put, and disjoint ranges deleted. Both are sorted, because a
+    request of a megabyte holds tens of thousands of them."""
 
+    def __init__(self) -> None:
+        self.puts: SortedList[bytes] = SortedList()
+        self.keys: set[bytes] = set()
+        self.deletes: SortedDict[bytes, bytes | None] = SortedDict()
+        """Start -> end (None: no upper bound)."""
 
-def _check_duplicates(ops: Any) -> tuple[set[bytes], list[_Range]]:
-    """Raise DuplicateKey if one branch could write a key twice; returns what it puts and deletes.
+    def put(self, key: bytes) -> None:
+        self.meet_put(key)
+        self.keys.add(key)
+        self.puts.add(key)
 
-    The two branches of a nested transaction exclude each other, so they may share keys.
-    """
-    puts: set[bytes] = set()
-    deletes: list[_Range] = []
+    def delete(self, start: bytes, end: bytes | None) -> None:
+        if end is not None and start >= end:
+            return  # Nothing is in it.
+        self.meet_delete(start, end)
+        self.cover(start, end)
 
-    def add_puts(keys: set[bytes]) -> None:
-        for key in keys:
-            if key in puts or any(
-                start <= key and (end is None or key < end) for start, end in deletes
-            ):
+    def meet_put(self, key: bytes) -> None:
+        """Raise DuplicateKey if what is written here includes the key."""
+        at = self.deletes.bisect_right(key) - 1
+        if at >= 0:
+            end = self.deletes.peekitem(at)[1]
+            if end is None or key < end:
                 raise error("DuplicateKey")
-        puts.update(keys)
+        if key in self.keys:
+            raise error("DuplicateKey")
 
-    for op in ops:
-        if op.request_delete_range is not None:
-            request = op.request_delete_range
-            deletes.append(key_range(request.key, request.range_end))
-    for op in ops:
-        if op.request_txn is not None:
-            then_puts, then_deletes = _check_duplicates(op.request_txn.success)
-            else_puts, else_deletes = _check_duplicates(op.request_txn.failure)
-            nested = then_deletes + else_deletes
-            for key in puts:
-                if any(start <= key and (end is None or key < end) for start, end in nested):
-                    raise error("DuplicateKey")
-            add_puts(then_puts | else_puts)
-            deletes += nested
+    def meet_delete(self, start: bytes, end: bytes | None) -> None:
+        """Raise DuplicateKey if a key of the range is put here."""
+        if next(self.puts.irange(start, end, (True, False)), None) is not None:
+            raise error("DuplicateKey")
+
+    def cover(self, start: bytes, end: bytes | None) -> None:
+        """Add a range to those deleted."""
+        deletes = self.deletes
+        at = deletes.bisect_right(start)
+        if at:
+            first, last = deletes.peekitem(at - 1)
+            if last is None or last >= start:
+                start, at = first, at - 1
+        while at < len(deletes):
+            first, last = deletes.peekitem(at)
+            if end is not None and first > end:
+                break
+            del deletes[first]
+            if last is None or (end is not None and last > end):
+                end = last
+        deletes[start] = end
+
+    def add(self, other: _Writes) -> _Writes:
+        """Both together; the smaller goes into the larger."""
+        into, more = self, other
+        if len(self.keys) + len(self.deletes) < len(other.keys) + len(other.deletes):
+            into, more = other, self
+        for key in more.puts:
+            into.put(key)
+        for start, end in more.deletes.items():
+            into.delete(start, end)
+        return into
+
+
+def _check_duplicates(ops: Any) -> _Writes:
+    """What a branch may write. Raises DuplicateKey if it could write a key twice.
+
+    The two branches of a nested transaction exclude each other, so they may share keys; and a range
+    may be deleted more than once.
+    """
+    writes = _Writes()
     for op in ops:
         if op.request_put is not None:
-            add_puts({op.request_put.key})
-    return puts, deletes
+            writes.put(op.request_put.key)
+        elif op.request_delete_range is not None:
+            request = op.request_delete_range
+            writes.delete(*key_range(request.key, request.range_end))
+    for op in ops:
+        if op.request_txn is not None:
+            taken = _check_duplicates(op.request_txn.success)
+            other = _check_duplicates(op.request_txn.failure)
+            # Either of them happens: what one of them writes is written, and neither meets the
+            # other. So they join without a check against each other.
+            writes = _joined(writes, taken, other)
+    return writes
+
+
+def _joined(writes: _Writes, taken: _Writes, other: _Writes) -> _Writes:
+    for key in other.puts:
+        writes.meet_put(key)
+    for start, end in other.deletes.items():
+        writes.meet_delete(start, end)
+    writes = writes.add(taken)
+    for key in other.puts:
+        if key not in writes.keys:
+            writes.keys.add(key)
+            writes.puts.add(key)
+    for start, end in other.deletes.items():
+        writes.cover(start, end)
+    return writes
 
 
 def is_read_only(request: Any) -> bool:

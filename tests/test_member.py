@@ -103,7 +103,7 @@ def test_a_linearizable_read_sees_the_writes_before_it(rig: MemberRig) -> None:
 def test_writes_beyond_the_limit_are_too_many_and_the_rest_is_done(
     rig: MemberRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(member, "MAX_PROPOSED_BYTES", 10_000)
+    monkeypatch.setattr(member, "MAX_PROPOSED_BYTES", 10 * (1000 + member.REQUEST_BYTES))
     writes = [rig.send(PutRequest(key=b"%d" % n, value=bytes(1000))) for n in range(20)]
     rig.settle()
     refused = [i for i in writes if rig.answers[i] == error("RequestTooManyRequests").text]

@@ -430,3 +430,80 @@ def test_put_can_keep_the_value_or_the_lease(kind: str) -> None:
     kv = proto.KeyValue.decode(rig.store.get(b"a"))
     assert (kv.value, kv.lease) == ((b"2", 5) if kind == "lease" else (b"1", 0))
     assert rig.lessor.keys(5) == ([b"a"] if kind == "lease" else [])
+
+
+# Keys written twice, in transactions of many operations.
+
+
+def plainly_written(ops: Any) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
+    """The rule word for word, compared key by key: raises DuplicateKey, or what a branch writes."""
+
+    def meet(keys: list[bytes], ranges: list[tuple[bytes, bytes]]) -> None:
+        if any(start <= key < end for key in keys for start, end in ranges):
+            raise error("DuplicateKey")
+
+    puts = [op.request_put.key for op in ops if op.request_put is not None]
+    deletes = [
+        (request.key, request.range_end or request.key + b"\0")
+        for request in (op.request_delete_range for op in ops)
+        if request is not None
+    ]
+    if len(set(puts)) < len(puts):
+        raise error("DuplicateKey")
+    meet(puts, deletes)
+    for op in ops:
+        if op.request_txn is None:
+            continue
+        branches = [
+            plainly_written(op.request_txn.success),
+            plainly_written(op.request_txn.failure),
+        ]
+        for keys, ranges in branches:
+            meet(keys, deletes)
+            meet(puts, ranges)
+            if set(keys) & set(puts):
+                raise error("DuplicateKey")
+        puts += {key for keys, _ in branches for key in keys}
+        deletes += [one for _, ranges in branches for one in ranges]
+    return puts, deletes
+
+
+def random_ops(rng: random.Random, depth: int) -> list[Any]:
+    ops: list[Any] = []
+    for _ in range(rng.randint(0, 4)):
+        first, second = sorted(b"%02d" % rng.randrange(60) for _ in range(2))
+        kind = rng.random()
+        if kind < 0.5:
+            ops.append(put(first))
+        elif kind < 0.7 or not depth:
+            ops.append(delete(first, second) if first < second else delete(first))
+        else:
+            failure = random_ops(rng, depth - 1)
+            ops.append(nested(*random_ops(rng, depth - 1), failure=failure))
+    return ops
+
+
+def test_keys_written_twice_are_found_however_the_transaction_is_built() -> None:
+    rng = random.Random(11)
+    refused = 0
+    for number in range(3000):
+        ops = random_ops(rng, 3)
+        try:
+            plainly_written(ops)
+            expected = None
+        except EtcdError as failure:
+            expected, refused = failure.text, refused + 1
+        try:
+            txn.check_txn(TxnRequest(success=ops), 128)
+            found = None
+        except EtcdError as failure:
+            found = failure.text
+        assert found == expected, f"transaction {number}: {ops}"
+    assert 500 < refused < 2500
+
+
+def test_nested_operations_are_limited_in_all() -> None:
+    inner = nested(*[put(b"%d" % n) for n in range(100)])
+    siblings = [nested(inner, failure=[inner]) for _ in range(txn.MAX_TOTAL_OPS // 200 + 1)]
+    with pytest.raises(EtcdError, match="too many operations"):
+        txn.check_txn(TxnRequest(success=siblings), 128)
