@@ -303,7 +303,8 @@ class Member:
 
     @property
     def is_corrupt(self) -> bool:
-        """An alarm says that members differ: nobody knows what is true, so nothing is served."""
+        """An alarm says that members differ: no write is taken any more. (Reads are, as in etcd: it
+        is by them that an operator finds out what is true.)"""
         return any(kind == CORRUPT for _, kind in self.alarms)
 
     @property
@@ -642,9 +643,6 @@ class Member:
         session, request_id, method, request = read
         assert session is not None
         store = self.store
-        if self.alarms and method in (RANGE, TXN) and self.is_corrupt:
-            session.fail(request_id, method, error("Corrupt"))
-            return True
         if session.is_blocked:
             self._held_reads.setdefault(session, []).append(read)
             return True

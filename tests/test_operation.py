@@ -719,16 +719,21 @@ def test_a_full_disk_stops_it_with_a_clear_line_and_loses_nothing(server, tiny_d
     assert client.put("more", "space").revision > len(acknowledged)
 
 
-def test_a_corrupt_cluster_serves_nothing_until_the_alarm_is_disarmed(server):
+def test_a_corrupt_cluster_takes_no_writes_until_the_alarm_is_disarmed(server):
     client = server().client()
     client.put("k", "v")
     status = client.status()
     raise_it = proto.AlarmRequest(action=1, memberID=status.member_id, alarm=2)
     client.call("Maintenance.Alarm", raise_it)
-    for call in (lambda: client.get("k"), lambda: client.put("k", "w"), lambda: client.delete("k")):
+    for call in (
+        lambda: client.lease_grant(10),
+        lambda: client.put("k", "w"),
+        lambda: client.delete("k"),
+    ):
         with pytest.raises(EtcdliteError, match="etcdserver: corrupt cluster"):
             call()
     client.call(
         "Maintenance.Alarm", proto.AlarmRequest(action=2, memberID=status.member_id, alarm=2)
     )
     assert client.get("k").value == b"v"
+    assert client.put("k", "w").revision == 3
