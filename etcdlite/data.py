@@ -118,7 +118,7 @@ class DataFile:
         self.sizes: dict[int, int] = {}
         """Bytes of every segment that is not active."""
         self.garbage: dict[int, int] = {}
-        """Bytes per segment that no index entry needs any more (an estimate after a crash)."""
+        """Bytes per segment that no index entry needs any more."""
         self.unsynced: set[int] = set()
         """Segments written to since they were last handed to a sync."""
         self.active = 0
@@ -288,6 +288,12 @@ class DataFile:
     @property
     def garbage_bytes(self) -> int:
         return sum(self.garbage.values())
+
+    def add_garbage(self, location: int, size_bytes: int) -> None:
+        """The record there, with a body of that size, is not needed any more."""
+        number = location >> 32
+        if number in self.garbage:
+            self.garbage[number] += size_bytes + RECORD_HEADER_BYTES
 
     # Opening and closing.
 

@@ -261,6 +261,6 @@ class Housekeeping:
             **{"previous-db-size-bytes": before, "current-db-size-bytes": store.size_bytes},
         )
         member.metrics.defragment_s.observe(member.clock() - began)
-        header = member.header(store.revision)
         for session, request_id, method in asked:
-            session.reply(request_id, method, header)
+            # As in etcd, without even a header.
+            session.reply(request_id, method, b"")

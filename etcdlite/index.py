@@ -88,30 +88,29 @@ class Index:
         del self.heads[key]
         self.keys.remove(key)
 
-    def move(self, key: bytes, mod: int, old: int | None, new: int) -> bool:
-        """Point version `mod` of `key` to location `new`; False if there is no such version.
-
-        With `old` given, only if the version is still at that location.
+    def move(self, key: bytes, mod: int, old: int | None, new: int) -> int | None:
+        """Point version `mod` of `key` to location `new`. Returns where it was; None if there is no
+        such version, or if `old` is given and the version is not there.
         """
         head = self.heads.get(key)
         if head is not None:
             head_mod, create, version, location, lease, length = HEAD.unpack(head)
             if head_mod == mod:
                 if old is not None and old != location:
-                    return False
+                    return None
                 self.heads[key] = HEAD.pack(mod, create, version, new, lease, length)
-                return True
+                return int(location)
         entries = self.past.get(key)
         if entries is None:
-            return False
+            return None
         at = self._search(entries, mod)
         if at < 0:
-            return False
+            return None
         found, location, length = PAST.unpack_from(entries, at)
         if found != mod or (old is not None and old != location):
-            return False
+            return None
         PAST.pack_into(entries, at, mod, new, length)
-        return True
+        return int(location)
 
     # Look-ups.
 

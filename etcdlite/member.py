@@ -792,7 +792,9 @@ class Member:
     # State that others ask for.
 
     def header_content(self, revision: int) -> bytes:
-        """The bytes of a ResponseHeader."""
+        """The bytes of a ResponseHeader; revision 0: without one."""
+        if not revision:
+            return self._ids[:-1] + b"\x20" + varint(self.raft.term)
         return self._ids + varint(revision) + b"\x20" + varint(self.raft.term)
 
     def header(self, revision: int) -> bytes:

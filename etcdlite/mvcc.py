@@ -296,13 +296,13 @@ class Store:
     def _replay(self, location: int, kind: int, body: bytes) -> None:
         """Take in a record of the data file; once or more often makes no difference."""
         if kind == MARK:
-            self.data.garbage[location >> 32] += len(body) + RECORD_HEADER_BYTES
+            self.data.add_garbage(location, len(body))
             self.applied_index, self.applied_term, revision = MARK_BODY.unpack(body)
             self.revision = max(self.revision, revision)
             self._moved_revision = 0
             return
         if kind == BUCKET:
-            self.data.garbage[location >> 32] += len(body) + RECORD_HEADER_BYTES
+            self.data.add_garbage(location, len(body))
             bucket, present, size = BUCKET_BODY.unpack_from(body)
             at = BUCKET_BODY.size + size
             self._set_bucket(bucket, body[BUCKET_BODY.size : at], body[at:] if present else None)
@@ -310,7 +310,10 @@ class Store:
         index = self.index
         if kind & MOVED:
             key, mod = key_and_revision(body)
-            index.move(key, mod, None, location)
+            old = index.move(key, mod, None, location)
+            if old != location:
+                # Without an old place nobody needs the version any more.
+                self.data.add_garbage(location if old is None else old, len(body))
             at = mod - index.first_revision
             if 0 <= at < len(index.revisions) and self._moved_revision != mod:
                 index.revisions[at] = location
@@ -742,9 +745,10 @@ class Store:
                 yield None
             last = mod
             new = data.active << 32 | data.offset
-            if not index.move(key, mod, location, new):
+            if index.move(key, mod, location, new) is None:
                 continue
             data.append(kind | MOVED, body)
+            data.add_garbage(location, len(body))
             at = mod - index.first_revision
             if 0 <= at < len(index.revisions) and index.revisions[at] == location:
                 index.revisions[at] = new

@@ -301,16 +301,29 @@ def _choose(
 
 
 def _check_applies(store: Store, request: Any, path: Iterator[bool], began: int) -> None:
-    for op in request.success if next(path) else request.failure:
-        if op.request_range is not None:
-            if op.request_range.revision > began:
-                raise error("FutureRev")
-            store.check_revision(op.request_range.revision)
-        elif op.request_put is not None:
+    """Raise what etcd raises: for the first put that cannot be done, else for the first range."""
+    ranges = []
+    for op in _taken(request, path):
+        if op.request_put is not None:
             _check_exists(store, op.request_put)
             _check_lease(store, op.request_put)
-        elif op.request_txn is not None:
-            _check_applies(store, op.request_txn, path, began)
+        elif op.request_range is not None and op.request_range.revision:
+            ranges.append(op.request_range.revision)
+    for revision in ranges:
+        if revision > began:
+            raise error("FutureRev")
+        # A revision before -1 means "now" in a plain range only.
+        if revision < (store.compacted or -1):
+            raise error("Compacted")
+
+
+def _taken(request: Any, path: Iterator[bool]) -> Iterator[Any]:
+    """The operations on the way taken, those of nested transactions in their places."""
+    for op in request.success if next(path) else request.failure:
+        if op.request_txn is not None:
+            yield from _taken(op.request_txn, path)
+        else:
+            yield op
 
 
 def _execute(

@@ -26,8 +26,8 @@ It must never hold events after `notify` has returned, never send unasked to a s
 and never depend on the order of a set or of addresses: the same calls give the same bytes.
 
 The behaviour is that of etcd 3.6 (server/etcdserver/api/v3rpc/watch.go, server/storage/mvcc), with
-these differences: a progress request that comes while the stream is not synced is answered as soon
-as it is (etcd drops it), and the canceled response after a compaction carries a header revision.
+one difference: a progress request that comes while the stream is not synced is answered as soon as
+it is (etcd drops it).
 """
 
 from __future__ import annotations
@@ -475,7 +475,8 @@ class WatchHub:
         first, watches = self._behind.peekitem(0)
         compacted = self._store.compacted
         if first < compacted:
-            header = self._header_field()
+            # As in etcd, this response tells no revision.
+            header = self._header_field(0)
             detail = _CANCELED + _COMPACT_REVISION + varint(compacted)
             for watch in list(islice(watches, MAX_WATCHES_PER_SLICE)):
                 watch.sink.send(header + watch.id_field + detail)

@@ -173,14 +173,24 @@ class PlainStore:
         return True
 
     def _check_branch(self, request: Any, choices: Any) -> None:
-        for op in request.success if next(choices) else request.failure:
+        ops = list(self._taken(request, choices))
+        for op in ops:
             if op.request_put is not None:
                 self._check_exists(op.request_put)
                 self._check_lease(op.request_put)
-            elif op.request_range is not None:
-                self._check_revision(op.request_range.revision)
-            elif op.request_txn is not None:
-                self._check_branch(op.request_txn, choices)
+        for op in ops:
+            if op.request_range is not None and op.request_range.revision:
+                revision = op.request_range.revision
+                if revision < (self.compacted or -1):
+                    raise error("Compacted")
+                self._check_revision(revision)
+
+    def _taken(self, request: Any, choices: Any) -> Any:
+        for op in request.success if next(choices) else request.failure:
+            if op.request_txn is not None:
+                yield from self._taken(op.request_txn, choices)
+            else:
+                yield op
 
     def _run(self, request: Any, choices: Any) -> Any:
         taken = next(choices)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from faulty_disk import FaultyDisk
 from member_rig import DATA_DIR, MEMBER_ID, MemberRig
+from test_recovery import live
 
-from etcdlite import housekeeping, member, proto
+from etcdlite import member, proto, snap
 from etcdlite.errors import error
 
 PutRequest, RangeRequest = proto.PutRequest, proto.RangeRequest
@@ -159,7 +160,7 @@ def test_no_space_refuses_what_takes_space_until_the_alarm_is_disarmed() -> None
     assert rig.ask(proto.LeaseRevokeRequest(ID=1)).header
     revision = rig.member.store.revision
     assert rig.ask(proto.CompactionRequest(revision=revision, physical=True)).header
-    assert rig.ask(proto.DefragmentRequest()).header
+    assert rig.ask(proto.DefragmentRequest()) == proto.DefragmentResponse()
     assert rig.ask(PutRequest(key=b"small")) == error("NoSpace").text
     disarm = proto.AlarmRequest(action=2, memberID=MEMBER_ID, alarm=member.NOSPACE)
     assert rig.ask(disarm).alarms
@@ -227,12 +228,12 @@ def test_a_damaged_segment_is_kept_and_the_others_are_cleaned() -> None:
     assert isinstance(disk, FaultyDisk)
     disk._names[path].data[-80] ^= 1
     for _ in range(2):
-        assert rig.ask(proto.DefragmentRequest()).header
+        assert rig.ask(proto.DefragmentRequest()) == proto.DefragmentResponse()
     assert rig.member.store.uncleanable == {3}
     assert rig.ask(PutRequest(key=b"after", value=b"it")).header
     rig.ask(proto.DefragmentRequest())
-    rig.restarted = MemberRig(disk.fork())  # type: ignore[attr-defined]
-    assert 3 in rig.restarted.member.store.data.files  # type: ignore[attr-defined]
+    again = MemberRig(disk.fork())
+    assert 3 in again.member.store.data.files
 
 
 def test_defragmentations_of_an_idle_member_leave_nothing_behind() -> None:
@@ -276,8 +277,6 @@ def test_nobody_sees_half_of_a_large_delete() -> None:
 
 
 def test_a_snapshot_taken_within_a_large_write_is_whole(tmp_path: Any) -> None:
-    from etcdlite import snap
-
     rig = filled(3000)
     rig.pace_s = 0.0005
     rig.send(PutRequest(key=b"before", value=b"it"))
@@ -402,8 +401,6 @@ def test_the_rest_of_a_batch_goes_on_when_one_request_is_large() -> None:
 
 
 def test_random_life_is_told_the_same_after_every_restart() -> None:
-    from test_recovery import live
-
     rng = random.Random(11)
     rig = MemberRig(checkpoint_bytes=1)
     for _ in range(12):
@@ -414,4 +411,3 @@ def test_random_life_is_told_the_same_after_every_restart() -> None:
         rig = MemberRig(rig.disk, rig.story, checkpoint_bytes=1)
         rig.settle()
         rig.story.check(rig.member.store)
-    assert housekeeping is not None

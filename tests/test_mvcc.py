@@ -203,7 +203,7 @@ def test_fifty_thousand_random_operations_agree_with_a_plain_model() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_millions_of_random_operations_agree_with_a_plain_model() -> None:
-    assert run_machine(examples=20_000, steps=30) >= 5_000_000
+    assert run_machine(examples=6_000, steps=30) >= 1_500_000
 
 
 # Checkpoints and cleaning, while everything changes.

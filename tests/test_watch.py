@@ -434,6 +434,7 @@ def test_a_compacted_start_is_created_and_then_cancelled_with_the_compact_revisi
     assert (created.watch_id, created.created, created.canceled) == (0, True, False)
     assert (cancelled.watch_id, cancelled.created, cancelled.canceled) == (0, False, True)
     assert (cancelled.compact_revision, cancelled.cancel_reason) == (3, "")
+    assert (created.header.revision, cancelled.header.revision) == (4, 0)
     assert member.hub.watches == 0
 
 

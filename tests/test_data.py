@@ -1,0 +1,158 @@
+"""The data file: what is appended is read back, and nothing else ever is."""
+
+from __future__ import annotations
+
+import random
+import struct
+from zlib import crc32
+
+import pytest
+from faulty_disk import FaultyDisk
+
+from etcdlite.data import (
+    BUCKET,
+    MARK,
+    OFFSET_MASK,
+    PUT,
+    RECORD_HEADER_BYTES,
+    SEGMENT_HEADER,
+    TOMBSTONE,
+    DataDamaged,
+    DataFile,
+    segment_name,
+)
+
+DIRECTORY = "data"
+FIRST = f"{DIRECTORY}/{segment_name(1)}"
+
+
+def new(segment_bytes: int = 1 << 20, disk: FaultyDisk | None = None) -> DataFile:
+    disk = FaultyDisk() if disk is None else disk
+    disk.make_dir(DIRECTORY)
+    data = DataFile(disk, DIRECTORY, segment_bytes)
+    data.roll()
+    return data
+
+
+def reopened(data: DataFile) -> DataFile:
+    other = DataFile(data.disk, DIRECTORY, data.segment_bytes)
+    other.open_segments()
+    return other
+
+
+def test_records_are_read_by_location_before_and_after_they_are_written() -> None:
+    data = new()
+    bodies = [random.Random(n).randbytes(n * 37 % 5000) for n in range(1, 60)]
+    locations = [data.append(PUT, body) for body in bodies]
+    for _ in range(2):
+        for location, body in zip(locations, bodies, strict=True):
+            assert data.read(location, len(body)) == body
+        data.flush()
+    cold = reopened(data)
+    for location, body in zip(locations, bodies, strict=True):
+        assert cold.read(location, len(body)) == body
+
+
+@pytest.mark.parametrize("chunk_bytes", [16, 100, 4096, 1 << 20])
+def test_records_are_listed_as_they_were_appended(chunk_bytes: int) -> None:
+    data = new()
+    rng = random.Random(4)
+    right = []
+    for _ in range(50):
+        body = rng.randbytes(rng.choice((1, 50, 2000)))
+        kind = rng.choice((PUT, TOMBSTONE))
+        right.append((data.append(kind, body), kind, body))
+        if rng.random() < 0.2:
+            data.append_mark(1, 2, 3)
+            right.append((right[-1][0] + len(body) + 8, MARK, struct.pack("<QQQ", 1, 2, 3)))
+    assert list(data.records(1, SEGMENT_HEADER.size)) == [], "they are not flushed yet"
+    data.flush()
+    assert list(data.records(1, SEGMENT_HEADER.size, chunk_bytes)) == right
+    some = right[20]
+    assert list(data.records(1, some[0] & OFFSET_MASK, chunk_bytes)) == right[20:]
+
+
+def test_a_second_reader_can_be_written_from_the_docstring() -> None:
+    data = new()
+    data.append(PUT, b"body")
+    data.append_bucket(2, b"key", b"value")
+    data.append_bucket(2, b"key", None)
+    data.flush()
+    data.roll()
+    content = bytes(data.disk.read(FIRST))
+    assert content[:20] == b"ETCDLSEG" + struct.pack("<IQ", 1, 1)
+    assert content[20:32] == struct.pack("<QI", 0, crc32(content[:28]))
+    at = 32
+    found = []
+    while at < len(content):
+        crc, word = struct.unpack_from("<II", content, at)
+        body = content[at + 8 : at + 8 + (word >> 4)]
+        assert crc32(body, word) == crc
+        found.append((word & 15, body))
+        at += 8 + len(body)
+    assert found == [
+        (PUT, b"body"),
+        (BUCKET, b"\x02\x01\x03\x00keyvalue"),
+        (BUCKET, b"\x02\x00\x03\x00key"),
+    ]
+    second = data.disk.read(f"{DIRECTORY}/{segment_name(2)}")
+    assert struct.unpack_from("<QQ", second, 12) == (2, len(content))
+
+
+def test_a_damaged_record_is_an_error_that_says_where() -> None:
+    data = new()
+    data.append(PUT, b"first")
+    location = data.append(PUT, b"second")
+    data.append(PUT, b"third")
+    data.flush()
+    offset = location & OFFSET_MASK
+    for byte in range(RECORD_HEADER_BYTES + len(b"second")):
+        disk = data.disk.copy()  # type: ignore[attr-defined]
+        disk.content(FIRST)[offset + byte] ^= 0x10
+        broken = DataFile(disk, DIRECTORY, 1 << 20)
+        broken.open_segments()
+        for read in (
+            lambda: broken.read(location, 6),  # noqa: B023 - called at once
+            lambda: list(broken.records(1, SEGMENT_HEADER.size)),  # noqa: B023
+        ):
+            with pytest.raises(DataDamaged) as caught:
+                read()
+            assert (caught.value.path, caught.value.offset) == (FIRST, offset)
+
+
+def test_zeros_are_no_records() -> None:
+    data = new()
+    data.append(PUT, b"body")
+    data.flush()
+    data.files[1].truncate(data.offset + 512)
+    with pytest.raises(DataDamaged):
+        list(reopened(data).records(1, SEGMENT_HEADER.size))
+
+
+def test_reading_does_not_keep_more_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etcdlite.data.RECENT_BYTES", 10_000)
+    data = new()
+    locations = []
+    for number in range(100):
+        locations.append(data.append(PUT, bytes([number]) * 1000))
+        data.flush()
+    for location in locations * 2:
+        data.read(location, 1000)
+        kept = sum(map(len, {**data._older, **data._recent}.values()))
+        assert kept <= 2 * 10_000 + 1000
+
+
+def test_garbage_is_counted_by_segment() -> None:
+    data = new()
+    location = data.append(PUT, b"x" * 92)
+    data.append_mark(1, 1, 1)
+    assert data.garbage_bytes == 32
+    data.flush()
+    data.roll()
+    data.add_garbage(location, 92)
+    assert data.garbage == {1: 132, 2: 0}
+    assert data.size_bytes == 32 + 100 + 32 + 32
+    data.drop_segment(1)
+    assert data.garbage_bytes == 0
+    data.add_garbage(location, 92)
+    assert data.garbage_bytes == 0, "a segment that is gone has none"

@@ -1,0 +1,167 @@
+"""The index against the list of all versions, and its packed form."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from etcdlite import index as index_module
+from etcdlite.index import DEAD, Index
+
+Version = tuple[int, int, int, bool]
+"""(revision, location, length, is a tombstone)"""
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PACK_KEYS", "SCAN_KEYS", "COMPACT_KEYS"):
+        monkeypatch.setattr(index_module, name, 3)
+
+
+def grown(seed: int, changes: int = 200) -> tuple[Index, dict[bytes, list[Version]]]:
+    """An index after random puts and deletes, and what was done."""
+    rng = random.Random(seed)
+    index = Index()
+    index.first_revision = 2
+    done: dict[bytes, list[Version]] = {}
+    for mod in range(2, 2 + changes):
+        key = b"key%d" % rng.randrange(25)
+        versions = done.setdefault(key, [])
+        location = (mod % 3 + 1) << 32 | mod * 100
+        length = rng.randrange(10, 90)
+        index.revisions.append(location)
+        last = versions[-1] if versions and not versions[-1][3] else None
+        if last is not None:
+            index.supersede(key, last[0], last[1], last[2])
+            if rng.random() < 0.3:
+                index.remove_head(key)
+                index.supersede(key, mod, location, length | DEAD)
+                versions.append((mod, location, length, True))
+                continue
+        index.set_head(key, mod, mod, 1, location, 0, length)
+        versions.append((mod, location, length, False))
+    return index, done
+
+
+def as_of(done: dict[bytes, list[Version]], revision: int) -> dict[bytes, tuple[int, int]]:
+    found = {}
+    for key, versions in sorted(done.items()):
+        newest = [version for version in versions if version[0] <= revision][-1:]
+        if newest and not newest[0][3]:
+            found[key] = newest[0][1:3]
+    return found
+
+
+def scanned(
+    index: Index, start: bytes, end: bytes | None, revision: int | None, limit: int
+) -> list[tuple[int, int]]:
+    records: list[tuple[int, int]] = []
+    cursor: bytes | None = start
+    while cursor is not None:
+        part, cursor = index.scan(cursor, end, revision, limit)
+        assert len(part) <= limit
+        records += part
+    return records
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_version_is_found_at_every_revision(seed: int) -> None:
+    index, done = grown(seed)
+    for revision in range(1, 203):
+        right = as_of(done, revision)
+        for key in done:
+            assert index.at(key, revision) == right.get(key)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 100])
+def test_a_scan_in_parts_gives_each_key_once_and_in_order(limit: int) -> None:
+    index, done = grown(1)
+    for revision in (None, 1, 50, 120, 201):
+        right = as_of(done, 201 if revision is None else revision)
+        assert scanned(index, b"", None, revision, limit) == list(right.values())
+        some = [record for key, record in right.items() if b"key1" <= key < b"key2"]
+        assert scanned(index, b"key1", b"key2", revision, limit) == some
+        assert scanned(index, b"key2", b"key1", revision, limit) == []
+
+
+def test_counting_the_present_needs_no_scan() -> None:
+    index, done = grown(2)
+    now = as_of(done, 201)
+    assert index.count(b"", None) == len(now)
+    assert index.count(b"key1", b"key2") == len([key for key in now if b"key1" <= key < b"key2"])
+    assert index.count(b"key2", b"key1") == 0
+
+
+@pytest.mark.parametrize("compacted", [2, 3, 60, 150, 201])
+def test_compaction_keeps_what_a_later_read_or_watch_needs_and_nothing_else(
+    compacted: int,
+) -> None:
+    index, done = grown(3)
+    garbage = dict.fromkeys((1, 2, 3), 0)
+    before = {key: index.versions(key, compacted, 201) for key in done}
+    dropped = sum(index.compact_steps(compacted, garbage))
+    kept = 0
+    for key, versions in done.items():
+        # The state as of `compacted`, and every change from that revision on.
+        needed = [version for version in versions if version[0] >= compacted]
+        older = [version for version in versions if version[0] < compacted][-1:]
+        if older and not older[0][3] and not (needed and needed[0][0] == compacted):
+            needed = older + needed
+        found = index.versions(key, compacted, 201)
+        assert found == [version[1:3] for version in needed]
+        assert found == before[key], "what is to be dropped shows before it is"
+        kept += len(needed)
+    total = sum(map(len, done.values()))
+    assert dropped == total - kept
+    lengths = sum(version[2] + 8 for versions in done.values() for version in versions)
+    needed_bytes = sum(length + 8 for key in done for _, length in index.versions(key, 0, 201))
+    assert sum(garbage.values()) == lengths - needed_bytes
+    assert index.first_revision == compacted
+    assert len(index.revisions) == 202 - compacted
+
+
+def test_compaction_forgets_deleted_keys() -> None:
+    index, _ = grown(4)
+    for key in list(index.heads):
+        index.supersede(key, 202, 1 << 32, 10 | DEAD)
+        index.remove_head(key)
+    for _ in index.compact_steps(300, {}):
+        pass
+    assert not index.past and not index.past_keys and not index.heads and not index.keys
+
+
+def test_a_moved_version_is_found_at_its_new_place_and_others_stay() -> None:
+    index, done = grown(5)
+    for key, versions in done.items():
+        for mod, location, length, is_dead in versions:
+            assert index.move(key, mod, location + 1, 77) is None
+            assert index.move(key, mod, location, location + 7) == location
+            if not is_dead:
+                assert index.at(key, mod) == (location + 7, length)
+    assert index.move(b"key1", 9999, None, 1) is None
+    assert index.move(b"no such key", 2, None, 1) is None
+
+
+def test_the_packed_index_is_the_index() -> None:
+    index, _ = grown(6)
+    loaded = Index()
+    for chunk in index.pack_heads():
+        loaded.load_heads(chunk)
+    for chunk in index.pack_past():
+        loaded.load_past(chunk)
+    loaded.loaded()
+    assert loaded.heads == index.heads
+    assert loaded.past == index.past
+    assert list(loaded.keys) == sorted(index.heads)
+    assert list(loaded.past_keys) == sorted(index.past)
+
+
+def test_a_version_that_is_known_is_not_remembered_twice() -> None:
+    index = Index()
+    index.supersede(b"a", 5, 100, 10)
+    index.supersede(b"a", 7, 200, 10)
+    before = bytes(index.past[b"a"])
+    index.supersede(b"a", 5, 100, 10)
+    index.supersede(b"a", 7, 200, 10)
+    assert index.past[b"a"] == before

@@ -1,0 +1,171 @@
+"""Snapshots: a copy of a moment, whatever happens while it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from member_rig import MemberRig
+from store_rig import check_store, take_small_steps
+from test_recovery import live, random_write
+
+from etcdlite import bootstrap, proto, snap
+from etcdlite.bootstrap import StartError
+from etcdlite.disk import Disk
+from etcdlite.errors import EtcdError
+from etcdlite.member import NOSPACE
+from etcdlite.mvcc import ALARM, MEMBER
+
+URLS = "http://127.0.0.1:2380"
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_small_steps(monkeypatch)
+
+
+def lived(seed: int = 1, writes: int = 120) -> MemberRig:
+    rig = MemberRig(checkpoint_bytes=1)
+    live(rig, random.Random(seed), writes)
+    return rig
+
+
+def parts(rig: MemberRig) -> Any:
+    for response in snap.stream(rig.member):
+        yield proto.SnapshotResponse.decode(response).blob
+
+
+def opened(data_dir: Path) -> bootstrap.Opened:
+    return bootstrap.open_member(
+        Disk(),
+        str(data_dir),
+        "",
+        min_ttl_s=1,
+        segment_bytes=1 << 16,
+        wal_segment_bytes=1 << 16,
+        sync_enabled=True,
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_restored_member_holds_what_the_snapshot_held(seed: int, tmp_path: Path) -> None:
+    rig = lived(seed)
+    path = tmp_path / "backup"
+    path.write_bytes(b"".join(parts(rig)))
+    snap.restore(str(path), str(tmp_path / "restored"))
+    again = opened(tmp_path / "restored")
+    check_store(again.store, rig.story.model)
+    assert not again.notes
+    assert again.store.applied_index == rig.member.store.applied_index
+
+
+def test_a_snapshot_is_of_the_moment_its_reading_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snap, "CHUNK_BYTES", 100)
+    rig = lived()
+    rng = random.Random(2)
+    stage = len(rig.story.stages) - 1
+    blob = b""
+    for part in parts(rig):
+        blob += part
+        # Writes, checkpoints, and cleaning that removes the very files that are read.
+        rig.ask(random_write(rng, rig.story))
+        if rng.random() < 0.1:
+            rig.ask(proto.DefragmentRequest())
+    path = tmp_path / "backup"
+    path.write_bytes(blob)
+    snap.restore(str(path), str(tmp_path / "restored"))
+    check_store(opened(tmp_path / "restored").store, rig.story.fork(stage).model)
+
+
+def test_a_restored_member_is_one_of_its_own(tmp_path: Path) -> None:
+    rig = lived()
+    rig.ask(proto.AlarmRequest(action=1, memberID=7, alarm=NOSPACE))
+    path = tmp_path / "backup"
+    path.write_bytes(b"".join(parts(rig)))
+    snap.restore(
+        str(path),
+        str(tmp_path / "restored"),
+        name="new",
+        initial_cluster_token="token",
+        initial_advertise_peer_urls=URLS,
+    )
+    again = opened(tmp_path / "restored")
+    assert again.member_id == bootstrap.derive_member_id([URLS], "token") != rig.member.id
+    assert again.cluster_id != rig.member.cluster_id
+    (member,) = again.store.buckets[MEMBER].values()
+    found = proto.Member.decode(member)
+    assert (found.ID, found.name, list(found.peerURLs)) == (again.member_id, "new", [URLS])
+    assert not again.store.buckets.get(ALARM), "the alarm of another member was taken along"
+
+
+def test_the_announced_size_is_the_size(tmp_path: Path) -> None:
+    rig = lived()
+    left = None
+    for response in snap.stream(rig.member):
+        message = proto.SnapshotResponse.decode(response)
+        assert left is None or message.remaining_bytes == left - len(message.blob)
+        left = message.remaining_bytes
+    assert left == 0
+
+
+def test_the_status_tells_what_is_in_it(tmp_path: Path) -> None:
+    rig = lived()
+    blob = b"".join(parts(rig))
+    path = tmp_path / "backup"
+    path.write_bytes(blob)
+    status = snap.status(str(path))
+    assert status.revision == rig.story.model.revision
+    assert status.total_keys == len(rig.story.model.now)
+    assert status.total_size_bytes == len(blob)
+    digest = hashlib.sha256(blob[:-32]).digest()
+    assert blob[-32:] == digest and (len(blob) - 32) % 512 == 0
+    assert status.hash == int.from_bytes(digest[:4], "big")
+
+
+def test_a_damaged_snapshot_is_refused_and_leaves_no_member(tmp_path: Path) -> None:
+    blob = b"".join(parts(lived(writes=40)))
+    path = tmp_path / "backup"
+    rng = random.Random(5)
+    data_dir = tmp_path / "restored"
+    for number in range(150):
+        if number % 2:
+            broken = blob[: rng.randrange(len(blob))]
+        else:
+            changed = bytearray(blob)
+            changed[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
+            broken = bytes(changed)
+        path.write_bytes(broken)
+        for use in (
+            lambda: snap.status(str(path)),
+            lambda: snap.restore(str(path), str(data_dir)),
+        ):
+            with pytest.raises(snap.SnapshotError, match="backup"):
+                use()
+        assert not bootstrap.exists(Disk(), str(data_dir))
+    path.write_bytes(blob)
+    snap.restore(str(path), str(data_dir))
+    assert bootstrap.exists(Disk(), str(data_dir))
+
+
+def test_a_file_that_cannot_be_read_ends_the_stream_with_data_loss() -> None:
+    rig = lived()
+    stream = snap.stream(rig.member)
+    next(stream)
+    rig.disk.fail_at = 1  # type: ignore[attr-defined]
+    with pytest.raises(EtcdError, match="cannot read the snapshot"):
+        for _ in stream:
+            pass
+
+
+def test_a_directory_that_holds_a_member_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "backup"
+    path.write_bytes(b"".join(parts(lived(writes=20))))
+    snap.restore(str(path), str(tmp_path / "restored"))
+    with pytest.raises((snap.SnapshotError, StartError), match="already holds a member"):
+        snap.restore(str(path), str(tmp_path / "restored"))
+    opened(tmp_path / "restored")
