@@ -8,12 +8,16 @@ unless they are serializable, the rest is answered from this member's own state.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import etcdlite
-from etcdlite import proto, txn
+from etcdlite import cluster, proto, txn
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, EtcdError, error
-from etcdlite.member import Member, Session, alarm_name, needs_space
+from etcdlite.member import CHECKPOINT, Done, Member, Session, alarm_name, needs_space
+from etcdlite.proto import FRAME_HEADER_BYTES
+
+_KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
 
 Handler = Callable[[Member, Session, int, int, Any, bytes], None]
 """(member, session, request id, method, request, the request as a native frame)"""
@@ -122,6 +126,60 @@ def _status(
     session.reply(request_id, method, member.header(store.revision) + response.encode())
 
 
+def _time_to_live(
+    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
+) -> None:
+    if member.lessor.promoted:
+        member.read(session, request_id, method, request)
+    else:
+        _ask_leader(member, session, request_id, method, frame)
+
+
+def _ask_leader(
+    member: Member, session: Session, request_id: int, method: int, frame: bytes
+) -> None:
+    def answered(answer: bytes | EtcdError) -> None:
+        if isinstance(answer, EtcdError):
+            session.fail(request_id, method, answer)
+        else:
+            session.reply(request_id, method, answer)
+
+    if member.is_learner:
+        raise error("NotSupportedForLearner")
+    member.ask_leader(method, frame[FRAME_HEADER_BYTES:], answered)
+
+
+def _member_change(
+    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
+) -> None:
+    if not member.leads:
+        _ask_leader(member, session, request_id, method, frame)
+        return
+    changed, action = proto.Member(ID=0), _ACTIONS[method]
+    if action == cluster.ADD:
+        nonce = member.rng.getrandbits(64)
+        changed = cluster.new_member(
+            request.peerURLs, request.isLearner, f"{member.cluster_token}{nonce}"
+        )
+    else:
+        changed.ID = request.ID
+    if action == cluster.UPDATE:
+        cluster.check_urls(request.peerURLs)
+        changed.peerURLs = list(request.peerURLs)
+    change = proto.MemberChange(action=action, member=changed)
+    member.change_membership(session, request_id, method, change)
+
+
+def _move_leader(
+    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
+) -> None:
+    if not member.leads:
+        raise error("NotLeader")
+    if request.targetID not in member.cluster.voters:
+        raise error("BadLeaderTransferee")
+    member.move_leader(session, request_id, method, request.targetID)
+
+
 def _defragment(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
@@ -134,19 +192,67 @@ def _check_space(member: Member, frame: bytes) -> None:
         raise error("NoSpace")
 
 
-def keep_alive(member: Member, body: bytes) -> bytes:
-    """Answer one message of a LeaseKeepAlive stream. Raises EtcdError, DecodeError."""
+class Asked:
+    """A session for what the member asks itself, or the leader, on behalf of a call."""
+
+    is_blocked = False
+
+    def __init__(self, done: Done) -> None:
+        self._done = done
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        self._done(body)
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        self._done(failure)
+
+
+def keep_alive(member: Member, body: bytes, done: Done) -> None:
+    """Answer one message of a LeaseKeepAlive stream. Raises DecodeError."""
     request = proto.LeaseKeepAliveRequest.decode(body)
-    response = proto.LeaseKeepAliveResponse(ID=request.ID)
+    if not member.lessor.promoted:
+        if member.is_learner:
+            done(error("NotSupportedForLearner"))
+        else:
+            member.ask_leader(_KEEP_ALIVE, body, partial(_leader_kept_alive, member, body, done))
+    elif member.lessor.is_checkpointed(request.ID):
+        # A new leader must know of the renewal before the client does.
+        checkpoints = [proto.LeaseCheckpoint(ID=request.ID)]
+        member.propose_message(
+            Asked(partial(_checkpoint_undone, member, body, done)),
+            0,
+            CHECKPOINT,
+            proto.LeaseCheckpointRequest(checkpoints=checkpoints),
+        )
+    else:
+        done(_renew(member, request.ID))
+
+
+def _renew(member: Member, lease_id: int) -> bytes | EtcdError:
+    response = proto.LeaseKeepAliveResponse(ID=lease_id)
     try:
-        response.TTL = member.lessor.renew(request.ID, member.clock())
+        response.TTL = member.lessor.renew(lease_id, member.clock())
         member.metrics.leases_renewed += 1
     except EtcdError as failure:
         # A lease that is gone is an answer, with a TTL of 0, and not the end of the stream.
-        if failure.text != str(error("LeaseNotFound")):
-            raise
+        if failure.text != error("LeaseNotFound").text:
+            return failure
     encoded: bytes = response.encode()
     return member.header(member.store.revision) + encoded
+
+
+def _checkpoint_undone(member: Member, body: bytes, done: Done, answer: bytes | EtcdError) -> None:
+    if isinstance(answer, EtcdError):
+        done(answer)
+    else:
+        keep_alive(member, body, done)
+
+
+def _leader_kept_alive(member: Member, body: bytes, done: Done, answer: bytes | EtcdError) -> None:
+    if isinstance(answer, EtcdError) and answer.text == error("LeaderChanged").text:
+        keep_alive(member, body, done)  # It is this member now.
+    else:
+        done(answer)
 
 
 _HANDLERS: dict[str, Handler] = {
@@ -157,14 +263,26 @@ _HANDLERS: dict[str, Handler] = {
     "KV.Compact": _propose,
     "Lease.LeaseGrant": _lease_grant,
     "Lease.LeaseRevoke": _propose,
-    "Lease.LeaseTimeToLive": _read,
+    "Lease.LeaseTimeToLive": _time_to_live,
     "Lease.LeaseLeases": _read,
+    "Cluster.MemberAdd": _member_change,
+    "Cluster.MemberRemove": _member_change,
+    "Cluster.MemberUpdate": _member_change,
     "Cluster.MemberList": _member_list,
+    "Cluster.MemberPromote": _member_change,
     "Maintenance.Alarm": _propose,
     "Maintenance.Status": _status,
     "Maintenance.Defragment": _defragment,
     "Maintenance.Hash": _read_now,
     "Maintenance.HashKV": _read_now,
+    "Maintenance.MoveLeader": _move_leader,
+}
+
+_ACTIONS = {
+    proto.METHOD_BY_NAME["Cluster.MemberAdd"].number: cluster.ADD,
+    proto.METHOD_BY_NAME["Cluster.MemberRemove"].number: cluster.REMOVE,
+    proto.METHOD_BY_NAME["Cluster.MemberUpdate"].number: cluster.UPDATE,
+    proto.METHOD_BY_NAME["Cluster.MemberPromote"].number: cluster.PROMOTE,
 }
 
 HANDLERS: dict[int, tuple[Handler, Any]] = {

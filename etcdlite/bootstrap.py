@@ -3,6 +3,9 @@
     <data-dir>/lock          held by the running process
     <data-dir>/member/wal/   the write-ahead log (or in wal-dir)
     <data-dir>/member/data/  data segments and checkpoint
+    <data-dir>/member/incoming/          a snapshot while it comes from the leader
+    <data-dir>/member/snapshot-<index>/  that snapshot when it is whole (index in 16 hex digits)
+    <data-dir>/member/data.old/          data that a snapshot replaces, about to be removed
 
 The folder `member` appears by one rename when everything in it is durable, so an interrupted first
 start or restore leaves nothing that looks like a member.
@@ -19,7 +22,7 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from etcdlite import proto
+from etcdlite import checkpoint, proto
 from etcdlite.checkpoint import NAME as CHECKPOINT
 from etcdlite.disk import Disk, File
 from etcdlite.lease import Lessor
@@ -149,6 +152,64 @@ def finish(
     disk.sync_dir(os.path.dirname(os.path.abspath(data_dir)))
 
 
+# A snapshot from the leader replaces the data in steps, each of which a crash may follow: the
+# snapshot gets its own name; the log is marked as replaced by it, and from then on it counts; the
+# data is moved away; the snapshot is moved to its place.
+
+_SNAPSHOT = "snapshot-"
+
+
+def incoming_directory(data: str) -> str:
+    """Where a snapshot is received, for the member whose data folder is `data`."""
+    return f"{os.path.dirname(data)}/incoming"
+
+
+def keep_incoming(disk: Disk, data: str, index: int) -> None:
+    """What was received is whole and synced."""
+    directory = os.path.dirname(data)
+    _remove_tree(disk, f"{directory}/{_SNAPSHOT}{index:016x}")
+    disk.rename(f"{directory}/incoming", f"{directory}/{_SNAPSHOT}{index:016x}")
+    disk.sync_dir(directory)
+
+
+def install_snapshot(disk: Disk, data: str, index: int) -> None:
+    """Put the snapshot in the place of the data. The log is marked already."""
+    directory = os.path.dirname(data)
+    _remove_tree(disk, f"{data}.old")
+    if disk.exists(data):
+        disk.rename(data, f"{data}.old")
+    disk.rename(f"{directory}/{_SNAPSHOT}{index:016x}", data)
+    disk.sync_dir(directory)
+    _remove_tree(disk, f"{data}.old")
+
+
+def drop_snapshot(disk: Disk, data: str, index: int) -> None:
+    """It is not needed."""
+    _remove_tree(disk, f"{os.path.dirname(data)}/{_SNAPSHOT}{index:016x}")
+
+
+def _settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
+    """Finish what a crash interrupted. `marker_index`: of the log's latest snapshot marker."""
+    directory = os.path.dirname(data)
+    _remove_tree(disk, f"{directory}/incoming")
+    for name in disk.list(directory):
+        if not name.startswith(_SNAPSHOT):
+            continue
+        index = int(name[len(_SNAPSHOT) :], 16)
+        # The marker is also set by this member's own checkpoints.
+        is_older = not disk.exists(data) or checkpoint.applied_index(disk, data) < index
+        if index == marker_index and is_older:
+            install_snapshot(disk, data, index)
+        else:
+            drop_snapshot(disk, data, index)
+    _remove_tree(disk, f"{data}.old")
+
+
+def _remove_tree(disk: Disk, path: str) -> None:
+    if disk.exists(path):
+        disk.remove_tree(path)
+
+
 def open_member(
     disk: Disk,
     data_dir: str,
@@ -162,11 +223,6 @@ def open_member(
     """Recover a member's state. Raises StartError, DataDamaged, WALError, OSError."""
     directory = f"{data_dir}/member"
     logs = wal_directory(data_dir, wal_dir)
-    if not disk.exists(f"{directory}/data/{CHECKPOINT}"):
-        raise StartError(
-            f"{directory}/data/{CHECKPOINT} is missing: the data directory is incomplete. Restore "
-            "this member from a backup with 'etcdlite-ctl snapshot restore'"
-        )
     if not WAL.exists(disk, logs):
         raise StartError(
             f"there is no write-ahead log in {logs}, but {directory} holds a member's data. Give "
@@ -174,6 +230,12 @@ def open_member(
             "'etcdlite-ctl snapshot restore'"
         )
     wal, recovered = WAL.open(disk, logs, wal_segment_bytes, sync_enabled=sync_enabled)
+    _settle_snapshots(disk, f"{directory}/data", recovered.snapshot[0])
+    if not disk.exists(f"{directory}/data/{CHECKPOINT}"):
+        raise StartError(
+            f"{directory}/data/{CHECKPOINT} is missing: the data directory is incomplete. Restore "
+            "this member from a backup with 'etcdlite-ctl snapshot restore'"
+        )
     lessor = Lessor(min_ttl_s)
     store = Store.open(disk, f"{directory}/data", lessor, segment_bytes)
     cluster_id, member_id = _IDENTITY.unpack(recovered.metadata)

@@ -37,6 +37,7 @@ MAGIC = b"ETCDLCHK"
 FORMAT_VERSION = 1
 FILE_HEADER = struct.Struct("<8sI")
 CHUNK_HEADER = struct.Struct("<IBI")
+_U64 = struct.Struct("<Q")
 
 META = 1
 BUCKET = 2
@@ -93,3 +94,11 @@ def unpack(disk: Disk, path: str) -> Iterator[tuple[int, bytes]]:
                 return
     finally:
         file.close()
+
+
+def applied_index(disk: Disk, directory: str) -> int:
+    """The applied index of the checkpoint in a data folder. Raises DataDamaged, OSError."""
+    for kind, body in unpack(disk, f"{directory}/{NAME}"):
+        if kind == META:
+            return int(_U64.unpack_from(body, 16)[0])
+    raise DataDamaged(f"{directory}/{NAME}", 0, "the checkpoint has no META chunk")

@@ -94,6 +94,7 @@ class Housekeeping:
         self._task_is_out = False
         self._waiting_compaction: list[tuple[Session, int, int]] = []
         self._waiting_defragment: list[tuple[Session, int, int]] = []
+        self._defragmenting: list[tuple[Session, int, int]] = []
 
     # From requests.
 
@@ -182,6 +183,20 @@ class Housekeeping:
     def finished(self) -> None:
         self._task_is_out = False
 
+    def stop(self) -> None:
+        """The store is about to be replaced, and no task is out: leave what is under way."""
+        self._job = None
+        self._task = None
+
+    def restart(self) -> None:
+        """The member has another store now."""
+        self.logged_bytes = 0
+        self._checkpoint_index = -1
+        self._compaction_began = None
+        self._compaction_dropped = 0
+        self._waiting_defragment += self._defragmenting
+        self._defragmenting = []
+
     def close(self) -> None:
         """Write a last checkpoint, so that the next start is quick, and close the store. Blocks;
         no task may be out. A job that is under way is left: it can be, at any step."""
@@ -246,7 +261,7 @@ class Housekeeping:
     def _defragment(self) -> Job:
         member = self._member
         store = member.store
-        asked = self._waiting_defragment
+        self._defragmenting = self._waiting_defragment
         self._waiting_defragment = []
         before = store.size_bytes
         began = member.clock()
@@ -261,6 +276,7 @@ class Housekeeping:
             **{"previous-db-size-bytes": before, "current-db-size-bytes": store.size_bytes},
         )
         member.metrics.defragment_s.observe(member.clock() - began)
-        for session, request_id, method in asked:
+        for session, request_id, method in self._defragmenting:
             # As in etcd, without even a header.
             session.reply(request_id, method, b"")
+        self._defragmenting = []

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import random
 from heapq import heappop, heappush, heapreplace
+from math import ceil
 
 from etcdlite import errors
 from etcdlite.proto import read_varint, varint
@@ -276,6 +277,20 @@ class Lessor:
         if not self.promoted:
             raise errors.error("NotLeader")
         return self._lease(lease_id).deadline - now
+
+    def checkpoints(self, now: float, longer_than_s: float) -> list[tuple[int, int]]:
+        """(id, seconds left) of leases with a TTL above `longer_than_s`, for the next leader."""
+        return [
+            (lease_id, max(1, ceil(lease.deadline - now)))
+            for lease_id, lease in sorted(self._leases.items())
+            if lease.ttl_s > longer_than_s and lease.deadline - now < lease.ttl_s
+        ]
+
+    def is_checkpointed(self, lease_id: int) -> bool:
+        """The next leader would give the lease less than its TTL: to be undone before a renewal is
+        promised."""
+        lease = self._leases.get(lease_id)
+        return lease is not None and lease.remaining_ttl_s > 0
 
     def expired(self, now: float, limit: int) -> list[int]:
         """At most `limit` ids of leases that are due: the caller replicates a revoke of each.

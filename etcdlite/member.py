@@ -1,16 +1,21 @@
 """One cluster member, sans-IO: requests in, replies out, and what must be written in between.
 
-A member joins consensus (`raft.py`), the state machine (`mvcc.py`, `lease.py`) and the watches
-(`watch.py`). It owns no socket, file handle, thread or clock: its owner
+A member joins consensus (`raft.py`), the state machine (`mvcc.py`, `lease.py`, `cluster.py`), the
+watches (`watch.py`) and the way to the other members (`peer.py`). It owns no socket, file handle,
+thread or clock: its owner
 
-- hands it work: `propose` and `read` (from `api.py`), `persisted`, `tick`, `finished`;
+- hands it work: `propose` and `read` (from `api.py`), what the connections of `peer.py` receive,
+  `persisted`, `tick`, `finished`;
 - calls `turn` after each bunch of that, which moves everything forward by about one time slice;
 - writes what `take_saves` gives to the write-ahead log, in order, and then calls `persisted`;
-- runs the slow disk work that `take_task` gives anywhere, and then calls `finished`.
+- runs the slow disk work that `take_task` gives anywhere, and then calls `finished`;
+- keeps the connections that `peers` wants.
 
 A write's way: `propose` collects it; `turn` makes all collected writes one raft entry (or few), so
-that consensus costs per batch and not per write; when the entry is durable and committed, its
-writes are applied in order, each with its own revision, and answered.
+that consensus costs per batch and not per write; a follower hands the entry to the leader; when it
+is durable here and committed, its writes are applied in order, each with its own revision, and
+answered by the member that took them. An entry that never got into the leader's log is proposed
+again; one that may have is waited for, and given up in the end, but never proposed twice.
 
 The payload of an entry, all integers little-endian:
 
@@ -20,10 +25,12 @@ The payload of an entry, all integers little-endian:
     8   8  id of the member that proposed it
     16  8  number of the batch at that member, so that it finds who waits for the answers
     24     the requests, each as a frame of the native protocol: the very bytes the client sent
-           (the request id in it means nothing here)
+           (the request id in it means nothing here), or one of the internal methods below
+
+A membership change is an entry of its own kind, with one request, a `MemberChange`.
 
 A linearizable read waits for a ReadIndex and for the state machine to reach it; one round serves
-all reads that waited when it began.
+all reads that waited when it began. A round that is not confirmed is begun anew.
 
 Invariants: nothing is answered before it is applied, nothing applied before it is committed and
 durable; reads never see half of an entry's request; requests of an entry apply the same on every
@@ -32,21 +39,38 @@ member (whatever is drawn or measured is drawn before it is proposed).
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Protocol
 
-from etcdlite import log, proto, txn
+from etcdlite import bootstrap, cluster, log, proto, txn
+from etcdlite.cluster import Cluster
 from etcdlite.data import DataDamaged
 from etcdlite.errors import EtcdError, error
 from etcdlite.housekeeping import Housekeeping
 from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
-from etcdlite.mvcc import ALARM, LEASE, MEMBER, Store
-from etcdlite.proto import FRAME, FRAME_HEADER_BYTES, MAX_VARINT_BYTES, varint
-from etcdlite.raft import LEADER, Entry, HardState, NotLeader, Raft, RequestDropped
+from etcdlite.mvcc import ALARM, LEASE, Store
+from etcdlite.peer import FORWARD, Peers
+from etcdlite.proto import FRAME, FRAME_HEADER_BYTES, MAX_VARINT_BYTES, DecodeError, varint
+from etcdlite.raft import (
+    ENTRY_CONF_CHANGE,
+    ENTRY_NORMAL,
+    FOLLOWER,
+    LEADER,
+    SNAP,
+    Entry,
+    Message,
+    NotLeader,
+    Raft,
+    RequestDropped,
+    Snapshot,
+)
+from etcdlite.snap import Image, Incoming
+from etcdlite.wal import Save
 from etcdlite.watch import WatchHub
 
 ENTRY_VERSION = 1
@@ -79,6 +103,32 @@ MAX_SLOW_READS = 4
 REVOKES_PER_TICK = 1000
 """Expired leases proposed for revocation at once."""
 
+READ_RETRY_S = 0.5
+"""A read round without an answer for this long is begun anew."""
+
+PUBLISH_RETRY_S = 1.0
+"""How often a member looks whether the cluster knows its name and URLs."""
+
+CONNECTED_S = 5.0
+"""A member must be in contact for so long to count as healthy in a membership change (as etcd)."""
+
+CAMPAIGN_STAGGER_S = 0.03
+"""When the leader's process is known to be dead, the others campaign this far apart, so that they
+do not split the votes."""
+
+CAMPAIGN_RETRY_S = 0.1
+MAX_CAMPAIGNS = 5
+"""After this many attempts the election timeout decides."""
+
+CHECKPOINT_LEASES_INTERVAL_S = 300.0
+"""How often the leader writes down what is left of long leases (as in etcd)."""
+
+MAX_HELD_ASKS = 10_000
+"""Questions that wait for a leader; more are answered "too many requests"."""
+
+CHECKPOINT_LEASES = 1000
+"""Leases written down at once."""
+
 RANGE = proto.METHOD_BY_NAME["KV.Range"].number
 PUT = proto.METHOD_BY_NAME["KV.Put"].number
 DELETE_RANGE = proto.METHOD_BY_NAME["KV.DeleteRange"].number
@@ -87,8 +137,13 @@ COMPACT = proto.METHOD_BY_NAME["KV.Compact"].number
 LEASE_GRANT = proto.METHOD_BY_NAME["Lease.LeaseGrant"].number
 LEASE_REVOKE = proto.METHOD_BY_NAME["Lease.LeaseRevoke"].number
 ALARM_METHOD = proto.METHOD_BY_NAME["Maintenance.Alarm"].number
+# Internal: nobody but a member proposes these.
 PUBLISH = 0xE1
-"""Internal: a `Member` message; its name and client URLs become those of that member."""
+"""A `Member` message; its name and client URLs become those of that member."""
+MEMBER_CHANGE = 0xE2
+"""A `MemberChange`, in an entry of its own kind."""
+CHECKPOINT = 0xE3
+"""`LeaseCheckpointRequest`."""
 
 NOSPACE = 1
 CORRUPT = 2
@@ -114,6 +169,9 @@ class Session(Protocol):
 
 Waiter = tuple["Session | None", int, int, Any]
 """(session or None, request id, method, decoded request)"""
+
+Done = Callable[["bytes | EtcdError"], None]
+"""Told the answer to a question."""
 
 Steps = Generator[None, None, bytes]
 """Work in slices whose result is the encoded response without its header."""
@@ -141,6 +199,10 @@ class Member:
         warn_apply_s: float,
         warn_request_s: float,
         checkpoint_bytes: int,
+        members: Iterable[Any] = (),
+        max_learners: int = 1,
+        strict_reconfig_check: bool = True,
+        cluster_token: str = "",
     ) -> None:
         self.id = member_id
         self.cluster_id = cluster_id
@@ -165,6 +227,16 @@ class Member:
         )
         self.metrics = Metrics()
         self.housekeeping = Housekeeping(self, checkpoint_bytes)
+        self.cluster = Cluster(store, max_learners)
+        self.strict_reconfig_check = strict_reconfig_check
+        self.cluster_token = cluster_token
+        self.peers = Peers(self)
+        self.peers.update(self.cluster.members or {member.ID: member for member in members})
+        self.incoming = Incoming(self)
+        self.attributes: Any = None
+        """A `Member` message: the name and client URLs that the cluster shall know of this one."""
+        self.removed_since: float | None = None
+        """Since when this member knows that it was removed from the cluster, and must stop."""
         self.alarms: set[tuple[int, int]] = set()
         self._is_raising = False
         """An alarm of this member is on its way through the log."""
@@ -172,18 +244,42 @@ class Member:
         self.space_left = 0
         self._measure_space()
         self.leader_changes = 0
+        self._known_leader = 0
 
         self._proposals: list[Waiter] = []
         self._frames: list[bytes] = []
         self._proposed_bytes = 0
         self._batch = rng.getrandbits(32) << 20
-        self._waiting: dict[int, tuple[float, list[Waiter]]] = {}
-        self._saves: list[tuple[HardState | None, Sequence[Entry]]] = []
+        self._waiting: dict[int, tuple[float, list[Waiter], int]] = {}
+        """By number of the batch: since when who waits for it, and its weight in bytes."""
+        self._held: deque[tuple[int, int, bytes]] = deque()
+        """(kind, batch, payload) of entries that could not be proposed yet."""
+        self._held_asks: deque[tuple[float, int, bytes, Done]] = deque()
+        """(until when, method, body, whom to tell) of questions that await a leader."""
+        self._saves: list[Save] = []
+        self._unsynced: deque[float] = deque()
+        """When each save that is not durable yet was handed out."""
+        self._handed_over_at = -math.inf
+        self._installing: Snapshot | None = None
+        """The snapshot from the leader that is about to take the place of the data."""
+        self._installed: Store | None = None
+        self._is_installing = False
+        self._tasks: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
+        self._task_done: Callable[[], None] | None = None
+        self._leader_lost_at = -math.inf
+        self._campaign_at = math.inf
+        self._campaigns = 0
+        self._published_at = -math.inf
+        self._transfers: list[tuple[float, int, Waiter]] = []
+        """Since when who waits for whom to lead."""
+        self._leases_checkpointed_at = clock()
         self._committed: deque[Entry] = deque()
         self._applying: Generator[None, None, None] | None = None
         self._applied_entry: Entry | None = None
         self._reads: list[Waiter] = []
-        self._read_rounds: dict[bytes, list[Waiter]] = {}
+        self._read_rounds: dict[bytes, list[tuple[float, list[Waiter]]]] = {}
+        """Reads that wait for their round, by its context, and since when."""
+        self._round_began_at = -math.inf
         self._ready_reads: deque[tuple[int, list[Waiter]]] = deque()
         self._slow_reads: deque[tuple[Steps, Waiter]] = deque()
         self._unstarted_reads: deque[Waiter] = deque()
@@ -204,6 +300,9 @@ class Member:
         self, session: Session | None, request_id: int, method: int, request: Any, frame: bytes
     ) -> None:
         """Replicate and apply a write; the session gets its answer. Never raises."""
+        if self.is_learner and session is not None:
+            session.fail(request_id, method, error("NotSupportedForLearner"))
+            return
         size = len(frame)
         size += REQUEST_BYTES
         if self._proposed_bytes + size > MAX_PROPOSED_BYTES:
@@ -225,21 +324,148 @@ class Member:
 
     def read(self, session: Session, request_id: int, method: int, request: Any) -> None:
         """Answer a read once it is linearizable."""
+        if self.is_learner:
+            session.fail(request_id, method, error("NotSupportedForLearner"))
+            return
         self._reads.append((session, request_id, method, request))
 
     def read_now(self, session: Session, request_id: int, method: int, request: Any) -> None:
         """Answer a serializable read from what is applied here."""
         self._ready_reads.append((0, [(session, request_id, method, request)]))
 
-    def persisted(self, saves: Sequence[tuple[HardState | None, Sequence[Entry]]]) -> None:
+    def change_membership(
+        self, session: Session, request_id: int, method: int, change: Any
+    ) -> None:
+        """Have a `MemberChange` agreed on; for the leader. Raises EtcdError."""
+        self.cluster.check(change)
+        self.cluster.check_safe(
+            change, self.id, self._is_connected, strict=self.strict_reconfig_check
+        )
+        if change.action == cluster.PROMOTE and not self.raft.learner_is_ready(change.member.ID):
+            raise error("LearnerNotReady")
+        frame = proto.frame(1, MEMBER_CHANGE, 0, change.encode())
+        waiters: list[Waiter] = [(session, request_id, method, change)]
+        self._propose_entry(ENTRY_CONF_CHANGE, waiters, [frame])
+
+    def move_leader(self, session: Session, request_id: int, method: int, node: int) -> None:
+        """Have the voter `node` lead, and answer when it does; for the leader."""
+        if node != self.id:
+            try:
+                self.raft.transfer_leader(node)
+            except ValueError:
+                raise error("BadLeaderTransferee") from None
+        self._transfers.append((self.clock(), node, (session, request_id, method, None)))
+        self._answer_transfers()
+
+    def _answer_transfers(self) -> None:
+        leader = self.raft.leader
+        now = self.clock()
+        for transfer in self._transfers[:]:
+            since, node, (session, request_id, method, _) = transfer
+            if leader == node:
+                self._transfers.remove(transfer)
+                assert session is not None
+                session.reply(request_id, method, self.header(self.store.revision))
+            elif now - since > self.request_timeout_s:
+                self._transfers.remove(transfer)
+                assert session is not None
+                session.fail(request_id, method, error("TimeoutDueToLeaderFail"))
+
+    def _is_connected(self, node: int) -> bool:
+        link = self.peers.links.get(node)
+        return (
+            link is not None and link.since is not None and link.since <= self.clock() - CONNECTED_S
+        )
+
+    def ask_leader(self, method: int, body: bytes, done: Done) -> None:
+        """Put a question to the leader; asked again if it moves meanwhile. `done` is called once,
+        with the answer or an EtcdError."""
+        until = self.clock() + self.request_timeout_s
+
+        def answered(answer: bytes | EtcdError) -> None:
+            if isinstance(answer, EtcdError) and answer.text == error("NotLeader").text:
+                self._held_asks.append((until, method, body, done))
+            else:
+                done(answer)
+
+        leader = self.raft.leader
+        if leader and leader != self.id and self.peers.is_open(leader):
+            self.peers.ask(leader, method, body, answered)
+        elif len(self._held_asks) < MAX_HELD_ASKS:
+            self._held_asks.append((until, method, body, done))
+        else:
+            done(error("RequestTooManyRequests"))
+
+    # From the other members.
+
+    def step(self, message: Message) -> None:
+        """A raft message came."""
+        self.raft.step(message)
+
+    def forwarded(self, data: bytes) -> None:
+        """A follower hands over the payload of an entry. Raises EtcdError if it is not taken."""
+        if len(data) <= ENTRY_HEADER.size or data[0] != ENTRY_VERSION:
+            raise DecodeError("a forwarded entry has no payload")
+        try:
+            self.raft.propose(data)
+        except NotLeader:
+            raise error("NotLeader") from None
+        except RequestDropped:
+            raise error("RequestTooManyRequests") from None
+
+    def peer_opened(self, node: int) -> None:
+        """Messages can be sent to that member (again)."""
+        if node == self.raft.leader:
+            self._retry_held()
+
+    def peer_died(self, node: int) -> None:
+        """The process of that member is dead. If it was the leader there is no need to wait for
+        the election timeout; the pre-vote still protects a leader that others hear of."""
+        if node != self.raft.leader or self.raft.role != FOLLOWER:
+            return
+        log.info("the leader's process is gone", leader=f"{node:x}")
+        self.raft.forget_leader()
+        if self.id in self.raft.voters:
+            others = sorted(self.raft.voters - {node})
+            self._campaigns = MAX_CAMPAIGNS
+            self._campaign_at = self.clock() + others.index(self.id) * CAMPAIGN_STAGGER_S
+
+    def snapshot_received(self, node: int, offer: Any) -> None:
+        """The leader's snapshot is on disk, under a name of its own."""
+        snapshot = Snapshot(offer.index, offer.term, tuple(offer.voters), tuple(offer.learners))
+        self.raft.step(Message(SNAP, self.id, node, offer.leader_term, snapshot=snapshot))
+        if self.raft.log.applied >= self.raft.log.offset:
+            # It came too late: this member has everything that is in it.
+            disk, directory = self.store.disk, self.store.directory
+            bootstrap.drop_snapshot(disk, directory, offer.index)
+
+    def was_removed(self) -> None:
+        """This member is not in the cluster any more."""
+        if self.removed_since is None:
+            self.removed_since = self.clock()
+
+    # From the owner.
+
+    def persisted(self, saves: Sequence[Save]) -> None:
         """What `take_saves` gave is durable."""
-        for _, entries in saves:
-            if entries:
-                self.raft.persisted(entries[-1].index, entries[-1].term)
+        for save in saves:
+            self._unsynced.popleft()
+            if save.snapshot is not None:
+                self._installing = save.snapshot
+            if save.entries:
+                self.raft.persisted(save.entries[-1].index, save.entries[-1].term)
+            for message in save.messages:
+                self._deliver(message)
 
     def finished(self) -> None:
         """The task that `take_task` gave is done."""
-        self.housekeeping.finished()
+        done, self._task_done = self._task_done, None
+        assert done is not None
+        done()
+
+    def run_task(self, task: Callable[[], None], done: Callable[[], None]) -> None:
+        """Have slow disk work done away from the loop, before that of `housekeeping`."""
+        self._tasks.append((task, done))
 
     def tick(self) -> None:
         """A heartbeat interval has passed."""
@@ -251,31 +477,145 @@ class Member:
                 log.debug("lease expired", lease=f"{lease_id:016x}")
                 self.metrics.leases_expired += 1
                 self.propose_message(None, 0, LEASE_REVOKE, proto.LeaseRevokeRequest(ID=lease_id))
+            self._checkpoint_leases(now)
+            self._hand_over_if_slow(now)
+        self._publish(now)
         self.hub.tick(now)
-        self.housekeeping.tick(now)
+        if not self._is_installing:
+            self.housekeeping.tick(now)
         self._give_up_waiting(now)
+        self._retry_held()
+        if self._read_rounds and now - self._round_began_at > READ_RETRY_S:
+            self._begin_read_round()
+        if self._transfers:
+            self._answer_transfers()
 
     def _give_up_waiting(self, now: float) -> None:
         expired = now - self.request_timeout_s
-        for batch, (since, waiters) in list(self._waiting.items()):
+        for batch, (since, waiters, size) in list(self._waiting.items()):
             if since > expired:
                 break
             del self._waiting[batch]
+            self._proposed_bytes -= size
             self.metrics.proposals_pending -= len(waiters)
             self.metrics.proposals_failed += len(waiters)
-            self._fail(waiters, error("Timeout"))
+            self._fail(waiters, self._timeout(since))
+        while self._held and self._held[0][1] not in self._waiting:
+            self._held.popleft()
+        while self._held_asks and self._held_asks[0][0] <= now:
+            _, _, _, done = self._held_asks.popleft()
+            done(self._timeout(now - self.request_timeout_s))
+        for context, groups in list(self._read_rounds.items()):
+            left = [group for group in groups if group[0] > expired]
+            for _, reads in groups[: len(groups) - len(left)]:
+                self.metrics.read_rounds_failed += 1
+                self._fail(reads, error("Timeout"))
+            if left:
+                self._read_rounds[context] = left
+            else:
+                del self._read_rounds[context]
+
+    def _timeout(self, since: float) -> EtcdError:
+        """What a request that waited `since` then is told, in etcd's words."""
+        leader = self.raft.leader
+        if since <= self._leader_lost_at:
+            return error("TimeoutDueToLeaderFail")
+        if leader and leader != self.id and not self.peers.is_open(leader):
+            return error("TimeoutDueToConnectionLost")
+        return error("Timeout")
+
+    def _publish(self, now: float) -> None:
+        """Let the cluster know this member's name and client URLs, if they have changed."""
+        wanted = self.attributes
+        if wanted is None or now - self._published_at < PUBLISH_RETRY_S or not self.raft.leader:
+            return
+        self._published_at = now
+        known = self.cluster.members.get(self.id)
+        if (
+            known is None
+            or known.name != wanted.name
+            or list(known.clientURLs) != list(wanted.clientURLs)
+        ):
+            self.propose_message(None, 0, PUBLISH, wanted)
+
+    def _checkpoint_leases(self, now: float) -> None:
+        """Write down what is left of long leases, so that a new leader does not start them anew."""
+        if now - self._leases_checkpointed_at < CHECKPOINT_LEASES_INTERVAL_S:
+            return
+        self._leases_checkpointed_at = now
+        due = self.lessor.checkpoints(now, CHECKPOINT_LEASES_INTERVAL_S)
+        for at in range(0, len(due), CHECKPOINT_LEASES):
+            checkpoints = [
+                proto.LeaseCheckpoint(ID=lease_id, remaining_TTL=remaining_s)
+                for lease_id, remaining_s in due[at : at + CHECKPOINT_LEASES]
+            ]
+            request = proto.LeaseCheckpointRequest(checkpoints=checkpoints)
+            self.propose_message(None, 0, CHECKPOINT, request)
+
+    def _hand_over_if_slow(self, now: float) -> None:
+        """A leader whose disk does not answer lets another one lead, if one has the whole log."""
+        limit_s = self.election_timeout_s / 2
+        if not self._unsynced or now - self._unsynced[0] < limit_s:
+            return
+        if now - self._handed_over_at < 2 * self.election_timeout_s:
+            return
+        heir = self._heir()
+        if heir:
+            self._handed_over_at = now
+            log.warn(
+                "the disk is slow; handing leadership over",
+                took=f"{now - self._unsynced[0]:.2f}s",
+                **{"new-leader": f"{heir:x}"},
+            )
+            self.raft.transfer_leader(heir)
+
+    def _heir(self) -> int:
+        """The other voter that has most of the log, 0 if none is in contact."""
+        progress = self.raft.progress
+        ready = [
+            node
+            for node in self.raft.voters - {self.id}
+            if self.peers.is_open(node) and progress[node].recent_active
+        ]
+        return max(ready, key=lambda node: (progress[node].match, node), default=0)
+
+    def hand_over(self) -> bool:
+        """Before an orderly stop: have another member lead. True if there is something to wait
+        for."""
+        if self.raft.role != LEADER:
+            return False
+        heir = self._heir()
+        if not heir:
+            return False
+        if self.clock() - self._handed_over_at > self.election_timeout_s:
+            self._handed_over_at = self.clock()
+            self.raft.transfer_leader(heir)
+        return True
 
     # Output.
 
-    def take_saves(self) -> list[tuple[HardState | None, Sequence[Entry]]]:
-        """What is to be written to the log, in order; each pair is one Ready's."""
+    def take_saves(self) -> list[Save]:
+        """What is to be written to the log, in order; each is one Ready's."""
         saves = self._saves
         self._saves = []
         return saves
 
     def take_task(self) -> Callable[[], None] | None:
         """Slow disk work to run away from the loop, one at a time."""
-        return self.housekeeping.take_task()
+        if self._task_done is not None:
+            return None
+        if self._tasks:
+            task, self._task_done = self._tasks.popleft()
+            return task
+        housekeeping_task = self.housekeeping.take_task()
+        if housekeeping_task is not None:
+            self._task_done = self.housekeeping.finished
+        return housekeeping_task
+
+    @property
+    def wakes_at(self) -> float:
+        """When `turn` has something to do, besides `tick`; on the member's clock."""
+        return self._campaign_at
 
     @property
     def has_work(self) -> bool:
@@ -286,7 +626,7 @@ class Member:
             or bool(self._committed)
             or self.raft.has_ready()
             or self._catching_up
-            or self.housekeeping.has_work
+            or (not self._is_installing and self.housekeeping.has_work)
         )
 
     @property
@@ -306,6 +646,15 @@ class Member:
         """An alarm says that members differ: no write is taken any more. (Reads are, as in etcd: it
         is by them that an operator finds out what is true.)"""
         return any(kind == CORRUPT for _, kind in self.alarms)
+
+    @property
+    def leads(self) -> bool:
+        """This member is the leader, as far as it knows."""
+        return self.raft.role == LEADER
+
+    @property
+    def is_learner(self) -> bool:
+        return self.id in self.raft.learners
 
     @property
     def is_applying(self) -> bool:
@@ -330,7 +679,10 @@ class Member:
 
     def turn(self) -> None:
         """Move everything forward; long work by one slice."""
-        self._deadline = self.clock() + SLICE_S
+        now = self.clock()
+        self._deadline = now + SLICE_S
+        if now >= self._campaign_at:
+            self._campaign(now)
         if self._proposals:
             self._propose_batch()
         if self._reads:
@@ -339,6 +691,8 @@ class Member:
             self._take_ready()
         if self._applying is not None or self._committed:
             self._apply()
+        elif self._installing is not None:
+            self._install()
         if self._ready_reads and self._applying is None:
             self._serve_reads()
         if self._slow_reads and self._applying is None:
@@ -348,44 +702,90 @@ class Member:
 
     def housekeep(self) -> None:
         """A slice of background work, after a turn's results were handed out."""
-        if self._applying is None and self.housekeeping.has_work:
+        if self._applying is None and not self._is_installing and self.housekeeping.has_work:
             self._deadline = self.clock() + SLICE_S
             self.housekeeping.run(self.slice_is_over)
 
     def slice_is_over(self) -> bool:
         return self.clock() >= self._deadline
 
+    def _campaign(self, now: float) -> None:
+        """The leader is known to be dead: try to follow it."""
+        self._campaigns -= 1
+        self._campaign_at = now + CAMPAIGN_RETRY_S if self._campaigns else math.inf
+        if not self.raft.leader:
+            self.raft.campaign()
+
     def _propose_batch(self) -> None:
         waiters, frames = self._proposals, self._frames
         self._proposals, self._frames = [], []
         if sum(map(len, frames)) <= MAX_ENTRY_BYTES:
-            self._propose_entry(waiters, frames)
+            self._propose_entry(ENTRY_NORMAL, waiters, frames)
             return
         start = size = 0
         for at, frame in enumerate(frames):
             if size and size + len(frame) > MAX_ENTRY_BYTES:
-                self._propose_entry(waiters[start:at], frames[start:at])
+                self._propose_entry(ENTRY_NORMAL, waiters[start:at], frames[start:at])
                 start, size = at, 0
             size += len(frame)
-        self._propose_entry(waiters[start:], frames[start:])
+        self._propose_entry(ENTRY_NORMAL, waiters[start:], frames[start:])
 
-    def _propose_entry(self, waiters: list[Waiter], frames: list[bytes]) -> None:
+    def _propose_entry(self, kind: int, waiters: list[Waiter], frames: list[bytes]) -> None:
         self._batch += 1
         header = ENTRY_HEADER.pack(ENTRY_VERSION, len(frames), self.id, self._batch)
         data = b"".join((header, *frames))
+        size = len(data) - ENTRY_HEADER.size + REQUEST_BYTES * len(frames)
+        if kind == ENTRY_CONF_CHANGE:
+            self._proposed_bytes += size
+        self._waiting[self._batch] = (self.clock(), waiters, size)
+        self.metrics.proposals_pending += len(waiters)
+        self.metrics.batch_requests.observe(len(waiters))
+        self._try_propose(kind, self._batch, data)
+
+    def _try_propose(self, kind: int, batch: int, data: bytes) -> None:
+        """Bring an entry into the leader's log, now or, if it surely did not get there, later."""
         try:
-            self.raft.propose(data)
-        except NotLeader:
-            self._fail(waiters, error("NoLeader"))
-        except RequestDropped:
-            self._fail(waiters, error("RequestTooManyRequests"))
-        else:
-            self._waiting[self._batch] = (self.clock(), waiters)
-            self.metrics.proposals_pending += len(waiters)
-            self.metrics.batch_requests.observe(len(waiters))
+            if kind == ENTRY_CONF_CHANGE:
+                self.raft.propose_conf_change(data)
+            else:
+                self.raft.propose(data)
             return
-        self.metrics.proposals_failed += len(waiters)
-        self._proposed_bytes -= len(data) - ENTRY_HEADER.size + REQUEST_BYTES * len(frames)
+        except NotLeader as failure:
+            leader = failure.leader
+            if leader and kind == ENTRY_NORMAL and self.peers.is_open(leader):
+                self.peers.ask(
+                    leader,
+                    FORWARD,
+                    data,
+                    lambda answer: self._forward_answered(batch, data, answer),
+                )
+                return
+        except RequestDropped:
+            pass  # For a moment: leadership moves, or much waits already.
+        self._held.append((kind, batch, data))
+
+    def _forward_answered(self, batch: int, data: bytes, answer: bytes | EtcdError) -> None:
+        if isinstance(answer, EtcdError) and answer.text in _NOT_TAKEN and batch in self._waiting:
+            self._held.append((ENTRY_NORMAL, batch, data))
+
+    def _retry_held(self) -> None:
+        """Propose and ask again what could not be."""
+        for _ in range(len(self._held)):
+            kind, batch, data = self._held.popleft()
+            if batch in self._waiting:
+                self._try_propose(kind, batch, data)
+        leader = self.raft.leader
+        if not self._held_asks or not leader:
+            return
+        if leader == self.id:
+            # The question came from here, and is answered here.
+            asks, self._held_asks = self._held_asks, deque()
+            for _, _, _, done in asks:
+                done(error("LeaderChanged"))
+        elif self.peers.is_open(leader):
+            asks, self._held_asks = self._held_asks, deque()
+            for _, method, body, done in asks:
+                self.ask_leader(method, body, done)
 
     @staticmethod
     def _fail(waiters: list[Waiter], failure: EtcdError) -> None:
@@ -394,48 +794,153 @@ class Member:
                 session.fail(request_id, method, failure)
 
     def _begin_read_round(self) -> None:
-        reads = self._reads
-        self._reads = []
+        """Have the new reads confirmed, and anew those whose round was not."""
+        now = self.clock()
+        groups = []
+        if now - self._round_began_at > READ_RETRY_S:
+            groups = [group for groups in self._read_rounds.values() for group in groups]
+            self._read_rounds.clear()
+        if self._reads:
+            groups.append((now, self._reads))
+            self._reads = []
+        self._round_began_at = now
         self._round += 1
         context = self._round.to_bytes(8, "big")
+        self._read_rounds[context] = groups
         try:
             self.raft.read_index(context)
-        except NotLeader:
-            self._fail(reads, error("NoLeader"))
-        except RequestDropped:
-            self._fail(reads, error("RequestTooManyRequests"))
-        else:
-            self._read_rounds[context] = reads
-            return
-        self.metrics.read_rounds_failed += 1
+        except (NotLeader, RequestDropped):
+            pass  # It is begun anew after a while, or when there is a leader.
 
     def _take_ready(self) -> None:
         ready = self.raft.ready()
         if ready.soft_state is not None:
             self._leadership_changed(ready.soft_state.role == LEADER, ready.soft_state.leader)
-        if ready.hard_state is not None or ready.entries:
-            self._saves.append((ready.hard_state, ready.entries))
+        for message in ready.messages:
+            self._send(message)
+        has_news = ready.hard_state is not None or ready.entries or ready.snapshot is not None
+        if has_news or (ready.messages_after_sync and self._unsynced):
+            self._saves.append(
+                Save(ready.hard_state, ready.entries, ready.snapshot, ready.messages_after_sync)
+            )
+            self._unsynced.append(self.clock())
+        else:
+            for message in ready.messages_after_sync:
+                self._deliver(message)
         if ready.committed_entries:
             self._committed.extend(ready.committed_entries)
         for state in ready.read_states:
-            reads = self._read_rounds.pop(state.context, None)
-            if reads:
+            for _, reads in self._read_rounds.pop(state.context, ()):
                 self._ready_reads.append((state.index, reads))
 
+    def _deliver(self, message: Message) -> None:
+        if message.to == self.id:
+            self.raft.step(message)
+        else:
+            self.peers.send(message)
+
+    def _send(self, message: Message) -> None:
+        if message.kind == SNAP:
+            self._send_snapshot(message)
+        else:
+            self.peers.send(message)
+
+    def _send_snapshot(self, message: Message) -> None:
+        """Stream the state as it is now, which is that of the message or a little later."""
+        link = self.peers.links.get(message.to)
+        snapshot = message.snapshot
+        assert snapshot is not None
+        try:
+            image = Image(self.store, self.cluster_id, self.id)
+        except OSError as failure:
+            log.error("cannot read the snapshot for a member", error=str(failure))
+            link = None
+        if link is None:
+            self.raft.report_snapshot(message.to, False)
+            return
+        offer = proto.SnapshotOffer(
+            index=image.index,
+            term=image.term,
+            voters=list(snapshot.voters),
+            learners=list(snapshot.learners),
+            size_bytes=image.size_bytes,
+            nonce=self.rng.getrandbits(63),
+            leader_term=message.term,
+        )
+        log.info(
+            "sending a snapshot",
+            bytes=image.size_bytes,
+            **{"snapshot-index": image.index, "remote-peer-id": f"{message.to:x}"},
+        )
+        link.send_snapshot(image, offer)
+
     def _leadership_changed(self, leads: bool, leader: int) -> None:
+        ids = {"local-member-id": f"{self.id:x}", "term": self.raft.term}
+        if leader:
+            self._campaign_at = math.inf
+            if leader != self._known_leader:
+                self.leader_changes += 1
+                log.info("elected leader", **ids, leader=f"{leader:x}")
+        elif self._known_leader:
+            self._leader_lost_at = self.clock()
+            log.warn("lost leader", **ids, leader=f"{self._known_leader:x}")
+        self._known_leader = leader
         if leads and not self.lessor.promoted:
-            self.leader_changes += 1
-            log.info(
-                "elected leader",
-                **{
-                    "local-member-id": f"{self.id:x}",
-                    "term": self.raft.term,
-                    "leader": f"{leader:x}",
-                },
-            )
             self.lessor.promote(self.clock(), self.election_timeout_s)
+            self._leases_checkpointed_at = self.clock()
         elif not leads and self.lessor.promoted:
             self.lessor.demote()
+        if self._transfers:
+            self._answer_transfers()
+        if leader:
+            self._retry_held()
+            if self._read_rounds:
+                self._round_began_at = -math.inf
+                self._begin_read_round()
+
+    # A snapshot from the leader takes the place of the data.
+
+    def _install(self) -> None:
+        """Nothing is being applied, and the log is marked: put the snapshot in place."""
+        if self._is_installing or self._task_done is not None:
+            return
+        self._is_installing = True
+        self.housekeeping.stop()
+        old = self.store
+        snapshot = self._installing
+        assert snapshot is not None
+
+        def task() -> None:
+            bootstrap.install_snapshot(old.disk, old.directory, snapshot.index)
+            lessor = Lessor(old.lessor.min_ttl_s)
+            self._installed = Store.open(old.disk, old.directory, lessor, old.data.segment_bytes)
+
+        self.run_task(task, self._snapshot_installed)
+
+    def _snapshot_installed(self) -> None:
+        snapshot, store = self._installing, self._installed
+        assert snapshot is not None and store is not None
+        assert store.applied_index == snapshot.index, "the snapshot is not what it was offered as"
+        self._installing = self._installed = None
+        self._is_installing = False
+        self.store.close()
+        self.store = store
+        self.lessor = store.lessor
+        self.alarms.clear()
+        self._load_alarms()
+        self.cluster.load(store)
+        self.peers.update(self.cluster.members)
+        self.hub.restored(store)
+        self._catching_up = True
+        self.housekeeping.restart()
+        self._measure_space()
+        # Reads that are under way hold the old store: they begin again.
+        while self._slow_reads:
+            steps, read = self._slow_reads.popleft()
+            steps.close()
+            self._ready_reads.append((0, [read]))
+        self.raft.applied(snapshot.index)
+        log.info("installed a snapshot", revision=store.revision, index=snapshot.index)
 
     # Applying.
 
@@ -473,11 +978,12 @@ class Member:
                     waiting = self._waiting.pop(batch, None)
                     if waiting is not None:
                         self.metrics.proposals_pending -= count
-                    size = len(entry.data) - ENTRY_HEADER.size + REQUEST_BYTES * count
-                    self._proposed_bytes = max(0, self._proposed_bytes - size)
+                        self._proposed_bytes -= waiting[2]
                 self.housekeeping.logged_bytes += len(entry.data)
                 began = self.clock()
-                if waiting is None:
+                if entry.kind == ENTRY_CONF_CHANGE:
+                    self._apply_membership(entry, waiting[1][0] if waiting else None)
+                elif waiting is None:
                     yield from self._apply_requests(decode_requests(entry.data, count))
                 else:
                     yield from self._apply_requests(waiting[1])
@@ -485,6 +991,46 @@ class Member:
                 self._warn_if_slow(APPLY, began, self.warn_apply_s, count)
             self._applied_entry = entry
             yield
+
+    def _apply_membership(self, entry: Entry, waiter: Waiter | None) -> None:
+        ((_, _, _, change),) = decode_requests(entry.data, 1)
+        session, request_id, method, _ = waiter or (None, 0, 0, None)
+        try:
+            self.cluster.check(change)
+        except EtcdError as failure:
+            log.warn("a membership change makes no sense any more", why=failure.text)
+            if session is not None:
+                session.fail(request_id, method, failure)
+            return
+        conf_change = self.cluster.apply(change)
+        self.store.end_revision()
+        if conf_change is not None:
+            self.raft.apply_conf_change(conf_change)
+        self.peers.update(self.cluster.members)
+        node = change.member.ID
+        log.info(
+            f"{_CHANGES[change.action]} member",
+            **{
+                "member-id": f"{node:x}",
+                "peer-urls": ",".join(change.member.peerURLs),
+                "local-member-id": f"{self.id:x}",
+            },
+        )
+        if node == self.id and change.action == cluster.REMOVE:
+            self.was_removed()
+        if session is not None:
+            response = proto.METHODS[method].response(
+                header=self._header_message(), members=list(self.cluster.members.values())
+            )
+            if change.action == cluster.ADD:
+                response.member = change.member  # type: ignore[attr-defined]
+            session.reply(request_id, method, response.encode())
+
+    def _header_message(self) -> Any:
+        """As in etcd, membership has no revision."""
+        return proto.ResponseHeader(
+            cluster_id=self.cluster_id, member_id=self.id, raft_term=self.raft.term
+        )
 
     def _warn_if_slow(self, what: str, began: float, expected_s: float, count: int) -> None:
         took_s = self.clock() - began
@@ -531,7 +1077,7 @@ class Member:
                     metrics.puts += 1
                     revision = store.end_revision()
                 else:
-                    if corrupt and method not in (ALARM_METHOD, PUBLISH):
+                    if corrupt and method not in (ALARM_METHOD, PUBLISH, CHECKPOINT):
                         raise error("Corrupt")
                     if capped and needs_space(method, request):
                         raise error("NoSpace")
@@ -614,11 +1160,16 @@ class Member:
         write(message, alarm=alarm_name(alarm[1]), **{"member-id": f"{alarm[0]:x}"})
 
     def _apply_publish(self, request: Any) -> Steps:
-        member = self.members().get(request.ID)
-        if member is not None:
-            member.name = request.name
-            member.clientURLs = list(request.clientURLs)
-            self.store.set_bucket(MEMBER, request.ID.to_bytes(8, "big"), member.encode())
+        self.cluster.publish(request)
+        return b""
+        yield
+
+    def _apply_checkpoint(self, request: Any) -> Steps:
+        for checkpoint in request.checkpoints:
+            if self.lessor.exists(checkpoint.ID):
+                self.lessor.checkpoint(checkpoint.ID, checkpoint.remaining_TTL)
+                key = checkpoint.ID.to_bytes(8, "big")
+                self.store.set_bucket(LEASE, key, self.lessor.encode(checkpoint.ID))
         return b""
         yield
 
@@ -759,12 +1310,10 @@ class Member:
         yield
 
     def _read_members(self, request: Any) -> Steps:
-        members = list(self.members().values())
-        # As in etcd, membership has no revision.
-        header = proto.ResponseHeader(
-            cluster_id=self.cluster_id, member_id=self.id, raft_term=self.raft.term
-        )
-        encoded: bytes = proto.MemberListResponse(header=header, members=members).encode()
+        members = list(self.cluster.members.values())
+        encoded: bytes = proto.MemberListResponse(
+            header=self._header_message(), members=members
+        ).encode()
         return encoded
         yield
 
@@ -817,10 +1366,7 @@ class Member:
 
     def members(self) -> dict[int, Any]:
         """The members by id, as `Member` messages."""
-        return {
-            int.from_bytes(key, "big"): proto.Member.decode(value)
-            for key, value in sorted(self.store.buckets.get(MEMBER, {}).items())
-        }
+        return self.cluster.members
 
     def raise_nospace(self) -> None:
         """Have the cluster know that this member is out of space."""
@@ -852,6 +1398,7 @@ APPLIERS: dict[int, Callable[[Member, Any], Steps]] = {
     LEASE_REVOKE: Member._apply_lease_revoke,
     ALARM_METHOD: Member._apply_alarm,
     PUBLISH: Member._apply_publish,
+    CHECKPOINT: Member._apply_checkpoint,
 }
 
 READERS: dict[int, Callable[[Member, Any], Steps]] = {
@@ -866,6 +1413,18 @@ READERS: dict[int, Callable[[Member, Any], Steps]] = {
 
 _REQUESTS = {number: method.request for number, method in proto.METHODS.items()}
 _REQUESTS[PUBLISH] = proto.Member
+_REQUESTS[MEMBER_CHANGE] = proto.MemberChange
+_REQUESTS[CHECKPOINT] = proto.LeaseCheckpointRequest
+
+_CHANGES = {
+    cluster.ADD: "added",
+    cluster.REMOVE: "removed",
+    cluster.UPDATE: "updated",
+    cluster.PROMOTE: "promoted",
+}
+
+_NOT_TAKEN = (error("NotLeader").text, error("RequestTooManyRequests").text)
+"""Answers of a leader that has surely not taken an entry."""
 
 
 def decode_requests(data: bytes, count: int) -> list[Waiter]:

@@ -53,11 +53,17 @@ MEMBER = 3
 ALARM = 4
 CLEANED = 5
 """Key: number of a segment, u64, that cleaning has emptied and removed."""
+REMOVED = 6
+"""Key: id of a member, u64 big-endian, that was removed for ever."""
 
 MAX_REVISION = (1 << 63) - 1
 REVISIONS_PER_CHUNK = 8192
 RANGE_STEP_KEYS = 256
 EVENT_CHUNK_BYTES = 16 * 1024
+EVENT_STEP_EVENTS = 256
+STEP_BYTES = 512 * 1024
+"""Bytes of records that one step reads; one larger record still makes a step of its own."""
+
 CLEAN_STEP_RECORDS = 128
 DELETE_STEP_KEYS = 256
 
@@ -566,35 +572,71 @@ class Store:
 
     def read_events(self, start_revision: int, limit_bytes: int) -> list[Event]:
         """Events from `start_revision` on, in order, whole revisions, about `limit_bytes` of them
-        (at least one revision). Empty if there is none yet."""
+        (at least one revision). Empty if there is none yet. Raises DataDamaged."""
+        steps = self.event_steps(start_revision, limit_bytes)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                events: list[Event] = done.value
+                return events
+
+    def event_steps(
+        self, start_revision: int, limit_bytes: int
+    ) -> Generator[None, None, list[Event]]:
+        """As `read_events`, in steps: also within a revision, which may have any number of events.
+        Until it ends (or is closed), no compaction gives up what it still reads."""
         index = self.index
         events: list[Event] = []
-        size = 0
+        size = step_events = step_bytes = 0
         revision = max(start_revision, index.first_revision)
-        records: Iterator[tuple[int, int, bytes]] | None = None
+        records: Iterator[tuple[int, int, bytes]] = iter(())
         pending: tuple[int, int, bytes] | None = None
-        while revision <= self.revision and size < limit_bytes:
-            location = index.revisions[revision - index.first_revision]
-            if records is None or pending is None or pending[0] != location:
-                records = self.data.records(
-                    location >> 32, location & OFFSET_MASK, EVENT_CHUNK_BYTES
-                )
-                pending = next(records, None)
-            while pending is not None:
-                kind = pending[1] & ~MOVED
-                body = pending[2]
-                if kind not in (PUT, TOMBSTONE):
+        self.pinned.append(pinned := revision)
+        try:
+            while revision <= self.revision and size < limit_bytes:
+                location = index.revisions[revision - index.first_revision]
+                if pending is None or pending[0] != location:
+                    number, offset = location >> 32, location & OFFSET_MASK
+                    records = self.data.records(number, offset, EVENT_CHUNK_BYTES)
                     pending = next(records, None)
-                    if kind == MARK:
+                begin, begin_size = len(events), size
+                has_moved = False
+                while pending is not None:
+                    kind = pending[1] & ~MOVED
+                    body = pending[2]
+                    if kind not in (PUT, TOMBSTONE):
+                        pending = next(records, None)
+                        if kind == MARK:
+                            break
+                        continue
+                    key, mod = key_and_revision(body)
+                    if mod != revision:
                         break
+                    events.append((mod, key, kind == TOMBSTONE, body))
+                    size += len(body)
+                    step_events += 1
+                    step_bytes += len(body)
+                    if step_events == EVENT_STEP_EVENTS or step_bytes >= STEP_BYTES:
+                        step_events = step_bytes = 0
+                        yield
+                        has_moved = index.revisions[revision - index.first_revision] != location
+                        if has_moved:
+                            break
+                    pending = next(records, None)
+                if has_moved:
+                    # Cleaning has removed the segment, or soon will: read the copy instead.
+                    pending = None
+                    del events[begin:]
+                    size = begin_size
                     continue
-                key, mod = key_and_revision(body)
-                if mod != revision:
-                    break
-                events.append((mod, key, kind == TOMBSTONE, body))
-                size += len(body)
-                pending = next(records, None)
-            revision += 1
+                if len(events) == begin:
+                    path = f"{self.directory}/{segment_name(location >> 32)}"
+                    why = f"no change of revision {revision} stands there"
+                    raise DataDamaged(path, location & OFFSET_MASK, why)
+                revision += 1
+        finally:
+            self.pinned.remove(pinned)
         return events
 
     def hash_steps(self, revision: int) -> Generator[None, None, int]:

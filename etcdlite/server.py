@@ -48,8 +48,8 @@ from etcdlite.metrics import Metrics
 from etcdlite.native import HIGH_WATER_BYTES, NativeSession
 from etcdlite.proto import MAGIC
 from etcdlite.raft import Config as RaftConfig
-from etcdlite.raft import Entry, HardState, Raft
-from etcdlite.wal import WAL, WALError
+from etcdlite.raft import Raft
+from etcdlite.wal import WAL, Save, WALError
 
 RECEIVE_BYTES = 64 * 1024
 RECEIVE_SLICE_S = 0.005
@@ -88,8 +88,6 @@ METRICS = "listen-metrics-urls"
 
 SNIFF_BYTES = 4
 """How much of the first bytes tells gRPC ("PRI ") from HTTP/1.1 ("PUT ")."""
-
-Saves = Sequence["tuple[HardState | None, Sequence[Entry]]"]
 
 
 class Session(Protocol):
@@ -213,7 +211,7 @@ class LogThread:
         self._thread = threading.Thread(target=self._run, name="etcdlite-log", daemon=True)
         self._thread.start()
 
-    def save(self, saves: Saves) -> None:
+    def save(self, saves: list[Save]) -> None:
         self._queue.put(saves)
 
     def release(self, index: int, term: int) -> None:
@@ -243,19 +241,14 @@ class LogThread:
         except BaseException as failure:
             self._done(failure)
 
-    def _save(self, saves: list[tuple[HardState | None, Sequence[Entry]]]) -> None:
+    def _save(self, saves: list[Save]) -> None:
         if not saves:
             return
-        hard_state = None
-        entries: list[Entry] = []
-        for state, more in saves:
-            if state is not None:
-                hard_state = state
-            entries += more
         began = time.perf_counter()
-        self._wal.save(hard_state, entries)
+        self._wal.save_all(saves)
         took_s = time.perf_counter() - began
-        self._metrics.log_synced(took_s, sum(len(entry.data) for entry in entries))
+        size = sum(len(entry.data) for save in saves for entry in save.entries)
+        self._metrics.log_synced(took_s, size)
         self._done(saves)
 
 

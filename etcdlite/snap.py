@@ -22,12 +22,16 @@ A file of a multiple of 512 bytes plus a SHA-256 is what etcd's tools expect of 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import struct
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from etcdlite import ETCD_API_VERSION, __version__, bootstrap, checkpoint, proto
+from etcdlite import ETCD_API_VERSION, __version__, bootstrap, checkpoint, log, proto
 from etcdlite.data import DataDamaged, segment_name
 from etcdlite.disk import Disk, File
 from etcdlite.errors import DATA_LOSS, EtcdError
@@ -36,6 +40,7 @@ from etcdlite.mvcc import ALARM, Store
 
 if TYPE_CHECKING:
     from etcdlite.member import Member
+    from etcdlite.peer_session import Accepted
 
 MAGIC = b"ETCDLSNP"
 FORMAT_VERSION = 1
@@ -43,6 +48,7 @@ CHUNK_BYTES = 128 * 1024
 MAX_HEADER_BYTES = 16 << 20
 DIGEST_BYTES = 32
 BLOCK_BYTES = 512
+_U32 = struct.Struct("<I")
 
 
 class SnapshotError(Exception):
@@ -61,87 +67,246 @@ class Status(NamedTuple):
 # Making one.
 
 
+class Image:
+    """The snapshot of a store as it is at its last mark, as the bytes of the file above. The files
+    are held open until `close`. Raises OSError."""
+
+    def __init__(self, store: Store, cluster_id: int, member_id: int) -> None:
+        self.index = store.applied_index
+        self.term = store.applied_term
+        self._files: list[File] = []
+        try:
+            sizes = self._open_files(store)
+        except OSError:
+            self.close()
+            raise
+        header = json.dumps(
+            {
+                "cluster_id": cluster_id,
+                "member_id": member_id,
+                "revision": store.marked_revision,
+                "compact_revision": store.compacted,
+                "applied_index": store.applied_index,
+                "applied_term": store.applied_term,
+                "total_keys": len(store.index.heads),
+                "etcdlite_version": __version__,
+                "files": [
+                    {"name": os.path.basename(file.path), "size_bytes": size}
+                    for file, size in zip(self._files, sizes, strict=True)
+                ],
+            }
+        ).encode()
+        self._head = MAGIC + _U32.pack(FORMAT_VERSION) + _U32.pack(len(header)) + header
+        ends = list(accumulate(sizes, initial=len(self._head)))
+        self._ends = ends[1:]
+        """Where each file ends in the snapshot."""
+        self._digest_at = ends[-1] + -ends[-1] % BLOCK_BYTES
+        self.size_bytes = self._digest_at + DIGEST_BYTES
+        self._digest = hashlib.sha256()
+        self._digested = 0
+
+    def _open_files(self, store: Store) -> list[int]:
+        """Open checkpoint and segments; how much of each belongs to the state."""
+        data, files = store.data, self._files
+        files.append(store.disk.open_read(f"{store.directory}/{checkpoint.NAME}"))
+        sizes = [files[0].size()]
+        for number in sorted(data.files):
+            files.append(store.disk.open_read(f"{store.directory}/{segment_name(number)}"))
+            sizes.append(data.flushed if number == data.active else data.sizes[number])
+        return sizes
+
+    def read(self, offset: int) -> bytes:
+        """The next bytes from `offset` on, at most `CHUNK_BYTES`; none at the end. `offset` is at
+        most where an earlier piece ended. Raises OSError."""
+        if offset < len(self._head):
+            part = self._head[offset : offset + CHUNK_BYTES]
+        elif offset < self._ends[-1]:
+            at = bisect_right(self._ends, offset)
+            end = self._ends[at]
+            begin = self._ends[at - 1] if at else len(self._head)
+            file = self._files[at]
+            part = file.pread(min(CHUNK_BYTES, end - offset), offset - begin)
+            if not part:
+                raise OSError(f"{file.path} ends at {offset - begin} instead of {end - begin}")
+        elif offset < self._digest_at:
+            part = bytes(self._digest_at - offset)
+        else:
+            return self._digest.digest()[offset - self._digest_at :]
+        assert offset <= self._digested, "a piece of the snapshot was left out"
+        new = self._digested - offset
+        if new < len(part):
+            self._digest.update(part[new:] if new else part)
+            self._digested = offset + len(part)
+        return part
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+        self._files = []
+
+
 def stream(member: Member) -> Iterator[bytes]:
     """The snapshot as encoded SnapshotResponses. Raises EtcdError DataLoss if a file cannot be
     read."""
     began = member.clock()
     header = member.header(member.store.revision)
-    files: list[File] = []
+    image: Image | None = None
     try:
-        sizes = _open_files(member.store, files)
-        parts, total_bytes = _parts(member, files, sizes)
+        image = Image(member.store, member.cluster_id, member.id)
         sent_bytes = 0
-        for part in parts:
+        while part := image.read(sent_bytes):
             sent_bytes += len(part)
             response = proto.SnapshotResponse(
-                remaining_bytes=total_bytes - sent_bytes, blob=part, version=ETCD_API_VERSION
+                remaining_bytes=image.size_bytes - sent_bytes, blob=part, version=ETCD_API_VERSION
             )
             yield header + response.encode()
         member.metrics.snapshot_s.observe(member.clock() - began)
     except OSError as failure:
         raise EtcdError(DATA_LOSS, f"etcdlite: cannot read the snapshot: {failure}") from failure
     finally:
-        for file in files:
+        if image is not None:
+            image.close()
+
+
+# Receiving one.
+
+
+class Incoming:
+    """The snapshot that the leader sends to this member, if it does.
+
+    Its files are written as they come to the folder `incoming`. What came over a connection that
+    broke is kept, and the next connection that offers the same snapshot goes on from there.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._directory = bootstrap.incoming_directory(member.store.directory)
+        self._connection: Accepted | None = None
+        self._offer: Any = None
+        self._offset = 0
+        self._head = b""
+        self._targets: list[tuple[File, int]] = []
+        """The files to write and their sizes, when the header is there."""
+        self._content_bytes = 0
+        self._digest = hashlib.sha256()
+        self._expected = b""
+
+    def begin(self, connection: Accepted, offer: Any) -> int:
+        """A member offers a snapshot (a `SnapshotOffer`). Returns the offset to send it from."""
+        if self._offer is None or offer.nonce != self._offer.nonce:
+            self._discard()
+            self._offer = offer
+            log.info(
+                "receiving a snapshot",
+                bytes=offer.size_bytes,
+                **{"snapshot-index": offer.index, "remote-peer-id": f"{connection.node:x}"},
+            )
+        elif self._offset:
+            log.info("going on with a snapshot", offset=self._offset, bytes=offer.size_bytes)
+        self._connection = connection
+        return self._offset
+
+    def receive(self, connection: Accepted, data: bytes) -> None:
+        """The next bytes of the file."""
+        if connection is not self._connection:
+            return
+        try:
+            self._take(data)
+        except (SnapshotError, OSError) as failure:
+            log.error("cannot take the snapshot", error=str(failure))
+            self._refuse(str(failure))
+            return
+        self._offset += len(data)
+        if self._targets and self._offset == self._end + DIGEST_BYTES:
+            if self._digest.digest() != self._expected:
+                self._refuse("the snapshot does not match its SHA-256")
+            else:
+                self._member.run_task(self._store, self._stored)
+
+    @property
+    def _end(self) -> int:
+        """Where the digest begins."""
+        return self._content_bytes + -self._content_bytes % BLOCK_BYTES
+
+    def _take(self, data: bytes) -> None:
+        view = memoryview(data)
+        if not self._targets:
+            self._head += data
+            at = self._open_files()
+            if at is None:
+                self._digest.update(view)
+                return
+            body = memoryview(self._head)[at:]
+            begin = at
+            self._head = b""
+        else:
+            body, begin = view, self._offset
+        end = begin + len(body)
+        digested = max(0, min(len(view), self._end - self._offset))
+        self._digest.update(view[:digested])
+        self._expected += bytes(view[digested:])
+        file_end = self._content_bytes - sum(size for _, size in self._targets)
+        for file, size in self._targets:
+            file_begin, file_end = file_end, file_end + size
+            low, high = max(begin, file_begin), min(end, file_end)
+            if low < high:
+                file.pwrite(bytes(body[low - begin : high - begin]), low - file_begin)
+
+    def _open_files(self) -> int | None:
+        """When the header is complete, the files to write; where the first one begins."""
+        head = self._head
+        if len(head) < 16 or len(head) < 16 + _U32.unpack_from(head, 12)[0]:
+            if len(head) > MAX_HEADER_BYTES:
+                raise SnapshotError("its header is too large")
+            return None
+        header, start = _read_header("from the leader", io.BytesIO(head))
+        disk = self._member.store.disk
+        disk.make_dir(self._directory)
+        for item in header["files"]:
+            file = disk.open(f"{self._directory}/{item['name']}", create=True)
+            self._targets.append((file, item["size_bytes"]))
+        self._content_bytes = start + sum(size for _, size in self._targets)
+        return start
+
+    def _store(self) -> None:
+        """Runs as a task: what was received becomes durable, under a name of its own."""
+        disk = self._member.store.disk
+        for file, _ in self._targets:
+            file.sync()
             file.close()
+        disk.sync_dir(self._directory)
+        bootstrap.keep_incoming(disk, self._member.store.directory, self._offer.index)
 
+    def _stored(self) -> None:
+        offer, connection = self._offer, self._connection
+        assert connection is not None
+        self._targets = []
+        self._forget()
+        connection.snapshot_taken()
+        log.info("received a snapshot", **{"snapshot-index": offer.index})
+        self._member.snapshot_received(connection.node, offer)
 
-def _open_files(store: Store, files: list[File]) -> list[int]:
-    """Add the open checkpoint and segments to `files`; how much of each belongs to the state."""
-    data = store.data
-    files.append(store.disk.open_read(f"{store.directory}/{checkpoint.NAME}"))
-    sizes = [files[0].size()]
-    for number in sorted(data.files):
-        files.append(store.disk.open_read(f"{store.directory}/{segment_name(number)}"))
-        sizes.append(data.flushed if number == data.active else data.sizes[number])
-    return sizes
+    def _refuse(self, why: str) -> None:
+        connection = self._connection
+        self._discard()
+        if connection is not None:
+            connection.snapshot_refused(why)
 
+    def _discard(self) -> None:
+        for file, _ in self._targets:
+            file.close()
+        self._targets = []
+        self._forget()
+        disk = self._member.store.disk
+        if disk.exists(self._directory):
+            disk.remove_tree(self._directory)
 
-def _parts(member: Member, files: list[File], sizes: list[int]) -> tuple[Iterator[bytes], int]:
-    store = member.store
-    header = json.dumps(
-        {
-            "cluster_id": member.cluster_id,
-            "member_id": member.id,
-            "revision": store.marked_revision,
-            "compact_revision": store.compacted,
-            "applied_index": store.applied_index,
-            "applied_term": store.applied_term,
-            "total_keys": len(store.index.heads),
-            "etcdlite_version": __version__,
-            "files": [
-                {"name": os.path.basename(file.path), "size_bytes": size}
-                for file, size in zip(files, sizes, strict=True)
-            ],
-        }
-    ).encode()
-    head = MAGIC + FORMAT_VERSION.to_bytes(4, "little") + len(header).to_bytes(4, "little")
-    content_bytes = len(head) + len(header) + sum(sizes)
-    padding_bytes = -content_bytes % BLOCK_BYTES
-
-    def parts() -> Iterator[bytes]:
-        digest = hashlib.sha256()
-        for part in _contents(head + header, files, sizes, padding_bytes):
-            digest.update(part)
-            yield part
-        yield digest.digest()
-
-    return parts(), content_bytes + padding_bytes + DIGEST_BYTES
-
-
-def _contents(
-    head: bytes, files: list[File], sizes: list[int], padding_bytes: int
-) -> Iterator[bytes]:
-    yield head
-    for file, size in zip(files, sizes, strict=True):
-        offset = 0
-        while offset < size:
-            part = file.pread(min(CHUNK_BYTES, size - offset), offset)
-            if not part:
-                raise OSError(f"{file.path} ends at {offset} instead of {size}")
-            yield part
-            offset += len(part)
-    if padding_bytes:
-        yield bytes(padding_bytes)
+    def _forget(self) -> None:
+        self._connection = None
+        self._offer = None
+        self._offset = self._content_bytes = 0
+        self._head = self._expected = b""
+        self._digest = hashlib.sha256()
 
 
 # Using one.

@@ -45,11 +45,34 @@ class WatchCall(Call):
 
 
 class KeepAliveCall(Call):
+    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
+        super().__init__(member, owner, request_id, method)
+        self._unanswered = 0
+        self._is_finished = False
+        self._is_closed = False
+
     def message(self, body: bytes) -> None:
-        self.send(api.keep_alive(self.member, body))
+        self._unanswered += 1
+        api.keep_alive(self.member, body, self._done)
+
+    def _done(self, answer: bytes | EtcdError) -> None:
+        if self._is_closed:
+            return
+        self._unanswered -= 1
+        if isinstance(answer, EtcdError):
+            self.owner.fail(self.request_id, self.method, answer)
+            return
+        self.send(answer)
+        if self._is_finished and not self._unanswered:
+            self.end()
 
     def finish(self) -> None:
-        self.end()
+        self._is_finished = True
+        if not self._unanswered:
+            self.end()
+
+    def close(self) -> None:
+        self._is_closed = True
 
 
 class SnapshotCall(Call):

@@ -105,7 +105,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from etcdlite.disk import Disk, File
-from etcdlite.raft import Entry, HardState
+from etcdlite.raft import Entry, HardState, Message, Snapshot
 
 VERSION = 1
 SECTOR_BYTES = 512
@@ -188,6 +188,16 @@ class Recovered(NamedTuple):
     """Without gaps, up to `WAL.last_index`. Some that the snapshot covers may come first."""
     torn: str | None
     """A text for the log if the last frame was cut off by a crash and has been removed."""
+
+
+class Save(NamedTuple):
+    """What one `Ready` of consensus has to be durable, and what may leave when it is."""
+
+    hard_state: HardState | None
+    entries: Sequence[Entry]
+    snapshot: Snapshot | None = None
+    """It replaces the log; the rest comes after it."""
+    messages: Sequence[Message] = ()
 
 
 class _Segment:
@@ -286,6 +296,23 @@ class WAL:
     def size_bytes(self) -> int:
         """Space on disk, reserved space included."""
         return sum(segment.size_bytes for segment in self._segments)
+
+    def save_all(self, saves: Sequence[Save]) -> None:
+        """Make several saves durable, with as few syncs as their order allows. Raises as `save`."""
+        hard_state: HardState | None = None
+        entries: list[Entry] = []
+        for save in saves:
+            if save.snapshot is not None:
+                self.save(hard_state, entries)
+                hard_state, entries = None, []
+                self.mark_snapshot(save.snapshot.index, save.snapshot.term, discard_log=True)
+            elif entries and save.entries and save.entries[0].index <= entries[-1].index:
+                # They replace earlier ones.
+                self.save(hard_state, entries)
+                hard_state, entries = None, []
+            hard_state = save.hard_state or hard_state
+            entries += save.entries
+        self.save(hard_state, entries)
 
     def save(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
         """Append; on return all of it is durable, after an error all of it or nothing may be.

@@ -358,8 +358,7 @@ class LoneMember:
         while True:
             member.turn()
             saves = member.take_saves()
-            for hard_state, entries in saves:
-                self.wal.save(hard_state, entries)
+            self.wal.save_all(saves)
             member.persisted(saves)
             member.housekeep()
             task = member.take_task()

@@ -204,9 +204,9 @@ class MemberRig:
         member = self.member
         member.turn()
         saves = member.take_saves()
-        for hard_state, entries in saves:
-            self.wal.save(hard_state, entries)
-        member.persisted(saves)
+        if saves:
+            self.wal.save_all(saves)
+            member.persisted(saves)
         released = member.housekeeping.released
         if released is not None:
             member.housekeeping.released = None

@@ -57,8 +57,7 @@ def test_a_write_is_answered_when_it_is_durable_and_not_before(rig: MemberRig) -
     saves = rig.member.take_saves()
     rig.member.turn()
     assert write not in rig.answers and rig.member.store.get(b"a") is None
-    for hard_state, entries in saves:
-        rig.wal.save(hard_state, entries)
+    rig.wal.save_all(saves)
     rig.member.persisted(saves)
     rig.member.turn()
     assert rig.answers[write].header.revision == 2
@@ -127,8 +126,7 @@ def test_a_write_that_takes_too_long_is_answered_and_may_still_happen() -> None:
     rig.now += 0.2
     rig.member.tick()
     assert rig.answers[write] == error("Timeout").text
-    for hard_state, entries in saves:
-        rig.wal.save(hard_state, entries)
+    rig.wal.save_all(saves)
     rig.member.persisted(saves)
     rig.settle()
     assert rig.ask(RangeRequest(key=b"a")).kvs[0].value == b"1"

@@ -1,0 +1,194 @@
+"""Who is in the cluster: the replicated membership and the rules for changing it.
+
+The membership is part of the state machine: a `Member` message per member, and the ids of those
+that were removed, in two buckets of the store. It changes only when an entry is applied, so it is
+the same on every member at the same index. Consensus is told of a change by what `apply` returns.
+
+A change is checked twice, as in etcd: `check_safe` by the leader before it is proposed (may the
+cluster lose its quorum by it?), and `check` when it is applied (does it still make sense?), which
+depends on nothing but the state and gives the same on every member.
+
+It must never decide by a clock, by configuration or by who can be reached, except in `check_safe`.
+
+The rules are those of etcd 3.6 (server/etcdserver/api/membership/cluster.go and
+server/etcdserver/server.go).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+from etcdlite import proto
+from etcdlite.bootstrap import derive_member_id
+from etcdlite.errors import error
+from etcdlite.mvcc import MEMBER, REMOVED, Store
+from etcdlite.raft import ADD_LEARNER, ADD_VOTER, ConfChange
+from etcdlite.raft import REMOVE as REMOVE_NODE
+
+ADD, REMOVE, UPDATE, PROMOTE = range(4)
+"""Actions of a `MemberChange` message."""
+
+
+class Cluster:
+    """The membership as applied. `members` by id, as `Member` messages; read only."""
+
+    def __init__(self, store: Store, max_learners: int) -> None:
+        self.max_learners = max_learners
+        self.load(store)
+
+    def load(self, store: Store) -> None:
+        """Take the membership of a store, at the start or after a snapshot was installed."""
+        self._store = store
+        self.members: dict[int, Any] = {
+            int.from_bytes(key, "big"): proto.Member.decode(value)
+            for key, value in sorted(store.buckets.get(MEMBER, {}).items())
+        }
+        self.removed = {int.from_bytes(key, "big") for key in store.buckets.get(REMOVED, {})}
+
+    @property
+    def voters(self) -> list[int]:
+        return [i for i, member in self.members.items() if not member.isLearner]
+
+    @property
+    def learners(self) -> list[int]:
+        return [i for i, member in self.members.items() if member.isLearner]
+
+    # Applying.
+
+    def check(self, change: Any) -> None:
+        """Raise the EtcdError that says why a `MemberChange` makes no sense now."""
+        member = change.member
+        known = self.members.get(member.ID)
+        if member.ID in self.removed:
+            raise error("MemberNotFound")
+        if change.action == ADD:
+            if known is not None:
+                raise error("MemberExist")
+            self._check_urls_are_new(member)
+            return
+        if known is None:
+            raise error("MemberNotFound")
+        if change.action == UPDATE:
+            self._check_urls_are_new(member)
+        elif change.action == PROMOTE and not known.isLearner:
+            raise error("MemberNotLearner")
+        elif change.action == REMOVE and self.voters == [member.ID]:
+            raise error("MemberNotEnoughStarted")
+
+    def _check_urls_are_new(self, member: Any) -> None:
+        taken = {url for m in self.members.values() if m.ID != member.ID for url in m.peerURLs}
+        if not taken.isdisjoint(member.peerURLs):
+            raise error("PeerURLExist")
+
+    def apply(self, change: Any) -> ConfChange | None:
+        """Carry out a change that `check` let pass. Returns what consensus must be told."""
+        action, member = change.action, change.member
+        if action == ADD:
+            self._put(member)
+            return ConfChange(ADD_LEARNER if member.isLearner else ADD_VOTER, member.ID)
+        if action == REMOVE:
+            del self.members[member.ID]
+            key = member.ID.to_bytes(8, "big")
+            self._store.set_bucket(MEMBER, key, None)
+            self._store.set_bucket(REMOVED, key, b"")
+            return ConfChange(REMOVE_NODE, member.ID)
+        known = self.members[member.ID]
+        if action == UPDATE:
+            known.peerURLs = list(member.peerURLs)
+            self._put(known)
+            return None
+        known.isLearner = False
+        self._put(known)
+        return ConfChange(ADD_VOTER, member.ID)
+
+    def publish(self, attributes: Any) -> None:
+        """A member says its name and client URLs."""
+        member = self.members.get(attributes.ID)
+        if member is not None:
+            member.name = attributes.name
+            member.clientURLs = list(attributes.clientURLs)
+            self._put(member)
+
+    def _put(self, member: Any) -> None:
+        self.members[member.ID] = member
+        self.members = dict(sorted(self.members.items()))
+        self._store.set_bucket(MEMBER, member.ID.to_bytes(8, "big"), member.encode())
+
+    # The leader, before it proposes.
+
+    def check_safe(
+        self, change: Any, own_id: int, is_connected: Callable[[int], bool], strict: bool
+    ) -> None:
+        """Raise the EtcdError that says why a change might cost the cluster its quorum, or goes
+        beyond the configured number of learners.
+
+        `is_connected` tells of another member whether it has been in contact for a while. `strict`
+        is etcd's strict-reconfig-check.
+        """
+        member = change.member
+        if change.action == ADD and member.isLearner and len(self.learners) >= self.max_learners:
+            raise error("TooManyLearners")
+        if not strict:
+            return
+        if change.action == ADD and not member.isLearner:
+            if not self._enough_started_with_one_more(0):
+                raise error("MemberNotEnoughStarted")
+            if not all(i == own_id or is_connected(i) for i in self.voters):
+                raise error("Unhealthy")
+        elif change.action == PROMOTE:
+            if not self._enough_started_with_one_more(1):
+                raise error("MemberNotEnoughStarted")
+        elif change.action == REMOVE:
+            self._check_safe_removal(member.ID, own_id, is_connected)
+
+    def _started(self, members: Iterable[int]) -> int:
+        return sum(bool(self.members[i].name) for i in members)
+
+    def _enough_started_with_one_more(self, started: int) -> bool:
+        voters = self.voters
+        started += self._started(voters)
+        count = len(voters) + 1
+        # With one member there is no other way to grow than over a quorum of two.
+        return (started == 1 and count == 2) or started >= count // 2 + 1
+
+    def _check_safe_removal(
+        self, member_id: int, own_id: int, is_connected: Callable[[int], bool]
+    ) -> None:
+        removed = self.members.get(member_id)
+        if removed is None or removed.isLearner:
+            return
+        rest = [i for i in self.voters if i != member_id]
+        if not rest or self._started(rest) < len(rest) // 2 + 1:
+            raise error("MemberNotEnoughStarted")
+        if member_id != own_id and not is_connected(member_id):
+            return  # The quorum does without it already.
+        connected = sum(i == own_id or is_connected(i) for i in rest)
+        if connected < len(rest) // 2 + 1:
+            raise error("Unhealthy")
+
+
+def new_member(peer_urls: list[str], is_learner: bool, token: str) -> Any:
+    """The `Member` of a MemberAddRequest. `token` is new every time, so that a machine that comes
+    back under the same URLs is another member. Raises MemberBadURLs."""
+    check_urls(peer_urls)
+    member_id = derive_member_id(peer_urls, token)
+    return proto.Member(ID=member_id, peerURLs=sorted(peer_urls), isLearner=is_learner)
+
+
+def check_urls(peer_urls: list[str]) -> None:
+    """Raise MemberBadURLs unless these can be a member's peer URLs."""
+    if not peer_urls or not all(map(_is_peer_url, peer_urls)):
+        raise error("MemberBadURLs")
+
+
+def _is_peer_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_port = parts.port is not None
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https") and bool(parts.hostname) and has_port and not parts.path
+    )

@@ -1,0 +1,672 @@
+"""The way between members, sans-IO.
+
+Every member dials every other one and keeps the connection: the dialer sends its raft messages and
+its questions over it, the other answers the questions. So two members have two connections, each
+with one direction of messages. A snapshot for a member that is far behind takes a connection of its
+own, so that messages do not wait for it.
+
+The framing is that of the native protocol (`docs/protocol.md`), on the peer port. After the
+handshake the dialer introduces itself; nothing else is taken before that but a MemberList, by which
+one who joins learns who is there. All integers are little-endian.
+
+    0xE8 INTRODUCE  `Introduction`: cluster id, who calls and who is meant. Answered with `Welcome`,
+                    or with an ERROR that says what does not fit, and the end of the connection.
+    0xE9 RAFT       one raft message, as below. Never answered.
+    0xEA FORWARD    the payload of an entry (`member.py`) for the leader to propose. Answered empty
+                    when it is in the leader's log; with an ERROR, it is not and never will be.
+    0xEB SNAPSHOT   on a connection whose Introduction offers a snapshot: the next bytes of the file
+                    that `snap.py` describes, from where `Welcome` says. When the whole of it is
+                    received, checked and synced, answered empty.
+    0xF0 Ping       answered with its own body. Without an answer for `SILENCE_S` the dialer hangs
+                    up; so does the other side without any frame for that long.
+    methods         unary requests of the native protocol that only the leader can answer, or that
+                    compare members.
+
+A raft message (see `raft.Message`; who sends it to whom, the connection says):
+
+     0  1  kind           1  1  flags: 1 reject
+     2  2  length of the context
+     4  4  number of entries
+     8  8  term          16  8  index
+    24  8  log term      32  8  commit
+    40  8  hint
+    48     the context, then the entries; their indexes follow `index` without a gap
+           0  8  term     8  1  kind     9  3  zero    12  4  length    16  the data
+
+Invariants: what a connection carries arrives in order, whole and once, or not at all; no message is
+taken from a member of another cluster, one that was removed, or one that means somebody else.
+
+`peer_session.py` is the other end, which answers.
+
+Limits: `MAX_FRAME_BYTES`; `MAX_UNSENT_BYTES` wait to be sent to one member, then messages are
+dropped, as by a bad network, and consensus is told; questions are answered, or fail, within
+`ANSWER_TIMEOUT_S`.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from etcdlite import __version__, log, proto
+from etcdlite.errors import EtcdError, error
+from etcdlite.metrics import Peer as PeerMetrics
+from etcdlite.proto import (
+    ERROR,
+    FRAME,
+    HANDSHAKE,
+    HELLO,
+    MAGIC,
+    MIN_FRAME_LENGTH,
+    PING,
+    PROTOCOL_VERSION,
+    DecodeError,
+    FrameReader,
+    ProtocolError,
+)
+from etcdlite.raft import Entry, Message
+
+if TYPE_CHECKING:
+    from etcdlite.member import Member
+    from etcdlite.snap import Image
+
+INTRODUCE = 0xE8
+RAFT = 0xE9
+FORWARD = 0xEA
+SNAPSHOT = 0xEB
+
+MAX_FRAME_BYTES = 64 << 20
+"""An append has at most 1 MiB of entries, or one that is larger, of at most 32 MiB."""
+
+MAX_UNSENT_BYTES = 32 << 20
+"""More than consensus has in flight to one member."""
+
+HIGH_WATER_BYTES = 1 << 20
+"""With more than this unsent, the next piece of a snapshot waits."""
+
+SNAPSHOT_BYTES_PER_S = 64 << 20
+"""A snapshot leaves the other members room on the wire, and the receiver's disk time to write."""
+
+PING_INTERVAL_S = 0.5
+SILENCE_S = 3.0
+SNAPSHOT_SILENCE_S = 30.0
+"""On a slow line, what is unsent of a snapshot takes its time."""
+ANSWER_TIMEOUT_S = 5.0
+REDIAL_MIN_S = 0.05
+REDIAL_MAX_S = 1.0
+"""Pauses between attempts to connect double from the one to the other."""
+
+LINES_PER_S = 0.1
+"""How often a line that repeats is logged."""
+
+REMOVED_TEXT = "etcdlite: the member has been permanently removed from the cluster"
+"""By this refusal a removed member learns what happened to it."""
+
+_MESSAGE = struct.Struct("<BBHIQQQQQ")
+_ENTRY = struct.Struct("<QB3xI")
+_REJECT = 1
+
+KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
+
+Done = Callable[["bytes | EtcdError"], None]
+"""Told the answer to a question."""
+
+
+def encode_message(message: Message) -> bytes:
+    """The body of a RAFT frame."""
+    context = message.context
+    parts = [
+        _MESSAGE.pack(
+            message.kind,
+            _REJECT if message.reject else 0,
+            len(context),
+            len(message.entries),
+            message.term,
+            message.index,
+            message.log_term,
+            message.commit,
+            message.hint,
+        ),
+        context,
+    ]
+    for term, _, kind, data in message.entries:
+        parts.append(_ENTRY.pack(term, kind, len(data)))
+        parts.append(data)
+    return b"".join(parts)
+
+
+def decode_message(body: bytes, sender: int, to: int) -> Message:
+    """Raises ProtocolError."""
+    try:
+        kind, flags, context_bytes, count, term, index, log_term, commit, hint = (
+            _MESSAGE.unpack_from(body)
+        )
+        at = _MESSAGE.size + context_bytes
+        context = body[_MESSAGE.size : at]
+        entries = []
+        for number in range(index + 1, index + 1 + count):
+            entry_term, entry_kind, length = _ENTRY.unpack_from(body, at)
+            at += _ENTRY.size
+            entries.append(Entry(entry_term, number, entry_kind, body[at : at + length]))
+            at += length
+    except struct.error as failure:
+        raise ProtocolError(f"a raft message is cut off ({failure})") from failure
+    if at != len(body):
+        raise ProtocolError(f"a raft message has {len(body)} bytes instead of {at}")
+    return Message(
+        kind,
+        to,
+        sender,
+        term,
+        index,
+        log_term,
+        commit,
+        entries,
+        bool(flags & _REJECT),
+        hint,
+        None,
+        context,
+    )
+
+
+class PeerConnection:
+    """What both ends of a connection share: framing, and what `server.py` wants of a session."""
+
+    silence_s = SILENCE_S
+
+    def __init__(self, member: Member, on_output: Callable[[Any], None]) -> None:
+        self.member = member
+        self.out: list[bytes] = []
+        self.unsent_bytes = 0
+        self.is_open = False
+        """Both sides know each other."""
+        self.is_closing = False
+        self.is_aborted = False
+        self.is_full = False
+        self.heard_at = member.clock()
+        """When the last bytes came."""
+        self._on_output = on_output
+        self._reader = FrameReader(MAX_FRAME_BYTES)
+        self._opening = b""
+        self._is_shaken = False
+
+    # Input.
+
+    def receive(self, data: bytes) -> None:
+        """Take what the other side sent."""
+        if self.is_closing:
+            return
+        self.heard_at = self.member.clock()
+        try:
+            if not self._is_shaken:
+                data = self._opening + data
+                if len(data) < HANDSHAKE.size:
+                    self._opening = data
+                    return
+                self._shake(*HANDSHAKE.unpack_from(data))
+                self._is_shaken = True
+                data = data[HANDSHAKE.size :]
+                self._opening = b""
+            self._reader.feed(data)
+            for request_id, method, flags, body in self._reader:
+                self._take(request_id, method, flags, body)
+                if self.is_closing:
+                    return
+        except (ProtocolError, DecodeError) as fault:
+            self._hang_up(f"it sends what is not the protocol: {fault}")
+
+    def _shake(self, magic: bytes, lowest: int, highest: int) -> None:
+        raise NotImplementedError
+
+    def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
+        raise NotImplementedError
+
+    def _hang_up(self, why: str) -> None:
+        """Close once what is unsent is sent."""
+        if not log.limited(f"peer {why}"):
+            log.warn("closing a connection to a peer", why=why)
+        self.is_closing = True
+        if not self.out:
+            self._on_output(self)
+
+    # Output.
+
+    def send(self, request_id: int, method: int, flags: int, body: bytes) -> None:
+        """One frame."""
+        self._append(FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags))
+        self.out.append(body)
+        self.unsent_bytes += len(body)
+
+    def _append(self, data: bytes) -> None:
+        if not self.out:
+            self._on_output(self)
+        self.out.append(data)
+        self.unsent_bytes += len(data)
+
+    # The rest of a session.
+
+    @property
+    def is_blocked(self) -> bool:
+        return self.unsent_bytes > HIGH_WATER_BYTES
+
+    @property
+    def is_idle(self) -> bool:
+        return True
+
+    @property
+    def has_more(self) -> bool:
+        return False
+
+    def produce(self) -> None:
+        """See `SnapshotDial`."""
+
+    def unblocked(self) -> None:
+        """Nothing holds back but snapshots, which look by themselves."""
+
+    def tick(self, now: float) -> None:
+        """Called several times a second."""
+        if now - self.heard_at > self.silence_s:
+            self.abort()
+
+    def abort(self) -> None:
+        """Have the connection closed at once."""
+        self.is_aborted = self.is_closing = True
+        self._on_output(self)
+
+    def shut_down(self) -> None:
+        """Peers are served to the end."""
+
+    def closed(self) -> None:
+        self.is_closing = True
+        self.out.clear()
+
+
+class Dial(PeerConnection):
+    """A connection that this member opens; `Link` keeps one, a snapshot has one."""
+
+    def __init__(
+        self,
+        member: Member,
+        link: Link,
+        on_output: Callable[[Any], None],
+        offer: Any = None,
+    ) -> None:
+        super().__init__(member, on_output)
+        self.link = link
+        self.is_connected = False
+        self._questions: dict[int, tuple[float, Done]] = {}
+        self._next_id = 1
+        self._next_ping_at = 0.0
+        self._offer = offer
+
+    def connected(self) -> None:
+        """The other side answered the call: say who we are."""
+        self.is_connected = True
+        member = self.member
+        self._append(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, PROTOCOL_VERSION))
+        introduction = proto.Introduction(
+            cluster_id=member.cluster_id,
+            member_id=member.id,
+            to=self.link.node,
+            version=__version__,
+            snapshot=self._offer,
+        )
+        self.ask(INTRODUCE, introduction.encode(), self._introduced)
+
+    def ask(self, method: int, body: bytes, done: Done) -> None:
+        """`done` is told the answer, or after `ANSWER_TIMEOUT_S` that there is none."""
+        request_id = self._next_id
+        self._next_id = request_id % 0xFFFF_FFFF + 1
+        self._questions[request_id] = (self.member.clock() + ANSWER_TIMEOUT_S, done)
+        self.send(request_id, method, 0, body)
+
+    def _shake(self, magic: bytes, lowest: int, highest: int) -> None:
+        if magic != MAGIC:
+            raise ProtocolError("it is not etcdlite's; check the peer URLs")
+        if lowest != PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"the other member does not speak version {PROTOCOL_VERSION} of the protocol; "
+                "update the older one of the two"
+            )
+
+    def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
+        if method == HELLO:
+            return  # What it says of itself, the answer to the introduction judges.
+        question = self._questions.pop(request_id, None)
+        if question is None:
+            raise ProtocolError(f"an answer to request {request_id}, which was not asked")
+        if flags & ERROR:
+            failure = proto.Error.decode(body)
+            question[1](EtcdError(failure.code, failure.message))
+        else:
+            question[1](body)
+
+    def _introduced(self, answer: bytes | EtcdError) -> None:
+        if isinstance(answer, EtcdError):
+            if not self.is_closing:
+                self.link.refused(answer)
+                self.is_closing = True
+            return
+        self.is_open = True
+        self.welcomed(proto.Welcome.decode(answer).offset)
+
+    def welcomed(self, offset: int) -> None:
+        self.link.opened()
+
+    def tick(self, now: float) -> None:
+        super().tick(now)
+        if self.is_closing:
+            return
+        for request_id, (until, done) in list(self._questions.items()):
+            if until <= now:
+                # The answer may still come.
+                self._questions[request_id] = (math.inf, _ignore)
+                done(error("Timeout"))
+        if self.is_open and now >= self._next_ping_at:
+            self._next_ping_at = now + PING_INTERVAL_S
+            self.ask(PING, b"", lambda answer: self._pong(answer, now))
+
+    def _pong(self, answer: bytes | EtcdError, asked_at: float) -> None:
+        if not isinstance(answer, EtcdError):
+            self.link.answered_in(self.member.clock() - asked_at)
+
+    def closed(self) -> None:
+        super().closed()
+        questions, self._questions = self._questions, {}
+        for _, done in questions.values():
+            done(error("TimeoutDueToConnectionLost"))
+        self.link.lost(self)
+
+
+class SnapshotDial(Dial):
+    """Carries one snapshot. Its pieces are read when there is room for them."""
+
+    silence_s = SNAPSHOT_SILENCE_S
+
+    def __init__(
+        self,
+        member: Member,
+        link: Link,
+        on_output: Callable[[Any], None],
+        image: Image,
+        offer: Any,
+    ) -> None:
+        super().__init__(member, link, on_output, offer)
+        self._image = image
+        self._offset = 0
+        self._allowance = 0.0
+        self._refilled_at = member.clock()
+        self._is_sending = False
+
+    def welcomed(self, offset: int) -> None:
+        self._offset = offset
+        self._is_sending = True
+        # The answer takes as long as the snapshot does.
+        self._questions[SNAPSHOT_ID] = (math.inf, self._taken)
+
+    @property
+    def has_more(self) -> bool:
+        return self._is_sending and not self.is_blocked and self._allowance > 0
+
+    def produce(self) -> None:
+        while self.has_more:
+            piece = self._image.read(self._offset)
+            if not piece:
+                self._is_sending = False
+                return
+            self._offset += len(piece)
+            self._allowance -= len(piece)
+            self.send(SNAPSHOT_ID, SNAPSHOT, 0, piece)
+
+    def tick(self, now: float) -> None:
+        super().tick(now)
+        self._allowance = min(
+            SNAPSHOT_BYTES_PER_S * 0.25,
+            self._allowance + (now - self._refilled_at) * SNAPSHOT_BYTES_PER_S,
+        )
+        self._refilled_at = now
+        if self.has_more:
+            self.produce()
+
+    def _taken(self, answer: bytes | EtcdError) -> None:
+        if isinstance(answer, EtcdError):
+            log.warn(
+                "the snapshot was not taken",
+                error=answer.text,
+                **{"remote-peer-id": f"{self.link.node:x}"},
+            )
+        self.link.snapshot_over(not isinstance(answer, EtcdError))
+        self.is_closing = True
+        self._on_output(self)
+
+
+SNAPSHOT_ID = 1
+"""The request id of the introduction, whose further answer is that of the snapshot."""
+
+
+class Link:
+    """The way to one other member: its connection, when to dial again, its snapshot if it needs
+    one."""
+
+    def __init__(self, member: Member, node: int, urls: list[str]) -> None:
+        self.member = member
+        self.node = node
+        self.urls = urls
+        self.dial: Dial | None = None
+        self.snapshot_dial: SnapshotDial | None = None
+        self.image: Image | None = None
+        """The snapshot that is being sent."""
+        self._offer: Any = None
+        self.since: float | None = None
+        """Since when messages can be sent; None while they cannot."""
+        self.round_trip_s = 0.0
+        self.metrics = member.metrics.peers.setdefault(node, PeerMetrics())
+        self.failures = 0
+        self._next_dial_at = 0.0
+        self._redial_s = REDIAL_MIN_S
+        self._url = 0
+        self._was_lost = False
+
+    # For the owner: when and where to dial.
+
+    def wants(self, now: float) -> list[Callable[[Callable[[Any], None]], Dial]]:
+        """Makers of the connections that are missing and due; each is then dialed at `url`."""
+        makers: list[Callable[[Callable[[Any], None]], Dial]] = []
+        if self.dial is None and now >= self._next_dial_at:
+            makers.append(self._make_dial)
+        if self.image is not None and self.snapshot_dial is None and self.since is not None:
+            makers.append(self._make_snapshot_dial)
+        return makers
+
+    def _make_dial(self, on_output: Callable[[Any], None]) -> Dial:
+        self.dial = Dial(self.member, self, on_output)
+        return self.dial
+
+    def _make_snapshot_dial(self, on_output: Callable[[Any], None]) -> Dial:
+        assert self.image is not None
+        self.snapshot_dial = SnapshotDial(self.member, self, on_output, self.image, self._offer)
+        return self.snapshot_dial
+
+    @property
+    def url(self) -> str:
+        return self.urls[self._url % len(self.urls)]
+
+    def unreachable(self, dial: Dial, why: str, is_refused: bool) -> None:
+        """There was no connection: `is_refused` if the machine is there and nobody listens."""
+        if dial is self.snapshot_dial:
+            self.snapshot_dial = None
+            return
+        self.dial = None
+        self.failures += 1
+        if not log.limited(f"unreachable {self.node:x}", LINES_PER_S):
+            log.warn(
+                "cannot reach a peer", error=why, url=self.url, **{"remote-peer-id": self._hex()}
+            )
+        was_lost, self._was_lost = self._was_lost, False
+        self._pause()
+        if is_refused and was_lost:
+            # Its connection ended and now nobody listens: that process is dead.
+            self.member.peer_died(self.node)
+
+    def _pause(self) -> None:
+        self._url += 1
+        self._next_dial_at = self.member.clock() + self._redial_s
+        self._redial_s = min(2 * self._redial_s, REDIAL_MAX_S)
+
+    def dial_soon(self) -> None:
+        """The other side was heard of, so it can be reached."""
+        self._next_dial_at = 0.0
+        self._redial_s = REDIAL_MIN_S
+
+    # For the connection.
+
+    def opened(self) -> None:
+        self.since = self.member.clock()
+        self._redial_s = REDIAL_MIN_S
+        self._was_lost = False
+        log.info(
+            "established connection to peer",
+            url=self.url,
+            **{"local-member-id": f"{self.member.id:x}", "remote-peer-id": self._hex()},
+        )
+        self.member.peer_opened(self.node)
+
+    def answered_in(self, round_trip_s: float) -> None:
+        self.round_trip_s = round_trip_s
+        self.metrics.round_trip_s.observe(round_trip_s)
+
+    def refused(self, failure: EtcdError) -> None:
+        if failure.text == REMOVED_TEXT:
+            self.member.was_removed()
+        elif not log.limited(f"refused by {self.node:x}", LINES_PER_S):
+            log.error(
+                "a peer refused this member",
+                why=failure.text,
+                url=self.url,
+                **{"remote-peer-id": self._hex(), "local-member-id": f"{self.member.id:x}"},
+            )
+
+    def lost(self, dial: Dial) -> None:
+        """A connection ended."""
+        if dial is self.snapshot_dial:
+            self.snapshot_dial = None
+            return
+        if dial is not self.dial:
+            return
+        self.dial = None
+        if self.since is None:
+            self.failures += 1
+            self._pause()
+            return
+        self.since = None
+        self._was_lost = True
+        self._next_dial_at = 0.0
+        log.warn("lost connection to peer", **{"remote-peer-id": self._hex()})
+        self.member.raft.report_unreachable(self.node)
+
+    def _hex(self) -> str:
+        return f"{self.node:x}"
+
+    # For the member.
+
+    def send(self, message: Message) -> None:
+        dial = self.dial
+        if dial is None or not dial.is_open:
+            self.member.raft.report_unreachable(self.node)
+            return
+        if dial.unsent_bytes > MAX_UNSENT_BYTES:
+            if not log.limited(f"slow {self.node:x}", LINES_PER_S):
+                log.warn(
+                    "dropped a message to a peer: too much waits to be sent",
+                    **{"remote-peer-id": self._hex(), "unsent-bytes": dial.unsent_bytes},
+                )
+            self.member.raft.report_unreachable(self.node)
+            return
+        body = encode_message(message)
+        self.metrics.sent_bytes += len(body)
+        dial.send(0, RAFT, 0, body)
+
+    def ask(self, method: int, body: bytes, done: Done) -> None:
+        dial = self.dial
+        if dial is None or not dial.is_open:
+            done(error("TimeoutDueToConnectionLost"))
+        else:
+            dial.ask(method, body, done)
+
+    def send_snapshot(self, image: Image, offer: Any) -> None:
+        """Send it, however many connections that takes; `offer` is its `SnapshotOffer`."""
+        if self.image is not None:
+            self.image.close()
+        if self.snapshot_dial is not None:
+            self.snapshot_dial.abort()
+            self.snapshot_dial = None
+        self.image = image
+        self._offer = offer
+
+    def snapshot_over(self, taken: bool) -> None:
+        """It was taken, or it was refused."""
+        if self.image is not None:
+            self.image.close()
+            self.image = None
+            self.member.raft.report_snapshot(self.node, taken)
+
+    def close(self) -> None:
+        """The member is removed."""
+        for dial in (self.dial, self.snapshot_dial):
+            if dial is not None:
+                dial.abort()
+        self.dial = self.snapshot_dial = None
+        if self.image is not None:
+            self.image.close()
+            self.image = None
+
+
+class Peers:
+    """The ways to all other members."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self.links: dict[int, Link] = {}
+
+    def update(self, members: dict[int, Any]) -> None:
+        """These are the members now, by id, as `Member` messages."""
+        for node in [node for node in self.links if node not in members]:
+            self.links.pop(node).close()
+        for node, other in members.items():
+            if node == self._member.id:
+                continue
+            link = self.links.get(node)
+            if link is None:
+                self.links[node] = Link(self._member, node, list(other.peerURLs))
+            else:
+                link.urls = list(other.peerURLs)
+
+    def send(self, message: Message) -> None:
+        link = self.links.get(message.to)
+        if link is not None:
+            link.send(message)
+
+    def ask(self, node: int, method: int, body: bytes, done: Done) -> None:
+        """Ask another member; `done` is called once, with the answer or why there is none."""
+        link = self.links.get(node)
+        if link is None:
+            done(error("TimeoutDueToConnectionLost"))
+        else:
+            link.ask(method, body, done)
+
+    def is_open(self, node: int) -> bool:
+        """Whether messages can be sent there now."""
+        link = self.links.get(node)
+        return link is not None and link.since is not None
+
+    def heard_from(self, node: int) -> None:
+        """It has just connected to us."""
+        link = self.links.get(node)
+        if link is not None:
+            link.dial_soon()
+
+
+def _ignore(answer: bytes | EtcdError) -> None:
+    """For an answer that came too late."""

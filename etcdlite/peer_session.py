@@ -1,0 +1,193 @@
+"""The side of a connection between members that was called, sans-IO. See `peer.py`.
+
+An `Accepted` takes raft messages, questions and snapshots from the member that called, once that
+has said who it is and belongs here. Those it refuses are told why, and it is logged on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from etcdlite import __version__, api, log, proto
+from etcdlite.errors import FAILED_PRECONDITION, INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
+from etcdlite.member import Member
+from etcdlite.metrics import Peer as PeerMetrics
+from etcdlite.peer import (
+    FORWARD,
+    INTRODUCE,
+    KEEP_ALIVE,
+    LINES_PER_S,
+    RAFT,
+    REMOVED_TEXT,
+    SNAPSHOT,
+    PeerConnection,
+    decode_message,
+)
+from etcdlite.proto import (
+    END,
+    ERROR,
+    HANDSHAKE,
+    HELLO,
+    MAGIC,
+    PING,
+    PROTOCOL_VERSION,
+    ProtocolError,
+)
+
+_PEER_METHODS = frozenset(
+    proto.METHOD_BY_NAME[name].number
+    for name in (
+        "Cluster.MemberAdd",
+        "Cluster.MemberList",
+        "Cluster.MemberPromote",
+        "Cluster.MemberRemove",
+        "Cluster.MemberUpdate",
+        "Lease.LeaseTimeToLive",
+        "Maintenance.HashKV",
+    )
+)
+_MEMBER_LIST = proto.METHOD_BY_NAME["Cluster.MemberList"].number
+
+
+class Accepted(PeerConnection):
+    """A connection that another member opened."""
+
+    def __init__(self, member: Member, on_output: Callable[[Any], None]) -> None:
+        super().__init__(member, on_output)
+        self.node = 0
+        """Who it is, once it has said so."""
+        self._metrics = PeerMetrics()
+        self._requests: dict[int, int] = {}
+        self._snapshot_id = 0
+
+    def _shake(self, magic: bytes, lowest: int, highest: int) -> None:
+        if magic != MAGIC:
+            raise ProtocolError("it is not etcdlite's (is this a client, or an etcd?)")
+        if not lowest <= PROTOCOL_VERSION <= highest:
+            self._append(HANDSHAKE.pack(MAGIC, 0, 0))
+            raise ProtocolError(
+                f"it speaks versions {lowest} to {highest}, this member {PROTOCOL_VERSION} only"
+            )
+        self._append(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, 0))
+        hello = proto.Hello(
+            cluster_id=self.member.cluster_id, member_id=self.member.id, version=__version__
+        )
+        self.send(0, HELLO, 0, hello.encode())
+
+    def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
+        if method == RAFT and self.node:
+            self._metrics.received_bytes += len(body)
+            self.member.step(decode_message(body, self.node, self.member.id))
+        elif method == PING:
+            self.send(request_id, PING, END, body)
+        elif method == INTRODUCE and not self.node:
+            self._introduced(request_id, proto.Introduction.decode(body))
+        elif method == SNAPSHOT and self._snapshot_id:
+            self.member.incoming.receive(self, body)
+        elif self.node or method == _MEMBER_LIST:
+            self._answer(request_id, method, body)
+        else:
+            raise ProtocolError(f"method {method:#04x} came before an introduction")
+
+    def _introduced(self, request_id: int, introduction: Any) -> None:
+        refusal = self._refusal(introduction)
+        if refusal is not None:
+            fields = {
+                "remote-peer-id": f"{introduction.member_id:x}",
+                "remote-cluster-id": f"{introduction.cluster_id:x}",
+                "local-member-id": f"{self.member.id:x}",
+                "local-cluster-id": f"{self.member.cluster_id:x}",
+            }
+            if not log.limited(f"refused {introduction.member_id:x}", LINES_PER_S):
+                log.warn("refused a peer", why=refusal.text, **fields)
+            self._requests[request_id] = INTRODUCE
+            self.fail(request_id, INTRODUCE, refusal)
+            self.is_closing = True
+            return
+        self.node = introduction.member_id
+        self._metrics = self.member.metrics.peers.setdefault(self.node, PeerMetrics())
+        self.is_open = True
+        offset = 0
+        if introduction.snapshot is not None:
+            self._snapshot_id = request_id
+            offset = self.member.incoming.begin(self, introduction.snapshot)
+        else:
+            self.member.peers.heard_from(self.node)
+        self.send(request_id, INTRODUCE, END, proto.Welcome(offset=offset).encode())
+
+    def _refusal(self, introduction: Any) -> EtcdError | None:
+        member = self.member
+        node = introduction.member_id
+        if introduction.cluster_id != member.cluster_id:
+            return error("ClusterIDMismatch")
+        if node in member.cluster.removed:
+            return EtcdError(FAILED_PRECONDITION, REMOVED_TEXT)
+        if node == member.id:
+            return EtcdError(
+                INVALID_ARGUMENT,
+                f"etcdlite: two members have the id {node:x}; was a data directory copied?",
+            )
+        if introduction.to != member.id:
+            return EtcdError(
+                INVALID_ARGUMENT,
+                f"etcdlite: this is member {member.id:x}, not {introduction.to:x}; "
+                "check the peer URLs",
+            )
+        if member.cluster.members and node not in member.cluster.members and member.raft.leader:
+            return EtcdError(UNAVAILABLE, f"etcdlite: member {node:x} is not known here (yet)")
+        return None
+
+    def _answer(self, request_id: int, method: int, body: bytes) -> None:
+        """A question of another member."""
+        if request_id in self._requests:
+            raise ProtocolError(f"request id {request_id} is in use")
+        self._requests[request_id] = method
+        member = self.member
+        try:
+            if method == FORWARD:
+                member.forwarded(body)
+                self.reply(request_id, method, b"")
+            elif method == KEEP_ALIVE:
+                api.keep_alive(member, body, partial(self._kept_alive, request_id))
+            elif method in _PEER_METHODS:
+                handle, decode = api.HANDLERS[method]
+                frame = proto.frame(request_id, method, 0, body)
+                handle(member, self, request_id, method, decode(body), frame)
+            else:
+                self.fail(request_id, method, api.unimplemented(method))
+        except EtcdError as failure:
+            self.fail(request_id, method, failure)
+
+    def _kept_alive(self, request_id: int, answer: bytes | EtcdError) -> None:
+        if isinstance(answer, EtcdError):
+            self.fail(request_id, KEEP_ALIVE, answer)
+        else:
+            self.reply(request_id, KEEP_ALIVE, answer)
+
+    # As a session of the member.
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        if self._requests.pop(request_id, None) is not None:
+            self.send(request_id, method, END, body)
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        if self._requests.pop(request_id, None) is not None:
+            body = proto.Error(code=failure.code, message=failure.text).encode()
+            self.send(request_id, method, END | ERROR, body)
+
+    def snapshot_taken(self) -> None:
+        """The snapshot that came over this connection is whole and durable."""
+        self.send(self._snapshot_id, SNAPSHOT, END, b"")
+
+    def snapshot_refused(self, why: str) -> None:
+        """It is not, and must begin anew."""
+        body = proto.Error(code=UNAVAILABLE, message=f"etcdlite: {why}").encode()
+        self.send(self._snapshot_id, SNAPSHOT, END | ERROR, body)
+        self.is_closing = True
+
+    def closed(self) -> None:
+        super().closed()
+        self._requests.clear()
+        self.member.forget(self)
