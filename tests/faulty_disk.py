@@ -90,14 +90,16 @@ class _Inode:
 
 
 class FaultyFile(File):
-    __slots__ = ("_disk", "_inode")
+    __slots__ = ("_disk", "_inode", "_is_closed")
 
     def __init__(self, disk: FaultyDisk, path: str, inode: _Inode) -> None:
         super().__init__(path, -1)
         self._disk = disk
         self._inode = inode
+        self._is_closed = False
 
     def pread(self, size_bytes: int, offset: int) -> bytes:
+        assert not self._is_closed, self.path
         self._disk._step("pread", self.path)
         return bytes(self._inode.data[offset : offset + size_bytes])
 
@@ -134,6 +136,7 @@ class FaultyFile(File):
         raise NotImplementedError("a file in memory has no descriptor")
 
     def close(self) -> None:
+        self._is_closed = True
         self._disk._locks.discard(self)
 
 

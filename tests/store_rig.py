@@ -46,6 +46,7 @@ def take_small_steps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(mvcc, "RANGE_STEP_KEYS", 3)
     patch.setattr(mvcc, "REVISIONS_PER_CHUNK", 5)
     patch.setattr(mvcc, "EVENT_CHUNK_BYTES", 64)
+    patch.setattr(mvcc, "EVENT_STEP_EVENTS", 3)
     patch.setattr(mvcc, "CLEAN_STEP_RECORDS", 3)
     patch.setattr(mvcc, "DELETE_STEP_KEYS", 2)
     patch.setattr(txn, "DELETE_STEP_KEYS", 2)

@@ -86,7 +86,7 @@ class StoreMachine(RuleBasedStateMachine):
     def begin_a_long_read(self, requests: Requests) -> None:
         if len(self.reads) == 4:
             return
-        kind = requests.rng.choice(("range", "txn", "hash"))
+        kind = requests.rng.choice(("range", "txn", "hash", "events"))
         store, model = self.rig.store, self.rig.model
         request: Any
         if kind == "range":
@@ -97,10 +97,14 @@ class StoreMachine(RuleBasedStateMachine):
             request = requests.read_only_txn()
             steps = txn.txn_steps(store, request)
             right = outcome(lambda: model.txn(request))
-        else:
+        elif kind == "hash":
             request = requests.rng.randint(max(1, model.compacted), model.revision)
             steps = store.hash_steps(request)
             right = model.hash(request)
+        else:
+            request = requests.rng.randint(max(1, model.compacted), model.revision)
+            steps = store.event_steps(request, 200)
+            right = model.events_since(request)
         self.reads.append((request, steps, right))
         self.go_on_reading(len(self.reads) - 1)
 
@@ -119,6 +123,11 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             return
         del self.reads[at]
+        if isinstance(answer, list):
+            # What happened since it began may be told, too.
+            assert answer[: len(right)] == right[: len(answer)], f"events from {request} on"
+            assert answer or not right
+            return
         if answer == error("Compacted").text:
             # A transaction may find that a revision it names was compacted after it began.
             assert answer == right or type(request) is proto.TxnRequest
@@ -411,9 +420,73 @@ def test_a_long_read_gives_the_state_it_began_at(fields: dict[str, Any]) -> None
         rig.check()
 
 
+def put_many(rig: StoreRig) -> None:
+    """A revision of 30 changes."""
+    puts = [proto.PutRequest(key=b"many%02d" % n, value=b"v" * 20) for n in range(30)]
+    rig.apply(proto.TxnRequest(success=[proto.RequestOp(request_put=put) for put in puts]))
+
+
+def test_events_are_read_in_steps_within_a_revision_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = grown_rig()
+    first = rig.store.revision + 1
+    put_many(rig)
+    rig.put(b"after")
+    steps = rig.store.event_steps(first, 1 << 20)
+    assert sum(1 for _ in steps) == 31 // mvcc.EVENT_STEP_EVENTS
+    monkeypatch.setattr(mvcc, "EVENT_STEP_EVENTS", 1000)
+    monkeypatch.setattr(mvcc, "STEP_BYTES", 100)
+    steps = rig.store.event_steps(first, 1 << 20)
+    assert sum(1 for _ in steps) > 7, "bytes make steps, too"
+    assert rig.store.read_events(first, 1 << 20) == rig.model.events_since(first)
+    part = rig.store.read_events(first, 1)
+    assert [event[0] for event in part] == [first] * 30, "revisions are read whole"
+
+
+def test_events_are_read_whole_whatever_happens_between_the_steps() -> None:
+    for disturbed_at in range(1, 30):
+        rig = grown_rig()
+        put_many(rig)
+        first = rig.store.compacted
+        right = rig.model.events_since(first)
+        steps = rig.store.event_steps(first, 1 << 20)
+        events = None
+        step = 0
+        while events is None:
+            try:
+                next(steps)
+            except StopIteration as done:
+                events = done.value
+            step += 1
+            if step == disturbed_at:
+                change_everything(rig)
+                rig.delete(b"\0", b"\0")
+                rig.compact(rig.store.revision)
+                rig.finish_compaction()
+                rig.store.data.roll()
+                rig.checkpoint()
+                rig.clean_all()
+                if step == 3:
+                    assert events is None and rig.store.compaction_is_held
+        assert events[: len(right)] == right, f"changed behind step {disturbed_at}"
+        assert not rig.store.pinned
+        rig.finish_compaction()
+        rig.check()
+    assert step < disturbed_at, "the read was not disturbed at every step"
+
+
+def test_a_revision_without_a_change_is_damage() -> None:
+    rig = grown_rig()
+    index = rig.store.index
+    revision = rig.store.revision
+    index.revisions[revision - index.first_revision] = index.revisions[-2]
+    with pytest.raises(DataDamaged, match=f"no change of revision {revision}"):
+        rig.store.read_events(revision, 1)
+
+
 def test_a_read_that_is_given_up_holds_nothing() -> None:
     rig = grown_rig()
     for steps in (
+        rig.store.event_steps(rig.store.compacted, 1 << 20),
         rig.store.range_steps(EVERYTHING),
         rig.store.hash_steps(rig.store.revision),
         txn.txn_steps(rig.store, proto.TxnRequest(compare=[], success=[])),
