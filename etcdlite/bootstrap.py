@@ -20,13 +20,13 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etcdlite import checkpoint, proto
 from etcdlite.checkpoint import NAME as CHECKPOINT
 from etcdlite.disk import Disk, File
 from etcdlite.lease import Lessor
-from etcdlite.mvcc import MEMBER, Store
+from etcdlite.mvcc import MEMBER, REMOVED, Store
 from etcdlite.raft import Entry, HardState
 from etcdlite.wal import WAL
 
@@ -102,7 +102,7 @@ def create(
     """Lay out a new member that is alone in its cluster. `member` is its `Member` message."""
     directory = begin(disk, data_dir, wal_dir)
     store = Store.create(disk, f"{directory}/data", Lessor(), segment_bytes)
-    finish(disk, data_dir, wal_dir, store, member, cluster_id, wal_segment_bytes)
+    finish(disk, data_dir, wal_dir, store, member.ID, [member], cluster_id, wal_segment_bytes)
 
 
 def begin(disk: Disk, data_dir: str, wal_dir: str) -> str:
@@ -126,21 +126,25 @@ def finish(
     data_dir: str,
     wal_dir: str,
     store: Store,
-    member: proto.Message,
+    member_id: int,
+    members: Iterable[Any],
     cluster_id: int,
     wal_segment_bytes: int,
 ) -> None:
-    """Make the store, which is closed, that of a new member alone in its cluster."""
-    for key in list(store.buckets.get(MEMBER, ())):
-        store.set_bucket(MEMBER, key, None)
-    store.set_bucket(MEMBER, member.ID.to_bytes(8, "big"), member.encode())
+    """Make the store that of a new member of a cluster with these `Member`s (none for one that
+    joins: the leader tells it), and close it."""
+    for bucket in (MEMBER, REMOVED):
+        for key in list(store.buckets.get(bucket, ())):
+            store.set_bucket(bucket, key, None)
+    for member in members:
+        store.set_bucket(MEMBER, member.ID.to_bytes(8, "big"), member.encode())
     store.mark(store.applied_index, store.applied_term)
     for task in store.checkpoint():
         if task is not None:
             task()
     store.close()
     directory = f"{data_dir}/member.tmp"
-    metadata = _IDENTITY.pack(cluster_id, member.ID)
+    metadata = _IDENTITY.pack(cluster_id, member_id)
     wal = WAL.create(disk, wal_dir or f"{directory}/wal", metadata, wal_segment_bytes)
     if store.applied_index:
         wal.save(HardState(store.applied_term, 0, store.applied_index), ())
@@ -259,6 +263,20 @@ def open_member(
         entries,
         notes,
     )
+
+
+def membership(store: Store, member_id: int) -> list[Any]:
+    """The `Member` messages that a store holds; none if it is that of a member that joins a cluster
+    and has not heard from its leader. Raises StartError if this member was removed."""
+    if member_id.to_bytes(8, "big") in store.buckets.get(REMOVED, ()):
+        raise StartError(
+            f"member {member_id:x} was removed from the cluster, and its data directory is of no "
+            "use any more. To join again, remove the data directory, add the member with "
+            "'etcdlite-ctl member add', and start it with --initial-cluster-state existing"
+        )
+    return [
+        proto.Member.decode(value) for _, value in sorted(store.buckets.get(MEMBER, {}).items())
+    ]
 
 
 def _check_log_covers(

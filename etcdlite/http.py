@@ -577,6 +577,9 @@ class HttpSession:
 
     def _probe(self, request: _Request, is_serializable: bool, then: _Then) -> None:
         """Read something, then call `then`."""
+        if not is_serializable and not self.member.raft.leader:
+            then(error("NoLeader"))  # Who asks for the health will not wait for an election.
+            return
         request.then = then
         # An id of its own, or else a late answer to the probe before would be taken for this one's.
         self._next_id += 1

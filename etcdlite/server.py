@@ -4,13 +4,14 @@ One loop (`selectors`) does all protocol and state work. A turn of it: wait for 
 tick; read each ready socket once; let the member move on; hand what must be durable to the log
 thread; send each connection its output.
 
-Two threads, both only for calls that block in the kernel:
+Threads are only for calls that block in the kernel:
 
     log     appends to the write-ahead log and syncs it. While it syncs, later turns gather the next
             batch, and it takes all that waits at once: group commit without a timer.
-    disk    checkpoint and cleaning tasks, one at a time.
+    disk    checkpoint, cleaning and snapshot tasks, one at a time.
+    dial    one for each connection to another member, only until it is made or not.
 
-If either fails, the process ends: after a failed sync nobody knows what the disk has.
+If one of the first two fails, the process ends: after a failed sync nobody knows what the disk has.
 
 Limits: `max-connections`; `HANDSHAKE_TIMEOUT_S` for a connection to say what it is;
 `STALLED_TIMEOUT_S` for one that does not read its answers.
@@ -34,7 +35,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import etcdlite
 from etcdlite import bootstrap, config, log, proto
@@ -43,9 +44,11 @@ from etcdlite.disk import Disk
 from etcdlite.grpc import GrpcSession
 from etcdlite.housekeeping import AutoCompaction
 from etcdlite.http import HttpSession, Site
-from etcdlite.member import PUBLISH, Member
+from etcdlite.member import Member
 from etcdlite.metrics import Metrics
 from etcdlite.native import HIGH_WATER_BYTES, NativeSession
+from etcdlite.peer import Dial, PeerConnection, SnapshotDial
+from etcdlite.peer_session import Accepted
 from etcdlite.proto import MAGIC
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
@@ -83,8 +86,18 @@ REQUEST_TIMEOUT_S = 5.0
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # What a listener is for: the flag that makes it.
 CLIENTS = "listen-client-urls"
+PEERS = "listen-peer-urls"
 HTTP = "listen-client-http-urls"
 METRICS = "listen-metrics-urls"
+
+DIAL_TIMEOUT_S = 1.0
+"""How long a connection to another member may take to be made."""
+
+HAND_OVER_S = 2.0
+"""How long a leader that is to stop waits for another one to lead."""
+
+REMOVED_S = 1.0
+"""How long a member that was removed goes on, so that the others learn what they must."""
 
 SNIFF_BYTES = 4
 """How much of the first bytes tells gRPC ("PRI ") from HTTP/1.1 ("PUT ")."""
@@ -175,11 +188,14 @@ class Connection:
         """For the metrics."""
         return _PROTOCOLS.get(type(self.session), "none")
 
-    def __init__(self, sock: socket.socket, peer: str, now: float, site: Site) -> None:
+    def __init__(
+        self, sock: socket.socket, peer: str, now: float, site: Site | None, session: Session
+    ) -> None:
         self.sock = sock
         self.peer = peer
         self.site = site
-        self.session: Session = Opening()
+        """For clients; None between members."""
+        self.session = session
         self.ready: Callable[[int], None]
         """What the selector calls."""
         self.sending: memoryview | None = None
@@ -190,10 +206,21 @@ class Connection:
 
 
 _PROTOCOLS: dict[type, str] = {
+    Accepted: "peer",
+    Dial: "peer",
+    SnapshotDial: "peer",
     NativeSession: "native",
     GrpcSession: "grpc",
     HttpSession: "http",
 }
+
+
+class Dialed(NamedTuple):
+    """What became of an attempt to connect to another member."""
+
+    dial: Dial
+    peer: str
+    result: socket.socket | OSError
 
 
 class DiskFailed(Exception):
@@ -280,6 +307,17 @@ class DiskThread:
             self._done(failure)
 
 
+def call(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
+    """Connect to another member; runs in a thread of its own."""
+    host, port = config.host_port(url)
+    result: socket.socket | OSError
+    try:
+        result = socket.create_connection((host, port), DIAL_TIMEOUT_S)
+    except OSError as failure:
+        result = failure
+    done(Dialed(dial, _address(host, port), result))
+
+
 class Server:
     """One member serving clients."""
 
@@ -343,9 +381,11 @@ class Server:
             **{"applied-index": opened.store.applied_index, "log-entries": len(opened.entries)},
         )
         self.member = self._make_member(opened)
+        self.member.attributes = proto.Member(
+            ID=self.member.id, name=settings.name, clientURLs=self._advertised_urls()
+        )
         self._log_thread = LogThread(opened.wal, self.member.metrics, self._report)
         self._disk_thread = DiskThread(self.member.metrics, self._report)
-        self._publish()
 
     def _min_ttl_s(self) -> int:
         """etcd's shortest lease: one and a half election timeouts."""
@@ -380,6 +420,8 @@ class Server:
         settings = self.settings
         rng = random.Random(int.from_bytes(os.urandom(32), "little"))
         store = opened.store
+        members = bootstrap.membership(store, opened.member_id)
+        remotes: list[Any] = []
         raft = Raft(
             RaftConfig(
                 id=opened.member_id,
@@ -388,7 +430,8 @@ class Server:
                 ),
             ),
             rng,
-            voters=[opened.member_id],
+            voters=[member.ID for member in members if not member.isLearner],
+            learners=[member.ID for member in members if member.isLearner],
             hard_state=opened.hard_state,
             snapshot_index=store.applied_index,
             snapshot_term=store.applied_term,
@@ -404,6 +447,10 @@ class Server:
             raft=raft,
             clock=time.monotonic,
             rng=rng,
+            members=remotes,
+            max_learners=getattr(settings, "max_learners", 1),
+            strict_reconfig_check=getattr(settings, "strict_reconfig_check", True),
+            cluster_token=settings.initial_cluster_token,
             quota_bytes=settings.quota_backend_bytes,
             max_request_bytes=settings.max_request_bytes,
             max_txn_ops=settings.max_txn_ops,
@@ -419,19 +466,6 @@ class Server:
         )
         return member
 
-    def _publish(self) -> None:
-        """Tell the cluster this member's name and client URLs, if they have changed."""
-        settings = self.settings
-        known = self.member.members().get(self.member.id)
-        urls = self._advertised_urls()
-        if known is None or known.name != settings.name or list(known.clientURLs) != urls:
-            self.member.propose_message(
-                None,
-                0,
-                PUBLISH,
-                proto.Member(ID=self.member.id, name=settings.name, clientURLs=urls),
-            )
-
     def _advertised_urls(self) -> list[str]:
         """As configured, with the port that was found where any free one was asked for."""
         port = self.addresses[0][1]
@@ -443,6 +477,7 @@ class Server:
     def _listen(self) -> None:
         settings = self.settings
         for purpose, urls in (
+            (PEERS, getattr(settings, "listen_peer_urls", ())),
             (CLIENTS, settings.listen_client_urls),
             (HTTP, settings.listen_client_http_urls),
             (METRICS, settings.listen_metrics_urls),
@@ -499,8 +534,8 @@ class Server:
     def run(self) -> int:
         """Serve until a signal stops it; the exit status."""
         for listener, purpose in self._listeners:
-            site = self._site(purpose)
-            if purpose == CLIENTS:
+            site = None if purpose == PEERS else self._site(purpose)
+            if site is not None and purpose == CLIENTS:
                 self._native_sites.add(site)
             accept = partial(self._accept, listener, site)
             self._selector.register(listener, selectors.EVENT_READ, accept)
@@ -514,7 +549,7 @@ class Server:
             # times, and a loop busy with background work would make it wait for each.
             timeout_s = SAVING_PAUSE_S if member.is_saving else 0.0
             if not (member.has_work or self._producing):
-                timeout_s = max(0.0, self._next_tick - clock())
+                timeout_s = max(0.0, min(self._next_tick, member.wakes_at) - clock())
             ready = self._selector.select(timeout_s)
             began = clock()
             for key, mask in ready:
@@ -523,18 +558,30 @@ class Server:
                     break
             self._take_results()
             if self._signal and self._stopping_since is None:
+                name = signal.Signals(self._signal).name
+                log.info("received signal; shutting down", signal=name)
                 self._begin_stop()
             now = clock()
             if now >= self._next_tick:
                 self._tick(now)
             member.turn()
             self._give_work()
+            if member.peers.links:
+                self._dial_peers(now)
             if self._producing:
                 self._produce()
             if self._dirty:
                 self._send_output()
             member.housekeep()
             turn_s.observe(clock() - began)
+            if member.removed_since is not None and now - member.removed_since > REMOVED_S:
+                log.error(
+                    "this member was removed from the cluster; shutting down. Its data directory "
+                    "is of no use any more: remove it before this machine joins a cluster again",
+                    **{"data-dir": self.settings.data_dir, "local-member-id": f"{member.id:x}"},
+                )
+                member.removed_since = None
+                self._begin_stop()
             if self._stopping_since is not None and self._may_stop(now):
                 return self._stop()
 
@@ -566,6 +613,8 @@ class Server:
             result = self._done.popleft()
             if result is None:
                 self.member.finished()
+            elif isinstance(result, Dialed):
+                self._dialed(result)
             elif isinstance(result, BaseException):
                 raise DiskFailed(str(result)) from result
             else:
@@ -627,7 +676,40 @@ class Server:
         protocols = Counter(connection.protocol for connection in self._connections)
         return self.member.metrics.render(self.member, protocols, self._sites)
 
-    def _accept(self, listener: socket.socket, site: Site, mask: int) -> None:
+    # Other members.
+
+    def _dial_peers(self, now: float) -> None:
+        for link in list(self.member.peers.links.values()):
+            for make in link.wants(now):
+                dial = make(self._dirty.append)
+                threading.Thread(
+                    target=call, args=(dial, link.url, self._report), name="dial", daemon=True
+                ).start()
+
+    def _dialed(self, dialed: Dialed) -> None:
+        dial, peer, result = dialed
+        if isinstance(result, OSError):
+            is_refused = isinstance(result, ConnectionRefusedError)
+            dial.link.unreachable(dial, str(result.strerror or result), is_refused)
+        elif dial.is_closing or self._stopping_since is not None:
+            result.close()
+            dial.link.unreachable(dial, "it is not needed any more", False)
+        else:
+            self._connected(result, Connection(result, peer, time.monotonic(), None, dial))
+            dial.connected()
+
+    def _connected(self, sock: socket.socket, connection: Connection) -> None:
+        """Serve a connection from now on."""
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._connections.add(connection)
+        if not isinstance(connection.session, Opening):
+            self._by_session[connection.session] = connection
+        connection.ready = partial(self._ready, connection)
+        self._selector.register(sock, connection.mask, connection.ready)
+
+    def _accept(self, listener: socket.socket, site: Site | None, mask: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 sock, address = listener.accept()
@@ -645,13 +727,11 @@ class Server:
                     )
                 sock.close()
                 continue
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection = Connection(sock, _address(*address[:2]), time.monotonic(), site)
-            self._connections.add(connection)
-            connection.ready = partial(self._ready, connection)
-            self._selector.register(sock, connection.mask, connection.ready)
+            session: Session = (
+                Opening() if site is not None else Accepted(self.member, self._dirty.append)
+            )
+            peer = _address(*address[:2])
+            self._connected(sock, Connection(sock, peer, time.monotonic(), site, session))
 
     def _refuse_one(self, listener: socket.socket, failure: OSError) -> None:
         """Out of file descriptors: free the spare one to accept and close the next connection, or
@@ -708,6 +788,7 @@ class Server:
         """The session for what a connection says first; None while that is not clear."""
         on_output = self._dirty.append
         session: NativeSession | GrpcSession | HttpSession
+        assert connection.site is not None
         if connection.site not in self._native_sites:
             session = HttpSession(self.member, on_output, connection.site)
         elif first[:1].isupper():
@@ -790,8 +871,9 @@ class Server:
             not session.is_closing
             and session.unsent_bytes <= HIGH_WATER_BYTES
             and not session.is_full
-            # gRPC answers wait for the window updates that the client sends.
-            and (self._stopping_since is None or isinstance(session, GrpcSession))
+            # gRPC answers wait for the window updates that the client sends, and what is in
+            # flight for other members.
+            and (self._stopping_since is None or isinstance(session, (GrpcSession, PeerConnection)))
         ):
             mask |= selectors.EVENT_READ
         if mask == connection.mask:
@@ -847,7 +929,6 @@ class Server:
 
     def _begin_stop(self) -> None:
         """Take no more connections and requests; what is in flight is finished."""
-        log.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
         notify_systemd("STOPPING=1")
         self._stopping_since = time.monotonic()
         for listener, _ in self._listeners:
@@ -862,13 +943,16 @@ class Server:
         assert self._stopping_since is not None
         for connection in list(self._connections):
             connection.session.shut_down()
-        if now - self._stopping_since > SHUTDOWN_S:
+        stopping_s = now - self._stopping_since
+        if stopping_s > SHUTDOWN_S:
             return True
-        return (
-            self.member.is_idle
-            and not self._dirty
-            and all(connection.session.is_idle for connection in self._connections)
-        )
+        if (
+            not self.member.is_idle
+            or self._dirty
+            or not all(connection.session.is_idle for connection in self._connections)
+        ):
+            return False
+        return stopping_s > HAND_OVER_S or not self.member.hand_over()
 
     def _stop(self) -> int:
         log.info("closing etcdlite server", name=self.settings.name)

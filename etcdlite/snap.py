@@ -369,7 +369,16 @@ def restore(
             member_id = bootstrap.derive_member_id(peer_urls, initial_cluster_token)
             member = proto.Member(ID=member_id, name=name, peerURLs=peer_urls)
             cluster_id = bootstrap.derive_cluster_id([member_id])
-            bootstrap.finish(disk, data_dir, wal_dir, store, member, cluster_id, wal_segment_bytes)
+            bootstrap.finish(
+                disk,
+                data_dir,
+                wal_dir,
+                store,
+                member_id,
+                [member],
+                cluster_id,
+                wal_segment_bytes,
+            )
         except (bootstrap.StartError, DataDamaged) as failure:
             raise SnapshotError(str(failure)) from failure
         finally:

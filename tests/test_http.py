@@ -361,7 +361,7 @@ def test_every_method_with_a_path_is_there(browser: Browser) -> None:
 
 
 def test_what_comes_with_later_versions_is_not_implemented(browser: Browser) -> None:
-    answer = browser.post("/v3/cluster/member/add", {"peerURLs": ["http://a:1"]})
+    answer = browser.post("/v3/auth/enable")
     assert answer.status == 501
     assert answer.json["code"] == 12
 
