@@ -13,8 +13,9 @@ from typing import Any
 
 import etcdlite
 from etcdlite import cluster, proto, txn
+from etcdlite.asked import Asked, Done
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, EtcdError, error
-from etcdlite.member import CHECKPOINT, Done, Member, Session, alarm_name, needs_space
+from etcdlite.member import CHECKPOINT, Member, Session, alarm_name, needs_space
 from etcdlite.proto import FRAME_HEADER_BYTES
 
 _KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
@@ -190,21 +191,8 @@ def _check_space(member: Member, frame: bytes) -> None:
     if len(frame) > member.space_left:
         member.raise_nospace()
         raise error("NoSpace")
-
-
-class Asked:
-    """A session for what the member asks itself, or the leader, on behalf of a call."""
-
-    is_blocked = False
-
-    def __init__(self, done: Done) -> None:
-        self._done = done
-
-    def reply(self, request_id: int, method: int, body: bytes) -> None:
-        self._done(body)
-
-    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        self._done(failure)
+    if member.alarms and member.has_no_space:
+        raise error("NoSpace")  # As it would be when it is applied, but without a log that grows.
 
 
 def keep_alive(member: Member, body: bytes, done: Done) -> None:

@@ -47,8 +47,11 @@ class Opened(NamedTuple):
     lessor: Lessor
     wal: WAL
     hard_state: HardState
+    log_index: int
+    log_term: int
+    """The entry before the first of `entries`."""
     entries: list[Entry]
-    """Those behind what the store has applied."""
+    """Those behind what the store has applied, and some before."""
     notes: list[str]
     """What recovery found and mended, for the log."""
 
@@ -253,6 +256,12 @@ def open_member(
         )
     entries = [entry for entry in recovered.entries if entry.index > store.applied_index]
     _check_log_covers(store, wal, recovered.entries, entries, logs)
+    log_index, log_term = store.applied_index, store.applied_term
+    if recovered.entries and recovered.entries[0].index < log_index:
+        # Of the entries before those that have to be applied, members that are behind may need
+        # some; the first is given up, because its term is what says where the log begins.
+        log_term, log_index, _, _ = recovered.entries[0]
+        entries = recovered.entries[1:]
     return Opened(
         cluster_id,
         member_id,
@@ -260,6 +269,8 @@ def open_member(
         lessor,
         wal,
         recovered.hard_state,
+        log_index,
+        log_term,
         entries,
         notes,
     )

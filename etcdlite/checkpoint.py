@@ -2,7 +2,7 @@
 
 A checkpoint is written while the store goes on changing. That is sound because a start loads it
 and then scans the data file from where it stood when the checkpoint *began*: every change that the
-checkpoint caught half is met again, and taking a record in twice changes nothing (`Store.replay`).
+checkpoint caught half is met again, and taking a record in twice changes nothing (`Store._replay`).
 It is published only after the data file is synced up to where it stood when the checkpoint *ended*,
 so that nothing in it points past the end of the data.
 

@@ -229,6 +229,11 @@ class Disk:
     def remove_tree(self, path: str) -> None:
         shutil.rmtree(path)
 
+    def space(self, path: str) -> tuple[int, int]:
+        """Bytes of the file system of `path`: those free for this user, and all."""
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
     def sync_dir(self, path: str) -> None:
         """Make creations, renames and removals in the folder durable."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -237,11 +242,6 @@ class Disk:
         finally:
             os.close(fd)
         _ERASER.synced()
-
-    def read(self, path: str) -> bytes:
-        """The whole of a small file."""
-        with open(path, "rb") as file:
-            return file.read()
 
     def stage(self, path: str) -> Staged:
         """Begin to write a file that replaces `path` as a whole, and durably, when published."""

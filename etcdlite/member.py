@@ -44,10 +44,13 @@ import random
 import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 from etcdlite import bootstrap, cluster, log, proto, txn
+from etcdlite.asked import Done
 from etcdlite.cluster import Cluster
+from etcdlite.corruption import HashCheck
 from etcdlite.data import DataDamaged
 from etcdlite.errors import EtcdError, error
 from etcdlite.housekeeping import Housekeeping
@@ -70,6 +73,7 @@ from etcdlite.raft import (
     Snapshot,
 )
 from etcdlite.snap import Image, Incoming
+from etcdlite.steps import join_steps
 from etcdlite.wal import Save
 from etcdlite.watch import WatchHub
 
@@ -123,6 +127,13 @@ MAX_CAMPAIGNS = 5
 CHECKPOINT_LEASES_INTERVAL_S = 300.0
 """How often the leader writes down what is left of long leases (as in etcd)."""
 
+DISK_RESERVE_BYTES = 64 << 20
+DISK_RESERVE_SHARE = 0.1
+"""With less than the smaller of the two free, a member takes no more writes that need space:
+deleting, compacting, cleaning and the log need some themselves."""
+
+MEASURE_DISK_S = 1.0
+
 MAX_HELD_ASKS = 10_000
 """Questions that wait for a leader; more are answered "too many requests"."""
 
@@ -170,9 +181,6 @@ class Session(Protocol):
 Waiter = tuple["Session | None", int, int, Any]
 """(session or None, request id, method, decoded request)"""
 
-Done = Callable[["bytes | EtcdError"], None]
-"""Told the answer to a question."""
-
 Steps = Generator[None, None, bytes]
 """Work in slices whose result is the encoded response without its header."""
 
@@ -203,6 +211,7 @@ class Member:
         max_learners: int = 1,
         strict_reconfig_check: bool = True,
         cluster_token: str = "",
+        force_new_cluster: bool = False,
     ) -> None:
         self.id = member_id
         self.cluster_id = cluster_id
@@ -233,6 +242,11 @@ class Member:
         self.peers = Peers(self)
         self.peers.update(self.cluster.members or {member.ID: member for member in members})
         self.incoming = Incoming(self)
+        self.hash_check = HashCheck(self)
+        self._forced_index = raft.log.last if force_new_cluster else 0
+        """Up to here membership changes of the log do not count: this member was told to be the
+        only one, whoever there was."""
+        self._is_forcing = force_new_cluster
         self.attributes: Any = None
         """A `Member` message: the name and client URLs that the cluster shall know of this one."""
         self.removed_since: float | None = None
@@ -242,6 +256,8 @@ class Member:
         """An alarm of this member is on its way through the log."""
         self._load_alarms()
         self.space_left = 0
+        self._disk_left = 1 << 62
+        self._disk_measured_at = -math.inf
         self._measure_space()
         self.leader_changes = 0
         self._known_leader = 0
@@ -260,8 +276,8 @@ class Member:
         self._unsynced: deque[float] = deque()
         """When each save that is not durable yet was handed out."""
         self._handed_over_at = -math.inf
-        self._installing: Snapshot | None = None
-        """The snapshot from the leader that is about to take the place of the data."""
+        self._installs: deque[Snapshot] = deque()
+        """Snapshots from a leader that are about to take the place of the data."""
         self._installed: Store | None = None
         self._is_installing = False
         self._tasks: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
@@ -434,7 +450,8 @@ class Member:
         """The leader's snapshot is on disk, under a name of its own."""
         snapshot = Snapshot(offer.index, offer.term, tuple(offer.voters), tuple(offer.learners))
         self.raft.step(Message(SNAP, self.id, node, offer.leader_term, snapshot=snapshot))
-        if self.raft.log.applied >= self.raft.log.offset:
+        pending = [snapshot.index for snapshot in self._installs]
+        if self.raft.log.offset != offer.index and offer.index not in pending:
             # It came too late: this member has everything that is in it.
             disk, directory = self.store.disk, self.store.directory
             bootstrap.drop_snapshot(disk, directory, offer.index)
@@ -451,7 +468,7 @@ class Member:
         for save in saves:
             self._unsynced.popleft()
             if save.snapshot is not None:
-                self._installing = save.snapshot
+                self._installs.append(save.snapshot)
             if save.entries:
                 self.raft.persisted(save.entries[-1].index, save.entries[-1].term)
             for message in save.messages:
@@ -471,6 +488,7 @@ class Member:
         """A heartbeat interval has passed."""
         now = self.clock()
         self._measure_space()
+        self._measure_disk(now)
         self.raft.tick()
         if self.lessor.promoted:
             for lease_id in self.lessor.expired(now, REVOKES_PER_TICK):
@@ -480,7 +498,10 @@ class Member:
             self._checkpoint_leases(now)
             self._hand_over_if_slow(now)
         self._publish(now)
+        if self._is_forcing:
+            self._force_new_cluster()
         self.hub.tick(now)
+        self.hash_check.tick(now)
         if not self._is_installing:
             self.housekeeping.tick(now)
         self._give_up_waiting(now)
@@ -537,6 +558,28 @@ class Member:
             or list(known.clientURLs) != list(wanted.clientURLs)
         ):
             self.propose_message(None, 0, PUBLISH, wanted)
+
+    def _force_new_cluster(self) -> None:
+        """Remove all other members, one after the other, now that this one leads alone."""
+        if not self.leads or self.raft.log.applied < self._forced_index or self._waiting:
+            return
+        own = self.cluster.members.get(self.id)
+        others = [node for node in self.cluster.members if node != self.id]
+        if own is not None and own.isLearner:
+            action, node = cluster.PROMOTE, self.id
+        elif others:
+            action, node = cluster.REMOVE, others[0]
+        else:
+            self._is_forcing = False
+            log.warn(
+                "this member is a cluster of its own now; start it without --force-new-cluster "
+                "from now on",
+                **{"local-member-id": f"{self.id:x}"},
+            )
+            return
+        change = proto.MemberChange(action=action, member=proto.Member(ID=node))
+        frame = proto.frame(1, MEMBER_CHANGE, 0, change.encode())
+        self._propose_entry(ENTRY_CONF_CHANGE, [(None, 0, 0, change)], [frame])
 
     def _checkpoint_leases(self, now: float) -> None:
         """Write down what is left of long leases, so that a new leader does not start them anew."""
@@ -613,6 +656,11 @@ class Member:
         return housekeeping_task
 
     @property
+    def log_begin(self) -> int:
+        """Entries up to here are not needed any more, not even for members that are behind."""
+        return self.raft.log.offset
+
+    @property
     def wakes_at(self) -> float:
         """When `turn` has something to do, besides `tick`; on the member's clock."""
         return self._campaign_at
@@ -646,6 +694,11 @@ class Member:
         """An alarm says that members differ: no write is taken any more. (Reads are, as in etcd: it
         is by them that an operator finds out what is true.)"""
         return any(kind == CORRUPT for _, kind in self.alarms)
+
+    @property
+    def has_no_space(self) -> bool:
+        """An alarm says that a member is out of space: nothing that needs any is applied."""
+        return any(kind == NOSPACE for _, kind in self.alarms)
 
     @property
     def leads(self) -> bool:
@@ -691,7 +744,7 @@ class Member:
             self._take_ready()
         if self._applying is not None or self._committed:
             self._apply()
-        elif self._installing is not None:
+        elif self._installs:
             self._install()
         if self._ready_reads and self._applying is None:
             self._serve_reads()
@@ -907,8 +960,7 @@ class Member:
         self._is_installing = True
         self.housekeeping.stop()
         old = self.store
-        snapshot = self._installing
-        assert snapshot is not None
+        snapshot = self._installs[0]
 
         def task() -> None:
             bootstrap.install_snapshot(old.disk, old.directory, snapshot.index)
@@ -918,15 +970,16 @@ class Member:
         self.run_task(task, self._snapshot_installed)
 
     def _snapshot_installed(self) -> None:
-        snapshot, store = self._installing, self._installed
-        assert snapshot is not None and store is not None
+        snapshot, store = self._installs.popleft(), self._installed
+        assert store is not None
         assert store.applied_index == snapshot.index, "the snapshot is not what it was offered as"
-        self._installing = self._installed = None
+        self._installed = None
         self._is_installing = False
         self.store.close()
         self.store = store
         self.lessor = store.lessor
         self.alarms.clear()
+        self._is_raising = False
         self._load_alarms()
         self.cluster.load(store)
         self.peers.update(self.cluster.members)
@@ -948,6 +1001,7 @@ class Member:
         if self._applying is None:
             self._applying = self._apply_steps()
         for _ in self._applying:
+            self.store.data.flush_part()
             if self.slice_is_over():
                 return
         self._applying = None
@@ -980,6 +1034,8 @@ class Member:
                         self.metrics.proposals_pending -= count
                         self._proposed_bytes -= waiting[2]
                 self.housekeeping.logged_bytes += len(entry.data)
+                # In the log and in the data, until it is measured again.
+                self._disk_left -= 2 * len(entry.data)
                 began = self.clock()
                 if entry.kind == ENTRY_CONF_CHANGE:
                     self._apply_membership(entry, waiting[1][0] if waiting else None)
@@ -995,6 +1051,8 @@ class Member:
     def _apply_membership(self, entry: Entry, waiter: Waiter | None) -> None:
         ((_, _, _, change),) = decode_requests(entry.data, 1)
         session, request_id, method, _ = waiter or (None, 0, 0, None)
+        if entry.index <= self._forced_index:
+            return
         try:
             self.cluster.check(change)
         except EtcdError as failure:
@@ -1050,7 +1108,7 @@ class Member:
         # The hot path of writes: a plain put costs no generator and no table.
         store = self.store
         metrics = self.metrics
-        capped = any(alarm == NOSPACE for _, alarm in self.alarms)
+        capped = self.has_no_space
         corrupt = self.is_corrupt
         check = APPLIES_PER_CHECK
         for session, request_id, method, request in waiters:
@@ -1090,6 +1148,14 @@ class Member:
                 if session is not None:
                     session.fail(request_id, method, failure)
                 continue
+            except txn.Unanswerable as applied:
+                # As on every other member; only the answer is missing.
+                store.end_revision()
+                if applied.damage is not None and not log.limited("damaged"):
+                    log.error(str(applied.damage))
+                if session is not None:
+                    session.fail(request_id, method, applied.failure)
+                continue
             if session is not None:
                 if method == COMPACT and request.physical:
                     self.housekeeping.when_compacted(session, request_id, method)
@@ -1119,11 +1185,13 @@ class Member:
         yield
 
     def _apply_lease_revoke(self, request: Any) -> Steps:
-        for count, key in enumerate(self.lessor.revoke(request.ID), 1):
+        keys = yield from self.lessor.key_steps(request.ID)
+        for count, key in enumerate(keys, 1):
             self.store.delete(key)
             self.metrics.deletes += 1
             if count % APPLIES_PER_CHECK == 0:
                 yield
+        self.lessor.revoke(request.ID)
         self.store.set_bucket(LEASE, request.ID.to_bytes(8, "big"), None)
         self.metrics.leases_revoked += 1
         return b""
@@ -1148,6 +1216,9 @@ class Member:
         elif request.alarm and request.action == 2 and alarm in self.alarms:
             self._log_alarm(log.info, "alarm disarmed", alarm)
             self.alarms.remove(alarm)
+            self._disk_measured_at = -math.inf
+            self._measure_disk(self.clock())
+            self._measure_space()
             self.store.set_bucket(ALARM, _alarm_key(alarm), None)
             changed = [alarm]
         members = [proto.AlarmMember(memberID=i, alarm=kind) for i, kind in changed]
@@ -1280,34 +1351,37 @@ class Member:
 
     def _read_range(self, request: Any) -> Steps:
         header = self.header(self.store.revision)
-        answer = yield from self.store.range_steps(request)
+        answer = yield from self.store.range_steps(request, head=header)
         self.metrics.ranges += 1
-        return header + answer
+        return answer
 
     def _read_txn(self, request: Any) -> Steps:
         header = self.header(self.store.revision)
-        answer = yield from txn.txn_steps(self.store, request)
-        self.metrics.count_txn(request, answer.startswith(b"\x10"))
-        return header + answer
+        answer = yield from txn.txn_steps(self.store, request, header)
+        self.metrics.count_txn(request, answer.startswith(b"\x10", len(header)))
+        return answer
 
     def _read_time_to_live(self, request: Any) -> Steps:
+        header = self.header(self.store.revision)
         response = proto.LeaseTimeToLiveResponse(ID=request.ID)
+        keys: list[bytes] = []
         if self.lessor.exists(request.ID):
             remaining_s = self.lessor.remaining_s(request.ID, self.clock())
             response.TTL = max(0, int(remaining_s))
             response.grantedTTL = self.lessor.ttl_s(request.ID)
             if request.keys:
-                response.keys = self.lessor.keys(request.ID)
+                keys = yield from self.lessor.key_steps(request.ID)
         else:
             response.TTL = -1
-        return self.header(self.store.revision) + response.encode()
-        yield
+        parts = (b"\x2a" + varint(len(key)) + key for key in keys)
+        return (yield from join_steps(chain((header, response.encode()), parts)))
 
     def _read_leases(self, request: Any) -> Steps:
-        ids = self.lessor.leases()
-        response = proto.LeaseLeasesResponse(leases=[proto.LeaseStatus(ID=i) for i in ids])
-        return self.header(self.store.revision) + response.encode()
-        yield
+        header = self.header(self.store.revision)
+        ids = yield from self.lessor.lease_steps()
+        statuses = (b"\x08" + varint(lease_id) for lease_id in ids)
+        parts = (b"\x12" + varint(len(status)) + status for status in statuses)
+        return (yield from join_steps(chain((header,), parts)))
 
     def _read_members(self, request: Any) -> Steps:
         members = list(self.cluster.members.values())
@@ -1379,11 +1453,31 @@ class Member:
                 proto.AlarmRequest(action=1, memberID=self.id, alarm=NOSPACE),
             )
 
+    def raise_corrupt(self, node: int) -> None:
+        """Have the cluster know that a member differs from the leader."""
+        if (node, CORRUPT) not in self.alarms:
+            request = proto.AlarmRequest(action=1, memberID=node, alarm=CORRUPT)
+            self.propose_message(None, 0, ALARM_METHOD, request)
+
+    def _measure_disk(self, now: float) -> None:
+        """Do not let the file system get full: what must go on needs some of it."""
+        if now - self._disk_measured_at < MEASURE_DISK_S:
+            return
+        self._disk_measured_at = now
+        store = self.store
+        free, total = store.disk.space(store.directory)
+        self._disk_left = free - min(DISK_RESERVE_BYTES, int(total * DISK_RESERVE_SHARE))
+        if self._disk_left <= 0:
+            if not log.limited("disk", 0.1):
+                log.warn("the file system is almost full", **{"data-dir": store.directory})
+            self.raise_nospace()
+
     def _measure_space(self) -> None:
         if self.quota_bytes:
             self.space_left = self.quota_bytes - self.store.size_in_use_bytes
         else:
             self.space_left = 1 << 62
+        self.space_left = min(self.space_left, self._disk_left)
 
     def _load_alarms(self) -> None:
         for key in self.store.buckets.get(ALARM, ()):

@@ -51,6 +51,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from etcdlite import __version__, log, proto
+from etcdlite.asked import Done
 from etcdlite.errors import EtcdError, error
 from etcdlite.metrics import Peer as PeerMetrics
 from etcdlite.proto import (
@@ -109,9 +110,6 @@ _ENTRY = struct.Struct("<QB3xI")
 _REJECT = 1
 
 KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
-
-Done = Callable[["bytes | EtcdError"], None]
-"""Told the answer to a question."""
 
 
 def encode_message(message: Message) -> bytes:
@@ -315,11 +313,13 @@ class Dial(PeerConnection):
         )
         self.ask(INTRODUCE, introduction.encode(), self._introduced)
 
-    def ask(self, method: int, body: bytes, done: Done) -> None:
-        """`done` is told the answer, or after `ANSWER_TIMEOUT_S` that there is none."""
+    def ask(
+        self, method: int, body: bytes, done: Done, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> None:
+        """`done` is told the answer, or after `timeout_s` that there is none."""
         request_id = self._next_id
         self._next_id = request_id % 0xFFFF_FFFF + 1
-        self._questions[request_id] = (self.member.clock() + ANSWER_TIMEOUT_S, done)
+        self._questions[request_id] = (self.member.clock() + timeout_s, done)
         self.send(request_id, method, 0, body)
 
     def _shake(self, magic: bytes, lowest: int, highest: int) -> None:
@@ -588,12 +588,12 @@ class Link:
         self.metrics.sent_bytes += len(body)
         dial.send(0, RAFT, 0, body)
 
-    def ask(self, method: int, body: bytes, done: Done) -> None:
+    def ask(self, method: int, body: bytes, done: Done, timeout_s: float) -> None:
         dial = self.dial
         if dial is None or not dial.is_open:
             done(error("TimeoutDueToConnectionLost"))
         else:
-            dial.ask(method, body, done)
+            dial.ask(method, body, done, timeout_s)
 
     def send_snapshot(self, image: Image, offer: Any) -> None:
         """Send it, however many connections that takes; `offer` is its `SnapshotOffer`."""
@@ -648,13 +648,20 @@ class Peers:
         if link is not None:
             link.send(message)
 
-    def ask(self, node: int, method: int, body: bytes, done: Done) -> None:
+    def ask(
+        self,
+        node: int,
+        method: int,
+        body: bytes,
+        done: Done,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> None:
         """Ask another member; `done` is called once, with the answer or why there is none."""
         link = self.links.get(node)
         if link is None:
             done(error("TimeoutDueToConnectionLost"))
         else:
-            link.ask(method, body, done)
+            link.ask(method, body, done, timeout_s)
 
     def is_open(self, node: int) -> bool:
         """Whether messages can be sent there now."""

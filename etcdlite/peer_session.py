@@ -116,6 +116,8 @@ class Accepted(PeerConnection):
         else:
             self.member.peers.heard_from(self.node)
         self.send(request_id, INTRODUCE, END, proto.Welcome(offset=offset).encode())
+        if introduction.snapshot is not None and offset == introduction.snapshot.size_bytes:
+            self.snapshot_taken()
 
     def _refusal(self, introduction: Any) -> EtcdError | None:
         member = self.member

@@ -241,9 +241,9 @@ class LogThread:
     def save(self, saves: list[Save]) -> None:
         self._queue.put(saves)
 
-    def release(self, index: int, term: int) -> None:
-        """A checkpoint covers the log up to `index`."""
-        self._queue.put((index, term))
+    def release(self, index: int, term: int, begin: int) -> None:
+        """A checkpoint covers the log up to `index`; entries up to `begin` can go."""
+        self._queue.put((index, term, begin))
 
     def stop(self) -> None:
         """Finish what was handed over, close the log."""
@@ -260,8 +260,7 @@ class LogThread:
                 self._save([save for item in items if isinstance(item, list) for save in item])
                 for item in items:
                     if isinstance(item, tuple):
-                        self._wal.mark_snapshot(*item)
-                        self._wal.release(item[0])
+                        self._wal.cover(*item)
                 if stop:
                     self._wal.close()
                     return
@@ -433,8 +432,8 @@ class Server:
             voters=[member.ID for member in members if not member.isLearner],
             learners=[member.ID for member in members if member.isLearner],
             hard_state=opened.hard_state,
-            snapshot_index=store.applied_index,
-            snapshot_term=store.applied_term,
+            snapshot_index=opened.log_index,
+            snapshot_term=opened.log_term,
             entries=opened.entries,
             applied=store.applied_index,
         )
@@ -631,7 +630,7 @@ class Server:
         released = member.housekeeping.released
         if released is not None:
             member.housekeeping.released = None
-            self._log_thread.release(*released)
+            self._log_thread.release(*released, min(released[0], member.log_begin))
 
     def _report(self, result: Any) -> None:
         """Called by the threads."""
@@ -1047,7 +1046,9 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         )
         return 1
     except OSError as failure:
-        log.fatal(
-            "the operating system refused what the server cannot do without", error=str(failure)
-        )
+        if failure.errno == errno.ENOSPC:
+            why = "the disk is full; nothing acknowledged is lost. Free some space and start again"
+        else:
+            why = "the operating system refused what the server cannot do without"
+        log.fatal(why, error=str(failure))
         return 1

@@ -192,7 +192,10 @@ class Incoming:
         self._expected = b""
 
     def begin(self, connection: Accepted, offer: Any) -> int:
-        """A member offers a snapshot (a `SnapshotOffer`). Returns the offset to send it from."""
+        """A member offers a snapshot (a `SnapshotOffer`). Returns the offset to send it from, the
+        end if this member has everything that is in it."""
+        if offer.index <= self._member.raft.log.committed:
+            return int(offer.size_bytes)
         if self._offer is None or offer.nonce != self._offer.nonce:
             self._discard()
             self._offer = offer

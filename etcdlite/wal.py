@@ -341,6 +341,13 @@ class WAL:
             self._replace_from(first)
             self._segments[-1].last_index = self.last_index = last
 
+    def cover(self, index: int, term: int, begin: int) -> None:
+        """The data holds everything up to entry `index`, of `term`; entries up to `begin` are not
+        needed for others either. Nothing to do if a later snapshot came meanwhile."""
+        if index >= self.snapshot[0]:
+            self.mark_snapshot(index, term)
+            self.release(begin)
+
     def mark_snapshot(self, index: int, term: int, *, discard_log: bool = False) -> None:
         """Note durably that a snapshot holds everything up to entry `index`, which is of `term`.
 

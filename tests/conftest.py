@@ -323,8 +323,8 @@ class LoneMember:
             rng,
             voters=[7],
             hard_state=opened.hard_state,
-            snapshot_index=opened.store.applied_index,
-            snapshot_term=opened.store.applied_term,
+            snapshot_index=opened.log_index,
+            snapshot_term=opened.log_term,
             entries=opened.entries,
             applied=opened.store.applied_index,
         )

@@ -142,6 +142,8 @@ class FaultyFile(File):
 
 class FaultyDisk(Disk):
     def __init__(self) -> None:
+        self.free_bytes = 1 << 40
+        """What `space` says; nothing gets less by writing."""
         self.fail_at: int | None = None
         self.error = errno.EIO
         self.operations: list[tuple[str, str]] = []
@@ -318,8 +320,8 @@ class FaultyDisk(Disk):
                 remaining.append(change)
         self._renames = remaining
 
-    def free_bytes(self, path: str) -> int:
-        return 1 << 40
+    def space(self, path: str) -> tuple[int, int]:
+        return self.free_bytes, 1 << 40
 
     def read(self, path: str) -> bytes:
         self._step("read", path)

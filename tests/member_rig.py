@@ -145,8 +145,8 @@ class MemberRig:
                 rng,
                 voters=[opened.member_id],
                 hard_state=opened.hard_state,
-                snapshot_index=opened.store.applied_index,
-                snapshot_term=opened.store.applied_term,
+                snapshot_index=opened.log_index,
+                snapshot_term=opened.log_term,
                 entries=opened.entries,
                 applied=opened.store.applied_index,
             ),
@@ -210,8 +210,7 @@ class MemberRig:
         released = member.housekeeping.released
         if released is not None:
             member.housekeeping.released = None
-            self.wal.mark_snapshot(*released)
-            self.wal.release(released[0])
+            self.wal.cover(*released, min(released[0], member.log_begin))
         member.housekeep()
         task = member.take_task()
         if task is not None:

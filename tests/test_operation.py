@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
@@ -696,27 +697,65 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_stops_it_with_a_clear_line_and_loses_nothing(server, tiny_disk):
-    running = server("--wal-segment-bytes=256KiB", "--segment-bytes=256KiB",
-                     data_dir=tiny_disk / "data")  # fmt: skip
-    client = running.client()
+SMALL_FILES = ("--wal-segment-bytes=128KiB", "--segment-bytes=128KiB")
+
+
+def fill(client) -> dict[bytes, bytes]:
+    """Put until there is no space; what was acknowledged."""
     acknowledged: dict[bytes, bytes] = {}
-    ballast = tiny_disk / "ballast"
-    ballast.write_bytes(bytes(1 << 20))
-    with pytest.raises((ConnectionFailed, UnknownOutcome, NoSpace)):
+    with pytest.raises(NoSpace):
         for number in range(10_000):
             key = b"k%d" % number
             client.put(key, key * 200)
             acknowledged[key] = key * 200
     assert acknowledged
+    return acknowledged
+
+
+def test_writes_are_refused_before_the_disk_is_full(server, tiny_disk):
+    running = server(*SMALL_FILES, data_dir=tiny_disk / "data")
+    client = running.client()
+    ballast = tiny_disk / "ballast"
+    ballast.write_bytes(bytes(1 << 20))
+    acknowledged = fill(client)
+    assert {kv.key: kv.value for kv in client.range(prefix="k")} == acknowledged
+    status = client.status()
+    running.wait_for_log("the file system is almost full")
+    assert client.delete("k0").deleted == 1
+    ballast.unlink()
+    client.call(
+        "Maintenance.Alarm", proto.AlarmRequest(action=2, memberID=status.member_id, alarm=1)
+    )
+    wait_until(lambda: can_put(client), "the disk is measured again")
+
+
+def can_put(client) -> bool:
+    try:
+        client.put("more", "space")
+    except NoSpace:
+        return False
+    return True
+
+
+def test_a_disk_that_others_fill_stops_it_with_a_clear_line_and_loses_nothing(server, tiny_disk):
+    running = server(*SMALL_FILES, data_dir=tiny_disk / "data")
+    client = running.client()
+    acknowledged = fill(client)
+    ballast = tiny_disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    with pytest.raises((ConnectionFailed, UnknownOutcome)):
+        for _ in range(10_000):
+            client.delete("nothing" * 100)
     assert running.wait() == 1
-    assert "the disk failed" in running.lines[-1] and "No space left" in running.lines[-1]
+    assert "the disk failed" in running.lines[-1] or "the disk is full" in running.lines[-1]
+    assert "No space left" in running.lines[-1]
     ballast.unlink()
     running.start()
     client = running.client()
     found = {kv.key: kv.value for kv in client.range(prefix="k")}
     assert {key: found.get(key) for key in acknowledged} == acknowledged
-    assert client.put("more", "space").revision > len(acknowledged)
 
 
 def test_a_corrupt_cluster_takes_no_writes_until_the_alarm_is_disarmed(server):

@@ -278,8 +278,8 @@ class Node:
             voters=[m.ID for m in members if not m.isLearner],
             learners=[m.ID for m in members if m.isLearner],
             hard_state=opened.hard_state,
-            snapshot_index=store.applied_index,
-            snapshot_term=store.applied_term,
+            snapshot_index=opened.log_index,
+            snapshot_term=opened.log_term,
             entries=opened.entries,
             applied=store.applied_index,
         )
@@ -385,8 +385,7 @@ class Node:
         released = member.housekeeping.released
         if released is not None:
             member.housekeeping.released = None
-            self.wal.mark_snapshot(*released)
-            self.wal.release(released[0])
+            self.wal.cover(*released, min(released[0], member.log_begin))
         self._dial()
         if member.has_work and not self._turn_is_due:
             self._turn_is_due = True

@@ -1,0 +1,94 @@
+"""Members that differ: the leader compares the hashes of all members at equal revisions.
+
+What is applied is the same on every member, so two that differ mean a fault of the program, of the
+memory or of a disk. Nobody can say which of two is right; the member that differs from the leader
+is named in a CORRUPT alarm, which stops writes until an operator decides (as in etcd).
+
+A check takes a revision of the leader's, hashes its state there, and asks every other member for
+its hash at that revision. Answers that cannot be compared (the member is behind, or has compacted
+differently meanwhile) say nothing. One check at a time; it runs in slices like any read.
+
+The rules are those of etcd 3.6 (server/etcdserver/corrupt.go).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from etcdlite import log, proto
+from etcdlite.asked import Asked
+from etcdlite.errors import EtcdError, error
+
+if TYPE_CHECKING:
+    from etcdlite.member import Member
+
+HASH_KV = proto.METHOD_BY_NAME["Maintenance.HashKV"].number
+
+ANSWER_TIMEOUT_S = 300.0
+"""A large state takes its time to be hashed."""
+
+
+class HashCheck:
+    """Compares the members every `interval_s` (0: never) and, if `after_compaction_s` is not 0,
+    within that time after each compaction. Driven by `Member.tick`."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self.interval_s = 0.0
+        self.after_compaction_s = 0.0
+        self._next_at = math.inf
+        self._compacted = member.store.compacted
+        self._is_running = False
+        self.checks = 0
+        """How many members were compared."""
+
+    def tick(self, now: float) -> None:
+        """Begin a check if one is due."""
+        member = self._member
+        if not member.leads:
+            self._next_at = now + self.interval_s if self.interval_s else math.inf
+            self._compacted = member.store.compacted
+            return
+        if self.after_compaction_s and member.store.compacted > self._compacted:
+            self._compacted = member.store.compacted
+            self._next_at = min(self._next_at, now + self.after_compaction_s)
+        if now >= self._next_at and not self._is_running and not member.is_corrupt:
+            self._next_at = now + self.interval_s if self.interval_s else math.inf
+            self._is_running = True
+            revision = member.store.revision
+            request = proto.HashKVRequest(revision=revision)
+            member.read_now(Asked(partial(self._hashed, revision)), 0, HASH_KV, request)
+
+    def _hashed(self, revision: int, answer: bytes | EtcdError) -> None:
+        self._is_running = False
+        member = self._member
+        if isinstance(answer, EtcdError):
+            return
+        own = proto.HashKVResponse.decode(answer)
+        body = proto.HashKVRequest(revision=revision).encode()
+        for node in list(member.peers.links):
+            if node not in member.raft.learners:
+                member.peers.ask(
+                    node, HASH_KV, body, partial(self._compare, own, node), ANSWER_TIMEOUT_S
+                )
+
+    def _compare(self, own: Any, node: int, answer: bytes | EtcdError) -> None:
+        if isinstance(answer, EtcdError):
+            if answer.text == error("Corrupt").text:
+                self._raise_alarm(node, "it cannot read its own data")
+            return
+        self.checks += 1
+        other = proto.HashKVResponse.decode(answer)
+        if other.compact_revision == own.compact_revision and other.hash != own.hash:
+            self._raise_alarm(
+                node,
+                f"at revision {own.hash_revision} its hash is {other.hash}, the leader's "
+                f"{own.hash}",
+            )
+
+    def _raise_alarm(self, node: int, why: str) -> None:
+        log.error("found data inconsistency with peer", why=why, **{"remote-peer-id": f"{node:x}"})
+        if self._member.leads:
+            self._member.raise_corrupt(node)
