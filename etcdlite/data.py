@@ -8,8 +8,8 @@ check, and written again from the log.
 Invariants:
 
 - Bytes before `offset` of the active segment, and all bytes of the others, never change. A segment
-  goes away as a whole, after its live records were copied to the tail and synced (`Cleaner` in
-  `mvcc.py`).
+  goes away as a whole, after its live records were copied to the tail and synced (`Store.clean`
+  in `mvcc.py`).
 - The records of one revision stand side by side in one segment.
 - Every read checks the record's checksum: a damaged record is an error, never a value.
 
@@ -23,7 +23,7 @@ On disk, all integers little-endian. `data/%016x.seg`, the number being the segm
         28  4  CRC-32 of bytes 0 to 27
     then records, each
         0   4  CRC-32 of the body, with the next field as initial value
-        4   4  length of the body << 4 | type
+        4   4  length of the body << 4 | type; so a body has less than 256 MiB
         8   n  body
 
     type 1 PUT        body: mvccpb.KeyValue
@@ -60,13 +60,13 @@ RECORD_HEADER_BYTES = RECORD_HEADER.size
 MARK_BODY = struct.Struct("<QQQ")
 BUCKET_BODY = struct.Struct("<BBH")
 
-MAX_RECORD_BYTES = (1 << 28) - 1
-"""The longest body that the length field holds."""
-
 RECENT_BYTES = 2 * 1024 * 1024
 """Bodies written or read lately are kept in memory: between one and two times this much."""
 
 SCAN_CHUNK_BYTES = 256 * 1024
+
+FLUSH_BYTES = 512 * 1024
+"""With so much waiting, what is appended is written before its mark."""
 
 OFFSET_MASK = (1 << 32) - 1
 
@@ -101,6 +101,12 @@ class DataVersionError(DataDamaged):
             "version again, or restore this member from a backup with 'etcdlite-ctl snapshot "
             "restore'",
         )
+
+
+def record(kind: int, body: bytes) -> bytes:
+    """The bytes of a record."""
+    word = len(body) << 4 | kind
+    return RECORD_HEADER.pack(crc32(body, word), word) + body
 
 
 def segment_name(number: int) -> str:
@@ -147,6 +153,13 @@ class DataFile:
         self._recent_bytes += size
         return location
 
+    def append_block(self, block: bytes) -> int:
+        """Add whole records, made by `record`. Returns the location of the first."""
+        location = self._base | self.offset
+        self._out.append(block)
+        self.offset += len(block)
+        return location
+
     def append_bucket(self, bucket: int, key: bytes, value: bytes | None) -> None:
         """Add a bucket record; `None` removes the key."""
         body = BUCKET_BODY.pack(bucket, value is not None, len(key)) + key + (value or b"")
@@ -175,6 +188,12 @@ class DataFile:
                 self._older = self._recent
                 self._recent = {}
                 self._recent_bytes = 0
+
+    def flush_part(self) -> None:
+        """As `flush`, if much is waiting: of a large change that is not complete yet, so that what
+        is left for its mark is small."""
+        if self.offset - self.flushed >= FLUSH_BYTES:
+            self.flush()
 
     @property
     def is_full(self) -> bool:
@@ -298,7 +317,8 @@ class DataFile:
     # Opening and closing.
 
     def open_segments(self) -> None:
-        """Open what is on disk, check the headers, make the last segment active."""
+        """Open what is on disk and make the last segment active. Headers are not looked at yet:
+        see `check_header`."""
         for name in self.disk.list(self.directory):
             if not name.endswith(".seg"):
                 continue

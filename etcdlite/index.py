@@ -37,11 +37,17 @@ DEAD = 1 << 31
 PACK_KEYS = 2048
 """Keys per packed chunk of a checkpoint: about a millisecond of work."""
 
+PACK_BYTES = 256 * 1024
+"""Bytes of keys, or of the superseded versions of one key, per packed chunk."""
+
 SCAN_KEYS = 256
 """Keys of the past that one step of a range visits."""
 
 COMPACT_KEYS = 256
 """Keys that one step of a compaction visits."""
+
+COMPACT_VERSIONS = 4096
+"""Versions that one step of a compaction drops."""
 
 
 class Index:
@@ -114,6 +120,19 @@ class Index:
 
     # Look-ups.
 
+    def is_at(self, key: bytes, mod: int, location: int) -> bool:
+        """Version `mod` of `key` is remembered, and stands at `location`."""
+        head = self.heads.get(key)
+        if head is not None:
+            head_mod, _, _, found, _, _ = HEAD.unpack(head)
+            if head_mod == mod:
+                return bool(found == location)
+        entries = self.past.get(key)
+        if entries is None:
+            return False
+        at = self._search(entries, mod)
+        return at >= 0 and PAST.unpack_from(entries, at)[:2] == (mod, location)
+
     @staticmethod
     def _search(entries: bytearray, revision: int) -> int:
         """The offset of the newest entry at or below `revision`, or -1."""
@@ -149,14 +168,21 @@ class Index:
         return max(0, high - keys.bisect_left(start))
 
     def scan(
-        self, start: bytes, end: bytes | None, revision: int | None, limit: int
+        self,
+        start: bytes,
+        end: bytes | None,
+        revision: int | None,
+        limit: int,
+        limit_bytes: int = 1 << 62,
     ) -> tuple[list[tuple[int, int]], bytes | None]:
-        """Up to `limit` records of [start, end) as of `revision` (None: now), in key order.
+        """Up to `limit` records of [start, end) as of `revision` (None: now), in key order, the
+        last of which may exceed `limit_bytes`.
 
         Returns (location, length) each and the key to go on from, None when the range is done.
         A part may be shorter and still not the last: in the past it visits `SCAN_KEYS` at most.
         """
         found: list[tuple[int, int]] = []
+        size = 0
         if revision is None:
             heads = self.heads
             keys = list(islice(self.keys.irange(start, end, (True, False)), limit))
@@ -164,12 +190,16 @@ class Index:
             for key in keys:
                 _, _, _, location, _, length = unpack(heads[key])
                 found.append((location, length))
+                size += length
+                if size >= limit_bytes:
+                    return found, key + b"\0"
             return found, keys[-1] + b"\0" if len(keys) == limit else None
         for visited, key in enumerate(self.all_keys(start, end), 1):
             record = self.at(key, revision)
             if record is not None:
                 found.append(record)
-            if visited == SCAN_KEYS or len(found) == limit:
+                size += record[1]
+            if visited == SCAN_KEYS or len(found) == limit or size >= limit_bytes:
                 return found, key + b"\0"
         return found, None
 
@@ -184,25 +214,30 @@ class Index:
                 yield key
                 previous = key
 
-    def versions(self, key: bytes, compacted: int, revision: int) -> list[tuple[int, int]]:
-        """(location, length) of the versions that a store compacted at `compacted` must keep,
-        up to `revision`, ascending."""
-        found: list[tuple[int, int]] = []
+    def versions(
+        self, key: bytes, compacted: int, revision: int, above: int = 0, limit: int = 1 << 62
+    ) -> list[tuple[int, int, int]]:
+        """(mod_revision, location, length) of the versions that a store compacted at `compacted`
+        must keep, above revision `above` and up to `revision`, ascending, the first `limit`."""
+        found: list[tuple[int, int, int]] = []
         head = self.heads.get(key)
         entries = self.past.get(key)
         if entries is not None:
             end = len(entries)
             at = self._first_kept(entries, head, compacted)
-            while at < end:
+            known = self._search(entries, above) if above else -1
+            if known >= 0:
+                at = max(at, known + PAST_BYTES)
+            while at < end and len(found) < limit:
                 mod, location, length = PAST.unpack_from(entries, at)
                 if mod > revision:
                     return found
-                found.append((location, length & ~DEAD))
+                found.append((mod, location, length & ~DEAD))
                 at += PAST_BYTES
-        if head is not None:
+        if head is not None and len(found) < limit:
             mod, _, _, location, _, length = HEAD.unpack(head)
-            if mod <= revision:
-                found.append((location, length))
+            if above < mod <= revision:
+                found.append((mod, location, length))
         return found
 
     # Compaction.
@@ -225,7 +260,8 @@ class Index:
         return at + PAST_BYTES if length & DEAD or superseded else at
 
     def compact_steps(self, compacted: int, garbage: dict[int, int]) -> Iterator[int]:
-        """Forget what compaction at `compacted` gives up, `COMPACT_KEYS` keys a step.
+        """Forget what compaction at `compacted` gives up: a step visits `COMPACT_KEYS` keys and
+        drops `COMPACT_VERSIONS` versions at most.
 
         Yields the number of versions dropped in each step, and adds the bytes they occupied to
         `garbage` by segment. The index may change between the steps.
@@ -241,7 +277,12 @@ class Index:
                 kept = self._first_kept(entries, self.heads.get(key), compacted)
                 if not kept:
                     continue
-                for _, location, length in PAST.iter_unpack(memoryview(entries)[:kept]):
+                room = COMPACT_VERSIONS - dropped
+                if kept > room * PAST_BYTES:
+                    # The next step goes on with the same key.
+                    kept = room * PAST_BYTES
+                    cursor = key
+                for _, location, length in PAST.iter_unpack(entries[:kept]):
                     number = location >> 32
                     if number in garbage:
                         garbage[number] += (length & ~DEAD) + 8
@@ -250,7 +291,9 @@ class Index:
                     del past[key]
                     past_keys.remove(key)
                 else:
-                    past[key] = entries[kept:]
+                    del entries[:kept]
+                if cursor == key:
+                    break
             yield dropped
         gone = compacted - self.first_revision
         if gone > 0:
@@ -260,7 +303,7 @@ class Index:
     # Packing, for checkpoints.
     #
     # A chunk of keys is: count u32, key lengths u32 each, values (HEAD each; or lengths u32 each
-    # and then past entries), keys.
+    # and then past entries), keys. The pieces of one entry follow each other, in order.
 
     def pack_heads(self) -> Iterator[bytes]:
         """The heads as chunks. Keys that change meanwhile appear before or after the change."""
@@ -270,19 +313,41 @@ class Index:
             yield b"".join((_lengths(keys), *values, *keys))
 
     def pack_past(self) -> Iterator[bytes]:
+        """The past as chunks. The entry of a key with many versions is cut into several pieces.
+        No compaction may run meanwhile."""
         past = self.past
         for keys in self._batches(self.past_keys):
-            values = [bytes(past[key]) for key in keys]
-            yield b"".join((_lengths(keys), _lengths(values), *values, *keys))
+            batch: list[bytes] = []
+            values: list[bytes] = []
+            size = 0
+            for key in keys:
+                entry = past[key]
+                at = 0
+                while at < len(entry):
+                    if size >= PACK_BYTES:
+                        yield b"".join((_lengths(batch), _lengths(values), *values, *batch))
+                        batch, values, size = [], [], 0
+                    piece = bytes(entry[at : at + PACK_BYTES // PAST_BYTES * PAST_BYTES])
+                    batch.append(key)
+                    values.append(piece)
+                    at += len(piece)
+                    size += len(piece)
+            yield b"".join((_lengths(batch), _lengths(values), *values, *batch))
 
     @staticmethod
     def _batches(keys: SortedList[bytes]) -> Iterator[list[bytes]]:
         cursor = b""
         while True:
             batch = list(islice(keys.irange(minimum=cursor), PACK_KEYS))
+            is_last = len(batch) < PACK_KEYS
+            ends = accumulate(map(len, batch))
+            count = next((n for n, end in enumerate(ends, 1) if end >= PACK_BYTES), len(batch))
+            if count < len(batch):
+                del batch[count:]
+                is_last = False
             if batch:
                 yield batch
-            if len(batch) < PACK_KEYS:
+            if is_last:
                 return
             cursor = batch[-1] + b"\0"
 
@@ -297,9 +362,13 @@ class Index:
     def load_past(self, chunk: bytes) -> None:
         lengths, at = _read_lengths(chunk, 0)
         sizes, at = _read_lengths(chunk, at)
-        values = [bytearray(value) for value in _slices(chunk, at, sizes)]
         keys = _slices(chunk, at + sum(sizes), lengths)
-        self.past.update(zip(keys, values, strict=True))
+        for key, piece in zip(keys, _slices(chunk, at, sizes), strict=True):
+            entries = self.past.get(key)
+            if entries is None:
+                self.past[key] = bytearray(piece)
+            else:
+                entries += piece
 
     def loaded(self) -> None:
         """Order the keys after the last chunk."""

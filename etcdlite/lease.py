@@ -28,11 +28,13 @@ with absent fields zero, as in proto3. The keys are not in it: they name their l
 from __future__ import annotations
 
 import random
+from collections.abc import Generator
 from heapq import heappop, heappush, heapreplace
 from math import ceil
 
 from etcdlite import errors
 from etcdlite.proto import read_varint, varint
+from etcdlite.steps import finish, sort_steps
 
 NO_LEASE = 0
 
@@ -189,10 +191,6 @@ class Lessor:
     def exists(self, lease_id: int) -> bool:
         return lease_id in self._leases
 
-    def lease_of(self, key: bytes) -> int:
-        """The lease that holds `key`, or 0."""
-        return self.key_lease.get(key, NO_LEASE)
-
     def ttl_s(self, lease_id: int) -> int:
         """The granted TTL in seconds. Raises LeaseNotFound."""
         return self._lease(lease_id).ttl_s
@@ -204,12 +202,24 @@ class Lessor:
             return []
         return [keys] if isinstance(keys, bytes) else sorted(keys)
 
+    def key_steps(self, lease_id: int) -> Generator[None, None, list[bytes]]:
+        """As `keys`, in steps. The lease may not change meanwhile, or those are the keys it had."""
+        keys = self._lease(lease_id).keys
+        if keys is None:
+            return []
+        return (yield from sort_steps([keys] if isinstance(keys, bytes) else list(keys)))
+
     def leases(self) -> list[int]:
         """All ids: on the leader those that end first come first, elsewhere in order of id."""
-        if self.promoted:
-            leases = self._leases
-            return sorted(leases, key=lambda lease_id: (leases[lease_id].deadline, lease_id))
-        return sorted(self._leases)
+        return finish(self.lease_steps())
+
+    def lease_steps(self) -> Generator[None, None, list[int]]:
+        """As `leases`, in steps: those there were when it began."""
+        if not self.promoted:
+            return (yield from sort_steps(list(self._leases)))
+        order = [(lease.deadline, lease_id) for lease_id, lease in self._leases.items()]
+        order = yield from sort_steps(order)
+        return [lease_id for _, lease_id in order]
 
     def generate_id(self, rng: random.Random) -> int:
         """An unused id for a grant that asks for 0; chosen before the grant is replicated."""

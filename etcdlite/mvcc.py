@@ -6,8 +6,7 @@ file the whole state machine.
 
 A write takes the next revision: any number of `put` and `delete`, then `end_revision`. All changes
 come from committed raft entries, in order; `mark` after each entry says how far the state goes.
-What takes long is a generator that yields between steps of about a millisecond, so that the caller
-decides how much of it to do in one turn.
+What takes long is a generator (`steps.py`): the caller decides how much of it to do in one turn.
 
 Bytes are made once: the encoded `KeyValue` that `put` writes is the record on disk, and, untouched,
 the `kvs` of a range and the `kv` of a watch event.
@@ -31,19 +30,22 @@ from etcdlite.data import (
     MOVED,
     OFFSET_MASK,
     PUT,
+    RECORD_HEADER,
     RECORD_HEADER_BYTES,
     SEGMENT_HEADER,
     TOMBSTONE,
     DataDamaged,
     DataFile,
     DataVersionError,
+    record,
     segment_name,
 )
 from etcdlite.disk import Disk
-from etcdlite.errors import EtcdError, error
+from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError, error
 from etcdlite.index import DEAD, HEAD, PAST, Index
 from etcdlite.lease import Lessor
 from etcdlite.proto import read_varint, varint
+from etcdlite.steps import STEP_BYTES, finish, sort_steps
 
 # Buckets.
 COMPACTED = 1
@@ -61,11 +63,15 @@ REVISIONS_PER_CHUNK = 8192
 RANGE_STEP_KEYS = 256
 EVENT_CHUNK_BYTES = 16 * 1024
 EVENT_STEP_EVENTS = 256
-STEP_BYTES = 512 * 1024
-"""Bytes of records that one step reads; one larger record still makes a step of its own."""
-
 CLEAN_STEP_RECORDS = 128
-DELETE_STEP_KEYS = 256
+DELETE_STEP_KEYS = 128
+HASH_STEP_VERSIONS = 256
+HASH_PART = 64
+"""Versions of a key that are looked up at once."""
+
+MAX_ANSWER_BYTES = 60 << 20
+"""The records in the answer to one range or transaction. A connection is given up when 64 MiB wait
+to be sent and one more answer is due: so much must leave room for other answers."""
 
 U64 = struct.Struct("<Q")
 POSITION = struct.Struct("<QQ")
@@ -77,6 +83,18 @@ Job = Iterator["Callable[[], None] | None"]
 """Long work in steps. A yielded None means: more to do. A yielded callable is slow disk work that
 touches none of the store's memory: run it anywhere, once, and resume the job when it has returned.
 """
+
+
+class AnswerTooLarge(EtcdError):
+    """The answer would have more than `MAX_ANSWER_BYTES`."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            RESOURCE_EXHAUSTED,
+            f"etcdlite: the answer has more than {MAX_ANSWER_BYTES} bytes: use limit to get it in "
+            "parts",
+        )
+
 
 Event = tuple[int, bytes, bool, bytes]
 """(revision, key, is a delete, encoded KeyValue)"""
@@ -106,9 +124,10 @@ def encode_key_value(
     )
 
 
-def key_and_revision(body: bytes) -> tuple[bytes, int]:
-    """Key and mod_revision of a record that `Store` wrote (fields in order, key first)."""
-    size, at = read_varint(body, 1, len(body))
+def key_and_revision(body: bytes, at: int = 0) -> tuple[bytes, int]:
+    """Key and mod_revision of a record that `Store` wrote (fields in order, key first) and that
+    begins at `at`."""
+    size, at = read_varint(body, at + 1, len(body))
     key = body[at : at + size]
     at += size
     if body[at] == 0x10:
@@ -483,17 +502,28 @@ class Store:
             raise error("Compacted")
 
     def scan(
-        self, start: bytes, end: bytes | None, revision: int, limit: int
+        self,
+        start: bytes,
+        end: bytes | None,
+        revision: int,
+        limit: int,
+        limit_bytes: int = STEP_BYTES,
     ) -> tuple[list[tuple[int, int]], bytes | None]:
-        """`Index.scan` as of `revision`, which may be the one that is being written."""
+        """`Index.scan` as of `revision`, which may be the one that is being written. The locations
+        are good until the next step: then cleaning may have moved the records."""
         is_now = revision == self.revision + self.is_writing
-        return self.index.scan(start, end, None if is_now else revision, limit)
+        return self.index.scan(start, end, None if is_now else revision, limit, limit_bytes)
 
     def range_steps(
-        self, request: Any, revision: int | None = None
+        self,
+        request: Any,
+        revision: int | None = None,
+        head: bytes = b"",
+        limit_bytes: int | None = None,
     ) -> Generator[None, None, bytes]:
-        """Answer a RangeRequest: the generator's return value is the RangeResponse, encoded,
-        without its header. Raises EtcdError Compacted or FutureRev.
+        """Answer a RangeRequest: the generator's return value is `head` and the RangeResponse,
+        encoded, without its header. Raises EtcdError Compacted or FutureRev; AnswerTooLarge if the
+        records in it have more than `limit_bytes` (None: `MAX_ANSWER_BYTES`); DataDamaged.
 
         The answer is as of the revision that the request names, else as of `revision`, else as of
         the one it begins at, however the store changes between the steps.
@@ -504,30 +534,42 @@ class Store:
             revision = request.revision
         elif revision is None:
             revision = self.revision
+        if limit_bytes is None:
+            limit_bytes = MAX_ANSWER_BYTES
         self.pinned.append(revision)
         try:
             if request.count_only:
                 count = yield from self._count_steps(start, end, revision)
-                return encode_range([], False, count)
-            return (yield from self._read_steps(request, start, end, revision))
+                return head + _range_tail(False, count)
+            return (yield from self._read_steps(request, start, end, revision, head, limit_bytes))
         finally:
             self.pinned.remove(revision)
 
     def _read_steps(
-        self, request: Any, start: bytes, end: bytes | None, revision: int
+        self,
+        request: Any,
+        start: bytes,
+        end: bytes | None,
+        revision: int,
+        head: bytes,
+        limit_bytes: int,
     ) -> Generator[None, None, bytes]:
         bounds = _bounds(request)
         order = _order(request)
-        limit = request.limit if request.limit > 0 else 0
+        limit = request.limit if request.limit > 0 else 1 << 62
         # As in etcd, an order without a direction is only that of what the limit lets through.
-        room = limit + 1 if limit and not (bounds or (order and request.sort_order)) else 1 << 62
+        room = limit + 1 if not (bounds or (order and request.sort_order)) else 1 << 62
+        enough = 1 << 62 if order else limit + 1
         read = self.data.read
-        kvs: list[bytes] = []
-        sort_keys: list[Any] = []
-        count = 0
+        answer = bytearray(head)
+        parts: list[bytes] = []
+        limit_bytes += len(head)
+        count = found = 0
+        ranked: list[tuple[Any, bytes]] = []
+        ranked_bytes = 0
         cursor: bytes | None = start
         while cursor is not None:
-            if count == room:
+            if count >= room or found >= enough:
                 # Enough is read; what is left is the count of the whole range.
                 count += yield from self._count_steps(cursor, end, revision)
                 break
@@ -540,21 +582,45 @@ class Store:
                     if not all(low <= getattr(message, name) <= high for name, low, high in bounds):
                         continue
                     if order:
-                        sort_keys.append(getattr(message, order))
-                kvs.append(without_value(kv) if request.keys_only else kv)
+                        ranked.append((getattr(message, order), message.key))
+                found += 1
+                if order:
+                    if order == "value":
+                        ranked_bytes += length
+                elif found <= limit:
+                    parts += _range_part(without_value(kv) if request.keys_only else kv)
+            answer += b"".join(parts)
+            parts.clear()
+            if len(answer) + ranked_bytes > limit_bytes:
+                raise AnswerTooLarge
             if cursor is not None:
                 yield
         if order:
-            ranked = sorted(
-                zip(sort_keys, kvs, strict=True),
-                key=itemgetter(0),
-                reverse=request.sort_order == proto.RangeRequest.DESCEND,
-            )
-            kvs = [kv for _, kv in ranked]
-        more = limit > 0 and len(kvs) > limit
-        if more:
-            del kvs[limit:]
-        return encode_range(kvs, more, count)
+            descends = request.sort_order == proto.RangeRequest.DESCEND
+            ranked = yield from sort_steps(ranked, itemgetter(0), descends)
+            size = 0
+            for step, (_, key) in enumerate(ranked[:limit], 1):
+                found_kv = self.get(key, revision)
+                assert found_kv is not None, "the range was read a moment ago"
+                parts += _range_part(without_value(found_kv) if request.keys_only else found_kv)
+                size += len(found_kv)
+                if step % RANGE_STEP_KEYS == 0 or size >= STEP_BYTES:
+                    size = 0
+                    answer += b"".join(parts)
+                    parts.clear()
+                    if len(answer) > limit_bytes:
+                        raise AnswerTooLarge
+                    yield
+            answer += b"".join(parts)
+        answer += _range_tail(found > limit, count)
+        if len(answer) > STEP_BYTES:
+            # To copy a large answer is a step of its own, and so is to send it.
+            yield
+            whole = bytes(answer)
+            answer.clear()
+            yield
+            return whole
+        return bytes(answer)
 
     def _count_steps(
         self, start: bytes, end: bytes | None, revision: int
@@ -570,16 +636,28 @@ class Store:
                 yield
         return count
 
+    def size_steps(
+        self, start: bytes, end: bytes | None, revision: int, limit: int, enough_bytes: int
+    ) -> Generator[None, None, int]:
+        """Bytes of the first `limit` (0: of all) records in [start, end) as of `revision`. Stops
+        when it has `enough_bytes`. Reads nothing but the index."""
+        size = 0
+        left = limit or 1 << 62
+        cursor: bytes | None = start
+        while cursor is not None and left and size < enough_bytes:
+            records, cursor = self.scan(
+                cursor, end, revision, min(RANGE_STEP_KEYS, left), enough_bytes
+            )
+            left -= len(records)
+            size += sum(length for _, length in records)
+            if cursor is not None:
+                yield
+        return size
+
     def read_events(self, start_revision: int, limit_bytes: int) -> list[Event]:
         """Events from `start_revision` on, in order, whole revisions, about `limit_bytes` of them
         (at least one revision). Empty if there is none yet. Raises DataDamaged."""
-        steps = self.event_steps(start_revision, limit_bytes)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                events: list[Event] = done.value
-                return events
+        return finish(self.event_steps(start_revision, limit_bytes))
 
     def event_steps(
         self, start_revision: int, limit_bytes: int
@@ -643,7 +721,7 @@ class Store:
         """Hash what a store compacted where this one is must keep up to `revision`: the
         generator's return value. Equal on all members, whatever they have cleaned up so far."""
         compacted = self.compacted
-        crc = 0
+        crc = step_versions = step_bytes = 0
         cursor: bytes | None = b""
         index = self.index
         self.pinned.append(compacted)
@@ -651,8 +729,17 @@ class Store:
             while cursor is not None:
                 keys = list(islice(index.all_keys(cursor, None), RANGE_STEP_KEYS))
                 for key in keys:
-                    for location, length in index.versions(key, compacted, revision):
-                        crc = crc32(self.data.read(location, length), crc)
+                    done = 0
+                    while part := index.versions(key, compacted, revision, done, HASH_PART):
+                        for done, location, length in part:  # noqa: B007
+                            crc = crc32(self.data.read(location, length), crc)
+                            step_versions += 1
+                            step_bytes += length
+                            if step_bytes >= STEP_BYTES:
+                                break
+                        if step_versions >= HASH_STEP_VERSIONS or step_bytes >= STEP_BYTES:
+                            step_versions = step_bytes = 0
+                            yield
                 cursor = keys[-1] + b"\0" if len(keys) == RANGE_STEP_KEYS else None
                 yield
         finally:
@@ -772,32 +859,65 @@ class Store:
         return number if number and share >= least_garbage else None
 
     def clean(self, number: int) -> Job:
-        """Move what is still needed of a segment to the tail, sync it, remove the segment."""
+        """Move what is still needed of a segment to the tail, sync it, remove the segment.
+
+        The records of a revision must stay side by side. So what is moved is gathered, revision by
+        revision, appended at once, and then the index is told of the new places: all but the
+        appending, which is one write, in steps.
+        """
         data, index = self.data, self.index
-        last = 0
-        step_end = CLEAN_STEP_RECORDS
-        for step, (location, kind, body) in enumerate(data.records(number, SEGMENT_HEADER.size), 1):
+        block = bytearray()
+        last = block_records = step_records = step_bytes = 0
+        for location, kind, body in data.records(number, SEGMENT_HEADER.size):
             kind &= ~MOVED
-            if kind not in (PUT, TOMBSTONE):
-                continue
-            key, mod = key_and_revision(body)
-            if step >= step_end and mod != last:
-                step_end = step + CLEAN_STEP_RECORDS
-                self.mark(self.applied_index, self.applied_term)
+            if kind in (PUT, TOMBSTONE):
+                key, mod = key_and_revision(body)
+                is_large = block_records >= CLEAN_STEP_RECORDS or len(block) >= STEP_BYTES
+                if block and is_large and mod != last:
+                    yield from self._append_moved(bytes(block))
+                    block = bytearray()
+                    block_records = step_records = step_bytes = 0
+                last = mod
+                if index.is_at(key, mod, location):
+                    block += record(kind | MOVED, body)
+            block_records += 1
+            step_records += 1
+            step_bytes += len(body)
+            if step_records > CLEAN_STEP_RECORDS or step_bytes >= STEP_BYTES:
+                step_records = step_bytes = 0
                 yield None
-            last = mod
-            new = data.active << 32 | data.offset
-            if index.move(key, mod, location, new) is None:
-                continue
-            data.append(kind | MOVED, body)
-            data.add_garbage(location, len(body))
-            at = mod - index.first_revision
-            if 0 <= at < len(index.revisions) and index.revisions[at] == location:
-                index.revisions[at] = new
+        if block:
+            yield from self._append_moved(bytes(block))
         self.set_bucket(CLEANED, U64.pack(number), b"")
         self.mark(self.applied_index, self.applied_term)
         yield data.take_sync()
         data.drop_segment(number)
+
+    def _append_moved(self, block: bytes) -> Iterator[None]:
+        """Append copies of records, of whole revisions, and point the index to them."""
+        data, index = self.data, self.index
+        begin = data.append_block(block)
+        number = begin >> 32
+        data.garbage[number] += len(block)
+        self.mark(self.applied_index, self.applied_term)
+        at = step_records = 0
+        while at < len(block):
+            size = RECORD_HEADER.unpack_from(block, at)[1] >> 4
+            key, mod = key_and_revision(block, at + RECORD_HEADER_BYTES)
+            location = begin + at
+            old = index.move(key, mod, None, location)
+            if old is not None:
+                data.add_garbage(old, size)
+                data.garbage[number] -= size + RECORD_HEADER_BYTES
+                revision = mod - index.first_revision
+                if 0 <= revision < len(index.revisions) and index.revisions[revision] == old:
+                    index.revisions[revision] = location
+            at += size + RECORD_HEADER_BYTES
+            step_records += 1
+            if step_records == CLEAN_STEP_RECORDS:
+                step_records = 0
+                yield None
+        yield None
 
 
 def _u64s(body: bytes) -> tuple[int, ...]:
@@ -816,18 +936,25 @@ def key_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
     return key, range_end
 
 
-def encode_range(kvs: list[bytes], more: bool, count: int) -> bytes:
-    """kvs, more and count of a RangeResponse."""
-    parts: list[bytes] = []
-    for kv in kvs:
-        size = len(kv)
-        parts.append(b"\x12" + (_VARINT[size] if size < 4096 else varint(size)))
-        parts.append(kv)
-    if more:
-        parts.append(b"\x18\x01")
-    if count:
-        parts.append(b"\x20" + varint(count))
-    return b"".join(parts)
+def _range_part(kv: bytes) -> tuple[bytes, bytes]:
+    """A record as one of the `kvs` of a RangeResponse."""
+    size = len(kv)
+    return b"\x12" + (_VARINT[size] if size < 4096 else varint(size)), kv
+
+
+def _range_tail(more: bool, count: int) -> bytes:
+    """`more` and `count` of a RangeResponse."""
+    return (b"\x18\x01" if more else b"") + (b"\x20" + varint(count) if count else b"")
+
+
+def is_plain(request: Any) -> bool:
+    """The answer to a RangeRequest is, as they are, the first records of the range."""
+    return not (
+        request.keys_only
+        or request.count_only
+        or _bounds(request)
+        or (request.limit > 0 and _order(request))
+    )
 
 
 def without_value(kv: bytes) -> bytes:

@@ -10,6 +10,11 @@ too, but overlooks it when a nested transaction puts the key and a later one del
 the delete is one of all keys from some key on (range_end "\\0"); it then makes two events of one
 key with the same revision.
 
+What a write changes never depends on what it reads only to answer (`prev_kv`, ranges). So when that
+is damaged here, or is too large for an answer, the write is applied as on every other member, and
+then answered with an error: `Unanswerable`. What is too large is refused before the first change if
+the index alone, which is the same on all members, can tell.
+
 Answers are encoded as they will travel, without the header, which is the first field and is put in
 front by whoever answers.
 """
@@ -17,22 +22,40 @@ front by whoever answers.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from itertools import islice
 from typing import Any
 
 from sortedcontainers import SortedDict, SortedList
 
 from etcdlite import proto
-from etcdlite.errors import error
+from etcdlite.data import DataDamaged
+from etcdlite.errors import EtcdError, error
 from etcdlite.index import HEAD
-from etcdlite.mvcc import DELETE_STEP_KEYS, Store, key_range
+from etcdlite.mvcc import MAX_ANSWER_BYTES, AnswerTooLarge, Store, is_plain, key_range
 from etcdlite.proto import varint
+from etcdlite.steps import STEP_BYTES, join_steps
 
 MAX_TOTAL_OPS = 8192
 """Compares and operations of a transaction with all nested ones. etcd, which limits each list and
 the depth, has no such limit; without one a request could keep the member busy for seconds."""
 
-COMPARE_STEP_KEYS = 512
+COMPARE_STEP_KEYS = 256
 EXECUTE_STEP_OPS = 64
+READ_STEP_KEYS = 256
+
+
+class Unanswerable(Exception):
+    """A write was applied, whole; `failure` is its answer, and `damage` why, if that is why."""
+
+    def __init__(self, why: EtcdError | DataDamaged) -> None:
+        super().__init__(str(why))
+        self.damage = why if isinstance(why, DataDamaged) else None
+        self.failure = (
+            error("Corrupt")
+            if isinstance(why, DataDamaged)
+            else EtcdError(why.code, f"{why.text}. What was to be written is written")
+        )
+
 
 # Validation, without the store. Each raises EtcdError.
 
@@ -234,12 +257,19 @@ def _check_exists(store: Store, request: Any) -> None:
 
 
 def write_put(store: Store, request: Any) -> bytes:
+    """Raises Unanswerable; DataDamaged if what is to be written is a value that is damaged."""
     key = request.key
     value = request.value
     lease = request.lease
     answer = b""
+    damage = None
     if request.prev_kv or request.ignore_value:
-        previous = store.get(key)
+        try:
+            previous = store.get(key)
+        except DataDamaged as found:
+            if request.ignore_value:
+                raise
+            previous, damage = None, found
         if previous is not None:
             if request.prev_kv:
                 answer = b"\x12" + varint(len(previous)) + previous
@@ -248,30 +278,78 @@ def write_put(store: Store, request: Any) -> bytes:
     if request.ignore_lease:
         lease = HEAD.unpack(store.index.heads[key])[4]
     store.put(key, value, lease)
+    if damage is not None:
+        raise Unanswerable(damage)
     return answer
 
 
 def delete_range_steps(store: Store, request: Any) -> Generator[None, None, bytes]:
-    """Apply a DeleteRangeRequest: returns the response after its header."""
+    """Apply a DeleteRangeRequest: returns the response after its header. Raises EtcdError before
+    any change; Unanswerable."""
+    start, end = key_range(request.key, request.range_end)
+    if request.prev_kv:
+        most = MAX_ANSWER_BYTES
+        if (yield from store.size_steps(start, end, store.revision, 0, most + 1)) > most:
+            raise AnswerTooLarge
+    reading = _Reading()
+    parts = yield from _delete_steps(store, request, reading)
+    reading.end()
+    return (yield from join_steps(parts))
+
+
+class _Reading:
+    """What a transaction reads for its answer."""
+
+    def __init__(self, is_read_only: bool = False) -> None:
+        self.left_bytes = MAX_ANSWER_BYTES
+        self.failure: EtcdError | DataDamaged | None = None
+        self._is_read_only = is_read_only
+
+    def count(self, size_bytes: int) -> None:
+        """So much more is read."""
+        self.left_bytes -= size_bytes
+        if self.left_bytes < 0:
+            self.fail(AnswerTooLarge())
+
+    def fail(self, why: EtcdError | DataDamaged) -> None:
+        """There will be no answer: read no more, but write all there is to write."""
+        if self._is_read_only:
+            raise why
+        if self.failure is None:
+            self.failure = why
+
+    def end(self) -> None:
+        if self.failure is not None:
+            raise Unanswerable(self.failure)
+
+
+def _delete_steps(
+    store: Store, request: Any, reading: _Reading
+) -> Generator[None, None, list[bytes]]:
     start, end = key_range(request.key, request.range_end)
     count = store.index.count(start, end)
     parts = [b"\x10" + varint(count)] if count else []
     if request.prev_kv and count:
         cursor: bytes | None = start
-        while cursor is not None:
-            records, cursor = store.index.scan(cursor, end, None, DELETE_STEP_KEYS)
-            for location, length in records:
-                parts.append(b"\x1a" + varint(length))
-                parts.append(store.data.read(location, length))
+        while cursor is not None and reading.failure is None:
+            records, cursor = store.index.scan(cursor, end, None, READ_STEP_KEYS, STEP_BYTES)
+            try:
+                for location, length in records:
+                    parts += (b"\x1a" + varint(length), store.data.read(location, length))
+                    reading.count(length)
+            except DataDamaged as damage:
+                reading.fail(damage)
             yield
     yield from store.delete_steps(start, end)
-    return b"".join(parts)
+    return parts
 
 
-def txn_steps(store: Store, request: Any) -> Generator[None, None, bytes]:
-    """Apply a TxnRequest: returns the response after its header.
+def txn_steps(store: Store, request: Any, head: bytes = b"") -> Generator[None, None, bytes]:
+    """Apply a TxnRequest: returns `head` and the response after its header.
 
-    Raises EtcdError, before any change, if an operation on the way taken cannot be done.
+    Raises EtcdError, before any change, if an operation on the way taken cannot be done;
+    Unanswerable; DataDamaged if a value is damaged that is compared or, by `ignore_value`, written
+    again. One that only reads raises just EtcdError and DataDamaged.
     """
     # What a transaction that only reads sees must not change between its steps.
     began = store.revision
@@ -280,7 +358,12 @@ def txn_steps(store: Store, request: Any) -> Generator[None, None, bytes]:
         path: list[bool] = []
         yield from _choose(store, request, path, began)
         _check_applies(store, request, iter(path), began)
-        return (yield from _execute(store, request, iter(path), began))
+        reading = _Reading(is_read_only(request))
+        yield from _check_size(store, request, iter(path), began)
+        parts = [head]
+        yield from _execute(store, request, iter(path), began, reading, parts)
+        reading.end()
+        return (yield from join_steps(parts))
     finally:
         store.pinned.remove(began)
 
@@ -326,36 +409,105 @@ def _taken(request: Any, path: Iterator[bool]) -> Iterator[Any]:
             yield op
 
 
-def _execute(
+def _check_size(
     store: Store, request: Any, path: Iterator[bool], began: int
-) -> Generator[None, None, bytes]:
+) -> Generator[None, None, None]:
+    """Raise AnswerTooLarge if the answer will surely be: by what is to be deleted, and by ranges
+    that no write of this transaction comes before."""
+    left = MAX_ANSWER_BYTES
+    has_written = False
+    for op in _taken(request, path):
+        limit, revision = 0, began
+        if op.request_range is not None:
+            asked = op.request_range
+            if has_written or not is_plain(asked):
+                continue
+            start, end = key_range(asked.key, asked.range_end)
+            limit = max(0, asked.limit)
+            if asked.revision > 0:
+                revision = asked.revision
+        else:
+            has_written = True
+            is_put = op.request_put is not None
+            asked = op.request_put if is_put else op.request_delete_range
+            if not asked.prev_kv:
+                continue
+            start, end = key_range(asked.key, b"" if is_put else asked.range_end)
+        left -= yield from store.size_steps(start, end, revision, limit, left + 1)
+        if left < 0:
+            raise AnswerTooLarge
+
+
+def _execute(
+    store: Store,
+    request: Any,
+    path: Iterator[bool],
+    began: int,
+    reading: _Reading,
+    parts: list[bytes],
+) -> Generator[None, None, int]:
+    """Add the response, after its header, to `parts`; returns its size in bytes."""
     taken = next(path)
-    parts = [b"\x10\x01"] if taken else []
+    size = 0
+    if taken:
+        parts.append(b"\x10\x01")
+        size = 2
     for count, op in enumerate(request.success if taken else request.failure, 1):
         if count % EXECUTE_STEP_OPS == 0:
             yield
         # A ResponseOp holds one of four responses; each of them begins with a header that has
-        # the revision only, and that of a nested transaction has not even that.
+        # the revision only, and that of a nested transaction has not even that. The lengths in
+        # front are known when all is there.
+        place = len(parts)
+        parts += (b"", b"")
+        length = 0
         if op.request_range is not None:
             header = _header(store, began)
-            body = yield from store.range_steps(op.request_range, began + store.is_writing)
             tag = b"\x0a"
+            if reading.failure is None:
+                try:
+                    body = yield from store.range_steps(
+                        op.request_range,
+                        began + store.is_writing,
+                        limit_bytes=reading.left_bytes,
+                    )
+                except (AnswerTooLarge, DataDamaged) as why:
+                    reading.fail(why)
+                else:
+                    reading.count(len(body))
+                    parts.append(body)
+                    length = len(body)
         elif op.request_put is not None:
-            body = write_put(store, op.request_put)
-            header = _header(store, began)
             tag = b"\x12"
-        elif op.request_delete_range is not None:
-            body = yield from delete_range_steps(store, op.request_delete_range)
+            try:
+                body = write_put(store, op.request_put)
+            except Unanswerable as applied:
+                assert applied.damage is not None
+                reading.fail(applied.damage)
+            else:
+                reading.count(len(body))
+                parts.append(body)
+                length = len(body)
             header = _header(store, began)
+        elif op.request_delete_range is not None:
             tag = b"\x1a"
+            body_parts = yield from _delete_steps(store, op.request_delete_range, reading)
+            parts += body_parts
+            length = sum(map(len, body_parts))
+            header = _header(store, began)
         else:
-            body = yield from _execute(store, op.request_txn, path, began)
-            header = b"\x0a\x00"
             tag = b"\x22"
-        body = header + body
-        body = tag + varint(len(body)) + body
-        parts.append(b"\x1a" + varint(len(body)) + body)
-    return b"".join(parts)
+            length = yield from _execute(store, op.request_txn, path, began, reading, parts)
+            header = b"\x0a\x00"
+        if reading.failure is not None:
+            parts.clear()
+            continue
+        length += len(header)
+        inner = tag + varint(length)
+        parts[place] = b"\x1a" + varint(len(inner) + length) + inner
+        parts[place + 1] = header
+        size += len(parts[place]) + length
+    return size
 
 
 def _header(store: Store, began: int) -> bytes:
@@ -369,25 +521,53 @@ _TARGETS = ("version", "create_revision", "mod_revision", "value", "lease")
 def _compare_steps(store: Store, compare: Any, revision: int) -> Generator[None, None, bool]:
     target = compare.target
     if not compare.range_end:
-        kv = store.get(compare.key, revision)
+        kv = _compared(store, compare, compare.key, revision)
         if kv is not None:
-            return _holds(compare, proto.KeyValue.decode(kv))
+            return _holds(compare, kv)
     else:
         cursor: bytes | None
         cursor, end = key_range(compare.key, compare.range_end)
         exists = False
+        index = store.index
         while cursor is not None:
-            records, cursor = store.scan(cursor, end, revision, COMPARE_STEP_KEYS)
-            for location, length in records:
+            if revision == store.revision:
+                found = index.keys.irange(cursor, end, (True, False))
+            else:
+                found = index.all_keys(cursor, end)
+            keys = list(islice(found, COMPARE_STEP_KEYS))
+            size = 0
+            for key in keys:
+                kv = _compared(store, compare, key, revision)
+                if kv is None:
+                    continue
                 exists = True
-                if not _holds(compare, proto.KeyValue.decode(store.data.read(location, length))):
+                if not _holds(compare, kv):
                     return False
+                size += len(kv.value)
+                if size >= STEP_BYTES:
+                    size = 0
+                    yield
+            cursor = keys[-1] + b"\0" if len(keys) == COMPARE_STEP_KEYS else None
             if cursor is not None:
                 yield
         if exists:
             return True
     # A value that does not exist equals nothing; the numbers of an absent key are 0.
     return target != proto.Compare.VALUE and _holds(compare, proto.KeyValue())
+
+
+def _compared(store: Store, compare: Any, key: bytes, revision: int) -> Any:
+    """What is compared of a key: its KeyValue, without a value if that does not matter. (The index
+    is enough then, so the outcome is sure even if the record is damaged.)"""
+    head = store.index.heads.get(key)
+    if head is not None and compare.target != proto.Compare.VALUE:
+        mod, create, version, _, lease, _ = HEAD.unpack(head)
+        if mod <= revision:
+            return proto.KeyValue(
+                create_revision=create, mod_revision=mod, version=version, lease=lease
+            )
+    kv = store.get(key, revision)
+    return None if kv is None else proto.KeyValue.decode(kv)
 
 
 def _holds(compare: Any, kv: Any) -> bool:

@@ -18,7 +18,7 @@ import pytest
 from faulty_disk import FaultyDisk
 from plain_model import PlainStore
 
-from etcdlite import index, mvcc, proto, txn
+from etcdlite import index, mvcc, proto, steps, txn
 from etcdlite.data import RECORD_HEADER_BYTES, SEGMENT_HEADER
 from etcdlite.errors import EtcdError
 from etcdlite.index import DEAD, HEAD, PAST
@@ -48,8 +48,15 @@ def take_small_steps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(mvcc, "EVENT_CHUNK_BYTES", 64)
     patch.setattr(mvcc, "EVENT_STEP_EVENTS", 3)
     patch.setattr(mvcc, "CLEAN_STEP_RECORDS", 3)
+    patch.setattr(mvcc, "HASH_STEP_VERSIONS", 3)
+    patch.setattr(mvcc, "HASH_PART", 2)
+    patch.setattr(index, "COMPACT_VERSIONS", 3)
+    patch.setattr(index, "PACK_BYTES", 60)
+    patch.setattr(steps, "SORT_STEP_ITEMS", 3)
+    patch.setattr(steps, "MERGE_STEP_ITEMS", 2)
+    patch.setattr(steps, "JOIN_STEP_PIECES", 4)
     patch.setattr(mvcc, "DELETE_STEP_KEYS", 2)
-    patch.setattr(txn, "DELETE_STEP_KEYS", 2)
+    patch.setattr(txn, "READ_STEP_KEYS", 2)
     patch.setattr(txn, "COMPARE_STEP_KEYS", 2)
     patch.setattr(txn, "EXECUTE_STEP_OPS", 2)
     patch.setattr("etcdlite.data.RECENT_BYTES", 512)

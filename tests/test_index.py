@@ -109,16 +109,25 @@ def test_compaction_keeps_what_a_later_read_or_watch_needs_and_nothing_else(
         if older and not older[0][3] and not (needed and needed[0][0] == compacted):
             needed = older + needed
         found = index.versions(key, compacted, 201)
-        assert found == [version[1:3] for version in needed]
+        assert found == [version[:3] for version in needed]
+        assert versions_in_parts(index, key, compacted) == found
         assert found == before[key], "what is to be dropped shows before it is"
         kept += len(needed)
     total = sum(map(len, done.values()))
     assert dropped == total - kept
     lengths = sum(version[2] + 8 for versions in done.values() for version in versions)
-    needed_bytes = sum(length + 8 for key in done for _, length in index.versions(key, 0, 201))
+    needed_bytes = sum(length + 8 for key in done for _, _, length in index.versions(key, 0, 201))
     assert sum(garbage.values()) == lengths - needed_bytes
     assert index.first_revision == compacted
     assert len(index.revisions) == 202 - compacted
+
+
+def versions_in_parts(index: Index, key: bytes, compacted: int) -> list[tuple[int, int, int]]:
+    found: list[tuple[int, int, int]] = []
+    while part := index.versions(key, compacted, 201, found[-1][0] if found else 0, 2):
+        assert len(part) <= 2
+        found += part
+    return found
 
 
 def test_compaction_forgets_deleted_keys() -> None:
@@ -136,6 +145,8 @@ def test_a_moved_version_is_found_at_its_new_place_and_others_stay() -> None:
     for key, versions in done.items():
         for mod, location, length, is_dead in versions:
             assert index.move(key, mod, location + 1, 77) is None
+            assert index.is_at(key, mod, location) and not index.is_at(key, mod, location + 1)
+            assert not index.is_at(key, mod + 1000, location)
             assert index.move(key, mod, location, location + 7) == location
             if not is_dead:
                 assert index.at(key, mod) == (location + 7, length)

@@ -104,7 +104,7 @@ def test_revoking_gives_the_keys_in_order_and_frees_them():
         lessor.attach(key, 1)
     assert lessor.keys(1) == [b"a", b"b", b"c"]
     assert lessor.revoke(1) == [b"a", b"b", b"c"]
-    assert lessor.lease_of(b"a") == 0
+    assert b"a" not in lessor.key_lease
     assert not lessor.exists(1)
 
 
@@ -115,7 +115,7 @@ def test_a_key_hangs_on_one_lease_only():
     lessor.attach(b"k", 1)
     lessor.attach(b"k", 2)
     lessor.attach(b"k", 2)
-    assert (lessor.keys(1), lessor.keys(2), lessor.lease_of(b"k")) == ([], [b"k"], 2)
+    assert (lessor.keys(1), lessor.keys(2), lessor.key_lease[b"k"]) == ([], [b"k"], 2)
 
 
 def test_a_key_that_is_attached_to_no_lease_stays_where_it_was_when_refused():
@@ -124,7 +124,7 @@ def test_a_key_that_is_attached_to_no_lease_stays_where_it_was_when_refused():
     lessor.attach(b"k", 1)
     with refused("requested lease not found"):
         lessor.attach(b"k", 2)
-    assert lessor.lease_of(b"k") == 1
+    assert lessor.key_lease[b"k"] == 1
 
 
 def test_detaching_a_key_without_a_lease_changes_nothing():

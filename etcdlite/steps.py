@@ -1,0 +1,69 @@
+"""Long work in steps: generators that yield where other work may go first.
+
+A step takes a millisecond or two on a usual machine. So what ends a step is a count of all that
+takes time, and not of keys alone: keys, versions of keys, and bytes of records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from heapq import merge
+from itertools import islice
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+STEP_BYTES = 512 * 1024
+"""Bytes of records that one step reads, checks and copies; a larger record is a step of its own."""
+
+SORT_STEP_ITEMS = 4096
+MERGE_STEP_ITEMS = 1024
+JOIN_STEP_PIECES = 1024
+
+
+def finish(steps: Generator[None, None, T]) -> T:
+    """Do it all at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+def sort_steps(
+    items: list[Any], key: Callable[[Any], Any] | None = None, reverse: bool = False
+) -> Generator[None, None, list[Any]]:
+    """What `sorted` gives: pieces are sorted, and then merged."""
+    runs: list[list[Any]] = []
+    for at in range(0, len(items), SORT_STEP_ITEMS):
+        if at:
+            yield
+        runs.append(sorted(items[at : at + SORT_STEP_ITEMS], key=key, reverse=reverse))
+    if len(runs) <= 1:
+        return runs[0] if runs else []
+    merged = merge(*runs, key=key, reverse=reverse)
+    result: list[Any] = []
+    while piece := list(islice(merged, MERGE_STEP_ITEMS)):
+        result += piece
+        yield
+    return result
+
+
+def join_steps(pieces: Iterable[bytes]) -> Generator[None, None, bytes]:
+    """What `b"".join` gives."""
+    joined = bytearray()
+    part: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        if size >= STEP_BYTES or len(part) == JOIN_STEP_PIECES:
+            joined += b"".join(part)
+            part.clear()
+            size = 0
+            yield
+        part.append(piece)
+        size += len(piece)
+    if not joined:
+        return b"".join(part)
+    joined += b"".join(part)
+    return bytes(joined)
