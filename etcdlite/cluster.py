@@ -90,6 +90,7 @@ class Cluster:
             return ConfChange(ADD_LEARNER if member.isLearner else ADD_VOTER, member.ID)
         if action == REMOVE:
             del self.members[member.ID]
+            self.removed.add(member.ID)
             key = member.ID.to_bytes(8, "big")
             self._store.set_bucket(MEMBER, key, None)
             self._store.set_bucket(REMOVED, key, b"")

@@ -47,8 +47,9 @@ class HashCheck:
     def tick(self, now: float) -> None:
         """Begin a check if one is due."""
         member = self._member
-        if not member.leads:
+        if not member.leads or (self.interval_s and self._next_at == math.inf):
             self._next_at = now + self.interval_s if self.interval_s else math.inf
+        if not member.leads:
             self._compacted = member.store.compacted
             return
         if self.after_compaction_s and member.store.compacted > self._compacted:

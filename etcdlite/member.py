@@ -1060,17 +1060,18 @@ class Member:
             if session is not None:
                 session.fail(request_id, method, failure)
             return
+        node = change.member.ID
+        peer_urls = (self.cluster.members.get(node) or change.member).peerURLs
         conf_change = self.cluster.apply(change)
         self.store.end_revision()
         if conf_change is not None:
             self.raft.apply_conf_change(conf_change)
         self.peers.update(self.cluster.members)
-        node = change.member.ID
         log.info(
             f"{_CHANGES[change.action]} member",
             **{
                 "member-id": f"{node:x}",
-                "peer-urls": ",".join(change.member.peerURLs),
+                "peer-urls": ",".join(peer_urls),
                 "local-member-id": f"{self.id:x}",
             },
         )

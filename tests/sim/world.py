@@ -251,7 +251,7 @@ class Node:
             wal_segment_bytes,
         )
 
-    def start(self) -> None:
+    def start(self, force_new_cluster: bool = False) -> None:
         """Start the process on what its disk holds. Raises as `bootstrap.open_member`."""
         world, options = self.world, self.options
         self._life += 1
@@ -275,8 +275,10 @@ class Node:
                 **options.get("raft", {}),
             ),
             rng,
-            voters=[m.ID for m in members if not m.isLearner],
-            learners=[m.ID for m in members if m.isLearner],
+            voters=[opened.member_id]
+            if force_new_cluster
+            else [m.ID for m in members if not m.isLearner],
+            learners=[m.ID for m in members if m.isLearner and not force_new_cluster],
             hard_state=opened.hard_state,
             snapshot_index=opened.log_index,
             snapshot_term=opened.log_term,
@@ -302,6 +304,7 @@ class Node:
             checkpoint_bytes=options.get("checkpoint_bytes", 1 << 40),
             members=self._remotes,
             cluster_token=TOKEN,
+            force_new_cluster=force_new_cluster,
         )
         self.member.attributes = proto.Member(
             ID=self.member_id, name=self.name, clientURLs=[f"http://{self.name}:2379"]

@@ -1,0 +1,450 @@
+"""Members together, under virtual time: elections, replication, snapshots, membership, reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sim.world import Node, World
+
+from etcdlite import api, proto
+from etcdlite.errors import EtcdError, error
+from etcdlite.member import CORRUPT, NOSPACE
+
+SMALL: dict[str, Any] = {
+    "raft": {"log_tail_bytes": 2000},
+    "checkpoint_bytes": 8000,
+    "segment_bytes": 4096,
+    "wal_segment_bytes": 4096,
+}
+"""Files so small that a member that was away for a hundred writes needs a snapshot."""
+
+
+class Asker:
+    """A client of every node, and what it was answered."""
+
+    is_blocked = False
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.answers: dict[int, Any] = {}
+        self._next_id = 0
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        assert request_id not in self.answers, "answered twice"
+        self.answers[request_id] = proto.METHODS[method].response.decode(body)
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        assert request_id not in self.answers, "answered twice"
+        self.answers[request_id] = failure
+
+    def send(self, node: Node, name: str, **fields: Any) -> int:
+        self._next_id += 1
+        method = proto.METHOD_BY_NAME[name]
+        request = method.request(**fields)
+        frame = proto.frame(self._next_id, method.number, 0, request.encode())
+        handle = api.HANDLERS[method.number][0]
+        try:
+            handle(node.member, self, self._next_id, method.number, request, frame)
+        except EtcdError as failure:
+            self.fail(self._next_id, method.number, failure)
+        node.turn()
+        return self._next_id
+
+    def ask(self, node: Node, name: str, **fields: Any) -> Any:
+        """The response. Raises EtcdError."""
+        request_id = self.send(node, name, **fields)
+        self.world.run_until(lambda: request_id in self.answers)
+        answer = self.answers[request_id]
+        if isinstance(answer, EtcdError):
+            raise answer
+        return answer
+
+    def put(self, node: Node, key: bytes, value: bytes = b"v") -> int:
+        return int(self.ask(node, "KV.Put", key=key, value=value).header.revision)
+
+    def get(self, node: Node, key: bytes, **fields: Any) -> bytes | None:
+        kvs = self.ask(node, "KV.Range", key=key, **fields).kvs
+        return kvs[0].value if kvs else None
+
+    def keep_alive(self, node: Node, lease_id: int) -> Any:
+        answers: list[Any] = []
+        body = proto.LeaseKeepAliveRequest(ID=lease_id).encode()
+        api.keep_alive(node.member, body, answers.append)
+        node.turn()
+        self.world.run_until(lambda: bool(answers))
+        (answer,) = answers
+        return (
+            answer if isinstance(answer, EtcdError) else proto.LeaseKeepAliveResponse.decode(answer)
+        )
+
+
+class Cluster:
+    def __init__(self, count: int = 3, seed: int = 1, **options: Any) -> None:
+        self.world = World(seed)
+        self.nodes = self.world.found(count, **options)
+        self.client = Asker(self.world)
+        self.options = options
+        self.leader = self.world.elect()
+        self.world.run(1)
+
+    @property
+    def followers(self) -> list[Node]:
+        return [node for node in self.nodes if node is not self.leader]
+
+    def agree(self, *nodes: Node) -> None:
+        """Wait until all have applied the same, and compare it."""
+        nodes = nodes or tuple(self.nodes)
+        applied: Callable[[Node], int] = lambda node: node.member.store.applied_index  # noqa: E731
+        self.world.run_until(lambda: len({applied(node) for node in nodes}) == 1)
+        assert len({state(node) for node in nodes}) == 1
+
+    def add(self, name: str, is_learner: bool) -> Node:
+        added = self.client.ask(
+            self.leader, "Cluster.MemberAdd", peerURLs=[f"http://{name}:2380"], isLearner=is_learner
+        )
+        others = [member for member in added.members if member.ID != added.member.ID]
+        return self.world.join(name, added.member, others, **self.options)
+
+
+def state(node: Node) -> tuple[Any, ...]:
+    """What must be the same on every member that has applied the same entries."""
+    store = node.member.store
+    buckets = {bucket: items for bucket, items in store.buckets.items() if bucket != 5}
+    steps = store.hash_steps(store.revision)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return (store.revision, store.compacted, str(sorted(buckets.items())), done.value)
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster(**SMALL)
+
+
+def test_every_member_takes_writes_and_reads(cluster: Cluster) -> None:
+    client = cluster.client
+    for number, node in enumerate(cluster.nodes):
+        assert client.put(node, b"k", node.name.encode()) == number + 2
+    for node in cluster.nodes:
+        assert client.get(node, b"k") == cluster.nodes[-1].name.encode()
+    cluster.agree()
+
+
+def test_a_killed_leader_is_replaced_without_waiting_for_the_election_timeout(
+    cluster: Cluster,
+) -> None:
+    world, old = cluster.world, cluster.leader
+    old.crash()
+    began = world.now
+    cluster.leader = world.elect()
+    assert world.now - began < 0.15
+    cluster.client.put(cluster.leader, b"k")
+    old.start()
+    cluster.agree()
+
+
+def test_a_write_in_flight_to_a_killed_leader_is_answered_or_given_up_in_time() -> None:
+    for seed in range(20):
+        cluster = Cluster(seed=seed)
+        client, world = cluster.client, cluster.world
+        asked = [
+            client.send(node, "KV.Put", key=b"k%d" % i) for i, node in enumerate(cluster.nodes)
+        ]
+        world.run(0.0004 * (seed % 10))
+        cluster.leader.crash()
+        lost = asked[cluster.nodes.index(cluster.leader)]
+        began = world.now
+        world.run_until(lambda a=asked, x=lost, c=client: set(a) - {x} <= c.answers.keys())
+        assert world.now - began < 7.2
+        for request_id in set(asked) - {lost}:
+            answer = client.answers[request_id]
+            if isinstance(answer, EtcdError):
+                assert answer.text == error("TimeoutDueToLeaderFail").text
+        cluster.leader.start()
+        cluster.leader = world.elect()
+        for request_id, key in zip(asked, (b"k0", b"k1", b"k2"), strict=True):
+            answer = client.answers.get(request_id)
+            if answer is not None and not isinstance(answer, EtcdError):
+                found = client.ask(cluster.leader, "KV.Range", key=key).kvs
+                assert [kv.mod_revision for kv in found] == [answer.header.revision]
+
+
+def test_a_follower_that_was_away_for_long_gets_a_snapshot(cluster: Cluster) -> None:
+    client = cluster.client
+    away = cluster.followers[0]
+    away.crash()
+    for number in range(150):
+        client.put(cluster.leader, b"k%d" % (number % 20), b"v" * 100)
+    away.start()
+    cluster.agree()
+    assert away.member.raft.log.offset > 100
+    assert client.put(away, b"more") == 152
+    cluster.agree()
+
+
+def test_a_snapshot_survives_a_crash_of_its_receiver_at_any_disk_operation() -> None:
+    for stop_at in range(1, 400, 7):
+        cluster = Cluster(seed=stop_at, **SMALL)
+        client, world = cluster.client, cluster.world
+        away = cluster.followers[0]
+        away.crash()
+        for number in range(120):
+            client.put(cluster.leader, b"k%d" % (number % 20), b"v" * 100)
+        away.start()
+        count = 0
+
+        class Stop(Exception):
+            pass
+
+        def watch(operation: str, path: str) -> None:
+            nonlocal count
+            count += 1
+            if count == stop_at:  # noqa: B023
+                raise Stop
+
+        away.disk.watcher = watch
+        try:
+            world.run(2)
+        except Stop:
+            rng = world.rng
+            away.crash(lambda path, sector, rng=rng: rng.random() < 0.5)  # type: ignore[misc]
+            away.start()
+        else:
+            away.disk.watcher = lambda operation, path: None
+            cluster.agree()
+            break
+        cluster.agree()
+        assert client.put(away, b"more") == 122
+    else:
+        pytest.fail("the snapshot took more disk operations than were tried")
+    assert stop_at > 50
+
+
+def test_a_member_joins_as_learner_and_is_promoted(cluster: Cluster) -> None:
+    client, world = cluster.client, cluster.world
+    client.put(cluster.leader, b"k")
+    world.run(6)
+    joined = cluster.add("m4", is_learner=True)
+    cluster.agree(*cluster.nodes, joined)
+    with pytest.raises(EtcdError, match="rpc not supported for learner"):
+        client.put(joined, b"k")
+    assert client.get(joined, b"k", serializable=True) == b"v"
+    with pytest.raises(EtcdError, match="too many learner members"):
+        client.ask(cluster.leader, "Cluster.MemberAdd", peerURLs=["http://m5:2380"], isLearner=True)
+    client.ask(cluster.followers[0], "Cluster.MemberPromote", ID=joined.member_id)
+    cluster.agree(*cluster.nodes, joined)
+    assert client.put(joined, b"k") > 2
+    assert joined.member.raft.voters == {node.member_id for node in (*cluster.nodes, joined)}
+
+
+def test_a_removed_leader_hands_over_and_knows_that_it_is_removed(cluster: Cluster) -> None:
+    client, world, old = cluster.client, cluster.world, cluster.leader
+    world.run(6)
+    removed = client.ask(old, "Cluster.MemberRemove", ID=old.member_id)
+    assert len(removed.members) == 2
+    world.run_until(lambda: old.member.removed_since is not None)
+    world.run(1)
+    old.crash()
+    cluster.nodes.remove(old)
+    cluster.leader = world.elect()
+    for node in cluster.nodes:
+        client.put(node, b"k")
+    cluster.agree()
+
+
+def test_a_member_removed_while_it_was_down_learns_it_when_it_comes_back(
+    cluster: Cluster,
+) -> None:
+    client, world = cluster.client, cluster.world
+    away = cluster.followers[0]
+    away.crash()
+    world.run(6)
+    client.ask(cluster.leader, "Cluster.MemberRemove", ID=away.member_id)
+    away.start()
+    world.run_until(lambda: away.member.removed_since is not None)
+
+
+def test_a_change_that_would_cost_the_quorum_is_refused(cluster: Cluster) -> None:
+    client, world = cluster.client, cluster.world
+    world.run(6)
+    cluster.followers[0].crash()
+    world.run(1)
+    with pytest.raises(EtcdError, match="unhealthy cluster"):
+        client.ask(cluster.leader, "Cluster.MemberRemove", ID=cluster.leader.member_id)
+    with pytest.raises(EtcdError, match="unhealthy cluster"):
+        client.ask(cluster.leader, "Cluster.MemberAdd", peerURLs=["http://m4:2380"])
+    with pytest.raises(EtcdError, match="Peer URLs already exists"):
+        client.ask(cluster.leader, "Cluster.MemberAdd", peerURLs=["http://m1:2380"])
+    with pytest.raises(EtcdError, match="member not found"):
+        client.ask(cluster.leader, "Cluster.MemberRemove", ID=77)
+    with pytest.raises(EtcdError, match="given member URLs are invalid"):
+        client.ask(cluster.leader, "Cluster.MemberAdd", peerURLs=["m4"])
+
+
+def test_leadership_moves_on_request(cluster: Cluster) -> None:
+    client, old, new = cluster.client, cluster.leader, cluster.followers[1]
+    with pytest.raises(EtcdError, match="not leader"):
+        client.ask(new, "Maintenance.MoveLeader", targetID=new.member_id)
+    with pytest.raises(EtcdError, match="bad leader transferee"):
+        client.ask(old, "Maintenance.MoveLeader", targetID=77)
+    client.ask(old, "Maintenance.MoveLeader", targetID=new.member_id)
+    assert cluster.world.leader is new
+    client.put(old, b"k")
+
+
+def test_a_paused_leader_serves_no_stale_read(cluster: Cluster) -> None:
+    client, world, old = cluster.client, cluster.world, cluster.leader
+    client.put(old, b"k", b"1")
+    old.pause()
+    world.run(10)
+    other = next(node for node in cluster.followers if node.member.leads)
+    client.put(other, b"k", b"2")
+    asked = client.send(old, "KV.Range", key=b"k")
+    old.resume()
+    world.run_until(lambda: asked in client.answers)
+    assert client.answers[asked].kvs[0].value == b"2"
+
+
+def test_a_leader_without_a_quorum_answers_no_write_and_no_read(cluster: Cluster) -> None:
+    client, world, old = cluster.client, cluster.world, cluster.leader
+    rest = [node.name for node in cluster.followers]
+    world.partition([old.name], rest)
+    write = client.send(old, "KV.Put", key=b"k", value=b"lost")
+    read = client.send(old, "KV.Range", key=b"k")
+    world.run(3)
+    other = next(node for node in cluster.followers if node.member.leads)
+    client.put(other, b"k", b"kept")
+    world.run(6)
+    assert isinstance(client.answers[write], EtcdError)
+    assert isinstance(client.answers[read], EtcdError)
+    world.heal()
+    world.run(5)
+    assert client.get(old, b"k") == b"kept"
+    cluster.agree()
+
+
+def test_leases_are_kept_alive_through_any_member_and_end_by_the_leader(cluster: Cluster) -> None:
+    client, world = cluster.client, cluster.world
+    lease = client.ask(cluster.followers[0], "Lease.LeaseGrant", TTL=5).ID
+    client.ask(cluster.leader, "KV.Put", key=b"k", lease=lease)
+    for _ in range(4):
+        for node in cluster.nodes:
+            world.run(2)
+            assert client.keep_alive(node, lease).TTL == 5
+            left = client.ask(node, "Lease.LeaseTimeToLive", ID=lease, keys=True)
+            assert left.keys == [b"k"] and left.TTL >= 4
+    cluster.leader.crash()
+    cluster.leader = world.elect()
+    assert client.get(cluster.leader, b"k") == b"v"
+    world.run(4.5)
+    assert client.keep_alive(cluster.leader, lease).TTL == 5
+    world.run(6)
+    assert client.get(cluster.leader, b"k") is None
+    assert client.keep_alive(cluster.leader, lease).TTL == 0
+
+
+def test_what_is_left_of_a_long_lease_is_known_to_the_next_leader(cluster: Cluster) -> None:
+    client, world = cluster.client, cluster.world
+    lease = client.ask(cluster.leader, "Lease.LeaseGrant", TTL=700).ID
+    world.run(610)
+    cluster.leader.crash()
+    cluster.leader = world.elect()
+    left = client.ask(cluster.leader, "Lease.LeaseTimeToLive", ID=lease)
+    assert left.TTL < 105 and left.grantedTTL == 700
+    # A renewal counts for whoever leads next.
+    assert client.keep_alive(cluster.leader, lease).TTL == 700
+    old = next(node for node in cluster.nodes if not node.is_up)
+    old.start()
+    world.run(5)
+    cluster.leader.crash()
+    cluster.leader = world.elect()
+    assert client.ask(cluster.leader, "Lease.LeaseTimeToLive", ID=lease).TTL > 690
+
+
+def test_members_that_differ_are_found(cluster: Cluster) -> None:
+    client, world = cluster.client, cluster.world
+    client.put(cluster.leader, b"k", b"right")
+    cluster.agree()
+    for node in cluster.nodes:
+        node.member.hash_check.interval_s = 10.0
+    world.run(25)
+    assert cluster.leader.member.hash_check.checks >= 4
+    assert not cluster.leader.member.alarms
+    bad = cluster.followers[0]
+    store = bad.member.store
+    location, length = store.index.scan(b"k", b"l", None, 1)[0][0]
+    file = store.data.files[location >> 32]
+    body = store.data.read(location, length).replace(b"right", b"wrong")
+    inode = file._inode  # type: ignore[union-attr]
+    at = bytes(inode.data).rindex(b"right")
+    inode.data[at : at + 5] = b"wrong"
+    store.data.read = lambda *_: body  # type: ignore[method-assign]
+    world.run(15)
+    assert (bad.member_id, CORRUPT) in cluster.leader.member.alarms
+    with pytest.raises(EtcdError, match="corrupt cluster"):
+        client.put(cluster.leader, b"k")
+
+
+def test_a_member_whose_disk_is_almost_full_stops_writes_of_all(cluster: Cluster) -> None:
+    client, world = cluster.client, cluster.world
+    cluster.followers[0].disk.free_bytes = 1 << 20
+    world.run(3)
+    assert (cluster.followers[0].member_id, NOSPACE) in cluster.leader.member.alarms
+    with pytest.raises(EtcdError, match="database space exceeded"):
+        client.put(cluster.leader, b"k")
+    assert client.ask(cluster.leader, "KV.DeleteRange", key=b"k").deleted == 0
+    cluster.followers[0].disk.free_bytes = 1 << 40
+    client.ask(
+        cluster.leader, "Maintenance.Alarm", action=2, memberID=cluster.followers[0].member_id,
+        alarm=NOSPACE,
+    )  # fmt: skip
+    client.put(cluster.leader, b"k")
+
+
+def test_a_leader_with_a_slow_disk_hands_over(cluster: Cluster) -> None:
+    client, world, old = cluster.client, cluster.world, cluster.leader
+    sync = old._synced
+    old._synced = lambda life, saves: world.at(5.0, lambda: sync(life, saves))  # type: ignore
+    asked = client.send(cluster.followers[0], "KV.Put", key=b"k")
+    world.run(2)
+    assert world.leader is not old
+    assert asked in client.answers and not isinstance(client.answers[asked], EtcdError)
+
+
+def test_all_members_restart_and_know_everything(cluster: Cluster) -> None:
+    client, world = cluster.client, cluster.world
+    for number in range(30):
+        client.put(cluster.nodes[number % 3], b"k%d" % number)
+    for node in cluster.nodes:
+        node.crash(lambda path, sector: world.rng.random() < 0.5)
+    for node in cluster.nodes:
+        node.start()
+    cluster.leader = world.elect()
+    for number in range(30):
+        assert client.get(cluster.nodes[number % 3], b"k%d" % number) == b"v"
+    cluster.agree()
+
+
+def test_a_member_that_is_forced_to_be_a_cluster_of_its_own_keeps_what_it_has(
+    cluster: Cluster,
+) -> None:
+    client, world = cluster.client, cluster.world
+    for number in range(10):
+        client.put(cluster.leader, b"k%d" % number)
+    cluster.agree()
+    for node in cluster.nodes:
+        node.crash()
+    lone = cluster.followers[0]
+    lone.start(force_new_cluster=True)
+    world.run(5)
+    assert list(lone.member.cluster.members) == [lone.member_id]
+    assert client.get(lone, b"k9") == b"v"
+    client.put(lone, b"more")
+    lone.crash()
+    lone.start()
+    world.run(2)
+    assert client.get(lone, b"more") == b"v"
