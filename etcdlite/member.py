@@ -268,6 +268,8 @@ class Member:
         self._batch = rng.getrandbits(32) << 20
         self._waiting: dict[int, tuple[float, list[Waiter], int]] = {}
         """By number of the batch: since when who waits for it, and its weight in bytes."""
+        self._forwarded: dict[tuple[int, int], list[Waiter]] = {}
+        """The decoded requests of entries that followers handed over, by member and batch."""
         self._held: deque[tuple[int, int, bytes]] = deque()
         """(kind, batch, payload) of entries that could not be proposed yet."""
         self._held_asks: deque[tuple[float, int, bytes, Done]] = deque()
@@ -419,15 +421,25 @@ class Member:
         self.raft.step(message)
 
     def forwarded(self, data: bytes) -> None:
-        """A follower hands over the payload of an entry. Raises EtcdError if it is not taken."""
-        if len(data) <= ENTRY_HEADER.size or data[0] != ENTRY_VERSION:
+        """A follower hands over the payload of an entry. Raises EtcdError if it is not taken, and
+        DecodeError if it is none."""
+        if not self.leads:
+            raise error("NotLeader")
+        if len(data) < ENTRY_HEADER.size or data[0] != ENTRY_VERSION:
             raise DecodeError("a forwarded entry has no payload")
+        _, count, member_id, batch = ENTRY_HEADER.unpack_from(data)
+        try:
+            waiters = decode_requests(data, count)
+        except (struct.error, KeyError, AssertionError) as failure:
+            raise DecodeError(f"a forwarded entry is not whole ({failure!r})") from failure
+        for _, _, method, _ in waiters:
+            if method != PUT and method not in APPLIERS:
+                raise DecodeError(f"a forwarded entry has method {method:#04x}, which is no write")
         try:
             self.raft.propose(data)
-        except NotLeader:
-            raise error("NotLeader") from None
-        except RequestDropped:
+        except (NotLeader, RequestDropped):
             raise error("RequestTooManyRequests") from None
+        self._forwarded[member_id, batch] = waiters
 
     def peer_opened(self, node: int) -> None:
         """Messages can be sent to that member (again)."""
@@ -943,6 +955,7 @@ class Member:
             self._leases_checkpointed_at = self.clock()
         elif not leads and self.lessor.promoted:
             self.lessor.demote()
+            self._forwarded.clear()
         if self._transfers:
             self._answer_transfers()
         if leader:
@@ -1040,7 +1053,10 @@ class Member:
                 if entry.kind == ENTRY_CONF_CHANGE:
                     self._apply_membership(entry, waiting[1][0] if waiting else None)
                 elif waiting is None:
-                    yield from self._apply_requests(decode_requests(entry.data, count))
+                    waiters = self._forwarded.pop((member_id, batch), None)
+                    if waiters is None:
+                        waiters = decode_requests(entry.data, count)
+                    yield from self._apply_requests(waiters)
                 else:
                     yield from self._apply_requests(waiting[1])
                     self._warn_if_slow(REQUEST, waiting[0], self.warn_request_s, count)

@@ -1,0 +1,266 @@
+"""The way between members: what is taken, what is refused, and what hostile bytes do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sim.world import World, url
+
+from etcdlite import proto
+from etcdlite.peer import (
+    FORWARD,
+    INTRODUCE,
+    MAX_UNSENT_BYTES,
+    RAFT,
+    SILENCE_S,
+    SNAPSHOT,
+    Dial,
+    Link,
+    decode_message,
+    encode_message,
+)
+from etcdlite.peer_session import Accepted
+from etcdlite.proto import (
+    END,
+    ERROR,
+    HANDSHAKE,
+    MAGIC,
+    PING,
+    PROTOCOL_VERSION,
+    FrameReader,
+    ProtocolError,
+)
+from etcdlite.raft import APP, HEARTBEAT, Entry, Message
+
+U64 = st.integers(0, 2**64 - 1)
+SMALL = st.integers(0, 2**40)
+
+
+@st.composite
+def messages(draw: Any) -> Message:
+    index = draw(SMALL)
+    entries = [
+        Entry(draw(U64), index + 1 + n, draw(st.integers(0, 1)), data)
+        for n, data in enumerate(draw(st.lists(st.binary(max_size=50), max_size=5)))
+    ]
+    return Message(
+        draw(st.integers(1, 12)), 2, 1, draw(U64), index, draw(U64), draw(U64), entries,
+        draw(st.booleans()), draw(U64), None, draw(st.binary(max_size=20)),
+    )  # fmt: skip
+
+
+@given(messages())
+def test_a_message_comes_out_as_it_went_in(message: Message) -> None:
+    assert decode_message(encode_message(message), 1, 2) == message
+
+
+@given(messages(), st.data())
+def test_a_message_that_is_cut_or_too_long_is_refused(message: Message, data: Any) -> None:
+    body = encode_message(message)
+    cut = body[: data.draw(st.integers(0, len(body) - 1))]
+    for wrong in (cut, body + b"\0"):
+        with pytest.raises(ProtocolError):
+            decode_message(wrong, 1, 2)
+
+
+class Caller:
+    """The dialing end, by hand, of a connection to a member."""
+
+    def __init__(self, members: int = 1) -> None:
+        self.world = World(1)
+        self.nodes = self.world.found(members)
+        self.world.elect()
+        self.member = self.nodes[0].member
+        self.session = Accepted(self.member, lambda session: None)
+        self._reader = FrameReader(1 << 26)
+        self.shaken: tuple[bytes, int, int] | None = None
+
+    def send(self, data: bytes) -> list[tuple[int, int, int, bytes]]:
+        """What is answered to it."""
+        self.session.receive(data)
+        self.nodes[0].turn()
+        out = b"".join(self.session.out)
+        self.session.out.clear()
+        if self.shaken is None and len(out) >= HANDSHAKE.size:
+            self.shaken = HANDSHAKE.unpack_from(out)
+            out = out[HANDSHAKE.size :]
+        self._reader.feed(out)
+        return list(self._reader)
+
+    def ask(
+        self, method: int, body: bytes, request_id: int = 1
+    ) -> list[tuple[int, int, int, bytes]]:
+        return self.send(proto.frame(request_id, method, 0, body))
+
+    def shake(self, lowest: int = PROTOCOL_VERSION, highest: int = PROTOCOL_VERSION) -> Any:
+        return self.send(HANDSHAKE.pack(MAGIC, lowest, highest))
+
+    def introduce(self, **fields: Any) -> list[tuple[int, int, int, bytes]]:
+        fields = {
+            "cluster_id": self.member.cluster_id, "member_id": 77, "to": self.member.id, **fields
+        }  # fmt: skip
+        return self.ask(INTRODUCE, proto.Introduction(**fields).encode())
+
+    def refusal(self, **fields: Any) -> str:
+        self.shake()
+        ((_, method, flags, body),) = self.introduce(**fields)
+        assert (method, flags) == (INTRODUCE, END | ERROR)
+        assert self.session.is_closing
+        text: str = proto.Error.decode(body).message
+        return text
+
+
+def test_who_belongs_to_the_cluster_is_welcome() -> None:
+    caller = Caller(members=3)
+    ((_, method, _, body),) = caller.shake()
+    hello = proto.Hello.decode(body)
+    assert (method, hello.cluster_id, hello.member_id) == (
+        0, caller.member.cluster_id, caller.member.id,
+    )  # fmt: skip
+    ((_, method, flags, body),) = caller.introduce(member_id=caller.nodes[1].member_id)
+    assert (method, flags, proto.Welcome.decode(body).offset) == (INTRODUCE, END, 0)
+    assert caller.ask(PING, b"abc", 2) == [(2, PING, END, b"abc")]
+
+
+def test_the_wrong_cluster_is_refused() -> None:
+    assert Caller().refusal(cluster_id=5) == "etcdserver: cluster ID mismatch"
+
+
+def test_a_member_with_our_own_id_is_refused() -> None:
+    caller = Caller()
+    text = caller.refusal(member_id=caller.member.id)
+    assert "two members have the id" in text and "data directory" in text
+
+
+def test_who_wants_somebody_else_is_refused() -> None:
+    assert "check the peer URLs" in Caller().refusal(to=99)
+
+
+def test_who_is_not_a_member_is_refused_while_there_is_a_leader() -> None:
+    assert "is not known here" in Caller().refusal()
+
+
+def test_who_was_removed_is_told_so() -> None:
+    caller = Caller()
+    caller.member.cluster.removed.add(77)
+    assert "permanently removed" in caller.refusal()
+
+
+def test_a_foreign_version_is_refused_and_told_which_one_is_spoken() -> None:
+    caller = Caller()
+    assert caller.shake(9, 12) == []
+    assert caller.shaken == (MAGIC, 0, 0)
+    assert caller.session.is_closing
+
+
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n", bytes(64)])
+def test_what_is_no_peer_is_hung_up_on(first: bytes) -> None:
+    caller = Caller()
+    assert caller.send(first) == []
+    assert caller.session.is_closing
+
+
+def test_nothing_but_a_member_list_is_answered_before_the_introduction() -> None:
+    caller = Caller()
+    caller.shake()
+    number = proto.METHOD_BY_NAME["Cluster.MemberList"].number
+    ((_, method, flags, body),) = caller.ask(number, b"")
+    assert (method, flags) == (number, END)
+    assert [m.ID for m in proto.MemberListResponse.decode(body).members] == [caller.member.id]
+    for method in (RAFT, FORWARD, SNAPSHOT, proto.METHOD_BY_NAME["KV.Put"].number):
+        caller = Caller()
+        caller.shake()
+        assert caller.ask(method, b"") == []
+        assert caller.session.is_closing, hex(method)
+
+
+def test_a_follower_does_not_take_what_only_a_leader_may() -> None:
+    caller = Caller(members=3)
+    leader = caller.world.leader
+    follower = next(node for node in caller.nodes if node is not leader)
+    caller.member, caller.nodes[0] = follower.member, follower
+    caller.session = Accepted(follower.member, lambda session: None)
+    caller.shake()
+    assert leader is not None
+    caller.introduce(member_id=leader.member_id)
+    payload = bytes([1, 0, 0, 0]) + (0).to_bytes(20, "little") + b"x"
+    ((_, method, flags, body),) = caller.ask(FORWARD, payload, 5)
+    assert (method, flags) == (FORWARD, END | ERROR)
+    assert proto.Error.decode(body).message == "etcdserver: not leader"
+
+
+def test_who_is_silent_is_hung_up_on() -> None:
+    caller = Caller()
+    caller.shake()
+    now = caller.member.clock()
+    caller.session.tick(now + SILENCE_S - 0.1)
+    assert not caller.session.is_aborted
+    caller.session.tick(now + SILENCE_S + 0.1)
+    assert caller.session.is_aborted
+
+
+def test_messages_to_a_member_that_does_not_read_are_dropped_beyond_a_limit() -> None:
+    caller = Caller(members=3)
+    node = caller.nodes[1].member_id
+    link = caller.member.peers.links[node]
+    assert link.dial is not None
+    entry = Entry(1, 1, 0, bytes(1 << 20))
+    for _ in range(2 * (MAX_UNSENT_BYTES >> 20)):
+        link.send(Message(APP, node, caller.member.id, 1, entries=[entry]))
+    assert MAX_UNSENT_BYTES < link.dial.unsent_bytes < MAX_UNSENT_BYTES + (2 << 20)
+
+
+def test_questions_end_with_the_connection() -> None:
+    caller = Caller(members=3)
+    node = caller.nodes[1]
+    answers: list[Any] = []
+    caller.member.peers.ask(node.member_id, FORWARD, b"", answers.append)
+    node.crash()
+    caller.world.run(1)
+    assert [answer.text for answer in answers] == [
+        "etcdserver: request timed out, possibly due to connection lost"
+    ]
+
+
+@settings(max_examples=300)
+@given(st.lists(st.binary(max_size=60) | st.tuples(st.integers(0, 255), st.binary(max_size=80)),
+                max_size=8), st.booleans())  # fmt: skip
+def test_hostile_bytes_close_the_connection_and_nothing_else(
+    pieces: list[Any], introduces: bool
+) -> None:
+    caller = CALLERS[0]
+    caller.session = Accepted(caller.member, lambda session: None)
+    caller.shaken = None
+    caller._reader = FrameReader(1 << 26)
+    caller.shake()
+    if introduces:
+        caller.introduce(member_id=caller.nodes[1].member_id)
+    for piece in pieces:
+        if isinstance(piece, tuple):
+            method, body = piece
+            if method == RAFT and len(body) > 8:
+                body = bytes([HEARTBEAT, 0, 0, 0, 0, 0, 0, 0, *bytes(8)]) + body[16:]
+            caller.ask(method, body, 7)
+        else:
+            caller.send(piece)
+    caller.session.closed()
+    assert caller.member.raft.leader
+
+
+CALLERS = [Caller(members=3)]
+
+
+def test_a_dialer_hangs_up_on_what_is_not_a_member() -> None:
+    caller = Caller(members=3)
+    link = Link(caller.member, 99, [url("m9")])
+    dial = Dial(caller.member, link, lambda session: None)
+    dial.connected()
+    dial.receive(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    assert dial.is_closing
+    dial = Dial(caller.member, link, lambda session: None)
+    dial.connected()
+    dial.receive(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, 0) + proto.frame(9, RAFT, END, b""))
+    assert dial.is_closing
