@@ -330,7 +330,7 @@ def test_a_leader_without_a_quorum_answers_no_write_and_no_read(cluster: Cluster
 def test_leases_are_kept_alive_through_any_member_and_end_by_the_leader(cluster: Cluster) -> None:
     client, world = cluster.client, cluster.world
     lease = client.ask(cluster.followers[0], "Lease.LeaseGrant", TTL=5).ID
-    client.ask(cluster.leader, "KV.Put", key=b"k", lease=lease)
+    client.ask(cluster.leader, "KV.Put", key=b"k", value=b"v", lease=lease)
     for _ in range(4):
         for node in cluster.nodes:
             world.run(2)
