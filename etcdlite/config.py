@@ -53,6 +53,9 @@ MAX_ELECTION_TIMEOUT_MS = 50_000
 MIN_HEARTBEATS_PER_ELECTION = 5
 """Both as in etcd: a follower should miss several heartbeats before it calls an election."""
 
+MAX_REQUEST_BYTES = 32 << 20
+"""More could neither be read, nor logged, nor answered without a stall that others notice."""
+
 RECOMMENDED_MAX_REQUEST_BYTES = 10 << 20
 """Above it a request takes the loop for long; etcd warns at the same size."""
 
@@ -463,7 +466,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
               "Connections at once; more are turned away."),
         _does("max-concurrent-streams", _number(1, (1 << 32) - 1), "4294967295",
               "Requests and streams that one connection may have open at once."),
-        _does("max-request-bytes", _size(1, 256 << 20), "1572864", "The largest request."),
+        _does("max-request-bytes", _size(1, MAX_REQUEST_BYTES), "1572864",
+              "The largest request; 32 MiB at most."),
         _does("max-txn-ops", _number(1, 1_000_000), "128",
               "The most operations in one transaction."),
         _does("watch-progress-notify-interval", _at_least("100ms"), "10m",

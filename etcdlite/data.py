@@ -10,7 +10,7 @@ Invariants:
 - Bytes before `offset` of the active segment, and all bytes of the others, never change. A segment
   goes away as a whole, after its live records were copied to the tail and synced (`Store.clean`
   in `mvcc.py`).
-- The records of one revision stand side by side in one segment.
+- The records of one revision, unless it is compacted, stand side by side in one segment.
 - Every read checks the record's checksum: a damaged record is an error, never a value.
 
 On disk, all integers little-endian. `data/%016x.seg`, the number being the segment's:

@@ -53,6 +53,8 @@ RETRY_S = 3.0
 SCHEDULE_AHEAD_S = 60.0
 """Heap entries lie at most this far ahead, so that what a revoked lease leaves there goes soon."""
 
+ORDER_STEP_LEASES = 4096
+
 MAX_EXAMINED = 2_000
 """Heap entries that one call of `expired` looks at: a few milliseconds of work."""
 
@@ -214,10 +216,17 @@ class Lessor:
         return finish(self.lease_steps())
 
     def lease_steps(self) -> Generator[None, None, list[int]]:
-        """As `leases`, in steps: those there were when it began."""
+        """As `leases`, in steps: those there were when it began, and still are."""
         if not self.promoted:
             return (yield from sort_steps(list(self._leases)))
-        order = [(lease.deadline, lease_id) for lease_id, lease in self._leases.items()]
+        ids = list(self._leases)
+        order = []
+        for count, lease_id in enumerate(ids, 1):
+            lease = self._leases.get(lease_id)
+            if lease is not None:
+                order.append((lease.deadline, lease_id))
+            if count % ORDER_STEP_LEASES == 0:
+                yield
         order = yield from sort_steps(order)
         return [lease_id for _, lease_id in order]
 

@@ -45,7 +45,7 @@ from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError, error
 from etcdlite.index import DEAD, HEAD, PAST, Index
 from etcdlite.lease import Lessor
 from etcdlite.proto import read_varint, varint
-from etcdlite.steps import STEP_BYTES, finish, sort_steps
+from etcdlite.steps import SORT_STEP_ITEMS, STEP_BYTES, finish, sort_steps
 
 # Buckets.
 COMPACTED = 1
@@ -598,8 +598,10 @@ class Store:
         if order:
             descends = request.sort_order == proto.RangeRequest.DESCEND
             ranked = yield from sort_steps(ranked, itemgetter(0), descends)
+            ranked.reverse()
             size = 0
-            for step, (_, key) in enumerate(ranked[:limit], 1):
+            for step in range(1, min(limit, len(ranked)) + 1):
+                _, key = ranked.pop()
                 found_kv = self.get(key, revision)
                 assert found_kv is not None, "the range was read a moment ago"
                 parts += _range_part(without_value(found_kv) if request.keys_only else found_kv)
@@ -612,6 +614,12 @@ class Store:
                         raise AnswerTooLarge
                     yield
             answer += b"".join(parts)
+            parts.clear()
+            while ranked:  # Even to forget many takes its time.
+                del ranked[-SORT_STEP_ITEMS:]
+                yield
+            if len(answer) > limit_bytes:
+                raise AnswerTooLarge
         answer += _range_tail(found > limit, count)
         if len(answer) > STEP_BYTES:
             # To copy a large answer is a step of its own, and so is to send it.
@@ -861,9 +869,9 @@ class Store:
     def clean(self, number: int) -> Job:
         """Move what is still needed of a segment to the tail, sync it, remove the segment.
 
-        The records of a revision must stay side by side. So what is moved is gathered, revision by
-        revision, appended at once, and then the index is told of the new places: all but the
-        appending, which is one write, in steps.
+        The records of a revision whose history can be read must stay side by side. So what is moved
+        is gathered, revision by revision, appended at once, and then the index is told of the new
+        places: all but the appending, which is one write, in steps.
         """
         data, index = self.data, self.index
         block = bytearray()
@@ -873,7 +881,7 @@ class Store:
             if kind in (PUT, TOMBSTONE):
                 key, mod = key_and_revision(body)
                 is_large = block_records >= CLEAN_STEP_RECORDS or len(block) >= STEP_BYTES
-                if block and is_large and mod != last:
+                if block and is_large and (mod != last or mod < self._oldest_read):
                     yield from self._append_moved(bytes(block))
                     block = bytearray()
                     block_records = step_records = step_bytes = 0
@@ -892,6 +900,11 @@ class Store:
         self.mark(self.applied_index, self.applied_term)
         yield data.take_sync()
         data.drop_segment(number)
+
+    @property
+    def _oldest_read(self) -> int:
+        """Nobody reads the history before this revision any more."""
+        return min((self.compacted, *self.pinned))
 
     def _append_moved(self, block: bytes) -> Iterator[None]:
         """Append copies of records, of whole revisions, and point the index to them."""

@@ -302,11 +302,14 @@ class _Reading:
 
     def __init__(self, is_read_only: bool = False) -> None:
         self.left_bytes = MAX_ANSWER_BYTES
+        self.step_bytes = 0
+        """Read, and written, in this step."""
         self.failure: EtcdError | DataDamaged | None = None
         self._is_read_only = is_read_only
 
     def count(self, size_bytes: int) -> None:
         """So much more is read."""
+        self.step_bytes += size_bytes
         self.left_bytes -= size_bytes
         if self.left_bytes < 0:
             self.fail(AnswerTooLarge())
@@ -453,7 +456,8 @@ def _execute(
         parts.append(b"\x10\x01")
         size = 2
     for count, op in enumerate(request.success if taken else request.failure, 1):
-        if count % EXECUTE_STEP_OPS == 0:
+        if count % EXECUTE_STEP_OPS == 0 or reading.step_bytes >= STEP_BYTES:
+            reading.step_bytes = 0
             yield
         # A ResponseOp holds one of four responses; each of them begins with a header that has
         # the revision only, and that of a nested transaction has not even that. The lengths in
@@ -479,6 +483,7 @@ def _execute(
                     length = len(body)
         elif op.request_put is not None:
             tag = b"\x12"
+            reading.step_bytes += len(op.request_put.value)
             try:
                 body = write_put(store, op.request_put)
             except Unanswerable as applied:

@@ -530,6 +530,12 @@ def test_what_is_dangerous_is_a_loud_warning():
     assert "recommended" in line
 
 
+def test_requests_are_32_mib_at_most():
+    assert load("--max-request-bytes=32MiB").max_request_bytes == 32 << 20
+    (problem,) = problems("--max-request-bytes=33MiB")
+    assert "--max-request-bytes=33MiB" in problem and "the most 33554432" in problem
+
+
 NAMES = st.sampled_from([*config.FLAGS, "nmae", "experimental-max-wals", "config", ""])
 TEXTS = st.one_of(
     st.text(max_size=20),

@@ -10,8 +10,10 @@ from faulty_disk import FaultyDisk
 from member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from test_recovery import live
 
-from etcdlite import member, proto, snap
+from etcdlite import member, mvcc, proto, snap, txn
+from etcdlite.data import OFFSET_MASK, DataDamaged, segment_name
 from etcdlite.errors import error
+from etcdlite.index import HEAD, PAST
 
 PutRequest, RangeRequest = proto.PutRequest, proto.RangeRequest
 EVERYTHING = RangeRequest(key=b"\0", range_end=b"\0")
@@ -232,6 +234,221 @@ def test_a_damaged_segment_is_kept_and_the_others_are_cleaned() -> None:
     rig.ask(proto.DefragmentRequest())
     again = MemberRig(disk.fork())
     assert 3 in again.member.store.data.files
+
+
+# Damaged data. What is written does not depend on it, so no member may write anything else.
+
+
+def damage(rig: MemberRig, key: bytes) -> str:
+    """Change a byte of the key's record behind the member's back; where it stands."""
+    data = rig.member.store.data
+    location = HEAD.unpack(rig.member.store.index.heads[key])[3]
+    path, offset = f"{DATA_DIR}/member/data/{segment_name(location >> 32)}", location & OFFSET_MASK
+    disk = rig.disk
+    assert isinstance(disk, FaultyDisk)
+    disk.content(path)[offset + 12] ^= 1
+    data._recent.clear()
+    data._older.clear()
+    return f"{path} is damaged at offset {offset}"
+
+
+def op(**operation: Any) -> Any:
+    return proto.RequestOp(**{f"request_{name}": value for name, value in operation.items()})
+
+
+def state(rig: MemberRig) -> Any:
+    """All but where the records stand."""
+    store = rig.member.store
+    heads = {key: HEAD.unpack(head) for key, head in store.index.heads.items()}
+    return (
+        store.revision,
+        len(store.index.revisions),
+        {key: (*head[:3], *head[4:]) for key, head in heads.items()},
+        {
+            key: [(mod, length) for mod, _, length in PAST.iter_unpack(entries)]
+            for key, entries in store.index.past.items()
+        },
+    )
+
+
+ALL_K = proto.DeleteRangeRequest(key=b"k", range_end=b"l", prev_kv=True)
+READ_K = RangeRequest(key=b"k", range_end=b"l")
+VERSION_1 = proto.Compare(key=b"k1", target=proto.Compare.VERSION, version=1)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        PutRequest(key=b"k1", value=b"new", prev_kv=True),
+        PutRequest(key=b"k1", value=b"new", prev_kv=True, ignore_lease=True),
+        ALL_K,
+        proto.TxnRequest(
+            success=[
+                op(put=PutRequest(key=b"a")),
+                op(put=PutRequest(key=b"k1", prev_kv=True)),
+                op(put=PutRequest(key=b"z")),
+            ]
+        ),
+        proto.TxnRequest(
+            compare=[VERSION_1],
+            success=[op(range=READ_K), op(delete_range=ALL_K), op(put=PutRequest(key=b"z"))],
+        ),
+        proto.TxnRequest(
+            success=[
+                op(txn=proto.TxnRequest(success=[op(range=READ_K)])),
+                op(txn=proto.TxnRequest(success=[op(put=PutRequest(key=b"z"))])),
+            ]
+        ),
+        proto.TxnRequest(
+            success=[
+                op(range=RangeRequest(key=b"k", range_end=b"l", sort_order=2, sort_target=4)),
+                op(delete_range=proto.DeleteRangeRequest(key=b"no such key")),
+            ]
+        ),
+    ],
+    ids=["put", "put of the value", "delete", "puts", "reads", "nested", "nothing written"],
+)
+def test_a_write_is_applied_though_what_it_should_answer_is_damaged(
+    request_: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, other = started(), started()
+    for both in (rig, other):
+        for number in range(4):
+            both.ask(PutRequest(key=b"k%d" % number, value=b"v" * 20))
+    where = damage(rig, b"k1")
+    logged: list[str] = []
+    monkeypatch.setattr(member.log, "limited", lambda kind: False)
+    monkeypatch.setattr(member.log, "error", logged.append)
+    assert rig.ask(request_) == error("Corrupt").text
+    assert [line for line in logged if where in line]
+    assert not isinstance(other.ask(request_), str)
+    assert state(rig) == state(other)
+    rig.ask(PutRequest(key=b"after"))
+    other.ask(PutRequest(key=b"after"))
+    # Neither the restart is in its way, which applies it again, nor another member's.
+    again = MemberRig(rig.disk, rig.story)
+    again.settle()
+    assert state(again) == state(other)
+
+
+def test_comparing_all_but_values_needs_no_record() -> None:
+    rig = started()
+    rig.ask(PutRequest(key=b"k1"))
+    damage(rig, b"k1")
+    compares = [
+        VERSION_1,
+        proto.Compare(key=b"k", range_end=b"l", target=proto.Compare.MOD, mod_revision=2),
+        proto.Compare(key=b"k1", target=proto.Compare.CREATE, create_revision=2),
+        proto.Compare(key=b"k1", target=proto.Compare.LEASE),
+    ]
+    answer = rig.ask(proto.TxnRequest(compare=compares, success=[op(put=PutRequest(key=b"a"))]))
+    assert answer.succeeded
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        PutRequest(key=b"k1", ignore_value=True),
+        proto.TxnRequest(
+            compare=[proto.Compare(key=b"k1", target=proto.Compare.VALUE, value=b"v")],
+            failure=[op(put=PutRequest(key=b"a"))],
+        ),
+    ],
+    ids=["kept value", "compared value"],
+)
+def test_a_write_that_depends_on_a_damaged_value_is_not_guessed(request_: Any) -> None:
+    rig = started()
+    rig.ask(PutRequest(key=b"k1", value=b"v" * 20))
+    where = damage(rig, b"k1")
+    revision = rig.member.store.revision
+    with pytest.raises(DataDamaged, match=where):
+        rig.ask(request_)
+    assert rig.member.store.revision == revision and not rig.member.store.is_writing
+
+
+# Large answers.
+
+
+def test_an_answer_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = filled(200, b"v" * 100)
+    monkeypatch.setattr(mvcc, "MAX_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr(txn, "MAX_ANSWER_BYTES", 10_000)
+    every = {"key": b"key", "range_end": b"kez"}
+    inner = op(range=RangeRequest(**every, limit=30))
+    for request in (
+        RangeRequest(**every),
+        RangeRequest(**every, sort_order=2),
+        RangeRequest(**every, sort_order=2, sort_target=4, limit=1),
+        RangeRequest(**every, min_mod_revision=1),
+        proto.TxnRequest(success=[op(range=RangeRequest(**every))]),
+        proto.TxnRequest(success=[op(txn=proto.TxnRequest(success=[inner])), inner, inner]),
+    ):
+        answer = rig.ask(request)
+        assert answer == mvcc.AnswerTooLarge().text and "use limit" in answer, request
+    for request in (
+        RangeRequest(**every, limit=50),
+        RangeRequest(**every, keys_only=True),
+        RangeRequest(**every, count_only=True),
+        RangeRequest(**every, sort_order=2, sort_target=3, limit=50),
+        RangeRequest(**every, min_mod_revision=1, limit=50),
+        RangeRequest(**every, min_mod_revision=200),
+        proto.TxnRequest(success=[inner, inner]),
+    ):
+        assert not isinstance(rig.ask(request), str), request
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ALL_K,
+        proto.TxnRequest(success=[op(range=READ_K), op(put=PutRequest(key=b"a"))]),
+        proto.TxnRequest(success=[op(put=PutRequest(key=b"a")), op(delete_range=ALL_K)]),
+        proto.TxnRequest(
+            success=[op(put=PutRequest(key=b"key%07d" % n, prev_kv=True)) for n in range(90)]
+        ),
+    ],
+    ids=["delete", "range", "deletes in a transaction", "puts"],
+)
+def test_a_write_whose_answer_is_known_to_be_too_large_changes_nothing(
+    request_: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = filled(100, b"v" * 100)
+    monkeypatch.setattr(mvcc, "MAX_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr(txn, "MAX_ANSWER_BYTES", 10_000)
+    before = rig.member.store.revision
+    # A member that cannot read its data refuses the same.
+    damage(rig, b"key0000001")
+    assert rig.ask(request_) == mvcc.AnswerTooLarge().text
+    assert rig.member.store.revision == before
+
+
+def test_a_write_whose_answer_proves_too_large_is_applied_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = filled(100, b"v" * 100)
+    monkeypatch.setattr(mvcc, "MAX_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr(txn, "MAX_ANSWER_BYTES", 10_000)
+    ops = [op(put=PutRequest(key=b"a")), op(range=READ_K), op(put=PutRequest(key=b"b"))]
+    answer = rig.ask(proto.TxnRequest(success=ops))
+    assert answer.startswith(mvcc.AnswerTooLarge().text) and "is written" in answer
+    for key in (b"a", b"b"):
+        assert rig.ask(RangeRequest(key=key)).kvs[0].mod_revision == rig.member.store.revision
+
+
+def test_a_large_write_reaches_the_file_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etcdlite.data.FLUSH_BYTES", 2000)
+    rig = filled(2000)
+    data = rig.member.store.data
+    marks: list[int] = []
+    real = data.append_mark
+    monkeypatch.setattr(
+        data, "append_mark", lambda *mark: (marks.append(data.offset - data.flushed), real(*mark))
+    )
+    rig.ask(proto.DeleteRangeRequest(key=b"k", range_end=b"l"))
+    assert len(marks) == 1 and marks[0] < 2000 + 200 * member.APPLIES_PER_CHECK, marks
+    rig = MemberRig(rig.disk.power_loss() if isinstance(rig.disk, FaultyDisk) else None)
+    rig.settle()
+    assert rig.member.store.index.count(b"\0", None) == 0
 
 
 def test_defragmentations_of_an_idle_member_leave_nothing_behind() -> None:

@@ -1,0 +1,276 @@
+"""No step of long work does more than a bounded amount, however large what it works on is: counted
+in keys, versions and bytes, since a test does not time anything."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from faulty_disk import FaultyDisk
+from store_rig import DIRECTORY, check_index
+
+from etcdlite import index, mvcc, proto, steps, txn
+from etcdlite.data import DataFile
+from etcdlite.lease import Lessor
+from etcdlite.mvcc import Store
+from etcdlite.steps import STEP_BYTES, finish, join_steps, sort_steps
+
+RangeRequest = proto.RangeRequest
+BIG = {"key": b"big", "range_end": b"bih"}
+BIG_BYTES = 100_000
+
+
+def new() -> Store:
+    return Store.create(FaultyDisk(), DIRECTORY, Lessor(), 1 << 24)
+
+
+def with_big_values() -> Store:
+    """30 records of 100 kB."""
+    store = new()
+    for number in range(30):
+        store.put(b"big%02d" % number, b"v" * BIG_BYTES, 0)
+        store.end_revision()
+    store.mark(1, 1)
+    return store
+
+
+@pytest.fixture
+def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes of records were read, by `read` or `records`."""
+    total = [0]
+    read, records = DataFile.read, DataFile.records
+
+    def counted_read(self: DataFile, location: int, size_bytes: int) -> bytes:
+        total[0] += size_bytes
+        return read(self, location, size_bytes)
+
+    def counted_records(self: DataFile, *args: Any) -> Iterator[tuple[int, int, bytes]]:
+        for item in records(self, *args):
+            total[0] += len(item[2])
+            yield item
+
+    monkeypatch.setattr(DataFile, "read", counted_read)
+    monkeypatch.setattr(DataFile, "records", counted_records)
+    return total
+
+
+def most_per_step(work: Iterator[Any], measure: Callable[[], int]) -> int:
+    most, before = 0, measure()
+    while True:
+        task = next(work, 0)
+        now = measure()
+        most, before = max(most, now - before), now
+        if task == 0:
+            return most
+        if task is not None:
+            task()
+
+
+PUTS = [
+    proto.RequestOp(request_put=proto.PutRequest(key=b"big%02d" % n, prev_kv=True))
+    for n in range(30)
+]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda store: store.range_steps(RangeRequest(**BIG)),
+        lambda store: store.range_steps(RangeRequest(**BIG, keys_only=True)),
+        lambda store: store.range_steps(RangeRequest(**BIG, sort_order=2, sort_target=3)),
+        lambda store: store.range_steps(RangeRequest(**BIG, sort_order=1, sort_target=4)),
+        lambda store: store.range_steps(RangeRequest(**BIG, revision=25)),
+        lambda store: store.range_steps(RangeRequest(**BIG, min_mod_revision=20)),
+        lambda store: store.hash_steps(store.revision),
+        lambda store: store.event_steps(2, 1 << 30),
+        lambda store: txn.delete_range_steps(store, proto.DeleteRangeRequest(**BIG, prev_kv=True)),
+        lambda store: txn.txn_steps(
+            store,
+            proto.TxnRequest(
+                compare=[proto.Compare(**BIG, target=proto.Compare.VALUE, result=3, value=b"other")]
+            ),
+        ),
+    ],
+    ids=[
+        "range",
+        "keys only",
+        "sorted by revision",
+        "sorted by value",
+        "in the past",
+        "filtered",
+        "hash",
+        "events",
+        "delete",
+        "compare",
+    ],
+)
+def test_a_step_reads_few_large_values(work: Any, read_bytes: list[int]) -> None:
+    store = with_big_values()
+    assert most_per_step(work(store), lambda: read_bytes[0]) <= STEP_BYTES + BIG_BYTES + 100
+    assert read_bytes[0] >= 24 * BIG_BYTES
+
+
+def test_a_step_of_a_transaction_reads_few_large_values(read_bytes: list[int]) -> None:
+    store = with_big_values()
+    work = txn.txn_steps(store, proto.TxnRequest(success=PUTS))
+    assert most_per_step(work, lambda: read_bytes[0]) <= STEP_BYTES + BIG_BYTES + 100
+    assert read_bytes[0] >= 30 * BIG_BYTES
+
+
+def test_a_step_of_cleaning_moves_few_large_values(read_bytes: list[int]) -> None:
+    store = with_big_values()
+    store.data.roll()
+    assert not any(task and task() for task in store.checkpoint())
+    most = most_per_step(store.clean(1), lambda: read_bytes[0])
+    # It must look at the next record to know that a revision ends.
+    assert most <= STEP_BYTES + 2 * BIG_BYTES + 100
+    assert store.data.files.keys() == {2}
+    check_index(store)
+
+
+# One key with a long history.
+
+VERSIONS = 30_000
+
+
+@pytest.fixture(scope="module")
+def hot() -> Store:
+    store = new()
+    for _ in range(VERSIONS):
+        store.put(b"hot", b"v", 0)
+        store.end_revision()
+    store.mark(1, 1)
+    return store
+
+
+def test_a_step_of_a_hash_reads_few_versions(hot: Store, read_bytes: list[int]) -> None:
+    record_bytes = len(hot.get(b"hot") or b"")
+    most = most_per_step(hot.hash_steps(hot.revision), lambda: read_bytes[0])
+    assert most <= (mvcc.HASH_STEP_VERSIONS + mvcc.HASH_PART) * record_bytes
+
+
+def test_a_checkpoint_writes_a_long_history_in_parts(hot: Store) -> None:
+    assert max(map(len, hot.index.pack_past())) < 2 * index.PACK_BYTES + 100
+    loaded = index.Index()
+    for chunk in hot.index.pack_past():
+        loaded.load_past(chunk)
+    assert loaded.past == hot.index.past
+
+
+def test_a_step_of_compaction_drops_few_versions_and_the_next_goes_on(hot: Store) -> None:
+    hot.compact(hot.revision)
+    dropped = []
+    while hot.compaction is not None:
+        dropped.append(hot.compact_step() or 0)
+    assert max(dropped) <= index.COMPACT_VERSIONS
+    assert sum(dropped) == VERSIONS - 1
+    assert not hot.index.past
+    check_index(hot)
+
+
+# One revision with many keys.
+
+KEYS = 5000
+
+
+def with_many_keys_at_once() -> Store:
+    store = new()
+    for number in range(KEYS):
+        store.put(b"key%04d" % number, b"", 0)
+    store.end_revision()
+    store.mark(1, 1)
+    return store
+
+
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_a_step_of_cleaning_moves_few_records_of_a_large_revision(
+    is_compacted: bool, read_bytes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = with_many_keys_at_once()
+    record_bytes = len(store.get(b"key0000") or b"")
+    store.data.roll()
+    assert not any(task and task() for task in store.checkpoint())
+    if is_compacted:
+        store.put(b"other", b"", 0)
+        store.end_revision()
+        store.compact(3)
+        store.mark(2, 1)
+    moves = [0]
+    move = store.index.move
+
+    def counted(*args: Any) -> Any:
+        moves[0] += 1
+        return move(*args)
+
+    monkeypatch.setattr(store.index, "move", counted)
+
+    def work_done() -> int:
+        return max(moves[0], read_bytes[0] // record_bytes)
+
+    assert most_per_step(store.clean(1), work_done) <= 2 * mvcc.CLEAN_STEP_RECORDS + 2
+    assert moves[0] == KEYS and 1 not in store.data.files
+    check_index(store)
+    if not is_compacted:
+        assert [event[1] for event in store.read_events(2, 1)] == sorted(store.index.heads)
+
+
+def test_a_step_of_history_reads_few_records_of_a_large_revision(read_bytes: list[int]) -> None:
+    store = with_many_keys_at_once()
+    record_bytes = len(store.get(b"key0000") or b"")
+    most = most_per_step(store.event_steps(2, 1), lambda: read_bytes[0])
+    assert most <= (mvcc.EVENT_STEP_EVENTS + 1) * record_bytes
+
+
+# Lists.
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 4096, 4097, 20_000])
+def test_sorting_in_steps_is_sorting(count: int, reverse: bool) -> None:
+    rng = random.Random(count)
+    items = [(rng.randrange(100), number) for number in range(count)]
+    looks = [0]
+
+    def key(item: tuple[int, int]) -> int:
+        looks[0] += 1
+        return item[0]
+
+    sorting = sort_steps(items, key, reverse)
+    right = sorted(items, key=lambda item: item[0], reverse=reverse)
+    done: list[Any] = []
+
+    def work() -> Iterator[None]:
+        done.append((yield from sorting))
+
+    most = most_per_step(work(), lambda: looks[0])
+    assert done == [right], "equal items stay in order"
+    assert most <= steps.SORT_STEP_ITEMS + steps.MERGE_STEP_ITEMS + 10
+
+
+def test_joining_in_steps_is_joining() -> None:
+    for pieces in ([], [b"a"], [b"a" * STEP_BYTES] * 3, [b"ab"] * 5000, [b"", b"x" * 9, b""]):
+        assert finish(join_steps(pieces)) == b"".join(pieces)
+    assert sum(1 for _ in join_steps([b"a" * STEP_BYTES] * 3)) == 2
+
+
+def test_many_leases_and_keys_of_a_lease_are_listed_in_order() -> None:
+    lessor = Lessor()
+    rng = random.Random(2)
+    for lease_id in rng.sample(range(1, 30_000), 10_000):
+        lessor.grant(lease_id, 10, 0.0)
+    assert lessor.leases() == sorted(lessor.leases())
+    keys = [b"%d" % rng.getrandbits(40) for _ in range(10_000)]
+    lease_id = lessor.leases()[0]
+    for name in keys:
+        lessor.attach(name, lease_id)
+    assert sum(1 for _ in lessor.key_steps(lease_id)) > 2
+    assert finish(lessor.key_steps(lease_id)) == sorted(set(keys)) == lessor.keys(lease_id)
+    lessor.promote(0.0)
+    listing = lessor.lease_steps()
+    next(listing)
+    gone = lessor.leases()[-1]
+    lessor.revoke(gone)
+    found = finish(listing)
+    assert sorted([*found, gone]) == sorted([*lessor.leases(), gone])
