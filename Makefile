@@ -11,6 +11,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 LINTED := etcdlite tests bench
+# What npm leaves behind when it has installed npm's etcd client for the tests.
+NPM_CLIENT := tests/clients/node_modules/.package-lock.json
 
 .PHONY: run test test-long bench bench-quick lint format clean scripts
 .DELETE_ON_ERROR:
@@ -18,10 +20,10 @@ LINTED := etcdlite tests bench
 run: $(VENV)/run.stamp
 	@exec $(BIN)/etcdlite
 
-test: lint scripts
+test: lint scripts $(NPM_CLIENT)
 	$(BIN)/pytest -q
 
-test-long: $(VENV)/test.stamp
+test-long: $(VENV)/test.stamp $(NPM_CLIENT)
 	$(BIN)/pytest -q -m long
 
 lint: $(VENV)/test.stamp
@@ -46,6 +48,7 @@ bench-quick: $(VENV)/bench.stamp
 
 clean:
 	rm -rf $(VENV) build etcdlite.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf tests/clients/node_modules
 	find etcdlite tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installs the Debian package $(1) when the test $(2) fails: as root at once, else through sudo,
@@ -81,3 +84,10 @@ $(VENV)/bench.stamp: pyproject.toml | $(BIN)/python
 	$(call need,nghttp2-client,command -v h2load)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	@touch $@ $(VENV)/run.stamp
+
+# The tests do without npm: what needs it is skipped then.
+$(NPM_CLIENT): tests/clients/package.json tests/clients/package-lock.json
+	-$(call need,npm,command -v npm)
+	@if command -v npm >/dev/null; then \
+	  cd tests/clients && npm ci --ignore-scripts --no-audit --no-fund; \
+	else echo "make: no npm, so the tests of npm's etcd client will be skipped" >&2; fi

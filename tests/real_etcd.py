@@ -10,7 +10,7 @@ import importlib.util
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ def without_settings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("ETCD")}
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -41,13 +41,14 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running_etcd(folder: Path) -> Iterator[str]:
-    """The endpoint ("127.0.0.1:port") of a new etcd with its data in `folder`, killed at the end.
+def running_etcd(folder: Path, ports: Sequence[int] = ()) -> Iterator[str]:
+    """The endpoint ("127.0.0.1:port") of an etcd with its data in `folder`, killed at the end.
 
-    It does not sync its files, which no test of answers can tell.
+    `ports`, of clients and of peers, are free ones unless given. It does not sync its files, which
+    no test of answers can tell.
     """
     program = os.environ.get("ETCD") or distributed("etcd")
-    client, peer = (f"http://127.0.0.1:{port}" for port in _free_ports(2))
+    client, peer = (f"http://127.0.0.1:{port}" for port in ports or free_ports(2))
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log"
     with open(log, "wb") as file:
