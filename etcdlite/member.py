@@ -14,8 +14,12 @@ thread or clock: its owner
 A write's way: `propose` collects it; `turn` makes all collected writes one raft entry (or few), so
 that consensus costs per batch and not per write; a follower hands the entry to the leader; when it
 is durable here and committed, its writes are applied in order, each with its own revision, and
-answered by the member that took them. An entry that never got into the leader's log is proposed
-again; one that may have is waited for, and given up in the end, but never proposed twice.
+answered by the member that took them.
+
+An entry is proposed for one term: a leader takes what followers hand it only if it leads in that
+term. In the log terms never go back, so when an entry of a later term is applied, what was proposed
+for an earlier one and is not applied yet never will be, and can be proposed again: no request is
+lost or done twice because leadership moved.
 
 The payload of an entry, all integers little-endian:
 
@@ -44,6 +48,7 @@ import random
 import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol
 
@@ -57,7 +62,7 @@ from etcdlite.housekeeping import Housekeeping
 from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import ALARM, LEASE, Store
-from etcdlite.peer import FORWARD, Peers
+from etcdlite.peer import FORWARD, Peers, encode_forward
 from etcdlite.proto import FRAME, FRAME_HEADER_BYTES, MAX_VARINT_BYTES, DecodeError, varint
 from etcdlite.raft import (
     ENTRY_CONF_CHANGE,
@@ -272,6 +277,8 @@ class Member:
         """The decoded requests of entries that followers handed over, by member and batch."""
         self._held: deque[tuple[int, int, bytes]] = deque()
         """(kind, batch, payload) of entries that could not be proposed yet."""
+        self._proposed: dict[int, tuple[int, int, bytes]] = {}
+        """By number of the batch: (term, kind, payload) of entries that a leader may have."""
         self._held_asks: deque[tuple[float, int, bytes, Done]] = deque()
         """(until when, method, body, whom to tell) of questions that await a leader."""
         self._saves: list[Save] = []
@@ -294,6 +301,7 @@ class Member:
         self._committed: deque[Entry] = deque()
         self._applying: Generator[None, None, None] | None = None
         self._applied_entry: Entry | None = None
+        self._applied_term = store.applied_term
         self._reads: list[Waiter] = []
         self._read_rounds: dict[bytes, list[tuple[float, list[Waiter]]]] = {}
         """Reads that wait for their round, by its context, and since when."""
@@ -420,10 +428,10 @@ class Member:
         """A raft message came."""
         self.raft.step(message)
 
-    def forwarded(self, data: bytes) -> None:
-        """A follower hands over the payload of an entry. Raises EtcdError if it is not taken, and
-        DecodeError if it is none."""
-        if not self.leads:
+    def forwarded(self, term: int, data: bytes) -> None:
+        """A follower hands over the payload of an entry, for a leader of that term. Raises
+        EtcdError if it is not taken, and DecodeError if it is none."""
+        if not self.leads or self.raft.term != term:
             raise error("NotLeader")
         if len(data) < ENTRY_HEADER.size or data[0] != ENTRY_VERSION:
             raise DecodeError("a forwarded entry has no payload")
@@ -529,6 +537,7 @@ class Member:
             if since > expired:
                 break
             del self._waiting[batch]
+            self._proposed.pop(batch, None)
             self._proposed_bytes -= size
             self.metrics.proposals_pending -= len(waiters)
             self.metrics.proposals_failed += len(waiters)
@@ -809,29 +818,41 @@ class Member:
 
     def _try_propose(self, kind: int, batch: int, data: bytes) -> None:
         """Bring an entry into the leader's log, now or, if it surely did not get there, later."""
+        term = self.raft.term
         try:
             if kind == ENTRY_CONF_CHANGE:
                 self.raft.propose_conf_change(data)
             else:
                 self.raft.propose(data)
+            self._proposed[batch] = (term, kind, data)
             return
         except NotLeader as failure:
             leader = failure.leader
             if leader and kind == ENTRY_NORMAL and self.peers.is_open(leader):
-                self.peers.ask(
-                    leader,
-                    FORWARD,
-                    data,
-                    lambda answer: self._forward_answered(batch, data, answer),
-                )
+                self._proposed[batch] = (term, kind, data)
+                body = encode_forward(term, data)
+                self.peers.ask(leader, FORWARD, body, partial(self._forwarded_to, batch, term))
                 return
         except RequestDropped:
             pass  # For a moment: leadership moves, or much waits already.
         self._held.append((kind, batch, data))
 
-    def _forward_answered(self, batch: int, data: bytes, answer: bytes | EtcdError) -> None:
-        if isinstance(answer, EtcdError) and answer.text in _NOT_TAKEN and batch in self._waiting:
-            self._held.append((ENTRY_NORMAL, batch, data))
+    def _forwarded_to(self, batch: int, term: int, answer: bytes | EtcdError) -> None:
+        """A leader has taken an entry, or refused it, or nobody knows."""
+        proposed = self._proposed.get(batch)
+        if isinstance(answer, EtcdError) and answer.text in _NOT_TAKEN and proposed is not None:
+            if proposed[0] == term:
+                del self._proposed[batch]
+                self._held.append((proposed[1], batch, proposed[2]))
+
+    def _propose_again(self, term: int) -> None:
+        """An entry of `term` is applied: what was proposed for an earlier one never will be."""
+        for batch, (proposed_term, kind, data) in list(self._proposed.items()):
+            if proposed_term < term:
+                del self._proposed[batch]
+                if batch in self._waiting:
+                    self._held.append((kind, batch, data))
+        self._retry_held()
 
     def _retry_held(self) -> None:
         """Propose and ask again what could not be."""
@@ -1005,6 +1026,9 @@ class Member:
             steps, read = self._slow_reads.popleft()
             steps.close()
             self._ready_reads.append((0, [read]))
+        # Whether what is waited for is in the snapshot, nobody knows.
+        self._proposed.clear()
+        self._applied_term = snapshot.term
         self.raft.applied(snapshot.index)
         log.info("installed a snapshot", revision=store.revision, index=snapshot.index)
 
@@ -1037,11 +1061,16 @@ class Member:
         wait, so that reads and watches get their turn."""
         for _ in range(len(self._committed)):
             entry = self._committed.popleft()
+            if entry.term != self._applied_term:
+                self._applied_term = entry.term
+                if self._proposed:
+                    self._propose_again(entry.term)
             if entry.data:
                 version, count, member_id, batch = ENTRY_HEADER.unpack_from(entry.data)
                 assert version == ENTRY_VERSION, f"entry {entry.index} has version {version}"
                 waiting = None
                 if member_id == self.id:
+                    self._proposed.pop(batch, None)
                     waiting = self._waiting.pop(batch, None)
                     if waiting is not None:
                         self.metrics.proposals_pending -= count

@@ -12,8 +12,9 @@ one who joins learns who is there. All integers are little-endian.
     0xE8 INTRODUCE  `Introduction`: cluster id, who calls and who is meant. Answered with `Welcome`,
                     or with an ERROR that says what does not fit, and the end of the connection.
     0xE9 RAFT       one raft message, as below. Never answered.
-    0xEA FORWARD    the payload of an entry (`member.py`) for the leader to propose. Answered empty
-                    when it is in the leader's log; with an ERROR, it is not and never will be.
+    0xEA FORWARD    8 bytes: a term; then the payload of an entry (`member.py`) to be proposed by
+                    the leader of that term. Answered empty when it is in the leader's log; with an
+                    ERROR, it is not and never will be.
     0xEB SNAPSHOT   on a connection whose Introduction offers a snapshot: the next bytes of the file
                     that `snap.py` describes, from where `Welcome` says. When the whole of it is
                     received, checked and synced, answered empty.
@@ -107,6 +108,7 @@ REMOVED_TEXT = "etcdlite: the member has been permanently removed from the clust
 
 _MESSAGE = struct.Struct("<BBHIQQQQQ")
 _ENTRY = struct.Struct("<QB3xI")
+_TERM = struct.Struct("<Q")
 _REJECT = 1
 
 KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
@@ -133,6 +135,18 @@ def encode_message(message: Message) -> bytes:
         parts.append(_ENTRY.pack(term, kind, len(data)))
         parts.append(data)
     return b"".join(parts)
+
+
+def encode_forward(term: int, payload: bytes) -> bytes:
+    """The body of a FORWARD frame."""
+    return _TERM.pack(term) + payload
+
+
+def decode_forward(body: bytes) -> tuple[int, bytes]:
+    """Term and payload. Raises ProtocolError."""
+    if len(body) < _TERM.size:
+        raise ProtocolError("a forwarded entry has no term")
+    return _TERM.unpack_from(body)[0], body[_TERM.size :]
 
 
 def decode_message(body: bytes, sender: int, to: int) -> Message:

@@ -23,6 +23,7 @@ from etcdlite.peer import (
     REMOVED_TEXT,
     SNAPSHOT,
     PeerConnection,
+    decode_forward,
     decode_message,
 )
 from etcdlite.proto import (
@@ -149,7 +150,7 @@ class Accepted(PeerConnection):
         member = self.member
         try:
             if method == FORWARD:
-                member.forwarded(body)
+                member.forwarded(*decode_forward(body))
                 self.reply(request_id, method, b"")
             elif method == KEEP_ALIVE:
                 api.keep_alive(member, body, partial(self._kept_alive, request_id))

@@ -186,7 +186,7 @@ def test_a_follower_does_not_take_what_only_a_leader_may() -> None:
     caller.shake()
     assert leader is not None
     caller.introduce(member_id=leader.member_id)
-    payload = bytes([1, 0, 0, 0]) + (0).to_bytes(20, "little") + b"x"
+    payload = bytes(8) + bytes([1, 0, 0, 0]) + bytes(20)
     ((_, method, flags, body),) = caller.ask(FORWARD, payload, 5)
     assert (method, flags) == (FORWARD, END | ERROR)
     assert proto.Error.decode(body).message == "etcdserver: not leader"
