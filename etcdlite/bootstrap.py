@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from etcdlite import checkpoint, proto
@@ -92,20 +92,104 @@ def wal_directory(data_dir: str, wal_dir: str) -> str:
     return wal_dir or f"{data_dir}/member/wal"
 
 
+class Founding(NamedTuple):
+    """What a member starts its life with."""
+
+    cluster_id: int
+    member_id: int
+    members: list[Any]
+    """`Member` messages, this member's among them."""
+
+
+def new_cluster(name: str, initial_cluster: Iterable[tuple[str, str]], token: str) -> Founding:
+    """The cluster of these (name, peer URL), of which `name` is one. All members that start with
+    the same get the same."""
+    urls: dict[str, list[str]] = {}
+    for member_name, url in initial_cluster:
+        urls.setdefault(member_name, []).append(url)
+    members = [
+        proto.Member(
+            ID=derive_member_id(peer_urls, token), name=member_name, peerURLs=sorted(peer_urls)
+        )
+        for member_name, peer_urls in urls.items()
+    ]
+    own = next(member.ID for member in members if member.name == name)
+    return Founding(derive_cluster_id(member.ID for member in members), own, members)
+
+
+Fetch = Callable[[str], "tuple[int, list[Any]]"]
+"""Ask the member at a peer URL for the cluster's id and its members. Raises OSError or StartError
+with why there is no answer."""
+
+
+def join_cluster(name: str, initial_cluster: Iterable[tuple[str, str]], fetch: Fetch) -> Founding:
+    """The running cluster that this member was added to, as one of the others tells it. Raises
+    StartError."""
+    pairs = list(initial_cluster)
+    own_urls = sorted(url for member_name, url in pairs if member_name == name)
+    causes = []
+    for member_name, url in pairs:
+        if member_name == name:
+            continue
+        try:
+            cluster_id, members = fetch(url)
+        except (OSError, StartError) as failure:
+            causes.append(f"{url}: {failure}")
+            continue
+        return Founding(cluster_id, _own_id(name, own_urls, pairs, members), members)
+    raise StartError(
+        "no other member of --initial-cluster tells who is in the cluster "
+        f"({'; '.join(causes) or 'there is none in it'}). Check --initial-cluster, or start this "
+        "member with --initial-cluster-state new if the cluster does not exist yet"
+    )
+
+
+def _own_id(
+    name: str, own_urls: list[str], pairs: list[tuple[str, str]], members: list[Any]
+) -> int:
+    """This member among those of the cluster; the lists must agree, as in etcd."""
+    own = [member for member in members if sorted(member.peerURLs) == own_urls]
+    if not own:
+        raise StartError(
+            f"the cluster has no member with the peer URLs {', '.join(own_urls)}. Add it first, "
+            f"with 'etcdlite-ctl member add {name} --peer-urls={','.join(own_urls)}', or correct "
+            "--initial-advertise-peer-urls"
+        )
+    if own[0].name and own[0].name != name:
+        raise StartError(
+            f"the member with the peer URLs {', '.join(own_urls)} is {own[0].name}, not {name}, "
+            "and has been started already. Start it with its own --name and --data-dir"
+        )
+    listed = {url for _, url in pairs}
+    there = {url for member in members for url in member.peerURLs}
+    if listed != there:
+        missing = ", ".join(sorted(there - listed)) or "none"
+        foreign = ", ".join(sorted(listed - there)) or "none"
+        raise StartError(
+            "--initial-cluster does not name the members of the cluster. Peer URLs that it leaves"
+            f" out: {missing}; that are not in the cluster: {foreign}. Use what 'etcdlite-ctl"
+            " member add' printed"
+        )
+    return int(own[0].ID)
+
+
 def create(
     disk: Disk,
     data_dir: str,
     wal_dir: str,
-    member: proto.Message,
-    cluster_id: int,
+    founding: Founding,
     *,
+    is_joining: bool = False,
     segment_bytes: int,
     wal_segment_bytes: int,
 ) -> None:
-    """Lay out a new member that is alone in its cluster. `member` is its `Member` message."""
+    """Lay out a new member. One that joins a running cluster hears from the leader who is in it,
+    with all else."""
     directory = begin(disk, data_dir, wal_dir)
     store = Store.create(disk, f"{directory}/data", Lessor(), segment_bytes)
-    finish(disk, data_dir, wal_dir, store, member.ID, [member], cluster_id, wal_segment_bytes)
+    cluster_id, member_id, members = founding
+    members = [] if is_joining else members
+    finish(disk, data_dir, wal_dir, store, member_id, members, cluster_id, wal_segment_bytes)
 
 
 def begin(disk: Disk, data_dir: str, wal_dir: str) -> str:

@@ -82,8 +82,22 @@ class Config:
     listen_client_urls: tuple[str, ...]
     """Port 0 stands for any free port. See `host_port`."""
     advertise_client_urls: tuple[str, ...]
+    listen_peer_urls: tuple[str, ...]
     initial_advertise_peer_urls: tuple[str, ...]
+    initial_cluster: tuple[tuple[str, str], ...]
+    """(name, peer URL) of the members, this one among them; one with several URLs is there more
+    than once."""
+    initial_cluster_state: str
+    """"new" or "existing"."""
     initial_cluster_token: str
+    force_new_cluster: bool
+    max_learners: int
+    strict_reconfig_check: bool
+    corrupt_check_time_s: float
+    """Between comparisons of the members; 0: none."""
+    compact_hash_check_time_s: float
+    """Within how long after a compaction members are compared; 0: not."""
+    initial_corrupt_check: bool
     heartbeat_interval_ms: int
     election_timeout_ms: int
     quota_backend_bytes: int
@@ -427,11 +441,10 @@ RETENTION = Kind("RETENTION", _text, int)
 # The table.
 
 _TLS = "TLS comes with a later version"
-_CLUSTER = "clusters of several members come with a later version"
 _AUTH = "users and passwords come with a later version"
-_DISCOVERY = "discovery is for clusters of several members, which come with a later version"
-_HASHES = "comparing members for corruption comes with a later version"
-_ALONE = "the only member of a cluster has no peers"
+_DISCOVERY = "etcdlite asks no discovery service; set initial-cluster"
+_SRV = "finding the members by DNS comes with a later version; set initial-cluster"
+_PEERS = "connections between members have limits of their own"
 _TRACING = "etcdlite does not export traces"
 _BBOLT = "etcdlite keeps its data in its own files, not in bbolt"
 _PROCEEDS = "compaction always runs in short slices between requests"
@@ -474,12 +487,27 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
               "How often an idle watch that asked for it is told the current revision."),
     ),
     "Cluster": (
+        _does("listen-peer-urls", LISTEN_URLS, "http://localhost:2380",
+              "Where to listen for the other members; port 0 takes any free port."),
         _does("initial-advertise-peer-urls", URLS, "http://localhost:2380",
-              "Where other members will reach this one; shown in the member list."),
-        _does("initial-cluster", LIST, "default=http://localhost:2380",
-              "The members of a new cluster, for now this one alone; need not be set."),
+              "Where the other members reach this one. Counts at the first start only."),
+        _does("initial-cluster", LIST, "${name}=${initial-advertise-peer-urls}",
+              "All members, NAME=URL,... Counts at the first start only, as the next two."),
+        _does("initial-cluster-state", _choice("STATE", "new", "existing"), "new",
+              "new, or existing for a member that was added to a running cluster."),
         _does("initial-cluster-token", TEXT, "etcd-cluster",
               "Tells clusters with the same members apart; goes into the cluster's id."),
+        _does("strict-reconfig-check", BOOL, "true",
+              "Refuse membership changes that could cost the cluster its quorum."),
+        _does("max-learners", _number(0, 1000), "1", "Learners at once."),
+        _does("force-new-cluster", BOOL, "false",
+              "Make this member a cluster of its own, with its data: when the others are lost."),
+        _does("corrupt-check-time", DURATION, "0s",
+              "How often the leader compares all members' data; 0: never."),
+        _does("compact-hash-check-time", DURATION, "1m",
+              "Within how long after a compaction it compares them; 0: not."),
+        _does("initial-corrupt-check", BOOL, "false",
+              "Compare with the other members before serving clients."),
         _does("heartbeat-interval", _milliseconds(1, MAX_ELECTION_TIMEOUT_MS), "100",
               "Between heartbeats of a leader; milliseconds, or with a unit."),
         _does("election-timeout", _milliseconds(1, MAX_ELECTION_TIMEOUT_MS), "1000",
@@ -546,15 +574,14 @@ _OTHERS: tuple[Flag, ...] = (
                "defragmentation runs by itself, a little at a time"),
     _no_effect("compaction-batch-limit", NUMBER, "1000", _PROCEEDS),
     _no_effect("compaction-sleep-interval", DURATION, "10ms", _PROCEEDS),
-    _no_effect("listen-peer-urls", URLS, "http://localhost:2380", _ALONE),
     _no_effect("initial-election-tick-advance", BOOL, "true",
-               "the only member of a cluster elects itself at once"),
+               "the first election comes after one to two election timeouts in any case"),
     _no_effect("pre-vote", BOOL, "true", "pre-vote is always on"),
-    _no_effect("raft-read-timeout", DURATION, "5s", _ALONE),
-    _no_effect("raft-write-timeout", DURATION, "5s", _ALONE),
-    _no_effect("snapshot-catchup-entries", NUMBER, "5000", _ALONE),
-    _no_effect("strict-reconfig-check", BOOL, "true", _ALONE),
-    _no_effect("downgrade-check-time", DURATION, "5s", _ALONE),
+    _no_effect("raft-read-timeout", DURATION, "5s", _PEERS),
+    _no_effect("raft-write-timeout", DURATION, "5s", _PEERS),
+    _no_effect("snapshot-catchup-entries", NUMBER, "5000",
+               "the log that is kept for slow members goes by its size, not by its entries"),
+    _no_effect("downgrade-check-time", DURATION, "5s", "there is no version to go down to"),
     _no_effect("socket-reuse-address", BOOL, "false", "etcdlite always sets SO_REUSEADDR"),
     _no_effect("v2-deprecation", TEXT, "write-only", _NO_V2),
     _no_effect("logger", TEXT, "zap", "there is one logger, with the field names of etcd's zap"),
@@ -567,9 +594,6 @@ _OTHERS: tuple[Flag, ...] = (
     _no_effect("distributed-tracing-instance-id", TEXT, "", _TRACING),
     _no_effect("distributed-tracing-sampling-rate", NUMBER, "0", _TRACING),
     _no_effect("bcrypt-cost", NUMBER, "10", "passwords are not hashed with bcrypt"),
-    _refused("initial-cluster-state", _choice("STATE", "new", "existing"), "new", _CLUSTER),
-    _refused("force-new-cluster", BOOL, "false", _CLUSTER),
-    _refused("max-learners", NUMBER, "1", _CLUSTER),
     _refused("discovery", TEXT, "", _DISCOVERY),
     _refused("discovery-token", TEXT, "", _DISCOVERY),
     _refused("discovery-endpoints", LIST, "", _DISCOVERY),
@@ -586,11 +610,8 @@ _OTHERS: tuple[Flag, ...] = (
     _refused("discovery-password", TEXT, "", _DISCOVERY),
     _refused("discovery-fallback", TEXT, "exit", _DISCOVERY),
     _refused("discovery-proxy", TEXT, "", _DISCOVERY),
-    _refused("discovery-srv", TEXT, "", _DISCOVERY),
-    _refused("discovery-srv-name", TEXT, "", _DISCOVERY),
-    _refused("corrupt-check-time", DURATION, "0s", _HASHES),
-    _refused("compact-hash-check-time", DURATION, "1m", _HASHES),
-    _refused("initial-corrupt-check", BOOL, "false", _HASHES),
+    _refused("discovery-srv", TEXT, "", _SRV),
+    _refused("discovery-srv-name", TEXT, "", _SRV),
     _refused("cert-file", PATH, "", _TLS),
     _refused("key-file", PATH, "", _TLS),
     _refused("client-cert-auth", BOOL, "false", _TLS),
@@ -861,7 +882,7 @@ class _Reader:
             )
         listen = value("listen-client-urls")
         peer_urls = value("initial-advertise-peer-urls")
-        self._check_initial_cluster(settings, name, peer_urls)
+        initial_cluster = self._initial_cluster(settings, name, peer_urls)
         retention_s, retention_revisions = self._retention(
             settings, value("auto-compaction-mode"), value("auto-compaction-retention")
         )
@@ -882,8 +903,17 @@ class _Reader:
             wal_dir=value("wal-dir"),
             listen_client_urls=listen,
             advertise_client_urls=self._advertise(settings, listen),
+            listen_peer_urls=value("listen-peer-urls"),
             initial_advertise_peer_urls=peer_urls,
+            initial_cluster=initial_cluster,
+            initial_cluster_state=value("initial-cluster-state"),
             initial_cluster_token=value("initial-cluster-token"),
+            force_new_cluster=value("force-new-cluster"),
+            max_learners=value("max-learners"),
+            strict_reconfig_check=value("strict-reconfig-check"),
+            corrupt_check_time_s=value("corrupt-check-time"),
+            compact_hash_check_time_s=value("compact-hash-check-time"),
+            initial_corrupt_check=value("initial-corrupt-check"),
             heartbeat_interval_ms=heartbeat_ms,
             election_timeout_ms=election_ms,
             quota_backend_bytes=quota if quota > 0 else 0 if quota < 0 else DEFAULT_QUOTA_BYTES,
@@ -933,27 +963,46 @@ class _Reader:
                     break
         return listen
 
-    def _check_initial_cluster(
+    def _initial_cluster(
         self, settings: _Layer, name: str, peer_urls: tuple[str, ...]
-    ) -> None:
-        """The members of the new cluster must be this one, at the URLs that it advertises."""
+    ) -> tuple[tuple[str, str], ...]:
+        """The members: this one must be among them, at the URLs that it advertises."""
+        alone = tuple((name, url) for url in peer_urls)
         setting = settings.get("initial-cluster")
-        flag = FLAGS["initial-cluster"]
-        if setting is None or setting.value in ((), flag.kind.parse(flag.default)):
-            return
+        default = FLAGS["initial-cluster"].kind.parse(FLAGS["initial-cluster"].default)
+        if setting is None or setting.value in ((), default):
+            return alone
         if self._bad & {"name", "initial-advertise-peer-urls"}:
-            return
-        expected = ",".join(f"{name}={url}" for url in peer_urls)
-        pairs = [item.partition("=") for item in setting.value]
-        if any(not member or not url for member, _, url in pairs):
-            self.problems.append(f"{setting.shown}: not a list of NAME=URL; write {expected}")
-        elif len({member for member, _, _ in pairs}) > 1:
-            self.problems.append(f"{setting.shown}: several members: {_CLUSTER}; write {expected}")
-        elif sorted(setting.value) != sorted(expected.split(",")):
+            return alone
+        shown, own = setting.shown, ",".join(f"{name}={url}" for url in peer_urls)
+        pairs = [tuple(item.partition("=")[::2]) for item in setting.value]
+        if any(not member or not url for member, url in pairs):
+            self.problems.append(f"{shown}: not a list of NAME=URL; write for example {own}")
+            return alone
+        for _, url in pairs:
+            try:
+                _check_url(url)
+            except ValueError as error:
+                self.problems.append(f"{shown}: {quoted(url)}: {error}")
+                return alone
+        for at, (member, url) in enumerate(pairs):
+            for other, other_url in pairs[:at]:
+                if url == other_url:
+                    who = f"{other} and {member}" if other != member else f"{member}, twice"
+                    self.problems.append(f"{shown}: {url} is the URL of {who}; change one of them")
+                    return alone
+        urls = {url for member, url in pairs if member == name}
+        if not urls:
             self.problems.append(
-                f"{setting.shown}: does not agree with name and initial-advertise-peer-urls; "
-                f"write {expected}, or remove it"
+                f"{shown}: this member's name, {name}, is not in it; set name to one of "
+                f"{', '.join(dict.fromkeys(member for member, _ in pairs))}, or add {own}"
             )
+        elif urls != set(peer_urls):
+            self.problems.append(
+                f"{shown}: it has {name} at {', '.join(sorted(urls))}, but "
+                f"initial-advertise-peer-urls is {', '.join(peer_urls)}; make them the same"
+            )
+        return tuple((member, url) for member, url in pairs)
 
     def _retention(self, settings: _Layer, mode: str, text: str) -> tuple[float, int]:
         """What automatic compaction keeps: (seconds, revisions), one of them 0."""

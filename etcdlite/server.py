@@ -39,6 +39,7 @@ from typing import Any, NamedTuple, Protocol
 
 import etcdlite
 from etcdlite import bootstrap, config, log, proto
+from etcdlite.client import Client, EtcdliteError
 from etcdlite.data import DataDamaged
 from etcdlite.disk import Disk
 from etcdlite.grpc import GrpcSession
@@ -89,6 +90,9 @@ CLIENTS = "listen-client-urls"
 PEERS = "listen-peer-urls"
 HTTP = "listen-client-http-urls"
 METRICS = "listen-metrics-urls"
+
+FETCH_TIMEOUT_S = 5.0
+"""How long each of the other members gets to tell who is in the cluster."""
 
 DIAL_TIMEOUT_S = 1.0
 """How long a connection to another member may take to be made."""
@@ -306,6 +310,18 @@ class DiskThread:
             self._done(failure)
 
 
+def fetch_members(url: str) -> tuple[int, list[Any]]:
+    """The cluster's id and members, as the member at a peer URL tells. Blocks for a while. Raises
+    StartError."""
+    host, port = config.host_port(url)
+    try:
+        with Client(_address(host, port), timeout_s=FETCH_TIMEOUT_S) as client:
+            answer = client.call("Cluster.MemberList", proto.MemberListRequest(linearizable=True))
+    except EtcdliteError as failure:
+        raise bootstrap.StartError(str(failure)) from failure
+    return answer.header.cluster_id, list(answer.members)
+
+
 def call(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
     """Connect to another member; runs in a thread of its own."""
     host, port = config.host_port(url)
@@ -390,27 +406,32 @@ class Server:
         """etcd's shortest lease: one and a half election timeouts."""
         return math.ceil(1.5 * self.settings.election_timeout_ms / 1000)
 
+    def _founding(self, is_joining: bool) -> bootstrap.Founding:
+        settings = self.settings
+        if is_joining:
+            return bootstrap.join_cluster(settings.name, settings.initial_cluster, fetch_members)
+        return bootstrap.new_cluster(
+            settings.name, settings.initial_cluster, settings.initial_cluster_token
+        )
+
     def _create(self, disk: Disk) -> None:
         settings = self.settings
-        urls = list(settings.initial_advertise_peer_urls)
-        member_id = bootstrap.derive_member_id(urls, settings.initial_cluster_token)
-        cluster_id = bootstrap.derive_cluster_id([member_id])
-        member = proto.Member(
-            ID=member_id,
-            name=settings.name,
-            peerURLs=urls,
-            clientURLs=self._advertised_urls(),
-        )
+        is_joining = settings.initial_cluster_state == "existing"
+        founding = self._founding(is_joining)
         log.info(
             "starting local member",
-            **{"local-member-id": f"{member_id:x}", "cluster-id": f"{cluster_id:x}"},
+            **{
+                "local-member-id": f"{founding.member_id:x}",
+                "cluster-id": f"{founding.cluster_id:x}",
+                "initial-cluster": ",".join(f"{n}={url}" for n, url in settings.initial_cluster),
+            },
         )
         bootstrap.create(
             disk,
             settings.data_dir,
             settings.wal_dir,
-            member,
-            cluster_id,
+            founding,
+            is_joining=is_joining,
             segment_bytes=settings.segment_bytes,
             wal_segment_bytes=settings.wal_segment_bytes,
         )
@@ -420,7 +441,9 @@ class Server:
         rng = random.Random(int.from_bytes(os.urandom(32), "little"))
         store = opened.store
         members = bootstrap.membership(store, opened.member_id)
-        remotes: list[Any] = []
+        remotes = [] if members else self._founding(is_joining=True).members
+        if settings.force_new_cluster:
+            members = [proto.Member(ID=opened.member_id)]
         raft = Raft(
             RaftConfig(
                 id=opened.member_id,
@@ -447,9 +470,10 @@ class Server:
             clock=time.monotonic,
             rng=rng,
             members=remotes,
-            max_learners=getattr(settings, "max_learners", 1),
-            strict_reconfig_check=getattr(settings, "strict_reconfig_check", True),
+            max_learners=settings.max_learners,
+            strict_reconfig_check=settings.strict_reconfig_check,
             cluster_token=settings.initial_cluster_token,
+            force_new_cluster=settings.force_new_cluster,
             quota_bytes=settings.quota_backend_bytes,
             max_request_bytes=settings.max_request_bytes,
             max_txn_ops=settings.max_txn_ops,
@@ -460,6 +484,8 @@ class Server:
             warn_request_s=settings.warning_unary_request_duration_s,
             checkpoint_bytes=settings.checkpoint_bytes,
         )
+        member.hash_check.interval_s = settings.corrupt_check_time_s
+        member.hash_check.after_compaction_s = settings.compact_hash_check_time_s
         member.housekeeping.auto_compaction = AutoCompaction(
             settings.auto_compaction_retention_s, settings.auto_compaction_retention_revisions
         )
@@ -476,13 +502,24 @@ class Server:
     def _listen(self) -> None:
         settings = self.settings
         for purpose, urls in (
-            (PEERS, getattr(settings, "listen_peer_urls", ())),
+            (PEERS, settings.listen_peer_urls),
             (CLIENTS, settings.listen_client_urls),
             (HTTP, settings.listen_client_http_urls),
             (METRICS, settings.listen_metrics_urls),
         ):
             for url in urls:
-                self._listen_at(url, purpose)
+                try:
+                    self._listen_at(url, purpose)
+                except bootstrap.StartError as failure:
+                    if purpose != PEERS or not self._is_surely_alone():
+                        raise
+                    log.warn(f"{failure}. This member is alone and goes on without it")
+
+    def _is_surely_alone(self) -> bool:
+        """Nothing was said about a cluster: nobody needs the port for members."""
+        settings = self.settings
+        said = {PEERS, "initial-cluster", "initial-advertise-peer-urls", "initial-cluster-state"}
+        return said.isdisjoint(settings.sources)
 
     def _listen_at(self, url: str, purpose: str) -> None:
         host, port = config.host_port(url)

@@ -348,7 +348,7 @@ def restore(
     cluster. `progress` is told (bytes done, bytes in all). Raises SnapshotError, OSError.
     """
     peer_urls = [url for url in initial_advertise_peer_urls.split(",") if url]
-    _check_initial_cluster(initial_cluster, name, peer_urls)
+    pairs = _initial_cluster(initial_cluster, name, peer_urls)
     disk = Disk()
     with _open(path) as file:
         header, start = _read_header(path, file)
@@ -369,17 +369,15 @@ def restore(
                 )
             for key in list(store.buckets.get(ALARM, ())):
                 store.set_bucket(ALARM, key, None)
-            member_id = bootstrap.derive_member_id(peer_urls, initial_cluster_token)
-            member = proto.Member(ID=member_id, name=name, peerURLs=peer_urls)
-            cluster_id = bootstrap.derive_cluster_id([member_id])
+            founding = bootstrap.new_cluster(name, pairs, initial_cluster_token)
             bootstrap.finish(
                 disk,
                 data_dir,
                 wal_dir,
                 store,
-                member_id,
-                [member],
-                cluster_id,
+                founding.member_id,
+                founding.members,
+                founding.cluster_id,
                 wal_segment_bytes,
             )
         except (bootstrap.StartError, DataDamaged) as failure:
@@ -388,16 +386,22 @@ def restore(
             lock.close()
 
 
-def _check_initial_cluster(initial_cluster: str, name: str, peer_urls: list[str]) -> None:
+def _initial_cluster(
+    initial_cluster: str, name: str, peer_urls: list[str]
+) -> list[tuple[str, str]]:
+    """(name, peer URL) of the members that are restored together."""
+    pairs = []
     for item in filter(None, initial_cluster.split(",")):
         member, _, url = item.partition("=")
-        if member != name or url not in peer_urls:
-            raise SnapshotError(
-                f"--initial-cluster {initial_cluster} names {item}, but this member is {name} at "
-                f"{','.join(peer_urls)}. A snapshot is restored to a cluster of one member in this "
-                "version; leave --initial-cluster out, or make it agree with --name and "
-                "--initial-advertise-peer-urls"
-            )
+        pairs.append((member, url))
+    if not pairs:
+        return [(name, url) for url in peer_urls]
+    if {url for member, url in pairs if member == name} != set(peer_urls):
+        raise SnapshotError(
+            f"--initial-cluster {initial_cluster} does not have this member, {name}, at "
+            f"{','.join(peer_urls)}. Make it agree with --name and --initial-advertise-peer-urls"
+        )
+    return pairs
 
 
 def _open(path: str) -> Any:

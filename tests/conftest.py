@@ -90,6 +90,7 @@ class ServerProcess:
         environ.update(self.environ, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
         self.endpoint = ""
         arguments = [f"--data-dir={self.data_dir}", "--listen-client-urls=http://127.0.0.1:0"]
+        arguments.append("--listen-peer-urls=http://127.0.0.1:0")
         self.process = subprocess.Popen(
             [*self.program, *arguments, *self.flags, *flags],
             stdin=subprocess.DEVNULL,
@@ -311,7 +312,8 @@ class LoneMember:
         sizes = {"segment_bytes": 1 << 16, "wal_segment_bytes": 1 << 16}
         if not bootstrap.exists(disk, directory):
             identity = proto.Member(ID=7, name="lone")
-            bootstrap.create(disk, directory, "", identity, 8, **sizes)
+            founding = bootstrap.Founding(8, 7, [identity])
+            bootstrap.create(disk, directory, "", founding, **sizes)
         opened = bootstrap.open_member(
             disk, directory, "", min_ttl_s=2, sync_enabled=False, **sizes
         )

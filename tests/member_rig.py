@@ -107,8 +107,9 @@ class MemberRig:
                 self.disk,
                 DATA_DIR,
                 "",
-                proto.Member(ID=MEMBER_ID, name="default"),
-                CLUSTER_ID,
+                bootstrap.Founding(
+                    CLUSTER_ID, MEMBER_ID, [proto.Member(ID=MEMBER_ID, name="default")]
+                ),
                 segment_bytes=self.segment_bytes,
                 wal_segment_bytes=self.wal_segment_bytes,
             )

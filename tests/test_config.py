@@ -505,16 +505,35 @@ def test_a_name_that_would_break_the_member_list_is_refused(name):
     assert "not a name for a member" in line
 
 
-def test_the_initial_cluster_is_this_member_alone():
+def test_the_initial_cluster_is_this_member_unless_it_is_said():
     peer = "--initial-advertise-peer-urls=http://10.0.0.1:2380"
-    assert load("--name=a", peer).initial_advertise_peer_urls == ("http://10.0.0.1:2380",)
-    assert load("--name=a", peer, "--initial-cluster=a=http://10.0.0.1:2380")
-    two = "--initial-cluster=a=http://10.0.0.1:2380,b=http://10.0.0.2:2380"
-    assert "several members" in problems("--name=a", peer, two)[0]
-    for wrong in ("a=http://10.0.0.2:2380", "b=http://10.0.0.1:2380"):
-        (line,) = problems("--name=a", peer, f"--initial-cluster={wrong}")
-        assert "write a=http://10.0.0.1:2380" in line
-    assert "NAME=URL" in problems("--initial-cluster=a")[0]
+    alone = load("--name=a", peer)
+    assert alone.initial_advertise_peer_urls == ("http://10.0.0.1:2380",)
+    assert alone.initial_cluster == (("a", "http://10.0.0.1:2380"),)
+    assert load("--name=a", peer, "--initial-cluster=a=http://10.0.0.1:2380").initial_cluster == (
+        alone.initial_cluster
+    )
+    two = load("--name=a", peer, "--initial-cluster=a=http://10.0.0.1:2380,b=http://10.0.0.2:2380")
+    assert two.initial_cluster == (("a", "http://10.0.0.1:2380"), ("b", "http://10.0.0.2:2380"))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "problem"),
+    [
+        ("a", "NAME=URL"),
+        ("a=http://10.0.0.1:2380,b", "NAME=URL"),
+        ("b=http://10.0.0.1:2380", "this member's name, a, is not in it"),
+        ("a=http://10.0.0.2:2380", "make them the same"),
+        ("a=http://10.0.0.1:2380,a=http://10.0.0.2:2380", "make them the same"),
+        ("a=http://10.0.0.1:2380,b=http://10.0.0.1:2380", "is the URL of a and b"),
+        ("a=http://10.0.0.1:2380,b=ftp://10.0.0.2:2380", "not a URL that can be used"),
+        ("a=http://10.0.0.1:2380,b=https://10.0.0.2:2380", "TLS comes with a later version"),
+    ],
+)
+def test_an_initial_cluster_that_cannot_be_is_explained(cluster, problem):
+    peer = "--initial-advertise-peer-urls=http://10.0.0.1:2380"
+    (line,) = problems("--name=a", peer, f"--initial-cluster={cluster}")
+    assert problem in line
 
 
 def test_log_outputs_are_streams_and_files():

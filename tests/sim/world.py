@@ -19,9 +19,7 @@ from typing import Any
 from faulty_disk import FaultyDisk
 
 from etcdlite import bootstrap, proto
-from etcdlite.lease import Lessor
 from etcdlite.member import Member
-from etcdlite.mvcc import Store
 from etcdlite.peer import Dial
 from etcdlite.peer_session import Accepted
 from etcdlite.raft import Config, Raft
@@ -233,22 +231,13 @@ class Node:
     def create(self, members: list[Any], remotes: Iterable[Any] = ()) -> None:
         """Lay out the member's folder; without `members` for one that joins `remotes`."""
         self._remotes = list(remotes)
-        store = Store.create(
-            self.disk,
-            f"{bootstrap.begin(self.disk, DATA_DIR, '')}/data",
-            Lessor(),
-            self.options.get("segment_bytes", 1 << 16),
-        )
-        wal_segment_bytes = self.options.get("wal_segment_bytes", 1 << 16)
-        bootstrap.finish(
+        bootstrap.create(
             self.disk,
             DATA_DIR,
             "",
-            store,
-            self.member_id,
-            members,
-            self.cluster_id,
-            wal_segment_bytes,
+            bootstrap.Founding(self.cluster_id, self.member_id, members),
+            segment_bytes=self.options.get("segment_bytes", 1 << 16),
+            wal_segment_bytes=self.options.get("wal_segment_bytes", 1 << 16),
         )
 
     def start(self, force_new_cluster: bool = False) -> None:
