@@ -862,7 +862,9 @@ class Server:
             if connection is None:
                 continue
             if session.is_aborted:
-                self._drop(connection, "it does not read its answers")
+                is_peer = isinstance(session, PeerConnection)
+                why = "the other member is silent" if is_peer else "it does not read its answers"
+                self._drop(connection, why)
             elif connection.sending is None:
                 self._send(connection)
 

@@ -220,9 +220,10 @@ class LiveCluster:
                     if self._stopping.is_set():
                         break
                     count += 1
-                    self._operate(client, rng, b"%d/%d" % (number, count))
+                    if not self._operate(client, rng, b"%d/%d" % (number, count)):
+                        break  # Try another member.
 
-    def _operate(self, client: Client, rng: random.Random, unique: bytes) -> None:
+    def _operate(self, client: Client, rng: random.Random, unique: bytes) -> bool:
         key = b"key/%d" % rng.randrange(KEYS)
         if rng.random() < 0.6:
             request = proto.PutRequest(key=key, value=unique)
@@ -238,6 +239,7 @@ class LiveCluster:
                 return answer.header.revision, answer.kvs[0].value if answer.kvs else None
 
             self.history.run(operation, get)
+        return operation.outcome == "done"
 
     def progress(self, operations: int = 100) -> None:
         """Wait until that many more operations are answered well."""
