@@ -61,6 +61,7 @@ class Command(NamedTuple):
     examples: tuple[str, ...] = ()
 
 
+_PEER_URLS_FLAG = Flag("peer-urls", "list", (), "where the other members reach it")
 _CLUSTER_FLAG = Flag("cluster", "bool", False, "ask all members of the cluster, not --endpoints")
 
 
@@ -266,6 +267,53 @@ COMMANDS = (
         "is learner.",
     ),
     Command(
+        "member add",
+        "member add <memberName> [options]",
+        "Adds a member into the cluster",
+        ctl_commands.member_add,
+        (
+            _PEER_URLS_FLAG,
+            Flag("learner", "bool", False, "the new member does not vote until it is promoted"),
+        ),
+        "member_add",
+        "Prints the environment that the new member is to be started with. Start it before you\n"
+        "add another one.",
+        ("member add m4 --peer-urls=http://10.0.0.4:2380",),
+    ),
+    Command(
+        "member remove",
+        "member remove <memberID>",
+        "Removes a member from the cluster",
+        ctl_commands.member_remove,
+        prints="member_changed",
+        description="It stops, and its data directory is of no use any more.",
+    ),
+    Command(
+        "member update",
+        "member update <memberID> [options]",
+        "Updates a member in the cluster",
+        ctl_commands.member_update,
+        (_PEER_URLS_FLAG,),
+        "member_changed",
+        "Tells the cluster the member's new peer URLs.",
+    ),
+    Command(
+        "member promote",
+        "member promote <memberID>",
+        "Promotes a non-voting member in the cluster",
+        ctl_commands.member_promote,
+        prints="member_changed",
+        description="A learner that has caught up becomes a voting member.",
+    ),
+    Command(
+        "move-leader",
+        "move-leader <transferee-member-id>",
+        "Transfers leadership to another etcd cluster member.",
+        ctl_commands.move_leader,
+        prints="move_leader",
+        description="One of --endpoints must be the leader's.",
+    ),
+    Command(
         "snapshot save",
         "snapshot save <filename>",
         "Stores an etcd node backend snapshot to a given file",
@@ -373,11 +421,6 @@ NOT_YET = (
     "auth",
     "downgrade",
     "make-mirror",
-    "member add",
-    "member promote",
-    "member remove",
-    "member update",
-    "move-leader",
     "role",
     "user",
 )

@@ -36,6 +36,7 @@ from .ctl_input import (
     parse_compare,
     parse_int,
     parse_request,
+    parse_unsigned,
     put_request,
     range_request,
     read_block,
@@ -190,6 +191,76 @@ def member_list(session: Session) -> int:
     response = session.call("Cluster.MemberList", proto.MemberListRequest(linearizable=True))
     session.write(session.printer.member_list(response))
     return 0
+
+
+def _peer_urls(session: Session) -> list[str]:
+    if not session.flags["peer-urls"]:
+        raise Failure(EXIT_BAD_ARGUMENTS, "member peer urls not provided")
+    return list(session.flags["peer-urls"])
+
+
+def member_add(session: Session) -> int:
+    if not session.arguments:
+        raise Failure(EXIT_BAD_ARGUMENTS, "member name not provided")
+    session.need(1, "too many arguments")
+    (name,) = session.arguments
+    urls = _peer_urls(session)
+    request = proto.MemberAddRequest(peerURLs=urls, isLearner=session.flags["learner"])
+    response = session.call("Cluster.MemberAdd", request)
+    session.write(session.printer.member_add(response))
+    if session.printer.name == "simple":
+        # What the new member is to be started with.
+        cluster = ",".join(
+            f"{name if member.ID == response.member.ID else member.name}={url}"
+            for member in response.members
+            for url in member.peerURLs
+        )
+        session.write(
+            f'\nETCD_NAME="{name}"\nETCD_INITIAL_CLUSTER="{cluster}"\n'
+            f'ETCD_INITIAL_ADVERTISE_PEER_URLS="{",".join(urls)}"\n'
+            'ETCD_INITIAL_CLUSTER_STATE="existing"\n'.encode()
+        )
+    return 0
+
+
+def member_remove(session: Session) -> int:
+    member_id = session.member_argument()
+    response = session.call("Cluster.MemberRemove", proto.MemberRemoveRequest(ID=member_id))
+    session.write(session.printer.member_changed(response, member_id, "removed from"))
+    return 0
+
+
+def member_update(session: Session) -> int:
+    member_id = session.member_argument()
+    request = proto.MemberUpdateRequest(ID=member_id, peerURLs=_peer_urls(session))
+    response = session.call("Cluster.MemberUpdate", request)
+    session.write(session.printer.member_changed(response, member_id, "updated in"))
+    return 0
+
+
+def member_promote(session: Session) -> int:
+    member_id = session.member_argument()
+    response = session.call("Cluster.MemberPromote", proto.MemberPromoteRequest(ID=member_id))
+    session.write(session.printer.member_changed(response, member_id, "promoted in"))
+    return 0
+
+
+def move_leader(session: Session) -> int:
+    session.need(1, "move-leader command needs 1 argument")
+    try:
+        target = parse_unsigned(session.arguments[0], 16)
+    except ValueError as error:
+        raise Failure(EXIT_BAD_ARGUMENTS, str(error)) from None
+    for endpoint in session.endpoints:
+        with session.client_for([endpoint]) as client:
+            status = session.call("Maintenance.Status", proto.StatusRequest(), client)
+            if status.leader == status.header.member_id:
+                request = proto.MoveLeaderRequest(targetID=target)
+                response = session.call("Maintenance.MoveLeader", request, client)
+                session.write(session.printer.move_leader(response, status.leader, target))
+                return 0
+    endpoints = " ".join(session.endpoints)
+    raise Failure(EXIT_BAD_ARGUMENTS, f"no leader endpoint given at [{endpoints}]")
 
 
 def alarm_list(session: Session) -> int:

@@ -128,6 +128,16 @@ def parse_duration(text: str) -> float:
     return -seconds if text.startswith("-") else seconds
 
 
+def parse_unsigned(text: str, base: int = 10) -> int:
+    """A 64-bit integer as Go's ParseUint reads it, with its error texts."""
+    if not re.fullmatch("[0-9a-fA-F]+" if base == 16 else "[0-9]+", text):
+        raise ValueError(f"strconv.ParseUint: parsing {go_quote(text)}: invalid syntax")
+    number = int(text, base)
+    if number >= 1 << 64:
+        raise ValueError(f"strconv.ParseUint: parsing {go_quote(text)}: value out of range")
+    return number
+
+
 def parse_int(text: str, base: int = 10) -> int:
     """A 64-bit integer as Go's ParseInt reads it, with its error texts. Base 0: by prefix."""
     digits = text[1:] if text[:1] in ("+", "-") else text

@@ -267,6 +267,16 @@ class Printer:
     def member_list(self, response: Any) -> bytes:
         return self._unsupported()
 
+    def member_add(self, response: Any) -> bytes:
+        return self._unsupported()
+
+    def member_changed(self, response: Any, member_id: int, what: str) -> bytes:
+        """`what`: "removed from", "updated in" or "promoted in"."""
+        return self._unsupported()
+
+    def move_leader(self, response: Any, old: int, new: int) -> bytes:
+        return self._unsupported()
+
     def endpoint_health(self, found: Sequence[Health]) -> bytes:
         return self._unsupported()
 
@@ -363,6 +373,16 @@ class Simple(Printer):
 
     def member_list(self, response: Any) -> bytes:
         return _lines(*(", ".join(row) for row in _member_rows(response)))
+
+    def member_add(self, response: Any) -> bytes:
+        cluster_id = response.header.cluster_id
+        return _lines(f"Member {response.member.ID:16x} added to cluster {cluster_id:16x}")
+
+    def member_changed(self, response: Any, member_id: int, what: str) -> bytes:
+        return _lines(f"Member {member_id:16x} {what} cluster {response.header.cluster_id:16x}")
+
+    def move_leader(self, response: Any, old: int, new: int) -> bytes:
+        return _lines(f"Leadership transferred from {old:x} to {new:x}")
 
     def endpoint_health(self, found: Sequence[Health]) -> bytes:
         """The healthy ones. `unhealthy_lines` has the others, for standard error."""
@@ -692,6 +712,15 @@ class Json(Printer):
             [{"Endpoint": endpoint, name: response} for endpoint, response in answers] or None
         )
 
+    def member_add(self, response: Any) -> bytes:
+        return self._json(response)
+
+    def member_changed(self, response: Any, member_id: int, what: str) -> bytes:
+        return self._json(response)
+
+    def move_leader(self, response: Any, old: int, new: int) -> bytes:
+        return self._json(response)
+
     def endpoint_status(self, answers: Sequence[EndpointResponse]) -> bytes:
         return self._endpoints("Status", answers)
 
@@ -761,13 +790,19 @@ class Protobuf(Printer):
         encoded: bytes = response.encode()
         return encoded
 
-    put = get = delete = txn = watch = alarm = member_list = _encode
+    put = get = delete = txn = watch = alarm = member_list = member_add = _encode
     lease_grant = lease_list = lease_keep_alive = _encode
 
     def lease_revoke(self, response: Any, lease: int) -> bytes:
         return self._encode(response)
 
     def lease_time_to_live(self, response: Any, keys: bool) -> bytes:
+        return self._encode(response)
+
+    def member_changed(self, response: Any, member_id: int, what: str) -> bytes:
+        return self._encode(response)
+
+    def move_leader(self, response: Any, old: int, new: int) -> bytes:
         return self._encode(response)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .client import Client, EtcdliteError
-from .ctl_input import EXIT_BAD_ARGUMENTS, EXIT_FAILED, Failure, parse_int
+from .ctl_input import EXIT_BAD_ARGUMENTS, EXIT_FAILED, Failure, parse_int, parse_unsigned
 from .ctl_output import PRINTERS, Printer
 
 PROGRESS_INTERVAL_S = 0.2
@@ -74,6 +74,14 @@ class Session:
         """Refuse anything but `count` arguments."""
         if len(self.arguments) != count:
             raise Failure(EXIT_BAD_ARGUMENTS, text)
+
+    def member_argument(self) -> int:
+        self.need(1, "member ID is not provided")
+        try:
+            return parse_unsigned(self.arguments[0], 16)
+        except ValueError as error:
+            text = f"bad member ID arg ({error}), expecting ID in Hex"
+            raise Failure(EXIT_BAD_ARGUMENTS, text) from None
 
     def lease_argument(self, name: str) -> int:
         if len(self.arguments) != 1:

@@ -100,6 +100,15 @@ REQUEST_BYTES = 500
 SLICE_S = 0.002
 """What one turn spends on work that can be continued in the next."""
 
+SHORT_SLICE_S = 0.0005
+"""What one turn spends on background work while clients ask: the next request waits for it."""
+
+BUSY_S = 0.01
+"""For so long after a request, clients count as asking."""
+
+MAX_HOUSEKEEPING_PAUSE_S = 0.0025
+"""Background work waits for a write that is being saved, but no longer than this."""
+
 APPLIES_PER_CHECK = 128
 """Operations applied between two looks at the clock."""
 
@@ -313,6 +322,10 @@ class Member:
         self._round = 0
         self._catching_up = False
         self._deadline = 0.0
+        self._asked_at = 0.0
+        """When the last request came."""
+        self._housekept_at = 0.0
+        """When background work was last done."""
         self._ids = b"\x08" + varint(cluster_id) + b"\x10" + varint(member_id) + b"\x18"
         self._header_term = -1
         self._header_prefixes: list[bytes] = []
@@ -755,6 +768,8 @@ class Member:
         """Move everything forward; long work by one slice."""
         now = self.clock()
         self._deadline = now + SLICE_S
+        if self._proposals or self._reads or self._ready_reads:
+            self._asked_at = now
         if now >= self._campaign_at:
             self._campaign(now)
         if self._proposals:
@@ -777,8 +792,13 @@ class Member:
     def housekeep(self) -> None:
         """A slice of background work, after a turn's results were handed out."""
         if self._applying is None and not self._is_installing and self.housekeeping.has_work:
-            self._deadline = self.clock() + SLICE_S
+            now = self.clock()
+            if self.is_saving and now - self._housekept_at < MAX_HOUSEKEEPING_PAUSE_S:
+                return
+            is_busy = now - self._asked_at < BUSY_S
+            self._deadline = now + (SHORT_SLICE_S if is_busy else SLICE_S)
             self.housekeeping.run(self.slice_is_over)
+            self._housekept_at = self.clock()
 
     def slice_is_over(self) -> bool:
         return self.clock() >= self._deadline
@@ -980,6 +1000,8 @@ class Member:
         if self._transfers:
             self._answer_transfers()
         if leader:
+            self._published_at = -math.inf
+            self._publish(self.clock())
             self._retry_held()
             if self._read_rounds:
                 self._round_began_at = -math.inf

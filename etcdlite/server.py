@@ -410,9 +410,13 @@ class Server:
         settings = self.settings
         if is_joining:
             return bootstrap.join_cluster(settings.name, settings.initial_cluster, fetch_members)
-        return bootstrap.new_cluster(
+        founding = bootstrap.new_cluster(
             settings.name, settings.initial_cluster, settings.initial_cluster_token
         )
+        if len(founding.members) == 1:
+            # All members must begin with the same, so otherwise each tells this later.
+            founding.members[0].clientURLs = self._advertised_urls()
+        return founding
 
     def _create(self, disk: Disk) -> None:
         settings = self.settings

@@ -779,8 +779,21 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
             1,
             'unknown command "lease gran" for "etcdlite-ctl" (did you mean lease grant?)',
         ),
-        ("move-leader 1", 4, "move-leader is not available in this version of etcdlite-ctl"),
-        ("member add x", 4, "member add is not available in this version of etcdlite-ctl"),
+        ("role list", 4, "role is not available in this version of etcdlite-ctl"),
+        ("move-leader", 128, "move-leader command needs 1 argument"),
+        ("move-leader zz", 128, 'strconv.ParseUint: parsing "zz": invalid syntax'),
+        ("member add", 128, "member name not provided"),
+        ("member add x", 128, "member peer urls not provided"),
+        ("member add x y --peer-urls=http://a:1", 128, "too many arguments"),
+        ("member remove", 128, "member ID is not provided"),
+        (
+            "member remove zz",
+            128,
+            'bad member ID arg (strconv.ParseUint: parsing "zz": invalid syntax), '
+            "expecting ID in Hex",
+        ),
+        ("member update 12", 128, "member peer urls not provided"),
+        ("member promote", 128, "member ID is not provided"),
         (
             "get a --cacert ca.pem",
             128,
