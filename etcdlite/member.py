@@ -106,6 +106,9 @@ SHORT_SLICE_S = 0.0005
 BUSY_S = 0.01
 """For so long after a request, clients count as asking."""
 
+FEW_WRITES = 64
+"""With more than this under way, background work takes its whole slices."""
+
 MAX_HOUSEKEEPING_PAUSE_S = 0.0025
 """Background work waits for a write that is being saved, but no longer than this."""
 
@@ -795,8 +798,12 @@ class Member:
             now = self.clock()
             if self.is_saving and now - self._housekept_at < MAX_HOUSEKEEPING_PAUSE_S:
                 return
-            is_busy = now - self._asked_at < BUSY_S
-            self._deadline = now + (SHORT_SLICE_S if is_busy else SLICE_S)
+            # Many writes wait for each other rather than for this, and the garbage that they make
+            # has to be cleaned up as fast as they make it.
+            is_noticed = (
+                now - self._asked_at < BUSY_S and self.metrics.proposals_pending <= FEW_WRITES
+            )
+            self._deadline = now + (SHORT_SLICE_S if is_noticed else SLICE_S)
             self.housekeeping.run(self.slice_is_over)
             self._housekept_at = self.clock()
 

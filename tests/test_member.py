@@ -207,6 +207,33 @@ def test_a_physical_compaction_is_answered_when_the_work_is_done() -> None:
     assert rig.answers[compaction].header.revision == rig.member.store.revision
 
 
+def test_background_work_lets_a_write_be_saved_first() -> None:
+    rig = filled(6000)
+    for number in range(6000):
+        request = PutRequest(key=b"key%07d" % number)
+        rig.member.propose_message(None, 0, member.PUT, request)
+    rig.settle()
+    rig.member.store.compact(rig.member.store.revision)
+    past = rig.member.store.index.past
+    rig.pace_s = 0.0001
+
+    def housekeep() -> int:
+        before = len(past)
+        rig.member.housekeep()
+        return before - len(past)
+
+    rig.now += 1.0
+    at_leisure = housekeep()
+    rig.send(PutRequest(key=b"a"))
+    rig.member.turn()
+    assert rig.member.is_saving
+    assert housekeep() == 0
+    rig.now += member.MAX_HOUSEKEEPING_PAUSE_S
+    assert 0 < housekeep() < at_leisure, "there is more to come soon"
+    rig.now += 1.0
+    assert housekeep() == at_leisure
+
+
 def test_a_compaction_that_is_not_physical_is_answered_at_once() -> None:
     rig = filled(3000)
     rig.ask(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
