@@ -58,7 +58,13 @@ class _Inode:
         self.touch(offset, offset + len(data))
 
     def sync(self) -> None:
-        self.stable = bytearray(self._mixed(self.dirty.__contains__))
+        if SIZE in self.dirty or len(self.stable) != len(self.data):
+            self.stable = bytearray(self._mixed(self.dirty.__contains__))
+        else:
+            # A log segment is synced thousands of times, a sector or two at a time.
+            for sector in self.dirty:
+                at = sector * SECTOR_BYTES
+                self.stable[at : at + SECTOR_BYTES] = self.data[at : at + SECTOR_BYTES]
         self.dirty.clear()
 
     def unsynced(self) -> list[int]:
@@ -161,7 +167,7 @@ class FaultyDisk(Disk):
         self, keep: Callable[[str, int], bool] = lambda path, sector: False, names: int = 0
     ) -> FaultyDisk:
         """What is left; this disk stays as it is, so that other outcomes can be had from it."""
-        after = FaultyDisk()
+        after = type(self)()
         after._directories = set(self._directories)
         stable = dict(self._stable_names)
         for change in self._renames[:names]:
@@ -186,7 +192,7 @@ class FaultyDisk(Disk):
     def fork(self) -> FaultyDisk:
         """The same files with the same parts of them not synced: what a process that is killed
         leaves to the next, and a loss of power may still take from that."""
-        other = FaultyDisk()
+        other = type(self)()
         other._directories = set(self._directories)
         inodes = {
             id(inode): inode.fork()

@@ -231,7 +231,13 @@ class PlainStore:
 
     def range(self, request: Any) -> Any:
         self._check_revision(request.revision)
-        state = self.states[request.revision] if request.revision > 0 else self.now
+        return self.select(
+            self.states[request.revision] if request.revision > 0 else self.now, request
+        )
+
+    @staticmethod
+    def select(state: dict[bytes, Any], request: Any) -> Any:
+        """What a range finds in a state."""
         found = [
             kv for key, kv in sorted(state.items()) if within(key, request.key, request.range_end)
         ]

@@ -3,32 +3,79 @@
 A `World` runs the shipping `Member` with everything below it. What `server.py` does with threads
 and sockets, a `Node` does as events in one queue: bytes arrive after a delay, a save is durable
 after a delay, a tick comes every heartbeat. One `random.Random` decides all delays, so the same
-seed gives the same history.
+seed gives the same history, to the byte: `digest` covers every byte that arrived anywhere and every
+line that was noted.
 
 A crash forgets what was not synced, sector by sector, as `faulty_disk.py` says. A connection keeps
-order and loses nothing until it breaks, as TCP does; what is on its way when it breaks is lost.
+order and loses nothing until it breaks, as TCP does; what is on its way when it breaks is lost or
+comes late, beside what a new connection brings.
+
+No wall clock, thread, socket or global random is used here. What the shipping code takes from the
+operating system (`os.urandom`, the clock of the log) `isolated` replaces.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import Any
 
 from faulty_disk import FaultyDisk
 
-from etcdlite import bootstrap, proto
+from etcdlite import bootstrap, log, proto
 from etcdlite.member import Member
 from etcdlite.peer import Dial
 from etcdlite.peer_session import Accepted
 from etcdlite.raft import Config, Raft
+from etcdlite.wal import WALError
 
 DATA_DIR = "data"
 TICK_S = 0.1
 SESSION_TICK_S = 0.25
 ELECTION_TICKS = 10
 TOKEN = "etcd-cluster"
+KEPT_LINES = 30_000
+"""Lines of the trace that are kept in memory, for the tail that a failing run shows."""
+REMOVED_S = 1.0
+"""How long a removed member still answers, as in `server.py`."""
+
+WRITING = frozenset(("pwrite", "sync", "allocate", "create", "rename", "sync_dir", "truncate"))
+"""Disk operations that an injected error may meet."""
+
+
+class PowerLoss(BaseException):
+    """The machine of a node lost its power in the middle of a disk operation."""
+
+
+class SimDisk(FaultyDisk):
+    """A faulty disk that counts instead of remembering, and fails by itself when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+        self.trip_at = 0
+        """At this step the power goes; 0: never."""
+        self.error_at = 0
+        """From this step on the next writing operation fails with `error`; 0: never."""
+        self.has_failed = False
+        """An injected error was met."""
+
+    def _step(self, operation: str, path: str, half_done: Callable[[], None] | None = None) -> None:
+        self.steps += 1
+        if self.steps == self.trip_at:
+            raise PowerLoss
+        if self.error_at and self.steps >= self.error_at and operation in WRITING:
+            self.error_at = 0
+            self.has_failed = True
+            if half_done is not None:
+                half_done()
+            raise OSError(self.error, os.strerror(self.error), path)
+        self.watcher(operation, path)
 
 
 class World:
@@ -42,24 +89,45 @@ class World:
         """Shortest and longest time of a message on its way."""
         self.sync_s = (0.0005, 0.003)
         """Shortest and longest time of a sync."""
+        self.wake_s = (0.0, 0.0)
+        """Shortest and longest time until a loop looks at what came: what comes meanwhile is one
+        bunch. Zero: at once, one by one."""
         self.blocked: set[tuple[str, str]] = set()
         """(from, to) between which no bytes get through; connections stay and wait."""
+        self.slow: dict[tuple[str, str], float] = {}
+        """(from, to): seconds that every message takes longer."""
+        self.message_faults = (0.0, 0.0, 0.0)
+        """Shares of raft messages that are dropped, doubled, and held back for a while."""
         self.trace: Callable[[str], None] | None = None
+        self.lines: deque[tuple[float, str]] = deque(maxlen=KEPT_LINES)
+        self.events = 0
+        self.observer: Any = None
+        """Told of every start of a member, see `checkers.py`."""
+        self._hash = hashlib.blake2b(digest_size=16)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
+
+    @property
+    def digest(self) -> str:
+        """The hash of the trace: all lines, and all bytes that came through a wire."""
+        return self._hash.copy().hexdigest()
 
     def at(self, delay_s: float, event: Callable[[], None]) -> None:
         self._sequence += 1
         heappush(self._queue, (self.now + delay_s, self._sequence, event))
 
     def delay(self, bounds: tuple[float, float]) -> float:
-        return self.rng.uniform(*bounds)
+        low, high = bounds
+        return low + (high - low) * self.rng.random()
 
     def run(self, seconds: float) -> None:
         """Let time pass."""
         until = self.now + seconds
-        while self._queue and self._queue[0][0] <= until:
-            self.step()
+        queue = self._queue
+        while queue and queue[0][0] <= until:
+            self.now, _, event = heappop(queue)
+            self.events += 1
+            event()
         self.now = until
 
     def run_until(self, condition: Callable[[], bool], limit_s: float = 60.0) -> None:
@@ -72,11 +140,38 @@ class World:
     def step(self) -> None:
         """The next event."""
         self.now, _, event = heappop(self._queue)
+        self.events += 1
         event()
 
     def note(self, text: str) -> None:
+        """A line of the trace."""
+        line = f"{self.now:10.4f} {text}"
+        self._hash.update(line.encode())
+        self.lines.append((self.now, text))
         if self.trace is not None:
-            self.trace(f"{self.now:10.4f} {text}")
+            self.trace(line)
+
+    def passed(self, data: bytes) -> None:
+        """Bytes arrived: they are part of the trace."""
+        self._hash.update(data)
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """The shipping code's ways to the operating system end here: the log goes to the trace."""
+        saved = os.urandom, log._write, log.limited
+        entropy = random.Random(self.rng.getrandbits(64))
+
+        def write(level: int, message: str, fields: dict[str, Any]) -> None:
+            text = " ".join(f"{name}={value}" for name, value in fields.items())
+            self.note(f"  log {('debug', 'info', 'warn', 'error')[level]}: {message} {text}")
+
+        os.urandom = entropy.randbytes
+        log._write = write
+        log.limited = lambda key, per_s=1.0: False
+        try:
+            yield
+        finally:
+            os.urandom, log._write, log.limited = saved
 
     # Nodes.
 
@@ -129,6 +224,10 @@ def url(name: str) -> str:
     return f"http://{name}:2380"
 
 
+def node_name(peer_url: str) -> str:
+    return peer_url.removeprefix("http://").removesuffix(":2380")
+
+
 def _member(name: str) -> Any:
     urls = [url(name)]
     member_id = bootstrap.derive_member_id(urls, TOKEN)
@@ -136,7 +235,9 @@ def _member(name: str) -> Any:
 
 
 class Wire:
-    """One direction of a connection."""
+    """One direction of a connection. `target` is a `Node`, or whatever has its `receive`."""
+
+    __slots__ = ("_free_at", "_waiting", "is_cut", "node", "session", "source", "target", "world")
 
     def __init__(self, world: World, source: str, target: str) -> None:
         self.world = world
@@ -144,20 +245,23 @@ class Wire:
         self.target = target
         self.session: Any = None
         """Who receives."""
-        self.node: Node | None = None
+        self.node: Any = None
         self.is_cut = False
         self._free_at = 0.0
         self._waiting: list[bytes] = []
 
     def send(self, data: bytes) -> None:
         world = self.world
-        if (self.source, self.target) in world.blocked or self._waiting:
+        way = (self.source, self.target)
+        if self._waiting or way in world.blocked:
             self._waiting.append(data)
             if len(self._waiting) == 1:
                 world.at(0.05, self._retry)
             return
         # In order: not before what was sent earlier.
         arrives = max(world.now + world.delay(world.latency_s), self._free_at)
+        if world.slow:
+            arrives += world.slow.get(way, 0.0)
         self._free_at = arrives
         world.at(arrives - world.now, lambda: self._arrive(data))
 
@@ -174,11 +278,8 @@ class Wire:
         node = self.node
         if self.is_cut or node is None or not node.is_up:
             return
-        if node.is_paused:
-            node.inbox.append(lambda: self._arrive(data))
-            return
-        self.session.receive(data)
-        node.turn()
+        self.world.passed(data)
+        node.receive(self, data)
 
     def close(self) -> None:
         """Tell the other side that this one closed, behind what was sent."""
@@ -195,11 +296,7 @@ class Wire:
         node = self.node
         self.is_cut = True
         if node is not None and node.is_up:
-            if node.is_paused:
-                node.inbox.append(lambda: node.lose(self.session))
-            else:
-                node.lose(self.session)
-                node.turn()
+            node.ended(self.session)
 
 
 class Node:
@@ -210,13 +307,25 @@ class Node:
         self.name = name
         self.cluster_id = cluster_id
         self.member_id = _member(name).ID
-        self.disk = FaultyDisk()
+        self.disk = SimDisk()
         self.options = options
         self.is_up = False
         self.is_paused = False
+        self.is_gone = False
+        """It was removed from the cluster and has stopped for ever."""
         self.inbox: list[Callable[[], None]] = []
         self.clock_offset_s = 1000.0 * len(world.nodes)
+        self.clock_rate = 1.0
+        self.look_s = 0.0
+        """How long the work between two looks at the clock takes, as far as the node can tell."""
+        self.sync_factor = 1.0
+        """How many times slower its disk is."""
+        self.lives = 0
         self.member: Member
+        self.on_stop: Callable[[Node], None] = lambda node: None
+        """Called when the process ended by itself: an injected disk error, or its removal."""
+        self._clock_last = 0.0
+        self._looks = 0
         self._remotes: list[Any] = []
         self._life = 0
         self._wires: dict[Any, tuple[Wire, Wire]] = {}
@@ -225,6 +334,7 @@ class Node:
         self._saves: list[Any] = []
         self._is_syncing = False
         self._turn_is_due = False
+        self._wakes_at = 0.0
 
     # Starting and stopping.
 
@@ -244,6 +354,7 @@ class Node:
         """Start the process on what its disk holds. Raises as `bootstrap.open_member`."""
         world, options = self.world, self.options
         self._life += 1
+        self.lives += 1
         opened = bootstrap.open_member(
             self.disk,
             DATA_DIR,
@@ -274,6 +385,8 @@ class Node:
             entries=opened.entries,
             applied=store.applied_index,
         )
+        if world.observer is not None:
+            world.observer.recovered(self, opened, raft)
         self.member = Member(
             member_id=opened.member_id,
             cluster_id=opened.cluster_id,
@@ -302,63 +415,130 @@ class Node:
         self.is_paused = False
         self._is_syncing = False
         self._turn_is_due = False
+        self._wakes_at = 0.0
         self._saves = []
         self._wires = {}
         self._dirty = []
         self.inbox = []
         world.note(f"{self.name} starts")
+        if world.observer is not None:
+            world.observer.started(self)
         life = self._life
         world.at(world.rng.uniform(0, TICK_S), lambda: self._tick(life))
         world.at(world.rng.uniform(0, SESSION_TICK_S), lambda: self._tick_sessions(life))
         self.turn()
 
-    def crash(self, keep: Callable[[str, int], bool] | None = None) -> None:
-        """The power goes, or with `keep` None the process is killed and the kernel lives."""
-        self.world.note(f"{self.name} crashes")
+    def crash(self, keep: Callable[[str, int], bool] | None = None, names: int | None = 0) -> None:
+        """The power goes, or with `keep` None the process is killed and the kernel lives. `names`:
+        how many of the latest creations, renames and removals are on the disk."""
+        self.world.note(f"{self.name} {'is killed' if keep is None else 'loses power'}")
         self.is_up = False
         for session in list(self._wires):
             self._cut(session, tells=keep is None)
         self._life += 1
-        self.disk = self.disk.copy() if keep is None else self.disk.power_loss(keep, 0)
+        disk = self.disk
+        self.disk = disk.fork() if keep is None else disk.power_loss(keep, names or 0)
+        self.disk.free_bytes = disk.free_bytes
+
+    def lose_power(self) -> None:
+        """The power goes; of what was not synced any part is there afterwards."""
+        rng = self.world.rng
+        share = rng.choice((0.0, 0.1, 0.5, 0.9, 1.0))
+        names = rng.randint(0, self.disk.unsynced_names)
+        self.crash(lambda path, sector: rng.random() < share, names)
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Run a part of the process; what ends it ends here."""
+        disk = self.disk
+        try:
+            work()
+        except PowerLoss:
+            self.lose_power()
+            self.on_stop(self)
+        except (OSError, WALError) as failure:
+            if not disk.has_failed:
+                raise
+            self.world.note(f"{self.name} stops: {failure}")
+            self.crash()
+            self.on_stop(self)
 
     def pause(self) -> None:
         """SIGSTOP."""
+        self.world.note(f"{self.name} is paused")
         self.is_paused = True
 
     def resume(self) -> None:
         """SIGCONT: everything that waited comes at once."""
+        if not self.is_up or not self.is_paused:
+            return
+        self.world.note(f"{self.name} goes on")
         self.is_paused = False
         inbox, self.inbox = self.inbox, []
-        for event in inbox:
-            event()
-        self.turn()
+        life = self._life
+
+        def work() -> None:
+            for event in inbox:
+                if self._life == life:
+                    event()
+            self.turn()
+
+        self.do(work)
 
     def clock(self) -> float:
-        return self.world.now + self.clock_offset_s
+        self._looks += 1
+        now = self.world.now * self.clock_rate + self.clock_offset_s + self._looks * self.look_s
+        if now > self._clock_last:
+            self._clock_last = now
+        return self._clock_last
 
     # What the loop does.
 
     def _tick(self, life: int) -> None:
         if life != self._life:
             return
-        self.world.at(TICK_S, lambda: self._tick(life))
+        self.world.at(TICK_S / self.clock_rate, lambda: self._tick(life))
         if not self.is_paused:
-            self.member.tick()
-            self.turn()
+            self._looks = 0
+            self.do(self._tick_now)
+
+    def _tick_now(self) -> None:
+        self.member.tick()
+        self.turn()
+        removed = self.member.removed_since
+        if removed is not None and self.clock() - removed > REMOVED_S:
+            self.world.note(f"{self.name} was removed and stops")
+            self.crash()
+            self.is_gone = True
+            self.on_stop(self)
 
     def _tick_sessions(self, life: int) -> None:
         if life != self._life:
             return
         self.world.at(SESSION_TICK_S, lambda: self._tick_sessions(life))
         if not self.is_paused:
-            for session in list(self._wires):
-                session.tick(self.clock())
-            self.turn()
+            self.do(self._tick_sessions_now)
+
+    def _tick_sessions_now(self) -> None:
+        now = self.clock()
+        for session in list(self._wires):
+            session.tick(now)
+        self.turn()
+
+    def wake(self) -> None:
+        """Something came: a turn of the loop is due."""
+        world = self.world
+        if world.wake_s[1] <= 0.0:
+            self.do(self.turn)
+        elif not self._turn_is_due:
+            self._turn_is_due = True
+            life = self._life
+            world.at(world.delay(world.wake_s), lambda: self._due_turn(life))
 
     def turn(self) -> None:
         """One turn of the loop, and more as long as there is work."""
         if not self.is_up or self.is_paused:
             return
+        self._looks = 0
         member = self.member
         member.turn()
         saves = member.take_saves()
@@ -368,29 +548,38 @@ class Node:
         task = member.take_task()
         if task is not None:
             life = self._life
-            self.world.at(self.world.delay(self.world.sync_s), lambda: self._run_task(life, task))
-        for session in list(self._wires):
+            delay_s = self.world.delay(self.world.sync_s) * self.sync_factor
+            self.world.at(delay_s, lambda: self._run_task(life, task))
+        for session in self._wires:
             if session.has_more:
                 session.produce()
-        self._flush()
+        if self._dirty:
+            self._flush()
         member.housekeep()
         released = member.housekeeping.released
         if released is not None:
             member.housekeeping.released = None
             self.wal.cover(*released, min(released[0], member.log_begin))
         self._dial()
-        if member.has_work and not self._turn_is_due:
+        if not self._turn_is_due and (
+            member.has_work or any(session.has_more for session in self._wires)
+        ):
             self._turn_is_due = True
             life = self._life
             self.world.at(0.0001, lambda: self._due_turn(life))
-        if member.wakes_at < float("inf"):
-            life = self._life
-            self.world.at(max(0.0, member.wakes_at - self.clock()), lambda: self._due_turn(life))
+        wakes_at = member.wakes_at
+        if wakes_at != self._wakes_at:
+            self._wakes_at = wakes_at
+            if wakes_at < float("inf"):
+                life = self._life
+                delay_s = max(0.0, wakes_at - self.clock()) / self.clock_rate + 1e-6
+                self.world.at(delay_s, lambda: self._due_turn(life))
 
     def _due_turn(self, life: int) -> None:
-        self._turn_is_due = False
         if life == self._life:
-            self.turn()
+            self._turn_is_due = False
+            if not self.is_paused:
+                self.do(self.turn)
 
     def _sync(self) -> None:
         if self._is_syncing or not self._saves:
@@ -398,7 +587,8 @@ class Node:
         self._is_syncing = True
         saves, self._saves = self._saves, []
         life = self._life
-        self.world.at(self.world.delay(self.world.sync_s), lambda: self._synced(life, saves))
+        delay_s = self.world.delay(self.world.sync_s) * self.sync_factor
+        self.world.at(delay_s, lambda: self._synced(life, saves))
 
     def _synced(self, life: int, saves: list[Any]) -> None:
         if life != self._life:
@@ -406,11 +596,14 @@ class Node:
         if self.is_paused:
             self.inbox.append(lambda: self._synced(life, saves))
             return
+        self.do(lambda: self._synced_now(saves))
+
+    def _synced_now(self, saves: list[Any]) -> None:
         self.wal.save_all(saves)
         self._is_syncing = False
         self.member.persisted(saves)
         self._sync()
-        self.turn()
+        self.wake()
 
     def _run_task(self, life: int, task: Callable[[], None]) -> None:
         if life != self._life:
@@ -418,20 +611,66 @@ class Node:
         if self.is_paused:
             self.inbox.append(lambda: self._run_task(life, task))
             return
+        self.do(lambda: self._run_task_now(task))
+
+    def _run_task_now(self, task: Callable[[], None]) -> None:
         task()
         self.member.finished()
-        self.turn()
+        self.wake()
 
     # Connections.
 
+    def receive(self, wire: Wire, data: bytes) -> None:
+        """Bytes came over a wire."""
+        if self.is_paused:
+            self.inbox.append(lambda: wire._arrive(data))
+            return
+        self._looks = 0
+        wire.session.receive(data)
+        self.wake()
+
+    def ended(self, session: Any) -> None:
+        """The other side of a connection closed it."""
+        if self.is_paused:
+            self.inbox.append(lambda: self.ended(session))
+        elif session in self._wires:
+            self._wires.pop(session)
+            session.closed()
+            self.wake()
+
+    def attach(self, session: Any, there: Wire, back: Wire) -> None:
+        """A connection: `there` takes what the session sends, `back` brings what it receives."""
+        self._wires[session] = (there, back)
+
+    def new_output(self, session: Any) -> None:
+        """For sessions: there is something to send."""
+        self._dirty.append(session)
+
+    def break_connections(self, choose: Callable[[str], bool]) -> int:
+        """Cut those to whom `choose` says, by the name of the other end, on both sides at once: a
+        reset. Returns how many."""
+        count = 0
+        for session, (there, _) in list(self._wires.items()):
+            if session in self._wires and choose(there.target):
+                count += 1
+                other, other_session = there.node, there.session
+                self._cut(session, tells=False)
+                there.is_cut = True
+                if other is not None and other.is_up:
+                    other.ended(other_session)
+        if count:
+            self.wake()
+        return count
+
     def _dial(self) -> None:
+        now = self.clock()
         for link in list(self.member.peers.links.values()):
-            for make in link.wants(self.clock()):
-                self._connect(make(self._dirty.append), link.url)
+            for make in link.wants(now):
+                self._connect(make(self.new_output), link.url)
 
     def _connect(self, dial: Dial, to: str) -> None:
         world = self.world
-        name = to.removeprefix("http://").removesuffix(":2380")
+        name = node_name(to)
         life = self._life
 
         def arrive() -> None:
@@ -448,34 +687,67 @@ class Node:
         world.at(world.delay(world.latency_s) * 2, arrive)
 
     def _unreachable(self, life: int, dial: Dial, is_refused: bool) -> None:
-        if life == self._life:
-            dial.link.unreachable(dial, "connection refused", is_refused)
-            self.turn()
+        if life != self._life:
+            return
+        if self.is_paused:
+            self.inbox.append(lambda: self._unreachable(life, dial, is_refused))
+            return
+        dial.link.unreachable(dial, "connection refused", is_refused)
+        self.wake()
 
     def _accepted(self, dial: Dial, target: Node) -> None:
         world = self.world
         there, back = Wire(world, self.name, target.name), Wire(world, target.name, self.name)
-        accepted = Accepted(target.member, target._dirty.append)
+        accepted = Accepted(target.member, target.new_output)
         there.session, there.node = accepted, target
         back.session, back.node = dial, self
-        self._wires[dial] = (there, back)
-        target._wires[accepted] = (back, there)
-        dial.connected()
-        self.turn()
+        self.attach(dial, there, back)
+        target.attach(accepted, back, there)
+        if self.is_paused:
+            life = self._life
+            self.inbox.append(lambda: self._connected(life, dial))
+        else:
+            self._connected(self._life, dial)
+
+    def _connected(self, life: int, dial: Dial) -> None:
+        if life == self._life and dial in self._wires and not dial.is_closing:
+            dial.connected()
+            self.wake()
 
     def _flush(self) -> None:
-        while self._dirty:
-            session = self._dirty.pop(0)
+        dirty = self._dirty
+        at = 0
+        while at < len(dirty):
+            session = dirty[at]
+            at += 1
             wires = self._wires.get(session)
             if wires is None:
                 continue
-            if session.out:
-                data = b"".join(session.out)
-                session.out.clear()
-                session.unsent_bytes = 0
-                wires[0].send(data)
+            out = session.out
+            if out:
+                data = b"".join(out)
+                out.clear()
+                there = wires[0]
+                drain_s = there.node.drain_s(len(data)) if type(there.node) is not Node else 0.0
+                if drain_s > 0.0:
+                    # The other side reads slowly: it takes a while until this is off our hands.
+                    size = len(data)
+                    self.world.at(drain_s, lambda s=session, n=size: self._drained(s, n))
+                else:
+                    session.unsent_bytes = 0
+                there.send(data)
             if session.is_closing or session.is_aborted:
                 self._cut(session)
+        dirty.clear()
+
+    def _drained(self, session: Any, size_bytes: int) -> None:
+        if session not in self._wires:
+            return
+        was_blocked = session.is_blocked
+        session.unsent_bytes = max(0, session.unsent_bytes - size_bytes)
+        if was_blocked and not session.is_blocked:
+            session.unblocked()
+            self.wake()
 
     def _cut(self, session: Any, tells: bool = True) -> None:
         """This side closes a connection."""
@@ -484,10 +756,4 @@ class Node:
         if tells:
             there.close()
         if self.is_up:
-            session.closed()
-
-    def lose(self, session: Any) -> None:
-        """The other side closed."""
-        if session in self._wires:
-            self._wires.pop(session)
             session.closed()
