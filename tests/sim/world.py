@@ -77,6 +77,16 @@ class SimDisk(FaultyDisk):
             raise OSError(self.error, os.strerror(self.error), path)
         self.watcher(operation, path)
 
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """What is read meanwhile does not count: somebody looks from outside."""
+        saved = self.steps, self.trip_at, self.error_at
+        self.trip_at = self.error_at = 0
+        try:
+            yield
+        finally:
+            self.steps, self.trip_at, self.error_at = saved
+
 
 class World:
     """The clock, the queue of events, the nodes and what lies between them."""
@@ -529,7 +539,7 @@ class Node:
         world = self.world
         if world.wake_s[1] <= 0.0:
             self.do(self.turn)
-        elif not self._turn_is_due:
+        elif not self._turn_is_due and self.is_up:
             self._turn_is_due = True
             life = self._life
             world.at(world.delay(world.wake_s), lambda: self._due_turn(life))
@@ -626,7 +636,10 @@ class Node:
             self.inbox.append(lambda: wire._arrive(data))
             return
         self._looks = 0
-        wire.session.receive(data)
+        self.do(lambda: self._receive_now(wire.session, data))
+
+    def _receive_now(self, session: Any, data: bytes) -> None:
+        session.receive(data)
         self.wake()
 
     def ended(self, session: Any) -> None:
@@ -635,7 +648,7 @@ class Node:
             self.inbox.append(lambda: self.ended(session))
         elif session in self._wires:
             self._wires.pop(session)
-            session.closed()
+            self.do(session.closed)
             self.wake()
 
     def attach(self, session: Any, there: Wire, back: Wire) -> None:
@@ -692,7 +705,7 @@ class Node:
         if self.is_paused:
             self.inbox.append(lambda: self._unreachable(life, dial, is_refused))
             return
-        dial.link.unreachable(dial, "connection refused", is_refused)
+        self.do(lambda: dial.link.unreachable(dial, "connection refused", is_refused))
         self.wake()
 
     def _accepted(self, dial: Dial, target: Node) -> None:

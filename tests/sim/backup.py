@@ -1,0 +1,52 @@
+"""What a backup that a client took must hold: a state that was there, whole and readable."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import Any
+
+from faulty_disk import FaultyDisk
+
+from etcdlite import proto, snap
+from etcdlite.lease import Lessor
+from etcdlite.mvcc import Store
+from sim.checkers import Oracle, Violation
+
+
+def check_backup(oracle: Oracle, blob: bytes) -> int:
+    """Open the backup on a disk of its own and compare all keys; returns its revision."""
+    if hashlib.sha256(blob[: -snap.DIGEST_BYTES]).digest() != blob[-snap.DIGEST_BYTES :]:
+        raise Violation("a backup matches its checksum")
+    disk = FaultyDisk()
+    file = io.BytesIO(blob)
+    header, start = snap._read_header("backup", file)
+    snap._extract("backup", file, header, start, "data", disk)
+    store = Store.open(disk, "data", Lessor(), 1 << 20)
+    if store.revision != header["revision"]:
+        raise Violation(
+            "a backup holds the revision that it says",
+            f"{store.revision} instead of {header['revision']}",
+        )
+    check_state(oracle, store, "the backup")
+    return store.revision
+
+
+def check_state(oracle: Oracle, store: Any, who: str) -> None:
+    """All keys of a store are what they must be at its revision."""
+    expected = oracle.states[store.revision]
+    if expected is None:
+        return
+    found = {}
+    for key in list(store.index.heads):
+        found[key] = proto.KeyValue.decode(store.get(key))
+    if found != expected:
+        wrong = [key for key in {**found, **expected} if found.get(key) != expected.get(key)]
+        raise Violation(
+            "a state is that of its revision",
+            f"{who} at revision {store.revision} has "
+            + ", ".join(
+                f"{found.get(key)!r} instead of {expected.get(key)!r}" for key in wrong[:3]
+            ),
+            (who,),
+        )

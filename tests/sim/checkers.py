@@ -1,0 +1,834 @@
+"""What must always hold, checked while a simulated cluster runs, by somebody who sees everything.
+
+`Safety` looks into all members. It is told of every `Ready` of consensus, and so of every entry
+that reaches a log, a commit index or a state machine:
+
+- election safety: at most one leader in a term;
+- log matching: entries with the same index and term are the same, and so are those before them;
+- leader completeness: a new leader's log has everything that was ever committed;
+- state machine safety: all members apply the same entry at an index.
+
+The committed log is the order in which writes happened. `Oracle` carries it out on a store that is
+a dict per revision (`plain_model.py`) and shares no code with the package. Every request carries an
+id of its own in the whole simulation, and the log holds the bytes that clients sent; so for each
+write it is known whether, where and how often it took effect, even if nobody was told. The cluster
+is strictly serializable if
+
+- every write that was answered is in the log, once, and was answered what the model answers; one
+  that was refused is not there; one with an unknown outcome is there at most once;
+- what was answered before a write began lies before it in the log and has a lower revision;
+- a read is what the model reads at the revision in its answer, and that is not below any revision
+  that was answered before it began (a serializable one: not below what its connection was told).
+
+Watches get every event that they should, each once, in order, revisions whole; progress is told
+only when it is true. A lease does not end before its TTL after the last renewal that was answered,
+and nobody is told of a renewal of a lease that has ended.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+from zlib import crc32
+
+from plain_model import PlainStore, within
+
+from etcdlite import proto
+from etcdlite.errors import EtcdError, error
+from etcdlite.raft import ENTRY_CONF_CHANGE, LEADER, NOTHING_READY, SNAPSHOT
+
+FIRST_OP = 1000
+"""Ids below are those of requests that members make themselves."""
+
+STATES_KEPT_S = 60.0
+"""For how long the state at a compacted revision is remembered."""
+
+MIN_TTL_S = 2
+"""What `World` configures."""
+
+_ENTRY_HEADER = struct.Struct("<B3xIQQ")
+_PUBLISH, _MEMBER_CHANGE, _CHECKPOINT = 0xE1, 0xE2, 0xE3
+_NUMBER = {name: method.number for name, method in proto.METHOD_BY_NAME.items()}
+_PUT = _NUMBER["KV.Put"]
+_REVOKE = _NUMBER["Lease.LeaseRevoke"]
+_GRANT = _NUMBER["Lease.LeaseGrant"]
+_TXN = _NUMBER["KV.Txn"]
+_ALARM = _NUMBER["Maintenance.Alarm"]
+_COMPACT = _NUMBER["KV.Compact"]
+_DECODE = {number: method.request.decode for number, method in proto.METHODS.items()}
+
+NOT_KNOWN = frozenset(
+    error(name).text
+    for name in (
+        "Timeout",
+        "TimeoutDueToLeaderFail",
+        "TimeoutDueToConnectionLost",
+        "LeaderChanged",
+        "Stopped",
+        "Canceled",
+    )
+)
+"""Errors that leave open whether a write took effect."""
+
+REFUSED = frozenset(
+    error(name).text
+    for name in (
+        "RequestTooManyRequests",
+        "NotSupportedForLearner",
+        "NoLeader",
+        "NotLeader",
+        "NoSpace",
+    )
+)
+"""Errors that a member may give to a write that it has not proposed."""
+
+
+class Violation(Exception):
+    """A claim does not hold. `about`: words that lines of the trace which matter have in them."""
+
+    def __init__(self, claim: str, details: str = "", about: tuple[Any, ...] = ()) -> None:
+        super().__init__(claim, details)
+        self.claim = claim
+        self.details = details
+        self.about = tuple(str(word) for word in about)
+
+    def __str__(self) -> str:
+        return f"{self.claim}: {self.details}" if self.details else self.claim
+
+
+class Op:
+    """A request of a client and all that is known of it."""
+
+    __slots__ = (
+        "answered", "at", "began", "client", "floor_at", "floor_compacted", "floor_revision",
+        "floor_told", "id", "is_refused", "is_write", "name", "number", "request", "result",
+        "revision",
+    )  # fmt: skip
+
+    def __init__(self, op_id: int, name: str, request: Any, client: Any, began: float) -> None:
+        self.id = op_id
+        self.name = name
+        self.number = _NUMBER[name]
+        self.request = request
+        self.client = client
+        self.began = began
+        self.is_write = False
+        self.answered = False
+        self.is_refused = False
+        self.at: tuple[int, int] | None = None
+        """(index, place in the entry) in the log."""
+        self.result: Any = None
+        """What the model answers."""
+        self.revision = 0
+        """The store's, when it was carried out."""
+        # What clients had been told when it began.
+        self.floor_at = (0, 0)
+        self.floor_revision = 0
+        self.floor_compacted = 0
+        self.floor_told = 0
+
+    def __str__(self) -> str:
+        return f"#{self.id} {self.name}"
+
+
+class Lease:
+    def __init__(self, ttl_s: int, now: float) -> None:
+        self.ttl_s = ttl_s
+        self.granted_at = now
+        self.known_since = float("inf")
+        """When the client was told of it."""
+        self.promised_until = 0.0
+        """The client may rely on it until then."""
+        self.ended_at: float | None = None
+        self.ended_by = ""
+        self.asked_at = now
+        """When somebody last tried to renew it."""
+
+
+class Oracle(PlainStore):
+    """The store as it must be, and what clients were told."""
+
+    def __init__(self, world: Any, skew: float) -> None:
+        super().__init__()
+        self.world = world
+        self.skew = skew
+        """By how much, at most, a member's clock is faster than another one's."""
+        self.times = [0.0, 0.0]
+        """When each revision was made."""
+        self.ops: dict[int, Op] = {}
+        """Writes that were not answered yet, or that nobody will be told of."""
+        self.applied = bytearray(FIRST_OP)
+        """By id: whether a write took effect."""
+        self.next_id = FIRST_OP
+        self.alarms: set[tuple[int, int]] = set()
+        self.lease_book: dict[int, Lease] = {}
+        self.answered_at = (0, 0)
+        """The last place in the log of a write that was answered."""
+        self.answered_revision = 1
+        """The highest revision that anybody was told."""
+        self.compaction_answered = 0
+        self.hashes: dict[tuple[int, int], tuple[int, str]] = {}
+        self.counts: dict[str, int] = {}
+        self.answers = 0
+        self.unknown = 0
+        self._forgotten = 0
+        """States and events below are pruned."""
+
+    # The log.
+
+    def carry_out(self, index: int, data: bytes) -> None:
+        """The next committed entry."""
+        version, count, _, _ = _ENTRY_HEADER.unpack_from(data)
+        if version != 1:
+            raise Violation("an entry has a known format", f"entry {index} has version {version}")
+        capped = any(kind == 1 for _, kind in self.alarms)
+        corrupt = any(kind == 2 for _, kind in self.alarms)
+        at = _ENTRY_HEADER.size
+        for place in range(count):
+            length, request_id, method, _ = proto.FRAME.unpack_from(data, at)
+            end = at + 4 + length
+            body_at = at + proto.FRAME_HEADER_BYTES
+            at = end
+            if method in (_PUBLISH, _MEMBER_CHANGE, _CHECKPOINT):
+                continue
+            request = _DECODE[method](data, body_at, end)
+            op = None
+            if request_id >= FIRST_OP:
+                op = self.ops.get(request_id)
+                self._take_effect(request_id, op, (index, place))
+            try:
+                if corrupt and method != _ALARM:
+                    raise error("Corrupt")
+                if capped and _needs_space(method, request):
+                    raise error("NoSpace")
+                result = self._carry_out(method, request, request_id)
+            except EtcdError as failure:
+                result = failure
+            if op is not None:
+                op.result = result
+                op.revision = self.revision
+
+    def _take_effect(self, request_id: int, op: Op | None, at: tuple[int, int]) -> None:
+        if self.applied[request_id]:
+            raise Violation(
+                "a request takes effect at most once",
+                f"request #{request_id} is in the log a second time, at {at}",
+                (f"#{request_id}",),
+            )
+        self.applied[request_id] = 1
+        if op is None:
+            return
+        if op.is_refused:
+            raise Violation(
+                "a request that was refused does not take effect",
+                f"{op} is in the log at {at}, but the client was told that it was refused",
+                (f"#{op.id}",),
+            )
+        op.at = at
+
+    def _carry_out(self, method: int, request: Any, request_id: int) -> Any:
+        if method == _ALARM:
+            return self._alarm(request)
+        if method == _REVOKE:
+            lease = self.lease_book.get(request.ID)
+            result = self.apply(request)
+            if lease is not None and lease.ended_at is None:
+                self._end_lease(request.ID, lease, is_expiry=request_id < FIRST_OP)
+        else:
+            result = self.apply(request)
+        while len(self.times) <= self.revision:
+            self.times.append(self.world.now)
+        if method == _COMPACT:
+            self._forget()
+        return result
+
+    def _grant(self, request: Any) -> Any:
+        response = super()._grant(request)
+        response.TTL = max(request.TTL, MIN_TTL_S)
+        self.lease_book[request.ID] = Lease(response.TTL, self.world.now)
+        return response
+
+    _APPLY = {**PlainStore._APPLY, "LeaseGrantRequest": _grant}
+
+    def _alarm(self, request: Any) -> Any:
+        if request.action == 1:
+            self.alarms.add((request.memberID, request.alarm))
+        elif request.action == 2:
+            self.alarms.discard((request.memberID, request.alarm))
+        return None
+
+    def _end_lease(self, lease_id: int, lease: Lease, is_expiry: bool) -> None:
+        now = self.world.now
+        lease.ended_at = now
+        lease.ended_by = "expiry" if is_expiry else "a client"
+        if is_expiry and now < lease.promised_until:
+            raise Violation(
+                "a lease does not end before its TTL",
+                f"lease {lease_id:x} was revoked {lease.promised_until - now:.3f} s before "
+                "the end of what the last renewal promised",
+                (f"lease {lease_id:x}", "elected"),
+            )
+
+    def _forget(self) -> None:
+        until = self.world.now - STATES_KEPT_S
+        at = self._forgotten
+        while at < self.compacted and self.times[at] < until:
+            self.states[at] = None
+            at += 1
+        self._forgotten = at
+
+    # Clients.
+
+    def begin(self, name: str, request: Any, client: Any, is_write: bool) -> Op:
+        op = Op(self.next_id, name, request, client, self.world.now)
+        self.next_id += 1
+        self.applied.append(0)
+        op.is_write = is_write
+        op.floor_at = self.answered_at
+        op.floor_revision = self.answered_revision
+        op.floor_compacted = self.compaction_answered
+        op.floor_told = client.told_revision
+        if is_write:
+            self.ops[op.id] = op
+        return op
+
+    def lose(self, op: Op) -> None:
+        """Nobody will be told what became of it."""
+        op.answered = True
+        self.unknown += 1
+
+    def answer(self, op: Op, answer: Any) -> None:
+        """The client was told `answer`: a response or an EtcdError."""
+        op.answered = True
+        self.answers += 1
+        self.counts[op.name] = self.counts.get(op.name, 0) + 1
+        if isinstance(answer, EtcdError):
+            self._failed(op, answer)
+        elif op.is_write:
+            self._written(op, answer)
+        else:
+            self._read(op, answer)
+
+    def _failed(self, op: Op, failure: EtcdError) -> None:
+        text = failure.text
+        if text in NOT_KNOWN:
+            self.unknown += 1
+            return
+        if not op.is_write:
+            self._read_failed(op, text)
+            return
+        if op.at is None:
+            if text not in REFUSED:
+                raise Violation(
+                    "an answer is given only when the request is committed",
+                    f"{op} was answered {text!r}, but is not in the log",
+                    (f"#{op.id}",),
+                )
+            op.is_refused = True
+            return
+        if not isinstance(op.result, EtcdError) or op.result.text != text:
+            raise Violation(
+                "a write is answered what it did",
+                f"{op} at {op.at} was answered {text!r} instead of {op.result!r}",
+                (f"#{op.id}",),
+            )
+        del self.ops[op.id]
+        self._is_told(op, op.revision, f"{text}")
+
+    def _written(self, op: Op, response: Any) -> None:
+        if op.at is None:
+            raise Violation(
+                "a write is answered only when it is committed",
+                f"{op} was answered {response!r}, but is not in the log",
+                (f"#{op.id}",),
+            )
+        del self.ops[op.id]
+        expected = op.result
+        header = response.header
+        response.header = None
+        if isinstance(expected, EtcdError) or (expected is not None and response != expected):
+            raise Violation(
+                "a write is answered what it did",
+                f"{op} {op.request!r} at {op.at} was answered {response!r} instead of {expected!r}",
+                (f"#{op.id}",),
+            )
+        # A compaction that is physical is answered when it is done, with the revision then.
+        late = op.number == _COMPACT and header.revision >= op.revision
+        if op.number != _ALARM and header.revision != op.revision and not late:
+            raise Violation(
+                "a write is answered with its revision",
+                f"{op} at {op.at} was answered with revision {header.revision} instead of "
+                f"{op.revision}",
+                (f"#{op.id}",),
+            )
+        if op.number == _GRANT:
+            lease = self.lease_book[op.request.ID]
+            lease.known_since = self.world.now
+            self._promise(op.request.ID, lease, op.began)
+        elif op.number == _COMPACT:
+            self.compaction_answered = max(self.compaction_answered, op.request.revision)
+        self._is_told(op, op.revision, "")
+
+    def _is_told(self, op: Op, revision: int, why: str) -> None:
+        assert op.at is not None
+        if op.at < op.floor_at or revision < op.floor_revision:
+            raise Violation(
+                "writes take effect in real-time order",
+                f"{op} is at {op.at}, revision {revision}, in the log, but when it began a client "
+                f"had been told of {op.floor_at}, revision {op.floor_revision}",
+                (f"#{op.id}",),
+            )
+        self.answered_at = max(self.answered_at, op.at)
+        self.answered_revision = max(self.answered_revision, revision)
+
+    # Reads.
+
+    def _read(self, op: Op, response: Any) -> None:
+        header = response.header
+        response.header = None
+        revision = header.revision
+        request = op.request
+        serializable = _is_serializable(op)
+        floor = op.floor_told if serializable else op.floor_revision
+        if revision < floor:
+            raise Violation(
+                "a read is not answered from the past",
+                f"{op} was answered from revision {revision}, but when it began revision {floor} "
+                "had been told" + (" on this connection" if serializable else ""),
+                (f"#{op.id}",),
+            )
+        if revision > self.revision:
+            raise Violation(
+                "a read is answered from what is committed",
+                f"{op} was answered from revision {revision}, the last one is {self.revision}",
+                (f"#{op.id}",),
+            )
+        if not serializable:
+            self.answered_revision = max(self.answered_revision, revision)
+        if op.number == _TXN:
+            expected = self._txn_at(request, revision)
+        else:
+            state = self.states[request.revision or revision]
+            expected = None if state is None else self.select(state, request)
+            if request.revision and not serializable and request.revision < op.floor_compacted:
+                raise Violation(
+                    "what is compacted cannot be read",
+                    f"{op} of revision {request.revision} was answered",
+                    (f"#{op.id}",),
+                )
+        if expected is not None and response != expected:
+            raise Violation(
+                "a read is answered what stands there",
+                f"{op} {request!r} was answered from revision {revision}: {response!r} instead of "
+                f"{expected!r}",
+                (f"#{op.id}",),
+            )
+
+    def _txn_at(self, request: Any, revision: int) -> Any:
+        state = self.states[revision]
+        if state is None:
+            return None
+        view = PlainStore()
+        view.states = _Upto(self.states, revision)  # type: ignore[assignment]
+        view.compacted = self.compacted if self.compacted <= revision else 0
+        try:
+            return view.txn(request)
+        except EtcdError:
+            return None
+
+    def _read_failed(self, op: Op, text: str) -> None:
+        if text in REFUSED:
+            return
+        asked = getattr(op.request, "revision", 0)
+        if text == error("Compacted").text and (0 < asked < self.compacted or op.number == _TXN):
+            return
+        if text == error("FutureRev").text and (asked > op.floor_revision or _is_serializable(op)):
+            return
+        raise Violation(
+            "a read that can be answered is", f"{op} {op.request!r}: {text!r}", (f"#{op.id}",)
+        )
+
+    # Leases.
+
+    def _promise(self, lease_id: int, lease: Lease, since: float) -> None:
+        until = since + lease.ttl_s * (1 - self.skew)
+        if lease.ended_at is not None and lease.ended_at < (
+            until if lease.ended_by == "expiry" else since
+        ):
+            raise Violation(
+                "a renewal is answered only if the lease lives on",
+                f"lease {lease_id:x} was revoked by {lease.ended_by} at {lease.ended_at:.3f}, but "
+                f"what was asked at {since:.3f} was answered with a TTL of {lease.ttl_s} s",
+                (f"lease {lease_id:x}", "elected"),
+            )
+        lease.promised_until = max(lease.promised_until, until)
+
+    def renewed(self, lease_id: int, asked_at: float, response: Any) -> None:
+        """A client was told of a renewal that it asked for at `asked_at`."""
+        lease = self.lease_book.get(lease_id)
+        if response.TTL > 0:
+            if lease is None:
+                raise Violation("only leases that exist are renewed", f"lease {lease_id:x}")
+            if lease.ttl_s != response.TTL:
+                raise Violation(
+                    "a renewal gives the granted TTL",
+                    f"lease {lease_id:x}: {response.TTL} instead of {lease.ttl_s}",
+                )
+            self._promise(lease_id, lease, asked_at)
+        elif lease is not None and lease.ended_at is None:
+            if lease.known_since < asked_at and self.world.now < lease.promised_until:
+                raise Violation(
+                    "a lease that lives is renewed",
+                    f"lease {lease_id:x} was reported gone "
+                    f"{lease.promised_until - self.world.now:.3f} s before its end",
+                    (f"lease {lease_id:x}",),
+                )
+
+    def time_to_live(self, op: Op, response: Any) -> None:
+        """A linearizable question about a lease was answered."""
+        self.answers += 1
+        lease = self.lease_book.get(op.request.ID)
+        if response.TTL >= 0:
+            if lease is None or (lease.ended_at is not None and lease.ended_at < op.began):
+                raise Violation(
+                    "a lease that ended is not reported alive", f"{op} {op.request.ID:x}"
+                )
+        elif lease is not None and lease.ended_at is None:
+            raise Violation("a lease that lives is reported", f"{op} {op.request.ID:x}")
+
+    # Hashes.
+
+    def hashed(self, who: str, revision: int, compacted: int, value: int) -> None:
+        """A member's hash at a revision."""
+        known = self.hashes.setdefault((revision, compacted), (value, who))
+        if known[0] != value:
+            raise Violation(
+                "members have equal hashes at equal revisions",
+                f"at revision {revision}, compacted at {compacted}, {who} has {value:x} and "
+                f"{known[1]} {known[0]:x}",
+                (who, known[1]),
+            )
+
+
+class _Upto:
+    """The states up to a revision, as a list."""
+
+    def __init__(self, states: list[Any], revision: int) -> None:
+        self._states = states
+        self._revision = revision
+
+    def __len__(self) -> int:
+        return self._revision + 1
+
+    def __getitem__(self, at: int) -> Any:
+        return self._states[self._revision if at == -1 else at]
+
+
+def _is_serializable(op: Op) -> bool:
+    if op.number != _TXN:
+        return bool(getattr(op.request, "serializable", False))
+    return _all_serializable(op.request)
+
+
+def _all_serializable(request: Any) -> bool:
+    return all(
+        o.request_range.serializable
+        if o.request_range is not None
+        else _all_serializable(o.request_txn)
+        for o in (*request.success, *request.failure)
+    )
+
+
+def _needs_space(method: int, request: Any) -> bool:
+    if method == _TXN:
+        return any(
+            op.request_put is not None
+            or (op.request_txn is not None and _needs_space(_TXN, op.request_txn))
+            for op in (*request.success, *request.failure)
+        )
+    return method in (_PUT, _GRANT)
+
+
+class Safety:
+    """Looks into all members; feeds the oracle with what is committed."""
+
+    def __init__(self, world: Any, oracle: Oracle) -> None:
+        self.world = world
+        self.oracle = oracle
+        self.leaders: dict[int, str] = {}
+        """By term."""
+        self.entries: list[tuple[int, int, int, int]] = [(0, 0, 0, 0)]
+        """(term, kind, size, crc) of what is applied somewhere, by index."""
+        self.committed: list[int] = [0]
+        """The term of what is known to be committed somewhere, by index."""
+        self.logged: dict[tuple[int, int], tuple[int, int]] = {}
+        """(index, term) of every entry that was ever in a log: (term of the one before, crc)."""
+        self.elections = 0
+        self.snapshots = 0
+        self.changes = 0
+
+    def recovered(self, node: Any, opened: Any, raft: Any) -> None:
+        """A member has read its disk, and is about to run on it."""
+        applied = opened.store.applied_index
+        if applied < len(self.entries) and applied:
+            term = self.entries[applied][0]
+            if opened.store.applied_term != term:
+                raise Violation(
+                    "a member recovers a state that was committed",
+                    f"{node.name} has applied entry {applied} of term {opened.store.applied_term}, "
+                    f"which is of term {term}",
+                    (node.name,),
+                )
+
+    def started(self, node: Any) -> None:
+        """Look at all that consensus hands out from now on."""
+        raft = node.member.raft
+        ready = raft.ready
+        seen = [raft.log.applied]
+
+        def looked_at() -> Any:
+            found = ready()
+            if found is not NOTHING_READY:
+                self._look(node, raft, found, seen)
+            return found
+
+        raft.ready = looked_at
+        step = node.member.step
+        world = self.world
+
+        def faulty_step(message: Any) -> None:
+            dropped, doubled, held = world.message_faults
+            luck = world.rng.random()
+            if luck < dropped:
+                return
+            if luck < dropped + held:
+                life = node._life
+
+                def late() -> None:
+                    if node._life == life and not node.is_paused:
+                        step(message)
+                        node.wake()
+
+                world.at(world.rng.uniform(0.001, 0.5), late)
+                return
+            step(message)
+            if luck < dropped + held + doubled:
+                step(message)
+
+        node.member.step = faulty_step
+
+    def _look(self, node: Any, raft: Any, ready: Any, seen: list[int]) -> None:
+        if ready.entries and not raft._is_alone():
+            # Who is alone may lose what it has not synced, and use the same term again.
+            self._logged(node, raft, ready.entries)
+        log = raft.log
+        if log.committed > seen[0]:
+            self._committed(node, log, seen)
+        if ready.soft_state is not None and ready.soft_state.role == LEADER:
+            self._elected(node, raft)
+        if ready.snapshot is not None:
+            self.snapshots += 1
+        if ready.committed_entries:
+            self._applied(node, ready.committed_entries)
+
+    def _logged(self, node: Any, raft: Any, entries: Any) -> None:
+        logged = self.logged
+        before = raft.log.term(entries[0].index - 1)
+        for entry in entries:
+            what = (before, crc32(entry.data))
+            known = logged.setdefault((entry.index, entry.term), what)
+            if known != what and known[0] != -1 and before != -1:
+                raise Violation(
+                    "logs with the same entry at an index are the same up to it (log matching)",
+                    f"{node.name} has another entry {entry.index} of term {entry.term}, or another "
+                    "one before it",
+                    (node.name, "elected"),
+                )
+            before = entry.term
+
+    def _committed(self, node: Any, log: Any, seen: list[int]) -> None:
+        committed = self.committed
+        for index in range(max(seen[0], log.offset) + 1, log.committed + 1):
+            term = log.term(index)
+            while len(committed) <= index:
+                committed.append(-1)
+            if committed[index] == -1:
+                committed[index] = term
+            elif committed[index] != term:
+                raise Violation(
+                    "what is committed stays (state machine safety)",
+                    f"{node.name} takes entry {index} of term {term} for committed, elsewhere it "
+                    f"is the one of term {committed[index]}",
+                    (node.name, "elected"),
+                )
+        seen[0] = log.committed
+
+    def _elected(self, node: Any, raft: Any) -> None:
+        self.elections += 1
+        self.world.note(f"{node.name} leads in term {raft.term}")
+        other = self.leaders.setdefault(raft.term, node.name)
+        if other != node.name:
+            raise Violation(
+                "a term has at most one leader (election safety)",
+                f"in term {raft.term} both {other} and {node.name} were elected",
+                (other, node.name),
+            )
+        log = raft.log
+        for index in range(len(self.committed) - 1, log.offset, -1):
+            term = self.committed[index]
+            if term != -1 and log.term(index) != term:
+                raise Violation(
+                    "a leader has everything that was committed (leader completeness)",
+                    f"{node.name} leads in term {raft.term} without entry {index} of term {term}",
+                    (node.name, "elected", "loses power"),
+                )
+
+    def _applied(self, node: Any, entries: Any) -> None:
+        known = self.entries
+        for entry in entries:
+            index = entry.index
+            what = (entry.term, entry.kind, len(entry.data), crc32(entry.data))
+            if index < len(known):
+                if known[index] != what:
+                    raise Violation(
+                        "all members apply the same entry at an index (state machine safety)",
+                        f"{node.name} applies another entry {index}, of term {entry.term}",
+                        (node.name, "elected"),
+                    )
+                continue
+            if index != len(known):
+                raise Violation(
+                    "entries are applied without a gap",
+                    f"{node.name} applies entry {index}, the last one anywhere is {len(known) - 1}",
+                    (node.name,),
+                )
+            known.append(what)
+            if entry.kind == ENTRY_CONF_CHANGE:
+                self.changes += 1
+            if entry.data:
+                self.oracle.carry_out(index, entry.data)
+
+
+class Watched:
+    """What one watch must be told next."""
+
+    def __init__(self, oracle: Oracle, name: str, key: bytes, range_end: bytes) -> None:
+        self.oracle = oracle
+        self.name = name
+        self.key = key
+        self.range_end = range_end
+        self.wants_puts = True
+        self.wants_deletes = True
+        self.prev_kv = False
+        self.next = 0
+        """The first revision that it was not told of; 0: not known yet."""
+        self.events = 0
+        self._place = 0
+        """How many events of that revision it was told."""
+
+    def created(self, revision: int, start: int) -> None:
+        """The server has begun the watch, when it was at `revision`."""
+        self._place = 0
+        if not start:
+            self.next = revision + 1
+
+    def told(self, response: Any) -> None:
+        """Events came."""
+        oracle = self.oracle
+        for event in response.events:
+            kv = event.kv
+            revision = kv.mod_revision
+            while True:
+                if self.next > oracle.revision:
+                    self._wrong("told of nothing that did not happen", event)
+                expected = self._matching(self.next)
+                if self._place < len(expected):
+                    break
+                self.next += 1
+                self._place = 0
+            key, is_delete, expected_kv = expected[self._place]
+            if revision != self.next or kv.key != key:
+                if revision < self.next:
+                    self._wrong("told each event once and in order", event)
+                self._wrong("told every event", event, f"{key!r} at revision {self.next}")
+            if (event.type == 1) != is_delete or kv != expected_kv:
+                self._wrong("told what happened", event, f"{expected_kv!r}")
+            if self.prev_kv:
+                self._check_previous(event, revision, key)
+            self._place += 1
+            self.events += 1
+        if response.events and not response.fragment:
+            if self._place < len(self._matching(self.next)):
+                self._wrong("told the events of a revision together", response.events[-1])
+            self.next += 1
+            self._place = 0
+            if response.header.revision < response.events[-1].kv.mod_revision:
+                self._wrong("told a revision that it has reached", response.events[-1])
+
+    def progressed(self, revision: int) -> None:
+        """It was told that nothing up to `revision` is missing."""
+        while self.next <= min(revision, self.oracle.revision):
+            expected = self._matching(self.next)
+            if self._place < len(expected):
+                raise Violation(
+                    "a watch is told of progress only when it is true (bookmarkable)",
+                    f"{self.name} was told of revision {revision}, but not of "
+                    f"{expected[self._place][0]!r} at revision {self.next}",
+                    (self.name,),
+                )
+            self.next += 1
+            self._place = 0
+
+    def compacted(self, revision: int) -> None:
+        """It was cancelled, because what comes next is compacted."""
+        if not self.next < revision <= self.oracle.compacted:
+            raise Violation(
+                "a watch is cancelled by a compaction only if it has missed something",
+                f"{self.name}, next revision {self.next}, compacted at {revision}, in fact "
+                f"{self.oracle.compacted}",
+                (self.name,),
+            )
+        self.next = revision
+        self._place = 0
+
+    def check_complete(self) -> None:
+        """Nothing happens any more, and everything must have come."""
+        while self.next <= self.oracle.revision:
+            expected = self._matching(self.next)
+            if self._place < len(expected):
+                raise Violation(
+                    "a watch is told every event (reliable)",
+                    f"{self.name} was never told of {expected[self._place][0]!r} at revision "
+                    f"{self.next}",
+                    (self.name,),
+                )
+            self.next += 1
+            self._place = 0
+
+    def _matching(self, revision: int) -> list[tuple[bytes, bool, Any]]:
+        return [
+            event
+            for event in self.oracle.events[revision]
+            if within(event[0], self.key, self.range_end)
+            and (self.wants_deletes if event[1] else self.wants_puts)
+        ]
+
+    def _check_previous(self, event: Any, revision: int, key: bytes) -> None:
+        state = self.oracle.states[revision - 1]
+        expected = None if state is None else state.get(key)
+        if event.prev_kv is None and (revision - 1 < self.oracle.compacted or state is None):
+            return
+        if state is not None and event.prev_kv != expected:
+            self._wrong("told the value before", event, f"{expected!r}")
+
+    def _wrong(self, claim: str, event: Any, expected: str = "") -> None:
+        raise Violation(
+            f"a watch is {claim}",
+            f"{self.name}, next revision {self.next}, was told of {event!r}"
+            + (f" instead of {expected}" if expected else ""),
+            (self.name,),
+        )
+
+
+def is_sending_snapshot(raft: Any) -> bool:
+    return any(progress.state == SNAPSHOT for progress in raft.progress.values())

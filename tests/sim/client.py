@@ -1,0 +1,678 @@
+"""Clients: they speak the native protocol, byte for byte, over wires that break.
+
+A `Client` has one connection to one member at a time. It sends bursts of random requests, holds
+watches that it resumes where they stopped, keeps leases alive, and takes backups. What it asks and
+is answered it tells the oracle (`checkers.py`), which raises a `Violation` if that cannot be.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from etcdlite import proto
+from etcdlite.errors import EtcdError
+from etcdlite.native import NativeSession
+from sim.backup import check_backup
+from sim.checkers import Op, Oracle, Violation, Watched
+from sim.world import Node, Wire, World
+
+GIVE_UP_S = (1.0, 12.0)
+"""After how long without an answer a client turns to another member. (One that lives answers within
+7 s, or says that it cannot.)"""
+
+RECONNECT_S = (0.01, 0.5)
+MAX_TTL_S = 6
+
+_NUMBER = {name: method.number for name, method in proto.METHOD_BY_NAME.items()}
+_RESPONSE = {number: method.response.decode for number, method in proto.METHODS.items()}
+_WATCH = _NUMBER["Watch.Watch"]
+_KEEP_ALIVE = _NUMBER["Lease.LeaseKeepAlive"]
+_SNAPSHOT = _NUMBER["Maintenance.Snapshot"]
+
+Handler = Callable[[int, bytes], None]
+"""Told (flags, body) of each frame that answers a request."""
+
+
+class Load:
+    """What the clients of a simulation do, drawn from the seed."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.keys = [b"k%d" % i for i in range(rng.choice((2, 6, 15, 40)))]
+        self.value_bytes = rng.choice((0, 0, 30, 300, 2000))
+        self.pause_s = rng.choice((0.02, 0.1, 0.3))
+        self.burst = rng.choice((1, 4, 8, 16))
+        self.watches = rng.choice((0, 1, 3))
+        self.is_slow_share = rng.choice((0.0, 0.0, 0.3))
+        self.weights = {
+            "put": 40,
+            "get": rng.choice((5, 20, 60)),
+            "get_serializable": rng.choice((0, 10)),
+            "range": rng.choice((0, 6)),
+            "past": rng.choice((0, 4)),
+            "txn": rng.choice((0, 12, 30)),
+            "read_txn": rng.choice((0, 4)),
+            "delete": rng.choice((2, 10)),
+            "delete_range": rng.choice((0, 2)),
+            "lease": rng.choice((0, 1, 3)),
+            "lease_put": rng.choice((0, 4)),
+            "revoke": rng.choice((0, 1)),
+            "time_to_live": rng.choice((0, 2)),
+            "compact": rng.choice((0.1, 1.0, 3.0)),
+            "hash": rng.choice((0.0, 0.5)),
+            "members": rng.choice((0.0, 0.5)),
+            "status": rng.choice((0.0, 0.5)),
+        }
+        self.names = list(self.weights)
+        self.cumulative = []
+        total = 0.0
+        for weight in self.weights.values():
+            total += weight
+            self.cumulative.append(total)
+
+
+class HeldLease:
+    """A lease that a client keeps alive for a while."""
+
+    def __init__(self, lease_id: int, ttl_s: int, renewals: int) -> None:
+        self.id = lease_id
+        self.ttl_s = ttl_s
+        self.renewals = renewals
+        self.asked: list[float] = []
+        """When the renewals that are not answered yet were asked for, on this connection."""
+        self.stream = 0
+
+
+class Client:
+    """See the module's docstring. For a `Wire` it is what a `Node` is."""
+
+    def __init__(self, world: World, oracle: Oracle, load: Load, name: str) -> None:
+        self.world = world
+        self.oracle = oracle
+        self.load = load
+        self.name = name
+        self.is_up = True
+        self.is_busy = True
+        """It begins new requests; otherwise it only watches."""
+        self.told_revision = 0
+        """The highest revision that this connection was told."""
+        self.node: Node | None = None
+        self.preferred: str | None = None
+        self._give_up_s = 12.0
+        self.bytes_per_s = 0.0
+        """How fast it reads; 0: at once."""
+        self.watches: list[Watched] = []
+        self.leases: list[HeldLease] = []
+        self._rng = world.rng
+        self._session: Any = None
+        self._to: Wire | None = None
+        self._out: list[bytes] = []
+        self._reader = proto.FrameReader(64 << 20)
+        self._is_shaken = False
+        self._pending: dict[int, Handler] = {}
+        self._began: dict[int, float] = {}
+        self._open_ops: dict[int, Op] = {}
+        self._watch_stream = 0
+        self._watching: set[int] = set()
+        """Numbers of the watches that the server has begun on this connection."""
+        self._connection = 0
+
+    def start(self) -> None:
+        self._give_up_s = self._rng.choice(GIVE_UP_S)
+        for number in range(self.load.watches):
+            self.watches.append(self._new_watch(number))
+        if self._rng.random() < self.load.is_slow_share:
+            self.bytes_per_s = 20_000.0
+        self.world.at(self._rng.uniform(0.0, 0.2), self._connect)
+        self.world.at(self._rng.uniform(0.0, 2 * self.load.pause_s), self._act)
+        self.world.at(self._rng.uniform(0.0, 1.0), self._look_after)
+
+    # The connection.
+
+    def _connect(self) -> None:
+        if self._session is not None:
+            return
+        world = self.world
+        nodes = [n for n in world.nodes.values() if n.is_up and not n.is_gone]
+        if self.preferred is not None:
+            nodes = [n for n in nodes if n.name == self.preferred]
+        if not nodes:
+            world.at(0.2, self._connect)
+            return
+        node = self._rng.choice(nodes)
+        self._connection += 1
+        self.node = node
+        self._to = Wire(world, self.name, node.name)
+        back = Wire(world, node.name, self.name)
+        self._session = session = NativeSession(node.member, node.new_output)
+        self._to.session, self._to.node = session, node
+        back.session, back.node = self, self
+        node.attach(session, back, self._to)
+        self._reader = proto.FrameReader(64 << 20)
+        self._is_shaken = False
+        self.told_revision = 0
+        self._out.append(proto.HANDSHAKE.pack(proto.MAGIC, 1, proto.PROTOCOL_VERSION))
+        if self.watches:
+            self._resume_watches()
+        self.flush()
+
+    def receive(self, wire: Wire, data: bytes) -> None:
+        """Bytes came."""
+        if wire.is_cut:
+            return
+        if not self._is_shaken:
+            # The server sends its handshake and its hello at once.
+            data = data[proto.HANDSHAKE.size :]
+            self._is_shaken = True
+        self._reader.feed(data)
+        for request_id, _, flags, body in self._reader:
+            handler = self._pending.get(request_id)
+            if handler is None:
+                if request_id:
+                    raise Violation(
+                        "what is answered was asked", f"request #{request_id} of {self.name}"
+                    )
+                continue
+            if flags & proto.END:
+                del self._pending[request_id]
+                self._began.pop(request_id, None)
+            handler(flags, body)
+        self.flush()
+
+    def ended(self, session: Any) -> None:
+        """The server closed the connection, or it broke."""
+        if self._session is not None:
+            self._lose()
+
+    def drain_s(self, size_bytes: int) -> float:
+        return size_bytes / self.bytes_per_s if self.bytes_per_s else 0.0
+
+    def hang_up(self) -> None:
+        """Close the connection, whatever is under way."""
+        if self._session is None:
+            return
+        assert self.node is not None and self._to is not None
+        wires = self.node._wires.get(self._session)
+        if wires is not None:
+            wires[0].is_cut = True  # What is on its way here is not read any more.
+        self._to.close()
+        self._lose()
+
+    def _lose(self) -> None:
+        self._session = None
+        self._to = None
+        self._out.clear()
+        self._pending.clear()
+        self._began.clear()
+        self._watching.clear()
+        self._watch_stream = 0
+        for op in self._open_ops.values():
+            self.oracle.lose(op)
+        self._open_ops.clear()
+        for lease in self.leases:
+            lease.asked.clear()
+            lease.stream = 0
+        self.world.at(self.world.delay(RECONNECT_S), self._connect)
+
+    def flush(self) -> None:
+        if self._out and self._to is not None:
+            data = b"".join(self._out)
+            self._out.clear()
+            self._to.send(data)
+
+    def _send(self, request_id: int, number: int, body: bytes, flags: int = 0) -> None:
+        self._out.append(proto.frame(request_id, number, flags, body))
+
+    # Unary requests.
+
+    def ask(
+        self,
+        name: str,
+        request: Any,
+        *,
+        is_write: bool = False,
+        then: Callable[[Op, Any], None] | None = None,
+    ) -> Op | None:
+        """Send a request; `then` is told the answer instead of the oracle."""
+        if self._session is None:
+            return None
+        oracle = self.oracle
+        op = oracle.begin(name, request, self, is_write)
+        self._open_ops[op.id] = op
+        self._began[op.id] = self.world.now
+        if oracle.world.trace is not None or is_write:
+            self.world.note(f"{self.name} #{op.id} {name} {_brief(request)}")
+
+        def answered(flags: int, body: bytes) -> None:
+            del self._open_ops[op.id]
+            answer: Any
+            if flags & proto.ERROR:
+                failure = proto.Error.decode(body)
+                answer = EtcdError(failure.code, failure.message)
+            else:
+                answer = _RESPONSE[op.number](body)
+                header = getattr(answer, "header", None)
+                if header is not None:
+                    told = header.revision
+                    if then is None:
+                        self._trace_answer(op, told)
+                    if then is not None:
+                        then(op, answer)
+                    else:
+                        oracle.answer(op, answer)
+                    self.told_revision = max(self.told_revision, told)
+                    return
+            self._trace_answer(op, answer)
+            if then is not None:
+                then(op, answer)
+            else:
+                oracle.answer(op, answer)
+
+        self._pending[op.id] = answered
+        self._send(op.id, op.number, request.encode())
+        return op
+
+    def _trace_answer(self, op: Op, answer: Any) -> None:
+        if op.is_write or isinstance(answer, EtcdError):
+            self.world.note(f"{self.name} #{op.id} {op.name} answered {answer}")
+
+    # Random requests.
+
+    def _act(self) -> None:
+        rng, load = self._rng, self.load
+        if self.is_busy and self._session is not None and len(self._pending) < 4 * load.burst:
+            for name in rng.choices(
+                load.names, cum_weights=load.cumulative, k=rng.randint(1, load.burst)
+            ):
+                getattr(self, f"_do_{name}")()
+            self.flush()
+        self.world.at(rng.expovariate(1.0 / load.pause_s), self._act)
+
+    def _key(self) -> bytes:
+        return self._rng.choice(self.load.keys)
+
+    def _value(self) -> bytes:
+        """A value that no other write has."""
+        value = b"%d" % self.oracle.next_id
+        size = self.load.value_bytes
+        return value.ljust(self._rng.randint(0, size), b".") if size else value
+
+    def _range(self) -> tuple[bytes, bytes]:
+        rng = self._rng
+        if rng.random() < 0.3:
+            return b"k", b"l"
+        first, last = sorted((self._key(), self._key()))
+        return first, last + b"\0"
+
+    def _put_request(self) -> Any:
+        rng = self._rng
+        request = proto.PutRequest(key=self._key(), value=self._value())
+        luck = rng.random()
+        if luck < 0.15:
+            request.prev_kv = True
+        elif luck < 0.18:
+            request.value = b""
+            request.ignore_value = True
+        elif luck < 0.21:
+            request.ignore_lease = True
+        return request
+
+    def _do_put(self) -> None:
+        self.ask("KV.Put", self._put_request(), is_write=True)
+
+    def _do_get(self) -> None:
+        self.ask("KV.Range", proto.RangeRequest(key=self._key()))
+
+    def _do_get_serializable(self) -> None:
+        self.ask("KV.Range", proto.RangeRequest(key=self._key(), serializable=True))
+
+    def _do_range(self) -> None:
+        rng = self._rng
+        key, range_end = self._range()
+        request = proto.RangeRequest(key=key, range_end=range_end)
+        request.serializable = rng.random() < 0.3
+        luck = rng.random()
+        if luck < 0.2:
+            request.limit = rng.randint(1, 5)
+        elif luck < 0.3:
+            request.keys_only = True
+        elif luck < 0.4:
+            request.count_only = True
+        elif luck < 0.6:
+            request.sort_target = rng.randint(1, 4)
+            request.sort_order = rng.randint(1, 2)
+        self.ask("KV.Range", request)
+
+    def _do_past(self) -> None:
+        oracle = self.oracle
+        low = max(1, oracle.compacted)
+        key, range_end = self._range()
+        request = proto.RangeRequest(
+            key=key, range_end=range_end, revision=self._rng.randint(low, oracle.revision)
+        )
+        self.compacted_at = oracle.compaction_answered
+        self.ask("KV.Range", request)
+
+    def _do_txn(self) -> None:
+        rng = self._rng
+        keys = rng.sample(self.load.keys, min(len(self.load.keys), rng.randint(1, 4)))
+        request = proto.TxnRequest(
+            compare=[self._compare(key) for key in keys[: rng.randint(0, 2)]],
+            success=[self._operation(key) for key in keys],
+            failure=[self._operation(key) for key in keys[: rng.randint(0, 3)]],
+        )
+        if rng.random() < 0.1:
+            inner = proto.TxnRequest(compare=[self._compare(keys[0])], success=request.success)
+            request.success = [proto.RequestOp(request_txn=inner)]
+        is_write = any(
+            op.request_range is None for op in (*request.success, *request.failure)
+        ) and not _is_read_only(request)
+        self.ask("KV.Txn", request, is_write=is_write)
+
+    def _compare(self, key: bytes) -> Any:
+        rng = self._rng
+        oracle = self.oracle
+        result = rng.choice((0, 0, 1, 2, 3))
+        known = oracle.now.get(key)
+        luck = rng.random()
+        if luck < 0.5:
+            revision = known.mod_revision if known else 0
+            return proto.Compare(
+                key=key, target=proto.Compare.MOD, result=result, mod_revision=revision
+            )
+        if luck < 0.7:
+            return proto.Compare(
+                key=key, target=proto.Compare.VERSION, result=result, version=rng.randint(0, 2)
+            )
+        value = known.value if known and rng.random() < 0.7 else b"1"
+        return proto.Compare(key=key, target=proto.Compare.VALUE, result=result, value=value)
+
+    def _operation(self, key: bytes) -> Any:
+        rng = self._rng
+        luck = rng.random()
+        if luck < 0.5:
+            put = proto.PutRequest(key=key, value=self._value(), prev_kv=rng.random() < 0.2)
+            return proto.RequestOp(request_put=put)
+        if luck < 0.75:
+            return proto.RequestOp(
+                request_delete_range=proto.DeleteRangeRequest(key=key, prev_kv=rng.random() < 0.3)
+            )
+        request = proto.RangeRequest(key=key)
+        if rng.random() < 0.2:
+            request.revision = max(1, self.oracle.revision - rng.randint(0, 20))
+        return proto.RequestOp(request_range=request)
+
+    def _do_read_txn(self) -> None:
+        serializable = self._rng.random() < 0.3
+        request = proto.TxnRequest(
+            compare=[self._compare(self._key())],
+            success=[
+                proto.RequestOp(
+                    request_range=proto.RangeRequest(key=self._key(), serializable=serializable)
+                )
+                for _ in range(2)
+            ],
+        )
+        self.ask("KV.Txn", request)
+
+    def _do_delete(self) -> None:
+        request = proto.DeleteRangeRequest(key=self._key(), prev_kv=self._rng.random() < 0.3)
+        self.ask("KV.DeleteRange", request, is_write=True)
+
+    def _do_delete_range(self) -> None:
+        key, range_end = self._range()
+        request = proto.DeleteRangeRequest(
+            key=key, range_end=range_end, prev_kv=self._rng.random() < 0.3
+        )
+        self.ask("KV.DeleteRange", request, is_write=True)
+
+    def _do_lease(self) -> None:
+        if len(self.leases) >= 3:
+            return
+        rng = self._rng
+        lease = HeldLease(
+            rng.getrandbits(40) + 1, rng.randint(1, MAX_TTL_S), rng.choice((0, 2, 10))
+        )
+        request = proto.LeaseGrantRequest(ID=lease.id, TTL=lease.ttl_s)
+        if self.ask("Lease.LeaseGrant", request, is_write=True) is not None:
+            self.leases.append(lease)
+            self.world.at(rng.uniform(0.05, 0.5), lambda: self._keep_alive(lease))
+
+    def _do_lease_put(self) -> None:
+        if self.leases:
+            lease = self._rng.choice(self.leases)
+            request = proto.PutRequest(key=self._key(), value=self._value(), lease=lease.id)
+            self.ask("KV.Put", request, is_write=True)
+
+    def _do_revoke(self) -> None:
+        if self.leases:
+            lease = self._rng.choice(self.leases)
+            self.leases.remove(lease)
+            self.ask("Lease.LeaseRevoke", proto.LeaseRevokeRequest(ID=lease.id), is_write=True)
+
+    def _do_time_to_live(self) -> None:
+        book = self.oracle.lease_book
+        if book:
+            lease_id = self._rng.choice(list(book)[-5:])
+            request = proto.LeaseTimeToLiveRequest(ID=lease_id, keys=self._rng.random() < 0.5)
+            self.ask("Lease.LeaseTimeToLive", request, then=self._told_time)
+
+    def _told_time(self, op: Op, answer: Any) -> None:
+        if not isinstance(answer, EtcdError):
+            self.oracle.time_to_live(op, answer)
+
+    def _do_compact(self) -> None:
+        oracle = self.oracle
+        back = self._rng.choice((0, 5, 50, 500))
+        request = proto.CompactionRequest(
+            revision=max(1, oracle.revision - back), physical=self._rng.random() < 0.3
+        )
+        self.ask("KV.Compact", request, is_write=True)
+
+    def _do_hash(self) -> None:
+        self.ask("Maintenance.HashKV", proto.HashKVRequest(), then=self._told_hash)
+
+    def _told_hash(self, op: Op, answer: Any) -> None:
+        if isinstance(answer, EtcdError):
+            return
+        self.oracle.answers += 1
+        name = self.node.name if self.node is not None else ""
+        self.oracle.hashed(name, answer.hash_revision, answer.compact_revision, answer.hash)
+
+    def _do_members(self) -> None:
+        request = proto.MemberListRequest(linearizable=self._rng.random() < 0.5)
+        self.ask("Cluster.MemberList", request, then=self._ignore)
+
+    def _do_status(self) -> None:
+        self.ask("Maintenance.Status", proto.StatusRequest(), then=self._ignore)
+
+    def _ignore(self, op: Op, answer: Any) -> None:
+        self.oracle.answers += 1
+
+    # Leases.
+
+    def _keep_alive(self, lease: HeldLease) -> None:
+        if lease not in self.leases:
+            return
+        if lease.renewals <= 0:
+            self.leases.remove(lease)
+            return
+        rng = self._rng
+        if self._session is not None and len(lease.asked) < 4:
+            if not lease.stream:
+                lease.stream = self._stream(
+                    lambda flags, body: self._kept_alive(lease, flags, body)
+                )
+            lease.asked.append(self.world.now)
+            self._send(lease.stream, _KEEP_ALIVE, proto.LeaseKeepAliveRequest(ID=lease.id).encode())
+            self.flush()
+            lease.renewals -= 1
+        self.world.at(rng.uniform(0.1, 0.6) * lease.ttl_s, lambda: self._keep_alive(lease))
+
+    def _kept_alive(self, lease: HeldLease, flags: int, body: bytes) -> None:
+        if flags & (proto.ERROR | proto.END):
+            lease.asked.clear()
+            lease.stream = 0
+            return
+        response = proto.LeaseKeepAliveResponse.decode(body)
+        asked_at = lease.asked.pop(0)
+        self.oracle.answers += 1
+        self.world.note(
+            f"{self.name} lease {lease.id:x} asked at {asked_at:.4f} TTL {response.TTL}"
+        )
+        self.oracle.renewed(lease.id, asked_at, response)
+        if not response.TTL and lease in self.leases:
+            self.leases.remove(lease)
+
+    def _stream(self, handler: Handler) -> int:
+        """The id of a new stream."""
+        op_id = self.oracle.next_id
+        self.oracle.next_id += 1
+        self.oracle.applied.append(0)
+        self._pending[op_id] = handler
+        return op_id
+
+    # Watches.
+
+    def _new_watch(self, number: int) -> Watched:
+        rng = self._rng
+        key, range_end = (b"k", b"l") if rng.random() < 0.5 else (self._key(), b"")
+        watched = Watched(self.oracle, f"{self.name}/w{number + 1}", key, range_end)
+        watched.prev_kv = rng.random() < 0.3
+        if rng.random() < 0.15:
+            watched.wants_puts = False
+        elif rng.random() < 0.15:
+            watched.wants_deletes = False
+        luck = rng.random()
+        if luck < 0.3:
+            watched.next = 1
+        elif luck < 0.5:
+            watched.next = rng.randint(2, 200)
+        return watched
+
+    def _resume_watches(self) -> None:
+        self._watch_stream = self._stream(self._watch_answer)
+        for number in range(len(self.watches)):
+            self._create(number)
+
+    def _create(self, number: int) -> None:
+        watched = self.watches[number]
+        kinds = proto.WatchCreateRequest
+        filters = []
+        if not watched.wants_puts:
+            filters.append(kinds.NOPUT)
+        if not watched.wants_deletes:
+            filters.append(kinds.NODELETE)
+        create = proto.WatchCreateRequest(
+            key=watched.key,
+            range_end=watched.range_end,
+            start_revision=watched.next,
+            prev_kv=watched.prev_kv,
+            progress_notify=self._rng.random() < 0.5,
+            fragment=self._rng.random() < 0.3,
+            filters=filters,
+            watch_id=number + 1,
+        )
+        self._send(self._watch_stream, _WATCH, proto.WatchRequest(create_request=create).encode())
+
+    def _watch_answer(self, flags: int, body: bytes) -> None:
+        if flags & (proto.ERROR | proto.END):
+            self._watch_stream = 0
+            self._watching.clear()
+            self.hang_up()
+            return
+        response = proto.WatchResponse.decode(body)
+        number = response.watch_id - 1
+        revision = response.header.revision if response.header else 0
+        if response.created:
+            watched = self.watches[number]
+            watched.created(revision, watched.next)
+            self._watching.add(number)
+        elif response.canceled:
+            watched = self.watches[number]
+            self._watching.discard(number)
+            if response.compact_revision:
+                self.world.note(
+                    f"{watched.name} is cancelled, compacted {response.compact_revision}"
+                )
+                watched.compacted(response.compact_revision)
+            self._create(number)
+        elif response.events:
+            watched = self.watches[number]
+            if self.world.trace is not None:
+                self.world.note(f"{watched.name} told up to {response.events[-1].kv.mod_revision}")
+            watched.told(response)
+        elif response.watch_id == -1:
+            for at in self._watching:
+                self.watches[at].progressed(revision)
+        else:
+            self.watches[number].progressed(revision)
+
+    # Backups and maintenance.
+
+    def back_up(self) -> None:
+        """Take a snapshot and look what is in it."""
+        if self._session is None:
+            return
+        parts: list[bytes] = []
+        node = self.node
+
+        def part(flags: int, body: bytes) -> None:
+            if flags & proto.ERROR:
+                return
+            if body:
+                parts.append(proto.SnapshotResponse.decode(body).blob)
+            if flags & proto.END:
+                self.oracle.answers += 1
+                check_backup(self.oracle, b"".join(parts))
+                assert node is not None
+                self.world.note(f"{self.name} has a backup of {node.name}")
+
+        request_id = self._stream(part)
+        self._send(request_id, _SNAPSHOT, b"", proto.END)
+        self.flush()
+
+    def defragment(self) -> None:
+        self.ask("Maintenance.Defragment", proto.DefragmentRequest(), then=self._ignore)
+        self.flush()
+
+    # Now and then.
+
+    def _look_after(self) -> None:
+        """Give up a member that does not answer; ask watches how far they are; move on."""
+        rng = self._rng
+        now = self.world.now
+        if any(began < now - self._give_up_s for began in self._began.values()):
+            self.world.note(f"{self.name} gives up on {self.node.name if self.node else ''}")
+            self.hang_up()
+        elif self._session is None:
+            self._connect()
+        else:
+            luck = rng.random()
+            if luck < 0.05 and self.preferred is None:
+                self.hang_up()
+            elif luck < 0.4 and self._watch_stream:
+                request = proto.WatchRequest(progress_request=proto.WatchProgressRequest())
+                self._send(self._watch_stream, _WATCH, request.encode())
+            elif luck < 0.5 and self._watch_stream and self._watching:
+                number = rng.choice(sorted(self._watching))
+                cancel = proto.WatchCancelRequest(watch_id=number + 1)
+                self._send(
+                    self._watch_stream, _WATCH, proto.WatchRequest(cancel_request=cancel).encode()
+                )
+            self.flush()
+        self.world.at(rng.uniform(0.5, 1.5), self._look_after)
+
+
+def _is_read_only(request: Any) -> bool:
+    return all(
+        op.request_range is not None
+        or (op.request_txn is not None and _is_read_only(op.request_txn))
+        for op in (*request.success, *request.failure)
+    )
+
+
+def _brief(request: Any) -> str:
+    text = repr(request)
+    return text if len(text) < 160 else text[:157] + "..."

@@ -1,0 +1,416 @@
+"""What goes wrong in a simulation, and how often: all of it drawn from the seed.
+
+A `Nemesis` does one thing after the other at random times, and undoes it after a while: members
+crash or lose power in the middle of a disk operation, are paused, get slow or failing or full
+disks; connections break, networks split, in one direction too; members join, leave, are promoted;
+leadership is moved; backups and defragmentations run. When told to stop it mends everything.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from etcdlite import proto
+from etcdlite.bootstrap import StartError
+from etcdlite.errors import EtcdError
+from sim.checkers import Op, Oracle
+from sim.client import Client, Load
+from sim.world import Node, World, node_name, url
+
+MAX_MEMBERS = 7
+
+
+class Nemesis:
+    """Breaks things in `world`, and mends them."""
+
+    def __init__(
+        self, world: World, oracle: Oracle, clients: list[Client], options: dict[str, Any]
+    ) -> None:
+        rng = world.rng
+        self.world = world
+        self.oracle = oracle
+        self.clients = clients
+        self.is_active = False
+        self.faults = 0
+        self.counts: dict[str, int] = {}
+        self._rng = rng
+        self._options = options
+        self._admin = Client(world, oracle, Load(rng), "admin")
+        self._admin.is_busy = False
+        self._next_name = len(world.nodes) + 1
+        self.mean_pause_s = rng.choice((0.3, 1.0, 3.0))
+        self.weights = {
+            "kill": rng.choice((0, 3, 10)),
+            "power": rng.choice((0, 3, 10)),
+            "power_all": rng.choice((0, 0, 2)),
+            "trip": rng.choice((0, 5, 15)),
+            "disk_error": rng.choice((0, 0, 3)),
+            "pause": rng.choice((0, 4)),
+            "partition": rng.choice((0, 4, 8)),
+            "isolate_leader": rng.choice((0, 4)),
+            "one_way": rng.choice((0, 4)),
+            "break_connections": rng.choice((0, 5, 15)),
+            "slow_way": rng.choice((0, 3)),
+            "slow_disk": rng.choice((0, 3)),
+            "full_disk": rng.choice((0, 0, 1)),
+            "move_leader": rng.choice((0, 5)),
+            "add_member": rng.choice((0, 3, 6)),
+            "remove_member": rng.choice((0, 2, 4)),
+            "promote": rng.choice((4, 8)),
+            "back_up": rng.choice((0, 2)),
+            "defragment": rng.choice((0, 2, 6)),
+            "hang_up": rng.choice((0, 4)),
+            "away": rng.choice((0, 3)),
+        }
+        self.weights = {name: weight for name, weight in self.weights.items() if weight}
+        if not self.weights:
+            self.weights["kill"] = 1
+        # Of the wires as a whole.
+        if rng.random() < 0.3:
+            world.message_faults = (
+                rng.choice((0.0, 0.01, 0.1)),
+                rng.choice((0.0, 0.02, 0.2)),
+                rng.choice((0.0, 0.02, 0.2)),
+            )
+        self._message_faults = world.message_faults
+        for node in world.nodes.values():
+            self._adopt(node)
+
+    def start(self) -> None:
+        self._admin.start()
+        self.resume()
+
+    def resume(self) -> None:
+        """Begin to break things (again)."""
+        self.is_active = True
+        self.world.message_faults = self._message_faults
+        self._schedule()
+
+    def _schedule(self) -> None:
+        self.world.at(self._rng.expovariate(1.0 / self.mean_pause_s), self._act)
+
+    def _act(self) -> None:
+        if not self.is_active:
+            return
+        names = list(self.weights)
+        (name,) = self._rng.choices(names, list(self.weights.values()))
+        if getattr(self, f"_do_{name}")():
+            self.faults += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self._reconcile()
+        self._schedule()
+
+    def _adopt(self, node: Node) -> None:
+        node.on_stop = self._stopped
+
+    def _later(self, low: float, high: float, undo: Callable[[], None]) -> None:
+        self.world.at(self._rng.uniform(low, high), undo)
+
+    def _note(self, text: str) -> bool:
+        self.world.note(f"-- {text}")
+        return True
+
+    @property
+    def _up(self) -> list[Node]:
+        return [node for node in self.world.nodes.values() if node.is_up]
+
+    def _pick(self) -> Node | None:
+        up = self._up
+        if not up:
+            return None
+        leader = self.world.leader
+        if leader is not None and self._rng.random() < 0.35:
+            return leader
+        return self._rng.choice(up)
+
+    # Processes.
+
+    def _stopped(self, node: Node) -> None:
+        """A process ended by itself."""
+        if not node.is_gone:
+            self._later(0.1, 3.0, lambda: self.restart(node))
+
+    def restart(self, node: Node) -> None:
+        """Start a process again, on what its disk holds."""
+        if node.is_up or node.is_gone:
+            return
+        disk = node.disk
+        disk.error_at = disk.trip_at = 0
+        disk.has_failed = False
+        if self.is_active and self._rng.random() < 0.2:
+            # It may not survive its recovery, or the first moments after that.
+            disk.trip_at = disk.steps + self._rng.randint(1, 60)
+        try:
+            node.do(node.start)
+        except StartError as failure:
+            if "was removed from the cluster" not in str(failure):
+                raise
+            self._note(f"{node.name} finds that it was removed")
+            node.is_gone = True
+
+    def _do_kill(self) -> bool:
+        node = self._pick()
+        if node is None:
+            return False
+        node.crash()
+        self._stopped(node)
+        return True
+
+    def _do_power(self) -> bool:
+        node = self._pick()
+        if node is None:
+            return False
+        node.lose_power()
+        self._stopped(node)
+        return True
+
+    def _do_power_all(self) -> bool:
+        for node in self._up:
+            node.lose_power()
+            self._stopped(node)
+        return True
+
+    def _do_trip(self) -> bool:
+        """The power will go in the middle of a disk operation."""
+        node = self._pick()
+        if node is None:
+            return False
+        node.disk.trip_at = node.disk.steps + self._rng.randint(1, self._rng.choice((3, 30, 300)))
+        return True
+
+    def _do_disk_error(self) -> bool:
+        node = self._pick()
+        if node is None:
+            return False
+        node.disk.error = self._rng.choice((errno.EIO, errno.ENOSPC))
+        node.disk.error_at = node.disk.steps + self._rng.randint(1, 30)
+        return self._note(f"{node.name} will have a disk error")
+
+    def _do_away(self) -> bool:
+        """A member is down for so long that it may need a snapshot."""
+        node = self._pick()
+        if node is None:
+            return False
+        node.crash()
+        self._later(4.0, 12.0, lambda: self.restart(node))
+        return True
+
+    def _do_pause(self) -> bool:
+        node = self._pick()
+        if node is None or node.is_paused:
+            return False
+        node.pause()
+        life = node._life
+        self._later(0.05, 6.0, lambda: node.resume() if node._life == life else None)
+        return True
+
+    # Wires.
+
+    def _block(self, ways: set[tuple[str, str]], low: float, high: float) -> bool:
+        world = self.world
+        new = ways - world.blocked
+        if not new:
+            return False
+        world.blocked |= new
+        self._note("blocked: " + " ".join(f"{a}>{b}" for a, b in sorted(new)))
+
+        def heal() -> None:
+            world.blocked = world.blocked - new
+            self._note("healed: " + " ".join(f"{a}>{b}" for a, b in sorted(new)))
+
+        self._later(low, high, heal)
+        return True
+
+    def _do_partition(self) -> bool:
+        names = [node.name for node in self.world.nodes.values() if not node.is_gone]
+        side = {name: self._rng.random() < 0.5 for name in names}
+        ways = {(a, b) for a in names for b in names if side[a] != side[b]}
+        return self._block(ways, 0.2, 6.0)
+
+    def _do_isolate_leader(self) -> bool:
+        leader = self.world.leader
+        if leader is None:
+            return False
+        names = [node.name for node in self.world.nodes.values() if node is not leader]
+        ways = {(leader.name, name) for name in names} | {(name, leader.name) for name in names}
+        return self._block(ways, 0.5, 5.0)
+
+    def _do_one_way(self) -> bool:
+        names = [node.name for node in self.world.nodes.values() if not node.is_gone]
+        if len(names) < 2:
+            return False
+        a, b = self._rng.sample(names, 2)
+        ways = {(a, b)}
+        if self._rng.random() < 0.3:
+            ways = {(a, other) for other in names if other != a}
+        return self._block(ways, 0.2, 6.0)
+
+    def _do_break_connections(self) -> bool:
+        node = self._pick()
+        if node is None or node.is_paused:
+            return False
+        share = self._rng.choice((0.3, 1.0))
+        rng = self._rng
+        count = 0
+
+        def work() -> None:
+            nonlocal count
+            count = node.break_connections(lambda other: rng.random() < share)
+
+        node.do(work)
+        return bool(count) and self._note(f"{count} connections of {node.name} broke")
+
+    def _do_slow_way(self) -> bool:
+        names = [node.name for node in self.world.nodes.values() if not node.is_gone]
+        if len(names) < 2:
+            return False
+        a, b = self._rng.sample(names, 2)
+        slow = self.world.slow
+        slow[a, b] = self._rng.choice((0.01, 0.1, 0.5))
+        self._later(0.5, 5.0, lambda: slow.pop((a, b), None) and None)
+        return True
+
+    def _do_hang_up(self) -> bool:
+        self._rng.choice(self.clients).hang_up()
+        return True
+
+    # Disks.
+
+    def _do_slow_disk(self) -> bool:
+        node = self._pick()
+        if node is None:
+            return False
+        node.sync_factor = self._rng.choice((10.0, 100.0, 1000.0))
+        self._note(f"the disk of {node.name} is {node.sync_factor:.0f} times slower")
+
+        def mend() -> None:
+            node.sync_factor = 1.0
+
+        self._later(0.5, 5.0, mend)
+        return True
+
+    def _do_full_disk(self) -> bool:
+        node = self._pick()
+        if node is None:
+            return False
+        node.disk.free_bytes = 1 << 20
+        self._note(f"the disk of {node.name} is almost full")
+
+        def mend() -> None:
+            node.disk.free_bytes = 1 << 40
+
+        self._later(1.0, 4.0, mend)
+        return True
+
+    # The cluster.
+
+    def _admin_ask(self, name: str, request: Any, is_write: bool = False) -> None:
+        if is_write:
+            self._admin.ask(name, request, is_write=True)
+        else:
+            self._admin.ask(name, request, then=self._admin_told)
+        self._admin.flush()
+
+    def _admin_told(self, op: Op, answer: Any) -> None:
+        if isinstance(answer, EtcdError):
+            self._note(f"{op.name}: {answer}")
+
+    def _do_move_leader(self) -> bool:
+        leader = self.world.leader
+        if leader is None:
+            return False
+        voters = sorted(leader.member.raft.voters)
+        self._connect_to(leader)
+        request = proto.MoveLeaderRequest(targetID=self._rng.choice(voters))
+        self._admin_ask("Maintenance.MoveLeader", request)
+        return True
+
+    def _connect_to(self, node: Node) -> None:
+        """Have the administrator's connection go to that member."""
+        admin = self._admin
+        if admin.node is not node:
+            admin.preferred = node.name
+            admin.hang_up()
+
+    def _do_add_member(self) -> bool:
+        leader = self.world.leader
+        if leader is None or len(leader.member.cluster.members) >= MAX_MEMBERS:
+            return False
+        if sum(not node.is_gone for node in self.world.nodes.values()) >= MAX_MEMBERS:
+            return False
+        name = f"m{self._next_name}"
+        self._next_name += 1
+        request = proto.MemberAddRequest(peerURLs=[url(name)], isLearner=self._rng.random() < 0.7)
+        self._admin_ask("Cluster.MemberAdd", request)
+        return True
+
+    def _do_remove_member(self) -> bool:
+        leader = self.world.leader
+        if leader is None or len(leader.member.cluster.members) <= 2:
+            return False
+        member_id = self._rng.choice(sorted(leader.member.cluster.members))
+        self._admin_ask("Cluster.MemberRemove", proto.MemberRemoveRequest(ID=member_id))
+        return True
+
+    def _do_promote(self) -> bool:
+        leader = self.world.leader
+        if leader is None or not leader.member.cluster.learners:
+            return False
+        member_id = leader.member.cluster.learners[0]
+        self._admin_ask("Cluster.MemberPromote", proto.MemberPromoteRequest(ID=member_id))
+        return True
+
+    def _reconcile(self) -> None:
+        """Start the machines of members that were added, as an administrator would."""
+        leader = self.world.leader
+        if leader is None:
+            return
+        nodes = self.world.nodes
+        for member in list(leader.member.cluster.members.values()):
+            name = node_name(member.peerURLs[0])
+            if name not in nodes:
+                others = [m for m in leader.member.cluster.members.values() if m.ID != member.ID]
+                self._note(f"{name} joins as {member.ID:x}")
+                node = self.world.join(name, member, others, **self._options)
+                self._adopt(node)
+
+    def _do_back_up(self) -> bool:
+        self._rng.choice(self.clients).back_up()
+        return True
+
+    def _do_defragment(self) -> bool:
+        self._rng.choice(self.clients).defragment()
+        return True
+
+    # The end.
+
+    def stop(self) -> None:
+        """Mend everything: from now on the cluster must work."""
+        self.is_active = False
+        world = self.world
+        self._note("all faults are mended")
+        world.blocked = set()
+        world.slow.clear()
+        world.message_faults = (0.0, 0.0, 0.0)
+        for node in list(world.nodes.values()):
+            node.sync_factor = 1.0
+            node.disk.free_bytes = 1 << 40
+            node.disk.trip_at = node.disk.error_at = 0
+            if node.is_paused:
+                node.resume()
+            self.restart(node)
+
+    def mend_alarms(self) -> None:
+        """Tell the cluster that there is space again."""
+        for member_id, kind in sorted(self.oracle.alarms):
+            request = proto.AlarmRequest(action=2, memberID=member_id, alarm=kind)
+            self._admin_ask("Maintenance.Alarm", request, is_write=True)
+
+    def keep_up(self) -> None:
+        """While the cluster settles: what an administrator does by and by."""
+        self._reconcile()
+        self.mend_alarms()
+        for node in list(self.world.nodes.values()):
+            self.restart(node)

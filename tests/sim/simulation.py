@@ -1,0 +1,452 @@
+"""A whole simulation from one seed: cluster, clients, faults and checkers.
+
+    simulation = Simulation(seed)
+    simulation.run(minutes=1.0)
+
+A run goes in rounds: some seconds of faults, then everything is mended and the cluster must settle
+within `SETTLE_S`: serve every member's clients, bring all members to the same state, tell every
+watch everything and end every lease that nobody renews. `Failure` says what did not hold and how to
+see it again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from etcdlite import proto
+from etcdlite.errors import EtcdError
+from etcdlite.steps import finish
+from sim.backup import check_state
+from sim.checkers import Oracle, Safety, Violation
+from sim.client import MAX_TTL_S, Client, Load
+from sim.faults import Nemesis
+from sim.world import Node, World
+
+ROUND_S = (4.0, 15.0)
+"""Shortest and longest time of faults before they are mended."""
+
+SETTLE_S = 40.0
+"""A cluster without faults is whole again after this time at the latest."""
+
+LEASES_END_S = MAX_TTL_S + 12.0
+"""A lease that nobody renews is gone so long after there is a leader."""
+
+HASH_INTERVAL_S = 1.0
+TAIL_LINES = 40
+
+TUNABLES: list[tuple[str, str, tuple[Any, ...]]] = [
+    ("etcdlite.member", "APPLIES_PER_CHECK", (1, 2, 128)),
+    ("etcdlite.member", "READS_PER_CHECK", (1, 128)),
+    ("etcdlite.member", "MAX_ENTRY_BYTES", (300, 1 << 20)),
+    ("etcdlite.member", "CHECKPOINT_LEASES_INTERVAL_S", (2.0, 300.0)),
+    ("etcdlite.member", "MAX_SLOW_READS", (1, 4)),
+    ("etcdlite.mvcc", "RANGE_STEP_KEYS", (1, 3, 256)),
+    ("etcdlite.mvcc", "EVENT_STEP_EVENTS", (1, 256)),
+    ("etcdlite.mvcc", "CLEAN_STEP_RECORDS", (1, 4, 128)),
+    ("etcdlite.mvcc", "DELETE_STEP_KEYS", (1, 2, 128)),
+    ("etcdlite.mvcc", "HASH_STEP_VERSIONS", (2, 256)),
+    ("etcdlite.txn", "EXECUTE_STEP_OPS", (1, 16)),
+    ("etcdlite.watch", "SLICE_BYTES", (200, 64 * 1024)),
+    ("etcdlite.watch", "MAX_WATCHES_PER_SLICE", (1, 256)),
+    ("etcdlite.watch", "MAX_RESPONSE_BYTES", (300, 1 << 20)),
+    ("etcdlite.native", "HIGH_WATER_BYTES", (2000, 1 << 20)),
+    ("etcdlite.snap", "CHUNK_BYTES", (700, 8000, 128 * 1024)),
+    ("etcdlite.peer", "SNAPSHOT_BYTES_PER_S", (20_000, 64 << 20)),
+    ("etcdlite.housekeeping", "CHECKPOINT_BYTES_PER_KEY", (1, 64)),
+    ("etcdlite.housekeeping", "CLEAN_SHARE", (0.2, 0.5)),
+]
+"""Limits that are made small, so that what they bound happens often: (module, name, values)."""
+
+
+class Failure(Exception):
+    """A simulation found something. The text is for a person."""
+
+    def __init__(self, simulation: Simulation, violation: Violation) -> None:
+        self.simulation = simulation
+        self.violation = violation
+        super().__init__(simulation.report(violation))
+
+
+class Simulation:
+    """See the module's docstring."""
+
+    def __init__(self, seed: int, members: int = 0, clients: int = 0) -> None:
+        """`members` and `clients`: 0 to draw them from the seed."""
+        self.seed = seed
+        self.asked_members = members
+        self.asked_clients = clients
+        self.minutes = 0.0
+        self.world = world = World(seed)
+        rng = world.rng
+        self.member_count = members or rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5, 7))
+        client_count = clients or rng.choice((3, 6, 12))
+        world.latency_s = rng.choice(((0.0001, 0.0005), (0.0002, 0.005), (0.001, 0.04)))
+        world.sync_s = rng.choice(((0.0002, 0.001), (0.0005, 0.01)))
+        world.wake_s = rng.choice(((0.0, 0.0), (0.0, 0.0003), (0.0, 0.002)))
+        self.skew = rng.choice((0.0, 0.001, 0.01))
+        self.look_s = rng.choice((0.0, 0.00005, 0.0005))
+        self.options: dict[str, Any] = {
+            "segment_bytes": rng.choice((1000, 4000, 16_000)),
+            "wal_segment_bytes": rng.choice((1536, 4096, 16_384)),
+            "checkpoint_bytes": rng.choice((2000, 10_000, 50_000)),
+            "progress_interval_s": rng.choice((0.5, 5.0, 600.0)),
+            "raft": {
+                "log_tail_bytes": rng.choice((500, 3000, 20_000)),
+                "max_append_bytes": rng.choice((300, 2000, 1 << 20)),
+                "max_inflight_messages": rng.choice((2, 8, 256)),
+                "max_apply_bytes": rng.choice((300, 1 << 20)),
+            },
+        }
+        self.tunables = {(module, name): rng.choice(values) for module, name, values in TUNABLES}
+        self.load = Load(rng)
+        self.oracle = Oracle(world, 2 * self.skew)
+        self.safety = Safety(world, self.oracle)
+        world.observer = self
+        self.clients = [
+            Client(world, self.oracle, self.load, f"c{number + 1}")
+            for number in range(client_count)
+        ]
+        self.nemesis: Nemesis
+        self.rounds = 0
+        self.until_s = 0.0
+        self.progress: Callable[[Simulation], None] = lambda simulation: None
+
+    # For the world.
+
+    def recovered(self, node: Node, opened: Any, raft: Any) -> None:
+        rng = self.world.rng
+        if node.lives == 1:
+            node.clock_rate = 1.0 + rng.uniform(-self.skew, self.skew)
+            node.look_s = self.look_s
+        else:
+            # The clock is of the process or of the machine; nothing may depend on where it begins.
+            node.clock_offset_s += rng.choice((0.0, 5000.0))
+        self.safety.recovered(node, opened, raft)
+
+    def started(self, node: Node) -> None:
+        self.safety.started(node)
+
+    # Running.
+
+    def run(self, minutes: float = 0.5) -> None:
+        """Raises Failure."""
+        self.minutes = minutes
+        with self.world.isolated(), tuned(self.tunables):
+            try:
+                self._run(minutes * 60)
+            except Violation as violation:
+                raise Failure(self, violation) from None
+            except Exception as failure:
+                where = "".join(traceback.format_exc())
+                violation = Violation(
+                    "a member never stops by an error of the program",
+                    f"{type(failure).__name__}: {failure}\n{where}",
+                )
+                raise Failure(self, violation) from failure
+
+    def _run(self, seconds: float) -> None:
+        world = self.world
+        rng = world.rng
+        world.found(self.member_count, **self.options)
+        self.nemesis = Nemesis(world, self.oracle, self.clients, self.options)
+        for client in self.clients:
+            client.start()
+        self.nemesis.start()
+        world.at(HASH_INTERVAL_S, self._compare_hashes)
+        self.until_s = seconds
+        while True:
+            length = min(rng.uniform(*ROUND_S), seconds)
+            end = world.now + length
+            while world.now < end:
+                world.run(min(1.0, end - world.now))
+                self.progress(self)
+            self.rounds += 1
+            self._settle()
+            if world.now >= seconds:
+                return
+            for client in self.clients:
+                client.is_busy = True
+            self.nemesis.resume()
+
+    def _compare_hashes(self) -> None:
+        """Members at the same place in the log have the same state."""
+        self.world.at(HASH_INTERVAL_S, self._compare_hashes)
+        stores = [
+            (node.name, node.member.store)
+            for node in self.world.nodes.values()
+            if node.is_up and not node.member.is_applying and not node.member._is_installing
+        ]
+        if not stores:
+            return
+        revision = min(store.revision for _, store in stores)
+        for name, store in stores:
+            if store.compacted <= revision:
+                self.oracle.hashed(name, revision, store.compacted or -1, hash_of(store, revision))
+
+    # Liveness and convergence.
+
+    def _settle(self) -> None:
+        world, oracle, nemesis = self.world, self.oracle, self.nemesis
+        nemesis.stop()
+        began = world.now
+        served: set[str] = set()
+        while True:
+            nemesis.keep_up()
+            world.run(0.25)
+            self.progress(self)
+            missing = self._ask_all(served)
+            if not missing:
+                break
+            if world.now - began > SETTLE_S:
+                raise Violation(
+                    "without faults the cluster serves again within a bound (liveness)",
+                    f"{SETTLE_S:.0f} s after all faults were mended, a put through "
+                    f"{', '.join(missing)} is not answered; leader: "
+                    f"{world.leader.name if world.leader else 'none'}",
+                    ("-- ", "elected", *missing),
+                )
+        for client in self.clients:
+            client.is_busy = False
+        began = world.now
+        while not self._is_quiet():
+            world.run(0.25)
+            self.progress(self)
+            if world.now - began > SETTLE_S:
+                raise Violation(
+                    "without faults all members converge within a bound (liveness)",
+                    self._difference(),
+                    ("-- ", "elected", "snapshot"),
+                )
+        world.run(1.0)
+        self._check_all_told()
+        self._check_members_equal()
+        self._check_leases()
+        world.note(f"settled at revision {oracle.revision}, {oracle.answers} answers")
+
+    def _ask_all(self, served: set[str]) -> list[str]:
+        """Put a key through every voter; who has not answered since the faults were mended."""
+        voters = [
+            node
+            for node in self.world.nodes.values()
+            if not node.is_gone
+            and node.is_up
+            and not node.member.is_learner
+            and node.member_id in node.member.cluster.members
+        ]
+        if not voters or self.world.leader is None:
+            return ["anybody"]
+        members = self.world.leader.member.cluster.members
+        for node in voters:
+            if node.name not in served and node.member_id in members:
+                _Probe(self.oracle, node, served)
+        return [n.name for n in voters if n.name not in served and n.member_id in members]
+
+    def _is_quiet(self) -> bool:
+        nodes = self._members()
+        leader = self.world.leader
+        if leader is None or not nodes:
+            return False
+        applied = leader.member.store.applied_index
+        return (
+            all(
+                node.is_up
+                and node.member.store.applied_index == applied
+                and not node.member.is_applying
+                and not node.member._installs
+                for node in nodes
+            )
+            and len(self.safety.entries) == applied + 1
+            and leader.member.raft.log.last == applied
+            and not any(client._open_ops for client in self.clients)
+            and all(
+                client._session is not None and len(client._watching) == len(client.watches)
+                for client in self.clients
+            )
+        )
+
+    def _members(self) -> list[Node]:
+        """The nodes that are in the cluster, as its leader knows it."""
+        leader = self.world.leader
+        if leader is None:
+            return []
+        members = leader.member.cluster.members
+        return [node for node in self.world.nodes.values() if node.member_id in members]
+
+    def _difference(self) -> str:
+        leader = self.world.leader
+        parts = [f"leader: {leader.name if leader else 'none'}"]
+        for node in self._members():
+            if node.is_up:
+                member = node.member
+                parts.append(
+                    f"{node.name} applied {member.store.applied_index}, log up to "
+                    f"{member.raft.log.last}, term {member.raft.term}"
+                )
+            else:
+                parts.append(f"{node.name} is down")
+        for client in self.clients:
+            if client._open_ops or client._session is None:
+                parts.append(
+                    f"{client.name} waits for {[str(o) for o in client._open_ops.values()]}"
+                )
+            if len(client._watching) != len(client.watches):
+                parts.append(f"{client.name} has no watches")
+        return "; ".join(parts)
+
+    def _check_all_told(self) -> None:
+        for client in self.clients:
+            for watched in client.watches:
+                limit = self.world.now + SETTLE_S
+                while True:
+                    try:
+                        if watched.next:
+                            watched.check_complete()
+                        break
+                    except Violation:
+                        if self.world.now > limit:
+                            raise
+                        self.world.run(0.25)
+
+    def _check_members_equal(self) -> None:
+        states = {}
+        for node in self._members():
+            store = node.member.store
+            if store.revision != self.oracle.revision:
+                raise Violation(
+                    "members agree on the revision",
+                    f"{node.name} is at {store.revision}, it must be {self.oracle.revision}",
+                    (node.name,),
+                )
+            with node.disk.observed():
+                check_state(self.oracle, store, node.name)
+            buckets = {b: items for b, items in store.buckets.items() if b != 5}
+            states[node.name] = (
+                store.compacted,
+                hash_of(store, store.revision),
+                str(sorted((b, sorted(items.items())) for b, items in buckets.items() if items)),
+            )
+            if set(node.member.lessor._leases) != set(self.oracle.leases):
+                raise Violation(
+                    "members agree on the leases",
+                    f"{node.name} has {sorted(node.member.lessor._leases)} instead of "
+                    f"{sorted(self.oracle.leases)}",
+                    (node.name,),
+                )
+        if len(set(states.values())) > 1:
+            raise Violation("all members converge to one state", repr(states), tuple(states))
+
+    def _check_leases(self) -> None:
+        """Leases that nobody renews any more end within a bound."""
+        for client in self.clients:
+            client.leases.clear()
+        until = self.world.now + LEASES_END_S
+        oracle = self.oracle
+        while oracle.leases:
+            self.world.run(0.25)
+            self.progress(self)
+            if self.world.now > until:
+                left = ", ".join(f"lease {i:x}" for i in sorted(oracle.leases))
+                raise Violation(
+                    "a lease does not outlive its TTL by more than a bound",
+                    f"{left}: not renewed for {LEASES_END_S:.0f} s",
+                    ("lease", "elected"),
+                )
+
+    # Reports.
+
+    @property
+    def command(self) -> str:
+        parts = ["python -m tests.sim", f"--seed {self.seed}"]
+        if self.asked_members:
+            parts.append(f"--members {self.asked_members}")
+        if self.asked_clients:
+            parts.append(f"--clients {self.asked_clients}")
+        parts.append(f"--minutes {self.minutes:g}")
+        return " ".join(parts)
+
+    def report(self, violation: Violation) -> str:
+        """What a person wants to know of a failing run."""
+        lines = [
+            f"seed {self.seed} fails at {self.world.now:.4f} s of virtual time",
+            f"violated: {violation.claim}",
+        ]
+        if violation.details:
+            lines.append(f"  {violation.details}")
+        lines += ["the trace that matters:", *self.tail(violation.about)]
+        lines += ["replay:", f"  {self.command} --trace out.txt"]
+        return "\n".join(lines)
+
+    def tail(self, about: tuple[str, ...]) -> list[str]:
+        """The last lines that have to do with it: those that name what it is about, and those
+        that say what went wrong with members meanwhile."""
+        always = ("-- ", " loses power", " is killed", " starts", " leads in", " stops")
+        kept = []
+        for now, text in reversed(self.world.lines):
+            if not about or any(word in text for word in (*about, *always)):
+                kept.append(f"  {now:10.4f} {text}")
+                if len(kept) == TAIL_LINES:
+                    break
+        return kept[::-1]
+
+
+class _Probe:
+    """A put of a node's own, to see that it serves."""
+
+    is_blocked = False
+    told_revision = 0
+
+    def __init__(self, oracle: Oracle, node: Node, served: set[str]) -> None:
+        self._oracle = oracle
+        self._node = node
+        self._served = served
+        self.name = "probe"
+        request = proto.PutRequest(key=b"probe", value=b"%d" % oracle.next_id)
+        self._op = oracle.begin("KV.Put", request, self, True)
+        number = self._op.number
+        frame = proto.frame(self._op.id, number, 0, request.encode())
+        from etcdlite import api
+
+        def work() -> None:
+            try:
+                api.HANDLERS[number][0](node.member, self, self._op.id, number, request, frame)
+            except EtcdError as failure:
+                self.fail(self._op.id, number, failure)
+            node.turn()
+
+        node.do(work)
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        self._served.add(self._node.name)
+        self._oracle.answer(self._op, proto.PutResponse.decode(body))
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        self._oracle.answer(self._op, failure)
+
+
+def hash_of(store: Any, revision: int) -> int:
+    with store.disk.observed():
+        return int(finish(store.hash_steps(revision)))
+
+
+@contextmanager
+def tuned(values: dict[tuple[str, str], Any]) -> Iterator[None]:
+    """Constants of modules have other values for a while."""
+    saved = []
+    try:
+        for (module_name, name), value in values.items():
+            module = importlib.import_module(module_name)
+            saved.append((module, name, getattr(module, name)))
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in reversed(saved):
+            setattr(module, name, value)
+
+
+def fresh_seed() -> int:
+    return random.SystemRandom().getrandbits(31)
