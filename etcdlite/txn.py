@@ -301,7 +301,7 @@ class _Reading:
     """What a transaction reads for its answer."""
 
     def __init__(self, is_read_only: bool = False) -> None:
-        self.left_bytes = MAX_ANSWER_BYTES
+        self.read_bytes = 0
         self.step_bytes = 0
         """Read, and written, in this step."""
         self.failure: EtcdError | DataDamaged | None = None
@@ -310,8 +310,8 @@ class _Reading:
     def count(self, size_bytes: int) -> None:
         """So much more is read."""
         self.step_bytes += size_bytes
-        self.left_bytes -= size_bytes
-        if self.left_bytes < 0:
+        self.read_bytes += size_bytes
+        if self.read_bytes > MAX_ANSWER_BYTES:
             self.fail(AnswerTooLarge())
 
     def fail(self, why: EtcdError | DataDamaged) -> None:
@@ -366,6 +366,8 @@ def txn_steps(store: Store, request: Any, head: bytes = b"") -> Generator[None, 
         parts = [head]
         yield from _execute(store, request, iter(path), began, reading, parts)
         reading.end()
+        if reading.read_bytes < STEP_BYTES:
+            return b"".join(parts)
         return (yield from join_steps(parts))
     finally:
         store.pinned.remove(began)
@@ -420,23 +422,31 @@ def _check_size(
     left = MAX_ANSWER_BYTES
     has_written = False
     for op in _taken(request, path):
-        limit, revision = 0, began
+        limit, revision, range_end = 0, began, b""
         if op.request_range is not None:
             asked = op.request_range
             if has_written or not is_plain(asked):
                 continue
-            start, end = key_range(asked.key, asked.range_end)
-            limit = max(0, asked.limit)
+            limit, range_end = max(0, asked.limit), asked.range_end
             if asked.revision > 0:
                 revision = asked.revision
-        else:
+        elif op.request_put is not None:
             has_written = True
-            is_put = op.request_put is not None
-            asked = op.request_put if is_put else op.request_delete_range
+            asked = op.request_put
             if not asked.prev_kv:
                 continue
-            start, end = key_range(asked.key, b"" if is_put else asked.range_end)
-        left -= yield from store.size_steps(start, end, revision, limit, left + 1)
+        else:
+            has_written = True
+            asked = op.request_delete_range
+            if not asked.prev_kv:
+                continue
+            range_end = asked.range_end
+        if range_end:
+            start, end = key_range(asked.key, range_end)
+            left -= yield from store.size_steps(start, end, revision, limit, left + 1)
+        else:
+            record = store.index.at(asked.key, revision)
+            left -= record[1] if record is not None else 0
         if left < 0:
             raise AnswerTooLarge
 
@@ -473,7 +483,7 @@ def _execute(
                     body = yield from store.range_steps(
                         op.request_range,
                         began + store.is_writing,
-                        limit_bytes=reading.left_bytes,
+                        limit_bytes=MAX_ANSWER_BYTES - reading.read_bytes,
                     )
                 except (AnswerTooLarge, DataDamaged) as why:
                     reading.fail(why)
@@ -568,9 +578,10 @@ def _compared(store: Store, compare: Any, key: bytes, revision: int) -> Any:
     if head is not None and compare.target != proto.Compare.VALUE:
         mod, create, version, _, lease, _ = HEAD.unpack(head)
         if mod <= revision:
-            return proto.KeyValue(
-                create_revision=create, mod_revision=mod, version=version, lease=lease
-            )
+            kv = proto.KeyValue()
+            kv.create_revision, kv.mod_revision = create, mod
+            kv.version, kv.lease = version, lease
+            return kv
     kv = store.get(key, revision)
     return None if kv is None else proto.KeyValue.decode(kv)
 
