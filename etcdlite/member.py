@@ -323,7 +323,6 @@ class Member:
         self._unstarted_reads: deque[Waiter] = deque()
         self._held_reads: dict[Session, list[Waiter]] = {}
         self._round = 0
-        self._catching_up = False
         self._deadline = 0.0
         self._asked_at = 0.0
         """When the last request came."""
@@ -710,7 +709,7 @@ class Member:
             or self._applying is not None
             or bool(self._committed)
             or self.raft.has_ready()
-            or self._catching_up
+            or self.hub.has_work
             or (not self._is_installing and self.housekeeping.has_work)
         )
 
@@ -789,8 +788,8 @@ class Member:
             self._serve_reads()
         if self._slow_reads and self._applying is None:
             self._continue_slow_reads()
-        if self.hub.slow_watches and self._applying is None:
-            self._catching_up = self.hub.run(self.slice_is_over)
+        if self.hub.has_work and self._applying is None:
+            self.hub.run(self.slice_is_over)
 
     def housekeep(self) -> None:
         """A slice of background work, after a turn's results were handed out."""
@@ -1038,6 +1037,7 @@ class Member:
         assert store.applied_index == snapshot.index, "the snapshot is not what it was offered as"
         self._installed = None
         self._is_installing = False
+        self.hub.restored(store)
         self.store.close()
         self.store = store
         self.lessor = store.lessor
@@ -1046,8 +1046,6 @@ class Member:
         self._load_alarms()
         self.cluster.load(store)
         self.peers.update(self.cluster.members)
-        self.hub.restored(store)
-        self._catching_up = True
         self.housekeeping.restart()
         self._measure_space()
         # Reads that are under way hold the old store: they begin again.

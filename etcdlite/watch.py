@@ -1,26 +1,33 @@
 """Watches: every change of the store to everyone who asked for it, once, in order.
 
 A `WatchHub` has many `WatchStream`s (one per client stream), each with many watches on a key or a
-range. A watch is in one of four states:
+range. A watch is in one of these states:
 
     synced  has been sent everything up to `hub.revision`; it is in the index of synced watches,
             and `notify` sends it what comes.
     behind  lacks history from its `next` revision on; `run` reads it from the store, in slices,
             and brings it level with `hub.revision`.
+    served  behind, and one of those whose history is being sent just now.
     parked  behind, and its sink is blocked: nothing is read for it until the sink calls `wake`.
     future  asked for a start revision that does not exist yet.
 
 A watch that is not synced holds one number, never events, so a slow reader costs bounded memory:
 a synced watch whose sink is blocked becomes parked at the first revision it cannot be sent.
 
+`notify` does a bounded amount of work: watches that are too many to be sent an event at once become
+behind, and so does every watch when a revision has very many events.
+
 `run` works like a sweep: it always serves those that are furthest behind, many of them in one pass
 over a slice of history, after which they all stand at the same revision. Watches that start from
-many different revisions thus merge into one front.
+many different revisions thus merge into one front. It works in steps of about a millisecond.
 
 Invariants. Within a watch, events ascend, none is missing, doubled or below the start revision; the
 events of one revision share one response, unless the watch asked for fragments. A watch sees a
 compaction only as a canceled response, never as a gap. A progress notification with revision R is
 sent only when every event up to R was sent before it on the same stream.
+
+A record that cannot be read ends the watches that need it, with etcd's "corrupt cluster", and no
+others.
 
 It must never hold events after `notify` has returned, never send unasked to a sink that is blocked,
 and never depend on the order of a set or of addresses: the same calls give the same bytes.
@@ -33,13 +40,15 @@ it is (etcd drops it).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
 from sortedcontainers import SortedDict, SortedList
 
-from etcdlite import errors, proto
+from etcdlite import errors, log, proto
+from etcdlite.data import DataDamaged
 from etcdlite.proto import varint
 
 Event = tuple[int, bytes, bool, bytes]
@@ -48,6 +57,19 @@ Event = tuple[int, bytes, bool, bytes]
 MAX_WATCHES_PER_STREAM = 100_000
 MAX_KEY_BYTES_PER_STREAM = 64 * 1024 * 1024
 """Keys and range ends of all watches of one stream together."""
+
+MAX_WATCHES = 200_000
+MAX_KEY_BYTES = 128 * 1024 * 1024
+"""The same for all streams together: a watch takes about 600 bytes besides its keys."""
+
+MAX_EVENTS_AT_ONCE = 5_000
+MAX_SENDS_AT_ONCE = 5_000
+"""What `notify` does at most."""
+
+EVENTS_PER_STEP = 1_000
+SENDS_PER_STEP = 1_000
+WATCHES_PER_STEP = 300
+"""What a step does at most: a millisecond of work, about."""
 
 SLICE_BYTES = 64 * 1024
 """History that one slice of catching up reads: about a millisecond of work."""
@@ -77,7 +99,7 @@ INVALID_WATCH_ID = -1
 EMPTY_RANGE = "mvcc: watcher range is empty"
 DUPLICATE_ID = "mvcc: duplicate watch ID provided on the WatchStream"
 
-_SYNCED, _BEHIND, _PARKED, _FUTURE = range(4)
+_SYNCED, _BEHIND, _SERVED, _PARKED, _FUTURE, _GONE = range(6)
 
 # Options of a watch, as bits.
 _NO_PUTS = 1
@@ -112,11 +134,15 @@ class Store(Protocol):
     def compacted(self) -> int:
         """History from this revision on can be read."""
 
-    def read_events(self, start_revision: int, limit_bytes: int) -> Sequence[Event]:
-        """The events from a revision on, whole revisions only, at least one if there is one."""
+    def event_steps(
+        self, start_revision: int, limit_bytes: int
+    ) -> Generator[None, None, list[Event]]:
+        """The events from a revision on, whole revisions only, at least one if there is one; in
+        steps. Raises DataDamaged."""
 
     def previous(self, key: bytes, revision: int) -> bytes | None:
-        """The encoded KeyValue that `key` had just before `revision`; None if none is known."""
+        """The encoded KeyValue that `key` had just before `revision`; None if none is known.
+        Raises DataDamaged."""
 
 
 class Sink(Protocol):
@@ -130,6 +156,18 @@ class Sink(Protocol):
         """Take one encoded WatchResponse."""
 
 
+class _Nobody:
+    """The sink of the watches of a closed stream."""
+
+    blocked = True
+
+    def send(self, body: bytes) -> None:
+        raise AssertionError("a closed stream was sent something")
+
+
+_NOBODY = _Nobody()
+
+
 class _Watch:
     __slots__ = (
         "stream", "sink", "id", "id_field", "start", "end", "options", "state", "next", "group",
@@ -138,7 +176,7 @@ class _Watch:
 
     def __init__(self, stream: WatchStream, watch_id: int, start: bytes, end: bytes | None) -> None:
         self.stream = stream
-        self.sink = stream.sink
+        self.sink: Sink = stream.sink
         self.id = watch_id
         self.id_field = _id_field(watch_id)
         self.start = start
@@ -290,8 +328,9 @@ class WatchHub:
         """Everything up to here was given to `notify`. The store may be ahead of it for a while."""
         self.streams = 0
         self.watches = 0
+        self.key_bytes = 0
         self.slow_watches = 0
-        """Watches that are behind or parked."""
+        """Watches that are behind, served or parked."""
         self.events_sent = 0
         self.fragment_bytes = fragment_bytes
         self._store = store
@@ -302,6 +341,15 @@ class WatchHub:
         # Both: revision -> watches with that `next`, in the order in which they came.
         self._behind: Any = SortedDict()
         self._future: Any = SortedDict()
+        self._front = _Index(rng)
+        """Those that are served."""
+        self._lag_revision = 0
+        """Not 0: what is in the index of synced watches has missed everything from here on, and
+        will be behind."""
+        self._closing: deque[WatchStream] = deque()
+        """Closed streams with many watches."""
+        self._job: Generator[None, None, None] | None = None
+        """What `run` is at."""
         self._timers: Any = SortedList()
         self._timer_number = 0
         self._now = 0.0
@@ -317,42 +365,80 @@ class WatchHub:
         first, last = events[0][0], events[-1][0]
         assert self.revision < first <= last, (self.revision, first, last)
         self.revision = last
-        if self._synced.keys or self._synced.root is not None:
-            begin = size = 0
-            for at, event in enumerate(events):
-                if size > MAX_RESPONSE_BYTES and event[0] != events[at - 1][0]:
-                    self._notify_synced(events[begin:at])
-                    begin, size = at, 0
-                size += len(event[3])
-            self._notify_synced(events[begin:] if begin else events)
+        if not self._lag_revision and (self._synced.keys or self._synced.root is not None):
+            if len(events) > MAX_EVENTS_AT_ONCE:
+                self._lag_revision = first
+            else:
+                begin = size = 0
+                for at, event in enumerate(events):
+                    if size > MAX_RESPONSE_BYTES and event[0] != events[at - 1][0]:
+                        self._notify_synced(events[begin:at])
+                        begin, size = at, 0
+                    size += len(event[3])
+                self._notify_synced(events[begin:] if begin else events)
         if self._future:
             self._start_future()
 
+    @property
+    def has_work(self) -> bool:
+        """`run` has something to do."""
+        return (
+            self._job is not None or bool(self._behind or self._closing) or self._lag_revision > 0
+        )
+
     def run(self, is_over: Callable[[], bool]) -> bool:
-        """Bring watches that are behind level, slice by slice until `is_over`; at least one slice.
+        """Bring watches that are behind level, step by step until `is_over`; at least one step.
 
         True if there is more to do at once. Parked watches are not counted as such.
         """
-        while self._behind:
-            self._catch_up()
+        while self.has_work:
+            if self._job is None:
+                self._job = self._next_job()
+            if next(self._job, self) is self:
+                self._job = None
             if is_over():
                 break
-        return bool(self._behind)
+        return self.has_work
+
+    def _next_job(self) -> Generator[None, None, None]:
+        if self._lag_revision:
+            return self._lag_steps()
+        return self._close_steps() if self._closing else self._catch_up_steps()
 
     def restored(self, store: Store) -> None:
-        """A snapshot from the leader took the store's place: what the synced watches have missed
-        is read from it, unless it was compacted there."""
+        """A snapshot from the leader takes the store's place, which can still be read: what the
+        synced watches have missed is read from the new one, unless it was compacted there."""
+        if self._job is not None:
+            # What is read already is of the old store, and as good.
+            for _ in self._job:
+                pass
+            self._job = None
         self._store = store
         missed, self.revision = self.revision + 1, store.revision
         assert self.revision >= missed - 1, (self.revision, missed)
-        if self.revision < missed:
-            return
-        synced = self._synced.all()
-        self._synced = _Index(self._rng)
-        for watch in synced:
-            watch.group = None
-            self._place(watch, _BEHIND, missed)
-        self._start_future()
+        if self.revision >= missed:
+            self._lag_revision = self._lag_revision or missed
+            self._start_future()
+
+    def _lag_steps(self) -> Generator[None, None, None]:
+        """Synced watches become behind."""
+        for count, watch in enumerate(self._synced.all(), 1):
+            if watch.state == _SYNCED:
+                self._synced.remove(watch)
+                self._place(watch, _BEHIND, self._lag_revision)
+            if count % WATCHES_PER_STEP == 0:
+                yield
+        self._lag_revision = 0
+
+    def _close_steps(self) -> Generator[None, None, None]:
+        """Forget the watches of closed streams."""
+        while self._closing:
+            watches = self._closing[0]._watches
+            for watch in list(islice(watches.values(), WATCHES_PER_STEP)):
+                watch.stream._forget(watch)
+            if not watches:
+                self._closing.popleft()
+            yield
 
     def next_tick(self) -> float | None:
         """When `tick` should be called at the latest; None: no progress timer runs."""
@@ -372,7 +458,8 @@ class WatchHub:
             if not timers or timers[0][0] > now:
                 break
             watch = timers.pop(0)[2]
-            if watch.idle and watch.state == _SYNCED and not watch.sink.blocked:
+            is_level = watch.state == _SYNCED and not self._lag_revision
+            if watch.idle and is_level and not watch.sink.blocked:
                 header = header or self._header_field()
                 watch.sink.send(header + watch.id_field)
             watch.idle = True
@@ -381,19 +468,88 @@ class WatchHub:
     # Sending events.
 
     def _notify_synced(self, events: Sequence[Event]) -> None:
-        for watch in self._dispatch(self._synced, events, events[-1][0]):
+        steps = self._dispatch_steps(self._synced, events, events[-1][0], MAX_SENDS_AT_ONCE)
+        blocked, late = _finish(steps)
+        for watch in blocked:
             self._synced.remove(watch)
             self._place(watch, _PARKED, events[0][0])
+        for watch in late:
+            self._synced.remove(watch)
+            self._place(watch, _BEHIND, events[0][0])
 
-    def _dispatch(self, index: _Index, events: Iterable[Event], revision: int) -> list[_Watch]:
-        """Send each watch in `index` its share of `events`; those that were blocked are returned.
+    def _dispatch_steps(
+        self, index: _Index, events: Sequence[Event], revision: int, max_sends: int
+    ) -> Generator[None, None, tuple[list[_Watch], list[_Watch]]]:
+        """Send each watch in `index` its share of `events`, in steps. Returns those that were
+        blocked, and those that were left out because `max_sends` others were sent something.
 
         Flat on purpose: this is the cost of a put per event and per watch. An event is encoded once
         however many watch it, and the watches of a group share the joined events.
         """
+        batches: dict[_Group, list[bytes]] = {}
+        damaged: dict[_Group, DataDamaged] = {}
+        for begin in range(0, len(events), EVENTS_PER_STEP):
+            if begin:
+                yield
+            few = (
+                events[begin : begin + EVENTS_PER_STEP] if len(events) > EVENTS_PER_STEP else events
+            )
+            self._match(index, few, batches, damaged)
+        for group, damage in damaged.items():
+            batches.pop(group, None)
+            self._end_damaged(list(group.watches), damage)
+        blocked: list[_Watch] = []
+        late: list[_Watch] = []
+        if not batches:
+            return blocked, late
+        header = self._header_field(revision)
+        sends = step_sends = 0
+        for group, batch in batches.items():
+            joined = batch[0] if len(batch) == 1 else b"".join(batch)
+            may_split = group.options & _FRAGMENTS and len(batch) > 1
+            bodies: Sequence[bytes] = ()
+            # Most clients count their watches from 0, so that the watches of a group tend to have
+            # the same id: then they share the whole body, which matters when it is large.
+            id_field: bytes | None = None
+            sent = 0
+            for watch in list(group.watches):
+                sink = watch.sink
+                if watch.group is not group:
+                    continue  # It was cancelled meanwhile.
+                if sink.blocked:
+                    blocked.append(watch)
+                    continue
+                if sends >= max_sends:
+                    late.append(watch)
+                    continue
+                sends += 1
+                sent += 1
+                watch.idle = False
+                if watch.id_field != id_field:
+                    id_field = watch.id_field
+                    if may_split and len(joined) >= self.fragment_bytes - 256:
+                        bodies = self._fragments(header + id_field, batch)
+                    else:
+                        bodies = (header + id_field + joined,)
+                for body in bodies:
+                    sink.send(body)
+                step_sends += 1
+                if step_sends == SENDS_PER_STEP:
+                    step_sends = 0
+                    yield
+            self.events_sent += sent * len(batch)
+        return blocked, late
+
+    def _match(
+        self,
+        index: _Index,
+        events: Sequence[Event],
+        batches: dict[_Group, list[bytes]],
+        damaged: dict[_Group, DataDamaged],
+    ) -> None:
+        """Add to `batches` what each group is to be sent of `events`."""
         keys = index.keys
         has_ranges = index.root is not None
-        batches: dict[_Group, list[bytes]] = {}
         for at, key, is_delete, kv in events:
             groups = keys.get(key)
             if has_ranges:
@@ -412,9 +568,14 @@ class WatchHub:
                     if at < group.since or options & unwanted:
                         continue
                     if options & _PREV_KV:
-                        encoded = full = full or _encode_event(
-                            is_delete, kv, self._store.previous(key, at)
-                        )
+                        if not full:
+                            try:
+                                previous = self._store.previous(key, at)
+                            except DataDamaged as damage:
+                                damaged[group] = damage
+                                continue
+                            full = _encode_event(is_delete, kv, previous)
+                        encoded = full
                     else:
                         encoded = plain = plain or _encode_event(is_delete, kv, None)
                     batch = batches.get(group)
@@ -422,40 +583,6 @@ class WatchHub:
                         batches[group] = [encoded]
                     else:
                         batch.append(encoded)
-        blocked: list[_Watch] = []
-        if not batches:
-            return blocked
-        header = self._header_field(revision)
-        for group, batch in batches.items():
-            joined = batch[0] if len(batch) == 1 else b"".join(batch)
-            sent = 0
-            may_split = group.options & _FRAGMENTS and len(batch) > 1
-            if may_split and len(joined) >= self.fragment_bytes - 256:
-                for watch in group.watches:
-                    if watch.sink.blocked:
-                        blocked.append(watch)
-                        continue
-                    sent += 1
-                    watch.idle = False
-                    for body in self._fragments(header + watch.id_field, batch):
-                        watch.sink.send(body)
-            else:
-                # Most clients count their watches from 0, so that the watches of a group tend to
-                # have the same id: then they share the whole body, which matters when it is large.
-                id_field = body = b""
-                for watch in group.watches:
-                    sink = watch.sink
-                    if sink.blocked:
-                        blocked.append(watch)
-                        continue
-                    sent += 1
-                    watch.idle = False
-                    if not body or watch.id_field != id_field:
-                        id_field = watch.id_field
-                        body = header + id_field + joined
-                    sink.send(body)
-            self.events_sent += sent * len(batch)
-        return blocked
 
     def _fragments(self, prefix: bytes, batch: Sequence[bytes]) -> list[bytes]:
         """A response as a sequence of responses smaller than `fragment_bytes`, if they can be."""
@@ -470,56 +597,90 @@ class WatchHub:
         bodies.append(b"".join((prefix, *batch[begin:])))
         return bodies
 
-    def _catch_up(self) -> None:
-        """One slice for those that are furthest behind."""
+    def _end_damaged(self, watches: Sequence[_Watch], damage: DataDamaged) -> None:
+        """A record that these watches need cannot be read."""
+        if not log.limited("damaged"):
+            log.error(str(damage))
+        reason = errors.error("Corrupt").text.encode()
+        detail = _CANCELED + _CANCEL_REASON + varint(len(reason)) + reason
+        for watch in watches:
+            if watch.sink is not _NOBODY:
+                watch.sink.send(self._header_field() + watch.id_field + detail)
+            watch.stream._forget(watch)
+
+    def _catch_up_steps(self) -> Generator[None, None, None]:
+        """One slice of history for those that are furthest behind."""
         first, watches = self._behind.peekitem(0)
+        if first > self.revision:
+            # They came while the synced watches were not: now there is nothing that they lack.
+            for watch in list(islice(watches, WATCHES_PER_STEP)):
+                self._remove(watch)
+                self._place(watch, _SYNCED, first)
+            return
         compacted = self._store.compacted
         if first < compacted:
             # As in etcd, this response tells no revision.
             header = self._header_field(0)
             detail = _CANCELED + _COMPACT_REVISION + varint(compacted)
             for watch in list(islice(watches, MAX_WATCHES_PER_SLICE)):
-                watch.sink.send(header + watch.id_field + detail)
+                if watch.sink is not _NOBODY:
+                    watch.sink.send(header + watch.id_field + detail)
                 watch.stream._forget(watch)
             return
-        events = self._store.read_events(first, SLICE_BYTES)
+        try:
+            events = yield from self._store.event_steps(first, SLICE_BYTES)
+        except DataDamaged as damage:
+            stuck = self._behind.get(first, ())
+            self._end_damaged(list(islice(stuck, WATCHES_PER_STEP)), damage)
+            return
         if events and events[-1][0] > self.revision:
             # What was applied but not yet notified is for `notify` to send.
             events = [event for event in events if event[0] <= self.revision]
         last = events[-1][0] if events else self.revision
-        index = _Index(self._rng)
+        front = self._front = _Index(self._rng)
         cohort: list[_Watch] = []
         matches = 0
-        while self._behind and len(cohort) < MAX_WATCHES_PER_SLICE:
-            start, watches = self._behind.peekitem(0)
-            if start > last or matches >= MAX_MATCHES_PER_SLICE:
+        while len(cohort) < MAX_WATCHES_PER_SLICE and matches < MAX_MATCHES_PER_SLICE:
+            # Others that lack even more may have come meanwhile: this reading is not for them.
+            start = next(self._behind.irange(first, last), None)
+            if start is None:
                 break
+            watches = self._behind[start]
             while watches and len(cohort) < MAX_WATCHES_PER_SLICE:
                 watch, _ = watches.popitem()
                 cohort.append(watch)
-                index.add(watch, start)
+                watch.state = _SERVED
+                front.add(watch, start)
                 if len(watch.group.watches) == 1:
                     matches += len(events)
                     if matches >= MAX_MATCHES_PER_SLICE:
                         break
             if not watches:
                 del self._behind[start]
-        for watch in self._dispatch(index, events, self.revision):
-            watch.state = _PARKED
-            watch.stream._parked[watch] = None
+        blocked, _ = yield from self._dispatch_steps(
+            front, events, self.revision, MAX_WATCHES_PER_SLICE
+        )
+        for watch in blocked:
+            if watch.state == _SERVED:
+                watch.group = None
+                self.slow_watches -= 1
+                watch.stream._unsynced -= 1
+                # It may have been woken meanwhile, and will not be again.
+                self._place(watch, _PARKED if watch.sink.blocked else _BEHIND, watch.next)
         level = last >= self.revision
         for watch in cohort:
-            watch.group = None
-            if watch.state == _PARKED:
-                continue
-            self.slow_watches -= 1
-            watch.stream._unsynced -= 1
-            self._place(watch, _SYNCED if level else _BEHIND, last + 1)
+            if watch.state == _SERVED:
+                watch.group = None
+                self.slow_watches -= 1
+                watch.stream._unsynced -= 1
+                self._place(watch, _SYNCED if level else _BEHIND, last + 1)
 
     # States.
 
     def _place(self, watch: _Watch, state: int, revision: int) -> None:
         """Put a watch that is nowhere into a state; `revision` is what it lacks first."""
+        if state == _SYNCED and self._lag_revision:
+            state = _BEHIND
         watch.state = state
         watch.next = revision
         stream = watch.stream
@@ -546,7 +707,9 @@ class WatchHub:
             self._synced.remove(watch)
             return
         stream._unsynced -= 1
-        if state == _PARKED:
+        if state == _SERVED:
+            self._front.remove(watch)
+        elif state == _PARKED:
             del stream._parked[watch]
         else:
             queue = self._future if state == _FUTURE else self._behind
@@ -612,7 +775,11 @@ class WatchStream:
         if (
             len(self._watches) >= MAX_WATCHES_PER_STREAM
             or self._key_bytes + key_bytes > MAX_KEY_BYTES_PER_STREAM
+            or hub.watches >= MAX_WATCHES
+            or hub.key_bytes + key_bytes > MAX_KEY_BYTES
         ):
+            if not log.limited("watches"):
+                log.warn("refused a watch: there are too many", watches=hub.watches)
             return self.refuse(errors.error("RequestTooManyRequests").text)
         watch_id = request.watch_id
         if watch_id == 0:
@@ -634,6 +801,7 @@ class WatchStream:
         self._watches[watch_id] = watch
         self._key_bytes += key_bytes
         hub.watches += 1
+        hub.key_bytes += key_bytes
         self._respond(watch.id_field + _CREATED)
         first = request.start_revision or hub.revision + 1
         if first <= hub.revision:
@@ -684,8 +852,13 @@ class WatchStream:
             self._is_closed = True
             self._wants_progress = False
             self.hub.streams -= 1
-            for watch in list(self._watches.values()):
-                self._forget(watch)
+            if len(self._watches) <= WATCHES_PER_STEP:
+                for watch in list(self._watches.values()):
+                    self._forget(watch)
+                return
+            for watch in self._watches.values():
+                watch.sink = _NOBODY
+            self.hub._closing.append(self)
 
     def __len__(self) -> int:
         return len(self._watches)
@@ -693,24 +866,37 @@ class WatchStream:
     def _forget(self, watch: _Watch) -> None:
         hub = self.hub
         hub._remove(watch)
+        watch.state = _GONE
         hub.watches -= 1
         if watch.timer is not None:
             hub._timers.remove(watch.timer)
         del self._watches[watch.id]
-        self._key_bytes -= len(watch.start) + len(watch.end or b"")
+        key_bytes = len(watch.start) + len(watch.end or b"")
+        self._key_bytes -= key_bytes
+        hub.key_bytes -= key_bytes
         if self._wants_progress:
             self._answer_progress()
 
     def _answer_progress(self) -> None:
         # A watch whose start revision is in the future counts as not synced: told of a lower
         # revision, a client would resume there and be given events it did not ask for.
-        if self._wants_progress and not self._unsynced and not self.sink.blocked:
+        is_level = not self._unsynced and not self.hub._lag_revision
+        if self._wants_progress and is_level and not self.sink.blocked:
             self._wants_progress = False
             if self._watches:
                 self._respond(_id_field(INVALID_WATCH_ID))
 
     def _respond(self, detail: bytes) -> None:
         self.sink.send(self.hub._header_field() + detail)
+
+
+def _finish(steps: Generator[None, None, Any]) -> Any:
+    """The result of work in steps that is done at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value
 
 
 def _encode_event(is_delete: bool, kv: bytes, prev_kv: bytes | None) -> bytes:

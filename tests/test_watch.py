@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 from unittest import mock
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from etcdlite import proto, watch
+from etcdlite.data import DataDamaged
 from etcdlite.watch import WatchHub
 
 NOPUT = proto.WatchCreateRequest.NOPUT
@@ -27,6 +29,10 @@ class ModelStore:
         self.compacted = 0
         self.history: list[tuple[int, bytes, bool, bytes]] = []
         self.reads = 0
+        self.pauses = 0
+        """Steps in which history is read, besides the last."""
+        self.damage: int | None = None
+        """The revision that cannot be read."""
 
     def write(self, *changes: tuple[bytes, bytes | None]) -> list[tuple[int, bytes, bool, bytes]]:
         """One revision of changes; a value of None deletes."""
@@ -57,7 +63,18 @@ class ModelStore:
             size += len(event[3])
         return events
 
+    def event_steps(self, start_revision: int, limit_bytes: int):
+        """As the store does: what is being read is not given up."""
+        events = self.read_events(start_revision, limit_bytes)
+        for _ in range(self.pauses):
+            yield
+        if self.damage is not None and start_revision <= self.damage:
+            raise DataDamaged("data/0000000000000001.data", 77, "a test says so")
+        return events
+
     def previous(self, key: bytes, revision: int) -> bytes | None:
+        if revision == self.damage:
+            raise DataDamaged("data/0000000000000001.data", 77, "a test says so")
         return None if revision <= self.compacted else self.before(key, revision)
 
     def before(self, key: bytes, revision: int) -> bytes | None:
@@ -502,6 +519,130 @@ def test_catching_up_stops_when_the_time_is_up_and_goes_on_later(member, monkeyp
     assert seen(inbox.take()) == [(n, b"k") for n in range(3, 7)]
 
 
+def steps(hub: WatchHub) -> int:
+    """How many steps it takes until there is nothing to do."""
+    count = 1
+    while hub.run(lambda: True):
+        count += 1
+    return count
+
+
+def test_a_revision_with_very_many_events_is_one_response_in_many_steps(member):
+    wide, inbox = member.open()
+    wide.create(wanted(b"k", b"l"))
+    idle, other = member.open()
+    idle.create(wanted(b"z"))
+    idle.create(wanted(b"z"))
+    inbox.take(), other.take()
+    member.write(*[(b"k%05d" % n, b"v") for n in range(20_000)])
+    assert inbox.bodies == []
+    idle.progress()
+    member.put(b"k", b"z")
+    assert other.bodies == [], "nobody may be told of a revision while it lacks another"
+    assert steps(member.hub) >= 20
+    first, second = inbox.take()
+    assert len(first.events) == 20_000
+    assert seen([second]) == [(3, b"k")]
+    responses = other.take()
+    assert seen(responses) == [(4, b"z"), (4, b"z")]
+    assert responses[-1].watch_id == -1 and responses[-1].header.revision == 4
+    member.put(b"k", b"z")
+    assert seen(inbox.take()) == [(5, b"k")]
+    assert seen(other.take()) == [(6, b"z"), (6, b"z")]
+
+
+def test_watches_that_come_and_go_while_a_large_revision_is_sent_see_it_once_or_not(member):
+    streams = []
+    for _ in range(3):
+        stream, inbox = member.open()
+        stream.create(wanted(b"k", b"l"))
+        inbox.take()
+        streams.append((stream, inbox))
+    member.write(*[(b"k%05d" % n, b"v") for n in range(6000)])
+    member.hub.run(lambda: True)
+    member.hub.run(lambda: True)
+    late, inbox = member.open()
+    late.create(wanted(b"k", b"l"))
+    inbox.take()
+    streams[0][0].cancel(0)
+    streams[1][0].close()
+    member.settle()
+    assert [len(r.events) for r in streams[0][1].take()] == [0]
+    assert streams[1][1].take() == []
+    assert [len(r.events) for r in streams[2][1].take()] == [6000]
+    assert inbox.take() == []
+    member.put(b"k")
+    assert seen(inbox.take()) == seen(streams[2][1].take()) == [(3, b"k")]
+
+
+def test_an_event_for_very_many_watches_is_sent_to_some_at_once_and_to_all_in_steps(
+    member, monkeypatch
+):
+    monkeypatch.setattr(watch, "MAX_SENDS_AT_ONCE", 10)
+    stream, inbox = member.open()
+    for _ in range(25):
+        stream.create(wanted(b"k"))
+    inbox.take()
+    member.put(b"k")
+    assert len(inbox.bodies) == 10
+    member.put(b"k")
+    member.settle()
+    counts = Counter()
+    for response in inbox.take():
+        assert [e.kv.mod_revision for e in response.events] in ([2], [3], [2, 3])
+        counts[response.watch_id] += len(response.events)
+    assert counts == dict.fromkeys(range(25), 2)
+
+
+def test_a_stream_with_many_watches_is_closed_in_steps(member):
+    stream, inbox = member.open()
+    for n in range(2000):
+        stream.create(wanted(b"k%d" % n))
+    inbox.take()
+    stream.close()
+    assert member.hub.watches > 0
+    member.put(b"k1", b"k1999")
+    assert steps(member.hub) >= 2000 // watch.WATCHES_PER_STEP
+    assert inbox.bodies == []
+    assert (member.hub.watches, member.hub.key_bytes, member.hub.slow_watches) == (0, 0, 0)
+    assert not member.hub._synced.keys
+
+
+def test_all_streams_together_have_a_limit(member, monkeypatch):
+    monkeypatch.setattr(watch, "MAX_WATCHES", 3)
+    monkeypatch.setattr(watch, "MAX_KEY_BYTES", 10)
+    streams = [member.open() for _ in range(4)]
+    ids = [stream.create(wanted(b"k")) for stream, _ in streams]
+    assert ids == [0, 0, 0, -1]
+    refused = streams[3][1].take_one()
+    assert (refused.canceled, refused.cancel_reason) == (True, "etcdserver: too many requests")
+    streams[0][0].close()
+    assert streams[3][0].create(wanted(b"k" * 9)) == -1
+    assert streams[3][0].create(wanted(b"k" * 8)) == 0
+
+
+def test_a_damaged_record_ends_the_watches_that_need_it_and_no_others(member):
+    needs, inbox = member.open()
+    needs.create(wanted(b"k", prev_kv=True))
+    needs.create(wanted(b"k"))
+    inbox.take()
+    member.store.damage = 2
+    member.put(b"k")
+    ended, served = sorted(inbox.take(), key=lambda response: response.watch_id)
+    assert (ended.canceled, ended.cancel_reason) == (True, "etcdserver: corrupt cluster")
+    assert seen([served]) == [(2, b"k")]
+    late, other = member.open()
+    late.create(wanted(b"k", start_revision=2))
+    late.create(wanted(b"k", start_revision=3))
+    other.take()
+    member.put(b"k")
+    member.settle()
+    ended, served = sorted(other.take(), key=lambda response: response.watch_id)
+    assert (ended.watch_id, ended.cancel_reason) == (0, "etcdserver: corrupt cluster")
+    assert seen([served]) == [(3, b"k")]
+    assert member.hub.watches == 2
+
+
 def test_what_is_applied_but_not_notified_yet_comes_once(member):
     member.put(b"k")
     stream, inbox = member.open()
@@ -882,6 +1023,11 @@ class Watching(RuleBasedStateMachine):
         small = {
             "SLICE_BYTES": 60,
             "MAX_WATCHES_PER_SLICE": 3,
+            "MAX_EVENTS_AT_ONCE": 4,
+            "MAX_SENDS_AT_ONCE": 2,
+            "EVENTS_PER_STEP": 2,
+            "SENDS_PER_STEP": 1,
+            "WATCHES_PER_STEP": 2,
             "MAX_RESPONSE_BYTES": 100,
             "MAX_PROGRESS_PER_TICK": 2,
         }
@@ -889,6 +1035,7 @@ class Watching(RuleBasedStateMachine):
         for patch in self.patches:
             patch.start()
         self.member = Member(fragment_bytes=fragment_bytes, progress_interval_s=1.0)
+        self.member.store.pauses = 1
         self.waiting: list[Any] = []
         self.readers = [Client(self) for _ in range(3)]
         self.now = 0.0
@@ -998,7 +1145,8 @@ class Watching(RuleBasedStateMachine):
     def counts_agree(self) -> None:
         if hasattr(self, "readers"):
             hub = self.member.hub
-            assert hub.watches == sum(len(reader.stream) for reader in self.readers)
+            streams = [*(reader.stream for reader in self.readers), *hub._closing]
+            assert hub.watches == sum(map(len, streams))
             assert len(hub._synced.all()) <= hub.watches
 
 
