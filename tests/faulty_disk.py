@@ -318,12 +318,19 @@ class FaultyDisk(Disk):
 
     def sync_dir(self, path: str) -> None:
         self._step("sync_dir", path)
-        remaining = []
+        remaining: list[tuple[str, str, _Inode | None]] = []
         for change in self._renames:
-            if (os.path.dirname(change[1] or change[0]) or ".") == path:
-                _apply(self._stable_names, change)
-            else:
+            old, new, inode = change
+            if (os.path.dirname(new or old) or ".") != path:
                 remaining.append(change)
+                continue
+            _apply(self._stable_names, change)
+            if old and new and inode is None:
+                # What is not durable in the folder goes where the folder goes.
+                remaining = [
+                    (_moved(source, old, new), _moved(target, old, new), file)
+                    for source, target, file in remaining
+                ]
         self._renames = remaining
 
     def space(self, path: str) -> tuple[int, int]:
@@ -366,6 +373,10 @@ def _apply(names: dict[str, _Inode], change: tuple[str, str, _Inode | None]) -> 
         names.pop(old, None)
     if new and inode is not None:
         names[new] = inode
+
+
+def _moved(path: str, old: str, new: str) -> str:
+    return new + path[len(old) :] if path.startswith(old + "/") else path
 
 
 def _renamed(directories: set[str], old: str, new: str) -> set[str]:

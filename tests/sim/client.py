@@ -186,7 +186,8 @@ class Client:
             self._lose()
 
     def drain_s(self, size_bytes: int) -> float:
-        return size_bytes / self.bytes_per_s if self.bytes_per_s else 0.0
+        is_slow = self.bytes_per_s and self.is_busy
+        return size_bytes / self.bytes_per_s if is_slow else 0.0
 
     def hang_up(self) -> None:
         """Close the connection, whatever is under way."""

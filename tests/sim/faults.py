@@ -364,14 +364,20 @@ class Nemesis:
 
     def _reconcile(self) -> None:
         """Start the machines of members that were added, as an administrator would."""
-        leader = self.world.leader
-        if leader is None:
-            return
         nodes = self.world.nodes
-        for member in list(leader.member.cluster.members.values()):
+        # There may be no leader before the new one is there.
+        first = max(
+            self._up,
+            key=lambda node: (node.member.store.applied_index, node.name),
+            default=None,
+        )
+        if first is None:
+            return
+        members = list(first.member.cluster.members.values())
+        for member in members:
             name = node_name(member.peerURLs[0])
             if name not in nodes:
-                others = [m for m in leader.member.cluster.members.values() if m.ID != member.ID]
+                others = [m for m in members if m.ID != member.ID]
                 self._note(f"{name} joins as {member.ID:x}")
                 node = self.world.join(name, member, others, **self._options)
                 self._adopt(node)

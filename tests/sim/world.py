@@ -747,7 +747,11 @@ class Node:
                     size = len(data)
                     self.world.at(drain_s, lambda s=session, n=size: self._drained(s, n))
                 else:
+                    was_blocked = session.is_blocked
                     session.unsent_bytes = 0
+                    if was_blocked:
+                        session.unblocked()
+                        self.world.at(0.0001, self.wake)
                 there.send(data)
             if session.is_closing or session.is_aborted:
                 self._cut(session)
