@@ -18,6 +18,9 @@ class Asked:
     def __init__(self, done: Done) -> None:
         self._done = done
 
+    def awaits(self, request_id: int) -> bool:
+        return True
+
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         self._done(body)
 

@@ -121,6 +121,9 @@ class _ScriptedCall(Call):
 
     # What the member answers.
 
+    def awaits(self, request_id: int) -> bool:
+        return True
+
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         self._answered()
         self._advance(proto.METHODS[method].response.decode(body))

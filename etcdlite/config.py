@@ -481,7 +481,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
               "Requests and streams that one connection may have open at once."),
         _does("max-request-bytes", _size(1, MAX_REQUEST_BYTES), "1572864",
               "The largest request; 32 MiB at most."),
-        _does("max-txn-ops", _number(1, 1_000_000), "128",
+        _does("max-txn-ops", _number(1, 100_000), "128",
               "The most operations in one transaction."),
         _does("watch-progress-notify-interval", _at_least("100ms"), "10m",
               "How often an idle watch that asked for it is told the current revision."),

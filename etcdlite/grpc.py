@@ -482,6 +482,10 @@ class GrpcSession(Connection):
 
     # Answers.
 
+    def awaits(self, request_id: int) -> bool:
+        """The call is open, and neither cancelled nor past its deadline."""
+        return self.streams.get(request_id, GHOST) is not GHOST
+
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         """The answer to a unary request; dropped if nobody waits for it any more."""
         # A hot path: with room for all of it, the answer is three pieces of bytes.

@@ -592,6 +592,10 @@ class HttpSession:
 
     # Output.
 
+    def awaits(self, request_id: int) -> bool:
+        """It is the request that is being answered."""
+        return self._request is not None and self._request.id == request_id
+
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         """The answer to a unary request; dropped if it is not waited for any more."""
         request = self._request

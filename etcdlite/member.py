@@ -188,6 +188,10 @@ class Session(Protocol):
     def is_blocked(self) -> bool:
         """Its answers are not being read: give it no more of those that can wait."""
 
+    def awaits(self, request_id: int) -> bool:
+        """Somebody still waits for the answer to that request. If not, work for it is left out, and
+        any `reply` lets the session forget it."""
+
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         """The answer to a unary request."""
 
@@ -276,6 +280,8 @@ class Member:
         self._disk_left = 1 << 62
         self._disk_measured_at = -math.inf
         self._measure_space()
+        self.snapshots_sent = 0
+        """Backups that are under way."""
         self.leader_changes = 0
         self._known_leader = 0
 
@@ -1356,6 +1362,9 @@ class Member:
         except DataDamaged as damage:
             self._fail_damaged(read, damage)
             return True
+        if not session.awaits(request_id):
+            session.reply(request_id, method, b"")
+            return True
         steps = READERS[method](self, request)
         if not self._advance_read(steps, read):
             if len(self._slow_reads) < MAX_SLOW_READS:
@@ -1392,7 +1401,12 @@ class Member:
     def _continue_slow_reads(self) -> None:
         while self._slow_reads:
             steps, read = self._slow_reads.popleft()
-            if not self._advance_read(steps, read):
+            session, request_id, method, _ = read
+            assert session is not None
+            if not session.awaits(request_id):
+                steps.close()
+                session.reply(request_id, method, b"")
+            elif not self._advance_read(steps, read):
                 self._slow_reads.append((steps, read))
             self._start_reads()
             if self.slice_is_over():
@@ -1409,18 +1423,8 @@ class Member:
             self._ready_reads.append((0, reads))
 
     def forget(self, session: Session) -> None:
-        """The session is gone: do no more work for its reads."""
+        """The session is gone, and awaits nothing: its reads fall out where they wait."""
         self._held_reads.pop(session, None)
-        if not self._slow_reads:
-            return
-        self._unstarted_reads = deque(
-            read for read in self._unstarted_reads if read[0] is not session
-        )
-        for item in list(self._slow_reads):
-            if item[1][0] is session:
-                self._slow_reads.remove(item)
-                item[0].close()
-        self._start_reads()
 
     def _read_range(self, request: Any) -> Steps:
         header = self.header(self.store.revision)

@@ -197,6 +197,10 @@ class NativeSession:
 
     # Output.
 
+    def awaits(self, request_id: int) -> bool:
+        """The request is open, and not cancelled."""
+        return self._requests.get(request_id, _CANCELED) != _CANCELED
+
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         """The answer to a unary request; dropped if the request was cancelled."""
         if self._requests.pop(request_id, _CANCELED) == _CANCELED:

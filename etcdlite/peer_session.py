@@ -171,6 +171,9 @@ class Accepted(PeerConnection):
 
     # As a session of the member.
 
+    def awaits(self, request_id: int) -> bool:
+        return request_id in self._requests
+
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         if self._requests.pop(request_id, None) is not None:
             self.send(request_id, method, END, body)

@@ -16,6 +16,9 @@ from etcdlite.member import RANGE, Member
 from etcdlite.mvcc import RANGE_STEP_KEYS, key_range
 from etcdlite.proto import varint
 
+MAX_SNAPSHOTS = 4
+"""Backups that are sent at once: each keeps files open, and their space taken."""
+
 RANGE_CHUNK_BYTES = 256 << 10
 """About the size of a message of a RangeStream."""
 
@@ -85,6 +88,9 @@ class SnapshotCall(Call):
 
     def message(self, body: bytes) -> None:
         if self._parts is None:
+            if self.member.snapshots_sent >= MAX_SNAPSHOTS:
+                raise error("RequestTooManyRequests")
+            self.member.snapshots_sent += 1
             self.is_ready = True
             self._parts = snap.stream(self.member)  # type: ignore[assignment]
 
@@ -99,6 +105,8 @@ class SnapshotCall(Call):
     def close(self) -> None:
         if self._parts is not None:
             self._parts.close()
+            self._parts = None
+            self.member.snapshots_sent -= 1
 
 
 class RangeStreamCall(Call):
@@ -147,6 +155,9 @@ class RangeStreamCall(Call):
             self.member.read_now(self, self.request_id, RANGE, first)
         else:
             self.member.read(self, self.request_id, RANGE, first)
+
+    def awaits(self, request_id: int) -> bool:
+        return not self._is_closed
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         """The member's answer to the first read."""

@@ -100,6 +100,8 @@ class MemberRig:
         self.answers: dict[int, Any] = {}
         """By request id: the response, or the text of the error."""
         self.is_blocked = False
+        self.cancelled: set[int] = set()
+        """Requests that nobody waits for any more."""
         self._writes: dict[int, int] = {}
         self._next_id = 1
         if not bootstrap.exists(self.disk, DATA_DIR):
@@ -162,6 +164,9 @@ class MemberRig:
         return self.now
 
     # The session.
+
+    def awaits(self, request_id: int) -> bool:
+        return request_id not in self.cancelled
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         self.answers[request_id] = proto.METHODS[method].response.decode(body)

@@ -31,6 +31,9 @@ class Asker:
         self.answers: dict[int, Any] = {}
         self._next_id = 0
 
+    def awaits(self, request_id: int) -> bool:
+        return True
+
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         assert request_id not in self.answers, "answered twice"
         self.answers[request_id] = proto.METHODS[method].response.decode(body)

@@ -87,6 +87,9 @@ class Asker:
 
     is_blocked = False
 
+    def awaits(self, request_id: int) -> bool:
+        return True
+
     def __init__(self) -> None:
         self.outcome: Any = None
 

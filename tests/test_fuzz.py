@@ -110,7 +110,11 @@ def frames(rng: random.Random, count: int) -> bytes:
     for _ in range(count):
         method = rng.choice(methods)
         number = method.number if rng.random() < 0.97 else rng.randrange(256)
-        body = message(rng, method.request).encode()
+        request = message(rng, method.request)
+        if method.full == "Cluster.MemberAdd":
+            # A second voter that does not exist would take the quorum.
+            request.isLearner = True
+        body = request.encode()
         if rng.random() < 0.1:
             body = mutated(rng, body)
         flags = rng.choice((0, 0, 0, proto.END, proto.CANCEL, 255))

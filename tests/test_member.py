@@ -653,3 +653,23 @@ def test_random_life_is_told_the_same_after_every_restart() -> None:
         rig = MemberRig(rig.disk, rig.story, checkpoint_bytes=1)
         rig.settle()
         rig.story.check(rig.member.store)
+
+
+def test_reads_that_nobody_waits_for_any_more_are_left_out() -> None:
+    rig = filled(3000)
+    rig.pace_s = 0.0005
+    everything = proto.RangeRequest(key=b"\0", range_end=b"\0", serializable=True)
+    reads = [rig.send(everything) for _ in range(3 * member.MAX_SLOW_READS)]
+    rig.turn()
+    rig.turn()
+    assert not rig.member.is_idle
+    rig.cancelled.update(reads[1:])
+    looks = rig.looks
+    rig.settle()
+    one = rig.looks - looks
+    assert rig.member.is_idle
+    assert len(rig.answers[reads[0]].kvs) == 3000
+    assert all(not rig.answers[read].kvs for read in reads[1:])
+    looks = rig.looks
+    rig.ask(everything)
+    assert one < 2 * (rig.looks - looks) + 10 * len(reads)

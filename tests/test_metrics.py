@@ -124,6 +124,9 @@ class Asker:
     is_blocked = False
     outcome: Any = None
 
+    def awaits(self, request_id: int) -> bool:
+        return True
+
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         self.outcome = proto.METHODS[method].response.decode(body)
 

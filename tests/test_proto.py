@@ -678,3 +678,12 @@ def test_the_handshake_is_twelve_bytes() -> None:
     assert proto.HANDSHAKE.pack(proto.MAGIC, 1, proto.PROTOCOL_VERSION) == (
         b"\x89ETCDLT\n\x01\x00\x01\x00"
     )
+
+
+def test_a_request_of_very_many_empty_items_is_refused() -> None:
+    body = b"\x0a\x00" * (proto.MAX_REQUEST_ITEMS + 1)
+    assert len(proto.TxnRequest.decode(body[:-2]).compare) == proto.MAX_REQUEST_ITEMS
+    with pytest.raises(proto.DecodeError, match="more than 100000 compare"):
+        proto.TxnRequest.decode(body)
+    kvs = b"\x12\x00" * (proto.MAX_REQUEST_ITEMS + 1)
+    assert len(proto.RangeResponse.decode(kvs).kvs) == proto.MAX_REQUEST_ITEMS + 1
