@@ -801,7 +801,8 @@ class Member:
         """A slice of background work, after a turn's results were handed out."""
         if self._applying is None and not self._is_installing and self.housekeeping.has_work:
             now = self.clock()
-            if self.is_saving and now - self._housekept_at < MAX_HOUSEKEEPING_PAUSE_S:
+            is_awaited = self.is_saving and self._unsynced
+            if is_awaited and now - self._housekept_at < MAX_HOUSEKEEPING_PAUSE_S:
                 return
             # Many writes wait for each other rather than for this, and the garbage that they make
             # has to be cleaned up as fast as they make it.

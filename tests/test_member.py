@@ -234,6 +234,18 @@ def test_background_work_lets_a_write_be_saved_first() -> None:
     assert housekeep() == at_leisure
 
 
+def test_background_work_goes_on_while_writes_wait_for_other_members() -> None:
+    rig = filled(1000)
+    rig.ask(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
+    rig.ask(proto.MemberAddRequest(peerURLs=["http://127.0.0.1:1"]))
+    write = rig.send(PutRequest(key=b"a"))
+    rig.settle()
+    assert write not in rig.answers and rig.member.is_saving
+    rig.member.store.compact(rig.member.store.revision)
+    rig.settle()
+    assert rig.member.store.compaction is None
+
+
 def test_a_compaction_that_is_not_physical_is_answered_at_once() -> None:
     rig = filled(3000)
     rig.ask(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
