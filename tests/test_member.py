@@ -241,9 +241,10 @@ def test_background_work_goes_on_while_writes_wait_for_other_members() -> None:
     write = rig.send(PutRequest(key=b"a"))
     rig.settle()
     assert write not in rig.answers and rig.member.is_saving
-    rig.member.store.compact(rig.member.store.revision)
-    rig.settle()
-    assert rig.member.store.compaction is None
+    for revision in (rig.member.store.revision - 1, rig.member.store.revision):
+        rig.member.store.compact(revision)
+        rig.settle()
+        assert rig.member.store.compaction is None
 
 
 def test_a_compaction_that_is_not_physical_is_answered_at_once() -> None:
