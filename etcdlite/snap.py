@@ -183,6 +183,8 @@ class Incoming:
         self._directory = bootstrap.incoming_directory(member.store.directory)
         self._connection: Accepted | None = None
         self._offer: Any = None
+        self._is_storing = False
+        """What was received is whole and is being made durable: nothing may change it."""
         self._offset = 0
         self._head = b""
         self._targets: list[tuple[File, int]] = []
@@ -194,7 +196,9 @@ class Incoming:
     def begin(self, connection: Accepted, offer: Any) -> int:
         """A member offers a snapshot (a `SnapshotOffer`). Returns the offset to send it from, the
         end if this member has everything that is in it."""
-        if offer.index <= self._member.raft.log.committed:
+        if self._is_storing or offer.index <= self._member.raft.log.committed:
+            # While another one is being stored, say so too: that one is about to count, and if the
+            # leader then still finds something missing, it offers anew.
             return int(offer.size_bytes)
         if self._offer is None or offer.nonce != self._offer.nonce:
             self._discard()
@@ -224,6 +228,7 @@ class Incoming:
             if self._digest.digest() != self._expected:
                 self._refuse("the snapshot does not match its SHA-256")
             else:
+                self._is_storing = True
                 self._member.run_task(self._store, self._stored)
 
     @property
@@ -283,9 +288,11 @@ class Incoming:
     def _stored(self) -> None:
         offer, connection = self._offer, self._connection
         assert connection is not None
+        self._is_storing = False
         self._targets = []
         self._forget()
-        connection.snapshot_taken()
+        if not connection.is_closing:
+            connection.snapshot_taken()
         log.info("received a snapshot", **{"snapshot-index": offer.index})
         self._member.snapshot_received(connection.node, offer)
 

@@ -107,6 +107,7 @@ class Client:
         self._rng = world.rng
         self._session: Any = None
         self._to: Wire | None = None
+        self._back: Wire | None = None
         self._out: list[bytes] = []
         self._reader = proto.FrameReader(64 << 20)
         self._is_shaken = False
@@ -144,7 +145,7 @@ class Client:
         self._connection += 1
         self.node = node
         self._to = Wire(world, self.name, node.name)
-        back = Wire(world, node.name, self.name)
+        self._back = back = Wire(world, node.name, self.name)
         self._session = session = NativeSession(node.member, node.new_output)
         self._to.session, self._to.node = session, node
         back.session, back.node = self, self
@@ -159,8 +160,6 @@ class Client:
 
     def receive(self, wire: Wire, data: bytes) -> None:
         """Bytes came."""
-        if wire.is_cut:
-            return
         if not self._is_shaken:
             # The server sends its handshake and its hello at once.
             data = data[proto.HANDSHAKE.size :]
@@ -193,10 +192,8 @@ class Client:
         """Close the connection, whatever is under way."""
         if self._session is None:
             return
-        assert self.node is not None and self._to is not None
-        wires = self.node._wires.get(self._session)
-        if wires is not None:
-            wires[0].is_cut = True  # What is on its way here is not read any more.
+        assert self._back is not None and self._to is not None
+        self._back.is_cut = True  # What is on its way here is not read any more.
         self._to.close()
         self._lose()
 
@@ -262,7 +259,9 @@ class Client:
                         then(op, answer)
                     else:
                         oracle.answer(op, answer)
-                    self.told_revision = max(self.told_revision, told)
+                    if op.name.startswith("KV."):
+                        # Others may be answered by the leader.
+                        self.told_revision = max(self.told_revision, told)
                     return
             self._trace_answer(op, answer)
             if then is not None:

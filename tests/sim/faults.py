@@ -410,6 +410,9 @@ class Nemesis:
 
     def mend_alarms(self) -> None:
         """Tell the cluster that there is space again."""
+        leader = self.world.leader
+        if leader is not None and self.oracle.alarms:
+            self._connect_to(leader)
         for member_id, kind in sorted(self.oracle.alarms):
             request = proto.AlarmRequest(action=2, memberID=member_id, alarm=kind)
             self._admin_ask("Maintenance.Alarm", request, is_write=True)

@@ -60,7 +60,7 @@ TUNABLES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("etcdlite.watch", "MAX_RESPONSE_BYTES", (300, 1 << 20)),
     ("etcdlite.native", "HIGH_WATER_BYTES", (2000, 1 << 20)),
     ("etcdlite.snap", "CHUNK_BYTES", (700, 8000, 128 * 1024)),
-    ("etcdlite.peer", "SNAPSHOT_BYTES_PER_S", (200_000, 64 << 20)),
+    ("etcdlite.peer", "SNAPSHOT_BYTES_PER_S", (1_000_000, 64 << 20)),
     ("etcdlite.housekeeping", "CHECKPOINT_BYTES_PER_KEY", (1, 64)),
     ("etcdlite.housekeeping", "CLEAN_SHARE", (0.2, 0.5)),
 ]
