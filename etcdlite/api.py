@@ -203,7 +203,21 @@ def keep_alive(member: Member, body: bytes, done: Done) -> None:
             done(error("NotSupportedForLearner"))
         else:
             member.ask_leader(_KEEP_ALIVE, body, partial(_leader_kept_alive, member, body, done))
-    elif member.lessor.is_checkpointed(request.ID):
+    else:
+        # Whether this member leads still, and knows of all that was answered, a read finds out: a
+        # leader that was paused must not renew what another one has let expire meanwhile.
+        confirmed = Asked(partial(_leadership_confirmed, member, request, body, done))
+        member.read(confirmed, 0, _KEEP_ALIVE, request)
+
+
+def _leadership_confirmed(
+    member: Member, request: Any, body: bytes, done: Done, answer: bytes | EtcdError
+) -> None:
+    if isinstance(answer, EtcdError):
+        done(answer)
+    elif not member.lessor.promoted:
+        keep_alive(member, body, done)  # It is another member now.
+    elif member.is_checkpointed(request.ID):
         # A new leader must know of the renewal before the client does.
         checkpoints = [proto.LeaseCheckpoint(ID=request.ID)]
         member.propose_message(

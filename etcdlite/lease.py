@@ -306,8 +306,7 @@ class Lessor:
         ]
 
     def is_checkpointed(self, lease_id: int) -> bool:
-        """The next leader would give the lease less than its TTL: to be undone before a renewal is
-        promised."""
+        """The next leader would give the lease less than its TTL."""
         lease = self._leases.get(lease_id)
         return lease is not None and lease.remaining_ttl_s > 0
 

@@ -62,7 +62,7 @@ from etcdlite.housekeeping import Housekeeping
 from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import ALARM, LEASE, Store
-from etcdlite.peer import FORWARD, Peers, encode_forward
+from etcdlite.peer import FORWARD, KEEP_ALIVE, Peers, encode_forward
 from etcdlite.proto import FRAME, FRAME_HEADER_BYTES, MAX_VARINT_BYTES, DecodeError, varint
 from etcdlite.raft import (
     ENTRY_CONF_CHANGE,
@@ -316,6 +316,8 @@ class Member:
         self._transfers: list[tuple[float, int, Waiter]] = []
         """Since when who waits for whom to lead."""
         self._leases_checkpointed_at = clock()
+        self._checkpoint_index = 0
+        """The entry with the last checkpoint of leases that was proposed here."""
         self._committed: deque[Entry] = deque()
         self._applying: Generator[None, None, None] | None = None
         self._applied_entry: Entry | None = None
@@ -328,7 +330,8 @@ class Member:
         self._slow_reads: deque[tuple[Steps, Waiter]] = deque()
         self._unstarted_reads: deque[Waiter] = deque()
         self._held_reads: dict[Session, list[Waiter]] = {}
-        self._round = 0
+        # Drawn, so that an answer to an earlier life of this member is never taken for one to this.
+        self._round = rng.getrandbits(32) << 20
         self._deadline = 0.0
         self._asked_at = 0.0
         """When the last request came."""
@@ -368,6 +371,18 @@ class Member:
         self.propose(
             session, request_id, method, request, proto.frame(1, method, 0, request.encode())
         )
+
+    def _propose_own(self, requests: Sequence[tuple[int, Any]]) -> int:
+        """Propose what this member has decided as the leader; the index of the entry, 0 if it is
+        not taken. Only now and in this term: by what another leader does later, an expired lease
+        may be alive again, so this is never proposed anew."""
+        self._batch += 1
+        frames = [proto.frame(1, method, 0, request.encode()) for method, request in requests]
+        header = ENTRY_HEADER.pack(ENTRY_VERSION, len(frames), self.id, self._batch)
+        try:
+            return self.raft.propose(b"".join((header, *frames)))
+        except (NotLeader, RequestDropped):
+            return 0
 
     def read(self, session: Session, request_id: int, method: int, request: Any) -> None:
         """Answer a read once it is linearizable."""
@@ -532,10 +547,12 @@ class Member:
         self._measure_disk(now)
         self.raft.tick()
         if self.lessor.promoted:
-            for lease_id in self.lessor.expired(now, REVOKES_PER_TICK):
-                log.debug("lease expired", lease=f"{lease_id:016x}")
-                self.metrics.leases_expired += 1
-                self.propose_message(None, 0, LEASE_REVOKE, proto.LeaseRevokeRequest(ID=lease_id))
+            expired = self.lessor.expired(now, REVOKES_PER_TICK)
+            if expired:
+                self.metrics.leases_expired += len(expired)
+                self._propose_own(
+                    [(LEASE_REVOKE, proto.LeaseRevokeRequest(ID=lease_id)) for lease_id in expired]
+                )
             self._checkpoint_leases(now)
             self._hand_over_if_slow(now)
         self._publish(now)
@@ -635,7 +652,17 @@ class Member:
                 for lease_id, remaining_s in due[at : at + CHECKPOINT_LEASES]
             ]
             request = proto.LeaseCheckpointRequest(checkpoints=checkpoints)
-            self.propose_message(None, 0, CHECKPOINT, request)
+            index = self._propose_own([(CHECKPOINT, request)])
+            self._checkpoint_index = max(index, self._checkpoint_index)
+
+    def is_checkpointed(self, lease_id: int) -> bool:
+        """The next leader would give the lease less than its TTL, or will when what is proposed is
+        applied: to be undone before a renewal is promised."""
+        return self.lessor.is_checkpointed(lease_id) or (
+            self.store.applied_index < self._checkpoint_index
+            and self.lessor.exists(lease_id)
+            and self.lessor.ttl_s(lease_id) > CHECKPOINT_LEASES_INTERVAL_S
+        )
 
     def _hand_over_if_slow(self, now: float) -> None:
         """A leader whose disk does not answer lets another one lead, if one has the whole log."""
@@ -1461,6 +1488,11 @@ class Member:
         parts = (b"\x12" + varint(len(status)) + status for status in statuses)
         return (yield from join_steps(chain((header,), parts)))
 
+    def _read_nothing(self, request: Any) -> Steps:
+        """For who needs to know that this member leads, or has caught up with who does."""
+        return b""
+        yield
+
     def _read_members(self, request: Any) -> Steps:
         members = list(self.cluster.members.values())
         encoded: bytes = proto.MemberListResponse(
@@ -1581,6 +1613,7 @@ READERS: dict[int, Callable[[Member, Any], Steps]] = {
     proto.METHOD_BY_NAME["Cluster.MemberList"].number: Member._read_members,
     proto.METHOD_BY_NAME["Maintenance.Hash"].number: Member._read_hash,
     proto.METHOD_BY_NAME["Maintenance.HashKV"].number: Member._read_hash_kv,
+    KEEP_ALIVE: Member._read_nothing,
 }
 
 _REQUESTS = {number: method.request for number, method in proto.METHODS.items()}
