@@ -38,6 +38,10 @@ class StartError(Exception):
     """The member cannot start; the text says why and what to do."""
 
 
+class NoAnswer(StartError):
+    """None of the members that were asked answers, now."""
+
+
 class Opened(NamedTuple):
     """A member's state as found on disk."""
 
@@ -118,13 +122,65 @@ def new_cluster(name: str, initial_cluster: Iterable[tuple[str, str]], token: st
 
 
 Fetch = Callable[[str], "tuple[int, list[Any]]"]
-"""Ask the member at a peer URL for the cluster's id and its members. Raises OSError or StartError
-with why there is no answer."""
+"""Ask the member at a peer URL for the cluster's id and its members. Raises NoAnswer."""
 
 
-def join_cluster(name: str, initial_cluster: Iterable[tuple[str, str]], fetch: Fetch) -> Founding:
+def check_is_new(
+    founding: Founding, name: str, initial_cluster: Iterable[tuple[str, str]], fetch: Fetch
+) -> None:
+    """Let a member found a cluster only if it is not in it already, as far as one of the others
+    can tell: a member that lost its data may have voted and acknowledged writes, and must not do
+    so a second time. `fetch` is to ask for what the other knows itself. Raises StartError."""
+    for member_name, url in initial_cluster:
+        if member_name == name:
+            continue
+        try:
+            cluster_id, members = fetch(url)
+        except NoAnswer:
+            continue
+        if not members:
+            continue  # It has just been added itself, and knows of nobody yet.
+        if cluster_id != founding.cluster_id:
+            raise StartError(
+                f"the member at {url} is of cluster {cluster_id:x}, but by this configuration this "
+                f"one would be of cluster {founding.cluster_id:x}. Make --initial-cluster and "
+                "--initial-cluster-token the same on all members; to add this member to a running "
+                f"cluster, use {_ADD} and --initial-cluster-state existing"
+            )
+        known = [member for member in members if founding.member_id == member.ID]
+        if not known:
+            raise StartError(
+                f"member {founding.member_id:x} is not in the cluster any more, says the member at "
+                f"{url}. To join again, add it with {_ADD} and start it with "
+                "--initial-cluster-state existing"
+            )
+        if known[0].clientURLs:
+            raise _bootstrapped(founding.member_id)
+        return
+
+
+_ADD = "'etcdlite-ctl member add'"
+
+
+def _bootstrapped(member_id: int) -> StartError:
+    return StartError(
+        f"member {member_id:x} has already been bootstrapped: it has been running with another "
+        "--data-dir. Start it with that one. If that data is lost, remove the member with "
+        f"'etcdlite-ctl member remove {member_id:x}', add it anew with {_ADD}, and start it with "
+        "--initial-cluster-state existing"
+    )
+
+
+def join_cluster(
+    name: str,
+    initial_cluster: Iterable[tuple[str, str]],
+    fetch: Fetch,
+    *,
+    has_data: bool = False,
+) -> Founding:
     """The running cluster that this member was added to, as one of the others tells it. Raises
-    StartError."""
+    NoAnswer if none does, and StartError if it is not that cluster. `has_data`: it is not this
+    member's first start."""
     pairs = list(initial_cluster)
     own_urls = sorted(url for member_name, url in pairs if member_name == name)
     causes = []
@@ -133,20 +189,22 @@ def join_cluster(name: str, initial_cluster: Iterable[tuple[str, str]], fetch: F
             continue
         try:
             cluster_id, members = fetch(url)
-        except (OSError, StartError) as failure:
+        except NoAnswer as failure:
             causes.append(f"{url}: {failure}")
             continue
-        return Founding(cluster_id, _own_id(name, own_urls, pairs, members), members)
-    raise StartError(
+        own = _own(name, own_urls, pairs, members)
+        if own.name and not has_data:
+            raise _bootstrapped(own.ID)
+        return Founding(cluster_id, own.ID, members)
+    why = (
         "no other member of --initial-cluster tells who is in the cluster "
         f"({'; '.join(causes) or 'there is none in it'}). Check --initial-cluster, or start this "
         "member with --initial-cluster-state new if the cluster does not exist yet"
     )
+    raise NoAnswer(why) if causes else StartError(why)
 
 
-def _own_id(
-    name: str, own_urls: list[str], pairs: list[tuple[str, str]], members: list[Any]
-) -> int:
+def _own(name: str, own_urls: list[str], pairs: list[tuple[str, str]], members: list[Any]) -> Any:
     """This member among those of the cluster; the lists must agree, as in etcd."""
     own = [member for member in members if sorted(member.peerURLs) == own_urls]
     if not own:
@@ -170,7 +228,7 @@ def _own_id(
             f" out: {missing}; that are not in the cluster: {foreign}. Use what 'etcdlite-ctl"
             " member add' printed"
         )
-    return int(own[0].ID)
+    return own[0]
 
 
 def create(

@@ -86,10 +86,13 @@ class Config:
     initial_advertise_peer_urls: tuple[str, ...]
     initial_cluster: tuple[tuple[str, str], ...]
     """(name, peer URL) of the members, this one among them; one with several URLs is there more
-    than once."""
+    than once. With `discovery_srv` it is this one alone, and DNS knows the others."""
     initial_cluster_state: str
     """"new" or "existing"."""
     initial_cluster_token: str
+    discovery_srv: str
+    """The domain whose SRV records name the members; empty: initial_cluster does."""
+    discovery_srv_name: str
     force_new_cluster: bool
     max_learners: int
     strict_reconfig_check: bool
@@ -204,6 +207,42 @@ def host_port(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     assert parts.hostname is not None and parts.port is not None, url
     return parts.hostname, parts.port
+
+
+def parse_initial_cluster(
+    items: Sequence[str], name: str, peer_urls: Sequence[str]
+) -> list[tuple[str, str]]:
+    """The (name, peer URL) pairs of `NAME=URL` items, among which the member `name` must be, at
+    exactly these peer URLs. Raises ValueError with what is wrong and what to do."""
+    own = ",".join(f"{name}={url}" for url in peer_urls)
+    pairs = []
+    for item in items:
+        member, _, url = item.partition("=")
+        if not member or not url:
+            raise ValueError(f"not a list of NAME=URL; write for example {own}")
+        pairs.append((member, url))
+    holders: dict[str, str] = {}
+    for member, url in pairs:
+        try:
+            _check_url(url)
+        except ValueError as error:
+            raise ValueError(f"{quoted(url)}: {error}") from None
+        if url in holders:
+            who = f"{member}, twice" if holders[url] == member else f"{holders[url]} and {member}"
+            raise ValueError(f"{url} is the URL of {who}; change one of them")
+        holders[url] = member
+    urls = {url for member, url in pairs if member == name}
+    if not urls:
+        names = ", ".join(dict.fromkeys(member for member, _ in pairs))
+        raise ValueError(
+            f"this member's name, {name}, is not in it; set name to one of {names}, or add {own}"
+        )
+    if urls != set(peer_urls):
+        raise ValueError(
+            f"it has {name} at {', '.join(sorted(urls))}, but initial-advertise-peer-urls is "
+            f"{', '.join(peer_urls)}; make them the same"
+        )
+    return pairs
 
 
 def help_text() -> str:
@@ -357,6 +396,12 @@ def _member_name(text: str) -> str:
     return text
 
 
+def _domain(text: str) -> str:
+    if len(text) > 253 or (text and not re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", text, re.ASCII)):
+        raise ValueError("not a DNS name; write it as in example.com")
+    return text
+
+
 def _check_url(url: str) -> None:
     """Raises ValueError unless `url` is http://HOST:PORT."""
     scheme = url.partition("://")[0]
@@ -426,6 +471,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 TEXT = Kind("TEXT", _text)
 NAME = Kind("NAME", _member_name)
 PATH = Kind("PATH", _text)
+DOMAIN = Kind("DOMAIN", _domain)
 LIST = Kind("LIST", _items, list)
 BOOL = Kind("BOOL", _truth, bool)
 NUMBER = _number(-(1 << 62), 1 << 62)
@@ -442,13 +488,13 @@ RETENTION = Kind("RETENTION", _text, int)
 
 _TLS = "TLS comes with a later version"
 _AUTH = "users and passwords come with a later version"
-_DISCOVERY = "etcdlite asks no discovery service; set initial-cluster"
-_SRV = "finding the members by DNS comes with a later version; set initial-cluster"
+_DISCOVERY = "etcdlite asks no discovery service; set initial-cluster or discovery-srv"
 _PEERS = "connections between members have limits of their own"
 _TRACING = "etcdlite does not export traces"
 _BBOLT = "etcdlite keeps its data in its own files, not in bbolt"
 _PROCEEDS = "compaction always runs in short slices between requests"
 _NO_V2 = "etcdlite has no v2 store"
+_CHECKPOINTS = "what is left of long leases is always written down"
 
 
 def _does(name: str, kind: Kind, default: str, text: str) -> Flag:
@@ -497,6 +543,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
               "new, or existing for a member that was added to a running cluster."),
         _does("initial-cluster-token", TEXT, "etcd-cluster",
               "Tells clusters with the same members apart; goes into the cluster's id."),
+        _does("discovery-srv", DOMAIN, "",
+              "Take initial-cluster from the SRV records of this DNS domain."),
+        _does("discovery-srv-name", DOMAIN, "",
+              "Ask for _etcd-server-NAME._tcp instead of _etcd-server._tcp."),
         _does("strict-reconfig-check", BOOL, "true",
               "Refuse membership changes that could cost the cluster its quorum."),
         _does("max-learners", _number(0, 1000), "1", "Learners at once."),
@@ -594,6 +644,10 @@ _OTHERS: tuple[Flag, ...] = (
     _no_effect("distributed-tracing-instance-id", TEXT, "", _TRACING),
     _no_effect("distributed-tracing-sampling-rate", NUMBER, "0", _TRACING),
     _no_effect("bcrypt-cost", NUMBER, "10", "passwords are not hashed with bcrypt"),
+    _no_effect("compact-hash-check-enabled", BOOL, "true",
+               "members are compared after compactions unless compact-hash-check-time is 0"),
+    _no_effect("enable-lease-checkpoint", BOOL, "true", _CHECKPOINTS),
+    _no_effect("enable-lease-checkpoint-persist", BOOL, "true", _CHECKPOINTS),
     _refused("discovery", TEXT, "", _DISCOVERY),
     _refused("discovery-token", TEXT, "", _DISCOVERY),
     _refused("discovery-endpoints", LIST, "", _DISCOVERY),
@@ -610,8 +664,6 @@ _OTHERS: tuple[Flag, ...] = (
     _refused("discovery-password", TEXT, "", _DISCOVERY),
     _refused("discovery-fallback", TEXT, "exit", _DISCOVERY),
     _refused("discovery-proxy", TEXT, "", _DISCOVERY),
-    _refused("discovery-srv", TEXT, "", _SRV),
-    _refused("discovery-srv-name", TEXT, "", _SRV),
     _refused("cert-file", PATH, "", _TLS),
     _refused("key-file", PATH, "", _TLS),
     _refused("client-cert-auth", BOOL, "false", _TLS),
@@ -886,6 +938,8 @@ class _Reader:
         retention_s, retention_revisions = self._retention(
             settings, value("auto-compaction-mode"), value("auto-compaction-retention")
         )
+        if value("discovery-srv-name") and not value("discovery-srv"):
+            self.warnings.append(f"{shown('discovery-srv-name')}: no effect without discovery-srv")
         quota = value("quota-backend-bytes")
         if value("max-request-bytes") > RECOMMENDED_MAX_REQUEST_BYTES:
             self.warnings.append(
@@ -908,6 +962,8 @@ class _Reader:
             initial_cluster=initial_cluster,
             initial_cluster_state=value("initial-cluster-state"),
             initial_cluster_token=value("initial-cluster-token"),
+            discovery_srv=value("discovery-srv"),
+            discovery_srv_name=value("discovery-srv-name"),
             force_new_cluster=value("force-new-cluster"),
             max_learners=value("max-learners"),
             strict_reconfig_check=value("strict-reconfig-check"),
@@ -974,35 +1030,17 @@ class _Reader:
             return alone
         if self._bad & {"name", "initial-advertise-peer-urls"}:
             return alone
-        shown, own = setting.shown, ",".join(f"{name}={url}" for url in peer_urls)
-        pairs = [tuple(item.partition("=")[::2]) for item in setting.value]
-        if any(not member or not url for member, url in pairs):
-            self.problems.append(f"{shown}: not a list of NAME=URL; write for example {own}")
+        if settings.get("discovery-srv") and settings["discovery-srv"].value:
+            self.problems.append(
+                f"{setting.shown}: conflicts with {settings['discovery-srv'].shown}; set one of "
+                "initial-cluster and discovery-srv"
+            )
             return alone
-        for _, url in pairs:
-            try:
-                _check_url(url)
-            except ValueError as error:
-                self.problems.append(f"{shown}: {quoted(url)}: {error}")
-                return alone
-        for at, (member, url) in enumerate(pairs):
-            for other, other_url in pairs[:at]:
-                if url == other_url:
-                    who = f"{other} and {member}" if other != member else f"{member}, twice"
-                    self.problems.append(f"{shown}: {url} is the URL of {who}; change one of them")
-                    return alone
-        urls = {url for member, url in pairs if member == name}
-        if not urls:
-            self.problems.append(
-                f"{shown}: this member's name, {name}, is not in it; set name to one of "
-                f"{', '.join(dict.fromkeys(member for member, _ in pairs))}, or add {own}"
-            )
-        elif urls != set(peer_urls):
-            self.problems.append(
-                f"{shown}: it has {name} at {', '.join(sorted(urls))}, but "
-                f"initial-advertise-peer-urls is {', '.join(peer_urls)}; make them the same"
-            )
-        return tuple((member, url) for member, url in pairs)
+        try:
+            return tuple(parse_initial_cluster(setting.value, name, peer_urls))
+        except ValueError as error:
+            self.problems.append(f"{setting.shown}: {error}")
+            return alone
 
     def _retention(self, settings: _Layer, mode: str, text: str) -> tuple[float, int]:
         """What automatic compaction keeps: (seconds, revisions), one of them 0."""

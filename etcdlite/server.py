@@ -38,7 +38,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import etcdlite
-from etcdlite import bootstrap, config, log, proto
+from etcdlite import bootstrap, config, discovery, log, proto
 from etcdlite.client import Client, EtcdliteError
 from etcdlite.data import DataDamaged
 from etcdlite.disk import Disk
@@ -93,6 +93,10 @@ METRICS = "listen-metrics-urls"
 
 FETCH_TIMEOUT_S = 5.0
 """How long each of the other members gets to tell who is in the cluster."""
+
+JOIN_PATIENCE_S = 30.0
+JOIN_RETRY_S = 3.0
+"""How long a member that joins asks the others, and the pause when all of them were asked."""
 
 DIAL_TIMEOUT_S = 1.0
 """How long a connection to another member may take to be made."""
@@ -310,15 +314,16 @@ class DiskThread:
             self._done(failure)
 
 
-def fetch_members(url: str) -> tuple[int, list[Any]]:
+def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[Any]]:
     """The cluster's id and members, as the member at a peer URL tells. Blocks for a while. Raises
-    StartError."""
+    bootstrap.NoAnswer."""
     host, port = config.host_port(url)
+    request = proto.MemberListRequest(linearizable=linearizable)
     try:
         with Client(_address(host, port), timeout_s=FETCH_TIMEOUT_S) as client:
-            answer = client.call("Cluster.MemberList", proto.MemberListRequest(linearizable=True))
+            answer = client.call("Cluster.MemberList", request)
     except EtcdliteError as failure:
-        raise bootstrap.StartError(str(failure)) from failure
+        raise bootstrap.NoAnswer(str(failure)) from failure
     return answer.header.cluster_id, list(answer.members)
 
 
@@ -371,9 +376,14 @@ class Server:
         settings = self.settings
         disk = Disk()
         self._lock = bootstrap.lock(disk, settings.data_dir)
-        self._listen()
+        founding = None
         if not bootstrap.exists(disk, settings.data_dir):
-            self._create(disk)
+            # Members that start at once ask each other: one that listened already, but does not
+            # serve yet, would keep the others waiting.
+            founding = self._founding()
+        self._listen()
+        if founding is not None:
+            self._create(disk, founding)
         began = time.monotonic()
         # Loading makes millions of objects and no garbage: looking for some takes a fifth longer.
         gc.disable()
@@ -406,28 +416,71 @@ class Server:
         """etcd's shortest lease: one and a half election timeouts."""
         return math.ceil(1.5 * self.settings.election_timeout_ms / 1000)
 
-    def _founding(self, is_joining: bool) -> bootstrap.Founding:
+    def _initial_cluster(self) -> Sequence[tuple[str, str]]:
+        """As configured or as DNS tells. Raises StartError."""
         settings = self.settings
-        if is_joining:
-            return bootstrap.join_cluster(settings.name, settings.initial_cluster, fetch_members)
+        if not settings.discovery_srv:
+            return settings.initial_cluster
+        try:
+            found = discovery.initial_cluster(
+                settings.discovery_srv,
+                settings.discovery_srv_name,
+                settings.name,
+                settings.initial_advertise_peer_urls,
+            )
+        except discovery.DiscoveryError as failure:
+            raise bootstrap.StartError(f"--discovery-srv: {failure}") from failure
+        shown = ",".join(f"{name}={url}" for name, url in found)
+        log.info("got the members from DNS", **{"initial-cluster": shown})
+        return found
+
+    def _founding(self) -> bootstrap.Founding:
+        """What to start the first time with. Raises StartError."""
+        settings = self.settings
+        initial_cluster = self._initial_cluster()
+        if settings.initial_cluster_state == "existing":
+            return self._join(initial_cluster, has_data=False)
         founding = bootstrap.new_cluster(
-            settings.name, settings.initial_cluster, settings.initial_cluster_token
+            settings.name, initial_cluster, settings.initial_cluster_token
         )
-        if len(founding.members) == 1:
-            # All members must begin with the same, so otherwise each tells this later.
-            founding.members[0].clientURLs = self._advertised_urls()
+        if settings.discovery_srv:
+            # All members must begin with the same, and DNS has no names.
+            for member in founding.members:
+                member.name = ""
+        fetch = partial(fetch_members, linearizable=False)
+        bootstrap.check_is_new(founding, settings.name, initial_cluster, fetch)
         return founding
 
-    def _create(self, disk: Disk) -> None:
+    def _join(
+        self, initial_cluster: Sequence[tuple[str, str]], has_data: bool
+    ) -> bootstrap.Founding:
+        """What the running cluster tells. Raises StartError."""
+        deadline = time.monotonic() + JOIN_PATIENCE_S
+        while True:
+            try:
+                return bootstrap.join_cluster(
+                    self.settings.name, initial_cluster, fetch_members, has_data=has_data
+                )
+            except bootstrap.NoAnswer as failure:
+                if time.monotonic() + JOIN_RETRY_S > deadline:
+                    raise
+                log.warn("cannot join the cluster yet; trying again", why=str(failure))
+                time.sleep(JOIN_RETRY_S)
+
+    def _create(self, disk: Disk, founding: bootstrap.Founding) -> None:
         settings = self.settings
         is_joining = settings.initial_cluster_state == "existing"
-        founding = self._founding(is_joining)
+        if not is_joining and len(founding.members) == 1:
+            # All members must begin with the same, so otherwise each tells this later.
+            founding.members[0].clientURLs = self._advertised_urls()
         log.info(
             "starting local member",
             **{
                 "local-member-id": f"{founding.member_id:x}",
                 "cluster-id": f"{founding.cluster_id:x}",
-                "initial-cluster": ",".join(f"{n}={url}" for n, url in settings.initial_cluster),
+                "initial-cluster": ",".join(
+                    f"{member.name}={url}" for member in founding.members for url in member.peerURLs
+                ),
             },
         )
         bootstrap.create(
@@ -445,7 +498,7 @@ class Server:
         rng = random.Random(int.from_bytes(os.urandom(32), "little"))
         store = opened.store
         members = bootstrap.membership(store, opened.member_id)
-        remotes = [] if members else self._founding(is_joining=True).members
+        remotes = [] if members else self._join(self._initial_cluster(), has_data=True).members
         if settings.force_new_cluster:
             members = [proto.Member(ID=opened.member_id)]
         raft = Raft(
@@ -522,7 +575,13 @@ class Server:
     def _is_surely_alone(self) -> bool:
         """Nothing was said about a cluster: nobody needs the port for members."""
         settings = self.settings
-        said = {PEERS, "initial-cluster", "initial-advertise-peer-urls", "initial-cluster-state"}
+        said = {
+            PEERS,
+            "initial-cluster",
+            "initial-advertise-peer-urls",
+            "initial-cluster-state",
+            "discovery-srv",
+        }
         return said.isdisjoint(settings.sources)
 
     def _listen_at(self, url: str, purpose: str) -> None:

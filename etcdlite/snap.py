@@ -32,6 +32,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etcdlite import ETCD_API_VERSION, __version__, bootstrap, checkpoint, log, proto
+from etcdlite.config import parse_initial_cluster
 from etcdlite.data import DataDamaged, segment_name
 from etcdlite.disk import Disk, File
 from etcdlite.errors import DATA_LOSS, EtcdError
@@ -397,18 +398,13 @@ def _initial_cluster(
     initial_cluster: str, name: str, peer_urls: list[str]
 ) -> list[tuple[str, str]]:
     """(name, peer URL) of the members that are restored together."""
-    pairs = []
-    for item in filter(None, initial_cluster.split(",")):
-        member, _, url = item.partition("=")
-        pairs.append((member, url))
-    if not pairs:
-        return [(name, url) for url in peer_urls]
-    if {url for member, url in pairs if member == name} != set(peer_urls):
-        raise SnapshotError(
-            f"--initial-cluster {initial_cluster} does not have this member, {name}, at "
-            f"{','.join(peer_urls)}. Make it agree with --name and --initial-advertise-peer-urls"
-        )
-    return pairs
+    if not peer_urls:
+        raise SnapshotError("--initial-advertise-peer-urls is empty; write http://HOST:PORT")
+    initial_cluster = initial_cluster or ",".join(f"{name}={url}" for url in peer_urls)
+    try:
+        return parse_initial_cluster(initial_cluster.split(","), name, peer_urls)
+    except ValueError as failure:
+        raise SnapshotError(f"--initial-cluster {initial_cluster}: {failure}") from failure
 
 
 def _open(path: str) -> Any:

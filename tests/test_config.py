@@ -536,6 +536,19 @@ def test_an_initial_cluster_that_cannot_be_is_explained(cluster, problem):
     assert problem in line
 
 
+def test_the_members_come_from_one_place():
+    settings = load("--discovery-srv=example.com", "--discovery-srv-name=lab")
+    assert (settings.discovery_srv, settings.discovery_srv_name) == ("example.com", "lab")
+    (line,) = problems(
+        "--discovery-srv=example.com", "--initial-cluster=default=http://localhost:2380"
+    )
+    assert "set one of initial-cluster and discovery-srv" in line
+    (line,) = problems("--discovery-srv=http://example.com")
+    assert "not a DNS name" in line
+    (line,) = load("--discovery-srv-name=lab").warnings
+    assert "no effect without discovery-srv" in line
+
+
 def test_log_outputs_are_streams_and_files():
     assert load("--log-outputs=systemd/journal,stderr").log_outputs == ("stderr",)
     assert load("--log-outputs=stdout,/tmp/x.log").log_outputs == ("stdout", "/tmp/x.log")

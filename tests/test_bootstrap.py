@@ -1,0 +1,146 @@
+"""How a member finds out whose member it is, before it has any data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from etcdlite import bootstrap, proto
+from etcdlite.bootstrap import Founding, NoAnswer, StartError
+
+A, B, C = ("http://10.0.0.1:2380", "http://10.0.0.2:2380", "http://10.0.0.3:2380")
+PAIRS = [("a", A), ("b", B), ("c", C)]
+Fetch = Callable[[str], "tuple[int, list[Any]]"]
+
+
+def founding(name: str = "a", token: str = "t") -> Founding:
+    return bootstrap.new_cluster(name, PAIRS, token)
+
+
+def cluster(**changes: Any) -> Founding:
+    """The cluster of `PAIRS` with the client URLs and names that `changes` says, by URL's letter:
+    a name, or None for a member that never ran."""
+    given = founding()
+    for member in given.members:
+        name = changes.get(member.name, member.name)
+        member.clientURLs = [f"http://{name}:2379"] if name else []
+        member.name = name or ""
+    return given
+
+
+def answering(answer: Founding, *silent: str) -> Fetch:
+    def fetch(url: str) -> tuple[int, list[Any]]:
+        if url in silent:
+            raise NoAnswer("connection refused")
+        return answer.cluster_id, answer.members
+
+    return fetch
+
+
+# ------------------------------------------------------------------------------------ a new one
+
+
+def test_the_ids_are_those_of_etcd() -> None:
+    # As an etcd 3.5 gives them for this configuration.
+    alone = bootstrap.new_cluster("default", [("default", "http://localhost:2380")], "etcd-cluster")
+    assert f"{alone.member_id:x} {alone.cluster_id:x}" == "8e9e05c52164694d cdf818194e3a8c32"
+
+
+def test_all_members_begin_with_the_same_cluster() -> None:
+    a, b = founding("a"), bootstrap.new_cluster("b", reversed(PAIRS), "t")
+    assert a.cluster_id == b.cluster_id and a.member_id != b.member_id
+    assert sorted(m.encode() for m in a.members) == sorted(m.encode() for m in b.members)
+    assert founding(token="other").cluster_id != a.cluster_id
+
+
+def test_a_cluster_is_founded_while_nobody_else_runs() -> None:
+    bootstrap.check_is_new(founding(), "a", PAIRS, answering(cluster(), B, C))
+
+
+def test_a_member_that_has_not_run_yet_may_found_the_cluster_that_others_have_begun() -> None:
+    bootstrap.check_is_new(founding(), "a", PAIRS, answering(cluster(a=None)))
+    bootstrap.check_is_new(founding(), "a", PAIRS, answering(cluster(a=None), B))
+
+
+def test_a_member_that_lost_its_data_does_not_found_its_cluster_again() -> None:
+    with pytest.raises(StartError, match=r"has already been bootstrapped.*member remove") as raised:
+        bootstrap.check_is_new(founding(), "a", PAIRS, answering(cluster(), B))
+    assert f"{founding().member_id:x}" in str(raised.value)
+
+
+def test_a_member_that_was_removed_does_not_found_the_cluster_again() -> None:
+    rest = cluster()
+    rest.members[:] = [member for member in rest.members if member.name != "a"]
+    with pytest.raises(StartError, match=r"is not in the cluster any more.*member add"):
+        bootstrap.check_is_new(founding(), "a", PAIRS, answering(rest))
+
+
+def test_two_configurations_that_make_different_clusters_are_explained() -> None:
+    with pytest.raises(StartError, match="the same on all members"):
+        bootstrap.check_is_new(founding(token="typo"), "a", PAIRS, answering(cluster(a=None)))
+
+
+def test_one_that_knows_nobody_yet_tells_nothing() -> None:
+    bootstrap.check_is_new(founding(), "a", PAIRS, answering(Founding(1, 2, [])))
+
+
+# ------------------------------------------------------------------------------------ joining
+
+
+def test_a_member_that_was_added_joins_as_the_one_with_its_peer_urls() -> None:
+    running = cluster(c=None)
+    joined = bootstrap.join_cluster("c", PAIRS, answering(running, A))
+    (own,) = (member for member in running.members if member.peerURLs == [C])
+    assert joined == Founding(running.cluster_id, own.ID, running.members)
+
+
+def test_nobody_who_answers_is_told_apart_from_nobody_to_ask() -> None:
+    with pytest.raises(NoAnswer, match=f"{A}: connection refused; {B}: connection refused"):
+        bootstrap.join_cluster("c", PAIRS, answering(cluster(), A, B))
+    with pytest.raises(StartError, match="there is none in it") as raised:
+        bootstrap.join_cluster("c", [("c", C)], answering(cluster()))
+    assert not isinstance(raised.value, NoAnswer)
+
+
+def test_a_member_that_was_not_added_is_told_to_be_added() -> None:
+    pairs = [("a", A), ("d", "http://10.0.0.4:2380")]
+    with pytest.raises(StartError, match=r"member add d --peer-urls=http://10\.0\.0\.4:2380"):
+        bootstrap.join_cluster("d", pairs, answering(cluster()))
+
+
+def test_a_list_that_does_not_agree_with_the_cluster_names_what_differs() -> None:
+    pairs = [("a", A), ("x", "http://10.0.0.9:2380"), ("c", C)]
+    with pytest.raises(StartError, match=rf"leaves out: {B}; that are not .*: http://10\.0\.0\.9"):
+        bootstrap.join_cluster("c", pairs, answering(cluster(c=None)))
+
+
+def test_a_member_that_lost_its_data_does_not_join_as_if_it_had_none() -> None:
+    with pytest.raises(StartError, match="has already been bootstrapped"):
+        bootstrap.join_cluster("c", PAIRS, answering(cluster()))
+    # But it asks again when it was stopped before the leader had sent anything.
+    assert bootstrap.join_cluster("c", PAIRS, answering(cluster()), has_data=True).members
+
+
+def test_one_members_urls_are_not_taken_by_another_name() -> None:
+    pairs = [("a", A), ("b", B), ("z", C)]
+    with pytest.raises(StartError, match="is c, not z"):
+        bootstrap.join_cluster("z", pairs, answering(cluster()))
+
+
+def test_a_removed_member_is_told_how_to_join_again() -> None:
+    class Store:
+        buckets = {bootstrap.REMOVED: {(7).to_bytes(8, "big"): b""}}
+
+    with pytest.raises(StartError, match=r"was removed.*remove the data directory"):
+        bootstrap.membership(Store(), 7)  # type: ignore[arg-type]
+
+
+def test_the_members_of_a_store_are_its_membership() -> None:
+    member = proto.Member(ID=7, name="a", peerURLs=[A])
+
+    class Store:
+        buckets = {bootstrap.MEMBER: {(7).to_bytes(8, "big"): member.encode()}}
+
+    assert bootstrap.membership(Store(), 7) == [member]  # type: ignore[arg-type]

@@ -1,0 +1,165 @@
+"""First starts of real members: founding a cluster, joining it, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ServerProcess, wait_until
+from test_cluster_live import LiveCluster, cluster, free_ports
+from test_discovery import FakeDns, fake_dns
+
+from etcdlite import proto, snap
+from etcdlite.client import Client
+
+__all__ = ["cluster", "fake_dns"]  # Fixtures.
+
+
+def lose_data(member: ServerProcess) -> None:
+    member.kill()
+    shutil.rmtree(member.data_dir)
+
+
+def refused(member: ServerProcess, *flags: str) -> str:
+    """Why the member does not start."""
+    member.spawn(*flags)
+    assert member.wait() == 1, member.tail()
+    return member.lines[-1]
+
+
+def fourth(three: LiveCluster) -> tuple[ServerProcess, str]:
+    """A member m4 that is ready to join, and its peer URL."""
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    flags = [flag.partition("=") for flag in three.members["m1"].flags]
+    (initial,) = (value for name, _, value in flags if name == "--initial-cluster")
+    three._peer_ports["m4"] = port
+    return three._make("m4", url, f"{initial},m4={url}", "existing"), url
+
+
+def test_a_member_that_lost_its_data_has_to_be_added_anew(cluster: Any) -> None:
+    three = cluster()
+    three.load(1)
+    lost = three.follower()
+    lost_id = three.id_of(lost)
+    lose_data(lost)
+    assert "has already been bootstrapped" in refused(lost)
+    assert "has already been bootstrapped" in refused(lost, "--initial-cluster-state=existing")
+    three.call("Cluster.MemberRemove", proto.MemberRemoveRequest(ID=lost_id))
+    assert "is not in the cluster any more" in refused(lost)
+    del three.members[lost.data_dir.name]
+    three.add("m4")
+    three.progress()
+    three.check()
+
+
+def test_a_member_with_another_token_is_told_what_differs(cluster: Any) -> None:
+    three = cluster()
+    odd = three.follower()
+    lose_data(odd)
+    why = refused(odd, "--initial-cluster-token=typo")
+    assert "--initial-cluster-token the same on all members" in why
+
+
+def test_a_member_that_was_not_added_is_told_to_be_added(cluster: Any) -> None:
+    three = cluster()
+    stranger, url = fourth(three)
+    assert f"member add m4 --peer-urls={url}" in refused(stranger)
+
+
+def test_a_member_waits_a_while_for_the_cluster_that_it_joins(cluster: Any) -> None:
+    three = cluster()
+    old = list(three.members.values())
+    joining, url = fourth(three)
+    three.call("Cluster.MemberAdd", proto.MemberAddRequest(peerURLs=[url]))
+    for member in old:
+        member.stop()
+    joining.spawn()
+    joining.wait_for_log("cannot join the cluster yet; trying again")
+    for member in old:
+        member.start()
+    wait_until(lambda: joining.endpoint, f"it joins; {joining.tail()}")
+    with Client(joining.endpoint, timeout_s=60.0) as client:
+        client.put("k", "v")
+
+
+def test_a_cluster_is_restored_from_one_members_backup(cluster: Any, tmp_path: Path) -> None:
+    three = cluster()
+    with Client(three.endpoints) as client:
+        client.put("k", "v")
+        revision = client.get("k").mod_revision
+        client.snapshot(str(tmp_path / "backup"))
+    for member in three.members.values():
+        lose_data(member)
+    for name, member in three.members.items():
+        flags = dict(flag.removeprefix("--").split("=", 1) for flag in member.flags)
+        snap.restore(
+            str(tmp_path / "backup"),
+            str(member.data_dir),
+            name=name,
+            initial_cluster=flags["initial-cluster"],
+            initial_cluster_token="restored",
+            initial_advertise_peer_urls=flags["initial-advertise-peer-urls"],
+        )
+    for member in three.members.values():
+        member.start()
+    for member in three.members.values():
+        with Client(member.endpoint, timeout_s=60.0) as client:
+            assert client.get("k").mod_revision == revision
+            assert {m.name for m in client.members()} == set(three.members)
+
+
+# Instead of the system's, the resolver that asks the test's DNS server.
+WITH_FAKE_DNS = """
+    import sys
+    import dns.resolver
+    fake = dns.resolver.Resolver(configure=False)
+    fake.nameservers, fake.port = ["127.0.0.1"], int(sys.argv.pop(1))
+    dns.resolver.Resolver = lambda: fake
+    from etcdlite.server import main
+    sys.exit(main())
+"""
+
+
+@pytest.fixture
+def discovered(fake_dns: FakeDns, tmp_path: Path) -> Iterator[list[ServerProcess]]:
+    """Three members that know each other from DNS alone."""
+    ports = free_ports(3)
+    fake_dns.records["_etcd-server._tcp.lab.invalid"] = [f"0 0 {p} 127.0.0.1." for p in ports]
+    members = [
+        ServerProcess(
+            tmp_path / f"m{port}",
+            [
+                f"--name=m{port}",
+                "--discovery-srv=lab.invalid",
+                f"--listen-peer-urls=http://127.0.0.1:{port}",
+                f"--initial-advertise-peer-urls=http://127.0.0.1:{port}",
+            ],
+            [sys.executable, "-c", textwrap.dedent(WITH_FAKE_DNS), str(fake_dns.resolver.port)],
+        )
+        for port in ports
+    ]
+    yield members
+    for member in members:
+        member.close()
+        print(f"--- log of {member.data_dir.name}:", *member.lines[-60:], sep="\n")
+
+
+def test_members_find_each_other_by_dns(discovered: list[ServerProcess]) -> None:
+    for member in discovered:
+        member.start()
+    names = {member.data_dir.name for member in discovered}
+    with Client([member.endpoint for member in discovered], timeout_s=60.0) as client:
+        client.put("k", "v")
+        wait_until(lambda: {m.name for m in client.members()} == names, "all tell their names")
+    # Only the first start asks: afterwards the data directory knows the members.
+    assert discovered[0].logged("got the members from DNS")
+    lines = len(discovered[0].lines)
+    discovered[0].stop()
+    discovered[0].start()
+    assert not [li for li in discovered[0].lines[lines:] if "from DNS" in li]
