@@ -1,6 +1,7 @@
 # etcdlite: everything a newcomer or CI types. Each target makes what it needs in $(VENV).
 #
 #   make run         a durable server on 127.0.0.1:2379, data in ./default.etcdlite
+#   make cluster     three members on loopback, data in ./cluster; Ctrl-C stops them
 #   make test        lint, types and tests (minutes);  make test-long  the long tests
 #   make bench       measure beside etcd 3.5 and rewrite the tables of docs/performance.md
 #   make bench-quick the same, smaller, to standard output only
@@ -14,11 +15,14 @@ LINTED := etcdlite tests bench
 # What npm leaves behind when it has installed npm's etcd client for the tests.
 NPM_CLIENT := tests/clients/node_modules/.package-lock.json
 
-.PHONY: run test test-long bench bench-quick lint format clean scripts
+.PHONY: run cluster test test-long bench bench-quick lint format clean scripts
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
 	@exec $(BIN)/etcdlite
+
+cluster: $(VENV)/run.stamp
+	@exec $(BIN)/python -m etcdlite.local_cluster
 
 test: lint scripts $(NPM_CLIENT)
 	$(BIN)/pytest -q

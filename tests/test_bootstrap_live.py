@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 import shutil
+import signal
+import socket
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -10,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ServerProcess, wait_until
+from conftest import ROOT, ServerProcess, wait_until
 from test_cluster_live import LiveCluster, cluster, free_ports
 from test_discovery import FakeDns, fake_dns
 
@@ -163,3 +169,55 @@ def test_members_find_each_other_by_dns(discovered: list[ServerProcess]) -> None
     discovered[0].stop()
     discovered[0].start()
     assert not [li for li in discovered[0].lines[lines:] if "from DNS" in li]
+
+
+def local_cluster(folder: Path, ports: list[int]) -> subprocess.Popen[str]:
+    pairs = zip(ports[::2], ports[1::2], strict=True)
+    members = {f"m{number}": pair for number, pair in enumerate(pairs, 1)}
+    code = (
+        "import sys; from etcdlite import local_cluster; "
+        f"local_cluster.MEMBERS = {members}; local_cluster.RESTART_S = 0.1; "
+        f"sys.exit(local_cluster.main([{str(folder)!r}]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ETCD_NAME": "nobody"},
+    )
+
+
+def test_one_command_runs_a_cluster_to_try(tmp_path: Path) -> None:
+    ports = free_ports(6)
+    with local_cluster(tmp_path / "cluster", ports) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        shown = "".join(itertools.takewhile(lambda line: "Ctrl-C" not in line, lines))
+        assert "Three members serve" in shown
+        endpoints = re.search("ENDPOINTS=(.*)", shown)
+        assert endpoints is not None
+        with Client(endpoints[1].split(","), timeout_s=60.0) as client:
+            client.put("k", "v")
+            assert {member.name for member in client.members()} == {"m1", "m2", "m3"}
+        killed = re.search(r"kill -9 (\d+) \(m2\)", shown)
+        assert killed is not None
+        os.kill(int(killed[1]), signal.SIGKILL)
+        assert any("m2 was started again" in line for line in lines)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_a_cluster_to_try_whose_port_is_taken_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    ports = free_ports(6)
+    taken = f"127.0.0.1:{ports[2]}"
+    with (
+        socket.create_server(("127.0.0.1", ports[2])),
+        local_cluster(tmp_path, ports) as process,
+    ):
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "m2 ended; its log" in errors and f"cannot listen on http://{taken}" in errors
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
