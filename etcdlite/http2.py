@@ -360,9 +360,9 @@ class Connection:
                 self._keep(data, at, stop - at)
                 return
             if word & 0xFF == HEADERS and flags == END_HEADERS and end - stop >= 9:
-                request = known.get(data[at + 9 : stop])
+                hit = known.get(data[at + 9 : stop])
                 if (
-                    request is not None
+                    hit is not None
                     and self._last_id < stream_id <= MAX_STREAM_ID
                     and stream_id & 1
                     and len(streams) < self._max_streams
@@ -372,6 +372,7 @@ class Connection:
                     word, flags, second_id = unpack_from(data, stop)
                     size = word >> 8
                     after = stop + 9 + size
+                    request, content_length = hit
                     if (
                         word & 0xFF == DATA
                         and flags == END_STREAM
@@ -379,6 +380,7 @@ class Connection:
                         and size <= MAX_FRAME_BYTES
                         and after <= end
                         and size <= self._receive_window
+                        and (content_length is None or size == content_length)
                     ):
                         if stream_id != self._last_id + 2:
                             self._gap = (self._last_id + 2, stream_id - 2)
@@ -512,7 +514,7 @@ class Connection:
         self, stream_id: int, flags: int, block: bytes, depends_on_itself: bool
     ) -> None:
         """A whole header block. Whatever becomes of it, the dynamic table must see it."""
-        request = self._known.get(block)
+        request, content_length = self._known.get(block, (None, None))
         headers = None
         is_changed = False
         if request is None:
@@ -530,7 +532,6 @@ class Connection:
         if len(self.streams) >= self._max_streams:
             self._hush(NOISE_PER_RESET)
             raise StreamFault(stream_id, REFUSED_STREAM)
-        content_length = None
         if headers is not None:
             if depends_on_itself or not is_well_formed(headers):
                 raise StreamFault(stream_id, PROTOCOL_ERROR)
@@ -540,10 +541,10 @@ class Connection:
                     if not value.isdigit() or len(value) > 19:
                         raise StreamFault(stream_id, PROTOCOL_ERROR)
                     content_length = int(value)
-            if not is_changed and content_length is None and len(block) <= MAX_KNOWN_BLOCK_BYTES:
+            if not is_changed and len(block) <= MAX_KNOWN_BLOCK_BYTES:
                 if len(self._known) >= MAX_KNOWN_BLOCKS:
                     self._known.clear()
-                self._known[block] = request
+                self._known[block] = (request, content_length)
         elif depends_on_itself:
             raise StreamFault(stream_id, PROTOCOL_ERROR)
         stream = self.stream_class(stream_id, request, False)
