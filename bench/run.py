@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import scale, throughput
+from bench import cluster, grpc, scale, throughput
 from bench.servers import etcd_binary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +76,37 @@ SCALE_ROWS = {
     "put_defragmentation_max_ms": "worst, ms",
     "defragmentation_s": "the defragmentation took, s",
     "defragmented_disk_mib": "data directory after it, MiB",
+}
+
+
+GRPC_ROWS = {
+    "put_per_s": "puts/s, 100 connections x 10 streams",
+    "put_cpu_us": "server CPU per put, µs",
+    "put_p99_us": "p99, µs",
+    "range_per_s": "ranges/s (one key, linearizable)",
+    "range_cpu_us": "server CPU per range, µs",
+    "range_p99_us": "p99, µs",
+    "txn_per_s": "transactions/s (a compare and a put)",
+    "txn_cpu_us": "server CPU per transaction, µs",
+    "txn_p99_us": "p99, µs",
+    "one_put_per_s": "puts/s, one client, one at a time",
+    "one_put_p99_us": "p99, µs",
+    "one_range_per_s": "ranges/s, one client, one at a time",
+    "one_range_p99_us": "p99, µs",
+    "keep_alives_per_s": "lease keep-alives/s",
+    "keep_alive_cpu_us": "server CPU per keep-alive, µs",
+    "events_per_s": "watch events/s, 1 put to 1,000 watchers",
+    "fan_out_ms": "until the last of 1,000 watchers has it, p50, ms",
+}
+
+CLUSTER_ROWS = {
+    "leader_put_per_s": "puts/s through the leader, gRPC, 990 in flight",
+    "leader_put_cpu_us": "CPU per put of all three members, µs",
+    "all_put_per_s": "puts/s through all three members",
+    "all_put_cpu_us": "CPU per put of all three members, µs",
+    "rss_mib": "RSS of the largest member, MiB",
+    "failover_p50_ms": "kill -9 of the leader to the next acknowledged put, p50, ms",
+    "failover_max_ms": "worst, ms",
 }
 
 
@@ -187,9 +218,9 @@ def write_sections(page: Path, sections: dict[str, str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure etcdlite beside etcd.")
     parser.add_argument("--quick", action="store_true", help="a tenth of the keys, short rounds")
-    parser.add_argument("--rounds", type=int, help="default 7 for throughput and 3 for scale")
+    parser.add_argument("--rounds", type=int, help="default 7, 5, 3 and 3")
     parser.add_argument("--keys", type=int, help="keys in the scale part; default 1,000,000")
-    parser.add_argument("--only", choices=["throughput", "scale"])
+    parser.add_argument("--only", choices=["throughput", "grpc", "cluster", "scale"])
     parser.add_argument("--servers", default=",".join(SERVERS))
     parser.add_argument("--dir", default=str(ROOT / "build" / "bench"), help="for data directories")
     parser.add_argument("--write", type=Path, help="page whose tables are replaced")
@@ -205,13 +236,13 @@ def main() -> None:
     sections = {"machine": machine(folder, command.strip())}
     print(sections["machine"], flush=True)
 
-    if options.only != "scale":
+    share = 0.2 if options.quick else 1.0
+    if options.only in (None, "throughput"):
         splits = throughput.fastest_splits(folder, 20_000 if options.quick else 50_000)
         note = "etcd was fastest with " + " and ".join(
             f"{connections} connections of {streams} streams for {kind}s"
             for kind, (connections, streams) in splits.items()
         )
-        share = 0.2 if options.quick else 1.0
         results = alternate(
             options.rounds or (3 if options.quick else 7),
             servers,
@@ -220,7 +251,20 @@ def main() -> None:
         sections["throughput"] = table(THROUGHPUT_ROWS, results) + f"\n\n{note}."
         print("\n" + sections["throughput"], flush=True)
 
-    if options.only != "throughput":
+    for name, rows, measure, rounds in (
+        ("grpc", GRPC_ROWS, grpc.measure, 5),
+        ("cluster", CLUSTER_ROWS, cluster.measure, 3),
+    ):
+        if options.only in (None, name):
+            results = alternate(
+                options.rounds or (2 if options.quick else rounds),
+                servers,
+                lambda server, measure=measure: measure(server, folder, share),  # type: ignore[misc]
+            )
+            sections[name] = table(rows, results)
+            print("\n" + sections[name], flush=True)
+
+    if options.only in (None, "scale"):
         keys = options.keys or (100_000 if options.quick else 1_000_000)
         results = alternate(
             options.rounds or (1 if options.quick else 3),

@@ -502,6 +502,7 @@ class GrpcSession(Connection):
             size > self._send_window
             or size > self._initial_window + stream.credit
             or size > self._max_sent_frame
+            or self.table_update
         ):
             self.send_headers(stream, _HEADER_BLOCK)
             self.send_data(stream, PREFIX.pack(0, len(body)), body)

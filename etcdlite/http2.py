@@ -29,7 +29,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from etcdlite.headers import MAX_LIST_BYTES, Field, HeaderFault, Headers, HeadersTooLarge, Unpacker
+from etcdlite.headers import (
+    MAX_LIST_BYTES,
+    TABLE_BYTES,
+    Field,
+    HeaderFault,
+    Headers,
+    HeadersTooLarge,
+    Unpacker,
+)
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What every client sends first."""
@@ -104,6 +112,7 @@ PADDED = 0x8
 HAS_PRIORITY = 0x20
 
 # Settings.
+HEADER_TABLE_SIZE = 1
 ENABLE_PUSH = 2
 MAX_CONCURRENT_STREAMS = 3
 INITIAL_WINDOW_SIZE = 4
@@ -271,6 +280,9 @@ class Connection:
         self._has_preface = False
         self._unpacker = Unpacker()
         self._known: dict[bytes, Any] = {}
+        self.table_update = b""
+        """What the next header block that is sent must begin with: the peer wants a smaller dynamic
+        table (RFC 7541, 4.2), and gets none."""
         self._block: tuple[int, int, list[bytes], bool] | None = None
         """A header block in pieces: stream id, flags, the pieces, depends on itself."""
         self._last_id = 0
@@ -621,6 +633,8 @@ class Connection:
                 if not 16_384 <= value < 1 << 24:
                     raise ConnectionFault(PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
                 self._max_sent_frame = min(value, MAX_SENT_FRAME_BYTES)
+            elif setting == HEADER_TABLE_SIZE and value < TABLE_BYTES:
+                self.table_update = b"\x20"
         if window != self._initial_window:
             self._initial_window = window
             if any(stream.credit > MAX_WINDOW - window for stream in self.streams.values()):
@@ -692,6 +706,8 @@ class Connection:
     def send_headers(self, stream: Stream, block: bytes) -> None:
         """The header of the answer."""
         stream.headers_sent = True
+        if self.table_update:
+            block, self.table_update = self.table_update + block, b""
         self._append(frame(HEADERS, END_HEADERS, stream.id, block))
 
     def send_data(self, stream: Stream, head: bytes, body: bytes) -> None:
@@ -735,6 +751,9 @@ class Connection:
             self._finish(stream, tail)
 
     def _finish(self, stream: Stream, tail: bytes) -> None:
+        if self.table_update:
+            block, self.table_update = self.table_update + tail[FRAME_HEADER_BYTES:], b""
+            tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
         if not stream.is_ended:
             # The rest of the request is of no interest (RFC 9113, 8.1).
             tail += frame(RST_STREAM, 0, stream.id, _INT.pack(NO_ERROR))

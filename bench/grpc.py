@@ -1,0 +1,201 @@
+"""gRPC against gRPC: what clients of etcd get, from the same load generator on both servers.
+
+h2load (C, Debian's nghttp2-client) sends the same bodies to both, over 100 connections of 10
+streams: puts, ranges of one key and transactions (a compare and a put); with one connection and one
+stream for one client that asks one thing at a time; and keep-alives, `KEEP_ALIVES` messages to a
+stream.
+Latencies are h2load's own, of every request. The fan-out is measured by this process: `WATCHERS`
+watches of one key on `WATCH_CONNECTIONS` connections; a put is sent, and the next one when all of
+them have its event.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import subprocess
+import time
+
+from bench.clients import GrpcConnection, call
+from bench.native_load import key_of, value_of
+from bench.servers import Server
+from etcdlite import proto
+
+SPLIT = (100, 10)
+KEEP_ALIVES = 100
+WATCHERS = 1000
+WATCH_CONNECTIONS = 20
+FAN_OUT_PUTS = 200
+
+_DATA = 0
+
+
+def _message(body: bytes) -> bytes:
+    return b"\0" + len(body).to_bytes(4, "big") + body
+
+
+def h2load(
+    server: Server,
+    method_name: str,
+    content: bytes,
+    requests: int,
+    split: tuple[int, int],
+    folder: str,
+) -> list[int]:
+    """Latencies of all requests in microseconds, sorted, and how long it all took, in microseconds,
+    as the last item. Raises SystemExit on any failed request. `content`: what each one sends."""
+    body_path, log_path = os.path.join(folder, "body"), os.path.join(folder, "latencies")
+    with open(body_path, "wb") as file:
+        file.write(content)
+    if os.path.exists(log_path):
+        os.unlink(log_path)
+    connections, streams = split
+    output = subprocess.run(
+        [
+            "h2load",
+            f"--requests={requests}",
+            f"--clients={connections}",
+            f"--max-concurrent-streams={streams}",
+            f"--data={body_path}",
+            f"--log-file={log_path}",
+            "--header=te: trailers",
+            "--header=content-type: application/grpc",
+            f"http://127.0.0.1:{server.port}{proto.METHOD_BY_NAME[method_name].grpc_path}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    if f"{requests} succeeded, 0 failed, 0 errored, 0 timeout" not in output:
+        raise SystemExit(f"bench: h2load failed:\n{output}")
+    took_us = float(output.partition("finished in ")[2].partition("s,")[0].rstrip("m")) * 1e6
+    if "ms, " in output.partition("finished in ")[2].partition(" req/s")[0]:
+        took_us /= 1000
+    with open(log_path) as file:
+        latencies = sorted(int(line.split()[2]) for line in file)
+    os.unlink(log_path)
+    return [*latencies, int(took_us)]
+
+
+def _load(
+    figures: dict[str, float],
+    name: str,
+    server: Server,
+    method_name: str,
+    body: bytes,
+    requests: int,
+    folder: str,
+) -> None:
+    cpu = server.cpu_s()
+    *latencies, took_us = h2load(server, method_name, _message(body), requests, SPLIT, folder)
+    figures[f"{name}_per_s"] = requests / took_us * 1e6
+    figures[f"{name}_cpu_us"] = (server.cpu_s() - cpu) / requests * 1e6
+    figures[f"{name}_p99_us"] = latencies[len(latencies) * 99 // 100]
+
+
+class Watchers(GrpcConnection):
+    """A connection with watches that only counts their events."""
+
+    def __init__(self, port: int, watches: int, key: bytes) -> None:
+        super().__init__(port)
+        self.frames = 0
+        create = proto.WatchCreateRequest(key=key)
+        message = _message(proto.WatchRequest(create_request=create).encode())
+        method = proto.METHOD_BY_NAME["Watch.Watch"]
+        out = []
+        for _ in range(watches):
+            self._next_id += 2
+            header = self._header_block(method)
+            out.append(_frame(1, 4, self._next_id, header))
+            out.append(_frame(_DATA, 0, self._next_id, message))
+        self.socket.sendall(b"".join(out))
+        self.wait(watches)
+
+    def wait(self, frames: int) -> None:
+        """Until that many messages have come."""
+        while self.frames < frames:
+            self._read_frames()
+        self.frames -= frames
+
+    def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == _DATA:
+            self.frames += 1
+            self._unacknowledged_bytes += len(payload)
+        else:
+            super()._take_frame(kind, flags, stream, payload)
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def fan_out(server: Server, puts: int) -> tuple[float, float]:
+    """Events per second, and the median time in milliseconds until the last watcher has one."""
+    each = WATCHERS // WATCH_CONNECTIONS
+    key = b"fan-out"
+    watchers = [Watchers(server.port, each, key) for _ in range(WATCH_CONNECTIONS)]
+    by_fd = {watcher.socket.fileno(): watcher for watcher in watchers}
+    client = GrpcConnection(server.port)
+    times = []
+    for number in range(puts):
+        began = time.perf_counter()
+        call(client, "KV.Put", proto.PutRequest(key=key, value=b"%d" % number))
+        waiting = dict(by_fd)
+        while waiting:
+            for fd in select.select(list(waiting), [], [])[0]:
+                waiting[fd]._read_frames()
+                if waiting[fd].frames >= each:
+                    waiting[fd].frames -= each
+                    del waiting[fd]
+        times.append(time.perf_counter() - began)
+    for connection in (*watchers, client):
+        connection.close()
+    return WATCHERS * puts / sum(times), sorted(times)[len(times) // 2] * 1000
+
+
+def measure(name: str, folder: str, scale: float) -> dict[str, float]:
+    """One round with one server. `scale` 1.0 takes about half a minute."""
+    figures: dict[str, float] = {}
+    put = proto.PutRequest(key=key_of(0), value=value_of(0))
+    get = proto.RangeRequest(key=key_of(0))
+    compare = proto.Compare(
+        result=proto.Compare.GREATER,
+        target=proto.Compare.VERSION,
+        key=key_of(0),
+        version=0,
+    )
+    txn = proto.TxnRequest(compare=[compare], success=[proto.RequestOp(request_put=put)])
+    with Server(name, folder) as server:
+        h2load(server, "KV.Put", _message(put.encode()), int(20_000 * scale), SPLIT, folder)
+        for kind, method_name, request, requests in (
+            ("put", "KV.Put", put, 200_000),
+            ("range", "KV.Range", get, 300_000),
+            ("txn", "KV.Txn", txn, 100_000),
+        ):
+            count = int(requests * scale)
+            _load(figures, kind, server, method_name, request.encode(), count, folder)
+        for kind, method_name, request in (
+            ("one_put", "KV.Put", put),
+            ("one_range", "KV.Range", get),
+        ):
+            count = int(5_000 * scale)
+            content = _message(request.encode())
+            *latencies, took_us = h2load(server, method_name, content, count, (1, 1), folder)
+            figures[f"{kind}_per_s"] = count / took_us * 1e6
+            figures[f"{kind}_p99_us"] = latencies[len(latencies) * 99 // 100]
+        client = GrpcConnection(server.port)
+        lease = call(client, "Lease.LeaseGrant", proto.LeaseGrantRequest(TTL=3600)).ID
+        client.close()
+        keep_alive = _message(proto.LeaseKeepAliveRequest(ID=lease).encode())
+        streams = int(3_000 * scale)
+        cpu = server.cpu_s()
+        *_, took_us = h2load(
+            server, "Lease.LeaseKeepAlive", keep_alive * KEEP_ALIVES, streams, SPLIT, folder
+        )
+        figures["keep_alives_per_s"] = streams * KEEP_ALIVES / took_us * 1e6
+        figures["keep_alive_cpu_us"] = (server.cpu_s() - cpu) / streams / KEEP_ALIVES * 1e6
+        figures["events_per_s"], figures["fan_out_ms"] = fan_out(
+            server, max(20, int(FAN_OUT_PUTS * scale))
+        )
+    return figures
