@@ -437,6 +437,20 @@ def test_settings_are_acknowledged() -> None:
     assert echo.tell(frame(SETTINGS, ACK, 0)) == []
 
 
+def test_a_peer_that_wants_a_smaller_header_table_is_told_once_that_there_is_none() -> None:
+    echo = opened()
+    answer = echo.tell(frame(SETTINGS, 0, 0, setting(1, 100)), request(1))
+    blocks = [f.payload for f in answer if f.kind == HEADERS]
+    assert blocks[0][:1] == b"\x20" and all(block[:1] != b"\x20" for block in blocks[1:])
+    answer = echo.tell(request(3))
+    assert all(f.payload[:1] != b"\x20" for f in answer if f.kind == HEADERS)
+    assert all(
+        f.payload[:1] != b"\x20"
+        for f in opened().tell(frame(SETTINGS, 0, 0, setting(1, 8192)), request(1))
+        if f.kind == HEADERS
+    )
+
+
 def test_a_header_block_may_come_in_pieces() -> None:
     pieces = [REQUEST[i : i + 5] for i in range(0, len(REQUEST), 5)]
     sent = frame(HEADERS, END_STREAM, 1, pieces[0])
