@@ -112,8 +112,6 @@ class Config:
     listen_client_http_urls: tuple[str, ...]
     listen_metrics_urls: tuple[str, ...]
     enable_grpc_gateway: bool
-    metrics: str
-    """"basic" or "extensive"."""
     cors: tuple[str, ...]
     host_whitelist: tuple[str, ...]
     grpc_keepalive_min_time_s: float
@@ -579,8 +577,6 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         _does("listen-metrics-urls", OPTIONAL_URLS, "",
               "Further addresses for /metrics and health checks alone."),
         _does("enable-grpc-gateway", BOOL, "true", "Serve the API as JSON below /v3/."),
-        _does("metrics", _choice("SET", "basic", "extensive"), "basic",
-              "basic, or extensive: with histograms of how long gRPC calls take."),
         _does("cors", LIST, "*", "Origins whose web pages may read answers; * is any."),
         _does("host-whitelist", LIST, "*", "Names that HTTP clients may call this by; * is any."),
         _does("grpc-keepalive-min-time", DURATION, "5s",
@@ -616,6 +612,8 @@ _OTHERS: tuple[Flag, ...] = (
                "checkpoints go by the size of the log (checkpoint-bytes), not by its entries"),
     _no_effect("max-snapshots", NUMBER, "5", "a checkpoint goes when the next one is complete"),
     _no_effect("max-wals", NUMBER, "5", "the log is removed up to the last complete checkpoint"),
+    _no_effect("metrics", _choice("SET", "basic", "extensive"), "basic",
+               "how long each gRPC method takes is not kept by method"),
     _no_effect("memory-mlock", BOOL, "false", "etcdlite does not map its data into memory"),
     _no_effect("backend-bbolt-freelist-type", TEXT, "map", _BBOLT),
     _no_effect("backend-batch-interval", DURATION, "100ms", _BBOLT),
@@ -980,7 +978,6 @@ class _Reader:
             listen_client_http_urls=value("listen-client-http-urls"),
             listen_metrics_urls=value("listen-metrics-urls"),
             enable_grpc_gateway=value("enable-grpc-gateway"),
-            metrics=value("metrics"),
             cors=value("cors"),
             host_whitelist=value("host-whitelist"),
             grpc_keepalive_min_time_s=value("grpc-keepalive-min-time"),

@@ -30,6 +30,10 @@ ANSWER_TIMEOUT_S = 300.0
 """A large state takes its time to be hashed."""
 
 
+INITIAL_S = 5.0
+"""How long a member that starts waits for the others' hashes."""
+
+
 class HashCheck:
     """Compares the members every `interval_s` (0: never) and, if `after_compaction_s` is not 0,
     within that time after each compaction. Driven by `Member.tick`."""
@@ -43,10 +47,59 @@ class HashCheck:
         self._is_running = False
         self.checks = 0
         """How many members were compared."""
+        self.is_over = True
+        """The check before this member serves clients is done, or was not asked for."""
+        self.difference = ""
+        """What that check found: then this member must not serve."""
+        self._until = 0.0
+        self._own: Any = None
+        self._asked: set[int] = set()
+        self._answered: set[int] = set()
+
+    def begin_initial(self, now: float) -> None:
+        """Compare this member with all others that can be reached within `INITIAL_S`."""
+        if not self._member.peers.links:
+            return
+        self.is_over = False
+        self._until = now + INITIAL_S
+        revision = self._member.store.revision
+        request = proto.HashKVRequest(revision=revision)
+        self._member.read_now(Asked(self._own_hashed), 0, HASH_KV, request)
+
+    def _own_hashed(self, answer: bytes | EtcdError) -> None:
+        if isinstance(answer, EtcdError):
+            self.difference = f"its own data cannot be read: {answer.text}"
+        else:
+            self._own = proto.HashKVResponse.decode(answer)
+
+    def _tick_initial(self, now: float) -> None:
+        links = self._member.peers.links
+        if self._own is not None:
+            body = proto.HashKVRequest(revision=self._own.hash_revision).encode()
+            for node in list(links):
+                if node not in self._asked and self._member.peers.is_open(node):
+                    self._asked.add(node)
+                    self._member.peers.ask(node, HASH_KV, body, partial(self._compared, node))
+        if self.difference or now >= self._until or self._answered >= links.keys():
+            self.is_over = True
+            log.info("compared the data with the other members", members=len(self._answered))
+
+    def _compared(self, node: int, answer: bytes | EtcdError) -> None:
+        self._answered.add(node)
+        if isinstance(answer, EtcdError):
+            return  # It is behind, or has compacted differently: nothing can be said.
+        other, own = proto.HashKVResponse.decode(answer), self._own
+        if other.compact_revision == own.compact_revision and other.hash != own.hash:
+            self.difference = (
+                f"at revision {own.hash_revision} its hash is {own.hash}, that of member "
+                f"{node:x} {other.hash}"
+            )
 
     def tick(self, now: float) -> None:
         """Begin a check if one is due."""
         member = self._member
+        if not self.is_over:
+            self._tick_initial(now)
         if not member.leads or (self.interval_s and self._next_at == math.inf):
             self._next_at = now + self.interval_s if self.interval_s else math.inf
         if not member.leads:

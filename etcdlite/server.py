@@ -346,6 +346,8 @@ class Server:
         self.addresses: list[tuple[str, int]] = []
         self._selector = selectors.DefaultSelector()
         self._listeners: list[tuple[socket.socket, str]] = []
+        self._waiting_listeners: list[tuple[socket.socket, Callable[[int], None]]] = []
+        """Those of clients, until the member may serve."""
         self._connections: set[Connection] = set()
         self._by_session: dict[Session, Connection] = {}
         self._sites: list[Site] = []
@@ -637,8 +639,15 @@ class Server:
             if site is not None and purpose == CLIENTS:
                 self._native_sites.add(site)
             accept = partial(self._accept, listener, site)
-            self._selector.register(listener, selectors.EVENT_READ, accept)
-        self._begin_serving()
+            if purpose in (PEERS, METRICS):
+                self._selector.register(listener, selectors.EVENT_READ, accept)
+            else:
+                self._waiting_listeners.append((listener, accept))
+        self._prepare_loop()
+        if self.settings.initial_corrupt_check:
+            self.member.hash_check.begin_initial(time.monotonic())
+        if self.member.hash_check.is_over:
+            self._begin_serving()
         member = self.member
         turn_s = member.metrics.turn_s
         clock = time.monotonic
@@ -664,6 +673,14 @@ class Server:
             if now >= self._next_tick:
                 self._tick(now)
             member.turn()
+            if self._waiting_listeners and member.hash_check.is_over:
+                if member.hash_check.difference:
+                    raise bootstrap.StartError(
+                        f"this member's data differs from the others': "
+                        f"{member.hash_check.difference}. Remove this member, empty its data "
+                        "directory, and add it again"
+                    )
+                self._begin_serving()
             self._give_work()
             if member.peers.links:
                 self._dial_peers(now)
@@ -684,7 +701,7 @@ class Server:
             if self._stopping_since is not None and self._may_stop(now):
                 return self._stop()
 
-    def _begin_serving(self) -> None:
+    def _prepare_loop(self) -> None:
         # What was loaded stays: the collector need not look at it again. Nothing on the hot paths
         # makes cycles, so it need not look often either.
         gc.freeze()
@@ -694,6 +711,11 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._signalled)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+
+    def _begin_serving(self) -> None:
+        for listener, accept in self._waiting_listeners:
+            self._selector.register(listener, selectors.EVENT_READ, accept)
+        self._waiting_listeners.clear()
         log.info("ready to serve client requests", **{"local-member-id": f"{self.member.id:x}"})
         addresses = [_address(host, port) for host, port in self.addresses]
         if addresses[0] == "127.0.0.1:2379":
@@ -1032,9 +1054,12 @@ class Server:
         """Take no more connections and requests; what is in flight is finished."""
         notify_systemd("STOPPING=1")
         self._stopping_since = time.monotonic()
+        waiting = [listener for listener, _ in self._waiting_listeners]
         for listener, _ in self._listeners:
-            self._selector.unregister(listener)
+            if listener not in waiting:
+                self._selector.unregister(listener)
             listener.close()
+        self._waiting_listeners.clear()
         self._listeners.clear()
         for connection in self._connections:
             self._watch_socket(connection)

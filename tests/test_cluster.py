@@ -271,6 +271,20 @@ def test_a_member_removed_while_it_was_down_learns_it_when_it_comes_back(
     world.run_until(lambda: away.member.removed_since is not None)
 
 
+def test_a_member_that_missed_its_removal_learns_it_though_its_connections_stand(
+    cluster: Cluster,
+) -> None:
+    client, world = cluster.client, cluster.world
+    world.run(6)
+    away = cluster.followers[0]
+    # It hears nothing, but its own connections to the others are not broken.
+    world.blocked = {(node.name, away.name) for node in cluster.nodes if node is not away}
+    client.ask(cluster.leader, "Cluster.MemberRemove", ID=away.member_id)
+    world.run(0.2)
+    world.heal()
+    world.run_until(lambda: away.member.removed_since is not None, 5)
+
+
 def test_a_change_that_would_cost_the_quorum_is_refused(cluster: Cluster) -> None:
     client, world = cluster.client, cluster.world
     world.run(6)
@@ -390,6 +404,28 @@ def test_members_that_differ_are_found(cluster: Cluster) -> None:
     assert (bad.member_id, CORRUPT) in cluster.leader.member.alarms
     with pytest.raises(EtcdError, match="corrupt cluster"):
         client.put(cluster.leader, b"k")
+
+
+def test_a_member_that_starts_with_other_data_finds_it_out(cluster: Cluster) -> None:
+    client, world = cluster.client, cluster.world
+    client.put(cluster.leader, b"k", b"right")
+    cluster.agree()
+    for node, wrong in zip(cluster.followers, (True, False), strict=True):
+        node.crash()
+        node.start()
+        store = node.member.store
+        location, length = store.index.scan(b"k", b"l", None, 1)[0][0]
+        if wrong:
+            body = store.data.read(location, length).replace(b"right", b"wrong")
+            store.data.read = lambda *_, body=body: body  # type: ignore[method-assign,misc]
+        check = node.member.hash_check
+        check.begin_initial(node.clock())
+        assert not check.is_over
+        world.run_until(lambda check=check: check.is_over)  # type: ignore[misc]
+        assert bool(check.difference) == wrong
+        if wrong:
+            node.crash()
+            node.start()
 
 
 def test_a_member_whose_disk_is_almost_full_stops_writes_of_all(cluster: Cluster) -> None:

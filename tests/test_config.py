@@ -99,7 +99,7 @@ def test_a_flag_that_is_not_implemented_is_never_silent(flag):
         config.BOOL: "true" if flag.default in ("", "false") else "false",
         config.DURATION: "77s",
         config.URLS: "http://10.0.0.1:77",
-    }.get(flag.kind, "existing" if flag.kind.metavar == "STATE" else "77")
+    }.get(flag.kind, {"STATE": "existing", "SET": "extensive"}.get(flag.kind.metavar, "77"))
     argument = f"--{flag.name}={other}"
     if flag.status == config.REFUSED:
         (line,) = problems(argument)
