@@ -78,7 +78,10 @@ class Accepted(PeerConnection):
         self.send(0, HELLO, 0, hello.encode())
 
     def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
-        if method == RAFT and self.node:
+        if self.node in self.member.cluster.removed:
+            # It may not have heard of its removal; when it calls again, it is told.
+            self._hang_up("that member was removed from the cluster")
+        elif method == RAFT and self.node:
             self._metrics.received_bytes += len(body)
             self.member.step(decode_message(body, self.node, self.member.id))
         elif method == PING:
@@ -168,6 +171,12 @@ class Accepted(PeerConnection):
             self.fail(request_id, KEEP_ALIVE, answer)
         else:
             self.reply(request_id, KEEP_ALIVE, answer)
+
+    def tick(self, now: float) -> None:
+        super().tick(now)
+        if self.node in self.member.cluster.removed:
+            # Nobody sends it the entry that removed it. When it calls again it hears why not.
+            self.abort()
 
     # As a session of the member.
 

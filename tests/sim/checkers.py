@@ -148,11 +148,13 @@ class Lease:
 class Oracle(PlainStore):
     """The store as it must be, and what clients were told."""
 
-    def __init__(self, world: Any, skew: float) -> None:
+    def __init__(self, world: Any, skew: float, slack_s: float) -> None:
         super().__init__()
         self.world = world
         self.skew = skew
         """By how much, at most, a member's clock is faster than another one's."""
+        self.slack_s = slack_s
+        """By how much it may be ahead in the middle of some work."""
         self.times = [0.0, 0.0]
         """When each revision was made."""
         self.ops: dict[int, Op] = {}
@@ -451,7 +453,7 @@ class Oracle(PlainStore):
     # Leases.
 
     def _promise(self, lease_id: int, lease: Lease, since: float) -> None:
-        until = since + lease.ttl_s * (1 - self.skew)
+        until = since + lease.ttl_s * (1 - self.skew) - self.slack_s
         if lease.ended_at is not None and lease.ended_at < (
             until if lease.ended_by == "expiry" else since
         ):

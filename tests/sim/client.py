@@ -42,7 +42,7 @@ class Load:
         self.keys = [b"k%d" % i for i in range(rng.choice((2, 6, 15, 40)))]
         self.value_bytes = rng.choice((0, 0, 30, 300, 2000))
         self.pause_s = rng.choice((0.02, 0.1, 0.3))
-        self.burst = rng.choice((1, 4, 8, 16))
+        self.burst = rng.choice((2, 8, 16, 32))
         self.watches = rng.choice((0, 1, 3))
         self.is_slow_share = rng.choice((0.0, 0.0, 0.3))
         self.weights = {
@@ -112,12 +112,13 @@ class Client:
         self._reader = proto.FrameReader(64 << 20)
         self._is_shaken = False
         self._pending: dict[int, Handler] = {}
+        self._streams: set[int] = set()
+        """Ids of the streams of this connection."""
         self._began: dict[int, float] = {}
         self._open_ops: dict[int, Op] = {}
         self._watch_stream = 0
         self._watching: set[int] = set()
         """Numbers of the watches that the server has begun on this connection."""
-        self._connection = 0
 
     def start(self) -> None:
         self._give_up_s = self._rng.choice(GIVE_UP_S)
@@ -142,7 +143,6 @@ class Client:
             world.at(0.2, self._connect)
             return
         node = self._rng.choice(nodes)
-        self._connection += 1
         self.node = node
         self._to = Wire(world, self.name, node.name)
         self._back = back = Wire(world, node.name, self.name)
@@ -165,10 +165,12 @@ class Client:
             data = data[proto.HANDSHAKE.size :]
             self._is_shaken = True
         self._reader.feed(data)
+        session = self._session
         for request_id, _, flags, body in self._reader:
             handler = self._pending.get(request_id)
             if handler is None:
-                if request_id:
+                # What crossed the end of a stream on its way is taken for a new one, and ended too.
+                if request_id and request_id not in self._streams:
                     raise Violation(
                         "what is answered was asked", f"request #{request_id} of {self.name}"
                     )
@@ -177,6 +179,8 @@ class Client:
                 del self._pending[request_id]
                 self._began.pop(request_id, None)
             handler(flags, body)
+            if self._session is not session:
+                return
         self.flush()
 
     def ended(self, session: Any) -> None:
@@ -202,6 +206,7 @@ class Client:
         self._to = None
         self._out.clear()
         self._pending.clear()
+        self._streams.clear()
         self._began.clear()
         self._watching.clear()
         self._watch_stream = 0
@@ -531,6 +536,7 @@ class Client:
         self.oracle.next_id += 1
         self.oracle.applied.append(0)
         self._pending[op_id] = handler
+        self._streams.add(op_id)
         return op_id
 
     # Watches.

@@ -108,7 +108,7 @@ class Simulation:
         }
         self.tunables = {(module, name): rng.choice(values) for module, name, values in TUNABLES}
         self.load = Load(rng)
-        self.oracle = Oracle(world, 2 * self.skew)
+        self.oracle = Oracle(world, 2 * self.skew, 500 * self.look_s)
         self.safety = Safety(world, self.oracle)
         world.observer = self
         self.clients = [

@@ -340,6 +340,8 @@ class Node:
         self._life = 0
         self._wires: dict[Any, tuple[Wire, Wire]] = {}
         """By session: the wire to send on and the one it receives from."""
+        self._producing: list[Any] = []
+        """Those that may have more to send than answers."""
         self._dirty: list[Any] = []
         self._saves: list[Any] = []
         self._is_syncing = False
@@ -428,6 +430,7 @@ class Node:
         self._wakes_at = 0.0
         self._saves = []
         self._wires = {}
+        self._producing = []
         self._dirty = []
         self.inbox = []
         world.note(f"{self.name} starts")
@@ -560,7 +563,8 @@ class Node:
             life = self._life
             delay_s = self.world.delay(self.world.sync_s) * self.sync_factor
             self.world.at(delay_s, lambda: self._run_task(life, task))
-        for session in self._wires:
+        producing = self._producing
+        for session in producing[:]:
             if session.has_more:
                 session.produce()
         if self._dirty:
@@ -572,7 +576,7 @@ class Node:
             self.wal.cover(*released, min(released[0], member.log_begin))
         self._dial()
         if not self._turn_is_due and (
-            member.has_work or any(session.has_more for session in self._wires)
+            member.has_work or any([session.has_more for session in producing])
         ):
             self._turn_is_due = True
             life = self._life
@@ -647,13 +651,20 @@ class Node:
         if self.is_paused:
             self.inbox.append(lambda: self.ended(session))
         elif session in self._wires:
-            self._wires.pop(session)
+            self._detach(session)
             self.do(session.closed)
             self.wake()
 
     def attach(self, session: Any, there: Wire, back: Wire) -> None:
         """A connection: `there` takes what the session sends, `back` brings what it receives."""
         self._wires[session] = (there, back)
+        if type(session) not in (Dial, Accepted):
+            self._producing.append(session)
+
+    def _detach(self, session: Any) -> tuple[Wire, Wire]:
+        if type(session) not in (Dial, Accepted):
+            self._producing.remove(session)
+        return self._wires.pop(session)
 
     def new_output(self, session: Any) -> None:
         """For sessions: there is something to send."""
@@ -768,7 +779,7 @@ class Node:
 
     def _cut(self, session: Any, tells: bool = True) -> None:
         """This side closes a connection."""
-        there, back = self._wires.pop(session)
+        there, back = self._detach(session)
         back.is_cut = True
         if tells:
             there.close()
