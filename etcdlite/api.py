@@ -16,7 +16,7 @@ from etcdlite import cluster, proto, txn
 from etcdlite.asked import Asked, Done
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, EtcdError, error
 from etcdlite.member import CHECKPOINT, Member, Session, alarm_name, needs_space
-from etcdlite.proto import FRAME_HEADER_BYTES
+from etcdlite.proto import FRAME_HEADER_BYTES, varint
 
 _KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
 
@@ -108,7 +108,8 @@ def _status(
     raft, store = member.raft, member.store
     problems = [] if raft.leader else [str(error("NoLeader"))]
     problems += [
-        f"memberID:{alarm_member} alarm:{alarm_name(kind)} "
+        # As Go prints the message: a field that is 0 is left out.
+        (f"memberID:{alarm_member} " if alarm_member else "") + f"alarm:{alarm_name(kind)} "
         for alarm_member, kind in sorted(member.alarms)
     ]
     response = proto.StatusResponse(
@@ -203,6 +204,8 @@ def keep_alive(member: Member, body: bytes, done: Done) -> None:
             done(error("NotSupportedForLearner"))
         else:
             member.ask_leader(_KEEP_ALIVE, body, partial(_leader_kept_alive, member, body, done))
+    elif member.needs_no_round and not member.is_checkpointed(request.ID):
+        done(_renew(member, request.ID))
     else:
         # Whether this member leads still, and knows of all that was answered, a read finds out: a
         # leader that was paused must not renew what another one has let expire meanwhile.
@@ -231,16 +234,16 @@ def _leadership_confirmed(
 
 
 def _renew(member: Member, lease_id: int) -> bytes | EtcdError:
-    response = proto.LeaseKeepAliveResponse(ID=lease_id)
     try:
-        response.TTL = member.lessor.renew(lease_id, member.clock())
+        ttl = b"\x18" + varint(member.lessor.renew(lease_id, member.clock()))
         member.metrics.leases_renewed += 1
     except EtcdError as failure:
         # A lease that is gone is an answer, with a TTL of 0, and not the end of the stream.
         if failure.text != error("LeaseNotFound").text:
             return failure
-    encoded: bytes = response.encode()
-    return member.header(member.store.revision) + encoded
+        ttl = b""
+    number = b"\x10" + varint(lease_id & (1 << 64) - 1) if lease_id else b""
+    return member.header(member.store.revision) + number + ttl
 
 
 def _checkpoint_undone(member: Member, body: bytes, done: Done, answer: bytes | EtcdError) -> None:

@@ -255,6 +255,8 @@ class Member:
             fragment_bytes=max_request_bytes + OVERHEAD_BYTES,
             progress_interval_s=progress_interval_s,
         )
+        # Or the timers of watches that come before the first tick would count from 0.
+        self.hub.tick(clock())
         self.metrics = Metrics()
         self.housekeeping = Housekeeping(self, checkpoint_bytes)
         self.cluster = Cluster(store, max_learners)
@@ -773,6 +775,17 @@ class Member:
     def leads(self) -> bool:
         """This member is the leader, as far as it knows."""
         return self.raft.role == LEADER
+
+    @property
+    def needs_no_round(self) -> bool:
+        """This member is the only one that votes, and has applied all that is committed: what it
+        knows is true without asking anybody."""
+        raft = self.raft
+        return (
+            raft.role == LEADER
+            and len(raft.voters) == 1
+            and self.store.applied_index == raft.log.committed
+        )
 
     @property
     def is_learner(self) -> bool:
@@ -1514,7 +1527,7 @@ class Member:
         store.check_revision(request.revision)
         revision = request.revision or store.revision
         response = proto.HashKVResponse(
-            compact_revision=store.compacted or -1, hash_revision=revision
+            compact_revision=store.compact_revision, hash_revision=revision
         )
         header = self.header(store.revision)
         began = self.clock()
