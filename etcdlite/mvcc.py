@@ -759,12 +759,17 @@ class Store:
     def compact(self, revision: int) -> None:
         """Give up what is superseded before `revision`. Reads below it are refused from now on;
         `compact_step` does the work. Raises EtcdError Compacted or FutureRev."""
-        if revision <= self.compacted:
+        if revision <= self.compact_revision:
             raise error("Compacted")
         if revision > self.revision:
             raise error("FutureRev")
         self.set_bucket(COMPACTED, b"", U64.pack(revision))
         self.compaction = self.index.compact_steps(revision, self.data.garbage)
+
+    @property
+    def compact_revision(self) -> int:
+        """`compacted` as etcd counts it: -1 until the first compaction, which may be at 0."""
+        return self.compacted if COMPACTED in self.buckets else -1
 
     @property
     def compaction_is_held(self) -> bool:

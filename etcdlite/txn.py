@@ -401,7 +401,7 @@ def _check_applies(store: Store, request: Any, path: Iterator[bool], began: int)
         if revision > began:
             raise error("FutureRev")
         # A revision before -1 means "now" in a plain range only.
-        if revision < (store.compacted or -1):
+        if revision < store.compact_revision:
             raise error("Compacted")
 
 

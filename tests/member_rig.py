@@ -63,7 +63,7 @@ class Story:
         least = self.acknowledged if least is None else least
         found = Stage(
             store.revision,
-            store.compacted,
+            store.compact_revision,
             {i: store.lessor.ttl_s(i) for i in store.lessor.leases()},
         )
         for number in range(len(self.stages) - 1, least - 1, -1):

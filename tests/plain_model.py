@@ -40,7 +40,8 @@ class PlainStore:
         """The keys as of each revision."""
         self.events: list[list[tuple[bytes, bool, Any]]] = [[], []]
         """(key, is a delete, KeyValue) of each revision, in order."""
-        self.compacted = 0
+        self.compacted = -1
+        """As etcd counts: not yet."""
         self.leases: dict[int, int] = {}
         self._draft: dict[bytes, Any] | None = None
         self._changes: list[tuple[bytes, bool, Any]] = []
@@ -181,7 +182,7 @@ class PlainStore:
         for op in ops:
             if op.request_range is not None and op.request_range.revision:
                 revision = op.request_range.revision
-                if revision < (self.compacted or -1):
+                if revision < self.compacted:
                     raise error("Compacted")
                 self._check_revision(revision)
 

@@ -229,7 +229,7 @@ class StoreRig:
 
 def check_store(store: Store, model: PlainStore, rng: random.Random | None = None) -> None:
     """The store holds what the model holds: with `rng` at some revisions, else at all."""
-    assert (store.revision, store.compacted) == (model.revision, model.compacted)
+    assert (store.revision, store.compact_revision) == (model.revision, model.compacted)
     first = max(1, model.compacted)
     revisions = list(range(first, model.revision + 1))
     if rng is not None and len(revisions) > 4:

@@ -187,7 +187,45 @@ def test_compaction_gives_space_back_without_defragmentation() -> None:
     assert rig.member.store.size_in_use_bytes < before / 4
 
 
+def test_status_names_the_members_of_alarms_as_etcd_prints_them(rig: MemberRig) -> None:
+    for member_id in (0, 5):
+        rig.ask(proto.AlarmRequest(action=1, memberID=member_id, alarm=member.CORRUPT))
+    errors = ["alarm:CORRUPT ", "memberID:5 alarm:CORRUPT "]
+    assert rig.ask(proto.StatusRequest()).errors == errors
+
+
 # Housekeeping.
+
+
+def test_the_first_compaction_may_be_at_revision_0_as_in_etcd(rig: MemberRig) -> None:
+    hash_kv = proto.HashKVRequest()
+    assert rig.ask(hash_kv).compact_revision == -1
+    assert rig.ask(proto.CompactionRequest(revision=-1)) == error("Compacted").text
+    assert rig.ask(proto.CompactionRequest()).header.revision == 1
+    assert rig.ask(hash_kv).compact_revision == 0
+    rig.close()
+    rig = MemberRig(rig.disk, rig.story)
+    rig.settle()
+    assert rig.ask(hash_kv).compact_revision == 0
+    assert rig.ask(proto.CompactionRequest()) == error("Compacted").text
+
+
+def test_a_watch_from_before_the_first_tick_waits_for_its_progress_like_all_others() -> None:
+    sent: list[Any] = []
+
+    class Sink:
+        blocked = False
+
+        def send(self, body: bytes) -> None:
+            sent.append(proto.WatchResponse.decode(body))
+
+    rig = MemberRig()
+    request = proto.WatchCreateRequest(key=b"a", progress_notify=True)
+    rig.member.hub.open(Sink()).create(request)
+    for waited_s, responses in ((0.0, 1), (599.0, 1), (100.0, 2)):
+        rig.now += waited_s
+        rig.member.tick()
+        assert len(sent) == responses, sent
 
 
 def test_a_physical_compaction_is_answered_when_the_work_is_done() -> None:
