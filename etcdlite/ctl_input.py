@@ -68,14 +68,14 @@ GLOBAL_FLAGS = (
     Flag("keepalive-timeout", "duration", 6.0, "accepted; TCP keep-alive is always on"),
     Flag("insecure-transport", "bool", True, "no TLS (the only choice in this version)"),
     Flag("insecure-skip-tls-verify", "bool", False, "accepted; there is no TLS to verify"),
-    Flag("insecure-discovery", "bool", True, "accepted; there is no discovery"),
+    Flag("insecure-discovery", "bool", True, "take endpoints without TLS (the only choice)"),
     Flag("cacert", "string", "", "refused: no TLS in this version"),
     Flag("cert", "string", "", "refused: no TLS in this version"),
     Flag("key", "string", "", "refused: no TLS in this version"),
     Flag("user", "string", "", "refused: no users in this version"),
     Flag("password", "string", "", "refused: no users in this version"),
-    Flag("discovery-srv", "string", "", "refused: no DNS discovery in this version", "d"),
-    Flag("discovery-srv-name", "string", "", "refused: no DNS discovery in this version"),
+    Flag("discovery-srv", "string", "", "domain whose SRV records name the endpoints", "d"),
+    Flag("discovery-srv-name", "string", "", "ask for the records _etcd-client-NAME._tcp"),
 )
 
 ENVIRONMENT_PREFIXES = ("ETCDLITE_CTL_", "ETCDCTL_")
@@ -83,13 +83,12 @@ ENVIRONMENT_PREFIXES = ("ETCDLITE_CTL_", "ETCDCTL_")
 
 REFUSED_FLAGS = {
     "insecure-transport": "TLS is not available in this version",
+    "insecure-discovery": "TLS is not available in this version",
     "cacert": "TLS is not available in this version",
     "cert": "TLS is not available in this version",
     "key": "TLS is not available in this version",
     "user": "users and passwords are not available in this version",
     "password": "users and passwords are not available in this version",
-    "discovery-srv": "DNS discovery is not available in this version",
-    "discovery-srv-name": "DNS discovery is not available in this version",
 }
 
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")

@@ -709,7 +709,7 @@ class Json(Printer):
 
     def _endpoints(self, name: str, answers: Sequence[EndpointResponse]) -> bytes:
         return self._json(
-            [{"Endpoint": endpoint, name: response} for endpoint, response in answers] or None
+            [{"Endpoint": endpoint, name: response} for endpoint, response in answers]
         )
 
     def member_add(self, response: Any) -> bytes:

@@ -30,11 +30,20 @@ class Session:
             hex_strings=flags["hex"], values_only=bool(flags.get("print-value-only"))
         )
         self._client: Client | None = None
+        self._endpoints: tuple[str, ...] = () if flags["discovery-srv"] else flags["endpoints"]
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        endpoints: tuple[str, ...] = self.flags["endpoints"]
-        return endpoints
+        """Those of the command line, or those that DNS tells, asked when they are first needed."""
+        if not self._endpoints:
+            from .discovery import DiscoveryError, client_endpoints
+
+            domain, name = self.flags["discovery-srv"], self.flags["discovery-srv-name"]
+            try:
+                self._endpoints = tuple(client_endpoints(domain, name))
+            except DiscoveryError as error:
+                raise Failure(EXIT_FAILED, str(error)) from None
+        return self._endpoints
 
     def client(self) -> Client:
         """The connection to whichever endpoint answers, made when it is first needed."""

@@ -172,12 +172,6 @@ class Accepted(PeerConnection):
         else:
             self.reply(request_id, KEEP_ALIVE, answer)
 
-    def tick(self, now: float) -> None:
-        super().tick(now)
-        if self.node in self.member.cluster.removed:
-            # Nobody sends it the entry that removed it. When it calls again it hears why not.
-            self.abort()
-
     # As a session of the member.
 
     def awaits(self, request_id: int) -> bool:

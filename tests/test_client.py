@@ -22,7 +22,12 @@ from etcdlite.client import (
     Compacted,
     ConnectionFailed,
     EmptyKey,
+    LearnerNotReady,
+    Member,
+    MemberNotFound,
     NoLeader,
+    NotLeader,
+    PeerURLExist,
     PermissionDenied,
     ProtocolViolation,
     Put,
@@ -31,6 +36,7 @@ from etcdlite.client import (
     Unimplemented,
     UnknownOutcome,
 )
+from etcdlite.errors import ERRORS
 
 Connect = Callable[..., Any]
 
@@ -717,3 +723,86 @@ def test_many_threads_ride_out_broken_connections(server: FakeServer) -> None:
     assert len(keys) == len(set(keys)), "a put was carried out twice"
     assert set(acknowledged) <= set(keys)
     assert acknowledged
+
+
+# Members.
+
+
+def answer_members(server: FakeServer, answers: dict[str, Any]) -> None:
+    """Let the server answer these methods, with a message or an error."""
+
+    def intercept(connection: FakeConnection, request_id: int, name: str, message: Any) -> Any:
+        answer = answers.get(name)
+        if answer is None:
+            return None
+        number = proto.METHOD_BY_NAME[name].number
+        flags = proto.END | (proto.ERROR if isinstance(answer, proto.Error) else 0)
+        return proto.frame(request_id, number, flags, answer.encode())
+
+    server.intercept = intercept
+
+
+def test_members_are_added_changed_and_removed(connect: Connect, server: FakeServer) -> None:
+    old = proto.Member(ID=1, name="a", peerURLs=["http://a:1"], clientURLs=["http://a:2"])
+    new = proto.Member(ID=2, peerURLs=["http://b:1"], isLearner=True)
+    answer_members(
+        server,
+        {
+            "Cluster.MemberAdd": proto.MemberAddResponse(member=new, members=[old, new]),
+            "Cluster.MemberPromote": proto.MemberPromoteResponse(members=[old, new]),
+            "Cluster.MemberUpdate": proto.MemberUpdateResponse(members=[old, new]),
+            "Cluster.MemberRemove": proto.MemberRemoveResponse(members=[old]),
+            "Cluster.MemberList": proto.MemberListResponse(members=[old]),
+            "Maintenance.MoveLeader": proto.MoveLeaderResponse(),
+        },
+    )
+    client = connect(server)
+    a = Member(1, "a", ("http://a:1",), ("http://a:2",), False)
+    b = Member(2, "", ("http://b:1",), (), True)
+    assert client.member_add(["http://b:1"], learner=True) == b
+    assert client.member_promote(2) == (a, b)
+    assert client.member_update(2, ["http://b:9"]) == (a, b)
+    assert client.member_remove(2) == (a,)
+    assert client.members(linearizable=False) == (a,)
+    assert client.move_leader(1) is None
+    assert [request for name, request in server.requests] == [
+        proto.MemberAddRequest(peerURLs=["http://b:1"], isLearner=True),
+        proto.MemberPromoteRequest(ID=2),
+        proto.MemberUpdateRequest(ID=2, peerURLs=["http://b:9"]),
+        proto.MemberRemoveRequest(ID=2),
+        proto.MemberListRequest(),
+        proto.MoveLeaderRequest(targetID=1),
+    ]
+
+
+def test_what_the_cluster_refuses_has_etcds_name(connect: Connect, server: FakeServer) -> None:
+    def refused(name: str) -> proto.Error:
+        code, text = ERRORS[name]
+        return proto.Error(code=code, message=text)
+
+    answer_members(
+        server,
+        {
+            "Cluster.MemberAdd": refused("PeerURLExist"),
+            "Cluster.MemberPromote": refused("LearnerNotReady"),
+            "Cluster.MemberRemove": refused("MemberNotFound"),
+            "Maintenance.MoveLeader": refused("NotLeader"),
+        },
+    )
+    client = connect(server)
+    with pytest.raises(PeerURLExist):
+        client.member_add(["http://b:1"])
+    with pytest.raises(LearnerNotReady):
+        client.member_promote(2)
+    with pytest.raises(MemberNotFound):
+        client.member_remove(2)
+    with pytest.raises(NotLeader):
+        client.move_leader(2)
+
+
+def test_a_change_of_members_is_not_sent_twice(connect: Connect, server: FakeServer) -> None:
+    server.intercept = lambda connection, request_id, name, message: DROP
+    with FakeServer(server.store) as other:
+        with pytest.raises(UnknownOutcome):
+            connect(server, other).member_remove(2)
+        assert other.requests == []

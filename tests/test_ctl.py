@@ -376,7 +376,7 @@ GOLDEN: list[tuple[str, str, tuple[Any, ...], str]] = [
         ([EndpointResponse("a:1", proto.HashKVResponse(hash=7, compact_revision=-1))],),
         '[{"Endpoint":"a:1","HashKV":{"hash":7,"compact_revision":-1}}]\n',
     ),
-    ("json", "endpoint_hashkv", ([],), "null\n"),
+    ("json", "endpoint_hashkv", ([],), "[]\n"),
     (
         "table",
         "snapshot_status",

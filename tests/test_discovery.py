@@ -12,6 +12,8 @@ import dns.rcode
 import dns.resolver
 import dns.rrset
 import pytest
+from ctl_runner import run_ctl
+from fake_server import FakeServer
 
 from etcdlite import discovery
 from etcdlite.discovery import DiscoveryError
@@ -140,3 +142,21 @@ def test_clients_find_the_endpoints_of_a_cluster(fake_dns: FakeDns) -> None:
         "http://a.example.invalid:2380",
         "http://b.example.invalid:2380",
     ]
+
+
+def test_etcdlite_ctl_finds_its_endpoints(
+    fake_dns: FakeDns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns.resolver, "Resolver", lambda: fake_dns.resolver)
+    with FakeServer() as server:
+        server.store.put(b"k", b"v")
+        record = f"0 0 {server.port} 127.0.0.1."
+        fake_dns.records["_etcd-client._tcp.example.invalid"] = [record]
+        fake_dns.records["_etcd-client-lab._tcp.example.invalid"] = [record]
+        assert run_ctl("-d", "example.invalid", "get", "k") == (0, b"k\nv\n", "")
+        by_environment = {"ETCDCTL_DISCOVERY_SRV": "example.invalid"}
+        named = ("--discovery-srv-name=lab", "get", "k")
+        assert run_ctl(*named, environ=by_environment) == (0, b"k\nv\n", "")
+    ended = run_ctl("-d", "nowhere.invalid", "get", "k")
+    assert ended.status == 1
+    assert "no SRV records _etcd-client._tcp.nowhere.invalid" in ended.stderr

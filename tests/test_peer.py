@@ -202,6 +202,17 @@ def test_who_is_silent_is_hung_up_on() -> None:
     assert caller.session.is_aborted
 
 
+def test_who_is_removed_while_connected_has_to_call_again() -> None:
+    caller = Caller(members=3)
+    caller.shake()
+    node = caller.nodes[1].member_id
+    caller.introduce(member_id=node)
+    assert caller.ask(PING, b"", 2)
+    caller.member.cluster.removed.add(node)
+    assert caller.ask(PING, b"", 3) == []
+    assert caller.session.is_closing
+
+
 def test_messages_to_a_member_that_does_not_read_are_dropped_beyond_a_limit() -> None:
     caller = Caller(members=3)
     node = caller.nodes[1].member_id
