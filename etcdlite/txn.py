@@ -84,8 +84,14 @@ def check_delete_range(request: Any) -> None:
 def check_txn(request: Any, max_ops: int) -> None:
     if _check_ops(request, max_ops) > max(MAX_TOTAL_OPS, max_ops):
         raise error("TooManyOps")
-    _check_duplicates(request.success)
-    _check_duplicates(request.failure)
+    for ops in (request.success, request.failure):
+        if any(op.request_delete_range or op.request_txn for op in ops):
+            _check_duplicates(ops)
+        elif len(ops) > 1:
+            # Most transactions: puts and ranges alone need no sorted structures.
+            keys = [op.request_put.key for op in ops if op.request_put is not None]
+            if len(set(keys)) < len(keys):
+                raise error("DuplicateKey")
 
 
 def _check_ops(request: Any, max_ops: int) -> int:
