@@ -35,7 +35,7 @@ from plain_model import PlainStore, within
 
 from etcdlite import proto
 from etcdlite.errors import EtcdError, error
-from etcdlite.raft import ENTRY_CONF_CHANGE, LEADER, NOTHING_READY, SNAPSHOT
+from etcdlite.raft import ENTRY_CONF_CHANGE, LEADER, NOTHING_READY, VOTE_RESP
 
 FIRST_OP = 1000
 """Ids below are those of requests that members make themselves."""
@@ -565,6 +565,8 @@ class Safety:
         """The term of what is known to be committed somewhere, by index."""
         self.logged: dict[tuple[int, int], tuple[int, int]] = {}
         """(index, term) of every entry that was ever in a log: (term of the one before, crc)."""
+        self.votes: dict[tuple[int, int], int] = {}
+        """By (member, term): for whom it voted."""
         self.elections = 0
         self.snapshots = 0
         self.changes = 0
@@ -599,6 +601,8 @@ class Safety:
         world = self.world
 
         def faulty_step(message: Any) -> None:
+            if message.kind == VOTE_RESP and not message.reject:
+                self._voted(message)
             dropped, doubled, held = world.message_faults
             luck = world.rng.random()
             if luck < dropped:
@@ -633,6 +637,15 @@ class Safety:
         if ready.committed_entries:
             self._applied(node, ready.committed_entries)
 
+    def _voted(self, message: Any) -> None:
+        other = self.votes.setdefault((message.sender, message.term), message.to)
+        if other != message.to:
+            raise Violation(
+                "a member votes once in a term (election safety)",
+                f"{message.sender:x} has voted for {other:x} and for {message.to:x} in term "
+                f"{message.term}",
+            )
+
     def _logged(self, node: Any, raft: Any, entries: Any) -> None:
         logged = self.logged
         before = raft.log.term(entries[0].index - 1)
@@ -647,6 +660,18 @@ class Safety:
                     (node.name, "elected"),
                 )
             before = entry.term
+            if entry.kind == ENTRY_CONF_CHANGE and raft.role == LEADER:
+                self._changing(node, raft.log)
+
+    def _changing(self, node: Any, log: Any) -> None:
+        first = max(log.applied, log.offset) - log.offset
+        changes = [e.index for e in log.entries[first:] if e.kind == ENTRY_CONF_CHANGE]
+        if len(changes) > 1:
+            raise Violation(
+                "one membership change at a time",
+                f"{node.name} has {changes} in its log and has applied {log.applied}",
+                (node.name, "joins"),
+            )
 
     def _committed(self, node: Any, log: Any, seen: list[int]) -> None:
         committed = self.committed
@@ -830,7 +855,3 @@ class Watched:
             + (f" instead of {expected}" if expected else ""),
             (self.name,),
         )
-
-
-def is_sending_snapshot(raft: Any) -> bool:
-    return any(progress.state == SNAPSHOT for progress in raft.progress.values())

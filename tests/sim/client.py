@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 from etcdlite import proto
@@ -64,12 +65,12 @@ class Load:
             "members": rng.choice((0.0, 0.5)),
             "status": rng.choice((0.0, 0.5)),
         }
+        self.settle()
+
+    def settle(self) -> None:
+        """The weights stand."""
         self.names = list(self.weights)
-        self.cumulative = []
-        total = 0.0
-        for weight in self.weights.values():
-            total += weight
-            self.cumulative.append(total)
+        self.cumulative = list(accumulate(self.weights.values()))
 
 
 class HeldLease:

@@ -344,6 +344,8 @@ class Nemesis:
         self._next_name += 1
         request = proto.MemberAddRequest(peerURLs=[url(name)], isLearner=self._rng.random() < 0.7)
         self._admin_ask("Cluster.MemberAdd", request)
+        if self._rng.random() < 0.2:
+            self._do_remove_member()  # Two at once.
         return True
 
     def _do_remove_member(self) -> bool:

@@ -116,6 +116,10 @@ class Simulation:
             for number in range(client_count)
         ]
         self.nemesis: Nemesis
+        self.extra_faults: dict[str, float] = {}
+        """Weights on top of those that are drawn."""
+        self.mean_pause_s = 0.0
+        """Between two faults; 0: as drawn."""
         self.rounds = 0
         self._probed: dict[str, float] = {}
         self.until_s = 0.0
@@ -160,6 +164,8 @@ class Simulation:
         rng = world.rng
         world.found(self.member_count, **self.options)
         self.nemesis = Nemesis(world, self.oracle, self.clients, self.options)
+        self.nemesis.weights.update(self.extra_faults)
+        self.nemesis.mean_pause_s = self.mean_pause_s or self.nemesis.mean_pause_s
         for client in self.clients:
             client.start()
         self.nemesis.start()

@@ -1,0 +1,581 @@
+"""Deliberate bugs: each is switched on alone, and the simulator must find it.
+
+A mutation replaces a piece of the shipping code by a wrong one. `hunt` runs seeds until one fails;
+how many that took says how well the checkers see. The seeds are fixed, so the table is too, until
+the code changes. A mutation says what a simulation needs for it to matter (a number of members,
+some faults), which is what a person who hunts that kind of bug would choose; all else is drawn.
+
+    python -m tests.sim.mutations [--most SEEDS] [name ...]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from etcdlite import api, bootstrap, data, housekeeping, index, lease, member, mvcc, raft, txn, wal
+from etcdlite import watch as watches
+from etcdlite.errors import error
+from etcdlite.wal import Save
+from sim.simulation import Failure, Simulation
+
+MOST_SEEDS = 60
+"""So many seeds must be enough for any mutation."""
+
+MINUTES = 0.25
+
+
+@dataclass
+class Mutation:
+    name: str
+    switch: Callable[[Patch], None]
+    faults: dict[str, float] = field(default_factory=dict)
+    """Weights that a simulation is given on top of what it draws."""
+    load: dict[str, float] = field(default_factory=dict)
+    members: int = 3
+    mean_pause_s: float = 0.0
+    """Between two faults; 0: as drawn."""
+    tunables: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+
+class Patch:
+    """Replaced attributes, put back at the end."""
+
+    def __init__(self) -> None:
+        self._saved: list[tuple[Any, Any, Any, bool]] = []
+
+    def set(self, owner: Any, name: str, value: Any) -> Any:
+        """Replace an attribute; the old one is returned."""
+        old = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
+        self._saved.append((owner, name, old, False))
+        setattr(owner, name, value)
+        return old
+
+    def item(self, owner: dict[Any, Any], key: Any, value: Any) -> Any:
+        """Replace an entry of a table."""
+        old = owner[key]
+        self._saved.append((owner, key, old, True))
+        owner[key] = value
+        return old
+
+    def undo(self) -> None:
+        for owner, name, old, is_item in reversed(self._saved):
+            if is_item:
+                owner[name] = old
+            else:
+                setattr(owner, name, old)
+
+
+MUTATIONS: dict[str, Mutation] = {}
+
+
+def mutation(**needs: Any) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+    def add(switch: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        name = switch.__name__.strip("_").replace("_", " ")
+        MUTATIONS[name] = Mutation(name, switch, **needs)
+        return switch
+
+    return add
+
+
+CRASHES = {"power": 20.0, "kill": 5.0, "trip": 10.0}
+SPLITS = {"partition": 15.0, "isolate_leader": 15.0, "one_way": 5.0}
+
+# Consensus.
+
+
+@mutation(faults={**CRASHES, **SPLITS, "power_all": 20.0}, mean_pause_s=0.3)
+def _vote_and_term_not_persisted(patch: Patch) -> None:
+    save = wal.WAL.save
+
+    def forgetful(self: Any, hard_state: Any, entries: Any) -> None:
+        if hard_state is not None and not entries:
+            hard_state = None
+        save(self, hard_state, entries)
+
+    patch.set(wal.WAL, "save", forgetful)
+
+
+@mutation(faults=SPLITS, mean_pause_s=0.5)
+def _two_votes_in_one_term(patch: Patch) -> None:
+    on_vote = raft.Raft._on_vote
+
+    def generous(self: Any, message: Any) -> None:
+        if message.kind == raft.VOTE:
+            self.vote = self.leader = 0
+        on_vote(self, message)
+
+    patch.set(raft.Raft, "_on_vote", generous)
+
+
+@mutation(faults={**SPLITS, **CRASHES})
+def _vote_for_a_shorter_log(patch: Patch) -> None:
+    on_vote = raft.Raft._on_vote
+
+    def blind(self: Any, message: Any) -> None:
+        on_vote(self, message._replace(log_term=1 << 40))
+
+    patch.set(raft.Raft, "_on_vote", blind)
+
+
+@mutation(faults={**SPLITS, **CRASHES}, members=5)
+def _commit_without_a_majority(patch: Patch) -> None:
+    def hasty(self: Any) -> bool:
+        log = self.log
+        matches = sorted(self.progress[node].match for node in self.voters)
+        found = matches[-1]
+        if found <= log.committed or log.term(found) != self.term:
+            return False
+        log.commit_to(found)
+        self._start_round_if_due()
+        return True
+
+    patch.set(raft.Raft, "_maybe_commit", hasty)
+
+
+@mutation(faults={**SPLITS, **CRASHES}, members=5)
+def _commit_of_an_old_terms_entry(patch: Patch) -> None:
+    def hasty(self: Any) -> bool:
+        log = self.log
+        matches = sorted(self.progress[node].match for node in self.voters)
+        found = matches[(len(matches) - 1) // 2]
+        if found <= log.committed:
+            return False
+        log.commit_to(found)
+        return True
+
+    patch.set(raft.Raft, "_maybe_commit", hasty)
+    patch.set(raft.Raft, "_has_committed_in_term", lambda self: True)
+
+
+@mutation(faults={**SPLITS, "pause": 15.0}, load={"get": 80.0})
+def _read_without_a_quorum(patch: Patch) -> None:
+    def at_once(self: Any, node: int, context: bytes) -> None:
+        self._round_index = self.log.committed
+        self._answer_read(node, context)
+
+    patch.set(raft.Raft, "_take_read", at_once)
+
+
+@mutation(faults={**SPLITS, "slow_disk": 10.0, "slow_way": 10.0}, load={"get": 80.0})
+def _follower_reads_without_asking(patch: Patch) -> None:
+    read = member.Member.read
+
+    def local(self: Any, session: Any, request_id: int, method: int, request: Any) -> None:
+        if method == member.RANGE:
+            self.read_now(session, request_id, method, request)
+        else:
+            read(self, session, request_id, method, request)
+
+    patch.set(member.Member, "read", local)
+
+
+@mutation(faults={"slow_disk": 10.0, "slow_way": 10.0}, load={"get": 80.0})
+def _read_before_the_read_index_is_applied(patch: Patch) -> None:
+    take_ready = member.Member._take_ready
+
+    def hasty(self: Any) -> None:
+        take_ready(self)
+        waiting = list(self._ready_reads)
+        self._ready_reads.clear()
+        self._ready_reads.extend((0, reads) for _, reads in waiting)
+
+    patch.set(member.Member, "_take_ready", hasty)
+
+
+@mutation(faults={**CRASHES, "power_all": 20.0})
+def _follower_acknowledges_before_its_sync(patch: Patch) -> None:
+    def hasty(self: Any, message: Any) -> None:
+        if message.to == self.id:
+            self._messages_after_sync.append(message)
+        else:
+            self._send(message)
+
+    patch.set(raft.Raft, "_send_after_sync", hasty)
+
+
+@mutation(faults={**CRASHES, "power_all": 10.0})
+def _log_is_not_synced(patch: Patch) -> None:
+    append = wal.WAL._append
+
+    def unsynced(self: Any, parts: Any) -> None:
+        self.sync_enabled, enabled = False, self.sync_enabled
+        try:
+            append(self, parts)
+        finally:
+            self.sync_enabled = enabled
+
+    patch.set(wal.WAL, "_append", unsynced)
+
+
+@mutation(faults={**SPLITS, **CRASHES})
+def _conflicting_entries_stay_in_the_log(patch: Patch) -> None:
+    def trusting(
+        self: Any, previous: int, previous_term: int, entries: Any, committed: int
+    ) -> int | None:
+        if previous > self.last:
+            return None
+        for entry in entries:
+            if entry.index > self.last:
+                self.append(entry)
+        self.commit_to(min(committed, previous + len(entries), self.last))
+        return previous + len(entries)
+
+    patch.set(raft.RaftLog, "maybe_append", trusting)
+
+
+@mutation(faults={"add_member": 60.0, "remove_member": 60.0}, mean_pause_s=0.3)
+def _membership_change_before_the_last_one_is_applied(patch: Patch) -> None:
+    propose = raft.Raft.propose_conf_change
+
+    def hasty(self: Any, data: bytes) -> int:
+        self._pending_conf_index = 0
+        return propose(self, data)
+
+    patch.set(raft.Raft, "propose_conf_change", hasty)
+
+
+# Storage and recovery.
+
+
+@mutation(faults={**CRASHES, "trip": 40.0}, mean_pause_s=0.5)
+def _torn_records_are_accepted(patch: Patch) -> None:
+    patch.set(data, "crc32", lambda body, crc=0: 0)
+    patch.set(wal, "crc32", lambda body, crc=0: 0)
+
+
+@mutation(faults={**CRASHES, "power_all": 10.0})
+def _checkpoint_is_published_before_the_data_is_synced(patch: Patch) -> None:
+    def no_sync(self: Any) -> Callable[[], None]:
+        self.unsynced.clear()
+        return lambda: None
+
+    patch.set(data.DataFile, "take_sync", no_sync)
+
+
+@mutation(faults={**CRASHES, "power_all": 10.0})
+def _log_is_released_too_early(patch: Patch) -> None:
+    checkpoint = housekeeping.Housekeeping._checkpoint
+
+    def hasty(self: Any) -> Any:
+        store = self._member.store
+        self.released = (store.applied_index, store.applied_term)
+        yield from checkpoint(self)
+
+    patch.set(housekeeping.Housekeeping, "_checkpoint", hasty)
+
+
+@mutation(faults={**CRASHES})
+def _applied_index_is_not_recovered(patch: Patch) -> None:
+    open_member = bootstrap.open_member
+
+    def forgetful(*args: Any, **options: Any) -> Any:
+        opened = open_member(*args, **options)
+        if opened.entries and opened.store.applied_index > opened.log_index:
+            opened.store.applied_index = opened.log_index
+        return opened
+
+    patch.set(bootstrap, "open_member", forgetful)
+
+
+@mutation(faults={**CRASHES, "away": 20.0, "trip": 40.0})
+def _snapshot_is_not_marked_in_the_log(patch: Patch) -> None:
+    save_all = wal.WAL.save_all
+
+    def unmarked(self: Any, saves: Any) -> None:
+        save_all(self, [Save(s.hard_state, s.entries if s.snapshot is None else ()) for s in saves])
+
+    patch.set(wal.WAL, "save_all", unmarked)
+
+
+@mutation(faults={"away": 30.0})
+def _stale_snapshot_is_applied(patch: Patch) -> None:
+    snapshot_received = member.Member.snapshot_received
+
+    def later(self: Any, node: int, offer: Any) -> None:
+        offer.index += 1
+        snapshot_received(self, node, offer)
+
+    patch.set(member.Member, "snapshot_received", later)
+
+
+@mutation(faults={"defragment": 30.0, **CRASHES})
+def _cleaning_loses_what_is_still_read(patch: Patch) -> None:
+    is_at = index.Index.is_at
+    count = [0]
+
+    def wrong(self: Any, key: bytes, mod: int, location: int) -> bool:
+        count[0] += 1
+        return is_at(self, key, mod, location) and count[0] % 50 != 0
+
+    patch.set(index.Index, "is_at", wrong)
+
+
+# The state machine.
+
+
+@mutation()
+def _ack_before_commit(patch: Patch) -> None:
+    propose = member.Member.propose
+
+    def hasty(
+        self: Any, session: Any, request_id: int, method: int, request: Any, frame: bytes
+    ) -> None:
+        if session is not None and method == member.PUT and not request.prev_kv:
+            propose(self, None, request_id, method, request, frame)
+            session.reply(request_id, method, self.header(self.store.revision + 1))
+        else:
+            propose(self, session, request_id, method, request, frame)
+
+    patch.set(member.Member, "propose", hasty)
+
+
+@mutation(faults=SPLITS)
+def _forwarded_writes_are_sent_twice(patch: Patch) -> None:
+    forwarded = member.Member.forwarded
+
+    def twice(self: Any, term: int, payload: bytes) -> None:
+        forwarded(self, term, payload)
+        self.raft.propose(payload)
+
+    patch.set(member.Member, "forwarded", twice)
+
+
+@mutation(faults={**SPLITS, **CRASHES, "move_leader": 10.0})
+def _writes_are_proposed_anew_too_early(patch: Patch) -> None:
+    leadership_changed = member.Member._leadership_changed
+
+    def hasty(self: Any, leads: bool, leader: int) -> None:
+        leadership_changed(self, leads, leader)
+        if leader:
+            self._propose_again(self.raft.term)
+
+    patch.set(member.Member, "_leadership_changed", hasty)
+
+
+@mutation(load={"txn": 30.0})
+def _transaction_takes_the_wrong_branch(patch: Patch) -> None:
+    holds = txn._holds
+
+    def wrong(compare: Any, kv: Any) -> bool:
+        return True if compare.result == 3 else holds(compare, kv)
+
+    patch.set(txn, "_holds", wrong)
+
+
+@mutation(load={"delete": 20.0, "put": 40.0})
+def _version_survives_a_delete(patch: Patch) -> None:
+    encode = mvcc.encode_key_value
+
+    def wrong(key: bytes, create: int, mod: int, version: int, value: bytes, held: int) -> bytes:
+        return encode(key, create, mod, version + (version == 1 and create % 40 == 0), value, held)
+
+    patch.set(mvcc, "encode_key_value", wrong)
+
+
+@mutation(load={"compact": 6.0, "past": 20.0})
+def _compaction_takes_too_much(patch: Patch) -> None:
+    steps = index.Index.compact_steps
+
+    def greedy(self: Any, revision: int, garbage: Any) -> Any:
+        return steps(self, revision + 3, garbage)
+
+    patch.set(index.Index, "compact_steps", greedy)
+
+
+@mutation(load={"compact": 6.0, "past": 20.0})
+def _what_is_compacted_can_be_read(patch: Patch) -> None:
+    def unchecked(self: Any, revision: int) -> None:
+        if revision > self.revision:
+            raise error("FutureRev")
+
+    patch.set(mvcc.Store, "check_revision", unchecked)
+
+
+@mutation()
+def _a_member_applies_by_its_own_clock(patch: Patch) -> None:
+    put = mvcc.Store.put
+
+    def wrong(self: Any, key: bytes, value: bytes, held: int) -> None:
+        if self.revision % 97 == 0 and "m2" in _running_node():
+            value = value[:-1]
+        put(self, key, value, held)
+
+    patch.set(mvcc.Store, "put", wrong)
+
+
+# Leases.
+
+
+@mutation(load={"lease": 60.0}, faults={"isolate_leader": 60.0}, mean_pause_s=1.0)
+def _lease_is_revoked_by_who_does_not_lead(patch: Patch) -> None:
+    def anyhow(self: Any, requests: Any) -> int:
+        for method, request in requests:
+            self.propose_message(None, 0, method, request)
+        return 0
+
+    patch.set(member.Member, "_propose_own", anyhow)
+
+
+@mutation(load={"lease": 8.0, "lease_put": 8.0}, faults={"move_leader": 15.0, **CRASHES})
+def _new_leader_does_not_prolong_leases(patch: Patch) -> None:
+    promote = lease.Lessor.promote
+
+    def stingy(self: Any, now: float, extend_s: float = 0.0) -> None:
+        promote(self, now - 2.0, 0.0)
+
+    patch.set(lease.Lessor, "promote", stingy)
+
+
+@mutation(load={"lease": 60.0}, faults={"slow_disk": 60.0, "pause": 20.0}, mean_pause_s=0.5)
+def _renewal_without_a_quorum(patch: Patch) -> None:
+    keep_alive = api.keep_alive
+
+    def hasty(who: Any, body: bytes, done: Any) -> None:
+        if who.lessor.promoted:
+            done(api._renew(who, api.proto.LeaseKeepAliveRequest.decode(body).ID))
+        else:
+            keep_alive(who, body, done)
+
+    patch.set(api, "keep_alive", hasty)
+
+
+@mutation(load={"lease": 8.0})
+def _leases_never_end(patch: Patch) -> None:
+    patch.set(lease.Lessor, "expired", lambda self, now, limit: [])
+
+
+# Watches.
+
+
+@mutation(load={"watches": 3.0}, faults={"hang_up": 10.0})
+def _event_lost_when_a_watch_catches_up(patch: Patch) -> None:
+    read = mvcc.Store.event_steps
+
+    def lossy(self: Any, start: int, limit: int) -> Any:
+        events = yield from read(self, start, limit)
+        return [event for event in events if event[0] % 31]
+
+    patch.set(mvcc.Store, "event_steps", lossy)
+
+
+@mutation(load={"watches": 3.0}, faults={"hang_up": 10.0})
+def _watch_does_not_start_at_its_revision(patch: Patch) -> None:
+    create = watches.WatchStream.create
+
+    def wrong(self: Any, request: Any) -> Any:
+        if request.start_revision:
+            request.start_revision += 1
+        return create(self, request)
+
+    patch.set(watches.WatchStream, "create", wrong)
+
+
+@mutation(
+    load={"watches": 3.0, "slow": 1.0}, tunables={("etcdlite.native", "HIGH_WATER_BYTES"): 2000}
+)
+def _progress_is_told_though_events_are_missing(patch: Patch) -> None:
+    def hasty(self: Any) -> None:
+        if self._watches:
+            self._respond(watches._id_field(watches.INVALID_WATCH_ID))
+
+    patch.set(watches.WatchStream, "progress", hasty)
+
+
+@mutation(load={"watches": 3.0, "compact": 6.0}, faults={"hang_up": 10.0, "away": 10.0})
+def _watch_skips_what_was_compacted(patch: Patch) -> None:
+    create = watches.WatchStream.create
+
+    def wrong(self: Any, request: Any) -> Any:
+        request.start_revision = max(request.start_revision, self.hub._store.compacted)
+        return create(self, request)
+
+    patch.set(watches.WatchStream, "create", wrong)
+
+
+@mutation(load={"watches": 3.0}, faults={"away": 20.0, **SPLITS})
+def _watches_do_not_notice_a_snapshot(patch: Patch) -> None:
+    def deaf(self: Any, store: Any) -> None:
+        self._store = store
+        self.revision = store.revision
+
+    patch.set(watches.WatchHub, "restored", deaf)
+
+
+def _running_node() -> str:
+    """The name of the node whose work is on the stack."""
+    frame: Any = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if type(owner).__name__ == "Node":
+            return str(owner.name)
+        frame = frame.f_back
+    return ""
+
+
+@contextmanager
+def switched_on(found: Mutation) -> Iterator[None]:
+    patch = Patch()
+    try:
+        found.switch(patch)
+        yield
+    finally:
+        patch.undo()
+
+
+def prepare(found: Mutation, seed: int) -> Simulation:
+    """A simulation in which the mutation has a chance to matter."""
+    simulation = Simulation(seed, found.members)
+    simulation.tunables.update(found.tunables)
+    for name, weight in found.load.items():
+        if name == "watches":
+            simulation.load.watches = int(weight)
+        elif name == "slow":
+            simulation.load.is_slow_share = weight
+        else:
+            simulation.load.weights[name] = weight
+    simulation.load.settle()
+    simulation.extra_faults = found.faults
+    simulation.mean_pause_s = found.mean_pause_s
+    return simulation
+
+
+def hunt(found: Mutation, most: int = MOST_SEEDS) -> tuple[int, str]:
+    """How many seeds it took to find it, and by which claim; 0 if none of them did."""
+    for seed in range(1, most + 1):
+        simulation = prepare(found, seed)
+        with switched_on(found):
+            try:
+                simulation.run(MINUTES)
+            except Failure as failure:
+                return seed, failure.violation.claim
+    return 0, ""
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    most = MOST_SEEDS
+    if arguments[:1] == ["--most"]:
+        most = int(arguments[1])
+        del arguments[:2]
+    names = [name for name in MUTATIONS if not arguments or any(a in name for a in arguments)]
+    missed = 0
+    print(f"{'mutation':52} {'seeds':>5} {'s':>6}  claim")
+    for name in names:
+        began = time.perf_counter()
+        seeds, claim = hunt(MUTATIONS[name], most)
+        missed += not seeds
+        took_s = time.perf_counter() - began
+        print(f"{name:52} {seeds or 'none':>5} {took_s:6.1f}  {claim}", flush=True)
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
