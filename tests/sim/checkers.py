@@ -645,6 +645,15 @@ class Safety:
                 f"{message.sender:x} has voted for {other:x} and for {message.to:x} in term "
                 f"{message.term}",
             )
+        if self.world.voter_crashes and self.world.rng.random() < self.world.voter_crashes:
+            voter = next(n for n in self.world.nodes.values() if n.member_id == message.sender)
+            self.world.at(0.0, lambda: self._crash(voter))
+
+    @staticmethod
+    def _crash(node: Any) -> None:
+        if node.is_up:
+            node.lose_power()
+            node.on_stop(node)
 
     def _logged(self, node: Any, raft: Any, entries: Any) -> None:
         logged = self.logged

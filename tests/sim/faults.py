@@ -74,6 +74,7 @@ class Nemesis:
                 rng.choice((0.0, 0.02, 0.2)),
                 rng.choice((0.0, 0.02, 0.2)),
             )
+        self.voter_crashes = rng.choice((0.0, 0.0, 0.3))
         self._message_faults = world.message_faults
         for node in world.nodes.values():
             self._adopt(node)
@@ -86,6 +87,7 @@ class Nemesis:
         """Begin to break things (again)."""
         self.is_active = True
         self.world.message_faults = self._message_faults
+        self.world.voter_crashes = self.voter_crashes
         self._schedule()
 
     def _schedule(self) -> None:
@@ -402,6 +404,7 @@ class Nemesis:
         world.blocked = set()
         world.slow.clear()
         world.message_faults = (0.0, 0.0, 0.0)
+        world.voter_crashes = 0.0
         for node in list(world.nodes.values()):
             node.sync_factor = 1.0
             node.disk.free_bytes = 1 << 40

@@ -42,6 +42,7 @@ class Mutation:
     members: int = 3
     mean_pause_s: float = 0.0
     """Between two faults; 0: as drawn."""
+    voter_crashes: float = 0.0
     tunables: dict[tuple[str, str], Any] = field(default_factory=dict)
 
 
@@ -91,7 +92,12 @@ SPLITS = {"partition": 15.0, "isolate_leader": 15.0, "one_way": 5.0}
 # Consensus.
 
 
-@mutation(faults={**CRASHES, **SPLITS, "power_all": 20.0}, mean_pause_s=0.3)
+@mutation(
+    faults={"partition": 40.0, "isolate_leader": 60.0, "one_way": 20.0, "power": 20.0},
+    load={"put": 1.0},
+    mean_pause_s=0.5,
+    voter_crashes=0.6,
+)
 def _vote_and_term_not_persisted(patch: Patch) -> None:
     save = wal.WAL.save
 
@@ -544,6 +550,7 @@ def prepare(found: Mutation, seed: int) -> Simulation:
     simulation.load.settle()
     simulation.extra_faults = found.faults
     simulation.mean_pause_s = found.mean_pause_s
+    simulation.voter_crashes = found.voter_crashes
     return simulation
 
 

@@ -118,6 +118,7 @@ class Simulation:
         self.nemesis: Nemesis
         self.extra_faults: dict[str, float] = {}
         """Weights on top of those that are drawn."""
+        self.voter_crashes = 0.0
         self.mean_pause_s = 0.0
         """Between two faults; 0: as drawn."""
         self.rounds = 0
@@ -165,6 +166,7 @@ class Simulation:
         world.found(self.member_count, **self.options)
         self.nemesis = Nemesis(world, self.oracle, self.clients, self.options)
         self.nemesis.weights.update(self.extra_faults)
+        self.nemesis.voter_crashes = self.voter_crashes or self.nemesis.voter_crashes
         self.nemesis.mean_pause_s = self.mean_pause_s or self.nemesis.mean_pause_s
         for client in self.clients:
             client.start()

@@ -108,6 +108,8 @@ class World:
         """(from, to): seconds that every message takes longer."""
         self.message_faults = (0.0, 0.0, 0.0)
         """Shares of raft messages that are dropped, doubled, and held back for a while."""
+        self.voter_crashes = 0.0
+        """Share of votes after which the machine of the voter loses its power at once."""
         self.trace: Callable[[str], None] | None = None
         self.lines: deque[tuple[float, str]] = deque(maxlen=KEPT_LINES)
         self.events = 0

@@ -1,0 +1,106 @@
+"""The simulator: a fixed set of seeds and a few fresh ones; that it is deterministic; that it finds
+deliberate bugs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from sim.mutations import MOST_SEEDS, MUTATIONS, hunt
+from sim.simulation import Failure, Simulation, fresh_seed
+
+QUICK = (
+    "ack before commit",
+    "applied index is not recovered",
+    "forwarded writes are sent twice",
+    "follower reads without asking",
+    "compaction takes too much",
+    "new leader does not prolong leases",
+    "snapshot is not marked in the log",
+    "watch does not start at its revision",
+)
+"""Mutations that are found within seconds."""
+
+QUICK_SEEDS = 5
+
+
+def simulate(seed: int, minutes: float) -> Simulation:
+    simulation = Simulation(seed)
+    try:
+        simulation.run(minutes)
+    except Failure as failure:
+        pytest.fail(str(failure), pytrace=False)
+    return simulation
+
+
+@pytest.mark.parametrize("seed", [0, 2, 6, 10, 12, 14])
+def test_a_known_seed_finds_nothing(seed: int) -> None:
+    simulate(seed, 0.1)
+
+
+def test_a_fresh_seed_finds_nothing() -> None:
+    for _ in range(3):
+        simulate(fresh_seed(), 0.1)
+
+
+def test_the_same_seed_gives_the_same_trace_whatever_the_hash_seed() -> None:
+    """In processes of their own, because a process has one hash seed."""
+    digests = set()
+    for hash_seed in ("1", "2"):
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.sim", "--seed", "4", "--minutes", "0.1"],
+            cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        digests.add(run.stdout.split("trace hash ")[1].strip())
+    assert len(digests) == 1
+
+
+def test_the_same_seed_twice_in_one_process_gives_the_same_trace() -> None:
+    for seed in (3, 5):
+        assert simulate(seed, 0.1).world.digest == simulate(seed, 0.1).world.digest
+
+
+def test_a_failure_says_what_is_wrong_and_how_to_see_it_again() -> None:
+    from sim.mutations import prepare, switched_on
+
+    mutation = MUTATIONS["ack before commit"]
+    simulation = prepare(mutation, 1)
+    with switched_on(mutation), pytest.raises(Failure) as caught:
+        simulation.run(0.1)
+    text = str(caught.value)
+    assert text.startswith("seed 1 fails at ")
+    assert "violated: a write is answered only when it is committed" in text
+    assert "  python -m tests.sim --seed 1 --members 3 --minutes 0.1 --trace out.txt" in text
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_deliberate_bug_is_found(name: str) -> None:
+    seeds, _ = hunt(MUTATIONS[name], QUICK_SEEDS)
+    assert seeds, f"{QUICK_SEEDS} seeds did not find it"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_every_deliberate_bug_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(MUTATIONS) >= 25
+    missed = []
+    for name, mutation in MUTATIONS.items():
+        seeds, claim = hunt(mutation, MOST_SEEDS)
+        with capsys.disabled():
+            print(f"\n{name:52} {seeds or 'none':>5}  {claim}", end="")
+        if not seeds:
+            missed.append(name)
+    assert not missed
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_fresh_seeds_find_nothing() -> None:
+    for _ in range(300):
+        simulate(fresh_seed(), 0.3)
