@@ -3,6 +3,7 @@
 #   make run         a durable server on 127.0.0.1:2379, data in ./default.etcdlite
 #   make cluster     three members on loopback, data in ./cluster; Ctrl-C stops them
 #   make test        lint, types and tests (minutes);  make test-long  the long tests
+#   make sim         simulate clusters under faults, a fresh seed each, until stopped
 #   make bench       measure beside etcd 3.5 and rewrite the tables of docs/performance.md
 #   make bench-quick the same, smaller, to standard output only
 #
@@ -29,6 +30,9 @@ test: lint scripts $(NPM_CLIENT)
 
 test-long: $(VENV)/test.stamp $(NPM_CLIENT)
 	$(BIN)/pytest -q -m long
+
+sim: $(VENV)/test.stamp
+	@$(BIN)/python -m tests.sim
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check $(LINTED)

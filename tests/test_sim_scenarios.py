@@ -14,7 +14,7 @@ from sim.mutations import Mutation, prepare
 from sim.simulation import Failure
 from test_cluster import SMALL, Asker, Cluster, state
 
-from etcdlite import proto
+from etcdlite import api, proto
 from etcdlite.errors import EtcdError
 
 CRASHES = {"kill": 20.0, "power": 20.0, "trip": 40.0}
@@ -235,11 +235,15 @@ def test_20418_a_paused_leader_gives_no_stale_read_and_renews_no_dead_lease() ->
         is_gone = leading and lease not in leading[0].member.lessor.leases()
         reader = Asker(world)
         read = reader.send(old, "KV.Range", key=b"k")
+        renewals: list[Any] = []
+        body = proto.LeaseKeepAliveRequest(ID=lease).encode()
+        api.keep_alive(old.member, body, renewals.append)
         old.resume()
         world.run_until(lambda r=reader, i=read: i in r.answers)
         assert reader.answers[read].kvs[0].value == (b"2" if leading else b"1")
         if is_gone:
-            assert client.keep_alive(old, lease).TTL == 0
+            world.run_until(lambda told=renewals: bool(told))
+            assert proto.LeaseKeepAliveResponse.decode(renewals[0]).TTL == 0
         cluster.agree()
 
 
