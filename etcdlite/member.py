@@ -429,7 +429,8 @@ class Member:
             if leader == node:
                 self._transfers.remove(transfer)
                 assert session is not None
-                session.reply(request_id, method, self.header(self.store.revision))
+                # As etcd's, the response has no header.
+                session.reply(request_id, method, b"")
             elif now - since > self.request_timeout_s:
                 self._transfers.remove(transfer)
                 assert session is not None
@@ -901,7 +902,10 @@ class Member:
             return
         except NotLeader as failure:
             leader = failure.leader
-            if leader and kind == ENTRY_NORMAL and self.peers.is_open(leader):
+            # What comes back in a snapshot cannot be answered, so it waits until that is installed.
+            gets_snapshot = not self.cluster.members or self.raft.log.applied < self.raft.log.offset
+            can_forward = leader and kind == ENTRY_NORMAL and not gets_snapshot
+            if can_forward and self.peers.is_open(leader):
                 self._proposed[batch] = (term, kind, data)
                 body = encode_forward(term, data)
                 self.peers.ask(leader, FORWARD, body, partial(self._forwarded_to, batch, term))

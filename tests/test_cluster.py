@@ -244,6 +244,18 @@ def test_a_member_joins_as_learner_and_is_promoted(cluster: Cluster) -> None:
     assert joined.member.raft.voters == {node.member_id for node in (*cluster.nodes, joined)}
 
 
+def test_a_write_through_a_member_that_has_just_joined_is_answered() -> None:
+    for seed in range(10):
+        cluster = Cluster(seed=seed, **SMALL)
+        client, world = cluster.client, cluster.world
+        world.run(6)
+        joined = cluster.add("m4", is_learner=False)
+        world.run_until(lambda joined=joined: joined.member.raft.leader > 0)  # type: ignore[misc]
+        began = world.now
+        client.put(joined, b"k")
+        assert world.now - began < 3
+
+
 def test_a_removed_leader_hands_over_and_knows_that_it_is_removed(cluster: Cluster) -> None:
     client, world, old = cluster.client, cluster.world, cluster.leader
     world.run(6)

