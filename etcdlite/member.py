@@ -1573,6 +1573,13 @@ class Member:
         """Have the cluster know that this member is out of space."""
         if (self.id, NOSPACE) not in self.alarms and not self._is_raising:
             self._is_raising = True
+            quota_left = self.quota_bytes - self.store.size_in_use_bytes
+            if self.quota_bytes and quota_left <= self._disk_left:
+                why, to_do = "the quota is used up", "compact, delete keys or raise the quota"
+            else:
+                why, to_do = "the file system is almost full", "free space on it"
+            next_step = f"{to_do}, then etcdlite-ctl alarm disarm"
+            log.warn(f"{why}; puts are refused", next=next_step, **{"data-dir": self.store.directory})
             self.propose_message(
                 None,
                 0,
@@ -1595,8 +1602,6 @@ class Member:
         free, total = store.disk.space(store.directory)
         self._disk_left = free - min(DISK_RESERVE_BYTES, int(total * DISK_RESERVE_SHARE))
         if self._disk_left <= 0:
-            if not log.limited("disk", 0.1):
-                log.warn("the file system is almost full", **{"data-dir": store.directory})
             self.raise_nospace()
 
     def _measure_space(self) -> None:
