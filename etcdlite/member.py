@@ -1578,8 +1578,11 @@ class Member:
                 why, to_do = "the quota is used up", "compact, delete keys or raise the quota"
             else:
                 why, to_do = "the file system is almost full", "free space on it"
-            next_step = f"{to_do}, then etcdlite-ctl alarm disarm"
-            log.warn(f"{why}; puts are refused", next=next_step, **{"data-dir": self.store.directory})
+            log.warn(
+                f"{why}; puts are refused",
+                next=f"{to_do}, then etcdlite-ctl alarm disarm",
+                **{"data-dir": self.store.directory},
+            )
             self.propose_message(
                 None,
                 0,

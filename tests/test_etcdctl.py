@@ -158,11 +158,11 @@ MEMBERS: list[tuple[str, str]] = [
     ("member add {name} --peer-urls={peer}", ""),
     ("member promote {learner}", ""),
     ("member promote {member}", ""),
-    ("member update {learner} --peer-urls=http://127.0.0.1:2", ""),
     ("member list", ""),
-    ("move-leader {learner}", ""),
     ("member add m3 --learner --peer-urls=http://127.0.0.1:3", ""),
     ("put a 1", ""),
+    # Not before: etcd 3.5.1 forgets that an updated member is a learner.
+    ("member update {learner} --peer-urls=http://127.0.0.1:2", ""),
     ("member remove {learner}", ""),
     ("member remove {learner}", ""),
     ("member update {learner} --peer-urls=http://127.0.0.1:2", ""),
@@ -182,10 +182,14 @@ MASKS = [
     (r'("took":"|took = |"Took" : )[\d.]+[mµ]?s', r"\1TOOK"),
     (r'("ttl":|"TTL" : |remaining\()(19\d|200)(?!\d)', r"\1LEFT"),
     # endpoint status: version, sizes and indexes.
-    (r"(MEMBER, )3\.\d\.\d+, [\d.]+ kB(, \w+, \w+, )\d+, \d+, \d+,", r"\1STATUS\2STATUS,"),
+    (r"(MEMBER, )3\.\d\.\d+, [\d.]+ k?B(, \w+, \w+, )\d+, \d+, \d+,", r"\1STATUS\2STATUS,"),
     (r'("version":|"Version" : )"3\.\d\.\d+"', r"\1VERSION"),
     (r'("dbSize":|"dbSizeInUse":|"DBSize" : |"DBSizeInUse" : )\d+', r"\1SIZE"),
     (r'("raftIndex":|"raftAppliedIndex":|"RaftIndex" : |"RaftAppliedIndex" : )\d+', r"\1INDEX"),
+    # Ids are padded to 16 places.
+    (r"(Member|cluster)  (?=[A-Z])", r"\1 "),
+    # etcd 3.5 gives this error no code on its way out.
+    (r"code = Unknown (?=desc = etcdserver: re-conf)", "code = FailedPrecondition "),
     # endpoint hashkv: each store hashes its own records.
     (r'("hash":|"Hash" : |^ENDPOINT, |^http://ENDPOINT, )\d+', r"\1HASH"),
 ]
@@ -361,3 +365,167 @@ def test_every_command_ends_the_same(
         # Its questions are on standard output, too.
         script = [(line, stdin) for line, stdin in script if line != "txn -i"]
     agree(*(play(program, side, output_format, script) for side in sides))
+
+
+def test_commands_under_an_alarm_end_the_same(program: str, sides: tuple[Side, Side]) -> None:
+    for side in sides:
+        ask(side.endpoint, "KV.Put", proto.PutRequest(key=b"a", value=b"0"))
+        alarm = proto.AlarmRequest(action=1, memberID=side.member, alarm=1)
+        ask(side.endpoint, "Maintenance.Alarm", alarm)
+    agree(*(play(program, side, "simple", ALARMED) for side in sides))
+
+
+def test_commands_about_members_end_the_same(program: str, sides: tuple[Side, Side]) -> None:
+    outcomes = []
+    for side in sides:
+        request = proto.MemberAddRequest(peerURLs=["http://127.0.0.1:1"], isLearner=True)
+        learner = ask(side.endpoint, "Cluster.MemberAdd", request).member.ID
+        side.known.update({f"{learner:x}": "LEARNER", str(learner): "LEARNER"})
+        peer = next(text for text, name in side.known.items() if name == "PEER")
+        words = {"learner": f"{learner:x}", "name": "m2", "peer": peer}
+        played = play(program, side, "simple", MEMBERS, **words)
+        # Members are in the order of their ids.
+        outcomes.append(
+            [
+                (line, (status, sorted(stdout.splitlines()), errors))
+                for line, (status, stdout, errors) in played
+            ]
+        )
+    agree(*outcomes)
+
+
+# Commands that go on until they are ended.
+
+
+class Running:
+    """An etcdctl that goes on until it is ended."""
+
+    def __init__(self, program: str, side: Side, line: str) -> None:
+        self.side = side
+        self.process = subprocess.Popen(
+            [program, "--endpoints", side.endpoint, *shlex.split(line)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+        )
+        self.stdout = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        while data := os.read(self.process.stdout.fileno(), 1 << 16):
+            self.stdout += data
+
+    def type(self, text: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
+    def wait_for(self, text: bytes) -> None:
+        wait_until(lambda: text in self.stdout, f"{text!r} is printed, after {self.stdout!r}")
+
+    def end(self) -> str:
+        """Everything that it printed."""
+        self.process.terminate()
+        self.process.wait(PATIENCE_S)
+        self._reader.join()
+        return masked(self.side, self.stdout.decode())
+
+
+def do(program: str, side: Side, *words: str) -> bytes:
+    """Standard output of a command that succeeds."""
+    ended = run(program, side, *words)
+    assert ended.status == 0, ended
+    return ended.stdout
+
+
+def _watched(program: str, side: Side, line: str, typed: bytes) -> str:
+    do(program, side, "put", "w/a", "1")
+    do(program, side, "put", "w/b", "2")
+    do(program, side, "del", "w/a")
+    watch = Running(program, side, line)
+    if typed:
+        watch.type(typed)
+    in_json = "json" in line
+    watch.wait_for(b64encode(b"w/b") if in_json else b"w/b")
+    do(program, side, "put", "w/b", "3")
+    do(program, side, "put", "w/last", "4")
+    watch.wait_for(b64encode(b"w/last") if in_json else b"w/last")
+    return watch.end()
+
+
+@pytest.mark.parametrize(
+    ("line", "typed"),
+    [
+        ("watch w/ --prefix --rev 2", b""),
+        ("watch w/ --prefix --rev 2 --prev-kv", b""),
+        ("watch w/ w0 --rev 2 -w json", b""),
+        ("watch w/ --prefix --rev 2 -w fields", b""),
+        ("watch -i", b"watch w/ --prefix --rev 2\n"),
+        ("watch w/ --prefix --rev 2 -- sh -c 'echo $ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_KEY'", b""),
+    ],
+)
+def test_a_watch_prints_the_same(
+    program: str, sides: tuple[Side, Side], line: str, typed: bytes
+) -> None:
+    ours, theirs = (_watched(program, side, line, typed) for side in sides)
+    assert ours == theirs
+
+
+def _lock_and_election(program: str, side: Side) -> list[str]:
+    shown = []
+    lock = Running(program, side, "lock name")
+    lock.wait_for(b"name/")
+    held = do(program, side, "get", "name/", "--prefix", "--keys-only")
+    shown += [masked(side, held.decode()), lock.end()]
+    leader = Running(program, side, "elect e one")
+    leader.wait_for(b"one")
+    observer = Running(program, side, "elect -l e")
+    observer.wait_for(b"one")
+    return [*shown, observer.end(), leader.end()]
+
+
+def test_locks_and_elections_print_the_same(program: str, sides: tuple[Side, Side]) -> None:
+    ours, theirs = (_lock_and_election(program, side) for side in sides)
+    assert ours == theirs
+
+
+def test_a_lease_is_kept_alive_and_its_end_is_told(program: str, sides: tuple[Side, Side]) -> None:
+    def kept(side: Side) -> str:
+        lease = do(program, side, "lease", "grant", "3").decode().split()[1]
+        running = Running(program, side, f"lease keep-alive {lease}")
+        wait_until(lambda: running.stdout.count(b"keepalived") >= 2, "it is kept alive twice")
+        do(program, side, "lease", "revoke", lease)
+        wait_until(lambda: running.process.poll() is not None, "it ends with the lease")
+        return re.sub(r"(lease \w+ keepalived.*\n)+", r"\1", running.end())
+
+    ours, theirs = map(kept, sides)
+    assert ours == theirs
+
+
+def test_a_snapshot_is_saved(program: str, sides: tuple[Side, Side], tmp_path: Path) -> None:
+    outcomes = []
+    for side in sides:
+        do(program, side, "put", "k", "v")
+        path = tmp_path / f"snapshot-{len(outcomes)}"
+        ended = run(program, side, "snapshot", "save", str(path))
+        assert path.stat().st_size > 1000
+        outcomes.append((ended.status, ended.stdout.decode().replace(str(path), "PATH")))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_mirror_follows(program: str, sides: tuple[Side, Side]) -> None:
+    """etcdctl make-mirror copies etcdlite to etcd, and etcd to etcdlite."""
+    for source, target, prefix in ((*sides, "one/"), (*sides[::-1], "two/")):
+        do(program, source, "put", f"{prefix}before", "1")
+        mirror = Running(program, source, f"make-mirror {target.endpoint} --prefix {prefix}")
+
+        def has(key: str, target: Side = target) -> Callable[[], bool]:
+            return lambda: key.encode() in do(program, target, "get", key)
+
+        wait_until(has(f"{prefix}before"), "what was there is copied")
+        do(program, source, "put", f"{prefix}after", "2")
+        wait_until(has(f"{prefix}after"), "what comes is copied")
+        mirror.end()
