@@ -295,55 +295,51 @@ class GrpcSession(Connection):
 
     # Requests.
 
-    def take(self, stream_id: int, request: Request, data: bytes, at: int, end: int) -> None:
+    def completed(self, stream: Stream, data: bytes, at: int, end: int) -> None:
         # The hot path of every unary request; what is special about one goes the long way.
-        size = end - at - PREFIX_BYTES
+        request: Request = stream.request
+        start = at + PREFIX_BYTES
+        size = end - start
         member = self.member
-        stream = _Stream(stream_id, request, True)
-        self.streams[stream_id] = stream
         if (
             not request.is_plain
             or size < 0
             or PREFIX.unpack_from(data, at) != (0, size)
             or size > member.max_request_bytes
         ):
-            self.opened(stream)
-            if self.streams.get(stream_id) is stream:
+            if end > at:
                 self.received(stream, data[at:end])
-            if self.streams.get(stream_id) is stream:
+            if self.streams.get(stream.id) is stream:
                 self.ended(stream)
             return
-        at += PREFIX_BYTES
         number = request.number
-        if request.timeout_s is not None:
-            self._deadlines[stream_id] = member.clock() + request.timeout_s
+        request.rpc.received_bytes += size
         try:
-            rpc = request.rpc
-            rpc.started += 1
-            rpc.received_bytes += size
-            request.client.unary += 1
             request.handle(  # type: ignore[misc]
                 member,
                 self,
-                stream_id,
+                stream.id,
                 number,
-                request.decode(data, at, end),  # type: ignore[misc]
-                FRAME.pack(size + MIN_FRAME_LENGTH, stream_id, number, 0) + data[at:end],
+                request.decode(data, start, end),  # type: ignore[misc]
+                FRAME.pack(size + MIN_FRAME_LENGTH, stream.id, number, 0) + data[start:end],
             )
         except EtcdError as failure:
-            self.fail(stream_id, number, failure)
+            self.fail(stream.id, number, failure)
         except DecodeError as failure:
-            self.fail(stream_id, number, _unreadable(failure))
+            self.fail(stream.id, number, _unreadable(failure))
 
     def opened(self, stream: Stream) -> None:
         request: Request = stream.request
         request.rpc.started += 1
+        if request.timeout_s is not None:
+            self._deadlines[stream.id] = self.member.clock() + request.timeout_s
+        if request.is_plain:
+            request.client.unary += 1
+            return
         if request.rpc.kind == "unary":
             request.client.unary += 1
         else:
             request.client.streams += 1
-        if request.timeout_s is not None:
-            self._deadlines[stream.id] = self.member.clock() + request.timeout_s
         if request.failure is not None:
             self.fail(stream.id, request.number, request.failure)
         elif request.has_leader and not self.member.raft.leader:

@@ -7,7 +7,7 @@ requests through the hooks at the end of `Connection`, and answers through `send
 
 A request is mostly a HEADERS frame whose block is the same as that of an earlier request, and one
 DATA frame. So the meaning of a header block is kept by its bytes, for as long as the compression's
-dynamic table stays as it is, and such a pair of frames takes no more than a look-up and one call.
+dynamic table stays as it is, and each of the two takes no more than a look-up and one call.
 
 Flow control. What we receive is used at once, so the windows that we grant only bound what is on
 its way; they are renewed when half is used, a stream's only while its request lasts. What the peer
@@ -181,21 +181,25 @@ class Stream:
     """What the peer may still send."""
     content_length: int | None = None
     """What is still to come of it, if it was announced."""
+    is_ended = False
+    """The peer has sent all of it."""
+    is_fresh = True
+    """Nothing came after its header, and it is not answered."""
     headers_sent = False
     held: deque[memoryview] | None = None
     held_bytes = 0
     tail = b""
     """The frames that end it, while they wait behind `held`."""
 
-    def __init__(self, stream_id: int, request: Any, is_ended: bool) -> None:
+    def __init__(self, stream_id: int, request: Any) -> None:
         self.id = stream_id
         self.request = request
         """What `read_request` made of the header block."""
-        self.is_ended = is_ended
-        """The peer has sent all of it."""
 
 
-GHOST = Stream(0, None, True)
+GHOST = Stream(0, None)
+GHOST.is_ended = True
+GHOST.is_fresh = False
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
@@ -357,7 +361,7 @@ class Connection:
         )
 
     def _read_frames(self, data: bytes, at: int) -> None:
-        # The hot path of every request: two frames, one look-up, one call.
+        # The hot path of every request: a known HEADERS frame, and a DATA frame that is all.
         end = len(data)
         unpack_from = FRAME_HEADER.unpack_from
         known = self._known
@@ -371,7 +375,23 @@ class Connection:
             if stop > end:
                 self._keep(data, at, stop - at)
                 return
-            if word & 0xFF == HEADERS and flags == END_HEADERS and end - stop >= 9:
+            kind = word & 0xFF
+            if kind == DATA and flags == END_STREAM:
+                stream = streams.get(stream_id)
+                if (
+                    stream is not None
+                    and stream.is_fresh
+                    and size <= self._receive_window
+                    and (stream.content_length is None or size == stream.content_length)
+                    and self._block is None
+                ):
+                    self._receive_window -= size
+                    stream.is_fresh = False
+                    stream.is_ended = True
+                    self.completed(stream, data, at + 9, stop)
+                    at = stop
+                    continue
+            elif kind == HEADERS and flags == END_HEADERS:
                 hit = known.get(data[at + 9 : stop])
                 if (
                     hit is not None
@@ -381,29 +401,11 @@ class Connection:
                     and self._block is None
                     and not self.is_draining
                 ):
-                    word, flags, second_id = unpack_from(data, stop)
-                    size = word >> 8
-                    after = stop + 9 + size
-                    request, content_length = hit
-                    if (
-                        word & 0xFF == DATA
-                        and flags == END_STREAM
-                        and second_id == stream_id
-                        and size <= MAX_FRAME_BYTES
-                        and after <= end
-                        and size <= self._receive_window
-                        and (content_length is None or size == content_length)
-                    ):
-                        if stream_id != self._last_id + 2:
-                            self._gap = (self._last_id + 2, stream_id - 2)
-                        self._last_id = stream_id
-                        self._receive_window -= size
-                        self.take(stream_id, request, data, stop + 9, after)
-                        at = after
-                        continue
-                    word, flags, stream_id = unpack_from(data, at)
+                    self._open(stream_id, *hit, False)
+                    at = stop
+                    continue
             try:
-                self._read_frame(word & 0xFF, flags, stream_id & MAX_STREAM_ID, data, at + 9, stop)
+                self._read_frame(kind, flags, stream_id & MAX_STREAM_ID, data, at + 9, stop)
             except StreamFault as fault:
                 self.reset_stream(fault.stream_id, fault.code)
             if self.is_closing:
@@ -470,6 +472,7 @@ class Connection:
                 self._hush(1)
                 return
             raise StreamFault(stream_id, STREAM_CLOSED)
+        stream.is_fresh = False
         stream.window -= size
         if stream.window < 0:
             raise StreamFault(stream_id, FLOW_CONTROL_ERROR)
@@ -493,6 +496,7 @@ class Connection:
     @staticmethod
     def _mark_ended(stream: Stream) -> None:
         stream.is_ended = True
+        stream.is_fresh = False
         if stream.content_length:
             raise StreamFault(stream.id, PROTOCOL_ERROR)
 
@@ -534,38 +538,51 @@ class Connection:
         if stream_id <= self._last_id:
             self._read_trailers(stream_id, flags, headers)
             return
-        if stream_id != self._last_id + 2:
-            self._gap = (self._last_id + 2, stream_id - 2)
-        self._last_id = stream_id
         if self.is_draining:
+            self._advance(stream_id)
             self._hush(1)
             self._be_quiet_about(stream_id)
             return
         if len(self.streams) >= self._max_streams:
+            self._advance(stream_id)
             self._hush(NOISE_PER_RESET)
             raise StreamFault(stream_id, REFUSED_STREAM)
+        if depends_on_itself or (headers is not None and not is_well_formed(headers)):
+            self._advance(stream_id)
+            raise StreamFault(stream_id, PROTOCOL_ERROR)
         if headers is not None:
-            if depends_on_itself or not is_well_formed(headers):
-                raise StreamFault(stream_id, PROTOCOL_ERROR)
             request = self.read_request(headers)
             for name, value in headers:
                 if name == b"content-length":
                     if not value.isdigit() or len(value) > 19:
+                        self._advance(stream_id)
                         raise StreamFault(stream_id, PROTOCOL_ERROR)
                     content_length = int(value)
             if not is_changed and len(block) <= MAX_KNOWN_BLOCK_BYTES:
                 if len(self._known) >= MAX_KNOWN_BLOCKS:
                     self._known.clear()
                 self._known[block] = (request, content_length)
-        elif depends_on_itself:
-            raise StreamFault(stream_id, PROTOCOL_ERROR)
-        stream = self.stream_class(stream_id, request, False)
-        stream.content_length = content_length
-        if flags & END_STREAM:
+        self._open(stream_id, request, content_length, bool(flags & END_STREAM))
+
+    def _advance(self, stream_id: int) -> None:
+        """The peer has begun this stream; it can begin no earlier one any more."""
+        if stream_id != self._last_id + 2:
+            self._gap = (self._last_id + 2, stream_id - 2)
+        self._last_id = stream_id
+
+    def _open(
+        self, stream_id: int, request: Any, content_length: int | None, is_ended: bool
+    ) -> None:
+        """A request begins."""
+        self._advance(stream_id)
+        stream = self.stream_class(stream_id, request)
+        if content_length is not None:
+            stream.content_length = content_length
+        if is_ended:
             self._mark_ended(stream)
         self.streams[stream_id] = stream
         self.opened(stream)
-        if stream.is_ended and self.streams.get(stream_id) is stream:
+        if is_ended and self.streams.get(stream_id) is stream:
             self.ended(stream)
 
     def _unpack(self, block: bytes) -> tuple[Headers, bool]:
@@ -744,6 +761,7 @@ class Connection:
         tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
         if stream.held:
             stream.tail = tail
+            stream.is_fresh = False
             self.streams[stream.id] = stream
             if not stream.is_ended:
                 self._be_quiet_about(stream.id)
@@ -878,16 +896,16 @@ class Connection:
         """What a request with this header asks for. Streams with the same header share it."""
         raise NotImplementedError
 
-    def take(self, stream_id: int, request: Any, data: bytes, at: int, end: int) -> None:
-        """A whole request, its body is `data[at:end]`. It is not in `streams` yet."""
-        raise NotImplementedError
-
     def opened(self, stream: Stream) -> None:
         """A request began."""
         raise NotImplementedError
 
     def received(self, stream: Stream, piece: bytes) -> None:
         """A piece of a request's body."""
+        raise NotImplementedError
+
+    def completed(self, stream: Stream, data: bytes, at: int, end: int) -> None:
+        """Instead of `received` and `ended`: the body of an open request is `data[at:end]`."""
         raise NotImplementedError
 
     def ended(self, stream: Stream) -> None:
