@@ -401,7 +401,8 @@ class Connection:
                     and self._block is None
                     and not self.is_draining
                 ):
-                    self._open(stream_id, *hit, False)
+                    request, content_length = hit
+                    self._open(stream_id, request, content_length, False)
                     at = stop
                     continue
             try:
