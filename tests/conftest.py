@@ -41,6 +41,9 @@ PATIENCE_S = 60.0
 SMALL_FILES = ("--checkpoint-bytes=16384", "--segment-bytes=16384", "--wal-segment-bytes=16384")
 """Flags that keep checkpoints, cleaning and log rotation busy with little data."""
 
+# A shell's background job ignores Ctrl-C, and so would the processes that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _SERVING = re.compile(r"serving client traffic on ([^;\s]*?:\d+)")
 
 
