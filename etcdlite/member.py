@@ -1109,6 +1109,7 @@ class Member:
         self._applied_term = snapshot.term
         self.raft.applied(snapshot.index)
         log.info("installed a snapshot", revision=store.revision, index=snapshot.index)
+        self._retry_held()
 
     # Applying.
 
@@ -1265,7 +1266,12 @@ class Member:
                         raise error("NoSpace")
                     if method == TXN:
                         check -= len(request.success) + len(request.failure)
-                    answer = yield from APPLIERS[method](self, request)
+                        answer = txn.small_txn(store, request) or (
+                            yield from txn.txn_steps(store, request)
+                        )
+                        metrics.count_txn(request, answer.startswith(b"\x10"))
+                    else:
+                        answer = yield from APPLIERS[method](self, request)
                     revision = store.end_revision()
             except EtcdError as failure:
                 assert not store.is_writing, "a request failed after its first change"
@@ -1289,11 +1295,6 @@ class Member:
     def _apply_delete_range(self, request: Any) -> Steps:
         self.metrics.deletes += 1
         return txn.delete_range_steps(self.store, request)
-
-    def _apply_txn(self, request: Any) -> Steps:
-        answer = yield from txn.txn_steps(self.store, request)
-        self.metrics.count_txn(request, answer.startswith(b"\x10"))
-        return answer
 
     def _apply_compact(self, request: Any) -> Steps:
         self.store.compact(request.revision)
@@ -1621,7 +1622,6 @@ class Member:
 
 APPLIERS: dict[int, Callable[[Member, Any], Steps]] = {
     DELETE_RANGE: Member._apply_delete_range,
-    TXN: Member._apply_txn,
     COMPACT: Member._apply_compact,
     LEASE_GRANT: Member._apply_lease_grant,
     LEASE_REVOKE: Member._apply_lease_revoke,
@@ -1673,13 +1673,14 @@ def decode_requests(data: bytes, count: int) -> list[Waiter]:
 
 def needs_space(method: int, request: Any) -> bool:
     """Whether a write is refused while there is no space: puts and leases, not deletes."""
-    if method == TXN:
-        return any(
-            op.request_put is not None
-            or (op.request_txn is not None and needs_space(TXN, op.request_txn))
-            for op in (*request.success, *request.failure)
-        )
-    return method in (PUT, LEASE_GRANT)
+    if method != TXN:
+        return method in (PUT, LEASE_GRANT)
+    for op in (*request.success, *request.failure):
+        if op.request_put is not None or (
+            op.request_txn is not None and needs_space(TXN, op.request_txn)
+        ):
+            return True
+    return False
 
 
 def alarm_name(kind: int) -> str:

@@ -510,6 +510,8 @@ def varint(n: int) -> bytes:
     """`n`, 0 to 2**64-1, as a varint. Raises ValueError or TypeError."""
     if 0 <= n < 16384:
         return _VARINTS[n]
+    if 0 < n < 1 << 28:
+        return _CONTINUED[n & 16383] + _VARINTS[n >> 14]
     if not 0 <= n < 1 << 64:
         raise ValueError(f"{n} does not fit a varint")
     out = b""

@@ -168,8 +168,13 @@ def test_the_printed_environment_starts_the_new_member(three: LiveCluster, tmp_p
             return ours(three, "member", "promote", f"{member_id:x}").status == 0
 
         wait_until(is_promoted, "it has caught up and may vote")
-        table = ours(three, "member", "list", "-w", "table").stdout.decode()
-        assert re.search(rf"{member_id:x} \| started \| +m4 \| +{url}", table)
+        row = rf"{member_id:x} \| started \| +m4 \| +{url}"
+
+        def is_listed() -> bool:
+            table = ours(three, "member", "list", "-w", "table").stdout.decode()
+            return re.search(row, table) is not None
+
+        wait_until(is_listed, "it has told its name")
         assert ours(three, "member", "remove", f"{member_id:x}").status == 0
         assert member.wait() == 0
     finally:
