@@ -1264,14 +1264,16 @@ class Member:
                         raise error("Corrupt")
                     if capped and needs_space(method, request):
                         raise error("NoSpace")
+                    small = None
                     if method == TXN:
                         check -= len(request.success) + len(request.failure)
-                        answer = txn.small_txn(store, request) or (
-                            yield from txn.txn_steps(store, request)
-                        )
-                        metrics.count_txn(request, answer.startswith(b"\x10"))
-                    else:
+                        small = txn.small_txn(store, request)
+                    if small is None:
                         answer = yield from APPLIERS[method](self, request)
+                    else:
+                        answer = small
+                    if method == TXN:
+                        metrics.count_txn(request, answer.startswith(b"\x10"))
                     revision = store.end_revision()
             except EtcdError as failure:
                 assert not store.is_writing, "a request failed after its first change"
@@ -1295,6 +1297,9 @@ class Member:
     def _apply_delete_range(self, request: Any) -> Steps:
         self.metrics.deletes += 1
         return txn.delete_range_steps(self.store, request)
+
+    def _apply_txn(self, request: Any) -> Steps:
+        return txn.txn_steps(self.store, request)
 
     def _apply_compact(self, request: Any) -> Steps:
         self.store.compact(request.revision)
@@ -1622,6 +1627,7 @@ class Member:
 
 APPLIERS: dict[int, Callable[[Member, Any], Steps]] = {
     DELETE_RANGE: Member._apply_delete_range,
+    TXN: Member._apply_txn,
     COMPACT: Member._apply_compact,
     LEASE_GRANT: Member._apply_lease_grant,
     LEASE_REVOKE: Member._apply_lease_revoke,

@@ -17,6 +17,10 @@ The file, all integers little-endian:
        32  SHA-256 of everything before
 
 A file of a multiple of 512 bytes plus a SHA-256 is what etcd's tools expect of a snapshot, too.
+
+The SHA-256 says that the copy is what was read. Whether that was right the checksum of each record
+says, and whoever is to live on the copy looks at all of them first: a member whose disk rots must
+not hand that on.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etcdlite import ETCD_API_VERSION, __version__, bootstrap, checkpoint, log, proto
 from etcdlite.config import parse_initial_cluster
-from etcdlite.data import DataDamaged, segment_name
+from etcdlite.data import DataDamaged, segment_name, verify
 from etcdlite.disk import Disk, File
 from etcdlite.errors import DATA_LOSS, EtcdError
 from etcdlite.lease import Lessor
@@ -193,6 +197,8 @@ class Incoming:
         self._content_bytes = 0
         self._digest = hashlib.sha256()
         self._expected = b""
+        self._damage: DataDamaged | None = None
+        """What is wrong with the records of one that came whole."""
 
     def begin(self, connection: Accepted, offer: Any) -> int:
         """A member offers a snapshot (a `SnapshotOffer`). Returns the offset to send it from, the
@@ -283,6 +289,12 @@ class Incoming:
         for file, _ in self._targets:
             file.sync()
             file.close()
+        self._damage = None
+        try:
+            verify(disk, self._directory)
+        except DataDamaged as damage:
+            self._damage = damage
+            return
         disk.sync_dir(self._directory)
         bootstrap.keep_incoming(disk, self._member.store.directory, self._offer.index)
 
@@ -291,6 +303,16 @@ class Incoming:
         assert connection is not None
         self._is_storing = False
         self._targets = []
+        if self._damage is not None:
+            log.error(
+                "the leader's data is damaged; nothing of it was taken",
+                where=f"{os.path.basename(self._damage.path)} at {self._damage.offset}",
+                next="replace the leader's disk: move the leadership, remove that member, add it "
+                "anew with an empty data directory",
+                **{"remote-peer-id": f"{connection.node:x}"},
+            )
+            self._refuse("the data of the member that sent the snapshot is damaged")
+            return
         self._forget()
         if not connection.is_closing:
             connection.snapshot_taken()
@@ -369,6 +391,14 @@ def restore(
         try:
             directory = bootstrap.begin(disk, data_dir, wal_dir)
             _extract(path, file, header, start, f"{directory}/data", disk)
+            try:
+                verify(disk, f"{directory}/data")
+            except DataDamaged as damage:
+                raise SnapshotError(
+                    f"snapshot {path} holds damaged data ({os.path.basename(damage.path)} at "
+                    f"offset {damage.offset}: {damage.why}): the disk of the member that made it "
+                    "is failing. Use another one"
+                ) from damage
             store = Store.open(disk, f"{directory}/data", Lessor(), segment_bytes)
             if store.revision != header["revision"]:
                 raise SnapshotError(

@@ -220,6 +220,10 @@ class FaultyDisk(Disk):
         """How many creations, renames and removals are not durable."""
         return len(self._renames)
 
+    def is_synced(self, path: str) -> bool:
+        inode = self._names.get(path)
+        return inode is not None and not inode.dirty and not inode.lost
+
     def content(self, path: str) -> bytearray:
         """The bytes of a file, to be changed in place (a synced file only)."""
         inode = self._names[path]

@@ -499,3 +499,23 @@ def test_a_member_that_is_forced_to_be_a_cluster_of_its_own_keeps_what_it_has(
     lone.start()
     world.run(2)
     assert client.get(lone, b"more") == b"v"
+
+
+def test_a_leader_whose_disk_rots_does_not_hand_that_on() -> None:
+    cluster = Cluster(**SMALL)
+    client, world = cluster.client, cluster.world
+    for number in range(60):
+        client.put(cluster.leader, b"k%d" % number, b"v" * 200)
+    leader = cluster.leader
+    while len(leader.member.store.data.sizes) < 2:
+        client.put(leader, b"more", b"v" * 500)
+    world.run(6)
+    assert leader.rot()
+    joined = cluster.add("m4", is_learner=True)
+    world.run(10)
+    assert not joined.member.cluster.members, "it took what is damaged"
+    sound = cluster.followers[0]
+    client.ask(leader, "Maintenance.MoveLeader", targetID=sound.member_id)
+    world.run_until(lambda: bool(joined.member.cluster.members))
+    world.run_until(lambda: joined.member.store.applied_index == sound.member.store.applied_index)
+    assert state(joined) == state(sound)

@@ -14,6 +14,7 @@ from test_recovery import live, random_write
 
 from etcdlite import bootstrap, proto, snap
 from etcdlite.bootstrap import StartError
+from etcdlite.data import segment_name
 from etcdlite.disk import Disk
 from etcdlite.errors import EtcdError
 from etcdlite.member import NOSPACE
@@ -169,3 +170,17 @@ def test_a_directory_that_holds_a_member_is_not_overwritten(tmp_path: Path) -> N
     with pytest.raises((snap.SnapshotError, StartError), match="already holds a member"):
         snap.restore(str(path), str(tmp_path / "restored"))
     opened(tmp_path / "restored")
+
+
+def test_a_backup_of_a_disk_that_rots_is_not_restored(tmp_path: Path) -> None:
+    rig = lived()
+    data = rig.member.store.data
+    number = min(data.sizes)
+    content = rig.disk.content(f"{data.directory}/{segment_name(number)}")  # type: ignore[attr-defined]
+    content[len(content) // 2] ^= 1
+    path = tmp_path / "backup"
+    path.write_bytes(b"".join(parts(rig)))
+    assert snap.status(str(path)), "it is a true copy of what was read"
+    with pytest.raises(snap.SnapshotError, match="the member that made it is failing"):
+        snap.restore(str(path), str(tmp_path / "restored"))
+    assert not bootstrap.exists(Disk(), str(tmp_path / "restored"))

@@ -13,7 +13,8 @@ from itertools import accumulate
 from typing import Any
 
 from etcdlite import proto
-from etcdlite.errors import EtcdError
+from etcdlite.data import DataDamaged
+from etcdlite.errors import EtcdError, error
 from etcdlite.native import NativeSession
 from sim.backup import check_backup
 from sim.checkers import Op, Oracle, Violation, Watched
@@ -31,6 +32,7 @@ _RESPONSE = {number: method.response.decode for number, method in proto.METHODS.
 _WATCH = _NUMBER["Watch.Watch"]
 _KEEP_ALIVE = _NUMBER["Lease.LeaseKeepAlive"]
 _SNAPSHOT = _NUMBER["Maintenance.Snapshot"]
+_DAMAGED = error("Corrupt").text
 
 Handler = Callable[[int, bytes], None]
 """Told (flags, body) of each frame that answers a request."""
@@ -272,6 +274,9 @@ class Client:
             self._trace_answer(op, answer)
             if then is not None:
                 then(op, answer)
+            elif answer.text == _DAMAGED and self.node is not None and self.node.is_rotten:
+                oracle.lose(op)  # Read, or what the write found, is lost there.
+                self.world.at(0.0, self.hang_up)
             else:
                 oracle.answer(op, answer)
 
@@ -604,7 +609,10 @@ class Client:
                     f"{watched.name} is cancelled, compacted {response.compact_revision}"
                 )
                 watched.compacted(response.compact_revision)
-            self._create(number)
+            if self.node is not None and self.node.is_rotten:
+                self.world.at(0.0, self.hang_up)
+            else:
+                self._create(number)
         elif response.events:
             watched = self.watches[number]
             if self.world.trace is not None:
@@ -632,9 +640,15 @@ class Client:
                 parts.append(proto.SnapshotResponse.decode(body).blob)
             if flags & proto.END:
                 self.oracle.answers += 1
-                check_backup(self.oracle, b"".join(parts))
                 assert node is not None
-                self.world.note(f"{self.name} has a backup of {node.name}")
+                try:
+                    check_backup(self.oracle, b"".join(parts))
+                except DataDamaged as damage:
+                    if not node.is_rotten:
+                        raise
+                    self.world.note(f"{self.name} cannot use a backup of {node.name}: {damage}")
+                else:
+                    self.world.note(f"{self.name} has a backup of {node.name}")
 
         request_id = self._stream(part)
         self._send(request_id, _SNAPSHOT, b"", proto.END)

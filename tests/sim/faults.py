@@ -1,7 +1,7 @@
 """What goes wrong in a simulation, and how often: all of it drawn from the seed.
 
 A `Nemesis` does one thing after the other at random times, and undoes it after a while: members
-crash or lose power in the middle of a disk operation, are paused, get slow or failing or full
+crash or lose power in the middle of a disk operation, are paused, get slow, failing, full or rotten
 disks; connections break, networks split, in one direction too; members join, leave, are promoted;
 leadership is moved; backups and defragmentations run. When told to stop it mends everything.
 """
@@ -40,6 +40,7 @@ class Nemesis:
         self._admin = Client(world, oracle, Load(rng), "admin")
         self._admin.is_busy = False
         self._next_name = len(world.nodes) + 1
+        self._replaced_at = 0.0
         self.mean_pause_s = rng.choice((0.3, 1.0, 3.0))
         self.weights = {
             "kill": rng.choice((0, 3, 10)),
@@ -63,6 +64,7 @@ class Nemesis:
             "defragment": rng.choice((0, 2, 6)),
             "hang_up": rng.choice((0, 4)),
             "away": rng.choice((0, 3)),
+            "rot": rng.choice((0, 0, 2)),
         }
         self.weights = {name: weight for name, weight in self.weights.items() if weight}
         if not self.weights:
@@ -306,6 +308,15 @@ class Nemesis:
         self._later(1.0, 4.0, mend)
         return True
 
+    def _do_rot(self) -> bool:
+        """One member at a time, so that the others have what it loses."""
+        leader = self.world.leader
+        node = self._pick()
+        if leader is None or node is None or not self.is_whole:
+            return False
+        voters = leader.member.cluster.voters
+        return len(voters) >= 3 and node.member_id in voters and node.rot()
+
     # The cluster.
 
     def _admin_ask(self, name: str, request: Any, is_write: bool = False) -> None:
@@ -413,6 +424,25 @@ class Nemesis:
                 node.resume()
             self.restart(node)
 
+    @property
+    def is_whole(self) -> bool:
+        """No member's disk is rotten."""
+        return all(node.is_gone for node in self.world.nodes.values() if node.is_rotten)
+
+    def replace_rotten(self) -> None:
+        """Remove the member whose disk is rotten."""
+        leader = self.world.leader
+        for node in list(self.world.nodes.values()):
+            if not node.is_rotten or node.is_gone or leader is None:
+                continue
+            if node.member_id not in leader.member.cluster.members:
+                node.is_gone = not node.is_up
+            elif self.world.now - self._replaced_at > 2.0:
+                self._replaced_at = self.world.now
+                self._connect_to(leader)
+                request = proto.MemberRemoveRequest(ID=node.member_id)
+                self._admin_ask("Cluster.MemberRemove", request)
+
     def mend_alarms(self) -> None:
         """Tell the cluster that there is space again."""
         leader = self.world.leader
@@ -426,5 +456,6 @@ class Nemesis:
         """While the cluster settles: what an administrator does by and by."""
         self._reconcile()
         self.mend_alarms()
+        self.replace_rotten()
         for node in list(self.world.nodes.values()):
             self.restart(node)

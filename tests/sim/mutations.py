@@ -20,7 +20,20 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from etcdlite import api, bootstrap, data, housekeeping, index, lease, member, mvcc, raft, txn, wal
+from etcdlite import (
+    api,
+    bootstrap,
+    data,
+    housekeeping,
+    index,
+    lease,
+    member,
+    mvcc,
+    raft,
+    snap,
+    txn,
+    wal,
+)
 from etcdlite import watch as watches
 from etcdlite.errors import error
 from etcdlite.wal import Save
@@ -504,6 +517,24 @@ def _watch_skips_what_was_compacted(patch: Patch) -> None:
         return create(self, request)
 
     patch.set(watches.WatchStream, "create", wrong)
+
+
+@mutation(faults={"rot": 20.0, "kill": 20.0, "hang_up": 5.0}, load={"get": 60.0})
+def _records_are_read_unchecked(patch: Patch) -> None:
+    def trusting(self: Any, location: int, size_bytes: int) -> bytes:
+        body = self._recent.get(location)
+        if body is not None:
+            return bytes(body)
+        file = self.files[location >> 32]
+        offset = (location & data.OFFSET_MASK) + data.RECORD_HEADER_BYTES
+        return bytes(file.pread(size_bytes, offset))
+
+    patch.set(data.DataFile, "read", trusting)
+
+
+@mutation(faults={"rot": 20.0, "kill": 10.0, "away": 20.0, "add_member": 10.0}, load={"get": 60.0})
+def _damage_is_handed_on_in_snapshots(patch: Patch) -> None:
+    patch.set(snap, "verify", lambda disk, directory: None)
 
 
 @mutation(load={"watches": 3.0}, faults={"away": 20.0, **SPLITS})

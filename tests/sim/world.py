@@ -28,6 +28,7 @@ from typing import Any
 from faulty_disk import FaultyDisk
 
 from etcdlite import bootstrap, log, proto
+from etcdlite.data import SEGMENT_HEADER, DataDamaged, segment_name
 from etcdlite.member import Member
 from etcdlite.peer import Dial
 from etcdlite.peer_session import Accepted
@@ -325,6 +326,8 @@ class Node:
         self.is_paused = False
         self.is_gone = False
         """It was removed from the cluster and has stopped for ever."""
+        self.is_rotten = False
+        """Its disk gives back something else than what was written."""
         self.inbox: list[Callable[[], None]] = []
         self.clock_offset_s = 1000.0 * len(world.nodes)
         self.clock_rate = 1.0
@@ -476,6 +479,32 @@ class Node:
             self.world.note(f"{self.name} stops: {failure}")
             self.crash()
             self.on_stop(self)
+        except DataDamaged as damage:
+            if not self.is_rotten:
+                raise
+            self.world.note(f"{self.name} stops: {damage}")
+            self.crash()
+            self.on_stop(self)
+
+    def rot(self) -> bool:
+        """Bits of what was written long ago change. False if there is nothing old enough."""
+        rng = self.world.rng
+        data = self.member.store.data
+        paths = [
+            (f"{data.directory}/{segment_name(number)}", size)
+            for number, size in sorted(data.sizes.items())
+            if size > SEGMENT_HEADER.size
+        ]
+        paths = [item for item in paths if self.disk.is_synced(item[0])]
+        if not paths:
+            return False
+        for _ in range(rng.choice((1, 3, 30))):
+            path, size = rng.choice(paths)
+            offset = rng.randrange(SEGMENT_HEADER.size, size)
+            self.disk.content(path)[offset] ^= 1 << rng.randrange(8)
+            self.world.note(f"{self.name} has rot in {path} at {offset}")
+        self.is_rotten = True
+        return True
 
     def pause(self) -> None:
         """SIGSTOP."""
