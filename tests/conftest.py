@@ -44,7 +44,7 @@ SMALL_FILES = ("--checkpoint-bytes=16384", "--segment-bytes=16384", "--wal-segme
 # A shell's background job ignores Ctrl-C, and so would the processes that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_SERVING = re.compile(r"serving client traffic on ([^;\s]*?:\d+)")
+_SERVING = re.compile(r"serving client traffic on ([^;,\s]*:\d+)")
 
 
 def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:

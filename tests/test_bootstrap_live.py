@@ -221,3 +221,49 @@ def test_a_cluster_to_try_whose_port_is_taken_says_so_and_leaves_nothing(tmp_pat
     for port in ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
+
+
+def _has_ipv6() -> bool:
+    with socket.socket(socket.AF_INET6) as sock:
+        try:
+            sock.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
+def test_members_have_ipv6_addresses_and_host_names(tmp_path: Path) -> None:
+    if not _has_ipv6():
+        pytest.skip("this machine has no ::1")
+    one, two = free_ports(2)
+    urls = {"m1": f"http://[::1]:{one}", "m2": f"http://localhost:{two}"}
+    initial = ",".join(f"{name}={url}" for name, url in urls.items())
+    members = [
+        ServerProcess(
+            tmp_path / name,
+            [
+                f"--name={name}",
+                f"--listen-peer-urls={url}",
+                f"--initial-advertise-peer-urls={url}",
+                f"--initial-cluster={initial}",
+                "--listen-client-urls=http://[::1]:0",
+            ],
+            (sys.executable, "-m", "etcdlite"),
+        )
+        for name, url in urls.items()
+    ]
+    try:
+        for member in members:
+            member.spawn()
+        for member in members:
+            wait_until(lambda: member.endpoint, "it serves")  # noqa: B023
+            with Client(member.endpoint, timeout_s=60.0) as client:
+                client.put(member.data_dir.name, "v")
+        with Client(members[0].endpoint, timeout_s=60.0) as client:
+            assert {kv.key for kv in client.range(prefix="m")} == {b"m1", b"m2"}
+            found = client.call("Cluster.MemberList", proto.MemberListRequest()).members
+        assert {m.name: m.peerURLs[0] for m in found} == urls
+        assert all(m.clientURLs[0].startswith("http://[::1]:") for m in found)
+    finally:
+        for member in members:
+            member.close()
