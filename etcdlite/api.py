@@ -1,6 +1,6 @@
 """The methods: how each request is checked and which way it takes through the member.
 
-Every way in (native frames, later gRPC and JSON) ends in `handle`: one decoded request and the
+Every way in (native frames, gRPC, JSON) ends in one of `HANDLERS`: with a decoded request and the
 frame it would have in the native protocol. Writes go through the log, reads wait for ReadIndex
 unless they are serializable, the rest is answered from this member's own state.
 """
@@ -19,6 +19,9 @@ from etcdlite.member import CHECKPOINT, Member, Session, alarm_name, needs_space
 from etcdlite.proto import FRAME_HEADER_BYTES, varint
 
 _KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
+
+MAX_KNOWN_RENEWALS = 8192
+MAX_KNOWN_RENEWAL_BYTES = 32
 
 Handler = Callable[[Member, Session, int, int, Any, bytes], None]
 """(member, session, request id, method, request, the request as a native frame)"""
@@ -198,31 +201,49 @@ def _check_space(member: Member, frame: bytes) -> None:
 
 def keep_alive(member: Member, body: bytes, done: Done) -> None:
     """Answer one message of a LeaseKeepAlive stream. Raises DecodeError."""
-    request = proto.LeaseKeepAliveRequest.decode(body)
+    renewal = _RENEWALS.get(body) or _read_renewal(body)
     if not member.lessor.promoted:
         if member.is_learner:
             done(error("NotSupportedForLearner"))
         else:
             member.ask_leader(_KEEP_ALIVE, body, partial(_leader_kept_alive, member, body, done))
-    elif member.needs_no_round and not member.is_checkpointed(request.ID):
-        done(_renew(member, request.ID))
+    elif member.needs_no_round and not member.is_checkpointed(renewal[0]):
+        done(_renew(member, *renewal))
     else:
         # Whether this member leads still, and knows of all that was answered, a read finds out: a
         # leader that was paused must not renew what another one has let expire meanwhile.
-        confirmed = Asked(partial(_leadership_confirmed, member, request, body, done))
-        member.read(confirmed, 0, _KEEP_ALIVE, request)
+        confirmed = Asked(partial(_leadership_confirmed, member, renewal, body, done))
+        member.read(confirmed, 0, _KEEP_ALIVE, None)
+
+
+_RENEWALS: dict[bytes, tuple[int, bytes]] = {}
+"""What is asked in the same bytes again and again: the lease's id, and the field of the answer."""
+
+
+def _read_renewal(body: bytes) -> tuple[int, bytes]:
+    lease_id = proto.LeaseKeepAliveRequest.decode(body).ID
+    field = b"\x10" + varint(lease_id & (1 << 64) - 1) if lease_id else b""
+    if len(_RENEWALS) >= MAX_KNOWN_RENEWALS:
+        _RENEWALS.clear()
+    if len(body) <= MAX_KNOWN_RENEWAL_BYTES:
+        _RENEWALS[body] = (lease_id, field)
+    return lease_id, field
 
 
 def _leadership_confirmed(
-    member: Member, request: Any, body: bytes, done: Done, answer: bytes | EtcdError
+    member: Member,
+    renewal: tuple[int, bytes],
+    body: bytes,
+    done: Done,
+    answer: bytes | EtcdError,
 ) -> None:
     if isinstance(answer, EtcdError):
         done(answer)
     elif not member.lessor.promoted:
         keep_alive(member, body, done)  # It is another member now.
-    elif member.is_checkpointed(request.ID):
+    elif member.is_checkpointed(renewal[0]):
         # A new leader must know of the renewal before the client does.
-        checkpoints = [proto.LeaseCheckpoint(ID=request.ID)]
+        checkpoints = [proto.LeaseCheckpoint(ID=renewal[0])]
         member.propose_message(
             Asked(partial(_checkpoint_undone, member, body, done)),
             0,
@@ -230,10 +251,10 @@ def _leadership_confirmed(
             proto.LeaseCheckpointRequest(checkpoints=checkpoints),
         )
     else:
-        done(_renew(member, request.ID))
+        done(_renew(member, *renewal))
 
 
-def _renew(member: Member, lease_id: int) -> bytes | EtcdError:
+def _renew(member: Member, lease_id: int, field: bytes) -> bytes | EtcdError:
     try:
         ttl = b"\x18" + varint(member.lessor.renew(lease_id, member.clock()))
         member.metrics.leases_renewed += 1
@@ -242,8 +263,7 @@ def _renew(member: Member, lease_id: int) -> bytes | EtcdError:
         if failure.text != error("LeaseNotFound").text:
             return failure
         ttl = b""
-    number = b"\x10" + varint(lease_id & (1 << 64) - 1) if lease_id else b""
-    return member.header(member.store.revision) + number + ttl
+    return member.header(member.store.revision) + field + ttl
 
 
 def _checkpoint_undone(member: Member, body: bytes, done: Done, answer: bytes | EtcdError) -> None:

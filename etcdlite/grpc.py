@@ -371,9 +371,12 @@ class GrpcSession(Connection):
             self.fail(stream.id, stream.request.number, error("RequestTooManyRequests"))
 
     def _read_messages(self, stream: _Stream, data: bytes) -> None:
+        # The hot path of keep-alives, which come many at a time.
+        streams = self.streams
         at = 0
+        end = len(data)
         stream.needed_bytes = PREFIX_BYTES
-        while len(data) - at >= PREFIX_BYTES:
+        while end - at >= PREFIX_BYTES:
             packed, size = PREFIX.unpack_from(data, at)
             if size > self._max_message_bytes:
                 self._fail(
@@ -384,16 +387,16 @@ class GrpcSession(Connection):
                 )
                 return
             start = at + PREFIX_BYTES
-            if len(data) - start < size:
+            if end - start < size:
                 stream.needed_bytes = PREFIX_BYTES + size
                 break
             at = start + size
             self._read_message(stream, packed, data[start:at])
-            if self.streams.get(stream.id) is not stream:
+            if streams.get(stream.id) is not stream:
                 return
-        if at < len(data):
+        if at < end:
             stream.parts = [data[at:]]
-            stream.parts_bytes = len(data) - at
+            stream.parts_bytes = end - at
             self._partial_bytes += stream.parts_bytes
 
     def _read_message(self, stream: _Stream, packed: int, message: bytes) -> None:
@@ -401,8 +404,9 @@ class GrpcSession(Connection):
         try:
             if packed:
                 message = self._unpack_message(request, packed, message)
-            request.rpc.received += 1
-            request.rpc.received_bytes += len(message)
+            rpc = request.rpc
+            rpc.received += 1
+            rpc.received_bytes += len(message)
             if request.is_client_stream:
                 self.calls.message(stream.id, message)
                 return

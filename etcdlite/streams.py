@@ -65,7 +65,7 @@ class KeepAliveCall(Call):
         if isinstance(answer, EtcdError):
             self.owner.fail(self.request_id, self.method, answer)
             return
-        self.send(answer)
+        self.owner.send_message(self.request_id, self.method, answer)
         if self._is_finished and not self._unanswered:
             self.end()
 
