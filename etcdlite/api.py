@@ -13,9 +13,11 @@ from typing import Any
 
 import etcdlite
 from etcdlite import cluster, proto, txn
+from etcdlite.alarms import alarm_name
 from etcdlite.asked import Asked, Done
+from etcdlite.entry import CHECKPOINT, Session, needs_space
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, EtcdError, error
-from etcdlite.member import CHECKPOINT, Member, Session, alarm_name, needs_space
+from etcdlite.member import Member
 from etcdlite.proto import FRAME_HEADER_BYTES, varint
 
 _KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
@@ -126,7 +128,7 @@ def _status(
         dbSizeInUse=store.size_in_use_bytes,
         isLearner=member.id in raft.learners,
         storageVersion=etcdlite.ETCD_API_VERSION,
-        dbSizeQuota=member.quota_bytes,
+        dbSizeQuota=member.alarms.quota_bytes,
     )
     session.reply(request_id, method, member.header(store.revision) + response.encode())
 
@@ -192,10 +194,11 @@ def _defragment(
 
 
 def _check_space(member: Member, frame: bytes) -> None:
-    if len(frame) > member.space_left:
-        member.raise_nospace()
+    alarms = member.alarms
+    if len(frame) > alarms.space_left:
+        alarms.raise_nospace()
         raise error("NoSpace")
-    if member.alarms and member.has_no_space:
+    if alarms and alarms.has_no_space:
         raise error("NoSpace")  # As it would be when it is applied, but without a log that grows.
 
 

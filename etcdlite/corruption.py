@@ -108,7 +108,7 @@ class HashCheck:
         if self.after_compaction_s and member.store.compacted > self._compacted:
             self._compacted = member.store.compacted
             self._next_at = min(self._next_at, now + self.after_compaction_s)
-        if now >= self._next_at and not self._is_running and not member.is_corrupt:
+        if now >= self._next_at and not self._is_running and not member.alarms.is_corrupt:
             self._next_at = now + self.interval_s if self.interval_s else math.inf
             self._is_running = True
             revision = member.store.revision
@@ -145,4 +145,4 @@ class HashCheck:
     def _raise_alarm(self, node: int, why: str) -> None:
         log.error("found data inconsistency with peer", why=why, **{"remote-peer-id": f"{node:x}"})
         if self._member.leads:
-            self._member.raise_corrupt(node)
+            self._member.alarms.raise_corrupt(node)

@@ -20,7 +20,8 @@ from etcdlite.data import SEGMENT_HEADER, DataDamaged
 from etcdlite.mvcc import Job
 
 if TYPE_CHECKING:
-    from etcdlite.member import Member, Session
+    from etcdlite.entry import Session
+    from etcdlite.member import Member
 
 CLEAN_SHARE = 0.5
 """Segments with at least this share of garbage are cleaned without being asked."""

@@ -44,9 +44,11 @@ import h11
 
 import etcdlite
 from etcdlite import api, gateway, log, proto
+from etcdlite.alarms import alarm_name
 from etcdlite.calls import Calls
+from etcdlite.entry import RANGE
 from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, NOT_FOUND, EtcdError, error
-from etcdlite.member import CORRUPT, OVERHEAD_BYTES, RANGE, Member, alarm_name
+from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.native import HIGH_WATER_BYTES
 from etcdlite.raft import ROLE_NAMES
 from etcdlite.streams import CALLS
@@ -555,7 +557,7 @@ class HttpSession:
                 return
             problem = ""
             if name == "data_corruption":
-                if any(alarm == CORRUPT for _, alarm in member.alarms):
+                if member.alarms.is_corrupt:
                     problem = "alarm activated: CORRUPT"
             elif member.id in member.raft.learners:
                 problem = "not supported for learner"
@@ -958,7 +960,7 @@ def _state(member: Member) -> dict[str, Any]:
             "keys": len(store.index.heads),
             "size_bytes": store.size_bytes,
             "size_in_use_bytes": store.size_in_use_bytes,
-            "quota_bytes": member.quota_bytes,
+            "quota_bytes": member.alarms.quota_bytes,
         },
         "alarms": [
             {"member": f"{member_id:x}", "alarm": alarm_name(kind)}

@@ -19,22 +19,7 @@ answered by the member that took them.
 An entry is proposed for one term: a leader takes what followers hand it only if it leads in that
 term. In the log terms never go back, so when an entry of a later term is applied, what was proposed
 for an earlier one and is not applied yet never will be, and can be proposed again: no request is
-lost or done twice because leadership moved.
-
-The payload of an entry, all integers little-endian:
-
-    0   1  format version, 1
-    1   3  zero
-    4   4  number of requests
-    8   8  id of the member that proposed it
-    16  8  number of the batch at that member, so that it finds who waits for the answers
-    24     the requests, each as a frame of the native protocol: the very bytes the client sent
-           (the request id in it means nothing here), or one of the internal methods below
-
-A membership change is an entry of its own kind, with one request, a `MemberChange`.
-
-A linearizable read waits for a ReadIndex and for the state machine to reach it; one round serves
-all reads that waited when it began. A round that is not confirmed is begun anew.
+lost or done twice because leadership moved. What is in an entry: `entry.py`.
 
 Invariants: nothing is answered before it is applied, nothing applied before it is committed and
 durable; reads never see half of an entry's request; requests of an entry apply the same on every
@@ -49,21 +34,37 @@ import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
-from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 from etcdlite import bootstrap, cluster, log, proto, txn
+from etcdlite.alarms import Alarms
+from etcdlite.applying import APPLIERS
 from etcdlite.asked import Done
 from etcdlite.cluster import Cluster
 from etcdlite.corruption import HashCheck
-from etcdlite.data import DataDamaged
+from etcdlite.entry import (
+    ALARM_METHOD,
+    CHECKPOINT,
+    COMPACT,
+    ENTRY_HEADER,
+    ENTRY_VERSION,
+    LEASE_REVOKE,
+    MEMBER_CHANGE,
+    PUBLISH,
+    PUT,
+    TXN,
+    Session,
+    Waiter,
+    decode_requests,
+    needs_space,
+)
 from etcdlite.errors import EtcdError, error
 from etcdlite.housekeeping import Housekeeping
 from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
-from etcdlite.mvcc import ALARM, LEASE, Store
-from etcdlite.peer import FORWARD, KEEP_ALIVE, Peers, encode_forward
-from etcdlite.proto import FRAME, FRAME_HEADER_BYTES, MAX_VARINT_BYTES, DecodeError, varint
+from etcdlite.mvcc import Store
+from etcdlite.peer import FORWARD, Peers, encode_forward
+from etcdlite.proto import MAX_VARINT_BYTES, DecodeError, varint
 from etcdlite.raft import (
     ENTRY_CONF_CHANGE,
     ENTRY_NORMAL,
@@ -77,13 +78,10 @@ from etcdlite.raft import (
     RequestDropped,
     Snapshot,
 )
+from etcdlite.reading import Reads
 from etcdlite.snap import Image, Incoming
-from etcdlite.steps import join_steps
 from etcdlite.wal import Save
 from etcdlite.watch import WatchHub
-
-ENTRY_VERSION = 1
-ENTRY_HEADER = struct.Struct("<B3xIQQ")
 
 MAX_ENTRY_BYTES = 1 << 20
 """A batch is cut into entries of about this much (one larger request still goes alone)."""
@@ -115,17 +113,8 @@ MAX_HOUSEKEEPING_PAUSE_S = 0.0025
 APPLIES_PER_CHECK = 128
 """Operations applied between two looks at the clock."""
 
-READS_PER_CHECK = 128
-"""Quick reads answered between two looks at the clock."""
-
-MAX_SLOW_READS = 4
-"""Reads in slices that are under way at once; each may hold a large answer in the making."""
-
 REVOKES_PER_TICK = 1000
 """Expired leases proposed for revocation at once."""
-
-READ_RETRY_S = 0.5
-"""A read round without an answer for this long is begun anew."""
 
 PUBLISH_RETRY_S = 1.0
 """How often a member looks whether the cluster knows its name and URLs."""
@@ -144,66 +133,15 @@ MAX_CAMPAIGNS = 5
 CHECKPOINT_LEASES_INTERVAL_S = 300.0
 """How often the leader writes down what is left of long leases (as in etcd)."""
 
-DISK_RESERVE_BYTES = 64 << 20
-DISK_RESERVE_SHARE = 0.1
-"""With less than the smaller of the two free, a member takes no more writes that need space:
-deleting, compacting, cleaning and the log need some themselves."""
-
-MEASURE_DISK_S = 1.0
-
 MAX_HELD_ASKS = 10_000
 """Questions that wait for a leader; more are answered "too many requests"."""
 
 CHECKPOINT_LEASES = 1000
 """Leases written down at once."""
 
-RANGE = proto.METHOD_BY_NAME["KV.Range"].number
-PUT = proto.METHOD_BY_NAME["KV.Put"].number
-DELETE_RANGE = proto.METHOD_BY_NAME["KV.DeleteRange"].number
-TXN = proto.METHOD_BY_NAME["KV.Txn"].number
-COMPACT = proto.METHOD_BY_NAME["KV.Compact"].number
-LEASE_GRANT = proto.METHOD_BY_NAME["Lease.LeaseGrant"].number
-LEASE_REVOKE = proto.METHOD_BY_NAME["Lease.LeaseRevoke"].number
-ALARM_METHOD = proto.METHOD_BY_NAME["Maintenance.Alarm"].number
-# Internal: nobody but a member proposes these.
-PUBLISH = 0xE1
-"""A `Member` message; its name and client URLs become those of that member."""
-MEMBER_CHANGE = 0xE2
-"""A `MemberChange`, in an entry of its own kind."""
-CHECKPOINT = 0xE3
-"""`LeaseCheckpointRequest`."""
-
-NOSPACE = 1
-CORRUPT = 2
-
 # What may take too long, in etcd's words.
 APPLY = "apply request"
 REQUEST = "request"
-
-
-class Session(Protocol):
-    """Who asked, and where answers go. `native.py` is one."""
-
-    @property
-    def is_blocked(self) -> bool:
-        """Its answers are not being read: give it no more of those that can wait."""
-
-    def awaits(self, request_id: int) -> bool:
-        """Somebody still waits for the answer to that request. If not, work for it is left out, and
-        any `reply` lets the session forget it."""
-
-    def reply(self, request_id: int, method: int, body: bytes) -> None:
-        """The answer to a unary request."""
-
-    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        """The answer to a unary request, or the end of a stream, that failed."""
-
-
-Waiter = tuple["Session | None", int, int, Any]
-"""(session or None, request id, method, decoded request)"""
-
-Steps = Generator[None, None, bytes]
-"""Work in slices whose result is the encoded response without its header."""
 
 
 class Member:
@@ -241,7 +179,6 @@ class Member:
         self.raft = raft
         self.clock = clock
         self.rng = rng
-        self.quota_bytes = quota_bytes
         self.max_request_bytes = max_request_bytes
         self.max_txn_ops = max_txn_ops
         self.request_timeout_s = request_timeout_s
@@ -274,14 +211,8 @@ class Member:
         """A `Member` message: the name and client URLs that the cluster shall know of this one."""
         self.removed_since: float | None = None
         """Since when this member knows that it was removed from the cluster, and must stop."""
-        self.alarms: set[tuple[int, int]] = set()
-        self._is_raising = False
-        """An alarm of this member is on its way through the log."""
-        self._load_alarms()
-        self.space_left = 0
-        self._disk_left = 1 << 62
-        self._disk_measured_at = -math.inf
-        self._measure_space()
+        self.alarms = Alarms(self, quota_bytes)
+        self.reads = Reads(self)
         self.snapshots_sent = 0
         """Backups that are under way."""
         self.leader_changes = 0
@@ -324,16 +255,6 @@ class Member:
         self._applying: Generator[None, None, None] | None = None
         self._applied_entry: Entry | None = None
         self._applied_term = store.applied_term
-        self._reads: list[Waiter] = []
-        self._read_rounds: dict[bytes, list[tuple[float, list[Waiter]]]] = {}
-        """Reads that wait for their round, by its context, and since when."""
-        self._round_began_at = -math.inf
-        self._ready_reads: deque[tuple[int, list[Waiter]]] = deque()
-        self._slow_reads: deque[tuple[Steps, Waiter]] = deque()
-        self._unstarted_reads: deque[Waiter] = deque()
-        self._held_reads: dict[Session, list[Waiter]] = {}
-        # Drawn, so that an answer to an earlier life of this member is never taken for one to this.
-        self._round = rng.getrandbits(32) << 20
         self._deadline = 0.0
         self._asked_at = 0.0
         """When the last request came."""
@@ -391,11 +312,11 @@ class Member:
         if self.is_learner:
             session.fail(request_id, method, error("NotSupportedForLearner"))
             return
-        self._reads.append((session, request_id, method, request))
+        self.reads.new.append((session, request_id, method, request))
 
     def read_now(self, session: Session, request_id: int, method: int, request: Any) -> None:
         """Answer a serializable read from what is applied here."""
-        self._ready_reads.append((0, [(session, request_id, method, request)]))
+        self.reads.ready.append((0, [(session, request_id, method, request)]))
 
     def change_membership(
         self, session: Session, request_id: int, method: int, change: Any
@@ -546,8 +467,8 @@ class Member:
     def tick(self) -> None:
         """A heartbeat interval has passed."""
         now = self.clock()
-        self._measure_space()
-        self._measure_disk(now)
+        self.alarms.measure()
+        self.alarms.measure_disk(now)
         self.raft.tick()
         if self.lessor.promoted:
             expired = self.lessor.expired(now, REVOKES_PER_TICK)
@@ -567,8 +488,7 @@ class Member:
             self.housekeeping.tick(now)
         self._give_up_waiting(now)
         self._retry_held()
-        if self._read_rounds and now - self._round_began_at > READ_RETRY_S:
-            self._begin_read_round()
+        self.reads.tick(now)
         if self._transfers:
             self._answer_transfers()
 
@@ -588,15 +508,6 @@ class Member:
         while self._held_asks and self._held_asks[0][0] <= now:
             _, _, _, done = self._held_asks.popleft()
             done(self._timeout(now - self.request_timeout_s))
-        for context, groups in list(self._read_rounds.items()):
-            left = [group for group in groups if group[0] > expired]
-            for _, reads in groups[: len(groups) - len(left)]:
-                self.metrics.read_rounds_failed += 1
-                self._fail(reads, error("Timeout"))
-            if left:
-                self._read_rounds[context] = left
-            else:
-                del self._read_rounds[context]
 
     def _timeout(self, since: float) -> EtcdError:
         """What a request that waited `since` then is told, in etcd's words."""
@@ -741,7 +652,8 @@ class Member:
     def has_work(self) -> bool:
         """A further turn has something to do at once."""
         return (
-            bool(self._proposals or self._reads or self._ready_reads or self._slow_reads)
+            bool(self._proposals)
+            or self.reads.are_under_way
             or self._applying is not None
             or bool(self._committed)
             or self.raft.has_ready()
@@ -754,23 +666,10 @@ class Member:
         """Own proposals wait for the log, and nothing but background work could be done now."""
         return bool(self._waiting) and not (
             self._proposals
-            or self._reads
-            or self._ready_reads
-            or self._slow_reads
+            or self.reads.are_under_way
             or self._applying is not None
             or self._committed
         )
-
-    @property
-    def is_corrupt(self) -> bool:
-        """An alarm says that members differ: no write is taken any more. (Reads are, as in etcd: it
-        is by them that an operator finds out what is true.)"""
-        return any(kind == CORRUPT for _, kind in self.alarms)
-
-    @property
-    def has_no_space(self) -> bool:
-        """An alarm says that a member is out of space: nothing that needs any is applied."""
-        return any(kind == NOSPACE for _, kind in self.alarms)
 
     @property
     def leads(self) -> bool:
@@ -803,10 +702,8 @@ class Member:
         return not (
             self._proposals
             or self._waiting
-            or self._reads
-            or self._read_rounds
-            or self._ready_reads
-            or self._slow_reads
+            or self.reads.are_waiting
+            or self.reads.are_under_way
             or self._applying
             or self._committed
         )
@@ -816,25 +713,24 @@ class Member:
     def turn(self) -> None:
         """Move everything forward; long work by one slice."""
         now = self.clock()
+        reads = self.reads
         self._deadline = now + SLICE_S
-        if self._proposals or self._reads or self._ready_reads:
+        if self._proposals or reads.new or reads.ready:
             self._asked_at = now
         if now >= self._campaign_at:
             self._campaign(now)
         if self._proposals:
             self._propose_batch()
-        if self._reads:
-            self._begin_read_round()
+        if reads.new:
+            reads.begin_round()
         while self.raft.has_ready():
             self._take_ready()
         if self._applying is not None or self._committed:
             self._apply()
         elif self._installs:
             self._install()
-        if self._ready_reads and self._applying is None:
-            self._serve_reads()
-        if self._slow_reads and self._applying is None:
-            self._continue_slow_reads()
+        if (reads.ready or reads.slow) and self._applying is None:
+            reads.serve()
         if self.hub.has_work and self._applying is None:
             self.hub.run(self.slice_is_over)
 
@@ -956,25 +852,6 @@ class Member:
             if session is not None:
                 session.fail(request_id, method, failure)
 
-    def _begin_read_round(self) -> None:
-        """Have the new reads confirmed, and anew those whose round was not."""
-        now = self.clock()
-        groups = []
-        if now - self._round_began_at > READ_RETRY_S:
-            groups = [group for groups in self._read_rounds.values() for group in groups]
-            self._read_rounds.clear()
-        if self._reads:
-            groups.append((now, self._reads))
-            self._reads = []
-        self._round_began_at = now
-        self._round += 1
-        context = self._round.to_bytes(8, "big")
-        self._read_rounds[context] = groups
-        try:
-            self.raft.read_index(context)
-        except (NotLeader, RequestDropped):
-            pass  # It is begun anew after a while, or when there is a leader.
-
     def _take_ready(self) -> None:
         ready = self.raft.ready()
         if ready.soft_state is not None:
@@ -993,8 +870,7 @@ class Member:
         if ready.committed_entries:
             self._committed.extend(ready.committed_entries)
         for state in ready.read_states:
-            for _, reads in self._read_rounds.pop(state.context, ()):
-                self._ready_reads.append((state.index, reads))
+            self.reads.confirmed(state.context, state.index)
 
     def _deliver(self, message: Message) -> None:
         if message.to == self.id:
@@ -1060,9 +936,7 @@ class Member:
             self._published_at = -math.inf
             self._publish(self.clock())
             self._retry_held()
-            if self._read_rounds:
-                self._round_began_at = -math.inf
-                self._begin_read_round()
+            self.reads.begin_anew()
 
     # A snapshot from the leader takes the place of the data.
 
@@ -1092,18 +966,11 @@ class Member:
         self.store.close()
         self.store = store
         self.lessor = store.lessor
-        self.alarms.clear()
-        self._is_raising = False
-        self._load_alarms()
+        self.alarms.load()
         self.cluster.load(store)
         self.peers.update(self.cluster.members)
         self.housekeeping.restart()
-        self._measure_space()
-        # Reads that are under way hold the old store: they begin again.
-        while self._slow_reads:
-            steps, read = self._slow_reads.popleft()
-            steps.close()
-            self._ready_reads.append((0, [read]))
+        self.reads.restart()
         # Whether what is waited for is in the snapshot, nobody knows.
         self._proposed.clear()
         self._applied_term = snapshot.term
@@ -1133,7 +1000,7 @@ class Member:
             self.hub.notify(events)
         self.raft.applied(entry.index)
         self.raft.compact(entry.index)
-        self._measure_space()
+        self.alarms.measure()
 
     def _apply_steps(self) -> Generator[None, None, None]:
         """Apply what is committed now, yielding now and then. What is committed meanwhile has to
@@ -1155,8 +1022,7 @@ class Member:
                         self.metrics.proposals_pending -= count
                         self._proposed_bytes -= waiting[2]
                 self.housekeeping.logged_bytes += len(entry.data)
-                # In the log and in the data, until it is measured again.
-                self._disk_left -= 2 * len(entry.data)
+                self.alarms.took(len(entry.data))
                 began = self.clock()
                 if entry.kind == ENTRY_CONF_CHANGE:
                     self._apply_membership(entry, waiting[1][0] if waiting else None)
@@ -1203,13 +1069,13 @@ class Member:
             self.was_removed()
         if session is not None:
             response = proto.METHODS[method].response(
-                header=self._header_message(), members=list(self.cluster.members.values())
+                header=self.header_message(), members=list(self.cluster.members.values())
             )
             if change.action == cluster.ADD:
                 response.member = change.member  # type: ignore[attr-defined]
             session.reply(request_id, method, response.encode())
 
-    def _header_message(self) -> Any:
+    def header_message(self) -> Any:
         """As in etcd, membership has no revision."""
         return proto.ResponseHeader(
             cluster_id=self.cluster_id, member_id=self.id, raft_term=self.raft.term
@@ -1233,8 +1099,8 @@ class Member:
         # The hot path of writes: a plain put costs no generator and no table.
         store = self.store
         metrics = self.metrics
-        capped = self.has_no_space
-        corrupt = self.is_corrupt
+        capped = self.alarms.has_no_space
+        corrupt = self.alarms.is_corrupt
         check = APPLIES_PER_CHECK
         for session, request_id, method, request in waiters:
             check -= 1
@@ -1294,258 +1160,15 @@ class Member:
                 else:
                     session.reply(request_id, method, self.header(revision) + answer)
 
-    def _apply_delete_range(self, request: Any) -> Steps:
-        self.metrics.deletes += 1
-        return txn.delete_range_steps(self.store, request)
-
-    def _apply_txn(self, request: Any) -> Steps:
-        return txn.txn_steps(self.store, request)
-
-    def _apply_compact(self, request: Any) -> Steps:
-        self.store.compact(request.revision)
-        return b""
-        yield
-
-    def _apply_lease_grant(self, request: Any) -> Steps:
-        ttl_s = self.lessor.grant(request.ID, request.TTL, self.clock())
-        self.metrics.leases_granted += 1
-        self.metrics.lease_ttl_s.observe(ttl_s)
-        self.store.set_bucket(LEASE, request.ID.to_bytes(8, "big"), self.lessor.encode(request.ID))
-        return b"\x10" + varint(request.ID) + b"\x18" + varint(ttl_s)
-        yield
-
-    def _apply_lease_revoke(self, request: Any) -> Steps:
-        keys = yield from self.lessor.key_steps(request.ID)
-        for count, key in enumerate(keys, 1):
-            self.store.delete(key)
-            self.metrics.deletes += 1
-            if count % APPLIES_PER_CHECK == 0:
-                yield
-        self.lessor.revoke(request.ID)
-        self.store.set_bucket(LEASE, request.ID.to_bytes(8, "big"), None)
-        self.metrics.leases_revoked += 1
-        return b""
-
-    def _apply_alarm(self, request: Any) -> Steps:
-        alarm = (request.memberID, request.alarm)
-        if request.memberID == self.id:
-            self._is_raising = False
-        changed = []
-        if request.action == 0:
-            changed = [
-                (member_id, kind)
-                for member_id, kind in sorted(self.alarms)
-                if request.alarm in (0, kind)
-            ]
-        elif request.alarm in (NOSPACE, CORRUPT) and request.action == 1:
-            if alarm not in self.alarms:
-                self._log_alarm(log.warn, "alarm raised", alarm)
-            self.alarms.add(alarm)
-            self.store.set_bucket(ALARM, _alarm_key(alarm), b"")
-            changed = [alarm]
-        elif request.alarm and request.action == 2 and alarm in self.alarms:
-            self._log_alarm(log.info, "alarm disarmed", alarm)
-            self.alarms.remove(alarm)
-            self._disk_measured_at = -math.inf
-            self._measure_disk(self.clock())
-            self._measure_space()
-            self.store.set_bucket(ALARM, _alarm_key(alarm), None)
-            changed = [alarm]
-        members = [proto.AlarmMember(memberID=i, alarm=kind) for i, kind in changed]
-        encoded: bytes = proto.AlarmResponse(alarms=members).encode()
-        return encoded
-        yield
-
-    @staticmethod
-    def _log_alarm(write: Callable[..., None], message: str, alarm: tuple[int, int]) -> None:
-        write(message, alarm=alarm_name(alarm[1]), **{"member-id": f"{alarm[0]:x}"})
-
-    def _apply_publish(self, request: Any) -> Steps:
-        self.cluster.publish(request)
-        return b""
-        yield
-
-    def _apply_checkpoint(self, request: Any) -> Steps:
-        for checkpoint in request.checkpoints:
-            if self.lessor.exists(checkpoint.ID):
-                self.lessor.checkpoint(checkpoint.ID, checkpoint.remaining_TTL)
-                key = checkpoint.ID.to_bytes(8, "big")
-                self.store.set_bucket(LEASE, key, self.lessor.encode(checkpoint.ID))
-        return b""
-        yield
-
-    # Reading.
-
-    def _serve_reads(self) -> None:
-        applied = self.store.applied_index
-        for _ in range(len(self._ready_reads)):
-            index, reads = self._ready_reads.popleft()
-            if index > applied:
-                self._ready_reads.append((index, reads))
-                continue
-            for at, read in enumerate(reads, 1):
-                quick = self._serve_read(read)
-                if (not quick or at % READS_PER_CHECK == 0) and self.slice_is_over():
-                    if at < len(reads):
-                        self._ready_reads.appendleft((0, reads[at:]))
-                    return
-
-    def _serve_read(self, read: Waiter) -> bool:
-        """Answer a read or begin to; True if that took no time to speak of."""
-        session, request_id, method, request = read
-        assert session is not None
-        store = self.store
-        if session.is_blocked:
-            self._held_reads.setdefault(session, []).append(read)
-            return True
-        try:
-            if (
-                method == RANGE
-                # Nothing is set but the key: an instance holds only what was set.
-                and len(request.__dict__) == 1 + request.serializable
-            ):
-                # The hot path of reads: one key, now.
-                self.metrics.ranges += 1
-                kv = store.get(request.key)
-                answer = b"\x12" + varint(len(kv)) + kv + b"\x20\x01" if kv is not None else b""
-                session.reply(request_id, method, self.header(store.revision) + answer)
-                return True
-        except DataDamaged as damage:
-            self._fail_damaged(read, damage)
-            return True
-        if not session.awaits(request_id):
-            session.reply(request_id, method, b"")
-            return True
-        steps = READERS[method](self, request)
-        if not self._advance_read(steps, read):
-            if len(self._slow_reads) < MAX_SLOW_READS:
-                self._slow_reads.append((steps, read))
-            else:
-                steps.close()
-                self._unstarted_reads.append(read)
-        return False
-
-    def _advance_read(self, steps: Steps, read: Waiter) -> bool:
-        """Do a step of a read; True if it is answered."""
-        session, request_id, method, _ = read
-        assert session is not None
-        try:
-            next(steps)
-        except StopIteration as done:
-            session.reply(request_id, method, done.value)
-        except EtcdError as failure:
-            session.fail(request_id, method, failure)
-        except DataDamaged as damage:
-            self._fail_damaged(read, damage)
-        else:
-            return False
-        return True
-
-    def _fail_damaged(self, read: Waiter, damage: DataDamaged) -> None:
-        """A record that was asked for is damaged: refuse that read, serve the others."""
-        session, request_id, method, _ = read
-        assert session is not None
-        if not log.limited("damaged"):
-            log.error(str(damage))
-        session.fail(request_id, method, error("Corrupt"))
-
-    def _continue_slow_reads(self) -> None:
-        while self._slow_reads:
-            steps, read = self._slow_reads.popleft()
-            session, request_id, method, _ = read
-            assert session is not None
-            if not session.awaits(request_id):
-                steps.close()
-                session.reply(request_id, method, b"")
-            elif not self._advance_read(steps, read):
-                self._slow_reads.append((steps, read))
-            self._start_reads()
-            if self.slice_is_over():
-                return
-
-    def _start_reads(self) -> None:
-        while self._unstarted_reads and len(self._slow_reads) < MAX_SLOW_READS:
-            self._serve_read(self._unstarted_reads.popleft())
+    # State that others ask for.
 
     def unblocked(self, session: Session) -> None:
-        """The session's answers are being read again: go on with its reads."""
-        reads = self._held_reads.pop(session, None)
-        if reads:
-            self._ready_reads.append((0, reads))
+        """The session's answers are being read again."""
+        self.reads.unblocked(session)
 
     def forget(self, session: Session) -> None:
-        """The session is gone, and awaits nothing: its reads fall out where they wait."""
-        self._held_reads.pop(session, None)
-
-    def _read_range(self, request: Any) -> Steps:
-        header = self.header(self.store.revision)
-        answer = yield from self.store.range_steps(request, head=header)
-        self.metrics.ranges += 1
-        return answer
-
-    def _read_txn(self, request: Any) -> Steps:
-        header = self.header(self.store.revision)
-        answer = yield from txn.txn_steps(self.store, request, header)
-        self.metrics.count_txn(request, answer.startswith(b"\x10", len(header)))
-        return answer
-
-    def _read_time_to_live(self, request: Any) -> Steps:
-        header = self.header(self.store.revision)
-        response = proto.LeaseTimeToLiveResponse(ID=request.ID)
-        keys: list[bytes] = []
-        if self.lessor.exists(request.ID):
-            remaining_s = self.lessor.remaining_s(request.ID, self.clock())
-            response.TTL = max(0, int(remaining_s))
-            response.grantedTTL = self.lessor.ttl_s(request.ID)
-            if request.keys:
-                keys = yield from self.lessor.key_steps(request.ID)
-        else:
-            response.TTL = -1
-        parts = (b"\x2a" + varint(len(key)) + key for key in keys)
-        return (yield from join_steps(chain((header, response.encode()), parts)))
-
-    def _read_leases(self, request: Any) -> Steps:
-        header = self.header(self.store.revision)
-        ids = yield from self.lessor.lease_steps()
-        statuses = (b"\x08" + varint(lease_id) for lease_id in ids)
-        parts = (b"\x12" + varint(len(status)) + status for status in statuses)
-        return (yield from join_steps(chain((header,), parts)))
-
-    def _read_nothing(self, request: Any) -> Steps:
-        """For who needs to know that this member leads, or has caught up with who does."""
-        return b""
-        yield
-
-    def _read_members(self, request: Any) -> Steps:
-        members = list(self.cluster.members.values())
-        encoded: bytes = proto.MemberListResponse(
-            header=self._header_message(), members=members
-        ).encode()
-        return encoded
-        yield
-
-    def _read_hash(self, request: Any) -> Steps:
-        store = self.store
-        header = self.header(store.revision)
-        began = self.clock()
-        value = yield from store.hash_steps(store.revision)
-        self.metrics.hash_s.observe(self.clock() - began)
-        return header + proto.HashResponse(hash=value).encode()
-
-    def _read_hash_kv(self, request: Any) -> Steps:
-        store = self.store
-        store.check_revision(request.revision)
-        revision = request.revision or store.revision
-        response = proto.HashKVResponse(
-            compact_revision=store.compact_revision, hash_revision=revision
-        )
-        header = self.header(store.revision)
-        began = self.clock()
-        response.hash = yield from store.hash_steps(revision)
-        self.metrics.hash_rev_s.observe(self.clock() - began)
-        return header + response.encode()
-
-    # State that others ask for.
+        """The session is gone, and awaits nothing."""
+        self.reads.forget(session)
 
     def header_content(self, revision: int) -> bytes:
         """The bytes of a ResponseHeader; revision 0: without one."""
@@ -1575,82 +1198,6 @@ class Member:
         """The members by id, as `Member` messages."""
         return self.cluster.members
 
-    def raise_nospace(self) -> None:
-        """Have the cluster know that this member is out of space."""
-        if (self.id, NOSPACE) not in self.alarms and not self._is_raising:
-            self._is_raising = True
-            quota_left = self.quota_bytes - self.store.size_in_use_bytes
-            if self.quota_bytes and quota_left <= self._disk_left:
-                why, to_do = "the quota is used up", "compact, delete keys or raise the quota"
-            else:
-                why, to_do = "the file system is almost full", "free space on it"
-            log.warn(
-                f"{why}; puts are refused",
-                next=f"{to_do}, then etcdlite-ctl alarm disarm",
-                **{"data-dir": self.store.directory},
-            )
-            self.propose_message(
-                None,
-                0,
-                ALARM_METHOD,
-                proto.AlarmRequest(action=1, memberID=self.id, alarm=NOSPACE),
-            )
-
-    def raise_corrupt(self, node: int) -> None:
-        """Have the cluster know that a member differs from the leader."""
-        if (node, CORRUPT) not in self.alarms:
-            request = proto.AlarmRequest(action=1, memberID=node, alarm=CORRUPT)
-            self.propose_message(None, 0, ALARM_METHOD, request)
-
-    def _measure_disk(self, now: float) -> None:
-        """Do not let the file system get full: what must go on needs some of it."""
-        if now - self._disk_measured_at < MEASURE_DISK_S:
-            return
-        self._disk_measured_at = now
-        store = self.store
-        free, total = store.disk.space(store.directory)
-        self._disk_left = free - min(DISK_RESERVE_BYTES, int(total * DISK_RESERVE_SHARE))
-        if self._disk_left <= 0:
-            self.raise_nospace()
-
-    def _measure_space(self) -> None:
-        if self.quota_bytes:
-            self.space_left = self.quota_bytes - self.store.size_in_use_bytes
-        else:
-            self.space_left = 1 << 62
-        self.space_left = min(self.space_left, self._disk_left)
-
-    def _load_alarms(self) -> None:
-        for key in self.store.buckets.get(ALARM, ()):
-            self.alarms.add((int.from_bytes(key[:8], "big"), key[8]))
-
-
-APPLIERS: dict[int, Callable[[Member, Any], Steps]] = {
-    DELETE_RANGE: Member._apply_delete_range,
-    TXN: Member._apply_txn,
-    COMPACT: Member._apply_compact,
-    LEASE_GRANT: Member._apply_lease_grant,
-    LEASE_REVOKE: Member._apply_lease_revoke,
-    ALARM_METHOD: Member._apply_alarm,
-    PUBLISH: Member._apply_publish,
-    CHECKPOINT: Member._apply_checkpoint,
-}
-
-READERS: dict[int, Callable[[Member, Any], Steps]] = {
-    RANGE: Member._read_range,
-    TXN: Member._read_txn,
-    proto.METHOD_BY_NAME["Lease.LeaseTimeToLive"].number: Member._read_time_to_live,
-    proto.METHOD_BY_NAME["Lease.LeaseLeases"].number: Member._read_leases,
-    proto.METHOD_BY_NAME["Cluster.MemberList"].number: Member._read_members,
-    proto.METHOD_BY_NAME["Maintenance.Hash"].number: Member._read_hash,
-    proto.METHOD_BY_NAME["Maintenance.HashKV"].number: Member._read_hash_kv,
-    KEEP_ALIVE: Member._read_nothing,
-}
-
-_REQUESTS = {number: method.request for number, method in proto.METHODS.items()}
-_REQUESTS[PUBLISH] = proto.Member
-_REQUESTS[MEMBER_CHANGE] = proto.MemberChange
-_REQUESTS[CHECKPOINT] = proto.LeaseCheckpointRequest
 
 _CHANGES = {
     cluster.ADD: "added",
@@ -1661,37 +1208,3 @@ _CHANGES = {
 
 _NOT_TAKEN = (error("NotLeader").text, error("RequestTooManyRequests").text)
 """Answers of a leader that has surely not taken an entry."""
-
-
-def decode_requests(data: bytes, count: int) -> list[Waiter]:
-    """The requests of an entry's payload that nobody here waits for."""
-    waiters: list[Waiter] = []
-    at = ENTRY_HEADER.size
-    for _ in range(count):
-        length, request_id, method, _ = FRAME.unpack_from(data, at)
-        end = at + 4 + length
-        request = _REQUESTS[method].decode(data, at + FRAME_HEADER_BYTES, end)
-        waiters.append((None, request_id, method, request))
-        at = end
-    assert at == len(data), "an entry's payload has bytes after its requests"
-    return waiters
-
-
-def needs_space(method: int, request: Any) -> bool:
-    """Whether a write is refused while there is no space: puts and leases, not deletes."""
-    if method != TXN:
-        return method in (PUT, LEASE_GRANT)
-    for op in (*request.success, *request.failure):
-        if op.request_put is not None or (
-            op.request_txn is not None and needs_space(TXN, op.request_txn)
-        ):
-            return True
-    return False
-
-
-def alarm_name(kind: int) -> str:
-    return {NOSPACE: "NOSPACE", CORRUPT: "CORRUPT"}.get(kind, str(kind))
-
-
-def _alarm_key(alarm: tuple[int, int]) -> bytes:
-    return alarm[0].to_bytes(8, "big") + bytes((alarm[1],))

@@ -337,7 +337,7 @@ class _Scrape:
             metrics.slow_applies,
         )
         yield _gauge(
-            "etcd_server_quota_backend_bytes", "Limit of the data's size", member.quota_bytes
+            "etcd_server_quota_backend_bytes", "Limit of the data's size", member.alarms.quota_bytes
         )
 
     def _store(self) -> Iterator[Metric]:

@@ -96,6 +96,8 @@ SILENCE_S = 3.0
 SNAPSHOT_SILENCE_S = 30.0
 """On a slow line, what is unsent of a snapshot takes its time."""
 ANSWER_TIMEOUT_S = 5.0
+RETIRE_S = 1.0
+"""How long answers of a member that was removed are awaited."""
 REDIAL_MIN_S = 0.05
 REDIAL_MAX_S = 1.0
 """Pauses between attempts to connect double from the one to the other."""
@@ -196,6 +198,7 @@ class PeerConnection:
         """Both sides know each other."""
         self.is_closing = False
         self.is_aborted = False
+        self.why_aborted = ""
         self.is_full = False
         self.heard_at = member.clock()
         """When the last bytes came."""
@@ -280,10 +283,11 @@ class PeerConnection:
     def tick(self, now: float) -> None:
         """Called several times a second."""
         if now - self.heard_at > self.silence_s:
-            self.abort()
+            self.abort("the other member is silent")
 
-    def abort(self) -> None:
+    def abort(self, why: str) -> None:
         """Have the connection closed at once."""
+        self.why_aborted = why
         self.is_aborted = self.is_closing = True
         self._on_output(self)
 
@@ -311,6 +315,7 @@ class Dial(PeerConnection):
         self._questions: dict[int, tuple[float, Done]] = {}
         self._next_id = 1
         self._next_ping_at = 0.0
+        self._retires_at = math.inf
         self._offer = offer
 
     def connected(self) -> None:
@@ -369,16 +374,26 @@ class Dial(PeerConnection):
     def welcomed(self, offset: int) -> None:
         self.link.opened()
 
+    def retire(self) -> None:
+        """The other member was removed. What was asked of it, its removal for one, it may still
+        answer; then close."""
+        self._retires_at = self.member.clock() + RETIRE_S
+        if not self.is_open:
+            self.abort(_REMOVED)
+
     def tick(self, now: float) -> None:
         super().tick(now)
         if self.is_closing:
+            return
+        if self._retires_at < math.inf and (not self._questions or now >= self._retires_at):
+            self.abort(_REMOVED)
             return
         for request_id, (until, done) in list(self._questions.items()):
             if until <= now:
                 # The answer may still come.
                 self._questions[request_id] = (math.inf, _ignore)
                 done(error("Timeout"))
-        if self.is_open and now >= self._next_ping_at:
+        if self.is_open and now >= self._next_ping_at and self._retires_at == math.inf:
             self._next_ping_at = now + PING_INTERVAL_S
             self.ask(PING, b"", lambda answer: self._pong(answer, now))
 
@@ -614,7 +629,7 @@ class Link:
         if self.image is not None:
             self.image.close()
         if self.snapshot_dial is not None:
-            self.snapshot_dial.abort()
+            self.snapshot_dial.abort("there is a newer snapshot to send")
             self.snapshot_dial = None
         self.image = image
         self._offer = offer
@@ -628,9 +643,10 @@ class Link:
 
     def close(self) -> None:
         """The member is removed."""
-        for dial in (self.dial, self.snapshot_dial):
-            if dial is not None:
-                dial.abort()
+        if self.dial is not None:
+            self.dial.retire()
+        if self.snapshot_dial is not None:
+            self.snapshot_dial.abort(_REMOVED)
         self.dial = self.snapshot_dial = None
         if self.image is not None:
             self.image.close()
@@ -687,6 +703,9 @@ class Peers:
         link = self.links.get(node)
         if link is not None:
             link.dial_soon()
+
+
+_REMOVED = "that member was removed from the cluster"
 
 
 def _ignore(answer: bytes | EtcdError) -> None:

@@ -947,8 +947,9 @@ class Server:
             if connection is None:
                 continue
             if session.is_aborted:
-                is_peer = isinstance(session, PeerConnection)
-                why = "the other member is silent" if is_peer else "it does not read its answers"
+                why = "it does not read its answers"
+                if isinstance(session, PeerConnection):
+                    why = session.why_aborted
                 self._drop(connection, why)
             elif connection.sending is None:
                 self._send(connection)

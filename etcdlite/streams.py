@@ -11,8 +11,9 @@ from typing import Any
 from etcdlite import api, concurrency, log, proto, snap, txn
 from etcdlite.calls import Call, CallOwner
 from etcdlite.data import DataDamaged
+from etcdlite.entry import RANGE
 from etcdlite.errors import EtcdError, error
-from etcdlite.member import RANGE, Member
+from etcdlite.member import Member
 from etcdlite.mvcc import RANGE_STEP_KEYS, key_range
 from etcdlite.proto import varint
 

@@ -19,11 +19,11 @@ from faulty_disk import FaultyDisk
 from plain_model import PlainStore
 
 from etcdlite import index, mvcc, proto, steps, txn
+from etcdlite.applying import APPLIERS
 from etcdlite.data import RECORD_HEADER_BYTES, SEGMENT_HEADER
 from etcdlite.errors import EtcdError
 from etcdlite.index import DEAD, HEAD, PAST
 from etcdlite.lease import Lessor
-from etcdlite.member import APPLIERS
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 

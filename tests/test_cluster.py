@@ -9,8 +9,8 @@ import pytest
 from sim.world import Node, World
 
 from etcdlite import api, proto
+from etcdlite.alarms import CORRUPT, NOSPACE
 from etcdlite.errors import EtcdError, error
-from etcdlite.member import CORRUPT, NOSPACE
 
 SMALL: dict[str, Any] = {
     "raft": {"log_tail_bytes": 2000},
@@ -254,6 +254,19 @@ def test_a_write_through_a_member_that_has_just_joined_is_answered() -> None:
         began = world.now
         client.put(joined, b"k")
         assert world.now - began < 3
+
+
+def test_a_leader_that_is_removed_through_a_follower_tells_of_it() -> None:
+    for seed in range(30):
+        cluster = Cluster(seed=seed, **SMALL)
+        world, leader = cluster.world, cluster.leader
+        # What is committed is often known before the answer comes, as on a busy machine.
+        world.latency_s = (0.0001, 0.05)
+        world.run(6)
+        answer = cluster.client.ask(
+            cluster.followers[0], "Cluster.MemberRemove", ID=leader.member_id
+        )
+        assert leader.member_id not in {member.ID for member in answer.members}
 
 
 def test_a_removed_leader_hands_over_and_knows_that_it_is_removed(cluster: Cluster) -> None:

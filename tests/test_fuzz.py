@@ -239,7 +239,7 @@ def the_store_is_sound(lone: LoneMember, path: Any) -> None:
     a restart."""
     front = Front(lone, random.Random(0))
     put = proto.frame(1, proto.METHOD_BY_NAME["KV.Put"].number, 0, b"\x0a\x05alive")
-    lone.member.alarms.clear()
+    lone.member.alarms._active.clear()
     front.session.receive(HANDSHAKE.pack(MAGIC, 1, 1) + put)
     front.finish()
     assert check_answers(front.received) == 2

@@ -267,8 +267,8 @@ def test_a_probe_that_nobody_answers_fails_after_the_request_timeout(
     lone: LoneMember, browser: Browser
 ) -> None:
     browser.session.receive(request("GET", "/readyz"))
-    lone.member._reads.clear()
-    lone.member._ready_reads.clear()  # Lost, as by a leader that is cut off.
+    lone.member.reads.new.clear()
+    lone.member.reads.ready.clear()  # Lost, as by a leader that is cut off.
     assert not browser.session.out
     browser.session._request.deadline = lone.now + 7  # type: ignore[union-attr]
     browser.session.tick(lone.now + 6.9)

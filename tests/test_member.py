@@ -10,7 +10,7 @@ from faulty_disk import FaultyDisk
 from member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from test_recovery import live
 
-from etcdlite import member, mvcc, proto, snap, txn
+from etcdlite import alarms, entry, member, mvcc, proto, reading, snap, txn
 from etcdlite.data import OFFSET_MASK, DataDamaged, segment_name
 from etcdlite.errors import error
 from etcdlite.index import HEAD, PAST
@@ -40,7 +40,7 @@ def filled(keys: int, value: bytes = b"v", **options: Any) -> MemberRig:
     """A member with that many keys; the model is not told of them."""
     rig = BigSegments(**options)
     rig.settle()
-    number = member.PUT
+    number = entry.PUT
     for key in range(keys):
         request = PutRequest(key=b"key%07d" % key, value=value)
         rig.member.propose_message(None, 0, number, request)
@@ -150,7 +150,7 @@ def test_no_space_refuses_what_takes_space_until_the_alarm_is_disarmed() -> None
         assert writes < 50
     assert answer == error("NoSpace").text
     (alarm,) = rig.ask(proto.AlarmRequest()).alarms
-    assert (alarm.memberID, alarm.alarm) == (MEMBER_ID, member.NOSPACE)
+    assert (alarm.memberID, alarm.alarm) == (MEMBER_ID, alarms.NOSPACE)
     assert rig.ask(PutRequest(key=b"small")) == error("NoSpace").text
     assert rig.ask(proto.LeaseGrantRequest(ID=2, TTL=100)) == error("NoSpace").text
     put = proto.RequestOp(request_put=PutRequest(key=b"small"))
@@ -162,7 +162,7 @@ def test_no_space_refuses_what_takes_space_until_the_alarm_is_disarmed() -> None
     assert rig.ask(proto.CompactionRequest(revision=revision, physical=True)).header
     assert rig.ask(proto.DefragmentRequest()) == proto.DefragmentResponse()
     assert rig.ask(PutRequest(key=b"small")) == error("NoSpace").text
-    disarm = proto.AlarmRequest(action=2, memberID=MEMBER_ID, alarm=member.NOSPACE)
+    disarm = proto.AlarmRequest(action=2, memberID=MEMBER_ID, alarm=alarms.NOSPACE)
     assert rig.ask(disarm).alarms
     assert rig.ask(PutRequest(key=b"small")).header
     assert not rig.ask(proto.AlarmRequest()).alarms
@@ -170,7 +170,7 @@ def test_no_space_refuses_what_takes_space_until_the_alarm_is_disarmed() -> None
 
 def test_an_alarm_is_still_there_after_a_restart() -> None:
     rig = started()
-    rig.ask(proto.AlarmRequest(action=1, memberID=MEMBER_ID, alarm=member.NOSPACE))
+    rig.ask(proto.AlarmRequest(action=1, memberID=MEMBER_ID, alarm=alarms.NOSPACE))
     rig.close()
     rig = MemberRig(rig.disk)
     rig.settle()
@@ -189,7 +189,7 @@ def test_compaction_gives_space_back_without_defragmentation() -> None:
 
 def test_status_names_the_members_of_alarms_as_etcd_prints_them(rig: MemberRig) -> None:
     for member_id in (0, 5):
-        rig.ask(proto.AlarmRequest(action=1, memberID=member_id, alarm=member.CORRUPT))
+        rig.ask(proto.AlarmRequest(action=1, memberID=member_id, alarm=alarms.CORRUPT))
     errors = ["alarm:CORRUPT ", "memberID:5 alarm:CORRUPT "]
     assert rig.ask(proto.StatusRequest()).errors == errors
 
@@ -249,7 +249,7 @@ def test_background_work_lets_a_write_be_saved_first() -> None:
     rig = filled(6000)
     for number in range(6000):
         request = PutRequest(key=b"key%07d" % number)
-        rig.member.propose_message(None, 0, member.PUT, request)
+        rig.member.propose_message(None, 0, entry.PUT, request)
     rig.settle()
     rig.member.store.compact(rig.member.store.revision)
     past = rig.member.store.index.past
@@ -651,7 +651,7 @@ def test_a_hundred_thousand_leases_expire_in_turns_of_bounded_work() -> None:
     for lease_id in range(1, leases + 1):
         rig.member.propose_message(None, 0, grant, proto.LeaseGrantRequest(ID=lease_id, TTL=10))
         request = PutRequest(key=b"key%07d" % lease_id, lease=lease_id)
-        rig.member.propose_message(None, 0, member.PUT, request)
+        rig.member.propose_message(None, 0, entry.PUT, request)
         if lease_id % 5000 == 0:
             rig.settle()
     store = rig.member.store
@@ -710,7 +710,7 @@ def test_reads_that_nobody_waits_for_any_more_are_left_out() -> None:
     rig = filled(3000)
     rig.pace_s = 0.0005
     everything = proto.RangeRequest(key=b"\0", range_end=b"\0", serializable=True)
-    reads = [rig.send(everything) for _ in range(3 * member.MAX_SLOW_READS)]
+    reads = [rig.send(everything) for _ in range(3 * reading.MAX_SLOW_READS)]
     rig.turn()
     rig.turn()
     assert not rig.member.is_idle

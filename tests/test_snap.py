@@ -13,11 +13,11 @@ from store_rig import check_store, take_small_steps
 from test_recovery import live, random_write
 
 from etcdlite import bootstrap, proto, snap
+from etcdlite.alarms import NOSPACE
 from etcdlite.bootstrap import StartError
 from etcdlite.data import segment_name
 from etcdlite.disk import Disk
 from etcdlite.errors import EtcdError
-from etcdlite.member import NOSPACE
 from etcdlite.mvcc import ALARM, MEMBER
 
 URLS = "http://127.0.0.1:2380"

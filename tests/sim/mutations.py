@@ -35,6 +35,7 @@ from etcdlite import (
     wal,
 )
 from etcdlite import watch as watches
+from etcdlite.entry import PUT, RANGE
 from etcdlite.errors import error
 from etcdlite.wal import Save
 from sim.simulation import Failure, Simulation
@@ -188,7 +189,7 @@ def _follower_reads_without_asking(patch: Patch) -> None:
     read = member.Member.read
 
     def local(self: Any, session: Any, request_id: int, method: int, request: Any) -> None:
-        if method == member.RANGE:
+        if method == RANGE:
             self.read_now(session, request_id, method, request)
         else:
             read(self, session, request_id, method, request)
@@ -202,9 +203,9 @@ def _read_before_the_read_index_is_applied(patch: Patch) -> None:
 
     def hasty(self: Any) -> None:
         take_ready(self)
-        waiting = list(self._ready_reads)
-        self._ready_reads.clear()
-        self._ready_reads.extend((0, reads) for _, reads in waiting)
+        waiting = list(self.reads.ready)
+        self.reads.ready.clear()
+        self.reads.ready.extend((0, reads) for _, reads in waiting)
 
     patch.set(member.Member, "_take_ready", hasty)
 
@@ -347,7 +348,7 @@ def _ack_before_commit(patch: Patch) -> None:
     def hasty(
         self: Any, session: Any, request_id: int, method: int, request: Any, frame: bytes
     ) -> None:
-        if session is not None and method == member.PUT and not request.prev_kv:
+        if session is not None and method == PUT and not request.prev_kv:
             propose(self, None, request_id, method, request, frame)
             session.reply(request_id, method, self.header(self.store.revision + 1))
         else:

@@ -45,10 +45,10 @@ TAIL_LINES = 40
 
 TUNABLES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("etcdlite.member", "APPLIES_PER_CHECK", (1, 2, 128)),
-    ("etcdlite.member", "READS_PER_CHECK", (1, 128)),
+    ("etcdlite.reading", "READS_PER_CHECK", (1, 128)),
     ("etcdlite.member", "MAX_ENTRY_BYTES", (300, 1 << 20)),
     ("etcdlite.member", "CHECKPOINT_LEASES_INTERVAL_S", (2.0, 300.0)),
-    ("etcdlite.member", "MAX_SLOW_READS", (1, 4)),
+    ("etcdlite.reading", "MAX_SLOW_READS", (1, 4)),
     ("etcdlite.mvcc", "RANGE_STEP_KEYS", (1, 3, 256)),
     ("etcdlite.mvcc", "EVENT_STEP_EVENTS", (1, 256)),
     ("etcdlite.mvcc", "CLEAN_STEP_RECORDS", (1, 4, 128)),

@@ -1,0 +1,330 @@
+"""Reads: from the question to the answer.
+
+A linearizable read waits for a ReadIndex (Raft thesis, 6.4), and then for the state machine to
+reach that index; one round serves all reads that waited when it began. A round that is not
+confirmed is begun anew. A serializable read is ready at once.
+
+A read that is more than a look-up is done in slices, a few such reads at a time, each on the state
+as it was when it began. One whose client does not read its answers is held until that does, and one
+that nobody waits for any more is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from etcdlite import log, proto, txn
+from etcdlite.data import DataDamaged
+from etcdlite.entry import RANGE, TXN, Session, Steps, Waiter
+from etcdlite.errors import EtcdError, error
+from etcdlite.peer import KEEP_ALIVE
+from etcdlite.proto import varint
+from etcdlite.raft import NotLeader, RequestDropped
+from etcdlite.steps import join_steps
+
+if TYPE_CHECKING:
+    from etcdlite.member import Member
+
+READS_PER_CHECK = 128
+"""Quick reads answered between two looks at the clock."""
+
+MAX_SLOW_READS = 4
+"""Reads in slices that are under way at once; each may hold a large answer in the making."""
+
+READ_RETRY_S = 0.5
+"""A read round without an answer for this long is begun anew."""
+
+
+class Reads:
+    """The reads of a member that are not answered yet."""
+
+    def __init__(self, member: Member) -> None:
+        self.new: list[Waiter] = []
+        """Those that wait for a round to begin."""
+        self.ready: deque[tuple[int, list[Waiter]]] = deque()
+        """Those that may be answered, when what is applied has reached the index."""
+        self.slow: deque[tuple[Steps, Waiter]] = deque()
+        """Those under way in slices."""
+        self._member = member
+        self._rounds: dict[bytes, list[tuple[float, list[Waiter]]]] = {}
+        """Those that wait for their round, by its context, and since when."""
+        self._round_began_at = -math.inf
+        # Drawn, so that an answer to an earlier life of this member is never taken for one to this.
+        self._round = member.rng.getrandbits(32) << 20
+        self._unstarted: deque[Waiter] = deque()
+        self._held: dict[Session, list[Waiter]] = {}
+
+    @property
+    def are_under_way(self) -> bool:
+        """Something can be done at once."""
+        return bool(self.new or self.ready or self.slow)
+
+    @property
+    def are_waiting(self) -> bool:
+        """Some wait for their round to be confirmed."""
+        return bool(self._rounds)
+
+    # The round.
+
+    def begin_round(self) -> None:
+        """Have the new reads confirmed, and anew those whose round was not."""
+        now = self._member.clock()
+        groups = []
+        if now - self._round_began_at > READ_RETRY_S:
+            groups = [group for groups in self._rounds.values() for group in groups]
+            self._rounds.clear()
+        if self.new:
+            groups.append((now, self.new))
+            self.new = []
+        self._round_began_at = now
+        self._round += 1
+        context = self._round.to_bytes(8, "big")
+        self._rounds[context] = groups
+        try:
+            self._member.raft.read_index(context)
+        except (NotLeader, RequestDropped):
+            pass  # It is begun anew after a while, or when there is a leader.
+
+    def begin_anew(self) -> None:
+        """There is a leader (again): ask it at once."""
+        if self._rounds:
+            self._round_began_at = -math.inf
+            self.begin_round()
+
+    def confirmed(self, context: bytes, index: int) -> None:
+        """A round is: its reads are linearizable when `index` is applied."""
+        for _, reads in self._rounds.pop(context, ()):
+            self.ready.append((index, reads))
+
+    def tick(self, now: float) -> None:
+        """Fail those that have waited too long, begin anew the round of others."""
+        expired = now - self._member.request_timeout_s
+        for context, groups in list(self._rounds.items()):
+            left = [group for group in groups if group[0] > expired]
+            for _, reads in groups[: len(groups) - len(left)]:
+                self._member.metrics.read_rounds_failed += 1
+                for session, request_id, method, _ in reads:
+                    assert session is not None
+                    session.fail(request_id, method, error("Timeout"))
+            if left:
+                self._rounds[context] = left
+            else:
+                del self._rounds[context]
+        if self._rounds and now - self._round_began_at > READ_RETRY_S:
+            self.begin_round()
+
+    # The answer.
+
+    def serve(self) -> None:
+        """Answer what can be; not while an entry is applied in part."""
+        if self.ready:
+            self._serve_ready()
+        if self.slow:
+            self._continue_slow()
+
+    def _serve_ready(self) -> None:
+        applied = self._member.store.applied_index
+        for _ in range(len(self.ready)):
+            index, reads = self.ready.popleft()
+            if index > applied:
+                self.ready.append((index, reads))
+                continue
+            for at, read in enumerate(reads, 1):
+                quick = self._serve(read)
+                if (not quick or at % READS_PER_CHECK == 0) and self._member.slice_is_over():
+                    if at < len(reads):
+                        self.ready.appendleft((0, reads[at:]))
+                    return
+
+    def _serve(self, read: Waiter) -> bool:
+        """Answer a read or begin to; True if that took no time to speak of."""
+        session, request_id, method, request = read
+        assert session is not None
+        member = self._member
+        if session.is_blocked:
+            self._held.setdefault(session, []).append(read)
+            return True
+        try:
+            if (
+                method == RANGE
+                # Nothing is set but the key: an instance holds only what was set.
+                and len(request.__dict__) == 1 + request.serializable
+            ):
+                # The hot path of reads: one key, now.
+                store = member.store
+                member.metrics.ranges += 1
+                kv = store.get(request.key)
+                answer = b"\x12" + varint(len(kv)) + kv + b"\x20\x01" if kv is not None else b""
+                session.reply(request_id, method, member.header(store.revision) + answer)
+                return True
+        except DataDamaged as damage:
+            _fail_damaged(read, damage)
+            return True
+        if not session.awaits(request_id):
+            session.reply(request_id, method, b"")
+            return True
+        steps = READERS[method](member, request)
+        if not _advance(steps, read):
+            if len(self.slow) < MAX_SLOW_READS:
+                self.slow.append((steps, read))
+            else:
+                steps.close()
+                self._unstarted.append(read)
+        return False
+
+    def _continue_slow(self) -> None:
+        while self.slow:
+            steps, read = self.slow.popleft()
+            session, request_id, method, _ = read
+            assert session is not None
+            if not session.awaits(request_id):
+                steps.close()
+                session.reply(request_id, method, b"")
+            elif not _advance(steps, read):
+                self.slow.append((steps, read))
+            while self._unstarted and len(self.slow) < MAX_SLOW_READS:
+                self._serve(self._unstarted.popleft())
+            if self._member.slice_is_over():
+                return
+
+    def restart(self) -> None:
+        """Another store took the old one's place: what was read of that is read again."""
+        while self.slow:
+            steps, read = self.slow.popleft()
+            steps.close()
+            self.ready.append((0, [read]))
+
+    def unblocked(self, session: Session) -> None:
+        """The session's answers are being read again: go on with its reads."""
+        reads = self._held.pop(session, None)
+        if reads:
+            self.ready.append((0, reads))
+
+    def forget(self, session: Session) -> None:
+        """The session is gone, and awaits nothing: its reads fall out where they wait."""
+        self._held.pop(session, None)
+
+
+def _advance(steps: Steps, read: Waiter) -> bool:
+    """Do a step of a read; True if it is answered."""
+    session, request_id, method, _ = read
+    assert session is not None
+    try:
+        next(steps)
+    except StopIteration as done:
+        session.reply(request_id, method, done.value)
+    except EtcdError as failure:
+        session.fail(request_id, method, failure)
+    except DataDamaged as damage:
+        _fail_damaged(read, damage)
+    else:
+        return False
+    return True
+
+
+def _fail_damaged(read: Waiter, damage: DataDamaged) -> None:
+    """A record that was asked for is damaged: refuse that read, serve the others."""
+    session, request_id, method, _ = read
+    assert session is not None
+    if not log.limited("damaged"):
+        log.error(str(damage))
+    session.fail(request_id, method, error("Corrupt"))
+
+
+# What is read, by method: in slices, to the response with its header.
+
+
+def _range(member: Member, request: Any) -> Steps:
+    header = member.header(member.store.revision)
+    answer = yield from member.store.range_steps(request, head=header)
+    member.metrics.ranges += 1
+    return answer
+
+
+def _txn(member: Member, request: Any) -> Steps:
+    header = member.header(member.store.revision)
+    answer = yield from txn.txn_steps(member.store, request, header)
+    member.metrics.count_txn(request, answer.startswith(b"\x10", len(header)))
+    return answer
+
+
+def _time_to_live(member: Member, request: Any) -> Steps:
+    lessor = member.lessor
+    header = member.header(member.store.revision)
+    response = proto.LeaseTimeToLiveResponse(ID=request.ID)
+    keys: list[bytes] = []
+    if lessor.exists(request.ID):
+        remaining_s = lessor.remaining_s(request.ID, member.clock())
+        response.TTL = max(0, int(remaining_s))
+        response.grantedTTL = lessor.ttl_s(request.ID)
+        if request.keys:
+            keys = yield from lessor.key_steps(request.ID)
+    else:
+        response.TTL = -1
+    parts = (b"\x2a" + varint(len(key)) + key for key in keys)
+    return (yield from join_steps(chain((header, response.encode()), parts)))
+
+
+def _leases(member: Member, request: Any) -> Steps:
+    header = member.header(member.store.revision)
+    ids = yield from member.lessor.lease_steps()
+    statuses = (b"\x08" + varint(lease_id) for lease_id in ids)
+    parts = (b"\x12" + varint(len(status)) + status for status in statuses)
+    return (yield from join_steps(chain((header,), parts)))
+
+
+def _nothing(member: Member, request: Any) -> Steps:
+    """For who needs to know that this member leads, or has caught up with who does."""
+    return b""
+    yield
+
+
+def _members(member: Member, request: Any) -> Steps:
+    members = list(member.cluster.members.values())
+    encoded: bytes = proto.MemberListResponse(
+        header=member.header_message(), members=members
+    ).encode()
+    return encoded
+    yield
+
+
+def _hash(member: Member, request: Any) -> Steps:
+    store = member.store
+    header = member.header(store.revision)
+    began = member.clock()
+    value = yield from store.hash_steps(store.revision)
+    member.metrics.hash_s.observe(member.clock() - began)
+    return header + proto.HashResponse(hash=value).encode()
+
+
+def _hash_kv(member: Member, request: Any) -> Steps:
+    store = member.store
+    store.check_revision(request.revision)
+    revision = request.revision or store.revision
+    response = proto.HashKVResponse(compact_revision=store.compact_revision, hash_revision=revision)
+    header = member.header(store.revision)
+    began = member.clock()
+    response.hash = yield from store.hash_steps(revision)
+    member.metrics.hash_rev_s.observe(member.clock() - began)
+    return header + response.encode()
+
+
+READERS: dict[int, Callable[[Member, Any], Steps]] = {
+    RANGE: _range,
+    TXN: _txn,
+    KEEP_ALIVE: _nothing,
+    **{
+        proto.METHOD_BY_NAME[name].number: reader
+        for name, reader in (
+            ("Lease.LeaseTimeToLive", _time_to_live),
+            ("Lease.LeaseLeases", _leases),
+            ("Cluster.MemberList", _members),
+            ("Maintenance.Hash", _hash),
+            ("Maintenance.HashKV", _hash_kv),
+        )
+    },
+}
