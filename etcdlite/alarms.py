@@ -42,7 +42,7 @@ class Alarms:
         self._active: set[tuple[int, int]] = set()
         self._is_raising = False
         """One of this member is on its way through the log."""
-        self._disk_left = 1 << 62
+        self._disk_left = 0
         self._disk_measured_at = -math.inf
         self.load()
 
@@ -73,7 +73,8 @@ class Alarms:
             (int.from_bytes(key[:8], "big"), key[8])
             for key in self._member.store.buckets.get(ALARM, ())
         }
-        self.measure()
+        self._measure_disk()
+        self._measure_left()
 
     def raise_nospace(self) -> None:
         """Have the cluster know that this member is out of space."""
@@ -121,35 +122,38 @@ class Alarms:
             _log(log.info, "alarm disarmed", alarm)
             self._active.remove(alarm)
             self._disk_measured_at = -math.inf
-            self.measure_disk(member.clock())
-            self.measure()
+            self.measure(member.clock())
             member.store.set_bucket(ALARM, _key(alarm), None)
             changed = [alarm]
         members = [proto.AlarmMember(memberID=i, alarm=kind) for i, kind in changed]
         encoded: bytes = proto.AlarmResponse(alarms=members).encode()
         return encoded
 
-    def measure_disk(self, now: float) -> None:
-        """Do not let the file system get full. Looks at most once in `MEASURE_DISK_S`."""
-        if now - self._disk_measured_at < MEASURE_DISK_S:
-            return
-        self._disk_measured_at = now
+    def measure(self, now: float) -> None:
+        """Find out what `space_left` is; of the file system, at most once in `MEASURE_DISK_S`. Not
+        to be full is the aim, so the alarm is raised early."""
+        if now - self._disk_measured_at >= MEASURE_DISK_S:
+            self._disk_measured_at = now
+            self._measure_disk()
+            if self._disk_left <= 0:
+                self.raise_nospace()
+        self._measure_left()
+
+    def _measure_disk(self) -> None:
         store = self._member.store
         free, total = store.disk.space(store.directory)
         self._disk_left = free - min(DISK_RESERVE_BYTES, int(total * DISK_RESERVE_SHARE))
-        if self._disk_left <= 0:
-            self.raise_nospace()
 
-    def took(self, size_bytes: int) -> None:
-        """So much was written, in the log and in the data, since the disk was measured."""
-        self._disk_left -= 2 * size_bytes
-
-    def measure(self) -> None:
-        """Find out what `space_left` is now."""
+    def _measure_left(self) -> None:
         left = self._disk_left
         if self.quota_bytes:
             left = min(left, self.quota_bytes - self._member.store.size_in_use_bytes)
         self.space_left = left
+
+    def took(self, size_bytes: int) -> None:
+        """So much was written, in the log and in the data, since all was measured."""
+        self._disk_left -= 2 * size_bytes
+        self.space_left = min(self.space_left - size_bytes, self._disk_left)
 
 
 def alarm_name(kind: int) -> str:

@@ -467,8 +467,7 @@ class Member:
     def tick(self) -> None:
         """A heartbeat interval has passed."""
         now = self.clock()
-        self.alarms.measure()
-        self.alarms.measure_disk(now)
+        self.alarms.measure(now)
         self.raft.tick()
         if self.lessor.promoted:
             expired = self.lessor.expired(now, REVOKES_PER_TICK)
@@ -1000,7 +999,6 @@ class Member:
             self.hub.notify(events)
         self.raft.applied(entry.index)
         self.raft.compact(entry.index)
-        self.alarms.measure()
 
     def _apply_steps(self) -> Generator[None, None, None]:
         """Apply what is committed now, yielding now and then. What is committed meanwhile has to
