@@ -151,7 +151,8 @@ def table(rows: dict[str, str], results: Rounds) -> str:
                 for mine, theirs in zip(results["etcdlite"], results["etcd"], strict=True)
                 if row in mine and theirs.get(row)
             ]
-            cells.append(f"{statistics.median(ratios):.2f}" if ratios else "–")
+            ratio = statistics.median(ratios) if ratios else 0.0
+            cells.append(f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}" if ratios else "–")
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -42,6 +42,7 @@ from etcdlite.http2 import (
     FRAME_HEADER_BYTES,
     GHOST,
     HEADERS,
+    HIGH_WATER_BYTES,
     MAX_UNSENT_BYTES,
     NO_ERROR,
     Connection,
@@ -611,6 +612,9 @@ class GrpcSession(Connection):
 
     def is_stalled(self, request_id: int) -> bool:
         """What was sent on this stream waits for the client."""
+        # The hot path of watches, like `send_message`.
+        if not self.held_bytes:
+            return self.unsent_bytes > HIGH_WATER_BYTES
         if self.is_blocked:
             return True
         stream = self.streams.get(request_id)
