@@ -208,7 +208,7 @@ class GrpcConnection:
             raise CallFailed("the server closed the connection")
         pending = self._pending
         pending += data
-        position = 0
+        position = self._skip(pending)
         end = len(pending)
         while end - position >= 9:
             length = pending[position] << 16 | pending[position + 1] << 8 | pending[position + 2]
@@ -219,6 +219,10 @@ class GrpcConnection:
             position += 9 + length
             self._take_frame(kind, flags, stream, payload)
         del pending[:position]
+
+    def _skip(self, pending: bytearray) -> int:
+        """How many bytes at the beginning need not be taken frame by frame."""
+        return 0
 
     def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == _DATA:
