@@ -59,8 +59,8 @@ MAX_PARTIAL_BYTES = 32 << 20
 STALLED_BYTES = 64 << 10
 """A stream with more than this waiting for the client's window holds back."""
 
-MAX_MESSAGE_CHARS = 4096
-"""Of an error's text."""
+MAX_MESSAGE_BYTES = 8192
+"""Of an error's text, as it goes into a header."""
 
 MAX_TIMEOUT_DIGITS = 8
 
@@ -221,7 +221,7 @@ def _read_timeout(request: Request, value: bytes | None) -> EtcdError | None:
     text = _shown(value)
     digits = text[:-1]
     unit = _TIMEOUT_UNITS.get(text[-1:])
-    if unit is None or not (digits.isdigit() and len(digits) <= MAX_TIMEOUT_DIGITS):
+    if unit is None or not (value[:-1].isdigit() and len(digits) <= MAX_TIMEOUT_DIGITS):
         return EtcdError(INTERNAL, f"malformed grpc-timeout: {_quoted(value)}")
     request.timeout_s = int(digits) * unit
     return None
@@ -248,10 +248,14 @@ def _quoted(value: bytes) -> str:
 
 def percent_encode(text: str) -> bytes:
     """A status message as it goes into a header: printable ASCII but "%", the rest as %XX."""
-    return b"".join(
+    encoded = b"".join(
         bytes((byte,)) if 0x20 <= byte < 0x7F and byte != 0x25 else b"%%%02X" % byte
-        for byte in text[:MAX_MESSAGE_CHARS].encode("utf-8", "replace")
+        for byte in text[:MAX_MESSAGE_BYTES].encode("utf-8", "replace")
     )
+    if len(encoded) <= MAX_MESSAGE_BYTES:
+        return encoded
+    encoded = encoded[:MAX_MESSAGE_BYTES]
+    return encoded[:-2] + encoded[-2:].partition(b"%")[0]
 
 
 class _Stream(Stream):
@@ -393,7 +397,7 @@ class GrpcSession(Connection):
                 break
             at = start + size
             self._read_message(stream, packed, data[start:at])
-            if streams.get(stream.id) is not stream:
+            if stream.tail or streams.get(stream.id) is not stream:
                 return
         if at < end:
             stream.parts = [data[at:]]
@@ -657,6 +661,7 @@ class GrpcSession(Connection):
                 self._let_go(stream)
         self.streams.clear()
         self._held.clear()
+        self._shut.clear()
         self._tail.clear()
         self.out.clear()
         self.held_bytes = 0
@@ -689,6 +694,7 @@ class GrpcSession(Connection):
 
     def _expire(self, now: float) -> None:
         late = error("DeadlineExceeded")
+        was_blocked = self.is_blocked
         for stream_id, deadline in list(self._deadlines.items()):
             if now < deadline:
                 continue
@@ -699,6 +705,7 @@ class GrpcSession(Connection):
             if is_asked:
                 # Its answer is still to come, and is for nobody.
                 self.streams[stream_id] = GHOST  # type: ignore[assignment]
+        self.check_unblocked(was_blocked)
 
     def _check_leader(self, now: float) -> None:
         if self.member.raft.leader:

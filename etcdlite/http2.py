@@ -24,6 +24,7 @@ bounded, too.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -87,6 +88,9 @@ IDLE_PING_S = 7200.0
 
 HIGH_WATER_BYTES = 1 << 20
 
+SMALL_PIECE_BYTES = 4096
+"""Held pieces up to this are joined."""
+
 MAX_HELD_BYTES = 16 << 20
 """Answers that the peer's windows keep back before `is_blocked`."""
 
@@ -122,9 +126,7 @@ MAX_HEADER_LIST_SIZE = 6
 # Error codes.
 NO_ERROR = 0x0
 PROTOCOL_ERROR = 0x1
-INTERNAL_ERROR = 0x2
 FLOW_CONTROL_ERROR = 0x3
-SETTINGS_TIMEOUT = 0x4
 STREAM_CLOSED = 0x5
 FRAME_SIZE_ERROR = 0x6
 REFUSED_STREAM = 0x7
@@ -151,7 +153,9 @@ _CONNECTION_HEADERS = {
 }
 _COMMON_NAMES = {b"content-type", b"user-agent", b"grpc-timeout", b"grpc-accept-encoding"}
 """Nothing to look at; most headers have no others."""
-_UPPERCASE = frozenset(range(0x41, 0x5B))
+_NAME = re.compile(rb"[!-9;-@[-~]+")
+"""Of a field that is no pseudo-header: visible ASCII but ":" and upper case (8.2.1)."""
+_VALUE = re.compile(rb"(?![ \t])[^\0\r\n]*(?<![ \t])")
 
 
 class ConnectionFault(Exception):
@@ -186,7 +190,8 @@ class Stream:
     is_fresh = True
     """Nothing came after its header, and it is not answered."""
     headers_sent = False
-    held: deque[memoryview] | None = None
+    held: deque[memoryview | bytearray] | None = None
+    """What of the answer waits for windows. The last piece grows if it is a bytearray."""
     held_bytes = 0
     tail = b""
     """The frames that end it, while they wait behind `held`."""
@@ -215,6 +220,8 @@ def is_well_formed(headers: Headers) -> bool:
         if name[:1] == b":":
             if is_past_pseudo or name not in _PSEUDO_HEADERS or name in pseudo:
                 return False
+            if not _VALUE.fullmatch(value):
+                return False
             pseudo[name] = value
             continue
         is_past_pseudo = True
@@ -229,9 +236,11 @@ def are_well_formed_trailers(headers: Headers) -> bool:
 
 def _is_well_formed_field(field: Field) -> bool:
     name, value = field
+    if not _VALUE.fullmatch(value):
+        return False
     if name in _COMMON_NAMES:
         return True
-    if not name or name in _CONNECTION_HEADERS or not _UPPERCASE.isdisjoint(name):
+    if name in _CONNECTION_HEADERS or not _NAME.fullmatch(name):
         return False
     return name != b"te" or value == b"trailers"
 
@@ -290,6 +299,8 @@ class Connection:
         self._block: tuple[int, int, list[bytes], bool] | None = None
         """A header block in pieces: stream id, flags, the pieces, depends on itself."""
         self._last_id = 0
+        self._farewell_id = MAX_STREAM_ID
+        """The last stream that a GOAWAY said is taken."""
         self._gap = (0, 0)
         """The last range of stream ids that the peer left out."""
         self._quiet: dict[int, None] = {}
@@ -299,9 +310,13 @@ class Connection:
         self._initial_window = DEFAULT_WINDOW_BYTES
         self._max_sent_frame = MAX_FRAME_BYTES
         self._held: dict[int, Stream] = {}
+        """Streams that could send but for the connection's window, in turn."""
+        self._shut: dict[int, Stream] = {}
+        """Streams that wait for their own windows."""
         self._held_moved_at = clock()
         # Conduct of the peer.
         self._noise = 0
+        self._answers_at_tick = 0
         self._ticked_at = self._held_moved_at
         self._pinged_at = float("-inf")
         self._ping_strikes = 0
@@ -440,7 +455,7 @@ class Connection:
     def _hush(self, noise: int) -> None:
         """Count frames that ask for nothing."""
         self._noise += noise
-        if self._noise > MAX_NOISE + NOISE_PER_ANSWER * self.answers:
+        if self._noise > MAX_NOISE + NOISE_PER_ANSWER * (self.answers - self._answers_at_tick):
             raise ConnectionFault(ENHANCE_YOUR_CALM, "too many frames without requests")
 
     def _live(self, stream_id: int) -> Stream | None:
@@ -496,10 +511,10 @@ class Connection:
 
     @staticmethod
     def _mark_ended(stream: Stream) -> None:
-        stream.is_ended = True
-        stream.is_fresh = False
         if stream.content_length:
             raise StreamFault(stream.id, PROTOCOL_ERROR)
+        stream.is_ended = True
+        stream.is_fresh = False
 
     def _read_headers(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         if not stream_id & 1:
@@ -553,12 +568,12 @@ class Connection:
             raise StreamFault(stream_id, PROTOCOL_ERROR)
         if headers is not None:
             request = self.read_request(headers)
-            for name, value in headers:
-                if name == b"content-length":
-                    if not value.isdigit() or len(value) > 19:
-                        self._advance(stream_id)
-                        raise StreamFault(stream_id, PROTOCOL_ERROR)
-                    content_length = int(value)
+            lengths = {value for name, value in headers if name == b"content-length"}
+            for value in lengths:
+                if len(lengths) > 1 or not value.isdigit() or len(value) > 19:
+                    self._advance(stream_id)
+                    raise StreamFault(stream_id, PROTOCOL_ERROR)
+                content_length = int(value)
             if not is_changed and len(block) <= MAX_KNOWN_BLOCK_BYTES:
                 if len(self._known) >= MAX_KNOWN_BLOCKS:
                     self._known.clear()
@@ -638,7 +653,6 @@ class Connection:
             raise ConnectionFault(FRAME_SIZE_ERROR, "SETTINGS of a wrong size")
         if flags & ACK:
             return
-        self._hush(len(self.streams) >> 6)  # A new window takes a look at each.
         window = self._initial_window
         for setting, value in _SETTING.iter_unpack(payload):
             if setting == ENABLE_PUSH and value > 1:
@@ -654,9 +668,12 @@ class Connection:
             elif setting == HEADER_TABLE_SIZE and value < TABLE_BYTES:
                 self.table_update = b"\x20"
         if window != self._initial_window:
+            self._hush(len(self.streams) >> 3)  # It takes a look at each.
             self._initial_window = window
             if any(stream.credit > MAX_WINDOW - window for stream in self.streams.values()):
                 raise ConnectionFault(FLOW_CONTROL_ERROR, "a window is too large")
+            self._held.update(self._shut)
+            self._shut.clear()
         self._append(frame(SETTINGS, ACK, 0))
         self._send_held()
 
@@ -710,8 +727,9 @@ class Connection:
         stream.credit += grant
         if self._initial_window + stream.credit > MAX_WINDOW:
             raise StreamFault(stream_id, FLOW_CONTROL_ERROR)
-        if stream.held:
-            self._send_held(stream)
+        if self._shut.pop(stream_id, None) is not None:
+            self._held[stream_id] = stream
+            self._send_held()
 
     # Output.
 
@@ -746,13 +764,19 @@ class Connection:
             return
         if stream.held is None:
             stream.held = deque()
-        stream.held += (
-            (memoryview(head), memoryview(body)) if size > 4096 else (memoryview(head + body),)
-        )
+        if size > SMALL_PIECE_BYTES:
+            stream.held += (memoryview(head), memoryview(body))
+        elif stream.held and type(stream.held[-1]) is bytearray:
+            # Thousands of small messages must not take more memory than they count.
+            stream.held[-1] += head + body
+        else:
+            stream.held.append(bytearray(head + body))
         stream.held_bytes += size
         self.held_bytes += size
-        self._held[stream.id] = stream
-        self._send_held(stream)
+        if stream.id not in self._shut:
+            self._held[stream.id] = stream
+            # Nobody waited for this stream, so nobody is told that it goes out.
+            self._send_held(tells=False)
         if self.unsent_bytes + self.held_bytes - size > MAX_UNSENT_BYTES:
             self.abort()
 
@@ -779,28 +803,45 @@ class Connection:
             self._be_quiet_about(stream.id)
         self._append(tail)
 
-    def _send_held(self, only: Stream | None = None) -> None:
-        """Send what the windows allow of what is held, a frame per stream at a time."""
+    def _send_held(self, tells: bool = True) -> None:
+        """Send what the windows allow of what is held, a frame per stream at a time. `tells`: call
+        the hooks."""
         was_blocked = self.is_blocked
-        moving = [only] if only is not None else list(self._held.values())
-        while moving and self._send_window > 0:
-            moving = [stream for stream in moving if self._send_some(stream)]
-        if was_blocked and not self.is_blocked:
-            self.unblocked()
+        held = self._held
+        released = []
+        while held and self._send_window > 0:
+            stream_id, stream = next(iter(held.items()))
+            del held[stream_id]
+            room = min(
+                self._send_window, self._initial_window + stream.credit, self._max_sent_frame
+            )
+            if room <= 0:
+                self._shut[stream_id] = stream
+                continue
+            self._send_some(stream, room)
+            if stream.held:
+                held[stream_id] = stream
+            elif stream.tail:
+                del self.streams[stream_id]
+                self._finish(stream, stream.tail)
+            else:
+                released.append(stream)
+        # Only now: they may send more.
+        if tells:
+            for stream in released:
+                self.released(stream)
+            self.check_unblocked(was_blocked)
 
-    def _send_some(self, stream: Stream) -> bool:
-        """Send a frame of what is held; False if there is no more, or no window."""
+    def _send_some(self, stream: Stream, room: int) -> None:
+        """Send a frame of at most `room` bytes of what is held."""
         held = stream.held
         assert held
         self.answers += 1
         self._held_moved_at = self._ticked_at
-        room = min(self._send_window, self._initial_window + stream.credit, self._max_sent_frame)
-        if room <= 0:
-            return False
         size = 0
         pieces: list[memoryview] = []
         while held and size < room:
-            piece = held.popleft()
+            piece = memoryview(held.popleft())
             if len(piece) > room - size:
                 held.appendleft(piece[room - size :])
                 piece = piece[: room - size]
@@ -813,15 +854,6 @@ class Connection:
         self._append(FRAME_HEADER.pack(size << 8, 0, stream.id))
         self.out += pieces
         self.unsent_bytes += size
-        if held:
-            return True
-        del self._held[stream.id]
-        if stream.tail:
-            del self.streams[stream.id]
-            self._finish(stream, stream.tail)
-        else:
-            self.released(stream)
-        return False
 
     def reset_stream(self, stream_id: int, code: int) -> None:
         """End a stream with an error code of HTTP/2."""
@@ -834,15 +866,17 @@ class Connection:
 
     def _forget(self, stream: Stream) -> None:
         """A stream is over before its answer is out."""
+        was_blocked = self.is_blocked
         self.drop_held(stream)
         if self.canceled(stream):
             self.streams[stream.id] = GHOST
         else:
             self.streams.pop(stream.id, None)
+        self.check_unblocked(was_blocked)
 
     def drop_held(self, stream: Stream) -> None:
-        """Do not send what is held of a stream."""
-        if self._held.pop(stream.id, None) is not None:
+        """Do not send what is held of a stream; `check_unblocked` when all of that is done."""
+        if (self._held.pop(stream.id, None) or self._shut.pop(stream.id, None)) is not None:
             self.held_bytes -= stream.held_bytes
             stream.held = None
             stream.held_bytes = 0
@@ -856,14 +890,20 @@ class Connection:
     def go_away(self, code: int, text: str = "") -> None:
         """Say that no further stream is taken, and why."""
         self.is_draining = True
-        payload = _PAIR.pack(self._last_id, code) + text.encode()
+        # Those that came after an earlier farewell were passed over.
+        self._farewell_id = min(self._farewell_id, self._last_id)
+        payload = _PAIR.pack(self._farewell_id, code) + text.encode()
         self._append(frame(GOAWAY, 0, 0, payload))
 
     def abort(self) -> None:
-        """Close at once; `on_output` tells the owner to look."""
+        """Close at once; `on_output` tells the owner to look, if need be once more."""
         self.is_aborted = True
-        if not self.out:
-            self._on_output(self)
+        self._on_output(self)
+
+    def check_unblocked(self, was_blocked: bool) -> None:
+        """What was held is less now."""
+        if was_blocked and not self.is_blocked:
+            self.unblocked()
 
     @property
     def is_blocked(self) -> bool:
@@ -874,7 +914,10 @@ class Connection:
 
     def tick(self, now: float) -> None:
         """To be called several times a second."""
-        self._noise = max(0, self._noise - int(NOISE_PER_S * (now - self._ticked_at)) - 1)
+        forgotten = NOISE_PER_S * (now - self._ticked_at) + 1
+        forgotten += NOISE_PER_ANSWER * (self.answers - self._answers_at_tick)
+        self._noise = max(0, self._noise - int(forgotten))
+        self._answers_at_tick = self.answers
         self._ticked_at = now
         if self.held_bytes <= HIGH_WATER_BYTES:
             self._held_moved_at = now

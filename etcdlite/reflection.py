@@ -19,7 +19,7 @@ from functools import cache
 
 from etcdlite import health, proto
 from etcdlite.calls import Call
-from etcdlite.errors import INVALID_ARGUMENT, NOT_FOUND
+from etcdlite.errors import INVALID_ARGUMENT, NOT_FOUND, error
 from etcdlite.health import fields, sized
 from etcdlite.proto import Field, varint
 
@@ -259,6 +259,9 @@ class Reflect(Call):
     """The bidirectional stream ServerReflectionInfo."""
 
     def message(self, body: bytes) -> None:
+        # An answer is much larger than its question.
+        if self.blocked:
+            raise error("RequestTooManyRequests")
         self.send(answer(body))
 
     def finish(self) -> None:

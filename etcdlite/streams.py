@@ -20,6 +20,11 @@ from etcdlite.proto import varint
 MAX_SNAPSHOTS = 4
 """Backups that are sent at once: each keeps files open, and their space taken."""
 
+RENEWALS_PER_CHECK = 1000
+MAX_UNREAD_CHECKS = 10
+"""Every so many keep-alives of a stream it is looked whether the client reads the answers; one that
+did not so many times in a row is refused more."""
+
 RANGE_CHUNK_BYTES = 256 << 10
 """About the size of a message of a RangeStream."""
 
@@ -52,10 +57,17 @@ class KeepAliveCall(Call):
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         self._unanswered = 0
+        self._asked = 0
+        self._unread_checks = 0
         self._is_finished = False
         self._is_closed = False
 
     def message(self, body: bytes) -> None:
+        self._asked += 1
+        if self._asked % RENEWALS_PER_CHECK == 0:
+            self._unread_checks = self._unread_checks + 1 if self.blocked else 0
+            if self._unread_checks > MAX_UNREAD_CHECKS:
+                raise error("RequestTooManyRequests")
         self._unanswered += 1
         api.keep_alive(self.member, body, self._done)
 

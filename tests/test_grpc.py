@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import selectors
 import socket
 import struct
@@ -253,7 +254,10 @@ def test_an_error_has_etcds_code_and_text(client: Client) -> None:
 
 def test_the_text_of_an_error_is_percent_encoded() -> None:
     assert percent_encode("a b%c\n\u00e9~\x7f") == b"a b%25c%0A%C3%A9~%7F"
-    assert len(percent_encode("x" * 100_000)) == 4096
+    assert len(percent_encode("x" * 100_000)) == 8192
+    for text in ("\u00ff" * 100_000, "x" + "\u00ff" * 100_000, "xx" + "\u00ff" * 100_000):
+        encoded = percent_encode(text)
+        assert 8189 <= len(encoded) <= 8192 and re.fullmatch(rb"x*(%[0-9A-F]{2})*", encoded)
 
 
 @pytest.mark.parametrize(
@@ -419,6 +423,48 @@ def test_gzip_that_is_a_bomb_or_broken(client: Client, body: bytes, status: int)
 
 
 # --- Metadata --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [b"\xb2S", b"\xb2\xb3\xb9m", b"S", b"", b"-1S", b"1_0S", b" 1S"])
+def test_a_timeout_that_is_no_number_is_refused(value: bytes) -> None:
+    fields = [
+        (b":method", b"POST"),
+        (b":path", KV.encode() + b"Put"),
+        (b"content-type", b"application/grpc"),
+        (b"grpc-timeout", value),
+    ]
+    failure = read_request(fields).failure
+    assert failure is not None and failure.text.startswith("malformed grpc-timeout")
+
+
+def test_messages_behind_one_that_ended_the_call_are_passed_over(lone: LoneMember) -> None:
+    client = Client(lone, window=0)
+    stream_id = client.open("/etcdserverpb.Lease/LeaseKeepAlive")
+    good, bad = framed(proto.LeaseKeepAliveRequest(ID=5).encode()), framed(b"\xff")
+    client.h2.send_data(stream_id, good + bad + good + b"\0")
+    client.pump()
+    assert client.session.streams[stream_id].tail, "it ended behind an answer that is held"
+    assert client.session._partial_bytes == 0
+    client.h2.increment_flow_control_window(1000, stream_id)
+    client.pump()
+    assert len(client.answers[stream_id].messages) == 1
+    assert client.answers[stream_id].status == errors.INTERNAL
+    assert not client.session.streams
+
+
+def test_a_client_that_reads_no_answers_cannot_ask_for_renewals_for_ever(lone: LoneMember) -> None:
+    client = Client(lone, window=0)
+    stream_id = client.open("/etcdserverpb.Lease/LeaseKeepAlive")
+    renewal = framed(proto.LeaseKeepAliveRequest(ID=5).encode())
+    for _ in range(300):
+        client.h2.send_data(stream_id, renewal * 100)
+        client.pump()
+        if client.session.streams[stream_id].tail:
+            break
+    else:
+        raise AssertionError("it goes on for ever")
+    held = client.session.streams[stream_id].held
+    assert held is not None and client.session.held_bytes < 1 << 20 and len(held) == 1
 
 
 def test_metadata_reach_the_request() -> None:

@@ -93,6 +93,8 @@ class Echo(Connection):
         self.given_up: list[int] = []
         self.hot = 0
         self.headers_read = 0
+        self.more: list[bytes] = []
+        self.unblocks = 0
 
     def read_request(self, headers: Any) -> bytes:
         self.headers_read += 1
@@ -125,9 +127,13 @@ class Echo(Connection):
         self.given_up.append(stream.id)
         return stream.is_ended and not stream.tail
 
-    def released(self, stream: Stream) -> None: ...
+    def released(self, stream: Stream) -> None:
+        """As a watch, that has more to send as soon as there is room."""
+        while self.more:
+            self.send_data(stream, b"", self.more.pop())
 
-    def unblocked(self) -> None: ...
+    def unblocked(self) -> None:
+        self.unblocks += 1
 
     def tell(self, *pieces: bytes) -> list[Frame]:
         """Send it frames; what it answers."""
@@ -581,6 +587,52 @@ def test_what_is_held_of_a_stream_that_is_given_up_is_dropped() -> None:
     assert not echo.held_bytes and not echo.streams and not echo._held
 
 
+def test_what_is_sent_when_something_held_is_out_waits_its_turn() -> None:
+    echo = opened()
+    echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
+    for stream_id in (1, 3):
+        echo.tell(open_request(stream_id, b"/later"))
+        echo.send_headers(echo.streams[stream_id], b"\x88")
+        echo.send_data(echo.streams[stream_id], b"", b"first")
+    echo.more = [b"a" * 100_000, b"b" * 50]
+    answer = echo.tell(
+        frame(WINDOW_UPDATE, 0, 1, uint32(1 << 20)), frame(WINDOW_UPDATE, 0, 3, uint32(5))
+    )
+    assert body_of(answer, 1).startswith(b"first" + b"b" * 50 + b"a" * 60_000)
+    answer += echo.tell(frame(WINDOW_UPDATE, 0, 0, uint32(1 << 20)))
+    assert body_of(answer, 1) == b"first" + b"b" * 50 + b"a" * 100_000
+    assert body_of(answer, 3) == b"first"
+
+
+def test_small_pieces_that_are_held_are_joined() -> None:
+    echo = opened()
+    echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)), open_request(1, b"/later"))
+    stream = echo.streams[1]
+    sent = b""
+    for n in range(1000):
+        piece = b"%d " % n if n % 100 else b"." * 5000
+        sent += b"#" + piece
+        echo.send_data(stream, b"#", piece)
+    assert stream.held is not None and len(stream.held) <= 30
+    answer = []
+    while echo.held_bytes:
+        answer += echo.tell(frame(WINDOW_UPDATE, 0, 1, uint32(777)))
+    assert body_of(answer) == sent
+
+
+def test_giving_up_what_blocks_a_connection_unblocks_it() -> None:
+    echo = opened()
+    echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
+    for n in range(17):
+        echo.tell(open_request(2 * n + 1, b"/later"))
+        echo.bodies[2 * n + 1] = bytes((1 << 20) + 1)
+        echo.answer(2 * n + 1)
+    assert echo.is_blocked and not echo.unblocks
+    for n in range(17):
+        echo.tell(frame(RST_STREAM, 0, 2 * n + 1, uint32(http2.CANCEL)))
+    assert not echo.is_blocked and echo.unblocks == 1
+
+
 def test_the_windows_that_we_grant_are_renewed_and_kept() -> None:
     echo = opened()
     echo.tell(open_request(1))
@@ -705,6 +757,89 @@ def test_a_window_that_stays_shut_on_much_is_not_waited_for_for_ever() -> None:
     assert not echo.is_aborted
     echo.tick(280.0 + 61)
     assert echo.is_aborted
+
+
+def test_a_grant_that_moves_nothing_does_not_count_as_moving() -> None:
+    echo = opened()
+    echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
+    echo.tell(open_request(1, b"/later"))
+    echo.bodies[1] = bytes(2 << 20)
+    echo.answer(1)
+    answers = echo.answers
+    for second in range(0, 70, 5):
+        echo.tell(frame(WINDOW_UPDATE, 0, 0, uint32(1)))
+        echo.tick(float(second))
+    assert echo.is_aborted and echo.answers == answers
+
+
+def test_a_grant_costs_nothing_for_streams_that_are_shut() -> None:
+    echo = opened()
+    echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
+    for n in range(5000):
+        echo.tell(request(2 * n + 1, b"x"))
+    looks = 0
+
+    class Counted(dict[int, Stream]):
+        def items(self) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().items()
+
+    echo._held = Counted(echo._held)
+    echo.tell(frame(WINDOW_UPDATE, 0, 0, uint32(1)) * 1000)
+    assert not looks and len(echo._shut) == 5000
+
+
+def test_many_answers_long_ago_do_not_allow_a_flood() -> None:
+    echo = opened()
+    for n in range(10_000):
+        echo.tell(request(2 * n + 1, b"x"))
+    echo.tick(0.25)
+    answer = echo.tell(frame(PING, ACK, 0, bytes(8)) * (http2.MAX_NOISE + 1))
+    assert answer[-1].kind == GOAWAY and echo.is_closing
+
+
+def test_a_request_of_a_wrong_length_leaves_nothing_behind() -> None:
+    echo = opened(max_streams=100)
+    for n in range(300):
+        stream_id = 2 * n + 1
+        head = open_request(stream_id, b"/later", [(b"content-length", b"10")])
+        end = (
+            frame(DATA, END_STREAM, stream_id, b"123456789")
+            if n % 2
+            else frame(DATA, 0, stream_id, b"12")
+            + frame(HEADERS, END_HEADERS | END_STREAM, stream_id, pack([(b"a", b"b")]))
+        )
+        answer = echo.tell(head, end)
+        assert answer[-1] == (RST_STREAM, 0, stream_id, uint32(PROTOCOL_ERROR))
+    assert not echo.streams and serves(echo)
+
+
+def test_a_second_farewell_does_not_take_back_the_first() -> None:
+    echo = opened()
+    echo.tell(request(1, b"x"))
+    echo.go_away(NO_ERROR)
+    answer = echo.tell(request(3, b"x"), request(5, b"x"), frame(DATA, 0, 0, b"x"))
+    farewells = [f.payload[:4] for f in answer if f.kind == GOAWAY]
+    assert farewells == [uint32(1), uint32(1)]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [(b"a", b"x\r\ny"), (b"a", b"x\0"), (b"a", b" x"), (b"a", b"x\t"), (b"a b", b"x"),
+     (b"a:b", b"x"), (b"a\xff", b"x"), (b"", b"x"), (b"te", b"gzip")],
+)  # fmt: skip
+def test_a_field_that_http_does_not_allow_resets_the_stream(field: tuple[bytes, bytes]) -> None:
+    echo = opened()
+    assert echo.tell(request(1, more=[field])) == [(RST_STREAM, 0, 1, uint32(PROTOCOL_ERROR))]
+    assert serves(echo)
+
+
+def test_lengths_that_differ_reset_the_stream() -> None:
+    echo = opened()
+    lengths = [(b"content-length", b"1"), (b"content-length", b"2")]
+    assert echo.tell(open_request(1, more=lengths)) == [(RST_STREAM, 0, 1, uint32(PROTOCOL_ERROR))]
+    assert body_of(echo.tell(request(3, b"x", more=lengths[:1] * 2)), 3) == b"x"
 
 
 # --- Time ------------------------------------------------------------------------------------
