@@ -888,12 +888,13 @@ class Member:
         link = self.peers.links.get(message.to)
         snapshot = message.snapshot
         assert snapshot is not None
+        if link is None or self.clock() < link.next_snapshot_at:
+            self.raft.report_snapshot(message.to, False)
+            return
         try:
             image = Image(self.store, self.cluster_id, self.id)
         except OSError as failure:
             log.error("cannot read the snapshot for a member", error=str(failure))
-            link = None
-        if link is None:
             self.raft.report_snapshot(message.to, False)
             return
         offer = proto.SnapshotOffer(

@@ -98,6 +98,8 @@ SNAPSHOT_SILENCE_S = 30.0
 ANSWER_TIMEOUT_S = 5.0
 RETIRE_S = 1.0
 """How long answers of a member that was removed are awaited."""
+SNAPSHOT_PAUSE_S = 5.0
+"""Before a snapshot is sent to a member that refused one."""
 REDIAL_MIN_S = 0.05
 REDIAL_MAX_S = 1.0
 """Pauses between attempts to connect double from the one to the other."""
@@ -487,6 +489,8 @@ class Link:
         self.snapshot_dial: SnapshotDial | None = None
         self.image: Image | None = None
         """The snapshot that is being sent."""
+        self.next_snapshot_at = -math.inf
+        """After a refusal the next attempt waits: a snapshot is large."""
         self._offer: Any = None
         self.since: float | None = None
         """Since when messages can be sent; None while they cannot."""
@@ -639,6 +643,8 @@ class Link:
         if self.image is not None:
             self.image.close()
             self.image = None
+            if not taken:
+                self.next_snapshot_at = self.member.clock() + SNAPSHOT_PAUSE_S
             self.member.raft.report_snapshot(self.node, taken)
 
     def close(self) -> None:

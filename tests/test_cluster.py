@@ -523,7 +523,7 @@ def test_a_leader_whose_disk_rots_does_not_hand_that_on() -> None:
     while len(leader.member.store.data.sizes) < 2:
         client.put(leader, b"more", b"v" * 500)
     world.run(6)
-    assert leader.rot()
+    assert leader.rot(leader.member.store.revision)
     joined = cluster.add("m4", is_learner=True)
     world.run(10)
     assert not joined.member.cluster.members, "it took what is damaged"

@@ -315,7 +315,14 @@ class Nemesis:
         if leader is None or node is None or not self.is_whole:
             return False
         voters = leader.member.cluster.voters
-        return len(voters) >= 3 and node.member_id in voters and node.rot()
+        # What rots must be on all others.
+        others = [n for n in self._up if n.member_id in voters and n is not node]
+        return (
+            node.member_id in voters
+            and len(voters) >= 3
+            and len(others) == len(voters) - 1
+            and node.rot(min(n.member.store.revision for n in others))
+        )
 
     # The cluster.
 
@@ -363,7 +370,7 @@ class Nemesis:
 
     def _do_remove_member(self) -> bool:
         leader = self.world.leader
-        if leader is None or len(leader.member.cluster.members) <= 2:
+        if leader is None or len(leader.member.cluster.members) <= 2 or not self.is_whole:
             return False
         member_id = self._rng.choice(sorted(leader.member.cluster.members))
         self._admin_ask("Cluster.MemberRemove", proto.MemberRemoveRequest(ID=member_id))

@@ -520,7 +520,11 @@ def _watch_skips_what_was_compacted(patch: Patch) -> None:
     patch.set(watches.WatchStream, "create", wrong)
 
 
-@mutation(faults={"rot": 20.0, "kill": 20.0, "hang_up": 5.0}, load={"get": 60.0})
+@mutation(
+    faults={"rot": 80.0, "kill": 60.0, "hang_up": 5.0},
+    load={"get": 100.0, "past": 60.0, "range": 60.0},
+    mean_pause_s=0.3,
+)
 def _records_are_read_unchecked(patch: Patch) -> None:
     def trusting(self: Any, location: int, size_bytes: int) -> bytes:
         body = self._recent.get(location)

@@ -486,14 +486,17 @@ class Node:
             self.crash()
             self.on_stop(self)
 
-    def rot(self) -> bool:
-        """Bits of what was written long ago change. False if there is nothing old enough."""
+    def rot(self, revision: int) -> bool:
+        """Bits of what was written before `revision` change. False if there is nothing old
+        enough."""
         rng = self.world.rng
-        data = self.member.store.data
+        data, index = self.member.store.data, self.member.store.index
+        at = revision - index.first_revision
+        first_kept = index.revisions[at] >> 32 if 0 <= at < len(index.revisions) else data.active
         paths = [
             (f"{data.directory}/{segment_name(number)}", size)
             for number, size in sorted(data.sizes.items())
-            if size > SEGMENT_HEADER.size
+            if size > SEGMENT_HEADER.size and number < first_kept
         ]
         paths = [item for item in paths if self.disk.is_synced(item[0])]
         if not paths:
