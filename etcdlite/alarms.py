@@ -10,6 +10,7 @@ delete, compact, clean and log needs some itself.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ DISK_RESERVE_SHARE = 0.1
 
 MEASURE_DISK_S = 1.0
 
+RAISE_AGAIN_S = 10.0
+"""An alarm that is not there after this time has got lost, with a leader for example."""
+
 
 class Alarms:
     """The active alarms, (member id, kind) each, and the space of this member."""
@@ -40,8 +44,8 @@ class Alarms:
         self.space_left = 0
         """Bytes that writes may still take."""
         self._active: set[tuple[int, int]] = set()
-        self._is_raising = False
-        """One of this member is on its way through the log."""
+        self._raised_at = -math.inf
+        """When the log was last given one of this member, which may get lost on its way."""
         self._disk_left = 0
         self._disk_measured_at = -math.inf
         self.load()
@@ -68,7 +72,7 @@ class Alarms:
 
     def load(self) -> None:
         """Take over what the store says, and measure its space."""
-        self._is_raising = False
+        self._raised_at = -math.inf
         self._active = {
             (int.from_bytes(key[:8], "big"), key[8])
             for key in self._member.store.buckets.get(ALARM, ())
@@ -79,9 +83,10 @@ class Alarms:
     def raise_nospace(self) -> None:
         """Have the cluster know that this member is out of space."""
         member = self._member
-        if (member.id, NOSPACE) in self._active or self._is_raising:
+        now = member.clock()
+        if (member.id, NOSPACE) in self._active or now < self._raised_at + RAISE_AGAIN_S:
             return
-        self._is_raising = True
+        self._raised_at = now
         quota_left = self.quota_bytes - member.store.size_in_use_bytes
         if self.quota_bytes and quota_left <= self._disk_left:
             why, to_do = "the quota is used up", "compact, delete keys or raise the quota"
@@ -107,8 +112,6 @@ class Alarms:
         """An AlarmRequest is committed: the response after its header."""
         member = self._member
         alarm = (request.memberID, request.alarm)
-        if request.memberID == member.id:
-            self._is_raising = False
         changed = []
         if request.action == 0:
             changed = [item for item in sorted(self._active) if request.alarm in (0, item[1])]
@@ -124,6 +127,7 @@ class Alarms:
             self._disk_measured_at = -math.inf
             self.measure(member.clock())
             member.store.set_bucket(ALARM, _key(alarm), None)
+            self._raised_at = -math.inf
             changed = [alarm]
         members = [proto.AlarmMember(memberID=i, alarm=kind) for i, kind in changed]
         encoded: bytes = proto.AlarmResponse(alarms=members).encode()
@@ -141,7 +145,8 @@ class Alarms:
 
     def _measure_disk(self) -> None:
         store = self._member.store
-        free, total = store.disk.space(store.directory)
+        # Its own folder may be about to be replaced by a snapshot.
+        free, total = store.disk.space(os.path.dirname(store.directory) or ".")
         self._disk_left = free - min(DISK_RESERVE_BYTES, int(total * DISK_RESERVE_SHARE))
 
     def _measure_left(self) -> None:

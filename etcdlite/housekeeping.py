@@ -87,7 +87,10 @@ class Housekeeping:
         self.compacted_versions = 0
         self.checkpoints = 0
         self.cleaned_segments = 0
-        self._checkpoint_index = -1
+        self.checkpoint_index = -1
+        """The last applied entry that is in a checkpoint of this run; -1 if there is none."""
+        self.wants_checkpoint = False
+        """Write one as soon as possible."""
         self._compaction_began: float | None = None
         self._compaction_dropped = 0
         self._job: Job | None = None
@@ -129,7 +132,8 @@ class Housekeeping:
         least_bytes = len(store.index.heads) * CHECKPOINT_BYTES_PER_KEY
         # Writes that change nothing (a compare that fails) make the log grow, but not the data.
         new_bytes = max(store.bytes_since_checkpoint, self.logged_bytes)
-        if new_bytes > max(self._checkpoint_bytes, least_bytes):
+        if self.wants_checkpoint or new_bytes > max(self._checkpoint_bytes, least_bytes):
+            self.wants_checkpoint = False
             return self._checkpoint()
         segment = store.segment_to_clean(CLEAN_SHARE)
         return self._clean(segment) if segment is not None else None
@@ -192,18 +196,20 @@ class Housekeeping:
     def restart(self) -> None:
         """The member has another store now."""
         self.logged_bytes = 0
-        self._checkpoint_index = -1
+        self.checkpoint_index = -1
         self._compaction_began = None
         self._compaction_dropped = 0
         self._waiting_defragment += self._defragmenting
         self._defragmenting = []
+        if self._member.store.compaction is None:
+            self._answer_compactions()
 
     def close(self) -> None:
         """Write a last checkpoint, so that the next start is quick, and close the store. Blocks;
         no task may be out. A job that is under way is left: it can be, at any step."""
         member = self._member
         store = member.store
-        if not member.is_applying and store.applied_index != self._checkpoint_index:
+        if not member.is_applying and store.applied_index != self.checkpoint_index:
             for task in store.checkpoint():
                 if task is not None:
                     task()
@@ -224,7 +230,10 @@ class Housekeeping:
             )
         self.compacted_versions += self._compaction_dropped
         self._compaction_dropped = 0
-        header = self._member.header(store.revision)
+        self._answer_compactions()
+
+    def _answer_compactions(self) -> None:
+        header = self._member.header(self._member.store.revision)
         for session, request_id, method in self._waiting_compaction:
             session.reply(request_id, method, header)
         self._waiting_compaction.clear()
@@ -241,7 +250,7 @@ class Housekeeping:
         self.logged_bytes -= logged_bytes
         member.metrics.checkpoint_s.observe(member.clock() - began)
         self.checkpoints += 1
-        self._checkpoint_index = index
+        self.checkpoint_index = index
         self.released = (index, term)
         log.debug("checkpoint written", index=index, keys=len(store.index.heads))
 

@@ -207,6 +207,8 @@ class Member:
         """Up to here membership changes of the log do not count: this member was told to be the
         only one, whoever there was."""
         self._is_forcing = force_new_cluster
+        self._forced_until = self._forced_index
+        """Up to here the store must be durable before that is so without being told again."""
         self.attributes: Any = None
         """A `Member` message: the name and client URLs that the cluster shall know of this one."""
         self.removed_since: float | None = None
@@ -239,7 +241,7 @@ class Member:
         self._installs: deque[Snapshot] = deque()
         """Snapshots from a leader that are about to take the place of the data."""
         self._installed: Store | None = None
-        self._is_installing = False
+        self.is_installing = False
         self._tasks: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
         self._task_done: Callable[[], None] | None = None
         self._leader_lost_at = -math.inf
@@ -413,6 +415,7 @@ class Member:
         """Messages can be sent to that member (again)."""
         if node == self.raft.leader:
             self._retry_held()
+            self.reads.begin_anew()
 
     def peer_died(self, node: int) -> None:
         """The process of that member is dead. If it was the leader there is no need to wait for
@@ -483,7 +486,7 @@ class Member:
             self._force_new_cluster()
         self.hub.tick(now)
         self.hash_check.tick(now)
-        if not self._is_installing:
+        if not self.is_installing:
             self.housekeeping.tick(now)
         self._give_up_waiting(now)
         self._retry_held()
@@ -541,6 +544,10 @@ class Member:
             action, node = cluster.PROMOTE, self.id
         elif others:
             action, node = cluster.REMOVE, others[0]
+        elif self.housekeeping.checkpoint_index < self._forced_until:
+            # Until then the log alone says so, together with changes that do not count.
+            self.housekeeping.wants_checkpoint = True
+            return
         else:
             self._is_forcing = False
             log.warn(
@@ -549,6 +556,7 @@ class Member:
                 **{"local-member-id": f"{self.id:x}"},
             )
             return
+        self._forced_until = self.store.applied_index + 1
         change = proto.MemberChange(action=action, member=proto.Member(ID=node))
         frame = proto.frame(1, MEMBER_CHANGE, 0, change.encode())
         self._propose_entry(ENTRY_CONF_CHANGE, [(None, 0, 0, change)], [frame])
@@ -657,7 +665,7 @@ class Member:
             or bool(self._committed)
             or self.raft.has_ready()
             or self.hub.has_work
-            or (not self._is_installing and self.housekeeping.has_work)
+            or (not self.is_installing and self.housekeeping.has_work)
         )
 
     @property
@@ -683,7 +691,10 @@ class Member:
         return (
             raft.role == LEADER
             and len(raft.voters) == 1
+            and self.id in raft.voters
             and self.store.applied_index == raft.log.committed
+            # Or what was acknowledged before a crash may be committed no more than in the log.
+            and self._applied_term == raft.term
         )
 
     @property
@@ -735,7 +746,7 @@ class Member:
 
     def housekeep(self) -> None:
         """A slice of background work, after a turn's results were handed out."""
-        if self._applying is None and not self._is_installing and self.housekeeping.has_work:
+        if self._applying is None and not self.is_installing and self.housekeeping.has_work:
             now = self.clock()
             is_awaited = self.is_saving and self._unsynced
             if is_awaited and now - self._housekept_at < MAX_HOUSEKEEPING_PAUSE_S:
@@ -930,6 +941,8 @@ class Member:
         elif not leads and self.lessor.promoted:
             self.lessor.demote()
             self._forwarded.clear()
+            for link in self.peers.links.values():
+                link.drop_snapshot()
         if self._transfers:
             self._answer_transfers()
         if leader:
@@ -942,9 +955,9 @@ class Member:
 
     def _install(self) -> None:
         """Nothing is being applied, and the log is marked: put the snapshot in place."""
-        if self._is_installing or self._task_done is not None:
+        if self.is_installing or self._task_done is not None:
             return
-        self._is_installing = True
+        self.is_installing = True
         self.housekeeping.stop()
         old = self.store
         snapshot = self._installs[0]
@@ -961,7 +974,7 @@ class Member:
         assert store is not None
         assert store.applied_index == snapshot.index, "the snapshot is not what it was offered as"
         self._installed = None
-        self._is_installing = False
+        self.is_installing = False
         self.hub.restored(store)
         self.store.close()
         self.store = store

@@ -12,7 +12,7 @@ one who joins learns who is there. All integers are little-endian.
     0xE8 INTRODUCE  `Introduction`: cluster id, who calls and who is meant. Answered with `Welcome`,
                     or with an ERROR that says what does not fit, and the end of the connection.
     0xE9 RAFT       one raft message, as below. Never answered.
-    0xEA FORWARD    8 bytes: a term; then the payload of an entry (`member.py`) to be proposed by
+    0xEA FORWARD    8 bytes: a term; then the payload of an entry (`entry.py`) to be proposed by
                     the leader of that term. Answered empty when it is in the leader's log; with an
                     ERROR, it is not and never will be.
     0xEB SNAPSHOT   on a connection whose Introduction offers a snapshot: the next bytes of the file
@@ -98,6 +98,9 @@ SNAPSHOT_SILENCE_S = 30.0
 ANSWER_TIMEOUT_S = 5.0
 RETIRE_S = 1.0
 """How long answers of a member that was removed are awaited."""
+SNAPSHOT_REDIAL_S = 0.5
+SNAPSHOT_KEPT_S = 60.0
+"""How long a snapshot waits for a connection; it keeps files open."""
 SNAPSHOT_PAUSE_S = 5.0
 """Before a snapshot is sent to a member that refused one."""
 REDIAL_MIN_S = 0.05
@@ -439,7 +442,9 @@ class SnapshotDial(Dial):
 
     @property
     def has_more(self) -> bool:
-        return self._is_sending and not self.is_blocked and self._allowance > 0
+        return (
+            self._is_sending and not self.is_closing and not self.is_blocked and self._allowance > 0
+        )
 
     def produce(self) -> None:
         while self.has_more:
@@ -462,15 +467,22 @@ class SnapshotDial(Dial):
             self.produce()
 
     def _taken(self, answer: bytes | EtcdError) -> None:
+        """The other side has all of it, or refuses it."""
         if isinstance(answer, EtcdError):
             log.warn(
                 "the snapshot was not taken",
                 error=answer.text,
                 **{"remote-peer-id": f"{self.link.node:x}"},
             )
-        self.link.snapshot_over(not isinstance(answer, EtcdError))
+        if self.link.snapshot_dial is self:
+            self.link.snapshot_over(not isinstance(answer, EtcdError))
         self.is_closing = True
         self._on_output(self)
+
+    def closed(self) -> None:
+        # Not answered: the next connection goes on with it.
+        self._questions.pop(SNAPSHOT_ID, None)
+        super().closed()
 
 
 SNAPSHOT_ID = 1
@@ -491,6 +503,9 @@ class Link:
         """The snapshot that is being sent."""
         self.next_snapshot_at = -math.inf
         """After a refusal the next attempt waits: a snapshot is large."""
+        self._next_snapshot_dial_at = -math.inf
+        self._snapshot_until = math.inf
+        """Without a connection until then the snapshot is given up."""
         self._offer: Any = None
         self.since: float | None = None
         """Since when messages can be sent; None while they cannot."""
@@ -509,8 +524,11 @@ class Link:
         makers: list[Callable[[Callable[[Any], None]], Dial]] = []
         if self.dial is None and now >= self._next_dial_at:
             makers.append(self._make_dial)
-        if self.image is not None and self.snapshot_dial is None and self.since is not None:
-            makers.append(self._make_snapshot_dial)
+        if self.image is not None and self.snapshot_dial is None:
+            if now > self._snapshot_until:
+                self.snapshot_over(False)
+            elif self.since is not None and now >= self._next_snapshot_dial_at:
+                makers.append(self._make_snapshot_dial)
         return makers
 
     def _make_dial(self, on_output: Callable[[Any], None]) -> Dial:
@@ -529,7 +547,9 @@ class Link:
     def unreachable(self, dial: Dial, why: str, is_refused: bool) -> None:
         """There was no connection: `is_refused` if the machine is there and nobody listens."""
         if dial is self.snapshot_dial:
-            self.snapshot_dial = None
+            self._snapshot_lost()
+            return
+        if dial is not self.dial:
             return
         self.dial = None
         self.failures += 1
@@ -584,7 +604,7 @@ class Link:
     def lost(self, dial: Dial) -> None:
         """A connection ended."""
         if dial is self.snapshot_dial:
-            self.snapshot_dial = None
+            self._snapshot_lost()
             return
         if dial is not self.dial:
             return
@@ -637,6 +657,24 @@ class Link:
             self.snapshot_dial = None
         self.image = image
         self._offer = offer
+        self._next_snapshot_dial_at = -math.inf
+        self._snapshot_until = self.member.clock() + SNAPSHOT_KEPT_S
+
+    def drop_snapshot(self) -> None:
+        """This member leads no more: send nobody its state."""
+        if self.snapshot_dial is not None:
+            self.snapshot_dial.abort("another member leads now")
+            self.snapshot_dial = None
+        if self.image is not None:
+            self.image.close()
+            self.image = None
+
+    def _snapshot_lost(self) -> None:
+        """A connection ended before the snapshot was taken: another one goes on with it."""
+        self.snapshot_dial = None
+        now = self.member.clock()
+        self._next_snapshot_dial_at = now + SNAPSHOT_REDIAL_S
+        self._snapshot_until = now + SNAPSHOT_KEPT_S
 
     def snapshot_over(self, taken: bool) -> None:
         """It was taken, or it was refused."""
@@ -651,12 +689,8 @@ class Link:
         """The member is removed."""
         if self.dial is not None:
             self.dial.retire()
-        if self.snapshot_dial is not None:
-            self.snapshot_dial.abort(_REMOVED)
-        self.dial = self.snapshot_dial = None
-        if self.image is not None:
-            self.image.close()
-            self.image = None
+            self.dial = None
+        self.drop_snapshot()
 
 
 class Peers:

@@ -36,6 +36,7 @@ from etcdlite.proto import (
     PROTOCOL_VERSION,
     ProtocolError,
 )
+from etcdlite.snap import SnapshotError
 
 _PEER_METHODS = frozenset(
     proto.METHOD_BY_NAME[name].number
@@ -116,7 +117,12 @@ class Accepted(PeerConnection):
         offset = 0
         if introduction.snapshot is not None:
             self._snapshot_id = request_id
-            offset = self.member.incoming.begin(self, introduction.snapshot)
+            try:
+                offset = self.member.incoming.begin(self, introduction.snapshot)
+            except SnapshotError as failure:
+                self.send(request_id, INTRODUCE, END, proto.Welcome().encode())
+                self.snapshot_refused(str(failure))
+                return
         else:
             self.member.peers.heard_from(self.node)
         self.send(request_id, INTRODUCE, END, proto.Welcome(offset=offset).encode())
@@ -195,6 +201,10 @@ class Accepted(PeerConnection):
         body = proto.Error(code=UNAVAILABLE, message=f"etcdlite: {why}").encode()
         self.send(self._snapshot_id, SNAPSHOT, END | ERROR, body)
         self.is_closing = True
+
+    def unblocked(self) -> None:
+        """The other member reads again: answer what was held back."""
+        self.member.unblocked(self)
 
     def closed(self) -> None:
         super().closed()

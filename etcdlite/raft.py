@@ -63,6 +63,9 @@ MAX_INFLIGHT_MESSAGES = 256
 MAX_INFLIGHT_BYTES = 16 << 20
 """Appends sent to one follower and not yet acknowledged by it."""
 
+MAX_LOG_TAILS = 4
+"""While snapshots are sent, the log is kept for their receivers up to so many times its tail."""
+
 MAX_UNCOMMITTED_BYTES = 64 << 20
 """Entries that a leader accepts beyond the commit index."""
 
@@ -566,7 +569,12 @@ class Raft:
         The tail (`log_tail_bytes`) spares followers that are a little behind a snapshot; a member
         that is alone keeps none. Files are not touched.
         """
-        self.log.compact(index, 0 if self._is_alone() else self.config.log_tail_bytes)
+        tail_bytes = self.config.log_tail_bytes
+        # Who is sent a snapshot goes on from there, or it would need the next one at once.
+        pending = [p.pending_snapshot for p in self.progress.values() if p.pending_snapshot]
+        if pending and self.role == LEADER and self.log.size_bytes < MAX_LOG_TAILS * tail_bytes:
+            index = min(index, *pending)
+        self.log.compact(index, 0 if self._is_alone() else tail_bytes)
 
     def report_unreachable(self, node: int) -> None:
         """Messages to `node` were lost: stop streaming to it and find out what it has."""

@@ -50,9 +50,8 @@ class Reads:
         self.slow: deque[tuple[Steps, Waiter]] = deque()
         """Those under way in slices."""
         self._member = member
-        self._rounds: dict[bytes, list[tuple[float, list[Waiter]]]] = {}
-        """Those that wait for their round, by its context, and since when."""
-        self._round_began_at = -math.inf
+        self._rounds: dict[bytes, tuple[float, list[tuple[float, list[Waiter]]]]] = {}
+        """When each round began, by its context, and since when which reads wait for it."""
         # Drawn, so that an answer to an earlier life of this member is never taken for one to this.
         self._round = member.rng.getrandbits(32) << 20
         self._unstarted: deque[Waiter] = deque()
@@ -71,19 +70,17 @@ class Reads:
     # The round.
 
     def begin_round(self) -> None:
-        """Have the new reads confirmed, and anew those whose round was not."""
+        """Have the new reads confirmed, and anew those whose round was not for long."""
         now = self._member.clock()
         groups = []
-        if now - self._round_began_at > READ_RETRY_S:
-            groups = [group for groups in self._rounds.values() for group in groups]
-            self._rounds.clear()
+        for context in [c for c, (began, _) in self._rounds.items() if now - began > READ_RETRY_S]:
+            groups += self._rounds.pop(context)[1]
         if self.new:
             groups.append((now, self.new))
             self.new = []
-        self._round_began_at = now
         self._round += 1
         context = self._round.to_bytes(8, "big")
-        self._rounds[context] = groups
+        self._rounds[context] = (now, groups)
         try:
             self._member.raft.read_index(context)
         except (NotLeader, RequestDropped):
@@ -92,18 +89,18 @@ class Reads:
     def begin_anew(self) -> None:
         """There is a leader (again): ask it at once."""
         if self._rounds:
-            self._round_began_at = -math.inf
+            self._rounds = {c: (-math.inf, groups) for c, (_, groups) in self._rounds.items()}
             self.begin_round()
 
     def confirmed(self, context: bytes, index: int) -> None:
         """A round is: its reads are linearizable when `index` is applied."""
-        for _, reads in self._rounds.pop(context, ()):
+        for _, reads in self._rounds.pop(context, (0.0, []))[1]:
             self.ready.append((index, reads))
 
     def tick(self, now: float) -> None:
         """Fail those that have waited too long, begin anew the round of others."""
         expired = now - self._member.request_timeout_s
-        for context, groups in list(self._rounds.items()):
+        for context, (began, groups) in list(self._rounds.items()):
             left = [group for group in groups if group[0] > expired]
             for _, reads in groups[: len(groups) - len(left)]:
                 self._member.metrics.read_rounds_failed += 1
@@ -111,10 +108,10 @@ class Reads:
                     assert session is not None
                     session.fail(request_id, method, error("Timeout"))
             if left:
-                self._rounds[context] = left
+                self._rounds[context] = (began, left)
             else:
                 del self._rounds[context]
-        if self._rounds and now - self._round_began_at > READ_RETRY_S:
+        if any(now - began > READ_RETRY_S for began, _ in self._rounds.values()):
             self.begin_round()
 
     # The answer.
@@ -145,7 +142,7 @@ class Reads:
         session, request_id, method, request = read
         assert session is not None
         member = self._member
-        if session.is_blocked:
+        if session.is_blocked and session.awaits(request_id):
             self._held.setdefault(session, []).append(read)
             return True
         try:

@@ -1,4 +1,4 @@
-"""Snapshots: a copy of the whole state as one file, for backups.
+"""Snapshots: a copy of the whole state as one file, for backups and for members that are behind.
 
 A snapshot is what a member has on disk at one moment: the checkpoint and the data segments, as long
 as they are then. Nothing is copied to make it; the files are read while they are sent, and they do
@@ -39,7 +39,7 @@ from etcdlite import ETCD_API_VERSION, __version__, bootstrap, checkpoint, log, 
 from etcdlite.config import parse_initial_cluster
 from etcdlite.data import DataDamaged, segment_name, verify
 from etcdlite.disk import Disk, File
-from etcdlite.errors import DATA_LOSS, EtcdError
+from etcdlite.errors import DATA_LOSS, UNAVAILABLE, EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import ALARM, Store
 
@@ -153,6 +153,11 @@ class Image:
 def stream(member: Member) -> Iterator[bytes]:
     """The snapshot as encoded SnapshotResponses. Raises EtcdError DataLoss if a file cannot be
     read."""
+    if member.is_installing:
+        raise EtcdError(
+            UNAVAILABLE,
+            "etcdlite: this member is taking over a snapshot from the leader; ask another one",
+        )
     began = member.clock()
     header = member.header(member.store.revision)
     image: Image | None = None
@@ -202,12 +207,17 @@ class Incoming:
 
     def begin(self, connection: Accepted, offer: Any) -> int:
         """A member offers a snapshot (a `SnapshotOffer`). Returns the offset to send it from, the
-        end if this member has everything that is in it."""
+        end if this member has everything that is in it. Raises SnapshotError if it is an offer of
+        an earlier leader."""
         if self._is_storing or offer.index <= self._member.raft.log.committed:
             # While another one is being stored, say so too: that one is about to count, and if the
             # leader then still finds something missing, it offers anew.
             return int(offer.size_bytes)
+        if offer.leader_term < self._member.raft.term:
+            raise SnapshotError("another member leads now")
         if self._offer is None or offer.nonce != self._offer.nonce:
+            if self._connection is not None:
+                self._connection.snapshot_refused("there is a newer one")
             self._discard()
             self._offer = offer
             log.info(
@@ -291,7 +301,7 @@ class Incoming:
             file.close()
         self._damage = None
         try:
-            verify(disk, self._directory)
+            _check_records(disk, self._directory)
         except DataDamaged as damage:
             self._damage = damage
             return
@@ -392,7 +402,7 @@ def restore(
             directory = bootstrap.begin(disk, data_dir, wal_dir)
             _extract(path, file, header, start, f"{directory}/data", disk)
             try:
-                verify(disk, f"{directory}/data")
+                _check_records(disk, f"{directory}/data")
             except DataDamaged as damage:
                 raise SnapshotError(
                     f"snapshot {path} holds damaged data ({os.path.basename(damage.path)} at "
@@ -502,6 +512,13 @@ def _verify(path: str, file: Any, progress: Callable[[int, int], None] | None) -
             f"snapshot {path} is damaged: its SHA-256 does not match its content. Use another one"
         )
     return expected
+
+
+def _check_records(disk: Disk, directory: str) -> None:
+    """Raises DataDamaged if a checksum in the files does not match."""
+    for _ in checkpoint.unpack(disk, f"{directory}/{checkpoint.NAME}"):
+        pass
+    verify(disk, directory)
 
 
 def _extract(

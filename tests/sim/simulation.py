@@ -198,7 +198,7 @@ class Simulation:
             if node.is_up
             and not node.is_rotten
             and not node.member.is_applying
-            and not node.member._is_installing
+            and not node.member.is_installing
         ]
         if not stores:
             return

@@ -597,6 +597,7 @@ class Node:
             life = self._life
             delay_s = self.world.delay(self.world.sync_s) * self.sync_factor
             self.world.at(delay_s, lambda: self._run_task(life, task))
+        self._dial()
         producing = self._producing
         for session in producing[:]:
             if session.has_more:
@@ -608,7 +609,6 @@ class Node:
         if released is not None:
             member.housekeeping.released = None
             self.wal.cover(*released, min(released[0], member.log_begin))
-        self._dial()
         if not self._turn_is_due and (
             member.has_work or any([session.has_more for session in producing])
         ):
