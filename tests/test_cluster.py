@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sim.world import Node, World
 
-from etcdlite import api, proto
+from etcdlite import api, proto, snap
 from etcdlite.alarms import CORRUPT, NOSPACE
 from etcdlite.errors import EtcdError, error
 
@@ -532,3 +532,212 @@ def test_a_leader_whose_disk_rots_does_not_hand_that_on() -> None:
     world.run_until(lambda: bool(joined.member.cluster.members))
     world.run_until(lambda: joined.member.store.applied_index == sound.member.store.applied_index)
     assert state(joined) == state(sound)
+
+
+# --- In the middle of something --------------------------------------------------------------
+
+
+def behind(seed: int = 1) -> tuple[Cluster, Node, Node]:
+    """A cluster with megabytes of data, its leader, and a follower that is down and so far behind
+    that it needs a snapshot."""
+    cluster = Cluster(seed=seed, **SMALL)
+    client, world, leader = cluster.client, cluster.world, cluster.leader
+    away = cluster.followers[0]
+    for number in range(1000):
+        client.send(leader, "KV.Put", key=b"k%04d" % number, value=b"v" * 1000)
+    world.run(2)
+    away.crash()
+    for number in range(200):
+        client.put(leader, b"k%d" % (number % 20), b"v" * 100)
+    return cluster, leader, away
+
+
+def caught_up(cluster: Cluster, away: Node) -> None:
+    world = cluster.world
+
+    def is_level() -> bool:
+        leader = world.leader
+        return leader is not None and (
+            away.member.store.applied_index == leader.member.store.applied_index
+        )
+
+    world.run_until(is_level)
+    cluster.agree()
+
+
+def test_a_snapshot_goes_on_over_another_connection() -> None:
+    cluster, leader, away = behind()
+    world = cluster.world
+    world.slow = {(leader.name, away.name): 0.03}
+    away.start()
+    incoming = away.member.incoming
+    world.run_until(lambda: incoming._offset > 200_000)
+    got, nonce = incoming._offset, incoming._offer.nonce
+    leader.break_connections(lambda name: name == away.name)
+    world.run_until(lambda: incoming._connection is not None and incoming._connection.is_open)
+    world.run(0.7)
+    assert incoming._offer.nonce == nonce and incoming._offset >= got
+    caught_up(cluster, away)
+
+
+def test_a_snapshot_that_nobody_fetches_is_given_up() -> None:
+    cluster, leader, away = behind()
+    world = cluster.world
+    away.start()
+    link = leader.member.peers.links[away.member_id]
+    world.run_until(lambda: away.member.incoming._offset > 0)
+    away.crash()
+    world.run(30)
+    assert link.image is not None
+    world.run(45)
+    assert link.image is None, "it keeps no files open for who does not come back"
+    away.start()
+    caught_up(cluster, away)
+
+
+def test_leadership_that_leaves_and_returns_ends_the_snapshot_that_is_sent() -> None:
+    for seed in range(6):
+        cluster, leader, away = behind(seed)
+        world, client = cluster.world, cluster.client
+        other = next(node for node in cluster.followers if node is not away)
+        world.slow = {(node.name, away.name): 0.02 for node in cluster.nodes}
+        away.start()
+        for target, former in ((other, leader), (leader, other)):
+            world.run_until(lambda a=away: a.member.incoming._offset > 0)  # type: ignore[misc]
+            client.ask(former, "Maintenance.MoveLeader", targetID=target.member_id)
+            link = former.member.peers.links[away.member_id]
+            assert link.image is None and link.snapshot_dial is None
+        caught_up(cluster, away)
+
+
+def test_the_offer_of_an_earlier_leader_does_not_replace_that_of_the_leader() -> None:
+    cluster, first, away = behind()
+    world, client = cluster.world, cluster.client
+    second = next(node for node in cluster.followers if node is not away)
+    world.slow = {(second.name, away.name): 0.3}
+    away.start()
+    world.run_until(lambda: first.member.peers.links[away.member_id].image is not None)
+    world.blocked = {(first.name, away.name)}
+    client.ask(first, "Maintenance.MoveLeader", targetID=second.member_id)
+    incoming = away.member.incoming
+    world.run_until(lambda: incoming._connection is not None and incoming._offset > 0)
+    world.heal()
+    world.slow = {}
+    caught_up(cluster, away)
+
+
+def test_a_rotten_checkpoint_is_not_taken_over() -> None:
+    cluster, leader, away = behind()
+    world = cluster.world
+    store = leader.member.store
+    path = f"{store.directory}/checkpoint"
+    content = leader.disk.content(path)
+    content[len(content) // 2] ^= 1
+    away.start()
+    world.run(20)
+    applied = away.member.store.applied_index
+    assert applied < store.applied_index
+    away.crash()
+    away.start()
+    assert away.member.store.applied_index == applied, "what it had is still there"
+
+
+def test_a_lease_whose_revoke_is_only_in_the_log_is_not_renewed() -> None:
+    world = World(1)
+    (node,) = world.found(1)
+    world.elect()
+    world.run(1)
+    client = Asker(world)
+    lease = client.ask(node, "Lease.LeaseGrant", TTL=60).ID
+    client.ask(node, "KV.Put", key=b"k", value=b"v", lease=lease)
+    client.ask(node, "Lease.LeaseRevoke", ID=lease)
+    node.crash(lambda path, sector: False)
+    node.start()
+    answers: list[Any] = []
+    body = proto.LeaseKeepAliveRequest(ID=lease).encode()
+    api.keep_alive(node.member, body, answers.append)
+    world.run(1)
+    assert [proto.LeaseKeepAliveResponse.decode(answer).TTL for answer in answers] == [0]
+
+
+def test_a_leader_that_was_removed_does_not_renew_what_the_other_has_revoked() -> None:
+    world = World(3)
+    nodes = world.found(2)
+    world.elect()
+    world.run(7)
+    client, old = Asker(world), world.leader
+    assert old is not None
+    other = next(node for node in nodes if node is not old)
+    lease = client.ask(old, "Lease.LeaseGrant", TTL=60).ID
+    client.send(old, "Cluster.MemberRemove", ID=old.member_id)
+    world.run_until(lambda: old.member_id not in old.member.raft.voters)
+    world.blocked = {(other.name, old.name)}
+    world.run_until(lambda: other.member.leads, 5)
+    client.ask(other, "Lease.LeaseRevoke", ID=lease)
+    answers: list[Any] = []
+    body = proto.LeaseKeepAliveRequest(ID=lease).encode()
+    if old.is_up:
+        api.keep_alive(old.member, body, answers.append)
+        world.run(1)
+    assert not [a for a in answers if isinstance(a, bytes)]
+
+
+def test_an_alarm_that_was_lost_on_its_way_is_raised_again() -> None:
+    cluster = Cluster(**SMALL)
+    world, full = cluster.world, cluster.followers[0]
+    others = [node.name for node in cluster.nodes if node is not full]
+    world.partition([full.name], others)
+    world.run(3)
+    full.disk.free_bytes = 1 << 20
+    world.run(12)
+    world.heal()
+    world.run(20)
+    leader = world.leader
+    assert leader is not None and (full.member_id, NOSPACE) in leader.member.alarms
+
+
+def test_a_read_whose_round_is_lost_is_answered_though_others_come() -> None:
+    cluster = Cluster(**SMALL)
+    client, world, node = cluster.client, cluster.world, cluster.followers[0]
+    client.put(cluster.leader, b"k")
+    lost = client.send(node, "KV.Range", key=b"k")
+    node.break_connections(lambda name: name == cluster.leader.name)
+    began = world.now
+    while lost not in client.answers and world.now < began + 5:
+        world.run(0.2)
+        client.send(node, "KV.Range", key=b"k")
+    assert world.now < began + 2 and not isinstance(client.answers[lost], EtcdError)
+
+
+def test_no_backup_is_taken_while_a_snapshot_is_installed() -> None:
+    cluster, _, away = behind()
+    world = cluster.world
+    away.start()
+    world.run_until(lambda: away.member.is_installing)
+    with pytest.raises(EtcdError, match="taking over a snapshot"):
+        next(snap.stream(away.member))
+    caught_up(cluster, away)
+    assert next(snap.stream(away.member))
+
+
+def test_a_forced_cluster_stays_one_after_a_loss_of_power() -> None:
+    cluster = Cluster(**SMALL)
+    client, world = cluster.client, cluster.world
+    for number in range(10):
+        client.put(cluster.leader, b"k%d" % number)
+    world.run(6)
+    node, gone = cluster.followers
+    gone.crash()
+    client.send(cluster.leader, "Cluster.MemberAdd", peerURLs=["http://m4:2380"])
+    last = cluster.leader.member.raft.log.last
+    world.run_until(lambda: node.wal.last_index >= last)
+    for other in cluster.nodes:
+        if other.is_up:
+            other.crash()
+    node.start(force_new_cluster=True)
+    world.run_until(lambda: not node.member._is_forcing)
+    node.crash(lambda path, sector: False)
+    node.start()
+    world.run(5)
+    assert list(node.member.cluster.members) == [node.member_id]
+    assert client.put(node, b"more") > 0
