@@ -206,7 +206,10 @@ class PeerConnection:
         self.why_aborted = ""
         self.is_full = False
         self.heard_at = member.clock()
-        """When the last bytes came."""
+        """When the other side last showed that it lives."""
+        self._queued_bytes = 0
+        self._taken_bytes = 0
+        """Of all that was queued, what was off our hands at the last tick, if not all was."""
         self._on_output = on_output
         self._reader = FrameReader(MAX_FRAME_BYTES)
         self._opening = b""
@@ -258,12 +261,14 @@ class PeerConnection:
         self._append(FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags))
         self.out.append(body)
         self.unsent_bytes += len(body)
+        self._queued_bytes += len(body)
 
     def _append(self, data: bytes) -> None:
         if not self.out:
             self._on_output(self)
         self.out.append(data)
         self.unsent_bytes += len(data)
+        self._queued_bytes += len(data)
 
     # The rest of a session.
 
@@ -287,6 +292,12 @@ class PeerConnection:
 
     def tick(self, now: float) -> None:
         """Called several times a second."""
+        # On a slow line answers wait behind what is sent, but that moves: while the kernel has no
+        # room, it gets some only when the other side takes something.
+        taken = self._queued_bytes - self.unsent_bytes
+        if 0 < self._taken_bytes < taken:
+            self.heard_at = now
+        self._taken_bytes = taken if self.unsent_bytes else 0
         if now - self.heard_at > self.silence_s:
             self.abort("the other member is silent")
 

@@ -990,10 +990,11 @@ class Server:
     def _watch_socket(self, connection: Connection) -> None:
         session = connection.session
         mask = selectors.EVENT_WRITE if connection.sending is not None else 0
-        # A client that does not read its answers is not listened to either.
+        # A client that does not read its answers is not listened to either. Over a connection to
+        # another member come its answers alone.
         if (
             not session.is_closing
-            and session.unsent_bytes <= HIGH_WATER_BYTES
+            and (session.unsent_bytes <= HIGH_WATER_BYTES or isinstance(session, Dial))
             and not session.is_full
             # gRPC answers wait for the window updates that the client sends, and what is in
             # flight for other members.

@@ -202,6 +202,37 @@ def test_who_is_silent_is_hung_up_on() -> None:
     assert caller.session.is_aborted
 
 
+def test_who_is_slow_is_not_silent() -> None:
+    """Megabytes are on their way to it, and every tick some more of them are."""
+    caller = Caller()
+    caller.shake()
+    session = caller.session
+    now = caller.member.clock()
+    session.send(1, RAFT, 0, bytes(10 << 20))
+    for _ in range(100):
+        now += SILENCE_S / 8
+        session.unsent_bytes -= 1000
+        session.tick(now)
+    assert not session.is_aborted
+    for _ in range(9):
+        now += SILENCE_S / 8
+        session.tick(now)
+    assert session.is_aborted, "nothing moves any more"
+
+
+def test_what_the_kernel_takes_is_no_sign_of_life() -> None:
+    caller = Caller()
+    caller.shake()
+    session = caller.session
+    now = caller.member.clock()
+    for _ in range(9):
+        session.send(1, RAFT, 0, b"a heartbeat")
+        session.unsent_bytes = 0
+        now += SILENCE_S / 8
+        session.tick(now)
+    assert session.is_aborted
+
+
 def test_who_is_removed_while_connected_has_to_call_again() -> None:
     caller = Caller(members=3)
     caller.shake()
