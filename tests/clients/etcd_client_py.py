@@ -7,6 +7,8 @@ present, and tells the id of a lease only in the name of a lock's key; what it h
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -217,3 +219,6 @@ def blocking(scenario: Callable[[str], Coroutine[Any, Any, None]]) -> Callable[[
 
 
 main({one.__name__: blocking(one) for one in (kv, txn, watch, lease, lock, restart)})
+# The library's threads outlive its objects, and may abort a Python that is shutting down.
+sys.stdout.flush()
+os._exit(0)
