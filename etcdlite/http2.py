@@ -317,6 +317,8 @@ class Connection:
         # Conduct of the peer.
         self._noise = 0
         self._answers_at_tick = 0
+        self._updates = 0
+        """WINDOW_UPDATEs received so far: those for answers may come much later than these."""
         self._ticked_at = self._held_moved_at
         self._pinged_at = float("-inf")
         self._ping_strikes = 0
@@ -447,7 +449,8 @@ class Connection:
         elif kind == CONTINUATION:
             self._read_continuation(flags, stream_id, data[at:stop])
         else:
-            self._hush(1)
+            if kind != WINDOW_UPDATE:
+                self._hush(1)
             reader = _READERS.get(kind)
             if reader is not None:  # Unknown frames are passed over.
                 reader(self, flags, stream_id, data[at:stop])
@@ -709,6 +712,9 @@ class Connection:
     def _read_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(FRAME_SIZE_ERROR, "WINDOW_UPDATE does not have 4 bytes")
+        self._updates += 1
+        if self._updates > NOISE_PER_ANSWER * self.answers:
+            self._hush(1)
         grant = _INT.unpack(payload)[0] & MAX_WINDOW
         if not stream_id:
             if not grant:

@@ -207,7 +207,9 @@ class Member:
         """Up to here membership changes of the log do not count: this member was told to be the
         only one, whoever there was."""
         self._is_forcing = force_new_cluster
-        self._forced_until = self._forced_index
+        self._forced_batch = 0
+        """The latest removal of another member that this one has proposed for that."""
+        self._forced_until = math.inf
         """Up to here the store must be durable before that is so without being told again."""
         self.attributes: Any = None
         """A `Member` message: the name and client URLs that the cluster shall know of this one."""
@@ -324,15 +326,19 @@ class Member:
         self, session: Session, request_id: int, method: int, change: Any
     ) -> None:
         """Have a `MemberChange` agreed on; for the leader. Raises EtcdError."""
+        self._check_change(change)
+        frame = proto.frame(1, MEMBER_CHANGE, 0, change.encode())
+        waiters: list[Waiter] = [(session, request_id, method, change)]
+        self._propose_entry(ENTRY_CONF_CHANGE, waiters, [frame])
+
+    def _check_change(self, change: Any) -> None:
+        """Raise the EtcdError that says why the membership may not be changed so now."""
         self.cluster.check(change)
         self.cluster.check_safe(
             change, self.id, self._is_connected, strict=self.strict_reconfig_check
         )
         if change.action == cluster.PROMOTE and not self.raft.learner_is_ready(change.member.ID):
             raise error("LearnerNotReady")
-        frame = proto.frame(1, MEMBER_CHANGE, 0, change.encode())
-        waiters: list[Waiter] = [(session, request_id, method, change)]
-        self._propose_entry(ENTRY_CONF_CHANGE, waiters, [frame])
 
     def move_leader(self, session: Session, request_id: int, method: int, node: int) -> None:
         """Have the voter `node` lead, and answer when it does; for the leader."""
@@ -496,20 +502,23 @@ class Member:
 
     def _give_up_waiting(self, now: float) -> None:
         expired = now - self.request_timeout_s
-        for batch, (since, waiters, size) in list(self._waiting.items()):
+        for batch, (since, _, _) in list(self._waiting.items()):
             if since > expired:
                 break
-            del self._waiting[batch]
-            self._proposed.pop(batch, None)
-            self._proposed_bytes -= size
-            self.metrics.proposals_pending -= len(waiters)
-            self.metrics.proposals_failed += len(waiters)
-            self._fail(waiters, self._timeout(since))
+            self._give_up(batch, self._timeout(since))
         while self._held and self._held[0][1] not in self._waiting:
             self._held.popleft()
         while self._held_asks and self._held_asks[0][0] <= now:
             _, _, _, done = self._held_asks.popleft()
             done(self._timeout(now - self.request_timeout_s))
+
+    def _give_up(self, batch: int, failure: EtcdError) -> None:
+        _, waiters, size = self._waiting.pop(batch)
+        self._proposed.pop(batch, None)
+        self._proposed_bytes -= size
+        self.metrics.proposals_pending -= len(waiters)
+        self.metrics.proposals_failed += len(waiters)
+        self._fail(waiters, failure)
 
     def _timeout(self, since: float) -> EtcdError:
         """What a request that waited `since` then is told, in etcd's words."""
@@ -536,7 +545,9 @@ class Member:
 
     def _force_new_cluster(self) -> None:
         """Remove all other members, one after the other, now that this one leads alone."""
-        if not self.leads or self.raft.log.applied < self._forced_index or self._waiting:
+        if not self.leads or self.raft.log.applied < self._forced_index:
+            return
+        if self._forced_batch in self._waiting:
             return
         own = self.cluster.members.get(self.id)
         others = [node for node in self.cluster.members if node != self.id]
@@ -544,6 +555,9 @@ class Member:
             action, node = cluster.PROMOTE, self.id
         elif others:
             action, node = cluster.REMOVE, others[0]
+        elif self._forced_until == math.inf:
+            self._forced_until = self.store.applied_index
+            return
         elif self.housekeeping.checkpoint_index < self._forced_until:
             # Until then the log alone says so, together with changes that do not count.
             self.housekeeping.wants_checkpoint = True
@@ -556,10 +570,10 @@ class Member:
                 **{"local-member-id": f"{self.id:x}"},
             )
             return
-        self._forced_until = self.store.applied_index + 1
         change = proto.MemberChange(action=action, member=proto.Member(ID=node))
         frame = proto.frame(1, MEMBER_CHANGE, 0, change.encode())
         self._propose_entry(ENTRY_CONF_CHANGE, [(None, 0, 0, change)], [frame])
+        self._forced_batch = self._batch
 
     def _checkpoint_leases(self, now: float) -> None:
         """Write down what is left of long leases, so that a new leader does not start them anew."""
@@ -841,7 +855,9 @@ class Member:
         """Propose and ask again what could not be."""
         for _ in range(len(self._held)):
             kind, batch, data = self._held.popleft()
-            if batch in self._waiting:
+            if batch in self._waiting and not (
+                kind == ENTRY_CONF_CHANGE and self.leads and self._is_refused_now(batch)
+            ):
                 self._try_propose(kind, batch, data)
         leader = self.raft.leader
         if not self._held_asks or not leader:
@@ -855,6 +871,19 @@ class Member:
             asks, self._held_asks = self._held_asks, deque()
             for _, method, body, done in asks:
                 self.ask_leader(method, body, done)
+
+    def _is_refused_now(self, batch: int) -> bool:
+        """A membership change had to wait, and another one came before: may it still be made? If
+        not, fail it."""
+        session, _, _, change = self._waiting[batch][1][0]
+        if session is None:
+            return False
+        try:
+            self._check_change(change)
+        except EtcdError as failure:
+            self._give_up(batch, failure)
+            return True
+        return False
 
     @staticmethod
     def _fail(waiters: list[Waiter], failure: EtcdError) -> None:

@@ -11,7 +11,8 @@ one who joins learns who is there. All integers are little-endian.
 
     0xE8 INTRODUCE  `Introduction`: cluster id, who calls and who is meant. Answered with `Welcome`,
                     or with an ERROR that says what does not fit, and the end of the connection.
-    0xE9 RAFT       one raft message, as below. Never answered.
+    0xE9 RAFT       one raft message, as below. Never answered. The side that was called sends them
+                    too, while it has no connection of its own to the other one.
     0xEA FORWARD    8 bytes: a term; then the payload of an entry (`entry.py`) to be proposed by
                     the leader of that term. Answered empty when it is in the leader's log; with an
                     ERROR, it is not and never will be.
@@ -72,6 +73,7 @@ from etcdlite.raft import Entry, Message
 
 if TYPE_CHECKING:
     from etcdlite.member import Member
+    from etcdlite.peer_session import Accepted
     from etcdlite.snap import Image
 
 INTRODUCE = 0xE8
@@ -205,6 +207,8 @@ class PeerConnection:
         self.is_aborted = False
         self.why_aborted = ""
         self.is_full = False
+        self.metrics = PeerMetrics()
+        """Those of the other member, once it is known who that is."""
         self.heard_at = member.clock()
         """When the other side last showed that it lives."""
         self._queued_bytes = 0
@@ -270,6 +274,21 @@ class PeerConnection:
         self.unsent_bytes += len(data)
         self._queued_bytes += len(data)
 
+    def send_message(self, message: Message) -> bool:
+        """A raft message; False if it is dropped, since too much waits already."""
+        node = message.to
+        if self.unsent_bytes > MAX_UNSENT_BYTES:
+            if not log.limited(f"slow {node:x}", LINES_PER_S):
+                log.warn(
+                    "dropped a message to a peer: too much waits to be sent",
+                    **{"remote-peer-id": f"{node:x}", "unsent-bytes": self.unsent_bytes},
+                )
+            return False
+        body = encode_message(message)
+        self.metrics.sent_bytes += len(body)
+        self.send(0, RAFT, 0, body)
+        return True
+
     # The rest of a session.
 
     @property
@@ -327,6 +346,7 @@ class Dial(PeerConnection):
     ) -> None:
         super().__init__(member, on_output)
         self.link = link
+        self.metrics = link.metrics
         self.is_connected = False
         self._questions: dict[int, tuple[float, Done]] = {}
         self._next_id = 1
@@ -369,6 +389,10 @@ class Dial(PeerConnection):
     def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
         if method == HELLO:
             return  # What it says of itself, the answer to the introduction judges.
+        if method == RAFT and self.is_open:
+            self.metrics.received_bytes += len(body)
+            self.member.step(decode_message(body, self.link.node, self.member.id))
+            return
         question = self._questions.pop(request_id, None)
         if question is None:
             raise ProtocolError(f"an answer to request {request_id}, which was not asked")
@@ -558,7 +582,7 @@ class Link:
     def unreachable(self, dial: Dial, why: str, is_refused: bool) -> None:
         """There was no connection: `is_refused` if the machine is there and nobody listens."""
         if dial is self.snapshot_dial:
-            self._snapshot_lost()
+            self._snapshot_lost(dial)
             return
         if dial is not self.dial:
             return
@@ -615,7 +639,7 @@ class Link:
     def lost(self, dial: Dial) -> None:
         """A connection ended."""
         if dial is self.snapshot_dial:
-            self._snapshot_lost()
+            self._snapshot_lost(dial)
             return
         if dial is not self.dial:
             return
@@ -637,20 +661,8 @@ class Link:
 
     def send(self, message: Message) -> None:
         dial = self.dial
-        if dial is None or not dial.is_open:
+        if dial is None or not dial.is_open or not dial.send_message(message):
             self.member.raft.report_unreachable(self.node)
-            return
-        if dial.unsent_bytes > MAX_UNSENT_BYTES:
-            if not log.limited(f"slow {self.node:x}", LINES_PER_S):
-                log.warn(
-                    "dropped a message to a peer: too much waits to be sent",
-                    **{"remote-peer-id": self._hex(), "unsent-bytes": dial.unsent_bytes},
-                )
-            self.member.raft.report_unreachable(self.node)
-            return
-        body = encode_message(message)
-        self.metrics.sent_bytes += len(body)
-        dial.send(0, RAFT, 0, body)
 
     def ask(self, method: int, body: bytes, done: Done, timeout_s: float) -> None:
         dial = self.dial
@@ -680,12 +692,13 @@ class Link:
             self.image.close()
             self.image = None
 
-    def _snapshot_lost(self) -> None:
+    def _snapshot_lost(self, dial: Dial) -> None:
         """A connection ended before the snapshot was taken: another one goes on with it."""
         self.snapshot_dial = None
         now = self.member.clock()
         self._next_snapshot_dial_at = now + SNAPSHOT_REDIAL_S
-        self._snapshot_until = now + SNAPSHOT_KEPT_S
+        if dial.is_open:
+            self._snapshot_until = now + SNAPSHOT_KEPT_S
 
     def snapshot_over(self, taken: bool) -> None:
         """It was taken, or it was refused."""
@@ -710,6 +723,8 @@ class Peers:
     def __init__(self, member: Member) -> None:
         self._member = member
         self.links: dict[int, Link] = {}
+        self._accepted: dict[int, Accepted] = {}
+        """The latest connection that each has opened."""
 
     def update(self, members: dict[int, Any]) -> None:
         """These are the members now, by id, as `Member` messages."""
@@ -726,7 +741,12 @@ class Peers:
 
     def send(self, message: Message) -> None:
         link = self.links.get(message.to)
-        if link is not None:
+        back = self._accepted.get(message.to)
+        if back is not None and (link is None or link.since is None):
+            # It is a member that is not known here yet, or is where it cannot be reached.
+            if not back.send_message(message):
+                self._member.raft.report_unreachable(message.to)
+        elif link is not None:
             link.send(message)
 
     def ask(
@@ -749,11 +769,20 @@ class Peers:
         link = self.links.get(node)
         return link is not None and link.since is not None
 
-    def heard_from(self, node: int) -> None:
-        """It has just connected to us."""
-        link = self.links.get(node)
+    def accepted(self, connection: Accepted) -> None:
+        """Another member has introduced itself."""
+        self._accepted[connection.node] = connection
+        link = self.links.get(connection.node)
         if link is not None:
             link.dial_soon()
+
+    def accepted_is_gone(self, connection: Accepted) -> None:
+        """A connection of another member ended."""
+        if self._accepted.get(connection.node) is connection:
+            del self._accepted[connection.node]
+            link = self.links.get(connection.node)
+            if link is None or link.since is None:
+                self._member.raft.report_unreachable(connection.node)
 
 
 _REMOVED = "that member was removed from the cluster"

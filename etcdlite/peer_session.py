@@ -60,7 +60,6 @@ class Accepted(PeerConnection):
         super().__init__(member, on_output)
         self.node = 0
         """Who it is, once it has said so."""
-        self._metrics = PeerMetrics()
         self._requests: dict[int, int] = {}
         self._snapshot_id = 0
 
@@ -83,7 +82,7 @@ class Accepted(PeerConnection):
             # It may not have heard of its removal; when it calls again, it is told.
             self._hang_up("that member was removed from the cluster")
         elif method == RAFT and self.node:
-            self._metrics.received_bytes += len(body)
+            self.metrics.received_bytes += len(body)
             self.member.step(decode_message(body, self.node, self.member.id))
         elif method == PING:
             self.send(request_id, PING, END, body)
@@ -112,21 +111,25 @@ class Accepted(PeerConnection):
             self.is_closing = True
             return
         self.node = introduction.member_id
-        self._metrics = self.member.metrics.peers.setdefault(self.node, PeerMetrics())
+        self.metrics = self.member.metrics.peers.setdefault(self.node, PeerMetrics())
         self.is_open = True
-        offset = 0
         if introduction.snapshot is not None:
-            self._snapshot_id = request_id
-            try:
-                offset = self.member.incoming.begin(self, introduction.snapshot)
-            except SnapshotError as failure:
-                self.send(request_id, INTRODUCE, END, proto.Welcome().encode())
-                self.snapshot_refused(str(failure))
-                return
-        else:
-            self.member.peers.heard_from(self.node)
-        self.send(request_id, INTRODUCE, END, proto.Welcome(offset=offset).encode())
-        if introduction.snapshot is not None and offset == introduction.snapshot.size_bytes:
+            self._offered(request_id, introduction.snapshot)
+            return
+        self.member.peers.accepted(self)
+        self.send(request_id, INTRODUCE, END, proto.Welcome().encode())
+
+    def _offered(self, request_id: int, offer: Any) -> None:
+        self._snapshot_id = request_id
+        try:
+            offset = self.member.incoming.begin(self, offer)
+        except SnapshotError as failure:
+            self.send(request_id, INTRODUCE, END, proto.Welcome().encode())
+            self.snapshot_refused(str(failure))
+            return
+        welcome = proto.Welcome(offset=offer.size_bytes if offset is None else offset)
+        self.send(request_id, INTRODUCE, END, welcome.encode())
+        if offset is None:
             self.snapshot_taken()
 
     def _refusal(self, introduction: Any) -> EtcdError | None:
@@ -147,7 +150,9 @@ class Accepted(PeerConnection):
                 f"etcdlite: this is member {member.id:x}, not {introduction.to:x}; "
                 "check the peer URLs",
             )
-        if member.cluster.members and node not in member.cluster.members and member.raft.leader:
+        # The leader, or who may become it, can be newer than what this member knows of the cluster.
+        members = member.cluster.members
+        if members and node not in members and member.raft.leader not in (0, node):
             return EtcdError(UNAVAILABLE, f"etcdlite: member {node:x} is not known here (yet)")
         return None
 
@@ -208,5 +213,6 @@ class Accepted(PeerConnection):
 
     def closed(self) -> None:
         super().closed()
+        self.member.peers.accepted_is_gone(self)
         self._requests.clear()
         self.member.forget(self)

@@ -64,7 +64,7 @@ MAX_INFLIGHT_BYTES = 16 << 20
 """Appends sent to one follower and not yet acknowledged by it."""
 
 MAX_LOG_TAILS = 4
-"""While snapshots are sent, the log is kept for their receivers up to so many times its tail."""
+"""The log is kept for those who get a snapshot up to so many times its tail."""
 
 MAX_UNCOMMITTED_BYTES = 64 << 20
 """Entries that a leader accepts beyond the commit index."""
@@ -570,11 +570,21 @@ class Raft:
         that is alone keeps none. Files are not touched.
         """
         tail_bytes = self.config.log_tail_bytes
-        # Who is sent a snapshot goes on from there, or it would need the next one at once.
-        pending = [p.pending_snapshot for p in self.progress.values() if p.pending_snapshot]
-        if pending and self.role == LEADER and self.log.size_bytes < MAX_LOG_TAILS * tail_bytes:
-            index = min(index, *pending)
+        if self.role == LEADER:
+            index = self._keep_for_late(index)
         self.log.compact(index, 0 if self._is_alone() else tail_bytes)
+
+    def _keep_for_late(self, index: int) -> int:
+        """Up to where the log may be dropped: who gets a snapshot goes on from there, or it would
+        need the next one at once."""
+        is_large = self.log.size_bytes >= MAX_LOG_TAILS * self.config.log_tail_bytes
+        first = index
+        for progress in self.progress.values():
+            if progress.kept_index:
+                is_over = is_large or progress.match >= index
+                progress.kept_index = 0 if is_over else max(progress.kept_index, progress.match)
+                first = min(first, progress.kept_index or index)
+        return first
 
     def report_unreachable(self, node: int) -> None:
         """Messages to `node` were lost: stop streaming to it and find out what it has."""
@@ -591,7 +601,7 @@ class Raft:
         progress = self.progress.get(node)
         if self.role == LEADER and progress is not None and progress.state == SNAPSHOT:
             if not delivered:
-                progress.pending_snapshot = 0
+                progress.pending_snapshot = progress.kept_index = 0
             progress.become_probe()
             # Wait for its answer, or for a heartbeat's, before the next try.
             progress.paused = True
@@ -780,6 +790,8 @@ class Raft:
         known = self.progress.keys() | set()
         self._track_members()
         if self.role != LEADER:
+            if self.role != FOLLOWER and self.id not in self.voters:
+                self._become_follower(self.term, 0)
             return
         for node in self.progress.keys() - known:
             self.progress[node].recent_active = True  # It gets a full election timeout to show up.
@@ -1343,6 +1355,7 @@ class Progress:
     probe      one append at a time, until an answer shows where the logs agree
     replicate  appends are streamed ahead of the answers, within a window
     snapshot   no appends: `pending_snapshot` is on its way
+    kept_index the log is kept from here on until the member has caught up after a snapshot; or 0
     """
 
     __slots__ = (
@@ -1351,6 +1364,7 @@ class Progress:
         "_max_bytes",
         "_max_messages",
         "committed",
+        "kept_index",
         "match",
         "next",
         "paused",
@@ -1367,6 +1381,7 @@ class Progress:
         self.paused = False
         self.recent_active = False
         self.pending_snapshot = 0
+        self.kept_index = 0
         self.sent_commit = 0
         self.committed = 0
         self._max_messages = config.max_inflight_messages
@@ -1385,7 +1400,7 @@ class Progress:
 
     def become_snapshot(self, index: int) -> None:
         self._become(SNAPSHOT)
-        self.pending_snapshot = index
+        self.pending_snapshot = self.kept_index = index
         self.next = index + 1
 
     def _become(self, state: int) -> None:

@@ -1,8 +1,9 @@
 """Reads: from the question to the answer.
 
 A linearizable read waits for a ReadIndex (Raft thesis, 6.4), and then for the state machine to
-reach that index; one round serves all reads that waited when it began. A round that is not
-confirmed is begun anew. A serializable read is ready at once.
+reach that index; one round serves all reads that waited when it began. While it is not confirmed
+another one is begun now and then for the same reads, and whichever is confirmed first serves them.
+A serializable read is ready at once.
 
 A read that is more than a look-up is done in slices, a few such reads at a time, each on the state
 as it was when it began. One whose client does not read its answers is held until that does, and one
@@ -11,7 +12,6 @@ that nobody waits for any more is left out.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
@@ -36,7 +36,20 @@ MAX_SLOW_READS = 4
 """Reads in slices that are under way at once; each may hold a large answer in the making."""
 
 READ_RETRY_S = 0.5
-"""A read round without an answer for this long is begun anew."""
+"""When another round is begun for reads whose round was not confirmed."""
+
+
+class Group:
+    """The reads that waited when a round began."""
+
+    __slots__ = ("asked_at", "reads", "since")
+
+    def __init__(self, since: float, reads: list[Waiter]) -> None:
+        self.since = since
+        self.asked_at = since
+        """When the latest round for them began."""
+        self.reads = reads
+        """Emptied when a round for them is confirmed."""
 
 
 class Reads:
@@ -50,8 +63,10 @@ class Reads:
         self.slow: deque[tuple[Steps, Waiter]] = deque()
         """Those under way in slices."""
         self._member = member
-        self._rounds: dict[bytes, tuple[float, list[tuple[float, list[Waiter]]]]] = {}
-        """When each round began, by its context, and since when which reads wait for it."""
+        self._waiting: deque[Group] = deque()
+        """Those whose round is not confirmed, the oldest first, which is never empty."""
+        self._rounds: dict[bytes, list[Group]] = {}
+        """Whose reads a round is for, by its context."""
         # Drawn, so that an answer to an earlier life of this member is never taken for one to this.
         self._round = member.rng.getrandbits(32) << 20
         self._unstarted: deque[Waiter] = deque()
@@ -65,54 +80,65 @@ class Reads:
     @property
     def are_waiting(self) -> bool:
         """Some wait for their round to be confirmed."""
-        return bool(self._rounds)
+        return bool(self._waiting)
 
     # The round.
 
     def begin_round(self) -> None:
-        """Have the new reads confirmed, and anew those whose round was not for long."""
-        now = self._member.clock()
-        groups = []
-        for context in [c for c, (began, _) in self._rounds.items() if now - began > READ_RETRY_S]:
-            groups += self._rounds.pop(context)[1]
-        if self.new:
-            groups.append((now, self.new))
-            self.new = []
+        """Have the new reads confirmed."""
+        group = Group(self._member.clock(), self.new)
+        self.new = []
+        self._waiting.append(group)
+        self._begin_round([group])
+
+    def _begin_round(self, groups: list[Group]) -> None:
         self._round += 1
         context = self._round.to_bytes(8, "big")
-        self._rounds[context] = (now, groups)
+        self._rounds[context] = groups
         try:
             self._member.raft.read_index(context)
         except (NotLeader, RequestDropped):
-            pass  # It is begun anew after a while, or when there is a leader.
+            pass  # There will be another one after a while, or when there is a leader.
 
     def begin_anew(self) -> None:
         """There is a leader (again): ask it at once."""
-        if self._rounds:
-            self._rounds = {c: (-math.inf, groups) for c, (_, groups) in self._rounds.items()}
-            self.begin_round()
+        if self._waiting:
+            self._ask_again(list(self._waiting), self._member.clock())
+
+    def _ask_again(self, groups: list[Group], now: float) -> None:
+        for group in groups:
+            group.asked_at = now
+        self._begin_round(groups)
 
     def confirmed(self, context: bytes, index: int) -> None:
         """A round is: its reads are linearizable when `index` is applied."""
-        for _, reads in self._rounds.pop(context, (0.0, []))[1]:
-            self.ready.append((index, reads))
+        for group in self._rounds.pop(context, ()):
+            if group.reads:
+                self.ready.append((index, group.reads))
+                group.reads = []
+        self._drop_empty()
+
+    def _drop_empty(self) -> None:
+        waiting = self._waiting
+        while waiting and not waiting[0].reads:
+            waiting.popleft()
 
     def tick(self, now: float) -> None:
-        """Fail those that have waited too long, begin anew the round of others."""
-        expired = now - self._member.request_timeout_s
-        for context, (began, groups) in list(self._rounds.items()):
-            left = [group for group in groups if group[0] > expired]
-            for _, reads in groups[: len(groups) - len(left)]:
-                self._member.metrics.read_rounds_failed += 1
-                for session, request_id, method, _ in reads:
-                    assert session is not None
-                    session.fail(request_id, method, error("Timeout"))
-            if left:
-                self._rounds[context] = (began, left)
-            else:
-                del self._rounds[context]
-        if any(now - began > READ_RETRY_S for began, _ in self._rounds.values()):
-            self.begin_round()
+        """Fail those that have waited too long, begin another round for others."""
+        waiting = self._waiting
+        while waiting and waiting[0].since <= now - self._member.request_timeout_s:
+            group = waiting.popleft()
+            self._member.metrics.read_rounds_failed += 1
+            for session, request_id, method, _ in group.reads:
+                assert session is not None
+                session.fail(request_id, method, error("Timeout"))
+            group.reads = []
+            self._drop_empty()
+        if self._rounds:
+            self._rounds = {c: g for c, g in self._rounds.items() if any(x.reads for x in g)}
+        due = [group for group in waiting if group.reads and now - group.asked_at > READ_RETRY_S]
+        if due:
+            self._ask_again(due, now)
 
     # The answer.
 

@@ -205,16 +205,16 @@ class Incoming:
         self._damage: DataDamaged | None = None
         """What is wrong with the records of one that came whole."""
 
-    def begin(self, connection: Accepted, offer: Any) -> int:
-        """A member offers a snapshot (a `SnapshotOffer`). Returns the offset to send it from, the
-        end if this member has everything that is in it. Raises SnapshotError if it is an offer of
-        an earlier leader."""
-        if self._is_storing or offer.index <= self._member.raft.log.committed:
-            # While another one is being stored, say so too: that one is about to count, and if the
-            # leader then still finds something missing, it offers anew.
-            return int(offer.size_bytes)
+    def begin(self, connection: Accepted, offer: Any) -> int | None:
+        """A member offers a snapshot (a `SnapshotOffer`). Returns the offset to send it from, None
+        if this member has everything that is in it. Raises SnapshotError if it is an offer of an
+        earlier leader, or another one is being stored."""
+        if offer.index <= self._member.raft.log.committed:
+            return None
         if offer.leader_term < self._member.raft.term:
             raise SnapshotError("another member leads now")
+        if self._is_storing and offer.nonce != self._offer.nonce:
+            raise SnapshotError("an earlier one is being stored")
         if self._offer is None or offer.nonce != self._offer.nonce:
             if self._connection is not None:
                 self._connection.snapshot_refused("there is a newer one")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sim.world import Node, World
 
-from etcdlite import api, proto, snap
+from etcdlite import api, peer, proto, snap
 from etcdlite.alarms import CORRUPT, NOSPACE
 from etcdlite.errors import EtcdError, error
 
@@ -595,12 +595,14 @@ def test_a_snapshot_that_nobody_fetches_is_given_up() -> None:
     caught_up(cluster, away)
 
 
-def test_leadership_that_leaves_and_returns_ends_the_snapshot_that_is_sent() -> None:
+def test_leadership_that_leaves_and_returns_ends_the_snapshot_that_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for seed in range(6):
         cluster, leader, away = behind(seed)
         world, client = cluster.world, cluster.client
         other = next(node for node in cluster.followers if node is not away)
-        world.slow = {(node.name, away.name): 0.02 for node in cluster.nodes}
+        monkeypatch.setattr(peer, "SNAPSHOT_BYTES_PER_S", 1 << 20)
         away.start()
         for target, former in ((other, leader), (leader, other)):
             world.run_until(lambda a=away: a.member.incoming._offset > 0)  # type: ignore[misc]
@@ -741,3 +743,142 @@ def test_a_forced_cluster_stays_one_after_a_loss_of_power() -> None:
     world.run(5)
     assert list(node.member.cluster.members) == [node.member_id]
     assert client.put(node, b"more") > 0
+
+
+# --- A member that knows less than the others, and requests that wait ------------------------
+
+
+def test_a_member_that_missed_the_addition_of_the_leader_catches_up() -> None:
+    """It has no connection of its own to a member that it does not know; it answers over that
+    member's."""
+    for writes in (3, 200):
+        cluster = Cluster(**SMALL)
+        world, client, first = cluster.world, cluster.client, cluster.leader
+        world.run(6)
+        away, replaced = cluster.followers
+        away.crash()
+        joined = cluster.add("m4", is_learner=True)
+        world.run(3)
+        client.ask(first, "Cluster.MemberPromote", ID=joined.member_id)
+        for number in range(writes):
+            client.put(first, b"k%d" % (number % 20), b"v" * 100)
+        world.run(6)
+        client.ask(first, "Maintenance.MoveLeader", targetID=joined.member_id)
+        world.run(6)
+        client.ask(joined, "Cluster.MemberRemove", ID=replaced.member_id)
+        away.start()
+        world.run_until(lambda a=away, j=joined: in_step(a, j))  # type: ignore[misc]
+        first.crash()
+        assert client.put(joined, b"k") and client.get(away, b"k") == b"v"
+
+
+def in_step(node: Node, other: Node) -> bool:
+    return bool(node.member.store.applied_index == other.member.store.applied_index)
+
+
+def test_a_member_that_moved_while_another_was_away_is_answered() -> None:
+    """The leader has new URLs, and the one that comes back dials the old ones."""
+    cluster = Cluster(**SMALL)
+    world, client, leader = cluster.world, cluster.client, cluster.leader
+    world.run(6)
+    away = cluster.followers[0]
+    away.crash()
+    client.ask(leader, "Cluster.MemberUpdate", ID=leader.member_id, peerURLs=["http://else:2380"])
+    away.start()
+    away.member.peers.links[leader.member_id].urls = ["http://nowhere:2380"]
+    world.run_until(lambda: in_step(away, leader))
+    assert client.put(away, b"k")
+
+
+def test_membership_changes_that_wait_for_each_other_are_checked_again() -> None:
+    cluster = Cluster()
+    world, client, leader = cluster.world, cluster.client, cluster.leader
+    world.run(6)
+    urls = [[f"http://n{number}:2380"] for number in range(4)]
+    asked = [client.send(leader, "Cluster.MemberAdd", peerURLs=u, isLearner=True) for u in urls]
+    world.run(3)
+    refusals = [client.answers[request_id] for request_id in asked[1:]]
+    assert [refusal.text for refusal in refusals] == [error("TooManyLearners").text] * 3
+    assert len(leader.member.cluster.learners) == 1
+    asked = [client.send(leader, "Cluster.MemberAdd", peerURLs=u) for u in urls[1:]]
+    world.run(3)
+    refusals = [client.answers[request_id] for request_id in asked[1:]]
+    assert [refusal.text for refusal in refusals] == [error("Unhealthy").text] * 2
+    assert len(leader.member.cluster.voters) == 4
+    assert leader.member.metrics.proposals_pending == 0
+    assert client.put(leader, b"k")
+
+
+def test_reads_without_a_quorum_are_each_answered_once() -> None:
+    cluster = Cluster()
+    world, client = cluster.world, cluster.client
+    node = cluster.followers[0]
+    world.partition([node.name], [other.name for other in cluster.nodes if other is not node])
+    world.run(3)
+    asked = []
+    for _ in range(200):
+        asked.append(client.send(node, "KV.Range", key=b"k"))
+        world.run(0.05)
+    world.heal()
+    world.run(10)
+    answers = [client.answers[request_id] for request_id in asked]
+    late = [answer for answer in answers if isinstance(answer, EtcdError)]
+    assert 0 < len(late) < len(answers)
+    assert {answer.text for answer in late} == {error("Timeout").text}
+    assert not node.member.reads.are_waiting and not node.member.reads._rounds
+
+
+@pytest.mark.parametrize("latency_s", [0.05, 0.16, 0.3])
+def test_a_follower_far_away_reads(latency_s: float) -> None:
+    """Over two round trips, which may take longer than a round is waited for."""
+    cluster = Cluster()
+    world, client = cluster.world, cluster.client
+    client.put(cluster.leader, b"k")
+    world.latency_s = (latency_s, latency_s + 0.002)
+    world.run(5)
+    began = world.now
+    assert client.get(cluster.followers[0], b"k") == b"v"
+    assert world.now - began < 4 * (latency_s + 0.002) + 0.2
+
+
+def test_a_forced_cluster_is_done_under_load() -> None:
+    cluster = Cluster()
+    world, client, node = cluster.world, cluster.client, cluster.followers[0]
+    world.run(1)
+    for other in cluster.nodes:
+        other.crash()
+    node.start(force_new_cluster=True)
+    asked = [client.send(node, "KV.Put", key=b"k%d" % number, value=b"v") for number in range(8)]
+
+    def is_done() -> bool:
+        for at, request_id in enumerate(asked):
+            if request_id in client.answers:
+                asked[at] = client.send(node, "KV.Put", key=b"k%d" % at, value=b"v")
+        return not node.member._is_forcing
+
+    world.run_until(is_done)
+    assert len(node.member.cluster.members) == 1
+    node.crash(lambda path, sector: False)
+    node.start()
+    world.run(3)
+    assert client.put(node, b"k"), "it needs nobody else any more"
+
+
+def test_a_snapshot_that_is_being_stored_is_not_sent_again() -> None:
+    cluster, leader, away = behind()
+    world, client = cluster.world, cluster.client
+    away.start()
+    incoming = away.member.incoming
+    world.run_until(lambda: incoming._offset > 0)
+    away.sync_factor = 1000
+    world.run_until(lambda: incoming._is_storing)
+    nonce = incoming._offer.nonce
+    leader.break_connections(lambda name: name == away.name)
+    link = leader.member.peers.links[away.member_id]
+    while incoming._is_storing:
+        client.put(leader, b"x", b"v" * 200)
+        world.run(0.4)
+        assert link._offer.nonce == nonce
+    away.sync_factor = 1
+    caught_up(cluster, away)
+    assert link._offer.nonce == nonce

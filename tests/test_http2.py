@@ -799,6 +799,24 @@ def test_many_answers_long_ago_do_not_allow_a_flood() -> None:
     assert answer[-1].kind == GOAWAY and echo.is_closing
 
 
+def test_window_updates_for_what_was_sent_long_ago_are_no_flood() -> None:
+    """A client that was away for a moment reads a watch's events, and answers each frame."""
+    wide = frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 1 << 30))
+    echo = opened()
+    echo.tell(wide + frame(WINDOW_UPDATE, 0, 0, uint32(1 << 30)))
+    echo.tell(open_request(1, b"/later"))
+    stream = echo.streams[1]
+    echo.send_headers(stream, b"")
+    for _ in range(12_000):
+        echo.send_data(stream, b"h" * 5, b"x" * 95)
+    echo.tick(0.25)
+    updates = frame(WINDOW_UPDATE, 0, 1, uint32(100)) + frame(WINDOW_UPDATE, 0, 0, uint32(100))
+    echo.tell(updates * 12_000)
+    assert not echo.is_closing
+    answer = echo.tell(frame(WINDOW_UPDATE, 0, 0, uint32(1)) * 48_000)
+    assert answer[-1].kind == GOAWAY and echo.is_closing
+
+
 def test_a_request_of_a_wrong_length_leaves_nothing_behind() -> None:
     echo = opened(max_streams=100)
     for n in range(300):

@@ -1010,3 +1010,112 @@ def test_the_simulation_does_exercise_what_it_checks() -> None:
     assert sum(len(simulation.applied) for simulation in runs) > 1000
     assert sum(simulation.answered_reads for simulation in runs) > 300
     assert any(len(simulation.hosts) >= Simulation.MAX_MEMBERS for simulation in runs)
+
+
+def test_the_log_is_kept_until_the_receiver_of_a_snapshot_has_caught_up() -> None:
+    config = Config(id=1, log_tail_bytes=2000)
+    leader = Raft(config, random.Random(1), voters=[1, 2, 3])
+    has = {2: 0, 3: 0}
+    snapshots: list[int] = []
+
+    def pump(*nodes: int) -> None:
+        while leader.has_ready():
+            ready = leader.ready()
+            if ready.entries:
+                leader.persisted(ready.entries[-1].index, ready.entries[-1].term)
+            for entry in ready.committed_entries:
+                leader.applied(entry.index)
+                leader.compact(entry.index)
+            for message in [*ready.messages, *ready.messages_after_sync]:
+                answer(message, nodes)
+
+    def answer(message: Message, nodes: tuple[int, ...]) -> None:
+        to = message.to
+        if to == 1:
+            leader.step(message)
+        elif message.kind in (raft.PRE_VOTE, raft.VOTE):
+            kind = raft.PRE_VOTE_RESP if message.kind == raft.PRE_VOTE else raft.VOTE_RESP
+            leader.step(Message(kind, 1, to, message.term))
+        elif message.kind == raft.SNAP:
+            assert message.snapshot is not None
+            snapshots.append(message.snapshot.index)
+        elif message.kind == raft.APP and to in nodes:
+            refused = message.index > has[to]
+            if not refused:
+                has[to] = message.index + len(message.entries)
+            leader.step(
+                Message(
+                    raft.APP_RESP,
+                    1,
+                    to,
+                    leader.term,
+                    message.index if refused else has[to],
+                    log_term=leader.term if has[to] else 0,
+                    reject=refused,
+                    hint=has[to],
+                )
+            )
+
+    def write(count: int, *nodes: int) -> None:
+        for _ in range(count):
+            leader.propose(bytes(100))
+            pump(*nodes)
+
+    leader.campaign()
+    pump(2, 3)
+    write(30, 2)
+    leader.progress[3].become_probe()
+    leader.step(Message(raft.HEARTBEAT_RESP, 1, 3, leader.term))
+    pump(2)
+    (first,) = snapshots
+    write(10, 2)
+    assert leader.log.offset <= first
+    # It has the snapshot, and takes what came meanwhile while more is written.
+    has[3] = first
+    leader.report_snapshot(3, True)
+    leader.step(Message(raft.APP_RESP, 1, 3, leader.term, first))
+    write(20, 2, 3)
+    assert snapshots == [first] and has[3] == leader.log.last
+    write(20, 2, 3)
+    assert leader.log.size_bytes < 3000, "nobody needs more than the tail"
+    # One that does not come on is not waited for for ever.
+    leader.progress[3].become_snapshot(leader.log.applied)
+    write(60, 2)
+    assert leader.log.size_bytes < 9000
+
+
+def test_a_candidate_that_learns_of_its_removal_does_not_lead() -> None:
+    entries = [Entry(1, 1, ENTRY_NORMAL, b""), Entry(1, 2, raft.ENTRY_CONF_CHANGE, b"")]
+    voters = [1, 2, 3, 4, 5]
+    state = raft.HardState(1, 1, 1)
+    member = Raft(
+        Config(id=1),
+        random.Random(1),
+        voters=voters,
+        hard_state=state,
+        entries=entries,
+        applied=1,
+    )
+
+    def take() -> None:
+        while member.has_ready():
+            ready = member.ready()
+            for message in ready.messages_after_sync:
+                if message.to == 1:
+                    member.step(message)
+            for entry in ready.committed_entries:
+                if entry.kind == raft.ENTRY_CONF_CHANGE:
+                    member.apply_conf_change(raft.ConfChange(raft.REMOVE, 1))
+                member.applied(entry.index)
+
+    member.campaign()
+    take()
+    for node in (2, 4):
+        member.step(Message(raft.PRE_VOTE_RESP, 1, node, 2))
+    take()
+    assert member.role == raft.CANDIDATE
+    member.step(Message(raft.VOTE_RESP, 1, 3, 2, commit=2, log_term=1, reject=True))
+    take()
+    for node in (2, 4, 5):
+        member.step(Message(raft.VOTE_RESP, 1, node, 2))
+    assert member.role == raft.FOLLOWER and member.voters == {2, 3, 4, 5}

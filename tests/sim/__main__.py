@@ -63,6 +63,7 @@ def run_one(options: Any) -> int:
 def run_many(options: Any) -> int:
     began = time.perf_counter()
     count = failures = operations = 0
+    is_terminal = sys.stdout.isatty()
     virtual_s = 0.0
     try:
         while options.seeds is None or count < options.seeds:
@@ -79,10 +80,12 @@ def run_many(options: Any) -> int:
             operations += simulation.oracle.answers
             virtual_s += simulation.world.now
             took_s = time.perf_counter() - began
+            if not is_terminal and count % 100:
+                continue
             print(
                 f"\r{count} seeds, {failures} fail, {virtual_s / 3600:.2f} h of virtual time, "
                 f"{operations} operations, {operations / took_s:.0f}/s ",
-                end="",
+                end="" if is_terminal else "\n",
                 flush=True,
             )
     except KeyboardInterrupt:

@@ -712,7 +712,8 @@ class Safety:
         log = raft.log
         for index in range(len(self.committed) - 1, log.offset, -1):
             term = self.committed[index]
-            if term != -1 and log.term(index) != term:
+            # Who was elected long ago and learns of it only now may lack what came later.
+            if term <= raft.term and term != -1 and log.term(index) != term:
                 raise Violation(
                     "a leader has everything that was committed (leader completeness)",
                     f"{node.name} leads in term {raft.term} without entry {index} of term {term}",
@@ -829,17 +830,16 @@ class Watched:
 
     def check_complete(self) -> None:
         """Nothing happens any more, and everything must have come."""
-        while self.next <= self.oracle.revision:
-            expected = self._matching(self.next)
-            if self._place < len(expected):
+        place = self._place
+        for revision in range(self.next, self.oracle.revision + 1):
+            expected = self._matching(revision)
+            if place < len(expected):
                 raise Violation(
                     "a watch is told every event (reliable)",
-                    f"{self.name} was never told of {expected[self._place][0]!r} at revision "
-                    f"{self.next}",
+                    f"{self.name} was never told of {expected[place][0]!r} at revision {revision}",
                     (self.name,),
                 )
-            self.next += 1
-            self._place = 0
+            place = 0
 
     def _matching(self, revision: int) -> list[tuple[bytes, bool, Any]]:
         return [

@@ -271,10 +271,9 @@ class Wire:
             if len(self._waiting) == 1:
                 world.at(0.05, self._retry)
             return
+        arrives = world.now + world.delay(world.latency_s) + world.slow.get(way, 0.0)
         # In order: not before what was sent earlier.
-        arrives = max(world.now + world.delay(world.latency_s), self._free_at)
-        if world.slow:
-            arrives += world.slow.get(way, 0.0)
+        arrives = max(arrives, self._free_at)
         self._free_at = arrives
         world.at(arrives - world.now, lambda: self._arrive(data))
 
