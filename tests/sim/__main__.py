@@ -80,7 +80,7 @@ def run_many(options: Any) -> int:
             operations += simulation.oracle.answers
             virtual_s += simulation.world.now
             took_s = time.perf_counter() - began
-            if not is_terminal and count % 100:
+            if not is_terminal and count % 100 and count != options.seeds:
                 continue
             print(
                 f"\r{count} seeds, {failures} fail, {virtual_s / 3600:.2f} h of virtual time, "

@@ -103,6 +103,8 @@ class Client:
         self.node: Node | None = None
         self.preferred: str | None = None
         self._give_up_s = 12.0
+        self.is_patient = False
+        """It waits for its answers as long as its connection is whole."""
         self.bytes_per_s = 0.0
         """How fast it reads; 0: at once."""
         self.watches: list[Watched] = []
@@ -660,11 +662,21 @@ class Client:
 
     # Now and then.
 
+    def _is_whole(self) -> bool:
+        """The member that was asked lives and has the other end of the connection."""
+        node, to = self.node, self._to
+        return node is not None and to is not None and node.is_up and node.holds(to.session)
+
     def _look_after(self) -> None:
         """Give up a member that does not answer; ask watches how far they are; move on."""
         rng = self._rng
         now = self.world.now
-        if any(began < now - self._give_up_s for began in self._began.values()):
+        is_whole = self._is_whole()
+        is_late = any(began < now - self._give_up_s for began in self._began.values())
+        # A connection whose other end is gone is found out by and by, as by TCP's keep-alives.
+        if (is_late and not (self.is_patient and is_whole)) or (
+            self._session is not None and not is_whole and rng.random() < 0.3
+        ):
             self.world.note(f"{self.name} gives up on {self.node.name if self.node else ''}")
             self.hang_up()
         elif self._session is None:

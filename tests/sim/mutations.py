@@ -29,7 +29,9 @@ from etcdlite import (
     lease,
     member,
     mvcc,
+    peer,
     raft,
+    reading,
     snap,
     txn,
     wal,
@@ -195,6 +197,20 @@ def _follower_reads_without_asking(patch: Patch) -> None:
             read(self, session, request_id, method, request)
 
     patch.set(member.Member, "read", local)
+
+
+@mutation(faults=SPLITS, load={"get": 80.0})
+def _read_that_waits_too_long_is_forgotten(patch: Patch) -> None:
+    tick = reading.Reads.tick
+
+    def forgetful(self: Any, now: float) -> None:
+        for group in self._waiting:
+            if group.since <= now - self._member.request_timeout_s:
+                group.reads = []
+        self._drop_empty()
+        tick(self, now)
+
+    patch.set(reading.Reads, "tick", forgetful)
 
 
 @mutation(faults={"slow_disk": 10.0, "slow_way": 10.0}, load={"get": 80.0})
@@ -549,6 +565,21 @@ def _watches_do_not_notice_a_snapshot(patch: Patch) -> None:
         self.revision = store.revision
 
     patch.set(watches.WatchHub, "restored", deaf)
+
+
+@mutation(
+    faults={"away": 30.0, "add_member": 60.0, "promote": 90.0, "move_leader": 60.0},
+    members=3,
+    mean_pause_s=0.3,
+)
+def _leader_that_is_not_known_yet_gets_no_answers(patch: Patch) -> None:
+    send = peer.Peers.send
+
+    def strict(self: Any, message: Any) -> None:
+        if message.to in self.links:
+            send(self, message)
+
+    patch.set(peer.Peers, "send", strict)
 
 
 def _running_node() -> str:

@@ -100,6 +100,7 @@ class Simulation:
             "wal_segment_bytes": rng.choice((1536, 4096, 16_384)),
             "checkpoint_bytes": rng.choice((2000, 10_000, 50_000)),
             "progress_interval_s": rng.choice((0.5, 5.0, 600.0)),
+            "request_timeout_s": rng.choice((0.7, 2.0, 7.0)),
             "raft": {
                 "log_tail_bytes": rng.choice((2000, 8000, 40_000)),
                 "max_append_bytes": rng.choice((300, 2000, 1 << 20)),
@@ -214,6 +215,8 @@ class Simulation:
         nemesis.stop()
         began = world.now
         served: set[str] = set()
+        for client in self.clients:
+            client.is_patient = True
         while True:
             if world.now - began > LOADED_S:
                 # With a tail of the log this small, who is behind may never catch up under load.

@@ -414,7 +414,7 @@ class Node:
             quota_bytes=options.get("quota_bytes", 1 << 31),
             max_request_bytes=1_572_864,
             max_txn_ops=128,
-            request_timeout_s=7.0,
+            request_timeout_s=options.get("request_timeout_s", 7.0),
             election_timeout_s=TICK_S * ELECTION_TICKS,
             progress_interval_s=options.get("progress_interval_s", 600.0),
             warn_apply_s=1e9,
@@ -693,6 +693,10 @@ class Node:
         self._wires[session] = (there, back)
         if type(session) not in (Dial, Accepted):
             self._producing.append(session)
+
+    def holds(self, session: Any) -> bool:
+        """The session is one of this life's, and its connection is not closed."""
+        return session in self._wires
 
     def _detach(self, session: Any) -> tuple[Wire, Wire]:
         if type(session) not in (Dial, Accepted):
