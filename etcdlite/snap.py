@@ -482,7 +482,7 @@ def _read_header(path: str, file: Any) -> tuple[dict[str, Any], int]:
             name = item["name"]
             if name != checkpoint.NAME and name != segment_name(int(name[:16], 16)):
                 raise ValueError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise SnapshotError(f"snapshot {path} has a damaged header; use another one") from None
     return header, 16 + length
 

@@ -184,3 +184,24 @@ def test_a_backup_of_a_disk_that_rots_is_not_restored(tmp_path: Path) -> None:
     with pytest.raises(snap.SnapshotError, match="the member that made it is failing"):
         snap.restore(str(path), str(tmp_path / "restored"))
     assert not bootstrap.exists(Disk(), str(tmp_path / "restored"))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"[" * 60_000,
+        b'{"revision": 1, "total_keys": 1}',
+        b'{"revision": "1", "total_keys": 1, "files": []}',
+        b'{"revision": 1, "total_keys": 1, "files": [{"name": "../x", "size_bytes": 1}]}',
+        b'{"revision": 1, "total_keys": 1, "files": [{"name": "checkpoint", "size_bytes": -1}]}',
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(header: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "backup"
+    head = snap.MAGIC + snap.FORMAT_VERSION.to_bytes(4, "little")
+    path.write_bytes(head + len(header).to_bytes(4, "little") + header)
+    with pytest.raises(snap.SnapshotError, match="damaged header"), path.open("rb") as file:
+        snap._read_header("backup", file)
