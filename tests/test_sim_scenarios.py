@@ -16,6 +16,7 @@ from test_cluster import SMALL, Asker, Cluster, state
 
 from etcdlite import api, proto
 from etcdlite.errors import EtcdError
+from etcdlite.snap import SnapshotError
 
 CRASHES = {"kill": 20.0, "power": 20.0, "trip": 40.0}
 MINUTES = 0.1
@@ -172,8 +173,12 @@ def test_a_snapshot_that_is_offered_while_another_is_stored_waits_for_it() -> No
     incoming = away.member.incoming
     away.sync_factor = 100.0
     world.run_until(lambda: incoming._is_storing)
-    other = proto.SnapshotOffer(index=10_000, term=9, size_bytes=77, nonce=5)
-    assert incoming.begin(incoming._connection, other) == 77  # type: ignore[arg-type]
+    term = away.member.raft.term
+    other = proto.SnapshotOffer(index=10_000, term=9, leader_term=term, size_bytes=77, nonce=5)
+    with pytest.raises(SnapshotError, match="being stored"):
+        incoming.begin(incoming._connection, other)  # type: ignore[arg-type]
+    # The same one again, over another connection, is only waited for.
+    assert incoming.begin(incoming._connection, incoming._offer) == incoming._offset  # type: ignore[arg-type]
     away.sync_factor = 1.0
     cluster.agree()
 
