@@ -117,6 +117,8 @@ def _status(
         (f"memberID:{alarm_member} " if alarm_member else "") + f"alarm:{alarm_name(kind)} "
         for alarm_member, kind in sorted(member.alarms)
     ]
+    if store.data.damaged:
+        problems.append("etcdlite: this member's disk has damaged data; its log says where")
     response = proto.StatusResponse(
         version=etcdlite.ETCD_API_VERSION,
         dbSize=store.size_bytes,

@@ -373,6 +373,12 @@ def open_member(
     directory = f"{data_dir}/member"
     logs = wal_directory(data_dir, wal_dir)
     if not WAL.exists(disk, logs):
+        if disk.exists(f"{directory}/snap"):
+            raise StartError(
+                f"{data_dir} is a data directory of etcd, which etcdlite cannot read. Give another "
+                "--data-dir, and copy the keys over from the running etcd: see 'Coming from etcd' "
+                "in the documentation of clusters"
+            )
         raise StartError(
             f"there is no write-ahead log in {logs}, but {directory} holds a member's data. Give "
             "the --wal-dir that belongs to it, or restore this member from a backup with "

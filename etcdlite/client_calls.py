@@ -764,11 +764,11 @@ class PartialFile:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._partial_path = path + ".part"
+        self.partial_path = path + ".part"
 
     def __enter__(self) -> BinaryIO:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        self._file = open(os.open(self._partial_path, flags, 0o600), "wb")
+        self._file = open(os.open(self.partial_path, flags, 0o600), "wb")
         return self._file
 
     def sync(self) -> None:
@@ -785,14 +785,14 @@ class PartialFile:
             if kind is None:
                 self.sync()
         if kind is None:
-            os.replace(self._partial_path, self._path)
+            os.replace(self.partial_path, self._path)
             folder = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
         else:
-            os.unlink(self._partial_path)
+            os.unlink(self.partial_path)
 
 
 # Watches.

@@ -291,7 +291,11 @@ def _each_endpoint(session: Session) -> list[str]:
         response = session.call("Cluster.MemberList", proto.MemberListRequest(linearizable=True))
     except EtcdliteError as error:
         text = f"failed to fetch endpoints from etcd cluster member list: {describe(error)}"
-        raise Failure(EXIT_FAILED, text) from None
+        try:
+            response = session.call("Cluster.MemberList", proto.MemberListRequest())
+        except EtcdliteError:
+            raise Failure(EXIT_FAILED, text) from None
+        say(f"{text}; going on with the members that this endpoint knows of")
     return [url for member in response.members for url in member.clientURLs]
 
 
@@ -396,8 +400,11 @@ def snapshot_save(session: Session) -> int:
         raise Failure(EXIT_INTERRUPTED, text)
     path = session.arguments[0]
     try:
-        with PartialFile(path) as file:
+        partial = PartialFile(path)
+        with partial as file:
             _receive_snapshot(session, file)
+            file.flush()
+            _check_snapshot(partial.partial_path)
     except OSError as error:
         raise Failure(EXIT_INTERRUPTED, f"could not save to {os_error_text(error)}") from None
     except EtcdliteError as error:
@@ -405,6 +412,19 @@ def snapshot_save(session: Session) -> int:
         raise Failure(EXIT_INTERRUPTED, f"snapshot failed: {text}") from None
     session.write(b"Snapshot saved at " + os.fsencode(path) + b"\n")
     return 0
+
+
+def _check_snapshot(path: str) -> None:
+    """Raises Failure if it could not be restored. One of an etcd is not looked into."""
+    from . import snap
+
+    with open(path, "rb") as file:
+        is_ours = file.read(len(snap.MAGIC)) == snap.MAGIC
+    if is_ours:
+        try:
+            snap.status(path)
+        except snap.SnapshotError as error:
+            raise Failure(EXIT_FAILED, str(error)) from None
 
 
 def _receive_snapshot(session: Session, file: Any) -> None:
@@ -467,7 +487,14 @@ def snapshot_restore(session: Session) -> int:
         raise Failure(EXIT_FAILED, os_error_text(error)) from None
     finally:
         progress.done()
-    say(f"restored {path}; start the server with: etcdlite --data-dir {shlex.quote(data_dir)}")
+    command = ["etcdlite"]
+    if flags["name"] != "default":
+        command += ["--name", flags["name"]]
+    command += ["--data-dir", data_dir]
+    peer_urls = flags["initial-advertise-peer-urls"]
+    if peer_urls != "http://localhost:2380":
+        command += ["--listen-peer-urls", peer_urls]
+    say(f"restored {path}; start the server with: {shlex.join(command)}")
     return 0
 
 

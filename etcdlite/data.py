@@ -132,6 +132,8 @@ class DataFile:
         self._base = 0
         self.flushed = 0
         """Bytes of the active segment that are in the file."""
+        self.damaged: set[int] = set()
+        """Locations of records that were found damaged."""
         self._out: list[bytes] = []
         self._recent: dict[int, bytes] = {}
         self._older: dict[int, bytes] = {}
@@ -245,15 +247,14 @@ class DataFile:
             offset = location & OFFSET_MASK
             file = self.files.get(number)
             if file is None:
-                path = f"{self.directory}/{segment_name(number)}"
-                raise DataDamaged(path, offset, "the segment is missing")
+                raise self._damage(location, "the segment is missing")
             data = file.pread(size_bytes + RECORD_HEADER_BYTES, offset)
             body = data[RECORD_HEADER_BYTES:]
             if len(body) != size_bytes:
-                raise DataDamaged(file.path, offset, "the file ends inside a record")
+                raise self._damage(location, "the file ends inside a record")
             crc, word = RECORD_HEADER.unpack_from(data)
             if word >> 4 != size_bytes or crc32(body, word) != crc:
-                raise DataDamaged(file.path, offset, "a record does not match its checksum")
+                raise self._damage(location, "a record does not match its checksum")
         self._recent[location] = body
         self._recent_bytes += size_bytes
         if self._recent_bytes > RECENT_BYTES and not self._out:
@@ -280,22 +281,27 @@ class DataFile:
                 chunk = file.pread(min(chunk_bytes, end - offset), offset)
                 start, position = offset, 0
                 if len(chunk) < RECORD_HEADER_BYTES:
-                    raise DataDamaged(file.path, offset, "the file ends inside a record")
+                    raise self._damage(base | offset, "the file ends inside a record")
             crc, word = RECORD_HEADER.unpack_from(chunk, position)
             size = word >> 4
             position += RECORD_HEADER_BYTES
             if position + size > len(chunk):
                 if offset + RECORD_HEADER_BYTES + size > end:
-                    raise DataDamaged(file.path, offset, "a record reaches past the end")
+                    raise self._damage(base | offset, "a record reaches past the end")
                 want = max(chunk_bytes, size + RECORD_HEADER_BYTES)
                 chunk = file.pread(min(want, end - offset), offset)
                 start, position = offset, RECORD_HEADER_BYTES
             body = chunk[position : position + size]
             # Zeros, which a crash may leave, have the right checksum for an empty record of type 0.
             if len(body) != size or crc32(body, word) != crc or not word:
-                raise DataDamaged(file.path, offset, "a record does not match its checksum")
+                raise self._damage(base | offset, "a record does not match its checksum")
             yield base | offset, word & 15, body
             offset += RECORD_HEADER_BYTES + size
+
+    def _damage(self, location: int, why: str) -> DataDamaged:
+        self.damaged.add(location)
+        path = f"{self.directory}/{segment_name(location >> 32)}"
+        return DataDamaged(path, location & OFFSET_MASK, why)
 
     # Size.
 

@@ -571,7 +571,8 @@ class HttpSession:
             self.site.count_check(kind, name, not problem)
         if any(problem for _, problem in results):
             if not log.limited("health"):
-                log.warn(f"serving /{kind} false", reason=lines)
+                failed = [f"{name}: {problem}" for name, problem in results if problem]
+                log.warn(f"serving /{kind} false", reason="; ".join(failed))
             self._respond(503, TEXT, lines + "\n", _NOSNIFF)
         else:
             is_verbose = "verbose" in _query(request)

@@ -129,6 +129,9 @@ def keep_running(members: dict[str, subprocess.Popen[bytes]], folder: str) -> No
 
 
 def stop(members: dict[str, subprocess.Popen[bytes]]) -> None:
+    # They were told already if the signal went to the whole process group; once is enough here too.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
     for member in members.values():
         if member.poll() is None:
             member.terminate()

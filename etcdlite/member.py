@@ -119,6 +119,12 @@ REVOKES_PER_TICK = 1000
 PUBLISH_RETRY_S = 1.0
 """How often a member looks whether the cluster knows its name and URLs."""
 
+NO_LEADER_S = 10.0
+"""After this time without a leader the log says what is missing."""
+
+NO_LEADER_PAUSE_S = 60.0
+"""Until it says so again."""
+
 CONNECTED_S = 5.0
 """A member must be in contact for so long to count as healthy in a membership change (as etcd)."""
 
@@ -221,6 +227,11 @@ class Member:
         """Backups that are under way."""
         self.leader_changes = 0
         self._known_leader = 0
+        self._lost_leader = 0
+        """Whose loss is to be told, if there is no other one soon."""
+        self._led_at = clock()
+        """When a leader was known last."""
+        self._missed_at = -math.inf
 
         self._proposals: list[Waiter] = []
         self._frames: list[bytes] = []
@@ -428,7 +439,7 @@ class Member:
         the election timeout; the pre-vote still protects a leader that others hear of."""
         if node != self.raft.leader or self.raft.role != FOLLOWER:
             return
-        log.info("the leader's process is gone", leader=f"{node:x}")
+        log.warn("the leader's process is gone", leader=f"{node:x}")
         self.raft.forget_leader()
         if self.id in self.raft.voters:
             others = sorted(self.raft.voters - {node})
@@ -490,6 +501,7 @@ class Member:
         self._publish(now)
         if self._is_forcing:
             self._force_new_cluster()
+        self._look_for_leader(now)
         self.hub.tick(now)
         self.hash_check.tick(now)
         if not self.is_installing:
@@ -536,7 +548,7 @@ class Member:
             return
         self._published_at = now
         known = self.cluster.members.get(self.id)
-        if (
+        if self.id not in self.cluster.removed and (
             known is None
             or known.name != wanted.name
             or list(known.clientURLs) != list(wanted.clientURLs)
@@ -962,7 +974,7 @@ class Member:
                 log.info("elected leader", **ids, leader=f"{leader:x}")
         elif self._known_leader:
             self._leader_lost_at = self.clock()
-            log.warn("lost leader", **ids, leader=f"{self._known_leader:x}")
+            self._lost_leader = self._known_leader
         self._known_leader = leader
         if leads and not self.lessor.promoted:
             self.lessor.promote(self.clock(), self.election_timeout_s)
@@ -979,6 +991,38 @@ class Member:
             self._publish(self.clock())
             self._retry_held()
             self.reads.begin_anew()
+
+    def _look_for_leader(self, now: float) -> None:
+        """Tell the operator when there is none."""
+        if self.raft.leader:
+            self._led_at = now
+            self._lost_leader = 0
+            return
+        ids = {"local-member-id": f"{self.id:x}", "term": self.raft.term}
+        if self._lost_leader:
+            log.warn("lost leader", **ids, leader=f"{self._lost_leader:x}")
+            self._lost_leader = 0
+        missing = self.missing_voters()
+        if missing and now - max(self._led_at, self._missed_at) > NO_LEADER_S:
+            self._missed_at = now + NO_LEADER_PAUSE_S
+            log.error(
+                f"there has been no leader for {now - self._led_at:.0f} s: {missing}. Writes and "
+                "linearizable reads fail meanwhile. Start the others; if they are lost, see 'More "
+                "than half is lost' in the documentation of clusters",
+                **ids,
+            )
+
+    def missing_voters(self) -> str:
+        """Why there is no leader, in words, if that is for want of voting members."""
+        voters = self.raft.voters
+        reached = sum(node == self.id or self.peers.is_open(node) for node in voters)
+        quorum = len(voters) // 2 + 1
+        if reached >= quorum:
+            return ""
+        return (
+            f"this member reaches {reached} of {len(voters)} voting members, itself included, and "
+            f"{quorum} are needed"
+        )
 
     # A snapshot from the leader takes the place of the data.
 

@@ -605,6 +605,11 @@ class _Scrape:
             "etcdlite_segment_garbage_bytes", "Garbage in data segments", data.garbage_bytes
         )
         yield _gauge(
+            "etcdlite_damaged_records",
+            "Records whose checksum was found not to match since the start",
+            len(data.damaged),
+        )
+        yield _gauge(
             "etcdlite_slow_watches",
             "Watches that lack history or whose client does not read",
             member.hub.slow_watches,

@@ -193,6 +193,7 @@ class Store:
             # The checksums are right, so no disk did this.
             path = f"{directory}/{checkpoint.NAME}"
             raise DataDamaged(path, 0, f"its content makes no sense ({failure})") from failure
+        store.data.damaged.clear()  # A crash may have torn the end, which is cut off.
         return store
 
     def _load(self) -> None:

@@ -9,8 +9,9 @@ The framing is that of the native protocol (`docs/protocol.md`), on the peer por
 handshake the dialer introduces itself; nothing else is taken before that but a MemberList, by which
 one who joins learns who is there. All integers are little-endian.
 
-    0xE8 INTRODUCE  `Introduction`: cluster id, who calls and who is meant. Answered with `Welcome`,
-                    or with an ERROR that says what does not fit, and the end of the connection.
+    0xE8 INTRODUCE  `Introduction`: cluster id, who calls and who is meant, and a number that was
+                    drawn when the caller's process began. Answered with `Welcome`, or with an ERROR
+                    that says what does not fit, and the end of the connection.
     0xE9 RAFT       one raft message, as below. Never answered. The side that was called sends them
                     too, while it has no connection of its own to the other one.
     0xEA FORWARD    8 bytes: a term; then the payload of an entry (`entry.py`) to be proposed by
@@ -95,6 +96,8 @@ SNAPSHOT_BYTES_PER_S = 64 << 20
 
 PING_INTERVAL_S = 0.5
 SILENCE_S = 3.0
+ALIVE_S = 1.5
+"""Who was heard of so lately is alive."""
 SNAPSHOT_SILENCE_S = 30.0
 """On a slow line, what is unsent of a snapshot takes its time."""
 ANSWER_TIMEOUT_S = 5.0
@@ -365,6 +368,7 @@ class Dial(PeerConnection):
             to=self.link.node,
             version=__version__,
             snapshot=self._offer,
+            life=member.peers.life,
         )
         self.ask(INTRODUCE, introduction.encode(), self._introduced)
 
@@ -723,6 +727,8 @@ class Peers:
     def __init__(self, member: Member) -> None:
         self._member = member
         self.links: dict[int, Link] = {}
+        self.life = member.rng.getrandbits(64)
+        """Tells this process from another one with the same id."""
         self._accepted: dict[int, Accepted] = {}
         """The latest connection that each has opened."""
 
@@ -775,6 +781,15 @@ class Peers:
         link = self.links.get(connection.node)
         if link is not None:
             link.dial_soon()
+
+    def has_other_life(self, node: int, life: int) -> bool:
+        """Whether another process that says it is `node` is connected and alive."""
+        other = self._accepted.get(node)
+        return (
+            other is not None
+            and other.life != life
+            and self._member.clock() - other.heard_at < ALIVE_S
+        )
 
     def accepted_is_gone(self, connection: Accepted) -> None:
         """A connection of another member ended."""

@@ -60,6 +60,7 @@ class Accepted(PeerConnection):
         super().__init__(member, on_output)
         self.node = 0
         """Who it is, once it has said so."""
+        self.life = 0
         self._requests: dict[int, int] = {}
         self._snapshot_id = 0
 
@@ -111,6 +112,7 @@ class Accepted(PeerConnection):
             self.is_closing = True
             return
         self.node = introduction.member_id
+        self.life = introduction.life
         self.metrics = self.member.metrics.peers.setdefault(self.node, PeerMetrics())
         self.is_open = True
         if introduction.snapshot is not None:
@@ -149,6 +151,11 @@ class Accepted(PeerConnection):
                 INVALID_ARGUMENT,
                 f"etcdlite: this is member {member.id:x}, not {introduction.to:x}; "
                 "check the peer URLs",
+            )
+        if member.peers.has_other_life(node, introduction.life):
+            return EtcdError(
+                UNAVAILABLE,
+                f"etcdlite: another process is member {node:x} too; was a data directory copied?",
             )
         # The leader, or who may become it, can be newer than what this member knows of the cluster.
         members = member.cluster.members

@@ -36,6 +36,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 import etcdlite
 from etcdlite import bootstrap, config, discovery, log, proto
@@ -103,6 +104,9 @@ DIAL_TIMEOUT_S = 1.0
 
 HAND_OVER_S = 2.0
 """How long a leader that is to stop waits for another one to lead."""
+
+READY_PATIENCE_USEC = 30_000_000
+"""How long the service manager is asked, again and again, to wait for a leader."""
 
 REMOVED_S = 1.0
 """How long a member that was removed goes on, so that the others learn what they must."""
@@ -357,6 +361,8 @@ class Server:
         self._producing: set[Session] = set()
         self._done: deque[Any] = deque()
         self._signal = 0
+        self._serves = False
+        self._is_ready = False
         self._stopping_since: float | None = None
         self._next_tick = 0.0
         self._next_session_tick = 0.0
@@ -561,8 +567,8 @@ class Server:
     def _listen(self) -> None:
         settings = self.settings
         for purpose, urls in (
-            (PEERS, settings.listen_peer_urls),
             (CLIENTS, settings.listen_client_urls),
+            (PEERS, settings.listen_peer_urls),
             (HTTP, settings.listen_client_http_urls),
             (METRICS, settings.listen_metrics_urls),
         ):
@@ -690,13 +696,13 @@ class Server:
                 self._send_output()
             member.housekeep()
             turn_s.observe(clock() - began)
-            if member.removed_since is not None and now - member.removed_since > REMOVED_S:
+            removed = member.removed_since
+            if self._stopping_since is None and removed is not None and now - removed > REMOVED_S:
                 log.error(
                     "this member was removed from the cluster; shutting down. Its data directory "
                     "is of no use any more: remove it before this machine joins a cluster again",
                     **{"data-dir": self.settings.data_dir, "local-member-id": f"{member.id:x}"},
                 )
-                member.removed_since = None
                 self._begin_stop()
             if self._stopping_since is not None and self._may_stop(now):
                 return self._stop()
@@ -716,17 +722,47 @@ class Server:
         for listener, accept in self._waiting_listeners:
             self._selector.register(listener, selectors.EVENT_READ, accept)
         self._waiting_listeners.clear()
-        log.info("ready to serve client requests", **{"local-member-id": f"{self.member.id:x}"})
         addresses = [_address(host, port) for host, port in self.addresses]
         if addresses[0] == "127.0.0.1:2379":
             command = "etcdlite-ctl"
         else:
             command = f"etcdlite-ctl --endpoints {addresses[0]}"
+        member = self.member
+        is_new = member.store.revision == 1 and len(member.cluster.members) == 1
         log.info(
-            f"serving client traffic on {', '.join(addresses)}; "
-            f"next, in another terminal: {command} put greeting hello"
+            f"serving client traffic on {', '.join(addresses)}"
+            + (f"; next, in another terminal: {command} put greeting hello" if is_new else "")
         )
-        notify_systemd("READY=1")
+        self._check_peer_port()
+        self._serves = True
+        self._become_ready()
+
+    def _become_ready(self) -> None:
+        """Say so, if there is a leader: before, hardly anything can be asked for."""
+        if self.member.raft.leader:
+            self._is_ready = True
+            log.info("ready to serve client requests", **{"local-member-id": f"{self.member.id:x}"})
+            notify_systemd("READY=1\nSTATUS=serving")
+        elif not log.limited("waiting for a leader", 0.1):
+            missing = self.member.missing_voters()
+            if missing:
+                notify_systemd(f"EXTEND_TIMEOUT_USEC={READY_PATIENCE_USEC}\nSTATUS={missing}")
+
+    def _check_peer_port(self) -> None:
+        """Warn if other members look for this one where it does not listen."""
+        member = self.member
+        own = member.cluster.members.get(member.id)
+        if own is None or len(member.cluster.members) == 1:
+            return
+        listening = self.settings.listen_peer_urls
+        if {urlsplit(url).port for url in own.peerURLs}.isdisjoint(
+            urlsplit(url).port for url in listening
+        ):
+            log.warn(
+                "the other members look for this one at another port than it listens on; unless "
+                "something forwards it, give the right --listen-peer-urls",
+                **{"peer-urls": ",".join(own.peerURLs), "listen-peer-urls": ",".join(listening)},
+            )
 
     def _take_results(self) -> None:
         """What the threads have finished."""
@@ -770,6 +806,8 @@ class Server:
         if self._next_tick < now:
             self._next_tick = now + self._tick_s
         self.member.tick()
+        if self._serves and not self._is_ready:
+            self._become_ready()
         if now >= self._next_session_tick:
             self._next_session_tick = now + SESSION_TICK_S
             for session in list(self._by_session):
@@ -814,7 +852,7 @@ class Server:
             dial.link.unreachable(dial, str(result.strerror or result), is_refused)
         elif dial.is_closing or self._stopping_since is not None:
             result.close()
-            dial.link.unreachable(dial, "it is not needed any more", False)
+            dial.closed()
         else:
             self._connected(result, Connection(result, peer, time.monotonic(), None, dial))
             dial.connected()

@@ -356,10 +356,12 @@ class Incoming:
 
 
 def status(path: str, progress: Callable[[int, int], None] | None = None) -> Status:
-    """What a snapshot file holds, after checking all of it. Raises SnapshotError."""
+    """What a snapshot file holds, after checking all of it, each record too. Raises SnapshotError,
+    OSError."""
     with _open(path) as file:
-        header, _ = _read_header(path, file)
+        header, start = _read_header(path, file)
         digest = _verify(path, file, progress)
+        _refuse_damaged(path, file, header, start)
         return Status(
             int.from_bytes(digest[:4], "big"),
             header["revision"],
@@ -394,6 +396,7 @@ def restore(
         header, start = _read_header(path, file)
         if not skip_hash_check:
             _verify(path, file, progress)
+        _refuse_damaged(path, file, header, start)
         try:
             lock = bootstrap.lock(disk, data_dir)
         except bootstrap.StartError as failure:
@@ -401,14 +404,6 @@ def restore(
         try:
             directory = bootstrap.begin(disk, data_dir, wal_dir)
             _extract(path, file, header, start, f"{directory}/data", disk)
-            try:
-                _check_records(disk, f"{directory}/data")
-            except DataDamaged as damage:
-                raise SnapshotError(
-                    f"snapshot {path} holds damaged data ({os.path.basename(damage.path)} at "
-                    f"offset {damage.offset}: {damage.why}): the disk of the member that made it "
-                    "is failing. Use another one"
-                ) from damage
             store = Store.open(disk, f"{directory}/data", Lessor(), segment_bytes)
             if store.revision != header["revision"]:
                 raise SnapshotError(
@@ -512,6 +507,62 @@ def _verify(path: str, file: Any, progress: Callable[[int, int], None] | None) -
             f"snapshot {path} is damaged: its SHA-256 does not match its content. Use another one"
         )
     return expected
+
+
+class _Part:
+    """One of the files in a snapshot."""
+
+    def __init__(self, path: str, file: Any, begin: int, size_bytes: int) -> None:
+        self.path = path
+        self._file = file
+        self._begin = begin
+        self._size_bytes = size_bytes
+
+    def pread(self, size_bytes: int, offset: int) -> bytes:
+        left = max(0, self._size_bytes - offset)
+        return os.pread(self._file.fileno(), min(size_bytes, left), self._begin + offset)
+
+    def size(self) -> int:
+        return self._size_bytes
+
+    def close(self) -> None:
+        pass
+
+
+class _Contents:
+    """The files in a snapshot, for what reads those of a data folder."""
+
+    def __init__(self, file: Any, header: dict[str, Any], start: int) -> None:
+        self._parts = {}
+        for item in header["files"]:
+            name, size_bytes = item["name"], item["size_bytes"]
+            self._parts[name] = _Part(name, file, start, size_bytes)
+            start += size_bytes
+
+    def list(self, path: str) -> list[str]:
+        return list(self._parts)
+
+    def open(self, path: str) -> _Part:
+        name = path.rpartition("/")[2]
+        if name not in self._parts:
+            raise DataDamaged(name, 0, "it is missing")
+        return self._parts[name]
+
+    open_read = open
+
+
+def _refuse_damaged(path: str, file: Any, header: dict[str, Any], start: int) -> None:
+    """Raises SnapshotError if a member with a failing disk has made the snapshot: its SHA-256 is of
+    what was read."""
+    contents: Any = _Contents(file, header, start)
+    try:
+        _check_records(contents, "")
+    except DataDamaged as damage:
+        raise SnapshotError(
+            f"snapshot {path} holds damaged data ({os.path.basename(damage.path)} at offset "
+            f"{damage.offset}: {damage.why}): the disk of the member that made it is failing. Use "
+            "another one, or make one of another member"
+        ) from damage
 
 
 def _check_records(disk: Disk, directory: str) -> None:

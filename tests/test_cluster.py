@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sim.world import Node, World
 
-from etcdlite import api, peer, proto, snap
+from etcdlite import api, member, peer, proto, snap
 from etcdlite.alarms import CORRUPT, NOSPACE
 from etcdlite.errors import EtcdError, error
 
@@ -276,6 +276,7 @@ def test_a_removed_leader_hands_over_and_knows_that_it_is_removed(cluster: Clust
     assert len(removed.members) == 2
     world.run_until(lambda: old.member.removed_since is not None)
     world.run(1)
+    assert old.member.is_idle, "nothing keeps it from stopping"
     old.crash()
     cluster.nodes.remove(old)
     cluster.leader = world.elect()
@@ -882,3 +883,40 @@ def test_a_snapshot_that_is_being_stored_is_not_sent_again() -> None:
     away.sync_factor = 1
     caught_up(cluster, away)
     assert link._offer.nonce == nonce
+
+
+# --- What the operator is told ---------------------------------------------------------------
+
+
+def test_a_lost_quorum_is_told_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    world = cluster.world
+    left = cluster.followers[0]
+    assert not left.member.missing_voters()
+    told: list[str] = []
+    monkeypatch.setattr(member.log, "error", lambda text, **fields: told.append(text))
+    for node in cluster.nodes:
+        if node is not left:
+            node.crash()
+    world.run(20)
+    (line,) = told
+    assert "no leader for 1" in line and "reaches 1 of 3 voting members" in line
+    assert "2 are needed" in line
+    cluster.leader.start()
+    world.elect()
+    world.run(20)
+    assert told == [line] and not left.member.missing_voters()
+
+
+def test_a_planned_change_of_the_leader_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    world, client = cluster.world, cluster.client
+    warned: list[str] = []
+    monkeypatch.setattr(member.log, "warn", lambda text, **fields: warned.append(text))
+    target = cluster.followers[0]
+    client.ask(cluster.leader, "Maintenance.MoveLeader", targetID=target.member_id)
+    world.run(2)
+    assert not warned
+    target.crash()
+    world.run(5)
+    assert "lost leader" in warned or "the leader's process is gone" in warned

@@ -197,3 +197,24 @@ def test_the_leader_is_moved_to_whom_one_says(three: LiveCluster, output: str) -
         text = f"Leadership transferred from {leader_id:x} to {target:x}\n"
         assert ended.stdout.decode() == text
     assert three.id_of(three.leader) == target
+
+
+def test_without_a_quorum_the_members_that_are_known_are_asked(three: LiveCluster) -> None:
+    others = [member for member in three.members.values() if member is not three.leader]
+    others.append(three.leader)
+    left, *lost = others
+    for member in lost:
+        member.kill()
+    try:
+        ended = run_ctl(
+            "--endpoints", left.endpoint, "--command-timeout", "1s", "endpoint", "status",
+            "--cluster", "-w", "table",
+        )  # fmt: skip
+        assert ended.status == 1
+        assert "going on with the members that this endpoint knows of" in ended.stderr
+        assert f"http://{left.endpoint}" in ended.stdout.decode()
+        assert "no leader" in ended.stdout.decode()
+    finally:
+        for member in lost:
+            member.start()
+    wait_until(lambda: three.leader, "they serve again")

@@ -569,6 +569,24 @@ def test_a_snapshot_is_saved_described_and_restored(server: ServerFactory, tmp_p
     assert ours == ctl("get", "", "--prefix").stdout
 
 
+def test_a_snapshot_of_a_failing_disk_is_not_saved(server: ServerFactory, tmp_path: Path) -> None:
+    running: ServerProcess = server("--segment-bytes=16384", "--checkpoint-bytes=65536")
+    with running.client() as client:
+        for number in range(200):
+            client.put(f"key{number}", "v" * 1000)
+    running.stop()
+    segment = min((running.data_dir / "member" / "data").glob("*.seg"))
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 1
+    segment.write_bytes(content)
+    running.start()
+    path = tmp_path / "backup.db"
+    ended = ctl_of(running.endpoint)("snapshot", "save", str(path))
+    assert ended.status == 1 and ended.stdout == b""
+    assert segment.name in ended.stderr and "make one of another member" in ended.stderr
+    assert not list(tmp_path.glob("backup*"))
+
+
 def test_check_perf_measures_and_leaves_nothing_behind(
     server: ServerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -399,6 +399,8 @@ def test_a_write_is_applied_though_what_it_should_answer_is_damaged(
     monkeypatch.setattr(member.log, "error", logged.append)
     assert rig.ask(request_) == error("Corrupt").text
     assert [line for line in logged if where in line]
+    assert len(rig.member.store.data.damaged) == 1
+    assert "damaged data" in rig.ask(proto.StatusRequest()).errors[0]
     assert not isinstance(other.ask(request_), str)
     assert state(rig) == state(other)
     rig.ask(PutRequest(key=b"after"))

@@ -174,7 +174,7 @@ def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(server):
 
 def test_it_says_what_etcd_says_and_what_to_type_next(server):
     running = server()
-    assert running.logged("ready to serve client requests")
+    running.wait_for_log("ready to serve client requests")
     line = running.logged("serving client traffic on")
     assert f"etcdlite-ctl --endpoints {running.endpoint} put greeting hello" in line
 
@@ -348,6 +348,13 @@ def test_a_log_folder_of_its_own_is_used_and_has_to_come_back(server, tmp_path):
     assert running.client().get("k").value == b"v"
 
 
+def test_a_data_directory_of_etcd_is_named_as_such(server):
+    one = server(start=False)
+    (one.data_dir / "member" / "snap").mkdir(parents=True)
+    (one.data_dir / "member" / "wal").mkdir()
+    assert "is a data directory of etcd" in refused(one)
+
+
 def test_a_port_in_use_is_refused_with_its_address(server):
     running = server()
     url = f"http://{running.endpoint}"
@@ -439,7 +446,7 @@ def test_the_service_manager_is_told(server, tmp_path):
         one = server(start=False)
         one.environ["NOTIFY_SOCKET"] = path
         one.start()
-        assert manager.recv(100) == b"READY=1"
+        assert manager.recv(100).split(b"\n")[0] == b"READY=1"
         one.stop()
         assert manager.recv(100) == b"STOPPING=1"
 

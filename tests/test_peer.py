@@ -120,7 +120,8 @@ def test_who_belongs_to_the_cluster_is_welcome() -> None:
     assert (method, hello.cluster_id, hello.member_id) == (
         0, caller.member.cluster_id, caller.member.id,
     )  # fmt: skip
-    ((_, method, flags, body),) = caller.introduce(member_id=caller.nodes[1].member_id)
+    other = caller.nodes[1].member
+    ((_, method, flags, body),) = caller.introduce(member_id=other.id, life=other.peers.life)
     assert (method, flags, proto.Welcome.decode(body).offset) == (INTRODUCE, END, 0)
     assert caller.ask(PING, b"abc", 2) == [(2, PING, END, b"abc")]
 
@@ -133,6 +134,24 @@ def test_a_member_with_our_own_id_is_refused() -> None:
     caller = Caller()
     text = caller.refusal(member_id=caller.member.id)
     assert "two members have the id" in text and "data directory" in text
+
+
+def test_a_second_process_of_a_member_is_refused_while_the_first_one_lives() -> None:
+    caller = Caller(members=3)
+    text = caller.refusal(member_id=caller.nodes[1].member_id, life=5)
+    assert "another process is member" in text and "data directory" in text
+    caller.nodes[1].pause()
+    caller.world.run(2)
+    again = Accepted(caller.member, lambda session: None)
+    again.receive(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, PROTOCOL_VERSION))
+    introduction = proto.Introduction(
+        cluster_id=caller.member.cluster_id,
+        member_id=caller.nodes[1].member_id,
+        to=caller.member.id,
+        life=5,
+    )
+    again.receive(proto.frame(1, INTRODUCE, 0, introduction.encode()))
+    assert again.is_open, "it may have been started again"
 
 
 def test_who_wants_somebody_else_is_refused() -> None:
@@ -185,7 +204,7 @@ def test_a_follower_does_not_take_what_only_a_leader_may() -> None:
     caller.session = Accepted(follower.member, lambda session: None)
     caller.shake()
     assert leader is not None
-    caller.introduce(member_id=leader.member_id)
+    caller.introduce(member_id=leader.member_id, life=leader.member.peers.life)
     payload = bytes(8) + bytes([1, 0, 0, 0]) + bytes(20)
     ((_, method, flags, body),) = caller.ask(FORWARD, payload, 5)
     assert (method, flags) == (FORWARD, END | ERROR)
@@ -237,7 +256,7 @@ def test_who_is_removed_while_connected_has_to_call_again() -> None:
     caller = Caller(members=3)
     caller.shake()
     node = caller.nodes[1].member_id
-    caller.introduce(member_id=node)
+    caller.introduce(member_id=node, life=caller.nodes[1].member.peers.life)
     assert caller.ask(PING, b"", 2)
     caller.member.cluster.removed.add(node)
     assert caller.ask(PING, b"", 3) == []

@@ -17,7 +17,6 @@ QUICK = (
     "forwarded writes are sent twice",
     "follower reads without asking",
     "compaction takes too much",
-    "new leader does not prolong leases",
     "snapshot is not marked in the log",
     "watch does not start at its revision",
 )

@@ -263,7 +263,7 @@ class Oracle(PlainStore):
         now = self.world.now
         lease.ended_at = now
         lease.ended_by = "expiry" if is_expiry else "a client"
-        if is_expiry and now < lease.promised_until:
+        if is_expiry and now < lease.promised_until - self._early_s:
             raise Violation(
                 "a lease does not end before its TTL",
                 f"lease {lease_id:x} was revoked {lease.promised_until - now:.3f} s before "
@@ -453,9 +453,9 @@ class Oracle(PlainStore):
     # Leases.
 
     def _promise(self, lease_id: int, lease: Lease, since: float) -> None:
-        until = since + lease.ttl_s * (1 - self.skew) - self.slack_s
+        until = since + lease.ttl_s * (1 - self.skew)
         if lease.ended_at is not None and lease.ended_at < (
-            until if lease.ended_by == "expiry" else since
+            until - self._early_s if lease.ended_by == "expiry" else since
         ):
             raise Violation(
                 "a renewal is answered only if the lease lives on",
@@ -464,6 +464,11 @@ class Oracle(PlainStore):
                 (f"lease {lease_id:x}", "elected"),
             )
         lease.promised_until = max(lease.promised_until, until)
+
+    @property
+    def _early_s(self) -> float:
+        """How much earlier a lease may end, as its leader's clock is ahead within a turn."""
+        return max(self.slack_s, self.world.clock_lead_s)
 
     def renewed(self, lease_id: int, asked_at: float, response: Any) -> None:
         """A client was told of a renewal that it asked for at `asked_at`."""
@@ -478,7 +483,8 @@ class Oracle(PlainStore):
                 )
             self._promise(lease_id, lease, asked_at)
         elif lease is not None and lease.ended_at is None:
-            if lease.known_since < asked_at and self.world.now < lease.promised_until:
+            end = lease.promised_until - self._early_s
+            if lease.known_since < asked_at and self.world.now < end:
                 raise Violation(
                     "a lease that lives is renewed",
                     f"lease {lease_id:x} was reported gone "

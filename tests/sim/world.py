@@ -106,6 +106,8 @@ class World:
         self.blocked: set[tuple[str, str]] = set()
         """(from, to) between which no bytes get through; connections stay and wait."""
         self.slow: dict[tuple[str, str], float] = {}
+        self.clock_lead_s = 0.0
+        """The longest turn so far, on the clock of its node; it takes no time here."""
         """(from, to): seconds that every message takes longer."""
         self.message_faults = (0.0, 0.0, 0.0)
         """Shares of raft messages that are dropped, doubled, and held back for a while."""
@@ -532,7 +534,10 @@ class Node:
 
     def clock(self) -> float:
         self._looks += 1
-        now = self.world.now * self.clock_rate + self.clock_offset_s + self._looks * self.look_s
+        lead_s = self._looks * self.look_s
+        if lead_s > self.world.clock_lead_s:
+            self.world.clock_lead_s = lead_s
+        now = self.world.now * self.clock_rate + self.clock_offset_s + lead_s
         if now > self._clock_last:
             self._clock_last = now
         return self._clock_last
