@@ -63,6 +63,9 @@ BUCKET_BODY = struct.Struct("<BBH")
 RECENT_BYTES = 2 * 1024 * 1024
 """Bodies written or read lately are kept in memory: between one and two times this much."""
 
+MAX_DAMAGED = 10_000
+"""How many damaged records are counted."""
+
 SCAN_CHUNK_BYTES = 256 * 1024
 
 FLUSH_BYTES = 512 * 1024
@@ -133,7 +136,7 @@ class DataFile:
         self.flushed = 0
         """Bytes of the active segment that are in the file."""
         self.damaged: set[int] = set()
-        """Locations of records that were found damaged."""
+        """Locations of records that were found damaged, at most `MAX_DAMAGED`."""
         self._out: list[bytes] = []
         self._recent: dict[int, bytes] = {}
         self._older: dict[int, bytes] = {}
@@ -299,7 +302,8 @@ class DataFile:
             offset += RECORD_HEADER_BYTES + size
 
     def _damage(self, location: int, why: str) -> DataDamaged:
-        self.damaged.add(location)
+        if len(self.damaged) < MAX_DAMAGED:
+            self.damaged.add(location)
         path = f"{self.directory}/{segment_name(location >> 32)}"
         return DataDamaged(path, location & OFFSET_MASK, why)
 

@@ -1017,7 +1017,7 @@ class Member:
         voters = self.raft.voters
         reached = sum(node == self.id or self.peers.is_open(node) for node in voters)
         quorum = len(voters) // 2 + 1
-        if reached >= quorum:
+        if reached >= quorum or not voters:
             return ""
         return (
             f"this member reaches {reached} of {len(voters)} voting members, itself included, and "
