@@ -584,7 +584,8 @@ class Link:
         return self.urls[self._url % len(self.urls)]
 
     def unreachable(self, dial: Dial, why: str, is_refused: bool) -> None:
-        """There was no connection: `is_refused` if the machine is there and nobody listens."""
+        """There was no connection: `is_refused` if the machine is there and nobody listens (any
+        more)."""
         if dial is self.snapshot_dial:
             self._snapshot_lost(dial)
             return
@@ -596,10 +597,10 @@ class Link:
             log.warn(
                 "cannot reach a peer", error=why, url=self.url, **{"remote-peer-id": self._hex()}
             )
-        was_lost, self._was_lost = self._was_lost, False
         self._pause()
-        if is_refused and was_lost:
+        if is_refused and self._was_lost:
             # Its connection ended and now nobody listens: that process is dead.
+            self._was_lost = False
             self.member.peer_died(self.node)
 
     def _pause(self) -> None:

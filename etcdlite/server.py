@@ -848,7 +848,8 @@ class Server:
     def _dialed(self, dialed: Dialed) -> None:
         dial, peer, result = dialed
         if isinstance(result, OSError):
-            is_refused = isinstance(result, ConnectionRefusedError)
+            # A process that is dying may still have a listener, and resets what came to it.
+            is_refused = isinstance(result, (ConnectionRefusedError, ConnectionResetError))
             dial.link.unreachable(dial, str(result.strerror or result), is_refused)
         elif dial.is_closing or self._stopping_since is not None:
             result.close()

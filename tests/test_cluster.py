@@ -885,6 +885,27 @@ def test_a_snapshot_that_is_being_stored_is_not_sent_again() -> None:
     assert link._offer.nonce == nonce
 
 
+def test_a_dead_leader_is_noticed_at_the_second_call_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    node = cluster.followers[0]
+    link = node.member.peers.links[cluster.leader.member_id]
+    died: list[int] = []
+    monkeypatch.setattr(node.member, "peer_died", died.append)
+
+    def call() -> Any:
+        (make,) = link.wants(node.member.clock() + 10)
+        return make(lambda session: None)
+
+    assert link.dial is not None
+    link.lost(link.dial)
+    link.unreachable(call(), "timed out", False)
+    assert not died
+    link.unreachable(call(), "connection refused", True)
+    assert died == [cluster.leader.member_id]
+    link.unreachable(call(), "connection refused", True)
+    assert len(died) == 1
+
+
 # --- What the operator is told ---------------------------------------------------------------
 
 
