@@ -18,6 +18,7 @@ QUICK = (
     "follower reads without asking",
     "compaction takes too much",
     "snapshot is not marked in the log",
+    "log is released too early",
     "watch does not start at its revision",
 )
 """Mutations that are found within seconds."""

@@ -296,7 +296,7 @@ def _checkpoint_is_published_before_the_data_is_synced(patch: Patch) -> None:
     patch.set(data.DataFile, "take_sync", no_sync)
 
 
-@mutation(faults={**CRASHES, "power_all": 10.0})
+@mutation(faults={"trip": 60.0, "power": 30.0}, load={"put": 60.0}, mean_pause_s=0.3)
 def _log_is_released_too_early(patch: Patch) -> None:
     checkpoint = housekeeping.Housekeeping._checkpoint
 
