@@ -338,9 +338,11 @@ class Member:
     ) -> None:
         """Have a `MemberChange` agreed on; for the leader. Raises EtcdError."""
         self._check_change(change)
-        frame = proto.frame(1, MEMBER_CHANGE, 0, change.encode())
-        waiters: list[Waiter] = [(session, request_id, method, change)]
-        self._propose_entry(ENTRY_CONF_CHANGE, waiters, [frame])
+        self._propose_change((session, request_id, method, change))
+
+    def _propose_change(self, waiter: Waiter) -> None:
+        frame = proto.frame(1, MEMBER_CHANGE, 0, waiter[3].encode())
+        self._propose_entry(ENTRY_CONF_CHANGE, [waiter], [frame])
 
     def _check_change(self, change: Any) -> None:
         """Raise the EtcdError that says why the membership may not be changed so now."""
@@ -583,8 +585,7 @@ class Member:
             )
             return
         change = proto.MemberChange(action=action, member=proto.Member(ID=node))
-        frame = proto.frame(1, MEMBER_CHANGE, 0, change.encode())
-        self._propose_entry(ENTRY_CONF_CHANGE, [(None, 0, 0, change)], [frame])
+        self._propose_change((None, 0, 0, change))
         self._forced_batch = self._batch
 
     def _checkpoint_leases(self, now: float) -> None:
@@ -983,7 +984,7 @@ class Member:
             self.lessor.demote()
             self._forwarded.clear()
             for link in self.peers.links.values():
-                link.drop_snapshot()
+                link.drop_snapshot("another member leads now")
         if self._transfers:
             self._answer_transfers()
         if leader:

@@ -292,6 +292,11 @@ class PeerConnection:
         self.send(0, RAFT, 0, body)
         return True
 
+    def take_message(self, body: bytes, sender: int) -> None:
+        """A raft message came. Raises DecodeError."""
+        self.metrics.received_bytes += len(body)
+        self.member.step(decode_message(body, sender, self.member.id))
+
     # The rest of a session.
 
     @property
@@ -394,8 +399,7 @@ class Dial(PeerConnection):
         if method == HELLO:
             return  # What it says of itself, the answer to the introduction judges.
         if method == RAFT and self.is_open:
-            self.metrics.received_bytes += len(body)
-            self.member.step(decode_message(body, self.link.node, self.member.id))
+            self.take_message(body, self.link.node)
             return
         question = self._questions.pop(request_id, None)
         if question is None:
@@ -678,20 +682,16 @@ class Link:
 
     def send_snapshot(self, image: Image, offer: Any) -> None:
         """Send it, however many connections that takes; `offer` is its `SnapshotOffer`."""
-        if self.image is not None:
-            self.image.close()
-        if self.snapshot_dial is not None:
-            self.snapshot_dial.abort("there is a newer snapshot to send")
-            self.snapshot_dial = None
+        self.drop_snapshot("there is a newer snapshot to send")
         self.image = image
         self._offer = offer
         self._next_snapshot_dial_at = -math.inf
         self._snapshot_until = self.member.clock() + SNAPSHOT_KEPT_S
 
-    def drop_snapshot(self) -> None:
-        """This member leads no more: send nobody its state."""
+    def drop_snapshot(self, why: str) -> None:
+        """Do not send it any more."""
         if self.snapshot_dial is not None:
-            self.snapshot_dial.abort("another member leads now")
+            self.snapshot_dial.abort(why)
             self.snapshot_dial = None
         if self.image is not None:
             self.image.close()
@@ -719,7 +719,7 @@ class Link:
         if self.dial is not None:
             self.dial.retire()
             self.dial = None
-        self.drop_snapshot()
+        self.drop_snapshot(_REMOVED)
 
 
 class Peers:
@@ -747,14 +747,14 @@ class Peers:
                 link.urls = list(other.peerURLs)
 
     def send(self, message: Message) -> None:
-        link = self.links.get(message.to)
-        back = self._accepted.get(message.to)
-        if back is not None and (link is None or link.since is None):
+        node = message.to
+        back = self._accepted.get(node)
+        if back is not None and not self.is_open(node):
             # It is a member that is not known here yet, or is where it cannot be reached.
             if not back.send_message(message):
-                self._member.raft.report_unreachable(message.to)
-        elif link is not None:
-            link.send(message)
+                self._member.raft.report_unreachable(node)
+        elif node in self.links:
+            self.links[node].send(message)
 
     def ask(
         self,
@@ -796,8 +796,7 @@ class Peers:
         """A connection of another member ended."""
         if self._accepted.get(connection.node) is connection:
             del self._accepted[connection.node]
-            link = self.links.get(connection.node)
-            if link is None or link.since is None:
+            if not self.is_open(connection.node):
                 self._member.raft.report_unreachable(connection.node)
 
 

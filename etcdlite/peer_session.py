@@ -24,7 +24,6 @@ from etcdlite.peer import (
     SNAPSHOT,
     PeerConnection,
     decode_forward,
-    decode_message,
 )
 from etcdlite.proto import (
     END,
@@ -83,8 +82,7 @@ class Accepted(PeerConnection):
             # It may not have heard of its removal; when it calls again, it is told.
             self._hang_up("that member was removed from the cluster")
         elif method == RAFT and self.node:
-            self.metrics.received_bytes += len(body)
-            self.member.step(decode_message(body, self.node, self.member.id))
+            self.take_message(body, self.node)
         elif method == PING:
             self.send(request_id, PING, END, body)
         elif method == INTRODUCE and not self.node:

@@ -743,12 +743,18 @@ def test_a_client_that_never_lets_us_send_is_dropped() -> None:
     raise AssertionError("it holds everything")
 
 
-def test_a_window_that_stays_shut_on_much_is_not_waited_for_for_ever() -> None:
+def shut_out() -> Echo:
+    """With much to answer, and a window of nothing."""
     echo = opened()
     echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
     echo.tell(open_request(1, b"/later"))
     echo.bodies[1] = bytes(2 << 20)
     echo.answer(1)
+    return echo
+
+
+def test_a_window_that_stays_shut_on_much_is_not_waited_for_for_ever() -> None:
+    echo = shut_out()
     for second in range(0, 300, 10):
         echo.tell(frame(WINDOW_UPDATE, 0, 1, uint32(1)))
         echo.tick(float(second))
@@ -760,11 +766,7 @@ def test_a_window_that_stays_shut_on_much_is_not_waited_for_for_ever() -> None:
 
 
 def test_a_grant_that_moves_nothing_does_not_count_as_moving() -> None:
-    echo = opened()
-    echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
-    echo.tell(open_request(1, b"/later"))
-    echo.bodies[1] = bytes(2 << 20)
-    echo.answer(1)
+    echo = shut_out()
     answers = echo.answers
     for second in range(0, 70, 5):
         echo.tell(frame(WINDOW_UPDATE, 0, 0, uint32(1)))

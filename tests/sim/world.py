@@ -106,9 +106,9 @@ class World:
         self.blocked: set[tuple[str, str]] = set()
         """(from, to) between which no bytes get through; connections stay and wait."""
         self.slow: dict[tuple[str, str], float] = {}
+        """(from, to): seconds that every message takes longer."""
         self.clock_lead_s = 0.0
         """The longest turn so far, on the clock of its node; it takes no time here."""
-        """(from, to): seconds that every message takes longer."""
         self.message_faults = (0.0, 0.0, 0.0)
         """Shares of raft messages that are dropped, doubled, and held back for a while."""
         self.voter_crashes = 0.0
