@@ -23,9 +23,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import __version__, ctl_check, ctl_commands, ctl_watch
-from .client import EtcdliteError
-from .ctl_input import (
+from etcdlite import __version__, ctl_check, ctl_commands, ctl_watch
+from etcdlite.client import EtcdliteError
+from etcdlite.ctl_input import (
     DEL_FLAGS,
     ENVIRONMENT_PREFIXES,
     EXIT_BAD_ARGUMENTS,
@@ -44,8 +44,8 @@ from .ctl_input import (
     environment_flags,
     parse_flags,
 )
-from .ctl_output import PRINTERS
-from .ctl_session import Session, describe, os_error_text, say
+from etcdlite.ctl_output import PRINTERS
+from etcdlite.ctl_session import Session, describe, os_error_text, say
 
 
 class Command(NamedTuple):

@@ -17,12 +17,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from . import proto
-from .client import AsyncClient, EtcdliteError
-from .client_calls import prefix_end
-from .ctl_input import EXIT_BAD_FEATURE, EXIT_BAD_INPUT, EXIT_FAILED, PROGRAM, Failure
-from .ctl_output import go_quote
-from .ctl_session import Progress, Session, describe
+from etcdlite import proto
+from etcdlite.client import AsyncClient, EtcdliteError
+from etcdlite.client.operations import prefix_end
+from etcdlite.ctl_input import EXIT_BAD_FEATURE, EXIT_BAD_INPUT, EXIT_FAILED, PROGRAM, Failure
+from etcdlite.ctl_output import go_quote
+from etcdlite.ctl_session import Progress, Session, describe
 
 
 class PerfLoad(NamedTuple):

@@ -21,10 +21,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import ETCD_API_VERSION, __version__, proto
-from .client import EtcdliteError
-from .client_calls import PartialFile
-from .ctl_input import (
+from etcdlite import ETCD_API_VERSION, __version__, proto
+from etcdlite.client import EtcdliteError
+from etcdlite.client.operations import PartialFile
+from etcdlite.ctl_input import (
     EXIT_BAD_ARGUMENTS,
     EXIT_BAD_CONNECTION,
     EXIT_BAD_FEATURE,
@@ -41,9 +41,9 @@ from .ctl_input import (
     range_request,
     read_block,
 )
-from .ctl_output import EndpointResponse, Health, go_quote, size_text, unhealthy_lines
-from .ctl_session import Progress, Session, cause, describe, os_error_text, say
-from .errors import ERRORS, NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE
+from etcdlite.ctl_output import EndpointResponse, Health, go_quote, size_text, unhealthy_lines
+from etcdlite.ctl_session import Progress, Session, cause, describe, os_error_text, say
+from etcdlite.errors import ERRORS, NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE
 
 DEFAULT_SESSION_TTL_S = 60
 """The lease of an election, and of a lock whose --ttl is not positive."""
@@ -416,7 +416,7 @@ def snapshot_save(session: Session) -> int:
 
 def _check_snapshot(path: str) -> None:
     """Raises Failure if it could not be restored. One of an etcd is not looked into."""
-    from . import snap
+    from etcdlite import snap
 
     with open(path, "rb") as file:
         is_ours = file.read(len(snap.MAGIC)) == snap.MAGIC
@@ -448,7 +448,7 @@ def _receive_snapshot(session: Session, file: Any) -> None:
 
 
 def snapshot_status(session: Session) -> int:
-    from . import snap
+    from etcdlite import snap
 
     session.need(1, "snapshot status requires exactly one argument")
     try:
@@ -462,7 +462,7 @@ def snapshot_status(session: Session) -> int:
 
 
 def snapshot_restore(session: Session) -> int:
-    from . import snap
+    from etcdlite import snap
 
     session.need(1, "snapshot restore requires exactly one argument")
     path = session.arguments[0]

@@ -17,9 +17,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import proto
-from .client_calls import prefix_end
-from .ctl_output import DEFAULT_FORMAT, PRINTERS, go_quote
+from etcdlite import proto
+from etcdlite.client.operations import prefix_end
+from etcdlite.ctl_output import DEFAULT_FORMAT, PRINTERS, go_quote
 
 PROGRAM = "etcdlite-ctl"
 

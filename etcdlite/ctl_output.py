@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from . import proto
+from etcdlite import proto
 
 DEFAULT_FORMAT = "simple"
 

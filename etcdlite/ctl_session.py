@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .client import Client, EtcdliteError
-from .ctl_input import EXIT_BAD_ARGUMENTS, EXIT_FAILED, Failure, parse_int, parse_unsigned
-from .ctl_output import PRINTERS, Printer
+from etcdlite.client import Client, EtcdliteError
+from etcdlite.ctl_input import EXIT_BAD_ARGUMENTS, EXIT_FAILED, Failure, parse_int, parse_unsigned
+from etcdlite.ctl_output import PRINTERS, Printer
 
 PROGRESS_INTERVAL_S = 0.2
 
@@ -36,7 +36,7 @@ class Session:
     def endpoints(self) -> tuple[str, ...]:
         """Those of the command line, or those that DNS tells, asked when they are first needed."""
         if not self._endpoints:
-            from .discovery import DiscoveryError, client_endpoints
+            from etcdlite.discovery import DiscoveryError, client_endpoints
 
             domain, name = self.flags["discovery-srv"], self.flags["discovery-srv-name"]
             try:

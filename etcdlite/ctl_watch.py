@@ -17,10 +17,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import proto
-from .client import EtcdliteError
-from .client_calls import prefix_end
-from .ctl_input import (
+from etcdlite import proto
+from etcdlite.client import EtcdliteError
+from etcdlite.client.operations import prefix_end
+from etcdlite.ctl_input import (
     ENVIRONMENT_PREFIXES,
     EXIT_BAD_ARGUMENTS,
     EXIT_BAD_INPUT,
@@ -31,9 +31,9 @@ from .ctl_input import (
     parse_flags,
     split_words,
 )
-from .ctl_output import go_quote
-from .ctl_session import Session, describe, say
-from .errors import ERRORS, UNAVAILABLE
+from etcdlite.ctl_output import go_quote
+from etcdlite.ctl_session import Session, describe, say
+from etcdlite.errors import ERRORS, UNAVAILABLE
 
 RECONNECT_FIRST_S = 0.1
 RECONNECT_MAX_S = 2.0

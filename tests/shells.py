@@ -52,7 +52,7 @@ class Facade:
         return call
 
     def _wrapped(self, value: Any) -> Any:
-        if type(value).__module__ == "etcdlite.client_async" or inspect.isasyncgen(value):
+        if type(value).__module__ == "etcdlite.client.aio" or inspect.isasyncgen(value):
             return self if value is self._target else Facade(self._thread, value)
         return value
 

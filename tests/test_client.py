@@ -14,7 +14,7 @@ import pytest
 from fake_server import DROP, GREETING, IGNORE, FakeConnection, FakeServer, FakeStore
 from shells import Facade, LoopThread
 
-from etcdlite import client_core, proto
+from etcdlite import proto
 from etcdlite.client import (
     AsyncClient,
     Client,
@@ -36,6 +36,7 @@ from etcdlite.client import (
     Unimplemented,
     UnknownOutcome,
 )
+from etcdlite.client import connection as client_core
 from etcdlite.errors import ERRORS
 
 Connect = Callable[..., Any]
@@ -511,8 +512,8 @@ def test_a_watch_of_a_closed_client_raises(connect: Connect, server: FakeServer)
 def test_a_watch_notices_a_silent_server(
     connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("etcdlite.client.PING_AFTER_S", 0.05)
-    monkeypatch.setattr("etcdlite.client_async.PING_AFTER_S", 0.05)
+    monkeypatch.setattr("etcdlite.client.blocking.PING_AFTER_S", 0.05)
+    monkeypatch.setattr("etcdlite.client.aio.PING_AFTER_S", 0.05)
     with FakeServer(server.store) as second:
         client = connect(server, second, dial_timeout_s=0.1)
         with client.watch("k") as watch:

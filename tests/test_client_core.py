@@ -9,8 +9,7 @@ from fake_server import GREETING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcdlite import client_calls as calls
-from etcdlite import client_core, client_errors, errors, proto, recipes
+from etcdlite import errors, proto
 from etcdlite.client import (
     Compacted,
     CreateRevision,
@@ -30,6 +29,10 @@ from etcdlite.client import (
     Version,
     WatchCanceled,
 )
+from etcdlite.client import connection as client_core
+from etcdlite.client import errors as client_errors
+from etcdlite.client import operations as calls
+from etcdlite.client import scripts as recipes
 
 PUT = proto.METHOD_BY_NAME["KV.Put"]
 WATCH = proto.METHOD_BY_NAME["Watch.Watch"]

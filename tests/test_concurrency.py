@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from conftest import LoneMember
 
-from etcdlite import client_calls, concurrency, errors, proto, recipes
+from etcdlite import concurrency, errors, proto
 from etcdlite.calls import Calls
+from etcdlite.client import operations as client_calls
+from etcdlite.client import scripts as recipes
 from etcdlite.errors import UNKNOWN, EtcdError
 
 ENDED = "ended"

@@ -16,18 +16,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
-from . import client_calls as calls
-from . import proto, recipes
-from .client_calls import (
-    Bytes,
-    Comparison,
-    Event,
-    KeyValue,
-    Op,
-    WatchBatch,
-    WatchCursor,
-)
-from .client_core import (
+from etcdlite import proto
+from etcdlite.client import operations as calls
+from etcdlite.client import scripts as recipes
+from etcdlite.client.connection import (
     BACKOFF_FIRST_S,
     BACKOFF_MAX_S,
     DEFAULT_DIAL_TIMEOUT_S,
@@ -56,7 +48,7 @@ from .client_core import (
     timeout_error,
     unary_reply,
 )
-from .client_errors import (
+from etcdlite.client.errors import (
     Closed,
     ConnectionFailed,
     EtcdliteError,
@@ -65,6 +57,15 @@ from .client_errors import (
     Timeout,
     Unavailable,
     UnknownOutcome,
+)
+from etcdlite.client.operations import (
+    Bytes,
+    Comparison,
+    Event,
+    KeyValue,
+    Op,
+    WatchBatch,
+    WatchCursor,
 )
 
 P = ParamSpec("P")

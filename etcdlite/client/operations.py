@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO, Generic, Literal, SupportsInt, TypeVar
 
-from . import proto
-from .client_errors import Compacted, LeaseNotFound, WatchCanceled, error_for
-from .errors import CANCELED, OUT_OF_RANGE
+from etcdlite import proto
+from etcdlite.client.errors import Compacted, LeaseNotFound, WatchCanceled, error_for
+from etcdlite.errors import CANCELED, OUT_OF_RANGE
 
 T = TypeVar("T")
 

@@ -24,7 +24,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from .client_calls import (
+from etcdlite.client.errors import Compacted, LeaseLost, NotElected, Timeout
+from etcdlite.client.operations import (
     Bytes,
     Comparison,
     CreateRevision,
@@ -40,7 +41,6 @@ from .client_calls import (
     to_bytes,
     txn,
 )
-from .client_errors import Compacted, LeaseLost, NotElected, Timeout
 
 T = TypeVar("T")
 

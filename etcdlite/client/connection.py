@@ -31,8 +31,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import proto
-from .client_errors import (
+from etcdlite import proto
+from etcdlite.client.errors import (
     ConnectionFailed,
     ProtocolViolation,
     RequestTooLarge,

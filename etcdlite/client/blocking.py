@@ -37,40 +37,12 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
-from . import client_calls as calls
-from . import client_errors, proto, recipes
-from .client_async import AsyncClient
-from .client_calls import (
-    Alarm,
-    Bytes,
-    Comparison,
-    CreateRevision,
-    Delete,
-    DeleteResult,
-    Event,
-    Get,
-    HashKV,
-    KeyValue,
-    LeaseGrant,
-    LeaseInfo,
-    LeaseOf,
-    Member,
-    ModRevision,
-    Op,
-    Put,
-    PutResult,
-    Range,
-    RangeResult,
-    Status,
-    Txn,
-    TxnResult,
-    Value,
-    Version,
-    WatchBatch,
-    WatchCursor,
-    prefix_end,
-)
-from .client_core import (
+from etcdlite import proto
+from etcdlite.client import errors as client_errors
+from etcdlite.client import operations as calls
+from etcdlite.client import scripts as recipes
+from etcdlite.client.aio import AsyncClient
+from etcdlite.client.connection import (
     BACKOFF_FIRST_S,
     BACKOFF_MAX_S,
     DEFAULT_DIAL_TIMEOUT_S,
@@ -101,8 +73,8 @@ from .client_core import (
     timeout_error,
     unary_reply,
 )
-from .client_errors import *  # noqa: F403  (the exceptions are part of this module's face)
-from .client_errors import (
+from etcdlite.client.errors import *  # noqa: F403  (the exceptions are part of this module's face)
+from etcdlite.client.errors import (
     Closed,
     ConnectionFailed,
     EtcdliteError,
@@ -111,6 +83,36 @@ from .client_errors import (
     Timeout,
     Unavailable,
     UnknownOutcome,
+)
+from etcdlite.client.operations import (
+    Alarm,
+    Bytes,
+    Comparison,
+    CreateRevision,
+    Delete,
+    DeleteResult,
+    Event,
+    Get,
+    HashKV,
+    KeyValue,
+    LeaseGrant,
+    LeaseInfo,
+    LeaseOf,
+    Member,
+    ModRevision,
+    Op,
+    Put,
+    PutResult,
+    Range,
+    RangeResult,
+    Status,
+    Txn,
+    TxnResult,
+    Value,
+    Version,
+    WatchBatch,
+    WatchCursor,
+    prefix_end,
 )
 
 __all__ = [

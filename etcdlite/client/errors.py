@@ -7,7 +7,7 @@ that the client itself finds.
 
 from __future__ import annotations
 
-from .errors import (
+from etcdlite.errors import (
     CANCELED,
     DEADLINE_EXCEEDED,
     ERRORS,
