@@ -23,7 +23,7 @@ run: $(VENV)/run.stamp
 	@exec $(BIN)/etcdlite
 
 cluster: $(VENV)/run.stamp
-	@exec $(BIN)/python -m etcdlite.local_cluster
+	@exec $(BIN)/python -m etcdlite.cli.local_cluster
 
 test: lint scripts $(NPM_CLIENT)
 	$(BIN)/pytest -q

@@ -23,9 +23,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from etcdlite import __version__, ctl_check, ctl_commands, ctl_watch
-from etcdlite.client import EtcdliteError
-from etcdlite.ctl_input import (
+from etcdlite import __version__
+from etcdlite.cli import check as ctl_check
+from etcdlite.cli import commands as ctl_commands
+from etcdlite.cli import watch as ctl_watch
+from etcdlite.cli.input import (
     DEL_FLAGS,
     ENVIRONMENT_PREFIXES,
     EXIT_BAD_ARGUMENTS,
@@ -44,8 +46,9 @@ from etcdlite.ctl_input import (
     environment_flags,
     parse_flags,
 )
-from etcdlite.ctl_output import PRINTERS
-from etcdlite.ctl_session import Session, describe, os_error_text, say
+from etcdlite.cli.output import PRINTERS
+from etcdlite.cli.session import Session, describe, os_error_text, say
+from etcdlite.client import EtcdliteError
 
 
 class Command(NamedTuple):

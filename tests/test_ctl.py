@@ -16,10 +16,15 @@ from ctl_runner import run_ctl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcdlite import ctl, ctl_check, ctl_commands, ctl_input, ctl_output, ctl_session, proto
+from etcdlite import ctl, proto
+from etcdlite.cli import check as ctl_check
+from etcdlite.cli import commands as ctl_commands
+from etcdlite.cli import input as ctl_input
+from etcdlite.cli import output as ctl_output
+from etcdlite.cli import session as ctl_session
+from etcdlite.cli.input import Failure, Flag, parse_compare, parse_flags, parse_request
+from etcdlite.cli.output import PRINTERS, EndpointResponse, Health, go_duration, go_quote
 from etcdlite.client import ConnectionFailed, EtcdliteError, KeyNotFound, LeaseNotFound
-from etcdlite.ctl_input import Failure, Flag, parse_compare, parse_flags, parse_request
-from etcdlite.ctl_output import PRINTERS, EndpointResponse, Health, go_duration, go_quote
 from etcdlite.snap import Status
 
 HEADER = proto.ResponseHeader(

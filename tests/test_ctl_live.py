@@ -23,7 +23,7 @@ import pytest
 from conftest import PATIENCE_S, ROOT, ServerFactory, ServerProcess, wait_until
 from ctl_runner import Ended, run_ctl
 
-from etcdlite import ctl_check
+from etcdlite.cli import check as ctl_check
 
 CTL = (sys.executable, "-m", "etcdlite.ctl")
 

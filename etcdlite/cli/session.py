@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from etcdlite.cli.input import EXIT_BAD_ARGUMENTS, EXIT_FAILED, Failure, parse_int, parse_unsigned
+from etcdlite.cli.output import PRINTERS, Printer
 from etcdlite.client import Client, EtcdliteError
-from etcdlite.ctl_input import EXIT_BAD_ARGUMENTS, EXIT_FAILED, Failure, parse_int, parse_unsigned
-from etcdlite.ctl_output import PRINTERS, Printer
 
 PROGRESS_INTERVAL_S = 0.2
 

@@ -18,9 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etcdlite import proto
-from etcdlite.client import EtcdliteError
-from etcdlite.client.operations import prefix_end
-from etcdlite.ctl_input import (
+from etcdlite.cli.input import (
     ENVIRONMENT_PREFIXES,
     EXIT_BAD_ARGUMENTS,
     EXIT_BAD_INPUT,
@@ -31,8 +29,10 @@ from etcdlite.ctl_input import (
     parse_flags,
     split_words,
 )
-from etcdlite.ctl_output import go_quote
-from etcdlite.ctl_session import Session, describe, say
+from etcdlite.cli.output import go_quote
+from etcdlite.cli.session import Session, describe, say
+from etcdlite.client import EtcdliteError
+from etcdlite.client.operations import prefix_end
 from etcdlite.errors import ERRORS, UNAVAILABLE
 
 RECONNECT_FIRST_S = 0.1

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from etcdlite import proto
+from etcdlite.cli.input import EXIT_BAD_FEATURE, EXIT_BAD_INPUT, EXIT_FAILED, PROGRAM, Failure
+from etcdlite.cli.output import go_quote
+from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import AsyncClient, EtcdliteError
 from etcdlite.client.operations import prefix_end
-from etcdlite.ctl_input import EXIT_BAD_FEATURE, EXIT_BAD_INPUT, EXIT_FAILED, PROGRAM, Failure
-from etcdlite.ctl_output import go_quote
-from etcdlite.ctl_session import Progress, Session, describe
 
 
 class PerfLoad(NamedTuple):

@@ -1,5 +1,5 @@
 """Three members on loopback, to try a cluster: `make cluster` runs it, or
-`python -m etcdlite.local_cluster`.
+`python -m etcdlite.cli.local_cluster`.
 
     name   clients            members            data and log
     m1     127.0.0.1:2379     127.0.0.1:2380     ./cluster/m1, ./cluster/m1.log
@@ -152,7 +152,7 @@ def _terminated(signum: int, frame: object) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0 stopped as asked, 1 a member did not start."""
     parser = argparse.ArgumentParser(
-        prog="python -m etcdlite.local_cluster", description="Start three members on loopback."
+        prog="python -m etcdlite.cli.local_cluster", description="Start three members on loopback."
     )
     parser.add_argument("folder", nargs="?", default="cluster", help="for data and logs [cluster]")
     folder = parser.parse_args(argv).folder

@@ -22,9 +22,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etcdlite import ETCD_API_VERSION, __version__, proto
-from etcdlite.client import EtcdliteError
-from etcdlite.client.operations import PartialFile
-from etcdlite.ctl_input import (
+from etcdlite.cli.input import (
     EXIT_BAD_ARGUMENTS,
     EXIT_BAD_CONNECTION,
     EXIT_BAD_FEATURE,
@@ -41,8 +39,10 @@ from etcdlite.ctl_input import (
     range_request,
     read_block,
 )
-from etcdlite.ctl_output import EndpointResponse, Health, go_quote, size_text, unhealthy_lines
-from etcdlite.ctl_session import Progress, Session, cause, describe, os_error_text, say
+from etcdlite.cli.output import EndpointResponse, Health, go_quote, size_text, unhealthy_lines
+from etcdlite.cli.session import Progress, Session, cause, describe, os_error_text, say
+from etcdlite.client import EtcdliteError
+from etcdlite.client.operations import PartialFile
 from etcdlite.errors import ERRORS, NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE
 
 DEFAULT_SESSION_TTL_S = 60

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etcdlite import proto
+from etcdlite.cli.output import DEFAULT_FORMAT, PRINTERS, go_quote
 from etcdlite.client.operations import prefix_end
-from etcdlite.ctl_output import DEFAULT_FORMAT, PRINTERS, go_quote
 
 PROGRAM = "etcdlite-ctl"
 

@@ -1,0 +1,1 @@
+"""The parts of etcdlite-ctl; `ctl.py` is the table of its commands."""
