@@ -22,12 +22,13 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from etcdlite import checkpoint, proto
-from etcdlite.checkpoint import NAME as CHECKPOINT
-from etcdlite.disk import Disk, File
+from etcdlite import proto
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import MEMBER, REMOVED, Store
 from etcdlite.raft import Entry, HardState
+from etcdlite.storage import checkpoint
+from etcdlite.storage.checkpoint import NAME as CHECKPOINT
+from etcdlite.storage.disk import Disk, File
 from etcdlite.wal import WAL
 
 _IDENTITY = struct.Struct("<QQ")

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from etcdlite import log, proto
-from etcdlite.data import SEGMENT_HEADER, DataDamaged
 from etcdlite.mvcc import Job
+from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
 
 if TYPE_CHECKING:
     from etcdlite.entry import Session

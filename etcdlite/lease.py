@@ -34,7 +34,7 @@ from math import ceil
 
 from etcdlite import errors
 from etcdlite.proto import read_varint, varint
-from etcdlite.steps import finish, sort_steps
+from etcdlite.storage.steps import finish, sort_steps
 
 NO_LEASE = 0
 

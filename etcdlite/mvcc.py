@@ -21,8 +21,12 @@ from operator import itemgetter
 from typing import Any
 from zlib import crc32
 
-from etcdlite import checkpoint, proto
-from etcdlite.data import (
+from etcdlite import proto
+from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError, error
+from etcdlite.lease import Lessor
+from etcdlite.proto import read_varint, varint
+from etcdlite.storage import checkpoint
+from etcdlite.storage.data import (
     BUCKET,
     BUCKET_BODY,
     MARK,
@@ -40,12 +44,9 @@ from etcdlite.data import (
     record,
     segment_name,
 )
-from etcdlite.disk import Disk
-from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError, error
-from etcdlite.index import DEAD, HEAD, PAST, Index
-from etcdlite.lease import Lessor
-from etcdlite.proto import read_varint, varint
-from etcdlite.steps import SORT_STEP_ITEMS, STEP_BYTES, finish, sort_steps
+from etcdlite.storage.disk import Disk
+from etcdlite.storage.index import DEAD, HEAD, PAST, Index
+from etcdlite.storage.steps import SORT_STEP_ITEMS, STEP_BYTES, finish, sort_steps
 
 # Buckets.
 COMPACTED = 1

@@ -41,8 +41,6 @@ from urllib.parse import urlsplit
 import etcdlite
 from etcdlite import bootstrap, config, discovery, log, proto
 from etcdlite.client import Client, EtcdliteError
-from etcdlite.data import DataDamaged
-from etcdlite.disk import Disk
 from etcdlite.grpc import GrpcSession
 from etcdlite.housekeeping import AutoCompaction
 from etcdlite.http import HttpSession, Site
@@ -54,6 +52,8 @@ from etcdlite.peer_session import Accepted
 from etcdlite.proto import MAGIC
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
+from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.disk import Disk
 from etcdlite.wal import WAL, Save, WALError
 
 RECEIVE_BYTES = 64 * 1024

@@ -35,13 +35,14 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from etcdlite import ETCD_API_VERSION, __version__, bootstrap, checkpoint, log, proto
+from etcdlite import ETCD_API_VERSION, __version__, bootstrap, log, proto
 from etcdlite.config import parse_initial_cluster
-from etcdlite.data import DataDamaged, segment_name, verify
-from etcdlite.disk import Disk, File
 from etcdlite.errors import DATA_LOSS, UNAVAILABLE, EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import ALARM, Store
+from etcdlite.storage import checkpoint
+from etcdlite.storage.data import DataDamaged, segment_name, verify
+from etcdlite.storage.disk import Disk, File
 
 if TYPE_CHECKING:
     from etcdlite.member import Member

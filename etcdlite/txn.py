@@ -28,12 +28,12 @@ from typing import Any
 from sortedcontainers import SortedDict, SortedList
 
 from etcdlite import proto
-from etcdlite.data import DataDamaged
 from etcdlite.errors import EtcdError, error
-from etcdlite.index import HEAD
 from etcdlite.mvcc import MAX_ANSWER_BYTES, AnswerTooLarge, Store, is_plain, key_range
 from etcdlite.proto import varint
-from etcdlite.steps import STEP_BYTES, join_steps
+from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.index import HEAD
+from etcdlite.storage.steps import STEP_BYTES, join_steps
 
 MAX_TOTAL_OPS = 8192
 """Compares and operations of a transaction with all nested ones. etcd, which limits each list and

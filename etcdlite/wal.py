@@ -104,8 +104,8 @@ from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
 
-from etcdlite.disk import Disk, File
 from etcdlite.raft import Entry, HardState, Message, Snapshot
+from etcdlite.storage.disk import Disk, File
 
 VERSION = 1
 SECTOR_BYTES = 512

@@ -48,8 +48,8 @@ from typing import Any, Protocol
 from sortedcontainers import SortedDict, SortedList
 
 from etcdlite import errors, log, proto
-from etcdlite.data import DataDamaged
 from etcdlite.proto import varint
+from etcdlite.storage.data import DataDamaged
 
 Event = tuple[int, bytes, bool, bytes]
 """(revision, key, is a delete, encoded KeyValue; of a deleted key only key and mod_revision)"""

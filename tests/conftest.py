@@ -28,11 +28,11 @@ import pytest
 
 from etcdlite import bootstrap, proto
 from etcdlite.client import Client
-from etcdlite.disk import Disk
 from etcdlite.member import Member
 from etcdlite.proto import FRAME, FRAME_HEADER_BYTES, HANDSHAKE, MAGIC
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
+from etcdlite.storage.disk import Disk
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 60.0

@@ -18,7 +18,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from etcdlite.disk import Disk, File, Staged
+from etcdlite.storage.disk import Disk, File, Staged
 
 SECTOR_BYTES = 512
 SIZE = -1

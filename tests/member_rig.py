@@ -16,10 +16,10 @@ from plain_model import PlainStore
 from store_rig import check_store
 
 from etcdlite import api, bootstrap, proto, txn
-from etcdlite.disk import Disk
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
 from etcdlite.raft import Config, Raft
+from etcdlite.storage.disk import Disk
 
 DATA_DIR = "default.etcdlite"
 MEMBER_ID = 7

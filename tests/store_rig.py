@@ -18,14 +18,15 @@ import pytest
 from faulty_disk import FaultyDisk
 from plain_model import PlainStore
 
-from etcdlite import index, mvcc, proto, steps, txn
+from etcdlite import mvcc, proto, txn
 from etcdlite.applying import APPLIERS
-from etcdlite.data import RECORD_HEADER_BYTES, SEGMENT_HEADER
 from etcdlite.errors import EtcdError
-from etcdlite.index import DEAD, HEAD, PAST
 from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
+from etcdlite.storage import index, steps
+from etcdlite.storage.data import RECORD_HEADER_BYTES, SEGMENT_HEADER
+from etcdlite.storage.index import DEAD, HEAD, PAST
 
 DIRECTORY = "data"
 EVERYTHING = proto.RangeRequest(key=b"\x00", range_end=b"\x00")

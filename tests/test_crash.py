@@ -357,7 +357,8 @@ def test_two_hundred_kills_lose_nothing_that_was_acknowledged(server, seed):
 
 DYING_SERVER = """
 import os, signal, sys
-from etcdlite import disk, server
+from etcdlite.storage import disk
+from etcdlite import server
 
 operation, path_part, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
 

@@ -9,7 +9,7 @@ from zlib import crc32
 import pytest
 from faulty_disk import FaultyDisk
 
-from etcdlite.data import (
+from etcdlite.storage.data import (
     BUCKET,
     MARK,
     OFFSET_MASK,

@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 from conftest import LoneMember
 
-from etcdlite import checkpoint, data, log, proto, snap
-from etcdlite.data import DataDamaged, DataFile
-from etcdlite.disk import Disk
+from etcdlite import log, proto, snap
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.native import MAX_UNSENT_BYTES, NativeSession
 from etcdlite.proto import HANDSHAKE, MAGIC
 from etcdlite.raft import Entry, HardState
+from etcdlite.storage import checkpoint, data
+from etcdlite.storage.data import DataDamaged, DataFile
+from etcdlite.storage.disk import Disk
 from etcdlite.wal import WAL, WALError
 
 ROUNDS = pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from etcdlite import index as index_module
-from etcdlite.index import DEAD, Index
+from etcdlite.storage import index as index_module
+from etcdlite.storage.index import DEAD, Index
 
 Version = tuple[int, int, int, bool]
 """(revision, location, length, is a tombstone)"""

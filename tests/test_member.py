@@ -11,9 +11,9 @@ from member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from test_recovery import live
 
 from etcdlite import alarms, entry, member, mvcc, proto, reading, snap, txn
-from etcdlite.data import OFFSET_MASK, DataDamaged, segment_name
 from etcdlite.errors import error
-from etcdlite.index import HEAD, PAST
+from etcdlite.storage.data import OFFSET_MASK, DataDamaged, segment_name
+from etcdlite.storage.index import HEAD, PAST
 
 PutRequest, RangeRequest = proto.PutRequest, proto.RangeRequest
 EVERYTHING = RangeRequest(key=b"\0", range_end=b"\0")

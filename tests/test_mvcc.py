@@ -17,10 +17,10 @@ from plain_model import Requests
 from store_rig import DIRECTORY, EVERYTHING, StoreRig, finish, outcome, take_small_steps
 
 from etcdlite import mvcc, proto, txn
-from etcdlite.data import DataDamaged
 from etcdlite.errors import EtcdError, error
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
+from etcdlite.storage.data import DataDamaged
 
 SEEDS = st.integers(0, 1 << 32)
 

@@ -19,7 +19,7 @@ from zlib import crc32
 import pytest
 from conftest import PATIENCE_S, ROOT, LoneMember, ServerProcess, wait_until
 
-from etcdlite import checkpoint, config, data, proto
+from etcdlite import config, proto
 from etcdlite import server as server_module
 from etcdlite.client import (
     Client,
@@ -31,8 +31,9 @@ from etcdlite.client import (
     Put,
     UnknownOutcome,
 )
-from etcdlite.disk import Disk, File
 from etcdlite.housekeeping import REVISION_MODE_INTERVAL_S, AutoCompaction
+from etcdlite.storage import checkpoint, data
+from etcdlite.storage.disk import Disk, File
 
 PUT = proto.METHOD_BY_NAME["KV.Put"].number
 

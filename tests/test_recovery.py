@@ -14,10 +14,11 @@ from member_rig import DATA_DIR, MemberRig, Story
 from plain_model import Requests
 from store_rig import take_small_steps
 
-from etcdlite import bootstrap, checkpoint, proto, txn
-from etcdlite.data import DataDamaged
+from etcdlite import bootstrap, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import POSITION
+from etcdlite.storage import checkpoint
+from etcdlite.storage.data import DataDamaged
 from etcdlite.wal import WALError
 
 

@@ -15,10 +15,10 @@ from test_recovery import live, random_write
 from etcdlite import bootstrap, proto, snap
 from etcdlite.alarms import NOSPACE
 from etcdlite.bootstrap import StartError
-from etcdlite.data import segment_name
-from etcdlite.disk import Disk
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import ALARM, MEMBER
+from etcdlite.storage.data import segment_name
+from etcdlite.storage.disk import Disk
 
 URLS = "http://127.0.0.1:2380"
 

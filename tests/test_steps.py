@@ -11,11 +11,12 @@ import pytest
 from faulty_disk import FaultyDisk
 from store_rig import DIRECTORY, check_index
 
-from etcdlite import index, mvcc, proto, steps, txn
-from etcdlite.data import DataFile
+from etcdlite import mvcc, proto, txn
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
-from etcdlite.steps import STEP_BYTES, finish, join_steps, sort_steps
+from etcdlite.storage import index, steps
+from etcdlite.storage.data import DataFile
+from etcdlite.storage.steps import STEP_BYTES, finish, join_steps, sort_steps
 
 RangeRequest = proto.RangeRequest
 BIG = {"key": b"big", "range_end": b"bih"}

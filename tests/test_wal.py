@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from etcdlite import wal as wal_module
-from etcdlite.disk import Disk
 from etcdlite.raft import Entry, HardState
+from etcdlite.storage.disk import Disk
 from etcdlite.wal import WAL, Recovered, WALDamaged, WALError, WALVersionError
 
 FOLDER = "member/wal"

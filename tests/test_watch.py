@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from etcdlite import proto, watch
-from etcdlite.data import DataDamaged
+from etcdlite.storage.data import DataDamaged
 from etcdlite.watch import WatchHub
 
 NOPUT = proto.WatchCreateRequest.NOPUT

@@ -13,9 +13,9 @@ from itertools import accumulate
 from typing import Any
 
 from etcdlite import proto
-from etcdlite.data import DataDamaged
 from etcdlite.errors import EtcdError, error
 from etcdlite.native import NativeSession
+from etcdlite.storage.data import DataDamaged
 from sim.backup import check_backup
 from sim.checkers import Op, Oracle, Violation, Watched
 from sim.world import Node, Wire, World

@@ -23,9 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from etcdlite import (
     api,
     bootstrap,
-    data,
     housekeeping,
-    index,
     lease,
     member,
     mvcc,
@@ -39,6 +37,7 @@ from etcdlite import (
 from etcdlite import watch as watches
 from etcdlite.entry import PUT, RANGE
 from etcdlite.errors import error
+from etcdlite.storage import data, index
 from etcdlite.wal import Save
 from sim.simulation import Failure, Simulation
 

@@ -21,7 +21,7 @@ from typing import Any
 from etcdlite import proto
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import CLEANED
-from etcdlite.steps import finish
+from etcdlite.storage.steps import finish
 from sim.backup import check_state
 from sim.checkers import Oracle, Safety, Violation
 from sim.client import MAX_TTL_S, Client, Load

@@ -28,11 +28,11 @@ from typing import Any
 from faulty_disk import FaultyDisk
 
 from etcdlite import bootstrap, log, proto
-from etcdlite.data import SEGMENT_HEADER, DataDamaged, segment_name
 from etcdlite.member import Member
 from etcdlite.peer import Dial
 from etcdlite.peer_session import Accepted
 from etcdlite.raft import Config, Raft
+from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged, segment_name
 from etcdlite.wal import WALError
 
 DATA_DIR = "data"

@@ -43,7 +43,7 @@ import struct
 from collections.abc import Callable, Iterator
 from zlib import crc32
 
-from etcdlite.disk import Disk, File
+from etcdlite.storage.disk import Disk, File
 
 PUT = 1
 TOMBSTONE = 2

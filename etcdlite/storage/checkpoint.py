@@ -30,8 +30,8 @@ import struct
 from collections.abc import Iterator
 from zlib import crc32
 
-from etcdlite.data import DataDamaged, DataVersionError
-from etcdlite.disk import Disk
+from etcdlite.storage.data import DataDamaged, DataVersionError
+from etcdlite.storage.disk import Disk
 
 MAGIC = b"ETCDLCHK"
 FORMAT_VERSION = 1

@@ -1,0 +1,1 @@
+"""The store on disk: records in segments, the index over them, checkpoints."""
