@@ -14,11 +14,11 @@ from typing import Any
 import etcdlite
 from etcdlite import cluster, proto, txn
 from etcdlite.alarms import alarm_name
-from etcdlite.asked import Asked, Done
 from etcdlite.entry import CHECKPOINT, Session, needs_space
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.proto import FRAME_HEADER_BYTES, varint
+from etcdlite.request import Asked, Done
 
 _KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
 

@@ -18,8 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from etcdlite import log, proto
-from etcdlite.asked import Asked
 from etcdlite.errors import EtcdError, error
+from etcdlite.request import Asked
 
 if TYPE_CHECKING:
     from etcdlite.member import Member

@@ -39,7 +39,6 @@ from typing import Any
 from etcdlite import bootstrap, cluster, log, proto, txn
 from etcdlite.alarms import Alarms
 from etcdlite.applying import APPLIERS
-from etcdlite.asked import Done
 from etcdlite.cluster import Cluster
 from etcdlite.corruption import HashCheck
 from etcdlite.entry import (
@@ -79,6 +78,7 @@ from etcdlite.raft import (
     Snapshot,
 )
 from etcdlite.reading import Reads
+from etcdlite.request import Done
 from etcdlite.snap import Image, Incoming
 from etcdlite.wal import Save
 from etcdlite.watch import WatchHub

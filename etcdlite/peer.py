@@ -54,7 +54,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from etcdlite import __version__, log, proto
-from etcdlite.asked import Done
 from etcdlite.errors import EtcdError, error
 from etcdlite.metrics import Peer as PeerMetrics
 from etcdlite.proto import (
@@ -71,6 +70,7 @@ from etcdlite.proto import (
     ProtocolError,
 )
 from etcdlite.raft import Entry, Message
+from etcdlite.request import Done
 
 if TYPE_CHECKING:
     from etcdlite.member import Member
