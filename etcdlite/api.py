@@ -12,12 +12,13 @@ from functools import partial
 from typing import Any
 
 import etcdlite
-from etcdlite import cluster, proto, txn
-from etcdlite.alarms import alarm_name
-from etcdlite.entry import CHECKPOINT, Session, needs_space
+from etcdlite import proto, txn
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.proto import FRAME_HEADER_BYTES, varint
+from etcdlite.replica import membership as cluster
+from etcdlite.replica.alarms import alarm_name
+from etcdlite.replica.entry import CHECKPOINT, Session, needs_space
 from etcdlite.request import Asked, Done
 
 _KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number

@@ -34,9 +34,9 @@ from typing import Any, NamedTuple
 
 from etcdlite import api, proto
 from etcdlite.calls import Call, CallOwner
-from etcdlite.entry import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN
 from etcdlite.errors import UNKNOWN, EtcdError, error
 from etcdlite.member import Member
+from etcdlite.replica.entry import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN
 from etcdlite.watch import WatchStream
 
 LEASE_TTL_S = 60

@@ -44,13 +44,13 @@ import h11
 
 import etcdlite
 from etcdlite import api, gateway, log, proto
-from etcdlite.alarms import alarm_name
 from etcdlite.calls import Calls
-from etcdlite.entry import RANGE
 from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, NOT_FOUND, EtcdError, error
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.native import HIGH_WATER_BYTES
 from etcdlite.raft import ROLE_NAMES
+from etcdlite.replica.alarms import alarm_name
+from etcdlite.replica.entry import RANGE
 from etcdlite.streams import CALLS
 
 MAX_HEAD_BYTES = 32 * 1024

@@ -36,29 +36,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from etcdlite import bootstrap, cluster, log, proto, txn
-from etcdlite.alarms import Alarms
-from etcdlite.applying import APPLIERS
-from etcdlite.cluster import Cluster
-from etcdlite.corruption import HashCheck
-from etcdlite.entry import (
-    ALARM_METHOD,
-    CHECKPOINT,
-    COMPACT,
-    ENTRY_HEADER,
-    ENTRY_VERSION,
-    LEASE_REVOKE,
-    MEMBER_CHANGE,
-    PUBLISH,
-    PUT,
-    TXN,
-    Session,
-    Waiter,
-    decode_requests,
-    needs_space,
-)
+from etcdlite import bootstrap, log, proto, txn
 from etcdlite.errors import EtcdError, error
-from etcdlite.housekeeping import Housekeeping
 from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
@@ -77,7 +56,29 @@ from etcdlite.raft import (
     RequestDropped,
     Snapshot,
 )
-from etcdlite.reading import Reads
+from etcdlite.replica import membership as cluster
+from etcdlite.replica.alarms import Alarms
+from etcdlite.replica.corruption import HashCheck
+from etcdlite.replica.entry import (
+    ALARM_METHOD,
+    CHECKPOINT,
+    COMPACT,
+    ENTRY_HEADER,
+    ENTRY_VERSION,
+    LEASE_REVOKE,
+    MEMBER_CHANGE,
+    PUBLISH,
+    PUT,
+    TXN,
+    Session,
+    Waiter,
+    decode_requests,
+    needs_space,
+)
+from etcdlite.replica.maintenance import Housekeeping
+from etcdlite.replica.membership import Cluster
+from etcdlite.replica.reads import Reads
+from etcdlite.replica.state import APPLIERS
 from etcdlite.request import Done
 from etcdlite.snap import Image, Incoming
 from etcdlite.wal import Save

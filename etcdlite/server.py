@@ -42,7 +42,6 @@ import etcdlite
 from etcdlite import bootstrap, config, discovery, log, proto
 from etcdlite.client import Client, EtcdliteError
 from etcdlite.grpc import GrpcSession
-from etcdlite.housekeeping import AutoCompaction
 from etcdlite.http import HttpSession, Site
 from etcdlite.member import Member
 from etcdlite.metrics import Metrics
@@ -52,6 +51,7 @@ from etcdlite.peer_session import Accepted
 from etcdlite.proto import MAGIC
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
+from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.disk import Disk
 from etcdlite.wal import WAL, Save, WALError

@@ -10,11 +10,11 @@ from typing import Any
 
 from etcdlite import api, concurrency, log, proto, snap, txn
 from etcdlite.calls import Call, CallOwner
-from etcdlite.entry import RANGE
 from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
 from etcdlite.mvcc import RANGE_STEP_KEYS, key_range
 from etcdlite.proto import varint
+from etcdlite.replica.entry import RANGE
 from etcdlite.storage.data import DataDamaged
 
 MAX_SNAPSHOTS = 4

@@ -19,11 +19,11 @@ from faulty_disk import FaultyDisk
 from plain_model import PlainStore
 
 from etcdlite import mvcc, proto, txn
-from etcdlite.applying import APPLIERS
 from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
+from etcdlite.replica.state import APPLIERS
 from etcdlite.storage import index, steps
 from etcdlite.storage.data import RECORD_HEADER_BYTES, SEGMENT_HEADER
 from etcdlite.storage.index import DEAD, HEAD, PAST

@@ -9,8 +9,8 @@ import pytest
 from sim.world import Node, World
 
 from etcdlite import api, member, peer, proto, snap
-from etcdlite.alarms import CORRUPT, NOSPACE
 from etcdlite.errors import EtcdError, error
+from etcdlite.replica.alarms import CORRUPT, NOSPACE
 
 SMALL: dict[str, Any] = {
     "raft": {"log_tail_bytes": 2000},

@@ -10,8 +10,10 @@ from faulty_disk import FaultyDisk
 from member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from test_recovery import live
 
-from etcdlite import alarms, entry, member, mvcc, proto, reading, snap, txn
+from etcdlite import member, mvcc, proto, snap, txn
 from etcdlite.errors import error
+from etcdlite.replica import alarms, entry
+from etcdlite.replica import reads as reading
 from etcdlite.storage.data import OFFSET_MASK, DataDamaged, segment_name
 from etcdlite.storage.index import HEAD, PAST
 

@@ -31,7 +31,7 @@ from etcdlite.client import (
     Put,
     UnknownOutcome,
 )
-from etcdlite.housekeeping import REVISION_MODE_INTERVAL_S, AutoCompaction
+from etcdlite.replica.maintenance import REVISION_MODE_INTERVAL_S, AutoCompaction
 from etcdlite.storage import checkpoint, data
 from etcdlite.storage.disk import Disk, File
 

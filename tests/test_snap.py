@@ -13,10 +13,10 @@ from store_rig import check_store, take_small_steps
 from test_recovery import live, random_write
 
 from etcdlite import bootstrap, proto, snap
-from etcdlite.alarms import NOSPACE
 from etcdlite.bootstrap import StartError
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import ALARM, MEMBER
+from etcdlite.replica.alarms import NOSPACE
 from etcdlite.storage.data import segment_name
 from etcdlite.storage.disk import Disk
 

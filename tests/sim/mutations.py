@@ -20,23 +20,12 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from etcdlite import (
-    api,
-    bootstrap,
-    housekeeping,
-    lease,
-    member,
-    mvcc,
-    peer,
-    raft,
-    reading,
-    snap,
-    txn,
-    wal,
-)
+from etcdlite import api, bootstrap, lease, member, mvcc, peer, raft, snap, txn, wal
 from etcdlite import watch as watches
-from etcdlite.entry import PUT, RANGE
 from etcdlite.errors import error
+from etcdlite.replica import maintenance as housekeeping
+from etcdlite.replica import reads as reading
+from etcdlite.replica.entry import PUT, RANGE
 from etcdlite.storage import data, index
 from etcdlite.wal import Save
 from sim.simulation import Failure, Simulation

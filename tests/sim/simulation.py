@@ -45,10 +45,10 @@ TAIL_LINES = 40
 
 TUNABLES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("etcdlite.member", "APPLIES_PER_CHECK", (1, 2, 128)),
-    ("etcdlite.reading", "READS_PER_CHECK", (1, 128)),
+    ("etcdlite.replica.reads", "READS_PER_CHECK", (1, 128)),
     ("etcdlite.member", "MAX_ENTRY_BYTES", (300, 1 << 20)),
     ("etcdlite.member", "CHECKPOINT_LEASES_INTERVAL_S", (2.0, 300.0)),
-    ("etcdlite.reading", "MAX_SLOW_READS", (1, 4)),
+    ("etcdlite.replica.reads", "MAX_SLOW_READS", (1, 4)),
     ("etcdlite.mvcc", "RANGE_STEP_KEYS", (1, 3, 256)),
     ("etcdlite.mvcc", "EVENT_STEP_EVENTS", (1, 256)),
     ("etcdlite.mvcc", "CLEAN_STEP_RECORDS", (1, 4, 128)),
@@ -61,8 +61,8 @@ TUNABLES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("etcdlite.native", "HIGH_WATER_BYTES", (2000, 1 << 20)),
     ("etcdlite.snap", "CHUNK_BYTES", (700, 8000, 128 * 1024)),
     ("etcdlite.peer", "SNAPSHOT_BYTES_PER_S", (1_000_000, 64 << 20)),
-    ("etcdlite.housekeeping", "CHECKPOINT_BYTES_PER_KEY", (1, 64)),
-    ("etcdlite.housekeeping", "CLEAN_SHARE", (0.2, 0.5)),
+    ("etcdlite.replica.maintenance", "CHECKPOINT_BYTES_PER_KEY", (1, 64)),
+    ("etcdlite.replica.maintenance", "CLEAN_SHARE", (0.2, 0.5)),
 ]
 """Limits that are made small, so that what they bound happens often: (module, name, values)."""
 

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from etcdlite import txn
-from etcdlite.entry import (
+from etcdlite.mvcc import LEASE
+from etcdlite.proto import varint
+from etcdlite.replica.entry import (
     ALARM_METHOD,
     CHECKPOINT,
     COMPACT,
@@ -22,8 +24,6 @@ from etcdlite.entry import (
     TXN,
     Steps,
 )
-from etcdlite.mvcc import LEASE
-from etcdlite.proto import varint
 
 if TYPE_CHECKING:
     from etcdlite.member import Member

@@ -18,11 +18,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from etcdlite import log, proto, txn
-from etcdlite.entry import RANGE, TXN, Session, Steps, Waiter
 from etcdlite.errors import EtcdError, error
 from etcdlite.peer import KEEP_ALIVE
 from etcdlite.proto import varint
 from etcdlite.raft import NotLeader, RequestDropped
+from etcdlite.replica.entry import RANGE, TXN, Session, Steps, Waiter
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.steps import join_steps
 

@@ -20,8 +20,8 @@ from etcdlite.mvcc import Job
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
 
 if TYPE_CHECKING:
-    from etcdlite.entry import Session
     from etcdlite.member import Member
+    from etcdlite.replica.entry import Session
 
 CLEAN_SHARE = 0.5
 """Segments with at least this share of garbage are cleaned without being asked."""

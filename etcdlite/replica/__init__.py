@@ -1,0 +1,1 @@
+"""The replicated state machine: what committed entries change, and what reads see."""
