@@ -74,8 +74,8 @@ from etcdlite.request import Done
 
 if TYPE_CHECKING:
     from etcdlite.member import Member
-    from etcdlite.peer_session import Accepted
     from etcdlite.snap import Image
+    from etcdlite.wire.peer_session import Accepted
 
 INTRODUCE = 0xE8
 RAFT = 0xE9

@@ -41,13 +41,9 @@ from urllib.parse import urlsplit
 import etcdlite
 from etcdlite import bootstrap, config, discovery, log, proto
 from etcdlite.client import Client, EtcdliteError
-from etcdlite.grpc import GrpcSession
-from etcdlite.http import HttpSession, Site
 from etcdlite.member import Member
 from etcdlite.metrics import Metrics
-from etcdlite.native import HIGH_WATER_BYTES, NativeSession
 from etcdlite.peer import Dial, PeerConnection, SnapshotDial
-from etcdlite.peer_session import Accepted
 from etcdlite.proto import MAGIC
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
@@ -55,6 +51,10 @@ from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.disk import Disk
 from etcdlite.wal import WAL, Save, WALError
+from etcdlite.wire.grpc import GrpcSession
+from etcdlite.wire.http import HttpSession, Site
+from etcdlite.wire.native import HIGH_WATER_BYTES, NativeSession
+from etcdlite.wire.peer_session import Accepted
 
 RECEIVE_BYTES = 64 * 1024
 RECEIVE_SLICE_S = 0.005

@@ -46,7 +46,7 @@ from etcdlite.storage.disk import Disk, File
 
 if TYPE_CHECKING:
     from etcdlite.member import Member
-    from etcdlite.peer_session import Accepted
+    from etcdlite.wire.peer_session import Accepted
 
 MAGIC = b"ETCDLSNP"
 FORMAT_VERSION = 1

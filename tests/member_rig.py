@@ -15,11 +15,12 @@ from faulty_disk import FaultyDisk
 from plain_model import PlainStore
 from store_rig import check_store
 
-from etcdlite import api, bootstrap, proto, txn
+from etcdlite import bootstrap, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
 from etcdlite.raft import Config, Raft
 from etcdlite.storage.disk import Disk
+from etcdlite.wire import api
 
 DATA_DIR = "default.etcdlite"
 MEMBER_ID = 7

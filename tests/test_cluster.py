@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from sim.world import Node, World
 
-from etcdlite import api, member, peer, proto, snap
+from etcdlite import member, peer, proto, snap
 from etcdlite.errors import EtcdError, error
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
+from etcdlite.wire import api
 
 SMALL: dict[str, Any] = {
     "raft": {"log_tail_bytes": 2000},

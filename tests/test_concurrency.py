@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from conftest import LoneMember
 
-from etcdlite import concurrency, errors, proto
-from etcdlite.calls import Calls
+from etcdlite import errors, proto
 from etcdlite.client import operations as client_calls
 from etcdlite.client import scripts as recipes
 from etcdlite.errors import UNKNOWN, EtcdError
+from etcdlite.wire import locks as concurrency
+from etcdlite.wire.calls import Calls
 
 ENDED = "ended"
 EVERYTHING = proto.RangeRequest(key=b"\0", range_end=b"\0")

@@ -18,13 +18,13 @@ from conftest import LoneMember
 from etcdlite import log, proto, snap
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
-from etcdlite.native import MAX_UNSENT_BYTES, NativeSession
 from etcdlite.proto import HANDSHAKE, MAGIC
 from etcdlite.raft import Entry, HardState
 from etcdlite.storage import checkpoint, data
 from etcdlite.storage.data import DataDamaged, DataFile
 from etcdlite.storage.disk import Disk
 from etcdlite.wal import WAL, WALError
+from etcdlite.wire.native import MAX_UNSENT_BYTES, NativeSession
 
 ROUNDS = pytest.mark.parametrize(
     "seed", [*range(4), *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 40))]

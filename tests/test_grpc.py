@@ -25,11 +25,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_http2 import frames
 
-from etcdlite import errors, http2, proto, reflection
+from etcdlite import errors, proto
 from etcdlite.errors import error
-from etcdlite.grpc import ROUTES, GrpcSession, percent_encode, read_request
-from etcdlite.health import fields
-from etcdlite.http2 import GHOST
+from etcdlite.wire import http2, reflection
+from etcdlite.wire.grpc import ROUTES, GrpcSession, percent_encode, read_request
+from etcdlite.wire.health import fields
+from etcdlite.wire.http2 import GHOST
 
 KV = "/etcdserverpb.KV/"
 SNAPSHOT = "/etcdserverpb.Maintenance/Snapshot"

@@ -28,9 +28,10 @@ from conftest import PATIENCE_S, LoneMember, wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etcdlite import gateway, proto
+from etcdlite import proto
 from etcdlite.errors import EtcdError, error
-from etcdlite.http import (
+from etcdlite.wire import gateway
+from etcdlite.wire.http import (
     BODY_TIMEOUT_S,
     HEAD_TIMEOUT_S,
     HIGH_WATER_BYTES,

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etcdlite import headers, http2
-from etcdlite.headers import HeaderFault, Unpacker, pack
-from etcdlite.http2 import (
+from etcdlite.wire import hpack as headers
+from etcdlite.wire import http2
+from etcdlite.wire.hpack import HeaderFault, Unpacker, pack
+from etcdlite.wire.http2 import (
     ACK,
     COMPRESSION_ERROR,
     CONTINUATION,

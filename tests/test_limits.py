@@ -22,8 +22,8 @@ from etcdlite.client import (
     TooManyOps,
 )
 from etcdlite.member import SLICE_S
-from etcdlite.native import HIGH_WATER_BYTES, MAX_OPEN_REQUESTS, NativeSession
 from etcdlite.proto import FRAME, HANDSHAKE, MAGIC
+from etcdlite.wire.native import HIGH_WATER_BYTES, MAX_OPEN_REQUESTS, NativeSession
 
 MAX_REQUEST_BYTES = 1_572_864
 """The server's default."""

@@ -14,9 +14,9 @@ from conftest import LoneMember
 from prometheus_client.parser import text_string_to_metric_families
 
 from etcdlite import __version__, errors, metrics, proto
-from etcdlite.grpc import GrpcSession
-from etcdlite.headers import pack
 from etcdlite.metrics import Histogram, Metrics
+from etcdlite.wire.grpc import GrpcSession
+from etcdlite.wire.hpack import pack
 
 ETCD = """
   etcd_cluster_version gauge cluster_version

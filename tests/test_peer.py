@@ -22,7 +22,6 @@ from etcdlite.peer import (
     decode_message,
     encode_message,
 )
-from etcdlite.peer_session import Accepted
 from etcdlite.proto import (
     END,
     ERROR,
@@ -34,6 +33,7 @@ from etcdlite.proto import (
     ProtocolError,
 )
 from etcdlite.raft import APP, HEARTBEAT, Entry, Message
+from etcdlite.wire.peer_session import Accepted
 
 U64 = st.integers(0, 2**64 - 1)
 SMALL = st.integers(0, 2**40)

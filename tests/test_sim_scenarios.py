@@ -14,9 +14,10 @@ from sim.mutations import Mutation, prepare
 from sim.simulation import Failure
 from test_cluster import SMALL, Asker, Cluster, state
 
-from etcdlite import api, proto
+from etcdlite import proto
 from etcdlite.errors import EtcdError
 from etcdlite.snap import SnapshotError
+from etcdlite.wire import api
 
 CRASHES = {"kill": 20.0, "power": 20.0, "trip": 40.0}
 MINUTES = 0.1
@@ -67,7 +68,7 @@ def test_15220_progress_is_not_told_ahead_of_the_events() -> None:
         load={"watches": 3, "slow": 1.0, "put": 80.0},
         faults={"hang_up": 30.0},
         tunables={
-            ("etcdlite.native", "HIGH_WATER_BYTES"): 2000,
+            ("etcdlite.wire.native", "HIGH_WATER_BYTES"): 2000,
             ("etcdlite.watch", "SLICE_BYTES"): 200,
         },
     )
@@ -126,7 +127,7 @@ def test_17529_a_starved_stream_loses_no_event() -> None:
     aim(
         load={"watches": 3, "slow": 1.0, "put": 80.0, "delete": 20.0},
         faults={"away": 20.0, "slow_way": 20.0},
-        tunables={("etcdlite.native", "HIGH_WATER_BYTES"): 2000},
+        tunables={("etcdlite.wire.native", "HIGH_WATER_BYTES"): 2000},
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from etcdlite import proto
 from etcdlite.errors import EtcdError, error
-from etcdlite.native import NativeSession
 from etcdlite.storage.data import DataDamaged
+from etcdlite.wire.native import NativeSession
 from sim.backup import check_backup
 from sim.checkers import Op, Oracle, Violation, Watched
 from sim.world import Node, Wire, World

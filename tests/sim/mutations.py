@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from etcdlite import api, bootstrap, lease, member, mvcc, peer, raft, snap, txn, wal
+from etcdlite import bootstrap, lease, member, mvcc, peer, raft, snap, txn, wal
 from etcdlite import watch as watches
 from etcdlite.errors import error
 from etcdlite.replica import maintenance as housekeeping
@@ -28,6 +28,7 @@ from etcdlite.replica import reads as reading
 from etcdlite.replica.entry import PUT, RANGE
 from etcdlite.storage import data, index
 from etcdlite.wal import Save
+from etcdlite.wire import api
 from sim.simulation import Failure, Simulation
 
 MOST_SEEDS = 60
@@ -503,7 +504,8 @@ def _watch_does_not_start_at_its_revision(patch: Patch) -> None:
 
 
 @mutation(
-    load={"watches": 3.0, "slow": 1.0}, tunables={("etcdlite.native", "HIGH_WATER_BYTES"): 2000}
+    load={"watches": 3.0, "slow": 1.0},
+    tunables={("etcdlite.wire.native", "HIGH_WATER_BYTES"): 2000},
 )
 def _progress_is_told_though_events_are_missing(patch: Patch) -> None:
     def hasty(self: Any) -> None:

@@ -58,7 +58,7 @@ TUNABLES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("etcdlite.watch", "SLICE_BYTES", (200, 64 * 1024)),
     ("etcdlite.watch", "MAX_WATCHES_PER_SLICE", (1, 256)),
     ("etcdlite.watch", "MAX_RESPONSE_BYTES", (300, 1 << 20)),
-    ("etcdlite.native", "HIGH_WATER_BYTES", (2000, 1 << 20)),
+    ("etcdlite.wire.native", "HIGH_WATER_BYTES", (2000, 1 << 20)),
     ("etcdlite.snap", "CHUNK_BYTES", (700, 8000, 128 * 1024)),
     ("etcdlite.peer", "SNAPSHOT_BYTES_PER_S", (1_000_000, 64 << 20)),
     ("etcdlite.replica.maintenance", "CHECKPOINT_BYTES_PER_KEY", (1, 64)),
@@ -449,7 +449,7 @@ class _Probe:
         self._op = oracle.begin("KV.Put", request, self, True)
         number = self._op.number
         frame = proto.frame(self._op.id, number, 0, request.encode())
-        from etcdlite import api
+        from etcdlite.wire import api
 
         def work() -> None:
             try:

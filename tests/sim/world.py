@@ -30,10 +30,10 @@ from faulty_disk import FaultyDisk
 from etcdlite import bootstrap, log, proto
 from etcdlite.member import Member
 from etcdlite.peer import Dial
-from etcdlite.peer_session import Accepted
 from etcdlite.raft import Config, Raft
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged, segment_name
 from etcdlite.wal import WALError
+from etcdlite.wire.peer_session import Accepted
 
 DATA_DIR = "data"
 TICK_S = 0.1

@@ -43,15 +43,16 @@ from urllib.parse import parse_qs, unquote
 import h11
 
 import etcdlite
-from etcdlite import api, gateway, log, proto
-from etcdlite.calls import Calls
+from etcdlite import log, proto
 from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, NOT_FOUND, EtcdError, error
 from etcdlite.member import OVERHEAD_BYTES, Member
-from etcdlite.native import HIGH_WATER_BYTES
 from etcdlite.raft import ROLE_NAMES
 from etcdlite.replica.alarms import alarm_name
 from etcdlite.replica.entry import RANGE
-from etcdlite.streams import CALLS
+from etcdlite.wire import api, gateway
+from etcdlite.wire.calls import Calls
+from etcdlite.wire.native import HIGH_WATER_BYTES
+from etcdlite.wire.streams import CALLS
 
 MAX_HEAD_BYTES = 32 * 1024
 """Of a request's first line and headers (or trailers) together."""
@@ -981,7 +982,7 @@ def _state(member: Member) -> dict[str, Any]:
 def _page() -> tuple[str, str]:
     """The page, and the Content-Security-Policy that lets it run nothing but its own script and
     reach nothing but this server."""
-    page = resources.files("etcdlite").joinpath("page.html").read_text("utf-8")
+    page = resources.files("etcdlite.wire").joinpath("page.html").read_text("utf-8")
     hashes = {}
     for element in ("script", "style"):
         content = page.partition(f"<{element}>")[2].partition(f"</{element}>")[0]

@@ -32,12 +32,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
-from etcdlite import api, proto
-from etcdlite.calls import Call, CallOwner
+from etcdlite import proto
 from etcdlite.errors import UNKNOWN, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.replica.entry import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN
 from etcdlite.watch import WatchStream
+from etcdlite.wire import api
+from etcdlite.wire.calls import Call, CallOwner
 
 LEASE_TTL_S = 60
 """Of the lease that is made for a request with lease 0."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from etcdlite import __version__, api, log, proto
+from etcdlite import __version__, log, proto
 from etcdlite.errors import FAILED_PRECONDITION, INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.metrics import Peer as PeerMetrics
@@ -36,6 +36,7 @@ from etcdlite.proto import (
     ProtocolError,
 )
 from etcdlite.snap import SnapshotError
+from etcdlite.wire import api
 
 _PEER_METHODS = frozenset(
     proto.METHOD_BY_NAME[name].number

@@ -23,9 +23,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from etcdlite import api, health, proto, reflection
-from etcdlite.api import Handler
-from etcdlite.calls import Call, Calls
+from etcdlite import proto
 from etcdlite.errors import (
     CANCELED,
     INTERNAL,
@@ -35,8 +33,14 @@ from etcdlite.errors import (
     EtcdError,
     error,
 )
-from etcdlite.headers import Headers, pack
-from etcdlite.http2 import (
+from etcdlite.member import OVERHEAD_BYTES, Member
+from etcdlite.metrics import ClientRequests, Metrics, Rpc
+from etcdlite.proto import FRAME, MIN_FRAME_LENGTH, DecodeError
+from etcdlite.wire import api, health, reflection
+from etcdlite.wire.api import Handler
+from etcdlite.wire.calls import Call, Calls
+from etcdlite.wire.hpack import Headers, pack
+from etcdlite.wire.http2 import (
     END_HEADERS,
     END_STREAM,
     FRAME_HEADER_BYTES,
@@ -48,10 +52,7 @@ from etcdlite.http2 import (
     Connection,
     Stream,
 )
-from etcdlite.member import OVERHEAD_BYTES, Member
-from etcdlite.metrics import ClientRequests, Metrics, Rpc
-from etcdlite.proto import FRAME, MIN_FRAME_LENGTH, DecodeError
-from etcdlite.streams import CALLS
+from etcdlite.wire.streams import CALLS
 
 MAX_PARTIAL_BYTES = 32 << 20
 """Of requests that have not come whole, per connection; one that goes beyond is refused."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-from etcdlite import api, concurrency, log, proto, snap, txn
-from etcdlite.calls import Call, CallOwner
+from etcdlite import log, proto, snap, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
 from etcdlite.mvcc import RANGE_STEP_KEYS, key_range
 from etcdlite.proto import varint
 from etcdlite.replica.entry import RANGE
 from etcdlite.storage.data import DataDamaged
+from etcdlite.wire import api
+from etcdlite.wire import locks as concurrency
+from etcdlite.wire.calls import Call, CallOwner
 
 MAX_SNAPSHOTS = 4
 """Backups that are sent at once: each keeps files open, and their space taken."""

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from etcdlite import __version__, api, proto
-from etcdlite.calls import Calls
+from etcdlite import __version__, proto
 from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError, error
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.proto import (
@@ -32,7 +31,9 @@ from etcdlite.proto import (
     DecodeError,
     ProtocolError,
 )
-from etcdlite.streams import CALLS
+from etcdlite.wire import api
+from etcdlite.wire.calls import Calls
+from etcdlite.wire.streams import CALLS
 
 MAX_OPEN_REQUESTS = 65_536
 MAX_PING_BYTES = 64

@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from etcdlite.headers import (
+from etcdlite.wire.hpack import (
     MAX_LIST_BYTES,
     TABLE_BYTES,
     Field,

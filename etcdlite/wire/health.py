@@ -10,10 +10,10 @@ Check refuses another name with NOT_FOUND, and Watch answers SERVICE_UNKNOWN.
 from __future__ import annotations
 
 from etcdlite import proto
-from etcdlite.calls import Call, CallOwner
 from etcdlite.errors import NOT_FOUND, EtcdError
 from etcdlite.member import Member
 from etcdlite.proto import DecodeError, varint
+from etcdlite.wire.calls import Call, CallOwner
 
 SERVICE = "grpc.health.v1.Health"
 

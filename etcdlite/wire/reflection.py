@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from functools import cache
 
-from etcdlite import health, proto
-from etcdlite.calls import Call
+from etcdlite import proto
 from etcdlite.errors import INVALID_ARGUMENT, NOT_FOUND, error
-from etcdlite.health import fields, sized
 from etcdlite.proto import Field, varint
+from etcdlite.wire import health
+from etcdlite.wire.calls import Call
+from etcdlite.wire.health import fields, sized
 
 SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
