@@ -2,7 +2,7 @@
 
 They exist so that etcdlite and etcd are measured through clients of the same kind and cost: plain
 Python, bytes in and bytes out, one socket each, no threads. They are no examples of a good client
-(`etcdlite/client.py` is): no retry, no failover, an error ends the benchmark.
+(`etcdlite/client/blocking.py` is): no retry, no failover, an error ends the benchmark.
 
 The gRPC side speaks as much HTTP/2 (RFC 9113) as unary calls need. Its header block is written
 once per method, from the static table and literals; the peer is told to keep no dynamic table

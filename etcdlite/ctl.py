@@ -1,8 +1,8 @@
 """etcdlite-ctl: the command line client, with etcdctl 3.5's commands, arguments and output.
 
 This file has the table of commands, help, shell completion and `main`. The other parts:
-ctl_input.py what the user wrote, ctl_session.py the connection, ctl_commands.py, ctl_watch.py and
-ctl_check.py what the commands do, ctl_output.py what they print.
+input.py what the user wrote, session.py the connection, commands.py, watch.py and
+check.py what the commands do, output.py what they print.
 
 Exit status, as etcdctl's: 0 done; 1 the server, the network or the command failed; 2 a lease to
 keep alive is not there; 3 input (a transaction, an interactive watch) does not parse; 4 an option

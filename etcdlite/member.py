@@ -1,8 +1,8 @@
 """One cluster member, sans-IO: requests in, replies out, and what must be written in between.
 
-A member joins consensus (`raft.py`), the state machine (`mvcc.py`, `lease.py`, `cluster.py`), the
-watches (`watch.py`) and the way to the other members (`peer.py`). It owns no socket, file handle,
-thread or clock: its owner
+A member joins consensus (`raft.py`), the state machine (`mvcc.py`, `lease.py`, `membership.py`),
+the watches (`watch.py`) and the way to the other members (`peer.py`). It owns no socket, file
+handle, thread or clock: its owner
 
 - hands it work: `propose` and `read` (from `api.py`), what the connections of `peer.py` receive,
   `persisted`, `tick`, `finished`;

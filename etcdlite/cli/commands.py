@@ -1,6 +1,6 @@
 """The commands of etcdlite-ctl, one function each: from a Session to an exit status.
 
-`watch` is in ctl_watch.py, `check` in ctl_check.py, the table that names them all in ctl.py.
+`watch` is in watch.py, `check` in check.py, the table that names them all in ctl.py.
 
 Invariants: a command checks its arguments before it talks to a server; it writes to standard output
 only what etcdctl does; what it holds (a lock, a lease, a half-written file) it gives back however

@@ -1,11 +1,11 @@
-"""The asyncio shell of the Python client; `client.py` is the blocking one, and says more.
+"""The asyncio shell of the Python client; `blocking.py` is the blocking one, and says more.
 
 Any number of tasks share one `AsyncClient`. It has one connection, to one of its endpoints; the
 frames that one turn of the event loop queues are sent with one write. Streams of the low level
 (`AsyncClient.stream`) have a connection each, so that TCP slows down a server whose stream nobody
 reads. A call that is cancelled (as by `asyncio.timeout`) is cancelled on the server too.
 
-The invariants are those of `client.py`.
+The invariants are those of `blocking.py`.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@
         with client.lock("job", ttl=10):
             ...
 
-docs/python-client.md is the guide. The parts: `client_core.py` is the connection,
-`client_errors.py` what can go wrong, `client_calls.py` requests and results, `recipes.py` locks and
-elections, `client_async.py` the asyncio shell; this file is the blocking shell and the place to
+docs/python-client.md is the guide. The parts: `connection.py` is the connection,
+`errors.py` what can go wrong, `operations.py` requests and results, `scripts.py` locks and
+elections, `aio.py` the asyncio shell; this file is the blocking shell and the place to
 import everything from.
 
 Any number of threads share one `Client`. It has one connection, to one of its endpoints: each call

@@ -2,7 +2,7 @@
 
 Nothing here does input or output. Each operation is a function that builds an `Op`: the method's
 name, the request message, and how to make the typed result from the response. The shells
-(`client.py`, `client_async.py`) make a method of each and do the talking; the same ops, under
+(`blocking.py`, `aio.py`) make a method of each and do the talking; the same ops, under
 their capitalised names (`Put`, `Get`, `Range`, `Delete`, `Txn`), are the branches of a transaction.
 
 Keys and values go in as bytes or str (encoded as UTF-8) and come out as bytes, always. Which keys

@@ -50,7 +50,7 @@ MAX_SENT_FRAME_BYTES = 65_536
 """Larger ones are not sent even if the peer takes them: streams shall take turns."""
 
 MAX_BLOCK_BYTES = MAX_LIST_BYTES
-"""Of a header block, packed; unpacked see `headers.py` (ENHANCE_YOUR_CALM)."""
+"""Of a header block, packed; unpacked see `hpack.py` (ENHANCE_YOUR_CALM)."""
 
 MAX_CONTINUATIONS = 32
 """Frames that one header block may be spread over (ENHANCE_YOUR_CALM)."""

@@ -1,6 +1,6 @@
 """The Lock and Election services: waiting in line on behalf of a client, at the server.
 
-The lines are those of `recipes.py` and of etcd's `client/v3/concurrency`: under a name, whoever
+The lines are those of `scripts.py` and of etcd's `client/v3/concurrency`: under a name, whoever
 wants in has the key `<name>/<lease id in hexadecimal>`, attached to his lease; the oldest key (by
 create_revision) holds the lock or leads, and everyone else waits until no older key is left. So
 locks taken here, with a recipe, and with etcd's clients exclude each other.
