@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, ServerProcess, wait_until
+from rigs.processes import ROOT, ServerProcess, wait_until
 from test_cluster_live import LiveCluster, cluster, free_ports
 from test_discovery import FakeDns, fake_dns
 
@@ -175,7 +175,7 @@ def local_cluster(folder: Path, ports: list[int]) -> subprocess.Popen[str]:
     pairs = zip(ports[::2], ports[1::2], strict=True)
     members = {f"m{number}": pair for number, pair in enumerate(pairs, 1)}
     code = (
-        "import sys; from etcdlite import local_cluster; "
+        "import sys; from etcdlite.cli import local_cluster; "
         f"local_cluster.MEMBERS = {members}; local_cluster.RESTART_S = 0.1; "
         f"sys.exit(local_cluster.main([{str(folder)!r}]))"
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import DROP, GREETING, IGNORE, FakeConnection, FakeServer, FakeStore
-from shells import Facade, LoopThread
+from rigs.fake_server import DROP, GREETING, IGNORE, FakeConnection, FakeServer, FakeStore
+from rigs.shells import Facade, LoopThread
 
 from etcdlite import proto
 from etcdlite.client import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fake_server import GREETING
 from hypothesis import given
 from hypothesis import strategies as st
+from rigs.fake_server import GREETING
 
 from etcdlite import errors, proto
 from etcdlite.client import (

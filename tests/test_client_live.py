@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shells import Facade, LoopThread
+from rigs.shells import Facade, LoopThread
 
 from etcdlite import proto
 from etcdlite.client import (

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE_S, SMALL_FILES, ServerProcess, wait_until
-from history import History, Operation
+from rigs.history import History, Operation
+from rigs.processes import PATIENCE_S, SMALL_FILES, ServerProcess, wait_until
 
 from etcdlite import proto
 from etcdlite.client import Client, EtcdliteError, Timeout

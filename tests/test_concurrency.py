@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LoneMember
+from rigs.lone_member import LoneMember
 
 from etcdlite import errors, proto
 from etcdlite.client import operations as client_calls

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
-from conftest import PATIENCE_S, SMALL_FILES, ServerProcess, wait_until
+from rigs.processes import PATIENCE_S, SMALL_FILES, ServerProcess, wait_until
 
 from etcdlite.client import (
     Client,

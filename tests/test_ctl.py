@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from ctl_runner import run_ctl
 from hypothesis import given
 from hypothesis import strategies as st
+from rigs.ctl_runner import run_ctl
+from rigs.processes import ROOT
 
 from etcdlite import ctl, proto
 from etcdlite.cli import check as ctl_check

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ServerProcess, wait_until
-from ctl_runner import Ended, run_ctl
-from real_etcd import distributed, without_settings
+from rigs.ctl_runner import Ended, run_ctl
+from rigs.processes import ServerProcess, wait_until
+from rigs.real_etcd import distributed, without_settings
 from test_cluster_live import LiveCluster, free_ports
 
 from etcdlite.client import Client, Member

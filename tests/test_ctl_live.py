@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, ROOT, ServerFactory, ServerProcess, wait_until
-from ctl_runner import Ended, run_ctl
+from rigs.ctl_runner import Ended, run_ctl
+from rigs.processes import PATIENCE_S, ROOT, ServerFactory, ServerProcess, wait_until
 
 from etcdlite.cli import check as ctl_check
 

@@ -7,7 +7,7 @@ import struct
 from zlib import crc32
 
 import pytest
-from faulty_disk import FaultyDisk
+from rigs.faulty_disk import FaultyDisk
 
 from etcdlite.storage.data import (
     BUCKET,

@@ -12,8 +12,8 @@ import dns.rcode
 import dns.resolver
 import dns.rrset
 import pytest
-from ctl_runner import run_ctl
-from fake_server import FakeServer
+from rigs.ctl_runner import run_ctl
+from rigs.fake_server import FakeServer
 
 from etcdlite import discovery
 from etcdlite.discovery import DiscoveryError

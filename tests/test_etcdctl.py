@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import PATIENCE_S, ServerFactory, wait_until
-from ctl_runner import Ended
-from real_etcd import distributed, running_etcd, without_settings
+from rigs.ctl_runner import Ended
+from rigs.processes import PATIENCE_S, ServerFactory, wait_until
+from rigs.real_etcd import distributed, running_etcd, without_settings
 from test_ctl_live import PLAIN, PRINTED
 
 from etcdlite import proto

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import LoneMember
+from rigs.lone_member import LoneMember
 
 from etcdlite import log, proto, snap
 from etcdlite.lease import Lessor

@@ -19,10 +19,11 @@ import h2.connection
 import h2.events
 import h2.settings
 import pytest
-from conftest import LoneMember, wait_until
 from google.protobuf import descriptor_pb2, descriptor_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rigs.lone_member import LoneMember
+from rigs.processes import wait_until
 from test_http2 import frames
 
 from etcdlite import errors, proto

@@ -45,9 +45,9 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
-from conftest import PATIENCE_S, ServerFactory, wait_until
-from plain_model import KEYS, LEASES, Requests, within
-from real_etcd import running_etcd
+from rigs.plain_model import KEYS, LEASES, Requests, within
+from rigs.processes import PATIENCE_S, ServerFactory, wait_until
+from rigs.real_etcd import running_etcd
 from test_txn import may_be_overlooked, settle_ties
 
 from etcdlite import proto, txn

@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 
 import h11
 import pytest
-from conftest import PATIENCE_S, LoneMember, wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rigs.lone_member import LoneMember
+from rigs.processes import PATIENCE_S, wait_until
 
 from etcdlite import proto
 from etcdlite.errors import EtcdError, error

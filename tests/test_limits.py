@@ -11,7 +11,8 @@ import sys
 import threading
 
 import pytest
-from conftest import PATIENCE_S, LoneMember, RawConnection, ServerProcess, wait_until
+from rigs.lone_member import LoneMember
+from rigs.processes import PATIENCE_S, RawConnection, ServerProcess, wait_until
 
 from etcdlite import errors, proto
 from etcdlite import server as server_module

@@ -6,8 +6,8 @@ import random
 from typing import Any
 
 import pytest
-from faulty_disk import FaultyDisk
-from member_rig import DATA_DIR, MEMBER_ID, MemberRig
+from rigs.faulty_disk import FaultyDisk
+from rigs.member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from test_recovery import live
 
 from etcdlite import member, mvcc, proto, snap, txn

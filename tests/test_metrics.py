@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import LoneMember
 from prometheus_client.parser import text_string_to_metric_families
+from rigs.lone_member import LoneMember
 
 from etcdlite import __version__, errors, metrics, proto
 from etcdlite.metrics import Histogram, Metrics

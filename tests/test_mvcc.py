@@ -13,8 +13,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from plain_model import Requests
-from store_rig import DIRECTORY, EVERYTHING, StoreRig, finish, outcome, take_small_steps
+from rigs.plain_model import Requests
+from rigs.store_rig import DIRECTORY, EVERYTHING, StoreRig, finish, outcome, take_small_steps
 
 from etcdlite import mvcc, proto, txn
 from etcdlite.errors import EtcdError, error

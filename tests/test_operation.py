@@ -17,7 +17,8 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
-from conftest import PATIENCE_S, ROOT, LoneMember, ServerProcess, wait_until
+from rigs.lone_member import LoneMember
+from rigs.processes import PATIENCE_S, ROOT, ServerProcess, wait_until
 
 from etcdlite import config, proto
 from etcdlite import server as server_module

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S
+from rigs.processes import PATIENCE_S
 
 from etcdlite import proto, snap
 from etcdlite.client import Compacted, Put

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from faulty_disk import FaultyDisk
-from member_rig import DATA_DIR, MemberRig, Story
-from plain_model import Requests
-from store_rig import take_small_steps
+from rigs.faulty_disk import FaultyDisk
+from rigs.member_rig import DATA_DIR, MemberRig, Story
+from rigs.plain_model import Requests
+from rigs.store_rig import take_small_steps
 
 from etcdlite import bootstrap, proto, txn
 from etcdlite.errors import EtcdError

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from member_rig import MemberRig
-from store_rig import check_store, take_small_steps
+from rigs.member_rig import MemberRig
+from rigs.store_rig import check_store, take_small_steps
 from test_recovery import live, random_write
 
 from etcdlite import bootstrap, proto, snap

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from faulty_disk import FaultyDisk
-from store_rig import DIRECTORY, check_index
+from rigs.faulty_disk import FaultyDisk
+from rigs.store_rig import DIRECTORY, check_index
 
 from etcdlite import mvcc, proto, txn
 from etcdlite.lease import Lessor

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plain_model import KEYS, Requests
-from store_rig import StoreRig, take_small_steps
+from rigs.plain_model import KEYS, Requests
+from rigs.store_rig import StoreRig, take_small_steps
 
 from etcdlite import proto, txn
 from etcdlite.errors import EtcdError, error

@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Callable
 
 import pytest
-from faulty_disk import SIZE, FaultyDisk
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from rigs.faulty_disk import SIZE, FaultyDisk
 
 from etcdlite import wal as wal_module
 from etcdlite.raft import Entry, HardState

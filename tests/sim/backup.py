@@ -6,7 +6,7 @@ import hashlib
 import io
 from typing import Any
 
-from faulty_disk import FaultyDisk
+from rigs.faulty_disk import FaultyDisk
 
 from etcdlite import proto, snap
 from etcdlite.lease import Lessor

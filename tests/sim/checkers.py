@@ -31,7 +31,7 @@ import struct
 from typing import Any
 from zlib import crc32
 
-from plain_model import PlainStore, within
+from rigs.plain_model import PlainStore, within
 
 from etcdlite import proto
 from etcdlite.errors import EtcdError, error

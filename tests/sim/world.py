@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import Any
 
-from faulty_disk import FaultyDisk
+from rigs.faulty_disk import FaultyDisk
 
 from etcdlite import bootstrap, log, proto
 from etcdlite.member import Member

@@ -11,16 +11,15 @@ import contextlib
 import random
 from typing import Any, NamedTuple
 
-from faulty_disk import FaultyDisk
-from plain_model import PlainStore
-from store_rig import check_store
-
 from etcdlite import bootstrap, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
 from etcdlite.raft import Config, Raft
 from etcdlite.storage.disk import Disk
 from etcdlite.wire import api
+from rigs.faulty_disk import FaultyDisk
+from rigs.plain_model import PlainStore
+from rigs.store_rig import check_store
 
 DATA_DIR = "default.etcdlite"
 MEMBER_ID = 7

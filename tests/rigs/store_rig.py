@@ -15,8 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from faulty_disk import FaultyDisk
-from plain_model import PlainStore
 
 from etcdlite import mvcc, proto, txn
 from etcdlite.errors import EtcdError
@@ -27,6 +25,8 @@ from etcdlite.replica.state import APPLIERS
 from etcdlite.storage import index, steps
 from etcdlite.storage.data import RECORD_HEADER_BYTES, SEGMENT_HEADER
 from etcdlite.storage.index import DEAD, HEAD, PAST
+from rigs.faulty_disk import FaultyDisk
+from rigs.plain_model import PlainStore
 
 DIRECTORY = "data"
 EVERYTHING = proto.RangeRequest(key=b"\x00", range_end=b"\x00")

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+
+from rigs.processes import wait_until
 
 
 def distributed(name: str) -> str:

@@ -1,0 +1,1 @@
+"""What tests share: processes, members without sockets, faulty disks, models."""

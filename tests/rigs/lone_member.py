@@ -1,0 +1,93 @@
+"""A server's code in process, without sockets."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from etcdlite import bootstrap, proto
+from etcdlite.member import Member
+from etcdlite.raft import Config as RaftConfig
+from etcdlite.raft import Raft
+from etcdlite.storage.disk import Disk
+
+
+class LoneMember:
+    """A member alone in its cluster over a folder, driven by hand: what `server.py` does with
+    threads and sockets, done at once and in order."""
+
+    def __init__(
+        self, path: Path, *, seed: int = 0, disk: Disk | None = None, **options: Any
+    ) -> None:
+        disk = Disk() if disk is None else disk
+        directory = str(path)
+        sizes = {"segment_bytes": 1 << 16, "wal_segment_bytes": 1 << 16}
+        if not bootstrap.exists(disk, directory):
+            identity = proto.Member(ID=7, name="lone")
+            founding = bootstrap.Founding(8, 7, [identity])
+            bootstrap.create(disk, directory, "", founding, **sizes)
+        opened = bootstrap.open_member(
+            disk, directory, "", min_ttl_s=2, sync_enabled=False, **sizes
+        )
+        rng = random.Random(seed)
+        self.now = 0.0
+        """The member's clock, in seconds; `tick` moves it."""
+        raft = Raft(
+            RaftConfig(id=7, election_ticks=10),
+            rng,
+            voters=[7],
+            hard_state=opened.hard_state,
+            snapshot_index=opened.log_index,
+            snapshot_term=opened.log_term,
+            entries=opened.entries,
+            applied=opened.store.applied_index,
+        )
+        settings: dict[str, Any] = {
+            "quota_bytes": 1 << 31,
+            "max_request_bytes": 1_572_864,
+            "max_txn_ops": 128,
+            "request_timeout_s": 7.0,
+            "election_timeout_s": 1.0,
+            "progress_interval_s": 600.0,
+            "warn_apply_s": 1e9,
+            "warn_request_s": 1e9,
+            "checkpoint_bytes": 1 << 16,
+        }
+        self.wal = opened.wal
+        self.member = Member(
+            member_id=7,
+            cluster_id=8,
+            store=opened.store,
+            lessor=opened.lessor,
+            raft=raft,
+            clock=lambda: self.now,
+            rng=rng,
+            **{**settings, **options},
+        )
+        self.settle()
+
+    def settle(self) -> None:
+        """Turn until there is nothing left to do."""
+        member = self.member
+        while True:
+            member.turn()
+            saves = member.take_saves()
+            self.wal.save_all(saves)
+            member.persisted(saves)
+            member.housekeep()
+            task = member.take_task()
+            if task is not None:
+                task()
+                member.finished()
+            elif not (saves or member.has_work):
+                return
+
+    def tick(self, seconds: float = 0.1) -> None:
+        self.now += seconds
+        self.member.tick()
+        self.settle()
+
+    def close(self) -> None:
+        self.member.housekeeping.close()
+        self.wal.close()
