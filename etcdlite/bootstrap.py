@@ -16,7 +16,6 @@ from its peer URLs and the cluster token, the cluster's from its members'.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterable
@@ -26,6 +25,7 @@ from etcdlite import proto
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import MEMBER, REMOVED, Store
 from etcdlite.raft import Entry, HardState
+from etcdlite.replica.membership import derive_cluster_id, derive_member_id
 from etcdlite.storage import checkpoint
 from etcdlite.storage.checkpoint import NAME as CHECKPOINT
 from etcdlite.storage.disk import Disk, File
@@ -59,16 +59,6 @@ class Opened(NamedTuple):
     """Those behind what the store has applied, and some before."""
     notes: list[str]
     """What recovery found and mended, for the log."""
-
-
-def derive_member_id(peer_urls: Iterable[str], token: str) -> int:
-    digest = hashlib.sha1(("".join(sorted(peer_urls)) + token).encode()).digest()
-    return int.from_bytes(digest[:8], "big")
-
-
-def derive_cluster_id(member_ids: Iterable[int]) -> int:
-    joined = b"".join(member_id.to_bytes(8, "big") for member_id in sorted(member_ids))
-    return int.from_bytes(hashlib.sha1(joined).digest()[:8], "big")
 
 
 def lock(disk: Disk, data_dir: str) -> File:

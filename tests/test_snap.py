@@ -17,6 +17,7 @@ from etcdlite.bootstrap import StartError
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import ALARM, MEMBER
 from etcdlite.replica.alarms import NOSPACE
+from etcdlite.replica.membership import derive_member_id
 from etcdlite.storage.data import segment_name
 from etcdlite.storage.disk import Disk
 
@@ -96,7 +97,7 @@ def test_a_restored_member_is_one_of_its_own(tmp_path: Path) -> None:
         initial_advertise_peer_urls=URLS,
     )
     again = opened(tmp_path / "restored")
-    assert again.member_id == bootstrap.derive_member_id([URLS], "token") != rig.member.id
+    assert again.member_id == derive_member_id([URLS], "token") != rig.member.id
     assert again.cluster_id != rig.member.cluster_id
     (member,) = again.store.buckets[MEMBER].values()
     found = proto.Member.decode(member)

@@ -16,12 +16,12 @@ server/etcdserver/server.go).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 from etcdlite import proto
-from etcdlite.bootstrap import derive_member_id
 from etcdlite.errors import error
 from etcdlite.mvcc import MEMBER, REMOVED, Store
 from etcdlite.raft import ADD_LEARNER, ADD_VOTER, ConfChange
@@ -193,3 +193,13 @@ def _is_peer_url(url: str) -> bool:
     return (
         parts.scheme in ("http", "https") and bool(parts.hostname) and has_port and not parts.path
     )
+
+
+def derive_member_id(peer_urls: Iterable[str], token: str) -> int:
+    digest = hashlib.sha1(("".join(sorted(peer_urls)) + token).encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def derive_cluster_id(member_ids: Iterable[int]) -> int:
+    joined = b"".join(member_id.to_bytes(8, "big") for member_id in sorted(member_ids))
+    return int.from_bytes(hashlib.sha1(joined).digest()[:8], "big")

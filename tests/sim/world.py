@@ -31,6 +31,7 @@ from etcdlite import bootstrap, log, proto
 from etcdlite.member import Member
 from etcdlite.peer import Dial
 from etcdlite.raft import Config, Raft
+from etcdlite.replica.membership import derive_cluster_id, derive_member_id
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged, segment_name
 from etcdlite.wal import WALError
 from etcdlite.wire.peer_session import Accepted
@@ -194,7 +195,7 @@ class World:
         """A new cluster of `count` nodes, started."""
         names = [f"m{number}" for number in range(1, count + 1)]
         members = [_member(name) for name in names]
-        cluster_id = bootstrap.derive_cluster_id([member.ID for member in members])
+        cluster_id = derive_cluster_id([member.ID for member in members])
         for name in names:
             node = self.nodes[name] = Node(self, name, cluster_id, options)
             node.create(members)
@@ -245,7 +246,7 @@ def node_name(peer_url: str) -> str:
 
 def _member(name: str) -> Any:
     urls = [url(name)]
-    member_id = bootstrap.derive_member_id(urls, TOKEN)
+    member_id = derive_member_id(urls, TOKEN)
     return proto.Member(ID=member_id, name=name, peerURLs=urls)
 
 
