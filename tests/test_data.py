@@ -130,7 +130,7 @@ def test_zeros_are_no_records() -> None:
 
 
 def test_reading_does_not_keep_more_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etcdlite.data.RECENT_BYTES", 10_000)
+    monkeypatch.setattr("etcdlite.storage.data.RECENT_BYTES", 10_000)
     data = new()
     locations = []
     for number in range(100):

@@ -518,7 +518,7 @@ def test_a_write_whose_answer_proves_too_large_is_applied_whole(
 
 
 def test_a_large_write_reaches_the_file_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etcdlite.data.FLUSH_BYTES", 2000)
+    monkeypatch.setattr("etcdlite.storage.data.FLUSH_BYTES", 2000)
     rig = filled(2000)
     data = rig.member.store.data
     marks: list[int] = []

@@ -60,7 +60,7 @@ def take_small_steps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(txn, "READ_STEP_KEYS", 2)
     patch.setattr(txn, "COMPARE_STEP_KEYS", 2)
     patch.setattr(txn, "EXECUTE_STEP_OPS", 2)
-    patch.setattr("etcdlite.data.RECENT_BYTES", 512)
+    patch.setattr("etcdlite.storage.data.RECENT_BYTES", 512)
 
 
 def finish(steps: Any) -> Any:
