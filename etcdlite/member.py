@@ -36,7 +36,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from etcdlite import bootstrap, log, proto, txn
+from etcdlite import datadir, log, proto, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
@@ -457,7 +457,7 @@ class Member:
         if self.raft.log.offset != offer.index and offer.index not in pending:
             # It came too late: this member has everything that is in it.
             disk, directory = self.store.disk, self.store.directory
-            bootstrap.drop_snapshot(disk, directory, offer.index)
+            datadir.drop_snapshot(disk, directory, offer.index)
 
     def was_removed(self) -> None:
         """This member is not in the cluster any more."""
@@ -1038,7 +1038,7 @@ class Member:
         snapshot = self._installs[0]
 
         def task() -> None:
-            bootstrap.install_snapshot(old.disk, old.directory, snapshot.index)
+            datadir.install_snapshot(old.disk, old.directory, snapshot.index)
             lessor = Lessor(old.lessor.min_ttl_s)
             self._installed = Store.open(old.disk, old.directory, lessor, old.data.segment_bytes)
 

@@ -39,7 +39,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import etcdlite
-from etcdlite import bootstrap, config, discovery, log, proto
+from etcdlite import bootstrap, config, datadir, discovery, log, proto
 from etcdlite.client import Client, EtcdliteError
 from etcdlite.member import Member
 from etcdlite.metrics import Metrics
@@ -383,9 +383,9 @@ class Server:
         """Recover the member and listen. Raises StartError, DataDamaged, WALError, OSError."""
         settings = self.settings
         disk = Disk()
-        self._lock = bootstrap.lock(disk, settings.data_dir)
+        self._lock = datadir.lock(disk, settings.data_dir)
         founding = None
-        if not bootstrap.exists(disk, settings.data_dir):
+        if not datadir.exists(disk, settings.data_dir):
             # Members that start at once ask each other: one that listened already, but does not
             # serve yet, would keep the others waiting.
             founding = self._founding()
@@ -395,7 +395,7 @@ class Server:
         began = time.monotonic()
         # Loading makes millions of objects and no garbage: looking for some takes a fifth longer.
         gc.disable()
-        opened = bootstrap.open_member(
+        opened = datadir.open_member(
             disk,
             settings.data_dir,
             settings.wal_dir,
@@ -437,12 +437,12 @@ class Server:
                 settings.initial_advertise_peer_urls,
             )
         except discovery.DiscoveryError as failure:
-            raise bootstrap.StartError(f"--discovery-srv: {failure}") from failure
+            raise datadir.StartError(f"--discovery-srv: {failure}") from failure
         shown = ",".join(f"{name}={url}" for name, url in found)
         log.info("got the members from DNS", **{"initial-cluster": shown})
         return found
 
-    def _founding(self) -> bootstrap.Founding:
+    def _founding(self) -> datadir.Founding:
         """What to start the first time with. Raises StartError."""
         settings = self.settings
         initial_cluster = self._initial_cluster()
@@ -459,9 +459,7 @@ class Server:
         bootstrap.check_is_new(founding, settings.name, initial_cluster, fetch)
         return founding
 
-    def _join(
-        self, initial_cluster: Sequence[tuple[str, str]], has_data: bool
-    ) -> bootstrap.Founding:
+    def _join(self, initial_cluster: Sequence[tuple[str, str]], has_data: bool) -> datadir.Founding:
         """What the running cluster tells. Raises StartError."""
         deadline = time.monotonic() + JOIN_PATIENCE_S
         while True:
@@ -475,7 +473,7 @@ class Server:
                 log.warn("cannot join the cluster yet; trying again", why=str(failure))
                 time.sleep(JOIN_RETRY_S)
 
-    def _create(self, disk: Disk, founding: bootstrap.Founding) -> None:
+    def _create(self, disk: Disk, founding: datadir.Founding) -> None:
         settings = self.settings
         is_joining = settings.initial_cluster_state == "existing"
         if not is_joining and len(founding.members) == 1:
@@ -491,7 +489,7 @@ class Server:
                 ),
             },
         )
-        bootstrap.create(
+        datadir.create(
             disk,
             settings.data_dir,
             settings.wal_dir,
@@ -501,11 +499,11 @@ class Server:
             wal_segment_bytes=settings.wal_segment_bytes,
         )
 
-    def _make_member(self, opened: bootstrap.Opened) -> Member:
+    def _make_member(self, opened: datadir.Opened) -> Member:
         settings = self.settings
         rng = random.Random(int.from_bytes(os.urandom(32), "little"))
         store = opened.store
-        members = bootstrap.membership(store, opened.member_id)
+        members = datadir.membership(store, opened.member_id)
         remotes = [] if members else self._join(self._initial_cluster(), has_data=True).members
         if settings.force_new_cluster:
             members = [proto.Member(ID=opened.member_id)]
@@ -575,7 +573,7 @@ class Server:
             for url in urls:
                 try:
                     self._listen_at(url, purpose)
-                except bootstrap.StartError as failure:
+                except datadir.StartError as failure:
                     if purpose != PEERS or not self._is_surely_alone():
                         raise
                     log.warn(f"{failure}. This member is alone and goes on without it")
@@ -617,7 +615,7 @@ class Server:
                     self.addresses.append(listener.getsockname()[:2])
         if not listening:
             assert failure is not None
-            raise bootstrap.StartError(
+            raise datadir.StartError(
                 f"cannot listen on {url}: {failure.strerror}. Stop what uses that address, or "
                 f"give another one with --{purpose}"
             ) from failure
@@ -681,7 +679,7 @@ class Server:
             member.turn()
             if self._waiting_listeners and member.hash_check.is_over:
                 if member.hash_check.difference:
-                    raise bootstrap.StartError(
+                    raise datadir.StartError(
                         f"this member's data differs from the others': "
                         f"{member.hash_check.difference}. Remove this member, empty its data "
                         "directory, and add it again"
@@ -1204,7 +1202,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     try:
         server.start()
         return server.run()
-    except (bootstrap.StartError, DataDamaged, WALError) as failure:
+    except (datadir.StartError, DataDamaged, WALError) as failure:
         log.fatal(str(failure))
         return 1
     except DiskFailed as failure:

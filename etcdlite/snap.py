@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from etcdlite import ETCD_API_VERSION, __version__, bootstrap, log, proto
+from etcdlite import ETCD_API_VERSION, __version__, bootstrap, datadir, log, proto
 from etcdlite.config import parse_initial_cluster
 from etcdlite.errors import DATA_LOSS, UNAVAILABLE, EtcdError
 from etcdlite.lease import Lessor
@@ -191,7 +191,7 @@ class Incoming:
 
     def __init__(self, member: Member) -> None:
         self._member = member
-        self._directory = bootstrap.incoming_directory(member.store.directory)
+        self._directory = datadir.incoming_directory(member.store.directory)
         self._connection: Accepted | None = None
         self._offer: Any = None
         self._is_storing = False
@@ -307,7 +307,7 @@ class Incoming:
             self._damage = damage
             return
         disk.sync_dir(self._directory)
-        bootstrap.keep_incoming(disk, self._member.store.directory, self._offer.index)
+        datadir.keep_incoming(disk, self._member.store.directory, self._offer.index)
 
     def _stored(self) -> None:
         offer, connection = self._offer, self._connection
@@ -399,11 +399,11 @@ def restore(
             _verify(path, file, progress)
         _refuse_damaged(path, file, header, start)
         try:
-            lock = bootstrap.lock(disk, data_dir)
-        except bootstrap.StartError as failure:
+            lock = datadir.lock(disk, data_dir)
+        except datadir.StartError as failure:
             raise SnapshotError(str(failure)) from failure
         try:
-            directory = bootstrap.begin(disk, data_dir, wal_dir)
+            directory = datadir.begin(disk, data_dir, wal_dir)
             _extract(path, file, header, start, f"{directory}/data", disk)
             store = Store.open(disk, f"{directory}/data", Lessor(), segment_bytes)
             if store.revision != header["revision"]:
@@ -414,7 +414,7 @@ def restore(
             for key in list(store.buckets.get(ALARM, ())):
                 store.set_bucket(ALARM, key, None)
             founding = bootstrap.new_cluster(name, pairs, initial_cluster_token)
-            bootstrap.finish(
+            datadir.finish(
                 disk,
                 data_dir,
                 wal_dir,
@@ -424,7 +424,7 @@ def restore(
                 founding.cluster_id,
                 wal_segment_bytes,
             )
-        except (bootstrap.StartError, DataDamaged) as failure:
+        except (datadir.StartError, DataDamaged) as failure:
             raise SnapshotError(str(failure)) from failure
         finally:
             lock.close()

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from etcdlite import bootstrap, proto
-from etcdlite.bootstrap import Founding, NoAnswer, StartError
+from etcdlite import bootstrap, datadir, proto
+from etcdlite.bootstrap import NoAnswer
+from etcdlite.datadir import Founding, StartError
+from etcdlite.mvcc import MEMBER, REMOVED
 
 A, B, C = ("http://10.0.0.1:2380", "http://10.0.0.2:2380", "http://10.0.0.3:2380")
 PAIRS = [("a", A), ("b", B), ("c", C)]
@@ -131,16 +133,16 @@ def test_one_members_urls_are_not_taken_by_another_name() -> None:
 
 def test_a_removed_member_is_told_how_to_join_again() -> None:
     class Store:
-        buckets = {bootstrap.REMOVED: {(7).to_bytes(8, "big"): b""}}
+        buckets = {REMOVED: {(7).to_bytes(8, "big"): b""}}
 
     with pytest.raises(StartError, match=r"was removed.*remove the data directory"):
-        bootstrap.membership(Store(), 7)  # type: ignore[arg-type]
+        datadir.membership(Store(), 7)  # type: ignore[arg-type]
 
 
 def test_the_members_of_a_store_are_its_membership() -> None:
     member = proto.Member(ID=7, name="a", peerURLs=[A])
 
     class Store:
-        buckets = {bootstrap.MEMBER: {(7).to_bytes(8, "big"): member.encode()}}
+        buckets = {MEMBER: {(7).to_bytes(8, "big"): member.encode()}}
 
-    assert bootstrap.membership(Store(), 7) == [member]  # type: ignore[arg-type]
+    assert datadir.membership(Store(), 7) == [member]  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from rigs.member_rig import DATA_DIR, MemberRig, Story
 from rigs.plain_model import Requests
 from rigs.store_rig import take_small_steps
 
-from etcdlite import bootstrap, proto, txn
+from etcdlite import datadir, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import POSITION
 from etcdlite.storage import checkpoint
@@ -279,7 +279,7 @@ def test_a_first_start_that_loses_power_leaves_a_member_or_nothing() -> None:
     MemberRig(disk)
     with_member = 0
     for after in found:
-        with_member += bootstrap.exists(after, DATA_DIR)
+        with_member += datadir.exists(after, DATA_DIR)
         rig = MemberRig(after)
         rig.settle()
         assert rig.ask(proto.PutRequest(key=b"a")).header.revision == 2

@@ -12,8 +12,8 @@ from rigs.member_rig import MemberRig
 from rigs.store_rig import check_store, take_small_steps
 from test_recovery import live, random_write
 
-from etcdlite import bootstrap, proto, snap
-from etcdlite.bootstrap import StartError
+from etcdlite import datadir, proto, snap
+from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import ALARM, MEMBER
 from etcdlite.replica.alarms import NOSPACE
@@ -40,8 +40,8 @@ def parts(rig: MemberRig) -> Any:
         yield proto.SnapshotResponse.decode(response).blob
 
 
-def opened(data_dir: Path) -> bootstrap.Opened:
-    return bootstrap.open_member(
+def opened(data_dir: Path) -> datadir.Opened:
+    return datadir.open_member(
         Disk(),
         str(data_dir),
         "",
@@ -148,10 +148,10 @@ def test_a_damaged_snapshot_is_refused_and_leaves_no_member(tmp_path: Path) -> N
         ):
             with pytest.raises(snap.SnapshotError, match="backup"):
                 use()
-        assert not bootstrap.exists(Disk(), str(data_dir))
+        assert not datadir.exists(Disk(), str(data_dir))
     path.write_bytes(blob)
     snap.restore(str(path), str(data_dir))
-    assert bootstrap.exists(Disk(), str(data_dir))
+    assert datadir.exists(Disk(), str(data_dir))
 
 
 def test_a_file_that_cannot_be_read_ends_the_stream_with_data_loss() -> None:
@@ -184,7 +184,7 @@ def test_a_backup_of_a_disk_that_rots_is_not_restored(tmp_path: Path) -> None:
     for use in (snap.status, lambda path: snap.restore(path, str(tmp_path / "restored"))):
         with pytest.raises(snap.SnapshotError, match="the member that made it is failing"):
             use(str(path))
-    assert not bootstrap.exists(Disk(), str(tmp_path / "restored"))
+    assert not datadir.exists(Disk(), str(tmp_path / "restored"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from etcdlite import bootstrap, proto
+from etcdlite import datadir, proto
 from etcdlite.member import Member
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
@@ -23,13 +23,11 @@ class LoneMember:
         disk = Disk() if disk is None else disk
         directory = str(path)
         sizes = {"segment_bytes": 1 << 16, "wal_segment_bytes": 1 << 16}
-        if not bootstrap.exists(disk, directory):
+        if not datadir.exists(disk, directory):
             identity = proto.Member(ID=7, name="lone")
-            founding = bootstrap.Founding(8, 7, [identity])
-            bootstrap.create(disk, directory, "", founding, **sizes)
-        opened = bootstrap.open_member(
-            disk, directory, "", min_ttl_s=2, sync_enabled=False, **sizes
-        )
+            founding = datadir.Founding(8, 7, [identity])
+            datadir.create(disk, directory, "", founding, **sizes)
+        opened = datadir.open_member(disk, directory, "", min_ttl_s=2, sync_enabled=False, **sizes)
         rng = random.Random(seed)
         self.now = 0.0
         """The member's clock, in seconds; `tick` moves it."""

@@ -11,7 +11,7 @@ import contextlib
 import random
 from typing import Any, NamedTuple
 
-from etcdlite import bootstrap, proto, txn
+from etcdlite import datadir, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
 from etcdlite.raft import Config, Raft
@@ -104,18 +104,18 @@ class MemberRig:
         """Requests that nobody waits for any more."""
         self._writes: dict[int, int] = {}
         self._next_id = 1
-        if not bootstrap.exists(self.disk, DATA_DIR):
-            bootstrap.create(
+        if not datadir.exists(self.disk, DATA_DIR):
+            datadir.create(
                 self.disk,
                 DATA_DIR,
                 "",
-                bootstrap.Founding(
+                datadir.Founding(
                     CLUSTER_ID, MEMBER_ID, [proto.Member(ID=MEMBER_ID, name="default")]
                 ),
                 segment_bytes=self.segment_bytes,
                 wal_segment_bytes=self.wal_segment_bytes,
             )
-        opened = bootstrap.open_member(
+        opened = datadir.open_member(
             self.disk,
             DATA_DIR,
             "",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from etcdlite import proto
-from etcdlite.bootstrap import StartError
+from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError
 from sim.checkers import Op, Oracle
 from sim.client import Client, Load

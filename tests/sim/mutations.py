@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from etcdlite import bootstrap, lease, member, mvcc, peer, raft, snap, txn, wal
+from etcdlite import datadir, lease, member, mvcc, peer, raft, snap, txn, wal
 from etcdlite import watch as watches
 from etcdlite.errors import error
 from etcdlite.replica import maintenance as housekeeping
@@ -299,7 +299,7 @@ def _log_is_released_too_early(patch: Patch) -> None:
 
 @mutation(faults={**CRASHES})
 def _applied_index_is_not_recovered(patch: Patch) -> None:
-    open_member = bootstrap.open_member
+    open_member = datadir.open_member
 
     def forgetful(*args: Any, **options: Any) -> Any:
         opened = open_member(*args, **options)
@@ -307,7 +307,7 @@ def _applied_index_is_not_recovered(patch: Patch) -> None:
             opened.store.applied_index = opened.log_index
         return opened
 
-    patch.set(bootstrap, "open_member", forgetful)
+    patch.set(datadir, "open_member", forgetful)
 
 
 @mutation(faults={**CRASHES, "away": 20.0, "trip": 40.0})

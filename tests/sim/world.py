@@ -27,7 +27,7 @@ from typing import Any
 
 from rigs.faulty_disk import FaultyDisk
 
-from etcdlite import bootstrap, log, proto
+from etcdlite import datadir, log, proto
 from etcdlite.member import Member
 from etcdlite.peer import Dial
 from etcdlite.raft import Config, Raft
@@ -360,21 +360,21 @@ class Node:
     def create(self, members: list[Any], remotes: Iterable[Any] = ()) -> None:
         """Lay out the member's folder; without `members` for one that joins `remotes`."""
         self._remotes = list(remotes)
-        bootstrap.create(
+        datadir.create(
             self.disk,
             DATA_DIR,
             "",
-            bootstrap.Founding(self.cluster_id, self.member_id, members),
+            datadir.Founding(self.cluster_id, self.member_id, members),
             segment_bytes=self.options.get("segment_bytes", 1 << 16),
             wal_segment_bytes=self.options.get("wal_segment_bytes", 1 << 16),
         )
 
     def start(self, force_new_cluster: bool = False) -> None:
-        """Start the process on what its disk holds. Raises as `bootstrap.open_member`."""
+        """Start the process on what its disk holds. Raises as `datadir.open_member`."""
         world, options = self.world, self.options
         self._life += 1
         self.lives += 1
-        opened = bootstrap.open_member(
+        opened = datadir.open_member(
             self.disk,
             DATA_DIR,
             "",
@@ -386,7 +386,7 @@ class Node:
         self.wal = opened.wal
         rng = random.Random(world.rng.getrandbits(64))
         store = opened.store
-        members = bootstrap.membership(store, self.member_id)
+        members = datadir.membership(store, self.member_id)
         raft = Raft(
             Config(
                 id=opened.member_id,

@@ -1,0 +1,320 @@
+"""A member's folder: how it comes to be, and how it is opened again.
+
+    <data-dir>/lock          held by the running process
+    <data-dir>/member/wal/   the write-ahead log (or in wal-dir)
+    <data-dir>/member/data/  data segments and checkpoint
+    <data-dir>/member/incoming/          a snapshot while it comes from the leader
+    <data-dir>/member/snapshot-<index>/  that snapshot when it is whole (index in 16 hex digits)
+    <data-dir>/member/data.old/          data that a snapshot replaces, about to be removed
+
+The folder `member` appears by one rename when everything in it is durable, so an interrupted first
+start or restore leaves nothing that looks like a member.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from etcdlite import proto
+from etcdlite.lease import Lessor
+from etcdlite.mvcc import MEMBER, REMOVED, Store
+from etcdlite.raft import Entry, HardState
+from etcdlite.storage import checkpoint
+from etcdlite.storage.checkpoint import NAME as CHECKPOINT
+from etcdlite.storage.disk import Disk, File
+from etcdlite.wal import WAL
+
+_IDENTITY = struct.Struct("<QQ")
+"""The log's metadata: cluster id, member id."""
+
+
+class StartError(Exception):
+    """The member cannot start; the text says why and what to do."""
+
+
+class Opened(NamedTuple):
+    """A member's state as found on disk."""
+
+    cluster_id: int
+    member_id: int
+    store: Store
+    lessor: Lessor
+    wal: WAL
+    hard_state: HardState
+    log_index: int
+    log_term: int
+    """The entry before the first of `entries`."""
+    entries: list[Entry]
+    """Those behind what the store has applied, and some before."""
+    notes: list[str]
+    """What recovery found and mended, for the log."""
+
+
+def lock(disk: Disk, data_dir: str) -> File:
+    """Make the folder and take its lock. Raises StartError."""
+    path = f"{data_dir}/lock"
+    try:
+        disk.make_dir(data_dir)
+        return disk.lock(path)
+    except BlockingIOError:
+        raise StartError(
+            f"data directory {data_dir} is in use by another etcdlite process. Stop that one, or "
+            "give this one its own --data-dir"
+        ) from None
+    except OSError as failure:
+        raise StartError(
+            f"cannot use data directory {data_dir}: {failure.strerror}. Give a --data-dir that "
+            "this user may write to"
+        ) from failure
+
+
+def exists(disk: Disk, data_dir: str) -> bool:
+    return disk.exists(f"{data_dir}/member")
+
+
+def wal_directory(data_dir: str, wal_dir: str) -> str:
+    return wal_dir or f"{data_dir}/member/wal"
+
+
+class Founding(NamedTuple):
+    """What a member starts its life with."""
+
+    cluster_id: int
+    member_id: int
+    members: list[Any]
+    """`Member` messages, this member's among them."""
+
+
+def create(
+    disk: Disk,
+    data_dir: str,
+    wal_dir: str,
+    founding: Founding,
+    *,
+    is_joining: bool = False,
+    segment_bytes: int,
+    wal_segment_bytes: int,
+) -> None:
+    """Lay out a new member. One that joins a running cluster hears from the leader who is in it,
+    with all else."""
+    directory = begin(disk, data_dir, wal_dir)
+    store = Store.create(disk, f"{directory}/data", Lessor(), segment_bytes)
+    cluster_id, member_id, members = founding
+    members = [] if is_joining else members
+    finish(disk, data_dir, wal_dir, store, member_id, members, cluster_id, wal_segment_bytes)
+
+
+def begin(disk: Disk, data_dir: str, wal_dir: str) -> str:
+    """The folder to prepare a new member in, empty. Raises StartError if there is one already."""
+    if exists(disk, data_dir):
+        raise StartError(f"data directory {data_dir} already holds a member")
+    if wal_dir and WAL.exists(disk, wal_dir):
+        raise StartError(
+            f"wal directory {wal_dir} holds the log of a member, but data directory {data_dir} "
+            "holds no member. Give the data directory that belongs to it, or an empty --wal-dir"
+        )
+    directory = f"{data_dir}/member.tmp"
+    if disk.exists(directory):
+        disk.remove_tree(directory)
+    disk.make_dir(directory)
+    return directory
+
+
+def finish(
+    disk: Disk,
+    data_dir: str,
+    wal_dir: str,
+    store: Store,
+    member_id: int,
+    members: Iterable[Any],
+    cluster_id: int,
+    wal_segment_bytes: int,
+) -> None:
+    """Make the store that of a new member of a cluster with these `Member`s (none for one that
+    joins: the leader tells it), and close it."""
+    for bucket in (MEMBER, REMOVED):
+        for key in list(store.buckets.get(bucket, ())):
+            store.set_bucket(bucket, key, None)
+    for member in members:
+        store.set_bucket(MEMBER, member.ID.to_bytes(8, "big"), member.encode())
+    store.mark(store.applied_index, store.applied_term)
+    for task in store.checkpoint():
+        if task is not None:
+            task()
+    store.close()
+    directory = f"{data_dir}/member.tmp"
+    metadata = _IDENTITY.pack(cluster_id, member_id)
+    wal = WAL.create(disk, wal_dir or f"{directory}/wal", metadata, wal_segment_bytes)
+    if store.applied_index:
+        wal.save(HardState(store.applied_term, 0, store.applied_index), ())
+        wal.mark_snapshot(store.applied_index, store.applied_term)
+    wal.close()
+    disk.sync_dir(directory)
+    disk.rename(directory, f"{data_dir}/member")
+    disk.sync_dir(data_dir)
+    disk.sync_dir(os.path.dirname(os.path.abspath(data_dir)))
+
+
+_SNAPSHOT = "snapshot-"
+
+
+def incoming_directory(data: str) -> str:
+    """Where a snapshot is received, for the member whose data folder is `data`."""
+    return f"{os.path.dirname(data)}/incoming"
+
+
+def keep_incoming(disk: Disk, data: str, index: int) -> None:
+    """What was received is whole and synced."""
+    directory = os.path.dirname(data)
+    _remove_tree(disk, f"{directory}/{_SNAPSHOT}{index:016x}")
+    disk.rename(f"{directory}/incoming", f"{directory}/{_SNAPSHOT}{index:016x}")
+    disk.sync_dir(directory)
+
+
+def install_snapshot(disk: Disk, data: str, index: int) -> None:
+    """Put the snapshot in the place of the data. The log is marked already."""
+    directory = os.path.dirname(data)
+    _remove_tree(disk, f"{data}.old")
+    if disk.exists(data):
+        disk.rename(data, f"{data}.old")
+    disk.rename(f"{directory}/{_SNAPSHOT}{index:016x}", data)
+    disk.sync_dir(directory)
+    _remove_tree(disk, f"{data}.old")
+
+
+def drop_snapshot(disk: Disk, data: str, index: int) -> None:
+    """It is not needed."""
+    _remove_tree(disk, f"{os.path.dirname(data)}/{_SNAPSHOT}{index:016x}")
+
+
+def _settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
+    """Finish what a crash interrupted. `marker_index`: of the log's latest snapshot marker."""
+    directory = os.path.dirname(data)
+    _remove_tree(disk, f"{directory}/incoming")
+    for name in disk.list(directory):
+        if not name.startswith(_SNAPSHOT):
+            continue
+        index = int(name[len(_SNAPSHOT) :], 16)
+        # The marker is also set by this member's own checkpoints.
+        is_older = not disk.exists(data) or checkpoint.applied_index(disk, data) < index
+        if index == marker_index and is_older:
+            install_snapshot(disk, data, index)
+        else:
+            drop_snapshot(disk, data, index)
+    _remove_tree(disk, f"{data}.old")
+
+
+def _remove_tree(disk: Disk, path: str) -> None:
+    if disk.exists(path):
+        disk.remove_tree(path)
+
+
+def open_member(
+    disk: Disk,
+    data_dir: str,
+    wal_dir: str,
+    *,
+    min_ttl_s: int,
+    segment_bytes: int,
+    wal_segment_bytes: int,
+    sync_enabled: bool,
+) -> Opened:
+    """Recover a member's state. Raises StartError, DataDamaged, WALError, OSError."""
+    directory = f"{data_dir}/member"
+    logs = wal_directory(data_dir, wal_dir)
+    if not WAL.exists(disk, logs):
+        if disk.exists(f"{directory}/snap"):
+            raise StartError(
+                f"{data_dir} is a data directory of etcd, which etcdlite cannot read. Give another "
+                "--data-dir, and copy the keys over from the running etcd: see 'Coming from etcd' "
+                "in the documentation of clusters"
+            )
+        raise StartError(
+            f"there is no write-ahead log in {logs}, but {directory} holds a member's data. Give "
+            "the --wal-dir that belongs to it, or restore this member from a backup with "
+            "'etcdlite-ctl snapshot restore'"
+        )
+    wal, recovered = WAL.open(disk, logs, wal_segment_bytes, sync_enabled=sync_enabled)
+    _settle_snapshots(disk, f"{directory}/data", recovered.snapshot[0])
+    if not disk.exists(f"{directory}/data/{CHECKPOINT}"):
+        raise StartError(
+            f"{directory}/data/{CHECKPOINT} is missing: the data directory is incomplete. Restore "
+            "this member from a backup with 'etcdlite-ctl snapshot restore'"
+        )
+    lessor = Lessor(min_ttl_s)
+    store = Store.open(disk, f"{directory}/data", lessor, segment_bytes)
+    cluster_id, member_id = _IDENTITY.unpack(recovered.metadata)
+    notes = []
+    if recovered.torn:
+        notes.append(recovered.torn)
+    if store.cut is not None:
+        notes.append(
+            f"{store.cut.path}: {store.cut.why} at offset {store.cut.offset}; the data file was "
+            "cut there and is written again from the write-ahead log"
+        )
+    entries = [entry for entry in recovered.entries if entry.index > store.applied_index]
+    _check_log_covers(store, wal, recovered.entries, entries, logs)
+    log_index, log_term = store.applied_index, store.applied_term
+    if recovered.entries and recovered.entries[0].index < log_index:
+        # Of the entries before those that have to be applied, members that are behind may need
+        # some; the first is given up, because its term is what says where the log begins.
+        log_term, log_index, _, _ = recovered.entries[0]
+        entries = recovered.entries[1:]
+    return Opened(
+        cluster_id,
+        member_id,
+        store,
+        lessor,
+        wal,
+        recovered.hard_state,
+        log_index,
+        log_term,
+        entries,
+        notes,
+    )
+
+
+def membership(store: Store, member_id: int) -> list[Any]:
+    """The `Member` messages that a store holds; none if it is that of a member that joins a cluster
+    and has not heard from its leader. Raises StartError if this member was removed."""
+    if member_id.to_bytes(8, "big") in store.buckets.get(REMOVED, ()):
+        raise StartError(
+            f"member {member_id:x} was removed from the cluster, and its data directory is of no "
+            "use any more. To join again, remove the data directory, add the member with "
+            "'etcdlite-ctl member add', and start it with --initial-cluster-state existing"
+        )
+    return [
+        proto.Member.decode(value) for _, value in sorted(store.buckets.get(MEMBER, {}).items())
+    ]
+
+
+def _check_log_covers(
+    store: Store, wal: WAL, recovered: list[Entry], entries: list[Entry], logs: str
+) -> None:
+    """Data and log must be of one history without a gap: a log is never behind the data."""
+    problem = ""
+    if wal.last_index < store.applied_index:
+        problem = (
+            f"the log ends at entry {wal.last_index}, but the data has applied entry "
+            f"{store.applied_index}"
+        )
+    elif entries and entries[0].index != store.applied_index + 1:
+        problem = (
+            f"the log begins at entry {entries[0].index}, but the data ends at entry "
+            f"{store.applied_index}"
+        )
+    else:
+        for entry in recovered:
+            if entry.index == store.applied_index and entry.term != store.applied_term:
+                problem = (
+                    f"entry {entry.index} is of term {entry.term} in the log and of term "
+                    f"{store.applied_term} in the data"
+                )
+    if problem:
+        raise StartError(
+            f"write-ahead log {logs} does not belong to the data, or a part of it is lost: "
+            f"{problem}. Restore this member from a backup with 'etcdlite-ctl snapshot restore'"
+        )
