@@ -35,7 +35,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import etcdlite
@@ -55,6 +55,7 @@ from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.http import HttpSession, Site
 from etcdlite.wire.native import HIGH_WATER_BYTES, NativeSession
 from etcdlite.wire.peer_session import Accepted
+from etcdlite.wire.session import Opening, Session
 
 RECEIVE_BYTES = 64 * 1024
 RECEIVE_SLICE_S = 0.005
@@ -113,81 +114,6 @@ REMOVED_S = 1.0
 
 SNIFF_BYTES = 4
 """How much of the first bytes tells gRPC ("PRI ") from HTTP/1.1 ("PUT ")."""
-
-
-class Session(Protocol):
-    """One connection's protocol, sans-IO: `native.py`, `grpc.py`, `http.py`."""
-
-    out: list[Any]
-    """Bytes to send; the session says so (`on_output`) when it gets the first."""
-    unsent_bytes: int
-    """Bytes in `out` and those that were taken from it but could not be sent yet."""
-    is_open: bool
-    """The client has said what it must before it may be idle."""
-    is_closing: bool
-    """Nothing is read any more; close when everything is sent."""
-    is_aborted: bool
-    """Close at once."""
-
-    @property
-    def is_full(self) -> bool:
-        """Read no more for now: enough input waits."""
-
-    @property
-    def is_blocked(self) -> bool:
-        """The client does not read: streams hold back, until `unblocked`."""
-
-    @property
-    def is_idle(self) -> bool:
-        """Nothing that was asked for is unanswered or unsent, streams apart."""
-
-    @property
-    def has_more(self) -> bool:
-        """`produce` would give something now."""
-
-    def receive(self, data: bytes) -> None: ...
-
-    def produce(self) -> None: ...
-
-    def unblocked(self) -> None: ...
-
-    def tick(self, now: float) -> None:
-        """To be called several times a second."""
-
-    def shut_down(self) -> None:
-        """The server stops: end the streams. May be called again and again."""
-
-    def closed(self) -> None:
-        """The connection is gone."""
-
-
-class Opening:
-    """In place of a session until the first bytes tell which one it is."""
-
-    def __init__(self) -> None:
-        self.first = b""
-        self.out: list[Any] = []
-        self.unsent_bytes = 0
-        self.is_open = False
-        self.is_closing = False
-        self.is_aborted = False
-        self.is_full = False
-        self.is_blocked = False
-        self.is_idle = True
-        self.has_more = False
-
-    def receive(self, data: bytes) -> None:
-        self.first += data
-
-    def produce(self) -> None: ...
-
-    def unblocked(self) -> None: ...
-
-    def tick(self, now: float) -> None: ...
-
-    def shut_down(self) -> None: ...
-
-    def closed(self) -> None: ...
 
 
 class Connection:
