@@ -36,7 +36,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from etcdlite import datadir, log, proto, txn
+from etcdlite import datadir, frames, log, proto, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
@@ -308,7 +308,7 @@ class Member:
     ) -> None:
         """As `propose`, for a request that did not come as a frame."""
         self.propose(
-            session, request_id, method, request, proto.frame(1, method, 0, request.encode())
+            session, request_id, method, request, frames.frame(1, method, 0, request.encode())
         )
 
     def _propose_own(self, requests: Sequence[tuple[int, Any]]) -> int:
@@ -316,10 +316,10 @@ class Member:
         not taken. Only now and in this term: by what another leader does later, an expired lease
         may be alive again, so this is never proposed anew."""
         self._batch += 1
-        frames = [proto.frame(1, method, 0, request.encode()) for method, request in requests]
-        header = ENTRY_HEADER.pack(ENTRY_VERSION, len(frames), self.id, self._batch)
+        encoded = [frames.frame(1, method, 0, request.encode()) for method, request in requests]
+        header = ENTRY_HEADER.pack(ENTRY_VERSION, len(encoded), self.id, self._batch)
         try:
-            return self.raft.propose(b"".join((header, *frames)))
+            return self.raft.propose(b"".join((header, *encoded)))
         except (NotLeader, RequestDropped):
             return 0
 
@@ -342,7 +342,7 @@ class Member:
         self._propose_change((session, request_id, method, change))
 
     def _propose_change(self, waiter: Waiter) -> None:
-        frame = proto.frame(1, MEMBER_CHANGE, 0, waiter[3].encode())
+        frame = frames.frame(1, MEMBER_CHANGE, 0, waiter[3].encode())
         self._propose_entry(ENTRY_CONF_CHANGE, [waiter], [frame])
 
     def _check_change(self, change: Any) -> None:

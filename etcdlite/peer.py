@@ -55,8 +55,7 @@ from typing import TYPE_CHECKING, Any
 
 from etcdlite import __version__, log, proto
 from etcdlite.errors import EtcdError, error
-from etcdlite.metrics import Peer as PeerMetrics
-from etcdlite.proto import (
+from etcdlite.frames import (
     ERROR,
     FRAME,
     HANDSHAKE,
@@ -65,10 +64,11 @@ from etcdlite.proto import (
     MIN_FRAME_LENGTH,
     PING,
     PROTOCOL_VERSION,
-    DecodeError,
     FrameReader,
     ProtocolError,
 )
+from etcdlite.metrics import Peer as PeerMetrics
+from etcdlite.proto import DecodeError
 from etcdlite.raft import Entry, Message
 from etcdlite.request import Done
 

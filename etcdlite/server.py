@@ -41,10 +41,10 @@ from urllib.parse import urlsplit
 import etcdlite
 from etcdlite import bootstrap, config, datadir, discovery, log, proto
 from etcdlite.client import Client, EtcdliteError
+from etcdlite.frames import MAGIC
 from etcdlite.member import Member
 from etcdlite.metrics import Metrics
 from etcdlite.peer import Dial, PeerConnection, SnapshotDial
-from etcdlite.proto import MAGIC
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
 from etcdlite.replica.maintenance import AutoCompaction

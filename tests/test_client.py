@@ -14,7 +14,7 @@ import pytest
 from rigs.fake_server import DROP, GREETING, IGNORE, FakeConnection, FakeServer, FakeStore
 from rigs.shells import Facade, LoopThread
 
-from etcdlite import proto
+from etcdlite import frames, proto
 from etcdlite.client import (
     AsyncClient,
     Client,
@@ -159,7 +159,7 @@ def test_a_reply_that_cannot_be_read_costs_only_its_call(
     connect: Connect, server: FakeServer
 ) -> None:
     client = connect(server)
-    server.intercept = once(proto.frame(1, PUT, proto.END, b"\xff\xff"), "KV.Put")
+    server.intercept = once(frames.frame(1, PUT, frames.END, b"\xff\xff"), "KV.Put")
     with pytest.raises(ProtocolViolation, match=r"KV\.Put"):
         client.put("k", "v")
     client.put("k", "v")
@@ -221,7 +221,7 @@ def test_a_dead_endpoint_is_passed_over(connect: Connect, server: FakeServer) ->
     ("greeting", "cause"),
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak etcdlite's native protocol"),
-        (proto.HANDSHAKE.pack(proto.MAGIC, 0, 0), "does not speak protocol version 1"),
+        (frames.HANDSHAKE.pack(frames.MAGIC, 0, 0), "does not speak protocol version 1"),
         (GREETING[:5], "no connection within 0.2 s"),
     ],
 )
@@ -297,7 +297,9 @@ def test_a_write_after_a_restart_goes_through(connect: Connect, server: FakeServ
 @pytest.mark.parametrize("cut", [1, 4, 9, 10, 11])
 def test_half_a_frame_is_no_reply(connect: Connect, server: FakeServer, cut: int) -> None:
     client = connect(server)
-    reply = proto.frame(1, PUT, proto.END, proto.PutResponse(header=server.store.header()).encode())
+    reply = frames.frame(
+        1, PUT, frames.END, proto.PutResponse(header=server.store.header()).encode()
+    )
 
     def intercept(connection: FakeConnection, _: int, name: str, __: Any) -> str | None:
         if name != "KV.Put":
@@ -376,7 +378,7 @@ def test_a_read_waits_for_a_leader(connect: Connect, server: FakeServer) -> None
         if answers == 0:
             return None
         answers -= 1
-        return proto.frame(request_id, proto.METHOD_BY_NAME[name].number, 3, body)
+        return frames.frame(request_id, proto.METHOD_BY_NAME[name].number, 3, body)
 
     server.intercept = intercept
     assert client.get("k") is None
@@ -471,7 +473,7 @@ def test_a_watch_that_is_refused_raises_the_reason(connect: Connect, server: Fak
 
     def intercept(_: FakeConnection, request_id: int, name: str, __: Any) -> bytes:
         body = proto.Error(code=7, message="etcdserver: permission denied").encode()
-        return proto.frame(request_id, proto.METHOD_BY_NAME[name].number, 3, body)
+        return frames.frame(request_id, proto.METHOD_BY_NAME[name].number, 3, body)
 
     server.intercept = intercept
     with pytest.raises(PermissionDenied):
@@ -587,7 +589,7 @@ def test_a_stream_that_is_not_read_holds_the_server_up(
         for i in range(total):
             connection.reply(request_id, method, proto.SnapshotResponse(blob=blob), 0)
             sent_blobs.append(i)
-        return proto.frame(request_id, method, proto.END, b"")
+        return frames.frame(request_id, method, frames.END, b"")
 
     server.intercept = intercept
     client = connect(server)
@@ -648,10 +650,10 @@ class LeaseServer:
         if name != "Lease.LeaseRevoke":
             response.ID = 7
             response.TTL = self.ttl if self.alive else 0
-        frame = proto.frame(request_id, method.number, 0, response.encode())
+        frame = frames.frame(request_id, method.number, 0, response.encode())
         if method.server_stream:
-            return frame + proto.frame(request_id, method.number, proto.END, b"")
-        return proto.frame(request_id, method.number, proto.END, response.encode())
+            return frame + frames.frame(request_id, method.number, frames.END, b"")
+        return frames.frame(request_id, method.number, frames.END, response.encode())
 
 
 def test_a_lease_is_kept_alive_and_revoked(connect: Connect, server: FakeServer) -> None:
@@ -737,8 +739,8 @@ def answer_members(server: FakeServer, answers: dict[str, Any]) -> None:
         if answer is None:
             return None
         number = proto.METHOD_BY_NAME[name].number
-        flags = proto.END | (proto.ERROR if isinstance(answer, proto.Error) else 0)
-        return proto.frame(request_id, number, flags, answer.encode())
+        flags = frames.END | (frames.ERROR if isinstance(answer, proto.Error) else 0)
+        return frames.frame(request_id, number, flags, answer.encode())
 
     server.intercept = intercept
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rigs.fake_server import GREETING
 
-from etcdlite import errors, proto
+from etcdlite import errors, frames, proto
 from etcdlite.client import (
     Compacted,
     CreateRevision,
@@ -61,7 +61,7 @@ def opened(core: client_core.ConnectionCore, method: Any = PUT) -> RecordingTick
 
 
 def put_reply(request_id: int) -> bytes:
-    return proto.frame(request_id, PUT.number, proto.END, REPLY)
+    return frames.frame(request_id, PUT.number, frames.END, REPLY)
 
 
 # The connection.
@@ -81,7 +81,7 @@ def test_a_reply_is_the_same_however_the_bytes_are_cut() -> None:
         deliveries = []
         for start in range(0, len(data), size):
             deliveries += core.receive(data[start : start + size])
-        assert deliveries == [(second, proto.END, REPLY), (first, proto.END, REPLY)]
+        assert deliveries == [(second, frames.END, REPLY), (first, frames.END, REPLY)]
         assert core.hello.version == "fake"
         assert core.failure == ""
 
@@ -91,14 +91,17 @@ def test_a_reply_is_the_same_however_the_bytes_are_cut() -> None:
     [
         (b"HTTP/1.1 400 Bad Request\r\n", "does not speak etcdlite's native protocol"),
         (b"\x89ETX", "does not speak etcdlite's native protocol"),
-        (proto.HANDSHAKE.pack(proto.MAGIC, 0, 0), "does not speak protocol version 1"),
+        (frames.HANDSHAKE.pack(frames.MAGIC, 0, 0), "does not speak protocol version 1"),
         (GREETING + b"\x00\x00\x00\x00" * 3, "not the native protocol: frame length 0"),
         (GREETING + b"\xff" * 12, "not the native protocol: frame length"),
         (GREETING + put_reply(9), "a reply to request 9, which is not open"),
-        (GREETING + proto.frame(0, 0, 0, b""), "id 0"),
-        (proto.HANDSHAKE.pack(proto.MAGIC, 1, 0) + proto.frame(0, 0, 0, b"\xff"), "not the native"),
+        (GREETING + frames.frame(0, 0, 0, b""), "id 0"),
         (
-            GREETING + proto.frame(0, 0, 3, proto.Error(code=3, message="too much").encode()),
+            frames.HANDSHAKE.pack(frames.MAGIC, 1, 0) + frames.frame(0, 0, 0, b"\xff"),
+            "not the native",
+        ),
+        (
+            GREETING + frames.frame(0, 0, 3, proto.Error(code=3, message="too much").encode()),
             "the server closes the connection: too much",
         ),
         (b"", "the server closed the connection"),
@@ -117,14 +120,14 @@ def test_what_breaks_the_protocol_fails_the_connection(garbage: bytes, failure: 
 def test_a_unary_reply_without_an_end_fails_the_connection() -> None:
     core = connected()
     opened(core)
-    assert core.receive(proto.frame(1, PUT.number, 0, REPLY)) == []
+    assert core.receive(frames.frame(1, PUT.number, 0, REPLY)) == []
     assert core.failure == "KV.Put: a reply without an end"
 
 
 def test_replies_before_the_garbage_are_delivered() -> None:
     core = connected()
     ticket = opened(core)
-    assert core.receive(put_reply(1) + b"\x00" * 20) == [(ticket, proto.END, REPLY)]
+    assert core.receive(put_reply(1) + b"\x00" * 20) == [(ticket, frames.END, REPLY)]
     assert core.failure
     assert core.fail("") == []
 
@@ -147,7 +150,7 @@ def test_the_id_of_a_cancelled_request_stays_reserved_until_the_server_ends_it()
     assert core.silent_since_s == 1.0
     core._last_id = 0  # as after 2^32 requests
     assert opened(core).request_id == 2
-    assert core.receive(proto.frame(1, PUT.number, 3, b"")) == []
+    assert core.receive(frames.frame(1, PUT.number, 3, b"")) == []
     assert core.failure == ""
     assert core.silent_since_s is None
     core._last_id = 0
@@ -178,11 +181,11 @@ def test_no_bytes_make_the_connection_raise(data: bytes, greeted: bool) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from([0, 1, 3]), st.binary(max_size=9))))
-def test_each_request_ends_once_whatever_frames_come(frames: list[tuple[int, int, bytes]]) -> None:
+def test_each_request_ends_once_whatever_frames_come(sent: list[tuple[int, int, bytes]]) -> None:
     core = connected()
     tickets = [opened(core, WATCH) for _ in range(3)]
-    data = b"".join(proto.frame(i, WATCH.number, flags, body) for i, flags, body in frames)
-    ends = [to for to, flags, _ in core.receive(data) if flags & proto.END]
+    data = b"".join(frames.frame(i, WATCH.number, flags, body) for i, flags, body in sent)
+    ends = [to for to, flags, _ in core.receive(data) if flags & frames.END]
     ends += core.fail("over")
     assert sorted(map(id, ends)) == sorted(map(id, tickets))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sim.world import Node, World
 
-from etcdlite import member, peer, proto, snap
+from etcdlite import frames, member, peer, proto, snap
 from etcdlite.errors import EtcdError, error
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
 from etcdlite.wire import api
@@ -47,7 +47,7 @@ class Asker:
         self._next_id += 1
         method = proto.METHOD_BY_NAME[name]
         request = method.request(**fields)
-        frame = proto.frame(self._next_id, method.number, 0, request.encode())
+        frame = frames.frame(self._next_id, method.number, 0, request.encode())
         handle = api.HANDLERS[method.number][0]
         try:
             handle(node.member, self, self._next_id, method.number, request, frame)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rigs.lone_member import LoneMember
 
-from etcdlite import errors, proto
+from etcdlite import errors, frames, proto
 from etcdlite.client import operations as client_calls
 from etcdlite.client import scripts as recipes
 from etcdlite.errors import UNKNOWN, EtcdError
@@ -533,7 +533,7 @@ def advance(lone: LoneMember, script: Any, outcome: Any = None) -> Any:
             assert isinstance(step, client_calls.Op)
             method = proto.METHOD_BY_NAME[step.method]
             asker = Asker()
-            frame = proto.frame(1, method.number, 0, step.request.encode())
+            frame = frames.frame(1, method.number, 0, step.request.encode())
             handle = concurrency.api.HANDLERS[method.number][0]
             handle(lone.member, asker, 1, method.number, step.request, frame)
             lone.settle()

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from rigs.lone_member import LoneMember
 
-from etcdlite import log, proto, snap
+from etcdlite import frames, log, proto, snap
+from etcdlite.frames import HANDSHAKE, MAGIC
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
-from etcdlite.proto import HANDSHAKE, MAGIC
 from etcdlite.raft import Entry, HardState
 from etcdlite.storage import checkpoint, data
 from etcdlite.storage.data import DataDamaged, DataFile
@@ -104,7 +104,7 @@ def content_of(rng: random.Random, field: Any, depth: int) -> Any:
             return number if kind[0] == "u" else number - (number >> (bits - 1) << bits)
 
 
-def frames(rng: random.Random, count: int) -> bytes:
+def random_frames(rng: random.Random, count: int) -> bytes:
     """Frames of requests of all methods, and of none."""
     out = []
     methods = list(proto.METHODS.values())
@@ -118,9 +118,9 @@ def frames(rng: random.Random, count: int) -> bytes:
         body = request.encode()
         if rng.random() < 0.1:
             body = mutated(rng, body)
-        flags = rng.choice((0, 0, 0, proto.END, proto.CANCEL, 255))
+        flags = rng.choice((0, 0, 0, frames.END, frames.CANCEL, 255))
         request_id = rng.choice((*range(1, 30), 2**32 - 1, *range(1, 10_000, 7)))
-        out.append(proto.frame(request_id, number, flags, body))
+        out.append(frames.frame(request_id, number, flags, body))
     return b"".join(out)
 
 
@@ -180,15 +180,15 @@ def check_answers(received: bytes) -> int:
     if not received:
         return 0
     assert received[:8] == MAGIC
-    reader = proto.FrameReader(1 << 30)
+    reader = frames.FrameReader(1 << 30)
     reader.feed(received[HANDSHAKE.size :])
     answers = list(reader)
     ended = set()
     for request_id, _, flags, body in answers:
-        if flags & proto.ERROR:
+        if flags & frames.ERROR:
             failure = proto.Error.decode(body)
             assert 0 < failure.code < 17 and failure.message
-        if flags & proto.END and request_id:
+        if flags & frames.END and request_id:
             ended.add(request_id)
     return len(answers)
 
@@ -203,7 +203,7 @@ def test_requests_with_any_content_are_answered_or_refused(tmp_path, seed):
         front = Front(lone, rng)
         front.feed(HANDSHAKE.pack(MAGIC, 1, 1))
         for _ in range(10):
-            front.feed(frames(rng, 20))
+            front.feed(random_frames(rng, 20))
             lone.tick(rng.choice((0.1, 3.0, 100.0)))
         front.finish()
         answers += check_answers(front.received)
@@ -224,7 +224,7 @@ def test_damaged_frames_in_any_pieces_end_at_most_their_connection(tmp_path, see
         if rng.random() < 0.1:
             handshake = mutated(rng, handshake)
         front.feed(handshake)
-        front.feed(mutated(rng, frames(rng, rng.choice((1, 5, 30)))))
+        front.feed(mutated(rng, random_frames(rng, rng.choice((1, 5, 30)))))
         if rng.random() < 0.2:
             front.feed(rng.randbytes(rng.choice((1, 30, 3000))))
         closed += front.session.is_closing
@@ -239,7 +239,7 @@ def the_store_is_sound(lone: LoneMember, path: Any) -> None:
     """What the requests left is consistent: it can be read at every revision, and is the same after
     a restart."""
     front = Front(lone, random.Random(0))
-    put = proto.frame(1, proto.METHOD_BY_NAME["KV.Put"].number, 0, b"\x0a\x05alive")
+    put = frames.frame(1, proto.METHOD_BY_NAME["KV.Put"].number, 0, b"\x0a\x05alive")
     lone.member.alarms._active.clear()
     front.session.receive(HANDSHAKE.pack(MAGIC, 1, 1) + put)
     front.finish()
@@ -289,7 +289,7 @@ def written(tmp_path_factory):
             request, name = proto.CompactionRequest(revision=40), "KV.Compact"
         elif number % 13 == 0:
             request, name = proto.DeleteRangeRequest(key=b"k1", range_end=b"k2"), "KV.DeleteRange"
-        frame = proto.frame(number, proto.METHOD_BY_NAME[name].number, 0, request.encode())
+        frame = frames.frame(number, proto.METHOD_BY_NAME[name].number, 0, request.encode())
         session.receive(frame)
         lone.settle()
         if number == 100:

@@ -14,7 +14,7 @@ import pytest
 from rigs.lone_member import LoneMember
 from rigs.processes import PATIENCE_S, RawConnection, ServerProcess, wait_until
 
-from etcdlite import errors, proto
+from etcdlite import errors, frames, proto
 from etcdlite import server as server_module
 from etcdlite.client import (
     EtcdliteError,
@@ -22,8 +22,8 @@ from etcdlite.client import (
     RequestTooLarge,
     TooManyOps,
 )
+from etcdlite.frames import FRAME, HANDSHAKE, MAGIC
 from etcdlite.member import SLICE_S
-from etcdlite.proto import FRAME, HANDSHAKE, MAGIC
 from etcdlite.wire.native import HIGH_WATER_BYTES, MAX_OPEN_REQUESTS, NativeSession
 
 MAX_REQUEST_BYTES = 1_572_864
@@ -101,21 +101,21 @@ def test_a_frame_that_is_too_large_ends_the_connection_before_it_has_come(runnin
 
 def test_a_request_with_the_id_zero_ends_the_connection(running):
     raw = running.talk()
-    raw.sock.sendall(proto.frame(0, RANGE, 0, proto.RangeRequest(key=b"k").encode()))
+    raw.sock.sendall(frames.frame(0, RANGE, 0, proto.RangeRequest(key=b"k").encode()))
     closed_with(raw, "id 0")
     serves(running)
 
 
 def test_an_id_that_is_open_on_another_method_ends_the_connection(running):
     raw = running.talk()
-    raw.sock.sendall(proto.frame(1, WATCH, 0, b"") + proto.frame(1, PUT, 0, b""))
+    raw.sock.sendall(frames.frame(1, WATCH, 0, b"") + frames.frame(1, PUT, 0, b""))
     closed_with(raw, "in use")
     serves(running)
 
 
 def test_what_came_before_the_fault_is_carried_out(running):
     raw = running.talk()
-    put = proto.frame(1, PUT, 0, proto.PutRequest(key=b"before", value=b"1").encode())
+    put = frames.frame(1, PUT, 0, proto.PutRequest(key=b"before", value=b"1").encode())
     raw.sock.sendall(put + FRAME.pack(3, 2, PUT, 0) + put)
     raw.is_closed()
     with running.client() as client:
@@ -127,12 +127,12 @@ def test_a_broken_message_costs_its_request_only(running):
     raw = running.talk()
     broken = (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"\x0a\x05abc", b"\x80", b"\x0b")
     for number, body in enumerate(broken, 1):
-        raw.sock.sendall(proto.frame(number, PUT, 0, body))
+        raw.sock.sendall(frames.frame(number, PUT, 0, body))
         request_id, error = raw.error()
         assert (request_id, error.code) == (number, errors.INVALID_ARGUMENT)
     raw.ping()
     for number, body in enumerate(broken, 101):
-        raw.sock.sendall(proto.frame(number, WATCH, 0, body))
+        raw.sock.sendall(frames.frame(number, WATCH, 0, body))
         request_id, error = raw.error()
         assert (request_id, error.code) == (number, errors.INVALID_ARGUMENT)
     raw.ping()
@@ -142,7 +142,7 @@ def test_a_broken_message_costs_its_request_only(running):
 @pytest.mark.parametrize("method", [0x00, 0x0F, 0x99, 0xE1, 0xFF])
 def test_a_method_that_does_not_exist_costs_its_request_only(running, method):
     raw = running.talk()
-    raw.sock.sendall(proto.frame(1, method, 0, b"whatever"))
+    raw.sock.sendall(frames.frame(1, method, 0, b"whatever"))
     request_id, error = raw.error()
     assert (request_id, error.code) == (1, errors.UNIMPLEMENTED)
     raw.ping()
@@ -151,7 +151,7 @@ def test_a_method_that_does_not_exist_costs_its_request_only(running, method):
 def test_more_open_requests_than_allowed_end_the_connection(running):
     raw = running.talk()
     opened = b"".join(
-        proto.frame(number, WATCH, 0, b"") for number in range(1, MAX_OPEN_REQUESTS + 2)
+        frames.frame(number, WATCH, 0, b"") for number in range(1, MAX_OPEN_REQUESTS + 2)
     )
     raw.sock.sendall(opened)
     closed_with(raw, f"more than {MAX_OPEN_REQUESTS}")
@@ -184,7 +184,7 @@ def test_a_client_of_another_protocol_version_is_told_and_closed(running):
 def test_a_handshake_may_come_byte_by_byte(running):
     sock = running.connect()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    put = proto.frame(5, PUT, 0, proto.PutRequest(key=b"slow", value=b"1").encode())
+    put = frames.frame(5, PUT, 0, proto.PutRequest(key=b"slow", value=b"1").encode())
     with running.client() as client:
         for byte in HANDSHAKE.pack(MAGIC, 1, 1) + put:
             sock.sendall(bytes((byte,)))
@@ -367,7 +367,7 @@ def test_a_client_that_pipelines_big_ranges_and_never_reads_is_held_back(full):
     before = full.rss_bytes
     raw = full.talk(buffer_bytes=4096)
     request = proto.RangeRequest(key=b"big/", range_end=b"big0").encode()
-    pipeline_deaf(raw, b"".join(proto.frame(n, RANGE, 0, request) for n in range(1, 20_001)))
+    pipeline_deaf(raw, b"".join(frames.frame(n, RANGE, 0, request) for n in range(1, 20_001)))
     others_are_served(full)
     full.wait_until_idle()
     growth = full.peak_rss_bytes - before
@@ -379,7 +379,7 @@ def test_a_client_that_opens_watches_on_much_history_and_never_reads_is_held_bac
     raw = full.talk(buffer_bytes=4096)
     create = proto.WatchCreateRequest(key=b"big/", range_end=b"big0", start_revision=1)
     request = proto.WatchRequest(create_request=create).encode()
-    pipeline_deaf(raw, b"".join(proto.frame(n, WATCH, 0, request) for n in range(1, 201)))
+    pipeline_deaf(raw, b"".join(frames.frame(n, WATCH, 0, request) for n in range(1, 201)))
     others_are_served(full)
     with full.client() as client:
         for turn in range(20):
@@ -397,14 +397,14 @@ def test_a_deaf_client_that_begins_to_read_gets_every_answer(full):
     count = 200
     sender = threading.Thread(
         target=raw.sock.sendall,
-        args=(b"".join(proto.frame(n, RANGE, 0, request) for n in range(1, count + 1)),),
+        args=(b"".join(frames.frame(n, RANGE, 0, request) for n in range(1, count + 1)),),
     )
     sender.start()
     others_are_served(full)
     answered = set()
     for _ in range(count):
         request_id, _, flags, body = raw.receive()
-        assert flags == proto.END
+        assert flags == frames.END
         assert proto.RangeResponse.decode(body).count == BIG_KEYS
         answered.add(request_id)
     sender.join()
@@ -416,7 +416,7 @@ def test_a_client_that_takes_a_snapshot_and_never_reads_is_held_back(full):
     method = proto.METHOD_BY_NAME["Maintenance.Snapshot"].number
     raws = [full.talk(buffer_bytes=4096) for _ in range(4)]
     for raw in raws:
-        pipeline_deaf(raw, b"".join(proto.frame(n, method, 0, b"") for n in range(1, 51)))
+        pipeline_deaf(raw, b"".join(frames.frame(n, method, 0, b"") for n in range(1, 51)))
     others_are_served(full)
     full.wait_until_idle()
     growth = full.peak_rss_bytes - before
@@ -451,7 +451,7 @@ def test_a_burst_of_ranges_is_answered_over_many_turns(tmp_path):
     session = NativeSession(lone.member, lambda session: None)
     session.receive(HANDSHAKE.pack(MAGIC, 1, 1))
     ranges = proto.RangeRequest(key=b"a", range_end=b"b").encode()
-    session.receive(b"".join(proto.frame(n, RANGE, 0, ranges) for n in range(1, 1001)))
+    session.receive(b"".join(frames.frame(n, RANGE, 0, ranges) for n in range(1, 1001)))
 
     def look() -> float:
         lone.now += SLICE_S / 10
@@ -512,7 +512,7 @@ def test_an_alarm_of_no_known_kind_is_not_raised(running, kind):
     raw = running.talk()
     raw.send(1, "Maintenance.Alarm", proto.AlarmRequest(action=1, memberID=1, alarm=kind))
     request_id, _, flags, body = raw.receive()
-    assert (request_id, flags) == (1, proto.END)
+    assert (request_id, flags) == (1, frames.END)
     assert not proto.AlarmResponse.decode(body).alarms
     assert running.client().alarms() == ()
     serves(running)

@@ -20,7 +20,7 @@ import pytest
 from rigs.lone_member import LoneMember
 from rigs.processes import PATIENCE_S, ROOT, ServerProcess, wait_until
 
-from etcdlite import config, proto
+from etcdlite import config, frames, proto
 from etcdlite import server as server_module
 from etcdlite.client import (
     Client,
@@ -91,7 +91,7 @@ def test_writes_in_flight_are_finished_before_it_ends(server):
     running = server()
     raw = running.talk()
     puts = [
-        proto.frame(n, PUT, 0, proto.PutRequest(key=b"k%d" % n, value=b"v" * 500).encode())
+        frames.frame(n, PUT, 0, proto.PutRequest(key=b"k%d" % n, value=b"v" * 500).encode())
         for n in range(1, 101)
     ]
     raw.sock.sendall(b"".join(puts))
@@ -101,7 +101,7 @@ def test_writes_in_flight_are_finished_before_it_ends(server):
     try:
         while True:
             request_id, _, flags, _ = raw.receive()
-            assert flags == proto.END
+            assert flags == frames.END
             answered.add(request_id)
     except (EOFError, ConnectionError):
         pass

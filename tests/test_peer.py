@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim.world import World, url
 
-from etcdlite import proto
+from etcdlite import frames, proto
+from etcdlite.frames import (
+    END,
+    ERROR,
+    HANDSHAKE,
+    MAGIC,
+    PING,
+    PROTOCOL_VERSION,
+    FrameReader,
+    ProtocolError,
+)
 from etcdlite.peer import (
     FORWARD,
     INTRODUCE,
@@ -21,16 +31,6 @@ from etcdlite.peer import (
     Link,
     decode_message,
     encode_message,
-)
-from etcdlite.proto import (
-    END,
-    ERROR,
-    HANDSHAKE,
-    MAGIC,
-    PING,
-    PROTOCOL_VERSION,
-    FrameReader,
-    ProtocolError,
 )
 from etcdlite.raft import APP, HEARTBEAT, Entry, Message
 from etcdlite.wire.peer_session import Accepted
@@ -93,7 +93,7 @@ class Caller:
     def ask(
         self, method: int, body: bytes, request_id: int = 1
     ) -> list[tuple[int, int, int, bytes]]:
-        return self.send(proto.frame(request_id, method, 0, body))
+        return self.send(frames.frame(request_id, method, 0, body))
 
     def shake(self, lowest: int = PROTOCOL_VERSION, highest: int = PROTOCOL_VERSION) -> Any:
         return self.send(HANDSHAKE.pack(MAGIC, lowest, highest))
@@ -150,7 +150,7 @@ def test_a_second_process_of_a_member_is_refused_while_the_first_one_lives() -> 
         to=caller.member.id,
         life=5,
     )
-    again.receive(proto.frame(1, INTRODUCE, 0, introduction.encode()))
+    again.receive(frames.frame(1, INTRODUCE, 0, introduction.encode()))
     assert again.is_open, "it may have been started again"
 
 
@@ -323,5 +323,5 @@ def test_a_dialer_hangs_up_on_what_is_not_a_member() -> None:
     assert dial.is_closing
     dial = Dial(caller.member, link, lambda session: None)
     dial.connected()
-    dial.receive(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, 0) + proto.frame(9, RAFT, END, b""))
+    dial.receive(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, 0) + frames.frame(9, RAFT, END, b""))
     assert dial.is_closing

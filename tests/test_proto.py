@@ -18,7 +18,7 @@ from google.protobuf import message as protobuf_message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etcdlite import proto
+from etcdlite import frames, proto
 
 NAMES = sorted(proto.MESSAGES)
 NUMBERS = {"bool", "int64", "uint64", "int32", "uint32", "enum"}
@@ -627,10 +627,10 @@ FRAMES = st.lists(
 @BRIEF
 @given(FRAMES, st.data())
 def test_frames_come_back_however_the_stream_is_cut(
-    frames: list[tuple[int, int, int, bytes]], data: st.DataObject
+    sent: list[tuple[int, int, int, bytes]], data: st.DataObject
 ) -> None:
-    stream = b"".join(proto.frame(*frame) for frame in frames)
-    reader = proto.FrameReader(max_frame_bytes=64)
+    stream = b"".join(frames.frame(*frame) for frame in sent)
+    reader = frames.FrameReader(max_frame_bytes=64)
     got = []
     pos = 0
     while pos < len(stream):
@@ -643,30 +643,30 @@ def test_frames_come_back_however_the_stream_is_cut(
             if data.draw(st.booleans()):
                 break  # The rest must still be there later.
     got.extend(reader)
-    assert got == frames
+    assert got == sent
 
 
 @pytest.mark.parametrize("length", [0, 5, 65, 2**32 - 1])
 def test_a_frame_of_a_bad_length_is_refused_after_the_frames_before_it(length: int) -> None:
-    reader = proto.FrameReader(max_frame_bytes=64)
-    bad = proto.FRAME.pack(length, 2, 2, 0)
-    reader.feed(proto.frame(1, 2, 0, b"x") + bad)
-    frames = iter(reader)
-    assert next(frames) == (1, 2, 0, b"x")
-    with pytest.raises(proto.ProtocolError, match=str(length)):
-        next(frames)
+    reader = frames.FrameReader(max_frame_bytes=64)
+    bad = frames.FRAME.pack(length, 2, 2, 0)
+    reader.feed(frames.frame(1, 2, 0, b"x") + bad)
+    received = iter(reader)
+    assert next(received) == (1, 2, 0, b"x")
+    with pytest.raises(frames.ProtocolError, match=str(length)):
+        next(received)
 
 
 def test_a_frame_of_the_largest_length_passes() -> None:
-    reader = proto.FrameReader(max_frame_bytes=64)
-    reader.feed(proto.frame(1, 2, 0, b"x" * 58))
+    reader = frames.FrameReader(max_frame_bytes=64)
+    reader.feed(frames.frame(1, 2, 0, b"x" * 58))
     assert list(reader) == [(1, 2, 0, b"x" * 58)]
 
 
 def test_a_large_frame_in_small_pieces_is_assembled_once() -> None:
     body = bytes(range(256)) * 4096
-    stream = proto.frame(7, 2, 1, body)
-    reader = proto.FrameReader(max_frame_bytes=2 << 20)
+    stream = frames.frame(7, 2, 1, body)
+    reader = frames.FrameReader(max_frame_bytes=2 << 20)
     got = []
     for pos in range(0, len(stream), 16):
         reader.feed(stream[pos : pos + 16])
@@ -675,7 +675,7 @@ def test_a_large_frame_in_small_pieces_is_assembled_once() -> None:
 
 
 def test_the_handshake_is_twelve_bytes() -> None:
-    assert proto.HANDSHAKE.pack(proto.MAGIC, 1, proto.PROTOCOL_VERSION) == (
+    assert frames.HANDSHAKE.pack(frames.MAGIC, 1, frames.PROTOCOL_VERSION) == (
         b"\x89ETCDLT\n\x01\x00\x01\x00"
     )
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
-from etcdlite import proto
+from etcdlite import frames, proto
 from etcdlite.client import operations as calls
 from etcdlite.client import scripts as recipes
 from etcdlite.client.connection import (
@@ -662,7 +662,7 @@ class AsyncStream:
         if self._over:
             raise StopAsyncIteration
         flags, body = ticket.take()
-        if flags & proto.END:
+        if flags & frames.END:
             self._over = True
             reply_body(flags, body, connection.endpoint)
             raise StopAsyncIteration
@@ -778,7 +778,7 @@ class AsyncWatch:
             await self._wait(connection, deadline_s)
         flags, body = item
         try:
-            if flags & proto.END:
+            if flags & frames.END:
                 self._ticket = None
                 reply_body(flags, body, connection.endpoint)
                 raise Unavailable()

@@ -37,7 +37,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
-from etcdlite import proto
+from etcdlite import frames, proto
 from etcdlite.client import errors as client_errors
 from etcdlite.client import operations as calls
 from etcdlite.client import scripts as recipes
@@ -745,15 +745,15 @@ class Stream:
 
     def __next__(self) -> Any:
         """The next message. Raises StopIteration when the server has ended the stream."""
-        frames = self._ticket.frames
-        while not self._over and not frames:
+        received = self._ticket.frames
+        while not self._over and not received:
             if self._core.failure:
                 raise broken_error(self.endpoint, self._core.failure)
             self._receive()
         if self._over:
             raise StopIteration
-        flags, body = frames.popleft()
-        if flags & proto.END:
+        flags, body = received.popleft()
+        if flags & frames.END:
             self._over = True
             reply_body(flags, body, self.endpoint)
             raise StopIteration
@@ -889,7 +889,7 @@ class Watch:
             self._wait(ticket, connection, deadline_s)
         flags, body = item
         try:
-            if flags & proto.END:
+            if flags & frames.END:
                 self._ticket = None
                 reply_body(flags, body, connection.endpoint)
                 raise Unavailable()

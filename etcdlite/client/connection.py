@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from etcdlite import proto
+from etcdlite import frames, proto
 from etcdlite.client.errors import (
     ConnectionFailed,
     ProtocolViolation,
@@ -80,7 +80,7 @@ BACKOFF_MAX_S = 1.0
 
 
 PING = proto.Method(
-    number=proto.PING,
+    number=frames.PING,
     service="",
     name="Ping",
     full="Ping",
@@ -326,10 +326,10 @@ class WatchTicket(Ticket):
         else:
             self._queue.append((flags, body))
             self._received_bytes += len(body)
-            if flags & proto.END:
+            if flags & frames.END:
                 self.over = True
         self._wake()
-        return bool(flags & proto.END) or not self.over
+        return bool(flags & frames.END) or not self.over
 
     def lose(self, cause: str) -> None:
         self.lost = cause
@@ -367,11 +367,11 @@ class ConnectionCore:
         self._cancelled: set[int] = set()
         self._last_id = 0
         self._output: list[bytes] = [
-            proto.HANDSHAKE.pack(proto.MAGIC, proto.PROTOCOL_VERSION, proto.PROTOCOL_VERSION)
+            frames.HANDSHAKE.pack(frames.MAGIC, frames.PROTOCOL_VERSION, frames.PROTOCOL_VERSION)
         ]
         self._unsent: list[Ticket] = []
         self._greeting: bytearray | None = bytearray()
-        self._frames = proto.FrameReader(MAX_REPLY_BYTES)
+        self._frames = frames.FrameReader(MAX_REPLY_BYTES)
 
     @property
     def open_count(self) -> int:
@@ -395,8 +395,8 @@ class ConnectionCore:
         self._last_id = ticket.request_id = request_id
         self._open[request_id] = ticket
         self._unsent.append(ticket)
-        flags = proto.END if end else 0
-        self._output.append(proto.frame(request_id, ticket.method.number, flags, body))
+        flags = frames.END if end else 0
+        self._output.append(frames.frame(request_id, ticket.method.number, flags, body))
 
     def send(self, ticket: Ticket, body: bytes) -> None:
         """A further message of a stream; nothing if it has ended."""
@@ -404,11 +404,11 @@ class ConnectionCore:
 
     def close_send(self, ticket: Ticket) -> None:
         """No more messages will be sent on the stream."""
-        self._add(ticket, proto.END, b"")
+        self._add(ticket, frames.END, b"")
 
     def _add(self, ticket: Ticket, flags: int, body: bytes) -> None:
         if self._open.get(ticket.request_id) is ticket:
-            frame = proto.frame(ticket.request_id, ticket.method.number, flags, body)
+            frame = frames.frame(ticket.request_id, ticket.method.number, flags, body)
             self._output.append(frame)
 
     def cancel(self, ticket: Ticket, now_s: float) -> bool:
@@ -417,7 +417,9 @@ class ConnectionCore:
             return False
         del self._open[ticket.request_id]
         self._cancelled.add(ticket.request_id)
-        self._output.append(proto.frame(ticket.request_id, ticket.method.number, proto.CANCEL, b""))
+        self._output.append(
+            frames.frame(ticket.request_id, ticket.method.number, frames.CANCEL, b"")
+        )
         if self.silent_since_s is None:
             self.silent_since_s = now_s
         return True
@@ -454,14 +456,14 @@ class ConnectionCore:
             for request_id, method, flags, body in self._frames:
                 ticket = tickets.get(request_id)
                 if ticket is not None and ticket.method.number == method:
-                    if flags & proto.END:
+                    if flags & frames.END:
                         del tickets[request_id]
                     elif not ticket.method.server_stream:
                         self.failure = f"{ticket.method.full}: a reply without an end"
                         break
                     deliveries.append((ticket, flags, body))
                 elif request_id in self._cancelled:
-                    if flags & proto.END:
+                    if flags & frames.END:
                         self._cancelled.discard(request_id)
                 elif request_id == 0:
                     self._about_connection(method, flags, body)
@@ -469,29 +471,29 @@ class ConnectionCore:
                     self.failure = f"a reply to request {request_id}, which is not open"
                 if self.failure:
                     break
-        except (proto.ProtocolError, proto.DecodeError) as error:
+        except (frames.ProtocolError, proto.DecodeError) as error:
             self.failure = f"not the native protocol: {error}"
         return deliveries
 
     def _greet(self, greeting: bytearray) -> bytes:
         """Check the server's 12 bytes as far as they have come; gives what follows them."""
-        magic = proto.MAGIC
+        magic = frames.MAGIC
         if greeting[: len(magic)] != magic[: len(greeting)]:
             self.failure = "the server does not speak etcdlite's native protocol"
             return b""
-        if len(greeting) < proto.HANDSHAKE.size:
+        if len(greeting) < frames.HANDSHAKE.size:
             return b""
-        version = proto.HANDSHAKE.unpack_from(greeting)[1]
-        if version != proto.PROTOCOL_VERSION:
-            self.failure = f"the server does not speak protocol version {proto.PROTOCOL_VERSION}"
+        version = frames.HANDSHAKE.unpack_from(greeting)[1]
+        if version != frames.PROTOCOL_VERSION:
+            self.failure = f"the server does not speak protocol version {frames.PROTOCOL_VERSION}"
             return b""
         self._greeting = None
-        return bytes(greeting[proto.HANDSHAKE.size :])
+        return bytes(greeting[frames.HANDSHAKE.size :])
 
     def _about_connection(self, method: int, flags: int, body: bytes) -> None:
-        if flags & proto.ERROR:
+        if flags & frames.ERROR:
             self.failure = f"the server closes the connection: {proto.Error.decode(body).message}"
-        elif method == proto.HELLO and self.hello is None:
+        elif method == frames.HELLO and self.hello is None:
             self.hello = proto.Hello.decode(body)
         else:
             self.failure = "a frame with request id 0 that is no hello"
@@ -510,7 +512,7 @@ class ConnectionCore:
 def unary_reply(method: Any, flags: int, body: bytes, endpoint: str) -> Any:
     """The response message of a request that takes one. Raises the server's error instead."""
     body = reply_body(flags, body, endpoint)
-    if method.server_stream and flags & proto.END:
+    if method.server_stream and flags & frames.END:
         # The stream of a keep-alive ended without its answer: the server is going down.
         raise Unavailable(
             text=f"{endpoint}: {method.full} ended without a reply", endpoint=endpoint
@@ -520,7 +522,7 @@ def unary_reply(method: Any, flags: int, body: bytes, endpoint: str) -> Any:
 
 def reply_body(flags: int, body: bytes, endpoint: str) -> bytes:
     """The message bytes of a frame. Raises the server's answer if the frame is an ERROR."""
-    if flags & proto.ERROR:
+    if flags & frames.ERROR:
         try:
             error = proto.Error.decode(body)
         except proto.DecodeError as fault:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from etcdlite import proto
 from etcdlite.errors import EtcdError
-from etcdlite.proto import FRAME, FRAME_HEADER_BYTES
+from etcdlite.frames import FRAME, FRAME_HEADER_BYTES
 
 ENTRY_VERSION = 1
 ENTRY_HEADER = struct.Struct("<B3xIQQ")

@@ -14,8 +14,9 @@ from typing import Any
 import etcdlite
 from etcdlite import proto, txn
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, EtcdError, error
+from etcdlite.frames import FRAME_HEADER_BYTES
 from etcdlite.member import Member
-from etcdlite.proto import FRAME_HEADER_BYTES, varint
+from etcdlite.proto import varint
 from etcdlite.replica import membership as cluster
 from etcdlite.replica.alarms import alarm_name
 from etcdlite.replica.entry import CHECKPOINT, Session, needs_space

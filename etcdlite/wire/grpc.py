@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from etcdlite import proto
+from etcdlite import frames, proto
 from etcdlite.errors import (
     CANCELED,
     INTERNAL,
@@ -33,9 +33,10 @@ from etcdlite.errors import (
     EtcdError,
     error,
 )
+from etcdlite.frames import FRAME, MIN_FRAME_LENGTH
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.metrics import ClientRequests, Metrics, Rpc
-from etcdlite.proto import FRAME, MIN_FRAME_LENGTH, DecodeError
+from etcdlite.proto import DecodeError
 from etcdlite.wire import api, health, reflection
 from etcdlite.wire.api import Handler
 from etcdlite.wire.calls import Call, Calls
@@ -474,7 +475,7 @@ class GrpcSession(Connection):
                 raise error("RequestTooLarge")
             assert request.handle is not None and request.decode is not None
             body = request.decode(message, 0, len(message))
-            frame = proto.frame(stream.id, number, 0, message)
+            frame = frames.frame(stream.id, number, 0, message)
             request.handle(self.member, self, stream.id, number, body, frame)
         except EtcdError as failure:
             self.fail(stream.id, number, failure)

@@ -43,7 +43,7 @@ from urllib.parse import parse_qs, unquote
 import h11
 
 import etcdlite
-from etcdlite import log, proto
+from etcdlite import frames, log, proto
 from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, NOT_FOUND, EtcdError, error
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.raft import ROLE_NAMES
@@ -435,7 +435,7 @@ class HttpSession:
                 self.calls.message(request.id, body)
                 self.calls.finish(request.id)
             elif method.number in api.HANDLERS:
-                frame = proto.frame(1, method.number, 0, body)
+                frame = frames.frame(1, method.number, 0, body)
                 handle, _ = api.HANDLERS[method.number]
                 handle(member, self, request.id, method.number, message, frame)
             else:

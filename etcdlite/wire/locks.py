@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
-from etcdlite import proto
+from etcdlite import frames, proto
 from etcdlite.errors import UNKNOWN, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.replica.entry import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN
@@ -195,8 +195,8 @@ class _ScriptedCall(Call):
 
     def _ask(self, ask: _Ask) -> EtcdError | None:
         """Hand a request to the member; why it is refused, if it is at once."""
-        frame = proto.frame(1, ask.method, 0, ask.request.encode())
-        if len(frame) > self.member.max_request_bytes + proto.FRAME_HEADER_BYTES:
+        frame = frames.frame(1, ask.method, 0, ask.request.encode())
+        if len(frame) > self.member.max_request_bytes + frames.FRAME_HEADER_BYTES:
             return error("RequestTooLarge")
         handle, _ = api.HANDLERS[ask.method]
         self._is_writing = ask.writes

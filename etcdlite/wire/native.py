@@ -15,8 +15,7 @@ from collections.abc import Callable
 
 from etcdlite import __version__, proto
 from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError, error
-from etcdlite.member import OVERHEAD_BYTES, Member
-from etcdlite.proto import (
+from etcdlite.frames import (
     CANCEL,
     END,
     ERROR,
@@ -28,9 +27,10 @@ from etcdlite.proto import (
     MIN_FRAME_LENGTH,
     PING,
     PROTOCOL_VERSION,
-    DecodeError,
     ProtocolError,
 )
+from etcdlite.member import OVERHEAD_BYTES, Member
+from etcdlite.proto import DecodeError
 from etcdlite.wire import api
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.streams import CALLS

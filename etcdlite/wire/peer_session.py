@@ -10,8 +10,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from etcdlite import __version__, log, proto
+from etcdlite import __version__, frames, log, proto
 from etcdlite.errors import FAILED_PRECONDITION, INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
+from etcdlite.frames import (
+    END,
+    ERROR,
+    HANDSHAKE,
+    HELLO,
+    MAGIC,
+    PING,
+    PROTOCOL_VERSION,
+    ProtocolError,
+)
 from etcdlite.member import Member
 from etcdlite.metrics import Peer as PeerMetrics
 from etcdlite.peer import (
@@ -24,16 +34,6 @@ from etcdlite.peer import (
     SNAPSHOT,
     PeerConnection,
     decode_forward,
-)
-from etcdlite.proto import (
-    END,
-    ERROR,
-    HANDSHAKE,
-    HELLO,
-    MAGIC,
-    PING,
-    PROTOCOL_VERSION,
-    ProtocolError,
 )
 from etcdlite.snap import SnapshotError
 from etcdlite.wire import api
@@ -176,7 +176,7 @@ class Accepted(PeerConnection):
                 api.keep_alive(member, body, partial(self._kept_alive, request_id))
             elif method in _PEER_METHODS:
                 handle, decode = api.HANDLERS[method]
-                frame = proto.frame(request_id, method, 0, body)
+                frame = frames.frame(request_id, method, 0, body)
                 handle(member, self, request_id, method, decode(body), frame)
             else:
                 self.fail(request_id, method, api.unimplemented(method))

@@ -1,8 +1,8 @@
 """`grpc.reflection` v1 and v1alpha: tells tools such as grpcurl what this server speaks.
 
-The descriptors are made from `proto.SCHEMA`, the one description of the API that there is: one file
-per package, proto3, with the names of etcd's files. They are the wire form of google.protobuf's
-FileDescriptorProto, whose fields are named where they are written below.
+The descriptors are made from `schema.SCHEMA`: one file per package, proto3, with the names of
+etcd's files. They are the wire form of google.protobuf's FileDescriptorProto. Its fields are named
+where they are written below.
 
     ServerReflectionRequest   3 file_by_filename, 4 file_containing_symbol,
                               5 file_containing_extension, 6 all_extension_numbers_of_type,
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from etcdlite import proto
+from etcdlite import proto, schema
 from etcdlite.errors import INVALID_ARGUMENT, NOT_FOUND, error
 from etcdlite.proto import Field, varint
 from etcdlite.wire import health
@@ -66,7 +66,7 @@ def _packages() -> dict[str, list[str]]:
     """The messages and enums of each package, in the schema's order."""
     found: dict[str, list[str]] = {}
     package = ""
-    for line in proto.SCHEMA.strip().splitlines():
+    for line in schema.SCHEMA.strip().splitlines():
         keyword, _, rest = line.partition(" ")
         if keyword == "package":
             package = rest

@@ -12,10 +12,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from etcdlite import proto
+from etcdlite import frames, proto
 
 HELLO = proto.Hello(cluster_id=1, member_id=1, version="fake", max_request_bytes=1 << 20)
-GREETING = proto.HANDSHAKE.pack(proto.MAGIC, 1, 0) + proto.frame(0, 0, 0, HELLO.encode())
+GREETING = frames.HANDSHAKE.pack(frames.MAGIC, 1, 0) + frames.frame(0, 0, 0, HELLO.encode())
 
 DROP = "drop the connection"
 IGNORE = "say nothing, not even to a cancel"
@@ -147,18 +147,18 @@ class FakeConnection:
         except OSError:
             pass  # Nobody is there to be told.
 
-    def reply(self, request_id: int, method: int, message: Any, flags: int = proto.END) -> None:
-        self.send(proto.frame(request_id, method, flags, message.encode()))
+    def reply(self, request_id: int, method: int, message: Any, flags: int = frames.END) -> None:
+        self.send(frames.frame(request_id, method, flags, message.encode()))
 
     def fail(self, request_id: int, method: int, code: int, text: str) -> None:
         message = proto.Error(code=code, message=text)
-        self.reply(request_id, method, message, proto.END | proto.ERROR)
+        self.reply(request_id, method, message, frames.END | frames.ERROR)
 
     def serve(self) -> None:
         with self.sock:
             if not self._handshake():
                 return
-            reader = proto.FrameReader(1 << 24)
+            reader = frames.FrameReader(1 << 24)
             while True:
                 for request_id, method, flags, body in reader:
                     if self._handle(request_id, method, flags, body) == DROP:
@@ -175,8 +175,8 @@ class FakeConnection:
 
     def _handshake(self) -> bool:
         got = b""
-        while len(got) < proto.HANDSHAKE.size:
-            data = self.sock.recv(proto.HANDSHAKE.size - len(got))
+        while len(got) < frames.HANDSHAKE.size:
+            data = self.sock.recv(frames.HANDSHAKE.size - len(got))
             if not data:
                 return False
             got += data
@@ -185,12 +185,12 @@ class FakeConnection:
 
     def _handle(self, request_id: int, method: int, flags: int, body: bytes) -> str | None:
         server = self.server
-        if method == proto.PING:
+        if method == frames.PING:
             name, message = "Ping", body
         else:
             rpc = proto.METHODS[method]
             name, message = rpc.full, rpc.request.decode(body)
-        is_cancel = bool(flags & proto.CANCEL)
+        is_cancel = bool(flags & frames.CANCEL)
         if is_cancel:
             server.cancelled.append(request_id)
         else:
@@ -211,7 +211,7 @@ class FakeConnection:
     def _serve(self, request_id: int, method: int, name: str, message: Any) -> None:
         store = self.server.store
         if name == "Ping":
-            self.send(proto.frame(request_id, method, proto.END, message))
+            self.send(frames.frame(request_id, method, frames.END, message))
         elif name == "KV.Put":
             if not message.key:
                 self.fail(request_id, method, 3, "etcdserver: key is not provided")
@@ -233,11 +233,11 @@ class FakeConnection:
         elif name == "Lease.LeaseKeepAlive":
             response = proto.LeaseKeepAliveResponse(header=store.header(), ID=message.ID, TTL=5)
             self.reply(request_id, method, response, 0)
-            self.send(proto.frame(request_id, method, proto.END, b""))
+            self.send(frames.frame(request_id, method, frames.END, b""))
         elif name == "Maintenance.Snapshot":
             for blob in (b"one", b"two"):
                 self.reply(request_id, method, proto.SnapshotResponse(blob=blob), 0)
-            self.send(proto.frame(request_id, method, proto.END, b""))
+            self.send(frames.frame(request_id, method, frames.END, b""))
         else:
             self.fail(request_id, method, 12, f"unknown method {name}")
 
@@ -251,7 +251,7 @@ class FakeConnection:
                 header=store.header(), canceled=True, compact_revision=store.compacted
             )
             self.reply(request_id, method, response, 0)
-            self.send(proto.frame(request_id, method, proto.END, b""))
+            self.send(frames.frame(request_id, method, frames.END, b""))
             return
         while True:
             with store.changed:
@@ -267,4 +267,4 @@ class FakeConnection:
                 with self._lock:
                     # Nothing may follow the answer to a cancel.
                     if request_id in self.open_watches:
-                        self._send(proto.frame(request_id, method, 0, response.encode()))
+                        self._send(frames.frame(request_id, method, 0, response.encode()))

@@ -11,7 +11,7 @@ import contextlib
 import random
 from typing import Any, NamedTuple
 
-from etcdlite import datadir, proto, txn
+from etcdlite import datadir, frames, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
 from etcdlite.raft import Config, Raft
@@ -192,7 +192,7 @@ class MemberRig:
         ):
             self.story.tell(request)
             self._writes[request_id] = len(self.story.stages) - 1
-        frame = proto.frame(request_id, method, 0, request.encode())
+        frame = frames.frame(request_id, method, 0, request.encode())
         try:
             api.HANDLERS[method][0](self.member, self, request_id, method, request, frame)
         except EtcdError as failure:

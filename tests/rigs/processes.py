@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from etcdlite import proto
+from etcdlite import frames, proto
 from etcdlite.client import Client
-from etcdlite.proto import FRAME, FRAME_HEADER_BYTES, HANDSHAKE, MAGIC
+from etcdlite.frames import FRAME, FRAME_HEADER_BYTES, HANDSHAKE, MAGIC
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_S = 60.0
@@ -218,12 +218,12 @@ class RawConnection:
         magic, version, _ = HANDSHAKE.unpack(self._take(HANDSHAKE.size))
         assert (magic, version) == (MAGIC, 1)
         request_id, method, _, body = self.receive()
-        assert (request_id, method) == (0, proto.HELLO)
+        assert (request_id, method) == (0, frames.HELLO)
         self.hello = proto.Hello.decode(body)
 
-    def send(self, request_id: int, name: str, message: Any, flags: int = proto.END) -> None:
+    def send(self, request_id: int, name: str, message: Any, flags: int = frames.END) -> None:
         number = proto.METHOD_BY_NAME[name].number
-        self.sock.sendall(proto.frame(request_id, number, flags, message.encode()))
+        self.sock.sendall(frames.frame(request_id, number, flags, message.encode()))
 
     def receive(self) -> tuple[int, int, int, bytes]:
         """(request id, method, flags, body). Raises EOFError when the connection is closed."""
@@ -233,13 +233,13 @@ class RawConnection:
     def error(self) -> tuple[int, Any]:
         """(request id, Error) of the next frame, which must be an error."""
         request_id, _, flags, body = self.receive()
-        assert flags == proto.END | proto.ERROR, (request_id, flags, body)
+        assert flags == frames.END | frames.ERROR, (request_id, flags, body)
         return request_id, proto.Error.decode(body)
 
     def ping(self, request_id: int = 0xFFFF_0000) -> None:
         """Return when the server has answered a ping: the connection works."""
-        self.sock.sendall(proto.frame(request_id, proto.PING, proto.END, b"here?"))
-        assert self.receive() == (request_id, proto.PING, proto.END, b"here?")
+        self.sock.sendall(frames.frame(request_id, frames.PING, frames.END, b"here?"))
+        assert self.receive() == (request_id, frames.PING, frames.END, b"here?")
 
     def is_closed(self) -> bool:
         """Whether the server has closed the connection, after what it may still say."""

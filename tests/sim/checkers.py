@@ -33,7 +33,7 @@ from zlib import crc32
 
 from rigs.plain_model import PlainStore, within
 
-from etcdlite import proto
+from etcdlite import frames, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.raft import ENTRY_CONF_CHANGE, LEADER, NOTHING_READY, VOTE_RESP
 
@@ -187,9 +187,9 @@ class Oracle(PlainStore):
         corrupt = any(kind == 2 for _, kind in self.alarms)
         at = _ENTRY_HEADER.size
         for place in range(count):
-            length, request_id, method, _ = proto.FRAME.unpack_from(data, at)
+            length, request_id, method, _ = frames.FRAME.unpack_from(data, at)
             end = at + 4 + length
-            body_at = at + proto.FRAME_HEADER_BYTES
+            body_at = at + frames.FRAME_HEADER_BYTES
             at = end
             if method in (_PUBLISH, _MEMBER_CHANGE, _CHECKPOINT):
                 continue

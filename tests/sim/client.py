@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
-from etcdlite import proto
+from etcdlite import frames, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.storage.data import DataDamaged
 from etcdlite.wire.native import NativeSession
@@ -114,7 +114,7 @@ class Client:
         self._to: Wire | None = None
         self._back: Wire | None = None
         self._out: list[bytes] = []
-        self._reader = proto.FrameReader(64 << 20)
+        self._reader = frames.FrameReader(64 << 20)
         self._is_shaken = False
         self._pending: dict[int, Handler] = {}
         self._streams: set[int] = set()
@@ -155,10 +155,10 @@ class Client:
         self._to.session, self._to.node = session, node
         back.session, back.node = self, self
         node.attach(session, back, self._to)
-        self._reader = proto.FrameReader(64 << 20)
+        self._reader = frames.FrameReader(64 << 20)
         self._is_shaken = False
         self.told_revision = 0
-        self._out.append(proto.HANDSHAKE.pack(proto.MAGIC, 1, proto.PROTOCOL_VERSION))
+        self._out.append(frames.HANDSHAKE.pack(frames.MAGIC, 1, frames.PROTOCOL_VERSION))
         if self.watches:
             self._resume_watches()
         self.flush()
@@ -167,7 +167,7 @@ class Client:
         """Bytes came."""
         if not self._is_shaken:
             # The server sends its handshake and its hello at once.
-            data = data[proto.HANDSHAKE.size :]
+            data = data[frames.HANDSHAKE.size :]
             self._is_shaken = True
         self._reader.feed(data)
         session = self._session
@@ -180,7 +180,7 @@ class Client:
                         "what is answered was asked", f"request #{request_id} of {self.name}"
                     )
                 continue
-            if flags & proto.END:
+            if flags & frames.END:
                 del self._pending[request_id]
                 self._began.pop(request_id, None)
             handler(flags, body)
@@ -230,7 +230,7 @@ class Client:
             self._to.send(data)
 
     def _send(self, request_id: int, number: int, body: bytes, flags: int = 0) -> None:
-        self._out.append(proto.frame(request_id, number, flags, body))
+        self._out.append(frames.frame(request_id, number, flags, body))
 
     # Unary requests.
 
@@ -255,7 +255,7 @@ class Client:
         def answered(flags: int, body: bytes) -> None:
             del self._open_ops[op.id]
             answer: Any
-            if flags & proto.ERROR:
+            if flags & frames.ERROR:
                 failure = proto.Error.decode(body)
                 answer = EtcdError(failure.code, failure.message)
             else:
@@ -524,7 +524,7 @@ class Client:
         self.world.at(rng.uniform(0.1, 0.6) * lease.ttl_s, lambda: self._keep_alive(lease))
 
     def _kept_alive(self, lease: HeldLease, flags: int, body: bytes) -> None:
-        if flags & (proto.ERROR | proto.END):
+        if flags & (frames.ERROR | frames.END):
             lease.asked.clear()
             lease.stream = 0
             return
@@ -591,7 +591,7 @@ class Client:
         self._send(self._watch_stream, _WATCH, proto.WatchRequest(create_request=create).encode())
 
     def _watch_answer(self, flags: int, body: bytes) -> None:
-        if flags & (proto.ERROR | proto.END):
+        if flags & (frames.ERROR | frames.END):
             self._watch_stream = 0
             self._watching.clear()
             self.hang_up()
@@ -636,11 +636,11 @@ class Client:
         node = self.node
 
         def part(flags: int, body: bytes) -> None:
-            if flags & proto.ERROR:
+            if flags & frames.ERROR:
                 return
             if body:
                 parts.append(proto.SnapshotResponse.decode(body).blob)
-            if flags & proto.END:
+            if flags & frames.END:
                 self.oracle.answers += 1
                 assert node is not None
                 try:
@@ -653,7 +653,7 @@ class Client:
                     self.world.note(f"{self.name} has a backup of {node.name}")
 
         request_id = self._stream(part)
-        self._send(request_id, _SNAPSHOT, b"", proto.END)
+        self._send(request_id, _SNAPSHOT, b"", frames.END)
         self.flush()
 
     def defragment(self) -> None:

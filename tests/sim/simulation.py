@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from etcdlite import proto
+from etcdlite import frames, proto
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import CLEANED
 from etcdlite.storage.steps import finish
@@ -448,7 +448,7 @@ class _Probe:
         request = proto.PutRequest(key=b"probe", value=b"%d" % oracle.next_id)
         self._op = oracle.begin("KV.Put", request, self, True)
         number = self._op.number
-        frame = proto.frame(self._op.id, number, 0, request.encode())
+        frame = frames.frame(self._op.id, number, 0, request.encode())
         from etcdlite.wire import api
 
         def work() -> None:

@@ -1,0 +1,246 @@
+"""The whole API as one table: packages, enums, messages (field number, name, type) and methods
+(native number, request, response, HTTP paths). `proto.py` reads it.
+"""
+
+from __future__ import annotations
+
+# A line per item, continued by indented lines. A field is "number name type", "*" marks repeated
+# fields and streams, "|x" a member of the oneof x.
+SCHEMA = """
+package mvccpb
+message KeyValue: 1 key bytes, 2 create_revision int64, 3 mod_revision int64, 4 version int64,
+    5 value bytes, 6 lease int64
+enum Event.EventType: PUT=0, DELETE=1
+message Event: 1 type Event.EventType, 2 kv KeyValue, 3 prev_kv KeyValue
+
+package authpb
+message UserAddOptions: 1 no_password bool
+message User: 1 name bytes, 2 password bytes, 3 roles *string, 4 options UserAddOptions
+enum Permission.Type: READ=0, WRITE=1, READWRITE=2
+message Permission: 1 permType Permission.Type, 2 key bytes, 3 range_end bytes
+message Role: 1 name bytes, 2 keyPermission *Permission
+
+package etcdserverpb
+rpc 0x01 KV.Range RangeRequest -> RangeResponse /v3/kv/range
+rpc 0x06 KV.RangeStream RangeRequest -> *RangeStreamResponse
+rpc 0x02 KV.Put PutRequest -> PutResponse /v3/kv/put
+rpc 0x03 KV.DeleteRange DeleteRangeRequest -> DeleteRangeResponse /v3/kv/deleterange
+rpc 0x04 KV.Txn TxnRequest -> TxnResponse /v3/kv/txn
+rpc 0x05 KV.Compact CompactionRequest -> CompactionResponse /v3/kv/compaction
+rpc 0x10 Watch.Watch *WatchRequest -> *WatchResponse /v3/watch
+rpc 0x20 Lease.LeaseGrant LeaseGrantRequest -> LeaseGrantResponse /v3/lease/grant
+rpc 0x21 Lease.LeaseRevoke LeaseRevokeRequest -> LeaseRevokeResponse /v3/lease/revoke
+    /v3/kv/lease/revoke
+rpc 0x22 Lease.LeaseKeepAlive *LeaseKeepAliveRequest -> *LeaseKeepAliveResponse
+    /v3/lease/keepalive
+rpc 0x23 Lease.LeaseTimeToLive LeaseTimeToLiveRequest -> LeaseTimeToLiveResponse
+    /v3/lease/timetolive /v3/kv/lease/timetolive
+rpc 0x24 Lease.LeaseLeases LeaseLeasesRequest -> LeaseLeasesResponse /v3/lease/leases
+    /v3/kv/lease/leases
+rpc 0x30 Cluster.MemberAdd MemberAddRequest -> MemberAddResponse /v3/cluster/member/add
+rpc 0x31 Cluster.MemberRemove MemberRemoveRequest -> MemberRemoveResponse
+    /v3/cluster/member/remove
+rpc 0x32 Cluster.MemberUpdate MemberUpdateRequest -> MemberUpdateResponse
+    /v3/cluster/member/update
+rpc 0x33 Cluster.MemberList MemberListRequest -> MemberListResponse /v3/cluster/member/list
+rpc 0x34 Cluster.MemberPromote MemberPromoteRequest -> MemberPromoteResponse
+    /v3/cluster/member/promote
+rpc 0x40 Maintenance.Alarm AlarmRequest -> AlarmResponse /v3/maintenance/alarm
+rpc 0x41 Maintenance.Status StatusRequest -> StatusResponse /v3/maintenance/status
+rpc 0x42 Maintenance.Defragment DefragmentRequest -> DefragmentResponse /v3/maintenance/defragment
+rpc 0x43 Maintenance.Hash HashRequest -> HashResponse /v3/maintenance/hash
+rpc 0x44 Maintenance.HashKV HashKVRequest -> HashKVResponse /v3/maintenance/hashkv
+rpc 0x45 Maintenance.Snapshot SnapshotRequest -> *SnapshotResponse /v3/maintenance/snapshot
+rpc 0x46 Maintenance.MoveLeader MoveLeaderRequest -> MoveLeaderResponse
+    /v3/maintenance/transfer-leadership
+rpc 0x47 Maintenance.Downgrade DowngradeRequest -> DowngradeResponse /v3/maintenance/downgrade
+rpc 0x50 Auth.AuthEnable AuthEnableRequest -> AuthEnableResponse /v3/auth/enable
+rpc 0x51 Auth.AuthDisable AuthDisableRequest -> AuthDisableResponse /v3/auth/disable
+rpc 0x52 Auth.AuthStatus AuthStatusRequest -> AuthStatusResponse /v3/auth/status
+rpc 0x53 Auth.Authenticate AuthenticateRequest -> AuthenticateResponse /v3/auth/authenticate
+rpc 0x54 Auth.UserAdd AuthUserAddRequest -> AuthUserAddResponse /v3/auth/user/add
+rpc 0x55 Auth.UserGet AuthUserGetRequest -> AuthUserGetResponse /v3/auth/user/get
+rpc 0x56 Auth.UserList AuthUserListRequest -> AuthUserListResponse /v3/auth/user/list
+rpc 0x57 Auth.UserDelete AuthUserDeleteRequest -> AuthUserDeleteResponse /v3/auth/user/delete
+rpc 0x58 Auth.UserChangePassword AuthUserChangePasswordRequest -> AuthUserChangePasswordResponse
+    /v3/auth/user/changepw
+rpc 0x59 Auth.UserGrantRole AuthUserGrantRoleRequest -> AuthUserGrantRoleResponse
+    /v3/auth/user/grant
+rpc 0x5A Auth.UserRevokeRole AuthUserRevokeRoleRequest -> AuthUserRevokeRoleResponse
+    /v3/auth/user/revoke
+rpc 0x5B Auth.RoleAdd AuthRoleAddRequest -> AuthRoleAddResponse /v3/auth/role/add
+rpc 0x5C Auth.RoleGet AuthRoleGetRequest -> AuthRoleGetResponse /v3/auth/role/get
+rpc 0x5D Auth.RoleList AuthRoleListRequest -> AuthRoleListResponse /v3/auth/role/list
+rpc 0x5E Auth.RoleDelete AuthRoleDeleteRequest -> AuthRoleDeleteResponse /v3/auth/role/delete
+rpc 0x5F Auth.RoleGrantPermission AuthRoleGrantPermissionRequest -> AuthRoleGrantPermissionResponse
+    /v3/auth/role/grant
+rpc 0x60 Auth.RoleRevokePermission AuthRoleRevokePermissionRequest
+    -> AuthRoleRevokePermissionResponse
+    /v3/auth/role/revoke
+message ResponseHeader: 1 cluster_id uint64, 2 member_id uint64, 3 revision int64,
+    4 raft_term uint64
+enum RangeRequest.SortOrder: NONE=0, ASCEND=1, DESCEND=2
+enum RangeRequest.SortTarget: KEY=0, VERSION=1, CREATE=2, MOD=3, VALUE=4
+message RangeRequest: 1 key bytes, 2 range_end bytes, 3 limit int64, 4 revision int64,
+    5 sort_order RangeRequest.SortOrder, 6 sort_target RangeRequest.SortTarget,
+    7 serializable bool, 8 keys_only bool, 9 count_only bool, 10 min_mod_revision int64,
+    11 max_mod_revision int64, 12 min_create_revision int64, 13 max_create_revision int64
+message RangeResponse: 1 header ResponseHeader, 2 kvs *KeyValue, 3 more bool, 4 count int64
+message PutRequest: 1 key bytes, 2 value bytes, 3 lease int64, 4 prev_kv bool,
+    5 ignore_value bool, 6 ignore_lease bool
+message PutResponse: 1 header ResponseHeader, 2 prev_kv KeyValue
+message DeleteRangeRequest: 1 key bytes, 2 range_end bytes, 3 prev_kv bool
+message DeleteRangeResponse: 1 header ResponseHeader, 2 deleted int64, 3 prev_kvs *KeyValue
+message RequestOp: 1 request_range RangeRequest |request, 2 request_put PutRequest |request,
+    3 request_delete_range DeleteRangeRequest |request, 4 request_txn TxnRequest |request
+message ResponseOp: 1 response_range RangeResponse |response,
+    2 response_put PutResponse |response, 3 response_delete_range DeleteRangeResponse |response,
+    4 response_txn TxnResponse |response
+enum Compare.CompareResult: EQUAL=0, GREATER=1, LESS=2, NOT_EQUAL=3
+enum Compare.CompareTarget: VERSION=0, CREATE=1, MOD=2, VALUE=3, LEASE=4
+message Compare: 1 result Compare.CompareResult, 2 target Compare.CompareTarget, 3 key bytes,
+    4 version int64 |target_union, 5 create_revision int64 |target_union,
+    6 mod_revision int64 |target_union, 7 value bytes |target_union, 8 lease int64 |target_union,
+    64 range_end bytes
+message TxnRequest: 1 compare *Compare, 2 success *RequestOp, 3 failure *RequestOp
+message TxnResponse: 1 header ResponseHeader, 2 succeeded bool, 3 responses *ResponseOp
+message CompactionRequest: 1 revision int64, 2 physical bool
+message CompactionResponse: 1 header ResponseHeader
+message HashRequest:
+message HashKVRequest: 1 revision int64
+message HashKVResponse: 1 header ResponseHeader, 2 hash uint32, 3 compact_revision int64,
+    4 hash_revision int64
+message HashResponse: 1 header ResponseHeader, 2 hash uint32
+message SnapshotRequest:
+message SnapshotResponse: 1 header ResponseHeader, 2 remaining_bytes uint64, 3 blob bytes,
+    4 version string
+message WatchRequest: 1 create_request WatchCreateRequest |request_union,
+    2 cancel_request WatchCancelRequest |request_union,
+    3 progress_request WatchProgressRequest |request_union
+enum WatchCreateRequest.FilterType: NOPUT=0, NODELETE=1
+message WatchCreateRequest: 1 key bytes, 2 range_end bytes, 3 start_revision int64,
+    4 progress_notify bool, 5 filters *WatchCreateRequest.FilterType, 6 prev_kv bool,
+    7 watch_id int64, 8 fragment bool
+message WatchCancelRequest: 1 watch_id int64
+message WatchProgressRequest:
+message WatchResponse: 1 header ResponseHeader, 2 watch_id int64, 3 created bool, 4 canceled bool,
+    5 compact_revision int64, 6 cancel_reason string, 7 fragment bool, 11 events *Event
+message LeaseGrantRequest: 1 TTL int64, 2 ID int64
+message LeaseGrantResponse: 1 header ResponseHeader, 2 ID int64, 3 TTL int64, 4 error string
+message LeaseRevokeRequest: 1 ID int64
+message LeaseRevokeResponse: 1 header ResponseHeader
+message LeaseCheckpoint: 1 ID int64, 2 remaining_TTL int64
+message LeaseCheckpointRequest: 1 checkpoints *LeaseCheckpoint
+message LeaseCheckpointResponse: 1 header ResponseHeader
+message LeaseKeepAliveRequest: 1 ID int64
+message LeaseKeepAliveResponse: 1 header ResponseHeader, 2 ID int64, 3 TTL int64
+message LeaseTimeToLiveRequest: 1 ID int64, 2 keys bool
+message LeaseTimeToLiveResponse: 1 header ResponseHeader, 2 ID int64, 3 TTL int64,
+    4 grantedTTL int64, 5 keys *bytes
+message LeaseLeasesRequest:
+message LeaseStatus: 1 ID int64
+message LeaseLeasesResponse: 1 header ResponseHeader, 2 leases *LeaseStatus
+message Member: 1 ID uint64, 2 name string, 3 peerURLs *string, 4 clientURLs *string,
+    5 isLearner bool
+message MemberAddRequest: 1 peerURLs *string, 2 isLearner bool
+message MemberAddResponse: 1 header ResponseHeader, 2 member Member, 3 members *Member
+message MemberRemoveRequest: 1 ID uint64
+message MemberRemoveResponse: 1 header ResponseHeader, 2 members *Member
+message MemberUpdateRequest: 1 ID uint64, 2 peerURLs *string
+message MemberUpdateResponse: 1 header ResponseHeader, 2 members *Member
+message MemberListRequest: 1 linearizable bool
+message MemberListResponse: 1 header ResponseHeader, 2 members *Member
+message MemberPromoteRequest: 1 ID uint64
+message MemberPromoteResponse: 1 header ResponseHeader, 2 members *Member
+message DefragmentRequest:
+message DefragmentResponse: 1 header ResponseHeader
+message MoveLeaderRequest: 1 targetID uint64
+message MoveLeaderResponse: 1 header ResponseHeader
+enum AlarmType: NONE=0, NOSPACE=1, CORRUPT=2
+enum AlarmRequest.AlarmAction: GET=0, ACTIVATE=1, DEACTIVATE=2
+message AlarmRequest: 1 action AlarmRequest.AlarmAction, 2 memberID uint64, 3 alarm AlarmType
+message AlarmMember: 1 memberID uint64, 2 alarm AlarmType
+message AlarmResponse: 1 header ResponseHeader, 2 alarms *AlarmMember
+enum DowngradeRequest.DowngradeAction: VALIDATE=0, ENABLE=1, CANCEL=2
+message DowngradeRequest: 1 action DowngradeRequest.DowngradeAction, 2 version string
+message DowngradeResponse: 1 header ResponseHeader, 2 version string
+message DowngradeVersionTestRequest: 1 ver string
+message StatusRequest:
+message StatusResponse: 1 header ResponseHeader, 2 version string, 3 dbSize int64,
+    4 leader uint64, 5 raftIndex uint64, 6 raftTerm uint64, 7 raftAppliedIndex uint64,
+    8 errors *string, 9 dbSizeInUse int64, 10 isLearner bool, 11 storageVersion string,
+    12 dbSizeQuota int64, 13 downgradeInfo DowngradeInfo
+message DowngradeInfo: 1 enabled bool, 2 targetVersion string
+message AuthEnableRequest:
+message AuthDisableRequest:
+message AuthStatusRequest:
+message AuthenticateRequest: 1 name string, 2 password string
+message AuthUserAddRequest: 1 name string, 2 password string, 3 options UserAddOptions,
+    4 hashedPassword string
+message AuthUserGetRequest: 1 name string
+message AuthUserDeleteRequest: 1 name string
+message AuthUserChangePasswordRequest: 1 name string, 2 password string, 3 hashedPassword string
+message AuthUserGrantRoleRequest: 1 user string, 2 role string
+message AuthUserRevokeRoleRequest: 1 name string, 2 role string
+message AuthRoleAddRequest: 1 name string
+message AuthRoleGetRequest: 1 role string
+message AuthUserListRequest:
+message AuthRoleListRequest:
+message AuthRoleDeleteRequest: 1 role string
+message AuthRoleGrantPermissionRequest: 1 name string, 2 perm Permission
+message AuthRoleRevokePermissionRequest: 1 role string, 2 key bytes, 3 range_end bytes
+message AuthEnableResponse: 1 header ResponseHeader
+message AuthDisableResponse: 1 header ResponseHeader
+message AuthStatusResponse: 1 header ResponseHeader, 2 enabled bool, 3 authRevision uint64
+message AuthenticateResponse: 1 header ResponseHeader, 2 token string
+message AuthUserAddResponse: 1 header ResponseHeader
+message AuthUserGetResponse: 1 header ResponseHeader, 2 roles *string
+message AuthUserDeleteResponse: 1 header ResponseHeader
+message AuthUserChangePasswordResponse: 1 header ResponseHeader
+message AuthUserGrantRoleResponse: 1 header ResponseHeader
+message AuthUserRevokeRoleResponse: 1 header ResponseHeader
+message AuthRoleAddResponse: 1 header ResponseHeader
+message AuthRoleGetResponse: 1 header ResponseHeader, 2 perm *Permission
+message AuthRoleListResponse: 1 header ResponseHeader, 2 roles *string
+message AuthUserListResponse: 1 header ResponseHeader, 2 users *string
+message AuthRoleDeleteResponse: 1 header ResponseHeader
+message AuthRoleGrantPermissionResponse: 1 header ResponseHeader
+message AuthRoleRevokePermissionResponse: 1 header ResponseHeader
+message RangeStreamResponse: 1 range_response RangeResponse
+
+package v3lockpb
+rpc 0x70 Lock.Lock LockRequest -> LockResponse /v3/lock/lock
+rpc 0x71 Lock.Unlock UnlockRequest -> UnlockResponse /v3/lock/unlock
+message LockRequest: 1 name bytes, 2 lease int64
+message LockResponse: 1 header ResponseHeader, 2 key bytes
+message UnlockRequest: 1 key bytes
+message UnlockResponse: 1 header ResponseHeader
+
+package v3electionpb
+rpc 0x78 Election.Campaign CampaignRequest -> CampaignResponse /v3/election/campaign
+rpc 0x79 Election.Proclaim ProclaimRequest -> ProclaimResponse /v3/election/proclaim
+rpc 0x7A Election.Leader LeaderRequest -> LeaderResponse /v3/election/leader
+rpc 0x7B Election.Observe LeaderRequest -> *LeaderResponse /v3/election/observe
+rpc 0x7C Election.Resign ResignRequest -> ResignResponse /v3/election/resign
+message CampaignRequest: 1 name bytes, 2 lease int64, 3 value bytes
+message CampaignResponse: 1 header ResponseHeader, 2 leader LeaderKey
+message LeaderKey: 1 name bytes, 2 key bytes, 3 rev int64, 4 lease int64
+message LeaderRequest: 1 name bytes
+message LeaderResponse: 1 header ResponseHeader, 2 kv KeyValue
+message ResignRequest: 1 leader LeaderKey
+message ResignResponse: 1 header ResponseHeader
+message ProclaimRequest: 1 leader LeaderKey, 2 value bytes
+message ProclaimResponse: 1 header ResponseHeader
+
+package etcdlite
+message Hello: 1 cluster_id uint64, 2 member_id uint64, 3 version string,
+    4 max_request_bytes uint64
+message Error: 1 code int32, 2 message string
+enum MemberChange.Action: ADD=0, REMOVE=1, UPDATE=2, PROMOTE=3
+message MemberChange: 1 action MemberChange.Action, 2 member Member
+message Introduction: 1 cluster_id uint64, 2 member_id uint64, 3 to uint64, 4 version string,
+    5 snapshot SnapshotOffer, 6 life uint64
+message SnapshotOffer: 1 index uint64, 2 term uint64, 3 voters *uint64, 4 learners *uint64,
+    5 size_bytes uint64, 6 nonce uint64, 7 leader_term uint64
+message Welcome: 1 offset uint64
+"""
