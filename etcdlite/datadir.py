@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from etcdlite import proto
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import MEMBER, REMOVED, Store
-from etcdlite.raft import Entry, HardState
+from etcdlite.raft import HardState
+from etcdlite.raft_log import Entry
 from etcdlite.storage import checkpoint
 from etcdlite.storage.checkpoint import NAME as CHECKPOINT
 from etcdlite.storage.disk import Disk, File

@@ -43,19 +43,8 @@ from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.peer import FORWARD, Peers, encode_forward
 from etcdlite.proto import MAX_VARINT_BYTES, DecodeError, varint
-from etcdlite.raft import (
-    ENTRY_CONF_CHANGE,
-    ENTRY_NORMAL,
-    FOLLOWER,
-    LEADER,
-    SNAP,
-    Entry,
-    Message,
-    NotLeader,
-    Raft,
-    RequestDropped,
-    Snapshot,
-)
+from etcdlite.raft import FOLLOWER, LEADER, SNAP, Message, NotLeader, Raft, RequestDropped, Snapshot
+from etcdlite.raft_log import ENTRY_CONF_CHANGE, ENTRY_NORMAL, Entry
 from etcdlite.replica import membership as cluster
 from etcdlite.replica.alarms import Alarms
 from etcdlite.replica.corruption import HashCheck

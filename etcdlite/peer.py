@@ -69,7 +69,8 @@ from etcdlite.frames import (
 )
 from etcdlite.metrics import Peer as PeerMetrics
 from etcdlite.proto import DecodeError
-from etcdlite.raft import Entry, Message
+from etcdlite.raft import Message
+from etcdlite.raft_log import Entry
 from etcdlite.request import Done
 
 if TYPE_CHECKING:

@@ -104,7 +104,8 @@ from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
 
-from etcdlite.raft import Entry, HardState, Message, Snapshot
+from etcdlite.raft import HardState, Message, Snapshot
+from etcdlite.raft_log import Entry
 from etcdlite.storage.disk import Disk, File
 
 VERSION = 1

@@ -19,7 +19,8 @@ from etcdlite import frames, log, proto, snap
 from etcdlite.frames import HANDSHAKE, MAGIC
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
-from etcdlite.raft import Entry, HardState
+from etcdlite.raft import HardState
+from etcdlite.raft_log import Entry
 from etcdlite.storage import checkpoint, data
 from etcdlite.storage.data import DataDamaged, DataFile
 from etcdlite.storage.disk import Disk

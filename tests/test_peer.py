@@ -32,7 +32,8 @@ from etcdlite.peer import (
     decode_message,
     encode_message,
 )
-from etcdlite.raft import APP, HEARTBEAT, Entry, Message
+from etcdlite.raft import APP, HEARTBEAT, Message
+from etcdlite.raft_log import Entry
 from etcdlite.wire.peer_session import Accepted
 
 U64 = st.integers(0, 2**64 - 1)

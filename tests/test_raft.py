@@ -16,25 +16,21 @@ from typing import NamedTuple
 
 import pytest
 
-from etcdlite import raft
+from etcdlite import raft, raft_log
 from etcdlite.raft import (
-    ENTRY_CONF_CHANGE,
-    ENTRY_NORMAL,
     NOTHING_READY,
     ConfChange,
     Config,
-    Entry,
     HardState,
     Message,
     NotLeader,
     Raft,
-    RaftInvariantError,
-    RaftLog,
     ReadState,
     Ready,
     RequestDropped,
     Snapshot,
 )
+from etcdlite.raft_log import ENTRY_CONF_CHANGE, ENTRY_NORMAL, Entry, RaftInvariantError, RaftLog
 
 ACTIONS = {
     "add-voter": raft.ADD_VOTER,
@@ -567,7 +563,7 @@ def test_uncommitted_entries_are_bounded_and_one_large_entry_is_taken() -> None:
 
 
 def test_a_batch_to_apply_is_bounded() -> None:
-    host = lone(max_apply_bytes=3 * raft.ENTRY_OVERHEAD_BYTES)
+    host = lone(max_apply_bytes=3 * raft_log.ENTRY_OVERHEAD_BYTES)
     for _ in range(8):
         host.raft.propose(b"")
     host.take_ready()
@@ -589,7 +585,7 @@ def test_memory_is_bounded_by_compaction() -> None:
 
 
 def test_compaction_keeps_a_tail_for_followers() -> None:
-    weight = 100 + raft.ENTRY_OVERHEAD_BYTES
+    weight = 100 + raft_log.ENTRY_OVERHEAD_BYTES
     config = Config(id=1, log_tail_bytes=10 * weight)
     host = Host(config, {1}, {2})
     settle(host)
@@ -1085,7 +1081,7 @@ def test_the_log_is_kept_until_the_receiver_of_a_snapshot_has_caught_up() -> Non
 
 
 def test_a_candidate_that_learns_of_its_removal_does_not_lead() -> None:
-    entries = [Entry(1, 1, ENTRY_NORMAL, b""), Entry(1, 2, raft.ENTRY_CONF_CHANGE, b"")]
+    entries = [Entry(1, 1, ENTRY_NORMAL, b""), Entry(1, 2, raft_log.ENTRY_CONF_CHANGE, b"")]
     voters = [1, 2, 3, 4, 5]
     state = raft.HardState(1, 1, 1)
     member = Raft(
@@ -1104,7 +1100,7 @@ def test_a_candidate_that_learns_of_its_removal_does_not_lead() -> None:
                 if message.to == 1:
                     member.step(message)
             for entry in ready.committed_entries:
-                if entry.kind == raft.ENTRY_CONF_CHANGE:
+                if entry.kind == raft_log.ENTRY_CONF_CHANGE:
                     member.apply_conf_change(raft.ConfChange(raft.REMOVE, 1))
                 member.applied(entry.index)
 

@@ -20,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from rigs.faulty_disk import SIZE, FaultyDisk
 
 from etcdlite import wal as wal_module
-from etcdlite.raft import Entry, HardState
+from etcdlite.raft import HardState
+from etcdlite.raft_log import Entry
 from etcdlite.storage.disk import Disk
 from etcdlite.wal import WAL, Recovered, WALDamaged, WALError, WALVersionError
 

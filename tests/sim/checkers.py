@@ -35,7 +35,8 @@ from rigs.plain_model import PlainStore, within
 
 from etcdlite import frames, proto
 from etcdlite.errors import EtcdError, error
-from etcdlite.raft import ENTRY_CONF_CHANGE, LEADER, NOTHING_READY, VOTE_RESP
+from etcdlite.raft import LEADER, NOTHING_READY, VOTE_RESP
+from etcdlite.raft_log import ENTRY_CONF_CHANGE
 
 FIRST_OP = 1000
 """Ids below are those of requests that members make themselves."""

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from etcdlite import datadir, lease, member, mvcc, peer, raft, snap, txn, wal
+from etcdlite import datadir, lease, member, mvcc, peer, raft, raft_log, snap, txn, wal
 from etcdlite import watch as watches
 from etcdlite.errors import error
 from etcdlite.replica import maintenance as housekeeping
@@ -253,7 +253,7 @@ def _conflicting_entries_stay_in_the_log(patch: Patch) -> None:
         self.commit_to(min(committed, previous + len(entries), self.last))
         return previous + len(entries)
 
-    patch.set(raft.RaftLog, "maybe_append", trusting)
+    patch.set(raft_log.RaftLog, "maybe_append", trusting)
 
 
 @mutation(faults={"add_member": 60.0, "remove_member": 60.0}, mean_pause_s=0.3)
