@@ -6,7 +6,6 @@
   enum are attributes of its message: `Compare.EQUAL`;
 - `PutRequest(...).encode()` and `PutRequest.decode(buf)`: functions written for that one message,
   generated as Python source the first time they are asked for (a few ms; `prepare` does it early);
-- `to_json` and `from_json`: the proto3 JSON mapping as etcd's gateway speaks it;
 - `METHODS` and `METHOD_BY_NAME`.
 
 A decoder accepts what the protobuf library accepts and makes the same of it: fields in any order,
@@ -24,7 +23,6 @@ type or out of range raises TypeError or ValueError that names the field.
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -39,9 +37,6 @@ MAX_DEPTH = 100
 MAX_VARINT_BYTES = 10
 MAX_LENGTH_VARINT_BYTES = 5
 """Of tags and of lengths, as in the protobuf library."""
-
-MAX_NUMBER_CHARS = 64
-"""The longest number that is read from a JSON string."""
 
 
 class DecodeError(ValueError):
@@ -177,8 +172,6 @@ METHODS: dict[int, Method] = {}
 METHOD_BY_NAME: dict[str, Method] = {}
 """By full name, "KV.Put"."""
 
-_ENUM_NAMES: dict[str, dict[int, str]] = {}
-
 
 def _camel(name: str) -> str:
     head, *rest = name.split("_")
@@ -211,7 +204,6 @@ def _load_schema() -> None:
             values = {key: int(number) for key, number in (i.split("=") for i in items.split(","))}
             values = {key.strip(): number for key, number in values.items()}
             ENUMS[name] = values
-            _ENUM_NAMES[name] = {number: key for key, number in values.items()}
         elif keyword == "message":
             name, _, items = rest.partition(":")
             fields = tuple(_field(item) for item in items.split(",") if item)
@@ -348,13 +340,14 @@ _READERS: dict[str, Callable[[bytes, int], tuple[int, int]]] = {
     "enum": _read_int32,
 }
 
-_RANGES = {
+RANGES = {
     "int64": (-(1 << 63), (1 << 63) - 1),
     "uint64": (0, (1 << 64) - 1),
     "int32": (-(1 << 31), (1 << 31) - 1),
     "uint32": (0, (1 << 32) - 1),
     "enum": (-(1 << 31), (1 << 31) - 1),
 }
+"""The least and the greatest number of each kind."""
 
 
 def _write_int64(n: int) -> bytes:
@@ -689,10 +682,10 @@ def _complain(cls: type[Message], m: Any) -> None:
 def _check(cls: type[Message], field: Field, value: Any) -> None:
     where = f"{cls.NAME}.{field.name}"
     kind = field.kind
-    if kind in _RANGES:
+    if kind in RANGES:
         if not isinstance(value, int):
             raise TypeError(f"{where}: {value!r} is not an int") from None
-        low, high = _RANGES[kind]
+        low, high = RANGES[kind]
         if not low <= value <= high:
             raise ValueError(f"{where}: {value} does not fit {kind}") from None
     elif kind == "bool" and not isinstance(value, bool):
@@ -724,129 +717,6 @@ _NAMESPACE.update(
     _merge=_merge,
     _read_length=_read_length,
 )
-
-
-# --- JSON --------------------------------------------------------------------------------------
-
-
-_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-
-
-def to_json(message: Message) -> dict[str, Any]:
-    """The proto3 JSON form, ready for `json.dumps`: fields by their own names, 64-bit integers as
-    strings, bytes as base64, enums by name, defaults left out."""
-    out: dict[str, Any] = {}
-    for field, value in message.present():
-        if field.repeated:
-            out[field.name] = [_value_to_json(field, item) for item in value]
-        else:
-            out[field.name] = _value_to_json(field, value)
-    return out
-
-
-def _value_to_json(field: Field, value: Any) -> Any:
-    kind = field.kind
-    if kind == "message":
-        return to_json(value)
-    if kind == "bytes":
-        return binascii.b2a_base64(value, newline=False).decode("ascii")
-    if kind == "int64" or kind == "uint64":
-        return str(value)
-    if kind == "enum":
-        return _ENUM_NAMES[field.type_name].get(value, value)
-    return value
-
-
-def from_json(cls: type[Message], obj: Any, depth: int = MAX_DEPTH) -> Any:
-    """The message of class `cls` whose JSON form was parsed to `obj`. Raises DecodeError.
-
-    Takes what etcd's gateway takes: field names in either spelling, numbers as numbers or strings,
-    enums by name or number, base64 in either alphabet, padded or not, null for "not there". Unknown
-    names are ignored, as the gateway does.
-    """
-    if not isinstance(obj, dict):
-        raise DecodeError(f"{cls.NAME}: not a JSON object")
-    if depth < 0:
-        raise _too_deep()
-    message = cls()
-    for field in cls.FIELDS:
-        value = obj.get(field.name)
-        if field.json_name != field.name and field.json_name in obj:
-            if field.name in obj:
-                raise DecodeError(f"{cls.NAME}.{field.name}: given twice")
-            value = obj[field.json_name]
-        if value is None:
-            continue
-        where = f"{cls.NAME}.{field.name}"
-        if field.oneof and message.which(field.oneof) is not None:
-            raise DecodeError(f"{where}: another member of {field.oneof} is set already")
-        if not field.repeated:
-            setattr(message, field.name, _value_from_json(where, field, value, depth))
-        elif isinstance(value, list):
-            items = [_value_from_json(where, field, item, depth) for item in value]
-            setattr(message, field.name, items)
-        else:
-            raise DecodeError(f"{where}: not a JSON array")
-    return message
-
-
-def _value_from_json(where: str, field: Field, value: Any, depth: int) -> Any:
-    kind = field.kind
-    if kind == "message":
-        return from_json(MESSAGES[field.type_name], value, depth - 1)
-    if kind == "bool":
-        if isinstance(value, bool):
-            return value
-    elif kind == "string":
-        if isinstance(value, str):
-            return _checked_string(where, value)
-    elif kind == "bytes":
-        if isinstance(value, str):
-            return _bytes_from_json(where, value)
-    else:
-        if kind == "enum" and isinstance(value, str):
-            names = ENUMS[field.type_name]
-            if value in names:
-                return names[value]
-        else:
-            number = _number_from_json(value)
-            low, high = _RANGES[kind]
-            if number is not None and low <= number <= high:
-                return number
-    raise DecodeError(f"{where}: not a valid {kind}")
-
-
-def _number_from_json(value: Any) -> int | None:
-    """An integer given as a number or as a string of one ("5", 5, 5.0, 5e3); None if it is not."""
-    if isinstance(value, str):
-        # int() and float() alone also take spaces, underscores, "nan" and other scripts' digits.
-        if len(value) > MAX_NUMBER_CHARS or not value or value.strip("+-.eE0123456789"):
-            return None
-        try:
-            value = float(value) if value.strip("-0123456789") else int(value)
-        except ValueError:
-            return None
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _checked_string(where: str, value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DecodeError(f"{where}: half of a surrogate pair") from None
-    return value
-
-
-def _bytes_from_json(where: str, text: str) -> bytes:
-    digits = text.rstrip("=").replace("-", "+").replace("_", "/").encode("ascii", "replace")
-    padding = b"=" * (-len(digits) % 4)
-    given = len(text) - len(digits)
-    # a2b_base64 would pass over characters that are not of the alphabet.
-    if digits.translate(None, _BASE64) or len(padding) > 2 or given not in (0, len(padding)):
-        raise DecodeError(f"{where}: not base64")
-    return binascii.a2b_base64(digits + padding)
 
 
 if TYPE_CHECKING:

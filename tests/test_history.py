@@ -45,12 +45,13 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
+from rigs.plain_json import plain_json
 from rigs.plain_model import KEYS, LEASES, Requests, within
 from rigs.processes import PATIENCE_S, ServerFactory, wait_until
 from rigs.real_etcd import running_etcd
 from test_txn import may_be_overlooked, settle_ties
 
-from etcdlite import proto, txn
+from etcdlite import json_mapping, proto, txn
 from etcdlite.errors import EtcdError, error
 
 MEMBER = 1
@@ -202,7 +203,7 @@ class JsonSide:
 
     def ask(self, name: str, request: Any) -> Any:
         method = proto.METHOD_BY_NAME[name]
-        body = json.dumps(proto.to_json(request))
+        body = json_mapping.text(request)
         self._connection.request("POST", method.http_paths[0], body)
         response = self._connection.getresponse()
         text = response.read()
@@ -220,13 +221,13 @@ class JsonSide:
 
     @staticmethod
     def _exact(cls: Any, raw: Any) -> Any:
-        message = proto.from_json(cls, raw)
-        assert proto.to_json(message) == raw, f"{raw} has more in it than {message}"
+        message = json_mapping.from_json(cls, raw)
+        assert plain_json(message) == raw, f"{raw} has more in it than {message}"
         return message
 
     def watch(self, number: int, messages: list[Any]) -> Watching:
         connection = http.client.HTTPConnection(self._endpoint)
-        body = "".join(json.dumps(proto.to_json(message)) for message in messages)
+        body = "".join(json_mapping.text(message) for message in messages)
         connection.request("POST", "/v3/watch", body)
         watching = Watching()
         self._streams.append((watching, connection.sock))

@@ -27,9 +27,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rigs.lone_member import LoneMember
+from rigs.plain_json import plain_json
 from rigs.processes import PATIENCE_S, wait_until
 
-from etcdlite import proto
+from etcdlite import json_mapping, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.wire import gateway
 from etcdlite.wire.http import (
@@ -1128,10 +1129,10 @@ RESPONSES = sorted({method.response.NAME for method in proto.METHODS.values()})
 def test_responses_are_written_as_the_plain_mapping_writes_them(data: st.DataObject) -> None:
     cls = proto.MESSAGES[data.draw(st.sampled_from(RESPONSES))]
     body = data.draw(messages(cls)).encode()
-    written = "".join(gateway.pieces(cls, body))
-    assert json.loads(written) == proto.to_json(cls.decode(body))
+    written = "".join(json_mapping.pieces(cls, body))
+    assert json.loads(written) == plain_json(cls.decode(body))
     assert json.dumps(json.loads(written), separators=(",", ":")) == json.dumps(
-        proto.to_json(cls.decode(body)), separators=(",", ":")
+        plain_json(cls.decode(body)), separators=(",", ":")
     )
     assert not re.search("[<>&\u2028\u2029\x00-\x1f]", written)
 
@@ -1140,9 +1141,9 @@ def test_a_large_response_is_written_in_pieces_of_about_the_named_size() -> None
     kvs = [proto.KeyValue(key=b"%d" % n, value=b"v" * 100) for n in range(10_000)]
     response = proto.ResponseOp(response_range=proto.RangeResponse(kvs=kvs, count=10_000))
     body = proto.TxnResponse(responses=[response]).encode()
-    pieces = list(gateway.pieces(proto.TxnResponse, body))
-    assert max(map(len, pieces)) < 3 * gateway.PIECE_BYTES
-    assert json.loads("".join(pieces)) == proto.to_json(proto.TxnResponse.decode(body))
+    pieces = list(json_mapping.pieces(proto.TxnResponse, body))
+    assert max(map(len, pieces)) < 3 * json_mapping.PIECE_BYTES
+    assert json.loads("".join(pieces)) == plain_json(proto.TxnResponse.decode(body))
 
 
 json_values = st.recursive(

@@ -23,7 +23,7 @@ import pytest
 from rigs.plain_model import KEYS, Requests
 from rigs.store_rig import StoreRig, take_small_steps
 
-from etcdlite import proto, txn
+from etcdlite import json_mapping, proto, txn
 from etcdlite.errors import EtcdError, error
 
 Compare, RequestOp, TxnRequest = proto.Compare, proto.RequestOp, proto.TxnRequest
@@ -90,12 +90,12 @@ class RealEtcd:
     def ask(self, request: Any) -> Any:
         """The response, or the text of the error."""
         method = self.METHODS[type(request).NAME]
-        body = json.dumps(proto.to_json(request))
+        body = json_mapping.text(request)
         self._connection.request("POST", method.http_paths[0], body)
         reply = json.loads(self._connection.getresponse().read())
         if "error" in reply:
             return reply["error"]
-        return proto.from_json(method.response, reply)
+        return json_mapping.from_json(method.response, reply)
 
 
 @pytest.fixture(scope="module")

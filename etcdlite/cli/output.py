@@ -17,12 +17,10 @@ raises UnsupportedFormat, and `supports` tells beforehand.
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from etcdlite import proto
+from etcdlite import json_mapping, proto
 
 DEFAULT_FORMAT = "simple"
 
@@ -93,18 +91,6 @@ def go_quote(data: bytes | str) -> str:
     return '"' + "".join(parts) + '"'
 
 
-_JSON_UNSAFE = re.compile('[\x00-\x1f"\\\\<>&\u2028\u2029]')
-_JSON_SHORT = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-
-
-def _json_string(text: str) -> str:
-    def escape(match: re.Match[str]) -> str:
-        char = match.group()
-        return _JSON_SHORT.get(char) or f"\\u{ord(char):04x}"
-
-    return '"' + _JSON_UNSAFE.sub(escape, text) + '"'
-
-
 def go_json(value: Any) -> str:
     """`value` as Go's encoding/json writes it.
 
@@ -117,25 +103,21 @@ def go_json(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, str):
-        return _json_string(value)
+        return json_mapping.string(value)
     if isinstance(value, bytes):
-        return '"' + base64.b64encode(value).decode() + '"'
+        return json_mapping.base64(value)
     if isinstance(value, proto.Message):
-        if value.NAME == "ResponseOp":  # a Go interface in the field "Response"
-            return '{"Response":{' + _json_members(value) + "}}"
-        return "{" + _json_members(value) + "}"
+        return json_mapping.text(value, json_mapping.GO)
     if isinstance(value, dict):
-        members = (f"{_json_string(name)}:{go_json(item)}" for name, item in value.items())
+        members = (f"{json_mapping.string(name)}:{go_json(item)}" for name, item in value.items())
         return "{" + ",".join(members) + "}"
     return "[" + ",".join(map(go_json, value)) + "]"
 
 
-def _json_members(message: Any) -> str:
-    return ",".join(
-        f'"{field.name}":{go_json(value)}'
-        for field, value in message.present()
-        if field.name not in _NOT_IN_ETCD_3_5
-    )
+def _as_etcd_3_5(message: Any) -> Any:
+    """A message without the fields that only newer servers send."""
+    shown = {f.name: v for f, v in message.present() if f.name not in _NOT_IN_ETCD_3_5}
+    return type(message)(**shown)
 
 
 def go_duration(duration_ns: int) -> str:
@@ -709,7 +691,7 @@ class Json(Printer):
 
     def _endpoints(self, name: str, answers: Sequence[EndpointResponse]) -> bytes:
         return self._json(
-            [{"Endpoint": endpoint, name: response} for endpoint, response in answers]
+            [{"Endpoint": endpoint, name: _as_etcd_3_5(response)} for endpoint, response in answers]
         )
 
     def member_add(self, response: Any) -> bytes:

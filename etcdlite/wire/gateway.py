@@ -1,16 +1,11 @@
-"""The JSON gateway's mapping: paths to methods, request bodies to messages, encoded responses to
-JSON, errors to statuses. `http.py` carries it.
+"""The JSON gateway's mapping: paths to methods, request bodies to messages, errors to statuses.
+`http.py` carries it; `json_mapping.py` writes responses.
 
-What it prints is, byte for byte, what etcd's gateway (3.5, grpc-gateway v1) prints:
+Its output is, byte for byte, that of etcd's gateway (3.5, grpc-gateway v1):
 
-- fields in the schema's order under their own names, defaults left out, 64-bit integers as strings,
-  bytes as base64, enums by name; in strings `<`, `>`, `&` and the two line separators are escaped;
 - an error is `{"error":text,"code":number,"message":text}` with the status of `HTTP_STATUS`;
 - in a stream every message is a line `{"result":{...}}`, and an error is the last line,
   `{"error":{"grpc_code":...,"http_code":...,"message":...,"http_status":...}}`.
-
-A response is never taken apart into messages: `pieces` walks the encoded bytes once and writes JSON
-as it goes, in pieces, so that a response of any size can be written in slices.
 
 Requests are the other side's: any bytes give a message or an EtcdError, in time that grows with
 their number only. The JSON parser builds what it reads before anyone can look at it, so the number
@@ -19,13 +14,11 @@ of values is bounded first (`max_values`).
 
 from __future__ import annotations
 
-import binascii
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
-from etcdlite import errors, proto
+from etcdlite import errors, json_mapping, proto
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError
 
 PREFIXES = ("/v3/", "/v3beta/", "/v3alpha/")
@@ -80,9 +73,6 @@ REASONS = {
 }
 """The names of the statuses in use; clients see some of them in `http_status`."""
 
-PIECE_BYTES = 32 * 1024
-"""`pieces` stops about this often: half a millisecond of work."""
-
 FEWEST_VALUES = 1_000
 VALUES_PER_OP = 100
 
@@ -110,7 +100,7 @@ def read_request(cls: type[proto.Message], body: bytes, limit: int) -> Any:
     try:
         # What follows the value is passed over, as etcd does.
         value, _ = _DECODER.raw_decode(text)
-        return cls() if value is None else proto.from_json(cls, value)
+        return cls() if value is None else json_mapping.from_json(cls, value)
     except proto.DecodeError as failure:
         raise _invalid(str(failure)) from None
     except json.JSONDecodeError as failure:
@@ -128,8 +118,8 @@ def _invalid(what: str) -> EtcdError:
 
 def _read_integer(text: str) -> int:
     # int() takes quadratic time, which Python bounds itself from 3.11 on only.
-    if len(text) > proto.MAX_NUMBER_CHARS:
-        raise proto.DecodeError(f"a number of more than {proto.MAX_NUMBER_CHARS} digits")
+    if len(text) > json_mapping.MAX_NUMBER_CHARS:
+        raise proto.DecodeError(f"a number of more than {json_mapping.MAX_NUMBER_CHARS} digits")
     return int(text)
 
 
@@ -219,122 +209,10 @@ def read_timeout_s(text: str) -> float:
 
 # --- Responses ---------------------------------------------------------------------------------
 
-_ESCAPES = {
-    "<": "\\u003c",
-    ">": "\\u003e",
-    "&": "\\u0026",
-    "\u2028": "\\u2028",
-    "\u2029": "\\u2029",
-}
-_ESCAPED = re.compile("[<>&\u2028\u2029]")
-_encode_string = json.encoder.encode_basestring
-
-
-def string(text: str) -> str:
-    """A JSON string as Go's encoder writes it: safe inside HTML, too."""
-    return _ESCAPED.sub(lambda found: _ESCAPES[found[0]], _encode_string(text))
-
-
-_Table = dict[int, tuple[str, str, bool, Any]]
-"""Tag -> (`"name":`, kind, is repeated, the table of the message or the names of the enum)."""
-
-_TABLES: dict[str, _Table] = {}
-_VARINT_KINDS = ("int64", "uint64", "int32", "uint32", "bool", "enum")
-
-
-def _table(cls: type[proto.Message]) -> _Table:
-    table = _TABLES.get(cls.NAME)
-    if table is None:
-        table = _TABLES[cls.NAME] = {}
-        for field in cls.FIELDS:
-            is_number = field.kind in _VARINT_KINDS
-            assert not (is_number and field.repeated), f"{cls.NAME}.{field.name} may be packed"
-            detail: Any = None
-            if field.kind == "message":
-                detail = _table(proto.MESSAGES[field.type_name])
-            elif field.kind == "enum":
-                detail = {number: name for name, number in proto.ENUMS[field.type_name].items()}
-            tag = field.number << 3 | (0 if is_number else 2)
-            table[tag] = (f'"{field.name}":', field.kind, field.repeated, detail)
-    return table
-
-
-def pieces(cls: type[proto.Message], body: bytes) -> Iterator[str]:
-    """The JSON of an encoded response of this member, in order, in pieces of very roughly
-    `PIECE_BYTES`, one at least. The fields must be as an encoder writes them: those of one number
-    together, none that the schema does not have."""
-    out: list[str] = []
-    for _ in _write(out, _table(cls), body, 0, len(body)):
-        yield "".join(out)
-        out.clear()
-    yield "".join(out)
-
-
-def _write(out: list[str], table: _Table, buf: bytes, pos: int, end: int) -> Iterator[None]:
-    # The hot path of responses: flat, and a third of the time of decoding and `proto.to_json`.
-    read_varint = proto.read_varint
-    array = 0
-    """The tag of the repeated field that is being written."""
-    comma = ""
-    stopped_at = pos
-    out.append("{")
-    while pos < end:
-        tag = buf[pos]
-        pos += 1
-        if tag > 127:
-            tag, pos = read_varint(buf, pos - 1, end)
-        name, kind, is_repeated, detail = table[tag]
-        value = buf[pos]
-        pos += 1
-        if value > 127:
-            value, pos = read_varint(buf, pos - 1, end)
-        if tag == array:
-            out.append(",")
-        else:
-            if array:
-                out.append("]")
-                array = 0
-            if is_repeated:
-                array = tag
-                out.append(f"{comma}{name}[")
-            elif not value and kind != "message":
-                continue
-            else:
-                out.append(comma + name)
-            comma = ","
-        if kind == "bytes":
-            stop = pos + value
-            out.append(f'"{binascii.b2a_base64(buf[pos:stop], newline=False).decode("ascii")}"')
-            pos = stop
-        elif kind == "int64":
-            out.append(f'"{value - (1 << 64) if value >> 63 else value}"')
-        elif kind == "uint64":
-            out.append(f'"{value}"')
-        elif kind == "message":
-            stop = pos + value
-            yield from _write(out, detail, buf, pos, stop)
-            pos = stop
-        elif kind == "string":
-            stop = pos + value
-            out.append(string(str(buf[pos:stop], "utf-8")))
-            pos = stop
-        elif kind == "bool":
-            out.append("true")
-        elif kind == "enum":
-            known = detail.get(value)
-            out.append(f'"{known}"' if known else str(value))
-        else:
-            assert kind == "uint32", kind
-            out.append(str(value))
-        if pos - stopped_at > PIECE_BYTES:
-            stopped_at = pos
-            yield
-    out.append("]}" if array else "}")
-
 
 def error_json(failure: EtcdError) -> str:
     """The body of a response that is an error."""
-    text = string(failure.text)
+    text = json_mapping.string(failure.text)
     return f'{{"error":{text},"code":{failure.code},"message":{text}}}'
 
 
@@ -343,5 +221,5 @@ def stream_error_json(failure: EtcdError) -> str:
     status = HTTP_STATUS[failure.code]
     return (
         f'{{"error":{{"grpc_code":{failure.code},"http_code":{status},'
-        f'"message":{string(failure.text)},"http_status":"{REASONS[status]}"}}}}\n'
+        f'"message":{json_mapping.string(failure.text)},"http_status":"{REASONS[status]}"}}}}\n'
     )

@@ -43,7 +43,7 @@ from urllib.parse import parse_qs, unquote
 import h11
 
 import etcdlite
-from etcdlite import frames, log, proto
+from etcdlite import frames, json_mapping, log, proto
 from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, NOT_FOUND, EtcdError, error
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.raft import ROLE_NAMES
@@ -66,7 +66,7 @@ EVENTS_PER_TURN = 64
 PIECES_PER_TURN = 4
 """Pieces of large answers that one call makes."""
 
-INLINE_BYTES = gateway.PIECE_BYTES
+INLINE_BYTES = json_mapping.PIECE_BYTES
 """An encoded response up to this size is turned into JSON at once."""
 
 MAX_WAITING_BYTES = 64 * 1024
@@ -526,7 +526,8 @@ class HttpSession:
         self._probe(request, is_serializable, answer)
 
     def _answer_health(self, reason: str) -> None:
-        body = f'{{"health":"{"false" if reason else "true"}","reason":{gateway.string(reason)}}}'
+        health = "false" if reason else "true"
+        body = f'{{"health":"{health}","reason":{json_mapping.string(reason)}}}'
         if not reason:
             self.site.health_successes += 1
             self._respond(200, TEXT, body)
@@ -616,10 +617,10 @@ class HttpSession:
         assert request.method is not None
         cls = request.method.response
         if len(body) <= INLINE_BYTES:
-            self._respond(200, JSON, "".join(gateway.pieces(cls, body)), _GRPC)
+            self._respond(200, JSON, "".join(json_mapping.pieces(cls, body)), _GRPC)
         else:
             self._begin_answer(request, 200, JSON, _GRPC)
-            self._add_job(gateway.pieces(cls, body), len(body))
+            self._add_job(json_mapping.pieces(cls, body), len(body))
             self._ends = True
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
@@ -935,7 +936,7 @@ def _host_name(host: str) -> str:
 def _result(cls: type[proto.Message], body: bytes) -> Iterator[str]:
     """One line of a stream."""
     begin = '{"result":'
-    for piece in gateway.pieces(cls, body):
+    for piece in json_mapping.pieces(cls, body):
         yield begin + piece
         begin = ""
     yield "}\n"
