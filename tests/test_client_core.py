@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rigs.fake_server import GREETING
 
-from etcdlite import errors, frames, proto
+from etcdlite import client, errors, frames, proto
 from etcdlite.client import (
     Compacted,
     CreateRevision,
@@ -47,14 +50,14 @@ class RecordingTicket(client_core.Ticket):
         self.frames: list[tuple[int, bytes]] = []
 
 
-def connected() -> client_core.ConnectionCore:
-    core = client_core.ConnectionCore()
+def connected() -> client_core.Connection:
+    core = client_core.Connection()
     core.take_output()
     assert core.receive(GREETING) == []
     return core
 
 
-def opened(core: client_core.ConnectionCore, method: Any = PUT) -> RecordingTicket:
+def opened(core: client_core.Connection, method: Any = PUT) -> RecordingTicket:
     ticket = RecordingTicket(method)
     core.open(ticket, b"", end=not method.client_stream)
     return ticket
@@ -68,14 +71,14 @@ def put_reply(request_id: int) -> bytes:
 
 
 def test_the_first_bytes_are_the_handshake() -> None:
-    core = client_core.ConnectionCore()
+    core = client_core.Connection()
     assert core.take_output() == b"\x89ETCDLT\n\x01\x00\x01\x00"
     assert core.take_output() == b""
 
 
 def test_a_reply_is_the_same_however_the_bytes_are_cut() -> None:
     for size in (1, 2, 3, 7, 11, 64):
-        core = client_core.ConnectionCore()
+        core = client_core.Connection()
         first, second = opened(core), opened(core)
         data = GREETING + put_reply(2) + put_reply(1)
         deliveries = []
@@ -108,7 +111,7 @@ def test_a_reply_is_the_same_however_the_bytes_are_cut() -> None:
     ],
 )
 def test_what_breaks_the_protocol_fails_the_connection(garbage: bytes, failure: str) -> None:
-    core = client_core.ConnectionCore()
+    core = client_core.Connection()
     ticket = opened(core)
     core.take_output()
     core.receive(garbage)
@@ -173,7 +176,7 @@ def test_a_request_that_the_server_would_refuse_is_not_sent() -> None:
 
 @given(st.binary(), st.booleans())
 def test_no_bytes_make_the_connection_raise(data: bytes, greeted: bool) -> None:
-    core = connected() if greeted else client_core.ConnectionCore()
+    core = connected() if greeted else client_core.Connection()
     ticket = opened(core)
     deliveries = core.receive(data)
     assert all(to is ticket for to, _, _ in deliveries)
@@ -245,6 +248,31 @@ def test_a_lease_once_lost_stays_lost() -> None:
     assert clock.lost(115.0)
     clock.renew(114.0, 10, 115.1)
     assert clock.lost(115.2)
+
+
+# The package.
+
+
+def test_every_name_of_the_package_is_there_and_belongs_to_one_module() -> None:
+    homes = [import_module(f"etcdlite.client.{name}") for name in client.HOMES]
+    assert sorted(client.__all__) == sorted(name for home in homes for name in home.__all__)
+    for name in client.__all__:
+        assert any(getattr(client, name) is getattr(home, name, None) for home in homes), name
+    with pytest.raises(AttributeError, match="'Nothing'"):
+        _ = client.Nothing
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from etcdlite.client.connection import Connection",
+        "from etcdlite.client import Client, Put, Timeout",
+        "from etcdlite.client.blocking import Client",
+    ],
+)
+def test_the_blocking_client_does_not_load_asyncio(statement: str) -> None:
+    program = f"{statement}; import sys; assert 'asyncio' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 # Errors.

@@ -30,7 +30,7 @@ from etcdlite.client.connection import (
     PING,
     PING_AFTER_S,
     Broken,
-    ConnectionCore,
+    Connection,
     LeaseClock,
     Ticket,
     WatchTicket,
@@ -67,6 +67,16 @@ from etcdlite.client.operations import (
     WatchBatch,
     WatchCursor,
 )
+
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "AsyncWatch",
+    "AsyncLease",
+    "AsyncLock",
+    "AsyncElection",
+    "AsyncLeadership",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -361,7 +371,7 @@ class AsyncClient:
 class _CallTicket(Ticket):
     """A request with one reply, and the future that its task awaits."""
 
-    __slots__ = ("future", "deadline_s", "reply", "lost")
+    __slots__ = ("future", "deadline_s", "reply")
 
     def __init__(self, method: Any, future: asyncio.Future[None], deadline_s: float) -> None:
         super().__init__(method)
@@ -374,14 +384,14 @@ class _CallTicket(Ticket):
     def deliver(self, flags: int, body: bytes) -> bool:
         if self.reply is None:
             self.reply = flags, body
-            self.wake()
+            self.finish()
         return True
 
     def lose(self, cause: str) -> None:
         self.lost = cause
-        self.wake()
+        self.finish()
 
-    def wake(self) -> None:
+    def finish(self) -> None:
         if not self.future.done():
             self.future.set_result(None)
 
@@ -392,7 +402,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, endpoint: str, loop: asyncio.AbstractEventLoop, silence_s: float) -> None:
         self.endpoint = endpoint
         self.loop = loop
-        self.core = ConnectionCore()
+        self.core = Connection()
         self.greeted: asyncio.Future[None] = loop.create_future()
         self._silence_s = silence_s
         self._transport: asyncio.Transport | None = None
@@ -475,7 +485,7 @@ class _Connection(asyncio.Protocol):
         self.usable()
         for ticket in self._calls:
             if now_s >= ticket.deadline_s:
-                ticket.wake()
+                ticket.finish()
         self._sweeping = bool(self._calls)
         if self._sweeping:
             self.loop.call_later(SWEEP_INTERVAL_S, self._sweep)
@@ -547,13 +557,13 @@ class _Connection(asyncio.Protocol):
 class _StreamTicket(Ticket):
     """What a stream has received; `MAX_STREAM_QUEUE_BYTES` of it, then TCP holds the server up."""
 
-    __slots__ = ("frames", "lost", "wake", "_connection", "_waiting_bytes")
+    __slots__ = ("frames", "event", "_connection", "_waiting_bytes")
 
     def __init__(self, method: Any, connection: _Connection) -> None:
         super().__init__(method)
         self.frames: deque[tuple[int, bytes]] = deque()
         self.lost = ""
-        self.wake = asyncio.Event()
+        self.event = asyncio.Event()
         self._connection = connection
         self._waiting_bytes = 0
 
@@ -562,7 +572,7 @@ class _StreamTicket(Ticket):
         if self._waiting_bytes <= MAX_STREAM_QUEUE_BYTES < self._waiting_bytes + len(body):
             self._connection.pause_reading()
         self._waiting_bytes += len(body)
-        self.wake.set()
+        self.event.set()
         return True
 
     def take(self) -> tuple[int, bytes]:
@@ -574,7 +584,7 @@ class _StreamTicket(Ticket):
 
     def lose(self, cause: str) -> None:
         self.lost = cause
-        self.wake.set()
+        self.event.set()
 
 
 class AsyncStream:
@@ -640,7 +650,7 @@ class AsyncStream:
         self._over = True
         connection.cancel(ticket)
         connection.close("the stream was cancelled")
-        ticket.wake.set()
+        ticket.event.set()
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -651,9 +661,9 @@ class AsyncStream:
         while not self._over and not ticket.frames:
             if ticket.lost or connection.core.failure:
                 raise broken_error(connection.endpoint, ticket.lost or connection.core.failure)
-            ticket.wake.clear()
+            ticket.event.clear()
             try:
-                await asyncio.wait_for(ticket.wake.wait(), self._timeout_s)
+                await asyncio.wait_for(ticket.event.wait(), self._timeout_s)
             except asyncio.TimeoutError:
                 assert self._timeout_s is not None
                 raise timeout_error(

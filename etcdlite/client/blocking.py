@@ -38,10 +38,8 @@ from types import TracebackType
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from etcdlite import frames, proto
-from etcdlite.client import errors as client_errors
 from etcdlite.client import operations as calls
 from etcdlite.client import scripts as recipes
-from etcdlite.client.aio import AsyncClient
 from etcdlite.client.connection import (
     BACKOFF_FIRST_S,
     BACKOFF_MAX_S,
@@ -54,7 +52,7 @@ from etcdlite.client.connection import (
     PING_AFTER_S,
     RECEIVE_BYTES,
     Broken,
-    ConnectionCore,
+    Connection,
     Delivery,
     LeaseClock,
     Ticket,
@@ -73,7 +71,6 @@ from etcdlite.client.connection import (
     timeout_error,
     unary_reply,
 )
-from etcdlite.client.errors import *  # noqa: F403  (the exceptions are part of this module's face)
 from etcdlite.client.errors import (
     Closed,
     ConnectionFailed,
@@ -85,73 +82,23 @@ from etcdlite.client.errors import (
     UnknownOutcome,
 )
 from etcdlite.client.operations import (
-    Alarm,
     Bytes,
     Comparison,
-    CreateRevision,
-    Delete,
-    DeleteResult,
     Event,
-    Get,
-    HashKV,
     KeyValue,
-    LeaseGrant,
-    LeaseInfo,
-    LeaseOf,
-    Member,
-    ModRevision,
     Op,
-    Put,
-    PutResult,
-    Range,
-    RangeResult,
-    Status,
-    Txn,
-    TxnResult,
-    Value,
-    Version,
     WatchBatch,
     WatchCursor,
-    prefix_end,
 )
 
 __all__ = [
     "Client",
-    "AsyncClient",
     "Stream",
     "Watch",
     "Lease",
     "Lock",
     "Election",
     "Leadership",
-    "Alarm",
-    "Bytes",
-    "Comparison",
-    "CreateRevision",
-    "Delete",
-    "DeleteResult",
-    "Event",
-    "Get",
-    "HashKV",
-    "KeyValue",
-    "LeaseGrant",
-    "LeaseInfo",
-    "LeaseOf",
-    "Member",
-    "ModRevision",
-    "Op",
-    "Put",
-    "PutResult",
-    "Range",
-    "RangeResult",
-    "Status",
-    "Txn",
-    "TxnResult",
-    "Value",
-    "Version",
-    "WatchBatch",
-    "prefix_end",
-    *client_errors.__all__,
 ]
 
 P = ParamSpec("P")
@@ -391,7 +338,7 @@ class Client:
         finally:
             self._connect_lock.release()
 
-    def _dial(self, deadline_s: float) -> tuple[str, socket.socket, ConnectionCore]:
+    def _dial(self, deadline_s: float) -> tuple[str, socket.socket, Connection]:
         """Try each endpoint once, beginning with the next one."""
         causes: dict[str, str] = {}
         for _ in self._endpoints:
@@ -456,14 +403,14 @@ def _waitable(seconds: float) -> float:
     return min(seconds, threading.TIMEOUT_MAX)
 
 
-def _dial(host: str, port: int, timeout_s: float) -> tuple[socket.socket, ConnectionCore]:
+def _dial(host: str, port: int, timeout_s: float) -> tuple[socket.socket, Connection]:
     """Connect and wait for the server's hello. Raises OSError."""
     deadline_s = monotonic() + timeout_s
     sock = socket.create_connection((host, port), timeout_s)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         keep_tcp_alive(sock)
-        core = ConnectionCore()
+        core = Connection()
         sock.sendall(core.take_output())
         while core.hello is None:
             left_s = deadline_s - monotonic()
@@ -483,7 +430,7 @@ def _dial(host: str, port: int, timeout_s: float) -> tuple[socket.socket, Connec
 class _CallTicket(Ticket):
     """A request with one reply, and the lock that its thread waits on (the cheapest there is)."""
 
-    __slots__ = ("flags", "body", "lost", "_answered")
+    __slots__ = ("flags", "body", "_answered")
 
     def __init__(self, method: Any) -> None:
         super().__init__(method)
@@ -513,7 +460,7 @@ class _Connection:
     """One connection that all threads of a client share, and its reader thread."""
 
     def __init__(
-        self, endpoint: str, sock: socket.socket, core: ConnectionCore, silence_s: float
+        self, endpoint: str, sock: socket.socket, core: Connection, silence_s: float
     ) -> None:
         self.endpoint = endpoint
         self.core = core
@@ -676,7 +623,7 @@ class Stream:
         method: Any,
         endpoint: str,
         sock: socket.socket,
-        core: ConnectionCore,
+        core: Connection,
         first: Any,
         timeout_s: float | None,
     ) -> None:

@@ -1,9 +1,8 @@
 """One client connection of the native protocol, sans-IO.
 
-`ConnectionCore` turns requests into bytes to send and received bytes into deliveries. It owns no
+`Connection` turns requests into bytes to send and received bytes into deliveries. It owns no
 socket, thread or clock (`socket` is imported for the names of its options): the blocking and the
-asyncio client drive the same core. What waits for a request is a `Ticket`; the core keeps one for
-each open request and never looks into it.
+asyncio client drive the same class. A request is represented by a `Ticket`, which gets its answer.
 
 Life of a request: `open` gives it an id and queues its first frame; `take_output` hands the bytes
 to the shell and marks their tickets as sent; `receive` returns (ticket, flags, body) for each frame
@@ -273,24 +272,40 @@ class LeaseClock:
 
 
 class Ticket:
-    """One open request, as the core sees it. The shells' tickets add what their caller waits on."""
+    """One open request and the answer to it.
 
-    __slots__ = ("request_id", "method", "sent")
+    The connection hands out what it receives as deliveries; whoever reads the socket calls
+    `deliver` for each, outside of any lock, and `lose` for what `Connection.fail` returns.
+    Subclasses keep more than one answer.
+    """
 
-    def __init__(self, method: Any) -> None:
+    __slots__ = ("request_id", "method", "sent", "answer", "lost", "wake")
+
+    def __init__(self, method: Any, wake: Callable[[], None] = lambda: None) -> None:
         self.method = method
         self.request_id = 0
         """0: not open."""
         self.sent = False
         """Whether bytes of it may have left this process."""
+        self.answer: tuple[int, bytes] | None = None
+        """The flags and the body of the reply; `unary_reply` makes a message of them."""
+        self.lost = ""
+        """Why the connection ended before the answer came; "" if it did not."""
+        self.wake = wake
+        """Called when there is an answer, or will be none."""
 
     def deliver(self, flags: int, body: bytes) -> bool:
-        """Take a frame; False: cancel the request. Called by the shell, outside of its locks."""
-        raise NotImplementedError
+        """Take in a frame. False: cancel the request."""
+        if self.answer is None:
+            self.answer = flags, body
+            self.wake()
+        return True
 
     def lose(self, cause: str) -> None:
-        """The connection is gone. Called by the shell, outside of its locks."""
-        raise NotImplementedError
+        """Take note that the connection ended."""
+        if self.answer is None:
+            self.lost = cause
+            self.wake()
 
 
 class WatchTicket(Ticket):
@@ -302,15 +317,12 @@ class WatchTicket(Ticket):
     opens a new one behind it.
     """
 
-    __slots__ = ("over", "lost", "_wake", "_queue", "_received_bytes", "_taken_bytes")
+    __slots__ = ("over", "_queue", "_received_bytes", "_taken_bytes")
 
     def __init__(self, method: Any, wake: Callable[[], None]) -> None:
-        super().__init__(method)
+        super().__init__(method, wake)
         self.over = False
         """Nothing will be added to the queue any more."""
-        self.lost = ""
-        """Why the connection was lost; "" if it was not."""
-        self._wake = wake
         self._queue: deque[tuple[int, bytes]] = deque()
         self._received_bytes = 0
         self._taken_bytes = 0
@@ -328,13 +340,13 @@ class WatchTicket(Ticket):
             self._received_bytes += len(body)
             if flags & frames.END:
                 self.over = True
-        self._wake()
+        self.wake()
         return bool(flags & frames.END) or not self.over
 
     def lose(self, cause: str) -> None:
         self.lost = cause
         self.over = True
-        self._wake()
+        self.wake()
 
     @property
     def ready(self) -> bool:
@@ -353,7 +365,7 @@ class WatchTicket(Ticket):
 Delivery = tuple[Ticket, int, bytes]
 
 
-class ConnectionCore:
+class Connection:
     """The client's side of one connection; see the module's docstring."""
 
     def __init__(self) -> None:

@@ -30,6 +30,36 @@ from etcdlite import proto
 from etcdlite.client.errors import Compacted, LeaseNotFound, WatchCanceled, error_for
 from etcdlite.errors import CANCELED, OUT_OF_RANGE
 
+__all__ = [
+    "Alarm",
+    "Bytes",
+    "Comparison",
+    "CreateRevision",
+    "Delete",
+    "DeleteResult",
+    "Event",
+    "Get",
+    "HashKV",
+    "KeyValue",
+    "LeaseGrant",
+    "LeaseInfo",
+    "LeaseOf",
+    "Member",
+    "ModRevision",
+    "Op",
+    "Put",
+    "PutResult",
+    "Range",
+    "RangeResult",
+    "Status",
+    "Txn",
+    "TxnResult",
+    "Value",
+    "Version",
+    "WatchBatch",
+    "prefix_end",
+]
+
 T = TypeVar("T")
 
 Bytes = bytes | bytearray | memoryview | str
