@@ -1,0 +1,153 @@
+"""Limits: how much one step of work does, and how much of a kind there may be.
+
+A step takes about a millisecond or two. Work that takes longer yields between its steps, so that
+other work gets its turn. Tests and the simulator pass smaller limits to the constructors, so that
+a small state meets every border.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one member. A name says the unit; `max_` limits refuse, the others yield."""
+
+    # Storage: the index, the data file and long work on them.
+
+    step_bytes: int = 512 << 10
+    """Bytes of records that one step reads, checks and copies. A larger record takes one step."""
+
+    sort_step_items: int = 4096
+    """Items that one step of a sort orders."""
+
+    merge_step_items: int = 1024
+    """Items that one step of a sort merges."""
+
+    join_step_pieces: int = 1024
+    """Pieces that one step joins to one byte string."""
+
+    recent_bytes: int = 2 << 20
+    """Records kept in memory after they were written or read: one to two times this much."""
+
+    flush_bytes: int = 512 << 10
+    """A large change reaches the data file in parts of this size, before its mark."""
+
+    pack_keys: int = 2048
+    """Keys per chunk of a checkpoint."""
+
+    pack_bytes: int = 256 << 10
+    """Bytes of keys, or of the superseded versions of one key, per chunk of a checkpoint."""
+
+    pack_revisions: int = 8192
+    """Revisions per chunk of a checkpoint."""
+
+    scan_step_keys: int = 256
+    """Keys that one step of a range in the past visits."""
+
+    compact_step_keys: int = 256
+    """Keys that one step of a compaction visits."""
+
+    compact_step_versions: int = 4096
+    """Versions that one step of a compaction drops."""
+
+    clean_step_records: int = 128
+    """Records that one step of cleaning a segment reads or moves."""
+
+    # The store and requests to it.
+
+    range_step_keys: int = 256
+    """Keys that one step of a range reads."""
+
+    event_step_events: int = 256
+    """Events that one step reads from history."""
+
+    event_chunk_bytes: int = 16 << 10
+    """Bytes of history that one read of the disk fetches."""
+
+    delete_step_keys: int = 128
+    """Keys that one step of a range delete removes."""
+
+    hash_step_versions: int = 256
+    """Versions that one step of a hash reads."""
+
+    hash_part_versions: int = 64
+    """Versions of a key that a hash looks up at once."""
+
+    compare_step_keys: int = 256
+    """Keys that one step of a compare over a range visits."""
+
+    execute_step_ops: int = 64
+    """Operations that one step of a transaction carries out."""
+
+    read_step_keys: int = 256
+    """Previous values that one step of a range delete reads."""
+
+    max_answer_bytes: int = 60 << 20
+    """Records in the answer to one range or transaction. A connection is closed when 64 MiB wait
+    to be sent and another answer is due, so an answer leaves room for others."""
+
+    # Watches.
+
+    max_watches_per_stream: int = 100_000
+    """Watches of one stream."""
+
+    max_key_bytes_per_stream: int = 64 << 20
+    """Keys and range ends of all watches of one stream together."""
+
+    max_watches: int = 200_000
+    """Watches of all streams together. A watch takes about 600 bytes besides its keys."""
+
+    max_key_bytes: int = 128 << 20
+    """Keys and range ends of the watches of all streams together."""
+
+    max_events_at_once: int = 5_000
+    """Events that are sent to synced watches at once; with more, the watches fall behind."""
+
+    max_sends_at_once: int = 5_000
+    """Synced watches that are sent an event at once; the others fall behind."""
+
+    match_step_events: int = 1_000
+    """Events that one step matches with watches."""
+
+    send_step_watches: int = 1_000
+    """Watches that one step sends to."""
+
+    move_step_watches: int = 300
+    """Watches that one step moves from one state to another."""
+
+    slice_bytes: int = 64 << 10
+    """History that one slice of catching up reads."""
+
+    slice_watches: int = 256
+    """Watches that one slice of catching up serves."""
+
+    slice_matches: int = 10_000
+    """Events times different ranges in one slice of catching up."""
+
+    response_bytes: int = 1 << 20
+    """A watch response with more events than this is not begun. One revision is never split."""
+
+    tick_timers: int = 1_000
+    """Progress timers that one tick serves."""
+
+    # Snapshots.
+
+    snapshot_chunk_bytes: int = 128 << 10
+    """Bytes of a snapshot that one message carries."""
+
+
+DEFAULT_LIMITS = Limits()
+
+_D = DEFAULT_LIMITS
+assert _D.step_bytes <= _D.max_answer_bytes
+assert _D.pack_bytes <= _D.step_bytes and _D.flush_bytes <= _D.step_bytes
+assert _D.hash_part_versions <= _D.hash_step_versions
+assert _D.event_chunk_bytes <= _D.slice_bytes <= _D.step_bytes
+assert _D.slice_bytes <= _D.response_bytes
+assert _D.slice_watches <= _D.max_sends_at_once
+assert _D.match_step_events <= _D.max_events_at_once
+assert _D.send_step_watches <= _D.max_sends_at_once
+assert _D.max_watches_per_stream <= _D.max_watches
+assert _D.max_key_bytes_per_stream <= _D.max_key_bytes
