@@ -23,7 +23,6 @@ import errno
 import gc
 import math
 import os
-import queue
 import random
 import resource
 import selectors
@@ -43,14 +42,14 @@ from etcdlite import bootstrap, config, datadir, discovery, log, proto
 from etcdlite.client import Client, EtcdliteError
 from etcdlite.frames import MAGIC
 from etcdlite.member import Member
-from etcdlite.metrics import Metrics
 from etcdlite.peer import Dial, PeerConnection, SnapshotDial
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
 from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.disk import Disk
-from etcdlite.wal import WAL, Save, WALError
+from etcdlite.threads import DiskFailed, DiskThread, LogThread
+from etcdlite.wal import WALError
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.http import HttpSession, Site
 from etcdlite.wire.native import HIGH_WATER_BYTES, NativeSession
@@ -159,89 +158,6 @@ class Dialed(NamedTuple):
     dial: Dial
     peer: str
     result: socket.socket | OSError
-
-
-class DiskFailed(Exception):
-    """A thread could not write or sync: what the disk holds is not known any more."""
-
-
-class LogThread:
-    """Saves to the write-ahead log, in order, grouping what waits."""
-
-    def __init__(self, wal: WAL, metrics: Metrics, done: Callable[[Any], None]) -> None:
-        self._wal = wal
-        self._metrics = metrics
-        self._done = done
-        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="etcdlite-log", daemon=True)
-        self._thread.start()
-
-    def save(self, saves: list[Save]) -> None:
-        self._queue.put(saves)
-
-    def release(self, index: int, term: int, begin: int) -> None:
-        """A checkpoint covers the log up to `index`; entries up to `begin` can go."""
-        self._queue.put((index, term, begin))
-
-    def stop(self) -> None:
-        """Finish what was handed over, close the log."""
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            while True:
-                items = [self._queue.get()]
-                while not self._queue.empty():
-                    items.append(self._queue.get())
-                stop = items[-1] is None
-                self._save([save for item in items if isinstance(item, list) for save in item])
-                for item in items:
-                    if isinstance(item, tuple):
-                        self._wal.cover(*item)
-                if stop:
-                    self._wal.close()
-                    return
-        except BaseException as failure:
-            self._done(failure)
-
-    def _save(self, saves: list[Save]) -> None:
-        if not saves:
-            return
-        began = time.perf_counter()
-        self._wal.save_all(saves)
-        took_s = time.perf_counter() - began
-        size = sum(len(entry.data) for save in saves for entry in save.entries)
-        self._metrics.log_synced(took_s, size)
-        self._done(saves)
-
-
-class DiskThread:
-    """Runs tasks that wait for the disk."""
-
-    def __init__(self, metrics: Metrics, done: Callable[[Any], None]) -> None:
-        self._metrics = metrics
-        self._done = done
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="etcdlite-disk", daemon=True)
-        self._thread.start()
-
-    def run(self, task: Callable[[], None]) -> None:
-        self._queue.put(task)
-
-    def stop(self) -> None:
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            while (task := self._queue.get()) is not None:
-                began = time.perf_counter()
-                task()
-                self._metrics.data_sync_s.observe(time.perf_counter() - began)
-                self._done(None)
-        except BaseException as failure:
-            self._done(failure)
 
 
 def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[Any]]:

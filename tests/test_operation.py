@@ -35,6 +35,7 @@ from etcdlite.client import (
 from etcdlite.replica.maintenance import REVISION_MODE_INTERVAL_S, AutoCompaction
 from etcdlite.storage import checkpoint, data
 from etcdlite.storage.disk import Disk, File
+from etcdlite.threads import DiskFailed
 
 PUT = proto.METHOD_BY_NAME["KV.Put"].number
 
@@ -654,7 +655,7 @@ def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answere
     def serve() -> None:
         try:
             one.run()
-        except server_module.DiskFailed as failure:
+        except DiskFailed as failure:
             assert failure.__cause__ is not None
             ended.append(failure.__cause__)
 
