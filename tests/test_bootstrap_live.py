@@ -127,7 +127,7 @@ WITH_FAKE_DNS = """
     fake = dns.resolver.Resolver(configure=False)
     fake.nameservers, fake.port = ["127.0.0.1"], int(sys.argv.pop(1))
     dns.resolver.Resolver = lambda: fake
-    from etcdlite.server import main
+    from etcdlite.__main__ import main
     sys.exit(main())
 """
 

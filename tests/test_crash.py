@@ -358,7 +358,7 @@ def test_two_hundred_kills_lose_nothing_that_was_acknowledged(server, seed):
 DYING_SERVER = """
 import os, signal, sys
 from etcdlite.storage import disk
-from etcdlite import server
+from etcdlite.__main__ import main
 
 operation, path_part, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
@@ -390,7 +390,7 @@ def dying(cls, name):
 
 cls, name = operation.removesuffix("-after").split(".")
 dying(getattr(disk, cls), name)
-sys.exit(server.main(sys.argv[4:]))
+sys.exit(main(sys.argv[4:]))
 """
 """etcdlite that kills itself at the n-th operation on a path with a given part in it: instead of
 it, in its middle if it is a write, or right after it."""

@@ -202,7 +202,8 @@ def test_half_a_handshake_is_dropped_in_time(server, monkeypatch):
             "from etcdlite import server",
             "server.HANDSHAKE_TIMEOUT_S = 0.2",
             "server.SWEEP_S = 0.05",
-            "sys.exit(server.main(sys.argv[1:]))",
+            "from etcdlite.__main__ import main",
+            "sys.exit(main(sys.argv[1:]))",
         )
     )
     running = server(program=(sys.executable, "-c", impatient))
@@ -302,7 +303,7 @@ def test_running_out_of_file_descriptors_is_survived(server):
     """The hard limit is lowered in the server's program, because it raises the soft one."""
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64));"
-        "from etcdlite import server; sys.exit(server.main(sys.argv[1:]))"
+        "from etcdlite.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     running = server(program=(sys.executable, "-c", program))
     client = running.client()
