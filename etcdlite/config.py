@@ -207,6 +207,11 @@ def host_port(url: str) -> tuple[str, int]:
     return parts.hostname, parts.port
 
 
+def format_address(host: str, port: int) -> str:
+    """`host:port`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def parse_initial_cluster(
     items: Sequence[str], name: str, peer_urls: Sequence[str]
 ) -> list[tuple[str, str]]:

@@ -19,12 +19,10 @@ Limits: `max-connections`; `HANDSHAKE_TIMEOUT_S` for a connection to say what it
 
 from __future__ import annotations
 
-import errno
 import gc
 import math
 import os
 import random
-import resource
 import selectors
 import signal
 import socket
@@ -40,6 +38,7 @@ from urllib.parse import urlsplit
 from etcdlite import bootstrap, config, datadir, discovery, log, proto
 from etcdlite.client import Client, EtcdliteError
 from etcdlite.frames import MAGIC
+from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
 from etcdlite.peer import Dial, PeerConnection, SnapshotDial
 from etcdlite.raft import Config as RaftConfig
@@ -68,11 +67,7 @@ SESSION_TICK_S = 0.25
 SHUTDOWN_S = 10.0
 """How long a stop waits for work in flight."""
 
-OWN_FILES = 2048
-"""Open files that connections must leave for the data (or half of all, if there are few)."""
 
-BACKLOG = 1024
-ACCEPTS_PER_TURN = 128
 SAVING_PAUSE_S = 0.002
 """How long background work waits for a save at most."""
 
@@ -83,11 +78,6 @@ REQUEST_TIMEOUT_S = 5.0
 """As in etcd: this and two election timeouts until a write is given up."""
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-# What a listener is for: the flag that makes it.
-CLIENTS = "listen-client-urls"
-PEERS = "listen-peer-urls"
-HTTP = "listen-client-http-urls"
-METRICS = "listen-metrics-urls"
 
 FETCH_TIMEOUT_S = 5.0
 """How long each of the other members gets to tell who is in the cluster."""
@@ -163,7 +153,7 @@ def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[Any]]:
     host, port = config.host_port(url)
     request = proto.MemberListRequest(linearizable=linearizable)
     try:
-        with Client(_address(host, port), timeout_s=FETCH_TIMEOUT_S) as client:
+        with Client(config.format_address(host, port), timeout_s=FETCH_TIMEOUT_S) as client:
             answer = client.call("Cluster.MemberList", request)
     except EtcdliteError as failure:
         raise bootstrap.NoAnswer(str(failure)) from failure
@@ -178,7 +168,7 @@ def call(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
         result = socket.create_connection((host, port), DIAL_TIMEOUT_S)
     except OSError as failure:
         result = failure
-    done(Dialed(dial, _address(host, port), result))
+    done(Dialed(dial, config.format_address(host, port), result))
 
 
 class Server:
@@ -186,16 +176,12 @@ class Server:
 
     def __init__(self, settings: config.Config) -> None:
         self.settings = settings
-        self.addresses: list[tuple[str, int]] = []
         self._selector = selectors.DefaultSelector()
-        self._listeners: list[tuple[socket.socket, str]] = []
-        self._waiting_listeners: list[tuple[socket.socket, Callable[[int], None]]] = []
-        """Those of clients, until the member may serve."""
         self._connections: set[Connection] = set()
+        self.listeners = Listeners(settings, self._selector, self._accepted, self._connections)
         self._by_session: dict[Session, Connection] = {}
-        self._sites: list[Site] = []
-        self._native_sites: set[Site] = set()
-        """Where more than HTTP/1.1 is spoken."""
+        self._sites: dict[str, Site] = {}
+        """By the purpose of the listeners."""
         self._dirty: list[Session] = []
         self._producing: set[Session] = set()
         self._done: deque[Any] = deque()
@@ -209,12 +195,6 @@ class Server:
         self._tick_s = settings.heartbeat_interval_ms / 1000
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
-        self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        max_files = raise_file_limit()
-        # Files of the store come first: without one the member would have to stop.
-        self._max_connections = min(
-            settings.max_connections, max_files - min(OWN_FILES, max_files // 2)
-        )
 
     # Starting.
 
@@ -228,7 +208,7 @@ class Server:
             # Members that start at once ask each other: one that listened already, but does not
             # serve yet, would keep the others waiting.
             founding = self._founding()
-        self._listen()
+        self.listeners.open()
         if founding is not None:
             self._create(disk, founding)
         began = time.monotonic()
@@ -256,6 +236,9 @@ class Server:
         self.member.attributes = proto.Member(
             ID=self.member.id, name=settings.name, clientURLs=self._advertised_urls()
         )
+        self._sites = {
+            purpose: self._site(purpose) for purpose in self.listeners.purposes - {PEERS}
+        }
         self._log_thread = LogThread(opened.wal, self.member.metrics, self._report)
         self._disk_thread = DiskThread(self.member.metrics, self._report)
 
@@ -395,97 +378,17 @@ class Server:
 
     def _advertised_urls(self) -> list[str]:
         """As configured, with the port that was found where any free one was asked for."""
-        port = self.addresses[0][1]
+        port = self.listeners.addresses[0][1]
         return [
             url[:-1] + str(port) if url.endswith(":0") else url
             for url in self.settings.advertise_client_urls
         ]
 
-    def _listen(self) -> None:
-        settings = self.settings
-        for purpose, urls in (
-            (CLIENTS, settings.listen_client_urls),
-            (PEERS, settings.listen_peer_urls),
-            (HTTP, settings.listen_client_http_urls),
-            (METRICS, settings.listen_metrics_urls),
-        ):
-            for url in urls:
-                try:
-                    self._listen_at(url, purpose)
-                except datadir.StartError as failure:
-                    if purpose != PEERS or not self._is_surely_alone():
-                        raise
-                    log.warn(f"{failure}. This member is alone and goes on without it")
-
-    def _is_surely_alone(self) -> bool:
-        """Nothing was said about a cluster: nobody needs the port for members."""
-        settings = self.settings
-        said = {
-            PEERS,
-            "initial-cluster",
-            "initial-advertise-peer-urls",
-            "initial-cluster-state",
-            "discovery-srv",
-        }
-        return said.isdisjoint(settings.sources)
-
-    def _listen_at(self, url: str, purpose: str) -> None:
-        host, port = config.host_port(url)
-        failure: OSError | None = None
-        listening = False
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except OSError as error:
-            found, failure = [], error
-        # A name like localhost may stand for several addresses, not all of which exist here.
-        for family, _, _, _, address in sorted(found, key=lambda info: info[0]):
-            try:
-                listener = self._listen_on(family, (*address[:1], port, *address[2:]))
-            except OSError as error:
-                failure = error
-                if error.errno != errno.EADDRNOTAVAIL:
-                    listening = False
-                    break
-            else:
-                listening = True
-                port = listener.getsockname()[1]
-                self._listeners.append((listener, purpose))
-                if purpose == CLIENTS:
-                    self.addresses.append(listener.getsockname()[:2])
-        if not listening:
-            assert failure is not None
-            raise datadir.StartError(
-                f"cannot listen on {url}: {failure.strerror}. Stop what uses that address, or "
-                f"give another one with --{purpose}"
-            ) from failure
-
-    def _listen_on(self, family: int, address: tuple[Any, ...]) -> socket.socket:
-        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-        listener.setblocking(False)
-        return listener
-
     # The loop.
 
     def run(self) -> int:
         """Serve until a signal stops it; the exit status."""
-        for listener, purpose in self._listeners:
-            site = None if purpose == PEERS else self._site(purpose)
-            if site is not None and purpose == CLIENTS:
-                self._native_sites.add(site)
-            accept = partial(self._accept, listener, site)
-            if purpose in (PEERS, METRICS):
-                self._selector.register(listener, selectors.EVENT_READ, accept)
-            else:
-                self._waiting_listeners.append((listener, accept))
+        self.listeners.accept(PEERS, METRICS)
         self._prepare_loop()
         if self.settings.initial_corrupt_check:
             self.member.hash_check.begin_initial(time.monotonic())
@@ -516,7 +419,7 @@ class Server:
             if now >= self._next_tick:
                 self._tick(now)
             member.turn()
-            if self._waiting_listeners and member.hash_check.is_over:
+            if not self._serves and self._stopping_since is None and member.hash_check.is_over:
                 if member.hash_check.difference:
                     raise datadir.StartError(
                         f"this member's data differs from the others': "
@@ -556,10 +459,8 @@ class Server:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
     def _begin_serving(self) -> None:
-        for listener, accept in self._waiting_listeners:
-            self._selector.register(listener, selectors.EVENT_READ, accept)
-        self._waiting_listeners.clear()
-        addresses = [_address(host, port) for host, port in self.addresses]
+        self.listeners.accept(CLIENTS, HTTP)
+        addresses = [config.format_address(host, port) for host, port in self.listeners.addresses]
         if addresses[0] == "127.0.0.1:2379":
             command = "etcdlite-ctl"
         else:
@@ -657,7 +558,7 @@ class Server:
 
     def _site(self, purpose: str) -> Site:
         settings = self.settings
-        site = Site(
+        return Site(
             self.member,
             metrics=self._render_metrics,
             cors=settings.cors,
@@ -665,12 +566,10 @@ class Server:
             serves_gateway=settings.enable_grpc_gateway,
             only_metrics=purpose == METRICS,
         )
-        self._sites.append(site)
-        return site
 
     def _render_metrics(self) -> bytes:
         protocols = Counter(connection.protocol for connection in self._connections)
-        return self.member.metrics.render(self.member, protocols, self._sites)
+        return self.member.metrics.render(self.member, protocols, self._sites.values())
 
     # Other members.
 
@@ -695,6 +594,11 @@ class Server:
             self._connected(result, Connection(result, peer, time.monotonic(), None, dial))
             dial.connected()
 
+    def _accepted(self, sock: socket.socket, peer: str, purpose: str) -> None:
+        site = self._sites.get(purpose)
+        session: Session = Opening() if site else Accepted(self.member, self._dirty.append)
+        self._connected(sock, Connection(sock, peer, time.monotonic(), site, session))
+
     def _connected(self, sock: socket.socket, connection: Connection) -> None:
         """Serve a connection from now on."""
         sock.setblocking(False)
@@ -705,48 +609,6 @@ class Server:
             self._by_session[connection.session] = connection
         connection.ready = partial(self._ready, connection)
         self._selector.register(sock, connection.mask, connection.ready)
-
-    def _accept(self, listener: socket.socket, site: Site | None, mask: int) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            try:
-                sock, address = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                return
-            except OSError as failure:
-                self._refuse_one(listener, failure)
-                return
-            if len(self._connections) >= self._max_connections:
-                if not log.limited("max-connections"):
-                    log.warn(
-                        "refused a connection: as many as may be are open",
-                        connections=self._max_connections,
-                        **{"max-connections": self.settings.max_connections},
-                    )
-                sock.close()
-                continue
-            session: Session = (
-                Opening() if site is not None else Accepted(self.member, self._dirty.append)
-            )
-            peer = _address(*address[:2])
-            self._connected(sock, Connection(sock, peer, time.monotonic(), site, session))
-
-    def _refuse_one(self, listener: socket.socket, failure: OSError) -> None:
-        """Out of file descriptors: free the spare one to accept and close the next connection, or
-        else it would keep the loop awake for ever."""
-        if not log.limited("accept"):
-            log.error("cannot accept a connection", error=str(failure))
-        if failure.errno not in (errno.EMFILE, errno.ENFILE):
-            return
-        if self._spare_fd >= 0:
-            os.close(self._spare_fd)
-        try:
-            listener.accept()[0].close()
-        except OSError:
-            pass  # It was closed by the other side, or another process took the descriptor.
-        try:
-            self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._spare_fd = -1  # Somebody else took it; the next one closed will do.
 
     def _ready(self, connection: Connection, mask: int) -> None:
         session = connection.session
@@ -786,7 +648,7 @@ class Server:
         on_output = self._dirty.append
         session: NativeSession | GrpcSession | HttpSession
         assert connection.site is not None
-        if connection.site not in self._native_sites:
+        if connection.site is not self._sites.get(CLIENTS):
             session = HttpSession(self.member, on_output, connection.site)
         elif first[:1].isupper():
             if len(first) < SNIFF_BYTES:
@@ -932,13 +794,7 @@ class Server:
         """Take no more connections and requests; what is in flight is finished."""
         notify_systemd("STOPPING=1")
         self._stopping_since = time.monotonic()
-        waiting = [listener for listener, _ in self._waiting_listeners]
-        for listener, _ in self._listeners:
-            if listener not in waiting:
-                self._selector.unregister(listener)
-            listener.close()
-        self._waiting_listeners.clear()
-        self._listeners.clear()
+        self.listeners.close()
         for connection in self._connections:
             self._watch_socket(connection)
 
@@ -976,10 +832,6 @@ def _ignore(mask: int) -> None:
     """In place of a closed connection's `ready`."""
 
 
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def notify_systemd(state: str) -> None:
     """Tell the service manager, if there is one (sd_notify(3))."""
     path = os.environ.get("NOTIFY_SOCKET", "")
@@ -992,11 +844,3 @@ def notify_systemd(state: str) -> None:
             sock.sendto(state.encode(), path)
     except OSError as failure:
         log.warn("cannot notify the service manager", error=str(failure))
-
-
-def raise_file_limit() -> int:
-    """Allow as many open files as the system lets this process have; how many those are."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard if hard != resource.RLIM_INFINITY else sys.maxsize

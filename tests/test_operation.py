@@ -662,7 +662,7 @@ def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answere
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        client = Client("{}:{}".format(*one.addresses[0]), timeout_s=PATIENCE_S)
+        client = Client("{}:{}".format(*one.listeners.addresses[0]), timeout_s=PATIENCE_S)
         assert client.put("k", "before").revision == 2
         monkeypatch.setattr(FailingDisk, "broken", True)
         raised: list[BaseException] = []
@@ -686,8 +686,7 @@ def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answere
         sys.setswitchinterval(before)
         gc.unfreeze()
         gc.set_threshold(700, 10, 10)
-        for listener, _ in one._listeners:
-            listener.close()
+        one.listeners.close()
         for connection in list(one._connections):
             connection.sock.close()
         one._lock.close()

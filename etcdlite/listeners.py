@@ -1,0 +1,208 @@
+"""The sockets that the member listens on: open them, accept connections, refuse what is too much.
+
+A listener has one purpose, named after the flag that makes it. What becomes of an accepted
+connection is the caller's business (`Accept`).
+
+Limits: `max-connections`, and at most `ACCEPTS_PER_TURN` connections from one listener at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import selectors
+import socket
+import sys
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+from etcdlite import config, log
+from etcdlite.datadir import StartError
+
+BACKLOG = 1024
+ACCEPTS_PER_TURN = 128
+
+OWN_FILES = 2048
+"""Open files that connections must leave for the data (or half of all, if there are few)."""
+
+# What a listener is for: the flag that makes it.
+CLIENTS = "listen-client-urls"
+PEERS = "listen-peer-urls"
+HTTP = "listen-client-http-urls"
+METRICS = "listen-metrics-urls"
+
+Accept = Callable[[socket.socket, str, str], None]
+"""Takes an accepted socket, the other side's address and the purpose of the listener."""
+
+
+class Listeners:
+    """All listening sockets of the process."""
+
+    def __init__(
+        self,
+        settings: config.Config,
+        selector: selectors.BaseSelector,
+        accept: Accept,
+        connections: Collection[Any],
+    ) -> None:
+        """`connections`: the open ones; their number counts against `max-connections`."""
+        self.addresses: list[tuple[str, int]] = []
+        """Where clients connect."""
+        self._settings = settings
+        self._selector = selector
+        self._accept_one = accept
+        self._connections = connections
+        self._waiting: list[tuple[socket.socket, str]] = []
+        """Open, but nothing is accepted yet."""
+        self._accepting: list[socket.socket] = []
+        self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        max_files = raise_file_limit()
+        # Files of the store come first: without one the member would have to stop.
+        self._max_connections = min(
+            settings.max_connections, max_files - min(OWN_FILES, max_files // 2)
+        )
+
+    def open(self) -> None:
+        """Listen on all configured addresses, without accepting. Raises StartError."""
+        settings = self._settings
+        for purpose, urls in (
+            (CLIENTS, settings.listen_client_urls),
+            (PEERS, settings.listen_peer_urls),
+            (HTTP, settings.listen_client_http_urls),
+            (METRICS, settings.listen_metrics_urls),
+        ):
+            for url in urls:
+                try:
+                    self._listen_at(url, purpose)
+                except StartError as failure:
+                    if purpose != PEERS or not self._is_surely_alone():
+                        raise
+                    log.warn(f"{failure}. This member is alone and goes on without it")
+
+    @property
+    def purposes(self) -> set[str]:
+        """What there are open listeners for, before they accept."""
+        return {purpose for _, purpose in self._waiting}
+
+    def accept(self, *purposes: str) -> None:
+        """Accept connections from the listeners of these purposes from now on."""
+        for listener, purpose in self._waiting:
+            if purpose in purposes:
+                accept = partial(self._accept, listener, purpose)
+                self._selector.register(listener, selectors.EVENT_READ, accept)
+                self._accepting.append(listener)
+        self._waiting = [waiting for waiting in self._waiting if waiting[1] not in purposes]
+
+    def close(self) -> None:
+        """Stop listening. Connections that were accepted stay open."""
+        for listener in self._accepting:
+            self._selector.unregister(listener)
+            listener.close()
+        for listener, _ in self._waiting:
+            listener.close()
+        self._accepting.clear()
+        self._waiting.clear()
+
+    def _is_surely_alone(self) -> bool:
+        """Nothing was said about a cluster: nobody needs the port for members."""
+        settings = self._settings
+        said = {
+            PEERS,
+            "initial-cluster",
+            "initial-advertise-peer-urls",
+            "initial-cluster-state",
+            "discovery-srv",
+        }
+        return said.isdisjoint(settings.sources)
+
+    def _listen_at(self, url: str, purpose: str) -> None:
+        host, port = config.host_port(url)
+        failure: OSError | None = None
+        listening = False
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as error:
+            found, failure = [], error
+        # A name like localhost may stand for several addresses, not all of which exist here.
+        for family, _, _, _, address in sorted(found, key=lambda info: info[0]):
+            try:
+                listener = self._listen_on(family, (*address[:1], port, *address[2:]))
+            except OSError as error:
+                failure = error
+                if error.errno != errno.EADDRNOTAVAIL:
+                    listening = False
+                    break
+            else:
+                listening = True
+                port = listener.getsockname()[1]
+                self._waiting.append((listener, purpose))
+                if purpose == CLIENTS:
+                    self.addresses.append(listener.getsockname()[:2])
+        if not listening:
+            assert failure is not None
+            raise StartError(
+                f"cannot listen on {url}: {failure.strerror}. Stop what uses that address, or "
+                f"give another one with --{purpose}"
+            ) from failure
+
+    def _listen_on(self, family: int, address: tuple[Any, ...]) -> socket.socket:
+        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        listener.setblocking(False)
+        return listener
+
+    def _accept(self, listener: socket.socket, purpose: str, mask: int) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, address = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as failure:
+                self._refuse_one(listener, failure)
+                return
+            if len(self._connections) >= self._max_connections:
+                if not log.limited("max-connections"):
+                    log.warn(
+                        "refused a connection: as many as may be are open",
+                        connections=self._max_connections,
+                        **{"max-connections": self._settings.max_connections},
+                    )
+                sock.close()
+                continue
+            self._accept_one(sock, config.format_address(*address[:2]), purpose)
+
+    def _refuse_one(self, listener: socket.socket, failure: OSError) -> None:
+        """Out of file descriptors: free the spare one to accept and close the next connection, or
+        else it would keep the loop awake for ever."""
+        if not log.limited("accept"):
+            log.error("cannot accept a connection", error=str(failure))
+        if failure.errno not in (errno.EMFILE, errno.ENFILE):
+            return
+        if self._spare_fd >= 0:
+            os.close(self._spare_fd)
+        try:
+            listener.accept()[0].close()
+        except OSError:
+            pass  # It was closed by the other side, or another process took the descriptor.
+        try:
+            self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._spare_fd = -1  # Somebody else took it; the next one closed will do.
+
+
+def raise_file_limit() -> int:
+    """Allow as many open files as the system lets this process have; how many those are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else sys.maxsize
