@@ -6,12 +6,27 @@ from its peer URLs and the cluster token, the cluster's from its members'.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
-from etcdlite import proto
+from etcdlite import config, datadir, discovery, log, proto
+from etcdlite.client import Client, EtcdliteError
+from etcdlite.config import Config
 from etcdlite.datadir import Founding, StartError
 from etcdlite.replica.membership import derive_cluster_id, derive_member_id
+from etcdlite.storage.disk import Disk
+
+FETCH_TIMEOUT_S = 5.0
+"""How long each of the other members gets to tell who is in the cluster."""
+
+
+JOIN_PATIENCE_S = 30.0
+
+
+JOIN_RETRY_S = 3.0
+"""How long a member that joins asks the others, and the pause when all of them were asked."""
 
 
 class NoAnswer(StartError):
@@ -147,3 +162,95 @@ def _own(name: str, own_urls: list[str], pairs: list[tuple[str, str]], members: 
 # A snapshot from the leader replaces the data in steps, each of which a crash may follow: the
 # snapshot gets its own name; the log is marked as replaced by it, and from then on it counts; the
 # data is moved away; the snapshot is moved to its place.
+
+
+def found(settings: Config) -> Founding:
+    """What a member starts its first time with. Raises StartError."""
+    initial_cluster = _initial_cluster(settings)
+    if settings.initial_cluster_state == "existing":
+        return _join(settings.name, initial_cluster, has_data=False)
+    founding = new_cluster(settings.name, initial_cluster, settings.initial_cluster_token)
+    if settings.discovery_srv:
+        # All members must begin with the same, and DNS has no names.
+        for member in founding.members:
+            member.name = ""
+    fetch = partial(fetch_members, linearizable=False)
+    check_is_new(founding, settings.name, initial_cluster, fetch)
+    return founding
+
+
+def rejoin(settings: Config) -> Founding:
+    """The cluster, for a member with data that joined it and does not know its members yet. Raises
+    StartError."""
+    return _join(settings.name, _initial_cluster(settings), has_data=True)
+
+
+def create_member(settings: Config, disk: Disk, founding: Founding, client_urls: list[str]) -> None:
+    """Lay out the data directory of a new member."""
+    is_joining = settings.initial_cluster_state == "existing"
+    if not is_joining and len(founding.members) == 1:
+        # All members must begin with the same, so otherwise each tells this later.
+        founding.members[0].clientURLs = client_urls
+    log.info(
+        "starting local member",
+        **{
+            "local-member-id": f"{founding.member_id:x}",
+            "cluster-id": f"{founding.cluster_id:x}",
+            "initial-cluster": ",".join(
+                f"{member.name}={url}" for member in founding.members for url in member.peerURLs
+            ),
+        },
+    )
+    datadir.create(
+        disk,
+        settings.data_dir,
+        settings.wal_dir,
+        founding,
+        is_joining=is_joining,
+        segment_bytes=settings.segment_bytes,
+        wal_segment_bytes=settings.wal_segment_bytes,
+    )
+
+
+def _initial_cluster(settings: Config) -> Sequence[tuple[str, str]]:
+    """As configured or as DNS tells. Raises StartError."""
+    if not settings.discovery_srv:
+        return settings.initial_cluster
+    try:
+        found = discovery.initial_cluster(
+            settings.discovery_srv,
+            settings.discovery_srv_name,
+            settings.name,
+            settings.initial_advertise_peer_urls,
+        )
+    except discovery.DiscoveryError as failure:
+        raise StartError(f"--discovery-srv: {failure}") from failure
+    shown = ",".join(f"{name}={url}" for name, url in found)
+    log.info("got the members from DNS", **{"initial-cluster": shown})
+    return found
+
+
+def _join(name: str, initial_cluster: Sequence[tuple[str, str]], has_data: bool) -> Founding:
+    """What the running cluster tells. Raises StartError."""
+    deadline = time.monotonic() + JOIN_PATIENCE_S
+    while True:
+        try:
+            return join_cluster(name, initial_cluster, fetch_members, has_data=has_data)
+        except NoAnswer as failure:
+            if time.monotonic() + JOIN_RETRY_S > deadline:
+                raise
+            log.warn("cannot join the cluster yet; trying again", why=str(failure))
+            time.sleep(JOIN_RETRY_S)
+
+
+def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[Any]]:
+    """The cluster's id and members, as the member at a peer URL tells. Blocks for a while. Raises
+    NoAnswer."""
+    host, port = config.host_port(url)
+    request = proto.MemberListRequest(linearizable=linearizable)
+    try:
+        with Client(config.format_address(host, port), timeout_s=FETCH_TIMEOUT_S) as client:
+            answer = client.call("Cluster.MemberList", request)
+    except EtcdliteError as failure:
+        raise NoAnswer(str(failure)) from failure
+    return answer.header.cluster_id, list(answer.members)

@@ -30,13 +30,12 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from etcdlite import bootstrap, config, datadir, discovery, log, proto
-from etcdlite.client import Client, EtcdliteError
+from etcdlite import bootstrap, config, datadir, log, proto
 from etcdlite.frames import MAGIC
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
@@ -79,12 +78,6 @@ REQUEST_TIMEOUT_S = 5.0
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-FETCH_TIMEOUT_S = 5.0
-"""How long each of the other members gets to tell who is in the cluster."""
-
-JOIN_PATIENCE_S = 30.0
-JOIN_RETRY_S = 3.0
-"""How long a member that joins asks the others, and the pause when all of them were asked."""
 
 DIAL_TIMEOUT_S = 1.0
 """How long a connection to another member may take to be made."""
@@ -147,19 +140,6 @@ class Dialed(NamedTuple):
     result: socket.socket | OSError
 
 
-def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[Any]]:
-    """The cluster's id and members, as the member at a peer URL tells. Blocks for a while. Raises
-    bootstrap.NoAnswer."""
-    host, port = config.host_port(url)
-    request = proto.MemberListRequest(linearizable=linearizable)
-    try:
-        with Client(config.format_address(host, port), timeout_s=FETCH_TIMEOUT_S) as client:
-            answer = client.call("Cluster.MemberList", request)
-    except EtcdliteError as failure:
-        raise bootstrap.NoAnswer(str(failure)) from failure
-    return answer.header.cluster_id, list(answer.members)
-
-
 def call(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
     """Connect to another member; runs in a thread of its own."""
     host, port = config.host_port(url)
@@ -207,10 +187,10 @@ class Server:
         if not datadir.exists(disk, settings.data_dir):
             # Members that start at once ask each other: one that listened already, but does not
             # serve yet, would keep the others waiting.
-            founding = self._founding()
+            founding = bootstrap.found(settings)
         self.listeners.open()
         if founding is not None:
-            self._create(disk, founding)
+            bootstrap.create_member(settings, disk, founding, self._advertised_urls())
         began = time.monotonic()
         # Loading makes millions of objects and no garbage: looking for some takes a fifth longer.
         gc.disable()
@@ -246,87 +226,12 @@ class Server:
         """etcd's shortest lease: one and a half election timeouts."""
         return math.ceil(1.5 * self.settings.election_timeout_ms / 1000)
 
-    def _initial_cluster(self) -> Sequence[tuple[str, str]]:
-        """As configured or as DNS tells. Raises StartError."""
-        settings = self.settings
-        if not settings.discovery_srv:
-            return settings.initial_cluster
-        try:
-            found = discovery.initial_cluster(
-                settings.discovery_srv,
-                settings.discovery_srv_name,
-                settings.name,
-                settings.initial_advertise_peer_urls,
-            )
-        except discovery.DiscoveryError as failure:
-            raise datadir.StartError(f"--discovery-srv: {failure}") from failure
-        shown = ",".join(f"{name}={url}" for name, url in found)
-        log.info("got the members from DNS", **{"initial-cluster": shown})
-        return found
-
-    def _founding(self) -> datadir.Founding:
-        """What to start the first time with. Raises StartError."""
-        settings = self.settings
-        initial_cluster = self._initial_cluster()
-        if settings.initial_cluster_state == "existing":
-            return self._join(initial_cluster, has_data=False)
-        founding = bootstrap.new_cluster(
-            settings.name, initial_cluster, settings.initial_cluster_token
-        )
-        if settings.discovery_srv:
-            # All members must begin with the same, and DNS has no names.
-            for member in founding.members:
-                member.name = ""
-        fetch = partial(fetch_members, linearizable=False)
-        bootstrap.check_is_new(founding, settings.name, initial_cluster, fetch)
-        return founding
-
-    def _join(self, initial_cluster: Sequence[tuple[str, str]], has_data: bool) -> datadir.Founding:
-        """What the running cluster tells. Raises StartError."""
-        deadline = time.monotonic() + JOIN_PATIENCE_S
-        while True:
-            try:
-                return bootstrap.join_cluster(
-                    self.settings.name, initial_cluster, fetch_members, has_data=has_data
-                )
-            except bootstrap.NoAnswer as failure:
-                if time.monotonic() + JOIN_RETRY_S > deadline:
-                    raise
-                log.warn("cannot join the cluster yet; trying again", why=str(failure))
-                time.sleep(JOIN_RETRY_S)
-
-    def _create(self, disk: Disk, founding: datadir.Founding) -> None:
-        settings = self.settings
-        is_joining = settings.initial_cluster_state == "existing"
-        if not is_joining and len(founding.members) == 1:
-            # All members must begin with the same, so otherwise each tells this later.
-            founding.members[0].clientURLs = self._advertised_urls()
-        log.info(
-            "starting local member",
-            **{
-                "local-member-id": f"{founding.member_id:x}",
-                "cluster-id": f"{founding.cluster_id:x}",
-                "initial-cluster": ",".join(
-                    f"{member.name}={url}" for member in founding.members for url in member.peerURLs
-                ),
-            },
-        )
-        datadir.create(
-            disk,
-            settings.data_dir,
-            settings.wal_dir,
-            founding,
-            is_joining=is_joining,
-            segment_bytes=settings.segment_bytes,
-            wal_segment_bytes=settings.wal_segment_bytes,
-        )
-
     def _make_member(self, opened: datadir.Opened) -> Member:
         settings = self.settings
         rng = random.Random(int.from_bytes(os.urandom(32), "little"))
         store = opened.store
         members = datadir.membership(store, opened.member_id)
-        remotes = [] if members else self._join(self._initial_cluster(), has_data=True).members
+        remotes = [] if members else bootstrap.rejoin(settings).members
         if settings.force_new_cluster:
             members = [proto.Member(ID=opened.member_id)]
         raft = Raft(
