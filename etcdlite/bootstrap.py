@@ -6,13 +6,21 @@ from its peer URLs and the cluster token, the cluster's from its members'.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from etcdlite import config, datadir, discovery, log, proto
-from etcdlite.client import Client, EtcdliteError
+from etcdlite.client.connection import (
+    RECEIVE_BYTES,
+    Connection,
+    Ticket,
+    cause_of,
+    unary_reply,
+)
+from etcdlite.client.errors import EtcdliteError
 from etcdlite.config import Config
 from etcdlite.datadir import Founding, StartError
 from etcdlite.replica.membership import derive_cluster_id, derive_member_id
@@ -20,6 +28,9 @@ from etcdlite.storage.disk import Disk
 
 FETCH_TIMEOUT_S = 5.0
 """How long each of the other members gets to tell who is in the cluster."""
+
+FETCH_DIAL_TIMEOUT_S = 2.0
+"""The part of it that a connection may take to be made."""
 
 
 JOIN_PATIENCE_S = 30.0
@@ -244,13 +255,25 @@ def _join(name: str, initial_cluster: Sequence[tuple[str, str]], has_data: bool)
 
 
 def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[Any]]:
-    """The cluster's id and members, as the member at a peer URL tells. Blocks for a while. Raises
-    NoAnswer."""
+    """The cluster's id and members, as the member at a peer URL tells; `linearizable`: only if it
+    is in contact with a leader. Blocks for up to `FETCH_TIMEOUT_S`. Raises NoAnswer."""
     host, port = config.host_port(url)
+    endpoint = config.format_address(host, port)
+    method = proto.METHOD_BY_NAME["Cluster.MemberList"]
+    asked = Connection()
     request = proto.MemberListRequest(linearizable=linearizable)
+    asked.open(Ticket(method), request.encode(), end=True)
+    deadline_s = time.monotonic() + FETCH_TIMEOUT_S
     try:
-        with Client(config.format_address(host, port), timeout_s=FETCH_TIMEOUT_S) as client:
-            answer = client.call("Cluster.MemberList", request)
+        with socket.create_connection((host, port), FETCH_DIAL_TIMEOUT_S) as sock:
+            sock.sendall(asked.take_output())
+            while not asked.failure:
+                sock.settimeout(max(0.001, deadline_s - time.monotonic()))
+                for _, flags, body in asked.receive(sock.recv(RECEIVE_BYTES)):
+                    answer = unary_reply(method, flags, body, endpoint)
+                    return answer.header.cluster_id, list(answer.members)
+    except OSError as failure:
+        raise NoAnswer(f"{endpoint}: {cause_of(failure, FETCH_TIMEOUT_S)}") from failure
     except EtcdliteError as failure:
         raise NoAnswer(str(failure)) from failure
-    return answer.header.cluster_id, list(answer.members)
+    raise NoAnswer(f"{endpoint}: {asked.failure}")
