@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from etcdlite import proto
 from etcdlite.lease import Lessor
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.mvcc import MEMBER, REMOVED, Store
 from etcdlite.raft import HardState
 from etcdlite.raft_log import Entry
@@ -222,6 +223,7 @@ def open_member(
     segment_bytes: int,
     wal_segment_bytes: int,
     sync_enabled: bool,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Opened:
     """Recover a member's state. Raises StartError, DataDamaged, WALError, OSError."""
     directory = f"{data_dir}/member"
@@ -245,8 +247,8 @@ def open_member(
             f"{directory}/data/{CHECKPOINT} is missing: the data directory is incomplete. Restore "
             "this member from a backup with 'etcdlite-ctl snapshot restore'"
         )
-    lessor = Lessor(min_ttl_s)
-    store = Store.open(disk, f"{directory}/data", lessor, segment_bytes)
+    lessor = Lessor(min_ttl_s, limits)
+    store = Store.open(disk, f"{directory}/data", lessor, segment_bytes, limits)
     cluster_id, member_id = _IDENTITY.unpack(recovered.metadata)
     notes = []
     if recovered.torn:

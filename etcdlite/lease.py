@@ -31,8 +31,10 @@ import random
 from collections.abc import Generator
 from heapq import heappop, heappush, heapreplace
 from math import ceil
+from typing import Any
 
 from etcdlite import errors
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import read_varint, varint
 from etcdlite.storage.steps import finish, sort_steps
 
@@ -53,11 +55,6 @@ RETRY_S = 3.0
 SCHEDULE_AHEAD_S = 60.0
 """Heap entries lie at most this far ahead, so that what a revoked lease leaves there goes soon."""
 
-ORDER_STEP_LEASES = 4096
-
-MAX_EXAMINED = 2_000
-"""Heap entries that one call of `expired` looks at: a few milliseconds of work."""
-
 
 class _Lease:
     # 100,000 of these must be small: the single key that most leases hold is stored without a set.
@@ -74,12 +71,13 @@ class _Lease:
 class Lessor:
     """All leases of the state machine. `key_lease` may be read directly; only Lessor writes it."""
 
-    def __init__(self, min_ttl_s: int = 1) -> None:
+    def __init__(self, min_ttl_s: int = 1, limits: Limits = DEFAULT_LIMITS) -> None:
         """`min_ttl_s`: shorter TTLs are raised to it (etcd: 1.5 election timeouts, rounded up).
 
         It must be the same on all members, since it decides what a grant stores.
         """
         self.min_ttl_s = min_ttl_s
+        self._limits = limits
         self.promoted = False
         self.key_lease: dict[bytes, int] = {}
         self._leases: dict[int, _Lease] = {}
@@ -209,7 +207,7 @@ class Lessor:
         keys = self._lease(lease_id).keys
         if keys is None:
             return []
-        return (yield from sort_steps([keys] if isinstance(keys, bytes) else list(keys)))
+        return (yield from self._sort_steps([keys] if isinstance(keys, bytes) else list(keys)))
 
     def leases(self) -> list[int]:
         """All ids: on the leader those that end first come first, elsewhere in order of id."""
@@ -218,16 +216,16 @@ class Lessor:
     def lease_steps(self) -> Generator[None, None, list[int]]:
         """As `leases`, in steps: those there were when it began, and still are."""
         if not self.promoted:
-            return (yield from sort_steps(list(self._leases)))
+            return (yield from self._sort_steps(list(self._leases)))
         ids = list(self._leases)
         order = []
         for count, lease_id in enumerate(ids, 1):
             lease = self._leases.get(lease_id)
             if lease is not None:
                 order.append((lease.deadline, lease_id))
-            if count % ORDER_STEP_LEASES == 0:
+            if count % self._limits.sort_step_items == 0:
                 yield
-        order = yield from sort_steps(order)
+        order = yield from self._sort_steps(order)
         return [lease_id for _, lease_id in order]
 
     def generate_id(self, rng: random.Random) -> int:
@@ -314,13 +312,13 @@ class Lessor:
         """At most `limit` ids of leases that are due: the caller replicates a revoke of each.
 
         An id is named again after `RETRY_S` for as long as the lease exists, since a proposal can
-        be lost. Looks at no more than `MAX_EXAMINED` entries; if more wait, `next_deadline` is not
-        after `now`.
+        be lost. Looks at no more than `expire_step_leases` entries; if more wait, `next_deadline`
+        is not after `now`.
         """
         heap = self._heap
         leases = self._leases
         due: list[int] = []
-        for _ in range(MAX_EXAMINED):
+        for _ in range(self._limits.expire_step_leases):
             if not heap or heap[0][0] > now or len(due) >= limit:
                 break
             scheduled, lease_id = heap[0]
@@ -339,6 +337,9 @@ class Lessor:
     def next_deadline(self) -> float | None:
         """When `expired` should be called next; None: not before another method was."""
         return self._heap[0][0] if self._heap else None
+
+    def _sort_steps(self, items: list[Any]) -> Generator[None, None, list[Any]]:
+        return sort_steps(items, limits=self._limits)
 
     def _schedule(self, lease_id: int, lease: _Lease, now: float) -> None:
         lease.scheduled = min(lease.deadline, now + SCHEDULE_AHEAD_S)

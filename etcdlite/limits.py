@@ -88,6 +88,9 @@ class Limits:
     """Records in the answer to one range or transaction. A connection is closed when 64 MiB wait
     to be sent and another answer is due, so an answer leaves room for others."""
 
+    expire_step_leases: int = 2_000
+    """Deadlines of leases that one look for expired leases examines."""
+
     # Watches.
 
     max_watches_per_stream: int = 100_000

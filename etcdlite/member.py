@@ -187,6 +187,7 @@ class Member:
             rng=rng,
             fragment_bytes=max_request_bytes + OVERHEAD_BYTES,
             progress_interval_s=progress_interval_s,
+            limits=store.limits,
         )
         # Or the timers of watches that come before the first tick would count from 0.
         self.hub.tick(clock())
@@ -1028,8 +1029,10 @@ class Member:
 
         def task() -> None:
             datadir.install_snapshot(old.disk, old.directory, snapshot.index)
-            lessor = Lessor(old.lessor.min_ttl_s)
-            self._installed = Store.open(old.disk, old.directory, lessor, old.data.segment_bytes)
+            lessor = Lessor(old.lessor.min_ttl_s, old.limits)
+            self._installed = Store.open(
+                old.disk, old.directory, lessor, old.data.segment_bytes, old.limits
+            )
 
         self.run_task(task, self._snapshot_installed)
 

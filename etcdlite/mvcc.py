@@ -24,6 +24,7 @@ from zlib import crc32
 from etcdlite import proto
 from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError, error
 from etcdlite.lease import Lessor
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import read_varint, varint
 from etcdlite.storage import checkpoint
 from etcdlite.storage.data import (
@@ -46,7 +47,7 @@ from etcdlite.storage.data import (
 )
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.index import DEAD, HEAD, PAST, Index
-from etcdlite.storage.steps import SORT_STEP_ITEMS, STEP_BYTES, finish, sort_steps
+from etcdlite.storage.steps import finish, sort_steps
 
 # Buckets.
 COMPACTED = 1
@@ -60,19 +61,6 @@ REMOVED = 6
 """Key: id of a member, u64 big-endian, that was removed for ever."""
 
 MAX_REVISION = (1 << 63) - 1
-REVISIONS_PER_CHUNK = 8192
-RANGE_STEP_KEYS = 256
-EVENT_CHUNK_BYTES = 16 * 1024
-EVENT_STEP_EVENTS = 256
-CLEAN_STEP_RECORDS = 128
-DELETE_STEP_KEYS = 128
-HASH_STEP_VERSIONS = 256
-HASH_PART = 64
-"""Versions of a key that are looked up at once."""
-
-MAX_ANSWER_BYTES = 60 << 20
-"""The records in the answer to one range or transaction. A connection is given up when 64 MiB wait
-to be sent and one more answer is due: so much must leave room for other answers."""
 
 U64 = struct.Struct("<Q")
 POSITION = struct.Struct("<QQ")
@@ -87,13 +75,12 @@ touches none of the store's memory: run it anywhere, once, and resume the job wh
 
 
 class AnswerTooLarge(EtcdError):
-    """The answer would have more than `MAX_ANSWER_BYTES`."""
+    """The answer would have more than `limit_bytes`."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int) -> None:
         super().__init__(
             RESOURCE_EXHAUSTED,
-            f"etcdlite: the answer has more than {MAX_ANSWER_BYTES} bytes: use limit to get it in "
-            "parts",
+            f"etcdlite: the answer has more than {limit_bytes} bytes: use limit to get it in parts",
         )
 
 
@@ -139,12 +126,20 @@ def key_and_revision(body: bytes, at: int = 0) -> tuple[bytes, int]:
 class Store:
     """One member's key-value state. Not thread-safe; never blocks but for reads of cold data."""
 
-    def __init__(self, disk: Disk, directory: str, lessor: Lessor, segment_bytes: int) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        directory: str,
+        lessor: Lessor,
+        segment_bytes: int,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
         self.disk = disk
         self.directory = directory
         self.lessor = lessor
-        self.data = DataFile(disk, directory, segment_bytes)
-        self.index = Index()
+        self.limits = limits
+        self.data = DataFile(disk, directory, segment_bytes, limits)
+        self.index = Index(limits)
         self.revision = 1
         self.marked_revision = 1
         """The revision at the last mark: what a copy of the files, made now, holds."""
@@ -170,9 +165,16 @@ class Store:
     # Opening.
 
     @classmethod
-    def create(cls, disk: Disk, directory: str, lessor: Lessor, segment_bytes: int) -> Store:
+    def create(
+        cls,
+        disk: Disk,
+        directory: str,
+        lessor: Lessor,
+        segment_bytes: int,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Store:
         """A new store in an empty folder, durable when this returns."""
-        store = cls(disk, directory, lessor, segment_bytes)
+        store = cls(disk, directory, lessor, segment_bytes, limits)
         disk.make_dir(directory)
         store.data.roll()
         store.index.first_revision = 2
@@ -182,9 +184,16 @@ class Store:
         return store
 
     @classmethod
-    def open(cls, disk: Disk, directory: str, lessor: Lessor, segment_bytes: int) -> Store:
+    def open(
+        cls,
+        disk: Disk,
+        directory: str,
+        lessor: Lessor,
+        segment_bytes: int,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Store:
         """The store as of its last mark. Raises DataDamaged rather than give a wrong state."""
-        store = cls(disk, directory, lessor, segment_bytes)
+        store = cls(disk, directory, lessor, segment_bytes, limits)
         temporary = f"{directory}/{checkpoint.NAME}.tmp"
         if disk.exists(temporary):
             disk.unlink(temporary)
@@ -441,11 +450,12 @@ class Store:
     def delete_steps(self, start: bytes, end: bytes | None) -> Iterator[None]:
         """Delete all keys in [start, end), yielding now and then; it is one change all the same."""
         index = self.index
+        step_keys = self.limits.delete_step_keys
         while True:
-            keys = list(islice(index.keys.irange(start, end, (True, False)), DELETE_STEP_KEYS))
+            keys = list(islice(index.keys.irange(start, end, (True, False)), step_keys))
             for key in keys:
                 self.delete(key)
-            if len(keys) < DELETE_STEP_KEYS:
+            if len(keys) < step_keys:
                 return
             yield
 
@@ -509,11 +519,13 @@ class Store:
         end: bytes | None,
         revision: int,
         limit: int,
-        limit_bytes: int = STEP_BYTES,
+        limit_bytes: int | None = None,
     ) -> tuple[list[tuple[int, int]], bytes | None]:
         """`Index.scan` as of `revision`, which may be the one that is being written. The locations
         are good until the next step: then cleaning may have moved the records."""
         is_now = revision == self.revision + self.is_writing
+        if limit_bytes is None:
+            limit_bytes = self.limits.step_bytes
         return self.index.scan(start, end, None if is_now else revision, limit, limit_bytes)
 
     def range_steps(
@@ -525,7 +537,7 @@ class Store:
     ) -> Generator[None, None, bytes]:
         """Answer a RangeRequest: the generator's return value is `head` and the RangeResponse,
         encoded, without its header. Raises EtcdError Compacted or FutureRev; AnswerTooLarge if the
-        records in it have more than `limit_bytes` (None: `MAX_ANSWER_BYTES`); DataDamaged.
+        records in it have more than `limit_bytes` (None: `max_answer_bytes`); DataDamaged.
 
         The answer is as of the revision that the request names, else as of `revision`, else as of
         the one it begins at, however the store changes between the steps.
@@ -537,7 +549,7 @@ class Store:
         elif revision is None:
             revision = self.revision
         if limit_bytes is None:
-            limit_bytes = MAX_ANSWER_BYTES
+            limit_bytes = self.limits.max_answer_bytes
         self.pinned.append(revision)
         try:
             if request.count_only:
@@ -556,6 +568,7 @@ class Store:
         head: bytes,
         limit_bytes: int,
     ) -> Generator[None, None, bytes]:
+        step_keys, step_bytes = self.limits.range_step_keys, self.limits.step_bytes
         bounds = _bounds(request)
         order = _order(request)
         limit = request.limit if request.limit > 0 else 1 << 62
@@ -575,7 +588,7 @@ class Store:
                 # Enough is read; what is left is the count of the whole range.
                 count += yield from self._count_steps(cursor, end, revision)
                 break
-            records, cursor = self.scan(cursor, end, revision, min(RANGE_STEP_KEYS, room - count))
+            records, cursor = self.scan(cursor, end, revision, min(step_keys, room - count))
             count += len(records)
             for location, length in records:
                 kv = read(location, length)
@@ -594,12 +607,12 @@ class Store:
             answer += b"".join(parts)
             parts.clear()
             if len(answer) + ranked_bytes > limit_bytes:
-                raise AnswerTooLarge
+                raise AnswerTooLarge(self.limits.max_answer_bytes)
             if cursor is not None:
                 yield
         if order:
             descends = request.sort_order == proto.RangeRequest.DESCEND
-            ranked = yield from sort_steps(ranked, itemgetter(0), descends)
+            ranked = yield from sort_steps(ranked, itemgetter(0), descends, self.limits)
             ranked.reverse()
             size = 0
             for step in range(1, min(limit, len(ranked)) + 1):
@@ -608,22 +621,22 @@ class Store:
                 assert found_kv is not None, "the range was read a moment ago"
                 parts += _range_part(without_value(found_kv) if request.keys_only else found_kv)
                 size += len(found_kv)
-                if step % RANGE_STEP_KEYS == 0 or size >= STEP_BYTES:
+                if step % step_keys == 0 or size >= step_bytes:
                     size = 0
                     answer += b"".join(parts)
                     parts.clear()
                     if len(answer) > limit_bytes:
-                        raise AnswerTooLarge
+                        raise AnswerTooLarge(self.limits.max_answer_bytes)
                     yield
             answer += b"".join(parts)
             parts.clear()
             while ranked:  # Even to forget many takes its time.
-                del ranked[-SORT_STEP_ITEMS:]
+                del ranked[-self.limits.sort_step_items :]
                 yield
             if len(answer) > limit_bytes:
-                raise AnswerTooLarge
+                raise AnswerTooLarge(self.limits.max_answer_bytes)
         answer += _range_tail(found > limit, count)
-        if len(answer) > STEP_BYTES:
+        if len(answer) > step_bytes:
             # To copy a large answer is a step of its own, and so is to send it.
             yield
             whole = bytes(answer)
@@ -640,7 +653,7 @@ class Store:
         while cursor is not None:
             if revision == self.revision + self.is_writing:
                 return count + self.index.count(cursor, end)
-            records, cursor = self.index.scan(cursor, end, revision, RANGE_STEP_KEYS)
+            records, cursor = self.index.scan(cursor, end, revision, self.limits.range_step_keys)
             count += len(records)
             if cursor is not None:
                 yield
@@ -656,7 +669,7 @@ class Store:
         cursor: bytes | None = start
         while cursor is not None and left and size < enough_bytes:
             records, cursor = self.scan(
-                cursor, end, revision, min(RANGE_STEP_KEYS, left), enough_bytes
+                cursor, end, revision, min(self.limits.range_step_keys, left), enough_bytes
             )
             left -= len(records)
             size += sum(length for _, length in records)
@@ -674,7 +687,7 @@ class Store:
     ) -> Generator[None, None, list[Event]]:
         """As `read_events`, in steps: also within a revision, which may have any number of events.
         Until it ends (or is closed), no compaction gives up what it still reads."""
-        index = self.index
+        index, limits = self.index, self.limits
         events: list[Event] = []
         size = step_events = step_bytes = 0
         revision = max(start_revision, index.first_revision)
@@ -686,7 +699,7 @@ class Store:
                 location = index.revisions[revision - index.first_revision]
                 if pending is None or pending[0] != location:
                     number, offset = location >> 32, location & OFFSET_MASK
-                    records = self.data.records(number, offset, EVENT_CHUNK_BYTES)
+                    records = self.data.records(number, offset, limits.event_chunk_bytes)
                     pending = next(records, None)
                 begin, begin_size = len(events), size
                 has_moved = False
@@ -705,7 +718,7 @@ class Store:
                     size += len(body)
                     step_events += 1
                     step_bytes += len(body)
-                    if step_events == EVENT_STEP_EVENTS or step_bytes >= STEP_BYTES:
+                    if step_events == limits.event_step_events or step_bytes >= limits.step_bytes:
                         step_events = step_bytes = 0
                         yield
                         has_moved = index.revisions[revision - index.first_revision] != location
@@ -733,24 +746,27 @@ class Store:
         compacted = self.compacted
         crc = step_versions = step_bytes = 0
         cursor: bytes | None = b""
-        index = self.index
+        index, limits = self.index, self.limits
+        step_keys, most_bytes = limits.range_step_keys, limits.step_bytes
         self.pinned.append(compacted)
         try:
             while cursor is not None:
-                keys = list(islice(index.all_keys(cursor, None), RANGE_STEP_KEYS))
+                keys = list(islice(index.all_keys(cursor, None), step_keys))
                 for key in keys:
                     done = 0
-                    while part := index.versions(key, compacted, revision, done, HASH_PART):
+                    while part := index.versions(
+                        key, compacted, revision, done, limits.hash_part_versions
+                    ):
                         for done, location, length in part:  # noqa: B007
                             crc = crc32(self.data.read(location, length), crc)
                             step_versions += 1
                             step_bytes += length
-                            if step_bytes >= STEP_BYTES:
+                            if step_bytes >= most_bytes:
                                 break
-                        if step_versions >= HASH_STEP_VERSIONS or step_bytes >= STEP_BYTES:
+                        if step_versions >= limits.hash_step_versions or step_bytes >= most_bytes:
                             step_versions = step_bytes = 0
                             yield
-                cursor = keys[-1] + b"\0" if len(keys) == RANGE_STEP_KEYS else None
+                cursor = keys[-1] + b"\0" if len(keys) == step_keys else None
                 yield
         finally:
             self.pinned.remove(compacted)
@@ -854,8 +870,9 @@ class Store:
             yield checkpoint.PAST, chunk
         first = self.index.first_revision
         revisions = self.index.revisions[:]
-        for at in range(0, len(revisions) or 1, REVISIONS_PER_CHUNK):
-            part = revisions[at : at + REVISIONS_PER_CHUNK]
+        count = self.limits.pack_revisions
+        for at in range(0, len(revisions) or 1, count):
+            part = revisions[at : at + count]
             yield checkpoint.REVISIONS, struct.pack(f"<{len(part) + 1}Q", first + at, *part)
         yield checkpoint.END, POSITION.pack(data.active, data.offset)
 
@@ -881,13 +898,14 @@ class Store:
         places: all but the appending, which is one write, in steps.
         """
         data, index = self.data, self.index
+        most_records, most_bytes = self.limits.clean_step_records, self.limits.step_bytes
         block = bytearray()
         last = block_records = step_records = step_bytes = 0
         for location, kind, body in data.records(number, SEGMENT_HEADER.size):
             kind &= ~MOVED
             if kind in (PUT, TOMBSTONE):
                 key, mod = key_and_revision(body)
-                is_large = block_records >= CLEAN_STEP_RECORDS or len(block) >= STEP_BYTES
+                is_large = block_records >= most_records or len(block) >= most_bytes
                 if block and is_large and (mod != last or mod < self._oldest_read):
                     yield from self._append_moved(bytes(block))
                     block = bytearray()
@@ -898,7 +916,7 @@ class Store:
             block_records += 1
             step_records += 1
             step_bytes += len(body)
-            if step_records > CLEAN_STEP_RECORDS or step_bytes >= STEP_BYTES:
+            if step_records > most_records or step_bytes >= most_bytes:
                 step_records = step_bytes = 0
                 yield None
         if block:
@@ -934,7 +952,7 @@ class Store:
                     index.revisions[revision] = location
             at += size + RECORD_HEADER_BYTES
             step_records += 1
-            if step_records == CLEAN_STEP_RECORDS:
+            if step_records == self.limits.clean_step_records:
                 step_records = 0
                 yield None
         yield None

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 MAGIC = b"ETCDLSNP"
 FORMAT_VERSION = 1
-CHUNK_BYTES = 128 * 1024
+READ_BYTES = 128 << 10
 MAX_HEADER_BYTES = 16 << 20
 DIGEST_BYTES = 32
 BLOCK_BYTES = 512
@@ -80,6 +80,7 @@ class Image:
     def __init__(self, store: Store, cluster_id: int, member_id: int) -> None:
         self.index = store.applied_index
         self.term = store.applied_term
+        self._chunk_bytes = store.limits.snapshot_chunk_bytes
         self._files: list[File] = []
         try:
             sizes = self._open_files(store)
@@ -122,16 +123,16 @@ class Image:
         return sizes
 
     def read(self, offset: int) -> bytes:
-        """The next bytes from `offset` on, at most `CHUNK_BYTES`; none at the end. `offset` is at
-        most where an earlier piece ended. Raises OSError."""
+        """The next bytes from `offset` on, at most `snapshot_chunk_bytes`; none at the end.
+        `offset` is at most where an earlier piece ended. Raises OSError."""
         if offset < len(self._head):
-            part = self._head[offset : offset + CHUNK_BYTES]
+            part = self._head[offset : offset + self._chunk_bytes]
         elif offset < self._ends[-1]:
             at = bisect_right(self._ends, offset)
             end = self._ends[at]
             begin = self._ends[at - 1] if at else len(self._head)
             file = self._files[at]
-            part = file.pread(min(CHUNK_BYTES, end - offset), offset - begin)
+            part = file.pread(min(self._chunk_bytes, end - offset), offset - begin)
             if not part:
                 raise OSError(f"{file.path} ends at {offset - begin} instead of {end - begin}")
         elif offset < self._digest_at:
@@ -495,7 +496,7 @@ def _verify(path: str, file: Any, progress: Callable[[int, int], None] | None) -
     digest = hashlib.sha256()
     file.seek(0)
     while left:
-        part = file.read(min(CHUNK_BYTES, left))
+        part = file.read(min(READ_BYTES, left))
         if not part:
             break
         digest.update(part)
@@ -582,7 +583,7 @@ def _extract(
         target = disk.open(f"{directory}/{item['name']}", create=True)
         offset, size = 0, item["size_bytes"]
         while offset < size:
-            part = file.read(min(CHUNK_BYTES, size - offset))
+            part = file.read(min(READ_BYTES, size - offset))
             if not part:
                 raise SnapshotError(f"snapshot {path} ends inside {item['name']}; use another one")
             target.pwrite(part, offset)

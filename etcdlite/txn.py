@@ -29,11 +29,11 @@ from sortedcontainers import SortedDict, SortedList
 
 from etcdlite import proto
 from etcdlite.errors import EtcdError, error
-from etcdlite.mvcc import MAX_ANSWER_BYTES, AnswerTooLarge, Store, is_plain, key_range
+from etcdlite.mvcc import AnswerTooLarge, Store, is_plain, key_range
 from etcdlite.proto import varint
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.index import HEAD
-from etcdlite.storage.steps import STEP_BYTES, join_steps
+from etcdlite.storage.steps import join_steps
 
 MAX_TOTAL_OPS = 8192
 """Compares and operations of a transaction with all nested ones. etcd, which limits each list and
@@ -41,10 +41,6 @@ the depth, has no such limit; without one a request could keep the member busy f
 
 MAX_SMALL_OPS = 16
 """Compares, and puts, of a transaction that is applied in one step."""
-
-COMPARE_STEP_KEYS = 256
-EXECUTE_STEP_OPS = 64
-READ_STEP_KEYS = 256
 
 
 class Unanswerable(Exception):
@@ -300,19 +296,20 @@ def delete_range_steps(store: Store, request: Any) -> Generator[None, None, byte
     any change; Unanswerable."""
     start, end = key_range(request.key, request.range_end)
     if request.prev_kv:
-        most = MAX_ANSWER_BYTES
+        most = store.limits.max_answer_bytes
         if (yield from store.size_steps(start, end, store.revision, 0, most + 1)) > most:
-            raise AnswerTooLarge
-    reading = _Reading()
+            raise AnswerTooLarge(most)
+    reading = _Reading(store.limits.max_answer_bytes)
     parts = yield from _delete_steps(store, request, reading)
     reading.end()
-    return (yield from join_steps(parts))
+    return (yield from join_steps(parts, store.limits))
 
 
 class _Reading:
     """What a transaction reads for its answer."""
 
-    def __init__(self, is_read_only: bool = False) -> None:
+    def __init__(self, limit_bytes: int, is_read_only: bool = False) -> None:
+        self.limit_bytes = limit_bytes
         self.read_bytes = 0
         self.step_bytes = 0
         """Read, and written, in this step."""
@@ -323,8 +320,8 @@ class _Reading:
         """So much more is read."""
         self.step_bytes += size_bytes
         self.read_bytes += size_bytes
-        if self.read_bytes > MAX_ANSWER_BYTES:
-            self.fail(AnswerTooLarge())
+        if self.read_bytes > self.limit_bytes:
+            self.fail(AnswerTooLarge(self.limit_bytes))
 
     def fail(self, why: EtcdError | DataDamaged) -> None:
         """There will be no answer: read no more, but write all there is to write."""
@@ -345,9 +342,10 @@ def _delete_steps(
     count = store.index.count(start, end)
     parts = [b"\x10" + varint(count)] if count else []
     if request.prev_kv and count:
+        step_keys, step_bytes = store.limits.read_step_keys, store.limits.step_bytes
         cursor: bytes | None = start
         while cursor is not None and reading.failure is None:
-            records, cursor = store.index.scan(cursor, end, None, READ_STEP_KEYS, STEP_BYTES)
+            records, cursor = store.index.scan(cursor, end, None, step_keys, step_bytes)
             try:
                 for location, length in records:
                     parts += (b"\x1a" + varint(length), store.data.read(location, length))
@@ -408,14 +406,14 @@ def txn_steps(store: Store, request: Any, head: bytes = b"") -> Generator[None, 
         path: list[bool] = []
         yield from _choose(store, request, path, began)
         _check_applies(store, request, iter(path), began)
-        reading = _Reading(is_read_only(request))
+        reading = _Reading(store.limits.max_answer_bytes, is_read_only(request))
         yield from _check_size(store, request, iter(path), began)
         parts = [head]
         yield from _execute(store, request, iter(path), began, reading, parts)
         reading.end()
-        if reading.read_bytes < STEP_BYTES:
+        if reading.read_bytes < store.limits.step_bytes:
             return b"".join(parts)
-        return (yield from join_steps(parts))
+        return (yield from join_steps(parts, store.limits))
     finally:
         store.pinned.remove(began)
 
@@ -466,7 +464,7 @@ def _check_size(
 ) -> Generator[None, None, None]:
     """Raise AnswerTooLarge if the answer will surely be: by what is to be deleted, and by ranges
     that no write of this transaction comes before."""
-    left = MAX_ANSWER_BYTES
+    left = store.limits.max_answer_bytes
     has_written = False
     for op in _taken(request, path):
         limit, revision, range_end = 0, began, b""
@@ -495,7 +493,7 @@ def _check_size(
             record = store.index.at(asked.key, revision)
             left -= record[1] if record is not None else 0
         if left < 0:
-            raise AnswerTooLarge
+            raise AnswerTooLarge(store.limits.max_answer_bytes)
 
 
 def _execute(
@@ -507,13 +505,14 @@ def _execute(
     parts: list[bytes],
 ) -> Generator[None, None, int]:
     """Add the response, after its header, to `parts`; returns its size in bytes."""
+    limits = store.limits
     taken = next(path)
     size = 0
     if taken:
         parts.append(b"\x10\x01")
         size = 2
     for count, op in enumerate(request.success if taken else request.failure, 1):
-        if count % EXECUTE_STEP_OPS == 0 or reading.step_bytes >= STEP_BYTES:
+        if count % limits.execute_step_ops == 0 or reading.step_bytes >= limits.step_bytes:
             reading.step_bytes = 0
             yield
         # A ResponseOp holds one of four responses; each of them begins with a header that has
@@ -530,7 +529,7 @@ def _execute(
                     body = yield from store.range_steps(
                         op.request_range,
                         began + store.is_writing,
-                        limit_bytes=MAX_ANSWER_BYTES - reading.read_bytes,
+                        limit_bytes=reading.limit_bytes - reading.read_bytes,
                     )
                 except (AnswerTooLarge, DataDamaged) as why:
                     reading.fail(why)
@@ -593,12 +592,13 @@ def _compare_steps(store: Store, compare: Any, revision: int) -> Generator[None,
         cursor, end = key_range(compare.key, compare.range_end)
         exists = False
         index = store.index
+        step_keys, step_bytes = store.limits.compare_step_keys, store.limits.step_bytes
         while cursor is not None:
             if revision == store.revision:
                 found = index.keys.irange(cursor, end, (True, False))
             else:
                 found = index.all_keys(cursor, end)
-            keys = list(islice(found, COMPARE_STEP_KEYS))
+            keys = list(islice(found, step_keys))
             size = 0
             for key in keys:
                 kv = _compared(store, compare, key, revision)
@@ -608,10 +608,10 @@ def _compare_steps(store: Store, compare: Any, revision: int) -> Generator[None,
                 if not _holds(compare, kv):
                     return False
                 size += len(kv.value)
-                if size >= STEP_BYTES:
+                if size >= step_bytes:
                     size = 0
                     yield
-            cursor = keys[-1] + b"\0" if len(keys) == COMPARE_STEP_KEYS else None
+            cursor = keys[-1] + b"\0" if len(keys) == step_keys else None
             if cursor is not None:
                 yield
         if exists:

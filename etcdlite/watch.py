@@ -48,49 +48,18 @@ from typing import Any, Protocol
 from sortedcontainers import SortedDict, SortedList
 
 from etcdlite import errors, log, proto
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import varint
 from etcdlite.storage.data import DataDamaged
 
 Event = tuple[int, bytes, bool, bytes]
 """(revision, key, is a delete, encoded KeyValue; of a deleted key only key and mod_revision)"""
 
-MAX_WATCHES_PER_STREAM = 100_000
-MAX_KEY_BYTES_PER_STREAM = 64 * 1024 * 1024
-"""Keys and range ends of all watches of one stream together."""
-
-MAX_WATCHES = 200_000
-MAX_KEY_BYTES = 128 * 1024 * 1024
-"""The same for all streams together: a watch takes about 600 bytes besides its keys."""
-
-MAX_EVENTS_AT_ONCE = 5_000
-MAX_SENDS_AT_ONCE = 5_000
-"""What `notify` does at most."""
-
-EVENTS_PER_STEP = 1_000
-SENDS_PER_STEP = 1_000
-WATCHES_PER_STEP = 300
-"""What a step does at most: a millisecond of work, about."""
-
-SLICE_BYTES = 64 * 1024
-"""History that one slice of catching up reads: about a millisecond of work."""
-
-MAX_WATCHES_PER_SLICE = 256
-"""Watches that one slice of catching up serves."""
-
-MAX_MATCHES_PER_SLICE = 10_000
-"""Events times different ranges in one slice of catching up, which bounds its time."""
-
-MAX_RESPONSE_BYTES = 1024 * 1024
-"""A response with more events than this is not begun, but one revision is never split."""
-
 FRAGMENT_BYTES = 1536 * 1024 + 512 * 1024
 """etcd's default for splitting into fragments: max-request-bytes and 512 KiB on top."""
 
 PROGRESS_INTERVAL_S = 600.0
 MIN_PROGRESS_INTERVAL_S = 0.1
-
-MAX_PROGRESS_PER_TICK = 1_000
-"""Progress timers that one call of `tick` serves."""
 
 INVALID_WATCH_ID = -1
 """In responses that are about no watch, or about all of a stream."""
@@ -319,6 +288,7 @@ class WatchHub:
         rng: random.Random,
         fragment_bytes: int = FRAGMENT_BYTES,
         progress_interval_s: float = PROGRESS_INTERVAL_S,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """`header` encodes the ResponseHeader (its content) with a given revision. `rng` must not
         be foreseeable by clients. `fragment_bytes`: responses that reach it are split for watches
@@ -333,6 +303,7 @@ class WatchHub:
         """Watches that are behind, served or parked."""
         self.events_sent = 0
         self.fragment_bytes = fragment_bytes
+        self.limits = limits
         self._store = store
         self._header = header
         self._rng = rng
@@ -366,12 +337,13 @@ class WatchHub:
         assert self.revision < first <= last, (self.revision, first, last)
         self.revision = last
         if not self._lag_revision and (self._synced.keys or self._synced.root is not None):
-            if len(events) > MAX_EVENTS_AT_ONCE:
+            if len(events) > self.limits.max_events_at_once:
                 self._lag_revision = first
             else:
+                response_bytes = self.limits.response_bytes
                 begin = size = 0
                 for at, event in enumerate(events):
-                    if size > MAX_RESPONSE_BYTES and event[0] != events[at - 1][0]:
+                    if size > response_bytes and event[0] != events[at - 1][0]:
                         self._notify_synced(events[begin:at])
                         begin, size = at, 0
                     size += len(event[3])
@@ -422,11 +394,12 @@ class WatchHub:
 
     def _lag_steps(self) -> Generator[None, None, None]:
         """Synced watches become behind."""
+        step = self.limits.move_step_watches
         for count, watch in enumerate(self._synced.all(), 1):
             if watch.state == _SYNCED:
                 self._synced.remove(watch)
                 self._place(watch, _BEHIND, self._lag_revision)
-            if count % WATCHES_PER_STEP == 0:
+            if count % step == 0:
                 yield
         self._lag_revision = 0
 
@@ -434,7 +407,7 @@ class WatchHub:
         """Forget the watches of closed streams."""
         while self._closing:
             watches = self._closing[0]._watches
-            for watch in list(islice(watches.values(), WATCHES_PER_STEP)):
+            for watch in list(islice(watches.values(), self.limits.move_step_watches)):
                 watch.stream._forget(watch)
             if not watches:
                 self._closing.popleft()
@@ -448,13 +421,13 @@ class WatchHub:
         """Send the periodic progress notifications that are due. `now`: seconds, never going back.
 
         The time of a new watch's first notification counts from the latest tick, so call this in
-        every turn of the loop; it costs nothing when none is due. At most `MAX_PROGRESS_PER_TICK`
+        every turn of the loop; it costs nothing when none is due. At most `tick_timers`
         at once: if more are due, `next_tick` is not after `now`.
         """
         self._now = now
         timers = self._timers
         header = b""
-        for _ in range(MAX_PROGRESS_PER_TICK):
+        for _ in range(self.limits.tick_timers):
             if not timers or timers[0][0] > now:
                 break
             watch = timers.pop(0)[2]
@@ -468,7 +441,9 @@ class WatchHub:
     # Sending events.
 
     def _notify_synced(self, events: Sequence[Event]) -> None:
-        steps = self._dispatch_steps(self._synced, events, events[-1][0], MAX_SENDS_AT_ONCE)
+        steps = self._dispatch_steps(
+            self._synced, events, events[-1][0], self.limits.max_sends_at_once
+        )
         blocked, late = _finish(steps)
         for watch in blocked:
             self._synced.remove(watch)
@@ -486,14 +461,13 @@ class WatchHub:
         Flat on purpose: this is the cost of a put per event and per watch. An event is encoded once
         however many watch it, and the watches of a group share the joined events.
         """
+        match_step, send_step = self.limits.match_step_events, self.limits.send_step_watches
         batches: dict[_Group, list[bytes]] = {}
         damaged: dict[_Group, DataDamaged] = {}
-        for begin in range(0, len(events), EVENTS_PER_STEP):
+        for begin in range(0, len(events), match_step):
             if begin:
                 yield
-            few = (
-                events[begin : begin + EVENTS_PER_STEP] if len(events) > EVENTS_PER_STEP else events
-            )
+            few = events[begin : begin + match_step] if len(events) > match_step else events
             self._match(index, few, batches, damaged)
         for group, damage in damaged.items():
             batches.pop(group, None)
@@ -534,7 +508,7 @@ class WatchHub:
                 for body in bodies:
                     sink.send(body)
                 step_sends += 1
-                if step_sends == SENDS_PER_STEP:
+                if step_sends == send_step:
                     step_sends = 0
                     yield
             self.events_sent += sent * len(batch)
@@ -610,10 +584,11 @@ class WatchHub:
 
     def _catch_up_steps(self) -> Generator[None, None, None]:
         """One slice of history for those that are furthest behind."""
+        limits = self.limits
         first, watches = self._behind.peekitem(0)
         if first > self.revision:
             # They came while the synced watches were not: now there is nothing that they lack.
-            for watch in list(islice(watches, WATCHES_PER_STEP)):
+            for watch in list(islice(watches, limits.move_step_watches)):
                 self._remove(watch)
                 self._place(watch, _SYNCED, first)
             return
@@ -622,16 +597,16 @@ class WatchHub:
             # As in etcd, this response tells no revision.
             header = self._header_field(0)
             detail = _CANCELED + _COMPACT_REVISION + varint(compacted)
-            for watch in list(islice(watches, MAX_WATCHES_PER_SLICE)):
+            for watch in list(islice(watches, limits.slice_watches)):
                 if watch.sink is not _NOBODY:
                     watch.sink.send(header + watch.id_field + detail)
                 watch.stream._forget(watch)
             return
         try:
-            events = yield from self._store.event_steps(first, SLICE_BYTES)
+            events = yield from self._store.event_steps(first, limits.slice_bytes)
         except DataDamaged as damage:
             stuck = self._behind.get(first, ())
-            self._end_damaged(list(islice(stuck, WATCHES_PER_STEP)), damage)
+            self._end_damaged(list(islice(stuck, limits.move_step_watches)), damage)
             return
         if events and events[-1][0] > self.revision:
             # What was applied but not yet notified is for `notify` to send.
@@ -640,25 +615,25 @@ class WatchHub:
         front = self._front = _Index(self._rng)
         cohort: list[_Watch] = []
         matches = 0
-        while len(cohort) < MAX_WATCHES_PER_SLICE and matches < MAX_MATCHES_PER_SLICE:
+        while len(cohort) < limits.slice_watches and matches < limits.slice_matches:
             # Others that lack even more may have come meanwhile: this reading is not for them.
             start = next(self._behind.irange(first, last), None)
             if start is None:
                 break
             watches = self._behind[start]
-            while watches and len(cohort) < MAX_WATCHES_PER_SLICE:
+            while watches and len(cohort) < limits.slice_watches:
                 watch, _ = watches.popitem()
                 cohort.append(watch)
                 watch.state = _SERVED
                 front.add(watch, start)
                 if len(watch.group.watches) == 1:
                     matches += len(events)
-                    if matches >= MAX_MATCHES_PER_SLICE:
+                    if matches >= limits.slice_matches:
                         break
             if not watches:
                 del self._behind[start]
         blocked, _ = yield from self._dispatch_steps(
-            front, events, self.revision, MAX_WATCHES_PER_SLICE
+            front, events, self.revision, limits.slice_watches
         )
         for watch in blocked:
             if watch.state == _SERVED:
@@ -772,11 +747,12 @@ class WatchStream:
         if request.start_revision < 0:
             return self.refuse(errors.error("Compacted").text)
         key_bytes = len(start) + len(end or b"")
+        limits = hub.limits
         if (
-            len(self._watches) >= MAX_WATCHES_PER_STREAM
-            or self._key_bytes + key_bytes > MAX_KEY_BYTES_PER_STREAM
-            or hub.watches >= MAX_WATCHES
-            or hub.key_bytes + key_bytes > MAX_KEY_BYTES
+            len(self._watches) >= limits.max_watches_per_stream
+            or self._key_bytes + key_bytes > limits.max_key_bytes_per_stream
+            or hub.watches >= limits.max_watches
+            or hub.key_bytes + key_bytes > limits.max_key_bytes
         ):
             if not log.limited("watches"):
                 log.warn("refused a watch: there are too many", watches=hub.watches)
@@ -852,7 +828,7 @@ class WatchStream:
             self._is_closed = True
             self._wants_progress = False
             self.hub.streams -= 1
-            if len(self._watches) <= WATCHES_PER_STEP:
+            if len(self._watches) <= self.hub.limits.move_step_watches:
                 for watch in list(self._watches.values()):
                     self._forget(watch)
                 return

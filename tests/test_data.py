@@ -9,6 +9,7 @@ from zlib import crc32
 import pytest
 from rigs.faulty_disk import FaultyDisk
 
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.storage.data import (
     BUCKET,
     MARK,
@@ -26,10 +27,14 @@ DIRECTORY = "data"
 FIRST = f"{DIRECTORY}/{segment_name(1)}"
 
 
-def new(segment_bytes: int = 1 << 20, disk: FaultyDisk | None = None) -> DataFile:
+def new(
+    segment_bytes: int = 1 << 20,
+    disk: FaultyDisk | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> DataFile:
     disk = FaultyDisk() if disk is None else disk
     disk.make_dir(DIRECTORY)
-    data = DataFile(disk, DIRECTORY, segment_bytes)
+    data = DataFile(disk, DIRECTORY, segment_bytes, limits)
     data.roll()
     return data
 
@@ -129,9 +134,8 @@ def test_zeros_are_no_records() -> None:
         list(reopened(data).records(1, SEGMENT_HEADER.size))
 
 
-def test_reading_does_not_keep_more_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etcdlite.storage.data.RECENT_BYTES", 10_000)
-    data = new()
+def test_reading_does_not_keep_more_than_its_limit() -> None:
+    data = new(limits=Limits(recent_bytes=10_000))
     locations = []
     for number in range(100):
         locations.append(data.append(PUT, bytes([number]) * 1000))

@@ -6,23 +6,20 @@ import random
 
 import pytest
 
-from etcdlite.storage import index as index_module
+from etcdlite.limits import Limits
 from etcdlite.storage.index import DEAD, Index
 
 Version = tuple[int, int, int, bool]
 """(revision, location, length, is a tombstone)"""
 
 
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PACK_KEYS", "SCAN_KEYS", "COMPACT_KEYS"):
-        monkeypatch.setattr(index_module, name, 3)
+SMALL = Limits(pack_keys=3, scan_step_keys=3, compact_step_keys=3)
 
 
 def grown(seed: int, changes: int = 200) -> tuple[Index, dict[bytes, list[Version]]]:
     """An index after random puts and deletes, and what was done."""
     rng = random.Random(seed)
-    index = Index()
+    index = Index(SMALL)
     index.first_revision = 2
     done: dict[bytes, list[Version]] = {}
     for mod in range(2, 2 + changes):
@@ -156,7 +153,7 @@ def test_a_moved_version_is_found_at_its_new_place_and_others_stay() -> None:
 
 def test_the_packed_index_is_the_index() -> None:
     index, _ = grown(6)
-    loaded = Index()
+    loaded = Index(SMALL)
     for chunk in index.pack_heads():
         loaded.load_heads(chunk)
     for chunk in index.pack_past():
@@ -169,7 +166,7 @@ def test_the_packed_index_is_the_index() -> None:
 
 
 def test_a_version_that_is_known_is_not_remembered_twice() -> None:
-    index = Index()
+    index = Index(SMALL)
     index.supersede(b"a", 5, 100, 10)
     index.supersede(b"a", 7, 200, 10)
     before = bytes(index.past[b"a"])

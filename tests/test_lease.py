@@ -13,14 +13,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from etcdlite import lease
 from etcdlite.errors import EtcdError
 from etcdlite.lease import MAX_TTL_S, RETRY_S, Lessor
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 
 
 def refused(text: str):
     return pytest.raises(EtcdError, match=f"^etcdserver: {text}$")
 
 
-def leader(min_ttl_s: int = 1, now: float = 0.0) -> Lessor:
-    lessor = Lessor(min_ttl_s)
+def leader(min_ttl_s: int = 1, now: float = 0.0, limits: Limits = DEFAULT_LIMITS) -> Lessor:
+    lessor = Lessor(min_ttl_s, limits)
     lessor.promote(now)
     return lessor
 
@@ -316,9 +317,8 @@ def test_a_lease_renewed_after_being_drawn_apart_is_due_at_its_ttl():
     assert last in drain(lessor, 6.0)
 
 
-def test_one_call_looks_at_a_bounded_number_of_leases(monkeypatch):
-    monkeypatch.setattr(lease, "MAX_EXAMINED", 10)
-    lessor = leader()
+def test_one_call_looks_at_a_bounded_number_of_leases():
+    lessor = leader(limits=Limits(expire_step_leases=10))
     for lease_id in range(1, 101):
         lessor.grant(lease_id, 10, 0.0)
         lessor.renew(lease_id, 5.0)

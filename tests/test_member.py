@@ -10,8 +10,9 @@ from rigs.faulty_disk import FaultyDisk
 from rigs.member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from test_recovery import live
 
-from etcdlite import member, mvcc, proto, snap, txn
+from etcdlite import member, mvcc, proto, snap
 from etcdlite.errors import error
+from etcdlite.limits import Limits
 from etcdlite.replica import alarms, entry
 from etcdlite.replica import reads as reading
 from etcdlite.storage.data import OFFSET_MASK, DataDamaged, segment_name
@@ -450,11 +451,12 @@ def test_a_write_that_depends_on_a_damaged_value_is_not_guessed(request_: Any) -
 
 # Large answers.
 
+SMALL_ANSWERS = Limits(max_answer_bytes=10_000)
 
-def test_an_answer_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_an_answer_that_is_too_large_is_refused() -> None:
     rig = filled(200, b"v" * 100)
-    monkeypatch.setattr(mvcc, "MAX_ANSWER_BYTES", 10_000)
-    monkeypatch.setattr(txn, "MAX_ANSWER_BYTES", 10_000)
+    rig.member.store.limits = SMALL_ANSWERS
     every = {"key": b"key", "range_end": b"kez"}
     inner = op(range=RangeRequest(**every, limit=30))
     for request in (
@@ -466,7 +468,7 @@ def test_an_answer_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch)
         proto.TxnRequest(success=[op(txn=proto.TxnRequest(success=[inner])), inner, inner]),
     ):
         answer = rig.ask(request)
-        assert answer == mvcc.AnswerTooLarge().text and "use limit" in answer, request
+        assert answer == mvcc.AnswerTooLarge(10_000).text and "use limit" in answer, request
     for request in (
         RangeRequest(**every, limit=50),
         RangeRequest(**every, keys_only=True),
@@ -492,34 +494,29 @@ def test_an_answer_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch)
     ids=["delete", "range", "deletes in a transaction", "puts"],
 )
 def test_a_write_whose_answer_is_known_to_be_too_large_changes_nothing(
-    request_: Any, monkeypatch: pytest.MonkeyPatch
+    request_: Any,
 ) -> None:
     rig = filled(100, b"v" * 100)
-    monkeypatch.setattr(mvcc, "MAX_ANSWER_BYTES", 10_000)
-    monkeypatch.setattr(txn, "MAX_ANSWER_BYTES", 10_000)
+    rig.member.store.limits = SMALL_ANSWERS
     before = rig.member.store.revision
     # A member that cannot read its data refuses the same.
     damage(rig, b"key0000001")
-    assert rig.ask(request_) == mvcc.AnswerTooLarge().text
+    assert rig.ask(request_) == mvcc.AnswerTooLarge(10_000).text
     assert rig.member.store.revision == before
 
 
-def test_a_write_whose_answer_proves_too_large_is_applied_whole(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_write_whose_answer_proves_too_large_is_applied_whole() -> None:
     rig = filled(100, b"v" * 100)
-    monkeypatch.setattr(mvcc, "MAX_ANSWER_BYTES", 10_000)
-    monkeypatch.setattr(txn, "MAX_ANSWER_BYTES", 10_000)
+    rig.member.store.limits = SMALL_ANSWERS
     ops = [op(put=PutRequest(key=b"a")), op(range=READ_K), op(put=PutRequest(key=b"b"))]
     answer = rig.ask(proto.TxnRequest(success=ops))
-    assert answer.startswith(mvcc.AnswerTooLarge().text) and "is written" in answer
+    assert answer.startswith(mvcc.AnswerTooLarge(10_000).text) and "is written" in answer
     for key in (b"a", b"b"):
         assert rig.ask(RangeRequest(key=key)).kvs[0].mod_revision == rig.member.store.revision
 
 
 def test_a_large_write_reaches_the_file_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etcdlite.storage.data.FLUSH_BYTES", 2000)
-    rig = filled(2000)
+    rig = filled(2000, limits=Limits(flush_bytes=2000))
     data = rig.member.store.data
     marks: list[int] = []
     real = data.append_mark

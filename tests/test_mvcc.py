@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,20 +15,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from rigs.plain_model import Requests
-from rigs.store_rig import DIRECTORY, EVERYTHING, StoreRig, finish, outcome, take_small_steps
+from rigs.store_rig import DIRECTORY, EVERYTHING, StoreRig, finish, outcome
 
-from etcdlite import mvcc, proto, txn
+from etcdlite import proto, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.storage.data import DataDamaged
 
 SEEDS = st.integers(0, 1 << 32)
-
-
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    take_small_steps(monkeypatch)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -426,15 +422,14 @@ def put_many(rig: StoreRig) -> None:
     rig.apply(proto.TxnRequest(success=[proto.RequestOp(request_put=put) for put in puts]))
 
 
-def test_events_are_read_in_steps_within_a_revision_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_are_read_in_steps_within_a_revision_too() -> None:
     rig = grown_rig()
     first = rig.store.revision + 1
     put_many(rig)
     rig.put(b"after")
     steps = rig.store.event_steps(first, 1 << 20)
-    assert sum(1 for _ in steps) == 31 // mvcc.EVENT_STEP_EVENTS
-    monkeypatch.setattr(mvcc, "EVENT_STEP_EVENTS", 1000)
-    monkeypatch.setattr(mvcc, "STEP_BYTES", 100)
+    assert sum(1 for _ in steps) == 31 // rig.store.limits.event_step_events
+    rig.store.limits = replace(rig.limits, event_step_events=1000, step_bytes=100)
     steps = rig.store.event_steps(first, 1 << 20)
     assert sum(1 for _ in steps) > 7, "bytes make steps, too"
     assert rig.store.read_events(first, 1 << 20) == rig.model.events_since(first)
@@ -519,11 +514,9 @@ def test_a_compaction_waits_for_the_reads_of_what_it_takes_and_for_no_others() -
 # Space.
 
 
-def test_defragmentation_gives_back_what_compaction_gave_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(mvcc, "CLEAN_STEP_RECORDS", 128)
+def test_defragmentation_gives_back_what_compaction_gave_up() -> None:
     rig = grown_rig()
+    rig.store.limits = replace(rig.limits, clean_step_records=128)
     for _ in range(50):
         for number in range(8):
             rig.put(b"key%d" % number, b"v" * 60)

@@ -12,7 +12,7 @@ import pytest
 from rigs.faulty_disk import FaultyDisk
 from rigs.member_rig import DATA_DIR, MemberRig, Story
 from rigs.plain_model import Requests
-from rigs.store_rig import take_small_steps
+from rigs.store_rig import SMALL_LIMITS
 
 from etcdlite import datadir, proto, txn
 from etcdlite.errors import EtcdError
@@ -20,11 +20,6 @@ from etcdlite.mvcc import POSITION
 from etcdlite.storage import checkpoint
 from etcdlite.storage.data import DataDamaged
 from etcdlite.wal import WALError
-
-
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    take_small_steps(monkeypatch)
 
 
 def random_write(rng: random.Random, story: Story) -> Any:
@@ -48,7 +43,7 @@ class SmallHistory:
     """A member's files after a short life with everything in it; nothing is unsynced."""
 
     def __init__(self) -> None:
-        rig = MemberRig(checkpoint_bytes=1)
+        rig = MemberRig(checkpoint_bytes=1, limits=SMALL_LIMITS)
         rng = random.Random(7)
         rig.settle()
         begun_at = 0
@@ -89,7 +84,7 @@ class SmallHistory:
         disk = self.disk.copy()
         disk.content(path)[:] = content
         try:
-            rig = MemberRig(disk)
+            rig = MemberRig(disk, limits=SMALL_LIMITS)
             rig.settle()
             self.story.check(rig.member.store, self.before_last_sync)
         except (DataDamaged, WALError) as refusal:
@@ -104,10 +99,8 @@ class SmallHistory:
 
 
 @pytest.fixture(scope="module")
-def history() -> Iterator[SmallHistory]:
-    with pytest.MonkeyPatch.context() as patch:
-        take_small_steps(patch)
-        yield SmallHistory()
+def history() -> SmallHistory:
+    return SmallHistory()
 
 
 def test_the_history_has_everything_that_can_be_damaged(history: SmallHistory) -> None:
@@ -126,7 +119,7 @@ def test_the_history_has_everything_that_can_be_damaged(history: SmallHistory) -
 
 
 def test_a_segment_shorter_than_the_checkpoint_says_is_not_touched() -> None:
-    rig = MemberRig()
+    rig = MemberRig(limits=SMALL_LIMITS)
     rig.settle()
     for key in (b"a", b"b", b"c"):
         rig.ask(proto.PutRequest(key=key, value=b"v"))
@@ -136,7 +129,7 @@ def test_a_segment_shorter_than_the_checkpoint_says_is_not_touched() -> None:
     del disk.content(path)[-40:]
     before = bytes(disk.content(path))
     with pytest.raises(DataDamaged) as caught:
-        MemberRig(disk)
+        MemberRig(disk, limits=SMALL_LIMITS)
     assert (caught.value.path, caught.value.offset) == (path, len(before))
     assert disk.content(path) == before
 
@@ -214,7 +207,7 @@ class Plug:
             # recovery has made it durable, and a plug pulled before that may take it.
             found_story.acknowledged = story.acknowledged
             next_plug.attach(found, found_story)
-            rig = MemberRig(found, found_story, checkpoint_bytes=1)
+            rig = MemberRig(found, found_story, checkpoint_bytes=1, limits=SMALL_LIMITS)
             found_story.acknowledged = stage
             live(rig, rng, 12)
             self.pulled += next_plug.pulled
@@ -247,7 +240,7 @@ def live(rig: MemberRig, rng: random.Random, writes: int) -> None:
 def pull_plugs(seed: int, writes: int, share: float, lives: int) -> Plug:
     rng = random.Random(seed)
     plug = Plug(rng, share, lives)
-    rig = MemberRig(checkpoint_bytes=1)
+    rig = MemberRig(checkpoint_bytes=1, limits=SMALL_LIMITS)
     plug.attach(rig.disk, rig.story)
     live(rig, rng, writes)
     rig.disk.watcher = lambda operation, path: None
@@ -276,11 +269,11 @@ def test_a_first_start_that_loses_power_leaves_a_member_or_nothing() -> None:
 
     disk = FaultyDisk()
     disk.watcher = watch
-    MemberRig(disk)
+    MemberRig(disk, limits=SMALL_LIMITS)
     with_member = 0
     for after in found:
         with_member += datadir.exists(after, DATA_DIR)
-        rig = MemberRig(after)
+        rig = MemberRig(after, limits=SMALL_LIMITS)
         rig.settle()
         assert rig.ask(proto.PutRequest(key=b"a")).header.revision == 2
     assert 0 < with_member < len(found)

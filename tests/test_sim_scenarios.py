@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from sim.mutations import Mutation, prepare
-from sim.simulation import Failure
+from sim.simulation import LIMITS, Failure
 from test_cluster import SMALL, Asker, Cluster, state
 
 from etcdlite import proto
@@ -69,7 +69,7 @@ def test_15220_progress_is_not_told_ahead_of_the_events() -> None:
         faults={"hang_up": 30.0},
         tunables={
             ("etcdlite.wire.native", "HIGH_WATER_BYTES"): 2000,
-            ("etcdlite.watch", "SLICE_BYTES"): 200,
+            (LIMITS, "slice_bytes"): 200,
         },
     )
 

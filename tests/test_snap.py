@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rigs.member_rig import MemberRig
-from rigs.store_rig import check_store, take_small_steps
+from rigs.store_rig import SMALL_LIMITS, check_store
 from test_recovery import live, random_write
 
 from etcdlite import datadir, proto, snap
@@ -24,13 +25,8 @@ from etcdlite.storage.disk import Disk
 URLS = "http://127.0.0.1:2380"
 
 
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    take_small_steps(monkeypatch)
-
-
 def lived(seed: int = 1, writes: int = 120) -> MemberRig:
-    rig = MemberRig(checkpoint_bytes=1)
+    rig = MemberRig(checkpoint_bytes=1, limits=SMALL_LIMITS)
     live(rig, random.Random(seed), writes)
     return rig
 
@@ -65,10 +61,10 @@ def test_a_restored_member_holds_what_the_snapshot_held(seed: int, tmp_path: Pat
 
 
 def test_a_snapshot_is_of_the_moment_its_reading_began(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(snap, "CHUNK_BYTES", 100)
     rig = lived()
+    rig.member.store.limits = replace(SMALL_LIMITS, snapshot_chunk_bytes=100)
     rng = random.Random(2)
     stage = len(rig.story.stages) - 1
     blob = b""

@@ -11,12 +11,13 @@ import pytest
 from rigs.faulty_disk import FaultyDisk
 from rigs.store_rig import DIRECTORY, check_index
 
-from etcdlite import mvcc, proto, txn
+from etcdlite import proto, txn
 from etcdlite.lease import Lessor
+from etcdlite.limits import DEFAULT_LIMITS as LIMITS
 from etcdlite.mvcc import Store
-from etcdlite.storage import index, steps
+from etcdlite.storage import index
 from etcdlite.storage.data import DataFile
-from etcdlite.storage.steps import STEP_BYTES, finish, join_steps, sort_steps
+from etcdlite.storage.steps import finish, join_steps, sort_steps
 
 RangeRequest = proto.RangeRequest
 BIG = {"key": b"big", "range_end": b"bih"}
@@ -109,14 +110,14 @@ PUTS = [
 )
 def test_a_step_reads_few_large_values(work: Any, read_bytes: list[int]) -> None:
     store = with_big_values()
-    assert most_per_step(work(store), lambda: read_bytes[0]) <= STEP_BYTES + BIG_BYTES + 100
+    assert most_per_step(work(store), lambda: read_bytes[0]) <= LIMITS.step_bytes + BIG_BYTES + 100
     assert read_bytes[0] >= 24 * BIG_BYTES
 
 
 def test_a_step_of_a_transaction_reads_few_large_values(read_bytes: list[int]) -> None:
     store = with_big_values()
     work = txn.txn_steps(store, proto.TxnRequest(success=PUTS))
-    assert most_per_step(work, lambda: read_bytes[0]) <= STEP_BYTES + BIG_BYTES + 100
+    assert most_per_step(work, lambda: read_bytes[0]) <= LIMITS.step_bytes + BIG_BYTES + 100
     assert read_bytes[0] >= 30 * BIG_BYTES
 
 
@@ -126,7 +127,7 @@ def test_a_step_of_cleaning_moves_few_large_values(read_bytes: list[int]) -> Non
     assert not any(task and task() for task in store.checkpoint())
     most = most_per_step(store.clean(1), lambda: read_bytes[0])
     # It must look at the next record to know that a revision ends.
-    assert most <= STEP_BYTES + 2 * BIG_BYTES + 100
+    assert most <= LIMITS.step_bytes + 2 * BIG_BYTES + 100
     assert store.data.files.keys() == {2}
     check_index(store)
 
@@ -149,11 +150,11 @@ def hot() -> Store:
 def test_a_step_of_a_hash_reads_few_versions(hot: Store, read_bytes: list[int]) -> None:
     record_bytes = len(hot.get(b"hot") or b"")
     most = most_per_step(hot.hash_steps(hot.revision), lambda: read_bytes[0])
-    assert most <= (mvcc.HASH_STEP_VERSIONS + mvcc.HASH_PART) * record_bytes
+    assert most <= (LIMITS.hash_step_versions + LIMITS.hash_part_versions) * record_bytes
 
 
 def test_a_checkpoint_writes_a_long_history_in_parts(hot: Store) -> None:
-    assert max(map(len, hot.index.pack_past())) < 2 * index.PACK_BYTES + 100
+    assert max(map(len, hot.index.pack_past())) < 2 * LIMITS.pack_bytes + 100
     loaded = index.Index()
     for chunk in hot.index.pack_past():
         loaded.load_past(chunk)
@@ -165,7 +166,7 @@ def test_a_step_of_compaction_drops_few_versions_and_the_next_goes_on(hot: Store
     dropped = []
     while hot.compaction is not None:
         dropped.append(hot.compact_step() or 0)
-    assert max(dropped) <= index.COMPACT_VERSIONS
+    assert max(dropped) <= LIMITS.compact_step_versions
     assert sum(dropped) == VERSIONS - 1
     assert not hot.index.past
     check_index(hot)
@@ -210,7 +211,7 @@ def test_a_step_of_cleaning_moves_few_records_of_a_large_revision(
     def work_done() -> int:
         return max(moves[0], read_bytes[0] // record_bytes)
 
-    assert most_per_step(store.clean(1), work_done) <= 2 * mvcc.CLEAN_STEP_RECORDS + 2
+    assert most_per_step(store.clean(1), work_done) <= 2 * LIMITS.clean_step_records + 2
     assert moves[0] == KEYS and 1 not in store.data.files
     check_index(store)
     if not is_compacted:
@@ -221,7 +222,7 @@ def test_a_step_of_history_reads_few_records_of_a_large_revision(read_bytes: lis
     store = with_many_keys_at_once()
     record_bytes = len(store.get(b"key0000") or b"")
     most = most_per_step(store.event_steps(2, 1), lambda: read_bytes[0])
-    assert most <= (mvcc.EVENT_STEP_EVENTS + 1) * record_bytes
+    assert most <= (LIMITS.event_step_events + 1) * record_bytes
 
 
 # Lists.
@@ -247,13 +248,14 @@ def test_sorting_in_steps_is_sorting(count: int, reverse: bool) -> None:
 
     most = most_per_step(work(), lambda: looks[0])
     assert done == [right], "equal items stay in order"
-    assert most <= steps.SORT_STEP_ITEMS + steps.MERGE_STEP_ITEMS + 10
+    assert most <= LIMITS.sort_step_items + LIMITS.merge_step_items + 10
 
 
 def test_joining_in_steps_is_joining() -> None:
-    for pieces in ([], [b"a"], [b"a" * STEP_BYTES] * 3, [b"ab"] * 5000, [b"", b"x" * 9, b""]):
+    large = [b"a" * LIMITS.step_bytes] * 3
+    for pieces in ([], [b"a"], large, [b"ab"] * 5000, [b"", b"x" * 9, b""]):
         assert finish(join_steps(pieces)) == b"".join(pieces)
-    assert sum(1 for _ in join_steps([b"a" * STEP_BYTES] * 3)) == 2
+    assert sum(1 for _ in join_steps(large)) == 2
 
 
 def test_many_leases_and_keys_of_a_lease_are_listed_in_order() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from rigs.plain_model import KEYS, Requests
-from rigs.store_rig import StoreRig, take_small_steps
+from rigs.store_rig import StoreRig
 
 from etcdlite import json_mapping, proto, txn
 from etcdlite.errors import EtcdError, error
@@ -33,11 +33,6 @@ PutRequest, RangeRequest, DeleteRangeRequest = (
     proto.DeleteRangeRequest,
 )
 PATIENCE_S = 60.0
-
-
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    take_small_steps(monkeypatch)
 
 
 def put(key: bytes, value: bytes = b"", **fields: Any) -> Any:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from etcdlite import proto, watch
+from etcdlite.limits import Limits
 from etcdlite.storage.data import DataDamaged
 from etcdlite.watch import WatchHub
 
@@ -206,9 +207,8 @@ def test_a_refusal_of_the_caller_is_passed_on(member):
     assert refused.cancel_reason == "etcdserver: permission denied"
 
 
-def test_too_many_watches_or_key_bytes_of_a_stream_are_refused(member, monkeypatch):
-    monkeypatch.setattr(watch, "MAX_WATCHES_PER_STREAM", 2)
-    monkeypatch.setattr(watch, "MAX_KEY_BYTES_PER_STREAM", 10)
+def test_too_many_watches_or_key_bytes_of_a_stream_are_refused():
+    member = Member(limits=Limits(max_watches_per_stream=2, max_key_bytes_per_stream=10))
     stream, inbox = member.open()
     assert stream.create(wanted(b"123456")) == 0
     assert stream.create(wanted(b"12345")) == -1
@@ -362,8 +362,8 @@ def test_the_events_of_a_batch_come_in_one_response(member):
     assert response.header.revision == 3
 
 
-def test_a_large_batch_is_cut_between_revisions(member, monkeypatch):
-    monkeypatch.setattr(watch, "MAX_RESPONSE_BYTES", 50)
+def test_a_large_batch_is_cut_between_revisions():
+    member = Member(limits=Limits(response_bytes=50))
     stream, inbox = member.open()
     stream.create(wanted(b"", b"\0"))
     inbox.take()
@@ -465,8 +465,8 @@ def test_a_watch_from_the_compact_revision_itself_is_served(member):
     assert seen(inbox.take()) == [(4, b"k")]
 
 
-def test_a_compaction_that_overtakes_a_catch_up_cancels_it(member, monkeypatch):
-    monkeypatch.setattr(watch, "SLICE_BYTES", 1)
+def test_a_compaction_that_overtakes_a_catch_up_cancels_it():
+    member = Member(limits=Limits(slice_bytes=1))
     member.put(*[b"k"] * 10)
     stream, inbox = member.open()
     stream.create(wanted(b"k", start_revision=2))
@@ -490,8 +490,8 @@ def test_a_compaction_does_not_touch_a_watch_that_is_level(member):
     assert seen(inbox.take()) == [(2, b"k"), (3, b"k"), (4, b"k")]
 
 
-def test_watches_from_different_revisions_merge_into_one_reading(member, monkeypatch):
-    monkeypatch.setattr(watch, "SLICE_BYTES", 1000)
+def test_watches_from_different_revisions_merge_into_one_reading():
+    member = Member(limits=Limits(slice_bytes=1000))
     member.put(*[b"k"] * 500)
     stream, inbox = member.open()
     for start in range(2, 202):
@@ -507,8 +507,8 @@ def test_watches_from_different_revisions_merge_into_one_reading(member, monkeyp
     assert counts == {n: 500 - n for n in range(200)}
 
 
-def test_catching_up_stops_when_the_time_is_up_and_goes_on_later(member, monkeypatch):
-    monkeypatch.setattr(watch, "SLICE_BYTES", 1)
+def test_catching_up_stops_when_the_time_is_up_and_goes_on_later():
+    member = Member(limits=Limits(slice_bytes=1))
     member.put(*[b"k"] * 5)
     stream, inbox = member.open()
     stream.create(wanted(b"k", start_revision=2))
@@ -575,10 +575,8 @@ def test_watches_that_come_and_go_while_a_large_revision_is_sent_see_it_once_or_
     assert seen(inbox.take()) == seen(streams[2][1].take()) == [(3, b"k")]
 
 
-def test_an_event_for_very_many_watches_is_sent_to_some_at_once_and_to_all_in_steps(
-    member, monkeypatch
-):
-    monkeypatch.setattr(watch, "MAX_SENDS_AT_ONCE", 10)
+def test_an_event_for_very_many_watches_is_sent_to_some_at_once_and_to_all_in_steps():
+    member = Member(limits=Limits(max_sends_at_once=10))
     stream, inbox = member.open()
     for _ in range(25):
         stream.create(wanted(b"k"))
@@ -602,15 +600,14 @@ def test_a_stream_with_many_watches_is_closed_in_steps(member):
     stream.close()
     assert member.hub.watches > 0
     member.put(b"k1", b"k1999")
-    assert steps(member.hub) >= 2000 // watch.WATCHES_PER_STEP
+    assert steps(member.hub) >= 2000 // member.hub.limits.move_step_watches
     assert inbox.bodies == []
     assert (member.hub.watches, member.hub.key_bytes, member.hub.slow_watches) == (0, 0, 0)
     assert not member.hub._synced.keys
 
 
-def test_all_streams_together_have_a_limit(member, monkeypatch):
-    monkeypatch.setattr(watch, "MAX_WATCHES", 3)
-    monkeypatch.setattr(watch, "MAX_KEY_BYTES", 10)
+def test_all_streams_together_have_a_limit():
+    member = Member(limits=Limits(max_watches=3, max_key_bytes=10))
     streams = [member.open() for _ in range(4)]
     ids = [stream.create(wanted(b"k")) for stream, _ in streams]
     assert ids == [0, 0, 0, -1]
@@ -718,8 +715,8 @@ def test_a_slow_reader_holds_no_events_and_misses_none(member):
     assert member.hub.slow_watches == 0
 
 
-def test_a_reader_that_blocks_while_catching_up_stops_there(member, monkeypatch):
-    monkeypatch.setattr(watch, "SLICE_BYTES", 1)
+def test_a_reader_that_blocks_while_catching_up_stops_there():
+    member = Member(limits=Limits(slice_bytes=1))
     member.put(*[b"k"] * 5)
     stream, inbox = member.open()
     stream.create(wanted(b"k", start_revision=2))
@@ -772,8 +769,8 @@ def test_progress_of_a_stream_without_watches_is_not_told(member):
     assert inbox.take_one().created, "the request is not remembered either"
 
 
-def test_progress_waits_for_the_watches_that_are_behind(member, monkeypatch):
-    monkeypatch.setattr(watch, "SLICE_BYTES", 1)
+def test_progress_waits_for_the_watches_that_are_behind():
+    member = Member(limits=Limits(slice_bytes=1))
     member.put(b"k", b"x", b"k")
     stream, inbox = member.open()
     stream.create(wanted(b"k", start_revision=2))
@@ -847,9 +844,8 @@ def test_periodic_progress_is_not_told_to_those_who_are_not_level():
     assert inbox.take() == []
 
 
-def test_one_tick_serves_a_bounded_number_of_timers(monkeypatch):
-    monkeypatch.setattr(watch, "MAX_PROGRESS_PER_TICK", 3)
-    member = Member(progress_interval_s=10.0)
+def test_one_tick_serves_a_bounded_number_of_timers():
+    member = Member(progress_interval_s=10.0, limits=Limits(tick_timers=3))
     stream, inbox = member.open()
     for _ in range(7):
         stream.create(wanted(b"k", progress_notify=True))
@@ -1020,28 +1016,25 @@ class Watching(RuleBasedStateMachine):
 
     @initialize(fragment_bytes=st.sampled_from([150, 100_000]))
     def begin(self, fragment_bytes: int) -> None:
-        small = {
-            "SLICE_BYTES": 60,
-            "MAX_WATCHES_PER_SLICE": 3,
-            "MAX_EVENTS_AT_ONCE": 4,
-            "MAX_SENDS_AT_ONCE": 2,
-            "EVENTS_PER_STEP": 2,
-            "SENDS_PER_STEP": 1,
-            "WATCHES_PER_STEP": 2,
-            "MAX_RESPONSE_BYTES": 100,
-            "MAX_PROGRESS_PER_TICK": 2,
-        }
-        self.patches = [mock.patch.object(watch, name, value) for name, value in small.items()]
-        for patch in self.patches:
-            patch.start()
-        self.member = Member(fragment_bytes=fragment_bytes, progress_interval_s=1.0)
+        limits = Limits(
+            slice_bytes=60,
+            slice_watches=3,
+            max_events_at_once=4,
+            max_sends_at_once=2,
+            match_step_events=2,
+            send_step_watches=1,
+            move_step_watches=2,
+            response_bytes=100,
+            tick_timers=2,
+        )
+        self.member = Member(fragment_bytes=fragment_bytes, progress_interval_s=1.0, limits=limits)
         self.member.store.pauses = 1
         self.waiting: list[Any] = []
         self.readers = [Client(self) for _ in range(3)]
         self.now = 0.0
 
     def teardown(self) -> None:
-        if not hasattr(self, "patches"):
+        if not hasattr(self, "readers"):
             return
         self.notify()
         for client in self.readers:
@@ -1057,8 +1050,6 @@ class Watching(RuleBasedStateMachine):
             future = any(w.start > self.member.hub.revision + 1 for w in client.live.values())
             assert len(client.inbox.take()) == (1 if client.live and not future else 0)
         assert self.member.hub.slow_watches == 0
-        for patch in self.patches:
-            patch.stop()
 
     @rule(batch=changes)
     def write(self, batch: list[dict[bytes, bytes | None]]) -> None:

@@ -43,6 +43,7 @@ import struct
 from collections.abc import Callable, Iterator
 from zlib import crc32
 
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.storage.disk import Disk, File
 
 PUT = 1
@@ -60,16 +61,10 @@ RECORD_HEADER_BYTES = RECORD_HEADER.size
 MARK_BODY = struct.Struct("<QQQ")
 BUCKET_BODY = struct.Struct("<BBH")
 
-RECENT_BYTES = 2 * 1024 * 1024
-"""Bodies written or read lately are kept in memory: between one and two times this much."""
-
 MAX_DAMAGED = 10_000
 """How many damaged records are counted."""
 
 SCAN_CHUNK_BYTES = 256 * 1024
-
-FLUSH_BYTES = 512 * 1024
-"""With so much waiting, what is appended is written before its mark."""
 
 OFFSET_MASK = (1 << 32) - 1
 
@@ -119,10 +114,14 @@ def segment_name(number: int) -> str:
 class DataFile:
     """Appends records to the active segment and reads them back by location."""
 
-    def __init__(self, disk: Disk, directory: str, segment_bytes: int) -> None:
+    def __init__(
+        self, disk: Disk, directory: str, segment_bytes: int, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
         self.disk = disk
         self.directory = directory
         self.segment_bytes = segment_bytes
+        self._keep_bytes = limits.recent_bytes
+        self._flush_bytes = limits.flush_bytes
         self.files: dict[int, File] = {}
         self.sizes: dict[int, int] = {}
         """Bytes of every segment that is not active."""
@@ -189,7 +188,7 @@ class DataFile:
             self.unsynced.add(self.active)
             self._out.clear()
             self.flushed = self.offset
-            if self._recent_bytes > RECENT_BYTES:
+            if self._recent_bytes > self._keep_bytes:
                 self._older = self._recent
                 self._recent = {}
                 self._recent_bytes = 0
@@ -197,7 +196,7 @@ class DataFile:
     def flush_part(self) -> None:
         """As `flush`, if much is waiting: of a large change that is not complete yet, so that what
         is left for its mark is small."""
-        if self.offset - self.flushed >= FLUSH_BYTES:
+        if self.offset - self.flushed >= self._flush_bytes:
             self.flush()
 
     @property
@@ -260,7 +259,7 @@ class DataFile:
                 raise self._damage(location, "a record does not match its checksum")
         self._recent[location] = body
         self._recent_bytes += size_bytes
-        if self._recent_bytes > RECENT_BYTES and not self._out:
+        if self._recent_bytes > self._keep_bytes and not self._out:
             self._older = self._recent
             self._recent = {}
             self._recent_bytes = 0

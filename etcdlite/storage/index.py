@@ -28,32 +28,20 @@ from itertools import accumulate, islice, pairwise
 
 from sortedcontainers import SortedList
 
+from etcdlite.limits import DEFAULT_LIMITS, Limits
+
 HEAD = struct.Struct("<QQQQQI")
 PAST = struct.Struct("<QQI")
 PAST_BYTES = PAST.size
 DEAD = 1 << 31
 """In the length of a past entry: the record is a tombstone."""
 
-PACK_KEYS = 2048
-"""Keys per packed chunk of a checkpoint: about a millisecond of work."""
-
-PACK_BYTES = 256 * 1024
-"""Bytes of keys, or of the superseded versions of one key, per packed chunk."""
-
-SCAN_KEYS = 256
-"""Keys of the past that one step of a range visits."""
-
-COMPACT_KEYS = 256
-"""Keys that one step of a compaction visits."""
-
-COMPACT_VERSIONS = 4096
-"""Versions that one step of a compaction drops."""
-
 
 class Index:
     """Current and superseded versions by key, and revisions by number."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
         self.heads: dict[bytes, bytes] = {}
         self.keys: SortedList[bytes] = SortedList()
         self.past: dict[bytes, bytearray] = {}
@@ -179,7 +167,8 @@ class Index:
         last of which may exceed `limit_bytes`.
 
         Returns (location, length) each and the key to go on from, None when the range is done.
-        A part may be shorter and still not the last: in the past it visits `SCAN_KEYS` at most.
+        A part of the past visits `scan_step_keys` keys at most, so it may be shorter and still not
+        the last.
         """
         found: list[tuple[int, int]] = []
         size = 0
@@ -194,12 +183,13 @@ class Index:
                 if size >= limit_bytes:
                     return found, key + b"\0"
             return found, keys[-1] + b"\0" if len(keys) == limit else None
+        step_keys = self._limits.scan_step_keys
         for visited, key in enumerate(self.all_keys(start, end), 1):
             record = self.at(key, revision)
             if record is not None:
                 found.append(record)
                 size += record[1]
-            if visited == SCAN_KEYS or len(found) == limit or size >= limit_bytes:
+            if visited == step_keys or len(found) == limit or size >= limit_bytes:
                 return found, key + b"\0"
         return found, None
 
@@ -260,24 +250,26 @@ class Index:
         return at + PAST_BYTES if length & DEAD or superseded else at
 
     def compact_steps(self, compacted: int, garbage: dict[int, int]) -> Iterator[int]:
-        """Forget what compaction at `compacted` gives up: a step visits `COMPACT_KEYS` keys and
-        drops `COMPACT_VERSIONS` versions at most.
+        """Forget what compaction at `compacted` gives up: a step visits `compact_step_keys` keys
+        and drops `compact_step_versions` versions at most.
 
         Yields the number of versions dropped in each step, and adds the bytes they occupied to
         `garbage` by segment. The index may change between the steps.
         """
         past, past_keys = self.past, self.past_keys
+        step_keys = self._limits.compact_step_keys
+        step_versions = self._limits.compact_step_versions
         cursor: bytes | None = b""
         while cursor is not None:
-            keys = list(islice(past_keys.irange(minimum=cursor), COMPACT_KEYS))
-            cursor = keys[-1] + b"\0" if len(keys) == COMPACT_KEYS else None
+            keys = list(islice(past_keys.irange(minimum=cursor), step_keys))
+            cursor = keys[-1] + b"\0" if len(keys) == step_keys else None
             dropped = 0
             for key in keys:
                 entries = past[key]
                 kept = self._first_kept(entries, self.heads.get(key), compacted)
                 if not kept:
                     continue
-                room = COMPACT_VERSIONS - dropped
+                room = step_versions - dropped
                 if kept > room * PAST_BYTES:
                     # The next step goes on with the same key.
                     kept = room * PAST_BYTES
@@ -316,6 +308,8 @@ class Index:
         """The past as chunks. The entry of a key with many versions is cut into several pieces.
         No compaction may run meanwhile."""
         past = self.past
+        pack_bytes = self._limits.pack_bytes
+        piece_bytes = pack_bytes // PAST_BYTES * PAST_BYTES
         for keys in self._batches(self.past_keys):
             batch: list[bytes] = []
             values: list[bytes] = []
@@ -324,24 +318,24 @@ class Index:
                 entry = past[key]
                 at = 0
                 while at < len(entry):
-                    if size >= PACK_BYTES:
+                    if size >= pack_bytes:
                         yield b"".join((_lengths(batch), _lengths(values), *values, *batch))
                         batch, values, size = [], [], 0
-                    piece = bytes(entry[at : at + PACK_BYTES // PAST_BYTES * PAST_BYTES])
+                    piece = bytes(entry[at : at + piece_bytes])
                     batch.append(key)
                     values.append(piece)
                     at += len(piece)
                     size += len(piece)
             yield b"".join((_lengths(batch), _lengths(values), *values, *batch))
 
-    @staticmethod
-    def _batches(keys: SortedList[bytes]) -> Iterator[list[bytes]]:
+    def _batches(self, keys: SortedList[bytes]) -> Iterator[list[bytes]]:
+        pack_keys, pack_bytes = self._limits.pack_keys, self._limits.pack_bytes
         cursor = b""
         while True:
-            batch = list(islice(keys.irange(minimum=cursor), PACK_KEYS))
-            is_last = len(batch) < PACK_KEYS
+            batch = list(islice(keys.irange(minimum=cursor), pack_keys))
+            is_last = len(batch) < pack_keys
             ends = accumulate(map(len, batch))
-            count = next((n for n, end in enumerate(ends, 1) if end >= PACK_BYTES), len(batch))
+            count = next((n for n, end in enumerate(ends, 1) if end >= pack_bytes), len(batch))
             if count < len(batch):
                 del batch[count:]
                 is_last = False

@@ -11,14 +11,9 @@ from heapq import merge
 from itertools import islice
 from typing import Any, TypeVar
 
+from etcdlite.limits import DEFAULT_LIMITS, Limits
+
 T = TypeVar("T")
-
-STEP_BYTES = 512 * 1024
-"""Bytes of records that one step reads, checks and copies; a larger record is a step of its own."""
-
-SORT_STEP_ITEMS = 4096
-MERGE_STEP_ITEMS = 1024
-JOIN_STEP_PIECES = 1024
 
 
 def finish(steps: Generator[None, None, T]) -> T:
@@ -32,31 +27,37 @@ def finish(steps: Generator[None, None, T]) -> T:
 
 
 def sort_steps(
-    items: list[Any], key: Callable[[Any], Any] | None = None, reverse: bool = False
+    items: list[Any],
+    key: Callable[[Any], Any] | None = None,
+    reverse: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Generator[None, None, list[Any]]:
     """What `sorted` gives: pieces are sorted, and then merged."""
     runs: list[list[Any]] = []
-    for at in range(0, len(items), SORT_STEP_ITEMS):
+    size = limits.sort_step_items
+    for at in range(0, len(items), size):
         if at:
             yield
-        runs.append(sorted(items[at : at + SORT_STEP_ITEMS], key=key, reverse=reverse))
+        runs.append(sorted(items[at : at + size], key=key, reverse=reverse))
     if len(runs) <= 1:
         return runs[0] if runs else []
     merged = merge(*runs, key=key, reverse=reverse)
     result: list[Any] = []
-    while piece := list(islice(merged, MERGE_STEP_ITEMS)):
+    while piece := list(islice(merged, limits.merge_step_items)):
         result += piece
         yield
     return result
 
 
-def join_steps(pieces: Iterable[bytes]) -> Generator[None, None, bytes]:
+def join_steps(
+    pieces: Iterable[bytes], limits: Limits = DEFAULT_LIMITS
+) -> Generator[None, None, bytes]:
     """What `b"".join` gives."""
     joined = bytearray()
     part: list[bytes] = []
     size = 0
     for piece in pieces:
-        if size >= STEP_BYTES or len(part) == JOIN_STEP_PIECES:
+        if size >= limits.step_bytes or len(part) == limits.join_step_pieces:
             joined += b"".join(part)
             part.clear()
             size = 0

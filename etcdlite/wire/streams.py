@@ -11,7 +11,7 @@ from typing import Any
 from etcdlite import log, proto, snap, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
-from etcdlite.mvcc import RANGE_STEP_KEYS, key_range
+from etcdlite.mvcc import key_range
 from etcdlite.proto import varint
 from etcdlite.replica.entry import RANGE
 from etcdlite.storage.data import DataDamaged
@@ -198,7 +198,9 @@ class RangeStreamCall(Call):
         assert self._cursor is not None
         store = self.member.store
         store.check_revision(self._revision)
-        records, cursor = store.scan(self._cursor, self._end, self._revision, RANGE_STEP_KEYS)
+        records, cursor = store.scan(
+            self._cursor, self._end, self._revision, store.limits.range_step_keys
+        )
         parts: list[bytes] = []
         size = 0
         try:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from etcdlite import datadir, frames, proto, txn
 from etcdlite.errors import EtcdError
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.member import Member
 from etcdlite.raft import Config, Raft
 from etcdlite.storage.disk import Disk
@@ -89,7 +90,11 @@ class MemberRig:
     wal_segment_bytes = 2048
 
     def __init__(
-        self, disk: Disk | None = None, story: Story | None = None, **options: Any
+        self,
+        disk: Disk | None = None,
+        story: Story | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        **options: Any,
     ) -> None:
         self.disk = FaultyDisk() if disk is None else disk
         self.story = Story() if story is None else story
@@ -123,6 +128,7 @@ class MemberRig:
             segment_bytes=self.segment_bytes,
             wal_segment_bytes=self.wal_segment_bytes,
             sync_enabled=True,
+            limits=limits,
         )
         self.notes = opened.notes
         rng = random.Random(5)

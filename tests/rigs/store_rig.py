@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-from etcdlite import mvcc, proto, txn
+from etcdlite import proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
+from etcdlite.limits import Limits
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.replica.state import APPLIERS
-from etcdlite.storage import index, steps
 from etcdlite.storage.data import RECORD_HEADER_BYTES, SEGMENT_HEADER
 from etcdlite.storage.index import DEAD, HEAD, PAST
 from rigs.faulty_disk import FaultyDisk
@@ -39,28 +37,29 @@ _NUMBERS = {
 }
 
 
-def take_small_steps(patch: pytest.MonkeyPatch) -> None:
-    """Long work yields every few keys, caches hold little: a few keys meet every border."""
-    patch.setattr(index, "PACK_KEYS", 3)
-    patch.setattr(index, "COMPACT_KEYS", 2)
-    patch.setattr(index, "SCAN_KEYS", 3)
-    patch.setattr(mvcc, "RANGE_STEP_KEYS", 3)
-    patch.setattr(mvcc, "REVISIONS_PER_CHUNK", 5)
-    patch.setattr(mvcc, "EVENT_CHUNK_BYTES", 64)
-    patch.setattr(mvcc, "EVENT_STEP_EVENTS", 3)
-    patch.setattr(mvcc, "CLEAN_STEP_RECORDS", 3)
-    patch.setattr(mvcc, "HASH_STEP_VERSIONS", 3)
-    patch.setattr(mvcc, "HASH_PART", 2)
-    patch.setattr(index, "COMPACT_VERSIONS", 3)
-    patch.setattr(index, "PACK_BYTES", 60)
-    patch.setattr(steps, "SORT_STEP_ITEMS", 3)
-    patch.setattr(steps, "MERGE_STEP_ITEMS", 2)
-    patch.setattr(steps, "JOIN_STEP_PIECES", 4)
-    patch.setattr(mvcc, "DELETE_STEP_KEYS", 2)
-    patch.setattr(txn, "READ_STEP_KEYS", 2)
-    patch.setattr(txn, "COMPARE_STEP_KEYS", 2)
-    patch.setattr(txn, "EXECUTE_STEP_OPS", 2)
-    patch.setattr("etcdlite.storage.data.RECENT_BYTES", 512)
+SMALL_LIMITS = Limits(
+    pack_keys=3,
+    pack_bytes=60,
+    pack_revisions=5,
+    scan_step_keys=3,
+    compact_step_keys=2,
+    compact_step_versions=3,
+    clean_step_records=3,
+    range_step_keys=3,
+    event_step_events=3,
+    event_chunk_bytes=64,
+    delete_step_keys=2,
+    hash_step_versions=3,
+    hash_part_versions=2,
+    read_step_keys=2,
+    compare_step_keys=2,
+    execute_step_ops=2,
+    sort_step_items=3,
+    merge_step_items=2,
+    join_step_pieces=4,
+    recent_bytes=512,
+)
+"""Long work yields every few keys, caches hold little: a few keys meet every border."""
 
 
 def finish(steps: Any) -> Any:
@@ -88,16 +87,22 @@ def outcome(act: Callable[[], Any]) -> Any:
 
 
 class StoreRig:
-    def __init__(self, disk: FaultyDisk | None = None, segment_bytes: int = 600) -> None:
+    def __init__(
+        self,
+        disk: FaultyDisk | None = None,
+        segment_bytes: int = 600,
+        limits: Limits = SMALL_LIMITS,
+    ) -> None:
         self.disk = FaultyDisk() if disk is None else disk
         self.segment_bytes = segment_bytes
+        self.limits = limits
         self.model = PlainStore()
         self.small_txns = 0
         self.log: list[tuple[int, list[Any]]] = []
         self.released = 0
         self.index = 0
-        self.lessor = Lessor()
-        self.store = Store.create(self.disk, DIRECTORY, self.lessor, segment_bytes)
+        self.lessor = Lessor(1, self.limits)
+        self.store = Store.create(self.disk, DIRECTORY, self.lessor, segment_bytes, limits)
         self.job: Iterator[Callable[[], None] | None] | None = None
         self._task: Callable[[], None] | None = None
         self._job_index = 0
@@ -232,8 +237,8 @@ class StoreRig:
     def reopen(self, disk: FaultyDisk) -> None:
         self.job = self._task = None
         self.disk = disk
-        self.lessor = Lessor()
-        self.store = Store.open(disk, DIRECTORY, self.lessor, self.segment_bytes)
+        self.lessor = Lessor(1, self.limits)
+        self.store = Store.open(disk, DIRECTORY, self.lessor, self.segment_bytes, self.limits)
         assert self.released <= self.store.applied_index <= self.index
         for entry_index, requests in self.log:
             if entry_index > self.store.applied_index:

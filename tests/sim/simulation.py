@@ -20,6 +20,7 @@ from typing import Any
 
 from etcdlite import frames, proto
 from etcdlite.errors import EtcdError
+from etcdlite.limits import Limits
 from etcdlite.mvcc import CLEANED
 from etcdlite.storage.steps import finish
 from sim.backup import check_state
@@ -43,23 +44,26 @@ LEASES_END_S = MAX_TTL_S + 12.0
 HASH_INTERVAL_S = 1.0
 TAIL_LINES = 40
 
+LIMITS = "etcdlite.limits"
+"""In `TUNABLES`: the name is that of a field of `Limits`, which the members are given."""
+
 TUNABLES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("etcdlite.member", "APPLIES_PER_CHECK", (1, 2, 128)),
     ("etcdlite.replica.reads", "READS_PER_CHECK", (1, 128)),
     ("etcdlite.member", "MAX_ENTRY_BYTES", (300, 1 << 20)),
     ("etcdlite.member", "CHECKPOINT_LEASES_INTERVAL_S", (2.0, 300.0)),
     ("etcdlite.replica.reads", "MAX_SLOW_READS", (1, 4)),
-    ("etcdlite.mvcc", "RANGE_STEP_KEYS", (1, 3, 256)),
-    ("etcdlite.mvcc", "EVENT_STEP_EVENTS", (1, 256)),
-    ("etcdlite.mvcc", "CLEAN_STEP_RECORDS", (1, 4, 128)),
-    ("etcdlite.mvcc", "DELETE_STEP_KEYS", (1, 2, 128)),
-    ("etcdlite.mvcc", "HASH_STEP_VERSIONS", (2, 256)),
-    ("etcdlite.txn", "EXECUTE_STEP_OPS", (1, 16)),
-    ("etcdlite.watch", "SLICE_BYTES", (200, 64 * 1024)),
-    ("etcdlite.watch", "MAX_WATCHES_PER_SLICE", (1, 256)),
-    ("etcdlite.watch", "MAX_RESPONSE_BYTES", (300, 1 << 20)),
+    (LIMITS, "range_step_keys", (1, 3, 256)),
+    (LIMITS, "event_step_events", (1, 256)),
+    (LIMITS, "clean_step_records", (1, 4, 128)),
+    (LIMITS, "delete_step_keys", (1, 2, 128)),
+    (LIMITS, "hash_step_versions", (2, 256)),
+    (LIMITS, "execute_step_ops", (1, 16)),
+    (LIMITS, "slice_bytes", (200, 64 * 1024)),
+    (LIMITS, "slice_watches", (1, 256)),
+    (LIMITS, "response_bytes", (300, 1 << 20)),
     ("etcdlite.wire.native", "HIGH_WATER_BYTES", (2000, 1 << 20)),
-    ("etcdlite.snap", "CHUNK_BYTES", (700, 8000, 128 * 1024)),
+    (LIMITS, "snapshot_chunk_bytes", (700, 8000, 128 * 1024)),
     ("etcdlite.peer", "SNAPSHOT_BYTES_PER_S", (1_000_000, 64 << 20)),
     ("etcdlite.replica.maintenance", "CHECKPOINT_BYTES_PER_KEY", (1, 64)),
     ("etcdlite.replica.maintenance", "CLEAN_SHARE", (0.2, 0.5)),
@@ -149,6 +153,9 @@ class Simulation:
     def run(self, minutes: float = 0.5) -> None:
         """Raises Failure."""
         self.minutes = minutes
+        self.options["limits"] = Limits(
+            **{name: value for (module, name), value in self.tunables.items() if module == LIMITS}
+        )
         with self.world.isolated(), tuned(self.tunables):
             try:
                 self._run(minutes * 60)
@@ -492,6 +499,8 @@ def tuned(values: dict[tuple[str, str], Any]) -> Iterator[None]:
     saved = []
     try:
         for (module_name, name), value in values.items():
+            if module_name == LIMITS:
+                continue
             module = importlib.import_module(module_name)
             saved.append((module, name, getattr(module, name)))
             setattr(module, name, value)

@@ -28,6 +28,7 @@ from typing import Any
 from rigs.faulty_disk import FaultyDisk
 
 from etcdlite import datadir, log, proto
+from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.member import Member
 from etcdlite.peer import Dial
 from etcdlite.raft import Config, Raft
@@ -382,6 +383,7 @@ class Node:
             segment_bytes=options.get("segment_bytes", 1 << 16),
             wal_segment_bytes=options.get("wal_segment_bytes", 1 << 16),
             sync_enabled=True,
+            limits=options.get("limits", DEFAULT_LIMITS),
         )
         self.wal = opened.wal
         rng = random.Random(world.rng.getrandbits(64))
