@@ -45,6 +45,7 @@ from etcdlite.raft import Raft
 from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.storage.disk import Disk
 from etcdlite.threads import DiskFailed, DiskThread, LogThread
+from etcdlite.wire import exposition
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.http import HttpSession, Site
 from etcdlite.wire.native import HIGH_WATER_BYTES, NativeSession
@@ -474,7 +475,7 @@ class Server:
 
     def _render_metrics(self) -> bytes:
         protocols = Counter(connection.protocol for connection in self._connections)
-        return self.member.metrics.render(self.member, protocols, self._sites.values())
+        return exposition.render(self.member, protocols, self._sites.values())
 
     # Other members.
 

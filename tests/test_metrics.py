@@ -15,6 +15,7 @@ from rigs.lone_member import LoneMember
 
 from etcdlite import __version__, errors, metrics, proto
 from etcdlite.metrics import Histogram, Metrics
+from etcdlite.wire import exposition
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.hpack import pack
 
@@ -158,8 +159,7 @@ def read(lone: LoneMember, method: str, **fields: Any) -> Any:
 
 
 def text(lone: LoneMember, **options: Any) -> str:
-    member = lone.member
-    return member.metrics.render(member, {"native": 2}, **options).decode()
+    return exposition.render(lone.member, {"native": 2}, **options).decode()
 
 
 def types(lone: LoneMember, **options: Any) -> dict[str, str]:
