@@ -7,29 +7,30 @@ names and methods, not with keys, watches or connections.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import resource
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
-
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import Metric
-from prometheus_client.exposition import generate_latest
-from prometheus_client.utils import floatToGoString
 
 from etcdlite import ETCD_API_VERSION, __version__
 from etcdlite.errors import CODE_NAMES, OK
 from etcdlite.member import Member
-from etcdlite.metrics import Histogram, Metrics
+from etcdlite.metrics import Histogram
 from etcdlite.raft import LEADER
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+_Sample = tuple[Mapping[str, str], float]
+"""Labels and value."""
+
+
 class Site(Protocol):
-    """Who counts health checks (`http.Site`)."""
+    """The counts of health checks that this reads of an `http.Site`."""
 
     health_successes: int
     health_failures: int
@@ -38,40 +39,26 @@ class Site(Protocol):
 
 
 def render(member: Member, connections: Mapping[str, int], sites: Iterable[Site] = ()) -> bytes:
-    """The answer to a scrape; of type `CONTENT_TYPE`. About 2 ms.
+    """The answer to a scrape, of type `CONTENT_TYPE`. Takes about 1 ms.
 
-    `connections`: open ones by protocol. `sites`: all that answer health checks.
+    `connections`: the number of open ones by protocol. `sites`: all that answer health checks.
     """
     member.metrics.scrapes += 1
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Scrape(member.metrics, member, connections, tuple(sites)))
-    text = generate_latest(registry)
-    for name in _BARE_COUNTERS:
-        for line in (b"# HELP ", b"# TYPE "):
-            text = text.replace(line + name + b"_total ", line + name + b" ")
-    return text
-
-
-_BARE_COUNTERS = (b"etcd_server_health_success", b"etcd_server_health_failures")
-"""Counters of etcd's without the ending that the library gives every counter."""
+    return "".join(_Scrape(member, connections, tuple(sites)).families()).encode()
 
 
 class _Scrape:
-    """The collector of one scrape."""
+    """The families of one scrape, as text."""
 
     def __init__(
-        self,
-        metrics: Metrics,
-        member: Member,
-        connections: Mapping[str, int],
-        sites: tuple[Site, ...],
+        self, member: Member, connections: Mapping[str, int], sites: tuple[Site, ...]
     ) -> None:
-        self._metrics = metrics
+        self._metrics = member.metrics
         self._member = member
         self._connections = connections
         self._sites = sites
 
-    def collect(self) -> Iterator[Metric]:
+    def families(self) -> Iterator[str]:
         yield from self._consensus()
         yield from self._store()
         yield from self._disk()
@@ -82,7 +69,7 @@ class _Scrape:
         yield from self._process()
         yield from self._own()
 
-    def _consensus(self) -> Iterator[Metric]:
+    def _consensus(self) -> Iterator[str]:
         metrics, member = self._metrics, self._member
         raft = member.raft
         version = ETCD_API_VERSION.rpartition(".")[0]
@@ -141,7 +128,7 @@ class _Scrape:
             "etcd_server_quota_backend_bytes", "Limit of the data's size", member.alarms.quota_bytes
         )
 
-    def _store(self) -> Iterator[Metric]:
+    def _store(self) -> Iterator[str]:
         metrics, store = self._metrics, self._member.store
         for name, what, value in (
             ("put", "Puts applied, those in transactions included", metrics.puts),
@@ -195,7 +182,7 @@ class _Scrape:
             metrics.compaction_ms,
         )
 
-    def _disk(self) -> Iterator[Metric]:
+    def _disk(self) -> Iterator[str]:
         metrics = self._metrics
         yield _histogram(
             "etcd_disk_wal_fsync_duration_seconds",
@@ -223,7 +210,7 @@ class _Scrape:
             metrics.snapshot_s,
         )
 
-    def _watches_and_leases(self) -> Iterator[Metric]:
+    def _watches_and_leases(self) -> Iterator[str]:
         metrics, hub = self._metrics, self._member.hub
         yield _gauge("etcd_debugging_mvcc_watch_stream_total", "Watch streams", hub.streams)
         yield _gauge("etcd_debugging_mvcc_watcher_total", "Watches", hub.watches)
@@ -249,36 +236,44 @@ class _Scrape:
             "etcd_debugging_lease_ttl_total", "TTLs of granted leases", metrics.lease_ttl_s
         )
 
-    def _health(self) -> Iterator[Metric]:
+    def _health(self) -> Iterator[str]:
         sites = self._sites
-        for name, what, count in (
-            ("success", "Health checks passed", sum(s.health_successes for s in sites)),
-            ("failures", "Health checks failed", sum(s.health_failures for s in sites)),
-        ):
-            metric = Metric(f"etcd_server_health_{name}", what, "counter")
-            metric.add_sample(metric.name, {}, count)
-            yield metric
-        last = Metric("etcd_server_healthcheck", "Whether a check passed the last time", "gauge")
-        total = Metric("etcd_server_healthchecks", "Checks of /livez and /readyz", "counter")
-        done: dict[tuple[str, str, str], int] = {}
+        yield _counter(
+            "etcd_server_health_success",
+            "Health checks passed",
+            sum(site.health_successes for site in sites),
+        )
+        yield _counter(
+            "etcd_server_health_failures",
+            "Health checks failed",
+            sum(site.health_failures for site in sites),
+        )
+        counts: Counter[tuple[str, str, str]] = Counter()
         passed: dict[tuple[str, str], bool] = {}
         for site in sites:
             passed.update(site.last_checks)
-            for key, count in site.checks.items():
-                done[key] = done.get(key, 0) + count
-        for (kind, name), value in passed.items():
-            last.add_sample(last.name, {"type": kind, "name": name}, value)
-        for (kind, name, status), count in done.items():
-            labels = {"type": kind, "name": name, "status": status}
-            total.add_sample("etcd_server_healthchecks_total", labels, count)
-        yield last
-        yield total
+            counts.update(site.checks)
+        yield _family(
+            "etcd_server_healthcheck",
+            "gauge",
+            "Whether a check passed the last time",
+            [({"type": kind, "name": name}, value) for (kind, name), value in passed.items()],
+        )
+        yield _family(
+            "etcd_server_healthchecks_total",
+            "counter",
+            "Checks of /livez and /readyz",
+            [
+                ({"type": kind, "name": name, "status": status}, count)
+                for (kind, name, status), count in counts.items()
+            ],
+        )
 
-    def _rpcs(self) -> Iterator[Metric]:
-        started = Metric("grpc_server_started", "gRPC requests begun", "counter")
-        handled = Metric("grpc_server_handled", "gRPC requests ended, by status", "counter")
-        received = Metric("grpc_server_msg_received", "gRPC messages received", "counter")
-        sent = Metric("grpc_server_msg_sent", "gRPC messages sent", "counter")
+    def _rpcs(self) -> Iterator[str]:
+        started: list[_Sample] = []
+        handled: list[_Sample] = []
+        received: list[_Sample] = []
+        sent: list[_Sample] = []
         received_bytes = sent_bytes = 0
         for rpc in self._metrics.rpcs.values():
             received_bytes += rpc.received_bytes
@@ -287,22 +282,19 @@ class _Scrape:
                 continue
             labels = {"grpc_method": rpc.name, "grpc_service": rpc.service, "grpc_type": rpc.kind}
             is_unary = rpc.kind == "unary"
-            started.add_sample("grpc_server_started_total", labels, rpc.started)
-            received.add_sample(
-                "grpc_server_msg_received_total", labels, rpc.started if is_unary else rpc.received
-            )
-            sent.add_sample(
-                "grpc_server_msg_sent_total", labels, rpc.succeeded if is_unary else rpc.sent
-            )
+            started.append((labels, rpc.started))
+            received.append((labels, rpc.started if is_unary else rpc.received))
+            sent.append((labels, rpc.succeeded if is_unary else rpc.sent))
             for code, count in ((OK, rpc.succeeded), *sorted(rpc.failed.items())):
                 name = CODE_NAMES.get(code, str(code))
-                handled.add_sample(
-                    "grpc_server_handled_total", {"grpc_code": name, **labels}, count
-                )
-        yield started
-        yield handled
-        yield received
-        yield sent
+                handled.append(({"grpc_code": name, **labels}, count))
+        for name, what, samples in (
+            ("started", "gRPC requests begun", started),
+            ("handled", "gRPC requests ended, by status", handled),
+            ("msg_received", "gRPC messages received", received),
+            ("msg_sent", "gRPC messages sent", sent),
+        ):
+            yield _family(f"grpc_server_{name}_total", "counter", what, samples)
         yield _counter(
             "etcd_network_client_grpc_received_bytes_total",
             "Bytes of the messages of gRPC clients",
@@ -313,34 +305,39 @@ class _Scrape:
             "Bytes of the messages to gRPC clients",
             sent_bytes,
         )
-        requests = Metric("etcd_server_client_requests", "gRPC requests by client", "counter")
-        for version, client in self._metrics.clients.items():
-            for kind, count in (("unary", client.unary), ("stream", client.streams)):
-                if count:
-                    labels = {"client_api_version": version, "type": kind}
-                    requests.add_sample("etcd_server_client_requests_total", labels, count)
-        yield requests
-
-    def _peers(self) -> Iterator[Metric]:
-        sent = Metric("etcd_network_peer_sent_bytes", "Bytes sent to a member", "counter")
-        received = Metric(
-            "etcd_network_peer_received_bytes", "Bytes received from a member", "counter"
+        yield _family(
+            "etcd_server_client_requests_total",
+            "counter",
+            "gRPC requests by client",
+            [
+                ({"client_api_version": version, "type": kind}, count)
+                for version, client in self._metrics.clients.items()
+                for kind, count in (("unary", client.unary), ("stream", client.streams))
+                if count
+            ],
         )
-        round_trip = Metric(
-            "etcd_network_peer_round_trip_time_seconds", "Time to a member and back", "histogram"
-        )
-        for member_id, peer in self._metrics.peers.items():
-            name = f"{member_id:x}"
-            sent.add_sample("etcd_network_peer_sent_bytes_total", {"To": name}, peer.sent_bytes)
-            received.add_sample(
-                "etcd_network_peer_received_bytes_total", {"From": name}, peer.received_bytes
-            )
-            _add_histogram(round_trip, peer.round_trip_s, {"To": name})
-        yield sent
-        yield received
-        yield round_trip
 
-    def _process(self) -> Iterator[Metric]:
+    def _peers(self) -> Iterator[str]:
+        peers = {f"{member_id:x}": peer for member_id, peer in self._metrics.peers.items()}
+        yield _family(
+            "etcd_network_peer_sent_bytes_total",
+            "counter",
+            "Bytes sent to a member",
+            [({"To": name}, peer.sent_bytes) for name, peer in peers.items()],
+        )
+        yield _family(
+            "etcd_network_peer_received_bytes_total",
+            "counter",
+            "Bytes received from a member",
+            [({"From": name}, peer.received_bytes) for name, peer in peers.items()],
+        )
+        yield _histograms(
+            "etcd_network_peer_round_trip_time_seconds",
+            "Time to a member and back",
+            [({"To": name}, peer.round_trip_s) for name, peer in peers.items()],
+        )
+
+    def _process(self) -> Iterator[str]:
         with open("/proc/self/statm", "rb") as file:
             pages = file.read().split()
         page_bytes = resource.getpagesize()
@@ -368,7 +365,7 @@ class _Scrape:
             "promhttp_metric_handler_requests_total", "Scrapes", self._metrics.scrapes, code="200"
         )
 
-    def _own(self) -> Iterator[Metric]:
+    def _own(self) -> Iterator[str]:
         metrics, member = self._metrics, self._member
         housekeeping, data = member.housekeeping, member.store.data
         yield _gauge(
@@ -415,45 +412,69 @@ class _Scrape:
             "Watches that lack history or whose client does not read",
             member.hub.slow_watches,
         )
-        opened = Metric("etcdlite_connections", "Open connections by protocol", "gauge")
-        for protocol, count in self._connections.items():
-            opened.add_sample(opened.name, {"protocol": protocol}, count)
-        yield opened
+        yield _family(
+            "etcdlite_connections",
+            "gauge",
+            "Open connections by protocol",
+            [({"protocol": protocol}, count) for protocol, count in self._connections.items()],
+        )
 
 
-def _gauge(name: str, what: str, value: float, **labels: str) -> Metric:
-    metric = Metric(name, what, "gauge")
-    metric.add_sample(name, labels, value)
-    return metric
+def _gauge(name: str, what: str, value: float, **labels: str) -> str:
+    return _family(name, "gauge", what, [(labels, value)])
 
 
-def _counter(name: str, what: str, value: float, **labels: str) -> Metric:
-    # The library adds the ending to a counter's name.
-    metric = Metric(name.removesuffix("_total"), what, "counter")
-    metric.add_sample(name, labels, value)
-    return metric
+def _counter(name: str, what: str, value: float, **labels: str) -> str:
+    return _family(name, "counter", what, [(labels, value)])
 
 
-def _histogram(name: str, what: str, histogram: Histogram) -> Metric:
-    metric = Metric(name, what, "histogram")
-    _add_histogram(metric, histogram, {})
-    return metric
+def _histogram(name: str, what: str, histogram: Histogram) -> str:
+    return _histograms(name, what, [({}, histogram)])
 
 
-def _add_histogram(metric: Metric, histogram: Histogram, labels: dict[str, str]) -> None:
-    total = 0
-    name = metric.name + "_bucket"
-    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
-        total += count
-        metric.add_sample(name, {**labels, "le": _le(bound)}, total)
-    metric.add_sample(metric.name + "_sum", labels, histogram.sum)
-    metric.add_sample(metric.name + "_count", labels, total)
+def _family(name: str, kind: str, what: str, samples: Iterable[_Sample]) -> str:
+    lines = [f"# HELP {name} {what}\n# TYPE {name} {kind}\n"]
+    lines += (_sample(name, labels, value) for labels, value in samples)
+    return "".join(lines)
 
 
-def _le(bound: float) -> str:
-    """A bound as etcd prints it: 1 and not 1.0."""
-    text: str = floatToGoString(bound)
-    return text.removesuffix(".0")
+def _histograms(
+    name: str, what: str, histograms: Iterable[tuple[Mapping[str, str], Histogram]]
+) -> str:
+    lines = [_family(name, "histogram", what, ())]
+    for labels, histogram in histograms:
+        total = 0
+        for bound, count in zip((*histogram.bounds, math.inf), histogram.counts, strict=True):
+            total += count
+            # etcd prints a bound as 1 and not as 1.0.
+            bucket = {**labels, "le": _number(bound).removesuffix(".0")}
+            lines.append(_sample(f"{name}_bucket", bucket, total))
+        lines.append(_sample(f"{name}_sum", labels, histogram.sum))
+        lines.append(_sample(f"{name}_count", labels, total))
+    return "".join(lines)
+
+
+def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
+    if not labels:
+        return f"{name} {_number(value)}\n"
+    pairs = ",".join(f'{label}="{_escaped(labels[label])}"' for label in sorted(labels))
+    return f"{name}{{{pairs}}} {_number(value)}\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def _number(value: float) -> str:
+    """As Go prints it: with an exponent from a million on."""
+    if value == math.inf:
+        return "+Inf"
+    text = repr(float(value))
+    whole, _, fraction = text.partition(".")
+    if value > 0 and len(whole) > 6 and fraction:
+        digits = f"{whole[0]}.{whole[1:]}{fraction}".rstrip("0").rstrip(".")
+        return f"{digits}e+{len(whole) - 1:02d}"
+    return text
 
 
 def _open_files() -> int:
