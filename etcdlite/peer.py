@@ -69,7 +69,7 @@ from etcdlite.frames import (
 )
 from etcdlite.metrics import Peer as PeerMetrics
 from etcdlite.proto import DecodeError
-from etcdlite.raft import Message
+from etcdlite.raft import HEARTBEAT, Message
 from etcdlite.raft_log import Entry
 from etcdlite.request import Done
 
@@ -672,6 +672,8 @@ class Link:
     def send(self, message: Message) -> None:
         dial = self.dial
         if dial is None or not dial.is_open or not dial.send_message(message):
+            if message.kind == HEARTBEAT:
+                self.member.metrics.heartbeats_failed += 1
             self.member.raft.report_unreachable(self.node)
 
     def ask(self, method: int, body: bytes, done: Done, timeout_s: float) -> None:

@@ -275,6 +275,25 @@ def test_messages_to_a_member_that_does_not_read_are_dropped_beyond_a_limit() ->
     assert MAX_UNSENT_BYTES < link.dial.unsent_bytes < MAX_UNSENT_BYTES + (2 << 20)
 
 
+def test_heartbeats_that_cannot_be_handed_to_a_peer_are_counted() -> None:
+    caller = Caller(members=3)
+    metrics = caller.member.metrics
+    node = caller.nodes[1]
+    link = caller.member.peers.links[node.member_id]
+    heartbeat = Message(HEARTBEAT, node.member_id, caller.member.id, 1)
+    link.send(heartbeat)
+    assert metrics.heartbeats_failed == 0
+    for _ in range(2 * (MAX_UNSENT_BYTES >> 20)):
+        entry = Entry(1, 1, 0, bytes(1 << 20))
+        link.send(Message(APP, node.member_id, caller.member.id, 1, entries=[entry]))
+    assert metrics.heartbeats_failed == 0
+    link.send(heartbeat)
+    assert metrics.heartbeats_failed == 1
+    node.crash()
+    caller.world.run(1)
+    assert metrics.heartbeats_failed > 1
+
+
 def test_questions_end_with_the_connection() -> None:
     caller = Caller(members=3)
     node = caller.nodes[1]

@@ -91,7 +91,7 @@ class _Scrape:
         )
         yield _counter(
             "etcd_server_heartbeat_send_failures_total",
-            "Heartbeats that the leader could not send in time",
+            "Heartbeats that could not be handed to a peer",
             metrics.heartbeats_failed,
         )
         yield _gauge(
