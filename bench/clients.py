@@ -21,7 +21,7 @@ from typing import Any
 
 import hpack
 
-from etcdlite import proto
+from etcdlite import methods
 
 RECEIVE_BYTES = 1 << 18
 REPLY_TIMEOUT_S = 600.0
@@ -55,7 +55,7 @@ class NativeConnection:
     def close(self) -> None:
         self.socket.close()
 
-    def send(self, calls: list[tuple[proto.Method, bytes]]) -> list[int]:
+    def send(self, calls: list[tuple[methods.Method, bytes]]) -> list[int]:
         """Send requests; returns their ids."""
         out = []
         ids = []
@@ -142,7 +142,7 @@ class GrpcConnection:
     def close(self) -> None:
         self.socket.close()
 
-    def send(self, calls: list[tuple[proto.Method, bytes]]) -> list[int]:
+    def send(self, calls: list[tuple[methods.Method, bytes]]) -> list[int]:
         """Send requests; returns their ids. May read replies while it waits for window."""
         out: list[bytes] = []
         ids = []
@@ -187,7 +187,7 @@ class GrpcConnection:
         """Whether `receive` would return at once: `send` has read replies on its way."""
         return bool(self._replies)
 
-    def _header_block(self, method: proto.Method) -> bytes:
+    def _header_block(self, method: methods.Method) -> bytes:
         block = self._headers.get(method.full)
         if block is None:
             path = method.grpc_path.encode()
@@ -265,7 +265,7 @@ def connect(server_name: str, port: int) -> Connection:
 
 def call(connection: Connection, method_name: str, request: Any) -> Any:
     """One request, and its decoded reply. Raises CallFailed."""
-    method = proto.METHOD_BY_NAME[method_name]
+    method = methods.METHOD_BY_NAME[method_name]
     connection.send([(method, request.encode())])
     ((_, body),) = connection.receive()
     return method.response.decode(body)
@@ -273,7 +273,7 @@ def call(connection: Connection, method_name: str, request: Any) -> Any:
 
 def timed_call(connection: Connection, method_name: str, request: Any) -> float:
     """As `call`, leaving the reply encoded; returns the latency in seconds."""
-    calls = [(proto.METHOD_BY_NAME[method_name], request.encode())]
+    calls = [(methods.METHOD_BY_NAME[method_name], request.encode())]
     began = time.perf_counter()
     connection.send(calls)
     connection.receive()
@@ -287,7 +287,7 @@ def pipeline(
 
     Raises CallFailed on the first error reply.
     """
-    method = proto.METHOD_BY_NAME[method_name]
+    method = methods.METHOD_BY_NAME[method_name]
     rest = iter(bodies)
     poll = select.poll()
     by_fd = {}

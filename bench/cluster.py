@@ -20,7 +20,7 @@ from bench.clients import CallFailed, Connection, call, connect
 from bench.native_load import key_of, value_of
 from bench.servers import QUOTA_BYTES, Server, etcd_binary, free_port
 from bench.throughput import h2load
-from etcdlite import proto
+from etcdlite import methods, proto
 
 MEMBERS = 3
 SPLIT = (99, 10)
@@ -88,7 +88,7 @@ def _time_to_write_s(members: list[ClusterMember], leader: ClusterMember) -> flo
     rest = [member for member in members if member is not leader]
     connections: dict[str, Connection] = {m.data_dir: connect(m.name, m.port) for m in rest}
     put = (
-        proto.METHOD_BY_NAME["KV.Put"],
+        methods.METHOD_BY_NAME["KV.Put"],
         proto.PutRequest(key=key_of(0), value=value_of(0)).encode(),
     )
     leader.kill()

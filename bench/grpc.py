@@ -20,7 +20,7 @@ import time
 from bench.clients import GrpcConnection, call
 from bench.native_load import key_of, value_of
 from bench.servers import Server
-from etcdlite import proto
+from etcdlite import methods, proto
 
 SPLIT = (100, 10)
 KEEP_ALIVES = 100
@@ -61,7 +61,7 @@ def h2load(
             f"--log-file={log_path}",
             "--header=te: trailers",
             "--header=content-type: application/grpc",
-            f"http://127.0.0.1:{server.port}{proto.METHOD_BY_NAME[method_name].grpc_path}",
+            f"http://127.0.0.1:{server.port}{methods.METHOD_BY_NAME[method_name].grpc_path}",
         ],
         capture_output=True,
         text=True,
@@ -102,7 +102,7 @@ class Watchers(GrpcConnection):
         self.frames = 0
         create = proto.WatchCreateRequest(key=key)
         message = _message(proto.WatchRequest(create_request=create).encode())
-        method = proto.METHOD_BY_NAME["Watch.Watch"]
+        method = methods.METHOD_BY_NAME["Watch.Watch"]
         out = []
         for _ in range(watches):
             self._next_id += 2

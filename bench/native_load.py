@@ -30,7 +30,7 @@ from array import array
 from dataclasses import asdict, dataclass
 
 from bench.clients import CallFailed, NativeConnection
-from etcdlite import proto
+from etcdlite import methods, proto
 
 KEY_BYTES = 32
 VALUE_BYTES = 256
@@ -67,7 +67,7 @@ class Cycle:
     """The encoded requests for keys 0 .. `keys` - 1, one after the other."""
 
     def __init__(self, method_name: str, keys: int, value_bytes: int) -> None:
-        self.method = proto.METHOD_BY_NAME[method_name]
+        self.method = methods.METHOD_BY_NAME[method_name]
         self.keys = keys
         frames = []
         for number in range(keys):

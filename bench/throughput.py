@@ -23,7 +23,7 @@ from bench import native_load
 from bench.clients import call, connect, timed_call
 from bench.native_load import key_of, value_of
 from bench.servers import Server
-from etcdlite import proto
+from etcdlite import methods, proto
 
 SPLITS = ((100, 10), (50, 20), (20, 50), (10, 100), (1, 1000))
 """Connections and streams for h2load; each makes 1,000 in flight."""
@@ -63,7 +63,7 @@ def h2load(
             f"--data={path}",
             "--header=te: trailers",
             "--header=content-type: application/grpc",
-            f"http://127.0.0.1:{server.port}{proto.METHOD_BY_NAME[method_name].grpc_path}",
+            f"http://127.0.0.1:{server.port}{methods.METHOD_BY_NAME[method_name].grpc_path}",
         ],
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from etcdlite import config, datadir, discovery, log, proto
+from etcdlite import config, datadir, discovery, log, methods, proto
 from etcdlite.client.connection import (
     RECEIVE_BYTES,
     Connection,
@@ -259,7 +259,7 @@ def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[Any]]:
     is in contact with a leader. Blocks for up to `FETCH_TIMEOUT_S`. Raises NoAnswer."""
     host, port = config.host_port(url)
     endpoint = config.format_address(host, port)
-    method = proto.METHOD_BY_NAME["Cluster.MemberList"]
+    method = methods.METHOD_BY_NAME["Cluster.MemberList"]
     asked = Connection()
     request = proto.MemberListRequest(linearizable=linearizable)
     asked.open(Ticket(method), request.encode(), end=True)

@@ -36,9 +36,19 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from etcdlite import datadir, frames, log, proto, txn
+from etcdlite import datadir, frames, log, methods, proto, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.lease import Lessor
+from etcdlite.methods import (
+    ALARM_METHOD,
+    CHECKPOINT,
+    COMPACT,
+    LEASE_REVOKE,
+    MEMBER_CHANGE,
+    PUBLISH,
+    PUT,
+    TXN,
+)
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.peer import FORWARD, Peers, encode_forward
@@ -49,16 +59,8 @@ from etcdlite.replica import membership as cluster
 from etcdlite.replica.alarms import Alarms
 from etcdlite.replica.corruption import HashCheck
 from etcdlite.replica.entry import (
-    ALARM_METHOD,
-    CHECKPOINT,
-    COMPACT,
     ENTRY_HEADER,
     ENTRY_VERSION,
-    LEASE_REVOKE,
-    MEMBER_CHANGE,
-    PUBLISH,
-    PUT,
-    TXN,
     Session,
     Waiter,
     decode_requests,
@@ -1147,7 +1149,7 @@ class Member:
         if node == self.id and change.action == cluster.REMOVE:
             self.was_removed()
         if session is not None:
-            response = proto.METHODS[method].response(
+            response = methods.METHODS[method].response(
                 header=self.header_message(), members=list(self.cluster.members.values())
             )
             if change.action == cluster.ADD:

@@ -14,7 +14,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from etcdlite import proto
+from etcdlite import methods, proto
 
 MAX_CLIENT_VERSIONS = 32
 """Versions of clients that are told apart; the rest counts as "unknown"."""
@@ -155,7 +155,7 @@ class Metrics:
         # The network.
         self.rpcs: dict[int, Rpc] = {
             number: Rpc(method.grpc_path, method.client_stream, method.server_stream)
-            for number, method in proto.METHODS.items()
+            for number, method in methods.METHODS.items()
         }
         """By the method's number."""
         self.clients: dict[str, ClientRequests] = {UNKNOWN_VERSION: ClientRequests()}

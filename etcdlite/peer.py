@@ -124,8 +124,6 @@ _ENTRY = struct.Struct("<QB3xI")
 _TERM = struct.Struct("<Q")
 _REJECT = 1
 
-KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
-
 
 def encode_message(message: Message) -> bytes:
     """The body of a RAFT frame."""

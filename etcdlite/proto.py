@@ -6,7 +6,6 @@
   enum are attributes of its message: `Compare.EQUAL`;
 - `PutRequest(...).encode()` and `PutRequest.decode(buf)`: functions written for that one message,
   generated as Python source the first time they are asked for (a few ms; `prepare` does it early);
-- `METHODS` and `METHOD_BY_NAME`.
 
 A decoder accepts what the protobuf library accepts and makes the same of it: fields in any order,
 unknown fields and groups skipped, repeated numbers packed or not, the last scalar wins, repeated
@@ -54,21 +53,6 @@ class Field(NamedTuple):
     oneof: str | None
     default: Any
     json_name: str
-
-
-class Method(NamedTuple):
-    """One call of the API. `number` is the native one, `full` is like "KV.Put"."""
-
-    number: int
-    service: str
-    name: str
-    full: str
-    grpc_path: str
-    request: type[Message]
-    response: type[Message]
-    client_stream: bool
-    server_stream: bool
-    http_paths: tuple[str, ...]
 
 
 class _Generated:
@@ -166,12 +150,6 @@ MESSAGES: dict[str, type[Message]] = {}
 ENUMS: dict[str, dict[str, int]] = {}
 """Enum -> value's name -> value. A nested enum is called "Compare.CompareResult"."""
 
-METHODS: dict[int, Method] = {}
-"""By native number. HELLO and Ping carry no etcd method and are not here."""
-
-METHOD_BY_NAME: dict[str, Method] = {}
-"""By full name, "KV.Put"."""
-
 
 def _camel(name: str) -> str:
     head, *rest = name.split("_")
@@ -191,15 +169,9 @@ def _field(text: str) -> Field:
 
 
 def _load_schema() -> None:
-    package = ""
-    methods = []
     for line in SCHEMA.replace("\n    ", " ").strip().splitlines():
         keyword, _, rest = line.partition(" ")
-        if keyword == "package":
-            package = rest
-        elif keyword == "rpc":
-            methods.append((package, rest.split()))
-        elif keyword == "enum":
+        if keyword == "enum":
             name, _, items = rest.partition(":")
             values = {key: int(number) for key, number in (i.split("=") for i in items.split(","))}
             values = {key.strip(): number for key, number in values.items()}
@@ -217,21 +189,6 @@ def _load_schema() -> None:
             members["FIELD_BY_NUMBER"] = {field.number: field for field in fields}
             members["FIELD_BY_NAME"] = {field.name: field for field in fields}
             MESSAGES[name] = type(name, (Message,), members)
-    for package, (number, full, request, _, response, *paths) in methods:
-        service, name = full.split(".")
-        method = Method(
-            int(number, 16),
-            f"{package}.{service}",
-            name,
-            full,
-            f"/{package}.{service}/{name}",
-            MESSAGES[request.lstrip("*")],
-            MESSAGES[response.lstrip("*")],
-            request.startswith("*"),
-            response.startswith("*"),
-            tuple(paths),
-        )
-        METHODS[method.number] = METHOD_BY_NAME[full] = method
 
 
 _load_schema()

@@ -1,11 +1,13 @@
-"""The whole API as one table: packages, enums, messages (field number, name, type) and methods
-(native number, request, response, HTTP paths). `proto.py` reads it.
+"""The messages of etcd v3's API and of etcdlite's own protocol, as one table.
+
+`proto.py` makes a class and a codec of each message, `reflection.py` the descriptors. The methods
+are in `methods.py`.
 """
 
 from __future__ import annotations
 
-# A line per item, continued by indented lines. A field is "number name type", "*" marks repeated
-# fields and streams, "|x" a member of the oneof x.
+# A line per item, continued by indented lines. A field is "number name type"; "*" marks a repeated
+# field, "|x" a member of the oneof x.
 SCHEMA = """
 package mvccpb
 message KeyValue: 1 key bytes, 2 create_revision int64, 3 mod_revision int64, 4 version int64,
@@ -21,62 +23,6 @@ message Permission: 1 permType Permission.Type, 2 key bytes, 3 range_end bytes
 message Role: 1 name bytes, 2 keyPermission *Permission
 
 package etcdserverpb
-rpc 0x01 KV.Range RangeRequest -> RangeResponse /v3/kv/range
-rpc 0x06 KV.RangeStream RangeRequest -> *RangeStreamResponse
-rpc 0x02 KV.Put PutRequest -> PutResponse /v3/kv/put
-rpc 0x03 KV.DeleteRange DeleteRangeRequest -> DeleteRangeResponse /v3/kv/deleterange
-rpc 0x04 KV.Txn TxnRequest -> TxnResponse /v3/kv/txn
-rpc 0x05 KV.Compact CompactionRequest -> CompactionResponse /v3/kv/compaction
-rpc 0x10 Watch.Watch *WatchRequest -> *WatchResponse /v3/watch
-rpc 0x20 Lease.LeaseGrant LeaseGrantRequest -> LeaseGrantResponse /v3/lease/grant
-rpc 0x21 Lease.LeaseRevoke LeaseRevokeRequest -> LeaseRevokeResponse /v3/lease/revoke
-    /v3/kv/lease/revoke
-rpc 0x22 Lease.LeaseKeepAlive *LeaseKeepAliveRequest -> *LeaseKeepAliveResponse
-    /v3/lease/keepalive
-rpc 0x23 Lease.LeaseTimeToLive LeaseTimeToLiveRequest -> LeaseTimeToLiveResponse
-    /v3/lease/timetolive /v3/kv/lease/timetolive
-rpc 0x24 Lease.LeaseLeases LeaseLeasesRequest -> LeaseLeasesResponse /v3/lease/leases
-    /v3/kv/lease/leases
-rpc 0x30 Cluster.MemberAdd MemberAddRequest -> MemberAddResponse /v3/cluster/member/add
-rpc 0x31 Cluster.MemberRemove MemberRemoveRequest -> MemberRemoveResponse
-    /v3/cluster/member/remove
-rpc 0x32 Cluster.MemberUpdate MemberUpdateRequest -> MemberUpdateResponse
-    /v3/cluster/member/update
-rpc 0x33 Cluster.MemberList MemberListRequest -> MemberListResponse /v3/cluster/member/list
-rpc 0x34 Cluster.MemberPromote MemberPromoteRequest -> MemberPromoteResponse
-    /v3/cluster/member/promote
-rpc 0x40 Maintenance.Alarm AlarmRequest -> AlarmResponse /v3/maintenance/alarm
-rpc 0x41 Maintenance.Status StatusRequest -> StatusResponse /v3/maintenance/status
-rpc 0x42 Maintenance.Defragment DefragmentRequest -> DefragmentResponse /v3/maintenance/defragment
-rpc 0x43 Maintenance.Hash HashRequest -> HashResponse /v3/maintenance/hash
-rpc 0x44 Maintenance.HashKV HashKVRequest -> HashKVResponse /v3/maintenance/hashkv
-rpc 0x45 Maintenance.Snapshot SnapshotRequest -> *SnapshotResponse /v3/maintenance/snapshot
-rpc 0x46 Maintenance.MoveLeader MoveLeaderRequest -> MoveLeaderResponse
-    /v3/maintenance/transfer-leadership
-rpc 0x47 Maintenance.Downgrade DowngradeRequest -> DowngradeResponse /v3/maintenance/downgrade
-rpc 0x50 Auth.AuthEnable AuthEnableRequest -> AuthEnableResponse /v3/auth/enable
-rpc 0x51 Auth.AuthDisable AuthDisableRequest -> AuthDisableResponse /v3/auth/disable
-rpc 0x52 Auth.AuthStatus AuthStatusRequest -> AuthStatusResponse /v3/auth/status
-rpc 0x53 Auth.Authenticate AuthenticateRequest -> AuthenticateResponse /v3/auth/authenticate
-rpc 0x54 Auth.UserAdd AuthUserAddRequest -> AuthUserAddResponse /v3/auth/user/add
-rpc 0x55 Auth.UserGet AuthUserGetRequest -> AuthUserGetResponse /v3/auth/user/get
-rpc 0x56 Auth.UserList AuthUserListRequest -> AuthUserListResponse /v3/auth/user/list
-rpc 0x57 Auth.UserDelete AuthUserDeleteRequest -> AuthUserDeleteResponse /v3/auth/user/delete
-rpc 0x58 Auth.UserChangePassword AuthUserChangePasswordRequest -> AuthUserChangePasswordResponse
-    /v3/auth/user/changepw
-rpc 0x59 Auth.UserGrantRole AuthUserGrantRoleRequest -> AuthUserGrantRoleResponse
-    /v3/auth/user/grant
-rpc 0x5A Auth.UserRevokeRole AuthUserRevokeRoleRequest -> AuthUserRevokeRoleResponse
-    /v3/auth/user/revoke
-rpc 0x5B Auth.RoleAdd AuthRoleAddRequest -> AuthRoleAddResponse /v3/auth/role/add
-rpc 0x5C Auth.RoleGet AuthRoleGetRequest -> AuthRoleGetResponse /v3/auth/role/get
-rpc 0x5D Auth.RoleList AuthRoleListRequest -> AuthRoleListResponse /v3/auth/role/list
-rpc 0x5E Auth.RoleDelete AuthRoleDeleteRequest -> AuthRoleDeleteResponse /v3/auth/role/delete
-rpc 0x5F Auth.RoleGrantPermission AuthRoleGrantPermissionRequest -> AuthRoleGrantPermissionResponse
-    /v3/auth/role/grant
-rpc 0x60 Auth.RoleRevokePermission AuthRoleRevokePermissionRequest
-    -> AuthRoleRevokePermissionResponse
-    /v3/auth/role/revoke
 message ResponseHeader: 1 cluster_id uint64, 2 member_id uint64, 3 revision int64,
     4 raft_term uint64
 enum RangeRequest.SortOrder: NONE=0, ASCEND=1, DESCEND=2
@@ -209,19 +155,12 @@ message AuthRoleRevokePermissionResponse: 1 header ResponseHeader
 message RangeStreamResponse: 1 range_response RangeResponse
 
 package v3lockpb
-rpc 0x70 Lock.Lock LockRequest -> LockResponse /v3/lock/lock
-rpc 0x71 Lock.Unlock UnlockRequest -> UnlockResponse /v3/lock/unlock
 message LockRequest: 1 name bytes, 2 lease int64
 message LockResponse: 1 header ResponseHeader, 2 key bytes
 message UnlockRequest: 1 key bytes
 message UnlockResponse: 1 header ResponseHeader
 
 package v3electionpb
-rpc 0x78 Election.Campaign CampaignRequest -> CampaignResponse /v3/election/campaign
-rpc 0x79 Election.Proclaim ProclaimRequest -> ProclaimResponse /v3/election/proclaim
-rpc 0x7A Election.Leader LeaderRequest -> LeaderResponse /v3/election/leader
-rpc 0x7B Election.Observe LeaderRequest -> *LeaderResponse /v3/election/observe
-rpc 0x7C Election.Resign ResignRequest -> ResignResponse /v3/election/resign
 message CampaignRequest: 1 name bytes, 2 lease int64, 3 value bytes
 message CampaignResponse: 1 header ResponseHeader, 2 leader LeaderKey
 message LeaderKey: 1 name bytes, 2 key bytes, 3 rev int64, 4 lease int64

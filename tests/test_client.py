@@ -14,7 +14,7 @@ import pytest
 from rigs.fake_server import DROP, GREETING, IGNORE, FakeConnection, FakeServer, FakeStore
 from rigs.shells import Facade, LoopThread
 
-from etcdlite import frames, proto
+from etcdlite import frames, methods, proto
 from etcdlite.client import (
     AsyncClient,
     Client,
@@ -41,7 +41,7 @@ from etcdlite.errors import ERRORS
 
 Connect = Callable[..., Any]
 
-PUT = proto.METHOD_BY_NAME["KV.Put"].number
+PUT = methods.METHOD_BY_NAME["KV.Put"].number
 
 
 @pytest.fixture(params=["blocking", "asyncio"])
@@ -378,7 +378,7 @@ def test_a_read_waits_for_a_leader(connect: Connect, server: FakeServer) -> None
         if answers == 0:
             return None
         answers -= 1
-        return frames.frame(request_id, proto.METHOD_BY_NAME[name].number, 3, body)
+        return frames.frame(request_id, methods.METHOD_BY_NAME[name].number, 3, body)
 
     server.intercept = intercept
     assert client.get("k") is None
@@ -473,7 +473,7 @@ def test_a_watch_that_is_refused_raises_the_reason(connect: Connect, server: Fak
 
     def intercept(_: FakeConnection, request_id: int, name: str, __: Any) -> bytes:
         body = proto.Error(code=7, message="etcdserver: permission denied").encode()
-        return frames.frame(request_id, proto.METHOD_BY_NAME[name].number, 3, body)
+        return frames.frame(request_id, methods.METHOD_BY_NAME[name].number, 3, body)
 
     server.intercept = intercept
     with pytest.raises(PermissionDenied):
@@ -585,7 +585,7 @@ def test_a_stream_that_is_not_read_holds_the_server_up(
     def intercept(connection: FakeConnection, request_id: int, name: str, _: Any) -> bytes | None:
         if name != "Maintenance.Snapshot":
             return None
-        method = proto.METHOD_BY_NAME[name].number
+        method = methods.METHOD_BY_NAME[name].number
         for i in range(total):
             connection.reply(request_id, method, proto.SnapshotResponse(blob=blob), 0)
             sent_blobs.append(i)
@@ -645,7 +645,7 @@ class LeaseServer:
             return None
         if not self.answering:
             return IGNORE
-        method = proto.METHOD_BY_NAME[name]
+        method = methods.METHOD_BY_NAME[name]
         response = method.response()
         if name != "Lease.LeaseRevoke":
             response.ID = 7
@@ -738,7 +738,7 @@ def answer_members(server: FakeServer, answers: dict[str, Any]) -> None:
         answer = answers.get(name)
         if answer is None:
             return None
-        number = proto.METHOD_BY_NAME[name].number
+        number = methods.METHOD_BY_NAME[name].number
         flags = frames.END | (frames.ERROR if isinstance(answer, proto.Error) else 0)
         return frames.frame(request_id, number, flags, answer.encode())
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rigs.fake_server import GREETING
 
-from etcdlite import client, errors, frames, proto
+from etcdlite import client, errors, frames, methods, proto
 from etcdlite.client import (
     Compacted,
     CreateRevision,
@@ -37,8 +37,8 @@ from etcdlite.client import errors as client_errors
 from etcdlite.client import operations as calls
 from etcdlite.client import scripts as recipes
 
-PUT = proto.METHOD_BY_NAME["KV.Put"]
-WATCH = proto.METHOD_BY_NAME["Watch.Watch"]
+PUT = methods.METHOD_BY_NAME["KV.Put"]
+WATCH = methods.METHOD_BY_NAME["Watch.Watch"]
 REPLY = proto.PutResponse(header=proto.ResponseHeader(revision=2)).encode()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sim.world import Node, World
 
-from etcdlite import frames, member, peer, proto, snap
+from etcdlite import frames, member, methods, peer, proto, snap
 from etcdlite.errors import EtcdError, error
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
 from etcdlite.wire import api
@@ -37,7 +37,7 @@ class Asker:
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         assert request_id not in self.answers, "answered twice"
-        self.answers[request_id] = proto.METHODS[method].response.decode(body)
+        self.answers[request_id] = methods.METHODS[method].response.decode(body)
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         assert request_id not in self.answers, "answered twice"
@@ -45,7 +45,7 @@ class Asker:
 
     def send(self, node: Node, name: str, **fields: Any) -> int:
         self._next_id += 1
-        method = proto.METHOD_BY_NAME[name]
+        method = methods.METHOD_BY_NAME[name]
         request = method.request(**fields)
         frame = frames.frame(self._next_id, method.number, 0, request.encode())
         handle = api.HANDLERS[method.number][0]

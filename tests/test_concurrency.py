@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rigs.lone_member import LoneMember
 
-from etcdlite import errors, frames, proto
+from etcdlite import errors, frames, methods, proto
 from etcdlite.client import operations as client_calls
 from etcdlite.client import scripts as recipes
 from etcdlite.errors import UNKNOWN, EtcdError
@@ -37,10 +37,10 @@ class Caller:
 
     def send(self, method: str, **fields: Any) -> int:
         """Start a call only: what it asks the member for is not carried out yet."""
-        about = proto.METHOD_BY_NAME[method]
+        about = methods.METHOD_BY_NAME[method]
         request_id = len(self.received) + 1
         self.received[request_id] = []
-        self.calls.open(request_id, about.number, concurrency.CALLS[about.number])
+        self.calls.open(request_id, about.number, concurrency.CALLS[about.full])
         self.calls.message(request_id, about.request(**fields).encode())
         return request_id
 
@@ -71,7 +71,7 @@ class Caller:
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
         assert request_id in self.calls, "an answer after the call was closed"
-        self.received[request_id].append(proto.METHODS[method].response.decode(body))
+        self.received[request_id].append(methods.METHODS[method].response.decode(body))
 
     def end_call(self, request_id: int, method: int) -> None:
         assert self.calls.close(request_id), "the call ended twice"
@@ -97,7 +97,7 @@ class Asker:
         self.outcome: Any = None
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
-        self.outcome = proto.METHODS[method].response.decode(body)
+        self.outcome = methods.METHODS[method].response.decode(body)
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         self.outcome = failure
@@ -116,7 +116,7 @@ def caller(lone: LoneMember) -> Caller:
 
 
 def write(lone: LoneMember, method: str, **fields: Any) -> Any:
-    about = proto.METHOD_BY_NAME[method]
+    about = methods.METHOD_BY_NAME[method]
     asker = Asker()
     lone.member.propose_message(asker, 1, about.number, about.request(**fields))
     lone.settle()
@@ -125,7 +125,7 @@ def write(lone: LoneMember, method: str, **fields: Any) -> Any:
 
 def read(lone: LoneMember, request: Any) -> Any:
     asker = Asker()
-    lone.member.read(asker, 1, proto.METHOD_BY_NAME["KV.Range"].number, request)
+    lone.member.read(asker, 1, methods.METHOD_BY_NAME["KV.Range"].number, request)
     lone.settle()
     return asker.outcome
 
@@ -479,7 +479,7 @@ def test_a_leader_whose_rise_and_fall_come_together_is_followed_by_the_next(
     grant(lone, 1)
     caller.send("Election.Campaign", name=b"boss", lease=1, value=b"one")
     lone.member.propose_message(
-        None, 0, proto.METHOD_BY_NAME["Lease.LeaseRevoke"].number, proto.LeaseRevokeRequest(ID=1)
+        None, 0, methods.METHOD_BY_NAME["Lease.LeaseRevoke"].number, proto.LeaseRevokeRequest(ID=1)
     )
     lone.settle()
     caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 2), value=b"two")
@@ -531,7 +531,7 @@ def advance(lone: LoneMember, script: Any, outcome: Any = None) -> Any:
             if isinstance(step, recipes.WatchFor):
                 return step
             assert isinstance(step, client_calls.Op)
-            method = proto.METHOD_BY_NAME[step.method]
+            method = methods.METHOD_BY_NAME[step.method]
             asker = Asker()
             frame = frames.frame(1, method.number, 0, step.request.encode())
             handle = concurrency.api.HANDLERS[method.number][0]

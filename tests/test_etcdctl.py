@@ -37,7 +37,7 @@ from rigs.processes import PATIENCE_S, ServerFactory, wait_until
 from rigs.real_etcd import distributed, running_etcd, without_settings
 from test_ctl_live import PLAIN, PRINTED
 
-from etcdlite import json_mapping, proto
+from etcdlite import json_mapping, methods, proto
 
 DEBIANS = "/usr/bin/etcdctl"
 
@@ -259,7 +259,7 @@ def _side(endpoint: str) -> Side:
 
 def ask(endpoint: str, name: str, request: Any) -> Any:
     """What etcdctl cannot do, through the JSON gateway."""
-    method = proto.METHOD_BY_NAME[name]
+    method = methods.METHOD_BY_NAME[name]
     body = json_mapping.text(request).encode()
     url = f"http://{endpoint}{method.http_paths[0]}"
     with urllib.request.urlopen(url, body, timeout=PATIENCE_S) as response:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rigs.lone_member import LoneMember
 
-from etcdlite import frames, log, proto, snap
+from etcdlite import frames, log, methods, proto, snap
 from etcdlite.frames import HANDSHAKE, MAGIC
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
@@ -108,9 +108,9 @@ def content_of(rng: random.Random, field: Any, depth: int) -> Any:
 def random_frames(rng: random.Random, count: int) -> bytes:
     """Frames of requests of all methods, and of none."""
     out = []
-    methods = list(proto.METHODS.values())
+    known = list(methods.METHODS.values())
     for _ in range(count):
-        method = rng.choice(methods)
+        method = rng.choice(known)
         number = method.number if rng.random() < 0.97 else rng.randrange(256)
         request = message(rng, method.request)
         if method.full == "Cluster.MemberAdd":
@@ -240,7 +240,7 @@ def the_store_is_sound(lone: LoneMember, path: Any) -> None:
     """What the requests left is consistent: it can be read at every revision, and is the same after
     a restart."""
     front = Front(lone, random.Random(0))
-    put = frames.frame(1, proto.METHOD_BY_NAME["KV.Put"].number, 0, b"\x0a\x05alive")
+    put = frames.frame(1, methods.METHOD_BY_NAME["KV.Put"].number, 0, b"\x0a\x05alive")
     lone.member.alarms._active.clear()
     front.session.receive(HANDSHAKE.pack(MAGIC, 1, 1) + put)
     front.finish()
@@ -290,7 +290,7 @@ def written(tmp_path_factory):
             request, name = proto.CompactionRequest(revision=40), "KV.Compact"
         elif number % 13 == 0:
             request, name = proto.DeleteRangeRequest(key=b"k1", range_end=b"k2"), "KV.DeleteRange"
-        frame = frames.frame(number, proto.METHOD_BY_NAME[name].number, 0, request.encode())
+        frame = frames.frame(number, methods.METHOD_BY_NAME[name].number, 0, request.encode())
         session.receive(frame)
         lone.settle()
         if number == 100:

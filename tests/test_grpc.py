@@ -26,7 +26,7 @@ from rigs.lone_member import LoneMember
 from rigs.processes import wait_until
 from test_http2 import frames
 
-from etcdlite import errors, proto
+from etcdlite import errors, methods, proto
 from etcdlite.errors import error
 from etcdlite.wire import http2, reflection
 from etcdlite.wire.grpc import ROUTES, GrpcSession, percent_encode, read_request
@@ -807,7 +807,7 @@ def test_the_descriptors_are_those_of_the_schema() -> None:
     pool = descriptor_pool.DescriptorPool()
     for data in reflection.files().values():
         pool.Add(descriptor_pb2.FileDescriptorProto.FromString(data))
-    for method in proto.METHODS.values():
+    for method in methods.METHODS.values():
         if not method.service.startswith("etcdlite"):
             service = pool.FindServiceByName(method.service)
             described = service.methods_by_name[method.name]
@@ -968,7 +968,7 @@ def channel(lone: LoneMember) -> Iterator[Any]:
 
 
 def method(channel: Any, full: str, kind: str = "unary_unary") -> Callable[..., Any]:
-    known = proto.METHOD_BY_NAME[full]
+    known = methods.METHOD_BY_NAME[full]
     return getattr(channel, kind)(
         known.grpc_path,
         request_serializer=lambda m: m.encode(),

@@ -51,7 +51,7 @@ from rigs.processes import PATIENCE_S, ServerFactory, wait_until
 from rigs.real_etcd import running_etcd
 from test_txn import may_be_overlooked, settle_ties
 
-from etcdlite import json_mapping, proto, txn
+from etcdlite import json_mapping, methods, proto, txn
 from etcdlite.errors import EtcdError, error
 
 MEMBER = 1
@@ -150,11 +150,11 @@ class GrpcSide:
         )
         self._streams: dict[int, tuple[Watching, queue.Queue[Any], Any]] = {}
 
-    def _method(self, method: proto.Method, kind: str) -> Any:
+    def _method(self, method: methods.Method, kind: str) -> Any:
         return getattr(self._channel, kind)(method.grpc_path)
 
     def ask(self, name: str, request: Any) -> Any:
-        method = proto.METHOD_BY_NAME[name]
+        method = methods.METHOD_BY_NAME[name]
         try:
             if method.client_stream:
                 answers = list(
@@ -172,7 +172,7 @@ class GrpcSide:
     def watch(self, number: int, messages: list[Any]) -> Watching:
         if number not in self._streams:
             sent: queue.Queue[Any] = queue.Queue()
-            method = proto.METHOD_BY_NAME["Watch.Watch"]
+            method = methods.METHOD_BY_NAME["Watch.Watch"]
             call = self._method(method, "stream_stream")(iter(sent.get, None))
             watching = Watching()
 
@@ -202,7 +202,7 @@ class JsonSide:
         self._streams: list[tuple[Watching, socket.socket]] = []
 
     def ask(self, name: str, request: Any) -> Any:
-        method = proto.METHOD_BY_NAME[name]
+        method = methods.METHOD_BY_NAME[name]
         body = json_mapping.text(request)
         self._connection.request("POST", method.http_paths[0], body)
         response = self._connection.getresponse()

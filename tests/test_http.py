@@ -30,7 +30,7 @@ from rigs.lone_member import LoneMember
 from rigs.plain_json import plain_json
 from rigs.processes import PATIENCE_S, wait_until
 
-from etcdlite import json_mapping, proto
+from etcdlite import json_mapping, methods, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.wire import gateway
 from etcdlite.wire.http import (
@@ -51,7 +51,7 @@ FOO = base64.b64encode(b"foo").decode()
 BAR = base64.b64encode(b"bar").decode()
 EVERYTHING = {"key": "AA==", "range_end": "AA=="}
 
-_NUMBERS = {name: method.number for name, method in proto.METHOD_BY_NAME.items()}
+_NUMBERS = {name: method.number for name, method in methods.METHOD_BY_NAME.items()}
 
 
 class Answer(NamedTuple):
@@ -1121,7 +1121,7 @@ def one_of_each(cls: type[proto.Message], values: dict[str, Any]) -> proto.Messa
     return cls(**values)
 
 
-RESPONSES = sorted({method.response.NAME for method in proto.METHODS.values()})
+RESPONSES = sorted({method.response.NAME for method in methods.METHODS.values()})
 
 
 @settings(deadline=None, max_examples=400)

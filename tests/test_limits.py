@@ -14,7 +14,7 @@ import pytest
 from rigs.lone_member import LoneMember
 from rigs.processes import PATIENCE_S, RawConnection, ServerProcess, wait_until
 
-from etcdlite import errors, frames, proto
+from etcdlite import errors, frames, methods, proto
 from etcdlite import server as server_module
 from etcdlite.client import (
     EtcdliteError,
@@ -40,9 +40,9 @@ its requests can ask for, and what the allocator keeps of it."""
 
 IDLE_CONNECTIONS = 10_000
 
-PUT = proto.METHOD_BY_NAME["KV.Put"].number
-RANGE = proto.METHOD_BY_NAME["KV.Range"].number
-WATCH = proto.METHOD_BY_NAME["Watch.Watch"].number
+PUT = methods.METHOD_BY_NAME["KV.Put"].number
+RANGE = methods.METHOD_BY_NAME["KV.Range"].number
+WATCH = methods.METHOD_BY_NAME["Watch.Watch"].number
 
 
 @pytest.fixture(scope="module")
@@ -414,7 +414,7 @@ def test_a_deaf_client_that_begins_to_read_gets_every_answer(full):
 
 def test_a_client_that_takes_a_snapshot_and_never_reads_is_held_back(full):
     before = full.rss_bytes
-    method = proto.METHOD_BY_NAME["Maintenance.Snapshot"].number
+    method = methods.METHOD_BY_NAME["Maintenance.Snapshot"].number
     raws = [full.talk(buffer_bytes=4096) for _ in range(4)]
     for raw in raws:
         pipeline_deaf(raw, b"".join(frames.frame(n, method, 0, b"") for n in range(1, 51)))

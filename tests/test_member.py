@@ -10,10 +10,10 @@ from rigs.faulty_disk import FaultyDisk
 from rigs.member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from test_recovery import live
 
-from etcdlite import member, mvcc, proto, snap
+from etcdlite import member, methods, mvcc, proto, snap
 from etcdlite.errors import error
 from etcdlite.limits import Limits
-from etcdlite.replica import alarms, entry
+from etcdlite.replica import alarms
 from etcdlite.replica import reads as reading
 from etcdlite.storage.data import OFFSET_MASK, DataDamaged, segment_name
 from etcdlite.storage.index import HEAD, PAST
@@ -43,7 +43,7 @@ def filled(keys: int, value: bytes = b"v", **options: Any) -> MemberRig:
     """A member with that many keys; the model is not told of them."""
     rig = BigSegments(**options)
     rig.settle()
-    number = entry.PUT
+    number = methods.PUT
     for key in range(keys):
         request = PutRequest(key=b"key%07d" % key, value=value)
         rig.member.propose_message(None, 0, number, request)
@@ -252,7 +252,7 @@ def test_background_work_lets_a_write_be_saved_first() -> None:
     rig = filled(6000)
     for number in range(6000):
         request = PutRequest(key=b"key%07d" % number)
-        rig.member.propose_message(None, 0, entry.PUT, request)
+        rig.member.propose_message(None, 0, methods.PUT, request)
     rig.settle()
     rig.member.store.compact(rig.member.store.revision)
     past = rig.member.store.index.past
@@ -648,11 +648,11 @@ def test_a_hundred_thousand_leases_expire_in_turns_of_bounded_work() -> None:
     leases = 100_000
     rig = BigSegments()
     rig.settle()
-    grant = proto.METHOD_BY_NAME["Lease.LeaseGrant"].number
+    grant = methods.METHOD_BY_NAME["Lease.LeaseGrant"].number
     for lease_id in range(1, leases + 1):
         rig.member.propose_message(None, 0, grant, proto.LeaseGrantRequest(ID=lease_id, TTL=10))
         request = PutRequest(key=b"key%07d" % lease_id, lease=lease_id)
-        rig.member.propose_message(None, 0, entry.PUT, request)
+        rig.member.propose_message(None, 0, methods.PUT, request)
         if lease_id % 5000 == 0:
             rig.settle()
     store = rig.member.store

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rigs.lone_member import LoneMember
 
-from etcdlite import __version__, errors, metrics, proto
+from etcdlite import __version__, errors, methods, metrics, proto
 from etcdlite.metrics import Histogram, Metrics
 from etcdlite.wire import exposition
 from etcdlite.wire.grpc import GrpcSession
@@ -114,9 +114,9 @@ BUCKETS = {
 NOT_IN_THE_LIST = {"etcd_server_healthcheck", "etcd_server_healthchecks_total"}
 """Names of etcd 3.6 that the list above is too old for."""
 
-PUT = proto.METHOD_BY_NAME["KV.Put"].number
-RANGE = proto.METHOD_BY_NAME["KV.Range"].number
-WATCH = proto.METHOD_BY_NAME["Watch.Watch"].number
+PUT = methods.METHOD_BY_NAME["KV.Put"].number
+RANGE = methods.METHOD_BY_NAME["KV.Range"].number
+WATCH = methods.METHOD_BY_NAME["Watch.Watch"].number
 
 
 class Asker:
@@ -129,7 +129,7 @@ class Asker:
         return True
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
-        self.outcome = proto.METHODS[method].response.decode(body)
+        self.outcome = methods.METHODS[method].response.decode(body)
 
     def fail(self, request_id: int, method: int, failure: errors.EtcdError) -> None:
         self.outcome = failure
@@ -144,7 +144,7 @@ def lone(tmp_path: Path) -> Any:
 
 def write(lone: LoneMember, method: str, **fields: Any) -> Any:
     asker = Asker()
-    about = proto.METHOD_BY_NAME[method]
+    about = methods.METHOD_BY_NAME[method]
     lone.member.propose_message(asker, 1, about.number, about.request(**fields))
     lone.settle()
     return asker.outcome
@@ -152,7 +152,7 @@ def write(lone: LoneMember, method: str, **fields: Any) -> Any:
 
 def read(lone: LoneMember, method: str, **fields: Any) -> Any:
     asker = Asker()
-    about = proto.METHOD_BY_NAME[method]
+    about = methods.METHOD_BY_NAME[method]
     lone.member.read(asker, 1, about.number, about.request(**fields))
     lone.settle()
     return asker.outcome
@@ -397,7 +397,7 @@ def test_background_work_is_counted(lone: LoneMember) -> None:
     write(lone, "KV.Compact", revision=20)
     asker = Asker()
     lone.member.housekeeping.defragment(
-        asker, 1, proto.METHOD_BY_NAME["Maintenance.Defragment"].number
+        asker, 1, methods.METHOD_BY_NAME["Maintenance.Defragment"].number
     )
     lone.settle()
     lone.tick()
@@ -454,7 +454,7 @@ def test_members_are_told_apart(lone: LoneMember) -> None:
 
 
 def rpc(lone: LoneMember, name: str, number: int, **labels: str) -> float:
-    method = proto.METHODS[number]
+    method = methods.METHODS[number]
     kind = "bidi_stream" if number == WATCH else "unary"
     about = {"grpc_service": method.service, "grpc_method": method.name, "grpc_type": kind}
     return value(lone, f"grpc_server_{name}_total", **about, **labels)
@@ -470,7 +470,7 @@ def ask(stream_id: int, number: int, body: bytes, *, ends: bool = True) -> bytes
         [
             (b":method", b"POST"),
             (b":scheme", b"http"),
-            (b":path", proto.METHODS[number].grpc_path.encode()),
+            (b":path", methods.METHODS[number].grpc_path.encode()),
             (b"content-type", b"application/grpc"),
             (b"te", b"trailers"),
             (b"client-api-version", b"3.5"),

@@ -20,7 +20,7 @@ import pytest
 from rigs.lone_member import LoneMember
 from rigs.processes import PATIENCE_S, ROOT, ServerProcess, wait_until
 
-from etcdlite import config, frames, proto
+from etcdlite import config, frames, methods, proto
 from etcdlite import server as server_module
 from etcdlite.client import (
     Client,
@@ -37,7 +37,7 @@ from etcdlite.storage import checkpoint, data
 from etcdlite.storage.disk import Disk, File
 from etcdlite.threads import DiskFailed
 
-PUT = proto.METHOD_BY_NAME["KV.Put"].number
+PUT = methods.METHOD_BY_NAME["KV.Put"].number
 
 
 def refused(one: ServerProcess, *flags: str) -> str:
@@ -565,7 +565,7 @@ def test_history_is_given_up_after_a_number_of_revisions(tmp_path):
     store = lone.member.store
     lone.member.housekeeping.auto_compaction = AutoCompaction(0, 10)
     lone.tick()
-    number = proto.METHOD_BY_NAME["KV.Put"].number
+    number = methods.METHOD_BY_NAME["KV.Put"].number
     for _ in range(30):
         lone.member.propose_message(None, 0, number, proto.PutRequest(key=b"k"))
         lone.settle()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim.world import World, url
 
-from etcdlite import frames, proto
+from etcdlite import frames, methods, proto
 from etcdlite.frames import (
     END,
     ERROR,
@@ -186,11 +186,11 @@ def test_what_is_no_peer_is_hung_up_on(first: bytes) -> None:
 def test_nothing_but_a_member_list_is_answered_before_the_introduction() -> None:
     caller = Caller()
     caller.shake()
-    number = proto.METHOD_BY_NAME["Cluster.MemberList"].number
+    number = methods.METHOD_BY_NAME["Cluster.MemberList"].number
     ((_, method, flags, body),) = caller.ask(number, b"")
     assert (method, flags) == (number, END)
     assert [m.ID for m in proto.MemberListResponse.decode(body).members] == [caller.member.id]
-    for method in (RAFT, FORWARD, SNAPSHOT, proto.METHOD_BY_NAME["KV.Put"].number):
+    for method in (RAFT, FORWARD, SNAPSHOT, methods.METHOD_BY_NAME["KV.Put"].number):
         caller = Caller()
         caller.shake()
         assert caller.ask(method, b"") == []

@@ -18,7 +18,7 @@ from google.protobuf import message as protobuf_message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etcdlite import frames, json_mapping, proto
+from etcdlite import frames, json_mapping, methods, proto
 
 NAMES = sorted(proto.MESSAGES)
 NUMBERS = {"bool", "int64", "uint64", "int32", "uint32", "enum"}
@@ -601,19 +601,19 @@ def test_the_methods_are_those_of_the_protocol_page() -> None:
     }
     assert described == {
         number: (m.full, m.request.NAME, m.response.NAME, m.client_stream, m.server_stream)
-        for number, m in proto.METHODS.items()
+        for number, m in methods.METHODS.items()
     }
 
 
 def test_a_method_is_found_by_number_and_by_name() -> None:
-    put = proto.METHODS[0x02]
-    assert put is proto.METHOD_BY_NAME["KV.Put"]
+    put = methods.METHODS[0x02]
+    assert put is methods.METHOD_BY_NAME["KV.Put"]
     assert put.grpc_path == "/etcdserverpb.KV/Put"
     assert put.request is proto.PutRequest
-    assert proto.METHOD_BY_NAME["Lock.Unlock"].service == "v3lockpb.Lock"
-    revoke = proto.METHOD_BY_NAME["Lease.LeaseRevoke"]
+    assert methods.METHOD_BY_NAME["Lock.Unlock"].service == "v3lockpb.Lock"
+    revoke = methods.METHOD_BY_NAME["Lease.LeaseRevoke"]
     assert revoke.http_paths == ("/v3/lease/revoke", "/v3/kv/lease/revoke")
-    assert len({path for m in proto.METHODS.values() for path in m.http_paths}) == 51
+    assert len({path for m in methods.METHODS.values() for path in m.http_paths}) == 51
 
 
 FRAMES = st.lists(

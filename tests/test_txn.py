@@ -23,7 +23,7 @@ import pytest
 from rigs.plain_model import KEYS, Requests
 from rigs.store_rig import StoreRig
 
-from etcdlite import json_mapping, proto, txn
+from etcdlite import json_mapping, methods, proto, txn
 from etcdlite.errors import EtcdError, error
 
 Compare, RequestOp, TxnRequest = proto.Compare, proto.RequestOp, proto.TxnRequest
@@ -75,7 +75,7 @@ class RealEtcd:
 
     METHODS = {
         method.request.NAME: method
-        for method in proto.METHODS.values()
+        for method in methods.METHODS.values()
         if method.http_paths and not (method.client_stream or method.server_stream)
     }
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
-from etcdlite import frames, proto
+from etcdlite import frames, methods, proto
 from etcdlite.client import operations as calls
 from etcdlite.client import scripts as recipes
 from etcdlite.client.connection import (
@@ -242,7 +242,7 @@ class AsyncClient:
         repeatable: bool = False,
     ) -> Any:
         """Send one message to a method ("KV.Put") and give the one message it answers with."""
-        rpc = proto.METHOD_BY_NAME[method]
+        rpc = methods.METHOD_BY_NAME[method]
         body = request.encode()
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         deadline_s = asyncio.get_running_loop().time() + timeout_s
@@ -273,7 +273,7 @@ class AsyncClient:
         With `first` that message is sent, and nothing more will be. `timeout_s` bounds the wait
         for each message (None: forever). A stream is not resumed when its connection breaks.
         """
-        return AsyncStream(self, proto.METHOD_BY_NAME[method], first, timeout_s)
+        return AsyncStream(self, methods.METHOD_BY_NAME[method], first, timeout_s)
 
     # Connecting.
 
@@ -688,7 +688,7 @@ class AsyncWatch:
     def __init__(self, client: AsyncClient, cursor: WatchCursor) -> None:
         self._client = client
         self._cursor = cursor
-        self._method = proto.METHOD_BY_NAME["Watch.Watch"]
+        self._method = methods.METHOD_BY_NAME["Watch.Watch"]
         self._wake = asyncio.Event()
         self._closed = False
         self._connection: _Connection | None = None

@@ -37,7 +37,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
-from etcdlite import frames, proto
+from etcdlite import frames, methods, proto
 from etcdlite.client import operations as calls
 from etcdlite.client import scripts as recipes
 from etcdlite.client.connection import (
@@ -280,7 +280,7 @@ class Client:
 
         `repeatable`: carrying it out twice is the same as once, so it may be sent again.
         """
-        rpc = proto.METHOD_BY_NAME[method]
+        rpc = methods.METHOD_BY_NAME[method]
         body = request.encode()
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         deadline_s = monotonic() + timeout_s
@@ -307,7 +307,7 @@ class Client:
         With `first` that message is sent, and nothing more will be. `timeout_s` bounds the wait
         for each message (None: forever). A stream is not resumed when its connection breaks.
         """
-        rpc = proto.METHOD_BY_NAME[method]
+        rpc = methods.METHOD_BY_NAME[method]
         deadline_s = monotonic() + self.timeout_s
         with self._connect_lock:
             endpoint, sock, core = self._dial(deadline_s)
@@ -734,7 +734,7 @@ class Watch:
     def __init__(self, client: Client, cursor: WatchCursor, timeout_s: float | None) -> None:
         self._client = client
         self._cursor = cursor
-        self._method = proto.METHOD_BY_NAME["Watch.Watch"]
+        self._method = methods.METHOD_BY_NAME["Watch.Watch"]
         self._wake = threading.Event()
         self._closed = False
         self._connection: _Connection | None = None

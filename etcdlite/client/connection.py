@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from etcdlite import frames, proto
+from etcdlite import frames, methods, proto
 from etcdlite.client.errors import (
     ConnectionFailed,
     ProtocolViolation,
@@ -41,6 +41,7 @@ from etcdlite.client.errors import (
     UnknownOutcome,
     error_for,
 )
+from etcdlite.methods import Retry
 
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
 DEFAULT_PORT = 2379
@@ -78,7 +79,7 @@ BACKOFF_MAX_S = 1.0
 """Waits between attempts (of watches, keep-alives, reads without a leader): doubling."""
 
 
-PING = proto.Method(
+PING = methods.Method(
     number=frames.PING,
     service="",
     name="Ping",
@@ -86,9 +87,6 @@ PING = proto.Method(
     grpc_path="",
     request=proto.Message,
     response=proto.Message,
-    client_stream=False,
-    server_stream=False,
-    http_paths=(),
 )
 """The native protocol's own method; its bodies are not messages."""
 
@@ -106,41 +104,26 @@ class Broken(Exception):
         self.sent = sent
 
 
-_READS = frozenset(
-    (
-        "KV.Range",
-        "Lease.LeaseKeepAlive",  # twice does no more than once
-        "Lease.LeaseTimeToLive",
-        "Lease.LeaseLeases",
-        "Cluster.MemberList",
-        "Maintenance.Status",
-        "Maintenance.Hash",
-        "Maintenance.HashKV",
-        "Auth.AuthStatus",
-        "Auth.Authenticate",
-        "Auth.UserGet",
-        "Auth.UserList",
-        "Auth.RoleGet",
-        "Auth.RoleList",
-        "Election.Leader",
-    )
-)
-
-
 def is_read(method: str, request: Any) -> bool:
     """Whether carrying the request out twice is the same as once, so that it may be sent again."""
-    if method in _READS:
-        return True
-    if method == "KV.Txn":
-        return all(
-            op.request_range is not None
-            or (op.request_txn is not None and is_read("KV.Txn", op.request_txn))
-            for branch in (request.success, request.failure)
-            for op in branch
-        )
-    if method == "Maintenance.Alarm":
-        return request.action == proto.ENUMS["AlarmRequest.AlarmAction"]["GET"]
-    return False
+    retry = methods.METHOD_BY_NAME[method].retry
+    return retry is Retry.ALWAYS or (retry is Retry.IF_READ and _CHANGES_NOTHING[method](request))
+
+
+def _only_ranges(txn: Any) -> bool:
+    return all(
+        op.request_range is not None
+        or (op.request_txn is not None and _only_ranges(op.request_txn))
+        for branch in (txn.success, txn.failure)
+        for op in branch
+    )
+
+
+_CHANGES_NOTHING: dict[str, Callable[[Any], bool]] = {
+    "KV.Txn": _only_ranges,
+    "Maintenance.Alarm": lambda request: request.action == proto.AlarmRequest.GET,
+}
+assert _CHANGES_NOTHING.keys() == {m.full for m in methods.ROWS if m.retry is Retry.IF_READ}
 
 
 def after_break(broken: Broken, method: str, resend: bool, attempts_left: int) -> None:

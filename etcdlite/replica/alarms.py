@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from etcdlite import log, proto
+from etcdlite.methods import ALARM_METHOD
 from etcdlite.mvcc import ALARM
-from etcdlite.replica.entry import ALARM_METHOD
 
 if TYPE_CHECKING:
     from etcdlite.member import Member

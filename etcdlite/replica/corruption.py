@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from etcdlite import log, proto
 from etcdlite.errors import EtcdError, error
+from etcdlite.methods import HASH_KV
 from etcdlite.request import Asked
 
 if TYPE_CHECKING:
     from etcdlite.member import Member
-
-HASH_KV = proto.METHOD_BY_NAME["Maintenance.HashKV"].number
 
 ANSWER_TIMEOUT_S = 300.0
 """A large state takes its time to be hashed."""

@@ -8,7 +8,7 @@ The payload of an entry, all integers little-endian:
     8   8  id of the member that proposed it
     16  8  number of the batch at that member, so that it finds who waits for the answers
     24     the requests, each as a frame of the native protocol: the very bytes the client sent
-           (the request id in it means nothing here), or one of the internal methods below
+           (the request id in it means nothing here), or of a method that only members propose
 
 A membership change is an entry of its own kind, with one request, a `MemberChange`.
 """
@@ -19,28 +19,12 @@ import struct
 from collections.abc import Generator
 from typing import Any, Protocol
 
-from etcdlite import proto
 from etcdlite.errors import EtcdError
 from etcdlite.frames import FRAME, FRAME_HEADER_BYTES
+from etcdlite.methods import LEASE_GRANT, PUT, REQUESTS, TXN
 
 ENTRY_VERSION = 1
 ENTRY_HEADER = struct.Struct("<B3xIQQ")
-
-RANGE = proto.METHOD_BY_NAME["KV.Range"].number
-PUT = proto.METHOD_BY_NAME["KV.Put"].number
-DELETE_RANGE = proto.METHOD_BY_NAME["KV.DeleteRange"].number
-TXN = proto.METHOD_BY_NAME["KV.Txn"].number
-COMPACT = proto.METHOD_BY_NAME["KV.Compact"].number
-LEASE_GRANT = proto.METHOD_BY_NAME["Lease.LeaseGrant"].number
-LEASE_REVOKE = proto.METHOD_BY_NAME["Lease.LeaseRevoke"].number
-ALARM_METHOD = proto.METHOD_BY_NAME["Maintenance.Alarm"].number
-# Internal: nobody but a member proposes these.
-PUBLISH = 0xE1
-"""A `Member` message; its name and client URLs become those of that member."""
-MEMBER_CHANGE = 0xE2
-"""A `MemberChange`, in an entry of its own kind."""
-CHECKPOINT = 0xE3
-"""`LeaseCheckpointRequest`."""
 
 
 class Session(Protocol):
@@ -67,11 +51,6 @@ Waiter = tuple["Session | None", int, int, Any]
 Steps = Generator[None, None, bytes]
 """Work in slices whose result is the encoded response without its header."""
 
-_REQUESTS = {number: method.request for number, method in proto.METHODS.items()}
-_REQUESTS[PUBLISH] = proto.Member
-_REQUESTS[MEMBER_CHANGE] = proto.MemberChange
-_REQUESTS[CHECKPOINT] = proto.LeaseCheckpointRequest
-
 
 def decode_requests(data: bytes, count: int) -> list[Waiter]:
     """The requests of an entry's payload that nobody here waits for."""
@@ -80,7 +59,7 @@ def decode_requests(data: bytes, count: int) -> list[Waiter]:
     for _ in range(count):
         length, request_id, method, _ = FRAME.unpack_from(data, at)
         end = at + 4 + length
-        request = _REQUESTS[method].decode(data, at + FRAME_HEADER_BYTES, end)
+        request = REQUESTS[method].decode(data, at + FRAME_HEADER_BYTES, end)
         waiters.append((None, request_id, method, request))
         at = end
     assert at == len(data), "an entry's payload has bytes after its requests"

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from etcdlite import log, proto
+from etcdlite.methods import COMPACT
 from etcdlite.mvcc import Job
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
 
@@ -33,11 +34,9 @@ CHECKPOINT_BYTES_PER_KEY = 64
 """A checkpoint of many keys is large: it is written when at least this much per key is new, so that
 checkpoints at most about double what is written."""
 
-MAX_COMPACTION_INTERVAL_S = 3600.0
+MAXCOMPACTION_INTERVAL_S = 3600.0
 REVISION_MODE_INTERVAL_S = 300.0
 SAMPLES_PER_RETENTION = 10
-
-_COMPACT = proto.METHOD_BY_NAME["KV.Compact"].number
 
 
 class AutoCompaction:
@@ -69,7 +68,7 @@ class AutoCompaction:
             target = self._samples.popleft()[1]
         if not target or (self._next_compaction is not None and now < self._next_compaction):
             return 0
-        self._next_compaction = now + min(self._retention_s, MAX_COMPACTION_INTERVAL_S)
+        self._next_compaction = now + min(self._retention_s, MAXCOMPACTION_INTERVAL_S)
         return target
 
 
@@ -119,9 +118,7 @@ class Housekeeping:
             revision = self.auto_compaction.due(now, store.revision)
             if revision > store.compacted:
                 log.info("starting auto compaction", revision=revision)
-                member.propose_message(
-                    None, 0, _COMPACT, proto.CompactionRequest(revision=revision)
-                )
+                member.propose_message(None, 0, COMPACT, proto.CompactionRequest(revision=revision))
         if self._job is None:
             self._job = self._next_job()
 

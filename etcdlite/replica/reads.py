@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from etcdlite import log, proto, txn
 from etcdlite.errors import EtcdError, error
-from etcdlite.peer import KEEP_ALIVE
+from etcdlite.methods import RANGE, Route, by_number, numbers
 from etcdlite.proto import varint
 from etcdlite.raft import NotLeader, RequestDropped
-from etcdlite.replica.entry import RANGE, TXN, Session, Steps, Waiter
+from etcdlite.replica.entry import Session, Steps, Waiter
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.steps import join_steps
 
@@ -336,18 +336,16 @@ def _hash_kv(member: Member, request: Any) -> Steps:
     return header + response.encode()
 
 
-READERS: dict[int, Callable[[Member, Any], Steps]] = {
-    RANGE: _range,
-    TXN: _txn,
-    KEEP_ALIVE: _nothing,
-    **{
-        proto.METHOD_BY_NAME[name].number: reader
-        for name, reader in (
-            ("Lease.LeaseTimeToLive", _time_to_live),
-            ("Lease.LeaseLeases", _leases),
-            ("Cluster.MemberList", _members),
-            ("Maintenance.Hash", _hash),
-            ("Maintenance.HashKV", _hash_kv),
-        )
+READERS: dict[int, Callable[[Member, Any], Steps]] = by_number(
+    numbers(Route.READ | Route.SERIALIZABLE),
+    {
+        "KV.Range": _range,
+        "KV.Txn": _txn,
+        "Lease.LeaseKeepAlive": _nothing,
+        "Lease.LeaseTimeToLive": _time_to_live,
+        "Lease.LeaseLeases": _leases,
+        "Cluster.MemberList": _members,
+        "Maintenance.Hash": _hash,
+        "Maintenance.HashKV": _hash_kv,
     },
-}
+)

@@ -11,19 +11,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from etcdlite import txn
+from etcdlite.methods import PUT, Route, by_number, numbers
 from etcdlite.mvcc import LEASE
 from etcdlite.proto import varint
-from etcdlite.replica.entry import (
-    ALARM_METHOD,
-    CHECKPOINT,
-    COMPACT,
-    DELETE_RANGE,
-    LEASE_GRANT,
-    LEASE_REVOKE,
-    PUBLISH,
-    TXN,
-    Steps,
-)
+from etcdlite.replica.entry import Steps
 
 if TYPE_CHECKING:
     from etcdlite.member import Member
@@ -95,13 +86,16 @@ def _lease_key(lease_id: int) -> bytes:
     return lease_id.to_bytes(8, "big")
 
 
-APPLIERS: dict[int, Callable[[Member, Any], Steps]] = {
-    DELETE_RANGE: _delete_range,
-    TXN: _txn,
-    COMPACT: _compact,
-    LEASE_GRANT: _lease_grant,
-    LEASE_REVOKE: _lease_revoke,
-    ALARM_METHOD: _alarm,
-    PUBLISH: _publish,
-    CHECKPOINT: _checkpoint,
-}
+APPLIERS: dict[int, Callable[[Member, Any], Steps]] = by_number(
+    numbers(Route.WRITE) - {PUT},
+    {
+        "KV.DeleteRange": _delete_range,
+        "KV.Txn": _txn,
+        "KV.Compact": _compact,
+        "Lease.LeaseGrant": _lease_grant,
+        "Lease.LeaseRevoke": _lease_revoke,
+        "Maintenance.Alarm": _alarm,
+        "Log.Publish": _publish,
+        "Log.Checkpoint": _checkpoint,
+    },
+)

@@ -16,13 +16,12 @@ from etcdlite import proto, txn
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, EtcdError, error
 from etcdlite.frames import FRAME_HEADER_BYTES
 from etcdlite.member import Member
+from etcdlite.methods import CHECKPOINT, KEEP_ALIVE, METHOD_BY_NAME, METHODS, UNARY, by_number
 from etcdlite.proto import varint
 from etcdlite.replica import membership as cluster
 from etcdlite.replica.alarms import alarm_name
-from etcdlite.replica.entry import CHECKPOINT, Session, needs_space
+from etcdlite.replica.entry import Session, needs_space
 from etcdlite.request import Asked, Done
-
-_KEEP_ALIVE = proto.METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
 
 MAX_KNOWN_RENEWALS = 8192
 MAX_KNOWN_RENEWAL_BYTES = 32
@@ -213,14 +212,14 @@ def keep_alive(member: Member, body: bytes, done: Done) -> None:
         if member.is_learner:
             done(error("NotSupportedForLearner"))
         else:
-            member.ask_leader(_KEEP_ALIVE, body, partial(_leader_kept_alive, member, body, done))
+            member.ask_leader(KEEP_ALIVE, body, partial(_leader_kept_alive, member, body, done))
     elif member.needs_no_round and not member.is_checkpointed(renewal[0]):
         done(_renew(member, *renewal))
     else:
         # Whether this member leads still, and knows of all that was answered, a read finds out: a
         # leader that was paused must not renew what another one has let expire meanwhile.
         confirmed = Asked(partial(_leadership_confirmed, member, renewal, body, done))
-        member.read(confirmed, 0, _KEEP_ALIVE, None)
+        member.read(confirmed, 0, KEEP_ALIVE, None)
 
 
 _RENEWALS: dict[bytes, tuple[int, bytes]] = {}
@@ -287,46 +286,47 @@ def _leader_kept_alive(member: Member, body: bytes, done: Done, answer: bytes | 
         done(answer)
 
 
-_HANDLERS: dict[str, Handler] = {
-    "KV.Range": _range,
-    "KV.Put": _put,
-    "KV.DeleteRange": _delete_range,
-    "KV.Txn": _txn,
-    "KV.Compact": _propose,
-    "Lease.LeaseGrant": _lease_grant,
-    "Lease.LeaseRevoke": _propose,
-    "Lease.LeaseTimeToLive": _time_to_live,
-    "Lease.LeaseLeases": _read,
-    "Cluster.MemberAdd": _member_change,
-    "Cluster.MemberRemove": _member_change,
-    "Cluster.MemberUpdate": _member_change,
-    "Cluster.MemberList": _member_list,
-    "Cluster.MemberPromote": _member_change,
-    "Maintenance.Alarm": _propose,
-    "Maintenance.Status": _status,
-    "Maintenance.Defragment": _defragment,
-    "Maintenance.Hash": _read_now,
-    "Maintenance.HashKV": _read_now,
-    "Maintenance.MoveLeader": _move_leader,
-}
-
 _ACTIONS = {
-    proto.METHOD_BY_NAME["Cluster.MemberAdd"].number: cluster.ADD,
-    proto.METHOD_BY_NAME["Cluster.MemberRemove"].number: cluster.REMOVE,
-    proto.METHOD_BY_NAME["Cluster.MemberUpdate"].number: cluster.UPDATE,
-    proto.METHOD_BY_NAME["Cluster.MemberPromote"].number: cluster.PROMOTE,
+    METHOD_BY_NAME["Cluster.MemberAdd"].number: cluster.ADD,
+    METHOD_BY_NAME["Cluster.MemberRemove"].number: cluster.REMOVE,
+    METHOD_BY_NAME["Cluster.MemberUpdate"].number: cluster.UPDATE,
+    METHOD_BY_NAME["Cluster.MemberPromote"].number: cluster.PROMOTE,
 }
 
 HANDLERS: dict[int, tuple[Handler, Any]] = {
-    proto.METHOD_BY_NAME[name].number: (handler, proto.METHOD_BY_NAME[name].request.decode)
-    for name, handler in _HANDLERS.items()
+    number: (handler, METHODS[number].request.decode)
+    for number, handler in by_number(
+        UNARY,
+        {
+            "KV.Range": _range,
+            "KV.Put": _put,
+            "KV.DeleteRange": _delete_range,
+            "KV.Txn": _txn,
+            "KV.Compact": _propose,
+            "Lease.LeaseGrant": _lease_grant,
+            "Lease.LeaseRevoke": _propose,
+            "Lease.LeaseTimeToLive": _time_to_live,
+            "Lease.LeaseLeases": _read,
+            "Cluster.MemberAdd": _member_change,
+            "Cluster.MemberRemove": _member_change,
+            "Cluster.MemberUpdate": _member_change,
+            "Cluster.MemberList": _member_list,
+            "Cluster.MemberPromote": _member_change,
+            "Maintenance.Alarm": _propose,
+            "Maintenance.Status": _status,
+            "Maintenance.Defragment": _defragment,
+            "Maintenance.Hash": _read_now,
+            "Maintenance.HashKV": _read_now,
+            "Maintenance.MoveLeader": _move_leader,
+        },
+    ).items()
 }
 """Unary methods by number: the handler and the decoder of the request."""
 
 
 def unimplemented(method: int) -> EtcdError:
     """The answer to a method that does not exist or is not served."""
-    known = proto.METHODS.get(method)
+    known = METHODS.get(method)
     if known is None:
         return EtcdError(UNIMPLEMENTED, f"unknown method {method:#04x}")
     return EtcdError(

@@ -18,14 +18,14 @@ import json
 import re
 from typing import Any
 
-from etcdlite import errors, json_mapping, proto
+from etcdlite import errors, json_mapping, methods, proto
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError
 
 PREFIXES = ("/v3/", "/v3beta/", "/v3alpha/")
 
-METHODS: dict[str, proto.Method] = {
+METHODS: dict[str, methods.Method] = {
     prefix + path.removeprefix("/v3/"): method
-    for method in proto.METHODS.values()
+    for method in methods.METHODS.values()
     for path in method.http_paths
     for prefix in PREFIXES
 }

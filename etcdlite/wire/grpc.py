@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from etcdlite import frames, proto
+from etcdlite import frames, methods
 from etcdlite.errors import (
     CANCELED,
     INTERNAL,
@@ -103,7 +103,7 @@ class Route(NamedTuple):
 
 def _routes() -> dict[bytes, Route]:
     routes = {}
-    for number, method in proto.METHODS.items():
+    for number, method in methods.METHODS.items():
         handle, decode = api.HANDLERS.get(number, (None, None))
         routes[method.grpc_path.encode()] = Route(
             number, handle, decode, CALLS.get(number), method.client_stream

@@ -43,12 +43,12 @@ from urllib.parse import parse_qs, unquote
 import h11
 
 import etcdlite
-from etcdlite import frames, json_mapping, log, proto
+from etcdlite import frames, json_mapping, log, methods, proto
 from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, NOT_FOUND, EtcdError, error
 from etcdlite.member import OVERHEAD_BYTES, Member
+from etcdlite.methods import RANGE, WATCH
 from etcdlite.raft import ROLE_NAMES
 from etcdlite.replica.alarms import alarm_name
-from etcdlite.replica.entry import RANGE
 from etcdlite.wire import api, gateway
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.native import HIGH_WATER_BYTES
@@ -92,7 +92,6 @@ TEXT = "text/plain; charset=utf-8"
 METRICS = "text/plain; version=0.0.4; charset=utf-8"
 HTML = "text/html; charset=utf-8"
 
-_WATCH = proto.METHOD_BY_NAME["Watch.Watch"].number
 
 _PROBE = proto.RangeRequest(key=b"\0", keys_only=True, limit=1)
 """What health checks read; the key need not exist."""
@@ -182,7 +181,7 @@ class _Request:
         self.is_welcome = False
         """It calls this server by a name that it answers to."""
         self.metadata: dict[str, str] = {}
-        self.method: proto.Method | None = None
+        self.method: methods.Method | None = None
         """Of the API."""
         self.body = bytearray()
         self.values: gateway.Values | None = None
@@ -380,7 +379,7 @@ class HttpSession:
             self._fail(request, EtcdError(INVALID_ARGUMENT, "unexpected EOF"))
         elif request.id not in self.calls:
             self._end_call(request)
-        elif request.method is None or request.method.number != _WATCH:
+        elif request.method is None or request.method.number != WATCH:
             # A watch goes on for as long as its client stays, as in etcd.
             self.calls.finish(request.id)
 
@@ -418,7 +417,7 @@ class HttpSession:
         if request.metadata.get("hasleader") == "true" and not self.member.raft.leader:
             raise error("NoLeader")
 
-    def _call(self, request: _Request, method: proto.Method) -> None:
+    def _call(self, request: _Request, method: methods.Method) -> None:
         """Carry out a request that is one message."""
         member = self.member
         try:

@@ -32,10 +32,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
-from etcdlite import frames, proto
+from etcdlite import frames, methods, proto
 from etcdlite.errors import UNKNOWN, EtcdError, error
 from etcdlite.member import Member
-from etcdlite.replica.entry import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN
+from etcdlite.methods import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN
 from etcdlite.watch import WatchStream
 from etcdlite.wire import api
 from etcdlite.wire.calls import Call, CallOwner
@@ -107,7 +107,7 @@ class _ScriptedCall(Call):
 
     def message(self, body: bytes) -> None:
         if self._script is None:
-            self._script = self.run(proto.METHODS[self.method].request.decode(body))
+            self._script = self.run(methods.METHODS[self.method].request.decode(body))
             self._advance(None)
 
     def wake(self) -> None:
@@ -128,7 +128,7 @@ class _ScriptedCall(Call):
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         self._answered()
-        self._advance(proto.METHODS[method].response.decode(body))
+        self._advance(methods.METHODS[method].response.decode(body))
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         self._answered()
@@ -458,16 +458,13 @@ def _leader_of(request: Any) -> Any:
     return request.leader
 
 
-CALLS: dict[int, type[Call]] = {
-    proto.METHOD_BY_NAME[name].number: kind
-    for name, kind in {
-        "Lock.Lock": LockCall,
-        "Lock.Unlock": UnlockCall,
-        "Election.Campaign": CampaignCall,
-        "Election.Proclaim": ProclaimCall,
-        "Election.Leader": LeaderCall,
-        "Election.Observe": ObserveCall,
-        "Election.Resign": ResignCall,
-    }.items()
+CALLS: dict[str, type[Call]] = {
+    "Lock.Lock": LockCall,
+    "Lock.Unlock": UnlockCall,
+    "Election.Campaign": CampaignCall,
+    "Election.Proclaim": ProclaimCall,
+    "Election.Leader": LeaderCall,
+    "Election.Observe": ObserveCall,
+    "Election.Resign": ResignCall,
 }
-"""By the method's number, for whoever keeps `calls.Calls`."""
+"""By the method's full name, for `streams.py`."""

@@ -23,11 +23,11 @@ from etcdlite.frames import (
     ProtocolError,
 )
 from etcdlite.member import Member
+from etcdlite.methods import KEEP_ALIVE, MEMBER_LIST, PEER_METHODS
 from etcdlite.metrics import Peer as PeerMetrics
 from etcdlite.peer import (
     FORWARD,
     INTRODUCE,
-    KEEP_ALIVE,
     LINES_PER_S,
     RAFT,
     REMOVED_TEXT,
@@ -37,20 +37,6 @@ from etcdlite.peer import (
 )
 from etcdlite.snap import SnapshotError
 from etcdlite.wire import api
-
-_PEER_METHODS = frozenset(
-    proto.METHOD_BY_NAME[name].number
-    for name in (
-        "Cluster.MemberAdd",
-        "Cluster.MemberList",
-        "Cluster.MemberPromote",
-        "Cluster.MemberRemove",
-        "Cluster.MemberUpdate",
-        "Lease.LeaseTimeToLive",
-        "Maintenance.HashKV",
-    )
-)
-_MEMBER_LIST = proto.METHOD_BY_NAME["Cluster.MemberList"].number
 
 
 class Accepted(PeerConnection):
@@ -90,7 +76,7 @@ class Accepted(PeerConnection):
             self._introduced(request_id, proto.Introduction.decode(body))
         elif method == SNAPSHOT and self._snapshot_id:
             self.member.incoming.receive(self, body)
-        elif self.node or method == _MEMBER_LIST:
+        elif self.node or method == MEMBER_LIST:
             self._answer(request_id, method, body)
         else:
             raise ProtocolError(f"method {method:#04x} came before an introduction")
@@ -174,7 +160,7 @@ class Accepted(PeerConnection):
                 self.reply(request_id, method, b"")
             elif method == KEEP_ALIVE:
                 api.keep_alive(member, body, partial(self._kept_alive, request_id))
-            elif method in _PEER_METHODS:
+            elif method in PEER_METHODS:
                 handle, decode = api.HANDLERS[method]
                 frame = frames.frame(request_id, method, 0, body)
                 handle(member, self, request_id, method, decode(body), frame)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from etcdlite import proto, schema
+from etcdlite import methods, proto, schema
 from etcdlite.errors import INVALID_ARGUMENT, NOT_FOUND, error
 from etcdlite.proto import Field, varint
 from etcdlite.wire import health
@@ -118,7 +118,7 @@ def _service(full: str) -> bytes:
     # ServiceDescriptorProto: 1 name, 2 method (1 name, 2 input_type, 3 output_type,
     # 5 client_streaming, 6 server_streaming).
     out = _text(1, full.rpartition(".")[2])
-    for method in proto.METHODS.values():
+    for method in methods.METHODS.values():
         if method.service == full:
             one = _text(1, method.name)
             for number, message in ((2, method.request), (3, method.response)):
@@ -132,7 +132,7 @@ def _service(full: str) -> bytes:
 
 
 def _services(package: str) -> list[str]:
-    names = (method.service for method in proto.METHODS.values())
+    names = (method.service for method in methods.METHODS.values())
     return list(dict.fromkeys(name for name in names if name.rpartition(".")[0] == package))
 
 
@@ -199,7 +199,7 @@ def symbols() -> dict[str, str]:
         for name, package in _PACKAGE_OF.items()
         if package in FILES
     }
-    for method in proto.METHODS.values():
+    for method in methods.METHODS.values():
         name = FILES[method.service.rpartition(".")[0]]
         found[method.service] = found[f"{method.service}.{method.name}"] = name
     for name in ("Health", "Health.Check", "Health.Watch", "HealthCheckRequest",
@@ -221,7 +221,7 @@ def _dependencies(name: str) -> list[str]:
 
 def services() -> list[str]:
     """The names of all services of this server."""
-    api = dict.fromkeys(method.service for method in proto.METHODS.values())
+    api = dict.fromkeys(method.service for method in methods.METHODS.values())
     return sorted([*api, health.SERVICE, *SERVICES])
 
 

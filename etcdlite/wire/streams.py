@@ -11,9 +11,9 @@ from typing import Any
 from etcdlite import log, proto, snap, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
+from etcdlite.methods import RANGE, Route, by_number, numbers
 from etcdlite.mvcc import key_range
 from etcdlite.proto import varint
-from etcdlite.replica.entry import RANGE
 from etcdlite.storage.data import DataDamaged
 from etcdlite.wire import api
 from etcdlite.wire import locks as concurrency
@@ -237,13 +237,14 @@ class RangeStreamCall(Call):
         self.member.forget(self)
 
 
-CALLS: dict[int, type[Call]] = {
-    proto.METHOD_BY_NAME[name].number: kind
-    for name, kind in {
+CALLS: dict[int, type[Call]] = by_number(
+    numbers(Route.STREAM),
+    {
         "KV.RangeStream": RangeStreamCall,
         "Watch.Watch": WatchCall,
         "Lease.LeaseKeepAlive": KeepAliveCall,
         "Maintenance.Snapshot": SnapshotCall,
-    }.items()
-} | concurrency.CALLS
+        **concurrency.CALLS,
+    },
+)
 """By the method's number."""

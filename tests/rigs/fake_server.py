@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from etcdlite import frames, proto
+from etcdlite import frames, methods, proto
 
 HELLO = proto.Hello(cluster_id=1, member_id=1, version="fake", max_request_bytes=1 << 20)
 GREETING = frames.HANDSHAKE.pack(frames.MAGIC, 1, 0) + frames.frame(0, 0, 0, HELLO.encode())
@@ -188,7 +188,7 @@ class FakeConnection:
         if method == frames.PING:
             name, message = "Ping", body
         else:
-            rpc = proto.METHODS[method]
+            rpc = methods.METHODS[method]
             name, message = rpc.full, rpc.request.decode(body)
         is_cancel = bool(flags & frames.CANCEL)
         if is_cancel:

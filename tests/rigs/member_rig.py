@@ -11,7 +11,7 @@ import contextlib
 import random
 from typing import Any, NamedTuple
 
-from etcdlite import datadir, frames, proto, txn
+from etcdlite import datadir, frames, methods, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.member import Member
@@ -28,7 +28,7 @@ CLUSTER_ID = 8
 
 _NUMBERS = {
     method.request.NAME: number
-    for number, method in proto.METHODS.items()
+    for number, method in methods.METHODS.items()
     if not (method.client_stream or method.server_stream)
 }
 
@@ -175,7 +175,7 @@ class MemberRig:
         return request_id not in self.cancelled
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
-        self.answers[request_id] = proto.METHODS[method].response.decode(body)
+        self.answers[request_id] = methods.METHODS[method].response.decode(body)
         self._answered(request_id)
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from etcdlite import frames, proto
+from etcdlite import frames, methods, proto
 from etcdlite.client import Client
 from etcdlite.frames import FRAME, FRAME_HEADER_BYTES, HANDSHAKE, MAGIC
 
@@ -222,7 +222,7 @@ class RawConnection:
         self.hello = proto.Hello.decode(body)
 
     def send(self, request_id: int, name: str, message: Any, flags: int = frames.END) -> None:
-        number = proto.METHOD_BY_NAME[name].number
+        number = methods.METHOD_BY_NAME[name].number
         self.sock.sendall(frames.frame(request_id, number, flags, message.encode()))
 
     def receive(self) -> tuple[int, int, int, bytes]:

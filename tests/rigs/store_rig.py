@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from etcdlite import proto, txn
+from etcdlite import methods, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.limits import Limits
@@ -31,7 +31,7 @@ EVERYTHING = proto.RangeRequest(key=b"\x00", range_end=b"\x00")
 
 _NUMBERS = {
     method.request.NAME: number
-    for number, method in proto.METHODS.items()
+    for number, method in methods.METHODS.items()
     if method.full in ("KV.Put", *("KV.DeleteRange", "KV.Txn", "KV.Compact"))
     or method.full in ("Lease.LeaseGrant", "Lease.LeaseRevoke")
 }

@@ -33,7 +33,7 @@ from zlib import crc32
 
 from rigs.plain_model import PlainStore, within
 
-from etcdlite import frames, proto
+from etcdlite import frames, methods
 from etcdlite.errors import EtcdError, error
 from etcdlite.raft import LEADER, NOTHING_READY, VOTE_RESP
 from etcdlite.raft_log import ENTRY_CONF_CHANGE
@@ -49,14 +49,14 @@ MIN_TTL_S = 2
 
 _ENTRY_HEADER = struct.Struct("<B3xIQQ")
 _PUBLISH, _MEMBER_CHANGE, _CHECKPOINT = 0xE1, 0xE2, 0xE3
-_NUMBER = {name: method.number for name, method in proto.METHOD_BY_NAME.items()}
+_NUMBER = {name: method.number for name, method in methods.METHOD_BY_NAME.items()}
 _PUT = _NUMBER["KV.Put"]
 _REVOKE = _NUMBER["Lease.LeaseRevoke"]
 _GRANT = _NUMBER["Lease.LeaseGrant"]
 _TXN = _NUMBER["KV.Txn"]
 _ALARM = _NUMBER["Maintenance.Alarm"]
 _COMPACT = _NUMBER["KV.Compact"]
-_DECODE = {number: method.request.decode for number, method in proto.METHODS.items()}
+_DECODE = {number: method.request.decode for number, method in methods.METHODS.items()}
 
 NOT_KNOWN = frozenset(
     error(name).text

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
-from etcdlite import frames, proto
+from etcdlite import frames, methods, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.storage.data import DataDamaged
 from etcdlite.wire.native import NativeSession
@@ -27,8 +27,8 @@ GIVE_UP_S = (1.0, 12.0)
 RECONNECT_S = (0.01, 0.5)
 MAX_TTL_S = 6
 
-_NUMBER = {name: method.number for name, method in proto.METHOD_BY_NAME.items()}
-_RESPONSE = {number: method.response.decode for number, method in proto.METHODS.items()}
+_NUMBER = {name: method.number for name, method in methods.METHOD_BY_NAME.items()}
+_RESPONSE = {number: method.response.decode for number, method in methods.METHODS.items()}
 _WATCH = _NUMBER["Watch.Watch"]
 _KEEP_ALIVE = _NUMBER["Lease.LeaseKeepAlive"]
 _SNAPSHOT = _NUMBER["Maintenance.Snapshot"]

@@ -23,9 +23,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from etcdlite import datadir, lease, member, mvcc, peer, raft, raft_log, snap, txn, wal
 from etcdlite import watch as watches
 from etcdlite.errors import error
+from etcdlite.methods import PUT, RANGE
 from etcdlite.replica import maintenance as housekeeping
 from etcdlite.replica import reads as reading
-from etcdlite.replica.entry import PUT, RANGE
 from etcdlite.storage import data, index
 from etcdlite.wal import Save
 from etcdlite.wire import api
