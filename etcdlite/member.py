@@ -200,7 +200,9 @@ class Member:
         self.cluster_token = cluster_token
         self.peers = Peers(self)
         self.peers.update(self.cluster.members or {member.ID: member for member in members})
-        self.incoming = Incoming(self)
+        self.incoming = Incoming(
+            store.disk, store.directory, raft, self.run_task, self.snapshot_received
+        )
         self.hash_check = HashCheck(self)
         self._forced_index = raft.log.last if force_new_cluster else 0
         """Up to here membership changes of the log do not count: this member was told to be the

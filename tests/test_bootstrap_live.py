@@ -20,7 +20,7 @@ from rigs.processes import ROOT, ServerProcess, wait_until
 from test_cluster_live import LiveCluster, cluster, free_ports
 from test_discovery import FakeDns, fake_dns
 
-from etcdlite import proto, snap
+from etcdlite import backup, proto
 from etcdlite.client import Client
 
 __all__ = ["cluster", "fake_dns"]  # Fixtures.
@@ -104,7 +104,7 @@ def test_a_cluster_is_restored_from_one_members_backup(cluster: Any, tmp_path: P
         lose_data(member)
     for name, member in three.members.items():
         flags = dict(flag.removeprefix("--").split("=", 1) for flag in member.flags)
-        snap.restore(
+        backup.restore(
             str(tmp_path / "backup"),
             str(member.data_dir),
             name=name,

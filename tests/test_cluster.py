@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from sim.world import Node, World
 
-from etcdlite import frames, member, methods, peer, proto, snap
+from etcdlite import frames, member, methods, peer, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
-from etcdlite.wire import api
+from etcdlite.wire import api, streams
 
 SMALL: dict[str, Any] = {
     "raft": {"log_tail_bytes": 2000},
@@ -573,12 +573,12 @@ def test_a_snapshot_goes_on_over_another_connection() -> None:
     world.slow = {(leader.name, away.name): 0.03}
     away.start()
     incoming = away.member.incoming
-    world.run_until(lambda: incoming._offset > 200_000)
-    got, nonce = incoming._offset, incoming._offer.nonce
+    world.run_until(lambda: incoming.offset > 200_000)
+    got, nonce = incoming.offset, incoming.offer.nonce
     leader.break_connections(lambda name: name == away.name)
-    world.run_until(lambda: incoming._connection is not None and incoming._connection.is_open)
+    world.run_until(lambda: incoming.connection is not None and incoming.connection.is_open)
     world.run(0.7)
-    assert incoming._offer.nonce == nonce and incoming._offset >= got
+    assert incoming.offer.nonce == nonce and incoming.offset >= got
     caught_up(cluster, away)
 
 
@@ -587,7 +587,7 @@ def test_a_snapshot_that_nobody_fetches_is_given_up() -> None:
     world = cluster.world
     away.start()
     link = leader.member.peers.links[away.member_id]
-    world.run_until(lambda: away.member.incoming._offset > 0)
+    world.run_until(lambda: away.member.incoming.offset > 0)
     away.crash()
     world.run(30)
     assert link.image is not None
@@ -607,7 +607,7 @@ def test_leadership_that_leaves_and_returns_ends_the_snapshot_that_is_sent(
         monkeypatch.setattr(peer, "SNAPSHOT_BYTES_PER_S", 1 << 20)
         away.start()
         for target, former in ((other, leader), (leader, other)):
-            world.run_until(lambda a=away: a.member.incoming._offset > 0)  # type: ignore[misc]
+            world.run_until(lambda a=away: a.member.incoming.offset > 0)  # type: ignore[misc]
             client.ask(former, "Maintenance.MoveLeader", targetID=target.member_id)
             link = former.member.peers.links[away.member_id]
             assert link.image is None and link.snapshot_dial is None
@@ -624,7 +624,7 @@ def test_the_offer_of_an_earlier_leader_does_not_replace_that_of_the_leader() ->
     world.blocked = {(first.name, away.name)}
     client.ask(first, "Maintenance.MoveLeader", targetID=second.member_id)
     incoming = away.member.incoming
-    world.run_until(lambda: incoming._connection is not None and incoming._offset > 0)
+    world.run_until(lambda: incoming.connection is not None and incoming.offset > 0)
     world.heal()
     world.slow = {}
     caught_up(cluster, away)
@@ -719,9 +719,9 @@ def test_no_backup_is_taken_while_a_snapshot_is_installed() -> None:
     away.start()
     world.run_until(lambda: away.member.is_installing)
     with pytest.raises(EtcdError, match="taking over a snapshot"):
-        next(snap.stream(away.member))
+        next(streams.snapshot_parts(away.member))
     caught_up(cluster, away)
-    assert next(snap.stream(away.member))
+    assert next(streams.snapshot_parts(away.member))
 
 
 def test_a_forced_cluster_stays_one_after_a_loss_of_power() -> None:
@@ -871,13 +871,13 @@ def test_a_snapshot_that_is_being_stored_is_not_sent_again() -> None:
     world, client = cluster.world, cluster.client
     away.start()
     incoming = away.member.incoming
-    world.run_until(lambda: incoming._offset > 0)
+    world.run_until(lambda: incoming.offset > 0)
     away.sync_factor = 1000
-    world.run_until(lambda: incoming._is_storing)
-    nonce = incoming._offer.nonce
+    world.run_until(lambda: incoming.is_storing)
+    nonce = incoming.offer.nonce
     leader.break_connections(lambda name: name == away.name)
     link = leader.member.peers.links[away.member_id]
-    while incoming._is_storing:
+    while incoming.is_storing:
         client.put(leader, b"x", b"v" * 200)
         world.run(0.4)
         assert link._offer.nonce == nonce

@@ -17,6 +17,7 @@ from rigs.ctl_runner import run_ctl
 from rigs.processes import ROOT
 
 from etcdlite import ctl, proto
+from etcdlite.backup import Status
 from etcdlite.cli import check as ctl_check
 from etcdlite.cli import commands as ctl_commands
 from etcdlite.cli import input as ctl_input
@@ -25,7 +26,6 @@ from etcdlite.cli import session as ctl_session
 from etcdlite.cli.input import Failure, Flag, parse_compare, parse_flags, parse_request
 from etcdlite.cli.output import PRINTERS, EndpointResponse, Health, go_duration, go_quote
 from etcdlite.client import ConnectionFailed, EtcdliteError, KeyNotFound, LeaseNotFound
-from etcdlite.snap import Status
 
 HEADER = proto.ResponseHeader(
     cluster_id=12607863889349149623, member_id=7615239189561705077, revision=17, raft_term=2

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rigs.lone_member import LoneMember
 
-from etcdlite import frames, log, methods, proto, snap
+from etcdlite import backup, frames, log, methods, proto, snap
 from etcdlite.frames import HANDSHAKE, MAGIC
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
@@ -25,6 +25,7 @@ from etcdlite.storage import checkpoint, data
 from etcdlite.storage.data import DataDamaged, DataFile
 from etcdlite.storage.disk import Disk
 from etcdlite.wal import WAL, WALError
+from etcdlite.wire import streams
 from etcdlite.wire.native import MAX_UNSENT_BYTES, NativeSession
 
 ROUNDS = pytest.mark.parametrize(
@@ -296,7 +297,7 @@ def written(tmp_path_factory):
         if number == 100:
             lone.tick()
     snapshot = b"".join(
-        proto.SnapshotResponse.decode(part).blob for part in snap.stream(lone.member)
+        proto.SnapshotResponse.decode(part).blob for part in streams.snapshot_parts(lone.member)
     )
     (path / "snapshot").write_bytes(snapshot)
     # Not closed: a start then has something to scan behind the checkpoint.
@@ -475,14 +476,14 @@ def test_a_damaged_snapshot_is_refused(written, tmp_path, seed):
     rng = random.Random(seed)
     target = tmp_path / "snapshot"
     original = (written / "snapshot").read_bytes()
-    assert snap.status(str(written / "snapshot")).total_keys
+    assert backup.status(str(written / "snapshot")).total_keys
     for content in copies(rng, written / "snapshot", target, 60):
         if content == original:
             continue
         with pytest.raises(snap.SnapshotError):
-            snap.status(str(target))
+            backup.status(str(target))
         with pytest.raises(snap.SnapshotError):
-            snap.restore(str(target), str(tmp_path / "restored"))
+            backup.restore(str(target), str(tmp_path / "restored"))
     assert not (tmp_path / "restored" / "member").exists()
 
 
@@ -493,7 +494,7 @@ def test_a_snapshot_whose_digest_is_not_checked_is_restored_or_refused(written, 
     target = tmp_path / "snapshot"
     for number, _ in enumerate(copies(rng, written / "snapshot", target, 25)):
         try:
-            snap.restore(str(target), str(tmp_path / f"restored-{number}"), skip_hash_check=True)
+            backup.restore(str(target), str(tmp_path / f"restored-{number}"), skip_hash_check=True)
         except snap.SnapshotError:
             pass
 

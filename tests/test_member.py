@@ -10,13 +10,14 @@ from rigs.faulty_disk import FaultyDisk
 from rigs.member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from test_recovery import live
 
-from etcdlite import member, methods, mvcc, proto, snap
+from etcdlite import backup, member, methods, mvcc, proto
 from etcdlite.errors import error
 from etcdlite.limits import Limits
 from etcdlite.replica import alarms
 from etcdlite.replica import reads as reading
 from etcdlite.storage.data import OFFSET_MASK, DataDamaged, segment_name
 from etcdlite.storage.index import HEAD, PAST
+from etcdlite.wire import streams
 
 PutRequest, RangeRequest = proto.PutRequest, proto.RangeRequest
 EVERYTHING = RangeRequest(key=b"\0", range_end=b"\0")
@@ -581,9 +582,9 @@ def test_a_snapshot_taken_within_a_large_write_is_whole(tmp_path: Any) -> None:
     assert rig.member.is_applying
     path = tmp_path / "snapshot"
     with open(path, "wb") as file:
-        for response in snap.stream(rig.member):
+        for response in streams.snapshot_parts(rig.member):
             file.write(proto.SnapshotResponse.decode(response).blob)
-    snap.restore(str(path), str(tmp_path / "restored"))
+    backup.restore(str(path), str(tmp_path / "restored"))
 
 
 def test_reads_are_served_while_writes_never_cease() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rigs.processes import PATIENCE_S
 
-from etcdlite import proto, snap
+from etcdlite import backup, proto, snap
 from etcdlite.client import Compacted, Put
 
 TREE = "/etc"
@@ -132,16 +132,16 @@ def test_a_configuration_tree_lives_through_everything(server, tmp_path):
     assert client.status().db_size < size_before
 
     # Save it while it is being written to.
-    backup = tmp_path / "backup.db"
+    copy = tmp_path / "backup.db"
     saved = client.status().revision
-    client.snapshot(backup)
+    client.snapshot(copy)
     client.put(TREE + "/after-the-backup", b"lost")
-    status = snap.status(str(backup))
+    status = backup.status(str(copy))
     assert (status.revision, status.total_keys) == (saved, len(now))
     hash_saved = client.hash_kv(saved)
 
     # Restore it as another member, and compare.
-    snap.restore(str(backup), str(tmp_path / "restored"), name="restored")
+    backup.restore(str(copy), str(tmp_path / "restored"), name="restored")
     other = server(*FLAGS, "--name=restored", data_dir=tmp_path / "restored")
     restored = other.client()
     assert contents(restored) == now
@@ -172,9 +172,9 @@ def test_a_snapshot_is_of_one_moment_while_everything_moves(server, tmp_path):
                 other.defragment(timeout_s=PATIENCE_S)
                 parts += [part.blob for part in stream]
             backups[-1].write_bytes(b"".join(parts))
-    for turn, backup in enumerate(backups):
+    for turn, copy in enumerate(backups):
         data_dir = tmp_path / f"restored-{turn}"
-        snap.restore(str(backup), str(data_dir))
+        backup.restore(str(copy), str(data_dir))
         restored = server(data_dir=data_dir).client()
         pairs = {kv.key: kv.value for kv in restored.range(prefix="pair/")}
         assert len(pairs) == 80
@@ -190,9 +190,9 @@ def test_a_damaged_or_cut_backup_is_refused_and_leaves_nothing(server, tmp_path)
     client = running.client()
     for number in range(50):
         client.put(f"k{number}", b"v" * 100)
-    backup = tmp_path / "backup"
-    client.snapshot(backup)
-    whole = backup.read_bytes()
+    copy = tmp_path / "backup"
+    client.snapshot(copy)
+    whole = copy.read_bytes()
     middle = len(whole) // 2
     for damaged in (
         whole[:-1],
@@ -201,15 +201,15 @@ def test_a_damaged_or_cut_backup_is_refused_and_leaves_nothing(server, tmp_path)
         b"",
         b"not a snapshot" * 100,
     ):
-        backup.write_bytes(damaged)
+        copy.write_bytes(damaged)
         with pytest.raises(snap.SnapshotError):
-            snap.restore(str(backup), str(tmp_path / "restored"))
+            backup.restore(str(copy), str(tmp_path / "restored"))
         assert not (tmp_path / "restored" / "member").exists()
-    backup.write_bytes(whole)
-    snap.restore(str(backup), str(tmp_path / "restored"))
+    copy.write_bytes(whole)
+    backup.restore(str(copy), str(tmp_path / "restored"))
     assert (tmp_path / "restored" / "member").exists()
     with pytest.raises(snap.SnapshotError, match="already holds a member"):
-        snap.restore(str(backup), str(tmp_path / "restored"))
+        backup.restore(str(copy), str(tmp_path / "restored"))
 
 
 def test_the_store_works_from_the_command_line(server, tmp_path):
@@ -229,9 +229,9 @@ def test_the_store_works_from_the_command_line(server, tmp_path):
 
     assert ctl("put", "greeting", "hello") == "OK\n"
     assert ctl("get", "greeting") == "greeting\nhello\n"
-    backup = str(tmp_path / "backup")
-    ctl("snapshot", "save", backup)
+    copy = str(tmp_path / "backup")
+    ctl("snapshot", "save", copy)
     assert ctl("del", "greeting") == "1\n"
-    ctl("snapshot", "restore", backup, "--data-dir", str(tmp_path / "restored"))
+    ctl("snapshot", "restore", copy, "--data-dir", str(tmp_path / "restored"))
     restored = server(data_dir=tmp_path / "restored")
     assert restored.client().get("greeting").value == b"hello"

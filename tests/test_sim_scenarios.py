@@ -173,13 +173,13 @@ def test_a_snapshot_that_is_offered_while_another_is_stored_waits_for_it() -> No
     away.start()
     incoming = away.member.incoming
     away.sync_factor = 100.0
-    world.run_until(lambda: incoming._is_storing)
+    world.run_until(lambda: incoming.is_storing)
     term = away.member.raft.term
     other = proto.SnapshotOffer(index=10_000, term=9, leader_term=term, size_bytes=77, nonce=5)
     with pytest.raises(SnapshotError, match="being stored"):
-        incoming.begin(incoming._connection, other)  # type: ignore[arg-type]
+        incoming.begin(incoming.connection, other)  # type: ignore[arg-type]
     # The same one again, over another connection, is only waited for.
-    assert incoming.begin(incoming._connection, incoming._offer) == incoming._offset  # type: ignore[arg-type]
+    assert incoming.begin(incoming.connection, incoming.offer) == incoming.offset  # type: ignore[arg-type]
     away.sync_factor = 1.0
     cluster.agree()
 

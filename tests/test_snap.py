@@ -13,7 +13,7 @@ from rigs.member_rig import MemberRig
 from rigs.store_rig import SMALL_LIMITS, check_store
 from test_recovery import live, random_write
 
-from etcdlite import datadir, proto, snap
+from etcdlite import backup, datadir, proto, snap
 from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import ALARM, MEMBER
@@ -21,6 +21,7 @@ from etcdlite.replica.alarms import NOSPACE
 from etcdlite.replica.membership import derive_member_id
 from etcdlite.storage.data import segment_name
 from etcdlite.storage.disk import Disk
+from etcdlite.wire import streams
 
 URLS = "http://127.0.0.1:2380"
 
@@ -32,7 +33,7 @@ def lived(seed: int = 1, writes: int = 120) -> MemberRig:
 
 
 def parts(rig: MemberRig) -> Any:
-    for response in snap.stream(rig.member):
+    for response in streams.snapshot_parts(rig.member):
         yield proto.SnapshotResponse.decode(response).blob
 
 
@@ -53,7 +54,7 @@ def test_a_restored_member_holds_what_the_snapshot_held(seed: int, tmp_path: Pat
     rig = lived(seed)
     path = tmp_path / "backup"
     path.write_bytes(b"".join(parts(rig)))
-    snap.restore(str(path), str(tmp_path / "restored"))
+    backup.restore(str(path), str(tmp_path / "restored"))
     again = opened(tmp_path / "restored")
     check_store(again.store, rig.story.model)
     assert not again.notes
@@ -76,7 +77,7 @@ def test_a_snapshot_is_of_the_moment_its_reading_began(
             rig.ask(proto.DefragmentRequest())
     path = tmp_path / "backup"
     path.write_bytes(blob)
-    snap.restore(str(path), str(tmp_path / "restored"))
+    backup.restore(str(path), str(tmp_path / "restored"))
     check_store(opened(tmp_path / "restored").store, rig.story.fork(stage).model)
 
 
@@ -85,7 +86,7 @@ def test_a_restored_member_is_one_of_its_own(tmp_path: Path) -> None:
     rig.ask(proto.AlarmRequest(action=1, memberID=7, alarm=NOSPACE))
     path = tmp_path / "backup"
     path.write_bytes(b"".join(parts(rig)))
-    snap.restore(
+    backup.restore(
         str(path),
         str(tmp_path / "restored"),
         name="new",
@@ -104,7 +105,7 @@ def test_a_restored_member_is_one_of_its_own(tmp_path: Path) -> None:
 def test_the_announced_size_is_the_size(tmp_path: Path) -> None:
     rig = lived()
     left = None
-    for response in snap.stream(rig.member):
+    for response in streams.snapshot_parts(rig.member):
         message = proto.SnapshotResponse.decode(response)
         assert left is None or message.remaining_bytes == left - len(message.blob)
         left = message.remaining_bytes
@@ -116,7 +117,7 @@ def test_the_status_tells_what_is_in_it(tmp_path: Path) -> None:
     blob = b"".join(parts(rig))
     path = tmp_path / "backup"
     path.write_bytes(blob)
-    status = snap.status(str(path))
+    status = backup.status(str(path))
     assert status.revision == rig.story.model.revision
     assert status.total_keys == len(rig.story.model.now)
     assert status.total_size_bytes == len(blob)
@@ -139,20 +140,20 @@ def test_a_damaged_snapshot_is_refused_and_leaves_no_member(tmp_path: Path) -> N
             broken = bytes(changed)
         path.write_bytes(broken)
         for use in (
-            lambda: snap.status(str(path)),
-            lambda: snap.restore(str(path), str(data_dir)),
+            lambda: backup.status(str(path)),
+            lambda: backup.restore(str(path), str(data_dir)),
         ):
             with pytest.raises(snap.SnapshotError, match="backup"):
                 use()
         assert not datadir.exists(Disk(), str(data_dir))
     path.write_bytes(blob)
-    snap.restore(str(path), str(data_dir))
+    backup.restore(str(path), str(data_dir))
     assert datadir.exists(Disk(), str(data_dir))
 
 
 def test_a_file_that_cannot_be_read_ends_the_stream_with_data_loss() -> None:
     rig = lived()
-    stream = snap.stream(rig.member)
+    stream = streams.snapshot_parts(rig.member)
     next(stream)
     rig.disk.fail_at = 1  # type: ignore[attr-defined]
     with pytest.raises(EtcdError, match="cannot read the snapshot"):
@@ -163,9 +164,9 @@ def test_a_file_that_cannot_be_read_ends_the_stream_with_data_loss() -> None:
 def test_a_directory_that_holds_a_member_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "backup"
     path.write_bytes(b"".join(parts(lived(writes=20))))
-    snap.restore(str(path), str(tmp_path / "restored"))
+    backup.restore(str(path), str(tmp_path / "restored"))
     with pytest.raises((snap.SnapshotError, StartError), match="already holds a member"):
-        snap.restore(str(path), str(tmp_path / "restored"))
+        backup.restore(str(path), str(tmp_path / "restored"))
     opened(tmp_path / "restored")
 
 
@@ -177,7 +178,7 @@ def test_a_backup_of_a_disk_that_rots_is_not_restored(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     path = tmp_path / "backup"
     path.write_bytes(b"".join(parts(rig)))
-    for use in (snap.status, lambda path: snap.restore(path, str(tmp_path / "restored"))):
+    for use in (backup.status, lambda path: backup.restore(path, str(tmp_path / "restored"))):
         with pytest.raises(snap.SnapshotError, match="the member that made it is failing"):
             use(str(path))
     assert not datadir.exists(Disk(), str(tmp_path / "restored"))
@@ -201,4 +202,4 @@ def test_a_header_that_makes_no_sense_is_refused(header: bytes, tmp_path: Path) 
     head = snap.MAGIC + snap.FORMAT_VERSION.to_bytes(4, "little")
     path.write_bytes(head + len(header).to_bytes(4, "little") + header)
     with pytest.raises(snap.SnapshotError, match="damaged header"), path.open("rb") as file:
-        snap._read_header("backup", file)
+        snap.read_header("backup", file)

@@ -416,13 +416,13 @@ def snapshot_save(session: Session) -> int:
 
 def _check_snapshot(path: str) -> None:
     """Raises Failure if it could not be restored. One of an etcd is not looked into."""
-    from etcdlite import snap
+    from etcdlite import backup, snap
 
     with open(path, "rb") as file:
         is_ours = file.read(len(snap.MAGIC)) == snap.MAGIC
     if is_ours:
         try:
-            snap.status(path)
+            backup.status(path)
         except snap.SnapshotError as error:
             raise Failure(EXIT_FAILED, str(error)) from None
 
@@ -448,11 +448,11 @@ def _receive_snapshot(session: Session, file: Any) -> None:
 
 
 def snapshot_status(session: Session) -> int:
-    from etcdlite import snap
+    from etcdlite import backup, snap
 
     session.need(1, "snapshot status requires exactly one argument")
     try:
-        status = snap.status(session.arguments[0])
+        status = backup.status(session.arguments[0])
     except snap.SnapshotError as error:
         raise Failure(EXIT_FAILED, str(error)) from None
     except OSError as error:
@@ -462,7 +462,7 @@ def snapshot_status(session: Session) -> int:
 
 
 def snapshot_restore(session: Session) -> int:
-    from etcdlite import snap
+    from etcdlite import backup, snap
 
     session.need(1, "snapshot restore requires exactly one argument")
     path = session.arguments[0]
@@ -470,7 +470,7 @@ def snapshot_restore(session: Session) -> int:
     data_dir = flags["data-dir"] or flags["name"] + ".etcdlite"
     progress = Progress(f"restoring to {data_dir}", lambda size: size_text(int(size)))
     try:
-        snap.restore(
+        backup.restore(
             path,
             data_dir,
             name=flags["name"],

@@ -269,7 +269,7 @@ class Printer:
         return self._unsupported()
 
     def snapshot_status(self, status: Any) -> bytes:
-        """`status` is snap.Status."""
+        """`status` is backup.Status."""
         return self._unsupported()
 
 

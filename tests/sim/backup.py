@@ -8,7 +8,7 @@ from typing import Any
 
 from rigs.faulty_disk import FaultyDisk
 
-from etcdlite import proto, snap
+from etcdlite import backup, proto, snap
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from sim.checkers import Oracle, Violation
@@ -20,8 +20,8 @@ def check_backup(oracle: Oracle, blob: bytes) -> int:
         raise Violation("a backup matches its checksum")
     disk = FaultyDisk()
     file = io.BytesIO(blob)
-    header, start = snap._read_header("backup", file)
-    snap._extract("backup", file, header, start, "data", disk)
+    header, start = snap.read_header("backup", file)
+    backup.extract("backup", file, header, start, "data", disk)
     store = Store.open(disk, "data", Lessor(), 1 << 20)
     if store.revision != header["revision"]:
         raise Violation(

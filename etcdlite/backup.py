@@ -1,0 +1,227 @@
+"""Backups offline: check a snapshot file, and make a new member's data directory of it.
+
+The file is that of `snap.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from etcdlite import ETCD_API_VERSION, bootstrap, datadir
+from etcdlite.config import parse_initial_cluster
+from etcdlite.lease import Lessor
+from etcdlite.mvcc import ALARM, Store
+from etcdlite.snap import BLOCK_BYTES, DIGEST_BYTES, SnapshotError, check_records, read_header
+from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.disk import Disk
+
+READ_BYTES = 128 << 10
+"""Bytes of the file that are read at once."""
+
+
+class Status(NamedTuple):
+    hash: int
+    """The first four bytes of the snapshot's SHA-256."""
+    revision: int
+    total_keys: int
+    total_size_bytes: int
+    version: str
+
+
+def status(path: str, progress: Callable[[int, int], None] | None = None) -> Status:
+    """What a snapshot file holds, after checking all of it, each record too. Raises SnapshotError,
+    OSError."""
+    with _open(path) as file:
+        header, start = read_header(path, file)
+        digest = _verify(path, file, progress)
+        _refuse_damaged(path, file, header, start)
+        return Status(
+            int.from_bytes(digest[:4], "big"),
+            header["revision"],
+            header["total_keys"],
+            os.path.getsize(path),
+            ETCD_API_VERSION,
+        )
+
+
+def restore(
+    path: str,
+    data_dir: str,
+    *,
+    name: str = "default",
+    initial_cluster: str = "",
+    initial_cluster_token: str = "etcd-cluster",
+    initial_advertise_peer_urls: str = "http://localhost:2380",
+    wal_dir: str = "",
+    skip_hash_check: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    segment_bytes: int = 16 << 20,
+    wal_segment_bytes: int = 16 << 20,
+) -> None:
+    """Make a new member's data directory of a snapshot. It has the snapshot's keys, revisions and
+    leases, and a membership of its own: a member restored from a backup never meets its old
+    cluster. `progress` is told (bytes done, bytes in all). Raises SnapshotError, OSError.
+    """
+    peer_urls = [url for url in initial_advertise_peer_urls.split(",") if url]
+    pairs = _initial_cluster(initial_cluster, name, peer_urls)
+    disk = Disk()
+    with _open(path) as file:
+        header, start = read_header(path, file)
+        if not skip_hash_check:
+            _verify(path, file, progress)
+        _refuse_damaged(path, file, header, start)
+        try:
+            lock = datadir.lock(disk, data_dir)
+        except datadir.StartError as failure:
+            raise SnapshotError(str(failure)) from failure
+        try:
+            directory = datadir.begin(disk, data_dir, wal_dir)
+            extract(path, file, header, start, f"{directory}/data", disk)
+            store = Store.open(disk, f"{directory}/data", Lessor(), segment_bytes)
+            if store.revision != header["revision"]:
+                raise SnapshotError(
+                    f"snapshot {path} holds revision {store.revision} instead of "
+                    f"{header['revision']}; it is damaged, use another one"
+                )
+            for key in list(store.buckets.get(ALARM, ())):
+                store.set_bucket(ALARM, key, None)
+            founding = bootstrap.new_cluster(name, pairs, initial_cluster_token)
+            datadir.finish(
+                disk,
+                data_dir,
+                wal_dir,
+                store,
+                founding.member_id,
+                founding.members,
+                founding.cluster_id,
+                wal_segment_bytes,
+            )
+        except (datadir.StartError, DataDamaged) as failure:
+            raise SnapshotError(str(failure)) from failure
+        finally:
+            lock.close()
+
+
+def _initial_cluster(
+    initial_cluster: str, name: str, peer_urls: list[str]
+) -> list[tuple[str, str]]:
+    """(name, peer URL) of the members that are restored together."""
+    if not peer_urls:
+        raise SnapshotError("--initial-advertise-peer-urls is empty; write http://HOST:PORT")
+    initial_cluster = initial_cluster or ",".join(f"{name}={url}" for url in peer_urls)
+    try:
+        return parse_initial_cluster(initial_cluster.split(","), name, peer_urls)
+    except ValueError as failure:
+        raise SnapshotError(f"--initial-cluster {initial_cluster}: {failure}") from failure
+
+
+def _open(path: str) -> Any:
+    try:
+        return open(path, "rb")
+    except OSError as failure:
+        raise SnapshotError(f"cannot read snapshot {path}: {failure.strerror}") from failure
+
+
+def _verify(path: str, file: Any, progress: Callable[[int, int], None] | None) -> bytes:
+    """The SHA-256 at the end, after comparing it with the content."""
+    size = os.path.getsize(path)
+    left = size - DIGEST_BYTES
+    if left < 0 or left % BLOCK_BYTES:
+        raise SnapshotError(
+            f"snapshot {path} has {size} bytes, which is no whole snapshot: saving it was "
+            "interrupted, or it was cut. Use another one"
+        )
+    digest = hashlib.sha256()
+    file.seek(0)
+    while left:
+        part = file.read(min(READ_BYTES, left))
+        if not part:
+            break
+        digest.update(part)
+        left -= len(part)
+        if progress is not None:
+            progress(size - DIGEST_BYTES - left, size)
+    expected: bytes = file.read(DIGEST_BYTES)
+    if digest.digest() != expected:
+        raise SnapshotError(
+            f"snapshot {path} is damaged: its SHA-256 does not match its content. Use another one"
+        )
+    return expected
+
+
+class _Part:
+    """One of the files in a snapshot."""
+
+    def __init__(self, path: str, file: Any, begin: int, size_bytes: int) -> None:
+        self.path = path
+        self._file = file
+        self._begin = begin
+        self._size_bytes = size_bytes
+
+    def pread(self, size_bytes: int, offset: int) -> bytes:
+        left = max(0, self._size_bytes - offset)
+        return os.pread(self._file.fileno(), min(size_bytes, left), self._begin + offset)
+
+    def size(self) -> int:
+        return self._size_bytes
+
+    def close(self) -> None:
+        pass
+
+
+class _Contents:
+    """The files in a snapshot, for what reads those of a data folder."""
+
+    def __init__(self, file: Any, header: dict[str, Any], start: int) -> None:
+        self._parts = {}
+        for item in header["files"]:
+            name, size_bytes = item["name"], item["size_bytes"]
+            self._parts[name] = _Part(name, file, start, size_bytes)
+            start += size_bytes
+
+    def list(self, path: str) -> list[str]:
+        return list(self._parts)
+
+    def open(self, path: str) -> _Part:
+        name = path.rpartition("/")[2]
+        if name not in self._parts:
+            raise DataDamaged(name, 0, "it is missing")
+        return self._parts[name]
+
+    open_read = open
+
+
+def _refuse_damaged(path: str, file: Any, header: dict[str, Any], start: int) -> None:
+    """Raises SnapshotError if a member with a failing disk has made the snapshot: its SHA-256 is of
+    what was read."""
+    contents: Any = _Contents(file, header, start)
+    try:
+        check_records(contents, "")
+    except DataDamaged as damage:
+        raise SnapshotError(
+            f"snapshot {path} holds damaged data ({os.path.basename(damage.path)} at offset "
+            f"{damage.offset}: {damage.why}): the disk of the member that made it is failing. Use "
+            "another one, or make one of another member"
+        ) from damage
+
+
+def extract(
+    path: str, file: Any, header: dict[str, Any], start: int, directory: str, disk: Disk
+) -> None:
+    disk.make_dir(directory)
+    file.seek(start)
+    for item in header["files"]:
+        target = disk.open(f"{directory}/{item['name']}", create=True)
+        offset, size = 0, item["size_bytes"]
+        while offset < size:
+            part = file.read(min(READ_BYTES, size - offset))
+            if not part:
+                raise SnapshotError(f"snapshot {path} ends inside {item['name']}; use another one")
+            target.pwrite(part, offset)
+            offset += len(part)
+        target.sync()
+        target.close()
+    disk.sync_dir(directory)
