@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from etcdlite.log import FORMATS, LEVELS, quoted, shorten
+from etcdlite.notation import parse_bool, parse_duration_s, parse_size_bytes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -289,9 +290,6 @@ def _wrapped(text: str, indent: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------
 # Kinds of values.
 
-_UNITS_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_NUMBER_UNIT = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)", re.ASCII)
 _MAX_DIGITS = 19
 _AS_LISTENED = "${listen-client-urls}"
 
@@ -320,28 +318,20 @@ def _size(low: int, high: int) -> Kind:
     """Bytes."""
 
     def parse(text: str) -> int:
-        match = re.fullmatch(r"(-?\d+) ?([A-Za-z]*)", text, re.ASCII)
-        if not match or match[2] not in _UNITS_BYTES:
-            raise ValueError("not a size; write bytes, or for example 64KiB, 16MiB, 8GiB")
-        number = _whole_number(match[1], "a size")
-        return _in_range(number * _UNITS_BYTES[match[2]], low, high, " bytes")
+        return _in_range(parse_size_bytes(text), low, high, " bytes")
 
     return Kind("BYTES", parse, int)
 
 
 def _seconds(text: str) -> float:
-    """Go's notation: numbers with units, one behind the other, as in 1h30m."""
-    if text == "0":
-        return 0.0
-    total, position = 0.0, 0
-    while match := _NUMBER_UNIT.match(text, position):
-        total += float(match[1]) * _UNITS_S[match[2]]
-        position = match.end()
-    if position == 0 or position < len(text):
-        raise ValueError("not a duration; write a number and its unit, as in 300ms, 5s, 1h30m")
-    if total > MAX_DURATION_S:
-        raise ValueError(f"out of range; the most is {MAX_DURATION_S // 3600}h")
-    return total
+    try:
+        seconds = parse_duration_s(text)
+    except ValueError:
+        reason = "not a duration; write a number and its unit, as in 300ms, 5s, 1h30m"
+        raise ValueError(reason) from None
+    if not 0 <= seconds <= MAX_DURATION_S:
+        raise ValueError(f"out of range; write 0 to {MAX_DURATION_S // 3600}h")
+    return seconds
 
 
 def _milliseconds(low: int, high: int) -> Kind:
@@ -370,12 +360,10 @@ def _at_least(low_text: str) -> Kind:
 
 
 def _truth(text: str) -> bool:
-    """The words that Go takes for a boolean."""
-    if text in ("1", "t", "T", "true", "TRUE", "True"):
-        return True
-    if text in ("0", "f", "F", "false", "FALSE", "False"):
-        return False
-    raise ValueError("neither true nor false; write one of the two")
+    try:
+        return parse_bool(text)
+    except ValueError:
+        raise ValueError("neither true nor false; write one of the two") from None
 
 
 def _items(text: str) -> tuple[str, ...]:

@@ -19,13 +19,24 @@ from rigs.processes import ROOT
 from etcdlite import ctl, proto
 from etcdlite.backup import Status
 from etcdlite.cli import check as ctl_check
-from etcdlite.cli import commands as ctl_commands
-from etcdlite.cli import input as ctl_input
+from etcdlite.cli import flags as ctl_flags
+from etcdlite.cli import help as ctl_help
+from etcdlite.cli import locks as ctl_locks
 from etcdlite.cli import output as ctl_output
 from etcdlite.cli import session as ctl_session
-from etcdlite.cli.input import Failure, Flag, parse_compare, parse_flags, parse_request
-from etcdlite.cli.output import PRINTERS, EndpointResponse, Health, go_duration, go_quote
+from etcdlite.cli.failures import Failure
+from etcdlite.cli.flags import Flag, parse_flags
+from etcdlite.cli.output import EndpointResponse, Health, Printer
+from etcdlite.cli.requests import parse_compare, parse_request
 from etcdlite.client import ConnectionFailed, EtcdliteError, KeyNotFound, LeaseNotFound
+from etcdlite.notation import (
+    format_duration,
+    format_size,
+    parse_duration_s,
+    parse_int,
+    quote,
+    unquote,
+)
 
 HEADER = proto.ResponseHeader(
     cluster_id=12607863889349149623, member_id=7615239189561705077, revision=17, raft_term=2
@@ -421,30 +432,30 @@ GOLDEN: list[tuple[str, str, tuple[Any, ...], str]] = [
 def test_a_response_is_printed_as_etcdctl_prints_it(
     name: str, kind: str, arguments: tuple[Any, ...], text: str
 ) -> None:
-    assert getattr(PRINTERS[name](), kind)(*arguments).decode() == text
+    assert Printer(name).show(kind, *arguments).decode() == text
 
 
 def test_hex_shows_every_byte() -> None:
     kv = proto.KeyValue(key=b"foo", value=b"hex\x01\xc3\xbf")
-    shown = PRINTERS["simple"](hex_strings=True).get(proto.RangeResponse(kvs=[kv]))
+    shown = Printer("simple", hex_strings=True).show("get", proto.RangeResponse(kvs=[kv]))
     assert shown == b"\\x66\\x6f\\x6f\n\\x68\\x65\\x78\\x01\\xc3\\xbf\n"
 
 
 def test_hex_in_json_changes_only_the_member_list_as_in_etcdctl() -> None:
-    assert PRINTERS["json"](hex_strings=True).member_list(MEMBERS).decode() == (
+    assert Printer("json", hex_strings=True).show("member_list", MEMBERS).decode() == (
         '{"header":{"cluster_id":"9677ad8f4d1c19","member_id":"6243b8478cc8223c","raft_term":0},'
         '"members":[{"ID":"6243b8478cc8223c","name":"default",'
         '"peerURLs":["http://127.0.0.1:52631"],"clientURLS":["http://127.0.0.1:43655"]},'
         '{"ID":"83aa488457f294cc","name":"","peerURLs":["http://127.0.0.1:9"],'
         '"clientURLS":null}]}\n'
     )
-    shown = PRINTERS["json"](hex_strings=True).get(proto.RangeResponse(kvs=[KV]))
+    shown = Printer("json", hex_strings=True).show("get", proto.RangeResponse(kvs=[KV]))
     assert shown.decode() == '{"kvs":[' + JSON_KV + "]}\n"
 
 
 def test_protobuf_output_is_the_encoded_response() -> None:
     response = proto.RangeResponse(header=HEADER, kvs=[KV], count=1)
-    assert proto.RangeResponse.decode(PRINTERS["protobuf"]().get(response)) == response
+    assert proto.RangeResponse.decode(Printer("protobuf").show("get", response)) == response
 
 
 @pytest.mark.parametrize(
@@ -458,12 +469,12 @@ def test_protobuf_output_is_the_encoded_response() -> None:
     ],
 )
 def test_bytes_are_quoted_as_go_quotes_them(data: bytes, quoted: str) -> None:
-    assert go_quote(data) == quoted
+    assert quote(data) == quoted
 
 
 @given(st.binary())
 def test_what_is_quoted_is_read_back(data: bytes) -> None:
-    assert ctl_input.go_unquote(go_quote(data)[1:-1]) == data
+    assert unquote(quote(data)[1:-1]) == data
 
 
 def test_json_strings_are_escaped_as_go_escapes_them() -> None:
@@ -485,7 +496,7 @@ def test_json_strings_are_escaped_as_go_escapes_them() -> None:
     ],
 )
 def test_durations_look_like_gos(duration_ns: int, text: str) -> None:
-    assert go_duration(duration_ns) == text
+    assert format_duration(duration_ns) == text
 
 
 @pytest.mark.parametrize(
@@ -494,14 +505,14 @@ def test_durations_look_like_gos(duration_ns: int, text: str) -> None:
     + [(1_500_000, "1.5 MB"), (81_920, "82 kB"), (2_147_483_648, "2.1 GB")],
 )
 def test_sizes_are_in_powers_of_a_thousand(size_bytes: int, text: str) -> None:
-    assert ctl_output.size_text(size_bytes) == text
+    assert format_size(size_bytes) == text
 
 
 # Flags.
 
 
 def test_flags_may_stand_anywhere_and_take_their_value_in_every_way() -> None:
-    flags = (*ctl_input.GLOBAL_FLAGS, *ctl_input.GET_FLAGS)
+    flags = (*ctl_flags.GLOBAL_FLAGS, *ctl_flags.GET_FLAGS)
     words = [
         "--limit",
         "0x10",
@@ -578,7 +589,7 @@ def test_a_bad_flag_is_named_with_the_cause(words: list[str], text: str) -> None
     ],
 )
 def test_durations_are_read_as_go_reads_them(text: str, seconds: float) -> None:
-    assert ctl_input.parse_duration(text) == pytest.approx(seconds)
+    assert parse_duration_s(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -593,13 +604,13 @@ def test_durations_are_read_as_go_reads_them(text: str, seconds: float) -> None:
     ],
 )
 def test_integers_are_read_as_go_reads_them(text: str, base: int, number: int) -> None:
-    assert ctl_input.parse_int(text, base) == number
+    assert parse_int(text, base) == number
 
 
 @pytest.mark.parametrize("text", ["", " 1", "1 ", "--1", "0x1", "1_0", "é", "१"])
 def test_what_go_would_not_read_is_no_integer(text: str) -> None:
     with pytest.raises(ValueError, match="invalid syntax"):
-        ctl_input.parse_int(text)
+        parse_int(text)
 
 
 # A client that keeps what it is asked, and answers from a table.
@@ -616,6 +627,7 @@ class FakeClient:
         self.endpoint = endpoints[0]
         self.endpoints = endpoints
         self.timeout_s = timeout_s
+        self.dial_timeout_s = dial_timeout_s
         self.made.append(self)
 
     def __enter__(self) -> FakeClient:
@@ -778,11 +790,12 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
         ("check perf --load q", 4, "unknown load option q"),
         ("completion", 128, "completion needs the name of the shell: bash or zsh"),
         ("bogus", 1, 'unknown command "bogus" for "etcdlite-ctl" (see etcdlite-ctl --help)'),
-        ("pu a b", 1, 'unknown command "pu" for "etcdlite-ctl" (did you mean put?)'),
+        ("pit a b", 1, 'unknown command "pit" for "etcdlite-ctl" (did you mean put?)'),
+        ("comp 5", 1, 'unknown command "comp" for "etcdlite-ctl" (see etcdlite-ctl --help)'),
         (
-            "lease gran 5",
+            "lease grand 5",
             1,
-            'unknown command "lease gran" for "etcdlite-ctl" (did you mean lease grant?)',
+            'unknown command "lease grand" for "etcdlite-ctl" (did you mean lease grant?)',
         ),
         ("role list", 4, "role is not available in this version of etcdlite-ctl"),
         ("move-leader", 128, "move-leader command needs 1 argument"),
@@ -818,7 +831,7 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
         (
             "get a --command-timeout 0s",
             1,
-            "context deadline exceeded (--command-timeout or --dial-timeout is not above 0)",
+            "context deadline exceeded (--command-timeout is not above 0)",
         ),
         (
             "defrag --data-dir x",
@@ -837,6 +850,51 @@ def test_a_command_is_found_wherever_the_flags_stand(fake: type[FakeClient]) -> 
     fake.answers["Lease.LeaseLeases"] = proto.LeaseLeasesResponse()
     for line in ("-w simple lease list", "lease -w simple list", "lease list -w simple"):
         assert run_ctl(*line.split()) == (0, b"found 0 leases\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("ge foo", "get"),
+        ("pu foo bar", "put"),
+        ("compact 5", "compaction"),
+        ("mem list", "member list"),
+        ("mem li", "member list"),
+        ("endpoint stat", "endpoint status"),
+        ("-w json e st --cluster", None),
+        ("en st", "endpoint status"),
+        ("lease keep 1f", "lease keep-alive"),
+        ("mov 1f", "move-leader"),
+        ("m list", None),
+        ("a list", None),
+        ("check p", "check perf"),
+        ("snap s f", None),
+        ("help mem", "member"),
+        ("h mem li", "member list"),
+    ],
+)
+def test_a_unique_prefix_of_a_name_is_enough(words: str, name: str | None) -> None:
+    if name is None:
+        with pytest.raises(Failure, match="unknown command"):
+            ctl.find_command(words.split())
+        return
+    found, _ = ctl.find_command(words.split())
+    assert (found if isinstance(found, str) or found is None else found.name) == name
+
+
+def test_an_empty_variable_counts_as_unset(fake: type[FakeClient]) -> None:
+    fake.answers["KV.Range"] = proto.RangeResponse(kvs=[KV])
+    environ = {"ETCDLITE_CTL_ENDPOINTS": "", "ETCDCTL_ENDPOINTS": "etcdctl:1", "ETCDCTL_HEX": ""}
+    assert run_ctl("get", "foo", environ=environ) == (0, b"foo\nbar\n", "")
+    assert fake.made[-1].endpoints == ["etcdctl:1"]
+
+
+@pytest.mark.parametrize("timeout", ["0s", "0", "-1s"])
+def test_a_dial_timeout_of_0_is_no_limit_of_its_own(fake: type[FakeClient], timeout: str) -> None:
+    fake.answers["KV.Range"] = proto.RangeResponse(kvs=[KV])
+    words = ("get", "foo", f"--dial-timeout={timeout}", "--command-timeout=7s")
+    assert run_ctl(*words).status == 0
+    assert fake.made[-1].dial_timeout_s == 7.0
 
 
 def test_the_environment_sets_global_flags_and_a_flag_beats_it(fake: type[FakeClient]) -> None:
@@ -1123,7 +1181,7 @@ def test_help_names_every_command_and_every_flag() -> None:
         assert f"  {command.name} " in shown
         help_text = run_ctl(*command.name.split(), "--help")
         assert help_text.status == 0
-        for flag in (*command.flags, *ctl_input.GLOBAL_FLAGS):
+        for flag in (*command.flags, *ctl_flags.GLOBAL_FLAGS):
             assert f"--{flag.name}" in help_text.stdout.decode()
     assert run_ctl("help", "lease", "grant") == run_ctl("lease", "grant", "-h")
     assert run_ctl("lease").stdout == run_ctl("lease", "--help").stdout
@@ -1132,13 +1190,13 @@ def test_help_names_every_command_and_every_flag() -> None:
 
 def test_every_line_of_help_fits_a_wide_terminal() -> None:
     for command in ctl.COMMANDS:
-        assert max(map(len, ctl.command_help(command).splitlines())) <= 120, command.name
+        assert max(map(len, ctl_help.command_help(command).splitlines())) <= 120, command.name
 
 
 def test_every_printing_command_has_a_printer_that_exists() -> None:
     for command in ctl.COMMANDS:
         if command.prints:
-            assert PRINTERS["simple"]().supports(command.prints), command.name
+            assert Printer("simple").supports(command.prints), command.name
 
 
 def test_bash_completes_commands_subcommands_and_flags(tmp_path: Path) -> None:
@@ -1173,7 +1231,7 @@ def test_the_guide_names_every_command_and_every_flag() -> None:
         assert f"`{command.name}" in guide, command.name
         for flag in command.flags:
             assert f"--{flag.name}" in guide, (command.name, flag.name)
-    for flag in ctl_input.GLOBAL_FLAGS:
+    for flag in ctl_flags.GLOBAL_FLAGS:
         assert f"--{flag.name}" in guide, flag.name
 
 
@@ -1199,7 +1257,7 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
 def test_a_progress_line_is_drawn_only_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ctl_session.Progress("restoring")
     progress.update(5, 10)
-    progress.done()
+    progress.clear()
     assert capsys.readouterr().err == ""
 
 
@@ -1210,10 +1268,10 @@ def test_a_failed_command_of_a_lock_gives_its_status() -> None:
         lost = False
 
     with pytest.raises(Failure) as failure:
-        ctl_commands._run_holding(
+        ctl_locks.run_holding(
             Place(), ["sh", "-c", 'test "$ETCD_LOCK_KEY $ETCD_LOCK_REV" = "l/7 9" && exit 7']
         )
     assert (failure.value.status, failure.value.text) == (7, "exit status 7")
     with pytest.raises(Failure) as failure:
-        ctl_commands._run_holding(Place(), ["no-such-program-here"])
+        ctl_locks.run_holding(Place(), ["no-such-program-here"])
     assert failure.value.status == 1 and "executable file not found" in failure.value.text

@@ -211,7 +211,7 @@ def test_without_a_quorum_the_members_that_are_known_are_asked(three: LiveCluste
             "--cluster", "-w", "table",
         )  # fmt: skip
         assert ended.status == 1
-        assert "going on with the members that this endpoint knows of" in ended.stderr
+        assert "using the members that this endpoint knows" in ended.stderr
         assert f"http://{left.endpoint}" in ended.stdout.decode()
         assert "no leader" in ended.stdout.decode()
     finally:

@@ -18,11 +18,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from etcdlite import proto
-from etcdlite.cli.input import EXIT_BAD_FEATURE, EXIT_BAD_INPUT, EXIT_FAILED, PROGRAM, Failure
-from etcdlite.cli.output import go_quote
+from etcdlite.cli.failures import (
+    EXIT_BAD_FEATURE,
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    PROGRAM,
+    Failure,
+)
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import AsyncClient, EtcdliteError
 from etcdlite.client.operations import prefix_end
+from etcdlite.notation import quote
 
 
 class PerfLoad(NamedTuple):
@@ -105,7 +111,7 @@ async def run_puts(
     client = AsyncClient(
         list(session.endpoints),
         timeout_s=session.timeout_s,
-        dial_timeout_s=session.flags["dial-timeout"],
+        dial_timeout_s=session.dial_timeout_s,
     )
     async with client:
         await asyncio.gather(*(work(client) for _ in range(clients)))
@@ -125,8 +131,8 @@ def _check_prefix(session: Session) -> bytes:
     """The prefix for a check's keys. Raises Failure if there are keys under it."""
     name = session.flags["prefix"]
     prefix = os.fsencode(name)
-    span = {"key": prefix or b"\0", "range_end": prefix_end(prefix)}
-    if session.call("KV.Range", proto.RangeRequest(**span, limit=1)).kvs:
+    span: dict[str, Any] = {"key": prefix or b"\0", "range_end": prefix_end(prefix)}
+    if session.ask("KV.Range", **span, limit=1).kvs:
         text = f"prefix \"{name}\" has keys. Delete with '{PROGRAM} del --prefix {name}' first"
         raise Failure(EXIT_BAD_INPUT, text)
     return prefix
@@ -134,18 +140,18 @@ def _check_prefix(session: Session) -> bytes:
 
 def _clean_up(session: Session, prefix: bytes) -> None:
     """Delete the keys of a check; compact and defragment if that was asked for."""
-    request = proto.DeleteRangeRequest(key=prefix or b"\0", range_end=prefix_end(prefix))
-    revision = session.call("KV.DeleteRange", request).header.revision
+    span: dict[str, Any] = {"key": prefix or b"\0", "range_end": prefix_end(prefix)}
+    revision = session.ask("KV.DeleteRange", **span).header.revision
     if session.flags["auto-compact"]:
         session.write(b"Compacting with revision %d\n" % revision)
-        session.call("KV.Compact", proto.CompactionRequest(revision=revision, physical=True))
+        session.ask("KV.Compact", revision=revision, physical=True)
         session.write(b"Compacted with revision %d\n" % revision)
     if session.flags["auto-defrag"]:
         for endpoint in session.endpoints:
-            name = go_quote(endpoint)
+            name = quote(endpoint)
             session.write(f"Defragmenting {name}\n".encode())
             with session.client_for([endpoint]) as client:
-                session.call("Maintenance.Defragment", proto.DefragmentRequest(), client)
+                session.ask("Maintenance.Defragment", client)
             session.write(f"Defragmented {name}\n".encode())
 
 
@@ -188,7 +194,7 @@ def check_perf(session: Session) -> int:
             run_puts(session, prefix, load.clients, load.rate * CHECK_SECONDS, load.rate, progress)
         )
     finally:
-        progress.done()
+        progress.clear()
     _clean_up(session, prefix)
     lines, passed = perf_verdict(puts, load.rate)
     session.write("".join(line + "\n" for line in lines).encode())
@@ -223,7 +229,7 @@ def check_datascale(session: Session) -> int:
     try:
         puts = asyncio.run(run_puts(session, prefix, load.clients, load.keys, 0, progress))
     finally:
-        progress.done()
+        progress.clear()
     used_bytes = _resident_bytes(session, "after") - before_bytes
     _clean_up(session, prefix)
     if puts.errors:

@@ -1,42 +1,43 @@
 """What etcdlite-ctl prints: the formats of etcdctl 3.5, byte for byte.
 
-A printer has one method per kind of response and turns it into the bytes for standard output:
+`PRINTERS` has a row for each kind of response and in it a function for each format that etcdctl
+prints it in. A function gives the content; the format finishes it (`_FINISH`):
 
-- `Simple`: for people and shell pipes; keys and values raw, or as `\\x66\\x6f` with `--hex`;
-- `Fields`: `"Name" : value` lines; bytes are quoted as Go's `%q` does;
-- `Json`: what Go's encoding/json makes of etcd's structs, which is not protobuf's JSON mapping:
-  numbers are numbers, bytes are base64, zero values are left out, names are the protobuf field
-  names, except in the structs of etcdctl's own (lease, endpoint and watch output);
-- `Table`: for endpoints, members and snapshots only;
-- `Protobuf`: the encoded response.
+- simple: lines, for people and shell pipes; keys and values raw, or as `\\x66\\x6f` with `--hex`;
+- fields: lines `"Name" : value`; bytes are quoted as Go's `%q` does;
+- json: Go's encoding/json of etcd's structs (`json_mapping.GO`), or of etcdctl's own structs, which
+  are dicts here;
+- table: a header and rows, for endpoints, members and snapshots only;
+- protobuf: the encoded response.
 
-Invariants: printers do no input or output and keep no state between calls. Fields that etcd 3.5's
-messages do not have (a 3.6 server sends some) are not shown. A kind that a format does not have
-raises UnsupportedFormat, and `supports` tells beforehand.
+Printers do no input or output and keep no state between calls. Fields that etcd 3.5's messages do
+not have (a 3.6 server sends some) are not shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from etcdlite import json_mapping, proto
-
-DEFAULT_FORMAT = "simple"
+from etcdlite.notation import format_duration, format_size, quote
 
 MAX_CELL_CHARS = 30
-"""A table's cell with more is broken at spaces, as etcdctl's tables are."""
+"""A longer cell of a table is broken at spaces."""
 
 _NOT_IN_ETCD_3_5 = {"storageVersion", "dbSizeQuota", "downgradeInfo", "hash_revision"}
 
 _EVENT_NAMES = {number: name for name, number in proto.ENUMS["Event.EventType"].items()}
 _ALARM_NAMES = {number: name for name, number in proto.ENUMS["AlarmType"].items()}
 
-_RESPONSE_KINDS = ("response_range", "response_put", "response_delete_range", "response_txn")
+_RESPONSE_KINDS = {
+    "response_range": "get",
+    "response_put": "put",
+    "response_delete_range": "delete",
+    "response_txn": "txn",
+}
 
-
-class UnsupportedFormat(Exception):
-    """The format exists but cannot show this kind of response."""
+Lines = list[str | bytes]
 
 
 class Health(NamedTuple):
@@ -55,46 +56,38 @@ class EndpointResponse(NamedTuple):
     response: Any
 
 
-# How Go writes things.
+class Printer(NamedTuple):
+    """A format, with the flags that change it."""
 
-_GO_ESCAPES = {
-    "\a": "\\a",
-    "\b": "\\b",
-    "\f": "\\f",
-    "\n": "\\n",
-    "\r": "\\r",
-    "\t": "\\t",
-    "\v": "\\v",
-    '"': '\\"',
-    "\\": "\\\\",
-}
+    format: str
+    hex_strings: bool = False
+    """--hex: keys and values as `\\x66\\x6f`."""
+    values_only: bool = False
+    """--print-value-only (simple format only)."""
+
+    def supports(self, kind: str) -> bool:
+        return self.format in PRINTERS[kind]
+
+    def show(self, kind: str, response: Any, *more: Any) -> bytes:
+        """The bytes for standard output. The format must support the kind."""
+        content = PRINTERS[kind][self.format](self, response, *more)
+        return _FINISH[self.format](content)
 
 
-def go_quote(data: bytes | str) -> str:
-    """`data` as Go's `%q` (strconv.Quote) writes it."""
-    raw = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
-    parts = []
-    for char in raw.decode("utf-8", "surrogateescape"):
-        code = ord(char)
-        if char in _GO_ESCAPES:
-            parts.append(_GO_ESCAPES[char])
-        elif char.isprintable() and not 0xDC80 <= code <= 0xDCFF:
-            parts.append(char)
-        elif 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
-            parts.append(f"\\x{code - 0xDC00:02x}")
-        elif code < 0x20:
-            parts.append(f"\\x{code:02x}")
-        elif code < 0x10000:
-            parts.append(f"\\u{code:04x}")
-        else:
-            parts.append(f"\\U{code:08x}")
-    return '"' + "".join(parts) + '"'
+# Finishing.
+
+
+def _join_lines(lines: Iterable[str | bytes]) -> bytes:
+    return b"".join(
+        (line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line) + b"\n"
+        for line in lines
+    )
 
 
 def go_json(value: Any) -> str:
     """`value` as Go's encoding/json writes it.
 
-    Messages leave out what is zero or not there; dicts show all they hold. Bytes become base64.
+    Messages leave out zero values; dicts show all that they hold. Bytes become base64.
     """
     if value is None:
         return "null"
@@ -114,49 +107,9 @@ def go_json(value: Any) -> str:
     return "[" + ",".join(map(go_json, value)) + "]"
 
 
-def _as_etcd_3_5(message: Any) -> Any:
-    """A message without the fields that only newer servers send."""
-    shown = {f.name: v for f, v in message.present() if f.name not in _NOT_IN_ETCD_3_5}
-    return type(message)(**shown)
-
-
-def go_duration(duration_ns: int) -> str:
-    """Nanoseconds as Go's time.Duration prints them: "1.5ms", "1m0.25s", "0s"."""
-    if duration_ns == 0:
-        return "0s"
-    sign, rest = ("-", -duration_ns) if duration_ns < 0 else ("", duration_ns)
-    for unit, size in (("ns", 1), ("µs", 1_000), ("ms", 1_000_000)):
-        if rest < size * 1000:
-            return sign + _decimal(rest, size) + unit
-    minutes, rest = divmod(rest, 60_000_000_000)
-    hours, minutes = divmod(minutes, 60)
-    text = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
-    return sign + text + _decimal(rest, 1_000_000_000) + "s"
-
-
-def _decimal(number: int, unit: int) -> str:
-    whole, rest = divmod(number, unit)
-    digits = str(rest).zfill(len(str(unit)) - 1).rstrip("0") if rest else ""
-    return f"{whole}.{digits}" if digits else str(whole)
-
-
-def size_text(size_bytes: int) -> str:
-    """A size in powers of 1000, two digits: "512 B", "20 kB", "1.5 MB"."""
-    if size_bytes < 10:
-        return f"{size_bytes} B"
-    exponent = (len(str(size_bytes)) - 1) // 3
-    unit = ("B", "kB", "MB", "GB", "TB", "PB", "EB")[exponent]
-    value = int(size_bytes / 1000**exponent * 10 + 0.5) / 10
-    return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
-
-
-def hex_text(data: bytes) -> bytes:
-    """`data` as `--hex` shows it: \\x66\\x6f."""
-    return b"".join(b"\\x%02x" % byte for byte in data)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
-    """A table with a frame: names centred, cells right-aligned and broken at spaces if long."""
+def table(content: tuple[Sequence[str], Iterable[Sequence[str]]]) -> bytes:
+    """A framed table of (header, rows): names centred, cells right-aligned, long cells broken."""
+    header, rows = content
     broken = [[_break(cell) for cell in row] for row in rows]
     widths = [len(name) for name in header]
     for row in broken:
@@ -169,14 +122,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
     for name, width in zip(header, widths, strict=True):
         left = (width - len(name)) // 2
         names.append(" " * left + name + " " * (width - len(name) - left))
-    lines_out = [rule, "| " + " | ".join(names) + " |", rule]
+    out = [rule, "| " + " | ".join(names) + " |", rule]
     for row in broken:
         for number in range(max(map(len, row))):
             cells = (lines[number] if number < len(lines) else "" for lines in row)
             shown = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-            lines_out.append("| " + " | ".join(shown) + " |")
-    lines_out.append(rule)
-    return "".join(line + "\n" for line in lines_out).encode()
+            out.append("| " + " | ".join(shown) + " |")
+    return _join_lines([*out, rule])
 
 
 def _break(cell: str) -> list[str]:
@@ -191,221 +143,240 @@ def _break(cell: str) -> list[str]:
     return lines
 
 
-# The printers.
+_FINISH: dict[str, Callable[[Any], bytes]] = {
+    "simple": _join_lines,
+    "fields": _join_lines,
+    "json": lambda value: _join_lines([go_json(value)]),
+    "table": table,
+    "protobuf": lambda response: response.encode(),
+}
 
 
-class Printer:
-    """The base: a format that supports nothing. Every method returns what to print."""
-
-    name = ""
-
-    def __init__(self, *, hex_strings: bool = False, values_only: bool = False) -> None:
-        """`hex_strings`: `--hex`; `values_only`: `--print-value-only` (simple format only)."""
-        self.hex_strings = hex_strings
-        self.values_only = values_only
-
-    def supports(self, kind: str) -> bool:
-        """Whether this format can print `kind`, the name of a method."""
-        return getattr(type(self), kind) is not getattr(Printer, kind)
-
-    def _unsupported(self) -> bytes:
-        raise UnsupportedFormat(f"{self.name} not supported as output format")
-
-    def put(self, response: Any) -> bytes:
-        return self._unsupported()
-
-    def get(self, response: Any) -> bytes:
-        return self._unsupported()
-
-    def delete(self, response: Any) -> bytes:
-        return self._unsupported()
-
-    def txn(self, response: Any) -> bytes:
-        return self._unsupported()
-
-    def watch(self, response: Any) -> bytes:
-        return self._unsupported()
-
-    def lease_grant(self, response: Any) -> bytes:
-        return self._unsupported()
-
-    def lease_revoke(self, response: Any, lease: int) -> bytes:
-        return self._unsupported()
-
-    def lease_time_to_live(self, response: Any, keys: bool) -> bytes:
-        """`keys`: whether the keys were asked for."""
-        return self._unsupported()
-
-    def lease_list(self, response: Any) -> bytes:
-        return self._unsupported()
-
-    def lease_keep_alive(self, response: Any) -> bytes:
-        return self._unsupported()
-
-    def alarm(self, response: Any) -> bytes:
-        """The header may be missing: `alarm disarm` gathers several answers."""
-        return self._unsupported()
-
-    def member_list(self, response: Any) -> bytes:
-        return self._unsupported()
-
-    def member_add(self, response: Any) -> bytes:
-        return self._unsupported()
-
-    def member_changed(self, response: Any, member_id: int, what: str) -> bytes:
-        """`what`: "removed from", "updated in" or "promoted in"."""
-        return self._unsupported()
-
-    def move_leader(self, response: Any, old: int, new: int) -> bytes:
-        return self._unsupported()
-
-    def endpoint_health(self, found: Sequence[Health]) -> bytes:
-        return self._unsupported()
-
-    def endpoint_status(self, answers: Sequence[EndpointResponse]) -> bytes:
-        return self._unsupported()
-
-    def endpoint_hashkv(self, answers: Sequence[EndpointResponse]) -> bytes:
-        return self._unsupported()
-
-    def snapshot_status(self, status: Any) -> bytes:
-        """`status` is backup.Status."""
-        return self._unsupported()
-
-
-def _lines(*lines: str) -> bytes:
-    return "".join(line + "\n" for line in lines).encode()
-
-
-class Simple(Printer):
-    name = "simple"
-
-    def _key_value(self, kv: Any) -> bytes:
-        key, value = (
-            (hex_text(kv.key), hex_text(kv.value))
-            if self.hex_strings
-            else (
-                kv.key,
-                kv.value,
-            )
-        )
-        return value + b"\n" if self.values_only else key + b"\n" + value + b"\n"
-
-    def _key_values(self, kvs: Iterable[Any]) -> bytes:
-        return b"".join(map(self._key_value, kvs))
-
-    def put(self, response: Any) -> bytes:
-        return b"OK\n" + (self._key_value(response.prev_kv) if response.prev_kv else b"")
-
-    def get(self, response: Any) -> bytes:
-        return self._key_values(response.kvs)
-
-    def delete(self, response: Any) -> bytes:
-        return b"%d\n" % response.deleted + self._key_values(response.prev_kvs)
-
-    def txn(self, response: Any) -> bytes:
-        parts = [b"SUCCESS\n" if response.succeeded else b"FAILURE\n"]
-        for answer in response.responses:
-            parts.append(b"\n" + _print_response_op(self, answer))
-        return b"".join(parts)
-
-    def watch(self, response: Any) -> bytes:
-        parts = []
-        for event in response.events:
-            parts.append(_EVENT_NAMES[event.type].encode() + b"\n")
-            if event.prev_kv is not None:
-                parts.append(self._key_value(event.prev_kv))
-            parts.append(self._key_value(event.kv))
-        return b"".join(parts)
-
-    def lease_grant(self, response: Any) -> bytes:
-        return _lines(f"lease {response.ID:016x} granted with TTL({response.TTL}s)")
-
-    def lease_revoke(self, response: Any, lease: int) -> bytes:
-        return _lines(f"lease {lease:016x} revoked")
-
-    def lease_time_to_live(self, response: Any, keys: bool) -> bytes:
-        if response.grantedTTL == 0 and response.TTL == -1:
-            return _lines(f"lease {response.ID:016x} already expired")
-        text = (
-            f"lease {response.ID:016x} granted with TTL({response.grantedTTL}s), "
-            f"remaining({response.TTL}s)"
-        ).encode()
-        if keys:
-            text += b", attached keys([" + b" ".join(response.keys) + b"])"
-        return text + b"\n"
-
-    def lease_list(self, response: Any) -> bytes:
-        return _lines(
-            f"found {len(response.leases)} leases",
-            *(f"{lease.ID:016x}" for lease in response.leases),
-        )
-
-    def lease_keep_alive(self, response: Any) -> bytes:
-        return _lines(f"lease {response.ID:016x} keepalived with TTL({response.TTL})")
-
-    def alarm(self, response: Any) -> bytes:
-        # The text form of the message, as Go prints it: a space behind each field.
-        return _lines(
-            *(
-                f"memberID:{alarm.memberID} alarm:{_ALARM_NAMES.get(alarm.alarm, alarm.alarm)} "
-                for alarm in response.alarms
-            )
-        )
-
-    def member_list(self, response: Any) -> bytes:
-        return _lines(*(", ".join(row) for row in _member_rows(response)))
-
-    def member_add(self, response: Any) -> bytes:
-        cluster_id = response.header.cluster_id
-        return _lines(f"Member {response.member.ID:16x} added to cluster {cluster_id:16x}")
-
-    def member_changed(self, response: Any, member_id: int, what: str) -> bytes:
-        return _lines(f"Member {member_id:16x} {what} cluster {response.header.cluster_id:16x}")
-
-    def move_leader(self, response: Any, old: int, new: int) -> bytes:
-        return _lines(f"Leadership transferred from {old:x} to {new:x}")
-
-    def endpoint_health(self, found: Sequence[Health]) -> bytes:
-        """The healthy ones. `unhealthy_lines` has the others, for standard error."""
-        return _lines(
-            *(
-                f"{health.endpoint} is healthy: successfully committed proposal: "
-                f"took = {go_duration(health.took_ns)}"
-                for health in found
-                if health.healthy
-            )
-        )
-
-    def endpoint_status(self, answers: Sequence[EndpointResponse]) -> bytes:
-        return _lines(*(", ".join(row) for row in _status_rows(answers)))
-
-    def endpoint_hashkv(self, answers: Sequence[EndpointResponse]) -> bytes:
-        return _lines(*(f"{endpoint}, {response.hash}" for endpoint, response in answers))
-
-    def snapshot_status(self, status: Any) -> bytes:
-        return _lines(", ".join(_snapshot_row(status)))
-
-
-def unhealthy_lines(found: Sequence[Health]) -> list[str]:
-    """What `endpoint health` says about the others on standard error, in the simple format."""
-    return [
-        f"{health.endpoint} is unhealthy: failed to commit proposal: {health.error}"
-        for health in found
-        if not health.healthy
-    ]
-
-
-def _print_response_op(printer: Printer, answer: Any) -> bytes:
-    kind = answer.which("response")
-    response = getattr(answer, kind)
-    return (printer.get, printer.put, printer.delete, printer.txn)[_RESPONSE_KINDS.index(kind)](
-        response
-    )
+# Parts.
 
 
 def _true_false(flag: bool) -> str:
     return "true" if flag else "false"
+
+
+def hex_text(data: bytes) -> bytes:
+    """`data` as `--hex` shows it: \\x66\\x6f."""
+    return b"".join(b"\\x%02x" % byte for byte in data)
+
+
+def _kv_lines(printer: Printer, kv: Any) -> Lines:
+    if kv is None:
+        return []
+    key, value = map(hex_text, (kv.key, kv.value)) if printer.hex_strings else (kv.key, kv.value)
+    return [value] if printer.values_only else [key, value]
+
+
+def _kvs_lines(printer: Printer, kvs: Iterable[Any]) -> Lines:
+    return [line for kv in kvs for line in _kv_lines(printer, kv)]
+
+
+def _fields(**values: Any) -> Lines:
+    return [f'"{name}" : {value}' for name, value in values.items()]
+
+
+def _header_fields(response: Any) -> Lines:
+    header = response.header or proto.ResponseHeader()
+    return _fields(
+        ClusterID=header.cluster_id,
+        MemberID=header.member_id,
+        Revision=header.revision,
+        RaftTerm=header.raft_term,
+    )
+
+
+def _kv_fields(kv: Any, prefix: str = "") -> Lines:
+    if kv is None:
+        return []
+    return [
+        f'"{prefix}Key" : {quote(kv.key)}',
+        f'"{prefix}CreateRevision" : {kv.create_revision}',
+        f'"{prefix}ModRevision" : {kv.mod_revision}',
+        f'"{prefix}Version" : {kv.version}',
+        f'"{prefix}Value" : {quote(kv.value)}',
+        f'"{prefix}Lease" : {kv.lease}',
+    ]
+
+
+def _flat_header(response: Any) -> dict[str, Any]:
+    """The header's fields as etcdctl's lease structs embed them: beside the others, no zeros."""
+    header = response.header or proto.ResponseHeader()
+    return {field.name: value for field, value in header.present()}
+
+
+def _unchanged(printer: Printer, response: Any, *_: Any) -> Any:
+    """The content is the response itself, as JSON or protobuf."""
+    return response
+
+
+def _as_etcd_3_5(message: Any) -> Any:
+    """A message without the fields that only newer servers send."""
+    shown = {f.name: v for f, v in message.present() if f.name not in _NOT_IN_ETCD_3_5}
+    return type(message)(**shown)
+
+
+# Keys.
+
+
+def _simple_put(printer: Printer, response: Any) -> Lines:
+    return ["OK", *_kv_lines(printer, response.prev_kv)]
+
+
+def _fields_put(_: Printer, response: Any) -> Lines:
+    return _header_fields(response) + _kv_fields(response.prev_kv, "Prev")
+
+
+def _simple_get(printer: Printer, response: Any) -> Lines:
+    return _kvs_lines(printer, response.kvs)
+
+
+def _fields_get(_: Printer, response: Any) -> Lines:
+    lines = _header_fields(response)
+    for kv in response.kvs:
+        lines += _kv_fields(kv)
+    return lines + _fields(More=_true_false(response.more), Count=response.count)
+
+
+def _simple_delete(printer: Printer, response: Any) -> Lines:
+    return [str(response.deleted), *_kvs_lines(printer, response.prev_kvs)]
+
+
+def _fields_delete(_: Printer, response: Any) -> Lines:
+    lines = _header_fields(response) + _fields(Deleted=response.deleted)
+    for kv in response.prev_kvs:
+        lines += _kv_fields(kv, "Prev")
+    return lines
+
+
+def _response_op_lines(printer: Printer, answer: Any) -> Lines:
+    member = answer.which("response")
+    lines: Lines = PRINTERS[_RESPONSE_KINDS[member]][printer.format](
+        printer, getattr(answer, member)
+    )
+    return lines
+
+
+def _simple_txn(printer: Printer, response: Any) -> Lines:
+    lines: Lines = ["SUCCESS" if response.succeeded else "FAILURE"]
+    for answer in response.responses:
+        lines += ["", *_response_op_lines(printer, answer)]
+    return lines
+
+
+def _fields_txn(printer: Printer, response: Any) -> Lines:
+    lines = _header_fields(response) + _fields(Succeeded=_true_false(response.succeeded))
+    for answer in response.responses:
+        lines += _response_op_lines(printer, answer)
+    return lines
+
+
+def _simple_watch(printer: Printer, response: Any) -> Lines:
+    lines: Lines = []
+    for event in response.events:
+        lines += [_EVENT_NAMES[event.type], *_kvs_lines(printer, (event.prev_kv, event.kv))]
+    return lines
+
+
+def _fields_watch(_: Printer, response: Any) -> Lines:
+    lines = _header_fields(response)
+    for event in response.events:
+        lines += _fields(Type=_EVENT_NAMES[event.type])
+        lines += _kv_fields(event.prev_kv, "Prev") + _kv_fields(event.kv)
+    return lines
+
+
+def _json_watch(_: Printer, response: Any) -> Any:
+    return {
+        "Header": response.header or proto.ResponseHeader(),
+        "Events": response.events,
+        "CompactRevision": response.compact_revision,
+        "Canceled": response.canceled,
+        "Created": response.created,
+    }
+
+
+# Leases.
+
+
+def _simple_lease_grant(_: Printer, response: Any) -> Lines:
+    return [f"lease {response.ID:016x} granted with TTL({response.TTL}s)"]
+
+
+def _fields_lease(_: Printer, response: Any) -> Lines:
+    return _header_fields(response) + _fields(ID=response.ID, TTL=response.TTL)
+
+
+def _json_lease_grant(_: Printer, response: Any) -> Any:
+    own = {"ID": response.ID, "TTL": response.TTL, "Error": response.error}
+    return _flat_header(response) | own
+
+
+def _json_lease_keep_alive(_: Printer, response: Any) -> Any:
+    return _flat_header(response) | {"ID": response.ID, "TTL": response.TTL}
+
+
+def _simple_time_to_live(_: Printer, response: Any, with_keys: bool) -> Lines:
+    if response.grantedTTL == 0 and response.TTL == -1:
+        return [f"lease {response.ID:016x} already expired"]
+    text = (
+        f"lease {response.ID:016x} granted with TTL({response.grantedTTL}s), "
+        f"remaining({response.TTL}s)"
+    ).encode()
+    if with_keys:
+        text += b", attached keys([" + b" ".join(response.keys) + b"])"
+    return [text]
+
+
+def _fields_time_to_live(_: Printer, response: Any, with_keys: bool) -> Lines:
+    lines = _header_fields(response)
+    lines += _fields(ID=response.ID, TTL=response.TTL, GrantedTTL=response.grantedTTL)
+    return lines + [f'"Key" : {quote(key)}' for key in response.keys]
+
+
+def _json_time_to_live(_: Printer, response: Any, with_keys: bool) -> Any:
+    return _flat_header(response) | {
+        "id": response.ID,
+        "ttl": response.TTL,
+        "granted-ttl": response.grantedTTL,
+        "keys": response.keys or None,
+    }
+
+
+def _simple_lease_list(_: Printer, response: Any) -> Lines:
+    leases = response.leases
+    return [f"found {len(leases)} leases", *(f"{lease.ID:016x}" for lease in leases)]
+
+
+def _fields_lease_list(_: Printer, response: Any) -> Lines:
+    return _header_fields(response) + [f'"ID" : {lease.ID}' for lease in response.leases]
+
+
+def _json_lease_list(_: Printer, response: Any) -> Any:
+    return _flat_header(response) | {"leases": [{"id": lease.ID} for lease in response.leases]}
+
+
+# Alarms and members.
+
+
+def _alarm_name(alarm: Any) -> str:
+    return str(_ALARM_NAMES.get(alarm.alarm, alarm.alarm))
+
+
+def _simple_alarm(_: Printer, response: Any) -> Lines:
+    # The text form of the message, as Go prints it: a space after each field.
+    return [f"memberID:{a.memberID} alarm:{_alarm_name(a)} " for a in response.alarms]
+
+
+def _fields_alarm(_: Printer, response: Any) -> Lines:
+    # `alarm disarm` gathers several answers under no header.
+    lines = _header_fields(response) if response.header is not None else []
+    for alarm in response.alarms:
+        lines += [*_fields(MemberID=alarm.memberID, AlarmType=_alarm_name(alarm)), ""]
+    return lines
 
 
 def _member_rows(response: Any) -> list[tuple[str, ...]]:
@@ -422,6 +393,102 @@ def _member_rows(response: Any) -> list[tuple[str, ...]]:
     ]
 
 
+def _fields_member_list(_: Printer, response: Any) -> Lines:
+    lines = _header_fields(response)
+    for member in response.members:
+        lines += _fields(ID=member.ID, Name=quote(member.name))
+        lines += [f'"PeerURL" : {quote(url)}' for url in member.peerURLs]
+        lines += [f'"ClientURL" : {quote(url)}' for url in member.clientURLs]
+        lines += [*_fields(IsLearner=_true_false(member.isLearner)), ""]
+    return lines
+
+
+def _json_member_list(printer: Printer, response: Any) -> Any:
+    if not printer.hex_strings:
+        return response
+    # etcdctl writes this variant by hand: no learner flag, and "clientURLS".
+    header = response.header or proto.ResponseHeader()
+    members = [
+        {
+            "ID": f"{member.ID:x}",
+            "name": member.name,
+            "peerURLs": member.peerURLs or None,
+            "clientURLS": member.clientURLs or None,
+        }
+        for member in response.members
+    ]
+    ids = {"cluster_id": f"{header.cluster_id:x}", "member_id": f"{header.member_id:x}"}
+    return {"header": ids | {"raft_term": header.raft_term}, "members": members}
+
+
+def _simple_member_add(_: Printer, response: Any) -> Lines:
+    cluster_id = response.header.cluster_id
+    return [f"Member {response.member.ID:16x} added to cluster {cluster_id:16x}"]
+
+
+def _simple_member_changed(_: Printer, response: Any, member_id: int, what: str) -> Lines:
+    """`what`: "removed from", "updated in" or "promoted in"."""
+    return [f"Member {member_id:16x} {what} cluster {response.header.cluster_id:16x}"]
+
+
+def _simple_move_leader(_: Printer, response: Any, old: int, new: int) -> Lines:
+    return [f"Leadership transferred from {old:x} to {new:x}"]
+
+
+# Endpoints and snapshots.
+
+
+def _simple_health(_: Printer, found: Sequence[Health]) -> Lines:
+    """The healthy ones. `unhealthy_lines` has the others, for standard error."""
+    return [
+        f"{health.endpoint} is healthy: successfully committed proposal: "
+        f"took = {format_duration(health.took_ns)}"
+        for health in found
+        if health.healthy
+    ]
+
+
+def unhealthy_lines(found: Sequence[Health]) -> list[str]:
+    """What `endpoint health` says about the others on standard error, in the simple format."""
+    return [
+        f"{health.endpoint} is unhealthy: failed to commit proposal: {health.error}"
+        for health in found
+        if not health.healthy
+    ]
+
+
+def _fields_health(_: Printer, found: Sequence[Health]) -> Lines:
+    lines: Lines = []
+    for health in found:
+        lines += _fields(
+            Endpoint=quote(health.endpoint),
+            Health=_true_false(health.healthy),
+            Took=format_duration(health.took_ns),
+            Error=health.error,
+        )
+        lines.append("")
+    return lines
+
+
+def _json_health(_: Printer, found: Sequence[Health]) -> Any:
+    return [
+        {
+            "endpoint": health.endpoint,
+            "health": health.healthy,
+            "took": format_duration(health.took_ns),
+        }
+        | ({"error": health.error} if health.error else {})
+        for health in found
+    ]
+
+
+def _table_health(_: Printer, found: Sequence[Health]) -> Any:
+    rows = [
+        (h.endpoint, _true_false(h.healthy), format_duration(h.took_ns), h.error) for h in found
+    ]
+    return ("ENDPOINT", "HEALTH", "TOOK", "ERROR"), rows
+
+
 def _status_rows(answers: Sequence[EndpointResponse]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for endpoint, status in answers:
@@ -431,7 +498,7 @@ def _status_rows(answers: Sequence[EndpointResponse]) -> list[tuple[str, ...]]:
                 endpoint,
                 f"{member_id:x}",
                 status.version,
-                size_text(status.dbSize),
+                format_size(status.dbSize),
                 _true_false(status.leader == member_id),
                 _true_false(status.isLearner),
                 str(status.raftTerm),
@@ -443,352 +510,147 @@ def _status_rows(answers: Sequence[EndpointResponse]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _snapshot_row(status: Any) -> tuple[str, ...]:
-    return (
-        f"{status.hash:x}",
-        str(status.revision),
-        str(status.total_keys),
-        size_text(status.total_size_bytes),
+def _fields_status(_: Printer, answers: Sequence[EndpointResponse]) -> Lines:
+    lines: Lines = []
+    for endpoint, status in answers:
+        lines += _header_fields(status)
+        lines += _fields(
+            Version=quote(status.version),
+            DBSize=status.dbSize,
+            Leader=status.leader,
+            IsLearner=_true_false(status.isLearner),
+            RaftIndex=status.raftIndex,
+            RaftTerm=status.raftTerm,
+            RaftAppliedIndex=status.raftAppliedIndex,
+            Errors=f"[{' '.join(status.errors)}]",
+            Endpoint=quote(endpoint),
+        )
+        lines.append("")
+    return lines
+
+
+def _fields_hashkv(_: Printer, answers: Sequence[EndpointResponse]) -> Lines:
+    lines: Lines = []
+    for endpoint, response in answers:
+        lines += _header_fields(response)
+        lines += [*_fields(Endpoint=quote(endpoint), Hash=response.hash), ""]
+    return lines
+
+
+def _json_of_each(name: str) -> Callable[[Printer, Sequence[EndpointResponse]], Any]:
+    return lambda _, answers: [
+        {"Endpoint": endpoint, name: _as_etcd_3_5(response)} for endpoint, response in answers
+    ]
+
+
+def _hashkv_rows(answers: Sequence[EndpointResponse]) -> list[tuple[str, ...]]:
+    return [(endpoint, str(response.hash)) for endpoint, response in answers]
+
+
+def _snapshot_rows(status: Any) -> list[tuple[str, ...]]:
+    """`status` is a backup.Status."""
+    size = format_size(status.total_size_bytes)
+    return [(f"{status.hash:x}", str(status.revision), str(status.total_keys), size)]
+
+
+def _fields_snapshot(_: Printer, status: Any) -> Lines:
+    return _fields(
+        Hash=status.hash,
+        Revision=status.revision,
+        Keys=status.total_keys,
+        Size=status.total_size_bytes,
     )
 
 
-class Fields(Printer):
-    name = "fields"
-
-    def _header(self, response: Any) -> list[str]:
-        header = response.header or proto.ResponseHeader()
-        return [
-            f'"ClusterID" : {header.cluster_id}',
-            f'"MemberID" : {header.member_id}',
-            f'"Revision" : {header.revision}',
-            f'"RaftTerm" : {header.raft_term}',
-        ]
-
-    def _key_value(self, kv: Any, prefix: str = "") -> list[str]:
-        return [
-            f'"{prefix}Key" : {go_quote(kv.key)}',
-            f'"{prefix}CreateRevision" : {kv.create_revision}',
-            f'"{prefix}ModRevision" : {kv.mod_revision}',
-            f'"{prefix}Version" : {kv.version}',
-            f'"{prefix}Value" : {go_quote(kv.value)}',
-            f'"{prefix}Lease" : {kv.lease}',
-        ]
-
-    def put(self, response: Any) -> bytes:
-        lines = self._header(response)
-        if response.prev_kv is not None:
-            lines += self._key_value(response.prev_kv, "Prev")
-        return _lines(*lines)
-
-    def get(self, response: Any) -> bytes:
-        lines = self._header(response)
-        for kv in response.kvs:
-            lines += self._key_value(kv)
-        lines += [f'"More" : {_true_false(response.more)}', f'"Count" : {response.count}']
-        return _lines(*lines)
-
-    def delete(self, response: Any) -> bytes:
-        lines = [*self._header(response), f'"Deleted" : {response.deleted}']
-        for kv in response.prev_kvs:
-            lines += self._key_value(kv, "Prev")
-        return _lines(*lines)
-
-    def txn(self, response: Any) -> bytes:
-        succeeded = f'"Succeeded" : {_true_false(response.succeeded)}'
-        return _lines(*self._header(response), succeeded) + b"".join(
-            _print_response_op(self, answer) for answer in response.responses
-        )
-
-    def watch(self, response: Any) -> bytes:
-        lines = self._header(response)
-        for event in response.events:
-            lines.append(f'"Type" : {_EVENT_NAMES[event.type]}')
-            if event.prev_kv is not None:
-                lines += self._key_value(event.prev_kv, "Prev")
-            lines += self._key_value(event.kv)
-        return _lines(*lines)
-
-    def lease_grant(self, response: Any) -> bytes:
-        return _lines(*self._header(response), f'"ID" : {response.ID}', f'"TTL" : {response.TTL}')
-
-    def lease_revoke(self, response: Any, lease: int) -> bytes:
-        return _lines(*self._header(response))
-
-    def lease_time_to_live(self, response: Any, keys: bool) -> bytes:
-        return _lines(
-            *self._header(response),
-            f'"ID" : {response.ID}',
-            f'"TTL" : {response.TTL}',
-            f'"GrantedTTL" : {response.grantedTTL}',
-            *(f'"Key" : {go_quote(key)}' for key in response.keys),
-        )
-
-    def lease_list(self, response: Any) -> bytes:
-        return _lines(*self._header(response), *(f'"ID" : {lease.ID}' for lease in response.leases))
-
-    def lease_keep_alive(self, response: Any) -> bytes:
-        return self.lease_grant(response)
-
-    def alarm(self, response: Any) -> bytes:
-        lines = self._header(response) if response.header is not None else []
-        for alarm in response.alarms:
-            name = _ALARM_NAMES.get(alarm.alarm, alarm.alarm)
-            lines += [f'"MemberID" : {alarm.memberID}', f'"AlarmType" : {name}', ""]
-        return _lines(*lines)
-
-    def member_list(self, response: Any) -> bytes:
-        lines = self._header(response)
-        for member in response.members:
-            lines += [f'"ID" : {member.ID}', f'"Name" : {go_quote(member.name)}']
-            lines += [f'"PeerURL" : {go_quote(url)}' for url in member.peerURLs]
-            lines += [f'"ClientURL" : {go_quote(url)}' for url in member.clientURLs]
-            lines += [f'"IsLearner" : {_true_false(member.isLearner)}', ""]
-        return _lines(*lines)
-
-    def endpoint_health(self, found: Sequence[Health]) -> bytes:
-        lines = []
-        for health in found:
-            lines += [
-                f'"Endpoint" : {go_quote(health.endpoint)}',
-                f'"Health" : {_true_false(health.healthy)}',
-                f'"Took" : {go_duration(health.took_ns)}',
-                f'"Error" : {health.error}',
-                "",
-            ]
-        return _lines(*lines)
-
-    def endpoint_status(self, answers: Sequence[EndpointResponse]) -> bytes:
-        lines = []
-        for endpoint, status in answers:
-            lines += [
-                *self._header(status),
-                f'"Version" : {go_quote(status.version)}',
-                f'"DBSize" : {status.dbSize}',
-                f'"Leader" : {status.leader}',
-                f'"IsLearner" : {_true_false(status.isLearner)}',
-                f'"RaftIndex" : {status.raftIndex}',
-                f'"RaftTerm" : {status.raftTerm}',
-                f'"RaftAppliedIndex" : {status.raftAppliedIndex}',
-                f'"Errors" : [{" ".join(status.errors)}]',
-                f'"Endpoint" : {go_quote(endpoint)}',
-                "",
-            ]
-        return _lines(*lines)
-
-    def endpoint_hashkv(self, answers: Sequence[EndpointResponse]) -> bytes:
-        lines = []
-        for endpoint, response in answers:
-            lines += [
-                *self._header(response),
-                f'"Endpoint" : {go_quote(endpoint)}',
-                f'"Hash" : {response.hash}',
-                "",
-            ]
-        return _lines(*lines)
-
-    def snapshot_status(self, status: Any) -> bytes:
-        return _lines(
-            f'"Hash" : {status.hash}',
-            f'"Revision" : {status.revision}',
-            f'"Keys" : {status.total_keys}',
-            f'"Size" : {status.total_size_bytes}',
-        )
+def _json_snapshot(_: Printer, status: Any) -> Any:
+    return {
+        "hash": status.hash,
+        "revision": status.revision,
+        "totalKey": status.total_keys,
+        "totalSize": status.total_size_bytes,
+    }
 
 
-def _flat_header(response: Any) -> dict[str, Any]:
-    """The header's fields as etcdctl's lease structs embed them: beside the others, no zeros."""
-    header = response.header or proto.ResponseHeader()
-    return {field.name: value for field, value in header.present()}
+# The table.
 
 
-class Json(Printer):
-    name = "json"
-
-    def _json(self, response: Any) -> bytes:
-        return go_json(response).encode("utf-8", "surrogateescape") + b"\n"
-
-    put = get = delete = txn = alarm = _json
-
-    def watch(self, response: Any) -> bytes:
-        return self._json(
-            {
-                "Header": response.header or proto.ResponseHeader(),
-                "Events": response.events,
-                "CompactRevision": response.compact_revision,
-                "Canceled": response.canceled,
-                "Created": response.created,
-            }
-        )
-
-    def lease_grant(self, response: Any) -> bytes:
-        return self._json(
-            {
-                **_flat_header(response),
-                "ID": response.ID,
-                "TTL": response.TTL,
-                "Error": response.error,
-            }
-        )
-
-    def lease_revoke(self, response: Any, lease: int) -> bytes:
-        return self._json(response)
-
-    def lease_time_to_live(self, response: Any, keys: bool) -> bytes:
-        return self._json(
-            {
-                **_flat_header(response),
-                "id": response.ID,
-                "ttl": response.TTL,
-                "granted-ttl": response.grantedTTL,
-                "keys": response.keys or None,
-            }
-        )
-
-    def lease_list(self, response: Any) -> bytes:
-        leases = [{"id": lease.ID} for lease in response.leases]
-        return self._json({**_flat_header(response), "leases": leases})
-
-    def lease_keep_alive(self, response: Any) -> bytes:
-        return self._json({**_flat_header(response), "ID": response.ID, "TTL": response.TTL})
-
-    def member_list(self, response: Any) -> bytes:
-        if not self.hex_strings:
-            return self._json(response)
-        # etcdctl writes this variant by hand: no learner flag, and "clientURLS".
-        header = response.header or proto.ResponseHeader()
-        members = [
-            {
-                "ID": f"{member.ID:x}",
-                "name": member.name,
-                "peerURLs": member.peerURLs or None,
-                "clientURLS": member.clientURLs or None,
-            }
-            for member in response.members
-        ]
-        return self._json(
-            {
-                "header": {
-                    "cluster_id": f"{header.cluster_id:x}",
-                    "member_id": f"{header.member_id:x}",
-                    "raft_term": header.raft_term,
-                },
-                "members": members,
-            }
-        )
-
-    def endpoint_health(self, found: Sequence[Health]) -> bytes:
-        shown = []
-        for health in found:
-            entry: dict[str, Any] = {
-                "endpoint": health.endpoint,
-                "health": health.healthy,
-                "took": go_duration(health.took_ns),
-            }
-            if health.error:
-                entry["error"] = health.error
-            shown.append(entry)
-        return self._json(shown)
-
-    def _endpoints(self, name: str, answers: Sequence[EndpointResponse]) -> bytes:
-        return self._json(
-            [{"Endpoint": endpoint, name: _as_etcd_3_5(response)} for endpoint, response in answers]
-        )
-
-    def member_add(self, response: Any) -> bytes:
-        return self._json(response)
-
-    def member_changed(self, response: Any, member_id: int, what: str) -> bytes:
-        return self._json(response)
-
-    def move_leader(self, response: Any, old: int, new: int) -> bytes:
-        return self._json(response)
-
-    def endpoint_status(self, answers: Sequence[EndpointResponse]) -> bytes:
-        return self._endpoints("Status", answers)
-
-    def endpoint_hashkv(self, answers: Sequence[EndpointResponse]) -> bytes:
-        return self._endpoints("HashKV", answers)
-
-    def snapshot_status(self, status: Any) -> bytes:
-        return self._json(
-            {
-                "hash": status.hash,
-                "revision": status.revision,
-                "totalKey": status.total_keys,
-                "totalSize": status.total_size_bytes,
-            }
-        )
+def _row(
+    simple: Callable[..., Any], fields: Callable[..., Any] | None, json: Callable[..., Any]
+) -> dict[str, Callable[..., Any]]:
+    formats = {"simple": simple, "json": json, "protobuf": _unchanged}
+    return formats | {"fields": fields} if fields else formats
 
 
-class Table(Printer):
-    name = "table"
-
-    def member_list(self, response: Any) -> bytes:
-        header = ("ID", "STATUS", "NAME", "PEER ADDRS", "CLIENT ADDRS", "IS LEARNER")
-        return table(header, _member_rows(response))
-
-    def endpoint_health(self, found: Sequence[Health]) -> bytes:
-        return table(
-            ("ENDPOINT", "HEALTH", "TOOK", "ERROR"),
-            [
-                (
-                    health.endpoint,
-                    _true_false(health.healthy),
-                    go_duration(health.took_ns),
-                    health.error,
-                )
-                for health in found
-            ],
-        )
-
-    def endpoint_status(self, answers: Sequence[EndpointResponse]) -> bytes:
-        header = (
-            "ENDPOINT",
-            "ID",
-            "VERSION",
-            "DB SIZE",
-            "IS LEADER",
-            "IS LEARNER",
-            "RAFT TERM",
-            "RAFT INDEX",
-            "RAFT APPLIED INDEX",
-            "ERRORS",
-        )
-        return table(header, _status_rows(answers))
-
-    def endpoint_hashkv(self, answers: Sequence[EndpointResponse]) -> bytes:
-        rows = [(endpoint, str(response.hash)) for endpoint, response in answers]
-        return table(("ENDPOINT", "HASH"), rows)
-
-    def snapshot_status(self, status: Any) -> bytes:
-        header = ("HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE")
-        return table(header, [_snapshot_row(status)])
+def _rows(
+    header: tuple[str, ...],
+    rows: Callable[[Any], list[tuple[str, ...]]],
+    fields: Callable[..., Any],
+    json: Callable[..., Any],
+) -> dict[str, Callable[..., Any]]:
+    """Of a kind that is shown as rows, with commas or as a table."""
+    return {
+        "simple": lambda _, content: [", ".join(row) for row in rows(content)],
+        "fields": fields,
+        "json": json,
+        "table": lambda _, content: (header, rows(content)),
+    }
 
 
-class Protobuf(Printer):
-    name = "protobuf"
-
-    def _encode(self, response: Any) -> bytes:
-        encoded: bytes = response.encode()
-        return encoded
-
-    put = get = delete = txn = watch = alarm = member_list = member_add = _encode
-    lease_grant = lease_list = lease_keep_alive = _encode
-
-    def lease_revoke(self, response: Any, lease: int) -> bytes:
-        return self._encode(response)
-
-    def lease_time_to_live(self, response: Any, keys: bool) -> bytes:
-        return self._encode(response)
-
-    def member_changed(self, response: Any, member_id: int, what: str) -> bytes:
-        return self._encode(response)
-
-    def move_leader(self, response: Any, old: int, new: int) -> bytes:
-        return self._encode(response)
-
-
-PRINTERS: dict[str, type[Printer]] = {
-    printer.name: printer for printer in (Fields, Json, Protobuf, Simple, Table)
+PRINTERS: dict[str, dict[str, Callable[..., Any]]] = {
+    "put": _row(_simple_put, _fields_put, _unchanged),
+    "get": _row(_simple_get, _fields_get, _unchanged),
+    "delete": _row(_simple_delete, _fields_delete, _unchanged),
+    "txn": _row(_simple_txn, _fields_txn, _unchanged),
+    "watch": _row(_simple_watch, _fields_watch, _json_watch),
+    "lease_grant": _row(_simple_lease_grant, _fields_lease, _json_lease_grant),
+    "lease_revoke": _row(
+        lambda _, response, lease: [f"lease {lease:016x} revoked"],
+        lambda _, response, lease: _header_fields(response),
+        _unchanged,
+    ),
+    "lease_time_to_live": _row(_simple_time_to_live, _fields_time_to_live, _json_time_to_live),
+    "lease_list": _row(_simple_lease_list, _fields_lease_list, _json_lease_list),
+    "lease_keep_alive": _row(
+        lambda _, r: [f"lease {r.ID:016x} keepalived with TTL({r.TTL})"],
+        _fields_lease,
+        _json_lease_keep_alive,
+    ),
+    "alarm": _row(_simple_alarm, _fields_alarm, _unchanged),
+    "member_list": {
+        **_rows(
+            ("ID", "STATUS", "NAME", "PEER ADDRS", "CLIENT ADDRS", "IS LEARNER"),
+            _member_rows,
+            _fields_member_list,
+            _json_member_list,
+        ),
+        "protobuf": _unchanged,
+    },
+    "member_add": _row(_simple_member_add, None, _unchanged),
+    "member_changed": _row(_simple_member_changed, None, _unchanged),
+    "move_leader": _row(_simple_move_leader, None, _unchanged),
+    "endpoint_health": {
+        "simple": _simple_health,
+        "fields": _fields_health,
+        "json": _json_health,
+        "table": _table_health,
+    },
+    "endpoint_status": _rows(
+        (
+            *("ENDPOINT", "ID", "VERSION", "DB SIZE", "IS LEADER", "IS LEARNER"),
+            *("RAFT TERM", "RAFT INDEX", "RAFT APPLIED INDEX", "ERRORS"),
+        ),
+        _status_rows,
+        _fields_status,
+        _json_of_each("Status"),
+    ),
+    "endpoint_hashkv": _rows(
+        ("ENDPOINT", "HASH"), _hashkv_rows, _fields_hashkv, _json_of_each("HashKV")
+    ),
+    "snapshot_status": _rows(
+        ("HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE"),
+        _snapshot_rows,
+        _fields_snapshot,
+        _json_snapshot,
+    ),
 }
-"""The formats by their names, in the order that help shows them."""
+"""Kind of response -> format -> function(printer, response, ...) that gives the content."""

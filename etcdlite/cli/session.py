@@ -11,30 +11,37 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from etcdlite.cli.input import EXIT_BAD_ARGUMENTS, EXIT_FAILED, Failure, parse_int, parse_unsigned
-from etcdlite.cli.output import PRINTERS, Printer
+from etcdlite import proto
+from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
+from etcdlite.cli.output import Printer
 from etcdlite.client import Client, EtcdliteError
+from etcdlite.notation import parse_int, parse_unsigned
 
 PROGRESS_INTERVAL_S = 0.2
 
 
 class Session:
-    """What a command works with: its arguments and flags, the connection, the output."""
+    """A command's arguments and flags, connection and output."""
 
     def __init__(self, arguments: list[str], before_dashes: int, flags: Mapping[str, Any]) -> None:
+        """`before_dashes`: how many arguments precede "--", or -1."""
         self.arguments = arguments
         self.before_dashes = before_dashes
         self.flags = flags
         self.timeout_s: float = flags["command-timeout"]
-        self.printer: Printer = PRINTERS[flags["write-out"]](
-            hex_strings=flags["hex"], values_only=bool(flags.get("print-value-only"))
+        self.dial_timeout_s: float = flags["dial-timeout"]
+        if self.dial_timeout_s <= 0:
+            # No limit of its own, as in etcdctl.
+            self.dial_timeout_s = self.timeout_s
+        self.printer = Printer(
+            flags["write-out"], flags["hex"], bool(flags.get("print-value-only"))
         )
         self._client: Client | None = None
         self._endpoints: tuple[str, ...] = () if flags["discovery-srv"] else flags["endpoints"]
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """Those of the command line, or those that DNS tells, asked when they are first needed."""
+        """Those of --endpoints, or those that DNS names, which is queried when first needed."""
         if not self._endpoints:
             from etcdlite.discovery import DiscoveryError, client_endpoints
 
@@ -46,26 +53,28 @@ class Session:
         return self._endpoints
 
     def client(self) -> Client:
-        """The connection to whichever endpoint answers, made when it is first needed."""
+        """The connection to the first endpoint that answers, made when it is first needed."""
         if self._client is None:
             self._client = self.client_for(self.endpoints)
         return self._client
 
     def client_for(self, endpoints: Sequence[str]) -> Client:
-        if self.timeout_s <= 0 or self.flags["dial-timeout"] <= 0:
-            text = "context deadline exceeded (--command-timeout or --dial-timeout is not above 0)"
+        if self.timeout_s <= 0:
+            text = "context deadline exceeded (--command-timeout is not above 0)"
             raise Failure(EXIT_FAILED, text)
         try:
             return Client(
-                list(endpoints),
-                timeout_s=self.timeout_s,
-                dial_timeout_s=self.flags["dial-timeout"],
+                list(endpoints), timeout_s=self.timeout_s, dial_timeout_s=self.dial_timeout_s
             )
         except ValueError as error:
-            raise Failure(EXIT_BAD_ARGUMENTS, str(error)) from None
+            raise BadArguments(str(error)) from None
+
+    def ask(self, method: str, client: Client | None = None, **fields: Any) -> Any:
+        """The response to a request of these fields. Raises EtcdliteError."""
+        return self.call(method, proto.METHOD_BY_NAME[method].request(**fields), client)
 
     def call(self, method: str, request: Any, client: Client | None = None) -> Any:
-        """One request and its response. Raises EtcdliteError."""
+        """The response to a request. Raises EtcdliteError."""
         client = client or self.client()
         started_s = time.monotonic()
         try:
@@ -75,41 +84,37 @@ class Session:
                 took_ms = (time.monotonic() - started_s) * 1000
                 say(f"debug: {method} to {client.endpoint}, {took_ms:.1f} ms: {request}")
 
+    def show(self, kind: str, response: Any, *more: Any) -> None:
+        """Print a response in the format that the user asked for (`output.PRINTERS`)."""
+        self.write(self.printer.show(kind, response, *more))
+
     def write(self, output: bytes) -> None:
         sys.stdout.buffer.write(output)
         sys.stdout.buffer.flush()
 
     def need(self, count: int, text: str) -> None:
-        """Refuse anything but `count` arguments."""
+        """Refuse any other number of arguments than `count`."""
         if len(self.arguments) != count:
-            raise Failure(EXIT_BAD_ARGUMENTS, text)
+            raise BadArguments(text)
 
     def member_argument(self) -> int:
         self.need(1, "member ID is not provided")
         try:
             return parse_unsigned(self.arguments[0], 16)
         except ValueError as error:
-            text = f"bad member ID arg ({error}), expecting ID in Hex"
-            raise Failure(EXIT_BAD_ARGUMENTS, text) from None
+            raise BadArguments(f"bad member ID arg ({error}), expecting ID in Hex") from None
 
     def lease_argument(self, name: str) -> int:
-        if len(self.arguments) != 1:
-            what = "1 argument" if name == "revoke" else "lease ID as argument"
-            raise Failure(EXIT_BAD_ARGUMENTS, f"lease {name} command needs {what}")
+        what = "1 argument" if name == "revoke" else "lease ID as argument"
+        self.need(1, f"lease {name} command needs {what}")
         try:
             return parse_int(self.arguments[0], 16)
         except ValueError as error:
-            text = f"bad lease ID arg ({error}), expecting ID in Hex"
-            raise Failure(EXIT_BAD_ARGUMENTS, text) from None
+            raise BadArguments(f"bad lease ID arg ({error}), expecting ID in Hex") from None
 
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
-
-
-def say(line: str) -> None:
-    """One line on standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def describe(error: EtcdliteError, endpoint: str = "") -> str:
@@ -121,14 +126,8 @@ def describe(error: EtcdliteError, endpoint: str = "") -> str:
 
 
 def cause(error: EtcdliteError) -> str:
-    """The error without the endpoint, for a line that names it already."""
+    """The error without the endpoint, for a line that already names it."""
     return error.text.removeprefix(f"{error.endpoint}: ")
-
-
-def os_error_text(error: OSError) -> str:
-    """The error in lower case, behind the file's name if it has one."""
-    name = f"{error.filename}: " if error.filename else ""
-    return f"{name}{(error.strerror or str(error)).lower()}"
 
 
 class Progress:
@@ -137,13 +136,13 @@ class Progress:
     def __init__(self, label: str, show: Callable[[float], str] = lambda n: f"{n:.0f}") -> None:
         self._label = label
         self._show = show
-        self._wanted = sys.stderr.isatty()
+        self._is_drawn = sys.stderr.isatty()
         self._next_s = 0.0
 
     def update(self, done: float, total: float) -> None:
-        """`total` 0: not known."""
+        """`total` is 0 if unknown."""
         now_s = time.monotonic()
-        if not self._wanted or now_s < self._next_s:
+        if not self._is_drawn or now_s < self._next_s:
             return
         self._next_s = now_s + PROGRESS_INTERVAL_S
         text = f"{self._label}: {self._show(done)}"
@@ -151,7 +150,6 @@ class Progress:
             text += f" / {self._show(total)}  {100 * done / total:.0f}%"
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
-    def done(self) -> None:
-        """Take the line away."""
-        if self._wanted:
+    def clear(self) -> None:
+        if self._is_drawn:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -18,33 +18,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etcdlite import proto
-from etcdlite.cli.input import (
-    ENVIRONMENT_PREFIXES,
-    EXIT_BAD_ARGUMENTS,
+from etcdlite.cli.failures import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
+    BadArguments,
     Failure,
-    Flag,
-    parse_flags,
-    split_words,
+    say,
 )
-from etcdlite.cli.output import go_quote
-from etcdlite.cli.session import Session, describe, say
+from etcdlite.cli.flags import WATCH_FLAGS, parse_flags, variable
+from etcdlite.cli.requests import split_words
+from etcdlite.cli.session import Session, describe
 from etcdlite.client import EtcdliteError
 from etcdlite.client.operations import prefix_end
 from etcdlite.errors import ERRORS, UNAVAILABLE
+from etcdlite.notation import quote
 
 RECONNECT_FIRST_S = 0.1
 RECONNECT_MAX_S = 2.0
 """Waits between attempts to take the watches up again: doubling."""
-
-WATCH_FLAGS = (
-    Flag("prefix", "bool", False, "watch all keys that start with <key>"),
-    Flag("prev-kv", "bool", False, "show the key and value from before each event"),
-    Flag("rev", "int", 0, "start at this revision (0: now)"),
-    Flag("progress-notify", "bool", False, "let the server say from time to time how far it is"),
-)
 
 
 class Watch:
@@ -72,19 +64,14 @@ def parse_watch(
     if before_dashes >= 0:
         arguments, command = arguments[:before_dashes], arguments[before_dashes:]
         if not command:
-            raise Failure(EXIT_BAD_ARGUMENTS, "bad number of arguments (no command after --)")
-    given: dict[str, str] = {}
-    for name in ("KEY", "RANGE_END"):
-        for prefix in ENVIRONMENT_PREFIXES:
-            if environment.get(f"{prefix}WATCH_{name}"):
-                given.setdefault(name, environment[f"{prefix}WATCH_{name}"])
-    if "KEY" in given:
+            raise BadArguments("bad number of arguments (no command after --)")
+    if key_variable := variable(environment, "watch-key"):
         if arguments:
-            text = "bad number of arguments (found conflicting environment key)"
-            raise Failure(EXIT_BAD_ARGUMENTS, text)
-        arguments = list(given.values())
+            raise BadArguments("bad number of arguments (found conflicting environment key)")
+        end_variable = variable(environment, "watch-range-end")
+        arguments = [key_variable[1], *([end_variable[1]] if end_variable else [])]
     if not 1 <= len(arguments) <= 2 or (len(arguments) == 2 and flags["prefix"]):
-        raise Failure(EXIT_BAD_ARGUMENTS, "bad number of arguments")
+        raise BadArguments("bad number of arguments")
     key = os.fsencode(arguments[0])
     range_end = os.fsencode(arguments[1]) if len(arguments) == 2 else b""
     if flags["prefix"]:
@@ -164,8 +151,8 @@ class Watcher:
                 watch.advance(response)
             return
         if response.canceled or response.compact_revision:
-            if session.printer.name != "simple":
-                session.write(session.printer.watch(response))
+            if session.printer.format != "simple":
+                session.show("watch", response)
             reason = response.cancel_reason or "watch canceled"
             if response.compact_revision:
                 reason = ERRORS["Compacted"][1]
@@ -181,7 +168,7 @@ class Watcher:
             session.write(b"progress notify: %d\n" % response.header.revision)
         if watch is not None:
             watch.advance(response)
-        session.write(session.printer.watch(response))
+        session.show("watch", response)
         if watch is not None and watch.command:
             for event in response.events:
                 self._run_command(watch.command, event, response.header.revision)
@@ -192,8 +179,8 @@ class Watcher:
             **os.environ,
             "ETCD_WATCH_REVISION": str(revision),
             "ETCD_WATCH_EVENT_TYPE": '"DELETE"' if is_delete else '"PUT"',
-            "ETCD_WATCH_KEY": go_quote(event.kv.key),
-            "ETCD_WATCH_VALUE": go_quote(event.kv.value),
+            "ETCD_WATCH_KEY": quote(event.kv.key),
+            "ETCD_WATCH_VALUE": quote(event.kv.value),
         }
         try:
             status = subprocess.run(
@@ -203,7 +190,7 @@ class Watcher:
         except OSError as error:
             cause = f"exec {command[0]}: {error.strerror}"
         if cause:
-            words = " ".join(go_quote(os.fsencode(word)) for word in command)
+            words = " ".join(quote(os.fsencode(word)) for word in command)
             raise Failure(EXIT_FAILED, f"command [{words}] error ({cause})")
 
 

@@ -1,0 +1,230 @@
+"""The flags of etcdlite-ctl, each written once, and how they are read.
+
+The syntax is that of etcdctl (Go's pflag), which argparse does not have: a boolean takes its value
+only after `=` (`--hex=false`, but `--hex key`), arguments and flags mix freely, `--` ends the flags
+and its position matters, and any value may start with a dash.
+
+A bad flag raises BadFlag with etcdctl's text. Text that is not UTF-8 keeps its bytes as surrogates,
+as Python's command line has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from etcdlite.cli.failures import EXIT_BAD_ARGUMENTS, EXIT_BAD_FEATURE, Failure
+from etcdlite.notation import parse_bool, parse_duration_s, parse_int
+
+FORMATS = ("fields", "json", "protobuf", "simple", "table")
+"""The output formats, in the order of the help text."""
+
+ENVIRONMENT_PREFIXES = ("ETCDLITE_CTL_", "ETCDCTL_")
+"""Of the environment variables for global flags. The first that is set and not empty counts."""
+
+
+class BadFlag(ValueError):
+    """A flag that does not exist, has no value, or a wrong one."""
+
+
+class Flag(NamedTuple):
+    name: str
+    kind: str
+    """A key of `_PARSERS`."""
+    default: Any
+    help: str
+    short: str = ""
+    refused: str = ""
+    """Why no other value than the default is accepted."""
+
+
+def _parse_list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "bool": parse_bool,
+    "int": lambda text: parse_int(text, 0),
+    "duration": parse_duration_s,
+    "string": str,
+    "list": _parse_list,
+}
+"""From the text of a flag to its value. Durations are in seconds."""
+
+_TLS = "TLS is not available in this version"
+_USERS = "users and passwords are not available in this version"
+
+GLOBAL_FLAGS = (
+    Flag("endpoints", "list", ("127.0.0.1:2379",), "servers, separated by commas"),
+    Flag("write-out", "string", "simple", f"output format ({', '.join(FORMATS)})", "w"),
+    Flag("hex", "bool", False, "print keys and values as \\x66\\x6f"),
+    Flag("command-timeout", "duration", 5.0, "how long to wait for an answer"),
+    Flag("dial-timeout", "duration", 2.0, "how long to wait for a connection (0s: no limit)"),
+    Flag("debug", "bool", False, "log each request to standard error"),
+    Flag("keepalive-time", "duration", 2.0, "no effect; TCP keep-alive is always on"),
+    Flag("keepalive-timeout", "duration", 6.0, "no effect; TCP keep-alive is always on"),
+    Flag("insecure-transport", "bool", True, "use no TLS (the only choice)", refused=_TLS),
+    Flag("insecure-skip-tls-verify", "bool", False, "no effect; there is no TLS to verify"),
+    Flag("insecure-discovery", "bool", True, "accept endpoints without TLS (the only choice)",
+         refused=_TLS),
+    Flag("cacert", "string", "", "refused: no TLS in this version", refused=_TLS),
+    Flag("cert", "string", "", "refused: no TLS in this version", refused=_TLS),
+    Flag("key", "string", "", "refused: no TLS in this version", refused=_TLS),
+    Flag("user", "string", "", "refused: no users in this version", refused=_USERS),
+    Flag("password", "string", "", "refused: no users in this version", refused=_USERS),
+    Flag("discovery-srv", "string", "", "domain whose SRV records name the endpoints", "d"),
+    Flag("discovery-srv-name", "string", "", "query the records _etcd-client-NAME._tcp"),
+)  # fmt: skip
+
+HELP_FLAG = Flag("help", "bool", False, "show this help", "h")
+
+_PREFIX_FLAG = Flag("prefix", "bool", False, "all keys that start with <key>")
+_FROM_KEY_FLAG = Flag("from-key", "bool", False, "all keys from <key> on, in byte order")
+INTERACTIVE_FLAG = Flag("interactive", "bool", False, "prompt for input", "i")
+CLUSTER_FLAG = Flag("cluster", "bool", False, "ask all members of the cluster, not --endpoints")
+PEER_URLS_FLAG = Flag("peer-urls", "list", (), "where the other members reach it")
+
+PUT_FLAGS = (
+    Flag("lease", "string", "0", "ID (hexadecimal) of the lease to attach the key to"),
+    Flag("prev-kv", "bool", False, "show the previous key and value"),
+    Flag("ignore-value", "bool", False, "keep the key's value, change its lease"),
+    Flag("ignore-lease", "bool", False, "keep the key's lease, change its value"),
+)
+GET_FLAGS = (
+    _PREFIX_FLAG,
+    _FROM_KEY_FLAG,
+    Flag("limit", "int", 0, "at most this many keys (0: all)"),
+    Flag("rev", "int", 0, "as of this revision (0: now)"),
+    Flag("order", "string", "", "ASCEND or DESCEND (default ASCEND)"),
+    Flag("sort-by", "string", "", "CREATE, KEY, MODIFY, VALUE or VERSION"),
+    Flag("keys-only", "bool", False, "leave out the values"),
+    Flag("count-only", "bool", False, "only count (with -w fields or in a transaction)"),
+    Flag("print-value-only", "bool", False, "print only the values (with -w simple)"),
+    Flag("consistency", "string", "l", "l: linearizable; s: serializable, perhaps stale"),
+)
+DEL_FLAGS = (
+    _PREFIX_FLAG,
+    _FROM_KEY_FLAG,
+    Flag("range", "bool", False, "[key, range_end), the default when range_end is given"),
+    Flag("prev-kv", "bool", False, "show the deleted keys and values"),
+)
+WATCH_FLAGS = (
+    _PREFIX_FLAG,
+    Flag("prev-kv", "bool", False, "show the key and value before each event"),
+    Flag("rev", "int", 0, "start at this revision (0: now)"),
+    Flag("progress-notify", "bool", False, "print the current revision from time to time"),
+)
+
+
+# Reading.
+
+
+def _set_flag(values: dict[str, Any], flag: Flag, text: str, shown: str) -> None:
+    try:
+        value = _PARSERS[flag.kind](text)
+    except ValueError as error:
+        raise BadFlag(f'invalid argument "{text}" for "{shown}" flag: {error}') from None
+    if flag.kind == "list" and flag.name in values:
+        value = values[flag.name] + value
+    values[flag.name] = value
+
+
+def parse_flags(
+    words: Sequence[str], flags: Sequence[Flag]
+) -> tuple[list[str], int, dict[str, Any]]:
+    """(arguments, how many of them precede "--" or -1, flags that were given).
+
+    Accepts --name value, --name=value, -n value, -nvalue, -n=value and clusters of short booleans.
+    Flags are not abbreviated. Raises BadFlag.
+    """
+    by_name = {flag.name: flag for flag in (*flags, HELP_FLAG)}
+    by_short = {flag.short: flag for flag in (*flags, HELP_FLAG) if flag.short}
+    arguments: list[str] = []
+    values: dict[str, Any] = {}
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if word == "--":
+            return [*arguments, *words[position:]], len(arguments), values
+        if word.startswith("--"):
+            name, equals, text = word[2:].partition("=")
+            if name not in by_name:
+                raise BadFlag(f"unknown flag: --{name}{did_you_mean(name, by_name, '--')}")
+            flag, shown, missing = by_name[name], f"--{name}", f"--{name}"
+        elif word.startswith("-") and len(word) > 1:
+            letter, text = word[1], word[2:]
+            if letter not in by_short:
+                raise BadFlag(f"unknown shorthand flag: '{letter}' in {word}")
+            flag = by_short[letter]
+            shown, missing = f"-{letter}, --{flag.name}", f"'{letter}' in {word}"
+            if flag.kind == "bool" and text and not text.startswith("="):
+                # -ih is -i -h.
+                values[flag.name] = True
+                position -= 1
+                words = [*words[:position], "-" + text, *words[position + 1 :]]
+                continue
+            equals = "=" if text else ""
+            text = text.removeprefix("=")
+        else:
+            arguments.append(word)
+            continue
+        if not equals:
+            if flag.kind == "bool":
+                values[flag.name] = True
+                continue
+            if position == len(words):
+                raise BadFlag(f"flag needs an argument: {missing}")
+            text = words[position]
+            position += 1
+        _set_flag(values, flag, text, shown)
+    return arguments, -1, values
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""
+
+
+def variable(environment: Mapping[str, str], name: str) -> tuple[str, str] | None:
+    """(variable, text) that the environment has for `name`. An empty variable counts as unset."""
+    for prefix in ENVIRONMENT_PREFIXES:
+        found = prefix + name.upper().replace("-", "_")
+        if environment.get(found):
+            return found, environment[found]
+    return None
+
+
+def _environment_flags(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for flag in GLOBAL_FLAGS:
+        found = variable(environment, flag.name)
+        if found is not None:
+            try:
+                values[flag.name] = _PARSERS[flag.kind](found[1])
+            except ValueError as error:
+                text = f"invalid value for environment variable {found[0]}: {error}"
+                raise Failure(EXIT_BAD_ARGUMENTS, text) from None
+    return values
+
+
+def flag_values(
+    flags: Sequence[Flag], given: Mapping[str, Any], environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """The values of a command's own `flags` and of the global ones: those given, else those from
+    the environment, else the defaults. Raises Failure for what is refused."""
+    values = {flag.name: flag.default for flag in (*GLOBAL_FLAGS, *flags)}
+    values |= _environment_flags(environment)
+    values |= given
+    for flag in GLOBAL_FLAGS:
+        if flag.refused and values[flag.name] != flag.default:
+            text = f"--{flag.name} is refused: {flag.refused} of etcdlite"
+            raise Failure(EXIT_BAD_ARGUMENTS, text)
+    if values["write-out"] not in FORMATS:
+        text = f"unsupported output format {values['write-out']} (known: {', '.join(FORMATS)})"
+        raise Failure(EXIT_BAD_FEATURE, text)
+    if not values["endpoints"]:
+        raise Failure(EXIT_BAD_ARGUMENTS, "--endpoints names no endpoint")
+    return values

@@ -1,0 +1,132 @@
+"""The help texts and the completion scripts of etcdlite-ctl, made from its table of commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etcdlite import __version__
+from etcdlite.cli.command import Command
+from etcdlite.cli.failures import PROGRAM
+from etcdlite.cli.flags import ENVIRONMENT_PREFIXES, GLOBAL_FLAGS, HELP_FLAG, Flag
+
+FIRST_AID = f"""
+  {PROGRAM} endpoint status --cluster -w table   members, leader, size of the data
+  {PROGRAM} endpoint health --cluster            which members can serve
+  {PROGRAM} alarm list                           NOSPACE: compact, defrag, disarm
+  {PROGRAM} snapshot save backup.db              before anything else is tried
+"""
+
+
+def _rows(rows: Sequence[tuple[str, str]]) -> str:
+    width = max(len(left) for left, _ in rows)
+    return "".join(f"  {left.ljust(width)}  {right}\n" for left, right in rows)
+
+
+def _flag_rows(flags: Sequence[Flag]) -> str:
+    rows = []
+    for flag in flags:
+        names = f"-{flag.short}, --{flag.name}" if flag.short else f"    --{flag.name}"
+        default = flag.default
+        if flag.kind == "duration":
+            default = f"{default:g}s"
+        elif flag.kind == "list":
+            default = ",".join(default)
+        shown = "" if flag.kind == "bool" and not default else f"={str(default).lower()}"
+        if flag.kind == "string":
+            shown = f'="{default}"'
+        rows.append((names + shown, flag.help))
+    return _rows(rows)
+
+
+def _indented(text: str) -> str:
+    return "".join(f"  {line}\n" if line else "\n" for line in text.splitlines())
+
+
+def command_help(command: Command) -> str:
+    parts = [
+        f"NAME:\n  {command.name} - {command.help}\n",
+        f"USAGE:\n  {PROGRAM} {command.usage}\n",
+    ]
+    if command.description:
+        parts.append("DESCRIPTION:\n" + _indented(command.description))
+    if command.examples:
+        examples = "".join(_indented(f"{PROGRAM} {example}") for example in command.examples)
+        parts.append("EXAMPLES:\n" + examples)
+    parts.append("OPTIONS:\n" + _flag_rows((*command.flags, HELP_FLAG)))
+    parts.append("GLOBAL OPTIONS:\n" + _flag_rows(GLOBAL_FLAGS))
+    return "\n".join(parts)
+
+
+def group_help(group: str, text: str, commands: Sequence[Command]) -> str:
+    """`commands`: those of the group."""
+    rows = [(command.name.split()[1], command.help) for command in commands]
+    return (
+        f"NAME:\n  {group} - {text}\n\nUSAGE:\n  {PROGRAM} {group} <subcommand>\n\n"
+        f"COMMANDS:\n{_rows(rows)}\nMore: {PROGRAM} {group} <subcommand> --help\n"
+    )
+
+
+def program_help(commands: Sequence[Command]) -> str:
+    rows = sorted((command.name, command.help) for command in commands)
+    own, etcdctls = (f"{prefix}ENDPOINTS" for prefix in ENVIRONMENT_PREFIXES)
+    return (
+        f"NAME:\n  {PROGRAM} - the command line client of etcdlite\n\n"
+        f"USAGE:\n  {PROGRAM} [global options] <command> [options] [arguments]\n\n"
+        f"VERSION:\n  {__version__}\n\nCOMMANDS:\n{_rows(rows)}\n"
+        "A unique prefix of a command's name is enough: 'mem list', 'endpoint stat'.\n\n"
+        f"GLOBAL OPTIONS:\n{_flag_rows((*GLOBAL_FLAGS, HELP_FLAG))}\n"
+        f"Global options can be set in the environment: {own} (or {etcdctls})\n"
+        f"and so on.\n\nFIRST AID:{FIRST_AID}\nMore about a command: {PROGRAM} <command> --help\n"
+    )
+
+
+_COMPLETION = """# etcdlite-ctl completion for {shell}
+{prelude}_etcdlite_ctl() {{
+    local word="${{COMP_WORDS[COMP_CWORD]}}" names="" i
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        [[ "${{COMP_WORDS[i]}}" == -* ]] || names+="${{names:+ }}${{COMP_WORDS[i]}}"
+    done
+    local choices=""
+    case "$names" in
+{cases}    esac
+    if [[ "$word" == -* ]]; then
+        choices+=" {global_flags}"
+    elif [[ "$choices" != *" words"* ]]; then
+        choices=""
+    fi
+    COMPREPLY=($(compgen -W "${{choices/ words/}}" -- "$word"))
+    if [[ "$word" == --*= || ${{#COMPREPLY[@]}} -eq 0 ]]; then
+        compopt -o default 2>/dev/null
+    fi
+}}
+complete -F _etcdlite_ctl etcdlite-ctl
+"""
+
+
+def completion_script(shell: str, commands: Sequence[Command]) -> str:
+    """The script for bash. zsh runs it too, after its bashcompinit."""
+
+    def words(flags: Sequence[Flag]) -> str:
+        return " ".join(f"--{flag.name}" for flag in flags)
+
+    inner: dict[str, list[str]] = {}
+    cases = []
+    for command in commands:
+        first, _, second = command.name.partition(" ")
+        inner.setdefault(first, []).extend([second] if second else [])
+        if command.name == "completion":
+            cases.append('        "completion") choices="bash zsh words" ;;\n')
+        elif command.flags:
+            name = command.name
+            cases.append(f'        "{name}"|"{name} "*) choices="{words(command.flags)}" ;;\n')
+    groups = [
+        f'        "{first}") choices="{" ".join(seconds)} words" ;;\n'
+        for first, seconds in (("", sorted(inner)), *inner.items())
+        if seconds
+    ]
+    return _COMPLETION.format(
+        shell=shell,
+        prelude="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",
+        cases="".join(groups + cases),
+        global_flags=words((*GLOBAL_FLAGS, HELP_FLAG)),
+    )
