@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from etcdlite import proto
 from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
 from etcdlite.cli.output import Printer
 from etcdlite.client import Client, EtcdliteError
+from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.notation import parse_int, parse_unsigned
 
 PROGRESS_INTERVAL_S = 0.2
@@ -71,7 +71,7 @@ class Session:
 
     def ask(self, method: str, client: Client | None = None, **fields: Any) -> Any:
         """The response to a request of these fields. Raises EtcdliteError."""
-        return self.call(method, proto.METHOD_BY_NAME[method].request(**fields), client)
+        return self.call(method, METHOD_BY_NAME[method].request(**fields), client)
 
     def call(self, method: str, request: Any, client: Client | None = None) -> Any:
         """The response to a request. Raises EtcdliteError."""
