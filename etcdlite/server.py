@@ -67,7 +67,6 @@ SESSION_TICK_S = 0.25
 SHUTDOWN_S = 10.0
 """How long a stop waits for work in flight."""
 
-
 SAVING_PAUSE_S = 0.002
 """How long background work waits for a save at most."""
 
@@ -78,7 +77,6 @@ REQUEST_TIMEOUT_S = 5.0
 """As in etcd: this and two election timeouts until a write is given up."""
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
 
 DIAL_TIMEOUT_S = 1.0
 """How long a connection to another member may take to be made."""
@@ -293,65 +291,54 @@ class Server:
     # The loop.
 
     def run(self) -> int:
-        """Serve until a signal stops it; the exit status."""
-        self.listeners.accept(PEERS, METRICS)
+        """Serve until a signal, or the removal of this member, has ended it; the exit status.
+
+        Raises StartError if the initial check finds damage, and DiskFailed.
+        """
         self._prepare_loop()
+        self.listeners.accept(PEERS, METRICS)
         if self.settings.initial_corrupt_check:
             self.member.hash_check.begin_initial(time.monotonic())
-        if self.member.hash_check.is_over:
-            self._begin_serving()
+        self._serve_if_checked()
+        self._next_tick = time.monotonic() + self._tick_s
+        while self._stopping_since is None or not self._may_stop(time.monotonic()):
+            self._turn()
+        return self._stop()
+
+    def _turn(self) -> None:
+        """Wait for sockets or the next timer, then let each part move on."""
         member = self.member
-        turn_s = member.metrics.turn_s
         clock = time.monotonic
-        self._next_tick = clock() + self._tick_s
-        while True:
-            # A write that is being synced gets the interpreter: the log thread needs it a few
-            # times, and a loop busy with background work would make it wait for each.
-            timeout_s = SAVING_PAUSE_S if member.is_saving else 0.0
-            if not (member.has_work or self._producing):
-                timeout_s = max(0.0, min(self._next_tick, member.wakes_at) - clock())
-            ready = self._selector.select(timeout_s)
-            began = clock()
-            for key, mask in ready:
-                key.data(mask)
-                if clock() - began > RECEIVE_SLICE_S:
-                    break
-            self._take_results()
-            if self._signal and self._stopping_since is None:
-                name = signal.Signals(self._signal).name
-                log.info("received signal; shutting down", signal=name)
-                self._begin_stop()
-            now = clock()
-            if now >= self._next_tick:
-                self._tick(now)
-            member.turn()
-            if not self._serves and self._stopping_since is None and member.hash_check.is_over:
-                if member.hash_check.difference:
-                    raise datadir.StartError(
-                        f"this member's data differs from the others': "
-                        f"{member.hash_check.difference}. Remove this member, empty its data "
-                        "directory, and add it again"
-                    )
-                self._begin_serving()
-            self._give_work()
-            if member.peers.links:
-                self._dial_peers(now)
-            if self._producing:
-                self._produce()
-            if self._dirty:
-                self._send_output()
-            member.housekeep()
-            turn_s.observe(clock() - began)
-            removed = member.removed_since
-            if self._stopping_since is None and removed is not None and now - removed > REMOVED_S:
-                log.error(
-                    "this member was removed from the cluster; shutting down. Its data directory "
-                    "is of no use any more: remove it before this machine joins a cluster again",
-                    **{"data-dir": self.settings.data_dir, "local-member-id": f"{member.id:x}"},
-                )
-                self._begin_stop()
-            if self._stopping_since is not None and self._may_stop(now):
-                return self._stop()
+        # A write that is being synced gets the interpreter: the log thread needs it a few times,
+        # and a loop busy with background work would make it wait for each.
+        timeout_s = SAVING_PAUSE_S if member.is_saving else 0.0
+        if not (member.has_work or self._producing):
+            timeout_s = max(0.0, min(self._next_tick, member.wakes_at) - clock())
+        ready = self._selector.select(timeout_s)
+        began = clock()
+        for key, mask in ready:
+            key.data(mask)
+            if clock() - began > RECEIVE_SLICE_S:
+                break
+        self._take_results()
+        if self._signal and self._stopping_since is None:
+            log.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
+            self._begin_stop()
+        now = clock()
+        if now >= self._next_tick:
+            self._tick(now)
+        member.turn()
+        if not self._serves:
+            self._serve_if_checked()
+        self._give_work()
+        if member.peers.links:
+            self._dial_peers(now)
+        if self._producing:
+            self._produce()
+        if self._dirty:
+            self._send_output()
+        member.housekeep()
+        member.metrics.turn_s.observe(clock() - began)
 
     def _prepare_loop(self) -> None:
         # What was loaded stays: the collector need not look at it again. Nothing on the hot paths
@@ -364,7 +351,17 @@ class Server:
             signal.signal(signum, self._signalled)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
-    def _begin_serving(self) -> None:
+    def _serve_if_checked(self) -> None:
+        """Accept clients as soon as the initial comparison with the other members, if there is
+        one, has ended well. Raises StartError if it has not."""
+        check = self.member.hash_check
+        if self._stopping_since is not None or not check.is_over:
+            return
+        if check.difference:
+            raise datadir.StartError(
+                f"this member's data differs from the others': {check.difference}. Remove this "
+                "member, empty its data directory, and add it again"
+            )
         self.listeners.accept(CLIENTS, HTTP)
         addresses = [config.format_address(host, port) for host, port in self.listeners.addresses]
         if addresses[0] == "127.0.0.1:2379":
@@ -452,6 +449,9 @@ class Server:
         self.member.tick()
         if self._serves and not self._is_ready:
             self._become_ready()
+        removed_since = self.member.removed_since
+        if removed_since is not None and now - removed_since > REMOVED_S:
+            self._leave()
         if now >= self._next_session_tick:
             self._next_session_tick = now + SESSION_TICK_S
             for session in list(self._by_session):
@@ -695,6 +695,16 @@ class Server:
             log.warn("received a second signal; exiting at once")
             os._exit(1)
         self._signal = signum
+
+    def _leave(self) -> None:
+        """Stop, because this member was removed from the cluster."""
+        if self._stopping_since is None:
+            log.error(
+                "this member was removed from the cluster; shutting down. Its data directory is "
+                "of no use any more: remove it before this machine joins a cluster again",
+                **{"data-dir": self.settings.data_dir, "local-member-id": f"{self.member.id:x}"},
+            )
+            self._begin_stop()
 
     def _begin_stop(self) -> None:
         """Take no more connections and requests; what is in flight is finished."""
