@@ -22,7 +22,6 @@ It must never touch the disk but for the configuration file, nor resolve a host 
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import json
 import re
@@ -35,11 +34,6 @@ from urllib.parse import urlsplit
 
 from etcdlite.log import FORMATS, LEVELS, quoted, shorten
 from etcdlite.notation import parse_bool, parse_duration_s, parse_size_bytes
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DEFAULT_FILE = "/etc/etcdlite.toml"
 """Read if it exists and no other file is named."""
@@ -739,6 +733,8 @@ def _find(name: str) -> Flag | None:
 
 
 def _did_you_mean(name: str, spell: Callable[[str], str], known: Sequence[str]) -> str:
+    import difflib  # Rarely needed.
+
     close = difflib.get_close_matches(name, known, 1)
     return f", did you mean {spell(close[0])}?" if close else ""
 
@@ -859,6 +855,11 @@ class _Reader:
         if len(data) > MAX_FILE_BYTES:
             self.problems.append(f"{shown}: is larger than {MAX_FILE_BYTES} bytes; shorten it")
             return layer
+        # A member without a file, and etcdlite-ctl, need not load it.
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
         try:
             # A file that an editor on Windows saved begins with a byte order mark.
             content = tomllib.loads(data.decode("utf-8-sig"))

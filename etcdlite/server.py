@@ -4,14 +4,8 @@ One loop (`selectors`) does all protocol and state work. A turn of it: wait for 
 tick; read each ready socket once; let the member move on; hand what must be durable to the log
 thread; send each connection its output.
 
-Threads are only for calls that block in the kernel:
-
-    log     appends to the write-ahead log and syncs it. While it syncs, later turns gather the next
-            batch, and it takes all that waits at once: group commit without a timer.
-    disk    checkpoint, cleaning and snapshot tasks, one at a time.
-    dial    one for each connection to another member, only until it is made or not.
-
-If one of the first two fails, the process ends: after a failed sync nobody knows what the disk has.
+What blocks in the kernel runs in threads (`threads.py`), which report back to the loop. The sockets
+that connections come from are in `listeners.py`.
 
 Limits: `max-connections`; `HANDSHAKE_TIMEOUT_S` for a connection to say what it is;
 `STALLED_TIMEOUT_S` for one that does not read its answers.
@@ -27,12 +21,11 @@ import selectors
 import signal
 import socket
 import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from etcdlite import bootstrap, config, datadir, log, proto
@@ -44,7 +37,7 @@ from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
 from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.storage.disk import Disk
-from etcdlite.threads import DiskFailed, DiskThread, LogThread
+from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial
 from etcdlite.wire import exposition
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.http import HttpSession, Site
@@ -78,8 +71,6 @@ REQUEST_TIMEOUT_S = 5.0
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-DIAL_TIMEOUT_S = 1.0
-"""How long a connection to another member may take to be made."""
 
 HAND_OVER_S = 2.0
 """How long a leader that is to stop waits for another one to lead."""
@@ -129,25 +120,6 @@ _PROTOCOLS: dict[type, str] = {
     GrpcSession: "grpc",
     HttpSession: "http",
 }
-
-
-class Dialed(NamedTuple):
-    """What became of an attempt to connect to another member."""
-
-    dial: Dial
-    peer: str
-    result: socket.socket | OSError
-
-
-def call(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
-    """Connect to another member; runs in a thread of its own."""
-    host, port = config.host_port(url)
-    result: socket.socket | OSError
-    try:
-        result = socket.create_connection((host, port), DIAL_TIMEOUT_S)
-    except OSError as failure:
-        result = failure
-    done(Dialed(dial, config.format_address(host, port), result))
 
 
 class Server:
@@ -483,9 +455,7 @@ class Server:
         for link in list(self.member.peers.links.values()):
             for make in link.wants(now):
                 dial = make(self._dirty.append)
-                threading.Thread(
-                    target=call, args=(dial, link.url, self._report), name="dial", daemon=True
-                ).start()
+                start_dial(dial, link.url, self._report)
 
     def _dialed(self, dialed: Dialed) -> None:
         dial, peer, result = dialed

@@ -1,20 +1,31 @@
-"""The threads for calls that block in the kernel: one for the log, one for the data.
+"""The threads. They are only for calls that block in the kernel:
 
-Each takes work in order and reports what it has done through a callback, which must be safe to call
-from any thread. An exception is reported in the same way, and ends the thread: after a failed sync
-it is not known what the disk holds, so the process must end (`DiskFailed`).
+    log     appends to the write-ahead log and syncs it. While it syncs, the loop gathers the next
+            batch, and the thread takes all of it at once: group commit without a timer.
+    disk    runs checkpoint, cleaning and snapshot tasks, one at a time.
+    dial    connects to another member. Each connection has one, until it is made or has failed.
+
+Each reports its results through a callback, `done`, which must be safe to call from any thread. The
+log thread and the disk thread report an exception in the same way and end. The process must then
+end, too (`DiskFailed`): after a failed sync it is not known what the disk holds.
 """
 
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+from etcdlite import config
 from etcdlite.metrics import Metrics
+from etcdlite.peer import Dial
 from etcdlite.wal import WAL, Save
+
+DIAL_TIMEOUT_S = 1.0
+"""How long a connection to another member may take to be made."""
 
 
 class DiskFailed(Exception):
@@ -98,3 +109,26 @@ class DiskThread:
                 self._done(None)
         except BaseException as failure:
             self._done(failure)
+
+
+class Dialed(NamedTuple):
+    """What became of an attempt to connect to another member."""
+
+    dial: Dial
+    peer: str
+    result: socket.socket | OSError
+
+
+def start_dial(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
+    """Connect to another member, in a thread of its own that ends with a `Dialed`."""
+    threading.Thread(target=_dial, args=(dial, url, done), name="dial", daemon=True).start()
+
+
+def _dial(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
+    host, port = config.host_port(url)
+    result: socket.socket | OSError
+    try:
+        result = socket.create_connection((host, port), DIAL_TIMEOUT_S)
+    except OSError as failure:
+        result = failure
+    done(Dialed(dial, config.format_address(host, port), result))

@@ -7,12 +7,14 @@ import errno
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 from zlib import crc32
 
@@ -409,6 +411,38 @@ def test_settings_come_from_file_and_environment(server, tmp_path):
     one.start()
     client = one.client()
     wait_until(lambda: client.members()[0].name == "from-environment", "its name is published")
+
+
+# What a member loads.
+
+SHOWING_MODULES = """
+import atexit, sys
+file, before = open(sys.argv.pop(1), "w"), set(sys.modules)
+atexit.register(lambda: print(*sorted(set(sys.modules) - before), sep="\\n", file=file, flush=True))
+from etcdlite.__main__ import main
+sys.exit(main())
+"""
+"""etcdlite that writes the names of all modules that it has loaded to a file."""
+
+NOT_NEEDED = re.compile(
+    r"(argparse|asyncio|concurrent|difflib|dns|email|http|multiprocessing|nacl|prometheus_client"
+    r"|importlib\.resources|lzma|shutil|ssl|subprocess|tempfile|tomllib|unittest|urllib\.request|wsgiref|xml"
+    r"|etcdlite\.(ctl|cli|client\.(aio|blocking|operations|recipes|scripts)|backup))(\..*)?"
+)
+
+
+def test_a_member_does_not_load_what_it_does_not_need(server, tmp_path):
+    """Each of these costs memory in every member, for all of its life, and time at every start."""
+    file = tmp_path / "modules"
+    running = server(program=(sys.executable, "-c", SHOWING_MODULES, str(file)))
+    client = running.client()
+    client.put("k", "v")
+    with urllib.request.urlopen(f"http://{running.endpoint}/metrics", timeout=PATIENCE_S) as page:
+        assert b"etcd_server_has_leader 1.0" in page.read()
+    running.stop()
+    loaded = file.read_text().split()
+    assert "etcdlite.member" in loaded
+    assert [name for name in loaded if NOT_NEEDED.fullmatch(name)] == []
 
 
 # The log.

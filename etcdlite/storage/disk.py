@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import os
 import queue
-import shutil
 import threading
 import time
 from collections import deque
@@ -227,6 +226,8 @@ class Disk:
         _ERASER.take(fd)
 
     def remove_tree(self, path: str) -> None:
+        import shutil  # It loads every compression library, and trees are rarely removed.
+
         shutil.rmtree(path)
 
     def space(self, path: str) -> tuple[int, int]:

@@ -32,11 +32,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from functools import cache
-from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -982,7 +982,8 @@ def _state(member: Member) -> dict[str, Any]:
 def _page() -> tuple[str, str]:
     """The page, and the Content-Security-Policy that lets it run nothing but its own script and
     reach nothing but this server."""
-    page = resources.files("etcdlite.wire").joinpath("page.html").read_text("utf-8")
+    with open(os.path.join(os.path.dirname(__file__), "page.html"), encoding="utf-8") as file:
+        page = file.read()
     hashes = {}
     for element in ("script", "style"):
         content = page.partition(f"<{element}>")[2].partition(f"</{element}>")[0]
