@@ -197,11 +197,12 @@ AlarmType: Any = type("AlarmType", (), dict(ENUMS["AlarmType"]))
 
 # --- Varints -----------------------------------------------------------------------------------
 
-_VARINTS = [bytes((n,)) for n in range(128)]
-_VARINTS += [bytes((n & 127 | 128, n >> 7)) for n in range(128, 128 * 128)]
+_LAST = [bytes((n,)) for n in range(128)]
+_MORE = [bytes((n | 128,)) for n in range(128)]
+_VARINTS = _LAST + [low + high for high in _LAST[1:] for low in _MORE]
 _TABLED = len(_VARINTS)
 # The same 14 bits where more follow. The two tables take 1.5 MB and halve the time of a revision.
-_CONTINUED = [bytes((n & 127 | 128, n >> 7 | 128)) for n in range(128 * 128)]
+_CONTINUED = [low + high for high in _MORE for low in _MORE]
 
 
 def varint(n: int) -> bytes:
