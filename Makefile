@@ -3,6 +3,7 @@
 #   make run         a durable server on 127.0.0.1:2379, data in ./default.etcdlite
 #   make cluster     three members on loopback, data in ./cluster; Ctrl-C stops them
 #   make test        lint, types and tests (minutes);  make test-long  the long tests
+#   make stubs       write the messages' types, etcdlite/messages.pyi, after a change of the schema
 #   make sim         simulate clusters under faults, a fresh seed each, until stopped
 #   make bench       measure beside etcd 3.5 and rewrite the tables of docs/performance.md
 #   make bench-quick the same, smaller, to standard output only
@@ -16,7 +17,7 @@ LINTED := etcdlite tests bench
 # What npm leaves behind when it has installed npm's etcd client for the tests.
 NPM_CLIENT := tests/clients/node_modules/.package-lock.json
 
-.PHONY: run cluster test test-long bench bench-quick lint format clean scripts
+.PHONY: run cluster test stubs test-long bench bench-quick lint format clean scripts
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -30,6 +31,9 @@ test: lint scripts $(NPM_CLIENT)
 
 test-long: $(VENV)/test.stamp $(NPM_CLIENT)
 	$(BIN)/pytest -q -m long
+
+stubs: $(VENV)/test.stamp
+	REWRITE=1 $(BIN)/pytest -q tests/test_proto.py -k types_of_the_messages
 
 sim: $(VENV)/test.stamp
 	@$(BIN)/python -m tests.sim

@@ -23,9 +23,12 @@ type or out of range raises TypeError or ValueError that names the field.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from etcdlite.schema import SCHEMA
+
+if TYPE_CHECKING:
+    from etcdlite.messages import *  # noqa: F403  # The types of what `_load_schema` makes.
 
 MAX_REQUEST_ITEMS = 100_000
 """Comparisons or operations in one request, whatever `max-txn-ops` says."""
@@ -55,6 +58,9 @@ class Field(NamedTuple):
     json_name: str
 
 
+M = TypeVar("M", bound="Message")
+
+
 class _Generated:
     """Writes a message's codec when it is first asked for; then it is out of the way."""
 
@@ -80,14 +86,12 @@ class Message:
 
     if TYPE_CHECKING:
 
-        @staticmethod
-        def decode(buf: bytes, pos: int = 0, end: int | None = None) -> Any:
+        @classmethod
+        def decode(cls: type[M], buf: bytes, pos: int = 0, end: int | None = None) -> M:
             """The message in `buf[pos:end]`. Raises DecodeError."""
 
         def encode(self) -> bytes:
             """The wire form. Raises TypeError or ValueError for a value that does not fit."""
-
-        def __getattr__(self, name: str) -> Any: ...
 
     else:
         decode = _Generated("decode")
@@ -192,8 +196,7 @@ def _load_schema() -> None:
 
 
 _load_schema()
-globals().update(MESSAGES)
-AlarmType: Any = type("AlarmType", (), dict(ENUMS["AlarmType"]))
+globals().update(MESSAGES, AlarmType=type("AlarmType", (), dict(ENUMS["AlarmType"])))
 
 # --- Varints -----------------------------------------------------------------------------------
 
@@ -675,8 +678,3 @@ _NAMESPACE.update(
     _merge=_merge,
     _read_length=_read_length,
 )
-
-
-if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any: ...

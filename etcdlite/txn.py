@@ -631,8 +631,8 @@ def _compared(store: Store, compare: Any, key: bytes, revision: int) -> Any:
             kv.create_revision, kv.mod_revision = create, mod
             kv.version, kv.lease = version, lease
             return kv
-    kv = store.get(key, revision)
-    return None if kv is None else proto.KeyValue.decode(kv)
+    record = store.get(key, revision)
+    return None if record is None else proto.KeyValue.decode(record)
 
 
 def _holds(compare: Any, kv: Any) -> bool:

@@ -8,6 +8,7 @@ client and server talk to etcdlite, and its methods by the protocol page.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 from typing import Any
@@ -31,6 +32,51 @@ THOROUGH = settings(
 )
 FUZZ = settings(THOROUGH, max_examples=1500)
 BRIEF = settings(THOROUGH, max_examples=300)
+
+
+# --- The types of the messages ------------------------------------------------------------------
+
+STUBS = pathlib.Path(proto.__file__).with_name("messages.pyi")
+STUBS_HEAD = '''"""The types of the messages, made from the schema by `make stubs`. Do not edit."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from typing_extensions import dataclass_transform
+
+from etcdlite.proto import Message
+
+@dataclass_transform(kw_only_default=True)
+class _Typed(Message): ...
+'''
+
+
+def stubs() -> str:
+    """The types as Python source, formatted as ruff does."""
+    text = STUBS_HEAD
+    for name in [name for name in proto.ENUMS if "." not in name] + list(proto.MESSAGES):
+        base = "(_Typed)" if name in proto.MESSAGES else ""
+        enums = [e for e in proto.ENUMS if e == name or e.startswith(name + ".")]
+        lines = [f"    {value}: ClassVar[int]\n" for e in enums for value in proto.ENUMS[e]]
+        if base:
+            lines += [f"    {f.name}: {type_of(f)} = ...\n" for f in proto.MESSAGES[name].FIELDS]
+        text += f"\nclass {name}{base}:" + ("\n" + "".join(lines) if lines else " ...\n")
+    # No blank lines between classes without fields.
+    return re.sub(r"(?<=: \.\.\.\n)\n(?=class \w+\(_Typed\): \.\.\.)", "", text)
+
+
+def type_of(field: proto.Field) -> str:
+    names = {"bytes": "bytes", "string": "str", "bool": "bool", "message": field.type_name}
+    one = names.get(field.kind, "int")
+    if field.repeated:
+        return f"Sequence[{one}]"
+    return f"{one} | None" if field.default is None else one
+
+
+def test_the_types_of_the_messages_are_those_of_the_schema() -> None:
+    if os.environ.get("REWRITE"):
+        STUBS.write_text(stubs())
+    assert STUBS.read_text() == stubs(), "`make stubs` writes them"
 
 
 # --- The same schema in the protobuf library ---------------------------------------------------

@@ -27,7 +27,7 @@ _SORT_TARGETS = {
 }
 
 
-def key_range(name: str, arguments: Sequence[str], flags: Mapping[str, Any]) -> dict[str, bytes]:
+def key_range(name: str, arguments: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
     """The fields key and range_end of a get or del."""
     if flags["prefix"] and flags["from-key"]:
         raise BadArguments(
@@ -176,7 +176,7 @@ def parse_compare(line: str) -> Any:
     target, field = _COMPARE_TARGETS[name]
     try:
         key = unquote(key_text)
-        value: int | bytes = unquote(value_text)
+        value: Any = unquote(value_text)
         if target != "VALUE":
             value = parse_int(os.fsdecode(unquote(value_text)), 16 if target == "LEASE" else 10)
     except ValueError:
