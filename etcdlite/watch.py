@@ -51,6 +51,8 @@ from etcdlite import errors, log, proto
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import varint
 from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.intervals import Intervals
+from etcdlite.storage.steps import finish
 
 Event = tuple[int, bytes, bool, bytes]
 """(revision, key, is a delete, encoded KeyValue; of a deleted key only key and mod_revision)"""
@@ -185,48 +187,23 @@ def _group_name(since: int, options: int) -> int:
     return since << 4 | options
 
 
-class _Range:
-    """A node of the interval tree: a treap by `order`; `reach` is the largest end below it."""
-
-    __slots__ = ("start", "end", "order", "groups", "priority", "left", "right", "reach")
-
-    def __init__(self, start: bytes, end: bytes, number: int, priority: float) -> None:
-        self.start = start
-        self.end = end
-        self.order = (start, number)
-        self.groups: _Groups = {}
-        self.priority = priority
-        self.left: _Range | None = None
-        self.right: _Range | None = None
-        self.reach = end
-
-
 class _Index:
     """Watches by what they watch: keys in a dict, ranges in an interval tree."""
 
-    __slots__ = ("keys", "ranges", "root", "_rng", "_number")
+    __slots__ = ("keys", "ranges")
 
     def __init__(self, rng: random.Random) -> None:
         self.keys: dict[bytes, _Groups] = {}
-        self.ranges: dict[tuple[bytes, bytes], _Range] = {}
-        self.root: _Range | None = None
-        # Priorities that a client could foresee would let it build a list instead of a tree.
-        self._rng = rng
-        self._number = 0
+        self.ranges: Intervals[_Groups] = Intervals(rng)
 
     def add(self, watch: _Watch, since: int) -> None:
-        if watch.end is None:
-            groups = self.keys.get(watch.start)
-            if groups is None:
-                groups = self.keys[watch.start] = {}
-        else:
-            node = self.ranges.get((watch.start, watch.end))
-            if node is None:
-                self._number += 1
-                node = _Range(watch.start, watch.end, self._number, self._rng.random())
-                self.ranges[watch.start, watch.end] = node
-                self.root = _insert(self.root, node)
-            groups = node.groups
+        groups = self._groups(watch)
+        if groups is None:
+            groups = {}
+            if watch.end is None:
+                self.keys[watch.start] = groups
+            else:
+                self.ranges.add(watch.start, watch.end, groups)
         name = _group_name(since, watch.options)
         group = groups.get(name)
         if group is None:
@@ -241,39 +218,22 @@ class _Index:
         del group.watches[watch]
         if group.watches:
             return
-        if watch.end is None:
-            groups = self.keys[watch.start]
-            del groups[group.name]
-            if not groups:
+        groups = self._groups(watch)
+        assert groups is not None
+        del groups[group.name]
+        if not groups:
+            if watch.end is None:
                 del self.keys[watch.start]
-        else:
-            node = self.ranges[watch.start, watch.end]
-            del node.groups[group.name]
-            if not node.groups:
-                del self.ranges[watch.start, watch.end]
-                self.root = _delete(self.root, node)
-
-    def watching(self, key: bytes) -> list[_Groups]:
-        """The groups of all ranges that hold `key`, by range start: O(log n + found)."""
-        found: list[_Groups] = []
-        above: list[_Range] = []
-        node = self.root
-        while True:
-            while node is not None and (not node.reach or node.reach > key):
-                above.append(node)
-                node = node.left
-            if not above:
-                return found
-            node = above.pop()
-            if node.start <= key:
-                if not node.end or node.end > key:
-                    found.append(node.groups)
-                node = node.right
             else:
-                node = None
+                self.ranges.remove(watch.start, watch.end)
+
+    def _groups(self, watch: _Watch) -> _Groups | None:
+        if watch.end is None:
+            return self.keys.get(watch.start)
+        return self.ranges.get(watch.start, watch.end)
 
     def all(self) -> list[_Watch]:
-        every = [*self.keys.values(), *(node.groups for node in self.ranges.values())]
+        every = [*self.keys.values(), *self.ranges.values()]
         return [w for groups in every for group in groups.values() for w in group.watches]
 
 
@@ -308,20 +268,20 @@ class WatchHub:
         self._header = header
         self._rng = rng
         self._progress_interval_s = max(progress_interval_s, MIN_PROGRESS_INTERVAL_S)
-        self._synced = _Index(rng)
+        self.synced = _Index(rng)
         # Both: revision -> watches with that `next`, in the order in which they came.
         self._behind: Any = SortedDict()
         self._future: Any = SortedDict()
         self._front = _Index(rng)
         """Those that are served."""
-        self._lag_revision = 0
+        self.lag_revision = 0
         """Not 0: what is in the index of synced watches has missed everything from here on, and
         will be behind."""
-        self._closing: deque[WatchStream] = deque()
+        self.closing: deque[WatchStream] = deque()
         """Closed streams with many watches."""
         self._job: Generator[None, None, None] | None = None
         """What `run` is at."""
-        self._timers: Any = SortedList()
+        self.timers: Any = SortedList()
         self._timer_number = 0
         self._now = 0.0
 
@@ -336,9 +296,9 @@ class WatchHub:
         first, last = events[0][0], events[-1][0]
         assert self.revision < first <= last, (self.revision, first, last)
         self.revision = last
-        if not self._lag_revision and (self._synced.keys or self._synced.root is not None):
+        if not self.lag_revision and (self.synced.keys or self.synced.ranges.root is not None):
             if len(events) > self.limits.max_events_at_once:
-                self._lag_revision = first
+                self.lag_revision = first
             else:
                 response_bytes = self.limits.response_bytes
                 begin = size = 0
@@ -354,9 +314,7 @@ class WatchHub:
     @property
     def has_work(self) -> bool:
         """`run` has something to do."""
-        return (
-            self._job is not None or bool(self._behind or self._closing) or self._lag_revision > 0
-        )
+        return self._job is not None or bool(self._behind or self.closing) or self.lag_revision > 0
 
     def run(self, is_over: Callable[[], bool]) -> bool:
         """Bring watches that are behind level, step by step until `is_over`; at least one step.
@@ -373,9 +331,9 @@ class WatchHub:
         return self.has_work
 
     def _next_job(self) -> Generator[None, None, None]:
-        if self._lag_revision:
+        if self.lag_revision:
             return self._lag_steps()
-        return self._close_steps() if self._closing else self._catch_up_steps()
+        return self._close_steps() if self.closing else self._catch_up_steps()
 
     def restored(self, store: Store) -> None:
         """A snapshot from the leader takes the store's place, which can still be read: what the
@@ -389,33 +347,33 @@ class WatchHub:
         missed, self.revision = self.revision + 1, store.revision
         assert self.revision >= missed - 1, (self.revision, missed)
         if self.revision >= missed:
-            self._lag_revision = self._lag_revision or missed
+            self.lag_revision = self.lag_revision or missed
             self._start_future()
 
     def _lag_steps(self) -> Generator[None, None, None]:
         """Synced watches become behind."""
         step = self.limits.move_step_watches
-        for count, watch in enumerate(self._synced.all(), 1):
+        for count, watch in enumerate(self.synced.all(), 1):
             if watch.state == _SYNCED:
-                self._synced.remove(watch)
-                self._place(watch, _BEHIND, self._lag_revision)
+                self.synced.remove(watch)
+                self.place(watch, _BEHIND, self.lag_revision)
             if count % step == 0:
                 yield
-        self._lag_revision = 0
+        self.lag_revision = 0
 
     def _close_steps(self) -> Generator[None, None, None]:
         """Forget the watches of closed streams."""
-        while self._closing:
-            watches = self._closing[0]._watches
+        while self.closing:
+            watches = self.closing[0].by_id
             for watch in list(islice(watches.values(), self.limits.move_step_watches)):
-                watch.stream._forget(watch)
+                watch.stream.forget(watch)
             if not watches:
-                self._closing.popleft()
+                self.closing.popleft()
             yield
 
     def next_tick(self) -> float | None:
         """When `tick` should be called at the latest; None: no progress timer runs."""
-        return self._timers[0][0] if self._timers else None
+        return self.timers[0][0] if self.timers else None
 
     def tick(self, now: float) -> None:
         """Send the periodic progress notifications that are due. `now`: seconds, never going back.
@@ -425,32 +383,32 @@ class WatchHub:
         at once: if more are due, `next_tick` is not after `now`.
         """
         self._now = now
-        timers = self._timers
+        timers = self.timers
         header = b""
         for _ in range(self.limits.tick_timers):
             if not timers or timers[0][0] > now:
                 break
             watch = timers.pop(0)[2]
-            is_level = watch.state == _SYNCED and not self._lag_revision
+            is_level = watch.state == _SYNCED and not self.lag_revision
             if watch.idle and is_level and not watch.sink.blocked:
-                header = header or self._header_field()
+                header = header or self.header_field()
                 watch.sink.send(header + watch.id_field)
             watch.idle = True
-            self._start_timer(watch)
+            self.start_timer(watch)
 
     # Sending events.
 
     def _notify_synced(self, events: Sequence[Event]) -> None:
         steps = self._dispatch_steps(
-            self._synced, events, events[-1][0], self.limits.max_sends_at_once
+            self.synced, events, events[-1][0], self.limits.max_sends_at_once
         )
-        blocked, late = _finish(steps)
+        blocked, late = finish(steps)
         for watch in blocked:
-            self._synced.remove(watch)
-            self._place(watch, _PARKED, events[0][0])
+            self.synced.remove(watch)
+            self.place(watch, _PARKED, events[0][0])
         for watch in late:
-            self._synced.remove(watch)
-            self._place(watch, _BEHIND, events[0][0])
+            self.synced.remove(watch)
+            self.place(watch, _BEHIND, events[0][0])
 
     def _dispatch_steps(
         self, index: _Index, events: Sequence[Event], revision: int, max_sends: int
@@ -476,7 +434,7 @@ class WatchHub:
         late: list[_Watch] = []
         if not batches:
             return blocked, late
-        header = self._header_field(revision)
+        header = self.header_field(revision)
         sends = step_sends = 0
         for group, batch in batches.items():
             joined = batch[0] if len(batch) == 1 else b"".join(batch)
@@ -523,11 +481,12 @@ class WatchHub:
     ) -> None:
         """Add to `batches` what each group is to be sent of `events`."""
         keys = index.keys
-        has_ranges = index.root is not None
+        has_ranges = index.ranges.root is not None
+        holding = index.ranges.holding
         for at, key, is_delete, kv in events:
             groups = keys.get(key)
             if has_ranges:
-                watching = index.watching(key)
+                watching = holding(key)
                 if groups is not None:
                     watching.append(groups)
             elif groups is not None:
@@ -548,10 +507,10 @@ class WatchHub:
                             except DataDamaged as damage:
                                 damaged[group] = damage
                                 continue
-                            full = _encode_event(is_delete, kv, previous)
+                            full = encode_event(is_delete, kv, previous)
                         encoded = full
                     else:
-                        encoded = plain = plain or _encode_event(is_delete, kv, None)
+                        encoded = plain = plain or encode_event(is_delete, kv, None)
                     batch = batches.get(group)
                     if batch is None:
                         batches[group] = [encoded]
@@ -571,6 +530,15 @@ class WatchHub:
         bodies.append(b"".join((prefix, *batch[begin:])))
         return bodies
 
+    def _end_compacted(self, watches: Sequence[_Watch]) -> None:
+        """Cancel watches that need compacted history. As in etcd, the header has no revision."""
+        header = self.header_field(0)
+        detail = _CANCELED + _COMPACT_REVISION + varint(self._store.compacted)
+        for watch in watches:
+            if watch.sink is not _NOBODY:
+                watch.sink.send(header + watch.id_field + detail)
+            watch.stream.forget(watch)
+
     def _end_damaged(self, watches: Sequence[_Watch], damage: DataDamaged) -> None:
         """A record that these watches need cannot be read."""
         if not log.limited("damaged"):
@@ -579,28 +547,21 @@ class WatchHub:
         detail = _CANCELED + _CANCEL_REASON + varint(len(reason)) + reason
         for watch in watches:
             if watch.sink is not _NOBODY:
-                watch.sink.send(self._header_field() + watch.id_field + detail)
-            watch.stream._forget(watch)
+                watch.sink.send(self.header_field() + watch.id_field + detail)
+            watch.stream.forget(watch)
 
     def _catch_up_steps(self) -> Generator[None, None, None]:
-        """One slice of history for those that are furthest behind."""
+        """Serve one slice of history to the watches that are furthest behind."""
         limits = self.limits
         first, watches = self._behind.peekitem(0)
         if first > self.revision:
-            # They came while the synced watches were not: now there is nothing that they lack.
+            # They arrived while the synced watches were behind, and lack nothing now.
             for watch in list(islice(watches, limits.move_step_watches)):
-                self._remove(watch)
-                self._place(watch, _SYNCED, first)
+                self.remove(watch)
+                self.place(watch, _SYNCED, first)
             return
-        compacted = self._store.compacted
-        if first < compacted:
-            # As in etcd, this response tells no revision.
-            header = self._header_field(0)
-            detail = _CANCELED + _COMPACT_REVISION + varint(compacted)
-            for watch in list(islice(watches, limits.slice_watches)):
-                if watch.sink is not _NOBODY:
-                    watch.sink.send(header + watch.id_field + detail)
-                watch.stream._forget(watch)
+        if first < self._store.compacted:
+            self._end_compacted(list(islice(watches, limits.slice_watches)))
             return
         try:
             events = yield from self._store.event_steps(first, limits.slice_bytes)
@@ -609,14 +570,32 @@ class WatchHub:
             self._end_damaged(list(islice(stuck, limits.move_step_watches)), damage)
             return
         if events and events[-1][0] > self.revision:
-            # What was applied but not yet notified is for `notify` to send.
+            # What is applied but not notified yet is for `notify` to send.
             events = [event for event in events if event[0] <= self.revision]
         last = events[-1][0] if events else self.revision
-        front = self._front = _Index(self._rng)
+        front = self._front
+        cohort = self._form_cohort(first, last, len(events))
+        blocked, _ = yield from self._dispatch_steps(
+            front, events, self.revision, limits.slice_watches
+        )
+        for watch in blocked:
+            if watch.state == _SERVED:
+                # If the sink was woken since, it will not be woken again.
+                self._end_serving(watch, _PARKED if watch.sink.blocked else _BEHIND, watch.next)
+        level = last >= self.revision
+        for watch in cohort:
+            if watch.state == _SERVED:
+                self._end_serving(watch, _SYNCED if level else _BEHIND, last + 1)
+        self._front = _Index(self._rng)
+
+    def _form_cohort(self, first: int, last: int, event_count: int) -> list[_Watch]:
+        """Move the watches that this slice of history serves to the front index."""
+        limits = self.limits
+        front = self._front
         cohort: list[_Watch] = []
         matches = 0
         while len(cohort) < limits.slice_watches and matches < limits.slice_matches:
-            # Others that lack even more may have come meanwhile: this reading is not for them.
+            # Watches that lack history before `first` may have arrived while it was read.
             start = next(self._behind.irange(first, last), None)
             if start is None:
                 break
@@ -627,65 +606,56 @@ class WatchHub:
                 watch.state = _SERVED
                 front.add(watch, start)
                 if len(watch.group.watches) == 1:
-                    matches += len(events)
+                    matches += event_count
                     if matches >= limits.slice_matches:
                         break
             if not watches:
                 del self._behind[start]
-        blocked, _ = yield from self._dispatch_steps(
-            front, events, self.revision, limits.slice_watches
-        )
-        for watch in blocked:
-            if watch.state == _SERVED:
-                watch.group = None
-                self.slow_watches -= 1
-                watch.stream._unsynced -= 1
-                # It may have been woken meanwhile, and will not be again.
-                self._place(watch, _PARKED if watch.sink.blocked else _BEHIND, watch.next)
-        level = last >= self.revision
-        for watch in cohort:
-            if watch.state == _SERVED:
-                watch.group = None
-                self.slow_watches -= 1
-                watch.stream._unsynced -= 1
-                self._place(watch, _SYNCED if level else _BEHIND, last + 1)
+        return cohort
+
+    def _end_serving(self, watch: _Watch, state: int, revision: int) -> None:
+        """Move a served watch to `state`. The front index is dropped as a whole later."""
+        watch.group = None
+        self.slow_watches -= 1
+        watch.stream.unsynced -= 1
+        self.place(watch, state, revision)
 
     # States.
 
-    def _place(self, watch: _Watch, state: int, revision: int) -> None:
+    def place(self, watch: _Watch, state: int, revision: int) -> None:
         """Put a watch that is nowhere into a state; `revision` is what it lacks first."""
-        if state == _SYNCED and self._lag_revision:
+        if state == _SYNCED and self.lag_revision:
             state = _BEHIND
         watch.state = state
         watch.next = revision
         stream = watch.stream
         if state == _SYNCED:
-            self._synced.add(watch, 0)
-            if not stream._unsynced:
-                stream._answer_progress()
+            self.synced.add(watch, 0)
+            if not stream.unsynced:
+                stream.answer_progress()
             return
-        stream._unsynced += 1
+        stream.unsynced += 1
         if state == _FUTURE:
             self._future.setdefault(revision, {})[watch] = None
             return
         self.slow_watches += 1
         if state == _PARKED:
-            stream._parked[watch] = None
+            stream.parked[watch] = None
         else:
             self._behind.setdefault(revision, {})[watch] = None
 
-    def _remove(self, watch: _Watch) -> None:
+    def remove(self, watch: _Watch) -> None:
         """Take a watch out of the state it is in."""
         state = watch.state
         stream = watch.stream
         if state == _SYNCED:
-            self._synced.remove(watch)
+            self.synced.remove(watch)
             return
-        stream._unsynced -= 1
+        stream.unsynced -= 1
         if state == _SERVED:
             self._front.remove(watch)
         elif state == _PARKED:
-            del stream._parked[watch]
+            del stream.parked[watch]
         else:
             queue = self._future if state == _FUTURE else self._behind
             watches = queue[watch.next]
@@ -701,17 +671,17 @@ class WatchHub:
         while self._future and self._future.peekitem(0)[0] <= level:
             start, watches = self._future.peekitem(0)
             for watch in list(watches):
-                self._remove(watch)
-                self._place(watch, _SYNCED if start == level else _BEHIND, start)
+                self.remove(watch)
+                self.place(watch, _SYNCED if start == level else _BEHIND, start)
 
-    def _start_timer(self, watch: _Watch) -> None:
+    def start_timer(self, watch: _Watch) -> None:
         # etcd adds up to a tenth, lest clients that came together be notified together for ever.
         wait_s = self._progress_interval_s * (1 + 0.1 * self._rng.random())
         self._timer_number += 1
         watch.timer = (self._now + wait_s, self._timer_number, watch)
-        self._timers.add(watch.timer)
+        self.timers.add(watch.timer)
 
-    def _header_field(self, revision: int | None = None) -> bytes:
+    def header_field(self, revision: int | None = None) -> bytes:
         content = self._header(self.revision if revision is None else revision)
         return _HEADER + varint(len(content)) + content
 
@@ -720,18 +690,18 @@ class WatchStream:
     """One client's stream of watches. Ids are unique within it."""
 
     __slots__ = (
-        "hub", "sink", "_watches", "_next_id", "_key_bytes", "_unsynced", "_parked",
+        "hub", "sink", "by_id", "_next_id", "_key_bytes", "unsynced", "parked",
         "_wants_progress", "_is_closed",
     )  # fmt: skip
 
     def __init__(self, hub: WatchHub, sink: Sink) -> None:
         self.hub = hub
-        self.sink = sink
-        self._watches: dict[int, _Watch] = {}
+        self.sink: Sink = sink
+        self.by_id: dict[int, _Watch] = {}
         self._next_id = 0
         self._key_bytes = 0
-        self._unsynced = 0
-        self._parked: dict[_Watch, None] = {}
+        self.unsynced = 0
+        self.parked: dict[_Watch, None] = {}
         self._wants_progress = False
         self._is_closed = False
 
@@ -749,7 +719,7 @@ class WatchStream:
         key_bytes = len(start) + len(end or b"")
         limits = hub.limits
         if (
-            len(self._watches) >= limits.max_watches_per_stream
+            len(self.by_id) >= limits.max_watches_per_stream
             or self._key_bytes + key_bytes > limits.max_key_bytes_per_stream
             or hub.watches >= limits.max_watches
             or hub.key_bytes + key_bytes > limits.max_key_bytes
@@ -759,11 +729,11 @@ class WatchStream:
             return self.refuse(errors.error("RequestTooManyRequests").text)
         watch_id = request.watch_id
         if watch_id == 0:
-            while self._next_id in self._watches:
+            while self._next_id in self.by_id:
                 self._next_id += 1
             watch_id = self._next_id
             self._next_id += 1
-        elif watch_id in self._watches:
+        elif watch_id in self.by_id:
             return self.refuse(DUPLICATE_ID)
 
         watch = _Watch(self, watch_id, start, end)
@@ -774,20 +744,20 @@ class WatchStream:
             | _PREV_KV * request.prev_kv
             | _FRAGMENTS * request.fragment
         )
-        self._watches[watch_id] = watch
+        self.by_id[watch_id] = watch
         self._key_bytes += key_bytes
         hub.watches += 1
         hub.key_bytes += key_bytes
         self._respond(watch.id_field + _CREATED)
         first = request.start_revision or hub.revision + 1
         if first <= hub.revision:
-            hub._place(watch, _BEHIND, first)
+            hub.place(watch, _BEHIND, first)
         elif first == hub.revision + 1:
-            hub._place(watch, _SYNCED, first)
+            hub.place(watch, _SYNCED, first)
         else:
-            hub._place(watch, _FUTURE, first)
+            hub.place(watch, _FUTURE, first)
         if request.progress_notify:
-            hub._start_timer(watch)
+            hub.start_timer(watch)
         return int(watch_id)
 
     def refuse(self, reason: str) -> int:
@@ -799,10 +769,10 @@ class WatchStream:
 
     def cancel(self, watch_id: int) -> None:
         """End a watch and confirm it. An unknown id is passed over in silence, as in etcd."""
-        watch = self._watches.get(watch_id)
+        watch = self.by_id.get(watch_id)
         if watch is not None:
             self._respond(watch.id_field + _CANCELED)
-            self._forget(watch)
+            self.forget(watch)
 
     def progress(self) -> None:
         """Answer, for all watches at once, how far the stream is; as soon as all are that far.
@@ -810,72 +780,65 @@ class WatchStream:
         Nothing is sent for a stream without watches.
         """
         self._wants_progress = True
-        self._answer_progress()
+        self.answer_progress()
 
     def wake(self) -> None:
         """The sink is not blocked any more: what waited for that is read by the next `run`."""
         if self.sink.blocked or self._is_closed:
             return
         hub = self.hub
-        for watch in list(self._parked):
-            hub._remove(watch)
-            hub._place(watch, _BEHIND, watch.next)
-        self._answer_progress()
+        for watch in list(self.parked):
+            hub.remove(watch)
+            hub.place(watch, _BEHIND, watch.next)
+        self.answer_progress()
 
     def close(self) -> None:
         """Forget all watches. Nothing is sent any more; a second call does nothing."""
         if not self._is_closed:
             self._is_closed = True
             self._wants_progress = False
+            self.sink = _NOBODY  # The sink refers to the stream.
             self.hub.streams -= 1
-            if len(self._watches) <= self.hub.limits.move_step_watches:
-                for watch in list(self._watches.values()):
-                    self._forget(watch)
+            if len(self.by_id) <= self.hub.limits.move_step_watches:
+                for watch in list(self.by_id.values()):
+                    self.forget(watch)
                 return
-            for watch in self._watches.values():
+            for watch in self.by_id.values():
                 watch.sink = _NOBODY
-            self.hub._closing.append(self)
+            self.hub.closing.append(self)
 
     def __len__(self) -> int:
-        return len(self._watches)
+        return len(self.by_id)
 
-    def _forget(self, watch: _Watch) -> None:
+    def forget(self, watch: _Watch) -> None:
         hub = self.hub
-        hub._remove(watch)
+        hub.remove(watch)
         watch.state = _GONE
         hub.watches -= 1
         if watch.timer is not None:
-            hub._timers.remove(watch.timer)
-        del self._watches[watch.id]
+            hub.timers.remove(watch.timer)
+            watch.timer = None  # It refers to the watch.
+        del self.by_id[watch.id]
         key_bytes = len(watch.start) + len(watch.end or b"")
         self._key_bytes -= key_bytes
         hub.key_bytes -= key_bytes
         if self._wants_progress:
-            self._answer_progress()
+            self.answer_progress()
 
-    def _answer_progress(self) -> None:
+    def answer_progress(self) -> None:
         # A watch whose start revision is in the future counts as not synced: told of a lower
         # revision, a client would resume there and be given events it did not ask for.
-        is_level = not self._unsynced and not self.hub._lag_revision
+        is_level = not self.unsynced and not self.hub.lag_revision
         if self._wants_progress and is_level and not self.sink.blocked:
             self._wants_progress = False
-            if self._watches:
+            if self.by_id:
                 self._respond(_id_field(INVALID_WATCH_ID))
 
     def _respond(self, detail: bytes) -> None:
-        self.sink.send(self.hub._header_field() + detail)
+        self.sink.send(self.hub.header_field() + detail)
 
 
-def _finish(steps: Generator[None, None, Any]) -> Any:
-    """The result of work in steps that is done at once."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return done.value
-
-
-def _encode_event(is_delete: bool, kv: bytes, prev_kv: bytes | None) -> bytes:
+def encode_event(is_delete: bool, kv: bytes, prev_kv: bytes | None) -> bytes:
     """An Event as a field of a WatchResponse."""
     parts = [_EVENT_KV, varint(len(kv)), kv]
     if is_delete:
@@ -889,59 +852,3 @@ def _encode_event(is_delete: bool, kv: bytes, prev_kv: bytes | None) -> bytes:
 def _id_field(watch_id: int) -> bytes:
     # A negative int64 is encoded as its two's complement; 0 is left out.
     return _WATCH_ID + varint(watch_id & (1 << 64) - 1) if watch_id else b""
-
-
-# The treap. Expected depth is logarithmic, so recursion is safe for any number of ranges.
-
-
-def _refresh(node: _Range) -> _Range:
-    reach = node.end
-    for child in (node.left, node.right):
-        if reach and child is not None and (not child.reach or child.reach > reach):
-            reach = child.reach
-    node.reach = reach
-    return node
-
-
-def _insert(root: _Range | None, node: _Range) -> _Range:
-    if root is None:
-        return node
-    if node.priority > root.priority:
-        node.left, node.right = _split(root, node)
-        return _refresh(node)
-    if node.order < root.order:
-        root.left = _insert(root.left, node)
-    else:
-        root.right = _insert(root.right, node)
-    return _refresh(root)
-
-
-def _split(root: _Range | None, at: _Range) -> tuple[_Range | None, _Range | None]:
-    if root is None:
-        return None, None
-    if root.order < at.order:
-        root.right, above = _split(root.right, at)
-        return _refresh(root), above
-    below, root.left = _split(root.left, at)
-    return below, _refresh(root)
-
-
-def _delete(root: _Range | None, node: _Range) -> _Range | None:
-    assert root is not None
-    if root is node:
-        return _join(root.left, root.right)
-    if node.order < root.order:
-        root.left = _delete(root.left, node)
-    else:
-        root.right = _delete(root.right, node)
-    return _refresh(root)
-
-
-def _join(below: _Range | None, above: _Range | None) -> _Range | None:
-    if below is None or above is None:
-        return below or above
-    if below.priority > above.priority:
-        below.right = _join(below.right, above)
-        return _refresh(below)
-    above.left = _join(below, above.left)
-    return _refresh(above)
