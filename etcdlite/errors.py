@@ -54,6 +54,12 @@ class EtcdError(Exception):
         self.code = code
         self.text = text
 
+    @property
+    def name(self) -> str:
+        """etcd's name of the error, a key of `ERRORS`; empty for a text that is not etcd's. Also
+        known of an error that came over a connection, where only code and text travel."""
+        return _NAMES.get(self.text, "")
+
     def __str__(self) -> str:
         return self.text
 
@@ -130,6 +136,8 @@ ERRORS: dict[str, tuple[int, str]] = {}
 for _line in _TABLE.strip().splitlines():
     _name, _code, _text = _line.split(None, 2)
     ERRORS[_name] = (int(_code), "etcdserver: " + _text)
+
+_NAMES = {text: name for name, (_, text) in ERRORS.items()}
 
 
 def error(name: str) -> EtcdError:

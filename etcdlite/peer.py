@@ -50,8 +50,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
 
 from etcdlite import __version__, log, proto
 from etcdlite.errors import EtcdError, error
@@ -67,16 +67,13 @@ from etcdlite.frames import (
     FrameReader,
     ProtocolError,
 )
+from etcdlite.identity import Identity
+from etcdlite.metrics import Metrics
 from etcdlite.metrics import Peer as PeerMetrics
 from etcdlite.proto import DecodeError
 from etcdlite.raft import HEARTBEAT, Message
 from etcdlite.raft_log import Entry
 from etcdlite.request import Done
-
-if TYPE_CHECKING:
-    from etcdlite.member import Member
-    from etcdlite.snap import Image
-    from etcdlite.wire.peer_session import Accepted
 
 INTRODUCE = 0xE8
 RAFT = 0xE9
@@ -123,6 +120,53 @@ _MESSAGE = struct.Struct("<BBHIQQQQQ")
 _ENTRY = struct.Struct("<QB3xI")
 _TERM = struct.Struct("<Q")
 _REJECT = 1
+
+
+class PeerEvents(Protocol):
+    """What the connections between members tell the member."""
+
+    def on_message(self, message: Message) -> None:
+        """A raft message came."""
+
+    def on_peer_opened(self, node: int) -> None:
+        """Messages can be sent to that member (again)."""
+
+    def on_peer_died(self, node: int) -> None:
+        """The process of that member is dead."""
+
+    def on_unreachable(self, node: int) -> None:
+        """A message to that member may be lost."""
+
+    def on_snapshot_sent(self, node: int, is_taken: bool) -> None:
+        """That member has taken the snapshot that was sent to it, or it never will."""
+
+    def on_removed(self) -> None:
+        """Another member says that this one was removed from the cluster."""
+
+
+class SnapshotSource(Protocol):
+    """A snapshot to send: `snap.Image`."""
+
+    def read(self, offset: int) -> bytes:
+        """The next bytes from `offset` on; none at the end. Raises OSError."""
+
+    def close(self) -> None: ...
+
+
+class Local:
+    """What every connection between members knows of this side."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        events: PeerEvents,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self.identity = identity
+        self.events = events
+        self.metrics = metrics
+        self.clock = clock
 
 
 def encode_message(message: Message) -> bytes:
@@ -199,8 +243,8 @@ class PeerConnection:
 
     silence_s = SILENCE_S
 
-    def __init__(self, member: Member, on_output: Callable[[Any], None]) -> None:
-        self.member = member
+    def __init__(self, local: Local, on_output: Callable[[Any], None]) -> None:
+        self.local = local
         self.out: list[bytes] = []
         self.unsent_bytes = 0
         self.is_open = False
@@ -211,7 +255,7 @@ class PeerConnection:
         self.is_full = False
         self.metrics = PeerMetrics()
         """Those of the other member, once it is known who that is."""
-        self.heard_at = member.clock()
+        self.heard_at = local.clock()
         """When the other side last showed that it lives."""
         self._queued_bytes = 0
         self._taken_bytes = 0
@@ -227,7 +271,7 @@ class PeerConnection:
         """Take what the other side sent."""
         if self.is_closing:
             return
-        self.heard_at = self.member.clock()
+        self.heard_at = self.local.clock()
         try:
             if not self._is_shaken:
                 data = self._opening + data
@@ -294,7 +338,7 @@ class PeerConnection:
     def take_message(self, body: bytes, sender: int) -> None:
         """A raft message came. Raises DecodeError."""
         self.metrics.received_bytes += len(body)
-        self.member.step(decode_message(body, sender, self.member.id))
+        self.local.events.on_message(decode_message(body, sender, self.local.identity.member_id))
 
     # The rest of a session.
 
@@ -346,12 +390,12 @@ class Dial(PeerConnection):
 
     def __init__(
         self,
-        member: Member,
+        local: Local,
         link: Link,
         on_output: Callable[[Any], None],
         offer: Any = None,
     ) -> None:
-        super().__init__(member, on_output)
+        super().__init__(local, on_output)
         self.link = link
         self.metrics = link.metrics
         self.is_connected = False
@@ -364,15 +408,15 @@ class Dial(PeerConnection):
     def connected(self) -> None:
         """The other side answered the call: say who we are."""
         self.is_connected = True
-        member = self.member
+        identity = self.local.identity
         self._append(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, PROTOCOL_VERSION))
         introduction = proto.Introduction(
-            cluster_id=member.cluster_id,
-            member_id=member.id,
+            cluster_id=identity.cluster_id,
+            member_id=identity.member_id,
             to=self.link.node,
             version=__version__,
             snapshot=self._offer,
-            life=member.peers.life,
+            life=identity.incarnation,
         )
         self.ask(INTRODUCE, introduction.encode(), self._introduced)
 
@@ -382,7 +426,7 @@ class Dial(PeerConnection):
         """`done` is told the answer, or after `timeout_s` that there is none."""
         request_id = self._next_id
         self._next_id = request_id % 0xFFFF_FFFF + 1
-        self._questions[request_id] = (self.member.clock() + timeout_s, done)
+        self._questions[request_id] = (self.local.clock() + timeout_s, done)
         self.send(request_id, method, 0, body)
 
     def _shake(self, magic: bytes, lowest: int, highest: int) -> None:
@@ -424,7 +468,7 @@ class Dial(PeerConnection):
     def retire(self) -> None:
         """The other member was removed. What was asked of it, its removal for one, it may still
         answer; then close."""
-        self._retires_at = self.member.clock() + RETIRE_S
+        self._retires_at = self.local.clock() + RETIRE_S
         if not self.is_open:
             self.abort(_REMOVED)
 
@@ -446,7 +490,7 @@ class Dial(PeerConnection):
 
     def _pong(self, answer: bytes | EtcdError, asked_at: float) -> None:
         if not isinstance(answer, EtcdError):
-            self.link.answered_in(self.member.clock() - asked_at)
+            self.link.answered_in(self.local.clock() - asked_at)
 
     def closed(self) -> None:
         super().closed()
@@ -463,17 +507,17 @@ class SnapshotDial(Dial):
 
     def __init__(
         self,
-        member: Member,
+        local: Local,
         link: Link,
         on_output: Callable[[Any], None],
-        image: Image,
+        image: SnapshotSource,
         offer: Any,
     ) -> None:
-        super().__init__(member, link, on_output, offer)
+        super().__init__(local, link, on_output, offer)
         self._image = image
         self._offset = 0
         self._allowance = 0.0
-        self._refilled_at = member.clock()
+        self._refilled_at = local.clock()
         self._is_sending = False
 
     def welcomed(self, offset: int) -> None:
@@ -535,13 +579,13 @@ class Link:
     """The way to one other member: its connection, when to dial again, its snapshot if it needs
     one."""
 
-    def __init__(self, member: Member, node: int, urls: list[str]) -> None:
-        self.member = member
+    def __init__(self, local: Local, node: int, urls: list[str]) -> None:
+        self.local = local
         self.node = node
         self.urls = urls
         self.dial: Dial | None = None
         self.snapshot_dial: SnapshotDial | None = None
-        self.image: Image | None = None
+        self.image: SnapshotSource | None = None
         """The snapshot that is being sent."""
         self.next_snapshot_at = -math.inf
         """After a refusal the next attempt waits: a snapshot is large."""
@@ -552,7 +596,7 @@ class Link:
         self.since: float | None = None
         """Since when messages can be sent; None while they cannot."""
         self.round_trip_s = 0.0
-        self.metrics = member.metrics.peers.setdefault(node, PeerMetrics())
+        self.metrics = local.metrics.peers.setdefault(node, PeerMetrics())
         self.failures = 0
         self._next_dial_at = 0.0
         self._redial_s = REDIAL_MIN_S
@@ -574,12 +618,12 @@ class Link:
         return makers
 
     def _make_dial(self, on_output: Callable[[Any], None]) -> Dial:
-        self.dial = Dial(self.member, self, on_output)
+        self.dial = Dial(self.local, self, on_output)
         return self.dial
 
     def _make_snapshot_dial(self, on_output: Callable[[Any], None]) -> Dial:
         assert self.image is not None
-        self.snapshot_dial = SnapshotDial(self.member, self, on_output, self.image, self._offer)
+        self.snapshot_dial = SnapshotDial(self.local, self, on_output, self.image, self._offer)
         return self.snapshot_dial
 
     @property
@@ -604,11 +648,11 @@ class Link:
         if is_refused and self._was_lost:
             # Its connection ended and now nobody listens: that process is dead.
             self._was_lost = False
-            self.member.peer_died(self.node)
+            self.local.events.on_peer_died(self.node)
 
     def _pause(self) -> None:
         self._url += 1
-        self._next_dial_at = self.member.clock() + self._redial_s
+        self._next_dial_at = self.local.clock() + self._redial_s
         self._redial_s = min(2 * self._redial_s, REDIAL_MAX_S)
 
     def dial_soon(self) -> None:
@@ -619,15 +663,18 @@ class Link:
     # For the connection.
 
     def opened(self) -> None:
-        self.since = self.member.clock()
+        self.since = self.local.clock()
         self._redial_s = REDIAL_MIN_S
         self._was_lost = False
         log.info(
             "established connection to peer",
             url=self.url,
-            **{"local-member-id": f"{self.member.id:x}", "remote-peer-id": self._hex()},
+            **{
+                "local-member-id": f"{self.local.identity.member_id:x}",
+                "remote-peer-id": self._hex(),
+            },
         )
-        self.member.peer_opened(self.node)
+        self.local.events.on_peer_opened(self.node)
 
     def answered_in(self, round_trip_s: float) -> None:
         self.round_trip_s = round_trip_s
@@ -635,13 +682,16 @@ class Link:
 
     def refused(self, failure: EtcdError) -> None:
         if failure.text == REMOVED_TEXT:
-            self.member.was_removed()
+            self.local.events.on_removed()
         elif not log.limited(f"refused by {self.node:x}", LINES_PER_S):
             log.error(
                 "a peer refused this member",
                 why=failure.text,
                 url=self.url,
-                **{"remote-peer-id": self._hex(), "local-member-id": f"{self.member.id:x}"},
+                **{
+                    "remote-peer-id": self._hex(),
+                    "local-member-id": f"{self.local.identity.member_id:x}",
+                },
             )
 
     def lost(self, dial: Dial) -> None:
@@ -660,7 +710,7 @@ class Link:
         self._was_lost = True
         self._next_dial_at = 0.0
         log.warn("lost connection to peer", **{"remote-peer-id": self._hex()})
-        self.member.raft.report_unreachable(self.node)
+        self.local.events.on_unreachable(self.node)
 
     def _hex(self) -> str:
         return f"{self.node:x}"
@@ -671,8 +721,8 @@ class Link:
         dial = self.dial
         if dial is None or not dial.is_open or not dial.send_message(message):
             if message.kind == HEARTBEAT:
-                self.member.metrics.heartbeats_failed += 1
-            self.member.raft.report_unreachable(self.node)
+                self.local.metrics.heartbeats_failed += 1
+            self.local.events.on_unreachable(self.node)
 
     def ask(self, method: int, body: bytes, done: Done, timeout_s: float) -> None:
         dial = self.dial
@@ -681,13 +731,13 @@ class Link:
         else:
             dial.ask(method, body, done, timeout_s)
 
-    def send_snapshot(self, image: Image, offer: Any) -> None:
+    def send_snapshot(self, image: SnapshotSource, offer: Any) -> None:
         """Send it, however many connections that takes; `offer` is its `SnapshotOffer`."""
         self.drop_snapshot("there is a newer snapshot to send")
         self.image = image
         self._offer = offer
         self._next_snapshot_dial_at = -math.inf
-        self._snapshot_until = self.member.clock() + SNAPSHOT_KEPT_S
+        self._snapshot_until = self.local.clock() + SNAPSHOT_KEPT_S
 
     def drop_snapshot(self, why: str) -> None:
         """Do not send it any more."""
@@ -701,7 +751,7 @@ class Link:
     def _snapshot_lost(self, dial: Dial) -> None:
         """A connection ended before the snapshot was taken: another one goes on with it."""
         self.snapshot_dial = None
-        now = self.member.clock()
+        now = self.local.clock()
         self._next_snapshot_dial_at = now + SNAPSHOT_REDIAL_S
         if dial.is_open:
             self._snapshot_until = now + SNAPSHOT_KEPT_S
@@ -712,8 +762,8 @@ class Link:
             self.image.close()
             self.image = None
             if not taken:
-                self.next_snapshot_at = self.member.clock() + SNAPSHOT_PAUSE_S
-            self.member.raft.report_snapshot(self.node, taken)
+                self.next_snapshot_at = self.local.clock() + SNAPSHOT_PAUSE_S
+            self.local.events.on_snapshot_sent(self.node, taken)
 
     def close(self) -> None:
         """The member is removed."""
@@ -723,27 +773,41 @@ class Link:
         self.drop_snapshot(_REMOVED)
 
 
+class AcceptedPeer(Protocol):
+    """A connection that another member opened: `wire/peer_session.py`."""
+
+    node: int
+    incarnation: int
+    heard_at: float
+
+    def send_message(self, message: Message) -> bool:
+        """Send a raft message; False if it is dropped."""
+
+
 class Peers:
     """The ways to all other members."""
 
-    def __init__(self, member: Member) -> None:
-        self._member = member
+    def __init__(self, local: Local) -> None:
+        self.local = local
         self.links: dict[int, Link] = {}
-        self.life = member.rng.getrandbits(64)
-        """Tells this process from another one with the same id."""
-        self._accepted: dict[int, Accepted] = {}
-        """The latest connection that each has opened."""
+        self._accepted: dict[int, AcceptedPeer] = {}
+        """By member, the latest connection that it has opened."""
+
+    @property
+    def nodes(self) -> Collection[int]:
+        """The ids of the other members."""
+        return self.links.keys()
 
     def update(self, members: dict[int, Any]) -> None:
         """These are the members now, by id, as `Member` messages."""
         for node in [node for node in self.links if node not in members]:
             self.links.pop(node).close()
         for node, other in members.items():
-            if node == self._member.id:
+            if node == self.local.identity.member_id:
                 continue
             link = self.links.get(node)
             if link is None:
-                self.links[node] = Link(self._member, node, list(other.peerURLs))
+                self.links[node] = Link(self.local, node, list(other.peerURLs))
             else:
                 link.urls = list(other.peerURLs)
 
@@ -753,7 +817,7 @@ class Peers:
         if back is not None and not self.is_open(node):
             # It is a member that is not known here yet, or is where it cannot be reached.
             if not back.send_message(message):
-                self._member.raft.report_unreachable(node)
+                self.local.events.on_unreachable(node)
         elif node in self.links:
             self.links[node].send(message)
 
@@ -777,28 +841,28 @@ class Peers:
         link = self.links.get(node)
         return link is not None and link.since is not None
 
-    def accepted(self, connection: Accepted) -> None:
+    def accepted(self, connection: AcceptedPeer) -> None:
         """Another member has introduced itself."""
         self._accepted[connection.node] = connection
         link = self.links.get(connection.node)
         if link is not None:
             link.dial_soon()
 
-    def has_other_life(self, node: int, life: int) -> bool:
+    def has_other_incarnation(self, node: int, incarnation: int) -> bool:
         """Whether another process that says it is `node` is connected and alive."""
         other = self._accepted.get(node)
         return (
             other is not None
-            and other.life != life
-            and self._member.clock() - other.heard_at < ALIVE_S
+            and other.incarnation != incarnation
+            and self.local.clock() - other.heard_at < ALIVE_S
         )
 
-    def accepted_is_gone(self, connection: Accepted) -> None:
+    def accepted_is_gone(self, connection: AcceptedPeer) -> None:
         """A connection of another member ended."""
         if self._accepted.get(connection.node) is connection:
             del self._accepted[connection.node]
             if not self.is_open(connection.node):
-                self._member.raft.report_unreachable(connection.node)
+                self.local.events.on_unreachable(connection.node)
 
 
 _REMOVED = "that member was removed from the cluster"

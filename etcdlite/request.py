@@ -1,17 +1,47 @@
-"""Questions that the program itself asks, of its own member or of another one."""
+"""A request that waits for its answer, and the session that the answer goes to.
+
+Sessions are the connections of `wire/`, and `Asked` for questions that the program asks itself.
+Everything below `wire/` knows a session only by the protocol here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import Any, Protocol
 
 from etcdlite.errors import EtcdError
 
+
+class Session(Protocol):
+    """Where a request came from and where its answer goes."""
+
+    @property
+    def is_blocked(self) -> bool:
+        """The client does not read its answers: hold back answers that can wait."""
+
+    def awaits(self, request_id: int) -> bool:
+        """Whether the client still waits for the answer. If not, the work is left out, and any
+        `reply` lets the session forget the request."""
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        """The answer to a unary request."""
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        """The answer to a unary request, or the end of a stream, that failed."""
+
+
+Waiter = tuple["Session | None", int, int, Any]
+"""(session or None, request id, method, decoded request)"""
+
+Steps = Generator[None, None, bytes]
+"""Work in slices; its result is the encoded response without its header."""
+
 Done = Callable[["bytes | EtcdError"], None]
-"""Told the answer to a question, once: the encoded response, or why there is none."""
+"""Called once with the answer to a question: the encoded response, or why there is none."""
 
 
 class Asked:
-    """The session of a question to the own member."""
+    """The session of a question that the program asks its own member."""
 
     is_blocked = False
 
@@ -26,3 +56,10 @@ class Asked:
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         self._done(failure)
+
+
+def fail_all(waiters: list[Waiter], failure: EtcdError) -> None:
+    """Give every one of the requests the same error."""
+    for session, request_id, method, _ in waiters:
+        if session is not None:
+            session.fail(request_id, method, failure)

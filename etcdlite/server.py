@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 from etcdlite import bootstrap, config, datadir, log, proto
 from etcdlite.frames import MAGIC
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
-from etcdlite.member import Member
+from etcdlite.member import Member, Options
 from etcdlite.peer import Dial, PeerConnection, SnapshotDial
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
@@ -185,7 +185,9 @@ class Server:
         )
         self.member = self._make_member(opened)
         self.member.attributes = proto.Member(
-            ID=self.member.id, name=settings.name, clientURLs=self._advertised_urls()
+            ID=self.member.identity.member_id,
+            name=settings.name,
+            clientURLs=self._advertised_urls(),
         )
         self._sites = {
             purpose: self._site(purpose) for purpose in self.listeners.purposes - {PEERS}
@@ -221,20 +223,27 @@ class Server:
             entries=opened.entries,
             applied=store.applied_index,
         )
-        election_timeout_s = settings.election_timeout_ms / 1000
         member = Member(
-            member_id=opened.member_id,
             cluster_id=opened.cluster_id,
+            member_id=opened.member_id,
             store=store,
-            lessor=opened.lessor,
             raft=raft,
             clock=time.monotonic,
             rng=rng,
+            options=self._options(),
             members=remotes,
-            max_learners=settings.max_learners,
-            strict_reconfig_check=settings.strict_reconfig_check,
-            cluster_token=settings.initial_cluster_token,
-            force_new_cluster=settings.force_new_cluster,
+        )
+        member.hash_check.interval_s = settings.corrupt_check_time_s
+        member.hash_check.after_compaction_s = settings.compact_hash_check_time_s
+        member.maintenance.auto_compaction = AutoCompaction(
+            settings.auto_compaction_retention_s, settings.auto_compaction_retention_revisions
+        )
+        return member
+
+    def _options(self) -> Options:
+        settings = self.settings
+        election_timeout_s = settings.election_timeout_ms / 1000
+        return Options(
             quota_bytes=settings.quota_backend_bytes,
             max_request_bytes=settings.max_request_bytes,
             max_txn_ops=settings.max_txn_ops,
@@ -244,13 +253,11 @@ class Server:
             warn_apply_s=settings.warning_apply_duration_s,
             warn_request_s=settings.warning_unary_request_duration_s,
             checkpoint_bytes=settings.checkpoint_bytes,
+            max_learners=settings.max_learners,
+            strict_reconfig_check=settings.strict_reconfig_check,
+            cluster_token=settings.initial_cluster_token,
+            force_new_cluster=settings.force_new_cluster,
         )
-        member.hash_check.interval_s = settings.corrupt_check_time_s
-        member.hash_check.after_compaction_s = settings.compact_hash_check_time_s
-        member.housekeeping.auto_compaction = AutoCompaction(
-            settings.auto_compaction_retention_s, settings.auto_compaction_retention_revisions
-        )
-        return member
 
     def _advertised_urls(self) -> list[str]:
         """As configured, with the port that was found where any free one was asked for."""
@@ -309,7 +316,7 @@ class Server:
             self._produce()
         if self._dirty:
             self._send_output()
-        member.housekeep()
+        member.maintain()
         member.metrics.turn_s.observe(clock() - began)
 
     def _prepare_loop(self) -> None:
@@ -341,7 +348,7 @@ class Server:
         else:
             command = f"etcdlite-ctl --endpoints {addresses[0]}"
         member = self.member
-        is_new = member.store.revision == 1 and len(member.cluster.members) == 1
+        is_new = member.state.store.revision == 1 and len(member.state.membership.members) == 1
         log.info(
             f"serving client traffic on {', '.join(addresses)}"
             + (f"; next, in another terminal: {command} put greeting hello" if is_new else "")
@@ -354,18 +361,21 @@ class Server:
         """Say so, if there is a leader: before, hardly anything can be asked for."""
         if self.member.raft.leader:
             self._is_ready = True
-            log.info("ready to serve client requests", **{"local-member-id": f"{self.member.id:x}"})
+            log.info(
+                "ready to serve client requests",
+                **{"local-member-id": f"{self.member.identity.member_id:x}"},
+            )
             notify_systemd("READY=1\nSTATUS=serving")
         elif not log.limited("waiting for a leader", 0.1):
-            missing = self.member.missing_voters()
+            missing = self.member.leadership.missing_voters()
             if missing:
                 notify_systemd(f"EXTEND_TIMEOUT_USEC={READY_PATIENCE_USEC}\nSTATUS={missing}")
 
     def _check_peer_port(self) -> None:
         """Warn if other members look for this one where it does not listen."""
         member = self.member
-        own = member.cluster.members.get(member.id)
-        if own is None or len(member.cluster.members) == 1:
+        own = member.state.membership.members.get(member.identity.member_id)
+        if own is None or len(member.state.membership.members) == 1:
             return
         listening = self.settings.listen_peer_urls
         if {urlsplit(url).port for url in own.peerURLs}.isdisjoint(
@@ -398,9 +408,9 @@ class Server:
         task = member.take_task()
         if task is not None:
             self._disk_thread.run(task)
-        released = member.housekeeping.released
+        released = member.maintenance.released
         if released is not None:
-            member.housekeeping.released = None
+            member.maintenance.released = None
             self._log_thread.release(*released, min(released[0], member.log_begin))
 
     def _report(self, result: Any) -> None:
@@ -672,7 +682,10 @@ class Server:
             log.error(
                 "this member was removed from the cluster; shutting down. Its data directory is "
                 "of no use any more: remove it before this machine joins a cluster again",
-                **{"data-dir": self.settings.data_dir, "local-member-id": f"{self.member.id:x}"},
+                **{
+                    "data-dir": self.settings.data_dir,
+                    "local-member-id": f"{self.member.identity.member_id:x}",
+                },
             )
             self._begin_stop()
 
@@ -698,7 +711,7 @@ class Server:
             or not all(connection.session.is_idle for connection in self._connections)
         ):
             return False
-        return stopping_s > HAND_OVER_S or not self.member.hand_over()
+        return stopping_s > HAND_OVER_S or not self.member.leadership.hand_over()
 
     def _stop(self) -> int:
         log.info("closing etcdlite server", name=self.settings.name)
@@ -708,7 +721,7 @@ class Server:
         self._log_thread.stop()
         self._disk_thread.stop()
         self._take_results()
-        self.member.housekeeping.close()
+        self.member.maintenance.close(self.member.is_applying)
         self._lock.close()
         log.info("closed etcdlite server", name=self.settings.name)
         return 0

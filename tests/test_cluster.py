@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sim.world import Node, World
 
-from etcdlite import frames, member, methods, peer, proto
+from etcdlite import frames, log, methods, peer, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
 from etcdlite.wire import api, streams
@@ -100,7 +100,7 @@ class Cluster:
     def agree(self, *nodes: Node) -> None:
         """Wait until all have applied the same, and compare it."""
         nodes = nodes or tuple(self.nodes)
-        applied: Callable[[Node], int] = lambda node: node.member.store.applied_index  # noqa: E731
+        applied: Callable[[Node], int] = lambda node: node.member.state.store.applied_index  # noqa: E731
         self.world.run_until(lambda: len({applied(node) for node in nodes}) == 1)
         assert len({state(node) for node in nodes}) == 1
 
@@ -114,7 +114,7 @@ class Cluster:
 
 def state(node: Node) -> tuple[Any, ...]:
     """What must be the same on every member that has applied the same entries."""
-    store = node.member.store
+    store = node.member.state.store
     buckets = {bucket: items for bucket, items in store.buckets.items() if bucket != 5}
     steps = store.hash_steps(store.revision)
     while True:
@@ -417,9 +417,9 @@ def test_members_that_differ_are_found(cluster: Cluster) -> None:
         node.member.hash_check.interval_s = 10.0
     world.run(25)
     assert cluster.leader.member.hash_check.checks >= 4
-    assert not cluster.leader.member.alarms
+    assert not cluster.leader.member.state.alarms
     bad = cluster.followers[0]
-    store = bad.member.store
+    store = bad.member.state.store
     location, length = store.index.scan(b"k", b"l", None, 1)[0][0]
     file = store.data.files[location >> 32]
     body = store.data.read(location, length).replace(b"right", b"wrong")
@@ -428,7 +428,7 @@ def test_members_that_differ_are_found(cluster: Cluster) -> None:
     inode.data[at : at + 5] = b"wrong"
     store.data.read = lambda *_: body  # type: ignore[method-assign]
     world.run(15)
-    assert (bad.member_id, CORRUPT) in cluster.leader.member.alarms
+    assert (bad.member_id, CORRUPT) in cluster.leader.member.state.alarms
     with pytest.raises(EtcdError, match="corrupt cluster"):
         client.put(cluster.leader, b"k")
 
@@ -440,7 +440,7 @@ def test_a_member_that_starts_with_other_data_finds_it_out(cluster: Cluster) -> 
     for node, wrong in zip(cluster.followers, (True, False), strict=True):
         node.crash()
         node.start()
-        store = node.member.store
+        store = node.member.state.store
         location, length = store.index.scan(b"k", b"l", None, 1)[0][0]
         if wrong:
             body = store.data.read(location, length).replace(b"right", b"wrong")
@@ -459,7 +459,7 @@ def test_a_member_whose_disk_is_almost_full_stops_writes_of_all(cluster: Cluster
     client, world = cluster.client, cluster.world
     cluster.followers[0].disk.free_bytes = 1 << 20
     world.run(3)
-    assert (cluster.followers[0].member_id, NOSPACE) in cluster.leader.member.alarms
+    assert (cluster.followers[0].member_id, NOSPACE) in cluster.leader.member.state.alarms
     with pytest.raises(EtcdError, match="database space exceeded"):
         client.put(cluster.leader, b"k")
     assert client.ask(cluster.leader, "KV.DeleteRange", key=b"k").deleted == 0
@@ -507,7 +507,7 @@ def test_a_member_that_is_forced_to_be_a_cluster_of_its_own_keeps_what_it_has(
     lone = cluster.followers[0]
     lone.start(force_new_cluster=True)
     world.run(5)
-    assert list(lone.member.cluster.members) == [lone.member_id]
+    assert list(lone.member.state.membership.members) == [lone.member_id]
     assert client.get(lone, b"k9") == b"v"
     client.put(lone, b"more")
     lone.crash()
@@ -522,17 +522,19 @@ def test_a_leader_whose_disk_rots_does_not_hand_that_on() -> None:
     for number in range(60):
         client.put(cluster.leader, b"k%d" % number, b"v" * 200)
     leader = cluster.leader
-    while len(leader.member.store.data.sizes) < 2:
+    while len(leader.member.state.store.data.sizes) < 2:
         client.put(leader, b"more", b"v" * 500)
     world.run(6)
-    assert leader.rot(leader.member.store.revision)
+    assert leader.rot(leader.member.state.store.revision)
     joined = cluster.add("m4", is_learner=True)
     world.run(10)
-    assert not joined.member.cluster.members, "it took what is damaged"
+    assert not joined.member.state.membership.members, "it took what is damaged"
     sound = cluster.followers[0]
     client.ask(leader, "Maintenance.MoveLeader", targetID=sound.member_id)
-    world.run_until(lambda: bool(joined.member.cluster.members))
-    world.run_until(lambda: joined.member.store.applied_index == sound.member.store.applied_index)
+    world.run_until(lambda: bool(joined.member.state.membership.members))
+    world.run_until(
+        lambda: joined.member.state.store.applied_index == sound.member.state.store.applied_index
+    )
     assert state(joined) == state(sound)
 
 
@@ -560,7 +562,7 @@ def caught_up(cluster: Cluster, away: Node) -> None:
     def is_level() -> bool:
         leader = world.leader
         return leader is not None and (
-            away.member.store.applied_index == leader.member.store.applied_index
+            away.member.state.store.applied_index == leader.member.state.store.applied_index
         )
 
     world.run_until(is_level)
@@ -633,17 +635,17 @@ def test_the_offer_of_an_earlier_leader_does_not_replace_that_of_the_leader() ->
 def test_a_rotten_checkpoint_is_not_taken_over() -> None:
     cluster, leader, away = behind()
     world = cluster.world
-    store = leader.member.store
+    store = leader.member.state.store
     path = f"{store.directory}/checkpoint"
     content = leader.disk.content(path)
     content[len(content) // 2] ^= 1
     away.start()
     world.run(20)
-    applied = away.member.store.applied_index
+    applied = away.member.state.store.applied_index
     assert applied < store.applied_index
     away.crash()
     away.start()
-    assert away.member.store.applied_index == applied, "what it had is still there"
+    assert away.member.state.store.applied_index == applied, "what it had is still there"
 
 
 def test_a_lease_whose_revoke_is_only_in_the_log_is_not_renewed() -> None:
@@ -697,7 +699,7 @@ def test_an_alarm_that_was_lost_on_its_way_is_raised_again() -> None:
     world.heal()
     world.run(20)
     leader = world.leader
-    assert leader is not None and (full.member_id, NOSPACE) in leader.member.alarms
+    assert leader is not None and (full.member_id, NOSPACE) in leader.member.state.alarms
 
 
 def test_a_read_whose_round_is_lost_is_answered_though_others_come() -> None:
@@ -739,11 +741,11 @@ def test_a_forced_cluster_stays_one_after_a_loss_of_power() -> None:
         if other.is_up:
             other.crash()
     node.start(force_new_cluster=True)
-    world.run_until(lambda: not node.member._is_forcing)
+    world.run_until(lambda: node.member.forced.is_done)
     node.crash(lambda path, sector: False)
     node.start()
     world.run(5)
-    assert list(node.member.cluster.members) == [node.member_id]
+    assert list(node.member.state.membership.members) == [node.member_id]
     assert client.put(node, b"more") > 0
 
 
@@ -775,7 +777,7 @@ def test_a_member_that_missed_the_addition_of_the_leader_catches_up() -> None:
 
 
 def in_step(node: Node, other: Node) -> bool:
-    return bool(node.member.store.applied_index == other.member.store.applied_index)
+    return bool(node.member.state.store.applied_index == other.member.state.store.applied_index)
 
 
 def test_a_member_that_moved_while_another_was_away_is_answered() -> None:
@@ -801,12 +803,12 @@ def test_membership_changes_that_wait_for_each_other_are_checked_again() -> None
     world.run(3)
     refusals = [client.answers[request_id] for request_id in asked[1:]]
     assert [refusal.text for refusal in refusals] == [error("TooManyLearners").text] * 3
-    assert len(leader.member.cluster.learners) == 1
+    assert len(leader.member.state.membership.learners) == 1
     asked = [client.send(leader, "Cluster.MemberAdd", peerURLs=u) for u in urls[1:]]
     world.run(3)
     refusals = [client.answers[request_id] for request_id in asked[1:]]
     assert [refusal.text for refusal in refusals] == [error("Unhealthy").text] * 2
-    assert len(leader.member.cluster.voters) == 4
+    assert len(leader.member.state.membership.voters) == 4
     assert leader.member.metrics.proposals_pending == 0
     assert client.put(leader, b"k")
 
@@ -856,10 +858,10 @@ def test_a_forced_cluster_is_done_under_load() -> None:
         for at, request_id in enumerate(asked):
             if request_id in client.answers:
                 asked[at] = client.send(node, "KV.Put", key=b"k%d" % at, value=b"v")
-        return not node.member._is_forcing
+        return node.member.forced.is_done
 
     world.run_until(is_done)
-    assert len(node.member.cluster.members) == 1
+    assert len(node.member.state.membership.members) == 1
     node.crash(lambda path, sector: False)
     node.start()
     world.run(3)
@@ -891,7 +893,7 @@ def test_a_dead_leader_is_noticed_at_the_second_call_too(monkeypatch: pytest.Mon
     node = cluster.followers[0]
     link = node.member.peers.links[cluster.leader.member_id]
     died: list[int] = []
-    monkeypatch.setattr(node.member, "peer_died", died.append)
+    monkeypatch.setattr(node.member, "on_peer_died", died.append)
 
     def call() -> Any:
         (make,) = link.wants(node.member.clock() + 10)
@@ -914,9 +916,9 @@ def test_a_lost_quorum_is_told_with_numbers(monkeypatch: pytest.MonkeyPatch) -> 
     cluster = Cluster()
     world = cluster.world
     left = cluster.followers[0]
-    assert not left.member.missing_voters()
+    assert not left.member.leadership.missing_voters()
     told: list[str] = []
-    monkeypatch.setattr(member.log, "error", lambda text, **fields: told.append(text))
+    monkeypatch.setattr(log, "error", lambda text, **fields: told.append(text))
     for node in cluster.nodes:
         if node is not left:
             node.crash()
@@ -927,14 +929,14 @@ def test_a_lost_quorum_is_told_with_numbers(monkeypatch: pytest.MonkeyPatch) -> 
     cluster.leader.start()
     world.elect()
     world.run(20)
-    assert told == [line] and not left.member.missing_voters()
+    assert told == [line] and not left.member.leadership.missing_voters()
 
 
 def test_a_planned_change_of_the_leader_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster()
     world, client = cluster.world, cluster.client
     warned: list[str] = []
-    monkeypatch.setattr(member.log, "warn", lambda text, **fields: warned.append(text))
+    monkeypatch.setattr(log, "warn", lambda text, **fields: warned.append(text))
     target = cluster.followers[0]
     client.ask(cluster.leader, "Maintenance.MoveLeader", targetID=target.member_id)
     world.run(2)

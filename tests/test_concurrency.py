@@ -118,14 +118,14 @@ def caller(lone: LoneMember) -> Caller:
 def write(lone: LoneMember, method: str, **fields: Any) -> Any:
     about = methods.METHOD_BY_NAME[method]
     asker = Asker()
-    lone.member.propose_message(asker, 1, about.number, about.request(**fields))
+    lone.member.writes.propose_message(asker, 1, about.number, about.request(**fields))
     lone.settle()
     return asker.outcome
 
 
 def read(lone: LoneMember, request: Any) -> Any:
     asker = Asker()
-    lone.member.read(asker, 1, methods.METHOD_BY_NAME["KV.Range"].number, request)
+    lone.member.reads.read(asker, 1, methods.METHOD_BY_NAME["KV.Range"].number, request)
     lone.settle()
     return asker.outcome
 
@@ -152,10 +152,10 @@ def test_a_free_lock_is_granted_at_once(lone: LoneMember, caller: Caller) -> Non
 
 def test_without_a_lease_the_server_makes_one_of_a_minute(lone: LoneMember, caller: Caller) -> None:
     answer = caller.ask("Lock.Lock", name=b"door")
-    (lease,) = lone.member.lessor.leases()
+    (lease,) = lone.member.state.lessor.leases()
     assert answer.key == b"door/%x" % lease
-    assert lone.member.lessor.ttl_s(lease) == 60
-    assert lone.member.lessor.keys(lease) == [answer.key]
+    assert lone.member.state.lessor.ttl_s(lease) == 60
+    assert lone.member.state.lessor.keys(lease) == [answer.key]
 
 
 def test_an_empty_name_is_a_name(lone: LoneMember, caller: Caller) -> None:
@@ -284,7 +284,7 @@ def test_what_a_lost_connection_waited_for_is_forgotten(
     gone.begin("Election.Observe", name=b"door")
     gone.disconnect()
     assert keys(lone) == [b"door/1"]
-    assert lone.member.lessor.leases() == [1, 2], "the lease that the server made is left"
+    assert lone.member.state.lessor.leases() == [1, 2], "the lease that the server made is left"
     assert lone.member.hub.streams == 0
 
 
@@ -302,7 +302,7 @@ def test_a_call_given_up_before_its_lease_is_made_leaves_no_lease(
     lone: LoneMember, caller: Caller
 ) -> None:
     caller.cancel(caller.send("Lock.Lock", name=b"door"))
-    assert lone.member.lessor.leases() == []
+    assert lone.member.state.lessor.leases() == []
     assert read(lone, EVERYTHING).header.revision == 1, "a key was put"
 
 
@@ -401,7 +401,7 @@ def test_a_proclamation_without_a_lease_gets_one(lone: LoneMember, caller: Calle
     won = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"one")
     won.leader.lease = 0
     caller.ask("Election.Proclaim", leader=won.leader, value=b"two")
-    (made,) = (lease for lease in lone.member.lessor.leases() if lease != 1)
+    (made,) = (lease for lease in lone.member.state.lessor.leases() if lease != 1)
     assert caller.ask("Election.Leader", name=b"boss").kv.lease == made
 
 
@@ -478,7 +478,7 @@ def test_a_leader_whose_rise_and_fall_come_together_is_followed_by_the_next(
     observer = caller.begin("Election.Observe", name=b"boss")
     grant(lone, 1)
     caller.send("Election.Campaign", name=b"boss", lease=1, value=b"one")
-    lone.member.propose_message(
+    lone.member.writes.propose_message(
         None, 0, methods.METHOD_BY_NAME["Lease.LeaseRevoke"].number, proto.LeaseRevokeRequest(ID=1)
     )
     lone.settle()

@@ -242,11 +242,11 @@ def the_store_is_sound(lone: LoneMember, path: Any) -> None:
     a restart."""
     front = Front(lone, random.Random(0))
     put = frames.frame(1, methods.METHOD_BY_NAME["KV.Put"].number, 0, b"\x0a\x05alive")
-    lone.member.alarms._active.clear()
+    lone.member.state.alarms._active.clear()
     front.session.receive(HANDSHAKE.pack(MAGIC, 1, 1) + put)
     front.finish()
     assert check_answers(front.received) == 2
-    store = lone.member.store
+    store = lone.member.state.store
     states = {}
     for revision in range(max(1, store.compacted), store.revision + 1):
         states[revision] = state(store, revision)
@@ -254,9 +254,9 @@ def the_store_is_sound(lone: LoneMember, path: Any) -> None:
         assert store.read_events(events_of, 1), f"revision {events_of} has no events"
     lone.close()
     again = LoneMember(path)
-    assert again.member.store.revision == store.revision
+    assert again.member.state.store.revision == store.revision
     for revision, before in states.items():
-        assert state(again.member.store, revision) == before
+        assert state(again.member.state.store, revision) == before
     again.close()
 
 

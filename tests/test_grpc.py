@@ -374,7 +374,7 @@ def test_large_values_pass_both_ways_through_the_windows(lone: LoneMember) -> No
 
 
 def test_a_message_above_the_limits_is_refused(client: Client) -> None:
-    most = client.lone.member.max_request_bytes
+    most = client.lone.member.options.max_request_bytes
     answer = client.put(b"k", bytes(most))
     assert (answer.status, answer.text) == (3, "etcdserver: request is too large")
     limit = most + (512 << 10)

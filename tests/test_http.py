@@ -185,7 +185,7 @@ def browser(lone: LoneMember) -> Browser:
 
 def raise_alarm(lone: LoneMember, kind: int) -> None:
     request = proto.AlarmRequest(action=1, memberID=7, alarm=kind)
-    lone.member.propose_message(None, 0, _NUMBERS["Maintenance.Alarm"], request)
+    lone.member.writes.propose_message(None, 0, _NUMBERS["Maintenance.Alarm"], request)
     lone.settle()
 
 
@@ -1023,7 +1023,7 @@ def test_hosts_that_are_not_on_the_list_are_refused(lone: LoneMember) -> None:
             assert answer.status == 421, (host, path)
             assert b"host-whitelist" in answer.body
             assert "access-control-allow-origin" not in answer.headers
-    assert lone.member.store.revision == 1
+    assert lone.member.state.store.revision == 1
 
 
 def test_origins_are_allowed_as_configured(lone: LoneMember) -> None:

@@ -10,11 +10,13 @@ from rigs.faulty_disk import FaultyDisk
 from rigs.member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from test_recovery import live
 
-from etcdlite import backup, member, methods, mvcc, proto
+from etcdlite import backup, log, member, methods, mvcc, proto
 from etcdlite.errors import error
 from etcdlite.limits import Limits
 from etcdlite.replica import alarms
 from etcdlite.replica import reads as reading
+from etcdlite.replica import writes as writing
+from etcdlite.replica.state import APPLIES_PER_CHECK
 from etcdlite.storage.data import OFFSET_MASK, DataDamaged, segment_name
 from etcdlite.storage.index import HEAD, PAST
 from etcdlite.wire import streams
@@ -47,9 +49,9 @@ def filled(keys: int, value: bytes = b"v", **options: Any) -> MemberRig:
     number = methods.PUT
     for key in range(keys):
         request = PutRequest(key=b"key%07d" % key, value=value)
-        rig.member.propose_message(None, 0, number, request)
+        rig.member.writes.propose_message(None, 0, number, request)
     rig.settle()
-    assert rig.member.store.index.count(b"key", b"kez") == keys
+    assert rig.member.state.store.index.count(b"key", b"kez") == keys
     return rig
 
 
@@ -62,7 +64,7 @@ def test_a_write_is_answered_when_it_is_durable_and_not_before(rig: MemberRig) -
     assert write not in rig.answers
     saves = rig.member.take_saves()
     rig.member.turn()
-    assert write not in rig.answers and rig.member.store.get(b"a") is None
+    assert write not in rig.answers and rig.member.state.store.get(b"a") is None
     rig.wal.save_all(saves)
     rig.member.persisted(saves)
     rig.member.turn()
@@ -109,12 +111,13 @@ def test_a_linearizable_read_sees_the_writes_before_it(rig: MemberRig) -> None:
 def test_writes_beyond_the_limit_are_too_many_and_the_rest_is_done(
     rig: MemberRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(member, "MAX_PROPOSED_BYTES", 10 * (1000 + member.REQUEST_BYTES))
+    limit = 10 * (1000 + writing.REQUEST_BYTES)
+    monkeypatch.setattr(writing, "MAX_PROPOSED_BYTES", limit)
     writes = [rig.send(PutRequest(key=b"%d" % n, value=bytes(1000))) for n in range(20)]
     rig.settle()
     refused = [i for i in writes if rig.answers[i] == error("RequestTooManyRequests").text]
     assert 8 <= len(refused) <= 12
-    assert rig.member.store.index.count(b"\0", None) == 20 - len(refused)
+    assert rig.member.state.store.index.count(b"\0", None) == 20 - len(refused)
     # Everything is given back: the same number again is taken.
     again = [rig.send(PutRequest(key=b"%d" % n, value=bytes(1000))) for n in range(9)]
     rig.settle()
@@ -162,7 +165,7 @@ def test_no_space_refuses_what_takes_space_until_the_alarm_is_disarmed() -> None
     # What gives space back, and reads, are served.
     assert rig.ask(proto.DeleteRangeRequest(key=b"\0", range_end=b"\0")).deleted == writes - 1
     assert rig.ask(proto.LeaseRevokeRequest(ID=1)).header
-    revision = rig.member.store.revision
+    revision = rig.member.state.store.revision
     assert rig.ask(proto.CompactionRequest(revision=revision, physical=True)).header
     assert rig.ask(proto.DefragmentRequest()) == proto.DefragmentResponse()
     assert rig.ask(PutRequest(key=b"small")) == error("NoSpace").text
@@ -186,9 +189,9 @@ def test_compaction_gives_space_back_without_defragmentation() -> None:
     rig.settle()
     for number in range(40):
         rig.ask(PutRequest(key=b"key", value=bytes([number]) * 1000))
-    before = rig.member.store.size_in_use_bytes
-    rig.ask(proto.CompactionRequest(revision=rig.member.store.revision, physical=True))
-    assert rig.member.store.size_in_use_bytes < before / 4
+    before = rig.member.state.store.size_in_use_bytes
+    rig.ask(proto.CompactionRequest(revision=rig.member.state.store.revision, physical=True))
+    assert rig.member.state.store.size_in_use_bytes < before / 4
 
 
 def test_status_names_the_members_of_alarms_as_etcd_prints_them(rig: MemberRig) -> None:
@@ -235,33 +238,33 @@ def test_a_watch_from_before_the_first_tick_waits_for_its_progress_like_all_othe
 def test_a_physical_compaction_is_answered_when_the_work_is_done() -> None:
     rig = filled(3000)
     rig.ask(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
-    assert len(rig.member.store.index.past) == 3000
+    assert len(rig.member.state.store.index.past) == 3000
     rig.pace_s = 0.001
     compaction = rig.send(
-        proto.CompactionRequest(revision=rig.member.store.revision, physical=True)
+        proto.CompactionRequest(revision=rig.member.state.store.revision, physical=True)
     )
     turns = 0
     while compaction not in rig.answers:
-        assert len(rig.member.store.index.past) > 0
+        assert len(rig.member.state.store.index.past) > 0
         rig.turn()
         turns += 1
     assert turns > 3, "it was done at one go"
-    assert rig.answers[compaction].header.revision == rig.member.store.revision
+    assert rig.answers[compaction].header.revision == rig.member.state.store.revision
 
 
 def test_background_work_lets_a_write_be_saved_first() -> None:
     rig = filled(6000)
     for number in range(6000):
         request = PutRequest(key=b"key%07d" % number)
-        rig.member.propose_message(None, 0, methods.PUT, request)
+        rig.member.writes.propose_message(None, 0, methods.PUT, request)
     rig.settle()
-    rig.member.store.compact(rig.member.store.revision)
-    past = rig.member.store.index.past
+    rig.member.state.store.compact(rig.member.state.store.revision)
+    past = rig.member.state.store.index.past
     rig.pace_s = 0.0001
 
     def housekeep() -> int:
         before = len(past)
-        rig.member.housekeep()
+        rig.member.maintain()
         return before - len(past)
 
     rig.now += 1.0
@@ -270,7 +273,7 @@ def test_background_work_lets_a_write_be_saved_first() -> None:
     rig.member.turn()
     assert rig.member.is_saving
     assert housekeep() == 0
-    rig.now += member.MAX_HOUSEKEEPING_PAUSE_S
+    rig.now += member.MAX_MAINTENANCE_PAUSE_S
     assert 0 < housekeep() < at_leisure, "there is more to come soon"
     rig.now += 1.0
     assert housekeep() == at_leisure
@@ -283,27 +286,27 @@ def test_background_work_goes_on_while_writes_wait_for_other_members() -> None:
     write = rig.send(PutRequest(key=b"a"))
     rig.settle()
     assert write not in rig.answers and rig.member.is_saving
-    for revision in (rig.member.store.revision - 1, rig.member.store.revision):
-        rig.member.store.compact(revision)
+    for revision in (rig.member.state.store.revision - 1, rig.member.state.store.revision):
+        rig.member.state.store.compact(revision)
         rig.settle()
-        assert rig.member.store.compaction is None
+        assert rig.member.state.store.compaction is None
 
 
 def test_a_compaction_that_is_not_physical_is_answered_at_once() -> None:
     rig = filled(3000)
     rig.ask(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
     rig.pace_s = 0.001
-    compaction = rig.send(proto.CompactionRequest(revision=rig.member.store.revision))
+    compaction = rig.send(proto.CompactionRequest(revision=rig.member.state.store.revision))
     while compaction not in rig.answers:
         rig.turn()
-    assert len(rig.member.store.index.past) > 1000
+    assert len(rig.member.state.store.index.past) > 1000
 
 
 def test_a_damaged_segment_is_kept_and_the_others_are_cleaned() -> None:
     rig = started()
     for number in range(60):
         rig.ask(PutRequest(key=b"key%d" % (number % 7), value=b"%d" % number * 20))
-    rig.ask(proto.CompactionRequest(revision=rig.member.store.revision - 30, physical=True))
+    rig.ask(proto.CompactionRequest(revision=rig.member.state.store.revision - 30, physical=True))
     rig.settle()
     path = f"{DATA_DIR}/member/data/{3:016x}.seg"
     disk = rig.disk
@@ -311,11 +314,11 @@ def test_a_damaged_segment_is_kept_and_the_others_are_cleaned() -> None:
     disk._names[path].data[-80] ^= 1
     for _ in range(2):
         assert rig.ask(proto.DefragmentRequest()) == proto.DefragmentResponse()
-    assert rig.member.store.uncleanable == {3}
+    assert rig.member.state.store.uncleanable == {3}
     assert rig.ask(PutRequest(key=b"after", value=b"it")).header
     rig.ask(proto.DefragmentRequest())
     again = MemberRig(disk.fork())
-    assert 3 in again.member.store.data.files
+    assert 3 in again.member.state.store.data.files
 
 
 # Damaged data. What is written does not depend on it, so no member may write anything else.
@@ -323,8 +326,8 @@ def test_a_damaged_segment_is_kept_and_the_others_are_cleaned() -> None:
 
 def damage(rig: MemberRig, key: bytes) -> str:
     """Change a byte of the key's record behind the member's back; where it stands."""
-    data = rig.member.store.data
-    location = HEAD.unpack(rig.member.store.index.heads[key])[3]
+    data = rig.member.state.store.data
+    location = HEAD.unpack(rig.member.state.store.index.heads[key])[3]
     path, offset = f"{DATA_DIR}/member/data/{segment_name(location >> 32)}", location & OFFSET_MASK
     disk = rig.disk
     assert isinstance(disk, FaultyDisk)
@@ -340,7 +343,7 @@ def op(**operation: Any) -> Any:
 
 def state(rig: MemberRig) -> Any:
     """All but where the records stand."""
-    store = rig.member.store
+    store = rig.member.state.store
     heads = {key: HEAD.unpack(head) for key, head in store.index.heads.items()}
     return (
         store.revision,
@@ -399,11 +402,11 @@ def test_a_write_is_applied_though_what_it_should_answer_is_damaged(
             both.ask(PutRequest(key=b"k%d" % number, value=b"v" * 20))
     where = damage(rig, b"k1")
     logged: list[str] = []
-    monkeypatch.setattr(member.log, "limited", lambda kind: False)
-    monkeypatch.setattr(member.log, "error", logged.append)
+    monkeypatch.setattr(log, "limited", lambda kind: False)
+    monkeypatch.setattr(log, "error", logged.append)
     assert rig.ask(request_) == error("Corrupt").text
     assert [line for line in logged if where in line]
-    assert len(rig.member.store.data.damaged) == 1
+    assert len(rig.member.state.store.data.damaged) == 1
     assert "damaged data" in rig.ask(proto.StatusRequest()).errors[0]
     assert not isinstance(other.ask(request_), str)
     assert state(rig) == state(other)
@@ -444,10 +447,10 @@ def test_a_write_that_depends_on_a_damaged_value_is_not_guessed(request_: Any) -
     rig = started()
     rig.ask(PutRequest(key=b"k1", value=b"v" * 20))
     where = damage(rig, b"k1")
-    revision = rig.member.store.revision
+    revision = rig.member.state.store.revision
     with pytest.raises(DataDamaged, match=where):
         rig.ask(request_)
-    assert rig.member.store.revision == revision and not rig.member.store.is_writing
+    assert rig.member.state.store.revision == revision and not rig.member.state.store.is_writing
 
 
 # Large answers.
@@ -457,7 +460,7 @@ SMALL_ANSWERS = Limits(max_answer_bytes=10_000)
 
 def test_an_answer_that_is_too_large_is_refused() -> None:
     rig = filled(200, b"v" * 100)
-    rig.member.store.limits = SMALL_ANSWERS
+    rig.member.state.store.limits = SMALL_ANSWERS
     every = {"key": b"key", "range_end": b"kez"}
     inner = op(range=RangeRequest(**every, limit=30))
     for request in (
@@ -498,37 +501,37 @@ def test_a_write_whose_answer_is_known_to_be_too_large_changes_nothing(
     request_: Any,
 ) -> None:
     rig = filled(100, b"v" * 100)
-    rig.member.store.limits = SMALL_ANSWERS
-    before = rig.member.store.revision
+    rig.member.state.store.limits = SMALL_ANSWERS
+    before = rig.member.state.store.revision
     # A member that cannot read its data refuses the same.
     damage(rig, b"key0000001")
     assert rig.ask(request_) == mvcc.AnswerTooLarge(10_000).text
-    assert rig.member.store.revision == before
+    assert rig.member.state.store.revision == before
 
 
 def test_a_write_whose_answer_proves_too_large_is_applied_whole() -> None:
     rig = filled(100, b"v" * 100)
-    rig.member.store.limits = SMALL_ANSWERS
+    rig.member.state.store.limits = SMALL_ANSWERS
     ops = [op(put=PutRequest(key=b"a")), op(range=READ_K), op(put=PutRequest(key=b"b"))]
     answer = rig.ask(proto.TxnRequest(success=ops))
     assert answer.startswith(mvcc.AnswerTooLarge(10_000).text) and "is written" in answer
     for key in (b"a", b"b"):
-        assert rig.ask(RangeRequest(key=key)).kvs[0].mod_revision == rig.member.store.revision
+        assert rig.ask(RangeRequest(key=key)).kvs[0].mod_revision == rig.member.state.store.revision
 
 
 def test_a_large_write_reaches_the_file_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = filled(2000, limits=Limits(flush_bytes=2000))
-    data = rig.member.store.data
+    data = rig.member.state.store.data
     marks: list[int] = []
     real = data.append_mark
     monkeypatch.setattr(
         data, "append_mark", lambda *mark: (marks.append(data.offset - data.flushed), real(*mark))
     )
     rig.ask(proto.DeleteRangeRequest(key=b"k", range_end=b"l"))
-    assert len(marks) == 1 and marks[0] < 2000 + 200 * member.APPLIES_PER_CHECK, marks
+    assert len(marks) == 1 and marks[0] < 2000 + 200 * APPLIES_PER_CHECK, marks
     rig = MemberRig(rig.disk.power_loss() if isinstance(rig.disk, FaultyDisk) else None)
     rig.settle()
-    assert rig.member.store.index.count(b"\0", None) == 0
+    assert rig.member.state.store.index.count(b"\0", None) == 0
 
 
 def test_defragmentations_of_an_idle_member_leave_nothing_behind() -> None:
@@ -536,10 +539,10 @@ def test_defragmentations_of_an_idle_member_leave_nothing_behind() -> None:
     for number in range(20):
         rig.ask(PutRequest(key=b"key%d" % number, value=b"v" * 50))
     rig.ask(proto.DefragmentRequest())
-    files = len(rig.member.store.data.files)
+    files = len(rig.member.state.store.data.files)
     for _ in range(20):
         rig.ask(proto.DefragmentRequest())
-    assert len(rig.member.store.data.files) <= files + 2
+    assert len(rig.member.state.store.data.files) <= files + 2
 
 
 # Slices.
@@ -613,13 +616,14 @@ def test_an_expired_lease_takes_its_keys_in_one_revision(rig: MemberRig) -> None
         rig.ask(proto.LeaseGrantRequest(ID=lease_id, TTL=ttl_s))
         for key in (b"a", b"b"):
             rig.ask(PutRequest(key=key + b"%d" % lease_id, lease=lease_id))
-    revision = rig.member.store.revision
+    revision = rig.member.state.store.revision
     rig.tick(4.5)
-    assert rig.member.store.revision == revision
+    assert rig.member.state.store.revision == revision
     rig.tick(2.0)
-    assert rig.member.store.revision == revision + 2
+    assert rig.member.state.store.revision == revision + 2
     events = [
-        (at, key, gone) for at, key, gone, _ in rig.member.store.read_events(revision + 1, 999)
+        (at, key, gone)
+        for at, key, gone, _ in rig.member.state.store.read_events(revision + 1, 999)
     ]
     assert events == [
         (revision + 1, b"a1", True),
@@ -651,12 +655,14 @@ def test_a_hundred_thousand_leases_expire_in_turns_of_bounded_work() -> None:
     rig.settle()
     grant = methods.METHOD_BY_NAME["Lease.LeaseGrant"].number
     for lease_id in range(1, leases + 1):
-        rig.member.propose_message(None, 0, grant, proto.LeaseGrantRequest(ID=lease_id, TTL=10))
+        rig.member.writes.propose_message(
+            None, 0, grant, proto.LeaseGrantRequest(ID=lease_id, TTL=10)
+        )
         request = PutRequest(key=b"key%07d" % lease_id, lease=lease_id)
-        rig.member.propose_message(None, 0, methods.PUT, request)
+        rig.member.writes.propose_message(None, 0, methods.PUT, request)
         if lease_id % 5000 == 0:
             rig.settle()
-    store = rig.member.store
+    store = rig.member.state.store
     revision = store.revision
     assert store.index.count(b"\0", None) == leases
     # A look at the clock stands for a step: no turn takes more of them than fit a slice.
@@ -674,8 +680,8 @@ def test_a_hundred_thousand_leases_expire_in_turns_of_bounded_work() -> None:
             if not more:
                 break
     assert store.revision == revision + leases, "one revision for each lease"
-    assert len(rig.member.lessor) == 0
-    assert most_deleted <= 21 * member.APPLIES_PER_CHECK
+    assert len(rig.member.state.lessor) == 0
+    assert most_deleted <= 21 * APPLIES_PER_CHECK
     assert most_looks < 500
 
 
@@ -700,12 +706,12 @@ def test_random_life_is_told_the_same_after_every_restart() -> None:
     rig = MemberRig(checkpoint_bytes=1)
     for _ in range(12):
         live(rig, rng, 40)
-        rig.story.check(rig.member.store)
+        rig.story.check(rig.member.state.store)
         if rng.random() < 0.5:
             rig.close()
         rig = MemberRig(rig.disk, rig.story, checkpoint_bytes=1)
         rig.settle()
-        rig.story.check(rig.member.store)
+        rig.story.check(rig.member.state.store)
 
 
 def test_reads_that_nobody_waits_for_any_more_are_left_out() -> None:

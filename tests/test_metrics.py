@@ -145,7 +145,7 @@ def lone(tmp_path: Path) -> Any:
 def write(lone: LoneMember, method: str, **fields: Any) -> Any:
     asker = Asker()
     about = methods.METHOD_BY_NAME[method]
-    lone.member.propose_message(asker, 1, about.number, about.request(**fields))
+    lone.member.writes.propose_message(asker, 1, about.number, about.request(**fields))
     lone.settle()
     return asker.outcome
 
@@ -153,7 +153,7 @@ def write(lone: LoneMember, method: str, **fields: Any) -> Any:
 def read(lone: LoneMember, method: str, **fields: Any) -> Any:
     asker = Asker()
     about = methods.METHOD_BY_NAME[method]
-    lone.member.read(asker, 1, about.number, about.request(**fields))
+    lone.member.reads.read(asker, 1, about.number, about.request(**fields))
     lone.settle()
     return asker.outcome
 
@@ -273,7 +273,7 @@ def test_the_state_of_the_member_is_shown(lone: LoneMember) -> None:
     assert value(lone, "etcd_debugging_mvcc_compact_revision") == -1
     applied = value(lone, "etcd_server_proposals_applied_total")
     assert applied == value(lone, "etcd_server_proposals_committed_total") > 0
-    store = lone.member.store
+    store = lone.member.state.store
     assert value(lone, "etcd_mvcc_db_total_size_in_bytes") == store.size_bytes
     in_use = value(lone, "etcd_mvcc_db_total_size_in_use_in_bytes")
     garbage = value(lone, "etcdlite_segment_garbage_bytes")
@@ -345,7 +345,7 @@ def test_a_batch_is_one_entry_of_many_requests(lone: LoneMember) -> None:
     counts = lone.member.metrics
     index = value(lone, "etcd_server_proposals_committed_total")
     for _ in range(3):
-        lone.member.propose_message(None, 0, PUT, proto.PutRequest(key=b"k"))
+        lone.member.writes.propose_message(None, 0, PUT, proto.PutRequest(key=b"k"))
     lone.member.turn()
     assert value(lone, "etcd_server_proposals_pending") == 3
     lone.settle()
@@ -360,7 +360,7 @@ def test_proposals_that_fail_are_counted(lone: LoneMember, monkeypatch: pytest.M
         write(lone, "KV.Put", key=b"k")
     assert value(lone, "etcd_server_proposals_failed_total") == 1
     for _ in range(2):
-        lone.member.propose_message(None, 0, PUT, proto.PutRequest(key=b"k"))
+        lone.member.writes.propose_message(None, 0, PUT, proto.PutRequest(key=b"k"))
     lone.member.turn()
     lone.now += 100.0
     lone.member.tick()
@@ -396,7 +396,7 @@ def test_background_work_is_counted(lone: LoneMember) -> None:
         write(lone, "KV.Put", key=b"k", value=bytes(10_000))
     write(lone, "KV.Compact", revision=20)
     asker = Asker()
-    lone.member.housekeeping.defragment(
+    lone.member.maintenance.defragment(
         asker, 1, methods.METHOD_BY_NAME["Maintenance.Defragment"].number
     )
     lone.settle()

@@ -596,12 +596,12 @@ def test_history_is_given_up_after_its_time(server):
 
 def test_history_is_given_up_after_a_number_of_revisions(tmp_path):
     lone = LoneMember(tmp_path)
-    store = lone.member.store
-    lone.member.housekeeping.auto_compaction = AutoCompaction(0, 10)
+    store = lone.member.state.store
+    lone.member.maintenance.auto_compaction = AutoCompaction(0, 10)
     lone.tick()
     number = methods.METHOD_BY_NAME["KV.Put"].number
     for _ in range(30):
-        lone.member.propose_message(None, 0, number, proto.PutRequest(key=b"k"))
+        lone.member.writes.propose_message(None, 0, number, proto.PutRequest(key=b"k"))
         lone.settle()
     assert (store.revision, store.compacted) == (31, 0)
     lone.tick(REVISION_MODE_INTERVAL_S + 1)

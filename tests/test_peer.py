@@ -101,8 +101,11 @@ class Caller:
 
     def introduce(self, **fields: Any) -> list[tuple[int, int, int, bytes]]:
         fields = {
-            "cluster_id": self.member.cluster_id, "member_id": 77, "to": self.member.id, **fields
-        }  # fmt: skip
+            "cluster_id": self.member.identity.cluster_id,
+            "member_id": 77,
+            "to": self.member.identity.member_id,
+            **fields,
+        }
         return self.ask(INTRODUCE, proto.Introduction(**fields).encode())
 
     def refusal(self, **fields: Any) -> str:
@@ -119,7 +122,7 @@ def test_who_belongs_to_the_cluster_is_welcome() -> None:
     ((_, method, _, body),) = caller.shake()
     hello = proto.Hello.decode(body)
     assert (method, hello.cluster_id, hello.member_id) == (
-        0, caller.member.cluster_id, caller.member.id,
+        0, caller.member.identity.cluster_id, caller.member.identity.member_id,
     )  # fmt: skip
     other = caller.nodes[1].member
     ((_, method, flags, body),) = caller.introduce(member_id=other.id, life=other.peers.life)
@@ -133,7 +136,7 @@ def test_the_wrong_cluster_is_refused() -> None:
 
 def test_a_member_with_our_own_id_is_refused() -> None:
     caller = Caller()
-    text = caller.refusal(member_id=caller.member.id)
+    text = caller.refusal(member_id=caller.member.identity.member_id)
     assert "two members have the id" in text and "data directory" in text
 
 
@@ -146,9 +149,9 @@ def test_a_second_process_of_a_member_is_refused_while_the_first_one_lives() -> 
     again = Accepted(caller.member, lambda session: None)
     again.receive(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, PROTOCOL_VERSION))
     introduction = proto.Introduction(
-        cluster_id=caller.member.cluster_id,
+        cluster_id=caller.member.identity.cluster_id,
         member_id=caller.nodes[1].member_id,
-        to=caller.member.id,
+        to=caller.member.identity.member_id,
         life=5,
     )
     again.receive(frames.frame(1, INTRODUCE, 0, introduction.encode()))
@@ -165,7 +168,7 @@ def test_who_is_not_a_member_is_refused_while_there_is_a_leader() -> None:
 
 def test_who_was_removed_is_told_so() -> None:
     caller = Caller()
-    caller.member.cluster.removed.add(77)
+    caller.member.state.membership.removed.add(77)
     assert "permanently removed" in caller.refusal()
 
 
@@ -189,7 +192,9 @@ def test_nothing_but_a_member_list_is_answered_before_the_introduction() -> None
     number = methods.METHOD_BY_NAME["Cluster.MemberList"].number
     ((_, method, flags, body),) = caller.ask(number, b"")
     assert (method, flags) == (number, END)
-    assert [m.ID for m in proto.MemberListResponse.decode(body).members] == [caller.member.id]
+    assert [m.ID for m in proto.MemberListResponse.decode(body).members] == [
+        caller.member.identity.member_id
+    ]
     for method in (RAFT, FORWARD, SNAPSHOT, methods.METHOD_BY_NAME["KV.Put"].number):
         caller = Caller()
         caller.shake()
@@ -205,7 +210,7 @@ def test_a_follower_does_not_take_what_only_a_leader_may() -> None:
     caller.session = Accepted(follower.member, lambda session: None)
     caller.shake()
     assert leader is not None
-    caller.introduce(member_id=leader.member_id, life=leader.member.peers.life)
+    caller.introduce(member_id=leader.member_id, life=leader.member.identity.incarnation)
     payload = bytes(8) + bytes([1, 0, 0, 0]) + bytes(20)
     ((_, method, flags, body),) = caller.ask(FORWARD, payload, 5)
     assert (method, flags) == (FORWARD, END | ERROR)
@@ -257,9 +262,9 @@ def test_who_is_removed_while_connected_has_to_call_again() -> None:
     caller = Caller(members=3)
     caller.shake()
     node = caller.nodes[1].member_id
-    caller.introduce(member_id=node, life=caller.nodes[1].member.peers.life)
+    caller.introduce(member_id=node, life=caller.nodes[1].member.identity.incarnation)
     assert caller.ask(PING, b"", 2)
-    caller.member.cluster.removed.add(node)
+    caller.member.state.membership.removed.add(node)
     assert caller.ask(PING, b"", 3) == []
     assert caller.session.is_closing
 
@@ -271,7 +276,7 @@ def test_messages_to_a_member_that_does_not_read_are_dropped_beyond_a_limit() ->
     assert link.dial is not None
     entry = Entry(1, 1, 0, bytes(1 << 20))
     for _ in range(2 * (MAX_UNSENT_BYTES >> 20)):
-        link.send(Message(APP, node, caller.member.id, 1, entries=[entry]))
+        link.send(Message(APP, node, caller.member.identity.member_id, 1, entries=[entry]))
     assert MAX_UNSENT_BYTES < link.dial.unsent_bytes < MAX_UNSENT_BYTES + (2 << 20)
 
 
@@ -280,12 +285,14 @@ def test_heartbeats_that_cannot_be_handed_to_a_peer_are_counted() -> None:
     metrics = caller.member.metrics
     node = caller.nodes[1]
     link = caller.member.peers.links[node.member_id]
-    heartbeat = Message(HEARTBEAT, node.member_id, caller.member.id, 1)
+    heartbeat = Message(HEARTBEAT, node.member_id, caller.member.identity.member_id, 1)
     link.send(heartbeat)
     assert metrics.heartbeats_failed == 0
     for _ in range(2 * (MAX_UNSENT_BYTES >> 20)):
         entry = Entry(1, 1, 0, bytes(1 << 20))
-        link.send(Message(APP, node.member_id, caller.member.id, 1, entries=[entry]))
+        link.send(
+            Message(APP, node.member_id, caller.member.identity.member_id, 1, entries=[entry])
+        )
     assert metrics.heartbeats_failed == 0
     link.send(heartbeat)
     assert metrics.heartbeats_failed == 1

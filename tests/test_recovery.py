@@ -59,8 +59,8 @@ class SmallHistory:
                 rig.pace_s = 0.001
                 rig.now += 0.1
                 rig.member.tick()
-                begun_at = rig.member.housekeeping.checkpoints
-                rig.member.housekeeping._checkpoint_bytes = 1 << 40  # No other one after it.
+                begun_at = rig.member.maintenance.checkpoints
+                rig.member.maintenance._checkpoint_bytes = 1 << 40  # No other one after it.
             if number == 56:
                 rig.ask(proto.LeaseRevokeRequest(ID=2))
             write = rig.send(random_write(rng, rig.story))
@@ -69,7 +69,7 @@ class SmallHistory:
                 rig.turn()
         rig.pace_s = 0.0
         rig.settle()
-        assert rig.member.housekeeping.checkpoints > begun_at
+        assert rig.member.maintenance.checkpoints > begun_at
         self.story = rig.story
         self.before_last_sync = before
         self.disk = rig.disk.copy()
@@ -86,7 +86,7 @@ class SmallHistory:
         try:
             rig = MemberRig(disk, limits=SMALL_LIMITS)
             rig.settle()
-            self.story.check(rig.member.store, self.before_last_sync)
+            self.story.check(rig.member.state.store, self.before_last_sync)
         except (DataDamaged, WALError) as refusal:
             where = getattr(refusal, "path", "")
             assert where.startswith(DATA_DIR) and where in str(refusal), f"{what}: {refusal}"
@@ -215,7 +215,7 @@ class Plug:
     def check(self, disk: FaultyDisk, story: Story) -> int:
         rig = MemberRig(disk, story.fork(len(story.stages) - 1))
         rig.settle()
-        stage = story.check(rig.member.store)
+        stage = story.check(rig.member.state.store)
         self.went_back += stage < len(story.stages) - 1
         return stage
 
@@ -244,8 +244,8 @@ def pull_plugs(seed: int, writes: int, share: float, lives: int) -> Plug:
     plug.attach(rig.disk, rig.story)
     live(rig, rng, writes)
     rig.disk.watcher = lambda operation, path: None
-    rig.story.check(rig.member.store)
-    housekeeping = rig.member.housekeeping
+    rig.story.check(rig.member.state.store)
+    housekeeping = rig.member.maintenance
     assert housekeeping.checkpoints > 2 and housekeeping.cleaned_segments
     return plug
 

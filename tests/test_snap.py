@@ -58,14 +58,14 @@ def test_a_restored_member_holds_what_the_snapshot_held(seed: int, tmp_path: Pat
     again = opened(tmp_path / "restored")
     check_store(again.store, rig.story.model)
     assert not again.notes
-    assert again.store.applied_index == rig.member.store.applied_index
+    assert again.store.applied_index == rig.member.state.store.applied_index
 
 
 def test_a_snapshot_is_of_the_moment_its_reading_began(
     tmp_path: Path,
 ) -> None:
     rig = lived()
-    rig.member.store.limits = replace(SMALL_LIMITS, snapshot_chunk_bytes=100)
+    rig.member.state.store.limits = replace(SMALL_LIMITS, snapshot_chunk_bytes=100)
     rng = random.Random(2)
     stage = len(rig.story.stages) - 1
     blob = b""
@@ -94,8 +94,8 @@ def test_a_restored_member_is_one_of_its_own(tmp_path: Path) -> None:
         initial_advertise_peer_urls=URLS,
     )
     again = opened(tmp_path / "restored")
-    assert again.member_id == derive_member_id([URLS], "token") != rig.member.id
-    assert again.cluster_id != rig.member.cluster_id
+    assert again.member_id == derive_member_id([URLS], "token") != rig.member.identity.member_id
+    assert again.cluster_id != rig.member.identity.cluster_id
     (member,) = again.store.buckets[MEMBER].values()
     found = proto.Member.decode(member)
     assert (found.ID, found.name, list(found.peerURLs)) == (again.member_id, "new", [URLS])
@@ -172,7 +172,7 @@ def test_a_directory_that_holds_a_member_is_not_overwritten(tmp_path: Path) -> N
 
 def test_a_backup_of_a_disk_that_rots_is_not_restored(tmp_path: Path) -> None:
     rig = lived()
-    data = rig.member.store.data
+    data = rig.member.state.store.data
     number = min(data.sizes)
     content = rig.disk.content(f"{data.directory}/{segment_name(number)}")  # type: ignore[attr-defined]
     content[len(content) // 2] ^= 1

@@ -1,10 +1,11 @@
-"""The alarms of the cluster, and the space whose end raises one of them.
+"""The alarms of the cluster, and the space of this member, whose end raises one of them.
 
-An alarm is a member's: NOSPACE, it is out of space; CORRUPT, its data differs from the others'. It
-goes through the log, so that all members have it and heed it, until somebody disarms it.
+An alarm belongs to a member: NOSPACE says that it is out of space, CORRUPT that its data differs
+from the other members'. Alarms go through the log, so that all members have them and obey them,
+until an operator disarms them.
 
-There are two ends of space: the quota, and the file system, of which a reserve is kept free: to
-delete, compact, clean and log needs some itself.
+Two limits end the space: the quota, and the file system, of which a reserve stays free: deletes,
+compaction, cleaning and the log need some space themselves.
 """
 
 from __future__ import annotations
@@ -12,14 +13,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from etcdlite import log, proto
+from etcdlite.errors import error
 from etcdlite.methods import ALARM_METHOD
-from etcdlite.mvcc import ALARM
-
-if TYPE_CHECKING:
-    from etcdlite.member import Member
+from etcdlite.mvcc import ALARM, Store
 
 NOSPACE = 1
 CORRUPT = 2
@@ -31,24 +30,44 @@ DISK_RESERVE_SHARE = 0.1
 MEASURE_DISK_S = 1.0
 
 RAISE_AGAIN_S = 10.0
-"""An alarm that is not there after this time has got lost, with a leader for example."""
+"""An alarm that is not active after this time got lost, for example with a leader."""
 
 
 class Alarms:
     """The active alarms, (member id, kind) each, and the space of this member."""
 
-    def __init__(self, member: Member, quota_bytes: int) -> None:
-        """`quota_bytes`: of the data; 0 for none."""
-        self._member = member
+    def __init__(
+        self,
+        store: Store,
+        member_id: int,
+        propose: Callable[[int, Any], None],
+        clock: Callable[[], float],
+        quota_bytes: int,
+    ) -> None:
+        """`propose` brings a method and its request into the log. `quota_bytes` limits the data; 0
+        is no limit."""
+        self._member_id = member_id
+        self._propose = propose
+        self._clock = clock
         self.quota_bytes = quota_bytes
         self.space_left = 0
         """Bytes that writes may still take."""
         self._active: set[tuple[int, int]] = set()
         self._raised_at = -math.inf
-        """When the log was last given one of this member, which may get lost on its way."""
+        """When this member last proposed an alarm of its own, which may get lost on its way."""
         self._disk_left = 0
         self._disk_measured_at = -math.inf
-        self.load()
+        self.restore(store)
+
+    def restore(self, store: Store) -> None:
+        """Take the alarms of a store, and measure its space."""
+        self._store = store
+        self._raised_at = -math.inf
+        self._active = {
+            (int.from_bytes(key[:8], "big"), key[8]) for key in store.buckets.get(ALARM, ())
+        }
+        self._measure_disk()
+        self._measure_left()
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self._active)
@@ -61,33 +80,36 @@ class Alarms:
 
     @property
     def is_corrupt(self) -> bool:
-        """An alarm says that members differ: no write is taken any more. (Reads are, as in etcd: it
-        is by them that an operator finds out what is true.)"""
+        """Members differ. Writes are refused. Reads are served, as in etcd: they show the operator
+        which member is right."""
         return any(kind == CORRUPT for _, kind in self._active)
 
     @property
     def has_no_space(self) -> bool:
-        """An alarm says that a member is out of space: nothing that needs any is applied."""
+        """A member is out of space: writes that need space are refused."""
         return any(kind == NOSPACE for _, kind in self._active)
 
-    def load(self) -> None:
-        """Take over what the store says, and measure its space."""
-        self._raised_at = -math.inf
-        self._active = {
-            (int.from_bytes(key[:8], "big"), key[8])
-            for key in self._member.store.buckets.get(ALARM, ())
-        }
-        self._measure_disk()
-        self._measure_left()
+    @property
+    def kinds(self) -> frozenset[int]:
+        """The kinds of the active alarms."""
+        return frozenset(kind for _, kind in self._active)
+
+    def check_space(self, size_bytes: int) -> None:
+        """Raise NoSpace if there is none for a write of this size. Asked before a write is
+        proposed, so that the log does not grow by writes that will be refused."""
+        if size_bytes > self.space_left:
+            self.raise_nospace()
+            raise error("NoSpace")
+        if self._active and self.has_no_space:
+            raise error("NoSpace")
 
     def raise_nospace(self) -> None:
-        """Have the cluster know that this member is out of space."""
-        member = self._member
-        now = member.clock()
-        if (member.id, NOSPACE) in self._active or now < self._raised_at + RAISE_AGAIN_S:
+        """Tell the cluster that this member is out of space."""
+        now = self._clock()
+        if (self._member_id, NOSPACE) in self._active or now < self._raised_at + RAISE_AGAIN_S:
             return
         self._raised_at = now
-        quota_left = self.quota_bytes - member.store.size_in_use_bytes
+        quota_left = self.quota_bytes - self._store.size_in_use_bytes
         if self.quota_bytes and quota_left <= self._disk_left:
             why, to_do = "the quota is used up", "compact, delete keys or raise the quota"
         else:
@@ -95,22 +117,20 @@ class Alarms:
         log.warn(
             f"{why}; puts are refused",
             next=f"{to_do}, then etcdlite-ctl alarm disarm",
-            **{"data-dir": member.store.directory},
+            **{"data-dir": self._store.directory},
         )
-        self._raise(member.id, NOSPACE)
+        self._raise(self._member_id, NOSPACE)
 
     def raise_corrupt(self, node: int) -> None:
-        """Have the cluster know that a member differs from the leader."""
+        """Tell the cluster that a member differs from the leader."""
         if (node, CORRUPT) not in self._active:
             self._raise(node, CORRUPT)
 
     def _raise(self, node: int, kind: int) -> None:
-        request = proto.AlarmRequest(action=1, memberID=node, alarm=kind)
-        self._member.propose_message(None, 0, ALARM_METHOD, request)
+        self._propose(ALARM_METHOD, proto.AlarmRequest(action=1, memberID=node, alarm=kind))
 
     def apply(self, request: Any) -> bytes:
-        """An AlarmRequest is committed: the response after its header."""
-        member = self._member
+        """Apply an AlarmRequest. Returns the response without its header."""
         alarm = (request.memberID, request.alarm)
         changed = []
         if request.action == 0:
@@ -119,14 +139,14 @@ class Alarms:
             if alarm not in self._active:
                 _log(log.warn, "alarm raised", alarm)
             self._active.add(alarm)
-            member.store.set_bucket(ALARM, _key(alarm), b"")
+            self._store.set_bucket(ALARM, _key(alarm), b"")
             changed = [alarm]
         elif request.alarm and request.action == 2 and alarm in self._active:
             _log(log.info, "alarm disarmed", alarm)
             self._active.remove(alarm)
             self._disk_measured_at = -math.inf
-            self.measure(member.clock())
-            member.store.set_bucket(ALARM, _key(alarm), None)
+            self.measure(self._clock())
+            self._store.set_bucket(ALARM, _key(alarm), None)
             self._raised_at = -math.inf
             changed = [alarm]
         members = [proto.AlarmMember(memberID=i, alarm=kind) for i, kind in changed]
@@ -134,8 +154,8 @@ class Alarms:
         return encoded
 
     def measure(self, now: float) -> None:
-        """Find out what `space_left` is; of the file system, at most once in `MEASURE_DISK_S`. Not
-        to be full is the aim, so the alarm is raised early."""
+        """Bring `space_left` up to date; the file system is asked at most once in `MEASURE_DISK_S`.
+        The alarm is raised early, before the file system is full."""
         if now - self._disk_measured_at >= MEASURE_DISK_S:
             self._disk_measured_at = now
             self._measure_disk()
@@ -144,24 +164,25 @@ class Alarms:
         self._measure_left()
 
     def _measure_disk(self) -> None:
-        store = self._member.store
-        # Its own folder may be about to be replaced by a snapshot.
+        store = self._store
+        # The parent folder: a snapshot may be about to replace the store's own.
         free, total = store.disk.space(os.path.dirname(store.directory) or ".")
         self._disk_left = free - min(DISK_RESERVE_BYTES, int(total * DISK_RESERVE_SHARE))
 
     def _measure_left(self) -> None:
         left = self._disk_left
         if self.quota_bytes:
-            left = min(left, self.quota_bytes - self._member.store.size_in_use_bytes)
+            left = min(left, self.quota_bytes - self._store.size_in_use_bytes)
         self.space_left = left
 
-    def took(self, size_bytes: int) -> None:
-        """So much was written, in the log and in the data, since all was measured."""
+    def record_write(self, size_bytes: int) -> None:
+        """These bytes were written, to the log and to the data, since the last measurement."""
         self._disk_left -= 2 * size_bytes
         self.space_left = min(self.space_left - size_bytes, self._disk_left)
 
 
 def alarm_name(kind: int) -> str:
+    """etcd's name of an alarm."""
     return {NOSPACE: "NOSPACE", CORRUPT: "CORRUPT"}.get(kind, str(kind))
 
 

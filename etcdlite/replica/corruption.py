@@ -1,12 +1,13 @@
 """Members that differ: the leader compares the hashes of all members at equal revisions.
 
-What is applied is the same on every member, so two that differ mean a fault of the program, of the
-memory or of a disk. Nobody can say which of two is right; the member that differs from the leader
-is named in a CORRUPT alarm, which stops writes until an operator decides (as in etcd).
+What is applied is the same on every member, so two members that differ mean a fault of the program,
+of the memory or of a disk. Which of the two is right cannot be told from here. The member that
+differs from the leader is named in a CORRUPT alarm, which stops writes until an operator decides
+(as in etcd).
 
-A check takes a revision of the leader's, hashes its state there, and asks every other member for
-its hash at that revision. Answers that cannot be compared (the member is behind, or has compacted
-differently meanwhile) say nothing. One check at a time; it runs in slices like any read.
+A check takes the leader's revision, hashes its state there, and asks every other member for its
+hash at that revision. Answers that cannot be compared say nothing: the member is behind, or has
+compacted differently. One check at a time; it runs in slices like any read.
 
 The rules are those of etcd 3.6 (server/etcdserver/corrupt.go).
 """
@@ -14,35 +15,57 @@ The rules are those of etcd 3.6 (server/etcdserver/corrupt.go).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from etcdlite import log, proto
-from etcdlite.errors import EtcdError, error
+from etcdlite.errors import EtcdError
 from etcdlite.methods import HASH_KV
-from etcdlite.request import Asked
-
-if TYPE_CHECKING:
-    from etcdlite.member import Member
+from etcdlite.raft import LEADER, Raft
+from etcdlite.replica.state import State
+from etcdlite.request import Asked, Done, Session
 
 ANSWER_TIMEOUT_S = 300.0
-"""A large state takes its time to be hashed."""
-
+"""A large state takes long to hash."""
 
 INITIAL_S = 5.0
 """How long a member that starts waits for the others' hashes."""
 
 
+class Others(Protocol):
+    """The other members, as a check needs them."""
+
+    @property
+    def nodes(self) -> Collection[int]: ...
+
+    def is_open(self, node: int) -> bool: ...
+
+    def ask(
+        self, node: int, method: int, body: bytes, done: Done, timeout_s: float = ...
+    ) -> None: ...
+
+
 class HashCheck:
     """Compares the members every `interval_s` (0: never) and, if `after_compaction_s` is not 0,
-    within that time after each compaction. Driven by `Member.tick`."""
+    within that time after each compaction."""
 
-    def __init__(self, member: Member) -> None:
-        self._member = member
+    def __init__(
+        self,
+        state: State,
+        raft: Raft,
+        others: Others,
+        read_now: Callable[[Session, int, int, Any], None],
+    ) -> None:
+        """`read_now` answers a read from the state of this member."""
+        self._state = state
+        self._raft = raft
+        self._others = others
+        self._read_now = read_now
         self.interval_s = 0.0
         self.after_compaction_s = 0.0
         self._next_at = math.inf
-        self._compacted = member.store.compacted
+        self._compacted = state.store.compacted
         self._is_running = False
         self.checks = 0
         """How many members were compared."""
@@ -57,13 +80,13 @@ class HashCheck:
 
     def begin_initial(self, now: float) -> None:
         """Compare this member with all others that can be reached within `INITIAL_S`."""
-        if not self._member.peers.links:
+        if not self._others.nodes:
             return
         self.is_over = False
         self._until = now + INITIAL_S
-        revision = self._member.store.revision
+        revision = self._state.store.revision
         request = proto.HashKVRequest(revision=revision)
-        self._member.read_now(Asked(self._own_hashed), 0, HASH_KV, request)
+        self._read_now(Asked(self._own_hashed), 0, HASH_KV, request)
 
     def _own_hashed(self, answer: bytes | EtcdError) -> None:
         if isinstance(answer, EtcdError):
@@ -72,14 +95,14 @@ class HashCheck:
             self._own = proto.HashKVResponse.decode(answer)
 
     def _tick_initial(self, now: float) -> None:
-        links = self._member.peers.links
+        nodes = self._others.nodes
         if self._own is not None:
             body = proto.HashKVRequest(revision=self._own.hash_revision).encode()
-            for node in list(links):
-                if node not in self._asked and self._member.peers.is_open(node):
+            for node in list(nodes):
+                if node not in self._asked and self._others.is_open(node):
                     self._asked.add(node)
-                    self._member.peers.ask(node, HASH_KV, body, partial(self._compared, node))
-        if self.difference or now >= self._until or self._answered >= links.keys():
+                    self._others.ask(node, HASH_KV, body, partial(self._compared, node))
+        if self.difference or now >= self._until or self._answered.issuperset(nodes):
             self.is_over = True
             log.info("compared the data with the other members", members=len(self._answered))
 
@@ -96,40 +119,40 @@ class HashCheck:
 
     def tick(self, now: float) -> None:
         """Begin a check if one is due."""
-        member = self._member
+        state = self._state
+        leads = self._raft.role == LEADER
         if not self.is_over:
             self._tick_initial(now)
-        if not member.leads or (self.interval_s and self._next_at == math.inf):
+        if not leads or (self.interval_s and self._next_at == math.inf):
             self._next_at = now + self.interval_s if self.interval_s else math.inf
-        if not member.leads:
-            self._compacted = member.store.compacted
+        if not leads:
+            self._compacted = state.store.compacted
             return
-        if self.after_compaction_s and member.store.compacted > self._compacted:
-            self._compacted = member.store.compacted
+        if self.after_compaction_s and state.store.compacted > self._compacted:
+            self._compacted = state.store.compacted
             self._next_at = min(self._next_at, now + self.after_compaction_s)
-        if now >= self._next_at and not self._is_running and not member.alarms.is_corrupt:
+        if now >= self._next_at and not self._is_running and not state.alarms.is_corrupt:
             self._next_at = now + self.interval_s if self.interval_s else math.inf
             self._is_running = True
-            revision = member.store.revision
+            revision = state.store.revision
             request = proto.HashKVRequest(revision=revision)
-            member.read_now(Asked(partial(self._hashed, revision)), 0, HASH_KV, request)
+            self._read_now(Asked(partial(self._hashed, revision)), 0, HASH_KV, request)
 
     def _hashed(self, revision: int, answer: bytes | EtcdError) -> None:
         self._is_running = False
-        member = self._member
         if isinstance(answer, EtcdError):
             return
         own = proto.HashKVResponse.decode(answer)
         body = proto.HashKVRequest(revision=revision).encode()
-        for node in list(member.peers.links):
-            if node not in member.raft.learners:
-                member.peers.ask(
+        for node in list(self._others.nodes):
+            if node not in self._raft.learners:
+                self._others.ask(
                     node, HASH_KV, body, partial(self._compare, own, node), ANSWER_TIMEOUT_S
                 )
 
     def _compare(self, own: Any, node: int, answer: bytes | EtcdError) -> None:
         if isinstance(answer, EtcdError):
-            if answer.text == error("Corrupt").text:
+            if answer.name == "Corrupt":
                 self._raise_alarm(node, "it cannot read its own data")
             return
         self.checks += 1
@@ -143,5 +166,5 @@ class HashCheck:
 
     def _raise_alarm(self, node: int, why: str) -> None:
         log.error("found data inconsistency with peer", why=why, **{"remote-peer-id": f"{node:x}"})
-        if self._member.leads:
-            self._member.alarms.raise_corrupt(node)
+        if self._raft.role == LEADER:
+            self._state.alarms.raise_corrupt(node)

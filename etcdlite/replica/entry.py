@@ -1,4 +1,4 @@
-"""What the log holds: the payload of an entry, the requests in it, and who waits for their answers.
+"""What the log holds: the payload of an entry and the requests in it.
 
 The payload of an entry, all integers little-endian:
 
@@ -6,8 +6,8 @@ The payload of an entry, all integers little-endian:
     1   3  zero
     4   4  number of requests
     8   8  id of the member that proposed it
-    16  8  number of the batch at that member, so that it finds who waits for the answers
-    24     the requests, each as a frame of the native protocol: the very bytes the client sent
+    16  8  number of the batch at that member, by which it finds the sessions that wait
+    24     the requests, each as a frame of the native protocol: the bytes that the client sent
            (the request id in it means nothing here), or of a method that only members propose
 
 A membership change is an entry of its own kind, with one request, a `MemberChange`.
@@ -16,63 +16,57 @@ A membership change is an entry of its own kind, with one request, a `MemberChan
 from __future__ import annotations
 
 import struct
-from collections.abc import Generator
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from etcdlite.errors import EtcdError
 from etcdlite.frames import FRAME, FRAME_HEADER_BYTES
-from etcdlite.methods import LEASE_GRANT, PUT, REQUESTS, TXN
+from etcdlite.methods import REQUESTS
+from etcdlite.proto import DecodeError
+from etcdlite.request import Waiter
 
 ENTRY_VERSION = 1
 ENTRY_HEADER = struct.Struct("<B3xIQQ")
 
 
-class Session(Protocol):
-    """Who asked, and where answers go. `native.py` is one."""
-
-    @property
-    def is_blocked(self) -> bool:
-        """Its answers are not being read: give it no more of those that can wait."""
-
-    def awaits(self, request_id: int) -> bool:
-        """Somebody still waits for the answer to that request. If not, work for it is left out, and
-        any `reply` lets the session forget it."""
-
-    def reply(self, request_id: int, method: int, body: bytes) -> None:
-        """The answer to a unary request."""
-
-    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        """The answer to a unary request, or the end of a stream, that failed."""
+class EntryHeader(NamedTuple):
+    requests: int
+    """How many there are."""
+    member_id: int
+    """The member that proposed the entry."""
+    batch: int
 
 
-Waiter = tuple["Session | None", int, int, Any]
-"""(session or None, request id, method, decoded request)"""
-
-Steps = Generator[None, None, bytes]
-"""Work in slices whose result is the encoded response without its header."""
+def encode_entry(member_id: int, batch: int, frames: Sequence[bytes]) -> bytes:
+    """The payload of an entry with these requests."""
+    return b"".join((ENTRY_HEADER.pack(ENTRY_VERSION, len(frames), member_id, batch), *frames))
 
 
-def decode_requests(data: bytes, count: int) -> list[Waiter]:
-    """The requests of an entry's payload that nobody here waits for."""
+def read_header(data: bytes) -> EntryHeader:
+    """Raises DecodeError."""
+    if len(data) < ENTRY_HEADER.size or data[0] != ENTRY_VERSION:
+        raise DecodeError(f"an entry's payload does not begin as version {ENTRY_VERSION} does")
+    return EntryHeader(*ENTRY_HEADER.unpack_from(data)[1:])
+
+
+def decode_requests(data: bytes) -> list[Waiter]:
+    """The requests of an entry's payload, without the sessions that wait for them. Raises
+    DecodeError: the bytes may come from another member."""
+    count = read_header(data).requests
     waiters: list[Waiter] = []
     at = ENTRY_HEADER.size
-    for _ in range(count):
-        length, request_id, method, _ = FRAME.unpack_from(data, at)
-        end = at + 4 + length
-        request = REQUESTS[method].decode(data, at + FRAME_HEADER_BYTES, end)
-        waiters.append((None, request_id, method, request))
-        at = end
-    assert at == len(data), "an entry's payload has bytes after its requests"
+    try:
+        for _ in range(count):
+            length, request_id, method, _ = FRAME.unpack_from(data, at)
+            end = at + 4 + length
+            if end > len(data) or end < at + FRAME_HEADER_BYTES:
+                raise DecodeError("a request of an entry is cut off")
+            request = REQUESTS[method].decode(data, at + FRAME_HEADER_BYTES, end)
+            waiters.append((None, request_id, method, request))
+            at = end
+    except struct.error as failure:
+        raise DecodeError("an entry has fewer requests than it says") from failure
+    except KeyError as failure:
+        raise DecodeError(f"a request of an entry has the unknown method {failure}") from failure
+    if at != len(data):
+        raise DecodeError("an entry's payload has bytes after its requests")
     return waiters
-
-
-def needs_space(method: int, request: Any) -> bool:
-    """Whether a write is refused while there is no space: puts and leases, not deletes."""
-    if method != TXN:
-        return method in (PUT, LEASE_GRANT)
-    for op in (*request.success, *request.failure):
-        if op.request_put is not None or (
-            op.request_txn is not None and needs_space(TXN, op.request_txn)
-        ):
-            return True
-    return False

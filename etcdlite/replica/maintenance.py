@@ -13,16 +13,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from etcdlite import log, proto
 from etcdlite.methods import COMPACT
 from etcdlite.mvcc import Job
+from etcdlite.replica.state import State
+from etcdlite.request import Session
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
-
-if TYPE_CHECKING:
-    from etcdlite.member import Member
-    from etcdlite.replica.entry import Session
 
 CLEAN_SHARE = 0.5
 """Segments with at least this share of garbage are cleaned without being asked."""
@@ -72,11 +70,15 @@ class AutoCompaction:
         return target
 
 
-class Housekeeping:
+class Maintenance:
     """Runs a member's background work; driven by `Member.turn` and `Member.tick`."""
 
-    def __init__(self, member: Member, checkpoint_bytes: int) -> None:
-        self._member = member
+    def __init__(
+        self, state: State, propose: Callable[[int, Any], None], checkpoint_bytes: int
+    ) -> None:
+        """`propose` brings a method and its request into the log."""
+        self._state = state
+        self._propose = propose
         self._checkpoint_bytes = checkpoint_bytes
         self.auto_compaction = AutoCompaction(0.0, 0)
         self.released: tuple[int, int] | None = None
@@ -95,15 +97,10 @@ class Housekeeping:
         self._job: Job | None = None
         self._task: Callable[[], None] | None = None
         self._task_is_out = False
-        self._waiting_compaction: list[tuple[Session, int, int]] = []
         self._waiting_defragment: list[tuple[Session, int, int]] = []
         self._defragmenting: list[tuple[Session, int, int]] = []
 
     # From requests.
-
-    def when_compacted(self, session: Session, request_id: int, method: int) -> None:
-        """Answer a physical compaction when the work is done."""
-        self._waiting_compaction.append((session, request_id, method))
 
     def defragment(self, session: Session, request_id: int, method: int) -> None:
         """Clean every segment that has garbage, then answer."""
@@ -112,18 +109,18 @@ class Housekeeping:
     # From the member.
 
     def tick(self, now: float) -> None:
-        member = self._member
-        store = member.store
-        if member.lessor.promoted:
+        state = self._state
+        store = state.store
+        if state.lessor.promoted:
             revision = self.auto_compaction.due(now, store.revision)
             if revision > store.compacted:
                 log.info("starting auto compaction", revision=revision)
-                member.propose_message(None, 0, COMPACT, proto.CompactionRequest(revision=revision))
+                self._propose(COMPACT, proto.CompactionRequest(revision=revision))
         if self._job is None:
             self._job = self._next_job()
 
     def _next_job(self) -> Job | None:
-        store = self._member.store
+        store = self._state.store
         if self._waiting_defragment:
             return self._defragment()
         least_bytes = len(store.index.heads) * CHECKPOINT_BYTES_PER_KEY
@@ -138,7 +135,7 @@ class Housekeeping:
     @property
     def has_work(self) -> bool:
         """There is something to do at once, that is, not only a task to wait for."""
-        store = self._member.store
+        store = self._state.store
         return (store.compaction is not None and not store.compaction_is_held) or (
             (self._job is not None or bool(self._waiting_defragment))
             and not self._task_is_out
@@ -147,16 +144,16 @@ class Housekeeping:
 
     def run(self, is_over: Callable[[], bool]) -> None:
         """Do one step of what there is, and more until `is_over`."""
-        member = self._member
-        store = member.store
+        state = self._state
+        store = state.store
         while self.has_work:
             if store.compaction is not None and not store.compaction_is_held:
-                began = member.clock()
+                began = state.clock()
                 if self._compaction_began is None:
                     self._compaction_began = began
                 dropped = store.compact_step()
-                pause_s = member.clock() - began
-                member.metrics.compaction_pause_ms.observe(pause_s * 1000)
+                pause_s = state.clock() - began
+                state.metrics.compaction_pause_ms.observe(pause_s * 1000)
                 if dropped is None:
                     self._compaction_finished()
                 else:
@@ -198,28 +195,28 @@ class Housekeeping:
         self._compaction_dropped = 0
         self._waiting_defragment += self._defragmenting
         self._defragmenting = []
-        if self._member.store.compaction is None:
+        if self._state.store.compaction is None:
             self._answer_compactions()
 
-    def close(self) -> None:
+    def close(self, is_applying: bool) -> None:
         """Write a last checkpoint, so that the next start is quick, and close the store. Blocks;
-        no task may be out. A job that is under way is left: it can be, at any step."""
-        member = self._member
-        store = member.store
-        if not member.is_applying and store.applied_index != self.checkpoint_index:
+        no task may be out. A job under way is abandoned, which is safe at any step. While an entry
+        is applied in part no checkpoint is written."""
+        store = self._state.store
+        if not is_applying and store.applied_index != self.checkpoint_index:
             for task in store.checkpoint():
                 if task is not None:
                     task()
         store.close()
 
     def _compaction_finished(self) -> None:
-        store = self._member.store
+        store = self._state.store
         # After a start the compaction is gone through again, mostly for nothing.
         assert self._compaction_began is not None
-        took_s = self._member.clock() - self._compaction_began
+        took_s = self._state.clock() - self._compaction_began
         self._compaction_began = None
-        if self._compaction_dropped or self._waiting_compaction:
-            self._member.metrics.compaction_finished(took_s)
+        if self._compaction_dropped or self._state.awaiting_compaction:
+            self._state.metrics.compaction_finished(took_s)
             log.info(
                 "finished scheduled compaction",
                 versions=self._compaction_dropped,
@@ -230,22 +227,22 @@ class Housekeeping:
         self._answer_compactions()
 
     def _answer_compactions(self) -> None:
-        header = self._member.header(self._member.store.revision)
-        for session, request_id, method in self._waiting_compaction:
+        header = self._state.identity.header(self._state.store.revision)
+        for session, request_id, method in self._state.awaiting_compaction:
             session.reply(request_id, method, header)
-        self._waiting_compaction.clear()
+        self._state.awaiting_compaction.clear()
 
     # Jobs.
 
     def _checkpoint(self) -> Job:
-        member = self._member
-        store = member.store
+        state = self._state
+        store = state.store
         index, term = store.applied_index, store.applied_term
         logged_bytes = self.logged_bytes
-        began = member.clock()
+        began = state.clock()
         yield from store.checkpoint()
         self.logged_bytes -= logged_bytes
-        member.metrics.checkpoint_s.observe(member.clock() - began)
+        state.metrics.checkpoint_s.observe(state.clock() - began)
         self.checkpoints += 1
         self.checkpoint_index = index
         self.released = (index, term)
@@ -253,11 +250,11 @@ class Housekeeping:
 
     def _clean(self, segment: int) -> Job:
         try:
-            yield from self._member.store.clean(segment)
+            yield from self._state.store.clean(segment)
         except DataDamaged as damage:
             # What is whole in it stays readable; the rest must not take the member down.
             log.error(f"{damage}. The segment is kept as it is")
-            store = self._member.store
+            store = self._state.store
             store.uncleanable.add(segment)
             # Records were moved already.
             store.mark(store.applied_index, store.applied_term)
@@ -266,12 +263,12 @@ class Housekeeping:
         log.debug("segment cleaned", segment=segment)
 
     def _defragment(self) -> Job:
-        member = self._member
-        store = member.store
+        state = self._state
+        store = state.store
         self._defragmenting = self._waiting_defragment
         self._waiting_defragment = []
         before = store.size_bytes
-        began = member.clock()
+        began = state.clock()
         log.info("defragmenting", **{"current-db-size-bytes": before})
         if store.data.offset > SEGMENT_HEADER.size:
             store.data.roll()
@@ -282,7 +279,7 @@ class Housekeeping:
             "finished defragmenting",
             **{"previous-db-size-bytes": before, "current-db-size-bytes": store.size_bytes},
         )
-        member.metrics.defragment_s.observe(member.clock() - began)
+        state.metrics.defragment_s.observe(state.clock() - began)
         for session, request_id, method in self._defragmenting:
             # As in etcd, without even a header.
             session.reply(request_id, method, b"")

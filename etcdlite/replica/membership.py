@@ -30,16 +30,19 @@ from etcdlite.raft import REMOVE as REMOVE_NODE
 ADD, REMOVE, UPDATE, PROMOTE = range(4)
 """Actions of a `MemberChange` message."""
 
+CHANGES = {ADD: "added", REMOVE: "removed", UPDATE: "updated", PROMOTE: "promoted"}
+"""The actions in the log's words."""
 
-class Cluster:
+
+class Membership:
     """The membership as applied. `members` by id, as `Member` messages; read only."""
 
     def __init__(self, store: Store, max_learners: int) -> None:
         self.max_learners = max_learners
-        self.load(store)
+        self.restore(store)
 
-    def load(self, store: Store) -> None:
-        """Take the membership of a store, at the start or after a snapshot was installed."""
+    def restore(self, store: Store) -> None:
+        """Take the membership of a store."""
         self._store = store
         self.members: dict[int, Any] = {
             int.from_bytes(key, "big"): proto.Member.decode(value)

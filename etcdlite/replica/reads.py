@@ -12,22 +12,21 @@ that nobody waits for any more is left out.
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from etcdlite import log, proto, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.methods import RANGE, Route, by_number, numbers
 from etcdlite.proto import varint
-from etcdlite.raft import NotLeader, RequestDropped
-from etcdlite.replica.entry import Session, Steps, Waiter
+from etcdlite.raft import NotLeader, Raft, RequestDropped
+from etcdlite.replica.state import State
+from etcdlite.request import Session, Steps, Waiter, fail_all
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.steps import join_steps
-
-if TYPE_CHECKING:
-    from etcdlite.member import Member
 
 READS_PER_CHECK = 128
 """Quick reads answered between two looks at the clock."""
@@ -55,20 +54,30 @@ class Group:
 class Reads:
     """The reads of a member that are not answered yet."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(
+        self,
+        state: State,
+        raft: Raft,
+        rng: random.Random,
+        slice_is_over: Callable[[], bool],
+        request_timeout_s: float,
+    ) -> None:
         self.new: list[Waiter] = []
         """Those that wait for a round to begin."""
         self.ready: deque[tuple[int, list[Waiter]]] = deque()
         """Those that may be answered, when what is applied has reached the index."""
         self.slow: deque[tuple[Steps, Waiter]] = deque()
         """Those under way in slices."""
-        self._member = member
+        self._state = state
+        self._raft = raft
+        self._slice_is_over = slice_is_over
+        self._request_timeout_s = request_timeout_s
         self._waiting: deque[Group] = deque()
         """Those whose round is not confirmed, the oldest first, which is never empty."""
         self._rounds: dict[bytes, list[Group]] = {}
         """Whose reads a round is for, by its context."""
         # Drawn, so that an answer to an earlier life of this member is never taken for one to this.
-        self._round = member.rng.getrandbits(32) << 20
+        self._round = rng.getrandbits(32) << 20
         self._unstarted: deque[Waiter] = deque()
         self._held: dict[Session, list[Waiter]] = {}
 
@@ -82,11 +91,24 @@ class Reads:
         """Some wait for their round to be confirmed."""
         return bool(self._waiting)
 
+    # Taking them.
+
+    def read(self, session: Session, request_id: int, method: int, request: Any) -> None:
+        """Answer a read once it is linearizable."""
+        if self._state.identity.member_id in self._raft.learners:
+            session.fail(request_id, method, error("NotSupportedForLearner"))
+            return
+        self.new.append((session, request_id, method, request))
+
+    def read_now(self, session: Session, request_id: int, method: int, request: Any) -> None:
+        """Answer a serializable read from what is applied here."""
+        self.ready.append((0, [(session, request_id, method, request)]))
+
     # The round.
 
     def begin_round(self) -> None:
         """Have the new reads confirmed."""
-        group = Group(self._member.clock(), self.new)
+        group = Group(self._state.clock(), self.new)
         self.new = []
         self._waiting.append(group)
         self._begin_round([group])
@@ -96,14 +118,14 @@ class Reads:
         context = self._round.to_bytes(8, "big")
         self._rounds[context] = groups
         try:
-            self._member.raft.read_index(context)
+            self._raft.read_index(context)
         except (NotLeader, RequestDropped):
             pass  # There will be another one after a while, or when there is a leader.
 
     def begin_anew(self) -> None:
         """There is a leader (again): ask it at once."""
         if self._waiting:
-            self._ask_again(list(self._waiting), self._member.clock())
+            self._ask_again(list(self._waiting), self._state.clock())
 
     def _ask_again(self, groups: list[Group], now: float) -> None:
         for group in groups:
@@ -126,12 +148,10 @@ class Reads:
     def tick(self, now: float) -> None:
         """Fail those that have waited too long, begin another round for others."""
         waiting = self._waiting
-        while waiting and waiting[0].since <= now - self._member.request_timeout_s:
+        while waiting and waiting[0].since <= now - self._request_timeout_s:
             group = waiting.popleft()
-            self._member.metrics.read_rounds_failed += 1
-            for session, request_id, method, _ in group.reads:
-                assert session is not None
-                session.fail(request_id, method, error("Timeout"))
+            self._state.metrics.read_rounds_failed += 1
+            fail_all(group.reads, error("Timeout"))
             group.reads = []
             self._drop_empty()
         if self._rounds:
@@ -150,7 +170,7 @@ class Reads:
             self._continue_slow()
 
     def _serve_ready(self) -> None:
-        applied = self._member.store.applied_index
+        applied = self._state.store.applied_index
         for _ in range(len(self.ready)):
             index, reads = self.ready.popleft()
             if index > applied:
@@ -158,7 +178,7 @@ class Reads:
                 continue
             for at, read in enumerate(reads, 1):
                 quick = self._serve(read)
-                if (not quick or at % READS_PER_CHECK == 0) and self._member.slice_is_over():
+                if (not quick or at % READS_PER_CHECK == 0) and self._slice_is_over():
                     if at < len(reads):
                         self.ready.appendleft((0, reads[at:]))
                     return
@@ -167,7 +187,7 @@ class Reads:
         """Answer a read or begin to; True if that took no time to speak of."""
         session, request_id, method, request = read
         assert session is not None
-        member = self._member
+        state = self._state
         if session.is_blocked and session.awaits(request_id):
             self._held.setdefault(session, []).append(read)
             return True
@@ -178,11 +198,11 @@ class Reads:
                 and len(request.__dict__) == 1 + request.serializable
             ):
                 # The hot path of reads: one key, now.
-                store = member.store
-                member.metrics.ranges += 1
+                store = state.store
+                state.metrics.ranges += 1
                 kv = store.get(request.key)
                 answer = b"\x12" + varint(len(kv)) + kv + b"\x20\x01" if kv is not None else b""
-                session.reply(request_id, method, member.header(store.revision) + answer)
+                session.reply(request_id, method, state.identity.header(store.revision) + answer)
                 return True
         except DataDamaged as damage:
             _fail_damaged(read, damage)
@@ -190,7 +210,7 @@ class Reads:
         if not session.awaits(request_id):
             session.reply(request_id, method, b"")
             return True
-        steps = READERS[method](member, request)
+        steps = READERS[method](state, request)
         if not _advance(steps, read):
             if len(self.slow) < MAX_SLOW_READS:
                 self.slow.append((steps, read))
@@ -211,7 +231,7 @@ class Reads:
                 self.slow.append((steps, read))
             while self._unstarted and len(self.slow) < MAX_SLOW_READS:
                 self._serve(self._unstarted.popleft())
-            if self._member.slice_is_over():
+            if self._slice_is_over():
                 return
 
     def restart(self) -> None:
@@ -261,27 +281,27 @@ def _fail_damaged(read: Waiter, damage: DataDamaged) -> None:
 # What is read, by method: in slices, to the response with its header.
 
 
-def _range(member: Member, request: Any) -> Steps:
-    header = member.header(member.store.revision)
-    answer = yield from member.store.range_steps(request, head=header)
-    member.metrics.ranges += 1
+def _range(state: State, request: Any) -> Steps:
+    header = state.header
+    answer = yield from state.store.range_steps(request, head=header)
+    state.metrics.ranges += 1
     return answer
 
 
-def _txn(member: Member, request: Any) -> Steps:
-    header = member.header(member.store.revision)
-    answer = yield from txn.txn_steps(member.store, request, header)
-    member.metrics.count_txn(request, answer.startswith(b"\x10", len(header)))
+def _txn(state: State, request: Any) -> Steps:
+    header = state.header
+    answer = yield from txn.txn_steps(state.store, request, header)
+    state.metrics.count_txn(request, answer.startswith(b"\x10", len(header)))
     return answer
 
 
-def _time_to_live(member: Member, request: Any) -> Steps:
-    lessor = member.lessor
-    header = member.header(member.store.revision)
+def _time_to_live(state: State, request: Any) -> Steps:
+    lessor = state.lessor
+    header = state.header
     response = proto.LeaseTimeToLiveResponse(ID=request.ID)
     keys: list[bytes] = []
     if lessor.exists(request.ID):
-        remaining_s = lessor.remaining_s(request.ID, member.clock())
+        remaining_s = lessor.remaining_s(request.ID, state.clock())
         response.TTL = max(0, int(remaining_s))
         response.grantedTTL = lessor.ttl_s(request.ID)
         if request.keys:
@@ -292,51 +312,51 @@ def _time_to_live(member: Member, request: Any) -> Steps:
     return (yield from join_steps(chain((header, response.encode()), parts)))
 
 
-def _leases(member: Member, request: Any) -> Steps:
-    header = member.header(member.store.revision)
-    ids = yield from member.lessor.lease_steps()
+def _leases(state: State, request: Any) -> Steps:
+    header = state.header
+    ids = yield from state.lessor.lease_steps()
     statuses = (b"\x08" + varint(lease_id) for lease_id in ids)
     parts = (b"\x12" + varint(len(status)) + status for status in statuses)
     return (yield from join_steps(chain((header,), parts)))
 
 
-def _nothing(member: Member, request: Any) -> Steps:
+def _nothing(state: State, request: Any) -> Steps:
     """For who needs to know that this member leads, or has caught up with who does."""
     return b""
     yield
 
 
-def _members(member: Member, request: Any) -> Steps:
-    members = list(member.cluster.members.values())
+def _members(state: State, request: Any) -> Steps:
+    members = list(state.membership.members.values())
     encoded: bytes = proto.MemberListResponse(
-        header=member.header_message(), members=members
+        header=state.identity.header_message(), members=members
     ).encode()
     return encoded
     yield
 
 
-def _hash(member: Member, request: Any) -> Steps:
-    store = member.store
-    header = member.header(store.revision)
-    began = member.clock()
+def _hash(state: State, request: Any) -> Steps:
+    store = state.store
+    header = state.identity.header(store.revision)
+    began = state.clock()
     value = yield from store.hash_steps(store.revision)
-    member.metrics.hash_s.observe(member.clock() - began)
+    state.metrics.hash_s.observe(state.clock() - began)
     return header + proto.HashResponse(hash=value).encode()
 
 
-def _hash_kv(member: Member, request: Any) -> Steps:
-    store = member.store
+def _hash_kv(state: State, request: Any) -> Steps:
+    store = state.store
     store.check_revision(request.revision)
     revision = request.revision or store.revision
     response = proto.HashKVResponse(compact_revision=store.compact_revision, hash_revision=revision)
-    header = member.header(store.revision)
-    began = member.clock()
+    header = state.identity.header(store.revision)
+    began = state.clock()
     response.hash = yield from store.hash_steps(revision)
-    member.metrics.hash_rev_s.observe(member.clock() - began)
+    state.metrics.hash_rev_s.observe(state.clock() - began)
     return header + response.encode()
 
 
-READERS: dict[int, Callable[[Member, Any], Steps]] = by_number(
+READERS: dict[int, Callable[[State, Any], Steps]] = by_number(
     numbers(Route.READ | Route.SERIALIZABLE),
     {
         "KV.Range": _range,

@@ -1,83 +1,243 @@
-"""What each kind of committed request does to the state: the table `APPLIERS`.
+"""The replicated state machine: store, leases, membership, alarms, and what requests do to them.
 
-Puts and small transactions, which are most, `member.py` applies by itself. Each function works in
-slices and gives the response without its header; it raises EtcdError before any change. The same
-requests in the same order must lead to the same state on every member.
+`apply` carries out the requests of one entry in order, each with a revision of its own, and answers
+the sessions that wait for them. `change_membership` applies an entry that changes the members.
+`restore` puts another store, from a leader's snapshot, in the place of the old one.
+
+Invariants: the same requests in the same order lead to the same state on every member, so nothing
+here is drawn, measured or configured; a request either fails before its first change, or is carried
+out whole; what a request may do at all is decided by `refusal`, at this one place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator
+from typing import Any
 
-from etcdlite import txn
-from etcdlite.methods import PUT, Route, by_number, numbers
-from etcdlite.mvcc import LEASE
+from etcdlite import log, txn
+from etcdlite.errors import EtcdError, error
+from etcdlite.identity import Identity
+from etcdlite.methods import (
+    ALARM_METHOD,
+    CHECKPOINT,
+    COMPACT,
+    LEASE_GRANT,
+    PUBLISH,
+    PUT,
+    TXN,
+    Route,
+    by_number,
+    numbers,
+)
+from etcdlite.metrics import Metrics
+from etcdlite.mvcc import LEASE, Store
 from etcdlite.proto import varint
-from etcdlite.replica.entry import Steps
+from etcdlite.raft import ConfChange
+from etcdlite.replica.alarms import CORRUPT, NOSPACE, Alarms
+from etcdlite.replica.membership import CHANGES, Membership
+from etcdlite.request import Session, Steps, Waiter
 
-if TYPE_CHECKING:
-    from etcdlite.member import Member
+APPLIES_PER_CHECK = 128
+"""Operations applied between two looks at the clock."""
 
 DELETES_PER_STEP = 128
 """Keys of a lease deleted in a slice."""
 
-
-def _delete_range(member: Member, request: Any) -> Steps:
-    member.metrics.deletes += 1
-    return txn.delete_range_steps(member.store, request)
+_EVEN_IF_CORRUPT = frozenset((ALARM_METHOD, PUBLISH, CHECKPOINT))
 
 
-def _txn(member: Member, request: Any) -> Steps:
-    return txn.txn_steps(member.store, request)
+class State:
+    """What all members hold alike, as of the last entry applied here."""
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        propose: Callable[[int, Any], None],
+        *,
+        quota_bytes: int,
+        max_learners: int,
+    ) -> None:
+        """`clock` gives seconds, monotonic; `propose` brings a method and its request into the
+        log."""
+        self.identity = identity
+        self.metrics = metrics
+        self.clock = clock
+        self.store = store
+        self.lessor = store.lessor
+        self.membership = Membership(store, max_learners)
+        self.alarms = Alarms(store, identity.member_id, propose, clock, quota_bytes)
+        self.awaiting_compaction: list[tuple[Session, int, int]] = []
+        """(session, request id, method) of physical compactions, answered when the work is done."""
+
+    def restore(self, store: Store) -> None:
+        """Another store takes the old one's place, which is closed."""
+        self.store.close()
+        self.store = store
+        self.lessor = store.lessor
+        self.alarms.restore(store)
+        self.membership.restore(store)
+
+    @property
+    def header(self) -> bytes:
+        """The header of a response as of now, as its field 1."""
+        return self.identity.header(self.store.revision)
+
+    # Applying.
+
+    def apply(self, requests: list[Waiter]) -> Generator[None, None, None]:
+        """Carry out the requests of an entry, in slices."""
+        # The hot path of writes: a plain put costs no generator and no table.
+        store = self.store
+        metrics = self.metrics
+        header = self.identity.header
+        alarms = self.alarms.kinds
+        check = APPLIES_PER_CHECK
+        for session, request_id, method, request in requests:
+            check -= 1
+            if check <= 0:
+                check = APPLIES_PER_CHECK
+                yield
+            try:
+                if alarms and (refused := refusal(alarms, method, request)) is not None:
+                    raise refused
+                if method == PUT:
+                    if (
+                        request.lease
+                        or request.prev_kv
+                        or request.ignore_value
+                        or request.ignore_lease
+                    ):
+                        answer = txn.put(store, request)
+                    else:
+                        store.put(request.key, request.value, 0)
+                        answer = b""
+                    metrics.puts += 1
+                elif method == TXN:
+                    check -= len(request.success) + len(request.failure)
+                    small = txn.small_txn(store, request)
+                    answer = (yield from txn.txn_steps(store, request)) if small is None else small
+                    metrics.count_txn(request, answer.startswith(b"\x10"))
+                else:
+                    answer = yield from APPLIERS[method](self, request)
+                revision = store.end_revision()
+            except EtcdError as failure:
+                assert not store.is_writing, "a request failed after its first change"
+                if session is not None:
+                    session.fail(request_id, method, failure)
+                continue
+            except txn.Unanswerable as applied:
+                # Applied as on every other member; only the answer is missing.
+                store.end_revision()
+                if applied.damage is not None and not log.limited("damaged"):
+                    log.error(str(applied.damage))
+                if session is not None:
+                    session.fail(request_id, method, applied.failure)
+                continue
+            if session is None:
+                continue
+            if method == COMPACT and request.physical:
+                self.awaiting_compaction.append((session, request_id, method))
+            else:
+                session.reply(request_id, method, header(revision) + answer)
+
+    def change_membership(self, change: Any) -> ConfChange | None:
+        """Apply a `MemberChange`. Returns what consensus must be told. Raises the EtcdError that
+        says why the change makes no sense any more."""
+        self.membership.check(change)
+        node = change.member.ID
+        peer_urls = (self.membership.members.get(node) or change.member).peerURLs
+        conf_change = self.membership.apply(change)
+        self.store.end_revision()
+        log.info(
+            f"{CHANGES[change.action]} member",
+            **{
+                "member-id": f"{node:x}",
+                "peer-urls": ",".join(peer_urls),
+                "local-member-id": f"{self.identity.member_id:x}",
+            },
+        )
+        return conf_change
 
 
-def _compact(member: Member, request: Any) -> Steps:
-    member.store.compact(request.revision)
+def refusal(alarms: frozenset[int], method: int, request: Any) -> EtcdError | None:
+    """Why a write may not be carried out while alarms of these kinds are active, or None."""
+    if CORRUPT in alarms and method not in _EVEN_IF_CORRUPT:
+        return error("Corrupt")
+    if NOSPACE in alarms and needs_space(method, request):
+        return error("NoSpace")
+    return None
+
+
+def needs_space(method: int, request: Any) -> bool:
+    """Whether a write is refused while there is no space: puts and leases are, deletes are not."""
+    if method != TXN:
+        return method in (PUT, LEASE_GRANT)
+    for op in (*request.success, *request.failure):
+        if op.request_put is not None or (
+            op.request_txn is not None and needs_space(TXN, op.request_txn)
+        ):
+            return True
+    return False
+
+
+# What each kind of request does: in slices, to the response without its header. Each raises
+# EtcdError before its first change. Puts and transactions, which are most, `State.apply` does.
+
+
+def _delete_range(state: State, request: Any) -> Steps:
+    state.metrics.deletes += 1
+    return txn.delete_range_steps(state.store, request)
+
+
+def _compact(state: State, request: Any) -> Steps:
+    state.store.compact(request.revision)
     return b""
     yield
 
 
-def _lease_grant(member: Member, request: Any) -> Steps:
-    lessor = member.lessor
-    ttl_s = lessor.grant(request.ID, request.TTL, member.clock())
-    member.metrics.leases_granted += 1
-    member.metrics.lease_ttl_s.observe(ttl_s)
-    member.store.set_bucket(LEASE, _lease_key(request.ID), lessor.encode(request.ID))
+def _lease_grant(state: State, request: Any) -> Steps:
+    lessor = state.lessor
+    ttl_s = lessor.grant(request.ID, request.TTL, state.clock())
+    state.metrics.leases_granted += 1
+    state.metrics.lease_ttl_s.observe(ttl_s)
+    state.store.set_bucket(LEASE, _lease_key(request.ID), lessor.encode(request.ID))
     return b"\x10" + varint(request.ID) + b"\x18" + varint(ttl_s)
     yield
 
 
-def _lease_revoke(member: Member, request: Any) -> Steps:
-    keys = yield from member.lessor.key_steps(request.ID)
+def _lease_revoke(state: State, request: Any) -> Steps:
+    keys = yield from state.lessor.key_steps(request.ID)
     for count, key in enumerate(keys, 1):
-        member.store.delete(key)
-        member.metrics.deletes += 1
+        state.store.delete(key)
+        state.metrics.deletes += 1
         if count % DELETES_PER_STEP == 0:
             yield
-    member.lessor.revoke(request.ID)
-    member.store.set_bucket(LEASE, _lease_key(request.ID), None)
-    member.metrics.leases_revoked += 1
+    state.lessor.revoke(request.ID)
+    state.store.set_bucket(LEASE, _lease_key(request.ID), None)
+    state.metrics.leases_revoked += 1
     return b""
 
 
-def _alarm(member: Member, request: Any) -> Steps:
-    return member.alarms.apply(request)
+def _alarm(state: State, request: Any) -> Steps:
+    return state.alarms.apply(request)
     yield
 
 
-def _publish(member: Member, request: Any) -> Steps:
-    member.cluster.publish(request)
+def _publish(state: State, request: Any) -> Steps:
+    state.membership.publish(request)
     return b""
     yield
 
 
-def _checkpoint(member: Member, request: Any) -> Steps:
-    lessor = member.lessor
+def _checkpoint(state: State, request: Any) -> Steps:
+    lessor = state.lessor
     for checkpoint in request.checkpoints:
         if lessor.exists(checkpoint.ID):
             lessor.checkpoint(checkpoint.ID, checkpoint.remaining_TTL)
-            member.store.set_bucket(LEASE, _lease_key(checkpoint.ID), lessor.encode(checkpoint.ID))
+            state.store.set_bucket(LEASE, _lease_key(checkpoint.ID), lessor.encode(checkpoint.ID))
     return b""
     yield
 
@@ -86,11 +246,13 @@ def _lease_key(lease_id: int) -> bytes:
     return lease_id.to_bytes(8, "big")
 
 
-APPLIERS: dict[int, Callable[[Member, Any], Steps]] = by_number(
-    numbers(Route.WRITE) - {PUT},
+WRITES = numbers(Route.WRITE)
+"""The methods that an entry may hold, membership changes apart."""
+
+APPLIERS: dict[int, Callable[[State, Any], Steps]] = by_number(
+    WRITES - {PUT, TXN},
     {
         "KV.DeleteRange": _delete_range,
-        "KV.Txn": _txn,
         "KV.Compact": _compact,
         "Lease.LeaseGrant": _lease_grant,
         "Lease.LeaseRevoke": _lease_revoke,

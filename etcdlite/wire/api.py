@@ -20,8 +20,8 @@ from etcdlite.methods import CHECKPOINT, KEEP_ALIVE, METHOD_BY_NAME, METHODS, UN
 from etcdlite.proto import varint
 from etcdlite.replica import membership as cluster
 from etcdlite.replica.alarms import alarm_name
-from etcdlite.replica.entry import Session, needs_space
-from etcdlite.request import Asked, Done
+from etcdlite.replica.state import needs_space
+from etcdlite.request import Asked, Done, Session
 
 MAX_KNOWN_RENEWALS = 8192
 MAX_KNOWN_RENEWAL_BYTES = 32
@@ -34,8 +34,8 @@ def _put(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
     txn.check_put(request)
-    _check_space(member, frame)
-    member.propose(session, request_id, method, request, frame)
+    member.state.alarms.check_space(len(frame))
+    member.writes.propose(session, request_id, method, request, frame)
 
 
 def _range(
@@ -43,80 +43,80 @@ def _range(
 ) -> None:
     txn.check_range(request)
     if request.serializable:
-        member.read_now(session, request_id, method, request)
+        member.reads.read_now(session, request_id, method, request)
     else:
-        member.read(session, request_id, method, request)
+        member.reads.read(session, request_id, method, request)
 
 
 def _delete_range(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
     txn.check_delete_range(request)
-    member.propose(session, request_id, method, request, frame)
+    member.writes.propose(session, request_id, method, request, frame)
 
 
 def _txn(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
-    txn.check_txn(request, member.max_txn_ops)
+    txn.check_txn(request, member.options.max_txn_ops)
     if not txn.is_read_only(request):
         if needs_space(method, request):
-            _check_space(member, frame)
-        member.propose(session, request_id, method, request, frame)
+            member.state.alarms.check_space(len(frame))
+        member.writes.propose(session, request_id, method, request, frame)
     elif txn.is_serializable(request):
-        member.read_now(session, request_id, method, request)
+        member.reads.read_now(session, request_id, method, request)
     else:
-        member.read(session, request_id, method, request)
+        member.reads.read(session, request_id, method, request)
 
 
 def _propose(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
-    member.propose(session, request_id, method, request, frame)
+    member.writes.propose(session, request_id, method, request, frame)
 
 
 def _read(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
-    member.read(session, request_id, method, request)
+    member.reads.read(session, request_id, method, request)
 
 
 def _read_now(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
-    member.read_now(session, request_id, method, request)
+    member.reads.read_now(session, request_id, method, request)
 
 
 def _lease_grant(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
-    _check_space(member, frame)
+    member.state.alarms.check_space(len(frame))
     if request.ID == 0:
         # Drawn here, once, so that every member applies the same.
-        request.ID = member.lessor.generate_id(member.rng)
-        member.propose_message(session, request_id, method, request)
+        request.ID = member.state.lessor.generate_id(member.rng)
+        member.writes.propose_message(session, request_id, method, request)
     else:
-        member.propose(session, request_id, method, request, frame)
+        member.writes.propose(session, request_id, method, request, frame)
 
 
 def _member_list(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
     if request.linearizable:
-        member.read(session, request_id, method, request)
+        member.reads.read(session, request_id, method, request)
     else:
-        member.read_now(session, request_id, method, request)
+        member.reads.read_now(session, request_id, method, request)
 
 
 def _status(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
-    raft, store = member.raft, member.store
+    raft, store = member.raft, member.state.store
     problems = [] if raft.leader else [str(error("NoLeader"))]
     problems += [
         # As Go prints the message: a field that is 0 is left out.
         (f"memberID:{alarm_member} " if alarm_member else "") + f"alarm:{alarm_name(kind)} "
-        for alarm_member, kind in sorted(member.alarms)
+        for alarm_member, kind in sorted(member.state.alarms)
     ]
     if store.data.damaged:
         problems.append("etcdlite: this member's disk has damaged data; its log says where")
@@ -129,18 +129,18 @@ def _status(
         raftAppliedIndex=store.applied_index,
         errors=problems,
         dbSizeInUse=store.size_in_use_bytes,
-        isLearner=member.id in raft.learners,
+        isLearner=member.identity.member_id in raft.learners,
         storageVersion=etcdlite.ETCD_API_VERSION,
-        dbSizeQuota=member.alarms.quota_bytes,
+        dbSizeQuota=member.state.alarms.quota_bytes,
     )
-    session.reply(request_id, method, member.header(store.revision) + response.encode())
+    session.reply(request_id, method, member.identity.header(store.revision) + response.encode())
 
 
 def _time_to_live(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
-    if member.lessor.promoted:
-        member.read(session, request_id, method, request)
+    if member.state.lessor.promoted:
+        member.reads.read(session, request_id, method, request)
     else:
         _ask_leader(member, session, request_id, method, frame)
 
@@ -156,7 +156,7 @@ def _ask_leader(
 
     if member.is_learner:
         raise error("NotSupportedForLearner")
-    member.ask_leader(method, frame[FRAME_HEADER_BYTES:], answered)
+    member.questions.ask(method, frame[FRAME_HEADER_BYTES:], answered)
 
 
 def _member_change(
@@ -169,7 +169,7 @@ def _member_change(
     if action == cluster.ADD:
         nonce = member.rng.getrandbits(64)
         changed = cluster.new_member(
-            request.peerURLs, request.isLearner, f"{member.cluster_token}{nonce}"
+            request.peerURLs, request.isLearner, f"{member.options.cluster_token}{nonce}"
         )
     else:
         changed.ID = request.ID
@@ -185,41 +185,32 @@ def _move_leader(
 ) -> None:
     if not member.leads:
         raise error("NotLeader")
-    if request.targetID not in member.cluster.voters:
+    if request.targetID not in member.state.membership.voters:
         raise error("BadLeaderTransferee")
-    member.move_leader(session, request_id, method, request.targetID)
+    member.leadership.move(session, request_id, method, request.targetID)
 
 
 def _defragment(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
-    member.housekeeping.defragment(session, request_id, method)
-
-
-def _check_space(member: Member, frame: bytes) -> None:
-    alarms = member.alarms
-    if len(frame) > alarms.space_left:
-        alarms.raise_nospace()
-        raise error("NoSpace")
-    if alarms and alarms.has_no_space:
-        raise error("NoSpace")  # As it would be when it is applied, but without a log that grows.
+    member.maintenance.defragment(session, request_id, method)
 
 
 def keep_alive(member: Member, body: bytes, done: Done) -> None:
     """Answer one message of a LeaseKeepAlive stream. Raises DecodeError."""
     renewal = _RENEWALS.get(body) or _read_renewal(body)
-    if not member.lessor.promoted:
+    if not member.state.lessor.promoted:
         if member.is_learner:
             done(error("NotSupportedForLearner"))
         else:
-            member.ask_leader(KEEP_ALIVE, body, partial(_leader_kept_alive, member, body, done))
-    elif member.needs_no_round and not member.is_checkpointed(renewal[0]):
+            member.questions.ask(KEEP_ALIVE, body, partial(_leader_kept_alive, member, body, done))
+    elif member.needs_no_round and not member.leases.is_checkpointed(renewal[0]):
         done(_renew(member, *renewal))
     else:
         # Whether this member leads still, and knows of all that was answered, a read finds out: a
         # leader that was paused must not renew what another one has let expire meanwhile.
         confirmed = Asked(partial(_leadership_confirmed, member, renewal, body, done))
-        member.read(confirmed, 0, KEEP_ALIVE, None)
+        member.reads.read(confirmed, 0, KEEP_ALIVE, None)
 
 
 _RENEWALS: dict[bytes, tuple[int, bytes]] = {}
@@ -245,12 +236,12 @@ def _leadership_confirmed(
 ) -> None:
     if isinstance(answer, EtcdError):
         done(answer)
-    elif not member.lessor.promoted:
+    elif not member.state.lessor.promoted:
         keep_alive(member, body, done)  # It is another member now.
-    elif member.is_checkpointed(renewal[0]):
+    elif member.leases.is_checkpointed(renewal[0]):
         # A new leader must know of the renewal before the client does.
         checkpoints = [proto.LeaseCheckpoint(ID=renewal[0])]
-        member.propose_message(
+        member.writes.propose_message(
             Asked(partial(_checkpoint_undone, member, body, done)),
             0,
             CHECKPOINT,
@@ -262,14 +253,14 @@ def _leadership_confirmed(
 
 def _renew(member: Member, lease_id: int, field: bytes) -> bytes | EtcdError:
     try:
-        ttl = b"\x18" + varint(member.lessor.renew(lease_id, member.clock()))
+        ttl = b"\x18" + varint(member.state.lessor.renew(lease_id, member.clock()))
         member.metrics.leases_renewed += 1
     except EtcdError as failure:
         # A lease that is gone is an answer, with a TTL of 0, and not the end of the stream.
-        if failure.text != error("LeaseNotFound").text:
+        if failure.name != "LeaseNotFound":
             return failure
         ttl = b""
-    return member.header(member.store.revision) + field + ttl
+    return member.identity.header(member.state.store.revision) + field + ttl
 
 
 def _checkpoint_undone(member: Member, body: bytes, done: Done, answer: bytes | EtcdError) -> None:
@@ -280,7 +271,7 @@ def _checkpoint_undone(member: Member, body: bytes, done: Done, answer: bytes | 
 
 
 def _leader_kept_alive(member: Member, body: bytes, done: Done, answer: bytes | EtcdError) -> None:
-    if isinstance(answer, EtcdError) and answer.text == error("LeaderChanged").text:
+    if isinstance(answer, EtcdError) and answer.name == "LeaderChanged":
         keep_alive(member, body, done)  # It is this member now.
     else:
         done(answer)

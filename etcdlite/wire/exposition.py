@@ -73,7 +73,9 @@ class _Scrape:
         metrics, member = self._metrics, self._member
         raft = member.raft
         version = ETCD_API_VERSION.rpartition(".")[0]
-        yield _gauge("etcd_server_id", "The member's id", 1, server_id=f"{member.id:x}")
+        yield _gauge(
+            "etcd_server_id", "The member's id", 1, server_id=f"{member.identity.member_id:x}"
+        )
         yield _gauge(
             "etcd_server_version", "The etcd version whose API is served", 1,
             server_version=ETCD_API_VERSION,
@@ -84,10 +86,12 @@ class _Scrape:
         yield _gauge("etcd_server_has_leader", "Whether a leader is known", raft.leader != 0)
         yield _gauge("etcd_server_is_leader", "Whether this one leads", raft.role == LEADER)
         yield _gauge(
-            "etcd_server_is_learner", "Whether it has no vote yet", member.id in raft.learners
+            "etcd_server_is_learner",
+            "Whether it has no vote yet",
+            member.identity.member_id in raft.learners,
         )
         yield _counter(
-            "etcd_server_leader_changes_seen_total", "New leaders seen", member.leader_changes
+            "etcd_server_leader_changes_seen_total", "New leaders seen", member.leadership.changes
         )
         yield _counter(
             "etcd_server_heartbeat_send_failures_total",
@@ -102,7 +106,7 @@ class _Scrape:
         yield _gauge(
             "etcd_server_proposals_applied_total",
             "Index of the last applied log entry",
-            member.store.applied_index,
+            member.state.store.applied_index,
         )
         yield _gauge(
             "etcd_server_proposals_pending",
@@ -125,11 +129,13 @@ class _Scrape:
             metrics.slow_applies,
         )
         yield _gauge(
-            "etcd_server_quota_backend_bytes", "Limit of the data's size", member.alarms.quota_bytes
+            "etcd_server_quota_backend_bytes",
+            "Limit of the data's size",
+            member.state.alarms.quota_bytes,
         )
 
     def _store(self) -> Iterator[str]:
-        metrics, store = self._metrics, self._member.store
+        metrics, store = self._metrics, self._member.state.store
         for name, what, value in (
             ("put", "Puts applied, those in transactions included", metrics.puts),
             ("delete", "Delete requests applied", metrics.deletes),
@@ -164,7 +170,7 @@ class _Scrape:
         yield _counter(
             "etcd_debugging_mvcc_db_compaction_keys_total",
             "Versions of keys that compaction gave up",
-            self._member.housekeeping.compacted_versions,
+            self._member.maintenance.compacted_versions,
         )
         yield _gauge(
             "etcd_debugging_mvcc_db_compaction_last",
@@ -367,7 +373,7 @@ class _Scrape:
 
     def _own(self) -> Iterator[str]:
         metrics, member = self._metrics, self._member
-        housekeeping, data = member.housekeeping, member.store.data
+        housekeeping, data = member.maintenance, member.state.store.data
         yield _gauge(
             "etcdlite_build_info", "The program's versions", 1,
             version=__version__, python_version=platform.python_version(),

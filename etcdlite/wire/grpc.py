@@ -287,7 +287,7 @@ class GrpcSession(Connection):
         if _NOWHERE.number not in member.metrics.rpcs:
             count_routes(member.metrics)
         self.calls = Calls(member, self)
-        self._max_message_bytes = member.max_request_bytes + OVERHEAD_BYTES
+        self._max_message_bytes = member.options.max_request_bytes + OVERHEAD_BYTES
         self._partial_bytes = 0
         self._deadlines: dict[int, float] = {}
         self._need_leader: set[int] = set()
@@ -312,7 +312,7 @@ class GrpcSession(Connection):
             not request.is_plain
             or size < 0
             or PREFIX.unpack_from(data, at) != (0, size)
-            or size > member.max_request_bytes
+            or size > member.options.max_request_bytes
         ):
             if end > at:
                 self.received(stream, data[at:end])
@@ -471,7 +471,7 @@ class GrpcSession(Connection):
                 self.calls.message(stream.id, message)
                 self.calls.finish(stream.id)
                 return
-            if len(message) > self.member.max_request_bytes:
+            if len(message) > self.member.options.max_request_bytes:
                 raise error("RequestTooLarge")
             assert request.handle is not None and request.decode is not None
             body = request.decode(message, 0, len(message))
@@ -714,7 +714,10 @@ class GrpcSession(Connection):
             self._leaderless_since = None
         elif self._leaderless_since is None:
             self._leaderless_since = now
-        elif now - self._leaderless_since > NO_LEADER_ELECTIONS * self.member.election_timeout_s:
+        elif (
+            now - self._leaderless_since
+            > NO_LEADER_ELECTIONS * self.member.options.election_timeout_s
+        ):
             for stream_id in list(self._need_leader):
                 stream = self.streams[stream_id]
                 self.fail(stream_id, stream.request.number, error("NoLeader"))

@@ -135,8 +135,8 @@ class Site:
         self.metrics = metrics
         self.serves_gateway = serves_gateway
         self.only_metrics = only_metrics
-        self.max_body_bytes = member.max_request_bytes * 4 // 3 + OVERHEAD_BYTES
-        self.max_values = gateway.max_values(member.max_txn_ops)
+        self.max_body_bytes = member.options.max_request_bytes * 4 // 3 + OVERHEAD_BYTES
+        self.max_values = gateway.max_values(member.options.max_txn_ops)
         self.health_successes = 0
         self.health_failures = 0
         self.checks: dict[tuple[str, str, str], int] = {}
@@ -427,7 +427,7 @@ class HttpSession:
             )
             request.body.clear()
             body = message.encode()
-            if len(body) > member.max_request_bytes:
+            if len(body) > member.options.max_request_bytes:
                 raise error("RequestTooLarge")
             if method.number in CALLS:
                 self.calls.open(request.id, method.number, CALLS[method.number])
@@ -509,7 +509,7 @@ class HttpSession:
         query = _query(request)
         excluded = query.get("exclude", ())
         is_serializable = query.get("serializable", [""])[0] == "true"
-        for _, kind in sorted(self.member.alarms):
+        for _, kind in sorted(self.member.state.alarms):
             if alarm_name(kind) not in excluded:
                 name = alarm_name(kind)
                 known = name in proto.ENUMS["AlarmType"]
@@ -558,9 +558,9 @@ class HttpSession:
                 return
             problem = ""
             if name == "data_corruption":
-                if member.alarms.is_corrupt:
+                if member.state.alarms.is_corrupt:
                     problem = "alarm activated: CORRUPT"
-            elif member.id in member.raft.learners:
+            elif member.identity.member_id in member.raft.learners:
                 problem = "not supported for learner"
             results.append((name, problem))
         self._answer_checks(request, kind, results)
@@ -589,10 +589,10 @@ class HttpSession:
         self._next_id += 1
         request.id = self._next_id
         if is_serializable:
-            self.member.read_now(self, request.id, RANGE, _PROBE)
+            self.member.reads.read_now(self, request.id, RANGE, _PROBE)
         else:
-            request.deadline = self.member.clock() + self.member.request_timeout_s
-            self.member.read(self, request.id, RANGE, _PROBE)
+            request.deadline = self.member.clock() + self.member.options.request_timeout_s
+            self.member.reads.read(self, request.id, RANGE, _PROBE)
 
     # Output.
 
@@ -943,18 +943,18 @@ def _result(cls: type[proto.Message], body: bytes) -> Iterator[str]:
 
 def _state(member: Member) -> dict[str, Any]:
     """What the member looks like from the inside; no keys and no values."""
-    raft, store, hub = member.raft, member.store, member.hub
+    raft, store, hub = member.raft, member.state.store, member.hub
     return {
         "etcdlite": {"version": etcdlite.__version__, "api_version": etcdlite.ETCD_API_VERSION},
         "raft.status": {
-            "id": f"{member.id:x}",
+            "id": f"{member.identity.member_id:x}",
             "term": raft.term,
             "vote": f"{raft.vote:x}",
             "commit": raft.log.committed,
             "lead": f"{raft.leader:x}",
             "raftState": "State" + ROLE_NAMES[raft.role].title().replace("-", ""),
             "applied": store.applied_index,
-            "leader_changes": member.leader_changes,
+            "leader_changes": member.leadership.changes,
         },
         "store": {
             "revision": store.revision,
@@ -962,13 +962,13 @@ def _state(member: Member) -> dict[str, Any]:
             "keys": len(store.index.heads),
             "size_bytes": store.size_bytes,
             "size_in_use_bytes": store.size_in_use_bytes,
-            "quota_bytes": member.alarms.quota_bytes,
+            "quota_bytes": member.state.alarms.quota_bytes,
         },
         "alarms": [
             {"member": f"{member_id:x}", "alarm": alarm_name(kind)}
-            for member_id, kind in sorted(member.alarms)
+            for member_id, kind in sorted(member.state.alarms)
         ],
-        "leases": len(member.lessor),
+        "leases": len(member.state.lessor),
         "watch": {
             "streams": hub.streams,
             "watches": hub.watches,

@@ -196,7 +196,7 @@ class _ScriptedCall(Call):
     def _ask(self, ask: _Ask) -> EtcdError | None:
         """Hand a request to the member; why it is refused, if it is at once."""
         frame = frames.frame(1, ask.method, 0, ask.request.encode())
-        if len(frame) > self.member.max_request_bytes + frames.FRAME_HEADER_BYTES:
+        if len(frame) > self.member.options.max_request_bytes + frames.FRAME_HEADER_BYTES:
             return error("RequestTooLarge")
         handle, _ = api.HANDLERS[ask.method]
         self._is_writing = ask.writes
@@ -346,10 +346,12 @@ class _LineCall(_ScriptedCall):
     def _leave(self, made: int, key: bytes, revision: int) -> None:
         """Take back what was put; nobody waits for that."""
         if made:
-            self.member.propose_message(None, 0, LEASE_REVOKE, proto.LeaseRevokeRequest(ID=made))
+            self.member.writes.propose_message(
+                None, 0, LEASE_REVOKE, proto.LeaseRevokeRequest(ID=made)
+            )
         elif key:
             leave = _txn(key, revision, success=[_delete(key)])
-            self.member.propose_message(None, 0, TXN, leave.request)
+            self.member.writes.propose_message(None, 0, TXN, leave.request)
 
     def won(
         self, request: Any, key: bytes, revision: int, lease: int, placed: Any, found: Any

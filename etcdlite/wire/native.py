@@ -64,7 +64,7 @@ class NativeSession:
         self._tail: list[bytes] = []
         self._tail_bytes = 0
         self._needed_bytes = HANDSHAKE.size
-        self._max_frame_length = member.max_request_bytes + OVERHEAD_BYTES
+        self._max_frame_length = member.options.max_request_bytes + OVERHEAD_BYTES
         self._requests: dict[int, int] = {}
         self.calls = Calls(member, self)
 
@@ -108,10 +108,10 @@ class NativeSession:
         self.is_open = True
         self._append(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, 0))
         hello = proto.Hello(
-            cluster_id=self.member.cluster_id,
-            member_id=self.member.id,
+            cluster_id=self.member.identity.cluster_id,
+            member_id=self.member.identity.member_id,
             version=__version__,
-            max_request_bytes=self.member.max_request_bytes,
+            max_request_bytes=self.member.options.max_request_bytes,
         )
         self.send(0, HELLO, 0, hello.encode())
 
@@ -122,7 +122,7 @@ class NativeSession:
         handlers = api.HANDLERS
         member = self.member
         requests = self._requests
-        longest = member.max_request_bytes + MIN_FRAME_LENGTH
+        longest = member.options.max_request_bytes + MIN_FRAME_LENGTH
         while end - at >= FRAME_HEADER_BYTES:
             length, request_id, method, flags = unpack_from(data, at)
             if not MIN_FRAME_LENGTH <= length <= self._max_frame_length:

@@ -43,10 +43,11 @@ class Accepted(PeerConnection):
     """A connection that another member opened."""
 
     def __init__(self, member: Member, on_output: Callable[[Any], None]) -> None:
-        super().__init__(member, on_output)
+        super().__init__(member.peers.local, on_output)
+        self.member = member
         self.node = 0
         """Who it is, once it has said so."""
-        self.life = 0
+        self.incarnation = 0
         self._requests: dict[int, int] = {}
         self._snapshot_id = 0
 
@@ -60,12 +61,14 @@ class Accepted(PeerConnection):
             )
         self._append(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, 0))
         hello = proto.Hello(
-            cluster_id=self.member.cluster_id, member_id=self.member.id, version=__version__
+            cluster_id=self.member.identity.cluster_id,
+            member_id=self.member.identity.member_id,
+            version=__version__,
         )
         self.send(0, HELLO, 0, hello.encode())
 
     def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
-        if self.node in self.member.cluster.removed:
+        if self.node in self.member.state.membership.removed:
             # It may not have heard of its removal; when it calls again, it is told.
             self._hang_up("that member was removed from the cluster")
         elif method == RAFT and self.node:
@@ -87,8 +90,8 @@ class Accepted(PeerConnection):
             fields = {
                 "remote-peer-id": f"{introduction.member_id:x}",
                 "remote-cluster-id": f"{introduction.cluster_id:x}",
-                "local-member-id": f"{self.member.id:x}",
-                "local-cluster-id": f"{self.member.cluster_id:x}",
+                "local-member-id": f"{self.member.identity.member_id:x}",
+                "local-cluster-id": f"{self.member.identity.cluster_id:x}",
             }
             if not log.limited(f"refused {introduction.member_id:x}", LINES_PER_S):
                 log.warn("refused a peer", why=refusal.text, **fields)
@@ -97,7 +100,7 @@ class Accepted(PeerConnection):
             self.is_closing = True
             return
         self.node = introduction.member_id
-        self.life = introduction.life
+        self.incarnation = introduction.life
         self.metrics = self.member.metrics.peers.setdefault(self.node, PeerMetrics())
         self.is_open = True
         if introduction.snapshot is not None:
@@ -122,28 +125,28 @@ class Accepted(PeerConnection):
     def _refusal(self, introduction: Any) -> EtcdError | None:
         member = self.member
         node = introduction.member_id
-        if introduction.cluster_id != member.cluster_id:
+        if introduction.cluster_id != member.identity.cluster_id:
             return error("ClusterIDMismatch")
-        if node in member.cluster.removed:
+        if node in member.state.membership.removed:
             return EtcdError(FAILED_PRECONDITION, REMOVED_TEXT)
-        if node == member.id:
+        if node == member.identity.member_id:
             return EtcdError(
                 INVALID_ARGUMENT,
                 f"etcdlite: two members have the id {node:x}; was a data directory copied?",
             )
-        if introduction.to != member.id:
+        if introduction.to != member.identity.member_id:
             return EtcdError(
                 INVALID_ARGUMENT,
-                f"etcdlite: this is member {member.id:x}, not {introduction.to:x}; "
+                f"etcdlite: this is member {member.identity.member_id:x}, not {introduction.to:x}; "
                 "check the peer URLs",
             )
-        if member.peers.has_other_life(node, introduction.life):
+        if member.peers.has_other_incarnation(node, introduction.life):
             return EtcdError(
                 UNAVAILABLE,
                 f"etcdlite: another process is member {node:x} too; was a data directory copied?",
             )
         # The leader, or who may become it, can be newer than what this member knows of the cluster.
-        members = member.cluster.members
+        members = member.state.membership.members
         if members and node not in members and member.raft.leader not in (0, node):
             return EtcdError(UNAVAILABLE, f"etcdlite: member {node:x} is not known here (yet)")
         return None
@@ -156,7 +159,7 @@ class Accepted(PeerConnection):
         member = self.member
         try:
             if method == FORWARD:
-                member.forwarded(*decode_forward(body))
+                member.writes.accept_forwarded(*decode_forward(body))
                 self.reply(request_id, method, b"")
             elif method == KEEP_ALIVE:
                 api.keep_alive(member, body, partial(self._kept_alive, request_id))

@@ -103,10 +103,10 @@ def snapshot_parts(member: Member) -> Iterator[bytes]:
             "etcdlite: this member is taking over a snapshot from the leader; ask another one",
         )
     began = member.clock()
-    header = member.header(member.store.revision)
+    header = member.identity.header(member.state.store.revision)
     image: Image | None = None
     try:
-        image = Image(member.store, member.cluster_id, member.id)
+        image = Image(member.state.store, member.identity.cluster_id, member.identity.member_id)
         sent_bytes = 0
         while part := image.read(sent_bytes):
             sent_bytes += len(part)
@@ -196,9 +196,9 @@ class RangeStreamCall(Call):
         )
         first = request if self._is_whole else proto.RangeRequest(key=request.key)
         if request.serializable:
-            self.member.read_now(self, self.request_id, RANGE, first)
+            self.member.reads.read_now(self, self.request_id, RANGE, first)
         else:
-            self.member.read(self, self.request_id, RANGE, first)
+            self.member.reads.read(self, self.request_id, RANGE, first)
 
     def awaits(self, request_id: int) -> bool:
         return not self._is_closed
@@ -211,12 +211,12 @@ class RangeStreamCall(Call):
             self._send(body)
             self.end()
             return
-        store = self.member.store
+        store = self.member.state.store
         request = self._request
         self._revision = request.revision if request.revision > 0 else store.revision
         self._cursor, self._end = key_range(request.key, request.range_end)
         self.is_ready = True
-        self._send(self.member.header(store.revision))
+        self._send(self.member.identity.header(store.revision))
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         """The member could not answer the first read."""
@@ -225,7 +225,7 @@ class RangeStreamCall(Call):
 
     def produce(self) -> None:
         assert self._cursor is not None
-        store = self.member.store
+        store = self.member.state.store
         store.check_revision(self._revision)
         records, cursor = store.scan(
             self._cursor, self._end, self._revision, store.limits.range_step_keys

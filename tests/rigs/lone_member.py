@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from etcdlite import datadir, proto
-from etcdlite.member import Member
+from etcdlite.member import Member, Options
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
 from etcdlite.storage.disk import Disk
@@ -42,14 +42,9 @@ class LoneMember:
             applied=opened.store.applied_index,
         )
         settings: dict[str, Any] = {
-            "quota_bytes": 1 << 31,
-            "max_request_bytes": 1_572_864,
-            "max_txn_ops": 128,
-            "request_timeout_s": 7.0,
-            "election_timeout_s": 1.0,
-            "progress_interval_s": 600.0,
             "warn_apply_s": 1e9,
             "warn_request_s": 1e9,
+            "quota_bytes": 1 << 31,
             "checkpoint_bytes": 1 << 16,
         }
         self.wal = opened.wal
@@ -57,11 +52,10 @@ class LoneMember:
             member_id=7,
             cluster_id=8,
             store=opened.store,
-            lessor=opened.lessor,
             raft=raft,
             clock=lambda: self.now,
             rng=rng,
-            **{**settings, **options},
+            options=Options(**{**settings, **options}),
         )
         self.settle()
 
@@ -73,7 +67,7 @@ class LoneMember:
             saves = member.take_saves()
             self.wal.save_all(saves)
             member.persisted(saves)
-            member.housekeep()
+            member.maintain()
             task = member.take_task()
             if task is not None:
                 task()
@@ -87,5 +81,5 @@ class LoneMember:
         self.settle()
 
     def close(self) -> None:
-        self.member.housekeeping.close()
+        self.member.maintenance.close(self.member.is_applying)
         self.wal.close()

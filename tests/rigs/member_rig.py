@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from etcdlite import datadir, frames, methods, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.member import Member
+from etcdlite.member import Member, Options
 from etcdlite.raft import Config, Raft
 from etcdlite.storage.disk import Disk
 from etcdlite.wire import api
@@ -133,14 +133,9 @@ class MemberRig:
         self.notes = opened.notes
         rng = random.Random(5)
         settings: dict[str, Any] = {
-            "quota_bytes": 1 << 31,
-            "max_request_bytes": 1_572_864,
-            "max_txn_ops": 128,
-            "request_timeout_s": 7.0,
-            "election_timeout_s": 1.0,
-            "progress_interval_s": 600.0,
             "warn_apply_s": 1e9,
             "warn_request_s": 1e9,
+            "quota_bytes": 1 << 31,
             "checkpoint_bytes": 1 << 40,
         }
         self.wal = opened.wal
@@ -148,7 +143,6 @@ class MemberRig:
             member_id=opened.member_id,
             cluster_id=opened.cluster_id,
             store=opened.store,
-            lessor=opened.lessor,
             raft=Raft(
                 Config(id=opened.member_id, election_ticks=10),
                 rng,
@@ -161,7 +155,7 @@ class MemberRig:
             ),
             clock=self._clock,
             rng=rng,
-            **{**settings, **options},
+            options=Options(**{**settings, **options}),
         )
 
     def _clock(self) -> float:
@@ -219,11 +213,11 @@ class MemberRig:
         if saves:
             self.wal.save_all(saves)
             member.persisted(saves)
-        released = member.housekeeping.released
+        released = member.maintenance.released
         if released is not None:
-            member.housekeeping.released = None
+            member.maintenance.released = None
             self.wal.cover(*released, min(released[0], member.log_begin))
-        member.housekeep()
+        member.maintain()
         task = member.take_task()
         if task is not None:
             task()
@@ -242,5 +236,5 @@ class MemberRig:
 
     def close(self) -> None:
         """As a server that is told to stop."""
-        self.member.housekeeping.close()
+        self.member.maintenance.close(self.member.is_applying)
         self.wal.close()

@@ -604,7 +604,7 @@ class Safety:
             return found
 
         raft.ready = looked_at
-        step = node.member.step
+        step = node.member.on_message
         world = self.world
 
         def faulty_step(message: Any) -> None:
@@ -628,7 +628,7 @@ class Safety:
             if luck < dropped + held + doubled:
                 step(message)
 
-        node.member.step = faulty_step
+        node.member.on_message = faulty_step
 
     def _look(self, node: Any, raft: Any, ready: Any, seen: list[int]) -> None:
         if ready.entries and not raft._is_alone():

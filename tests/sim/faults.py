@@ -314,14 +314,14 @@ class Nemesis:
         node = self._pick()
         if leader is None or node is None or not self.is_whole:
             return False
-        voters = leader.member.cluster.voters
+        voters = leader.member.state.membership.voters
         # What rots must be on all others.
         others = [n for n in self._up if n.member_id in voters and n is not node]
         return (
             node.member_id in voters
             and len(voters) >= 3
             and len(others) == len(voters) - 1
-            and node.rot(min(n.member.store.revision for n in others))
+            and node.rot(min(n.member.state.store.revision for n in others))
         )
 
     # The cluster.
@@ -356,7 +356,7 @@ class Nemesis:
 
     def _do_add_member(self) -> bool:
         leader = self.world.leader
-        if leader is None or len(leader.member.cluster.members) >= MAX_MEMBERS:
+        if leader is None or len(leader.member.state.membership.members) >= MAX_MEMBERS:
             return False
         if sum(not node.is_gone for node in self.world.nodes.values()) >= MAX_MEMBERS:
             return False
@@ -370,17 +370,17 @@ class Nemesis:
 
     def _do_remove_member(self) -> bool:
         leader = self.world.leader
-        if leader is None or len(leader.member.cluster.members) <= 2 or not self.is_whole:
+        if leader is None or len(leader.member.state.membership.members) <= 2 or not self.is_whole:
             return False
-        member_id = self._rng.choice(sorted(leader.member.cluster.members))
+        member_id = self._rng.choice(sorted(leader.member.state.membership.members))
         self._admin_ask("Cluster.MemberRemove", proto.MemberRemoveRequest(ID=member_id))
         return True
 
     def _do_promote(self) -> bool:
         leader = self.world.leader
-        if leader is None or not leader.member.cluster.learners:
+        if leader is None or not leader.member.state.membership.learners:
             return False
-        member_id = leader.member.cluster.learners[0]
+        member_id = leader.member.state.membership.learners[0]
         self._admin_ask("Cluster.MemberPromote", proto.MemberPromoteRequest(ID=member_id))
         return True
 
@@ -390,12 +390,12 @@ class Nemesis:
         # There may be no leader before the new one is there.
         first = max(
             self._up,
-            key=lambda node: (node.member.store.applied_index, node.name),
+            key=lambda node: (node.member.state.store.applied_index, node.name),
             default=None,
         )
         if first is None:
             return
-        members = list(first.member.cluster.members.values())
+        members = list(first.member.state.membership.members.values())
         for member in members:
             name = node_name(member.peerURLs[0])
             if name not in nodes:
@@ -442,7 +442,7 @@ class Nemesis:
         for node in list(self.world.nodes.values()):
             if not node.is_rotten or node.is_gone or leader is None:
                 continue
-            if node.member_id not in leader.member.cluster.members:
+            if node.member_id not in leader.member.state.membership.members:
                 node.is_gone = not node.is_up
             elif self.world.now - self._replaced_at > 2.0:
                 self._replaced_at = self.world.now

@@ -24,7 +24,7 @@ from etcdlite import datadir, lease, member, mvcc, peer, raft, raft_log, snap, t
 from etcdlite import watch as watches
 from etcdlite.errors import error
 from etcdlite.methods import PUT, RANGE
-from etcdlite.replica import maintenance as housekeeping
+from etcdlite.replica import maintenance, writes
 from etcdlite.replica import reads as reading
 from etcdlite.storage import data, index
 from etcdlite.wal import Save
@@ -177,7 +177,7 @@ def _read_without_a_quorum(patch: Patch) -> None:
 
 @mutation(faults={**SPLITS, "slow_disk": 10.0, "slow_way": 10.0}, load={"get": 80.0})
 def _follower_reads_without_asking(patch: Patch) -> None:
-    read = member.Member.read
+    read = reading.Reads.read
 
     def local(self: Any, session: Any, request_id: int, method: int, request: Any) -> None:
         if method == RANGE:
@@ -185,7 +185,7 @@ def _follower_reads_without_asking(patch: Patch) -> None:
         else:
             read(self, session, request_id, method, request)
 
-    patch.set(member.Member, "read", local)
+    patch.set(reading.Reads, "read", local)
 
 
 @mutation(faults=SPLITS, load={"get": 80.0})
@@ -194,7 +194,7 @@ def _read_that_waits_too_long_is_forgotten(patch: Patch) -> None:
 
     def forgetful(self: Any, now: float) -> None:
         for group in self._waiting:
-            if group.since <= now - self._member.request_timeout_s:
+            if group.since <= now - self._request_timeout_s:
                 group.reads = []
         self._drop_empty()
         tick(self, now)
@@ -287,14 +287,14 @@ def _checkpoint_is_published_before_the_data_is_synced(patch: Patch) -> None:
 
 @mutation(faults={"trip": 60.0, "power": 30.0}, load={"put": 60.0}, mean_pause_s=0.3)
 def _log_is_released_too_early(patch: Patch) -> None:
-    checkpoint = housekeeping.Housekeeping._checkpoint
+    checkpoint = maintenance.Maintenance._checkpoint
 
     def hasty(self: Any) -> Any:
-        store = self._member.store
+        store = self._member.state.store
         self.released = (store.applied_index, store.applied_term)
         yield from checkpoint(self)
 
-    patch.set(housekeeping.Housekeeping, "_checkpoint", hasty)
+    patch.set(maintenance.Maintenance, "_checkpoint", hasty)
 
 
 @mutation(faults={**CRASHES})
@@ -348,29 +348,31 @@ def _cleaning_loses_what_is_still_read(patch: Patch) -> None:
 
 @mutation()
 def _ack_before_commit(patch: Patch) -> None:
-    propose = member.Member.propose
+    propose = writes.Writes.propose
 
     def hasty(
         self: Any, session: Any, request_id: int, method: int, request: Any, frame: bytes
     ) -> None:
         if session is not None and method == PUT and not request.prev_kv:
             propose(self, None, request_id, method, request, frame)
-            session.reply(request_id, method, self.header(self.store.revision + 1))
+            state = self._state
+            header = state.identity.header(state.store.revision + 1)
+            session.reply(request_id, method, header)
         else:
             propose(self, session, request_id, method, request, frame)
 
-    patch.set(member.Member, "propose", hasty)
+    patch.set(writes.Writes, "propose", hasty)
 
 
 @mutation(faults=SPLITS)
 def _forwarded_writes_are_sent_twice(patch: Patch) -> None:
-    forwarded = member.Member.forwarded
+    accept = writes.Writes.accept_forwarded
 
     def twice(self: Any, term: int, payload: bytes) -> None:
-        forwarded(self, term, payload)
-        self.raft.propose(payload)
+        accept(self, term, payload)
+        self._raft.propose(payload)
 
-    patch.set(member.Member, "forwarded", twice)
+    patch.set(writes.Writes, "accept_forwarded", twice)
 
 
 @mutation(faults={**SPLITS, **CRASHES, "move_leader": 10.0})
@@ -380,7 +382,7 @@ def _writes_are_proposed_anew_too_early(patch: Patch) -> None:
     def hasty(self: Any, leads: bool, leader: int) -> None:
         leadership_changed(self, leads, leader)
         if leader:
-            self._propose_again(self.raft.term)
+            self.writes.begin_term(self.raft.term)
 
     patch.set(member.Member, "_leadership_changed", hasty)
 
@@ -443,10 +445,10 @@ def _a_member_applies_by_its_own_clock(patch: Patch) -> None:
 def _lease_is_revoked_by_who_does_not_lead(patch: Patch) -> None:
     def anyhow(self: Any, requests: Any) -> int:
         for method, request in requests:
-            self.propose_message(None, 0, method, request)
+            self.propose_own(method, request)
         return 0
 
-    patch.set(member.Member, "_propose_own", anyhow)
+    patch.set(writes.Writes, "propose_once", anyhow)
 
 
 @mutation(load={"lease": 8.0, "lease_put": 8.0}, faults={"move_leader": 15.0, **CRASHES})
@@ -464,7 +466,7 @@ def _renewal_without_a_quorum(patch: Patch) -> None:
     keep_alive = api.keep_alive
 
     def hasty(who: Any, body: bytes, done: Any) -> None:
-        if who.lessor.promoted:
+        if who.state.lessor.promoted:
             done(api._renew(who, api.proto.LeaseKeepAliveRequest.decode(body).ID))
         else:
             keep_alive(who, body, done)

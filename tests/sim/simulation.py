@@ -48,10 +48,10 @@ LIMITS = "etcdlite.limits"
 """In `TUNABLES`: the name is that of a field of `Limits`, which the members are given."""
 
 TUNABLES: list[tuple[str, str, tuple[Any, ...]]] = [
-    ("etcdlite.member", "APPLIES_PER_CHECK", (1, 2, 128)),
+    ("etcdlite.replica.state", "APPLIES_PER_CHECK", (1, 2, 128)),
     ("etcdlite.replica.reads", "READS_PER_CHECK", (1, 128)),
-    ("etcdlite.member", "MAX_ENTRY_BYTES", (300, 1 << 20)),
-    ("etcdlite.member", "CHECKPOINT_LEASES_INTERVAL_S", (2.0, 300.0)),
+    ("etcdlite.replica.writes", "MAX_ENTRY_BYTES", (300, 1 << 20)),
+    ("etcdlite.replica.leases", "CHECKPOINT_LEASES_INTERVAL_S", (2.0, 300.0)),
     ("etcdlite.replica.reads", "MAX_SLOW_READS", (1, 4)),
     (LIMITS, "range_step_keys", (1, 3, 256)),
     (LIMITS, "event_step_events", (1, 256)),
@@ -201,7 +201,7 @@ class Simulation:
         """Members at the same place in the log have the same state."""
         self.world.at(HASH_INTERVAL_S, self._compare_hashes)
         stores = [
-            (node.name, node.member.store)
+            (node.name, node.member.state.store)
             for node in self.world.nodes.values()
             if node.is_up
             and not node.is_rotten
@@ -275,11 +275,11 @@ class Simulation:
             if not node.is_gone
             and node.is_up
             and not node.member.is_learner
-            and node.member_id in node.member.cluster.members
+            and node.member_id in node.member.state.membership.members
         ]
         if not voters or self.world.leader is None:
             return ["anybody"]
-        members = self.world.leader.member.cluster.members
+        members = self.world.leader.member.state.membership.members
         for node in voters:
             is_waiting = self._probed.get(node.name, 0.0) > self.world.now
             if node.name not in served and node.member_id in members and not is_waiting:
@@ -292,11 +292,11 @@ class Simulation:
         leader = self.world.leader
         if leader is None or not nodes:
             return False
-        applied = leader.member.store.applied_index
+        applied = leader.member.state.store.applied_index
         return (
             all(
                 node.is_up
-                and node.member.store.applied_index == applied
+                and node.member.state.store.applied_index == applied
                 and not node.member.is_applying
                 and not node.member._installs
                 for node in nodes
@@ -315,7 +315,7 @@ class Simulation:
         leader = self.world.leader
         if leader is None:
             return []
-        members = leader.member.cluster.members
+        members = leader.member.state.membership.members
         return [node for node in self.world.nodes.values() if node.member_id in members]
 
     def _difference(self) -> str:
@@ -325,7 +325,7 @@ class Simulation:
             if node.is_up:
                 member = node.member
                 parts.append(
-                    f"{node.name} applied {member.store.applied_index}, log up to "
+                    f"{node.name} applied {member.state.store.applied_index}, log up to "
                     f"{member.raft.log.last}, term {member.raft.term}"
                 )
             else:
@@ -356,7 +356,7 @@ class Simulation:
     def _check_members_equal(self) -> None:
         states = {}
         for node in self._members():
-            store = node.member.store
+            store = node.member.state.store
             if store.revision != self.oracle.revision:
                 raise Violation(
                     "members agree on the revision",
@@ -370,10 +370,10 @@ class Simulation:
                 hash_of(store, store.revision),
                 buckets_text(store),
             )
-            if set(node.member.lessor._leases) != set(self.oracle.leases):
+            if set(node.member.state.lessor._leases) != set(self.oracle.leases):
                 raise Violation(
                     "members agree on the leases",
-                    f"{node.name} has {sorted(node.member.lessor._leases)} instead of "
+                    f"{node.name} has {sorted(node.member.state.lessor._leases)} instead of "
                     f"{sorted(self.oracle.leases)}",
                     (node.name,),
                 )

@@ -29,7 +29,7 @@ from rigs.faulty_disk import FaultyDisk
 
 from etcdlite import datadir, log, proto
 from etcdlite.limits import DEFAULT_LIMITS
-from etcdlite.member import Member
+from etcdlite.member import Member, Options
 from etcdlite.peer import Dial
 from etcdlite.raft import Config, Raft
 from etcdlite.replica.membership import derive_cluster_id, derive_member_id
@@ -412,22 +412,21 @@ class Node:
             member_id=opened.member_id,
             cluster_id=opened.cluster_id,
             store=store,
-            lessor=opened.lessor,
             raft=raft,
             clock=self.clock,
             rng=rng,
-            quota_bytes=options.get("quota_bytes", 1 << 31),
-            max_request_bytes=1_572_864,
-            max_txn_ops=128,
-            request_timeout_s=options.get("request_timeout_s", 7.0),
-            election_timeout_s=TICK_S * ELECTION_TICKS,
-            progress_interval_s=options.get("progress_interval_s", 600.0),
-            warn_apply_s=1e9,
-            warn_request_s=1e9,
-            checkpoint_bytes=options.get("checkpoint_bytes", 1 << 40),
             members=self._remotes,
-            cluster_token=TOKEN,
-            force_new_cluster=force_new_cluster,
+            options=Options(
+                quota_bytes=options.get("quota_bytes", 1 << 31),
+                request_timeout_s=options.get("request_timeout_s", 7.0),
+                election_timeout_s=TICK_S * ELECTION_TICKS,
+                progress_interval_s=options.get("progress_interval_s", 600.0),
+                warn_apply_s=1e9,
+                warn_request_s=1e9,
+                checkpoint_bytes=options.get("checkpoint_bytes", 1 << 40),
+                cluster_token=TOKEN,
+                force_new_cluster=force_new_cluster,
+            ),
         )
         self.member.attributes = proto.Member(
             ID=self.member_id, name=self.name, clientURLs=[f"http://{self.name}:2379"]
@@ -494,7 +493,7 @@ class Node:
         """Bits of what was written before `revision` change. False if there is nothing old
         enough."""
         rng = self.world.rng
-        data, index = self.member.store.data, self.member.store.index
+        data, index = self.member.state.store.data, self.member.state.store.index
         at = revision - index.first_revision
         first_kept = index.revisions[at] >> 32 if 0 <= at < len(index.revisions) else data.active
         paths = [
@@ -611,10 +610,10 @@ class Node:
                 session.produce()
         if self._dirty:
             self._flush()
-        member.housekeep()
-        released = member.housekeeping.released
+        member.maintain()
+        released = member.maintenance.released
         if released is not None:
-            member.housekeeping.released = None
+            member.maintenance.released = None
             self.wal.cover(*released, min(released[0], member.log_begin))
         if not self._turn_is_due and (
             member.has_work or any([session.has_more for session in producing])

@@ -1,0 +1,74 @@
+"""--force-new-cluster: one member leaves a cluster that has lost its quorum behind, with its data.
+
+The member starts as the only voter, whatever the membership in its store says, and then removes all
+other members one by one through the log. Membership changes that its log holds from before have no
+effect. It is done when the store holds all of that durably, so that a later start without the flag
+finds a cluster of one.
+"""
+
+from __future__ import annotations
+
+import math
+
+from etcdlite import log, proto
+from etcdlite.raft import LEADER, Raft
+from etcdlite.replica import membership
+from etcdlite.replica.maintenance import Maintenance
+from etcdlite.replica.state import State
+from etcdlite.replica.writes import Writes
+
+
+class ForcedCluster:
+    """The work of --force-new-cluster. Without the flag it is done from the start."""
+
+    def __init__(
+        self,
+        state: State,
+        raft: Raft,
+        writes: Writes,
+        maintenance: Maintenance,
+        is_asked_for: bool,
+    ) -> None:
+        self._state = state
+        self._raft = raft
+        self._writes = writes
+        self._maintenance = maintenance
+        self.is_done = not is_asked_for
+        self.ignored_index = raft.log.last if is_asked_for else 0
+        """Membership changes up to this entry have no effect."""
+        self._batch = 0
+        """The latest removal that was proposed."""
+        self._durable_index = math.inf
+        """The store must be durable up to this entry."""
+
+    def tick(self) -> None:
+        """Propose the next step when the one before is applied."""
+        raft, state = self._raft, self._state
+        if self.is_done or raft.role != LEADER or raft.log.applied < self.ignored_index:
+            return
+        if self._writes.is_waiting(self._batch):
+            return
+        own_id = state.identity.member_id
+        own = state.membership.members.get(own_id)
+        others = [node for node in state.membership.members if node != own_id]
+        if own is not None and own.isLearner:
+            self._propose(membership.PROMOTE, own_id)
+        elif others:
+            self._propose(membership.REMOVE, others[0])
+        elif self._durable_index == math.inf:
+            self._durable_index = state.store.applied_index
+        elif self._maintenance.checkpoint_index < self._durable_index:
+            # Until a checkpoint holds it, only the log does, next to changes that do not count.
+            self._maintenance.wants_checkpoint = True
+        else:
+            self.is_done = True
+            log.warn(
+                "this member is a cluster of its own now; start it without --force-new-cluster "
+                "from now on",
+                **{"local-member-id": f"{own_id:x}"},
+            )
+
+    def _propose(self, action: int, node: int) -> None:
+        change = proto.MemberChange(action=action, member=proto.Member(ID=node))
+        self._writes.propose_change((None, 0, 0, change))
+        self._batch = self._writes.latest_batch

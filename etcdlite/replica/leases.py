@@ -1,0 +1,70 @@
+"""What a leader does for the leases: it revokes those that have expired, and writes down from time
+to time how long the others have left, so that a new leader does not start them over."""
+
+from __future__ import annotations
+
+from etcdlite import proto
+from etcdlite.methods import CHECKPOINT, LEASE_REVOKE
+from etcdlite.replica.state import State
+from etcdlite.replica.writes import Writes
+
+REVOKES_PER_TICK = 1000
+"""Expired leases proposed for revocation at once."""
+
+CHECKPOINT_LEASES_INTERVAL_S = 300.0
+"""How often the leader writes down the remaining time of long leases (as in etcd)."""
+
+CHECKPOINT_LEASES = 1000
+"""Leases in one checkpoint."""
+
+
+class LeaseKeeper:
+    """The leader's duties for the leases."""
+
+    def __init__(self, state: State, writes: Writes) -> None:
+        self._state = state
+        self._writes = writes
+        self._checkpointed_at = state.clock()
+        self._checkpoint_index = 0
+        """The entry of the last checkpoint that was proposed here."""
+
+    def promote(self, now: float, extend_s: float) -> None:
+        """This member leads now: give every lease `extend_s` more than it has left."""
+        self._state.lessor.promote(now, extend_s)
+        self._checkpointed_at = now
+
+    def tick(self, now: float) -> None:
+        """A heartbeat interval has passed; does nothing unless this member leads."""
+        lessor = self._state.lessor
+        if not lessor.promoted:
+            return
+        expired = lessor.expired(now, REVOKES_PER_TICK)
+        if expired:
+            self._state.metrics.leases_expired += len(expired)
+            self._writes.propose_once(
+                [(LEASE_REVOKE, proto.LeaseRevokeRequest(ID=lease_id)) for lease_id in expired]
+            )
+        if now - self._checkpointed_at >= CHECKPOINT_LEASES_INTERVAL_S:
+            self._checkpointed_at = now
+            self._checkpoint(now)
+
+    def _checkpoint(self, now: float) -> None:
+        due = self._state.lessor.checkpoints(now, CHECKPOINT_LEASES_INTERVAL_S)
+        for at in range(0, len(due), CHECKPOINT_LEASES):
+            checkpoints = [
+                proto.LeaseCheckpoint(ID=lease_id, remaining_TTL=remaining_s)
+                for lease_id, remaining_s in due[at : at + CHECKPOINT_LEASES]
+            ]
+            request = proto.LeaseCheckpointRequest(checkpoints=checkpoints)
+            index = self._writes.propose_once([(CHECKPOINT, request)])
+            self._checkpoint_index = max(index, self._checkpoint_index)
+
+    def is_checkpointed(self, lease_id: int) -> bool:
+        """Whether the next leader would give the lease less than its TTL, now or once the proposed
+        checkpoint is applied. That must be undone before a renewal is promised."""
+        lessor = self._state.lessor
+        return lessor.is_checkpointed(lease_id) or (
+            self._state.store.applied_index < self._checkpoint_index
+            and lessor.exists(lease_id)
+            and lessor.ttl_s(lease_id) > CHECKPOINT_LEASES_INTERVAL_S
+        )

@@ -1,0 +1,78 @@
+"""Questions that only the leader can answer, from this member to whichever member leads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from etcdlite.errors import EtcdError, error
+from etcdlite.raft import Raft
+from etcdlite.request import Done
+
+MAX_HELD = 10_000
+"""Questions that wait for a leader; more are answered "too many requests"."""
+
+
+class Questions:
+    """The questions that are not answered yet."""
+
+    def __init__(
+        self,
+        raft: Raft,
+        own_id: int,
+        clock: Callable[[], float],
+        *,
+        ask: Callable[[int, int, bytes, Done], bool],
+        timeout_error: Callable[[float], EtcdError],
+        request_timeout_s: float,
+    ) -> None:
+        """`ask(leader, method, body, done)` puts a question to the leader, if it can be reached
+        now. `timeout_error` gives the error for a request that has waited since a time."""
+        self._raft = raft
+        self._own_id = own_id
+        self._clock = clock
+        self._ask = ask
+        self._timeout_error = timeout_error
+        self._request_timeout_s = request_timeout_s
+        self._held: deque[tuple[float, int, bytes, Done]] = deque()
+        """(deadline, method, body, done) of the questions that wait for a leader."""
+
+    def ask(self, method: int, body: bytes, done: Done) -> None:
+        """Put a question to the leader, again if it moves. `done` is called once, with the answer
+        or an EtcdError; with LeaderChanged if this member is the leader then."""
+        deadline = self._clock() + self._request_timeout_s
+
+        def answered(answer: bytes | EtcdError) -> None:
+            if isinstance(answer, EtcdError) and answer.name == "NotLeader":
+                self._held.append((deadline, method, body, done))
+            else:
+                done(answer)
+
+        leader = self._raft.leader
+        if leader and leader != self._own_id and self._ask(leader, method, body, answered):
+            return
+        if len(self._held) < MAX_HELD:
+            self._held.append((deadline, method, body, done))
+        else:
+            done(error("RequestTooManyRequests"))
+
+    def retry(self, is_open: Callable[[int], bool]) -> None:
+        """Ask again, if there is a leader that can be reached."""
+        leader = self._raft.leader
+        if not self._held or not leader:
+            return
+        if leader == self._own_id:
+            # The question came from this member, and can be answered by it.
+            held, self._held = self._held, deque()
+            for _, _, _, done in held:
+                done(error("LeaderChanged"))
+        elif is_open(leader):
+            held, self._held = self._held, deque()
+            for _, method, body, done in held:
+                self.ask(method, body, done)
+
+    def tick(self, now: float) -> None:
+        """Fail the questions that have waited too long."""
+        while self._held and self._held[0][0] <= now:
+            _, _, _, done = self._held.popleft()
+            done(self._timeout_error(now - self._request_timeout_s))

@@ -1,0 +1,335 @@
+"""Writes: from the request to the entry that is applied.
+
+A write waits for the next turn, in which all that wait become one raft entry, or a few, so that
+consensus costs per batch and not per write. A follower forwards the entry to the leader. The member
+that took the writes answers them when it applies the entry.
+
+An entry is proposed for one term: a leader takes forwarded entries only while it leads in that
+term. In the log terms never decrease, so when an entry of a later term is applied, an entry that
+was proposed for an earlier term and is not applied yet never will be, and is proposed again: no
+request is lost or done twice because leadership moved.
+
+Invariants: what is applied are the committed bytes. The requests that were decoded when they came
+stand in for them only where the bytes are the same. A write is answered at most once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from etcdlite import log
+from etcdlite.errors import EtcdError, error
+from etcdlite.frames import frame as native_frame
+from etcdlite.methods import MEMBER_CHANGE
+from etcdlite.proto import DecodeError
+from etcdlite.raft import LEADER, NotLeader, Raft, RequestDropped
+from etcdlite.raft_log import ENTRY_CONF_CHANGE, ENTRY_NORMAL, Entry
+from etcdlite.replica.entry import (
+    ENTRY_HEADER,
+    decode_requests,
+    encode_entry,
+    read_header,
+)
+from etcdlite.replica.state import WRITES, State
+from etcdlite.request import Done, Session, Waiter, fail_all
+
+MAX_ENTRY_BYTES = 1 << 20
+"""A batch is cut into entries of about this size; one larger request still goes alone."""
+
+MAX_PROPOSED_BYTES = 64 << 20
+"""Writes that are taken and not applied yet; more are answered "too many requests"."""
+
+REQUEST_BYTES = 500
+"""About what a waiting write takes besides its frame."""
+
+_NOT_TAKEN = ("NotLeader", "RequestTooManyRequests")
+"""Answers of a leader that certainly did not take an entry."""
+
+
+class Batch:
+    """The writes of one entry that wait for it to be applied."""
+
+    __slots__ = ("data", "kind", "since", "size_bytes", "term", "waiters")
+
+    def __init__(
+        self, kind: int, data: bytes, waiters: list[Waiter], since: float, size_bytes: int
+    ) -> None:
+        self.kind = kind
+        self.data = data
+        self.waiters = waiters
+        self.since = since
+        self.size_bytes = size_bytes
+        self.term = 0
+        """The term it is proposed for, while a leader may have it; else 0."""
+
+
+class Writes:
+    """The writes of a member that are not applied yet."""
+
+    def __init__(
+        self,
+        state: State,
+        raft: Raft,
+        rng: random.Random,
+        *,
+        forward: Callable[[int, int, bytes, Done], bool],
+        check_change: Callable[[Any], None],
+        timeout_error: Callable[[float], EtcdError],
+        request_timeout_s: float,
+    ) -> None:
+        """`forward(leader, term, data, done)` hands an entry to the leader, if it can be reached
+        now. `check_change` raises the EtcdError that forbids a `MemberChange` now. `timeout_error`
+        gives the error for a request that has waited since a time."""
+        self._state = state
+        self._raft = raft
+        self._forward = forward
+        self._check_change = check_change
+        self._timeout_error = timeout_error
+        self._request_timeout_s = request_timeout_s
+        self._new: list[Waiter] = []
+        self._new_frames: list[bytes] = []
+        self._size_bytes = 0
+        # Drawn, so that an entry of an earlier incarnation is never taken for one of this.
+        self.latest_batch = rng.getrandbits(32) << 20
+        self._waiting: dict[int, Batch] = {}
+        """By number, the oldest first."""
+        self._forwarded: dict[tuple[int, int], tuple[bytes, list[Waiter]]] = {}
+        """Entries that followers handed over, and their decoded requests, by member and batch."""
+        self._held: deque[int] = deque()
+        """Batches that could not be proposed yet."""
+
+    @property
+    def are_new(self) -> bool:
+        """Some wait for the next turn."""
+        return bool(self._new)
+
+    @property
+    def are_waiting(self) -> bool:
+        """Some are proposed, and not applied yet."""
+        return bool(self._waiting)
+
+    def is_waiting(self, batch: int) -> bool:
+        """Whether the batch is not applied and not given up yet."""
+        return batch in self._waiting
+
+    # Taking them.
+
+    def propose(
+        self, session: Session | None, request_id: int, method: int, request: Any, frame: bytes
+    ) -> None:
+        """Replicate and apply a write; `frame` is the request as a native frame. The session gets
+        the answer. Never raises."""
+        if session is not None and self._state.identity.member_id in self._raft.learners:
+            session.fail(request_id, method, error("NotSupportedForLearner"))
+            return
+        size = len(frame) + REQUEST_BYTES
+        if self._size_bytes + size > MAX_PROPOSED_BYTES:
+            self._state.metrics.proposals_failed += 1
+            if session is not None:
+                session.fail(request_id, method, error("RequestTooManyRequests"))
+            return
+        self._size_bytes += size
+        self._new.append((session, request_id, method, request))
+        self._new_frames.append(frame)
+
+    def propose_message(
+        self, session: Session | None, request_id: int, method: int, request: Any
+    ) -> None:
+        """As `propose`, for a request that did not come as a frame."""
+        self.propose(
+            session, request_id, method, request, native_frame(1, method, 0, request.encode())
+        )
+
+    def propose_own(self, method: int, request: Any) -> None:
+        """As `propose`, for a request of this member itself."""
+        self.propose_message(None, 0, method, request)
+
+    def propose_once(self, requests: Sequence[tuple[int, Any]]) -> int:
+        """Propose what this member decided as the leader. Returns the index of the entry, 0 if it
+        is not taken. It is valid only now and in this term, so it is never proposed again: under
+        another leader an expired lease may be alive."""
+        self.latest_batch += 1
+        frames = [native_frame(1, method, 0, request.encode()) for method, request in requests]
+        data = encode_entry(self._state.identity.member_id, self.latest_batch, frames)
+        try:
+            return self._raft.propose(data)
+        except (NotLeader, RequestDropped):
+            return 0
+
+    def propose_change(self, waiter: Waiter) -> None:
+        """Propose the `MemberChange` of a waiter; for the leader."""
+        frame = native_frame(1, MEMBER_CHANGE, 0, waiter[3].encode())
+        self._propose_entry(ENTRY_CONF_CHANGE, [waiter], [frame])
+
+    def accept_forwarded(self, term: int, data: bytes) -> None:
+        """A follower hands over the payload of an entry, for a leader of that term. Raises
+        EtcdError if it is not taken, DecodeError if it is not the payload of an entry of writes."""
+        raft = self._raft
+        if raft.role != LEADER or raft.term != term:
+            raise error("NotLeader")
+        waiters = decode_requests(data)
+        for _, _, method, _ in waiters:
+            if method not in WRITES:
+                raise DecodeError(f"a forwarded entry has method {method:#04x}, which is no write")
+        try:
+            raft.propose(data)
+        except (NotLeader, RequestDropped):
+            raise error("RequestTooManyRequests") from None
+        header = read_header(data)
+        self._forwarded[header.member_id, header.batch] = (data, waiters)
+
+    # Proposing them.
+
+    def propose_new(self) -> None:
+        """Make entries of the writes that came since the last turn."""
+        waiters, frames = self._new, self._new_frames
+        self._new, self._new_frames = [], []
+        if sum(map(len, frames)) <= MAX_ENTRY_BYTES:
+            self._propose_entry(ENTRY_NORMAL, waiters, frames)
+            return
+        start = size = 0
+        for at, frame in enumerate(frames):
+            if size and size + len(frame) > MAX_ENTRY_BYTES:
+                self._propose_entry(ENTRY_NORMAL, waiters[start:at], frames[start:at])
+                start, size = at, 0
+            size += len(frame)
+        self._propose_entry(ENTRY_NORMAL, waiters[start:], frames[start:])
+
+    def _propose_entry(self, kind: int, waiters: list[Waiter], frames: list[bytes]) -> None:
+        self.latest_batch += 1
+        data = encode_entry(self._state.identity.member_id, self.latest_batch, frames)
+        size = len(data) - ENTRY_HEADER.size + REQUEST_BYTES * len(frames)
+        if kind == ENTRY_CONF_CHANGE:
+            self._size_bytes += size
+        batch = Batch(kind, data, waiters, self._state.clock(), size)
+        self._waiting[self.latest_batch] = batch
+        metrics = self._state.metrics
+        metrics.proposals_pending += len(waiters)
+        metrics.batch_requests.observe(len(waiters))
+        self._try_propose(self.latest_batch, batch)
+
+    def _try_propose(self, number: int, batch: Batch) -> None:
+        """Bring an entry into the leader's log, later if it certainly cannot get there now."""
+        raft = self._raft
+        term = raft.term
+        try:
+            if batch.kind == ENTRY_CONF_CHANGE:
+                raft.propose_conf_change(batch.data)
+            else:
+                raft.propose(batch.data)
+            batch.term = term
+            return
+        except NotLeader as failure:
+            leader = failure.leader
+            # A write whose entry comes back in a snapshot cannot be answered, so it waits until the
+            # snapshot is installed.
+            gets_snapshot = not self._state.membership.members or raft.log.applied < raft.log.offset
+            if leader and batch.kind == ENTRY_NORMAL and not gets_snapshot:
+                done = partial(self._forward_answered, number, term)
+                batch.term = term
+                if self._forward(leader, term, batch.data, done):
+                    return
+                batch.term = 0
+        except RequestDropped:
+            pass  # For a moment: leadership moves, or the leader has too much to replicate.
+        self._held.append(number)
+
+    def _forward_answered(self, number: int, term: int, answer: bytes | EtcdError) -> None:
+        """A leader has taken an entry, or refused it, or its answer is lost."""
+        batch = self._waiting.get(number)
+        if isinstance(answer, EtcdError) and answer.name in _NOT_TAKEN:
+            if batch is not None and batch.term == term:
+                batch.term = 0
+                self._held.append(number)
+
+    def retry(self) -> None:
+        """Propose again what could not be proposed."""
+        for _ in range(len(self._held)):
+            number = self._held.popleft()
+            batch = self._waiting.get(number)
+            if batch is not None and not self._is_refused_now(number, batch):
+                self._try_propose(number, batch)
+
+    def _is_refused_now(self, number: int, batch: Batch) -> bool:
+        """A membership change had to wait, and another one may have come before it: check it again,
+        and fail it if it may not be made any more."""
+        session, _, _, change = batch.waiters[0]
+        if batch.kind != ENTRY_CONF_CHANGE or session is None or self._raft.role != LEADER:
+            return False
+        try:
+            self._check_change(change)
+        except EtcdError as failure:
+            self._give_up(number, failure)
+            return True
+        return False
+
+    # Applying them.
+
+    def begin_term(self, term: int) -> None:
+        """An entry of `term` is applied: entries proposed for an earlier one never will be."""
+        for number, batch in self._waiting.items():
+            if 0 < batch.term < term:
+                batch.term = 0
+                self._held.append(number)
+        self.retry()
+
+    def take(self, entry: Entry) -> tuple[list[Waiter], float | None]:
+        """The requests of a committed entry, with the sessions that wait here for their answers,
+        and since when they wait (None: no session does)."""
+        try:
+            _, member_id, number = read_header(entry.data)
+            if member_id == self._state.identity.member_id:
+                batch = self._waiting.get(number)
+                if batch is not None and batch.data == entry.data:
+                    self._drop(number)
+                    return batch.waiters, batch.since
+            else:
+                data, waiters = self._forwarded.pop((member_id, number), (b"", []))
+                if data == entry.data:
+                    return waiters, None
+            return decode_requests(entry.data), None
+        except DecodeError as failure:
+            # The same on every member, so all of them leave it out.
+            log.error(
+                "an entry of the log is invalid and has no effect",
+                index=entry.index,
+                why=str(failure),
+            )
+            return [], None
+
+    def _drop(self, number: int) -> Batch:
+        batch = self._waiting.pop(number)
+        self._size_bytes -= batch.size_bytes
+        self._state.metrics.proposals_pending -= len(batch.waiters)
+        return batch
+
+    # Giving them up.
+
+    def tick(self, now: float) -> None:
+        """Fail the writes that have waited too long."""
+        expired = now - self._request_timeout_s
+        for number, batch in list(self._waiting.items()):
+            if batch.since > expired:
+                break
+            self._give_up(number, self._timeout_error(batch.since))
+        while self._held and self._held[0] not in self._waiting:
+            self._held.popleft()
+
+    def _give_up(self, number: int, failure: EtcdError) -> None:
+        waiters = self._drop(number).waiters
+        self._state.metrics.proposals_failed += len(waiters)
+        fail_all(waiters, failure)
+
+    def restored(self) -> None:
+        """A snapshot took the place of the state. Whether it holds a proposed entry is unknown, so
+        none of them is proposed again."""
+        for batch in self._waiting.values():
+            batch.term = 0
+
+    def lost_leadership(self) -> None:
+        """This member does not lead any more: followers forward to another one."""
+        self._forwarded.clear()
