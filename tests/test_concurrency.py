@@ -252,7 +252,7 @@ def test_a_full_store_takes_no_locks_but_lets_them_go(tmp_path: Path) -> None:
 def test_a_member_with_too_much_to_do_says_so_at_once(
     lone: LoneMember, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("etcdlite.member.MAX_PROPOSED_BYTES", 0)
+    monkeypatch.setattr("etcdlite.replica.writes.MAX_PROPOSED_BYTES", 0)
     (failure,) = caller.received[caller.send("Lock.Lock", name=b"door")]
     assert (failure.code, failure.text) == (UNKNOWN, "etcdserver: too many requests")
 
@@ -338,7 +338,7 @@ def test_a_failed_wait_leaves_the_line(
     waiting = caller.send("Lock.Lock", name=b"door", lease=grant(lone, 2))
     with monkeypatch.context() as patch:
         no_leader = errors.error("NoLeader")
-        patch.setattr(lone.member, "read", lambda asker, *_: asker.fail(1, 0, no_leader))
+        patch.setattr(lone.member.reads, "read", lambda asker, *_: asker.fail(1, 0, no_leader))
         lone.settle()
     (failure,) = caller.received[waiting]
     assert (failure.code, failure.text) == (UNKNOWN, "etcdserver: no leader")

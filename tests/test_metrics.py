@@ -356,7 +356,7 @@ def test_a_batch_is_one_entry_of_many_requests(lone: LoneMember) -> None:
 
 def test_proposals_that_fail_are_counted(lone: LoneMember, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("etcdlite.member.MAX_PROPOSED_BYTES", 0)
+        patch.setattr("etcdlite.replica.writes.MAX_PROPOSED_BYTES", 0)
         write(lone, "KV.Put", key=b"k")
     assert value(lone, "etcd_server_proposals_failed_total") == 1
     for _ in range(2):

@@ -125,7 +125,9 @@ def test_who_belongs_to_the_cluster_is_welcome() -> None:
         0, caller.member.identity.cluster_id, caller.member.identity.member_id,
     )  # fmt: skip
     other = caller.nodes[1].member
-    ((_, method, flags, body),) = caller.introduce(member_id=other.id, life=other.peers.life)
+    ((_, method, flags, body),) = caller.introduce(
+        member_id=other.identity.member_id, life=other.identity.incarnation
+    )
     assert (method, flags, proto.Welcome.decode(body).offset) == (INTRODUCE, END, 0)
     assert caller.ask(PING, b"abc", 2) == [(2, PING, END, b"abc")]
 
