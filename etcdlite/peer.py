@@ -74,6 +74,7 @@ from etcdlite.proto import DecodeError
 from etcdlite.raft import HEARTBEAT, Message
 from etcdlite.raft_log import Entry
 from etcdlite.request import Done
+from etcdlite.session import Session
 
 INTRODUCE = 0xE8
 RAFT = 0xE9
@@ -85,9 +86,6 @@ MAX_FRAME_BYTES = 64 << 20
 
 MAX_UNSENT_BYTES = 32 << 20
 """More than consensus has in flight to one member."""
-
-HIGH_WATER_BYTES = 1 << 20
-"""With more than this unsent, the next piece of a snapshot waits."""
 
 SNAPSHOT_BYTES_PER_S = 64 << 20
 """A snapshot leaves the other members room on the wire, and the receiver's disk time to write."""
@@ -238,21 +236,18 @@ def decode_message(body: bytes, sender: int, to: int) -> Message:
     )
 
 
-class PeerConnection:
-    """What both ends of a connection share: framing, and what `server.py` wants of a session."""
+class PeerConnection(Session):
+    """What both ends of a connection share; it is open when both sides know each other."""
 
+    protocol = "peer"
+    is_served_to_the_end = True
     silence_s = SILENCE_S
 
     def __init__(self, local: Local, on_output: Callable[[Any], None]) -> None:
+        super().__init__(on_output, local.clock)
+        # A line to another member may be slow; one that nothing moves on is found by `tick`.
+        self.outbox.min_bytes_per_s = 0
         self.local = local
-        self.out: list[bytes] = []
-        self.unsent_bytes = 0
-        self.is_open = False
-        """Both sides know each other."""
-        self.is_closing = False
-        self.is_aborted = False
-        self.why_aborted = ""
-        self.is_full = False
         self.metrics = PeerMetrics()
         """Those of the other member, once it is known who that is."""
         self.heard_at = local.clock()
@@ -260,7 +255,6 @@ class PeerConnection:
         self._queued_bytes = 0
         self._taken_bytes = 0
         """Of all that was queued, what was off our hands at the last tick, if not all was."""
-        self._on_output = on_output
         self._reader = FrameReader(MAX_FRAME_BYTES)
         self._opening = b""
         self._is_shaken = False
@@ -301,33 +295,29 @@ class PeerConnection:
         if not log.limited(f"peer {why}"):
             log.warn("closing a connection to a peer", why=why)
         self.is_closing = True
-        if not self.out:
-            self._on_output(self)
+        if not self.outbox.parts:
+            self.outbox.wake()
 
     # Output.
 
     def send(self, request_id: int, method: int, flags: int, body: bytes) -> None:
         """One frame."""
         self._append(FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags))
-        self.out.append(body)
-        self.unsent_bytes += len(body)
-        self._queued_bytes += len(body)
+        self._append(body)
 
     def _append(self, data: bytes) -> None:
-        if not self.out:
-            self._on_output(self)
-        self.out.append(data)
-        self.unsent_bytes += len(data)
+        self.outbox.append(data)
         self._queued_bytes += len(data)
 
     def send_message(self, message: Message) -> bool:
         """A raft message; False if it is dropped, since too much waits already."""
         node = message.to
-        if self.unsent_bytes > MAX_UNSENT_BYTES:
+        unsent_bytes = self.outbox.unsent_bytes
+        if unsent_bytes > MAX_UNSENT_BYTES:
             if not log.limited(f"slow {node:x}", LINES_PER_S):
                 log.warn(
                     "dropped a message to a peer: too much waits to be sent",
-                    **{"remote-peer-id": f"{node:x}", "unsent-bytes": self.unsent_bytes},
+                    **{"remote-peer-id": f"{node:x}", "unsent-bytes": unsent_bytes},
                 )
             return False
         body = encode_message(message)
@@ -343,50 +333,26 @@ class PeerConnection:
     # The rest of a session.
 
     @property
-    def is_blocked(self) -> bool:
-        return self.unsent_bytes > HIGH_WATER_BYTES
-
-    @property
     def is_idle(self) -> bool:
         return True
 
-    @property
-    def has_more(self) -> bool:
-        return False
-
-    def produce(self) -> None:
-        """See `SnapshotDial`."""
-
-    def unblocked(self) -> None:
-        """Nothing holds back but snapshots, which look by themselves."""
-
     def tick(self, now: float) -> None:
-        """Called several times a second."""
+        super().tick(now)
         # On a slow line answers wait behind what is sent, but that moves: while the kernel has no
         # room, it gets some only when the other side takes something.
-        taken = self._queued_bytes - self.unsent_bytes
+        unsent_bytes = self.outbox.unsent_bytes
+        taken = self._queued_bytes - unsent_bytes
         if 0 < self._taken_bytes < taken:
             self.heard_at = now
-        self._taken_bytes = taken if self.unsent_bytes else 0
+        self._taken_bytes = taken if unsent_bytes else 0
         if now - self.heard_at > self.silence_s:
             self.abort("the other member is silent")
-
-    def abort(self, why: str) -> None:
-        """Have the connection closed at once."""
-        self.why_aborted = why
-        self.is_aborted = self.is_closing = True
-        self._on_output(self)
-
-    def shut_down(self) -> None:
-        """Peers are served to the end."""
-
-    def closed(self) -> None:
-        self.is_closing = True
-        self.out.clear()
 
 
 class Dial(PeerConnection):
     """A connection that this member opens; `Link` keeps one, a snapshot has one."""
+
+    reads_always = True
 
     def __init__(
         self,
@@ -563,7 +529,7 @@ class SnapshotDial(Dial):
         if self.link.snapshot_dial is self:
             self.link.snapshot_over(not isinstance(answer, EtcdError))
         self.is_closing = True
-        self._on_output(self)
+        self.outbox.wake()
 
     def closed(self) -> None:
         # Not answered: the next connection goes on with it.

@@ -7,8 +7,7 @@ thread; send each connection its output.
 What blocks in the kernel runs in threads (`threads.py`), which report back to the loop. The sockets
 that connections come from are in `listeners.py`.
 
-Limits: `max-connections`; `HANDSHAKE_TIMEOUT_S` for a connection to say what it is;
-`STALLED_TIMEOUT_S` for one that does not read its answers.
+Limits: `max-connections`; those of `session.py`, which `tick` enforces.
 """
 
 from __future__ import annotations
@@ -32,30 +31,25 @@ from etcdlite import bootstrap, config, datadir, log, proto
 from etcdlite.frames import MAGIC
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member, Options
-from etcdlite.peer import Dial, PeerConnection, SnapshotDial
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
 from etcdlite.replica.maintenance import AutoCompaction
+from etcdlite.session import HIGH_WATER_BYTES, Session
 from etcdlite.storage.disk import Disk
 from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial
 from etcdlite.wire import exposition
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.http import HttpSession, Site
-from etcdlite.wire.native import HIGH_WATER_BYTES, NativeSession
+from etcdlite.wire.native import NativeSession
 from etcdlite.wire.peer_session import Accepted
-from etcdlite.wire.session import Opening, Session
+from etcdlite.wire.session import Opening
 
 RECEIVE_BYTES = 64 * 1024
 RECEIVE_SLICE_S = 0.005
 """What a turn spends on taking requests; sockets that have more come first in the next."""
 
-HANDSHAKE_TIMEOUT_S = 10.0
-STALLED_TIMEOUT_S = 60.0
-SWEEP_S = 1.0
-"""How often connections are checked against the two timeouts."""
-
 SESSION_TICK_S = 0.25
-"""How often sessions look at their time-outs."""
+"""How often sessions enforce their deadlines."""
 
 SHUTDOWN_S = 10.0
 """How long a stop waits for work in flight."""
@@ -88,38 +82,18 @@ SNIFF_BYTES = 4
 class Connection:
     """One accepted socket and its session."""
 
-    __slots__ = ("mask", "peer", "ready", "sending", "session", "since", "site", "sock")
+    __slots__ = ("mask", "peer", "ready", "session", "site", "sock")
 
-    @property
-    def protocol(self) -> str:
-        """For the metrics."""
-        return _PROTOCOLS.get(type(self.session), "none")
-
-    def __init__(
-        self, sock: socket.socket, peer: str, now: float, site: Site | None, session: Session
-    ) -> None:
+    def __init__(self, sock: socket.socket, peer: str, site: Site | None, session: Session) -> None:
         self.sock = sock
         self.peer = peer
+        """The address of the other side."""
         self.site = site
         """For clients; None between members."""
         self.session = session
         self.ready: Callable[[int], None]
         """What the selector calls."""
-        self.sending: memoryview | None = None
-        """What the kernel did not take yet."""
-        self.since = now
-        """When it was accepted, or when sending last made progress."""
         self.mask = selectors.EVENT_READ
-
-
-_PROTOCOLS: dict[type, str] = {
-    Accepted: "peer",
-    Dial: "peer",
-    SnapshotDial: "peer",
-    NativeSession: "native",
-    GrpcSession: "grpc",
-    HttpSession: "http",
-}
 
 
 class Server:
@@ -142,7 +116,6 @@ class Server:
         self._stopping_since: float | None = None
         self._next_tick = 0.0
         self._next_session_tick = 0.0
-        self._next_sweep = 0.0
         self._tick_s = settings.heartbeat_interval_ms / 1000
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
@@ -438,9 +411,6 @@ class Server:
             self._next_session_tick = now + SESSION_TICK_S
             for session in list(self._by_session):
                 session.tick(now)
-        if now >= self._next_sweep:
-            self._next_sweep = now + SWEEP_S
-            self._sweep(now)
 
     # Connections.
 
@@ -456,7 +426,7 @@ class Server:
         )
 
     def _render_metrics(self) -> bytes:
-        protocols = Counter(connection.protocol for connection in self._connections)
+        protocols = Counter(connection.session.protocol for connection in self._connections)
         return exposition.render(self.member, protocols, self._sites.values())
 
     # Other members.
@@ -477,13 +447,18 @@ class Server:
             result.close()
             dial.closed()
         else:
-            self._connected(result, Connection(result, peer, time.monotonic(), None, dial))
+            self._connected(result, Connection(result, peer, None, dial))
             dial.connected()
 
     def _accepted(self, sock: socket.socket, peer: str, purpose: str) -> None:
         site = self._sites.get(purpose)
-        session: Session = Opening() if site else Accepted(self.member, self._dirty.append)
-        self._connected(sock, Connection(sock, peer, time.monotonic(), site, session))
+        on_output = self._dirty.append
+        session: Session
+        if site is None:
+            session = Accepted(self.member, on_output)
+        else:
+            session = Opening(on_output, time.monotonic)
+        self._connected(sock, Connection(sock, peer, site, session))
 
     def _connected(self, sock: socket.socket, connection: Connection) -> None:
         """Serve a connection from now on."""
@@ -491,8 +466,7 @@ class Server:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._connections.add(connection)
-        if not isinstance(connection.session, Opening):
-            self._by_session[connection.session] = connection
+        self._by_session[connection.session] = connection
         connection.ready = partial(self._ready, connection)
         self._selector.register(sock, connection.mask, connection.ready)
 
@@ -524,9 +498,9 @@ class Server:
         session.receive(data)
         if session.has_more:
             self._producing.add(session)
-        if session.is_closing and not session.unsent_bytes:
+        if session.is_closing and not session.outbox.unsent_bytes:
             self._close(connection)
-        elif session.is_full or connection.sending is not None:
+        elif session.is_full or session.outbox.is_stuck:
             self._watch_socket(connection)
 
     def _choose_session(self, connection: Connection, first: bytes) -> Session | None:
@@ -553,6 +527,10 @@ class Server:
                 session = HttpSession(self.member, on_output, connection.site)
         else:
             session = NativeSession(self.member, on_output)
+        opening = connection.session
+        session.open_by = opening.open_by
+        del self._by_session[opening]
+        opening.closed()
         connection.session = session
         self._by_session[session] = connection
         return session
@@ -571,38 +549,26 @@ class Server:
             if connection is None:
                 continue
             if session.is_aborted:
-                why = "it does not read its answers"
-                if isinstance(session, PeerConnection):
-                    why = session.why_aborted
-                self._drop(connection, why)
-            elif connection.sending is None:
+                self._drop(connection, session.why_aborted)
+            elif not session.outbox.is_stuck:
                 self._send(connection)
 
     def _send(self, connection: Connection) -> None:
         """Send what there is, once; the rest when the socket is writable again."""
         session = connection.session
+        outbox = session.outbox
         was_blocked = session.is_blocked
-        data = connection.sending
-        if data is None:
-            data = memoryview(b"".join(session.out))
-            session.out.clear()
         try:
-            sent = connection.sock.send(data)
+            sent_bytes = connection.sock.send(outbox.take())
         except BlockingIOError:
-            sent = 0
+            sent_bytes = 0
         except OSError:
             self._close(connection)
             return
-        session.unsent_bytes -= sent
-        if sent:
-            connection.since = time.monotonic()
-        if sent < len(data):
-            connection.sending = data[sent:]
-        else:
-            connection.sending = None
-            if session.out:
-                self._dirty.append(session)
-        if session.is_closing and not session.unsent_bytes:
+        outbox.sent(sent_bytes)
+        if outbox.parts and not outbox.is_stuck:
+            self._dirty.append(session)
+        if session.is_closing and not outbox.unsent_bytes:
             self._close(connection)
             return
         self._watch_socket(connection)
@@ -613,16 +579,13 @@ class Server:
 
     def _watch_socket(self, connection: Connection) -> None:
         session = connection.session
-        mask = selectors.EVENT_WRITE if connection.sending is not None else 0
-        # A client that does not read its answers is not listened to either. Over a connection to
-        # another member come its answers alone.
+        mask = selectors.EVENT_WRITE if session.outbox.is_stuck else 0
+        # A client that does not read its answers is not listened to either.
         if (
             not session.is_closing
-            and (session.unsent_bytes <= HIGH_WATER_BYTES or isinstance(session, Dial))
             and not session.is_full
-            # gRPC answers wait for the window updates that the client sends, and what is in
-            # flight for other members.
-            and (self._stopping_since is None or isinstance(session, (GrpcSession, PeerConnection)))
+            and (session.outbox.unsent_bytes <= HIGH_WATER_BYTES or session.reads_always)
+            and (self._stopping_since is None or session.is_served_to_the_end)
         ):
             mask |= selectors.EVENT_READ
         if mask == connection.mask:
@@ -645,22 +608,8 @@ class Server:
             self._selector.unregister(connection.sock)
         connection.sock.close()
         connection.session.closed()
-        # The connection holds itself by what the selector called; what it did not send may be much.
-        connection.sending = None
+        # The connection holds itself by what the selector called.
         connection.ready = _ignore
-
-    def _sweep(self, now: float) -> None:
-        """Drop connections that do not say what they are, or do not read."""
-        for connection in list(self._connections):
-            idle_s = now - connection.since
-            session = connection.session
-            if not session.is_open and idle_s > HANDSHAKE_TIMEOUT_S:
-                why = "it did not open the protocol in time"
-            elif connection.sending is not None and idle_s > STALLED_TIMEOUT_S:
-                why = "it does not read its answers"
-            else:
-                continue
-            self._drop(connection, why)
 
     def _drop(self, connection: Connection, why: str) -> None:
         if not log.limited("dropped"):

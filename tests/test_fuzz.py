@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from rigs.lone_member import LoneMember
+from rigs.wire import take_output
 
 from etcdlite import backup, frames, log, methods, proto, snap
 from etcdlite.frames import HANDSHAKE, MAGIC
@@ -21,12 +22,13 @@ from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.raft import HardState
 from etcdlite.raft_log import Entry
+from etcdlite.session import MAX_UNSENT_BYTES
 from etcdlite.storage import checkpoint, data
 from etcdlite.storage.data import DataDamaged, DataFile
 from etcdlite.storage.disk import Disk
 from etcdlite.wal import WAL, WALError
 from etcdlite.wire import streams
-from etcdlite.wire.native import MAX_UNSENT_BYTES, NativeSession
+from etcdlite.wire.native import NativeSession
 
 ROUNDS = pytest.mark.parametrize(
     "seed", [*range(4), *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 40))]
@@ -156,16 +158,10 @@ class Front:
                 self.session.produce()
             if self.rng.random() < 0.5:
                 self.read()
-            assert self.session.unsent_bytes < 2 * MAX_UNSENT_BYTES
+            assert self.session.outbox.unsent_bytes < 2 * MAX_UNSENT_BYTES
 
     def read(self) -> None:
-        session = self.session
-        was_blocked = session.is_blocked
-        self.received += b"".join(session.out)
-        session.out.clear()
-        session.unsent_bytes = 0
-        if was_blocked:
-            session.unblocked()
+        self.received += take_output(self.session)
 
     def finish(self) -> None:
         self.lone.settle()

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rigs.lone_member import LoneMember
 from rigs.processes import wait_until
+from rigs.wire import take_output
 from test_http2 import frames
 
 from etcdlite import errors, methods, proto
@@ -108,13 +109,7 @@ class Client:
             self.lone.settle()
             while self.session.has_more:
                 self.session.produce()
-            got = b"".join(self.session.out)
-            was_blocked = self.session.is_blocked
-            self.session.out.clear()
-            self.session.unsent_bytes -= len(got)
-            assert self.session.unsent_bytes == 0
-            if was_blocked and not self.session.is_blocked:
-                self.session.unblocked()
+            got = take_output(self.session)
             if not sent and not got:
                 return
             for event in self.h2.receive_data(got):
@@ -370,7 +365,7 @@ def test_large_values_pass_both_ways_through_the_windows(lone: LoneMember) -> No
     assert client.put(b"k", value).status == 0
     assert client.get(b"k").kvs[0].value == value
     assert client.get(b"k").kvs[0].value == value
-    assert not client.session.held_bytes and client.session.is_idle
+    assert not client.session.outbox.held_bytes and client.session.is_idle
 
 
 def test_a_message_above_the_limits_is_refused(client: Client) -> None:
@@ -466,7 +461,7 @@ def test_a_client_that_reads_no_answers_cannot_ask_for_renewals_for_ever(lone: L
     else:
         raise AssertionError("it goes on for ever")
     held = client.session.streams[stream_id].held
-    assert held is not None and client.session.held_bytes < 1 << 20 and len(held) == 1
+    assert held is not None and client.session.outbox.held_bytes < 1 << 20 and len(held) == 1
 
 
 def test_metadata_reach_the_request() -> None:
@@ -594,8 +589,7 @@ def test_shut_down_finishes_unary_requests_and_ends_streams(client: Client) -> N
     client.ask_only()
     client.lone.settle()
     # Read by hand, because h2 takes GOAWAY for the end of everything.
-    sent = frames(b"".join(session.out))
-    session.unsent_bytes = 0
+    sent = frames(take_output(session))
     goaways = [f.payload for f in sent if f.kind == http2.GOAWAY]
     assert goaways == [struct.pack(">II", unary, http2.NO_ERROR)]
     ends = [(f.stream_id, f.payload) for f in sent if f.kind == http2.HEADERS and f.flags & 1]
@@ -642,7 +636,7 @@ def test_a_watch_whose_client_does_not_read_holds_nobody_up(lone: LoneMember) ->
     for n in range(300):
         assert other.put(b"k", b"%d" % n + bytes(1000)).status == 0
     client.pump()
-    assert client.session.held_bytes < 100_000, "it waits in the history instead"
+    assert client.session.outbox.held_bytes < 100_000, "it waits in the history instead"
     client.reads = True
     client.h2.increment_flow_control_window(1 << 20)
     client.h2.increment_flow_control_window(1 << 20, watch)
@@ -683,11 +677,11 @@ def test_a_snapshot_that_is_not_read_is_not_made(lone: LoneMember) -> None:
     stream_id = client.open(SNAPSHOT)
     client.h2.send_data(stream_id, framed(b""), end_stream=True)
     client.pump()
-    assert client.session.held_bytes < 300_000 and not client.session.has_more
+    assert client.session.outbox.held_bytes < 300_000 and not client.session.has_more
     assert Client(lone).put(b"k").status == 0
     client.h2.reset_stream(stream_id, http2.CANCEL)
     client.pump()
-    assert not client.session.held_bytes and not len(client.session.calls)
+    assert not client.session.outbox.held_bytes and not len(client.session.calls)
 
 
 def merged(answer: Answer) -> Any:
@@ -900,6 +894,7 @@ class Loop:
 
     def __init__(self, lone: LoneMember) -> None:
         self.lone = lone
+        lone.now = time.monotonic()
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
@@ -949,11 +944,9 @@ class Loop:
         while True:
             if session.has_more:
                 session.produce()
-            data = b"".join(session.out)
+            data = take_output(session)
             if not data:
                 return
-            session.out.clear()
-            session.unsent_bytes -= len(data)
             sock.settimeout(60)
             sock.sendall(data)
             sock.setblocking(False)

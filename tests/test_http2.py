@@ -10,7 +10,9 @@ import hpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rigs.wire import take_output
 
+from etcdlite.session import MAX_HELD_BYTES, MAX_UNSENT_BYTES
 from etcdlite.wire import hpack as headers
 from etcdlite.wire import http2
 from etcdlite.wire.hpack import HeaderFault, Unpacker, pack
@@ -142,11 +144,7 @@ class Echo(Connection):
         return self.taken()
 
     def taken(self) -> list[Frame]:
-        assert sum(map(len, self.out)) == self.unsent_bytes, "it counts what waits to be sent"
-        data = b"".join(self.out)
-        self.out.clear()
-        self.unsent_bytes = 0
-        return frames(data)
+        return frames(take_output(self))
 
 
 def opened(**limits: Any) -> Echo:
@@ -548,12 +546,12 @@ def test_an_answer_larger_than_the_windows_goes_out_as_they_open() -> None:
     answer = echo.tell(open_request(1), *(frame(DATA, 0, 1, piece) for piece in pieces))
     answer += echo.tell(frame(DATA, END_STREAM, 1))
     assert body_of(answer) == body[:10] and not is_answered(answer)
-    assert echo.held_bytes == len(body) - 10
+    assert echo.outbox.held_bytes == len(body) - 10
     answer += echo.tell(frame(WINDOW_UPDATE, 0, 1, uint32(1 << 20)))
     assert len(body_of(answer)) == 65_535, "the connection's window bounds it now"
     answer += echo.tell(frame(WINDOW_UPDATE, 0, 0, uint32(1 << 20)))
     assert body_of(answer) == body and is_answered(answer)
-    assert not echo.held_bytes and not echo.streams
+    assert not echo.outbox.held_bytes and not echo.streams
     assert max(len(f.payload) for f in answer) <= 16_384
 
 
@@ -583,9 +581,9 @@ def test_what_is_held_of_a_stream_that_is_given_up_is_dropped() -> None:
     echo = opened()
     echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
     echo.tell(request(1, b"x" * 1000))
-    assert echo.held_bytes == 1000
+    assert echo.outbox.held_bytes == 1000
     echo.tell(frame(RST_STREAM, 0, 1, uint32(http2.CANCEL)))
-    assert not echo.held_bytes and not echo.streams and not echo._held
+    assert not echo.outbox.held_bytes and not echo.streams and not echo._held
 
 
 def test_what_is_sent_when_something_held_is_out_waits_its_turn() -> None:
@@ -616,7 +614,7 @@ def test_small_pieces_that_are_held_are_joined() -> None:
         echo.send_data(stream, b"#", piece)
     assert stream.held is not None and len(stream.held) <= 30
     answer = []
-    while echo.held_bytes:
+    while echo.outbox.held_bytes:
         answer += echo.tell(frame(WINDOW_UPDATE, 0, 1, uint32(777)))
     assert body_of(answer) == sent
 
@@ -737,10 +735,10 @@ def test_a_client_that_never_lets_us_send_is_dropped() -> None:
         echo.tell(open_request(2 * n + 1, b"/later"))
         echo.bodies[2 * n + 1] = big
         echo.answer(2 * n + 1)
-        assert echo.held_bytes <= http2.MAX_UNSENT_BYTES + 2 * len(big)
+        assert echo.outbox.held_bytes <= MAX_UNSENT_BYTES + 2 * len(big)
         if echo.is_aborted:
             return
-        assert echo.is_blocked == (echo.held_bytes > http2.MAX_HELD_BYTES)
+        assert echo.is_blocked == (echo.outbox.held_bytes > MAX_HELD_BYTES)
     raise AssertionError("it holds everything")
 
 
@@ -758,7 +756,8 @@ def test_a_window_that_stays_shut_on_much_is_not_waited_for_for_ever() -> None:
     echo = shut_out()
     for second in range(0, 300, 10):
         echo.tell(frame(WINDOW_UPDATE, 0, 1, uint32(1)))
-        echo.tick(float(second))
+        echo.now = float(second)
+        echo.tick(echo.now)
     assert not echo.is_aborted, "it moves"
     echo.tick(280.0 + 59)
     assert not echo.is_aborted
@@ -992,8 +991,8 @@ def test_any_bytes_are_survived(pieces: list[bytes], size: int) -> None:
     for at in range(0, len(sent), size):
         echo.tell(sent[at : at + size])
     assert len(echo.streams) <= 4
-    assert sum(map(len, echo._tail)) <= http2.MAX_FRAME_BYTES + 9 + size
-    assert echo.held_bytes == sum(s.held_bytes for s in echo._held.values())
+    assert echo.inbox.waiting_bytes <= http2.MAX_FRAME_BYTES + 9 + size
+    assert echo.outbox.held_bytes == sum(s.held_bytes for s in echo._held.values())
     for stream_id in list(echo.streams):
         if echo.streams[stream_id].tail:
             continue

@@ -15,7 +15,6 @@ from rigs.lone_member import LoneMember
 from rigs.processes import PATIENCE_S, RawConnection, ServerProcess, wait_until
 
 from etcdlite import errors, frames, methods, proto
-from etcdlite import server as server_module
 from etcdlite.client import (
     EtcdliteError,
     Put,
@@ -24,7 +23,8 @@ from etcdlite.client import (
 )
 from etcdlite.frames import FRAME, HANDSHAKE, MAGIC
 from etcdlite.member import SLICE_S
-from etcdlite.wire.native import HIGH_WATER_BYTES, MAX_OPEN_REQUESTS, NativeSession
+from etcdlite.session import HANDSHAKE_TIMEOUT_S, HIGH_WATER_BYTES
+from etcdlite.wire.native import MAX_OPEN_REQUESTS, NativeSession
 
 MAX_REQUEST_BYTES = 1_572_864
 """The server's default."""
@@ -195,13 +195,12 @@ def test_a_handshake_may_come_byte_by_byte(running):
 def test_half_a_handshake_is_dropped_in_time(server, monkeypatch):
     """The limit is made short in a server of its own program: nobody wants to wait for the real
     one in a test."""
-    assert server_module.HANDSHAKE_TIMEOUT_S == 10.0
+    assert HANDSHAKE_TIMEOUT_S == 10.0
     impatient = "; ".join(
         (
             "import sys",
-            "from etcdlite import server",
-            "server.HANDSHAKE_TIMEOUT_S = 0.2",
-            "server.SWEEP_S = 0.05",
+            "from etcdlite import session",
+            "session.HANDSHAKE_TIMEOUT_S = 0.2",
             "from etcdlite.__main__ import main",
             "sys.exit(main(sys.argv[1:]))",
         )
@@ -461,12 +460,12 @@ def test_a_burst_of_ranges_is_answered_over_many_turns(tmp_path):
     lone.member.clock = look
     answered = []
     for _ in range(20):
-        before = len(session.out)
+        before = len(session.outbox.parts)
         lone.member.turn()
-        answered.append((len(session.out) - before) // 2)
+        answered.append((len(session.outbox.parts) - before) // 2)
     assert max(answered) <= 20 and sum(answered) > 20, answered
     lone.settle()
-    assert len(session.out) // 2 >= 1000
+    assert len(session.outbox.parts) // 2 >= 1000
     lone.close()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rigs.wire import take_output
 from sim.world import World, url
 
 from etcdlite import frames, methods, proto
@@ -83,8 +84,7 @@ class Caller:
         """What is answered to it."""
         self.session.receive(data)
         self.nodes[0].turn()
-        out = b"".join(self.session.out)
-        self.session.out.clear()
+        out = take_output(self.session)
         if self.shaken is None and len(out) >= HANDSHAKE.size:
             self.shaken = HANDSHAKE.unpack_from(out)
             out = out[HANDSHAKE.size :]
@@ -234,11 +234,12 @@ def test_who_is_slow_is_not_silent() -> None:
     caller = Caller()
     caller.shake()
     session = caller.session
+    session.is_open = True
     now = caller.member.clock()
     session.send(1, RAFT, 0, bytes(10 << 20))
     for _ in range(100):
         now += SILENCE_S / 8
-        session.unsent_bytes -= 1000
+        session.outbox.unsent_bytes -= 1000
         session.tick(now)
     assert not session.is_aborted
     for _ in range(9):
@@ -254,7 +255,7 @@ def test_what_the_kernel_takes_is_no_sign_of_life() -> None:
     now = caller.member.clock()
     for _ in range(9):
         session.send(1, RAFT, 0, b"a heartbeat")
-        session.unsent_bytes = 0
+        session.outbox.unsent_bytes = 0
         now += SILENCE_S / 8
         session.tick(now)
     assert session.is_aborted
@@ -279,7 +280,7 @@ def test_messages_to_a_member_that_does_not_read_are_dropped_beyond_a_limit() ->
     entry = Entry(1, 1, 0, bytes(1 << 20))
     for _ in range(2 * (MAX_UNSENT_BYTES >> 20)):
         link.send(Message(APP, node, caller.member.identity.member_id, 1, entries=[entry]))
-    assert MAX_UNSENT_BYTES < link.dial.unsent_bytes < MAX_UNSENT_BYTES + (2 << 20)
+    assert MAX_UNSENT_BYTES < link.dial.outbox.unsent_bytes < MAX_UNSENT_BYTES + (2 << 20)
 
 
 def test_heartbeats_that_cannot_be_handed_to_a_peer_are_counted() -> None:

@@ -37,6 +37,7 @@ from etcdlite.frames import FRAME, MIN_FRAME_LENGTH
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.metrics import ClientRequests, Metrics, Rpc
 from etcdlite.proto import DecodeError
+from etcdlite.session import HIGH_WATER_BYTES, MAX_UNSENT_BYTES
 from etcdlite.wire import api, health, reflection
 from etcdlite.wire.api import Handler
 from etcdlite.wire.calls import Call, Calls
@@ -47,12 +48,11 @@ from etcdlite.wire.http2 import (
     FRAME_HEADER_BYTES,
     GHOST,
     HEADERS,
-    HIGH_WATER_BYTES,
-    MAX_UNSENT_BYTES,
     NO_ERROR,
     Connection,
     Stream,
 )
+from etcdlite.wire.session import ClientSession
 from etcdlite.wire.streams import CALLS
 
 MAX_PARTIAL_BYTES = 32 << 20
@@ -269,11 +269,12 @@ class _Stream(Stream):
     """The one message of a request that is not a stream."""
 
 
-class GrpcSession(Connection):
-    """One connection. See `NativeSession`, whose interface to the server this has, too.
+class GrpcSession(Connection, ClientSession):
+    """One connection."""
 
-    `tick` must be called several times a second with the member's clock.
-    """
+    protocol = "grpc"
+    is_served_to_the_end = True
+    """Answers wait for the window updates that the client sends."""
 
     stream_class = _Stream
     streams: dict[int, _Stream]  # type: ignore[assignment]
@@ -517,19 +518,21 @@ class GrpcSession(Connection):
             return
         self._send_window -= size
         self.answers += 1
-        if self.unsent_bytes + self.held_bytes > MAX_UNSENT_BYTES:
-            self.is_aborted = True
-        out = self.out
-        if not out:
-            self._on_output(self)
-        out += (
+        outbox = self.outbox
+        if outbox.unsent_bytes + outbox.held_bytes > MAX_UNSENT_BYTES:
+            self.abort("it asks for more without reading its answers")
+            return
+        parts = outbox.parts
+        if not parts:
+            outbox.wake()
+        parts += (
             _ANSWER.pack(
                 _ANSWER_START, request_id, _HEADER_BLOCK, size << 8, 0, request_id, 0, len(body)
             ),
             body,
             _END.pack(_END_START, request_id, _OK_BLOCK),
         )
-        self.unsent_bytes += _ENVELOPE_BYTES + len(body)
+        outbox.unsent_bytes += _ENVELOPE_BYTES + len(body)
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         """The answer to a request, or the end of a stream, that failed."""
@@ -575,11 +578,12 @@ class GrpcSession(Connection):
         self._send_window -= size
         stream.credit -= size
         self.answers += 1
-        out = self.out
-        if not out:
-            self._on_output(self)
-        out += (_MESSAGE.pack(size << 8, 0, request_id, 0, len(body)), body)
-        self.unsent_bytes += size + FRAME_HEADER_BYTES
+        outbox = self.outbox
+        parts = outbox.parts
+        if not parts:
+            outbox.wake()
+        parts += (_MESSAGE.pack(size << 8, 0, request_id, 0, len(body)), body)
+        outbox.unsent_bytes += size + FRAME_HEADER_BYTES
 
     def end_call(self, request_id: int, method: int) -> None:
         """The end of a stream."""
@@ -619,8 +623,8 @@ class GrpcSession(Connection):
     def is_stalled(self, request_id: int) -> bool:
         """What was sent on this stream waits for the client."""
         # The hot path of watches, like `send_message`.
-        if not self.held_bytes:
-            return self.unsent_bytes > HIGH_WATER_BYTES
+        if not self.outbox.held_bytes:
+            return self.outbox.unsent_bytes > HIGH_WATER_BYTES
         if self.is_blocked:
             return True
         stream = self.streams.get(request_id)
@@ -632,30 +636,10 @@ class GrpcSession(Connection):
     @property
     def is_idle(self) -> bool:
         """No unary request is unanswered and nothing waits to be sent."""
-        return (
-            not self.unsent_bytes
-            and not self.held_bytes
-            and all(stream_id in self.calls for stream_id in self.streams)
-        )
-
-    @property
-    def has_more(self) -> bool:
-        """`produce` would give something now."""
-        return self.calls.have_more
-
-    def produce(self) -> None:
-        """Send the next piece of each stream that is made in pieces."""
-        self.calls.produce()
-
-    def unblocked(self) -> None:
-        """The peer reads again."""
-        self.member.unblocked(self)
-        for call in self.calls:
-            call.wake()
+        return super().is_idle and all(stream_id in self.calls for stream_id in self.streams)
 
     def closed(self) -> None:
         """The connection is gone: forget everything that was asked for."""
-        self.is_closing = True
         for stream in list(self.streams.values()):
             if stream is not GHOST:
                 if not stream.tail:
@@ -664,16 +648,7 @@ class GrpcSession(Connection):
         self.streams.clear()
         self._held.clear()
         self._shut.clear()
-        self._tail.clear()
-        self.out.clear()
-        self.held_bytes = 0
-        self.member.forget(self)
-        self.calls.disown()
-
-    @property
-    def is_full(self) -> bool:
-        """Never: the windows that the client is given bound what it sends."""
-        return False
+        super().closed()
 
     def shut_down(self) -> None:
         """The server stops: take no more requests, end the streams, answer the rest."""
@@ -692,7 +667,6 @@ class GrpcSession(Connection):
             self._expire(now)
         if self._need_leader:
             self._check_leader(now)
-        self.calls.tick(now)
 
     def _expire(self, now: float) -> None:
         late = error("DeadlineExceeded")

@@ -23,7 +23,7 @@ a client has closed its side, what it still sends is thrown away, so that it can
 Nothing here names a file: a path is looked up in a table or is not found.
 
 Limits: `MAX_HEAD_BYTES`, a body as large as the largest request in base64 (`max_body_bytes`),
-`MAX_WAITING_BYTES`, `HIGH_WATER_BYTES` (native.py), the time-outs below, which `tick` enforces.
+`MAX_WAITING_BYTES`, those of `session.py`, the time-outs below, which `tick` enforces.
 Every input costs its sender this connection at most: no exception leaves `receive`.
 """
 
@@ -32,6 +32,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 from collections import deque
@@ -49,9 +50,10 @@ from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.methods import RANGE, WATCH
 from etcdlite.raft import ROLE_NAMES
 from etcdlite.replica.alarms import alarm_name
+from etcdlite.session import HIGH_WATER_BYTES
 from etcdlite.wire import api, gateway
 from etcdlite.wire.calls import Calls
-from etcdlite.wire.native import HIGH_WATER_BYTES
+from etcdlite.wire.session import ClientSession
 from etcdlite.wire.streams import CALLS
 
 MAX_HEAD_BYTES = 32 * 1024
@@ -168,7 +170,7 @@ class _Request:
 
     __slots__ = (
         "id", "verb", "path", "query", "host", "origin", "is_welcome", "metadata", "method", "body",
-        "values", "is_complete", "is_taken", "has_head", "answer", "deadline", "timeout", "then",
+        "values", "is_complete", "has_head", "answer", "deadline", "timeout", "then",
     )  # fmt: skip
 
     def __init__(self, request_id: int) -> None:
@@ -188,8 +190,6 @@ class _Request:
         """The messages in the body of a client stream."""
         self.is_complete = False
         """All of its body has come."""
-        self.is_taken = False
-        """The first message of a client stream has come."""
         self.has_head = False
         """The head of the answer is sent."""
         self.answer: bytes | None = None
@@ -201,29 +201,17 @@ class _Request:
         """What to do with the result of a health check's read."""
 
 
-class HttpSession:
-    """One connection. `on_output` is called when `out` gets its first bytes, and when the owner
-    should look at the session again: it is to be closed, or can take more input."""
+class HttpSession(ClientSession):
+    """One connection; open when the head of a request has come. `on_output` is also called when
+    the session can take more input."""
 
-    def __init__(
-        self, member: Member, on_output: Callable[[HttpSession], None], site: Site
-    ) -> None:
+    protocol = "http"
+
+    def __init__(self, member: Member, on_output: Callable[[Any], None], site: Site) -> None:
+        super().__init__(on_output, member.clock)
         self.member = member
         self.site = site
-        self.out: list[bytes] = []
-        self.unsent_bytes = 0
-        """Bytes in `out` and those that the owner took but could not send yet."""
-        self.is_open = False
-        """The head of a request has come."""
-        self.is_closing = False
-        """Nothing is read any more; close when everything is sent."""
-        self.is_aborted = False
-        """Close at once."""
-        self._on_output = on_output
         self._conn = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-        self._input: deque[memoryview] = deque()
-        """Received, and not given to the parser yet."""
-        self._input_bytes = 0
         self._has_rest = False
         """The parser may have something before it needs more input."""
         self._request: _Request | None = None
@@ -239,8 +227,7 @@ class HttpSession:
         """The client is refused; what it still sends is thrown away."""
         self._is_stopping = False
         self._has_begun_head = False
-        self._since = member.clock()
-        """When what is waited for began: a head, a body, the next request, the client's close."""
+        self.inbox.expect(IDLE_TIMEOUT_S)
 
     # Input.
 
@@ -250,16 +237,15 @@ class HttpSession:
             return
         if self._request is None and not self._has_begun_head:
             self._has_begun_head = True
-            self._since = self.member.clock()
-        self._input.append(memoryview(data))
-        self._input_bytes += len(data)
+            self.inbox.expect(HEAD_TIMEOUT_S)
+        self.inbox.put(data)
         self._advance()
         request = self._request
         is_behind_a_stream = self._is_waiting and request is not None and request.id in self.calls
-        if self._input_bytes > MAX_UNREAD_BYTES or (self.is_full and is_behind_a_stream):
+        if self.inbox.waiting_bytes > MAX_UNREAD_BYTES or (self.is_full and is_behind_a_stream):
             # It sends requests whose turn comes when the stream ends, if ever; or else the owner
             # does not heed `is_full`.
-            self._abort()
+            self.abort("it sends too much ahead")
 
     def _advance(self) -> None:
         """Serve what was received, for about one slice."""
@@ -273,10 +259,10 @@ class HttpSession:
             try:
                 event = conn.next_event()
                 if event is h11.NEED_DATA:
-                    if not self._input:
+                    if not self.inbox.waiting_bytes:
                         self._has_rest = False
                         return
-                    conn.receive_data(bytes(self._take_input()))
+                    conn.receive_data(self.inbox.take(PIECE_BYTES))
                 elif type(event) is h11.Request:
                     self._begin(event)
                 elif type(event) is h11.Data:
@@ -289,19 +275,10 @@ class HttpSession:
                 self._refuse(fault.error_status_hint, str(fault))
                 return
 
-    def _take_input(self) -> memoryview:
-        piece = self._input[0][:PIECE_BYTES]
-        self._input_bytes -= len(piece)
-        if len(piece) == len(self._input[0]):
-            self._input.popleft()
-        else:
-            self._input[0] = self._input[0][PIECE_BYTES:]
-        return piece
-
     def _begin(self, event: h11.Request) -> None:
         self.is_open = True
         self._has_begun_head = False
-        self._since = self.member.clock()
+        self.inbox.expect(BODY_TIMEOUT_S)
         self._next_id += 1
         request = self._request = _Request(self._next_id)
         request.verb = event.method.decode("ascii")
@@ -360,7 +337,7 @@ class HttpSession:
             return
         try:
             for value in request.values.feed(bytes(data)):
-                request.is_taken = True
+                self.inbox.expect(math.inf)
                 self._events_left -= 1
                 self._take_message(request, value)
                 if self._request is not request:
@@ -373,6 +350,7 @@ class HttpSession:
         request = self._request
         assert request is not None
         request.is_complete = True
+        self.inbox.expect(math.inf)
         if request.values is None:
             self._serve(request)
         elif not request.values.is_empty:
@@ -682,14 +660,14 @@ class HttpSession:
 
     def _add_job(self, job: Iterator[str], size_bytes: int) -> None:
         if not self._jobs:
-            self._on_output(self)
+            self.outbox.wake()
         self._jobs.append((job, size_bytes))
         self._jobs_bytes += size_bytes
 
     def _make(self) -> None:
         """Turn some more of a large answer into JSON."""
         for _ in range(PIECES_PER_TURN):
-            if not self._jobs or self.unsent_bytes > HIGH_WATER_BYTES:
+            if not self._jobs or self.outbox.unsent_bytes > HIGH_WATER_BYTES:
                 break
             job, size_bytes = self._jobs[0]
             text = next(job, None)
@@ -736,9 +714,10 @@ class HttpSession:
         conn = self._conn
         self._send(h11.EndOfMessage())
         self._forget_request()
-        self._since = self.member.clock()
         if conn.our_state is h11.DONE and conn.their_state is h11.DONE and not self._is_stopping:
-            self._has_rest = self._has_begun_head = bool(self._input or conn.trailing_data[0])
+            has_rest = bool(self.inbox.waiting_bytes or conn.trailing_data[0])
+            self._has_rest = self._has_begun_head = has_rest
+            self.inbox.expect(HEAD_TIMEOUT_S if has_rest else IDLE_TIMEOUT_S)
             conn.start_next_cycle()
         elif conn.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
             self._close()
@@ -762,10 +741,7 @@ class HttpSession:
     def _send(self, event: Any) -> None:
         data = self._conn.send(event)
         if data:
-            if not self.out:
-                self._on_output(self)
-            self.out.append(data)
-            self.unsent_bytes += len(data)
+            self.outbox.append(data)
 
     # The connection.
 
@@ -774,20 +750,20 @@ class HttpSession:
         the client might never see why."""
         self._discards = True
         self._drop_input()
+        self.inbox.expect(LINGER_S)
 
     def _close(self) -> None:
         self.is_closing = True
         self._drop_input()
-        self._on_output(self)
+        self.outbox.wake()
 
-    def _abort(self) -> None:
-        self.is_aborted = True
+    def abort(self, why: str) -> None:
         self._forget_request()
-        self._close()
+        self._drop_input()
+        super().abort(why)
 
     def _drop_input(self) -> None:
-        self._input.clear()
-        self._input_bytes = 0
+        self.inbox.clear()
         self._has_rest = False
 
     def _forget_request(self) -> None:
@@ -799,25 +775,19 @@ class HttpSession:
         self._ends = False
 
     def tick(self, now: float) -> None:
-        """Look at the time-outs; call about once a second. `now`: as of the member's clock."""
-        if self.is_closing:
-            return
-        self.calls.tick(now)
+        super().tick(now)
         request = self._request
-        waits_s = now - self._since
-        if self._discards:
-            if waits_s > LINGER_S:
-                self._close()
-        elif request is None:
-            if waits_s > (HEAD_TIMEOUT_S if self._has_begun_head else IDLE_TIMEOUT_S):
-                self._close()
-        elif request.deadline is not None and now >= request.deadline:
+        if request is not None and request.deadline is not None and now >= request.deadline:
             request.deadline = None
             if request.then is not None:
                 self._fail(request, error("Timeout"))
             else:
                 self._fail(request, EtcdError(DEADLINE_EXCEEDED, "context deadline exceeded"))
-        elif not (request.is_complete or request.is_taken) and waits_s > BODY_TIMEOUT_S:
+
+    def input_is_late(self) -> None:
+        if self._request is None or self._discards:
+            self._close()
+        else:
             self._refuse(408, "the body did not come in time")
 
     def token(self, request_id: int) -> str:
@@ -828,19 +798,14 @@ class HttpSession:
         return request.metadata.get("token") or request.metadata.get("authorization", "")
 
     @property
-    def is_new(self) -> bool:
-        """Nothing has come yet."""
-        return not (self.is_open or self._has_begun_head)
-
-    @property
     def is_full(self) -> bool:
         """Enough input waits: read no more from this client until it is less."""
-        return self._input_bytes > MAX_WAITING_BYTES
+        return self.inbox.waiting_bytes > MAX_WAITING_BYTES
 
     @property
     def is_blocked(self) -> bool:
         """The client does not read what it was sent: streams hold back."""
-        return self.unsent_bytes + self._jobs_bytes > HIGH_WATER_BYTES
+        return self.outbox.unsent_bytes + self._jobs_bytes > HIGH_WATER_BYTES
 
     @property
     def _is_waiting(self) -> bool:
@@ -852,18 +817,14 @@ class HttpSession:
         """No unary request is unanswered and nothing waits to be sent."""
         request = self._request
         is_answered = request is None or not request.is_complete or request.id in self.calls
-        return not self.unsent_bytes and not self._jobs and is_answered
+        return super().is_idle and not self._jobs and is_answered
 
     @property
     def has_more(self) -> bool:
         """`produce` would do something now."""
-        if self.unsent_bytes > HIGH_WATER_BYTES or self.is_closing:
+        if self.outbox.unsent_bytes > HIGH_WATER_BYTES or self.is_closing:
             return False
-        return (
-            bool(self._jobs)
-            or (self._has_rest and not self._is_waiting)
-            or (bool(self.calls) and self.calls.have_more)
-        )
+        return bool(self._jobs) or (self._has_rest and not self._is_waiting) or super().has_more
 
     def produce(self) -> None:
         """Go on with a large answer, or with requests that were sent ahead."""
@@ -877,22 +838,13 @@ class HttpSession:
         if was_blocked and not self.is_blocked:
             self.unblocked()
         if was_full and not self.is_full:
-            self._on_output(self)
-
-    def unblocked(self) -> None:
-        """The client reads again."""
-        self.member.unblocked(self)
-        for call in self.calls:
-            call.wake()
+            self.outbox.wake()
 
     def closed(self) -> None:
         """The connection is gone: forget everything that was asked for."""
-        self.is_closing = True
         self._forget_request()
-        self._drop_input()
-        self.out.clear()
-        self.member.forget(self)
-        self.calls.disown()
+        self._has_rest = False
+        super().closed()
 
     def shut_down(self) -> None:
         """The server stops: end the streams, serve no further request."""

@@ -1,9 +1,9 @@
 """The server's side of an HTTP/2 connection (RFC 9113), sans-IO. `grpc.py` is what it is for.
 
-`receive` takes what the peer sent; what is to be sent gathers in `out`. A subclass gives meaning to
-requests through the hooks at the end of `Connection`, and answers through `send_headers`,
-`send_data` and `finish`. A fault of the peer costs it the stream (RST_STREAM) or the connection
-(GOAWAY, then `is_closing`), as the RFC says for each; nothing else is ever raised.
+`receive` takes what the peer sent; what is to be sent gathers in the outbox. A subclass gives
+meaning to requests through the hooks at the end of `Connection`, and answers through
+`send_headers`, `send_data` and `finish`. A fault of the peer costs it the stream (RST_STREAM) or
+the connection (GOAWAY, then `is_closing`), as the RFC says for each; nothing else is ever raised.
 
 A request is mostly a HEADERS frame whose block is the same as that of an earlier request, and one
 DATA frame. So the meaning of a header block is kept by its bytes, for as long as the compression's
@@ -17,9 +17,8 @@ A stream's id stays in `streams` until its answer is out. If the peer gives a re
 somebody still works on it, `GHOST` takes its place until that answer comes and is dropped, so that
 what the peer makes us do at once is always bounded by the number of streams it may have.
 
-Limits: each constant below names what exceeding it costs. `HIGH_WATER_BYTES`: while more wait to be
-sent, the owner reads no more from the peer, so that answers to PING, SETTINGS and the like are
-bounded, too.
+Limits: each constant below names what exceeding it costs; what waits to be sent is bounded as
+`session.py` says, answers to PING, SETTINGS and the like included.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from etcdlite.session import MAX_UNSENT_BYTES, Session
 from etcdlite.wire.hpack import (
     MAX_LIST_BYTES,
     TABLE_BYTES,
@@ -86,20 +86,8 @@ MAX_PING_STRIKES = 2
 IDLE_PING_S = 7200.0
 """How often a peer may ping while it has no stream open, as in gRPC."""
 
-HIGH_WATER_BYTES = 1 << 20
-
 SMALL_PIECE_BYTES = 4096
 """Held pieces up to this are joined."""
-
-MAX_HELD_BYTES = 16 << 20
-"""Answers that the peer's windows keep back before `is_blocked`."""
-
-HELD_TIMEOUT_S = 60.0
-"""How long more than `HIGH_WATER_BYTES` may be kept back without any of it moving."""
-
-MAX_UNSENT_BYTES = 64 << 20
-"""With more than this waiting, a client that is owed yet another answer is dropped: it goes on
-asking without reading."""
 
 MAX_WINDOW = 2**31 - 1
 MAX_STREAM_ID = 2**31 - 1
@@ -245,9 +233,8 @@ def _is_well_formed_field(field: Field) -> bool:
     return name != b"te" or value == b"trailers"
 
 
-class Connection:
-    """One connection. `on_output` is called when `out` gets its first bytes; `clock` gives seconds,
-    monotonic."""
+class Connection(Session):
+    """One connection; open when the preface and the first SETTINGS came."""
 
     stream_class: type[Stream] = Stream
 
@@ -264,32 +251,18 @@ class Connection:
         """`max_streams`: open at once. `ping_min_s`: how often the peer may ping. After
         `keepalive_interval_s` of silence the peer is pinged, and after another
         `keepalive_timeout_s` it is given up."""
-        self.out: list[bytes | memoryview] = []
-        self.unsent_bytes = 0
-        """Bytes in `out` and those that the owner took but could not send yet."""
-        self.held_bytes = 0
-        """Bytes of answers that the peer's windows keep back; not in `unsent_bytes`."""
-        self.is_open = False
-        """The preface and the first SETTINGS came."""
-        self.is_closing = False
-        """Nothing is read any more; close when everything is sent."""
-        self.is_aborted = False
-        """Close at once: the peer does not read."""
+        super().__init__(on_output, clock)
         self.is_draining = False
         """GOAWAY was sent: what is open is finished, nothing new is taken."""
         self.streams: dict[int, Stream] = {}
         self.answers = 0
         """Frames with parts of answers sent so far, about."""
-        self._on_output = on_output
         self._clock = clock
         self._max_streams = min(max_streams, MAX_STREAMS)
         self._ping_min_s = ping_min_s
         self._keepalive_interval_s = keepalive_interval_s
         self._keepalive_timeout_s = keepalive_timeout_s
         # Input.
-        self._tail: list[bytes] = []
-        self._tail_bytes = 0
-        self._needed_bytes = len(PREFACE)
         self._has_preface = False
         self._unpacker = Unpacker()
         self._known: dict[bytes, Any] = {}
@@ -313,13 +286,12 @@ class Connection:
         """Streams that could send but for the connection's window, in turn."""
         self._shut: dict[int, Stream] = {}
         """Streams that wait for their own windows."""
-        self._held_moved_at = clock()
         # Conduct of the peer.
         self._noise = 0
         self._answers_at_tick = 0
         self._updates = 0
         """WINDOW_UPDATEs received so far: those for answers may come much later than these."""
-        self._ticked_at = self._held_moved_at
+        self._ticked_at = clock()
         self._pinged_at = float("-inf")
         self._ping_strikes = 0
         self._answers_at_ping = 0
@@ -334,20 +306,17 @@ class Connection:
         if self.is_closing:
             return
         self._was_heard = True
-        if self._tail:
-            self._tail.append(data)
-            self._tail_bytes += len(data)
-            if self._tail_bytes < self._needed_bytes:
+        if self.inbox.waiting_bytes:
+            data = self.inbox.join(data)
+            if not data:
                 return
-            data = b"".join(self._tail)
-            self._tail.clear()
         try:
             at = 0
             if not self._has_preface:
                 if not PREFACE.startswith(data[: len(PREFACE)]):
                     raise ConnectionFault(PROTOCOL_ERROR, "this is not HTTP/2")
                 if len(data) < len(PREFACE):
-                    self._keep(data, 0, len(PREFACE))
+                    self.inbox.keep(data, len(PREFACE))
                     return
                 at = len(PREFACE)
                 self._begin()
@@ -358,12 +327,7 @@ class Connection:
         if self._receive_window < CONNECTION_WINDOW_BYTES // 2 and not self.is_closing:
             grant = CONNECTION_WINDOW_BYTES - self._receive_window
             self._receive_window = CONNECTION_WINDOW_BYTES
-            self._append(frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant)))
-
-    def _keep(self, data: bytes, at: int, needed_bytes: int) -> None:
-        self._tail.append(data[at:])
-        self._tail_bytes = len(data) - at
-        self._needed_bytes = needed_bytes
+            self.outbox.append(frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant)))
 
     def _begin(self) -> None:
         self._has_preface = True
@@ -373,7 +337,7 @@ class Connection:
             _SETTING.pack(MAX_HEADER_LIST_SIZE, MAX_LIST_BYTES),
         )
         grant = CONNECTION_WINDOW_BYTES - DEFAULT_WINDOW_BYTES
-        self._append(
+        self.outbox.append(
             frame(SETTINGS, 0, 0, b"".join(settings)) + frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant))
         )
 
@@ -390,7 +354,7 @@ class Connection:
                 raise ConnectionFault(FRAME_SIZE_ERROR, f"a frame has {size} bytes")
             stop = at + 9 + size
             if stop > end:
-                self._keep(data, at, stop - at)
+                self.inbox.keep(data[at:], stop - at)
                 return
             kind = word & 0xFF
             if kind == DATA and flags == END_STREAM:
@@ -430,7 +394,7 @@ class Connection:
                 return
             at = stop
         if at < end:
-            self._keep(data, at, FRAME_HEADER_BYTES)
+            self.inbox.keep(data[at:], FRAME_HEADER_BYTES)
 
     def _read_frame(
         self, kind: int, flags: int, stream_id: int, data: bytes, at: int, stop: int
@@ -510,7 +474,7 @@ class Connection:
         elif stream.window < STREAM_WINDOW_BYTES // 2:
             grant = STREAM_WINDOW_BYTES - stream.window
             stream.window = STREAM_WINDOW_BYTES
-            self._append(frame(WINDOW_UPDATE, 0, stream_id, _INT.pack(grant)))
+            self.outbox.append(frame(WINDOW_UPDATE, 0, stream_id, _INT.pack(grant)))
 
     @staticmethod
     def _mark_ended(stream: Stream) -> None:
@@ -677,7 +641,7 @@ class Connection:
                 raise ConnectionFault(FLOW_CONTROL_ERROR, "a window is too large")
             self._held.update(self._shut)
             self._shut.clear()
-        self._append(frame(SETTINGS, ACK, 0))
+        self.outbox.append(frame(SETTINGS, ACK, 0))
         self._send_held()
 
     def _read_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -690,7 +654,7 @@ class Connection:
             raise ConnectionFault(FRAME_SIZE_ERROR, "PING does not have 8 bytes")
         if flags & ACK:
             return
-        self._append(frame(PING, ACK, 0, payload))
+        self.outbox.append(frame(PING, ACK, 0, payload))
         # gRPC's policy: pings that follow an answer measure the bandwidth and are welcome; others
         # keep the connection alive and must not come too often.
         now = self._clock()
@@ -739,18 +703,12 @@ class Connection:
 
     # Output.
 
-    def _append(self, data: bytes) -> None:
-        if not self.out:
-            self._on_output(self)
-        self.out.append(data)
-        self.unsent_bytes += len(data)
-
     def send_headers(self, stream: Stream, block: bytes) -> None:
         """The header of the answer."""
         stream.headers_sent = True
         if self.table_update:
             block, self.table_update = self.table_update + block, b""
-        self._append(frame(HEADERS, END_HEADERS, stream.id, block))
+        self.outbox.append(frame(HEADERS, END_HEADERS, stream.id, block))
 
     def send_data(self, stream: Stream, head: bytes, body: bytes) -> None:
         """A piece of the answer: `head` and `body`."""
@@ -764,9 +722,8 @@ class Connection:
         ):
             self._send_window -= size
             stream.credit -= size
-            self._append(FRAME_HEADER.pack(size << 8, 0, stream.id) + head)
-            self.out.append(body)
-            self.unsent_bytes += len(body)
+            self.outbox.append(FRAME_HEADER.pack(size << 8, 0, stream.id) + head)
+            self.outbox.append(body)
             return
         if stream.held is None:
             stream.held = deque()
@@ -778,13 +735,13 @@ class Connection:
         else:
             stream.held.append(bytearray(head + body))
         stream.held_bytes += size
-        self.held_bytes += size
+        self.outbox.hold(size)
         if stream.id not in self._shut:
             self._held[stream.id] = stream
             # Nobody waited for this stream, so nobody is told that it goes out.
             self._send_held(tells=False)
-        if self.unsent_bytes + self.held_bytes - size > MAX_UNSENT_BYTES:
-            self.abort()
+        if self.outbox.waiting_bytes - size > MAX_UNSENT_BYTES:
+            self.abort("it asks for more without reading its answers")
 
     def finish(self, stream: Stream, block: bytes) -> None:
         """The end of the answer, with this header block, when all before it is sent."""
@@ -807,7 +764,7 @@ class Connection:
             # The rest of the request is of no interest (RFC 9113, 8.1).
             tail += frame(RST_STREAM, 0, stream.id, _INT.pack(NO_ERROR))
             self._be_quiet_about(stream.id)
-        self._append(tail)
+        self.outbox.append(tail)
 
     def _send_held(self, tells: bool = True) -> None:
         """Send what the windows allow of what is held, a frame per stream at a time. `tells`: call
@@ -843,7 +800,6 @@ class Connection:
         held = stream.held
         assert held
         self.answers += 1
-        self._held_moved_at = self._ticked_at
         size = 0
         pieces: list[memoryview] = []
         while held and size < room:
@@ -856,14 +812,15 @@ class Connection:
         self._send_window -= size
         stream.credit -= size
         stream.held_bytes -= size
-        self.held_bytes -= size
-        self._append(FRAME_HEADER.pack(size << 8, 0, stream.id))
-        self.out += pieces
-        self.unsent_bytes += size
+        outbox = self.outbox
+        outbox.release(size)
+        outbox.append(FRAME_HEADER.pack(size << 8, 0, stream.id))
+        outbox.parts += pieces
+        outbox.unsent_bytes += size
 
     def reset_stream(self, stream_id: int, code: int) -> None:
         """End a stream with an error code of HTTP/2."""
-        self._append(frame(RST_STREAM, 0, stream_id, _INT.pack(code)))
+        self.outbox.append(frame(RST_STREAM, 0, stream_id, _INT.pack(code)))
         stream = self.streams.get(stream_id)
         if stream is not None and stream is not GHOST:
             self._forget(stream)
@@ -883,7 +840,7 @@ class Connection:
     def drop_held(self, stream: Stream) -> None:
         """Do not send what is held of a stream; `check_unblocked` when all of that is done."""
         if (self._held.pop(stream.id, None) or self._shut.pop(stream.id, None)) is not None:
-            self.held_bytes -= stream.held_bytes
+            self.outbox.drop(stream.held_bytes)
             stream.held = None
             stream.held_bytes = 0
 
@@ -899,46 +856,32 @@ class Connection:
         # Those that came after an earlier farewell were passed over.
         self._farewell_id = min(self._farewell_id, self._last_id)
         payload = _PAIR.pack(self._farewell_id, code) + text.encode()
-        self._append(frame(GOAWAY, 0, 0, payload))
-
-    def abort(self) -> None:
-        """Close at once; `on_output` tells the owner to look, if need be once more."""
-        self.is_aborted = True
-        self._on_output(self)
+        self.outbox.append(frame(GOAWAY, 0, 0, payload))
 
     def check_unblocked(self, was_blocked: bool) -> None:
         """What was held is less now."""
         if was_blocked and not self.is_blocked:
             self.unblocked()
 
-    @property
-    def is_blocked(self) -> bool:
-        """The peer does not read what it is sent: hold back what can wait."""
-        return self.unsent_bytes > HIGH_WATER_BYTES or self.held_bytes > MAX_HELD_BYTES
-
     # Time.
 
     def tick(self, now: float) -> None:
-        """To be called several times a second."""
+        super().tick(now)
         forgotten = NOISE_PER_S * (now - self._ticked_at) + 1
         forgotten += NOISE_PER_ANSWER * (self.answers - self._answers_at_tick)
         self._noise = max(0, self._noise - int(forgotten))
         self._answers_at_tick = self.answers
         self._ticked_at = now
-        if self.held_bytes <= HIGH_WATER_BYTES:
-            self._held_moved_at = now
-        elif now - self._held_moved_at > HELD_TIMEOUT_S:
-            self.abort()
         if self._was_heard:
             self._was_heard = False
             self._heard_at = now
             self._asked_at = None
         elif self._asked_at is not None:
             if now - self._asked_at > self._keepalive_timeout_s:
-                self.abort()
+                self.abort("it does not answer pings")
         elif now - self._heard_at > self._keepalive_interval_s and self.is_open:
             self._asked_at = now
-            self._append(frame(PING, 0, 0, bytes(8)))
+            self.outbox.append(frame(PING, 0, 0, bytes(8)))
 
     # Hooks.
 
@@ -968,10 +911,6 @@ class Connection:
 
     def released(self, stream: Stream) -> None:
         """All that was held of a stream is sent."""
-        raise NotImplementedError
-
-    def unblocked(self) -> None:
-        """`is_blocked` is not true any more."""
         raise NotImplementedError
 
 

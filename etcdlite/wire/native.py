@@ -12,6 +12,7 @@ streams hold back.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from etcdlite import __version__, proto
 from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError, error
@@ -31,39 +32,27 @@ from etcdlite.frames import (
 )
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.proto import DecodeError
+from etcdlite.session import HIGH_WATER_BYTES, MAX_UNSENT_BYTES
 from etcdlite.wire import api
 from etcdlite.wire.calls import Calls
+from etcdlite.wire.session import ClientSession
 from etcdlite.wire.streams import CALLS
 
 MAX_OPEN_REQUESTS = 65_536
 MAX_PING_BYTES = 64
-HIGH_WATER_BYTES = 1 << 20
-MAX_UNSENT_BYTES = 64 << 20
-"""With more than this waiting to be sent, a client that is owed yet another answer is dropped: it
-goes on asking without reading."""
 
 _CANCELED = -1
 """In place of the method: the request was answered as cancelled and its result will be dropped."""
 
 
-class NativeSession:
-    """One connection. `on_output` is called when `out` gets its first bytes."""
+class NativeSession(ClientSession):
+    """One connection; open when the handshake is done."""
 
-    def __init__(self, member: Member, on_output: Callable[[NativeSession], None]) -> None:
+    protocol = "native"
+
+    def __init__(self, member: Member, on_output: Callable[[Any], None]) -> None:
+        super().__init__(on_output, member.clock)
         self.member = member
-        self.out: list[bytes] = []
-        self.unsent_bytes = 0
-        """Bytes in `out` and those that the owner took but could not send yet."""
-        self.is_open = False
-        """The handshake is done."""
-        self.is_closing = False
-        """Nothing is read any more; close when everything is sent."""
-        self.is_aborted = False
-        """Close at once: the peer does not read."""
-        self._on_output = on_output
-        self._tail: list[bytes] = []
-        self._tail_bytes = 0
-        self._needed_bytes = HANDSHAKE.size
         self._max_frame_length = member.options.max_request_bytes + OVERHEAD_BYTES
         self._requests: dict[int, int] = {}
         self.calls = Calls(member, self)
@@ -74,18 +63,15 @@ class NativeSession:
         """Take what the peer sent."""
         if self.is_closing:
             return
-        if self._tail:
-            self._tail.append(data)
-            self._tail_bytes += len(data)
-            if self._tail_bytes < self._needed_bytes:
+        if self.inbox.waiting_bytes:
+            data = self.inbox.join(data)
+            if not data:
                 return
-            data = b"".join(self._tail)
-            self._tail.clear()
         try:
             at = 0
             if not self.is_open:
                 if len(data) < HANDSHAKE.size:
-                    self._keep(data, 0, HANDSHAKE.size)
+                    self.inbox.keep(data, HANDSHAKE.size)
                     return
                 self._open(data)
                 at = HANDSHAKE.size
@@ -93,20 +79,15 @@ class NativeSession:
         except ProtocolError as fault:
             self.fail_connection(EtcdError(RESOURCE_EXHAUSTED, f"etcdlite: {fault}"))
 
-    def _keep(self, data: bytes, at: int, needed_bytes: int) -> None:
-        self._tail.append(data[at:])
-        self._tail_bytes = len(data) - at
-        self._needed_bytes = needed_bytes
-
     def _open(self, data: bytes) -> None:
         magic, lowest, highest = HANDSHAKE.unpack_from(data)
         if magic != MAGIC:
             raise ProtocolError("this is not the native protocol")
         if not lowest <= PROTOCOL_VERSION <= highest:
-            self._append(HANDSHAKE.pack(MAGIC, 0, 0))
+            self.outbox.append(HANDSHAKE.pack(MAGIC, 0, 0))
             raise ProtocolError(f"this server speaks protocol version {PROTOCOL_VERSION} only")
         self.is_open = True
-        self._append(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, 0))
+        self.outbox.append(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, 0))
         hello = proto.Hello(
             cluster_id=self.member.identity.cluster_id,
             member_id=self.member.identity.member_id,
@@ -129,7 +110,7 @@ class NativeSession:
                 raise ProtocolError(f"a frame of length {length} is not accepted")
             stop = at + 4 + length
             if stop > end:
-                self._keep(data, at, stop - at)
+                self.inbox.keep(data[at:], stop - at)
                 return
             handler = handlers.get(method)
             if handler is None or flags & CANCEL or request_id in requests or not request_id:
@@ -151,7 +132,7 @@ class NativeSession:
                     raise ProtocolError(f"more than {MAX_OPEN_REQUESTS} requests are open")
             at = stop
         if at < end:
-            self._keep(data, at, FRAME_HEADER_BYTES)
+            self.inbox.keep(data[at:], FRAME_HEADER_BYTES)
 
     def _begin(self, request_id: int, method: int) -> None:
         self._requests[request_id] = method
@@ -206,15 +187,16 @@ class NativeSession:
         """The answer to a unary request; dropped if the request was cancelled."""
         if self._requests.pop(request_id, _CANCELED) == _CANCELED:
             return
-        if self.unsent_bytes > MAX_UNSENT_BYTES:
-            self._abort()
+        outbox = self.outbox
+        if outbox.unsent_bytes > MAX_UNSENT_BYTES:
+            self.abort("it asks for more without reading its answers")
             return
-        out = self.out
-        if not out:
-            self._on_output(self)
-        out.append(FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, END))
-        out.append(body)
-        self.unsent_bytes += len(body) + FRAME_HEADER_BYTES
+        parts = outbox.parts
+        if not parts:
+            outbox.wake()
+        parts.append(FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, END))
+        parts.append(body)
+        outbox.unsent_bytes += len(body) + FRAME_HEADER_BYTES
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         """The answer to a request, or the end of a stream, that failed."""
@@ -227,10 +209,12 @@ class NativeSession:
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
         """One message of a stream."""
         # The hot path of watches.
-        if not self.out:
-            self._on_output(self)
-        self.out += (FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, 0), body)
-        self.unsent_bytes += len(body) + FRAME_HEADER_BYTES
+        outbox = self.outbox
+        parts = outbox.parts
+        if not parts:
+            outbox.wake()
+        parts += (FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, 0), body)
+        outbox.unsent_bytes += len(body) + FRAME_HEADER_BYTES
 
     def end_call(self, request_id: int, method: int) -> None:
         """The end of a stream."""
@@ -240,21 +224,8 @@ class NativeSession:
 
     def send(self, request_id: int, method: int, flags: int, body: bytes) -> None:
         """One frame."""
-        self._append(FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags))
-        self.out.append(body)
-        self.unsent_bytes += len(body)
-
-    def _append(self, data: bytes) -> None:
-        if not self.out:
-            self._on_output(self)
-        self.out.append(data)
-        self.unsent_bytes += len(data)
-
-    def _abort(self) -> None:
-        """The peer asks without reading: hold nothing for it any more, and tell the owner."""
-        self.is_aborted = self.is_closing = True
-        self.out.clear()
-        self._on_output(self)
+        head = FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags)
+        self.outbox.append(head + body)
 
     def fail_connection(self, failure: EtcdError) -> None:
         """Tell the peer why the connection ends, and end it."""
@@ -264,58 +235,25 @@ class NativeSession:
         self.is_closing = True
 
     @property
-    def is_new(self) -> bool:
-        """Nothing has come yet."""
-        return not (self.is_open or self._tail)
-
-    @property
     def is_blocked(self) -> bool:
         """The peer does not read what it was sent: streams hold back."""
-        return self.unsent_bytes > HIGH_WATER_BYTES
-
-    @property
-    def is_full(self) -> bool:
-        """Never: requests are taken as they come, up to `MAX_OPEN_REQUESTS`."""
-        return False
+        return self.outbox.unsent_bytes > HIGH_WATER_BYTES
 
     def is_stalled(self, request_id: int) -> bool:
         """As `is_blocked`: the streams of a connection have no windows of their own."""
-        return self.unsent_bytes > HIGH_WATER_BYTES
+        return self.outbox.unsent_bytes > HIGH_WATER_BYTES
 
     @property
     def is_idle(self) -> bool:
         """No unary request is unanswered and nothing waits to be sent."""
-        return not self.unsent_bytes and all(m in CALLS for m in self._requests.values())
-
-    @property
-    def has_more(self) -> bool:
-        """`produce` would give something now."""
-        return self.calls.have_more
-
-    def produce(self) -> None:
-        """Send the next piece of each stream that is made in pieces."""
-        self.calls.produce()
-
-    def tick(self, now: float) -> None:
-        """`now` is the member's clock."""
-        self.calls.tick(now)
-
-    def unblocked(self) -> None:
-        """The peer reads again."""
-        self.member.unblocked(self)
-        for call in self.calls:
-            call.wake()
+        return super().is_idle and all(m in CALLS for m in self._requests.values())
 
     def closed(self) -> None:
         """The connection is gone: forget everything that was asked for."""
-        self.is_closing = True
         for request_id in list(self._requests):
             self.calls.close(request_id)
         self._requests.clear()
-        self._tail.clear()
-        self.out.clear()
-        self.member.forget(self)
-        self.calls.disown()
+        super().closed()
 
     def shut_down(self) -> None:
         """The server stops: end the streams."""

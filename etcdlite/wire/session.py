@@ -1,80 +1,62 @@
-"""What the server drives: the protocol of one connection, sans-IO."""
+"""What the protocols of clients share beyond `etcdlite/session.py`: the member and its calls; and
+what stands in place of a session until the first bytes tell which one it is."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+
+from etcdlite.errors import EtcdError
+from etcdlite.member import Member
+from etcdlite.session import Session
+from etcdlite.wire.calls import Calls
 
 
-class Session(Protocol):
-    """One connection's protocol, sans-IO: `native.py`, `grpc.py`, `http.py`."""
+class ClientSession(Session):
+    """A session that asks a member; a subclass sets both attributes."""
 
-    out: list[Any]
-    """Bytes to send; the session says so (`on_output`) when it gets the first."""
-    unsent_bytes: int
-    """Bytes in `out` and those that were taken from it but could not be sent yet."""
-    is_open: bool
-    """The client has said what it must before it may be idle."""
-    is_closing: bool
-    """Nothing is read any more; close when everything is sent."""
-    is_aborted: bool
-    """Close at once."""
+    member: Member
+    calls: Calls
 
-    @property
-    def is_full(self) -> bool:
-        """Read no more for now: enough input waits."""
+    def awaits(self, request_id: int) -> bool:
+        """The request is open, and not cancelled."""
+        raise NotImplementedError
 
-    @property
-    def is_blocked(self) -> bool:
-        """The client does not read: streams hold back, until `unblocked`."""
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        """The answer to a unary request; dropped if the request was cancelled."""
+        raise NotImplementedError
 
-    @property
-    def is_idle(self) -> bool:
-        """Nothing that was asked for is unanswered or unsent, streams apart."""
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        """The answer to a request, or the end of a stream, that failed."""
+        raise NotImplementedError
 
     @property
     def has_more(self) -> bool:
-        """`produce` would give something now."""
+        return self.calls.have_more
 
-    def receive(self, data: bytes) -> None: ...
+    def produce(self) -> None:
+        self.calls.produce()
 
-    def produce(self) -> None: ...
-
-    def unblocked(self) -> None: ...
+    def unblocked(self) -> None:
+        self.member.unblocked(self)
+        for call in self.calls:
+            call.wake()
 
     def tick(self, now: float) -> None:
-        """To be called several times a second."""
-
-    def shut_down(self) -> None:
-        """The server stops: end the streams. May be called again and again."""
+        super().tick(now)
+        self.calls.tick(now)
 
     def closed(self) -> None:
-        """The connection is gone."""
+        super().closed()
+        self.member.forget(self)
+        self.calls.disown()
 
 
-class Opening:
-    """In place of a session until the first bytes tell which one it is."""
+class Opening(Session):
+    """Gathers the first bytes of a connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_output: Callable[[Session], None], clock: Callable[[], float]) -> None:
+        super().__init__(on_output, clock)
         self.first = b""
-        self.out: list[Any] = []
-        self.unsent_bytes = 0
-        self.is_open = False
-        self.is_closing = False
-        self.is_aborted = False
-        self.is_full = False
-        self.is_blocked = False
-        self.is_idle = True
-        self.has_more = False
 
     def receive(self, data: bytes) -> None:
         self.first += data
-
-    def produce(self) -> None: ...
-
-    def unblocked(self) -> None: ...
-
-    def tick(self, now: float) -> None: ...
-
-    def shut_down(self) -> None: ...
-
-    def closed(self) -> None: ...

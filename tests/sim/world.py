@@ -791,7 +791,7 @@ class Node:
             wires = self._wires.get(session)
             if wires is None:
                 continue
-            out = session.out
+            out = session.outbox.parts
             if out:
                 data = b"".join(out)
                 out.clear()
@@ -803,7 +803,7 @@ class Node:
                     self.world.at(drain_s, lambda s=session, n=size: self._drained(s, n))
                 else:
                     was_blocked = session.is_blocked
-                    session.unsent_bytes = 0
+                    session.outbox.unsent_bytes = 0
                     if was_blocked:
                         session.unblocked()
                         self.world.at(0.0001, self.wake)
@@ -816,7 +816,8 @@ class Node:
         if session not in self._wires:
             return
         was_blocked = session.is_blocked
-        session.unsent_bytes = max(0, session.unsent_bytes - size_bytes)
+        outbox = session.outbox
+        outbox.unsent_bytes = max(0, outbox.unsent_bytes - size_bytes)
         if was_blocked and not session.is_blocked:
             session.unblocked()
             self.wake()
