@@ -1,23 +1,25 @@
-"""The command `etcdlite`: parse the arguments, start the server, say how it ended."""
+"""The command `etcdlite`: parse the arguments, start the server, report how it ended.
+
+A failure is one FATAL line in the log. At the log level debug its traceback precedes that line.
+
+The rest of the program is imported in `main`, after it has taken charge of Ctrl-C.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
-import etcdlite
-from etcdlite import config, log
-from etcdlite.datadir import StartError
-from etcdlite.server import Server
-from etcdlite.storage.data import DataDamaged
-from etcdlite.threads import DiskFailed
-from etcdlite.wal import WALError
-
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """The command `etcdlite`. The exit status: 0 stopped as asked, 1 failed, 2 wrong use."""
+    """Run the command. The exit status: 0 stopped as asked, 1 failed, 2 wrong use."""
+    # Until the server handles signals, Ctrl-C ends the process at once, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    import etcdlite
+    from etcdlite import config, log
+
     try:
         settings = config.load(sys.argv[1:] if argv is None else argv, environ or os.environ)
     except config.ConfigError as failure:
@@ -51,26 +53,54 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             "data-dir": settings.data_dir,
         },
     )
-    server = Server(settings)
+    from etcdlite.server import Server
+
     try:
+        server = Server(settings)
         server.start()
         return server.run()
-    except (StartError, DataDamaged, WALError) as failure:
-        log.fatal(str(failure))
+    except Exception as failure:
+        _report(failure)
         return 1
-    except DiskFailed as failure:
-        log.fatal(
-            "the disk failed; stopping, because nobody knows what it holds now",
-            error=str(failure),
+
+
+def _report(failure: Exception) -> None:
+    """Log why the process ends."""
+    import errno
+    import traceback
+
+    from etcdlite import log
+    from etcdlite.datadir import StartError
+    from etcdlite.storage.data import DataDamaged
+    from etcdlite.threads import DiskFailed
+    from etcdlite.wal import WALError
+
+    for line in "".join(traceback.format_exception(failure)).splitlines():
+        log.debug(line)
+    cause = failure.__cause__ if isinstance(failure, DiskFailed) else failure
+    if isinstance(cause, (StartError, DataDamaged, WALError)):
+        log.fatal(str(cause))
+        return
+    number = cause.errno if isinstance(cause, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        why = "the disk is full; nothing acknowledged is lost. Free some space and start again"
+    elif number in (errno.EMFILE, errno.ENFILE):
+        why = (
+            "too many open files; nothing acknowledged is lost. Raise the limit (LimitNOFILE= of "
+            "systemd, ulimit -n) and start again"
         )
-        return 1
-    except OSError as failure:
-        if failure.errno == errno.ENOSPC:
-            why = "the disk is full; nothing acknowledged is lost. Free some space and start again"
-        else:
-            why = "the operating system refused what the server cannot do without"
-        log.fatal(why, error=str(failure))
-        return 1
+    elif isinstance(cause, OSError) and isinstance(failure, DiskFailed):
+        why = "the disk failed; stopping, because it is not known what it holds now"
+    elif isinstance(cause, OSError):
+        why = "the operating system refused what the server cannot do without"
+    elif isinstance(cause, MemoryError):
+        why = "out of memory; nothing acknowledged is lost"
+    else:
+        why = "a fault in etcdlite; stopping. Please report it with this line"
+    frame = traceback.extract_tb(cause.__traceback__)[-1:] if cause is not None else []
+    where = "".join(f"{os.path.basename(at.filename)}:{at.lineno}" for at in frame)
+    text = str(cause) if isinstance(cause, OSError) else f"{type(cause).__name__}: {cause}"
+    log.fatal(why, error=text, where=where)
 
 
 if __name__ == "__main__":

@@ -488,6 +488,68 @@ def test_the_service_manager_is_told(server, tmp_path):
         assert manager.recv(100) == b"STOPPING=1"
 
 
+# An exception that ends the process.
+
+FAULTY = """
+import sys
+from etcdlite import member, proto, raft_log
+from etcdlite.__main__ import main
+turn = member.Member.turn
+def faulty(self):
+    if self.store.revision > 1:
+        raise {fault}("broken")
+    turn(self)
+member.Member.turn = faulty
+sys.exit(main())
+"""
+"""etcdlite that fails after the first put."""
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+@pytest.mark.parametrize(
+    "fault", ["raft_log.RaftInvariantError", "proto.DecodeError", "MemoryError"]
+)
+def test_a_fault_ends_the_process_with_one_line(server, fault, level):
+    program = (sys.executable, "-c", FAULTY.format(fault=fault))
+    running = server("--log-format=json", f"--log-level={level}", program=program)
+    with pytest.raises((ConnectionFailed, UnknownOutcome)):
+        for _ in range(2):
+            running.client().put("k", "v")
+    assert running.wait() == 1
+    entries = [json.loads(line) for line in running.lines]
+    assert [entry["level"] for entry in entries].count("fatal") == 1
+    assert f"{fault.rpartition('.')[2]}: broken" in entries[-1]["error"]
+    assert entries[-1]["where"] == "<string>:8"
+    tracebacks = [entry["level"] for entry in entries if entry["msg"].startswith("Traceback")]
+    assert tracebacks == (["debug"] if level == "debug" else [])
+
+
+INTERRUPTED = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from etcdlite.__main__ import main
+sys.exit(main())
+"""
+"""etcdlite that gets Ctrl-C when it loads a certain module."""
+
+
+@pytest.mark.parametrize("module", ["etcdlite.config", "etcdlite.server", "etcdlite.raft"])
+def test_ctrl_c_during_the_start_prints_no_traceback(module, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(module=module), f"--data-dir={tmp_path / 'd'}"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == -signal.SIGINT
+    assert "Traceback" not in done.stderr
+
+
 # Running out of space.
 
 
