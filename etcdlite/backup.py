@@ -74,7 +74,7 @@ def restore(
             _verify(path, file, progress)
         _refuse_damaged(path, file, header, start)
         try:
-            lock = datadir.lock(disk, data_dir)
+            lock = datadir.lock(disk, data_dir, wal_dir)
         except datadir.StartError as failure:
             raise SnapshotError(str(failure)) from failure
         try:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from etcdlite import proto
@@ -55,12 +55,21 @@ class Opened(NamedTuple):
     """What recovery found and mended, for the log."""
 
 
-def lock(disk: Disk, data_dir: str) -> File:
-    """Make the folder and take its lock. Raises StartError."""
-    path = f"{data_dir}/lock"
+_EXPECTED = frozenset(("lock", "member", "member.tmp", "lost+found"))
+"""What may be in a data directory. A file system that is mounted there has a lost+found."""
+
+
+def lock(disk: Disk, data_dir: str, wal_dir: str = "", own: Collection[str] = ()) -> File:
+    """Create the folder and take its lock.
+
+    Raises StartError if it cannot be used, or if it or `wal_dir` holds something else than a
+    member. Nothing is written then. `own`: paths of files that may be there.
+    """
     try:
+        for directory in filter(None, (data_dir, wal_dir)):
+            _check_is_ours(disk, directory, data_dir, wal_dir, own)
         disk.make_dir(data_dir)
-        return disk.lock(path)
+        return disk.lock(f"{data_dir}/lock")
     except BlockingIOError:
         raise StartError(
             f"data directory {data_dir} is in use by another etcdlite process. Stop that one, or "
@@ -71,6 +80,38 @@ def lock(disk: Disk, data_dir: str) -> File:
             f"cannot use data directory {data_dir}: {failure.strerror}. Give a --data-dir that "
             "this user may write to"
         ) from failure
+
+
+def _check_is_ours(
+    disk: Disk, directory: str, data_dir: str, wal_dir: str, own: Collection[str]
+) -> None:
+    """Raise StartError if a folder that is to hold a member, or its log, holds something else."""
+    if exists(disk, data_dir):
+        has_log = WAL.exists(disk, wal_directory(data_dir, wal_dir))
+        if not has_log and disk.exists(f"{data_dir}/member/snap"):
+            raise StartError(
+                f"{data_dir} is a data directory of etcd, which etcdlite cannot read. Give another "
+                "--data-dir, and copy the keys over from the running etcd: see 'Coming from etcd' "
+                "in the documentation of clusters"
+            )
+        return
+    if not disk.exists(directory) or WAL.exists(disk, directory):
+        return
+    allowed = {os.path.abspath(path) for path in (*own, wal_dir, data_dir) if path}
+    foreign = [
+        name
+        for name in disk.list(directory)
+        if name not in _EXPECTED
+        and not name.startswith(".")
+        and os.path.abspath(f"{directory}/{name}") not in allowed
+    ]
+    if foreign:
+        flag = "--data-dir" if directory == data_dir else "--wal-dir"
+        more = ", ..." if len(foreign) > 3 else ""
+        raise StartError(
+            f"{directory} holds no member but other files: {', '.join(foreign[:3])}{more}. Give an "
+            f"empty {flag}"
+        )
 
 
 def exists(disk: Disk, data_dir: str) -> bool:
@@ -229,12 +270,6 @@ def open_member(
     directory = f"{data_dir}/member"
     logs = wal_directory(data_dir, wal_dir)
     if not WAL.exists(disk, logs):
-        if disk.exists(f"{directory}/snap"):
-            raise StartError(
-                f"{data_dir} is a data directory of etcd, which etcdlite cannot read. Give another "
-                "--data-dir, and copy the keys over from the running etcd: see 'Coming from etcd' "
-                "in the documentation of clusters"
-            )
         raise StartError(
             f"there is no write-ahead log in {logs}, but {directory} holds a member's data. Give "
             "the --wal-dir that belongs to it, or restore this member from a backup with "

@@ -126,7 +126,10 @@ class Server:
         """Recover the member and listen. Raises StartError, DataDamaged, WALError, OSError."""
         settings = self.settings
         disk = Disk()
-        self._lock = datadir.lock(disk, settings.data_dir)
+        # Sources are written "PATH: KEY" if they are the configuration file.
+        files = {where.rpartition(": ")[0] for where in settings.sources.values()}
+        own = files.union(settings.log_outputs)
+        self._lock = datadir.lock(disk, settings.data_dir, settings.wal_dir, own)
         founding = None
         if not datadir.exists(disk, settings.data_dir):
             # Members that start at once ask each other: one that listened already, but does not

@@ -358,6 +358,33 @@ def test_a_data_directory_of_etcd_is_named_as_such(server):
     (one.data_dir / "member" / "snap").mkdir(parents=True)
     (one.data_dir / "member" / "wal").mkdir()
     assert "is a data directory of etcd" in refused(one)
+    assert os.listdir(one.data_dir) == ["member"], "something was written into it"
+
+
+def test_a_directory_that_holds_something_else_is_refused_and_left_alone(server):
+    one = server(start=False)
+    one.data_dir.mkdir()
+    (one.data_dir / "thesis.tex").touch()
+    assert "holds no member but other files: thesis.tex" in refused(one)
+    assert os.listdir(one.data_dir) == ["thesis.tex"]
+    (one.data_dir / "thesis.tex").unlink()
+    logs = one.data_dir.with_name("logs")
+    logs.mkdir()
+    (logs / "syslog").touch()
+    assert "Give an empty --wal-dir" in refused(one, f"--wal-dir={logs}")
+    assert not os.listdir(one.data_dir)
+
+
+def test_what_belongs_to_the_server_may_be_in_its_directory(server):
+    one = server(start=False)
+    (one.data_dir / "lost+found").mkdir(parents=True)
+    (one.data_dir / "etcdlite.toml").write_text('name = "x"\n')
+    one.start(
+        f"--config={one.data_dir / 'etcdlite.toml'}",
+        f"--wal-dir={one.data_dir / 'log'}",
+        f"--log-outputs=stderr,{one.data_dir / 'lines'}",
+    )
+    assert one.client().put("k", "v").revision == 2
 
 
 def test_a_port_in_use_is_refused_with_its_address(server):
