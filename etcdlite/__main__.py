@@ -21,7 +21,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     from etcdlite import config, log
 
     try:
-        settings = config.load(sys.argv[1:] if argv is None else argv, environ or os.environ)
+        settings = config.load(
+            sys.argv[1:] if argv is None else argv,
+            environ or os.environ,
+            has_member=lambda data_dir: os.path.isdir(f"{data_dir}/member"),
+        )
     except config.ConfigError as failure:
         for line in (*failure.warnings, *failure.problems):
             print(f"etcdlite: {line}", file=sys.stderr)

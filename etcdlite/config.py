@@ -170,14 +170,18 @@ class Flag(NamedTuple):
 
 
 def load(
-    argv: Sequence[str], environ: Mapping[str, str], default_file: str = DEFAULT_FILE
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    default_file: str = DEFAULT_FILE,
+    has_member: Callable[[str], bool] = lambda data_dir: False,
 ) -> Config:
     """The configuration of a server started with `argv` (without the program's name).
 
     Reads the file named by --config, and only if there is none `default_file`, if it exists.
-    Raises ConfigError.
+    `has_member` tells whether a data directory holds a member: then `initial-cluster`, which counts
+    at the first start only, need not fit any more. Raises ConfigError.
     """
-    reader = _Reader()
+    reader = _Reader(has_member)
     action, on_command_line = reader.read_command_line(argv)
     if action in ("help", "version"):
         return replace(reader.resolve({}), action=action)
@@ -770,7 +774,8 @@ def _value_shown(raw: Any) -> str:
 class _Reader:
     """Collects the settings of each source, and what is wrong with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_member: Callable[[str], bool]) -> None:
+        self._has_member = has_member
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self._bad: set[str] = set()
@@ -926,7 +931,8 @@ class _Reader:
             )
         listen = value("listen-client-urls")
         peer_urls = value("initial-advertise-peer-urls")
-        initial_cluster = self._initial_cluster(settings, name, peer_urls)
+        data_dir = (value("data-dir") or FLAGS["data-dir"].default).replace("${name}", name)
+        initial_cluster = self._initial_cluster(settings, name, peer_urls, data_dir)
         retention_s, retention_revisions = self._retention(
             settings, value("auto-compaction-mode"), value("auto-compaction-retention")
         )
@@ -945,7 +951,7 @@ class _Reader:
             )
         return Config(
             name=name,
-            data_dir=(value("data-dir") or FLAGS["data-dir"].default).replace("${name}", name),
+            data_dir=data_dir,
             wal_dir=value("wal-dir"),
             listen_client_urls=listen,
             advertise_client_urls=self._advertise(settings, listen),
@@ -1011,7 +1017,7 @@ class _Reader:
         return listen
 
     def _initial_cluster(
-        self, settings: _Layer, name: str, peer_urls: tuple[str, ...]
+        self, settings: _Layer, name: str, peer_urls: tuple[str, ...], data_dir: str
     ) -> tuple[tuple[str, str], ...]:
         """The members: this one must be among them, at the URLs that it advertises."""
         alone = tuple((name, url) for url in peer_urls)
@@ -1030,7 +1036,12 @@ class _Reader:
         try:
             return tuple(parse_initial_cluster(setting.value, name, peer_urls))
         except ValueError as error:
-            self.problems.append(f"{setting.shown}: {error}")
+            if self._has_member(data_dir):
+                self.warnings.append(
+                    f"{setting.shown}: not used, this member has its data: {error}"
+                )
+            else:
+                self.problems.append(f"{setting.shown}: {error}")
             return alone
 
     def _retention(self, settings: _Layer, mode: str, text: str) -> tuple[float, int]:

@@ -361,6 +361,19 @@ def test_a_data_directory_of_etcd_is_named_as_such(server):
     assert os.listdir(one.data_dir) == ["member"], "something was written into it"
 
 
+def test_a_member_with_data_starts_though_its_initial_cluster_does_not_fit(server):
+    running = server()
+    running.client().put("k", "v")
+    running.stop()
+    foreign = "--initial-cluster=other=http://127.0.0.1:2380"
+    running.start(foreign)
+    assert running.client().get("k").value == b"v"
+    assert running.logged("not used, this member has its data")
+    new = server(start=False)
+    new.spawn(foreign)
+    assert new.wait() == 2
+
+
 def test_a_directory_that_holds_something_else_is_refused_and_left_alone(server):
     one = server(start=False)
     one.data_dir.mkdir()
