@@ -20,12 +20,15 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     import etcdlite
     from etcdlite import config, log
 
-    try:
-        settings = config.load(
+    def load() -> config.Config:
+        return config.load(
             sys.argv[1:] if argv is None else argv,
             environ or os.environ,
             has_member=lambda data_dir: os.path.isdir(f"{data_dir}/member"),
         )
+
+    try:
+        settings = load()
     except config.ConfigError as failure:
         for line in (*failure.warnings, *failure.problems):
             print(f"etcdlite: {line}", file=sys.stderr)
@@ -60,7 +63,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     from etcdlite.server import Server
 
     try:
-        server = Server(settings)
+        server = Server(settings, load)
         server.start()
         return server.run()
     except Exception as failure:

@@ -63,6 +63,16 @@ class Listeners:
         self._max_connections = min(
             settings.max_connections, max_files - min(OWN_FILES, max_files // 2)
         )
+        if self._max_connections < settings.max_connections:
+            log.warn(
+                "the limit of open files is low: fewer connections are accepted than "
+                "--max-connections. Raise it (LimitNOFILE= of systemd, ulimit -n)",
+                **{
+                    "open-files": max_files,
+                    "connections": self._max_connections,
+                    "max-connections": settings.max_connections,
+                },
+            )
 
     def open(self) -> None:
         """Listen on all configured addresses, without accepting. Raises StartError."""

@@ -165,6 +165,8 @@ class Local:
         self.events = events
         self.metrics = metrics
         self.clock = clock
+        self.is_stopping = False
+        """This member shuts down: the loss of a connection is not logged any more."""
 
 
 def encode_message(message: Message) -> bytes:
@@ -606,7 +608,7 @@ class Link:
             return
         self.dial = None
         self.failures += 1
-        if not log.limited(f"unreachable {self.node:x}", LINES_PER_S):
+        if not (self.local.is_stopping or log.limited(f"unreachable {self._hex()}", LINES_PER_S)):
             log.warn(
                 "cannot reach a peer", error=why, url=self.url, **{"remote-peer-id": self._hex()}
             )
@@ -675,7 +677,8 @@ class Link:
         self.since = None
         self._was_lost = True
         self._next_dial_at = 0.0
-        log.warn("lost connection to peer", **{"remote-peer-id": self._hex()})
+        if not self.local.is_stopping:
+            log.warn("lost connection to peer", **{"remote-peer-id": self._hex()})
         self.local.events.on_unreachable(self.node)
 
     def _hex(self) -> str:

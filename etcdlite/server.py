@@ -65,6 +65,7 @@ REQUEST_TIMEOUT_S = 5.0
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 HAND_OVER_S = 2.0
 """How long a leader that is to stop waits for another one to lead."""
@@ -99,8 +100,12 @@ class Connection:
 class Server:
     """One member serving clients."""
 
-    def __init__(self, settings: config.Config) -> None:
+    def __init__(
+        self, settings: config.Config, reload: Callable[[], config.Config] | None = None
+    ) -> None:
+        """`reload` reads the settings again. SIGHUP takes those of the log from it."""
         self.settings = settings
+        self._reload = reload or (lambda: settings)
         self._selector = selectors.DefaultSelector()
         self._connections: set[Connection] = set()
         self.listeners = Listeners(settings, self._selector, self._accepted, self._connections)
@@ -276,9 +281,8 @@ class Server:
             if clock() - began > RECEIVE_SLICE_S:
                 break
         self._take_results()
-        if self._signal and self._stopping_since is None:
-            log.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
-            self._begin_stop()
+        if self._signal:
+            self._heed_signal()
         now = clock()
         if now >= self._next_tick:
             self._tick(now)
@@ -302,7 +306,7 @@ class Server:
         gc.enable()
         gc.set_threshold(50_000, 50, 1_000)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in (*STOP_SIGNALS, signal.SIGHUP):
             signal.signal(signum, self._signalled)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
@@ -623,10 +627,33 @@ class Server:
 
     def _signalled(self, signum: int, frame: Any) -> None:
         # The loop may be anywhere: only note it.
-        if self._signal:
+        if signum == signal.SIGHUP:
+            self._signal = self._signal or signum
+        elif self._stopping_since is not None or self._signal in STOP_SIGNALS:
             log.warn("received a second signal; exiting at once")
             os._exit(1)
-        self._signal = signum
+        else:
+            self._signal = signum
+
+    def _heed_signal(self) -> None:
+        number, self._signal = self._signal, 0
+        name = signal.Signals(number).name
+        if number == signal.SIGHUP:
+            self._reload_log(name)
+        elif self._stopping_since is None:
+            log.info("received signal; shutting down", signal=name)
+            self._begin_stop()
+
+    def _reload_log(self, name: str) -> None:
+        """Configure the log as the settings now say, and open its files again."""
+        try:
+            settings = self._reload()
+            log.configure(settings.log_level, settings.log_format, settings.log_outputs)
+        except (config.ConfigError, OSError) as failure:
+            why = str(failure)
+            log.error("received signal; the log stays as it is", signal=name, why=why)
+        else:
+            log.info("received signal; the log is open again", signal=name)
 
     def _leave(self) -> None:
         """Stop, because this member was removed from the cluster."""
@@ -644,6 +671,7 @@ class Server:
     def _begin_stop(self) -> None:
         """Take no more connections and requests; what is in flight is finished."""
         notify_systemd("STOPPING=1")
+        self.member.peers.local.is_stopping = True
         self._stopping_since = time.monotonic()
         self.listeners.close()
         for connection in self._connections:

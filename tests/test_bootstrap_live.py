@@ -120,6 +120,18 @@ def test_a_cluster_is_restored_from_one_members_backup(cluster: Any, tmp_path: P
             assert {m.name for m in client.members()} == set(three.members)
 
 
+def test_a_cluster_that_shuts_down_does_not_log_lost_peers(cluster: Any) -> None:
+    three = cluster()
+    three.load(1)
+    for member in three.members.values():
+        member.process.send_signal(signal.SIGTERM)
+    for member in three.members.values():
+        assert member.wait() == 0
+        begin = next(n for n, line in enumerate(member.lines) if "shutting down" in line)
+        said = [line for line in member.lines[begin:] if "WARN" in line or "peer" in line]
+        assert said == [], member.tail()
+
+
 # Instead of the system's, the resolver that asks the test's DNS server.
 WITH_FAKE_DNS = """
     import sys

@@ -308,6 +308,7 @@ def test_running_out_of_file_descriptors_is_survived(server):
     client = running.client()
     client.put("k", "v")
     socks = [running.connect() for _ in range(100)]
+    assert "open-files=64" in running.wait_for_log("the limit of open files is low")
     running.wait_for_log("refused a connection: as many as may be are open")
     client.defragment()  # There are descriptors left for the data.
     assert client.put("k", "w").revision == 3

@@ -506,6 +506,23 @@ def test_the_json_log_is_one_object_a_line_with_etcds_names(server):
     assert messages[-1] == "closed etcdlite server"
 
 
+def test_a_hangup_signal_opens_the_log_again_with_its_new_level(server, tmp_path):
+    file, lines = tmp_path / "etcdlite.toml", tmp_path / "lines"
+    file.write_text("")
+    running = server(f"--config={file}", f"--log-outputs=stderr,{lines}")
+    lines.rename(tmp_path / "rotated")
+    file.write_text('log-level = "fatal"')
+    running.process.send_signal(signal.SIGHUP)
+    wait_until(lines.exists, "the file is opened again")
+    file.write_text("log-level = 5")
+    running.process.send_signal(signal.SIGHUP)
+    file.write_text("")
+    running.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "signal=SIGHUP" in lines.read_text(), "info is logged again")
+    assert "serving client traffic" in (tmp_path / "rotated").read_text()
+    assert running.client().put("k", "v").revision == 2
+
+
 def test_unsafe_no_fsync_is_a_loud_warning(server):
     running = server("--unsafe-no-fsync")
     line = running.logged("unsafe-no-fsync")
@@ -771,6 +788,14 @@ class _FailingFile(File):
         if FailingDisk.broken:
             raise OSError(errno.EIO, "Input/output error")
         super().sync()
+
+
+def test_errors_of_the_disk_name_the_file():
+    full = File("/dev/full", os.open("/dev/full", os.O_RDWR))
+    for operation in (lambda: full.pwrite(b"x", 0), lambda: full.allocate(100)):
+        with pytest.raises(OSError, match="'/dev/full'"):
+            operation()
+    full.close()
 
 
 def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answered(

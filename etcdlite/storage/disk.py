@@ -18,13 +18,18 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 """How many buffers one write call takes."""
 
 
 class File:
-    """An open file: positioned reads and writes, no shared cursor."""
+    """An open file: positioned reads and writes, no shared cursor.
+
+    The errors of what can fail for want of space, or on a broken disk, name the file.
+    """
 
     __slots__ = ("_fd", "path")
 
@@ -49,11 +54,15 @@ class File:
 
     def pwrite(self, data: bytes, offset: int) -> None:
         """All of `data` at `offset`."""
-        done = os.pwrite(self._fd, data, offset)
-        if done < len(data):
-            view = memoryview(data)
-            while done < len(data):
-                done += os.pwrite(self._fd, view[done:], offset + done)
+        try:
+            done = os.pwrite(self._fd, data, offset)
+            if done < len(data):
+                view = memoryview(data)
+                while done < len(data):
+                    done += os.pwrite(self._fd, view[done:], offset + done)
+        except OSError as failure:
+            failure.filename = self.path
+            raise
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
@@ -63,11 +72,19 @@ class File:
 
     def allocate(self, size_bytes: int) -> None:
         """Reserve zero-filled space up to `size_bytes`: later writes there cannot run out of it."""
-        os.posix_fallocate(self._fd, 0, size_bytes)
+        try:
+            os.posix_fallocate(self._fd, 0, size_bytes)
+        except OSError as failure:
+            failure.filename = self.path
+            raise
 
     def sync(self) -> None:
         """Return when everything written is on stable storage (fdatasync)."""
-        os.fdatasync(self._fd)
+        try:
+            os.fdatasync(self._fd)
+        except OSError as failure:
+            failure.filename = self.path
+            raise
 
     def fileno(self) -> int:
         return self._fd
@@ -91,15 +108,25 @@ class Staged:
         self._file = open(os.open(path + ".tmp", flags, 0o600), "wb")  # noqa: SIM115
 
     def write(self, data: bytes) -> None:
-        self._file.write(data)
+        with self._errors_named():
+            self._file.write(data)
 
     def publish(self) -> None:
         """Sync, rename into place, sync the folder."""
-        self._file.flush()
-        os.fdatasync(self._file.fileno())
+        with self._errors_named():
+            self._file.flush()
+            os.fdatasync(self._file.fileno())
         self._file.close()
         self._disk.rename(self._path + ".tmp", self._path)
         self._disk.sync_dir(os.path.dirname(self._path) or ".")
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as failure:
+            failure.filename = self._path
+            raise
 
 
 ERASE_STEP_BYTES = 2 << 20
