@@ -553,7 +553,7 @@ from etcdlite import member, proto, raft_log
 from etcdlite.__main__ import main
 turn = member.Member.turn
 def faulty(self):
-    if self.store.revision > 1:
+    if self.metrics.puts:
         raise {fault}("broken")
     turn(self)
 member.Member.turn = faulty
