@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 from etcdlite import proto
 from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.mvcc import MEMBER, REMOVED, Store
+from etcdlite.mvcc import Store
 from etcdlite.raft import HardState
 from etcdlite.raft_log import Entry
 from etcdlite.storage import checkpoint
 from etcdlite.storage.checkpoint import NAME as CHECKPOINT
+from etcdlite.storage.data import MEMBER, REMOVED
 from etcdlite.storage.disk import Disk, File
 from etcdlite.wal import WAL
 

@@ -29,8 +29,9 @@ from sortedcontainers import SortedDict, SortedList
 
 from etcdlite import proto
 from etcdlite.errors import EtcdError, error
-from etcdlite.mvcc import AnswerTooLarge, Store, is_plain, key_range
+from etcdlite.mvcc import Store
 from etcdlite.proto import varint
+from etcdlite.ranges import AnswerTooLarge, is_plain, key_range, range_steps, size_steps
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.index import HEAD
 from etcdlite.storage.steps import join_steps
@@ -297,7 +298,7 @@ def delete_range_steps(store: Store, request: Any) -> Generator[None, None, byte
     start, end = key_range(request.key, request.range_end)
     if request.prev_kv:
         most = store.limits.max_answer_bytes
-        if (yield from store.size_steps(start, end, store.revision, 0, most + 1)) > most:
+        if (yield from size_steps(store, start, end, store.revision, 0, most + 1)) > most:
             raise AnswerTooLarge(most)
     reading = _Reading(store.limits.max_answer_bytes)
     parts = yield from _delete_steps(store, request, reading)
@@ -488,7 +489,7 @@ def _check_size(
             range_end = asked.range_end
         if range_end:
             start, end = key_range(asked.key, range_end)
-            left -= yield from store.size_steps(start, end, revision, limit, left + 1)
+            left -= yield from size_steps(store, start, end, revision, limit, left + 1)
         else:
             record = store.index.at(asked.key, revision)
             left -= record[1] if record is not None else 0
@@ -526,7 +527,8 @@ def _execute(
             tag = b"\x0a"
             if reading.failure is None:
                 try:
-                    body = yield from store.range_steps(
+                    body = yield from range_steps(
+                        store,
                         op.request_range,
                         began + store.is_writing,
                         limit_bytes=reading.limit_bytes - reading.read_bytes,

@@ -10,7 +10,7 @@ import pytest
 from etcdlite import bootstrap, datadir, proto
 from etcdlite.bootstrap import NoAnswer
 from etcdlite.datadir import Founding, StartError
-from etcdlite.mvcc import MEMBER, REMOVED
+from etcdlite.storage.data import MEMBER, REMOVED
 
 A, B, C = ("http://10.0.0.1:2380", "http://10.0.0.2:2380", "http://10.0.0.3:2380")
 PAIRS = [("a", A), ("b", B), ("c", C)]

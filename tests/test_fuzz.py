@@ -22,6 +22,7 @@ from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.raft import HardState
 from etcdlite.raft_log import Entry
+from etcdlite.ranges import range_steps
 from etcdlite.session import MAX_UNSENT_BYTES
 from etcdlite.storage import checkpoint, data
 from etcdlite.storage.data import DataDamaged, DataFile
@@ -258,7 +259,7 @@ def the_store_is_sound(lone: LoneMember, path: Any) -> None:
 
 def state(store: Store, revision: int) -> bytes:
     request = proto.RangeRequest(key=b"\0", range_end=b"\0", revision=revision)
-    steps = store.range_steps(request)
+    steps = range_steps(store, request)
     while True:
         try:
             next(steps)

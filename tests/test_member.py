@@ -10,9 +10,10 @@ from rigs.faulty_disk import FaultyDisk
 from rigs.member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from test_recovery import live
 
-from etcdlite import backup, log, member, methods, mvcc, proto
+from etcdlite import backup, log, member, methods, proto
 from etcdlite.errors import error
 from etcdlite.limits import Limits
+from etcdlite.ranges import AnswerTooLarge
 from etcdlite.replica import alarms
 from etcdlite.replica import reads as reading
 from etcdlite.replica import writes as writing
@@ -472,7 +473,7 @@ def test_an_answer_that_is_too_large_is_refused() -> None:
         proto.TxnRequest(success=[op(txn=proto.TxnRequest(success=[inner])), inner, inner]),
     ):
         answer = rig.ask(request)
-        assert answer == mvcc.AnswerTooLarge(10_000).text and "use limit" in answer, request
+        assert answer == AnswerTooLarge(10_000).text and "use limit" in answer, request
     for request in (
         RangeRequest(**every, limit=50),
         RangeRequest(**every, keys_only=True),
@@ -505,7 +506,7 @@ def test_a_write_whose_answer_is_known_to_be_too_large_changes_nothing(
     before = rig.member.state.store.revision
     # A member that cannot read its data refuses the same.
     damage(rig, b"key0000001")
-    assert rig.ask(request_) == mvcc.AnswerTooLarge(10_000).text
+    assert rig.ask(request_) == AnswerTooLarge(10_000).text
     assert rig.member.state.store.revision == before
 
 
@@ -514,7 +515,7 @@ def test_a_write_whose_answer_proves_too_large_is_applied_whole() -> None:
     rig.member.state.store.limits = SMALL_ANSWERS
     ops = [op(put=PutRequest(key=b"a")), op(range=READ_K), op(put=PutRequest(key=b"b"))]
     answer = rig.ask(proto.TxnRequest(success=ops))
-    assert answer.startswith(mvcc.AnswerTooLarge(10_000).text) and "is written" in answer
+    assert answer.startswith(AnswerTooLarge(10_000).text) and "is written" in answer
     for key in (b"a", b"b"):
         assert rig.ask(RangeRequest(key=key)).kvs[0].mod_revision == rig.member.state.store.revision
 

@@ -21,6 +21,7 @@ from etcdlite import proto, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
+from etcdlite.ranges import range_steps
 from etcdlite.storage.data import DataDamaged
 
 SEEDS = st.integers(0, 1 << 32)
@@ -76,7 +77,7 @@ class StoreMachine(RuleBasedStateMachine):
     def read(self, requests: Requests) -> None:
         request = requests.range()
         right = outcome(lambda: self.rig.model.range(request))
-        answer = outcome(lambda: finish(self.rig.store.range_steps(request)))
+        answer = outcome(lambda: finish(range_steps(self.rig.store, request)))
         assert answer == right, f"{request}\n is answered {answer!r}\n instead of {right!r}"
 
     def begin_a_long_read(self, requests: Requests) -> None:
@@ -87,7 +88,7 @@ class StoreMachine(RuleBasedStateMachine):
         request: Any
         if kind == "range":
             request = requests.range()
-            steps = store.range_steps(request)
+            steps = range_steps(store, request)
             right = outcome(lambda: model.range(request))
         elif kind == "txn":
             request = requests.read_only_txn()
@@ -394,7 +395,7 @@ def test_a_long_read_gives_the_state_it_began_at(fields: dict[str, Any]) -> None
     for disturbed_at in range(1, 12):
         rig = grown_rig()
         right = rig.model.range(request).encode()
-        steps = rig.store.range_steps(request)
+        steps = range_steps(rig.store, request)
         answer = None
         step = 0
         while answer is None:
@@ -482,7 +483,7 @@ def test_a_read_that_is_given_up_holds_nothing() -> None:
     rig = grown_rig()
     for steps in (
         rig.store.event_steps(rig.store.compacted, 1 << 20),
-        rig.store.range_steps(EVERYTHING),
+        range_steps(rig.store, EVERYTHING),
         rig.store.hash_steps(rig.store.revision),
         txn.txn_steps(rig.store, proto.TxnRequest(compare=[], success=[])),
     ):
@@ -495,7 +496,7 @@ def test_a_read_that_is_given_up_holds_nothing() -> None:
 
 def test_a_compaction_waits_for_the_reads_of_what_it_takes_and_for_no_others() -> None:
     rig = grown_rig()
-    old = rig.store.range_steps(EVERYTHING)
+    old = range_steps(rig.store, EVERYTHING)
     next(old)
     rig.put(b"key1", b"changed")
     rig.compact(rig.store.revision - 1)

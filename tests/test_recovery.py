@@ -16,9 +16,8 @@ from rigs.store_rig import SMALL_LIMITS
 
 from etcdlite import datadir, proto, txn
 from etcdlite.errors import EtcdError
-from etcdlite.mvcc import POSITION
 from etcdlite.storage import checkpoint
-from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.data import POSITION, DataDamaged
 from etcdlite.wal import WALError
 
 

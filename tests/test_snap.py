@@ -16,10 +16,9 @@ from test_recovery import live, random_write
 from etcdlite import backup, datadir, proto, snap
 from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError
-from etcdlite.mvcc import ALARM, MEMBER
 from etcdlite.replica.alarms import NOSPACE
 from etcdlite.replica.membership import derive_member_id
-from etcdlite.storage.data import segment_name
+from etcdlite.storage.data import ALARM, MEMBER, segment_name
 from etcdlite.storage.disk import Disk
 from etcdlite.wire import streams
 

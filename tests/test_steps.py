@@ -15,7 +15,9 @@ from etcdlite import proto, txn
 from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS as LIMITS
 from etcdlite.mvcc import Store
+from etcdlite.ranges import range_steps
 from etcdlite.storage import index
+from etcdlite.storage.cleaning import clean
 from etcdlite.storage.data import DataFile
 from etcdlite.storage.steps import finish, join_steps, sort_steps
 
@@ -79,12 +81,12 @@ PUTS = [
 @pytest.mark.parametrize(
     "work",
     [
-        lambda store: store.range_steps(RangeRequest(**BIG)),
-        lambda store: store.range_steps(RangeRequest(**BIG, keys_only=True)),
-        lambda store: store.range_steps(RangeRequest(**BIG, sort_order=2, sort_target=3)),
-        lambda store: store.range_steps(RangeRequest(**BIG, sort_order=1, sort_target=4)),
-        lambda store: store.range_steps(RangeRequest(**BIG, revision=25)),
-        lambda store: store.range_steps(RangeRequest(**BIG, min_mod_revision=20)),
+        lambda store: range_steps(store, RangeRequest(**BIG)),
+        lambda store: range_steps(store, RangeRequest(**BIG, keys_only=True)),
+        lambda store: range_steps(store, RangeRequest(**BIG, sort_order=2, sort_target=3)),
+        lambda store: range_steps(store, RangeRequest(**BIG, sort_order=1, sort_target=4)),
+        lambda store: range_steps(store, RangeRequest(**BIG, revision=25)),
+        lambda store: range_steps(store, RangeRequest(**BIG, min_mod_revision=20)),
         lambda store: store.hash_steps(store.revision),
         lambda store: store.event_steps(2, 1 << 30),
         lambda store: txn.delete_range_steps(store, proto.DeleteRangeRequest(**BIG, prev_kv=True)),
@@ -125,7 +127,7 @@ def test_a_step_of_cleaning_moves_few_large_values(read_bytes: list[int]) -> Non
     store = with_big_values()
     store.data.roll()
     assert not any(task and task() for task in store.checkpoint())
-    most = most_per_step(store.clean(1), lambda: read_bytes[0])
+    most = most_per_step(clean(store, 1), lambda: read_bytes[0])
     # It must look at the next record to know that a revision ends.
     assert most <= LIMITS.step_bytes + 2 * BIG_BYTES + 100
     assert store.data.files.keys() == {2}
@@ -211,7 +213,7 @@ def test_a_step_of_cleaning_moves_few_records_of_a_large_revision(
     def work_done() -> int:
         return max(moves[0], read_bytes[0] // record_bytes)
 
-    assert most_per_step(store.clean(1), work_done) <= 2 * LIMITS.clean_step_records + 2
+    assert most_per_step(clean(store, 1), work_done) <= 2 * LIMITS.clean_step_records + 2
     assert moves[0] == KEYS and 1 not in store.data.files
     check_index(store)
     if not is_compacted:

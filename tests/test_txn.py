@@ -25,6 +25,7 @@ from rigs.store_rig import StoreRig
 
 from etcdlite import json_mapping, methods, proto, txn
 from etcdlite.errors import EtcdError, error
+from etcdlite.ranges import range_steps
 
 Compare, RequestOp, TxnRequest = proto.Compare, proto.RequestOp, proto.TxnRequest
 PutRequest, RangeRequest, DeleteRangeRequest = (
@@ -155,7 +156,7 @@ def compare_with_etcd(etcd: RealEtcd, rig: StoreRig, rng: random.Random, count: 
                 compare_refusal(etcd, request, failure, where)
                 continue
         if type(request) is RangeRequest:
-            ours = rig.read(rig.store.range_steps(request))
+            ours = rig.read(range_steps(rig.store, request))
         elif type(request) is TxnRequest and txn.is_read_only(request):
             ours = rig.read(txn.txn_steps(rig.store, request))
         else:

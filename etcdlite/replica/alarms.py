@@ -18,7 +18,8 @@ from typing import Any
 from etcdlite import log, proto
 from etcdlite.errors import error
 from etcdlite.methods import ALARM_METHOD
-from etcdlite.mvcc import ALARM, Store
+from etcdlite.mvcc import Store
+from etcdlite.storage.data import ALARM
 
 NOSPACE = 1
 CORRUPT = 2

@@ -2,7 +2,7 @@
 
 Compaction work, which only touches memory, runs beside one job: a checkpoint, the cleaning of a
 segment, or a defragmentation (a checkpoint and then the cleaning of every segment with garbage).
-A job is a generator (`mvcc.Job`); it advances in time slices on the loop, and its slow disk work
+A job is a generator (`steps.Job`); it advances in time slices on the loop, and its slow disk work
 runs as a task elsewhere.
 
 Automatic compaction works as etcd's: in mode "periodic" it keeps the history of a time, in mode
@@ -17,10 +17,11 @@ from typing import Any
 
 from etcdlite import log, proto
 from etcdlite.methods import COMPACT
-from etcdlite.mvcc import Job
 from etcdlite.replica.state import State
 from etcdlite.request import Session
+from etcdlite.storage import cleaning
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
+from etcdlite.storage.steps import Job
 
 CLEAN_SHARE = 0.5
 """Segments with at least this share of garbage are cleaned without being asked."""
@@ -129,7 +130,7 @@ class Maintenance:
         if self.wants_checkpoint or new_bytes > max(self._checkpoint_bytes, least_bytes):
             self.wants_checkpoint = False
             return self._checkpoint()
-        segment = store.segment_to_clean(CLEAN_SHARE)
+        segment = cleaning.segment_to_clean(store, CLEAN_SHARE)
         return self._clean(segment) if segment is not None else None
 
     @property
@@ -250,7 +251,7 @@ class Maintenance:
 
     def _clean(self, segment: int) -> Job:
         try:
-            yield from self._state.store.clean(segment)
+            yield from cleaning.clean(self._state.store, segment)
         except DataDamaged as damage:
             # What is whole in it stays readable; the rest must not take the member down.
             log.error(f"{damage}. The segment is kept as it is")
@@ -273,7 +274,7 @@ class Maintenance:
         if store.data.offset > SEGMENT_HEADER.size:
             store.data.roll()
         yield from self._checkpoint()
-        while (segment := store.segment_to_clean(DEFRAGMENT_SHARE)) is not None:
+        while (segment := cleaning.segment_to_clean(store, DEFRAGMENT_SHARE)) is not None:
             yield from self._clean(segment)
         log.info(
             "finished defragmenting",

@@ -23,9 +23,10 @@ from urllib.parse import urlsplit
 
 from etcdlite import proto
 from etcdlite.errors import error
-from etcdlite.mvcc import MEMBER, REMOVED, Store
+from etcdlite.mvcc import Store
 from etcdlite.raft import ADD_LEARNER, ADD_VOTER, ConfChange
 from etcdlite.raft import REMOVE as REMOVE_NODE
+from etcdlite.storage.data import MEMBER, REMOVED
 
 ADD, REMOVE, UPDATE, PROMOTE = range(4)
 """Actions of a `MemberChange` message."""

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
-from etcdlite import log, proto, txn
+from etcdlite import log, proto, ranges, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.methods import RANGE, Route, by_number, numbers
 from etcdlite.proto import varint
@@ -283,7 +283,7 @@ def _fail_damaged(read: Waiter, damage: DataDamaged) -> None:
 
 def _range(state: State, request: Any) -> Steps:
     header = state.header
-    answer = yield from state.store.range_steps(request, head=header)
+    answer = yield from ranges.range_steps(state.store, request, head=header)
     state.metrics.ranges += 1
     return answer
 

@@ -30,12 +30,13 @@ from etcdlite.methods import (
     numbers,
 )
 from etcdlite.metrics import Metrics
-from etcdlite.mvcc import LEASE, Store
+from etcdlite.mvcc import Store
 from etcdlite.proto import varint
 from etcdlite.raft import ConfChange
 from etcdlite.replica.alarms import CORRUPT, NOSPACE, Alarms
 from etcdlite.replica.membership import CHANGES, Membership
 from etcdlite.request import Session, Steps, Waiter
+from etcdlite.storage.data import LEASE
 
 APPLIES_PER_CHECK = 128
 """Operations applied between two looks at the clock."""

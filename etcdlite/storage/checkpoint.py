@@ -17,10 +17,10 @@ On disk: `data/checkpoint`, replaced as a whole by rename. All integers little-e
         9   n  body
     META       scan from: segment u64, offset u64; then u64 each: applied index, its term,
                revision, compact revision; then (segment, bytes, garbage bytes) u64 of each segment
-    BUCKET     bucket u8, key length u16, key, value
+    BUCKET     bucket u8, 1 u8, key length u16, key, value
     HEADS      a chunk of `Index.pack_heads`
     PAST       a chunk of `Index.pack_past`
-    REVISIONS  first revision u64, then a location u64 each
+    REVISIONS  a chunk of `Index.pack_revisions`
     END        segment u64, offset u64: the data file reached at least here. The last chunk.
 """
 
@@ -30,14 +30,21 @@ import struct
 from collections.abc import Iterator
 from zlib import crc32
 
-from etcdlite.storage.data import DataDamaged, DataVersionError
+from etcdlite.storage.data import (
+    BUCKET_BODY,
+    POSITION,
+    U64,
+    DataDamaged,
+    DataFile,
+    DataVersionError,
+)
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.index import Index
 
 MAGIC = b"ETCDLCHK"
 FORMAT_VERSION = 1
 FILE_HEADER = struct.Struct("<8sI")
 CHUNK_HEADER = struct.Struct("<IBI")
-_U64 = struct.Struct("<Q")
 
 META = 1
 BUCKET = 2
@@ -47,6 +54,39 @@ REVISIONS = 5
 END = 6
 
 NAME = "checkpoint"
+
+
+def meta(
+    begin: tuple[int, int],
+    applied: tuple[int, int],
+    revision: int,
+    compacted: int,
+    data: DataFile,
+) -> bytes:
+    """The META chunk: the state where the checkpoint begins; `applied` is (index, term)."""
+    fields = [*begin, *applied, revision, compacted]
+    for number in sorted(data.files):
+        size = data.offset if number == data.active else data.sizes[number]
+        fields += [number, size, data.garbage[number]]
+    return struct.pack(f"<{len(fields)}Q", *fields)
+
+
+def chunks(
+    meta: bytes, buckets: dict[int, dict[bytes, bytes]], index: Index, data: DataFile
+) -> Iterator[tuple[int, bytes]]:
+    """All chunks, (kind, body) each. The state may change while they are taken; no compaction may
+    run."""
+    yield META, meta
+    for bucket, items in sorted(buckets.items()):
+        for key, value in list(items.items()):
+            yield BUCKET, BUCKET_BODY.pack(bucket, 1, len(key)) + key + value
+    for chunk in index.pack_heads():
+        yield HEADS, chunk
+    for chunk in index.pack_past():
+        yield PAST, chunk
+    for chunk in index.pack_revisions():
+        yield REVISIONS, chunk
+    yield END, POSITION.pack(data.active, data.offset)
 
 
 def pack(chunks: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
@@ -100,5 +140,5 @@ def applied_index(disk: Disk, directory: str) -> int:
     """The applied index of the checkpoint in a data folder. Raises DataDamaged, OSError."""
     for kind, body in unpack(disk, f"{directory}/{NAME}"):
         if kind == META:
-            return int(_U64.unpack_from(body, 16)[0])
+            return int(U64.unpack_from(body, 16)[0])
     raise DataDamaged(f"{directory}/{NAME}", 0, "the checkpoint has no META chunk")

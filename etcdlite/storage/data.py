@@ -44,6 +44,7 @@ from collections.abc import Callable, Iterator
 from zlib import crc32
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
+from etcdlite.proto import read_varint
 from etcdlite.storage.disk import Disk, File
 
 PUT = 1
@@ -60,6 +61,22 @@ RECORD_HEADER = struct.Struct("<II")
 RECORD_HEADER_BYTES = RECORD_HEADER.size
 MARK_BODY = struct.Struct("<QQQ")
 BUCKET_BODY = struct.Struct("<BBH")
+
+U64 = struct.Struct("<Q")
+POSITION = struct.Struct("<QQ")
+"""Segment, offset."""
+
+COMPACTED = 1
+"""Bucket of key b"": the compact revision, u64."""
+LEASE = 2
+"""Bucket of leases by id, u64 big-endian; see `lease.py`."""
+MEMBER = 3
+"""Bucket of `Member` messages by member id, u64 big-endian."""
+ALARM = 4
+CLEANED = 5
+"""Bucket of the numbers, u64, of segments that cleaning has emptied and removed."""
+REMOVED = 6
+"""Bucket of ids, u64 big-endian, of members that were removed for ever."""
 
 MAX_DAMAGED = 10_000
 """How many damaged records are counted."""
@@ -107,6 +124,21 @@ def record(kind: int, body: bytes) -> bytes:
     return RECORD_HEADER.pack(crc32(body, word), word) + body
 
 
+def u64s(body: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(body) // 8}Q", body)
+
+
+def key_and_revision(body: bytes, at: int = 0) -> tuple[bytes, int]:
+    """Key and mod_revision of a record that `Store` wrote (fields in order, key first) and that
+    begins at `at`."""
+    size, at = read_varint(body, at + 1, len(body))
+    key = body[at : at + size]
+    at += size
+    if body[at] == 0x10:
+        _, at = read_varint(body, at + 1, len(body))
+    return key, read_varint(body, at + 1, len(body))[0]
+
+
 def segment_name(number: int) -> str:
     return f"{number:016x}.seg"
 
@@ -140,6 +172,10 @@ class DataFile:
         self._recent: dict[int, bytes] = {}
         self._older: dict[int, bytes] = {}
         self._recent_bytes = 0
+
+    def path(self, number: int) -> str:
+        """The file of segment `number`."""
+        return f"{self.directory}/{segment_name(number)}"
 
     # Writing.
 
@@ -210,7 +246,7 @@ class DataFile:
         if self.active:
             self.sizes[self.active] = self.offset
         number = self.active + 1
-        file = self.disk.open(f"{self.directory}/{segment_name(number)}", create=True)
+        file = self.disk.open(self.path(number), create=True)
         header = SEGMENT_HEADER.pack(MAGIC, FORMAT_VERSION, number, self.offset, 0)[:-4]
         header += struct.pack("<I", crc32(header))
         file.pwrite(header, 0)
@@ -303,8 +339,7 @@ class DataFile:
     def _damage(self, location: int, why: str) -> DataDamaged:
         if len(self.damaged) < MAX_DAMAGED:
             self.damaged.add(location)
-        path = f"{self.directory}/{segment_name(location >> 32)}"
-        return DataDamaged(path, location & OFFSET_MASK, why)
+        return DataDamaged(self.path(location >> 32), location & OFFSET_MASK, why)
 
     # Size.
 

@@ -328,6 +328,16 @@ class Index:
                     size += len(piece)
             yield b"".join((_lengths(batch), _lengths(values), *values, *batch))
 
+    def pack_revisions(self) -> Iterator[bytes]:
+        """`revisions` as it is when the first chunk is taken: per chunk the number of its first
+        revision, u64, then locations, u64 each. One chunk at least."""
+        first = self.first_revision
+        revisions = self.revisions[:]
+        count = self._limits.pack_revisions
+        for at in range(0, len(revisions) or 1, count):
+            part = revisions[at : at + count]
+            yield struct.pack(f"<{len(part) + 1}Q", first + at, *part)
+
     def _batches(self, keys: SortedList[bytes]) -> Iterator[list[bytes]]:
         pack_keys, pack_bytes = self._limits.pack_keys, self._limits.pack_bytes
         cursor = b""

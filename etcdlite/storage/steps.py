@@ -6,7 +6,7 @@ takes time, and not of keys alone: keys, versions of keys, and bytes of records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from heapq import merge
 from itertools import islice
 from typing import Any, TypeVar
@@ -14,6 +14,11 @@ from typing import Any, TypeVar
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 
 T = TypeVar("T")
+
+Job = Iterator["Callable[[], None] | None"]
+"""Long work in steps. A yielded None means: more to do. A yielded callable is slow disk work that
+touches none of the store's memory: run it anywhere, once, and resume the job when it has returned.
+"""
 
 
 def finish(steps: Generator[None, None, T]) -> T:

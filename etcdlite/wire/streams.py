@@ -12,8 +12,8 @@ from etcdlite import ETCD_API_VERSION, log, proto, txn
 from etcdlite.errors import DATA_LOSS, UNAVAILABLE, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import RANGE, Route, by_number, numbers
-from etcdlite.mvcc import key_range
 from etcdlite.proto import varint
+from etcdlite.ranges import key_range
 from etcdlite.snap import Image
 from etcdlite.storage.data import DataDamaged
 from etcdlite.wire import api

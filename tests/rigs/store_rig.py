@@ -20,7 +20,9 @@ from etcdlite.lease import Lessor
 from etcdlite.limits import Limits
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
+from etcdlite.ranges import range_steps
 from etcdlite.replica.state import APPLIERS
+from etcdlite.storage.cleaning import clean
 from etcdlite.storage.data import RECORD_HEADER_BYTES, SEGMENT_HEADER
 from etcdlite.storage.index import DEAD, HEAD, PAST
 from rigs.faulty_disk import FaultyDisk
@@ -187,7 +189,7 @@ class StoreRig:
 
     def begin_cleaning(self, number: int) -> None:
         assert self.job is None
-        self.job = self.store.clean(number)
+        self.job = clean(self.store, number)
 
     def advance(self) -> bool:
         """One step of the job, or the disk work that the last step asked for; False at the end."""
@@ -260,7 +262,7 @@ def check_store(store: Store, model: PlainStore, rng: random.Random | None = Non
         revisions = [first, *rng.sample(revisions, 2), model.revision]
     for revision in (0, *revisions):
         request = proto.RangeRequest(key=b"\x00", range_end=b"\x00", revision=revision)
-        assert finish(store.range_steps(request)) == model.range(request).encode(), revision
+        assert finish(range_steps(store, request)) == model.range(request).encode(), revision
     since = first if rng is None else rng.choice(revisions)
     assert events_since(store, since) == model.events_since(since)
     upto = model.revision if rng is None else rng.choice(revisions)

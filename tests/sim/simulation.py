@@ -21,7 +21,7 @@ from typing import Any
 from etcdlite import frames, proto
 from etcdlite.errors import EtcdError
 from etcdlite.limits import Limits
-from etcdlite.mvcc import CLEANED
+from etcdlite.storage.data import CLEANED
 from etcdlite.storage.steps import finish
 from sim.backup import check_state
 from sim.checkers import Oracle, Safety, Violation

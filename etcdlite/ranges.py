@@ -1,0 +1,251 @@
+"""Ranges: the answer to a RangeRequest, and what it will take, read from a `Store` in steps.
+
+The rules are etcd's. An answer is as of one revision, however the store changes between the steps:
+while it is read, that revision is pinned. Records go into the answer as they stand in the data
+file; they are decoded only to filter, to sort or to leave out their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from operator import itemgetter
+from typing import Any
+
+from etcdlite import proto
+from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError
+from etcdlite.mvcc import Store
+from etcdlite.proto import varint
+from etcdlite.storage.steps import sort_steps
+
+MAX_REVISION = (1 << 63) - 1
+_NO_LIMIT = 1 << 62
+_SORT_FIELDS = ("key", "version", "create_revision", "mod_revision", "value")
+
+
+class AnswerTooLarge(EtcdError):
+    """The answer would have more than `limit_bytes`."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            RESOURCE_EXHAUSTED,
+            f"etcdlite: the answer has more than {limit_bytes} bytes: use limit to get it in parts",
+        )
+
+
+def key_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
+    """etcd's range as [start, end). No range_end means one key, b"\\0" means no upper bound."""
+    if not range_end:
+        return key, key + b"\0"
+    if range_end == b"\0":
+        return key, None
+    return key, range_end
+
+
+def is_plain(request: Any) -> bool:
+    """The answer to a RangeRequest is the first records of the range, unchanged."""
+    return not (
+        request.keys_only
+        or request.count_only
+        or _bounds(request)
+        or (request.limit > 0 and _order(request))
+    )
+
+
+def range_steps(
+    store: Store,
+    request: Any,
+    revision: int | None = None,
+    head: bytes = b"",
+    limit_bytes: int | None = None,
+) -> Generator[None, None, bytes]:
+    """Answer a RangeRequest: returns `head` and the encoded RangeResponse without its header.
+
+    The answer is as of the revision that the request names, else `revision`, else the store's when
+    the first step runs. Raises EtcdError Compacted or FutureRev; AnswerTooLarge if its records have
+    more than `limit_bytes` (None: `max_answer_bytes`); DataDamaged.
+    """
+    start, end = key_range(request.key, request.range_end)
+    store.check_revision(request.revision)
+    if request.revision > 0:
+        revision = request.revision
+    elif revision is None:
+        revision = store.revision
+    if limit_bytes is None:
+        limit_bytes = store.limits.max_answer_bytes
+    store.pinned.append(revision)
+    try:
+        if request.count_only:
+            count = yield from _count_steps(store, start, end, revision)
+            return head + _tail(False, count)
+        return (yield from _read_steps(store, request, start, end, revision, head, limit_bytes))
+    finally:
+        store.pinned.remove(revision)
+
+
+def size_steps(
+    store: Store, start: bytes, end: bytes | None, revision: int, limit: int, enough_bytes: int
+) -> Generator[None, None, int]:
+    """Bytes of the first `limit` (0: of all) records in [start, end) as of `revision`. Stops at
+    `enough_bytes`. Reads only the index."""
+    size = 0
+    left = limit or _NO_LIMIT
+    step_keys = store.limits.range_step_keys
+    cursor: bytes | None = start
+    while cursor is not None and left and size < enough_bytes:
+        records, cursor = store.scan(cursor, end, revision, min(step_keys, left), enough_bytes)
+        left -= len(records)
+        size += sum(length for _, length in records)
+        if cursor is not None:
+            yield
+    return size
+
+
+def _read_steps(
+    store: Store,
+    request: Any,
+    start: bytes,
+    end: bytes | None,
+    revision: int,
+    head: bytes,
+    limit_bytes: int,
+) -> Generator[None, None, bytes]:
+    step_keys = store.limits.range_step_keys
+    bounds = _bounds(request)
+    order = _order(request)
+    limit = request.limit if request.limit > 0 else _NO_LIMIT
+    # As in etcd, a sort target without a direction sorts only what the limit lets through.
+    room = limit + 1 if not (bounds or (order and request.sort_order)) else _NO_LIMIT
+    enough = _NO_LIMIT if order else limit + 1
+    keys_only = request.keys_only
+    read = store.data.read
+    answer = bytearray(head)
+    parts: list[bytes] = []
+    limit_bytes += len(head)
+    count = found = 0
+    ranked: list[tuple[Any, bytes]] = []
+    ranked_bytes = 0
+    cursor: bytes | None = start
+    while cursor is not None:
+        if count >= room or found >= enough:
+            # Enough is read. What is left is to count the rest of the range.
+            count += yield from _count_steps(store, cursor, end, revision)
+            break
+        records, cursor = store.scan(cursor, end, revision, min(step_keys, room - count))
+        count += len(records)
+        for location, length in records:
+            kv = read(location, length)
+            if bounds or order:
+                message = proto.KeyValue.decode(kv)
+                if not all(low <= getattr(message, name) <= high for name, low, high in bounds):
+                    continue
+                if order:
+                    ranked.append((getattr(message, order), message.key))
+            found += 1
+            if order:
+                if order == "value":
+                    ranked_bytes += length
+            elif found <= limit:
+                if keys_only:
+                    kv = _without_value(kv)
+                parts += (b"\x12" + varint(len(kv)), kv)
+        answer += b"".join(parts)
+        parts.clear()
+        if len(answer) + ranked_bytes > limit_bytes:
+            raise AnswerTooLarge(store.limits.max_answer_bytes)
+        if cursor is not None:
+            yield
+    if order:
+        yield from _append_ranked(store, request, revision, ranked, answer, limit, limit_bytes)
+    answer += _tail(found > limit, count)
+    if len(answer) > store.limits.step_bytes:
+        # Copying a large answer is a step of its own, and so is sending it.
+        yield
+        whole = bytes(answer)
+        answer.clear()
+        yield
+        return whole
+    return bytes(answer)
+
+
+def _append_ranked(
+    store: Store,
+    request: Any,
+    revision: int,
+    ranked: list[tuple[Any, bytes]],
+    answer: bytearray,
+    limit: int,
+    limit_bytes: int,
+) -> Generator[None, None, None]:
+    """Sort (rank, key) and append the first `limit` records to `answer`."""
+    limits = store.limits
+    descends = request.sort_order == proto.RangeRequest.DESCEND
+    ranked = yield from sort_steps(ranked, itemgetter(0), descends, limits)
+    ranked.reverse()
+    parts: list[bytes] = []
+    size = 0
+    for step in range(1, min(limit, len(ranked)) + 1):
+        _, key = ranked.pop()
+        kv = store.get(key, revision)
+        assert kv is not None, "the range was read a moment ago"
+        size += len(kv)
+        if request.keys_only:
+            kv = _without_value(kv)
+        parts += (b"\x12" + varint(len(kv)), kv)
+        if step % limits.range_step_keys == 0 or size >= limits.step_bytes:
+            size = 0
+            answer += b"".join(parts)
+            parts.clear()
+            if len(answer) > limit_bytes:
+                raise AnswerTooLarge(limits.max_answer_bytes)
+            yield
+    answer += b"".join(parts)
+    while ranked:  # Freeing many takes time, too.
+        del ranked[-limits.sort_step_items :]
+        yield
+    if len(answer) > limit_bytes:
+        raise AnswerTooLarge(limits.max_answer_bytes)
+
+
+def _count_steps(
+    store: Store, start: bytes, end: bytes | None, revision: int
+) -> Generator[None, None, int]:
+    count = 0
+    cursor: bytes | None = start
+    while cursor is not None:
+        if revision == store.revision + store.is_writing:
+            return count + store.index.count(cursor, end)
+        records, cursor = store.index.scan(cursor, end, revision, store.limits.range_step_keys)
+        count += len(records)
+        if cursor is not None:
+            yield
+    return count
+
+
+def _without_value(kv: bytes) -> bytes:
+    message = proto.KeyValue.decode(kv)
+    message.value = b""
+    return message.encode()
+
+
+def _tail(more: bool, count: int) -> bytes:
+    """`more` and `count` of a RangeResponse."""
+    return (b"\x18\x01" if more else b"") + (b"\x20" + varint(count) if count else b"")
+
+
+def _bounds(request: Any) -> list[tuple[str, int, int]]:
+    """(field, lowest, highest) of the filters that a RangeRequest sets."""
+    bounds = (
+        ("mod_revision", request.min_mod_revision, request.max_mod_revision or MAX_REVISION),
+        (
+            "create_revision",
+            request.min_create_revision,
+            request.max_create_revision or MAX_REVISION,
+        ),
+    )
+    return [bound for bound in bounds if bound[1] or bound[2] != MAX_REVISION]
+
+
+def _order(request: Any) -> str:
+    """The field to sort by; "" if the order is that of the keys, ascending."""
+    descends = request.sort_order == proto.RangeRequest.DESCEND
+    return _SORT_FIELDS[request.sort_target] if request.sort_target or descends else ""

@@ -1,0 +1,237 @@
+"""Recovery: the state that the files of a data folder add up to.
+
+A start loads the checkpoint, and then takes in the records of the data file behind the place where
+that checkpoint began, up to the last mark. The rest, which a crash may have left incomplete, is cut
+off; the write-ahead log has it. To take a record in twice makes no difference, so a checkpoint may
+hold changes that the scan meets again.
+
+Recovery never guesses: a record that does not check before the end that the checkpoint vouches for,
+or a segment that is missing or has another size, is DataDamaged, and nothing is changed on disk.
+"""
+
+from __future__ import annotations
+
+from etcdlite import proto
+from etcdlite.limits import DEFAULT_LIMITS, Limits
+from etcdlite.storage import checkpoint
+from etcdlite.storage.data import (
+    BUCKET,
+    BUCKET_BODY,
+    CLEANED,
+    MARK,
+    MARK_BODY,
+    MOVED,
+    OFFSET_MASK,
+    POSITION,
+    PUT,
+    RECORD_HEADER_BYTES,
+    SEGMENT_HEADER,
+    U64,
+    DataDamaged,
+    DataFile,
+    DataVersionError,
+    key_and_revision,
+    u64s,
+)
+from etcdlite.storage.disk import Disk
+from etcdlite.storage.index import DEAD, HEAD, Index
+
+
+class Contents:
+    """What a data folder holds: nothing yet, or what `load` has found there."""
+
+    def __init__(
+        self, disk: Disk, directory: str, segment_bytes: int, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
+        self.data = DataFile(disk, directory, segment_bytes, limits)
+        self.index = Index(limits)
+        self.revision = 1
+        self.applied_index = 0
+        self.applied_term = 0
+        self.buckets: dict[int, dict[bytes, bytes]] = {}
+        self.checkpoint_begin = (0, 0)
+        """Where the scan began: (segment, offset)."""
+        self.cut: DataDamaged | None = None
+        """What made the scan end early, after a crash; None if the data file was whole."""
+        self._moved_revision = 0
+
+    def load(self) -> None:
+        """The state as of the last mark. Raises DataDamaged; ValueError, IndexError and
+        struct.error if what is in the files was never written by this program."""
+        begin, end, listed = self._load_checkpoint()
+        data = self.data
+        data.open_segments()
+        if begin[0] not in data.files:
+            raise DataDamaged(data.path(begin[0]), 0, "the segment is missing")
+        self._scan(begin, end)
+        # A process that was killed may have left these to the page cache.
+        data.unsynced.update(n for n in data.files if n >= begin[0])
+        self._check_segments(listed, begin[0])
+        data.damaged.clear()  # A crash may have torn the end, which is cut off.
+
+    def _load_checkpoint(self) -> tuple[tuple[int, int], tuple[int, int], dict[int, int]]:
+        """Returns where to scan from, how far the data file must reach, and the segments that must
+        be there, with their sizes in bytes."""
+        path = f"{self.data.directory}/{checkpoint.NAME}"
+        index = self.index
+        listed: dict[int, int] = {}
+        end = (0, 0)
+        first_chunk = True
+        for kind, body in checkpoint.unpack(self.data.disk, path):
+            if first_chunk != (kind == checkpoint.META):
+                raise DataDamaged(path, 0, "the checkpoint does not begin with its META chunk")
+            first_chunk = False
+            if kind == checkpoint.HEADS:
+                index.load_heads(body)
+            elif kind == checkpoint.PAST:
+                index.load_past(body)
+            elif kind == checkpoint.BUCKET:
+                self._load_bucket(body, True)
+            elif kind == checkpoint.REVISIONS:
+                first, *locations = u64s(body)
+                if not index.revisions:
+                    index.first_revision = first
+                index.revisions.extend(locations)
+            elif kind == checkpoint.META:
+                fields = u64s(body)
+                self.checkpoint_begin = (fields[0], fields[1])
+                self.applied_index, self.applied_term, self.revision = fields[2:5]
+                for at in range(6, len(fields), 3):
+                    number, size, garbage = fields[at : at + 3]
+                    listed[number] = size
+                    self.data.garbage[number] = garbage
+            elif kind == checkpoint.END:
+                end = POSITION.unpack(body)
+        index.loaded()
+        return self.checkpoint_begin, end, listed
+
+    def _scan(self, begin: tuple[int, int], end: tuple[int, int]) -> None:
+        """Take in the records behind the checkpoint up to the last mark; cut off the rest."""
+        data = self.data
+        number, offset = valid = begin
+        size = data.sizes.get(number, data.offset)
+        if size < offset:
+            why = f"it has {size} bytes instead of {offset} or more"
+            raise DataDamaged(data.path(number), size, why)
+        data.check_header(number)
+        try:
+            while number in data.files:
+                waiting = []
+                for location, kind, body in data.records(number, offset):
+                    waiting.append((location, kind, body))
+                    if kind == MARK:
+                        for record in waiting:
+                            self._replay(*record)
+                        waiting.clear()
+                        after = location & OFFSET_MASK
+                        valid = (number, after + RECORD_HEADER_BYTES + len(body))
+                if waiting:
+                    break
+                number, offset = number + 1, SEGMENT_HEADER.size
+                if number in data.files:
+                    if data.check_header(number) != valid[1]:
+                        path = data.path(valid[0])
+                        raise DataDamaged(path, valid[1], "the end of the segment is missing")
+                    valid = (number, offset)
+        except DataVersionError:
+            raise  # No crash left this, so it must not be cut off.
+        except DataDamaged as damage:
+            if valid < end:
+                raise
+            self.cut = damage
+        if valid < end:
+            why = "records that the checkpoint counts on are missing"
+            raise DataDamaged(data.path(valid[0]), valid[1], why)
+        data.cut(*valid)
+
+    def _check_segments(self, listed: dict[int, int], active: int) -> None:
+        """Every segment of the checkpoint must be there, whole, or have been cleaned since."""
+        data = self.data
+        cleaned = self.buckets.get(CLEANED, {})
+        for number, size in listed.items():
+            if U64.pack(number) in cleaned:
+                continue
+            if number not in data.files:
+                raise DataDamaged(data.path(number), 0, "the segment is missing")
+            if number < active:
+                data.check_header(number)
+                found = data.sizes[number]
+                if found != size:
+                    why = f"it has {found} bytes instead of {size}"
+                    raise DataDamaged(data.path(number), min(found, size), why)
+        gone = [
+            number
+            for number in data.files
+            if U64.pack(number) in cleaned or (number not in listed and number < active)
+        ]
+        if gone:
+            # What was moved out of them may not be durable yet.
+            data.take_sync()()
+        for number in gone:
+            data.drop_segment(number)
+        for number in listed.keys() - data.files.keys():
+            data.garbage.pop(number, None)
+
+    def _replay(self, location: int, kind: int, body: bytes) -> None:
+        """Take in a record of the data file. A second time makes no difference."""
+        if kind == MARK:
+            self.data.add_garbage(location, len(body))
+            self.applied_index, self.applied_term, revision = MARK_BODY.unpack(body)
+            self.revision = max(self.revision, revision)
+            self._moved_revision = 0
+        elif kind == BUCKET:
+            self.data.add_garbage(location, len(body))
+            self._load_bucket(body, body[1] != 0)
+        elif kind & MOVED:
+            self._replay_move(location, body)
+        else:
+            self._replay_change(location, kind, body)
+
+    def _load_bucket(self, body: bytes, is_present: bool) -> None:
+        bucket, _, size = BUCKET_BODY.unpack_from(body)
+        at = BUCKET_BODY.size + size
+        key = body[BUCKET_BODY.size : at]
+        items = self.buckets.setdefault(bucket, {})
+        if is_present:
+            items[key] = body[at:]
+        else:
+            items.pop(key, None)
+
+    def _replay_move(self, location: int, body: bytes) -> None:
+        index = self.index
+        key, mod = key_and_revision(body)
+        old = index.move(key, mod, None, location)
+        if old != location:
+            # A version without an old place is not needed any more.
+            self.data.add_garbage(location if old is None else old, len(body))
+        at = mod - index.first_revision
+        if 0 <= at < len(index.revisions) and self._moved_revision != mod:
+            index.revisions[at] = location
+        self._moved_revision = mod
+
+    def _replay_change(self, location: int, kind: int, body: bytes) -> None:
+        index = self.index
+        message = proto.KeyValue.decode(body)
+        key, mod = message.key, message.mod_revision
+        if mod - index.first_revision == len(index.revisions):
+            index.revisions.append(location)
+        head = index.heads.get(key)
+        if head is not None:
+            head_mod, _, _, old, _, length = HEAD.unpack(head)
+            if head_mod >= mod:
+                return
+            index.supersede(key, head_mod, old, length)
+        if kind == PUT:
+            index.set_head(
+                key,
+                mod,
+                message.create_revision,
+                message.version,
+                location,
+                message.lease,
+                len(body),
+            )
+        else:
+            if head is not None:
+                index.remove_head(key)
+            index.supersede(key, mod, location, len(body) | DEAD)
