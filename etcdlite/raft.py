@@ -48,7 +48,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etcdlite.raft_log import (
     ENTRY_CONF_CHANGE,
@@ -415,9 +415,9 @@ class Raft:
             if kind in (APP, HEARTBEAT):
                 # A deposed leader, or one that a pre-vote keeps from hearing of our higher term,
                 # learns it from the answer. Without pre-vote it would learn it by a vote request.
-                self._send_after_sync(Message(APP_RESP, message.sender, self.id, self.term))
+                self._send_after_sync(APP_RESP, message.sender)
             elif kind == PRE_VOTE:
-                self._send(self._vote_refusal(PRE_VOTE_RESP, message.sender))
+                self._send(PRE_VOTE_RESP, message.sender, **self._vote_refusal())
             return
         if kind in (VOTE, PRE_VOTE):
             self._on_vote(message)
@@ -491,7 +491,7 @@ class Raft:
                 raise RequestDropped("too many waiting reads")
             self._take_read(self.id, context)
         elif self.leader:
-            self._send(Message(READ_INDEX, self.leader, self.id, self.term, context=context))
+            self._send(READ_INDEX, self.leader, context=context)
         else:
             raise NotLeader(0)
 
@@ -526,7 +526,7 @@ class Raft:
         self._transferee = node
         self._election_elapsed = 0
         if self.progress[node].match == self.log.last:
-            self._send(Message(TIMEOUT_NOW, node, self.id, self.term))
+            self._send(TIMEOUT_NOW, node)
         else:
             self._send_append(node)
 
@@ -683,11 +683,13 @@ class Raft:
             if self._is_alone():
                 self._become_leader()
                 return
-            self._send_after_sync(Message(VOTE_RESP, self.id, self.id, term))
+            self._send_after_sync(VOTE_RESP, self.id)
         last_term = log.term(log.last)
         for node in sorted(self.voters):
             if node != self.id:
-                self._send(Message(kind, node, self.id, term, log.last, last_term, context=context))
+                self._send(
+                    kind, node, term=term, index=log.last, log_term=last_term, context=context
+                )
 
     def _on_vote(self, message: Message) -> None:
         log = self.log
@@ -700,32 +702,20 @@ class Raft:
         last_term = log.term(log.last)
         up_to_date = (message.log_term, message.index) >= (last_term, log.last)
         granted = can_vote and up_to_date
-        # The grant of a pre-vote bears the term that was asked for, so that the candidate does not
-        # take it for old; a refusal bears ours, so that it learns of a higher one.
-        kind = PRE_VOTE_RESP if pre else VOTE_RESP
-        if granted:
-            reply = Message(kind, message.sender, self.id, message.term)
-        else:
-            reply = self._vote_refusal(kind, message.sender)
-        if pre:
-            self._send(reply)
-            return
-        if granted:
+        if granted and not pre:
             self.vote = message.sender
             self._election_elapsed = 0
-        self._send_after_sync(reply)
+        # The grant of a pre-vote carries the term that was asked for, or the candidate would take
+        # it for a stale message; a refusal carries ours, so that it learns of a higher one.
+        answer = {"term": message.term} if granted else self._vote_refusal()
+        if pre:
+            self._send(PRE_VOTE_RESP, message.sender, **answer)
+        else:
+            self._send_after_sync(VOTE_RESP, message.sender, **answer)
 
-    def _vote_refusal(self, kind: int, node: int) -> Message:
+    def _vote_refusal(self) -> dict[str, Any]:
         committed = self.log.committed
-        return Message(
-            kind,
-            node,
-            self.id,
-            self.term,
-            commit=committed,
-            log_term=self.log.term(committed),
-            reject=True,
-        )
+        return {"commit": committed, "log_term": self.log.term(committed), "reject": True}
 
     def _on_vote_resp(self, message: Message) -> None:
         if message.reject and self.log.term(message.commit) == message.log_term:
@@ -865,16 +855,12 @@ class Raft:
         if not entries and not even_if_empty:
             return False
         self._send(
-            Message(
-                APP,
-                node,
-                self.id,
-                self.term,
-                previous,
-                log.term(previous),
-                log.committed,
-                entries,
-            )
+            APP,
+            node,
+            index=previous,
+            log_term=log.term(previous),
+            commit=log.committed,
+            entries=entries,
         )
         progress.sent(entries)
         progress.sent_commit = min(log.committed, previous + len(entries))
@@ -893,7 +879,7 @@ class Raft:
             tuple(sorted(self.learners)),
         )
         progress.become_snapshot(snapshot.index)
-        self._send(Message(SNAP, node, self.id, self.term, snapshot=snapshot))
+        self._send(SNAP, node, snapshot=snapshot)
         return True
 
     def _on_app_resp(self, message: Message) -> None:
@@ -932,7 +918,7 @@ class Raft:
         while self._maybe_send_append(node, even_if_empty=False):
             pass
         if node == self._transferee and progress.match == log.last:
-            self._send(Message(TIMEOUT_NOW, node, self.id, self.term))
+            self._send(TIMEOUT_NOW, node)
 
     # The leader: heartbeats and reads.
 
@@ -941,7 +927,7 @@ class Raft:
         context = self._round.to_bytes(8, "little") if self._round_reads else b""
         for node in self._others():
             commit = min(self.progress[node].match, self.log.committed)
-            self._send(Message(HEARTBEAT, node, self.id, self.term, commit=commit, context=context))
+            self._send(HEARTBEAT, node, commit=commit, context=context)
 
     def _on_heartbeat_resp(self, message: Message) -> None:
         progress = self.progress.get(message.sender)
@@ -998,7 +984,7 @@ class Raft:
         if node == self.id:
             self._read_states.append(ReadState(index, context))
         else:
-            self._send(Message(READ_INDEX_RESP, node, self.id, self.term, index, context=context))
+            self._send(READ_INDEX_RESP, node, index=index, context=context)
 
     # The follower.
 
@@ -1023,42 +1009,31 @@ class Raft:
         log = self.log
         leader = message.sender
         if message.index < log.committed:
-            self._send_after_sync(Message(APP_RESP, leader, self.id, self.term, log.committed))
+            self._send_after_sync(APP_RESP, leader, index=log.committed)
             return
         last_new = log.maybe_append(
             message.index, message.log_term, message.entries, message.commit
         )
         if last_new is not None:
-            self._send_after_sync(Message(APP_RESP, leader, self.id, self.term, last_new))
+            self._send_after_sync(APP_RESP, leader, index=last_new)
             return
         # Tell the leader where to look next: below the refused entry, and not at entries of a term
         # above that entry's, which cannot match (as etcd does; thesis 3.5).
         hint = log.last_index_not_above(min(message.index, log.last), message.log_term)
         self._send_after_sync(
-            Message(
-                APP_RESP,
-                leader,
-                self.id,
-                self.term,
-                message.index,
-                max(0, log.term(hint)),
-                reject=True,
-                hint=hint,
-            )
+            APP_RESP,
+            leader,
+            index=message.index,
+            log_term=max(0, log.term(hint)),
+            reject=True,
+            hint=hint,
         )
 
     def _on_heartbeat(self, message: Message) -> None:
         self._follow(message)
         self.log.commit_to(message.commit)
         self._send(
-            Message(
-                HEARTBEAT_RESP,
-                message.sender,
-                self.id,
-                self.term,
-                commit=self.log.committed,
-                context=message.context,
-            )
+            HEARTBEAT_RESP, message.sender, commit=self.log.committed, context=message.context
         )
 
     def _on_snap(self, message: Message) -> None:
@@ -1066,9 +1041,7 @@ class Raft:
         if message.snapshot is None:
             raise RaftInvariantError("a Snap message without a snapshot")
         self._maybe_restore(message.snapshot)
-        self._send_after_sync(
-            Message(APP_RESP, message.sender, self.id, self.term, self.log.committed)
-        )
+        self._send_after_sync(APP_RESP, message.sender, index=self.log.committed)
 
     def _maybe_restore(self, snapshot: Snapshot) -> None:
         """Replace log and membership by the snapshot, unless the log has all of it already."""
@@ -1090,11 +1063,16 @@ class Raft:
 
     # Sending.
 
-    def _send(self, message: Message) -> None:
-        self._messages.append(message)
+    def _send(self, kind: int, to: int, **fields: Any) -> None:
+        """Send a message that may leave before anything is durable."""
+        self._messages.append(self._message(kind, to, **fields))
 
-    def _send_after_sync(self, message: Message) -> None:
-        self._messages_after_sync.append(message)
+    def _send_after_sync(self, kind: int, to: int, **fields: Any) -> None:
+        """Send a message that must not leave before the next Ready is durable."""
+        self._messages_after_sync.append(self._message(kind, to, **fields))
+
+    def _message(self, kind: int, to: int, term: int | None = None, **fields: Any) -> Message:
+        return Message(kind, to, self.id, self.term if term is None else term, **fields)
 
 
 _FROM_LEADER: dict[int, Callable[[Raft, Message], None]] = {

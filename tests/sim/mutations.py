@@ -217,11 +217,9 @@ def _read_before_the_read_index_is_applied(patch: Patch) -> None:
 
 @mutation(faults={**CRASHES, "power_all": 20.0})
 def _follower_acknowledges_before_its_sync(patch: Patch) -> None:
-    def hasty(self: Any, message: Any) -> None:
-        if message.to == self.id:
-            self._messages_after_sync.append(message)
-        else:
-            self._send(message)
+    def hasty(self: Any, kind: int, to: int, **fields: Any) -> None:
+        messages = self._messages_after_sync if to == self.id else self._messages
+        messages.append(self._message(kind, to, **fields))
 
     patch.set(raft.Raft, "_send_after_sync", hasty)
 
