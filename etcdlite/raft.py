@@ -1,51 +1,53 @@
-"""Consensus as a pure state machine: no clock, no socket, no file, no global random.
+"""Consensus as a pure state machine: no clock, socket, file or global random.
 
 Names, roles and rules follow Ongaro's Raft thesis and etcd's raft library: `step` takes a message,
-`tick` a unit of time, `ready` gives what must be written, sent and applied. etcd's `advance` comes
-in its asynchronous form, as two calls: `persisted` and `applied`. Work is pipelined: `ready` may be
-taken again while earlier Readys are still on their way to the disk.
+`tick` a unit of time, `ready` returns what must be written, sent and applied. etcd's `advance`
+comes in its asynchronous form, as two calls: `persisted` and `applied`. Work is pipelined: `ready`
+may be called again while earlier Readys are still being written.
 
-What the owner does with a `Ready`, in this order:
+The owner handles a `Ready` in this order:
 
 1. `messages` may leave at once, before anything is durable (thesis 10.2.1).
-2. `snapshot`, `hard_state` and `entries` are written, hard state not later than the entries.
-   Readys are made durable in the order in which they were taken. Entries replace all entries of
-   the same and higher indexes that were written before.
-3. When they are durable, and those of all earlier Readys too: `messages_after_sync` leave (those
-   addressed to this member itself go to `step`), and `persisted(index, term)` is called with the
-   last of `entries`, once for every Ready that has entries, in order.
-4. `committed_entries` are applied in order, then `applied(index)` is called. They are durable
-   already. For a conf change entry that is accepted, `apply_conf_change` comes before `applied`.
-   A `snapshot` is installed and synced before later entries; `applied(snapshot.index)` says so.
+2. `snapshot`, `hard_state` and `entries` are written, the hard state not later than the entries.
+   Readys become durable in the order in which they were taken. Entries replace everything that
+   was written before at the same and at higher indexes.
+3. When this Ready and all earlier ones are durable, `messages_after_sync` leave (those addressed
+   to this member itself go to `step`), and `persisted(index, term)` is called with the last of
+   `entries`: once for every Ready that has entries, in order.
+4. `committed_entries`, which are durable already, are applied in order; then `applied(index)` is
+   called. For an accepted conf change entry, `apply_conf_change` is called before `applied`. A
+   `snapshot` is installed and synced before later entries; then `applied(snapshot.index)`.
 5. `read_states` are answered once `applied` has reached their index.
 
 Invariants, checked while running and fatal when broken (`RaftInvariantError`):
 
-- at most one leader in a term; a leader never drops or changes entries of its own log;
+- a leader never drops or changes entries of its own log;
 - applied <= applying <= committed <= last, stable <= offered <= last, and offset <= applied except
-  while a snapshot is being installed (`RaftLog` says what these are);
+  while a snapshot is being installed (`RaftLog` defines these marks);
 - an entry is applied only when it is committed and durable on this member;
-- a member becomes leader only when its own vote is durable. (Otherwise it could forget, crash, be
-  elected again in the same term, and put another entry at the same index and term.) The only
-  exception is a member that is alone: its hard state is written with the entries that need it.
+- a member becomes leader only when its own vote is durable. Otherwise it could forget the vote in
+  a crash, be elected again in the same term, and write another entry at the same index and term.
+  The exception is a member that is alone: its hard state is written with the entries that need it.
 
-The commit index rides along in the hard state whenever entries are written, but is never a reason
-to write: Raft does not need it durable (thesis 3.8), and the state machine keeps its applied index.
-What it must do it does: a leader appends a membership change only when the one before is committed,
-so a log on disk has at most one change beyond the commit index beside it, and a restarted member,
-which does not campaign before it has applied the others, is at most one change behind.
+No message breaks an invariant: `step` raises MessageRejected for one that contradicts what this
+member knows, before it changes anything.
 
-What this part must never do: look at `data` of an entry, know about keys or members' addresses, or
-hold more than the named limits allow.
+The commit index is part of the hard state whenever entries are written, but is never a reason to
+write: Raft does not need it durable (thesis 3.8), and the state machine keeps its applied index.
+Membership does need it. A leader appends a membership change only when the previous one is
+committed, so a log on disk has at most one change beyond its commit index. A restarted member
+does not campaign before it has applied the others, so it is at most one change behind.
 
-Membership changes are one at a time (thesis 4.1, without joint consensus), take effect when they
-are applied (as in etcd), and are proposed only when the leader has committed an entry of its term.
+This part never looks at the `data` of an entry, knows nothing of keys and addresses, and holds no
+more than the named limits allow.
+
+Membership changes are one at a time (thesis 4.1, no joint consensus), take effect when they are
+applied (as in etcd), and are proposed only once the leader has committed an entry of its term.
 """
 
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -58,6 +60,7 @@ from etcdlite.raft_log import (
     RaftInvariantError,
     RaftLog,
 )
+from etcdlite.raft_progress import PROBE, REPLICATE, SNAPSHOT, Progress
 
 MAX_APPEND_BYTES = 1 << 20
 """Entries in one append message; a single larger entry still goes alone."""
@@ -70,22 +73,22 @@ MAX_INFLIGHT_BYTES = 16 << 20
 """Appends sent to one follower and not yet acknowledged by it."""
 
 MAX_LOG_TAILS = 4
-"""The log is kept for those who get a snapshot up to so many times its tail."""
+"""For members that receive a snapshot the log is kept up to this multiple of `log_tail_bytes`."""
 
 MAX_UNCOMMITTED_BYTES = 64 << 20
-"""Entries that a leader accepts beyond the commit index."""
+"""Uncommitted entries that a leader accepts; more are refused."""
 
 MAX_WAITING_READS = 4096
 """Read requests that wait at the leader for a round of heartbeats."""
+
+MAX_TERM_STEP = 1 << 32
+"""A message's term is at most this far above ours. One election per second takes 136 years."""
 
 LOG_TAIL_BYTES = 16 << 20
 """Applied entries that compaction keeps in memory for slow followers."""
 
 FOLLOWER, PRE_CANDIDATE, CANDIDATE, LEADER = range(4)
 ROLE_NAMES = ("follower", "pre-candidate", "candidate", "leader")
-
-PROBE, REPLICATE, SNAPSHOT = range(3)
-PROGRESS_NAMES = ("probe", "replicate", "snapshot")
 
 (
     APP,
@@ -120,11 +123,15 @@ MESSAGE_NAMES = {
 ADD_VOTER, ADD_LEARNER, REMOVE = range(3)
 
 CAMPAIGN_TRANSFER = b"transfer"
-"""Context of a vote request that a leader asked for: it overrides the lease of that leader."""
+"""Context of a vote request that a leadership transfer caused; a live leader does not bar it."""
+
+
+class MessageRejected(ValueError):
+    """The sender's fault: the message contradicts what this member knows. Nothing was changed."""
 
 
 class NotLeader(Exception):
-    """This member cannot take the request; `leader` is the id of who can, 0 if unknown."""
+    """Only the leader can take the request; `leader` is its id, 0 if unknown."""
 
     def __init__(self, leader: int) -> None:
         super().__init__(leader)
@@ -132,7 +139,7 @@ class NotLeader(Exception):
 
 
 class RequestDropped(Exception):
-    """The request was not taken, for a passing reason that the text names. Try again later."""
+    """The request was refused for a temporary reason, which the text names. Try again later."""
 
 
 class HardState(NamedTuple):
@@ -144,11 +151,11 @@ class HardState(NamedTuple):
 
 
 NO_HARD_STATE = HardState()
-"""That of a member that never ran."""
+"""The hard state of a member that never ran."""
 
 
 class SoftState(NamedTuple):
-    """Who leads (0 if unknown) and the role of this member."""
+    """The id of the leader (0 if unknown) and the role of this member."""
 
     leader: int
     role: int
@@ -211,7 +218,7 @@ class Message(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """What there is to do; the module docstring says in which order. Empty fields: nothing."""
+    """What there is to do, in the order of the module docstring. Empty fields mean nothing."""
 
     hard_state: HardState | None = None
     entries: Sequence[Entry] = ()
@@ -224,15 +231,15 @@ class Ready(NamedTuple):
 
 
 NOTHING_READY = Ready()
-"""What `Raft.ready` returns when there is nothing to do: always this object."""
+"""`Raft.ready` returns this very object when there is nothing to do."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """One member's settings. Times are in ticks, whose length the owner chooses.
+    """One member's settings. Times are in ticks; the owner chooses their length.
 
-    `id` is this member's, not 0. A follower campaigns after `election_ticks` to twice that without
-    a leader; a leader sends heartbeats every `heartbeat_ticks`.
+    `id` is this member's and not 0. A follower that hears from no leader campaigns after a random
+    time of `election_ticks` to twice that; a leader sends heartbeats every `heartbeat_ticks`.
     """
 
     id: int
@@ -250,13 +257,13 @@ class Config:
 class Raft:
     """One member's part in the consensus.
 
-    The log as recovered is given at the start: `entries` follow the entry (`snapshot_index`,
-    `snapshot_term`) without a gap; `applied` is what the state machine already contains, and
-    `voters` and `learners` the membership there. A member that is the only voter campaigns at once.
+    It starts from the recovered log: `entries` follow the entry (`snapshot_index`, `snapshot_term`)
+    without a gap, `applied` is the last entry that the state machine contains, and `voters` and
+    `learners` are the membership at that entry. A member that is the only voter campaigns at once.
 
-    The first members of a cluster start with the same membership and an empty log, as it is not in
-    the log. Who joins later starts with neither, and learns both from the leader. An id must never
-    be used again after its member was removed.
+    The first members of a cluster start with the same membership, which is not in the log, and an
+    empty log. A member that joins later starts with neither and learns both from the leader. An id
+    must never be used again after its member was removed.
 
     Public attributes are for reading: `id term vote role leader voters learners progress log`.
     """
@@ -288,7 +295,7 @@ class Raft:
         self.vote = hard_state.vote
         last_term = self.log.term(self.log.last)
         if last_term > self.term:
-            # Entries reached the disk and the hard state written with them did not: then no vote
+            # The entries reached the disk and the hard state written with them did not. So no vote
             # of that term was given either.
             self.term = last_term
             self.vote = 0
@@ -306,14 +313,14 @@ class Raft:
         self._election_timeout = 0
         self._heartbeat_elapsed = 0
         self._votes: dict[int, bool] = {}
-        # The leader's: who shall lead next, the last conf change that may be unapplied, the weight
-        # of its uncommitted entries, and the commit index that the others must know before it may
-        # go, if it is removed.
+        # Used by a leader: the member that leadership is being transferred to, the last conf change
+        # that may be unapplied, the size of the uncommitted entries, and, if this leader is
+        # removed, the commit index that a quorum must know before it steps down.
         self._transferee = 0
         self._pending_conf_index = 0
         self._uncommitted_bytes = 0
         self._removal_index = 0
-        # Reads as (who asks, context): those that wait, and those of the round under way.
+        # Reads as (member that asked, context): waiting for a round, and in the current round.
         self._reads_waiting: list[tuple[int, bytes]] = []
         self._round_reads: list[tuple[int, bytes]] = []
         self._round = 0
@@ -325,7 +332,7 @@ class Raft:
     # Input and output.
 
     def has_ready(self) -> bool:
-        """Whether `ready` would give anything. Cheap: for every turn of the loop."""
+        """Whether `ready` would return anything. Cheap enough for every turn of the loop."""
         log = self.log
         return (
             log.offered != log.last
@@ -339,7 +346,7 @@ class Raft:
         )
 
     def ready(self) -> Ready:
-        """What there is to do now; each thing is handed out once."""
+        """What there is to do now. Each message, entry and state is returned once."""
         if not self.has_ready():
             return NOTHING_READY
         log = self.log
@@ -364,7 +371,7 @@ class Raft:
             soft_state,
             self._snapshot,
         )
-        # New lists even for empty ones: the owner holds on to the old.
+        # The owner keeps the old lists, so even empty ones are replaced.
         self._messages = []
         self._messages_after_sync = []
         self._read_states = []
@@ -377,10 +384,10 @@ class Raft:
         return HardState(self.term, self.vote, self.log.committed)
 
     def persisted(self, index: int, term: int) -> None:
-        """The entries of the Ready that ended with (index, term), and all before, are durable.
+        """The entries of the Ready that ended with (index, term) are durable, and all before.
 
-        Call it for every Ready that had entries, in order. Entries that were overwritten in the
-        meantime do not count.
+        Call it for every Ready that has entries, in order. Entries that were overwritten since do
+        not count.
         """
         self.log.stable_to(index, term)
         own = self.progress.get(self.id)
@@ -397,24 +404,26 @@ class Raft:
     def step(self, message: Message) -> None:
         """Take one message. Stale and unexpected ones are ignored, as Raft requires.
 
-        Raises RaftInvariantError if it proves that another leader has this term.
+        Raises MessageRejected, before anything changes, for one that no correct member sends.
         """
         kind = message.kind
         term = message.term
+        if term >= self.term:
+            self._check(message)
         if term > self.term:
             if kind in (VOTE, PRE_VOTE):
                 in_lease = self.leader and self._election_elapsed < self.config.election_ticks
                 if in_lease and message.context != CAMPAIGN_TRANSFER:
-                    return  # Thesis 4.2.3: who hears from a leader helps nobody to disturb it.
-            # A pre-vote changes nobody's term, nor does the grant of one, which bears the term
-            # that the candidate would have.
+                    return  # Ignore vote requests while a leader is live (thesis 4.2.3).
+            # A pre-vote changes no term. Neither does its grant, which carries the term that the
+            # candidate would have.
             if kind != PRE_VOTE and (kind != PRE_VOTE_RESP or message.reject):
                 from_leader = kind in (APP, HEARTBEAT, SNAP)
                 self._become_follower(term, message.sender if from_leader else 0)
         elif term < self.term:
             if kind in (APP, HEARTBEAT):
-                # A deposed leader, or one that a pre-vote keeps from hearing of our higher term,
-                # learns it from the answer. Without pre-vote it would learn it by a vote request.
+                # A deposed leader learns the higher term from the answer. Vote requests would tell
+                # it too, but with pre-vote there may be none.
                 self._send_after_sync(APP_RESP, message.sender)
             elif kind == PRE_VOTE:
                 self._send(PRE_VOTE_RESP, message.sender, **self._vote_refusal())
@@ -425,6 +434,34 @@ class Raft:
         handler = _HANDLERS[self.role].get(kind)
         if handler is not None:
             handler(self, message)
+
+    def _check(self, message: Message) -> None:
+        """Raise MessageRejected for a message that contradicts the term, the leader or the log."""
+        kind, _, sender, term = message[:4]
+        log = self.log
+        if term - self.term > MAX_TERM_STEP:
+            raise MessageRejected(f"term {term} is far above this member's, {self.term}")
+        if kind in _OF_THE_LEADER and term == self.term:
+            leader = self.id if self.role == LEADER else self.leader
+            if leader not in (0, sender):
+                raise MessageRejected(f"term {term} has two leaders: {leader:x} and {sender:x}")
+        if kind == APP:
+            _check_entries(message)
+        elif kind == HEARTBEAT:
+            if message.commit > log.last:
+                raise MessageRejected(
+                    f"entry {message.commit} is committed, but the log ends with {log.last}"
+                )
+        elif kind == APP_RESP:
+            is_for_us = self.role == LEADER and term == self.term and not message.reject
+            if is_for_us and message.index > log.last:
+                raise MessageRejected(
+                    f"{sender:x} has entry {message.index}, the leader only {log.last}"
+                )
+        elif kind == SNAP:
+            snapshot = message.snapshot
+            if snapshot is None or not snapshot.voters or snapshot.term > term:
+                raise MessageRejected(f"a Snap message with {snapshot}")
 
     def tick(self) -> None:
         """One unit of time has passed."""
@@ -449,10 +486,10 @@ class Raft:
     # Requests.
 
     def propose(self, data: bytes) -> int:
-        """Append an entry to the leader's log and return its index. It may still get lost.
+        """Append an entry to the leader's log and return its index. It may still be lost.
 
-        Raises NotLeader; RequestDropped while leadership is handed over or when more than
-        `max_uncommitted_bytes` wait to be committed.
+        Raises NotLeader; RequestDropped while leadership is being transferred, and when more than
+        `max_uncommitted_bytes` are uncommitted.
         """
         self._check_can_propose()
         size = len(data) + ENTRY_OVERHEAD_BYTES
@@ -464,10 +501,10 @@ class Raft:
         return self._append(ENTRY_NORMAL, data)
 
     def propose_conf_change(self, data: bytes) -> int:
-        """Append a membership change, which the owner encodes in `data`; return its index.
+        """Append a membership change, encoded by the owner in `data`, and return its index.
 
-        Raises NotLeader; RequestDropped as `propose` does, and while an earlier change may be
-        unapplied or nothing of the leader's term is committed yet (thesis 4.1, with the
+        Raises NotLeader; RequestDropped as `propose` does, while an earlier change may be
+        unapplied, and while nothing of the leader's term is committed (thesis 4.1, with the
         correction of 2015).
         """
         self._check_can_propose()
@@ -479,12 +516,12 @@ class Raft:
         return self._pending_conf_index
 
     def read_index(self, context: bytes) -> None:
-        """Ask for a ReadState for a linearizable read (thesis 6.4); `context` names it.
+        """Ask for the ReadState of a linearizable read (thesis 6.4); `context` identifies it.
 
-        A sole voter answers with the next Ready, others after a round of heartbeats, all as soon
-        as an entry of the term is committed. The answer may never come (a lost message, a lost
-        leadership): ask again after a timeout or when the soft state changes. Raises NotLeader(0)
-        when no leader is known, RequestDropped when MAX_WAITING_READS wait already.
+        A sole voter answers with the next Ready, others after a round of heartbeats, and all of
+        them only once an entry of the term is committed. The answer is lost with a message or with
+        leadership: ask again after a timeout or when the soft state changes. Raises NotLeader(0)
+        when no leader is known, RequestDropped when MAX_WAITING_READS are waiting.
         """
         if self.role == LEADER:
             if len(self._reads_waiting) >= MAX_WAITING_READS:
@@ -496,8 +533,8 @@ class Raft:
             raise NotLeader(0)
 
     def campaign(self) -> None:
-        """Start an election now (a pre-vote first, unless `pre_vote` is off). No-op for a leader,
-        for a learner, and while a committed membership change is not applied."""
+        """Start an election, with a pre-vote first unless `pre_vote` is off. Does nothing on a
+        leader, on a learner, and while a committed membership change is not applied."""
         if self._may_campaign():
             if self.config.pre_vote and not self._is_sole_voter():
                 self._campaign(PRE_VOTE, b"")
@@ -505,10 +542,10 @@ class Raft:
                 self._campaign(VOTE, b"")
 
     def forget_leader(self) -> None:
-        """The leader is known to be gone: stop refusing to vote for others because of it.
+        """The leader is known to be dead: stop refusing votes because of it.
 
-        For a follower whose connection to the leader was reset and then refused (the process is
-        dead). A leader that lives after all is found again with its next message.
+        For a follower whose connection to the leader was reset and then refused. If the leader
+        lives after all, its next message restores it.
         """
         if self.role == FOLLOWER:
             self.leader = 0
@@ -531,13 +568,13 @@ class Raft:
             self._send_append(node)
 
     def apply_conf_change(self, change: ConfChange) -> None:
-        """Change the membership: the conf change entry is being applied.
+        """Change the membership as the conf change entry that is being applied says.
 
-        A change that makes no sense (to demote a voter, to remove the last one) changes nothing,
-        so that all members agree whatever the log contains.
+        An impossible change (demoting a voter, removing the last one) does nothing, so that all
+        members agree whatever the log contains.
 
-        A leader that is removed takes no more proposals and leads on until a quorum of the others
-        knows that the change is committed; it should not stop before its role has changed.
+        A leader that is removed takes no more proposals. It leads until a quorum of the others
+        knows that the change is committed, and should not stop before its role has changed.
         """
         action, node = change
         if action == ADD_VOTER and node not in self.voters:
@@ -556,17 +593,16 @@ class Raft:
     def compact(self, index: int) -> None:
         """Drop entries up to `index`, which is applied, from memory, except for a tail.
 
-        The tail (`log_tail_bytes`) spares followers that are a little behind a snapshot; a member
-        that is alone keeps none. Files are not touched.
+        Followers that are a little behind need no snapshot thanks to the tail (`log_tail_bytes`).
+        A member that is alone keeps none. Files are not touched.
         """
-        tail_bytes = self.config.log_tail_bytes
         if self.role == LEADER:
-            index = self._keep_for_late(index)
-        self.log.compact(index, 0 if self._is_alone() else tail_bytes)
+            index = self._compactable(index)
+        self.log.compact(index, 0 if self._is_alone() else self.config.log_tail_bytes)
 
-    def _keep_for_late(self, index: int) -> int:
-        """Up to where the log may be dropped: who gets a snapshot goes on from there, or it would
-        need the next one at once."""
+    def _compactable(self, index: int) -> int:
+        """The last entry up to `index` that may be dropped. A member that receives a snapshot needs
+        the entries after it, or it would need the next snapshot at once."""
         is_large = self.log.size_bytes >= MAX_LOG_TAILS * self.config.log_tail_bytes
         first = index
         for progress in self.progress.values():
@@ -577,28 +613,28 @@ class Raft:
         return first
 
     def report_unreachable(self, node: int) -> None:
-        """Messages to `node` were lost: stop streaming to it and find out what it has."""
+        """Messages to `node` were lost: stop streaming to it and probe what it has."""
         progress = self.progress.get(node)
         if self.role == LEADER and progress is not None and progress.state == REPLICATE:
             progress.become_probe()
 
     def report_snapshot(self, node: int, delivered: bool) -> None:
-        """The snapshot for `node` was handed over, or sending it failed.
+        """The snapshot for `node` was delivered, or sending it failed.
 
-        One of the two must be reported for every Snap message: until then, or until the node itself
-        says that it has it, nothing else is sent to it.
+        Every Snap message needs this report. Until it comes, or until the node acknowledges the
+        snapshot, nothing else is sent to the node.
         """
         progress = self.progress.get(node)
         if self.role == LEADER and progress is not None and progress.state == SNAPSHOT:
             if not delivered:
                 progress.pending_snapshot = progress.kept_index = 0
             progress.become_probe()
-            # Wait for its answer, or for a heartbeat's, before the next try.
+            # Wait for its answer, or for that to a heartbeat, before the next attempt.
             progress.paused = True
 
     def learner_is_ready(self, node: int) -> bool:
-        """Whether the learner `node` was heard of lately and has nine tenths of the log (the rule
-        by which etcd lets a learner be promoted)."""
+        """Whether the learner `node` was active recently and has nine tenths of the committed log.
+        etcd promotes a learner by the same rule."""
         progress = self.progress.get(node)
         return (
             self.role == LEADER
@@ -643,8 +679,7 @@ class Raft:
         own = self.progress[self.id]
         own.become_replicate()
         own.match = self.log.stable
-        # Earlier conf changes may be among the unapplied entries; only when all of them are applied
-        # is it certain that no other is pending.
+        # Any unapplied entry may be a conf change. Only when all are applied is none pending.
         self._pending_conf_index = self.log.last
         self._append(ENTRY_NORMAL, b"")
 
@@ -719,11 +754,12 @@ class Raft:
 
     def _on_vote_resp(self, message: Message) -> None:
         if message.reject and self.log.term(message.commit) == message.log_term:
-            # What we have and did not know to be committed may be the membership change after which
-            # we do not need the sender's vote, which it will never give: its log is longer. (A
-            # leader that removed itself from two members; the remedy is that of TiKV's raft-rs.)
+            # The sender's log is longer, so it will never vote for this member. But among the
+            # entries that it knows to be committed may be the membership change that removes it,
+            # after which its vote is not needed. (A leader that removed itself from a cluster of
+            # two; TiKV's raft-rs does the same.)
             self.log.commit_to(message.commit)
-        # Only the first answer counts: a repeated message must not change a vote.
+        # Only the first answer counts: a repeated message does not change a vote.
         self._votes.setdefault(message.sender, not message.reject)
         quorum = len(self.voters) // 2 + 1
         granted = sum(self._votes.get(node, False) for node in self.voters)
@@ -741,7 +777,7 @@ class Raft:
             self._campaign(VOTE, CAMPAIGN_TRANSFER)
 
     def _check_quorum(self) -> None:
-        """Step down if no quorum was heard of for an election timeout (thesis 6.2)."""
+        """Step down if no quorum was active for an election timeout (thesis 6.2)."""
         active = sum(self.progress[node].recent_active for node in self.voters - {self.id})
         if active + (self.id in self.voters) < len(self.voters) // 2 + 1:
             self._become_follower(self.term, 0)
@@ -751,7 +787,7 @@ class Raft:
 
     # Membership.
 
-    def _go_if_removal_is_known(self) -> None:
+    def _step_down_if_removal_is_known(self) -> None:
         known = sum(self.progress[node].committed >= self._removal_index for node in self.voters)
         if known > len(self.voters) // 2:
             self._become_follower(self.term, 0)
@@ -762,7 +798,11 @@ class Raft:
     def _track_members(self) -> None:
         for node in self.voters | self.learners:
             if node not in self.progress:
-                self.progress[node] = Progress(self.log.last + 1, self.config)
+                self.progress[node] = Progress(
+                    self.log.last + 1,
+                    self.config.max_inflight_messages,
+                    self.config.max_inflight_bytes,
+                )
 
     def _membership_changed(self) -> None:
         for node in self.progress.keys() - self.voters - self.learners:
@@ -774,13 +814,13 @@ class Raft:
                 self._become_follower(self.term, 0)
             return
         for node in self.progress.keys() - known:
-            self.progress[node].recent_active = True  # It gets a full election timeout to show up.
+            self.progress[node].recent_active = True  # It has an election timeout to connect.
         if self.id not in self.voters:
             self._removal_index = self.log.committed
             self._broadcast_heartbeat()
         if self._transferee not in self.voters:
             self._transferee = 0
-        # A smaller quorum may commit more, and confirm reads.
+        # A smaller quorum may commit more entries and confirm reads.
         if self._maybe_commit():
             self._broadcast_append()
         else:
@@ -811,7 +851,7 @@ class Raft:
         return self.log.term(self.log.committed) == self.term
 
     def _maybe_commit(self) -> bool:
-        """Commit what a quorum has, if it is of this term (thesis 3.6.2)."""
+        """Commit what a quorum has if it is of this term (thesis 3.6.2); whether that is news."""
         log = self.log
         if len(self.voters) == 1:
             (node,) = self.voters
@@ -836,9 +876,10 @@ class Raft:
         self._maybe_send_append(node, even_if_empty=True)
 
     def _maybe_send_append(self, node: int, even_if_empty: bool) -> bool:
-        """Send the next entries to a follower, or a snapshot if they are gone, unless it is paused.
+        """Send a follower the next entries, or a snapshot if the log no longer has them.
 
-        An append without entries is worth sending only for the commit index that it carries.
+        Nothing is sent while the follower is paused. An append without entries is useful only for
+        its commit index. Returns whether something was sent.
         """
         progress = self.progress[node]
         if progress.is_paused():
@@ -846,8 +887,9 @@ class Raft:
         log = self.log
         previous = progress.next - 1
         if previous < log.offset or (previous == 0 and log.applied):
-            # Also to who has nothing at all: the first membership is not in the log. (While nothing
-            # is applied, only those know this leader who were given the same membership.)
+            # A member without any entry needs a snapshot too: the first membership is not in the
+            # log. (While nothing is applied, this leader is known only to members that were started
+            # with the same membership.)
             return self._maybe_send_snapshot(node, progress)
         entries: Sequence[Entry] = ()
         if progress.state != REPLICATE or not progress.inflight_is_full():
@@ -868,7 +910,7 @@ class Raft:
 
     def _maybe_send_snapshot(self, node: int, progress: Progress) -> bool:
         if not progress.recent_active:
-            return False  # It would not even notice; its first sign of life brings us here again.
+            return False  # It is not there; its first message leads here again.
         log = self.log
         if log.applied < log.offset:
             return False  # This leader is itself still installing one.
@@ -899,8 +941,6 @@ class Raft:
                     progress.become_probe()
                 self._send_append(node)
             return
-        if index > log.last:
-            raise RaftInvariantError(f"{node:x} has entry {index}, the leader only {log.last}")
         if not progress.maybe_update(index) and not (
             progress.state == PROBE and progress.match == index
         ):
@@ -908,7 +948,7 @@ class Raft:
         if progress.state == PROBE or (progress.state == SNAPSHOT and progress.match >= log.offset):
             progress.become_replicate()
         elif progress.state == SNAPSHOT and progress.match >= progress.pending_snapshot:
-            progress.become_probe()  # It has it, but the log was compacted further meanwhile.
+            progress.become_probe()  # Since the snapshot was sent the log was compacted further.
         elif progress.state == REPLICATE:
             progress.free_inflight(index)
         if node in self.voters and self._maybe_commit():
@@ -923,7 +963,7 @@ class Raft:
     # The leader: heartbeats and reads.
 
     def _broadcast_heartbeat(self) -> None:
-        # A round of reads whose heartbeats got lost is asked for again with every heartbeat.
+        # Every heartbeat repeats the round of reads, because earlier ones may be lost.
         context = self._round.to_bytes(8, "little") if self._round_reads else b""
         for node in self._others():
             commit = min(self.progress[node].match, self.log.committed)
@@ -936,7 +976,7 @@ class Raft:
         progress.recent_active = True
         progress.paused = False
         if progress.match < self.log.last or progress.state == PROBE:
-            # Also when the window is full: this append is then empty and finds out what was lost.
+            # If the window is full this append is empty; its answer shows what was lost.
             self._send_append(message.sender)
         if (
             self._round_reads
@@ -948,7 +988,7 @@ class Raft:
             self._start_round_if_due()
         progress.committed = max(progress.committed, message.commit)
         if self._removal_index:
-            self._go_if_removal_is_known()
+            self._step_down_if_removal_is_known()
 
     def _on_read_index(self, message: Message) -> None:
         if len(self._reads_waiting) < MAX_WAITING_READS:
@@ -959,7 +999,7 @@ class Raft:
         self._start_round_if_due()
 
     def _start_round_if_due(self) -> None:
-        """One round at a time: it confirms all reads that wait when it begins."""
+        """Start a round for all waiting reads, unless one is running."""
         if not self._reads_waiting or self._round_reads or not self._has_committed_in_term():
             return
         self._round += 1
@@ -991,18 +1031,8 @@ class Raft:
     def _follow(self, message: Message) -> None:
         if self.role != FOLLOWER:
             self._become_follower(self.term, message.sender)
-        elif self.leader != message.sender:
-            if self.leader:
-                raise RaftInvariantError(
-                    f"term {self.term} has two leaders: {self.leader:x} and {message.sender:x}"
-                )
-            self.leader = message.sender
+        self.leader = message.sender
         self._election_elapsed = 0
-
-    def _on_second_leader(self, message: Message) -> None:
-        raise RaftInvariantError(
-            f"term {self.term} has two leaders: {self.id:x} and {message.sender:x}"
-        )
 
     def _on_app(self, message: Message) -> None:
         self._follow(message)
@@ -1017,8 +1047,8 @@ class Raft:
         if last_new is not None:
             self._send_after_sync(APP_RESP, leader, index=last_new)
             return
-        # Tell the leader where to look next: below the refused entry, and not at entries of a term
-        # above that entry's, which cannot match (as etcd does; thesis 3.5).
+        # The hint tells the leader where to look next: below the refused entry, and below entries
+        # of a higher term than that entry's, which cannot match (as in etcd; thesis 3.5).
         hint = log.last_index_not_above(min(message.index, log.last), message.log_term)
         self._send_after_sync(
             APP_RESP,
@@ -1038,13 +1068,12 @@ class Raft:
 
     def _on_snap(self, message: Message) -> None:
         self._follow(message)
-        if message.snapshot is None:
-            raise RaftInvariantError("a Snap message without a snapshot")
+        assert message.snapshot is not None
         self._maybe_restore(message.snapshot)
         self._send_after_sync(APP_RESP, message.sender, index=self.log.committed)
 
     def _maybe_restore(self, snapshot: Snapshot) -> None:
-        """Replace log and membership by the snapshot, unless the log has all of it already."""
+        """Replace log and membership by the snapshot, unless the log contains it already."""
         log = self.log
         if snapshot.index <= log.committed:
             return
@@ -1075,6 +1104,24 @@ class Raft:
         return Message(kind, to, self.id, self.term if term is None else term, **fields)
 
 
+def _check_entries(append: Message) -> None:
+    """Raise MessageRejected for entries that no leader of that term has in its log."""
+    index, term = append.index, append.log_term
+    for entry in append.entries:
+        index += 1
+        if entry.index != index or entry.term < term or entry.kind > ENTRY_CONF_CHANGE:
+            raise MessageRejected(
+                f"an append has entry {entry.index} of term {entry.term} and kind {entry.kind}"
+                f" where entry {index} of term {term} or later must be"
+            )
+        term = entry.term
+    if term > append.term:
+        raise MessageRejected(f"a leader of term {append.term} has an entry of term {term}")
+
+
+_OF_THE_LEADER = frozenset((APP, HEARTBEAT, SNAP, READ_INDEX_RESP, TIMEOUT_NOW))
+"""Only the leader of their term sends these."""
+
 _FROM_LEADER: dict[int, Callable[[Raft, Message], None]] = {
     APP: Raft._on_app,
     HEARTBEAT: Raft._on_heartbeat,
@@ -1090,124 +1137,9 @@ _HANDLERS: dict[int, dict[int, Callable[[Raft, Message], None]]] = {
     PRE_CANDIDATE: {**_FROM_LEADER, PRE_VOTE_RESP: Raft._on_vote_resp},
     CANDIDATE: {**_FROM_LEADER, VOTE_RESP: Raft._on_vote_resp},
     LEADER: {
-        APP: Raft._on_second_leader,
-        HEARTBEAT: Raft._on_second_leader,
-        SNAP: Raft._on_second_leader,
         APP_RESP: Raft._on_app_resp,
         HEARTBEAT_RESP: Raft._on_heartbeat_resp,
         READ_INDEX: Raft._on_read_index,
     },
 }
-"""What a member in a role does with a message of its own term; what is not here is ignored."""
-
-
-class Progress:
-    """What a leader knows about one member's log, and how it sends to it.
-
-    match      the last entry that the member is known to have
-    next       the next entry to send
-    committed  what the member is known to know as committed
-    probe      one append at a time, until an answer shows where the logs agree
-    replicate  appends are streamed ahead of the answers, within a window
-    snapshot   no appends: `pending_snapshot` is on its way
-    kept_index the log is kept from here on until the member has caught up after a snapshot; or 0
-    """
-
-    __slots__ = (
-        "_inflight",
-        "_inflight_bytes",
-        "_max_bytes",
-        "_max_messages",
-        "committed",
-        "kept_index",
-        "match",
-        "next",
-        "paused",
-        "pending_snapshot",
-        "recent_active",
-        "sent_commit",
-        "state",
-    )
-
-    def __init__(self, next: int, config: Config) -> None:
-        self.state = PROBE
-        self.match = 0
-        self.next = next
-        self.paused = False
-        self.recent_active = False
-        self.pending_snapshot = 0
-        self.kept_index = 0
-        self.sent_commit = 0
-        self.committed = 0
-        self._max_messages = config.max_inflight_messages
-        self._max_bytes = config.max_inflight_bytes
-        self._inflight: deque[tuple[int, int]] = deque()
-        self._inflight_bytes = 0
-
-    def become_probe(self) -> None:
-        after_snapshot = self.pending_snapshot if self.state == SNAPSHOT else 0
-        self._become(PROBE)
-        self.next = max(self.match, after_snapshot) + 1
-
-    def become_replicate(self) -> None:
-        self._become(REPLICATE)
-        self.next = self.match + 1
-
-    def become_snapshot(self, index: int) -> None:
-        self._become(SNAPSHOT)
-        self.pending_snapshot = self.kept_index = index
-        self.next = index + 1
-
-    def _become(self, state: int) -> None:
-        self.state = state
-        self.paused = False
-        self.pending_snapshot = 0
-        self.sent_commit = 0
-        self._inflight.clear()
-        self._inflight_bytes = 0
-
-    def is_paused(self) -> bool:
-        return self.paused or self.state == SNAPSHOT
-
-    def inflight_is_full(self) -> bool:
-        return len(self._inflight) >= self._max_messages or self._inflight_bytes >= self._max_bytes
-
-    def inflight_messages(self) -> int:
-        return len(self._inflight)
-
-    def sent(self, entries: Sequence[Entry]) -> None:
-        """An append with these entries was sent."""
-        if self.state == PROBE:
-            self.paused = bool(entries)
-            return
-        if entries:
-            size = sum(len(entry.data) for entry in entries)
-            size += ENTRY_OVERHEAD_BYTES * len(entries)
-            self.next += len(entries)
-            self._inflight.append((self.next - 1, size))
-            self._inflight_bytes += size
-        # The append that fills the window, or that finds it full, is a probe: wait for an answer.
-        self.paused = self.inflight_is_full()
-
-    def free_inflight(self, index: int) -> None:
-        while self._inflight and self._inflight[0][0] <= index:
-            self._inflight_bytes -= self._inflight.popleft()[1]
-
-    def maybe_update(self, index: int) -> bool:
-        """The member has everything up to `index`; False if that is no news."""
-        if index <= self.match:
-            return False
-        self.match = index
-        self.next = max(self.next, index + 1)
-        self.paused = False
-        return True
-
-    def maybe_decrease(self, rejected: int, hint: int) -> bool:
-        """The member refused the append after `rejected`; False if that answer is out of date."""
-        if self.state == REPLICATE:
-            return rejected > self.match
-        if self.next - 1 != rejected:
-            return False
-        self.next = max(min(rejected, hint + 1), self.match + 1)
-        self.paused = False
-        return True
+"""The handler of a message of the current term, by role and kind; without one it is ignored."""

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from etcdlite import raft, raft_log
 from etcdlite.raft import (
@@ -23,6 +25,7 @@ from etcdlite.raft import (
     Config,
     HardState,
     Message,
+    MessageRejected,
     NotLeader,
     Raft,
     ReadState,
@@ -31,6 +34,7 @@ from etcdlite.raft import (
     Snapshot,
 )
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, ENTRY_NORMAL, Entry, RaftInvariantError, RaftLog
+from etcdlite.raft_progress import PROGRESS_NAMES
 
 ACTIONS = {
     "add-voter": raft.ADD_VOTER,
@@ -341,7 +345,7 @@ class Transcript:
         for other, progress in sorted(member.progress.items()):
             if other != member.id:
                 self.lines.append(
-                    f"   {other}: {raft.PROGRESS_NAMES[progress.state]} match={progress.match}"
+                    f"   {other}: {PROGRESS_NAMES[progress.state]} match={progress.match}"
                     f" next={progress.next}"
                     + (" paused" if progress.is_paused() else "")
                     + (" active" if progress.recent_active else "")
@@ -640,14 +644,109 @@ def test_what_the_disk_never_got_cannot_become_durable() -> None:
         host.raft.persisted(99, 1)
 
 
-def test_a_second_leader_in_a_term_stops_the_process() -> None:
+def test_a_second_leader_in_a_term_is_rejected() -> None:
     host = lone()
-    with pytest.raises(RaftInvariantError):
+    with pytest.raises(MessageRejected, match="two leaders"):
         host.raft.step(Message(raft.APP, 1, 2, host.raft.term))
     follower = Raft(Config(id=1), random.Random(0), voters={1, 2, 3})
     follower.step(Message(raft.HEARTBEAT, 1, 2, 1))
-    with pytest.raises(RaftInvariantError):
+    with pytest.raises(MessageRejected, match="two leaders"):
         follower.step(Message(raft.HEARTBEAT, 1, 3, 1))
+
+
+NO_VOTERS = Snapshot(9, 1, (), ())
+LATER_TERM = Snapshot(9, 9, (1, 2), ())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(raft.HEARTBEAT, 1, 2, 3, commit=6),  # The log ends with entry 5.
+        Message(raft.HEARTBEAT, 1, 2, 4, commit=6),
+        Message(raft.HEARTBEAT, 1, 2, 1 << 33),
+        Message(raft.VOTE, 1, 3, 2**64 - 1, context=raft.CAMPAIGN_TRANSFER),
+        Message(raft.APP, 1, 3, 3, 5, 2),
+        Message(raft.SNAP, 1, 3, 3, snapshot=Snapshot(9, 3, (1, 2), ())),
+        Message(raft.READ_INDEX_RESP, 1, 3, 3, 2**64 - 1),
+        Message(raft.TIMEOUT_NOW, 1, 3, 3),
+        Message(raft.APP, 1, 2, 3, 5, 2, entries=[Entry(1, 6, ENTRY_NORMAL, b"")]),
+        Message(raft.APP, 1, 2, 3, 5, 2, entries=[Entry(4, 6, ENTRY_NORMAL, b"")]),
+        Message(raft.APP, 1, 2, 3, 5, 2, entries=[Entry(3, 7, ENTRY_NORMAL, b"")]),
+        Message(raft.APP, 1, 2, 3, 5, 2, entries=[Entry(3, 6, 2, b"")]),
+        Message(raft.APP, 1, 2, 4, 9, 5),
+        Message(raft.SNAP, 1, 2, 3),
+        Message(raft.SNAP, 1, 2, 3, snapshot=NO_VOTERS),
+        Message(raft.SNAP, 1, 2, 3, snapshot=LATER_TERM),
+    ],
+    ids=repr,
+)
+def test_a_follower_rejects_what_no_correct_member_sends(message: Message) -> None:
+    """Follower 1 of leader 2 in term 3, with entries 1 to 5 of term 2."""
+    follower = Raft(
+        Config(id=1),
+        random.Random(0),
+        voters={1, 2, 3},
+        hard_state=HardState(3, 2, 2),
+        entries=some_entries(2, 1, 5),
+    )
+    follower.step(Message(raft.HEARTBEAT, 1, 2, 3))
+    follower.ready()
+    with pytest.raises(MessageRejected):
+        follower.step(message)
+    assert follower.ready() is NOTHING_READY
+    assert follower.hard_state == HardState(3, 2, 2)
+    assert (follower.log.last, follower.voters) == (5, {1, 2, 3})
+
+
+def test_a_leader_rejects_the_acknowledgement_of_entries_that_do_not_exist() -> None:
+    host = lone()
+    leader = host.raft
+    before = (leader.hard_state, leader.log.last)
+    with pytest.raises(MessageRejected, match="the leader only"):
+        leader.step(Message(raft.APP_RESP, 1, 2, leader.term, leader.log.last + 1))
+    assert (leader.hard_state, leader.log.last) == before
+    assert leader.role == raft.LEADER
+
+
+SMALL = st.integers(0, 9)
+NUMBER = SMALL | st.integers(0, 2**64 - 1)
+MESSAGES = st.builds(
+    Message,
+    kind=st.integers(0, 13),
+    to=st.just(1),
+    sender=st.integers(2, 4),
+    term=NUMBER,
+    index=NUMBER,
+    log_term=NUMBER,
+    commit=NUMBER,
+    entries=st.lists(st.builds(Entry, SMALL, SMALL, st.integers(0, 3), st.just(b"")), max_size=3),
+    reject=st.booleans(),
+    hint=NUMBER,
+    snapshot=st.none() | st.just(NO_VOTERS),
+    context=st.binary(max_size=8) | st.just(raft.CAMPAIGN_TRANSFER),
+)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(st.sampled_from([0, 25]), st.booleans(), st.lists(MESSAGES, min_size=1, max_size=4))
+def test_no_message_breaks_an_invariant(ticks: int, elected: bool, messages: list[Message]) -> None:
+    """A message of a peer is carried out, ignored, or rejected before anything changes."""
+    host = Host(Config(id=1, pre_vote=False), {1, 2, 3})
+    host.raft.step(Message(raft.APP, 1, 2, 3, entries=some_entries(2, 1, 5), commit=2))
+    settle(host)
+    for _ in range(ticks):
+        host.raft.tick()
+    settle(host)
+    if ticks and elected:
+        host.raft.step(Message(raft.VOTE_RESP, 1, 2, host.raft.term))
+        assert host.raft.role == raft.LEADER
+        settle(host)
+    for message in messages:
+        try:
+            host.raft.step(message)
+        except MessageRejected:
+            assert host.raft.ready() is NOTHING_READY
+        settle(host)
 
 
 def some_entries(term: int, first: int, last: int) -> list[Entry]:
