@@ -35,7 +35,7 @@ from etcdlite.methods import PUBLISH
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.peer import FORWARD, Local, Peers, encode_forward
-from etcdlite.raft import LEADER, SNAP, Message, Raft, Snapshot
+from etcdlite.raft import LEADER, SNAP, Message, MessageRejected, Raft, Snapshot
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, Entry
 from etcdlite.replica import membership
 from etcdlite.replica.corruption import HashCheck
@@ -291,10 +291,13 @@ class Member:
         """The leader's snapshot is on disk, under a name of its own."""
         snapshot = Snapshot(offer.index, offer.term, tuple(offer.voters), tuple(offer.learners))
         own_id = self.identity.member_id
-        self.raft.step(Message(SNAP, own_id, node, offer.leader_term, snapshot=snapshot))
+        try:
+            self.raft.step(Message(SNAP, own_id, node, offer.leader_term, snapshot=snapshot))
+        except MessageRejected as fault:
+            log.warn("rejected a snapshot", why=str(fault), **{"remote-peer-id": f"{node:x}"})
         pending = [snapshot.index for snapshot in self._installs]
         if self.raft.log.offset != offer.index and offer.index not in pending:
-            # It came too late: this member has everything that is in it.
+            # It came too late, as this member has everything that is in it, or it was rejected.
             store = self.state.store
             datadir.drop_snapshot(store.disk, store.directory, offer.index)
 

@@ -71,7 +71,7 @@ from etcdlite.identity import Identity
 from etcdlite.metrics import Metrics
 from etcdlite.metrics import Peer as PeerMetrics
 from etcdlite.proto import DecodeError
-from etcdlite.raft import HEARTBEAT, Message
+from etcdlite.raft import HEARTBEAT, Message, MessageRejected
 from etcdlite.raft_log import Entry
 from etcdlite.request import Done
 from etcdlite.session import Session
@@ -283,7 +283,7 @@ class PeerConnection(Session):
                 self._take(request_id, method, flags, body)
                 if self.is_closing:
                     return
-        except (ProtocolError, DecodeError) as fault:
+        except (ProtocolError, DecodeError, MessageRejected) as fault:
             self._hang_up(f"it sends what is not the protocol: {fault}")
 
     def _shake(self, magic: bytes, lowest: int, highest: int) -> None:

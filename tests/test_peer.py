@@ -132,6 +132,19 @@ def test_who_belongs_to_the_cluster_is_welcome() -> None:
     assert caller.ask(PING, b"abc", 2) == [(2, PING, END, b"abc")]
 
 
+def test_a_message_that_contradicts_the_log_costs_only_the_connection() -> None:
+    caller = Caller(members=3)
+    caller.shake()
+    other = caller.nodes[1].member
+    caller.introduce(member_id=other.identity.member_id, life=other.identity.incarnation)
+    raft = caller.member.raft
+    state = raft.hard_state
+    bad = Message(HEARTBEAT, raft.id, other.identity.member_id, raft.term + 1, commit=10**9)
+    caller.ask(RAFT, encode_message(bad))
+    assert caller.session.is_closing
+    assert raft.hard_state == state
+
+
 def test_the_wrong_cluster_is_refused() -> None:
     assert Caller().refusal(cluster_id=5) == "etcdserver: cluster ID mismatch"
 
