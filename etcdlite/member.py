@@ -24,16 +24,15 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from etcdlite import datadir, log, methods, proto
+from etcdlite import log, methods, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.identity import Identity
-from etcdlite.lease import Lessor
 from etcdlite.methods import PUBLISH
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
+from etcdlite.options import Options
 from etcdlite.peer import FORWARD, Local, Peers, encode_forward
 from etcdlite.raft import LEADER, SNAP, Message, MessageRejected, Raft, Snapshot
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, Entry
@@ -45,6 +44,7 @@ from etcdlite.replica.leases import LeaseKeeper
 from etcdlite.replica.maintenance import Maintenance
 from etcdlite.replica.questions import Questions
 from etcdlite.replica.reads import Reads
+from etcdlite.replica.restoring import Restoring
 from etcdlite.replica.state import State
 from etcdlite.replica.writes import Writes
 from etcdlite.request import Done, Session, Waiter
@@ -81,25 +81,6 @@ APPLY = "apply request"
 REQUEST = "request"
 
 
-@dataclass(frozen=True)
-class Options:
-    """The settings of a member, see the flags of the same names."""
-
-    quota_bytes: int = 2 << 30
-    max_request_bytes: int = 1_572_864
-    max_txn_ops: int = 128
-    request_timeout_s: float = 7.0
-    election_timeout_s: float = 1.0
-    progress_interval_s: float = 600.0
-    warn_apply_s: float = 0.1
-    warn_request_s: float = 0.3
-    checkpoint_bytes: int = 64 << 20
-    max_learners: int = 1
-    strict_reconfig_check: bool = True
-    cluster_token: str = ""
-    force_new_cluster: bool = False
-
-
 class Member:
     """See the module's docstring."""
 
@@ -133,54 +114,24 @@ class Member:
         )
         # Otherwise the timers of watches that come before the first tick would count from 0.
         self.hub.tick(clock())
-        self.state = State(
-            store,
-            self.identity,
-            self.metrics,
-            clock,
-            self._propose_own,
-            quota_bytes=options.quota_bytes,
-            max_learners=options.max_learners,
-        )
+        self.state = State(store, self.identity, self.metrics, clock, self._propose_own, options)
         self.maintenance = Maintenance(self.state, self._propose_own, options.checkpoint_bytes)
         self.peers = Peers(Local(self.identity, self, self.metrics, clock))
-        self.peers.update(
-            self.state.membership.members or {member.ID: member for member in members}
-        )
+        self.peers.update(self.state.membership.members or {other.ID: other for other in members})
         self.incoming = Incoming(
             store.disk, store.directory, raft, self.run_task, self.snapshot_received
         )
-        self.leadership = Leadership(
-            raft,
-            self.identity,
-            clock,
-            self.peers.is_open,
-            request_timeout_s=options.request_timeout_s,
-            election_timeout_s=options.election_timeout_s,
-        )
-        self.reads = Reads(self.state, raft, rng, self.slice_is_over, options.request_timeout_s)
+        self.leadership = Leadership(raft, self.identity, clock, self.peers.is_open, options)
+        self.reads = Reads(self.state, raft, rng, self.slice_is_over, options)
+        timeout_error = self.leadership.timeout_error
         self.writes = Writes(
-            self.state,
-            raft,
-            rng,
-            forward=self._forward,
-            check_change=self._check_change,
-            timeout_error=self.leadership.timeout_error,
-            request_timeout_s=options.request_timeout_s,
+            self.state, raft, rng, options, self._forward, self._check_change, timeout_error
         )
-        self.questions = Questions(
-            raft,
-            member_id,
-            clock,
-            ask=self._ask,
-            timeout_error=self.leadership.timeout_error,
-            request_timeout_s=options.request_timeout_s,
-        )
+        self.questions = Questions(raft, self.identity, clock, options, self._ask, timeout_error)
         self.leases = LeaseKeeper(self.state, self.writes)
         self.hash_check = HashCheck(self.state, raft, self.peers, self.reads.read_now)
-        self.forced = ForcedCluster(
-            self.state, raft, self.writes, self.maintenance, options.force_new_cluster
-        )
+        self.forced = ForcedCluster(self.state, raft, self.writes, self.maintenance, options)
+        self.restoring = Restoring(self.state, self.run_task, self._restored)
         self.attributes: Any = None
         """A `Member` message: the name and client URLs that the cluster shall know of this one."""
         self.removed_since: float | None = None
@@ -191,10 +142,6 @@ class Member:
         self._saves: list[Save] = []
         self._unsynced: deque[float] = deque()
         """When each save that is not durable yet was handed out."""
-        self._installs: deque[Snapshot] = deque()
-        """Snapshots from a leader that are about to replace the data."""
-        self._installed: Store | None = None
-        self.is_installing = False
         self._tasks: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
         self._task_done: Callable[[], None] | None = None
         self._committed: deque[Entry] = deque()
@@ -295,11 +242,8 @@ class Member:
             self.raft.step(Message(SNAP, own_id, node, offer.leader_term, snapshot=snapshot))
         except MessageRejected as fault:
             log.warn("rejected a snapshot", why=str(fault), **{"remote-peer-id": f"{node:x}"})
-        pending = [snapshot.index for snapshot in self._installs]
-        if self.raft.log.offset != offer.index and offer.index not in pending:
-            # It came too late, as this member has everything that is in it, or it was rejected.
-            store = self.state.store
-            datadir.drop_snapshot(store.disk, store.directory, offer.index)
+        if self.raft.log.offset != offer.index:
+            self.restoring.drop_unless_needed(offer.index)
 
     # From the owner.
 
@@ -308,7 +252,7 @@ class Member:
         for save in saves:
             self._unsynced.popleft()
             if save.snapshot is not None:
-                self._installs.append(save.snapshot)
+                self.restoring.add(save.snapshot)
             if save.entries:
                 self.raft.persisted(save.entries[-1].index, save.entries[-1].term)
             for message in save.messages:
@@ -337,7 +281,7 @@ class Member:
         self.leadership.look(now)
         self.hub.tick(now)
         self.hash_check.tick(now)
-        if not self.is_installing:
+        if not self.restoring.is_under_way:
             self.maintenance.tick(now)
         self.writes.tick(now)
         self.questions.tick(now)
@@ -400,7 +344,7 @@ class Member:
             or bool(self._committed)
             or self.raft.has_ready()
             or self.hub.has_work
-            or (not self.is_installing and self.maintenance.has_work)
+            or (not self.restoring.is_under_way and self.maintenance.has_work)
         )
 
     @property
@@ -479,8 +423,10 @@ class Member:
             self._take_ready()
         if self._applying is not None or self._committed:
             self._apply()
-        elif self._installs:
-            self._install()
+        elif self.restoring.is_due and self._task_done is None:
+            # Nothing is being applied, and the log is marked.
+            self.maintenance.stop()
+            self.restoring.begin()
         if (reads.ready or reads.slow) and self._applying is None:
             reads.serve()
         if self.hub.has_work and self._applying is None:
@@ -488,7 +434,7 @@ class Member:
 
     def maintain(self) -> None:
         """A slice of background work, after a turn's results were handed out."""
-        if self._applying is None and not self.is_installing and self.maintenance.has_work:
+        if self._applying is None and not self.restoring.is_under_way and self.maintenance.has_work:
             now = self.clock()
             is_awaited = self.is_saving and self._unsynced
             if is_awaited and now - self._maintained_at < MAX_MAINTENANCE_PAUSE_S:
@@ -581,32 +527,8 @@ class Member:
             self._retry()
             self.reads.begin_anew()
 
-    # A snapshot from the leader replaces the data.
-
-    def _install(self) -> None:
-        """Nothing is being applied, and the log is marked: put the snapshot in place."""
-        if self.is_installing or self._task_done is not None:
-            return
-        self.is_installing = True
-        self.maintenance.stop()
-        old = self.state.store
-        snapshot = self._installs[0]
-
-        def task() -> None:
-            datadir.install_snapshot(old.disk, old.directory, snapshot.index)
-            lessor = Lessor(old.lessor.min_ttl_s, old.limits)
-            self._installed = Store.open(
-                old.disk, old.directory, lessor, old.data.segment_bytes, old.limits
-            )
-
-        self.run_task(task, self._snapshot_installed)
-
-    def _snapshot_installed(self) -> None:
-        snapshot, store = self._installs.popleft(), self._installed
-        assert store is not None
-        assert store.applied_index == snapshot.index, "the snapshot is not what it was offered as"
-        self._installed = None
-        self.is_installing = False
+    def _restored(self, snapshot: Snapshot, store: Store) -> None:
+        """The store of a leader's snapshot takes the old one's place."""
         self.hub.restored(store)
         self.state.restore(store)
         self.peers.update(self.state.membership.members)

@@ -30,7 +30,8 @@ from urllib.parse import urlsplit
 from etcdlite import bootstrap, config, datadir, log, proto
 from etcdlite.frames import MAGIC
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
-from etcdlite.member import Member, Options
+from etcdlite.member import Member
+from etcdlite.options import Options
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
 from etcdlite.replica.maintenance import AutoCompaction

@@ -719,7 +719,7 @@ def test_no_backup_is_taken_while_a_snapshot_is_installed() -> None:
     cluster, _, away = behind()
     world = cluster.world
     away.start()
-    world.run_until(lambda: away.member.is_installing)
+    world.run_until(lambda: away.member.restoring.is_under_way)
     with pytest.raises(EtcdError, match="taking over a snapshot"):
         next(streams.snapshot_parts(away.member))
     caught_up(cluster, away)

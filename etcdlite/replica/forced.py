@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from etcdlite import log, proto
+from etcdlite.options import Options
 from etcdlite.raft import LEADER, Raft
 from etcdlite.replica import membership
 from etcdlite.replica.maintenance import Maintenance
@@ -27,14 +28,14 @@ class ForcedCluster:
         raft: Raft,
         writes: Writes,
         maintenance: Maintenance,
-        is_asked_for: bool,
+        options: Options,
     ) -> None:
         self._state = state
         self._raft = raft
         self._writes = writes
         self._maintenance = maintenance
-        self.is_done = not is_asked_for
-        self.ignored_index = raft.log.last if is_asked_for else 0
+        self.is_done = not options.force_new_cluster
+        self.ignored_index = 0 if self.is_done else raft.log.last
         """Membership changes up to this entry have no effect."""
         self._batch = 0
         """The latest removal that was proposed."""

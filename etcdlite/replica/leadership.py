@@ -9,6 +9,7 @@ from typing import Any
 from etcdlite import log
 from etcdlite.errors import EtcdError, error
 from etcdlite.identity import Identity
+from etcdlite.options import Options
 from etcdlite.raft import FOLLOWER, LEADER, Raft
 from etcdlite.request import Session
 
@@ -36,17 +37,15 @@ class Leadership:
         identity: Identity,
         clock: Callable[[], float],
         is_open: Callable[[int], bool],
-        *,
-        request_timeout_s: float,
-        election_timeout_s: float,
+        options: Options,
     ) -> None:
         """`is_open` tells whether messages can be sent to a member now."""
         self._raft = raft
         self._identity = identity
         self._clock = clock
         self._is_open = is_open
-        self._request_timeout_s = request_timeout_s
-        self._election_timeout_s = election_timeout_s
+        self._request_timeout_s = options.request_timeout_s
+        self._election_timeout_s = options.election_timeout_s
         self.changes = 0
         """How often another leader was elected."""
         self.campaign_at = math.inf

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 
 from etcdlite.errors import EtcdError, error
+from etcdlite.identity import Identity
+from etcdlite.options import Options
 from etcdlite.raft import Raft
 from etcdlite.request import Done
 
@@ -19,21 +21,20 @@ class Questions:
     def __init__(
         self,
         raft: Raft,
-        own_id: int,
+        identity: Identity,
         clock: Callable[[], float],
-        *,
+        options: Options,
         ask: Callable[[int, int, bytes, Done], bool],
         timeout_error: Callable[[float], EtcdError],
-        request_timeout_s: float,
     ) -> None:
         """`ask(leader, method, body, done)` puts a question to the leader, if it can be reached
         now. `timeout_error` gives the error for a request that has waited since a time."""
         self._raft = raft
-        self._own_id = own_id
+        self._own_id = identity.member_id
         self._clock = clock
         self._ask = ask
         self._timeout_error = timeout_error
-        self._request_timeout_s = request_timeout_s
+        self._request_timeout_s = options.request_timeout_s
         self._held: deque[tuple[float, int, bytes, Done]] = deque()
         """(deadline, method, body, done) of the questions that wait for a leader."""
 

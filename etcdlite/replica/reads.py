@@ -21,6 +21,7 @@ from typing import Any
 from etcdlite import log, proto, ranges, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.methods import RANGE, Route, by_number, numbers
+from etcdlite.options import Options
 from etcdlite.proto import varint
 from etcdlite.raft import NotLeader, Raft, RequestDropped
 from etcdlite.replica.state import State
@@ -60,7 +61,7 @@ class Reads:
         raft: Raft,
         rng: random.Random,
         slice_is_over: Callable[[], bool],
-        request_timeout_s: float,
+        options: Options,
     ) -> None:
         self.new: list[Waiter] = []
         """Those that wait for a round to begin."""
@@ -71,7 +72,7 @@ class Reads:
         self._state = state
         self._raft = raft
         self._slice_is_over = slice_is_over
-        self._request_timeout_s = request_timeout_s
+        self._request_timeout_s = options.request_timeout_s
         self._waiting: deque[Group] = deque()
         """Those whose round is not confirmed, the oldest first, which is never empty."""
         self._rounds: dict[bytes, list[Group]] = {}

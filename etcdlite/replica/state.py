@@ -31,6 +31,7 @@ from etcdlite.methods import (
 )
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
+from etcdlite.options import Options
 from etcdlite.proto import varint
 from etcdlite.raft import ConfChange
 from etcdlite.replica.alarms import CORRUPT, NOSPACE, Alarms
@@ -57,9 +58,7 @@ class State:
         metrics: Metrics,
         clock: Callable[[], float],
         propose: Callable[[int, Any], None],
-        *,
-        quota_bytes: int,
-        max_learners: int,
+        options: Options,
     ) -> None:
         """`clock` gives seconds, monotonic; `propose` brings a method and its request into the
         log."""
@@ -68,8 +67,8 @@ class State:
         self.clock = clock
         self.store = store
         self.lessor = store.lessor
-        self.membership = Membership(store, max_learners)
-        self.alarms = Alarms(store, identity.member_id, propose, clock, quota_bytes)
+        self.membership = Membership(store, options.max_learners)
+        self.alarms = Alarms(store, identity.member_id, propose, clock, options.quota_bytes)
         self.awaiting_compaction: list[tuple[Session, int, int]] = []
         """(session, request id, method) of physical compactions, answered when the work is done."""
 

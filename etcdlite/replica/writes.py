@@ -25,6 +25,7 @@ from etcdlite import log
 from etcdlite.errors import EtcdError, error
 from etcdlite.frames import frame as native_frame
 from etcdlite.methods import MEMBER_CHANGE
+from etcdlite.options import Options
 from etcdlite.proto import DecodeError
 from etcdlite.raft import LEADER, NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, ENTRY_NORMAL, Entry
@@ -75,11 +76,10 @@ class Writes:
         state: State,
         raft: Raft,
         rng: random.Random,
-        *,
+        options: Options,
         forward: Callable[[int, int, bytes, Done], bool],
         check_change: Callable[[Any], None],
         timeout_error: Callable[[float], EtcdError],
-        request_timeout_s: float,
     ) -> None:
         """`forward(leader, term, data, done)` hands an entry to the leader, if it can be reached
         now. `check_change` raises the EtcdError that forbids a `MemberChange` now. `timeout_error`
@@ -89,7 +89,7 @@ class Writes:
         self._forward = forward
         self._check_change = check_change
         self._timeout_error = timeout_error
-        self._request_timeout_s = request_timeout_s
+        self._request_timeout_s = options.request_timeout_s
         self._new: list[Waiter] = []
         self._new_frames: list[bytes] = []
         self._size_bytes = 0

@@ -97,7 +97,7 @@ class KeepAliveCall(Call):
 def snapshot_parts(member: Member) -> Iterator[bytes]:
     """The snapshot as encoded SnapshotResponses. Raises EtcdError DataLoss if a file cannot be
     read."""
-    if member.is_installing:
+    if member.restoring.is_under_way:
         raise EtcdError(
             UNAVAILABLE,
             "etcdlite: this member is taking over a snapshot from the leader; ask another one",

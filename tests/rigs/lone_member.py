@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from etcdlite import datadir, proto
-from etcdlite.member import Member, Options
+from etcdlite.member import Member
+from etcdlite.options import Options
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.raft import Raft
 from etcdlite.storage.disk import Disk

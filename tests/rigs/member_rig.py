@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from etcdlite import datadir, frames, methods, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.member import Member, Options
+from etcdlite.member import Member
+from etcdlite.options import Options
 from etcdlite.raft import Config, Raft
 from etcdlite.storage.disk import Disk
 from etcdlite.wire import api

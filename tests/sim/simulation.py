@@ -206,7 +206,7 @@ class Simulation:
             if node.is_up
             and not node.is_rotten
             and not node.member.is_applying
-            and not node.member.is_installing
+            and not node.member.restoring.is_under_way
         ]
         if not stores:
             return
@@ -298,7 +298,7 @@ class Simulation:
                 node.is_up
                 and node.member.state.store.applied_index == applied
                 and not node.member.is_applying
-                and not node.member._installs
+                and not node.member.restoring.is_pending
                 for node in nodes
             )
             and len(self.safety.entries) == applied + 1

@@ -29,7 +29,8 @@ from rigs.faulty_disk import FaultyDisk
 
 from etcdlite import datadir, log, proto
 from etcdlite.limits import DEFAULT_LIMITS
-from etcdlite.member import Member, Options
+from etcdlite.member import Member
+from etcdlite.options import Options
 from etcdlite.peer import Dial
 from etcdlite.raft import Config, Raft
 from etcdlite.replica.membership import derive_cluster_id, derive_member_id

@@ -1,0 +1,74 @@
+"""A leader's snapshot, which is on disk already, replaces the data of this member."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from etcdlite import datadir
+from etcdlite.lease import Lessor
+from etcdlite.mvcc import Store
+from etcdlite.raft import Snapshot
+from etcdlite.replica.state import State
+
+
+class Restoring:
+    """The snapshots that are about to replace the data."""
+
+    def __init__(
+        self,
+        state: State,
+        run_task: Callable[[Callable[[], None], Callable[[], None]], None],
+        restored: Callable[[Snapshot, Store], None],
+    ) -> None:
+        """`run_task(task, done)` runs disk work elsewhere and then calls `done`. `restored` is
+        called with the store of the snapshot, to be put in the old one's place."""
+        self._state = state
+        self._run_task = run_task
+        self._restored = restored
+        self._store: Store | None = None
+        self._waiting: deque[Snapshot] = deque()
+        self.is_under_way = False
+
+    @property
+    def is_pending(self) -> bool:
+        """A snapshot waits or is under way."""
+        return bool(self._waiting)
+
+    @property
+    def is_due(self) -> bool:
+        """A snapshot waits, and none is under way."""
+        return bool(self._waiting) and not self.is_under_way
+
+    def add(self, snapshot: Snapshot) -> None:
+        """The log is marked with a snapshot: it will replace the data."""
+        self._waiting.append(snapshot)
+
+    def drop_unless_needed(self, index: int) -> None:
+        """The snapshot at `index` was received; remove its files if it came too late or was
+        rejected."""
+        if index not in [snapshot.index for snapshot in self._waiting]:
+            store = self._state.store
+            datadir.drop_snapshot(store.disk, store.directory, index)
+
+    def begin(self) -> None:
+        """Open the next one. Nothing may be applied or maintained until it is restored."""
+        self.is_under_way = True
+        old = self._state.store
+        snapshot = self._waiting[0]
+
+        def task() -> None:
+            datadir.install_snapshot(old.disk, old.directory, snapshot.index)
+            lessor = Lessor(old.lessor.min_ttl_s, old.limits)
+            segment_bytes = old.data.segment_bytes
+            self._store = Store.open(old.disk, old.directory, lessor, segment_bytes, old.limits)
+
+        self._run_task(task, self._opened)
+
+    def _opened(self) -> None:
+        snapshot, store = self._waiting.popleft(), self._store
+        assert store is not None
+        assert store.applied_index == snapshot.index, "the snapshot is not what it was offered as"
+        self._store = None
+        self.is_under_way = False
+        self._restored(snapshot, store)
