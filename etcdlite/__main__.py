@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     # Until the server handles signals, Ctrl-C ends the process at once, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     import etcdlite
-    from etcdlite import config, log
+    from etcdlite import config, flags, log
 
     def load() -> config.Config:
         return config.load(
@@ -34,14 +34,17 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             print(f"etcdlite: {line}", file=sys.stderr)
         return 2
     if settings.action == "help":
-        print(config.help_text())
+        print(flags.help_text())
         return 0
     if settings.action == "version":
         print(f"etcdlite Version: {etcdlite.__version__}\netcd API: {etcdlite.ETCD_API_VERSION}")
         return 0
     if settings.action == "check-config":
-        for line in settings.warnings:
+        problems = config.check_files(settings)
+        for line in (*settings.warnings, *problems):
             print(f"etcdlite: {line}", file=sys.stderr)
+        if problems:
+            return 2
         print("etcdlite: the configuration is good")
         return 0
     try:

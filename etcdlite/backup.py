@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etcdlite import ETCD_API_VERSION, bootstrap, datadir
-from etcdlite.config import parse_initial_cluster
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.snap import BLOCK_BYTES, DIGEST_BYTES, SnapshotError, check_records, read_header
 from etcdlite.storage.data import ALARM, DataDamaged
 from etcdlite.storage.disk import Disk
+from etcdlite.urls import parse_initial_cluster
 
 READ_BYTES = 128 << 10
 """Bytes of the file that are read at once."""

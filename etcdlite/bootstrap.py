@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from etcdlite import config, datadir, discovery, log, methods, proto
+from etcdlite import datadir, discovery, log, methods, proto
 from etcdlite.client.connection import (
     RECEIVE_BYTES,
     Connection,
@@ -25,6 +25,7 @@ from etcdlite.config import Config
 from etcdlite.datadir import Founding, StartError
 from etcdlite.replica.membership import derive_cluster_id, derive_member_id
 from etcdlite.storage.disk import Disk
+from etcdlite.urls import format_address, host_port
 
 FETCH_TIMEOUT_S = 5.0
 """How long each of the other members gets to tell who is in the cluster."""
@@ -257,8 +258,8 @@ def _join(name: str, initial_cluster: Sequence[tuple[str, str]], has_data: bool)
 def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[Any]]:
     """The cluster's id and members, as the member at a peer URL tells; `linearizable`: only if it
     is in contact with a leader. Blocks for up to `FETCH_TIMEOUT_S`. Raises NoAnswer."""
-    host, port = config.host_port(url)
-    endpoint = config.format_address(host, port)
+    host, port = host_port(url)
+    endpoint = format_address(host, port)
     method = methods.METHOD_BY_NAME["Cluster.MemberList"]
     asked = Connection()
     request = proto.MemberListRequest(linearizable=linearizable)

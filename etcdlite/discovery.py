@@ -24,7 +24,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from etcdlite.config import host_port
+from etcdlite.urls import host_port
 
 TIMEOUT_S = 5.0
 """For all tries of one DNS query."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from etcdlite import config, log
 from etcdlite.datadir import StartError
+from etcdlite.urls import format_address, host_port
 
 BACKLOG = 1024
 ACCEPTS_PER_TURN = 128
@@ -50,6 +51,8 @@ class Listeners:
         """`connections`: the open ones; their number counts against `max-connections`."""
         self.addresses: list[tuple[str, int]] = []
         """Where clients connect."""
+        self.ports: dict[str, int] = {}
+        """The ports that the URLs for clients got, by URL."""
         self._settings = settings
         self._selector = selector
         self._accept_one = accept
@@ -87,7 +90,7 @@ class Listeners:
                 try:
                     self._listen_at(url, purpose)
                 except StartError as failure:
-                    if purpose != PEERS or not self._is_surely_alone():
+                    if purpose != PEERS or not self._settings.is_surely_alone:
                         raise
                     log.warn(f"{failure}. This member is alone and goes on without it")
 
@@ -115,20 +118,8 @@ class Listeners:
         self._accepting.clear()
         self._waiting.clear()
 
-    def _is_surely_alone(self) -> bool:
-        """Nothing was said about a cluster: nobody needs the port for members."""
-        settings = self._settings
-        said = {
-            PEERS,
-            "initial-cluster",
-            "initial-advertise-peer-urls",
-            "initial-cluster-state",
-            "discovery-srv",
-        }
-        return said.isdisjoint(settings.sources)
-
     def _listen_at(self, url: str, purpose: str) -> None:
-        host, port = config.host_port(url)
+        host, port = host_port(url)
         failure: OSError | None = None
         listening = False
         try:
@@ -149,6 +140,7 @@ class Listeners:
                 port = listener.getsockname()[1]
                 self._waiting.append((listener, purpose))
                 if purpose == CLIENTS:
+                    self.ports.setdefault(url, port)
                     self.addresses.append(listener.getsockname()[:2])
         if not listening:
             assert failure is not None
@@ -161,6 +153,8 @@ class Listeners:
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self._settings.socket_reuse_port:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind(address)
@@ -189,7 +183,7 @@ class Listeners:
                     )
                 sock.close()
                 continue
-            self._accept_one(sock, config.format_address(*address[:2]), purpose)
+            self._accept_one(sock, format_address(*address[:2]), purpose)
 
     def _refuse_one(self, listener: socket.socket, failure: OSError) -> None:
         """Out of file descriptors: free the spare one to accept and close the next connection, or

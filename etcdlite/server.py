@@ -38,6 +38,7 @@ from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.session import HIGH_WATER_BYTES, Session
 from etcdlite.storage.disk import Disk
 from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial
+from etcdlite.urls import format_address
 from etcdlite.wire import exposition
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.http import HttpSession, Site
@@ -242,10 +243,11 @@ class Server:
         )
 
     def _advertised_urls(self) -> list[str]:
-        """As configured, with the port that was found where any free one was asked for."""
-        port = self.listeners.addresses[0][1]
+        """As configured; in place of port 0, the port that the listener got."""
+        ports = self.listeners.ports
+        some_port = next((port for url, port in ports.items() if url.endswith(":0")), 0)
         return [
-            url[:-1] + str(port) if url.endswith(":0") else url
+            f"{url[:-1]}{ports.get(url, some_port)}" if url.endswith(":0") else url
             for url in self.settings.advertise_client_urls
         ]
 
@@ -323,7 +325,7 @@ class Server:
                 "member, empty its data directory, and add it again"
             )
         self.listeners.accept(CLIENTS, HTTP)
-        addresses = [config.format_address(host, port) for host, port in self.listeners.addresses]
+        addresses = [format_address(host, port) for host, port in self.listeners.addresses]
         if addresses[0] == "127.0.0.1:2379":
             command = "etcdlite-ctl"
         else:

@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from etcdlite import config
 from etcdlite.metrics import Metrics
 from etcdlite.peer import Dial
+from etcdlite.urls import format_address, host_port
 from etcdlite.wal import WAL, Save
 
 DIAL_TIMEOUT_S = 1.0
@@ -125,10 +125,10 @@ def start_dial(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
 
 
 def _dial(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
-    host, port = config.host_port(url)
+    host, port = host_port(url)
     result: socket.socket | OSError
     try:
         result = socket.create_connection((host, port), DIAL_TIMEOUT_S)
     except OSError as failure:
         result = failure
-    done(Dialed(dial, config.format_address(host, port), result))
+    done(Dialed(dial, format_address(host, port), result))

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rigs.flag_tables import PAGE, with_tables
 
-from etcdlite import config
+from etcdlite import config, flags
+from etcdlite.urls import host_port
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "packaging" / "etcdlite.toml"
@@ -46,8 +48,20 @@ ETCD_FLAGS = """
 """
 """etcd 3.7's, all of them."""
 
-IMPLEMENTED = [flag for flag in config.FLAGS.values() if flag.status == config.IMPLEMENTED]
-OTHERS = [flag for flag in config.FLAGS.values() if flag.status != config.IMPLEMENTED]
+EXPERIMENTAL_FLAGS = """
+    initial-corrupt-check corrupt-check-time compact-hash-check-enabled compact-hash-check-time
+    enable-v2v3 enable-lease-checkpoint enable-lease-checkpoint-persist compaction-batch-limit
+    compaction-sleep-interval peer-skip-client-san-verification watch-progress-notify-interval
+    warning-apply-duration warning-unary-request-duration bootstrap-defrag-threshold-megabytes
+    memory-mlock txn-mode-write-with-shared-buffer enable-distributed-tracing
+    distributed-tracing-address distributed-tracing-service-name distributed-tracing-instance-id
+    distributed-tracing-sampling-rate max-learners downgrade-check-time snapshot-catchup-entries
+    stop-grpc-service-on-defrag wait-cluster-ready-timeout set-member-localaddr
+"""
+"""Those that etcd 3.5 and 3.6 call experimental-..."""
+
+IMPLEMENTED = [flag for flag in flags.FLAGS.values() if flag.status == flags.IMPLEMENTED]
+OTHERS = [flag for flag in flags.FLAGS.values() if flag.status != flags.IMPLEMENTED]
 
 
 def load(*argv: str, environ: dict[str, str] | None = None, file: str = "/nonexistent"):
@@ -79,12 +93,12 @@ def file(tmp_path):
 
 
 def test_every_flag_of_etcd_is_known():
-    assert set(ETCD_FLAGS.split()) <= set(config.FLAGS)
+    assert set(ETCD_FLAGS.split()) <= set(flags.FLAGS)
 
 
-@pytest.mark.parametrize("name", config.FLAGS)
+@pytest.mark.parametrize("name", flags.FLAGS)
 def test_a_flag_set_to_its_default_is_neither_a_problem_nor_a_warning(name, file):
-    flag = config.FLAGS[name]
+    flag = flags.FLAGS[name]
     plain = load()
     assert dataclasses.replace(load(f"--{name}={flag.default}"), sources={}) == plain
     if name != "config-file":
@@ -96,12 +110,11 @@ def test_a_flag_set_to_its_default_is_neither_a_problem_nor_a_warning(name, file
 @pytest.mark.parametrize("flag", OTHERS, ids=lambda flag: flag.name)
 def test_a_flag_that_is_not_implemented_is_never_silent(flag):
     other = {
-        config.BOOL: "true" if flag.default in ("", "false") else "false",
-        config.DURATION: "77s",
-        config.URLS: "http://10.0.0.1:77",
+        flags.BOOL: "true" if flag.default in ("", "false") else "false",
+        flags.DURATION: "77s",
     }.get(flag.kind, {"STATE": "existing", "SET": "extensive"}.get(flag.kind.metavar, "77"))
     argument = f"--{flag.name}={other}"
-    if flag.status == config.REFUSED:
+    if flag.status == flags.REFUSED:
         (line,) = problems(argument)
         assert "not supported" in line and "remove it" in line
     else:
@@ -111,10 +124,11 @@ def test_a_flag_that_is_not_implemented_is_never_silent(flag):
 
 
 def test_the_documentation_lists_every_flag_with_its_default_and_reason():
-    text = (ROOT / "docs" / "configuration.md").read_text()
-    for flag in config.FLAGS.values():
+    text = PAGE.read_text()
+    assert with_tables(text) == text, "outdated: run python -m rigs.flag_tables"
+    for flag in flags.FLAGS.values():
         default = f"`{flag.default}`" if flag.default else ""
-        value = f"{flag.kind.metavar} | " if flag.status == config.IMPLEMENTED else ""
+        value = f"{flag.kind.metavar} | " if flag.status == flags.IMPLEMENTED else ""
         row = f"| `{flag.name}` | {value}{default} | {flag.text} |"
         assert row in text, f"docs/configuration.md lacks the row\n{row}"
 
@@ -132,15 +146,15 @@ def test_the_example_file_shows_every_flag_with_its_default(file):
 
 
 def test_the_help_text_fits_100_columns_and_names_flags_variables_defaults_and_the_file():
-    text = config.help_text()
+    text = flags.help_text()
     assert max(map(len, text.splitlines())) <= 100
-    for flag in config.FLAGS.values():
+    for flag in flags.FLAGS.values():
         assert flag.name in text
     for flag in IMPLEMENTED:
         assert f"--{flag.name}" in text
         assert "ETCDLITE_" + flag.name.upper().replace("-", "_") in text
         assert not flag.default or f"[{flag.default}]" in text
-    assert config.DEFAULT_FILE in text and "docs/configuration.md" in text
+    assert flags.DEFAULT_FILE in text and "docs/configuration.md" in text
 
 
 # ------------------------------------------------------------------------- where settings stand
@@ -471,9 +485,9 @@ def test_a_url_that_cannot_be_listened_on_is_refused(url, reason):
 
 
 def test_urls_are_taken_apart_for_the_socket():
-    assert config.host_port("http://[::1]:2379") == ("::1", 2379)
+    assert host_port("http://[::1]:2379") == ("::1", 2379)
     urls = load("--listen-client-urls=http://[::1]:0,http://127.0.0.1:0").listen_client_urls
-    assert [config.host_port(url) for url in urls] == [("::1", 0), ("127.0.0.1", 0)]
+    assert [host_port(url) for url in urls] == [("::1", 0), ("127.0.0.1", 0)]
 
 
 def test_clients_are_told_where_the_member_listens_unless_said_otherwise():
@@ -491,6 +505,126 @@ def test_listening_on_all_addresses_needs_an_address_for_clients(host):
     assert load(listen, "--advertise-client-urls=http://a.lan:2379")
     (line,) = problems(listen, "--advertise-client-urls=http://a.lan:0")
     assert "no port" in line
+
+
+def test_port_0_is_advertised_where_a_listener_has_it():
+    told = load("--listen-client-urls=http://0.0.0.0:0", "--advertise-client-urls=http://a.lan:0")
+    assert told.advertise_client_urls == ("http://a.lan:0",)
+    (line,) = problems("--initial-advertise-peer-urls=http://a.lan:0")
+    assert "no port" in line
+
+
+def test_other_members_are_told_where_this_one_listens_unless_said_otherwise():
+    assert load().initial_advertise_peer_urls == ("http://localhost:2380",)
+    listen = "--listen-peer-urls=http://10.0.0.1:1234"
+    assert load(listen).initial_advertise_peer_urls == ("http://10.0.0.1:1234",)
+    assert load(listen, "--name=a").initial_cluster == (("a", "http://10.0.0.1:1234"),)
+    told = load(listen, "--initial-advertise-peer-urls=http://a.lan:2380")
+    assert told.initial_advertise_peer_urls == ("http://a.lan:2380",)
+    free = load("--listen-peer-urls=http://10.0.0.1:0")
+    assert (free.initial_advertise_peer_urls, free.warnings) == (("http://localhost:2380",), ())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
+def test_an_advertised_address_that_nobody_can_dial_is_a_warning(host):
+    url = f"http://{host}:2379"
+    (line,) = load(f"--listen-client-urls={url}", f"--advertise-client-urls={url}").warnings
+    assert line.startswith(f"--advertise-client-urls={url}: ") and "dial" in line
+    (line,) = load(f"--initial-advertise-peer-urls={url}").warnings
+    assert line.startswith(f"--initial-advertise-peer-urls={url}: ") and "dial" in line
+    loaded = load(f"--listen-peer-urls=http://{host}:1234")
+    assert loaded.initial_advertise_peer_urls == ("http://localhost:1234",)
+    (line,) = loaded.warnings
+    assert "set initial-advertise-peer-urls" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "refused"),
+    [
+        (["clients=http://127.0.0.1:7", "metrics=http://127.0.0.1:7"], True),
+        (["clients=http://127.0.0.1:7", "peers=http://127.0.0.1:7"], True),
+        (["clients=http://127.0.0.1:7", "http=http://0.0.0.0:7"], True),
+        (["clients=http://localhost:7", "http=http://[::1]:7"], True),
+        (["clients=http://127.0.0.1:7,http://localhost:7"], True),
+        (["clients=http://127.0.0.1:7", "http=http://[::]:7"], False),
+        (["clients=http://127.0.0.1:7", "http=http://127.0.0.2:7"], False),
+        (["clients=http://127.0.0.1:0", "http=http://127.0.0.1:0"], False),
+        # Alone, a member does without the default port for members.
+        (["clients=http://localhost:2380"], False),
+    ],
+)
+def test_an_address_serves_one_purpose(argv, refused):
+    names = {
+        "clients": "listen-client-urls",
+        "peers": "listen-peer-urls",
+        "http": "listen-client-http-urls",
+        "metrics": "listen-metrics-urls",
+    }
+    flagged = [f"--{names[item.partition('=')[0]]}={item.partition('=')[2]}" for item in argv]
+    if refused:
+        (line,) = problems(*flagged)
+        assert "is also an address of" in line
+    else:
+        load(*flagged)
+
+
+def test_feature_gates_set_the_flags_of_their_features(file):
+    loaded = load("--feature-gates=InitialCorruptCheck=true,LeaseCheckpoint=true")
+    assert loaded.initial_corrupt_check and loaded.warnings == ()
+    assert load(environ={"ETCD_FEATURE_GATES": "InitialCorruptCheck=1"}).initial_corrupt_check
+    assert load(file=file('feature-gates = ["InitialCorruptCheck=true"]')).initial_corrupt_check
+    both = ("--initial-corrupt-check=false", "--feature-gates=InitialCorruptCheck=true")
+    assert not load(*both).initial_corrupt_check and not load(*both[::-1]).initial_corrupt_check
+    unknown, no_effect = load(
+        "--feature-gates=NewFeature=true,TxnModeWriteWithSharedBuffer=false"
+    ).warnings
+    assert "NewFeature=true: unknown feature gate" in unknown
+    assert "TxnModeWriteWithSharedBuffer=false: no effect" in no_effect
+    (line,) = problems("--feature-gates=DistributedTracing=true")
+    assert "not supported" in line
+    for bad in (
+        "InitialCorruptCheck",
+        "InitialCorruptCheck=",
+        "InitialCorruptCheck=maybe",
+        "=true",
+    ):
+        (line,) = problems(f"--feature-gates={bad}")
+        assert line.startswith("--feature-gates=") and bad in line
+
+
+def test_the_experimental_names_of_etcd_3_5_are_known():
+    for name in EXPERIMENTAL_FLAGS.split():
+        flag = flags.find(f"experimental-{name}")
+        assert flag is not None, name
+        value = flag.default or ("1" if flag.kind.native is int else "")
+        (line,) = load(f"--experimental-{name}={value}").warnings
+        assert f"write {name}" in line
+
+
+def test_a_port_can_be_shared():
+    assert load("--socket-reuse-port").socket_reuse_port
+    assert not load().socket_reuse_port
+
+
+# ------------------------------------------------------------------------------ what files tell
+
+
+def test_files_and_folders_that_a_start_could_not_use_are_found(tmp_path):
+    plain = tmp_path / "file"
+    plain.touch()
+    good = load(f"--data-dir={tmp_path}/a/b", f"--log-outputs=stdout,{tmp_path}/new.log")
+    assert config.check_files(good) == []
+    assert not list(tmp_path.glob("a")) and not list(tmp_path.glob("*.log"))
+    for argument, problem in (
+        (f"--data-dir={plain}", "is not a directory"),
+        (f"--data-dir={plain}/below", "is not a directory"),
+        (f"--wal-dir={plain}", "is not a directory"),
+        (f"--log-outputs={tmp_path}/none/x.log", "there is no directory"),
+        (f"--log-outputs={tmp_path}", "is a directory"),
+        (f"--log-outputs={plain}/x.log", "is not a directory"),
+    ):
+        (line,) = config.check_files(load(f"--data-dir={tmp_path}", argument))
+        assert problem in line and argument[2:].partition("=")[0] in line, line
 
 
 def test_the_data_folder_carries_the_name_unless_set():
@@ -568,7 +702,7 @@ def test_requests_are_32_mib_at_most():
     assert "--max-request-bytes=33MiB" in problem and "the most 33554432" in problem
 
 
-NAMES = st.sampled_from([*config.FLAGS, "nmae", "experimental-max-wals", "config", ""])
+NAMES = st.sampled_from([*flags.FLAGS, "nmae", "experimental-max-wals", "config", ""])
 TEXTS = st.one_of(
     st.text(max_size=20),
     st.sampled_from(["0", "1", "-1", "true", "5s", "1GiB", "http://127.0.0.1:1", "a=http://b:1"]),
