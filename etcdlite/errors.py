@@ -1,8 +1,7 @@
 """The errors that etcd v3 clients match on: a gRPC status code and an exact text each.
 
-An `EtcdError` is the caller's answer, never a fault of the server: it costs the caller its request
-and nothing else. Faults of the server (a broken invariant, a failing disk) are other exceptions
-and end the process.
+An `EtcdError` is an answer to the caller: its request fails, and nothing else happens. Faults of
+the server (a broken invariant, a failing disk) are other exceptions and end the process.
 """
 
 from __future__ import annotations

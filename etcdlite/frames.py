@@ -37,7 +37,7 @@ PING = 0xF0
 
 
 class ProtocolError(ValueError):
-    """The sender's fault: the stream of frames cannot be followed any further."""
+    """The sender's fault: the rest of the stream of frames cannot be read."""
 
 
 def frame(request_id: int, method: int, flags: int, body: bytes) -> bytes:
@@ -48,10 +48,10 @@ def frame(request_id: int, method: int, flags: int, body: bytes) -> bytes:
 class FrameReader:
     """Cuts a stream of bytes into frames: `feed` what was received, then iterate.
 
-    Iteration yields `(request_id, method, flags, body)` for each whole frame and raises
-    ProtocolError at a length that is too small or too large, after the frames before it. Of an
-    incomplete frame at most `max_frame_bytes` + one fed piece are held; each byte is copied a fixed
-    number of times, however small the pieces are.
+    Iteration yields `(request_id, method, flags, body)` for each complete frame and, after the
+    frames before it, raises ProtocolError at a length that is too small or too large. At most
+    `max_frame_bytes` and one received piece are held of an incomplete frame. Each byte is copied a
+    fixed number of times, however small the pieces are.
     """
 
     def __init__(self, max_frame_bytes: int) -> None:

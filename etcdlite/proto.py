@@ -1,23 +1,23 @@
-"""The messages of etcd v3's API and their codec, made from the table in `schema.py`:
+"""The codec of the messages: classes, encoders and decoders, made from the table in `schema.py`.
 
-- a plain class per message. `PutRequest(key=b"k")`; class attributes are the defaults, an instance
-  holds only what was set. Default of a message field and of a oneof member is None ("not there"),
-  of a repeated field `()`. Values of enums are ints, unknown ones included. The values of a nested
-  enum are attributes of its message: `Compare.EQUAL`;
-- `PutRequest(...).encode()` and `PutRequest.decode(buf)`: functions written for that one message,
-  generated as Python source the first time they are asked for (a few ms; `prepare` does it early);
+- Each message is a plain class: `PutRequest(key=b"k")`. Class attributes are the defaults; an
+  instance holds only what was set. The default of a message field and of a member of a oneof is
+  None ("absent"), that of a repeated field `()`. Enum values are ints, unknown ones included. The
+  values of a nested enum are attributes of its message: `Compare.EQUAL`.
+- `PutRequest(...).encode()` and `PutRequest.decode(buf)` are functions written for that message.
+  They are generated as Python source at first use (a few ms; `prepare` does it early).
 
-A decoder accepts what the protobuf library accepts and makes the same of it: fields in any order,
-unknown fields and groups skipped, repeated numbers packed or not, the last scalar wins, repeated
-occurrences of a singular message merge, the last member of a oneof wins, numbers cut to their
-width. Anything else raises DecodeError: input that ends early, a varint of more than 10 bytes,
-field number 0, wire types 6 and 7, an unmatched group, a string that is not UTF-8, messages nested
-deeper than `MAX_DEPTH`. No input makes a decoder raise anything else, take more than linear time,
-or read outside `buf[pos:end]` into its result.
+A decoder accepts what the protobuf library accepts and decodes it to the same message: fields in
+any order; unknown fields and groups are skipped; repeated numbers packed or not; the last scalar
+wins; repeated occurrences of a singular message merge; the last member of a oneof wins; numbers are
+cut to their width. Everything else raises DecodeError: input that ends early, a varint of more than
+10 bytes, field number 0, wire types 6 and 7, an unmatched group, a string that is not UTF-8,
+messages nested deeper than `MAX_DEPTH`. No input raises anything else, takes more than linear time,
+or gets bytes from outside `buf[pos:end]` into the result.
 
-An encoder writes fields in the table's order and leaves defaults out. A message field may hold the
-sub-message's encoded bytes in place of the message; they are copied as they are. A value of a wrong
-type or out of range raises TypeError or ValueError that names the field.
+An encoder writes fields in the order of the table and omits defaults. A message field may hold the
+encoded bytes of the message instead; they are copied unchanged. A value of a wrong type or out of
+range raises TypeError or ValueError and names the field.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ MAX_REQUEST_ITEMS = 100_000
 """Comparisons or operations in one request, whatever `max-txn-ops` says."""
 
 MAX_DEPTH = 100
-"""How deep messages and unknown groups may nest, as in the protobuf library."""
+"""The deepest nesting of messages and unknown groups, as in the protobuf library."""
 
 MAX_VARINT_BYTES = 10
 MAX_LENGTH_VARINT_BYTES = 5
-"""Of tags and of lengths, as in the protobuf library."""
+"""The longest tag or length, as in the protobuf library."""
 
 
 class DecodeError(ValueError):
-    """The sender's fault: bytes that are not the message they should be, or such JSON."""
+    """The sender's fault: the bytes, or the JSON, are not the expected message."""
 
 
 class Field(NamedTuple):
@@ -62,7 +62,7 @@ M = TypeVar("M", bound="Message")
 
 
 class _Generated:
-    """Writes a message's codec when it is first asked for; then it is out of the way."""
+    """A placeholder that generates a message's codec at first use, which then replaces it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -75,7 +75,7 @@ class _Generated:
 
 
 class Message:
-    """What all messages have in common."""
+    """The base class of all messages."""
 
     NAME = ""
     FIELDS: ClassVar[tuple[Field, ...]] = ()
@@ -112,7 +112,7 @@ class Message:
         return None
 
     def present(self) -> Iterator[tuple[Field, Any]]:
-        """The fields that the wire form holds, with their values, in the table's order."""
+        """The fields that the wire form contains, with their values, in the table's order."""
         for field in self.FIELDS:
             value = getattr(self, field.name)
             if value is not None and (value or field.default is None):
@@ -134,7 +134,7 @@ def _comparable(message: Message) -> dict[str, Any]:
     }
 
 
-# --- The schema, read ------------------------------------------------------------------------
+# --- Classes from the schema ---------------------------------------------------------------------
 
 _DEFAULTS: dict[str, Any] = {
     "bytes": b"",
@@ -177,9 +177,8 @@ def _load_schema() -> None:
         keyword, _, rest = line.partition(" ")
         if keyword == "enum":
             name, _, items = rest.partition(":")
-            values = {key: int(number) for key, number in (i.split("=") for i in items.split(","))}
-            values = {key.strip(): number for key, number in values.items()}
-            ENUMS[name] = values
+            pairs = (item.strip().split("=") for item in items.split(","))
+            ENUMS[name] = {key: int(number) for key, number in pairs}
         elif keyword == "message":
             name, _, items = rest.partition(":")
             fields = tuple(_field(item) for item in items.split(",") if item)
@@ -204,7 +203,7 @@ _LAST = [bytes((n,)) for n in range(128)]
 _MORE = [bytes((n | 128,)) for n in range(128)]
 _VARINTS = _LAST + [low + high for high in _LAST[1:] for low in _MORE]
 _TABLED = len(_VARINTS)
-# The same 14 bits where more follow. The two tables take 1.5 MB and halve the time of a revision.
+# The same 14 bits when more bytes follow. The tables take 1.5 MB and halve the time of a revision.
 _CONTINUED = [low + high for high in _MORE for low in _MORE]
 
 
@@ -224,7 +223,7 @@ def varint(n: int) -> bytes:
 
 
 def read_varint(buf: bytes, pos: int, end: int) -> tuple[int, int]:
-    """The varint at `pos`, cut to 64 bits, and the position behind it. Raises DecodeError."""
+    """The varint at `pos`, cut to 64 bits, and the position after it. Raises DecodeError."""
     try:
         value, pos = _read_uint64(buf, pos)
     except IndexError:
@@ -234,9 +233,8 @@ def read_varint(buf: bytes, pos: int, end: int) -> tuple[int, int]:
     return value, pos
 
 
-# The readers below look at `buf` only, not at the end of the message in it: the caller checks
-# that the position they return is not behind its end. They raise IndexError behind the buffer.
-
+# The readers below check only the end of `buf`, by IndexError. The caller checks that the position
+# they return is not beyond the end of the message.
 
 # Per byte of a varint after the first: its shift, and the sum of the continuation bits before it.
 _STEPS = [(7 * i, sum(128 << 7 * j for j in range(i))) for i in range(1, MAX_VARINT_BYTES)]
@@ -340,12 +338,12 @@ _WRITERS: dict[str, Callable[[int], bytes]] = {
 
 # --- Generated codecs --------------------------------------------------------------------------
 #
-# Hot path, so flat: five times as fast as interpreting the schema. A decoder is a loop over a row
-# of "if this is the tag" in ascending order of the field numbers: a message whose fields come in
-# order, as every encoder writes them, takes one round. A position behind the end is found once,
-# after the loop, in place of a check per field: slices and small reads behind the end do no harm
-# until then. All that is rare (tags of several bytes, packed numbers, unknown fields) goes through
-# the interpreting `_decode_other`.
+# Hot path, so flat: five times as fast as interpreting the schema. A decoder is a loop over a chain
+# of "if this is the tag" in ascending order of the field numbers, so a message whose fields are in
+# order, as every encoder writes them, takes one pass. A position beyond the end is detected once,
+# after the loop, instead of per field: slices and small reads beyond the end are harmless until
+# then. Rare input (tags of several bytes, packed numbers, unknown fields) goes to `_decode_other`,
+# which interprets the schema.
 
 _NAMESPACE: dict[str, Any] = {}
 
@@ -406,7 +404,7 @@ def _decoder_source(cls: type[Message]) -> str:
     fast = [field for field in cls.FIELDS if _has_fast_path(field)]
     for field in fast:
         name, kind = field.name, field.kind
-        if kind == "int64":  # Without a second call: revisions mostly take several bytes.
+        if kind == "int64":  # Inline, because revisions mostly take several bytes.
             sign = "    if v >> 63:\n        v -= 1 << 64\n"
             read = _NUMBER.format(reader="_read_uint64") + sign
         elif kind in _READERS:
@@ -421,7 +419,7 @@ def _decoder_source(cls: type[Message]) -> str:
             text = f"if tag == {_tag(field)}:\n    items = m.{name}\n    if not items:\n"
             text += f"        items = m.{name} = []\n    while tag == {_tag(field)}:\n"
             if kind == "message" and cls.NAME.endswith("Request"):
-                # Empty ones take two bytes each, and a thousand times that of time and memory.
+                # An empty item is two bytes on the wire and a thousand times that in memory.
                 text += f"        if len(items) >= {MAX_REQUEST_ITEMS}:\n"
                 text += f"            raise DecodeError('more than {MAX_REQUEST_ITEMS} {name}')\n"
             text += _indent(f"{read}\nitems.append({value})\n{step}{_NEXT}", 8)
@@ -474,7 +472,7 @@ def _encoder_source(cls: type[Message]) -> str:
             body += text + _indent(sized, 4)
             continue
         if field.repeated:
-            if kind == "string":  # It would be taken apart letter by letter.
+            if kind == "string":  # A str would be encoded letter by letter.
                 body += f"if m.{name}.__class__ is str:\n    raise TypeError\n"
             body += f"for v in m.{name}:\n" + _indent(sized, 4)
             continue
@@ -505,7 +503,7 @@ def _encoder_source(cls: type[Message]) -> str:
 
 
 def _parts(cls: type[Message]) -> list[type[Message]]:
-    """The message and every message that it can contain."""
+    """The message and all messages that it can contain."""
     found = [cls]
     for message in found:
         for field in message.FIELDS:
@@ -520,11 +518,11 @@ def _is_recursive(cls: type[Message]) -> bool:
 
 
 def prepare(*classes: type[Message]) -> None:
-    """Write the codecs of these messages and of all that they contain now, not at first use."""
+    """Generate the codecs of these messages, and of all that they contain, before first use."""
     missing = {part for cls in classes for part in _parts(cls) if "decode" not in vars(part)}
     source = "".join(_decoder_source(cls) + _encoder_source(cls) for cls in missing)
     exec(compile(source, "<generated by etcdlite.proto>", "exec"), _NAMESPACE)
-    # Only now, when all parts exist, so that another thread never meets half a codec.
+    # Only now, when all parts exist, so that no other thread sees half a codec.
     for cls in missing:
         cls.decode = staticmethod(_NAMESPACE["decode_" + cls.NAME])  # type: ignore[method-assign]
         cls.encode = _NAMESPACE["encode_" + cls.NAME]  # type: ignore[method-assign]
@@ -535,7 +533,7 @@ def _too_deep() -> DecodeError:
 
 
 def _decode_other(m: Message, buf: bytes, pos: int, end: int, depth: int) -> int:
-    """Any one field, by interpreting the schema: what the generated decoders leave out."""
+    """Decode one field by interpreting the schema: what the generated decoders leave out."""
     tag, pos = _read_tag(buf, pos)
     wire_type = tag & 7
     field = m.FIELD_BY_NUMBER.get(tag >> 3)
@@ -574,7 +572,7 @@ def _decode_sized(field: Field, buf: bytes, pos: int, stop: int, depth: int) -> 
 
 
 def _put(m: Message, field: Field, value: Any) -> None:
-    """Set a field as one more occurrence on the wire does: append, merge or replace."""
+    """Apply one more occurrence of a field: append, merge or replace."""
     name = field.name
     old = getattr(m, name)
     if field.repeated:
@@ -598,7 +596,7 @@ def _merge(into: Message, new: Message) -> None:
 
 
 def _skip(buf: bytes, pos: int, end: int, tag: int, depth: int) -> int:
-    """The position behind the unknown field whose tag ends at `pos`. Raises IndexError."""
+    """The position after the unknown field whose tag ends at `pos`. Raises IndexError."""
     wire_type = tag & 7
     if tag >> 3 == 0:
         raise DecodeError("field number 0")
@@ -626,7 +624,7 @@ def _skip(buf: bytes, pos: int, end: int, tag: int, depth: int) -> int:
 
 
 def _complain(cls: type[Message], m: Any) -> None:
-    """Raise the error that tells which field cannot be encoded, if it is one of this level."""
+    """Raise the error that names the field that cannot be encoded, if it is at this level."""
     if not isinstance(m, cls):
         raise TypeError(f"{m!r} is not a {cls.NAME}") from None
     members = [field.name for field, _ in m.present() if field.oneof]

@@ -1,4 +1,4 @@
-"""Raft's log in memory: its entries, and how far each stage of their life has come."""
+"""Raft's log in memory: its entries, and the marks of how far each stage has come."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 ENTRY_OVERHEAD_BYTES = 200
-"""What an entry weighs in memory and in a message besides its data, for all limits below."""
+"""Added to the size of an entry's data, in memory and in messages, by all limits of Raft."""
 
 ENTRY_NORMAL = 0
 ENTRY_CONF_CHANGE = 1
 
 
 class RaftInvariantError(AssertionError):
-    """A state that Raft excludes was reached: the process must stop, loudly."""
+    """A state that Raft excludes was reached: the process must stop."""
 
 
 class Entry(NamedTuple):
-    """One entry of the replicated log. `data` is opaque here; empty in a new leader's no-op."""
+    """One entry of the replicated log. `data` is opaque; it is empty in a new leader's no-op."""
 
     term: int
     index: int  # type: ignore[assignment]  # tuple.index is not missed
@@ -72,7 +72,7 @@ class RaftLog:
         self._batches: deque[list[int]] = deque()
 
     def recover(self, committed: int, applied: int) -> None:
-        """Set the marks that were saved. What is applied is committed, whatever was saved."""
+        """Set the saved marks. What is applied is committed, whatever mark was saved."""
         if not self.offset <= applied <= self.last or committed > self.last:
             raise RaftInvariantError(
                 f"the log has entries {self.offset + 1} to {self.last}, but {committed} is"
@@ -82,7 +82,7 @@ class RaftLog:
         self.applying = self.applied = applied
 
     def term(self, index: int) -> int:
-        """The term of an entry; -1 if it is not known (compacted, or not there yet)."""
+        """The term of an entry; -1 if it is unknown (compacted, or beyond the end)."""
         if self.offset < index <= self.last:
             return self.entries[index - self.offset - 1].term
         return self.offset_term if index == self.offset else -1
@@ -95,11 +95,11 @@ class RaftLog:
     def maybe_append(
         self, previous: int, previous_term: int, entries: Sequence[Entry], committed: int
     ) -> int | None:
-        """Append what a leader sent after (previous, previous_term) and commit with it.
+        """Append what a leader sent after (previous, previous_term), and commit.
 
-        Returns the index of the last entry that is now as the leader has it, None if `previous` is
-        not. Only entries that contradict the leader are dropped: an old message, late, must not
-        take away what a newer one brought (thesis 3.5).
+        Returns the index of the last entry that now equals the leader's, None if `previous` does
+        not. Only entries that contradict the leader's are dropped: a message that comes late must
+        not remove what a newer one added (thesis 3.5).
         """
         if self.term(previous) != previous_term:
             return None
@@ -132,7 +132,7 @@ class RaftLog:
             batch[2] = min(batch[2], last)
 
     def offer(self) -> Sequence[Entry]:
-        """The entries that are not yet on their way to the disk; they are from now on."""
+        """The entries that were not handed out to be written; now they are."""
         if self.offered == self.last:
             return ()
         entries = self.entries[self.offered - self.offset :]
@@ -141,7 +141,7 @@ class RaftLog:
         return entries
 
     def stable_to(self, index: int, term: int) -> None:
-        """The batch that ended with (index, term) is durable, and those before it."""
+        """The batch that ended with (index, term) is durable, and all before it."""
         while self._batches:
             last, last_term, stable = self._batches.popleft()
             if stable > self.stable:
@@ -166,7 +166,7 @@ class RaftLog:
         )
 
     def next_committed(self, max_bytes: int) -> Sequence[Entry]:
-        """Entries to apply: committed, durable, and not handed out before."""
+        """The next entries to apply: committed, durable, and not handed out yet."""
         if not self.has_next_committed():
             return ()
         entries = self.slice(self.applying + 1, min(self.committed, self.stable), max_bytes)
@@ -181,7 +181,7 @@ class RaftLog:
         self.applied = index
 
     def has_unapplied_conf_change(self) -> bool:
-        """Whether a committed membership change waits to be applied."""
+        """Whether a committed membership change is not applied."""
         first = max(self.applied, self.offset) - self.offset
         committed = self.entries[first : self.committed - self.offset]
         return any(entry.kind == ENTRY_CONF_CHANGE for entry in committed)
@@ -194,7 +194,7 @@ class RaftLog:
         return index
 
     def slice(self, first: int, last: int, max_bytes: int) -> Sequence[Entry]:
-        """The entries from first to last, as many as max_bytes allow and at least one."""
+        """The entries from `first` to `last`; at least one, and no more than `max_bytes` allow."""
         entries = self.entries[first - self.offset - 1 : last - self.offset]
         size = 0
         for count, entry in enumerate(entries):
@@ -204,18 +204,18 @@ class RaftLog:
         return entries
 
     def size_between(self, after: int, last: int) -> int:
-        """The weight in bytes of the entries after `after` up to `last`."""
+        """The size in bytes of the entries after `after` up to `last`, overhead included."""
         entries = self.entries[after - self.offset : last - self.offset]
         return sum(len(entry.data) for entry in entries) + ENTRY_OVERHEAD_BYTES * len(entries)
 
     def compact(self, index: int, tail_bytes: int) -> None:
-        """Drop the oldest entries, up to `index` and while more than `tail_bytes` remain."""
+        """Drop the oldest entries up to `index`, but keep `tail_bytes`."""
         if index > self.applied:
             raise RaftInvariantError(
                 f"compaction up to {index}, but only {self.applied} is applied"
             )
         if self.size_bytes < tail_bytes + tail_bytes // 4:
-            return  # Dropping moves the whole tail, so it is done a quarter of it at a time.
+            return  # Dropping moves the whole tail, so wait until a quarter of it can go.
         count = 0
         for entry in self.entries[: max(0, index - self.offset)]:
             size = len(entry.data) + ENTRY_OVERHEAD_BYTES
@@ -229,7 +229,7 @@ class RaftLog:
             del self.entries[:count]
 
     def restore(self, index: int, term: int) -> None:
-        """Begin anew after a snapshot; it is applied when `applied_to` says so."""
+        """Replace the log by a snapshot. It is applied when `applied_to` says so."""
         self.entries = []
         self.size_bytes = 0
         self.offset = self.last = self.offered = self.stable = index
