@@ -29,7 +29,7 @@ from test_http2 import frames
 
 from etcdlite import errors, methods, proto
 from etcdlite.errors import error
-from etcdlite.wire import http2, reflection
+from etcdlite.wire import http2, http2_state, reflection
 from etcdlite.wire.grpc import ROUTES, GrpcSession, percent_encode, read_request
 from etcdlite.wire.health import fields
 from etcdlite.wire.http2 import GHOST
@@ -547,7 +547,7 @@ def test_a_stream_past_its_deadline_ends(client: Client) -> None:
 
 def test_a_request_that_was_reset_is_not_answered(client: Client) -> None:
     stream_id = client.ask_only()
-    client.h2.reset_stream(stream_id, http2.CANCEL)
+    client.h2.reset_stream(stream_id, http2_state.CANCEL)
     client.pump()
     answer = client.answers[stream_id]
     assert answer.status is None and not answer.is_ended
@@ -559,7 +559,7 @@ def test_resetting_a_watch_closes_it(client: Client) -> None:
     watch = client.open(WATCH)
     client.say(watch, proto.WatchRequest(create_request=proto.WatchCreateRequest(key=b"k")))
     assert client.lone.member.hub.watches == 1
-    client.h2.reset_stream(watch, http2.CANCEL)
+    client.h2.reset_stream(watch, http2_state.CANCEL)
     client.pump()
     assert client.lone.member.hub.watches == 0
     assert not client.session.streams and not len(client.session.calls)
@@ -591,7 +591,7 @@ def test_shut_down_finishes_unary_requests_and_ends_streams(client: Client) -> N
     # Read by hand, because h2 takes GOAWAY for the end of everything.
     sent = frames(take_output(session))
     goaways = [f.payload for f in sent if f.kind == http2.GOAWAY]
-    assert goaways == [struct.pack(">II", unary, http2.NO_ERROR)]
+    assert goaways == [struct.pack(">II", unary, http2_state.NO_ERROR)]
     ends = [(f.stream_id, f.payload) for f in sent if f.kind == http2.HEADERS and f.flags & 1]
     assert [stream_id for stream_id, _ in ends] == [watch, half, unary]
     stopped = [b"etcdserver: server stopped" in payload for _, payload in ends]
@@ -679,7 +679,7 @@ def test_a_snapshot_that_is_not_read_is_not_made(lone: LoneMember) -> None:
     client.pump()
     assert client.session.outbox.held_bytes < 300_000 and not client.session.has_more
     assert Client(lone).put(b"k").status == 0
-    client.h2.reset_stream(stream_id, http2.CANCEL)
+    client.h2.reset_stream(stream_id, http2_state.CANCEL)
     client.pump()
     assert not client.session.outbox.held_bytes and not len(client.session.calls)
 
@@ -871,7 +871,7 @@ def test_any_bodies_are_survived(lone: LoneMember, requests: list[Any]) -> None:
                 client.pump()
         if not client.answers[stream_id].is_ended:
             if reset:
-                client.h2.reset_stream(stream_id, http2.CANCEL)
+                client.h2.reset_stream(stream_id, http2_state.CANCEL)
             else:
                 client.h2.end_stream(stream_id)
             client.pump()

@@ -18,34 +18,46 @@ from etcdlite.wire import http2
 from etcdlite.wire.hpack import HeaderFault, Unpacker, pack
 from etcdlite.wire.http2 import (
     ACK,
-    COMPRESSION_ERROR,
     CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
-    ENHANCE_YOUR_CALM,
-    FLOW_CONTROL_ERROR,
-    FRAME_SIZE_ERROR,
     GHOST,
     GOAWAY,
     HAS_PRIORITY,
     HEADERS,
     INITIAL_WINDOW_SIZE,
-    NO_ERROR,
     PADDED,
     PING,
     PREFACE,
     PRIORITY,
-    PROTOCOL_ERROR,
     PUSH_PROMISE,
-    REFUSED_STREAM,
     RST_STREAM,
     SETTINGS,
-    STREAM_CLOSED,
     WINDOW_UPDATE,
     Connection,
     Stream,
     frame,
+)
+from etcdlite.wire.http2_flow import FRAMES_PER_SLICE
+from etcdlite.wire.http2_state import (
+    CANCEL,
+    COMPRESSION_ERROR,
+    CONNECTION_TABLE,
+    ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    FRAME_SIZE_ERROR,
+    IGNORE,
+    NO_ERROR,
+    PROTOCOL_ERROR,
+    REFUSED_STREAM,
+    STREAM_CLOSED,
+    STREAM_TABLE,
+    ConnectionEvent,
+    ConnectionState,
+    Fault,
+    StreamEvent,
+    StreamState,
 )
 
 FIELDS = [
@@ -141,6 +153,8 @@ class Echo(Connection):
     def tell(self, *pieces: bytes) -> list[Frame]:
         """Send it frames; what it answers."""
         self.receive(b"".join(pieces))
+        while self.has_more:
+            self.produce()
         return self.taken()
 
     def taken(self) -> list[Frame]:
@@ -190,7 +204,7 @@ CLOSED = request(1)
 """Stream 1 is opened, answered and closed."""
 HALF_CLOSED = request(1, None, b"/later")
 """Stream 1 is not answered yet, and the client has ended it."""
-CANCELED = open_request(1, b"/later") + frame(RST_STREAM, 0, 1, uint32(http2.CANCEL))
+CANCELED = open_request(1, b"/later") + frame(RST_STREAM, 0, 1, uint32(CANCEL))
 
 
 def with_fields(*fields: tuple[bytes, bytes], flags: int = END_HEADERS | END_STREAM) -> bytes:
@@ -517,7 +531,7 @@ def test_streams_above_the_limit_are_refused_and_no_others() -> None:
 def test_a_request_that_was_given_up_is_not_answered_and_counts_until_its_answer_is_there() -> None:
     echo = opened(max_streams=1)
     echo.tell(request(1, b"x", b"/later"))
-    assert echo.tell(frame(RST_STREAM, 0, 1, uint32(http2.CANCEL))) == []
+    assert echo.tell(frame(RST_STREAM, 0, 1, uint32(CANCEL))) == []
     assert echo.given_up == [1]
     assert echo.tell(request(3, b"x"))[0].payload == uint32(REFUSED_STREAM)
     echo.answer(1)
@@ -582,8 +596,8 @@ def test_what_is_held_of_a_stream_that_is_given_up_is_dropped() -> None:
     echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
     echo.tell(request(1, b"x" * 1000))
     assert echo.outbox.held_bytes == 1000
-    echo.tell(frame(RST_STREAM, 0, 1, uint32(http2.CANCEL)))
-    assert not echo.outbox.held_bytes and not echo.streams and not echo._held
+    echo.tell(frame(RST_STREAM, 0, 1, uint32(CANCEL)))
+    assert not echo.outbox.held_bytes and not echo.streams and not echo.flow.has_more
 
 
 def test_what_is_sent_when_something_held_is_out_waits_its_turn() -> None:
@@ -628,7 +642,7 @@ def test_giving_up_what_blocks_a_connection_unblocks_it() -> None:
         echo.answer(2 * n + 1)
     assert echo.is_blocked and not echo.unblocks
     for n in range(17):
-        echo.tell(frame(RST_STREAM, 0, 2 * n + 1, uint32(http2.CANCEL)))
+        echo.tell(frame(RST_STREAM, 0, 2 * n + 1, uint32(CANCEL)))
     assert not echo.is_blocked and echo.unblocks == 1
 
 
@@ -660,6 +674,103 @@ def test_more_than_the_connection_s_window_ends_the_connection() -> None:
         assert int.from_bytes(echo.tell(sent)[-1].payload[4:8], "big") == FLOW_CONTROL_ERROR
 
 
+# --- States ----------------------------------------------------------------------------------
+
+
+def test_the_tables_have_an_entry_for_every_state_and_event() -> None:
+    assert set(STREAM_TABLE) == set(StreamState)
+    assert all(set(row) == set(StreamEvent) for row in STREAM_TABLE.values())
+    assert set(CONNECTION_TABLE) == set(ConnectionState)
+    assert all(set(row) == set(ConnectionEvent) for row in CONNECTION_TABLE.values())
+
+
+@pytest.mark.parametrize(
+    "state, event, entry",
+    [  # RFC 9113, 5.1, row by row; what is not listed is covered by the rules below.
+        (StreamState.IDLE, StreamEvent.HEADERS, StreamState.FRESH),
+        (StreamState.FRESH, StreamEvent.DATA, StreamState.OPEN),
+        (StreamState.FRESH, StreamEvent.END_STREAM, StreamState.HALF_CLOSED),
+        (StreamState.OPEN, StreamEvent.DATA, StreamState.OPEN),
+        (StreamState.OPEN, StreamEvent.HEADERS, StreamState.OPEN),
+        (StreamState.OPEN, StreamEvent.END_STREAM, StreamState.HALF_CLOSED),
+        (StreamState.OPEN, StreamEvent.RST_STREAM, StreamState.CLOSED),
+        (StreamState.OPEN, StreamEvent.ANSWER_WAITS, StreamState.ANSWERED),
+        (StreamState.OPEN, StreamEvent.ANSWER_ENDS, StreamState.QUIET),
+        (StreamState.HALF_CLOSED, StreamEvent.DATA, Fault(STREAM_CLOSED)),
+        (StreamState.HALF_CLOSED, StreamEvent.HEADERS, Fault(STREAM_CLOSED)),
+        (StreamState.HALF_CLOSED, StreamEvent.RST_STREAM, StreamState.ABANDONED),
+        (StreamState.HALF_CLOSED, StreamEvent.ANSWER_WAITS, StreamState.HALF_CLOSED),
+        (StreamState.HALF_CLOSED, StreamEvent.ANSWER_ENDS, StreamState.CLOSED),
+        (StreamState.ANSWERED, StreamEvent.DATA, IGNORE),
+        (StreamState.ANSWERED, StreamEvent.ANSWER_ENDS, StreamState.QUIET),
+        (StreamState.ABANDONED, StreamEvent.DATA, Fault(STREAM_CLOSED)),
+        (StreamState.ABANDONED, StreamEvent.ANSWER_ENDS, StreamState.CLOSED),
+        (StreamState.QUIET, StreamEvent.DATA, IGNORE),
+        (StreamState.QUIET, StreamEvent.HEADERS, IGNORE),
+        (StreamState.CLOSED, StreamEvent.DATA, Fault(STREAM_CLOSED)),
+    ],
+)
+def test_a_stream_goes_from_state_to_state_as_the_rfc_says(
+    state: StreamState, event: StreamEvent, entry: Any
+) -> None:
+    assert STREAM_TABLE[state][event] == entry
+
+
+def test_a_stream_that_never_was_open_ends_the_connection() -> None:
+    for event in (StreamEvent.DATA, StreamEvent.RST_STREAM, StreamEvent.WINDOW_UPDATE):
+        fault = STREAM_TABLE[StreamState.IDLE][event]
+        assert isinstance(fault, Fault)
+        assert fault.code == PROTOCOL_ERROR and fault.costs_connection
+    skipped = STREAM_TABLE[StreamState.SKIPPED][StreamEvent.HEADERS]
+    assert isinstance(skipped, Fault) and skipped.code == PROTOCOL_ERROR
+
+
+def test_resets_and_grants_are_allowed_in_every_state_but_idle() -> None:
+    """They may have been on their way when the stream ended (RFC 9113, 5.1)."""
+    for state in set(StreamState) - {StreamState.IDLE}:
+        for event in (StreamEvent.RST_STREAM, StreamEvent.WINDOW_UPDATE):
+            assert not isinstance(STREAM_TABLE[state][event], Fault), (state, event)
+
+
+def test_a_header_block_is_not_interrupted() -> None:
+    for event, entry in CONNECTION_TABLE[ConnectionState.BLOCK].items():
+        continues = event in (ConnectionEvent.BLOCK_CONTINUES, ConnectionEvent.BLOCK_ENDS)
+        assert isinstance(entry, ConnectionState) is continues, event
+
+
+def test_every_fault_of_the_connection_says_why() -> None:
+    for rows in (STREAM_TABLE, CONNECTION_TABLE):
+        for row in rows.values():
+            for entry in row.values():
+                if isinstance(entry, Fault) and entry.costs_connection:
+                    assert entry.text
+
+
+def test_streams_are_in_the_states_of_the_table() -> None:
+    echo = opened()
+    assert echo.state_of(1) is StreamState.IDLE
+    echo.tell(open_request(1, b"/later"))
+    assert echo.state_of(1) is StreamState.FRESH
+    echo.tell(frame(DATA, 0, 1, b"x"))
+    assert echo.state_of(1) is StreamState.OPEN
+    echo.tell(frame(DATA, END_STREAM, 1, b"x"))
+    assert echo.state_of(1) is StreamState.HALF_CLOSED
+    echo.tell(frame(RST_STREAM, 0, 1, uint32(CANCEL)))
+    assert echo.state_of(1) is StreamState.ABANDONED
+    echo.answer(1)
+    assert echo.state_of(1) is StreamState.CLOSED
+    echo.tell(open_request(5, b"/later"))
+    assert echo.state_of(3) is StreamState.SKIPPED
+    echo.answer(5)
+    assert echo.state_of(5) is StreamState.QUIET
+    echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)), open_request(7, b"/later"))
+    echo.bodies[7] = b"waits"
+    echo.answer(7)
+    assert echo.state_of(7) is StreamState.ANSWERED
+    echo.tell(frame(WINDOW_UPDATE, 0, 7, uint32(5)))
+    assert echo.state_of(7) is StreamState.QUIET
+
+
 # --- Floods ----------------------------------------------------------------------------------
 
 
@@ -681,7 +792,7 @@ FLOODS: dict[str, Callable[[int], bytes]] = {
     "WINDOW_UPDATE": lambda n: frame(WINDOW_UPDATE, 0, 0, uint32(1)),
     "unknown frames": lambda n: frame(UNKNOWN, 0, 0, b""),
     "rapid reset": lambda n: open_request(2 * n + 1, b"/later")
-    + frame(RST_STREAM, 0, 2 * n + 1, uint32(http2.CANCEL)),
+    + frame(RST_STREAM, 0, 2 * n + 1, uint32(CANCEL)),
     "made us reset": lambda n: open_request(2 * n + 1, b"/later")
     + frame(WINDOW_UPDATE, 0, 2 * n + 1, uint32(0)),
     "empty DATA": lambda n: (open_request(1) if not n else b"") + frame(DATA, 0, 1),
@@ -779,17 +890,39 @@ def test_a_grant_costs_nothing_for_streams_that_are_shut() -> None:
     echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
     for n in range(5000):
         echo.tell(request(2 * n + 1, b"x"))
-    looks = 0
-
-    class Counted(dict[int, Stream]):
-        def items(self) -> Any:
-            nonlocal looks
-            looks += 1
-            return super().items()
-
-    echo._held = Counted(echo._held)
     echo.tell(frame(WINDOW_UPDATE, 0, 0, uint32(1)) * 1000)
-    assert not looks and len(echo._shut) == 5000
+    assert not echo.flow.has_more, "it looks at streams again that cannot send"
+    assert echo.flow.shut_streams == 5000
+
+
+def test_windows_that_open_byte_by_byte_cost_one_slice_each_and_are_soon_too_much() -> None:
+    echo = opened()
+    echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
+    for n in range(5000):
+        echo.tell(request(2 * n + 1, b"x" * 900))
+    echo.tell(frame(WINDOW_UPDATE, 0, 0, uint32(1 << 24)))
+    echo.tick(1.0)
+    for size in range(1, 100):
+        echo.receive(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, size)))
+        assert len(echo.outbox.parts) <= 2 * FRAMES_PER_SLICE + 2, "one frame holds up the loop"
+        take_output(echo)
+        while echo.has_more and not echo.is_closing:
+            echo.produce()
+            assert len(echo.outbox.parts) <= 2 * FRAMES_PER_SLICE + 2
+            take_output(echo)
+        if echo.is_closing:
+            break
+    assert 2 < size < 50
+
+
+def test_a_peer_that_opens_all_windows_gets_all_answers() -> None:
+    echo = opened()
+    echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
+    for n in range(5000):
+        echo.tell(request(2 * n + 1, b"x" * 10))
+    answer = echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 65_535)))
+    assert all(is_answered(answer, 2 * n + 1) for n in range(0, 5000, 500))
+    assert not echo.outbox.held_bytes and not echo.streams
 
 
 def test_many_answers_long_ago_do_not_allow_a_flood() -> None:
@@ -992,7 +1125,7 @@ def test_any_bytes_are_survived(pieces: list[bytes], size: int) -> None:
         echo.tell(sent[at : at + size])
     assert len(echo.streams) <= 4
     assert echo.inbox.waiting_bytes <= http2.MAX_FRAME_BYTES + 9 + size
-    assert echo.outbox.held_bytes == sum(s.held_bytes for s in echo._held.values())
+    assert echo.outbox.held_bytes == sum(s.held_bytes for s in echo.streams.values())
     for stream_id in list(echo.streams):
         if echo.streams[stream_id].tail:
             continue

@@ -506,17 +506,18 @@ class GrpcSession(Connection, ClientSession):
         rpc.succeeded += 1
         rpc.sent_bytes += len(body)
         size = len(body) + PREFIX_BYTES
+        flow = self.flow
         if (
-            size > self._send_window
-            or size > self._initial_window + stream.credit
-            or size > self._max_sent_frame
+            size > flow.window
+            or size > flow.initial + stream.credit
+            or size > flow.max_frame
             or self.table_update
         ):
             self.send_headers(stream, _HEADER_BLOCK)
             self.send_data(stream, PREFIX.pack(0, len(body)), body)
             self.finish(stream, _OK_BLOCK)
             return
-        self._send_window -= size
+        flow.window -= size
         self.answers += 1
         outbox = self.outbox
         if outbox.unsent_bytes + outbox.held_bytes > MAX_UNSENT_BYTES:
@@ -567,15 +568,16 @@ class GrpcSession(Connection, ClientSession):
         if not stream.headers_sent:
             self.send_headers(stream, _HEADER_BLOCK)
         size = len(body) + PREFIX_BYTES
+        flow = self.flow
         if (
-            size > self._send_window
-            or size > self._initial_window + stream.credit
-            or size > self._max_sent_frame
+            size > flow.window
+            or size > flow.initial + stream.credit
+            or size > flow.max_frame
             or stream.held
         ):
             self.send_data(stream, PREFIX.pack(0, len(body)), body)
             return
-        self._send_window -= size
+        flow.window -= size
         stream.credit -= size
         self.answers += 1
         outbox = self.outbox
@@ -646,8 +648,7 @@ class GrpcSession(Connection, ClientSession):
                     stream.request.rpc.fail(CANCELED)
                 self._let_go(stream)
         self.streams.clear()
-        self._held.clear()
-        self._shut.clear()
+        self.flow.clear()
         super().closed()
 
     def shut_down(self) -> None:
@@ -676,7 +677,7 @@ class GrpcSession(Connection, ClientSession):
                 continue
             stream = self.streams[stream_id]
             is_asked = stream.is_ended and stream_id not in self.calls
-            self.drop_held(stream)
+            self.flow.drop(stream)
             self.fail(stream_id, stream.request.number, late)
             if is_asked:
                 # Its answer is still to come, and is for nobody.

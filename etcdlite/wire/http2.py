@@ -39,15 +39,36 @@ from etcdlite.wire.hpack import (
     HeadersTooLarge,
     Unpacker,
 )
+from etcdlite.wire.http2_flow import (
+    DEFAULT_WINDOW_BYTES,
+    FRAME_HEADER,
+    MAX_SENT_FRAME_BYTES,
+    MAX_WINDOW,
+    Flow,
+)
+from etcdlite.wire.http2_state import (
+    COMPRESSION_ERROR,
+    CONNECTION_TABLE,
+    ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    FRAME_SIZE_ERROR,
+    NO_ERROR,
+    PROTOCOL_ERROR,
+    REFUSED_STREAM,
+    STREAM_TABLE,
+    ConnectionEvent,
+    ConnectionState,
+    Fault,
+    Ignore,
+    StreamEvent,
+    StreamState,
+)
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What every client sends first."""
 
 MAX_FRAME_BYTES = 16_384
 """The largest frame that is accepted (FRAME_SIZE_ERROR); the RFC's default, so not announced."""
-
-MAX_SENT_FRAME_BYTES = 65_536
-"""Larger ones are not sent even if the peer takes them: streams shall take turns."""
 
 MAX_BLOCK_BYTES = MAX_LIST_BYTES
 """Of a header block, packed; unpacked see `hpack.py` (ENHANCE_YOUR_CALM)."""
@@ -86,12 +107,12 @@ MAX_PING_STRIKES = 2
 IDLE_PING_S = 7200.0
 """How often a peer may ping while it has no stream open, as in gRPC."""
 
-SMALL_PIECE_BYTES = 4096
-"""Held pieces up to this are joined."""
-
-MAX_WINDOW = 2**31 - 1
 MAX_STREAM_ID = 2**31 - 1
-DEFAULT_WINDOW_BYTES = 65_535
+
+# For the hot paths.
+FRAMES = ConnectionState.FRAMES
+FRESH = StreamState.FRESH
+HALF_CLOSED = StreamState.HALF_CLOSED
 
 # Frame types.
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE = range(9)
@@ -111,19 +132,6 @@ INITIAL_WINDOW_SIZE = 4
 MAX_FRAME_SIZE = 5
 MAX_HEADER_LIST_SIZE = 6
 
-# Error codes.
-NO_ERROR = 0x0
-PROTOCOL_ERROR = 0x1
-FLOW_CONTROL_ERROR = 0x3
-STREAM_CLOSED = 0x5
-FRAME_SIZE_ERROR = 0x6
-REFUSED_STREAM = 0x7
-CANCEL = 0x8
-COMPRESSION_ERROR = 0x9
-ENHANCE_YOUR_CALM = 0xB
-
-FRAME_HEADER = struct.Struct(">IBI")
-"""Length (24 bits) and type, flags, stream id."""
 FRAME_HEADER_BYTES = FRAME_HEADER.size
 
 _SETTING = struct.Struct(">HI")
@@ -167,19 +175,15 @@ class StreamFault(Exception):
 class Stream:
     """A request and its answer. Defaults are the class's: most streams never differ from them."""
 
+    state = StreamState.FRESH
     credit = 0
     """Our send window, above the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
     window = STREAM_WINDOW_BYTES
     """What the peer may still send."""
     content_length: int | None = None
     """What is still to come of it, if it was announced."""
-    is_ended = False
-    """The peer has sent all of it."""
-    is_fresh = True
-    """Nothing came after its header, and it is not answered."""
     headers_sent = False
     held: deque[memoryview | bytearray] | None = None
-    """What of the answer waits for windows. The last piece grows if it is a bytearray."""
     held_bytes = 0
     tail = b""
     """The frames that end it, while they wait behind `held`."""
@@ -189,10 +193,15 @@ class Stream:
         self.request = request
         """What `read_request` made of the header block."""
 
+    @property
+    def is_ended(self) -> bool:
+        """The peer has sent all of it."""
+        return self.state is HALF_CLOSED
+
 
 GHOST = Stream(0, None)
-GHOST.is_ended = True
-GHOST.is_fresh = False
+"""In place of a stream that the peer gave up while its answer is being made."""
+GHOST.state = StreamState.ABANDONED
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
@@ -262,8 +271,9 @@ class Connection(Session):
         self._ping_min_s = ping_min_s
         self._keepalive_interval_s = keepalive_interval_s
         self._keepalive_timeout_s = keepalive_timeout_s
+        self.flow = Flow(self.outbox, MAX_FRAME_BYTES)
         # Input.
-        self._has_preface = False
+        self._state = ConnectionState.PREFACE
         self._unpacker = Unpacker()
         self._known: dict[bytes, Any] = {}
         self.table_update = b""
@@ -278,14 +288,6 @@ class Connection(Session):
         """The last range of stream ids that the peer left out."""
         self._quiet: dict[int, None] = {}
         self._receive_window = CONNECTION_WINDOW_BYTES
-        # Output.
-        self._send_window = DEFAULT_WINDOW_BYTES
-        self._initial_window = DEFAULT_WINDOW_BYTES
-        self._max_sent_frame = MAX_FRAME_BYTES
-        self._held: dict[int, Stream] = {}
-        """Streams that could send but for the connection's window, in turn."""
-        self._shut: dict[int, Stream] = {}
-        """Streams that wait for their own windows."""
         # Conduct of the peer.
         self._noise = 0
         self._answers_at_tick = 0
@@ -312,9 +314,9 @@ class Connection(Session):
                 return
         try:
             at = 0
-            if not self._has_preface:
+            if self._state is ConnectionState.PREFACE:
                 if not PREFACE.startswith(data[: len(PREFACE)]):
-                    raise ConnectionFault(PROTOCOL_ERROR, "this is not HTTP/2")
+                    self._step(ConnectionEvent.OTHER)
                 if len(data) < len(PREFACE):
                     self.inbox.keep(data, len(PREFACE))
                     return
@@ -330,7 +332,7 @@ class Connection(Session):
             self.outbox.append(frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant)))
 
     def _begin(self) -> None:
-        self._has_preface = True
+        self._step(ConnectionEvent.PREFACE)
         settings = (
             _SETTING.pack(MAX_CONCURRENT_STREAMS, self._max_streams),
             _SETTING.pack(INITIAL_WINDOW_SIZE, STREAM_WINDOW_BYTES),
@@ -361,14 +363,13 @@ class Connection(Session):
                 stream = streams.get(stream_id)
                 if (
                     stream is not None
-                    and stream.is_fresh
+                    and stream.state is FRESH
                     and size <= self._receive_window
                     and (stream.content_length is None or size == stream.content_length)
-                    and self._block is None
+                    and self._state is FRAMES
                 ):
                     self._receive_window -= size
-                    stream.is_fresh = False
-                    stream.is_ended = True
+                    stream.state = HALF_CLOSED
                     self.completed(stream, data, at + 9, stop)
                     at = stop
                     continue
@@ -379,7 +380,7 @@ class Connection(Session):
                     and self._last_id < stream_id <= MAX_STREAM_ID
                     and stream_id & 1
                     and len(streams) < self._max_streams
-                    and self._block is None
+                    and self._state is FRAMES
                     and not self.is_draining
                 ):
                     request, content_length = hit
@@ -390,6 +391,8 @@ class Connection(Session):
                 self._read_frame(kind, flags, stream_id & MAX_STREAM_ID, data, at + 9, stop)
             except StreamFault as fault:
                 self.reset_stream(fault.stream_id, fault.code)
+                # A request that makes us reset it costs its sender as much as a reset of its own.
+                self._hush(NOISE_PER_RESET)
             if self.is_closing:
                 return
             at = stop
@@ -400,12 +403,18 @@ class Connection(Session):
         self, kind: int, flags: int, stream_id: int, data: bytes, at: int, stop: int
     ) -> None:
         """Any frame. Raises ConnectionFault, StreamFault."""
-        if not self.is_open:
-            if kind != SETTINGS or flags & ACK:
-                raise ConnectionFault(PROTOCOL_ERROR, "the first frame is not SETTINGS")
-            self.is_open = True
-        if self._block is not None and (kind != CONTINUATION or stream_id != self._block[0]):
-            raise ConnectionFault(PROTOCOL_ERROR, "a header block is interrupted")
+        event = ConnectionEvent.OTHER
+        if kind == CONTINUATION:
+            is_of_block = self._block is None or stream_id == self._block[0]
+            if is_of_block:
+                is_end = flags & END_HEADERS
+                event = ConnectionEvent.BLOCK_ENDS if is_end else ConnectionEvent.BLOCK_CONTINUES
+        elif kind == HEADERS and not flags & END_HEADERS:
+            event = ConnectionEvent.BLOCK_BEGINS
+        elif kind == SETTINGS and not flags & ACK:
+            event = ConnectionEvent.SETTINGS
+        self._step(event)
+        self.is_open = True
         if kind == DATA:
             self._read_data(flags, stream_id, data, at, stop)
         elif kind == HEADERS:
@@ -425,13 +434,45 @@ class Connection(Session):
         if self._noise > MAX_NOISE + NOISE_PER_ANSWER * (self.answers - self._answers_at_tick):
             raise ConnectionFault(ENHANCE_YOUR_CALM, "too many frames without requests")
 
-    def _live(self, stream_id: int) -> Stream | None:
-        """The stream, if the peer may still say something about it. Raises ConnectionFault if it
-        was never opened."""
-        if not stream_id & 1 or stream_id > self._last_id:
-            raise ConnectionFault(PROTOCOL_ERROR, f"stream {stream_id} is not open")
+    def _step(self, event: ConnectionEvent) -> None:
+        """Go to the next state of the connection. Raises ConnectionFault."""
+        entry = CONNECTION_TABLE[self._state][event]
+        if isinstance(entry, Fault):
+            raise ConnectionFault(entry.code, entry.text)
+        self._state = entry
+
+    def state_of(self, stream_id: int) -> StreamState:
         stream = self.streams.get(stream_id)
-        return None if stream is GHOST else stream
+        if stream is not None and stream is not GHOST:
+            return stream.state
+        if stream_id in self._quiet:
+            return StreamState.QUIET
+        if stream is GHOST:
+            return StreamState.ABANDONED
+        if not stream_id & 1 or stream_id > self._last_id:
+            return StreamState.IDLE
+        low, high = self._gap
+        return StreamState.SKIPPED if low <= stream_id <= high else StreamState.CLOSED
+
+    def _next_state(self, stream_id: int, event: StreamEvent) -> StreamState | None:
+        """None if the event is of no consequence. Raises ConnectionFault, StreamFault."""
+        entry = STREAM_TABLE[self.state_of(stream_id)][event]
+        if isinstance(entry, Fault):
+            if entry.costs_connection:
+                raise ConnectionFault(entry.code, f"{entry.text} ({stream_id})")
+            raise StreamFault(stream_id, entry.code)
+        return None if isinstance(entry, Ignore) else entry
+
+    def _step_stream(self, stream_id: int, event: StreamEvent) -> Stream | None:
+        """The stream, in its next state. None, and it counts as noise, if the event is of no
+        consequence. Raises ConnectionFault, StreamFault."""
+        state = self._next_state(stream_id, event)
+        if state is None:
+            self._hush(1)
+            return None
+        stream = self.streams[stream_id]
+        stream.state = state
+        return stream
 
     @staticmethod
     def _unpad(flags: int, data: bytes, at: int, stop: int) -> tuple[int, int]:
@@ -446,16 +487,12 @@ class Connection(Session):
         self._receive_window -= size
         if self._receive_window < 0:
             raise ConnectionFault(FLOW_CONTROL_ERROR, "more than the connection's window")
-        stream = self._live(stream_id)
         at, stop = self._unpad(flags, data, at, stop)
         if at == stop:
             self._hush(1)
-        if stream is None or stream.is_ended or stream.tail:
-            if stream_id in self._quiet:
-                self._hush(1)
-                return
-            raise StreamFault(stream_id, STREAM_CLOSED)
-        stream.is_fresh = False
+        stream = self._step_stream(stream_id, StreamEvent.DATA)
+        if stream is None:
+            return
         stream.window -= size
         if stream.window < 0:
             raise StreamFault(stream_id, FLOW_CONTROL_ERROR)
@@ -476,12 +513,10 @@ class Connection(Session):
             stream.window = STREAM_WINDOW_BYTES
             self.outbox.append(frame(WINDOW_UPDATE, 0, stream_id, _INT.pack(grant)))
 
-    @staticmethod
-    def _mark_ended(stream: Stream) -> None:
+    def _mark_ended(self, stream: Stream) -> None:
         if stream.content_length:
             raise StreamFault(stream.id, PROTOCOL_ERROR)
-        stream.is_ended = True
-        stream.is_fresh = False
+        self._step_stream(stream.id, StreamEvent.END_STREAM)
 
     def _read_headers(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         if not stream_id & 1:
@@ -499,8 +534,7 @@ class Connection(Session):
             self._block = (stream_id, flags, [data[at:stop]], depends_on_itself)
 
     def _read_continuation(self, flags: int, stream_id: int, piece: bytes) -> None:
-        if self._block is None:
-            raise ConnectionFault(PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        assert self._block is not None
         _, first_flags, pieces, depends_on_itself = self._block
         pieces.append(piece)
         if len(pieces) > MAX_CONTINUATIONS or sum(map(len, pieces)) > MAX_BLOCK_BYTES:
@@ -528,7 +562,6 @@ class Connection(Session):
             return
         if len(self.streams) >= self._max_streams:
             self._advance(stream_id)
-            self._hush(NOISE_PER_RESET)
             raise StreamFault(stream_id, REFUSED_STREAM)
         if depends_on_itself or (headers is not None and not is_well_formed(headers)):
             self._advance(stream_id)
@@ -558,12 +591,14 @@ class Connection(Session):
     ) -> None:
         """A request begins."""
         self._advance(stream_id)
+        if is_ended and content_length:
+            raise StreamFault(stream_id, PROTOCOL_ERROR)
         stream = self.stream_class(stream_id, request)
         if content_length is not None:
             stream.content_length = content_length
-        if is_ended:
-            self._mark_ended(stream)
         self.streams[stream_id] = stream
+        if is_ended:
+            stream.state = HALF_CLOSED
         self.opened(stream)
         if is_ended and self.streams.get(stream_id) is stream:
             self.ended(stream)
@@ -581,16 +616,9 @@ class Connection(Session):
         return headers, is_changed
 
     def _read_trailers(self, stream_id: int, flags: int, headers: Headers | None) -> None:
-        stream = self._live(stream_id)
-        if stream is None or stream.tail:
-            if stream_id in self._quiet:
-                self._hush(1)
-                return
-            low, high = self._gap
-            code = PROTOCOL_ERROR if low <= stream_id <= high else STREAM_CLOSED
-            raise ConnectionFault(code, f"stream {stream_id} is closed")
-        if stream.is_ended:
-            raise StreamFault(stream_id, STREAM_CLOSED)
+        stream = self._step_stream(stream_id, StreamEvent.HEADERS)
+        if stream is None:
+            return
         # A known block is that of a request, so it has what trailers must not have.
         if not flags & END_STREAM or headers is None or not are_well_formed_trailers(headers):
             raise StreamFault(stream_id, PROTOCOL_ERROR)
@@ -608,8 +636,8 @@ class Connection(Session):
     def _read_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(FRAME_SIZE_ERROR, "RST_STREAM does not have 4 bytes")
-        stream = self._live(stream_id)
-        if stream is not None:
+        if self._next_state(stream_id, StreamEvent.RST_STREAM) is not None:
+            stream = self.streams[stream_id]
             self._hush(1 if stream.headers_sent else NOISE_PER_RESET)
             self._forget(stream)
 
@@ -620,7 +648,7 @@ class Connection(Session):
             raise ConnectionFault(FRAME_SIZE_ERROR, "SETTINGS of a wrong size")
         if flags & ACK:
             return
-        window = self._initial_window
+        window = self.flow.initial
         for setting, value in _SETTING.iter_unpack(payload):
             if setting == ENABLE_PUSH and value > 1:
                 raise ConnectionFault(PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
@@ -631,16 +659,14 @@ class Connection(Session):
             elif setting == MAX_FRAME_SIZE:
                 if not 16_384 <= value < 1 << 24:
                     raise ConnectionFault(PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
-                self._max_sent_frame = min(value, MAX_SENT_FRAME_BYTES)
+                self.flow.max_frame = min(value, MAX_SENT_FRAME_BYTES)
             elif setting == HEADER_TABLE_SIZE and value < TABLE_BYTES:
                 self.table_update = b"\x20"
-        if window != self._initial_window:
-            self._hush(len(self.streams) >> 3)  # It takes a look at each.
-            self._initial_window = window
-            if any(stream.credit > MAX_WINDOW - window for stream in self.streams.values()):
+        if window != self.flow.initial:
+            # Each stream that waits for its window may get a little of it.
+            self._hush(self.flow.shut_streams >> 3)
+            if not self.flow.set_initial(window, self.streams):
                 raise ConnectionFault(FLOW_CONTROL_ERROR, "a window is too large")
-            self._held.update(self._shut)
-            self._shut.clear()
         self.outbox.append(frame(SETTINGS, ACK, 0))
         self._send_held()
 
@@ -683,22 +709,20 @@ class Connection(Session):
         if not stream_id:
             if not grant:
                 raise ConnectionFault(PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
-            self._send_window += grant
-            if self._send_window > MAX_WINDOW:
+            self.flow.window += grant
+            if self.flow.window > MAX_WINDOW:
                 raise ConnectionFault(FLOW_CONTROL_ERROR, "the connection's window is too large")
-            if self._held:
+            if self.flow.has_more:
                 self._send_held()
             return
-        stream = self._live(stream_id)
-        if stream is None:
+        if self._next_state(stream_id, StreamEvent.WINDOW_UPDATE) is None:
             return
+        stream = self.streams[stream_id]
         if not grant:
             raise StreamFault(stream_id, PROTOCOL_ERROR)
-        stream.credit += grant
-        if self._initial_window + stream.credit > MAX_WINDOW:
+        if not self.flow.grant(stream, grant):
             raise StreamFault(stream_id, FLOW_CONTROL_ERROR)
-        if self._shut.pop(stream_id, None) is not None:
-            self._held[stream_id] = stream
+        if stream.held:
             self._send_held()
 
     # Output.
@@ -714,30 +738,14 @@ class Connection(Session):
         """A piece of the answer: `head` and `body`."""
         size = len(head) + len(body)
         self.answers += 1
-        if (
-            size <= self._send_window
-            and size <= self._initial_window + stream.credit
-            and size <= self._max_sent_frame
-            and not stream.held
-        ):
-            self._send_window -= size
-            stream.credit -= size
+        flow = self.flow
+        if flow.has_room(stream, size):
+            flow.spend(stream, size)
             self.outbox.append(FRAME_HEADER.pack(size << 8, 0, stream.id) + head)
             self.outbox.append(body)
             return
-        if stream.held is None:
-            stream.held = deque()
-        if size > SMALL_PIECE_BYTES:
-            stream.held += (memoryview(head), memoryview(body))
-        elif stream.held and type(stream.held[-1]) is bytearray:
-            # Thousands of small messages must not take more memory than they count.
-            stream.held[-1] += head + body
-        else:
-            stream.held.append(bytearray(head + body))
-        stream.held_bytes += size
-        self.outbox.hold(size)
-        if stream.id not in self._shut:
-            self._held[stream.id] = stream
+        flow.hold(stream, head, body)
+        if flow.has_more:
             # Nobody waited for this stream, so nobody is told that it goes out.
             self._send_held(tells=False)
         if self.outbox.waiting_bytes - size > MAX_UNSENT_BYTES:
@@ -749,10 +757,8 @@ class Connection(Session):
         tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
         if stream.held:
             stream.tail = tail
-            stream.is_fresh = False
             self.streams[stream.id] = stream
-            if not stream.is_ended:
-                self._be_quiet_about(stream.id)
+            self._step_stream(stream.id, StreamEvent.ANSWER_WAITS)
         else:
             self._finish(stream, tail)
 
@@ -760,32 +766,30 @@ class Connection(Session):
         if self.table_update:
             block, self.table_update = self.table_update + tail[FRAME_HEADER_BYTES:], b""
             tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
-        if not stream.is_ended:
+        if STREAM_TABLE[stream.state][StreamEvent.ANSWER_ENDS] is StreamState.QUIET:
             # The rest of the request is of no interest (RFC 9113, 8.1).
             tail += frame(RST_STREAM, 0, stream.id, _INT.pack(NO_ERROR))
             self._be_quiet_about(stream.id)
         self.outbox.append(tail)
 
+    @property
+    def has_more(self) -> bool:
+        return self.flow.has_more or super().has_more
+
+    def produce(self) -> None:
+        if self.flow.has_more:
+            self._send_held()
+        super().produce()
+
     def _send_held(self, tells: bool = True) -> None:
-        """Send what the windows allow of what is held, a frame per stream at a time. `tells`: call
-        the hooks."""
+        """Send what the windows allow of what is held, for one slice. `tells`: call the hooks."""
         was_blocked = self.is_blocked
-        held = self._held
         released = []
-        while held and self._send_window > 0:
-            stream_id, stream = next(iter(held.items()))
-            del held[stream_id]
-            room = min(
-                self._send_window, self._initial_window + stream.credit, self._max_sent_frame
-            )
-            if room <= 0:
-                self._shut[stream_id] = stream
-                continue
-            self._send_some(stream, room)
-            if stream.held:
-                held[stream_id] = stream
-            elif stream.tail:
-                del self.streams[stream_id]
+        emptied, answers = self.flow.flush()
+        self.answers += answers
+        for stream in emptied:
+            if stream.tail:
+                del self.streams[stream.id]
                 self._finish(stream, stream.tail)
             else:
                 released.append(stream)
@@ -794,29 +798,6 @@ class Connection(Session):
             for stream in released:
                 self.released(stream)
             self.check_unblocked(was_blocked)
-
-    def _send_some(self, stream: Stream, room: int) -> None:
-        """Send a frame of at most `room` bytes of what is held."""
-        held = stream.held
-        assert held
-        self.answers += 1
-        size = 0
-        pieces: list[memoryview] = []
-        while held and size < room:
-            piece = memoryview(held.popleft())
-            if len(piece) > room - size:
-                held.appendleft(piece[room - size :])
-                piece = piece[: room - size]
-            pieces.append(piece)
-            size += len(piece)
-        self._send_window -= size
-        stream.credit -= size
-        stream.held_bytes -= size
-        outbox = self.outbox
-        outbox.release(size)
-        outbox.append(FRAME_HEADER.pack(size << 8, 0, stream.id))
-        outbox.parts += pieces
-        outbox.unsent_bytes += size
 
     def reset_stream(self, stream_id: int, code: int) -> None:
         """End a stream with an error code of HTTP/2."""
@@ -830,19 +811,12 @@ class Connection(Session):
     def _forget(self, stream: Stream) -> None:
         """A stream is over before its answer is out."""
         was_blocked = self.is_blocked
-        self.drop_held(stream)
+        self.flow.drop(stream)
         if self.canceled(stream):
             self.streams[stream.id] = GHOST
         else:
             self.streams.pop(stream.id, None)
         self.check_unblocked(was_blocked)
-
-    def drop_held(self, stream: Stream) -> None:
-        """Do not send what is held of a stream; `check_unblocked` when all of that is done."""
-        if (self._held.pop(stream.id, None) or self._shut.pop(stream.id, None)) is not None:
-            self.outbox.drop(stream.held_bytes)
-            stream.held = None
-            stream.held_bytes = 0
 
     def _be_quiet_about(self, stream_id: int) -> None:
         quiet = self._quiet

@@ -1,0 +1,197 @@
+"""The states of an HTTP/2 connection and of its streams, as a server sees them (RFC 9113, 3.4, 4.3
+and 5.1), and the tables of what each input means in each of them.
+
+A stream's state is the RFC's, with three more distinctions:
+
+- FRESH is an open stream of which nothing came but its header. A unary request is that and one
+  DATA frame, and this state is all that the hot path has to check.
+- What the peer sent before it knew that we ended a stream is ignored, not refused. So a stream that
+  we ended first is ANSWERED while its answer still waits for windows, and then QUIET, until it is
+  forgotten: then it is CLOSED.
+- A request that the peer gave up while it was worked on is ABANDONED until its answer comes, and
+  counts as open until then. What the peer makes us do at once stays bounded by its streams.
+
+      IDLE --HEADERS--> FRESH --HEADERS, DATA--> OPEN --END_STREAM--> HALF_CLOSED
+                          |                        |                       |
+                          +----our answer ends-----+                       |
+                                      v                             our answer ends
+                          ANSWERED --> QUIET --> CLOSED <------------------+
+
+A stream that the peer left out when it opened a later one is SKIPPED (5.1.1).
+
+A stream that we reset is QUIET, too, whatever its state was.
+
+`STREAM_TABLE` has every state and every event, `CONNECTION_TABLE` too. An entry is the next state,
+`IGNORE`, or the `Fault` that the input is.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum, auto
+from typing import NamedTuple
+
+# Error codes (RFC 9113, 7).
+NO_ERROR = 0x0
+PROTOCOL_ERROR = 0x1
+FLOW_CONTROL_ERROR = 0x3
+STREAM_CLOSED = 0x5
+FRAME_SIZE_ERROR = 0x6
+REFUSED_STREAM = 0x7
+CANCEL = 0x8
+COMPRESSION_ERROR = 0x9
+ENHANCE_YOUR_CALM = 0xB
+
+
+class StreamState(IntEnum):
+    IDLE = auto()
+    SKIPPED = auto()
+    FRESH = auto()
+    OPEN = auto()
+    HALF_CLOSED = auto()
+    """The request is complete: the RFC's half-closed (remote)."""
+    ANSWERED = auto()
+    ABANDONED = auto()
+    QUIET = auto()
+    CLOSED = auto()
+
+
+class StreamEvent(IntEnum):
+    HEADERS = auto()
+    """A header block: of a request if the stream is idle, otherwise trailers."""
+    DATA = auto()
+    END_STREAM = auto()
+    """The flag, on one of the two; applied after it."""
+    RST_STREAM = auto()
+    WINDOW_UPDATE = auto()
+    ANSWER_WAITS = auto()
+    """Our answer is complete, and waits for windows."""
+    ANSWER_ENDS = auto()
+    """All of our answer is sent."""
+
+
+class ConnectionState(IntEnum):
+    PREFACE = auto()
+    """The client's magic bytes are still to come."""
+    SETTINGS = auto()
+    """The first frame is still to come."""
+    FRAMES = auto()
+    BLOCK = auto()
+    """A header block is incomplete: only its continuation may come."""
+
+
+class ConnectionEvent(IntEnum):
+    PREFACE = auto()
+    SETTINGS = auto()
+    """Not an acknowledgement."""
+    BLOCK_BEGINS = auto()
+    """HEADERS without END_HEADERS."""
+    BLOCK_CONTINUES = auto()
+    BLOCK_ENDS = auto()
+    """CONTINUATION with END_HEADERS."""
+    OTHER = auto()
+
+
+class Fault(NamedTuple):
+    """The peer's fault: it costs the stream, or the connection."""
+
+    code: int
+    text: str = ""
+    costs_connection: bool = False
+
+
+class Ignore(Enum):
+    """Input of no consequence, such as frames that were on their way."""
+
+    IGNORE = auto()
+
+
+IGNORE = Ignore.IGNORE
+
+StreamEntry = StreamState | Ignore | Fault
+ConnectionEntry = ConnectionState | Fault
+
+_NOT_OPEN = Fault(PROTOCOL_ERROR, "the stream is not open", costs_connection=True)
+_CLOSED = Fault(STREAM_CLOSED)
+_CLOSED_FOR_GOOD = Fault(STREAM_CLOSED, "the stream is closed", costs_connection=True)
+
+
+def _stream_table() -> dict[StreamState, dict[StreamEvent, StreamEntry]]:
+    state, event = StreamState, StreamEvent
+    columns = (
+        event.HEADERS, event.DATA, event.END_STREAM, event.RST_STREAM, event.WINDOW_UPDATE,
+        event.ANSWER_WAITS, event.ANSWER_ENDS,
+    )  # fmt: skip
+    never = Fault(NO_ERROR)  # We do not do this.
+    rows: dict[StreamState, tuple[StreamEntry, ...]] = {
+        state.IDLE: (
+            state.FRESH, _NOT_OPEN, never, _NOT_OPEN, _NOT_OPEN,
+            never, never,
+        ),
+        state.SKIPPED: (
+            _NOT_OPEN, _CLOSED, never, IGNORE, IGNORE,
+            never, never,
+        ),
+        state.FRESH: (
+            state.OPEN, state.OPEN, state.HALF_CLOSED, state.CLOSED, state.FRESH,
+            state.ANSWERED, state.QUIET,
+        ),
+        state.OPEN: (
+            state.OPEN, state.OPEN, state.HALF_CLOSED, state.CLOSED, state.OPEN,
+            state.ANSWERED, state.QUIET,
+        ),
+        state.HALF_CLOSED: (
+            _CLOSED, _CLOSED, never, state.ABANDONED, state.HALF_CLOSED,
+            state.HALF_CLOSED, state.CLOSED,
+        ),
+        state.ANSWERED: (
+            IGNORE, IGNORE, never, state.CLOSED, state.ANSWERED,
+            never, state.QUIET,
+        ),
+        state.ABANDONED: (
+            _CLOSED_FOR_GOOD, _CLOSED, never, IGNORE, IGNORE,
+            never, state.CLOSED,
+        ),
+        state.QUIET: (
+            IGNORE, IGNORE, never, IGNORE, IGNORE,
+            never, state.QUIET,
+        ),
+        state.CLOSED: (
+            _CLOSED_FOR_GOOD, _CLOSED, never, IGNORE, IGNORE,
+            never, never,
+        ),
+    }  # fmt: skip
+    return {state: dict(zip(columns, row, strict=True)) for state, row in rows.items()}
+
+
+STREAM_TABLE = _stream_table()
+
+_FIRST = Fault(PROTOCOL_ERROR, "the first frame is not SETTINGS", costs_connection=True)
+_NOT_HTTP2 = Fault(PROTOCOL_ERROR, "this is not HTTP/2", costs_connection=True)
+_NO_BLOCK = Fault(PROTOCOL_ERROR, "CONTINUATION without HEADERS", costs_connection=True)
+_INTERRUPTED = Fault(PROTOCOL_ERROR, "a header block is interrupted", costs_connection=True)
+
+
+def _connection_table() -> dict[ConnectionState, dict[ConnectionEvent, ConnectionEntry]]:
+    state, event = ConnectionState, ConnectionEvent
+    columns = (
+        event.PREFACE, event.SETTINGS, event.BLOCK_BEGINS,
+        event.BLOCK_CONTINUES, event.BLOCK_ENDS, event.OTHER,
+    )  # fmt: skip
+    rows: dict[ConnectionState, tuple[ConnectionEntry, ...]] = {
+        state.PREFACE: (
+            state.SETTINGS, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2,
+        ),
+        state.SETTINGS: (
+            _FIRST, state.FRAMES, _FIRST, _FIRST, _FIRST, _FIRST,
+        ),
+        state.FRAMES: (
+            _NOT_HTTP2, state.FRAMES, state.BLOCK, _NO_BLOCK, _NO_BLOCK, state.FRAMES,
+        ),
+        state.BLOCK: (
+            _INTERRUPTED, _INTERRUPTED, _INTERRUPTED, state.BLOCK, state.FRAMES, _INTERRUPTED,
+        ),
+    }  # fmt: skip
+    return {state: dict(zip(columns, row, strict=True)) for state, row in rows.items()}
+
+
+CONNECTION_TABLE = _connection_table()
