@@ -1,31 +1,31 @@
-"""The way between members, sans-IO.
+"""The connections between members, sans-IO.
 
 Every member dials every other one and keeps the connection: the dialer sends its raft messages and
-its questions over it, the other answers the questions. So two members have two connections, each
-with one direction of messages. A snapshot for a member that is far behind takes a connection of its
-own, so that messages do not wait for it.
+its questions over it, and the other side answers the questions. So two members have two
+connections, each with one direction of messages. A snapshot for a member that is far behind takes a
+connection of its own, so that messages do not wait for it.
 
 The framing is that of the native protocol (`docs/protocol.md`), on the peer port. After the
-handshake the dialer introduces itself; nothing else is taken before that but a MemberList, by which
-one who joins learns who is there. All integers are little-endian.
+handshake the dialer introduces itself; before that it may only ask for the MemberList, which a
+member that joins needs. All integers are little-endian.
 
-    0xE8 INTRODUCE  `Introduction`: cluster id, who calls and who is meant, and a number that was
-                    drawn when the caller's process began. Answered with `Welcome`, or with an ERROR
-                    that says what does not fit, and the end of the connection.
-    0xE9 RAFT       one raft message, as below. Never answered. The side that was called sends them
-                    too, while it has no connection of its own to the other one.
+    0xE8 INTRODUCE  `Introduction`: the cluster id, the ids of the caller and of the member that it
+                    means to reach, and the caller's incarnation. Answered with `Welcome`, or with
+                    an ERROR that says what does not fit, and the end of the connection.
+    0xE9 RAFT       one raft message, as below. Never answered. The accepting side sends them too,
+                    while it has no connection of its own to the other member.
     0xEA FORWARD    8 bytes: a term; then the payload of an entry (`entry.py`) to be proposed by
                     the leader of that term. Answered empty when it is in the leader's log; with an
                     ERROR, it is not and never will be.
     0xEB SNAPSHOT   on a connection whose Introduction offers a snapshot: the next bytes of the file
                     that `snap.py` describes, from where `Welcome` says. When the whole of it is
                     received, checked and synced, answered empty.
-    0xF0 Ping       answered with its own body. Without an answer for `SILENCE_S` the dialer hangs
+    0xF0 PING       answered with its own body. Without an answer for `SILENCE_S` the dialer hangs
                     up; so does the other side without any frame for that long.
     methods         unary requests of the native protocol that only the leader can answer, or that
                     compare members.
 
-A raft message (see `raft.Message`; who sends it to whom, the connection says):
+A raft message (see `raft.Message`; its sender and receiver follow from the connection):
 
      0  1  kind           1  1  flags: 1 reject
      2  2  length of the context
@@ -37,9 +37,9 @@ A raft message (see `raft.Message`; who sends it to whom, the connection says):
            0  8  term     8  1  kind     9  3  zero    12  4  length    16  the data
 
 Invariants: what a connection carries arrives in order, whole and once, or not at all; no message is
-taken from a member of another cluster, one that was removed, or one that means somebody else.
+taken from a member of another cluster, a removed member, or one that means another member.
 
-`peer_session.py` is the other end, which answers.
+`peer_session.py` is the accepting end, which answers.
 
 Limits: `MAX_FRAME_BYTES`; `MAX_UNSENT_BYTES` wait to be sent to one member, then messages are
 dropped, as by a bad network, and consensus is told; questions are answered, or fail, within
@@ -93,26 +93,26 @@ SNAPSHOT_BYTES_PER_S = 64 << 20
 PING_INTERVAL_S = 0.5
 SILENCE_S = 3.0
 ALIVE_S = 1.5
-"""Who was heard of so lately is alive."""
+"""A member that was heard from this recently counts as alive."""
 SNAPSHOT_SILENCE_S = 30.0
-"""On a slow line, what is unsent of a snapshot takes its time."""
+"""A snapshot may take this long to move at all on a slow line."""
 ANSWER_TIMEOUT_S = 5.0
 RETIRE_S = 1.0
-"""How long answers of a member that was removed are awaited."""
+"""How long to wait for the answers of a removed member."""
 SNAPSHOT_REDIAL_S = 0.5
 SNAPSHOT_KEPT_S = 60.0
-"""How long a snapshot waits for a connection; it keeps files open."""
+"""How long a snapshot, which keeps files open, waits for a connection."""
 SNAPSHOT_PAUSE_S = 5.0
-"""Before a snapshot is sent to a member that refused one."""
+"""Pause before a snapshot is sent to a member that refused one."""
 REDIAL_MIN_S = 0.05
 REDIAL_MAX_S = 1.0
 """Pauses between attempts to connect double from the one to the other."""
 
 LINES_PER_S = 0.1
-"""How often a line that repeats is logged."""
+"""How often a repeated line is logged."""
 
 REMOVED_TEXT = "etcdlite: the member has been permanently removed from the cluster"
-"""By this refusal a removed member learns what happened to it."""
+"""The refusal by which a removed member learns that it was removed."""
 
 _MESSAGE = struct.Struct("<BBHIQQQQQ")
 _ENTRY = struct.Struct("<QB3xI")
@@ -251,12 +251,12 @@ class PeerConnection(Session):
         self.outbox.min_bytes_per_s = 0
         self.local = local
         self.metrics = PeerMetrics()
-        """Those of the other member, once it is known who that is."""
+        """Those of the other member, once its id is known."""
         self.heard_at = local.clock()
-        """When the other side last showed that it lives."""
+        """When the other side was last heard from."""
         self._queued_bytes = 0
         self._taken_bytes = 0
-        """Of all that was queued, what was off our hands at the last tick, if not all was."""
+        """How much of all that was queued had been sent at the last tick; 0 if all was."""
         self._reader = FrameReader(MAX_FRAME_BYTES)
         self._opening = b""
         self._is_shaken = False
@@ -312,7 +312,7 @@ class PeerConnection(Session):
         self._queued_bytes += len(data)
 
     def send_message(self, message: Message) -> bool:
-        """A raft message; False if it is dropped, since too much waits already."""
+        """Send a raft message; False if it is dropped because too much waits already."""
         node = message.to
         unsent_bytes = self.outbox.unsent_bytes
         if unsent_bytes > MAX_UNSENT_BYTES:
