@@ -13,74 +13,24 @@ from rigs.processes import ROOT
 
 PACKAGE = ROOT / "etcdlite"
 
-LAYERS = """
-etcdlite
-errors log units limits
-schema
-proto
-frames methods json_mapping
-request outbox
-storage.steps storage.disk storage.intervals
-storage.data
-storage.index
-storage.checkpoint
-lease
-storage.recovery storage.cleaning
-mvcc
-ranges
-txn
-watch
-raft_log
-raft
-metrics
-identity
-wal
-config
-discovery
-snap
-replica
-replica.entry
-replica.membership
-datadir
-backup
-replica.alarms
-replica.state
-replica.reads replica.writes replica.maintenance replica.leadership replica.questions
-replica.corruption replica.forced replica.leases
-peer
-member
-client client.errors
-client.operations
-client.connection
-client.scripts
-client.calls
-client.blocking client.aio
-bootstrap
-wire
-wire.hpack wire.session
-wire.calls
-wire.http2 wire.api
-wire.locks
-wire.streams
-wire.gateway wire.reflection wire.peer_session wire.health wire.native
-wire.http wire.grpc
-wire.exposition
-threads
-listeners
-server
-__main__
-cli
-cli.output
-cli.input
-cli.session
-cli.watch cli.check cli.commands cli.local_cluster
-ctl
-"""
-"""From the lowest to the highest: a module imports only from lines above its own."""
-
-RANK = {
-    name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()
+FLOORS = {
+    "words": "etcdlite errors log limits options notation urls schema proto frames methods"
+    " json_mapping session request identity metrics flags",
+    "client": "client client.*",
+    "settings": "config discovery",
+    "store": "storage storage.* lease mvcc ranges txn watch",
+    "consensus": "raft raft_log raft_progress wal",
+    "data directory": "datadir snap",
+    "state machine": "replica replica.*",
+    "members": "peer member",
+    "founding": "bootstrap backup",
+    "protocols": "wire wire.*",
+    "process": "threads listeners server __main__",
+    "command": "cli cli.* ctl",
 }
+"""From the lowest to the highest: a module imports from its own floor and those below, and the
+imports of a floor form no circle. `client` is the exception that proves the rule: its users are on
+both sides of the wire, so it stands on the words alone."""
 
 CARD = ("raft", "wal", "snap", "mvcc", "watch", "lease", "proto", "ctl")
 MAX_CARD_LINES = 6500
@@ -96,6 +46,13 @@ def name_of(path: Path) -> str:
 
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+
+def floor_of(name: str) -> int:
+    for number, names in enumerate(FLOORS.values()):
+        if name in names.split() or f"{name.partition('.')[0]}.*" in names.split():
+            return number
+    raise AssertionError(f"{name} stands on no floor")
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
@@ -116,18 +73,25 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
                     yield alias.name.removeprefix("etcdlite").lstrip(".") or "etcdlite", ""
 
 
-def test_every_module_has_a_layer() -> None:
-    assert MODULES.keys() - RANK.keys() == set()
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_downwards(name: str) -> None:
-    wrong = {
+    wrong = [
         module
         for module, _ in imports(TREES[name])
-        if module != name and RANK[module] >= RANK[name]
+        if module in MODULES and floor_of(module) > floor_of(name)
+    ]
+    assert not wrong, f"{name} imports from a higher floor: {wrong}"
+
+
+def test_imports_form_no_circle() -> None:
+    needs = {
+        name: {module for module, _ in imports(tree) if module != name and module in MODULES}
+        for name, tree in TREES.items()
     }
-    assert not wrong, f"{name} imports from its own layer or a higher one: {sorted(wrong)}"
+    while free := [name for name, others in needs.items() if not others & needs.keys()]:
+        for name in free:
+            del needs[name]
+    assert not needs, f"these import each other in a circle, or stand above one: {sorted(needs)}"
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -135,7 +99,8 @@ def test_types_are_imported_like_everything_else(name: str) -> None:
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             inner = ast.Module(node.body, [])
-            assert not list(imports(inner)), f"{name} imports under TYPE_CHECKING"
+            found = [what for what in imports(inner) if what not in STUBS]
+            assert not found, f"{name} imports {found} under TYPE_CHECKING"
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -166,8 +131,12 @@ def test_private_names_stay_in_their_module(name: str) -> None:
         and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", "super"))
     }
     # Of the standard library, where there is no other way.
-    stated = {"_make", "_replace", "_asdict", "_fields", "_exit"}
+    stated = {"_make", "_replace", "_asdict", "_fields", "_exit", "_getframe"}
     assert not used - defined - stated, f"{name} uses private attributes: {used - defined - stated}"
+
+
+STUBS = [("messages", "*")]
+"""Types that no module has at run time: `messages.pyi` is made from the schema."""
 
 
 def lines(node: ast.AST) -> int:
