@@ -889,6 +889,14 @@ def test_an_empty_variable_counts_as_unset(fake: type[FakeClient]) -> None:
     assert fake.made[-1].endpoints == ["etcdctl:1"]
 
 
+def test_an_endpoint_without_a_host_is_this_machine(fake: type[FakeClient]) -> None:
+    fake.answers["KV.Range"] = proto.RangeResponse(kvs=[KV])
+    fake.answers["Maintenance.Status"] = STATUS
+    assert run_ctl("get", "foo", "--endpoints=:2379,http://:1,[::1]:5").status == 0
+    assert fake.made[-1].endpoints == ["localhost:2379", "http://localhost:1", "[::1]:5"]
+    assert run_ctl("endpoint", "status", "--endpoints=:2379").stdout.startswith(b":2379, ")
+
+
 @pytest.mark.parametrize("timeout", ["0s", "0", "-1s"])
 def test_a_dial_timeout_of_0_is_no_limit_of_its_own(fake: type[FakeClient], timeout: str) -> None:
     fake.answers["KV.Range"] = proto.RangeResponse(kvs=[KV])

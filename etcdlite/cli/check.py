@@ -25,7 +25,7 @@ from etcdlite.cli.failures import (
     PROGRAM,
     Failure,
 )
-from etcdlite.cli.session import Progress, Session, describe
+from etcdlite.cli.session import Progress, Session, describe, dialled
 from etcdlite.client import AsyncClient, EtcdliteError
 from etcdlite.client.operations import prefix_end
 from etcdlite.notation import quote
@@ -109,7 +109,7 @@ async def run_puts(
             progress.update(number + 1, count)
 
     client = AsyncClient(
-        list(session.endpoints),
+        list(map(dialled, session.endpoints)),
         timeout_s=session.timeout_s,
         dial_timeout_s=session.dial_timeout_s,
     )
@@ -202,7 +202,7 @@ def check_perf(session: Session) -> int:
 
 
 def _resident_bytes(session: Session, when: str) -> float:
-    endpoint = session.endpoints[0]
+    endpoint = dialled(session.endpoints[0])
     url = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/") + "/metrics"
     name = "process_resident_memory_bytes"
     try:

@@ -64,7 +64,9 @@ class Session:
             raise Failure(EXIT_FAILED, text)
         try:
             return Client(
-                list(endpoints), timeout_s=self.timeout_s, dial_timeout_s=self.dial_timeout_s
+                list(map(dialled, endpoints)),
+                timeout_s=self.timeout_s,
+                dial_timeout_s=self.dial_timeout_s,
             )
         except ValueError as error:
             raise BadArguments(str(error)) from None
@@ -115,6 +117,12 @@ class Session:
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
+
+
+def dialled(endpoint: str) -> str:
+    """The endpoint with localhost in place of an empty host: ":2379", as Go programs write it."""
+    scheme, separator, address = endpoint.rpartition("://")
+    return f"{scheme}{separator}localhost{address}" if address.startswith(":") else endpoint
 
 
 def describe(error: EtcdliteError, endpoint: str = "") -> str:
