@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -222,17 +223,46 @@ def test_one_command_runs_a_cluster_to_try(tmp_path: Path) -> None:
 
 def test_a_cluster_to_try_whose_port_is_taken_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     ports = free_ports(6)
-    taken = f"127.0.0.1:{ports[2]}"
     with (
         socket.create_server(("127.0.0.1", ports[2])),
         local_cluster(tmp_path, ports) as process,
     ):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "m2 ended; its log" in errors and f"cannot listen on http://{taken}" in errors
+    assert f"port {ports[2]} is taken by process {os.getpid()}, " in errors
     for port in ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_second_cluster_to_try_says_who_has_the_ports(tmp_path: Path) -> None:
+    ports = free_ports(6)
+    with local_cluster(tmp_path / "cluster", ports) as first:
+        assert first.stdout is not None
+        assert "Three members serve" in next(li for li in first.stdout if "serve" in li)
+        with local_cluster(tmp_path / "cluster", ports) as second:
+            out, errors = second.communicate(timeout=60)
+        assert second.returncode == 1
+        assert "serve" not in out and errors.count("is taken by process") == 6
+        first.send_signal(signal.SIGHUP)
+        assert first.wait(60) == 0
+
+
+def test_the_members_of_a_cluster_to_try_end_with_it(tmp_path: Path) -> None:
+    ports = free_ports(6)
+    with local_cluster(tmp_path / "cluster", ports) as process:
+        assert process.stdout is not None
+        assert next(li for li in process.stdout if "serve" in li)
+        process.kill()
+
+    def all_ended() -> bool:
+        for port in ports:
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                return False
+        return True
+
+    wait_until(all_ended, "all members have stopped")
 
 
 def _has_ipv6() -> bool:

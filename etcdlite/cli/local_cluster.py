@@ -6,8 +6,9 @@
     m2     127.0.0.1:22379    127.0.0.1:22380    ./cluster/m2, ./cluster/m2.log
     m3     127.0.0.1:32379    127.0.0.1:32380    ./cluster/m3, ./cluster/m3.log
 
-The data stays; the next start goes on with it. A member that ends, by a kill to see what the others
-do, is started again after a while, as a service manager would. Ctrl-C or SIGTERM stops all.
+The data stays, and the next start continues with it. A member that ends, for example because you
+kill it to see an election, is started again after a pause, as a service manager would do. Ctrl-C,
+SIGTERM and closing the terminal stop all members. They also stop when this process is killed.
 
 It is for trying out only: a cluster on one machine survives nothing that one member would not.
 """
@@ -16,8 +17,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import functools
+import glob
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,10 +36,19 @@ MEMBERS = {"m1": (2379, 2380), "m2": (22379, 22380), "m3": (32379, 32380)}
 START_PATIENCE_S = 30.0
 STOP_PATIENCE_S = 30.0
 RESTART_S = 5.0
-"""How long a member that ended stays away."""
+"""Pause before a member that ended is started again."""
+
+MAX_RESTARTS = 3
+"""A member that ends this often in a row, soon after its start, is given up."""
+
+STEADY_S = 10.0
+"""A member that has run for this long has started well."""
 
 LAST_LINES = 5
-"""Of the log of a member that did not start, what is shown."""
+"""Shown from the end of the log of a member that did not start."""
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal to get when the parent process dies."""
 
 USAGE = """\
 Three members serve. In another terminal:
@@ -45,31 +59,74 @@ Three members serve. In another terminal:
   etcdlite-ctl endpoint status --cluster -w table
   etcdlite-ctl endpoint health --cluster
 
-Their logs: {folder}/m1.log, m2.log, m3.log. To see an election, kill the leader; it is back after
-{restart_s:g} seconds: {kills}.
-Ctrl-C stops all; their data in {folder} stays for the next time.
+Their logs: {folder}/m1.log, m2.log, m3.log. To see an election, kill the leader; it is started
+again after {restart_s:g} seconds: {kills}.
+Ctrl-C stops all; their data in {folder} stays for the next start.
 """
 
 
 class NotStarted(Exception):
-    """A member did not start; the text ends with the end of its log."""
+    """The cluster, or a member of it, did not start. The text is for the user."""
 
-    def __init__(self, name: str, folder: str, what: str) -> None:
-        path = f"{folder}/{name}.log"
-        with open(path, errors="replace") as file:
-            lines = "".join(file.readlines()[-LAST_LINES:])
-        super().__init__(f"{name} {what}; its log {path} ends with:\n{lines}")
+
+def _not_started(name: str, folder: str, what: str) -> NotStarted:
+    path = f"{folder}/{name}.log"
+    with open(path, errors="replace") as file:
+        lines = "".join(file.readlines()[-LAST_LINES:]).rstrip()
+    return NotStarted(f"{name} {what}; its log {path} ends with:\n{lines}")
 
 
 def endpoints() -> list[str]:
     return [f"127.0.0.1:{client_port}" for client_port, _ in MEMBERS.values()]
 
 
+def check_ports() -> None:
+    """Raises NotStarted if a port is taken, with the process that has it."""
+    taken = []
+    for port in (port for ports in MEMBERS.values() for port in ports):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                probe.listen()
+            except OSError as failure:
+                taken.append(f"port {port} is taken by {_owner(port)} ({failure.strerror})")
+    if taken:
+        raise NotStarted("\n".join([*taken, "Stop what uses these ports, and start again."]))
+
+
+def _owner(port: int) -> str:
+    """The process that listens on a port, as far as /proc shows it to this user."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), open(table) as file:
+            for line in file.readlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{fields[9]}]")
+    for path in glob.glob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(path) in inodes:
+                pid = path.split("/")[2]
+                with open(f"/proc/{pid}/cmdline", "rb") as file:
+                    command = file.read().replace(b"\0", b" ").decode(errors="replace")
+                return f"process {pid}, {command.strip()[:60]}"
+    return "another process"
+
+
+def _end_with(parent: int) -> None:
+    """In a new member: end when the parent process does. Linux only."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def start_member(name: str, folder: str) -> subprocess.Popen[bytes]:
     client_port, peer_port = MEMBERS[name]
     client_url, peer_url = (f"http://127.0.0.1:{port}" for port in (client_port, peer_port))
     cluster = ",".join(f"{m}=http://127.0.0.1:{port}" for m, (_, port) in MEMBERS.items())
-    # What is set for another server does not count here.
+    # Variables for another server must not have an effect here.
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("ETCD_", "ETCDLITE_"))}
     with open(f"{folder}/{name}.log", "ab") as log:
         return subprocess.Popen(
@@ -92,6 +149,7 @@ def start_member(name: str, folder: str) -> subprocess.Popen[bytes]:
             env=environ,
             # Ctrl-C is for this process, which stops the members.
             start_new_session=True,
+            preexec_fn=functools.partial(_end_with, os.getpid()),
         )
 
 
@@ -102,35 +160,47 @@ def wait_until_all_serve(members: dict[str, subprocess.Popen[bytes]], folder: st
     while waiting:
         for name, endpoint in list(waiting.items()):
             if members[name].poll() is not None:
-                raise NotStarted(name, folder, "ended")
+                raise _not_started(name, folder, "ended")
             with contextlib.suppress(EtcdliteError), Client(endpoint, timeout_s=1.0) as client:
                 client.get("a read that needs a leader")
-                del waiting[name]
+                member_id = client.status().member_id
+                found = [member.name for member in client.members() if member.id == member_id]
+                if found == [name]:
+                    del waiting[name]
+                elif found != [""]:  # An empty name: the member has not told it yet.
+                    raise NotStarted(f"the server at {endpoint} is not {name}, but {found[0]}")
         if time.monotonic() > deadline:
-            raise NotStarted(next(iter(waiting)), folder, "does not serve")
+            raise _not_started(next(iter(waiting)), folder, "does not serve")
         time.sleep(0.1)
 
 
 def keep_running(members: dict[str, subprocess.Popen[bytes]], folder: str) -> None:
-    """Start members again that end; forever."""
-    ended: dict[str, float] = {}
+    """Restart members that end, until a signal. Raises NotStarted if one does not stay up."""
+    started_s = dict.fromkeys(members, time.monotonic())
+    ended_s: dict[str, float] = {}
+    restarts = dict.fromkeys(members, 0)
     while True:
         for name, member in members.items():
+            now_s = time.monotonic()
             if member.poll() is None:
-                continue
-            if name not in ended:
-                ended[name] = time.monotonic()
+                if now_s - started_s[name] > STEADY_S:
+                    restarts[name] = 0
+            elif name not in ended_s:
+                ended_s[name] = now_s
                 print(f"{name} ended with status {member.returncode}", flush=True)
-            elif time.monotonic() - ended[name] > RESTART_S:
-                del ended[name]
+                if restarts[name] == MAX_RESTARTS:
+                    raise _not_started(name, folder, f"ended after {MAX_RESTARTS} restarts")
+            elif now_s - ended_s[name] > RESTART_S:
+                del ended_s[name]
+                restarts[name] += 1
                 members[name] = start_member(name, folder)
+                started_s[name] = now_s
                 print(f"{name} was started again: pid {members[name].pid}", flush=True)
         time.sleep(0.2)
 
 
 def stop(members: dict[str, subprocess.Popen[bytes]]) -> None:
-    # They were told already if the signal went to the whole process group; once is enough here too.
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     for member in members.values():
         if member.poll() is None:
@@ -140,9 +210,10 @@ def stop(members: dict[str, subprocess.Popen[bytes]]) -> None:
         try:
             member.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            print(f"{name} does not stop; killing it", file=sys.stderr)
             member.kill()
             member.wait()
+            with contextlib.suppress(OSError):
+                print(f"{name} did not stop; killed it", file=sys.stderr)
 
 
 def _terminated(signum: int, frame: object) -> None:
@@ -150,16 +221,18 @@ def _terminated(signum: int, frame: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0 stopped as asked, 1 a member did not start."""
+    """Returns the exit status: 0 stopped as asked, 1 a member did not start."""
     parser = argparse.ArgumentParser(
         prog="python -m etcdlite.cli.local_cluster", description="Start three members on loopback."
     )
     parser.add_argument("folder", nargs="?", default="cluster", help="for data and logs [cluster]")
     folder = parser.parse_args(argv).folder
     os.makedirs(folder, exist_ok=True)
-    signal.signal(signal.SIGTERM, _terminated)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _terminated)
     members: dict[str, subprocess.Popen[bytes]] = {}
     try:
+        check_ports()
         for name in MEMBERS:
             members[name] = start_member(name, folder)
         wait_until_all_serve(members, folder)
@@ -174,10 +247,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         keep_running(members, folder)
     except NotStarted as failure:
-        print(failure, file=sys.stderr, end="")
+        print(failure, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopping the members", flush=True)
+        with contextlib.suppress(OSError):  # The terminal may be gone.
+            print("\nstopping the members", flush=True)
     finally:
         stop(members)
     return 0
