@@ -228,6 +228,26 @@ def test_a_snapshot_survives_a_crash_of_its_receiver_at_any_disk_operation() -> 
     assert stop_at > 50
 
 
+def test_a_learner_serves_what_the_table_of_methods_says(cluster: Cluster) -> None:
+    get = proto.RangeRequest(key=b"k", serializable=True)
+    put, delete = proto.PutRequest(key=b"k"), proto.DeleteRangeRequest(key=b"k")
+    read = proto.TxnRequest(success=[proto.RequestOp(request_range=get)])
+    requests = {"KV.Range": get, "KV.Put": put, "KV.DeleteRange": delete, "KV.Txn": read}
+    refusals = {str(error("NotSupportedForLearner")), str(error("NotLeader"))}
+    learner = cluster.add("m4", is_learner=True)
+    cluster.agree(*cluster.nodes, learner)
+    for number in methods.UNARY:
+        row = methods.METHODS[number]
+        fields = vars(requests[row.full]) if row.full in requests else {}
+        try:
+            answer = cluster.client.ask(learner, row.full, **fields)
+            is_served = True
+        except EtcdError as failure:
+            answer = str(failure)
+            is_served = answer not in refusals
+        assert is_served == row.learner, (row.full, answer)
+
+
 def test_a_member_joins_as_learner_and_is_promoted(cluster: Cluster) -> None:
     client, world = cluster.client, cluster.world
     client.put(cluster.leader, b"k")
