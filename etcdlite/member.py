@@ -234,7 +234,7 @@ class Member:
         if self.removed_since is None:
             self.removed_since = self.clock()
 
-    def snapshot_received(self, node: int, offer: Any) -> None:
+    def snapshot_received(self, node: int, offer: proto.SnapshotOffer) -> None:
         """The leader's snapshot is on disk, under a name of its own."""
         snapshot = Snapshot(offer.index, offer.term, tuple(offer.voters), tuple(offer.learners))
         own_id = self.identity.member_id

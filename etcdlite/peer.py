@@ -700,7 +700,7 @@ class Link:
         else:
             dial.ask(method, body, done, timeout_s)
 
-    def send_snapshot(self, image: SnapshotSource, offer: Any) -> None:
+    def send_snapshot(self, image: SnapshotSource, offer: proto.SnapshotOffer) -> None:
         """Send it, however many connections that takes; `offer` is its `SnapshotOffer`."""
         self.drop_snapshot("there is a newer snapshot to send")
         self.image = image

@@ -41,7 +41,7 @@ def key_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
     return key, range_end
 
 
-def is_plain(request: Any) -> bool:
+def is_plain(request: proto.RangeRequest) -> bool:
     """The answer to a RangeRequest is the first records of the range, unchanged."""
     return not (
         request.keys_only
@@ -53,7 +53,7 @@ def is_plain(request: Any) -> bool:
 
 def range_steps(
     store: Store,
-    request: Any,
+    request: proto.RangeRequest,
     revision: int | None = None,
     head: bytes = b"",
     limit_bytes: int | None = None,
@@ -102,7 +102,7 @@ def size_steps(
 
 def _read_steps(
     store: Store,
-    request: Any,
+    request: proto.RangeRequest,
     start: bytes,
     end: bytes | None,
     revision: int,
@@ -169,7 +169,7 @@ def _read_steps(
 
 def _append_ranked(
     store: Store,
-    request: Any,
+    request: proto.RangeRequest,
     revision: int,
     ranked: list[tuple[Any, bytes]],
     answer: bytearray,
@@ -232,7 +232,7 @@ def _tail(more: bool, count: int) -> bytes:
     return (b"\x18\x01" if more else b"") + (b"\x20" + varint(count) if count else b"")
 
 
-def _bounds(request: Any) -> list[tuple[str, int, int]]:
+def _bounds(request: proto.RangeRequest) -> list[tuple[str, int, int]]:
     """(field, lowest, highest) of the filters that a RangeRequest sets."""
     bounds = (
         ("mod_revision", request.min_mod_revision, request.max_mod_revision or MAX_REVISION),
@@ -245,7 +245,7 @@ def _bounds(request: Any) -> list[tuple[str, int, int]]:
     return [bound for bound in bounds if bound[1] or bound[2] != MAX_REVISION]
 
 
-def _order(request: Any) -> str:
+def _order(request: proto.RangeRequest) -> str:
     """The field to sort by; "" if the order is that of the keys, ascending."""
     descends = request.sort_order == proto.RangeRequest.DESCEND
     return _SORT_FIELDS[request.sort_target] if request.sort_target or descends else ""

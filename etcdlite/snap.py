@@ -35,7 +35,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, Protocol
 
-from etcdlite import __version__, datadir, log
+from etcdlite import __version__, datadir, log, proto
 from etcdlite.mvcc import Store
 from etcdlite.raft import Raft
 from etcdlite.storage import checkpoint
@@ -192,7 +192,7 @@ class Incoming:
         self._damage: DataDamaged | None = None
         """What is wrong with the records of one that came whole."""
 
-    def begin(self, connection: Connection, offer: Any) -> int | None:
+    def begin(self, connection: Connection, offer: proto.SnapshotOffer) -> int | None:
         """A member offers a snapshot (a `SnapshotOffer`). Returns the offset to send it from, None
         if this member has everything that is in it. Raises SnapshotError if it is an offer of an
         earlier leader, or another one is being stored."""

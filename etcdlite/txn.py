@@ -60,14 +60,14 @@ class Unanswerable(Exception):
 # Validation, without the store. Each raises EtcdError.
 
 
-def check_range(request: Any) -> None:
+def check_range(request: proto.RangeRequest) -> None:
     if not request.key:
         raise error("EmptyKey")
     if not (0 <= request.sort_order <= 2 and 0 <= request.sort_target <= 4):
         raise error("InvalidSortOption")
 
 
-def check_put(request: Any) -> None:
+def check_put(request: proto.PutRequest) -> None:
     if not request.key:
         raise error("EmptyKey")
     if request.ignore_value and request.value:
@@ -76,12 +76,12 @@ def check_put(request: Any) -> None:
         raise error("LeaseProvided")
 
 
-def check_delete_range(request: Any) -> None:
+def check_delete_range(request: proto.DeleteRangeRequest) -> None:
     if not request.key:
         raise error("EmptyKey")
 
 
-def check_txn(request: Any, max_ops: int) -> None:
+def check_txn(request: proto.TxnRequest, max_ops: int) -> None:
     if _check_ops(request, max_ops) > max(MAX_TOTAL_OPS, max_ops):
         raise error("TooManyOps")
     for ops in (request.success, request.failure):
@@ -96,7 +96,7 @@ def check_txn(request: Any, max_ops: int) -> None:
                 raise error("DuplicateKey")
 
 
-def _check_ops(request: Any, max_ops: int) -> int:
+def _check_ops(request: proto.TxnRequest, max_ops: int) -> int:
     """etcd's count: the longest of the three lists, and what nested lists add to it. Returns how
     many compares and operations there are in all."""
     total = len(request.compare) + len(request.success) + len(request.failure)
@@ -223,7 +223,7 @@ def _joined(writes: _Writes, taken: _Writes, other: _Writes) -> _Writes:
     return writes
 
 
-def is_read_only(request: Any) -> bool:
+def is_read_only(request: proto.TxnRequest) -> bool:
     """A transaction that cannot write needs no place in the log."""
     for op in (*request.success, *request.failure):
         if op.request_range is None and (
@@ -233,12 +233,12 @@ def is_read_only(request: Any) -> bool:
     return True
 
 
-def is_serializable(request: Any) -> bool:
+def is_serializable(request: proto.TxnRequest) -> bool:
     """All reads of a read-only transaction allow a local answer."""
     return all(
         op.request_range.serializable
         if op.request_range is not None
-        else is_serializable(op.request_txn)
+        else op.request_txn is not None and is_serializable(op.request_txn)
         for op in (*request.success, *request.failure)
     )
 
@@ -246,7 +246,7 @@ def is_serializable(request: Any) -> bool:
 # Applying. Each function writes into the revision that the caller ends.
 
 
-def put(store: Store, request: Any) -> bytes:
+def put(store: Store, request: proto.PutRequest) -> bytes:
     """Apply a PutRequest; the response after its header. Raises EtcdError before any change."""
     if request.lease:
         _check_lease(store, request)
@@ -255,17 +255,17 @@ def put(store: Store, request: Any) -> bytes:
     return write_put(store, request)
 
 
-def _check_lease(store: Store, request: Any) -> None:
+def _check_lease(store: Store, request: proto.PutRequest) -> None:
     if request.lease and not store.lessor.exists(request.lease):
         raise error("LeaseNotFound")
 
 
-def _check_exists(store: Store, request: Any) -> None:
+def _check_exists(store: Store, request: proto.PutRequest) -> None:
     if (request.ignore_value or request.ignore_lease) and request.key not in store.index.heads:
         raise error("KeyNotFound")
 
 
-def write_put(store: Store, request: Any) -> bytes:
+def write_put(store: Store, request: proto.PutRequest) -> bytes:
     """Raises Unanswerable; DataDamaged if what is to be written is a value that is damaged."""
     key = request.key
     value = request.value
@@ -292,7 +292,9 @@ def write_put(store: Store, request: Any) -> bytes:
     return answer
 
 
-def delete_range_steps(store: Store, request: Any) -> Generator[None, None, bytes]:
+def delete_range_steps(
+    store: Store, request: proto.DeleteRangeRequest
+) -> Generator[None, None, bytes]:
     """Apply a DeleteRangeRequest: returns the response after its header. Raises EtcdError before
     any change; Unanswerable."""
     start, end = key_range(request.key, request.range_end)
@@ -358,7 +360,7 @@ def _delete_steps(
     return parts
 
 
-def small_txn(store: Store, request: Any) -> bytes | None:
+def small_txn(store: Store, request: proto.TxnRequest) -> bytes | None:
     """Apply a TxnRequest at once if it is of the commonest kind, one that compares numbers of keys
     and then puts values: returns the response after its header. None, and nothing is done, if it is
     of another kind: `txn_steps` applies all. Raises EtcdError before any change."""
@@ -378,14 +380,15 @@ def small_txn(store: Store, request: Any) -> bytes | None:
     ops = request.success if taken else request.failure
     if len(ops) > MAX_SMALL_OPS:
         return None
+    puts = []
     for op in ops:
         put = op.request_put
         if put is None or put.prev_kv or put.ignore_value or put.ignore_lease:
             return None
-    for op in ops:
-        _check_lease(store, op.request_put)
-    for op in ops:
-        put = op.request_put
+        puts.append(put)
+    for put in puts:
+        _check_lease(store, put)
+    for put in puts:
         store.put(put.key, put.value, put.lease)
     header = _header(store, store.revision)
     inner = b"\x12" + varint(len(header)) + header
@@ -393,7 +396,9 @@ def small_txn(store: Store, request: Any) -> bytes | None:
     return b"\x10\x01" + answers if taken else answers
 
 
-def txn_steps(store: Store, request: Any, head: bytes = b"") -> Generator[None, None, bytes]:
+def txn_steps(
+    store: Store, request: proto.TxnRequest, head: bytes = b""
+) -> Generator[None, None, bytes]:
     """Apply a TxnRequest: returns `head` and the response after its header.
 
     Raises EtcdError, before any change, if an operation on the way taken cannot be done;
@@ -434,7 +439,9 @@ def _choose(
             yield from _choose(store, op.request_txn, path, began)
 
 
-def _check_applies(store: Store, request: Any, path: Iterator[bool], began: int) -> None:
+def _check_applies(
+    store: Store, request: proto.TxnRequest, path: Iterator[bool], began: int
+) -> None:
     """Raise what etcd raises: for the first put that cannot be done, else for the first range."""
     ranges = []
     for op in _taken(request, path):
@@ -451,7 +458,7 @@ def _check_applies(store: Store, request: Any, path: Iterator[bool], began: int)
             raise error("Compacted")
 
 
-def _taken(request: Any, path: Iterator[bool]) -> Iterator[Any]:
+def _taken(request: proto.TxnRequest, path: Iterator[bool]) -> Iterator[Any]:
     """The operations on the way taken, those of nested transactions in their places."""
     for op in request.success if next(path) else request.failure:
         if op.request_txn is not None:
@@ -583,7 +590,9 @@ _HEAD_PLACES = (2, 1, 0, -1, 4)
 """Where the index has them."""
 
 
-def _compare_steps(store: Store, compare: Any, revision: int) -> Generator[None, None, bool]:
+def _compare_steps(
+    store: Store, compare: proto.Compare, revision: int
+) -> Generator[None, None, bool]:
     target = compare.target
     if not compare.range_end:
         kv = _compared(store, compare, compare.key, revision)
@@ -622,7 +631,7 @@ def _compare_steps(store: Store, compare: Any, revision: int) -> Generator[None,
     return target != proto.Compare.VALUE and _holds(compare, proto.KeyValue())
 
 
-def _compared(store: Store, compare: Any, key: bytes, revision: int) -> Any:
+def _compared(store: Store, compare: proto.Compare, key: bytes, revision: int) -> Any:
     """What is compared of a key: its KeyValue, without a value if that does not matter. (The index
     is enough then, so the outcome is sure even if the record is damaged.)"""
     head = store.index.heads.get(key)
@@ -637,7 +646,7 @@ def _compared(store: Store, compare: Any, key: bytes, revision: int) -> Any:
     return None if record is None else proto.KeyValue.decode(record)
 
 
-def _holds(compare: Any, kv: Any) -> bool:
+def _holds(compare: proto.Compare, kv: proto.KeyValue) -> bool:
     found = given = 0
     if 0 <= compare.target < len(_TARGETS):
         field = _TARGETS[compare.target]

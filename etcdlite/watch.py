@@ -705,7 +705,7 @@ class WatchStream:
         self._wants_progress = False
         self._is_closed = False
 
-    def create(self, request: Any) -> int:
+    def create(self, request: proto.WatchCreateRequest) -> int:
         """Begin the watch of a WatchCreateRequest and answer it; its id, or -1 if it is refused."""
         hub = self.hub
         start = request.key or b"\0"

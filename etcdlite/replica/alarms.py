@@ -130,7 +130,7 @@ class Alarms:
     def _raise(self, node: int, kind: int) -> None:
         self._propose(ALARM_METHOD, proto.AlarmRequest(action=1, memberID=node, alarm=kind))
 
-    def apply(self, request: Any) -> bytes:
+    def apply(self, request: proto.AlarmRequest) -> bytes:
         """Apply an AlarmRequest. Returns the response without its header."""
         alarm = (request.memberID, request.alarm)
         changed = []

@@ -45,7 +45,7 @@ class Membership:
     def restore(self, store: Store) -> None:
         """Take the membership of a store."""
         self._store = store
-        self.members: dict[int, Any] = {
+        self.members: dict[int, proto.Member] = {
             int.from_bytes(key, "big"): proto.Member.decode(value)
             for key, value in sorted(store.buckets.get(MEMBER, {}).items())
         }
@@ -81,7 +81,7 @@ class Membership:
         elif change.action == REMOVE and self.voters == [member.ID]:
             raise error("MemberNotEnoughStarted")
 
-    def _check_urls_are_new(self, member: Any) -> None:
+    def _check_urls_are_new(self, member: proto.Member) -> None:
         taken = {url for m in self.members.values() if m.ID != member.ID for url in m.peerURLs}
         if not taken.isdisjoint(member.peerURLs):
             raise error("PeerURLExist")
@@ -108,7 +108,7 @@ class Membership:
         self._put(known)
         return ConfChange(ADD_VOTER, member.ID)
 
-    def publish(self, attributes: Any) -> None:
+    def publish(self, attributes: proto.Member) -> None:
         """A member says its name and client URLs."""
         member = self.members.get(attributes.ID)
         if member is not None:
@@ -116,7 +116,7 @@ class Membership:
             member.clientURLs = list(attributes.clientURLs)
             self._put(member)
 
-    def _put(self, member: Any) -> None:
+    def _put(self, member: proto.Member) -> None:
         self.members[member.ID] = member
         self.members = dict(sorted(self.members.items()))
         self._store.set_bucket(MEMBER, member.ID.to_bytes(8, "big"), member.encode())
@@ -174,7 +174,7 @@ class Membership:
             raise error("Unhealthy")
 
 
-def new_member(peer_urls: list[str], is_learner: bool, token: str) -> Any:
+def new_member(peer_urls: list[str], is_learner: bool, token: str) -> proto.Member:
     """The `Member` of a MemberAddRequest. `token` is new every time, so that a machine that comes
     back under the same URLs is another member. Raises MemberBadURLs."""
     check_urls(peer_urls)

@@ -282,21 +282,21 @@ def _fail_damaged(read: Waiter, damage: DataDamaged) -> None:
 # What is read, by method: in slices, to the response with its header.
 
 
-def _range(state: State, request: Any) -> Steps:
+def _range(state: State, request: proto.RangeRequest) -> Steps:
     header = state.header
     answer = yield from ranges.range_steps(state.store, request, head=header)
     state.metrics.ranges += 1
     return answer
 
 
-def _txn(state: State, request: Any) -> Steps:
+def _txn(state: State, request: proto.TxnRequest) -> Steps:
     header = state.header
     answer = yield from txn.txn_steps(state.store, request, header)
     state.metrics.count_txn(request, answer.startswith(b"\x10", len(header)))
     return answer
 
 
-def _time_to_live(state: State, request: Any) -> Steps:
+def _time_to_live(state: State, request: proto.LeaseTimeToLiveRequest) -> Steps:
     lessor = state.lessor
     header = state.header
     response = proto.LeaseTimeToLiveResponse(ID=request.ID)
@@ -313,7 +313,7 @@ def _time_to_live(state: State, request: Any) -> Steps:
     return (yield from join_steps(chain((header, response.encode()), parts)))
 
 
-def _leases(state: State, request: Any) -> Steps:
+def _leases(state: State, request: proto.LeaseLeasesRequest) -> Steps:
     header = state.header
     ids = yield from state.lessor.lease_steps()
     statuses = (b"\x08" + varint(lease_id) for lease_id in ids)
@@ -321,13 +321,13 @@ def _leases(state: State, request: Any) -> Steps:
     return (yield from join_steps(chain((header,), parts)))
 
 
-def _nothing(state: State, request: Any) -> Steps:
+def _nothing(state: State, request: proto.LeaseKeepAliveRequest) -> Steps:
     """For who needs to know that this member leads, or has caught up with who does."""
     return b""
     yield
 
 
-def _members(state: State, request: Any) -> Steps:
+def _members(state: State, request: proto.MemberListRequest) -> Steps:
     members = list(state.membership.members.values())
     encoded: bytes = proto.MemberListResponse(
         header=state.identity.header_message(), members=members
@@ -336,7 +336,7 @@ def _members(state: State, request: Any) -> Steps:
     yield
 
 
-def _hash(state: State, request: Any) -> Steps:
+def _hash(state: State, request: proto.HashRequest) -> Steps:
     store = state.store
     header = state.identity.header(store.revision)
     began = state.clock()
@@ -345,7 +345,7 @@ def _hash(state: State, request: Any) -> Steps:
     return header + proto.HashResponse(hash=value).encode()
 
 
-def _hash_kv(state: State, request: Any) -> Steps:
+def _hash_kv(state: State, request: proto.HashKVRequest) -> Steps:
     store = state.store
     store.check_revision(request.revision)
     revision = request.revision or store.revision

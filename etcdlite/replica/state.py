@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
-from etcdlite import log, txn
+from etcdlite import log, proto, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.identity import Identity
 from etcdlite.methods import (
@@ -187,18 +187,18 @@ def needs_space(method: int, request: Any) -> bool:
 # EtcdError before its first change. Puts and transactions, which are most, `State.apply` does.
 
 
-def _delete_range(state: State, request: Any) -> Steps:
+def _delete_range(state: State, request: proto.DeleteRangeRequest) -> Steps:
     state.metrics.deletes += 1
     return txn.delete_range_steps(state.store, request)
 
 
-def _compact(state: State, request: Any) -> Steps:
+def _compact(state: State, request: proto.CompactionRequest) -> Steps:
     state.store.compact(request.revision)
     return b""
     yield
 
 
-def _lease_grant(state: State, request: Any) -> Steps:
+def _lease_grant(state: State, request: proto.LeaseGrantRequest) -> Steps:
     lessor = state.lessor
     ttl_s = lessor.grant(request.ID, request.TTL, state.clock())
     state.metrics.leases_granted += 1
@@ -208,7 +208,7 @@ def _lease_grant(state: State, request: Any) -> Steps:
     yield
 
 
-def _lease_revoke(state: State, request: Any) -> Steps:
+def _lease_revoke(state: State, request: proto.LeaseRevokeRequest) -> Steps:
     keys = yield from state.lessor.key_steps(request.ID)
     for count, key in enumerate(keys, 1):
         state.store.delete(key)
@@ -221,18 +221,18 @@ def _lease_revoke(state: State, request: Any) -> Steps:
     return b""
 
 
-def _alarm(state: State, request: Any) -> Steps:
+def _alarm(state: State, request: proto.AlarmRequest) -> Steps:
     return state.alarms.apply(request)
     yield
 
 
-def _publish(state: State, request: Any) -> Steps:
+def _publish(state: State, request: proto.Member) -> Steps:
     state.membership.publish(request)
     return b""
     yield
 
 
-def _checkpoint(state: State, request: Any) -> Steps:
+def _checkpoint(state: State, request: proto.LeaseCheckpointRequest) -> Steps:
     lessor = state.lessor
     for checkpoint in request.checkpoints:
         if lessor.exists(checkpoint.ID):

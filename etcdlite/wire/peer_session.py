@@ -84,7 +84,7 @@ class Accepted(PeerConnection):
         else:
             raise ProtocolError(f"method {method:#04x} came before an introduction")
 
-    def _introduced(self, request_id: int, introduction: Any) -> None:
+    def _introduced(self, request_id: int, introduction: proto.Introduction) -> None:
         refusal = self._refusal(introduction)
         if refusal is not None:
             fields = {
@@ -109,7 +109,7 @@ class Accepted(PeerConnection):
         self.member.peers.accepted(self)
         self.send(request_id, INTRODUCE, END, proto.Welcome().encode())
 
-    def _offered(self, request_id: int, offer: Any) -> None:
+    def _offered(self, request_id: int, offer: proto.SnapshotOffer) -> None:
         self._snapshot_id = request_id
         try:
             offset = self.member.incoming.begin(self, offer)
@@ -122,7 +122,7 @@ class Accepted(PeerConnection):
         if offset is None:
             self.snapshot_taken()
 
-    def _refusal(self, introduction: Any) -> EtcdError | None:
+    def _refusal(self, introduction: proto.Introduction) -> EtcdError | None:
         member = self.member
         node = introduction.member_id
         if introduction.cluster_id != member.identity.cluster_id:
