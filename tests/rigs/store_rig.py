@@ -130,8 +130,10 @@ class StoreRig:
         for request in requests:
             if type(request) is proto.PutRequest:
                 answers.append(outcome(lambda request=request: txn.put(self.store, request)))
-            elif type(request) is proto.TxnRequest and self._is_small(request, answers):
-                pass
+            elif type(request) is proto.TxnRequest:
+                if not self._is_small(request, answers):
+                    steps = txn.txn_steps(self.store, request)
+                    answers.append(outcome(lambda steps=steps: finish(steps)))
             else:
                 steps = APPLIERS[_NUMBERS[type(request).NAME]](member, request)
                 answers.append(outcome(lambda steps=steps: finish(steps)))
