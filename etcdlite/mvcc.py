@@ -40,7 +40,7 @@ from etcdlite.storage.data import (
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.index import DEAD, HEAD, PAST
 from etcdlite.storage.recovery import Contents
-from etcdlite.storage.steps import Job, finish
+from etcdlite.storage.steps import Job
 
 _VARINT = [varint(n) for n in range(4096)]
 _KEY = [b"\x0a" + varint(n) for n in range(128)]
@@ -309,16 +309,14 @@ class Store:
             limit_bytes = self.limits.step_bytes
         return self.index.scan(start, end, None if is_now else revision, limit, limit_bytes)
 
-    def read_events(self, start_revision: int, limit_bytes: int) -> list[Event]:
-        """Events from `start_revision` on, in order, whole revisions, about `limit_bytes` of them
-        (at least one revision). Empty if there is none yet. Raises DataDamaged."""
-        return finish(self.event_steps(start_revision, limit_bytes))
-
     def event_steps(
         self, start_revision: int, limit_bytes: int
     ) -> Generator[None, None, list[Event]]:
-        """As `read_events`, in steps: also within a revision, which may have any number of events.
-        Until it ends (or is closed), no compaction gives up what it still reads."""
+        """Events from `start_revision` on, in order, whole revisions, about `limit_bytes` of them
+        (at least one revision): the generator's return value, empty if there is none yet.
+
+        A step can end within a revision. Until the last step, or `close`, no compaction drops what
+        is still to be read. Raises DataDamaged."""
         index, limits = self.index, self.limits
         events: list[Event] = []
         size = step_events = step_bytes = 0

@@ -394,7 +394,7 @@ class WAL:
             body = b"".join(parts)
             chain = crc32(body, self._chain)
             blank = _blank(body, self._position)
-            header = _frame_header(length, self._frame_sequence, self._salt, chain, blank)
+            header = frame_header(length, self._frame_sequence, self._salt, chain, blank)
             self._file.pwrite(header + body, self._position)
             if self.sync_enabled:
                 self._file.sync()
@@ -698,7 +698,7 @@ def _read_header(file: File, path: str, sequence: int) -> _Header:
     )
 
 
-def _frame_header(length: int, sequence: int, salt: int, chain: int, blank: int) -> bytes:
+def frame_header(length: int, sequence: int, salt: int, chain: int, blank: int) -> bytes:
     header = _FRAME_HEADER.pack(_FRAME_MAGIC, length, sequence, salt, chain, blank)
     return header + _CRC.pack(crc32(header))
 

@@ -142,7 +142,7 @@ def test_reading_does_not_keep_more_than_its_limit() -> None:
         data.flush()
     for location in locations * 2:
         data.read(location, 1000)
-        kept = sum(map(len, {**data._older, **data._recent}.values()))
+        kept = sum(map(len, {**data.older, **data.recent}.values()))
         assert kept <= 2 * 10_000 + 1000
 
 

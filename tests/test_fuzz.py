@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from rigs.lone_member import LoneMember
+from rigs.store_rig import read_events
 from rigs.wire import take_output
 
 from etcdlite import backup, frames, log, methods, proto, snap
@@ -248,7 +249,7 @@ def the_store_is_sound(lone: LoneMember, path: Any) -> None:
     for revision in range(max(1, store.compacted), store.revision + 1):
         states[revision] = state(store, revision)
     for events_of in range(max(2, store.compacted), store.revision + 1):
-        assert store.read_events(events_of, 1), f"revision {events_of} has no events"
+        assert read_events(store, events_of, 1), f"revision {events_of} has no events"
     lone.close()
     again = LoneMember(path)
     assert again.member.state.store.revision == store.revision

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rigs.faulty_disk import FaultyDisk
 from rigs.member_rig import DATA_DIR, MEMBER_ID, MemberRig
+from rigs.store_rig import read_events
 from test_recovery import live
 
 from etcdlite import backup, log, member, methods, proto
@@ -333,8 +334,8 @@ def damage(rig: MemberRig, key: bytes) -> str:
     disk = rig.disk
     assert isinstance(disk, FaultyDisk)
     disk.content(path)[offset + 12] ^= 1
-    data._recent.clear()
-    data._older.clear()
+    data.recent.clear()
+    data.older.clear()
     return f"{path} is damaged at offset {offset}"
 
 
@@ -624,7 +625,7 @@ def test_an_expired_lease_takes_its_keys_in_one_revision(rig: MemberRig) -> None
     assert rig.member.state.store.revision == revision + 2
     events = [
         (at, key, gone)
-        for at, key, gone, _ in rig.member.state.store.read_events(revision + 1, 999)
+        for at, key, gone, _ in read_events(rig.member.state.store, revision + 1, 999)
     ]
     assert events == [
         (revision + 1, b"a1", True),

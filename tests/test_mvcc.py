@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from rigs.plain_model import Requests
-from rigs.store_rig import DIRECTORY, EVERYTHING, StoreRig, finish, outcome
+from rigs.store_rig import DIRECTORY, EVERYTHING, StoreRig, finish, outcome, read_events
 
 from etcdlite import proto, txn
 from etcdlite.errors import EtcdError, error
@@ -323,7 +323,7 @@ def test_a_tail_that_was_cut_does_not_come_back_behind_what_is_written_there_now
     assert store.data.offset == 512
     again = lost.power_loss(lambda path, sector: sector == 0)
     store = Store.open(again, DIRECTORY, Lessor(), 1 << 16)
-    revisions = [event[0] for event in store.read_events(2, 1 << 20)]
+    revisions = [event[0] for event in read_events(store, 2, 1 << 20)]
     assert revisions == list(range(2, store.applied_index + 2)), "some are missing in the middle"
 
 
@@ -362,7 +362,7 @@ def test_a_cleaned_segment_goes_only_when_its_records_are_durable_elsewhere() ->
     rig = grown_rig()
     rig.checkpoint()
     rig.begin_cleaning(rig.cleanable()[0])
-    while rig.advance() and rig._task is None:
+    while rig.advance() and rig.task is None:
         pass
     # All is moved and nothing synced: killed, opened again, and then the power goes. The removal
     # of the segment may be durable all the same.
@@ -433,8 +433,8 @@ def test_events_are_read_in_steps_within_a_revision_too() -> None:
     rig.store.limits = replace(rig.limits, event_step_events=1000, step_bytes=100)
     steps = rig.store.event_steps(first, 1 << 20)
     assert sum(1 for _ in steps) > 7, "bytes make steps, too"
-    assert rig.store.read_events(first, 1 << 20) == rig.model.events_since(first)
-    part = rig.store.read_events(first, 1)
+    assert read_events(rig.store, first, 1 << 20) == rig.model.events_since(first)
+    part = read_events(rig.store, first, 1)
     assert [event[0] for event in part] == [first] * 30, "revisions are read whole"
 
 
@@ -476,7 +476,7 @@ def test_a_revision_without_a_change_is_damage() -> None:
     revision = rig.store.revision
     index.revisions[revision - index.first_revision] = index.revisions[-2]
     with pytest.raises(DataDamaged, match=f"no change of revision {revision}"):
-        rig.store.read_events(revision, 1)
+        read_events(rig.store, revision, 1)
 
 
 def test_a_read_that_is_given_up_holds_nothing() -> None:

@@ -73,7 +73,7 @@ class SmallHistory:
         self.before_last_sync = before
         self.disk = rig.disk.copy()
         self.paths = sorted(
-            path for path in self.disk._names if path.endswith((".wal", ".seg", "checkpoint"))
+            path for path in self.disk.paths if path.endswith((".wal", ".seg", "checkpoint"))
         )
         self.refused = dict.fromkeys(self.paths, 0)
         self.accepted = dict.fromkeys(self.paths, 0)

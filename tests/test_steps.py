@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from rigs.faulty_disk import FaultyDisk
-from rigs.store_rig import DIRECTORY, check_index
+from rigs.store_rig import DIRECTORY, check_index, read_events
 
 from etcdlite import proto, txn
 from etcdlite.lease import Lessor
@@ -217,7 +217,7 @@ def test_a_step_of_cleaning_moves_few_records_of_a_large_revision(
     assert moves[0] == KEYS and 1 not in store.data.files
     check_index(store)
     if not is_compacted:
-        assert [event[1] for event in store.read_events(2, 1)] == sorted(store.index.heads)
+        assert [event[1] for event in read_events(store, 2, 1)] == sorted(store.index.heads)
 
 
 def test_a_step_of_history_reads_few_records_of_a_large_revision(read_bytes: list[int]) -> None:

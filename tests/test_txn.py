@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from rigs.plain_model import KEYS, Requests
-from rigs.store_rig import StoreRig
+from rigs.store_rig import StoreRig, read_events
 
 from etcdlite import json_mapping, methods, proto, txn
 from etcdlite.errors import EtcdError, error
@@ -313,7 +313,7 @@ def test_all_changes_of_a_transaction_are_one_revision() -> None:
     assert rig.store.revision == 2
     headers = [op.response_put.header.revision for op in response.responses[:2]]
     assert headers == [2, 2]
-    assert [event[0] for event in rig.store.read_events(1, 1000)] == [2, 2, 2]
+    assert [event[0] for event in read_events(rig.store, 1, 1000)] == [2, 2, 2]
 
 
 def test_a_transaction_that_changes_nothing_takes_no_revision() -> None:

@@ -1,10 +1,10 @@
-"""The checkpoint: the packed index and the small state, so that a start need not scan the data.
+"""The checkpoint: the packed index and the buckets, so that a start need not scan all data.
 
-A checkpoint is written while the store goes on changing. That is sound because a start loads it
-and then scans the data file from where it stood when the checkpoint *began*: every change that the
-checkpoint caught half is met again, and taking a record in twice changes nothing (`Store._replay`).
-It is published only after the data file is synced up to where it stood when the checkpoint *ended*,
-so that nothing in it points past the end of the data.
+The store changes while a checkpoint is written. That is sound because a start loads the checkpoint
+and then scans the data file from where it ended when the checkpoint *began*. The scan meets every
+change that the checkpoint caught only in part, and taking a record in twice changes nothing
+(`recovery.py`). The checkpoint is published only after the data file was synced up to where it
+ended when the checkpoint *ended*, so nothing in it points past the end of the data.
 
 On disk: `data/checkpoint`, replaced as a whole by rename. All integers little-endian.
 
@@ -15,8 +15,9 @@ On disk: `data/checkpoint`, replaced as a whole by rename. All integers little-e
         4   1  kind
         5   4  length of the body
         9   n  body
-    META       scan from: segment u64, offset u64; then u64 each: applied index, its term,
-               revision, compact revision; then (segment, bytes, garbage bytes) u64 of each segment
+    META       where to scan from: segment u64, offset u64; then u64 each: applied index, its term,
+               revision, compact revision; then (segment, bytes, garbage bytes) u64 of each segment.
+               The first chunk.
     BUCKET     bucket u8, 1 u8, key length u16, key, value
     HEADS      a chunk of `Index.pack_heads`
     PAST       a chunk of `Index.pack_past`
@@ -101,7 +102,7 @@ def pack(chunks: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
 
 
 def unpack(disk: Disk, path: str) -> Iterator[tuple[int, bytes]]:
-    """The (kind, body) chunks of a checkpoint file. Raises DataDamaged where it does not check."""
+    """The (kind, body) chunks of a checkpoint file. Raises DataDamaged at what does not check."""
     file = disk.open_read(path)
     try:
         header = file.pread(FILE_HEADER.size, 0)

@@ -1,17 +1,16 @@
 """The data file: every record of the state machine, appended to segments, read by location.
 
-The data file is not synced on the way of a write; the write-ahead log covers it. What makes it
-durable is a checkpoint (`checkpoint.py`): it syncs the segments and then lets old log segments go.
-After a crash everything behind the checkpoint is scanned, cut at the first record that does not
-check, and written again from the log.
+A write does not sync the data file; the write-ahead log covers it. A checkpoint (`checkpoint.py`)
+makes it durable: it syncs the segments, and then old segments of the log can go. After a crash,
+recovery scans what follows the checkpoint, cuts it at the first record that does not check, and
+writes the rest again from the log.
 
 Invariants:
 
 - Bytes before `offset` of the active segment, and all bytes of the others, never change. A segment
-  goes away as a whole, after its live records were copied to the tail and synced (`Store.clean`
-  in `mvcc.py`).
-- The records of one revision, unless it is compacted, stand side by side in one segment.
-- Every read checks the record's checksum: a damaged record is an error, never a value.
+  goes away as a whole, after its live records were copied to the tail and synced (`cleaning.py`).
+- The records of one revision, unless it is compacted, are side by side in one segment.
+- Every read checks the record's checksum. A damaged record is an error, never a value.
 
 On disk, all integers little-endian. `data/%016x.seg`, the number being the segment's:
 
@@ -19,7 +18,7 @@ On disk, all integers little-endian. `data/%016x.seg`, the number being the segm
         0   8  magic "ETCDLSEG"
         8   4  format version, 1
         12  8  segment number
-        20  8  where the segment before it ends; 0 in the first
+        20  8  end of the segment before it; 0 in the first
         28  4  CRC-32 of bytes 0 to 27
     then records, each
         0   4  CRC-32 of the body, with the next field as initial value
@@ -79,7 +78,7 @@ REMOVED = 6
 """Bucket of ids, u64 big-endian, of members that were removed for ever."""
 
 MAX_DAMAGED = 10_000
-"""How many damaged records are counted."""
+"""Damaged records that are counted."""
 
 SCAN_CHUNK_BYTES = 256 * 1024
 
@@ -119,7 +118,7 @@ class DataVersionError(DataDamaged):
 
 
 def record(kind: int, body: bytes) -> bytes:
-    """The bytes of a record."""
+    """The bytes of a record of type `kind`."""
     word = len(body) << 4 | kind
     return RECORD_HEADER.pack(crc32(body, word), word) + body
 
@@ -129,8 +128,8 @@ def u64s(body: bytes) -> tuple[int, ...]:
 
 
 def key_and_revision(body: bytes, at: int = 0) -> tuple[bytes, int]:
-    """Key and mod_revision of a record that `Store` wrote (fields in order, key first) and that
-    begins at `at`."""
+    """Key and mod_revision of the KeyValue at offset `at` of `body`. Only for one that `Store`
+    encoded: key first, fields in order."""
     size, at = read_varint(body, at + 1, len(body))
     key = body[at : at + size]
     at += size
@@ -160,17 +159,18 @@ class DataFile:
         self.garbage: dict[int, int] = {}
         """Bytes per segment that no index entry needs any more."""
         self.unsynced: set[int] = set()
-        """Segments written to since they were last handed to a sync."""
+        """Segments written to since `take_sync` was last called."""
         self.active = 0
         self.offset = 0
         self._base = 0
         self.flushed = 0
         """Bytes of the active segment that are in the file."""
         self.damaged: set[int] = set()
-        """Locations of records that were found damaged, at most `MAX_DAMAGED`."""
+        """Locations of damaged records found so far, at most `MAX_DAMAGED`."""
+        self.recent: dict[int, bytes] = {}
+        """Bodies by location, written or read lately. When they are many, they become `older`."""
+        self.older: dict[int, bytes] = {}
         self._out: list[bytes] = []
-        self._recent: dict[int, bytes] = {}
-        self._older: dict[int, bytes] = {}
         self._recent_bytes = 0
 
     def path(self, number: int) -> str:
@@ -189,7 +189,7 @@ class DataFile:
         offset = self.offset
         location = self._base | offset
         self.offset = offset + size + 8
-        self._recent[location] = body
+        self.recent[location] = body
         self._recent_bytes += size
         return location
 
@@ -225,19 +225,19 @@ class DataFile:
             self._out.clear()
             self.flushed = self.offset
             if self._recent_bytes > self._keep_bytes:
-                self._older = self._recent
-                self._recent = {}
+                self.older = self.recent
+                self.recent = {}
                 self._recent_bytes = 0
 
     def flush_part(self) -> None:
-        """As `flush`, if much is waiting: of a large change that is not complete yet, so that what
-        is left for its mark is small."""
+        """Flush if `flush_bytes` wait. For large changes that are not complete yet: it keeps the
+        write at their mark small."""
         if self.offset - self.flushed >= self._flush_bytes:
             self.flush()
 
     @property
     def is_full(self) -> bool:
-        """The active segment has reached its size: `roll` at the next mark."""
+        """The active segment has reached its size; `roll` at the next mark."""
         return self.offset >= self.segment_bytes
 
     def roll(self) -> None:
@@ -261,7 +261,8 @@ class DataFile:
         self.offset = self.flushed = offset
 
     def take_sync(self) -> Callable[[], None]:
-        """Disk work that makes durable what is in the files now. Run it anywhere, once."""
+        """Disk work that makes the present content of the files durable. Run it once, in any
+        thread."""
         files = [self.files[number] for number in sorted(self.unsynced)]
         self.unsynced.clear()
 
@@ -276,10 +277,10 @@ class DataFile:
 
     def read(self, location: int, size_bytes: int) -> bytes:
         """The body of `size_bytes` at `location`. Raises DataDamaged if it does not check."""
-        body = self._recent.get(location)
+        body = self.recent.get(location)
         if body is not None:
             return body
-        body = self._older.get(location)
+        body = self.older.get(location)
         if body is None:
             number = location >> 32
             offset = location & OFFSET_MASK
@@ -293,11 +294,11 @@ class DataFile:
             crc, word = RECORD_HEADER.unpack_from(data)
             if word >> 4 != size_bytes or crc32(body, word) != crc:
                 raise self._damage(location, "a record does not match its checksum")
-        self._recent[location] = body
+        self.recent[location] = body
         self._recent_bytes += size_bytes
         if self._recent_bytes > self._keep_bytes and not self._out:
-            self._older = self._recent
-            self._recent = {}
+            self.older = self.recent
+            self.recent = {}
             self._recent_bytes = 0
         return body
 
@@ -353,7 +354,7 @@ class DataFile:
         return sum(self.garbage.values())
 
     def add_garbage(self, location: int, size_bytes: int) -> None:
-        """The record there, with a body of that size, is not needed any more."""
+        """Count the record at `location`, with a body of `size_bytes`, as not needed."""
         number = location >> 32
         if number in self.garbage:
             self.garbage[number] += size_bytes + RECORD_HEADER_BYTES
@@ -361,8 +362,8 @@ class DataFile:
     # Opening and closing.
 
     def open_segments(self) -> None:
-        """Open what is on disk and make the last segment active. Headers are not looked at yet:
-        see `check_header`."""
+        """Open what is on disk and make the last segment active. Does not read headers, see
+        `check_header`."""
         for name in self.disk.list(self.directory):
             if not name.endswith(".seg"):
                 continue
@@ -377,8 +378,8 @@ class DataFile:
             self._activate(last, self.sizes.pop(last))
 
     def check_header(self, number: int) -> int:
-        """Where the segment before this one ended. Raises DataDamaged unless the segment begins
-        with a header of this format."""
+        """Check the header of a segment; returns the end of the segment before it, as the header
+        says. Raises DataDamaged, DataVersionError."""
         file = self.files[number]
         header = file.pread(SEGMENT_HEADER.size, 0)
         if len(header) < SEGMENT_HEADER.size:
@@ -392,7 +393,7 @@ class DataFile:
 
     def cut(self, number: int, offset: int) -> None:
         """Drop everything from `offset` of segment `number` on, later segments included. Durable
-        when this returns: what is gone must not come back behind what is written there now."""
+        on return, so that nothing dropped comes back behind what is written there next."""
         later = sorted(n for n in self.files if n > number)
         for last in reversed(later):
             self.drop_segment(last)
@@ -420,8 +421,8 @@ class DataFile:
 
 
 def verify(disk: Disk, directory: str) -> None:
-    """Read every record of a data folder that nobody uses. Raises DataDamaged at the first that
-    does not check."""
+    """Read every record of a data folder that is not in use. Raises DataDamaged at the first
+    record that does not check."""
     data = DataFile(disk, directory, 0)
     try:
         data.open_segments()

@@ -1,13 +1,13 @@
 """The thin layer between the storage files and the operating system.
 
-`wal.py`, `data.py`, `mvcc.py` and `snap.py` reach the disk through a `Disk` and the `File` objects
-it opens, and through nothing else, so that tests can put a faulty or simulated disk in its place.
+All storage reaches the disk through a `Disk` and the `File` objects that it opens, and in no other
+way, so that tests can put a faulty or simulated disk in its place.
 
 Every method may raise `OSError`. After a failed `sync` the state of the file is unknown (the kernel
-may have dropped the dirty pages and cleared the error), so the caller must not retry it: it ends
-the process.
+may have dropped the dirty pages and cleared the error), so the caller must not retry: it ends the
+process.
 
-There is one thread here, because no caller can wait for what it does: see `_Eraser`.
+The one thread here does work that no caller can wait for: see `_Eraser`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
-"""How many buffers one write call takes."""
 
 
 class File:
@@ -96,12 +93,12 @@ class File:
 
 
 class Staged:
-    """A file in the making, at `path + ".tmp"`: `write`, then `publish`."""
+    """A file that is written at `path + ".tmp"`, with `write`, and moved to `path` by `publish`."""
 
     def __init__(self, disk: Disk, path: str) -> None:
         self._disk = disk
         self._path = path
-        # A new file, never one that an abandoned `Staged` may still write to.
+        # Always a new file: an abandoned `Staged` may still write to an old one.
         if os.path.exists(path + ".tmp"):
             os.unlink(path + ".tmp")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -137,9 +134,9 @@ class _Eraser:
     """Frees the space of removed files in small steps, in a thread.
 
     On a file system that is mounted with `discard`, freeing 64 MiB at once takes 70 ms in which no
-    sync of any other file gets through. A file is erased only when its removal is durable. One that
-    is still open elsewhere (a snapshot that is being sent: every `File` holds a shared lock) or has
-    another name is left to the kernel.
+    other sync completes. A file is erased only when its removal is durable. A file that is still
+    open elsewhere (a snapshot that is being sent: every `File` holds a shared lock) or has another
+    name is left to the kernel.
     """
 
     def __init__(self) -> None:
@@ -155,7 +152,7 @@ class _Eraser:
             self._removed.append(fd)
 
     def synced(self) -> None:
-        """What was taken so far is removed for good."""
+        """Erase the files taken so far: their removal is durable now."""
         while self._removed:
             self._queue.put(self._removed.popleft())
             if self._thread is None:
@@ -174,7 +171,7 @@ class _Eraser:
                         os.ftruncate(fd, size - min(size, ERASE_STEP_BYTES))
                         time.sleep(ERASE_PAUSE_S)
             except OSError:
-                pass  # Held by a reader, or not to be had: closing it frees it all the same.
+                pass  # A reader holds it, or it cannot be changed: closing frees it, too.
             finally:
                 os.close(fd)
 
@@ -193,11 +190,12 @@ class Disk:
         return self._shared(path, os.open(path, flags, 0o600))
 
     def open_read(self, path: str) -> File:
+        """Open for reading."""
         while True:
             try:
                 file = self._shared(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             except BlockingIOError:
-                continue  # It was replaced just now and is being erased: open what replaced it.
+                continue  # It was just replaced and is being erased: open its replacement.
             if os.fstat(file.fileno()).st_nlink:
                 return file
             file.close()
@@ -213,7 +211,8 @@ class Disk:
         return File(path, fd)
 
     def lock(self, path: str) -> File:
-        """Take the lock file at `path`, made if missing. Raises BlockingIOError if it is held."""
+        """Create the lock file at `path` if needed, and lock it. Raises BlockingIOError if another
+        process holds it."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -243,11 +242,8 @@ class Disk:
         os.rename(old, new)
         _ERASER.take(fd)
 
-    def link(self, old: str, new: str) -> None:
-        os.link(old, new)
-
     def unlink(self, path: str) -> None:
-        """Remove the name. The space is freed little by little, see `_Eraser`."""
+        """Remove the name. The space is freed in steps, see `_Eraser`."""
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         os.unlink(path)
         _ERASER.take(fd)
@@ -258,7 +254,7 @@ class Disk:
         shutil.rmtree(path)
 
     def space(self, path: str) -> tuple[int, int]:
-        """Bytes of the file system of `path`: those free for this user, and all."""
+        """Bytes of the file system of `path`: (free for this user, total)."""
         found = os.statvfs(path)
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
@@ -272,5 +268,5 @@ class Disk:
         _ERASER.synced()
 
     def stage(self, path: str) -> Staged:
-        """Begin to write a file that replaces `path` as a whole, and durably, when published."""
+        """Begin to write a file that atomically replaces `path` when it is published."""
         return Staged(self, path)

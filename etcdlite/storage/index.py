@@ -1,8 +1,8 @@
-"""The index: where in the data file every key's versions are.
+"""The index: where each version of each key is in the data file.
 
-Two sorted maps. `heads` has every key that exists now; `past` has every key with superseded
-versions or a tombstone, and nothing else. So a range or a count at the current revision never meets
-dead keys, and a compaction visits only keys that have something to give up.
+There are two sorted maps. `heads` has every key that exists now. `past` has every key with
+superseded versions or a tombstone. So a range or a count at the current revision never meets
+deleted keys, and a compaction visits only keys that have something to drop.
 
 Values are flat `bytes` and `bytearray`, which the cyclic garbage collector does not track:
 
@@ -11,8 +11,8 @@ Values are flat `bytes` and `bytearray`, which the cyclic garbage collector does
 - a past entry is mod_revision and location (u64 each) and length (u32, top bit set: tombstone) per
   superseded version, ascending.
 
-`revisions[n]` is the location of the first record of revision `first_revision + n`: the way of a
-watch through history.
+`revisions[n]` is the location of the first record of revision `first_revision + n`: watches read
+history by it.
 
 Invariants: the keys of `heads` are the items of `keys`, and those of `past` of `past_keys`; the
 revisions in a past entry ascend and stay below the head's.
@@ -21,6 +21,7 @@ revisions in a past entry ascend and stay below the head's.
 from __future__ import annotations
 
 import struct
+import sys
 from array import array
 from collections.abc import Iterator
 from heapq import merge
@@ -66,10 +67,10 @@ class Index:
         self.heads[key] = HEAD.pack(mod, create, version, location, lease, length)
 
     def supersede(self, key: bytes, mod: int, location: int, length: int) -> None:
-        """Remember a version that is no longer current (`length | DEAD` for a tombstone).
+        """Add a version that is no longer current (`length | DEAD` for a tombstone).
 
-        A version that is remembered already, or is older than the newest remembered, is skipped:
-        a scan after a crash meets records that the checkpoint knows of.
+        Does nothing if a version as new as this one is there already: a scan after a crash meets
+        records that are in the checkpoint.
         """
         entries = self.past.get(key)
         if entries is None:
@@ -109,7 +110,7 @@ class Index:
     # Look-ups.
 
     def is_at(self, key: bytes, mod: int, location: int) -> bool:
-        """Version `mod` of `key` is remembered, and stands at `location`."""
+        """The index has version `mod` of `key`, at `location`."""
         head = self.heads.get(key)
         if head is not None:
             head_mod, _, _, found, _, _ = HEAD.unpack(head)
@@ -163,12 +164,11 @@ class Index:
         limit: int,
         limit_bytes: int = 1 << 62,
     ) -> tuple[list[tuple[int, int]], bytes | None]:
-        """Up to `limit` records of [start, end) as of `revision` (None: now), in key order, the
-        last of which may exceed `limit_bytes`.
+        """The first records of [start, end) as of `revision` (None: now), in key order: up to
+        `limit`, and up to the one that reaches `limit_bytes`.
 
-        Returns (location, length) each and the key to go on from, None when the range is done.
-        A part of the past visits `scan_step_keys` keys at most, so it may be shorter and still not
-        the last.
+        Returns (location, length) each and the key to continue from, None at the end of the range.
+        In the past one call visits `scan_step_keys` keys, so it may find less before the end.
         """
         found: list[tuple[int, int]] = []
         size = 0
@@ -194,7 +194,7 @@ class Index:
         return found, None
 
     def all_keys(self, start: bytes, end: bytes | None) -> Iterator[bytes]:
-        """Every key in [start, end) that exists now or in remembered history, in order, once."""
+        """Every key in [start, end) with a version in the index, in order, once each."""
         previous = None
         for key in merge(
             self.keys.irange(start, end, (True, False)),
@@ -208,7 +208,7 @@ class Index:
         self, key: bytes, compacted: int, revision: int, above: int = 0, limit: int = 1 << 62
     ) -> list[tuple[int, int, int]]:
         """(mod_revision, location, length) of the versions that a store compacted at `compacted`
-        must keep, above revision `above` and up to `revision`, ascending, the first `limit`."""
+        keeps, with `above` < mod_revision <= `revision`: ascending, the first `limit`."""
         found: list[tuple[int, int, int]] = []
         head = self.heads.get(key)
         entries = self.past.get(key)
@@ -235,8 +235,8 @@ class Index:
     def _first_kept(self, entries: bytearray, head: bytes | None, compacted: int) -> int:
         """The offset of the first past entry that compaction at `compacted` keeps.
 
-        Kept is what a read at `compacted` or later sees, and what a watch from `compacted` on is
-        told: so a tombstone of exactly that revision stays until the next compaction.
+        It keeps what a read at `compacted` or later sees, and what a watch from `compacted` on
+        needs: so a tombstone of exactly that revision stays until the next compaction.
         """
         at = self._search(entries, compacted)
         if at < 0:
@@ -250,8 +250,8 @@ class Index:
         return at + PAST_BYTES if length & DEAD or superseded else at
 
     def compact_steps(self, compacted: int, garbage: dict[int, int]) -> Iterator[int]:
-        """Forget what compaction at `compacted` gives up: a step visits `compact_step_keys` keys
-        and drops `compact_step_versions` versions at most.
+        """Drop what a compaction at `compacted` does not keep. A step visits up to
+        `compact_step_keys` keys and drops up to `compact_step_versions` versions.
 
         Yields the number of versions dropped in each step, and adds the bytes they occupied to
         `garbage` by segment. The index may change between the steps.
@@ -271,7 +271,7 @@ class Index:
                     continue
                 room = step_versions - dropped
                 if kept > room * PAST_BYTES:
-                    # The next step goes on with the same key.
+                    # The next step continues with the same key.
                     kept = room * PAST_BYTES
                     cursor = key
                 for _, location, length in PAST.iter_unpack(entries[:kept]):
@@ -298,7 +298,7 @@ class Index:
     # and then past entries), keys. The pieces of one entry follow each other, in order.
 
     def pack_heads(self) -> Iterator[bytes]:
-        """The heads as chunks. Keys that change meanwhile appear before or after the change."""
+        """The heads as chunks. A key that changes between chunks is in its old or new state."""
         heads = self.heads
         for keys in self._batches(self.keys):
             values = [heads[key] for key in keys]
@@ -306,7 +306,7 @@ class Index:
 
     def pack_past(self) -> Iterator[bytes]:
         """The past as chunks. The entry of a key with many versions is cut into several pieces.
-        No compaction may run meanwhile."""
+        No compaction may run before the last chunk is taken."""
         past = self.past
         pack_bytes = self._limits.pack_bytes
         piece_bytes = pack_bytes // PAST_BYTES * PAST_BYTES
@@ -356,7 +356,7 @@ class Index:
             cursor = batch[-1] + b"\0"
 
     def load_heads(self, chunk: bytes) -> None:
-        """Take in a chunk of `pack_heads`; `loaded` ends the loading."""
+        """Load a chunk of `pack_heads`. Call `loaded` after the last chunk."""
         size = HEAD.size
         lengths, at = _read_lengths(chunk, 0)
         end = at + size * len(lengths)
@@ -364,6 +364,7 @@ class Index:
         self.heads.update(zip(_slices(chunk, end, lengths), values, strict=True))
 
     def load_past(self, chunk: bytes) -> None:
+        """Load a chunk of `pack_past`."""
         lengths, at = _read_lengths(chunk, 0)
         sizes, at = _read_lengths(chunk, at)
         keys = _slices(chunk, at + sum(sizes), lengths)
@@ -373,6 +374,15 @@ class Index:
                 self.past[key] = bytearray(piece)
             else:
                 entries += piece
+
+    def load_revisions(self, chunk: bytes) -> None:
+        """Load a chunk of `pack_revisions`."""
+        numbers = array("Q", chunk)
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        if not self.revisions:
+            self.first_revision = numbers[0]
+        self.revisions += numbers[1:]
 
     def loaded(self) -> None:
         """Order the keys after the last chunk."""

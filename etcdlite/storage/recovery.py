@@ -88,10 +88,7 @@ class Contents:
             elif kind == checkpoint.BUCKET:
                 self._load_bucket(body, True)
             elif kind == checkpoint.REVISIONS:
-                first, *locations = u64s(body)
-                if not index.revisions:
-                    index.first_revision = first
-                index.revisions.extend(locations)
+                index.load_revisions(body)
             elif kind == checkpoint.META:
                 fields = u64s(body)
                 self.checkpoint_begin = (fields[0], fields[1])

@@ -1,7 +1,7 @@
 """Long work in steps: generators that yield where other work may go first.
 
-A step takes a millisecond or two on a usual machine. So what ends a step is a count of all that
-takes time, and not of keys alone: keys, versions of keys, and bytes of records.
+A step takes a millisecond or two on a usual machine. It ends by a count of whatever takes time:
+keys, versions of keys, bytes of records. The counts are in `Limits`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from etcdlite.limits import DEFAULT_LIMITS, Limits
 T = TypeVar("T")
 
 Job = Iterator["Callable[[], None] | None"]
-"""Long work in steps. A yielded None means: more to do. A yielded callable is slow disk work that
-touches none of the store's memory: run it anywhere, once, and resume the job when it has returned.
-"""
+"""Long work in steps. A yielded None means that there is more to do. A yielded callable is slow
+disk work that does not touch the store's memory: run it once, in any thread, and resume the job
+when it has returned."""
 
 
 def finish(steps: Generator[None, None, T]) -> T:
-    """Do it all at once."""
+    """Run all steps at once; returns their result."""
     while True:
         try:
             next(steps)
@@ -37,7 +37,7 @@ def sort_steps(
     reverse: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Generator[None, None, list[Any]]:
-    """What `sorted` gives: pieces are sorted, and then merged."""
+    """As `sorted`: pieces are sorted and then merged."""
     runs: list[list[Any]] = []
     size = limits.sort_step_items
     for at in range(0, len(items), size):
@@ -57,7 +57,7 @@ def sort_steps(
 def join_steps(
     pieces: Iterable[bytes], limits: Limits = DEFAULT_LIMITS
 ) -> Generator[None, None, bytes]:
-    """What `b"".join` gives."""
+    """As `b"".join`."""
     joined = bytearray()
     part: list[bytes] = []
     size = 0

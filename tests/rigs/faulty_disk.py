@@ -224,6 +224,11 @@ class FaultyDisk(Disk):
         inode = self._names.get(path)
         return inode is not None and not inode.dirty and not inode.lost
 
+    @property
+    def paths(self) -> list[str]:
+        """The files there are, sorted."""
+        return sorted(self._names)
+
     def content(self, path: str) -> bytearray:
         """The bytes of a file, to be changed in place (a synced file only)."""
         inode = self._names[path]
@@ -300,12 +305,6 @@ class FaultyDisk(Disk):
             self._change(old, new, None)
         else:
             self._change(old, new, self._inode(old))
-
-    def link(self, old: str, new: str) -> None:
-        self._step("link", new)
-        if new in self._names:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
-        self._change("", new, self._inode(old))
 
     def unlink(self, path: str) -> None:
         self._step("unlink", path)

@@ -188,7 +188,7 @@ class MemberRig:
         request_id = self._next_id
         self._next_id += 1
         method = _NUMBERS[type(request).NAME]
-        if type(request).NAME in PlainStore._APPLY and not (
+        if type(request).NAME in PlainStore.APPLY and not (
             type(request) is proto.TxnRequest and txn.is_read_only(request)
         ):
             self.story.tell(request)

@@ -64,7 +64,7 @@ class PlainStore:
         """The response, without a header; its transactions' inner ones have theirs."""
         self._draft, self._changes = dict(self.states[-1]), []
         try:
-            response = self._APPLY[type(request).NAME](self, request)
+            response = self.APPLY[type(request).NAME](self, request)
             if self._changes:
                 self.states.append(self._draft)
                 self.events.append(self._changes)
@@ -213,7 +213,7 @@ class PlainStore:
             responses.append(proto.ResponseOp(**{name: response}))
         return proto.TxnResponse(succeeded=taken, responses=responses)
 
-    _APPLY = {
+    APPLY = {
         "PutRequest": _put,
         "DeleteRangeRequest": _delete,
         "TxnRequest": txn,

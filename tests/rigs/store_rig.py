@@ -19,7 +19,7 @@ from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.limits import Limits
 from etcdlite.metrics import Metrics
-from etcdlite.mvcc import Store
+from etcdlite.mvcc import Event, Store
 from etcdlite.ranges import range_steps
 from etcdlite.replica.state import APPLIERS
 from etcdlite.storage.cleaning import clean
@@ -106,7 +106,8 @@ class StoreRig:
         self.lessor = Lessor(1, self.limits)
         self.store = Store.create(self.disk, DIRECTORY, self.lessor, segment_bytes, limits)
         self.job: Iterator[Callable[[], None] | None] | None = None
-        self._task: Callable[[], None] | None = None
+        self.task: Callable[[], None] | None = None
+        """The disk work that the job waits for."""
         self._job_index = 0
 
     # Writing.
@@ -123,7 +124,7 @@ class StoreRig:
         return answers
 
     def _apply_entry(self, index: int, requests: Any) -> list[Any]:
-        member: Any = SimpleNamespace(
+        state: Any = SimpleNamespace(
             store=self.store, lessor=self.lessor, clock=lambda: 0.0, metrics=Metrics()
         )
         answers = []
@@ -135,7 +136,10 @@ class StoreRig:
                     steps = txn.txn_steps(self.store, request)
                     answers.append(outcome(lambda steps=steps: finish(steps)))
             else:
-                steps = APPLIERS[_NUMBERS[type(request).NAME]](member, request)
+                if type(request) is proto.TxnRequest:
+                    steps = txn.txn_steps(self.store, request)
+                else:
+                    steps = APPLIERS[_NUMBERS[type(request).NAME]](state, request)
                 answers.append(outcome(lambda steps=steps: finish(steps)))
             if isinstance(answers[-1], str):
                 assert not self.store.is_writing, "a request failed after its first change"
@@ -196,12 +200,12 @@ class StoreRig:
     def advance(self) -> bool:
         """One step of the job, or the disk work that the last step asked for; False at the end."""
         assert self.job is not None
-        if self._task is not None:
-            self._task()
-            self._task = None
+        if self.task is not None:
+            self.task()
+            self.task = None
             return True
         try:
-            self._task = next(self.job)
+            self.task = next(self.job)
         except StopIteration:
             self.job = None
             return False
@@ -239,7 +243,7 @@ class StoreRig:
         self.reopen(self.disk.power_loss(lambda path, sector: rng.random() < share, names))
 
     def reopen(self, disk: FaultyDisk) -> None:
-        self.job = self._task = None
+        self.job = self.task = None
         self.disk = disk
         self.lessor = Lessor(1, self.limits)
         self.store = Store.open(disk, DIRECTORY, self.lessor, self.segment_bytes, self.limits)
@@ -276,12 +280,17 @@ def check_store(store: Store, model: PlainStore, rng: random.Random | None = Non
     check_index(store)
 
 
-def events_since(store: Store, revision: int) -> list[tuple[int, bytes, bool, bytes]]:
+def read_events(store: Store, start_revision: int, limit_bytes: int) -> list[Event]:
+    """All of `event_steps` at once."""
+    return finish(store.event_steps(start_revision, limit_bytes))  # type: ignore[no-any-return]
+
+
+def events_since(store: Store, revision: int) -> list[Event]:
     """All events, read piece by piece. (Revision 1 is that of the empty store.)"""
-    events: list[tuple[int, bytes, bool, bytes]] = []
+    events: list[Event] = []
     revision = max(revision, 2)
     while revision <= store.revision:
-        part = store.read_events(revision, 200)
+        part = read_events(store, revision, 200)
         assert part, f"no events from revision {revision} on"
         events += part
         revision = part[-1][0] + 1

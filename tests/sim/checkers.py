@@ -251,7 +251,7 @@ class Oracle(PlainStore):
         self.lease_book[request.ID] = Lease(response.TTL, self.world.now)
         return response
 
-    _APPLY = {**PlainStore._APPLY, "LeaseGrantRequest": _grant}
+    APPLY = {**PlainStore.APPLY, "LeaseGrantRequest": _grant}
 
     def _alarm(self, request: Any) -> Any:
         if request.action == 1:

@@ -370,10 +370,10 @@ class Simulation:
                 hash_of(store, store.revision),
                 buckets_text(store),
             )
-            if set(node.member.state.lessor._leases) != set(self.oracle.leases):
+            if set(node.member.state.lessor.leases()) != set(self.oracle.leases):
                 raise Violation(
                     "members agree on the leases",
-                    f"{node.name} has {sorted(node.member.state.lessor._leases)} instead of "
+                    f"{node.name} has {sorted(node.member.state.lessor.leases())} instead of "
                     f"{sorted(self.oracle.leases)}",
                     (node.name,),
                 )
