@@ -31,11 +31,11 @@ from etcdlite.client import (
     Value,
     Version,
     WatchCanceled,
+    recipes,
 )
 from etcdlite.client import connection as client_core
 from etcdlite.client import errors as client_errors
 from etcdlite.client import operations as calls
-from etcdlite.client import scripts as recipes
 
 PUT = methods.METHOD_BY_NAME["KV.Put"]
 WATCH = methods.METHOD_BY_NAME["Watch.Watch"]

@@ -11,7 +11,7 @@ from rigs.lone_member import LoneMember
 
 from etcdlite import errors, frames, methods, proto
 from etcdlite.client import operations as client_calls
-from etcdlite.client import scripts as recipes
+from etcdlite.client import recipes
 from etcdlite.errors import UNKNOWN, EtcdError
 from etcdlite.wire import locks as concurrency
 from etcdlite.wire.calls import Calls

@@ -39,7 +39,7 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from etcdlite import frames, methods, proto
 from etcdlite.client import operations as calls
-from etcdlite.client import scripts as recipes
+from etcdlite.client import recipes
 from etcdlite.client.connection import (
     BACKOFF_FIRST_S,
     BACKOFF_MAX_S,
