@@ -35,8 +35,9 @@ from etcdlite.client import (
     Timeout,
     Unimplemented,
     UnknownOutcome,
+    link,
+    scripts,
 )
-from etcdlite.client import connection as client_core
 from etcdlite.errors import ERRORS
 
 Connect = Callable[..., Any]
@@ -483,7 +484,7 @@ def test_a_watch_that_is_refused_raises_the_reason(connect: Connect, server: Fak
 def test_a_watch_that_nobody_reads_is_cancelled_and_taken_up_again_later(
     connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_core, "MAX_WATCH_QUEUE_MESSAGES", 10)
+    monkeypatch.setattr(link, "MAX_WATCH_QUEUE_MESSAGES", 10)
     client = connect(server)
     with client.watch(prefix="") as watch:
         for i in range(200):
@@ -514,8 +515,7 @@ def test_a_watch_of_a_closed_client_raises(connect: Connect, server: FakeServer)
 def test_a_watch_notices_a_silent_server(
     connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("etcdlite.client.blocking.PING_AFTER_S", 0.05)
-    monkeypatch.setattr("etcdlite.client.aio.PING_AFTER_S", 0.05)
+    monkeypatch.setattr(scripts, "PING_AFTER_S", 0.05)
     with FakeServer(server.store) as second:
         client = connect(server, second, dial_timeout_s=0.1)
         with client.watch("k") as watch:

@@ -31,7 +31,9 @@ from etcdlite.client import (
     Value,
     Version,
     WatchCanceled,
+    link,
     recipes,
+    scripts,
 )
 from etcdlite.client import connection as client_core
 from etcdlite.client import errors as client_errors
@@ -195,8 +197,8 @@ def test_each_request_ends_once_whatever_frames_come(sent: list[tuple[int, int, 
 
 def test_an_unread_watch_is_cut_off_and_keeps_a_gapless_beginning() -> None:
     woken = []
-    ticket = client_core.WatchTicket(WATCH, lambda: woken.append(1))
-    limit = client_core.MAX_WATCH_QUEUE_MESSAGES
+    ticket = link.WatchTicket(WATCH, lambda: woken.append(1))
+    limit = link.MAX_WATCH_QUEUE_MESSAGES
     wanted = [ticket.deliver(0, b"%d" % i) for i in range(limit + 10)]
     assert wanted[: limit + 1] == [True] * limit + [False]
     assert ticket.over
@@ -208,12 +210,12 @@ def test_an_unread_watch_is_cut_off_and_keeps_a_gapless_beginning() -> None:
 
 
 def test_an_unread_watch_is_bounded_in_bytes_but_takes_one_message_of_any_size() -> None:
-    ticket = client_core.WatchTicket(WATCH, lambda: None)
-    assert ticket.deliver(0, b"x" * (client_core.MAX_WATCH_QUEUE_BYTES + 1))
+    ticket = link.WatchTicket(WATCH, lambda: None)
+    assert ticket.deliver(0, b"x" * (link.MAX_WATCH_QUEUE_BYTES + 1))
     assert not ticket.deliver(0, b"y")
-    ticket = client_core.WatchTicket(WATCH, lambda: None)
+    ticket = link.WatchTicket(WATCH, lambda: None)
     for _ in range(100):
-        assert ticket.deliver(0, b"x" * (client_core.MAX_WATCH_QUEUE_BYTES // 2))
+        assert ticket.deliver(0, b"x" * (link.MAX_WATCH_QUEUE_BYTES // 2))
         assert ticket.take() is not None
 
 
@@ -241,7 +243,7 @@ def test_endpoints_that_make_no_sense_are_refused(endpoint: str) -> None:
 
 
 def test_a_lease_once_lost_stays_lost() -> None:
-    clock = client_core.LeaseClock(100.0, 10)
+    clock = scripts.LeaseClock(100.0, 10)
     assert not clock.lost(109.9)
     clock.renew(105.0, 10, 106.0)
     assert not clock.lost(114.9)
@@ -366,9 +368,9 @@ def test_a_transaction_gives_each_operation_its_own_kind_of_result() -> None:
     assert got.value == b"v"
     assert deleted.deleted == 1
     assert inner.results == (None,)
-    assert not client_core.is_read(op.method, op.request)
+    assert not scripts.is_read(op.method, op.request)
     reading = Txn(success=[Get("k"), Txn(failure=[Get("x")])])
-    assert client_core.is_read(reading.method, reading.request)
+    assert scripts.is_read(reading.method, reading.request)
     with pytest.raises(TypeError):
         Txn(success=[calls.status()])
 
@@ -392,7 +394,7 @@ def event(key: bytes, revision: int, kind: int = 0) -> Any:
 
 
 def test_a_watch_from_now_goes_on_behind_the_revision_it_was_created_at() -> None:
-    cursor = calls.WatchCursor("k")
+    cursor = calls.watch("k")
     assert cursor.request().create_request.start_revision == 0
     assert cursor.feed(proto.WatchResponse(header=header(7), created=True)) is None
     assert cursor.created
@@ -400,7 +402,7 @@ def test_a_watch_from_now_goes_on_behind_the_revision_it_was_created_at() -> Non
 
 
 def test_a_watch_goes_on_behind_the_last_event_and_not_behind_the_header() -> None:
-    cursor = calls.WatchCursor(prefix="", start_revision=3)
+    cursor = calls.watch(prefix="", start_revision=3)
     batch = cursor.feed(
         proto.WatchResponse(header=header(90), events=[event(b"a", 4), event(b"b", 5)])
     )
@@ -413,7 +415,7 @@ def test_a_watch_goes_on_behind_the_last_event_and_not_behind_the_header() -> No
 
 
 def test_a_watch_that_the_server_ends_says_why() -> None:
-    cursor = calls.WatchCursor("k", start_revision=3)
+    cursor = calls.watch("k", start_revision=3)
     with pytest.raises(Compacted) as compacted:
         cursor.feed(proto.WatchResponse(canceled=True, compact_revision=9))
     assert compacted.value.compact_revision == 9

@@ -10,7 +10,7 @@ from etcdlite import backup, proto, snap
 from etcdlite.cli.failures import EXIT_FAILED, EXIT_INTERRUPTED, Failure, os_error_text, say
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import EtcdliteError
-from etcdlite.client.operations import PartialFile
+from etcdlite.client.partial_file import PartialFile
 from etcdlite.notation import format_size
 
 
@@ -28,12 +28,13 @@ def save(session: Session) -> None:
         with partial as file:
             _receive_snapshot(session, file)
             file.flush()
-            _check_snapshot(partial.partial_path)
-    except OSError as error:
-        raise Failure(EXIT_INTERRUPTED, f"could not save to {os_error_text(error)}") from None
+            if partial.is_plain:
+                _check_snapshot(partial.partial_path)
     except EtcdliteError as error:
         text = describe(error, session.client().endpoint)
         raise Failure(EXIT_INTERRUPTED, f"snapshot failed: {text}") from None
+    except OSError as error:
+        raise Failure(EXIT_INTERRUPTED, f"could not save to {os_error_text(error)}") from None
     session.write(b"Snapshot saved at " + os.fsencode(path) + b"\n")
 
 

@@ -11,6 +11,7 @@ from etcdlite.errors import (
     CANCELED,
     DEADLINE_EXCEEDED,
     ERRORS,
+    FAILED_PRECONDITION,
     INTERNAL,
     OUT_OF_RANGE,
     UNAVAILABLE,
@@ -25,6 +26,7 @@ __all__ = [
     "UnknownOutcome",
     "ProtocolViolation",
     "Closed",
+    "WrongProcess",
     "NotElected",
     "LeaseLost",
     "Unimplemented",
@@ -140,6 +142,12 @@ class Closed(EtcdliteError):
 
     code = CANCELED
     text = "the client is closed"
+
+
+class WrongProcess(EtcdliteError):
+    """The client was made before a `fork`, in the parent of this process."""
+
+    code = FAILED_PRECONDITION
 
 
 class NotElected(EtcdliteError):

@@ -20,11 +20,8 @@ Invariants: results are immutable; revisions, versions and leases are plain ints
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, BinaryIO, Generic, Literal, SupportsInt, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, SupportsInt, TypeVar
 
 from etcdlite import proto
 from etcdlite.client.errors import Compacted, LeaseNotFound, WatchCanceled, error_for
@@ -66,6 +63,9 @@ Bytes = bytes | bytearray | memoryview | str
 """What a key or a value may be given as; str is encoded as UTF-8."""
 
 SortBy = Literal["key", "version", "create", "mod", "value"]
+
+MAX_SHOWN = 3
+"""Keys of a range that its `repr` shows."""
 
 _SORT_TARGET = proto.ENUMS["RangeRequest.SortTarget"]
 _SORT_ORDER = proto.ENUMS["RangeRequest.SortOrder"]
@@ -115,8 +115,7 @@ def key_range(
 # Results.
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValue:
+class KeyValue(NamedTuple):
     """A key as it was at one revision. `version` counts its puts since it was created."""
 
     key: bytes
@@ -128,36 +127,79 @@ class KeyValue:
     """The id of the lease it is attached to; 0: none."""
 
 
-@dataclass(frozen=True, slots=True)
 class RangeResult:
-    """The keys of a range, also as a sequence: `for kv in result`, `len(result)`, `result[0]`."""
+    """The keys of a range, also as a sequence: `for kv in result`, `len(result)`, `result[0]`.
+
+    A `KeyValue` is made when it is read, so a large range takes less memory and time.
+    """
+
+    __slots__ = ("revision", "count", "more", "_messages", "_kvs")
 
     revision: int
-    kvs: tuple[KeyValue, ...]
     count: int
     """How many keys are in the range, whatever `limit` left out."""
     more: bool
     """Whether `limit` left out keys."""
+    _messages: Sequence[Any]
+    _kvs: tuple[KeyValue, ...] | None
+
+    def __init__(self, revision: int, kvs: Sequence[Any], count: int, more: bool) -> None:
+        """`kvs`: messages, or anything else with the attributes of a KeyValue."""
+        put = super().__setattr__
+        put("revision", revision)
+        put("count", count)
+        put("more", more)
+        put("_messages", kvs)
+        put("_kvs", None)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a result cannot be changed")
+
+    @property
+    def kvs(self) -> tuple[KeyValue, ...]:
+        kvs = self._kvs
+        if kvs is None:
+            kvs = tuple(self)
+            super().__setattr__("_kvs", kvs)
+        return kvs
 
     def __iter__(self) -> Iterator[KeyValue]:
-        return iter(self.kvs)
+        return map(_key_value, self._messages)
 
     def __len__(self) -> int:
-        return len(self.kvs)
+        return len(self._messages)
 
     def __getitem__(self, index: int) -> KeyValue:
-        return self.kvs[index]
+        return _key_value(self._messages[index])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RangeResult):
+            return NotImplemented
+        return self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        return hash(self._parts())
+
+    def _parts(self) -> tuple[int, tuple[KeyValue, ...], int, bool]:
+        return self.revision, self.kvs, self.count, self.more
+
+    def __repr__(self) -> str:
+        shown = [repr(self[i]) for i in range(min(len(self), MAX_SHOWN))]
+        if len(self) > MAX_SHOWN:
+            shown.append(f"... {len(self) - MAX_SHOWN} more")
+        return (
+            f"RangeResult(revision={self.revision}, kvs=({', '.join(shown)}), "
+            f"count={self.count}, more={self.more})"
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class PutResult:
+class PutResult(NamedTuple):
     revision: int
     prev_kv: KeyValue | None
     """What the key held before, if that was asked for and it existed."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteResult:
+class DeleteResult(NamedTuple):
     revision: int
     deleted: int
     """How many keys were deleted."""
@@ -165,8 +207,7 @@ class DeleteResult:
     """What they held, if that was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class TxnResult:
+class TxnResult(NamedTuple):
     """`results` has one typed result for each operation of the branch that ran, in order."""
 
     revision: int
@@ -174,8 +215,7 @@ class TxnResult:
     results: tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One change of one key."""
 
     type: Literal["PUT", "DELETE"]
@@ -200,8 +240,7 @@ class Event:
         return self.type == "DELETE"
 
 
-@dataclass(frozen=True, slots=True)
-class WatchBatch:
+class WatchBatch(NamedTuple):
     """What one message brought: whole revisions, in order. Without events: a progress mark."""
 
     revision: int
@@ -209,15 +248,20 @@ class WatchBatch:
     events: tuple[Event, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseGrant:
+class LeaseGrant(NamedTuple):
+    """A lease, just granted. It serves wherever a lease's id is wanted."""
+
     id: int
     ttl: int
     """Seconds, as granted: the server may give more than was asked for."""
 
+    def __int__(self) -> int:
+        return self.id
 
-@dataclass(frozen=True, slots=True)
-class LeaseInfo:
+
+class LeaseInfo(NamedTuple):
+    """A lease. It serves wherever a lease's id is wanted."""
+
     id: int
     ttl: int
     """Seconds left."""
@@ -226,9 +270,11 @@ class LeaseInfo:
     keys: tuple[bytes, ...]
     """The keys attached to it, if they were asked for."""
 
+    def __int__(self) -> int:
+        return self.id
 
-@dataclass(frozen=True, slots=True)
-class Status:
+
+class Status(NamedTuple):
     """The member that answered. Sizes in bytes."""
 
     version: str
@@ -246,22 +292,19 @@ class Status:
     errors: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Alarm:
+class Alarm(NamedTuple):
     member_id: int
     name: str
     """"NOSPACE" or "CORRUPT"."""
 
 
-@dataclass(frozen=True, slots=True)
-class HashKV:
+class HashKV(NamedTuple):
     hash: int
     compact_revision: int
     hash_revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     id: int
     name: str
     peer_urls: tuple[str, ...]
@@ -300,12 +343,16 @@ def _member(member: Any) -> Member:
     )
 
 
-def as_method(method: Callable[..., Any], build: Callable[..., Op[Any]]) -> Callable[..., Any]:
-    """Give a shell's method the name, documentation and signature of the op it performs."""
+def as_method(
+    method: Callable[..., Any], build: Callable[..., Any], result: str = ""
+) -> Callable[..., Any]:
+    """Give a shell's method the name, documentation and signature of the function `build`.
+
+    `result` names what the method returns; by default the T of `build`'s "Op[T]".
+    """
     signature = inspect.signature(build)
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    # The annotation is text: "Op[PutResult]".
-    result = str(signature.return_annotation).removeprefix("Op[").removesuffix("]")
+    result = result or str(signature.return_annotation).removeprefix("Op[").removesuffix("]")
     method.__name__ = build.__name__.rstrip("_")
     method.__qualname__ = f"Client.{method.__name__}"
     method.__doc__ = build.__doc__
@@ -318,18 +365,30 @@ def as_method(method: Callable[..., Any], build: Callable[..., Op[Any]]) -> Call
 # Operations. Every `timeout_s` is in seconds; None means the client's own.
 
 
-@dataclass(frozen=True, slots=True)
 class Op(Generic[T]):
     """One request, ready to send: `client.perform(op)`, or a branch of a transaction."""
 
-    method: str
-    """As in `client.call`: "KV.Put"."""
-    request: Any
-    result: Callable[[Any], T]
-    """Makes the typed result from the response message."""
-    timeout_s: float | None = None
-    repeatable: bool = False
-    """A write that may be sent again, because carrying it out twice is the same as once."""
+    __slots__ = ("method", "request", "result", "timeout_s", "repeatable")
+
+    def __init__(
+        self,
+        method: str,
+        request: Any,
+        result: Callable[[Any], T],
+        timeout_s: float | None = None,
+        repeatable: bool = False,
+    ) -> None:
+        self.method = method
+        """As in `client.call`: "KV.Put"."""
+        self.request = request
+        self.result = result
+        """Makes the typed result from the response message."""
+        self.timeout_s = timeout_s
+        self.repeatable = repeatable
+        """Whether carrying it out twice is the same as once, so that it may be sent again."""
+
+    def __repr__(self) -> str:
+        return f"Op({self.method!r}, {self.request!r})"
 
 
 def put(
@@ -427,8 +486,7 @@ def range_(
 
 
 def _range_result(response: Any) -> RangeResult:
-    kvs = tuple(map(_key_value, response.kvs))
-    return RangeResult(_revision(response), kvs, response.count, response.more)
+    return RangeResult(_revision(response), response.kvs, response.count, response.more)
 
 
 def delete(
@@ -785,47 +843,39 @@ def member_promote(member_id: int, *, timeout_s: float | None = None) -> Op[tupl
     return Op("Cluster.MemberPromote", request, _members, timeout_s)
 
 
-class PartialFile:
-    """A file that takes its name only when it is whole.
-
-    Written as path + ".part", readable for its owner only; at the end of `with` synced and renamed,
-    or removed after an exception. Raises OSError.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self.partial_path = path + ".part"
-
-    def __enter__(self) -> BinaryIO:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        self._file = open(os.open(self.partial_path, flags, 0o600), "wb")
-        return self._file
-
-    def sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._file:
-            if kind is None:
-                self.sync()
-        if kind is None:
-            os.replace(self.partial_path, self._path)
-            folder = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        else:
-            os.unlink(self.partial_path)
-
-
 # Watches.
+
+
+def watch(
+    key: Bytes | None = None,
+    *,
+    range_end: Bytes | None = None,
+    prefix: Bytes | None = None,
+    start_revision: int = 0,
+    prev_kv: bool = False,
+    no_put: bool = False,
+    no_delete: bool = False,
+    progress_notify: bool = False,
+    timeout_s: float | None = None,
+) -> WatchCursor:
+    """Watch keys, from `start_revision` (0: from now) on.
+
+    A watch begins when this returns (`Client`), or with `async with` (`AsyncClient`; without it,
+    with the iteration): from then on no later change is missed. `prev_kv` asks for what a key held
+    before, `progress_notify` for a progress mark now and then while nothing changes; `no_put` and
+    `no_delete` leave events out. `timeout_s` bounds the time until the server has confirmed the
+    watch; the iteration waits as long as it takes.
+    """
+    start, end = key_range(key, range_end, prefix)
+    create = proto.WatchCreateRequest(
+        key=start,
+        range_end=end,
+        start_revision=start_revision,
+        prev_kv=prev_kv,
+        filters=[_FILTER["NOPUT"]] * no_put + [_FILTER["NODELETE"]] * no_delete,
+        progress_notify=progress_notify,
+    )
+    return WatchCursor(create, timeout_s)
 
 
 class WatchCursor:
@@ -836,45 +886,27 @@ class WatchCursor:
     holds all events of each revision it touches.
     """
 
-    def __init__(
-        self,
-        key: Bytes | None = None,
-        *,
-        range_end: Bytes | None = None,
-        prefix: Bytes | None = None,
-        start_revision: int = 0,
-        prev_kv: bool = False,
-        no_put: bool = False,
-        no_delete: bool = False,
-        progress_notify: bool = False,
-    ) -> None:
-        self._key, self._range_end = key_range(key, range_end, prefix)
-        self._prev_kv = prev_kv
-        self._progress_notify = progress_notify
-        self._filters = [_FILTER["NOPUT"]] * no_put + [_FILTER["NODELETE"]] * no_delete
+    def __init__(self, create: Any, timeout_s: float | None = None) -> None:
+        self._create = create
+        self.timeout_s = timeout_s
         self.created = False
         """Whether the server has confirmed the watch, once."""
-        self.next_revision = start_revision
+        self.next_revision: int = create.start_revision
         """0 until the server has said what "now" is."""
+
+    def __str__(self) -> str:
+        return self._create.key.decode(errors="replace")
 
     def request(self) -> Any:
         """The message that opens a stream where this watch stands."""
-        return proto.WatchRequest(
-            create_request=proto.WatchCreateRequest(
-                key=self._key,
-                range_end=self._range_end,
-                start_revision=self.next_revision,
-                prev_kv=self._prev_kv,
-                filters=self._filters,
-                progress_notify=self._progress_notify,
-            )
-        )
+        self._create.start_revision = self.next_revision
+        return proto.WatchRequest(create_request=self._create)
 
     def feed(self, response: Any) -> WatchBatch | None:
-        """Take in one response. None if it only says that the watch was created.
+        """Take in one response. Returns None if it only confirms that the watch was created.
 
         Raises Compacted when the history it needs is gone, and the server's reason (WatchCanceled
-        if it is no error of etcd's) when the server ends the watch otherwise.
+        if that is not one of etcd's errors) when the server ends the watch otherwise.
         """
         if response.canceled:
             if response.compact_revision:

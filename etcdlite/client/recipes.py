@@ -1,18 +1,17 @@
 """Distributed locks and leader election, sans-IO: etcd's own scheme, key by key.
 
 The layout is that of etcd's `client/v3/concurrency`, so its locks and elections and these exclude
-each other. Under a name, everyone who wants in puts the key
+each other. Under a name, each candidate puts the key
 
     <name>/<lease id in hexadecimal>
 
-attached to his lease, the value empty (lock) or his own (election). The line is ordered by
-create_revision: the oldest key holds the lock, or leads. Everyone else waits until the key just
-before his own is deleted, so that a release wakes one waiter and not all. Who leaves, or dies and
-lets his lease run out, leaves the line by it: the key goes with the lease.
+attached to its lease, with an empty value (lock) or its own (election). The line is ordered by
+create_revision: the oldest key holds the lock, or leads. Every other candidate waits until the key
+just before its own is deleted, so a release wakes one waiter and not all. A candidate that leaves,
+or dies and lets its lease run out, leaves the line: the key goes with the lease.
 
-A recipe is a script: a generator that yields what it needs (an `Op` to perform, a `WatchFor` to
-wait for, a `KeyValue` to report) and is sent the outcome. The blocking and the asyncio client run
-the same scripts.
+A recipe is a generator that yields what it needs (an `Op` to perform, a `WatchFor` to wait for, a
+`KeyValue` to report) and is sent the outcome. `scripts.Calls.follow` runs it.
 
 A holder whose lease has run out may not know it yet. `Held.guard` is the comparison that makes a
 transaction take effect only while the place is still held.
@@ -21,10 +20,9 @@ transaction take effect only while the place is still held.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from etcdlite.client.errors import Compacted, LeaseLost, NotElected, Timeout
+from etcdlite.client.errors import Compacted, LeaseLost, NotElected
 from etcdlite.client.operations import (
     Bytes,
     Comparison,
@@ -36,17 +34,18 @@ from etcdlite.client.operations import (
     Put,
     Range,
     RangeResult,
+    WatchCursor,
     get,
     range_,
     to_bytes,
     txn,
+    watch,
 )
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class WatchFor:
+class WatchFor(NamedTuple):
     """Wait for the first event on `key`, or on the keys that start with it, from a revision on."""
 
     key: bytes
@@ -55,27 +54,22 @@ class WatchFor:
     wanted: Literal["PUT", "DELETE"] | None
     """Which events count; None: both."""
 
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `watch`."""
-        return {
-            "prefix" if self.is_prefix else "key": self.key,
-            "start_revision": self.start_revision,
-            "no_put": self.wanted == "DELETE",
-            "no_delete": self.wanted == "PUT",
-        }
-
-    def timeout(self, endpoint: str) -> Timeout:
-        """What is raised when the wait took too long."""
-        key = self.key.decode(errors="replace")
-        return Timeout(text=f"{endpoint}: still waiting for {key}", endpoint=endpoint)
+    def cursor(self) -> WatchCursor:
+        """The watch to begin."""
+        return watch(
+            None if self.is_prefix else self.key,
+            prefix=self.key if self.is_prefix else None,
+            start_revision=self.start_revision,
+            no_put=self.wanted == "DELETE",
+            no_delete=self.wanted == "PUT",
+        )
 
 
-Script = Generator[Any, Any, T]
-"""Yields Op, WatchFor and KeyValue; is sent the op's result, the Event, and None; returns T."""
+Recipe = Generator[Any, Any, T]
+"""Yields Op, WatchFor and KeyValue; is sent the result, the Event, and None; returns T."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """A place at the head of a line."""
 
     key: bytes
@@ -98,13 +92,13 @@ def _first(prefix: bytes) -> Op[RangeResult]:
     return range_(prefix=prefix, sort_by="create", limit=1)
 
 
-def stand_in_line(prefix: bytes, lease: int, value: bytes) -> Script[Held]:
+def stand_in_line(prefix: bytes, lease: int, value: bytes) -> Recipe[Held]:
     """Put the key of `lease` and return when it is the oldest one.
 
-    Raises LeaseLost if the key has gone by then.
+    Raises LeaseLost if the key is gone by then.
     """
     key = prefix + b"%x" % lease
-    # Sent again it finds the key that it put the first time, so it may be.
+    # If sent twice, the second one finds the key of the first.
     placed = yield txn(
         compare=[CreateRevision(key) == 0],
         success=[Put(key, value, lease=lease), Range(prefix=prefix, sort_by="create", limit=1)],
@@ -120,7 +114,7 @@ def stand_in_line(prefix: bytes, lease: int, value: bytes) -> Script[Held]:
     return Held(key, revision, lease)
 
 
-def _wait_turn(prefix: bytes, revision: int) -> Script[None]:
+def _wait_turn(prefix: bytes, revision: int) -> Recipe[None]:
     """Return when no key in the line is older than `revision`."""
     while True:
         before = yield range_(
@@ -135,25 +129,25 @@ def _wait_turn(prefix: bytes, revision: int) -> Script[None]:
         try:
             yield WatchFor(before.kvs[0].key, False, before.revision + 1, "DELETE")
         except Compacted:
-            pass  # The history went while nobody was connected: look again.
+            pass  # The history was compacted while the watch was not connected: look again.
 
 
-def proclaim(held: Held, value: bytes) -> Script[int]:
-    """Change the leader's value. Gives the revision. Raises NotElected."""
+def proclaim(held: Held, value: bytes) -> Recipe[int]:
+    """Change the leader's value. Returns the revision. Raises NotElected."""
     result = yield txn(compare=[held.guard], success=[Put(held.key, value, lease=held.lease)])
     if not result.succeeded:
         raise NotElected()
     return result.revision
 
 
-def leader(prefix: bytes) -> Script[KeyValue | None]:
-    """The key of who leads now, with his value; None if nobody does."""
+def leader(prefix: bytes) -> Recipe[KeyValue | None]:
+    """The key of the leader, with its value; None if there is no leader."""
     first = yield _first(prefix)
     return first.kvs[0] if first.kvs else None
 
 
-def observe(prefix: bytes) -> Script[None]:
-    """Report who leads: now, and after each change of leader or of his value. Never ends."""
+def observe(prefix: bytes) -> Recipe[None]:
+    """Report the leader's key: now, and after each change of leader or of its value. Endless."""
     while True:
         first = yield _first(prefix)
         try:

@@ -1,0 +1,73 @@
+"""A file that takes its name only when it is complete."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import BinaryIO
+
+
+def opened(file: str | os.PathLike[str] | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    """What a backup is written to: a `PartialFile` for a path, else the file object itself."""
+    if isinstance(file, (str, os.PathLike)):
+        return PartialFile(os.fspath(file))
+    return nullcontext(file)
+
+
+class PartialFile:
+    """A file that replaces the one at `path` only when it is complete.
+
+    It is written as path + ".part", readable for its owner only. At the end of `with` it is synced
+    and renamed; after an exception it is removed. Only a plain file is ever replaced: of a symbolic
+    link, what it points to; a device or a pipe is written to; a directory is refused. Raises
+    OSError.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.partial_path = path
+        """Where the bytes are until the end of `with`."""
+        self.is_plain = True
+        """Whether there is a file to be replaced, and not a device or a pipe."""
+
+    def __enter__(self) -> BinaryIO:
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        try:
+            mode = os.stat(self._path).st_mode
+        except FileNotFoundError:
+            mode = stat.S_IFREG
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self._path)
+        self.is_plain = stat.S_ISREG(mode)
+        if self.is_plain:
+            if os.path.islink(self._path):
+                self._path = os.path.realpath(self._path)
+            self.partial_path = self._path + ".part"
+            flags |= os.O_CREAT | os.O_TRUNC
+        self._file = open(os.open(self.partial_path, flags, 0o600), "wb")
+        return self._file
+
+    def sync(self) -> None:
+        self._file.flush()
+        if self.is_plain:
+            os.fsync(self._file.fileno())
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with self._file:
+                if kind is None:
+                    self.sync()
+            if kind is None and self.is_plain:
+                os.replace(self.partial_path, self._path)
+        finally:
+            if self.is_plain:
+                with suppress(FileNotFoundError):
+                    os.unlink(self.partial_path)
+        if kind is None and self.is_plain:
+            directory = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)

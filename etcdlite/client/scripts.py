@@ -1,0 +1,960 @@
+"""What a client does that takes waiting: once, as generators, for both shells.
+
+A script is a generator that does everything but wait. It yields what it needs and is sent the
+outcome:
+
+    (signal, until_s)                True when the signal was set, False when that time had come
+    Dial(endpoint, ...)              a connected Link; or raises OSError
+    Start(script, name)              a function that stops the script, which runs beside this one
+
+A shell runs scripts (`blocking.run` in the calling thread, `aio.run` in the calling task) and does
+nothing else. The base classes below hold what needs no waiting, and the scripts of their methods.
+
+Rules that hold for every script:
+- a write is sent once: if its connection breaks after that, the caller gets `UnknownOutcome`.
+  A read is sent again, to the next endpoint;
+- a call waits no longer than its timeout, whatever the server does;
+- what is received and not read is bounded, see `link.py`.
+
+Times ending in `_s` that are moments, such as a deadline, are on the clock `time.monotonic`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from time import monotonic
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from etcdlite import frames, methods, proto
+from etcdlite.client import operations, recipes
+from etcdlite.client.connection import (
+    PING,
+    Ticket,
+    cause_of,
+    decode_reply,
+    format_endpoint,
+    parse_endpoints,
+    reply_body,
+    unary_reply,
+)
+from etcdlite.client.errors import (
+    Closed,
+    ConnectionFailed,
+    EtcdliteError,
+    LeaseLost,
+    LeaseNotFound,
+    Timeout,
+    Unavailable,
+    UnknownOutcome,
+    WrongProcess,
+)
+from etcdlite.client.link import NEVER_S, Broken, Link, Signal, StreamTicket, WatchTicket
+from etcdlite.client.operations import (
+    Bytes,
+    Comparison,
+    Event,
+    KeyValue,
+    Op,
+    WatchBatch,
+    WatchCursor,
+    to_bytes,
+)
+from etcdlite.methods import METHOD_BY_NAME, Retry
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT_S = 5.0
+DEFAULT_DIAL_TIMEOUT_S = 2.0
+
+PING_AFTER_S = 15.0
+"""A watch that received nothing for this long asks whether the server is still there."""
+
+MIN_KEEP_ALIVE_INTERVAL_S = 0.1
+
+LEASE_CHECK_INTERVAL_S = 1.0
+"""How soon a candidate in line notices that its own lease is lost."""
+
+BACKOFF_FIRST_S = 0.05
+BACKOFF_MAX_S = 1.0
+"""Pauses between attempts (of watches, and of reads without a leader): doubling."""
+
+Script = Generator[Any, Any, T]
+"""Yields (signal, until_s), Dial and Start; returns T."""
+
+
+class Dial(NamedTuple):
+    """Connect to a server and wait for its greeting."""
+
+    endpoint: str
+    host: str
+    port: int
+    timeout_s: float
+    silence_s: float
+    drained: Any
+    """These three are for the `Link`."""
+
+
+class Start(NamedTuple):
+    """Run a script in the background."""
+
+    script: Script[None]
+    name: str
+
+
+# Calls.
+
+
+def is_read(method: str, request: Any) -> bool:
+    """Whether carrying out the request twice is the same as once, so that it may be sent again."""
+    retry = METHOD_BY_NAME[method].retry
+    return retry is Retry.ALWAYS or (retry is Retry.IF_READ and _CHANGES_NOTHING[method](request))
+
+
+def _only_ranges(txn: Any) -> bool:
+    return all(
+        op.request_range is not None
+        or (op.request_txn is not None and _only_ranges(op.request_txn))
+        for branch in (txn.success, txn.failure)
+        for op in branch
+    )
+
+
+_CHANGES_NOTHING: dict[str, Callable[[Any], bool]] = {
+    "KV.Txn": _only_ranges,
+    "Maintenance.Alarm": lambda request: request.action == proto.AlarmRequest.GET,
+}
+assert _CHANGES_NOTHING.keys() == {m.full for m in methods.ROWS if m.retry is Retry.IF_READ}
+
+
+def _error(kind: type[EtcdliteError], endpoint: str, text: str) -> EtcdliteError:
+    return kind(text=f"{endpoint}: {text}", endpoint=endpoint)
+
+
+def _unchanged(response: Any) -> Any:
+    return response
+
+
+_forks = 0
+"""How many forks lie between this process and the first one that imported this module."""
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+class Calls:
+    """A client's connection to its cluster, and the calls over it: failover, retries, deadlines."""
+
+    def __init__(
+        self,
+        endpoints: str | Sequence[str],
+        timeout_s: float,
+        dial_timeout_s: float,
+        make_signal: Callable[[], Signal],
+    ) -> None:
+        self.timeout_s = timeout_s
+        self.dial_timeout_s = dial_timeout_s
+        self.make_signal = make_signal
+        self._endpoints = parse_endpoints(endpoints)
+        self._next_endpoint = 0
+        self._link: Link | None = None
+        self._process = os.getpid()
+        self._forks = _forks
+        self._is_closed = False
+        self._closing = make_signal()
+        """Set for good when the client is closed."""
+        self._may_connect = make_signal()
+        """The right to connect: one script at a time has it."""
+        self._may_connect.set()
+        self._failed_at_s = -1.0
+        """When every endpoint had last been tried in vain."""
+        self._failure_causes: dict[str, str] = {}
+
+    @property
+    def endpoint(self) -> str:
+        link = self._link
+        if link is not None and not link.failure:
+            return link.endpoint
+        return format_endpoint(*self._endpoints[self._next_endpoint])
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this process is a fork of the one that made the client.
+
+        Its connection and its leases belong to that one.
+        """
+        return self._forks != _forks
+
+    def check_process(self) -> None:
+        """Raise WrongProcess in a fork of the process that made the client."""
+        if self._forks != _forks:
+            raise WrongProcess(
+                text=f"this client was made in another process ({self._process}), from which this "
+                f"one ({os.getpid()}) was forked: make a client in each process"
+            )
+
+    def close(self) -> None:
+        """Lose the calls that wait, and refuse later ones."""
+        if self.is_foreign:
+            return
+        self._is_closed = True
+        self._closing.set()
+        if (link := self._link) is not None:
+            link.close(Closed.text)
+
+    def perform(self, op: Op[T]) -> Script[T]:
+        return self.call(op.method, op.request, op.timeout_s, op.repeatable, op.result)
+
+    def call(
+        self,
+        method: str,
+        request: Any,
+        timeout_s: float | None = None,
+        repeatable: bool = False,
+        result: Callable[[Any], Any] = _unchanged,
+    ) -> Script[Any]:
+        """Send one message and return `result` of the one that answers it; see `Client.call`.
+
+        Hot: a call that succeeds at once takes this one generator and no other (2 % of a call).
+        """
+        if self._forks != _forks:
+            self.check_process()
+        rpc = METHOD_BY_NAME[method]
+        body = request.encode()
+        if timeout_s is None:
+            timeout_s = self.timeout_s
+        deadline_s = monotonic() + timeout_s
+        attempts_left = len(self._endpoints)
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            link = self._link
+            if link is None or (
+                (link.connection.failure or link.connection.silent_since_s is not None)
+                and not link.usable()
+            ):
+                link = yield from self.connected(deadline_s, method, timeout_s)
+            if link.is_congested:
+                yield from self.drained(link, deadline_s)
+            signal = self.make_signal()
+            ticket = Ticket(rpc, signal.set)
+            try:
+                link.open(ticket, body, end=True)
+                is_silent = link.connection.silent_since_s is not None
+                yield signal, link.wait_limit_s(deadline_s) if is_silent else deadline_s
+                if (answer := ticket.answer) is None:
+                    answer = yield from self._answer(link, ticket, signal, deadline_s, timeout_s)
+                return result(unary_reply(rpc, *answer, link.endpoint))
+            except Broken as broken:
+                if broken.sent and not (repeatable or is_read(method, request)):
+                    text = f"{method} was sent but not answered: {broken.cause}"
+                    raise _error(UnknownOutcome, broken.endpoint, text) from None
+                if attempts_left <= 0:
+                    raise _error(ConnectionFailed, broken.endpoint, broken.cause) from None
+                attempts_left -= 1
+                continue
+            except Unavailable:
+                is_final = monotonic() + backoff_s >= deadline_s
+                if is_final or not (repeatable or is_read(method, request)):
+                    raise
+            except BaseException:
+                link.cancel(ticket)
+                raise
+            yield from self.pause(backoff_s)
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+
+    def _answer(
+        self, link: Link, ticket: Ticket, signal: Signal, deadline_s: float, timeout_s: float
+    ) -> Script[tuple[int, bytes]]:
+        """Wait for the answer of an open request. Raises Broken and Timeout."""
+        while ticket.answer is None:
+            if ticket.lost:
+                raise Broken(link.endpoint, ticket.lost, ticket.sent)
+            if monotonic() < deadline_s:
+                link.usable()
+            elif link.expire(ticket):
+                text = f"{ticket.method.full} was not answered within {timeout_s:g} s"
+                raise _error(Timeout, link.endpoint, text)
+            else:
+                # The reader thread is about to say how it ended.
+                deadline_s = NEVER_S
+            yield signal, link.wait_limit_s(deadline_s)
+        return ticket.answer
+
+    def ping(self, link: Link) -> Script[None]:
+        """Make sure that the server is there; close the link if it is not."""
+        timeout_s = self.dial_timeout_s
+        signal = self.make_signal()
+        ticket = Ticket(PING, signal.set)
+        try:
+            link.open(ticket, b"", end=True)
+            yield from self._answer(link, ticket, signal, monotonic() + timeout_s, timeout_s)
+        except Timeout:
+            link.close_silent()
+        except Broken:
+            pass  # Each ticket of the link has been told.
+        except BaseException:
+            link.cancel(ticket)
+            raise
+
+    def drained(self, link: Link, deadline_s: float) -> Script[None]:
+        """Wait until the server takes in what was sent; at the deadline, close the link."""
+        while link.is_congested and not link.failure:
+            if not (yield link.drained, deadline_s):
+                link.close(cause_of(BlockingIOError(), 0))
+        link.drained.set()  # for the next one that waits
+
+    def pause(self, seconds: float) -> Script[None]:
+        """Wait, but not longer than until the client is closed."""
+        if (yield self._closing, monotonic() + seconds):
+            self._closing.set()  # for the next one that waits
+
+    def connected(self, deadline_s: float, method: str, timeout_s: float) -> Script[Link]:
+        """The link in use, or a new one. Raises ConnectionFailed, Timeout and Closed."""
+        self.check_process()
+        asked_at_s = monotonic()
+        if not (yield self._may_connect, deadline_s):
+            what = f"{method} was not answered within {timeout_s:g} s"
+            raise _error(Timeout, self.endpoint, what)
+        try:
+            link = self._link
+            if link is not None:
+                if link.usable():
+                    return link
+                self._link = None
+                self._try_next()
+            if self._failed_at_s > asked_at_s:
+                # Another call tried every endpoint while this one waited.
+                raise self._connect_error()
+            link = self._link = yield from self._dial(deadline_s)
+            if self._is_closed:
+                link.close(Closed.text)
+                raise Closed()
+            return link
+        finally:
+            self._may_connect.set()
+
+    def connect_apart(self, deadline_s: float) -> Script[Link]:
+        """A link for one stream. Raises ConnectionFailed and Closed."""
+        self.check_process()
+        yield self._may_connect, NEVER_S
+        try:
+            return (yield from self._dial(deadline_s))
+        finally:
+            self._may_connect.set()
+
+    def _dial(self, deadline_s: float) -> Script[Link]:
+        """Try each endpoint once, beginning with the next one."""
+        causes: dict[str, str] = {}
+        for _ in self._endpoints:
+            if self._is_closed:
+                raise Closed()
+            host, port = self._endpoints[self._next_endpoint]
+            endpoint = format_endpoint(host, port)
+            limit_s = min(self.dial_timeout_s, max(0.001, deadline_s - monotonic()))
+            drained = self.make_signal()
+            try:
+                return (yield Dial(endpoint, host, port, limit_s, self.dial_timeout_s, drained))
+            except OSError as error:
+                causes[endpoint] = cause_of(error, limit_s)
+                self._try_next()
+        self._failed_at_s = monotonic()
+        self._failure_causes = causes
+        raise self._connect_error()
+
+    def _try_next(self) -> None:
+        self._next_endpoint = (self._next_endpoint + 1) % len(self._endpoints)
+
+    def _connect_error(self) -> ConnectionFailed:
+        """Says of each endpoint why it could not be reached."""
+        causes = self._failure_causes
+        return ConnectionFailed(
+            text="; ".join(f"{endpoint}: {cause}" for endpoint, cause in causes.items()),
+            endpoint=next(reversed(causes), ""),
+        )
+
+    # Locks and elections.
+
+    def follow(
+        self,
+        recipe: recipes.Recipe[T],
+        deadline_s: float = NEVER_S,
+        lease: LeaseBase | None = None,
+    ) -> Script[Any]:
+        """Run a recipe until it reports a KeyValue, or to its end; returns that, or its result.
+
+        Its waiting ends at the deadline with Timeout, or with the lease, with LeaseLost.
+        """
+        step: Callable[[Any], Any] = recipe.send
+        outcome: Any = None
+        try:
+            while not isinstance(wanted := step(outcome), KeyValue):
+                step = recipe.send
+                try:
+                    if isinstance(wanted, Op):
+                        outcome = yield from self.perform(wanted)
+                    else:
+                        watch = WatchBase(self, wanted.cursor())
+                        outcome = yield from watch.first_event(deadline_s, lease)
+                except EtcdliteError as error:
+                    step, outcome = recipe.throw, error
+            return wanted
+        except StopIteration as stop:
+            return stop.value
+
+
+class ClientBase:
+    """What both clients have that needs no waiting."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.endpoint}>"
+
+    @property
+    def endpoint(self) -> str:
+        """The server in use ("127.0.0.1:2379"), or the next one to be tried if there is none."""
+        return self._calls.endpoint
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a call may take, unless it says otherwise."""
+        return self._calls.timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, seconds: float) -> None:
+        self._calls.timeout_s = seconds
+
+    @property
+    def dial_timeout_s(self) -> float:
+        """How long connecting to one endpoint may take."""
+        return self._calls.dial_timeout_s
+
+    @dial_timeout_s.setter
+    def dial_timeout_s(self, seconds: float) -> None:
+        self._calls.dial_timeout_s = seconds
+
+
+# Streams.
+
+
+class StreamBase:
+    """A stream of messages on a connection of its own."""
+
+    def __init__(self, calls: Calls, method: str, first: Any, timeout_s: float | None) -> None:
+        self._calls = calls
+        self._method = METHOD_BY_NAME[method]
+        self._first = first
+        self._timeout_s = timeout_s
+        self._wake = calls.make_signal()
+        self._opened: tuple[Link, StreamTicket] | None = None
+        self._is_over = False
+
+    def __repr__(self) -> str:
+        where = self._opened[0].endpoint if self._opened else "nowhere yet"
+        return f"<{type(self).__name__} {self._method.full} to {where}>"
+
+    @property
+    def endpoint(self) -> str:
+        """The server that the stream comes from."""
+        return self._parts()[0].endpoint
+
+    def _parts(self) -> tuple[Link, StreamTicket]:
+        if self._opened is None:
+            raise RuntimeError("a stream is opened by `async with`")
+        return self._opened
+
+    def _begin(self) -> Script[None]:
+        link = yield from self._calls.connect_apart(monotonic() + self._calls.timeout_s)
+        ticket = StreamTicket(self._method, self._wake.set, link)
+        self._opened = link, ticket
+        if self._first is not None:
+            try:
+                link.open(ticket, self._first.encode(), end=True)
+            except Broken as broken:
+                raise _error(ConnectionFailed, broken.endpoint, broken.cause) from None
+
+    def _send(self, message: Any) -> Script[None]:
+        link, ticket = self._parts()
+        body = message.encode()
+        if link.is_congested:
+            yield from self._calls.drained(link, monotonic() + self._calls.timeout_s)
+        try:
+            link.send(ticket, body)
+        except Broken as broken:
+            raise _error(ConnectionFailed, broken.endpoint, broken.cause) from None
+        if link.failure:
+            raise _error(ConnectionFailed, link.endpoint, link.failure)
+
+    def _close_send(self) -> None:
+        link, ticket = self._parts()
+        link.close_send(ticket)
+
+    def cancel(self) -> None:
+        """End the stream and free its connection. The iteration ends too."""
+        link, ticket = self._parts()
+        if self._calls.is_foreign:
+            return
+        self._is_over = True
+        link.cancel(ticket)
+        link.close("the stream was cancelled")
+        self._wake.set()
+
+    def _next(self) -> Script[Any]:
+        """The next message; None at the end."""
+        link, ticket = self._parts()
+        self._calls.check_process()
+        while (item := None if self._is_over else ticket.take()) is None:
+            if self._is_over:
+                return None
+            if ticket.lost or link.failure:
+                raise _error(ConnectionFailed, link.endpoint, ticket.lost or link.failure)
+            link.resume_reading()
+            until_s = NEVER_S if self._timeout_s is None else monotonic() + self._timeout_s
+            if not (yield self._wake, until_s):
+                what = f"{self._method.full} was not answered within {self._timeout_s:g} s"
+                raise _error(Timeout, link.endpoint, what)
+        flags, body = item
+        if flags & frames.END:
+            self._is_over = True
+            reply_body(flags, body, link.endpoint)
+            return None
+        return decode_reply(self._method, body, link.endpoint)
+
+
+# Watches.
+
+
+class WatchBase:
+    """A watch that outlives its connections.
+
+    A watch has a stream (a ticket on a link) or none. `_take` takes messages from the stream until
+    it is over; `_open` opens one where the cursor stands, after the pause that is due.
+    """
+
+    def __init__(self, calls: Calls, cursor: WatchCursor) -> None:
+        self._calls = calls
+        self._cursor = cursor
+        self._method = METHOD_BY_NAME["Watch.Watch"]
+        self._wake = calls.make_signal()
+        self._is_closed = False
+        self._link: Link | None = None
+        self._ticket: WatchTicket | None = None
+        self._pause_s = 0.0
+        """How long to wait before the next attempt to open a stream."""
+        self._events: deque[Event] = deque()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else f"revision {self.revision}"
+        return f"<{type(self).__name__} of {self._cursor}, {state}>"
+
+    def close(self) -> None:
+        """End the watch. The iteration ends too, in whatever thread or task it runs."""
+        self._is_closed = True
+        self._wake.set()
+        if self._ticket is not None and self._link is not None and not self._calls.is_foreign:
+            self._link.cancel(self._ticket)
+
+    @property
+    def revision(self) -> int:
+        """Every event up to this revision has been received."""
+        return self._cursor.next_revision - 1
+
+    def request_progress(self) -> None:
+        """Ask for a progress mark: a batch without events that follows all events so far."""
+        if self._ticket is not None and self._link is not None:
+            message = proto.WatchRequest(progress_request=proto.WatchProgressRequest())
+            try:
+                self._link.send(self._ticket, message.encode())
+            except Broken:
+                pass  # The watch resumes elsewhere.
+
+    def _begin(self) -> Script[None]:
+        """Return when the server has confirmed the watch."""
+        timeout_s = self._cursor.timeout_s
+        deadline_s = monotonic() + (self._calls.timeout_s if timeout_s is None else timeout_s)
+        try:
+            while not self._cursor.created:
+                if self._is_closed:
+                    raise Closed(text="the watch is closed")
+                if self._ticket is None:
+                    yield from self._open(deadline_s, patient=False)
+                elif (batch := self._take()) is not None:
+                    self._events.extend(batch.events)
+                elif not self._cursor.created:
+                    yield from self._wait(deadline_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def first_event(self, deadline_s: float, lease: LeaseBase | None) -> Script[Event]:
+        """Begin, wait for an event, and close; see `Calls.follow`."""
+        try:
+            yield from self._begin()
+            while True:
+                until_s = deadline_s
+                if lease is not None:
+                    until_s = min(until_s, monotonic() + LEASE_CHECK_INTERVAL_S)
+                try:
+                    event = yield from self._next_event(until_s)
+                except Timeout:
+                    if lease is not None and lease.lost:
+                        raise LeaseLost() from None
+                    if monotonic() >= deadline_s:
+                        what = f"still waiting for {self._cursor}"
+                        raise _error(Timeout, self._calls.endpoint, what) from None
+                else:
+                    assert event is not None, "nobody else closes this watch"
+                    return event
+        finally:
+            self.close()
+
+    def _received_event(self) -> Event | None:
+        """The next event, if it is here. Hot: where events come fast, none takes a script."""
+        events = self._events
+        while not events:
+            batch = self._take()
+            if batch is None:
+                return None
+            events.extend(batch.events)
+        return events.popleft()
+
+    def _next_event(self, deadline_s: float) -> Script[Event | None]:
+        """None when the watch is closed."""
+        while (event := self._received_event()) is None:
+            batch = yield from self._next_batch(deadline_s)
+            if batch is None:
+                return None
+            self._events.extend(batch.events)
+        return event
+
+    def _next_batch(self, deadline_s: float = NEVER_S) -> Script[WatchBatch | None]:
+        """None when the watch is closed."""
+        self._calls.check_process()
+        while not self._is_closed:
+            if self._ticket is None:
+                yield from self._open(deadline_s, patient=True)
+            elif (batch := self._take()) is not None:
+                return batch
+            else:
+                yield from self._wait(deadline_s)
+        return None
+
+    def _take(self) -> WatchBatch | None:
+        """Take a batch from the stream. None: none is here; or the stream is over."""
+        ticket, link = self._ticket, self._link
+        while ticket is not None and link is not None and not self._is_closed:
+            is_over = ticket.over
+            item = ticket.take()
+            if item is None:
+                if is_over:
+                    # The link was lost; or this reader was too slow, and has now caught up.
+                    self._pause_s = BACKOFF_FIRST_S if ticket.lost else 0.0
+                    self._ticket = None
+                return None
+            flags, body = item
+            try:
+                if flags & frames.END:
+                    self._ticket = None
+                    reply_body(flags, body, link.endpoint)
+                    raise Unavailable()
+                batch = self._cursor.feed(decode_reply(self._method, body, link.endpoint))
+            except Unavailable:
+                self._back_off()
+                return None
+            except EtcdliteError:
+                self.close()
+                raise
+            self._pause_s = 0.0
+            if batch is not None:
+                return batch
+        return None
+
+    def _wait(self, deadline_s: float) -> Script[None]:
+        """Wait until a message has come, or the stream is over."""
+        link = self._link
+        if self._ticket is None or link is None:
+            return
+        until_s = min(deadline_s, monotonic() + PING_AFTER_S)
+        if not (yield self._wake, until_s):
+            if until_s == deadline_s:
+                raise _error(Timeout, link.endpoint, "nothing came from the watch in time")
+            yield from self._calls.ping(link)
+
+    def _open(self, deadline_s: float, *, patient: bool) -> Script[None]:
+        """Open a stream where the watch stands, after the pause that is due.
+
+        Raises ConnectionFailed if that fails; if `patient`, makes the next pause longer instead.
+        """
+        if self._pause_s:
+            until_s = min(deadline_s, monotonic() + self._pause_s)
+            if not (yield self._wake, until_s) and until_s == deadline_s:
+                raise _error(Timeout, self._calls.endpoint, "the watch is not connected")
+        if self._is_closed:
+            return
+        timeout_s = self._calls.timeout_s
+        try:
+            link = yield from self._calls.connected(
+                monotonic() + timeout_s, "Watch.Watch", timeout_s
+            )
+            ticket = WatchTicket(self._method, self._wake.set)
+            link.open(ticket, self._cursor.request().encode(), end=False)
+        except (ConnectionFailed, Timeout):
+            if not patient:
+                raise
+            self._back_off()
+            return
+        except Broken:
+            self._back_off()
+            return
+        self._link, self._ticket = link, ticket
+        if self._is_closed:
+            link.cancel(ticket)
+
+    def _back_off(self) -> None:
+        self._pause_s = min(2 * self._pause_s, BACKOFF_MAX_S) or BACKOFF_FIRST_S
+
+
+# Leases.
+
+
+class LeaseClock:
+    """Until when a lease certainly lives, as its holder sees it.
+
+    The server counts a lease's time from when it handles the request. Here it is counted from
+    before the request is sent, so this clock runs out first. A lease once lost stays lost, even if
+    a late answer says that it was renewed: its holder may have acted on the loss.
+    """
+
+    def __init__(self, asked_at_s: float, ttl_s: float) -> None:
+        self._ends_at_s = asked_at_s + ttl_s
+        self._is_lost = False
+
+    def renew(self, asked_at_s: float, ttl_s: float, now_s: float) -> None:
+        """The server, asked at that moment, has renewed the lease."""
+        if not self.lost(now_s):
+            self._ends_at_s = asked_at_s + ttl_s
+
+    def end(self) -> None:
+        """The server says that the lease is gone."""
+        self._is_lost = True
+
+    def lost(self, now_s: float) -> bool:
+        """Whether the lease may be gone. May run in several threads: it only ever becomes true."""
+        if now_s >= self._ends_at_s:
+            self._is_lost = True
+        return self._is_lost
+
+
+class LeaseBase:
+    """A lease that is granted, kept alive in the background, and revoked.
+
+    An object of it serves wherever a lease's id is wanted: `client.put("k", "v", lease=lease)`.
+    """
+
+    def __init__(self, calls: Calls, ttl: int, id: int) -> None:
+        self._calls = calls
+        self._asked = (ttl, id)
+        self._clock: LeaseClock | None = None
+        self._is_revoked = False
+        self._stop = calls.make_signal()
+        """Set when the lease is revoked here."""
+        self._ended = calls.make_signal()
+        """Set for good when the lease is lost, or revoked here."""
+        self._stop_keep_alive: Callable[[], None] = lambda: None
+        self.id = 0
+        self.ttl = ttl
+        """Seconds, as granted."""
+
+    def __int__(self) -> int:
+        return self.id
+
+    def __repr__(self) -> str:
+        state = "lost" if self.lost else "alive"
+        return f"<{type(self).__name__} {self.id:x}, ttl {self.ttl} s, {state}>"
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lease may have ended on the server: revoked, or not renewed within its time.
+
+        Judged by this process's clock, on the safe side. Once true it stays true.
+        """
+        return self._clock is None or self._clock.lost(monotonic())
+
+    def holding(self, recipe: Callable[[int], recipes.Recipe[T]], deadline_s: float) -> Script[T]:
+        """Begin, and follow the recipe made for the lease's id; if it fails, revoke the lease."""
+        yield from self._begin()
+        try:
+            return (yield from self._calls.follow(recipe(self.id), deadline_s, self))
+        except BaseException:
+            # The key goes with the lease.
+            yield from self._revoke()
+            raise
+
+    def _begin(self) -> Script[None]:
+        if self.id:
+            raise RuntimeError("a lease object serves for one lease")
+        ttl, id = self._asked
+        asked_at_s = monotonic()
+        grant = yield from self._calls.perform(operations.lease_grant(ttl, id=id))
+        self.id, self.ttl = grant.id, grant.ttl
+        self._clock = LeaseClock(asked_at_s, grant.ttl)
+        keep_alive = self._keep_alive(self._clock)
+        self._stop_keep_alive = yield Start(keep_alive, f"etcdlite lease {self.id:x}")
+
+    def _wait_lost(self, timeout_s: float | None) -> Script[bool]:
+        until_s = NEVER_S if timeout_s is None else monotonic() + timeout_s
+        if (yield self._ended, until_s):
+            self._ended.set()  # for the next one that waits
+        return self.lost
+
+    def _revoke(self) -> Script[None]:
+        self._is_revoked = True
+        self._stop.set()
+        self._stop_keep_alive()
+        self._ended.set()
+        try:
+            yield from self._calls.perform(operations.lease_revoke(self.id))
+        except (LeaseNotFound, ConnectionFailed, UnknownOutcome, Timeout, Unavailable, Closed):
+            pass  # The lease is gone, or will be when its time is over.
+
+    def _keep_alive(self, clock: LeaseClock) -> Script[None]:
+        wait_s = self.ttl / 3
+        while not self.lost:
+            yield self._stop, monotonic() + wait_s
+            if self._is_revoked:
+                return
+            asked_at_s = monotonic()
+            timeout_s = max(MIN_KEEP_ALIVE_INTERVAL_S, self.ttl / 3)
+            try:
+                ttl = yield from self._calls.perform(
+                    operations.lease_keep_alive_once(self.id, timeout_s=timeout_s)
+                )
+            except (LeaseNotFound, Closed):
+                clock.end()
+            except EtcdliteError:
+                # Whatever it is, it may pass before the lease's time is over.
+                wait_s = max(MIN_KEEP_ALIVE_INTERVAL_S, self.ttl / 20)
+            else:
+                wait_s = ttl / 3
+                clock.renew(asked_at_s, ttl, monotonic())
+        self._ended.set()
+
+
+# Locks and elections.
+
+
+LeaseT = TypeVar("LeaseT", bound=LeaseBase)
+
+
+class PlaceBase(Generic[LeaseT]):
+    """A place in line, with a lease of its own: what a lock and a leadership have in common."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        make_lease: Callable[[int], LeaseT],
+        name: Bytes,
+        ttl: int,
+        timeout_s: float | None,
+        value: bytes = b"",
+    ) -> None:
+        self._calls = calls
+        self._make_lease = make_lease
+        self._prefix = recipes.line(name)
+        self._ttl = ttl
+        self._timeout_s = timeout_s
+        self._value = value
+        self._lease: LeaseT | None = None
+        self._held: recipes.Held | None = None
+
+    def __repr__(self) -> str:
+        state = "not held" if self._lease is None else "lost" if self.lost else "held"
+        return f"<{type(self).__name__} {self._prefix[:-1]!r}, {state}>"
+
+    @property
+    def lost(self) -> bool:
+        """Whether the place may belong to another: its lease ended, or it was given up."""
+        return self._lease is None or self._lease.lost
+
+    @property
+    def lease(self) -> LeaseT:
+        """The lease that holds the place."""
+        if self._lease is None:
+            raise RuntimeError("not held")
+        return self._lease
+
+    @property
+    def key(self) -> bytes:
+        """The key that stands for the place."""
+        return self._checked().key
+
+    @property
+    def revision(self) -> int:
+        """A number that grows from holder to holder: a fencing token."""
+        return self._checked().revision
+
+    @property
+    def guard(self) -> Comparison:
+        """For `txn(compare=[lock.guard], ...)`: takes effect only while this place is held."""
+        return self._checked().guard
+
+    def _checked(self) -> recipes.Held:
+        if self._held is None:
+            raise RuntimeError("not held")
+        return self._held
+
+    def _acquire(self, timeout_s: float | None) -> Script[None]:
+        if self._lease is not None:
+            raise RuntimeError("held already")
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        deadline_s = NEVER_S if timeout_s is None else monotonic() + timeout_s
+        lease = self._make_lease(self._ttl)
+
+        def recipe(id: int) -> recipes.Recipe[recipes.Held]:
+            return recipes.stand_in_line(self._prefix, id, self._value)
+
+        self._held = yield from lease.holding(recipe, deadline_s)
+        self._lease = lease
+
+    def _give_up(self) -> LeaseT | None:
+        """Forget the place. Returns the lease to be revoked."""
+        lease, self._lease, self._held = self._lease, None, None
+        return lease
+
+    def _proclaim(self, value: Bytes) -> Script[int]:
+        return self._calls.follow(recipes.proclaim(self._checked(), to_bytes(value)))
+
+
+class ElectionBase(Generic[LeaseT]):
+    """An election, by the prefix of its keys."""
+
+    def __init__(
+        self, calls: Calls, make_lease: Callable[[int], LeaseT], name: Bytes, ttl: int
+    ) -> None:
+        self._calls = calls
+        self._make_lease = make_lease
+        self._name = name
+        self._ttl = ttl
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {to_bytes(self._name)!r}>"
+
+    def _candidacy(self, value: Bytes, timeout_s: float | None) -> tuple[Any, ...]:
+        """The arguments of a `PlaceBase`."""
+        value = to_bytes(value)
+        return self._calls, self._make_lease, self._name, self._ttl, timeout_s, value
+
+    def _leader(self) -> Script[KeyValue | None]:
+        return self._calls.follow(recipes.leader(recipes.line(self._name)))
+
+    def _observations(self) -> Callable[[], Script[KeyValue]]:
+        """A function that makes the script of the next observation."""
+        recipe = recipes.observe(recipes.line(self._name))
+        return lambda: self._calls.follow(recipe)
