@@ -167,3 +167,27 @@ def test_the_package_stays_small() -> None:
     assert sizes["member"] < 700
     assert sum(sizes[name] for name in CARD) < MAX_CARD_LINES
     assert sum(sizes.values()) < MAX_PACKAGE_LINES
+
+
+PLACE = re.compile(r"^(\d+)\. `etcdlite/([\w/]+)\.py` `([\w.]+)`", re.M)
+
+
+def test_the_walks_in_the_documentation_lead_somewhere() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    walks = page[page.index("## Four walks") : page.index("## A turn")].split("### ")[1:]
+    assert [walk.partition("\n")[0] for walk in walks] == [
+        "A put", "A range", "A watch event", "A membership change",
+    ]  # fmt: skip
+    for walk in walks:
+        places = PLACE.findall(walk)
+        assert [int(number) for number, _, _ in places] == list(range(1, len(places) + 1))
+        assert 5 <= len(places) <= 10
+        for _, file, what in places:
+            names = what.split(".")
+            scope: ast.AST = TREES[file.replace("/", ".")]
+            for name in names:
+                scope = next(
+                    (n for n in ast.iter_child_nodes(scope) if getattr(n, "name", "") == name),
+                    scope,
+                )
+            assert getattr(scope, "name", "") == names[-1], f"{file} has no {what}"
