@@ -1,11 +1,11 @@
-"""The process: sockets, threads, timers, signals. Nothing else owns any of these.
+"""The process: one selector loop and the connections that it serves.
 
-One loop (`selectors`) does all protocol and state work. A turn of it: wait for sockets or the next
-tick; read each ready socket once; let the member move on; hand what must be durable to the log
-thread; send each connection its output.
+The loop does all protocol and state work. A turn waits for sockets or the next tick, reads each
+ready socket once, lets the member proceed, hands what must be durable to the log thread, and sends
+each connection its output (`Server._turn`).
 
-What blocks in the kernel runs in threads (`threads.py`), which report back to the loop. The sockets
-that connections come from are in `listeners.py`.
+Nothing else owns a timer or a signal. What blocks in the kernel runs in threads (`threads.py`) that
+report to the loop. `listeners.py` opens the listening sockets and accepts from them.
 
 Limits: `max-connections`; those of `session.py`, which `tick` enforces.
 """
@@ -48,42 +48,42 @@ from etcdlite.wire.session import Opening
 
 RECEIVE_BYTES = 64 * 1024
 RECEIVE_SLICE_S = 0.005
-"""What a turn spends on taking requests; sockets that have more come first in the next."""
+"""A turn reads from sockets for this long. The other ready sockets wait for the next turn."""
 
 SESSION_TICK_S = 0.25
 """How often sessions enforce their deadlines."""
 
 SHUTDOWN_S = 10.0
-"""How long a stop waits for work in flight."""
+"""A shutdown waits this long for work in flight."""
 
 SAVING_PAUSE_S = 0.002
-"""How long background work waits for a save at most."""
+"""Background work pauses for at most this long while the log thread syncs."""
 
 SWITCH_INTERVAL_S = 0.0005
-"""How long the loop may keep the interpreter from the log thread that has just synced."""
+"""The interpreter's switch interval: how long the loop may delay the log thread after a sync."""
 
 REQUEST_TIMEOUT_S = 5.0
-"""As in etcd: this and two election timeouts until a write is given up."""
+"""A write times out after this and two election timeouts, as in etcd."""
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 HAND_OVER_S = 2.0
-"""How long a leader that is to stop waits for another one to lead."""
+"""A leader that shuts down waits this long for another member to take over."""
 
 READY_PATIENCE_USEC = 30_000_000
-"""How long the service manager is asked, again and again, to wait for a leader."""
+"""While there is no leader, each request to the service manager extends its timeout by this."""
 
 REMOVED_S = 1.0
-"""How long a member that was removed goes on, so that the others learn what they must."""
+"""A removed member runs on for this long, so that the others learn the commit index from it."""
 
 SNIFF_BYTES = 4
-"""How much of the first bytes tells gRPC ("PRI ") from HTTP/1.1 ("PUT ")."""
+"""The number of bytes that distinguish gRPC ("PRI ") from HTTP/1.1 ("PUT ")."""
 
 
 class Connection:
-    """One accepted socket and its session."""
+    """A connected socket and its session."""
 
     __slots__ = ("mask", "peer", "ready", "session", "site", "sock")
 
@@ -92,20 +92,20 @@ class Connection:
         self.peer = peer
         """The address of the other side."""
         self.site = site
-        """For clients; None between members."""
+        """Set on a client's connection, None on a connection between members."""
         self.session = session
         self.ready: Callable[[int], None]
-        """What the selector calls."""
+        """The selector's callback."""
         self.mask = selectors.EVENT_READ
 
 
 class Server:
-    """One member serving clients."""
+    """The process of one member."""
 
     def __init__(
         self, settings: config.Config, reload: Callable[[], config.Config] | None = None
     ) -> None:
-        """`reload` reads the settings again. SIGHUP takes those of the log from it."""
+        """`reload` reads the settings again; SIGHUP applies those of the log."""
         self.settings = settings
         self._reload = reload or (lambda: settings)
         self._selector = selectors.DefaultSelector()
@@ -113,7 +113,7 @@ class Server:
         self.listeners = Listeners(settings, self._selector, self._accepted, self._connections)
         self._by_session: dict[Session, Connection] = {}
         self._sites: dict[str, Site] = {}
-        """By the purpose of the listeners."""
+        """By purpose of the listener."""
         self._dirty: list[Session] = []
         self._producing: set[Session] = set()
         self._done: deque[Any] = deque()
@@ -139,20 +139,20 @@ class Server:
         self._lock = datadir.lock(disk, settings.data_dir, settings.wal_dir, own)
         founding = None
         if not datadir.exists(disk, settings.data_dir):
-            # Members that start at once ask each other: one that listened already, but does not
-            # serve yet, would keep the others waiting.
+            # Members that start together ask each other for the members. One that listens but does
+            # not serve yet would make the others wait, so this comes before listening.
             founding = bootstrap.found(settings)
         self.listeners.open()
         if founding is not None:
             bootstrap.create_member(settings, disk, founding, self._advertised_urls())
         began = time.monotonic()
-        # Loading makes millions of objects and no garbage: looking for some takes a fifth longer.
+        # Loading makes millions of objects and no garbage. The collector would add a fifth.
         gc.disable()
         opened = datadir.open_member(
             disk,
             settings.data_dir,
             settings.wal_dir,
-            min_ttl_s=self._min_ttl_s(),
+            min_ttl_s=_min_ttl_s(settings),
             segment_bytes=settings.segment_bytes,
             wal_segment_bytes=settings.wal_segment_bytes,
             sync_enabled=not settings.unsafe_no_fsync,
@@ -166,7 +166,7 @@ class Server:
             took=f"{time.monotonic() - began:.2f}s",
             **{"applied-index": opened.store.applied_index, "log-entries": len(opened.entries)},
         )
-        self.member = self._make_member(opened)
+        self.member = _make_member(settings, opened)
         self.member.attributes = proto.Member(
             ID=self.member.identity.member_id,
             name=settings.name,
@@ -178,72 +178,8 @@ class Server:
         self._log_thread = LogThread(opened.wal, self.member.metrics, self._report)
         self._disk_thread = DiskThread(self.member.metrics, self._report)
 
-    def _min_ttl_s(self) -> int:
-        """etcd's shortest lease: one and a half election timeouts."""
-        return math.ceil(1.5 * self.settings.election_timeout_ms / 1000)
-
-    def _make_member(self, opened: datadir.Opened) -> Member:
-        settings = self.settings
-        rng = random.Random(int.from_bytes(os.urandom(32), "little"))
-        store = opened.store
-        members = datadir.membership(store, opened.member_id)
-        remotes = [] if members else bootstrap.rejoin(settings).members
-        if settings.force_new_cluster:
-            members = [proto.Member(ID=opened.member_id)]
-        raft = Raft(
-            RaftConfig(
-                id=opened.member_id,
-                election_ticks=max(
-                    2, settings.election_timeout_ms // settings.heartbeat_interval_ms
-                ),
-            ),
-            rng,
-            voters=[member.ID for member in members if not member.isLearner],
-            learners=[member.ID for member in members if member.isLearner],
-            hard_state=opened.hard_state,
-            snapshot_index=opened.log_index,
-            snapshot_term=opened.log_term,
-            entries=opened.entries,
-            applied=store.applied_index,
-        )
-        member = Member(
-            cluster_id=opened.cluster_id,
-            member_id=opened.member_id,
-            store=store,
-            raft=raft,
-            clock=time.monotonic,
-            rng=rng,
-            options=self._options(),
-            members=remotes,
-        )
-        member.hash_check.interval_s = settings.corrupt_check_time_s
-        member.hash_check.after_compaction_s = settings.compact_hash_check_time_s
-        member.maintenance.auto_compaction = AutoCompaction(
-            settings.auto_compaction_retention_s, settings.auto_compaction_retention_revisions
-        )
-        return member
-
-    def _options(self) -> Options:
-        settings = self.settings
-        election_timeout_s = settings.election_timeout_ms / 1000
-        return Options(
-            quota_bytes=settings.quota_backend_bytes,
-            max_request_bytes=settings.max_request_bytes,
-            max_txn_ops=settings.max_txn_ops,
-            request_timeout_s=REQUEST_TIMEOUT_S + 2 * election_timeout_s,
-            election_timeout_s=election_timeout_s,
-            progress_interval_s=settings.watch_progress_notify_interval_s,
-            warn_apply_s=settings.warning_apply_duration_s,
-            warn_request_s=settings.warning_unary_request_duration_s,
-            checkpoint_bytes=settings.checkpoint_bytes,
-            max_learners=settings.max_learners,
-            strict_reconfig_check=settings.strict_reconfig_check,
-            cluster_token=settings.initial_cluster_token,
-            force_new_cluster=settings.force_new_cluster,
-        )
-
     def _advertised_urls(self) -> list[str]:
-        """As configured; in place of port 0, the port that the listener got."""
+        """The configured URLs; port 0 is replaced by the port that the system chose."""
         ports = self.listeners.ports
         some_port = next((port for url, port in ports.items() if url.endswith(":0")), 0)
         return [
@@ -254,9 +190,9 @@ class Server:
     # The loop.
 
     def run(self) -> int:
-        """Serve until a signal, or the removal of this member, has ended it; the exit status.
+        """Serve until a signal or the removal of this member stops it. Returns the exit status.
 
-        Raises StartError if the initial check finds damage, and DiskFailed.
+        Raises StartError if the initial hash check finds a difference, and DiskFailed.
         """
         self._prepare_loop()
         self.listeners.accept(PEERS, METRICS)
@@ -269,11 +205,11 @@ class Server:
         return self._stop()
 
     def _turn(self) -> None:
-        """Wait for sockets or the next timer, then let each part move on."""
+        """Wait for sockets or the next timer, then let each part proceed."""
         member = self.member
         clock = time.monotonic
-        # A write that is being synced gets the interpreter: the log thread needs it a few times,
-        # and a loop busy with background work would make it wait for each.
+        # While the log thread syncs, background work pauses: the thread needs the interpreter a few
+        # times, and a busy loop would delay it each time.
         timeout_s = SAVING_PAUSE_S if member.is_saving else 0.0
         if not (member.has_work or self._producing):
             timeout_s = max(0.0, min(self._next_tick, member.wakes_at) - clock())
@@ -303,8 +239,8 @@ class Server:
         member.metrics.turn_s.observe(clock() - began)
 
     def _prepare_loop(self) -> None:
-        # What was loaded stays: the collector need not look at it again. Nothing on the hot paths
-        # makes cycles, so it need not look often either.
+        # The collector need not visit what was loaded, because it stays. It need not run often
+        # either, because nothing on the hot paths makes cycles.
         gc.freeze()
         gc.enable()
         gc.set_threshold(50_000, 50, 1_000)
@@ -314,8 +250,8 @@ class Server:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
     def _serve_if_checked(self) -> None:
-        """Accept clients as soon as the initial comparison with the other members, if there is
-        one, has ended well. Raises StartError if it has not."""
+        """Accept clients once the initial hash check, if there is one, is over. Raises StartError
+        if it found a difference."""
         check = self.member.hash_check
         if self._stopping_since is not None or not check.is_over:
             return
@@ -341,7 +277,7 @@ class Server:
         self._become_ready()
 
     def _become_ready(self) -> None:
-        """Say so, if there is a leader: before, hardly anything can be asked for."""
+        """Report readiness if there is a leader; without one hardly any request can be served."""
         if self.member.raft.leader:
             self._is_ready = True
             log.info(
@@ -355,7 +291,7 @@ class Server:
                 notify_systemd(f"EXTEND_TIMEOUT_USEC={READY_PATIENCE_USEC}\nSTATUS={missing}")
 
     def _check_peer_port(self) -> None:
-        """Warn if other members look for this one where it does not listen."""
+        """Warn if the other members dial a port on which this one does not listen."""
         member = self.member
         own = member.state.membership.members.get(member.identity.member_id)
         if own is None or len(member.state.membership.members) == 1:
@@ -365,13 +301,13 @@ class Server:
             urlsplit(url).port for url in listening
         ):
             log.warn(
-                "the other members look for this one at another port than it listens on; unless "
-                "something forwards it, give the right --listen-peer-urls",
+                "the other members dial a port on which this one does not listen; unless "
+                "something forwards it, correct --listen-peer-urls",
                 **{"peer-urls": ",".join(own.peerURLs), "listen-peer-urls": ",".join(listening)},
             )
 
     def _take_results(self) -> None:
-        """What the threads have finished."""
+        """Handle what the threads have reported."""
         while self._done:
             result = self._done.popleft()
             if result is None:
@@ -397,12 +333,12 @@ class Server:
             self._log_thread.release(*released, min(released[0], member.log_begin))
 
     def _report(self, result: Any) -> None:
-        """Called by the threads."""
+        """Take a result from a thread and wake the loop. Called in that thread."""
         self._done.append(result)
         try:
             os.write(self._wake_write, b"\0")
         except BlockingIOError:
-            pass  # The pipe is full of wake-ups already.
+            pass  # The pipe is full, so the loop wakes anyway.
 
     def _woken(self, mask: int) -> None:
         os.read(self._wake_read, 4096)
@@ -450,7 +386,7 @@ class Server:
     def _dialed(self, dialed: Dialed) -> None:
         dial, peer, result = dialed
         if isinstance(result, OSError):
-            # A process that is dying may still have a listener, and resets what came to it.
+            # The listener of a dying process resets the connections that it has not accepted.
             is_refused = isinstance(result, (ConnectionRefusedError, ConnectionResetError))
             dial.link.unreachable(dial, str(result.strerror or result), is_refused)
         elif dial.is_closing or self._stopping_since is not None:
@@ -471,7 +407,7 @@ class Server:
         self._connected(sock, Connection(sock, peer, site, session))
 
     def _connected(self, sock: socket.socket, connection: Connection) -> None:
-        """Serve a connection from now on."""
+        """Begin to serve a connection."""
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -499,7 +435,7 @@ class Server:
             session.receive(data)
             data = session.first
             if not (data[:1].isupper() or MAGIC.startswith(data[: len(MAGIC)])):
-                self._drop(connection, f"it does not speak our protocols: {data[:16].hex()}")
+                self._drop(connection, f"it does not speak a known protocol: {data[:16].hex()}")
                 return
             chosen = self._choose_session(connection, data)
             if chosen is None:
@@ -514,7 +450,7 @@ class Server:
             self._watch_socket(connection)
 
     def _choose_session(self, connection: Connection, first: bytes) -> Session | None:
-        """The session for what a connection says first; None while that is not clear."""
+        """The session for a connection's first bytes; None if more of them are needed."""
         on_output = self._dirty.append
         session: NativeSession | GrpcSession | HttpSession
         assert connection.site is not None
@@ -564,7 +500,7 @@ class Server:
                 self._send(connection)
 
     def _send(self, connection: Connection) -> None:
-        """Send what there is, once; the rest when the socket is writable again."""
+        """Send the output, once; the rest follows when the socket is writable again."""
         session = connection.session
         outbox = session.outbox
         was_blocked = session.is_blocked
@@ -590,7 +526,7 @@ class Server:
     def _watch_socket(self, connection: Connection) -> None:
         session = connection.session
         mask = selectors.EVENT_WRITE if session.outbox.is_stuck else 0
-        # A client that does not read its answers is not listened to either.
+        # Requests of a client that does not read its answers are not read either.
         if (
             not session.is_closing
             and not session.is_full
@@ -618,7 +554,7 @@ class Server:
             self._selector.unregister(connection.sock)
         connection.sock.close()
         connection.session.closed()
-        # The connection holds itself by what the selector called.
+        # The callback holds the connection: break that cycle.
         connection.ready = _ignore
 
     def _drop(self, connection: Connection, why: str) -> None:
@@ -629,7 +565,7 @@ class Server:
     # Stopping.
 
     def _signalled(self, signum: int, frame: Any) -> None:
-        # The loop may be anywhere: only note it.
+        # The loop may be at any instruction, so only record it.
         if signum == signal.SIGHUP:
             self._signal = self._signal or signum
         elif self._stopping_since is not None or self._signal in STOP_SIGNALS:
@@ -648,22 +584,22 @@ class Server:
             self._begin_stop()
 
     def _reload_log(self, name: str) -> None:
-        """Configure the log as the settings now say, and open its files again."""
+        """Read the log settings again and reopen the log files."""
         try:
             settings = self._reload()
             log.configure(settings.log_level, settings.log_format, settings.log_outputs)
         except (config.ConfigError, OSError) as failure:
             why = str(failure)
-            log.error("received signal; the log stays as it is", signal=name, why=why)
+            log.error("received signal; the log settings are unchanged", signal=name, why=why)
         else:
-            log.info("received signal; the log is open again", signal=name)
+            log.info("received signal; reloaded the log settings", signal=name)
 
     def _leave(self) -> None:
         """Stop, because this member was removed from the cluster."""
         if self._stopping_since is None:
             log.error(
                 "this member was removed from the cluster; shutting down. Its data directory is "
-                "of no use any more: remove it before this machine joins a cluster again",
+                "no longer usable: remove it before this machine joins a cluster again",
                 **{
                     "data-dir": self.settings.data_dir,
                     "local-member-id": f"{self.member.identity.member_id:x}",
@@ -672,7 +608,7 @@ class Server:
             self._begin_stop()
 
     def _begin_stop(self) -> None:
-        """Take no more connections and requests; what is in flight is finished."""
+        """Accept no more connections and requests, and let those in flight finish."""
         notify_systemd("STOPPING=1")
         self.member.peers.local.is_stopping = True
         self._stopping_since = time.monotonic()
@@ -681,7 +617,7 @@ class Server:
             self._watch_socket(connection)
 
     def _may_stop(self, now: float) -> bool:
-        """Everything asked for is answered, or it takes too long."""
+        """Whether all requests are answered and no leadership is left, or time is up."""
         assert self._stopping_since is not None
         for connection in list(self._connections):
             connection.session.shut_down()
@@ -710,8 +646,71 @@ class Server:
         return 0
 
 
+def _min_ttl_s(settings: config.Config) -> int:
+    """The shortest TTL of a lease: one and a half election timeouts, as in etcd."""
+    return math.ceil(1.5 * settings.election_timeout_ms / 1000)
+
+
+def _make_member(settings: config.Config, opened: datadir.Opened) -> Member:
+    rng = random.Random(int.from_bytes(os.urandom(32), "little"))
+    store = opened.store
+    members = datadir.membership(store, opened.member_id)
+    remotes = [] if members else bootstrap.rejoin(settings).members
+    if settings.force_new_cluster:
+        members = [proto.Member(ID=opened.member_id)]
+    raft = Raft(
+        RaftConfig(
+            id=opened.member_id,
+            election_ticks=max(2, settings.election_timeout_ms // settings.heartbeat_interval_ms),
+        ),
+        rng,
+        voters=[member.ID for member in members if not member.isLearner],
+        learners=[member.ID for member in members if member.isLearner],
+        hard_state=opened.hard_state,
+        snapshot_index=opened.log_index,
+        snapshot_term=opened.log_term,
+        entries=opened.entries,
+        applied=store.applied_index,
+    )
+    member = Member(
+        cluster_id=opened.cluster_id,
+        member_id=opened.member_id,
+        store=store,
+        raft=raft,
+        clock=time.monotonic,
+        rng=rng,
+        options=_options(settings),
+        members=remotes,
+    )
+    member.hash_check.interval_s = settings.corrupt_check_time_s
+    member.hash_check.after_compaction_s = settings.compact_hash_check_time_s
+    member.maintenance.auto_compaction = AutoCompaction(
+        settings.auto_compaction_retention_s, settings.auto_compaction_retention_revisions
+    )
+    return member
+
+
+def _options(settings: config.Config) -> Options:
+    election_timeout_s = settings.election_timeout_ms / 1000
+    return Options(
+        quota_bytes=settings.quota_backend_bytes,
+        max_request_bytes=settings.max_request_bytes,
+        max_txn_ops=settings.max_txn_ops,
+        request_timeout_s=REQUEST_TIMEOUT_S + 2 * election_timeout_s,
+        election_timeout_s=election_timeout_s,
+        progress_interval_s=settings.watch_progress_notify_interval_s,
+        warn_apply_s=settings.warning_apply_duration_s,
+        warn_request_s=settings.warning_unary_request_duration_s,
+        checkpoint_bytes=settings.checkpoint_bytes,
+        max_learners=settings.max_learners,
+        strict_reconfig_check=settings.strict_reconfig_check,
+        cluster_token=settings.initial_cluster_token,
+        force_new_cluster=settings.force_new_cluster,
+    )
+
+
 def _ignore(mask: int) -> None:
-    """In place of a closed connection's `ready`."""
+    """The callback of a closed connection."""
 
 
 def notify_systemd(state: str) -> None:
