@@ -1,14 +1,18 @@
-"""A member's folder: how it comes to be, and how it is opened again.
+"""A member's data directory: its layout, how it is created, and how it is opened again.
 
     <data-dir>/lock          held by the running process
     <data-dir>/member/wal/   the write-ahead log (or in wal-dir)
     <data-dir>/member/data/  data segments and checkpoint
-    <data-dir>/member/incoming/          a snapshot while it comes from the leader
-    <data-dir>/member/snapshot-<index>/  that snapshot when it is whole (index in 16 hex digits)
-    <data-dir>/member/data.old/          data that a snapshot replaces, about to be removed
+    <data-dir>/member/incoming/          a snapshot while it is received from the leader
+    <data-dir>/member/snapshot-<index>/  that snapshot once it is complete (index in 16 hex digits)
+    <data-dir>/member/data.old/          the data that a snapshot replaced, before its removal
 
-The folder `member` appears by one rename when everything in it is durable, so an interrupted first
-start or restore leaves nothing that looks like a member.
+The directory `member` appears by one rename after everything in it is durable, so an interrupted
+first start or restore leaves nothing that looks like a member.
+
+A snapshot from the leader replaces the data in steps, and a crash may follow each of them: the
+snapshot gets its own name (`keep_incoming`); the log is marked as starting at the snapshot, which
+decides; the data is moved away and the snapshot is moved to its place (`install_snapshot`).
 """
 
 from __future__ import annotations
@@ -35,11 +39,11 @@ _IDENTITY = struct.Struct("<QQ")
 
 
 class StartError(Exception):
-    """The member cannot start; the text says why and what to do."""
+    """The member cannot start. The text says why and what to do."""
 
 
 class Opened(NamedTuple):
-    """A member's state as found on disk."""
+    """A member's state as recovered from disk."""
 
     cluster_id: int
     member_id: int
@@ -49,22 +53,23 @@ class Opened(NamedTuple):
     hard_state: HardState
     log_index: int
     log_term: int
-    """The entry before the first of `entries`."""
+    """Index and term of the entry before the first of `entries`."""
     entries: list[Entry]
-    """Those behind what the store has applied, and some before."""
+    """The entries that the store has not applied, and some earlier ones for slow members."""
     notes: list[str]
-    """What recovery found and mended, for the log."""
+    """What recovery repaired, one line each."""
 
 
 _EXPECTED = frozenset(("lock", "member", "member.tmp", "lost+found"))
-"""What may be in a data directory. A file system that is mounted there has a lost+found."""
+"""Names in a data directory that are no reason to refuse it. The root of a file system has a
+lost+found."""
 
 
 def lock(disk: Disk, data_dir: str, wal_dir: str = "", own: Collection[str] = ()) -> File:
-    """Create the folder and take its lock.
+    """Create the data directory if it is missing, and take its lock.
 
-    Raises StartError if it cannot be used, or if it or `wal_dir` holds something else than a
-    member. Nothing is written then. `own`: paths of files that may be there.
+    Raises StartError, before anything is written, if the directory cannot be used, or if it or
+    `wal_dir` holds anything but a member. `own`: paths of other files that may be there.
     """
     try:
         for directory in filter(None, (data_dir, wal_dir)):
@@ -86,7 +91,7 @@ def lock(disk: Disk, data_dir: str, wal_dir: str = "", own: Collection[str] = ()
 def _check_is_ours(
     disk: Disk, directory: str, data_dir: str, wal_dir: str, own: Collection[str]
 ) -> None:
-    """Raise StartError if a folder that is to hold a member, or its log, holds something else."""
+    """Raise StartError if a directory for a member or its log holds anything else."""
     if exists(disk, data_dir):
         has_log = WAL.exists(disk, wal_directory(data_dir, wal_dir))
         if not has_log and disk.exists(f"{data_dir}/member/snap"):
@@ -124,12 +129,12 @@ def wal_directory(data_dir: str, wal_dir: str) -> str:
 
 
 class Founding(NamedTuple):
-    """What a member starts its life with."""
+    """The identity and the members with which a member starts for the first time."""
 
     cluster_id: int
     member_id: int
     members: list[Any]
-    """`Member` messages, this member's among them."""
+    """`Member` messages, including this member's."""
 
 
 def create(
@@ -142,8 +147,8 @@ def create(
     segment_bytes: int,
     wal_segment_bytes: int,
 ) -> None:
-    """Lay out a new member. One that joins a running cluster hears from the leader who is in it,
-    with all else."""
+    """Create a new member. One that joins a running cluster begins without members: it receives
+    the membership from the leader, as it receives all other state. Raises StartError, OSError."""
     directory = begin(disk, data_dir, wal_dir)
     store = Store.create(disk, f"{directory}/data", Lessor(), segment_bytes)
     cluster_id, member_id, members = founding
@@ -152,7 +157,8 @@ def create(
 
 
 def begin(disk: Disk, data_dir: str, wal_dir: str) -> str:
-    """The folder to prepare a new member in, empty. Raises StartError if there is one already."""
+    """Make the empty directory in which a new member is prepared, and return its path. `finish`
+    publishes it. Raises StartError if the data directory already holds a member."""
     if exists(disk, data_dir):
         raise StartError(f"data directory {data_dir} already holds a member")
     if wal_dir and WAL.exists(disk, wal_dir):
@@ -177,8 +183,8 @@ def finish(
     cluster_id: int,
     wal_segment_bytes: int,
 ) -> None:
-    """Make the store that of a new member of a cluster with these `Member`s (none for one that
-    joins: the leader tells it), and close it."""
+    """Give the store a new membership, close it, create the log, and publish the member that
+    `begin` started. `members`: `Member` messages; none for a member that joins."""
     for bucket in (MEMBER, REMOVED):
         for key in list(store.buckets.get(bucket, ())):
             store.set_bucket(bucket, key, None)
@@ -206,12 +212,12 @@ _SNAPSHOT = "snapshot-"
 
 
 def incoming_directory(data: str) -> str:
-    """Where a snapshot is received, for the member whose data folder is `data`."""
+    """The directory for a snapshot that is being received. `data`: the member's data folder."""
     return f"{os.path.dirname(data)}/incoming"
 
 
 def keep_incoming(disk: Disk, data: str, index: int) -> None:
-    """What was received is whole and synced."""
+    """Give a snapshot that is complete and synced its own name."""
     directory = os.path.dirname(data)
     _remove_tree(disk, f"{directory}/{_SNAPSHOT}{index:016x}")
     disk.rename(f"{directory}/incoming", f"{directory}/{_SNAPSHOT}{index:016x}")
@@ -219,7 +225,7 @@ def keep_incoming(disk: Disk, data: str, index: int) -> None:
 
 
 def install_snapshot(disk: Disk, data: str, index: int) -> None:
-    """Put the snapshot in the place of the data. The log is marked already."""
+    """Replace the data by the snapshot. The log must be marked already."""
     directory = os.path.dirname(data)
     _remove_tree(disk, f"{data}.old")
     if disk.exists(data):
@@ -230,19 +236,20 @@ def install_snapshot(disk: Disk, data: str, index: int) -> None:
 
 
 def drop_snapshot(disk: Disk, data: str, index: int) -> None:
-    """It is not needed."""
+    """Remove a snapshot that is not needed."""
     _remove_tree(disk, f"{os.path.dirname(data)}/{_SNAPSHOT}{index:016x}")
 
 
 def _settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
-    """Finish what a crash interrupted. `marker_index`: of the log's latest snapshot marker."""
+    """Finish an installation that a crash interrupted. `marker_index`: the index of the latest
+    snapshot marker in the log."""
     directory = os.path.dirname(data)
     _remove_tree(disk, f"{directory}/incoming")
     for name in disk.list(directory):
         if not name.startswith(_SNAPSHOT):
             continue
         index = int(name[len(_SNAPSHOT) :], 16)
-        # The marker is also set by this member's own checkpoints.
+        # The member's own checkpoints set the marker, too.
         is_older = not disk.exists(data) or checkpoint.applied_index(disk, data) < index
         if index == marker_index and is_older:
             install_snapshot(disk, data, index)
@@ -267,7 +274,10 @@ def open_member(
     sync_enabled: bool,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Opened:
-    """Recover a member's state. Raises StartError, DataDamaged, WALError, OSError."""
+    """Recover a member's state from its log and data.
+
+    Raises StartError, DataDamaged, WALError, OSError.
+    """
     directory = f"{data_dir}/member"
     logs = wal_directory(data_dir, wal_dir)
     if not WAL.exists(disk, logs):
@@ -292,14 +302,14 @@ def open_member(
     if store.cut is not None:
         notes.append(
             f"{store.cut.path}: {store.cut.why} at offset {store.cut.offset}; the data file was "
-            "cut there and is written again from the write-ahead log"
+            "cut there and is rewritten from the write-ahead log"
         )
     entries = [entry for entry in recovered.entries if entry.index > store.applied_index]
     _check_log_covers(store, wal, recovered.entries, entries, logs)
     log_index, log_term = store.applied_index, store.applied_term
     if recovered.entries and recovered.entries[0].index < log_index:
-        # Of the entries before those that have to be applied, members that are behind may need
-        # some; the first is given up, because its term is what says where the log begins.
+        # Slow members may need the entries before those that must be applied. The first of them
+        # cannot be sent: it only tells the term at which the log begins.
         log_term, log_index, _, _ = recovered.entries[0]
         entries = recovered.entries[1:]
     return Opened(
@@ -317,12 +327,12 @@ def open_member(
 
 
 def membership(store: Store, member_id: int) -> list[Any]:
-    """The `Member` messages that a store holds; none if it is that of a member that joins a cluster
-    and has not heard from its leader. Raises StartError if this member was removed."""
+    """The `Member` messages in a store. A member that joins has none until it hears from a leader.
+    Raises StartError if this member was removed."""
     if member_id.to_bytes(8, "big") in store.buckets.get(REMOVED, ()):
         raise StartError(
-            f"member {member_id:x} was removed from the cluster, and its data directory is of no "
-            "use any more. To join again, remove the data directory, add the member with "
+            f"member {member_id:x} was removed from the cluster, and its data directory is no "
+            "longer usable. To join again, remove the data directory, add the member with "
             "'etcdlite-ctl member add', and start it with --initial-cluster-state existing"
         )
     return [
@@ -333,7 +343,8 @@ def membership(store: Store, member_id: int) -> list[Any]:
 def _check_log_covers(
     store: Store, wal: WAL, recovered: list[Entry], entries: list[Entry], logs: str
 ) -> None:
-    """Data and log must be of one history without a gap: a log is never behind the data."""
+    """Raise StartError unless log and data are of one history without a gap. (The log is never
+    behind the data.)"""
     problem = ""
     if wal.last_index < store.applied_index:
         problem = (
@@ -354,6 +365,6 @@ def _check_log_covers(
                 )
     if problem:
         raise StartError(
-            f"write-ahead log {logs} does not belong to the data, or a part of it is lost: "
+            f"write-ahead log {logs} does not belong to the data, or part of it is lost: "
             f"{problem}. Restore this member from a backup with 'etcdlite-ctl snapshot restore'"
         )

@@ -1,9 +1,9 @@
-"""The sockets that the member listens on: open them, accept connections, refuse what is too much.
+"""The listening sockets: open them, accept connections, refuse those beyond the limit.
 
-A listener has one purpose, named after the flag that makes it. What becomes of an accepted
-connection is the caller's business (`Accept`).
+A listener has a purpose: the name of the flag that configures it. Accepted connections are handed
+to a callback (`Accept`).
 
-Limits: `max-connections`, and at most `ACCEPTS_PER_TURN` connections from one listener at a time.
+Limits: `max-connections`; `ACCEPTS_PER_TURN` connections from one listener in a turn.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ from etcdlite.datadir import StartError
 from etcdlite.urls import format_address, host_port
 
 BACKLOG = 1024
+"""Connections that the kernel completes and holds until they are accepted."""
+
 ACCEPTS_PER_TURN = 128
 
 OWN_FILES = 2048
-"""Open files that connections must leave for the data (or half of all, if there are few)."""
+"""Open files reserved for the data: this number, or half of the limit if that is less."""
 
-# What a listener is for: the flag that makes it.
+# The purposes of listeners.
 CLIENTS = "listen-client-urls"
 PEERS = "listen-peer-urls"
 HTTP = "listen-client-http-urls"
 METRICS = "listen-metrics-urls"
 
 Accept = Callable[[socket.socket, str, str], None]
-"""Takes an accepted socket, the other side's address and the purpose of the listener."""
+"""Receives an accepted socket, the address of the other side, and the listener's purpose."""
 
 
 class Listeners:
@@ -48,21 +50,21 @@ class Listeners:
         accept: Accept,
         connections: Collection[Any],
     ) -> None:
-        """`connections`: the open ones; their number counts against `max-connections`."""
+        """`connections`: all open connections; `max-connections` limits their number."""
         self.addresses: list[tuple[str, int]] = []
-        """Where clients connect."""
+        """The (host, port) pairs for clients."""
         self.ports: dict[str, int] = {}
-        """The ports that the URLs for clients got, by URL."""
+        """The ports of the URLs for clients, by URL."""
         self._settings = settings
         self._selector = selector
         self._accept_one = accept
         self._connections = connections
         self._waiting: list[tuple[socket.socket, str]] = []
-        """Open, but nothing is accepted yet."""
+        """Listeners that are open but do not accept yet."""
         self._accepting: list[socket.socket] = []
         self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         max_files = raise_file_limit()
-        # Files of the store come first: without one the member would have to stop.
+        # The store's files come first: the member must stop if it cannot open one.
         self._max_connections = min(
             settings.max_connections, max_files - min(OWN_FILES, max_files // 2)
         )
@@ -78,7 +80,7 @@ class Listeners:
             )
 
     def open(self) -> None:
-        """Listen on all configured addresses, without accepting. Raises StartError."""
+        """Listen on all configured addresses without accepting yet. Raises StartError."""
         settings = self._settings
         for purpose, urls in (
             (CLIENTS, settings.listen_client_urls),
@@ -96,11 +98,11 @@ class Listeners:
 
     @property
     def purposes(self) -> set[str]:
-        """What there are open listeners for, before they accept."""
+        """The purposes of the listeners that do not accept yet."""
         return {purpose for _, purpose in self._waiting}
 
     def accept(self, *purposes: str) -> None:
-        """Accept connections from the listeners of these purposes from now on."""
+        """Begin to accept connections at the listeners of these purposes."""
         for listener, purpose in self._waiting:
             if purpose in purposes:
                 accept = partial(self._accept, listener, purpose)
@@ -109,7 +111,7 @@ class Listeners:
         self._waiting = [waiting for waiting in self._waiting if waiting[1] not in purposes]
 
     def close(self) -> None:
-        """Stop listening. Connections that were accepted stay open."""
+        """Close all listeners. Accepted connections stay open."""
         for listener in self._accepting:
             self._selector.unregister(listener)
             listener.close()
@@ -126,7 +128,7 @@ class Listeners:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except OSError as error:
             found, failure = [], error
-        # A name like localhost may stand for several addresses, not all of which exist here.
+        # A name like localhost may have several addresses, of which not all exist here.
         for family, _, _, _, address in sorted(found, key=lambda info: info[0]):
             try:
                 listener = self._listen_on(family, (*address[:1], port, *address[2:]))
@@ -177,7 +179,7 @@ class Listeners:
             if len(self._connections) >= self._max_connections:
                 if not log.limited("max-connections"):
                     log.warn(
-                        "refused a connection: as many as may be are open",
+                        "refused a connection: connection limit reached",
                         connections=self._max_connections,
                         **{"max-connections": self._settings.max_connections},
                     )
@@ -186,8 +188,8 @@ class Listeners:
             self._accept_one(sock, format_address(*address[:2]), purpose)
 
     def _refuse_one(self, listener: socket.socket, failure: OSError) -> None:
-        """Out of file descriptors: free the spare one to accept and close the next connection, or
-        else it would keep the loop awake for ever."""
+        """Accept and close one connection with the spare file descriptor. Otherwise a listener
+        with a waiting connection would keep the loop awake while no descriptor is free."""
         if not log.limited("accept"):
             log.error("cannot accept a connection", error=str(failure))
         if failure.errno not in (errno.EMFILE, errno.ENFILE):
@@ -197,15 +199,15 @@ class Listeners:
         try:
             listener.accept()[0].close()
         except OSError:
-            pass  # It was closed by the other side, or another process took the descriptor.
+            pass  # The other side closed it, or another process took the descriptor.
         try:
             self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            self._spare_fd = -1  # Somebody else took it; the next one closed will do.
+            self._spare_fd = -1  # Another process took it; try again the next time.
 
 
 def raise_file_limit() -> int:
-    """Allow as many open files as the system lets this process have; how many those are."""
+    """Raise the limit of open files to the hard limit, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

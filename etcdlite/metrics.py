@@ -1,11 +1,13 @@
-"""The counts of one member that nothing else keeps; `wire/exposition.py` shows them.
+"""Counters and histograms of one member. `wire/exposition.py` renders them for /metrics.
 
-They are plain attributes, made to be incremented where things happen, on the hottest paths too: an
-increment costs 30 to 100 ns, an observation 0.2 us.
+They are plain attributes, which the code that does the work increments, on the hottest paths too:
+an increment costs 30 to 100 ns, an observation 0.2 us. What another part counts anyway is not
+counted here again.
 
-Invariants: a counter never goes back while the process lives; each figure is written by one thread
-only, so no update is lost (the loop may read one half done: a sum without its count). What a client
-may choose (the version it says it has) makes at most `MAX_CLIENT_VERSIONS` counts.
+Invariants:
+- a counter never decreases while the process lives;
+- one thread writes each figure, so no update is lost (the loop may read a sum without its count);
+- the labels that clients choose (their version) are limited to `MAX_CLIENT_VERSIONS`.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from collections.abc import Sequence
 from etcdlite import methods, proto
 
 MAX_CLIENT_VERSIONS = 32
-"""Versions of clients that are told apart; the rest counts as "unknown"."""
+"""Client versions with counts of their own. Others count as "unknown"."""
 
 UNKNOWN_VERSION = "unknown"
 
 
 def doubling(first: float, count: int) -> tuple[float, ...]:
-    """`count` bounds, each twice the one before."""
+    """`count` bounds, each twice the previous one."""
     return tuple(first * 2.0**at for at in range(count))
 
 
@@ -42,12 +44,13 @@ CHECKPOINT_BOUNDS_S = doubling(0.01, 14)
 
 
 class Histogram:
-    """Counts observations by size."""
+    """The number of observations in each bucket, and their sum."""
 
     __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """`bounds`: the upper bounds of the buckets, ascending, each belonging to its bucket."""
+        """`bounds`: the upper bounds of the buckets, ascending and inclusive. One more bucket
+        counts what is above the last."""
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
@@ -58,7 +61,7 @@ class Histogram:
 
 
 class Rpc:
-    """What one gRPC method was used for."""
+    """The traffic of one gRPC method."""
 
     __slots__ = (
         "service", "name", "kind", "started", "succeeded", "failed", "received", "sent",
@@ -79,14 +82,14 @@ class Rpc:
         self.failed: dict[int, int] = {}
         """By status code."""
         self.received = 0
-        """Messages of a stream; those of unary requests are counted as requests only."""
+        """Stream messages. A unary request is counted as a request only."""
         self.sent = 0
         self.received_bytes = 0
-        """Of messages, without their prefixes."""
+        """Sizes of messages without their gRPC prefixes."""
         self.sent_bytes = 0
 
     def fail(self, code: int) -> None:
-        """A request ended with a status that is not OK; the client's giving up is CANCELED."""
+        """Count a request that ended with a status other than OK: CANCELED if the client did."""
         self.failed[code] = self.failed.get(code, 0) + 1
 
 
@@ -112,12 +115,12 @@ class Peer:
 
 
 class Metrics:
-    """The counts of one member. Whoever does a thing increments its count."""
+    """The counts of one member."""
 
     def __init__(self) -> None:
         # Consensus.
         self.proposals_pending = 0
-        """Requests proposed here and not answered yet."""
+        """Requests that this member proposed and has not answered yet."""
         self.proposals_failed = 0
         self.read_rounds_failed = 0
         self.slow_applies = 0
@@ -142,12 +145,12 @@ class Metrics:
         self.leases_renewed = 0
         self.leases_expired = 0
         self.lease_ttl_s = Histogram(LEASE_BOUNDS_S)
-        # The log thread's.
+        # Written by the log thread.
         self.log_sync_s = Histogram(SYNC_BOUNDS_S)
         self.log_sync_finely_s = Histogram(SHORT_BOUNDS_S)
-        """The same with bounds for good disks: etcd's begin at a millisecond."""
+        """The same with finer bounds: etcd's begin at a millisecond."""
         self.log_bytes = 0
-        # The disk thread's.
+        # Written by the disk thread.
         self.data_sync_s = Histogram(SYNC_BOUNDS_S)
         # The loop.
         self.turn_s = Histogram(SHORT_BOUNDS_S)
@@ -157,20 +160,20 @@ class Metrics:
             number: Rpc(method.grpc_path, method.client_stream, method.server_stream)
             for number, method in methods.METHODS.items()
         }
-        """By the method's number."""
+        """By method number."""
         self.clients: dict[str, ClientRequests] = {UNKNOWN_VERSION: ClientRequests()}
-        """By the API version that the client says it has."""
+        """By the API version that the client sends."""
         self.peers: dict[int, Peer] = {}
-        """By the member's id."""
+        """By member id."""
 
     def add_rpc(
         self, number: int, grpc_path: str, is_client_stream: bool, is_server_stream: bool
     ) -> None:
-        """Count a method that is not of etcd's API. A path of "" counts unseen."""
+        """Count a method outside of etcd's API. One without a path is not shown on its own."""
         self.rpcs.setdefault(number, Rpc(grpc_path, is_client_stream, is_server_stream))
 
     def client(self, api_version: str) -> ClientRequests:
-        """Where the requests of a client count. "" is one that does not say its version."""
+        """The counts of the clients of a version; "" if the client does not send it."""
         found = self.clients.get(api_version)
         if found is None:
             if not api_version or len(self.clients) > MAX_CLIENT_VERSIONS:
@@ -179,8 +182,11 @@ class Metrics:
         return found
 
     def count_txn(self, request: proto.TxnRequest, succeeded: bool) -> None:
-        """A transaction took this branch. As in etcd one that does a single thing is none. What
-        nested ones do is not counted."""
+        """Count the operations of the branch that a transaction took.
+
+        As in etcd, a transaction with a single operation does not count as a transaction. Nested
+        transactions are not counted.
+        """
         ops = request.success if succeeded else request.failure
         for op in ops:
             if op.request_put is not None:
@@ -193,7 +199,7 @@ class Metrics:
             self.txns += 1
 
     def log_synced(self, took_s: float, written_bytes: int) -> None:
-        """For the log thread."""
+        """Record a sync of the log. Called by the log thread."""
         self.log_sync_s.observe(took_s)
         self.log_sync_finely_s.observe(took_s)
         self.log_bytes += written_bytes

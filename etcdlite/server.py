@@ -141,7 +141,7 @@ class Server:
         if not datadir.exists(disk, settings.data_dir):
             # Members that start together ask each other for the members. One that listens but does
             # not serve yet would make the others wait, so this comes before listening.
-            founding = bootstrap.found(settings)
+            founding = bootstrap.resolve_founding(settings)
         self.listeners.open()
         if founding is not None:
             bootstrap.create_member(settings, disk, founding, self._advertised_urls())

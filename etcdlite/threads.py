@@ -1,9 +1,9 @@
-"""The threads. They are only for calls that block in the kernel:
+"""The threads, which exist only for calls that block in the kernel:
 
     log     appends to the write-ahead log and syncs it. While it syncs, the loop gathers the next
             batch, and the thread takes all of it at once: group commit without a timer.
     disk    runs checkpoint, cleaning and snapshot tasks, one at a time.
-    dial    connects to another member. Each connection has one, until it is made or has failed.
+    dial    connects to another member; one thread for each attempt.
 
 Each reports its results through a callback, `done`, which must be safe to call from any thread. The
 log thread and the disk thread report an exception in the same way and end. The process must then
@@ -25,15 +25,16 @@ from etcdlite.urls import format_address, host_port
 from etcdlite.wal import WAL, Save
 
 DIAL_TIMEOUT_S = 1.0
-"""How long a connection to another member may take to be made."""
+"""The time limit for a connection to another member."""
 
 
 class DiskFailed(Exception):
-    """A thread could not write or sync: what the disk holds is not known any more."""
+    """The log thread or the disk thread failed: the content of the disk is unknown. The failure
+    itself is the `__cause__`."""
 
 
 class LogThread:
-    """Saves to the write-ahead log, in order, grouping what waits."""
+    """Appends to the write-ahead log, in order. What waits is written and synced as one group."""
 
     def __init__(self, wal: WAL, metrics: Metrics, done: Callable[[Any], None]) -> None:
         self._wal = wal
@@ -47,11 +48,11 @@ class LogThread:
         self._queue.put(saves)
 
     def release(self, index: int, term: int, begin: int) -> None:
-        """A checkpoint covers the log up to `index`; entries up to `begin` can go."""
+        """A checkpoint covers the log up to `index`; delete entries up to `begin`."""
         self._queue.put((index, term, begin))
 
     def stop(self) -> None:
-        """Finish what was handed over, close the log."""
+        """Finish all work, close the log, and end the thread."""
         self._queue.put(None)
         self._thread.join()
 
@@ -84,7 +85,7 @@ class LogThread:
 
 
 class DiskThread:
-    """Runs tasks that wait for the disk."""
+    """Runs tasks that wait for the disk, one at a time, and reports None after each."""
 
     def __init__(self, metrics: Metrics, done: Callable[[Any], None]) -> None:
         self._metrics = metrics
@@ -112,7 +113,7 @@ class DiskThread:
 
 
 class Dialed(NamedTuple):
-    """What became of an attempt to connect to another member."""
+    """The result of an attempt to connect to another member."""
 
     dial: Dial
     peer: str
@@ -120,7 +121,7 @@ class Dialed(NamedTuple):
 
 
 def start_dial(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
-    """Connect to another member, in a thread of its own that ends with a `Dialed`."""
+    """Connect to another member in a thread of its own, which reports a `Dialed`."""
     threading.Thread(target=_dial, args=(dial, url, done), name="dial", daemon=True).start()
 
 

@@ -309,7 +309,7 @@ def test_running_out_of_file_descriptors_is_survived(server):
     client.put("k", "v")
     socks = [running.connect() for _ in range(100)]
     assert "open-files=64" in running.wait_for_log("the limit of open files is low")
-    running.wait_for_log("refused a connection: as many as may be are open")
+    running.wait_for_log("refused a connection: connection limit reached")
     client.defragment()  # There are descriptors left for the data.
     assert client.put("k", "w").revision == 3
     for sock in socks:

@@ -1,8 +1,10 @@
-"""What `/metrics` shows, in Prometheus' text format 0.0.4: etcd's names, so that its dashboards and
-alerts work, and some of our own. docs/metrics.md lists the names and what each means here.
+"""The answer to a scrape of `/metrics`, in Prometheus' text format 0.0.4.
 
-It must never block, nor take the time of the loop: the work of `render` grows with the number of
-names and methods, not with keys, watches or connections.
+Names, types, labels and buckets are etcd's, so that its dashboards and alerts work; additional
+names begin with `etcdlite_`. docs/metrics.md lists all of them with their meaning.
+
+Rendering must not delay the loop. Its cost grows with the number of names and methods, not with the
+number of keys, watches or connections.
 """
 
 from __future__ import annotations
@@ -84,10 +86,12 @@ class _Scrape:
             "etcd_cluster_version", "The lowest version in the cluster", 1, cluster_version=version
         )
         yield _gauge("etcd_server_has_leader", "Whether a leader is known", raft.leader != 0)
-        yield _gauge("etcd_server_is_leader", "Whether this one leads", raft.role == LEADER)
+        yield _gauge(
+            "etcd_server_is_leader", "Whether this member is the leader", raft.role == LEADER
+        )
         yield _gauge(
             "etcd_server_is_learner",
-            "Whether it has no vote yet",
+            "Whether this member is a learner",
             member.identity.member_id in raft.learners,
         )
         yield _counter(
@@ -120,7 +124,7 @@ class _Scrape:
         )
         yield _counter(
             "etcd_server_read_indexes_failed_total",
-            "Rounds for linearizable reads that failed",
+            "Failed read index rounds",
             metrics.read_rounds_failed,
         )
         yield _counter(
@@ -130,7 +134,7 @@ class _Scrape:
         )
         yield _gauge(
             "etcd_server_quota_backend_bytes",
-            "Limit of the data's size",
+            "Size limit of the data",
             member.state.alarms.quota_bytes,
         )
 
@@ -153,7 +157,7 @@ class _Scrape:
         )
         yield _gauge(
             "etcd_mvcc_db_open_read_transactions",
-            "Range reads that take several turns and are under way",
+            "Range reads in progress that take several turns of the loop",
             len(store.pinned),
         )
         yield _histogram("etcd_mvcc_hash_duration_seconds", "Time of a Hash", metrics.hash_s)
@@ -164,27 +168,27 @@ class _Scrape:
         yield _gauge("etcd_debugging_mvcc_current_revision", "The store's revision", store.revision)
         yield _gauge(
             "etcd_debugging_mvcc_compact_revision",
-            "The revision compacted at; -1: none",
+            "Revision of the last compaction; -1: none",
             store.compacted or -1,
         )
         yield _counter(
             "etcd_debugging_mvcc_db_compaction_keys_total",
-            "Versions of keys that compaction gave up",
+            "Key versions that compaction removed",
             self._member.maintenance.compacted_versions,
         )
         yield _gauge(
             "etcd_debugging_mvcc_db_compaction_last",
-            "When a compaction last finished, in Unix time; 0: not yet",
+            "Unix time of the end of the last compaction; 0: none",
             metrics.last_compaction_s,
         )
         yield _histogram(
             "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds",
-            "Time that a step of compaction takes from the loop",
+            "Time that a step of a compaction delays the loop",
             metrics.compaction_pause_ms,
         )
         yield _histogram(
             "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds",
-            "Time from a compaction's beginning to its end",
+            "Duration of a compaction",
             metrics.compaction_ms,
         )
 
@@ -207,7 +211,7 @@ class _Scrape:
         )
         yield _histogram(
             "etcd_disk_backend_defrag_duration_seconds",
-            "Time from the beginning of a defragmentation to its end",
+            "Duration of a defragmentation",
             metrics.defragment_s,
         )
         yield _histogram(
@@ -235,7 +239,7 @@ class _Scrape:
         yield _counter("etcd_debugging_lease_renewed_total", "Keep-alives", metrics.leases_renewed)
         yield _counter(
             "etcd_debugging_server_lease_expired_total",
-            "Leases that ran out",
+            "Leases that expired",
             metrics.leases_expired,
         )
         yield _histogram(
@@ -262,7 +266,7 @@ class _Scrape:
         yield _family(
             "etcd_server_healthcheck",
             "gauge",
-            "Whether a check passed the last time",
+            "Whether the latest check passed",
             [({"type": kind, "name": name}, value) for (kind, name), value in passed.items()],
         )
         yield _family(
@@ -339,7 +343,7 @@ class _Scrape:
         )
         yield _histograms(
             "etcd_network_peer_round_trip_time_seconds",
-            "Time to a member and back",
+            "Round trip time to a member",
             [({"To": name}, peer.round_trip_s) for name, peer in peers.items()],
         )
 
@@ -360,7 +364,7 @@ class _Scrape:
         )
         yield _counter("process_cpu_seconds_total", "CPU time", times.user + times.system)
         yield _gauge(
-            "process_start_time_seconds", "When the process began, in Unix time", _STARTED_S
+            "process_start_time_seconds", "Unix time of the start of the process", _STARTED_S
         )
         for name in ("process_open_fds", "os_fd_used"):
             yield _gauge(name, "Open file descriptors", files)
@@ -395,13 +399,13 @@ class _Scrape:
         )
         yield _histogram(
             "etcdlite_checkpoint_duration_seconds",
-            "Time from the beginning of a checkpoint to its end",
+            "Duration of a checkpoint",
             metrics.checkpoint_s,
         )
         yield _counter("etcdlite_checkpoints_total", "Checkpoints", housekeeping.checkpoints)
         yield _counter(
             "etcdlite_cleaned_segments_total",
-            "Data segments whose garbage was given back",
+            "Data segments whose garbage was removed",
             housekeeping.cleaned_segments,
         )
         yield _gauge("etcdlite_segments", "Data segments", len(data.files))
@@ -410,7 +414,7 @@ class _Scrape:
         )
         yield _gauge(
             "etcdlite_damaged_records",
-            "Records whose checksum was found not to match since the start",
+            "Records with a wrong checksum, found since the start",
             len(data.damaged),
         )
         yield _gauge(
@@ -484,12 +488,12 @@ def _number(value: float) -> str:
 
 
 def _open_files() -> int:
-    # Linux says the number since 6.2; before, the folder has to be listed, at 0.8 us an entry.
+    # Linux reports the number as the size since 6.2. Listing the entries takes 0.8 us each.
     return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
 
 
 def _started_s() -> float:
-    """When this process began, in Unix time (proc(5): starttime in ticks since boot, btime)."""
+    """The Unix time at which this process began (proc(5): starttime, in ticks since boot)."""
     with open("/proc/self/stat", "rb") as file:
         ticks = int(file.read().rpartition(b")")[2].split()[19])
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
