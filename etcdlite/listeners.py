@@ -30,6 +30,9 @@ ACCEPTS_PER_TURN = 128
 OWN_FILES = 2048
 """Open files reserved for the data: this number, or half of the limit if that is less."""
 
+LOW_FILES = 4096
+"""A limit of open files that deserves a warning."""
+
 # The purposes of listeners.
 CLIENTS = "listen-client-urls"
 PEERS = "listen-peer-urls"
@@ -68,7 +71,8 @@ class Listeners:
         self._max_connections = min(
             settings.max_connections, max_files - min(OWN_FILES, max_files // 2)
         )
-        if self._max_connections < settings.max_connections:
+        is_low = max_files < LOW_FILES or "max-connections" in settings.sources
+        if is_low and self._max_connections < settings.max_connections:
             log.warn(
                 "the limit of open files is low: fewer connections are accepted than "
                 "--max-connections. Raise it (LimitNOFILE= of systemd, ulimit -n)",

@@ -67,8 +67,6 @@ REQUEST_TIMEOUT_S = 5.0
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 HAND_OVER_S = 2.0
 """A leader that shuts down waits this long for another member to take over."""
 
@@ -118,6 +116,8 @@ class Server:
         self._producing: set[Session] = set()
         self._done: deque[Any] = deque()
         self._signal = 0
+        """The signal that stops the server, once it has come."""
+        self._must_reload = False
         self._serves = False
         self._is_ready = False
         self._stopping_since: float | None = None
@@ -220,8 +220,9 @@ class Server:
             if clock() - began > RECEIVE_SLICE_S:
                 break
         self._take_results()
-        if self._signal:
-            self._heed_signal()
+        if self._signal and self._stopping_since is None:
+            log.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
+            self._begin_stop()
         now = clock()
         if now >= self._next_tick:
             self._tick(now)
@@ -245,7 +246,7 @@ class Server:
         gc.enable()
         gc.set_threshold(50_000, 50, 1_000)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        for signum in (*STOP_SIGNALS, signal.SIGHUP):
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, self._signalled)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
@@ -348,6 +349,9 @@ class Server:
         if self._next_tick < now:
             self._next_tick = now + self._tick_s
         self.member.tick()
+        if self._must_reload:
+            self._must_reload = False
+            self._reload_log()
         if self._serves and not self._is_ready:
             self._become_ready()
         removed_since = self.member.removed_since
@@ -567,32 +571,23 @@ class Server:
     def _signalled(self, signum: int, frame: Any) -> None:
         # The loop may be at any instruction, so only record it.
         if signum == signal.SIGHUP:
-            self._signal = self._signal or signum
-        elif self._stopping_since is not None or self._signal in STOP_SIGNALS:
+            self._must_reload = True
+        elif self._signal:
             log.warn("received a second signal; exiting at once")
             os._exit(1)
         else:
             self._signal = signum
 
-    def _heed_signal(self) -> None:
-        number, self._signal = self._signal, 0
-        name = signal.Signals(number).name
-        if number == signal.SIGHUP:
-            self._reload_log(name)
-        elif self._stopping_since is None:
-            log.info("received signal; shutting down", signal=name)
-            self._begin_stop()
-
-    def _reload_log(self, name: str) -> None:
+    def _reload_log(self) -> None:
         """Read the log settings again and reopen the log files."""
         try:
             settings = self._reload()
             log.configure(settings.log_level, settings.log_format, settings.log_outputs)
         except (config.ConfigError, OSError) as failure:
             why = str(failure)
-            log.error("received signal; the log settings are unchanged", signal=name, why=why)
+            log.error("received signal; the log settings are unchanged", signal="SIGHUP", why=why)
         else:
-            log.info("received signal; reloaded the log settings", signal=name)
+            log.info("received signal; reloaded the log settings", signal="SIGHUP")
 
     def _leave(self) -> None:
         """Stop, because this member was removed from the cluster."""
