@@ -146,7 +146,7 @@ class Store:
             contents.load()
             store = cls(lessor, contents, limits)
             store._load_leases()
-        except (ValueError, IndexError, struct.error, EtcdError) as failure:
+        except (ValueError, LookupError, struct.error, EtcdError) as failure:
             # The checksums are right, so no disk did this.
             path = f"{directory}/{checkpoint.NAME}"
             raise DataDamaged(path, 0, f"its content makes no sense ({failure})") from failure

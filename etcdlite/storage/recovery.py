@@ -56,7 +56,7 @@ class Contents:
         self._moved_revision = 0
 
     def load(self) -> None:
-        """The state as of the last mark. Raises DataDamaged; ValueError, IndexError and
+        """The state as of the last mark. Raises DataDamaged; ValueError, LookupError and
         struct.error if what is in the files was never written by this program."""
         begin, end, listed = self._load_checkpoint()
         data = self.data

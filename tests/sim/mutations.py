@@ -533,7 +533,7 @@ def _watch_skips_what_was_compacted(patch: Patch) -> None:
 )
 def _records_are_read_unchecked(patch: Patch) -> None:
     def trusting(self: Any, location: int, size_bytes: int) -> bytes:
-        body = self._recent.get(location)
+        body = self.recent.get(location)
         if body is not None:
             return bytes(body)
         file = self.files[location >> 32]
