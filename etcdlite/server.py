@@ -41,10 +41,11 @@ from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_di
 from etcdlite.urls import format_address
 from etcdlite.wire import exposition
 from etcdlite.wire.grpc import GrpcSession
-from etcdlite.wire.http import HttpSession, Site
+from etcdlite.wire.http import HttpSession
 from etcdlite.wire.native import NativeSession
 from etcdlite.wire.peer_session import Accepted
 from etcdlite.wire.session import Opening
+from etcdlite.wire.site import Site
 
 RECEIVE_BYTES = 64 * 1024
 RECEIVE_SLICE_S = 0.005

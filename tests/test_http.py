@@ -33,11 +33,11 @@ from rigs.wire import take_output
 
 from etcdlite import json_mapping, methods, proto
 from etcdlite.errors import EtcdError, error
+from etcdlite.session import HIGH_WATER_BYTES
 from etcdlite.wire import gateway
 from etcdlite.wire.http import (
     BODY_TIMEOUT_S,
     HEAD_TIMEOUT_S,
-    HIGH_WATER_BYTES,
     IDLE_TIMEOUT_S,
     INLINE_BYTES,
     LINGER_S,
@@ -45,8 +45,8 @@ from etcdlite.wire.http import (
     MAX_UNREAD_BYTES,
     MAX_WAITING_BYTES,
     HttpSession,
-    Site,
 )
+from etcdlite.wire.site import Site
 
 FOO = base64.b64encode(b"foo").decode()
 BAR = base64.b64encode(b"bar").decode()
@@ -1015,6 +1015,25 @@ def test_hosts_that_are_not_on_the_list_are_refused(lone: LoneMember) -> None:
             assert b"host-whitelist" in answer.body
             assert "access-control-allow-origin" not in answer.headers
     assert lone.member.state.store.revision == 1
+
+
+@pytest.mark.parametrize(
+    "target, host, status",
+    [
+        ("http://evil.example/health", "localhost", 421),
+        ("HTTP://evil.example:2379/health", "localhost", 421),
+        ("http://localhost@evil.example/health", "localhost", 421),
+        ("http://localhost:2379/health", "evil.example", 200),
+        ("https://user@localhost/health", "localhost", 200),
+    ],
+)
+def test_the_host_in_a_target_counts_and_not_the_header(
+    lone: LoneMember, target: str, host: str, status: int
+) -> None:
+    browser = Browser(lone, Site(lone.member, host_whitelist=["localhost"]))
+    browser.send(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    (answer,) = browser.answers("GET")
+    assert answer.status == status
 
 
 def test_origins_are_allowed_as_configured(lone: LoneMember) -> None:

@@ -32,7 +32,7 @@ _Sample = tuple[Mapping[str, str], float]
 
 
 class Site(Protocol):
-    """The counts of health checks that this reads of an `http.Site`."""
+    """The counts of health checks that this reads of a `site.Site`."""
 
     health_successes: int
     health_failures: int

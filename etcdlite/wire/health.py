@@ -1,4 +1,9 @@
-"""`grpc.health.v1.Health`: whether this server can serve, for load balancers and orchestrators.
+"""Whether this server can serve, for load balancers, orchestrators and operators.
+
+Over HTTP: /health, /livez and /readyz are etcd's. Each is a script that `http.py` carries out: it
+yields when it needs a read, and returns what to answer.
+
+Over gRPC: `grpc.health.v1.Health`.
 
     HealthCheckRequest   1 service string
     HealthCheckResponse  1 status enum: UNKNOWN=0 SERVING=1 NOT_SERVING=2 SERVICE_UNKNOWN=3
@@ -9,10 +14,14 @@ Check refuses another name with NOT_FOUND, and Watch answers SERVICE_UNKNOWN.
 
 from __future__ import annotations
 
-from etcdlite import proto
-from etcdlite.errors import NOT_FOUND, EtcdError
+from collections.abc import Collection, Generator
+from typing import Any
+
+from etcdlite import json_mapping, log, proto
+from etcdlite.errors import NOT_FOUND, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.proto import DecodeError, varint
+from etcdlite.replica.alarms import alarm_name
 from etcdlite.wire.calls import Call, CallOwner
 
 SERVICE = "grpc.health.v1.Health"
@@ -20,6 +29,105 @@ SERVICE = "grpc.health.v1.Health"
 SERVING = 1
 NOT_SERVING = 2
 SERVICE_UNKNOWN = 3
+
+PROBE = proto.RangeRequest(key=b"\0", keys_only=True, limit=1)
+"""What the checks read; the key need not exist."""
+
+CHECKS = {
+    "livez": ("serializable_read",),
+    "readyz": ("data_corruption", "serializable_read", "linearizable_read", "non_learner"),
+}
+
+Header = tuple[str, str]
+Query = dict[str, list[str]]
+Answer = tuple[Any, ...]
+"""(status, text, headers...)"""
+Script = Generator[bool, "EtcdError | None", Answer]
+"""Yields whether the read of `PROBE` that it needs is serializable; is sent why that failed, or
+None."""
+
+NOSNIFF: Header = ("X-Content-Type-Options", "nosniff")
+
+
+class HealthCounts:
+    """The outcomes of checks, for /metrics."""
+
+    def __init__(self) -> None:
+        self.health_successes = 0
+        self.health_failures = 0
+        self.checks: dict[tuple[str, str, str], int] = {}
+        """(livez or readyz, check, "success" or "error") -> how often"""
+        self.last_checks: dict[tuple[str, str], bool] = {}
+        """(livez or readyz, check) -> whether it succeeded the last time"""
+
+    def count_check(self, kind: str, name: str, succeeded: bool) -> None:
+        key = (kind, name, "success" if succeeded else "error")
+        self.checks[key] = self.checks.get(key, 0) + 1
+        self.last_checks[kind, name] = succeeded
+
+
+def is_check(path: str) -> bool:
+    kind, slash, check = path[1:].partition("/")
+    return kind in CHECKS and (not slash or check in CHECKS[kind])
+
+
+def serve_health(member: Member, counts: HealthCounts, query: Query) -> Script:
+    """/health"""
+    is_serializable = query.get("serializable", [""])[0] == "true"
+    reason = _alarm(member, query.get("exclude", ()))
+    if not reason and not is_serializable and not member.raft.leader:
+        reason = "RAFT NO LEADER"
+    if not reason:
+        failure = yield is_serializable
+        reason = f"RANGE ERROR:{failure}" if failure else ""
+    health = "false" if reason else "true"
+    body = f'{{"health":"{health}","reason":{json_mapping.string(reason)}}}'
+    if not reason:
+        counts.health_successes += 1
+        return 200, body
+    counts.health_failures += 1
+    if not log.limited("health"):
+        log.warn("serving /health false", reason=reason)
+    return 503, body + "\n", NOSNIFF
+
+
+def _alarm(member: Member, excluded: Collection[str]) -> str:
+    for _, kind in sorted(member.state.alarms):
+        name = alarm_name(kind)
+        if name not in excluded:
+            return f"ALARM {name if name in proto.ENUMS['AlarmType'] else 'UNKNOWN'}"
+    return ""
+
+
+def serve_checks(member: Member, counts: HealthCounts, path: str, query: Query) -> Script:
+    """/livez and /readyz, all checks or one."""
+    kind, _, check = path[1:].partition("/")
+    excluded = () if check else query.get("exclude", ())
+    lines = ""
+    failed = []
+    for name in (check,) if check else CHECKS[kind]:
+        if name in excluded:
+            continue
+        problem = ""
+        if name == "data_corruption":
+            if member.state.alarms.is_corrupt:
+                problem = "alarm activated: CORRUPT"
+        elif name == "non_learner":
+            if member.identity.member_id in member.raft.learners:
+                problem = "not supported for learner"
+        elif name == "linearizable_read" and not member.raft.leader:
+            problem = str(error("NoLeader"))  # The answer does not wait for an election.
+        else:
+            problem = str((yield name == "serializable_read") or "")
+        lines += f"[-]{name} failed: {problem}\n" if problem else f"[+]{name} ok\n"
+        if problem:
+            failed.append(f"{name}: {problem}")
+        counts.count_check(kind, name, not problem)
+    if failed:
+        if not log.limited("health"):
+            log.warn(f"serving /{kind} false", reason="; ".join(failed))
+        return 503, lines + "\n", NOSNIFF
+    return 200, (lines if "verbose" in query else "") + "ok\n", NOSNIFF
 
 
 def fields(body: bytes) -> list[tuple[int, bytes | int]]:

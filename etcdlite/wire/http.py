@@ -29,31 +29,25 @@ Every input costs its sender this connection at most: no exception leaves `recei
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
-import os
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import h11
 
-import etcdlite
 from etcdlite import frames, json_mapping, log, methods, proto
 from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, NOT_FOUND, EtcdError, error
-from etcdlite.member import OVERHEAD_BYTES, Member
+from etcdlite.member import Member
 from etcdlite.methods import RANGE, WATCH
-from etcdlite.raft import ROLE_NAMES
-from etcdlite.replica.alarms import alarm_name
 from etcdlite.session import HIGH_WATER_BYTES
-from etcdlite.wire import api, gateway
+from etcdlite.wire import api, gateway, health
 from etcdlite.wire.calls import Calls
+from etcdlite.wire.health import NOSNIFF, Header
 from etcdlite.wire.session import ClientSession
+from etcdlite.wire.site import Site, debug_vars, host_name, page, versions
 from etcdlite.wire.streams import CALLS
 
 MAX_HEAD_BYTES = 32 * 1024
@@ -95,74 +89,8 @@ METRICS = "text/plain; version=0.0.4; charset=utf-8"
 HTML = "text/html; charset=utf-8"
 
 
-_PROBE = proto.RangeRequest(key=b"\0", keys_only=True, limit=1)
-"""What health checks read; the key need not exist."""
-
-_CHECKS = {
-    "livez": ("serializable_read",),
-    "readyz": ("data_corruption", "serializable_read", "linearizable_read", "non_learner"),
-}
-
-_CORS = (
-    ("Access-Control-Allow-Headers", "accept, content-type, authorization"),
-    ("Access-Control-Allow-Methods", "POST, GET, OPTIONS, PUT, DELETE"),
-)
-_NOSNIFF = ("X-Content-Type-Options", "nosniff")
 _GRPC = ("Grpc-Metadata-Content-Type", "application/grpc")
 _METADATA_PREFIX = b"grpc-metadata-"
-
-_Header = tuple[str, str]
-_Then = Callable[["EtcdError | None"], None]
-
-
-class Site:
-    """What the HTTP connections of a member share: its settings, and counts for /metrics."""
-
-    def __init__(
-        self,
-        member: Member,
-        *,
-        metrics: Callable[[], bytes] | None = None,
-        cors: Collection[str] = ("*",),
-        host_whitelist: Collection[str] = ("*",),
-        serves_gateway: bool = True,
-        only_metrics: bool = False,
-    ) -> None:
-        """`metrics` gives what /metrics shows. `cors`: origins whose pages may read answers.
-        `host_whitelist`: names that a client may call this server by. Both: empty or "*" is any.
-        `only_metrics`: no more than health and metrics, for --listen-metrics-urls."""
-        if not only_metrics:
-            _page()  # An installation without it should not get as far as a browser's request.
-        self.member = member
-        self.metrics = metrics
-        self.serves_gateway = serves_gateway
-        self.only_metrics = only_metrics
-        self.max_body_bytes = member.options.max_request_bytes * 4 // 3 + OVERHEAD_BYTES
-        self.max_values = gateway.max_values(member.options.max_txn_ops)
-        self.health_successes = 0
-        self.health_failures = 0
-        self.checks: dict[tuple[str, str, str], int] = {}
-        """(livez or readyz, check, "success" or "error") -> how often"""
-        self.last_checks: dict[tuple[str, str], bool] = {}
-        """(livez or readyz, check) -> whether it succeeded the last time"""
-        self._cors = frozenset() if "*" in cors else frozenset(cors)
-        self._hosts = frozenset() if "*" in host_whitelist else frozenset(host_whitelist)
-
-    def allows_host(self, host: str) -> bool:
-        """Whether a Host header names this server."""
-        return not self._hosts or _host_name(host) in self._hosts
-
-    def cors_headers(self, origin: str) -> tuple[_Header, ...]:
-        if not self._cors:
-            origin = "*"
-        elif origin not in self._cors:
-            return ()
-        return (*_CORS, ("Access-Control-Allow-Origin", origin))
-
-    def count_check(self, kind: str, name: str, succeeded: bool) -> None:
-        key = (kind, name, "success" if succeeded else "error")
-        self.checks[key] = self.checks.get(key, 0) + 1
-        self.last_checks[kind, name] = succeeded
 
 
 class _Request:
@@ -170,7 +98,7 @@ class _Request:
 
     __slots__ = (
         "id", "verb", "path", "query", "host", "origin", "is_welcome", "metadata", "method", "body",
-        "values", "is_complete", "has_head", "answer", "deadline", "timeout", "then",
+        "values", "is_complete", "has_head", "answer", "deadline", "timeout", "script",
     )  # fmt: skip
 
     def __init__(self, request_id: int) -> None:
@@ -197,8 +125,8 @@ class _Request:
         self.deadline: float | None = None
         self.timeout = ""
         """The Grpc-Timeout header."""
-        self.then: _Then | None = None
-        """What to do with the result of a health check's read."""
+        self.script: health.Script | None = None
+        """A health check."""
 
 
 class HttpSession(ClientSession):
@@ -282,7 +210,7 @@ class HttpSession(ClientSession):
         self._next_id += 1
         request = self._request = _Request(self._next_id)
         request.verb = event.method.decode("ascii")
-        request.path, request.query = _split_target(event.target.decode("ascii"))
+        request.path, request.query, host = _split_target(event.target.decode("ascii"))
         length = 0
         is_sized = is_chunked = False
         for name, value in event.headers:
@@ -302,6 +230,8 @@ class HttpSession(ClientSession):
                 key = name[len(_METADATA_PREFIX) :].decode("ascii")
                 request.metadata[key] = value.decode("latin-1")
         site = self.site
+        if host:
+            request.host = host  # It counts, and not the Host header (RFC 9112, 3.2.2).
         request.is_welcome = site.allows_host(request.host)
         if is_chunked and (is_sized or event.http_version < b"1.1"):
             # Another server in between may see other requests in these bytes.
@@ -367,8 +297,8 @@ class HttpSession(ClientSession):
         if not request.is_welcome:
             if not log.limited("host-whitelist"):
                 log.warn("refused a request by an unknown name", host=request.host[:100])
-            text = _UNKNOWN_HOST % _host_name(request.host)[:100]
-            self._respond(421, TEXT, text, _NOSNIFF)
+            text = _UNKNOWN_HOST % host_name(request.host)[:100]
+            self._respond(421, TEXT, text, NOSNIFF)
         elif request.verb == "OPTIONS":
             self._respond(200, "", "")
         elif request.method is not None:
@@ -381,9 +311,9 @@ class HttpSession(ClientSession):
     def _refuse_call(self, request: _Request) -> None:
         if not self.site.serves_gateway:
             text = "The JSON gateway is switched off (enable-grpc-gateway).\n"
-            self._respond(404, TEXT, text, _NOSNIFF)
+            self._respond(404, TEXT, text, NOSNIFF)
         elif request.path in gateway.METHODS:
-            self._respond(405, TEXT, "Method Not Allowed\n", _NOSNIFF, ("Allow", "POST"))
+            self._respond(405, TEXT, "Method Not Allowed\n", NOSNIFF, ("Allow", "POST"))
         else:
             self._respond(404, JSON, gateway.error_json(EtcdError(NOT_FOUND, "Not Found")))
 
@@ -433,49 +363,40 @@ class HttpSession(ClientSession):
 
     def _serve_plain(self, request: _Request) -> None:
         """Everything that is not the API."""
+        site = self.site
+        member = self.member
         path = request.path
-        kind, _, check = path[1:].partition("/")
-        serve: Callable[[_Request], None] | None = None
-        if path == "/health":
-            serve = self._serve_health
-        elif path == "/metrics" and self.site.metrics is not None:
-            self._respond(200, METRICS, self.site.metrics())
+        query = parse_qs(request.query, keep_blank_values=True)
+        serve: Callable[[], None] | None = None
+        if path == "/metrics" and site.metrics is not None:
+            self._respond(200, METRICS, site.metrics())
             return
-        elif kind in _CHECKS and (path == f"/{kind}" or check in _CHECKS[kind]):
-            serve = self._serve_checks
-        elif not self.site.only_metrics:
+        if path == "/health":
+            request.script = health.serve_health(member, site, query)
+        elif health.is_check(path):
+            request.script = health.serve_checks(member, site, path, query)
+        elif not site.only_metrics:
             serve = {
                 "/": self._serve_page,
-                "/version": self._serve_version,
-                "/debug/vars": self._serve_state,
+                "/version": lambda: self._respond(200, JSON, versions()),
+                "/debug/vars": lambda: self._respond(200, JSON, debug_vars(member)),
             }.get(path)
-        if serve is None:
-            self._respond(404, TEXT, "404 page not found\n", _NOSNIFF)
+        if serve is None and request.script is None:
+            self._respond(404, TEXT, "404 page not found\n", NOSNIFF)
         elif request.verb not in ("GET", "HEAD"):
-            self._respond(405, TEXT, "Method Not Allowed\n", _NOSNIFF, ("Allow", "GET"))
+            self._respond(405, TEXT, "Method Not Allowed\n", NOSNIFF, ("Allow", "GET"))
+        elif serve is not None:
+            serve()
         else:
-            serve(request)
+            self._go_on(request, None)
 
-    def _serve_version(self, request: _Request) -> None:
-        version = etcdlite.ETCD_API_VERSION
-        versions = {
-            "etcdserver": version,
-            "etcdcluster": version,
-            "storage": version,
-            "etcdlite": etcdlite.__version__,
-        }
-        self._respond(200, JSON, json.dumps(versions, separators=(",", ":")))
-
-    def _serve_state(self, request: _Request) -> None:
-        self._respond(200, JSON, json.dumps(_state(self.member), indent=1) + "\n")
-
-    def _serve_page(self, request: _Request) -> None:
-        page, policy = _page()
+    def _serve_page(self) -> None:
+        html, policy = page()
         self._respond(
             200,
             HTML,
-            page,
-            _NOSNIFF,
+            html,
+            NOSNIFF,
             ("Cache-Control", "no-cache"),
             ("Content-Security-Policy", policy),
             ("Referrer-Policy", "no-referrer"),
@@ -483,94 +404,24 @@ class HttpSession(ClientSession):
 
     # Health.
 
-    def _serve_health(self, request: _Request) -> None:
-        query = _query(request)
-        excluded = query.get("exclude", ())
-        is_serializable = query.get("serializable", [""])[0] == "true"
-        for _, kind in sorted(self.member.state.alarms):
-            if alarm_name(kind) not in excluded:
-                name = alarm_name(kind)
-                known = name in proto.ENUMS["AlarmType"]
-                self._answer_health(f"ALARM {name if known else 'UNKNOWN'}")
-                return
-        if not is_serializable and not self.member.raft.leader:
-            self._answer_health("RAFT NO LEADER")
+    def _go_on(self, request: _Request, failure: EtcdError | None) -> None:
+        """Go on with a health check after its last read, or begin it."""
+        assert request.script is not None
+        try:
+            is_serializable = request.script.send(failure)
+        except StopIteration as stop:
+            request.script = None
+            status, text, *headers = stop.value
+            self._respond(status, TEXT, text, *headers)
             return
-
-        def answer(failure: EtcdError | None) -> None:
-            self._answer_health(f"RANGE ERROR:{failure}" if failure else "")
-
-        self._probe(request, is_serializable, answer)
-
-    def _answer_health(self, reason: str) -> None:
-        health = "false" if reason else "true"
-        body = f'{{"health":"{health}","reason":{json_mapping.string(reason)}}}'
-        if not reason:
-            self.site.health_successes += 1
-            self._respond(200, TEXT, body)
-            return
-        self.site.health_failures += 1
-        if not log.limited("health"):
-            log.warn("serving /health false", reason=reason)
-        self._respond(503, TEXT, body + "\n", _NOSNIFF)
-
-    def _serve_checks(self, request: _Request) -> None:
-        kind, _, check = request.path[1:].partition("/")
-        excluded = () if check else _query(request).get("exclude", ())
-        names = (check,) if check else _CHECKS[kind]
-        self._run_checks(request, kind, [name for name in names if name not in excluded], [])
-
-    def _run_checks(
-        self, request: _Request, kind: str, names: list[str], results: list[tuple[str, str]]
-    ) -> None:
-        """Run the checks `names`; `results` has (name, problem or "") of those before."""
-        member = self.member
-        for at, name in enumerate(names):
-            if name in ("serializable_read", "linearizable_read"):
-
-                def go_on(failure: EtcdError | None, at: int = at, name: str = name) -> None:
-                    results.append((name, str(failure or "")))
-                    self._run_checks(request, kind, names[at + 1 :], results)
-
-                self._probe(request, name == "serializable_read", go_on)
-                return
-            problem = ""
-            if name == "data_corruption":
-                if member.state.alarms.is_corrupt:
-                    problem = "alarm activated: CORRUPT"
-            elif member.identity.member_id in member.raft.learners:
-                problem = "not supported for learner"
-            results.append((name, problem))
-        self._answer_checks(request, kind, results)
-
-    def _answer_checks(self, request: _Request, kind: str, results: list[tuple[str, str]]) -> None:
-        lines = ""
-        for name, problem in results:
-            lines += f"[-]{name} failed: {problem}\n" if problem else f"[+]{name} ok\n"
-            self.site.count_check(kind, name, not problem)
-        if any(problem for _, problem in results):
-            if not log.limited("health"):
-                failed = [f"{name}: {problem}" for name, problem in results if problem]
-                log.warn(f"serving /{kind} false", reason="; ".join(failed))
-            self._respond(503, TEXT, lines + "\n", _NOSNIFF)
-        else:
-            is_verbose = "verbose" in _query(request)
-            self._respond(200, TEXT, (lines if is_verbose else "") + "ok\n", _NOSNIFF)
-
-    def _probe(self, request: _Request, is_serializable: bool, then: _Then) -> None:
-        """Read something, then call `then`."""
-        if not is_serializable and not self.member.raft.leader:
-            then(error("NoLeader"))  # Who asks for the health will not wait for an election.
-            return
-        request.then = then
-        # An id of its own, or else a late answer to the probe before would be taken for this one's.
+        # An id of its own: a late answer to the read before must not be taken for this one's.
         self._next_id += 1
         request.id = self._next_id
         if is_serializable:
-            self.member.reads.read_now(self, request.id, RANGE, _PROBE)
+            self.member.reads.read_now(self, request.id, RANGE, health.PROBE)
         else:
             request.deadline = self.member.clock() + self.member.options.request_timeout_s
-            self.member.reads.read(self, request.id, RANGE, _PROBE)
+            self.member.reads.read(self, request.id, RANGE, health.PROBE)
 
     # Output.
 
@@ -583,9 +434,8 @@ class HttpSession(ClientSession):
         request = self._request
         if request is None or request.id != request_id:
             return
-        if request.then is not None:
-            then, request.then = request.then, None
-            then(None)
+        if request.script is not None:
+            self._go_on(request, None)
         else:
             self._answer(request, body)
 
@@ -608,9 +458,8 @@ class HttpSession(ClientSession):
 
     def _fail(self, request: _Request, failure: EtcdError) -> None:
         self.calls.close(request.id)
-        if request.then is not None:
-            then, request.then = request.then, None
-            then(failure)
+        if request.script is not None:
+            self._go_on(request, failure)
         elif self._ends:
             pass  # It is answered, or has failed already; only the sending is not done.
         elif request.has_head:
@@ -680,9 +529,9 @@ class HttpSession(ClientSession):
             self._end_answer()
 
     def _begin_answer(
-        self, request: _Request | None, status: int, content_type: str, *headers: _Header
+        self, request: _Request | None, status: int, content_type: str, *headers: Header
     ) -> None:
-        everything: list[_Header] = []
+        everything: list[Header] = []
         if request is not None:
             request.has_head = True
             if request.is_welcome and not self.site.only_metrics:
@@ -695,9 +544,7 @@ class HttpSession(ClientSession):
         reason = gateway.REASONS.get(status, "")
         self._send(h11.Response(status_code=status, headers=everything, reason=reason))
 
-    def _respond(
-        self, status: int, content_type: str, text: str | bytes, *headers: _Header
-    ) -> None:
+    def _respond(self, status: int, content_type: str, text: str | bytes, *headers: Header) -> None:
         """A whole answer. Without a whole request it is the last one of the connection."""
         body = text.encode("utf-8", "replace") if isinstance(text, str) else text
         request = self._request
@@ -736,7 +583,7 @@ class HttpSession(ClientSession):
             return
         reason = gateway.REASONS.get(status, "Bad Request")
         # h11 names the bytes that it could not read behind the colon.
-        self._respond(status, TEXT, f"{status} {reason}: {why.partition(':')[0]}\n", _NOSNIFF)
+        self._respond(status, TEXT, f"{status} {reason}: {why.partition(':')[0]}\n", NOSNIFF)
 
     def _send(self, event: Any) -> None:
         data = self._conn.send(event)
@@ -779,7 +626,7 @@ class HttpSession(ClientSession):
         request = self._request
         if request is not None and request.deadline is not None and now >= request.deadline:
             request.deadline = None
-            if request.then is not None:
+            if request.script is not None:
                 self._fail(request, error("Timeout"))
             else:
                 self._fail(request, EtcdError(DEADLINE_EXCEEDED, "context deadline exceeded"))
@@ -861,27 +708,18 @@ _UNKNOWN_HOST = (
     "--host-whitelist. (The list is a protection against DNS rebinding, CVE-2018-5702.)\n"
 )
 
-_ABSOLUTE = re.compile(r"[hH][tT][tT][pP][sS]?://[^/?#]*")
+_ABSOLUTE = re.compile(r"https?://(?:[^/?#]*@)?([^/?#]*)", re.IGNORECASE)
 
 
-def _split_target(target: str) -> tuple[str, str]:
-    """The path, unquoted, and the query of a request's target."""
+def _split_target(target: str) -> tuple[str, str, str]:
+    """The path, unquoted, the query, and the host if there is one, of a request's target."""
+    host = ""
     found = _ABSOLUTE.match(target)
     if found is not None:
+        host = found[1]
         target = target[found.end() :] or "/"
     path, _, query = target.partition("?")
-    return unquote(path), query
-
-
-def _query(request: _Request) -> dict[str, list[str]]:
-    return parse_qs(request.query, keep_blank_values=True)
-
-
-def _host_name(host: str) -> str:
-    """A Host header without the port, and an IPv6 address without its brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    return unquote(path), query, host
 
 
 def _result(cls: type[proto.Message], body: bytes) -> Iterator[str]:
@@ -891,59 +729,3 @@ def _result(cls: type[proto.Message], body: bytes) -> Iterator[str]:
         yield begin + piece
         begin = ""
     yield "}\n"
-
-
-def _state(member: Member) -> dict[str, Any]:
-    """What the member looks like from the inside; no keys and no values."""
-    raft, store, hub = member.raft, member.state.store, member.hub
-    return {
-        "etcdlite": {"version": etcdlite.__version__, "api_version": etcdlite.ETCD_API_VERSION},
-        "raft.status": {
-            "id": f"{member.identity.member_id:x}",
-            "term": raft.term,
-            "vote": f"{raft.vote:x}",
-            "commit": raft.log.committed,
-            "lead": f"{raft.leader:x}",
-            "raftState": "State" + ROLE_NAMES[raft.role].title().replace("-", ""),
-            "applied": store.applied_index,
-            "leader_changes": member.leadership.changes,
-        },
-        "store": {
-            "revision": store.revision,
-            "compact_revision": store.compacted,
-            "keys": len(store.index.heads),
-            "size_bytes": store.size_bytes,
-            "size_in_use_bytes": store.size_in_use_bytes,
-            "quota_bytes": member.state.alarms.quota_bytes,
-        },
-        "alarms": [
-            {"member": f"{member_id:x}", "alarm": alarm_name(kind)}
-            for member_id, kind in sorted(member.state.alarms)
-        ],
-        "leases": len(member.state.lessor),
-        "watch": {
-            "streams": hub.streams,
-            "watches": hub.watches,
-            "slow_watches": hub.slow_watches,
-            "events_sent": hub.events_sent,
-        },
-    }
-
-
-@cache
-def _page() -> tuple[str, str]:
-    """The page, and the Content-Security-Policy that lets it run nothing but its own script and
-    reach nothing but this server."""
-    with open(os.path.join(os.path.dirname(__file__), "page.html"), encoding="utf-8") as file:
-        page = file.read()
-    hashes = {}
-    for element in ("script", "style"):
-        content = page.partition(f"<{element}>")[2].partition(f"</{element}>")[0]
-        digest = hashlib.sha256(content.encode()).digest()
-        hashes[element] = f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
-    policy = (
-        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
-    return page, policy

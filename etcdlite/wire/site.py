@@ -1,0 +1,139 @@
+"""What the HTTP/1.1 connections of a listener share, and the answers that depend on no request: the
+page, the versions, the state of the member."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection
+from functools import cache
+from typing import Any
+
+import etcdlite
+from etcdlite.member import OVERHEAD_BYTES, Member
+from etcdlite.raft import ROLE_NAMES
+from etcdlite.replica.alarms import alarm_name
+from etcdlite.wire import gateway
+from etcdlite.wire.health import Header, HealthCounts
+
+_CORS = (
+    ("Access-Control-Allow-Headers", "accept, content-type, authorization"),
+    ("Access-Control-Allow-Methods", "POST, GET, OPTIONS, PUT, DELETE"),
+)
+
+
+class Site(HealthCounts):
+    """What the HTTP connections of a member share: its settings, and counts for /metrics."""
+
+    def __init__(
+        self,
+        member: Member,
+        *,
+        metrics: Callable[[], bytes] | None = None,
+        cors: Collection[str] = ("*",),
+        host_whitelist: Collection[str] = ("*",),
+        serves_gateway: bool = True,
+        only_metrics: bool = False,
+    ) -> None:
+        """`metrics` gives what /metrics shows. `cors`: origins whose pages may read answers.
+        `host_whitelist`: names that a client may call this server by. Both: empty or "*" is any.
+        `only_metrics`: no more than health and metrics, for --listen-metrics-urls."""
+        super().__init__()
+        if not only_metrics:
+            page()  # An installation without it should not get as far as a browser's request.
+        self.member = member
+        self.metrics = metrics
+        self.serves_gateway = serves_gateway
+        self.only_metrics = only_metrics
+        self.max_body_bytes = member.options.max_request_bytes * 4 // 3 + OVERHEAD_BYTES
+        self.max_values = gateway.max_values(member.options.max_txn_ops)
+        self._cors = frozenset() if "*" in cors else frozenset(cors)
+        self._hosts = frozenset() if "*" in host_whitelist else frozenset(host_whitelist)
+
+    def allows_host(self, host: str) -> bool:
+        """Whether a Host header names this server."""
+        return not self._hosts or host_name(host) in self._hosts
+
+    def cors_headers(self, origin: str) -> tuple[Header, ...]:
+        if not self._cors:
+            origin = "*"
+        elif origin not in self._cors:
+            return ()
+        return (*_CORS, ("Access-Control-Allow-Origin", origin))
+
+
+def host_name(host: str) -> str:
+    """A Host header without the port, and an IPv6 address without its brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def versions() -> str:
+    version = etcdlite.ETCD_API_VERSION
+    found = {
+        "etcdserver": version,
+        "etcdcluster": version,
+        "storage": version,
+        "etcdlite": etcdlite.__version__,
+    }
+    return json.dumps(found, separators=(",", ":"))
+
+
+def debug_vars(member: Member) -> str:
+    """What the member looks like from the inside; no keys and no values."""
+    raft, store, hub = member.raft, member.state.store, member.hub
+    found: dict[str, Any] = {
+        "etcdlite": {"version": etcdlite.__version__, "api_version": etcdlite.ETCD_API_VERSION},
+        "raft.status": {
+            "id": f"{member.identity.member_id:x}",
+            "term": raft.term,
+            "vote": f"{raft.vote:x}",
+            "commit": raft.log.committed,
+            "lead": f"{raft.leader:x}",
+            "raftState": "State" + ROLE_NAMES[raft.role].title().replace("-", ""),
+            "applied": store.applied_index,
+            "leader_changes": member.leadership.changes,
+        },
+        "store": {
+            "revision": store.revision,
+            "compact_revision": store.compacted,
+            "keys": len(store.index.heads),
+            "size_bytes": store.size_bytes,
+            "size_in_use_bytes": store.size_in_use_bytes,
+            "quota_bytes": member.state.alarms.quota_bytes,
+        },
+        "alarms": [
+            {"member": f"{member_id:x}", "alarm": alarm_name(kind)}
+            for member_id, kind in sorted(member.state.alarms)
+        ],
+        "leases": len(member.state.lessor),
+        "watch": {
+            "streams": hub.streams,
+            "watches": hub.watches,
+            "slow_watches": hub.slow_watches,
+            "events_sent": hub.events_sent,
+        },
+    }
+    return json.dumps(found, indent=1) + "\n"
+
+
+@cache
+def page() -> tuple[str, str]:
+    """The page, and the Content-Security-Policy that lets it run nothing but its own script and
+    reach nothing but this server."""
+    with open(os.path.join(os.path.dirname(__file__), "page.html"), encoding="utf-8") as file:
+        html = file.read()
+    hashes = {}
+    for element in ("script", "style"):
+        content = html.partition(f"<{element}>")[2].partition(f"</{element}>")[0]
+        digest = hashlib.sha256(content.encode()).digest()
+        hashes[element] = f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+    policy = (
+        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    return html, policy
