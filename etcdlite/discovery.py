@@ -3,18 +3,17 @@
     _etcd-server._tcp.DOMAIN      the members of a cluster, at their peer ports (discovery-srv)
     _etcd-client._tcp.DOMAIN      their client ports (etcdlite-ctl --discovery-srv)
 
-With a service name N it is _etcd-server-N._tcp and _etcd-client-N._tcp. etcd's records of servers
-that speak TLS, _etcd-server-ssl._tcp and _etcd-client-ssl._tcp, are asked for only to say that they
-cannot be used.
+With a service name N, these are _etcd-server-N._tcp and _etcd-client-N._tcp. etcd's records for
+servers with TLS, _etcd-server-ssl._tcp and _etcd-client-ssl._tcp, are queried only to report that
+they cannot be used.
 
-What is found is sorted: a DNS answer has no order of its own. A member's URL is that of its record,
-`http://TARGET:PORT`; all members must take the same, because ids are derived from it. Which of them
-is this member is found as etcd does it: the record's target and one of its own peer URLs stand for
-the same address. The others get the names "0", "1", ...; their own they tell later.
+The result is sorted, because a DNS answer has no order. A member's URL is that of its record,
+`http://TARGET:PORT`; all members must use the same one, because IDs are derived from it. A member
+finds itself as in etcd: the record's target and one of its own peer URLs resolve to the same
+address. The others get the names "0", "1", ... until they publish their own.
 
-It asks DNS by dnspython, since Python itself has no way to ask for SRV records. It blocks. It is
-asked once, at a member's first start, and must not be asked again by a member that has data: who is
-in the cluster is then known better.
+The queries use dnspython, because Python has none for SRV records, and block. A member queries DNS
+at its first start only: later its data says who is in the cluster.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ TIMEOUT_S = 5.0
 
 
 class DiscoveryError(Exception):
-    """DNS does not tell the servers; the text says why and what to do."""
+    """DNS does not name the servers. The text says why and what to do."""
 
 
 def initial_cluster(
@@ -41,10 +40,8 @@ def initial_cluster(
     peer_urls: Sequence[str],
     resolver: Any = None,
 ) -> list[tuple[str, str]]:
-    """(name, peer URL) of the members of a cluster, among them the one called `name`, which is
-    reached at `peer_urls`. `resolver`: a dns.resolver.Resolver, if not the system's.
-
-    Raises DiscoveryError.
+    """(name, peer URL) of the members of a cluster. The member `name` must be among them, at one of
+    `peer_urls`. `resolver`: a dns.resolver.Resolver, if not the system's. Raises DiscoveryError.
     """
     found = _servers("etcd-server", domain, service_name, resolver)
     own = {address for url in peer_urls for address in _addresses(*host_port(url))}
@@ -63,7 +60,7 @@ def initial_cluster(
 
 
 def client_endpoints(domain: str, service_name: str, resolver: Any = None) -> list[str]:
-    """The URLs where a cluster serves clients. Raises DiscoveryError."""
+    """The URLs at which a cluster serves clients. Raises DiscoveryError."""
     return [_url(*server) for server in _servers("etcd-client", domain, service_name, resolver)]
 
 
@@ -77,8 +74,8 @@ def _servers(service: str, domain: str, name: str, resolver: Any) -> list[tuple[
     with_tls = f"_{service}-ssl{suffix}._tcp.{domain}"
     if _lookup(with_tls, resolver):
         raise DiscoveryError(
-            f"DNS has {with_tls}, of servers that speak TLS, which comes with a later version, but "
-            f"no {query}. Add SRV records of that name"
+            f"DNS has {with_tls}, for servers with TLS, which comes with a later version, but no "
+            f"{query}. Add SRV records of that name"
         )
     raise DiscoveryError(
         f"DNS has no SRV records {query}. Add one for each server, or name the servers yourself"
@@ -86,7 +83,7 @@ def _servers(service: str, domain: str, name: str, resolver: Any) -> list[tuple[
 
 
 def _lookup(query: str, resolver: Any) -> list[tuple[str, int]]:
-    """The targets of SRV records; none if there are no such records."""
+    """The targets of SRV records, if there are any."""
     try:
         import dns.exception
         import dns.resolver
@@ -103,7 +100,7 @@ def _lookup(query: str, resolver: Any) -> list[tuple[str, int]]:
     except (dns.exception.DNSException, OSError) as failure:
         why = " ".join(str(failure).split()) or type(failure).__name__
         raise DiscoveryError(f"DNS does not answer the query for {query}: {why}") from failure
-    # RFC 2782: the target "." says that there is no such service.
+    # RFC 2782: the target "." means that there is no such service.
     found = {(_host(record.target), record.port) for record in answer}
     return sorted((host, port) for host, port in found if host != ".")
 
@@ -117,7 +114,7 @@ def _url(host: str, port: int) -> str:
 
 
 def _addresses(host: str, port: int) -> set[tuple[str, int]]:
-    """What a server's host and port can be known by: as they are written, and as addresses."""
+    """The names of a server: its host as it is written, and the addresses of the host."""
     return {(host.rstrip(".").lower(), port), *((a, port) for a in _resolved(host))}
 
 
@@ -125,4 +122,4 @@ def _resolved(host: str) -> Iterable[str]:
     try:
         return {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
     except OSError:
-        return ()  # Who this is may be known by another URL.
+        return ()  # The server may be known by another URL.

@@ -1,21 +1,20 @@
-"""The log: one line for each event, to stderr unless told otherwise.
+"""The log: one line for each event, to stderr by default.
 
     log.info("ready to serve client requests", address="127.0.0.1:2379")
 
 In JSON a line is one object: `level`, `ts` (UTC, milliseconds), `caller`, `msg` and then the
-fields, with etcd's names. For humans ("console") it is time, level, message, fields; when journald
-reads the stream, its priority prefix stands in place of time and level.
+fields, with etcd's names. For people ("console") a line is time, level, message, fields; when
+journald reads the stream, its priority prefix replaces time and level.
 
 Invariants
-- A line is at most MAX_LINE_BYTES with its newline, and only printable characters: whatever a
+- A line has at most MAX_LINE_BYTES with its newline, and only printable characters: whatever a
   client sent, a line stays one line and moves no cursor. Fields that do not fit are shortened in
   the middle, then left out.
-- Logging never raises and never waits for a reader. A line that an output does not take at once
-  is lost, counted, and the count is the field `lost-lines` of the next line that gets out.
-- The value of a field whose name sounds like a secret is never written.
-- `_` in the name of a field is written as `-`, as etcd spells most of its fields.
-
-It must never end the process: `panic` and `fatal` are levels here, not actions.
+- Logging never raises and never waits for a reader. A line that an output does not accept at once
+  is lost and counted; the count is the field `lost-lines` of the next line.
+- The value of a field whose name looks like a secret's is never written.
+- `_` in the name of a field is written as `-`, as in most of etcd's fields.
+- Logging never ends the process: `panic` and `fatal` are levels here, not actions.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ FORMATS = ("json", "console")
 
 MAX_LINE_BYTES = select.PIPE_BUF
 """A write of this size to a pipe is never mixed with another writer's, and does not block once the
-pipe polls writable (pipe(7)): the reason for the limit."""
+pipe polls writable (pipe(7))."""
 
 MAX_ITEMS = 64
-"""Items of a list or mapping that are written; the rest are counted."""
+"""The most items of a list or mapping that are written; the others are counted."""
 
 MAX_LIMITED_KEYS = 1024
-"""Keys that `limited` remembers."""
+"""The most keys that `limited` remembers."""
 
 _MAX_DEPTH = 4
 _LENGTHS = (3000, 1000, 100)
-"""Characters of one value that are kept: the first for which the line fits is taken."""
+"""The most characters of one value: the first of these for which the line fits."""
 
 _JOURNAL_PRIORITY = ("<7>", "<6>", "<4>", "<3>", "<2>", "<2>")
 _LEVEL_NAMES = tuple(LEVELS)
@@ -88,7 +87,7 @@ def panic(message: str, /, **fields: Any) -> None:
 
 
 def fatal(message: str, /, **fields: Any) -> None:
-    """For a reason not to start or to go on. The caller ends the process."""
+    """For a reason not to start or not to continue. The caller ends the process."""
     _write(FATAL, message, fields)
 
 
@@ -98,11 +97,11 @@ def configure(
     outputs: Iterable[str] = ("stderr",),
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """Set where lines go: for the whole process, from the next line on.
+    """Set the level, format and outputs of the whole process.
 
     `outputs` are "stderr", "stdout" or paths of files to append to. `clock` gives seconds since
-    1970. Raises OSError when a file cannot be opened (nothing is changed then), KeyError or
-    ValueError on an unknown level or format.
+    1970. Raises OSError when a file cannot be opened (then nothing is changed), KeyError or
+    ValueError for an unknown level or format.
     """
     global _level, _format, _outputs, _clock, _in_journal
     number = LEVELS[level]
@@ -122,11 +121,11 @@ def configure(
 
 
 def limited(key: str, per_s: float = 1.0) -> bool:
-    """Whether a line about `key` should be left out, because fewer than 1/per_s seconds ago this
-    was asked and answered with False: `if not log.limited("slow request"): log.warn(...)`."""
+    """Whether to omit a line about `key`, because this function returned False for it less than
+    1/per_s seconds ago: `if not log.limited("slow request"): log.warn(...)`."""
     now = _clock()
     interval_s = 1 / per_s
-    # The clock may be set back, so an end that lies too far ahead does not count.
+    # The clock may be set back: an end too far ahead does not count.
     if 0 < _limited_until.get(key, 0.0) - now <= interval_s:
         return True
     if len(_limited_until) >= MAX_LIMITED_KEYS:
@@ -136,13 +135,13 @@ def limited(key: str, per_s: float = 1.0) -> bool:
 
 
 def lost_lines() -> int:
-    """How many lines an output did not take since the process started."""
+    """The number of lines that an output did not accept since the process started."""
     return _lost
 
 
 def quoted(text: str, max_chars: int = 200) -> str:
-    """`text` on one line: shortened, and in double quotes with escapes where it holds spaces,
-    quotes or anything that does not print."""
+    """`text` on one line: shortened, and in double quotes with escapes if it contains spaces,
+    quotes or characters that do not print."""
     text = shorten(text, max_chars)
     if not text.isprintable():
         return json.dumps(text)
@@ -150,8 +149,8 @@ def quoted(text: str, max_chars: int = 200) -> str:
 
 
 def shorten(text: str, max_chars: int) -> str:
-    """About `max_chars` of a text: its head and its tail, because a stack ends with what matters
-    and a value starts with it."""
+    """About `max_chars` of a text, from its head and its tail: a value begins with what matters,
+    and a stack trace ends with it."""
     if len(text) <= max_chars:
         return text
     half = max_chars // 2
@@ -180,7 +179,7 @@ def _close(fds: Iterable[int]) -> None:
 
 
 def _is_journal(fd: int) -> bool:
-    """Whether journald reads what is written to `fd` (systemd.exec(5), JOURNAL_STREAM)."""
+    """Whether journald reads `fd` (systemd.exec(5), JOURNAL_STREAM)."""
     try:
         status = os.fstat(fd)
     except OSError:
@@ -207,12 +206,12 @@ def _write(level: int, message: str, fields: dict[str, Any]) -> None:
         if complete:
             _lost_told = lost
     except Exception:
-        # A value that cannot be shown, or a clock out of range, must not cost the caller its work.
+        # A value that cannot be shown, or a clock out of range, must not fail the caller.
         _lost += 1
 
 
 def _put(fd: int, line: bytes) -> bool:
-    """Whether `fd` took the whole line at once."""
+    """Write a line. Returns whether `fd` accepted all of it at once."""
     global _lost
     try:
         poll = select.poll()
@@ -220,8 +219,7 @@ def _put(fd: int, line: bytes) -> bool:
         if poll.poll(0) and os.write(fd, line) == len(line):
             return True
     except OSError:
-        # A closed stderr, a reader that is gone, a full disk: the log has nowhere to tell it.
-        pass
+        pass  # A closed stderr, a reader that is gone, a full disk: it cannot be reported.
     _lost += 1
     return False
 
@@ -269,7 +267,7 @@ def _console(
 
 
 def _plain(value: Any, length: int, depth: int) -> Any:
-    """`value` as JSON has it, each string at most about `length` characters."""
+    """`value` as JSON, each string limited to about `length` characters."""
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):

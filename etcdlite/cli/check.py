@@ -1,7 +1,7 @@
 """`etcdlite-ctl check`: puts under load, and a verdict in etcdctl's words.
 
-`check perf` holds a rate of puts for a minute and judges what was reached, the slowest put and the
-deviation. `check datascale` puts many keys and tells how the server's memory grew.
+`check perf` puts at a fixed rate for a minute and judges the rate, the slowest put and the
+deviation. `check datascale` puts many keys and shows how the server's memory grew.
 
 Invariants: nothing is put under a prefix that has keys; the keys are deleted afterwards.
 """
@@ -67,13 +67,13 @@ CHECK_VALUE_BYTES = 1024
 MIN_RATE_SHARE = 0.9
 MAX_SLOWEST_S = 0.5
 MAX_DEVIATION_S = 0.1
-"""What `check perf` lets pass, as etcdctl's does."""
+"""The limits of `check perf`, as in etcdctl."""
 
 METRICS_TIMEOUT_S = 5.0
 
 
 class Puts:
-    """What became of the puts of a check. Times in seconds."""
+    """The results of a check's puts. Times are in seconds."""
 
     def __init__(self) -> None:
         self.took_s: list[float] = []
@@ -84,9 +84,9 @@ class Puts:
 async def run_puts(
     session: Session, prefix: bytes, clients: int, count: int, rate: float, progress: Progress
 ) -> Puts:
-    """Put `count` random keys under `prefix`, `clients` at a time, at most `rate` a second.
+    """Put `count` random keys under `prefix`, `clients` at a time, at most `rate` per second.
 
-    All share one connection, as the clients of a program would. `rate` 0: as fast as it goes.
+    All clients share one connection. Rate 0 means no limit.
     """
     puts = Puts()
     numbers = iter(range(count))
@@ -128,7 +128,7 @@ def _load_of(session: Session, loads: Mapping[str, Any]) -> Any:
 
 
 def _check_prefix(session: Session) -> bytes:
-    """The prefix for a check's keys. Raises Failure if there are keys under it."""
+    """The prefix for a check's keys. Raises Failure if it has keys."""
     name = session.flags["prefix"]
     prefix = os.fsencode(name)
     span: dict[str, Any] = {"key": prefix or b"\0", "range_end": prefix_end(prefix)}
@@ -139,7 +139,7 @@ def _check_prefix(session: Session) -> bytes:
 
 
 def _clean_up(session: Session, prefix: bytes) -> None:
-    """Delete the keys of a check; compact and defragment if that was asked for."""
+    """Delete the keys of a check; compact and defragment if the flags say so."""
     span: dict[str, Any] = {"key": prefix or b"\0", "range_end": prefix_end(prefix)}
     revision = session.ask("KV.DeleteRange", **span).header.revision
     if session.flags["auto-compact"]:
@@ -156,7 +156,7 @@ def _clean_up(session: Session, prefix: bytes) -> None:
 
 
 def perf_verdict(puts: Puts, rate: int) -> tuple[list[str], bool]:
-    """(etcdctl's lines, whether all is well) for a `check perf` that meant `rate` puts a second."""
+    """(etcdctl's lines, whether the check passed) for a `check perf` of `rate` puts per second."""
     lines = []
     passed = not puts.errors
     if puts.errors:

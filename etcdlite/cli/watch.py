@@ -1,8 +1,8 @@
 """`etcdlite-ctl watch`: any number of watches on one stream, from the command line or from lines.
 
-The thread that reads the stream prints and runs the commands; in interactive mode the main thread
-reads lines meanwhile. When the connection breaks, a new stream takes all watches up behind the last
-revision that each has seen, so no event is missed and none comes twice.
+The thread that reads the stream prints events and runs commands; in interactive mode the main
+thread reads lines at the same time. When the connection breaks, a new stream resumes each watch
+after the last revision that it has seen, so no event is missed or repeated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from etcdlite import proto
 from etcdlite.cli.failures import (
@@ -36,17 +36,18 @@ from etcdlite.notation import quote
 
 RECONNECT_FIRST_S = 0.1
 RECONNECT_MAX_S = 2.0
-"""Waits between attempts to take the watches up again: doubling."""
+"""Pauses between attempts to reconnect: doubling, up to the maximum."""
 
 
 class Watch:
-    """One watch on the stream: what was asked for, and where to go on after a broken connection."""
+    """One watch on the stream: its request, which also says where to resume, and its command."""
 
     def __init__(self, request: Any, command: Sequence[str]) -> None:
         self.request = request
         self.command = command
 
     def advance(self, response: Any) -> None:
+        """Resume after this response."""
         if response.events:
             self.request.start_revision = response.events[-1].kv.mod_revision + 1
         elif self.request.start_revision == 0 and response.header is not None:
@@ -87,7 +88,7 @@ def parse_watch(
 
 
 class Watcher:
-    """All watches of a `watch` command: one stream, taken up again when its connection breaks."""
+    """All watches of a `watch` command: one stream, reopened when its connection breaks."""
 
     def __init__(self, session: Session, is_interactive: bool) -> None:
         self._session = session
@@ -111,12 +112,12 @@ class Watcher:
                 self._send(proto.WatchRequest(progress_request=proto.WatchProgressRequest()))
 
     def _send(self, request: Any) -> None:
-        # If the connection is gone the reader learns of it too, and opens all watches again.
+        # If the connection is broken, the reader finds out and reopens all watches.
         with contextlib.suppress(EtcdliteError):
             self._stream.send(request)
 
     def run(self) -> None:
-        """Print what comes until a watch is canceled. Raises EtcdliteError if it cannot start."""
+        """Print events until a watch is canceled. Raises EtcdliteError if it cannot start."""
         wait_s = RECONNECT_FIRST_S
         has_worked = False
         while True:
@@ -125,7 +126,7 @@ class Watcher:
                     for response in stream:
                         has_worked = True
                         wait_s = RECONNECT_FIRST_S
-                        self._take(response)
+                        self._handle(response)
             except EtcdliteError as error:
                 if not has_worked or error.code != UNAVAILABLE:
                     raise
@@ -135,34 +136,23 @@ class Watcher:
             wait_s = min(2 * wait_s, RECONNECT_MAX_S)
 
     def _opened(self) -> Any:
-        """A new stream that has been asked for all watches."""
+        """A new stream, with the requests of all watches sent."""
         with self._lock:
             self._stream = self._session.client().stream("Watch.Watch")
             for watch in self._watches.values():
                 self._stream.send(proto.WatchRequest(create_request=watch.request))
             return self._stream
 
-    def _take(self, response: Any) -> None:
+    def _handle(self, response: Any) -> None:
         session = self._session
-        # A progress answer that was asked for concerns no single watch: its watch_id is -1.
+        # The response to a progress request is for all watches: its watch_id is -1.
         watch = self._watches.get(response.watch_id)
         if response.created and not response.canceled:
             if watch is not None:
                 watch.advance(response)
             return
         if response.canceled or response.compact_revision:
-            if session.printer.format != "simple":
-                session.show("watch", response)
-            reason = response.cancel_reason or "watch canceled"
-            if response.compact_revision:
-                reason = ERRORS["Compacted"][1]
-            text = f"watch is canceled by the server: {reason}"
-            endpoint = session.client().endpoint
-            if not self._is_interactive:
-                raise Failure(EXIT_INTERRUPTED, f"{text} (endpoint {endpoint})")
-            say(f"Error: {text} (endpoint {endpoint})")
-            with self._lock:
-                self._watches.pop(response.watch_id, None)
+            self._end(response)
             return
         if not response.events:
             session.write(b"progress notify: %d\n" % response.header.revision)
@@ -172,6 +162,22 @@ class Watcher:
         if watch is not None and watch.command:
             for event in response.events:
                 self._run_command(watch.command, event, response.header.revision)
+
+    def _end(self, response: Any) -> None:
+        """Report a watch that the server canceled. Raises Failure unless in interactive mode."""
+        session = self._session
+        if session.printer.format != "simple":
+            session.show("watch", response)
+        reason = response.cancel_reason or "watch canceled"
+        if response.compact_revision:
+            reason = ERRORS["Compacted"][1]
+        endpoint = session.client().endpoint
+        text = f"watch is canceled by the server: {reason} (endpoint {endpoint})"
+        if not self._is_interactive:
+            raise Failure(EXIT_INTERRUPTED, text)
+        say(f"Error: {text}")
+        with self._lock:
+            self._watches.pop(response.watch_id, None)
 
     def _run_command(self, command: Sequence[str], event: Any, revision: int) -> None:
         is_delete = event.type == proto.ENUMS["Event.EventType"]["DELETE"]
@@ -194,18 +200,17 @@ class Watcher:
             raise Failure(EXIT_FAILED, f"command [{words}] error ({cause})")
 
 
-def watch(session: Session) -> int:
+def watch(session: Session) -> None:
     watcher = Watcher(session, session.flags["interactive"])
     if session.flags["interactive"]:
-        return _watch_interactively(watcher)
+        _watch_interactively(watcher)
     parsed = parse_watch(session.arguments, session.before_dashes, session.flags, os.environ)
     watcher.add(parsed)
     watcher.run()
-    return 0
 
 
-def _watch_interactively(watcher: Watcher) -> int:
-    """Lines of `watch [flags] key [range_end] [-- command]` or `progress` from standard input."""
+def _watch_interactively(watcher: Watcher) -> NoReturn:
+    """Read lines `watch [flags] key [range_end] [-- command]` or `progress` from standard input."""
     failed: list[BaseException] = []
 
     def run() -> None:
@@ -213,7 +218,7 @@ def _watch_interactively(watcher: Watcher) -> int:
             watcher.run()
         except (Failure, EtcdliteError, BrokenPipeError) as error:
             failed.append(error)
-            # The main thread sits in a read that only a signal ends.
+            # The main thread is in a read, which only a signal ends.
             os.kill(os.getpid(), signal.SIGINT)
 
     defaults = {flag.name: flag.default for flag in WATCH_FLAGS}
