@@ -46,7 +46,7 @@ JOIN_RETRY_S = 3.0
 
 _ADD = "'etcdlite-ctl member add'"
 
-Fetch = Callable[[str], "tuple[int, list[Any]]"]
+Fetch = Callable[[str], "tuple[int, list[proto.Member]]"]
 """Ask the member at a peer URL for the cluster's id and its members. Raises NoAnswer."""
 
 
@@ -187,7 +187,9 @@ def join_cluster(
     raise NoAnswer(why) if causes else StartError(why)
 
 
-def _own(name: str, own_urls: list[str], pairs: list[tuple[str, str]], members: list[Any]) -> Any:
+def _own(
+    name: str, own_urls: list[str], pairs: list[tuple[str, str]], members: list[proto.Member]
+) -> Any:
     """This member among the cluster's. Raises StartError if the lists differ, as etcd does."""
     own = [member for member in members if sorted(member.peerURLs) == own_urls]
     if not own:
@@ -254,7 +256,7 @@ def _join(name: str, initial_cluster: Sequence[tuple[str, str]], has_data: bool)
             time.sleep(JOIN_RETRY_S)
 
 
-def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[Any]]:
+def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[proto.Member]]:
     """Ask the member at a peer URL for the cluster's id and its members.
 
     With `linearizable` it answers only if it is in contact with a leader, else from its own state.

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from etcdlite import proto
 from etcdlite.lease import Lessor
@@ -133,7 +133,7 @@ class Founding(NamedTuple):
 
     cluster_id: int
     member_id: int
-    members: list[Any]
+    members: list[proto.Member]
     """`Member` messages, including this member's."""
 
 
@@ -179,7 +179,7 @@ def finish(
     wal_dir: str,
     store: Store,
     member_id: int,
-    members: Iterable[Any],
+    members: Iterable[proto.Member],
     cluster_id: int,
     wal_segment_bytes: int,
 ) -> None:
@@ -326,7 +326,7 @@ def open_member(
     )
 
 
-def membership(store: Store, member_id: int) -> list[Any]:
+def membership(store: Store, member_id: int) -> list[proto.Member]:
     """The `Member` messages in a store. A member that joins has none until it hears from a leader.
     Raises StartError if this member was removed."""
     if member_id.to_bytes(8, "big") in store.buckets.get(REMOVED, ()):

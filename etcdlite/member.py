@@ -94,7 +94,7 @@ class Member:
         clock: Callable[[], float],
         rng: random.Random,
         options: Options,
-        members: Iterable[Any] = (),
+        members: Iterable[proto.Member] = (),
     ) -> None:
         """`clock` gives seconds, monotonic. `members` are the `Member` messages of the cluster that
         this member joins, while its store does not know them."""
@@ -132,7 +132,7 @@ class Member:
         self.hash_check = HashCheck(self.state, raft, self.peers, self.reads.read_now)
         self.forced = ForcedCluster(self.state, raft, self.writes, self.maintenance, options)
         self.restoring = Restoring(self.state, self.run_task, self._restored)
-        self.attributes: Any = None
+        self.attributes: proto.Member | None = None
         """A `Member` message: the name and client URLs that the cluster shall know of this one."""
         self.removed_since: float | None = None
         """When this member learned that it was removed from the cluster, and must stop."""
@@ -185,7 +185,7 @@ class Member:
 
     # To the leader.
 
-    def _propose_own(self, method: int, request: Any) -> None:
+    def _propose_own(self, method: int, request: proto.Message) -> None:
         self.writes.propose_own(method, request)
 
     def _forward(self, leader: int, term: int, data: bytes, done: Done) -> bool:

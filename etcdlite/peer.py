@@ -361,7 +361,7 @@ class Dial(PeerConnection):
         local: Local,
         link: Link,
         on_output: Callable[[Any], None],
-        offer: Any = None,
+        offer: proto.SnapshotOffer | None = None,
     ) -> None:
         super().__init__(local, on_output)
         self.link = link
@@ -479,7 +479,7 @@ class SnapshotDial(Dial):
         link: Link,
         on_output: Callable[[Any], None],
         image: SnapshotSource,
-        offer: Any,
+        offer: proto.SnapshotOffer,
     ) -> None:
         super().__init__(local, link, on_output, offer)
         self._image = image
@@ -767,7 +767,7 @@ class Peers:
         """The ids of the other members."""
         return self.links.keys()
 
-    def update(self, members: dict[int, Any]) -> None:
+    def update(self, members: dict[int, proto.Member]) -> None:
         """These are the members now, by id, as `Member` messages."""
         for node in [node for node in self.links if node not in members]:
             self.links.pop(node).close()

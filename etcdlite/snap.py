@@ -165,7 +165,7 @@ class Incoming:
         data: str,
         raft: Raft,
         run_task: Callable[[Callable[[], None], Callable[[], None]], None],
-        received: Callable[[int, Any], None],
+        received: Callable[[int, proto.SnapshotOffer], None],
     ) -> None:
         """`data`: the member's data folder. `run_task(task, done)` runs disk work elsewhere and
         then calls `done`. `received(node, offer)` is told of a snapshot that is whole and durable.

@@ -84,7 +84,7 @@ def put_request(
     )
 
 
-def range_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> Any:
+def range_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> proto.RangeRequest:
     span = key_range("get", arguments, flags)
     if flags["keys-only"] and flags["count-only"]:
         raise BadArguments(
@@ -111,7 +111,7 @@ def range_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> Any:
     )
 
 
-def delete_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> Any:
+def delete_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> proto.DeleteRangeRequest:
     if len(arguments) > 2:
         arguments = ()  # etcdctl says the same as for none
     span = key_range("del", arguments, flags)
@@ -159,7 +159,7 @@ _COMPARE_TARGETS = {
 _COMPARE_RESULTS = {"=": "EQUAL", "!=": "NOT_EQUAL", ">": "GREATER", "<": "LESS"}
 
 
-def parse_compare(line: str) -> Any:
+def parse_compare(line: str) -> proto.Compare:
     """A Compare from `target("key") op "value"`; a lease is in hexadecimal. Raises Failure."""
     line = line.strip()
     malformed = f"malformed comparison: {line}"
@@ -196,7 +196,7 @@ _TXN_OPERATIONS: dict[str, tuple[Sequence[Flag], Callable[..., Any], str]] = {
 }
 
 
-def parse_request(line: str) -> Any:
+def parse_request(line: str) -> proto.RequestOp:
     """A RequestOp from a line like the commands: `put key "a value" --prev-kv`. Raises Failure."""
     line = line.strip()
     try:

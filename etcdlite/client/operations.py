@@ -316,15 +316,15 @@ def _revision(response: Any) -> int:
     return response.header.revision if response.header is not None else 0
 
 
-def _key_value(kv: Any) -> KeyValue:
+def _key_value(kv: proto.KeyValue) -> KeyValue:
     return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
 
 
-def _optional_key_value(kv: Any) -> KeyValue | None:
+def _optional_key_value(kv: proto.KeyValue | None) -> KeyValue | None:
     return None if kv is None else _key_value(kv)
 
 
-def _event(event: Any) -> Event:
+def _event(event: proto.Event) -> Event:
     kv = event.kv if event.kv is not None else proto.KeyValue()
     return Event(
         "DELETE" if event.type == _EVENT_DELETE else "PUT",
@@ -333,7 +333,7 @@ def _event(event: Any) -> Event:
     )
 
 
-def _member(member: Any) -> Member:
+def _member(member: proto.Member) -> Member:
     return Member(
         member.ID,
         member.name,
@@ -417,7 +417,7 @@ def put(
     return Op("KV.Put", request, _put_result, timeout_s)
 
 
-def _put_result(response: Any) -> PutResult:
+def _put_result(response: proto.PutResponse) -> PutResult:
     return PutResult(_revision(response), _optional_key_value(response.prev_kv))
 
 
@@ -437,7 +437,7 @@ def get(
     return Op("KV.Range", request, _get_result, timeout_s)
 
 
-def _get_result(response: Any) -> KeyValue | None:
+def _get_result(response: proto.RangeResponse) -> KeyValue | None:
     return _key_value(response.kvs[0]) if response.kvs else None
 
 
@@ -485,7 +485,7 @@ def range_(
     return Op("KV.Range", request, _range_result, timeout_s)
 
 
-def _range_result(response: Any) -> RangeResult:
+def _range_result(response: proto.RangeResponse) -> RangeResult:
     return RangeResult(_revision(response), response.kvs, response.count, response.more)
 
 
@@ -503,7 +503,7 @@ def delete(
     return Op("KV.DeleteRange", request, _delete_result, timeout_s)
 
 
-def _delete_result(response: Any) -> DeleteResult:
+def _delete_result(response: proto.DeleteRangeResponse) -> DeleteResult:
     prev_kvs = tuple(map(_key_value, response.prev_kvs))
     return DeleteResult(_revision(response), response.deleted, prev_kvs)
 
@@ -516,7 +516,7 @@ class Comparison:
 
     __slots__ = ("message",)
 
-    def __init__(self, message: Any) -> None:
+    def __init__(self, message: proto.Compare) -> None:
         self.message = message
 
     def __bool__(self) -> bool:
@@ -635,7 +635,7 @@ def txn(
         failure=[_request_op(op) for op in failure],
     )
 
-    def result(response: Any) -> TxnResult:
+    def result(response: proto.TxnResponse) -> TxnResult:
         ops = success if response.succeeded else failure
         results = tuple(
             op.result(getattr(answer, _TXN_FIELDS[op.method][1]))
@@ -646,7 +646,7 @@ def txn(
     return Op("KV.Txn", request, result, timeout_s, repeatable)
 
 
-def _request_op(op: Op[Any]) -> Any:
+def _request_op(op: Op[Any]) -> proto.RequestOp:
     if not isinstance(op, Op) or op.method not in _TXN_FIELDS:
         raise TypeError(f"a transaction holds Put, Get, Range, Delete and Txn, not {op!r}")
     return proto.RequestOp(**{_TXN_FIELDS[op.method][0]: op.request})
@@ -674,7 +674,7 @@ def compact(revision: int, *, physical: bool = False, timeout_s: float | None = 
 def lease_grant(ttl: int, *, id: int = 0, timeout_s: float | None = None) -> Op[LeaseGrant]:
     """A lease of `ttl` seconds; the server chooses the id unless one is given (LeaseExist)."""
 
-    def result(response: Any) -> LeaseGrant:
+    def result(response: proto.LeaseGrantResponse) -> LeaseGrant:
         return LeaseGrant(response.ID, response.TTL)
 
     return Op("Lease.LeaseGrant", proto.LeaseGrantRequest(TTL=ttl, ID=id), result, timeout_s)
@@ -689,7 +689,7 @@ def lease_revoke(lease: SupportsInt, *, timeout_s: float | None = None) -> Op[in
 def lease_keep_alive_once(lease: SupportsInt, *, timeout_s: float | None = None) -> Op[int]:
     """Start the lease's time anew. Gives its TTL in seconds. Raises LeaseNotFound."""
 
-    def result(response: Any) -> int:
+    def result(response: proto.LeaseKeepAliveResponse) -> int:
         # etcd's answer for a lease that is gone is a TTL of 0.
         if response.TTL <= 0:
             raise LeaseNotFound()
@@ -704,7 +704,7 @@ def lease_time_to_live(
 ) -> Op[LeaseInfo]:
     """The time that the lease has left, and its keys if asked for. Raises LeaseNotFound."""
 
-    def result(response: Any) -> LeaseInfo:
+    def result(response: proto.LeaseTimeToLiveResponse) -> LeaseInfo:
         # etcd's answer for a lease that is gone is a TTL of -1.
         if response.TTL < 0:
             raise LeaseNotFound()
@@ -717,7 +717,7 @@ def lease_time_to_live(
 def leases(*, timeout_s: float | None = None) -> Op[tuple[int, ...]]:
     """The ids of all leases."""
 
-    def result(response: Any) -> tuple[int, ...]:
+    def result(response: proto.LeaseLeasesResponse) -> tuple[int, ...]:
         return tuple(lease.ID for lease in response.leases)
 
     return Op("Lease.LeaseLeases", proto.LeaseLeasesRequest(), result, timeout_s)
@@ -731,7 +731,7 @@ def status(*, timeout_s: float | None = None) -> Op[Status]:
     return Op("Maintenance.Status", proto.StatusRequest(), _status, timeout_s)
 
 
-def _status(response: Any) -> Status:
+def _status(response: proto.StatusResponse) -> Status:
     header = response.header or proto.ResponseHeader()
     return Status(
         version=response.version,
@@ -766,7 +766,7 @@ def disarm(alarm: Alarm, *, timeout_s: float | None = None) -> Op[tuple[Alarm, .
     return Op("Maintenance.Alarm", request, _alarms, timeout_s)
 
 
-def _alarms(response: Any) -> tuple[Alarm, ...]:
+def _alarms(response: proto.AlarmResponse) -> tuple[Alarm, ...]:
     return tuple(
         Alarm(alarm.memberID, _ALARM_NAME.get(alarm.alarm, str(alarm.alarm)))
         for alarm in response.alarms
@@ -785,7 +785,7 @@ def defragment(*, timeout_s: float | None = None) -> Op[None]:
 def hash_kv(revision: int = 0, *, timeout_s: float | None = None) -> Op[HashKV]:
     """The hash of all keys and their history up to `revision` (0: now), to compare members."""
 
-    def result(response: Any) -> HashKV:
+    def result(response: proto.HashKVResponse) -> HashKV:
         return HashKV(response.hash, response.compact_revision, response.hash_revision)
 
     return Op("Maintenance.HashKV", proto.HashKVRequest(revision=revision), result, timeout_s)
@@ -816,7 +816,7 @@ def member_add(
 ) -> Op[Member]:
     """Announce a new member. Gives it with its id. Raises PeerURLExist, MemberBadURLs."""
 
-    def result(response: Any) -> Member:
+    def result(response: proto.MemberAddResponse) -> Member:
         return _member(response.member or proto.Member())
 
     request = proto.MemberAddRequest(peerURLs=list(peer_urls), isLearner=learner)
@@ -897,12 +897,12 @@ class WatchCursor:
     def __str__(self) -> str:
         return self._create.key.decode(errors="replace")
 
-    def request(self) -> Any:
+    def request(self) -> proto.WatchRequest:
         """The message that opens a stream where this watch stands."""
         self._create.start_revision = self.next_revision
         return proto.WatchRequest(create_request=self._create)
 
-    def feed(self, response: Any) -> WatchBatch | None:
+    def feed(self, response: proto.WatchResponse) -> WatchBatch | None:
         """Take in one response. Returns None if it only confirms that the watch was created.
 
         Raises Compacted when the history it needs is gone, and the server's reason (WatchCanceled

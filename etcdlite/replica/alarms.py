@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from etcdlite import log, proto
 from etcdlite.errors import error
@@ -41,7 +40,7 @@ class Alarms:
         self,
         store: Store,
         member_id: int,
-        propose: Callable[[int, Any], None],
+        propose: Callable[[int, proto.Message], None],
         clock: Callable[[], float],
         quota_bytes: int,
     ) -> None:

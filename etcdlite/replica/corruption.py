@@ -55,7 +55,7 @@ class HashCheck:
         state: State,
         raft: Raft,
         others: Others,
-        read_now: Callable[[Session, int, int, Any], None],
+        read_now: Callable[[Session, int, int, proto.Message], None],
     ) -> None:
         """`read_now` answers a read from the state of this member."""
         self._state = state
@@ -150,7 +150,7 @@ class HashCheck:
                     node, HASH_KV, body, partial(self._compare, own, node), ANSWER_TIMEOUT_S
                 )
 
-    def _compare(self, own: Any, node: int, answer: bytes | EtcdError) -> None:
+    def _compare(self, own: proto.HashKVResponse, node: int, answer: bytes | EtcdError) -> None:
         if isinstance(answer, EtcdError):
             if answer.name == "Corrupt":
                 self._raise_alarm(node, "it cannot read its own data")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from etcdlite import log, proto
 from etcdlite.methods import COMPACT
@@ -75,7 +74,7 @@ class Maintenance:
     """Runs a member's background work; driven by `Member.turn` and `Member.tick`."""
 
     def __init__(
-        self, state: State, propose: Callable[[int, Any], None], checkpoint_bytes: int
+        self, state: State, propose: Callable[[int, proto.Message], None], checkpoint_bytes: int
     ) -> None:
         """`propose` brings a method and its request into the log."""
         self._state = state

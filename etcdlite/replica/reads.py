@@ -101,7 +101,9 @@ class Reads:
             return
         self.new.append((session, request_id, method, request))
 
-    def read_now(self, session: Session, request_id: int, method: int, request: Any) -> None:
+    def read_now(
+        self, session: Session, request_id: int, method: int, request: proto.Message
+    ) -> None:
         """Answer a serializable read from what is applied here."""
         self.ready.append((0, [(session, request_id, method, request)]))
 

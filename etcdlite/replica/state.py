@@ -57,7 +57,7 @@ class State:
         identity: Identity,
         metrics: Metrics,
         clock: Callable[[], float],
-        propose: Callable[[int, Any], None],
+        propose: Callable[[int, proto.Message], None],
         options: Options,
     ) -> None:
         """`clock` gives seconds, monotonic; `propose` brings a method and its request into the

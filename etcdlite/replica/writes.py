@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from etcdlite import log
+from etcdlite import log, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.frames import frame as native_frame
 from etcdlite.methods import MEMBER_CHANGE
@@ -78,7 +78,7 @@ class Writes:
         rng: random.Random,
         options: Options,
         forward: Callable[[int, int, bytes, Done], bool],
-        check_change: Callable[[Any], None],
+        check_change: Callable[[proto.MemberChange], None],
         timeout_error: Callable[[float], EtcdError],
     ) -> None:
         """`forward(leader, term, data, done)` hands an entry to the leader, if it can be reached
@@ -137,18 +137,18 @@ class Writes:
         self._new_frames.append(frame)
 
     def propose_message(
-        self, session: Session | None, request_id: int, method: int, request: Any
+        self, session: Session | None, request_id: int, method: int, request: proto.Message
     ) -> None:
         """As `propose`, for a request that did not come as a frame."""
         self.propose(
             session, request_id, method, request, native_frame(1, method, 0, request.encode())
         )
 
-    def propose_own(self, method: int, request: Any) -> None:
+    def propose_own(self, method: int, request: proto.Message) -> None:
         """As `propose`, for a request of this member itself."""
         self.propose_message(None, 0, method, request)
 
-    def propose_once(self, requests: Sequence[tuple[int, Any]]) -> int:
+    def propose_once(self, requests: Sequence[tuple[int, proto.Message]]) -> int:
         """Propose what this member decided as the leader. Returns the index of the entry, 0 if it
         is not taken. It is valid only now and in this term, so it is never proposed again: under
         another leader an expired lease may be alive."""

@@ -230,15 +230,15 @@ def _txn(compare_key: bytes, create_revision: int, **branches: Any) -> _Ask:
     return _Ask(TXN, proto.TxnRequest(compare=[compare], **branches), True)
 
 
-def _put(key: bytes, value: bytes, lease: int) -> Any:
+def _put(key: bytes, value: bytes, lease: int) -> proto.RequestOp:
     return proto.RequestOp(request_put=proto.PutRequest(key=key, value=value, lease=lease))
 
 
-def _get(key: bytes) -> Any:
+def _get(key: bytes) -> proto.RequestOp:
     return proto.RequestOp(request_range=proto.RangeRequest(key=key))
 
 
-def _delete(key: bytes) -> Any:
+def _delete(key: bytes) -> proto.RequestOp:
     return proto.RequestOp(request_delete_range=proto.DeleteRangeRequest(key=key))
 
 
@@ -247,7 +247,7 @@ def _after(prefix: bytes) -> bytes:
     return prefix[:-1] + b"0"
 
 
-def _first(prefix: bytes) -> Any:
+def _first(prefix: bytes) -> proto.RangeRequest:
     """The oldest key of a line."""
     return proto.RangeRequest(
         key=prefix,
@@ -258,7 +258,7 @@ def _first(prefix: bytes) -> Any:
     )
 
 
-def _before(prefix: bytes, revision: int) -> Any:
+def _before(prefix: bytes, revision: int) -> proto.RangeRequest:
     """The youngest key of a line that is older than `revision`."""
     return proto.RangeRequest(
         key=prefix,
@@ -274,7 +274,7 @@ def _grant() -> _Ask:
     return _Ask(LEASE_GRANT, proto.LeaseGrantRequest(TTL=LEASE_TTL_S), True)
 
 
-def _proclaim(leader: Any, value: bytes, lease: int) -> Generator[Any, Any, Any]:
+def _proclaim(leader: proto.LeaderKey, value: bytes, lease: int) -> Generator[Any, Any, Any]:
     """Set the value of a LeaderKey; the header."""
     done = yield _txn(leader.key, leader.rev, success=[_put(leader.key, value, lease)])
     if not done.succeeded:
@@ -288,7 +288,9 @@ class _LineCall(_ScriptedCall):
     lost = ""
     """The failure if the place goes while it waits."""
 
-    def stand(self, request: Any, value: bytes | None) -> Script:
+    def stand(
+        self, request: proto.LockRequest | proto.CampaignRequest, value: bytes | None
+    ) -> Script:
         """`value`: None for a line where it does not matter."""
         prefix = request.name + b"/"
         lease = request.lease
@@ -364,7 +366,7 @@ class _LineCall(_ScriptedCall):
 class LockCall(_LineCall):
     lost = SESSION_EXPIRED
 
-    def run(self, request: Any) -> Script:
+    def run(self, request: proto.LockRequest) -> Script:
         return self.stand(request, None)
 
     def won(
@@ -374,7 +376,7 @@ class LockCall(_LineCall):
 
 
 class UnlockCall(_ScriptedCall):
-    def run(self, request: Any) -> Script:
+    def run(self, request: proto.UnlockRequest) -> Script:
         done = yield _Ask(DELETE_RANGE, proto.DeleteRangeRequest(key=request.key), True)
         yield proto.UnlockResponse(header=done.header)
 
@@ -382,7 +384,7 @@ class UnlockCall(_ScriptedCall):
 class CampaignCall(_LineCall):
     lost = NOT_LEADER
 
-    def run(self, request: Any) -> Script:
+    def run(self, request: proto.CampaignRequest) -> Script:
         return self.stand(request, request.value)
 
     def won(
@@ -393,7 +395,7 @@ class CampaignCall(_LineCall):
 
 
 class ProclaimCall(_ScriptedCall):
-    def run(self, request: Any) -> Script:
+    def run(self, request: proto.ProclaimRequest) -> Script:
         leader = _leader_of(request)
         lease = leader.lease
         if not lease:
@@ -404,7 +406,7 @@ class ProclaimCall(_ScriptedCall):
 
 
 class LeaderCall(_ScriptedCall):
-    def run(self, request: Any) -> Script:
+    def run(self, request: proto.LeaderRequest) -> Script:
         first = yield _Ask(RANGE, _first(request.name + b"/"), False)
         if not first.kvs:
             raise EtcdError(UNKNOWN, NO_LEADER)
@@ -412,7 +414,7 @@ class LeaderCall(_ScriptedCall):
 
 
 class ResignCall(_ScriptedCall):
-    def run(self, request: Any) -> Script:
+    def run(self, request: proto.ResignRequest) -> Script:
         leader = _leader_of(request)
         done = yield _txn(leader.key, leader.rev, success=[_delete(leader.key)])
         yield proto.ResignResponse(header=done.header)
@@ -422,7 +424,7 @@ class ObserveCall(_ScriptedCall):
     """Who leads, and what he proclaims, until the client has enough. What comes while the client
     does not read waits in the store, as for every watch."""
 
-    def run(self, request: Any) -> Script:
+    def run(self, request: proto.LeaderRequest) -> Script:
         prefix = request.name + b"/"
         while True:
             first = yield _Ask(RANGE, _first(prefix), False)
@@ -454,7 +456,7 @@ class ObserveCall(_ScriptedCall):
                     seen = yield None
 
 
-def _leader_of(request: Any) -> Any:
+def _leader_of(request: proto.ProclaimRequest | proto.ResignRequest) -> proto.LeaderKey:
     if request.leader is None:
         raise EtcdError(UNKNOWN, MISSING_LEADER)
     return request.leader
