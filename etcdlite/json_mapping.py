@@ -303,6 +303,8 @@ def _checked_string(where: str, value: str) -> str:
 
 
 def _bytes_from_json(where: str, text: str) -> bytes:
+    # As in Go, line ends may stand anywhere: `base64` prints some.
+    text = text.replace("\n", "").replace("\r", "")
     digits = text.rstrip("=").replace("-", "+").replace("_", "/").encode("ascii", "replace")
     padding = b"=" * (-len(digits) % 4)
     given = len(text) - len(digits)
