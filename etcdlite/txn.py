@@ -1,31 +1,31 @@
-"""What the KV requests mean: validation, put, delete and transactions over a `Store`.
+"""The KV requests over a `Store`: validation, put, delete and transactions.
 
-The rules are etcd's. A request is validated once, where it comes in (`check_*`); what depends on
-the state of the store is checked again when it is applied, before anything is written, so that a
-refused transaction leaves no trace. The compares of a transaction, nested ones included, see the
-state before it; its reads see what it wrote so far.
+The rules are etcd's. The server validates a request once, when it arrives (`check_*`). What depends
+on the state of the store is checked again when the request is applied, before anything is written,
+so a refused transaction leaves no trace. The compares of a transaction, nested ones included, see
+the state before it. Its reads see what it wrote before them.
 
-One rule is stricter than etcd's: a key may appear in one write of a transaction only. etcd says so,
-too, but overlooks it when a nested transaction puts the key and a later one deletes it, and when
-the delete is one of all keys from some key on (range_end "\\0"); it then makes two events of one
-key with the same revision.
+One rule is stricter than etcd's: a transaction may write a key only once. etcd has the same rule,
+but misses two cases: a nested transaction puts the key and a later one deletes it; and the delete
+is of all keys from some key on (range_end "\\0"). It then makes two events of one key with the same
+revision.
 
-What a write changes never depends on what it reads only to answer (`prev_kv`, ranges). So when that
-is damaged here, or is too large for an answer, the write is applied as on every other member, and
-then answered with an error: `Unanswerable`. What is too large is refused before the first change if
-the index alone, which is the same on all members, can tell.
+What a write changes never depends on what it reads only to answer (`prev_kv`, ranges). If such a
+record is damaged here, or the answer gets too large, the write is still applied, as on every other
+member, and then answered with an error: `Unanswerable`. An answer that is known to be too large
+from the index alone, which is the same on all members, is refused before the first change.
 
-Answers are encoded as they will travel, without the header, which is the first field and is put in
-front by whoever answers.
+Answers are encoded as they travel, without the header, which is the first field. The caller puts
+it in front.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from sortedcontainers import SortedDict, SortedList
+from sortedcontainers import SortedDict, SortedSet
 
 from etcdlite import proto
 from etcdlite.errors import EtcdError, error
@@ -37,15 +37,16 @@ from etcdlite.storage.index import HEAD
 from etcdlite.storage.steps import join_steps
 
 MAX_TOTAL_OPS = 8192
-"""Compares and operations of a transaction with all nested ones. etcd, which limits each list and
-the depth, has no such limit; without one a request could keep the member busy for seconds."""
+"""Compares and operations of a transaction with all nested ones. etcd limits each list and the
+depth, but not the total. Without this limit one request could keep a member busy for seconds."""
 
 MAX_SMALL_OPS = 16
-"""Compares, and puts, of a transaction that is applied in one step."""
+"""Compares, and puts, of a transaction that `small_txn` applies in one step."""
 
 
 class Unanswerable(Exception):
-    """A write was applied, whole; `failure` is its answer, and `damage` why, if that is why."""
+    """A write was applied completely, but has no answer. `failure` is the error to answer with.
+    `damage` is the damaged record, if that is the reason."""
 
     def __init__(self, why: EtcdError | DataDamaged) -> None:
         super().__init__(str(why))
@@ -97,8 +98,8 @@ def check_txn(request: proto.TxnRequest, max_ops: int) -> None:
 
 
 def _check_ops(request: proto.TxnRequest, max_ops: int) -> int:
-    """etcd's count: the longest of the three lists, and what nested lists add to it. Returns how
-    many compares and operations there are in all."""
+    """Raise TooManyOps by etcd's count: the longest of the three lists, plus that of each nested
+    level. Returns the number of all compares and operations."""
     total = len(request.compare) + len(request.success) + len(request.failure)
     ops = max(len(request.compare), len(request.success), len(request.failure))
     if ops > max_ops:
@@ -125,34 +126,32 @@ class _Writes:
     request of a megabyte holds tens of thousands of them."""
 
     def __init__(self) -> None:
-        self.puts: SortedList[bytes] = SortedList()
-        self.keys: set[bytes] = set()
+        self.puts: SortedSet[bytes] = SortedSet()
         self.deletes: SortedDict[bytes, bytes | None] = SortedDict()
         """Start -> end (None: no upper bound)."""
 
     def put(self, key: bytes) -> None:
-        self.meet_put(key)
-        self.keys.add(key)
+        self.check_put_here(key)
         self.puts.add(key)
 
     def delete(self, start: bytes, end: bytes | None) -> None:
         if end is not None and start >= end:
-            return  # Nothing is in it.
-        self.meet_delete(start, end)
+            return  # The range is empty.
+        self.check_delete_here(start, end)
         self.cover(start, end)
 
-    def meet_put(self, key: bytes) -> None:
-        """Raise DuplicateKey if what is written here includes the key."""
+    def check_put_here(self, key: bytes) -> None:
+        """Raise DuplicateKey if this branch writes the key already."""
         at = self.deletes.bisect_right(key) - 1
         if at >= 0:
             end = self.deletes.peekitem(at)[1]
             if end is None or key < end:
                 raise error("DuplicateKey")
-        if key in self.keys:
+        if key in self.puts:
             raise error("DuplicateKey")
 
-    def meet_delete(self, start: bytes, end: bytes | None) -> None:
-        """Raise DuplicateKey if a key of the range is put here."""
+    def check_delete_here(self, start: bytes, end: bytes | None) -> None:
+        """Raise DuplicateKey if this branch puts a key of the range."""
         if next(self.puts.irange(start, end, (True, False)), None) is not None:
             raise error("DuplicateKey")
 
@@ -174,9 +173,9 @@ class _Writes:
         deletes[start] = end
 
     def add(self, other: _Writes) -> _Writes:
-        """Both together; the smaller goes into the larger."""
+        """Join both; the smaller one goes into the larger one, which is returned."""
         into, more = self, other
-        if len(self.keys) + len(self.deletes) < len(other.keys) + len(other.deletes):
+        if len(self.puts) + len(self.deletes) < len(other.puts) + len(other.deletes):
             into, more = other, self
         for key in more.puts:
             into.put(key)
@@ -202,29 +201,26 @@ def _check_duplicates(ops: Any) -> _Writes:
         if op.request_txn is not None:
             taken = _check_duplicates(op.request_txn.success)
             other = _check_duplicates(op.request_txn.failure)
-            # Either of them happens: what one of them writes is written, and neither meets the
-            # other. So they join without a check against each other.
+            # Only one of them happens, so they may write the same keys.
             writes = _joined(writes, taken, other)
     return writes
 
 
 def _joined(writes: _Writes, taken: _Writes, other: _Writes) -> _Writes:
+    """Add both branches of a nested transaction, without a check against each other."""
     for key in other.puts:
-        writes.meet_put(key)
+        writes.check_put_here(key)
     for start, end in other.deletes.items():
-        writes.meet_delete(start, end)
+        writes.check_delete_here(start, end)
     writes = writes.add(taken)
-    for key in other.puts:
-        if key not in writes.keys:
-            writes.keys.add(key)
-            writes.puts.add(key)
+    writes.puts.update(other.puts)
     for start, end in other.deletes.items():
         writes.cover(start, end)
     return writes
 
 
 def is_read_only(request: proto.TxnRequest) -> bool:
-    """A transaction that cannot write needs no place in the log."""
+    """The transaction cannot write, so it needs no entry in the log."""
     for op in (*request.success, *request.failure):
         if op.request_range is None and (
             op.request_txn is None or not is_read_only(op.request_txn)
@@ -247,7 +243,8 @@ def is_serializable(request: proto.TxnRequest) -> bool:
 
 
 def put(store: Store, request: proto.PutRequest) -> bytes:
-    """Apply a PutRequest; the response after its header. Raises EtcdError before any change."""
+    """Apply a PutRequest; returns the response after its header. Raises EtcdError before any
+    change; as `write_put`."""
     if request.lease:
         _check_lease(store, request)
     if request.ignore_value or request.ignore_lease:
@@ -266,7 +263,8 @@ def _check_exists(store: Store, request: proto.PutRequest) -> None:
 
 
 def write_put(store: Store, request: proto.PutRequest) -> bytes:
-    """Raises Unanswerable; DataDamaged if what is to be written is a value that is damaged."""
+    """Write without checks; returns the response after its header. Raises Unanswerable;
+    DataDamaged, before any change, if the value to write again (`ignore_value`) is damaged."""
     key = request.key
     value = request.value
     lease = request.lease
@@ -315,19 +313,19 @@ class _Reading:
         self.limit_bytes = limit_bytes
         self.read_bytes = 0
         self.step_bytes = 0
-        """Read, and written, in this step."""
+        """Bytes read and written in this step."""
         self.failure: EtcdError | DataDamaged | None = None
         self._is_read_only = is_read_only
 
     def count(self, size_bytes: int) -> None:
-        """So much more is read."""
+        """Count what was read."""
         self.step_bytes += size_bytes
         self.read_bytes += size_bytes
         if self.read_bytes > self.limit_bytes:
             self.fail(AnswerTooLarge(self.limit_bytes))
 
     def fail(self, why: EtcdError | DataDamaged) -> None:
-        """There will be no answer: read no more, but write all there is to write."""
+        """Give up the answer: read no more, but write everything."""
         if self._is_read_only:
             raise why
         if self.failure is None:
@@ -361,9 +359,9 @@ def _delete_steps(
 
 
 def small_txn(store: Store, request: proto.TxnRequest) -> bytes | None:
-    """Apply a TxnRequest at once if it is of the commonest kind, one that compares numbers of keys
-    and then puts values: returns the response after its header. None, and nothing is done, if it is
-    of another kind: `txn_steps` applies all. Raises EtcdError before any change."""
+    """Apply a TxnRequest of the most common kind in one step: it compares numbers of keys and then
+    puts values. Returns the response after its header; None, without any change, if the request is
+    of another kind (`txn_steps` applies every kind). Raises EtcdError before any change."""
     if len(request.compare) > MAX_SMALL_OPS:
         return None
     taken = True
@@ -401,11 +399,11 @@ def txn_steps(
 ) -> Generator[None, None, bytes]:
     """Apply a TxnRequest: returns `head` and the response after its header.
 
-    Raises EtcdError, before any change, if an operation on the way taken cannot be done;
-    Unanswerable; DataDamaged if a value is damaged that is compared or, by `ignore_value`, written
-    again. One that only reads raises just EtcdError and DataDamaged.
+    Raises EtcdError, before any change, if an operation of a taken branch cannot be done;
+    Unanswerable; DataDamaged if a value to compare, or to write again by `ignore_value`, is
+    damaged. A transaction that only reads raises EtcdError and DataDamaged.
     """
-    # What a transaction that only reads sees must not change between its steps.
+    # A transaction that only reads sees one state in all its steps.
     began = store.revision
     store.pinned.append(began)
     try:
@@ -427,7 +425,8 @@ def txn_steps(
 def _choose(
     store: Store, request: Any, path: list[bool], began: int
 ) -> Generator[None, None, None]:
-    """Add to `path` which branch the transaction and, in order, the nested ones on its way take."""
+    """Add to `path` the branch that the transaction takes (True: success) and, in order, those of
+    the nested transactions in it."""
     taken = True
     for compare in request.compare:
         taken = yield from _compare_steps(store, compare, began)
@@ -442,7 +441,7 @@ def _choose(
 def _check_applies(
     store: Store, request: proto.TxnRequest, path: Iterator[bool], began: int
 ) -> None:
-    """Raise what etcd raises: for the first put that cannot be done, else for the first range."""
+    """Raise etcd's error for the first put that cannot be done, else for the first range."""
     ranges = []
     for op in _taken(request, path):
         if op.request_put is not None:
@@ -459,7 +458,7 @@ def _check_applies(
 
 
 def _taken(request: proto.TxnRequest, path: Iterator[bool]) -> Iterator[Any]:
-    """The operations on the way taken, those of nested transactions in their places."""
+    """The operations of the taken branches, those of nested transactions in their places."""
     for op in request.success if next(path) else request.failure:
         if op.request_txn is not None:
             yield from _taken(op.request_txn, path)
@@ -470,8 +469,8 @@ def _taken(request: proto.TxnRequest, path: Iterator[bool]) -> Iterator[Any]:
 def _check_size(
     store: Store, request: Any, path: Iterator[bool], began: int
 ) -> Generator[None, None, None]:
-    """Raise AnswerTooLarge if the answer will surely be: by what is to be deleted, and by ranges
-    that no write of this transaction comes before."""
+    """Raise AnswerTooLarge if the index shows that the answer will be: counts previous values, and
+    ranges before the first write of this transaction."""
     left = store.limits.max_answer_bytes
     has_written = False
     for op in _taken(request, path):
@@ -523,52 +522,20 @@ def _execute(
         if count % limits.execute_step_ops == 0 or reading.step_bytes >= limits.step_bytes:
             reading.step_bytes = 0
             yield
-        # A ResponseOp holds one of four responses; each of them begins with a header that has
-        # the revision only, and that of a nested transaction has not even that. The lengths in
-        # front are known when all is there.
+        # A ResponseOp holds one of four responses. Each begins with a header that has only the
+        # revision; that of a nested transaction is empty. The lengths in front are known at the
+        # end.
         place = len(parts)
         parts += (b"", b"")
-        length = 0
-        if op.request_range is not None:
-            header = _header(store, began)
-            tag = b"\x0a"
-            if reading.failure is None:
-                try:
-                    body = yield from range_steps(
-                        store,
-                        op.request_range,
-                        began + store.is_writing,
-                        limit_bytes=reading.limit_bytes - reading.read_bytes,
-                    )
-                except (AnswerTooLarge, DataDamaged) as why:
-                    reading.fail(why)
-                else:
-                    reading.count(len(body))
-                    parts.append(body)
-                    length = len(body)
-        elif op.request_put is not None:
-            tag = b"\x12"
-            reading.step_bytes += len(op.request_put.value)
-            try:
-                body = write_put(store, op.request_put)
-            except Unanswerable as applied:
-                assert applied.damage is not None
-                reading.fail(applied.damage)
-            else:
-                reading.count(len(body))
-                parts.append(body)
-                length = len(body)
-            header = _header(store, began)
-        elif op.request_delete_range is not None:
-            tag = b"\x1a"
-            body_parts = yield from _delete_steps(store, op.request_delete_range, reading)
-            parts += body_parts
-            length = sum(map(len, body_parts))
-            header = _header(store, began)
-        else:
+        if op.request_txn is not None:
             tag = b"\x22"
             length = yield from _execute(store, op.request_txn, path, began, reading, parts)
             header = b"\x0a\x00"
+        else:
+            tag, body = yield from _execute_op(store, op, began, reading)
+            parts += body
+            length = sum(map(len, body))
+            header = _header(store, began)
         if reading.failure is not None:
             parts.clear()
             continue
@@ -580,6 +547,36 @@ def _execute(
     return size
 
 
+def _execute_op(
+    store: Store, op: proto.RequestOp, began: int, reading: _Reading
+) -> Generator[None, None, tuple[bytes, Sequence[bytes]]]:
+    """Returns the tag of the response and, after its header, its parts."""
+    if op.request_put is not None:
+        reading.step_bytes += len(op.request_put.value)
+        try:
+            body = write_put(store, op.request_put)
+        except Unanswerable as applied:
+            assert applied.damage is not None
+            reading.fail(applied.damage)
+            return b"\x12", ()
+        reading.count(len(body))
+        return b"\x12", (body,)
+    if op.request_delete_range is not None:
+        return b"\x1a", (yield from _delete_steps(store, op.request_delete_range, reading))
+    if reading.failure is not None:
+        return b"\x0a", ()
+    assert op.request_range is not None
+    now = began + store.is_writing
+    left_bytes = reading.limit_bytes - reading.read_bytes
+    try:
+        body = yield from range_steps(store, op.request_range, now, limit_bytes=left_bytes)
+    except (AnswerTooLarge, DataDamaged) as why:
+        reading.fail(why)
+        return b"\x0a", ()
+    reading.count(len(body))
+    return b"\x0a", (body,)
+
+
 def _header(store: Store, began: int) -> bytes:
     revision = b"\x18" + varint(began + store.is_writing)
     return b"\x0a" + varint(len(revision)) + revision
@@ -587,7 +584,7 @@ def _header(store: Store, began: int) -> bytes:
 
 _TARGETS = ("version", "create_revision", "mod_revision", "value", "lease")
 _HEAD_PLACES = (2, 1, 0, -1, 4)
-"""Where the index has them."""
+"""The places of these numbers in a head of the index; -1: the value is not there."""
 
 
 def _compare_steps(
@@ -632,8 +629,8 @@ def _compare_steps(
 
 
 def _compared(store: Store, compare: proto.Compare, key: bytes, revision: int) -> Any:
-    """What is compared of a key: its KeyValue, without a value if that does not matter. (The index
-    is enough then, so the outcome is sure even if the record is damaged.)"""
+    """The KeyValue of a key to compare with, None if there is none. If the value does not matter,
+    the index is enough, so a damaged record does not change the outcome."""
     head = store.index.heads.get(key)
     if head is not None and compare.target != proto.Compare.VALUE:
         mod, create, version, _, lease, _ = HEAD.unpack(head)
