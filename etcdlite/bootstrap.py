@@ -14,6 +14,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -250,6 +251,11 @@ def _join(name: str, initial_cluster: Sequence[tuple[str, str]], has_data: bool)
         try:
             return join_cluster(name, initial_cluster, fetch_members, has_data=has_data)
         except NoAnswer as failure:
+            # Without a leader the cluster may need the vote of this member. Then what the others
+            # know themselves is enough, if they know this member.
+            fetch = partial(fetch_members, linearizable=False)
+            with suppress(StartError):
+                return join_cluster(name, initial_cluster, fetch, has_data=has_data)
             if time.monotonic() + JOIN_RETRY_S > deadline:
                 raise
             log.warn("cannot join the cluster yet; trying again", why=str(failure))

@@ -121,6 +121,24 @@ def test_a_cluster_is_restored_from_one_members_backup(cluster: Any, tmp_path: P
             assert {m.name for m in client.members()} == set(three.members)
 
 
+def test_a_second_member_joins_though_the_first_has_no_quorum_without_it(tmp_path: Path) -> None:
+    """The first member lost leadership when it added the second one as a voter."""
+    cluster = LiveCluster(tmp_path, 1)
+    (first,) = cluster.members.values()
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with Client(first.endpoint, timeout_s=60.0) as client:
+            client.member_add([url])
+            wait_until(lambda: not client.status().leader, "the first member has no quorum")
+            (initial,) = (flag for flag in first.flags if flag.startswith("--initial-cluster="))
+            cluster._peer_ports["m2"] = port
+            cluster._make("m2", url, f"{initial.partition('=')[2]},m2={url}", "existing").start()
+            assert client.put("k", "v").revision == 2
+    finally:
+        cluster.close()
+
+
 def test_a_cluster_that_shuts_down_does_not_log_lost_peers(cluster: Any) -> None:
     three = cluster()
     three.load(1)
