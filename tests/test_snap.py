@@ -169,6 +169,20 @@ def test_a_directory_that_holds_a_member_is_not_overwritten(tmp_path: Path) -> N
     opened(tmp_path / "restored")
 
 
+@pytest.mark.parametrize("flag", ["data_dir", "wal_dir"])
+def test_a_backup_is_not_restored_among_other_files(tmp_path: Path, flag: str) -> None:
+    path = tmp_path / "backup"
+    path.write_bytes(b"".join(parts(lived(writes=20))))
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "notes").touch()
+    folders = {"data_dir": str(tmp_path / "restored"), flag: str(used)}
+    with pytest.raises(snap.SnapshotError, match="other files: notes"):
+        backup.restore(str(path), **folders)
+    assert [found.name for found in used.iterdir()] == ["notes"]
+    assert not (tmp_path / "restored").exists()
+
+
 def test_a_backup_of_a_disk_that_rots_is_not_restored(tmp_path: Path) -> None:
     rig = lived()
     data = rig.member.state.store.data
