@@ -132,4 +132,6 @@ def _dial(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
         result = socket.create_connection((host, port), DIAL_TIMEOUT_S)
     except OSError as failure:
         result = failure
+    except UnicodeError as failure:  # No name of a host; another member may have published it.
+        result = OSError(str(failure))
     done(Dialed(dial, format_address(host, port), result))

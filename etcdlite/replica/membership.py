@@ -19,13 +19,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 from etcdlite import proto
 from etcdlite.errors import error
 from etcdlite.mvcc import Store
 from etcdlite.raft import ADD_LEARNER, ADD_VOTER, ConfChange
 from etcdlite.raft import REMOVE as REMOVE_NODE
+from etcdlite.replica.checks import check_peer_urls
 from etcdlite.storage.data import MEMBER, REMOVED
 
 ADD, REMOVE, UPDATE, PROMOTE = range(4)
@@ -184,19 +184,7 @@ def new_member(peer_urls: list[str], is_learner: bool, token: str) -> proto.Memb
 
 def check_urls(peer_urls: list[str]) -> None:
     """Raise MemberBadURLs unless these can be a member's peer URLs."""
-    if not peer_urls or not all(map(_is_peer_url, peer_urls)):
-        raise error("MemberBadURLs")
-
-
-def _is_peer_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        has_port = parts.port is not None
-    except ValueError:
-        return False
-    return (
-        parts.scheme in ("http", "https") and bool(parts.hostname) and has_port and not parts.path
-    )
+    check_peer_urls(peer_urls)
 
 
 def derive_member_id(peer_urls: Iterable[str], token: str) -> int:

@@ -10,7 +10,9 @@ was proposed for an earlier term and is not applied yet never will be, and is pr
 request is lost or done twice because leadership moved.
 
 Invariants: what is applied are the committed bytes. The requests that were decoded when they came
-stand in for them only where the bytes are the same. A write is answered at most once.
+stand in for them only where the bytes are the same. A write is answered at most once. What is
+applied has passed `checks.py`: the writes of this member before they came here, those that another
+member forwards in `accept_forwarded`, those that are decoded from an entry in `take`.
 """
 
 from __future__ import annotations
@@ -22,20 +24,21 @@ from functools import partial
 from typing import Any
 
 from etcdlite import log, proto
-from etcdlite.errors import EtcdError, error
+from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.frames import frame as native_frame
-from etcdlite.methods import MEMBER_CHANGE
+from etcdlite.methods import MEMBER_CHANGE, Route, numbers
 from etcdlite.options import Options
 from etcdlite.proto import DecodeError
 from etcdlite.raft import LEADER, NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, ENTRY_NORMAL, Entry
+from etcdlite.replica.checks import check
 from etcdlite.replica.entry import (
     ENTRY_HEADER,
     decode_requests,
     encode_entry,
     read_header,
 )
-from etcdlite.replica.state import WRITES, State
+from etcdlite.replica.state import State
 from etcdlite.request import Done, Session, Waiter, fail_all
 
 MAX_ENTRY_BYTES = 1 << 20
@@ -47,8 +50,17 @@ MAX_PROPOSED_BYTES = 64 << 20
 REQUEST_BYTES = 500
 """About what a waiting write takes besides its frame."""
 
+MAX_FORWARDED_BYTES = 40 << 20
+"""The largest entry that is taken from another member: the largest request has 32 MiB."""
+
 _NOT_TAKEN = ("NotLeader", "RequestTooManyRequests")
-"""Answers of a leader that certainly did not take an entry."""
+"""Answers of a leader that did not take an entry, but may take it later."""
+
+_METHODS = {
+    ENTRY_NORMAL: numbers(Route.WRITE),
+    ENTRY_CONF_CHANGE: numbers(Route.MEMBERSHIP),
+}
+"""The methods that an entry of each kind may hold."""
 
 
 class Batch:
@@ -139,7 +151,15 @@ class Writes:
     def propose_message(
         self, session: Session | None, request_id: int, method: int, request: proto.Message
     ) -> None:
-        """As `propose`, for a request that did not come as a frame."""
+        """As `propose`, for a request that did not come as a frame. An invalid one fails."""
+        try:
+            check(method, request)
+        except EtcdError as failure:
+            if session is not None:
+                session.fail(request_id, method, failure)
+            elif not log.limited("invalid write"):
+                log.error("a request of this member itself is invalid", why=failure.text)
+            return
         self.propose(
             session, request_id, method, request, native_frame(1, method, 0, request.encode())
         )
@@ -165,21 +185,24 @@ class Writes:
         frame = native_frame(1, MEMBER_CHANGE, 0, waiter[3].encode())
         self._propose_entry(ENTRY_CONF_CHANGE, [waiter], [frame])
 
-    def accept_forwarded(self, term: int, data: bytes) -> None:
-        """A follower hands over the payload of an entry, for a leader of that term. Raises
-        EtcdError if it is not taken, DecodeError if it is not the payload of an entry of writes."""
+    def accept_forwarded(self, node: int, term: int, data: bytes) -> None:
+        """The member `node` hands over the payload of an entry, for a leader of that term. Raises
+        EtcdError if it is not taken, DecodeError if it is not the payload of an entry."""
         raft = self._raft
         if raft.role != LEADER or raft.term != term:
             raise error("NotLeader")
+        header = read_header(data)
         waiters = decode_requests(data)
-        for _, _, method, _ in waiters:
-            if method not in WRITES:
-                raise DecodeError(f"a forwarded entry has method {method:#04x}, which is no write")
+        if header.member_id != node:
+            raise EtcdError(INVALID_ARGUMENT, f"etcdlite: this entry is not {node:x}'s own")
+        if len(data) > MAX_FORWARDED_BYTES:
+            raise error("RequestTooLarge")
+        for _, _, method, request in waiters:
+            _check(ENTRY_NORMAL, method, request)
         try:
             raft.propose(data)
         except (NotLeader, RequestDropped):
             raise error("RequestTooManyRequests") from None
-        header = read_header(data)
         self._forwarded[header.member_id, header.batch] = (data, waiters)
 
     # Proposing them.
@@ -241,10 +264,13 @@ class Writes:
     def _forward_answered(self, number: int, term: int, answer: bytes | EtcdError) -> None:
         """A leader has taken an entry, or refused it, or its answer is lost."""
         batch = self._waiting.get(number)
-        if isinstance(answer, EtcdError) and answer.name in _NOT_TAKEN:
-            if batch is not None and batch.term == term:
-                batch.term = 0
-                self._held.append(number)
+        if batch is None or batch.term != term or not isinstance(answer, EtcdError):
+            return
+        if answer.name in _NOT_TAKEN:
+            batch.term = 0
+            self._held.append(number)
+        elif answer.code == INVALID_ARGUMENT:
+            self._give_up(number, answer)
 
     def retry(self) -> None:
         """Propose again what could not be proposed."""
@@ -291,7 +317,7 @@ class Writes:
                 data, waiters = self._forwarded.pop((member_id, number), (b"", []))
                 if data == entry.data:
                     return waiters, None
-            return decode_requests(entry.data), None
+            return _valid(entry, decode_requests(entry.data)), None
         except DecodeError as failure:
             # The same on every member, so all of them leave it out.
             log.error(
@@ -333,3 +359,30 @@ class Writes:
     def lost_leadership(self) -> None:
         """This member does not lead any more: followers forward to another one."""
         self._forwarded.clear()
+
+
+def _check(kind: int, method: int, request: Any) -> None:
+    """Raise the EtcdError that says why a request must not be in an entry of this kind."""
+    if method not in _METHODS[kind]:
+        raise EtcdError(
+            INVALID_ARGUMENT, f"etcdlite: method {method:#04x} in an entry of kind {kind}"
+        )
+    check(method, request)
+
+
+def _valid(entry: Entry, waiters: list[Waiter]) -> list[Waiter]:
+    """The requests of an entry that have an effect: the same ones on every member."""
+    valid = []
+    for waiter in waiters:
+        try:
+            _check(entry.kind, waiter[2], waiter[3])
+        except EtcdError as failure:
+            log.error(
+                "a request in the log is invalid and has no effect",
+                index=entry.index,
+                method=f"{waiter[2]:#04x}",
+                why=failure.text,
+            )
+        else:
+            valid.append(waiter)
+    return valid

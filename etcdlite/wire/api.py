@@ -16,8 +16,17 @@ from etcdlite import proto, txn
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, EtcdError, error
 from etcdlite.frames import FRAME_HEADER_BYTES
 from etcdlite.member import Member
-from etcdlite.methods import CHECKPOINT, KEEP_ALIVE, METHOD_BY_NAME, METHODS, UNARY, by_number
+from etcdlite.methods import (
+    CHECKPOINT,
+    KEEP_ALIVE,
+    MEMBER_CHANGE,
+    METHOD_BY_NAME,
+    METHODS,
+    UNARY,
+    by_number,
+)
 from etcdlite.proto import varint
+from etcdlite.replica import checks
 from etcdlite.replica import membership as cluster
 from etcdlite.replica.alarms import alarm_name
 from etcdlite.replica.state import needs_space
@@ -72,6 +81,7 @@ def _txn(
 def _propose(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
+    checks.check(method, request)
     member.writes.propose(session, request_id, method, request, frame)
 
 
@@ -91,12 +101,13 @@ def _lease_grant(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
     member.state.alarms.check_space(len(frame))
-    if request.ID == 0:
+    if request.ID != 0:
+        checks.check(method, request)
+        member.writes.propose(session, request_id, method, request, frame)
+    else:
         # Drawn here, once, so that every member applies the same.
         request.ID = member.state.lessor.generate_id(member.rng)
         member.writes.propose_message(session, request_id, method, request)
-    else:
-        member.writes.propose(session, request_id, method, request, frame)
 
 
 def _member_list(
@@ -177,6 +188,7 @@ def _member_change(
         cluster.check_urls(request.peerURLs)
         changed.peerURLs = list(request.peerURLs)
     change = proto.MemberChange(action=action, member=changed)
+    checks.check(MEMBER_CHANGE, change)
     member.change_membership(session, request_id, method, change)
 
 

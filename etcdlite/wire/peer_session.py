@@ -159,7 +159,7 @@ class Accepted(PeerConnection):
         member = self.member
         try:
             if method == FORWARD:
-                member.writes.accept_forwarded(*decode_forward(body))
+                member.writes.accept_forwarded(self.node, *decode_forward(body))
                 self.reply(request_id, method, b"")
             elif method == KEEP_ALIVE:
                 api.keep_alive(member, body, partial(self._kept_alive, request_id))

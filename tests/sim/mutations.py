@@ -366,8 +366,8 @@ def _ack_before_commit(patch: Patch) -> None:
 def _forwarded_writes_are_sent_twice(patch: Patch) -> None:
     accept = writes.Writes.accept_forwarded
 
-    def twice(self: Any, term: int, payload: bytes) -> None:
-        accept(self, term, payload)
+    def twice(self: Any, node: int, term: int, payload: bytes) -> None:
+        accept(self, node, term, payload)
         self._raft.propose(payload)
 
     patch.set(writes.Writes, "accept_forwarded", twice)
