@@ -1,15 +1,19 @@
-"""Revisions: every change of a key makes a new one, and the old ones can be read until compacted.
+"""Revisions: every change of a key makes a new one, and old ones can be read until compacted.
 
-`Store` joins the index (`index.py`: where every version is) and the data file (`data.py`: the
-versions), and keeps the small latest-wins buckets (leases, members, alarms) that make the data
-file the whole state machine.
+`Store` joins the index (`index.py`: where each version is) and the data file (`data.py`: the
+versions). It also keeps the buckets: small maps (leases, members, alarms) whose latest entries win,
+so that the data file holds the whole state machine.
 
-A write takes the next revision: any number of `put` and `delete`, then `end_revision`. All changes
-come from committed raft entries, in order; `mark` after each entry says how far the state goes.
-What takes long is a generator (`steps.py`): the caller decides how much of it to do in one turn.
+A write is any number of `put` and `delete`, then `end_revision`, which makes it the next revision.
+All changes come from committed raft entries, in order; `mark` after each entry records how far the
+state goes. Long work is a generator (`steps.py`): the caller decides how much of it to do at once.
 
-Bytes are made once: the encoded `KeyValue` that `put` writes is the record on disk, and, untouched,
+Bytes are made once: the encoded `KeyValue` that `put` writes is the record on disk and, unchanged,
 the `kvs` of a range and the `kv` of a watch event.
+
+Invariants. Between two marks the state is that of no entry: a copy of the files ends at the last
+mark. History from `compacted` on can be read. A read in steps pins its revision, and compaction
+drops nothing that a pinned revision needs.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ _VARINT = [varint(n) for n in range(4096)]
 _KEY = [b"\x0a" + varint(n) for n in range(128)]
 
 Event = tuple[int, bytes, bool, bytes]
-"""(revision, key, is a delete, encoded KeyValue)"""
+"""(revision, key, is a delete, encoded KeyValue). A delete has only key and mod_revision."""
 
 
 def encode_key_value(
@@ -74,7 +78,7 @@ def encode_key_value(
 
 
 class Store:
-    """One member's key-value state. Not thread-safe; never blocks but for reads of cold data."""
+    """One member's key-value state. Not thread-safe. Blocks only to read cold data."""
 
     def __init__(self, lessor: Lessor, contents: Contents, limits: Limits) -> None:
         """Made by `create` or `open`."""
@@ -86,7 +90,7 @@ class Store:
         self.directory = contents.data.directory
         self.revision = contents.revision
         self.marked_revision = contents.revision
-        """The revision at the last mark: what a copy of the files, made now, holds."""
+        """The revision at the last mark, which a copy of the files holds."""
         self.applied_index = contents.applied_index
         self.applied_term = contents.applied_term
         self.buckets = contents.buckets
@@ -94,11 +98,11 @@ class Store:
         self.compacted = U64.unpack(compacted[b""])[0] if compacted else 0
         """Reads below this revision are refused; 0 before the first compaction."""
         self.events: list[Event] = []
-        """What happened since the owner last took it, for watches. Whole revisions only."""
+        """Changes since the owner last took them, for watches. Whole revisions at each mark."""
         self.pinned: list[int] = []
         """Revisions that unfinished reads need; a later compaction waits."""
         self.cut = contents.cut
-        """What a start after a crash cut off the data file, for the log."""
+        """Why recovery cut off the end of the data file, for the log; None if it did not."""
         self.checkpoint_begin = contents.checkpoint_begin
         """Where a start would begin to scan: (segment, offset)."""
         self.compaction: Iterator[int] | None = None
@@ -118,7 +122,7 @@ class Store:
         segment_bytes: int,
         limits: Limits = DEFAULT_LIMITS,
     ) -> Store:
-        """A new store in an empty folder, durable when this returns."""
+        """A new store in an empty folder, durable on return."""
         store = cls(lessor, Contents(disk, directory, segment_bytes, limits), limits)
         disk.make_dir(directory)
         store.data.roll()
@@ -137,7 +141,7 @@ class Store:
         segment_bytes: int,
         limits: Limits = DEFAULT_LIMITS,
     ) -> Store:
-        """The store as of its last mark. Raises DataDamaged rather than give a wrong state."""
+        """The store as of its last mark. Raises DataDamaged if that cannot be read completely."""
         contents = Contents(disk, directory, segment_bytes, limits)
         temporary = f"{directory}/{checkpoint.NAME}.tmp"
         if disk.exists(temporary):
@@ -147,7 +151,7 @@ class Store:
             store = cls(lessor, contents, limits)
             store._load_leases()
         except (ValueError, LookupError, struct.error, EtcdError) as failure:
-            # The checksums are right, so no disk did this.
+            # The checksums are right, so this is not the fault of a disk.
             path = f"{directory}/{checkpoint.NAME}"
             raise DataDamaged(path, 0, f"its content makes no sense ({failure})") from failure
         if store.index.past:
@@ -171,7 +175,7 @@ class Store:
 
     def put(self, key: bytes, value: bytes, lease: int) -> None:
         """Set a key. The caller has checked the lease."""
-        # The hottest path of the program: flat on purpose.
+        # The hottest path of the program, so it is flat and repeats what `Index` does.
         index = self.index
         data = self.data
         mod = self.revision + 1
@@ -219,7 +223,8 @@ class Store:
         self.events.append((mod, key, True, body))
 
     def end_revision(self) -> int:
-        """Make the changes since the last call visible; they get one new revision if any."""
+        """Make the changes since the last call visible, under one new revision if there are any.
+        Returns the store's revision."""
         if self._first_location:
             self.index.revisions.append(self._first_location)
             self._first_location = 0
@@ -232,7 +237,7 @@ class Store:
         return self._first_location != 0
 
     def delete_steps(self, start: bytes, end: bytes | None) -> Iterator[None]:
-        """Delete all keys in [start, end), yielding now and then; it is one change all the same."""
+        """Delete all keys in [start, end), in steps of one change."""
         index = self.index
         step_keys = self.limits.delete_step_keys
         while True:
@@ -244,7 +249,7 @@ class Store:
             yield
 
     def mark(self, index: int, term: int) -> None:
-        """State that the store now is what raft entry `index` left, and hand it to the file."""
+        """Record that the state is the one after raft entry `index`, and write it to the file."""
         self.applied_index = index
         self.applied_term = term
         self.marked_revision = self.revision
@@ -254,7 +259,7 @@ class Store:
             self.data.roll()
 
     def set_bucket(self, bucket: int, key: bytes, value: bytes | None) -> None:
-        """Set or (None) remove a key of a bucket. Takes no revision."""
+        """Set a key of a bucket, or remove it (None). Makes no revision."""
         items = self.buckets.setdefault(bucket, {})
         if value is None:
             items.pop(key, None)
@@ -303,7 +308,7 @@ class Store:
         limit_bytes: int | None = None,
     ) -> tuple[list[tuple[int, int]], bytes | None]:
         """`Index.scan` as of `revision`, which may be the one that is being written. The locations
-        are good until the next step: then cleaning may have moved the records."""
+        are valid until the next step of any job: cleaning moves records."""
         is_now = revision == self.revision + self.is_writing
         if limit_bytes is None:
             limit_bytes = self.limits.step_bytes
@@ -356,14 +361,14 @@ class Store:
                             break
                     pending = next(records, None)
                 if has_moved:
-                    # Cleaning has removed the segment, or soon will: read the copy instead.
+                    # Cleaning is about to remove the segment: read the copy instead.
                     pending = None
                     del events[begin:]
                     size = begin_size
                     continue
                 if len(events) == begin:
                     path = self.data.path(location >> 32)
-                    why = f"no change of revision {revision} stands there"
+                    why = f"no change of revision {revision} is there"
                     raise DataDamaged(path, location & OFFSET_MASK, why)
                 revision += 1
         finally:
@@ -371,8 +376,8 @@ class Store:
         return events
 
     def hash_steps(self, revision: int) -> Generator[None, None, int]:
-        """Hash what a store compacted where this one is must keep up to `revision`: the
-        generator's return value. Equal on all members, whatever they have cleaned up so far."""
+        """CRC-32 of all versions up to `revision` that compaction keeps: the generator's return
+        value. It is the same on all members, however far their compactions have come."""
         compacted = self.compacted
         crc = step_versions = step_bytes = 0
         cursor: bytes | None = b""
@@ -405,7 +410,7 @@ class Store:
     # Compaction.
 
     def compact(self, revision: int) -> None:
-        """Give up what is superseded before `revision`. Reads below it are refused from now on;
+        """Refuse reads below `revision` from now on, and begin to drop what they alone need;
         `compact_step` does the work. Raises EtcdError Compacted or FutureRev."""
         if revision <= self.compact_revision:
             raise error("Compacted")
@@ -426,19 +431,19 @@ class Store:
 
     @property
     def compaction_is_held(self) -> bool:
-        """A range read that began earlier still needs what the compaction would give up, or a
-        checkpoint is being packed, whose count of garbage must fit the versions in it."""
+        """The compaction must wait: a read that began earlier needs what it would drop, or a
+        checkpoint is being packed, and its garbage counts must fit the versions in it."""
         return self._is_packing or any(revision < self.compacted for revision in self.pinned)
 
     def compact_step(self) -> int | None:
-        """Do a part of the pending compaction; versions dropped, or None when it is done."""
+        """Do one step of the pending compaction. Returns the versions dropped; None at the end."""
         assert self.compaction is not None and not self.compaction_is_held
         dropped = next(self.compaction, None)
         if dropped is None:
             self.compaction = None
         return dropped
 
-    # Checkpoints and cleaning: long work in the background, one at a time.
+    # Size and checkpoints.
 
     @property
     def size_bytes(self) -> int:
@@ -458,9 +463,9 @@ class Store:
         return data.sizes.get(number, offset) - offset + between + data.offset
 
     def checkpoint(self) -> Job:
-        """Write a checkpoint. When the job ends, log entries up to the applied index that it
-        began with are not needed any more. Begins right behind a mark."""
-        assert self.data.flushed == self.data.offset, "a checkpoint begins behind a mark"
+        """Write a checkpoint. At the end of the job, log entries up to the applied index of its
+        beginning are not needed any more. The first step must run right after a mark."""
+        assert self.data.flushed == self.data.offset, "a checkpoint begins after a mark"
         begin = (self.data.active, self.data.offset)
         meta = checkpoint.meta(
             begin, (self.applied_index, self.applied_term), self.revision, self.compacted, self.data
@@ -482,7 +487,7 @@ class Store:
 
         yield publish
         self.checkpoint_begin = begin
-        # Segments that were cleaned before this checkpoint need no mention any more.
+        # Segments that were cleaned before this checkpoint are not in it.
         for key in list(self.buckets.get(CLEANED, ())):
             if U64.unpack(key)[0] not in self.data.files:
                 del self.buckets[CLEANED][key]

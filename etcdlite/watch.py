@@ -1,40 +1,42 @@
-"""Watches: every change of the store to everyone who asked for it, once, in order.
+"""Watches: each change of the store goes to every watch on its key, once and in order.
 
 A `WatchHub` has many `WatchStream`s (one per client stream), each with many watches on a key or a
 range. A watch is in one of these states:
 
-    synced  has been sent everything up to `hub.revision`; it is in the index of synced watches,
-            and `notify` sends it what comes.
-    behind  lacks history from its `next` revision on; `run` reads it from the store, in slices,
-            and brings it level with `hub.revision`.
-    served  behind, and one of those whose history is being sent just now.
-    parked  behind, and its sink is blocked: nothing is read for it until the sink calls `wake`.
-    future  asked for a start revision that does not exist yet.
+    synced  It has been sent everything up to `hub.revision`. It is in the index of synced watches,
+            and `notify` sends it new events.
+    behind  It lacks history from its `next` revision on. `run` reads that from the store, in
+            slices, until the watch is level with `hub.revision`.
+    served  It is behind, and the slice of history that is being sent is for it, among others.
+    parked  It is behind, and its sink is blocked. Nothing is read for it until the sink calls
+            `wake`.
+    future  Its start revision does not exist yet.
 
-A watch that is not synced holds one number, never events, so a slow reader costs bounded memory:
-a synced watch whose sink is blocked becomes parked at the first revision it cannot be sent.
+A watch that is not synced stores one number and no events, so a slow reader costs bounded memory.
+A synced watch with a blocked sink is parked at the first revision that it cannot be sent.
 
-`notify` does a bounded amount of work: watches that are too many to be sent an event at once become
-behind, and so does every watch when a revision has very many events.
+`notify` does bounded work: watches beyond `max_sends_at_once` fall behind, and all watches do when
+a batch has more than `max_events_at_once` events.
 
-`run` works like a sweep: it always serves those that are furthest behind, many of them in one pass
-over a slice of history, after which they all stand at the same revision. Watches that start from
-many different revisions thus merge into one front. It works in steps of about a millisecond.
+`run` works like a sweep. It serves the watches that are furthest behind, many of them in one pass
+over a slice of history; then they are all at the same revision. So watches that start at many
+different revisions merge into one front. A step takes about a millisecond.
 
-Invariants. Within a watch, events ascend, none is missing, doubled or below the start revision; the
-events of one revision share one response, unless the watch asked for fragments. A watch sees a
-compaction only as a canceled response, never as a gap. A progress notification with revision R is
-sent only when every event up to R was sent before it on the same stream.
+Invariants. Within a watch, events ascend, none is missing or repeated, and none is below the start
+revision. The events of one revision are in one response, unless the watch asked for fragments. A
+watch sees a compaction only as a canceled response, never as a gap. A progress notification with
+revision R is sent only after every event up to R on the same stream.
 
 A record that cannot be read ends the watches that need it, with etcd's "corrupt cluster", and no
 others.
 
-It must never hold events after `notify` has returned, never send unasked to a sink that is blocked,
-and never depend on the order of a set or of addresses: the same calls give the same bytes.
+The hub never keeps events after `notify` has returned, and never sends events or periodic progress
+to a blocked sink. The same calls give the same bytes: nothing depends on the order of a set or on
+addresses. An ended watch is free at once, in no reference cycle: the garbage collector runs rarely.
 
 The behaviour is that of etcd 3.6 (server/etcdserver/api/v3rpc/watch.go, server/storage/mvcc), with
-one difference: a progress request that comes while the stream is not synced is answered as soon as
-it is (etcd drops it).
+one difference: etcd drops a progress request on a stream that is not synced; here it is answered
+when the stream is synced.
 """
 
 from __future__ import annotations
@@ -49,22 +51,20 @@ from sortedcontainers import SortedDict, SortedList
 
 from etcdlite import errors, log, proto
 from etcdlite.limits import DEFAULT_LIMITS, Limits
+from etcdlite.mvcc import Event
 from etcdlite.proto import varint
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.intervals import Intervals
 from etcdlite.storage.steps import finish
 
-Event = tuple[int, bytes, bool, bytes]
-"""(revision, key, is a delete, encoded KeyValue; of a deleted key only key and mod_revision)"""
-
 FRAGMENT_BYTES = 1536 * 1024 + 512 * 1024
-"""etcd's default for splitting into fragments: max-request-bytes and 512 KiB on top."""
+"""etcd's default for splitting into fragments: max-request-bytes plus 512 KiB."""
 
 PROGRESS_INTERVAL_S = 600.0
 MIN_PROGRESS_INTERVAL_S = 0.1
 
 INVALID_WATCH_ID = -1
-"""In responses that are about no watch, or about all of a stream."""
+"""In responses that concern no watch, or all watches of a stream."""
 
 # The reasons of a refused watch, in etcd's words.
 EMPTY_RANGE = "mvcc: watcher range is empty"
@@ -92,11 +92,11 @@ _EVENT_KV = b"\x12"
 _EVENT_PREV_KV = b"\x1a"
 
 _EVERYTHING = b""
-"""As the end of a range: there is none."""
+"""The end of a range without an upper bound."""
 
 
 class Store(Protocol):
-    """What the hub asks of the store."""
+    """What the hub needs of the store."""
 
     @property
     def revision(self) -> int: ...
@@ -108,12 +108,10 @@ class Store(Protocol):
     def event_steps(
         self, start_revision: int, limit_bytes: int
     ) -> Generator[None, None, list[Event]]:
-        """The events from a revision on, whole revisions only, at least one if there is one; in
-        steps. Raises DataDamaged."""
+        """As `mvcc.Store.event_steps`."""
 
     def previous(self, key: bytes, revision: int) -> bytes | None:
-        """The encoded KeyValue that `key` had just before `revision`; None if none is known.
-        Raises DataDamaged."""
+        """As `mvcc.Store.previous`. Raises DataDamaged."""
 
 
 class Sink(Protocol):
@@ -121,25 +119,27 @@ class Sink(Protocol):
 
     @property
     def blocked(self) -> bool:
-        """More is waiting than should. When that ends, call `wake` of the stream."""
+        """Too much is queued. When that ends, the owner calls `wake` of the stream."""
 
     def send(self, body: bytes) -> None:
         """Take one encoded WatchResponse."""
 
 
-class _Nobody:
-    """The sink of the watches of a closed stream."""
+class _ClosedSink:
+    """The sink of a closed stream and its watches."""
 
     blocked = True
 
     def send(self, body: bytes) -> None:
-        raise AssertionError("a closed stream was sent something")
+        raise AssertionError("a response for a closed stream")
 
 
-_NOBODY = _Nobody()
+_CLOSED = _ClosedSink()
 
 
 class _Watch:
+    """One watch. 200,000 of these must be small."""
+
     __slots__ = (
         "stream", "sink", "id", "id_field", "start", "end", "options", "state", "next", "group",
         "idle", "timer",
@@ -161,6 +161,7 @@ class _Watch:
         self.idle = True
         """No events were sent since the last progress timer."""
         self.timer: tuple[float, int, _Watch] | None = None
+        """Its entry in `hub.timers`; a reference cycle until the watch ends."""
 
 
 class _Group:
@@ -170,7 +171,7 @@ class _Group:
 
     def __init__(self, since: int, options: int) -> None:
         self.since = since
-        """They are not sent events of revisions below it."""
+        """The first revision whose events are sent to them."""
         self.options = options
         self.watches: dict[_Watch, None] = {}
 
@@ -238,7 +239,7 @@ class _Index:
 
 
 class WatchHub:
-    """All watches of one member. Not thread-safe; sinks are only ever sent to from its methods."""
+    """All watches of one member. Not thread-safe. It sends only from within its methods."""
 
     def __init__(
         self,
@@ -250,12 +251,12 @@ class WatchHub:
         progress_interval_s: float = PROGRESS_INTERVAL_S,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        """`header` encodes the ResponseHeader (its content) with a given revision. `rng` must not
-        be foreseeable by clients. `fragment_bytes`: responses that reach it are split for watches
-        that asked for it. `progress_interval_s`: raised to `MIN_PROGRESS_INTERVAL_S`.
+        """`header` returns the content of a ResponseHeader with a given revision. Clients must not
+        be able to predict `rng`. Responses of `fragment_bytes` or more are split for watches that
+        asked for fragments. `progress_interval_s` is at least `MIN_PROGRESS_INTERVAL_S`.
         """
         self.revision = store.revision
-        """Everything up to here was given to `notify`. The store may be ahead of it for a while."""
+        """The last revision that `notify` got. The store may be ahead of it."""
         self.streams = 0
         self.watches = 0
         self.key_bytes = 0
@@ -269,18 +270,18 @@ class WatchHub:
         self._rng = rng
         self._progress_interval_s = max(progress_interval_s, MIN_PROGRESS_INTERVAL_S)
         self.synced = _Index(rng)
-        # Both: revision -> watches with that `next`, in the order in which they came.
+        # Both map a revision to the watches with that `next`, in order of arrival.
         self._behind: Any = SortedDict()
         self._future: Any = SortedDict()
         self._front = _Index(rng)
-        """Those that are served."""
+        """The index of served watches."""
         self.lag_revision = 0
-        """Not 0: what is in the index of synced watches has missed everything from here on, and
-        will be behind."""
+        """If not 0: the watches in the synced index have missed everything from this revision on;
+        `run` moves them to behind."""
         self.closing: deque[WatchStream] = deque()
-        """Closed streams with many watches."""
+        """Closed streams whose watches `run` removes."""
         self._job: Generator[None, None, None] | None = None
-        """What `run` is at."""
+        """The job that `run` continues."""
         self.timers: Any = SortedList()
         self._timer_number = 0
         self._now = 0.0
@@ -290,7 +291,7 @@ class WatchHub:
         return WatchStream(self, sink)
 
     def notify(self, events: Sequence[Event]) -> None:
-        """Send what was just applied: all events of some revisions, ascending, none left out."""
+        """Send what was just applied: all events of the next revisions, ascending."""
         if not events:
             return
         first, last = events[0][0], events[-1][0]
@@ -313,13 +314,13 @@ class WatchHub:
 
     @property
     def has_work(self) -> bool:
-        """`run` has something to do."""
+        """There is work for `run`."""
         return self._job is not None or bool(self._behind or self.closing) or self.lag_revision > 0
 
     def run(self, is_over: Callable[[], bool]) -> bool:
-        """Bring watches that are behind level, step by step until `is_over`; at least one step.
+        """Serve watches that are behind, in steps, until `is_over`; at least one step.
 
-        True if there is more to do at once. Parked watches are not counted as such.
+        Returns whether there is more work. Parked watches do not count as work.
         """
         while self.has_work:
             if self._job is None:
@@ -336,10 +337,10 @@ class WatchHub:
         return self._close_steps() if self.closing else self._catch_up_steps()
 
     def restored(self, store: Store) -> None:
-        """A snapshot from the leader takes the store's place, which can still be read: what the
-        synced watches have missed is read from the new one, unless it was compacted there."""
+        """Switch to the store of a snapshot from the leader; the old one can still be read. What
+        the synced watches missed is read from the new store, unless it is compacted there."""
         if self._job is not None:
-            # What is read already is of the old store, and as good.
+            # What it has read of the old store is still right.
             for _ in self._job:
                 pass
             self._job = None
@@ -351,7 +352,7 @@ class WatchHub:
             self._start_future()
 
     def _lag_steps(self) -> Generator[None, None, None]:
-        """Synced watches become behind."""
+        """Move synced watches to behind."""
         step = self.limits.move_step_watches
         for count, watch in enumerate(self.synced.all(), 1):
             if watch.state == _SYNCED:
@@ -362,7 +363,7 @@ class WatchHub:
         self.lag_revision = 0
 
     def _close_steps(self) -> Generator[None, None, None]:
-        """Forget the watches of closed streams."""
+        """Remove the watches of closed streams."""
         while self.closing:
             watches = self.closing[0].by_id
             for watch in list(islice(watches.values(), self.limits.move_step_watches)):
@@ -372,15 +373,15 @@ class WatchHub:
             yield
 
     def next_tick(self) -> float | None:
-        """When `tick` should be called at the latest; None: no progress timer runs."""
+        """The latest time for the next `tick`; None if no progress timer runs."""
         return self.timers[0][0] if self.timers else None
 
     def tick(self, now: float) -> None:
         """Send the periodic progress notifications that are due. `now`: seconds, never going back.
 
-        The time of a new watch's first notification counts from the latest tick, so call this in
-        every turn of the loop; it costs nothing when none is due. At most `tick_timers`
-        at once: if more are due, `next_tick` is not after `now`.
+        The timer of a new watch starts at the latest tick, so call this in every turn of the loop;
+        it costs nothing when none is due. It serves up to `tick_timers` watches: if more are due,
+        `next_tick` is not after `now`.
         """
         self._now = now
         timers = self.timers
@@ -413,11 +414,11 @@ class WatchHub:
     def _dispatch_steps(
         self, index: _Index, events: Sequence[Event], revision: int, max_sends: int
     ) -> Generator[None, None, tuple[list[_Watch], list[_Watch]]]:
-        """Send each watch in `index` its share of `events`, in steps. Returns those that were
-        blocked, and those that were left out because `max_sends` others were sent something.
+        """Send each watch in `index` its share of `events`, in steps. Returns the watches whose
+        sink is blocked, and those left out because `max_sends` others were sent something.
 
         Flat on purpose: this is the cost of a put per event and per watch. An event is encoded once
-        however many watch it, and the watches of a group share the joined events.
+        for all watches, and the watches of a group share the joined events.
         """
         match_step, send_step = self.limits.match_step_events, self.limits.send_step_watches
         batches: dict[_Group, list[bytes]] = {}
@@ -440,14 +441,14 @@ class WatchHub:
             joined = batch[0] if len(batch) == 1 else b"".join(batch)
             may_split = group.options & _FRAGMENTS and len(batch) > 1
             bodies: Sequence[bytes] = ()
-            # Most clients count their watches from 0, so that the watches of a group tend to have
-            # the same id: then they share the whole body, which matters when it is large.
+            # Most clients count their watches from 0, so the watches of a group tend to have the
+            # same id. Then they share the whole body, which matters when it is large.
             id_field: bytes | None = None
             sent = 0
             for watch in list(group.watches):
                 sink = watch.sink
                 if watch.group is not group:
-                    continue  # It was cancelled meanwhile.
+                    continue  # It was cancelled between two steps.
                 if sink.blocked:
                     blocked.append(watch)
                     continue
@@ -479,7 +480,7 @@ class WatchHub:
         batches: dict[_Group, list[bytes]],
         damaged: dict[_Group, DataDamaged],
     ) -> None:
-        """Add to `batches` what each group is to be sent of `events`."""
+        """Add to `batches` the encoded events for each group."""
         keys = index.keys
         has_ranges = index.ranges.root is not None
         holding = index.ranges.holding
@@ -518,7 +519,7 @@ class WatchHub:
                         batch.append(encoded)
 
     def _fragments(self, prefix: bytes, batch: Sequence[bytes]) -> list[bytes]:
-        """A response as a sequence of responses smaller than `fragment_bytes`, if they can be."""
+        """Split a response: each part is smaller than `fragment_bytes` unless one event is not."""
         limit = self.fragment_bytes - len(prefix) - len(_FRAGMENT)
         bodies = []
         begin = size = 0
@@ -535,18 +536,18 @@ class WatchHub:
         header = self.header_field(0)
         detail = _CANCELED + _COMPACT_REVISION + varint(self._store.compacted)
         for watch in watches:
-            if watch.sink is not _NOBODY:
+            if watch.sink is not _CLOSED:
                 watch.sink.send(header + watch.id_field + detail)
             watch.stream.forget(watch)
 
     def _end_damaged(self, watches: Sequence[_Watch], damage: DataDamaged) -> None:
-        """A record that these watches need cannot be read."""
+        """Cancel watches that need a record that cannot be read."""
         if not log.limited("damaged"):
             log.error(str(damage))
         reason = errors.error("Corrupt").text.encode()
         detail = _CANCELED + _CANCEL_REASON + varint(len(reason)) + reason
         for watch in watches:
-            if watch.sink is not _NOBODY:
+            if watch.sink is not _CLOSED:
                 watch.sink.send(self.header_field() + watch.id_field + detail)
             watch.stream.forget(watch)
 
@@ -623,7 +624,7 @@ class WatchHub:
     # States.
 
     def place(self, watch: _Watch, state: int, revision: int) -> None:
-        """Put a watch that is nowhere into a state; `revision` is what it lacks first."""
+        """Move a detached watch into a state; `revision` is the first one that it lacks."""
         if state == _SYNCED and self.lag_revision:
             state = _BEHIND
         watch.state = state
@@ -645,7 +646,7 @@ class WatchHub:
             self._behind.setdefault(revision, {})[watch] = None
 
     def remove(self, watch: _Watch) -> None:
-        """Take a watch out of the state it is in."""
+        """Detach a watch from its state."""
         state = watch.state
         stream = watch.stream
         if state == _SYNCED:
@@ -666,7 +667,8 @@ class WatchHub:
             self.slow_watches -= 1
 
     def _start_future(self) -> None:
-        """Watches whose start revision comes next are level; those that it ran past are behind."""
+        """Move watches out of future: those whose start revision is next become synced, those
+        whose start revision exists now become behind."""
         level = self.revision + 1
         while self._future and self._future.peekitem(0)[0] <= level:
             start, watches = self._future.peekitem(0)
@@ -675,7 +677,7 @@ class WatchHub:
                 self.place(watch, _SYNCED if start == level else _BEHIND, start)
 
     def start_timer(self, watch: _Watch) -> None:
-        # etcd adds up to a tenth, lest clients that came together be notified together for ever.
+        # As etcd: up to a tenth more spreads the timers of clients that arrived together.
         wait_s = self._progress_interval_s * (1 + 0.1 * self._rng.random())
         self._timer_number += 1
         watch.timer = (self._now + wait_s, self._timer_number, watch)
@@ -687,7 +689,7 @@ class WatchHub:
 
 
 class WatchStream:
-    """One client's stream of watches. Ids are unique within it."""
+    """One client's stream of watches. Ids are unique within it. Made by `WatchHub.open`."""
 
     __slots__ = (
         "hub", "sink", "by_id", "_next_id", "_key_bytes", "unsynced", "parked",
@@ -698,15 +700,17 @@ class WatchStream:
         self.hub = hub
         self.sink: Sink = sink
         self.by_id: dict[int, _Watch] = {}
+        self.unsynced = 0
+        """Watches of this stream that are not synced."""
+        self.parked: dict[_Watch, None] = {}
         self._next_id = 0
         self._key_bytes = 0
-        self.unsynced = 0
-        self.parked: dict[_Watch, None] = {}
         self._wants_progress = False
         self._is_closed = False
 
     def create(self, request: proto.WatchCreateRequest) -> int:
-        """Begin the watch of a WatchCreateRequest and answer it; its id, or -1 if it is refused."""
+        """Create the watch that a WatchCreateRequest asks for, and answer the request. Returns the
+        watch id, or INVALID_WATCH_ID if the request is refused."""
         hub = self.hub
         start = request.key or b"\0"
         end = request.range_end or None
@@ -725,7 +729,7 @@ class WatchStream:
             or hub.key_bytes + key_bytes > limits.max_key_bytes
         ):
             if not log.limited("watches"):
-                log.warn("refused a watch: there are too many", watches=hub.watches)
+                log.warn("refused a watch: limit of watches reached", watches=hub.watches)
             return self.refuse(errors.error("RequestTooManyRequests").text)
         watch_id = request.watch_id
         if watch_id == 0:
@@ -761,29 +765,29 @@ class WatchStream:
         return int(watch_id)
 
     def refuse(self, reason: str) -> int:
-        """Answer a create request that may not be carried out, permission denied for example."""
+        """Answer a create request that is not carried out: for example, permission denied."""
         text = reason.encode()
         detail = _CREATED + _CANCELED + _CANCEL_REASON + varint(len(text)) + text
         self._respond(_id_field(INVALID_WATCH_ID) + detail)
         return INVALID_WATCH_ID
 
     def cancel(self, watch_id: int) -> None:
-        """End a watch and confirm it. An unknown id is passed over in silence, as in etcd."""
+        """End a watch and confirm it. As in etcd, an unknown id gets no answer."""
         watch = self.by_id.get(watch_id)
         if watch is not None:
             self._respond(watch.id_field + _CANCELED)
             self.forget(watch)
 
     def progress(self) -> None:
-        """Answer, for all watches at once, how far the stream is; as soon as all are that far.
+        """Send the revision up to which all watches of the stream are complete, once they are.
 
-        Nothing is sent for a stream without watches.
+        A stream without watches gets no answer.
         """
         self._wants_progress = True
         self.answer_progress()
 
     def wake(self) -> None:
-        """The sink is not blocked any more: what waited for that is read by the next `run`."""
+        """The sink is not blocked any more: `run` serves its parked watches again."""
         if self.sink.blocked or self._is_closed:
             return
         hub = self.hub
@@ -793,18 +797,18 @@ class WatchStream:
         self.answer_progress()
 
     def close(self) -> None:
-        """Forget all watches. Nothing is sent any more; a second call does nothing."""
+        """End all watches. Nothing is sent after this; a second call does nothing."""
         if not self._is_closed:
             self._is_closed = True
             self._wants_progress = False
-            self.sink = _NOBODY  # The sink refers to the stream.
+            self.sink = _CLOSED  # The sink refers to the stream.
             self.hub.streams -= 1
             if len(self.by_id) <= self.hub.limits.move_step_watches:
                 for watch in list(self.by_id.values()):
                     self.forget(watch)
                 return
             for watch in self.by_id.values():
-                watch.sink = _NOBODY
+                watch.sink = _CLOSED
             self.hub.closing.append(self)
 
     def __len__(self) -> int:
@@ -826,8 +830,8 @@ class WatchStream:
             self.answer_progress()
 
     def answer_progress(self) -> None:
-        # A watch whose start revision is in the future counts as not synced: told of a lower
-        # revision, a client would resume there and be given events it did not ask for.
+        # A watch in future counts as not synced: with a lower revision than its start revision, a
+        # client would resume there and get events that it did not ask for.
         is_level = not self.unsynced and not self.hub.lag_revision
         if self._wants_progress and is_level and not self.sink.blocked:
             self._wants_progress = False
