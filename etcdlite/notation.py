@@ -3,6 +3,8 @@ strings, and sizes with binary units.
 
 Parsers raise ValueError with the text of Go's own error, which etcdctl shows. They accept exactly
 what Go accepts: no spaces, no digits of other scripts, no underscores unless the base is 0.
+
+Regular expressions are compiled when they are first used: most starts of etcdlite-ctl need none.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ _MAX_INT64 = (1 << 63) - 1
 
 _LETTER_BY_CHAR = dict(zip('\a\b\f\n\r\t\v"\\', 'abfnrtv"\\', strict=True))
 _CHAR_BY_LETTER = {letter: ord(char) for char, letter in _LETTER_BY_CHAR.items()} | {"'": 0x27}
-_ESCAPE = re.compile(
+_ESCAPE = (
     r"""\\(?:([abfnrtv\\"'])|x([0-9a-fA-F]{2})|([0-7]{3})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|)"""
 )
 
@@ -44,7 +46,7 @@ def unquote(inside: str) -> bytes:
     """The bytes that a quoted Go string stands for. `inside` is without the quotes."""
     parts: list[bytes] = []
     position = 0
-    for match in _ESCAPE.finditer(inside):
+    for match in re.finditer(_ESCAPE, inside):
         parts.append(os.fsencode(inside[position : match.start()]))
         position = match.end()
         letter, byte_hex, byte_octal, short, long = match.groups()
@@ -108,7 +110,7 @@ def _refused(function: str, text: str, why: str) -> ValueError:
 # Durations.
 
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_NUMBER_AND_UNIT = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([^0-9.]*)")
+_NUMBER_AND_UNIT = r"([0-9]+\.?[0-9]*|\.[0-9]+)([^0-9.]*)"
 
 
 def parse_duration_s(text: str) -> float:
@@ -119,7 +121,7 @@ def parse_duration_s(text: str) -> float:
     seconds = 0.0
     position = 0
     while position < len(rest) or not rest:
-        match = _NUMBER_AND_UNIT.match(rest, position)
+        match = re.match(_NUMBER_AND_UNIT, rest[position:])
         if match is None:
             raise ValueError(f"time: invalid duration {quote(text)}")
         number, unit = match.groups()
@@ -128,7 +130,7 @@ def parse_duration_s(text: str) -> float:
         if unit not in _UNITS_S:
             raise ValueError(f"time: unknown unit {quote(unit)} in duration {quote(text)}")
         seconds += float(number) * _UNITS_S[unit]
-        position = match.end()
+        position += match.end()
     return -seconds if text.startswith("-") else seconds
 
 
@@ -155,12 +157,12 @@ def _decimal(number: int, unit: int) -> str:
 # Sizes.
 
 _UNITS_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_SIZE = re.compile(r"(-?[0-9]{1,19}) ?([A-Za-z]*)")
+_SIZE = r"(-?[0-9]{1,19}) ?([A-Za-z]*)"
 
 
 def parse_size_bytes(text: str) -> int:
     """Bytes from "1048576", "64KiB", "8GiB". Raises ValueError."""
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(_SIZE, text)
     if match is None or match[2] not in _UNITS_BYTES:
         raise ValueError("not a size; write bytes, or for example 64KiB, 16MiB, 8GiB")
     return int(match[1]) * _UNITS_BYTES[match[2]]

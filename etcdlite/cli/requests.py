@@ -123,7 +123,7 @@ def delete_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> proto.
 
 # The language of `txn` and `watch -i`.
 
-_WORD = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([^'"\s]\S*))""")
+_WORD = r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([^'"\s]\S*))"""
 
 
 def split_words(line: str) -> list[str]:
@@ -135,16 +135,16 @@ def split_words(line: str) -> list[str]:
     position = 0
     line = line.rstrip()
     while position < len(line):
-        match = _WORD.match(line, position)
+        match = re.match(_WORD, line[position:])
         if match is None:
             raise ValueError("unclosed quote")
         double, single, bare = match.groups()
         words.append(os.fsdecode(unquote(double)) if double is not None else single or bare or "")
-        position = match.end()
+        position += match.end()
     return words
 
 
-_COMPARE = re.compile(r"""\s*"((?:[^"\\]|\\.)*)"\)\s+(\S+)\s+"((?:[^"\\]|\\.)*)\"""", re.DOTALL)
+_COMPARE = r"""(?s)\s*"((?:[^"\\]|\\.)*)"\)\s+(\S+)\s+"((?:[^"\\]|\\.)*)\""""
 _COMPARE_TARGETS = {
     "ver": ("VERSION", "version"),
     "version": ("VERSION", "version"),
@@ -165,7 +165,7 @@ def parse_compare(line: str) -> proto.Compare:
     malformed = f"malformed comparison: {line}"
     hint = 'expected target("key") op "value", for example mod("foo") > "0"'
     name, parenthesis, rest = line.partition("(")
-    match = _COMPARE.match(rest)
+    match = re.match(_COMPARE, rest)
     if not parenthesis or match is None:
         raise Failure(EXIT_BAD_INPUT, f"{malformed}; {hint}")
     if name not in _COMPARE_TARGETS:
