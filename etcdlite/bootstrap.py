@@ -14,7 +14,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -39,27 +38,31 @@ FETCH_TIMEOUT_S = 5.0
 FETCH_DIAL_TIMEOUT_S = 2.0
 """The part of it in which the connection must be made."""
 
-JOIN_PATIENCE_S = 30.0
-"""How long a joining member asks the others before it gives up."""
+JOIN_RETRY_S = 1.0
+"""The pause of a joining member after all others were asked in vain."""
 
-JOIN_RETRY_S = 3.0
-"""The pause after all of them were asked in vain."""
+JOIN_LINES_PER_S = 0.2
+"""How often the log says what a joining member waits for."""
 
 _ADD = "'etcdlite-ctl member add'"
 
 Fetch = Callable[[str], "tuple[int, list[proto.Member]]"]
 """Ask the member at a peer URL for the cluster's id and its members. Raises NoAnswer."""
 
+Waits = Callable[[str], None]
+"""Called now and then, with the reason, while a member cannot join yet."""
+
 
 class NoAnswer(StartError):
     """None of the members that were asked has answered; one may answer later."""
 
 
-def resolve_founding(settings: Config) -> Founding:
-    """The cluster with which a member starts for the first time. Raises StartError."""
+def resolve_founding(settings: Config, waits: Waits) -> Founding:
+    """The cluster with which a member starts for the first time. A member that joins a cluster
+    waits until one of the others answers. Raises StartError."""
     initial_cluster = _initial_cluster(settings)
     if settings.initial_cluster_state == "existing":
-        return _join(settings.name, initial_cluster, has_data=False)
+        return _join(settings.name, initial_cluster, waits, has_data=False)
     founding = new_cluster(settings.name, initial_cluster, settings.initial_cluster_token)
     if settings.discovery_srv:
         # DNS has no names, and all members must begin with the same membership.
@@ -70,10 +73,10 @@ def resolve_founding(settings: Config) -> Founding:
     return founding
 
 
-def rejoin(settings: Config) -> Founding:
+def rejoin(settings: Config, waits: Waits) -> Founding:
     """The cluster of a member that has data but has not received the membership from a leader yet.
-    Raises StartError."""
-    return _join(settings.name, _initial_cluster(settings), has_data=True)
+    Waits until one of the others answers. Raises StartError."""
+    return _join(settings.name, _initial_cluster(settings), waits, has_data=True)
 
 
 def create_member(settings: Config, disk: Disk, founding: Founding, client_urls: list[str]) -> None:
@@ -160,26 +163,34 @@ def join_cluster(
     *,
     has_data: bool = False,
 ) -> Founding:
-    """The running cluster to which this member was added, according to the first other member that
-    answers. `has_data`: this is not the member's first start.
+    """The running cluster to which this member was added, according to the first other member
+    whose answer fits. `has_data`: this is not the member's first start.
 
-    Raises NoAnswer if no member answers, StartError if the cluster does not fit.
+    Raises NoAnswer if no member answers. Raises StartError if no answer fits; that member may be
+    behind and not know of the latest change.
     """
     pairs = list(initial_cluster)
     own_urls = sorted(url for member_name, url in pairs if member_name == name)
     causes = []
+    misfit: StartError | None = None
     for member_name, url in pairs:
         if member_name == name:
             continue
         try:
             cluster_id, members = fetch(url)
+            if not members:
+                raise NoAnswer("it joins itself and has not received the members yet")
+            own = _own(name, own_urls, pairs, members)
+            if own.name and not has_data:
+                raise _bootstrapped(own.ID)
         except NoAnswer as failure:
             causes.append(f"{url}: {failure}")
-            continue
-        own = _own(name, own_urls, pairs, members)
-        if own.name and not has_data:
-            raise _bootstrapped(own.ID)
-        return Founding(cluster_id, own.ID, members)
+        except StartError as failure:
+            misfit = misfit or failure
+        else:
+            return Founding(cluster_id, own.ID, members)
+    if misfit is not None:
+        raise misfit
     why = (
         "no other member of --initial-cluster answers "
         f"({'; '.join(causes) or 'it names no other member'}). Check --initial-cluster, or start "
@@ -244,22 +255,30 @@ def _initial_cluster(settings: Config) -> Sequence[tuple[str, str]]:
     return found
 
 
-def _join(name: str, initial_cluster: Sequence[tuple[str, str]], has_data: bool) -> Founding:
-    """Ask the running cluster, several times if need be. Raises StartError."""
-    deadline = time.monotonic() + JOIN_PATIENCE_S
+def _join(
+    name: str, initial_cluster: Sequence[tuple[str, str]], waits: Waits, has_data: bool
+) -> Founding:
+    """Ask the running cluster until it answers. Raises StartError.
+
+    The cluster may need this member for its quorum, so any member's own knowledge is enough to
+    join. It is not enough to give up, because that member may be behind: a refusal must come from a
+    member that is in contact with a leader.
+    """
+    fetch_local = partial(fetch_members, linearizable=False)
     while True:
         try:
-            return join_cluster(name, initial_cluster, fetch_members, has_data=has_data)
+            return join_cluster(name, initial_cluster, fetch_local, has_data=has_data)
         except NoAnswer as failure:
-            # Without a leader the cluster may need the vote of this member. Then what the others
-            # know themselves is enough, if they know this member.
-            fetch = partial(fetch_members, linearizable=False)
-            with suppress(StartError):
-                return join_cluster(name, initial_cluster, fetch, has_data=has_data)
-            if time.monotonic() + JOIN_RETRY_S > deadline:
-                raise
-            log.warn("cannot join the cluster yet; trying again", why=str(failure))
-            time.sleep(JOIN_RETRY_S)
+            why = str(failure)
+        except StartError as misfit:
+            try:
+                return join_cluster(name, initial_cluster, fetch_members, has_data=has_data)
+            except NoAnswer:
+                why = f"{misfit}. This may be outdated: no member is in contact with a leader"
+        if not log.limited("join", JOIN_LINES_PER_S):
+            log.warn("cannot join the cluster yet; trying again", why=why)
+        waits(why)
+        time.sleep(JOIN_RETRY_S)
 
 
 def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[proto.Member]]:

@@ -142,7 +142,7 @@ class Server:
         if not datadir.exists(disk, settings.data_dir):
             # Members that start together ask each other for the members. One that listens but does
             # not serve yet would make the others wait, so this comes before listening.
-            founding = bootstrap.resolve_founding(settings)
+            founding = bootstrap.resolve_founding(settings, _extend_start)
         self.listeners.open()
         if founding is not None:
             bootstrap.create_member(settings, disk, founding, self._advertised_urls())
@@ -290,7 +290,7 @@ class Server:
         elif not log.limited("waiting for a leader", 0.1):
             missing = self.member.leadership.missing_voters()
             if missing:
-                notify_systemd(f"EXTEND_TIMEOUT_USEC={READY_PATIENCE_USEC}\nSTATUS={missing}")
+                _extend_start(missing)
 
     def _check_peer_port(self) -> None:
         """Warn if the other members dial a port on which this one does not listen."""
@@ -651,7 +651,7 @@ def _make_member(settings: config.Config, opened: datadir.Opened) -> Member:
     rng = random.Random(int.from_bytes(os.urandom(32), "little"))
     store = opened.store
     members = datadir.membership(store, opened.member_id)
-    remotes = [] if members else bootstrap.rejoin(settings).members
+    remotes = [] if members else bootstrap.rejoin(settings, _extend_start).members
     if settings.force_new_cluster:
         members = [proto.Member(ID=opened.member_id)]
     raft = Raft(
@@ -707,6 +707,11 @@ def _options(settings: config.Config) -> Options:
 
 def _ignore(mask: int) -> None:
     """The callback of a closed connection."""
+
+
+def _extend_start(why: str) -> None:
+    """Ask the service manager to wait longer for this member to be ready."""
+    notify_systemd(f"EXTEND_TIMEOUT_USEC={READY_PATIENCE_USEC}\nSTATUS={why}")
 
 
 def notify_systemd(state: str) -> None:

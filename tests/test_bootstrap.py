@@ -133,6 +133,52 @@ def test_one_members_urls_are_not_taken_by_another_name() -> None:
         bootstrap.join_cluster("z", pairs, answering(cluster()))
 
 
+def test_a_member_that_knows_nobody_yet_is_no_answer_to_one_that_joins() -> None:
+    with pytest.raises(NoAnswer, match="has not received the members yet"):
+        bootstrap.join_cluster("c", PAIRS, answering(Founding(1, 2, [])))
+
+
+def test_an_outdated_answer_does_not_keep_a_member_from_joining() -> None:
+    current, outdated = cluster(c=None), cluster(c=None)
+    outdated.members[:] = [member for member in outdated.members if member.peerURLs != [C]]
+
+    def fetch(url: str) -> tuple[int, list[Any]]:
+        return current.cluster_id, (outdated if url == A else current).members
+
+    assert bootstrap.join_cluster("c", PAIRS, fetch).members == current.members
+
+
+def test_a_member_is_refused_only_by_one_that_is_in_contact_with_a_leader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = cluster(c=None)
+    added = list(running.members)
+    running.members[:] = [member for member in added if member.peerURLs != [C]]
+    has_leader = False
+    waits: list[str] = []
+
+    def fetch(url: str, linearizable: bool = True) -> tuple[int, list[Any]]:
+        if linearizable and not has_leader:
+            raise NoAnswer("no leader")
+        return running.cluster_id, running.members
+
+    def wait(why: str) -> None:
+        nonlocal has_leader
+        waits.append(why)
+        if len(waits) == 2:
+            has_leader = True
+        if len(waits) == 3:
+            running.members[:] = added
+
+    monkeypatch.setattr(bootstrap, "fetch_members", fetch)
+    monkeypatch.setattr(bootstrap, "JOIN_RETRY_S", 0.0)
+    with pytest.raises(StartError, match="has no member with the peer URLs"):
+        bootstrap._join("c", PAIRS, wait, has_data=False)
+    assert len(waits) == 2 and "may be outdated" in waits[0]
+    has_leader, running.members[:] = False, added
+    assert bootstrap._join("c", PAIRS, wait, has_data=False).members == added
+
+
 def test_a_removed_member_is_told_how_to_join_again() -> None:
     class Store:
         buckets = {REMOVED: {(7).to_bytes(8, "big"): b""}}
