@@ -39,6 +39,7 @@ from etcdlite.wire.http2 import (
     Stream,
     frame,
 )
+from etcdlite.wire.http2_conduct import MAX_NOISE
 from etcdlite.wire.http2_flow import FRAMES_PER_SLICE
 from etcdlite.wire.http2_state import (
     CANCEL,
@@ -878,11 +879,11 @@ def test_a_window_that_stays_shut_on_much_is_not_waited_for_for_ever() -> None:
 
 def test_a_grant_that_moves_nothing_does_not_count_as_moving() -> None:
     echo = shut_out()
-    answers = echo.answers
+    answers = echo.conduct.answers
     for second in range(0, 70, 5):
         echo.tell(frame(WINDOW_UPDATE, 0, 0, uint32(1)))
         echo.tick(float(second))
-    assert echo.is_aborted and echo.answers == answers
+    assert echo.is_aborted and echo.conduct.answers == answers
 
 
 def test_a_grant_costs_nothing_for_streams_that_are_shut() -> None:
@@ -930,7 +931,7 @@ def test_many_answers_long_ago_do_not_allow_a_flood() -> None:
     for n in range(10_000):
         echo.tell(request(2 * n + 1, b"x"))
     echo.tick(0.25)
-    answer = echo.tell(frame(PING, ACK, 0, bytes(8)) * (http2.MAX_NOISE + 1))
+    answer = echo.tell(frame(PING, ACK, 0, bytes(8)) * (MAX_NOISE + 1))
     assert answer[-1].kind == GOAWAY and echo.is_closing
 
 

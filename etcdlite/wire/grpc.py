@@ -518,7 +518,7 @@ class GrpcSession(Connection, ClientSession):
             self.finish(stream, _OK_BLOCK)
             return
         flow.window -= size
-        self.answers += 1
+        self.conduct.answers += 1
         outbox = self.outbox
         if outbox.unsent_bytes + outbox.held_bytes > MAX_UNSENT_BYTES:
             self.abort("it asks for more without reading its answers")
@@ -579,7 +579,7 @@ class GrpcSession(Connection, ClientSession):
             return
         flow.window -= size
         stream.credit -= size
-        self.answers += 1
+        self.conduct.answers += 1
         outbox = self.outbox
         parts = outbox.parts
         if not parts:

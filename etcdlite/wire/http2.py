@@ -39,6 +39,7 @@ from etcdlite.wire.hpack import (
     HeadersTooLarge,
     Unpacker,
 )
+from etcdlite.wire.http2_conduct import NOISE_PER_RESET, Conduct
 from etcdlite.wire.http2_flow import (
     DEFAULT_WINDOW_BYTES,
     FRAME_HEADER,
@@ -57,10 +58,12 @@ from etcdlite.wire.http2_state import (
     REFUSED_STREAM,
     STREAM_TABLE,
     ConnectionEvent,
+    ConnectionFault,
     ConnectionState,
     Fault,
     Ignore,
     StreamEvent,
+    StreamFault,
     StreamState,
 )
 
@@ -89,23 +92,6 @@ MAX_STREAMS = 65_536
 
 MAX_QUIET_STREAMS = 1024
 """Streams that we ended early, and whose frames, still on their way, are passed over."""
-
-MAX_NOISE = 10_000
-"""Frames that ask for nothing, above those that go with answers (ENHANCE_YOUR_CALM): SETTINGS,
-PING, PRIORITY, WINDOW_UPDATE, RST_STREAM, empty DATA, refused streams."""
-
-NOISE_PER_ANSWER = 4
-NOISE_PER_RESET = 10
-"""What a stream that the peer resets before it was answered counts."""
-
-NOISE_PER_S = 100
-"""How much of it is forgotten every second."""
-
-MAX_PING_STRIKES = 2
-"""Pings that came too early before the connection is ended (ENHANCE_YOUR_CALM), as in gRPC."""
-
-IDLE_PING_S = 7200.0
-"""How often a peer may ping while it has no stream open, as in gRPC."""
 
 MAX_STREAM_ID = 2**31 - 1
 
@@ -152,24 +138,6 @@ _COMMON_NAMES = {b"content-type", b"user-agent", b"grpc-timeout", b"grpc-accept-
 _NAME = re.compile(rb"[!-9;-@[-~]+")
 """Of a field that is no pseudo-header: visible ASCII but ":" and upper case (8.2.1)."""
 _VALUE = re.compile(rb"(?![ \t])[^\0\r\n]*(?<![ \t])")
-
-
-class ConnectionFault(Exception):
-    """The peer broke the protocol; the connection ends with this error code."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(code, text)
-        self.code = code
-        self.text = text
-
-
-class StreamFault(Exception):
-    """The peer broke the protocol on one stream, which ends with this error code."""
-
-    def __init__(self, stream_id: int, code: int) -> None:
-        super().__init__(stream_id, code)
-        self.stream_id = stream_id
-        self.code = code
 
 
 class Stream:
@@ -264,13 +232,9 @@ class Connection(Session):
         self.is_draining = False
         """GOAWAY was sent: what is open is finished, nothing new is taken."""
         self.streams: dict[int, Stream] = {}
-        self.answers = 0
-        """Frames with parts of answers sent so far, about."""
         self._clock = clock
         self._max_streams = min(max_streams, MAX_STREAMS)
-        self._ping_min_s = ping_min_s
-        self._keepalive_interval_s = keepalive_interval_s
-        self._keepalive_timeout_s = keepalive_timeout_s
+        self.conduct = Conduct(clock(), ping_min_s, keepalive_interval_s, keepalive_timeout_s)
         self.flow = Flow(self.outbox, MAX_FRAME_BYTES)
         # Input.
         self._state = ConnectionState.PREFACE
@@ -288,18 +252,6 @@ class Connection(Session):
         """The last range of stream ids that the peer left out."""
         self._quiet: dict[int, None] = {}
         self._receive_window = CONNECTION_WINDOW_BYTES
-        # Conduct of the peer.
-        self._noise = 0
-        self._answers_at_tick = 0
-        self._updates = 0
-        """WINDOW_UPDATEs received so far: those for answers may come much later than these."""
-        self._ticked_at = clock()
-        self._pinged_at = float("-inf")
-        self._ping_strikes = 0
-        self._answers_at_ping = 0
-        self._was_heard = False
-        self._heard_at = self._ticked_at
-        self._asked_at: float | None = None
 
     # Input.
 
@@ -307,7 +259,7 @@ class Connection(Session):
         """Take what the peer sent."""
         if self.is_closing:
             return
-        self._was_heard = True
+        self.conduct.was_heard = True
         if self.inbox.waiting_bytes:
             data = self.inbox.join(data)
             if not data:
@@ -392,7 +344,7 @@ class Connection(Session):
             except StreamFault as fault:
                 self.reset_stream(fault.stream_id, fault.code)
                 # A request that makes us reset it costs its sender as much as a reset of its own.
-                self._hush(NOISE_PER_RESET)
+                self.conduct.count_noise(NOISE_PER_RESET)
             if self.is_closing:
                 return
             at = stop
@@ -423,16 +375,10 @@ class Connection(Session):
             self._read_continuation(flags, stream_id, data[at:stop])
         else:
             if kind != WINDOW_UPDATE:
-                self._hush(1)
+                self.conduct.count_noise(1)
             reader = _READERS.get(kind)
             if reader is not None:  # Unknown frames are passed over.
                 reader(self, flags, stream_id, data[at:stop])
-
-    def _hush(self, noise: int) -> None:
-        """Count frames that ask for nothing."""
-        self._noise += noise
-        if self._noise > MAX_NOISE + NOISE_PER_ANSWER * (self.answers - self._answers_at_tick):
-            raise ConnectionFault(ENHANCE_YOUR_CALM, "too many frames without requests")
 
     def _step(self, event: ConnectionEvent) -> None:
         """Go to the next state of the connection. Raises ConnectionFault."""
@@ -468,7 +414,7 @@ class Connection(Session):
         consequence. Raises ConnectionFault, StreamFault."""
         state = self._next_state(stream_id, event)
         if state is None:
-            self._hush(1)
+            self.conduct.count_noise(1)
             return None
         stream = self.streams[stream_id]
         stream.state = state
@@ -489,7 +435,7 @@ class Connection(Session):
             raise ConnectionFault(FLOW_CONTROL_ERROR, "more than the connection's window")
         at, stop = self._unpad(flags, data, at, stop)
         if at == stop:
-            self._hush(1)
+            self.conduct.count_noise(1)
         stream = self._step_stream(stream_id, StreamEvent.DATA)
         if stream is None:
             return
@@ -557,7 +503,7 @@ class Connection(Session):
             return
         if self.is_draining:
             self._advance(stream_id)
-            self._hush(1)
+            self.conduct.count_noise(1)
             self._be_quiet_about(stream_id)
             return
         if len(self.streams) >= self._max_streams:
@@ -638,7 +584,7 @@ class Connection(Session):
             raise ConnectionFault(FRAME_SIZE_ERROR, "RST_STREAM does not have 4 bytes")
         if self._next_state(stream_id, StreamEvent.RST_STREAM) is not None:
             stream = self.streams[stream_id]
-            self._hush(1 if stream.headers_sent else NOISE_PER_RESET)
+            self.conduct.count_noise(1 if stream.headers_sent else NOISE_PER_RESET)
             self._forget(stream)
 
     def _read_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -664,7 +610,7 @@ class Connection(Session):
                 self.table_update = b"\x20"
         if window != self.flow.initial:
             # Each stream that waits for its window may get a little of it.
-            self._hush(self.flow.shut_streams >> 3)
+            self.conduct.count_noise(self.flow.shut_streams >> 3)
             if not self.flow.set_initial(window, self.streams):
                 raise ConnectionFault(FLOW_CONTROL_ERROR, "a window is too large")
         self.outbox.append(frame(SETTINGS, ACK, 0))
@@ -681,17 +627,7 @@ class Connection(Session):
         if flags & ACK:
             return
         self.outbox.append(frame(PING, ACK, 0, payload))
-        # gRPC's policy: pings that follow an answer measure the bandwidth and are welcome; others
-        # keep the connection alive and must not come too often.
-        now = self._clock()
-        if self.answers != self._answers_at_ping:
-            self._answers_at_ping = self.answers
-            self._ping_strikes = 0
-        elif now - self._pinged_at < (self._ping_min_s if self.streams else IDLE_PING_S):
-            self._ping_strikes += 1
-            if self._ping_strikes > MAX_PING_STRIKES:
-                raise ConnectionFault(ENHANCE_YOUR_CALM, "too_many_pings")
-        self._pinged_at = now
+        self.conduct.count_ping(self._clock(), bool(self.streams))
 
     def _read_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -702,9 +638,7 @@ class Connection(Session):
     def _read_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(FRAME_SIZE_ERROR, "WINDOW_UPDATE does not have 4 bytes")
-        self._updates += 1
-        if self._updates > NOISE_PER_ANSWER * self.answers:
-            self._hush(1)
+        self.conduct.count_window_update()
         grant = _INT.unpack(payload)[0] & MAX_WINDOW
         if not stream_id:
             if not grant:
@@ -737,7 +671,7 @@ class Connection(Session):
     def send_data(self, stream: Stream, head: bytes, body: bytes) -> None:
         """A piece of the answer: `head` and `body`."""
         size = len(head) + len(body)
-        self.answers += 1
+        self.conduct.answers += 1
         flow = self.flow
         if flow.has_room(stream, size):
             flow.spend(stream, size)
@@ -753,7 +687,7 @@ class Connection(Session):
 
     def finish(self, stream: Stream, block: bytes) -> None:
         """The end of the answer, with this header block, when all before it is sent."""
-        self.answers += 1
+        self.conduct.answers += 1
         tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
         if stream.held:
             stream.tail = tail
@@ -786,7 +720,7 @@ class Connection(Session):
         was_blocked = self.is_blocked
         released = []
         emptied, answers = self.flow.flush()
-        self.answers += answers
+        self.conduct.answers += answers
         for stream in emptied:
             if stream.tail:
                 del self.streams[stream.id]
@@ -841,20 +775,11 @@ class Connection(Session):
 
     def tick(self, now: float) -> None:
         super().tick(now)
-        forgotten = NOISE_PER_S * (now - self._ticked_at) + 1
-        forgotten += NOISE_PER_ANSWER * (self.answers - self._answers_at_tick)
-        self._noise = max(0, self._noise - int(forgotten))
-        self._answers_at_tick = self.answers
-        self._ticked_at = now
-        if self._was_heard:
-            self._was_heard = False
-            self._heard_at = now
-            self._asked_at = None
-        elif self._asked_at is not None:
-            if now - self._asked_at > self._keepalive_timeout_s:
-                self.abort("it does not answer pings")
-        elif now - self._heard_at > self._keepalive_interval_s and self.is_open:
-            self._asked_at = now
+        conduct = self.conduct
+        conduct.tick(now)
+        if conduct.is_gone(now):
+            self.abort("it does not answer pings")
+        elif self.is_open and conduct.wants_probe(now):
             self.outbox.append(frame(PING, 0, 0, bytes(8)))
 
     # Hooks.

@@ -91,6 +91,24 @@ class ConnectionEvent(IntEnum):
     OTHER = auto()
 
 
+class ConnectionFault(Exception):
+    """The peer broke the protocol; the connection ends with this error code."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+
+
+class StreamFault(Exception):
+    """The peer broke the protocol on one stream, which ends with this error code."""
+
+    def __init__(self, stream_id: int, code: int) -> None:
+        super().__init__(stream_id, code)
+        self.stream_id = stream_id
+        self.code = code
+
+
 class Fault(NamedTuple):
     """The peer's fault: it costs the stream, or the connection."""
 
