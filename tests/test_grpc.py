@@ -401,6 +401,16 @@ def test_gzip_requests_are_unpacked(client: Client) -> None:
     assert client.get(b"k").kvs[0].value == b"x" * 100_000
 
 
+def test_a_gzip_message_may_have_several_members(client: Client) -> None:
+    body = proto.PutRequest(key=b"k", value=b"x" * 1000).encode()
+    stream_id = client.open(KV + "Put", grpc_encoding="gzip")
+    members = gzip.compress(body[:500]) + gzip.compress(b"") + gzip.compress(body[500:])
+    client.h2.send_data(stream_id, framed(members, 1), end_stream=True)
+    client.pump()
+    assert client.answers[stream_id].status == 0
+    assert client.get(b"k").kvs[0].value == b"x" * 1000
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -408,9 +418,11 @@ def test_gzip_requests_are_unpacked(client: Client) -> None:
         (b"this is not gzip", errors.INTERNAL),
         (gzip.compress(b"abc")[:-4], errors.INTERNAL),
         (gzip.compress(b"abc") + b"x", errors.INTERNAL),
+        (gzip.compress(b"") * 10_000, errors.INTERNAL),
+        (gzip.compress(bytes(1 << 20)) * 5, errors.RESOURCE_EXHAUSTED),
         (b"", errors.INTERNAL),
     ],
-    ids=["bomb", "no gzip", "cut off", "with a tail", "nothing"],
+    ids=["bomb", "no gzip", "cut off", "with a tail", "many members", "large members", "nothing"],
 )
 def test_gzip_that_is_a_bomb_or_broken(client: Client, body: bytes, status: int) -> None:
     stream_id = client.open(KV + "Put", grpc_encoding="gzip")
@@ -625,6 +637,55 @@ def test_a_watch(client: Client) -> None:
     client.pump()
     assert client.answers[watch].status == 0
     assert not client.session.streams and client.lone.member.hub.streams == 0
+
+
+@pytest.mark.parametrize("start_revision", [0, 1])
+def test_a_watch_goes_on_when_its_client_closes_its_side(
+    client: Client, start_revision: int
+) -> None:
+    client.put(b"k", b"before")
+    watch = client.open(WATCH)
+    create = proto.WatchCreateRequest(key=b"k", start_revision=start_revision)
+    client.say(watch, proto.WatchRequest(create_request=create))
+    client.h2.end_stream(watch)
+    client.pump()
+    client.put(b"k", b"after")
+    client.pump()
+    events = [event.kv.value for response in responses(client, watch) for event in response.events]
+    assert events == ([b"before", b"after"] if start_revision else [b"after"])
+    assert not client.answers[watch].is_ended
+    client.h2.reset_stream(watch, http2_state.CANCEL)
+    client.pump()
+    assert client.lone.member.hub.streams == 0 and not client.session.streams
+
+
+@pytest.mark.parametrize("timeout", ["0S", "0n", "1n", "99u"])
+def test_a_request_without_time_has_failed_when_it_comes(client: Client, timeout: str) -> None:
+    answer = client.ask(KV + "Put", proto.PutRequest(key=b"k"), **{"grpc-timeout": timeout})
+    assert answer.status == errors.DEADLINE_EXCEEDED
+    assert not client.get(b"k").kvs, "it is not carried out"
+
+
+def test_requests_that_do_not_come_whole_are_given_up_in_time(
+    lone: LoneMember, client: Client
+) -> None:
+    silent = client.open(KV + "Put")
+    slow = client.open(KV + "Put")
+    watch = client.open(WATCH)
+    half = client.open(WATCH)
+    client.write(slow, struct.pack(">BI", 0, 100))
+    client.write(half, struct.pack(">BI", 0, 100))
+    client.pump()
+    for _ in range(400):
+        lone.now += 1.0
+        client.session.tick(lone.now)
+        if client.answers[slow].status is None:
+            client.write(slow, b"x" if lone.now < 50 else b"")
+    client.pump()
+    for stream_id in (silent, slow, half):
+        assert client.answers[stream_id].status == errors.DEADLINE_EXCEEDED
+    assert client.answers[watch].status is None, "a stream may be silent"
+    assert client.put(b"k").status == 0
 
 
 def test_a_watch_whose_client_does_not_read_holds_nobody_up(lone: LoneMember) -> None:
@@ -1007,8 +1068,10 @@ def test_grpcio_watches_keeps_leases_alive_and_streams(channel: Any, lone: LoneM
     assert next(watch).created
     method(channel, "KV.Put")(proto.PutRequest(key=b"k", value=b"seen"), timeout=60)
     assert next(watch).events[0].kv.value == b"seen"
-    going_on.set()
-    assert list(watch) == []
+    going_on.set()  # The client closes its side.
+    method(channel, "KV.Put")(proto.PutRequest(key=b"k", value=b"still seen"), timeout=60)
+    assert next(watch).events[0].kv.value == b"still seen"
+    watch.cancel()
     watch = method(channel, "Watch.Watch", "stream_stream")(
         iter([proto.WatchRequest(create_request=proto.WatchCreateRequest(key=b"k"))]), timeout=60
     )

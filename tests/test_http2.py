@@ -509,6 +509,23 @@ def test_a_known_header_block_is_read_again_when_the_dynamic_table_changed() -> 
     assert echo.hot > 200
 
 
+def test_a_header_that_unpacks_to_too_much_costs_its_stream_only() -> None:
+    echo = opened()
+    encoder = hpack.Encoder()
+    fields = [*FIELDS, (b"x-added", b"to the table")]
+    large = encoder.encode([*fields, *((b"x-large", b"%d" % n + b"v" * 6000) for n in range(30))])
+    pieces = [large[at : at + 16_000] for at in range(0, len(large), 16_000)]
+    sent = frame(HEADERS, END_STREAM, 1, pieces[0])
+    for piece in pieces[1:-1]:
+        sent += frame(CONTINUATION, 0, 1, piece)
+    sent += frame(CONTINUATION, END_HEADERS, 1, pieces[-1])
+    (reset,) = echo.tell(sent)
+    assert (reset.kind, reset.stream_id) == (RST_STREAM, 1)
+    assert reset.payload == uint32(FRAME_SIZE_ERROR)
+    again = frame(HEADERS, END_HEADERS | END_STREAM, 3, encoder.encode(fields))
+    assert is_answered(echo.tell(again), 3), "the dynamic table is not what the peer takes it for"
+
+
 def test_a_request_that_comes_byte_by_byte_is_the_same_request() -> None:
     echo = opened()
     answer = []

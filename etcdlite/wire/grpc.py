@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from etcdlite import frames, methods
 from etcdlite.errors import (
     CANCELED,
+    DEADLINE_EXCEEDED,
     INTERNAL,
     INVALID_ARGUMENT,
     RESOURCE_EXHAUSTED,
@@ -37,7 +38,7 @@ from etcdlite.frames import FRAME, MIN_FRAME_LENGTH
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.metrics import ClientRequests, Metrics, Rpc
 from etcdlite.proto import DecodeError
-from etcdlite.session import HIGH_WATER_BYTES, MAX_UNSENT_BYTES
+from etcdlite.session import HIGH_WATER_BYTES, MAX_UNSENT_BYTES, partial_timeout_s
 from etcdlite.wire import api, health, reflection
 from etcdlite.wire.api import Handler
 from etcdlite.wire.calls import Call, Calls
@@ -65,6 +66,12 @@ MAX_MESSAGE_BYTES = 8192
 """Of an error's text, as it goes into a header."""
 
 MAX_TIMEOUT_DIGITS = 8
+
+MIN_TIMEOUT_S = 1e-4
+"""A request with less time than this has failed when it comes."""
+
+MAX_GZIP_MEMBERS = 64
+"""Of one message. Each costs as much as many kilobytes of data."""
 
 NO_LEADER_ELECTIONS = 3
 """Election timeouts without a leader that a stream with `hasleader` survives, as in etcd."""
@@ -260,6 +267,31 @@ def percent_encode(text: str) -> bytes:
     return encoded[:-2] + encoded[-2:].partition(b"%")[0]
 
 
+def gunzip(packed: bytes, max_bytes: int) -> bytes:
+    """The content of a gzip file of any number of members (RFC 1952, 2.2), of which it is the
+    concatenation. Raises EtcdError."""
+    unpacked = b""
+    for _ in range(MAX_GZIP_MEMBERS):
+        inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            unpacked += inflater.decompress(packed, max_bytes + 1 - len(unpacked))
+        except zlib.error as failure:
+            raise EtcdError(
+                INTERNAL, f"grpc: failed to decompress the received message: {failure}"
+            ) from None
+        if len(unpacked) > max_bytes:
+            raise EtcdError(
+                RESOURCE_EXHAUSTED,
+                f"grpc: received message after decompression larger than max {max_bytes}",
+            )
+        packed = inflater.unused_data
+        if not inflater.eof:
+            break
+        if not packed:
+            return unpacked
+    raise EtcdError(INTERNAL, "grpc: failed to decompress the received message: unexpected EOF")
+
+
 class _Stream(Stream):
     parts: list[bytes] | None = None
     """What came of a message that has not come whole."""
@@ -267,6 +299,8 @@ class _Stream(Stream):
     needed_bytes = PREFIX_BYTES
     message: bytes | None = None
     """The one message of a request that is not a stream."""
+    is_late = False
+    """The message that is incomplete was so at the last look already."""
 
 
 class GrpcSession(Connection, ClientSession):
@@ -293,6 +327,9 @@ class GrpcSession(Connection, ClientSession):
         self._deadlines: dict[int, float] = {}
         self._need_leader: set[int] = set()
         self._leaderless_since: float | None = None
+        self._look_s = partial_timeout_s(self._max_message_bytes)
+        """How often requests that do not come whole are looked for."""
+        self._next_look = self.member.clock() + self._look_s
 
     def read_request(self, headers: Headers) -> Request:
         request = read_request(headers)
@@ -340,6 +377,9 @@ class GrpcSession(Connection, ClientSession):
         request: Request = stream.request
         request.rpc.started += 1
         if request.timeout_s is not None:
+            if request.timeout_s < MIN_TIMEOUT_S:
+                self.fail(stream.id, request.number, error("DeadlineExceeded"))
+                return
             self._deadlines[stream.id] = self.member.clock() + request.timeout_s
         if request.is_plain:
             request.client.unary += 1
@@ -365,7 +405,9 @@ class GrpcSession(Connection, ClientSession):
     def received(self, stream: Stream, piece: bytes) -> None:
         assert isinstance(stream, _Stream)
         if stream.parts is None:
-            stream.parts = []
+            self._read_messages(stream, piece)
+            self._check_partial(stream)
+            return
         stream.parts.append(piece)
         stream.parts_bytes += len(piece)
         self._partial_bytes += len(piece)
@@ -374,7 +416,11 @@ class GrpcSession(Connection, ClientSession):
             self._partial_bytes -= len(data)
             stream.parts_bytes = 0
             stream.parts = None
+            stream.is_late = False
             self._read_messages(stream, data)
+        self._check_partial(stream)
+
+    def _check_partial(self, stream: _Stream) -> None:
         if self._partial_bytes > MAX_PARTIAL_BYTES:
             self.fail(stream.id, stream.request.number, error("RequestTooManyRequests"))
 
@@ -431,24 +477,7 @@ class GrpcSession(Connection, ClientSession):
             raise EtcdError(INTERNAL, f"grpc: received unexpected payload format {packed}")
         if not request.is_packed:
             raise EtcdError(INTERNAL, "grpc: compressed flag set with identity or empty encoding")
-        most = self._max_message_bytes
-        inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        try:
-            unpacked = inflater.decompress(message, most + 1)
-        except zlib.error as failure:
-            raise EtcdError(
-                INTERNAL, f"grpc: failed to decompress the received message: {failure}"
-            ) from None
-        if len(unpacked) > most:
-            raise EtcdError(
-                RESOURCE_EXHAUSTED,
-                f"grpc: received message after decompression larger than max {most}",
-            )
-        if not inflater.eof or inflater.unused_data:
-            raise EtcdError(
-                INTERNAL, "grpc: failed to decompress the received message: unexpected EOF"
-            )
-        return unpacked
+        return gunzip(message, self._max_message_bytes)
 
     def ended(self, stream: Stream) -> None:
         assert isinstance(stream, _Stream)
@@ -668,6 +697,9 @@ class GrpcSession(Connection, ClientSession):
             self._expire(now)
         if self._need_leader:
             self._check_leader(now)
+        if now >= self._next_look:
+            self._next_look = now + self._look_s
+            self._fail_late()
 
     def _expire(self, now: float) -> None:
         late = error("DeadlineExceeded")
@@ -683,6 +715,19 @@ class GrpcSession(Connection, ClientSession):
                 # Its answer is still to come, and is for nobody.
                 self.streams[stream_id] = GHOST  # type: ignore[assignment]
         self.check_unblocked(was_blocked)
+
+    def _fail_late(self) -> None:
+        """Fail requests that have been incomplete since the last look."""
+        late = EtcdError(DEADLINE_EXCEEDED, "etcdlite: the request did not come whole in time")
+        for stream in list(self.streams.values()):
+            request = stream.request
+            if stream is GHOST or stream.is_ended or stream.tail:
+                continue
+            if stream.parts is None and request.is_client_stream:
+                continue
+            if stream.is_late:
+                self.fail(stream.id, request.number, late)
+            stream.is_late = True
 
     def _check_leader(self, now: float) -> None:
         if self.member.raft.leader:

@@ -9,7 +9,8 @@ every request, and bounds the length of numbers, which `hpack` 4.0 does not.
 What is packed here leaves the peer's dynamic table alone, so the same fields are always the same
 bytes and can be kept.
 
-Invariant: after HeaderFault the table cannot be trusted any more, so the connection must end.
+Invariant: after a HeaderFault other than HeadersTooLarge the table cannot be trusted any more, so
+the connection must end.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Unpacker:
         self._max_table_bytes = TABLE_BYTES
 
     def unpack(self, block: bytes) -> tuple[Headers, bool]:
-        """The fields of a block, and whether it changed the table. Raises HeaderFault."""
+        """The fields of a block, and whether it changed the table. Raises HeaderFault; after
+        HeadersTooLarge the table is as the block has left it."""
         headers: Headers = []
         is_changed = False
         size = at = 0
@@ -71,7 +73,7 @@ class Unpacker:
                         index, at = _integer(block, at, index)
                     field = self._field(index)
                 elif byte & 0x60 == 0x20:  # Table size update.
-                    if headers:
+                    if size:
                         raise HeaderFault("a table size update is not at the start of its block")
                     most, at = _prefixed(block, at, 0x1F)
                     if most > TABLE_BYTES:
@@ -94,9 +96,11 @@ class Unpacker:
                 headers.append(field)
                 size += len(field[0]) + len(field[1]) + FIELD_OVERHEAD_BYTES
                 if size > MAX_LIST_BYTES:
-                    raise HeadersTooLarge(f"a header has more than {MAX_LIST_BYTES} bytes")
+                    headers.clear()
         except IndexError:
             raise HeaderFault("a header block is cut off") from None
+        if size > MAX_LIST_BYTES:
+            raise HeadersTooLarge(f"a header has more than {MAX_LIST_BYTES} bytes")
         return headers, is_changed
 
     def _field(self, index: int) -> Field:

@@ -73,8 +73,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_FRAME_BYTES = 16_384
 """The largest frame that is accepted (FRAME_SIZE_ERROR); the RFC's default, so not announced."""
 
-MAX_BLOCK_BYTES = MAX_LIST_BYTES
-"""Of a header block, packed; unpacked see `hpack.py` (ENHANCE_YOUR_CALM)."""
+MAX_BLOCK_BYTES = 4 * MAX_LIST_BYTES
+"""Of a header block, packed (ENHANCE_YOUR_CALM). Unpacked, `MAX_LIST_BYTES` costs the stream."""
 
 MAX_CONTINUATIONS = 32
 """Frames that one header block may be spread over (ENHANCE_YOUR_CALM)."""
@@ -497,7 +497,13 @@ class Connection(Session):
         headers = None
         is_changed = False
         if request is None:
-            headers, is_changed = self._unpack(block)
+            try:
+                headers, is_changed = self._unpack(block)
+            except HeadersTooLarge:
+                if stream_id > self._last_id:
+                    self._advance(stream_id)
+                # As grpc-go; the connection goes on.
+                raise StreamFault(stream_id, FRAME_SIZE_ERROR) from None
         if stream_id <= self._last_id:
             self._read_trailers(stream_id, flags, headers)
             return
@@ -550,11 +556,13 @@ class Connection(Session):
             self.ended(stream)
 
     def _unpack(self, block: bytes) -> tuple[Headers, bool]:
-        """The header fields, and whether the block changed the dynamic table."""
+        """The header fields, and whether the block changed the dynamic table. Raises
+        HeadersTooLarge, ConnectionFault."""
         try:
             headers, is_changed = self._unpacker.unpack(block)
-        except HeadersTooLarge as fault:
-            raise ConnectionFault(ENHANCE_YOUR_CALM, str(fault)) from None
+        except HeadersTooLarge:
+            self._known.clear()
+            raise
         except HeaderFault as fault:
             raise ConnectionFault(COMPRESSION_ERROR, str(fault)) from None
         if is_changed:

@@ -47,7 +47,9 @@ class WatchCall(Call):
             self._stream.progress()
 
     def finish(self) -> None:
-        self.end()
+        # As in etcd, the watches go on: the client only creates no more.
+        if not len(self._stream):
+            self.end()
 
     def wake(self) -> None:
         self._stream.wake()

@@ -1,0 +1,216 @@
+"""The frame that all connections share: what waits, for how long, and what is given up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rigs.lone_member import LoneMember
+from rigs.wire import take_output
+
+from etcdlite import frames, proto
+from etcdlite.methods import PUT, WATCH
+from etcdlite.session import (
+    HANDSHAKE_TIMEOUT_S,
+    HIGH_WATER_BYTES,
+    MAX_HELD_BYTES,
+    MIN_SENT_BYTES_PER_S,
+    RATE_PERIOD_S,
+    STALLED_TIMEOUT_S,
+    Inbox,
+    Outbox,
+    Session,
+    partial_timeout_s,
+)
+from etcdlite.wire.native import NativeSession
+
+
+class Plain(Session):
+    """Of which the test sets the clock."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.woken = 0
+        super().__init__(self._wake, lambda: self.now)
+        self.is_open = True
+
+    def _wake(self, session: Session) -> None:
+        self.woken += 1
+
+    def receive(self, data: bytes) -> None:
+        raise AssertionError
+
+    def wait(self, seconds: float) -> Plain:
+        self.now += seconds
+        self.tick(self.now)
+        return self
+
+
+@pytest.fixture
+def plain() -> Plain:
+    return Plain()
+
+
+def send_some(outbox: Outbox, size_bytes: int) -> None:
+    outbox.take()
+    outbox.sent(size_bytes)
+
+
+def test_the_owner_is_woken_by_the_first_output_of_a_turn(plain: Plain) -> None:
+    plain.outbox.append(b"a")
+    plain.outbox.append(b"b")
+    assert plain.woken == 1
+    assert take_output(plain) == b"ab"
+    plain.outbox.append(b"c")
+    assert plain.woken == 2
+
+
+def test_what_the_kernel_does_not_take_is_taken_again_first(plain: Plain) -> None:
+    outbox = plain.outbox
+    outbox.append(b"abcdef")
+    send_some(outbox, 2)
+    assert outbox.is_stuck and outbox.unsent_bytes == 4
+    outbox.append(b"gh")
+    assert outbox.take() == b"cdef"
+    outbox.sent(4)
+    assert not outbox.is_stuck
+    assert outbox.take() == b"gh"
+
+
+def test_a_session_is_blocked_above_its_marks(plain: Plain) -> None:
+    plain.outbox.append(bytes(HIGH_WATER_BYTES))
+    assert not plain.is_blocked and not plain.outbox.is_blocked
+    plain.outbox.append(b"x")
+    assert plain.is_blocked and plain.outbox.is_blocked
+    take_output(plain)
+    plain.outbox.hold(MAX_HELD_BYTES + 1)
+    assert plain.is_blocked and plain.outbox.is_blocked and not plain.is_idle
+    plain.outbox.release(1)
+    assert not plain.is_blocked and plain.outbox.waiting_bytes == MAX_HELD_BYTES
+
+
+def test_output_that_does_not_move_is_given_up(plain: Plain) -> None:
+    plain.outbox.min_bytes_per_s = 0
+    plain.outbox.append(bytes(1000))
+    send_some(plain.outbox, 10)
+    assert not plain.wait(STALLED_TIMEOUT_S - 1).is_aborted
+    send_some(plain.outbox, 1)
+    assert not plain.wait(2).is_aborted, "it moves"
+    assert plain.wait(STALLED_TIMEOUT_S).is_aborted
+    assert plain.why_aborted == "it does not read its answers"
+
+
+def test_output_that_moves_too_slowly_is_given_up(plain: Plain) -> None:
+    plain.outbox.append(bytes(10 << 20))
+    send_some(plain.outbox, 1)
+    while not plain.is_aborted:
+        assert plain.now < 100.0 + 2 * RATE_PERIOD_S
+        send_some(plain.outbox, MIN_SENT_BYTES_PER_S // 2)
+        plain.wait(1.0)
+    assert plain.why_aborted == "it reads its answers too slowly"
+
+
+def test_output_that_moves_slowly_but_fast_enough_goes_on(plain: Plain) -> None:
+    plain.outbox.append(bytes(1 << 20))
+    send_some(plain.outbox, 1)
+    for _ in range(int(5 * RATE_PERIOD_S)):
+        send_some(plain.outbox, MIN_SENT_BYTES_PER_S + 10)
+        plain.wait(1.0)
+    assert not plain.is_aborted
+
+
+def test_a_connection_with_nothing_to_send_may_be_silent_for_ever(plain: Plain) -> None:
+    plain.outbox.append(b"x")
+    take_output(plain)
+    assert not plain.wait(1e6).is_aborted
+
+
+def test_what_flow_control_keeps_back_is_given_up_if_none_of_it_moves(plain: Plain) -> None:
+    plain.outbox.hold(HIGH_WATER_BYTES + 2)
+    assert not plain.wait(STALLED_TIMEOUT_S - 1).is_aborted
+    plain.outbox.release(1)
+    assert not plain.wait(STALLED_TIMEOUT_S - 1).is_aborted
+    plain.outbox.drop(1)
+    assert not plain.wait(1e6).is_aborted, "it is not much"
+    plain.outbox.hold(1)
+    assert not plain.wait(STALLED_TIMEOUT_S).is_aborted
+    assert plain.wait(1).is_aborted
+
+
+def test_a_peer_opens_the_protocol_in_time(plain: Plain) -> None:
+    plain.is_open = False
+    plain.wait(0)
+    assert not plain.wait(HANDSHAKE_TIMEOUT_S).is_aborted
+    assert plain.wait(0.1).is_aborted
+    assert plain.why_aborted == "it did not open the protocol in time"
+
+
+def test_input_in_pieces_is_joined_once_it_is_enough() -> None:
+    inbox = Inbox(lambda: 0.0)
+    assert inbox.join(b"whole") == b"whole"
+    inbox.keep(b"ab", 5)
+    assert inbox.join(b"c") == b"" and inbox.waiting_bytes == 3
+    assert inbox.join(b"def") == b"abcdef" and not inbox.waiting_bytes
+
+
+def test_input_is_taken_in_pieces() -> None:
+    inbox = Inbox(lambda: 0.0)
+    inbox.put(b"abcde")
+    inbox.put(b"fg")
+    assert [inbox.take(3) for _ in range(3)] == [b"abc", b"de", b"fg"]
+    assert not inbox.waiting_bytes
+
+
+@pytest.mark.parametrize("sent", [b"\x10", frames.frame(1, PUT, 0, bytes(1000))[:-1]])
+def test_half_a_frame_is_not_waited_for_for_ever(tmp_path: Path, sent: bytes) -> None:
+    lone = LoneMember(tmp_path)
+    session = NativeSession(lone.member, lambda session: None)
+    session.receive(frames.HANDSHAKE.pack(frames.MAGIC, 1, 1))
+    session.tick(1000.0)
+    session.receive(sent[:-1] or sent)
+    timeout_s = partial_timeout_s(1000)
+    session.tick(2000.0)
+    session.tick(2000.0 + timeout_s - 1)
+    assert not session.is_aborted
+    if len(sent) > 1:
+        session.receive(sent[-1:])
+    session.tick(2000.0 + timeout_s + 1)
+    assert session.is_aborted, "a byte from time to time is no frame"
+    lone.close()
+
+
+def test_a_whole_frame_ends_the_wait(tmp_path: Path) -> None:
+    lone = LoneMember(tmp_path)
+    session = NativeSession(lone.member, lambda session: None)
+    session.receive(frames.HANDSHAKE.pack(frames.MAGIC, 1, 1))
+    whole = frames.frame(1, frames.PING, 0, b"ping")
+    session.receive(whole[:5])
+    session.tick(1.0)
+    session.receive(whole[5:])
+    session.tick(1e6)
+    assert not session.is_aborted
+    lone.close()
+
+
+@pytest.mark.parametrize("start_revision", [0, 1])
+def test_a_native_watch_goes_on_when_its_client_closes_its_side(
+    tmp_path: Path, start_revision: int
+) -> None:
+    lone = LoneMember(tmp_path)
+    session = NativeSession(lone.member, lambda session: None)
+    session.receive(frames.HANDSHAKE.pack(frames.MAGIC, 1, 1))
+    create = proto.WatchCreateRequest(key=b"k", start_revision=start_revision)
+    request = proto.WatchRequest(create_request=create).encode()
+    session.receive(frames.frame(1, WATCH, frames.END, request))
+    put = proto.PutRequest(key=b"k", value=b"seen").encode()
+    session.receive(frames.frame(2, PUT, 0, put))
+    lone.settle()
+    reader = frames.FrameReader(1 << 20)
+    reader.feed(take_output(session)[frames.HANDSHAKE.size :])
+    answers = [(flags, body) for request_id, _, flags, body in reader if request_id == 1]
+    assert [flags for flags, _ in answers] == [0] * len(answers), "the watch has ended"
+    events = [
+        event.kv.value for _, body in answers for event in proto.WatchResponse.decode(body).events
+    ]
+    assert events == [b"seen"]
+    lone.close()
