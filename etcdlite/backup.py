@@ -32,8 +32,8 @@ class Status(NamedTuple):
 
 
 def status(path: str, progress: Callable[[int, int], None] | None = None) -> Status:
-    """What a snapshot file holds, after checking all of it, each record too. Raises SnapshotError,
-    OSError."""
+    """Check a snapshot file completely, each record too, and say what it holds. `progress` gets
+    (bytes done, total bytes). Raises SnapshotError, OSError."""
     with _open(path) as file:
         header, start = read_header(path, file)
         digest = _verify(path, file, progress)
@@ -61,9 +61,9 @@ def restore(
     segment_bytes: int = 16 << 20,
     wal_segment_bytes: int = 16 << 20,
 ) -> None:
-    """Make a new member's data directory of a snapshot. It has the snapshot's keys, revisions and
-    leases, and a membership of its own: a member restored from a backup never meets its old
-    cluster. `progress` is told (bytes done, bytes in all). Raises SnapshotError, OSError.
+    """Make a new member's data directory of a snapshot. It has the keys, revisions and leases of
+    the snapshot, but its own membership, so a restored member never joins its old cluster.
+    `progress` gets (bytes done, total bytes). Raises SnapshotError, OSError.
     """
     peer_urls = [url for url in initial_advertise_peer_urls.split(",") if url]
     pairs = _initial_cluster(initial_cluster, name, peer_urls)
@@ -126,7 +126,7 @@ def _open(path: str) -> Any:
 
 
 def _verify(path: str, file: Any, progress: Callable[[int, int], None] | None) -> bytes:
-    """The SHA-256 at the end, after comparing it with the content."""
+    """Compare the SHA-256 at the end with the content. Returns it. Raises SnapshotError."""
     size = os.path.getsize(path)
     left = size - DIGEST_BYTES
     if left < 0 or left % BLOCK_BYTES:
@@ -153,7 +153,7 @@ def _verify(path: str, file: Any, progress: Callable[[int, int], None] | None) -
 
 
 class _Part:
-    """One of the files in a snapshot."""
+    """A file in a snapshot, read like a `File`."""
 
     def __init__(self, path: str, file: Any, begin: int, size_bytes: int) -> None:
         self.path = path
@@ -173,7 +173,7 @@ class _Part:
 
 
 class _Contents:
-    """The files in a snapshot, for what reads those of a data folder."""
+    """The files in a snapshot, read like a `Disk` with one folder."""
 
     def __init__(self, file: Any, header: dict[str, Any], start: int) -> None:
         self._parts = {}
@@ -195,8 +195,8 @@ class _Contents:
 
 
 def _refuse_damaged(path: str, file: Any, header: dict[str, Any], start: int) -> None:
-    """Raises SnapshotError if a member with a failing disk has made the snapshot: its SHA-256 is of
-    what was read."""
+    """Check each record: if the disk of the member that made the snapshot is failing, its SHA-256
+    is right all the same. Raises SnapshotError."""
     contents: Any = _Contents(file, header, start)
     try:
         check_records(contents, "")

@@ -1,19 +1,19 @@
-"""Leases: which exist and which keys hang on them (replicated), and when they end (leader only).
+"""Leases: which exist and which keys are attached (replicated), and when they expire (leader only).
 
 The replicated part changes only when the log is applied, so it is the same on every member:
-`grant`, `revoke`, `attach`, `detach`, `checkpoint`, `restore`. The time part lives on the leader
+`grant`, `revoke`, `attach`, `detach`, `checkpoint`, `restore`. The time part exists on the leader
 between `promote` and `demote`: a deadline per lease, moved by `renew`. Deadlines are never
-replicated; a new leader gives every lease its full TTL again (or what a checkpoint left of it), so
-a lease may live longer than its TTL, never shorter. Nothing here removes a lease because of the
-clock: `expired` only names those that are due, and the leader then replicates a revoke.
+replicated. A new leader gives every lease its full TTL again (or what a checkpoint left of it), so
+a lease may live longer than its TTL, but never shorter. The clock never removes a lease: `expired`
+returns the leases that are due, and the leader then replicates a revoke of each.
 
-Invariants: `key_lease[key]` is the lease that holds `key`, and the key is among that lease's keys;
-every key of every lease is in `key_lease`. While promoted, each lease has exactly one valid heap
-entry, at the time in `scheduled`: not after its deadline, until it was named as due. Other entries
-are leftovers of revoked leases and fall out when they come up.
+Invariants: `key_lease[key]` is the lease of `key`, and the key is among that lease's keys; every
+key of every lease is in `key_lease`. While promoted, each lease has exactly one valid heap entry,
+at the time in `scheduled`, which is not after its deadline until `expired` has returned the lease.
+Other entries are left over from revoked leases; they are dropped when they reach the top.
 
-It must never read a clock (time is an argument: seconds as a float, from any fixed origin, never
-going back) and never let a deadline change the replicated part.
+Nothing here reads a clock: time is an argument, in seconds as a float, from any fixed origin, never
+going back. No deadline changes the replicated part.
 
 Record of a lease in the data file: the protobuf message that etcd calls leasepb.Lease
 
@@ -21,8 +21,8 @@ Record of a lease in the data file: the protobuf message that etcd calls leasepb
     2 TTL           int64 varint, seconds
     3 RemainingTTL  int64 varint, seconds; absent or 0: no checkpoint
 
-with absent fields zero, as in proto3. The keys are not in it: they name their lease themselves.
-(etcd also takes negative ids; here they are refused, like 0.)
+with absent fields zero, as in proto3. It does not hold the keys: each KeyValue names its lease.
+(etcd also accepts negative ids. Here they are refused, like 0.)
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ MAX_TTL_S = 9_000_000_000
 """etcd's limit for a TTL."""
 
 REVOKE_RATE_PER_S = 750
-"""How fast a new leader lets leases run out that would all end at once (etcd aims at the same)."""
+"""A new leader spreads leases that would expire together to this rate, as etcd does."""
 
 SPREAD_FROM_LEASES = 1_000
-"""With fewer leases than this, a new leader need not spread their ends."""
+"""With fewer leases than this, a new leader does not spread their deadlines."""
 
 RETRY_S = 3.0
-"""After this long, a lease that is due but still not revoked is named again (as in etcd)."""
+"""`expired` returns a lease again if it is still not revoked after this time, as in etcd."""
 
 SCHEDULE_AHEAD_S = 60.0
-"""Heap entries lie at most this far ahead, so that what a revoked lease leaves there goes soon."""
+"""Heap entries are at most this far ahead, so that those of revoked leases are dropped soon."""
 
 
 class _Lease:
@@ -72,10 +72,8 @@ class Lessor:
     """All leases of the state machine. `key_lease` may be read directly; only Lessor writes it."""
 
     def __init__(self, min_ttl_s: int = 1, limits: Limits = DEFAULT_LIMITS) -> None:
-        """`min_ttl_s`: shorter TTLs are raised to it (etcd: 1.5 election timeouts, rounded up).
-
-        It must be the same on all members, since it decides what a grant stores.
-        """
+        """`min_ttl_s`: shorter TTLs are raised to it (etcd: 1.5 election timeouts, rounded up). It
+        must be the same on all members, since a grant stores the raised TTL."""
         self.min_ttl_s = min_ttl_s
         self._limits = limits
         self.promoted = False
@@ -86,10 +84,10 @@ class Lessor:
     # The replicated part.
 
     def grant(self, lease_id: int, ttl_s: int, now: float) -> int:
-        """Create a lease and return its TTL in seconds. `now` counts only while promoted.
+        """Create a lease and return its TTL in seconds. `now` matters only while promoted.
 
         `lease_id` is 1 to 2**63-1 (see `generate_id`). Raises LeaseTTLTooLarge, LeaseExist, and
-        LeaseNotFound for an id that cannot be.
+        LeaseNotFound for an id out of range.
         """
         if lease_id <= NO_LEASE:
             raise errors.error("LeaseNotFound")
@@ -104,7 +102,7 @@ class Lessor:
         return lease.ttl_s
 
     def revoke(self, lease_id: int) -> list[bytes]:
-        """Forget a lease and return its keys, sorted, for the store to delete.
+        """Remove a lease and return its keys, sorted, for the store to delete.
 
         Raises LeaseNotFound.
         """
@@ -115,7 +113,7 @@ class Lessor:
         return keys
 
     def attach(self, key: bytes, lease_id: int) -> None:
-        """Hang `key` on a lease, off the one that had it before. Raises LeaseNotFound."""
+        """Attach `key` to a lease, and detach it from the previous one. Raises LeaseNotFound."""
         lease = self._lease(lease_id)
         previous = self.key_lease.get(key)
         if previous is not None:
@@ -132,7 +130,7 @@ class Lessor:
             keys[key] = None
 
     def detach(self, key: bytes) -> None:
-        """Take `key` off its lease, if it has one."""
+        """Detach `key` from its lease, if it has one."""
         lease_id = self.key_lease.pop(key, None)
         if lease_id is None:
             return
@@ -143,9 +141,9 @@ class Lessor:
             lease.keys = None
 
     def checkpoint(self, lease_id: int, remaining_ttl_s: int) -> None:
-        """Remember what is left of a lease for the next leader; 0 means its full TTL again.
+        """Record the remaining TTL of a lease for the next leader; 0 means its full TTL.
 
-        An unknown lease is passed over: it was revoked while the checkpoint was on its way.
+        Ignores an unknown lease: it was revoked after the checkpoint was proposed.
         """
         lease = self._leases.get(lease_id)
         if lease is not None:
@@ -160,10 +158,10 @@ class Lessor:
         return b"".join(parts)
 
     def restore(self, lease_id: int, record: bytes | None) -> None:
-        """Take in what the data file says of a lease; None: it was revoked. Once or more often
-        makes no difference. A lease that is new here has no keys and no deadline yet.
+        """Take over the record of a lease in the data file; None: it was revoked. A second time
+        makes no difference. A lease that is new here has no keys and no deadline.
 
-        Raises ValueError if the record is not one that `encode` makes.
+        Raises ValueError if `encode` does not make such a record.
         """
         if record is None:
             if lease_id in self._leases:
@@ -178,12 +176,12 @@ class Lessor:
             raise ValueError(f"not the record of lease {lease_id}: {record.hex()}")
         lease = self._leases.get(lease_id)
         if lease is None:
-            assert not self.promoted, "a lease that appears without a grant has no deadline"
+            assert not self.promoted, "a lease without a grant has no deadline"
             lease = self._leases[lease_id] = _Lease(0, 0)
         lease.ttl_s = fields.get(0x10, 0)
         lease.remaining_ttl_s = fields.get(0x18, 0)
 
-    # Questions that every member can answer.
+    # Reads that any member can answer.
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -203,18 +201,18 @@ class Lessor:
         return [keys] if isinstance(keys, bytes) else sorted(keys)
 
     def key_steps(self, lease_id: int) -> Generator[None, None, list[bytes]]:
-        """As `keys`, in steps. The lease may not change meanwhile, or those are the keys it had."""
+        """As `keys`, in steps: the keys that the lease has at the first step."""
         keys = self._lease(lease_id).keys
         if keys is None:
             return []
         return (yield from self._sort_steps([keys] if isinstance(keys, bytes) else list(keys)))
 
     def leases(self) -> list[int]:
-        """All ids: on the leader those that end first come first, elsewhere in order of id."""
+        """All ids: on the leader by deadline, elsewhere by id."""
         return finish(self.lease_steps())
 
     def lease_steps(self) -> Generator[None, None, list[int]]:
-        """As `leases`, in steps: those there were when it began, and still are."""
+        """As `leases`, in steps: the leases that exist from the first step on."""
         if not self.promoted:
             return (yield from self._sort_steps(list(self._leases)))
         ids = list(self._leases)
@@ -238,10 +236,10 @@ class Lessor:
     # The time part: the leader's.
 
     def promote(self, now: float, extend_s: float = 0.0) -> None:
-        """Start to keep deadlines: every lease gets its TTL anew, plus `extend_s`.
+        """Start to keep deadlines: each lease gets its full (or checkpointed) TTL plus `extend_s`.
 
-        `extend_s` is for the time without a leader (etcd adds the election timeout). When there are
-        many leases, those that would end together are drawn apart to `REVOKE_RATE_PER_S`.
+        `extend_s` covers the time without a leader (etcd adds the election timeout). With many
+        leases, deadlines that are too close are spread to `REVOKE_RATE_PER_S`.
         """
         self.promoted = True
         leases = self._leases
@@ -260,7 +258,7 @@ class Lessor:
             lease.deadline = deadline
             lease.scheduled = scheduled = deadline if deadline < horizon else horizon
             heap.append((scheduled, lease_id))
-        # Sorted by time, and so a heap already, but for ids among those at the horizon.
+        # Sorted by time already, except for the ids of the entries at the horizon.
         heap.sort()
         self._heap = heap
 
@@ -270,10 +268,10 @@ class Lessor:
         self._heap = []
 
     def renew(self, lease_id: int, now: float) -> int:
-        """Start the lease's TTL again and return it, in seconds.
+        """Restart the lease's TTL and return it, in seconds.
 
-        Raises NotLeader, and LeaseNotFound also for a lease that is overdue: its revoke is on its
-        way or about to be, so it is not to be relied on any more.
+        Raises NotLeader, and LeaseNotFound also for a lease that is overdue: its revoke is proposed
+        already or soon will be.
         """
         if not self.promoted:
             raise errors.error("NotLeader")
@@ -282,12 +280,12 @@ class Lessor:
             raise errors.error("LeaseNotFound")
         lease.deadline = deadline = now + lease.ttl_s
         if deadline < lease.scheduled:
-            # Possible after a promote that had drawn the ends apart.
+            # Possible after a promote that has spread the deadlines.
             self._schedule(lease_id, lease, now)
         return lease.ttl_s
 
     def remaining_s(self, lease_id: int, now: float) -> float:
-        """Seconds until the lease ends, negative if it is overdue.
+        """Seconds until the lease expires, negative if it is overdue.
 
         Raises NotLeader and LeaseNotFound.
         """
@@ -296,7 +294,7 @@ class Lessor:
         return self._lease(lease_id).deadline - now
 
     def checkpoints(self, now: float, longer_than_s: float) -> list[tuple[int, int]]:
-        """(id, seconds left) of leases with a TTL above `longer_than_s`, for the next leader."""
+        """(id, seconds left) of the leases with a TTL above `longer_than_s`, for checkpoints."""
         return [
             (lease_id, max(1, ceil(lease.deadline - now)))
             for lease_id, lease in sorted(self._leases.items())
@@ -304,16 +302,16 @@ class Lessor:
         ]
 
     def is_checkpointed(self, lease_id: int) -> bool:
-        """The next leader would give the lease less than its TTL."""
+        """A checkpoint has recorded a remaining TTL of the lease."""
         lease = self._leases.get(lease_id)
         return lease is not None and lease.remaining_ttl_s > 0
 
     def expired(self, now: float, limit: int) -> list[int]:
-        """At most `limit` ids of leases that are due: the caller replicates a revoke of each.
+        """Up to `limit` ids of leases that are due. The caller proposes a revoke of each.
 
-        An id is named again after `RETRY_S` for as long as the lease exists, since a proposal can
-        be lost. Looks at no more than `expire_step_leases` entries; if more wait, `next_deadline`
-        is not after `now`.
+        Since a proposal can be lost, an id is returned again after `RETRY_S`, as long as the lease
+        exists. A call examines up to `expire_step_leases` heap entries; if more are due,
+        `next_deadline` is not after `now`.
         """
         heap = self._heap
         leases = self._leases
@@ -335,7 +333,7 @@ class Lessor:
         return due
 
     def next_deadline(self) -> float | None:
-        """When `expired` should be called next; None: not before another method was."""
+        """When to call `expired` next; None: not before another method is called."""
         return self._heap[0][0] if self._heap else None
 
     def _sort_steps(self, items: list[Any]) -> Generator[None, None, list[Any]]:

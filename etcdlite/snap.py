@@ -1,9 +1,9 @@
-"""Snapshots: a copy of the whole state as one file, for backups and for members that are behind.
+"""Snapshots: the whole state as one file, for backups and for members that are far behind.
 
-A snapshot is what a member has on disk at one moment: the checkpoint and the data segments, as long
-as they are then. Nothing is copied to make it; the files are read while they are sent, and they do
-not change or lose their content meanwhile (segments only grow or go as a whole, and an open file
-stays readable).
+A snapshot is what a member has on disk at one moment: the checkpoint, and the data segments up to
+their length then. Making one copies nothing. The files are read while they are sent; what they held
+at that moment does not change, because segments only grow or go away as a whole, and an open file
+stays readable.
 
 The file, all integers little-endian:
 
@@ -16,11 +16,11 @@ The file, all integers little-endian:
         -  zeros up to a multiple of 512
        32  SHA-256 of everything before
 
-A file of a multiple of 512 bytes plus a SHA-256 is what etcd's tools expect of a snapshot, too.
+etcd's tools also expect of a snapshot a multiple of 512 bytes and then a SHA-256.
 
-The SHA-256 says that the copy is what was read. Whether that was right the checksum of each record
-says, and whoever is to live on the copy looks at all of them first: a member whose disk rots must
-not hand that on.
+The SHA-256 proves that the copy equals what was read. The checksum of each record proves that what
+was read is right. A receiver checks all records before it uses a snapshot, so a member with a bad
+disk cannot pass its damage on.
 """
 
 from __future__ import annotations
@@ -51,15 +51,16 @@ _U32 = struct.Struct("<I")
 
 
 class SnapshotError(Exception):
-    """The snapshot cannot be used, or not there; the text says why and what to do."""
+    """The snapshot, or the place to restore it to, cannot be used; the text says why and what to
+    do."""
 
 
-# Making one.
+# Sending.
 
 
 class Image:
-    """The snapshot of a store as it is at its last mark, as the bytes of the file above. The files
-    are held open until `close`. Raises OSError."""
+    """The snapshot of a store at its last mark, as the bytes of the file above. It keeps the files
+    open until `close`. Raises OSError."""
 
     def __init__(self, store: Store, cluster_id: int, member_id: int) -> None:
         self.index = store.applied_index
@@ -97,7 +98,7 @@ class Image:
         self._digested = 0
 
     def _open_files(self, store: Store) -> list[int]:
-        """Open checkpoint and segments; how much of each belongs to the state."""
+        """Open checkpoint and segments. Returns how many bytes of each belong to the state."""
         data, files = store.data, self._files
         files.append(store.disk.open_read(f"{store.directory}/{checkpoint.NAME}"))
         sizes = [files[0].size()]
@@ -107,8 +108,8 @@ class Image:
         return sizes
 
     def read(self, offset: int) -> bytes:
-        """The next bytes from `offset` on, at most `snapshot_chunk_bytes`; none at the end.
-        `offset` is at most where an earlier piece ended. Raises OSError."""
+        """At most `snapshot_chunk_bytes` from `offset` on; b"" at the end. `offset` is not after
+        the end of what was read before, since the digest needs every byte. Raises OSError."""
         if offset < len(self._head):
             part = self._head[offset : offset + self._chunk_bytes]
         elif offset < self._ends[-1]:
@@ -123,7 +124,7 @@ class Image:
             part = bytes(self._digest_at - offset)
         else:
             return self._digest.digest()[offset - self._digest_at :]
-        assert offset <= self._digested, "a piece of the snapshot was left out"
+        assert offset <= self._digested, "a part of the snapshot was skipped"
         new = self._digested - offset
         if new < len(part):
             self._digest.update(part[new:] if new else part)
@@ -136,11 +137,11 @@ class Image:
         self._files = []
 
 
-# Receiving one.
+# Receiving.
 
 
 class Connection(Protocol):
-    """The connection that a snapshot comes over; `node` is the member that sends it."""
+    """The connection that a snapshot arrives on. `node` is the member that sends it."""
 
     node: int
     is_closing: bool
@@ -149,14 +150,14 @@ class Connection(Protocol):
         """Tell the sender that the snapshot is whole and durable here."""
 
     def snapshot_refused(self, why: str) -> None:
-        """Tell the sender that it is not, and close the connection."""
+        """Tell the sender why the snapshot is not used, and close the connection."""
 
 
 class Incoming:
-    """The snapshot that the leader sends to this member, if it does.
+    """Receives the snapshot that the leader sends to this member.
 
-    Its files are written as they come to the folder `incoming`. What came over a connection that
-    broke is kept, and the next connection that offers the same snapshot goes on from there.
+    Its files are written to the folder `incoming` as they arrive. If the connection breaks, they
+    stay, and the next connection that offers the same snapshot continues there.
     """
 
     def __init__(
@@ -172,11 +173,11 @@ class Incoming:
         """
         self.connection: Connection | None = None
         self.offer: Any = None
-        """The `SnapshotOffer` of the snapshot that is coming; None: none is."""
+        """The `SnapshotOffer` of the snapshot that is arriving, or None."""
         self.offset = 0
-        """Bytes received of it."""
+        """Bytes of it received so far."""
         self.is_storing = False
-        """What was received is whole and is being made durable: nothing may change it."""
+        """The snapshot is complete and is being made durable. Nothing may change it."""
         self._disk = disk
         self._data = data
         self._directory = datadir.incoming_directory(data)
@@ -185,26 +186,26 @@ class Incoming:
         self._received = received
         self._head = b""
         self._targets: list[tuple[File, int]] = []
-        """The files to write and their sizes, when the header is there."""
+        """The files to write and their sizes in bytes, once the header is complete."""
         self._content_bytes = 0
         self._digest = hashlib.sha256()
         self._expected = b""
         self._damage: DataDamaged | None = None
-        """What is wrong with the records of one that came whole."""
+        """The damaged record in a snapshot that is complete."""
 
     def begin(self, connection: Connection, offer: proto.SnapshotOffer) -> int | None:
-        """A member offers a snapshot (a `SnapshotOffer`). Returns the offset to send it from, None
-        if this member has everything that is in it. Raises SnapshotError if it is an offer of an
-        earlier leader, or another one is being stored."""
+        """Accept a `SnapshotOffer`. Returns the offset to send the snapshot from; None if this
+        member has everything in it already. Raises SnapshotError if the offer is of an earlier
+        leader, or another snapshot is being stored."""
         if offer.index <= self._raft.log.committed:
             return None
         if offer.leader_term < self._raft.term:
             raise SnapshotError("another member leads now")
         if self.is_storing and offer.nonce != self.offer.nonce:
-            raise SnapshotError("an earlier one is being stored")
+            raise SnapshotError("an earlier snapshot is being stored")
         if self.offer is None or offer.nonce != self.offer.nonce:
             if self.connection is not None:
-                self.connection.snapshot_refused("there is a newer one")
+                self.connection.snapshot_refused("there is a newer snapshot")
             self._discard()
             self.offer = offer
             log.info(
@@ -213,18 +214,18 @@ class Incoming:
                 **{"snapshot-index": offer.index, "remote-peer-id": f"{connection.node:x}"},
             )
         elif self.offset:
-            log.info("going on with a snapshot", offset=self.offset, bytes=offer.size_bytes)
+            log.info("continuing a snapshot", offset=self.offset, bytes=offer.size_bytes)
         self.connection = connection
         return self.offset
 
     def receive(self, connection: Connection, data: bytes) -> None:
-        """The next bytes of the file."""
+        """Take the next bytes of the file."""
         if connection is not self.connection:
             return
         try:
-            self._take(data)
+            self._write(data)
         except (SnapshotError, OSError) as failure:
-            log.error("cannot take the snapshot", error=str(failure))
+            log.error("cannot receive the snapshot", error=str(failure))
             self._refuse(str(failure))
             return
         self.offset += len(data)
@@ -233,14 +234,14 @@ class Incoming:
                 self._refuse("the snapshot does not match its SHA-256")
             else:
                 self.is_storing = True
-                self._run_task(self._store, self._stored)
+                self._run_task(self._make_durable, self._finish)
 
     @property
     def _end(self) -> int:
-        """Where the digest begins."""
+        """The offset of the digest."""
         return self._content_bytes + -self._content_bytes % BLOCK_BYTES
 
-    def _take(self, data: bytes) -> None:
+    def _write(self, data: bytes) -> None:
         view = memoryview(data)
         if not self._targets:
             self._head += data
@@ -265,7 +266,8 @@ class Incoming:
                 file.pwrite(bytes(body[low - begin : high - begin]), low - file_begin)
 
     def _open_files(self) -> int | None:
-        """When the header is complete, the files to write; where the first one begins."""
+        """Open the files to write if the header is complete. Returns the offset of the first one,
+        or None."""
         head = self._head
         if len(head) < 16 or len(head) < 16 + _U32.unpack_from(head, 12)[0]:
             if len(head) > MAX_HEADER_BYTES:
@@ -279,8 +281,8 @@ class Incoming:
         self._content_bytes = start + sum(size for _, size in self._targets)
         return start
 
-    def _store(self) -> None:
-        """Runs as a task: what was received becomes durable, under a name of its own."""
+    def _make_durable(self) -> None:
+        """The task: make the snapshot durable and give it its own name."""
         disk = self._disk
         for file, _ in self._targets:
             file.sync()
@@ -294,17 +296,17 @@ class Incoming:
         disk.sync_dir(self._directory)
         datadir.keep_incoming(disk, self._data, self.offer.index)
 
-    def _stored(self) -> None:
+    def _finish(self) -> None:
         offer, connection = self.offer, self.connection
         assert connection is not None
         self.is_storing = False
         self._targets = []
         if self._damage is not None:
             log.error(
-                "the leader's data is damaged; nothing of it was taken",
+                "the leader's data is damaged; its snapshot is not used",
                 where=f"{os.path.basename(self._damage.path)} at {self._damage.offset}",
                 next="replace the leader's disk: move the leadership, remove that member, add it "
-                "anew with an empty data directory",
+                "again with an empty data directory",
                 **{"remote-peer-id": f"{connection.node:x}"},
             )
             self._refuse("the data of the member that sent the snapshot is damaged")
@@ -338,7 +340,7 @@ class Incoming:
 
 
 def read_header(path: str, file: Any) -> tuple[dict[str, Any], int]:
-    """The header, and where the first file begins."""
+    """The checked header, and the offset of the first file. Raises SnapshotError."""
     head = file.read(16)
     if len(head) < 16 or head[:8] != MAGIC:
         raise SnapshotError(
@@ -371,7 +373,7 @@ def read_header(path: str, file: Any) -> tuple[dict[str, Any], int]:
 
 
 def check_records(disk: Disk, directory: str) -> None:
-    """Raises DataDamaged if a checksum in the files does not match."""
+    """Check all checksums in the files of a snapshot. Raises DataDamaged."""
     for _ in checkpoint.unpack(disk, f"{directory}/{checkpoint.NAME}"):
         pass
     verify(disk, directory)
