@@ -105,21 +105,6 @@ ROLE_NAMES = ("follower", "pre-candidate", "candidate", "leader")
     TIMEOUT_NOW,
 ) = range(1, 13)
 
-MESSAGE_NAMES = {
-    APP: "App",
-    APP_RESP: "AppResp",
-    HEARTBEAT: "Heartbeat",
-    HEARTBEAT_RESP: "HeartbeatResp",
-    VOTE: "Vote",
-    VOTE_RESP: "VoteResp",
-    PRE_VOTE: "PreVote",
-    PRE_VOTE_RESP: "PreVoteResp",
-    SNAP: "Snap",
-    READ_INDEX: "ReadIndex",
-    READ_INDEX_RESP: "ReadIndexResp",
-    TIMEOUT_NOW: "TimeoutNow",
-}
-
 ADD_VOTER, ADD_LEARNER, REMOVE = range(3)
 
 CAMPAIGN_TRANSFER = b"transfer"

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from etcdlite.raft_log import ENTRY_OVERHEAD_BYTES, Entry
 
 PROBE, REPLICATE, SNAPSHOT = range(3)
-PROGRESS_NAMES = ("probe", "replicate", "snapshot")
 
 
 class Progress:

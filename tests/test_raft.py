@@ -34,8 +34,12 @@ from etcdlite.raft import (
     Snapshot,
 )
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, ENTRY_NORMAL, Entry, RaftInvariantError, RaftLog
-from etcdlite.raft_progress import PROGRESS_NAMES
 
+PROGRESS_NAMES = ("probe", "replicate", "snapshot")
+MESSAGE_NAMES = (  # noqa: SIM905
+    "App AppResp Heartbeat HeartbeatResp Vote VoteResp PreVote PreVoteResp Snap ReadIndex"
+    " ReadIndexResp TimeoutNow"
+).split()
 ACTIONS = {
     "add-voter": raft.ADD_VOTER,
     "add-learner": raft.ADD_LEARNER,
@@ -395,7 +399,7 @@ def describe_entries(entries: Sequence[Entry]) -> str:
 def describe(message: Message) -> str:
     """One line: only the fields that the kind of message uses, and only if they say something."""
     kind = message.kind
-    words = [f"{message.sender}->{message.to} {raft.MESSAGE_NAMES[kind]} term={message.term}"]
+    words = [f"{message.sender}->{message.to} {MESSAGE_NAMES[kind - 1]} term={message.term}"]
     if kind in (raft.APP, raft.VOTE, raft.PRE_VOTE):
         words.append(f"log={message.log_term}/{message.index}")
     elif kind in (raft.APP_RESP, raft.READ_INDEX_RESP):
