@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -625,6 +627,20 @@ def test_files_and_folders_that_a_start_could_not_use_are_found(tmp_path):
     ):
         (line,) = config.check_files(load(f"--data-dir={tmp_path}", argument))
         assert problem in line and argument[2:].partition("=")[0] in line, line
+
+
+def test_check_config_says_what_files_would_refuse(tmp_path):
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "etcdlite", "--check-config", "--config-file=/dev/null"]
+    environ = {"PYTHONPATH": str(ROOT)}
+    bad, good = (
+        subprocess.run([*command, data_dir], capture_output=True, text=True, env=environ)
+        for data_dir in (f"--data-dir={tmp_path}/file", f"--data-dir={tmp_path}/new")
+    )
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("etcdlite: data-dir: ") and "is not a directory" in bad.stderr
+    assert (good.returncode, good.stderr) == (0, "")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_data_folder_carries_the_name_unless_set():

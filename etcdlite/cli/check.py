@@ -81,13 +81,9 @@ class Puts:
         self.elapsed_s = 0.0
 
 
-async def run_puts(
+async def _run_puts(
     session: Session, prefix: bytes, clients: int, count: int, rate: float, progress: Progress
 ) -> Puts:
-    """Put `count` random keys under `prefix`, `clients` at a time, at most `rate` per second.
-
-    All clients share one connection. Rate 0 means no limit.
-    """
     puts = Puts()
     numbers = iter(range(count))
     value = os.urandom(CHECK_VALUE_BYTES)
@@ -108,15 +104,24 @@ async def run_puts(
                 puts.took_s.append(clock() - sent_s)
             progress.update(number + 1, count)
 
-    client = AsyncClient(
-        list(map(dialled, session.endpoints)),
-        timeout_s=session.timeout_s,
-        dial_timeout_s=session.dial_timeout_s,
-    )
-    async with client:
+    endpoints = list(map(dialled, session.endpoints))
+    timeouts = {"timeout_s": session.timeout_s, "dial_timeout_s": session.dial_timeout_s}
+    async with AsyncClient(endpoints, **timeouts) as client:
         await asyncio.gather(*(work(client) for _ in range(clients)))
     puts.elapsed_s = clock() - started_s
     return puts
+
+
+def run_puts(session: Session, prefix: bytes, clients: int, count: int, rate: float = 0) -> Puts:
+    """Put `count` random keys under `prefix`, `clients` at a time, at most `rate` per second.
+
+    All clients share one connection. Rate 0 means no limit.
+    """
+    progress = Progress("puts")
+    try:
+        return asyncio.run(_run_puts(session, prefix, clients, count, rate, progress))
+    finally:
+        progress.clear()
 
 
 def _load_of(session: Session, loads: Mapping[str, Any]) -> Any:
@@ -155,46 +160,45 @@ def _clean_up(session: Session, prefix: bytes) -> None:
             session.write(f"Defragmented {name}\n".encode())
 
 
+def _error_lines(puts: Puts) -> list[str]:
+    if not puts.errors:
+        return []
+    errors = (f"FAIL: ERROR({text}) -> {count}" for text, count in puts.errors.items())
+    return ["FAIL: too many errors", *errors]
+
+
 def perf_verdict(puts: Puts, rate: int) -> tuple[list[str], bool]:
     """(etcdctl's lines, whether the check passed) for a `check perf` of `rate` puts per second."""
-    lines = []
-    passed = not puts.errors
-    if puts.errors:
-        lines.append("FAIL: too many errors")
-        for text, count in puts.errors.items():
-            lines.append(f"FAIL: ERROR({text}) -> {count}")
-    per_second = len(puts.took_s) / puts.elapsed_s if puts.elapsed_s else 0.0
+    reached = len(puts.took_s) / puts.elapsed_s if puts.elapsed_s else 0.0
     slowest_s = max(puts.took_s, default=0.0)
     deviation_s = statistics.pstdev(puts.took_s) if puts.took_s else 0.0
-    if per_second <= rate * MIN_RATE_SHARE:
-        lines.append(f"FAIL: Throughput too low: {int(per_second) + 1} writes/s")
-        passed = False
-    else:
-        lines.append(f"PASS: Throughput is {int(per_second) + 1} writes/s")
-    if slowest_s > MAX_SLOWEST_S:
-        lines.append(f"Slowest request took too long: {slowest_s:f}s")
-        passed = False
-    else:
-        lines.append(f"PASS: Slowest request took {slowest_s:f}s")
-    if deviation_s > MAX_DEVIATION_S:
-        lines.append(f"Stddev too high: {deviation_s:f}s")
-        passed = False
-    else:
-        lines.append(f"PASS: Stddev is {deviation_s:f}s")
-    lines.append("PASS" if passed else "FAIL")
-    return lines, passed
+    speed = f"{int(reached) + 1} writes/s"
+    verdicts = (
+        (
+            reached > rate * MIN_RATE_SHARE,
+            f"Throughput is {speed}",
+            f"FAIL: Throughput too low: {speed}",
+        ),
+        (
+            slowest_s <= MAX_SLOWEST_S,
+            f"Slowest request took {slowest_s:f}s",
+            f"Slowest request took too long: {slowest_s:f}s",
+        ),
+        (
+            deviation_s <= MAX_DEVIATION_S,
+            f"Stddev is {deviation_s:f}s",
+            f"Stddev too high: {deviation_s:f}s",
+        ),
+    )
+    passed = not puts.errors and all(good for good, _, _ in verdicts)
+    lines = [f"PASS: {text}" if good else failure for good, text, failure in verdicts]
+    return [*_error_lines(puts), *lines, "PASS" if passed else "FAIL"], passed
 
 
 def check_perf(session: Session) -> int:
     load: PerfLoad = _load_of(session, PERF_LOADS)
     prefix = _check_prefix(session)
-    progress = Progress("puts")
-    try:
-        puts = asyncio.run(
-            run_puts(session, prefix, load.clients, load.rate * CHECK_SECONDS, load.rate, progress)
-        )
-    finally:
-        progress.clear()
+    puts = run_puts(session, prefix, load.clients, load.rate * CHECK_SECONDS, load.rate)
     _clean_up(session, prefix)
     lines, passed = perf_verdict(puts, load.rate)
     session.write("".join(line + "\n" for line in lines).encode())
@@ -225,17 +229,11 @@ def check_datascale(session: Session) -> int:
         f"Start data scale check for work load [{load.keys} key-value pairs, {CHECK_VALUE_BYTES} "
         f"bytes per key-value, {load.clients} concurrent clients].\n".encode()
     )
-    progress = Progress("puts")
-    try:
-        puts = asyncio.run(run_puts(session, prefix, load.clients, load.keys, 0, progress))
-    finally:
-        progress.clear()
+    puts = run_puts(session, prefix, load.clients, load.keys)
     used_bytes = _resident_bytes(session, "after") - before_bytes
     _clean_up(session, prefix)
     if puts.errors:
-        lines = ["FAIL: too many errors"]
-        lines += [f"FAIL: ERROR({text}) -> {count}" for text, count in puts.errors.items()]
-        session.write("".join(line + "\n" for line in lines).encode())
+        session.write("".join(line + "\n" for line in _error_lines(puts)).encode())
         return EXIT_FAILED
     used_mb = used_bytes / (1 << 20)
     session.write(f"PASS: Approximate system memory used : {used_mb:.2f} MB.\n".encode())

@@ -22,7 +22,7 @@ from etcdlite.cli.failures import (
     Failure,
     say,
 )
-from etcdlite.cli.output import EndpointResponse, Health, unhealthy_lines
+from etcdlite.cli.output import EndpointResponse, Health
 from etcdlite.cli.requests import (
     delete_request,
     parse_compare,
@@ -316,13 +316,14 @@ def endpoint_hashkv(session: Session) -> int:
 def endpoint_health(session: Session) -> int:
     found = [_health_of(session, endpoint) for endpoint in _each_endpoint(session)]
     session.show("endpoint_health", found)
-    if session.printer.format == "simple":
-        for line in unhealthy_lines(found):
-            say(line)
-    if all(health.healthy for health in found):
+    unhealthy = [health for health in found if not health.healthy]
+    if not unhealthy:
         return 0
-    if session.printer.format != "simple":
-        say("Error: unhealthy cluster: " + ", ".join(h.endpoint for h in found if not h.healthy))
+    if session.printer.format == "simple":
+        for health in unhealthy:
+            say(f"{health.endpoint} is unhealthy: failed to commit proposal: {health.error}")
+    else:
+        say("Error: unhealthy cluster: " + ", ".join(health.endpoint for health in unhealthy))
     return EXIT_FAILED
 
 

@@ -38,6 +38,7 @@ _RESPONSE_KINDS = {
 }
 
 Lines = list[str | bytes]
+Rows = list[tuple[str, ...]]
 
 
 class Health(NamedTuple):
@@ -222,27 +223,11 @@ def _as_etcd_3_5(message: Any) -> Any:
 # Keys.
 
 
-def _simple_put(printer: Printer, response: Any) -> Lines:
-    return ["OK", *_kv_lines(printer, response.prev_kv)]
-
-
-def _fields_put(_: Printer, response: Any) -> Lines:
-    return _header_fields(response) + _kv_fields(response.prev_kv, "Prev")
-
-
-def _simple_get(printer: Printer, response: Any) -> Lines:
-    return _kvs_lines(printer, response.kvs)
-
-
 def _fields_get(_: Printer, response: Any) -> Lines:
     lines = _header_fields(response)
     for kv in response.kvs:
         lines += _kv_fields(kv)
     return lines + _fields(More=_true_false(response.more), Count=response.count)
-
-
-def _simple_delete(printer: Printer, response: Any) -> Lines:
-    return [str(response.deleted), *_kvs_lines(printer, response.prev_kvs)]
 
 
 def _fields_delete(_: Printer, response: Any) -> Lines:
@@ -254,9 +239,8 @@ def _fields_delete(_: Printer, response: Any) -> Lines:
 
 def _response_op_lines(printer: Printer, answer: Any) -> Lines:
     member = answer.which("response")
-    lines: Lines = PRINTERS[_RESPONSE_KINDS[member]][printer.format](
-        printer, getattr(answer, member)
-    )
+    content = PRINTERS[_RESPONSE_KINDS[member]][printer.format]
+    lines: Lines = content(printer, getattr(answer, member))
     return lines
 
 
@@ -302,21 +286,8 @@ def _json_watch(_: Printer, response: Any) -> Any:
 # Leases.
 
 
-def _simple_lease_grant(_: Printer, response: Any) -> Lines:
-    return [f"lease {response.ID:016x} granted with TTL({response.TTL}s)"]
-
-
 def _fields_lease(_: Printer, response: Any) -> Lines:
     return _header_fields(response) + _fields(ID=response.ID, TTL=response.TTL)
-
-
-def _json_lease_grant(_: Printer, response: Any) -> Any:
-    own = {"ID": response.ID, "TTL": response.TTL, "Error": response.error}
-    return _flat_header(response) | own
-
-
-def _json_lease_keep_alive(_: Printer, response: Any) -> Any:
-    return _flat_header(response) | {"ID": response.ID, "TTL": response.TTL}
 
 
 def _simple_time_to_live(_: Printer, response: Any, with_keys: bool) -> Lines:
@@ -332,8 +303,7 @@ def _simple_time_to_live(_: Printer, response: Any, with_keys: bool) -> Lines:
 
 
 def _fields_time_to_live(_: Printer, response: Any, with_keys: bool) -> Lines:
-    lines = _header_fields(response)
-    lines += _fields(ID=response.ID, TTL=response.TTL, GrantedTTL=response.grantedTTL)
+    lines = _fields_lease(_, response) + _fields(GrantedTTL=response.grantedTTL)
     return lines + [f'"Key" : {quote(key)}' for key in response.keys]
 
 
@@ -346,29 +316,11 @@ def _json_time_to_live(_: Printer, response: Any, with_keys: bool) -> Any:
     }
 
 
-def _simple_lease_list(_: Printer, response: Any) -> Lines:
-    leases = response.leases
-    return [f"found {len(leases)} leases", *(f"{lease.ID:016x}" for lease in leases)]
-
-
-def _fields_lease_list(_: Printer, response: Any) -> Lines:
-    return _header_fields(response) + [f'"ID" : {lease.ID}' for lease in response.leases]
-
-
-def _json_lease_list(_: Printer, response: Any) -> Any:
-    return _flat_header(response) | {"leases": [{"id": lease.ID} for lease in response.leases]}
-
-
 # Alarms and members.
 
 
 def _alarm_name(alarm: Any) -> str:
     return str(_ALARM_NAMES.get(alarm.alarm, alarm.alarm))
-
-
-def _simple_alarm(_: Printer, response: Any) -> Lines:
-    # The text form of the message, as Go prints it: a space after each field.
-    return [f"memberID:{a.memberID} alarm:{_alarm_name(a)} " for a in response.alarms]
 
 
 def _fields_alarm(_: Printer, response: Any) -> Lines:
@@ -379,7 +331,7 @@ def _fields_alarm(_: Printer, response: Any) -> Lines:
     return lines
 
 
-def _member_rows(response: Any) -> list[tuple[str, ...]]:
+def _member_rows(response: Any) -> Rows:
     return [
         (
             f"{member.ID:x}",
@@ -421,25 +373,17 @@ def _json_member_list(printer: Printer, response: Any) -> Any:
     return {"header": ids | {"raft_term": header.raft_term}, "members": members}
 
 
-def _simple_member_add(_: Printer, response: Any) -> Lines:
-    cluster_id = response.header.cluster_id
-    return [f"Member {response.member.ID:16x} added to cluster {cluster_id:16x}"]
+# Endpoints.
 
 
-def _simple_member_changed(_: Printer, response: Any, member_id: int, what: str) -> Lines:
-    """`what`: "removed from", "updated in" or "promoted in"."""
-    return [f"Member {member_id:16x} {what} cluster {response.header.cluster_id:16x}"]
-
-
-def _simple_move_leader(_: Printer, response: Any, old: int, new: int) -> Lines:
-    return [f"Leadership transferred from {old:x} to {new:x}"]
-
-
-# Endpoints and snapshots.
+def _health_rows(found: Sequence[Health]) -> Rows:
+    return [
+        (h.endpoint, _true_false(h.healthy), format_duration(h.took_ns), h.error) for h in found
+    ]
 
 
 def _simple_health(_: Printer, found: Sequence[Health]) -> Lines:
-    """The healthy ones. `unhealthy_lines` has the others, for standard error."""
+    """The healthy ones; the others are reported on standard error."""
     return [
         f"{health.endpoint} is healthy: successfully committed proposal: "
         f"took = {format_duration(health.took_ns)}"
@@ -448,49 +392,24 @@ def _simple_health(_: Printer, found: Sequence[Health]) -> Lines:
     ]
 
 
-def unhealthy_lines(found: Sequence[Health]) -> list[str]:
-    """What `endpoint health` says about the others on standard error, in the simple format."""
-    return [
-        f"{health.endpoint} is unhealthy: failed to commit proposal: {health.error}"
-        for health in found
-        if not health.healthy
-    ]
-
-
 def _fields_health(_: Printer, found: Sequence[Health]) -> Lines:
     lines: Lines = []
-    for health in found:
-        lines += _fields(
-            Endpoint=quote(health.endpoint),
-            Health=_true_false(health.healthy),
-            Took=format_duration(health.took_ns),
-            Error=health.error,
-        )
+    for endpoint, healthy, took, error in _health_rows(found):
+        lines += _fields(Endpoint=quote(endpoint), Health=healthy, Took=took, Error=error)
         lines.append("")
     return lines
 
 
 def _json_health(_: Printer, found: Sequence[Health]) -> Any:
     return [
-        {
-            "endpoint": health.endpoint,
-            "health": health.healthy,
-            "took": format_duration(health.took_ns),
-        }
-        | ({"error": health.error} if health.error else {})
-        for health in found
+        {"endpoint": h.endpoint, "health": h.healthy, "took": format_duration(h.took_ns)}
+        | ({"error": h.error} if h.error else {})
+        for h in found
     ]
 
 
-def _table_health(_: Printer, found: Sequence[Health]) -> Any:
-    rows = [
-        (h.endpoint, _true_false(h.healthy), format_duration(h.took_ns), h.error) for h in found
-    ]
-    return ("ENDPOINT", "HEALTH", "TOOK", "ERROR"), rows
-
-
-def _status_rows(answers: Sequence[EndpointResponse]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
+def _status_rows(answers: Sequence[EndpointResponse]) -> Rows:
+    rows: Rows = []
     for endpoint, status in answers:
         member_id = status.header.member_id if status.header is not None else 0
         rows.append(
@@ -543,114 +462,113 @@ def _json_of_each(name: str) -> Callable[[Printer, Sequence[EndpointResponse]], 
     ]
 
 
-def _hashkv_rows(answers: Sequence[EndpointResponse]) -> list[tuple[str, ...]]:
-    return [(endpoint, str(response.hash)) for endpoint, response in answers]
-
-
-def _snapshot_rows(status: Any) -> list[tuple[str, ...]]:
-    """`status` is a backup.Status."""
-    size = format_size(status.total_size_bytes)
-    return [(f"{status.hash:x}", str(status.revision), str(status.total_keys), size)]
-
-
-def _fields_snapshot(_: Printer, status: Any) -> Lines:
-    return _fields(
-        Hash=status.hash,
-        Revision=status.revision,
-        Keys=status.total_keys,
-        Size=status.total_size_bytes,
-    )
-
-
-def _json_snapshot(_: Printer, status: Any) -> Any:
-    return {
-        "hash": status.hash,
-        "revision": status.revision,
-        "totalKey": status.total_keys,
-        "totalSize": status.total_size_bytes,
-    }
-
-
 # The table.
 
+Content = Callable[..., Any]
 
-def _row(
-    simple: Callable[..., Any], fields: Callable[..., Any] | None, json: Callable[..., Any]
-) -> dict[str, Callable[..., Any]]:
+
+def _row(simple: Content, fields: Content | None, json: Content = _unchanged) -> dict[str, Content]:
     formats = {"simple": simple, "json": json, "protobuf": _unchanged}
     return formats | {"fields": fields} if fields else formats
 
 
 def _rows(
-    header: tuple[str, ...],
-    rows: Callable[[Any], list[tuple[str, ...]]],
-    fields: Callable[..., Any],
-    json: Callable[..., Any],
-) -> dict[str, Callable[..., Any]]:
-    """Of a kind that is shown as rows, with commas or as a table."""
+    header: str, rows: Callable[[Any], Rows], fields: Content, json: Content
+) -> dict[str, Content]:
+    """Of a kind that is shown as rows, with commas or as a table. `header`: names, with commas."""
     return {
         "simple": lambda _, content: [", ".join(row) for row in rows(content)],
         "fields": fields,
         "json": json,
-        "table": lambda _, content: (header, rows(content)),
+        "table": lambda _, content: (header.split(", "), rows(content)),
     }
 
 
-PRINTERS: dict[str, dict[str, Callable[..., Any]]] = {
-    "put": _row(_simple_put, _fields_put, _unchanged),
-    "get": _row(_simple_get, _fields_get, _unchanged),
-    "delete": _row(_simple_delete, _fields_delete, _unchanged),
-    "txn": _row(_simple_txn, _fields_txn, _unchanged),
+PRINTERS: dict[str, dict[str, Content]] = {
+    "put": _row(
+        lambda p, r: ["OK", *_kv_lines(p, r.prev_kv)],
+        lambda _, r: _header_fields(r) + _kv_fields(r.prev_kv, "Prev"),
+    ),
+    "get": _row(lambda p, r: _kvs_lines(p, r.kvs), _fields_get),
+    "delete": _row(lambda p, r: [str(r.deleted), *_kvs_lines(p, r.prev_kvs)], _fields_delete),
+    "txn": _row(_simple_txn, _fields_txn),
     "watch": _row(_simple_watch, _fields_watch, _json_watch),
-    "lease_grant": _row(_simple_lease_grant, _fields_lease, _json_lease_grant),
+    "lease_grant": _row(
+        lambda _, r: [f"lease {r.ID:016x} granted with TTL({r.TTL}s)"],
+        _fields_lease,
+        lambda _, r: _flat_header(r) | {"ID": r.ID, "TTL": r.TTL, "Error": r.error},
+    ),
     "lease_revoke": _row(
-        lambda _, response, lease: [f"lease {lease:016x} revoked"],
-        lambda _, response, lease: _header_fields(response),
-        _unchanged,
+        lambda _, r, lease: [f"lease {lease:016x} revoked"], lambda _, r, lease: _header_fields(r)
     ),
     "lease_time_to_live": _row(_simple_time_to_live, _fields_time_to_live, _json_time_to_live),
-    "lease_list": _row(_simple_lease_list, _fields_lease_list, _json_lease_list),
+    "lease_list": _row(
+        lambda _, r: [f"found {len(r.leases)} leases", *(f"{lease.ID:016x}" for lease in r.leases)],
+        lambda _, r: _header_fields(r) + [f'"ID" : {lease.ID}' for lease in r.leases],
+        lambda _, r: _flat_header(r) | {"leases": [{"id": lease.ID} for lease in r.leases]},
+    ),
     "lease_keep_alive": _row(
         lambda _, r: [f"lease {r.ID:016x} keepalived with TTL({r.TTL})"],
         _fields_lease,
-        _json_lease_keep_alive,
+        lambda _, r: _flat_header(r) | {"ID": r.ID, "TTL": r.TTL},
     ),
-    "alarm": _row(_simple_alarm, _fields_alarm, _unchanged),
-    "member_list": {
-        **_rows(
-            ("ID", "STATUS", "NAME", "PEER ADDRS", "CLIENT ADDRS", "IS LEARNER"),
-            _member_rows,
-            _fields_member_list,
-            _json_member_list,
-        ),
-        "protobuf": _unchanged,
-    },
-    "member_add": _row(_simple_member_add, None, _unchanged),
-    "member_changed": _row(_simple_member_changed, None, _unchanged),
-    "move_leader": _row(_simple_move_leader, None, _unchanged),
-    "endpoint_health": {
-        "simple": _simple_health,
-        "fields": _fields_health,
-        "json": _json_health,
-        "table": _table_health,
-    },
+    "alarm": _row(
+        # The text form of the message, as Go prints it: a space after each field.
+        lambda _, r: [f"memberID:{a.memberID} alarm:{_alarm_name(a)} " for a in r.alarms],
+        _fields_alarm,
+    ),
+    "member_list": _rows(
+        "ID, STATUS, NAME, PEER ADDRS, CLIENT ADDRS, IS LEARNER",
+        _member_rows,
+        _fields_member_list,
+        _json_member_list,
+    )
+    | {"protobuf": _unchanged},
+    "member_add": _row(
+        lambda _, r: [f"Member {r.member.ID:16x} added to cluster {r.header.cluster_id:16x}"], None
+    ),
+    # `what`: "removed from", "updated in" or "promoted in".
+    "member_changed": _row(
+        lambda _, r, member, what: [
+            f"Member {member:16x} {what} cluster {r.header.cluster_id:16x}"
+        ],
+        None,
+    ),
+    "move_leader": _row(
+        lambda _, r, old, new: [f"Leadership transferred from {old:x} to {new:x}"], None
+    ),
+    "endpoint_health": _rows(
+        "ENDPOINT, HEALTH, TOOK, ERROR", _health_rows, _fields_health, _json_health
+    )
+    | {"simple": _simple_health},
     "endpoint_status": _rows(
-        (
-            *("ENDPOINT", "ID", "VERSION", "DB SIZE", "IS LEADER", "IS LEARNER"),
-            *("RAFT TERM", "RAFT INDEX", "RAFT APPLIED INDEX", "ERRORS"),
-        ),
+        "ENDPOINT, ID, VERSION, DB SIZE, IS LEADER, IS LEARNER, RAFT TERM, RAFT INDEX, "
+        "RAFT APPLIED INDEX, ERRORS",
         _status_rows,
         _fields_status,
         _json_of_each("Status"),
     ),
     "endpoint_hashkv": _rows(
-        ("ENDPOINT", "HASH"), _hashkv_rows, _fields_hashkv, _json_of_each("HashKV")
+        "ENDPOINT, HASH",
+        lambda answers: [(endpoint, str(response.hash)) for endpoint, response in answers],
+        _fields_hashkv,
+        _json_of_each("HashKV"),
     ),
+    # The status is a backup.Status.
     "snapshot_status": _rows(
-        ("HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE"),
-        _snapshot_rows,
-        _fields_snapshot,
-        _json_snapshot,
+        "HASH, REVISION, TOTAL KEYS, TOTAL SIZE",
+        lambda s: [
+            (f"{s.hash:x}", str(s.revision), str(s.total_keys), format_size(s.total_size_bytes))
+        ],
+        lambda _, s: _fields(
+            Hash=s.hash, Revision=s.revision, Keys=s.total_keys, Size=s.total_size_bytes
+        ),
+        lambda _, s: {
+            "hash": s.hash,
+            "revision": s.revision,
+            "totalKey": s.total_keys,
+            "totalSize": s.total_size_bytes,
+        },
     ),
 }
 """Kind of response -> format -> function(printer, response, ...) that gives the content."""

@@ -18,28 +18,20 @@ from etcdlite.cli.flags import DEL_FLAGS, GET_FLAGS, PUT_FLAGS, Flag, parse_flag
 from etcdlite.client.operations import prefix_end
 from etcdlite.notation import parse_int, unquote
 
-_SORT_TARGETS = {
-    "CREATE": "CREATE",
-    "KEY": "KEY",
-    "MODIFY": "MOD",
-    "VALUE": "VALUE",
-    "VERSION": "VERSION",
-}
+_SORT_TARGETS = {name: name for name in ("CREATE", "KEY", "VALUE", "VERSION")} | {"MODIFY": "MOD"}
 
 
 def key_range(name: str, arguments: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
     """The fields key and range_end of a get or del."""
     if flags["prefix"] and flags["from-key"]:
-        raise BadArguments(
-            "`--prefix` and `--from-key` cannot be set at the same time, choose one",
-        )
+        raise BadArguments("`--prefix` and `--from-key` cannot be set at the same time, choose one")
     if not arguments:
         raise BadArguments(
-            f"{name} command needs one argument as key and an optional argument as range_end",
+            f"{name} command needs one argument as key and an optional argument as range_end"
         )
     if len(arguments) > 1 and (flags["prefix"] or flags["from-key"]):
         raise BadArguments(
-            "too many arguments, only accept one argument when `--prefix` or `--from-key` is set",
+            "too many arguments, only accept one argument when `--prefix` or `--from-key` is set"
         )
     key = os.fsencode(arguments[0])
     if flags["prefix"]:
@@ -62,8 +54,7 @@ def put_request(
         raise BadArguments(usage)
     if flags["ignore-value"]:
         if len(arguments) > 1:
-            text = "put command needs only 1 argument when 'ignore-value' is set"
-            raise BadArguments(text)
+            raise BadArguments("put command needs only 1 argument when 'ignore-value' is set")
         value = b""
     elif len(arguments) > 1:
         value = os.fsencode(arguments[1])
@@ -72,8 +63,7 @@ def put_request(
     try:
         lease = parse_int(flags["lease"], 16)
     except ValueError as error:
-        text = f"bad lease ID ({error}), expecting ID in Hex"
-        raise BadArguments(text) from None
+        raise BadArguments(f"bad lease ID ({error}), expecting ID in Hex") from None
     return proto.PutRequest(
         key=os.fsencode(arguments[0]),
         value=value,
@@ -88,7 +78,7 @@ def range_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> proto.R
     span = key_range("get", arguments, flags)
     if flags["keys-only"] and flags["count-only"]:
         raise BadArguments(
-            "`--keys-only` and `--count-only` cannot be set at the same time, choose one",
+            "`--keys-only` and `--count-only` cannot be set at the same time, choose one"
         )
     if flags["consistency"] not in ("l", "s"):
         text = f'unknown consistency flag "{flags["consistency"]}"'
