@@ -25,7 +25,6 @@ disk cannot pass its damage on.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -94,7 +93,7 @@ class Image:
         """Where each file ends in the snapshot."""
         self._digest_at = ends[-1] + -ends[-1] % BLOCK_BYTES
         self.size_bytes = self._digest_at + DIGEST_BYTES
-        self._digest = hashlib.sha256()
+        self._digest = _sha256()
         self._digested = 0
 
     def _open_files(self, store: Store) -> list[int]:
@@ -188,7 +187,8 @@ class Incoming:
         self._targets: list[tuple[File, int]] = []
         """The files to write and their sizes in bytes, once the header is complete."""
         self._content_bytes = 0
-        self._digest = hashlib.sha256()
+        self._digest: Any = None
+        """The SHA-256 of what has come; None without an offer."""
         self._expected = b""
         self._damage: DataDamaged | None = None
         """The damaged record in a snapshot that is complete."""
@@ -208,6 +208,7 @@ class Incoming:
                 self.connection.snapshot_refused("there is a newer snapshot")
             self._discard()
             self.offer = offer
+            self._digest = _sha256()
             log.info(
                 "receiving a snapshot",
                 bytes=offer.size_bytes,
@@ -336,7 +337,13 @@ class Incoming:
         self.offer = None
         self.offset = self._content_bytes = 0
         self._head = self._expected = b""
-        self._digest = hashlib.sha256()
+        self._digest = None
+
+
+def _sha256() -> Any:
+    import hashlib  # It loads OpenSSL, which takes 3.5 MB. Few members send or take a snapshot.
+
+    return hashlib.sha256()
 
 
 def read_header(path: str, file: Any) -> tuple[dict[str, Any], int]:

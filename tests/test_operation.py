@@ -465,7 +465,7 @@ sys.exit(main())
 """etcdlite that writes the names of all modules that it has loaded to a file."""
 
 NOT_NEEDED = re.compile(
-    r"(argparse|asyncio|concurrent|difflib|dns|email|http|importlib\.resources|lzma|multiprocessing"
+    r"(argparse|asyncio|concurrent|difflib|dns|email|hashlib|http|importlib\.resources|lzma|multiprocessing"
     r"|nacl|prometheus_client|shutil|ssl|subprocess|tempfile|tomllib|unittest|urllib\.request"
     r"|wsgiref|xml|etcdlite\.(ctl|cli|client\.(aio|blocking|operations|recipes|scripts)|backup))(\..*)?"
 )

@@ -16,7 +16,6 @@ server/etcdserver/server.go).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -188,10 +187,17 @@ def check_urls(peer_urls: list[str]) -> None:
 
 
 def derive_member_id(peer_urls: Iterable[str], token: str) -> int:
-    digest = hashlib.sha1(("".join(sorted(peer_urls)) + token).encode()).digest()
-    return int.from_bytes(digest[:8], "big")
+    return _id_of(("".join(sorted(peer_urls)) + token).encode())
 
 
 def derive_cluster_id(member_ids: Iterable[int]) -> int:
-    joined = b"".join(member_id.to_bytes(8, "big") for member_id in sorted(member_ids))
-    return int.from_bytes(hashlib.sha1(joined).digest()[:8], "big")
+    return _id_of(b"".join(member_id.to_bytes(8, "big") for member_id in sorted(member_ids)))
+
+
+def _id_of(data: bytes) -> int:
+    try:
+        # hashlib itself loads OpenSSL, which takes 3.5 MB.
+        from _sha1 import sha1  # type: ignore[import-not-found]
+    except ImportError:
+        from hashlib import sha1
+    return int.from_bytes(sha1(data).digest()[:8], "big")

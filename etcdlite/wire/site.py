@@ -4,7 +4,6 @@ page, the versions, the state of the member."""
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 from collections.abc import Callable, Collection
@@ -42,7 +41,7 @@ class Site(HealthCounts):
         `only_metrics`: no more than health and metrics, for --listen-metrics-urls."""
         super().__init__()
         if not only_metrics:
-            page()  # An installation without it should not get as far as a browser's request.
+            _read_page()  # An installation without it should not get as far as a browser's request.
         self.member = member
         self.metrics = metrics
         self.serves_gateway = serves_gateway
@@ -121,11 +120,18 @@ def debug_vars(member: Member) -> str:
 
 
 @cache
+def _read_page() -> str:
+    with open(os.path.join(os.path.dirname(__file__), "page.html"), encoding="utf-8") as file:
+        return file.read()
+
+
+@cache
 def page() -> tuple[str, str]:
     """The page, and the Content-Security-Policy that lets it run nothing but its own script and
     reach nothing but this server."""
-    with open(os.path.join(os.path.dirname(__file__), "page.html"), encoding="utf-8") as file:
-        html = file.read()
+    import hashlib  # It loads OpenSSL, which takes 3.5 MB. Few members are asked for the page.
+
+    html = _read_page()
     hashes = {}
     for element in ("script", "style"):
         content = html.partition(f"<{element}>")[2].partition(f"</{element}>")[0]
