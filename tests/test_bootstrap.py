@@ -1,4 +1,4 @@
-"""How a member finds out whose member it is, before it has any data."""
+"""How a member without data founds or joins a cluster."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_all_members_begin_with_the_same_cluster() -> None:
     assert founding(token="other").cluster_id != a.cluster_id
 
 
-def test_a_cluster_is_founded_while_nobody_else_runs() -> None:
+def test_a_cluster_is_founded_while_no_other_member_runs() -> None:
     bootstrap.check_is_new(founding(), "a", PAIRS, answering(cluster(), B, C))
 
 
@@ -84,21 +84,21 @@ def test_two_configurations_that_make_different_clusters_are_explained() -> None
         bootstrap.check_is_new(founding(token="typo"), "a", PAIRS, answering(cluster(a=None)))
 
 
-def test_one_that_knows_nobody_yet_tells_nothing() -> None:
+def test_a_member_without_a_membership_decides_nothing() -> None:
     bootstrap.check_is_new(founding(), "a", PAIRS, answering(Founding(1, 2, [])))
 
 
 # ------------------------------------------------------------------------------------ joining
 
 
-def test_a_member_that_was_added_joins_as_the_one_with_its_peer_urls() -> None:
+def test_an_added_member_is_recognized_by_its_peer_urls() -> None:
     running = cluster(c=None)
     joined = bootstrap.join_cluster("c", PAIRS, answering(running, A))
     (own,) = (member for member in running.members if member.peerURLs == [C])
     assert joined == Founding(running.cluster_id, own.ID, running.members)
 
 
-def test_nobody_who_answers_is_told_apart_from_nobody_to_ask() -> None:
+def test_no_answer_is_distinct_from_no_member_to_ask() -> None:
     with pytest.raises(NoAnswer, match=f"{A}: connection refused; {B}: connection refused"):
         bootstrap.join_cluster("c", PAIRS, answering(cluster(), A, B))
     with pytest.raises(StartError, match="it names no other member") as raised:
@@ -112,7 +112,7 @@ def test_a_member_that_was_not_added_is_told_to_be_added() -> None:
         bootstrap.join_cluster("d", pairs, answering(cluster()))
 
 
-def test_a_list_that_does_not_agree_with_the_cluster_names_what_differs() -> None:
+def test_an_initial_cluster_that_differs_from_the_cluster_is_refused_with_the_difference() -> None:
     pairs = [("a", A), ("x", "http://10.0.0.9:2380"), ("c", C)]
     with pytest.raises(
         StartError, match=rf"Missing peer URLs: {B}; peer URLs that are not .*: http://10\.0\.0\.9"
@@ -127,7 +127,7 @@ def test_a_member_that_lost_its_data_does_not_join_as_if_it_had_none() -> None:
     assert bootstrap.join_cluster("c", PAIRS, answering(cluster()), has_data=True).members
 
 
-def test_one_members_urls_are_not_taken_by_another_name() -> None:
+def test_a_member_cannot_join_with_the_urls_of_another_name() -> None:
     pairs = [("a", A), ("b", B), ("z", C)]
     with pytest.raises(StartError, match="is c, not z"):
         bootstrap.join_cluster("z", pairs, answering(cluster()))

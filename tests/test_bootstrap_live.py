@@ -49,7 +49,7 @@ def fourth(three: LiveCluster) -> tuple[ServerProcess, str]:
     return three._make("m4", url, f"{initial},m4={url}", "existing"), url
 
 
-def test_a_member_that_lost_its_data_has_to_be_added_anew(cluster: Any) -> None:
+def test_a_member_that_lost_its_data_must_be_added_again(cluster: Any) -> None:
     three = cluster()
     three.load(1)
     lost = three.follower()
@@ -195,7 +195,7 @@ def test_members_find_each_other_by_dns(discovered: list[ServerProcess]) -> None
     names = {member.data_dir.name for member in discovered}
     with Client([member.endpoint for member in discovered], timeout_s=60.0) as client:
         client.put("k", "v")
-        wait_until(lambda: {m.name for m in client.members()} == names, "all tell their names")
+        wait_until(lambda: {m.name for m in client.members()} == names, "all names are published")
     # Only the first start asks: afterwards the data directory knows the members.
     assert discovered[0].logged("got the members from DNS")
     lines = len(discovered[0].lines)
@@ -241,7 +241,7 @@ def test_one_command_runs_a_cluster_to_try(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
-def test_a_cluster_to_try_whose_port_is_taken_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_local_cluster_whose_port_is_in_use_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     ports = free_ports(6)
     with (
         socket.create_server(("127.0.0.1", ports[2])),

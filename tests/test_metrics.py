@@ -1,4 +1,4 @@
-"""The metrics: etcd's names keep etcd's meaning, and everything is counted where it happens."""
+"""The metrics: etcd's names have etcd's meaning, and each event is counted once."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ ETCD = """
   promhttp_metric_handler_requests_in_flight gauge
   promhttp_metric_handler_requests_total counter code
 """
-"""Name, type and labels of what etcd publishes and this shows, too. Those with a star are read by
-etcd's dashboard and by its usual alert rules."""
+"""Name, type and labels of the metrics that etcd has, too. Its dashboard and its usual alert rules
+read those with a star."""
 
 BUCKETS = {
     "etcd_debugging_lease_ttl_total": (1, 24),
@@ -211,7 +211,7 @@ def use_everything(lone: LoneMember) -> SimpleNamespace:
 # The names.
 
 
-def test_what_dashboards_and_alerts_read_is_all_there(lone: LoneMember) -> None:
+def test_all_names_that_dashboards_and_alerts_read_are_shown(lone: LoneMember) -> None:
     shown = types(lone)
     assert [name for is_read, name, _, _ in expected() if is_read and name not in shown] == []
 
@@ -228,7 +228,7 @@ def test_names_of_etcd_have_its_types_and_labels(lone: LoneMember) -> None:
         assert labels[one] == right, name
 
 
-def test_no_other_names_look_like_etcds(lone: LoneMember) -> None:
+def test_no_name_outside_the_list_looks_like_etcds(lone: LoneMember) -> None:
     known = {name for _, name, _, _ in expected()} | NOT_IN_THE_LIST
     assert {name for name in types(lone) if not name.startswith("etcdlite_")} <= known
 
@@ -428,7 +428,7 @@ def test_a_sync_of_the_log_counts_coarsely_and_finely(lone: LoneMember) -> None:
     assert value(lone, "etcd_disk_wal_write_bytes_total") == 4096
 
 
-def test_what_clients_say_they_are_makes_a_bounded_number_of_lines(lone: LoneMember) -> None:
+def test_the_versions_that_clients_send_make_a_bounded_number_of_lines(lone: LoneMember) -> None:
     counts = lone.member.metrics
     for number in range(1000):
         counts.client(f"9.{number}").unary += 1
@@ -439,7 +439,7 @@ def test_what_clients_say_they_are_makes_a_bounded_number_of_lines(lone: LoneMem
     assert total == 1001
 
 
-def test_members_are_told_apart(lone: LoneMember) -> None:
+def test_peers_are_counted_separately(lone: LoneMember) -> None:
     peer = lone.member.metrics.peers[0xABC] = metrics.Peer()
     peer.sent_bytes, peer.received_bytes = 10, 20
     peer.round_trip_s.observe(0.0003)

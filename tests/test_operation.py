@@ -177,7 +177,7 @@ def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(server):
 # Starting.
 
 
-def test_it_says_what_etcd_says_and_what_to_type_next(server):
+def test_the_log_of_a_start_has_etcds_lines_and_a_command_to_try(server):
     running = server()
     running.wait_for_log("ready to serve client requests")
     line = running.logged("serving client traffic on")
@@ -339,7 +339,7 @@ def test_a_log_of_other_data_is_refused(stopped, server):
     assert "does not belong to the data" in refused(stopped)
 
 
-def test_a_log_folder_of_its_own_is_used_and_has_to_come_back(server, tmp_path):
+def test_a_separate_log_folder_is_used_and_required_again(server, tmp_path):
     logs = tmp_path / "logs"
     running = server(f"--wal-dir={logs}")
     running.client().put("k", "v")
@@ -413,7 +413,7 @@ def test_a_port_in_use_is_refused_with_its_address(server):
 # The command line.
 
 
-def test_wrong_use_ends_with_status_two_and_says_everything_at_once(tmp_path):
+def test_wrong_use_ends_with_status_two_and_names_all_problems(tmp_path):
     done = run("--listen-client-url=http://x:1", "--heartbeat-interval=0", cwd=tmp_path)
     assert done.returncode == 2
     assert "did you mean" in done.stderr and "listen-client-urls" in done.stderr
@@ -421,7 +421,7 @@ def test_wrong_use_ends_with_status_two_and_says_everything_at_once(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_check_config_tells_without_starting(tmp_path):
+def test_check_config_reports_without_starting(tmp_path):
     good = run("--check-config", "--name=x", "--snapshot-count=5", cwd=tmp_path)
     assert good.returncode == 0
     assert "the configuration is good" in good.stdout
@@ -532,7 +532,7 @@ def test_unsafe_no_fsync_is_a_loud_warning(server):
     assert running.client().get("k").value == b"v"
 
 
-def test_the_service_manager_is_told(server, tmp_path):
+def test_the_service_manager_is_notified(server, tmp_path):
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(path)
@@ -624,7 +624,7 @@ def test_a_full_quota_raises_the_alarm_and_space_and_disarming_end_it(server):
     assert [alarm.name for alarm in client.alarms()] == ["NOSPACE"]
     assert any("NOSPACE" in error for error in client.status().errors)
 
-    # Nothing that takes space is possible any more, all else is, and a restart changes nothing.
+    # Requests that need space are refused, all others are served, also after a restart.
     running.restart()
     client = running.client()
     for refused_call in (
@@ -697,7 +697,7 @@ def test_a_lease_survives_a_kill_and_expires_then(server):
     assert client.leases() == ()
 
 
-def test_history_is_given_up_after_its_time(server):
+def test_history_is_compacted_after_its_time(server):
     client = server("--auto-compaction-retention=500ms").client()
     first = client.put("k", "1").revision
     client.put("k", "2")
@@ -713,7 +713,7 @@ def test_history_is_given_up_after_its_time(server):
     assert client.get("k").value == b"2"
 
 
-def test_history_is_given_up_after_a_number_of_revisions(tmp_path):
+def test_history_is_compacted_after_a_number_of_revisions(tmp_path):
     lone = LoneMember(tmp_path)
     store = lone.member.state.store
     lone.member.maintenance.auto_compaction = AutoCompaction(0, 10)
@@ -728,7 +728,7 @@ def test_history_is_given_up_after_a_number_of_revisions(tmp_path):
     lone.close()
 
 
-def test_an_idle_watch_that_asks_for_it_is_told_of_progress(server):
+def test_an_idle_watch_with_progress_notify_gets_the_progress(server):
     client = server("--watch-progress-notify-interval=100ms").client()
     with client.watch("idle", progress_notify=True) as watch:
         revision = client.put("other", "v").revision
@@ -837,7 +837,7 @@ def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answere
         putting = threading.Thread(target=put)
         putting.start()
         thread.join(PATIENCE_S)
-        assert not thread.is_alive(), "the server goes on after a failed sync"
+        assert not thread.is_alive(), "the server still runs after a failed sync"
         assert [failure.errno for failure in ended] == [errno.EIO]
         # The process would end here, and with it the connections.
         client.close()

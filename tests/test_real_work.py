@@ -40,7 +40,7 @@ def configuration_tree() -> dict[bytes, bytes]:
                 else:
                     continue
             except OSError:
-                continue  # Not readable for this user, or gone meanwhile.
+                continue  # Not readable for this user, or already removed.
             size_bytes += len(content)
             if len(content) <= MAX_FILE_BYTES and size_bytes <= MAX_TREE_BYTES:
                 tree[path] = content
