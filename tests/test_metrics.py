@@ -331,7 +331,7 @@ def test_operations_are_counted_as_etcd_counts_them(lone: LoneMember) -> None:
     read(lone, "KV.Range", key=b"k")
     read(lone, "KV.Range", key=b"k", range_end=b"\0")
     write(lone, "KV.Txn", success=[put, get])
-    write(lone, "KV.Txn", success=[delete], failure=[put, put])
+    write(lone, "KV.Txn", success=[delete], failure=[put, get])
     read(lone, "KV.Txn", success=[get, get, get])
     counted = {
         name: value(lone, f"etcd_mvcc_{name}_total") for name in ("put", "delete", "range", "txn")

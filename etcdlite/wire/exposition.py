@@ -16,13 +16,13 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
 
 from etcdlite import ETCD_API_VERSION, __version__
 from etcdlite.errors import CODE_NAMES, OK
 from etcdlite.member import Member
 from etcdlite.metrics import Histogram
 from etcdlite.raft import LEADER
+from etcdlite.wire.health import HealthCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -31,16 +31,9 @@ _Sample = tuple[Mapping[str, str], float]
 """Labels and value."""
 
 
-class Site(Protocol):
-    """The counts of health checks that this reads of a `site.Site`."""
-
-    health_successes: int
-    health_failures: int
-    checks: dict[tuple[str, str, str], int]
-    last_checks: dict[tuple[str, str], bool]
-
-
-def render(member: Member, connections: Mapping[str, int], sites: Iterable[Site] = ()) -> bytes:
+def render(
+    member: Member, connections: Mapping[str, int], sites: Iterable[HealthCounts] = ()
+) -> bytes:
     """The answer to a scrape, of type `CONTENT_TYPE`. Takes about 1 ms.
 
     `connections`: the number of open ones by protocol. `sites`: all that answer health checks.
@@ -53,7 +46,7 @@ class _Scrape:
     """The families of one scrape, as text."""
 
     def __init__(
-        self, member: Member, connections: Mapping[str, int], sites: tuple[Site, ...]
+        self, member: Member, connections: Mapping[str, int], sites: tuple[HealthCounts, ...]
     ) -> None:
         self._metrics = member.metrics
         self._member = member

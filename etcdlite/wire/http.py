@@ -43,7 +43,7 @@ from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, NOT_FOUND, Etcd
 from etcdlite.member import Member
 from etcdlite.methods import RANGE, WATCH
 from etcdlite.session import HIGH_WATER_BYTES
-from etcdlite.wire import api, gateway, health
+from etcdlite.wire import api, exposition, gateway, health
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.health import NOSNIFF, Header
 from etcdlite.wire.session import ClientSession
@@ -85,7 +85,6 @@ LINGER_S = 2.0
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
-METRICS = "text/plain; version=0.0.4; charset=utf-8"
 HTML = "text/html; charset=utf-8"
 
 
@@ -369,7 +368,7 @@ class HttpSession(ClientSession):
         query = parse_qs(request.query, keep_blank_values=True)
         serve: Callable[[], None] | None = None
         if path == "/metrics" and site.metrics is not None:
-            self._respond(200, METRICS, site.metrics())
+            self._respond(200, exposition.CONTENT_TYPE, site.metrics())
             return
         if path == "/health":
             request.script = health.serve_health(member, site, query)
