@@ -1,22 +1,22 @@
-"""The write-ahead log: what a member has promised, on stable storage before it says so.
+"""The write-ahead log: what a member promises is on stable storage before it says so.
 
 It holds Raft's entries, hard state and snapshot markers. One `save` is one frame: one write and one
-`fdatasync`, however many entries it carries. When `save` returns, its content survives the loss of
-power; until then nobody may act on it.
+`fdatasync`, however many entries it carries. When `save` returns, its content survives a loss of
+power; before that, nothing may depend on it.
 
 Invariants
-    A frame is written only after the frame before it was synced, into space that was reserved
-    before and reads as zeros. So only the last frame can be torn by a crash, and a sector of it
-    that did not arrive is all zeros.
+    A frame is written only after the frame before it was synced, into reserved space that reads
+    as zeros. So only the last frame can be torn by a crash, and a sector of it that was not written
+    is all zeros.
     Every byte before the end of the log is covered by a checksum; every byte after it is zero.
     A segment is complete (header written and synced, file renamed, folder synced) before its first
-    frame is written. Its header repeats the state of the log up to there, so that any earlier
-    segment can go once a snapshot covers its entries.
+    frame is written. Its header repeats the state of the log up to there, so that an earlier
+    segment can be removed once a snapshot covers its entries.
     After an `OSError` the log refuses every later write: the state of the file is unknown until
     it is opened again.
 
-It must never return an entry that was not saved, and never drop one that was synced: where the
-last frame is not provably torn, `WAL.open` raises `WALDamaged` and changes nothing.
+The log never returns an entry that was not saved, and never drops one that was synced: unless the
+last frame is provably torn, `WAL.open` raises `WALDamaged` and changes nothing.
 
 There are no threads here; one thread at a time may call a `WAL`.
 
@@ -44,12 +44,12 @@ Segment file
         100        metadata, then zeros
          -4     4  crc of the header up to here
 
-    Magic, version, header_bytes and the crc at the end keep their places in every version.
+    Magic, version, header_bytes and the crc at the end have the same places in every version.
     Frames follow the header without gaps. After the last one the file is all zeros.
 
 Frame
-    A multiple of 32 bytes. The header is 32 bytes and header_bytes is a multiple of 512, so a frame
-    header never crosses a sector boundary: it arrives complete or not at all.
+    A multiple of 32 bytes. Its header has 32 bytes, and header_bytes is a multiple of 512, so a
+    frame header never crosses a sector boundary: it is written completely or not at all.
 
      offset  size  frame header
           0     4  magic "WALf"
@@ -57,11 +57,11 @@ Frame
           8     8  frame sequence, one more than in the frame before
          16     4  salt, as in the segment header
          20     4  crc of the body, seeded with the crc of the frame before (the chain)
-         24     4  blank: how many sectors hold only zeros within the frame. A sector that the frame
-                   has only a part of counts by that part.
+         24     4  blank: the number of sectors that hold only zeros within the frame. Of a sector
+                   at the border, only the part within the frame counts.
          28     4  crc of bytes 0 to 27
 
-    The body is a row of records, then fewer than 32 zeros.
+    The body is a sequence of records, then fewer than 32 zeros.
 
      offset  size  record
           0     1  type: 1 entry, 2 hard state, 3 snapshot marker (0: the body ends here)
@@ -73,9 +73,9 @@ Frame
          24        entry: data         hard state: commit, 8 bytes
 
 Meaning
-    An entry replaces an earlier one with the same index and drops all that came after that one. A
-    marker that discards the log, or whose index is past the last entry, drops all entries; the next
-    one has the marker's index + 1.
+    An entry replaces an earlier one with the same index and drops all entries after that one. A
+    marker drops all entries if it discards the log, or if its index is past the last entry; the
+    next entry has the marker's index + 1.
 
 Recovery
     Frames are read until only zeros are left. The last segment may end in a torn frame, which is
@@ -83,15 +83,16 @@ Recovery
     segment, and only
     (a) if its header is good, more of its sectors are all zero than `blank` says, and everything
         after it is zero; or
-    (b) if the sector that should hold its header is all zero from there on, and no good frame
-        header of a later frame comes after. (The salt keeps data of clients from passing for one.)
-    All else is damage: a wrong size, name or header, a bad checksum with every sector there, bytes
-    after the end, a gap in the sequence, a segment that does not continue the one before.
-    What this cannot tell from a torn frame: damage within the last frame that leaves one of its
-    sectors all zero. That loses the last save, and is reported as torn.
+    (b) if the sector that should hold its header is all zero from there on, and no good header of
+        a later frame follows. (The salt ensures that data of clients is not mistaken for one.)
+    Anything else is damage: a wrong size, name or header, a bad checksum with no sector missing,
+    bytes after the end, a gap in the sequence, a segment that does not continue the one before.
+    One kind of damage looks like a torn frame: damage within the last frame that leaves one of its
+    sectors all zero. It loses the last save, and is reported as torn.
 
     A good last frame may have been read from the page cache alone (the process was killed before
-    its sync ended, or the sync failed). It is written again and synced before anyone acts on it.
+    its sync ended, or the sync failed). It is written again and synced before anything depends on
+    it.
 """
 
 from __future__ import annotations
@@ -188,16 +189,16 @@ class Recovered(NamedTuple):
     entries: list[Entry]
     """Without gaps, up to `WAL.last_index`. Some that the snapshot covers may come first."""
     torn: str | None
-    """A text for the log if the last frame was cut off by a crash and has been removed."""
+    """A text for the log if a crash cut off the last frame, which has been removed."""
 
 
 class Save(NamedTuple):
-    """What one `Ready` of consensus has to be durable, and what may leave when it is."""
+    """What must become durable of one `Ready` of consensus, and what may be sent after that."""
 
     hard_state: HardState | None
     entries: Sequence[Entry]
     snapshot: Snapshot | None = None
-    """It replaces the log; the rest comes after it."""
+    """It replaces the log; the entries come after it."""
     messages: Sequence[Message] = ()
 
 
@@ -209,15 +210,15 @@ class _Segment:
         self.sequence = sequence
         self.size_bytes = size_bytes
         self.last_index = 0
-        """The highest index of an entry that this segment holds and no later one replaces."""
+        """The highest index of an entry in this segment that no later entry replaces."""
 
 
 class WAL:
     """An open log. Made by `WAL.create` or `WAL.open`.
 
     `hard_state`, `snapshot` (index, term) and `last_index` are those last saved; `failed` is True
-    after an `OSError`. `sync_enabled` may be turned off (`unsafe-no-fsync`): then nothing survives
-    a loss of power, only the end of the process.
+    after an `OSError`. Without `sync_enabled` (`unsafe-no-fsync`) a save survives the end of the
+    process, but no loss of power.
     """
 
     def __init__(
@@ -280,7 +281,7 @@ class WAL:
     ) -> tuple[WAL, Recovered]:
         """Read the log and make it ready for `save`; what is returned is durable.
 
-        `segment_bytes` is for the segments to come. Raises FileNotFoundError if there is no log,
+        `segment_bytes` is for new segments. Raises FileNotFoundError if there is no log,
         WALDamaged, WALVersionError, OSError.
         """
         names = [name for name in disk.list(directory) if _NAME.fullmatch(name)]
@@ -316,7 +317,7 @@ class WAL:
         self.save(hard_state, entries)
 
     def save(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
-        """Append; on return all of it is durable, after an error all of it or nothing may be.
+        """Append. On return it is durable; after an error, either all of it or nothing is.
 
         Indexes of `entries` are consecutive; the first is above the snapshot's and at most
         `last_index` + 1. Entries from there on that were saved earlier are replaced. Raises OSError
@@ -343,8 +344,9 @@ class WAL:
             self._segments[-1].last_index = self.last_index = last
 
     def cover(self, index: int, term: int, begin: int) -> None:
-        """The data holds everything up to entry `index`, of `term`; entries up to `begin` are not
-        needed for others either. Nothing to do if a later snapshot came meanwhile."""
+        """Note that the data file holds everything up to entry `index`, of `term`, and release
+        entries up to `begin`, which no other member needs. Does nothing if a later snapshot was
+        marked."""
         if index >= self.snapshot[0]:
             self.mark_snapshot(index, term)
             self.release(begin)
@@ -353,23 +355,23 @@ class WAL:
         """Note durably that a snapshot holds everything up to entry `index`, which is of `term`.
 
         `discard_log` is for a snapshot from the leader that replaces a log that conflicts with it.
-        A log that ends before `index` is discarded in any case, so for a snapshot of the member's
-        own the saves up to `index` come first. Raises as `save`.
+        A log that ends before `index` is always discarded, so for a snapshot of the member's own
+        the saves up to `index` come first. Raises as `save`.
         """
         assert index >= self.snapshot[0], (index, self.snapshot)
         self._append([_MARKER.pack(_MARKER_TYPE, discard_log, 0, 16, index, term)])
         self._apply_marker(index, term, discard_log)
 
     def release(self, index: int) -> None:
-        """Remove the oldest segments, as far as they hold only entries up to `index`.
+        """Remove the oldest segments that hold only entries up to `index`, but never the last one.
 
-        `index` is at most the snapshot's. The last segment always stays. Raises as `save`.
+        `index` is at most the snapshot's. Raises as `save`.
         """
         assert index <= self.snapshot[0], (index, self.snapshot)
         while len(self._segments) > 1 and self._segments[0].last_index <= index:
             with _Attempt(self):
                 self._disk.unlink(self._segments[0].path)
-                # One by one: if the second were gone and the first were not, that would be a gap.
+                # One by one: a second segment gone before the first would leave a gap.
                 self._sync_directory()
             del self._segments[0]
 
@@ -403,9 +405,9 @@ class WAL:
         self._chain = chain
 
     def _roll(self, frame_bytes: int) -> None:
-        """Start the next segment, with room for a frame of `frame_bytes`; it is durable on return.
+        """Start the next segment, with room for a frame of `frame_bytes`. Durable on return.
 
-        The space is reserved here, so a full disk shows before anything is written to it.
+        Reserves the space, so a full disk is found before anything is written.
         """
         sequence = self._segments[-1].sequence + 1 if self._segments else 1
         path = os.path.join(self._directory, f"{sequence:016x}.wal")
@@ -454,7 +456,7 @@ class WAL:
                 segment.last_index = min(segment.last_index, index - 1)
 
     def _apply_marker(self, index: int, term: int, discard_log: bool) -> bool:
-        """Returns whether the entries are gone."""
+        """Returns whether the marker drops the entries."""
         self.snapshot = (index, term)
         if not discard_log and index <= self.last_index:
             return False
@@ -464,7 +466,7 @@ class WAL:
 
 
 class _Attempt:
-    """Around every change of the disk: the first failure is the last attempt."""
+    """Encloses each change of the disk: after the first failure there is no other attempt."""
 
     __slots__ = ("_wal",)
 
@@ -473,7 +475,7 @@ class _Attempt:
 
     def __enter__(self) -> None:
         if self._wal.failed:
-            raise WALError("a write to the write-ahead log has failed before; it must be reopened")
+            raise WALError("an earlier write to the write-ahead log failed; it must be reopened")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
@@ -495,7 +497,7 @@ class _Header(NamedTuple):
 
 
 class _Recovery:
-    """One run of `WAL.open`: reads everything before it changes anything."""
+    """One run of `WAL.open`. It reads everything before it changes anything."""
 
     def __init__(self, disk: Disk, directory: str, names: list[str]) -> None:
         self._disk = disk
@@ -547,7 +549,7 @@ class _Recovery:
         return wal, Recovered(wal._metadata, wal.hard_state, wal.snapshot, self._entries, torn)
 
     def _begin(self, header: _Header, segment_bytes: int) -> WAL:
-        """The state of the log before its first remaining segment is in that segment's header."""
+        """The log as of the start of its first remaining segment, from that segment's header."""
         wal = WAL(self._disk, self._directory, header.metadata, header.salt, segment_bytes)
         wal._chain = header.chain
         wal._frame_sequence = header.frame_sequence
@@ -557,7 +559,7 @@ class _Recovery:
         return wal
 
     def _check_continues(self, wal: WAL, path: str, header: _Header) -> None:
-        """Raises unless the segment at `path` begins where those read so far end."""
+        """Raise WALDamaged unless the segment at `path` continues those read so far."""
         if wal._segments:
             before = wal._segments[-1]
             sequence = before.sequence + 1
@@ -583,16 +585,16 @@ class _Recovery:
             raise WALDamaged(path, 0, "the segment does not continue the one before it")
 
     def _check_complete(self, wal: WAL) -> None:
-        """Raises if an entry after the snapshot is in none of the segments."""
+        """Raise WALDamaged if an entry after the snapshot is in none of the segments."""
         index = wal.snapshot[0] + 1
         if index <= wal.last_index and not (self._entries and self._entries[0].index <= index):
             path = wal._segments[0].path
             raise WALDamaged(path, 0, f"the segments before it, with entry {index}, are missing")
 
     def _replay(self, wal: WAL, data: bytes, path: str, last: bool) -> int:
-        """Apply the frames of a segment and leave `wal` at the end of the last good one.
+        """Apply the frames of a segment, and leave `wal` at the end of the last good one.
 
-        Returns 0, or where a torn frame after that ends. Raises WALDamaged.
+        Returns the end of a torn frame after that, or 0. Raises WALDamaged.
         """
         end = _used_bytes(data)
         self._last_frame = 0
@@ -628,7 +630,7 @@ class _Recovery:
         return 0
 
     def _apply(self, wal: WAL, body: bytes, path: str, start: int) -> None:
-        """Apply the records of a frame. Its checksum was right, so errors here are faults of the
+        """Apply the records of a frame. Its checksum is right, so an error here is a fault of the
         program that wrote it."""
         entries = self._entries
         position = 0
@@ -704,10 +706,10 @@ def frame_header(length: int, sequence: int, salt: int, chain: int, blank: int) 
 
 
 def _blank(body: bytes, position: int) -> int:
-    """How many sectors hold only zeros of the frame whose header is at `position`.
+    """The number of sectors that hold only zeros of the frame with its header at `position`.
 
-    The sector with the header is never one of them. Two searches that take 2 us for 100 KB settle
-    it for nearly every frame.
+    The sector with the header is never one of them. For nearly every frame two searches are enough,
+    which take 2 us for 100 KB.
     """
     start = SECTOR_BYTES - _FRAME_HEADER_BYTES - position % SECTOR_BYTES
     if body.find(_ZERO_SECTOR, start) < 0 and any(body[-32:]):
@@ -719,7 +721,7 @@ def _blank(body: bytes, position: int) -> int:
 
 
 def _used_bytes(data: bytes) -> int:
-    """Where the zeros at the end of `data` begin."""
+    """The offset of the zeros at the end of `data`."""
     end = len(data)
     while end and data[max(0, end - len(_ZEROS)) : end] == _ZEROS:
         end -= len(_ZEROS)
@@ -728,9 +730,9 @@ def _used_bytes(data: bytes) -> int:
 
 
 def _find_later_frame(data: bytes, start: int, end: int, sequence: int, salt: int) -> int:
-    """Where, between `start` and `end`, a good header of a frame after `sequence` is, or 0.
+    """The offset of a good header of a frame after `sequence`, between `start` and `end`, or 0.
 
-    A client may have stored a copy of an earlier part of the log; a later one it cannot know.
+    A client may have stored a copy of an earlier part of the log, but cannot know a later one.
     """
     at = data.find(_FRAME_MAGIC, start, end)
     while at >= 0:
@@ -744,7 +746,7 @@ def _find_later_frame(data: bytes, start: int, end: int, sequence: int, salt: in
 
 
 def _remove_unfinished(disk: Disk, directory: str) -> None:
-    """Remove the segment whose making a crash interrupted; it was never used."""
+    """Remove a segment that a crash left unfinished; it was never used."""
     for name in disk.list(directory):
         if name.endswith(".wal.tmp"):
             disk.unlink(os.path.join(directory, name))
