@@ -12,49 +12,19 @@ client does not load asyncio. `__init__.pyi` shows the names to type checkers.
 from importlib import import_module
 
 from etcdlite.client.errors import *  # noqa: F403
-from etcdlite.client.errors import __all__ as _ERRORS
 
-_OPERATIONS = [
-    "Alarm",
-    "Bytes",
-    "Comparison",
-    "CreateRevision",
-    "Delete",
-    "DeleteResult",
-    "Event",
-    "Get",
-    "HashKV",
-    "KeyValue",
-    "LeaseGrant",
-    "LeaseInfo",
-    "LeaseOf",
-    "Member",
-    "ModRevision",
-    "Op",
-    "Put",
-    "PutResult",
-    "Range",
-    "RangeResult",
-    "Status",
-    "Txn",
-    "TxnResult",
-    "Value",
-    "Version",
-    "WatchBatch",
-    "prefix_end",
-]
-_BLOCKING = ["Client", "Stream", "Watch", "Lease", "Lock", "Election", "Leadership"]
-_AIO = [f"Async{name}" for name in _BLOCKING]
-
-HOMES = {"errors": _ERRORS, "operations": _OPERATIONS, "blocking": _BLOCKING, "aio": _AIO}
-"""The names of each module."""
-
-__all__ = [*_BLOCKING, *_AIO, *_OPERATIONS, *_ERRORS]
+HOMES = ("errors", "operations", "blocking", "aio")
+"""The modules that have the names of this package."""
 
 
 def __getattr__(name: str) -> object:
-    for home, names in HOMES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-            return value
+    modules = map(import_module, (f"{__name__}.{home}" for home in HOMES))
+    if name == "__all__":
+        return [exported for module in modules for exported in vars(module)["__all__"]]
+    # The other names in lower case are modules: they must not load asyncio on the way.
+    if name[0].isupper() or name == "prefix_end":
+        for module in modules:
+            if name in vars(module)["__all__"]:
+                value = globals()[name] = getattr(module, name)
+                return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """The exceptions of the Python client.
 
 All are `EtcdliteError`s with a gRPC status code and a text. There is a class for each of etcd's
-errors (`errors.ERRORS`) that a program may want to catch, under etcd's name, and one for each thing
-that the client itself finds.
+errors (`errors.ERRORS`) that a program may want to catch, under etcd's name, and one for each error
+that the client itself detects.
 """
 
 from __future__ import annotations
@@ -19,72 +19,14 @@ from etcdlite.errors import (
     UNKNOWN,
 )
 
-__all__ = [
-    "EtcdliteError",
-    "ConnectionFailed",
-    "Timeout",
-    "UnknownOutcome",
-    "ProtocolViolation",
-    "Closed",
-    "WrongProcess",
-    "NotElected",
-    "LeaseLost",
-    "Unimplemented",
-    "Unavailable",
-    "NoLeader",
-    "LeaderChanged",
-    "Stopped",
-    "Unhealthy",
-    "ServerTimeout",
-    "Compacted",
-    "FutureRev",
-    "EmptyKey",
-    "KeyNotFound",
-    "ValueProvided",
-    "LeaseProvided",
-    "TooManyOps",
-    "DuplicateKey",
-    "InvalidSortOption",
-    "NoSpace",
-    "RequestTooLarge",
-    "RequestTooManyRequests",
-    "LeaseNotFound",
-    "LeaseExist",
-    "LeaseTTLTooLarge",
-    "WatchCanceled",
-    "MemberExist",
-    "PeerURLExist",
-    "MemberNotEnoughStarted",
-    "MemberBadURLs",
-    "MemberNotFound",
-    "MemberNotLearner",
-    "LearnerNotReady",
-    "TooManyLearners",
-    "NotSupportedForLearner",
-    "NotLeader",
-    "BadLeaderTransferee",
-    "NotCapable",
-    "Corrupt",
-    "AuthFailed",
-    "AuthNotEnabled",
-    "InvalidAuthToken",
-    "PermissionDenied",
-    "UserNotFound",
-    "UserAlreadyExist",
-    "RoleNotFound",
-    "RoleAlreadyExist",
-    "Canceled",
-    "DeadlineExceeded",
-]
-
 _BY_TEXT: dict[str, type[EtcdliteError]] = {}
 
 
 class EtcdliteError(Exception):
-    """Whatever goes wrong in a call. `code` is a gRPC status code, `text` says it in one line.
+    """Any failure of a call. `code` is a gRPC status code, `text` one line for people.
 
-    `endpoint` is the server it concerns ("127.0.0.1:2379"), "" if none. A subclass that bears the
-    name of an etcd error stands for that text; any other text is an EtcdliteError.
+    `endpoint` is the server it concerns ("127.0.0.1:2379"), or "". A subclass with the name of an
+    etcd error stands for that error; an error without a class of its own is an EtcdliteError.
     """
 
     code: int = UNKNOWN
@@ -104,22 +46,23 @@ class EtcdliteError(Exception):
         self.code = type(self).code if code is None else code
         self.text = type(self).text if text is None else text
         self.endpoint = endpoint
-        super().__init__(self.code, self.text)
+        # Not super(): for some subclasses that is OSError, which would take the code for an errno.
+        Exception.__init__(self, self.code, self.text)
 
     def __str__(self) -> str:
         return self.text
 
 
-# What the client itself finds.
+# What the client itself detects.
 
 
-class ConnectionFailed(EtcdliteError):
-    """No endpoint could be reached; or a read's connection broke, time and again."""
+class ConnectionFailed(EtcdliteError, ConnectionError):
+    """No endpoint could be reached; or a read's connection broke again and again."""
 
     code = UNAVAILABLE
 
 
-class Timeout(EtcdliteError, names=()):
+class Timeout(EtcdliteError, TimeoutError, names=()):
     """No answer in time. A write may or may not have been carried out."""
 
     code = DEADLINE_EXCEEDED
@@ -132,7 +75,7 @@ class UnknownOutcome(EtcdliteError):
 
 
 class ProtocolViolation(EtcdliteError):
-    """The server sent what the protocol does not allow."""
+    """The server violated the protocol."""
 
     code = INTERNAL
 
@@ -151,7 +94,7 @@ class WrongProcess(EtcdliteError):
 
 
 class NotElected(EtcdliteError):
-    """This candidate leads no more, or never did."""
+    """This candidate is not the leader, or no longer."""
 
     code = CANCELED
     text = "not the leader of this election"
@@ -168,7 +111,7 @@ class LeaseLost(EtcdliteError):
 
 
 class Unimplemented(EtcdliteError):
-    """The server does not know the method, or does not serve it yet."""
+    """The server does not know the method, or does not implement it."""
 
     code = UNIMPLEMENTED
 
@@ -204,10 +147,10 @@ class ServerTimeout(
 
 
 class Compacted(EtcdliteError):
-    """The history asked for is gone."""
+    """The requested history is gone."""
 
     compact_revision: int
-    """The oldest revision that is left; 0 if the server did not say."""
+    """The oldest revision that is left; 0 if unknown."""
 
     def __init__(
         self,
@@ -345,3 +288,7 @@ def error_for(code: int, text: str, endpoint: str = "") -> EtcdliteError:
     """The exception for a server's answer: chosen by the text, else by the code."""
     cls = _BY_TEXT.get(text) or _BY_CODE.get(code, EtcdliteError)
     return cls(code, text, endpoint)
+
+
+# Every class. Type checkers do not evaluate this, and see no list: for them everything is exported.
+globals()["__all__"] = [name for name, value in globals().items() if isinstance(value, type)]

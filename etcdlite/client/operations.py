@@ -57,7 +57,7 @@ __all__ = [
     "prefix_end",
 ]
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 Bytes = bytes | bytearray | memoryview | str
 """What a key or a value may be given as; str is encoded as UTF-8."""
@@ -365,7 +365,7 @@ def as_method(
 # Operations. Every `timeout_s` is in seconds; None means the client's own.
 
 
-class Op(Generic[T]):
+class Op(Generic[T_co]):
     """One request, ready to send: `client.perform(op)`, or a branch of a transaction."""
 
     __slots__ = ("method", "request", "result", "timeout_s", "repeatable")
@@ -374,7 +374,7 @@ class Op(Generic[T]):
         self,
         method: str,
         request: Any,
-        result: Callable[[Any], T],
+        result: Callable[[Any], T_co],
         timeout_s: float | None = None,
         repeatable: bool = False,
     ) -> None:
