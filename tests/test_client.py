@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
+import pickle
+import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -809,3 +814,143 @@ def test_a_change_of_members_is_not_sent_twice(connect: Connect, server: FakeSer
         with pytest.raises(UnknownOutcome):
             connect(server, other).member_remove(2)
         assert other.requests == []
+
+
+# What a program may rely on.
+
+
+def test_a_granted_lease_serves_as_a_lease_id(connect: Connect, server: FakeServer) -> None:
+    LeaseServer(server, ttl=600)
+    client = connect(server)
+    granted = client.lease_grant(600)
+    client.put("k", "v", lease=granted)
+    assert server.requests[-1][1].lease == granted.id == 7
+    assert client.lease_keep_alive_once(granted) == 600
+
+
+def test_failures_are_the_builtin_ones_too(connect: Connect, server: FakeServer) -> None:
+    with pytest.raises(ConnectionError, match="refused") as refused:
+        connect(free_endpoint()).put("k", "v")
+    server.intercept = lambda *_: IGNORE
+    with pytest.raises(TimeoutError, match=r"KV\.Put was not answered") as late:
+        connect(server).put("k", "v", timeout_s=0.05)
+    for raised, cls in ((refused.value, ConnectionFailed), (late.value, Timeout)):
+        assert type(raised) is cls
+        assert raised.errno is None, "the status code is no errno"
+        copy = pickle.loads(pickle.dumps(raised))
+        assert (type(copy), str(copy), vars(copy)) == (cls, str(raised), vars(raised))
+
+
+def test_objects_say_what_they_are(connect: Connect, server: FakeServer) -> None:
+    LeaseServer(server, ttl=5)
+    client = connect(server)
+    place = server.endpoint
+    for i in range(5):
+        client.put(f"k{i}", "v")
+    kv = "KeyValue(key=b'k%d', value=b'v', create_revision=%d, mod_revision=%d, version=1, lease=0)"
+    first = [kv % (i, i + 2, i + 2) for i in range(3)]
+    assert repr(client.get("k0")) == first[0]
+    shown = ", ".join([*first, "... 2 more"])
+    assert repr(client.range(prefix="k")) == (
+        f"RangeResult(revision=6, kvs=({shown}), count=5, more=False)"
+    )
+    assert repr(client.lease_grant(5)) == "LeaseGrant(id=7, ttl=5)"
+    prefix = "Async" if isinstance(client, Facade) else ""
+    with client.lease(5) as lease:
+        assert repr(lease) == f"<{prefix}Lease 7, ttl 5 s, alive>"
+    with client.watch("k0", start_revision=2) as watch:
+        assert repr(watch) == f"<{prefix}Watch of k0, revision 1>"
+    assert repr(watch) == f"<{prefix}Watch of k0, closed>"
+    with client.stream("Maintenance.Snapshot", proto.SnapshotRequest()) as stream:
+        assert repr(stream) == f"<{prefix}Stream Maintenance.Snapshot to {place}>"
+    assert repr(client) == f"<{prefix}Client of {place}>"
+    assert repr(client.lock("job")) == f"<{prefix}Lock b'job', not held>"
+    assert repr(client.election("e")) == f"<{prefix}Election b'e'>"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="warns of a fork among threads")
+def test_a_client_made_before_a_fork_says_so(connect: Connect, server: FakeServer) -> None:
+    client = connect(server)
+    client.put("k", "v")
+    is_async = isinstance(client, Facade)
+    made = client._target if is_async else client
+    receiver, sender = os.pipe()
+    if (child := os.fork()) == 0:
+        report = "it worked"
+        try:
+            asyncio.run(made.put("k", "v")) if is_async else made.put("k", "v")
+        except BaseException as error:
+            report = f"{type(error).__name__}: {error}"
+        finally:
+            asyncio.run(made.close()) if is_async else made.close()
+            os.write(sender, report.encode())
+            os._exit(0)
+    os.waitpid(child, 0)
+    report = os.read(receiver, 1000).decode()
+    os.close(receiver)
+    os.close(sender)
+    assert report.startswith("WrongProcess: ")
+    assert f"made in another process ({os.getpid()})" in report
+    assert client.get("k").value == b"v"
+    assert len(server.connections) == 1, "the child left the connection alone"
+
+
+# Where a backup is written to.
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+def test_a_backup_is_written_to_a_pipe(
+    connect: Connect, server: FakeServer, tmp_path: Path, through_link: bool
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    path = tmp_path / "link" if through_link else pipe
+    if through_link:
+        path.symlink_to(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(pipe.read_bytes)
+        assert connect(server).snapshot(path) == 6
+        assert reading.result() == b"onetwo"
+    assert pipe.is_fifo()
+    assert path.is_symlink() == through_link
+    assert connect(server).snapshot("/dev/null") == 6
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert not Path("/dev/null.part").exists()
+
+
+def test_a_backup_through_a_link_replaces_the_file_and_not_the_link(
+    connect: Connect, server: FakeServer, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    real, link = tmp_path / "elsewhere" / "real.db", tmp_path / "backup.db"
+    link.symlink_to(real)
+    for _ in ("the file does not exist", "the file exists"):
+        assert connect(server).snapshot(link) == 6
+        assert link.is_symlink()
+        assert real.read_bytes() == b"onetwo"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["backup.db", "elsewhere", "real.db"]
+
+
+def test_a_backup_is_refused_before_it_begins_if_it_cannot_be_kept(
+    connect: Connect, server: FakeServer, tmp_path: Path
+) -> None:
+    client = connect(server)
+    for path in (tmp_path, tmp_path / "missing" / "backup.db"):
+        with pytest.raises(OSError, match=str(path)):
+            client.snapshot(path)
+    assert server.requests == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backup_that_cannot_take_its_name_leaves_nothing_behind(
+    connect: Connect, server: FakeServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "backup.db"
+
+    def intercept(_: FakeConnection, request_id: int, name: str, __: Any) -> None:
+        path.mkdir()  # after the client has looked
+
+    server.intercept = intercept
+    with pytest.raises(IsADirectoryError):
+        connect(server).snapshot(path)
+    assert list(tmp_path.iterdir()) == [path]

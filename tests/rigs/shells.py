@@ -1,7 +1,7 @@
 """Lets one test drive both shells of the Python client.
 
-`Facade` makes an `AsyncClient`, and all that comes from it, look like its blocking counterpart: it
-runs everything in an event loop that has a thread of its own.
+`Facade` makes an `AsyncClient`, and every object that comes from it, look like its blocking
+counterpart: it runs their methods in an event loop in a thread of its own.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ class Facade:
 
     def __int__(self) -> int:
         return int(self._target)
+
+    def __repr__(self) -> str:
+        return repr(self._target)
 
     def __enter__(self) -> Any:
         return self._wrapped(self._thread.run(self._target.__aenter__()))
