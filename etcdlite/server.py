@@ -28,7 +28,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from etcdlite import bootstrap, config, datadir, log, proto
-from etcdlite.frames import MAGIC
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
 from etcdlite.options import Options
@@ -66,8 +65,6 @@ SWITCH_INTERVAL_S = 0.0005
 REQUEST_TIMEOUT_S = 5.0
 """A write times out after this and two election timeouts, as in etcd."""
 
-HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
 HAND_OVER_S = 2.0
 """A leader that shuts down waits this long for another member to take over."""
 
@@ -76,9 +73,6 @@ READY_PATIENCE_USEC = 30_000_000
 
 REMOVED_S = 1.0
 """A removed member runs on for this long, so that the others learn the commit index from it."""
-
-SNIFF_BYTES = 4
-"""The number of bytes that distinguish gRPC ("PRI ") from HTTP/1.1 ("PUT ")."""
 
 
 class Connection:
@@ -408,7 +402,8 @@ class Server:
         if site is None:
             session = Accepted(self.member, on_output)
         else:
-            session = Opening(on_output, time.monotonic)
+            only_http = purpose != CLIENTS
+            session = Opening(on_output, time.monotonic, only_http)
         self._connected(sock, Connection(sock, peer, site, session))
 
     def _connected(self, sock: socket.socket, connection: Connection) -> None:
@@ -438,14 +433,10 @@ class Server:
             return
         if isinstance(session, Opening):
             session.receive(data)
+            if not session.found:
+                return
             data = session.first
-            if not (data[:1].isupper() or MAGIC.startswith(data[: len(MAGIC)])):
-                self._drop(connection, f"it does not speak a known protocol: {data[:16].hex()}")
-                return
-            chosen = self._choose_session(connection, data)
-            if chosen is None:
-                return
-            session = chosen
+            session = self._replace(connection, session)
         session.receive(data)
         if session.has_more:
             self._producing.add(session)
@@ -454,31 +445,25 @@ class Server:
         elif session.is_full or session.outbox.is_stuck:
             self._watch_socket(connection)
 
-    def _choose_session(self, connection: Connection, first: bytes) -> Session | None:
-        """The session for a connection's first bytes; None if more of them are needed."""
+    def _replace(self, connection: Connection, opening: Opening) -> Session:
+        """Put a session of the found protocol in the place of `opening`."""
         on_output = self._dirty.append
         session: NativeSession | GrpcSession | HttpSession
-        assert connection.site is not None
-        if connection.site is not self._sites.get(CLIENTS):
-            session = HttpSession(self.member, on_output, connection.site)
-        elif first[:1].isupper():
-            if len(first) < SNIFF_BYTES:
-                return None
-            if HTTP2_PREFACE.startswith(first[: len(HTTP2_PREFACE)]):
-                settings = self.settings
-                session = GrpcSession(
-                    self.member,
-                    on_output,
-                    max_streams=settings.max_concurrent_streams,
-                    ping_min_s=settings.grpc_keepalive_min_time_s,
-                    keepalive_interval_s=settings.grpc_keepalive_interval_s,
-                    keepalive_timeout_s=settings.grpc_keepalive_timeout_s,
-                )
-            else:
-                session = HttpSession(self.member, on_output, connection.site)
-        else:
+        if opening.found == "native":
             session = NativeSession(self.member, on_output)
-        opening = connection.session
+        elif opening.found == "grpc":
+            settings = self.settings
+            session = GrpcSession(
+                self.member,
+                on_output,
+                max_streams=settings.max_concurrent_streams,
+                ping_min_s=settings.grpc_keepalive_min_time_s,
+                keepalive_interval_s=settings.grpc_keepalive_interval_s,
+                keepalive_timeout_s=settings.grpc_keepalive_timeout_s,
+            )
+        else:
+            assert connection.site is not None
+            session = HttpSession(self.member, on_output, connection.site)
         session.open_by = opening.open_by
         del self._by_session[opening]
         opening.closed()

@@ -336,6 +336,7 @@ class Connection(Session):
                     and not self.is_draining
                 ):
                     request, content_length = hit
+                    self._advance(stream_id)
                     self._open(stream_id, request, content_length, False)
                     at = stop
                     continue
@@ -420,20 +421,12 @@ class Connection(Session):
         stream.state = state
         return stream
 
-    @staticmethod
-    def _unpad(flags: int, data: bytes, at: int, stop: int) -> tuple[int, int]:
-        if not flags & PADDED:
-            return at, stop
-        if at == stop or at + 1 + data[at] > stop:
-            raise ConnectionFault(PROTOCOL_ERROR, "a frame has more padding than content")
-        return at + 1, stop - data[at]
-
     def _read_data(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         size = stop - at
         self._receive_window -= size
         if self._receive_window < 0:
             raise ConnectionFault(FLOW_CONTROL_ERROR, "more than the connection's window")
-        at, stop = self._unpad(flags, data, at, stop)
+        at, stop = _unpad(flags, data, at, stop)
         if at == stop:
             self.conduct.count_noise(1)
         stream = self._step_stream(stream_id, StreamEvent.DATA)
@@ -467,7 +460,7 @@ class Connection(Session):
     def _read_headers(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         if not stream_id & 1:
             raise ConnectionFault(PROTOCOL_ERROR, f"stream {stream_id} is not a client's")
-        at, stop = self._unpad(flags, data, at, stop)
+        at, stop = _unpad(flags, data, at, stop)
         depends_on_itself = False
         if flags & HAS_PRIORITY:
             if stop - at < 5:
@@ -500,30 +493,26 @@ class Connection(Session):
             try:
                 headers, is_changed = self._unpack(block)
             except HeadersTooLarge:
-                if stream_id > self._last_id:
-                    self._advance(stream_id)
+                self._advance(max(stream_id, self._last_id))
                 # As grpc-go; the connection goes on.
                 raise StreamFault(stream_id, FRAME_SIZE_ERROR) from None
         if stream_id <= self._last_id:
             self._read_trailers(stream_id, flags, headers)
             return
+        self._advance(stream_id)
         if self.is_draining:
-            self._advance(stream_id)
             self.conduct.count_noise(1)
             self._be_quiet_about(stream_id)
             return
         if len(self.streams) >= self._max_streams:
-            self._advance(stream_id)
             raise StreamFault(stream_id, REFUSED_STREAM)
         if depends_on_itself or (headers is not None and not is_well_formed(headers)):
-            self._advance(stream_id)
             raise StreamFault(stream_id, PROTOCOL_ERROR)
         if headers is not None:
             request = self.read_request(headers)
             lengths = {value for name, value in headers if name == b"content-length"}
             for value in lengths:
                 if len(lengths) > 1 or not value.isdigit() or len(value) > 19:
-                    self._advance(stream_id)
                     raise StreamFault(stream_id, PROTOCOL_ERROR)
                 content_length = int(value)
             if not is_changed and len(block) <= MAX_KNOWN_BLOCK_BYTES:
@@ -533,8 +522,8 @@ class Connection(Session):
         self._open(stream_id, request, content_length, bool(flags & END_STREAM))
 
     def _advance(self, stream_id: int) -> None:
-        """The peer has begun this stream; it can begin no earlier one any more."""
-        if stream_id != self._last_id + 2:
+        """The peer opens this stream, and cannot open an earlier one any more."""
+        if stream_id > self._last_id + 2:
             self._gap = (self._last_id + 2, stream_id - 2)
         self._last_id = stream_id
 
@@ -542,7 +531,6 @@ class Connection(Session):
         self, stream_id: int, request: Any, content_length: int | None, is_ended: bool
     ) -> None:
         """A request begins."""
-        self._advance(stream_id)
         if is_ended and content_length:
             raise StreamFault(stream_id, PROTOCOL_ERROR)
         stream = self.stream_class(stream_id, request)
@@ -819,6 +807,15 @@ class Connection(Session):
     def released(self, stream: Stream) -> None:
         """All that was held of a stream is sent."""
         raise NotImplementedError
+
+
+def _unpad(flags: int, data: bytes, at: int, stop: int) -> tuple[int, int]:
+    """Begin and end of a frame's content without its padding. Raises ConnectionFault."""
+    if not flags & PADDED:
+        return at, stop
+    if at == stop or at + 1 + data[at] > stop:
+        raise ConnectionFault(PROTOCOL_ERROR, "a frame has more padding than content")
+    return at + 1, stop - data[at]
 
 
 _READERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {

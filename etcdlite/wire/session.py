@@ -6,9 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from etcdlite.errors import EtcdError
+from etcdlite.frames import MAGIC
 from etcdlite.member import Member
 from etcdlite.session import Session
 from etcdlite.wire.calls import Calls
+
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+SNIFF_BYTES = 4
+"""The number of bytes that distinguish gRPC ("PRI ") from HTTP/1.1 ("PUT ")."""
 
 
 class ClientSession(Session):
@@ -52,11 +58,29 @@ class ClientSession(Session):
 
 
 class Opening(Session):
-    """Gathers the first bytes of a connection."""
+    """Finds out what a connection speaks."""
 
-    def __init__(self, on_output: Callable[[Session], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        on_output: Callable[[Session], None],
+        clock: Callable[[], float],
+        only_http: bool = False,
+    ) -> None:
         super().__init__(on_output, clock)
         self.first = b""
+        """What was received."""
+        self.found = ""
+        """"native", "grpc" or "http", once that is clear."""
+        self._only_http = only_http
 
     def receive(self, data: bytes) -> None:
-        self.first += data
+        first = self.first = self.first + data
+        if MAGIC.startswith(first[: len(MAGIC)]) and not self._only_http:
+            self.found = "native"
+        elif not first[:1].isupper():
+            self.abort(f"it does not speak a known protocol: {first[:16].hex()}")
+        elif self._only_http:
+            self.found = "http"
+        elif len(first) >= SNIFF_BYTES:
+            is_grpc = HTTP2_PREFACE.startswith(first[: len(HTTP2_PREFACE)])
+            self.found = "grpc" if is_grpc else "http"
