@@ -2,7 +2,8 @@
 
 A failure is one FATAL line in the log. At the log level debug its traceback precedes that line.
 
-The rest of the program is imported in `main`, after it has taken charge of Ctrl-C.
+The rest of the program is imported in `main`, after it has begun to handle signals: a signal during
+the start ends the process without a traceback.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from collections.abc import Mapping, Sequence
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run the command. The exit status: 0 stopped as asked, 1 failed, 2 wrong use."""
-    # Until the server handles signals, Ctrl-C ends the process at once, without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _end)  # Until the server handles them.
     import etcdlite
     from etcdlite import config, flags, log
 
@@ -72,6 +73,13 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except Exception as failure:
         _report(failure)
         return 1
+
+
+def _end(signum: int, frame: object) -> None:
+    """End the process at once, by the signal itself."""
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    os._exit(128 + signum)  # The first process of a container does not get unhandled signals.
 
 
 def _report(failure: Exception) -> None:

@@ -586,24 +586,26 @@ import os, signal, sys
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), {signum})
 sys.meta_path.insert(0, Finder())
 from etcdlite.__main__ import main
 sys.exit(main())
 """
-"""etcdlite that gets Ctrl-C when it loads a certain module."""
+"""etcdlite that gets a signal when it loads a certain module."""
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("module", ["etcdlite.config", "etcdlite.server", "etcdlite.raft"])
-def test_ctrl_c_during_the_start_prints_no_traceback(module, tmp_path):
+def test_a_signal_during_the_start_ends_it_without_a_traceback(module, signum, tmp_path):
+    program = INTERRUPTED.format(module=module, signum=int(signum))
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED.format(module=module), f"--data-dir={tmp_path / 'd'}"],
+        [sys.executable, "-c", program, f"--data-dir={tmp_path / 'd'}"],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.returncode == -signal.SIGINT
+    assert done.returncode == -signum
     assert "Traceback" not in done.stderr
 
 
