@@ -139,7 +139,6 @@ def start_member(name: str, folder: str) -> subprocess.Popen[bytes]:
                 f"--data-dir={folder}/{name}",
                 f"--listen-client-urls={client_url}",
                 f"--listen-peer-urls={peer_url}",
-                f"--initial-advertise-peer-urls={peer_url}",
                 f"--initial-cluster={cluster}",
                 "--initial-cluster-token=local",
             ],
