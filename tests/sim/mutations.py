@@ -217,9 +217,12 @@ def _read_before_the_read_index_is_applied(patch: Patch) -> None:
 
 @mutation(faults={**CRASHES, "power_all": 20.0})
 def _follower_acknowledges_before_its_sync(patch: Patch) -> None:
-    def hasty(self: Any, kind: int, to: int, **fields: Any) -> None:
-        messages = self._messages_after_sync if to == self.id else self._messages
-        messages.append(self._message(kind, to, **fields))
+    send = raft.Raft._send_after_sync
+
+    def hasty(self: Any, kind: int, to: int, *more: Any, **fields: Any) -> None:
+        send(self, kind, to, *more, **fields)
+        if to != self.id:
+            self._messages.append(self._messages_after_sync.pop())
 
     patch.set(raft.Raft, "_send_after_sync", hasty)
 
