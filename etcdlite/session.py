@@ -1,23 +1,24 @@
-"""The frame that every connection shares, sans-IO: an `Outbox`, an `Inbox`, and a `Session`.
+"""What every connection shares, sans-IO: an `Outbox`, an `Inbox`, and the base class `Session`.
 
-The server owns the socket and knows nothing else: it gives a session what it received, sends what
-its outbox has, and ticks it. What a connection may hold, how long it may take and what becomes of
-one that is too slow is decided here, once for all protocols. It stands below both users, the
-connections between members (`peer.py`) and those of clients (`wire/`).
+The server owns the socket. It gives a session the bytes it received, sends the outbox, and ticks
+the session. This module decides, once for all protocols, how much a connection may hold, how long
+it may take, and when a slow one is closed. It is a module of the core because both the connections
+between members (`peer.py`) and those of clients (`wire/`) use it.
 
-How a protocol uses it: derive from `Session` and call its `__init__`.
+To implement a protocol, derive from `Session` and call its `__init__`.
 
 - Input: `receive(data)` begins with `data = self.inbox.join(data)` and returns if that is empty.
-  What is left behind the last whole frame goes back with `self.inbox.keep(rest, needed_bytes)`.
+  The bytes after the last whole frame go back with `self.inbox.keep(rest, needed_bytes)`.
   A protocol that takes its input in pieces uses `put` and `take` instead.
 - Output: `self.outbox.append(data)`. A hot path does the same in place: it calls `outbox.wake()` if
   `outbox.parts` is empty, extends `outbox.parts`, and adds to `outbox.unsent_bytes`.
-- Output that flow control keeps back stays with the protocol; it counts with `hold` and `release`.
+- Output that flow control holds back stays with the protocol, which reports it with `hold`,
+  `release` and `drop`.
 - `is_open = True` ends the time for the handshake.
 - `abort(why)` ends the connection at once; `is_closing = True` when everything is sent.
 
-Invariants: `wake` is called whenever `parts` gets its first piece, and so once per turn; what is
-kept of the input is copied once, however small the pieces are that it comes in.
+Invariants: `wake` is called whenever `parts` gets its first piece; kept input is copied once,
+however small the pieces are in which it arrives.
 """
 
 from __future__ import annotations
@@ -28,36 +29,36 @@ from collections.abc import Callable
 from typing import Any
 
 HIGH_WATER_BYTES = 1 << 20
-"""With more than this unsent the peer is not read from, and streams hold back."""
+"""Above this much unsent output the server stops reading from the peer, and streams hold back."""
 
 MAX_HELD_BYTES = 16 << 20
-"""With more than this kept back by flow control, streams hold back."""
+"""Above this much output held back by flow control, streams hold back."""
 
 MAX_UNSENT_BYTES = 64 << 20
-"""With more than this waiting, a client that asks for yet more is dropped."""
+"""Above this much waiting output, a client that asks for more is dropped."""
 
 HANDSHAKE_TIMEOUT_S = 10.0
-"""For the peer to open the protocol."""
+"""A peer must open the protocol within this time."""
 
 STALLED_TIMEOUT_S = 60.0
-"""For output that waits, without any of it moving."""
+"""A peer is dropped when none of its waiting output moves for this long."""
 
 RATE_PERIOD_S = 60.0
 MIN_SENT_BYTES_PER_S = 1024
-"""Output that waits for a whole period moves at least this fast."""
+"""Output that waits for a whole period must move at least this fast."""
 
 PARTIAL_TIMEOUT_S = 60.0
 MIN_RECEIVED_BYTES_PER_S = 64 << 10
-"""A frame comes whole within the one, and what its size takes at the other."""
+"""A frame must be complete within the timeout plus its size divided by the rate."""
 
 
 def partial_timeout_s(size_bytes: int) -> float:
-    """How long something of this size may take to come whole, from its first byte."""
+    """The time that a frame of this size may take, from its first byte to its last."""
     return PARTIAL_TIMEOUT_S + size_bytes / MIN_RECEIVED_BYTES_PER_S
 
 
 class Outbox:
-    """What is to be sent on one connection."""
+    """The output of one connection."""
 
     __slots__ = (
         "_clock", "_held_moved_at", "_moved_at", "_on_output", "_period_began", "_period_bytes",
@@ -70,20 +71,20 @@ class Outbox:
         """`on_output` is called with `session`."""
         self.parts: list[bytes | memoryview] = []
         self.unsent_bytes = 0
-        """Bytes in `parts`, and those taken and not sent yet."""
+        """Bytes in `parts`, and bytes taken but not sent yet."""
         self.held_bytes = 0
-        """Bytes that flow control keeps back; not in `unsent_bytes`."""
+        """Bytes held back by flow control; not part of `unsent_bytes`."""
         self.min_bytes_per_s = MIN_SENT_BYTES_PER_S
         self._session = session
         self._on_output = on_output
         self._clock = clock
         self._rest: memoryview | None = None
-        # While `_rest` waits: when some of it was sent last; and when the period of the minimum
-        # rate began, and how much was sent since.
+        # While `_rest` waits: when some of it was last sent; when the current period of the minimum
+        # rate began, and how much was sent in it.
         self._moved_at = self._period_began = 0.0
         self._period_bytes = 0
         self._held_moved_at = 0.0
-        """When flow control let go of something last, with more than `HIGH_WATER_BYTES` held."""
+        """When flow control last released something, while more than `HIGH_WATER_BYTES` is held."""
 
     # For the protocol.
 
@@ -94,22 +95,22 @@ class Outbox:
         self.unsent_bytes += len(data)
 
     def wake(self) -> None:
-        """Have the owner look at the session in this turn."""
+        """Tell the owner to look at the session in this turn."""
         self._on_output(self._session)
 
     def hold(self, size_bytes: int) -> None:
-        """Flow control keeps this back."""
+        """Count output that flow control holds back."""
         if self.held_bytes <= HIGH_WATER_BYTES:
             self._held_moved_at = self._clock()
         self.held_bytes += size_bytes
 
     def release(self, size_bytes: int) -> None:
-        """Flow control lets this go."""
+        """Flow control lets this much out."""
         self.held_bytes -= size_bytes
         self._held_moved_at = self._clock()
 
     def drop(self, size_bytes: int) -> None:
-        """This was kept back and will not be sent."""
+        """This much was held back and will not be sent."""
         self.held_bytes -= size_bytes
 
     @property
@@ -119,18 +120,19 @@ class Outbox:
 
     @property
     def is_blocked(self) -> bool:
-        """The peer does not read what it is sent: what can wait holds back."""
+        """The peer does not read its output: streams hold back."""
         return self.unsent_bytes > HIGH_WATER_BYTES or self.held_bytes > MAX_HELD_BYTES
 
     # For the owner.
 
     @property
     def is_stuck(self) -> bool:
-        """The kernel did not take all that was taken; it tells when it has room."""
+        """The kernel did not accept everything; the selector reports when it has room."""
         return self._rest is not None
 
     def take(self) -> memoryview:
-        """What to send now. `sent` says how much of it went out; the rest is taken again."""
+        """The bytes to send now. Call `sent` with the number that went out; the next call returns
+        the rest."""
         rest = self._rest
         if rest is None:
             rest = self._rest = memoryview(b"".join(self.parts))
@@ -139,7 +141,7 @@ class Outbox:
         return rest
 
     def sent(self, size_bytes: int) -> None:
-        """The kernel took this much of what `take` gave."""
+        """The kernel accepted this many of the bytes that `take` returned."""
         rest = self._rest
         assert rest is not None
         self.unsent_bytes -= size_bytes
@@ -156,7 +158,7 @@ class Outbox:
             self._period_bytes += size_bytes
 
     def problem(self, now: float) -> str:
-        """Why the peer is too slow; empty if it is not."""
+        """Why the connection must be closed; empty if the peer is fast enough."""
         if self.held_bytes > HIGH_WATER_BYTES and now - self._held_moved_at > STALLED_TIMEOUT_S:
             return "it does not read its answers"
         if self._rest is None:
@@ -172,17 +174,17 @@ class Outbox:
         return ""
 
     def close(self) -> None:
-        """The connection is gone: hold nothing for it."""
+        """The connection is closed: drop all output."""
         self.parts.clear()
         self.held_bytes = 0
         self._rest = None
-        # Otherwise the two hold each other until the cyclic collector comes by.
+        # Break the reference cycle; the cyclic collector runs rarely.
         self._session = None
         self._on_output = _ignore
 
 
 class Inbox:
-    """What was received on one connection and is not used yet."""
+    """The input of one connection that is not processed yet."""
 
     __slots__ = ("_clock", "_pieces", "_timeout_s", "deadline", "needed_bytes", "waiting_bytes")
 
@@ -191,15 +193,15 @@ class Inbox:
         self._pieces: deque[bytes | memoryview] = deque()
         self.waiting_bytes = 0
         self.needed_bytes = 0
-        """How much must wait before it is of use."""
+        """`join` returns nothing until this many bytes wait."""
         self.deadline = math.inf
-        """When what is awaited must have come."""
+        """The time by which the awaited input must be complete."""
         self._timeout_s = 0.0
-        """Of what was kept since the last tick, from which the time counts: what is received costs
-        no look at the clock."""
+        """Of input kept since the last tick. Its time starts at the next tick, so that receiving
+        does not read the clock."""
 
     def join(self, data: bytes) -> bytes:
-        """What waits, and `data` behind it; empty while that is less than `needed_bytes`."""
+        """The waiting input followed by `data`; empty while that is less than `needed_bytes`."""
         pieces = self._pieces
         if not pieces:
             return data
@@ -212,19 +214,19 @@ class Inbox:
         return data
 
     def keep(self, rest: bytes, needed_bytes: int) -> None:
-        """`rest` is the beginning of something of at least `needed_bytes`."""
+        """Keep `rest`, the start of a frame of at least `needed_bytes`."""
         self._pieces.append(rest)
         self.waiting_bytes += len(rest)
         self.needed_bytes = needed_bytes
         self._timeout_s = partial_timeout_s(needed_bytes)
 
     def put(self, data: bytes) -> None:
-        """`data` waits for `take`."""
+        """Queue `data` for `take`."""
         self._pieces.append(memoryview(data))
         self.waiting_bytes += len(data)
 
     def take(self, size_bytes: int) -> bytes:
-        """The next piece, of at most this size; something must wait."""
+        """The next piece, of at most this size. Some input must be waiting."""
         pieces = self._pieces
         piece = pieces[0]
         if len(piece) > size_bytes:
@@ -236,11 +238,11 @@ class Inbox:
         return bytes(piece)
 
     def expect(self, timeout_s: float) -> None:
-        """What is awaited must come within this time."""
+        """Set the deadline for the awaited input."""
         self.deadline = self._clock() + timeout_s
 
     def is_late(self, now: float) -> bool:
-        """What is awaited did not come in time. Called several times a second."""
+        """Whether the awaited input missed its deadline."""
         if self._timeout_s:
             self.deadline = now + self._timeout_s
             self._timeout_s = 0.0
@@ -259,59 +261,60 @@ class Session:
     protocol = "none"
     """For the metrics."""
     reads_always = False
-    """Its input is answers: read it even while its own output waits."""
+    """The input consists of answers: read it even while much output is unsent."""
     is_served_to_the_end = False
-    """Its input is read while the server stops."""
+    """Read input while the server stops."""
 
     def __init__(self, on_output: Callable[[Any], None], clock: Callable[[], float]) -> None:
-        """`on_output` is called with the session when it has something to send, or is to be
-        closed. `clock` gives seconds, monotonic."""
+        """`on_output` is called with the session when it has output or must be closed. `clock`
+        returns monotonic seconds."""
         self.outbox = Outbox(self, on_output, clock)
         self.inbox = Inbox(clock)
         self.is_open = False
-        """The peer has said what it must before it may be idle."""
+        """The peer opened the protocol, and may be idle from now on."""
         self.open_by = 0.0
-        """When `is_open` must be true; 0 until the first tick."""
+        """The deadline for `is_open`; 0 until the first tick."""
         self.is_closing = False
-        """Nothing is read any more; close when everything is sent."""
+        """Read nothing more; close once everything is sent."""
         self.is_aborted = False
         """Close at once."""
         self.why_aborted = ""
 
     def receive(self, data: bytes) -> None:
-        """Take what the peer sent. Raises nothing: a fault of the peer costs it the connection."""
+        """Process bytes from the peer. Raises nothing: a fault of the peer closes the
+        connection."""
         raise NotImplementedError
 
     @property
     def is_full(self) -> bool:
-        """Read no more for now: enough input waits."""
+        """Enough input waits: read no more for now."""
         return False
 
     @property
     def is_blocked(self) -> bool:
-        """The peer does not read: streams hold back, until `unblocked`."""
-        # As `Outbox.is_blocked`, but one call less: every range asks.
+        """The peer does not read its output: streams hold back until `unblocked`."""
+        # Inlined from `Outbox.is_blocked`, because every range asks.
         outbox = self.outbox
         return outbox.unsent_bytes > HIGH_WATER_BYTES or outbox.held_bytes > MAX_HELD_BYTES
 
     @property
     def is_idle(self) -> bool:
-        """Nothing that was asked for is unanswered or unsent, streams apart."""
+        """Every request except streams is answered, and all output is sent."""
         return not self.outbox.waiting_bytes
 
     @property
     def has_more(self) -> bool:
-        """`produce` would give something now."""
+        """`produce` has work to do now."""
         return False
 
     def produce(self) -> None:
-        """Make the next piece of what is made in pieces."""
+        """Produce the next piece of long answers."""
 
     def unblocked(self) -> None:
-        """`is_blocked` is not true any more."""
+        """The peer reads again: resume what held back."""
 
     def tick(self, now: float) -> None:
-        """Enforce the deadlines; to be called several times a second with the clock's time."""
+        """Enforce the deadlines. Called several times a second with the clock's time."""
         outbox = self.outbox
         if (outbox.unsent_bytes or outbox.held_bytes) and (why := outbox.problem(now)):
             self.abort(why)
@@ -324,27 +327,27 @@ class Session:
         return now > self.open_by
 
     def input_is_late(self) -> None:
-        """What is awaited did not come in time."""
+        """The awaited input missed its deadline."""
         if self.is_open:
             self.abort("it did not finish what it began to send")
         else:
             self.abort("it did not open the protocol in time")
 
     def abort(self, why: str) -> None:
-        """Have the connection closed at once."""
+        """Close the connection at once; `why` is logged."""
         self.is_aborted = self.is_closing = True
         self.why_aborted = why
         self.outbox.wake()
 
     def shut_down(self) -> None:
-        """The server stops: end the streams. May be called again and again."""
+        """The server stops: end the streams. May be called repeatedly."""
 
     def closed(self) -> None:
-        """The connection is gone: forget everything that was asked for."""
+        """The connection is closed: drop its requests."""
         self.is_closing = True
         self.inbox.clear()
         self.outbox.close()
 
 
 def _ignore(session: Any) -> None:
-    """In place of a closed connection's `on_output`."""
+    """The `on_output` of a closed connection."""

@@ -1,13 +1,12 @@
-"""Calls that are more than one request and one answer: streams, and what waits.
+"""Calls that are not one request with one answer: streams, and requests that wait.
 
-A session (`native.py`, `grpc.py`) keeps a `Calls` and tells it of each message that belongs to such
-a call; a `Call` answers through the session whenever it has something. `streams.py` says which
-method is which kind of call.
+A session keeps a `Calls` and passes it each message of such a call; a `Call` answers through the
+session whenever it has something to send. `streams.py` maps methods to kinds of calls.
 
-A call may itself be what the member takes for a session, and so ask it for reads and writes.
+A call may act as a session towards the member, to issue reads and writes of its own.
 
-Invariants: a call that is closed, by either side, sends nothing any more; a call holds back while
-it is `blocked`, and goes on when it is woken, so that a client that does not read holds no memory.
+Invariants: a closed call sends nothing; a call holds back while it is `blocked` and resumes when it
+is woken, so that a client that does not read occupies no memory.
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ class CallOwner(Protocol):
     """The session, as its calls see it."""
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
-        """One message of the answer."""
+        """Send one message of the answer."""
 
     def end_call(self, request_id: int, method: int) -> None:
-        """The answer is complete."""
+        """End the answer."""
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        """The call failed."""
+        """End the call with an error."""
 
     def is_stalled(self, request_id: int) -> bool:
-        """What was sent on this call waits for the client to read."""
+        """The client does not read the output of this call."""
 
 
 class Call:
     """One call in progress."""
 
     produces = False
-    """`produce` is to be called whenever there is time and `is_ready`."""
+    """Call `produce` whenever there is time and `is_ready` is true."""
     is_ready = True
-    """`produce` has something to do. What makes it true sends something, too."""
+    """`produce` has work to do. Whatever makes this true also sends something."""
     ticks = False
-    """`tick` is to be called several times a second."""
+    """Call `tick` several times a second."""
 
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         self.member = member
@@ -52,24 +51,24 @@ class Call:
         self.method = method
 
     def message(self, body: bytes) -> None:
-        """The client sent a message. Raises EtcdError, DecodeError: the call has failed."""
+        """Process a message of the client. Raises EtcdError, DecodeError; the call then fails."""
 
     def finish(self) -> None:
-        """The client sends no more messages."""
+        """The client closed its sending side."""
 
     def produce(self) -> None:
-        """Send a piece; not called while the call is stalled. Raises EtcdError."""
+        """Send a piece. Not called while the call is blocked. Raises EtcdError."""
 
     def wake(self) -> None:
-        """The call is not stalled any more."""
+        """The client reads again."""
 
     def tick(self, now: float) -> None:
-        """Time has passed; `now` is the member's clock."""
+        """Do what depends on time; `now` is the member's clock."""
 
     def close(self) -> None:
-        """The call is over: forget what it holds."""
+        """The call is over: release its resources."""
 
-    # What a Sink (watch.py) has.
+    # The interface of a Sink (watch.py).
 
     @property
     def blocked(self) -> bool:
@@ -99,7 +98,7 @@ class Calls:
         return len(self._open)
 
     def __iter__(self) -> Iterator[Call]:
-        """The open calls; they may be closed meanwhile."""
+        """The open calls; they may be closed during the iteration."""
         return iter(list(self._open.values()))
 
     def open(self, request_id: int, method: int, kind: type[Call]) -> None:
@@ -115,13 +114,13 @@ class Calls:
         self._open[request_id].message(body)
 
     def finish(self, request_id: int) -> None:
-        """The client sends no more on this call, if it is still open."""
+        """The client closed its sending side of this call, if it is still open."""
         call = self._open.get(request_id)
         if call is not None:
             call.finish()
 
     def close(self, request_id: int) -> bool:
-        """Forget a call; False if there is none."""
+        """Close a call; False if it is not open."""
         call = self._open.pop(request_id, None)
         if call is None:
             return False
@@ -137,11 +136,11 @@ class Calls:
 
     @property
     def have_more(self) -> bool:
-        """`produce` would send something."""
+        """`produce` has work to do now."""
         return any(call.is_ready and not call.blocked for call in self._producing.values())
 
     def produce(self) -> None:
-        """Let each call that can send a piece of its answer."""
+        """Let each ready call send a piece of its answer."""
         for request_id, call in list(self._producing.items()):
             if not call.is_ready or call.blocked:
                 continue
@@ -151,7 +150,7 @@ class Calls:
                 self._owner.fail(request_id, call.method, failure)
 
     def disown(self) -> None:
-        """The session is gone, and all calls are closed: do not hold it."""
+        """Break the reference cycle with the closed session."""
         del self._owner
 
     def tick(self, now: float) -> None:

@@ -1,30 +1,30 @@
-"""The Lock and Election services: waiting in line on behalf of a client, at the server.
+"""The Lock and Election services: the server waits in a queue on behalf of a client.
 
-The lines are those of `scripts.py` and of etcd's `client/v3/concurrency`: under a name, whoever
-wants in has the key `<name>/<lease id in hexadecimal>`, attached to his lease; the oldest key (by
-create_revision) holds the lock or leads, and everyone else waits until no older key is left. So
-locks taken here, with a recipe, and with etcd's clients exclude each other.
+The queues are those of `client/scripts.py` and of etcd's `client/v3/concurrency`. Each contender
+owns the key `<name>/<lease id in hexadecimal>`, attached to its lease. The oldest key, by
+create_revision, holds the lock or leads; the others wait until no older key is left. So locks taken
+here, by our clients and by etcd's clients exclude each other.
 
-A call is a script: a generator that yields what it needs (`_Ask`: a request to this member,
-`_Follow`: the changes of some keys, None: more of these, a message: an answer for the client) and
-is sent the outcome. `_ScriptedCall` runs it; nothing here blocks. Requests to the member go through
-`api.py` like those of a client, so they are checked, counted and limited like them.
+A call is a script: a generator that yields its next step (`_Ask`: a request to this member,
+`_Follow`: watch some keys, None: the next event of that watch, a message: an answer for the client)
+and is sent the outcome. `_ScriptedCall` runs it; nothing here blocks. Requests to the member go
+through `api.py` like those of a client, so they are checked, counted and limited in the same way.
 
-What a call may leave behind. A Lock or Campaign that is given up by its client, or fails, before it
-was answered takes its key away again, with the lease if it made one; only when the member does not
-know whether its key was written is that left to the end of the lease. Once answered, a place lasts
-until it is given back or its lease ends.
+A Lock or Campaign that is cancelled or fails before it is answered deletes its key, and revokes the
+lease if it made one. If the member does not know whether the key was written, the key stays until
+its lease ends. After the answer, the key stays until the client gives it up or its lease ends.
 
-Invariants: a call is answered at most once, and never after it was closed; a key is only taken away
-while it is the one that was put for this call's place (its create_revision says so).
+Invariants: a call is answered at most once, and never after it was closed; a call deletes a key
+only if the key has the create_revision of its own write.
 
-The behaviour is etcd's, down to the code of every failure being Unknown, because etcd passes these
-requests through a client of its own, which keeps only the text. The differences:
+The behaviour is etcd's, including the code Unknown for every failure: etcd passes these requests
+through an internal client that keeps only the text. The differences:
 
-- a lease that was made for a call is revoked when the call is given up (etcd lets it run out);
-- Campaign fails with "election: not leader" if its key went while it waited (etcd reports success);
-- when the history that a wait needs is compacted, the wait looks again (etcd fails the call);
-- Resign with lease 0 makes no lease, which nobody would use.
+- a lease made for a call is revoked when the call is cancelled (etcd lets it expire);
+- Campaign fails with "election: not leader" if its key is deleted while it waits (etcd reports
+  success);
+- when the history that a wait needs is compacted, the wait reads again (etcd fails the call);
+- Resign with lease 0 makes no lease, because none is needed.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from etcdlite.wire import api
 from etcdlite.wire.calls import Call, CallOwner
 
 LEASE_TTL_S = 60
-"""Of the lease that is made for a request with lease 0."""
+"""The TTL of the lease made for a request with lease 0."""
 
-# The failures that these services have of their own, in etcd's words.
+# The error texts of these services, as in etcd.
 NOT_LEADER = "election: not leader"
 NO_LEADER = "election: no leader"
 SESSION_EXPIRED = "mutex: session is expired"
@@ -59,8 +59,8 @@ class _Ask(NamedTuple):
 
 
 class _Follow(NamedTuple):
-    """Watch; the script is sent a WatchResponse with events, or with `canceled` if history that is
-    needed is compacted. It is sent another when it then yields None."""
+    """Watch keys. The script is sent a WatchResponse with events, or with `canceled` if the needed
+    history is compacted. To get the next one, it yields None."""
 
     key: bytes
     range_end: bytes
@@ -71,7 +71,7 @@ Script = Generator[Any, Any, None]
 
 
 class _EventSink:
-    """What the watch of a call reports to."""
+    """Receives the events of a call's watch."""
 
     def __init__(self, call: _ScriptedCall) -> None:
         self._call = call
@@ -85,7 +85,7 @@ class _EventSink:
 
 
 class _ScriptedCall(Call):
-    """Runs the script of a call. To the member it is the session that asks."""
+    """Runs the script of a call, and is the session of its requests to the member."""
 
     is_blocked = False
     """For the member: the answers to a script's requests are small."""
@@ -95,14 +95,14 @@ class _ScriptedCall(Call):
         self._script: Script | None = None
         self._stream: WatchStream | None = None
         self._is_following = False
-        """The script waits for what its watch reports."""
+        """The script waits for an event of its watch."""
         self._is_writing = False
-        """A write is under way: what it did decides about what is left behind."""
+        """A write is in flight; its outcome decides what must be cleaned up."""
         self._is_closed = False
 
     def run(self, request: Any) -> Script:
-        """The script. When the client gives the call up GeneratorExit is raised where it waits, or,
-        if that is for a write, where it waits next."""
+        """The script. When the client cancels the call, GeneratorExit is raised where the script
+        waits; if it waits for a write, where it waits next."""
         raise NotImplementedError
 
     def message(self, body: bytes) -> None:
@@ -121,7 +121,7 @@ class _ScriptedCall(Call):
             if not self._is_writing:
                 self._give_up()
 
-    # What the member answers.
+    # Answers of the member.
 
     def awaits(self, request_id: int) -> bool:
         return True
@@ -136,11 +136,11 @@ class _ScriptedCall(Call):
 
     def _answered(self) -> None:
         self._is_writing = False
-        # Not before: the hub must not be called while it reports an event.
+        # The hub must not be called while it reports an event.
         self._close_stream()
 
     def happened(self, body: bytes) -> None:
-        """The watch reports something."""
+        """Process a response of the watch."""
         if self._is_following:
             response = proto.WatchResponse.decode(body)
             if not response.created:
@@ -150,7 +150,7 @@ class _ScriptedCall(Call):
     # The script.
 
     def _advance(self, outcome: Any) -> None:
-        """Let the script go on with the outcome of what it waited for, until it waits again."""
+        """Resume the script with an outcome, and run it until it waits again."""
         script = self._script
         assert script is not None
         while True:
@@ -194,7 +194,7 @@ class _ScriptedCall(Call):
             self.owner.fail(self.request_id, self.method, failure)
 
     def _ask(self, ask: _Ask) -> EtcdError | None:
-        """Hand a request to the member; why it is refused, if it is at once."""
+        """Pass a request to the member; the error, if it is refused at once."""
         frame = frames.frame(1, ask.method, 0, ask.request.encode())
         if len(frame) > self.member.options.max_request_bytes + frames.FRAME_HEADER_BYTES:
             return error("RequestTooLarge")
@@ -219,11 +219,11 @@ class _ScriptedCall(Call):
             self._script.close()
 
 
-# What several scripts need.
+# Shared parts of the scripts.
 
 
 def _txn(compare_key: bytes, create_revision: int, **branches: Any) -> _Ask:
-    """A transaction on condition that a key is of that revision (0: that it does not exist)."""
+    """A transaction on the condition that a key has this create_revision (0: does not exist)."""
     compare = proto.Compare(
         target=proto.Compare.CREATE, key=compare_key, create_revision=create_revision
     )
@@ -243,12 +243,12 @@ def _delete(key: bytes) -> proto.RequestOp:
 
 
 def _after(prefix: bytes) -> bytes:
-    """The end of the range of all keys with a prefix that ends in "/"."""
+    """The end of the range of keys with this prefix, which ends in "/"."""
     return prefix[:-1] + b"0"
 
 
 def _first(prefix: bytes) -> proto.RangeRequest:
-    """The oldest key of a line."""
+    """Read the oldest key of a queue."""
     return proto.RangeRequest(
         key=prefix,
         range_end=_after(prefix),
@@ -259,7 +259,7 @@ def _first(prefix: bytes) -> proto.RangeRequest:
 
 
 def _before(prefix: bytes, revision: int) -> proto.RangeRequest:
-    """The youngest key of a line that is older than `revision`."""
+    """Read the newest key of a queue that is older than `revision`."""
     return proto.RangeRequest(
         key=prefix,
         range_end=_after(prefix),
@@ -275,23 +275,23 @@ def _grant() -> _Ask:
 
 
 def _proclaim(leader: proto.LeaderKey, value: bytes, lease: int) -> Generator[Any, Any, Any]:
-    """Set the value of a LeaderKey; the header."""
+    """Set the value of a LeaderKey; returns the header."""
     done = yield _txn(leader.key, leader.rev, success=[_put(leader.key, value, lease)])
     if not done.succeeded:
         raise EtcdError(UNKNOWN, NOT_LEADER)
     return done.header
 
 
-class _LineCall(_ScriptedCall):
-    """A call that ends with the first place of a line."""
+class _QueueCall(_ScriptedCall):
+    """A call that is answered when its key is the oldest of a queue."""
 
     lost = ""
-    """The failure if the place goes while it waits."""
+    """The error if the key is deleted while the call waits."""
 
     def stand(
         self, request: proto.LockRequest | proto.CampaignRequest, value: bytes | None
     ) -> Script:
-        """`value`: None for a line where it does not matter."""
+        """`value`: of the key; None if it does not matter."""
         prefix = request.name + b"/"
         lease = request.lease
         made = revision = 0
@@ -313,7 +313,7 @@ class _LineCall(_ScriptedCall):
             if placed.succeeded:
                 key, revision = place, placed.header.revision
             else:
-                # It is not this call's to take away, as long as it may be the first already.
+                # An older call owns this key, which may hold the lock already: do not delete it.
                 found = mine.response_range.kvs[0]
                 revision = found.create_revision
                 if value is not None and found.value != value:
@@ -328,7 +328,7 @@ class _LineCall(_ScriptedCall):
             raise
 
     def _wait(self, prefix: bytes, key: bytes, revision: int) -> Generator[Any, Any, Any]:
-        """Return when no key of the line is older; the header of the read that found that out."""
+        """Wait until no key of the queue is older; returns the header of the read that shows it."""
         look = proto.TxnRequest(
             success=[proto.RequestOp(request_range=_before(prefix, revision)), _get(key)]
         )
@@ -346,7 +346,7 @@ class _LineCall(_ScriptedCall):
                 seen = yield None
 
     def _leave(self, made: int, key: bytes, revision: int) -> None:
-        """Take back what was put; nobody waits for that."""
+        """Delete what was written, without waiting for the outcome."""
         if made:
             self.member.writes.propose_message(
                 None, 0, LEASE_REVOKE, proto.LeaseRevokeRequest(ID=made)
@@ -358,12 +358,12 @@ class _LineCall(_ScriptedCall):
     def won(
         self, request: Any, key: bytes, revision: int, lease: int, placed: Any, found: Any
     ) -> Any:
-        """The answer. `placed` is the header of the write that put the key or found it there,
-        `found` that of the request that found the place to be the first."""
+        """The answer. `placed` is the header of the write that created or found the key, `found`
+        that of the request that found the key to be the oldest."""
         raise NotImplementedError
 
 
-class LockCall(_LineCall):
+class LockCall(_QueueCall):
     lost = SESSION_EXPIRED
 
     def run(self, request: proto.LockRequest) -> Script:
@@ -381,7 +381,7 @@ class UnlockCall(_ScriptedCall):
         yield proto.UnlockResponse(header=done.header)
 
 
-class CampaignCall(_LineCall):
+class CampaignCall(_QueueCall):
     lost = NOT_LEADER
 
     def run(self, request: proto.CampaignRequest) -> Script:
@@ -421,8 +421,8 @@ class ResignCall(_ScriptedCall):
 
 
 class ObserveCall(_ScriptedCall):
-    """Who leads, and what he proclaims, until the client has enough. What comes while the client
-    does not read waits in the store, as for every watch."""
+    """The leader's key and its values, until the client cancels. While the client does not read,
+    events wait in the store, as for every watch."""
 
     def run(self, request: proto.LeaderRequest) -> Script:
         prefix = request.name + b"/"
@@ -445,7 +445,7 @@ class ObserveCall(_ScriptedCall):
                             is_over = True
                             break
                     elif not leader:
-                        # The first key of an empty line leads.
+                        # The first key of an empty queue leads.
                         leader = kv.key
                         header.revision = kv.mod_revision
                         yield proto.LeaderResponse(header=header, kv=kv)

@@ -1,12 +1,10 @@
 """The server's side of the native protocol (`docs/protocol.md`), sans-IO.
 
-A `NativeSession` takes the bytes of one connection and calls the member; answers gather in `out`
-until the owner sends them. A fault of the peer is a `ProtocolError`: the session says so, and the
-owner closes the connection once that is sent.
+A `NativeSession` decodes the frames of one connection, calls the member, and encodes the answers.
+A `ProtocolError` of the peer is reported to it; then the connection is closed.
 
-Limits: a frame has at most `max_request_bytes` + 512 KiB; `MAX_OPEN_REQUESTS` wait for an answer at
-once; while more than `HIGH_WATER_BYTES` wait to be sent the owner reads no more from the peer and
-streams hold back.
+Limits: a frame has at most `max_request_bytes` + 512 KiB; at most `MAX_OPEN_REQUESTS` wait for an
+answer at once; unsent output and deadlines as in `session.py`.
 """
 
 from __future__ import annotations
@@ -42,11 +40,11 @@ MAX_OPEN_REQUESTS = 65_536
 MAX_PING_BYTES = 64
 
 _CANCELED = -1
-"""In place of the method: the request was answered as cancelled and its result will be dropped."""
+"""Marks a request that was answered as cancelled, whose result will be dropped."""
 
 
 class NativeSession(ClientSession):
-    """One connection; open when the handshake is done."""
+    """One connection. It is open once the handshake is complete."""
 
     protocol = "native"
 
@@ -60,7 +58,7 @@ class NativeSession(ClientSession):
     # Input.
 
     def receive(self, data: bytes) -> None:
-        """Take what the peer sent."""
+        """Process bytes from the peer."""
         if self.is_closing:
             return
         if self.inbox.waiting_bytes:
@@ -140,7 +138,7 @@ class NativeSession(ClientSession):
             raise ProtocolError(f"more than {MAX_OPEN_REQUESTS} requests are open")
 
     def _handle_other(self, request_id: int, method: int, flags: int, body: bytes) -> None:
-        """Frames that are not the first of a unary request."""
+        """Process a frame that is not the first one of a unary request."""
         if not request_id:
             raise ProtocolError("a request has the id 0")
         opened = self._requests.get(request_id)
@@ -148,7 +146,7 @@ class NativeSession(ClientSession):
             if opened is not None and opened != _CANCELED:
                 self.fail(request_id, opened, error("Canceled"))
                 if opened not in CALLS:
-                    # Its result is still to come, and must not answer another request.
+                    # Its result is still to come, and must not answer a later request.
                     self._requests[request_id] = _CANCELED
             return
         if opened is not None and (opened != method or method not in CALLS):
@@ -180,11 +178,11 @@ class NativeSession(ClientSession):
     # Output.
 
     def awaits(self, request_id: int) -> bool:
-        """The request is open, and not cancelled."""
+        """Whether the request is open and not cancelled."""
         return self._requests.get(request_id, _CANCELED) != _CANCELED
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
-        """The answer to a unary request; dropped if the request was cancelled."""
+        """Answer a unary request; dropped if the request was cancelled."""
         if self._requests.pop(request_id, _CANCELED) == _CANCELED:
             return
         outbox = self.outbox
@@ -199,7 +197,7 @@ class NativeSession(ClientSession):
         outbox.unsent_bytes += len(body) + FRAME_HEADER_BYTES
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        """The answer to a request, or the end of a stream, that failed."""
+        """Answer a unary request, or end a stream, with an error."""
         if self._requests.pop(request_id, _CANCELED) == _CANCELED:
             return
         self.calls.close(request_id)
@@ -207,7 +205,7 @@ class NativeSession(ClientSession):
         self.send(request_id, method, END | ERROR, body)
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
-        """One message of a stream."""
+        """Send one message of a stream."""
         # The hot path of watches.
         outbox = self.outbox
         parts = outbox.parts
@@ -217,18 +215,18 @@ class NativeSession(ClientSession):
         outbox.unsent_bytes += len(body) + FRAME_HEADER_BYTES
 
     def end_call(self, request_id: int, method: int) -> None:
-        """The end of a stream."""
+        """End a stream."""
         if self._requests.pop(request_id, None) is not None:
             self.calls.close(request_id)
             self.send(request_id, method, END, b"")
 
     def send(self, request_id: int, method: int, flags: int, body: bytes) -> None:
-        """One frame."""
+        """Send one frame."""
         head = FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags)
         self.outbox.append(head + body)
 
     def fail_connection(self, failure: EtcdError) -> None:
-        """Tell the peer why the connection ends, and end it."""
+        """Tell the peer why the connection is closed, and close it."""
         if self.is_open:
             body = proto.Error(code=failure.code, message=failure.text).encode()
             self.send(0, HELLO, END | ERROR, body)
@@ -236,20 +234,20 @@ class NativeSession(ClientSession):
 
     @property
     def is_blocked(self) -> bool:
-        """The peer does not read what it was sent: streams hold back."""
+        """The peer does not read its output: streams hold back."""
         return self.outbox.unsent_bytes > HIGH_WATER_BYTES
 
     def is_stalled(self, request_id: int) -> bool:
-        """As `is_blocked`: the streams of a connection have no windows of their own."""
+        """Same as `is_blocked`: native streams have no flow control of their own."""
         return self.outbox.unsent_bytes > HIGH_WATER_BYTES
 
     @property
     def is_idle(self) -> bool:
-        """No unary request is unanswered and nothing waits to be sent."""
+        """No unary request is unanswered and no output is unsent."""
         return super().is_idle and all(m in CALLS for m in self._requests.values())
 
     def closed(self) -> None:
-        """The connection is gone: forget everything that was asked for."""
+        """The connection is closed: drop its requests."""
         for request_id in list(self._requests):
             self.calls.close(request_id)
         self._requests.clear()

@@ -1,5 +1,5 @@
-"""What the protocols of clients share beyond `etcdlite/session.py`: the member and its calls; and
-what stands in place of a session until the first bytes tell which one it is."""
+"""What the client protocols share beyond `etcdlite/session.py`, and the detection of the protocol
+that a new connection speaks."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ SNIFF_BYTES = 4
 
 
 class ClientSession(Session):
-    """A session that asks a member; a subclass sets both attributes."""
+    """A session that passes requests to a member; a subclass sets both attributes."""
 
     member: Member
     calls: Calls
 
     def awaits(self, request_id: int) -> bool:
-        """The request is open, and not cancelled."""
+        """Whether the request is open and not cancelled."""
         raise NotImplementedError
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
-        """The answer to a unary request; dropped if the request was cancelled."""
+        """Answer a unary request; dropped if the request was cancelled."""
         raise NotImplementedError
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        """The answer to a request, or the end of a stream, that failed."""
+        """Answer a unary request, or end a stream, with an error."""
         raise NotImplementedError
 
     @property
@@ -58,7 +58,7 @@ class ClientSession(Session):
 
 
 class Opening(Session):
-    """Finds out what a connection speaks."""
+    """Stands in for a session until the first bytes identify the protocol."""
 
     def __init__(
         self,
@@ -68,9 +68,9 @@ class Opening(Session):
     ) -> None:
         super().__init__(on_output, clock)
         self.first = b""
-        """What was received."""
+        """The bytes received so far."""
         self.found = ""
-        """"native", "grpc" or "http", once that is clear."""
+        """The protocol, once it is clear: native, grpc or http."""
         self._only_http = only_http
 
     def receive(self, data: bytes) -> None:

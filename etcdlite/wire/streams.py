@@ -1,6 +1,6 @@
-"""The API's streams, and the table of all calls that are more than one request and one answer.
+"""The streams of the API, and the table of all calls that are not one request with one answer.
 
-Each class is one kind of call, see `calls.py`. A further kind is a further class in `CALLS`.
+Each class is one kind of call (`calls.py`). To add a kind, add a class to `CALLS`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from etcdlite.wire import locks as concurrency
 from etcdlite.wire.calls import Call, CallOwner
 
 MAX_SNAPSHOTS = 4
-"""Backups that are sent at once: each keeps files open, and their space taken."""
+"""Backups sent at the same time. Each keeps files open and their space occupied."""
 
 RENEWALS_PER_CHECK = 1000
 MAX_UNREAD_CHECKS = 10
-"""Every so many keep-alives of a stream it is looked whether the client reads the answers; one that
-did not so many times in a row is refused more."""
+"""A keep-alive stream checks after every `RENEWALS_PER_CHECK` messages whether its client reads the
+answers. It fails after more than `MAX_UNREAD_CHECKS` checks in a row that found it blocked."""
 
 RANGE_CHUNK_BYTES = 256 << 10
-"""About the size of a message of a RangeStream."""
+"""The approximate size of a message of a RangeStream."""
 
 
 class WatchCall(Call):
@@ -47,7 +47,7 @@ class WatchCall(Call):
             self._stream.progress()
 
     def finish(self) -> None:
-        # As in etcd, the watches go on: the client only creates no more.
+        # As in etcd, open watches go on.
         if not len(self._stream):
             self.end()
 
@@ -156,16 +156,16 @@ class SnapshotCall(Call):
 
 
 class RangeStreamCall(Call):
-    """A range in pieces, all of one revision, that merge to what KV.Range answers.
+    """A range in pieces of one revision. Merged, they are the response of KV.Range.
 
-    A first small read finds out which revision is linearizable. If that is compacted before the end
-    the call fails, as in etcd. A range that is limited, filtered or counted is sent in one piece.
+    A small first read determines a linearizable revision. If that is compacted before the end, the
+    call fails, as in etcd. A range that is limited, filtered or counted is sent in one piece.
     """
 
     produces = True
     is_ready = False
     is_blocked = False
-    """For the member: this call's own reads are small, or wait for nobody."""
+    """For the member: the reads of this call are small."""
 
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
@@ -206,7 +206,7 @@ class RangeStreamCall(Call):
         return not self._is_closed
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
-        """The member's answer to the first read."""
+        """Process the member's answer to the first read."""
         if self._is_closed:
             return
         if self._is_whole:
@@ -221,7 +221,7 @@ class RangeStreamCall(Call):
         self._send(self.member.identity.header(store.revision))
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        """The member could not answer the first read."""
+        """The first read failed."""
         if not self._is_closed:
             self.owner.fail(self.request_id, self.method, failure)
 
