@@ -121,7 +121,7 @@ class History:
             op = by_revision.pop(number, None)
             if op is None:
                 op = next((one for one in waiting if one.changes == changes), None)
-                assert op is not None, f"nobody asked for revision {number}: {changes}"
+                assert op is not None, f"no request made revision {number}: {changes}"
                 waiting.remove(op)
             assert changes == op.changes, f"revision {number} is not what was acknowledged"
             self.revisions[number] = changes

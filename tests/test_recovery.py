@@ -59,7 +59,7 @@ class SmallHistory:
                 rig.now += 0.1
                 rig.member.tick()
                 begun_at = rig.member.maintenance.checkpoints
-                rig.member.maintenance._checkpoint_bytes = 1 << 40  # No other one after it.
+                rig.member.maintenance.checkpoint_bytes = 1 << 40  # No other one after it.
             if number == 56:
                 rig.ask(proto.LeaseRevokeRequest(ID=2))
             write = rig.send(random_write(rng, rig.story))
@@ -165,7 +165,7 @@ def test_files_with_every_bit_flipped_lose_nothing_or_are_refused(history: Small
 
 
 class Plug:
-    """Pulls the plug before disk operations: opens what could be found then, and goes on from it.
+    """Pulls the plug before disk operations: opens what the disk could hold then, and continues.
 
     `lives` is how often it does so in a row: the recovery and the writes of one life are what the
     next one's loss of power takes from.
@@ -202,7 +202,7 @@ class Plug:
         if self.lives:
             next_plug = Plug(rng, 0.03, self.lives - 1)
             found_story = story.fork(stage)
-            # After a kill this may be in the page cache alone. It is promised to nobody until the
+            # After a kill this may be in the page cache alone. It is not promised until the
             # recovery has made it durable, and a plug pulled before that may take it.
             found_story.acknowledged = story.acknowledged
             next_plug.attach(found, found_story)

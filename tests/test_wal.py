@@ -500,7 +500,7 @@ def test_a_torn_write_is_all_there_or_all_gone(payload: str) -> None:
             assert found in (model.history[-1], model.attempted), (before, size_bytes)
             torn += recovered.torn is not None
             assert recovered.torn is None or "was cut off by a crash" in recovered.torn
-            # It is durable before anyone sees it, and the log goes on.
+            # It is durable before it is returned, and the log can be written again.
             assert state(reopen(after.power_loss())[1]) == found
             wal.save(None, [entry(len(found[2]) + 1)])
             _, again = reopen(after.power_loss())

@@ -1,4 +1,4 @@
-"""Watches: every event once, in order, to everyone who asked, at any speed of reading."""
+"""Watches: every event once and in order to every watch, at any speed of reading."""
 
 from __future__ import annotations
 
@@ -553,7 +553,7 @@ def test_a_revision_with_very_many_events_is_one_response_in_many_steps(member):
     assert inbox.bodies == []
     idle.progress()
     member.put(b"k", b"z")
-    assert other.bodies == [], "nobody may be told of a revision while it lacks another"
+    assert other.bodies == [], "a watch may not get a revision while it lacks another"
     assert steps(member.hub) >= 20
     first, second = inbox.take()
     assert len(first.events) == 20_000

@@ -79,7 +79,7 @@ class Maintenance:
         """`propose` brings a method and its request into the log."""
         self._state = state
         self._propose = propose
-        self._checkpoint_bytes = checkpoint_bytes
+        self.checkpoint_bytes = checkpoint_bytes
         self.auto_compaction = AutoCompaction(0.0, 0)
         self.released: tuple[int, int] | None = None
         """Index and term up to which the log is not needed any more; taken by the owner."""
@@ -126,7 +126,7 @@ class Maintenance:
         least_bytes = len(store.index.heads) * CHECKPOINT_BYTES_PER_KEY
         # Writes that change nothing (a compare that fails) make the log grow, but not the data.
         new_bytes = max(store.bytes_since_checkpoint, self.logged_bytes)
-        if self.wants_checkpoint or new_bytes > max(self._checkpoint_bytes, least_bytes):
+        if self.wants_checkpoint or new_bytes > max(self.checkpoint_bytes, least_bytes):
             self.wants_checkpoint = False
             return self._checkpoint()
         segment = cleaning.segment_to_clean(store, CLEAN_SHARE)

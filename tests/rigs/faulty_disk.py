@@ -1,15 +1,16 @@
 """A disk in memory that fails on command and forgets what was not synced.
 
-It stands in for `etcdlite.disk.Disk`. Two things can be done to it that a real disk does rarely:
+It takes the place of `etcdlite.storage.disk.Disk`. It can do two things that a real disk does
+rarely:
 
-- `fail_at = n` makes its n-th operation from now (the next is 1) raise an `OSError` with `error`. A
-  write that fails has written the whole sectors of its first half. After a sync that fails, what
-  was dirty counts as clean, as in Linux: it can be read, and a later sync does not save it.
-- `power_loss(keep, names)` gives the disk as it is found after the power went: every sector and
-  size written since the last sync is there or not, as `keep` says, and of the creations, renames
-  and removals since the last `sync_dir` the first `names`. (A journal keeps their order.)
+- With `fail_at = n`, its n-th operation from now (the next is 1) raises an `OSError` with `error`.
+  A write that fails has written the whole sectors of its first half. After a sync that fails,
+  dirty data counts as clean, as in Linux: it can be read, and a later sync does not save it.
+- `power_loss(keep, names)` returns the disk after a loss of power. Of each sector and file size
+  written since the last sync, `keep` says whether it is there. Of the creations, renames and
+  removals since the last `sync_dir`, the first `names` are there. (A journal keeps their order.)
 
-A process that is killed loses nothing: open the files again on the same disk.
+A killed process loses nothing: open the files again on the same disk.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from etcdlite.storage.disk import Disk, File, Staged
 
 SECTOR_BYTES = 512
 SIZE = -1
-"""Asked of `keep` in place of a sector number: whether the new size of the file is there."""
+"""In place of a sector number, `keep` gets this for the new size of the file."""
 
 
 class _Inode:
@@ -166,7 +167,7 @@ class FaultyDisk(Disk):
     def power_loss(
         self, keep: Callable[[str, int], bool] = lambda path, sector: False, names: int = 0
     ) -> FaultyDisk:
-        """What is left; this disk stays as it is, so that other outcomes can be had from it."""
+        """The disk after a loss of power. This one stays as it is, for other outcomes."""
         after = type(self)()
         after._directories = set(self._directories)
         stable = dict(self._stable_names)

@@ -1,11 +1,11 @@
-"""What etcd's key-value store means, said as plainly as possible: a dict per revision.
+"""The meaning of etcd's key-value store in the plainest form: a dict per revision.
 
-`PlainStore` keeps the whole state of every revision and answers every request from that. It is the
-other side of the comparisons in `test_mvcc.py`, `test_txn.py`, `test_recovery.py` and
-`test_member.py`, and `test_txn.py` compares it with a real etcd. It shares no code with the
-package but the message classes and the error texts.
+`PlainStore` keeps the whole state of every revision and answers every request from that. The tests
+compare the store with it (`test_mvcc.py`, `test_txn.py`, `test_recovery.py`, `test_member.py`), and
+`test_txn.py` compares it with a real etcd. It shares no code with the package except the message
+classes and the error texts.
 
-`operations` draws random requests over few keys, so that they meet.
+`Requests` draws random requests over few keys, so that they touch the same ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PlainStore:
         self.events: list[list[tuple[bytes, bool, Any]]] = [[], []]
         """(key, is a delete, KeyValue) of each revision, in order."""
         self.compacted = -1
-        """As etcd counts: not yet."""
+        """As etcd counts: -1 before the first compaction."""
         self.leases: dict[int, int] = {}
         self._draft: dict[bytes, Any] | None = None
         self._changes: list[tuple[bytes, bool, Any]] = []

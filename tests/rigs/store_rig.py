@@ -1,9 +1,9 @@
-"""A `Store` with what it needs around it to be tested alone: a disk, a log of all that was applied,
-and a plain model that is told the same.
+"""A `Store` with what it needs to be tested alone: a disk, a log of all applied entries, and a
+plain model that applies the same requests.
 
-The log stands in for the write-ahead log: it is always durable, and holds the entries that the last
-finished checkpoint does not cover. So whatever a crash takes from the data file, opening the store
-and applying the rest of the log again must lead to the very state of the model.
+The log takes the place of the write-ahead log. It is always durable, and holds the entries that the
+last finished checkpoint does not cover. So whatever a crash takes from the data file, opening the
+store and applying the rest of the log again must lead to exactly the state of the model.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SMALL_LIMITS = Limits(
     join_step_pieces=4,
     recent_bytes=512,
 )
-"""Long work yields every few keys, caches hold little: a few keys meet every border."""
+"""Long work yields every few keys, and caches are small: a few keys meet every limit."""
 
 
 def finish(steps: Any) -> Any:
@@ -149,8 +149,8 @@ class StoreRig:
         return answers
 
     def _is_small(self, request: Any, answers: list[Any]) -> bool:
-        """Whether it is applied as a small transaction. Every other one goes the way of all, so
-        that both are compared with the model."""
+        """Whether it is applied as a small transaction. Every other one takes the general way, so
+        that both ways are compared with the model."""
         self.small_txns += 1
         if self.small_txns % 2:
             return False
@@ -170,7 +170,7 @@ class StoreRig:
         self.apply(proto.DeleteRangeRequest(key=key, range_end=range_end))
 
     def compact(self, revision: int) -> None:
-        """As far as requests are concerned; `finish_compaction` does the work."""
+        """Apply the request; `finish_compaction` does the work."""
         self.apply(proto.CompactionRequest(revision=revision))
 
     def finish_compaction(self) -> None:
@@ -230,7 +230,7 @@ class StoreRig:
     # Ends and new beginnings.
 
     def restart(self) -> None:
-        """End the process and start it again; nothing is lost."""
+        """Kill the process and start it again; nothing is lost."""
         self.reopen(self.disk)
 
     def lose_power(self, rng: random.Random | None = None) -> None:
@@ -255,12 +255,12 @@ class StoreRig:
     # Comparing.
 
     def check(self, rng: random.Random | None = None) -> None:
-        """The store holds what the model holds: with `rng` at some revisions, else at all."""
+        """The store holds what the model holds, at all revisions; with `rng`, at some of them."""
         check_store(self.store, self.model, rng)
 
 
 def check_store(store: Store, model: PlainStore, rng: random.Random | None = None) -> None:
-    """The store holds what the model holds: with `rng` at some revisions, else at all."""
+    """The store holds what the model holds, at all revisions; with `rng`, at some of them."""
     assert (store.revision, store.compact_revision) == (model.revision, model.compacted)
     first = max(1, model.compacted)
     revisions = list(range(first, model.revision + 1))
@@ -298,7 +298,7 @@ def events_since(store: Store, revision: int) -> list[Event]:
 
 
 def check_index(store: Store) -> None:
-    """The index's own invariants, and that all but its records counts as garbage."""
+    """The invariants of the index hold, and everything without an entry in it counts as garbage."""
     index, data = store.index, store.data
     assert list(index.keys) == sorted(index.heads)
     assert list(index.past_keys) == sorted(index.past)
