@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -1260,6 +1261,27 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         check=True,
     )
     assert b"Traceback" not in done.stdout
+
+
+def test_a_get_imports_no_more_than_it_needs() -> None:
+    """Shell loops start etcdlite-ctl thousands of times."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; before = set(sys.modules); from etcdlite.ctl import main; "
+            "main(['get', 'x', '--endpoints=127.0.0.1:1']); print(*set(sys.modules) - before)",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    loaded = set(done.stdout.split())
+    assert "etcdlite.cli.commands" in loaded
+    heavy = {"asyncio", "argparse", "dataclasses", "difflib", "subprocess", "urllib.request"}
+    others = {f"etcdlite.{name}" for name in ("cli.watch", "cli.check", "cli.help", "mvcc", "wal")}
+    assert not loaded & (heavy | others)
 
 
 def test_a_progress_line_is_drawn_only_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
