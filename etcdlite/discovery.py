@@ -13,7 +13,7 @@ finds itself as in etcd: the record's target and one of its own peer URLs resolv
 address. The others get the names "0", "1", ... until they publish their own.
 
 The queries use dnspython, because Python has none for SRV records, and block. A member queries DNS
-at its first start only: later its data says who is in the cluster.
+at its first start only: later, its data names the members.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ _outputs: tuple[int, ...] = (2,)
 _in_journal: frozenset[int] = frozenset()
 _clock: Callable[[], float] = time.time
 _lost = 0
-_lost_told = 0
+_lost_reported = 0
 _limited_until: dict[str, float] = {}
 
 
@@ -188,7 +188,7 @@ def _is_journal(fd: int) -> bool:
 
 
 def _write(level: int, message: str, fields: dict[str, Any]) -> None:
-    global _lost, _lost_told
+    global _lost, _lost_reported
     try:
         frame = sys._getframe(2)
         path = frame.f_code.co_filename.split(os.sep)
@@ -197,14 +197,14 @@ def _write(level: int, message: str, fields: dict[str, Any]) -> None:
         day_and_time = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
         stamp = f"{day_and_time}.{milliseconds:03d}Z"
         lost = _lost
-        if lost > _lost_told:
-            fields["lost_lines"] = lost - _lost_told
+        if lost > _lost_reported:
+            fields["lost_lines"] = lost - _lost_reported
         complete = True
         for fd in _outputs:
             line = _line(level, stamp, caller, message, fields, fd in _in_journal)
             complete &= _put(fd, line)
         if complete:
-            _lost_told = lost
+            _lost_reported = lost
     except Exception:
         # A value that cannot be shown, or a clock out of range, must not fail the caller.
         _lost += 1

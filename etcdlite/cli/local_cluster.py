@@ -166,7 +166,7 @@ def wait_until_all_serve(members: dict[str, subprocess.Popen[bytes]], folder: st
                 found = [member.name for member in client.members() if member.id == member_id]
                 if found == [name]:
                     del waiting[name]
-                elif found != [""]:  # An empty name: the member has not told it yet.
+                elif found != [""]:  # An empty name: the member has not published it yet.
                     raise NotStarted(f"the server at {endpoint} is not {name}, but {found[0]}")
         if time.monotonic() > deadline:
             raise _not_started(next(iter(waiting)), folder, "does not serve")

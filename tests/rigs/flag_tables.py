@@ -36,7 +36,7 @@ def tables() -> dict[str, str]:
 
 
 def with_tables(text: str) -> str:
-    """The page with its tables made anew. Raises AssertionError if it lacks a heading."""
+    """The page with its tables regenerated. Raises AssertionError if it lacks a heading."""
     for heading, table in tables().items():
         pattern = re.compile(rf"(^{re.escape(heading)}\n(?:(?!#|\|).*\n)*)(?:\|.*\n)+", re.M)
         assert pattern.search(text), f"docs/configuration.md has no table under {heading!r}"
