@@ -663,6 +663,16 @@ def test_a_server_that_says_nothing_costs_the_dial_timeout() -> None:
     assert endpoint in ended.stderr and "no connection within 0.05 s" in ended.stderr
 
 
+def test_each_listener_on_port_0_is_advertised_with_its_own_port(server: ServerFactory) -> None:
+    running = server("--listen-client-urls=http://127.0.0.1:0,http://127.0.0.2:0")
+    listed = ctl_of(running.endpoint)("member", "list", "-w", "json").stdout
+    (member,) = json.loads(listed)["members"]
+    urls = member["clientURLs"]
+    assert [re.sub(r":\d+$", "", url) for url in urls] == ["http://127.0.0.1", "http://127.0.0.2"]
+    for url in urls:
+        assert run_ctl("--endpoints", url, "get", "a").status == 0, url
+
+
 def test_debug_tells_each_request_on_standard_error(server: ServerFactory) -> None:
     endpoint = server().endpoint
     ended = run_ctl("--endpoints", endpoint, "--debug", "put", "a", "b")

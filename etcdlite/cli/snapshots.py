@@ -1,4 +1,4 @@
-"""`etcdlite-ctl snapshot`: save, status and restore. A half-written file never keeps its name."""
+"""`etcdlite-ctl snapshot`: save, status and restore. A file gets its name when it is complete."""
 
 from __future__ import annotations
 
