@@ -5,7 +5,12 @@ its questions over it, and the other side answers the questions. So two members 
 connections, each with one direction of messages. A snapshot for a member that is far behind takes a
 connection of its own, so that messages do not wait for it.
 
-The framing is that of the native protocol (`docs/protocol.md`), on the peer port. After the
+The framing on the peer port is that of `peer_frames.py`, version 2 of the protocol, with checksums.
+A frame that fails them costs the connection, with a line in the log, and nothing else. Version 1,
+the native protocol of `docs/protocol.md`, is for one question: the MemberList of a member that
+joins.
+
+After the
 handshake the dialer introduces itself; before that it may only ask for the MemberList, which a
 member that joins needs. All integers are little-endian.
 
@@ -53,8 +58,8 @@ import struct
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
-from etcdlite import __version__, log, proto
-from etcdlite.errors import EtcdError, error
+from etcdlite import __version__, log, peer_frames, proto
+from etcdlite.errors import CODE_NAMES, EtcdError, error
 from etcdlite.frames import (
     ERROR,
     FRAME,
@@ -63,16 +68,17 @@ from etcdlite.frames import (
     MAGIC,
     MIN_FRAME_LENGTH,
     PING,
-    PROTOCOL_VERSION,
     FrameReader,
     ProtocolError,
 )
 from etcdlite.identity import Identity
 from etcdlite.metrics import Metrics
 from etcdlite.metrics import Peer as PeerMetrics
+from etcdlite.peer_frames import PeerFrameReader
 from etcdlite.proto import DecodeError
 from etcdlite.raft import HEARTBEAT, Message, MessageRejected
 from etcdlite.raft_log import Entry
+from etcdlite.replica.entry import check_entry
 from etcdlite.request import Done
 from etcdlite.session import Session
 
@@ -83,6 +89,9 @@ SNAPSHOT = 0xEB
 
 MAX_FRAME_BYTES = 64 << 20
 """An append has at most 1 MiB of entries, or one that is larger, of at most 32 MiB."""
+
+MAX_UNKNOWN_FRAME_BYTES = 64 << 10
+"""The same before the two members know each other."""
 
 MAX_UNSENT_BYTES = 32 << 20
 """More than consensus has in flight to one member."""
@@ -257,7 +266,9 @@ class PeerConnection(Session):
         self._queued_bytes = 0
         self._taken_bytes = 0
         """How much of all that was queued had been sent at the last tick; 0 if all was."""
-        self._reader = FrameReader(MAX_FRAME_BYTES)
+        self.version = peer_frames.VERSION
+        """Of the protocol."""
+        self._reader: PeerFrameReader | FrameReader = PeerFrameReader(MAX_UNKNOWN_FRAME_BYTES)
         self._opening = b""
         self._is_shaken = False
 
@@ -292,6 +303,12 @@ class PeerConnection(Session):
     def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
         raise NotImplementedError
 
+    def opened(self) -> None:
+        """Both sides know each other."""
+        self.is_open = True
+        assert isinstance(self._reader, PeerFrameReader)
+        self._reader.max_frame_bytes = MAX_FRAME_BYTES
+
     def _hang_up(self, why: str) -> None:
         """Close once what is unsent is sent."""
         if not log.limited(f"peer {why}"):
@@ -304,7 +321,10 @@ class PeerConnection(Session):
 
     def send(self, request_id: int, method: int, flags: int, body: bytes) -> None:
         """One frame."""
-        self._append(FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags))
+        if self.version == peer_frames.VERSION:
+            self._append(peer_frames.header(request_id, method, flags, body))
+        else:
+            self._append(FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags))
         self._append(body)
 
     def _append(self, data: bytes) -> None:
@@ -328,9 +348,12 @@ class PeerConnection(Session):
         return True
 
     def take_message(self, body: bytes, sender: int) -> None:
-        """A raft message came. Raises DecodeError."""
+        """A raft message came. Raises ProtocolError, DecodeError and MessageRejected."""
         self.metrics.received_bytes += len(body)
-        self.local.events.on_message(decode_message(body, sender, self.local.identity.member_id))
+        message = decode_message(body, sender, self.local.identity.member_id)
+        for entry in message.entries:
+            check_entry(entry.data)
+        self.local.events.on_message(message)
 
     # The rest of a session.
 
@@ -377,7 +400,7 @@ class Dial(PeerConnection):
         """The other side answered the call: say who we are."""
         self.is_connected = True
         identity = self.local.identity
-        self._append(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, PROTOCOL_VERSION))
+        self._append(HANDSHAKE.pack(MAGIC, peer_frames.VERSION, peer_frames.VERSION))
         introduction = proto.Introduction(
             cluster_id=identity.cluster_id,
             member_id=identity.member_id,
@@ -400,9 +423,9 @@ class Dial(PeerConnection):
     def _shake(self, magic: bytes, lowest: int, highest: int) -> None:
         if magic != MAGIC:
             raise ProtocolError("it is not etcdlite's; check the peer URLs")
-        if lowest != PROTOCOL_VERSION:
+        if lowest != peer_frames.VERSION:
             raise ProtocolError(
-                f"the other member does not speak version {PROTOCOL_VERSION} of the protocol; "
+                f"the other member does not speak version {peer_frames.VERSION} of the protocol; "
                 "update the older one of the two"
             )
 
@@ -417,6 +440,8 @@ class Dial(PeerConnection):
             raise ProtocolError(f"an answer to request {request_id}, which was not asked")
         if flags & ERROR:
             failure = proto.Error.decode(body)
+            if failure.code not in CODE_NAMES or not failure.code:
+                raise ProtocolError(f"an error with code {failure.code}")
             question[1](EtcdError(failure.code, failure.message))
         else:
             question[1](body)
@@ -427,7 +452,7 @@ class Dial(PeerConnection):
                 self.link.refused(answer)
                 self.is_closing = True
             return
-        self.is_open = True
+        self.opened()
         self.welcomed(proto.Welcome.decode(answer).offset)
 
     def welcomed(self, offset: int) -> None:

@@ -22,7 +22,7 @@ FLOORS = {
     "consensus": "raft raft_log raft_progress wal",
     "data directory": "datadir snap",
     "state machine": "replica replica.*",
-    "members": "peer member",
+    "members": "peer peer_frames member",
     "founding": "bootstrap backup",
     "protocols": "wire wire.*",
     "process": "threads listeners server __main__",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from rigs.wire import take_output
 from sim.world import World, url
 
-from etcdlite import frames, methods, proto
+from etcdlite import frames, methods, peer_frames, proto
 from etcdlite.frames import (
     END,
     ERROR,
@@ -31,10 +32,14 @@ from etcdlite.peer import (
     Dial,
     Link,
     decode_message,
+    encode_forward,
     encode_message,
 )
+from etcdlite.peer_frames import PeerFrameReader
+from etcdlite.proto import DecodeError
 from etcdlite.raft import APP, HEARTBEAT, Message
 from etcdlite.raft_log import Entry
+from etcdlite.replica.entry import check_entry, decode_requests, encode_entry, read_header
 from etcdlite.wire.peer_session import Accepted
 
 U64 = st.integers(0, 2**64 - 1)
@@ -77,7 +82,7 @@ class Caller:
         self.world.elect()
         self.member = self.nodes[0].member
         self.session = Accepted(self.member, lambda session: None)
-        self._reader = FrameReader(1 << 26)
+        self._reader: Any = PeerFrameReader(1 << 26)
         self.shaken: tuple[bytes, int, int] | None = None
 
     def send(self, data: bytes) -> list[tuple[int, int, int, bytes]]:
@@ -94,9 +99,9 @@ class Caller:
     def ask(
         self, method: int, body: bytes, request_id: int = 1
     ) -> list[tuple[int, int, int, bytes]]:
-        return self.send(frames.frame(request_id, method, 0, body))
+        return self.send(peer_frames.frame(request_id, method, 0, body))
 
-    def shake(self, lowest: int = PROTOCOL_VERSION, highest: int = PROTOCOL_VERSION) -> Any:
+    def shake(self, lowest: int = peer_frames.VERSION, highest: int = peer_frames.VERSION) -> Any:
         return self.send(HANDSHAKE.pack(MAGIC, lowest, highest))
 
     def introduce(self, **fields: Any) -> list[tuple[int, int, int, bytes]]:
@@ -162,14 +167,14 @@ def test_a_second_process_of_a_member_is_refused_while_the_first_one_lives() -> 
     caller.nodes[1].pause()
     caller.world.run(2)
     again = Accepted(caller.member, lambda session: None)
-    again.receive(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, PROTOCOL_VERSION))
+    again.receive(HANDSHAKE.pack(MAGIC, peer_frames.VERSION, peer_frames.VERSION))
     introduction = proto.Introduction(
         cluster_id=caller.member.identity.cluster_id,
         member_id=caller.nodes[1].member_id,
         to=caller.member.identity.member_id,
         life=5,
     )
-    again.receive(frames.frame(1, INTRODUCE, 0, introduction.encode()))
+    again.receive(peer_frames.frame(1, INTRODUCE, 0, introduction.encode()))
     assert again.is_open, "it may have been started again"
 
 
@@ -215,6 +220,140 @@ def test_nothing_but_a_member_list_is_answered_before_the_introduction() -> None
         caller.shake()
         assert caller.ask(method, b"") == []
         assert caller.session.is_closing, hex(method)
+
+
+def test_version_1_of_the_protocol_is_for_one_member_list() -> None:
+    number = methods.METHOD_BY_NAME["Cluster.MemberList"].number
+    caller = Caller(members=3)
+    caller._reader = FrameReader(1 << 16)
+    caller.shake(1, 1)
+    assert caller.shaken == (MAGIC, PROTOCOL_VERSION, 0)
+    ((_, method, _, body),) = caller.send(frames.frame(1, number, 0, b""))
+    assert len(proto.MemberListResponse.decode(body).members) == 3
+    assert caller.send(frames.frame(2, number, 0, b"")) == []
+    assert caller.session.is_closing
+    for method in (INTRODUCE, RAFT, FORWARD, PING):
+        caller = Caller(members=3)
+        caller._reader = FrameReader(1 << 16)
+        caller.shake(1, 1)
+        assert caller.send(frames.frame(1, method, 0, b"")) == []
+        assert caller.session.is_closing, hex(method)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 255), st.integers(0, 255),
+                          st.binary(max_size=40)), max_size=6), st.data())  # fmt: skip
+def test_frames_come_out_as_they_went_in_whatever_the_pieces(sent: list[Any], data: Any) -> None:
+    stream = b"".join(peer_frames.frame(*frame) for frame in sent)
+    reader = PeerFrameReader(100)
+    received = []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        reader.feed(stream[:size])
+        stream = stream[size:]
+        received += list(reader)
+    assert received == sent
+
+
+@given(st.binary(max_size=40), st.data())
+def test_a_frame_with_any_bit_flipped_is_refused_at_once(body: bytes, data: Any) -> None:
+    frame = peer_frames.frame(5, RAFT, 0, body)
+    bit = data.draw(st.integers(0, 8 * len(frame) - 1))
+    damaged = bytearray(frame)
+    damaged[bit // 8] ^= 1 << bit % 8
+    reader = PeerFrameReader(1 << 26)
+    reader.feed(bytes(damaged))
+    with pytest.raises(ProtocolError, match="checksum"):
+        list(reader)
+
+
+def leader_and_follower() -> tuple[Caller, Any]:
+    """A caller that plays a follower to the leader."""
+    caller = Caller(members=3)
+    leader = caller.world.leader
+    assert leader is not None
+    follower = next(node for node in caller.nodes if node is not leader)
+    caller.member, caller.nodes[0] = leader.member, leader
+    caller.session = Accepted(leader.member, lambda session: None)
+    caller.shake()
+    other = follower.member.identity
+    caller.introduce(member_id=other.member_id, life=other.incarnation)
+    return caller, follower
+
+
+def test_a_damaged_entry_is_not_taken_from_a_follower() -> None:
+    caller, follower = leader_and_follower()
+    put = frames.frame(1, methods.PUT, 0, proto.PutRequest(key=b"k").encode())
+    payload = encode_entry(follower.member_id, 1, [put])
+    last = caller.member.raft.log.last
+    damaged = payload[:-1] + b"x"
+    assert caller.ask(FORWARD, encode_forward(caller.member.raft.term, damaged), 5) == []
+    assert caller.session.is_closing and caller.member.raft.log.last == last
+
+
+def test_a_damaged_entry_is_not_appended_by_a_follower() -> None:
+    caller = Caller(members=3)
+    leader = caller.world.leader
+    assert leader is not None
+    follower = next(node for node in caller.nodes if node is not leader)
+    caller.member, caller.nodes[0] = follower.member, follower
+    caller.session = Accepted(follower.member, lambda session: None)
+    caller.shake()
+    caller.introduce(member_id=leader.member_id, life=leader.member.identity.incarnation)
+    raft = follower.member.raft
+    last = raft.log.last
+    put = frames.frame(1, methods.PUT, 0, proto.PutRequest(key=b"k").encode())
+    payload = encode_entry(leader.member_id, 1, [put])
+    for data in (payload[:-1] + b"x", payload):
+        entry = Entry(raft.term, last + 1, 0, data)
+        append = Message(
+            APP, raft.id, leader.member_id, raft.term, last, raft.log.term(last), entries=[entry]
+        )
+        caller.session.receive(peer_frames.frame(0, RAFT, 0, encode_message(append)))
+        assert raft.log.last == last + (data == payload)
+        if data != payload:
+            assert caller.session.is_closing
+            caller.session.closed()
+            caller.session = Accepted(follower.member, lambda session: None)
+            caller._reader = PeerFrameReader(1 << 16)
+            caller.shaken = None
+            caller.shake()
+            caller.introduce(member_id=leader.member_id, life=leader.member.identity.incarnation)
+
+
+@given(st.binary(max_size=40), st.data())
+def test_an_entry_with_any_bit_flipped_is_refused(body: bytes, data: Any) -> None:
+    put = frames.frame(1, methods.PUT, 0, proto.PutRequest(key=b"k", value=body).encode())
+    payload = encode_entry(7, 9, [put, put])
+    check_entry(payload)
+    assert len(decode_requests(payload)) == 2
+    bit = data.draw(st.integers(0, 8 * len(payload) - 1))
+    damaged = bytearray(payload)
+    damaged[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(DecodeError):
+        decode_requests(bytes(damaged))
+
+
+def test_an_entry_of_version_1_is_read() -> None:
+    put = frames.frame(1, methods.PUT, 0, proto.PutRequest(key=b"k").encode())
+    header = struct.pack("<B3xIQQ", 1, 2, 7, 9)
+    check_entry(header + put + put)
+    assert read_header(header + put + put)[2:] == (7, 9)
+    assert [waiter[2] for waiter in decode_requests(header + put + put)] == [methods.PUT] * 2
+    for wrong in (header + put, header + put + put[:-1], header + put * 3):
+        with pytest.raises(DecodeError):
+            decode_requests(wrong)
+
+
+def test_an_error_without_a_known_code_ends_the_connection() -> None:
+    caller = Caller(members=3)
+    link = caller.member.peers.links[caller.nodes[1].member_id]
+    assert link.dial is not None
+    answers: list[Any] = []
+    link.dial.ask(FORWARD, b"", answers.append)
+    request_id = max(link.dial._questions)
+    body = proto.Error(code=99, message="?").encode()
+    link.dial.receive(peer_frames.frame(request_id, FORWARD, END | ERROR, body))
+    assert link.dial.is_closing
 
 
 def test_a_follower_does_not_take_what_only_a_leader_may() -> None:
@@ -338,7 +477,7 @@ def test_hostile_bytes_close_the_connection_and_nothing_else(
     caller = CALLERS[0]
     caller.session = Accepted(caller.member, lambda session: None)
     caller.shaken = None
-    caller._reader = FrameReader(1 << 26)
+    caller._reader = PeerFrameReader(1 << 26)
     caller.shake()
     if introduces:
         caller.introduce(member_id=caller.nodes[1].member_id)
@@ -366,5 +505,7 @@ def test_a_dialer_hangs_up_on_what_is_not_a_member() -> None:
     assert dial.is_closing
     dial = Dial(caller.member, link, lambda session: None)
     dial.connected()
-    dial.receive(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, 0) + frames.frame(9, RAFT, END, b""))
+    dial.receive(
+        HANDSHAKE.pack(MAGIC, peer_frames.VERSION, 0) + peer_frames.frame(9, RAFT, END, b"")
+    )
     assert dial.is_closing

@@ -2,13 +2,21 @@
 
 The payload of an entry, all integers little-endian:
 
-    0   1  format version, 1
+    0   1  format version, 2
     1   3  zero
-    4   4  number of requests
+    4   4  CRC-32 (as in zlib) of everything behind it
     8   8  id of the member that proposed it
     16  8  number of the batch at that member, by which it finds the sessions that wait
-    24     the requests, each as a frame of the native protocol: the bytes that the client sent
-           (the request id in it means nothing here), or of a method that only members propose
+    24     the requests, up to the end, each as a frame of the native protocol: the bytes that the
+           client sent (the request id in it means nothing here), or of a method that only members
+           propose
+
+Version 1, which is still read, has the number of requests in place of the CRC.
+
+The member that proposes an entry makes the CRC. Before an entry is appended to a log, by the leader
+for another member and by a follower, and when it is decoded, the CRC is checked, so that no member
+stores what was damaged in the memory of another one or on the way. (In the files the log's own
+checksums come on top.)
 
 A membership change is an entry of its own kind, with one request, a `MemberChange`.
 """
@@ -18,19 +26,23 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 from etcdlite.frames import FRAME, FRAME_HEADER_BYTES
 from etcdlite.methods import REQUESTS
 from etcdlite.proto import DecodeError
 from etcdlite.request import Waiter
 
-ENTRY_VERSION = 1
+ENTRY_VERSION = 2
 ENTRY_HEADER = struct.Struct("<B3xIQQ")
+_BEGIN = struct.Struct("<B3xI")
+_PROPOSER = struct.Struct("<QQ")
 
 
 class EntryHeader(NamedTuple):
-    requests: int
-    """How many there are."""
+    version: int
+    checksum: int
+    """Of version 1: how many requests there are."""
     member_id: int
     """The member that proposed the entry."""
     batch: int
@@ -38,24 +50,35 @@ class EntryHeader(NamedTuple):
 
 def encode_entry(member_id: int, batch: int, frames: Sequence[bytes]) -> bytes:
     """The payload of an entry with these requests."""
-    return b"".join((ENTRY_HEADER.pack(ENTRY_VERSION, len(frames), member_id, batch), *frames))
+    content = b"".join((_PROPOSER.pack(member_id, batch), *frames))
+    return _BEGIN.pack(ENTRY_VERSION, crc32(content)) + content
 
 
 def read_header(data: bytes) -> EntryHeader:
     """Raises DecodeError."""
-    if len(data) < ENTRY_HEADER.size or data[0] != ENTRY_VERSION:
+    if len(data) < ENTRY_HEADER.size or not 1 <= data[0] <= ENTRY_VERSION or any(data[1:4]):
         raise DecodeError(f"an entry's payload does not begin as version {ENTRY_VERSION} does")
-    return EntryHeader(*ENTRY_HEADER.unpack_from(data)[1:])
+    return EntryHeader(*ENTRY_HEADER.unpack_from(data))
+
+
+def check_entry(data: bytes) -> None:
+    """Raises DecodeError unless the payload of an entry is as its proposer made it. The payload of
+    version 1, and that of the entry with which a leader begins, have no checksum."""
+    if data:
+        header = read_header(data)
+        if header.version > 1 and crc32(memoryview(data)[_BEGIN.size :]) != header.checksum:
+            raise DecodeError("an entry fails its checksum")
 
 
 def decode_requests(data: bytes) -> list[Waiter]:
     """The requests of an entry's payload, without the sessions that wait for them. Raises
     DecodeError: the bytes may come from another member."""
-    count = read_header(data).requests
+    check_entry(data)
+    header = read_header(data)
     waiters: list[Waiter] = []
     at = ENTRY_HEADER.size
     try:
-        for _ in range(count):
+        while at < len(data):
             length, request_id, method, _ = FRAME.unpack_from(data, at)
             end = at + 4 + length
             if end > len(data) or end < at + FRAME_HEADER_BYTES:
@@ -64,9 +87,9 @@ def decode_requests(data: bytes) -> list[Waiter]:
             waiters.append((None, request_id, method, request))
             at = end
     except struct.error as failure:
-        raise DecodeError("an entry has fewer requests than it says") from failure
+        raise DecodeError("a request of an entry is cut off") from failure
     except KeyError as failure:
         raise DecodeError(f"a request of an entry has the unknown method {failure}") from failure
-    if at != len(data):
-        raise DecodeError("an entry's payload has bytes after its requests")
+    if header.version == 1 and len(waiters) != header.checksum:
+        raise DecodeError(f"an entry has {len(waiters)} requests instead of {header.checksum}")
     return waiters

@@ -31,7 +31,7 @@ from etcdlite.options import Options
 from etcdlite.proto import DecodeError
 from etcdlite.raft import LEADER, NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, ENTRY_NORMAL, Entry
-from etcdlite.replica.checks import check
+from etcdlite.replica.checks import CHECKS, check
 from etcdlite.replica.entry import (
     ENTRY_HEADER,
     decode_requests,
@@ -56,11 +56,11 @@ MAX_FORWARDED_BYTES = 40 << 20
 _NOT_TAKEN = ("NotLeader", "RequestTooManyRequests")
 """Answers of a leader that did not take an entry, but may take it later."""
 
-_METHODS = {
-    ENTRY_NORMAL: numbers(Route.WRITE),
-    ENTRY_CONF_CHANGE: numbers(Route.MEMBERSHIP),
+_CHECKS = {
+    kind: {method: CHECKS[method] for method in numbers(route)}
+    for kind, route in ((ENTRY_NORMAL, Route.WRITE), (ENTRY_CONF_CHANGE, Route.MEMBERSHIP))
 }
-"""The methods that an entry of each kind may hold."""
+"""The methods that an entry of each kind may hold, and their checks."""
 
 
 class Batch:
@@ -307,7 +307,7 @@ class Writes:
         """The requests of a committed entry, with the sessions that wait here for their answers,
         and since when they wait (None: no session does)."""
         try:
-            _, member_id, number = read_header(entry.data)
+            _, _, member_id, number = read_header(entry.data)
             if member_id == self._state.identity.member_id:
                 batch = self._waiting.get(number)
                 if batch is not None and batch.data == entry.data:
@@ -363,26 +363,35 @@ class Writes:
 
 def _check(kind: int, method: int, request: Any) -> None:
     """Raise the EtcdError that says why a request must not be in an entry of this kind."""
-    if method not in _METHODS[kind]:
+    check = _CHECKS[kind].get(method)
+    if check is None:
         raise EtcdError(
             INVALID_ARGUMENT, f"etcdlite: method {method:#04x} in an entry of kind {kind}"
         )
-    check(method, request)
+    check(request)
 
 
 def _valid(entry: Entry, waiters: list[Waiter]) -> list[Waiter]:
     """The requests of an entry that have an effect: the same ones on every member."""
-    valid = []
-    for waiter in waiters:
-        try:
-            _check(entry.kind, waiter[2], waiter[3])
-        except EtcdError as failure:
-            log.error(
-                "a request in the log is invalid and has no effect",
-                index=entry.index,
-                method=f"{waiter[2]:#04x}",
-                why=failure.text,
-            )
-        else:
-            valid.append(waiter)
-    return valid
+    # Hot path of followers.
+    checks = _CHECKS[entry.kind]
+    try:
+        for _, _, method, request in waiters:
+            checks[method](request)
+    except (EtcdError, KeyError):
+        return [waiter for waiter in waiters if _has_effect(entry, waiter[2], waiter[3])]
+    return waiters
+
+
+def _has_effect(entry: Entry, method: int, request: Any) -> bool:
+    try:
+        _check(entry.kind, method, request)
+    except EtcdError as failure:
+        log.error(
+            "a request in the log is invalid and has no effect",
+            index=entry.index,
+            method=f"{method:#04x}",
+            why=failure.text,
+        )
+        return False
+    return True

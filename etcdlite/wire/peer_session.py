@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from etcdlite import __version__, frames, log, proto
+from etcdlite import __version__, frames, log, peer_frames, proto
 from etcdlite.errors import FAILED_PRECONDITION, INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
 from etcdlite.frames import (
     END,
@@ -20,6 +20,7 @@ from etcdlite.frames import (
     MAGIC,
     PING,
     PROTOCOL_VERSION,
+    FrameReader,
     ProtocolError,
 )
 from etcdlite.member import Member
@@ -29,6 +30,7 @@ from etcdlite.peer import (
     FORWARD,
     INTRODUCE,
     LINES_PER_S,
+    MAX_UNKNOWN_FRAME_BYTES,
     RAFT,
     REMOVED_TEXT,
     SNAPSHOT,
@@ -48,18 +50,25 @@ class Accepted(PeerConnection):
         self.node = 0
         """Who it is, once it has said so."""
         self.incarnation = 0
+        self._has_asked = False
+        """It sent the one frame that may come before both sides know each other."""
         self._requests: dict[int, int] = {}
         self._snapshot_id = 0
 
     def _shake(self, magic: bytes, lowest: int, highest: int) -> None:
         if magic != MAGIC:
             raise ProtocolError("it is not etcdlite's (is this a client, or an etcd?)")
-        if not lowest <= PROTOCOL_VERSION <= highest:
+        if lowest <= peer_frames.VERSION <= highest:
+            self.version = peer_frames.VERSION
+        elif lowest <= PROTOCOL_VERSION <= highest:
+            self.version = PROTOCOL_VERSION
+            self._reader = FrameReader(MAX_UNKNOWN_FRAME_BYTES)
+        else:
             self._append(HANDSHAKE.pack(MAGIC, 0, 0))
             raise ProtocolError(
-                f"it speaks versions {lowest} to {highest}, this member {PROTOCOL_VERSION} only"
+                f"it speaks versions {lowest} to {highest}, this member {peer_frames.VERSION} only"
             )
-        self._append(HANDSHAKE.pack(MAGIC, PROTOCOL_VERSION, 0))
+        self._append(HANDSHAKE.pack(MAGIC, self.version, 0))
         hello = proto.Hello(
             cluster_id=self.member.identity.cluster_id,
             member_id=self.member.identity.member_id,
@@ -73,16 +82,29 @@ class Accepted(PeerConnection):
             self._hang_up("that member was removed from the cluster")
         elif method == RAFT and self.node:
             self.take_message(body, self.node)
+        elif not self.node:
+            self._take_from_stranger(request_id, method, body)
         elif method == PING:
             self.send(request_id, PING, END, body)
-        elif method == INTRODUCE and not self.node:
-            self._introduced(request_id, proto.Introduction.decode(body))
         elif method == SNAPSHOT and self._snapshot_id:
             self.member.incoming.receive(self, body)
-        elif self.node or method == MEMBER_LIST:
+        else:
             self._answer(request_id, method, body)
+
+    def _take_from_stranger(self, request_id: int, method: int, body: bytes) -> None:
+        """The other side has not introduced itself: it may do so, or ask one question."""
+        if method == INTRODUCE and self.version == peer_frames.VERSION and not self._has_asked:
+            self._introduced(request_id, proto.Introduction.decode(body))
+        elif method == MEMBER_LIST and not self._has_asked:
+            self._answer(request_id, method, body)
+        elif self.version != peer_frames.VERSION:
+            raise ProtocolError(
+                f"method {method:#04x} of version {self.version} of the protocol, this member "
+                f"speaks {peer_frames.VERSION}; update the older one of the two"
+            )
         else:
             raise ProtocolError(f"method {method:#04x} came before an introduction")
+        self._has_asked = True
 
     def _introduced(self, request_id: int, introduction: proto.Introduction) -> None:
         refusal = self._refusal(introduction)
@@ -102,7 +124,7 @@ class Accepted(PeerConnection):
         self.node = introduction.member_id
         self.incarnation = introduction.life
         self.metrics = self.member.metrics.peers.setdefault(self.node, PeerMetrics())
-        self.is_open = True
+        self.opened()
         if introduction.snapshot is not None:
             self._offered(request_id, introduction.snapshot)
             return

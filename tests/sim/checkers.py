@@ -28,6 +28,7 @@ and nobody is told of a renewal of a lease that has ended.
 from __future__ import annotations
 
 import struct
+import zlib
 from typing import Any
 from zlib import crc32
 
@@ -181,13 +182,15 @@ class Oracle(PlainStore):
 
     def carry_out(self, index: int, data: bytes) -> None:
         """The next committed entry."""
-        version, count, _, _ = _ENTRY_HEADER.unpack_from(data)
-        if version != 1:
-            raise Violation("an entry has a known format", f"entry {index} has version {version}")
+        version, checksum, _, _ = _ENTRY_HEADER.unpack_from(data)
+        if version != 2 or zlib.crc32(data[8:]) != checksum:
+            raise Violation("an entry is as it was proposed", f"entry {index}: {data[:24].hex()}")
         capped = any(kind == 1 for _, kind in self.alarms)
         corrupt = any(kind == 2 for _, kind in self.alarms)
         at = _ENTRY_HEADER.size
-        for place in range(count):
+        place = -1
+        while at < len(data):
+            place += 1
             length, request_id, method, _ = frames.FRAME.unpack_from(data, at)
             end = at + 4 + length
             body_at = at + frames.FRAME_HEADER_BYTES
