@@ -335,14 +335,39 @@ def test_a_failed_wait_leaves_the_line(
     lone: LoneMember, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
-    waiting = caller.send("Lock.Lock", name=b"door", lease=grant(lone, 2))
+    waiting = caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 2))
+    assert keys(lone) == [b"door/1", b"door/2"]
     with monkeypatch.context() as patch:
         no_leader = errors.error("NoLeader")
         patch.setattr(lone.member.reads, "read", lambda asker, *_: asker.fail(1, 0, no_leader))
-        lone.settle()
+        write(lone, "KV.DeleteRange", key=b"door/1")
     (failure,) = caller.received[waiting]
     assert (failure.code, failure.text) == (UNKNOWN, "etcdserver: no leader")
-    assert keys(lone) == [b"door/1"]
+    assert keys(lone) == []
+
+
+def test_a_long_line_is_read_once_and_moves_in_order(
+    lone: LoneMember, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_now = lone.member.reads.read_now
+    whole: list[Any] = []
+
+    def counted(session: Any, request_id: int, method: int, request: Any) -> None:
+        whole.append(request)
+        read_now(session, request_id, method, request)
+
+    monkeypatch.setattr(lone.member.reads, "read_now", counted)
+    caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    waiting = [caller.begin("Lock.Lock", name=b"door", lease=grant(lone, n)) for n in range(2, 202)]
+    assert len(whole) == 1, "every waiting call reads the whole line"
+    # One in the middle gives up; the others move on one by one.
+    caller.cancel(waiting.pop(100))
+    held = b"door/1"
+    for call in waiting:
+        assert not caller.received.get(call)
+        write(lone, "KV.DeleteRange", key=held)
+        held = caller.answer(call).key
+    assert len(whole) == 1 and keys(lone) == [held]
 
 
 # Elections.

@@ -5,10 +5,14 @@ owns the key `<name>/<lease id in hexadecimal>`, attached to its lease. The olde
 create_revision, holds the lock or leads; the others wait until no older key is left. So locks taken
 here, by our clients and by etcd's clients exclude each other.
 
+The calls that wait in one queue share a `_Queue`: it reads the queue once and then follows its
+changes, so that a call costs a look at each change and not the whole queue.
+
 A call is a script: a generator that yields its next step (`_Ask`: a request to this member,
-`_Follow`: watch some keys, None: the next event of that watch, a message: an answer for the client)
-and is sent the outcome. `_ScriptedCall` runs it; nothing here blocks. Requests to the member go
-through `api.py` like those of a client, so they are checked, counted and limited in the same way.
+`_Wait`: its turn in a queue, `_Follow`: watch some keys, None: the next event of that watch, a
+message: an answer for the client) and is sent the outcome. `_ScriptedCall` runs it; nothing here
+blocks. Requests to the member go through `api.py` like those of a client, so they are checked,
+counted and limited in the same way.
 
 A Lock or Campaign that is cancelled or fails before it is answered deletes its key, and revokes the
 lease if it made one. If the member does not know whether the key was written, the key stays until
@@ -29,8 +33,10 @@ through an internal client that keeps only the text. The differences:
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Generator
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from etcdlite import frames, methods, proto
 from etcdlite.errors import UNKNOWN, EtcdError, error
@@ -58,6 +64,13 @@ class _Ask(NamedTuple):
     writes: bool
 
 
+class _Wait(NamedTuple):
+    """Wait until no key of the queue is older than this revision; the script is sent True."""
+
+    prefix: bytes
+    revision: int
+
+
 class _Follow(NamedTuple):
     """Watch keys. The script is sent a WatchResponse with events, or with `canceled` if the needed
     history is compacted. To get the next one, it yields None."""
@@ -68,6 +81,138 @@ class _Follow(NamedTuple):
 
 
 Script = Generator[Any, Any, None]
+
+
+class _Queue:
+    """The keys under a name as of what the member's watches have seen, and the calls that wait.
+
+    A call's turn has come when the queue has seen the revision of its key, and so everything older,
+    and no older key is left. Old keys do not come back, so the queue need not be linearizable:
+    only whether the call's own key is still there must be, which the call finds out by itself.
+    """
+
+    is_blocked = False
+    blocked = False
+
+    def __init__(self, member: Member, prefix: bytes) -> None:
+        self._member = member
+        self._prefix = prefix
+        self._keys: dict[bytes, int] = {}
+        """The create_revision of each key."""
+        self._oldest: list[tuple[int, bytes]] = []
+        """A heap of the same; keys that are gone are dropped when they come first."""
+        self._seen = 0
+        """Every change up to this revision is in `_keys`."""
+        self._calls: set[_QueueCall] = set()
+        self._waiting: list[tuple[int, int, _QueueCall]] = []
+        """A heap of (revision, number, call)."""
+        self._number = 0
+        self._stream: WatchStream | None = None
+        self._read()
+
+    def join(self, revision: int, call: _QueueCall) -> bool:
+        """Take a call in. True if its turn has come, else `turn_came` is called when it has."""
+        self._calls.add(call)
+        if revision <= self._turn():
+            return True
+        self._number += 1
+        heapq.heappush(self._waiting, (revision, self._number, call))
+        return False
+
+    def leave(self, call: _QueueCall) -> None:
+        """The call needs the queue no longer. Not to be called while the hub reports an event."""
+        self._calls.discard(call)
+        if not self._calls:
+            self._waiting.clear()
+            self._close()
+            if _queues(self._member).get(self._prefix) is self:
+                del _queues(self._member)[self._prefix]
+
+    def _turn(self) -> int:
+        """The turn of all that wait with a revision up to this one has come."""
+        while self._oldest:
+            revision, key = self._oldest[0]
+            if self._keys.get(key) == revision:
+                return min(revision, self._seen)
+            heapq.heappop(self._oldest)
+        return self._seen
+
+    def _wake(self) -> None:
+        turn = self._turn()
+        while self._waiting and self._waiting[0][0] <= turn:
+            _, _, call = heapq.heappop(self._waiting)
+            if call in self._calls:
+                call.turn_came(True)
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    # As the session of a read.
+
+    def _read(self) -> None:
+        request = proto.RangeRequest(
+            key=self._prefix, range_end=_after(self._prefix), keys_only=True
+        )
+        self._member.reads.read_now(self, 1, RANGE, request)
+
+    def awaits(self, request_id: int) -> bool:
+        return bool(self._calls)
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        if not self._calls:
+            return
+        response = proto.RangeResponse.decode(body)
+        assert response.header is not None
+        self._close()
+        self._seen = response.header.revision
+        self._keys = {kv.key: kv.create_revision for kv in response.kvs}
+        self._oldest = sorted((revision, key) for key, revision in self._keys.items())
+        self._stream = self._member.hub.open(self)
+        self._stream.create(
+            proto.WatchCreateRequest(
+                key=self._prefix, range_end=_after(self._prefix), start_revision=self._seen + 1
+            )
+        )
+        self._wake()
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        _queues(self._member).pop(self._prefix, None)
+        waiting, self._waiting = self._waiting, []
+        for _, _, call in waiting:
+            if call in self._calls:
+                call.turn_came(failure)
+
+    # As the sink of a watch.
+
+    def send(self, body: bytes) -> None:
+        response = proto.WatchResponse.decode(body)
+        if response.canceled:
+            # The history that is needed is compacted. The read is answered outside of the hub.
+            self._read()
+            return
+        for event in response.events:
+            kv = event.kv
+            assert kv is not None
+            self._seen = kv.mod_revision
+            if event.type == proto.Event.DELETE:
+                self._keys.pop(kv.key, None)
+            elif kv.key not in self._keys:
+                self._keys[kv.key] = kv.create_revision
+                heapq.heappush(self._oldest, (kv.create_revision, kv.key))
+        self._wake()
+
+    def end(self) -> None:
+        """The stream ends only when this queue ends it."""
+
+
+_QUEUES: WeakKeyDictionary[Member, dict[bytes, _Queue]] = WeakKeyDictionary()
+
+
+def _queues(member: Member) -> dict[bytes, _Queue]:
+    """The queues in which calls of this member wait, by prefix."""
+    return _QUEUES.setdefault(member, {})
 
 
 class _EventSink:
@@ -173,6 +318,10 @@ class _ScriptedCall(Call):
                 outcome = self._ask(step)
                 if outcome is None:
                     return
+            elif isinstance(step, _Wait):
+                if not self._join(step):
+                    return
+                outcome = True
             elif isinstance(step, _Follow):
                 self._is_following = True
                 self._stream = self.member.hub.open(_EventSink(self))
@@ -206,6 +355,10 @@ class _ScriptedCall(Call):
             self._is_writing = False
             return failure
         return None
+
+    def _join(self, place: _Wait) -> bool:
+        """Whether its turn has come; else the script is sent True later."""
+        raise NotImplementedError
 
     def _close_stream(self) -> None:
         self._is_following = False
@@ -258,15 +411,12 @@ def _first(prefix: bytes) -> proto.RangeRequest:
     )
 
 
-def _before(prefix: bytes, revision: int) -> proto.RangeRequest:
-    """Read the newest key of a queue that is older than `revision`."""
-    return proto.RangeRequest(
-        key=prefix,
-        range_end=_after(prefix),
-        sort_target=proto.RangeRequest.CREATE,
-        sort_order=proto.RangeRequest.DESCEND,
-        limit=1,
-        max_create_revision=revision - 1,
+def _some(prefix: bytes) -> proto.RequestOp:
+    """How many keys are in a queue; sorts and reads no more than one of them."""
+    return proto.RequestOp(
+        request_range=proto.RangeRequest(
+            key=prefix, range_end=_after(prefix), keys_only=True, limit=1
+        )
     )
 
 
@@ -287,6 +437,8 @@ class _QueueCall(_ScriptedCall):
 
     lost = ""
     """The error if the key is deleted while the call waits."""
+    _queue: _Queue | None = None
+    """Where the call waits."""
 
     def stand(
         self, request: proto.LockRequest | proto.CampaignRequest, value: bytes | None
@@ -301,14 +453,13 @@ class _QueueCall(_ScriptedCall):
                 granted = yield _grant()
                 lease = made = granted.ID
             place = prefix + b"%x" % lease
-            get_first = proto.RequestOp(request_range=_first(prefix))
             placed = yield _txn(
                 place,
                 0,
-                success=[_put(place, value or b"", lease), get_first],
-                failure=[_get(place), get_first],
+                success=[_put(place, value or b"", lease), _some(prefix)],
+                failure=[_get(place), _some(prefix)],
             )
-            mine, head = placed.responses
+            mine, queue = placed.responses
             header = placed.header
             if placed.succeeded:
                 key, revision = place, placed.header.revision
@@ -319,7 +470,7 @@ class _QueueCall(_ScriptedCall):
                 if value is not None and found.value != value:
                     leader = proto.LeaderKey(key=place, rev=revision)
                     yield from _proclaim(leader, value, lease)
-            if head.response_range.kvs and head.response_range.kvs[0].create_revision != revision:
+            if queue.response_range.count > 1:
                 key = place
                 header = yield from self._wait(prefix, place, revision)
             yield self.won(request, place, revision, lease, placed.header, header)
@@ -328,22 +479,34 @@ class _QueueCall(_ScriptedCall):
             raise
 
     def _wait(self, prefix: bytes, key: bytes, revision: int) -> Generator[Any, Any, Any]:
-        """Wait until no key of the queue is older; returns the header of the read that shows it."""
-        look = proto.TxnRequest(
-            success=[proto.RequestOp(request_range=_before(prefix, revision)), _get(key)]
-        )
-        while True:
-            found = yield _Ask(TXN, look, False)
-            older, own = (response.response_range.kvs for response in found.responses)
-            if not own or own[0].create_revision != revision:
-                raise EtcdError(UNKNOWN, self.lost)
-            if not older:
-                return found.header
-            seen = yield _Follow(older[0].key, b"", found.header.revision + 1)
-            while not (
-                seen.canceled or any(event.type == proto.Event.DELETE for event in seen.events)
-            ):
-                seen = yield None
+        """Return when no key of the queue is older; the header of a later linearizable read."""
+        yield _Wait(prefix, revision)
+        found = yield _Ask(RANGE, proto.RangeRequest(key=key), False)
+        if not found.kvs or found.kvs[0].create_revision != revision:
+            raise EtcdError(UNKNOWN, self.lost)
+        return found.header
+
+    def _join(self, place: _Wait) -> bool:
+        queues = _queues(self.member)
+        queue = queues.get(place.prefix)
+        if queue is None:
+            queue = queues[place.prefix] = _Queue(self.member, place.prefix)
+        self._queue = queue
+        return queue.join(place.revision, self)
+
+    def turn_came(self, outcome: bool | EtcdError) -> None:
+        """The outcome of `_Wait`."""
+        self._advance(outcome)
+
+    def _close_stream(self) -> None:
+        super()._close_stream()
+        if self._queue is not None:
+            queue, self._queue = self._queue, None
+            queue.leave(self)
+
+    def _finish_with(self, failure: EtcdError | None) -> None:
+        self._close_stream()
+        super()._finish_with(failure)
 
     def _leave(self, made: int, key: bytes, revision: int) -> None:
         """Delete what was written, without waiting for the outcome."""
