@@ -420,14 +420,17 @@ class WatchHub:
         Flat on purpose: this is the cost of a put per event and per watch. An event is encoded once
         for all watches, and the watches of a group share the joined events.
         """
-        match_step, send_step = self.limits.match_step_events, self.limits.send_step_watches
+        limits = self.limits
         batches: dict[_Group, list[bytes]] = {}
         damaged: dict[_Group, DataDamaged] = {}
-        for begin in range(0, len(events), match_step):
-            if begin:
-                yield
-            few = events[begin : begin + match_step] if len(events) > match_step else events
-            self._match(index, few, batches, damaged)
+        step = limits.match_step_events
+        if len(events) <= step:
+            self._match(index, events, batches, damaged)
+        else:
+            for begin in range(0, len(events), step):
+                if begin:
+                    yield
+                self._match(index, events[begin : begin + step], batches, damaged)
         for group, damage in damaged.items():
             batches.pop(group, None)
             self._end_damaged(list(group.watches), damage)
@@ -436,6 +439,7 @@ class WatchHub:
         if not batches:
             return blocked, late
         header = self.header_field(revision)
+        send_step = limits.send_step_watches
         sends = step_sends = 0
         for group, batch in batches.items():
             joined = batch[0] if len(batch) == 1 else b"".join(batch)
@@ -482,12 +486,12 @@ class WatchHub:
     ) -> None:
         """Add to `batches` the encoded events for each group."""
         keys = index.keys
-        has_ranges = index.ranges.root is not None
-        holding = index.ranges.holding
+        ranges = index.ranges
+        has_ranges = ranges.root is not None
         for at, key, is_delete, kv in events:
             groups = keys.get(key)
             if has_ranges:
-                watching = holding(key)
+                watching = ranges.holding(key)
                 if groups is not None:
                     watching.append(groups)
             elif groups is not None:
