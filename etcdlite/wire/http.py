@@ -1,30 +1,29 @@
 """HTTP/1.1 for operators, scripts and browsers, sans-IO: health checks, metrics, the JSON gateway
 and a read-only page.
 
-An `HttpSession` takes the bytes of one connection and calls the member, as `native.py` does; `h11`
-reads and writes the messages. What all connections have in common is a `Site`. Paths:
+An `HttpSession` parses the requests of one connection with `h11`, calls the member, and writes the
+answers. The connections of a listener share a `Site` (`site.py`). Paths:
 
     /                            the page (page.html)
     /health                      {"health":"true","reason":""}; ?serializable=true, ?exclude=NOSPACE
-    /livez /readyz               etcd's checks; ?verbose, ?exclude=CHECK; /readyz/CHECK is just one
+    /livez /readyz               etcd's checks; ?verbose, ?exclude=CHECK; /readyz/CHECK runs one
     /version /metrics /debug/vars
     /v3/... /v3beta/... /v3alpha/...     every method of the API, as etcd's gateway (gateway.py)
 
-A request is answered before the next one on its connection is looked at; what a client sends ahead
-waits, and the owner reads no more from it (`is_full`). The body of a request is whole before the
-request is carried out, except that of a client stream (watch, lease keep-alive): each message in
-it is carried out as it comes. What can be large (a range, a snapshot) is turned into JSON in
-slices, by `produce`.
+A connection's requests are served one after the other. Requests sent ahead wait, and above a limit
+the server stops reading (`is_full`). A request runs once its body is complete, except a client
+stream (watch, lease keep-alive), whose messages run as they arrive. Large answers (a range, a
+snapshot) are converted to JSON in slices, by `produce`.
 
-Who talks nonsense is told so and then closed: there is no next request on a connection whose bytes
-cannot be followed any further (both Content-Length and Transfer-Encoding, for example). Until such
-a client has closed its side, what it still sends is thrown away, so that it can read why.
+A malformed request gets an error response; then the connection is closed, because the start of the
+next request is unknown (for example with both Content-Length and Transfer-Encoding). Input is
+discarded until the client closes its side, so that the client can read the response.
 
-Nothing here names a file: a path is looked up in a table or is not found.
+A path never names a file: it is looked up in a table.
 
 Limits: `MAX_HEAD_BYTES`, a body as large as the largest request in base64 (`max_body_bytes`),
-`MAX_WAITING_BYTES`, those of `session.py`, the time-outs below, which `tick` enforces.
-Every input costs its sender this connection at most: no exception leaves `receive`.
+`MAX_WAITING_BYTES`, those of `session.py`, and the timeouts below. Input closes at most its own
+connection: `receive` raises nothing.
 """
 
 from __future__ import annotations
@@ -51,37 +50,37 @@ from etcdlite.wire.site import Site, debug_vars, host_name, page, versions
 from etcdlite.wire.streams import CALLS
 
 MAX_HEAD_BYTES = 32 * 1024
-"""Of a request's first line and headers (or trailers) together."""
+"""The limit on a request's first line and headers (or trailers) together."""
 
 PIECE_BYTES = 2 * 1024
-"""Input is given to the parser in pieces of this size."""
+"""The parser gets input in pieces of this size."""
 
 EVENTS_PER_TURN = 64
-"""Requests, and pieces of their bodies, that one call takes from what was received."""
+"""Requests and pieces of bodies that one call processes."""
 
 PIECES_PER_TURN = 4
-"""Pieces of large answers that one call makes."""
+"""Pieces of large answers that one call produces."""
 
 INLINE_BYTES = json_mapping.PIECE_BYTES
-"""An encoded response up to this size is turned into JSON at once."""
+"""An encoded response up to this size is converted to JSON at once."""
 
 MAX_WAITING_BYTES = 64 * 1024
-"""With more input than this waiting, `is_full` asks the owner to read no more."""
+"""With more waiting input than this, `is_full` is true."""
 
 MAX_UNREAD_BYTES = 1 << 20
-"""An owner that goes on reading loses the connection at this."""
+"""With more waiting input than this, the connection is closed."""
 
 HEAD_TIMEOUT_S = 10.0
 """From a request's first byte to the end of its headers."""
 
 BODY_TIMEOUT_S = 60.0
-"""From there to the end of its body; of a client stream, to its first message."""
+"""From the end of the headers to the end of the body; of a client stream, to its first message."""
 
 IDLE_TIMEOUT_S = 300.0
 """Between two requests."""
 
 LINGER_S = 2.0
-"""How long a refused client may take to read why and to close its side."""
+"""A refused client may take this long to read the response and close its side."""
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -108,29 +107,29 @@ class _Request:
         self.host = ""
         self.origin = ""
         self.is_welcome = False
-        """It calls this server by a name that it answers to."""
+        """The host of the request is on the whitelist."""
         self.metadata: dict[str, str] = {}
         self.method: methods.Method | None = None
-        """Of the API."""
+        """The method of the API, if the path is one."""
         self.body = bytearray()
         self.values: gateway.Values | None = None
         """The messages in the body of a client stream."""
         self.is_complete = False
-        """All of its body has come."""
+        """The body is complete."""
         self.has_head = False
         """The head of the answer is sent."""
         self.answer: bytes | None = None
-        """Of a call with one message as its answer, until the call ends."""
+        """The answer of a call with one answer, until the call ends."""
         self.deadline: float | None = None
         self.timeout = ""
         """The Grpc-Timeout header."""
         self.script: health.Script | None = None
-        """A health check."""
+        """The health check that is running."""
 
 
 class HttpSession(ClientSession):
-    """One connection; open when the head of a request has come. `on_output` is also called when
-    the session can take more input."""
+    """One connection. It is open once the head of a request is complete. `on_output` is also called
+    when the session can take more input."""
 
     protocol = "http"
 
@@ -140,18 +139,18 @@ class HttpSession(ClientSession):
         self.site = site
         self._conn = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._has_rest = False
-        """The parser may have something before it needs more input."""
+        """The parser may return an event without more input."""
         self._request: _Request | None = None
         self._events_left = 0
         self._next_id = 0
         self.calls = Calls(member, self)
         self._jobs: deque[tuple[Iterator[str], int]] = deque()
-        """What is turned into JSON in slices, in order, with its size."""
+        """Answers to convert to JSON in slices, in order, with their sizes."""
         self._jobs_bytes = 0
         self._ends = False
         """The answer ends after the jobs."""
         self._discards = False
-        """The client is refused; what it still sends is thrown away."""
+        """The client is refused; its further input is discarded."""
         self._is_stopping = False
         self._has_begun_head = False
         self.inbox.expect(IDLE_TIMEOUT_S)
@@ -159,7 +158,7 @@ class HttpSession(ClientSession):
     # Input.
 
     def receive(self, data: bytes) -> None:
-        """Take what the client sent."""
+        """Process bytes from the client."""
         if self.is_closing or self._discards:
             return
         if self._request is None and not self._has_begun_head:
@@ -170,12 +169,11 @@ class HttpSession(ClientSession):
         request = self._request
         is_behind_a_stream = self._is_waiting and request is not None and request.id in self.calls
         if self.inbox.waiting_bytes > MAX_UNREAD_BYTES or (self.is_full and is_behind_a_stream):
-            # It sends requests whose turn comes when the stream ends, if ever; or else the owner
-            # does not heed `is_full`.
+            # Requests behind a stream wait until it ends, which may be never.
             self.abort("it sends too much ahead")
 
     def _advance(self) -> None:
-        """Serve what was received, for about one slice."""
+        """Process received input, for about one slice."""
         conn = self._conn
         self._has_rest = True
         self._events_left = EVENTS_PER_TURN
@@ -230,10 +228,10 @@ class HttpSession(ClientSession):
                 request.metadata[key] = value.decode("latin-1")
         site = self.site
         if host:
-            request.host = host  # It counts, and not the Host header (RFC 9112, 3.2.2).
+            request.host = host  # It takes precedence over the Host header (RFC 9112, 3.2.2).
         request.is_welcome = site.allows_host(request.host)
         if is_chunked and (is_sized or event.http_version < b"1.1"):
-            # Another server in between may see other requests in these bytes.
+            # A proxy in between may see other requests in these bytes.
             self._refuse(400, "the length of the body is given in two ways")
             return
         if not event.http_version.startswith(b"1."):
@@ -256,7 +254,7 @@ class HttpSession(ClientSession):
             self._send(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
 
     def _take(self, data: bytes) -> None:
-        """A piece of the request's body."""
+        """Process a piece of the request's body."""
         request = self._request
         assert request is not None
         if request.values is None:
@@ -275,7 +273,7 @@ class HttpSession(ClientSession):
             self._fail(request, failure)
 
     def _complete(self) -> None:
-        """The request is whole."""
+        """Process the end of the request."""
         request = self._request
         assert request is not None
         request.is_complete = True
@@ -287,7 +285,7 @@ class HttpSession(ClientSession):
         elif request.id not in self.calls:
             self._end_call(request)
         elif request.method is None or request.method.number != WATCH:
-            # A watch goes on for as long as its client stays, as in etcd.
+            # A watch lasts until its connection is closed, as in etcd.
             self.calls.finish(request.id)
 
     # Serving a request.
@@ -317,7 +315,7 @@ class HttpSession(ClientSession):
             self._respond(404, JSON, gateway.error_json(EtcdError(NOT_FOUND, "Not Found")))
 
     def _check_metadata(self, request: _Request) -> None:
-        """What etcd's clients may ask for in headers. Raises EtcdError."""
+        """Apply the metadata in the headers. Raises EtcdError."""
         if request.timeout:
             timeout_s = gateway.read_timeout_s(request.timeout)
             request.deadline = self.member.clock() + timeout_s
@@ -325,7 +323,7 @@ class HttpSession(ClientSession):
             raise error("NoLeader")
 
     def _call(self, request: _Request, method: methods.Method) -> None:
-        """Carry out a request that is one message."""
+        """Run a request of one message."""
         member = self.member
         try:
             self._check_metadata(request)
@@ -350,7 +348,7 @@ class HttpSession(ClientSession):
             self._fail(request, failure)
 
     def _take_message(self, request: _Request, value: bytes) -> None:
-        """Carry out a message of a client stream. Raises EtcdError."""
+        """Run a message of a client stream. Raises EtcdError."""
         method = request.method
         assert method is not None
         message = gateway.read_request(method.request, value, self.site.max_values)
@@ -361,7 +359,7 @@ class HttpSession(ClientSession):
         self.calls.message(request.id, message.encode())
 
     def _serve_plain(self, request: _Request) -> None:
-        """Everything that is not the API."""
+        """Serve a path outside the API."""
         site = self.site
         member = self.member
         path = request.path
@@ -404,7 +402,7 @@ class HttpSession(ClientSession):
     # Health.
 
     def _go_on(self, request: _Request, failure: EtcdError | None) -> None:
-        """Go on with a health check after its last read, or begin it."""
+        """Start a health check, or resume it after a read."""
         assert request.script is not None
         try:
             is_serializable = request.script.send(failure)
@@ -413,7 +411,7 @@ class HttpSession(ClientSession):
             status, text, *headers = stop.value
             self._respond(status, TEXT, text, *headers)
             return
-        # An id of its own: a late answer to the read before must not be taken for this one's.
+        # A new id, so that a late answer to the previous read is not mistaken for this one's.
         self._next_id += 1
         request.id = self._next_id
         if is_serializable:
@@ -425,11 +423,11 @@ class HttpSession(ClientSession):
     # Output.
 
     def awaits(self, request_id: int) -> bool:
-        """It is the request that is being answered."""
+        """Whether this request is being served."""
         return self._request is not None and self._request.id == request_id
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
-        """The answer to a unary request; dropped if it is not waited for any more."""
+        """Answer a unary request; dropped if it is no longer open."""
         request = self._request
         if request is None or request.id != request_id:
             return
@@ -439,7 +437,7 @@ class HttpSession(ClientSession):
             self._answer(request, body)
 
     def _answer(self, request: _Request, body: bytes) -> None:
-        """Send the one message that is the answer."""
+        """Send an answer of one message."""
         assert request.method is not None
         cls = request.method.response
         if len(body) <= INLINE_BYTES:
@@ -450,7 +448,7 @@ class HttpSession(ClientSession):
             self._ends = True
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        """The answer to a request, or the end of a stream, that failed."""
+        """Answer a unary request, or end a stream, with an error."""
         request = self._request
         if request is not None and request.id == request_id:
             self._fail(request, failure)
@@ -460,7 +458,7 @@ class HttpSession(ClientSession):
         if request.script is not None:
             self._go_on(request, failure)
         elif self._ends:
-            pass  # It is answered, or has failed already; only the sending is not done.
+            pass  # It is answered or failed already, and waits to be sent.
         elif request.has_head:
             self._add_job(iter((gateway.stream_error_json(failure),)), 0)
             self._ends = True
@@ -470,7 +468,7 @@ class HttpSession(ClientSession):
             self._respond(status, JSON, gateway.error_json(failure))
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
-        """A message of a call."""
+        """Send a message of a call."""
         request = self._request
         if request is None or request.id != request_id or self._ends:
             return
@@ -487,7 +485,7 @@ class HttpSession(ClientSession):
             self._send(h11.Data(data="".join(line).encode()))
 
     def end_call(self, request_id: int, method: int) -> None:
-        """The end of a call."""
+        """End a call."""
         request = self._request
         if request is not None and request.id == request_id:
             self.calls.close(request_id)
@@ -503,7 +501,7 @@ class HttpSession(ClientSession):
         self._make()
 
     def is_stalled(self, request_id: int) -> bool:
-        """As `is_blocked`: there is one call at a time."""
+        """Same as `is_blocked`: there is one call at a time."""
         return self.is_blocked
 
     def _add_job(self, job: Iterator[str], size_bytes: int) -> None:
@@ -513,7 +511,7 @@ class HttpSession(ClientSession):
         self._jobs_bytes += size_bytes
 
     def _make(self) -> None:
-        """Turn some more of a large answer into JSON."""
+        """Convert the next pieces of a large answer to JSON."""
         for _ in range(PIECES_PER_TURN):
             if not self._jobs or self.outbox.unsent_bytes > HIGH_WATER_BYTES:
                 break
@@ -544,7 +542,7 @@ class HttpSession(ClientSession):
         self._send(h11.Response(status_code=status, headers=everything, reason=reason))
 
     def _respond(self, status: int, content_type: str, text: str | bytes, *headers: Header) -> None:
-        """A whole answer. Without a whole request it is the last one of the connection."""
+        """Send a complete response. If the request is incomplete, it is the connection's last."""
         body = text.encode("utf-8", "replace") if isinstance(text, str) else text
         request = self._request
         if (request is None or not request.is_complete) and not self._is_stopping:
@@ -574,14 +572,14 @@ class HttpSession(ClientSession):
         self._respond(413, JSON, gateway.error_json(error("RequestTooLarge")))
 
     def _refuse(self, status: int, why: str) -> None:
-        """The client's bytes cannot be followed any further."""
+        """Refuse a request whose end is unknown."""
         if self._conn.our_state is h11.SEND_BODY:
-            # In the middle of an answer: not ending it is all that can be said.
+            # In the middle of a response, cutting it off is the only way to report an error.
             self._forget_request()
             self._close()
             return
         reason = gateway.REASONS.get(status, "Bad Request")
-        # h11 names the bytes that it could not read behind the colon.
+        # h11 quotes the client's bytes after the colon.
         self._respond(status, TEXT, f"{status} {reason}: {why.partition(':')[0]}\n", NOSNIFF)
 
     def _send(self, event: Any) -> None:
@@ -592,8 +590,8 @@ class HttpSession(ClientSession):
     # The connection.
 
     def _discard(self) -> None:
-        """Wait for the client to close its side: closing before would reset the connection, and
-        the client might never see why."""
+        """Wait for the client to close its side. Closing first would reset the connection, and the
+        client could lose the response."""
         self._discards = True
         self._drop_input()
         self.inbox.expect(LINGER_S)
@@ -637,7 +635,7 @@ class HttpSession(ClientSession):
             self._refuse(408, "the body did not come in time")
 
     def token(self, request_id: int) -> str:
-        """The auth token that an open request came with; empty if it came without."""
+        """The auth token of an open request, or ""."""
         request = self._request
         if request is None or request.id != request_id:
             return ""
@@ -645,35 +643,35 @@ class HttpSession(ClientSession):
 
     @property
     def is_full(self) -> bool:
-        """Enough input waits: read no more from this client until it is less."""
+        """Enough input waits: read no more for now."""
         return self.inbox.waiting_bytes > MAX_WAITING_BYTES
 
     @property
     def is_blocked(self) -> bool:
-        """The client does not read what it was sent: streams hold back."""
+        """The client does not read its output: streams hold back."""
         return self.outbox.unsent_bytes + self._jobs_bytes > HIGH_WATER_BYTES
 
     @property
     def _is_waiting(self) -> bool:
-        """The request that is being served must be answered before the next is looked at."""
+        """The current request must be answered before the next one."""
         return self._request is not None and self._request.is_complete
 
     @property
     def is_idle(self) -> bool:
-        """No unary request is unanswered and nothing waits to be sent."""
+        """No unary request is unanswered and no output is unsent."""
         request = self._request
         is_answered = request is None or not request.is_complete or request.id in self.calls
         return super().is_idle and not self._jobs and is_answered
 
     @property
     def has_more(self) -> bool:
-        """`produce` would do something now."""
+        """`produce` has work to do now."""
         if self.outbox.unsent_bytes > HIGH_WATER_BYTES or self.is_closing:
             return False
         return bool(self._jobs) or (self._has_rest and not self._is_waiting) or super().has_more
 
     def produce(self) -> None:
-        """Go on with a large answer, or with requests that were sent ahead."""
+        """Continue a large answer, or requests that were sent ahead."""
         was_blocked, was_full = self.is_blocked, self.is_full
         if self._jobs:
             self._make()
@@ -687,7 +685,7 @@ class HttpSession(ClientSession):
             self.outbox.wake()
 
     def closed(self) -> None:
-        """The connection is gone: forget everything that was asked for."""
+        """The connection is closed: drop its requests."""
         self._forget_request()
         self._has_rest = False
         super().closed()
@@ -711,7 +709,7 @@ _ABSOLUTE = re.compile(r"https?://(?:[^/?#]*@)?([^/?#]*)", re.IGNORECASE)
 
 
 def _split_target(target: str) -> tuple[str, str, str]:
-    """The path, unquoted, the query, and the host if there is one, of a request's target."""
+    """Path (unquoted), query and host (if present) of a request's target."""
     host = ""
     found = _ABSOLUTE.match(target)
     if found is not None:

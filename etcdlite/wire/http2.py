@@ -1,24 +1,24 @@
-"""The server's side of an HTTP/2 connection (RFC 9113), sans-IO. `grpc.py` is what it is for.
+"""The server's side of an HTTP/2 connection (RFC 9113), sans-IO. `grpc.py` builds on it.
 
-`receive` takes what the peer sent; what is to be sent gathers in the outbox. A subclass gives
-meaning to requests through the hooks at the end of `Connection`, and answers through
-`send_headers`, `send_data` and `finish`. A fault of the peer costs it the stream (RST_STREAM) or
-the connection (GOAWAY, then `is_closing`), as the RFC says for each; nothing else is ever raised.
+A subclass implements requests with the hooks at the end of `Connection`, and answers with
+`send_headers`, `send_data` and `finish`. A fault of the peer ends the stream (RST_STREAM) or the
+connection (GOAWAY, then `is_closing`), as the RFC prescribes; `receive` raises nothing.
 
-A request is mostly a HEADERS frame whose block is the same as that of an earlier request, and one
-DATA frame. So the meaning of a header block is kept by its bytes, for as long as the compression's
-dynamic table stays as it is, and each of the two takes no more than a look-up and one call.
+The states are in `http2_state.py`, the output held back by flow control in `http2_flow.py`, the
+limits on what a peer may send besides requests in `http2_conduct.py`.
 
-Flow control. What we receive is used at once, so the windows that we grant only bound what is on
-its way; they are renewed when half is used, a stream's only while its request lasts. What the peer
-does not let us send is held, per stream, and goes out in turn as windows open.
+Most requests are a HEADERS frame with the same block as an earlier request, and one DATA frame. So
+the decoded meaning of a header block is cached by its bytes, as long as the dynamic table of the
+compression does not change. Then each of the two frames costs a lookup and a call.
 
-A stream's id stays in `streams` until its answer is out. If the peer gives a request up while
-somebody still works on it, `GHOST` takes its place until that answer comes and is dropped, so that
-what the peer makes us do at once is always bounded by the number of streams it may have.
+Received data is consumed at once, so the windows that we grant bound only the data in flight. A
+window is renewed when half of it is used; a stream's only while its request lasts.
 
-Limits: each constant below names what exceeding it costs; what waits to be sent is bounded as
-`session.py` says, answers to PING, SETTINGS and the like included.
+A stream stays in `streams` until its answer is sent. If the peer cancels a request that is being
+worked on, `GHOST` takes its place until the answer arrives and is dropped. So the work that a peer
+causes at a time is bounded by its number of streams.
+
+Limits: each constant below names the error for exceeding it.
 """
 
 from __future__ import annotations
@@ -68,30 +68,31 @@ from etcdlite.wire.http2_state import (
 )
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""What every client sends first."""
+"""The first bytes of every client."""
 
 MAX_FRAME_BYTES = 16_384
 """The largest frame that is accepted (FRAME_SIZE_ERROR); the RFC's default, so not announced."""
 
 MAX_BLOCK_BYTES = 4 * MAX_LIST_BYTES
-"""Of a header block, packed (ENHANCE_YOUR_CALM). Unpacked, `MAX_LIST_BYTES` costs the stream."""
+"""The size of a compressed header block (ENHANCE_YOUR_CALM). Exceeding `MAX_LIST_BYTES` after
+decompression resets the stream (FRAME_SIZE_ERROR)."""
 
 MAX_CONTINUATIONS = 32
-"""Frames that one header block may be spread over (ENHANCE_YOUR_CALM)."""
+"""CONTINUATION frames of one header block (ENHANCE_YOUR_CALM)."""
 
 MAX_KNOWN_BLOCKS = 1024
 MAX_KNOWN_BLOCK_BYTES = 1024
-"""Header blocks whose meaning is kept."""
+"""Header blocks that are cached."""
 
 CONNECTION_WINDOW_BYTES = 16 << 20
 STREAM_WINDOW_BYTES = 1 << 20
-"""What the peer may send without hearing from us (FLOW_CONTROL_ERROR)."""
+"""The windows that we grant (FLOW_CONTROL_ERROR)."""
 
 MAX_STREAMS = 65_536
-"""Streams open at once, if the owner does not ask for fewer (REFUSED_STREAM)."""
+"""Streams open at once, unless configured lower (REFUSED_STREAM)."""
 
 MAX_QUIET_STREAMS = 1024
-"""Streams that we ended early, and whose frames, still on their way, are passed over."""
+"""Streams that we ended early, whose frames in flight are ignored."""
 
 MAX_STREAM_ID = 2**31 - 1
 
@@ -134,7 +135,7 @@ _CONNECTION_HEADERS = {
     b"upgrade",
 }
 _COMMON_NAMES = {b"content-type", b"user-agent", b"grpc-timeout", b"grpc-accept-encoding"}
-"""Nothing to look at; most headers have no others."""
+"""Headers that need no further check; most requests have no others."""
 _NAME = re.compile(rb"[!-9;-@[-~]+")
 """Of a field that is no pseudo-header: visible ASCII but ":" and upper case (8.2.1)."""
 _VALUE = re.compile(rb"(?![ \t])[^\0\r\n]*(?<![ \t])")
@@ -168,7 +169,7 @@ class Stream:
 
 
 GHOST = Stream(0, None)
-"""In place of a stream that the peer gave up while its answer is being made."""
+"""Takes the place of a cancelled stream until its answer arrives and is dropped."""
 GHOST.state = StreamState.ABANDONED
 
 
@@ -211,7 +212,7 @@ def _is_well_formed_field(field: Field) -> bool:
 
 
 class Connection(Session):
-    """One connection; open when the preface and the first SETTINGS came."""
+    """One connection. It is open once the preface and the first SETTINGS arrived."""
 
     stream_class: type[Stream] = Stream
 
@@ -225,12 +226,12 @@ class Connection(Session):
         keepalive_interval_s: float = 7200.0,
         keepalive_timeout_s: float = 20.0,
     ) -> None:
-        """`max_streams`: open at once. `ping_min_s`: how often the peer may ping. After
-        `keepalive_interval_s` of silence the peer is pinged, and after another
-        `keepalive_timeout_s` it is given up."""
+        """`max_streams`: open at once. `ping_min_s`: the shortest time between pings of the peer.
+        After `keepalive_interval_s` of silence the peer is pinged; if it stays silent for
+        `keepalive_timeout_s`, the connection is closed."""
         super().__init__(on_output, clock)
         self.is_draining = False
-        """GOAWAY was sent: what is open is finished, nothing new is taken."""
+        """GOAWAY was sent: open streams are finished, new ones are refused."""
         self.streams: dict[int, Stream] = {}
         self._clock = clock
         self._max_streams = min(max_streams, MAX_STREAMS)
@@ -241,22 +242,22 @@ class Connection(Session):
         self._unpacker = Unpacker()
         self._known: dict[bytes, Any] = {}
         self.table_update = b""
-        """What the next header block that is sent must begin with: the peer wants a smaller dynamic
-        table (RFC 7541, 4.2), and gets none."""
+        """The prefix of the next header block that is sent. If the peer wants a smaller dynamic
+        table (RFC 7541, 4.2), it sets the table's size to 0."""
         self._block: tuple[int, int, list[bytes], bool] | None = None
-        """A header block in pieces: stream id, flags, the pieces, depends on itself."""
+        """An incomplete header block: stream id, flags, pieces, whether it depends on itself."""
         self._last_id = 0
         self._farewell_id = MAX_STREAM_ID
-        """The last stream that a GOAWAY said is taken."""
+        """The last stream accepted, according to the first GOAWAY."""
         self._gap = (0, 0)
-        """The last range of stream ids that the peer left out."""
+        """The last range of stream ids that the peer skipped."""
         self._quiet: dict[int, None] = {}
         self._receive_window = CONNECTION_WINDOW_BYTES
 
     # Input.
 
     def receive(self, data: bytes) -> None:
-        """Take what the peer sent."""
+        """Process bytes from the peer."""
         if self.is_closing:
             return
         self.conduct.was_heard = True
@@ -296,7 +297,7 @@ class Connection(Session):
         )
 
     def _read_frames(self, data: bytes, at: int) -> None:
-        # The hot path of every request: a known HEADERS frame, and a DATA frame that is all.
+        # The hot path of every request: a known HEADERS frame, and the only DATA frame.
         end = len(data)
         unpack_from = FRAME_HEADER.unpack_from
         known = self._known
@@ -344,7 +345,7 @@ class Connection(Session):
                 self._read_frame(kind, flags, stream_id & MAX_STREAM_ID, data, at + 9, stop)
             except StreamFault as fault:
                 self.reset_stream(fault.stream_id, fault.code)
-                # A request that makes us reset it costs its sender as much as a reset of its own.
+                # A provoked reset counts like one sent by the peer (CVE-2025-8671).
                 self.conduct.count_noise(NOISE_PER_RESET)
             if self.is_closing:
                 return
@@ -355,7 +356,7 @@ class Connection(Session):
     def _read_frame(
         self, kind: int, flags: int, stream_id: int, data: bytes, at: int, stop: int
     ) -> None:
-        """Any frame. Raises ConnectionFault, StreamFault."""
+        """Process any frame. Raises ConnectionFault, StreamFault."""
         event = ConnectionEvent.OTHER
         if kind == CONTINUATION:
             is_of_block = self._block is None or stream_id == self._block[0]
@@ -378,11 +379,11 @@ class Connection(Session):
             if kind != WINDOW_UPDATE:
                 self.conduct.count_noise(1)
             reader = _READERS.get(kind)
-            if reader is not None:  # Unknown frames are passed over.
+            if reader is not None:  # Frames of unknown types are ignored.
                 reader(self, flags, stream_id, data[at:stop])
 
     def _step(self, event: ConnectionEvent) -> None:
-        """Go to the next state of the connection. Raises ConnectionFault."""
+        """Change the state of the connection. Raises ConnectionFault."""
         entry = CONNECTION_TABLE[self._state][event]
         if isinstance(entry, Fault):
             raise ConnectionFault(entry.code, entry.text)
@@ -402,7 +403,7 @@ class Connection(Session):
         return StreamState.SKIPPED if low <= stream_id <= high else StreamState.CLOSED
 
     def _next_state(self, stream_id: int, event: StreamEvent) -> StreamState | None:
-        """None if the event is of no consequence. Raises ConnectionFault, StreamFault."""
+        """None if the event is ignored. Raises ConnectionFault, StreamFault."""
         entry = STREAM_TABLE[self.state_of(stream_id)][event]
         if isinstance(entry, Fault):
             if entry.costs_connection:
@@ -411,8 +412,8 @@ class Connection(Session):
         return None if isinstance(entry, Ignore) else entry
 
     def _step_stream(self, stream_id: int, event: StreamEvent) -> Stream | None:
-        """The stream, in its next state. None, and it counts as noise, if the event is of no
-        consequence. Raises ConnectionFault, StreamFault."""
+        """Change the state of a stream and return it. An event that is ignored returns None and
+        counts as noise. Raises ConnectionFault, StreamFault."""
         state = self._next_state(stream_id, event)
         if state is None:
             self.conduct.count_noise(1)
@@ -485,7 +486,7 @@ class Connection(Session):
     def _read_block(
         self, stream_id: int, flags: int, block: bytes, depends_on_itself: bool
     ) -> None:
-        """A whole header block. Whatever becomes of it, the dynamic table must see it."""
+        """Process a complete header block. Even a refused one must update the dynamic table."""
         request, content_length = self._known.get(block, (None, None))
         headers = None
         is_changed = False
@@ -494,7 +495,7 @@ class Connection(Session):
                 headers, is_changed = self._unpack(block)
             except HeadersTooLarge:
                 self._advance(max(stream_id, self._last_id))
-                # As grpc-go; the connection goes on.
+                # As in grpc-go.
                 raise StreamFault(stream_id, FRAME_SIZE_ERROR) from None
         if stream_id <= self._last_id:
             self._read_trailers(stream_id, flags, headers)
@@ -522,7 +523,7 @@ class Connection(Session):
         self._open(stream_id, request, content_length, bool(flags & END_STREAM))
 
     def _advance(self, stream_id: int) -> None:
-        """The peer opens this stream, and cannot open an earlier one any more."""
+        """Note that the peer used this stream id, which closes all earlier idle ones."""
         if stream_id > self._last_id + 2:
             self._gap = (self._last_id + 2, stream_id - 2)
         self._last_id = stream_id
@@ -530,7 +531,7 @@ class Connection(Session):
     def _open(
         self, stream_id: int, request: Any, content_length: int | None, is_ended: bool
     ) -> None:
-        """A request begins."""
+        """Begin a request."""
         if is_ended and content_length:
             raise StreamFault(stream_id, PROTOCOL_ERROR)
         stream = self.stream_class(stream_id, request)
@@ -561,7 +562,7 @@ class Connection(Session):
         stream = self._step_stream(stream_id, StreamEvent.HEADERS)
         if stream is None:
             return
-        # A known block is that of a request, so it has what trailers must not have.
+        # A cached block is that of a request, with pseudo-headers, so it cannot be trailers.
         if not flags & END_STREAM or headers is None or not are_well_formed_trailers(headers):
             raise StreamFault(stream_id, PROTOCOL_ERROR)
         self._mark_ended(stream)
@@ -605,7 +606,7 @@ class Connection(Session):
             elif setting == HEADER_TABLE_SIZE and value < TABLE_BYTES:
                 self.table_update = b"\x20"
         if window != self.flow.initial:
-            # Each stream that waits for its window may get a little of it.
+            # Each of these streams may become ready for a frame.
             self.conduct.count_noise(self.flow.shut_streams >> 3)
             if not self.flow.set_initial(window, self.streams):
                 raise ConnectionFault(FLOW_CONTROL_ERROR, "a window is too large")
@@ -658,14 +659,14 @@ class Connection(Session):
     # Output.
 
     def send_headers(self, stream: Stream, block: bytes) -> None:
-        """The header of the answer."""
+        """Send the header of the answer."""
         stream.headers_sent = True
         if self.table_update:
             block, self.table_update = self.table_update + block, b""
         self.outbox.append(frame(HEADERS, END_HEADERS, stream.id, block))
 
     def send_data(self, stream: Stream, head: bytes, body: bytes) -> None:
-        """A piece of the answer: `head` and `body`."""
+        """Send a piece of the answer: `head` and `body`."""
         size = len(head) + len(body)
         self.conduct.answers += 1
         flow = self.flow
@@ -676,13 +677,13 @@ class Connection(Session):
             return
         flow.hold(stream, head, body)
         if flow.has_more:
-            # Nobody waited for this stream, so nobody is told that it goes out.
+            # No call waits for this stream yet, so none must be woken.
             self._send_held(tells=False)
         if self.outbox.waiting_bytes - size > MAX_UNSENT_BYTES:
             self.abort("it asks for more without reading its answers")
 
     def finish(self, stream: Stream, block: bytes) -> None:
-        """The end of the answer, with this header block, when all before it is sent."""
+        """End the answer with this header block, after everything that is held."""
         self.conduct.answers += 1
         tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
         if stream.held:
@@ -697,7 +698,7 @@ class Connection(Session):
             block, self.table_update = self.table_update + tail[FRAME_HEADER_BYTES:], b""
             tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
         if STREAM_TABLE[stream.state][StreamEvent.ANSWER_ENDS] is StreamState.QUIET:
-            # The rest of the request is of no interest (RFC 9113, 8.1).
+            # The rest of the request is not needed (RFC 9113, 8.1).
             tail += frame(RST_STREAM, 0, stream.id, _INT.pack(NO_ERROR))
             self._be_quiet_about(stream.id)
         self.outbox.append(tail)
@@ -712,7 +713,7 @@ class Connection(Session):
         super().produce()
 
     def _send_held(self, tells: bool = True) -> None:
-        """Send what the windows allow of what is held, for one slice. `tells`: call the hooks."""
+        """Send held output that the windows allow, for one slice. `tells`: call the hooks."""
         was_blocked = self.is_blocked
         released = []
         emptied, answers = self.flow.flush()
@@ -723,14 +724,14 @@ class Connection(Session):
                 self._finish(stream, stream.tail)
             else:
                 released.append(stream)
-        # Only now: they may send more.
+        # Last, because the hooks may send more.
         if tells:
             for stream in released:
                 self.released(stream)
             self.check_unblocked(was_blocked)
 
     def reset_stream(self, stream_id: int, code: int) -> None:
-        """End a stream with an error code of HTTP/2."""
+        """Reset a stream with an HTTP/2 error code."""
         self.outbox.append(frame(RST_STREAM, 0, stream_id, _INT.pack(code)))
         stream = self.streams.get(stream_id)
         if stream is not None and stream is not GHOST:
@@ -739,7 +740,7 @@ class Connection(Session):
             self._be_quiet_about(stream_id)
 
     def _forget(self, stream: Stream) -> None:
-        """A stream is over before its answer is out."""
+        """Drop a stream whose answer is not sent."""
         was_blocked = self.is_blocked
         self.flow.drop(stream)
         if self.canceled(stream):
@@ -755,15 +756,15 @@ class Connection(Session):
             del quiet[next(iter(quiet))]
 
     def go_away(self, code: int, text: str = "") -> None:
-        """Say that no further stream is taken, and why."""
+        """Send GOAWAY: new streams are refused from now on."""
         self.is_draining = True
-        # Those that came after an earlier farewell were passed over.
+        # Streams opened after an earlier GOAWAY were refused.
         self._farewell_id = min(self._farewell_id, self._last_id)
         payload = _PAIR.pack(self._farewell_id, code) + text.encode()
         self.outbox.append(frame(GOAWAY, 0, 0, payload))
 
     def check_unblocked(self, was_blocked: bool) -> None:
-        """What was held is less now."""
+        """Call the hook if `is_blocked` became false."""
         if was_blocked and not self.is_blocked:
             self.unblocked()
 
@@ -781,36 +782,37 @@ class Connection(Session):
     # Hooks.
 
     def read_request(self, headers: Headers) -> Any:
-        """What a request with this header asks for. Streams with the same header share it."""
+        """Decode the header of a request. Streams with the same header share the result."""
         raise NotImplementedError
 
     def opened(self, stream: Stream) -> None:
-        """A request began."""
+        """A request begins."""
         raise NotImplementedError
 
     def received(self, stream: Stream, piece: bytes) -> None:
-        """A piece of a request's body."""
+        """A piece of a request's body arrived."""
         raise NotImplementedError
 
     def completed(self, stream: Stream, data: bytes, at: int, end: int) -> None:
-        """Instead of `received` and `ended`: the body of an open request is `data[at:end]`."""
+        """A request is complete; its body is `data[at:end]`. Called in place of `received` and
+        `ended`."""
         raise NotImplementedError
 
     def ended(self, stream: Stream) -> None:
-        """An open request is complete."""
+        """A request is complete."""
         raise NotImplementedError
 
     def canceled(self, stream: Stream) -> bool:
-        """A stream ended before its answer; True if `streams` must remember that one comes."""
+        """A stream was reset before its answer; True if an answer is still to come."""
         raise NotImplementedError
 
     def released(self, stream: Stream) -> None:
-        """All that was held of a stream is sent."""
+        """All held output of a stream is sent."""
         raise NotImplementedError
 
 
 def _unpad(flags: int, data: bytes, at: int, stop: int) -> tuple[int, int]:
-    """Begin and end of a frame's content without its padding. Raises ConnectionFault."""
+    """The range of a frame's content without its padding. Raises ConnectionFault."""
     if not flags & PADDED:
         return at, stop
     if at == stop or at + 1 + data[at] > stop:
