@@ -1,19 +1,17 @@
-"""gRPC over HTTP/2 (`http2.py`), sans-IO: etcd's own protocol, the way in for its clients.
+"""gRPC over HTTP/2 (`http2.py`), sans-IO: the protocol of etcd and its clients.
 
-A `GrpcSession` takes the bytes of one connection and calls the member, as `NativeSession` does. A
-unary request becomes the frame that it would be in the native protocol, which is what the log
-holds, and goes the way of `api.HANDLERS`; everything else is a `Call` (`calls.py`).
+A unary request becomes the frame that it would be in the native protocol, because the log holds
+such frames, and is handled by `api.HANDLERS`. Every other request is a `Call` (`calls.py`).
 
-On the wire a message is 1 byte (1: compressed), 4 bytes of length, big-endian, and the message. An
-answer is a HEADERS frame, messages, and a HEADERS frame with the status; or, failed at once, one
-HEADERS frame with both. All header blocks that are sent leave the peer's dynamic table alone, so
-those of a successful answer are constants.
+On the wire a message is 1 byte (1: compressed), its length in 4 bytes, big-endian, and its content.
+An answer is a HEADERS frame, messages, and a HEADERS frame with the status; an immediate error is a
+single HEADERS frame. No header block that is sent changes the peer's dynamic table, so the blocks
+of a successful answer are constants.
 
-Codes and texts are those of grpc-go, which etcd is built on, so that clients meet what they expect.
+Codes and texts are those of grpc-go, on which etcd is built.
 
-Limits: a message has at most `max_request_bytes` + 512 KiB, before and after it is unpacked;
-`MAX_PARTIAL_BYTES` of requests that have not come whole are held per connection; answers as in
-`http2.py`.
+Limits: a message has at most `max_request_bytes` + 512 KiB, before and after decompression; at most
+`MAX_PARTIAL_BYTES` of incomplete requests are held per connection, for a limited time.
 """
 
 from __future__ import annotations
@@ -57,29 +55,30 @@ from etcdlite.wire.session import ClientSession
 from etcdlite.wire.streams import CALLS
 
 MAX_PARTIAL_BYTES = 32 << 20
-"""Of requests that have not come whole, per connection; one that goes beyond is refused."""
+"""Incomplete requests held per connection; a request that exceeds it is refused."""
 
 STALLED_BYTES = 64 << 10
-"""A stream with more than this waiting for the client's window holds back."""
+"""A stream with more held output than this holds back."""
 
 MAX_MESSAGE_BYTES = 8192
-"""Of an error's text, as it goes into a header."""
+"""The encoded text of an error in a header."""
 
 MAX_TIMEOUT_DIGITS = 8
 
 MIN_TIMEOUT_S = 1e-4
-"""A request with less time than this has failed when it comes."""
+"""A request with a shorter timeout fails when it arrives."""
 
 MAX_GZIP_MEMBERS = 64
-"""Of one message. Each costs as much as many kilobytes of data."""
+"""The gzip members of one message. Each costs as much as many kilobytes of data."""
 
 NO_LEADER_ELECTIONS = 3
-"""Election timeouts without a leader that a stream with `hasleader` survives, as in etcd."""
+"""A stream with `hasleader` fails after this many election timeouts without a leader, as in
+etcd."""
 
 _TIMEOUT_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 PREFIX = struct.Struct(">BI")
-"""Of a message: compressed, length."""
+"""The prefix of a message: compressed, length."""
 PREFIX_BYTES = PREFIX.size
 
 _CONTENT_TYPE = (b"content-type", b"application/grpc")
@@ -99,7 +98,7 @@ _ENVELOPE_BYTES = _ANSWER.size + _END.size
 
 
 class Route(NamedTuple):
-    """A method that can be asked for. Without `handle` and `call` it is not available."""
+    """A known method. Without `handle` and `call` it is unimplemented."""
 
     number: int
     handle: Handler | None
@@ -115,7 +114,7 @@ def _routes() -> dict[bytes, Route]:
         routes[method.grpc_path.encode()] = Route(
             number, handle, decode, CALLS.get(number), method.client_stream
         )
-    # Numbers of our own, above those of frames: these never go through the log.
+    # Numbers above those of frames, because these methods never go through the log.
     routes[f"/{health.SERVICE}/Check".encode()] = Route(0x100, None, None, health.Check, False)
     routes[f"/{health.SERVICE}/Watch".encode()] = Route(0x101, None, None, health.Watch, False)
     for service in reflection.SERVICES:
@@ -125,11 +124,11 @@ def _routes() -> dict[bytes, Route]:
 
 
 ROUTES = _routes()
-"""By path."""
+"""The routes by path."""
 
 
 def count_routes(metrics: Metrics) -> None:
-    """Have the methods counted that are not of etcd's API, and, unseen, those nobody knows."""
+    """Add counters for the methods outside etcd's API, and a hidden one for unknown methods."""
     for path, route in ROUTES.items():
         answers_a_stream = route.call not in (None, health.Check)
         metrics.add_rpc(route.number, path.decode(), route.is_client_stream, answers_a_stream)
@@ -140,7 +139,7 @@ _SERVICES = {path.split(b"/")[1] for path in ROUTES}
 
 
 class Request:
-    """What a request's header says."""
+    """The decoded header of a request."""
 
     __slots__ = (
         "api_version", "call", "client", "decode", "failure", "handle", "has_leader",
@@ -152,7 +151,7 @@ class Request:
         self.number = route.number
         self.handle = route.handle
         self.is_plain = False
-        """A unary request, and there is nothing to look at but its body."""
+        """A unary request whose header needs no further check."""
         self.decode = route.decode
         self.call = route.call
         self.is_client_stream = route.is_client_stream
@@ -160,23 +159,23 @@ class Request:
         self.is_packed = False
         """Messages may be compressed with gzip."""
         self.token = ""
-        """The user's, from Auth.Authenticate."""
+        """The token from Auth.Authenticate."""
         self.has_leader = False
-        """The client would rather be refused than wait for a leader."""
+        """The client sent `hasleader`: fail if there is no leader."""
         self.api_version = ""
         self.failure: EtcdError | None = None
-        """Why it is refused whatever its body is."""
+        """Set if the request is refused because of its header."""
         self.http_status = 200
         self.rpc: Rpc
         self.client: ClientRequests
-        """Where it counts."""
+        """The counters of the client's API version."""
 
 
 _NOWHERE = Route(0, None, None, None, False)
 
 
 def read_request(headers: Headers) -> Request:
-    """What the header of a request asks for; `failure` is set if it cannot be had."""
+    """Decode the header of a request; `failure` is set if it must be refused."""
     values = dict(headers)
     path = values[b":path"]
     route = ROUTES.get(path)
@@ -256,7 +255,7 @@ def _quoted(value: bytes) -> str:
 
 
 def percent_encode(text: str) -> bytes:
-    """A status message as it goes into a header: printable ASCII but "%", the rest as %XX."""
+    """Encode a status message: printable ASCII except "%" stays, the rest becomes %XX."""
     encoded = b"".join(
         bytes((byte,)) if 0x20 <= byte < 0x7F and byte != 0x25 else b"%%%02X" % byte
         for byte in text[:MAX_MESSAGE_BYTES].encode("utf-8", "replace")
@@ -268,8 +267,7 @@ def percent_encode(text: str) -> bytes:
 
 
 def gunzip(packed: bytes, max_bytes: int) -> bytes:
-    """The content of a gzip file of any number of members (RFC 1952, 2.2), of which it is the
-    concatenation. Raises EtcdError."""
+    """Decompress gzip data, which may have several members (RFC 1952, 2.2). Raises EtcdError."""
     unpacked = b""
     for _ in range(MAX_GZIP_MEMBERS):
         inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
@@ -294,13 +292,13 @@ def gunzip(packed: bytes, max_bytes: int) -> bytes:
 
 class _Stream(Stream):
     parts: list[bytes] | None = None
-    """What came of a message that has not come whole."""
+    """The pieces of an incomplete message."""
     parts_bytes = 0
     needed_bytes = PREFIX_BYTES
     message: bytes | None = None
-    """The one message of a request that is not a stream."""
+    """The message of a request that is not a stream."""
     is_late = False
-    """The message that is incomplete was so at the last look already."""
+    """The request or message was incomplete at the last check, too."""
 
 
 class GrpcSession(Connection, ClientSession):
@@ -308,7 +306,7 @@ class GrpcSession(Connection, ClientSession):
 
     protocol = "grpc"
     is_served_to_the_end = True
-    """Answers wait for the window updates that the client sends."""
+    """Answers may wait for window updates from the client."""
 
     stream_class = _Stream
     streams: dict[int, _Stream]  # type: ignore[assignment]
@@ -316,7 +314,7 @@ class GrpcSession(Connection, ClientSession):
     def __init__(
         self, member: Member, on_output: Callable[[GrpcSession], None], **limits: Any
     ) -> None:
-        """`limits`: those of `http2.Connection`."""
+        """`limits`: see `http2.Connection`."""
         super().__init__(on_output, member.clock, **limits)
         self.member = member
         if _NOWHERE.number not in member.metrics.rpcs:
@@ -327,9 +325,9 @@ class GrpcSession(Connection, ClientSession):
         self._deadlines: dict[int, float] = {}
         self._need_leader: set[int] = set()
         self._leaderless_since: float | None = None
-        self._look_s = partial_timeout_s(self._max_message_bytes)
-        """How often requests that do not come whole are looked for."""
-        self._next_look = self.member.clock() + self._look_s
+        self._check_interval_s = partial_timeout_s(self._max_message_bytes)
+        """The interval between checks for incomplete requests."""
+        self._next_check = self.member.clock() + self._check_interval_s
 
     def read_request(self, headers: Headers) -> Request:
         request = read_request(headers)
@@ -341,7 +339,7 @@ class GrpcSession(Connection, ClientSession):
     # Requests.
 
     def completed(self, stream: Stream, data: bytes, at: int, end: int) -> None:
-        # The hot path of every unary request; what is special about one goes the long way.
+        # The hot path of every unary request. Unusual ones take the slow path.
         request: Request = stream.request
         start = at + PREFIX_BYTES
         size = end - start
@@ -425,7 +423,7 @@ class GrpcSession(Connection, ClientSession):
             self.fail(stream.id, stream.request.number, error("RequestTooManyRequests"))
 
     def _read_messages(self, stream: _Stream, data: bytes) -> None:
-        # The hot path of keep-alives, which come many at a time.
+        # The hot path of keep-alives, which arrive many at a time.
         streams = self.streams
         at = 0
         end = len(data)
@@ -492,7 +490,7 @@ class GrpcSession(Connection, ClientSession):
             self._run(stream, request, stream.message)
 
     def _run(self, stream: _Stream, request: Request, message: bytes) -> None:
-        """Carry out a request of one message."""
+        """Run a request of one message."""
         number = request.number
         stream.message = None
         try:
@@ -513,19 +511,19 @@ class GrpcSession(Connection, ClientSession):
             self.fail(stream.id, number, _unreadable(failure))
 
     def token(self, request_id: int) -> str:
-        """The auth token that an open request came with; empty if it came without."""
+        """The auth token of an open request, or ""."""
         stream = self.streams.get(request_id)
         return "" if stream is None or stream is GHOST else stream.request.token
 
     # Answers.
 
     def awaits(self, request_id: int) -> bool:
-        """The call is open, and neither cancelled nor past its deadline."""
+        """Whether the request is open, and neither cancelled nor past its deadline."""
         return self.streams.get(request_id, GHOST) is not GHOST
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
-        """The answer to a unary request; dropped if nobody waits for it any more."""
-        # A hot path: with room for all of it, the answer is three pieces of bytes.
+        """Answer a unary request; dropped if it is no longer open."""
+        # A hot path. If the windows have room for it, the answer is three pieces of bytes.
         stream = self.streams.pop(request_id, None)
         if stream is None or stream is GHOST:
             return
@@ -565,7 +563,7 @@ class GrpcSession(Connection, ClientSession):
         outbox.unsent_bytes += _ENVELOPE_BYTES + len(body)
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        """The answer to a request, or the end of a stream, that failed."""
+        """Answer a unary request, or end a stream, with an error."""
         stream = self._close(request_id)
         if stream is None:
             return
@@ -586,8 +584,8 @@ class GrpcSession(Connection, ClientSession):
         self.fail(stream.id, stream.request.number, EtcdError(code, text))
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
-        """One message of a stream."""
-        # The hot path of watches: as `send_data`, in one piece.
+        """Send one message of a stream."""
+        # The hot path of watches. Same as `send_data`, in one piece.
         stream = self.streams.get(request_id)
         if stream is None or stream is GHOST:
             return
@@ -617,7 +615,7 @@ class GrpcSession(Connection, ClientSession):
         outbox.unsent_bytes += size + FRAME_HEADER_BYTES
 
     def end_call(self, request_id: int, method: int) -> None:
-        """The end of a stream."""
+        """End a stream."""
         stream = self._close(request_id)
         if stream is None:
             return
@@ -627,7 +625,7 @@ class GrpcSession(Connection, ClientSession):
         self.finish(stream, _OK_BLOCK)
 
     def _close(self, request_id: int) -> _Stream | None:
-        """Take a stream out of everything; None if it is not open."""
+        """Close a stream and return it; None if it is not open."""
         stream = self.streams.pop(request_id, None)
         if stream is None or stream is GHOST:
             return None
@@ -635,7 +633,7 @@ class GrpcSession(Connection, ClientSession):
         return stream
 
     def _let_go(self, stream: _Stream) -> bool:
-        """Forget what belongs to a stream; True if it was a call."""
+        """Release what belongs to a stream; True if it was a call."""
         self._deadlines.pop(stream.id, None)
         self._need_leader.discard(stream.id)
         self._partial_bytes -= stream.parts_bytes
@@ -652,7 +650,7 @@ class GrpcSession(Connection, ClientSession):
         return stream.is_ended and not is_call and not is_answered
 
     def is_stalled(self, request_id: int) -> bool:
-        """What was sent on this stream waits for the client."""
+        """The client does not read the output of this stream."""
         # The hot path of watches, like `send_message`.
         if not self.outbox.held_bytes:
             return self.outbox.unsent_bytes > HIGH_WATER_BYTES
@@ -666,11 +664,11 @@ class GrpcSession(Connection, ClientSession):
 
     @property
     def is_idle(self) -> bool:
-        """No unary request is unanswered and nothing waits to be sent."""
+        """No unary request is unanswered and no output is unsent."""
         return super().is_idle and all(stream_id in self.calls for stream_id in self.streams)
 
     def closed(self) -> None:
-        """The connection is gone: forget everything that was asked for."""
+        """The connection is closed: drop its requests."""
         for stream in list(self.streams.values()):
             if stream is not GHOST:
                 if not stream.tail:
@@ -681,7 +679,7 @@ class GrpcSession(Connection, ClientSession):
         super().closed()
 
     def shut_down(self) -> None:
-        """The server stops: take no more requests, end the streams, answer the rest."""
+        """The server stops: refuse new requests, end the streams, answer the rest."""
         if not self.is_draining and self.is_open:
             self.go_away(NO_ERROR)
         stopped = error("Stopped")
@@ -697,8 +695,8 @@ class GrpcSession(Connection, ClientSession):
             self._expire(now)
         if self._need_leader:
             self._check_leader(now)
-        if now >= self._next_look:
-            self._next_look = now + self._look_s
+        if now >= self._next_check:
+            self._next_check = now + self._check_interval_s
             self._fail_late()
 
     def _expire(self, now: float) -> None:
@@ -712,12 +710,12 @@ class GrpcSession(Connection, ClientSession):
             self.flow.drop(stream)
             self.fail(stream_id, stream.request.number, late)
             if is_asked:
-                # Its answer is still to come, and is for nobody.
+                # Its answer is still to come, and must be dropped.
                 self.streams[stream_id] = GHOST  # type: ignore[assignment]
         self.check_unblocked(was_blocked)
 
     def _fail_late(self) -> None:
-        """Fail requests that have been incomplete since the last look."""
+        """Fail requests that have been incomplete since the last check."""
         late = EtcdError(DEADLINE_EXCEEDED, "etcdlite: the request did not come whole in time")
         for stream in list(self.streams.values()):
             request = stream.request

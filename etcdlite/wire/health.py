@@ -1,15 +1,15 @@
 """Whether this server can serve, for load balancers, orchestrators and operators.
 
-Over HTTP: /health, /livez and /readyz are etcd's. Each is a script that `http.py` carries out: it
-yields when it needs a read, and returns what to answer.
+Over HTTP: etcd's /health, /livez and /readyz. Each is a script, run by `http.py`, that yields when
+it needs a read and returns the response.
 
 Over gRPC: `grpc.health.v1.Health`.
 
     HealthCheckRequest   1 service string
     HealthCheckResponse  1 status enum: UNKNOWN=0 SERVING=1 NOT_SERVING=2 SERVICE_UNKNOWN=3
 
-The one service is "", the server itself: it serves while it knows a leader. As the protocol has it,
-Check refuses another name with NOT_FOUND, and Watch answers SERVICE_UNKNOWN.
+The only service is "", the server itself, which serves while it knows a leader. For other names
+Check fails with NOT_FOUND, and Watch answers SERVICE_UNKNOWN, as the protocol requires.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOT_SERVING = 2
 SERVICE_UNKNOWN = 3
 
 PROBE = proto.RangeRequest(key=b"\0", keys_only=True, limit=1)
-"""What the checks read; the key need not exist."""
+"""The read of the checks; the key need not exist."""
 
 CHECKS = {
     "livez": ("serializable_read",),
@@ -43,8 +43,7 @@ Query = dict[str, list[str]]
 Answer = tuple[Any, ...]
 """(status, text, headers...)"""
 Script = Generator[bool, "EtcdError | None", Answer]
-"""Yields whether the read of `PROBE` that it needs is serializable; is sent why that failed, or
-None."""
+"""Yields, to read `PROBE`, whether the read is serializable; is sent the error, or None."""
 
 NOSNIFF: Header = ("X-Content-Type-Options", "nosniff")
 
@@ -72,7 +71,7 @@ def is_check(path: str) -> bool:
 
 
 def serve_health(member: Member, counts: HealthCounts, query: Query) -> Script:
-    """/health"""
+    """The script of /health."""
     is_serializable = query.get("serializable", [""])[0] == "true"
     reason = _alarm(member, query.get("exclude", ()))
     if not reason and not is_serializable and not member.raft.leader:
@@ -100,7 +99,7 @@ def _alarm(member: Member, excluded: Collection[str]) -> str:
 
 
 def serve_checks(member: Member, counts: HealthCounts, path: str, query: Query) -> Script:
-    """/livez and /readyz, all checks or one."""
+    """The script of /livez and /readyz, and of their single checks."""
     kind, _, check = path[1:].partition("/")
     excluded = () if check else query.get("exclude", ())
     lines = ""
@@ -116,7 +115,7 @@ def serve_checks(member: Member, counts: HealthCounts, path: str, query: Query) 
             if member.identity.member_id in member.raft.learners:
                 problem = "not supported for learner"
         elif name == "linearizable_read" and not member.raft.leader:
-            problem = str(error("NoLeader"))  # The answer does not wait for an election.
+            problem = str(error("NoLeader"))  # Do not wait for an election.
         else:
             problem = str((yield name == "serializable_read") or "")
         lines += f"[-]{name} failed: {problem}\n" if problem else f"[+]{name} ok\n"

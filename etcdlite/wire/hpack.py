@@ -1,16 +1,16 @@
 """Header blocks of HTTP/2 (HPACK, RFC 7541).
 
-`Unpacker` reads the blocks of one connection in order, each of which may change its dynamic table.
-It tells whether a block did: one that did not means the same whenever it comes again, until another
-one does. The static table and the Huffman code are the `hpack` library's. Its decoder is not used:
-this one takes a fourth of the time, which counts for clients that send another `grpc-timeout` with
-every request, and bounds the length of numbers, which `hpack` 4.0 does not.
+`Unpacker` decodes the blocks of one connection in order. Each may change the dynamic table, and the
+result says whether it did: a block that did not has the same meaning until another one does. The
+static table and the Huffman code are the `hpack` library's. Its decoder is not used: this one takes
+a fourth of the time, which matters for clients that send a different `grpc-timeout` with every
+request, and it limits the length of numbers, which `hpack` 4.0 does not.
 
-What is packed here leaves the peer's dynamic table alone, so the same fields are always the same
-bytes and can be kept.
+Blocks encoded here never change the peer's dynamic table, so equal fields have equal bytes, which
+can be cached.
 
-Invariant: after a HeaderFault other than HeadersTooLarge the table cannot be trusted any more, so
-the connection must end.
+Invariant: after a HeaderFault other than HeadersTooLarge the dynamic table is undefined, so the
+connection must be closed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
 MAX_LIST_BYTES = 65_536
-"""Of the unpacked fields, counted as the RFC does (4.1)."""
+"""The size of the decoded fields, counted as in the RFC (4.1)."""
 
 MAX_INTEGER_BYTES = 5
-"""Of a number, behind its prefix: a longer one says nothing that could be accepted."""
+"""The length of a number after its prefix. No acceptable number is longer."""
 
 TABLE_BYTES = 4096
-"""Of the dynamic table: the RFC's default."""
+"""The size of the dynamic table: the RFC's default."""
 
 FIELD_OVERHEAD_BYTES = 32
 
@@ -41,7 +41,7 @@ _FIRST_DYNAMIC = len(_STATIC)
 
 
 class HeaderFault(ValueError):
-    """The peer's fault: a block that cannot be unpacked."""
+    """The peer's fault: a block that cannot be decoded."""
 
 
 class HeadersTooLarge(HeaderFault):
@@ -49,7 +49,7 @@ class HeadersTooLarge(HeaderFault):
 
 
 class Unpacker:
-    """The header blocks of one connection."""
+    """Decodes the header blocks of one connection."""
 
     def __init__(self) -> None:
         self._table: deque[Field] = deque()
@@ -57,8 +57,8 @@ class Unpacker:
         self._max_table_bytes = TABLE_BYTES
 
     def unpack(self, block: bytes) -> tuple[Headers, bool]:
-        """The fields of a block, and whether it changed the table. Raises HeaderFault; after
-        HeadersTooLarge the table is as the block has left it."""
+        """The fields of a block, and whether it changed the table. Raises HeaderFault. After
+        HeadersTooLarge the table is still valid."""
         headers: Headers = []
         is_changed = False
         size = at = 0
@@ -123,7 +123,7 @@ class Unpacker:
 
 
 def _prefixed(block: bytes, at: int, mask: int) -> tuple[int, int]:
-    """The number whose first bits are those of `mask` at `at`, and the position behind it."""
+    """The number at `at` with a prefix of the bits in `mask`, and the position after it."""
     value = block[at] & mask
     if value == mask:
         return _integer(block, at + 1, value)
@@ -160,7 +160,7 @@ def _string(block: bytes, at: int) -> tuple[bytes, int]:
 
 
 def pack(fields: Iterable[Field]) -> bytes:
-    """A block of these fields. Names are shorter than 127 bytes."""
+    """Encode a block. Names must be shorter than 127 bytes."""
     return b"".join(_literal(name, value) for name, value in fields)
 
 

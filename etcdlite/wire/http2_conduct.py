@@ -1,9 +1,9 @@
-"""What an HTTP/2 peer may send that asks for nothing, and whether it is still there.
+"""Limits on what an HTTP/2 peer sends besides requests, and the check that it is alive.
 
-Noise is what costs us work and the peer next to nothing: SETTINGS, PING, PRIORITY, WINDOW_UPDATE,
-RST_STREAM, empty DATA, refused streams, streams that are reset (CVE-2019-9512 to 9518, 2023-44487,
-2025-8671). Some comes with every answer that a client reads, so answers allow for it, and it is
-forgotten in time; a peer that makes more than that loses the connection (ENHANCE_YOUR_CALM).
+Noise is input that costs the server work and the peer almost nothing: SETTINGS, PING, PRIORITY,
+WINDOW_UPDATE, RST_STREAM, empty DATA, refused and reset streams (CVE-2019-9512 to 9518, 2023-44487,
+2025-8671). Reading answers causes some noise, so each answer earns an allowance, and old noise is
+forgotten. A peer that exceeds the limit is disconnected (ENHANCE_YOUR_CALM).
 
 The rules for pings, in both directions, are those of gRPC's keepalive.
 """
@@ -13,24 +13,24 @@ from __future__ import annotations
 from etcdlite.wire.http2_state import ENHANCE_YOUR_CALM, ConnectionFault
 
 MAX_NOISE = 10_000
-"""Frames, above those that go with answers."""
+"""The limit on noisy frames, beyond the allowance for answers."""
 
 NOISE_PER_ANSWER = 4
 NOISE_PER_RESET = 10
-"""Of a stream that is reset before it was answered."""
+"""The noise of a stream that is reset before it is answered."""
 
 NOISE_PER_S = 100
-"""How much of it is forgotten every second."""
+"""The noise that is forgotten every second."""
 
 MAX_PING_STRIKES = 2
-"""Pings that came too early before the connection is ended (ENHANCE_YOUR_CALM), as in gRPC."""
+"""Early pings that are tolerated, as in gRPC (ENHANCE_YOUR_CALM)."""
 
 IDLE_PING_S = 7200.0
-"""How often a peer may ping while it has no stream open, as in gRPC."""
+"""The shortest time between pings of a peer without open streams, as in gRPC."""
 
 
 class Conduct:
-    """Of one peer."""
+    """The behaviour of one peer."""
 
     __slots__ = (
         "_answers_at_ping", "_answers_at_tick", "_heard_at", "_keepalive_interval_s",
@@ -47,16 +47,16 @@ class Conduct:
     ) -> None:
         """See `http2.Connection`."""
         self.answers = 0
-        """Frames with parts of answers sent so far, about."""
+        """Frames of answers sent so far, approximately."""
         self.was_heard = False
-        """Something came since the last tick."""
+        """The peer sent something since the last tick."""
         self._ping_min_s = ping_min_s
         self._keepalive_interval_s = keepalive_interval_s
         self._keepalive_timeout_s = keepalive_timeout_s
         self._noise = 0
         self._answers_at_tick = 0
         self._updates = 0
-        """WINDOW_UPDATEs received so far: those for answers may come much later than these."""
+        """WINDOW_UPDATEs received so far; they may arrive long after the answers they are for."""
         self._ticked_at = now
         self._pinged_at = float("-inf")
         self._ping_strikes = 0
@@ -77,8 +77,8 @@ class Conduct:
             self.count_noise(1)
 
     def count_ping(self, now: float, has_streams: bool) -> None:
-        """Pings that follow an answer measure the bandwidth and are welcome; others keep the
-        connection alive and must not come too often. Raises ConnectionFault."""
+        """Pings after an answer measure the bandwidth and are allowed. Others keep the connection
+        alive and must not come too often. Raises ConnectionFault."""
         if self.answers != self._answers_at_ping:
             self._answers_at_ping = self.answers
             self._ping_strikes = 0
@@ -89,7 +89,7 @@ class Conduct:
         self._pinged_at = now
 
     def tick(self, now: float) -> None:
-        """Forget noise; call several times a second."""
+        """Forget old noise. Called several times a second."""
         forgotten = NOISE_PER_S * (now - self._ticked_at) + 1
         forgotten += NOISE_PER_ANSWER * (self.answers - self._answers_at_tick)
         self._noise = max(0, self._noise - int(forgotten))
@@ -101,11 +101,11 @@ class Conduct:
             self._probed_at = None
 
     def is_gone(self, now: float) -> bool:
-        """The peer did not answer a probe."""
+        """Whether the peer did not answer a ping of ours in time."""
         return self._probed_at is not None and now - self._probed_at > self._keepalive_timeout_s
 
     def wants_probe(self, now: float) -> bool:
-        """The peer is silent: send it a ping."""
+        """Whether the peer is silent and must be pinged now."""
         if self._probed_at is not None or now - self._heard_at <= self._keepalive_interval_s:
             return False
         self._probed_at = now

@@ -1,14 +1,13 @@
-"""What the peer's flow control lets an HTTP/2 connection send (RFC 9113, 5.2), and what it keeps
-back.
+"""The sending side of HTTP/2 flow control (RFC 9113, 5.2).
 
-A piece of an answer goes out at once if the windows of its stream and of the connection have room
-for all of it, and nothing of that stream waits. Otherwise it is held. Held streams take turns, a
-frame each, as windows open. A stream whose own window is shut is out of the round until that window
-grows, so a window of the connection costs nothing for it.
+A piece of an answer is sent at once if the windows of its stream and of the connection have room
+for it, and nothing of that stream is held. Otherwise it is held. Held streams take turns, a frame
+each, as windows open. A stream whose own window is exhausted leaves the rotation until that window
+grows, so a larger window of the connection costs nothing for it.
 
 Limits: `flush` sends at most `FRAMES_PER_SLICE` frames, and no more while `HIGH_WATER_BYTES` are
-unsent; the rest follows in the next turns of the loop. Otherwise one frame of the peer that opens
-the windows of thousands of streams by a byte each would hold up everyone else.
+unsent; the rest follows in the next turns of the loop. Otherwise a single frame that opens the
+windows of thousands of streams by a byte each would stall the loop.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ SMALL_PIECE_BYTES = 4096
 FRAMES_PER_SLICE = 512
 
 PRICED_BYTES = 64
-"""A peer that takes an answer in smaller pieces than this makes work, and does not read answers."""
+"""Smaller pieces of an unfinished answer do not count as answers: they earn no noise allowance."""
 
 FRAME_HEADER = struct.Struct(">IBI")
 """Length (24 bits) and type, flags, stream id. The type of DATA is 0."""
 
 
 class Outgoing(Protocol):
-    """A stream, as far as flow control is concerned."""
+    """A stream, as flow control sees it."""
 
     id: int
     credit: int
     """The stream's window, above the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
     held: deque[memoryview | bytearray] | None
-    """What of the answer waits for windows. The last piece grows if it is a bytearray."""
+    """Output that waits for windows. If the last piece is a bytearray, it grows."""
     held_bytes: int
 
 
@@ -55,17 +54,17 @@ class Flow:
 
     def __init__(self, outbox: Outbox, max_frame: int) -> None:
         self.window = DEFAULT_WINDOW_BYTES
-        """The connection's. A hot path that checks it and sends in place takes its bytes off."""
+        """The connection's send window. Hot paths check and reduce it in place."""
         self.initial = DEFAULT_WINDOW_BYTES
-        """Of each stream, to which its credit is added."""
+        """The initial window of each stream, to which the stream's credit is added."""
         self.max_frame = max_frame
         self._outbox = outbox
         self._ready: dict[int, Any] = {}
         """Held streams whose own windows are open, in turn."""
         self._shut: dict[int, Any] = {}
-        """Held streams whose own windows are shut."""
+        """Held streams whose own windows are exhausted."""
         self._max_credit = 0
-        """No stream has more."""
+        """An upper bound of all credits."""
 
     def has_room(self, stream: Outgoing, size_bytes: int) -> bool:
         return (
@@ -80,14 +79,14 @@ class Flow:
         stream.credit -= size_bytes
 
     def hold(self, stream: Outgoing, head: bytes, body: bytes) -> None:
-        """`head` and `body` wait."""
+        """Hold `head` and `body`."""
         size = len(head) + len(body)
         if stream.held is None:
             stream.held = deque()
         if size > SMALL_PIECE_BYTES:
             stream.held += (memoryview(head), memoryview(body))
         elif stream.held and type(stream.held[-1]) is bytearray:
-            # Thousands of small messages must not take more memory than they count.
+            # Join small messages, so that their overhead does not exceed their counted size.
             stream.held[-1] += head + body
         else:
             stream.held.append(bytearray(head + body))
@@ -97,7 +96,7 @@ class Flow:
             self._ready[stream.id] = stream
 
     def drop(self, stream: Outgoing) -> None:
-        """Do not send what is held of a stream."""
+        """Drop the held output of a stream."""
         if (self._ready.pop(stream.id, None) or self._shut.pop(stream.id, None)) is not None:
             self._outbox.drop(stream.held_bytes)
             stream.held = None
@@ -109,18 +108,18 @@ class Flow:
 
     @property
     def shut_streams(self) -> int:
-        """How many streams wait for their own windows."""
+        """The number of streams that wait for their own windows."""
         return len(self._shut)
 
     @property
     def has_more(self) -> bool:
-        """`flush` would send something."""
+        """`flush` has something to send now."""
         return (
             bool(self._ready) and self.window > 0 and self._outbox.unsent_bytes <= HIGH_WATER_BYTES
         )
 
     def grant(self, stream: Outgoing, size_bytes: int) -> bool:
-        """The peer opens a stream's window further; False if it becomes too large."""
+        """Enlarge a stream's window; False if it exceeds the RFC's limit."""
         stream.credit += size_bytes
         self._max_credit = max(self._max_credit, stream.credit)
         if self._shut.pop(stream.id, None) is not None:
@@ -128,7 +127,7 @@ class Flow:
         return self.initial + stream.credit <= MAX_WINDOW
 
     def set_initial(self, size_bytes: int, streams: dict[int, Any]) -> bool:
-        """The peer changes all windows; False if one of them becomes too large."""
+        """Change the initial window; False if a stream's window exceeds the RFC's limit."""
         grows = size_bytes > self.initial
         self.initial = size_bytes
         if self._max_credit + size_bytes > MAX_WINDOW:
@@ -144,8 +143,8 @@ class Flow:
         return True
 
     def flush(self) -> tuple[list[Any], int]:
-        """Send what the windows allow of what is held, a frame per stream at a time. The streams of
-        which nothing is left, and how many of the frames count as answers."""
+        """Send held output that the windows allow, a frame per stream at a time. Returns the
+        emptied streams, and the number of frames that count as answers."""
         ready = self._ready
         emptied: list[Any] = []
         answers = 0
@@ -168,7 +167,7 @@ class Flow:
         return emptied, answers
 
     def _send_some(self, stream: Outgoing, room: int) -> int:
-        """Send a frame of at most `room` bytes of what is held; how many bytes it has."""
+        """Send a frame of at most `room` held bytes; returns its size."""
         held = stream.held
         assert held
         size = 0

@@ -1,15 +1,15 @@
 """The states of an HTTP/2 connection and of its streams, as a server sees them (RFC 9113, 3.4, 4.3
-and 5.1), and the tables of what each input means in each of them.
+and 5.1), and the tables of transitions.
 
-A stream's state is the RFC's, with three more distinctions:
+The states of a stream are the RFC's, with these distinctions:
 
-- FRESH is an open stream of which nothing came but its header. A unary request is that and one
-  DATA frame, and this state is all that the hot path has to check.
-- What the peer sent before it knew that we ended a stream is ignored, not refused. So a stream that
-  we ended first is ANSWERED while its answer still waits for windows, and then QUIET, until it is
-  forgotten: then it is CLOSED.
-- A request that the peer gave up while it was worked on is ABANDONED until its answer comes, and
-  counts as open until then. What the peer makes us do at once stays bounded by its streams.
+- FRESH is an open stream with nothing but its header. The hot path of unary requests (HEADERS, then
+  one DATA frame) checks only for this state.
+- Frames that the peer sent before it learned that we ended a stream are ignored. So a stream that
+  we ended first is ANSWERED while its answer waits for windows, and then QUIET. The oldest QUIET
+  streams are forgotten, and then CLOSED.
+- A request that the peer cancelled while it was worked on is ABANDONED until its answer arrives. It
+  counts as open until then, which bounds the work that a peer causes at a time.
 
       IDLE --HEADERS--> FRESH --HEADERS, DATA--> OPEN --END_STREAM--> HALF_CLOSED
                           |                        |                       |
@@ -17,12 +17,12 @@ A stream's state is the RFC's, with three more distinctions:
                                       v                             our answer ends
                           ANSWERED --> QUIET --> CLOSED <------------------+
 
-A stream that the peer left out when it opened a later one is SKIPPED (5.1.1).
+A stream id that the peer skipped when it opened a later stream is SKIPPED (5.1.1).
 
-A stream that we reset is QUIET, too, whatever its state was.
+A stream that we reset becomes QUIET, from any state.
 
-`STREAM_TABLE` has every state and every event, `CONNECTION_TABLE` too. An entry is the next state,
-`IGNORE`, or the `Fault` that the input is.
+`STREAM_TABLE` and `CONNECTION_TABLE` have an entry for every state and event: the next state,
+`IGNORE`, or a `Fault`.
 """
 
 from __future__ import annotations
@@ -60,23 +60,23 @@ class StreamEvent(IntEnum):
     """A header block: of a request if the stream is idle, otherwise trailers."""
     DATA = auto()
     END_STREAM = auto()
-    """The flag, on one of the two; applied after it."""
+    """The flag on HEADERS or DATA; applied after the frame."""
     RST_STREAM = auto()
     WINDOW_UPDATE = auto()
     ANSWER_WAITS = auto()
-    """Our answer is complete, and waits for windows."""
+    """Our answer is complete, but some of it waits for windows."""
     ANSWER_ENDS = auto()
     """All of our answer is sent."""
 
 
 class ConnectionState(IntEnum):
     PREFACE = auto()
-    """The client's magic bytes are still to come."""
+    """Before the client's preface."""
     SETTINGS = auto()
-    """The first frame is still to come."""
+    """Before the first frame."""
     FRAMES = auto()
     BLOCK = auto()
-    """A header block is incomplete: only its continuation may come."""
+    """In a header block: only its CONTINUATION frames are allowed."""
 
 
 class ConnectionEvent(IntEnum):
@@ -110,7 +110,7 @@ class StreamFault(Exception):
 
 
 class Fault(NamedTuple):
-    """The peer's fault: it costs the stream, or the connection."""
+    """An error of the peer, which ends the stream or the connection."""
 
     code: int
     text: str = ""
@@ -118,7 +118,7 @@ class Fault(NamedTuple):
 
 
 class Ignore(Enum):
-    """Input of no consequence, such as frames that were on their way."""
+    """The input has no effect, for example because it was in flight."""
 
     IGNORE = auto()
 
@@ -139,7 +139,7 @@ def _stream_table() -> dict[StreamState, dict[StreamEvent, StreamEntry]]:
         event.HEADERS, event.DATA, event.END_STREAM, event.RST_STREAM, event.WINDOW_UPDATE,
         event.ANSWER_WAITS, event.ANSWER_ENDS,
     )  # fmt: skip
-    never = Fault(NO_ERROR)  # We do not do this.
+    never = Fault(NO_ERROR)  # Does not occur.
     rows: dict[StreamState, tuple[StreamEntry, ...]] = {
         state.IDLE: (
             state.FRESH, _NOT_OPEN, never, _NOT_OPEN, _NOT_OPEN,

@@ -1,5 +1,5 @@
-"""What the HTTP/1.1 connections of a listener share, and the answers that depend on no request: the
-page, the versions, the state of the member."""
+"""What the HTTP/1.1 connections of a listener share, and the content of the page, the versions and
+the debug variables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CORS = (
 
 
 class Site(HealthCounts):
-    """What the HTTP connections of a member share: its settings, and counts for /metrics."""
+    """The settings and counters that the HTTP connections of a listener share."""
 
     def __init__(
         self,
@@ -36,9 +36,9 @@ class Site(HealthCounts):
         serves_gateway: bool = True,
         only_metrics: bool = False,
     ) -> None:
-        """`metrics` gives what /metrics shows. `cors`: origins whose pages may read answers.
-        `host_whitelist`: names that a client may call this server by. Both: empty or "*" is any.
-        `only_metrics`: no more than health and metrics, for --listen-metrics-urls."""
+        """`metrics` renders /metrics. `cors`: origins whose pages may read answers.
+        `host_whitelist`: host names under which clients may call this server. For both, empty or
+        "*" means any. `only_metrics`: serve only health and metrics (--listen-metrics-urls)."""
         super().__init__()
         if not only_metrics:
             _read_page()  # An installation without it should not get as far as a browser's request.
@@ -82,7 +82,7 @@ def versions() -> str:
 
 
 def debug_vars(member: Member) -> str:
-    """What the member looks like from the inside; no keys and no values."""
+    """The internal state of the member, without keys and values."""
     raft, store, hub = member.raft, member.state.store, member.hub
     found: dict[str, Any] = {
         "etcdlite": {"version": etcdlite.__version__, "api_version": etcdlite.ETCD_API_VERSION},
@@ -127,8 +127,8 @@ def _read_page() -> str:
 
 @cache
 def page() -> tuple[str, str]:
-    """The page, and the Content-Security-Policy that lets it run nothing but its own script and
-    reach nothing but this server."""
+    """The page, and a Content-Security-Policy that allows only its own script and requests to this
+    server."""
     import hashlib  # It loads OpenSSL, which takes 3.5 MB. Few members are asked for the page.
 
     html = _read_page()
