@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from math import inf
 from time import monotonic
@@ -18,15 +18,12 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from etcdlite import proto
 from etcdlite.client import operations
-from etcdlite.client.connection import DEFAULT_ENDPOINT, Ticket, cause_of
+from etcdlite.client.connection import Ticket, cause_of
 from etcdlite.client.errors import Closed
 from etcdlite.client.link import NEVER_S, Broken, Link, keep_tcp_alive
 from etcdlite.client.operations import Bytes, Event, KeyValue, Op, WatchBatch, WatchCursor
 from etcdlite.client.partial_file import PartialFile, opened
 from etcdlite.client.scripts import (
-    DEFAULT_DIAL_TIMEOUT_S,
-    DEFAULT_TIMEOUT_S,
-    Calls,
     ClientBase,
     Dial,
     ElectionBase,
@@ -266,130 +263,7 @@ class _TaskLink(Link, asyncio.Protocol):
             self._transport.resume_reading()
 
 
-# The client.
-
-
-def _operation(
-    build: Callable[P, Op[T]],
-) -> Callable[Concatenate[AsyncClient, P], Awaitable[T]]:
-    """The method of `AsyncClient` that performs the operation of `build`."""
-
-    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
-        return run(self._calls.perform(build(*args, **kwargs)))
-
-    return operations.as_method(method, build)
-
-
-def _watch(build: Callable[P, WatchCursor]) -> Callable[Concatenate[AsyncClient, P], AsyncWatch]:
-    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncWatch:
-        return AsyncWatch(self._calls, build(*args, **kwargs))
-
-    return operations.as_method(method, build, "AsyncWatch")
-
-
-class AsyncClient(ClientBase):
-    """An asyncio client of one cluster, for any number of tasks of one event loop.
-
-    Arguments, failover and errors are those of `Client`. What blocks there is awaited here, and
-    context managers and iterators are `async with` and `async for`.
-    """
-
-    def __init__(
-        self,
-        endpoints: str | Sequence[str] = (DEFAULT_ENDPOINT,),
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        dial_timeout_s: float = DEFAULT_DIAL_TIMEOUT_S,
-    ) -> None:
-        super().__init__(Calls(endpoints, timeout_s, dial_timeout_s, partial(_Signal, _Timer())))
-
-    async def __aenter__(self) -> AsyncClient:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connection. Calls that wait, and later ones, raise Closed."""
-        self._calls.close()
-
-    put = _operation(operations.put)
-    get = _operation(operations.get)
-    range = _operation(operations.range_)
-    delete = _operation(operations.delete)
-    txn = _operation(operations.txn)
-    compact = _operation(operations.compact)
-    lease_grant = _operation(operations.lease_grant)
-    lease_revoke = _operation(operations.lease_revoke)
-    lease_keep_alive_once = _operation(operations.lease_keep_alive_once)
-    lease_time_to_live = _operation(operations.lease_time_to_live)
-    leases = _operation(operations.leases)
-    status = _operation(operations.status)
-    alarms = _operation(operations.alarms)
-    disarm = _operation(operations.disarm)
-    defragment = _operation(operations.defragment)
-    hash_kv = _operation(operations.hash_kv)
-    move_leader = _operation(operations.move_leader)
-    members = _operation(operations.members)
-    member_add = _operation(operations.member_add)
-    member_remove = _operation(operations.member_remove)
-    member_update = _operation(operations.member_update)
-    member_promote = _operation(operations.member_promote)
-    watch = _watch(operations.watch)
-
-    def lease(self, ttl: int, *, id: int = 0) -> AsyncLease:
-        """A lease of `ttl` seconds, kept alive inside `async with`, revoked at its end."""
-        return AsyncLease(self._calls, ttl, id)
-
-    def lock(self, name: Bytes, *, ttl: int = 10, timeout_s: float | None = None) -> AsyncLock:
-        """The lock `name`, held inside `async with`; see `Client.lock`."""
-        return AsyncLock(self._calls, self.lease, name, ttl, timeout_s)
-
-    def election(self, name: Bytes, *, ttl: int = 10) -> AsyncElection:
-        """The election `name`; see `Client.election`."""
-        return AsyncElection(self._calls, self.lease, name, ttl)
-
-    async def snapshot(self, file: str | os.PathLike[str] | BinaryIO) -> int:
-        """Save a backup, as `Client.snapshot` does; the file is written in threads."""
-        size_bytes = 0
-        request = proto.SnapshotRequest()
-        with (backup := opened(file)) as target:
-            async with self.stream("Maintenance.Snapshot", request) as stream:
-                async for response in stream:
-                    await asyncio.to_thread(target.write, response.blob)
-                    size_bytes += len(response.blob)
-            if isinstance(backup, PartialFile):
-                await asyncio.to_thread(backup.sync)
-        return size_bytes
-
-    def perform(self, op: Op[T]) -> Awaitable[T]:
-        """Send a prepared operation, such as `Put("k", "v")`."""
-        return run(self._calls.perform(op))
-
-    # The low level: messages in, messages out.
-
-    def call(
-        self,
-        method: str,
-        request: Any,
-        *,
-        timeout_s: float | None = None,
-        repeatable: bool = False,
-    ) -> Awaitable[Any]:
-        """Send one message to a method ("KV.Put"). Returns the one message that answers it.
-
-        `repeatable`: carrying it out twice is the same as once, so it may be sent again.
-        """
-        return run(self._calls.call(method, request, timeout_s, repeatable))
-
-    def stream(
-        self, method: str, first: Any = None, *, timeout_s: float | None = None
-    ) -> AsyncStream:
-        """A stream ("Watch.Watch") on a connection of its own, opened by `async with`.
-
-        `first`, if given, is the only message sent. `timeout_s` bounds the wait for each message
-        (None: forever). A stream is not resumed when its connection breaks.
-        """
-        return AsyncStream(self._calls, method, first, timeout_s)
+# What a client makes.
 
 
 class AsyncStream(StreamBase):
@@ -534,3 +408,105 @@ class AsyncElection(ElectionBase[AsyncLease]):
         next_observation = self._observations()
         while True:
             yield await run(next_observation())
+
+
+# The client.
+
+
+def _operation(
+    build: Callable[P, Op[T]],
+) -> Callable[Concatenate[AsyncClient, P], Awaitable[T]]:
+    """The method of `AsyncClient` that performs the operation of `build`."""
+
+    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        return run(self._calls.perform(build(*args, **kwargs)))
+
+    return operations.as_method(method, build)
+
+
+def _watch(build: Callable[P, WatchCursor]) -> Callable[Concatenate[AsyncClient, P], AsyncWatch]:
+    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncWatch:
+        return AsyncWatch(self._calls, build(*args, **kwargs))
+
+    return operations.as_method(method, build, "AsyncWatch")
+
+
+class AsyncClient(ClientBase[AsyncStream, AsyncLease, AsyncLock, AsyncElection]):
+    """An asyncio client of one cluster, for any number of tasks of one event loop.
+
+    Arguments, failover and errors are those of `Client`. What blocks there is awaited here, and
+    context managers and iterators are `async with` and `async for`.
+    """
+
+    _make_signal = staticmethod(lambda: partial(_Signal, _Timer()))
+    _stream = AsyncStream
+    _lease = AsyncLease
+    _lock = AsyncLock
+    _election = AsyncElection
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. Calls that wait, and later ones, raise Closed."""
+        self._calls.close()
+
+    put = _operation(operations.put)
+    get = _operation(operations.get)
+    range = _operation(operations.range_)
+    delete = _operation(operations.delete)
+    txn = _operation(operations.txn)
+    compact = _operation(operations.compact)
+    lease_grant = _operation(operations.lease_grant)
+    lease_revoke = _operation(operations.lease_revoke)
+    lease_keep_alive_once = _operation(operations.lease_keep_alive_once)
+    lease_time_to_live = _operation(operations.lease_time_to_live)
+    leases = _operation(operations.leases)
+    status = _operation(operations.status)
+    alarms = _operation(operations.alarms)
+    disarm = _operation(operations.disarm)
+    defragment = _operation(operations.defragment)
+    hash_kv = _operation(operations.hash_kv)
+    move_leader = _operation(operations.move_leader)
+    members = _operation(operations.members)
+    member_add = _operation(operations.member_add)
+    member_remove = _operation(operations.member_remove)
+    member_update = _operation(operations.member_update)
+    member_promote = _operation(operations.member_promote)
+    watch = _watch(operations.watch)
+
+    async def snapshot(self, file: str | os.PathLike[str] | BinaryIO) -> int:
+        """Save a backup, as `Client.snapshot` does; the file is written in threads."""
+        size_bytes = 0
+        request = proto.SnapshotRequest()
+        with (backup := opened(file)) as target:
+            async with self.stream("Maintenance.Snapshot", request) as stream:
+                async for response in stream:
+                    await asyncio.to_thread(target.write, response.blob)
+                    size_bytes += len(response.blob)
+            if isinstance(backup, PartialFile):
+                await asyncio.to_thread(backup.sync)
+        return size_bytes
+
+    def perform(self, op: Op[T]) -> Awaitable[T]:
+        """Send a prepared operation, such as `Put("k", "v")`."""
+        return run(self._calls.perform(op))
+
+    # The low level: messages in, messages out.
+
+    def call(
+        self,
+        method: str,
+        request: Any,
+        *,
+        timeout_s: float | None = None,
+        repeatable: bool = False,
+    ) -> Awaitable[Any]:
+        """Send one message to a method ("KV.Put"). Returns the one message that answers it.
+
+        `repeatable`: carrying it out twice is the same as once, so it may be sent again.
+        """
+        return run(self._calls.call(method, request, timeout_s, repeatable))

@@ -13,20 +13,18 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from etcdlite import proto
 from etcdlite.client import operations
-from etcdlite.client.connection import DEFAULT_ENDPOINT, RECEIVE_BYTES, cause_of
+from etcdlite.client.connection import RECEIVE_BYTES, cause_of
 from etcdlite.client.errors import Closed
 from etcdlite.client.link import NEVER_S, Link, keep_tcp_alive
 from etcdlite.client.operations import Bytes, Event, KeyValue, Op, WatchBatch, WatchCursor
 from etcdlite.client.partial_file import opened
 from etcdlite.client.scripts import (
-    DEFAULT_DIAL_TIMEOUT_S,
-    DEFAULT_TIMEOUT_S,
     Calls,
     ClientBase,
     Dial,
@@ -191,142 +189,7 @@ class _ThreadLink(Link):
         self._sock.close()
 
 
-# The client.
-
-
-def _operation(build: Callable[P, Op[T]]) -> Callable[Concatenate[Client, P], T]:
-    """The method of `Client` that performs the operation of `build`."""
-
-    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return run(self._calls.perform(build(*args, **kwargs)))
-
-    return operations.as_method(method, build)
-
-
-def _watch(build: Callable[P, WatchCursor]) -> Callable[Concatenate[Client, P], Watch]:
-    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Watch:
-        return Watch(self._calls, build(*args, **kwargs))
-
-    return operations.as_method(method, build, "Watch")
-
-
-class Client(ClientBase):
-    """A blocking client of one cluster, for any number of threads.
-
-    `endpoints`: one or several of "127.0.0.1:2379" or "http://127.0.0.1:2379". The client connects
-    at the first call, to the first endpoint that accepts, and goes on to the next one when a
-    connection cannot be made or breaks. A read is then sent again. A write is sent again only if it
-    certainly had not been sent; otherwise it raises UnknownOutcome.
-
-    `timeout_s` is how long a call may take, unless it says otherwise. `dial_timeout_s` is how long
-    connecting to one endpoint may take, and how long a server may stay silent after a call has
-    timed out. Raises ValueError for an endpoint that is not understood.
-
-    Every call may raise ConnectionFailed, Timeout, UnknownOutcome (writes), ProtocolViolation,
-    Closed, WrongProcess, and the server's errors, all of them EtcdliteErrors.
-    """
-
-    def __init__(
-        self,
-        endpoints: str | Sequence[str] = (DEFAULT_ENDPOINT,),
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        dial_timeout_s: float = DEFAULT_DIAL_TIMEOUT_S,
-    ) -> None:
-        super().__init__(Calls(endpoints, timeout_s, dial_timeout_s, _Signal))
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection. Calls that wait, and later ones, raise Closed."""
-        self._calls.close()
-
-    put = _operation(operations.put)
-    get = _operation(operations.get)
-    range = _operation(operations.range_)
-    delete = _operation(operations.delete)
-    txn = _operation(operations.txn)
-    compact = _operation(operations.compact)
-    lease_grant = _operation(operations.lease_grant)
-    lease_revoke = _operation(operations.lease_revoke)
-    lease_keep_alive_once = _operation(operations.lease_keep_alive_once)
-    lease_time_to_live = _operation(operations.lease_time_to_live)
-    leases = _operation(operations.leases)
-    status = _operation(operations.status)
-    alarms = _operation(operations.alarms)
-    disarm = _operation(operations.disarm)
-    defragment = _operation(operations.defragment)
-    hash_kv = _operation(operations.hash_kv)
-    move_leader = _operation(operations.move_leader)
-    members = _operation(operations.members)
-    member_add = _operation(operations.member_add)
-    member_remove = _operation(operations.member_remove)
-    member_update = _operation(operations.member_update)
-    member_promote = _operation(operations.member_promote)
-
-    watch = _watch(operations.watch)
-
-    def lease(self, ttl: int, *, id: int = 0) -> Lease:
-        """A lease of `ttl` seconds, kept alive inside `with`, revoked at its end."""
-        return Lease(self._calls, ttl, id)
-
-    def lock(self, name: Bytes, *, ttl: int = 10, timeout_s: float | None = None) -> Lock:
-        """The lock `name`, held inside `with`.
-
-        If the holder dies, the lock is free `ttl` seconds later. `timeout_s` bounds the wait for it
-        (None: forever; 0: take it now or not at all).
-        """
-        return Lock(self._calls, self.lease, name, ttl, timeout_s)
-
-    def election(self, name: Bytes, *, ttl: int = 10) -> Election:
-        """The election `name`. If the leader dies, the next one leads `ttl` seconds later."""
-        return Election(self._calls, self.lease, name, ttl)
-
-    def snapshot(self, file: str | os.PathLike[str] | BinaryIO) -> int:
-        """Save a backup of the member's whole state. Returns its size in bytes.
-
-        A plain file appears under its name, or is replaced, when the backup is complete and synced;
-        until then it is written beside it with ".part" added. A device or a pipe is written to. A
-        file object is written to and neither synced nor closed.
-        """
-        size_bytes = 0
-        request = proto.SnapshotRequest()
-        with opened(file) as target, self.stream("Maintenance.Snapshot", request) as stream:
-            for response in stream:
-                target.write(response.blob)
-                size_bytes += len(response.blob)
-        return size_bytes
-
-    def perform(self, op: Op[T]) -> T:
-        """Send a prepared operation, such as `Put("k", "v")`."""
-        return run(self._calls.perform(op))
-
-    # The low level: messages in, messages out.
-
-    def call(
-        self,
-        method: str,
-        request: Any,
-        *,
-        timeout_s: float | None = None,
-        repeatable: bool = False,
-    ) -> Any:
-        """Send one message to a method ("KV.Put"). Returns the one message that answers it.
-
-        `repeatable`: carrying it out twice is the same as once, so it may be sent again.
-        """
-        return run(self._calls.call(method, request, timeout_s, repeatable))
-
-    def stream(self, method: str, first: Any = None, *, timeout_s: float | None = None) -> Stream:
-        """Open a stream ("Watch.Watch") on a connection of its own.
-
-        `first`, if given, is the only message sent. `timeout_s` bounds the wait for each message
-        (None: forever). A stream is not resumed when its connection breaks.
-        """
-        return Stream(self._calls, method, first, timeout_s)
+# What a client makes.
 
 
 class Stream(StreamBase):
@@ -487,3 +350,110 @@ class Election(ElectionBase[Lease]):
         next_observation = self._observations()
         while True:
             yield run(next_observation())
+
+
+# The client.
+
+
+def _operation(build: Callable[P, Op[T]]) -> Callable[Concatenate[Client, P], T]:
+    """The method of `Client` that performs the operation of `build`."""
+
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return run(self._calls.perform(build(*args, **kwargs)))
+
+    return operations.as_method(method, build)
+
+
+def _watch(build: Callable[P, WatchCursor]) -> Callable[Concatenate[Client, P], Watch]:
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Watch:
+        return Watch(self._calls, build(*args, **kwargs))
+
+    return operations.as_method(method, build, "Watch")
+
+
+class Client(ClientBase[Stream, Lease, Lock, Election]):
+    """A blocking client of one cluster, for any number of threads.
+
+    The client connects at the first call, to the first endpoint that accepts, and goes on to the
+    next one when a connection cannot be made or breaks. A read is then sent again. A write is sent
+    again only if it certainly had not been sent; otherwise it raises UnknownOutcome.
+
+    Every call may raise ConnectionFailed, Timeout, UnknownOutcome (writes), ProtocolViolation,
+    Closed, WrongProcess, and the server's errors, all of them EtcdliteErrors.
+    """
+
+    _make_signal = staticmethod(lambda: _Signal)
+    _stream = Stream
+    _lease = Lease
+    _lock = Lock
+    _election = Election
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. Calls that wait, and later ones, raise Closed."""
+        self._calls.close()
+
+    put = _operation(operations.put)
+    get = _operation(operations.get)
+    range = _operation(operations.range_)
+    delete = _operation(operations.delete)
+    txn = _operation(operations.txn)
+    compact = _operation(operations.compact)
+    lease_grant = _operation(operations.lease_grant)
+    lease_revoke = _operation(operations.lease_revoke)
+    lease_keep_alive_once = _operation(operations.lease_keep_alive_once)
+    lease_time_to_live = _operation(operations.lease_time_to_live)
+    leases = _operation(operations.leases)
+    status = _operation(operations.status)
+    alarms = _operation(operations.alarms)
+    disarm = _operation(operations.disarm)
+    defragment = _operation(operations.defragment)
+    hash_kv = _operation(operations.hash_kv)
+    move_leader = _operation(operations.move_leader)
+    members = _operation(operations.members)
+    member_add = _operation(operations.member_add)
+    member_remove = _operation(operations.member_remove)
+    member_update = _operation(operations.member_update)
+    member_promote = _operation(operations.member_promote)
+
+    watch = _watch(operations.watch)
+
+    def snapshot(self, file: str | os.PathLike[str] | BinaryIO) -> int:
+        """Save a backup of the member's whole state. Returns its size in bytes.
+
+        A plain file appears under its name, or is replaced, when the backup is complete and synced;
+        until then it is written beside it with ".part" added. A device or a pipe is written to. A
+        file object is written to and neither synced nor closed.
+        """
+        size_bytes = 0
+        request = proto.SnapshotRequest()
+        with opened(file) as target, self.stream("Maintenance.Snapshot", request) as stream:
+            for response in stream:
+                target.write(response.blob)
+                size_bytes += len(response.blob)
+        return size_bytes
+
+    def perform(self, op: Op[T]) -> T:
+        """Send a prepared operation, such as `Put("k", "v")`."""
+        return run(self._calls.perform(op))
+
+    # The low level: messages in, messages out.
+
+    def call(
+        self,
+        method: str,
+        request: Any,
+        *,
+        timeout_s: float | None = None,
+        repeatable: bool = False,
+    ) -> Any:
+        """Send one message to a method ("KV.Put"). Returns the one message that answers it.
+
+        `repeatable`: carrying it out twice is the same as once, so it may be sent again.
+        """
+        return run(self._calls.call(method, request, timeout_s, repeatable))

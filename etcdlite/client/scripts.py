@@ -30,6 +30,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from etcdlite import frames, methods, proto
 from etcdlite.client import operations, recipes
 from etcdlite.client.connection import (
+    DEFAULT_ENDPOINT,
     PING,
     Ticket,
     cause_of,
@@ -408,39 +409,6 @@ class Calls:
             return stop.value
 
 
-class ClientBase:
-    """What both clients have that needs no waiting."""
-
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.endpoint}>"
-
-    @property
-    def endpoint(self) -> str:
-        """The server in use ("127.0.0.1:2379"), or the next one to be tried if there is none."""
-        return self._calls.endpoint
-
-    @property
-    def timeout_s(self) -> float:
-        """How long a call may take, unless it says otherwise."""
-        return self._calls.timeout_s
-
-    @timeout_s.setter
-    def timeout_s(self, seconds: float) -> None:
-        self._calls.timeout_s = seconds
-
-    @property
-    def dial_timeout_s(self) -> float:
-        """How long connecting to one endpoint may take."""
-        return self._calls.dial_timeout_s
-
-    @dial_timeout_s.setter
-    def dial_timeout_s(self, seconds: float) -> None:
-        self._calls.dial_timeout_s = seconds
-
-
 # Streams.
 
 
@@ -544,8 +512,7 @@ class WatchBase:
         self._method = METHOD_BY_NAME["Watch.Watch"]
         self._wake = calls.make_signal()
         self._is_closed = False
-        self._link: Link | None = None
-        self._ticket: WatchTicket | None = None
+        self._stream: tuple[Link, WatchTicket] | None = None
         self._pause_s = 0.0
         """How long to wait before the next attempt to open a stream."""
         self._events: deque[Event] = deque()
@@ -558,8 +525,9 @@ class WatchBase:
         """End the watch. The iteration ends too, in whatever thread or task it runs."""
         self._is_closed = True
         self._wake.set()
-        if self._ticket is not None and self._link is not None and not self._calls.is_foreign:
-            self._link.cancel(self._ticket)
+        if self._stream is not None and not self._calls.is_foreign:
+            link, ticket = self._stream
+            link.cancel(ticket)
 
     @property
     def revision(self) -> int:
@@ -568,10 +536,11 @@ class WatchBase:
 
     def request_progress(self) -> None:
         """Ask for a progress mark: a batch without events that follows all events so far."""
-        if self._ticket is not None and self._link is not None:
+        if self._stream is not None:
+            link, ticket = self._stream
             message = proto.WatchRequest(progress_request=proto.WatchProgressRequest())
             try:
-                self._link.send(self._ticket, message.encode())
+                link.send(ticket, message.encode())
             except Broken:
                 pass  # The watch resumes elsewhere.
 
@@ -583,7 +552,7 @@ class WatchBase:
             while not self._cursor.created:
                 if self._is_closed:
                     raise Closed(text="the watch is closed")
-                if self._ticket is None:
+                if self._stream is None:
                     yield from self._open(deadline_s, patient=False)
                 elif (batch := self._take()) is not None:
                     self._events.extend(batch.events)
@@ -638,7 +607,7 @@ class WatchBase:
         """None when the watch is closed."""
         self._calls.check_process()
         while not self._is_closed:
-            if self._ticket is None:
+            if self._stream is None:
                 yield from self._open(deadline_s, patient=True)
             elif (batch := self._take()) is not None:
                 return batch
@@ -648,20 +617,22 @@ class WatchBase:
 
     def _take(self) -> WatchBatch | None:
         """Take a batch from the stream. None: none is here; or the stream is over."""
-        ticket, link = self._ticket, self._link
-        while ticket is not None and link is not None and not self._is_closed:
+        if self._stream is None:
+            return None
+        link, ticket = self._stream
+        while not self._is_closed:
             is_over = ticket.over
             item = ticket.take()
             if item is None:
                 if is_over:
                     # The link was lost; or this reader was too slow, and has now caught up.
                     self._pause_s = BACKOFF_FIRST_S if ticket.lost else 0.0
-                    self._ticket = None
+                    self._stream = None
                 return None
             flags, body = item
             try:
                 if flags & frames.END:
-                    self._ticket = None
+                    self._stream = None
                     reply_body(flags, body, link.endpoint)
                     raise Unavailable()
                 batch = self._cursor.feed(decode_reply(self._method, body, link.endpoint))
@@ -678,9 +649,9 @@ class WatchBase:
 
     def _wait(self, deadline_s: float) -> Script[None]:
         """Wait until a message has come, or the stream is over."""
-        link = self._link
-        if self._ticket is None or link is None:
+        if self._stream is None:
             return
+        link, _ = self._stream
         until_s = min(deadline_s, monotonic() + PING_AFTER_S)
         if not (yield self._wake, until_s):
             if until_s == deadline_s:
@@ -713,7 +684,7 @@ class WatchBase:
         except Broken:
             self._back_off()
             return
-        self._link, self._ticket = link, ticket
+        self._stream = link, ticket
         if self._is_closed:
             link.cancel(ticket)
 
@@ -958,3 +929,87 @@ class ElectionBase(Generic[LeaseT]):
         """A function that makes the script of the next observation."""
         recipe = recipes.observe(recipes.line(self._name))
         return lambda: self._calls.follow(recipe)
+
+
+# The client.
+
+
+StreamT = TypeVar("StreamT", bound=StreamBase)
+LockT = TypeVar("LockT", bound=PlaceBase[Any])
+ElectionT = TypeVar("ElectionT", bound=ElectionBase[Any])
+
+
+class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
+    """What both clients have in common. Each says by its attributes what it makes."""
+
+    _make_signal: Callable[[], Callable[[], Signal]]
+    """Makes a maker of signals for one client."""
+    _stream: Callable[[Calls, str, Any, float | None], StreamT]
+    _lease: Callable[[Calls, int, int], LeaseT]
+    _lock: Callable[[Calls, Callable[[int], LeaseT], Bytes, int, float | None], LockT]
+    _election: Callable[[Calls, Callable[[int], LeaseT], Bytes, int], ElectionT]
+
+    def __init__(
+        self,
+        endpoints: str | Sequence[str] = (DEFAULT_ENDPOINT,),
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        dial_timeout_s: float = DEFAULT_DIAL_TIMEOUT_S,
+    ) -> None:
+        """Raises ValueError for an endpoint that is not understood.
+
+        `endpoints`: one or several of "127.0.0.1:2379" or "http://127.0.0.1:2379". `timeout_s` is
+        how long a call may take, unless it says otherwise. `dial_timeout_s` is how long connecting
+        to one endpoint may take, and how long a server may stay silent after a call has timed out.
+        """
+        self._calls = Calls(endpoints, timeout_s, dial_timeout_s, self._make_signal())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.endpoint}>"
+
+    @property
+    def endpoint(self) -> str:
+        """The server in use ("127.0.0.1:2379"), or the next one to be tried if there is none."""
+        return self._calls.endpoint
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a call may take, unless it says otherwise."""
+        return self._calls.timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, seconds: float) -> None:
+        self._calls.timeout_s = seconds
+
+    @property
+    def dial_timeout_s(self) -> float:
+        """How long connecting to one endpoint may take."""
+        return self._calls.dial_timeout_s
+
+    @dial_timeout_s.setter
+    def dial_timeout_s(self, seconds: float) -> None:
+        self._calls.dial_timeout_s = seconds
+
+    def lease(self, ttl: int, *, id: int = 0) -> LeaseT:
+        """A lease of `ttl` seconds, kept alive inside its `with` block, revoked at its end."""
+        return type(self)._lease(self._calls, ttl, id)
+
+    def lock(self, name: Bytes, *, ttl: int = 10, timeout_s: float | None = None) -> LockT:
+        """The lock `name`, held inside its `with` block.
+
+        If the holder dies, the lock is free `ttl` seconds later. `timeout_s` bounds the wait for it
+        (None: forever; 0: take it now or not at all).
+        """
+        return type(self)._lock(self._calls, self.lease, name, ttl, timeout_s)
+
+    def election(self, name: Bytes, *, ttl: int = 10) -> ElectionT:
+        """The election `name`. If the leader dies, the next one leads `ttl` seconds later."""
+        return type(self)._election(self._calls, self.lease, name, ttl)
+
+    def stream(self, method: str, first: Any = None, *, timeout_s: float | None = None) -> StreamT:
+        """A stream ("Watch.Watch") on a connection of its own.
+
+        It is open when this returns (`Client`), or inside of `async with` (`AsyncClient`). `first`,
+        if given, is the only message sent. `timeout_s` bounds the wait for each message (None:
+        forever). A stream is not resumed when its connection breaks.
+        """
+        return type(self)._stream(self._calls, method, first, timeout_s)
