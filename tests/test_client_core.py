@@ -35,6 +35,7 @@ from etcdlite.client import (
     recipes,
     scripts,
 )
+from etcdlite.client import calls as client_calls
 from etcdlite.client import connection as client_core
 from etcdlite.client import errors as client_errors
 from etcdlite.client import operations as calls
@@ -368,9 +369,9 @@ def test_a_transaction_gives_each_operation_its_own_kind_of_result() -> None:
     assert got.value == b"v"
     assert deleted.deleted == 1
     assert inner.results == (None,)
-    assert not scripts.is_read(op.method, op.request)
+    assert not client_calls.is_read(op.method, op.request)
     reading = Txn(success=[Get("k"), Txn(failure=[Get("x")])])
-    assert scripts.is_read(reading.method, reading.request)
+    assert client_calls.is_read(reading.method, reading.request)
     with pytest.raises(TypeError):
         Txn(success=[calls.status()])
 

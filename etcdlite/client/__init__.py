@@ -1,9 +1,9 @@
 """The Python client: `Client` for threads, `AsyncClient` for asyncio.
 
 docs/python-client.md is the guide. The parts, lowest first: `errors`; `connection`, the protocol
-without input and output; `operations`, requests and results; `recipes`, locks and elections;
-`scripts`, everything a client does that takes waiting, as generators; `blocking` and `aio`, which
-wait, in a thread and in asyncio.
+without input and output; `link`, a connection in use; `operations`, requests and results;
+`recipes`, the keys of locks and elections; `calls` and `scripts`, everything that takes waiting, as
+generators; `blocking` and `aio`, the shells that wait, in threads and in asyncio.
 
 A name is imported when it is first used, so that a program pays for what it uses: the blocking
 client does not load asyncio. `__init__.pyi` shows the names to type checkers.

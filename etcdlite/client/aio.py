@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from etcdlite import proto
 from etcdlite.client import operations
+from etcdlite.client.calls import Dial, Script, Start
 from etcdlite.client.connection import Ticket, cause_of
 from etcdlite.client.errors import Closed
 from etcdlite.client.link import NEVER_S, Broken, Link, keep_tcp_alive
@@ -25,12 +26,9 @@ from etcdlite.client.operations import Bytes, Event, KeyValue, Op, WatchBatch, W
 from etcdlite.client.partial_file import PartialFile, opened
 from etcdlite.client.scripts import (
     ClientBase,
-    Dial,
     ElectionBase,
     LeaseBase,
     PlaceBase,
-    Script,
-    Start,
     StreamBase,
     WatchBase,
 )
@@ -198,7 +196,7 @@ class _TaskLink(Link, asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         if self.failure:
-            # Given up before it came about.
+            # Closed before the connection was made.
             transport.abort()
             return
         keep_tcp_alive(transport.get_extra_info("socket"))
@@ -224,7 +222,8 @@ class _TaskLink(Link, asyncio.Protocol):
     # Called by the scripts.
 
     def open(self, ticket: Ticket, body: bytes, *, end: bool) -> None:
-        # Without the lock, which nothing else holds here; so is `receive`. It costs 2 % of a call.
+        # `open` and `receive` do without the lock: in one event loop there is no contention, and
+        # locking costs 2 % of a call.
         if self.connection.failure:
             raise Broken(self.endpoint, self.connection.failure, False)
         self.connection.open(ticket, body, end=end)
@@ -250,7 +249,7 @@ class _TaskLink(Link, asyncio.Protocol):
     def abort(self) -> None:
         if not self.greeted.done():
             self.greeted.set_exception(ConnectionError(self.failure))
-            self.greeted.exception()  # Marks it as seen: the task that connects may have given up.
+            self.greeted.exception()  # Marks it as retrieved: the task that connects may be gone.
         if self._transport is not None:
             self._transport.abort()
 

@@ -4,7 +4,7 @@ Any number of threads share one `Client`. It has one connection, to one of its e
 queues its frame; a thread that finds no other one sending sends all that is queued; a reader thread
 hands out the replies. `Client.stream` opens a connection, with a reader thread, of its own.
 
-Invariants: the reader thread never runs code of the caller; `scripts.py` has the others.
+Invariants: the reader thread never runs code of the caller; `calls.py` has the others.
 """
 
 from __future__ import annotations
@@ -19,20 +19,17 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from etcdlite import proto
 from etcdlite.client import operations
+from etcdlite.client.calls import Calls, Dial, Script, Start
 from etcdlite.client.connection import RECEIVE_BYTES, cause_of
 from etcdlite.client.errors import Closed
 from etcdlite.client.link import NEVER_S, Link, keep_tcp_alive
 from etcdlite.client.operations import Bytes, Event, KeyValue, Op, WatchBatch, WatchCursor
 from etcdlite.client.partial_file import opened
 from etcdlite.client.scripts import (
-    Calls,
     ClientBase,
-    Dial,
     ElectionBase,
     LeaseBase,
     PlaceBase,
-    Script,
-    Start,
     StreamBase,
     WatchBase,
 )
@@ -164,7 +161,7 @@ class _ThreadLink(Link):
             # Wakes the reader thread, which closes the socket.
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # The other side was first.
+            pass  # The server closed it first.
         self.resume_reading()
 
     def pause_reading(self) -> None:

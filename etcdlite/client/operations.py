@@ -1,17 +1,16 @@
-"""What the Python client's calls send and give: typed results, requests, watch positions.
+"""The requests and the typed results of the Python client's calls, and the position of a watch.
 
 Nothing here does input or output. Each operation is a function that builds an `Op`: the method's
-name, the request message, and how to make the typed result from the response. The shells
-(`blocking.py`, `aio.py`) make a method of each and do the talking; the same ops, under
-their capitalised names (`Put`, `Get`, `Range`, `Delete`, `Txn`), are the branches of a transaction.
+name, the request message, and a function that makes the typed result from the response. The shells
+(`blocking.py`, `aio.py`) turn each into a method of the client. Under their capitalised names
+(`Put`, `Get`, `Range`, `Delete`, `Txn`) the operations are the branches of a transaction.
 
-Keys and values go in as bytes or str (encoded as UTF-8) and come out as bytes, always. Which keys
-an operation means is said in one of four ways:
+Keys and values are given as bytes or str (encoded as UTF-8) and returned as bytes. An operation, or
+a comparison of a transaction, names its keys in one of three ways:
 
 - `key`: that key;
-- `key, range_end=end`: key <= k < end; an end of b"\\0" means "and everything after";
-- `prefix=p`: every key that starts with p; `prefix=""` means every key;
-- transactions' comparisons take the same.
+- `key, range_end=end`: key <= k < end; an end of b"\\0" means every key from `key` on;
+- `prefix=p`: every key that starts with p; `prefix=""` means every key.
 
 Invariants: results are immutable; revisions, versions and leases are plain ints; a result's
 `revision` is the store's revision when the request was served.
@@ -137,7 +136,7 @@ class RangeResult:
 
     revision: int
     count: int
-    """How many keys are in the range, whatever `limit` left out."""
+    """How many keys are in the range, also beyond `limit`."""
     more: bool
     """Whether `limit` left out keys."""
     _messages: Sequence[Any]
@@ -241,7 +240,7 @@ class Event(NamedTuple):
 
 
 class WatchBatch(NamedTuple):
-    """What one message brought: whole revisions, in order. Without events: a progress mark."""
+    """The events of one message: whole revisions, in order. Without events: a progress mark."""
 
     revision: int
     """Every event up to this revision has been delivered."""
@@ -459,7 +458,7 @@ def range_(
     max_create_revision: int = 0,
     timeout_s: float | None = None,
 ) -> Op[RangeResult]:
-    """The keys of a range, in the order of the keys unless `sort_by` or `descending` say else.
+    """The keys of a range, in the order of the keys unless `sort_by` or `descending` is given.
 
     At most `limit` of them (0: all); as they were at `revision` (0: now); only those whose
     mod_revision and create_revision lie within the bounds, inclusive (0: no bound). `keys_only`
@@ -524,7 +523,7 @@ class Comparison:
 
 
 class _Operand:
-    """Something about a key, or about every key of a range, to compare: ==, !=, <, >.
+    """A property of a key, or of every key of a range, to compare: ==, !=, <, >.
 
     A comparison of a range holds if it holds for every key in it. A key that does not exist has
     version, revisions and lease 0, and no value: no comparison of its value holds.
@@ -621,13 +620,12 @@ def txn(
     timeout_s: float | None = None,
     repeatable: bool = False,
 ) -> Op[TxnResult]:
-    """In one step and one revision: `success` if every comparison holds, else `failure`.
+    """Carry out `success` if every comparison holds, else `failure`, in one revision.
 
-    The branches are lists of `Put`, `Get`, `Range`, `Delete` and `Txn`; every comparison, those of
-    inner transactions too, sees the store as it was before. `repeatable` says that the
-    transaction may be sent again if a connection breaks, because its comparisons see to it that
-    the second time does no harm. Raises TooManyOps, and DuplicateKey when one branch puts a key
-    twice.
+    The branches are lists of `Put`, `Get`, `Range`, `Delete` and `Txn`. Every comparison, also in
+    an inner transaction, sees the store as it was before. `repeatable`: the comparisons make a
+    second run harmless, so the transaction may be sent again if a connection breaks. Raises
+    TooManyOps, and DuplicateKey when one branch puts a key twice.
     """
     request = proto.TxnRequest(
         compare=[comparison.message for comparison in compare],
@@ -660,9 +658,9 @@ Txn = txn
 
 
 def compact(revision: int, *, physical: bool = False, timeout_s: float | None = None) -> Op[int]:
-    """Drop the history before `revision`; `physical` waits until it is gone from the disk.
+    """Drop the history before `revision`; `physical` waits until it is removed from the disk.
 
-    Gives the store's revision. Raises Compacted if that was done already, FutureRev.
+    Returns the store's revision. Raises Compacted if that was done already, FutureRev.
     """
     request = proto.CompactionRequest(revision=revision, physical=physical)
     return Op("KV.Compact", request, _revision, timeout_s)
@@ -681,13 +679,13 @@ def lease_grant(ttl: int, *, id: int = 0, timeout_s: float | None = None) -> Op[
 
 
 def lease_revoke(lease: SupportsInt, *, timeout_s: float | None = None) -> Op[int]:
-    """End the lease and delete its keys. Gives the revision. Raises LeaseNotFound."""
+    """End the lease and delete its keys. Returns the revision. Raises LeaseNotFound."""
     request = proto.LeaseRevokeRequest(ID=int(lease))
     return Op("Lease.LeaseRevoke", request, _revision, timeout_s)
 
 
 def lease_keep_alive_once(lease: SupportsInt, *, timeout_s: float | None = None) -> Op[int]:
-    """Start the lease's time anew. Gives its TTL in seconds. Raises LeaseNotFound."""
+    """Renew the lease. Returns its TTL in seconds. Raises LeaseNotFound."""
 
     def result(response: proto.LeaseKeepAliveResponse) -> int:
         # etcd's answer for a lease that is gone is a TTL of 0.
@@ -757,7 +755,7 @@ def alarms(*, timeout_s: float | None = None) -> Op[tuple[Alarm, ...]]:
 
 
 def disarm(alarm: Alarm, *, timeout_s: float | None = None) -> Op[tuple[Alarm, ...]]:
-    """Lift one of the alarms that `alarms` gave. Gives those lifted."""
+    """Clear one of the alarms that `alarms` returned. Returns the alarms that were cleared."""
     request = proto.AlarmRequest(
         action=_ALARM_ACTION["DEACTIVATE"],
         memberID=alarm.member_id,
@@ -774,7 +772,7 @@ def _alarms(response: proto.AlarmResponse) -> tuple[Alarm, ...]:
 
 
 def defragment(*, timeout_s: float | None = None) -> Op[None]:
-    """Give the space of dropped history back to the disk, on the member that answers."""
+    """Free the disk space of compacted history, on the member that answers."""
 
     def result(response: Any) -> None:
         return None
@@ -814,7 +812,7 @@ def members(*, linearizable: bool = True, timeout_s: float | None = None) -> Op[
 def member_add(
     peer_urls: Sequence[str], *, learner: bool = False, timeout_s: float | None = None
 ) -> Op[Member]:
-    """Announce a new member. Gives it with its id. Raises PeerURLExist, MemberBadURLs."""
+    """Add a member. Returns it, with its id. Raises PeerURLExist, MemberBadURLs."""
 
     def result(response: proto.MemberAddResponse) -> Member:
         return _member(response.member or proto.Member())
@@ -824,7 +822,7 @@ def member_add(
 
 
 def member_remove(member_id: int, *, timeout_s: float | None = None) -> Op[tuple[Member, ...]]:
-    """Remove a member. Gives those that remain. Raises MemberNotFound."""
+    """Remove a member. Returns the members that remain. Raises MemberNotFound."""
     request = proto.MemberRemoveRequest(ID=member_id)
     return Op("Cluster.MemberRemove", request, _members, timeout_s)
 
@@ -832,13 +830,13 @@ def member_remove(member_id: int, *, timeout_s: float | None = None) -> Op[tuple
 def member_update(
     member_id: int, peer_urls: Sequence[str], *, timeout_s: float | None = None
 ) -> Op[tuple[Member, ...]]:
-    """Give a member new peer URLs. Gives all members."""
+    """Change a member's peer URLs. Returns all members."""
     request = proto.MemberUpdateRequest(ID=member_id, peerURLs=list(peer_urls))
     return Op("Cluster.MemberUpdate", request, _members, timeout_s)
 
 
 def member_promote(member_id: int, *, timeout_s: float | None = None) -> Op[tuple[Member, ...]]:
-    """Make a learner a voter. Gives all members. Raises LearnerNotReady, MemberNotLearner."""
+    """Make a learner a voter. Returns all members. Raises LearnerNotReady, MemberNotLearner."""
     request = proto.MemberPromoteRequest(ID=member_id)
     return Op("Cluster.MemberPromote", request, _members, timeout_s)
 
@@ -879,7 +877,7 @@ def watch(
 
 
 class WatchCursor:
-    """What a watch asks for and how far it has come: all that is needed to go on elsewhere.
+    """The request of a watch and its position: what is needed to resume it elsewhere.
 
     `next_revision` is where a new stream has to start so that nothing is missed and nothing comes
     twice. It moves only over whole revisions: the request does not allow fragments, so a message
@@ -890,7 +888,7 @@ class WatchCursor:
         self._create = create
         self.timeout_s = timeout_s
         self.created = False
-        """Whether the server has confirmed the watch, once."""
+        """Whether the server has confirmed the watch before."""
         self.next_revision: int = create.start_revision
         """0 until the server has said what "now" is."""
 

@@ -11,7 +11,7 @@ just before its own is deleted, so a release wakes one waiter and not all. A can
 or dies and lets its lease run out, leaves the line: the key goes with the lease.
 
 A recipe is a generator that yields what it needs (an `Op` to perform, a `WatchFor` to wait for, a
-`KeyValue` to report) and is sent the outcome. `scripts.Calls.follow` runs it.
+`KeyValue` to report) and is sent the outcome. `scripts.follow` runs it.
 
 A holder whose lease has run out may not know it yet. `Held.guard` is the comparison that makes a
 transaction take effect only while the place is still held.

@@ -1,45 +1,29 @@
-"""What a client does that takes waiting: once, as generators, for both shells.
+"""Streams, watches, leases, locks and elections: what both clients do, once, as generators.
 
-A script is a generator that does everything but wait. It yields what it needs and is sent the
-outcome:
-
-    (signal, until_s)                True when the signal was set, False when that time had come
-    Dial(endpoint, ...)              a connected Link; or raises OSError
-    Start(script, name)              a function that stops the script, which runs beside this one
-
-A shell runs scripts (`blocking.run` in the calling thread, `aio.run` in the calling task) and does
-nothing else. The base classes below hold what needs no waiting, and the scripts of their methods.
-
-Rules that hold for every script:
-- a write is sent once: if its connection breaks after that, the caller gets `UnknownOutcome`.
-  A read is sent again, to the next endpoint;
-- a call waits no longer than its timeout, whatever the server does;
-- what is received and not read is bounded, see `link.py`.
-
-Times ending in `_s` that are moments, such as a deadline, are on the clock `time.monotonic`.
+`calls.py` says what a script is. Each class here holds what needs no waiting, and the scripts of
+its methods; the shells subclass it and run them.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
-from etcdlite import frames, methods, proto
+from etcdlite import frames, proto
 from etcdlite.client import operations, recipes
-from etcdlite.client.connection import (
-    DEFAULT_ENDPOINT,
-    PING,
-    Ticket,
-    cause_of,
-    decode_reply,
-    format_endpoint,
-    parse_endpoints,
-    reply_body,
-    unary_reply,
+from etcdlite.client.calls import (
+    BACKOFF_FIRST_S,
+    BACKOFF_MAX_S,
+    DEFAULT_DIAL_TIMEOUT_S,
+    DEFAULT_TIMEOUT_S,
+    Calls,
+    Script,
+    Start,
+    error_at,
 )
+from etcdlite.client.connection import DEFAULT_ENDPOINT, decode_reply, reply_body
 from etcdlite.client.errors import (
     Closed,
     ConnectionFailed,
@@ -49,7 +33,6 @@ from etcdlite.client.errors import (
     Timeout,
     Unavailable,
     UnknownOutcome,
-    WrongProcess,
 )
 from etcdlite.client.link import NEVER_S, Broken, Link, Signal, StreamTicket, WatchTicket
 from etcdlite.client.operations import (
@@ -62,351 +45,17 @@ from etcdlite.client.operations import (
     WatchCursor,
     to_bytes,
 )
-from etcdlite.methods import METHOD_BY_NAME, Retry
+from etcdlite.methods import METHOD_BY_NAME
 
 T = TypeVar("T")
 
-DEFAULT_TIMEOUT_S = 5.0
-DEFAULT_DIAL_TIMEOUT_S = 2.0
-
 PING_AFTER_S = 15.0
-"""A watch that received nothing for this long asks whether the server is still there."""
+"""A watch that received nothing for this long pings the server."""
 
 MIN_KEEP_ALIVE_INTERVAL_S = 0.1
 
 LEASE_CHECK_INTERVAL_S = 1.0
 """How soon a candidate in line notices that its own lease is lost."""
-
-BACKOFF_FIRST_S = 0.05
-BACKOFF_MAX_S = 1.0
-"""Pauses between attempts (of watches, and of reads without a leader): doubling."""
-
-Script = Generator[Any, Any, T]
-"""Yields (signal, until_s), Dial and Start; returns T."""
-
-
-class Dial(NamedTuple):
-    """Connect to a server and wait for its greeting."""
-
-    endpoint: str
-    host: str
-    port: int
-    timeout_s: float
-    silence_s: float
-    drained: Any
-    """These three are for the `Link`."""
-
-
-class Start(NamedTuple):
-    """Run a script in the background."""
-
-    script: Script[None]
-    name: str
-
-
-# Calls.
-
-
-def is_read(method: str, request: Any) -> bool:
-    """Whether carrying out the request twice is the same as once, so that it may be sent again."""
-    retry = METHOD_BY_NAME[method].retry
-    return retry is Retry.ALWAYS or (retry is Retry.IF_READ and _CHANGES_NOTHING[method](request))
-
-
-def _only_ranges(txn: Any) -> bool:
-    return all(
-        op.request_range is not None
-        or (op.request_txn is not None and _only_ranges(op.request_txn))
-        for branch in (txn.success, txn.failure)
-        for op in branch
-    )
-
-
-_CHANGES_NOTHING: dict[str, Callable[[Any], bool]] = {
-    "KV.Txn": _only_ranges,
-    "Maintenance.Alarm": lambda request: request.action == proto.AlarmRequest.GET,
-}
-assert _CHANGES_NOTHING.keys() == {m.full for m in methods.ROWS if m.retry is Retry.IF_READ}
-
-
-def _error(kind: type[EtcdliteError], endpoint: str, text: str) -> EtcdliteError:
-    return kind(text=f"{endpoint}: {text}", endpoint=endpoint)
-
-
-def _unchanged(response: Any) -> Any:
-    return response
-
-
-_forks = 0
-"""How many forks lie between this process and the first one that imported this module."""
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_count_fork)
-
-
-class Calls:
-    """A client's connection to its cluster, and the calls over it: failover, retries, deadlines."""
-
-    def __init__(
-        self,
-        endpoints: str | Sequence[str],
-        timeout_s: float,
-        dial_timeout_s: float,
-        make_signal: Callable[[], Signal],
-    ) -> None:
-        self.timeout_s = timeout_s
-        self.dial_timeout_s = dial_timeout_s
-        self.make_signal = make_signal
-        self._endpoints = parse_endpoints(endpoints)
-        self._next_endpoint = 0
-        self._link: Link | None = None
-        self._process = os.getpid()
-        self._forks = _forks
-        self._is_closed = False
-        self._closing = make_signal()
-        """Set for good when the client is closed."""
-        self._may_connect = make_signal()
-        """The right to connect: one script at a time has it."""
-        self._may_connect.set()
-        self._failed_at_s = -1.0
-        """When every endpoint had last been tried in vain."""
-        self._failure_causes: dict[str, str] = {}
-
-    @property
-    def endpoint(self) -> str:
-        link = self._link
-        if link is not None and not link.failure:
-            return link.endpoint
-        return format_endpoint(*self._endpoints[self._next_endpoint])
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether this process is a fork of the one that made the client.
-
-        Its connection and its leases belong to that one.
-        """
-        return self._forks != _forks
-
-    def check_process(self) -> None:
-        """Raise WrongProcess in a fork of the process that made the client."""
-        if self._forks != _forks:
-            raise WrongProcess(
-                text=f"this client was made in another process ({self._process}), from which this "
-                f"one ({os.getpid()}) was forked: make a client in each process"
-            )
-
-    def close(self) -> None:
-        """Lose the calls that wait, and refuse later ones."""
-        if self.is_foreign:
-            return
-        self._is_closed = True
-        self._closing.set()
-        if (link := self._link) is not None:
-            link.close(Closed.text)
-
-    def perform(self, op: Op[T]) -> Script[T]:
-        return self.call(op.method, op.request, op.timeout_s, op.repeatable, op.result)
-
-    def call(
-        self,
-        method: str,
-        request: Any,
-        timeout_s: float | None = None,
-        repeatable: bool = False,
-        result: Callable[[Any], Any] = _unchanged,
-    ) -> Script[Any]:
-        """Send one message and return `result` of the one that answers it; see `Client.call`.
-
-        Hot: a call that succeeds at once takes this one generator and no other (2 % of a call).
-        """
-        if self._forks != _forks:
-            self.check_process()
-        rpc = METHOD_BY_NAME[method]
-        body = request.encode()
-        if timeout_s is None:
-            timeout_s = self.timeout_s
-        deadline_s = monotonic() + timeout_s
-        attempts_left = len(self._endpoints)
-        backoff_s = BACKOFF_FIRST_S
-        while True:
-            link = self._link
-            if link is None or (
-                (link.connection.failure or link.connection.silent_since_s is not None)
-                and not link.usable()
-            ):
-                link = yield from self.connected(deadline_s, method, timeout_s)
-            if link.is_congested:
-                yield from self.drained(link, deadline_s)
-            signal = self.make_signal()
-            ticket = Ticket(rpc, signal.set)
-            try:
-                link.open(ticket, body, end=True)
-                is_silent = link.connection.silent_since_s is not None
-                yield signal, link.wait_limit_s(deadline_s) if is_silent else deadline_s
-                if (answer := ticket.answer) is None:
-                    answer = yield from self._answer(link, ticket, signal, deadline_s, timeout_s)
-                return result(unary_reply(rpc, *answer, link.endpoint))
-            except Broken as broken:
-                if broken.sent and not (repeatable or is_read(method, request)):
-                    text = f"{method} was sent but not answered: {broken.cause}"
-                    raise _error(UnknownOutcome, broken.endpoint, text) from None
-                if attempts_left <= 0:
-                    raise _error(ConnectionFailed, broken.endpoint, broken.cause) from None
-                attempts_left -= 1
-                continue
-            except Unavailable:
-                is_final = monotonic() + backoff_s >= deadline_s
-                if is_final or not (repeatable or is_read(method, request)):
-                    raise
-            except BaseException:
-                link.cancel(ticket)
-                raise
-            yield from self.pause(backoff_s)
-            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
-
-    def _answer(
-        self, link: Link, ticket: Ticket, signal: Signal, deadline_s: float, timeout_s: float
-    ) -> Script[tuple[int, bytes]]:
-        """Wait for the answer of an open request. Raises Broken and Timeout."""
-        while ticket.answer is None:
-            if ticket.lost:
-                raise Broken(link.endpoint, ticket.lost, ticket.sent)
-            if monotonic() < deadline_s:
-                link.usable()
-            elif link.expire(ticket):
-                text = f"{ticket.method.full} was not answered within {timeout_s:g} s"
-                raise _error(Timeout, link.endpoint, text)
-            else:
-                # The reader thread is about to say how it ended.
-                deadline_s = NEVER_S
-            yield signal, link.wait_limit_s(deadline_s)
-        return ticket.answer
-
-    def ping(self, link: Link) -> Script[None]:
-        """Make sure that the server is there; close the link if it is not."""
-        timeout_s = self.dial_timeout_s
-        signal = self.make_signal()
-        ticket = Ticket(PING, signal.set)
-        try:
-            link.open(ticket, b"", end=True)
-            yield from self._answer(link, ticket, signal, monotonic() + timeout_s, timeout_s)
-        except Timeout:
-            link.close_silent()
-        except Broken:
-            pass  # Each ticket of the link has been told.
-        except BaseException:
-            link.cancel(ticket)
-            raise
-
-    def drained(self, link: Link, deadline_s: float) -> Script[None]:
-        """Wait until the server takes in what was sent; at the deadline, close the link."""
-        while link.is_congested and not link.failure:
-            if not (yield link.drained, deadline_s):
-                link.close(cause_of(BlockingIOError(), 0))
-        link.drained.set()  # for the next one that waits
-
-    def pause(self, seconds: float) -> Script[None]:
-        """Wait, but not longer than until the client is closed."""
-        if (yield self._closing, monotonic() + seconds):
-            self._closing.set()  # for the next one that waits
-
-    def connected(self, deadline_s: float, method: str, timeout_s: float) -> Script[Link]:
-        """The link in use, or a new one. Raises ConnectionFailed, Timeout and Closed."""
-        self.check_process()
-        asked_at_s = monotonic()
-        if not (yield self._may_connect, deadline_s):
-            what = f"{method} was not answered within {timeout_s:g} s"
-            raise _error(Timeout, self.endpoint, what)
-        try:
-            link = self._link
-            if link is not None:
-                if link.usable():
-                    return link
-                self._link = None
-                self._try_next()
-            if self._failed_at_s > asked_at_s:
-                # Another call tried every endpoint while this one waited.
-                raise self._connect_error()
-            link = self._link = yield from self._dial(deadline_s)
-            if self._is_closed:
-                link.close(Closed.text)
-                raise Closed()
-            return link
-        finally:
-            self._may_connect.set()
-
-    def connect_apart(self, deadline_s: float) -> Script[Link]:
-        """A link for one stream. Raises ConnectionFailed and Closed."""
-        self.check_process()
-        yield self._may_connect, NEVER_S
-        try:
-            return (yield from self._dial(deadline_s))
-        finally:
-            self._may_connect.set()
-
-    def _dial(self, deadline_s: float) -> Script[Link]:
-        """Try each endpoint once, beginning with the next one."""
-        causes: dict[str, str] = {}
-        for _ in self._endpoints:
-            if self._is_closed:
-                raise Closed()
-            host, port = self._endpoints[self._next_endpoint]
-            endpoint = format_endpoint(host, port)
-            limit_s = min(self.dial_timeout_s, max(0.001, deadline_s - monotonic()))
-            drained = self.make_signal()
-            try:
-                return (yield Dial(endpoint, host, port, limit_s, self.dial_timeout_s, drained))
-            except OSError as error:
-                causes[endpoint] = cause_of(error, limit_s)
-                self._try_next()
-        self._failed_at_s = monotonic()
-        self._failure_causes = causes
-        raise self._connect_error()
-
-    def _try_next(self) -> None:
-        self._next_endpoint = (self._next_endpoint + 1) % len(self._endpoints)
-
-    def _connect_error(self) -> ConnectionFailed:
-        """Says of each endpoint why it could not be reached."""
-        causes = self._failure_causes
-        return ConnectionFailed(
-            text="; ".join(f"{endpoint}: {cause}" for endpoint, cause in causes.items()),
-            endpoint=next(reversed(causes), ""),
-        )
-
-    # Locks and elections.
-
-    def follow(
-        self,
-        recipe: recipes.Recipe[T],
-        deadline_s: float = NEVER_S,
-        lease: LeaseBase | None = None,
-    ) -> Script[Any]:
-        """Run a recipe until it reports a KeyValue, or to its end; returns that, or its result.
-
-        Its waiting ends at the deadline with Timeout, or with the lease, with LeaseLost.
-        """
-        step: Callable[[Any], Any] = recipe.send
-        outcome: Any = None
-        try:
-            while not isinstance(wanted := step(outcome), KeyValue):
-                step = recipe.send
-                try:
-                    if isinstance(wanted, Op):
-                        outcome = yield from self.perform(wanted)
-                    else:
-                        watch = WatchBase(self, wanted.cursor())
-                        outcome = yield from watch.first_event(deadline_s, lease)
-                except EtcdliteError as error:
-                    step, outcome = recipe.throw, error
-            return wanted
-        except StopIteration as stop:
-            return stop.value
 
 
 # Streams.
@@ -446,7 +95,7 @@ class StreamBase:
             try:
                 link.open(ticket, self._first.encode(), end=True)
             except Broken as broken:
-                raise _error(ConnectionFailed, broken.endpoint, broken.cause) from None
+                raise error_at(ConnectionFailed, broken.endpoint, broken.cause) from None
 
     def _send(self, message: Any) -> Script[None]:
         link, ticket = self._parts()
@@ -456,9 +105,9 @@ class StreamBase:
         try:
             link.send(ticket, body)
         except Broken as broken:
-            raise _error(ConnectionFailed, broken.endpoint, broken.cause) from None
+            raise error_at(ConnectionFailed, broken.endpoint, broken.cause) from None
         if link.failure:
-            raise _error(ConnectionFailed, link.endpoint, link.failure)
+            raise error_at(ConnectionFailed, link.endpoint, link.failure)
 
     def _close_send(self) -> None:
         link, ticket = self._parts()
@@ -482,12 +131,12 @@ class StreamBase:
             if self._is_over:
                 return None
             if ticket.lost or link.failure:
-                raise _error(ConnectionFailed, link.endpoint, ticket.lost or link.failure)
+                raise error_at(ConnectionFailed, link.endpoint, ticket.lost or link.failure)
             link.resume_reading()
             until_s = NEVER_S if self._timeout_s is None else monotonic() + self._timeout_s
             if not (yield self._wake, until_s):
                 what = f"{self._method.full} was not answered within {self._timeout_s:g} s"
-                raise _error(Timeout, link.endpoint, what)
+                raise error_at(Timeout, link.endpoint, what)
         flags, body = item
         if flags & frames.END:
             self._is_over = True
@@ -563,7 +212,7 @@ class WatchBase:
             raise
 
     def first_event(self, deadline_s: float, lease: LeaseBase | None) -> Script[Event]:
-        """Begin, wait for an event, and close; see `Calls.follow`."""
+        """Begin, wait for an event, and close; see `follow`."""
         try:
             yield from self._begin()
             while True:
@@ -577,9 +226,9 @@ class WatchBase:
                         raise LeaseLost() from None
                     if monotonic() >= deadline_s:
                         what = f"still waiting for {self._cursor}"
-                        raise _error(Timeout, self._calls.endpoint, what) from None
+                        raise error_at(Timeout, self._calls.endpoint, what) from None
                 else:
-                    assert event is not None, "nobody else closes this watch"
+                    assert event is not None, "only this script closes this watch"
                     return event
         finally:
             self.close()
@@ -655,7 +304,7 @@ class WatchBase:
         until_s = min(deadline_s, monotonic() + PING_AFTER_S)
         if not (yield self._wake, until_s):
             if until_s == deadline_s:
-                raise _error(Timeout, link.endpoint, "nothing came from the watch in time")
+                raise error_at(Timeout, link.endpoint, "nothing came from the watch in time")
             yield from self._calls.ping(link)
 
     def _open(self, deadline_s: float, *, patient: bool) -> Script[None]:
@@ -666,7 +315,7 @@ class WatchBase:
         if self._pause_s:
             until_s = min(deadline_s, monotonic() + self._pause_s)
             if not (yield self._wake, until_s) and until_s == deadline_s:
-                raise _error(Timeout, self._calls.endpoint, "the watch is not connected")
+                raise error_at(Timeout, self._calls.endpoint, "the watch is not connected")
         if self._is_closed:
             return
         timeout_s = self._calls.timeout_s
@@ -690,6 +339,37 @@ class WatchBase:
 
     def _back_off(self) -> None:
         self._pause_s = min(2 * self._pause_s, BACKOFF_MAX_S) or BACKOFF_FIRST_S
+
+
+# Recipes.
+
+
+def follow(
+    calls: Calls,
+    recipe: recipes.Recipe[T],
+    deadline_s: float = NEVER_S,
+    lease: LeaseBase | None = None,
+) -> Script[Any]:
+    """Run a recipe until it reports a KeyValue, or to its end; returns that, or its result.
+
+    Its waiting ends at the deadline with Timeout, or with the lease, with LeaseLost.
+    """
+    step: Callable[[Any], Any] = recipe.send
+    outcome: Any = None
+    try:
+        while not isinstance(wanted := step(outcome), KeyValue):
+            step = recipe.send
+            try:
+                if isinstance(wanted, Op):
+                    outcome = yield from calls.perform(wanted)
+                else:
+                    watch = WatchBase(calls, wanted.cursor())
+                    outcome = yield from watch.first_event(deadline_s, lease)
+            except EtcdliteError as error:
+                step, outcome = recipe.throw, error
+        return wanted
+    except StopIteration as stop:
+        return stop.value
 
 
 # Leases.
@@ -762,7 +442,7 @@ class LeaseBase:
         """Begin, and follow the recipe made for the lease's id; if it fails, revoke the lease."""
         yield from self._begin()
         try:
-            return (yield from self._calls.follow(recipe(self.id), deadline_s, self))
+            return (yield from follow(self._calls, recipe(self.id), deadline_s, self))
         except BaseException:
             # The key goes with the lease.
             yield from self._revoke()
@@ -810,7 +490,7 @@ class LeaseBase:
             except (LeaseNotFound, Closed):
                 clock.end()
             except EtcdliteError:
-                # Whatever it is, it may pass before the lease's time is over.
+                # Retry: the cause may pass before the lease's time is over.
                 wait_s = max(MIN_KEEP_ALIVE_INTERVAL_S, self.ttl / 20)
             else:
                 wait_s = ttl / 3
@@ -900,7 +580,7 @@ class PlaceBase(Generic[LeaseT]):
         return lease
 
     def _proclaim(self, value: Bytes) -> Script[int]:
-        return self._calls.follow(recipes.proclaim(self._checked(), to_bytes(value)))
+        return follow(self._calls, recipes.proclaim(self._checked(), to_bytes(value)))
 
 
 class ElectionBase(Generic[LeaseT]):
@@ -923,12 +603,12 @@ class ElectionBase(Generic[LeaseT]):
         return self._calls, self._make_lease, self._name, self._ttl, timeout_s, value
 
     def _leader(self) -> Script[KeyValue | None]:
-        return self._calls.follow(recipes.leader(recipes.line(self._name)))
+        return follow(self._calls, recipes.leader(recipes.line(self._name)))
 
     def _observations(self) -> Callable[[], Script[KeyValue]]:
         """A function that makes the script of the next observation."""
         recipe = recipes.observe(recipes.line(self._name))
-        return lambda: self._calls.follow(recipe)
+        return lambda: follow(self._calls, recipe)
 
 
 # The client.

@@ -1,8 +1,8 @@
-"""A small server of the native protocol for the client's tests, and its ways to misbehave.
+"""A small server of the native protocol for the client's tests, which can misbehave.
 
 Each connection has a thread; all connections, and all servers given the same `FakeStore`, share one
-store: a list of events, enough for put, delete, range and watch. `FakeServer.intercept` sees every
-request first and may answer it, drop the connection, or say nothing.
+store: a list of events, enough for put, range and watch. `FakeServer.intercept` sees every request
+first and may answer it, drop the connection, or ignore it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ IGNORE = "say nothing, not even to a cancel"
 
 
 class FakeStore:
-    """Every event since revision 1, one per revision, and who wants to know of new ones."""
+    """Every event since revision 1, one per revision, and a condition to wait for new ones."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -69,7 +69,7 @@ def matches(request: Any, key: bytes) -> bool:
 
 
 class FakeServer:
-    """Listens on a free port of 127.0.0.1 from creation until `stop`; `start` uses it again."""
+    """Listens on a free port of 127.0.0.1 until `stop`; `start` listens on the same port again."""
 
     def __init__(self, store: FakeStore | None = None) -> None:
         self.store = store if store is not None else FakeStore()
@@ -145,7 +145,7 @@ class FakeConnection:
         try:
             self.sock.sendall(data)
         except OSError:
-            pass  # Nobody is there to be told.
+            pass  # The client is gone.
 
     def reply(self, request_id: int, method: int, message: Any, flags: int = frames.END) -> None:
         self.send(frames.frame(request_id, method, flags, message.encode()))

@@ -1,0 +1,356 @@
+"""Calls over a client's connection to its cluster: failover, retries, deadlines.
+
+This is the lower half of the scripts, and says what a script is; `scripts.py` is the other half.
+
+A script is a generator that does everything but wait. It yields what it needs and is sent the
+outcome:
+
+    (signal, until_s)        True when the signal was set, False when that time had come
+    Dial(endpoint, ...)      a connected Link; or raises OSError
+    Start(script, name)      a function that stops the script, which runs beside this one
+
+A shell runs scripts (`blocking.run` in the calling thread, `aio.run` in the calling task) and does
+little else.
+
+Rules that hold for every script:
+- a write is sent once: if its connection breaks after that, the caller gets `UnknownOutcome`.
+  A read is sent again, to the next endpoint;
+- a call waits no longer than its timeout, whatever the server does;
+- what is received and not read is bounded, see `link.py`.
+
+Times ending in `_s` that are moments, such as a deadline, are on the clock `time.monotonic`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from time import monotonic
+from typing import Any, NamedTuple, TypeVar
+
+from etcdlite import methods, proto
+from etcdlite.client.connection import (
+    PING,
+    Ticket,
+    cause_of,
+    format_endpoint,
+    parse_endpoints,
+    unary_reply,
+)
+from etcdlite.client.errors import (
+    Closed,
+    ConnectionFailed,
+    EtcdliteError,
+    Timeout,
+    Unavailable,
+    UnknownOutcome,
+    WrongProcess,
+)
+from etcdlite.client.link import NEVER_S, Broken, Link, Signal
+from etcdlite.client.operations import Op
+from etcdlite.methods import METHOD_BY_NAME, Retry
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT_S = 5.0
+DEFAULT_DIAL_TIMEOUT_S = 2.0
+
+BACKOFF_FIRST_S = 0.05
+BACKOFF_MAX_S = 1.0
+"""Pauses between attempts (of watches, and of reads without a leader): doubling."""
+
+Script = Generator[Any, Any, T]
+"""Yields (signal, until_s), Dial and Start; returns T."""
+
+
+class Dial(NamedTuple):
+    """Connect to a server and wait for its greeting."""
+
+    endpoint: str
+    host: str
+    port: int
+    timeout_s: float
+    silence_s: float
+    drained: Any
+    """`silence_s` and `drained` are for the `Link`."""
+
+
+class Start(NamedTuple):
+    """Run a script in the background."""
+
+    script: Script[None]
+    name: str
+
+
+def is_read(method: str, request: Any) -> bool:
+    """Whether carrying out the request twice is the same as once, so that it may be sent again."""
+    retry = METHOD_BY_NAME[method].retry
+    return retry is Retry.ALWAYS or (retry is Retry.IF_READ and _CHANGES_NOTHING[method](request))
+
+
+def _only_ranges(txn: Any) -> bool:
+    return all(
+        op.request_range is not None
+        or (op.request_txn is not None and _only_ranges(op.request_txn))
+        for branch in (txn.success, txn.failure)
+        for op in branch
+    )
+
+
+_CHANGES_NOTHING: dict[str, Callable[[Any], bool]] = {
+    "KV.Txn": _only_ranges,
+    "Maintenance.Alarm": lambda request: request.action == proto.AlarmRequest.GET,
+}
+assert _CHANGES_NOTHING.keys() == {m.full for m in methods.ROWS if m.retry is Retry.IF_READ}
+
+
+def error_at(kind: type[EtcdliteError], endpoint: str, text: str) -> EtcdliteError:
+    """An error that concerns a server, and says which one."""
+    return kind(text=f"{endpoint}: {text}", endpoint=endpoint)
+
+
+def _unchanged(response: Any) -> Any:
+    return response
+
+
+_forks = 0
+"""How many forks lie between this process and the first one that imported this module."""
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+class Calls:
+    """A client's connection to its cluster, and the calls over it: failover, retries, deadlines."""
+
+    def __init__(
+        self,
+        endpoints: str | Sequence[str],
+        timeout_s: float,
+        dial_timeout_s: float,
+        make_signal: Callable[[], Signal],
+    ) -> None:
+        self.timeout_s = timeout_s
+        self.dial_timeout_s = dial_timeout_s
+        self.make_signal = make_signal
+        self._endpoints = parse_endpoints(endpoints)
+        self._next_endpoint = 0
+        self._link: Link | None = None
+        self._process = os.getpid()
+        self._forks = _forks
+        self._is_closed = False
+        self._closing = make_signal()
+        """Set for good when the client is closed."""
+        self._may_connect = make_signal()
+        """The right to connect: one script at a time has it."""
+        self._may_connect.set()
+        self._failed_at_s = -1.0
+        """When every endpoint last failed."""
+        self._failure_causes: dict[str, str] = {}
+
+    @property
+    def endpoint(self) -> str:
+        link = self._link
+        if link is not None and not link.failure:
+            return link.endpoint
+        return format_endpoint(*self._endpoints[self._next_endpoint])
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this process is a fork of the one that made the client.
+
+        Its connection and its leases belong to that one.
+        """
+        return self._forks != _forks
+
+    def check_process(self) -> None:
+        """Raise WrongProcess in a fork of the process that made the client."""
+        if self._forks != _forks:
+            raise WrongProcess(
+                text=f"this client was made in another process ({self._process}), from which this "
+                f"one ({os.getpid()}) was forked: make a client in each process"
+            )
+
+    def close(self) -> None:
+        """Lose the calls that wait, and refuse later ones."""
+        if self.is_foreign:
+            return
+        self._is_closed = True
+        self._closing.set()
+        if (link := self._link) is not None:
+            link.close(Closed.text)
+
+    def perform(self, op: Op[T]) -> Script[T]:
+        return self.call(op.method, op.request, op.timeout_s, op.repeatable, op.result)
+
+    def call(
+        self,
+        method: str,
+        request: Any,
+        timeout_s: float | None = None,
+        repeatable: bool = False,
+        result: Callable[[Any], Any] = _unchanged,
+    ) -> Script[Any]:
+        """Send one message and return `result` of the one that answers it; see `Client.call`.
+
+        Hot: a call that succeeds at once takes this one generator and no other (2 % of a call).
+        """
+        if self._forks != _forks:
+            self.check_process()
+        rpc = METHOD_BY_NAME[method]
+        body = request.encode()
+        if timeout_s is None:
+            timeout_s = self.timeout_s
+        deadline_s = monotonic() + timeout_s
+        attempts_left = len(self._endpoints)
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            link = self._link
+            if link is None or (
+                (link.connection.failure or link.connection.silent_since_s is not None)
+                and not link.usable()
+            ):
+                link = yield from self.connected(deadline_s, method, timeout_s)
+            if link.is_congested:
+                yield from self.drained(link, deadline_s)
+            signal = self.make_signal()
+            ticket = Ticket(rpc, signal.set)
+            try:
+                link.open(ticket, body, end=True)
+                is_silent = link.connection.silent_since_s is not None
+                yield signal, link.wait_limit_s(deadline_s) if is_silent else deadline_s
+                if (answer := ticket.answer) is None:
+                    answer = yield from self._answer(link, ticket, signal, deadline_s, timeout_s)
+                return result(unary_reply(rpc, *answer, link.endpoint))
+            except Broken as broken:
+                if broken.sent and not (repeatable or is_read(method, request)):
+                    text = f"{method} was sent but not answered: {broken.cause}"
+                    raise error_at(UnknownOutcome, broken.endpoint, text) from None
+                if attempts_left <= 0:
+                    raise error_at(ConnectionFailed, broken.endpoint, broken.cause) from None
+                attempts_left -= 1
+                continue
+            except Unavailable:
+                is_final = monotonic() + backoff_s >= deadline_s
+                if is_final or not (repeatable or is_read(method, request)):
+                    raise
+            except BaseException:
+                link.cancel(ticket)
+                raise
+            yield from self.pause(backoff_s)
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+
+    def _answer(
+        self, link: Link, ticket: Ticket, signal: Signal, deadline_s: float, timeout_s: float
+    ) -> Script[tuple[int, bytes]]:
+        """Wait for the answer of an open request. Raises Broken and Timeout."""
+        while ticket.answer is None:
+            if ticket.lost:
+                raise Broken(link.endpoint, ticket.lost, ticket.sent)
+            if monotonic() < deadline_s:
+                link.usable()
+            elif link.expire(ticket):
+                text = f"{ticket.method.full} was not answered within {timeout_s:g} s"
+                raise error_at(Timeout, link.endpoint, text)
+            else:
+                # The reader thread is about to say how it ended.
+                deadline_s = NEVER_S
+            yield signal, link.wait_limit_s(deadline_s)
+        return ticket.answer
+
+    def ping(self, link: Link) -> Script[None]:
+        """Make sure that the server is there; close the link if it is not."""
+        timeout_s = self.dial_timeout_s
+        signal = self.make_signal()
+        ticket = Ticket(PING, signal.set)
+        try:
+            link.open(ticket, b"", end=True)
+            yield from self._answer(link, ticket, signal, monotonic() + timeout_s, timeout_s)
+        except Timeout:
+            link.close_silent()
+        except Broken:
+            pass  # The link is closed, and each of its tickets knows it.
+        except BaseException:
+            link.cancel(ticket)
+            raise
+
+    def drained(self, link: Link, deadline_s: float) -> Script[None]:
+        """Wait until the server takes in what was sent; at the deadline, close the link."""
+        while link.is_congested and not link.failure:
+            if not (yield link.drained, deadline_s):
+                link.close(cause_of(BlockingIOError(), 0))
+        link.drained.set()  # for the next one that waits
+
+    def pause(self, seconds: float) -> Script[None]:
+        """Wait, but not longer than until the client is closed."""
+        if (yield self._closing, monotonic() + seconds):
+            self._closing.set()  # for the next one that waits
+
+    def connected(self, deadline_s: float, method: str, timeout_s: float) -> Script[Link]:
+        """The link in use, or a new one. Raises ConnectionFailed, Timeout and Closed."""
+        self.check_process()
+        asked_at_s = monotonic()
+        if not (yield self._may_connect, deadline_s):
+            what = f"{method} was not answered within {timeout_s:g} s"
+            raise error_at(Timeout, self.endpoint, what)
+        try:
+            link = self._link
+            if link is not None:
+                if link.usable():
+                    return link
+                self._link = None
+                self._try_next()
+            if self._failed_at_s > asked_at_s:
+                # Another call tried every endpoint while this one waited.
+                raise self._connect_error()
+            link = self._link = yield from self._dial(deadline_s)
+            if self._is_closed:
+                link.close(Closed.text)
+                raise Closed()
+            return link
+        finally:
+            self._may_connect.set()
+
+    def connect_apart(self, deadline_s: float) -> Script[Link]:
+        """A link for one stream. Raises ConnectionFailed and Closed."""
+        self.check_process()
+        yield self._may_connect, NEVER_S
+        try:
+            return (yield from self._dial(deadline_s))
+        finally:
+            self._may_connect.set()
+
+    def _dial(self, deadline_s: float) -> Script[Link]:
+        """Try each endpoint once, beginning with the next one."""
+        causes: dict[str, str] = {}
+        for _ in self._endpoints:
+            if self._is_closed:
+                raise Closed()
+            host, port = self._endpoints[self._next_endpoint]
+            endpoint = format_endpoint(host, port)
+            limit_s = min(self.dial_timeout_s, max(0.001, deadline_s - monotonic()))
+            drained = self.make_signal()
+            try:
+                return (yield Dial(endpoint, host, port, limit_s, self.dial_timeout_s, drained))
+            except OSError as error:
+                causes[endpoint] = cause_of(error, limit_s)
+                self._try_next()
+        self._failed_at_s = monotonic()
+        self._failure_causes = causes
+        raise self._connect_error()
+
+    def _try_next(self) -> None:
+        self._next_endpoint = (self._next_endpoint + 1) % len(self._endpoints)
+
+    def _connect_error(self) -> ConnectionFailed:
+        """The error that names, for each endpoint, the cause."""
+        causes = self._failure_causes
+        return ConnectionFailed(
+            text="; ".join(f"{endpoint}: {cause}" for endpoint, cause in causes.items()),
+            endpoint=next(reversed(causes), ""),
+        )
