@@ -37,6 +37,7 @@ from etcdlite.peer import FORWARD, Local, Peers, encode_forward
 from etcdlite.raft import LEADER, SNAP, Message, MessageRejected, Raft, Snapshot
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, Entry
 from etcdlite.replica import membership
+from etcdlite.replica.catch_up import CatchUp
 from etcdlite.replica.corruption import HashCheck
 from etcdlite.replica.forced import ForcedCluster
 from etcdlite.replica.leadership import Leadership
@@ -131,6 +132,7 @@ class Member:
         self.leases = LeaseKeeper(self.state, self.writes)
         self.hash_check = HashCheck(self.state, raft, self.peers, self.reads.read_now)
         self.forced = ForcedCluster(self.state, raft, self.writes, self.maintenance, options)
+        self.catch_up = CatchUp(self.state, raft, self.identity)
         self.restoring = Restoring(self.state, self.run_task, self._restored)
         self.attributes: proto.Member | None = None
         """A `Member` message: the name and client URLs that the cluster shall know of this one."""
@@ -287,6 +289,7 @@ class Member:
         self.questions.tick(now)
         self._retry()
         self.reads.tick(now)
+        self.catch_up.ask(now)
         self.leadership.answer_transfers()
 
     def _publish(self, now: float) -> None:
@@ -427,6 +430,8 @@ class Member:
             # Nothing is being applied, and the log is marked.
             self.maintenance.stop()
             self.restoring.begin()
+        if not self.catch_up.is_settled:
+            self.catch_up.look(now)
         if (reads.ready or reads.slow) and self._applying is None:
             reads.serve()
         if self.hub.has_work and self._applying is None:
@@ -474,6 +479,7 @@ class Member:
             self._committed.extend(ready.committed_entries)
         for state in ready.read_states:
             self.reads.confirmed(state.context, state.index)
+            self.catch_up.confirmed(state.context, state.index)
 
     def _deliver(self, message: Message) -> None:
         if message.to == self.identity.member_id:
@@ -526,6 +532,7 @@ class Member:
             self._publish(self.clock())
             self._retry()
             self.reads.begin_anew()
+            self.catch_up.ask(self.clock())
 
     def _restored(self, snapshot: Snapshot, store: Store) -> None:
         """The store of a leader's snapshot takes the old one's place."""

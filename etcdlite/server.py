@@ -193,6 +193,7 @@ class Server:
         self.listeners.accept(PEERS, METRICS)
         if self.settings.initial_corrupt_check:
             self.member.hash_check.begin_initial(time.monotonic())
+        self.member.catch_up.begin()
         self._serve_if_checked()
         self._next_tick = time.monotonic() + self._tick_s
         while self._stopping_since is None or not self._may_stop(time.monotonic()):
@@ -224,6 +225,8 @@ class Server:
         member.turn()
         if not self._serves:
             self._serve_if_checked()
+        elif not self._is_ready:
+            self._become_ready()
         self._give_work()
         if member.peers.links:
             self._dial_peers(now)
@@ -246,10 +249,15 @@ class Server:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
     def _serve_if_checked(self) -> None:
-        """Accept clients once the initial hash check, if there is one, is over. Raises StartError
-        if it found a difference."""
-        check = self.member.hash_check
-        if self._stopping_since is not None or not check.is_over:
+        """Accept clients once the initial hash check, if there is one, is over, --force-new-cluster
+        is carried out, and a member that joins has the data of its cluster. Raises StartError if
+        the hash check found a difference."""
+        member = self.member
+        check = member.hash_check
+        if self._stopping_since is not None or not check.is_over or not member.forced.is_done:
+            return
+        if member.catch_up.is_joining:
+            self._wait_for_data()
             return
         if check.difference:
             raise datadir.StartError(
@@ -262,7 +270,6 @@ class Server:
             command = "etcdlite-ctl"
         else:
             command = f"etcdlite-ctl --endpoints {addresses[0]}"
-        member = self.member
         is_new = member.state.store.revision == 1 and len(member.state.membership.members) == 1
         log.info(
             f"serving client traffic on {', '.join(addresses)}"
@@ -272,19 +279,29 @@ class Server:
         self._serves = True
         self._become_ready()
 
+    def _wait_for_data(self) -> None:
+        if not log.limited("joining", 0.1):
+            why = "waiting for the data of the cluster before serving clients"
+            store, needed = self.member.state.store, self.member.catch_up.needed_index
+            log.info(why, **{"applied-index": store.applied_index, "needed-index": needed or "?"})
+            _extend_start(why)
+
     def _become_ready(self) -> None:
-        """Report readiness if there is a leader; without one hardly any request can be served."""
-        if self.member.raft.leader:
+        """Report readiness if there is a leader and this member has applied what was committed when
+        it started. Without a leader hardly any request can be served."""
+        if self.member.raft.leader and self.member.catch_up.is_over:
             self._is_ready = True
             log.info(
                 "ready to serve client requests",
                 **{"local-member-id": f"{self.member.identity.member_id:x}"},
             )
             notify_systemd("READY=1\nSTATUS=serving")
-        elif not log.limited("waiting for a leader", 0.1):
+
+    def _tell_why_not_ready(self) -> None:
+        if not log.limited("waiting for a leader", 0.1):
             missing = self.member.leadership.missing_voters()
-            if missing:
-                _extend_start(missing)
+            if missing or self.member.raft.leader:
+                _extend_start(missing or "catching up with the leader")
 
     def _check_peer_port(self) -> None:
         """Warn if the other members dial a port on which this one does not listen."""
@@ -348,7 +365,7 @@ class Server:
             self._must_reload = False
             self._reload_log()
         if self._serves and not self._is_ready:
-            self._become_ready()
+            self._tell_why_not_ready()
         removed_since = self.member.removed_since
         if removed_since is not None and now - removed_since > REMOVED_S:
             self._leave()

@@ -29,6 +29,7 @@ from etcdlite.proto import varint
 from etcdlite.replica import checks
 from etcdlite.replica import membership as cluster
 from etcdlite.replica.alarms import alarm_name
+from etcdlite.replica.catch_up import behind_error
 from etcdlite.replica.state import needs_space
 from etcdlite.request import Asked, Done, Session
 
@@ -52,6 +53,9 @@ def _range(
 ) -> None:
     txn.check_range(request)
     if request.serializable:
+        # Hot path: as `_read_now`.
+        if member.catch_up.is_behind:
+            raise behind_error()
         member.reads.read_now(session, request_id, method, request)
     else:
         member.reads.read(session, request_id, method, request)
@@ -73,7 +77,7 @@ def _txn(
             member.state.alarms.check_space(len(frame))
         member.writes.propose(session, request_id, method, request, frame)
     elif txn.is_serializable(request):
-        member.reads.read_now(session, request_id, method, request)
+        _read_now(member, session, request_id, method, request, frame)
     else:
         member.reads.read(session, request_id, method, request)
 
@@ -94,6 +98,8 @@ def _read(
 def _read_now(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
+    if member.catch_up.is_behind:
+        raise behind_error()
     member.reads.read_now(session, request_id, method, request)
 
 
@@ -129,6 +135,8 @@ def _status(
         (f"memberID:{alarm_member} " if alarm_member else "") + f"alarm:{alarm_name(kind)} "
         for alarm_member, kind in sorted(member.state.alarms)
     ]
+    if member.catch_up.is_behind:
+        problems.append(str(behind_error()))
     if store.data.damaged:
         problems.append("etcdlite: this member's disk has damaged data; its log says where")
     response = proto.StatusResponse(

@@ -8,8 +8,9 @@ Over gRPC: `grpc.health.v1.Health`.
     HealthCheckRequest   1 service string
     HealthCheckResponse  1 status enum: UNKNOWN=0 SERVING=1 NOT_SERVING=2 SERVICE_UNKNOWN=3
 
-The only service is "", the server itself, which serves while it knows a leader. For other names
-Check fails with NOT_FOUND, and Watch answers SERVICE_UNKNOWN, as the protocol requires.
+The only service is "", the server itself, which serves while it knows a leader, once it has caught
+up with it after the start. For other names Check fails with NOT_FOUND, and Watch answers
+SERVICE_UNKNOWN, as the protocol requires.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from etcdlite.errors import NOT_FOUND, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.proto import DecodeError, varint
 from etcdlite.replica.alarms import alarm_name
+from etcdlite.replica.catch_up import behind_error
 from etcdlite.wire.calls import Call, CallOwner
 
 SERVICE = "grpc.health.v1.Health"
@@ -77,7 +79,8 @@ def serve_health(member: Member, counts: HealthCounts, query: Query) -> Script:
     if not reason and not is_serializable and not member.raft.leader:
         reason = "RAFT NO LEADER"
     if not reason:
-        failure = yield is_serializable
+        failure = behind(member) if is_serializable else None
+        failure = failure or (yield is_serializable)
         reason = f"RANGE ERROR:{failure}" if failure else ""
     health = "false" if reason else "true"
     body = f'{{"health":"{health}","reason":{json_mapping.string(reason)}}}'
@@ -96,6 +99,11 @@ def _alarm(member: Member, excluded: Collection[str]) -> str:
         if name not in excluded:
             return f"ALARM {name if name in proto.ENUMS['AlarmType'] else 'UNKNOWN'}"
     return ""
+
+
+def behind(member: Member) -> EtcdError | None:
+    """Why a serializable read is refused now, or None."""
+    return behind_error() if member.catch_up.is_behind else None
 
 
 def serve_checks(member: Member, counts: HealthCounts, path: str, query: Query) -> Script:
@@ -117,7 +125,8 @@ def serve_checks(member: Member, counts: HealthCounts, path: str, query: Query) 
         elif name == "linearizable_read" and not member.raft.leader:
             problem = str(error("NoLeader"))  # Do not wait for an election.
         else:
-            problem = str((yield name == "serializable_read") or "")
+            failure = behind(member) if name == "serializable_read" else None
+            problem = str(failure or (yield name == "serializable_read") or "")
         lines += f"[-]{name} failed: {problem}\n" if problem else f"[+]{name} ok\n"
         if problem:
             failed.append(f"{name}: {problem}")
@@ -155,7 +164,7 @@ def sized(number: int, value: bytes) -> bytes:
 def status(member: Member, service: bytes) -> int:
     if service:
         return SERVICE_UNKNOWN
-    return SERVING if member.raft.leader else NOT_SERVING
+    return SERVING if member.raft.leader and member.catch_up.is_over else NOT_SERVING
 
 
 def _service(body: bytes) -> bytes:

@@ -139,6 +139,8 @@ class Accepted(PeerConnection):
             self.send(request_id, INTRODUCE, END, proto.Welcome().encode())
             self.snapshot_refused(str(failure))
             return
+        if offset is not None:
+            self.member.catch_up.await_snapshot(offer.index)
         welcome = proto.Welcome(offset=offer.size_bytes if offset is None else offset)
         self.send(request_id, INTRODUCE, END, welcome.encode())
         if offset is None:

@@ -9,11 +9,12 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 from etcdlite import ETCD_API_VERSION, log, proto, txn
-from etcdlite.errors import DATA_LOSS, UNAVAILABLE, EtcdError, error
+from etcdlite.errors import DATA_LOSS, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import RANGE, Route, by_number, numbers
 from etcdlite.proto import varint
 from etcdlite.ranges import key_range
+from etcdlite.replica.catch_up import behind_error
 from etcdlite.snap import Image
 from etcdlite.storage.data import DataDamaged
 from etcdlite.wire import api
@@ -40,6 +41,8 @@ class WatchCall(Call):
     def message(self, body: bytes) -> None:
         request = proto.WatchRequest.decode(body)
         if request.create_request is not None:
+            if self.member.catch_up.is_behind:
+                raise behind_error()
             self._stream.create(request.create_request)
         elif request.cancel_request is not None:
             self._stream.cancel(request.cancel_request.watch_id)
@@ -99,11 +102,8 @@ class KeepAliveCall(Call):
 def snapshot_parts(member: Member) -> Iterator[bytes]:
     """The snapshot as encoded SnapshotResponses. Raises EtcdError DataLoss if a file cannot be
     read."""
-    if member.restoring.is_under_way:
-        raise EtcdError(
-            UNAVAILABLE,
-            "etcdlite: this member is taking over a snapshot from the leader; ask another one",
-        )
+    if member.catch_up.is_behind:
+        raise behind_error()
     began = member.clock()
     header = member.identity.header(member.state.store.revision)
     image: Image | None = None
@@ -198,6 +198,8 @@ class RangeStreamCall(Call):
         )
         first = request if self._is_whole else proto.RangeRequest(key=request.key)
         if request.serializable:
+            if self.member.catch_up.is_behind:
+                raise behind_error()
             self.member.reads.read_now(self, self.request_id, RANGE, first)
         else:
             self.member.reads.read(self, self.request_id, RANGE, first)

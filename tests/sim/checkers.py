@@ -38,6 +38,7 @@ from etcdlite import frames, methods
 from etcdlite.errors import EtcdError, error
 from etcdlite.raft import LEADER, NOTHING_READY, VOTE_RESP
 from etcdlite.raft_log import ENTRY_CONF_CHANGE
+from etcdlite.replica.catch_up import behind_error
 
 FIRST_OP = 1000
 """Ids below are those of requests that members make themselves."""
@@ -449,6 +450,8 @@ class Oracle(PlainStore):
         if text == error("Compacted").text and (0 < asked < self.compacted or op.number == _TXN):
             return
         if text == error("FutureRev").text and (asked > op.floor_revision or _is_serializable(op)):
+            return
+        if text == behind_error().text and _is_serializable(op):
             return
         raise Violation(
             "a read that can be answered is", f"{op} {op.request!r}: {text!r}", (f"#{op.id}",)

@@ -1,0 +1,107 @@
+"""Whether this member has applied what its cluster had committed when it started.
+
+A member that starts asks the leader for the commit index, with a ReadIndex round (Raft thesis, 6.4)
+of its own, and has caught up once it has applied that. Until then it is not ready. A second round
+lets the leader know it too: the leader answers after it has taken this member's acknowledgements,
+so a learner that is ready can be promoted.
+
+It may still answer from its own state, as a slow follower does, with two exceptions, because a
+client that comes from another member would see revisions go back: a member that never took part in
+its cluster holds nothing yet, and a member that receives a snapshot was away for long. Such a
+member `is_behind` and refuses serializable reads, watches and backups.
+"""
+
+from __future__ import annotations
+
+import math
+
+from etcdlite.errors import UNAVAILABLE, EtcdError
+from etcdlite.identity import Identity
+from etcdlite.raft import NotLeader, Raft, RequestDropped
+from etcdlite.replica.state import State
+
+RETRY_S = 0.5
+"""After this time without an answer the leader is asked again."""
+
+
+class CatchUp:
+    """What a member waits for after its start. Before `begin` it waits for nothing."""
+
+    def __init__(self, state: State, raft: Raft, identity: Identity) -> None:
+        self._state = state
+        self._raft = raft
+        self._identity = identity
+        self.is_over = True
+        """This member has applied what was committed when it started."""
+        self.is_behind = False
+        """Clients may not read the state of this member."""
+        self.is_joining = False
+        """It does not know the members of its cluster yet."""
+        self.needed_index = 0
+        """The entry that must be applied, as far as it is known."""
+        self._is_confirmed = True
+        self._rounds_left = 0
+        self._round = 0
+        self._asked_at = -math.inf
+
+    def begin(self) -> None:
+        """The member starts."""
+        members = self._state.membership.members
+        own = members.get(self._identity.member_id)
+        self.is_over = self._is_confirmed = False
+        self._rounds_left = 2
+        self.is_joining = not members
+        # A member publishes its client URLs as soon as it takes part.
+        self.is_behind = own is None or not own.clientURLs
+
+    def await_snapshot(self, index: int) -> None:
+        """The leader sends a snapshot, because its log does not reach back to what is here."""
+        if index > self._state.store.applied_index:
+            self.needed_index = max(self.needed_index, index)
+            self.is_behind = True
+
+    @property
+    def is_settled(self) -> bool:
+        """There is nothing to wait for."""
+        return self.is_over and not self.is_behind
+
+    def ask(self, now: float) -> None:
+        """Ask the leader for its commit index, unless that is known or asked for already."""
+        if self._is_confirmed or now - self._asked_at < RETRY_S or not self._raft.leader:
+            return
+        self._asked_at = now
+        self._round += 1
+        try:
+            self._raft.read_index(self._context())
+        except (NotLeader, RequestDropped):
+            pass  # It is asked again.
+
+    def _context(self) -> bytes:
+        return self._identity.incarnation.to_bytes(8, "big") + self._round.to_bytes(8, "big")
+
+    def confirmed(self, context: bytes, index: int) -> None:
+        """A ReadIndex round is confirmed, perhaps this one."""
+        if not self._is_confirmed and context == self._context():
+            self._is_confirmed = True
+            self.needed_index = max(self.needed_index, index)
+
+    def look(self, now: float) -> None:
+        """Something may have been applied."""
+        if not self._is_confirmed or self._state.store.applied_index < self.needed_index:
+            return
+        self.is_behind = False
+        self._rounds_left -= 1
+        if self._rounds_left > 0:
+            self._is_confirmed = False
+            self._asked_at = -math.inf
+            self.ask(now)
+        else:
+            self.is_over = True
+            self.is_joining = False
+
+
+def behind_error() -> EtcdError:
+    """The answer of a member that `is_behind`; clients ask another member."""
+    return EtcdError(
+        UNAVAILABLE, "etcdlite: this member has not caught up with its cluster yet; ask another one"
+    )
