@@ -596,7 +596,8 @@ class _Resolver:
             )
             return alone
         try:
-            return tuple(parse_initial_cluster(setting.value, name, peer_urls))
+            joins = self._value("initial-cluster-state") == "existing"
+            return tuple(parse_initial_cluster(setting.value, name, peer_urls, joins))
         except ValueError as error:
             if self._has_member(self._data_dir()):
                 self._warn(f"{setting.shown}: not used, this member has its data: {error}")

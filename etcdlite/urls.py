@@ -82,15 +82,19 @@ def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]
 
 
 def parse_initial_cluster(
-    items: Sequence[str], name: str, peer_urls: Sequence[str]
+    items: Sequence[str], name: str, peer_urls: Sequence[str], joins: bool = False
 ) -> list[tuple[str, str]]:
     """The (name, peer URL) pairs of `NAME=URL` items. The member `name` must be among them, at
-    exactly these peer URLs. Raises ValueError with what is wrong and what to do."""
+    exactly these peer URLs. Raises ValueError with what is wrong and what to do.
+
+    With `joins` the names of the other members do not matter, because the cluster knows them: one
+    that was not started yet has none, and one of the same name is given back without it.
+    """
     own = ",".join(f"{name}={url}" for url in peer_urls)
     pairs = []
     for item in items:
-        member, _, url = item.partition("=")
-        if not member or not url:
+        member, equals, url = item.rpartition("=")
+        if not (member or (joins and equals)) or not url:
             raise ValueError(f"not a list of NAME=URL; write for example {own}")
         pairs.append((member, url))
     holders: dict[str, str] = {}
@@ -103,9 +107,11 @@ def parse_initial_cluster(
             who = f"{member}, twice" if holders[url] == member else f"{holders[url]} and {member}"
             raise ValueError(f"{url} is the URL of {who}; change one of them")
         holders[url] = member
+    if joins:
+        pairs = [(m if m != name or url in peer_urls else "", url) for m, url in pairs]
     urls = {url for member, url in pairs if member == name}
     if not urls:
-        names = ", ".join(dict.fromkeys(member for member, _ in pairs))
+        names = ", ".join(dict.fromkeys(member for member, _ in pairs if member))
         raise ValueError(
             f"this member's name, {name}, is not in it; set name to one of {names}, or add {own}"
         )

@@ -11,6 +11,7 @@ from etcdlite import bootstrap, datadir, proto
 from etcdlite.bootstrap import NoAnswer
 from etcdlite.datadir import Founding, StartError
 from etcdlite.storage.data import MEMBER, REMOVED
+from etcdlite.urls import parse_initial_cluster
 
 A, B, C = ("http://10.0.0.1:2380", "http://10.0.0.2:2380", "http://10.0.0.3:2380")
 PAIRS = [("a", A), ("b", B), ("c", C)]
@@ -177,6 +178,21 @@ def test_a_member_is_refused_only_by_one_that_is_in_contact_with_a_leader(
     assert len(waits) == 2 and "may be outdated" in waits[0]
     has_leader, running.members[:] = False, added
     assert bootstrap._join("c", PAIRS, wait, has_data=False).members == added
+
+
+def test_what_member_add_prints_is_accepted_whoever_else_is_there() -> None:
+    # An unstarted member has no name, a learner has one, and another member has this one's name.
+    running = cluster(b=None)
+    (own,) = (member for member in running.members if member.peerURLs == [C])
+    own.name = ""
+    own.clientURLs = []
+    running.members[0].isLearner = True
+    printed = [f"c={A}", f"={B}", f"c={C}"]
+    with pytest.raises(ValueError, match="not a list of NAME=URL"):
+        parse_initial_cluster(printed, "c", [C])
+    pairs = parse_initial_cluster(printed, "c", [C], joins=True)
+    assert pairs == [("", A), ("", B), ("c", C)]
+    assert bootstrap.join_cluster("c", pairs, answering(running)).member_id == own.ID
 
 
 def test_a_removed_member_is_told_how_to_join_again() -> None:
