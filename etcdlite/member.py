@@ -74,9 +74,6 @@ MAX_MAINTENANCE_PAUSE_S = 0.0025
 PUBLISH_RETRY_S = 1.0
 """How often a member checks whether the cluster knows its name and URLs."""
 
-CONNECTED_S = 5.0
-"""A member counts as healthy in a membership change after this long in contact (as in etcd)."""
-
 # What may take too long, in etcd's words.
 APPLY = "apply request"
 REQUEST = "request"
@@ -172,18 +169,16 @@ class Member:
         members.check_safe(
             change,
             self.identity.member_id,
-            self._is_connected,
+            self._contact_s,
             strict=self.options.strict_reconfig_check,
         )
         if change.action == membership.PROMOTE:
             if not self.raft.learner_is_ready(change.member.ID):
                 raise error("LearnerNotReady")
 
-    def _is_connected(self, node: int) -> bool:
+    def _contact_s(self, node: int) -> float:
         link = self.peers.links.get(node)
-        return (
-            link is not None and link.since is not None and link.since <= self.clock() - CONNECTED_S
-        )
+        return -1.0 if link is None or link.since is None else self.clock() - link.since
 
     # To the leader.
 

@@ -234,6 +234,7 @@ def test_a_learner_serves_what_the_table_of_methods_says(cluster: Cluster) -> No
     read = proto.TxnRequest(success=[proto.RequestOp(request_range=get)])
     requests = {"KV.Range": get, "KV.Put": put, "KV.DeleteRange": delete, "KV.Txn": read}
     refusals = {str(error("NotSupportedForLearner")), str(error("NotLeader"))}
+    cluster.world.run(6)
     learner = cluster.add("m4", is_learner=True)
     cluster.agree(*cluster.nodes, learner)
     for number in methods.UNARY:

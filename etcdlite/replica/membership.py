@@ -10,8 +10,8 @@ depends on nothing but the state and gives the same on every member.
 
 It must never decide by a clock, by configuration or by who can be reached, except in `check_safe`.
 
-The rules are those of etcd 3.6 (server/etcdserver/api/membership/cluster.go and
-server/etcdserver/server.go).
+The rules are those of etcd 3.6 (server/etcdserver/api/membership/cluster.go, mayAddMember and
+mayRemoveMember of server/etcdserver/server.go).
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from etcdlite import proto
-from etcdlite.errors import error
+from etcdlite.errors import EtcdError, error
 from etcdlite.mvcc import Store
 from etcdlite.raft import ADD_LEARNER, ADD_VOTER, ConfChange
 from etcdlite.raft import REMOVE as REMOVE_NODE
 from etcdlite.replica.checks import check_peer_urls
 from etcdlite.storage.data import MEMBER, REMOVED
+from etcdlite.urls import check_url, host_port, is_wildcard
 
 ADD, REMOVE, UPDATE, PROMOTE = range(4)
 """Actions of a `MemberChange` message."""
+
+HEALTHY_S = 5.0
+"""A member counts as healthy after this time in contact (as in etcd)."""
 
 CHANGES = {ADD: "added", REMOVE: "removed", UPDATE: "updated", PROMOTE: "promoted"}
 """The actions in the log's words."""
@@ -123,29 +127,32 @@ class Membership:
     # The leader, before it proposes.
 
     def check_safe(
-        self, change: Any, own_id: int, is_connected: Callable[[int], bool], strict: bool
+        self, change: Any, own_id: int, contact_s: Callable[[int], float], strict: bool
     ) -> None:
         """Raise the EtcdError that says why a change might cost the cluster its quorum, or goes
         beyond the configured number of learners.
 
-        `is_connected` tells of another member whether it has been in contact for a while. `strict`
-        is etcd's strict-reconfig-check.
+        `contact_s` gives the seconds for which another member has been in contact without a gap, or
+        a negative number if it is not. `strict` is etcd's strict-reconfig-check.
         """
         member = change.member
         if change.action == ADD and member.isLearner and len(self.learners) >= self.max_learners:
             raise error("TooManyLearners")
         if not strict:
             return
-        if change.action == ADD and not member.isLearner:
-            if not self._enough_started_with_one_more(0):
+        if change.action == ADD:
+            if not member.isLearner and not self._enough_started_with_one_more(0):
                 raise error("MemberNotEnoughStarted")
-            if not all(i == own_id or is_connected(i) for i in self.voters):
+            if self._healthy_voters(own_id, contact_s) < len(self.voters):
                 raise error("Unhealthy")
         elif change.action == PROMOTE:
             if not self._enough_started_with_one_more(1):
                 raise error("MemberNotEnoughStarted")
         elif change.action == REMOVE:
-            self._check_safe_removal(member.ID, own_id, is_connected)
+            self._check_safe_removal(member.ID, own_id, contact_s)
+
+    def _healthy_voters(self, own_id: int, contact_s: Callable[[int], float]) -> int:
+        return sum(i == own_id or contact_s(i) > HEALTHY_S for i in self.voters)
 
     def _started(self, members: Iterable[int]) -> int:
         return sum(bool(self.members[i].name) for i in members)
@@ -158,7 +165,7 @@ class Membership:
         return (started == 1 and count == 2) or started >= count // 2 + 1
 
     def _check_safe_removal(
-        self, member_id: int, own_id: int, is_connected: Callable[[int], bool]
+        self, member_id: int, own_id: int, contact_s: Callable[[int], float]
     ) -> None:
         removed = self.members.get(member_id)
         if removed is None or removed.isLearner:
@@ -166,24 +173,34 @@ class Membership:
         rest = [i for i in self.voters if i != member_id]
         if not rest or self._started(rest) < len(rest) // 2 + 1:
             raise error("MemberNotEnoughStarted")
-        if member_id != own_id and not is_connected(member_id):
+        if member_id != own_id and contact_s(member_id) < 0:
             return  # The quorum does without it already.
-        connected = sum(i == own_id or is_connected(i) for i in rest)
-        if connected < len(rest) // 2 + 1:
+        if self._healthy_voters(own_id, contact_s) - 1 < len(rest) // 2 + 1:
             raise error("Unhealthy")
 
 
-def new_member(peer_urls: list[str], is_learner: bool, token: str) -> proto.Member:
+def new_member(peer_urls: Iterable[str], is_learner: bool, token: str) -> proto.Member:
     """The `Member` of a MemberAddRequest. `token` is new every time, so that a machine that comes
-    back under the same URLs is another member. Raises MemberBadURLs."""
-    check_urls(peer_urls)
-    member_id = derive_member_id(peer_urls, token)
-    return proto.Member(ID=member_id, peerURLs=sorted(peer_urls), isLearner=is_learner)
+    back under the same URLs is another member. Raises EtcdError."""
+    urls = peer_urls_of(peer_urls)
+    member_id = derive_member_id(urls, token)
+    return proto.Member(ID=member_id, peerURLs=urls, isLearner=is_learner)
 
 
-def check_urls(peer_urls: list[str]) -> None:
-    """Raise MemberBadURLs unless these can be a member's peer URLs."""
-    check_peer_urls(peer_urls)
+def peer_urls_of(peer_urls: Iterable[str]) -> list[str]:
+    """The peer URLs that a client asked for, sorted and each of them once. Raises EtcdError unless
+    the member can start with them and the others can dial them."""
+    urls = sorted(set(peer_urls))
+    check_peer_urls(urls)
+    for url in urls:
+        try:
+            check_url(url)
+            if is_wildcard(url) or not host_port(url)[1]:
+                raise ValueError("not an address that others can dial")
+        except ValueError as why:
+            refused = error("MemberBadURLs")
+            raise EtcdError(refused.code, f"{refused.text}: {url}: {why}") from None
+    return urls
 
 
 def derive_member_id(peer_urls: Iterable[str], token: str) -> int:

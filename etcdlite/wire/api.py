@@ -193,8 +193,7 @@ def _member_change(
     else:
         changed.ID = request.ID
     if action == cluster.UPDATE:
-        cluster.check_urls(request.peerURLs)
-        changed.peerURLs = list(request.peerURLs)
+        changed.peerURLs = cluster.peer_urls_of(request.peerURLs)
     change = proto.MemberChange(action=action, member=changed)
     checks.check(MEMBER_CHANGE, change)
     member.change_membership(session, request_id, method, change)
