@@ -420,6 +420,20 @@ def test_a_watch_from_the_past_tells_everything_since(connect: Connect, server: 
         watch.request_progress()
 
 
+def test_events_that_arrive_with_the_confirmation_of_a_watch_are_in_its_first_batch(
+    connect: Connect, server: FakeServer
+) -> None:
+    server.joins_first_events = True
+    for i in range(5):
+        server.store.put(b"k", b"%d" % i)
+    client = connect(server)
+    for _ in range(20):
+        with client.watch("k", start_revision=3) as watch:
+            batch = next(watch.batches())
+            assert [event.value for event in batch.events] == [b"1", b"2", b"3", b"4"]
+            assert batch.revision == watch.revision == 6
+
+
 @pytest.mark.parametrize("moment", ["while waiting", "between events"])
 def test_a_watch_goes_on_elsewhere_with_nothing_missed_and_nothing_twice(
     connect: Connect, server: FakeServer, moment: str

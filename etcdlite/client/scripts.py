@@ -255,6 +255,11 @@ class WatchBase:
     def _next_batch(self, deadline_s: float = NEVER_S) -> Script[WatchBatch | None]:
         """None when the watch is closed."""
         self._calls.check_process()
+        if self._events and not self._is_closed:
+            # They arrived with the confirmation of the watch, or are left of another batch.
+            events = tuple(self._events)
+            self._events.clear()
+            return WatchBatch(self.revision, events)
         while not self._is_closed:
             if self._stream is None:
                 yield from self._open(deadline_s, patient=True)

@@ -81,6 +81,8 @@ class FakeServer:
         self.connections: list[FakeConnection] = []
         self.intercept: Callable[[FakeConnection, int, str, Any], str | bytes | None] | None = None
         """(connection, request id, method, message) -> raw bytes to send, DROP, IGNORE or None."""
+        self.joins_first_events = False
+        """The answer to a watch's create request arrives together with its first events."""
         self.port = 0
         self.start()
 
@@ -244,8 +246,11 @@ class FakeConnection:
     def _watch(self, request_id: int, method: int, request: Any) -> None:
         store = self.server.store
         created = proto.WatchResponse(header=store.header(), created=True)
-        self.reply(request_id, method, created, 0)
         at = max(2, request.start_revision or created.header.revision + 1)
+        head = frames.frame(request_id, method, 0, created.encode())
+        if not self.server.joins_first_events:
+            self.send(head)
+            head = b""
         if at < store.compacted:
             response = proto.WatchResponse(
                 header=store.header(), canceled=True, compact_revision=store.compacted
@@ -267,4 +272,5 @@ class FakeConnection:
                 with self._lock:
                     # Nothing may follow the answer to a cancel.
                     if request_id in self.open_watches:
-                        self._send(frames.frame(request_id, method, 0, response.encode()))
+                        self._send(head + frames.frame(request_id, method, 0, response.encode()))
+                        head = b""
