@@ -221,7 +221,7 @@ class Incoming:
 
     def receive(self, connection: Connection, data: bytes) -> None:
         """Take the next bytes of the file."""
-        if connection is not self.connection:
+        if connection is not self.connection or self.is_storing:
             return
         try:
             self._write(data)
@@ -230,7 +230,9 @@ class Incoming:
             self._refuse(str(failure))
             return
         self.offset += len(data)
-        if self._targets and self.offset == self._end + DIGEST_BYTES:
+        if self._targets and self.offset > self._end + DIGEST_BYTES:
+            self._refuse("the snapshot is longer than its header says")
+        elif self._targets and self.offset == self._end + DIGEST_BYTES:
             if self._digest.digest() != self._expected:
                 self._refuse("the snapshot does not match its SHA-256")
             else:
@@ -275,6 +277,9 @@ class Incoming:
                 raise SnapshotError("its header is too large")
             return None
         header, start = read_header("from the leader", io.BytesIO(head))
+        offer = self.offer
+        if (header.get("applied_index"), header.get("applied_term")) != (offer.index, offer.term):
+            raise SnapshotError("its header contradicts the offer")
         self._disk.make_dir(self._directory)
         for item in header["files"]:
             file = self._disk.open(f"{self._directory}/{item['name']}", create=True)

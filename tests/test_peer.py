@@ -40,6 +40,7 @@ from etcdlite.proto import DecodeError
 from etcdlite.raft import APP, HEARTBEAT, Message
 from etcdlite.raft_log import Entry
 from etcdlite.replica.entry import check_entry, decode_requests, encode_entry, read_header
+from etcdlite.snap import Image
 from etcdlite.wire.peer_session import Accepted
 
 U64 = st.integers(0, 2**64 - 1)
@@ -342,6 +343,39 @@ def test_an_entry_of_version_1_is_read() -> None:
     for wrong in (header + put, header + put + put[:-1], header + put * 3):
         with pytest.raises(DecodeError):
             decode_requests(wrong)
+
+
+def test_a_snapshot_that_is_not_what_was_offered_is_refused() -> None:
+    caller = Caller(members=3)
+    leader = caller.world.leader
+    assert leader is not None
+    follower = next(node for node in caller.nodes if node is not leader)
+    caller.member, caller.nodes[0] = follower.member, follower
+    image = Image(leader.member.state.store, leader.cluster_id, leader.member_id)
+    for lie in (1, 1 << 63):
+        caller.session = Accepted(follower.member, lambda session: None)
+        caller.shaken, caller._reader = None, PeerFrameReader(1 << 16)
+        caller.shake()
+        offer = proto.SnapshotOffer(
+            index=image.index + lie,
+            term=image.term,
+            voters=[1, 2, 3],
+            size_bytes=image.size_bytes,
+            nonce=lie,
+            leader_term=follower.member.raft.term,
+        )
+        caller.introduce(
+            member_id=leader.member_id, life=leader.member.identity.incarnation, snapshot=offer
+        )
+        answers = []
+        offset = 0
+        while piece := image.read(offset):
+            offset += len(piece)
+            answers += caller.ask(SNAPSHOT, piece, 1)
+        ((_, method, flags, body),) = answers
+        assert (method, flags) == (SNAPSHOT, END | ERROR)
+        assert "contradicts the offer" in proto.Error.decode(body).message
+        assert follower.member.incoming.offer is None and caller.session.is_closing
 
 
 def test_an_error_without_a_known_code_ends_the_connection() -> None:

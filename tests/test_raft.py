@@ -7,6 +7,7 @@ print now; the change is then reviewed by eye. The commands are the methods of `
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections import deque
@@ -751,6 +752,132 @@ def test_no_message_breaks_an_invariant(ticks: int, elected: bool, messages: lis
         except MessageRejected:
             assert host.raft.ready() is NOTHING_READY
         settle(host)
+
+
+def hostile_message(rng: random.Random, member: Raft) -> Message:
+    """A message whose numbers are near those that the member has, or far from all of them."""
+    log = member.log
+
+    def number() -> int:
+        near = rng.choice(
+            (0, 1, log.offset, log.applied, log.committed, log.stable, log.last, member.term)
+        )
+        far = rng.choice((1 << 20, 1 << 32, (1 << 63) - 1, (1 << 64) - 1))
+        return far if rng.random() < 0.1 else max(0, near + rng.choice((-1, 0, 0, 1, 2)))
+
+    def term() -> int:
+        if rng.random() < 0.8:
+            return max(0, member.term + rng.choice((-1, 0, 0, 0, 0, 1)))
+        return number()
+
+    def nodes() -> tuple[int, ...]:
+        return tuple(rng.sample(range(1, 6), rng.randrange(4)))
+
+    index, log_term = number(), number()
+    if rng.random() < 0.7:
+        log_term = max(0, log.term(index))
+    entries: list[Entry] = []
+    for place in range(rng.choice((0, 0, 1, 2, 5))):
+        last_term = entries[-1].term if entries else log_term
+        wrong = rng.random() < 0.1
+        entries.append(
+            Entry(
+                number() if wrong else rng.choice((last_term, last_term, member.term)),
+                number() if wrong else index + 1 + place,
+                rng.choice((0, 0, 0, 1, 2)),
+                b"x",
+            )
+        )
+    snapshot = Snapshot(number(), number(), nodes(), nodes()) if rng.random() < 0.9 else None
+    return Message(
+        rng.randrange(14), 1, rng.choice((1, 2, 2, 2, 3, 4, 9, 2**64 - 1)), term(), index, log_term,
+        number(), entries, rng.random() < 0.3, number(), snapshot,
+        rng.choice((b"", bytes(8), raft.CAMPAIGN_TRANSFER, b"\1" + bytes(7), b"odd")),
+    )  # fmt: skip
+
+
+class Believer:
+    """What surrounds a Raft that may be lied to: it has whatever it is told to have."""
+
+    def __init__(self, member: Raft) -> None:
+        self.raft = member
+        self.unsynced: deque[Ready] = deque()
+
+    def settle(self) -> None:
+        member = self.raft
+        while member.has_ready() or self.unsynced:
+            ready = member.ready()
+            self.unsynced.append(ready)
+            for entry in ready.committed_entries:
+                if entry.kind == ENTRY_CONF_CHANGE:
+                    action = ACTIONS[list(ACTIONS)[entry.index % 3]]
+                    member.apply_conf_change(ConfChange(action, 1 + entry.index % 5))
+            if ready.committed_entries:
+                member.applied(ready.committed_entries[-1].index)
+            while self.unsynced:
+                self.sync()
+
+    def sync(self) -> None:
+        ready = self.unsynced.popleft()
+        if ready.snapshot:
+            self.raft.applied(ready.snapshot.index)
+        for message in ready.messages_after_sync:
+            if message.to == 1:
+                self.raft.step(message)
+        if ready.entries:
+            self.raft.persisted(ready.entries[-1].index, ready.entries[-1].term)
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(40), *(pytest.param(n, marks=pytest.mark.long) for n in range(40, 1500))]
+)
+def test_no_messages_of_any_member_break_an_invariant(seed: int) -> None:
+    """A member in any role and of any age hears from members, and from others, what none should
+    say. It may believe a lie that it cannot tell from the truth, but it never breaks."""
+    rng = random.Random(seed)
+    index = rng.choice((0, 0, 7))
+    member = Raft(
+        Config(id=1, pre_vote=rng.random() < 0.7, election_ticks=10, log_tail_bytes=500),
+        rng,
+        voters=rng.choice(({1}, {1, 2}, {1, 2, 3}, {1, 2, 3, 4, 5}, {2, 3})),
+        learners=rng.choice(((), (), (6,))),
+        snapshot_index=index,
+        snapshot_term=index and 1,
+        hard_state=HardState(index and 1, 0, index),
+        applied=index,
+    )
+    owner = Believer(member)
+    rejected = 0
+    for _ in range(400):
+        match rng.randrange(9):
+            case 0:
+                for _ in range(rng.randrange(25)):
+                    member.tick()
+            case 1 if member.role == raft.LEADER:
+                with contextlib.suppress(RequestDropped):
+                    rng.choice((member.propose, member.propose_conf_change))(b"p")
+            case 2 if member.role == raft.LEADER:
+                member.compact(member.log.applied)
+                member.report_unreachable(rng.choice((1, 2, 9)))
+                member.report_snapshot(rng.choice((1, 2, 9)), rng.random() < 0.5)
+            case 3:
+                with contextlib.suppress(NotLeader, RequestDropped):
+                    member.read_index(b"r")
+            case 4 | 5 if member.role in (raft.PRE_CANDIDATE, raft.CANDIDATE):
+                for node in (2, 3, 4):
+                    kind = raft.VOTE_RESP if member.role == raft.CANDIDATE else raft.PRE_VOTE_RESP
+                    term = member.term + (kind == raft.PRE_VOTE_RESP)
+                    member.step(Message(kind, 1, node, term))
+            case _:
+                before = member.hard_state
+                try:
+                    member.step(hostile_message(rng, member))
+                except MessageRejected:
+                    rejected += 1
+                    assert member.hard_state == before
+        if rng.random() < 0.7:
+            owner.settle()
+    assert rejected > 10
 
 
 def some_entries(term: int, first: int, last: int) -> list[Entry]:
