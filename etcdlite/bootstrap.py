@@ -287,6 +287,29 @@ def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[proto.
     With `linearizable` it answers only if it is in contact with a leader, else from its own state.
     Blocks for up to `FETCH_TIMEOUT_S`. Raises NoAnswer.
     """
+    answer = _ask_for_members(url, linearizable)
+    return answer.header.cluster_id if answer.header else 0, list(answer.members)
+
+
+def unreachable(urls: Sequence[str], member_id: int) -> str:
+    """Why nobody reaches the member `member_id` at any of its peer URLs; empty if somebody could.
+    Blocks for up to `FETCH_TIMEOUT_S` for each URL."""
+    causes = []
+    for url in urls:
+        try:
+            answer = _ask_for_members(url, linearizable=False)
+        except NoAnswer as failure:
+            causes.append(str(failure))
+            continue
+        found = answer.header.member_id if answer.header else 0
+        if found == member_id:
+            return ""
+        causes.append(f"{url} leads to member {found:x}")
+    return "; ".join(causes)
+
+
+def _ask_for_members(url: str, linearizable: bool) -> proto.MemberListResponse:
+    """The answer of the member at a peer URL. Raises NoAnswer."""
     host, port = host_port(url)
     endpoint = format_address(host, port)
     method = methods.METHOD_BY_NAME["Cluster.MemberList"]
@@ -300,8 +323,7 @@ def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[proto.
             while not asked.failure:
                 sock.settimeout(max(0.001, deadline_s - time.monotonic()))
                 for _, flags, body in asked.receive(sock.recv(RECEIVE_BYTES)):
-                    answer = unary_reply(method, flags, body, endpoint)
-                    return answer.header.cluster_id, list(answer.members)
+                    return unary_reply(method, flags, body, endpoint)
     except OSError as failure:
         raise NoAnswer(f"{endpoint}: {cause_of(failure, FETCH_TIMEOUT_S)}") from failure
     except EtcdliteError as failure:

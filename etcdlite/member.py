@@ -44,6 +44,7 @@ from etcdlite.replica.leadership import Leadership
 from etcdlite.replica.leases import LeaseKeeper
 from etcdlite.replica.maintenance import Maintenance
 from etcdlite.replica.questions import Questions
+from etcdlite.replica.reachability import Reachability
 from etcdlite.replica.reads import Reads
 from etcdlite.replica.restoring import Restoring
 from etcdlite.replica.state import State
@@ -112,25 +113,25 @@ class Member:
         )
         # Otherwise the timers of watches that come before the first tick would count from 0.
         self.hub.tick(clock())
-        self.state = State(store, self.identity, self.metrics, clock, self._propose_own, options)
-        self.maintenance = Maintenance(self.state, self._propose_own, options.checkpoint_bytes)
+        state = State(store, self.identity, self.metrics, clock, self._propose_own, options)
+        self.state = state
+        self.maintenance = Maintenance(state, self._propose_own, options.checkpoint_bytes)
         self.peers = Peers(Local(self.identity, self, self.metrics, clock))
-        self.peers.update(self.state.membership.members or {other.ID: other for other in members})
-        self.incoming = Incoming(
-            store.disk, store.directory, raft, self.run_task, self.snapshot_received
-        )
+        self.peers.update(state.membership.members or {other.ID: other for other in members})
+        directory, received = store.directory, self.snapshot_received
+        self.incoming = Incoming(store.disk, directory, raft, self.run_task, received)
         self.leadership = Leadership(raft, self.identity, clock, self.peers.is_open, options)
-        self.reads = Reads(self.state, raft, rng, self.slice_is_over, options)
+        self.reads = Reads(state, raft, rng, self.slice_is_over, options)
         timeout_error = self.leadership.timeout_error
-        self.writes = Writes(
-            self.state, raft, rng, options, self._forward, self._check_change, timeout_error
-        )
+        check = self.check_change
+        self.writes = Writes(state, raft, rng, options, self._forward, check, timeout_error)
         self.questions = Questions(raft, self.identity, clock, options, self._ask, timeout_error)
-        self.leases = LeaseKeeper(self.state, self.writes)
-        self.hash_check = HashCheck(self.state, raft, self.peers, self.reads.read_now)
-        self.forced = ForcedCluster(self.state, raft, self.writes, self.maintenance, options)
-        self.catch_up = CatchUp(self.state, raft, self.identity)
-        self.restoring = Restoring(self.state, self.run_task, self._restored)
+        self.leases = LeaseKeeper(state, self.writes)
+        self.hash_check = HashCheck(state, raft, self.peers, self.reads.read_now)
+        self.forced = ForcedCluster(state, raft, self.writes, self.maintenance, options)
+        self.reachability = Reachability(state, options, self.peers.is_called_by, self.run_task)
+        self.catch_up = CatchUp(state, raft, self.identity)
+        self.restoring = Restoring(state, self.run_task, self._restored)
         self.attributes: proto.Member | None = None
         """A `Member` message: the name and client URLs that the cluster shall know of this one."""
         self.removed_since: float | None = None
@@ -159,10 +160,10 @@ class Member:
         self, session: Session, request_id: int, method: int, change: Any
     ) -> None:
         """Have a `MemberChange` agreed on; for the leader. Raises EtcdError."""
-        self._check_change(change)
+        self.check_change(change)
         self.writes.propose_change((session, request_id, method, change))
 
-    def _check_change(self, change: Any) -> None:
+    def check_change(self, change: Any) -> None:
         """Raise the EtcdError that says why the membership may not be changed so now."""
         members = self.state.membership
         members.check(change)

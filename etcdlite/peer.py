@@ -842,6 +842,10 @@ class Peers:
         if link is not None:
             link.dial_soon()
 
+    def is_called_by(self, node: int) -> bool:
+        """Whether that member has a connection open to this one."""
+        return node in self._accepted
+
     def has_other_incarnation(self, node: int, incarnation: int) -> bool:
         """Whether another process that says it is `node` is connected and alive."""
         other = self._accepted.get(node)

@@ -307,12 +307,11 @@ class Server:
         """Warn if the other members dial a port on which this one does not listen."""
         member = self.member
         own = member.state.membership.members.get(member.identity.member_id)
-        if own is None or len(member.state.membership.members) == 1:
+        if own is None or self.settings.is_surely_alone:
             return
         listening = self.settings.listen_peer_urls
-        if {urlsplit(url).port for url in own.peerURLs}.isdisjoint(
-            urlsplit(url).port for url in listening
-        ):
+        ports = {urlsplit(url).port for url in listening}
+        if 0 not in ports and ports.isdisjoint(urlsplit(url).port for url in own.peerURLs):
             log.warn(
                 "the other members dial a port on which this one does not listen; unless "
                 "something forwards it, correct --listen-peer-urls",
@@ -680,6 +679,7 @@ def _make_member(settings: config.Config, opened: datadir.Opened) -> Member:
         options=_options(settings),
         members=remotes,
     )
+    member.reachability.probe = bootstrap.unreachable
     member.hash_check.interval_s = settings.corrupt_check_time_s
     member.hash_check.after_compaction_s = settings.compact_hash_check_time_s
     member.maintenance.auto_compaction = AutoCompaction(

@@ -64,6 +64,16 @@ def is_wildcard(url: str) -> bool:
         return False
 
 
+def is_local(url: str) -> bool:
+    """Whether the host means this machine to whoever dials it."""
+    host = host_port(url)[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or address.is_unspecified
+
+
 def collide(one: str, other: str) -> bool:
     """Whether two URLs cannot both be listened on. Wildcards are of one IP version each."""
     (host, port), (other_host, other_port) = host_port(one), host_port(other)

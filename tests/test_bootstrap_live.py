@@ -22,7 +22,7 @@ from test_cluster_live import LiveCluster, cluster, free_ports
 from test_discovery import FakeDns, fake_dns
 
 from etcdlite import backup, proto
-from etcdlite.client import Client
+from etcdlite.client import Client, EtcdliteError
 
 __all__ = ["cluster", "fake_dns"]  # Fixtures.
 
@@ -113,6 +113,23 @@ def test_one_member_grows_to_two_although_the_second_one_starts_late(cluster: An
     joining.start()
     with joining.client() as client:
         assert client.get("k").value == b"v"
+
+
+def test_a_member_that_nobody_reaches_does_not_take_a_second_voter(cluster: Any) -> None:
+    one = cluster(1, proxied=True)
+    url = "http://127.0.0.1:1"
+    with one.members["m1"].client() as client:
+        (own,) = client.members()
+        one.proxies["m1"].is_blocked = True
+        with pytest.raises(EtcdliteError, match=r"cannot reach the first one.*member update"):
+            client.member_add([url])
+        with pytest.raises(EtcdliteError, match="is another machine to members elsewhere"):
+            client.member_add(["http://10.0.0.9:2380"])
+        # A learner takes no vote, but it cannot be promoted before it calls.
+        learner = client.member_add([url], learner=True)
+        client.member_remove(learner.id)
+        client.member_update(own.id, [f"http://127.0.0.1:{one._peer_ports['m1']}"])
+        client.member_add([url])
 
 
 def test_a_cluster_is_restored_from_one_members_backup(cluster: Any, tmp_path: Path) -> None:

@@ -196,7 +196,20 @@ def _member_change(
         changed.peerURLs = cluster.peer_urls_of(request.peerURLs)
     change = proto.MemberChange(action=action, member=changed)
     checks.check(MEMBER_CHANGE, change)
-    member.change_membership(session, request_id, method, change)
+    if not member.reachability.is_vital(change):
+        member.change_membership(session, request_id, method, change)
+        return
+
+    def checked(failure: EtcdError | None) -> None:
+        try:
+            if failure is not None:
+                raise failure
+            member.change_membership(session, request_id, method, change)
+        except EtcdError as refused:
+            session.fail(request_id, method, refused)
+
+    member.check_change(change)
+    member.reachability.check(change, checked)
 
 
 def _move_leader(
