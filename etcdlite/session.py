@@ -78,7 +78,7 @@ class Outbox:
         self._session = session
         self._on_output = on_output
         self._clock = clock
-        self._rest: memoryview | None = None
+        self._rest: bytes | memoryview | None = None
         # While `_rest` waits: when some of it was last sent; when the current period of the minimum
         # rate began, and how much was sent in it.
         self._moved_at = self._period_began = 0.0
@@ -130,12 +130,12 @@ class Outbox:
         """The kernel did not accept everything; the selector reports when it has room."""
         return self._rest is not None
 
-    def take(self) -> memoryview:
+    def take(self) -> bytes | memoryview:
         """The bytes to send now. Call `sent` with the number that went out; the next call returns
         the rest."""
         rest = self._rest
         if rest is None:
-            rest = self._rest = memoryview(b"".join(self.parts))
+            rest = self._rest = b"".join(self.parts)
             self.parts.clear()
             self._period_began = 0.0
         return rest
@@ -148,7 +148,7 @@ class Outbox:
         if size_bytes == len(rest):
             self._rest = None
             return
-        self._rest = rest[size_bytes:]
+        self._rest = memoryview(rest)[size_bytes:]
         now = self._clock()
         if not self._period_began:
             self._moved_at = self._period_began = now
@@ -186,7 +186,9 @@ class Outbox:
 class Inbox:
     """The input of one connection that is not processed yet."""
 
-    __slots__ = ("_clock", "_pieces", "_timeout_s", "deadline", "needed_bytes", "waiting_bytes")
+    __slots__ = (
+        "_clock", "_pieces", "deadline", "needed_bytes", "starts_deadline", "waiting_bytes",
+    )  # fmt: skip
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -196,8 +198,8 @@ class Inbox:
         """`join` returns nothing until this many bytes wait."""
         self.deadline = math.inf
         """The time by which the awaited input must be complete."""
-        self._timeout_s = 0.0
-        """Of input kept since the last tick. Its time starts at the next tick, so that receiving
+        self.starts_deadline = False
+        """Input was kept since the last tick. Its time starts at the next tick, so that receiving
         does not read the clock."""
 
     def join(self, data: bytes) -> bytes:
@@ -218,7 +220,7 @@ class Inbox:
         self._pieces.append(rest)
         self.waiting_bytes += len(rest)
         self.needed_bytes = needed_bytes
-        self._timeout_s = partial_timeout_s(needed_bytes)
+        self.starts_deadline = True
 
     def put(self, data: bytes) -> None:
         """Queue `data` for `take`."""
@@ -241,17 +243,15 @@ class Inbox:
         """Set the deadline for the awaited input."""
         self.deadline = self._clock() + timeout_s
 
-    def is_late(self, now: float) -> bool:
-        """Whether the awaited input missed its deadline."""
-        if self._timeout_s:
-            self.deadline = now + self._timeout_s
-            self._timeout_s = 0.0
-        return now > self.deadline
+    def start_deadline(self, now: float) -> None:
+        """Start the time of the input kept since the last tick."""
+        self.deadline = now + partial_timeout_s(self.needed_bytes)
+        self.starts_deadline = False
 
     def clear(self) -> None:
         self._pieces.clear()
         self.waiting_bytes = 0
-        self._timeout_s = 0.0
+        self.starts_deadline = False
         self.deadline = math.inf
 
 
@@ -318,7 +318,11 @@ class Session:
         outbox = self.outbox
         if (outbox.unsent_bytes or outbox.held_bytes) and (why := outbox.problem(now)):
             self.abort(why)
-        elif self.inbox.is_late(now) or (not self.is_open and self._opens_late(now)):
+            return
+        inbox = self.inbox
+        if inbox.starts_deadline:
+            inbox.start_deadline(now)
+        elif now > inbox.deadline or (not self.is_open and self._opens_late(now)):
             self.input_is_late()
 
     def _opens_late(self, now: float) -> bool:

@@ -186,7 +186,7 @@ def test_a_release_grants_the_lock_to_the_next_in_line_only(
     assert caller.answer(third).key == b"door/7"
 
 
-def test_one_who_leaves_the_middle_of_the_line_lets_nobody_in(
+def test_a_waiter_that_leaves_the_middle_of_the_queue_lets_no_other_in(
     lone: LoneMember, caller: Caller
 ) -> None:
     caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
@@ -320,7 +320,7 @@ def test_a_granted_lock_outlives_its_call_and_connection(lone: LoneMember, calle
     assert keys(lone) == [b"door/1"]
 
 
-def test_a_place_that_someone_else_made_anew_is_not_taken_away(
+def test_a_key_that_another_client_recreated_is_not_deleted(
     lone: LoneMember, caller: Caller
 ) -> None:
     caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
@@ -395,7 +395,7 @@ def test_candidates_lead_in_the_order_they_came(lone: LoneMember, caller: Caller
     assert caller.ask("Election.Leader", name=b"boss").kv.value == b"two"
 
 
-def test_a_leader_who_campaigns_again_changes_his_value(lone: LoneMember, caller: Caller) -> None:
+def test_a_leader_that_campaigns_again_changes_its_value(lone: LoneMember, caller: Caller) -> None:
     first = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"one")
     again = caller.ask("Election.Campaign", name=b"boss", lease=1, value=b"two")
     assert again.leader == first.leader
@@ -527,7 +527,7 @@ def test_an_observer_that_does_not_read_is_sent_nothing_and_misses_nothing(
     assert [value for _, value, _ in seen(caller, observer)] == [b"0", b"1", b"2", b"3"]
 
 
-def test_an_observer_whose_history_is_compacted_goes_on_with_who_leads_now(
+def test_an_observer_whose_history_is_compacted_continues_with_the_current_leader(
     lone: LoneMember, caller: Caller
 ) -> None:
     won = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"0")

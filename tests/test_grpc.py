@@ -446,7 +446,7 @@ def test_a_timeout_that_is_no_number_is_refused(value: bytes) -> None:
     assert failure is not None and failure.text.startswith("malformed grpc-timeout")
 
 
-def test_messages_behind_one_that_ended_the_call_are_passed_over(lone: LoneMember) -> None:
+def test_messages_after_one_that_ended_the_call_are_ignored(lone: LoneMember) -> None:
     client = Client(lone, window=0)
     stream_id = client.open("/etcdserverpb.Lease/LeaseKeepAlive")
     good, bad = framed(proto.LeaseKeepAliveRequest(ID=5).encode()), framed(b"\xff")

@@ -759,7 +759,7 @@ def test_requests_sent_ahead_are_answered_in_order(lone: LoneMember, browser: Br
     ]
 
 
-def test_a_flood_of_requests_is_served_in_slices_and_asks_for_no_more_meanwhile(
+def test_a_flood_of_requests_is_served_in_slices_and_stops_the_reading(
     browser: Browser,
 ) -> None:
     session = browser.session
@@ -787,7 +787,7 @@ def test_the_owner_is_told_when_it_may_read_again(lone: LoneMember) -> None:
     assert calls == [session] and not session.outbox.parts
 
 
-def test_who_sends_on_and_on_behind_a_request_loses_the_connection(browser: Browser) -> None:
+def test_a_client_that_sends_too_much_behind_a_request_is_disconnected(browser: Browser) -> None:
     session = browser.session
     session.receive(request("POST", "/v3/kv/range", {"key": FOO}))
     piece = request("GET", "/version") * 1000
@@ -799,7 +799,7 @@ def test_who_sends_on_and_on_behind_a_request_loses_the_connection(browser: Brow
     assert session.is_closing and not session.inbox.waiting_bytes
 
 
-def test_who_sends_requests_behind_a_watch_loses_the_connection(browser: Browser) -> None:
+def test_a_client_that_sends_requests_behind_a_watch_is_disconnected(browser: Browser) -> None:
     browser.send(request("POST", "/v3/watch", {"create_request": {"key": FOO}}))
     browser.session.receive(request("GET", "/version"))
     assert not browser.session.is_aborted

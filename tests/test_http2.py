@@ -557,7 +557,7 @@ def test_a_request_that_was_given_up_is_not_answered_and_counts_until_its_answer
     assert serves(echo)
 
 
-def test_the_rest_of_a_request_that_was_answered_early_is_passed_over() -> None:
+def test_the_rest_of_a_request_that_was_answered_early_is_ignored() -> None:
     echo = opened()
     echo.tell(open_request(1, b"/later"))
     echo.answer(1)

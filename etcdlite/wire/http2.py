@@ -96,10 +96,30 @@ MAX_QUIET_STREAMS = 1024
 
 MAX_STREAM_ID = 2**31 - 1
 
-# For the hot paths.
+# Looking up a member of an enum takes half a microsecond before Python 3.12, so the paths of frames
+# use these names.
+AT_PREFACE = ConnectionState.PREFACE
 FRAMES = ConnectionState.FRAMES
+ON_PREFACE = ConnectionEvent.PREFACE
+ON_SETTINGS = ConnectionEvent.SETTINGS
+BLOCK_BEGINS = ConnectionEvent.BLOCK_BEGINS
+BLOCK_CONTINUES = ConnectionEvent.BLOCK_CONTINUES
+BLOCK_ENDS = ConnectionEvent.BLOCK_ENDS
+OTHER = ConnectionEvent.OTHER
+IDLE = StreamState.IDLE
+SKIPPED = StreamState.SKIPPED
 FRESH = StreamState.FRESH
 HALF_CLOSED = StreamState.HALF_CLOSED
+ABANDONED = StreamState.ABANDONED
+QUIET = StreamState.QUIET
+CLOSED = StreamState.CLOSED
+ON_HEADERS = StreamEvent.HEADERS
+ON_DATA = StreamEvent.DATA
+ON_END = StreamEvent.END_STREAM
+ON_RESET = StreamEvent.RST_STREAM
+ON_WINDOW_UPDATE = StreamEvent.WINDOW_UPDATE
+ANSWER_WAITS = StreamEvent.ANSWER_WAITS
+ANSWER_ENDS = StreamEvent.ANSWER_ENDS
 
 # Frame types.
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE = range(9)
@@ -144,7 +164,7 @@ _VALUE = re.compile(rb"(?![ \t])[^\0\r\n]*(?<![ \t])")
 class Stream:
     """A request and its answer. Defaults are the class's: most streams never differ from them."""
 
-    state = StreamState.FRESH
+    state = FRESH
     credit = 0
     """Our send window, above the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
     window = STREAM_WINDOW_BYTES
@@ -170,7 +190,7 @@ class Stream:
 
 GHOST = Stream(0, None)
 """Takes the place of a cancelled stream until its answer arrives and is dropped."""
-GHOST.state = StreamState.ABANDONED
+GHOST.state = ABANDONED
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
@@ -238,7 +258,7 @@ class Connection(Session):
         self.conduct = Conduct(clock(), ping_min_s, keepalive_interval_s, keepalive_timeout_s)
         self.flow = Flow(self.outbox, MAX_FRAME_BYTES)
         # Input.
-        self._state = ConnectionState.PREFACE
+        self._state = AT_PREFACE
         self._unpacker = Unpacker()
         self._known: dict[bytes, Any] = {}
         self.table_update = b""
@@ -267,9 +287,9 @@ class Connection(Session):
                 return
         try:
             at = 0
-            if self._state is ConnectionState.PREFACE:
+            if self._state is AT_PREFACE:
                 if not PREFACE.startswith(data[: len(PREFACE)]):
-                    self._step(ConnectionEvent.OTHER)
+                    self._step(OTHER)
                 if len(data) < len(PREFACE):
                     self.inbox.keep(data, len(PREFACE))
                     return
@@ -285,7 +305,7 @@ class Connection(Session):
             self.outbox.append(frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant)))
 
     def _begin(self) -> None:
-        self._step(ConnectionEvent.PREFACE)
+        self._step(ON_PREFACE)
         settings = (
             _SETTING.pack(MAX_CONCURRENT_STREAMS, self._max_streams),
             _SETTING.pack(INITIAL_WINDOW_SIZE, STREAM_WINDOW_BYTES),
@@ -357,16 +377,16 @@ class Connection(Session):
         self, kind: int, flags: int, stream_id: int, data: bytes, at: int, stop: int
     ) -> None:
         """Process any frame. Raises ConnectionFault, StreamFault."""
-        event = ConnectionEvent.OTHER
+        event = OTHER
         if kind == CONTINUATION:
             is_of_block = self._block is None or stream_id == self._block[0]
             if is_of_block:
                 is_end = flags & END_HEADERS
-                event = ConnectionEvent.BLOCK_ENDS if is_end else ConnectionEvent.BLOCK_CONTINUES
+                event = BLOCK_ENDS if is_end else BLOCK_CONTINUES
         elif kind == HEADERS and not flags & END_HEADERS:
-            event = ConnectionEvent.BLOCK_BEGINS
+            event = BLOCK_BEGINS
         elif kind == SETTINGS and not flags & ACK:
-            event = ConnectionEvent.SETTINGS
+            event = ON_SETTINGS
         self._step(event)
         self.is_open = True
         if kind == DATA:
@@ -394,13 +414,13 @@ class Connection(Session):
         if stream is not None and stream is not GHOST:
             return stream.state
         if stream_id in self._quiet:
-            return StreamState.QUIET
+            return QUIET
         if stream is GHOST:
-            return StreamState.ABANDONED
+            return ABANDONED
         if not stream_id & 1 or stream_id > self._last_id:
-            return StreamState.IDLE
+            return IDLE
         low, high = self._gap
-        return StreamState.SKIPPED if low <= stream_id <= high else StreamState.CLOSED
+        return SKIPPED if low <= stream_id <= high else CLOSED
 
     def _next_state(self, stream_id: int, event: StreamEvent) -> StreamState | None:
         """None if the event is ignored. Raises ConnectionFault, StreamFault."""
@@ -430,7 +450,7 @@ class Connection(Session):
         at, stop = _unpad(flags, data, at, stop)
         if at == stop:
             self.conduct.count_noise(1)
-        stream = self._step_stream(stream_id, StreamEvent.DATA)
+        stream = self._step_stream(stream_id, ON_DATA)
         if stream is None:
             return
         stream.window -= size
@@ -456,7 +476,7 @@ class Connection(Session):
     def _mark_ended(self, stream: Stream) -> None:
         if stream.content_length:
             raise StreamFault(stream.id, PROTOCOL_ERROR)
-        self._step_stream(stream.id, StreamEvent.END_STREAM)
+        self._step_stream(stream.id, ON_END)
 
     def _read_headers(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         if not stream_id & 1:
@@ -559,7 +579,7 @@ class Connection(Session):
         return headers, is_changed
 
     def _read_trailers(self, stream_id: int, flags: int, headers: Headers | None) -> None:
-        stream = self._step_stream(stream_id, StreamEvent.HEADERS)
+        stream = self._step_stream(stream_id, ON_HEADERS)
         if stream is None:
             return
         # A cached block is that of a request, with pseudo-headers, so it cannot be trailers.
@@ -579,7 +599,7 @@ class Connection(Session):
     def _read_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(FRAME_SIZE_ERROR, "RST_STREAM does not have 4 bytes")
-        if self._next_state(stream_id, StreamEvent.RST_STREAM) is not None:
+        if self._next_state(stream_id, ON_RESET) is not None:
             stream = self.streams[stream_id]
             self.conduct.count_noise(1 if stream.headers_sent else NOISE_PER_RESET)
             self._forget(stream)
@@ -646,7 +666,7 @@ class Connection(Session):
             if self.flow.has_more:
                 self._send_held()
             return
-        if self._next_state(stream_id, StreamEvent.WINDOW_UPDATE) is None:
+        if self._next_state(stream_id, ON_WINDOW_UPDATE) is None:
             return
         stream = self.streams[stream_id]
         if not grant:
@@ -689,7 +709,7 @@ class Connection(Session):
         if stream.held:
             stream.tail = tail
             self.streams[stream.id] = stream
-            self._step_stream(stream.id, StreamEvent.ANSWER_WAITS)
+            self._step_stream(stream.id, ANSWER_WAITS)
         else:
             self._finish(stream, tail)
 
@@ -697,7 +717,7 @@ class Connection(Session):
         if self.table_update:
             block, self.table_update = self.table_update + tail[FRAME_HEADER_BYTES:], b""
             tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
-        if STREAM_TABLE[stream.state][StreamEvent.ANSWER_ENDS] is StreamState.QUIET:
+        if STREAM_TABLE[stream.state][ANSWER_ENDS] is QUIET:
             # The rest of the request is not needed (RFC 9113, 8.1).
             tail += frame(RST_STREAM, 0, stream.id, _INT.pack(NO_ERROR))
             self._be_quiet_about(stream.id)
@@ -773,11 +793,11 @@ class Connection(Session):
     def tick(self, now: float) -> None:
         super().tick(now)
         conduct = self.conduct
-        conduct.tick(now)
-        if conduct.is_gone(now):
-            self.abort("it does not answer pings")
-        elif self.is_open and conduct.wants_probe(now):
-            self.outbox.append(frame(PING, 0, 0, bytes(8)))
+        if conduct.tick(now):
+            if conduct.is_gone(now):
+                self.abort("it does not answer pings")
+            elif self.is_open and conduct.wants_probe(now):
+                self.outbox.append(frame(PING, 0, 0, bytes(8)))
 
     # Hooks.
 

@@ -88,8 +88,8 @@ class Conduct:
                 raise ConnectionFault(ENHANCE_YOUR_CALM, "too_many_pings")
         self._pinged_at = now
 
-    def tick(self, now: float) -> None:
-        """Forget old noise. Called several times a second."""
+    def tick(self, now: float) -> bool:
+        """Forget old noise; whether the peer is silent. Called several times a second."""
         forgotten = NOISE_PER_S * (now - self._ticked_at) + 1
         forgotten += NOISE_PER_ANSWER * (self.answers - self._answers_at_tick)
         self._noise = max(0, self._noise - int(forgotten))
@@ -99,14 +99,16 @@ class Conduct:
             self.was_heard = False
             self._heard_at = now
             self._probed_at = None
+            return False
+        return self._probed_at is not None or now - self._heard_at > self._keepalive_interval_s
 
     def is_gone(self, now: float) -> bool:
         """Whether the peer did not answer a ping of ours in time."""
         return self._probed_at is not None and now - self._probed_at > self._keepalive_timeout_s
 
     def wants_probe(self, now: float) -> bool:
-        """Whether the peer is silent and must be pinged now."""
-        if self._probed_at is not None or now - self._heard_at <= self._keepalive_interval_s:
+        """Whether the silent peer must be pinged now."""
+        if self._probed_at is not None:
             return False
         self._probed_at = now
         return True
