@@ -57,13 +57,18 @@ def restore(
     initial_advertise_peer_urls: str = "http://localhost:2380",
     wal_dir: str = "",
     skip_hash_check: bool = False,
+    bump_revision: int = 0,
     progress: Callable[[int, int], None] | None = None,
     segment_bytes: int = 16 << 20,
     wal_segment_bytes: int = 16 << 20,
 ) -> None:
     """Make a new member's data directory of a snapshot. It has the keys, revisions and leases of
     the snapshot, but its own membership, so a restored member never joins its old cluster.
-    `progress` gets (bytes done, total bytes). Raises SnapshotError, OSError.
+
+    With `bump_revision` the revision continues that much higher, and everything up to there is
+    compacted: if it exceeds the number of writes after the snapshot, no client sees revisions go
+    back, and watches that have seen later ones are told. All members need the same. `progress` gets
+    (bytes done, total bytes). Raises SnapshotError, OSError.
     """
     peer_urls = [url for url in initial_advertise_peer_urls.split(",") if url]
     pairs = _initial_cluster(initial_cluster, name, peer_urls)
@@ -86,6 +91,8 @@ def restore(
                     f"snapshot {path} holds revision {store.revision} instead of "
                     f"{header['revision']}; it is damaged, use another one"
                 )
+            if bump_revision:
+                store.skip_revisions(bump_revision)
             for key in list(store.buckets.get(ALARM, ())):
                 store.set_bucket(ALARM, key, None)
             founding = bootstrap.new_cluster(name, pairs, initial_cluster_token)

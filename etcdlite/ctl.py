@@ -168,7 +168,10 @@ COMMANDS = (
              Flag("initial-cluster-token", "string", "etcd-cluster", "name of the new cluster"),
              Flag("initial-advertise-peer-urls", "string", "http://localhost:2380",
                   "this member's peer URLs"),
-             Flag("skip-hash-check", "bool", False, "restore even if the checksum is wrong")),
+             Flag("skip-hash-check", "bool", False, "restore even if the checksum is wrong"),
+             Flag("bump-revision", "int", 0, "add this to the revision"),
+             Flag("mark-compacted", "bool", False,
+                  "compact all before; required with --bump-revision")),
             description="Works on local files; no server is needed. The directory must be empty\n"
             "or not exist.", examples=("snapshot restore backup.db --data-dir new.etcdlite",)),
     Command("lock [options] <lockname> [command [argument ...]]",

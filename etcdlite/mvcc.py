@@ -419,6 +419,15 @@ class Store:
         self.set_bucket(COMPACTED, b"", U64.pack(revision))
         self.compaction = self.index.compact_steps(revision, self.data.garbage)
 
+    def skip_revisions(self, count: int) -> None:
+        """Pass over the next `count` revisions and compact all of them, with what came before. For
+        a backup that is restored: clients may have seen these revisions, with other contents."""
+        self.revision += count
+        self.compact(self.revision)
+        while self.compaction is not None:
+            self.compact_step()
+        self.index.skip_revisions(self.revision)
+
     @property
     def compact_revision(self) -> int:
         """`compacted` as etcd counts it: -1 until the first compaction, which may be at 0."""

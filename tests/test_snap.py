@@ -16,6 +16,8 @@ from test_recovery import live, random_write
 from etcdlite import backup, datadir, proto, snap
 from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError
+from etcdlite.lease import Lessor
+from etcdlite.mvcc import Store
 from etcdlite.replica.alarms import NOSPACE
 from etcdlite.replica.membership import derive_member_id
 from etcdlite.storage.data import ALARM, MEMBER, segment_name
@@ -78,6 +80,39 @@ def test_a_snapshot_is_of_the_moment_its_reading_began(
     path.write_bytes(blob)
     backup.restore(str(path), str(tmp_path / "restored"))
     check_store(opened(tmp_path / "restored").store, rig.story.fork(stage).model)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_restored_member_goes_on_with_later_revisions(seed: int, tmp_path: Path) -> None:
+    rig = lived(seed)
+    store = rig.member.state.store
+    revision = store.revision
+    path = tmp_path / "backup"
+    path.write_bytes(b"".join(parts(rig)))
+    backup.restore(str(path), str(tmp_path / "restored"), bump_revision=1 << 40)
+    again = opened(tmp_path / "restored").store
+    assert again.revision == again.compacted == revision + (1 << 40)
+    assert again.compaction is None and not again.index.past
+    for key in store.index.heads:
+        assert again.get(key) == store.get(key), "the keys are the same, with their revisions"
+    with pytest.raises(EtcdError, match="compacted"):
+        again.check_revision(again.revision - 1)
+    again.check_revision(again.revision)
+    # What is written then survives a start, and so does its history.
+    for value in (b"1", b"2"):
+        again.put(b"new", value, 0)
+        again.end_revision()
+    again.mark(again.applied_index + 1, again.applied_term)
+    again.close()
+    data = str(tmp_path / "restored" / "member" / "data")
+    once_more = Store.open(Disk(), data, Lessor(), 1 << 16)
+    assert once_more.revision == revision + (1 << 40) + 2
+    steps = once_more.event_steps(once_more.compacted, 1 << 20)
+    with pytest.raises(StopIteration) as done:
+        while True:
+            next(steps)
+    values = [proto.KeyValue.decode(body).value for *_, body in done.value.value]
+    assert values == [b"1", b"2"]
 
 
 def test_a_restored_member_is_one_of_its_own(tmp_path: Path) -> None:

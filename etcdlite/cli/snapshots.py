@@ -7,11 +7,21 @@ import shlex
 from typing import Any
 
 from etcdlite import backup, proto, snap
-from etcdlite.cli.failures import EXIT_FAILED, EXIT_INTERRUPTED, Failure, os_error_text, say
+from etcdlite.cli.failures import (
+    EXIT_BAD_ARGUMENTS,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    Failure,
+    os_error_text,
+    say,
+)
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import EtcdliteError
 from etcdlite.client.partial_file import PartialFile
 from etcdlite.notation import format_size
+
+MAX_BUMP_REVISION = 1 << 62
+"""A revision has 63 bits."""
 
 
 def save(session: Session) -> None:
@@ -84,6 +94,11 @@ def restore(session: Session) -> None:
     session.need(1, "snapshot restore requires exactly one argument")
     path = session.arguments[0]
     flags = session.flags
+    bump_revision = flags["bump-revision"]
+    if (bump_revision != 0) != flags["mark-compacted"]:
+        raise Failure(EXIT_BAD_ARGUMENTS, "--mark-compacted required if --bump-revision > 0")
+    if not 0 <= bump_revision <= MAX_BUMP_REVISION:
+        raise Failure(EXIT_BAD_ARGUMENTS, f"--bump-revision must be from 0 to {MAX_BUMP_REVISION}")
     data_dir = flags["data-dir"] or flags["name"] + ".etcdlite"
     progress = Progress(f"restoring to {data_dir}", lambda size: format_size(int(size)))
     try:
@@ -96,6 +111,7 @@ def restore(session: Session) -> None:
             initial_advertise_peer_urls=flags["initial-advertise-peer-urls"],
             wal_dir=flags["wal-dir"],
             skip_hash_check=flags["skip-hash-check"],
+            bump_revision=bump_revision,
             progress=progress.update,
         )
     except snap.SnapshotError as error:

@@ -292,6 +292,11 @@ class Index:
             del self.revisions[:gone]
             self.first_revision = compacted
 
+    def skip_revisions(self, revision: int) -> None:
+        """No location is known of the revisions up to this one."""
+        self.revisions = array("Q")
+        self.first_revision = revision + 1
+
     # Packing, for checkpoints.
     #
     # A chunk of keys is: count u32, key lengths u32 each, values (HEAD each; or lengths u32 each
