@@ -119,7 +119,7 @@ class Member:
         self.peers = Peers(Local(self.identity, self, self.metrics, clock))
         self.peers.update(state.membership.members or {other.ID: other for other in members})
         directory, received = store.directory, self.snapshot_received
-        self.incoming = Incoming(store.disk, directory, raft, self.run_task, received)
+        self.incoming = Incoming(store.disk, directory, raft, self.run_task, received, self.metrics)
         self.leadership = Leadership(raft, self.identity, clock, self.peers.is_open, options)
         self.reads = Reads(state, raft, rng, self.slice_is_over, options)
         timeout_error = self.leadership.timeout_error
@@ -579,15 +579,17 @@ class Member:
                 self.maintenance.logged_bytes += len(entry.data)
                 self.state.alarms.record_write(len(entry.data))
                 began = self.clock()
+                failed: list[int] = []
                 if entry.kind == ENTRY_CONF_CHANGE:
                     self._change_members(entry, requests)
                 else:
-                    yield from self.state.apply(requests)
+                    failed = yield from self.state.apply(requests)
                     if since is not None:
                         self._warn_if_slow(
                             REQUEST, since, self.options.warn_request_s, len(requests)
                         )
-                self._warn_if_slow(APPLY, began, self.options.warn_apply_s, len(requests))
+                took_s = self._warn_if_slow(APPLY, began, self.options.warn_apply_s, len(requests))
+                self.metrics.count_applied(requests, failed, took_s)
             self._applied_entry = entry
             yield
 
@@ -604,6 +606,8 @@ class Member:
                 continue
             if conf_change is not None:
                 self.raft.apply_conf_change(conf_change)
+            if change.action == membership.PROMOTE and self.leads:
+                self.metrics.learners_promoted += 1
             members = self.state.membership.members
             self.peers.update(members)
             if change.action == membership.REMOVE and self.identity.member_id == change.member.ID:
@@ -616,10 +620,10 @@ class Member:
                     response.member = change.member  # type: ignore[attr-defined]
                 session.reply(request_id, method, response.encode())
 
-    def _warn_if_slow(self, what: str, began: float, expected_s: float, count: int) -> None:
+    def _warn_if_slow(self, what: str, began: float, expected_s: float, count: int) -> float:
         took_s = self.clock() - began
         if took_s <= expected_s:
-            return
+            return took_s
         if what == APPLY:
             self.metrics.slow_applies += 1
         if not log.limited(what):
@@ -629,3 +633,4 @@ class Member:
                 requests=count,
                 **{"expected-duration": f"{expected_s * 1000:.0f}ms"},
             )
+        return took_s

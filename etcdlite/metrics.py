@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
-from etcdlite import methods, proto
+from etcdlite import errors, methods, proto
 
 MAX_CLIENT_VERSIONS = 32
 """Client versions with counts of their own. Others count as "unknown"."""
@@ -41,6 +43,21 @@ LEASE_BOUNDS_S = doubling(1, 24)
 SHORT_BOUNDS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 BATCH_BOUNDS = doubling(1, 13)
 CHECKPOINT_BOUNDS_S = doubling(0.01, 14)
+APPLY_BOUNDS_S = doubling(0.0001, 20)
+SNAPSHOT_SAVE_BOUNDS_S = doubling(0.1, 10)
+HANDLING_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+ALERT_CODES = (
+    errors.UNKNOWN,
+    errors.DEADLINE_EXCEEDED,
+    errors.RESOURCE_EXHAUSTED,
+    errors.FAILED_PRECONDITION,
+    errors.INTERNAL,
+    errors.UNAVAILABLE,
+    errors.DATA_LOSS,
+)
+"""The status codes in etcd's alert rules. Every method exports them from the start, because
+Prometheus' `rate()` does not see the first increase of a series that begins with it."""
 
 
 class Histogram:
@@ -61,11 +78,11 @@ class Histogram:
 
 
 class Rpc:
-    """The traffic of one gRPC method."""
+    """The requests of one gRPC method, those of the JSON gateway included."""
 
     __slots__ = (
-        "service", "name", "kind", "started", "succeeded", "failed", "received", "sent",
-        "received_bytes", "sent_bytes",
+        "service", "name", "kind", "started", "succeeded", "failed", "handling_s", "received",
+        "sent", "received_bytes", "sent_bytes",
     )  # fmt: skip
 
     def __init__(self, grpc_path: str, is_client_stream: bool, is_server_stream: bool) -> None:
@@ -79,8 +96,10 @@ class Rpc:
         }[is_client_stream, is_server_stream]
         self.started = 0
         self.succeeded = 0
-        self.failed: dict[int, int] = {}
+        self.failed = dict.fromkeys(ALERT_CODES, 0)
         """By status code."""
+        self.handling_s = Histogram(HANDLING_BOUNDS_S)
+        """From the header of a request to the end of its answer, in seconds."""
         self.received = 0
         """Stream messages. A unary request is counted as a request only."""
         self.sent = 0
@@ -88,13 +107,14 @@ class Rpc:
         """Sizes of messages without their gRPC prefixes."""
         self.sent_bytes = 0
 
-    def fail(self, code: int) -> None:
+    def fail(self, code: int, took_s: float) -> None:
         """Count a request that ended with a status other than OK: CANCELED if the client did."""
         self.failed[code] = self.failed.get(code, 0) + 1
+        self.handling_s.observe(took_s)
 
 
 class ClientRequests:
-    """Requests of the gRPC clients of one version."""
+    """Requests of the gRPC and JSON clients of one version."""
 
     __slots__ = ("unary", "streams")
 
@@ -106,11 +126,13 @@ class ClientRequests:
 class Peer:
     """The traffic with another member."""
 
-    __slots__ = ("received_bytes", "sent_bytes", "round_trip_s")
+    __slots__ = ("received_bytes", "round_trip_s", "send_failures", "sent_bytes")
 
     def __init__(self) -> None:
         self.received_bytes = 0
         self.sent_bytes = 0
+        self.send_failures = 0
+        """Messages that were dropped: there is no connection, or too much waits on it."""
         self.round_trip_s = Histogram(ROUND_TRIP_BOUNDS_S)
 
 
@@ -123,7 +145,12 @@ class Metrics:
         """Requests that this member proposed and has not answered yet."""
         self.proposals_failed = 0
         self.read_rounds_failed = 0
+        self.slow_read_rounds = 0
+        """Read index rounds that were repeated for lack of an answer, or timed out."""
         self.slow_applies = 0
+        self.applies_s: dict[tuple[int, bool], Histogram] = {}
+        """Seconds per applied write, by method number and success."""
+        self.learners_promoted = 0
         self.heartbeats_failed = 0
         self.batch_requests = Histogram(BATCH_BOUNDS)
         # The store.
@@ -138,6 +165,9 @@ class Metrics:
         self.last_compaction_s = 0.0
         self.defragment_s = Histogram(DEFRAGMENT_BOUNDS_S)
         self.snapshot_s = Histogram(SNAPSHOT_BOUNDS_S)
+        self.snapshot_receive_s = Histogram(SNAPSHOT_SAVE_BOUNDS_S)
+        """From the first byte of the leader's snapshot until it is durable."""
+        self.snapshot_sync_s = Histogram(SYNC_BOUNDS_S)
         self.checkpoint_s = Histogram(CHECKPOINT_BOUNDS_S)
         # Leases.
         self.leases_granted = 0
@@ -149,6 +179,8 @@ class Metrics:
         self.log_sync_s = Histogram(SYNC_BOUNDS_S)
         self.log_sync_finely_s = Histogram(SHORT_BOUNDS_S)
         """The same with finer bounds: etcd's begin at a millisecond."""
+        self.log_write_s = Histogram(SYNC_BOUNDS_S)
+        """The part of `log_sync_s` before the sync."""
         self.log_bytes = 0
         # Written by the disk thread.
         self.data_sync_s = Histogram(SYNC_BOUNDS_S)
@@ -198,8 +230,27 @@ class Metrics:
         if len(ops) > 1:
             self.txns += 1
 
-    def log_synced(self, took_s: float, written_bytes: int) -> None:
-        """Record a sync of the log. Called by the log thread."""
+    def count_applied(
+        self, requests: Collection[Sequence[Any]], failed: Iterable[int], took_s: float
+    ) -> None:
+        """Record a batch of applied requests, whose third element is the method number. Each is
+        assumed to take an equal share of the time: timing each would slow down puts by 3 %."""
+        counts = Counter(request[2] for request in requests)
+        failures = Counter(failed)
+        counts.subtract(failures)
+        share_s = took_s / max(1, len(requests))
+        bucket = bisect_left(APPLY_BOUNDS_S, share_s)
+        for succeeded, by_method in ((True, counts), (False, failures)):
+            for method, count in by_method.items():
+                histogram = self.applies_s.get((method, succeeded))
+                if histogram is None:
+                    histogram = self.applies_s[method, succeeded] = Histogram(APPLY_BOUNDS_S)
+                histogram.counts[bucket] += count
+                histogram.sum += share_s * count
+
+    def log_synced(self, took_s: float, write_s: float, written_bytes: int) -> None:
+        """Record a sync of the log, of which writing took `write_s`. Called by the log thread."""
+        self.log_write_s.observe(write_s)
         self.log_sync_s.observe(took_s)
         self.log_sync_finely_s.observe(took_s)
         self.log_bytes += written_bytes

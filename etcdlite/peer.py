@@ -714,6 +714,7 @@ class Link:
     def send(self, message: Message) -> None:
         dial = self.dial
         if dial is None or not dial.is_open or not dial.send_message(message):
+            self.metrics.send_failures += 1
             if message.kind == HEARTBEAT:
                 self.local.metrics.heartbeats_failed += 1
             self.local.events.on_unreachable(self.node)

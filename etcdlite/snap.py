@@ -29,12 +29,14 @@ import io
 import json
 import os
 import struct
+import time
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, Protocol
 
 from etcdlite import __version__, datadir, log, proto
+from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.raft import Raft
 from etcdlite.storage import checkpoint
@@ -166,6 +168,7 @@ class Incoming:
         raft: Raft,
         run_task: Callable[[Callable[[], None], Callable[[], None]], None],
         received: Callable[[int, proto.SnapshotOffer], None],
+        metrics: Metrics,
     ) -> None:
         """`data`: the member's data folder. `run_task(task, done)` runs disk work elsewhere and
         then calls `done`. `received(node, offer)` is told of a snapshot that is whole and durable.
@@ -183,6 +186,9 @@ class Incoming:
         self._raft = raft
         self._run_task = run_task
         self._received = received
+        self._metrics = metrics
+        self._began_s = 0.0
+        """When the first byte came, on the clock of `time.monotonic`."""
         self._head = b""
         self._targets: list[tuple[File, int]] = []
         """The files to write and their sizes in bytes, once the header is complete."""
@@ -223,6 +229,8 @@ class Incoming:
         """Take the next bytes of the file."""
         if connection is not self.connection or self.is_storing:
             return
+        if not self.offset:
+            self._began_s = time.monotonic()
         try:
             self._write(data)
         except (SnapshotError, OSError) as failure:
@@ -290,9 +298,11 @@ class Incoming:
     def _make_durable(self) -> None:
         """The task: make the snapshot durable and give it its own name."""
         disk = self._disk
+        began_s = time.monotonic()
         for file, _ in self._targets:
             file.sync()
             file.close()
+        self._metrics.snapshot_sync_s.observe(time.monotonic() - began_s)
         self._damage = None
         try:
             check_records(disk, self._directory)
@@ -317,6 +327,7 @@ class Incoming:
             )
             self._refuse("the data of the member that sent the snapshot is damaged")
             return
+        self._metrics.snapshot_receive_s.observe(time.monotonic() - self._began_s)
         self._forget()
         if not connection.is_closing:
             connection.snapshot_taken()

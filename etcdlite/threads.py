@@ -77,10 +77,11 @@ class LogThread:
         if not saves:
             return
         began = time.perf_counter()
+        written_s = self._wal.write_s
         self._wal.save_all(saves)
         took_s = time.perf_counter() - began
         size = sum(len(entry.data) for save in saves for entry in save.entries)
-        self._metrics.log_synced(took_s, size)
+        self._metrics.log_synced(took_s, self._wal.write_s - written_s, size)
         self._done(saves)
 
 

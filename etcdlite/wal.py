@@ -100,6 +100,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import time
 from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
@@ -225,6 +226,8 @@ class WAL:
         self, disk: Disk, directory: str, metadata: bytes, salt: int, segment_bytes: int
     ) -> None:
         self.sync_enabled = True
+        self.write_s = 0.0
+        """Seconds spent in writes of frames so far, without their syncs."""
         self.failed = False
         self.hard_state = HardState(0, 0, 0)
         self.snapshot = (0, 0)
@@ -397,7 +400,9 @@ class WAL:
             chain = crc32(body, self._chain)
             blank = _blank(body, self._position)
             header = frame_header(length, self._frame_sequence, self._salt, chain, blank)
+            began = time.perf_counter()
             self._file.pwrite(header + body, self._position)
+            self.write_s += time.perf_counter() - began
             if self.sync_enabled:
                 self._file.sync()
         self._position += size_bytes

@@ -262,6 +262,10 @@ class Maintenance:
         self.cleaned_segments += 1
         log.debug("segment cleaned", segment=segment)
 
+    @property
+    def is_defragmenting(self) -> bool:
+        return bool(self._defragmenting)
+
     def _defragment(self) -> Job:
         state = self._state
         store = state.store

@@ -154,6 +154,7 @@ class Reads:
         while waiting and waiting[0].since <= now - self._request_timeout_s:
             group = waiting.popleft()
             self._state.metrics.read_rounds_failed += 1
+            self._state.metrics.slow_read_rounds += 1
             fail_all(group.reads, error("Timeout"))
             group.reads = []
             self._drop_empty()
@@ -161,6 +162,7 @@ class Reads:
             self._rounds = {c: g for c, g in self._rounds.items() if any(x.reads for x in g)}
         due = [group for group in waiting if group.reads and now - group.asked_at > READ_RETRY_S]
         if due:
+            self._state.metrics.slow_read_rounds += 1
             self._ask_again(due, now)
 
     # The answer.

@@ -87,14 +87,16 @@ class State:
 
     # Applying.
 
-    def apply(self, requests: list[Waiter]) -> Generator[None, None, None]:
-        """Carry out the requests of an entry, in slices."""
+    def apply(self, requests: list[Waiter]) -> Generator[None, None, list[int]]:
+        """Carry out the requests of an entry, in slices; returns the methods of those that
+        failed."""
         # The hot path of writes: a plain put costs no generator and no table.
         store = self.store
         metrics = self.metrics
         header = self.identity.header
         alarms = self.alarms.kinds
         check = APPLIES_PER_CHECK
+        failed: list[int] = []
         for session, request_id, method, request in requests:
             check -= 1
             if check <= 0:
@@ -125,6 +127,7 @@ class State:
                 revision = store.end_revision()
             except EtcdError as failure:
                 assert not store.is_writing, "a request failed after its first change"
+                failed.append(method)
                 if session is not None:
                     session.fail(request_id, method, failure)
                 continue
@@ -142,6 +145,7 @@ class State:
                 self.awaiting_compaction.append((session, request_id, method))
             else:
                 session.reply(request_id, method, header(revision) + answer)
+        return failed
 
     def change_membership(self, change: Any) -> ConfChange | None:
         """Apply a `MemberChange`. Returns what consensus must be told. Raises the EtcdError that

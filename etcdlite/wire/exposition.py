@@ -9,6 +9,7 @@ number of keys, watches or connections.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import platform
@@ -17,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from etcdlite import ETCD_API_VERSION, __version__
+from etcdlite import ETCD_API_VERSION, __version__, methods
 from etcdlite.errors import CODE_NAMES, OK
 from etcdlite.member import Member
 from etcdlite.metrics import Histogram
@@ -27,7 +28,10 @@ from etcdlite.wire.health import HealthCounts
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-_Sample = tuple[Mapping[str, str], float]
+_Labels = Mapping[str, str] | str
+"""By name, or as they are rendered."""
+
+_Sample = tuple[_Labels, float]
 """Labels and value."""
 
 
@@ -55,6 +59,7 @@ class _Scrape:
 
     def families(self) -> Iterator[str]:
         yield from self._consensus()
+        yield from self._requests()
         yield from self._store()
         yield from self._disk()
         yield from self._watches_and_leases()
@@ -95,10 +100,13 @@ class _Scrape:
             "Heartbeats that could not be handed to a peer",
             metrics.heartbeats_failed,
         )
+
+    def _requests(self) -> Iterator[str]:
+        metrics, member = self._metrics, self._member
         yield _gauge(
             "etcd_server_proposals_committed_total",
             "Index of the last committed log entry; each holds a batch of requests",
-            raft.log.committed,
+            member.raft.log.committed,
         )
         yield _gauge(
             "etcd_server_proposals_applied_total",
@@ -119,6 +127,29 @@ class _Scrape:
             "etcd_server_read_indexes_failed_total",
             "Failed read index rounds",
             metrics.read_rounds_failed,
+        )
+        yield _counter(
+            "etcd_server_slow_read_indexes_total",
+            "Read index rounds that were repeated for lack of an answer, or timed out",
+            metrics.slow_read_rounds,
+        )
+        yield _counter(
+            "etcd_server_learner_promote_successes",
+            "Learners promoted while this member led",
+            metrics.learners_promoted,
+        )
+        yield _gauge(
+            "etcd_server_snapshot_apply_in_progress_total",
+            "Whether a snapshot of the leader is being installed",
+            member.restoring.is_under_way,
+        )
+        yield _histograms(
+            "etcd_server_apply_duration_seconds",
+            "Time to apply a write; each write of a batch counts with an equal share",
+            [
+                ({"op": _OPS[method], "success": str(succeeded).lower(), "version": "v3"}, seconds)
+                for (method, succeeded), seconds in metrics.applies_s.items()
+            ],
         )
         yield _counter(
             "etcd_server_slow_apply_total",
@@ -192,6 +223,11 @@ class _Scrape:
             "Time to write and sync a batch to the write-ahead log",
             metrics.log_sync_s,
         )
+        yield _histogram(
+            "etcd_disk_wal_write_duration_seconds",
+            "Time to write a batch to the write-ahead log, without the sync",
+            metrics.log_write_s,
+        )
         yield _gauge(
             "etcd_disk_wal_write_bytes_total",
             "Bytes of entries written to the write-ahead log",
@@ -207,10 +243,25 @@ class _Scrape:
             "Duration of a defragmentation",
             metrics.defragment_s,
         )
+        yield _gauge(
+            "etcd_disk_defrag_inflight",
+            "Whether a defragmentation is running",
+            self._member.maintenance.is_defragmenting,
+        )
         yield _histogram(
             "etcd_disk_backend_snapshot_duration_seconds",
             "Time to send a snapshot",
             metrics.snapshot_s,
+        )
+        yield _histogram(
+            "etcd_snap_db_save_total_duration_seconds",
+            "Time to receive a snapshot from the leader, until it is durable",
+            metrics.snapshot_receive_s,
+        )
+        yield _histogram(
+            "etcd_snap_db_fsync_duration_seconds",
+            "Time to sync the files of a received snapshot",
+            metrics.snapshot_sync_s,
         )
 
     def _watches_and_leases(self) -> Iterator[str]:
@@ -277,20 +328,22 @@ class _Scrape:
         handled: list[_Sample] = []
         received: list[_Sample] = []
         sent: list[_Sample] = []
+        handling: list[tuple[_Labels, Histogram]] = []
         received_bytes = sent_bytes = 0
         for rpc in self._metrics.rpcs.values():
             received_bytes += rpc.received_bytes
             sent_bytes += rpc.sent_bytes
             if not rpc.name:
                 continue
-            labels = {"grpc_method": rpc.name, "grpc_service": rpc.service, "grpc_type": rpc.kind}
+            labels = _rpc_labels(rpc.name, rpc.service, rpc.kind)
             is_unary = rpc.kind == "unary"
             started.append((labels, rpc.started))
             received.append((labels, rpc.started if is_unary else rpc.received))
             sent.append((labels, rpc.succeeded if is_unary else rpc.sent))
+            handling.append((labels, rpc.handling_s))
             for code, count in ((OK, rpc.succeeded), *sorted(rpc.failed.items())):
                 name = CODE_NAMES.get(code, str(code))
-                handled.append(({"grpc_code": name, **labels}, count))
+                handled.append((f'grpc_code="{name}",{labels}', count))
         for name, what, samples in (
             ("started", "gRPC requests begun", started),
             ("handled", "gRPC requests ended, by status", handled),
@@ -298,20 +351,25 @@ class _Scrape:
             ("msg_sent", "gRPC messages sent", sent),
         ):
             yield _family(f"grpc_server_{name}_total", "counter", what, samples)
+        yield _histograms(
+            "grpc_server_handling_seconds",
+            "Time from the header of a gRPC request to the end of its answer",
+            handling,
+        )
         yield _counter(
             "etcd_network_client_grpc_received_bytes_total",
-            "Bytes of the messages of gRPC clients",
+            "Bytes of the messages of gRPC and JSON clients",
             received_bytes,
         )
         yield _counter(
             "etcd_network_client_grpc_sent_bytes_total",
-            "Bytes of the messages to gRPC clients",
+            "Bytes of the messages to gRPC and JSON clients",
             sent_bytes,
         )
         yield _family(
             "etcd_server_client_requests_total",
             "counter",
-            "gRPC requests by client",
+            "gRPC and JSON requests by client",
             [
                 ({"client_api_version": version, "type": kind}, count)
                 for version, client in self._metrics.clients.items()
@@ -322,6 +380,28 @@ class _Scrape:
 
     def _peers(self) -> Iterator[str]:
         peers = {f"{member_id:x}": peer for member_id, peer in self._metrics.peers.items()}
+        local = f"{self._member.identity.member_id:x}"
+        links = self._member.peers.links
+        for name, what, values in (
+            ("known", "Members that this member sends to", dict.fromkeys(links, True)),
+            (
+                "active",
+                "Members that this member is connected to",
+                {node: link.since is not None for node, link in links.items()},
+            ),
+        ):
+            yield _family(
+                f"etcd_network_{name}_peers",
+                "gauge",
+                what,
+                [({"Local": local, "Remote": f"{node:x}"}, on) for node, on in values.items()],
+            )
+        yield _family(
+            "etcd_network_peer_sent_failures_total",
+            "counter",
+            "Messages to a member that were dropped: no connection, or too much waits on it",
+            [({"To": name}, peer.send_failures) for name, peer in peers.items()],
+        )
         yield _family(
             "etcd_network_peer_sent_bytes_total",
             "counter",
@@ -423,6 +503,16 @@ class _Scrape:
         )
 
 
+_OPS = {
+    **{number: method.name for number, method in methods.METHODS.items()},
+    methods.COMPACT: "Compaction",
+    methods.CHECKPOINT: "LeaseCheckpoint",
+    methods.PUBLISH: "ClusterMemberAttrSet",
+    methods.MEMBER_CHANGE: "ClusterMemberChange",
+}
+"""etcd's names of what is applied, by method number."""
+
+
 def _gauge(name: str, what: str, value: float, **labels: str) -> str:
     return _family(name, "gauge", what, [(labels, value)])
 
@@ -441,27 +531,42 @@ def _family(name: str, kind: str, what: str, samples: Iterable[_Sample]) -> str:
     return "".join(lines)
 
 
-def _histograms(
-    name: str, what: str, histograms: Iterable[tuple[Mapping[str, str], Histogram]]
-) -> str:
+def _histograms(name: str, what: str, histograms: Iterable[tuple[_Labels, Histogram]]) -> str:
     lines = [_family(name, "histogram", what, ())]
     for labels, histogram in histograms:
+        # Most lines of a scrape are those of buckets. "le" sorts behind every other label.
+        pairs = _pairs(labels)
+        begin = f"{name}_bucket{{{pairs},le=" if pairs else f"{name}_bucket{{le="
         total = 0
-        for bound, count in zip((*histogram.bounds, math.inf), histogram.counts, strict=True):
+        for bound, count in zip(_bounds(tuple(histogram.bounds)), histogram.counts, strict=True):
             total += count
-            # etcd prints a bound as 1 and not as 1.0.
-            bucket = {**labels, "le": _number(bound).removesuffix(".0")}
-            lines.append(_sample(f"{name}_bucket", bucket, total))
-        lines.append(_sample(f"{name}_sum", labels, histogram.sum))
-        lines.append(_sample(f"{name}_count", labels, total))
+            lines.append(f"{begin}{bound} {_number(total)}\n")
+        lines.append(_sample(f"{name}_sum", pairs, histogram.sum))
+        lines.append(_sample(f"{name}_count", pairs, total))
     return "".join(lines)
 
 
-def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
+@functools.cache
+def _bounds(bounds: tuple[float, ...]) -> list[str]:
+    """The end of each bucket's labels. etcd prints a bound as 1 and not as 1.0."""
+    return [f'"{_number(bound).removesuffix(".0")}"}}' for bound in (*bounds, math.inf)]
+
+
+def _sample(name: str, labels: _Labels, value: float) -> str:
     if not labels:
         return f"{name} {_number(value)}\n"
-    pairs = ",".join(f'{label}="{_escaped(labels[label])}"' for label in sorted(labels))
-    return f"{name}{{{pairs}}} {_number(value)}\n"
+    return f"{name}{{{_pairs(labels)}}} {_number(value)}\n"
+
+
+def _pairs(labels: _Labels) -> str:
+    if isinstance(labels, str):
+        return labels
+    return ",".join(f'{label}="{_escaped(labels[label])}"' for label in sorted(labels))
+
+
+@functools.cache
+def _rpc_labels(name: str, service: str, kind: str) -> str:
+    return _pairs({"grpc_method": name, "grpc_service": service, "grpc_type": kind})
 
 
 def _escaped(text: str) -> str:
@@ -470,6 +575,8 @@ def _escaped(text: str) -> str:
 
 def _number(value: float) -> str:
     """As Go prints it: with an exponent from a million on."""
+    if not value:
+        return "0.0"
     if value == math.inf:
         return "+Inf"
     text = repr(float(value))

@@ -142,7 +142,7 @@ class Request:
     """The decoded header of a request."""
 
     __slots__ = (
-        "api_version", "call", "client", "decode", "failure", "handle", "has_leader",
+        "api_version", "began", "call", "client", "decode", "failure", "handle", "has_leader",
         "http_status", "is_client_stream", "is_packed", "is_plain", "number", "rpc", "timeout_s",
         "token",
     )  # fmt: skip
@@ -167,6 +167,8 @@ class Request:
         """Set if the request is refused because of its header."""
         self.http_status = 200
         self.rpc: Rpc
+        self.began = 0.0
+        """The member's clock when the header came, in seconds."""
         self.client: ClientRequests
         """The counters of the client's API version."""
 
@@ -374,11 +376,12 @@ class GrpcSession(Connection, ClientSession):
     def opened(self, stream: Stream) -> None:
         request: Request = stream.request
         request.rpc.started += 1
+        request.began = self.member.clock()
         if request.timeout_s is not None:
             if request.timeout_s < MIN_TIMEOUT_S:
                 self.fail(stream.id, request.number, error("DeadlineExceeded"))
                 return
-            self._deadlines[stream.id] = self.member.clock() + request.timeout_s
+            self._deadlines[stream.id] = request.began + request.timeout_s
         if request.is_plain:
             request.client.unary += 1
             return
@@ -529,8 +532,10 @@ class GrpcSession(Connection, ClientSession):
             return
         if self._deadlines:
             self._deadlines.pop(request_id, None)
-        rpc = stream.request.rpc
+        request = stream.request
+        rpc = request.rpc
         rpc.succeeded += 1
+        rpc.handling_s.observe(self.member.clock() - request.began)
         rpc.sent_bytes += len(body)
         size = len(body) + PREFIX_BYTES
         flow = self.flow
@@ -567,7 +572,7 @@ class GrpcSession(Connection, ClientSession):
         stream = self._close(request_id)
         if stream is None:
             return
-        stream.request.rpc.fail(failure.code)
+        self._count_failed(stream, failure.code)
         status = [(b"grpc-status", b"%d" % failure.code)]
         if failure.text:
             status.append((b"grpc-message", percent_encode(failure.text)))
@@ -579,6 +584,10 @@ class GrpcSession(Connection, ClientSession):
         if failure.code == UNIMPLEMENTED:
             status.append(_ENCODINGS)
         self.finish(stream, pack(fields + status))
+
+    def _count_failed(self, stream: Stream, code: int) -> None:
+        request: Request = stream.request
+        request.rpc.fail(code, self.member.clock() - request.began)
 
     def _fail(self, stream: Stream, code: int, text: str) -> None:
         self.fail(stream.id, stream.request.number, EtcdError(code, text))
@@ -619,7 +628,9 @@ class GrpcSession(Connection, ClientSession):
         stream = self._close(request_id)
         if stream is None:
             return
-        stream.request.rpc.succeeded += 1
+        rpc = stream.request.rpc
+        rpc.succeeded += 1
+        rpc.handling_s.observe(self.member.clock() - stream.request.began)
         if not stream.headers_sent:
             self.send_headers(stream, _HEADER_BLOCK)
         self.finish(stream, _OK_BLOCK)
@@ -645,7 +656,7 @@ class GrpcSession(Connection, ClientSession):
         assert isinstance(stream, _Stream)
         is_answered = bool(stream.tail)
         if not is_answered:
-            stream.request.rpc.fail(CANCELED)
+            self._count_failed(stream, CANCELED)
         is_call = self._let_go(stream)
         return stream.is_ended and not is_call and not is_answered
 
@@ -672,7 +683,7 @@ class GrpcSession(Connection, ClientSession):
         for stream in list(self.streams.values()):
             if stream is not GHOST:
                 if not stream.tail:
-                    stream.request.rpc.fail(CANCELED)
+                    self._count_failed(stream, CANCELED)
                 self._let_go(stream)
         self.streams.clear()
         self.flow.clear()

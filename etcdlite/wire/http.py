@@ -38,9 +38,18 @@ from urllib.parse import parse_qs, unquote
 import h11
 
 from etcdlite import frames, json_mapping, log, methods, proto
-from etcdlite.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, NOT_FOUND, EtcdError, error
+from etcdlite.errors import (
+    CANCELED,
+    DEADLINE_EXCEEDED,
+    INVALID_ARGUMENT,
+    NOT_FOUND,
+    OK,
+    EtcdError,
+    error,
+)
 from etcdlite.member import Member
 from etcdlite.methods import RANGE, WATCH
+from etcdlite.metrics import Metrics, Rpc
 from etcdlite.session import HIGH_WATER_BYTES
 from etcdlite.wire import api, exposition, gateway, health
 from etcdlite.wire.calls import Calls
@@ -96,7 +105,8 @@ class _Request:
 
     __slots__ = (
         "id", "verb", "path", "query", "host", "origin", "is_welcome", "metadata", "method", "body",
-        "values", "is_complete", "has_head", "answer", "deadline", "timeout", "script",
+        "values", "is_complete", "has_head", "answer", "deadline", "timeout", "script", "rpc",
+        "began",
     )  # fmt: skip
 
     def __init__(self, request_id: int) -> None:
@@ -123,8 +133,33 @@ class _Request:
         self.deadline: float | None = None
         self.timeout = ""
         """The Grpc-Timeout header."""
+        self.rpc: Rpc | None = None
+        """The metrics of the method, until the request ends."""
+        self.began = 0.0
+        """The member's clock when the request was counted, in seconds."""
         self.script: health.Script | None = None
         """The health check that is running."""
+
+    def count(self, metrics: Metrics, method: methods.Method, now: float) -> Rpc:
+        """Count the request as gRPC's: in etcd, the gateway is a client of gRPC."""
+        rpc = self.rpc = metrics.rpcs[method.number]
+        self.began = now
+        rpc.started += 1
+        client = metrics.client(self.metadata.get("client-api-version", ""))
+        if rpc.kind == "unary":
+            client.unary += 1
+        else:
+            client.streams += 1
+        return rpc
+
+    def count_end(self, now: float, code: int = OK) -> None:
+        """Count its end, once."""
+        rpc, self.rpc = self.rpc, None
+        if rpc is not None and code == OK:
+            rpc.succeeded += 1
+            rpc.handling_s.observe(now - self.began)
+        elif rpc is not None:
+            rpc.fail(code, now - self.began)
 
 
 class HttpSession(ClientSession):
@@ -245,6 +280,7 @@ class HttpSession(ClientSession):
             method = request.method = gateway.METHODS.get(request.path)
             if method is not None and method.client_stream:
                 request.values = gateway.Values(site.max_body_bytes)
+                request.count(self.member.metrics, method, self.member.clock())
                 try:
                     self._check_metadata(request)
                 except EtcdError as failure:
@@ -325,6 +361,7 @@ class HttpSession(ClientSession):
     def _call(self, request: _Request, method: methods.Method) -> None:
         """Run a request of one message."""
         member = self.member
+        rpc = request.count(self.member.metrics, method, self.member.clock())
         try:
             self._check_metadata(request)
             message = gateway.read_request(
@@ -332,6 +369,8 @@ class HttpSession(ClientSession):
             )
             request.body.clear()
             body = message.encode()
+            rpc.received += 1
+            rpc.received_bytes += len(body)
             if len(body) > member.options.max_request_bytes:
                 raise error("RequestTooLarge")
             if method.number in CALLS:
@@ -356,7 +395,11 @@ class HttpSession(ClientSession):
             if method.number not in CALLS:
                 raise api.unimplemented(method.number)
             self.calls.open(request.id, method.number, CALLS[method.number])
-        self.calls.message(request.id, message.encode())
+        body = message.encode()
+        if request.rpc is not None:
+            request.rpc.received += 1
+            request.rpc.received_bytes += len(body)
+        self.calls.message(request.id, body)
 
     def _serve_plain(self, request: _Request) -> None:
         """Serve a path outside the API."""
@@ -439,6 +482,9 @@ class HttpSession(ClientSession):
     def _answer(self, request: _Request, body: bytes) -> None:
         """Send an answer of one message."""
         assert request.method is not None
+        if request.rpc is not None:
+            request.rpc.sent_bytes += len(body)
+        request.count_end(self.member.clock())
         cls = request.method.response
         if len(body) <= INLINE_BYTES:
             self._respond(200, JSON, "".join(json_mapping.pieces(cls, body)), _GRPC)
@@ -455,6 +501,7 @@ class HttpSession(ClientSession):
 
     def _fail(self, request: _Request, failure: EtcdError) -> None:
         self.calls.close(request.id)
+        request.count_end(self.member.clock(), failure.code)
         if request.script is not None:
             self._go_on(request, failure)
         elif self._ends:
@@ -476,6 +523,9 @@ class HttpSession(ClientSession):
         if not request.method.server_stream:
             request.answer = body
             return
+        if request.rpc is not None:
+            request.rpc.sent += 1
+            request.rpc.sent_bytes += len(body)
         if not request.has_head:
             self._begin_answer(request, 200, JSON, _GRPC)
         line = _result(request.method.response, body)
@@ -495,6 +545,7 @@ class HttpSession(ClientSession):
         if request.answer is not None:
             self._answer(request, request.answer)
             return
+        request.count_end(self.member.clock())
         if not request.has_head:
             self._begin_answer(request, 200, JSON, _GRPC)
         self._ends = True
@@ -614,6 +665,7 @@ class HttpSession(ClientSession):
         request, self._request = self._request, None
         if request is not None:
             self.calls.close(request.id)
+            request.count_end(self.member.clock(), CANCELED)
         self._jobs.clear()
         self._jobs_bytes = 0
         self._ends = False
