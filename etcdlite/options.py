@@ -11,6 +11,8 @@ class Options:
 
     quota_bytes: int = 2 << 30
     """Of the data; 0 for no quota."""
+    segment_bytes: int = 0
+    """What the next segments of log and data take of the disk at once."""
     max_request_bytes: int = 1_572_864
     max_txn_ops: int = 128
     request_timeout_s: float = 7.0

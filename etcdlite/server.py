@@ -12,6 +12,7 @@ Limits: `max-connections`; those of `session.py`, which `tick` enforces.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import os
@@ -31,8 +32,8 @@ from etcdlite import bootstrap, config, datadir, log, proto
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
 from etcdlite.options import Options
+from etcdlite.raft import LOG_TAIL_BYTES, Raft
 from etcdlite.raft import Config as RaftConfig
-from etcdlite.raft import Raft
 from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.session import HIGH_WATER_BYTES, Session
 from etcdlite.storage.disk import Disk
@@ -73,6 +74,11 @@ READY_PATIENCE_USEC = 30_000_000
 
 REMOVED_S = 1.0
 """A removed member runs on for this long, so that the others learn the commit index from it."""
+
+
+SEGMENTS_PER_DISK = 16
+MIN_SEGMENT_BYTES = 1 << 20
+"""A segment is at most this share of a file system, but not smaller than that for it."""
 
 
 class Connection:
@@ -132,6 +138,7 @@ class Server:
         files = {where.rpartition(": ")[0] for where in settings.sources.values()}
         own = files.union(settings.log_outputs)
         self._lock = datadir.lock(disk, settings.data_dir, settings.wal_dir, own)
+        settings = self.settings = _fit_disk(settings, disk)
         founding = None
         if not datadir.exists(disk, settings.data_dir):
             # Members that start together ask each other for the members. One that listens but does
@@ -659,6 +666,7 @@ def _make_member(settings: config.Config, opened: datadir.Opened) -> Member:
         RaftConfig(
             id=opened.member_id,
             election_ticks=max(2, settings.election_timeout_ms // settings.heartbeat_interval_ms),
+            log_tail_bytes=min(LOG_TAIL_BYTES, settings.wal_segment_bytes),
         ),
         rng,
         voters=[member.ID for member in members if not member.isLearner],
@@ -688,10 +696,26 @@ def _make_member(settings: config.Config, opened: datadir.Opened) -> Member:
     return member
 
 
+def _fit_disk(settings: config.Config, disk: Disk) -> config.Config:
+    """Smaller segments and checkpoints on a small file system: the space that a segment takes at
+    once, and what the log holds until a checkpoint, must leave room for the data."""
+    _, total = disk.space(settings.data_dir)
+    segment_bytes = max(total // SEGMENTS_PER_DISK, MIN_SEGMENT_BYTES)
+    return dataclasses.replace(
+        settings,
+        segment_bytes=min(settings.segment_bytes, segment_bytes),
+        wal_segment_bytes=min(settings.wal_segment_bytes, segment_bytes),
+        checkpoint_bytes=min(settings.checkpoint_bytes, 2 * segment_bytes),
+    )
+
+
 def _options(settings: config.Config) -> Options:
     election_timeout_s = settings.election_timeout_ms / 1000
     return Options(
         quota_bytes=settings.quota_backend_bytes,
+        segment_bytes=settings.segment_bytes
+        + settings.wal_segment_bytes
+        + settings.max_request_bytes,
         max_request_bytes=settings.max_request_bytes,
         max_txn_ops=settings.max_txn_ops,
         request_timeout_s=REQUEST_TIMEOUT_S + 2 * election_timeout_s,

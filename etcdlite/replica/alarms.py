@@ -5,7 +5,7 @@ from the other members'. Alarms go through the log, so that all members have the
 until an operator disarms them.
 
 Two limits end the space: the quota, and the file system, of which a reserve stays free: deletes,
-compaction, cleaning and the log need some space themselves.
+compaction, cleaning and the next segments of log and data need some space themselves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ CORRUPT = 2
 
 DISK_RESERVE_BYTES = 64 << 20
 DISK_RESERVE_SHARE = 0.1
-"""With less than the smaller of the two free, a member takes no more writes that need space."""
+"""With less than the first free, a member takes no more writes that need space; on a small file
+system with less than this share of it and the next segments."""
 
 MEASURE_DISK_S = 1.0
 
@@ -43,13 +44,17 @@ class Alarms:
         propose: Callable[[int, proto.Message], None],
         clock: Callable[[], float],
         quota_bytes: int,
+        segment_bytes: int = 0,
     ) -> None:
         """`propose` brings a method and its request into the log. `quota_bytes` limits the data; 0
-        is no limit."""
+        is no limit. `segment_bytes`: what the next segments of log and data take at once."""
         self._member_id = member_id
         self._propose = propose
         self._clock = clock
         self.quota_bytes = quota_bytes
+        self._segment_bytes = segment_bytes
+        self.proposed_bytes = 0
+        """Writes of this member that are proposed and not applied yet."""
         self.space_left = 0
         """Bytes that writes may still take."""
         self._active: set[tuple[int, int]] = set()
@@ -97,7 +102,10 @@ class Alarms:
     def check_space(self, size_bytes: int) -> None:
         """Raise NoSpace if there is none for a write of this size. Asked before a write is
         proposed, so that the log does not grow by writes that will be refused."""
-        if size_bytes > self.space_left:
+        if (
+            size_bytes > self.space_left
+            or 2 * (size_bytes + self.proposed_bytes) > self._disk_left  # In log and data.
+        ):
             self.raise_nospace()
             raise error("NoSpace")
         if self._active and self.has_no_space:
@@ -167,7 +175,8 @@ class Alarms:
         store = self._store
         # The parent folder: a snapshot may be about to replace the store's own.
         free, total = store.disk.space(os.path.dirname(store.directory) or ".")
-        self._disk_left = free - min(DISK_RESERVE_BYTES, int(total * DISK_RESERVE_SHARE))
+        reserve = min(DISK_RESERVE_BYTES, int(total * DISK_RESERVE_SHARE) + self._segment_bytes)
+        self._disk_left = free - max(reserve, self._segment_bytes)
 
     def _measure_left(self) -> None:
         left = self._disk_left

@@ -68,7 +68,8 @@ class State:
         self.store = store
         self.lessor = store.lessor
         self.membership = Membership(store, options.max_learners)
-        self.alarms = Alarms(store, identity.member_id, propose, clock, options.quota_bytes)
+        quota_bytes, segment_bytes = options.quota_bytes, options.segment_bytes
+        self.alarms = Alarms(store, identity.member_id, propose, clock, quota_bytes, segment_bytes)
         self.awaiting_compaction: list[tuple[Session, int, int]] = []
         """(session, request id, method) of physical compactions, answered when the work is done."""
 

@@ -104,7 +104,7 @@ class Writes:
         self._request_timeout_s = options.request_timeout_s
         self._new: list[Waiter] = []
         self._new_frames: list[bytes] = []
-        self._size_bytes = 0
+        self._alarms = state.alarms
         # Drawn, so that an entry of an earlier incarnation is never taken for one of this.
         self.latest_batch = rng.getrandbits(32) << 20
         self._waiting: dict[int, Batch] = {}
@@ -139,12 +139,12 @@ class Writes:
             session.fail(request_id, method, error("NotSupportedForLearner"))
             return
         size = len(frame) + REQUEST_BYTES
-        if self._size_bytes + size > MAX_PROPOSED_BYTES:
+        if self._alarms.proposed_bytes + size > MAX_PROPOSED_BYTES:
             self._state.metrics.proposals_failed += 1
             if session is not None:
                 session.fail(request_id, method, error("RequestTooManyRequests"))
             return
-        self._size_bytes += size
+        self._alarms.proposed_bytes += size
         self._new.append((session, request_id, method, request))
         self._new_frames.append(frame)
 
@@ -227,7 +227,7 @@ class Writes:
         data = encode_entry(self._state.identity.member_id, self.latest_batch, frames)
         size = len(data) - ENTRY_HEADER.size + REQUEST_BYTES * len(frames)
         if kind == ENTRY_CONF_CHANGE:
-            self._size_bytes += size
+            self._alarms.proposed_bytes += size
         batch = Batch(kind, data, waiters, self._state.clock(), size)
         self._waiting[self.latest_batch] = batch
         metrics = self._state.metrics
@@ -329,7 +329,7 @@ class Writes:
 
     def _drop(self, number: int) -> Batch:
         batch = self._waiting.pop(number)
-        self._size_bytes -= batch.size_bytes
+        self._alarms.proposed_bytes -= batch.size_bytes
         self._state.metrics.proposals_pending -= len(batch.waiters)
         return batch
 

@@ -1,0 +1,94 @@
+"""A file system that gets full: the alarm comes first, and the process goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rigs.faulty_disk import FaultyDisk
+from rigs.member_rig import MemberRig
+from rigs.processes import ServerProcess
+
+from etcdlite import proto
+from etcdlite.client import EtcdliteError
+from etcdlite.replica.alarms import NOSPACE
+
+VALUE = b"x" * 1_000_000
+
+
+@pytest.fixture(params=["40m", "48m"])
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def running(small_disk: Path) -> Iterator[ServerProcess]:
+    process = ServerProcess(small_disk / "data", [], (sys.executable, "-m", "etcdlite"))
+    yield process.start()
+    process.close()
+
+
+def fill(running: ServerProcess, clients: int) -> int:
+    """Put until the disk is full, all clients at once. Returns the number of puts."""
+    counts = []
+
+    def put(number: int) -> None:
+        count = 0
+        with contextlib.suppress(EtcdliteError), running.client() as client:
+            while True:
+                client.put(f"k/{number}/{count}", VALUE)
+                count += 1
+        counts.append(count)
+
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts)
+
+
+def test_a_small_disk_fills_up_and_is_emptied_again(running: ServerProcess) -> None:
+    for clients in (1, 8, 8):
+        assert fill(running, clients) >= 5, running.tail()
+        with running.client() as client:
+            (alarm,) = client.alarms()
+            assert alarm.name == "NOSPACE"
+            client.delete(prefix="k/")
+            client.compact(client.status().revision, physical=True)
+            client.defragment()
+            client.disarm(alarm)
+    running.restart()
+
+
+def test_what_is_proposed_counts_before_it_is_written() -> None:
+    disk = FaultyDisk()
+    rig = MemberRig(disk)
+    alarms = rig.member.state.alarms
+    disk.free_bytes = (64 << 20) + 1000
+    alarms.measure(rig.now + 10)
+    alarms.check_space(500)
+    alarms.proposed_bytes = 100
+    with pytest.raises(Exception, match="database space exceeded"):
+        alarms.check_space(500)
+
+
+def test_the_reserve_covers_the_next_segments() -> None:
+    disk = FaultyDisk()
+    rig = MemberRig(disk, segment_bytes=100 << 20)
+    disk.free_bytes = 99 << 20
+    rig.member.state.alarms.measure(rig.now + 10)
+    rig.ask(proto.PutRequest(key=b"k"))
+    assert (rig.member.identity.member_id, NOSPACE) in rig.member.state.alarms
