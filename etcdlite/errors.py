@@ -136,9 +136,17 @@ for _line in _TABLE.strip().splitlines():
     _name, _code, _text = _line.split(None, 2)
     ERRORS[_name] = (int(_code), "etcdserver: " + _text)
 
-_NAMES = {text: name for name, (_, text) in ERRORS.items()}
+_OWN = {
+    "MemberRemoved": (
+        FAILED_PRECONDITION,
+        "etcdlite: the member has been permanently removed from the cluster",
+    )
+}
+"""Errors that etcd does not have, between members."""
+
+_NAMES = {text: name for name, (_, text) in (ERRORS | _OWN).items()}
 
 
 def error(name: str) -> EtcdError:
     """The error that etcd calls `name` (a key of `ERRORS`), ready to raise or to answer with."""
-    return EtcdError(*ERRORS[name])
+    return EtcdError(*(ERRORS.get(name) or _OWN[name]))

@@ -120,9 +120,6 @@ REDIAL_MAX_S = 1.0
 LINES_PER_S = 0.1
 """How often a repeated line is logged."""
 
-REMOVED_TEXT = "etcdlite: the member has been permanently removed from the cluster"
-"""The refusal by which a removed member learns that it was removed."""
-
 _MESSAGE = struct.Struct("<BBHIQQQQQ")
 _ENTRY = struct.Struct("<QB3xI")
 _TERM = struct.Struct("<Q")
@@ -674,7 +671,7 @@ class Link:
         self.metrics.round_trip_s.observe(round_trip_s)
 
     def refused(self, failure: EtcdError) -> None:
-        if failure.text == REMOVED_TEXT:
+        if failure.name == "MemberRemoved":
             self.local.events.on_removed()
         elif not log.limited(f"refused by {self.node:x}", LINES_PER_S):
             log.error(

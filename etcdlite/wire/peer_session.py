@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from etcdlite import __version__, frames, log, peer_frames, proto
-from etcdlite.errors import FAILED_PRECONDITION, INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
+from etcdlite.errors import INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
 from etcdlite.frames import (
     END,
     ERROR,
@@ -32,7 +32,6 @@ from etcdlite.peer import (
     LINES_PER_S,
     MAX_UNKNOWN_FRAME_BYTES,
     RAFT,
-    REMOVED_TEXT,
     SNAPSHOT,
     PeerConnection,
     decode_forward,
@@ -152,7 +151,7 @@ class Accepted(PeerConnection):
         if introduction.cluster_id != member.identity.cluster_id:
             return error("ClusterIDMismatch")
         if node in member.state.membership.removed:
-            return EtcdError(FAILED_PRECONDITION, REMOVED_TEXT)
+            return error("MemberRemoved")
         if node == member.identity.member_id:
             return EtcdError(
                 INVALID_ARGUMENT,
