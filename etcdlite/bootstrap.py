@@ -57,9 +57,14 @@ class NoAnswer(StartError):
     """None of the members that were asked has answered; one may answer later."""
 
 
+class OtherCluster(StartError):
+    """Members of another cluster answer where those of this one should be."""
+
+
 def resolve_founding(settings: Config, waits: Waits) -> Founding:
-    """The cluster with which a member starts for the first time. A member that joins a cluster
-    waits until one of the others answers. Raises StartError."""
+    """The cluster with which a member starts for the first time. Waits until a running cluster that
+    it joins answers, and until another cluster has left the place of a new one. Raises StartError.
+    """
     initial_cluster = _initial_cluster(settings)
     if settings.initial_cluster_state == "existing":
         return _join(settings.name, initial_cluster, waits, has_data=False)
@@ -69,8 +74,13 @@ def resolve_founding(settings: Config, waits: Waits) -> Founding:
         for member in founding.members:
             member.name = ""
     fetch = partial(fetch_members, linearizable=False)
-    check_is_new(founding, settings.name, initial_cluster, fetch)
-    return founding
+    while True:
+        try:
+            check_is_new(founding, settings.name, initial_cluster, fetch)
+            return founding
+        except OtherCluster as failure:
+            # Nothing is at risk: this member has no data and takes no part yet.
+            _wait("cannot found the cluster yet; trying again", str(failure), waits)
 
 
 def rejoin(settings: Config, waits: Waits) -> Founding:
@@ -126,9 +136,15 @@ def check_is_new(
     founding: Founding, name: str, initial_cluster: Iterable[tuple[str, str]], fetch: Fetch
 ) -> None:
     """Raise StartError if one of the other members knows this one as started, or as none of its
-    cluster. The first that answers decides; if none does, the cluster counts as new. `fetch` must
-    return what the other member itself knows, because there may be no leader."""
-    for member_name, url in initial_cluster:
+    cluster. The first of the same cluster decides; if none answers, the cluster counts as new.
+    `fetch` must return what the other member itself knows, because there may be no leader.
+
+    Raises OtherCluster if the rest, without the members that are of another cluster, is no
+    majority: then the configuration is wrong, or another cluster is about to be replaced.
+    """
+    pairs = list(initial_cluster)
+    foreign: dict[str, str] = {}
+    for member_name, url in pairs:
         if member_name == name:
             continue
         try:
@@ -138,12 +154,8 @@ def check_is_new(
         if not members:
             continue  # It was added itself and has not received the membership yet.
         if cluster_id != founding.cluster_id:
-            raise StartError(
-                f"the member at {url} is of cluster {cluster_id:x}, but this configuration makes "
-                f"cluster {founding.cluster_id:x}. Make --initial-cluster and "
-                "--initial-cluster-token the same on all members; to add this member to a running "
-                f"cluster, use {_ADD} and --initial-cluster-state existing"
-            )
+            foreign[member_name] = f"the member at {url} is of cluster {cluster_id:x}"
+            continue
         known = [member for member in members if founding.member_id == member.ID]
         if not known:
             raise StartError(
@@ -154,6 +166,15 @@ def check_is_new(
         if known[0].clientURLs:
             raise _bootstrapped(founding.member_id)
         return
+    count = len({member_name for member_name, _ in pairs})
+    if count - len(foreign) <= count // 2:
+        raise OtherCluster(
+            f"{'; '.join(foreign.values())}, but this configuration makes cluster "
+            f"{founding.cluster_id:x}. If this cluster is to replace that one, stop its members. "
+            "Otherwise make --initial-cluster and --initial-cluster-token the same on all members; "
+            f"to add this member to a running cluster, use {_ADD} and --initial-cluster-state "
+            "existing"
+        )
 
 
 def join_cluster(
@@ -275,10 +296,14 @@ def _join(
                 return join_cluster(name, initial_cluster, fetch_members, has_data=has_data)
             except NoAnswer:
                 why = f"{misfit}. This may be outdated: no member is in contact with a leader"
-        if not log.limited("join", JOIN_LINES_PER_S):
-            log.warn("cannot join the cluster yet; trying again", why=why)
-        waits(why)
-        time.sleep(JOIN_RETRY_S)
+        _wait("cannot join the cluster yet; trying again", why, waits)
+
+
+def _wait(what: str, why: str, waits: Waits) -> None:
+    if not log.limited("join", JOIN_LINES_PER_S):
+        log.warn(what, why=why)
+    waits(why)
+    time.sleep(JOIN_RETRY_S)
 
 
 def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[proto.Member]]:

@@ -89,6 +89,32 @@ def test_a_member_without_a_membership_decides_nothing() -> None:
     bootstrap.check_is_new(founding(), "a", PAIRS, answering(Founding(1, 2, [])))
 
 
+def test_a_cluster_takes_the_place_of_another_one_member_by_member() -> None:
+    new, old = founding(token="new"), cluster()
+
+    def fetch(url: str) -> tuple[int, list[Any]]:
+        if url not in answers:
+            raise NoAnswer("connection refused")
+        return answers[url].cluster_id, answers[url].members
+
+    # The first one waits for a second one, the second one for nobody.
+    answers = {B: old, C: old}
+    with pytest.raises(bootstrap.OtherCluster, match="is to replace that one"):
+        bootstrap.check_is_new(new, "a", PAIRS, fetch)
+    answers = {C: old}
+    bootstrap.check_is_new(new, "b", PAIRS, fetch)
+    started = founding(token="new")
+    for member in started.members:
+        member.clientURLs = []
+    answers = {B: old, C: started}
+    bootstrap.check_is_new(new, "a", PAIRS, fetch)
+    # But a member of the new cluster that lost its data is found out.
+    for member in started.members:
+        member.clientURLs = ["http://10.0.0.1:2379"]
+    with pytest.raises(StartError, match="has already been bootstrapped"):
+        bootstrap.check_is_new(new, "a", PAIRS, fetch)
+
+
 # ------------------------------------------------------------------------------------ joining
 
 

@@ -69,8 +69,25 @@ def test_a_member_with_another_token_is_told_what_differs(cluster: Any) -> None:
     three = cluster()
     odd = three.follower()
     lose_data(odd)
-    why = refused(odd, "--initial-cluster-token=typo")
+    odd.spawn("--initial-cluster-token=typo")
+    why = odd.wait_for_log("cannot found the cluster yet; trying again")
     assert "--initial-cluster-token the same on all members" in why
+    assert odd.is_running and not odd.data_dir.joinpath("member").exists()
+
+
+def test_a_new_cluster_takes_the_place_of_an_old_one_member_by_member(cluster: Any) -> None:
+    three = cluster()
+    three.call("KV.Put", proto.PutRequest(key=b"old"))
+    members = list(three.members.values())
+    for number, member in enumerate(members):
+        lose_data(member)
+        member.spawn("--initial-cluster-token=new")
+        if number == 0:
+            member.wait_for_log("cannot found the cluster yet; trying again")
+    for member in members:
+        wait_until(lambda member=member: member.endpoint, f"it serves; {member.tail()}")
+        with member.client() as client:
+            assert client.range(prefix="old").count == 0
 
 
 def test_a_member_that_was_not_added_is_told_to_be_added(cluster: Any) -> None:
