@@ -88,6 +88,14 @@ class Limits:
     """Records in the answer to one range or transaction. A connection is closed when 64 MiB wait
     to be sent and another answer is due, so an answer leaves room for others."""
 
+    whole_answer_bytes: int = 4 << 20
+    """Over gRPC, a range with more records than this is sent as it is read, whatever its size, if
+    its length follows from the index."""
+
+    max_streamed_answers: int = 32
+    """Answers to ranges that are sent as they are read, of all connections together. Each keeps its
+    revision from being compacted."""
+
     expire_step_leases: int = 2_000
     """Deadlines of leases that one look for expired leases examines."""
 
@@ -144,7 +152,7 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 _D = DEFAULT_LIMITS
-assert _D.step_bytes <= _D.max_answer_bytes
+assert _D.step_bytes <= _D.whole_answer_bytes <= _D.max_answer_bytes
 assert _D.pack_bytes <= _D.step_bytes and _D.flush_bytes <= _D.step_bytes
 assert _D.hash_part_versions <= _D.hash_step_versions
 assert _D.event_chunk_bytes <= _D.slice_bytes <= _D.step_bytes

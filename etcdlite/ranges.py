@@ -30,6 +30,8 @@ class AnswerTooLarge(EtcdError):
             RESOURCE_EXHAUSTED,
             f"etcdlite: the answer has more than {limit_bytes} bytes: use limit to get it in parts",
         )
+        self.request: proto.RangeRequest | None = None
+        """The request, if its session can answer it with `streamed`."""
 
 
 def key_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
@@ -49,6 +51,48 @@ def is_plain(request: proto.RangeRequest) -> bool:
         or _bounds(request)
         or (request.limit > 0 and _order(request))
     )
+
+
+def can_stream(request: proto.RangeRequest) -> bool:
+    """The length of the answer follows from the index."""
+    return is_plain(request) and not _order(request)
+
+
+def streamed(
+    store: Store, request: proto.RangeRequest, revision: int, head: bytes, piece_bytes: int
+) -> Generator[bytes | int, None, None]:
+    """The answer to a request that `can_stream`, as of `revision`, in bounded memory: while it is
+    measured, empty pieces; then its length; then pieces of about `piece_bytes`, which begin with
+    `head`. Raises DataDamaged."""
+    start, end = key_range(request.key, request.range_end)
+    limit = request.limit if request.limit > 0 else _NO_LIMIT
+    step_keys = store.limits.range_step_keys
+    store.pinned.append(revision)
+    try:
+        count = 0
+        size = len(head)
+        cursor: bytes | None = start
+        while cursor is not None:
+            records, cursor = store.scan(cursor, end, revision, step_keys)
+            for _, length in records[: max(0, limit - count)]:
+                size += 1 + len(varint(length)) + length
+            count += len(records)
+            yield b""
+        tail = _tail(count > limit, count)
+        yield size + len(tail)
+        parts = [head]
+        left = min(count, limit)
+        cursor = start
+        while left and cursor is not None:
+            records, cursor = store.scan(cursor, end, revision, min(step_keys, left), piece_bytes)
+            left -= len(records)
+            for location, length in records:
+                parts += (b"\x12" + varint(length), store.data.read(location, length))
+            yield b"".join(parts)
+            parts.clear()
+        yield b"".join((*parts, tail))
+    finally:
+        store.pinned.remove(revision)
 
 
 def range_steps(

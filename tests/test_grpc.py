@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -833,6 +834,88 @@ def test_a_range_stream_is_checked(client: Client) -> None:
     ):
         answer = client.ask(KV + "RangeStream", request)
         assert answer.text == text and answer.endings == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"limit": 80},
+        {"limit": 100},
+        {"revision": 90},
+        {"serializable": True},
+        {"sort_order": proto.RangeRequest.ASCEND},
+        {"sort_order": proto.RangeRequest.DESCEND},
+        {"keys_only": True},
+        {"range_end": b"\0"},
+    ],
+)
+def test_a_large_range_is_the_same_when_it_is_sent_as_it_is_read(
+    lone: LoneMember, options: dict[str, Any]
+) -> None:
+    client = Client(lone, window=50_000)
+    for n in range(120):
+        client.put(b"k%04d" % (n % 100), b"%d" % n + bytes(n * 40))
+    request = proto.RangeRequest(**{"key": b"k", "range_end": b"l", **options})
+    whole = client.ask(KV + "Range", request)
+    assert whole.status == 0
+    store = lone.member.state.store
+    store.limits = replace(store.limits, step_bytes=5000, whole_answer_bytes=100_000)
+    streamed = client.ask(KV + "Range", request)
+    assert streamed.status == 0 and streamed.message == whole.message
+    assert lone.member.reads.streamed == 0 and not store.pinned
+
+
+def large_range(lone: LoneMember) -> tuple[Client, int]:
+    """A client that does not read, and the id of its range of a megabyte."""
+    client = Client(lone, window=1000)
+    for n in range(100):
+        client.put(b"k%04d" % n, bytes(10_000))
+    store = lone.member.state.store
+    limits = replace(store.limits, whole_answer_bytes=100_000, max_answer_bytes=200_000)
+    store.limits = replace(limits, step_bytes=20_000, max_streamed_answers=2)
+    client.reads = False
+    stream_id = client.open(KV + "Range")
+    body = proto.RangeRequest(key=b"k", range_end=b"l").encode()
+    client.h2.send_data(stream_id, framed(body), end_stream=True)
+    client.pump()
+    return client, stream_id
+
+
+def test_a_large_range_waits_for_its_client_and_is_of_one_revision(lone: LoneMember) -> None:
+    client, stream_id = large_range(lone)
+    assert 0 < client.session.outbox.held_bytes < 400_000
+    assert not client.session.has_more
+    other = Client(lone)
+    other.ask(KV + "DeleteRange", proto.DeleteRangeRequest(key=b"k", range_end=b"l"))
+    other.ask(KV + "Compact", proto.CompactionRequest(revision=102))
+    client.reads = True
+    client.h2.increment_flow_control_window(1 << 24)
+    client.h2.increment_flow_control_window(1 << 24, stream_id)
+    client.pump()
+    answer = client.answers[stream_id]
+    response = proto.RangeResponse.decode(answer.message)
+    assert answer.status == 0
+    assert response.count == len(response.kvs) == 100 and response.header.revision == 101
+
+
+def test_a_large_range_ends_with_its_client(lone: LoneMember) -> None:
+    client, stream_id = large_range(lone)
+    second, _ = large_range(lone)
+    assert lone.member.reads.streamed == 2
+    refused, third = large_range(lone)
+    assert refused.answers[third].status == 8
+    client.h2.reset_stream(stream_id, http2_state.CANCEL)
+    client.pump()
+    second.session.closed()
+    assert lone.member.reads.streamed == 0 and not lone.member.state.store.pinned
+
+
+def test_other_requests_are_answered_beside_a_large_range(lone: LoneMember) -> None:
+    client, _ = large_range(lone)
+    client.h2.increment_flow_control_window(1 << 20)
+    client.pump()
+    assert client.put(b"other").status == 0
 
 
 # --- Health and reflection -------------------------------------------------------------------

@@ -63,6 +63,8 @@ class Reads:
         slice_is_over: Callable[[], bool],
         options: Options,
     ) -> None:
+        self.streamed = 0
+        """Answers that are being sent as they are read."""
         self.new: list[Waiter] = []
         """Those that wait for a round to begin."""
         self.ready: deque[tuple[int, list[Waiter]]] = deque()
@@ -215,7 +217,10 @@ class Reads:
         if not session.awaits(request_id):
             session.reply(request_id, method, b"")
             return True
-        steps = READERS[method](state, request)
+        if method == RANGE and getattr(session, "streams_ranges", False):
+            steps = _streamable_range(state, request)
+        else:
+            steps = READERS[method](state, request)
         if not _advance(steps, read):
             if len(self.slow) < MAX_SLOW_READS:
                 self.slow.append((steps, read))
@@ -289,6 +294,20 @@ def _fail_damaged(read: Waiter, damage: DataDamaged) -> None:
 def _range(state: State, request: proto.RangeRequest) -> Steps:
     header = state.header
     answer = yield from ranges.range_steps(state.store, request, head=header)
+    state.metrics.ranges += 1
+    return answer
+
+
+def _streamable_range(state: State, request: proto.RangeRequest) -> Steps:
+    """As `_range`, for a session that sends a large answer as it is read."""
+    if not ranges.can_stream(request):
+        return (yield from _range(state, request))
+    most = state.store.limits.whole_answer_bytes
+    try:
+        answer = yield from ranges.range_steps(state.store, request, None, state.header, most)
+    except ranges.AnswerTooLarge as failure:
+        failure.request = request
+        raise
     state.metrics.ranges += 1
     return answer
 

@@ -101,13 +101,14 @@ class Calls:
         """The open calls; they may be closed during the iteration."""
         return iter(list(self._open.values()))
 
-    def open(self, request_id: int, method: int, kind: type[Call]) -> None:
+    def open(self, request_id: int, method: int, kind: type[Call]) -> Call:
         call = kind(self._member, self._owner, request_id, method)
         self._open[request_id] = call
         if call.produces:
             self._producing[request_id] = call
         if call.ticks:
             self._ticking[request_id] = call
+        return call
 
     def message(self, request_id: int, body: bytes) -> None:
         """Raises EtcdError, DecodeError."""

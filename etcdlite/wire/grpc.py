@@ -16,12 +16,13 @@ Limits: a message has at most `max_request_bytes` + 512 KiB, before and after de
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from etcdlite import frames, methods
+from etcdlite import frames, methods, proto
 from etcdlite.errors import (
     CANCELED,
     DEADLINE_EXCEEDED,
@@ -34,8 +35,10 @@ from etcdlite.errors import (
 )
 from etcdlite.frames import FRAME, MIN_FRAME_LENGTH
 from etcdlite.member import OVERHEAD_BYTES, Member
+from etcdlite.methods import RANGE
 from etcdlite.metrics import ClientRequests, Metrics, Rpc
 from etcdlite.proto import DecodeError
+from etcdlite.ranges import AnswerTooLarge
 from etcdlite.session import HIGH_WATER_BYTES, MAX_UNSENT_BYTES, partial_timeout_s
 from etcdlite.wire import api, health, reflection
 from etcdlite.wire.api import Handler
@@ -52,7 +55,7 @@ from etcdlite.wire.http2 import (
     Stream,
 )
 from etcdlite.wire.session import ClientSession
-from etcdlite.wire.streams import CALLS
+from etcdlite.wire.streams import CALLS, LargeRangeCall
 
 MAX_PARTIAL_BYTES = 32 << 20
 """Incomplete requests held per connection; a request that exceeds it is refused."""
@@ -67,6 +70,9 @@ MAX_TIMEOUT_DIGITS = 8
 
 MIN_TIMEOUT_S = 1e-4
 """A request with a shorter timeout fails when it arrives."""
+
+MAX_SENT_MESSAGE_BYTES = (1 << 32) - 1
+"""The length of a message has 32 bits."""
 
 MAX_GZIP_MEMBERS = 64
 """The gzip members of one message. Each costs as much as many kilobytes of data."""
@@ -307,6 +313,7 @@ class GrpcSession(Connection, ClientSession):
     """One connection."""
 
     protocol = "grpc"
+    streams_ranges = True
     is_served_to_the_end = True
     """Answers may wait for window updates from the client."""
 
@@ -567,8 +574,34 @@ class GrpcSession(Connection, ClientSession):
         )
         outbox.unsent_bytes += _ENVELOPE_BYTES + len(body)
 
+    def _stream_range(self, request_id: int, request: proto.RangeRequest) -> None:
+        """Send the answer to a range as it is read."""
+        try:
+            call = self.calls.open(request_id, RANGE, LargeRangeCall)
+            assert isinstance(call, LargeRangeCall)
+            call.begin(request, functools.partial(self._send_piece, request_id))
+        except EtcdError as failure:
+            self.fail(request_id, RANGE, failure)
+        else:
+            self.outbox.wake()
+
+    def _send_piece(self, request_id: int, piece: bytes | int) -> None:
+        """Send the length of an answer, or a piece of it."""
+        stream = self.streams[request_id]
+        if isinstance(piece, int):
+            if piece > MAX_SENT_MESSAGE_BYTES:
+                raise AnswerTooLarge(MAX_SENT_MESSAGE_BYTES)
+            stream.request.rpc.sent_bytes += piece
+            self.send_headers(stream, _HEADER_BLOCK)
+            piece = PREFIX.pack(0, piece)
+        self.send_data(stream, b"", piece)
+
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         """Answer a unary request, or end a stream, with an error."""
+        if type(failure) is AnswerTooLarge and failure.request is not None:
+            if self.awaits(request_id):
+                self._stream_range(request_id, failure.request)
+                return
         stream = self._close(request_id)
         if stream is None:
             return

@@ -5,15 +5,15 @@ Each class is one kind of call (`calls.py`). To add a kind, add a class to `CALL
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from etcdlite import ETCD_API_VERSION, log, proto, txn
-from etcdlite.errors import DATA_LOSS, EtcdError, error
+from etcdlite.errors import DATA_LOSS, UNAVAILABLE, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import RANGE, Route, by_number, numbers
 from etcdlite.proto import varint
-from etcdlite.ranges import key_range
+from etcdlite.ranges import key_range, streamed
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.snap import Image
 from etcdlite.storage.data import DataDamaged
@@ -268,6 +268,51 @@ class RangeStreamCall(Call):
         self._is_closed = True
         self._cursor = None
         self.member.forget(self)
+
+
+class LargeRangeCall(Call):
+    """The answer to a KV.Range that is too large to be held, sent as it is read."""
+
+    produces = True
+
+    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
+        super().__init__(member, owner, request_id, method)
+        store = self._store = member.state.store
+        if member.reads.streamed >= store.limits.max_streamed_answers:
+            raise error("RequestTooManyRequests")
+        self._pieces: Generator[bytes | int, None, None] | None = None
+
+    def begin(self, request: proto.RangeRequest, send: Callable[[bytes | int], None]) -> None:
+        """Answer `request`. `send` takes the length of the answer, and then its pieces."""
+        store = self._store
+        revision = request.revision if request.revision > 0 else store.revision
+        head = self.member.identity.header(store.revision)
+        self._send_piece = send
+        self._pieces = streamed(store, request, revision, head, RANGE_CHUNK_BYTES)
+        self.member.reads.streamed += 1
+        self.member.metrics.ranges += 1
+
+    def produce(self) -> None:
+        assert self._pieces is not None
+        if self._store is not self.member.state.store:
+            raise EtcdError(UNAVAILABLE, "etcdlite: this member took over a snapshot; ask again")
+        try:
+            piece = next(self._pieces, None)
+        except DataDamaged as damage:
+            if not log.limited("damaged"):
+                log.error(str(damage))
+            raise error("Corrupt") from damage
+        if piece is None:
+            self.end()
+        elif piece:
+            self._send_piece(piece)
+
+    def close(self) -> None:
+        if self._pieces is not None:
+            self._pieces.close()
+            self._pieces = None
+            self.member.reads.streamed -= 1
+            del self._send_piece
 
 
 CALLS: dict[int, type[Call]] = by_number(
