@@ -131,11 +131,11 @@ class Limits:
     slice_bytes: int = 64 << 10
     """History that one slice of catching up reads."""
 
-    slice_watches: int = 256
-    """Watches that one slice of catching up serves."""
+    slice_matches: int = 20_000
+    """Events times ranges that are matched, and kept in memory, at once while catching up."""
 
-    slice_matches: int = 10_000
-    """Events times different ranges in one slice of catching up."""
+    near_revisions: int = 10_000
+    """A watch that lacks no more than this does not wait for those that lack more."""
 
     response_bytes: int = 1 << 20
     """A watch response with more events than this is not begun. One revision is never split."""
@@ -157,7 +157,6 @@ assert _D.pack_bytes <= _D.step_bytes and _D.flush_bytes <= _D.step_bytes
 assert _D.hash_part_versions <= _D.hash_step_versions
 assert _D.event_chunk_bytes <= _D.slice_bytes <= _D.step_bytes
 assert _D.slice_bytes <= _D.response_bytes
-assert _D.slice_watches <= _D.max_sends_at_once
 assert _D.match_step_events <= _D.max_events_at_once
 assert _D.send_step_watches <= _D.max_sends_at_once
 assert _D.max_watches_per_stream <= _D.max_watches

@@ -328,6 +328,8 @@ class Store:
         revision = max(start_revision, index.first_revision)
         records: Iterator[tuple[int, int, bytes]] = iter(())
         pending: tuple[int, int, bytes] | None = None
+        ahead: tuple[bytes, int] | None = None
+        """Key and revision of `pending`, if they are decoded already."""
         self.pinned.append(pinned := revision)
         try:
             while revision <= self.revision and size < limit_bytes:
@@ -336,6 +338,7 @@ class Store:
                     number, offset = location >> 32, location & OFFSET_MASK
                     records = self.data.records(number, offset, limits.event_chunk_bytes)
                     pending = next(records, None)
+                    ahead = None
                 begin, begin_size = len(events), size
                 has_moved = False
                 while pending is not None:
@@ -346,9 +349,11 @@ class Store:
                         if kind == MARK:
                             break
                         continue
-                    key, mod = key_and_revision(body)
+                    key, mod = ahead or key_and_revision(body)
                     if mod != revision:
+                        ahead = key, mod
                         break
+                    ahead = None
                     events.append((mod, key, kind == TOMBSTONE, body))
                     size += len(body)
                     step_events += 1
@@ -362,7 +367,7 @@ class Store:
                     pending = next(records, None)
                 if has_moved:
                     # Cleaning is about to remove the segment: read the copy instead.
-                    pending = None
+                    pending = ahead = None
                     del events[begin:]
                     size = begin_size
                     continue

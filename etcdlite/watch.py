@@ -5,10 +5,9 @@ range. A watch is in one of these states:
 
     synced  It has been sent everything up to `hub.revision`. It is in the index of synced watches,
             and `notify` sends it new events.
-    behind  It lacks history from its `next` revision on. `run` reads that from the store, in
-            slices, until the watch is level with `hub.revision`.
-    served  It is behind, and the slice of history that is being sent is for it, among others.
-    parked  It is behind, and its sink is blocked. Nothing is read for it until the sink calls
+    behind  It lacks history from its `next` revision on, and waits for a sweep.
+    served  It lacks history, and is in the index of a sweep.
+    parked  It lacks history, and its sink is blocked. Nothing is read for it until the sink calls
             `wake`.
     future  Its start revision does not exist yet.
 
@@ -18,9 +17,17 @@ A synced watch with a blocked sink is parked at the first revision that it canno
 `notify` does bounded work: watches beyond `max_sends_at_once` fall behind, and all watches do when
 a batch has more than `max_events_at_once` events.
 
-`run` works like a sweep. It serves the watches that are furthest behind, many of them in one pass
-over a slice of history; then they are all at the same revision. So watches that start at many
-different revisions merge into one front. A step takes about a millisecond.
+`run` catches up with sweeps. A sweep reads history once, slice by slice, from the first revision
+that a waiting watch lacks up to the present, and sends each event to the watches of the sweep that
+its index finds. A waiting watch joins the sweep when the sweep reaches its `next`; one that the
+sweep has passed waits for another sweep. There are at most three, and they take turns:
+
+    lag   for the synced watches, in their own index, after a batch that `notify` did not send
+    near  from at most `near_revisions` before the present on, so that a watch that is a little
+          behind does not wait for those that read a long history
+    far   from anywhere on
+
+So a watch waits for one sweep at most before it is served. A step takes about a millisecond.
 
 Invariants. Within a watch, events ascend, none is missing or repeated, and none is below the start
 revision. The events of one revision are in one response, unless the watch asked for fragments. A
@@ -42,9 +49,11 @@ when the stream is synced.
 from __future__ import annotations
 
 import random
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from itertools import islice
+from itertools import chain, islice
+from operator import itemgetter
 from typing import Any, Protocol
 
 from sortedcontainers import SortedDict, SortedList
@@ -90,6 +99,8 @@ _EVENT = b"\x5a"
 _EVENT_IS_DELETE = b"\x08\x01"
 _EVENT_KV = b"\x12"
 _EVENT_PREV_KV = b"\x1a"
+
+_NO_LIMIT = 1 << 62
 
 _EVERYTHING = b""
 """The end of a range without an upper bound."""
@@ -167,9 +178,10 @@ class _Watch:
 class _Group:
     """The watches of one key or range that are sent the same bytes."""
 
-    __slots__ = ("since", "options", "watches")
+    __slots__ = ("index", "since", "options", "watches")
 
-    def __init__(self, since: int, options: int) -> None:
+    def __init__(self, index: _Index, since: int, options: int) -> None:
+        self.index = index
         self.since = since
         """The first revision whose events are sent to them."""
         self.options = options
@@ -191,11 +203,13 @@ def _group_name(since: int, options: int) -> int:
 class _Index:
     """Watches by what they watch: keys in a dict, ranges in an interval tree."""
 
-    __slots__ = ("keys", "ranges")
+    __slots__ = ("keys", "ranges", "range_groups", "watches")
 
     def __init__(self, rng: random.Random) -> None:
         self.keys: dict[bytes, _Groups] = {}
         self.ranges: Intervals[_Groups] = Intervals(rng)
+        self.range_groups = 0
+        self.watches = 0
 
     def add(self, watch: _Watch, since: int) -> None:
         groups = self._groups(watch)
@@ -208,17 +222,21 @@ class _Index:
         name = _group_name(since, watch.options)
         group = groups.get(name)
         if group is None:
-            group = groups[name] = _Group(since, watch.options)
+            group = groups[name] = _Group(self, since, watch.options)
+            self.range_groups += watch.end is not None
         group.watches[watch] = None
+        self.watches += 1
         watch.group = group
 
     def remove(self, watch: _Watch) -> None:
         group = watch.group
         assert group is not None
         watch.group = None
+        self.watches -= 1
         del group.watches[watch]
         if group.watches:
             return
+        self.range_groups -= watch.end is not None
         groups = self._groups(watch)
         assert groups is not None
         del groups[group.name]
@@ -233,9 +251,54 @@ class _Index:
             return self.keys.get(watch.start)
         return self.ranges.get(watch.start, watch.end)
 
-    def all(self) -> list[_Watch]:
-        every = [*self.keys.values(), *self.ranges.values()]
-        return [w for groups in every for group in groups.values() for w in group.watches]
+    def first(self, count: int) -> list[_Watch]:
+        """Up to `count` of its watches."""
+        every = chain(self.keys.values(), self.ranges.values())
+        watches = (w for groups in every for group in groups.values() for w in group.watches)
+        return list(islice(watches, count))
+
+    def part_steps(
+        self, events: Sequence[Event], limits: Limits, rng: random.Random
+    ) -> Generator[None, None, list[_Index]]:
+        """Indexes that share the groups of this one, for matching only. Each matches `events` with
+        ranges at most `slice_matches` times, or has the range of one group."""
+        matches: dict[_Group, int] = {}
+        for count, event in enumerate(events, 1):
+            for groups in self.ranges.holding(event[1]):
+                for group in groups.values():
+                    matches[group] = matches.get(group, 0) + 1
+            if count % limits.match_step_events == 0:
+                yield
+        part = _Index(rng)
+        part.keys = self.keys
+        parts = [part]
+        size = 0
+        for count, (group, number) in enumerate(matches.items(), 1):
+            if size and size + number > limits.slice_matches:
+                parts.append(part := _Index(rng))
+                size = 0
+            size += number
+            watch = next(iter(group.watches), None)
+            if watch is not None and watch.end is not None:
+                shared = part.ranges.get(watch.start, watch.end)
+                if shared is None:
+                    part.ranges.add(watch.start, watch.end, {group.name: group})
+                else:
+                    shared[group.name] = group
+            if count % limits.match_step_events == 0:
+                yield
+        return parts
+
+
+class _Sweep:
+    """One reading of history, for all watches in its index."""
+
+    __slots__ = ("index", "position")
+
+    def __init__(self, index: _Index, position: int) -> None:
+        self.index = index
+        self.position = position
+        """The first revision that its watches lack."""
 
 
 class WatchHub:
@@ -260,8 +323,6 @@ class WatchHub:
         self.streams = 0
         self.watches = 0
         self.key_bytes = 0
-        self.slow_watches = 0
-        """Watches that are behind, served or parked."""
         self.events_sent = 0
         self.fragment_bytes = fragment_bytes
         self.limits = limits
@@ -273,15 +334,23 @@ class WatchHub:
         # Both map a revision to the watches with that `next`, in order of arrival.
         self._behind: Any = SortedDict()
         self._future: Any = SortedDict()
-        self._front = _Index(rng)
-        """The index of served watches."""
-        self.lag_revision = 0
-        """If not 0: the watches in the synced index have missed everything from this revision on;
-        `run` moves them to behind."""
+        self._slow_watches = 0
+        """Watches that are behind, served or parked."""
+        self.lag: _Sweep | None = None
+        """Set while the watches in the synced index lack what the sweep has not reached."""
+        self._near: _Sweep | None = None
+        self._far: _Sweep | None = None
+        self._sweeps: deque[_Sweep] = deque()
+        """Those three, without None, in the order of their turns."""
         self.closing: deque[WatchStream] = deque()
         """Closed streams whose watches `run` removes."""
+        self.waking: dict[WatchStream, None] = {}
+        """Streams with parked watches that `run` moves to behind."""
+        self.awaiting_progress: dict[WatchStream, None] = {}
+        """Streams that asked for progress while there is a lag."""
         self._job: Generator[None, None, None] | None = None
-        """The job that `run` continues."""
+        """The step of a sweep that `run` continues."""
+        self._is_chores_turn = False
         self.timers: Any = SortedList()
         self._timer_number = 0
         self._now = 0.0
@@ -297,9 +366,9 @@ class WatchHub:
         first, last = events[0][0], events[-1][0]
         assert self.revision < first <= last, (self.revision, first, last)
         self.revision = last
-        if not self.lag_revision and (self.synced.keys or self.synced.ranges.root is not None):
+        if self.lag is None and self.synced.watches:
             if len(events) > self.limits.max_events_at_once:
-                self.lag_revision = first
+                self._start_lag(first)
             else:
                 response_bytes = self.limits.response_bytes
                 begin = size = 0
@@ -313,9 +382,20 @@ class WatchHub:
             self._start_future()
 
     @property
+    def slow_watches(self) -> int:
+        """Watches that lack history that exists."""
+        return self._slow_watches + (self.synced.watches if self.lag is not None else 0)
+
+    @property
     def has_work(self) -> bool:
         """There is work for `run`."""
-        return self._job is not None or bool(self._behind or self.closing) or self.lag_revision > 0
+        return bool(
+            self._sweeps
+            or self._behind
+            or self.closing
+            or self.waking
+            or (self._future and self._future.peekitem(0)[0] <= self.revision + 1)
+        )
 
     def run(self, is_over: Callable[[], bool]) -> bool:
         """Serve watches that are behind, in steps, until `is_over`; at least one step.
@@ -324,17 +404,50 @@ class WatchHub:
         """
         while self.has_work:
             if self._job is None:
-                self._job = self._next_job()
-            if next(self._job, self) is self:
+                self._begin_job()
+            if self._job is not None and next(self._job, self) is self:
                 self._job = None
             if is_over():
                 break
         return self.has_work
 
-    def _next_job(self) -> Generator[None, None, None]:
-        if self.lag_revision:
-            return self._lag_steps()
-        return self._close_steps() if self.closing else self._catch_up_steps()
+    def _begin_job(self) -> None:
+        """Chores and sweeps take turns, and so do the sweeps."""
+        self._is_chores_turn = not self._is_chores_turn
+        if self._is_chores_turn and self._do_chore():
+            return
+        self._start_sweeps()
+        if self._sweeps:
+            self._sweeps.rotate(-1)
+            self._job = self._sweep_steps(self._sweeps[-1])
+        elif not self._is_chores_turn:
+            self._do_chore()
+
+    def _do_chore(self) -> bool:
+        """Move up to `move_step_watches` watches to the state that they belong to; whether there
+        was something to do."""
+        most = self.limits.move_step_watches
+        if self.closing:
+            watches = self.closing[0].by_id
+            for watch in list(islice(watches.values(), most)):
+                watch.stream.forget(watch)
+            if not watches:
+                self.closing.popleft()
+        elif self.waking:
+            next(iter(self.waking)).wake_some()
+        elif self._future and self._future.peekitem(0)[0] <= self.revision + 1:
+            self._start_future()
+        elif self._behind and self._behind.peekitem(0)[0] < self._store.compacted:
+            self._end_compacted(list(islice(self._behind.peekitem(0)[1], most)))
+        elif self._behind and self.lag is None and self._behind.peekitem(-1)[0] > self.revision:
+            # They arrived while the synced watches lagged, and lack nothing now.
+            first, watches = self._behind.peekitem(-1)
+            for watch in list(islice(watches, most)):
+                self.remove(watch)
+                self.place(watch, _SYNCED, first)
+        else:
+            return False
+        return True
 
     def restored(self, store: Store) -> None:
         """Switch to the store of a snapshot from the leader; the old one can still be read. What
@@ -348,29 +461,9 @@ class WatchHub:
         missed, self.revision = self.revision + 1, store.revision
         assert self.revision >= missed - 1, (self.revision, missed)
         if self.revision >= missed:
-            self.lag_revision = self.lag_revision or missed
+            if self.lag is None:
+                self._start_lag(missed)
             self._start_future()
-
-    def _lag_steps(self) -> Generator[None, None, None]:
-        """Move synced watches to behind."""
-        step = self.limits.move_step_watches
-        for count, watch in enumerate(self.synced.all(), 1):
-            if watch.state == _SYNCED:
-                self.synced.remove(watch)
-                self.place(watch, _BEHIND, self.lag_revision)
-            if count % step == 0:
-                yield
-        self.lag_revision = 0
-
-    def _close_steps(self) -> Generator[None, None, None]:
-        """Remove the watches of closed streams."""
-        while self.closing:
-            watches = self.closing[0].by_id
-            for watch in list(islice(watches.values(), self.limits.move_step_watches)):
-                watch.stream.forget(watch)
-            if not watches:
-                self.closing.popleft()
-            yield
 
     def next_tick(self) -> float | None:
         """The latest time for the next `tick`; None if no progress timer runs."""
@@ -390,7 +483,7 @@ class WatchHub:
             if not timers or timers[0][0] > now:
                 break
             watch = timers.pop(0)[2]
-            is_level = watch.state == _SYNCED and not self.lag_revision
+            is_level = watch.state == _SYNCED and self.lag is None
             if watch.idle and is_level and not watch.sink.blocked:
                 header = header or self.header_field()
                 watch.sink.send(header + watch.id_field)
@@ -555,81 +648,148 @@ class WatchHub:
                 watch.sink.send(self.header_field() + watch.id_field + detail)
             watch.stream.forget(watch)
 
-    def _catch_up_steps(self) -> Generator[None, None, None]:
-        """Serve one slice of history to the watches that are furthest behind."""
-        limits = self.limits
-        first, watches = self._behind.peekitem(0)
-        if first > self.revision:
-            # They arrived while the synced watches were behind, and lack nothing now.
-            for watch in list(islice(watches, limits.move_step_watches)):
+    # Sweeps.
+
+    def _start_lag(self, revision: int) -> None:
+        self.lag = _Sweep(self.synced, revision)
+        self._sweeps.append(self.lag)
+
+    def _start_sweeps(self) -> None:
+        """Start the sweeps that waiting watches need: a watch needs one that has not passed it."""
+        behind = self._behind
+        if not behind or (self._near is not None and self._far is not None):
+            return
+        near_begin = self.revision - self.limits.near_revisions
+        positions = [sweep.position for sweep in self._sweeps]
+        if self._near is None:
+            first = next(behind.irange(near_begin, self.revision), None)
+            if first is not None and not any(near_begin <= p <= first for p in positions):
+                self._near = _Sweep(_Index(self._rng), first)
+                self._sweeps.append(self._near)
+                positions.append(first)
+        first = behind.peekitem(0)[0]
+        if self._far is None and first <= self.revision and not any(p <= first for p in positions):
+            self._far = _Sweep(_Index(self._rng), first)
+            self._sweeps.append(self._far)
+
+    def _end_sweep(self, sweep: _Sweep) -> None:
+        self._sweeps.remove(sweep)
+        if sweep is self._near:
+            self._near = None
+        elif sweep is self._far:
+            self._far = None
+        else:
+            self.lag = None
+            streams, self.awaiting_progress = self.awaiting_progress, {}
+            for stream in streams:
+                stream.answer_progress()
+
+    def _sweep_steps(self, sweep: _Sweep) -> Generator[None, None, None]:
+        """Serve one slice of history to the watches of a sweep. At the end of history they become
+        synced."""
+        index = sweep.index
+        if not index.watches:
+            first = next(self._behind.irange(sweep.position, self.revision), None)
+            if first is None or sweep is self.lag:
+                self._end_sweep(sweep)
+                return
+            sweep.position = first
+        if sweep.position < self._store.compacted:
+            self._end_compacted(index.first(self.limits.move_step_watches))
+        elif sweep.position <= self.revision:
+            yield from self._slice_steps(sweep)
+        while sweep.position > self.revision and sweep is not self.lag:
+            for watch in index.first(self.limits.move_step_watches):
                 self.remove(watch)
-                self.place(watch, _SYNCED, first)
-            return
-        if first < self._store.compacted:
-            self._end_compacted(list(islice(watches, limits.slice_watches)))
-            return
+                self.place(watch, _SYNCED, sweep.position)
+            if not index.watches:
+                break
+            yield
+        if not index.watches or (sweep is self.lag and sweep.position > self.revision):
+            self._end_sweep(sweep)
+
+    def _slice_steps(self, sweep: _Sweep) -> Generator[None, None, None]:
+        limits = self.limits
+        index = sweep.index
+        first = sweep.position
         try:
             events = yield from self._store.event_steps(first, limits.slice_bytes)
         except DataDamaged as damage:
-            stuck = self._behind.get(first, ())
-            self._end_damaged(list(islice(stuck, limits.move_step_watches)), damage)
+            stuck = index.first(limits.move_step_watches)
+            if not stuck:
+                stuck = list(islice(self._behind.get(first, ()), limits.move_step_watches))
+            self._end_damaged(stuck, damage)
             return
         if events and events[-1][0] > self.revision:
             # What is applied but not notified yet is for `notify` to send.
             events = [event for event in events if event[0] <= self.revision]
         last = events[-1][0] if events else self.revision
-        front = self._front
-        cohort = self._form_cohort(first, last, len(events))
-        blocked, _ = yield from self._dispatch_steps(
-            front, events, self.revision, limits.slice_watches
-        )
-        for watch in blocked:
-            if watch.state == _SERVED:
-                # If the sink was woken since, it will not be woken again.
-                self._end_serving(watch, _PARKED if watch.sink.blocked else _BEHIND, watch.next)
-        level = last >= self.revision
-        for watch in cohort:
-            if watch.state == _SERVED:
-                self._end_serving(watch, _SYNCED if level else _BEHIND, last + 1)
-        self._front = _Index(self._rng)
+        joined = yield from self._join_steps(sweep, last)
+        begin = 0
+        while begin < len(events):
+            if begin:
+                yield
+            end = _piece_end(events, begin, limits.slice_matches // (index.range_groups or 1))
+            piece = events if end - begin == len(events) else events[begin:end]
+            begin = end
+            parts = [index]
+            if len(piece) * index.range_groups > limits.slice_matches:
+                parts = yield from index.part_steps(piece, limits, self._rng)
+            for number, part in enumerate(parts):
+                if number:
+                    yield
+                blocked, _ = yield from self._dispatch_steps(part, piece, self.revision, _NO_LIMIT)
+                for watch in blocked:
+                    if watch.group is not None and watch.group.index is index:
+                        lacks = max(watch.next, piece[0][0])
+                        self.remove(watch)
+                        # If the sink was woken since, it will not be woken again.
+                        self.place(watch, _PARKED if watch.sink.blocked else _BEHIND, lacks)
+        sweep.position = last + 1
+        for count, watch in enumerate(joined, 1):
+            # The watches of one key or range are one group again, which shares its bytes.
+            if watch.group is not None and watch.group.index is index and watch.group.since:
+                index.remove(watch)
+                index.add(watch, 0)
+            if count % limits.move_step_watches == 0:
+                yield
 
-    def _form_cohort(self, first: int, last: int, event_count: int) -> list[_Watch]:
-        """Move the watches that this slice of history serves to the front index."""
-        limits = self.limits
-        front = self._front
-        cohort: list[_Watch] = []
-        matches = 0
-        while len(cohort) < limits.slice_watches and matches < limits.slice_matches:
-            # Watches that lack history before `first` may have arrived while it was read.
-            start = next(self._behind.irange(first, last), None)
-            if start is None:
-                break
+    def _join_steps(self, sweep: _Sweep, last: int) -> Generator[None, None, list[_Watch]]:
+        """Move the waiting watches that lack nothing before the sweep's position, but something up
+        to `last`, into the sweep. Returns those that do not need all of this slice."""
+        most = self.limits.move_step_watches
+        first = sweep.position
+        is_lag = sweep is self.lag
+        joined: list[_Watch] = []
+        moved = 0
+        while (start := next(self._behind.irange(first, last), None)) is not None:
+            if moved >= most:
+                moved = 0
+                yield
+                continue
             watches = self._behind[start]
-            while watches and len(cohort) < limits.slice_watches:
+            since = 0 if start == first else start
+            for _ in range(min(most, len(watches))):
                 watch, _ = watches.popitem()
-                cohort.append(watch)
-                watch.state = _SERVED
-                front.add(watch, start)
-                if len(watch.group.watches) == 1:
-                    matches += event_count
-                    if matches >= limits.slice_matches:
-                        break
+                if is_lag:
+                    watch.state = _SYNCED
+                    watch.stream.unsynced -= 1
+                    self._slow_watches -= 1
+                else:
+                    watch.state = _SERVED
+                sweep.index.add(watch, since)
+                if since:
+                    joined.append(watch)
+                moved += 1
             if not watches:
                 del self._behind[start]
-        return cohort
-
-    def _end_serving(self, watch: _Watch, state: int, revision: int) -> None:
-        """Move a served watch to `state`. The front index is dropped as a whole later."""
-        watch.group = None
-        self.slow_watches -= 1
-        watch.stream.unsynced -= 1
-        self.place(watch, state, revision)
+        return joined
 
     # States.
 
     def place(self, watch: _Watch, state: int, revision: int) -> None:
         """Move a detached watch into a state; `revision` is the first one that it lacks."""
-        if state == _SYNCED and self.lag_revision:
+        if state == _SYNCED and self.lag is not None:
             state = _BEHIND
         watch.state = state
         watch.next = revision
@@ -643,7 +803,7 @@ class WatchHub:
         if state == _FUTURE:
             self._future.setdefault(revision, {})[watch] = None
             return
-        self.slow_watches += 1
+        self._slow_watches += 1
         if state == _PARKED:
             stream.parked[watch] = None
         else:
@@ -653,12 +813,13 @@ class WatchHub:
         """Detach a watch from its state."""
         state = watch.state
         stream = watch.stream
+        if watch.group is not None:
+            watch.group.index.remove(watch)
         if state == _SYNCED:
-            self.synced.remove(watch)
             return
         stream.unsynced -= 1
         if state == _SERVED:
-            self._front.remove(watch)
+            pass
         elif state == _PARKED:
             del stream.parked[watch]
         else:
@@ -668,17 +829,19 @@ class WatchHub:
             if not watches:
                 del queue[watch.next]
         if state != _FUTURE:
-            self.slow_watches -= 1
+            self._slow_watches -= 1
 
     def _start_future(self) -> None:
-        """Move watches out of future: those whose start revision is next become synced, those
+        """Move some watches out of future: those whose start revision is next become synced, those
         whose start revision exists now become behind."""
         level = self.revision + 1
-        while self._future and self._future.peekitem(0)[0] <= level:
+        left = self.limits.move_step_watches
+        while left > 0 and self._future and self._future.peekitem(0)[0] <= level:
             start, watches = self._future.peekitem(0)
-            for watch in list(watches):
+            for watch in list(islice(watches, left)):
                 self.remove(watch)
                 self.place(watch, _SYNCED if start == level else _BEHIND, start)
+                left -= 1
 
     def start_timer(self, watch: _Watch) -> None:
         # As etcd: up to a tenth more spreads the timers of clients that arrived together.
@@ -794,11 +957,20 @@ class WatchStream:
         """The sink is not blocked any more: `run` serves its parked watches again."""
         if self.sink.blocked or self._is_closed:
             return
+        self.wake_some()
+        self.answer_progress()
+
+    def wake_some(self) -> None:
+        """Move parked watches to behind, if the sink is still not blocked; `run` does the rest."""
         hub = self.hub
-        for watch in list(self.parked):
+        hub.waking.pop(self, None)
+        if self.sink.blocked or self._is_closed:
+            return
+        for watch in list(islice(self.parked, hub.limits.move_step_watches)):
             hub.remove(watch)
             hub.place(watch, _BEHIND, watch.next)
-        self.answer_progress()
+        if self.parked:
+            hub.waking[self] = None
 
     def close(self) -> None:
         """End all watches. Nothing is sent after this; a second call does nothing."""
@@ -807,6 +979,8 @@ class WatchStream:
             self._wants_progress = False
             self.sink = _CLOSED  # The sink refers to the stream.
             self.hub.streams -= 1
+            self.hub.waking.pop(self, None)
+            self.hub.awaiting_progress.pop(self, None)
             if len(self.by_id) <= self.hub.limits.move_step_watches:
                 for watch in list(self.by_id.values()):
                     self.forget(watch)
@@ -836,8 +1010,11 @@ class WatchStream:
     def answer_progress(self) -> None:
         # A watch in future counts as not synced: with a lower revision than its start revision, a
         # client would resume there and get events that it did not ask for.
-        is_level = not self.unsynced and not self.hub.lag_revision
-        if self._wants_progress and is_level and not self.sink.blocked:
+        if not self._wants_progress or self.unsynced:
+            return
+        if self.hub.lag is not None:
+            self.hub.awaiting_progress[self] = None
+        elif not self.sink.blocked:
             self._wants_progress = False
             if self.by_id:
                 self._respond(_id_field(INVALID_WATCH_ID))
@@ -846,15 +1023,35 @@ class WatchStream:
         self.sink.send(self.hub.header_field() + detail)
 
 
+def _piece_end(events: Sequence[Event], begin: int, most: int) -> int:
+    """The end of the whole revisions in `events` from `begin` on that have at most `most` events
+    together, but of one revision at least."""
+    if len(events) - begin <= most:
+        return len(events)
+    revision = events[begin + most][0]
+    end = bisect_left(events, revision, begin, key=itemgetter(0))
+    return end if end > begin else bisect_right(events, revision, begin, key=itemgetter(0))
+
+
 def encode_event(is_delete: bool, kv: bytes, prev_kv: bytes | None) -> bytes:
     """An Event as a field of a WatchResponse."""
-    parts = [_EVENT_KV, varint(len(kv)), kv]
+    size = len(kv)
+    if prev_kv is None and not is_delete and size < len(_PUT_HEADS):
+        return _PUT_HEADS[size] + kv
+    parts = [_EVENT_KV, varint(size), kv]
     if is_delete:
         parts.insert(0, _EVENT_IS_DELETE)
     if prev_kv is not None:
         parts += (_EVENT_PREV_KV, varint(len(prev_kv)), prev_kv)
     event = b"".join(parts)
     return b"".join((_EVENT, varint(len(event)), event))
+
+
+_PUT_HEADS: list[bytes] = []
+"""What stands before the KeyValue in the event of a put, by the size of the KeyValue."""
+
+for _size in range(4096):
+    _PUT_HEADS.append(encode_event(False, bytes(_size), None)[: -_size or None])
 
 
 def _id_field(watch_id: int) -> bytes:

@@ -522,6 +522,68 @@ def test_watches_from_different_revisions_merge_into_one_reading():
     assert counts == {n: 500 - n for n in range(200)}
 
 
+def readings(member: Member, slice_bytes: int) -> float:
+    """How many times all of history was read, if each slice had `slice_bytes`."""
+    return member.store.reads * slice_bytes / sum(len(event[3]) for event in member.store.history)
+
+
+def test_watches_of_many_keys_and_ranges_share_one_reading():
+    member = Member(limits=Limits(slice_bytes=1000))
+    keys = [b"k%04d" % n for n in range(1000)]
+    member.put(*keys)
+    stream, inbox = member.open()
+    for at, key in enumerate(keys):
+        stream.create(wanted(key, b"" if at % 2 else key + b"x", start_revision=2))
+    inbox.take()
+    member.settle()
+    assert readings(member, 1000) < 1.2
+    assert seen(inbox.take()) == [(n + 2, key) for n, key in enumerate(keys)]
+
+
+def test_a_watch_that_a_sweep_has_passed_waits_for_the_next_one_and_not_for_its_own():
+    member = Member(limits=Limits(slice_bytes=50))
+    member.put(*[b"k"] * 500)
+    stream, inbox = member.open()
+    for _ in range(100):
+        stream.create(wanted(b"k", start_revision=2))
+        member.hub.run(lambda: True)
+    member.settle()
+    assert readings(member, 50) < 4
+    counts = Counter()
+    for response in inbox.take():
+        counts[response.watch_id] += len(response.events)
+    assert counts == dict.fromkeys(range(100), 500)
+
+
+def test_a_watch_that_is_a_little_behind_does_not_wait_for_one_that_reads_all_history():
+    member = Member(limits=Limits(slice_bytes=100, near_revisions=10))
+    member.put(*[b"k"] * 1000)
+    far, _ = member.open()
+    far.create(wanted(b"k", start_revision=2))
+    member.hub.run(lambda: True)
+    near, inbox = member.open()
+    near.create(wanted(b"k", start_revision=998))
+    inbox.take()
+    for _ in range(8):
+        member.hub.run(lambda: True)
+    assert seen(inbox.take()) == [(n, b"k") for n in range(998, 1002)]
+    assert far.unsynced and not near.unsynced
+
+
+def test_a_large_batch_costs_by_its_events_and_not_by_the_watches_that_wait():
+    member = Member(limits=Limits(max_events_at_once=100))
+    stream, inbox = member.open()
+    for n in range(5000):
+        stream.create(wanted(b"k%04d" % n))
+    inbox.take()
+    store = member.store
+    member.hub.notify([e for n in range(200) for e in store.write((b"k%04d" % n, b"v"))])
+    assert member.hub.slow_watches == 5000
+    assert steps(member.hub) <= 3
+    assert seen(inbox.take()) == [(n + 2, b"k%04d" % n) for n in range(200)]
+    assert member.hub.slow_watches == 0
+
+
 def test_catching_up_stops_when_the_time_is_up_and_goes_on_later():
     member = Member(limits=Limits(slice_bytes=1))
     member.put(*[b"k"] * 5)
@@ -1021,7 +1083,8 @@ class Watching(RuleBasedStateMachine):
     def begin(self, fragment_bytes: int) -> None:
         limits = Limits(
             slice_bytes=60,
-            slice_watches=3,
+            slice_matches=3,
+            near_revisions=4,
             max_events_at_once=4,
             max_sends_at_once=2,
             match_step_events=2,
@@ -1141,7 +1204,7 @@ class Watching(RuleBasedStateMachine):
             hub = self.member.hub
             streams = [*(reader.stream for reader in self.readers), *hub.closing]
             assert hub.watches == sum(map(len, streams))
-            assert len(hub.synced.all()) <= hub.watches
+            assert hub.synced.watches == len(hub.synced.first(1000)) <= hub.watches
 
 
 TestWatchesAgainstTheHistory = Watching.TestCase
