@@ -28,6 +28,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
         wait_until(
             lambda: all(member.client_urls for member in members(cluster)), "all tell who they are"
         )
+        wait_until(lambda: takes_changes(cluster), "the members are in contact for long enough")
         yield cluster
     finally:
         cluster.close()
@@ -39,6 +40,16 @@ def members(three: LiveCluster) -> tuple[Member, ...]:
     with Client(three.endpoints, timeout_s=60.0) as client:
         found: tuple[Member, ...] = client.members()
         return found
+
+
+def takes_changes(three: LiveCluster) -> bool:
+    """Whether the strict check, which is etcd's, lets a member in: not soon after a start."""
+    (port,) = free_ports(1)
+    url = f"--peer-urls=http://127.0.0.1:{port}"
+    if ours(three, "member", "add", "probe", "--learner", url).status:
+        return False
+    assert ours(three, "member", "remove", f"{added_id(three):x}").status == 0
+    return True
 
 
 def ours(three: LiveCluster, *words: str) -> Ended:
