@@ -96,8 +96,32 @@ class Limits:
     """Answers to ranges that are sent as they are read, of all connections together. Each keeps its
     revision from being compacted."""
 
+    apply_step_ops: int = 128
+    """Operations that one step of applying an entry carries out."""
+
+    serve_step_reads: int = 128
+    """Reads of one key that are answered between two looks at the clock."""
+
+    max_slow_reads: int = 4
+    """Reads in steps that are under way at once. Each may hold a large answer in the making."""
+
+    entry_bytes: int = 1 << 20
+    """A batch of writes is cut into entries of about this size. A larger request has its own."""
+
     expire_step_leases: int = 2_000
     """Deadlines of leases that one look for expired leases examines."""
+
+    lease_checkpoint_interval_s: float = 300.0
+    """How often the leader writes down the remaining time of longer leases (as in etcd)."""
+
+    # Maintenance.
+
+    checkpoint_bytes_per_key: int = 64
+    """A checkpoint of many keys is large: it waits for this much new data per key, so that
+    checkpoints at most about double what is written."""
+
+    clean_share: float = 0.5
+    """Segments with at least this share of garbage are cleaned without a request."""
 
     # Watches.
 
@@ -143,10 +167,20 @@ class Limits:
     tick_timers: int = 1_000
     """Progress timers that one tick serves."""
 
+    # Connections.
+
+    high_water_bytes: int = 1 << 20
+    """Above this much unsent output the server stops reading from the peer, and streams hold
+    back."""
+
     # Snapshots.
 
     snapshot_chunk_bytes: int = 128 << 10
     """Bytes of a snapshot that one message carries."""
+
+    snapshot_bytes_per_s: int = 64 << 20
+    """Rate of a snapshot to another member. It leaves room on the wire for other messages, and time
+    for the receiver's disk."""
 
 
 DEFAULT_LIMITS = Limits()
@@ -157,6 +191,7 @@ assert _D.pack_bytes <= _D.step_bytes and _D.flush_bytes <= _D.step_bytes
 assert _D.hash_part_versions <= _D.hash_step_versions
 assert _D.event_chunk_bytes <= _D.slice_bytes <= _D.step_bytes
 assert _D.slice_bytes <= _D.response_bytes
+assert _D.response_bytes <= _D.high_water_bytes <= _D.max_answer_bytes
 assert _D.match_step_events <= _D.max_events_at_once
 assert _D.send_step_watches <= _D.max_sends_at_once
 assert _D.max_watches_per_stream <= _D.max_watches

@@ -116,7 +116,7 @@ class Member:
         state = State(store, self.identity, self.metrics, clock, self._propose_own, options)
         self.state = state
         self.maintenance = Maintenance(state, self._propose_own, options.checkpoint_bytes)
-        self.peers = Peers(Local(self.identity, self, self.metrics, clock))
+        self.peers = Peers(Local(self.identity, self, self.metrics, clock, store.limits))
         self.peers.update(state.membership.members or {other.ID: other for other in members})
         directory, received = store.directory, self.snapshot_received
         self.incoming = Incoming(store.disk, directory, raft, self.run_task, received, self.metrics)

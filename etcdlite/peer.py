@@ -72,6 +72,7 @@ from etcdlite.frames import (
     ProtocolError,
 )
 from etcdlite.identity import Identity
+from etcdlite.limits import Limits
 from etcdlite.metrics import Metrics
 from etcdlite.metrics import Peer as PeerMetrics
 from etcdlite.peer_frames import PeerFrameReader
@@ -95,9 +96,6 @@ MAX_UNKNOWN_FRAME_BYTES = 64 << 10
 
 MAX_UNSENT_BYTES = 32 << 20
 """More than consensus has in flight to one member."""
-
-SNAPSHOT_BYTES_PER_S = 64 << 20
-"""A snapshot leaves the other members room on the wire, and the receiver's disk time to write."""
 
 PING_INTERVAL_S = 0.5
 SILENCE_S = 3.0
@@ -166,11 +164,13 @@ class Local:
         events: PeerEvents,
         metrics: Metrics,
         clock: Callable[[], float],
+        limits: Limits,
     ) -> None:
         self.identity = identity
         self.events = events
         self.metrics = metrics
         self.clock = clock
+        self.limits = limits
         self.is_stopping = False
         """This member shuts down: the loss of a connection is not logged any more."""
 
@@ -534,9 +534,9 @@ class SnapshotDial(Dial):
 
     def tick(self, now: float) -> None:
         super().tick(now)
+        bytes_per_s = self.local.limits.snapshot_bytes_per_s
         self._allowance = min(
-            SNAPSHOT_BYTES_PER_S * 0.25,
-            self._allowance + (now - self._refilled_at) * SNAPSHOT_BYTES_PER_S,
+            bytes_per_s * 0.25, self._allowance + (now - self._refilled_at) * bytes_per_s
         )
         self._refilled_at = now
         if self.has_more:

@@ -35,7 +35,7 @@ from etcdlite.options import Options
 from etcdlite.raft import LOG_TAIL_BYTES, Raft
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.replica.maintenance import AutoCompaction
-from etcdlite.session import HIGH_WATER_BYTES, Session
+from etcdlite.session import Session
 from etcdlite.storage.disk import Disk
 from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial
 from etcdlite.urls import format_address
@@ -538,12 +538,13 @@ class Server:
 
     def _watch_socket(self, connection: Connection) -> None:
         session = connection.session
-        mask = selectors.EVENT_WRITE if session.outbox.is_stuck else 0
+        outbox = session.outbox
+        mask = selectors.EVENT_WRITE if outbox.is_stuck else 0
         # Requests of a client that does not read its answers are not read either.
         if (
             not session.is_closing
             and not session.is_full
-            and (session.outbox.unsent_bytes <= HIGH_WATER_BYTES or session.reads_always)
+            and (outbox.unsent_bytes <= outbox.high_water_bytes or session.reads_always)
             and (self._stopping_since is None or session.is_served_to_the_end)
         ):
             mask |= selectors.EVENT_READ

@@ -28,8 +28,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-HIGH_WATER_BYTES = 1 << 20
-"""Above this much unsent output the server stops reading from the peer, and streams hold back."""
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 
 MAX_HELD_BYTES = 16 << 20
 """Above this much output held back by flow control, streams hold back."""
@@ -62,11 +61,16 @@ class Outbox:
 
     __slots__ = (
         "_clock", "_held_moved_at", "_moved_at", "_on_output", "_period_began", "_period_bytes",
-        "_rest", "_session", "held_bytes", "min_bytes_per_s", "parts", "unsent_bytes",
+        "_rest", "_session", "held_bytes", "high_water_bytes", "min_bytes_per_s", "parts",
+        "unsent_bytes",
     )  # fmt: skip
 
     def __init__(
-        self, session: Any, on_output: Callable[[Any], None], clock: Callable[[], float]
+        self,
+        session: Any,
+        on_output: Callable[[Any], None],
+        clock: Callable[[], float],
+        high_water_bytes: int,
     ) -> None:
         """`on_output` is called with `session`."""
         self.parts: list[bytes | memoryview] = []
@@ -74,6 +78,8 @@ class Outbox:
         """Bytes in `parts`, and bytes taken but not sent yet."""
         self.held_bytes = 0
         """Bytes held back by flow control; not part of `unsent_bytes`."""
+        self.high_water_bytes = high_water_bytes
+        """Above this much in `unsent_bytes`, streams hold back."""
         self.min_bytes_per_s = MIN_SENT_BYTES_PER_S
         self._session = session
         self._on_output = on_output
@@ -84,7 +90,7 @@ class Outbox:
         self._moved_at = self._period_began = 0.0
         self._period_bytes = 0
         self._held_moved_at = 0.0
-        """When flow control last released something, while more than `HIGH_WATER_BYTES` is held."""
+        """When flow control last released something, while more than `high_water_bytes` is held."""
 
     # For the protocol.
 
@@ -100,7 +106,7 @@ class Outbox:
 
     def hold(self, size_bytes: int) -> None:
         """Count output that flow control holds back."""
-        if self.held_bytes <= HIGH_WATER_BYTES:
+        if self.held_bytes <= self.high_water_bytes:
             self._held_moved_at = self._clock()
         self.held_bytes += size_bytes
 
@@ -121,7 +127,7 @@ class Outbox:
     @property
     def is_blocked(self) -> bool:
         """The peer does not read its output: streams hold back."""
-        return self.unsent_bytes > HIGH_WATER_BYTES or self.held_bytes > MAX_HELD_BYTES
+        return self.unsent_bytes > self.high_water_bytes or self.held_bytes > MAX_HELD_BYTES
 
     # For the owner.
 
@@ -159,7 +165,10 @@ class Outbox:
 
     def problem(self, now: float) -> str:
         """Why the connection must be closed; empty if the peer is fast enough."""
-        if self.held_bytes > HIGH_WATER_BYTES and now - self._held_moved_at > STALLED_TIMEOUT_S:
+        if (
+            self.held_bytes > self.high_water_bytes
+            and now - self._held_moved_at > STALLED_TIMEOUT_S
+        ):
             return "it does not read its answers"
         if self._rest is None:
             return ""
@@ -265,10 +274,15 @@ class Session:
     is_served_to_the_end = False
     """Read input while the server stops."""
 
-    def __init__(self, on_output: Callable[[Any], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        on_output: Callable[[Any], None],
+        clock: Callable[[], float],
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
         """`on_output` is called with the session when it has output or must be closed. `clock`
         returns monotonic seconds."""
-        self.outbox = Outbox(self, on_output, clock)
+        self.outbox = Outbox(self, on_output, clock, limits.high_water_bytes)
         self.inbox = Inbox(clock)
         self.is_open = False
         """The peer opened the protocol, and may be idle from now on."""
@@ -295,7 +309,7 @@ class Session:
         """The peer does not read its output: streams hold back until `unblocked`."""
         # Inlined from `Outbox.is_blocked`, because every range asks.
         outbox = self.outbox
-        return outbox.unsent_bytes > HIGH_WATER_BYTES or outbox.held_bytes > MAX_HELD_BYTES
+        return outbox.unsent_bytes > outbox.high_water_bytes or outbox.held_bytes > MAX_HELD_BYTES
 
     @property
     def is_idle(self) -> bool:

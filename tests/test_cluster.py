@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from sim.world import Node, World
 
-from etcdlite import frames, log, methods, peer, proto
+from etcdlite import frames, log, methods, proto
 from etcdlite.errors import EtcdError, error
+from etcdlite.limits import Limits
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
 from etcdlite.wire import api, streams
 
@@ -562,10 +563,10 @@ def test_a_leader_whose_disk_rots_does_not_hand_that_on() -> None:
 # --- In the middle of something --------------------------------------------------------------
 
 
-def behind(seed: int = 1) -> tuple[Cluster, Node, Node]:
+def behind(seed: int = 1, **options: Any) -> tuple[Cluster, Node, Node]:
     """A cluster with megabytes of data, its leader, and a follower that is down and so far behind
     that it needs a snapshot."""
-    cluster = Cluster(seed=seed, **SMALL)
+    cluster = Cluster(seed=seed, **SMALL, **options)
     client, world, leader = cluster.client, cluster.world, cluster.leader
     away = cluster.followers[0]
     for number in range(1000):
@@ -620,14 +621,11 @@ def test_a_snapshot_that_nobody_fetches_is_given_up() -> None:
     caught_up(cluster, away)
 
 
-def test_leadership_that_leaves_and_returns_ends_the_snapshot_that_is_sent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_leadership_that_leaves_and_returns_ends_the_snapshot_that_is_sent() -> None:
     for seed in range(6):
-        cluster, leader, away = behind(seed)
+        cluster, leader, away = behind(seed, limits=Limits(snapshot_bytes_per_s=1 << 20))
         world, client = cluster.world, cluster.client
         other = next(node for node in cluster.followers if node is not away)
-        monkeypatch.setattr(peer, "SNAPSHOT_BYTES_PER_S", 1 << 20)
         away.start()
         for target, former in ((other, leader), (leader, other)):
             world.run_until(lambda a=away: a.member.incoming.offset > 0)  # type: ignore[misc]

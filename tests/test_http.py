@@ -33,7 +33,7 @@ from rigs.wire import take_output
 
 from etcdlite import json_mapping, methods, proto
 from etcdlite.errors import EtcdError, error
-from etcdlite.session import HIGH_WATER_BYTES
+from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.wire import gateway
 from etcdlite.wire.http import (
     BODY_TIMEOUT_S,
@@ -50,6 +50,7 @@ from etcdlite.wire.site import Site
 
 FOO = base64.b64encode(b"foo").decode()
 BAR = base64.b64encode(b"bar").decode()
+HIGH_WATER_BYTES = DEFAULT_LIMITS.high_water_bytes
 EVERYTHING = {"key": "AA==", "range_end": "AA=="}
 
 _NUMBERS = {name: method.number for name, method in methods.METHOD_BY_NAME.items()}

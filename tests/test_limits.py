@@ -22,8 +22,9 @@ from etcdlite.client import (
     TooManyOps,
 )
 from etcdlite.frames import FRAME, HANDSHAKE, MAGIC
+from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.member import SLICE_S
-from etcdlite.session import HANDSHAKE_TIMEOUT_S, HIGH_WATER_BYTES
+from etcdlite.session import HANDSHAKE_TIMEOUT_S
 from etcdlite.wire.native import MAX_OPEN_REQUESTS, NativeSession
 
 MAX_REQUEST_BYTES = 1_572_864
@@ -436,7 +437,7 @@ def test_a_slow_watcher_misses_nothing(full):
                 ]
             )
         revision = client.status().revision
-    assert 30 * 100 * BIG_VALUE_BYTES > HIGH_WATER_BYTES
+    assert DEFAULT_LIMITS.high_water_bytes < 30 * 100 * BIG_VALUE_BYTES
     revisions = []
     while not revisions or revisions[-1] < revision:
         response = proto.WatchResponse.decode(raw.receive()[3])

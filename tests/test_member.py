@@ -13,12 +13,10 @@ from test_recovery import live
 
 from etcdlite import backup, log, member, methods, proto
 from etcdlite.errors import error
-from etcdlite.limits import Limits
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.ranges import AnswerTooLarge
 from etcdlite.replica import alarms
-from etcdlite.replica import reads as reading
 from etcdlite.replica import writes as writing
-from etcdlite.replica.state import APPLIES_PER_CHECK
 from etcdlite.storage.data import OFFSET_MASK, DataDamaged, segment_name
 from etcdlite.storage.index import HEAD, PAST
 from etcdlite.wire import streams
@@ -530,7 +528,7 @@ def test_a_large_write_reaches_the_file_in_parts(monkeypatch: pytest.MonkeyPatch
         data, "append_mark", lambda *mark: (marks.append(data.offset - data.flushed), real(*mark))
     )
     rig.ask(proto.DeleteRangeRequest(key=b"k", range_end=b"l"))
-    assert len(marks) == 1 and marks[0] < 2000 + 200 * APPLIES_PER_CHECK, marks
+    assert len(marks) == 1 and marks[0] < 2000 + 200 * DEFAULT_LIMITS.apply_step_ops, marks
     rig = MemberRig(rig.disk.power_loss() if isinstance(rig.disk, FaultyDisk) else None)
     rig.settle()
     assert rig.member.state.store.index.count(b"\0", None) == 0
@@ -683,7 +681,7 @@ def test_a_hundred_thousand_leases_expire_in_turns_of_bounded_work() -> None:
                 break
     assert store.revision == revision + leases, "one revision for each lease"
     assert len(rig.member.state.lessor) == 0
-    assert most_deleted <= 21 * APPLIES_PER_CHECK
+    assert most_deleted <= 21 * DEFAULT_LIMITS.apply_step_ops
     assert most_looks < 500
 
 
@@ -720,7 +718,7 @@ def test_reads_that_nobody_waits_for_any_more_are_left_out() -> None:
     rig = filled(3000)
     rig.pace_s = 0.0005
     everything = proto.RangeRequest(key=b"\0", range_end=b"\0", serializable=True)
-    reads = [rig.send(everything) for _ in range(3 * reading.MAX_SLOW_READS)]
+    reads = [rig.send(everything) for _ in range(3 * DEFAULT_LIMITS.max_slow_reads)]
     rig.turn()
     rig.turn()
     assert not rig.member.is_idle

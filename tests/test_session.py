@@ -9,10 +9,10 @@ from rigs.lone_member import LoneMember
 from rigs.wire import take_output
 
 from etcdlite import frames, proto
+from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.methods import PUT, WATCH
 from etcdlite.session import (
     HANDSHAKE_TIMEOUT_S,
-    HIGH_WATER_BYTES,
     MAX_HELD_BYTES,
     MIN_SENT_BYTES_PER_S,
     RATE_PERIOD_S,
@@ -78,7 +78,7 @@ def test_what_the_kernel_does_not_take_is_taken_again_first(plain: Plain) -> Non
 
 
 def test_a_session_is_blocked_above_its_marks(plain: Plain) -> None:
-    plain.outbox.append(bytes(HIGH_WATER_BYTES))
+    plain.outbox.append(bytes(DEFAULT_LIMITS.high_water_bytes))
     assert not plain.is_blocked and not plain.outbox.is_blocked
     plain.outbox.append(b"x")
     assert plain.is_blocked and plain.outbox.is_blocked
@@ -126,7 +126,7 @@ def test_a_connection_with_nothing_to_send_may_be_silent_for_ever(plain: Plain) 
 
 
 def test_what_flow_control_keeps_back_is_given_up_if_none_of_it_moves(plain: Plain) -> None:
-    plain.outbox.hold(HIGH_WATER_BYTES + 2)
+    plain.outbox.hold(DEFAULT_LIMITS.high_water_bytes + 2)
     assert not plain.wait(STALLED_TIMEOUT_S - 1).is_aborted
     plain.outbox.release(1)
     assert not plain.wait(STALLED_TIMEOUT_S - 1).is_aborted

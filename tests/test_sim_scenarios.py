@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from sim.mutations import Mutation, prepare
-from sim.simulation import LIMITS, Failure
+from sim.simulation import Failure
 from test_cluster import SMALL, Asker, Cluster, state
 
 from etcdlite import proto
@@ -68,8 +68,8 @@ def test_15220_progress_is_not_told_ahead_of_the_events() -> None:
         load={"watches": 3, "slow": 1.0, "put": 80.0},
         faults={"hang_up": 30.0},
         tunables={
-            ("etcdlite.wire.native", "HIGH_WATER_BYTES"): 2000,
-            (LIMITS, "slice_bytes"): 200,
+            "high_water_bytes": 2000,
+            "slice_bytes": 200,
         },
     )
 
@@ -127,7 +127,7 @@ def test_17529_a_starved_stream_loses_no_event() -> None:
     aim(
         load={"watches": 3, "slow": 1.0, "put": 80.0, "delete": 20.0},
         faults={"away": 20.0, "slow_way": 20.0},
-        tunables={("etcdlite.wire.native", "HIGH_WATER_BYTES"): 2000},
+        tunables={"high_water_bytes": 2000},
     )
 
 

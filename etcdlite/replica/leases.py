@@ -11,9 +11,6 @@ from etcdlite.replica.writes import Writes
 REVOKES_PER_TICK = 1000
 """Expired leases proposed for revocation at once."""
 
-CHECKPOINT_LEASES_INTERVAL_S = 300.0
-"""How often the leader writes down the remaining time of long leases (as in etcd)."""
-
 CHECKPOINT_LEASES = 1000
 """Leases in one checkpoint."""
 
@@ -24,6 +21,7 @@ class LeaseKeeper:
     def __init__(self, state: State, writes: Writes) -> None:
         self._state = state
         self._writes = writes
+        self._checkpoint_interval_s = state.store.limits.lease_checkpoint_interval_s
         self._checkpointed_at = state.clock()
         self._checkpoint_index = 0
         """The entry of the last checkpoint that was proposed here."""
@@ -44,12 +42,12 @@ class LeaseKeeper:
             self._writes.propose_once(
                 [(LEASE_REVOKE, proto.LeaseRevokeRequest(ID=lease_id)) for lease_id in expired]
             )
-        if now - self._checkpointed_at >= CHECKPOINT_LEASES_INTERVAL_S:
+        if now - self._checkpointed_at >= self._checkpoint_interval_s:
             self._checkpointed_at = now
             self._checkpoint(now)
 
     def _checkpoint(self, now: float) -> None:
-        due = self._state.lessor.checkpoints(now, CHECKPOINT_LEASES_INTERVAL_S)
+        due = self._state.lessor.checkpoints(now, self._checkpoint_interval_s)
         for at in range(0, len(due), CHECKPOINT_LEASES):
             checkpoints = [
                 proto.LeaseCheckpoint(ID=lease_id, remaining_TTL=remaining_s)
@@ -66,5 +64,5 @@ class LeaseKeeper:
         return lessor.is_checkpointed(lease_id) or (
             self._state.store.applied_index < self._checkpoint_index
             and lessor.exists(lease_id)
-            and lessor.ttl_s(lease_id) > CHECKPOINT_LEASES_INTERVAL_S
+            and lessor.ttl_s(lease_id) > self._checkpoint_interval_s
         )

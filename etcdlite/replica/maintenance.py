@@ -22,15 +22,8 @@ from etcdlite.storage import cleaning
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
 from etcdlite.storage.steps import Job
 
-CLEAN_SHARE = 0.5
-"""Segments with at least this share of garbage are cleaned without being asked."""
-
 DEFRAGMENT_SHARE = 0.05
 """Segments with less garbage than this are not worth a defragmentation."""
-
-CHECKPOINT_BYTES_PER_KEY = 64
-"""A checkpoint of many keys is large: it is written when at least this much per key is new, so that
-checkpoints at most about double what is written."""
 
 MAXCOMPACTION_INTERVAL_S = 3600.0
 REVISION_MODE_INTERVAL_S = 300.0
@@ -123,13 +116,13 @@ class Maintenance:
         store = self._state.store
         if self._waiting_defragment:
             return self._defragment()
-        least_bytes = len(store.index.heads) * CHECKPOINT_BYTES_PER_KEY
+        least_bytes = len(store.index.heads) * store.limits.checkpoint_bytes_per_key
         # Writes that change nothing (a compare that fails) make the log grow, but not the data.
         new_bytes = max(store.bytes_since_checkpoint, self.logged_bytes)
         if self.wants_checkpoint or new_bytes > max(self.checkpoint_bytes, least_bytes):
             self.wants_checkpoint = False
             return self._checkpoint()
-        segment = cleaning.segment_to_clean(store, CLEAN_SHARE)
+        segment = cleaning.segment_to_clean(store, store.limits.clean_share)
         return self._clean(segment) if segment is not None else None
 
     @property

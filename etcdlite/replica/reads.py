@@ -29,12 +29,6 @@ from etcdlite.request import Session, Steps, Waiter, fail_all
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.steps import join_steps
 
-READS_PER_CHECK = 128
-"""Quick reads answered between two looks at the clock."""
-
-MAX_SLOW_READS = 4
-"""Reads in slices that are under way at once; each may hold a large answer in the making."""
-
 READ_RETRY_S = 0.5
 """When another round is begun for reads whose round was not confirmed."""
 
@@ -177,7 +171,8 @@ class Reads:
             self._continue_slow()
 
     def _serve_ready(self) -> None:
-        applied = self._state.store.applied_index
+        store = self._state.store
+        applied, step_reads = store.applied_index, store.limits.serve_step_reads
         for _ in range(len(self.ready)):
             index, reads = self.ready.popleft()
             if index > applied:
@@ -185,7 +180,7 @@ class Reads:
                 continue
             for at, read in enumerate(reads, 1):
                 quick = self._serve(read)
-                if (not quick or at % READS_PER_CHECK == 0) and self._slice_is_over():
+                if (not quick or at % step_reads == 0) and self._slice_is_over():
                     if at < len(reads):
                         self.ready.appendleft((0, reads[at:]))
                     return
@@ -222,7 +217,7 @@ class Reads:
         else:
             steps = READERS[method](state, request)
         if not _advance(steps, read):
-            if len(self.slow) < MAX_SLOW_READS:
+            if len(self.slow) < state.store.limits.max_slow_reads:
                 self.slow.append((steps, read))
             else:
                 steps.close()
@@ -230,6 +225,7 @@ class Reads:
         return False
 
     def _continue_slow(self) -> None:
+        max_slow_reads = self._state.store.limits.max_slow_reads
         while self.slow:
             steps, read = self.slow.popleft()
             session, request_id, method, _ = read
@@ -239,7 +235,7 @@ class Reads:
                 session.reply(request_id, method, b"")
             elif not _advance(steps, read):
                 self.slow.append((steps, read))
-            while self._unstarted and len(self.slow) < MAX_SLOW_READS:
+            while self._unstarted and len(self.slow) < max_slow_reads:
                 self._serve(self._unstarted.popleft())
             if self._slice_is_over():
                 return

@@ -39,9 +39,6 @@ from etcdlite.replica.membership import CHANGES, Membership
 from etcdlite.request import Session, Steps, Waiter
 from etcdlite.storage.data import LEASE
 
-APPLIES_PER_CHECK = 128
-"""Operations applied between two looks at the clock."""
-
 DELETES_PER_STEP = 128
 """Keys of a lease deleted in a slice."""
 
@@ -96,12 +93,12 @@ class State:
         metrics = self.metrics
         header = self.identity.header
         alarms = self.alarms.kinds
-        check = APPLIES_PER_CHECK
+        step_ops = check = store.limits.apply_step_ops
         failed: list[int] = []
         for session, request_id, method, request in requests:
             check -= 1
             if check <= 0:
-                check = APPLIES_PER_CHECK
+                check = step_ops
                 yield
             try:
                 if alarms and (refused := refusal(alarms, method, request)) is not None:

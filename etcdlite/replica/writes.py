@@ -41,9 +41,6 @@ from etcdlite.replica.entry import (
 from etcdlite.replica.state import State
 from etcdlite.request import Done, Session, Waiter, fail_all
 
-MAX_ENTRY_BYTES = 1 << 20
-"""A batch is cut into entries of about this size; one larger request still goes alone."""
-
 MAX_PROPOSED_BYTES = 64 << 20
 """Writes that are taken and not applied yet; more are answered "too many requests"."""
 
@@ -211,12 +208,13 @@ class Writes:
         """Make entries of the writes that came since the last turn."""
         waiters, frames = self._new, self._new_frames
         self._new, self._new_frames = [], []
-        if sum(map(len, frames)) <= MAX_ENTRY_BYTES:
+        entry_bytes = self._state.store.limits.entry_bytes
+        if sum(map(len, frames)) <= entry_bytes:
             self._propose_entry(ENTRY_NORMAL, waiters, frames)
             return
         start = size = 0
         for at, frame in enumerate(frames):
-            if size and size + len(frame) > MAX_ENTRY_BYTES:
+            if size and size + len(frame) > entry_bytes:
                 self._propose_entry(ENTRY_NORMAL, waiters[start:at], frames[start:at])
                 start, size = at, 0
             size += len(frame)

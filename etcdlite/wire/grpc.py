@@ -39,7 +39,7 @@ from etcdlite.methods import RANGE
 from etcdlite.metrics import ClientRequests, Metrics, Rpc
 from etcdlite.proto import DecodeError
 from etcdlite.ranges import AnswerTooLarge
-from etcdlite.session import HIGH_WATER_BYTES, MAX_UNSENT_BYTES, partial_timeout_s
+from etcdlite.session import MAX_UNSENT_BYTES, partial_timeout_s
 from etcdlite.wire import api, health, reflection
 from etcdlite.wire.api import Handler
 from etcdlite.wire.calls import Call, Calls
@@ -321,10 +321,10 @@ class GrpcSession(Connection, ClientSession):
     streams: dict[int, _Stream]  # type: ignore[assignment]
 
     def __init__(
-        self, member: Member, on_output: Callable[[GrpcSession], None], **limits: Any
+        self, member: Member, on_output: Callable[[GrpcSession], None], **options: Any
     ) -> None:
-        """`limits`: see `http2.Connection`."""
-        super().__init__(on_output, member.clock, **limits)
+        """`options`: see `http2.Connection`."""
+        super().__init__(on_output, member.clock, member.state.store.limits, **options)
         self.member = member
         if _NOWHERE.number not in member.metrics.rpcs:
             count_routes(member.metrics)
@@ -696,8 +696,9 @@ class GrpcSession(Connection, ClientSession):
     def is_stalled(self, request_id: int) -> bool:
         """The client does not read the output of this stream."""
         # The hot path of watches, like `send_message`.
-        if not self.outbox.held_bytes:
-            return self.outbox.unsent_bytes > HIGH_WATER_BYTES
+        outbox = self.outbox
+        if not outbox.held_bytes:
+            return outbox.unsent_bytes > outbox.high_water_bytes
         if self.is_blocked:
             return True
         stream = self.streams.get(request_id)

@@ -50,7 +50,6 @@ from etcdlite.errors import (
 from etcdlite.member import Member
 from etcdlite.methods import RANGE, WATCH
 from etcdlite.metrics import Metrics, Rpc
-from etcdlite.session import HIGH_WATER_BYTES
 from etcdlite.wire import api, exposition, gateway, health
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.health import NOSNIFF, Header
@@ -169,7 +168,7 @@ class HttpSession(ClientSession):
     protocol = "http"
 
     def __init__(self, member: Member, on_output: Callable[[Any], None], site: Site) -> None:
-        super().__init__(on_output, member.clock)
+        super().__init__(on_output, member.clock, member.state.store.limits)
         self.member = member
         self.site = site
         self._conn = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
@@ -564,7 +563,7 @@ class HttpSession(ClientSession):
     def _make(self) -> None:
         """Convert the next pieces of a large answer to JSON."""
         for _ in range(PIECES_PER_TURN):
-            if not self._jobs or self.outbox.unsent_bytes > HIGH_WATER_BYTES:
+            if not self._jobs or self.outbox.unsent_bytes > self.outbox.high_water_bytes:
                 break
             job, size_bytes = self._jobs[0]
             text = next(job, None)
@@ -701,7 +700,8 @@ class HttpSession(ClientSession):
     @property
     def is_blocked(self) -> bool:
         """The client does not read its output: streams hold back."""
-        return self.outbox.unsent_bytes + self._jobs_bytes > HIGH_WATER_BYTES
+        outbox = self.outbox
+        return outbox.unsent_bytes + self._jobs_bytes > outbox.high_water_bytes
 
     @property
     def _is_waiting(self) -> bool:
@@ -718,7 +718,7 @@ class HttpSession(ClientSession):
     @property
     def has_more(self) -> bool:
         """`produce` has work to do now."""
-        if self.outbox.unsent_bytes > HIGH_WATER_BYTES or self.is_closing:
+        if self.outbox.unsent_bytes > self.outbox.high_water_bytes or self.is_closing:
             return False
         return bool(self._jobs) or (self._has_rest and not self._is_waiting) or super().has_more
 

@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.session import MAX_UNSENT_BYTES, Session
 from etcdlite.wire.hpack import (
     MAX_LIST_BYTES,
@@ -240,6 +241,7 @@ class Connection(Session):
         self,
         on_output: Callable[[Any], None],
         clock: Callable[[], float],
+        limits: Limits = DEFAULT_LIMITS,
         *,
         max_streams: int = MAX_STREAMS,
         ping_min_s: float = 5.0,
@@ -249,7 +251,7 @@ class Connection(Session):
         """`max_streams`: open at once. `ping_min_s`: the shortest time between pings of the peer.
         After `keepalive_interval_s` of silence the peer is pinged; if it stays silent for
         `keepalive_timeout_s`, the connection is closed."""
-        super().__init__(on_output, clock)
+        super().__init__(on_output, clock, limits)
         self.is_draining = False
         """GOAWAY was sent: open streams are finished, new ones are refused."""
         self.streams: dict[int, Stream] = {}

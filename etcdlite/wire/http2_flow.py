@@ -5,7 +5,7 @@ for it, and nothing of that stream is held. Otherwise it is held. Held streams t
 each, as windows open. A stream whose own window is exhausted leaves the rotation until that window
 grows, so a larger window of the connection costs nothing for it.
 
-Limits: `flush` sends at most `FRAMES_PER_SLICE` frames, and no more while `HIGH_WATER_BYTES` are
+Limits: `flush` sends at most `FRAMES_PER_SLICE` frames, and no more while `high_water_bytes` are
 unsent; the rest follows in the next turns of the loop. Otherwise a single frame that opens the
 windows of thousands of streams by a byte each would stall the loop.
 """
@@ -16,7 +16,7 @@ import struct
 from collections import deque
 from typing import Any, Protocol
 
-from etcdlite.session import HIGH_WATER_BYTES, Outbox
+from etcdlite.session import Outbox
 
 DEFAULT_WINDOW_BYTES = 65_535
 MAX_WINDOW = 2**31 - 1
@@ -114,8 +114,9 @@ class Flow:
     @property
     def has_more(self) -> bool:
         """`flush` has something to send now."""
+        outbox = self._outbox
         return (
-            bool(self._ready) and self.window > 0 and self._outbox.unsent_bytes <= HIGH_WATER_BYTES
+            bool(self._ready) and self.window > 0 and outbox.unsent_bytes <= outbox.high_water_bytes
         )
 
     def grant(self, stream: Outgoing, size_bytes: int) -> bool:

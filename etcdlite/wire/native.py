@@ -30,7 +30,7 @@ from etcdlite.frames import (
 )
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.proto import DecodeError
-from etcdlite.session import HIGH_WATER_BYTES, MAX_UNSENT_BYTES
+from etcdlite.session import MAX_UNSENT_BYTES
 from etcdlite.wire import api
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.session import ClientSession
@@ -49,7 +49,7 @@ class NativeSession(ClientSession):
     protocol = "native"
 
     def __init__(self, member: Member, on_output: Callable[[Any], None]) -> None:
-        super().__init__(on_output, member.clock)
+        super().__init__(on_output, member.clock, member.state.store.limits)
         self.member = member
         self._max_frame_length = member.options.max_request_bytes + OVERHEAD_BYTES
         self._requests: dict[int, int] = {}
@@ -235,11 +235,13 @@ class NativeSession(ClientSession):
     @property
     def is_blocked(self) -> bool:
         """The peer does not read its output: streams hold back."""
-        return self.outbox.unsent_bytes > HIGH_WATER_BYTES
+        outbox = self.outbox
+        return outbox.unsent_bytes > outbox.high_water_bytes
 
     def is_stalled(self, request_id: int) -> bool:
         """Same as `is_blocked`: native streams have no flow control of their own."""
-        return self.outbox.unsent_bytes > HIGH_WATER_BYTES
+        outbox = self.outbox
+        return outbox.unsent_bytes > outbox.high_water_bytes
 
     @property
     def is_idle(self) -> bool:

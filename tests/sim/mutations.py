@@ -48,7 +48,7 @@ class Mutation:
     mean_pause_s: float = 0.0
     """Between two faults; 0: as drawn."""
     voter_crashes: float = 0.0
-    tunables: dict[tuple[str, str], Any] = field(default_factory=dict)
+    tunables: dict[str, Any] = field(default_factory=dict)
 
 
 class Patch:
@@ -291,7 +291,7 @@ def _log_is_released_too_early(patch: Patch) -> None:
     checkpoint = maintenance.Maintenance._checkpoint
 
     def hasty(self: Any) -> Any:
-        store = self._member.state.store
+        store = self._state.store
         self.released = (store.applied_index, store.applied_term)
         yield from checkpoint(self)
 
@@ -508,7 +508,7 @@ def _watch_does_not_start_at_its_revision(patch: Patch) -> None:
 
 @mutation(
     load={"watches": 3.0, "slow": 1.0},
-    tunables={("etcdlite.wire.native", "HIGH_WATER_BYTES"): 2000},
+    tunables={"high_water_bytes": 2000},
 )
 def _progress_is_told_though_events_are_missing(patch: Patch) -> None:
     def hasty(self: Any) -> None:

@@ -11,11 +11,9 @@ see it again.
 
 from __future__ import annotations
 
-import importlib
 import random
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from etcdlite import frames, proto
@@ -44,32 +42,30 @@ LEASES_END_S = MAX_TTL_S + 12.0
 HASH_INTERVAL_S = 1.0
 TAIL_LINES = 40
 
-LIMITS = "etcdlite.limits"
-"""In `TUNABLES`: the name is that of a field of `Limits`, which the members are given."""
-
-TUNABLES: list[tuple[str, str, tuple[Any, ...]]] = [
-    ("etcdlite.replica.state", "APPLIES_PER_CHECK", (1, 2, 128)),
-    ("etcdlite.replica.reads", "READS_PER_CHECK", (1, 128)),
-    ("etcdlite.replica.writes", "MAX_ENTRY_BYTES", (300, 1 << 20)),
-    ("etcdlite.replica.leases", "CHECKPOINT_LEASES_INTERVAL_S", (2.0, 300.0)),
-    ("etcdlite.replica.reads", "MAX_SLOW_READS", (1, 4)),
-    (LIMITS, "range_step_keys", (1, 3, 256)),
-    (LIMITS, "event_step_events", (1, 256)),
-    (LIMITS, "clean_step_records", (1, 4, 128)),
-    (LIMITS, "delete_step_keys", (1, 2, 128)),
-    (LIMITS, "hash_step_versions", (2, 256)),
-    (LIMITS, "execute_step_ops", (1, 16)),
-    (LIMITS, "slice_bytes", (200, 64 * 1024)),
-    (LIMITS, "slice_matches", (1, 20_000)),
-    (LIMITS, "near_revisions", (20, 10_000)),
-    (LIMITS, "response_bytes", (300, 1 << 20)),
-    ("etcdlite.wire.native", "HIGH_WATER_BYTES", (2000, 1 << 20)),
-    (LIMITS, "snapshot_chunk_bytes", (700, 8000, 128 * 1024)),
-    ("etcdlite.peer", "SNAPSHOT_BYTES_PER_S", (1_000_000, 64 << 20)),
-    ("etcdlite.replica.maintenance", "CHECKPOINT_BYTES_PER_KEY", (1, 64)),
-    ("etcdlite.replica.maintenance", "CLEAN_SHARE", (0.2, 0.5)),
-]
-"""Limits that are made small, so that what they bound happens often: (module, name, values)."""
+TUNABLES: dict[str, tuple[Any, ...]] = {
+    "apply_step_ops": (1, 2, 128),
+    "serve_step_reads": (1, 128),
+    "entry_bytes": (300, 1 << 20),
+    "lease_checkpoint_interval_s": (2.0, 300.0),
+    "max_slow_reads": (1, 4),
+    "range_step_keys": (1, 3, 256),
+    "event_step_events": (1, 256),
+    "clean_step_records": (1, 4, 128),
+    "delete_step_keys": (1, 2, 128),
+    "hash_step_versions": (2, 256),
+    "execute_step_ops": (1, 16),
+    "slice_bytes": (200, 64 * 1024),
+    "slice_matches": (1, 20_000),
+    "near_revisions": (20, 10_000),
+    "response_bytes": (300, 1 << 20),
+    "high_water_bytes": (2000, 1 << 20),
+    "snapshot_chunk_bytes": (700, 8000, 128 * 1024),
+    "snapshot_bytes_per_s": (1_000_000, 64 << 20),
+    "checkpoint_bytes_per_key": (1, 64),
+    "clean_share": (0.2, 0.5),
+}
+"""Fields of `Limits` that are made small, so that what they bound happens often, and the values to
+choose from. The order is that of the draws: another one changes every trace."""
 
 
 class Failure(Exception):
@@ -114,7 +110,7 @@ class Simulation:
                 "max_apply_bytes": rng.choice((300, 1 << 20)),
             },
         }
-        self.tunables = {(module, name): rng.choice(values) for module, name, values in TUNABLES}
+        self.tunables = {name: rng.choice(values) for name, values in TUNABLES.items()}
         self.load = Load(rng)
         self.oracle = Oracle(world, 2 * self.skew, 500 * self.look_s)
         self.safety = Safety(world, self.oracle)
@@ -154,10 +150,8 @@ class Simulation:
     def run(self, minutes: float = 0.5) -> None:
         """Raises Failure."""
         self.minutes = minutes
-        self.options["limits"] = Limits(
-            **{name: value for (module, name), value in self.tunables.items() if module == LIMITS}
-        )
-        with self.world.isolated(), tuned(self.tunables):
+        self.options["limits"] = Limits(**self.tunables)
+        with self.world.isolated():
             try:
                 self._run(minutes * 60)
             except Violation as violation:
@@ -492,23 +486,6 @@ def buckets_text(store: Any) -> str:
 def hash_of(store: Any, revision: int) -> int:
     with store.disk.observed():
         return int(finish(store.hash_steps(revision)))
-
-
-@contextmanager
-def tuned(values: dict[tuple[str, str], Any]) -> Iterator[None]:
-    """Constants of modules have other values for a while."""
-    saved = []
-    try:
-        for (module_name, name), value in values.items():
-            if module_name == LIMITS:
-                continue
-            module = importlib.import_module(module_name)
-            saved.append((module, name, getattr(module, name)))
-            setattr(module, name, value)
-        yield
-    finally:
-        for module, name, value in reversed(saved):
-            setattr(module, name, value)
 
 
 def fresh_seed() -> int:
