@@ -369,6 +369,16 @@ def test_a_member_with_data_starts_though_its_initial_cluster_does_not_fit(serve
     running.start(foreign)
     assert running.client().get("k").value == b"v"
     assert running.logged("not used, this member has its data")
+    # Other settings that count at the first start only.
+    for flags in (
+        ["--initial-cluster-state=existing", "--initial-cluster-token=another"],
+        ["--initial-advertise-peer-urls=http://10.9.9.9:2380"],
+        ["--discovery-srv=nowhere.invalid"],
+        ["--initial-cluster=a", "--initial-cluster-state=existing"],
+        ["--initial-cluster=default=https://10.0.0.1:2380", "--name=renamed"],
+    ):
+        running.restart(*flags)
+        assert running.client().get("k").value == b"v", flags
     new = server(start=False)
     new.spawn(foreign)
     assert new.wait() == 2
