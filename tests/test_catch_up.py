@@ -118,6 +118,36 @@ def test_a_member_that_receives_a_snapshot_refuses_to_serve_its_old_state() -> N
     assert served == sorted(served)
 
 
+def answer(script: health.Script) -> int:
+    """The status of a health check whose reads succeed."""
+    try:
+        next(script)
+        while True:
+            script.send(None)
+    except StopIteration as done:
+        return int(done.value[0])
+
+
+def test_checks_keep_clients_away_but_do_not_have_a_member_restarted(cluster: Cluster) -> None:
+    member = cluster.followers[0].member
+    counts = health.HealthCounts()
+
+    def status() -> list[int]:
+        this_one = {"serializable": ["true"]}
+        return [
+            answer(health.serve_health(member, counts, this_one)),
+            answer(health.serve_checks(member, counts, "/livez", {})),
+            answer(health.serve_checks(member, counts, "/readyz", {})),
+        ]
+
+    assert status() == [200, 200, 200]
+    member.catch_up.await_snapshot(1 << 40)
+    assert status() == [200, 200, 503]
+    # It has never had the data of its cluster.
+    member.catch_up.is_over = False
+    assert status() == [503, 200, 503]
+
+
 def test_a_learner_that_is_ready_has_everything_and_can_be_promoted(cluster_live: Any) -> None:
     one = cluster_live(1, *SMALL_FILES)
     with one.members["m1"].client() as client:

@@ -79,8 +79,9 @@ def serve_health(member: Member, counts: HealthCounts, query: Query) -> Script:
     if not reason and not is_serializable and not member.raft.leader:
         reason = "RAFT NO LEADER"
     if not reason:
-        failure = behind(member) if is_serializable else None
-        failure = failure or (yield is_serializable)
+        # Later on this must not fail because of a snapshot: it is also used to restart a member.
+        is_starting = member.catch_up.is_behind and not member.catch_up.is_over
+        failure = behind_error() if is_starting else (yield is_serializable)
         reason = f"RANGE ERROR:{failure}" if failure else ""
     health = "false" if reason else "true"
     body = f'{{"health":"{health}","reason":{json_mapping.string(reason)}}}'
@@ -99,11 +100,6 @@ def _alarm(member: Member, excluded: Collection[str]) -> str:
         if name not in excluded:
             return f"ALARM {name if name in proto.ENUMS['AlarmType'] else 'UNKNOWN'}"
     return ""
-
-
-def behind(member: Member) -> EtcdError | None:
-    """Why a serializable read is refused now, or None."""
-    return behind_error() if member.catch_up.is_behind else None
 
 
 def serve_checks(member: Member, counts: HealthCounts, path: str, query: Query) -> Script:
@@ -125,8 +121,9 @@ def serve_checks(member: Member, counts: HealthCounts, path: str, query: Query) 
         elif name == "linearizable_read" and not member.raft.leader:
             problem = str(error("NoLeader"))  # Do not wait for an election.
         else:
-            failure = behind(member) if name == "serializable_read" else None
-            problem = str(failure or (yield name == "serializable_read") or "")
+            problem = str((yield name == "serializable_read") or "")
+            if kind == "readyz" and member.catch_up.is_behind:
+                problem = problem or str(behind_error())
         lines += f"[-]{name} failed: {problem}\n" if problem else f"[+]{name} ok\n"
         if problem:
             failed.append(f"{name}: {problem}")
