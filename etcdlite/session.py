@@ -36,6 +36,9 @@ MAX_HELD_BYTES = 16 << 20
 MAX_UNSENT_BYTES = 64 << 20
 """Above this much waiting output, a client that asks for more is dropped."""
 
+TAKEN_BYTES = 1 << 20
+"""About this much output of a connection is copied and sent in one turn."""
+
 HANDSHAKE_TIMEOUT_S = 10.0
 """A peer must open the protocol within this time."""
 
@@ -141,10 +144,28 @@ class Outbox:
         the rest."""
         rest = self._rest
         if rest is None:
-            rest = self._rest = b"".join(self.parts)
-            self.parts.clear()
+            parts = self.parts
+            if self.unsent_bytes > TAKEN_BYTES and len(parts) > 1:
+                rest = self._take_some()
+            else:
+                rest = b"".join(parts)
+                parts.clear()
+            self._rest = rest
             self._period_began = 0.0
         return rest
+
+    def _take_some(self) -> bytes:
+        """About `TAKEN_BYTES` of the output, at least one part."""
+        parts = self.parts
+        size = count = 0
+        for part in parts:
+            if count and size + len(part) > TAKEN_BYTES:
+                break
+            size += len(part)
+            count += 1
+        taken = b"".join(parts[:count])
+        del parts[:count]
+        return taken
 
     def sent(self, size_bytes: int) -> None:
         """The kernel accepted this many of the bytes that `take` returned."""

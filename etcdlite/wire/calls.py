@@ -11,11 +11,13 @@ is woken, so that a client that does not read occupies no memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Protocol
 
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
+
+PIECES_PER_SLICE = 4
+"""Pieces of answers that one call of `Calls.produce` makes."""
 
 
 class CallOwner(Protocol):
@@ -33,14 +35,21 @@ class CallOwner(Protocol):
     def is_stalled(self, request_id: int) -> bool:
         """The client does not read the output of this call."""
 
+    @property
+    def is_blocked(self) -> bool:
+        """The client does not read the output of any call."""
+
+    def resume(self, request_id: int) -> None:
+        """This call has something to produce."""
+
 
 class Call:
     """One call in progress."""
 
-    produces = False
-    """Call `produce` whenever there is time and `is_ready` is true."""
-    is_ready = True
-    """`produce` has work to do. Whatever makes this true also sends something."""
+    is_ready = False
+    """`produce` has work to do. `resume` makes it true."""
+    wakes = False
+    """Call `wake` when the client reads any of its output again."""
     ticks = False
     """Call `tick` several times a second."""
 
@@ -55,6 +64,11 @@ class Call:
 
     def finish(self) -> None:
         """The client closed its sending side."""
+
+    def resume(self) -> None:
+        """Have `produce` called, a piece at a time, until the call is closed."""
+        self.is_ready = True
+        self.owner.resume(self.request_id)
 
     def produce(self) -> None:
         """Send a piece. Not called while the call is blocked. Raises EtcdError."""
@@ -82,13 +96,19 @@ class Call:
 
 
 class Calls:
-    """The calls of one session."""
+    """The calls of one session.
+
+    Calls that produce take turns. One that the client does not read leaves the rotation until it is
+    woken, so that open calls cost nothing while they wait.
+    """
 
     def __init__(self, member: Member, owner: CallOwner) -> None:
         self._member = member
         self._owner = owner
         self._open: dict[int, Call] = {}
-        self._producing: dict[int, Call] = {}
+        self._ready: dict[int, Call] = {}
+        """Calls with something to produce, in turn."""
+        self._waking: dict[int, Call] = {}
         self._ticking: dict[int, Call] = {}
 
     def __contains__(self, request_id: int) -> bool:
@@ -97,15 +117,11 @@ class Calls:
     def __len__(self) -> int:
         return len(self._open)
 
-    def __iter__(self) -> Iterator[Call]:
-        """The open calls; they may be closed during the iteration."""
-        return iter(list(self._open.values()))
-
     def open(self, request_id: int, method: int, kind: type[Call]) -> Call:
         call = kind(self._member, self._owner, request_id, method)
         self._open[request_id] = call
-        if call.produces:
-            self._producing[request_id] = call
+        if call.wakes:
+            self._waking[request_id] = call
         if call.ticks:
             self._ticking[request_id] = call
         return call
@@ -125,30 +141,50 @@ class Calls:
         call = self._open.pop(request_id, None)
         if call is None:
             return False
-        self._producing.pop(request_id, None)
+        self._ready.pop(request_id, None)
+        self._waking.pop(request_id, None)
         self._ticking.pop(request_id, None)
         call.close()
         return True
 
+    def resume(self, request_id: int) -> None:
+        """A call has something to produce."""
+        self._ready[request_id] = self._open[request_id]
+
     def wake(self, request_id: int) -> None:
+        """The client reads the output of this call again."""
         call = self._open.get(request_id)
         if call is not None:
+            if call.is_ready:
+                self._ready[request_id] = call
+            call.wake()
+
+    def wake_all(self) -> None:
+        """The client reads again."""
+        for call in list(self._waking.values()):
             call.wake()
 
     @property
     def have_more(self) -> bool:
         """`produce` has work to do now."""
-        return any(call.is_ready and not call.blocked for call in self._producing.values())
+        return bool(self._ready) and not self._owner.is_blocked
 
     def produce(self) -> None:
-        """Let each ready call send a piece of its answer."""
-        for request_id, call in list(self._producing.items()):
-            if not call.is_ready or call.blocked:
+        """Let the next ready calls send a piece of their answers each."""
+        ready = self._ready
+        for _ in range(min(PIECES_PER_SLICE, len(ready))):
+            if self._owner.is_blocked:
+                return
+            request_id, call = next(iter(ready.items()))
+            del ready[request_id]
+            if call.blocked:
                 continue
             try:
                 call.produce()
             except EtcdError as failure:
                 self._owner.fail(request_id, call.method, failure)
+            if request_id in self._open:
+                ready[request_id] = call
 
     def disown(self) -> None:
         """Break the reference cycle with the closed session."""

@@ -275,6 +275,11 @@ class Connection(Session):
         """The last range of stream ids that the peer skipped."""
         self._quiet: dict[int, None] = {}
         self._receive_window = CONNECTION_WINDOW_BYTES
+        # Output.
+        self._released: list[Stream] = []
+        """Streams for which `released` is due."""
+        self._must_unblock = False
+        """`unblocked` is due."""
 
     # Input.
 
@@ -699,7 +704,7 @@ class Connection(Session):
             return
         flow.hold(stream, head, body)
         if flow.has_more:
-            # No call waits for this stream yet, so none must be woken.
+            # The caller is in the middle of something, so the hooks are called in the next turn.
             self._send_held(tells=False)
         if self.outbox.waiting_bytes - size > MAX_UNSENT_BYTES:
             self.abort("it asks for more without reading its answers")
@@ -727,17 +732,16 @@ class Connection(Session):
 
     @property
     def has_more(self) -> bool:
-        return self.flow.has_more or super().has_more
+        return self.flow.has_more or bool(self._released) or super().has_more
 
     def produce(self) -> None:
-        if self.flow.has_more:
+        if self.flow.has_more or self._released:
             self._send_held()
         super().produce()
 
     def _send_held(self, tells: bool = True) -> None:
         """Send held output that the windows allow, for one slice. `tells`: call the hooks."""
         was_blocked = self.is_blocked
-        released = []
         emptied, answers = self.flow.flush()
         self.conduct.answers += answers
         for stream in emptied:
@@ -745,12 +749,16 @@ class Connection(Session):
                 del self.streams[stream.id]
                 self._finish(stream, stream.tail)
             else:
-                released.append(stream)
+                self._released.append(stream)
+        if not tells:
+            self._must_unblock |= was_blocked and not self.is_blocked
+            return
         # Last, because the hooks may send more.
-        if tells:
-            for stream in released:
-                self.released(stream)
-            self.check_unblocked(was_blocked)
+        released, self._released = self._released, []
+        for stream in released:
+            self.released(stream)
+        must_unblock, self._must_unblock = self._must_unblock, False
+        self.check_unblocked(was_blocked or must_unblock)
 
     def reset_stream(self, stream_id: int, code: int) -> None:
         """Reset a stream with an HTTP/2 error code."""

@@ -42,10 +42,13 @@ class ClientSession(Session):
     def produce(self) -> None:
         self.calls.produce()
 
+    def resume(self, request_id: int) -> None:
+        """A call has something to produce."""
+        self.calls.resume(request_id)
+
     def unblocked(self) -> None:
         self.member.unblocked(self)
-        for call in self.calls:
-            call.wake()
+        self.calls.wake_all()
 
     def tick(self, now: float) -> None:
         super().tick(now)

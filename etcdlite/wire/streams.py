@@ -34,6 +34,8 @@ RANGE_CHUNK_BYTES = 256 << 10
 
 
 class WatchCall(Call):
+    wakes = True
+
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         self._stream = member.hub.open(self)
@@ -125,9 +127,6 @@ def snapshot_parts(member: Member) -> Iterator[bytes]:
 
 
 class SnapshotCall(Call):
-    produces = True
-    is_ready = False
-
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         self._parts: Generator[bytes, None, None] | None = None
@@ -137,8 +136,8 @@ class SnapshotCall(Call):
             if self.member.snapshots_sent >= MAX_SNAPSHOTS:
                 raise error("RequestTooManyRequests")
             self.member.snapshots_sent += 1
-            self.is_ready = True
             self._parts = snapshot_parts(self.member)  # type: ignore[assignment]
+            self.resume()
 
     def produce(self) -> None:
         assert self._parts is not None
@@ -162,8 +161,6 @@ class RangeStreamCall(Call):
     call fails, as in etcd. A range that is limited, filtered or counted is sent in one piece.
     """
 
-    produces = True
-    is_ready = False
     is_blocked = False
     """For the member: the reads of this call are small."""
 
@@ -219,7 +216,7 @@ class RangeStreamCall(Call):
         request = self._request
         self._revision = request.revision if request.revision > 0 else store.revision
         self._cursor, self._end = key_range(request.key, request.range_end)
-        self.is_ready = True
+        self.resume()
         self._send(self.member.identity.header(store.revision))
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:

@@ -10,8 +10,11 @@ def take_output(session: Session) -> bytes:
     was_blocked = session.is_blocked
     outbox = session.outbox
     assert sum(map(len, outbox.parts)) == outbox.unsent_bytes, "it counts what waits to be sent"
-    data = bytes(outbox.take())
-    outbox.sent(len(data))
+    data = b""
+    while outbox.parts or outbox.is_stuck:
+        piece = bytes(outbox.take())
+        outbox.sent(len(piece))
+        data += piece
     if was_blocked and not session.is_blocked:
         session.unblocked()
     return data
