@@ -4,6 +4,10 @@ The loop does all protocol and state work. A turn waits for sockets or the next 
 ready socket once, lets the member proceed, hands what must be durable to the log thread, and sends
 each connection its output (`Server._turn`).
 
+No connection holds up the others: reading, processing and producing are cut into slices of time.
+What does not fit waits for the next turn, in which it comes first; so connections take turns.
+Other members come before clients.
+
 Nothing else owns a timer or a signal. What blocks in the kernel runs in threads (`threads.py`) that
 report to the loop. `listeners.py` opens the listening sockets and accepts from them.
 
@@ -38,6 +42,7 @@ from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.session import Session
 from etcdlite.storage.disk import Disk
 from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial
+from etcdlite.turns import Ready, Turns
 from etcdlite.urls import format_address
 from etcdlite.wire import exposition
 from etcdlite.wire.grpc import GrpcSession
@@ -48,8 +53,11 @@ from etcdlite.wire.session import Opening
 from etcdlite.wire.site import Site
 
 RECEIVE_BYTES = 64 * 1024
-RECEIVE_SLICE_S = 0.005
-"""A turn reads from sockets for this long. The other ready sockets wait for the next turn."""
+PIECE_BYTES = 8 * 1024
+"""A client's session gets input in pieces of this size, at least one per slice."""
+
+PRODUCE_SLICE_S = 0.005
+"""A turn produces long answers for this long. The other sessions come first in the next turn."""
 
 SESSION_TICK_S = 0.25
 """How often sessions enforce their deadlines."""
@@ -84,7 +92,7 @@ MIN_SEGMENT_BYTES = 1 << 20
 class Connection:
     """A connected socket and its session."""
 
-    __slots__ = ("mask", "peer", "ready", "session", "site", "sock")
+    __slots__ = ("mask", "peer", "ready", "rest", "session", "site", "sock")
 
     def __init__(self, sock: socket.socket, peer: str, site: Site | None, session: Session) -> None:
         self.sock = sock
@@ -93,9 +101,10 @@ class Connection:
         self.site = site
         """Set on a client's connection, None on a connection between members."""
         self.session = session
-        self.ready: Callable[[int], None]
-        """The selector's callback."""
+        self.ready: Ready
         self.mask = selectors.EVENT_READ
+        self.rest = b""
+        """Input that was read but not processed."""
 
 
 class Server:
@@ -114,7 +123,11 @@ class Server:
         self._sites: dict[str, Site] = {}
         """By purpose of the listener."""
         self._dirty: list[Session] = []
-        self._producing: set[Session] = set()
+        self._producing: dict[Session, None] = {}
+        """Sessions that have more to produce, in turn."""
+        self._turns = Turns(time.monotonic)
+        self._unread: dict[Connection, None] = {}
+        """Connections whose `rest` can be processed."""
         self._done: deque[Any] = deque()
         self._signal = 0
         """The signal that stops the server, once it has come."""
@@ -214,14 +227,14 @@ class Server:
         # While the log thread syncs, background work pauses: the thread needs the interpreter a few
         # times, and a busy loop would delay it each time.
         timeout_s = SAVING_PAUSE_S if member.is_saving else 0.0
-        if not (member.has_work or self._producing):
+        if not (member.has_work or self._producing or self._unread or self._dirty):
             timeout_s = max(0.0, min(self._next_tick, member.wakes_at) - clock())
         ready = self._selector.select(timeout_s)
         began = clock()
-        for key, mask in ready:
-            key.data(mask)
-            if clock() - began > RECEIVE_SLICE_S:
-                break
+        masks = {key.data: mask for key, mask in ready}
+        for connection in self._unread:
+            masks[connection.ready] = masks.get(connection.ready, 0) | selectors.EVENT_READ
+        self._turns.serve(masks, began)
         self._take_results()
         if self._signal and self._stopping_since is None:
             log.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
@@ -437,6 +450,8 @@ class Server:
         self._connections.add(connection)
         self._by_session[connection.session] = connection
         connection.ready = partial(self._ready, connection)
+        if connection.site is None:
+            self._turns.first.add(connection.ready)
         self._selector.register(sock, connection.mask, connection.ready)
 
     def _ready(self, connection: Connection, mask: int) -> None:
@@ -444,6 +459,9 @@ class Server:
         if mask & selectors.EVENT_WRITE:
             self._send(connection)
         if not mask & selectors.EVENT_READ or connection.sock.fileno() < 0:
+            return
+        if connection.rest:
+            self._process(connection)
             return
         try:
             data = connection.sock.recv(RECEIVE_BYTES)
@@ -460,12 +478,38 @@ class Server:
                 return
             data = session.first
             session = self._replace(connection, session)
-        session.receive(data)
+        if len(data) > PIECE_BYTES and connection.site is not None:
+            connection.rest = data
+            self._process(connection)
+        else:
+            session.receive(data)
+            self._received(connection)
+
+    def _process(self, connection: Connection) -> None:
+        """Process the input that was read, for one slice."""
+        session = connection.session
+        data = connection.rest
+        at = 0
+        while at < len(data) and not session.is_closing:
+            session.receive(data[at : at + PIECE_BYTES])
+            at += PIECE_BYTES
+            if not self._may_receive(session) or time.monotonic() > self._turns.share_end:
+                break
+        connection.rest = data[at:]
+        self._received(connection)
+
+    def _received(self, connection: Connection) -> None:
+        session = connection.session
         if session.has_more:
-            self._producing.add(session)
+            self._producing[session] = None
         if session.is_closing and not session.outbox.unsent_bytes:
             self._close(connection)
-        elif session.is_full or session.outbox.is_stuck:
+        elif (
+            session.is_full
+            or session.outbox.is_stuck
+            or connection in self._unread
+            or connection.rest
+        ):
             self._watch_socket(connection)
 
     def _replace(self, connection: Connection, opening: Opening) -> Session:
@@ -495,10 +539,15 @@ class Server:
         return session
 
     def _produce(self) -> None:
-        for session in list(self._producing):
+        producing = self._producing
+        began = time.monotonic()
+        for session in list(producing):
+            producing.pop(session, None)
             session.produce()
-            if not session.has_more:
-                self._producing.discard(session)
+            if session.has_more:
+                producing[session] = None
+            if time.monotonic() - began > PRODUCE_SLICE_S:
+                return
 
     def _send_output(self) -> None:
         dirty = self._dirty[:]
@@ -534,20 +583,27 @@ class Server:
         if was_blocked and not session.is_blocked:
             session.unblocked()
         if session.has_more:
-            self._producing.add(session)
+            self._producing[session] = None
 
-    def _watch_socket(self, connection: Connection) -> None:
-        session = connection.session
+    def _may_receive(self, session: Session) -> bool:
         outbox = session.outbox
-        mask = selectors.EVENT_WRITE if outbox.is_stuck else 0
         # Requests of a client that does not read its answers are not read either.
-        if (
+        return (
             not session.is_closing
             and not session.is_full
             and (outbox.unsent_bytes <= outbox.high_water_bytes or session.reads_always)
             and (self._stopping_since is None or session.is_served_to_the_end)
-        ):
-            mask |= selectors.EVENT_READ
+        )
+
+    def _watch_socket(self, connection: Connection) -> None:
+        session = connection.session
+        mask = selectors.EVENT_WRITE if session.outbox.is_stuck else 0
+        self._unread.pop(connection, None)
+        if self._may_receive(session):
+            if connection.rest:
+                self._unread[connection] = None
+            else:
+                mask |= selectors.EVENT_READ
         if mask == connection.mask:
             return
         if not mask:
@@ -563,7 +619,10 @@ class Server:
             return
         self._connections.discard(connection)
         self._by_session.pop(connection.session, None)
-        self._producing.discard(connection.session)
+        self._producing.pop(connection.session, None)
+        self._unread.pop(connection, None)
+        self._turns.first.discard(connection.ready)
+        connection.rest = b""
         if connection.mask:
             self._selector.unregister(connection.sock)
         connection.sock.close()

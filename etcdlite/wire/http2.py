@@ -275,11 +275,9 @@ class Connection(Session):
         """The last range of stream ids that the peer skipped."""
         self._quiet: dict[int, None] = {}
         self._receive_window = CONNECTION_WINDOW_BYTES
-        # Output.
+        # Hooks that are due: `released` of these streams; `unblocked`, unless still blocked.
         self._released: list[Stream] = []
-        """Streams for which `released` is due."""
         self._must_unblock = False
-        """`unblocked` is due."""
 
     # Input.
 
@@ -654,10 +652,9 @@ class Connection(Session):
         self.conduct.count_ping(self._clock(), bool(self.streams))
 
     def _read_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise ConnectionFault(PROTOCOL_ERROR, "GOAWAY of a stream")
-        if len(payload) < 8:
-            raise ConnectionFault(FRAME_SIZE_ERROR, "GOAWAY is too short")
+        if stream_id or len(payload) < 8:
+            code = PROTOCOL_ERROR if stream_id else FRAME_SIZE_ERROR
+            raise ConnectionFault(code, "GOAWAY of a stream, or too short")
 
     def _read_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -732,16 +729,20 @@ class Connection(Session):
 
     @property
     def has_more(self) -> bool:
-        return self.flow.has_more or bool(self._released) or super().has_more
+        return self._has_held or super().has_more
+
+    @property
+    def _has_held(self) -> bool:
+        return self.flow.has_more or bool(self._released) or self._must_unblock
 
     def produce(self) -> None:
-        if self.flow.has_more or self._released:
+        if self._has_held:
             self._send_held()
         super().produce()
 
     def _send_held(self, tells: bool = True) -> None:
         """Send held output that the windows allow, for one slice. `tells`: call the hooks."""
-        was_blocked = self.is_blocked
+        was_blocked = self.is_blocked or self._must_unblock
         emptied, answers = self.flow.flush()
         self.conduct.answers += answers
         for stream in emptied:
@@ -750,15 +751,12 @@ class Connection(Session):
                 self._finish(stream, stream.tail)
             else:
                 self._released.append(stream)
-        if not tells:
-            self._must_unblock |= was_blocked and not self.is_blocked
-            return
-        # Last, because the hooks may send more.
-        released, self._released = self._released, []
-        for stream in released:
-            self.released(stream)
-        must_unblock, self._must_unblock = self._must_unblock, False
-        self.check_unblocked(was_blocked or must_unblock)
+        self._must_unblock = was_blocked and not tells
+        if tells:  # Last, because the hooks may send more.
+            released, self._released = self._released, []
+            for stream in released:
+                self.released(stream)
+            self.check_unblocked(was_blocked)
 
     def reset_stream(self, stream_id: int, code: int) -> None:
         """Reset a stream with an HTTP/2 error code."""
@@ -794,7 +792,6 @@ class Connection(Session):
         self.outbox.append(frame(GOAWAY, 0, 0, payload))
 
     def check_unblocked(self, was_blocked: bool) -> None:
-        """Call the hook if `is_blocked` became false."""
         if was_blocked and not self.is_blocked:
             self.unblocked()
 

@@ -1,0 +1,89 @@
+"""Hostile clients of a running member, each beside a well-behaved client that must be served.
+
+These tests allow for a loaded machine. `bench/attacks.py` measures how much the well-behaved client
+notices.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from rigs.processes import ServerFactory, ServerProcess
+
+from etcdlite import frames, methods, proto
+from etcdlite.client import Client
+
+WORST_S = 5.0
+"""The longest that one request of the well-behaved client may take."""
+
+KEYS = 20_000
+
+
+class Neighbour:
+    """A well-behaved client: puts and gets, one after the other, until stopped."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self.times: list[float] = []
+        self.failures: list[Exception] = []
+        self._client: Client = server.client(timeout_s=60.0)
+        self._stops = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        number = 0
+        while not self._stops.is_set():
+            number += 1
+            began = time.monotonic()
+            try:
+                self._client.put("neighbour", str(number))
+                self._client.get("neighbour")
+            except Exception as failure:
+                self.failures.append(failure)
+                return
+            self.times.append((time.monotonic() - began) / 2)
+            self._stops.wait(0.005)
+
+    def __enter__(self) -> Neighbour:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # It must also be served after the attack.
+        count = len(self.times)
+        deadline = time.monotonic() + 60.0
+        while len(self.times) < count + 3 and not self.failures and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._stops.set()
+        self._thread.join(120.0)
+        if error[0] is None:
+            assert not self.failures, self.failures
+            assert self.times, "the well-behaved client got no answer"
+            assert max(self.times) < WORST_S, f"a request took {max(self.times):.1f} s"
+
+
+@pytest.fixture
+def member(server: ServerFactory) -> Iterator[ServerProcess]:
+    yield server()
+
+
+def flood(member: ServerProcess, name: str, message: Any, count: int) -> Any:
+    """A connection that sends this many requests and reads nothing."""
+    raw = member.talk()
+    number = methods.METHOD_BY_NAME[name].number
+    body = message.encode()
+    raw.sock.sendall(
+        b"".join(frames.frame(n, number, frames.END, body) for n in range(1, count + 1))
+    )
+    return raw
+
+
+def test_a_flood_of_small_requests(member: ServerProcess) -> None:
+    with Neighbour(member):
+        raws = [flood(member, "KV.Range", proto.RangeRequest(key=b"k"), 20_000) for _ in range(5)]
+        for raw in raws:
+            for _ in range(20_000):
+                raw.receive()
