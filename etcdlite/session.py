@@ -348,6 +348,11 @@ class Session:
     def unblocked(self) -> None:
         """The peer reads again: resume what held back."""
 
+    def check_unblocked(self, was_blocked: bool) -> None:
+        """Call `unblocked` if `is_blocked` became false."""
+        if was_blocked and not self.is_blocked:
+            self.unblocked()
+
     def tick(self, now: float) -> None:
         """Enforce the deadlines. Called several times a second with the clock's time."""
         outbox = self.outbox

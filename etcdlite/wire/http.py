@@ -731,8 +731,7 @@ class HttpSession(ClientSession):
             self.calls.produce()
         if self._has_rest and not self._is_waiting:
             self._advance()
-        if was_blocked and not self.is_blocked:
-            self.unblocked()
+        self.check_unblocked(was_blocked)
         if was_full and not self.is_full:
             self.outbox.wake()
 

@@ -791,10 +791,6 @@ class Connection(Session):
         payload = _PAIR.pack(self._farewell_id, code) + text.encode()
         self.outbox.append(frame(GOAWAY, 0, 0, payload))
 
-    def check_unblocked(self, was_blocked: bool) -> None:
-        if was_blocked and not self.is_blocked:
-            self.unblocked()
-
     # Time.
 
     def tick(self, now: float) -> None:
