@@ -270,8 +270,6 @@ class RangeStreamCall(Call):
 class LargeRangeCall(Call):
     """The answer to a KV.Range that is too large to be held, sent as it is read."""
 
-    produces = True
-
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         store = self._store = member.state.store
@@ -288,6 +286,7 @@ class LargeRangeCall(Call):
         self._pieces = streamed(store, request, revision, head, RANGE_CHUNK_BYTES)
         self.member.reads.streamed += 1
         self.member.metrics.ranges += 1
+        self.resume()
 
     def produce(self) -> None:
         assert self._pieces is not None
