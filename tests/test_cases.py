@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from rigs.processes import ROOT
 
-CASES = sorted((ROOT / "tests" / "cases").iterdir())
+CASES = sorted(
+    case for case in (ROOT / "tests" / "cases").iterdir() if case.suffix in (".sh", ".py")
+)
 TIMEOUT_S = 120.0
 
 
