@@ -111,6 +111,7 @@ class Config:
     force_new_cluster: bool
     max_learners: int
     strict_reconfig_check: bool
+    peer_address_check: bool
     corrupt_check_time_s: float
     """Time between comparisons of the members; 0: never."""
     compact_hash_check_time_s: float

@@ -286,6 +286,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         _does("strict-reconfig-check", BOOL, "true",
               "Refuse membership changes that could cost the cluster its quorum."),
         _does("max-learners", _number(0, 1000), "1", "The most learners."),
+        _does("peer-address-check", BOOL, "true",
+              "Refuse a member that connects from an address which its peer URLs do not have."),
         _does("force-new-cluster", BOOL, "false",
               "Make this member a cluster of its own, with its data, when the others are lost."),
         _does("corrupt-check-time", DURATION, "0s",

@@ -55,7 +55,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from etcdlite import __version__, log, peer_frames, proto
@@ -73,12 +73,14 @@ from etcdlite.frames import (
 )
 from etcdlite.identity import Identity
 from etcdlite.limits import Limits
+from etcdlite.methods import MEMBER_LIST
 from etcdlite.metrics import Metrics
 from etcdlite.metrics import Peer as PeerMetrics
 from etcdlite.peer_frames import PeerFrameReader
 from etcdlite.proto import DecodeError
 from etcdlite.raft import HEARTBEAT, Message, MessageRejected
 from etcdlite.raft_log import Entry
+from etcdlite.replica.checks import check_member, check_peer_urls
 from etcdlite.replica.entry import check_entry
 from etcdlite.request import Done
 from etcdlite.session import Session
@@ -114,6 +116,10 @@ SNAPSHOT_PAUSE_S = 5.0
 REDIAL_MIN_S = 0.05
 REDIAL_MAX_S = 1.0
 """Pauses between attempts to connect double from the one to the other."""
+
+INQUIRY_PAUSE_S = 0.2
+"""Between two questions for members that are not known here."""
+MAX_VOUCHED = 100
 
 LINES_PER_S = 0.1
 """How often a repeated line is logged."""
@@ -765,6 +771,13 @@ class Link:
         self.drop_snapshot(_REMOVED)
 
 
+class AddressCheck(Protocol):
+    """`addresses.Addresses`."""
+
+    def check(self, address: str, urls: Iterable[str], done: Callable[[bool], None]) -> None:
+        """Call `done`, now or later, with whether `address` is one of a member with these URLs."""
+
+
 class AcceptedPeer(Protocol):
     """A connection that another member opened: `wire/peer_session.py`."""
 
@@ -782,6 +795,9 @@ class Peers:
     def __init__(self, local: Local) -> None:
         self.local = local
         self.links: dict[int, Link] = {}
+        self._vouched: dict[int, list[str]] = {}
+        """Peer URLs by id of those that are not known here, but to a member that is."""
+        self._inquired_at = -math.inf
         self._accepted: dict[int, AcceptedPeer] = {}
         """By member, the latest connection that it has opened."""
 
@@ -792,6 +808,7 @@ class Peers:
 
     def update(self, members: dict[int, proto.Member]) -> None:
         """These are the members now, by id, as `Member` messages."""
+        self._vouched.clear()
         for node in [node for node in self.links if node not in members]:
             self.links.pop(node).close()
         for node, other in members.items():
@@ -802,6 +819,35 @@ class Peers:
                 self.links[node] = Link(self.local, node, list(other.peerURLs))
             else:
                 link.urls = list(other.peerURLs)
+
+    def urls_of(self, node: int) -> list[str] | None:
+        """The peer URLs of a member, or of one that a member vouches for; else None."""
+        link = self.links.get(node)
+        return self._vouched.get(node) if link is None else link.urls
+
+    def inquire(self) -> None:
+        """Somebody called that is not known here: ask the members whether there is somebody new,
+        which was added while this member was down or slow."""
+        now = self.local.clock()
+        if now - self._inquired_at < INQUIRY_PAUSE_S:
+            return
+        self._inquired_at = now
+        for node in self.links:
+            if self.is_open(node):
+                self.ask(node, MEMBER_LIST, b"", self._vouch)
+
+    def _vouch(self, answer: bytes | EtcdError) -> None:
+        """A member says who the members are. Raises DecodeError."""
+        if isinstance(answer, EtcdError):
+            return
+        for other in proto.MemberListResponse.decode(answer).members:
+            try:
+                check_member(other)
+                check_peer_urls(list(other.peerURLs))
+            except EtcdError:
+                continue
+            if other.ID not in self.links and len(self._vouched) < MAX_VOUCHED:
+                self._vouched.setdefault(other.ID, list(other.peerURLs))
 
     def send(self, message: Message) -> None:
         node = message.to

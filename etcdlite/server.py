@@ -33,6 +33,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from etcdlite import bootstrap, config, datadir, log, proto
+from etcdlite.addresses import Addresses, Resolved
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
 from etcdlite.options import Options
@@ -190,6 +191,7 @@ class Server:
         self._sites = {
             purpose: self._site(purpose) for purpose in self.listeners.purposes - {PEERS}
         }
+        self._addresses = Addresses(self._report) if settings.peer_address_check else None
         self._log_thread = LogThread(opened.wal, self.member.metrics, self._report)
         self._disk_thread = DiskThread(self.member.metrics, self._report)
 
@@ -346,6 +348,9 @@ class Server:
                 self.member.finished()
             elif isinstance(result, Dialed):
                 self._dialed(result)
+            elif isinstance(result, Resolved):
+                assert self._addresses is not None
+                self._addresses.resolved(result)
             elif isinstance(result, BaseException):
                 raise DiskFailed(str(result)) from result
             else:
@@ -436,7 +441,8 @@ class Server:
         on_output = self._dirty.append
         session: Session
         if site is None:
-            session = Accepted(self.member, on_output)
+            address = peer.rpartition(":")[0].strip("[]")
+            session = Accepted(self.member, on_output, address, self._addresses)
         else:
             only_http = purpose != CLIENTS
             session = Opening(on_output, time.monotonic, only_http)

@@ -25,7 +25,7 @@ FLOORS = {
     "members": "peer peer_frames member",
     "founding": "bootstrap backup",
     "protocols": "wire wire.*",
-    "process": "threads listeners turns server __main__",
+    "process": "threads addresses listeners turns server __main__",
     "command": "cli cli.* ctl",
 }
 """From the lowest to the highest: a module imports from its own floor and those below, and the

@@ -11,7 +11,13 @@ from functools import partial
 from typing import Any
 
 from etcdlite import __version__, frames, log, peer_frames, proto
-from etcdlite.errors import INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
+from etcdlite.errors import (
+    INVALID_ARGUMENT,
+    PERMISSION_DENIED,
+    UNAVAILABLE,
+    EtcdError,
+    error,
+)
 from etcdlite.frames import (
     END,
     ERROR,
@@ -33,6 +39,7 @@ from etcdlite.peer import (
     MAX_UNKNOWN_FRAME_BYTES,
     RAFT,
     SNAPSHOT,
+    AddressCheck,
     PeerConnection,
     decode_forward,
 )
@@ -43,9 +50,19 @@ from etcdlite.wire import api
 class Accepted(PeerConnection):
     """A connection that another member opened."""
 
-    def __init__(self, member: Member, on_output: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        member: Member,
+        on_output: Callable[[Any], None],
+        address: str = "",
+        addresses: AddressCheck | None = None,
+    ) -> None:
+        """`address` is the IP address of the other side, which `addresses`, if given, compares
+        with the peer URLs of the member that it says it is."""
         super().__init__(member.peers.local, on_output)
         self.member = member
+        self._address = address
+        self._addresses = addresses
         self.node = 0
         """Who it is, once it has said so."""
         self.incarnation = 0
@@ -107,6 +124,34 @@ class Accepted(PeerConnection):
 
     def _introduced(self, request_id: int, introduction: proto.Introduction) -> None:
         refusal = self._refusal(introduction)
+        if refusal is None and self._addresses is not None:
+            urls = self.member.peers.urls_of(introduction.member_id) or []
+            done = partial(self._address_checked, request_id, introduction)
+            self._addresses.check(self._address, urls, done)
+        else:
+            self._admit(request_id, introduction, refusal)
+
+    def _address_checked(
+        self, request_id: int, introduction: proto.Introduction, is_right: bool
+    ) -> None:
+        """The other side is, or is not, where the member is that it says it is."""
+        if self.is_closing:
+            return
+        refusal = self._refusal(introduction)
+        if refusal is None and not is_right:
+            node = introduction.member_id
+            urls = ", ".join(self.member.peers.urls_of(node) or [])
+            refusal = EtcdError(
+                PERMISSION_DENIED,
+                f"etcdlite: {self._address} is not an address of member {node:x}, whose peer URLs "
+                f"are {urls}. Correct them with 'etcdlite-ctl member update', or set "
+                "peer-address-check=false where addresses are translated on the way",
+            )
+        self._admit(request_id, introduction, refusal)
+
+    def _admit(
+        self, request_id: int, introduction: proto.Introduction, refusal: EtcdError | None
+    ) -> None:
         if refusal is not None:
             fields = {
                 "remote-peer-id": f"{introduction.member_id:x}",
@@ -168,9 +213,9 @@ class Accepted(PeerConnection):
                 UNAVAILABLE,
                 f"etcdlite: another process is member {node:x} too; was a data directory copied?",
             )
-        # The leader, or who may become it, can be newer than what this member knows of the cluster.
-        members = member.state.membership.members
-        if members and node not in members and member.raft.leader not in (0, node):
+        if member.peers.urls_of(node) is None:
+            # It may have been added while this member was down: the others know.
+            member.peers.inquire()
             return EtcdError(UNAVAILABLE, f"etcdlite: member {node:x} is not known here (yet)")
         return None
 

@@ -1,0 +1,111 @@
+"""Whether a connection to the peer port comes from where the member that it names is.
+
+The address of the other side must be one that the hosts of the member's peer URLs resolve to. An
+IP address resolves to itself, a name in a thread, because that may take seconds. What a name
+resolved to is used for `FRESH_S`; an address that is not in it has the name resolved again, but not
+more often than every `AGAIN_S`.
+
+A machine calls its own addresses 127.x.x.x from 127.0.0.1, so a member with such a URL may come
+from there.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+from etcdlite.urls import host_port
+
+FRESH_S = 60.0
+AGAIN_S = 1.0
+MAX_WAITING = 1000
+"""Connections that wait for a name to be resolved; more are refused."""
+
+LOOPBACK = ("127.0.0.1", "::1")
+
+Done = Callable[[bool], None]
+
+
+class Resolved(NamedTuple):
+    """What a thread found: the addresses of a host."""
+
+    host: str
+    addresses: frozenset[str]
+
+
+class Addresses:
+    """What the hosts of peer URLs resolve to."""
+
+    def __init__(self, report: Callable[[Any], None]) -> None:
+        """`report` is called in a thread with a `Resolved`, which the loop gives to `resolved`."""
+        self._report = report
+        self._found: dict[str, tuple[float, frozenset[str]]] = {}
+        """By host: when it was resolved, and the addresses."""
+        self._waiting: dict[str, list[Callable[[], None]]] = {}
+        """By host that is being resolved: the checks that wait for it."""
+
+    def check(self, address: str, urls: Iterable[str], done: Done) -> None:
+        """Call `done` with whether `address` is one of a member with these peer URLs, now or once
+        the names in them are resolved."""
+        address = _plain(address)
+        hosts = {host_port(url)[0] for url in urls}
+        allowed: set[str] = set()
+        unknown = set()
+        now = time.monotonic()
+        for host in hosts:
+            own = _plain(host)
+            if own:
+                allowed.add(own)
+                continue
+            resolved_at, found = self._found.get(host, (-math.inf, frozenset()))
+            if now - resolved_at <= FRESH_S:
+                allowed |= found
+            if now - resolved_at > (FRESH_S if address in found else AGAIN_S):
+                unknown.add(host)
+        if any(ipaddress.ip_address(own).is_loopback for own in allowed):
+            allowed.update(LOOPBACK)
+        if address in allowed or not unknown:
+            done(address in allowed)
+            return
+        if sum(map(len, self._waiting.values())) >= MAX_WAITING:
+            done(False)
+            return
+        # One after the other: the next check finds this one resolved.
+        host = min(unknown)
+        if host not in self._waiting:
+            self._waiting[host] = []
+            threading.Thread(
+                target=self._look_up, args=(host,), name="resolve", daemon=True
+            ).start()
+        self._waiting[host].append(partial(self.check, address, tuple(urls), done))
+
+    def _look_up(self, host: str) -> None:
+        try:
+            answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            found = frozenset(_plain(str(answer[4][0])) for answer in answers)
+        except (OSError, UnicodeError):
+            found = frozenset()
+        self._report(Resolved(host, found))
+
+    def resolved(self, result: Resolved) -> None:
+        """A host is resolved; no addresses mean that it cannot be."""
+        self._found[result.host] = (time.monotonic(), result.addresses)
+        for check in self._waiting.pop(result.host, ()):
+            check()
+
+
+def _plain(host: str) -> str:
+    """An IP address in its usual form, an IPv4 address also where it is written as IPv6; empty for
+    a name."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return ""
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
