@@ -48,11 +48,15 @@ def free_ports(count: int) -> list[int]:
 
 class Proxy:
     """Carries bytes between members, or does not: `is_blocked` lets nothing through, either way,
-    and connections stay and hang, as behind a network that drops everything."""
+    and connections stay and hang, as behind a network that drops everything. `flips` damages some
+    of what is carried."""
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.is_blocked = False
+        self.flips = 0.0
+        """Share of the pieces that are carried in which one bit flips."""
+        self.flipped = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._is_closed = False
@@ -83,6 +87,12 @@ class Proxy:
             while data := source.recv(1 << 16):
                 while self.is_blocked and not self._is_closed:
                     time.sleep(0.02)
+                if self.flips and random.random() < self.flips:
+                    self.flipped += 1
+                    at = random.randrange(8 * len(data))
+                    damaged = bytearray(data)
+                    damaged[at // 8] ^= 1 << at % 8
+                    data = bytes(damaged)
                 target.sendall(data)
         except OSError:
             pass
@@ -398,6 +408,35 @@ def test_the_leader_is_paused(cluster: Any, pause_s: int) -> None:
     paused.signal(signal.SIGCONT)
     three.progress(200)
     three.check()
+
+
+@pytest.mark.parametrize("seconds", [6, pytest.param(120, marks=pytest.mark.long)])
+def test_bits_flip_between_the_members(cluster: Any, seconds: int) -> None:
+    """One of a hundred packets is damaged, with a TCP checksum that fits."""
+    three = cluster(proxied=True)
+    three.load()
+    pids = {member.pid for member in three.running}
+    for proxy in three.proxies.values():
+        proxy.flips = 0.01
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        three.progress(20)
+    flipped = sum(proxy.flipped for proxy in three.proxies.values())
+    for proxy in three.proxies.values():
+        proxy.flips = 0.0
+    assert flipped > 2 * seconds, "hardly anything was damaged"
+    assert {member.pid for member in three.running} == pids, "no process has ended"
+    assert any("checksum" in line for member in three.running for line in member.lines), (
+        "the log says so"
+    )
+    three.check()
+    request = proto.RangeRequest(key=b"\0", range_end=b"\0", serializable=True)
+    keys = set()
+    for member in three.running:
+        with Client(member.endpoint) as client:
+            answer = client.call("KV.Range", request)
+            keys.add(b"".join(kv.encode() for kv in answer.kvs))
+    assert len(keys) == 1
 
 
 @pytest.mark.parametrize("whom", ["leader", "follower"])

@@ -60,11 +60,13 @@ def messages(draw: Any) -> Message:
     )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(messages())
 def test_a_message_comes_out_as_it_went_in(message: Message) -> None:
     assert decode_message(encode_message(message), 1, 2) == message
 
 
+@settings(deadline=None)
 @given(messages(), st.data())
 def test_a_message_that_is_cut_or_too_long_is_refused(message: Message, data: Any) -> None:
     body = encode_message(message)
@@ -241,6 +243,7 @@ def test_version_1_of_the_protocol_is_for_one_member_list() -> None:
         assert caller.session.is_closing, hex(method)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 255), st.integers(0, 255),
                           st.binary(max_size=40)), max_size=6), st.data())  # fmt: skip
 def test_frames_come_out_as_they_went_in_whatever_the_pieces(sent: list[Any], data: Any) -> None:
@@ -255,6 +258,7 @@ def test_frames_come_out_as_they_went_in_whatever_the_pieces(sent: list[Any], da
     assert received == sent
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40), st.data())
 def test_a_frame_with_any_bit_flipped_is_refused_at_once(body: bytes, data: Any) -> None:
     frame = peer_frames.frame(5, RAFT, 0, body)
@@ -321,6 +325,7 @@ def test_a_damaged_entry_is_not_appended_by_a_follower() -> None:
             caller.introduce(member_id=leader.member_id, life=leader.member.identity.incarnation)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40), st.data())
 def test_an_entry_with_any_bit_flipped_is_refused(body: bytes, data: Any) -> None:
     put = frames.frame(1, methods.PUT, 0, proto.PutRequest(key=b"k", value=body).encode())
@@ -502,7 +507,7 @@ def test_questions_end_with_the_connection() -> None:
     ]
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=60) | st.tuples(st.integers(0, 255), st.binary(max_size=80)),
                 max_size=8), st.booleans())  # fmt: skip
 def test_hostile_bytes_close_the_connection_and_nothing_else(

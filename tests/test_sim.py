@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from sim.mutations import MOST_SEEDS, MUTATIONS, hunt
+from sim.mutations import MOST_SEEDS, MUTATIONS, Mutation, Patch, hunt, prepare
 from sim.simulation import Failure, Simulation, fresh_seed
 
 QUICK = (
@@ -17,6 +17,7 @@ QUICK = (
     "forwarded writes are sent twice",
     "follower reads without asking",
     "compaction takes too much",
+    "checksums are not looked at",
     "snapshot is not marked in the log",
     "log is released too early",
     "watch does not start at its revision",
@@ -45,6 +46,22 @@ def test_a_fresh_seed_finds_nothing() -> None:
         simulate(fresh_seed(), 0.1)
 
 
+@pytest.mark.parametrize(
+    "seed", [1, 2, *(pytest.param(n, marks=pytest.mark.long) for n in range(3, 60))]
+)
+def test_bits_that_flip_between_members_change_nothing(seed: int) -> None:
+    simulation = prepare(Mutation("", _nothing, {"flip_bits": 50.0}, mean_pause_s=0.5), seed)
+    try:
+        simulation.run(0.2)
+    except Failure as failure:
+        pytest.fail(str(failure), pytrace=False)
+    assert simulation.nemesis.counts["flip_bits"] > 1
+
+
+def _nothing(patch: Patch) -> None:
+    """No deliberate bug."""
+
+
 def test_the_same_seed_gives_the_same_trace_whatever_the_hash_seed() -> None:
     """In processes of their own, because a process has one hash seed."""
     digests = set()
@@ -67,7 +84,7 @@ def test_the_same_seed_twice_in_one_process_gives_the_same_trace() -> None:
 
 
 def test_a_failure_says_what_is_wrong_and_how_to_see_it_again() -> None:
-    from sim.mutations import prepare, switched_on
+    from sim.mutations import switched_on
 
     mutation = MUTATIONS["ack before commit"]
     simulation = prepare(mutation, 1)

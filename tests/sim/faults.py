@@ -2,13 +2,15 @@
 
 A `Nemesis` does one thing after the other at random times, and undoes it after a while: members
 crash or lose power in the middle of a disk operation, are paused, get slow, failing, full or rotten
-disks; connections break, networks split, in one direction too; members join, leave, are promoted;
-leadership is moved; backups and defragmentations run. When told to stop it mends everything.
+disks; connections break, bits flip on their way between members, networks split, in one direction
+too; members join, leave, are promoted; leadership is moved; backups and defragmentations run. When
+told to stop it mends everything.
 """
 
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,9 @@ from sim.client import Client, Load
 from sim.world import Node, World, node_name, url
 
 MAX_MEMBERS = 7
+
+OLD_SEEDS = 1000
+"""Seeds below this have no faults that were added later, unless these are asked for."""
 
 
 class Nemesis:
@@ -69,6 +74,10 @@ class Nemesis:
         self.weights = {name: weight for name, weight in self.weights.items() if weight}
         if not self.weights:
             self.weights["kill"] = 1
+        if world.seed >= OLD_SEEDS:
+            # Drawn beside the rest, so that the traces of the old seeds stay as they are.
+            flips = random.Random(world.seed).choice((0, 3, 10))
+            self.weights.update({"flip_bits": flips} if flips else {})
         # Of the wires as a whole.
         if rng.random() < 0.3:
             world.message_faults = (
@@ -211,6 +220,20 @@ class Nemesis:
         return True
 
     # Wires.
+
+    def _do_flip_bits(self) -> bool:
+        """What members say to each other is damaged on the way, now and then."""
+        world = self.world
+        if world.flips:
+            return False
+        world.flips = self._rng.choice((0.01, 0.1))
+        self._note(f"bits flip in {world.flips:.0%} of what members send")
+
+        def mend() -> None:
+            world.flips = 0.0
+
+        self._later(0.5, 5.0, mend)
+        return True
 
     def _block(self, ways: set[tuple[str, str]], low: float, high: float) -> bool:
         world = self.world
@@ -422,7 +445,7 @@ class Nemesis:
         world.blocked = set()
         world.slow.clear()
         world.message_faults = (0.0, 0.0, 0.0)
-        world.voter_crashes = 0.0
+        world.flips = world.voter_crashes = 0.0
         for node in list(world.nodes.values()):
             node.sync_factor = 1.0
             node.disk.free_bytes = 1 << 40

@@ -20,10 +20,24 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from etcdlite import datadir, lease, member, mvcc, peer, raft, raft_log, snap, txn, wal
+from etcdlite import (
+    datadir,
+    frames,
+    lease,
+    member,
+    mvcc,
+    peer,
+    peer_frames,
+    raft,
+    raft_log,
+    snap,
+    txn,
+    wal,
+)
 from etcdlite import watch as watches
 from etcdlite.errors import error
 from etcdlite.methods import PUT, RANGE
+from etcdlite.replica import entry as entry_format
 from etcdlite.replica import maintenance, writes
 from etcdlite.replica import reads as reading
 from etcdlite.storage import data, index
@@ -374,6 +388,26 @@ def _forwarded_writes_are_sent_twice(patch: Patch) -> None:
         self._raft.propose(payload)
 
     patch.set(writes.Writes, "accept_forwarded", twice)
+
+
+@mutation(faults={"flip_bits": 200.0}, load={"put": 1.0}, mean_pause_s=0.3)
+def _checksums_are_not_looked_at(patch: Patch) -> None:
+    def blind(self: Any) -> Iterator[Any]:
+        data, at = bytes(self._data), 0
+        try:
+            while len(data) - at >= peer_frames.HEADER_BYTES:
+                length, request_id, method, flags = frames.FRAME.unpack_from(data, at)
+                begin, end = at + peer_frames.HEADER_BYTES, at + 4 + length
+                if end > len(data):
+                    break
+                at = max(begin, end)
+                yield request_id, method, flags, data[begin:end]
+        finally:
+            self._data = data[at:]
+
+    patch.set(peer_frames.PeerFrameReader, "__iter__", blind)
+    patch.set(peer, "check_entry", lambda data: None)
+    patch.set(entry_format, "check_entry", lambda data: None)
 
 
 @mutation(faults={**SPLITS, **CRASHES, "move_leader": 10.0})

@@ -21,14 +21,14 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from heapq import heappop, heappush
 from typing import Any
 
 from rigs.faulty_disk import FaultyDisk
 
 from etcdlite import datadir, frames, log, proto
-from etcdlite.frames import HANDSHAKE, MAGIC
+from etcdlite.frames import HANDSHAKE, MAGIC, ProtocolError
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.member import Member
 from etcdlite.options import Options
@@ -107,6 +107,7 @@ class World:
     """The clock, the queue of events, the nodes and what lies between them."""
 
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.rng = random.Random(seed)
         self.now = 0.0
         self.nodes: dict[str, Node] = {}
@@ -125,6 +126,8 @@ class World:
         """The longest turn so far, on the clock of its node; it takes no time here."""
         self.message_faults = (0.0, 0.0, 0.0)
         """Shares of raft messages that are dropped, doubled, and held back for a while."""
+        self.flips = 0.0
+        """Share of the chunks of bytes between members in which a bit flips on the way."""
         self.voter_crashes = 0.0
         """Share of votes after which the machine of the voter loses its power at once."""
         self.trace: Callable[[str], None] | None = None
@@ -272,9 +275,7 @@ def unsealed(data: bytes) -> bytes:
         _, lowest, highest = HANDSHAKE.unpack_from(data)
         parts.append(HANDSHAKE.pack(MAGIC, min(lowest, 1), min(highest, 1)))
         at = HANDSHAKE.size
-    reader = PeerFrameReader(1 << 30)
-    reader.feed(data[at:])
-    for request_id, method, flags, body in reader:
+    for request_id, method, flags, body in _frames_in(data[at:]):
         if method == FORWARD and not flags:
             body = body[:8] + _old_entry(body[8:])
         elif method == RAFT:
@@ -283,6 +284,14 @@ def unsealed(data: bytes) -> bytes:
             body = encode_message(message._replace(entries=entries))
         parts.append(frames.frame(request_id, method, flags, body))
     return b"".join(parts)
+
+
+def _frames_in(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Up to the first one that is damaged."""
+    reader = PeerFrameReader(1 << 30)
+    reader.feed(data)
+    with suppress(ProtocolError):
+        yield from reader
 
 
 def _old_entry(data: bytes) -> bytes:
@@ -339,8 +348,22 @@ class Wire:
         node = self.node
         if self.is_cut or node is None or not node.is_up:
             return
-        self.world.passed(unsealed(data) if isinstance(self.session, PeerConnection) else data)
+        world = self.world
+        if not isinstance(self.session, PeerConnection):
+            world.passed(data)
+        else:
+            world.passed(unsealed(data))
+            if world.flips and world.rng.random() < world.flips:
+                data = self._flipped(data)
         node.receive(self, data)
+
+    def _flipped(self, data: bytes) -> bytes:
+        """The same with one bit changed."""
+        damaged = bytearray(data)
+        at = self.world.rng.randrange(8 * len(data))
+        damaged[at // 8] ^= 1 << at % 8
+        self.world.note(f"bit {at} of {len(data)} bytes from {self.source} to {self.target} flips")
+        return bytes(damaged)
 
     def close(self) -> None:
         """Tell the other side that this one closed, behind what was sent."""
