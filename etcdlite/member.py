@@ -1,21 +1,22 @@
-"""One cluster member, sans-IO: it drives consensus and applies what is committed.
+"""One cluster member, sans-IO: it drives consensus and applies committed entries.
 
 A member joins consensus (`raft.py`), the state machine (`replica/`), the watches (`watch.py`) and
 the connections to the other members (`peer.py`). It owns no socket, file handle, thread or clock.
 Its owner
 
-- hands it work: writes and reads (from `wire/api.py`), what the connections of `peer.py` receive,
-  `persisted`, `tick`, `finished`;
-- calls `turn` after each bunch of that, which moves everything forward by about one time slice;
-- writes what `take_saves` gives to the write-ahead log, in order, and then calls `persisted`;
-- runs the slow disk work that `take_task` gives anywhere, and then calls `finished`;
-- keeps the connections that `peers` wants.
+- gives it input: requests (through `wire/api.py`), bytes from other members (through `peer.py`),
+  and a `tick` per heartbeat interval;
+- then calls `turn`, which proposes, applies and answers for about one time slice, and `maintain`,
+  which does a slice of background work;
+- appends the result of `take_saves` to the write-ahead log, in order, and then calls `persisted`;
+- runs the result of `take_task`, in a thread if it likes, and then calls `finished`;
+- opens the connections that the links of `peers` want.
 
-A write goes from `writes` through consensus, is saved, committed and applied, and is answered then;
-a read goes through `reads`.
+A write goes to `writes`, through consensus and into the log; it is applied once it is committed,
+and then answered. A read goes to `reads`.
 
 Invariants: nothing is answered before it is applied, nothing applied before it is committed and
-durable; reads never see half of an entry's request.
+durable; a read never sees the effect of part of an entry.
 """
 
 from __future__ import annotations
@@ -58,24 +59,24 @@ OVERHEAD_BYTES = 512 << 10
 """How much a message may exceed `max-request-bytes` (as in etcd)."""
 
 SLICE_S = 0.002
-"""What one turn spends on work that can be continued in the next."""
+"""A turn spends this long on work that the next turn can continue."""
 
 SHORT_SLICE_S = 0.0005
-"""What one turn spends on background work while clients are active, who wait for it."""
+"""A turn spends this long on background work while clients are active and would wait for it."""
 
 BUSY_S = 0.01
 """Clients count as active for this long after a request."""
 
 FEW_WRITES = 64
-"""With more than this under way, background work takes its whole slices."""
+"""With more proposals pending than this, background work takes whole slices."""
 
 MAX_MAINTENANCE_PAUSE_S = 0.0025
-"""Background work waits for a write that is being saved, but no longer than this."""
+"""Background work waits at most this long for a write that is being saved."""
 
 PUBLISH_RETRY_S = 1.0
 """How often a member checks whether the cluster knows its name and URLs."""
 
-# What may take too long, in etcd's words.
+# Subjects of the warning that something took too long, in etcd's words.
 APPLY = "apply request"
 REQUEST = "request"
 
@@ -95,8 +96,8 @@ class Member:
         options: Options,
         members: Iterable[proto.Member] = (),
     ) -> None:
-        """`clock` gives seconds, monotonic. `members` are the `Member` messages of the cluster that
-        this member joins, while its store does not know them."""
+        """`clock` returns monotonic seconds. `members` are those of the cluster that this member
+        joins; they are used until the store knows the membership."""
         self.raft = raft
         self.clock = clock
         self.rng = rng
@@ -133,38 +134,38 @@ class Member:
         self.catch_up = CatchUp(state, raft, self.identity)
         self.restoring = Restoring(state, self.run_task, self._restored)
         self.attributes: proto.Member | None = None
-        """A `Member` message: the name and client URLs that the cluster shall know of this one."""
+        """The name and client URLs of this member, which `tick` publishes to the cluster."""
         self.removed_since: float | None = None
-        """When this member learned that it was removed from the cluster, and must stop."""
+        """When this member learned that it was removed from the cluster; its owner must stop it."""
         self.snapshots_sent = 0
-        """Backups that are under way."""
+        """Backups that are being sent now."""
         self._published_at = -math.inf
         self._saves: list[Save] = []
         self._unsynced: deque[float] = deque()
-        """When each save that is not durable yet was handed out."""
+        """When each save that is not durable yet was made."""
         self._tasks: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
         self._task_done: Callable[[], None] | None = None
         self._committed: deque[Entry] = deque()
         self._applying: Generator[None, None, None] | None = None
         self._applied_entry: Entry | None = None
+        """The last entry that `_applying` applied; the store is marked with it at the end."""
         self._applied_term = store.applied_term
-        self._deadline = 0.0
+        self._slice_ends_at = 0.0
         self._asked_at = 0.0
-        """When the last request came."""
+        """When the last request arrived."""
         self._maintained_at = 0.0
-        """When background work was last done."""
 
-    # Membership and leadership, for the leader.
+    # Membership changes, on the leader.
 
     def change_membership(
         self, session: Session, request_id: int, method: int, change: Any
     ) -> None:
-        """Have a `MemberChange` agreed on; for the leader. Raises EtcdError."""
+        """Check and propose a `MemberChange`. Only the leader calls this. Raises EtcdError."""
         self.check_change(change)
         self.writes.propose_change((session, request_id, method, change))
 
     def check_change(self, change: Any) -> None:
-        """Raise the EtcdError that says why the membership may not be changed so now."""
+        """Raise EtcdError unless the leader may propose this `MemberChange` now."""
         members = self.state.membership
         members.check(change)
         members.check_safe(
@@ -178,19 +179,18 @@ class Member:
                 raise error("LearnerNotReady")
 
     def _contact_s(self, node: int) -> float:
+        """How long messages could be sent to that member without a gap; negative if they cannot."""
         link = self.peers.links.get(node)
         return -1.0 if link is None or link.since is None else self.clock() - link.since
 
     # To the leader.
 
     def _propose_own(self, method: int, request: proto.Message) -> None:
+        # Parts that are made before `writes` get this method.
         self.writes.propose_own(method, request)
 
     def _forward(self, leader: int, term: int, data: bytes, done: Done) -> bool:
-        if not self.peers.is_open(leader):
-            return False
-        self.peers.ask(leader, FORWARD, encode_forward(term, data), done)
-        return True
+        return self._ask(leader, FORWARD, encode_forward(term, data), done)
 
     def _ask(self, leader: int, method: int, body: bytes, done: Done) -> bool:
         if not self.peers.is_open(leader):
@@ -199,18 +199,18 @@ class Member:
         return True
 
     def _retry(self) -> None:
-        """Propose and ask again what could not be."""
+        """Propose and ask again what no leader could take before."""
         self.writes.retry()
         self.questions.retry(self.peers.is_open)
 
     # From the other members: `PeerEvents`.
 
     def on_message(self, message: Message) -> None:
-        """A raft message came."""
+        """A raft message arrived."""
         self.raft.step(message)
 
     def on_peer_opened(self, node: int) -> None:
-        """Messages can be sent to that member (again)."""
+        """Messages can be sent to that member."""
         if node == self.raft.leader:
             self._retry()
             self.reads.begin_anew()
@@ -228,12 +228,12 @@ class Member:
         self.raft.report_snapshot(node, is_taken)
 
     def on_removed(self) -> None:
-        """This member is not in the cluster any more."""
+        """This member was removed from the cluster."""
         if self.removed_since is None:
             self.removed_since = self.clock()
 
     def snapshot_received(self, node: int, offer: proto.SnapshotOffer) -> None:
-        """The leader's snapshot is on disk, under a name of its own."""
+        """A snapshot from the leader is complete on disk, beside the data that it will replace."""
         snapshot = Snapshot(offer.index, offer.term, tuple(offer.voters), tuple(offer.learners))
         own_id = self.identity.member_id
         try:
@@ -246,7 +246,7 @@ class Member:
     # From the owner.
 
     def persisted(self, saves: Sequence[Save]) -> None:
-        """What `take_saves` gave is durable."""
+        """These saves are durable. Call this in the order in which `take_saves` returned them."""
         for save in saves:
             self._unsynced.popleft()
             if save.snapshot is not None:
@@ -257,13 +257,13 @@ class Member:
                 self._deliver(message)
 
     def finished(self) -> None:
-        """The task that `take_task` gave is done."""
+        """The task that `take_task` returned is done."""
         done, self._task_done = self._task_done, None
         assert done is not None
         done()
 
     def run_task(self, task: Callable[[], None], done: Callable[[], None]) -> None:
-        """Have slow disk work done away from the loop, before that of `maintenance`."""
+        """Queue slow disk work for `take_task`; it goes before the tasks of `maintenance`."""
         self._tasks.append((task, done))
 
     def tick(self) -> None:
@@ -276,7 +276,7 @@ class Member:
             self.leadership.hand_over_if_slow(now, self._unsynced[0])
         self._publish(now)
         self.forced.tick()
-        self.leadership.look(now)
+        self.leadership.log_if_no_leader(now)
         self.hub.tick(now)
         self.hash_check.tick(now)
         if not self.restoring.is_under_way:
@@ -289,7 +289,7 @@ class Member:
         self.leadership.answer_transfers()
 
     def _publish(self, now: float) -> None:
-        """Tell the cluster this member's name and client URLs, if they have changed."""
+        """Propose this member's name and client URLs if the cluster does not know them."""
         wanted = self.attributes
         if wanted is None or now - self._published_at < PUBLISH_RETRY_S or not self.raft.leader:
             return
@@ -306,13 +306,13 @@ class Member:
     # Output.
 
     def take_saves(self) -> list[Save]:
-        """What is to be written to the log, in order; each is one Ready's."""
+        """The saves to append to the log, in order; each comes from one Ready."""
         saves = self._saves
         self._saves = []
         return saves
 
     def take_task(self) -> Callable[[], None] | None:
-        """Slow disk work to run away from the loop, one at a time."""
+        """The next slow disk task; None while one runs or if there is none."""
         if self._task_done is not None:
             return None
         if self._tasks:
@@ -325,17 +325,17 @@ class Member:
 
     @property
     def log_begin(self) -> int:
-        """Entries up to here are not needed any more, not even for members that are behind."""
+        """Entries up to this index are not needed, not even for members that are behind."""
         return self.raft.log.offset
 
     @property
     def wakes_at(self) -> float:
-        """When `turn` has something to do, besides `tick`; on the member's clock."""
+        """The time at which `turn` must be called even if nothing happens before."""
         return self.leadership.campaign_at
 
     @property
     def has_work(self) -> bool:
-        """A further turn has something to do at once."""
+        """The next turn has work that waits for no event."""
         return (
             self.writes.are_new
             or self.reads.are_under_way
@@ -348,7 +348,7 @@ class Member:
 
     @property
     def is_saving(self) -> bool:
-        """Own proposals wait for the log, and nothing but background work could be done now."""
+        """Own writes wait to be saved and committed, and only background work is left to do."""
         return self.writes.are_waiting and not (
             self.writes.are_new
             or self.reads.are_under_way
@@ -363,15 +363,15 @@ class Member:
 
     @property
     def needs_no_round(self) -> bool:
-        """This member is the only voter and has applied all that is committed: what it knows is
-        true without asking another member."""
+        """This member is the only voter and has applied all that is committed, so its state is
+        linearizable without a ReadIndex round."""
         raft = self.raft
         return (
             raft.role == LEADER
             and len(raft.voters) == 1
             and self.identity.member_id in raft.voters
             and self.state.store.applied_index == raft.log.committed
-            # Otherwise what was acknowledged before a crash may be in the log and not committed.
+            # Otherwise entries acknowledged before a crash may be in the log but not committed yet.
             and self._applied_term == raft.term
         )
 
@@ -381,7 +381,7 @@ class Member:
 
     @property
     def is_applying(self) -> bool:
-        """An entry is applied in part; the store is between two marks."""
+        """Entries are being applied; the store is between two marks."""
         return self._applying is not None
 
     @property
@@ -397,20 +397,20 @@ class Member:
         )
 
     def unblocked(self, session: Session) -> None:
-        """The session's answers are being read again."""
+        """The client reads its answers again: continue the reads that were held."""
         self.reads.unblocked(session)
 
     def forget(self, session: Session) -> None:
-        """The session is gone, and awaits nothing."""
+        """The session is closed: drop its reads."""
         self.reads.forget(session)
 
     # A turn.
 
     def turn(self) -> None:
-        """Move everything forward; long work by one slice."""
+        """Propose, apply and answer; long work advances by one slice."""
         now = self.clock()
         reads = self.reads
-        self._deadline = now + SLICE_S
+        self._slice_ends_at = now + SLICE_S
         if self.writes.are_new or reads.new or reads.ready:
             self._asked_at = now
         self.leadership.campaign_if_due(now)
@@ -423,7 +423,7 @@ class Member:
         if self._applying is not None or self._committed:
             self._apply()
         elif self.restoring.is_due and self._task_done is None:
-            # Nothing is being applied, and the log is marked.
+            # Nothing is being applied, and the snapshot's mark in the log is durable.
             self.maintenance.stop()
             self.restoring.begin()
         if not self.catch_up.is_settled:
@@ -434,24 +434,24 @@ class Member:
             self.hub.run(self.slice_is_over)
 
     def maintain(self) -> None:
-        """A slice of background work, after a turn's results were handed out."""
+        """Do a slice of background work. Called after the output of `turn` was sent."""
         if self._applying is None and not self.restoring.is_under_way and self.maintenance.has_work:
             now = self.clock()
-            is_awaited = self.is_saving and self._unsynced
-            if is_awaited and now - self._maintained_at < MAX_MAINTENANCE_PAUSE_S:
+            is_syncing = self.is_saving and self._unsynced
+            if is_syncing and now - self._maintained_at < MAX_MAINTENANCE_PAUSE_S:
                 return
-            # With many writes under way each waits for the others more than for this slice, and the
-            # garbage that they make has to be cleaned up as fast as they make it.
-            is_noticed = (
+            # With many writes pending, each waits longer for the others than for this slice, and
+            # cleaning has to keep up with the garbage that they make.
+            is_latency_bound = (
                 now - self._asked_at < BUSY_S and self.metrics.proposals_pending <= FEW_WRITES
             )
-            self._deadline = now + (SHORT_SLICE_S if is_noticed else SLICE_S)
+            self._slice_ends_at = now + (SHORT_SLICE_S if is_latency_bound else SLICE_S)
             self.maintenance.run(self.slice_is_over)
             self._maintained_at = self.clock()
 
     def slice_is_over(self) -> bool:
-        """Whether the work of this turn has taken its time."""
-        return self.clock() >= self._deadline
+        """Whether the current slice has used up its time."""
+        return self.clock() >= self._slice_ends_at
 
     def _take_ready(self) -> None:
         ready = self.raft.ready()
@@ -462,8 +462,8 @@ class Member:
                 self._send_snapshot(message)
             else:
                 self.peers.send(message)
-        has_news = ready.hard_state is not None or ready.entries or ready.snapshot is not None
-        if has_news or (ready.messages_after_sync and self._unsynced):
+        must_save = ready.hard_state is not None or ready.entries or ready.snapshot is not None
+        if must_save or (ready.messages_after_sync and self._unsynced):
             self._saves.append(
                 Save(ready.hard_state, ready.entries, ready.snapshot, ready.messages_after_sync)
             )
@@ -484,7 +484,7 @@ class Member:
             self.peers.send(message)
 
     def _send_snapshot(self, message: Message) -> None:
-        """Stream the state as it is now, which is that of the message or a little later."""
+        """Send the current state, which is at the index of the message or after it."""
         link = self.peers.links.get(message.to)
         snapshot = message.snapshot
         assert snapshot is not None
@@ -531,7 +531,7 @@ class Member:
             self.catch_up.ask(self.clock())
 
     def _restored(self, snapshot: Snapshot, store: Store) -> None:
-        """The store of a leader's snapshot takes the old one's place."""
+        """Replace the store by that of a snapshot from the leader."""
         self.hub.restored(store)
         self.state.restore(store)
         self.peers.update(self.state.membership.members)
@@ -567,8 +567,8 @@ class Member:
         self.raft.compact(entry.index)
 
     def _apply_steps(self) -> Generator[None, None, None]:
-        """Apply what is committed now, yielding now and then. What is committed later has to wait,
-        so that reads and watches get their turn."""
+        """Apply the entries that are committed now, in slices. Entries that are committed later
+        wait for the next call, so that reads and watches get their turn."""
         for _ in range(len(self._committed)):
             entry = self._committed.popleft()
             if entry.term != self._applied_term:
@@ -595,12 +595,14 @@ class Member:
 
     def _change_members(self, entry: Entry, requests: list[Waiter]) -> None:
         if entry.index <= self.forced.ignored_index:
-            return
+            return  # --force-new-cluster leaves the old membership behind.
         for session, request_id, method, change in requests:
             try:
                 conf_change = self.state.change_membership(change)
             except EtcdError as failure:
-                log.warn("a membership change makes no sense any more", why=failure.text)
+                log.warn(
+                    "a membership change no longer applies; it has no effect", why=failure.text
+                )
                 if session is not None:
                     session.fail(request_id, method, failure)
                 continue

@@ -1,4 +1,9 @@
-"""Who leads: what a member does when a leader comes, goes, dies, or is to be another one."""
+"""Leadership: what a member does when a leader is elected, lost or dead, or hands over.
+
+Consensus elects (`raft.py`). This part logs the changes, campaigns at once when the leader's
+process is dead, and transfers leadership: for MoveLeader, before an orderly stop, and away from a
+slow disk.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +22,15 @@ NO_LEADER_S = 10.0
 """After this time without a leader the log says what is missing."""
 
 NO_LEADER_PAUSE_S = 60.0
-"""Pause before the warning is repeated."""
+"""Added to `NO_LEADER_S` before the warning is repeated."""
 
 CAMPAIGN_STAGGER_S = 0.03
-"""When the leader's process is known to be dead, the others campaign this far apart, so that they
-do not split the votes."""
+"""When the leader's process is dead, the other voters campaign this far apart, so that they do not
+split the votes."""
 
 CAMPAIGN_RETRY_S = 0.1
 MAX_CAMPAIGNS = 5
-"""After this many attempts the election timeout decides."""
+"""A voter campaigns this often at once, then it waits for the election timeout."""
 
 
 class Leadership:
@@ -47,23 +52,26 @@ class Leadership:
         self._request_timeout_s = options.request_timeout_s
         self._election_timeout_s = options.election_timeout_s
         self.changes = 0
-        """How often another leader was elected."""
+        """The number of leaders seen, for the metrics."""
         self.campaign_at = math.inf
         """When `campaign_if_due` has something to do; on the member's clock."""
         self._known = 0
+        """The leader that `changed` was last called with; 0 for none."""
         self._lost = 0
         """The leader just lost; logged unless a new one is elected soon."""
         self._lost_at = -math.inf
-        self._led_at = clock()
+        self._leader_seen_at = clock()
         """When there last was a leader."""
-        self._told_at = -math.inf
-        self._campaigns = 0
+        self._quiet_until = -math.inf
+        """The next warning comes `NO_LEADER_S` after this, if there is still no leader."""
+        self._campaigns_left = 0
         self._handed_over_at = -math.inf
+        """When this member last began a transfer of its own accord."""
         self._transfers: list[tuple[float, int, Session, int, int]] = []
         """Pending transfers: (start time, target, session, request id, method)."""
 
     def changed(self, leader: int) -> None:
-        """Consensus knows another leader now; 0 for none."""
+        """Consensus has a new leader; 0 for none."""
         if leader:
             self.campaign_at = math.inf
             if leader != self._known:
@@ -76,7 +84,7 @@ class Leadership:
         self.answer_transfers()
 
     def timeout_error(self, since: float) -> EtcdError:
-        """The error for a request that has waited since then, in etcd's words."""
+        """The error for a request that has waited since that time, in etcd's words."""
         leader = self._raft.leader
         if since <= self._lost_at:
             return error("TimeoutDueToLeaderFail")
@@ -86,22 +94,22 @@ class Leadership:
 
     # Without a leader.
 
-    def look(self, now: float) -> None:
-        """Tell the operator when there is no leader."""
+    def log_if_no_leader(self, now: float) -> None:
+        """Log the loss of a leader, and at intervals which voters are missing."""
         if self._raft.leader:
-            self._led_at = now
+            self._leader_seen_at = now
             self._lost = 0
             return
         if self._lost:
             log.warn("lost leader", **self._ids(), leader=f"{self._lost:x}")
             self._lost = 0
         missing = self.missing_voters()
-        if missing and now - max(self._led_at, self._told_at) > NO_LEADER_S:
-            self._told_at = now + NO_LEADER_PAUSE_S
+        if missing and now - max(self._leader_seen_at, self._quiet_until) > NO_LEADER_S:
+            self._quiet_until = now + NO_LEADER_PAUSE_S
             log.error(
-                f"there has been no leader for {now - self._led_at:.0f} s: {missing}. Writes and "
-                "linearizable reads fail until there is one. Start the other members; if they are "
-                "lost, see 'More than half is lost' in the documentation of clusters",
+                f"there has been no leader for {now - self._leader_seen_at:.0f} s: {missing}. "
+                "Writes and linearizable reads fail until there is one. Start the other members; "
+                "if they are lost, see 'More than half is lost' in the documentation of clusters",
                 **self._ids(),
             )
 
@@ -119,8 +127,8 @@ class Leadership:
         )
 
     def peer_died(self, node: int) -> None:
-        """The process of that member is dead. If it was the leader there is no need to wait for
-        the election timeout; the pre-vote still protects a leader that others hear from."""
+        """The process of that member is dead. If it led, campaign without waiting for the election
+        timeout. The pre-vote protects a leader that other members still hear from."""
         raft = self._raft
         if node != raft.leader or raft.role != FOLLOWER:
             return
@@ -128,24 +136,24 @@ class Leadership:
         raft.forget_leader()
         if self._identity.member_id in raft.voters:
             others = sorted(raft.voters - {node})
-            self._campaigns = MAX_CAMPAIGNS
+            self._campaigns_left = MAX_CAMPAIGNS
             place = others.index(self._identity.member_id)
             self.campaign_at = self._clock() + place * CAMPAIGN_STAGGER_S
 
     def campaign_if_due(self, now: float) -> None:
-        """The leader is known to be dead: try to follow it."""
+        """Campaign at `campaign_at`: the leader's process is dead."""
         if now < self.campaign_at:
             return
-        self._campaigns -= 1
-        self.campaign_at = now + CAMPAIGN_RETRY_S if self._campaigns else math.inf
+        self._campaigns_left -= 1
+        self.campaign_at = now + CAMPAIGN_RETRY_S if self._campaigns_left else math.inf
         if not self._raft.leader:
             self._raft.campaign()
 
-    # Another leader.
+    # Transfers.
 
     def move(self, session: Session, request_id: int, method: int, node: int) -> None:
-        """Have the voter `node` lead, and answer when it does; for the leader. Raises
-        BadLeaderTransferee."""
+        """Transfer leadership to the voter `node`, and answer when it leads. Only the leader calls
+        this. Raises BadLeaderTransferee."""
         if node != self._identity.member_id:
             try:
                 self._raft.transfer_leader(node)
@@ -163,44 +171,44 @@ class Leadership:
             since, node, session, request_id, method = transfer
             if self._raft.leader == node:
                 self._transfers.remove(transfer)
-                # As etcd's, the response has no header.
+                # As in etcd, the response has no header.
                 session.reply(request_id, method, b"")
             elif now - since > self._request_timeout_s:
                 self._transfers.remove(transfer)
                 session.fail(request_id, method, error("TimeoutDueToLeaderFail"))
 
     def hand_over_if_slow(self, now: float, unsynced_since: float) -> None:
-        """A leader with a disk that does not answer lets another member lead, if one has the whole
-        log."""
+        """Hand over to another voter in contact, if a write to the disk has been pending since
+        `unsynced_since` for half an election timeout. Only the leader calls this."""
         if now - unsynced_since < self._election_timeout_s / 2:
             return
         if now - self._handed_over_at < 2 * self._election_timeout_s:
             return
-        heir = self._heir()
-        if heir:
+        transferee = self._best_transferee()
+        if transferee:
             self._handed_over_at = now
             log.warn(
                 "the disk is slow; handing leadership over",
                 took=f"{now - unsynced_since:.2f}s",
-                **{"new-leader": f"{heir:x}"},
+                **{"new-leader": f"{transferee:x}"},
             )
-            self._raft.transfer_leader(heir)
+            self._raft.transfer_leader(transferee)
 
     def hand_over(self) -> bool:
-        """Before an orderly stop: have another member lead. True if there is something to wait
+        """Hand over before an orderly stop. Returns whether the transfer is still to be waited
         for."""
         if self._raft.role != LEADER:
             return False
-        heir = self._heir()
-        if not heir:
+        transferee = self._best_transferee()
+        if not transferee:
             return False
         if self._clock() - self._handed_over_at > self._election_timeout_s:
             self._handed_over_at = self._clock()
-            self._raft.transfer_leader(heir)
+            self._raft.transfer_leader(transferee)
         return True
 
-    def _heir(self) -> int:
-        """The other voter that has most of the log, 0 if none is in contact."""
+    def _best_transferee(self) -> int:
+        """The other voter with the most of the log; 0 if none is in contact."""
         progress = self._raft.progress
         ready = [
             node

@@ -1,4 +1,4 @@
-"""A leader's snapshot, which is on disk already, replaces the data of this member."""
+"""Replacing the data of this member by a snapshot from the leader, which is on disk already."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""The replicated state machine: store, leases, membership, alarms, and what requests do to them.
+"""The replicated state machine: store, leases, membership, alarms, and how requests change them.
 
 `apply` carries out the requests of one entry in order, each with a revision of its own, and answers
-the sessions that wait for them. `change_membership` applies an entry that changes the members.
-`restore` puts another store, from a leader's snapshot, in the place of the old one.
+the sessions that wait for them. `change_membership` applies an entry that changes the membership.
+`restore` replaces the store by that of a snapshot from the leader.
 
-Invariants: the same requests in the same order lead to the same state on every member, so nothing
-here is drawn, measured or configured; a request either fails before its first change, or is carried
-out whole; what a request may do at all is decided by `refusal`, at this one place.
+Invariants: the same requests in the same order lead to the same state on every member. So nothing
+here depends on chance, on what other members can be reached, or on a clock (the clock only starts
+the timers of leases, on the leader). A request either fails before its first change or is carried
+out completely. `refusal` alone decides which writes an active alarm forbids.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ from etcdlite.request import Session, Steps, Waiter
 from etcdlite.storage.data import LEASE
 
 DELETES_PER_STEP = 128
-"""Keys of a lease deleted in a slice."""
+"""Keys of a revoked lease that one step deletes."""
 
 _EVEN_IF_CORRUPT = frozenset((ALARM_METHOD, PUBLISH, CHECKPOINT))
+"""Methods that the alarm CORRUPT does not forbid."""
 
 
 class State:
-    """What all members hold alike, as of the last entry applied here."""
+    """The replicated state, as of the last entry that this member applied."""
 
     def __init__(
         self,
@@ -57,8 +59,8 @@ class State:
         propose: Callable[[int, proto.Message], None],
         options: Options,
     ) -> None:
-        """`clock` gives seconds, monotonic; `propose` brings a method and its request into the
-        log."""
+        """`clock` returns monotonic seconds. `propose(method, request)` proposes a request of this
+        member itself."""
         self.identity = identity
         self.metrics = metrics
         self.clock = clock
@@ -68,10 +70,11 @@ class State:
         quota_bytes, segment_bytes = options.quota_bytes, options.segment_bytes
         self.alarms = Alarms(store, identity.member_id, propose, clock, quota_bytes, segment_bytes)
         self.awaiting_compaction: list[tuple[Session, int, int]] = []
-        """(session, request id, method) of physical compactions, answered when the work is done."""
+        """(session, request id, method) of physical compactions, to be answered when the superseded
+        versions are dropped."""
 
     def restore(self, store: Store) -> None:
-        """Another store takes the old one's place, which is closed."""
+        """Replace the store, and close the old one."""
         self.store.close()
         self.store = store
         self.lessor = store.lessor
@@ -80,25 +83,24 @@ class State:
 
     @property
     def header(self) -> bytes:
-        """The header of a response as of now, as its field 1."""
+        """A ResponseHeader with the current revision, as field 1 of a response."""
         return self.identity.header(self.store.revision)
 
     # Applying.
 
     def apply(self, requests: list[Waiter]) -> Generator[None, None, list[int]]:
-        """Carry out the requests of an entry, in slices; returns the methods of those that
-        failed."""
-        # The hot path of writes: a plain put costs no generator and no table.
+        """Carry out the requests of an entry, in steps. Returns the methods of the failed ones."""
+        # The hot path of writes: a plain put costs no generator and no look-up in `APPLIERS`.
         store = self.store
         metrics = self.metrics
         header = self.identity.header
         alarms = self.alarms.kinds
-        step_ops = check = store.limits.apply_step_ops
+        step_ops = step_left = store.limits.apply_step_ops
         failed: list[int] = []
         for session, request_id, method, request in requests:
-            check -= 1
-            if check <= 0:
-                check = step_ops
+            step_left -= 1
+            if step_left <= 0:
+                step_left = step_ops
                 yield
             try:
                 if alarms and (refused := refusal(alarms, method, request)) is not None:
@@ -116,7 +118,7 @@ class State:
                         answer = b""
                     metrics.puts += 1
                 elif method == TXN:
-                    check -= len(request.success) + len(request.failure)
+                    step_left -= len(request.success) + len(request.failure)
                     small = txn.small_txn(store, request)
                     answer = (yield from txn.txn_steps(store, request)) if small is None else small
                     metrics.count_txn(request, answer.startswith(b"\x10"))
@@ -146,8 +148,8 @@ class State:
         return failed
 
     def change_membership(self, change: Any) -> ConfChange | None:
-        """Apply a `MemberChange`. Returns what consensus must be told. Raises the EtcdError that
-        says why the change makes no sense any more."""
+        """Apply a `MemberChange`. Returns the change for `Raft.apply_conf_change`, if consensus is
+        concerned. Raises EtcdError, before any change, if the membership does not allow it."""
         self.membership.check(change)
         node = change.member.ID
         peer_urls = (self.membership.members.get(node) or change.member).peerURLs
@@ -165,7 +167,7 @@ class State:
 
 
 def refusal(alarms: frozenset[int], method: int, request: Any) -> EtcdError | None:
-    """Why a write may not be carried out while alarms of these kinds are active, or None."""
+    """The error for a write that active alarms of these kinds forbid; None if they allow it."""
     if CORRUPT in alarms and method not in _EVEN_IF_CORRUPT:
         return error("Corrupt")
     if NOSPACE in alarms and needs_space(method, request):
@@ -174,7 +176,7 @@ def refusal(alarms: frozenset[int], method: int, request: Any) -> EtcdError | No
 
 
 def needs_space(method: int, request: Any) -> bool:
-    """Whether a write is refused while there is no space: puts and leases are, deletes are not."""
+    """Whether the alarm NOSPACE forbids a write: it forbids puts and leases, but not deletes."""
     if method != TXN:
         return method in (PUT, LEASE_GRANT)
     for op in (*request.success, *request.failure):
@@ -185,8 +187,9 @@ def needs_space(method: int, request: Any) -> bool:
     return False
 
 
-# What each kind of request does: in slices, to the response without its header. Each raises
-# EtcdError before its first change. Puts and transactions, which are most, `State.apply` does.
+# Appliers: one per method, except puts and transactions, which `State.apply` carries out itself.
+# Each is a generator that returns the response without its header, and raises EtcdError before its
+# first change. In those that need one step only, an unreachable `yield` makes the generator.
 
 
 def _delete_range(state: State, request: proto.DeleteRangeRequest) -> Steps:

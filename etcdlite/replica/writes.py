@@ -1,18 +1,18 @@
 """Writes: from the request to the entry that is applied.
 
-A write waits for the next turn, in which all that wait become one raft entry, or a few, so that
-consensus costs per batch and not per write. A follower forwards the entry to the leader. The member
-that took the writes answers them when it applies the entry.
+Writes wait for the next turn of the loop, which makes one raft entry of all of them, or a few, so
+that consensus costs once per batch and not per write. A follower forwards the entry to the leader.
+The member that received the writes answers them when it applies the entry.
 
-An entry is proposed for one term: a leader takes forwarded entries only while it leads in that
-term. In the log terms never decrease, so when an entry of a later term is applied, an entry that
-was proposed for an earlier term and is not applied yet never will be, and is proposed again: no
-request is lost or done twice because leadership moved.
+An entry is proposed for one term: a leader accepts a forwarded entry only if it leads in that term.
+Terms never decrease along the log. So once an entry of a later term is applied, an entry that was
+proposed for an earlier term and is not applied yet never will be. It is then proposed again: no
+request is lost or applied twice because the leader changed.
 
-Invariants: what is applied are the committed bytes. The requests that were decoded when they came
-stand in for them only where the bytes are the same. A write is answered at most once. What is
-applied has passed `checks.py`: the writes of this member before they came here, those that another
-member forwards in `accept_forwarded`, those that are decoded from an entry in `take`.
+Invariants: the committed bytes are applied; requests that were decoded before are used instead only
+if their bytes are the same. A write is answered at most once. Every request that is applied has
+passed `checks.py`: those of this member's clients before `propose`, those that another member
+forwards in `accept_forwarded`, and those that are decoded from an entry in `take`.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from etcdlite.replica.state import State
 from etcdlite.request import Done, Session, Waiter, fail_all
 
 MAX_PROPOSED_BYTES = 64 << 20
-"""Writes that are taken and not applied yet; more are answered "too many requests"."""
+"""Writes accepted and not applied yet; more are answered "too many requests"."""
 
 REQUEST_BYTES = 500
-"""About what a waiting write takes besides its frame."""
+"""The approximate memory of a waiting write besides its frame."""
 
 MAX_FORWARDED_BYTES = 40 << 20
-"""The largest entry that is taken from another member: the largest request has 32 MiB."""
+"""The largest entry accepted from another member. The largest request has 32 MiB."""
 
 _NOT_TAKEN = ("NotLeader", "RequestTooManyRequests")
-"""Answers of a leader that did not take an entry, but may take it later."""
+"""Names of the errors of a leader that did not accept an entry, but may accept it later."""
 
 _CHECKS = {
     kind: {method: CHECKS[method] for method in numbers(route)}
@@ -74,7 +74,7 @@ class Batch:
         self.since = since
         self.size_bytes = size_bytes
         self.term = 0
-        """The term it is proposed for, while a leader may have it; else 0."""
+        """The term for which it was proposed; 0 if no leader can have it."""
 
 
 class Writes:
@@ -90,9 +90,9 @@ class Writes:
         check_change: Callable[[proto.MemberChange], None],
         timeout_error: Callable[[float], EtcdError],
     ) -> None:
-        """`forward(leader, term, data, done)` hands an entry to the leader, if it can be reached
-        now. `check_change` raises the EtcdError that forbids a `MemberChange` now. `timeout_error`
-        gives the error for a request that has waited since a time."""
+        """`forward(leader, term, data, done)` sends an entry to the leader; it returns False if the
+        leader cannot be reached now. `check_change` raises EtcdError unless a `MemberChange` may be
+        proposed now. `timeout_error` returns the error for a request that waits since a time."""
         self._state = state
         self._raft = raft
         self._forward = forward
@@ -101,31 +101,32 @@ class Writes:
         self._request_timeout_s = options.request_timeout_s
         self._new: list[Waiter] = []
         self._new_frames: list[bytes] = []
+        """The writes for the next turn, and their native frames."""
         self._alarms = state.alarms
-        # Drawn, so that an entry of an earlier incarnation is never taken for one of this.
+        # Random, so that an entry of an earlier incarnation is never taken for one of this one.
         self.latest_batch = rng.getrandbits(32) << 20
         self._waiting: dict[int, Batch] = {}
-        """By number, the oldest first."""
+        """Batches that are not applied, by number, the oldest first."""
         self._forwarded: dict[tuple[int, int], tuple[bytes, list[Waiter]]] = {}
-        """Entries that followers handed over, and their decoded requests, by member and batch."""
+        """Entries that other members forwarded, and their requests, by member id and batch."""
         self._held: deque[int] = deque()
-        """Batches that could not be proposed yet."""
+        """Numbers of the batches that `retry` proposes."""
 
     @property
     def are_new(self) -> bool:
-        """Some wait for the next turn."""
+        """Writes wait for the next turn."""
         return bool(self._new)
 
     @property
     def are_waiting(self) -> bool:
-        """Some are proposed, and not applied yet."""
+        """Batches are not applied yet."""
         return bool(self._waiting)
 
     def is_waiting(self, batch: int) -> bool:
-        """Whether the batch is not applied and not given up yet."""
+        """Whether the batch is neither applied nor given up."""
         return batch in self._waiting
 
-    # Taking them.
+    # Accepting writes.
 
     def propose(
         self, session: Session | None, request_id: int, method: int, request: Any, frame: bytes
@@ -148,7 +149,7 @@ class Writes:
     def propose_message(
         self, session: Session | None, request_id: int, method: int, request: proto.Message
     ) -> None:
-        """As `propose`, for a request that did not come as a frame. An invalid one fails."""
+        """As `propose`, for a request without a frame. Checks it, and fails it if it is invalid."""
         try:
             check(method, request)
         except EtcdError as failure:
@@ -166,9 +167,9 @@ class Writes:
         self.propose_message(None, 0, method, request)
 
     def propose_once(self, requests: Sequence[tuple[int, proto.Message]]) -> int:
-        """Propose what this member decided as the leader. Returns the index of the entry, 0 if it
-        is not taken. It is valid only now and in this term, so it is never proposed again: under
-        another leader an expired lease may be alive."""
+        """Propose requests that this member made as the leader. Returns the index of the entry; 0
+        if it is dropped. It is never proposed again: under another leader a lease that expired
+        here may be alive."""
         self.latest_batch += 1
         frames = [native_frame(1, method, 0, request.encode()) for method, request in requests]
         data = encode_entry(self._state.identity.member_id, self.latest_batch, frames)
@@ -178,13 +179,14 @@ class Writes:
             return 0
 
     def propose_change(self, waiter: Waiter) -> None:
-        """Propose the `MemberChange` of a waiter; for the leader."""
+        """Propose the `MemberChange` of a waiter. Only the leader calls this."""
         frame = native_frame(1, MEMBER_CHANGE, 0, waiter[3].encode())
         self._propose_entry(ENTRY_CONF_CHANGE, [waiter], [frame])
 
     def accept_forwarded(self, node: int, term: int, data: bytes) -> None:
-        """The member `node` hands over the payload of an entry, for a leader of that term. Raises
-        EtcdError if it is not taken, DecodeError if it is not the payload of an entry."""
+        """Propose the payload of an entry that the member `node` forwards to the leader of `term`.
+        Raises EtcdError if it is not accepted, DecodeError if it is not the payload of an
+        entry."""
         raft = self._raft
         if raft.role != LEADER or raft.term != term:
             raise error("NotLeader")
@@ -202,10 +204,10 @@ class Writes:
             raise error("RequestTooManyRequests") from None
         self._forwarded[header.member_id, header.batch] = (data, waiters)
 
-    # Proposing them.
+    # Proposing entries.
 
     def propose_new(self) -> None:
-        """Make entries of the writes that came since the last turn."""
+        """Make entries of the writes that arrived since the last turn."""
         waiters, frames = self._new, self._new_frames
         self._new, self._new_frames = [], []
         entry_bytes = self._state.store.limits.entry_bytes
@@ -234,7 +236,7 @@ class Writes:
         self._try_propose(self.latest_batch, batch)
 
     def _try_propose(self, number: int, batch: Batch) -> None:
-        """Bring an entry into the leader's log, later if it certainly cannot get there now."""
+        """Propose or forward an entry; hold it for `retry` if no leader can have it."""
         raft = self._raft
         term = raft.term
         try:
@@ -246,8 +248,8 @@ class Writes:
             return
         except NotLeader as failure:
             leader = failure.leader
-            # A write whose entry comes back in a snapshot cannot be answered, so it waits until the
-            # snapshot is installed.
+            # A write that reaches this member within a snapshot, and not as an entry, cannot be
+            # answered. So writes wait until the snapshot is installed.
             gets_snapshot = not self._state.membership.members or raft.log.applied < raft.log.offset
             if leader and batch.kind == ENTRY_NORMAL and not gets_snapshot:
                 done = partial(self._forward_answered, number, term)
@@ -256,11 +258,11 @@ class Writes:
                     return
                 batch.term = 0
         except RequestDropped:
-            pass  # For a moment: leadership moves, or the leader has too much to replicate.
+            pass  # Leadership is being transferred, or too much is uncommitted.
         self._held.append(number)
 
     def _forward_answered(self, number: int, term: int, answer: bytes | EtcdError) -> None:
-        """A leader has taken an entry, or refused it, or its answer is lost."""
+        """The leader accepted a forwarded entry or refused it, or its answer is lost."""
         batch = self._waiting.get(number)
         if batch is None or batch.term != term or not isinstance(answer, EtcdError):
             return
@@ -271,16 +273,16 @@ class Writes:
             self._give_up(number, answer)
 
     def retry(self) -> None:
-        """Propose again what could not be proposed."""
+        """Propose the batches that could not be proposed before."""
         for _ in range(len(self._held)):
             number = self._held.popleft()
             batch = self._waiting.get(number)
-            if batch is not None and not self._is_refused_now(number, batch):
+            if batch is not None and not self._give_up_if_forbidden(number, batch):
                 self._try_propose(number, batch)
 
-    def _is_refused_now(self, number: int, batch: Batch) -> bool:
-        """A membership change had to wait, and another one may have come before it: check it again,
-        and fail it if it may not be made any more."""
+    def _give_up_if_forbidden(self, number: int, batch: Batch) -> bool:
+        """Check a held membership change again, because another one may have been applied since.
+        Returns True if it was given up."""
         session, _, _, change = batch.waiters[0]
         if batch.kind != ENTRY_CONF_CHANGE or session is None or self._raft.role != LEADER:
             return False
@@ -291,10 +293,11 @@ class Writes:
             return True
         return False
 
-    # Applying them.
+    # Applying entries.
 
     def begin_term(self, term: int) -> None:
-        """An entry of `term` is applied: entries proposed for an earlier one never will be."""
+        """The first entry of `term` is about to be applied: entries that were proposed for earlier
+        terms never will be, so they are proposed again."""
         for number, batch in self._waiting.items():
             if 0 < batch.term < term:
                 batch.term = 0
@@ -303,7 +306,7 @@ class Writes:
 
     def take(self, entry: Entry) -> tuple[list[Waiter], float | None]:
         """The requests of a committed entry, with the sessions that wait here for their answers,
-        and since when they wait (None: no session does)."""
+        and the time since when they wait; None if no session waits here."""
         try:
             _, _, member_id, number = read_header(entry.data)
             if member_id == self._state.identity.member_id:
@@ -317,7 +320,7 @@ class Writes:
                     return waiters, None
             return _valid(entry, decode_requests(entry.data)), None
         except DecodeError as failure:
-            # The same on every member, so all of them leave it out.
+            # The bytes are the same on every member, so every member skips the entry.
             log.error(
                 "an entry of the log is invalid and has no effect",
                 index=entry.index,
@@ -331,7 +334,7 @@ class Writes:
         self._state.metrics.proposals_pending -= len(batch.waiters)
         return batch
 
-    # Giving them up.
+    # Giving up.
 
     def tick(self, now: float) -> None:
         """Fail the writes that have waited too long."""
@@ -349,18 +352,18 @@ class Writes:
         fail_all(waiters, failure)
 
     def restored(self) -> None:
-        """A snapshot took the place of the state. Whether it holds a proposed entry is unknown, so
-        none of them is proposed again."""
+        """A snapshot replaced the state. It may hold any entry that was proposed before, so none of
+        them is proposed again."""
         for batch in self._waiting.values():
             batch.term = 0
 
     def lost_leadership(self) -> None:
-        """This member does not lead any more: followers forward to another one."""
+        """This member does not lead any more: forget the entries that were forwarded to it."""
         self._forwarded.clear()
 
 
 def _check(kind: int, method: int, request: Any) -> None:
-    """Raise the EtcdError that says why a request must not be in an entry of this kind."""
+    """Raise EtcdError unless an entry of this kind may hold the request."""
     check = _CHECKS[kind].get(method)
     if check is None:
         raise EtcdError(
@@ -370,8 +373,8 @@ def _check(kind: int, method: int, request: Any) -> None:
 
 
 def _valid(entry: Entry, waiters: list[Waiter]) -> list[Waiter]:
-    """The requests of an entry that have an effect: the same ones on every member."""
-    # Hot path of followers.
+    """The valid requests of an entry, which are the same on every member."""
+    # Hot path of a member that does not know the requests already.
     checks = _CHECKS[entry.kind]
     try:
         for _, _, method, request in waiters:
