@@ -510,12 +510,9 @@ class Server:
             self._producing[session] = None
         if session.is_closing and not session.outbox.unsent_bytes:
             self._close(connection)
-        elif (
-            session.is_full
-            or session.outbox.is_stuck
-            or connection in self._unread
-            or connection.rest
-        ):
+            return
+        is_unread = connection.rest or connection in self._unread
+        if session.is_full or session.outbox.is_stuck or is_unread:
             self._watch_socket(connection)
 
     def _replace(self, connection: Connection, opening: Opening) -> Session:
