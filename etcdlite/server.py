@@ -297,7 +297,7 @@ class Server:
             f"serving client traffic on {', '.join(addresses)}"
             + (f"; next, in another terminal: {command} put greeting hello" if is_new else "")
         )
-        self._check_peer_port()
+        _check_peer_port(member, self.settings)
         self._serves = True
         self._become_ready()
 
@@ -324,21 +324,6 @@ class Server:
             missing = self.member.leadership.missing_voters()
             if missing or self.member.raft.leader:
                 _extend_start(missing or "catching up with the leader")
-
-    def _check_peer_port(self) -> None:
-        """Warn if the other members dial a port on which this one does not listen."""
-        member = self.member
-        own = member.state.membership.members.get(member.identity.member_id)
-        if own is None or self.settings.is_surely_alone:
-            return
-        listening = self.settings.listen_peer_urls
-        ports = {urlsplit(url).port for url in listening}
-        if 0 not in ports and ports.isdisjoint(urlsplit(url).port for url in own.peerURLs):
-            log.warn(
-                "the other members dial a port on which this one does not listen; unless "
-                "something forwards it, correct --listen-peer-urls",
-                **{"peer-urls": ",".join(own.peerURLs), "listen-peer-urls": ",".join(listening)},
-            )
 
     def _take_results(self) -> None:
         """Handle what the threads have reported."""
@@ -757,6 +742,21 @@ def _make_member(settings: config.Config, opened: datadir.Opened) -> Member:
         settings.auto_compaction_retention_s, settings.auto_compaction_retention_revisions
     )
     return member
+
+
+def _check_peer_port(member: Member, settings: config.Config) -> None:
+    """Warn if the other members dial a port on which this one does not listen."""
+    own = member.state.membership.members.get(member.identity.member_id)
+    if own is None or settings.is_surely_alone:
+        return
+    listening = settings.listen_peer_urls
+    ports = {urlsplit(url).port for url in listening}
+    if 0 not in ports and ports.isdisjoint(urlsplit(url).port for url in own.peerURLs):
+        log.warn(
+            "the other members dial a port on which this one does not listen; unless "
+            "something forwards it, correct --listen-peer-urls",
+            **{"peer-urls": ",".join(own.peerURLs), "listen-peer-urls": ",".join(listening)},
+        )
 
 
 def _fit_disk(settings: config.Config, disk: Disk) -> config.Config:
