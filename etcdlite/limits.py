@@ -103,7 +103,16 @@ class Limits:
     """Reads of one key that are answered between two looks at the clock."""
 
     max_slow_reads: int = 4
-    """Reads in steps that are under way at once. Each may hold a large answer in the making."""
+    """Long reads that are under way at once. Each may hold a large answer in the making."""
+
+    read_trial_steps: int = 4
+    """Steps that a read may take before it counts as long."""
+
+    max_waiting_reads_per_session: int = 20_000
+    """Reads in steps of one session that wait for their turn."""
+
+    max_waiting_reads: int = 100_000
+    """Reads in steps of all sessions that wait for their turn."""
 
     entry_bytes: int = 1 << 20
     """A batch of writes is cut into entries of about this size. A larger request has its own."""

@@ -428,7 +428,7 @@ class Member:
             self.restoring.begin()
         if not self.catch_up.is_settled:
             self.catch_up.look(now)
-        if (reads.ready or reads.slow) and self._applying is None:
+        if reads.can_serve and self._applying is None:
             reads.serve()
         if self.hub.has_work and self._applying is None:
             self.hub.run(self.slice_is_over)

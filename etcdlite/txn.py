@@ -15,6 +15,11 @@ record is damaged here, or the answer gets too large, the write is still applied
 member, and then answered with an error: `Unanswerable`. An answer that is known to be too large
 from the index alone, which is the same on all members, is refused before the first change.
 
+What a transaction may do in apply is bounded: `MAX_VISITED_KEYS` and `MAX_VISITED_RECORDS`, checked
+before the first change from the request and the state alone, so all members decide alike. A range
+that no write of its transaction follows, or none precedes, or that names a revision, is read after
+the transaction is applied, outside apply; a member without the session that asked reads none.
+
 Answers are encoded as they travel, without the header, which is the first field. The caller puts
 it in front.
 """
@@ -22,13 +27,14 @@ it in front.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from sortedcontainers import SortedDict, SortedSet
 
 from etcdlite import proto
-from etcdlite.errors import EtcdError, error
+from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.mvcc import Store
 from etcdlite.proto import varint
 from etcdlite.ranges import AnswerTooLarge, is_plain, key_range, range_steps, size_steps
@@ -42,6 +48,25 @@ depth, but not the total. Without this limit one request could keep a member bus
 
 MAX_SMALL_OPS = 16
 """Compares, and puts, of a transaction that `small_txn` applies in one step."""
+
+
+MAX_VISITED_KEYS = 50_000
+"""Keys that the compares and ranges of a transaction may visit in the index, in apply."""
+
+MAX_VISITED_RECORDS = 5_000
+"""Records that they may read there: to compare a value, or for a range between two writes."""
+
+
+class TooManyKeys(EtcdError):
+    """The compares or ranges of a transaction would visit too many keys while it is applied."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            INVALID_ARGUMENT,
+            "etcdlite: the compares and ranges of a transaction visit too many keys: a transaction "
+            f"that writes may visit {MAX_VISITED_KEYS} keys, and compare or read "
+            f"{MAX_VISITED_RECORDS} values between its writes",
+        )
 
 
 class Unanswerable(Exception):
@@ -309,8 +334,10 @@ def delete_range_steps(
 class _Reading:
     """What a transaction reads for its answer."""
 
-    def __init__(self, limit_bytes: int, is_read_only: bool = False) -> None:
+    def __init__(self, limit_bytes: int, is_read_only: bool = False, is_asked: bool = True) -> None:
+        """`is_asked`: somebody waits for the answer."""
         self.limit_bytes = limit_bytes
+        self.is_asked = is_asked
         self.read_bytes = 0
         self.step_bytes = 0
         """Bytes read and written in this step."""
@@ -331,6 +358,11 @@ class _Reading:
         if self.failure is None:
             self.failure = why
 
+    @property
+    def goes_on(self) -> bool:
+        """There will be an answer, as far as is known."""
+        return self.is_asked and self.failure is None
+
     def end(self) -> None:
         if self.failure is not None:
             raise Unanswerable(self.failure)
@@ -345,7 +377,7 @@ def _delete_steps(
     if request.prev_kv and count:
         step_keys, step_bytes = store.limits.read_step_keys, store.limits.step_bytes
         cursor: bytes | None = start
-        while cursor is not None and reading.failure is None:
+        while cursor is not None and reading.goes_on:
             records, cursor = store.index.scan(cursor, end, None, step_keys, step_bytes)
             try:
                 for location, length in records:
@@ -388,54 +420,168 @@ def small_txn(store: Store, request: proto.TxnRequest) -> bytes | None:
         _check_lease(store, put)
     for put in puts:
         store.put(put.key, put.value, put.lease)
-    header = _header(store, store.revision)
+    header = _header(store.revision + store.is_writing)
     inner = b"\x12" + varint(len(header)) + header
     answers = (b"\x1a" + varint(len(inner)) + inner) * len(ops)
     return b"\x10\x01" + answers if taken else answers
 
 
+class _Budget:
+    """What the compares and ranges of a transaction may still visit in apply."""
+
+    def __init__(self) -> None:
+        self.keys = MAX_VISITED_KEYS
+        self.records = MAX_VISITED_RECORDS
+
+    def take(self, keys: int, records: int) -> None:
+        self.keys -= keys
+        self.records -= records
+        if self.keys < 0 or self.records < 0:
+            raise TooManyKeys
+
+
+@dataclass
+class _Result:
+    """The answer to one operation: a field `tag` with a header and a body."""
+
+    tag: bytes
+    header: bytes
+    body: Sequence[bytes] = ()
+    asked: proto.RangeRequest | None = None
+    """The body is not read yet, but will be, as of `revision`."""
+    revision: int = 0
+
+
+class Applied:
+    """A transaction that is applied. The answer to it may have to be read yet."""
+
+    def __init__(
+        self, request: proto.TxnRequest, path: list[bool], results: list[_Result], reading: _Reading
+    ) -> None:
+        self.succeeded = path[0]
+        self._request = request
+        self._path = path
+        self._results = results
+        self._reading = reading
+
+    @property
+    def is_read(self) -> bool:
+        """The answer is complete: `answer_steps` reads nothing."""
+        return all(result.asked is None for result in self._results)
+
+    def answer_steps(
+        self, store: Store, head: bytes = b"", is_late: bool = False
+    ) -> Generator[None, None, bytes]:
+        """Returns `head` and the response after its header. Raises Unanswerable. What is still to
+        be read is pinned in the first step; `is_late`: that step does nothing else."""
+        reading = self._reading
+        pins = [result.revision for result in self._results if result.asked is not None]
+        store.pinned += pins
+        try:
+            if is_late:
+                yield
+            for result in self._results:
+                if result.asked is not None and reading.failure is None:
+                    yield from _read(store, result, reading)
+        finally:
+            for pin in pins:
+                store.pinned.remove(pin)
+        reading.end()
+        parts = [head]
+        yield from _encode(self._request, iter(self._path), iter(self._results), store, parts)
+        if reading.read_bytes < store.limits.step_bytes:
+            return b"".join(parts)
+        return (yield from join_steps(parts, store.limits))
+
+
 def txn_steps(
     store: Store, request: proto.TxnRequest, head: bytes = b""
 ) -> Generator[None, None, bytes]:
-    """Apply a TxnRequest: returns `head` and the response after its header.
+    """Carry out a TxnRequest: returns `head` and the response after its header.
 
     Raises EtcdError, before any change, if an operation of a taken branch cannot be done;
     Unanswerable; DataDamaged if a value to compare, or to write again by `ignore_value`, is
     damaged. A transaction that only reads raises EtcdError and DataDamaged.
     """
+    applied = yield from apply_steps(store, request)
+    return (yield from applied.answer_steps(store, head))
+
+
+def apply_steps(
+    store: Store, request: proto.TxnRequest, is_asked: bool = True
+) -> Generator[None, None, Applied]:
+    """Apply a TxnRequest. Raises as `txn_steps`, without Unanswerable; TooManyKeys, if it can
+    write. `is_asked`: somebody waits for the answer; otherwise nothing is read for it."""
     # A transaction that only reads sees one state in all its steps.
     began = store.revision
     store.pinned.append(began)
     try:
+        reads_only = is_read_only(request)
+        budget = None if reads_only else _Budget()
         path: list[bool] = []
-        yield from _choose(store, request, path, began)
+        yield from _choose(store, request, path, began, budget)
         _check_applies(store, request, iter(path), began)
-        reading = _Reading(store.limits.max_answer_bytes, is_read_only(request))
-        yield from _check_size(store, request, iter(path), began)
-        parts = [head]
-        yield from _execute(store, request, iter(path), began, reading, parts)
-        reading.end()
-        if reading.read_bytes < store.limits.step_bytes:
-            return b"".join(parts)
-        return (yield from join_steps(parts, store.limits))
+        ops = list(_taken(request, iter(path)))
+        writes = [at for at, op in enumerate(ops) if op.request_range is None]
+        first, last = (writes[0], writes[-1]) if writes else (len(ops), -1)
+        if budget is not None:
+            _check_visits(store, ops, first, last, budget)
+        yield from _check_size(store, ops, began)
+        reading = _Reading(store.limits.max_answer_bytes, reads_only, is_asked)
+        results: list[_Result] = []
+        for at, op in enumerate(ops, 1):
+            if at % store.limits.execute_step_ops == 0 or (
+                reading.step_bytes >= store.limits.step_bytes
+            ):
+                reading.step_bytes = 0
+                yield
+            now = began + store.is_writing
+            if op.request_range is None:
+                results.append((yield from _write_steps(store, op, began, reading)))
+            elif reading.is_asked:
+                result = _Result(b"\x0a", _header(now), (), op.request_range, now)
+                is_between = first < at - 1 < last and op.request_range.revision <= 0
+                if is_between or not op.request_range.range_end:
+                    yield from _read(store, result, reading)
+                results.append(result)
+        return Applied(request, path, results, reading)
     finally:
         store.pinned.remove(began)
 
 
 def _choose(
-    store: Store, request: Any, path: list[bool], began: int
+    store: Store, request: Any, path: list[bool], began: int, budget: _Budget | None
 ) -> Generator[None, None, None]:
     """Add to `path` the branch that the transaction takes (True: success) and, in order, those of
     the nested transactions in it."""
     taken = True
     for compare in request.compare:
+        if budget is not None and compare.range_end:
+            count = store.index.count(*key_range(compare.key, compare.range_end))
+            budget.take(count, count if compare.target == proto.Compare.VALUE else 0)
         taken = yield from _compare_steps(store, compare, began)
         if not taken:
             break
     path.append(taken)
     for op in request.success if taken else request.failure:
         if op.request_txn is not None:
-            yield from _choose(store, op.request_txn, path, began)
+            yield from _choose(store, op.request_txn, path, began, budget)
+
+
+def _check_visits(store: Store, ops: Sequence[Any], first: int, last: int, budget: _Budget) -> None:
+    """Raise TooManyKeys if the ranges would visit too many keys in apply: to know the size of those
+    before the first write, or to read those between the first and the last one."""
+    for at, op in enumerate(ops):
+        asked = op.request_range
+        if asked is None or not asked.range_end or asked.revision > 0 or at > last:
+            continue
+        is_between = at > first
+        if asked.count_only or (not is_between and not is_plain(asked)):
+            continue
+        count = store.index.count(*key_range(asked.key, asked.range_end))
+        if asked.limit > 0 and is_plain(asked):
+            count = min(count, asked.limit)
+        budget.take(count, count if is_between else 0)
 
 
 def _check_applies(
@@ -466,22 +612,19 @@ def _taken(request: proto.TxnRequest, path: Iterator[bool]) -> Iterator[Any]:
             yield op
 
 
-def _check_size(
-    store: Store, request: Any, path: Iterator[bool], began: int
-) -> Generator[None, None, None]:
+def _check_size(store: Store, ops: Sequence[Any], began: int) -> Generator[None, None, None]:
     """Raise AnswerTooLarge if the index shows that the answer will be: counts previous values, and
     ranges before the first write of this transaction."""
     left = store.limits.max_answer_bytes
     has_written = False
-    for op in _taken(request, path):
-        limit, revision, range_end = 0, began, b""
+    for op in ops:
+        limit, range_end = 0, b""
         if op.request_range is not None:
             asked = op.request_range
-            if has_written or not is_plain(asked):
+            # In the past, how many keys a range visits differs from member to member.
+            if has_written or not is_plain(asked) or asked.revision > 0:
                 continue
             limit, range_end = max(0, asked.limit), asked.range_end
-            if asked.revision > 0:
-                revision = asked.revision
         elif op.request_put is not None:
             has_written = True
             asked = op.request_put
@@ -495,32 +638,70 @@ def _check_size(
             range_end = asked.range_end
         if range_end:
             start, end = key_range(asked.key, range_end)
-            left -= yield from size_steps(store, start, end, revision, limit, left + 1)
+            left -= yield from size_steps(store, start, end, began, limit, left + 1)
         else:
-            record = store.index.at(asked.key, revision)
+            record = store.index.at(asked.key, began)
             left -= record[1] if record is not None else 0
         if left < 0:
             raise AnswerTooLarge(store.limits.max_answer_bytes)
 
 
-def _execute(
-    store: Store,
+def _write_steps(
+    store: Store, op: proto.RequestOp, began: int, reading: _Reading
+) -> Generator[None, None, _Result]:
+    if op.request_put is not None:
+        reading.step_bytes += len(op.request_put.value)
+        body = b""
+        try:
+            body = write_put(store, op.request_put)
+        except Unanswerable as applied:
+            assert applied.damage is not None
+            reading.fail(applied.damage)
+        reading.count(len(body))
+        return _Result(b"\x12", _header(began + store.is_writing), (body,))
+    parts = yield from _delete_steps(store, op.request_delete_range, reading)
+    return _Result(b"\x1a", _header(began + store.is_writing), parts)
+
+
+def _read(store: Store, result: _Result, reading: _Reading) -> Generator[None, None, None]:
+    """Read the body of a result that is still to be read, if there will be an answer."""
+    asked, result.asked = result.asked, None
+    assert asked is not None
+    if not reading.goes_on:
+        return
+    left_bytes = reading.limit_bytes - reading.read_bytes
+    try:
+        body = yield from range_steps(store, asked, result.revision, limit_bytes=left_bytes)
+    except (AnswerTooLarge, DataDamaged) as why:
+        reading.fail(why)
+        return
+    result.body = (body,)
+    reading.count(len(body))
+    if reading.step_bytes >= store.limits.step_bytes:
+        reading.step_bytes = 0
+        yield
+
+
+def _header(revision: int) -> bytes:
+    field = b"\x18" + varint(revision)
+    return b"\x0a" + varint(len(field)) + field
+
+
+def _encode(
     request: Any,
     path: Iterator[bool],
-    began: int,
-    reading: _Reading,
+    results: Iterator[_Result],
+    store: Store,
     parts: list[bytes],
 ) -> Generator[None, None, int]:
     """Add the response, after its header, to `parts`; returns its size in bytes."""
-    limits = store.limits
     taken = next(path)
     size = 0
     if taken:
         parts.append(b"\x10\x01")
         size = 2
     for count, op in enumerate(request.success if taken else request.failure, 1):
-        if count % limits.execute_step_ops == 0 or reading.step_bytes >= limits.step_bytes:
-            reading.step_bytes = 0
+        if count % store.limits.execute_step_ops == 0:
             yield
         # A ResponseOp holds one of four responses. Each begins with a header that has only the
         # revision; that of a nested transaction is empty. The lengths in front are known at the
@@ -528,58 +709,19 @@ def _execute(
         place = len(parts)
         parts += (b"", b"")
         if op.request_txn is not None:
-            tag = b"\x22"
-            length = yield from _execute(store, op.request_txn, path, began, reading, parts)
-            header = b"\x0a\x00"
+            tag, header = b"\x22", b"\x0a\x00"
+            length = yield from _encode(op.request_txn, path, results, store, parts)
         else:
-            tag, body = yield from _execute_op(store, op, began, reading)
-            parts += body
-            length = sum(map(len, body))
-            header = _header(store, began)
-        if reading.failure is not None:
-            parts.clear()
-            continue
+            result = next(results)
+            tag, header = result.tag, result.header
+            parts += result.body
+            length = sum(map(len, result.body))
         length += len(header)
         inner = tag + varint(length)
         parts[place] = b"\x1a" + varint(len(inner) + length) + inner
         parts[place + 1] = header
         size += len(parts[place]) + length
     return size
-
-
-def _execute_op(
-    store: Store, op: proto.RequestOp, began: int, reading: _Reading
-) -> Generator[None, None, tuple[bytes, Sequence[bytes]]]:
-    """Returns the tag of the response and, after its header, its parts."""
-    if op.request_put is not None:
-        reading.step_bytes += len(op.request_put.value)
-        try:
-            body = write_put(store, op.request_put)
-        except Unanswerable as applied:
-            assert applied.damage is not None
-            reading.fail(applied.damage)
-            return b"\x12", ()
-        reading.count(len(body))
-        return b"\x12", (body,)
-    if op.request_delete_range is not None:
-        return b"\x1a", (yield from _delete_steps(store, op.request_delete_range, reading))
-    if reading.failure is not None:
-        return b"\x0a", ()
-    assert op.request_range is not None
-    now = began + store.is_writing
-    left_bytes = reading.limit_bytes - reading.read_bytes
-    try:
-        body = yield from range_steps(store, op.request_range, now, limit_bytes=left_bytes)
-    except (AnswerTooLarge, DataDamaged) as why:
-        reading.fail(why)
-        return b"\x0a", ()
-    reading.count(len(body))
-    return b"\x0a", (body,)
-
-
-def _header(store: Store, began: int) -> bytes:
-    revision = b"\x18" + varint(began + store.is_writing)
-    return b"\x0a" + varint(len(revision)) + revision
 
 
 _TARGETS = ("version", "create_revision", "mod_revision", "value", "lease")

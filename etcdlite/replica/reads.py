@@ -5,9 +5,15 @@ reach that index; one round serves all reads that waited when it began. While it
 another one is begun now and then for the same reads, and whichever is confirmed first serves them.
 A serializable read is ready at once.
 
-A read that is more than a look-up is done in slices, a few such reads at a time, each on the state
-as it was when it began. One whose client does not read its answers is held until that does, and one
-that nobody waits for any more is left out.
+A read that is more than a look-up of one key is done in steps. Each session has a line of such
+reads, and the lines take turns, so a session waits for one turn of each other session and not for
+all that those have asked. The first read of a line gets a few steps at its turn. If they are not
+enough, it needs one of a few places, because it may hold a large answer in the making; from then on
+it gets one step at a time. A session has one place at most. How many reads wait is limited, for a
+session and in all.
+
+A line whose client does not read its answers is held until it does, and a read that no session
+waits for any more is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from itertools import chain
 from typing import Any
 
 from etcdlite import log, proto, ranges, txn
-from etcdlite.errors import EtcdError, error
+from etcdlite.errors import UNAVAILABLE, EtcdError, error
 from etcdlite.methods import RANGE, Route, by_number, numbers
 from etcdlite.options import Options
 from etcdlite.proto import varint
@@ -46,6 +52,36 @@ class Group:
         """Emptied when a round for them is confirmed."""
 
 
+ANSWER_LOST = EtcdError(
+    UNAVAILABLE,
+    "etcdlite: the answer to this write is lost: a snapshot replaced the state. What was to be "
+    "written is written",
+)
+
+
+class _Line:
+    """The reads of a session that are done in steps."""
+
+    __slots__ = (
+        "has_place", "is_held", "is_late", "read", "reads", "session", "spent_steps", "steps",
+    )  # fmt: skip
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.reads: deque[tuple[Steps | None, Waiter]] = deque()
+        """Those that wait. Late answers to writes have their steps already."""
+        self.steps: Steps | None = None
+        self.read: Waiter | None = None
+        """The read under way."""
+        self.is_late = False
+        """It is the late answer to a write, so it cannot be begun again."""
+        self.spent_steps = 0
+        """Steps of the first read; from `read_trial_steps` on it needs a place."""
+        self.has_place = False
+        self.is_held = False
+        """The session is blocked, so the line has no turns."""
+
+
 class Reads:
     """The reads of a member that are not answered yet."""
 
@@ -63,8 +99,8 @@ class Reads:
         """Those that wait for a round to begin."""
         self.ready: deque[tuple[int, list[Waiter]]] = deque()
         """Those that may be answered, when what is applied has reached the index."""
-        self.slow: deque[tuple[Steps, Waiter]] = deque()
-        """Those under way in slices."""
+        self.slow: deque[_Line] = deque()
+        """Lines in the order of their turns, without those that are held or wait for a place."""
         self._state = state
         self._raft = raft
         self._slice_is_over = slice_is_over
@@ -75,13 +111,22 @@ class Reads:
         """Whose reads a round is for, by its context."""
         # Drawn, so that an answer to an earlier life of this member is never taken for one to this.
         self._round = rng.getrandbits(32) << 20
-        self._unstarted: deque[Waiter] = deque()
-        self._held: dict[Session, list[Waiter]] = {}
+        self._lines: dict[Session, _Line] = {}
+        """All lines, none of them empty."""
+        self._placeless: deque[_Line] = deque()
+        """Lines that wait for a place; others have all of them."""
+        self._places_taken = 0
+        self._waiting_count = 0
 
     @property
     def are_under_way(self) -> bool:
         """Something can be done at once."""
-        return bool(self.new or self.ready or self.slow)
+        return bool(self.new or self.can_serve)
+
+    @property
+    def can_serve(self) -> bool:
+        """`serve` has something to do."""
+        return bool(self.ready or self.slow or self._state.late_answers)
 
     @property
     def are_waiting(self) -> bool:
@@ -167,8 +212,17 @@ class Reads:
         """Answer what can be; not while an entry is applied in part."""
         if self.ready:
             self._serve_ready()
-        if self.slow:
-            self._continue_slow()
+        self._take_late()
+        while self.slow:
+            self._take_turn(self.slow.popleft())
+            if self._slice_is_over():
+                return
+
+    def _take_late(self) -> None:
+        late = self._state.late_answers
+        while late:
+            steps, read = late.popleft()
+            self._enqueue(read, steps)
 
     def _serve_ready(self) -> None:
         store = self._state.store
@@ -191,7 +245,7 @@ class Reads:
         assert session is not None
         state = self._state
         if session.is_blocked and session.awaits(request_id):
-            self._held.setdefault(session, []).append(read)
+            self._enqueue(read)
             return True
         try:
             if (
@@ -212,50 +266,146 @@ class Reads:
         if not session.awaits(request_id):
             session.reply(request_id, method, b"")
             return True
-        if method == RANGE and getattr(session, "streams_ranges", False):
-            steps = _streamable_range(state, request)
-        else:
-            steps = READERS[method](state, request)
+        if self._lines:
+            self._enqueue(read)
+            return True
+        steps = self._steps(read)
         if not _advance(steps, read):
-            if len(self.slow) < state.store.limits.max_slow_reads:
-                self.slow.append((steps, read))
-            else:
-                steps.close()
-                self._unstarted.append(read)
+            line = self._lines[session] = _Line(session)
+            line.steps, line.read, line.spent_steps = steps, read, 1
+            self.slow.append(line)
         return False
 
-    def _continue_slow(self) -> None:
-        max_slow_reads = self._state.store.limits.max_slow_reads
-        while self.slow:
-            steps, read = self.slow.popleft()
-            session, request_id, method, _ = read
-            assert session is not None
-            if not session.awaits(request_id):
-                steps.close()
+    def _steps(self, read: Waiter) -> Steps:
+        session, _, method, request = read
+        if method == RANGE and getattr(session, "streams_ranges", False):
+            return _streamable_range(self._state, request)
+        return READERS[method](self._state, request)
+
+    def _enqueue(self, read: Waiter, steps: Steps | None = None) -> None:
+        session, request_id, method, _ = read
+        assert session is not None
+        line = self._lines.get(session)
+        if line is None:
+            line = self._lines[session] = _Line(session)
+            self.slow.append(line)
+        elif steps is None and (
+            len(line.reads) >= self._state.store.limits.max_waiting_reads_per_session
+            or self._waiting_count >= self._state.store.limits.max_waiting_reads
+        ):
+            session.fail(request_id, method, error("RequestTooManyRequests"))
+            return
+        line.reads.append((steps, read))
+        self._waiting_count += 1
+
+    def _take_turn(self, line: _Line) -> None:
+        """Do a step of a line's first read, and put the line where it has its next turn."""
+        if line.steps is None and not self._begin(line):
+            return
+        steps, read = line.steps, line.read
+        assert steps is not None and read is not None
+        session, request_id, method, _ = read
+        assert session is not None
+        if not session.awaits(request_id):
+            steps.close()
+            session.reply(request_id, method, b"")
+            self._end(line)
+        elif _advance(steps, read):
+            self._end(line)
+        elif line.has_place:
+            self.slow.append(line)
+        else:
+            limits = self._state.store.limits
+            line.spent_steps += 1
+            if line.spent_steps < limits.read_trial_steps:
+                self.slow.appendleft(line)
+            elif self._places_taken < limits.max_slow_reads:
+                self._give_place(line)
+            else:
+                self._stop(line)
+                self._placeless.append(line)
+
+    def _begin(self, line: _Line) -> bool:
+        """Begin the first read of a line that its session waits for; False if there is none, or it
+        has to wait."""
+        session = line.session
+        while line.reads:
+            steps, read = line.reads[0]
+            _, request_id, method, _ = read
+            is_awaited = session.awaits(request_id)
+            if is_awaited and session.is_blocked:
+                line.is_held = True
+                self._leave_place(line)
+                return False
+            line.reads.popleft()
+            self._waiting_count -= 1
+            if steps is None and not is_awaited:
                 session.reply(request_id, method, b"")
-            elif not _advance(steps, read):
-                self.slow.append((steps, read))
-            while self._unstarted and len(self.slow) < max_slow_reads:
-                self._serve(self._unstarted.popleft())
-            if self._slice_is_over():
-                return
+                continue
+            line.is_late = steps is not None
+            line.steps = self._steps(read) if steps is None else steps
+            line.read = read
+            return True
+        self._leave_place(line)
+        del self._lines[session]
+        return False
+
+    def _stop(self, line: _Line) -> None:
+        """Stop the read under way; it is begun again."""
+        if line.steps is not None and not line.is_late:
+            assert line.read is not None
+            line.steps.close()
+            line.reads.appendleft((None, line.read))
+            self._waiting_count += 1
+            line.steps = line.read = None
+
+    def _end(self, line: _Line) -> None:
+        """The read under way is answered."""
+        line.steps = line.read = None
+        line.spent_steps = 0
+        self._leave_place(line)
+        if line.reads:
+            self.slow.append(line)
+        else:
+            del self._lines[line.session]
+
+    def _give_place(self, line: _Line) -> None:
+        line.has_place = True
+        self._places_taken += 1
+        self.slow.append(line)
+
+    def _leave_place(self, line: _Line) -> None:
+        if line.has_place:
+            line.has_place = False
+            self._places_taken -= 1
+            if self._placeless:
+                self._give_place(self._placeless.popleft())
 
     def restart(self) -> None:
-        """Another store took the old one's place: what was read of that is read again."""
-        while self.slow:
-            steps, read = self.slow.popleft()
-            steps.close()
-            self.ready.append((0, [read]))
+        """Another store took the old one's place: what was read of that is read again. The late
+        answers to writes are lost."""
+        self._take_late()
+        for line in self._lines.values():
+            self._stop(line)
+            late = [read for steps, read in line.reads if steps is not None]
+            if line.steps is not None:
+                assert line.read is not None
+                late.append(line.read)
+                line.steps = line.read = None
+            line.reads = deque(item for item in line.reads if item[0] is None)
+            fail_all(late, ANSWER_LOST)
+        self._waiting_count = sum(len(line.reads) for line in self._lines.values())
 
     def unblocked(self, session: Session) -> None:
         """The session's answers are being read again: go on with its reads."""
-        reads = self._held.pop(session, None)
-        if reads:
-            self.ready.append((0, reads))
+        line = self._lines.get(session)
+        if line is not None and line.is_held:
+            line.is_held = False
+            self.slow.append(line)
 
     def forget(self, session: Session) -> None:
-        """The session is gone, and awaits nothing: its reads fall out where they wait."""
-        self._held.pop(session, None)
+        """The session is gone, and awaits nothing: its reads fall out at their turns."""
+        self.unblocked(session)
 
 
 def _advance(steps: Steps, read: Waiter) -> bool:

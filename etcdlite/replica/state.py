@@ -12,6 +12,7 @@ out completely. `refusal` alone decides which writes an active alarm forbids.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -72,6 +73,9 @@ class State:
         self.awaiting_compaction: list[tuple[Session, int, int]] = []
         """(session, request id, method) of physical compactions, to be answered when the superseded
         versions are dropped."""
+        self.late_answers: deque[tuple[Steps, Waiter]] = deque()
+        """Writes that are applied; the steps read the answers. They are begun already, so that what
+        they need is pinned."""
 
     def restore(self, store: Store) -> None:
         """Replace the store, and close the old one."""
@@ -120,8 +124,24 @@ class State:
                 elif method == TXN:
                     step_left -= len(request.success) + len(request.failure)
                     small = txn.small_txn(store, request)
-                    answer = (yield from txn.txn_steps(store, request)) if small is None else small
-                    metrics.count_txn(request, answer.startswith(b"\x10"))
+                    if small is not None:
+                        answer = small
+                        metrics.count_txn(request, answer.startswith(b"\x10"))
+                    else:
+                        applied = yield from txn.apply_steps(store, request, session is not None)
+                        metrics.count_txn(request, applied.succeeded)
+                        if session is None:
+                            answer = b""
+                        elif applied.is_read:
+                            answer = yield from applied.answer_steps(store)
+                        else:
+                            # The rest of the answer is a read.
+                            steps = _late_steps(applied, store, header(store.end_revision()))
+                            next(steps)
+                            self.late_answers.append(
+                                (steps, (session, request_id, method, request))
+                            )
+                            continue
                 else:
                     answer = yield from APPLIERS[method](self, request)
                 revision = store.end_revision()
@@ -131,13 +151,12 @@ class State:
                 if session is not None:
                     session.fail(request_id, method, failure)
                 continue
-            except txn.Unanswerable as applied:
+            except txn.Unanswerable as missing:
                 # Applied as on every other member; only the answer is missing.
                 store.end_revision()
-                if applied.damage is not None and not log.limited("damaged"):
-                    log.error(str(applied.damage))
+                _log_damage(missing)
                 if session is not None:
-                    session.fail(request_id, method, applied.failure)
+                    session.fail(request_id, method, missing.failure)
                 continue
             if session is None:
                 continue
@@ -164,6 +183,20 @@ class State:
             },
         )
         return conf_change
+
+
+def _late_steps(applied: txn.Applied, store: Store, header: bytes) -> Steps:
+    """The answer to a transaction that is applied. Raises EtcdError."""
+    try:
+        return (yield from applied.answer_steps(store, header, is_late=True))
+    except txn.Unanswerable as missing:
+        _log_damage(missing)
+        raise missing.failure from None
+
+
+def _log_damage(missing: txn.Unanswerable) -> None:
+    if missing.damage is not None and not log.limited("damaged"):
+        log.error(str(missing.damage))
 
 
 def refusal(alarms: frozenset[int], method: int, request: Any) -> EtcdError | None:

@@ -1,0 +1,256 @@
+"""One client's work must not stop the others: what waits its turn, and what it may cost in apply.
+
+Work is counted, in steps, turns and records read; nothing here is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rigs.lone_member import LoneMember
+
+from etcdlite import proto, txn
+from etcdlite.errors import EtcdError
+from etcdlite.frames import frame
+from etcdlite.methods import PUT, RANGE, TXN
+from etcdlite.storage.data import DataFile
+from etcdlite.storage.steps import finish
+
+EVERYTHING = {"key": b"\0", "range_end": b"\0"}
+SORTED = proto.RangeRequest(**EVERYTHING, sort_order=2, sort_target=4)
+BY_VALUE = proto.Compare.VALUE
+
+
+class Paced(LoneMember):
+    """The clock moves a millisecond at each look, so a turn has few steps."""
+
+    looks = 0
+
+    @property
+    def now(self) -> float:
+        self.looks += 1
+        return self.looks * 0.001
+
+    @now.setter
+    def now(self, value: float) -> None: ...
+
+
+class Client:
+    """A session that keeps its answers."""
+
+    is_blocked = False
+
+    def __init__(self) -> None:
+        self.answers: dict[int, bytes] = {}
+        self.failures: dict[int, EtcdError] = {}
+        self.gone: set[int] = set()
+
+    def awaits(self, request_id: int) -> bool:
+        return request_id not in self.gone
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        self.answers[request_id] = body
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        self.failures[request_id] = failure
+
+
+def propose(lone: LoneMember, session: Any, request_id: int, method: int, request: Any) -> None:
+    data = frame(1, method, 0, request.encode())
+    lone.member.writes.propose(session, request_id, method, request, data)
+
+
+def filled(tmp_path: Path, count: int) -> Paced:
+    lone = Paced(tmp_path / "member", checkpoint_bytes=1 << 40)
+    for n in range(count):
+        put = proto.PutRequest(key=b"k%05d" % n, value=b"%d" % (count - n))
+        propose(lone, None, 0, PUT, put)
+    lone.settle()
+    return lone
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Iterator[Paced]:
+    member = filled(tmp_path, 2000)
+    yield member
+    member.close()
+
+
+def turns_until(lone: LoneMember, is_done: Any) -> int:
+    turns = 0
+    while not is_done():
+        turns += 1
+        assert turns < 1000, "it is never done"
+        lone.member.turn()
+    return turns
+
+
+# Reads.
+
+
+def test_a_session_with_many_slow_reads_delays_another_by_a_few_steps(lone: Paced) -> None:
+    greedy, modest = Client(), Client()
+    for n in range(50):
+        lone.member.reads.read_now(greedy, n, RANGE, SORTED)
+    lone.member.turn()
+    few = proto.RangeRequest(key=b"k00100", range_end=b"k00600")
+    lone.member.reads.read_now(modest, 1, RANGE, few)
+    assert turns_until(lone, lambda: modest.answers) <= 10
+    assert len(greedy.answers) <= 3
+    assert len(proto.RangeResponse.decode(modest.answers[1]).kvs) == 500
+    lone.settle()
+    assert len(greedy.answers) == 50
+
+
+def test_short_reads_need_no_place_and_long_ones_of_many_sessions_share_few(lone: Paced) -> None:
+    greedy = [Client() for _ in range(12)]
+    for client in greedy:
+        for n in range(2):
+            lone.member.reads.read_now(client, n, RANGE, SORTED)
+    reads = lone.member.reads
+    for _ in range(30):
+        lone.member.turn()
+        lines = list(reads._lines.values())
+        assert (
+            sum(line.has_place for line in lines) <= lone.member.state.store.limits.max_slow_reads
+        )
+        begun = [line for line in lines if line.steps is not None and not line.has_place]
+        assert len(begun) <= 1, "without a place, one read at a time is under way"
+    modest = Client()
+    few = proto.RangeRequest(key=b"k00100", range_end=b"k00600")
+    lone.member.reads.read_now(modest, 1, RANGE, few)
+    assert turns_until(lone, lambda: modest.answers) <= 10 + 5 * len(greedy)
+    lone.settle()
+    assert all(len(client.answers) == 2 for client in greedy)
+    assert not reads._lines and not reads._places_taken and not reads._waiting_count
+
+
+def test_what_waits_is_limited_for_a_session_and_in_all(lone: Paced) -> None:
+    store = lone.member.state.store
+    store.limits = replace(store.limits, max_waiting_reads_per_session=3, max_waiting_reads=5)
+    first, second = Client(), Client()
+    for client in (first, second):
+        for n in range(10):
+            lone.member.reads.read_now(client, n, RANGE, SORTED)
+    lone.settle()
+    for client, most in ((first, 4), (second, 3)):
+        assert len(client.answers) <= most
+        assert len(client.answers) + len(client.failures) == 10
+        assert {f.name for f in client.failures.values()} == {"RequestTooManyRequests"}
+
+
+def test_a_line_is_held_while_its_client_does_not_read_and_ends_with_it(lone: Paced) -> None:
+    slow, gone = Client(), Client()
+    slow.is_blocked = gone.is_blocked = True
+    for client in (slow, gone):
+        for n in range(3):
+            lone.member.reads.read_now(client, n, RANGE, SORTED)
+    lone.settle()
+    assert not slow.answers and not gone.answers
+    gone.gone.update(range(3))
+    lone.member.forget(gone)
+    slow.is_blocked = False
+    lone.member.unblocked(slow)
+    lone.settle()
+    assert all(len(proto.RangeResponse.decode(body).kvs) == 2000 for body in slow.answers.values())
+    assert set(gone.answers.values()) == {b""}
+    assert not lone.member.reads._lines
+
+
+# Transactions.
+
+
+def op(**request: Any) -> Any:
+    ((name, value),) = request.items()
+    return proto.RequestOp(**{f"request_{name}": value})
+
+
+def put(key: bytes, value: bytes = b"new") -> Any:
+    return op(put=proto.PutRequest(key=key, value=value))
+
+
+HOSTILE = proto.TxnRequest(success=[put(b"k00000"), *[op(range=SORTED)] * 127])
+
+
+@pytest.fixture
+def records_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    count = [0]
+    read = DataFile.read
+
+    def counting(self: Any, location: int, size_bytes: int) -> bytes:
+        count[0] += 1
+        return read(self, location, size_bytes)
+
+    monkeypatch.setattr(DataFile, "read", counting)
+    return count
+
+
+def test_the_ranges_of_a_transaction_are_read_after_it_is_applied(
+    lone: Paced, records_read: list[int]
+) -> None:
+    store = lone.member.state.store
+    request = proto.TxnRequest(success=[op(range=SORTED), put(b"a"), op(range=SORTED)])
+    applied = finish(txn.apply_steps(store, request))
+    assert records_read == [0]
+    before = store.end_revision() - 1
+    answer = applied.answer_steps(store, is_late=True)
+    next(answer)
+    assert sorted(store.pinned) == [before, before + 1]
+    store.put(b"b", b"", 0)
+    store.end_revision()
+    response = proto.TxnResponse.decode(finish(answer))
+    counts = [r.response_range.count for r in response.responses if r.response_range]
+    assert counts == [2000, 2001] and not store.pinned
+    store.mark(store.applied_index, store.applied_term)
+
+
+def test_a_transaction_without_a_session_reads_nothing_for_an_answer(
+    lone: Paced, records_read: list[int]
+) -> None:
+    propose(lone, None, 0, TXN, HOSTILE)
+    lone.settle()
+    assert records_read == [0]
+    assert lone.member.state.store.revision == 2002
+
+
+def test_hostile_transactions_do_not_stop_writes(lone: Paced) -> None:
+    greedy, modest = Client(), Client()
+    for n in range(40):
+        propose(lone, greedy, n, TXN, HOSTILE)
+    lone.member.turn()
+    propose(lone, modest, 1, PUT, proto.PutRequest(key=b"k", value=b"v"))
+    turns = 0
+    while not modest.answers:
+        lone.member.turn()
+        saves = lone.member.take_saves()
+        lone.wal.save_all(saves)
+        lone.member.persisted(saves)
+        turns += 1
+        assert turns < 100
+    assert not greedy.answers
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        proto.TxnRequest(
+            compare=[proto.Compare(**EVERYTHING, target=BY_VALUE, result=3, value=b"x")] * 3,
+            success=[put(b"a")],
+        ),
+        proto.TxnRequest(success=[put(b"a"), *[op(range=SORTED)] * 3, put(b"b")]),
+        proto.TxnRequest(success=[*[op(range=proto.RangeRequest(**EVERYTHING))] * 30, put(b"a")]),
+    ],
+    ids=["compares", "ranges between writes", "ranges before a write"],
+)
+def test_what_a_transaction_visits_in_apply_is_limited_on_every_member_alike(
+    lone: Paced, request_: Any
+) -> None:
+    store = lone.member.state.store
+    for is_asked in (True, False):
+        with pytest.raises(txn.TooManyKeys, match="visit too many keys"):
+            finish(txn.apply_steps(store, request_, is_asked))
+        assert not store.is_writing and not store.pinned
