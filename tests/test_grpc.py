@@ -516,6 +516,11 @@ def test_hasleader_refuses_what_would_wait_for_a_leader(client: Client) -> None:
     assert client.answers[watch].text == "etcdserver: no leader"
 
 
+def test_a_path_in_another_script_is_named_in_its_own_bytes(client: Client) -> None:
+    answer = client.ask("/etcdserverpb.KV/Größe", b"")
+    assert answer.text == "unknown method Gr%C3%B6%C3%9Fe for service etcdserverpb.KV"
+
+
 def test_a_client_api_version_that_is_no_text_is_refused() -> None:
     fields = [
         (b":method", b"POST"),

@@ -34,6 +34,7 @@ from rigs.wire import take_output
 from etcdlite import json_mapping, methods, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.limits import DEFAULT_LIMITS
+from etcdlite.raft import LEADER
 from etcdlite.wire import gateway
 from etcdlite.wire.http import (
     BODY_TIMEOUT_S,
@@ -706,6 +707,85 @@ def test_a_stream_past_its_deadline_ends_with_an_error(lone: LoneMember, browser
     assert lone.member.hub.streams == 0
 
 
+STREAMS = [
+    ("/v3/watch", {"create_request": {"key": FOO}}),
+    ("/v3/lease/keepalive", {"ID": "77"}),
+    ("/v3/election/observe", {"name": FOO}),
+    ("/v3/lock/lock", {"name": FOO}),
+    ("/v3/election/campaign", {"name": FOO}),
+]
+
+
+def open_stream(lone: LoneMember, path: str, body: Any, **headers: str) -> Browser:
+    """A stream that waits: the name of locks and elections is held by another client."""
+    browser = Browser(lone)
+    if "keepalive" in path:
+        head = request("POST", path, headers={"Transfer-Encoding": "chunked", **headers})
+        message = json.dumps(body).encode()
+        browser.send(head + b"%x\r\n%s\r\n" % (len(message), message))
+    else:
+        browser.send(request("POST", path, body, headers))
+    assert len(browser.session.calls) == 1
+    return browser
+
+
+def hold_the_name(lone: LoneMember) -> None:
+    assert Browser(lone).post("/v3/lock/lock", {"name": FOO}).status == 200
+
+
+def waiting_keys(lone: LoneMember) -> int:
+    every = Browser(lone).post("/v3/kv/range", {"key": b64(b"foo/"), "range_end": b64(b"foo0")})
+    return len(every.json["kvs"])
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMS)
+def test_hasleader_ends_a_stream_that_lost_its_leader(
+    lone: LoneMember, path: str, body: Any
+) -> None:
+    hold_the_name(lone)
+    browser = open_stream(lone, path, body, **{"Grpc-Metadata-hasleader": "true"})
+    patient = open_stream(lone, path, body)
+    leader = lone.member.raft.leader
+    lose_the_leader(lone)
+    election_s = lone.member.options.election_timeout_s
+    for now in (100.0, 100.0 + 2.9 * election_s):
+        browser.session.tick(now)
+    assert len(browser.session.calls) == 1
+    for one in (browser, patient):
+        one.session.tick(100.1 + 3 * election_s)
+    assert len(browser.session.calls) == 0 and len(patient.session.calls) == 1
+    lone.member.raft.leader, lone.member.raft.role = leader, LEADER
+    browser.settle()
+    (answer,) = browser.answers("POST")
+    assert b"etcdserver: no leader" in answer.body and answer.is_whole
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMS)
+def test_a_deadline_ends_every_kind_of_stream(lone: LoneMember, path: str, body: Any) -> None:
+    hold_the_name(lone)
+    browser = open_stream(lone, path, body, **{"Grpc-Timeout": "1S"})
+    browser.session.tick(lone.now + 0.9)
+    assert len(browser.session.calls) == 1
+    browser.session.tick(lone.now + 1.1)
+    browser.settle()
+    (answer,) = browser.answers("POST")
+    assert b"context deadline exceeded" in answer.body and answer.is_whole
+    assert waiting_keys(lone) == 1
+    for timeout in ("0S", "1n"):
+        answer = Browser(lone).post(path, body, **{"Grpc-Timeout": timeout})
+        assert (answer.status, answer.json["message"]) == (504, "context deadline exceeded")
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMS)
+def test_a_disconnect_cancels_every_kind_of_stream(lone: LoneMember, path: str, body: Any) -> None:
+    hold_the_name(lone)
+    browser = open_stream(lone, path, body)
+    browser.session.closed()
+    lone.settle()
+    assert waiting_keys(lone) == 1, "a place in the line ends with its client"
+    assert lone.member.hub.streams == 0
+
+
 def test_a_closed_connection_leaves_nothing_behind(lone: LoneMember) -> None:
     for path, body in (
         ("/v3/watch", {"create_request": {"key": FOO}}),
@@ -1048,6 +1128,36 @@ def test_origins_are_allowed_as_configured(lone: LoneMember) -> None:
     assert "POST" in answer.headers["access-control-allow-methods"]
     assert name not in browser.get("/version", Origin="http://b.example").headers
     assert name not in browser.get("/version").headers
+
+
+def test_a_page_of_another_origin_cannot_write(lone: LoneMember) -> None:
+    own, other, foreign = "http://localhost", "http://a.example", "http://b.example"
+    put = json.dumps({"key": FOO, "value": BAR}).encode()
+    closed = Site(lone.member, cors=[other], host_whitelist=["localhost"])
+    text = {"Content-Type": "text/plain"}
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    as_json = {"Content-Type": "application/json; charset=utf-8"}
+    for site, origin, content_type, status in (
+        (closed, foreign, text, 403),
+        (closed, foreign, as_json, 403),
+        (closed, "null", {}, 403),
+        (closed, other, text, 415),
+        (closed, other, as_json, 200),
+        (closed, own, as_json, 200),
+        (closed, own, form, 415),
+        (None, foreign, text, 415),
+        (None, foreign, as_json, 200),
+        (None, foreign, {}, 200),
+    ):
+        answer = Browser(lone, site).post("/v3/kv/put", put, Origin=origin, **content_type)
+        assert answer.status == status, (origin, content_type)
+    before = lone.member.hub.streams
+    for path in ("/v3/watch", "/v3/lease/keepalive"):
+        answer = Browser(lone, closed).post(path, b'{"ID":"1"}', Origin=foreign, **text)
+        assert answer.status == 403
+    assert lone.member.hub.streams == before
+    # Without an Origin it is no page: curl sends forms.
+    assert Browser(lone, closed).post("/v3/kv/put", put, **form).status == 200
 
 
 def test_the_gateway_can_be_switched_off(lone: LoneMember) -> None:

@@ -62,6 +62,7 @@ REASONS = {
     408: "Request Timeout",
     409: "Conflict",
     413: "Request Entity Too Large",
+    415: "Unsupported Media Type",
     421: "Misdirected Request",
     429: "Too Many Requests",
     431: "Request Header Fields Too Large",

@@ -54,7 +54,7 @@ from etcdlite.wire.http2 import (
     Connection,
     Stream,
 )
-from etcdlite.wire.session import ClientSession
+from etcdlite.wire.session import ClientSession, LeaderLoss
 from etcdlite.wire.streams import CALLS, LargeRangeCall
 
 MAX_PARTIAL_BYTES = 32 << 20
@@ -77,9 +77,6 @@ MAX_SENT_MESSAGE_BYTES = (1 << 32) - 1
 MAX_GZIP_MEMBERS = 64
 """The gzip members of one message. Each costs as much as many kilobytes of data."""
 
-NO_LEADER_ELECTIONS = 3
-"""A stream with `hasleader` fails after this many election timeouts without a leader, as in
-etcd."""
 
 _TIMEOUT_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
@@ -255,7 +252,7 @@ def _unknown(path: bytes) -> EtcdError:
 
 
 def _shown(value: bytes) -> str:
-    return value.decode("latin-1")
+    return value.decode("utf-8", "replace")
 
 
 def _quoted(value: bytes) -> str:
@@ -333,7 +330,7 @@ class GrpcSession(Connection, ClientSession):
         self._partial_bytes = 0
         self._deadlines: dict[int, float] = {}
         self._need_leader: set[int] = set()
-        self._leaderless_since: float | None = None
+        self._leader_loss = LeaderLoss(member)
         self._check_interval_s = partial_timeout_s(self._max_message_bytes)
         """The interval between checks for incomplete requests."""
         self._next_check = self.member.clock() + self._check_interval_s
@@ -408,6 +405,8 @@ class GrpcSession(Connection, ClientSession):
         assert request.call is not None
         self.calls.open(stream.id, request.number, request.call)
         if request.has_leader:
+            if not self._need_leader:
+                self._leader_loss = LeaderLoss(self.member)
             self._need_leader.add(stream.id)
 
     def received(self, stream: Stream, piece: bytes) -> None:
@@ -773,14 +772,7 @@ class GrpcSession(Connection, ClientSession):
             stream.is_late = True
 
     def _check_leader(self, now: float) -> None:
-        if self.member.raft.leader:
-            self._leaderless_since = None
-        elif self._leaderless_since is None:
-            self._leaderless_since = now
-        elif (
-            now - self._leaderless_since
-            > NO_LEADER_ELECTIONS * self.member.options.election_timeout_s
-        ):
+        if self._leader_loss.is_over(now):
             for stream_id in list(self._need_leader):
                 stream = self.streams[stream_id]
                 self.fail(stream_id, stream.request.number, error("NoLeader"))

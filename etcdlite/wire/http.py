@@ -53,7 +53,7 @@ from etcdlite.metrics import Metrics, Rpc
 from etcdlite.wire import api, exposition, gateway, health
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.health import NOSNIFF, Header
-from etcdlite.wire.session import ClientSession
+from etcdlite.wire.session import ClientSession, LeaderLoss
 from etcdlite.wire.site import Site, debug_vars, host_name, page, versions
 from etcdlite.wire.streams import CALLS
 
@@ -87,6 +87,9 @@ BODY_TIMEOUT_S = 60.0
 IDLE_TIMEOUT_S = 300.0
 """Between two requests."""
 
+MIN_TIMEOUT_S = 1e-4
+"""A request whose Grpc-Timeout is shorter fails at once."""
+
 LINGER_S = 2.0
 """A refused client may take this long to read the response and close its side."""
 
@@ -105,7 +108,7 @@ class _Request:
     __slots__ = (
         "id", "verb", "path", "query", "host", "origin", "is_welcome", "metadata", "method", "body",
         "values", "is_complete", "has_head", "answer", "deadline", "timeout", "script", "rpc",
-        "began",
+        "began", "content_type", "leader_loss", "refusal",
     )  # fmt: skip
 
     def __init__(self, request_id: int) -> None:
@@ -115,6 +118,11 @@ class _Request:
         self.query = ""
         self.host = ""
         self.origin = ""
+        self.content_type = ""
+        self.refusal: tuple[int, str] | None = None
+        """The status and the reason if its origin may not use the API."""
+        self.leader_loss: LeaderLoss | None = None
+        """Ends a stream whose client asked for a leader."""
         self.is_welcome = False
         """The host of the request is on the whitelist."""
         self.metadata: dict[str, str] = {}
@@ -253,6 +261,8 @@ class HttpSession(ClientSession):
                 request.host = value.decode("latin-1")
             elif name == b"origin":
                 request.origin = value.decode("latin-1")
+            elif name == b"content-type":
+                request.content_type = value.decode("latin-1")
             elif name == b"authorization":
                 request.metadata["authorization"] = value.decode("latin-1")
             elif name == b"grpc-timeout":
@@ -277,7 +287,12 @@ class HttpSession(ClientSession):
         has_gateway = site.serves_gateway and not site.only_metrics
         if request.is_welcome and has_gateway and request.verb == "POST":
             method = request.method = gateway.METHODS.get(request.path)
-            if method is not None and method.client_stream:
+            if method is not None:
+                content_type = request.content_type
+                request.refusal = site.refusal(request.origin, request.host, content_type)
+            if request.refusal is not None:
+                request.method = None
+            elif method is not None and method.client_stream:
                 request.values = gateway.Values(site.max_body_bytes)
                 request.count(self.member.metrics, method, self.member.clock())
                 try:
@@ -333,6 +348,11 @@ class HttpSession(ClientSession):
             self._respond(421, TEXT, text, NOSNIFF)
         elif request.verb == "OPTIONS":
             self._respond(200, "", "")
+        elif request.refusal is not None:
+            status, text = request.refusal
+            if not log.limited("origin"):
+                log.warn("refused a request of a web page", why=text, origin=request.origin[:100])
+            self._respond(status, TEXT, f"{text}\n", NOSNIFF)
         elif request.method is not None:
             self._call(request, request.method)
         elif request.path.startswith(gateway.PREFIXES) and not self.site.only_metrics:
@@ -353,9 +373,14 @@ class HttpSession(ClientSession):
         """Apply the metadata in the headers. Raises EtcdError."""
         if request.timeout:
             timeout_s = gateway.read_timeout_s(request.timeout)
+            if timeout_s < MIN_TIMEOUT_S:
+                raise EtcdError(DEADLINE_EXCEEDED, "context deadline exceeded")
             request.deadline = self.member.clock() + timeout_s
-        if request.metadata.get("hasleader") == "true" and not self.member.raft.leader:
-            raise error("NoLeader")
+        if request.metadata.get("hasleader") == "true":
+            if not self.member.raft.leader:
+                raise error("NoLeader")
+            if request.method is not None and request.method.number in CALLS:
+                request.leader_loss = LeaderLoss(self.member)
 
     def _call(self, request: _Request, method: methods.Method) -> None:
         """Run a request of one message."""
@@ -672,7 +697,13 @@ class HttpSession(ClientSession):
     def tick(self, now: float) -> None:
         super().tick(now)
         request = self._request
-        if request is not None and request.deadline is not None and now >= request.deadline:
+        if request is None:
+            return
+        loss = request.leader_loss
+        if loss is not None and loss.is_over(now):
+            request.leader_loss = None
+            self._fail(request, error("NoLeader"))
+        elif request.deadline is not None and now >= request.deadline:
             request.deadline = None
             if request.script is not None:
                 self._fail(request, error("Timeout"))

@@ -13,6 +13,9 @@ from etcdlite.wire.calls import Calls
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
+NO_LEADER_ELECTIONS = 3
+"""Election timeouts without a leader that a stream with `hasleader` survives, as in etcd."""
+
 SNIFF_BYTES = 4
 """The number of bytes that distinguish gRPC ("PRI ") from HTTP/1.1 ("PUT ")."""
 
@@ -58,6 +61,27 @@ class ClientSession(Session):
         super().closed()
         self.member.forget(self)
         self.calls.disown()
+
+
+class LeaderLoss:
+    """Whether streams that need a leader must end: there has been none for three election timeouts,
+    as in etcd."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._since: float | None = None
+
+    def is_over(self, now: float) -> bool:
+        """Call it several times a second."""
+        member = self._member
+        if member.raft.leader:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        return (
+            self._since is not None
+            and now - self._since > NO_LEADER_ELECTIONS * member.options.election_timeout_s
+        )
 
 
 class Opening(Session):

@@ -55,6 +55,20 @@ class Site(HealthCounts):
         """Whether a Host header names this server."""
         return not self._hosts or host_name(host) in self._hosts
 
+    def refusal(self, origin: str, host: str, content_type: str) -> tuple[int, str] | None:
+        """The status and the reason if the page of `origin` may not call the API; None if it may,
+        or if the client is no page. A browser sends plain text to any server without asking it;
+        for JSON it asks first (CORS)."""
+        if not origin:
+            return None
+        is_own = origin.partition("://")[2].lower() == host.lower()
+        if self._cors and not is_own and origin not in self._cors:
+            return 403, "pages of this origin may not use the API (cors)"
+        media_type = content_type.partition(";")[0].strip().lower()
+        if media_type not in ("", "application/json"):
+            return 415, "a web page must send application/json"
+        return None
+
     def cors_headers(self, origin: str) -> tuple[Header, ...]:
         if not self._cors:
             origin = "*"
