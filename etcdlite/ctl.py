@@ -352,7 +352,8 @@ def run(words: Sequence[str]) -> int:
         status: int | None = run_command(session)
         return status or 0
     except EtcdliteError as error:
-        raise Failure(EXIT_FAILED, describe(error, session.client().endpoint)) from None
+        text = describe(error, session.client().endpoint)
+        raise Failure(EXIT_FAILED, text + session.why_unanswered(error)) from None
     finally:
         session.close()
 

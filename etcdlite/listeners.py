@@ -150,6 +150,11 @@ class Listeners:
                     self.addresses.append(listener.getsockname()[:2])
         if not listening:
             assert failure is not None
+            if failure.errno == errno.EADDRNOTAVAIL:
+                raise StartError(
+                    f"cannot listen on {url}: this machine does not have that address. Give one of "
+                    f"its own with --{purpose}, or 0.0.0.0 for all of them"
+                ) from failure
             raise StartError(
                 f"cannot listen on {url}: {failure.strerror}. Stop what uses that address, or "
                 f"give another one with --{purpose}"

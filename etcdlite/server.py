@@ -224,13 +224,12 @@ class Server:
 
     def _turn(self) -> None:
         """Wait for sockets or the next timer, then let each part proceed."""
-        member = self.member
-        clock = time.monotonic
+        member, clock = self.member, time.monotonic
         # While the log thread syncs, background work pauses: the thread needs the interpreter a few
         # times, and a busy loop would delay it each time.
         timeout_s = SAVING_PAUSE_S if member.is_saving else 0.0
         if not (member.has_work or self._producing or self._unread or self._dirty):
-            timeout_s = max(0.0, min(self._next_tick, member.wakes_at) - clock())
+            timeout_s = max(0.0, min(self._next_tick, _wakes_at(member)) - clock())
         ready = self._selector.select(timeout_s)
         began = clock()
         masks = {key.data: mask for key, mask in ready}
@@ -241,9 +240,9 @@ class Server:
         if self._signal and self._stopping_since is None:
             log.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
             self._begin_stop()
-        now = clock()
-        if now >= self._next_tick:
+        if (now := clock()) >= self._next_tick:
             self._tick(now)
+        member.hub.tick(now)
         member.turn()
         if not self._serves:
             self._serve_if_checked()
@@ -801,6 +800,12 @@ def _ignore(mask: int) -> None:
 def _extend_start(why: str) -> None:
     """Ask the service manager to wait longer for this member to be ready."""
     notify_systemd(f"EXTEND_TIMEOUT_USEC={READY_PATIENCE_USEC}\nSTATUS={why}")
+
+
+def _wakes_at(member: Member) -> float:
+    """When the member has something to do: a campaign, or a progress notification."""
+    progress_at = member.hub.next_tick()
+    return member.wakes_at if progress_at is None else min(progress_at, member.wakes_at)
 
 
 def notify_systemd(state: str) -> None:

@@ -225,6 +225,10 @@ def test_without_a_quorum_the_members_that_are_known_are_asked(three: LiveCluste
         assert "using the members that this endpoint knows" in ended.stderr
         assert f"http://{left.endpoint}" in ended.stdout.decode()
         assert "no leader" in ended.stdout.decode()
+        ended = run_ctl("--endpoints", left.endpoint, "--command-timeout", "1s", "put", "k", "v")
+        assert ended.status == 1
+        why = r"no leader since \d+ s; 1 of 3 voting members reachable; see endpoint status"
+        assert re.search(why, ended.stderr), ended.stderr
     finally:
         for member in lost:
             member.start()

@@ -216,6 +216,32 @@ def test_an_alarm_makes_a_member_unhealthy_unless_it_is_excluded(
     assert browser.get("/health?exclude=NOSPACE&exclude=CORRUPT").status == 200
 
 
+def test_damaged_data_makes_a_member_unhealthy_unless_it_is_excluded(
+    lone: LoneMember, browser: Browser
+) -> None:
+    lone.member.state.store.data.damaged.add(1)
+    for path in ("/health", "/health?serializable=true"):
+        assert browser.get(path).json == {"health": "false", "reason": "DATA DAMAGED"}
+    assert browser.get("/health?exclude=DAMAGED").status == 200
+    assert b"[-]data_corruption failed: the disk has damaged data" in browser.get("/readyz").body
+
+
+def test_status_says_since_when_there_is_no_leader(lone: LoneMember, browser: Browser) -> None:
+    lose_the_leader(lone)
+    lone.now += 14.0
+    errors = browser.post("/v3/maintenance/status").json["errors"]
+    assert errors == [
+        "etcdserver: no leader",
+        "etcdlite: no leader since 14 s; 1 of 1 voting members reachable",
+    ]
+
+
+def test_the_page_learns_which_members_are_connected(lone: LoneMember, browser: Browser) -> None:
+    other = proto.Member(ID=0xAB, peerURLs=["http://127.0.0.1:1"])
+    lone.member.peers.update({7: proto.Member(ID=7), 0xAB: other})
+    assert browser.get("/debug/vars").json["connected"] == {"ab": False}
+
+
 def test_without_a_leader_a_member_is_healthy_only_for_itself(
     lone: LoneMember, browser: Browser
 ) -> None:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from zlib import crc32
@@ -420,6 +421,11 @@ def test_a_port_in_use_is_refused_with_its_address(server):
     assert not (second.data_dir / "member").exists(), "nothing is made before it can listen"
 
 
+def test_an_address_of_another_machine_is_refused_as_what_it_is(server):
+    line = refused(server(start=False), "--listen-client-urls=http://192.0.2.1:2379")
+    assert "cannot listen on http://192.0.2.1:2379: this machine does not have that address" in line
+
+
 # The command line.
 
 
@@ -748,6 +754,10 @@ def test_an_idle_watch_with_progress_notify_gets_the_progress(server):
         while (batch := next(batches)).revision < revision:
             assert not batch.events
         assert not batch.events
+        began = time.monotonic()
+        for _ in range(20):
+            next(batches)
+        assert time.monotonic() - began < 3.0, "100 to 110 ms each, not two ticks of 100 ms"
     with client.watch("idle") as watch:
         revision = client.put("other", "v").revision
         watch.request_progress()

@@ -23,6 +23,7 @@ from etcdlite.session import (
     partial_timeout_s,
 )
 from etcdlite.wire.native import NativeSession
+from etcdlite.wire.session import Opening
 
 
 class Plain(Session):
@@ -54,6 +55,12 @@ def plain() -> Plain:
 def send_some(outbox: Outbox, size_bytes: int) -> None:
     outbox.take()
     outbox.sent(size_bytes)
+
+
+def test_tls_on_a_plain_port_is_named() -> None:
+    opening = Opening(lambda session: None, lambda: 0.0)
+    opening.receive(bytes.fromhex("1603010200"))
+    assert opening.why_aborted.startswith("TLS on a plain port")
 
 
 def test_the_owner_is_woken_by_the_first_output_of_a_turn(plain: Plain) -> None:

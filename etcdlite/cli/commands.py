@@ -345,6 +345,9 @@ def _health_of(session: Session, endpoint: str) -> Health:
                 names = {number: name for name, number in proto.ENUMS["AlarmType"].items()}
                 shown = "".join(f"{names.get(alarm.alarm, alarm.alarm)} " for alarm in alarms)
                 error_text = f"Active Alarm(s): {shown}"
+            else:
+                status = session.ask("Maintenance.Status", client)
+                error_text = "; ".join(e for e in status.errors if e.startswith("etcdlite: "))
     except EtcdliteError as error:
         error_text = cause(error)
     took_ns = took_ns or time.monotonic_ns() - started_ns

@@ -13,11 +13,16 @@ from typing import Any
 
 from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
 from etcdlite.cli.output import Printer
-from etcdlite.client import Client, EtcdliteError
+from etcdlite.client import Client, EtcdliteError, Timeout
 from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.notation import parse_int, parse_unsigned
 
 PROGRESS_INTERVAL_S = 0.2
+
+WHY_TIMEOUT_S = 1.0
+"""For the question why another request was not answered."""
+
+TIMEOUT_TEXT = "etcdserver: request timed out"
 
 
 class Session:
@@ -113,6 +118,22 @@ class Session:
             return parse_int(self.arguments[0], 16)
         except ValueError as error:
             raise BadArguments(f"bad lease ID arg ({error}), expecting ID in Hex") from None
+
+    def why_unanswered(self, error: EtcdliteError) -> str:
+        """What the member says about a missing leader if `error` is a request without an answer;
+        empty if there is another reason."""
+        if not isinstance(error, Timeout) and not error.text.startswith(TIMEOUT_TEXT):
+            return ""
+        try:
+            endpoint = [error.endpoint or self.client().endpoint]
+            with Client(endpoint, timeout_s=WHY_TIMEOUT_S, dial_timeout_s=WHY_TIMEOUT_S) as client:
+                status = self.ask("Maintenance.Status", client)
+        except (EtcdliteError, ValueError):
+            return ""
+        reasons = [text for text in status.errors if "no leader since" in text]
+        if status.leader or not reasons:
+            return ""
+        return f": {reasons[0].removeprefix('etcdlite: ')}; see endpoint status --cluster"
 
     def close(self) -> None:
         if self._client is not None:

@@ -255,7 +255,12 @@ class Connection:
         """
         deliveries: list[Delivery] = []
         if not data:
-            self.failure = self.failure or "the server closed the connection"
+            ended = "the server closed the connection"
+            if self._greeting is not None and not self._greeting:
+                ended += (
+                    " before a greeting: it may be etcd, which speaks gRPC only, or a peer port"
+                )
+            self.failure = self.failure or ended
         if self.failure:
             return deliveries
         self.silent_since_s = None
@@ -293,6 +298,8 @@ class Connection:
         magic = frames.MAGIC
         if greeting[: len(magic)] != magic[: len(greeting)]:
             self.failure = "the server does not speak etcdlite's native protocol"
+            if bytes(greeting[3:4]) == b"\x04" or greeting.startswith(b"HTTP/"):
+                self.failure += ": it speaks gRPC or HTTP only, as etcd does"
             return b""
         if len(greeting) < frames.HANDSHAKE.size:
             return b""

@@ -113,6 +113,16 @@ class Leadership:
                 **self._ids(),
             )
 
+    def no_leader_text(self) -> str:
+        """Since when there is no leader, and how many voting members can be reached."""
+        voters = self._raft.voters
+        own_id = self._identity.member_id
+        reached = sum(node == own_id or self._is_open(node) for node in voters)
+        return (
+            f"no leader since {self._clock() - self._led_at:.0f} s; {reached} of {len(voters)} "
+            "voting members reachable"
+        )
+
     def missing_voters(self) -> str:
         """Why there is no leader, in words, if voting members cannot be reached; else empty."""
         voters = self._raft.voters

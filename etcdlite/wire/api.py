@@ -129,7 +129,9 @@ def _status(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
     raft, store = member.raft, member.state.store
-    problems = [] if raft.leader else [str(error("NoLeader"))]
+    problems = []
+    if not raft.leader:
+        problems += [str(error("NoLeader")), f"etcdlite: {member.leadership.no_leader_text()}"]
     problems += [
         # As Go prints the message: a field that is 0 is left out.
         (f"memberID:{alarm_member} " if alarm_member else "") + f"alarm:{alarm_name(kind)} "

@@ -67,6 +67,10 @@ class HealthCounts:
         self.last_checks[kind, name] = succeeded
 
 
+DAMAGED = "DAMAGED"
+"""For `exclude` of /health: damaged data on the disk."""
+
+
 def is_check(path: str) -> bool:
     kind, slash, check = path[1:].partition("/")
     return kind in CHECKS and (not slash or check in CHECKS[kind])
@@ -76,6 +80,8 @@ def serve_health(member: Member, counts: HealthCounts, query: Query) -> Script:
     """The script of /health."""
     is_serializable = query.get("serializable", [""])[0] == "true"
     reason = _alarm(member, query.get("exclude", ()))
+    if not reason and member.state.store.data.damaged and DAMAGED not in query.get("exclude", ()):
+        reason = "DATA DAMAGED"
     if not reason and not is_serializable and not member.raft.leader:
         reason = "RAFT NO LEADER"
     if not reason:
@@ -115,6 +121,8 @@ def serve_checks(member: Member, counts: HealthCounts, path: str, query: Query) 
         if name == "data_corruption":
             if member.state.alarms.is_corrupt:
                 problem = "alarm activated: CORRUPT"
+            elif member.state.store.data.damaged:
+                problem = "the disk has damaged data; the log says where"
         elif name == "non_learner":
             if member.identity.member_id in member.raft.learners:
                 problem = "not supported for learner"

@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -147,6 +147,30 @@ class _Request:
         self.script: health.Script | None = None
         """The health check that is running."""
 
+    def read_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, bool, bool]:
+        """Returns the length of the body, whether it is given, and whether the body has chunks."""
+        length = 0
+        is_sized = is_chunked = False
+        for name, value in headers:
+            if name == b"content-length":
+                is_sized, length = True, int(value)
+            elif name == b"transfer-encoding":
+                is_chunked = True
+            elif name == b"host":
+                self.host = value.decode("latin-1")
+            elif name == b"origin":
+                self.origin = value.decode("latin-1")
+            elif name == b"content-type":
+                self.content_type = value.decode("latin-1")
+            elif name == b"authorization":
+                self.metadata["authorization"] = value.decode("latin-1")
+            elif name == b"grpc-timeout":
+                self.timeout = value.decode("latin-1")
+            elif name.startswith(_METADATA_PREFIX):
+                key = name[len(_METADATA_PREFIX) :].decode("ascii")
+                self.metadata[key] = value.decode("latin-1")
+        return length, is_sized, is_chunked
+
     def count(self, metrics: Metrics, method: methods.Method, now: float) -> Rpc:
         """Count the request as gRPC's: in etcd, the gateway is a client of gRPC."""
         rpc = self.rpc = metrics.rpcs[method.number]
@@ -250,26 +274,7 @@ class HttpSession(ClientSession):
         request = self._request = _Request(self._next_id)
         request.verb = event.method.decode("ascii")
         request.path, request.query, host = _split_target(event.target.decode("ascii"))
-        length = 0
-        is_sized = is_chunked = False
-        for name, value in event.headers:
-            if name == b"content-length":
-                is_sized, length = True, int(value)
-            elif name == b"transfer-encoding":
-                is_chunked = True
-            elif name == b"host":
-                request.host = value.decode("latin-1")
-            elif name == b"origin":
-                request.origin = value.decode("latin-1")
-            elif name == b"content-type":
-                request.content_type = value.decode("latin-1")
-            elif name == b"authorization":
-                request.metadata["authorization"] = value.decode("latin-1")
-            elif name == b"grpc-timeout":
-                request.timeout = value.decode("latin-1")
-            elif name.startswith(_METADATA_PREFIX):
-                key = name[len(_METADATA_PREFIX) :].decode("ascii")
-                request.metadata[key] = value.decode("latin-1")
+        length, is_sized, is_chunked = request.read_headers(event.headers)
         site = self.site
         if host:
             request.host = host  # It takes precedence over the Host header (RFC 9112, 3.2.2).

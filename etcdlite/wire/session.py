@@ -104,6 +104,8 @@ class Opening(Session):
         first = self.first = self.first + data
         if MAGIC.startswith(first[: len(MAGIC)]) and not self._only_http:
             self.found = "native"
+        elif first[:1] == b"\x16":
+            self.abort("TLS on a plain port: the client's endpoint must begin with http://")
         elif not first[:1].isupper():
             self.abort(f"it does not speak a known protocol: {first[:16].hex()}")
         elif self._only_http:

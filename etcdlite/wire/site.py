@@ -110,6 +110,9 @@ def debug_vars(member: Member) -> str:
             "applied": store.applied_index,
             "leader_changes": member.leadership.changes,
         },
+        "connected": {
+            f"{node:x}": link.since is not None for node, link in member.peers.links.items()
+        },
         "store": {
             "revision": store.revision,
             "compact_revision": store.compacted,
