@@ -50,7 +50,7 @@ from etcdlite.replica.reads import Reads
 from etcdlite.replica.restoring import Restoring
 from etcdlite.replica.state import State
 from etcdlite.replica.writes import Writes
-from etcdlite.request import Done, Session, Waiter
+from etcdlite.request import Done, Session, Waiter, about
 from etcdlite.snap import Image, Incoming
 from etcdlite.wal import Save
 from etcdlite.watch import WatchHub
@@ -585,10 +585,8 @@ class Member:
                 else:
                     failed = yield from self.state.apply(requests)
                     if since is not None:
-                        self._warn_if_slow(
-                            REQUEST, since, self.options.warn_request_s, len(requests)
-                        )
-                took_s = self._warn_if_slow(APPLY, began, self.options.warn_apply_s, len(requests))
+                        self._warn_if_slow(REQUEST, since, self.options.warn_request_s, requests)
+                took_s = self._warn_if_slow(APPLY, began, self.options.warn_apply_s, requests)
                 self.metrics.count_applied(requests, failed, took_s)
             self._applied_entry = entry
             yield
@@ -622,7 +620,9 @@ class Member:
                     response.member = change.member  # type: ignore[attr-defined]
                 session.reply(request_id, method, response.encode())
 
-    def _warn_if_slow(self, what: str, began: float, expected_s: float, count: int) -> float:
+    def _warn_if_slow(
+        self, what: str, began: float, expected_s: float, requests: list[Waiter]
+    ) -> float:
         took_s = self.clock() - began
         if took_s <= expected_s:
             return took_s
@@ -632,7 +632,8 @@ class Member:
             log.warn(
                 f"{what} took too long",
                 took=f"{took_s * 1000:.0f}ms",
-                requests=count,
+                requests=len(requests),
                 **{"expected-duration": f"{expected_s * 1000:.0f}ms"},
+                **(about(requests[0]) if requests else {}),
             )
         return took_s

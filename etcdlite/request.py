@@ -6,10 +6,11 @@ Everything below `wire/` knows a session only by the protocol here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
 from etcdlite.errors import EtcdError
+from etcdlite.methods import METHODS
 
 
 class Session(Protocol):
@@ -56,6 +57,30 @@ class Asked:
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         self._done(failure)
+
+
+SHOWN_KEY_BYTES = 32
+"""The log shows this much of a key."""
+
+
+def about(waiter: Waiter) -> dict[str, str]:
+    """Method, beginning of the key, and client of a request, for the log; what is known of them."""
+    session, _, method, request = waiter
+    for inner in (request, *getattr(request, "compare", ()), *_operations(request)):
+        key = getattr(inner, "key", b"")
+        if key:
+            break
+    known = {
+        "method": METHODS[method].full if method in METHODS else f"{method:#04x}",
+        "key": key[:SHOWN_KEY_BYTES].decode("utf-8", "backslashreplace") if key else "",
+        "client": getattr(session, "client", ""),
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def _operations(request: Any) -> Iterator[Any]:
+    for op in (*getattr(request, "success", ()), *getattr(request, "failure", ())):
+        yield op.request_put or op.request_range or op.request_delete_range
 
 
 def fail_all(waiters: list[Waiter], failure: EtcdError) -> None:

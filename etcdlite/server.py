@@ -518,7 +518,7 @@ class Server:
         else:
             assert connection.site is not None
             session = HttpSession(self.member, on_output, connection.site)
-        session.open_by = opening.open_by
+        session.client, session.open_by = connection.peer, opening.open_by
         del self._by_session[opening]
         opening.closed()
         connection.session = session

@@ -292,6 +292,8 @@ class Session:
     """For the metrics."""
     reads_always = False
     """The input consists of answers: read it even while much output is unsent."""
+    client = ""
+    """The address of the other side, for the log."""
     is_served_to_the_end = False
     """Read input while the server stops."""
 

@@ -97,7 +97,7 @@ def test_a_reply_is_the_same_however_the_bytes_are_cut() -> None:
     [
         (b"HTTP/1.1 400 Bad Request\r\n", "does not speak etcdlite's native protocol"),
         (b"\0\0\x06\x04\0\0\0\0\0", "it speaks gRPC or HTTP only, as etcd does"),
-        (b"", "it may be etcd, which speaks gRPC only, or a peer port"),
+        (b"", "before a greeting: it may be etcd, which speaks gRPC only"),
         (b"\x89ETX", "does not speak etcdlite's native protocol"),
         (frames.HANDSHAKE.pack(frames.MAGIC, 0, 0), "does not speak protocol version 1"),
         (GREETING + b"\x00\x00\x00\x00" * 3, "not the native protocol: frame length 0"),
@@ -123,6 +123,13 @@ def test_what_breaks_the_protocol_fails_the_connection(garbage: bytes, failure: 
     assert failure in core.failure
     assert core.fail("") == [ticket]
     assert core.fail("") == []
+
+
+def test_a_server_without_a_hello_may_be_a_port_for_peers() -> None:
+    core = client_core.Connection()
+    core.receive(frames.HANDSHAKE.pack(frames.MAGIC, 1, 1))
+    core.receive(b"")
+    assert core.failure.endswith("before its hello: it may be a port for peers")
 
 
 def test_a_unary_reply_without_an_end_fails_the_connection() -> None:

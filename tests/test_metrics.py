@@ -19,6 +19,7 @@ from rigs.lone_member import LoneMember
 from etcdlite import __version__, errors, methods, metrics, proto
 from etcdlite.metrics import Histogram, Metrics
 from etcdlite.raft import HEARTBEAT, Message
+from etcdlite.request import about
 from etcdlite.wire import exposition
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.hpack import pack
@@ -399,6 +400,30 @@ def test_slow_applies_are_counted_also_when_they_are_not_logged(tmp_path: Path) 
         write(lone, "KV.Put", key=b"k")
     assert value(lone, "etcd_server_slow_apply_total") == 50
     lone.close()
+
+
+def test_the_log_names_the_first_of_the_slow_requests(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Client(Asker):
+        client = "10.0.0.9:4711"
+
+    lone = LoneMember(tmp_path, warn_request_s=-1.0)
+    put = proto.PutRequest(key=b"jobs/" + b"x" * 100, value=b"secret")
+    lone.member.writes.propose_message(Client(), 1, methods.PUT, put)
+    lone.settle()
+    lone.close()
+    line = next(line for line in capfd.readouterr().err.splitlines() if "took too long" in line)
+    assert "method=KV.Put" in line and "client=10.0.0.9:4711" in line
+    assert "key=jobs/xxx" in line and "x" * 30 not in line and "secret" not in line
+
+
+def test_a_transaction_is_named_by_its_first_key() -> None:
+    put = proto.RequestOp(request_put=proto.PutRequest(key=b"written"))
+    compared = proto.TxnRequest(compare=[proto.Compare(key=b"compared")], success=[put])
+    for request, key in ((compared, "compared"), (proto.TxnRequest(success=[put]), "written")):
+        assert about((None, 1, methods.TXN, request))["key"] == key
+    assert about((None, 1, methods.TXN, proto.TxnRequest())) == {"method": "KV.Txn"}
 
 
 def test_the_life_of_leases_is_counted(lone: LoneMember) -> None:

@@ -257,9 +257,9 @@ class Connection:
         if not data:
             ended = "the server closed the connection"
             if self._greeting is not None and not self._greeting:
-                ended += (
-                    " before a greeting: it may be etcd, which speaks gRPC only, or a peer port"
-                )
+                ended += " before a greeting: it may be etcd, which speaks gRPC only"
+            elif self.hello is None:
+                ended += " before its hello: it may be a port for peers"
             self.failure = self.failure or ended
         if self.failure:
             return deliveries
