@@ -118,10 +118,9 @@ class Leadership:
         voters = self._raft.voters
         own_id = self._identity.member_id
         reached = sum(node == own_id or self._is_open(node) for node in voters)
-        return (
-            f"no leader since {self._clock() - self._led_at:.0f} s; {reached} of {len(voters)} "
-            "voting members reachable"
-        )
+        without_s = self._clock() - self._leader_seen_at
+        members = f"{reached} of {len(voters)} voting members reachable"
+        return f"no leader since {without_s:.0f} s; {members}"
 
     def missing_voters(self) -> str:
         """Why there is no leader, in words, if voting members cannot be reached; else empty."""
