@@ -314,6 +314,13 @@ class Store:
             limit_bytes = self.limits.step_bytes
         return self.index.scan(start, end, None if is_now else revision, limit, limit_bytes)
 
+    def scan_numbers(
+        self, start: bytes, end: bytes | None, revision: int, limit: int, limit_bytes: int
+    ) -> tuple[list[tuple[bytes, tuple[int, int, int] | None, int, int]], bytes | None]:
+        """`Index.scan_numbers` as of `revision`; as `scan`."""
+        is_now = revision == self.revision + self.is_writing
+        return self.index.scan_numbers(start, end, None if is_now else revision, limit, limit_bytes)
+
     def event_steps(
         self, start_revision: int, limit_bytes: int
     ) -> Generator[None, None, list[Event]]:

@@ -2,7 +2,8 @@
 
 The rules are etcd's. An answer is as of one revision, however the store changes between the steps:
 while it is read, that revision is pinned. Records go into the answer as they stand in the data
-file; they are decoded only to filter, to sort or to leave out their values.
+file. Filters and sorting by numbers need only the index; records are decoded to sort by value, to
+leave out their values, or where the index has no numbers: for superseded versions.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ def _read_steps(
     head: bytes,
     limit_bytes: int,
 ) -> Generator[None, None, bytes]:
-    step_keys = store.limits.range_step_keys
+    limits = store.limits
+    step_keys = limits.range_step_keys
     bounds = _bounds(request)
     order = _order(request)
     limit = request.limit if request.limit > 0 else _NO_LIMIT
@@ -174,24 +176,43 @@ def _read_steps(
             # Enough is read. What is left is to count the rest of the range.
             count += yield from _count_steps(store, cursor, end, revision)
             break
-        records, cursor = store.scan(cursor, end, revision, min(step_keys, room - count))
-        count += len(records)
+        most = min(step_keys, room - count)
+        if (bounds or order) and order != "value":
+            # A step that only sorts reads no records, unless the index lacks their numbers.
+            entries, cursor = store.scan_numbers(cursor, end, revision, most, limits.step_bytes)
+            count += len(entries)
+            chosen = _chosen(store, entries, bounds, order)
+            found += len(chosen)
+            if order:
+                ranked += [(rank, key) for rank, key, _, _ in chosen]
+                records = []
+            else:
+                left = max(0, limit - found + len(chosen))
+                records = [(location, length) for _, _, location, length in chosen[:left]]
+        else:
+            records, cursor = store.scan(cursor, end, revision, most)
+            count += len(records)
         for location, length in records:
             kv = read(location, length)
-            if bounds or order:
+            if order:
                 message = proto.KeyValue.decode(kv)
                 if not all(low <= getattr(message, name) <= high for name, low, high in bounds):
                     continue
-                if order:
-                    ranked.append((getattr(message, order), message.key))
-            found += 1
-            if order:
-                if order == "value":
-                    ranked_bytes += length
-            elif found <= limit:
-                if keys_only:
-                    kv = _without_value(kv)
-                parts += (b"\x12" + varint(len(kv)), kv)
+                ranked.append((message.value, message.key))
+                ranked_bytes += length
+                found += 1
+                continue
+            if not bounds:
+                found += 1
+                if found > limit:
+                    break
+            if keys_only:
+                kv = _without_value(kv)
+            parts += (b"\x12" + varint(len(kv)), kv)
+        if limit <= limits.sort_step_items and len(ranked) >= 2 * limit + limits.sort_step_items:
+            # No more than the limit counts. The sort is stable, so equal ranks stay in key order.
+            descends = request.sort_order == proto.RangeRequest.DESCEND
+            ranked = sorted(ranked, key=itemgetter(0), reverse=descends)[:limit]
         answer += b"".join(parts)
         parts.clear()
         if len(answer) + ranked_bytes > limit_bytes:
@@ -209,6 +230,27 @@ def _read_steps(
         yield
         return whole
     return bytes(answer)
+
+
+_NUMBERS = {"mod_revision": 0, "create_revision": 1, "version": 2}
+"""The places of the fields in the numbers of `Store.scan_numbers`."""
+
+
+def _chosen(
+    store: Store, entries: list[Any], bounds: list[tuple[str, int, int]], order: str
+) -> list[tuple[Any, bytes, int, int]]:
+    """(rank, key, location, length) of the entries of `Store.scan_numbers` within the bounds."""
+    rank_at = _NUMBERS.get(order)
+    limits = [(_NUMBERS[name], low, high) for name, low, high in bounds]
+    chosen = []
+    for key, numbers, location, length in entries:
+        if numbers is None:
+            kv = proto.KeyValue.decode(store.data.read(location, length))
+            numbers = (kv.mod_revision, kv.create_revision, kv.version)
+        if all(low <= numbers[at] <= high for at, low, high in limits):
+            rank = key if rank_at is None else numbers[rank_at]
+            chosen.append((rank, key, location, length))
+    return chosen
 
 
 def _append_ranked(

@@ -17,6 +17,7 @@ from etcdlite import proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.frames import frame
 from etcdlite.methods import PUT, RANGE, TXN
+from etcdlite.ranges import range_steps
 from etcdlite.storage.data import DataFile
 from etcdlite.storage.steps import finish
 
@@ -187,6 +188,29 @@ def records_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(DataFile, "read", counting)
     return count
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({"sort_order": 2, "sort_target": 0, "limit": 3}, 3),
+        ({"sort_order": 1, "sort_target": 2, "limit": 3}, 3),
+        ({"sort_order": 2, "sort_target": 3, "limit": 1}, 1),
+        ({"sort_order": 1, "sort_target": 1, "limit": 3}, 3),
+        ({"min_mod_revision": 1000, "limit": 5}, 5),
+        ({"max_create_revision": 11}, 10),
+        ({"min_create_revision": 1999, "sort_order": 2, "sort_target": 3}, 3),
+        ({"count_only": True}, 0),
+    ],
+    ids=str,
+)
+def test_a_range_reads_no_more_records_than_it_answers(
+    lone: Paced, records_read: list[int], fields: dict[str, Any], most: int
+) -> None:
+    store = lone.member.state.store
+    answer = finish(range_steps(store, proto.RangeRequest(**EVERYTHING, **fields)))
+    response = proto.RangeResponse.decode(answer)
+    assert (len(response.kvs), records_read[0], response.count) == (most, most, 2000)
 
 
 def test_the_ranges_of_a_transaction_are_read_after_it_is_applied(

@@ -86,7 +86,7 @@ PUTS = [
         lambda store: range_steps(store, RangeRequest(**BIG, sort_order=2, sort_target=3)),
         lambda store: range_steps(store, RangeRequest(**BIG, sort_order=1, sort_target=4)),
         lambda store: range_steps(store, RangeRequest(**BIG, revision=25)),
-        lambda store: range_steps(store, RangeRequest(**BIG, min_mod_revision=20)),
+        lambda store: range_steps(store, RangeRequest(**BIG, min_mod_revision=1)),
         lambda store: store.hash_steps(store.revision),
         lambda store: store.event_steps(2, 1 << 30),
         lambda store: txn.delete_range_steps(store, proto.DeleteRangeRequest(**BIG, prev_kv=True)),

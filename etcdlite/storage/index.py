@@ -34,6 +34,8 @@ from etcdlite.limits import DEFAULT_LIMITS, Limits
 HEAD = struct.Struct("<QQQQQI")
 PAST = struct.Struct("<QQI")
 PAST_BYTES = PAST.size
+_NO_HEAD = (1 << 65, 0, 0, 0, 0, 0)
+
 DEAD = 1 << 31
 """In the length of a past entry: the record is a tombstone."""
 
@@ -189,6 +191,35 @@ class Index:
             if record is not None:
                 found.append(record)
                 size += record[1]
+            if visited == step_keys or len(found) == limit or size >= limit_bytes:
+                return found, key + b"\0"
+        return found, None
+
+    def scan_numbers(
+        self, start: bytes, end: bytes | None, revision: int | None, limit: int, limit_bytes: int
+    ) -> tuple[list[tuple[bytes, tuple[int, int, int] | None, int, int]], bytes | None]:
+        """As `scan`: (key, numbers, location, length) each. The numbers are mod_revision,
+        create_revision and version; None if the version is superseded, so only the record has
+        them."""
+        found: list[tuple[bytes, tuple[int, int, int] | None, int, int]] = []
+        size = 0
+        step_keys = self._limits.scan_step_keys
+        if revision is None:
+            keys: Iterator[bytes] = self.keys.irange(start, end, (True, False))
+            revision, step_keys = 1 << 64, limit
+        else:
+            keys = self.all_keys(start, end)
+        for visited, key in enumerate(keys, 1):
+            head = self.heads.get(key)
+            mod, create, version, location, _, length = HEAD.unpack(head) if head else _NO_HEAD
+            if mod <= revision:
+                found.append((key, (mod, create, version), location, length))
+                size += length
+            else:
+                record = self.at(key, revision)
+                if record is not None:
+                    found.append((key, None, *record))
+                    size += record[1]
             if visited == step_keys or len(found) == limit or size >= limit_bytes:
                 return found, key + b"\0"
         return found, None
