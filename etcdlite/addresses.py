@@ -50,9 +50,11 @@ class Addresses:
         self._waiting: dict[str, list[Callable[[], None]]] = {}
         """By host that is being resolved: the checks that wait for it."""
 
-    def check(self, address: str, urls: Iterable[str], done: Done) -> None:
+    def check(
+        self, address: str, urls: Iterable[str], done: Done, tried: frozenset[str] = frozenset()
+    ) -> None:
         """Call `done` with whether `address` is one of a member with these peer URLs, now or once
-        the names in them are resolved."""
+        the names in them are resolved. Hosts in `tried` are not resolved for this check again."""
         address = _plain(address)
         hosts = {host_port(url)[0] for url in urls}
         allowed: set[str] = set()
@@ -68,6 +70,7 @@ class Addresses:
                 allowed |= found
             if now - resolved_at > (FRESH_S if address in found else AGAIN_S):
                 unknown.add(host)
+        unknown -= tried
         if any(ipaddress.ip_address(own).is_loopback for own in allowed):
             allowed.update(LOOPBACK)
         if address in allowed or not unknown:
@@ -83,7 +86,7 @@ class Addresses:
             threading.Thread(
                 target=self._look_up, args=(host,), name="resolve", daemon=True
             ).start()
-        self._waiting[host].append(partial(self.check, address, tuple(urls), done))
+        self._waiting[host].append(partial(self.check, address, tuple(urls), done, tried | {host}))
 
     def _look_up(self, host: str) -> None:
         try:

@@ -229,6 +229,20 @@ def test_a_name_is_resolved_away_from_the_loop_and_kept_for_a_while(monkeypatch:
     assert not names.check("10.0.0.9", "one"), "that was long ago"
 
 
+def test_names_that_are_slow_to_resolve_are_resolved_once_for_a_check(monkeypatch: Any) -> None:
+    names = Names(monkeypatch)
+    look_up = names.look_up
+
+    def slow(host: str, *more: Any, **options: Any) -> list[Any]:
+        names.now += 5
+        assert len(names.asked) < 3, "a check has names resolved for ever"
+        return look_up(host, *more, **options)
+
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", slow)
+    assert not names.check("10.0.0.9", "one", "two", "three")
+    assert sorted(names.asked) == ["one", "three", "two"]
+
+
 # Live.
 
 
