@@ -85,6 +85,15 @@ def test_a_member_that_was_away_serves_its_state_but_is_not_ready(cluster: Clust
     assert read(cluster, away) == 3
 
 
+@pytest.mark.parametrize("latency_s", [0.15, 0.3])
+def test_a_member_far_from_the_leader_catches_up(cluster: Cluster, latency_s: float) -> None:
+    """A round takes two round trips, which is longer than it is waited for."""
+    world, far = cluster.world, cluster.followers[0]
+    world.latency_s = (latency_s, latency_s + 0.002)
+    far.member.catch_up.begin()
+    world.run_until(lambda: far.member.catch_up.is_over, 20)
+
+
 def test_a_member_that_was_alone_is_ready_without_the_others(cluster: Cluster) -> None:
     """Without a leader nobody can tell whether it is behind."""
     away = cluster.followers[0]

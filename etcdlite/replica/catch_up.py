@@ -41,7 +41,8 @@ class CatchUp:
         """The entry that must be applied, as far as it is known."""
         self._is_confirmed = True
         self._rounds_left = 0
-        self._round = 0
+        self._round = self._first_round = 0
+        """The latest round, and the first one whose answer counts."""
         self._asked_at = -math.inf
 
     def begin(self) -> None:
@@ -50,6 +51,7 @@ class CatchUp:
         own = members.get(self._identity.member_id)
         self.is_over = self._is_confirmed = False
         self._rounds_left = 2
+        self._first_round = self._round + 1
         self.is_joining = not members
         # A member publishes its client URLs as soon as it takes part.
         self.is_behind = own is None or not own.clientURLs
@@ -72,16 +74,19 @@ class CatchUp:
         self._asked_at = now
         self._round += 1
         try:
-            self._raft.read_index(self._context())
+            self._raft.read_index(self._context(self._round))
         except (NotLeader, RequestDropped):
             pass  # It is asked again.
 
-    def _context(self) -> bytes:
-        return self._identity.incarnation.to_bytes(8, "big") + self._round.to_bytes(8, "big")
+    def _context(self, number: int) -> bytes:
+        return self._identity.incarnation.to_bytes(8, "big") + number.to_bytes(8, "big")
 
     def confirmed(self, context: bytes, index: int) -> None:
-        """A ReadIndex round is confirmed, perhaps this one."""
-        if not self._is_confirmed and context == self._context():
+        """A ReadIndex round is confirmed, perhaps one of these. Far from the leader an answer takes
+        longer than `RETRY_S`, so the answer to an earlier question counts too."""
+        if not self._is_confirmed and self._context(self._first_round) <= context <= self._context(
+            self._round
+        ):
             self._is_confirmed = True
             self.needed_index = max(self.needed_index, index)
 
@@ -93,6 +98,7 @@ class CatchUp:
         self._rounds_left -= 1
         if self._rounds_left > 0:
             self._is_confirmed = False
+            self._first_round = self._round + 1
             self._asked_at = -math.inf
             self.ask(now)
         else:
