@@ -3,6 +3,8 @@ that they stand in the same lines as the client's recipes."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from etcdlite.client import operations as client_calls
 from etcdlite.client import recipes
 from etcdlite.errors import UNKNOWN, EtcdError
 from etcdlite.wire import locks as concurrency
-from etcdlite.wire.calls import Calls
+from etcdlite.wire.calls import Call, Calls
 
 ENDED = "ended"
 EVERYTHING = proto.RangeRequest(key=b"\0", range_end=b"\0")
@@ -27,6 +29,7 @@ class Caller:
         self.lone = lone
         self.calls = Calls(lone.member, self)
         self.received: dict[int, list[Any]] = {}
+        self.opened: list[weakref.ref[Call]] = []
         self.is_reading = True
 
     def begin(self, method: str, **fields: Any) -> int:
@@ -40,7 +43,8 @@ class Caller:
         about = methods.METHOD_BY_NAME[method]
         request_id = len(self.received) + 1
         self.received[request_id] = []
-        self.calls.open(request_id, about.number, concurrency.CALLS[about.full])
+        call = self.calls.open(request_id, about.number, concurrency.CALLS[about.full])
+        self.opened.append(weakref.ref(call))
         self.calls.message(request_id, about.request(**fields).encode())
         return request_id
 
@@ -63,8 +67,8 @@ class Caller:
         self.lone.settle()
 
     def disconnect(self) -> None:
-        for call in self.calls:
-            self.calls.close(call.request_id)
+        for request_id in self.received:
+            self.calls.close(request_id)
         self.lone.settle()
 
     # What a call answers through.
@@ -344,6 +348,25 @@ def test_a_failed_wait_leaves_the_line(
     (failure,) = caller.received[waiting]
     assert (failure.code, failure.text) == (UNKNOWN, "etcdserver: no leader")
     assert keys(lone) == []
+
+
+def test_waiters_that_come_and_go_are_forgotten_while_others_wait(
+    lone: LoneMember, caller: Caller
+) -> None:
+    for lease in range(1, 6):
+        grant(lone, lease)
+    caller.ask("Lock.Lock", name=b"door", lease=1)
+    patient = caller.begin("Lock.Lock", name=b"door", lease=2)
+    for _ in range(200):
+        caller.cancel(caller.begin("Lock.Lock", name=b"door", lease=3))
+    last = caller.begin("Lock.Lock", name=b"door", lease=4)
+    gc.collect()
+    alive = sum(ref() is not None for ref in caller.opened)
+    assert alive < 100, "calls that have left are kept"
+    write(lone, "KV.DeleteRange", key=b"door/1")
+    assert caller.answer(patient).key == b"door/2" and not caller.received[last]
+    write(lone, "KV.DeleteRange", key=b"door/2")
+    assert caller.answer(last).key == b"door/4"
 
 
 def test_a_long_line_is_read_once_and_moves_in_order(

@@ -46,6 +46,9 @@ from etcdlite.watch import WatchStream
 from etcdlite.wire import api
 from etcdlite.wire.calls import Call, CallOwner
 
+MAX_DEAD = 64
+"""A queue's heaps are rebuilt when they hold this many dead items, and more than live ones."""
+
 LEASE_TTL_S = 60
 """The TTL of the lease made for a request with lease 0."""
 
@@ -100,12 +103,12 @@ class _Queue:
         self._keys: dict[bytes, int] = {}
         """The create_revision of each key."""
         self._oldest: list[tuple[int, bytes]] = []
-        """A heap of the same; keys that are gone are dropped when they come first."""
+        """A heap of the same, and of some keys that are gone."""
         self._seen = 0
         """Every change up to this revision is in `_keys`."""
         self._calls: set[_QueueCall] = set()
         self._waiting: list[tuple[int, int, _QueueCall]] = []
-        """A heap of (revision, number, call)."""
+        """A heap of (revision, number, call), and of some calls that have left."""
         self._number = 0
         self._stream: WatchStream | None = None
         self._read()
@@ -127,6 +130,9 @@ class _Queue:
             self._close()
             if _queues(self._member).get(self._prefix) is self:
                 del _queues(self._member)[self._prefix]
+        elif _is_mostly_dead(self._waiting, len(self._calls)):
+            self._waiting = [item for item in self._waiting if item[2] in self._calls]
+            heapq.heapify(self._waiting)
 
     def _turn(self) -> int:
         """The turn of all that wait with a revision up to this one has come."""
@@ -201,10 +207,17 @@ class _Queue:
             elif kv.key not in self._keys:
                 self._keys[kv.key] = kv.create_revision
                 heapq.heappush(self._oldest, (kv.create_revision, kv.key))
+        if _is_mostly_dead(self._oldest, len(self._keys)):
+            self._oldest = sorted((revision, key) for key, revision in self._keys.items())
         self._wake()
 
     def end(self) -> None:
         """The stream ends only when this queue ends it."""
+
+
+def _is_mostly_dead(heap: list[Any], alive: int) -> bool:
+    """Whether to rebuild a heap of which at most `alive` items matter."""
+    return len(heap) > 2 * alive + MAX_DEAD
 
 
 _QUEUES: WeakKeyDictionary[Member, dict[bytes, _Queue]] = WeakKeyDictionary()
