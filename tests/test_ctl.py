@@ -1015,6 +1015,7 @@ def test_cluster_asks_the_members_endpoints(fake: type[FakeClient]) -> None:
 def test_health_is_a_read_that_is_served_and_no_alarm(fake: type[FakeClient]) -> None:
     fake.answers["KV.Range"] = proto.RangeResponse(header=HEADER)
     fake.answers["Maintenance.Alarm"] = proto.AlarmResponse(header=HEADER)
+    fake.answers["Maintenance.Status"] = proto.StatusResponse(header=HEADER)
     ended = run_ctl("endpoint", "health")
     assert ended.status == 0
     assert ended.stdout.startswith(
@@ -1030,6 +1031,11 @@ def test_health_is_a_read_that_is_served_and_no_alarm(fake: type[FakeClient]) ->
         b"",
         "127.0.0.1:2379 is unhealthy: failed to commit proposal: Active Alarm(s): NOSPACE \n",
     )
+    fake.answers["Maintenance.Alarm"] = proto.AlarmResponse(header=HEADER)
+    damaged = "etcdlite: this member's disk has damaged data; its log says where"
+    fake.answers["Maintenance.Status"] = proto.StatusResponse(errors=[damaged])
+    ended = run_ctl("endpoint", "health")
+    assert ended.status == 1 and damaged in ended.stderr
 
 
 # Transactions.
