@@ -213,7 +213,7 @@ class Member:
         """Messages can be sent to that member."""
         if node == self.raft.leader:
             self._retry()
-            self.reads.begin_anew()
+            self.reads.retry()
 
     def on_peer_died(self, node: int) -> None:
         """The process of that member is dead."""
@@ -527,7 +527,7 @@ class Member:
             self._published_at = -math.inf
             self._publish(self.clock())
             self._retry()
-            self.reads.begin_anew()
+            self.reads.retry()
             self.catch_up.ask(self.clock())
 
     def _restored(self, snapshot: Snapshot, store: Store) -> None:

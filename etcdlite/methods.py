@@ -1,9 +1,9 @@
-"""Every method of the API and of the log, and what is known about it: one row each.
+"""The table of methods: one row for each method of the API and of the log.
 
 The protocols (native, gRPC, JSON), the metrics, reflection and the clients read this table. The
-functions that carry a method out live in their layers: `wire/api.py` checks requests, `wire/
-streams.py` has the calls, `replica/reads.py` the readers, `replica/state.py` the appliers. Each
-layer asserts at import that it covers exactly the rows of its route.
+functions that carry a method out are in their layers: handlers in `wire/api.py`, calls in
+`wire/streams.py`, readers in `replica/reads.py`, appliers in `replica/state.py`. Each layer asserts
+at import that it has a function for exactly the methods of its route (`by_number`).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ service etcdlite.Log
 
 
 class Route(enum.Flag):
-    """The ways that a method's requests can take; a method without one is not served."""
+    """How the requests of a method are served; a method without a route is not served."""
 
     WRITE = enum.auto()
     """Through the log; `replica/state.py` applies it on every member."""
@@ -110,7 +110,7 @@ class Route(enum.Flag):
 
 
 class Permission(enum.Enum):
-    """What the user who asks needs once authentication is on; the rules are those of etcd 3.5."""
+    """What the requesting user needs once authentication is enabled, by the rules of etcd 3.5."""
 
     ANYONE = "-"
     KEYS = "keys"
@@ -122,21 +122,21 @@ class Permission(enum.Enum):
     ROOT = "root"
     """The role root."""
     MEMBER = "member"
-    """Only a member proposes it: clients cannot ask for it."""
+    """Only members propose it. Clients cannot request it."""
 
 
 class Retry(enum.Enum):
-    """Whether a client may send a request again that may have been carried out already."""
+    """Whether a client may repeat a request that may have been carried out already."""
 
     NEVER = "-"
     IF_READ = "retry_reads"
-    """When the request changes nothing."""
+    """Only if the request changes nothing."""
     ALWAYS = "retry"
-    """Carried out twice it does no more than once."""
+    """It is idempotent."""
 
 
 class Method(NamedTuple):
-    """One row. `number` is the native protocol's; `full` is like "KV.Put"."""
+    """One row. `number` is that of the native protocol; `full` is "KV.Put", for example."""
 
     number: int
     service: str
@@ -154,7 +154,7 @@ class Method(NamedTuple):
     """A learner serves it; if it has the route READ, only what may be serializable."""
     retry: Retry = Retry.NEVER
     peers: bool = False
-    """Other members ask it of this one."""
+    """Members send it to each other."""
 
 
 @functools.cache
@@ -209,19 +209,20 @@ def _read_table() -> list[Method]:
 ROWS = tuple(_read_table())
 
 METHODS = {row.number: row for row in ROWS if row.permission is not Permission.MEMBER}
-"""What clients can ask for, by number, in the order of the table."""
+"""The methods that clients can request, by number, in the order of the table."""
 
 METHOD_BY_NAME = {row.full: row for row in METHODS.values()}
 """The same by full name, "KV.Put"."""
 
 REQUESTS = {row.number: row.request for row in ROWS}
-"""The class of the request by number, those of members included."""
+"""The class of the request by number, for all methods."""
 
 
 PEER_METHODS = frozenset(row.number for row in ROWS if row.peers)
+"""The methods that members send to each other."""
 
 UNARY = frozenset(n for n, row in METHODS.items() if row.route and Route.STREAM not in row.route)
-"""What clients can ask for in one message and is answered by one."""
+"""The methods with one request message and one response that clients can request."""
 
 
 def numbers(route: Route) -> frozenset[int]:
@@ -230,8 +231,8 @@ def numbers(route: Route) -> frozenset[int]:
 
 
 def by_number(methods: Set[int], functions: Mapping[str, T]) -> dict[int, T]:
-    """What carries out each of `methods`, from the same by full name. Raises AssertionError if a
-    method is missing, or one too many is there."""
+    """Key `functions` by number instead of full name. Raises AssertionError unless they are exactly
+    those of `methods`."""
     found = {_NUMBER[full]: function for full, function in functions.items()}
     assert found.keys() == methods, [m for m in _NUMBER if _NUMBER[m] in found.keys() ^ methods]
     return found
@@ -252,7 +253,7 @@ MEMBER_LIST = _NUMBER["Cluster.MemberList"]
 ALARM_METHOD = _NUMBER["Maintenance.Alarm"]
 HASH_KV = _NUMBER["Maintenance.HashKV"]
 PUBLISH = _NUMBER["Log.Publish"]
-"""A member's name and client URLs become those of the `Member` message."""
+"""Sets the name and client URLs of a member."""
 MEMBER_CHANGE = _NUMBER["Log.MemberChange"]
 CHECKPOINT = _NUMBER["Log.Checkpoint"]
-"""Leases get the remaining times that the leader counted for them."""
+"""Sets the remaining TTLs of leases to those that the leader measured."""

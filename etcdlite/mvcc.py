@@ -1,12 +1,12 @@
 """Revisions: every change of a key makes a new one, and old ones can be read until compacted.
 
-`Store` joins the index (`index.py`: where each version is) and the data file (`data.py`: the
-versions). It also keeps the buckets: small maps (leases, members, alarms) whose latest entries win,
-so that the data file holds the whole state machine.
+`Store` joins the index (`storage/index.py`: where each version is) and the data file
+(`storage/data.py`: the versions). It also keeps the buckets: small maps for leases, members and
+alarms, whose latest entries win. So the data file holds the whole state machine.
 
 A write is any number of `put` and `delete`, then `end_revision`, which makes it the next revision.
-All changes come from committed raft entries, in order; `mark` after each entry records how far the
-state goes. Long work is a generator (`steps.py`): the caller decides how much of it to do at once.
+All changes come from committed raft entries, in order; `mark` records up to which entry the state
+goes. Long work is a generator (`storage/steps.py`): the caller decides how much to do at once.
 
 Bytes are made once: the encoded `KeyValue` that `put` writes is the record on disk and, unchanged,
 the `kvs` of a range and the `kv` of a watch event.
@@ -102,14 +102,17 @@ class Store:
         self.pinned: list[int] = []
         """Revisions that unfinished reads need; a later compaction waits."""
         self.cut = contents.cut
-        """Why recovery cut off the end of the data file, for the log; None if it did not."""
+        """Why recovery cut off the end of the data file; None if it did not."""
         self.checkpoint_begin = contents.checkpoint_begin
-        """Where a start would begin to scan: (segment, offset)."""
+        """(segment, offset) from which a start would scan the data file."""
         self.compaction: Iterator[int] | None = None
+        """The pending compaction, for `compact_step`."""
         self.uncleanable: set[int] = set()
         """Segments that cleaning leaves alone, because a record in them is damaged."""
         self._first_location = 0
+        """Of the first change since `end_revision`; 0 if there is none."""
         self._is_packing = False
+        """A checkpoint is being packed."""
 
     # Opening.
 
@@ -274,7 +277,8 @@ class Store:
     # Reading.
 
     def get(self, key: bytes, revision: int | None = None) -> bytes | None:
-        """The encoded KeyValue of a key, now or as of `revision`; None if it does not exist."""
+        """The encoded KeyValue of a key, now or as of `revision`; None if it does not exist. Raises
+        DataDamaged."""
         if revision is None:
             head = self.index.heads.get(key)
             if head is None:
@@ -285,7 +289,8 @@ class Store:
         return None if record is None else self.data.read(*record)
 
     def previous(self, key: bytes, revision: int) -> bytes | None:
-        """The KeyValue of `key` just before `revision`; None if absent or compacted."""
+        """The encoded KeyValue of `key` just before `revision`; None if absent or compacted. Raises
+        DataDamaged."""
         if revision <= self.compacted:
             return None
         return self.get(key, revision - 1)
@@ -422,8 +427,8 @@ class Store:
     # Compaction.
 
     def compact(self, revision: int) -> None:
-        """Refuse reads below `revision` from now on, and begin to drop what they alone need;
-        `compact_step` does the work. Raises EtcdError Compacted or FutureRev."""
+        """Refuse reads below `revision` from now on, and prepare to drop the versions that only
+        they need; `compact_step` drops them. Raises EtcdError Compacted or FutureRev."""
         if revision <= self.compact_revision:
             raise error("Compacted")
         if revision > self.revision:
@@ -432,8 +437,8 @@ class Store:
         self.compaction = self.index.compact_steps(revision, self.data.garbage)
 
     def skip_revisions(self, count: int) -> None:
-        """Pass over the next `count` revisions and compact all of them, with what came before. For
-        a backup that is restored: clients may have seen these revisions, with other contents."""
+        """Leave out the next `count` revisions, and compact up to the last one of them. For a
+        restored backup: clients may have seen these revisions with other contents."""
         self.revision += count
         self.compact(self.revision)
         while self.compaction is not None:

@@ -1,19 +1,19 @@
-"""Reads: from the question to the answer.
+"""Reads: from the request to the answer.
 
-A linearizable read waits for a ReadIndex (Raft thesis, 6.4), and then for the state machine to
-reach that index; one round serves all reads that waited when it began. While it is not confirmed
-another one is begun now and then for the same reads, and whichever is confirmed first serves them.
-A serializable read is ready at once.
+A linearizable read waits for a ReadIndex round (Raft thesis, 6.4), and then for the state machine
+to reach that index. One round serves all reads that waited when it began. If it is not confirmed
+within `READ_RETRY_S`, another round is begun for the same reads, and the first one that is
+confirmed serves them. A serializable read is ready at once.
 
 A read that is more than a look-up of one key is done in steps. Each session has a line of such
 reads, and the lines take turns, so a session waits for one turn of each other session and not for
-all that those have asked. The first read of a line gets a few steps at its turn. If they are not
-enough, it needs one of a few places, because it may hold a large answer in the making; from then on
-it gets one step at a time. A session has one place at most. How many reads wait is limited, for a
+all of their reads. The first read of a line gets a few steps at its turn. If they are not enough,
+it waits for a slot and begins again, because it may hold a large unfinished answer; with a slot it
+gets one step per turn. A session has at most one slot. The number of waiting reads is limited, per
 session and in all.
 
-A line whose client does not read its answers is held until it does, and a read that no session
-waits for any more is left out.
+The line of a client that does not read its answers is held until it reads again. A read that was
+cancelled is dropped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.steps import join_steps
 
 READ_RETRY_S = 0.5
-"""When another round is begun for reads whose round was not confirmed."""
+"""Another round is begun for reads whose latest round is not confirmed after this time."""
 
 
 class Group:
@@ -63,21 +63,21 @@ class _Line:
     """The reads of a session that are done in steps."""
 
     __slots__ = (
-        "has_place", "is_held", "is_late", "read", "reads", "session", "spent_steps", "steps",
+        "has_slot", "is_held", "is_late", "read", "reads", "session", "spent_steps", "steps",
     )  # fmt: skip
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.reads: deque[tuple[Steps | None, Waiter]] = deque()
-        """Those that wait. Late answers to writes have their steps already."""
+        """Reads that wait. Late answers to writes have their steps already."""
         self.steps: Steps | None = None
         self.read: Waiter | None = None
         """The read under way."""
         self.is_late = False
-        """It is the late answer to a write, so it cannot be begun again."""
+        """The read under way is the late answer to a write, so it cannot be begun again."""
         self.spent_steps = 0
-        """Steps of the first read; from `read_trial_steps` on it needs a place."""
-        self.has_place = False
+        """Steps of the first read; from `read_trial_steps` on it needs a slot."""
+        self.has_slot = False
         self.is_held = False
         """The session is blocked, so the line has no turns."""
 
@@ -94,33 +94,33 @@ class Reads:
         options: Options,
     ) -> None:
         self.streamed = 0
-        """Answers that are being sent as they are read."""
+        """Answers that are being sent while they are read."""
         self.new: list[Waiter] = []
-        """Those that wait for a round to begin."""
+        """Reads for the next round."""
         self.ready: deque[tuple[int, list[Waiter]]] = deque()
-        """Those that may be answered, when what is applied has reached the index."""
+        """(index, reads): reads that may be answered once this index is applied."""
         self.slow: deque[_Line] = deque()
-        """Lines in the order of their turns, without those that are held or wait for a place."""
+        """Lines in the order of their turns, without those that are held or wait for a slot."""
         self._state = state
         self._raft = raft
         self._slice_is_over = slice_is_over
         self._request_timeout_s = options.request_timeout_s
         self._waiting: deque[Group] = deque()
-        """Those whose round is not confirmed, the oldest first, which is never empty."""
+        """Groups whose rounds are not confirmed, the oldest first. The first one has reads."""
         self._rounds: dict[bytes, list[Group]] = {}
-        """Whose reads a round is for, by its context."""
-        # Drawn, so that an answer to an earlier life of this member is never taken for one to this.
+        """The groups that each round is for, by its context."""
+        # Random, so that an answer to an earlier incarnation is never taken for one to this one.
         self._round = rng.getrandbits(32) << 20
         self._lines: dict[Session, _Line] = {}
         """All lines, none of them empty."""
-        self._placeless: deque[_Line] = deque()
-        """Lines that wait for a place; others have all of them."""
-        self._places_taken = 0
+        self._awaiting_slot: deque[_Line] = deque()
+        """Lines that wait for a slot, because all slots are taken."""
+        self._slots_taken = 0
         self._waiting_count = 0
 
     @property
     def are_under_way(self) -> bool:
-        """Something can be done at once."""
+        """Some reads wait for no event."""
         return bool(self.new or self.can_serve)
 
     @property
@@ -130,10 +130,10 @@ class Reads:
 
     @property
     def are_waiting(self) -> bool:
-        """Some wait for their round to be confirmed."""
+        """Some reads wait for a round to be confirmed."""
         return bool(self._waiting)
 
-    # Taking them.
+    # Accepting reads.
 
     def read(self, session: Session, request_id: int, method: int, request: Any) -> None:
         """Answer a read once it is linearizable."""
@@ -148,10 +148,10 @@ class Reads:
         """Answer a serializable read from what is applied here."""
         self.ready.append((0, [(session, request_id, method, request)]))
 
-    # The round.
+    # ReadIndex rounds.
 
     def begin_round(self) -> None:
-        """Have the new reads confirmed."""
+        """Begin a round for the new reads."""
         group = Group(self._state.clock(), self.new)
         self.new = []
         self._waiting.append(group)
@@ -164,10 +164,10 @@ class Reads:
         try:
             self._raft.read_index(context)
         except (NotLeader, RequestDropped):
-            pass  # There will be another one after a while, or when there is a leader.
+            pass  # `tick` or `retry` begins another round.
 
-    def begin_anew(self) -> None:
-        """There is a leader (again): ask it at once."""
+    def retry(self) -> None:
+        """A leader was elected or can be reached again: begin another round at once."""
         if self._waiting:
             self._ask_again(list(self._waiting), self._state.clock())
 
@@ -177,7 +177,7 @@ class Reads:
         self._begin_round(groups)
 
     def confirmed(self, context: bytes, index: int) -> None:
-        """A round is: its reads are linearizable when `index` is applied."""
+        """A round is confirmed: its reads are linearizable once `index` is applied."""
         for group in self._rounds.pop(context, ()):
             if group.reads:
                 self.ready.append((index, group.reads))
@@ -190,7 +190,7 @@ class Reads:
             waiting.popleft()
 
     def tick(self, now: float) -> None:
-        """Fail those that have waited too long, begin another round for others."""
+        """Fail the reads that have waited too long; begin another round for late ones."""
         waiting = self._waiting
         while waiting and waiting[0].since <= now - self._request_timeout_s:
             group = waiting.popleft()
@@ -206,10 +206,10 @@ class Reads:
             self._state.metrics.slow_read_rounds += 1
             self._ask_again(due, now)
 
-    # The answer.
+    # Answering.
 
     def serve(self) -> None:
-        """Answer what can be; not while an entry is applied in part."""
+        """Answer ready reads, for one slice. Not allowed while an entry is applied in part."""
         if self.ready:
             self._serve_ready()
         self._take_late()
@@ -240,7 +240,7 @@ class Reads:
                     return
 
     def _serve(self, read: Waiter) -> bool:
-        """Answer a read or begin to; True if that took no time to speak of."""
+        """Answer a read, begin it or enqueue it. Returns False if it did a step of a long read."""
         session, request_id, method, request = read
         assert session is not None
         state = self._state
@@ -250,7 +250,7 @@ class Reads:
         try:
             if (
                 method == RANGE
-                # Nothing is set but the key: an instance holds only what was set.
+                # Only the key is set: a message stores only the fields that were set.
                 and len(request.__dict__) == 1 + request.serializable
             ):
                 # The hot path of reads: one key, now.
@@ -312,22 +312,22 @@ class Reads:
             self._end(line)
         elif _advance(steps, read):
             self._end(line)
-        elif line.has_place:
+        elif line.has_slot:
             self.slow.append(line)
         else:
             limits = self._state.store.limits
             line.spent_steps += 1
             if line.spent_steps < limits.read_trial_steps:
                 self.slow.appendleft(line)
-            elif self._places_taken < limits.max_slow_reads:
-                self._give_place(line)
+            elif self._slots_taken < limits.max_slow_reads:
+                self._give_slot(line)
             else:
                 self._stop(line)
-                self._placeless.append(line)
+                self._awaiting_slot.append(line)
 
     def _begin(self, line: _Line) -> bool:
-        """Begin the first read of a line that its session waits for; False if there is none, or it
-        has to wait."""
+        """Begin the first read of a line that was not cancelled. Returns False if there is none, or
+        if the line is held."""
         session = line.session
         while line.reads:
             steps, read = line.reads[0]
@@ -335,7 +335,7 @@ class Reads:
             is_awaited = session.awaits(request_id)
             if is_awaited and session.is_blocked:
                 line.is_held = True
-                self._leave_place(line)
+                self._free_slot(line)
                 return False
             line.reads.popleft()
             self._waiting_count -= 1
@@ -346,12 +346,12 @@ class Reads:
             line.steps = self._steps(read) if steps is None else steps
             line.read = read
             return True
-        self._leave_place(line)
+        self._free_slot(line)
         del self._lines[session]
         return False
 
     def _stop(self, line: _Line) -> None:
-        """Stop the read under way; it is begun again."""
+        """Put the read under way back to the front of its line, unless it is a late answer."""
         if line.steps is not None and not line.is_late:
             assert line.read is not None
             line.steps.close()
@@ -363,26 +363,26 @@ class Reads:
         """The read under way is answered."""
         line.steps = line.read = None
         line.spent_steps = 0
-        self._leave_place(line)
+        self._free_slot(line)
         if line.reads:
             self.slow.append(line)
         else:
             del self._lines[line.session]
 
-    def _give_place(self, line: _Line) -> None:
-        line.has_place = True
-        self._places_taken += 1
+    def _give_slot(self, line: _Line) -> None:
+        line.has_slot = True
+        self._slots_taken += 1
         self.slow.append(line)
 
-    def _leave_place(self, line: _Line) -> None:
-        if line.has_place:
-            line.has_place = False
-            self._places_taken -= 1
-            if self._placeless:
-                self._give_place(self._placeless.popleft())
+    def _free_slot(self, line: _Line) -> None:
+        if line.has_slot:
+            line.has_slot = False
+            self._slots_taken -= 1
+            if self._awaiting_slot:
+                self._give_slot(self._awaiting_slot.popleft())
 
     def restart(self) -> None:
-        """Another store took the old one's place: what was read of that is read again. The late
+        """The store was replaced: stop the reads under way, which are to begin again. The late
         answers to writes are lost."""
         self._take_late()
         for line in self._lines.values():
@@ -397,19 +397,19 @@ class Reads:
         self._waiting_count = sum(len(line.reads) for line in self._lines.values())
 
     def unblocked(self, session: Session) -> None:
-        """The session's answers are being read again: go on with its reads."""
+        """The client reads its answers again: give its line turns again."""
         line = self._lines.get(session)
         if line is not None and line.is_held:
             line.is_held = False
             self.slow.append(line)
 
     def forget(self, session: Session) -> None:
-        """The session is gone, and awaits nothing: its reads fall out at their turns."""
+        """The session is closed: give its line turns again, in which its reads are dropped."""
         self.unblocked(session)
 
 
 def _advance(steps: Steps, read: Waiter) -> bool:
-    """Do a step of a read; True if it is answered."""
+    """Do one step of a read. Returns whether it is answered."""
     session, request_id, method, _ = read
     assert session is not None
     try:
@@ -426,7 +426,7 @@ def _advance(steps: Steps, read: Waiter) -> bool:
 
 
 def _fail_damaged(read: Waiter, damage: DataDamaged) -> None:
-    """A record that was asked for is damaged: refuse that read, serve the others."""
+    """Fail one read, because a record that it needs is damaged."""
     session, request_id, method, _ = read
     assert session is not None
     if not log.limited("damaged"):
@@ -434,7 +434,8 @@ def _fail_damaged(read: Waiter, damage: DataDamaged) -> None:
     session.fail(request_id, method, error("Corrupt"))
 
 
-# What is read, by method: in slices, to the response with its header.
+# Readers: one per method. Each is a generator that returns the response with its header. In those
+# that need one step only, an unreachable `yield` makes the generator.
 
 
 def _range(state: State, request: proto.RangeRequest) -> Steps:
@@ -445,7 +446,7 @@ def _range(state: State, request: proto.RangeRequest) -> Steps:
 
 
 def _streamable_range(state: State, request: proto.RangeRequest) -> Steps:
-    """As `_range`, for a session that sends a large answer as it is read."""
+    """As `_range`, for a session that sends a large answer while it is read."""
     if not ranges.can_stream(request):
         return (yield from _range(state, request))
     most = state.store.limits.whole_answer_bytes
@@ -491,7 +492,7 @@ def _leases(state: State, request: proto.LeaseLeasesRequest) -> Steps:
 
 
 def _nothing(state: State, request: proto.LeaseKeepAliveRequest) -> Steps:
-    """For who needs to know that this member leads, or has caught up with who does."""
+    """An empty answer: the caller only needs the confirmation that this member leads."""
     return b""
     yield
 

@@ -1,8 +1,9 @@
-"""The methods: how each request is checked and which way it takes through the member.
+"""The handlers of the unary methods: each checks a request and passes it to a part of the member.
 
-Every way in (native frames, gRPC, JSON) ends in one of `HANDLERS`: with a decoded request and the
-frame it would have in the native protocol. Writes go through the log, reads wait for ReadIndex
-unless they are serializable, the rest is answered from this member's own state.
+Every protocol (native frames, gRPC, JSON) calls one of `HANDLERS` with a decoded request and the
+frame that the request has in the native protocol. Writes go through the log; reads wait for
+ReadIndex unless they are serializable; other requests are answered from this member's own state or
+by the leader. A handler raises EtcdError to refuse the request.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from etcdlite.request import Asked, Done, Session
 
 MAX_KNOWN_RENEWALS = 8192
 MAX_KNOWN_RENEWAL_BYTES = 32
+"""Bounds of `_RENEWALS`: entries, and bytes of a message."""
 
 Handler = Callable[[Member, Session, int, int, Any, bytes], None]
 """(member, session, request id, method, request, the request as a native frame)"""
@@ -53,7 +55,7 @@ def _range(
 ) -> None:
     txn.check_range(request)
     if request.serializable:
-        # Hot path: as `_read_now`.
+        # Hot path: `_read_now`, inlined.
         if member.catch_up.is_behind:
             raise behind_error()
         member.reads.read_now(session, request_id, method, request)
@@ -111,7 +113,7 @@ def _lease_grant(
         checks.check(method, request)
         member.writes.propose(session, request_id, method, request, frame)
     else:
-        # Drawn here, once, so that every member applies the same.
+        # Chosen here, before it is proposed, so that every member applies the same id.
         request.ID = member.state.lessor.generate_id(member.rng)
         member.writes.propose_message(session, request_id, method, request)
 
@@ -133,7 +135,7 @@ def _status(
     if not raft.leader:
         problems += [str(error("NoLeader")), f"etcdlite: {member.leadership.no_leader_text()}"]
     problems += [
-        # As Go prints the message: a field that is 0 is left out.
+        # As Go prints the message, which leaves out a field that is 0.
         (f"memberID:{alarm_member} " if alarm_member else "") + f"alarm:{alarm_name(kind)} "
         for alarm_member, kind in sorted(member.state.alarms)
     ]
@@ -169,6 +171,8 @@ def _time_to_live(
 def _ask_leader(
     member: Member, session: Session, request_id: int, method: int, frame: bytes
 ) -> None:
+    """Have the leader answer a request."""
+
     def answered(answer: bytes | EtcdError) -> None:
         if isinstance(answer, EtcdError):
             session.fail(request_id, method, answer)
@@ -241,14 +245,15 @@ def keep_alive(member: Member, body: bytes, done: Done) -> None:
     elif member.needs_no_round and not member.leases.is_checkpointed(renewal[0]):
         done(_renew(member, *renewal))
     else:
-        # Whether this member leads still, and knows of all that was answered, a read finds out: a
-        # leader that was paused must not renew what another one has let expire meanwhile.
+        # A read confirms that this member still leads and has applied all that was acknowledged. A
+        # leader that was paused must not renew a lease that another leader has let expire.
         confirmed = Asked(partial(_leadership_confirmed, member, renewal, body, done))
         member.reads.read(confirmed, 0, KEEP_ALIVE, None)
 
 
 _RENEWALS: dict[bytes, tuple[int, bytes]] = {}
-"""What is asked in the same bytes again and again: the lease's id, and the field of the answer."""
+"""A cache of decoded messages, since clients repeat them: body -> (lease id, ID field of the
+response)."""
 
 
 def _read_renewal(body: bytes) -> tuple[int, bytes]:
@@ -271,12 +276,13 @@ def _leadership_confirmed(
     if isinstance(answer, EtcdError):
         done(answer)
     elif not member.state.lessor.promoted:
-        keep_alive(member, body, done)  # It is another member now.
+        keep_alive(member, body, done)  # Another member leads now.
     elif member.leases.is_checkpointed(renewal[0]):
-        # A new leader must know of the renewal before the client does.
+        # The next leader must know of the renewal before the client does: a checkpoint without a
+        # remaining TTL gives the lease its full TTL again.
         checkpoints = [proto.LeaseCheckpoint(ID=renewal[0])]
         member.writes.propose_message(
-            Asked(partial(_checkpoint_undone, member, body, done)),
+            Asked(partial(_checkpoint_reset, member, body, done)),
             0,
             CHECKPOINT,
             proto.LeaseCheckpointRequest(checkpoints=checkpoints),
@@ -290,14 +296,14 @@ def _renew(member: Member, lease_id: int, field: bytes) -> bytes | EtcdError:
         ttl = b"\x18" + varint(member.state.lessor.renew(lease_id, member.clock()))
         member.metrics.leases_renewed += 1
     except EtcdError as failure:
-        # A lease that is gone is an answer, with a TTL of 0, and not the end of the stream.
+        # As in etcd, a lease that does not exist gets a TTL of 0; the stream goes on.
         if failure.name != "LeaseNotFound":
             return failure
         ttl = b""
     return member.identity.header(member.state.store.revision) + field + ttl
 
 
-def _checkpoint_undone(member: Member, body: bytes, done: Done, answer: bytes | EtcdError) -> None:
+def _checkpoint_reset(member: Member, body: bytes, done: Done, answer: bytes | EtcdError) -> None:
     if isinstance(answer, EtcdError):
         done(answer)
     else:
@@ -306,7 +312,7 @@ def _checkpoint_undone(member: Member, body: bytes, done: Done, answer: bytes | 
 
 def _leader_kept_alive(member: Member, body: bytes, done: Done, answer: bytes | EtcdError) -> None:
     if isinstance(answer, EtcdError) and answer.name == "LeaderChanged":
-        keep_alive(member, body, done)  # It is this member now.
+        keep_alive(member, body, done)  # This member leads now.
     else:
         done(answer)
 

@@ -40,7 +40,7 @@ MAX_OPEN_REQUESTS = 65_536
 MAX_PING_BYTES = 64
 
 _CANCELED = -1
-"""Marks a request that was answered as cancelled, whose result will be dropped."""
+"""In `_requests`: the request was answered as cancelled, and its result is dropped."""
 
 
 class NativeSession(ClientSession):
@@ -53,6 +53,7 @@ class NativeSession(ClientSession):
         self.member = member
         self._max_frame_length = member.options.max_request_bytes + OVERHEAD_BYTES
         self._requests: dict[int, int] = {}
+        """The method of each open request, by request id; or `_CANCELED`."""
         self.calls = Calls(member, self)
 
     # Input.
@@ -171,7 +172,6 @@ class NativeSession(ClientSession):
                 self.calls.finish(request_id)
         except EtcdError as failure:
             self.fail(request_id, method, failure)
-            return
         except DecodeError as failure:
             self.fail(request_id, method, api.invalid(method, failure))
 
