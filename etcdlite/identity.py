@@ -1,4 +1,4 @@
-"""Who this member is, and the header that says so in every response."""
+"""The ids of this member, and the ResponseHeader, which names them in every response."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Consensus(Protocol):
 
 
 class Identity:
-    """The ids of a member and of its cluster. `incarnation` tells this process from an earlier one,
-    or from another one with a copy of the data directory."""
+    """The ids of a member and of its cluster. `incarnation` is random: it distinguishes this
+    process from an earlier one, and from one that runs on a copy of the data directory."""
 
     def __init__(
         self, cluster_id: int, member_id: int, incarnation: int, consensus: Consensus
@@ -33,8 +33,8 @@ class Identity:
         self._header = b""
 
     def header(self, revision: int) -> bytes:
-        """A ResponseHeader as field 1 of a response. Every answer has one, so the parts that do not
-        depend on the revision are kept, by the length of the revision."""
+        """A ResponseHeader as field 1 of a response. Hot path, so the latest header is cached, and
+        the bytes before the revision are cached by the length of the revision."""
         term = self._consensus.term
         if self._term != term:
             self._term = term

@@ -427,7 +427,7 @@ class Member:
             self.maintenance.stop()
             self.restoring.begin()
         if not self.catch_up.is_settled:
-            self.catch_up.look(now)
+            self.catch_up.check_applied(now)
         if reads.can_serve and self._applying is None:
             reads.serve()
         if self.hub.has_work and self._applying is None:

@@ -1,4 +1,4 @@
-"""The settings of a member that are more than a limit of one part."""
+"""The settings of a member that several of its parts use."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class Options:
     """Each is a flag of a similar name (see `etcdlite --help`); the defaults are those of tests."""
 
     quota_bytes: int = 2 << 30
-    """Of the data; 0 for no quota."""
+    """The limit of the size of the data; 0 for no quota."""
     segment_bytes: int = 0
-    """What the next segments of log and data take of the disk at once."""
+    """Disk space that the next segments of log and data take when they are created."""
     max_request_bytes: int = 1_572_864
     max_txn_ops: int = 128
     request_timeout_s: float = 7.0
@@ -22,7 +22,7 @@ class Options:
     """Between two progress notifications of an idle watch."""
     warn_apply_s: float = 0.1
     warn_request_s: float = 0.3
-    """What takes longer is logged."""
+    """Applying an entry, and answering a request, is logged if it takes longer than this."""
     checkpoint_bytes: int = 64 << 20
     """New data after which a checkpoint is written."""
     max_learners: int = 1

@@ -10,9 +10,8 @@ A frame that fails them costs the connection, with a line in the log, and nothin
 the native protocol of `docs/protocol.md`, is for one question: the MemberList of a member that
 joins.
 
-After the
-handshake the dialer introduces itself; before that it may only ask for the MemberList, which a
-member that joins needs. All integers are little-endian.
+After the handshake the dialer introduces itself. Before that it may only ask for the MemberList,
+which a member that joins needs. All integers are little-endian.
 
     0xE8 INTRODUCE  `Introduction`: the cluster id, the ids of the caller and of the member that it
                     means to reach, and the caller's incarnation. Answered with `Welcome`, or with
@@ -104,7 +103,7 @@ SILENCE_S = 3.0
 ALIVE_S = 1.5
 """A member that was heard from this recently counts as alive."""
 SNAPSHOT_SILENCE_S = 30.0
-"""A snapshot may take this long to move at all on a slow line."""
+"""As `SILENCE_S`, for the connection of a snapshot, which may be slow."""
 ANSWER_TIMEOUT_S = 5.0
 RETIRE_S = 1.0
 """How long to wait for the answers of a removed member."""
@@ -115,7 +114,7 @@ SNAPSHOT_PAUSE_S = 5.0
 """Pause before a snapshot is sent to a member that refused one."""
 REDIAL_MIN_S = 0.05
 REDIAL_MAX_S = 1.0
-"""Pauses between attempts to connect double from the one to the other."""
+"""The pause before the next attempt to connect doubles, from the minimum to the maximum."""
 
 INQUIRY_PAUSE_S = 0.2
 """Between two questions for members that are not known here."""
@@ -134,7 +133,7 @@ class PeerEvents(Protocol):
     """What the connections between members tell the member."""
 
     def on_message(self, message: Message) -> None:
-        """A raft message came."""
+        """A raft message arrived."""
 
     def on_peer_opened(self, node: int) -> None:
         """Messages can be sent to that member (again)."""
@@ -259,37 +258,37 @@ class PeerConnection(Session):
 
     def __init__(self, local: Local, on_output: Callable[[Any], None]) -> None:
         super().__init__(on_output, local.clock)
-        # A line to another member may be slow; one that nothing moves on is found by `tick`.
+        # A slow connection is allowed; `tick` finds one on which nothing moves.
         self.outbox.min_bytes_per_s = 0
         self.local = local
         self.metrics = PeerMetrics()
-        """Those of the other member, once its id is known."""
+        """The metrics of the other member, once its id is known."""
         self.heard_at = local.clock()
         """When the other side was last heard from."""
         self._queued_bytes = 0
         self._taken_bytes = 0
-        """How much of all that was queued had been sent at the last tick; 0 if all was."""
+        """Bytes sent since the beginning, as of the last tick; 0 if nothing was unsent then."""
         self.version = peer_frames.VERSION
-        """Of the protocol."""
+        """The version of the protocol."""
         self._reader: PeerFrameReader | FrameReader = PeerFrameReader(MAX_UNKNOWN_FRAME_BYTES)
         self._opening = b""
-        self._is_shaken = False
+        self._has_handshake = False
 
     # Input.
 
     def receive(self, data: bytes) -> None:
-        """Take what the other side sent."""
+        """Process bytes from the other side."""
         if self.is_closing:
             return
         self.heard_at = self.local.clock()
         try:
-            if not self._is_shaken:
+            if not self._has_handshake:
                 data = self._opening + data
                 if len(data) < HANDSHAKE.size:
                     self._opening = data
                     return
-                self._shake(*HANDSHAKE.unpack_from(data))
-                self._is_shaken = True
+                self._check_handshake(*HANDSHAKE.unpack_from(data))
+                self._has_handshake = True
                 data = data[HANDSHAKE.size :]
                 self._opening = b""
             self._reader.feed(data)
@@ -300,7 +299,7 @@ class PeerConnection(Session):
         except (ProtocolError, DecodeError, MessageRejected) as fault:
             self._hang_up(f"it sends what is not the protocol: {fault}")
 
-    def _shake(self, magic: bytes, lowest: int, highest: int) -> None:
+    def _check_handshake(self, magic: bytes, lowest: int, highest: int) -> None:
         raise NotImplementedError
 
     def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
@@ -313,7 +312,7 @@ class PeerConnection(Session):
         self._reader.max_frame_bytes = MAX_FRAME_BYTES
 
     def _hang_up(self, why: str) -> None:
-        """Close once what is unsent is sent."""
+        """Close once everything is sent."""
         if not log.limited(f"peer {why}"):
             log.warn("closing a connection to a peer", why=why)
         self.is_closing = True
@@ -323,7 +322,7 @@ class PeerConnection(Session):
     # Output.
 
     def send(self, request_id: int, method: int, flags: int, body: bytes) -> None:
-        """One frame."""
+        """Send one frame."""
         if self.version == peer_frames.VERSION:
             self._append(peer_frames.header(request_id, method, flags, body))
         else:
@@ -351,7 +350,7 @@ class PeerConnection(Session):
         return True
 
     def take_message(self, body: bytes, sender: int) -> None:
-        """A raft message came. Raises ProtocolError, DecodeError and MessageRejected."""
+        """Process a raft message. Raises ProtocolError, DecodeError and MessageRejected."""
         self.metrics.received_bytes += len(body)
         message = decode_message(body, sender, self.local.identity.member_id)
         for entry in message.entries:
@@ -366,8 +365,8 @@ class PeerConnection(Session):
 
     def tick(self, now: float) -> None:
         super().tick(now)
-        # On a slow line answers wait behind what is sent, but that moves: while the kernel has no
-        # room, it gets some only when the other side takes something.
+        # On a slow connection answers wait behind other output. The other side is alive as long as
+        # output moves: a full kernel buffer gets room only when the other side reads.
         unsent_bytes = self.outbox.unsent_bytes
         taken = self._queued_bytes - unsent_bytes
         if 0 < self._taken_bytes < taken:
@@ -400,7 +399,7 @@ class Dial(PeerConnection):
         self._offer = offer
 
     def connected(self) -> None:
-        """The other side answered the call: say who we are."""
+        """The connection is established: send the handshake and the introduction."""
         self.is_connected = True
         identity = self.local.identity
         self._append(HANDSHAKE.pack(MAGIC, peer_frames.VERSION, peer_frames.VERSION))
@@ -417,13 +416,13 @@ class Dial(PeerConnection):
     def ask(
         self, method: int, body: bytes, done: Done, timeout_s: float = ANSWER_TIMEOUT_S
     ) -> None:
-        """`done` is told the answer, or after `timeout_s` that there is none."""
+        """Send a question. `done` gets the answer, or after `timeout_s` an error."""
         request_id = self._next_id
         self._next_id = request_id % 0xFFFF_FFFF + 1
         self._questions[request_id] = (self.local.clock() + timeout_s, done)
         self.send(request_id, method, 0, body)
 
-    def _shake(self, magic: bytes, lowest: int, highest: int) -> None:
+    def _check_handshake(self, magic: bytes, lowest: int, highest: int) -> None:
         if magic != MAGIC:
             raise ProtocolError("it is not etcdlite's; check the peer URLs")
         if lowest != peer_frames.VERSION:
@@ -434,7 +433,7 @@ class Dial(PeerConnection):
 
     def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
         if method == HELLO:
-            return  # What it says of itself, the answer to the introduction judges.
+            return  # The answer to the introduction says whether both members match.
         if method == RAFT and self.is_open:
             self.take_message(body, self.link.node)
             return
@@ -462,8 +461,8 @@ class Dial(PeerConnection):
         self.link.opened()
 
     def retire(self) -> None:
-        """The other member was removed. What was asked of it, its removal for one, it may still
-        answer; then close."""
+        """The other member was removed. Close once it has answered the open questions (its own
+        removal may be one), or after `RETIRE_S`."""
         self._retires_at = self.local.clock() + RETIRE_S
         if not self.is_open:
             self.abort(_REMOVED)
@@ -497,7 +496,7 @@ class Dial(PeerConnection):
 
 
 class SnapshotDial(Dial):
-    """Carries one snapshot. Its pieces are read when there is room for them."""
+    """A connection that sends one snapshot. A piece is read when there is room for it."""
 
     silence_s = SNAPSHOT_SILENCE_S
 
@@ -519,7 +518,7 @@ class SnapshotDial(Dial):
     def welcomed(self, offset: int) -> None:
         self._offset = offset
         self._is_sending = True
-        # The answer takes as long as the snapshot does.
+        # The answer comes when the whole snapshot is received.
         self._questions[SNAPSHOT_ID] = (math.inf, self._taken)
 
     @property
@@ -549,7 +548,7 @@ class SnapshotDial(Dial):
             self.produce()
 
     def _taken(self, answer: bytes | EtcdError) -> None:
-        """The other side has all of it, or refuses it."""
+        """The other side has received the whole snapshot, or refuses it."""
         if isinstance(answer, EtcdError):
             log.warn(
                 "the snapshot was not taken",
@@ -562,18 +561,18 @@ class SnapshotDial(Dial):
         self.outbox.wake()
 
     def closed(self) -> None:
-        # Not answered: the next connection goes on with it.
+        # The snapshot is not answered: the next connection continues it.
         self._questions.pop(SNAPSHOT_ID, None)
         super().closed()
 
 
 SNAPSHOT_ID = 1
-"""The request id of the introduction, whose further answer is that of the snapshot."""
+"""The request id of the introduction. The snapshot is answered under the same id."""
 
 
 class Link:
-    """The way to one other member: its connection, when to dial again, its snapshot if it needs
-    one."""
+    """What this member keeps for each other one: the connection, when to dial again, and the
+    snapshot to send, if there is one."""
 
     def __init__(self, local: Local, node: int, urls: list[str]) -> None:
         self.local = local
@@ -584,13 +583,13 @@ class Link:
         self.image: SnapshotSource | None = None
         """The snapshot that is being sent."""
         self.next_snapshot_at = -math.inf
-        """After a refusal the next attempt waits: a snapshot is large."""
+        """After a refusal, no snapshot is sent before this time."""
         self._next_snapshot_dial_at = -math.inf
         self._snapshot_until = math.inf
-        """Without a connection until then the snapshot is given up."""
+        """The snapshot is given up if there is no connection for it by this time."""
         self._offer: Any = None
         self.since: float | None = None
-        """Since when messages can be sent; None while they cannot."""
+        """The time since when messages can be sent; None while they cannot."""
         self.round_trip_s = 0.0
         self.metrics = local.metrics.peers.setdefault(node, PeerMetrics())
         self.failures = 0
@@ -602,7 +601,7 @@ class Link:
     # For the owner: when and where to dial.
 
     def wants(self, now: float) -> list[Callable[[Callable[[Any], None]], Dial]]:
-        """Makers of the connections that are missing and due; each is then dialed at `url`."""
+        """Constructors of the connections to dial now; the owner dials each at `url`."""
         makers: list[Callable[[Callable[[Any], None]], Dial]] = []
         if self.dial is None and now >= self._next_dial_at:
             makers.append(self._make_dial)
@@ -627,8 +626,8 @@ class Link:
         return self.urls[self._url % len(self.urls)]
 
     def unreachable(self, dial: Dial, why: str, is_refused: bool) -> None:
-        """There was no connection: `is_refused` if the machine is there and nobody listens (any
-        more)."""
+        """An attempt to connect failed. `is_refused`: the machine answers, but no process listens
+        on the port."""
         if dial is self.snapshot_dial:
             self._snapshot_lost(dial)
             return
@@ -642,7 +641,7 @@ class Link:
             )
         self._pause()
         if is_refused and self._was_lost:
-            # Its connection ended and now nobody listens: that process is dead.
+            # Its connection ended, and no process listens on its port: it is dead.
             self._was_lost = False
             self.local.events.on_peer_died(self.node)
 
@@ -652,7 +651,7 @@ class Link:
         self._redial_s = min(2 * self._redial_s, REDIAL_MAX_S)
 
     def dial_soon(self) -> None:
-        """The other side was heard of, so it can be reached."""
+        """The other side has connected, so it is probably reachable."""
         self._next_dial_at = 0.0
         self._redial_s = REDIAL_MIN_S
 
@@ -730,7 +729,7 @@ class Link:
             dial.ask(method, body, done, timeout_s)
 
     def send_snapshot(self, image: SnapshotSource, offer: proto.SnapshotOffer) -> None:
-        """Send it, however many connections that takes; `offer` is its `SnapshotOffer`."""
+        """Send a snapshot, over several connections if one breaks. `offer` describes it."""
         self.drop_snapshot("there is a newer snapshot to send")
         self.image = image
         self._offer = offer
@@ -738,7 +737,7 @@ class Link:
         self._snapshot_until = self.local.clock() + SNAPSHOT_KEPT_S
 
     def drop_snapshot(self, why: str) -> None:
-        """Do not send it any more."""
+        """Stop sending the snapshot."""
         if self.snapshot_dial is not None:
             self.snapshot_dial.abort(why)
             self.snapshot_dial = None
@@ -747,7 +746,7 @@ class Link:
             self.image = None
 
     def _snapshot_lost(self, dial: Dial) -> None:
-        """A connection ended before the snapshot was taken: another one goes on with it."""
+        """A connection ended before the snapshot was received: another one continues it."""
         self.snapshot_dial = None
         now = self.local.clock()
         self._next_snapshot_dial_at = now + SNAPSHOT_REDIAL_S
@@ -755,7 +754,7 @@ class Link:
             self._snapshot_until = now + SNAPSHOT_KEPT_S
 
     def snapshot_over(self, taken: bool) -> None:
-        """It was taken, or it was refused."""
+        """The snapshot was received, refused or given up."""
         if self.image is not None:
             self.image.close()
             self.image = None
@@ -790,16 +789,16 @@ class AcceptedPeer(Protocol):
 
 
 class Peers:
-    """The ways to all other members."""
+    """The links to all other members, and the connections that they opened."""
 
     def __init__(self, local: Local) -> None:
         self.local = local
         self.links: dict[int, Link] = {}
         self._vouched: dict[int, list[str]] = {}
-        """Peer URLs by id of those that are not known here, but to a member that is."""
+        """Peer URLs, by id, of members that only other members know."""
         self._inquired_at = -math.inf
         self._accepted: dict[int, AcceptedPeer] = {}
-        """By member, the latest connection that it has opened."""
+        """The latest connection that each other member opened."""
 
     @property
     def nodes(self) -> Collection[int]:
@@ -807,7 +806,7 @@ class Peers:
         return self.links.keys()
 
     def update(self, members: dict[int, proto.Member]) -> None:
-        """These are the members now, by id, as `Member` messages."""
+        """Set the members, by id: open links to new ones, close the links to removed ones."""
         self._vouched.clear()
         for node in [node for node in self.links if node not in members]:
             self.links.pop(node).close()
@@ -821,13 +820,13 @@ class Peers:
                 link.urls = list(other.peerURLs)
 
     def urls_of(self, node: int) -> list[str] | None:
-        """The peer URLs of a member, or of one that a member vouches for; else None."""
+        """The peer URLs of a member, or of one that only other members know; else None."""
         link = self.links.get(node)
         return self._vouched.get(node) if link is None else link.urls
 
     def inquire(self) -> None:
-        """Somebody called that is not known here: ask the members whether there is somebody new,
-        which was added while this member was down or slow."""
+        """An unknown member connected. Ask the others for their members: it may have been added
+        while this member was down or slow."""
         now = self.local.clock()
         if now - self._inquired_at < INQUIRY_PAUSE_S:
             return
@@ -837,7 +836,7 @@ class Peers:
                 self.ask(node, MEMBER_LIST, b"", self._vouch)
 
     def _vouch(self, answer: bytes | EtcdError) -> None:
-        """A member says who the members are. Raises DecodeError."""
+        """Another member answered `inquire`. Raises DecodeError."""
         if isinstance(answer, EtcdError):
             return
         for other in proto.MemberListResponse.decode(answer).members:
@@ -853,7 +852,7 @@ class Peers:
         node = message.to
         back = self._accepted.get(node)
         if back is not None and not self.is_open(node):
-            # It is a member that is not known here yet, or is where it cannot be reached.
+            # That member is not known here yet, or cannot be reached at its peer URLs.
             if not back.send_message(message):
                 self.local.events.on_unreachable(node)
         elif node in self.links:
@@ -867,7 +866,7 @@ class Peers:
         done: Done,
         timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
-        """Ask another member; `done` is called once, with the answer or why there is none."""
+        """Ask another member. `done` is called once, with the answer or an error."""
         link = self.links.get(node)
         if link is None:
             done(error("TimeoutDueToConnectionLost"))
@@ -875,7 +874,7 @@ class Peers:
             link.ask(method, body, done, timeout_s)
 
     def is_open(self, node: int) -> bool:
-        """Whether messages can be sent there now."""
+        """Whether messages can be sent to that member now."""
         link = self.links.get(node)
         return link is not None and link.since is not None
 
@@ -911,4 +910,4 @@ _REMOVED = "that member was removed from the cluster"
 
 
 def _ignore(answer: bytes | EtcdError) -> None:
-    """For an answer that came too late."""
+    """Drop an answer that came too late."""

@@ -1,6 +1,6 @@
 """A request that waits for its answer, and the session that the answer goes to.
 
-Sessions are the connections of `wire/`, and `Asked` for questions that the program asks itself.
+Sessions are the connections of `wire/`, and `Asked` for requests that the program makes itself.
 Everything below `wire/` knows a session only by the protocol here.
 """
 
@@ -18,31 +18,31 @@ class Session(Protocol):
 
     @property
     def is_blocked(self) -> bool:
-        """The client does not read its answers: hold back answers that can wait."""
+        """The client does not read its answers: hold back long answers."""
 
     def awaits(self, request_id: int) -> bool:
-        """Whether the client still waits for the answer. If not, the work is left out, and any
-        `reply` lets the session forget the request."""
+        """Whether the client still waits for the answer. If not, skip the work and `reply` with
+        anything, so that the session forgets the request."""
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
-        """The answer to a unary request."""
+        """Answer a unary request."""
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        """The answer to a unary request, or the end of a stream, that failed."""
+        """Answer a unary request, or end a stream, with an error."""
 
 
 Waiter = tuple["Session | None", int, int, Any]
 """(session or None, request id, method, decoded request)"""
 
 Steps = Generator[None, None, bytes]
-"""Work in slices; its result is the encoded response without its header."""
+"""Work in steps that returns an encoded response (appliers: without its header)."""
 
 Done = Callable[["bytes | EtcdError"], None]
 """Called once with the answer to a question: the encoded response, or why there is none."""
 
 
 class Asked:
-    """The session of a question that the program asks its own member."""
+    """The session of a request that the program makes to its own member."""
 
     is_blocked = False
 
@@ -84,7 +84,7 @@ def _operations(request: Any) -> Iterator[Any]:
 
 
 def fail_all(waiters: list[Waiter], failure: EtcdError) -> None:
-    """Give every one of the requests the same error."""
+    """Answer all these requests with the same error."""
     for session, request_id, method, _ in waiters:
         if session is not None:
             session.fail(request_id, method, failure)

@@ -1,14 +1,15 @@
 """Whether this member has applied what its cluster had committed when it started.
 
 A member that starts asks the leader for the commit index, with a ReadIndex round (Raft thesis, 6.4)
-of its own, and has caught up once it has applied that. Until then it is not ready. A second round
-lets the leader know it too: the leader answers after it has taken this member's acknowledgements,
-so a learner that is ready can be promoted.
+of its own, and has caught up once it has applied that index. Until then it is not ready. A second
+round makes sure that the leader knows: it confirms a round after it has received this member's
+acknowledgements. So a learner that is ready can be promoted.
 
-It may still answer from its own state, as a slow follower does, with two exceptions, because a
-client that comes from another member would see revisions go back: a member that never took part in
-its cluster holds nothing yet, and a member that receives a snapshot was away for long. Such a
-member `is_behind` and refuses serializable reads, watches and backups.
+Until it has caught up, a member still answers serializable reads from its own state, as a slow
+follower does. There are two exceptions, in which a client that comes from another member would see
+revisions go back: a member that never took part in its cluster, which has no data yet, and a member
+that receives a snapshot, which was away for long. Such a member `is_behind`: it refuses
+serializable reads, watches and backups.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from etcdlite.raft import NotLeader, Raft, RequestDropped
 from etcdlite.replica.state import State
 
 RETRY_S = 0.5
-"""After this time without an answer the leader is asked again."""
+"""The leader is asked again after this time without an answer."""
 
 
 class CatchUp:
-    """What a member waits for after its start. Before `begin` it waits for nothing."""
+    """What a member waits for after its start. Nothing before `begin` is called."""
 
     def __init__(self, state: State, raft: Raft, identity: Identity) -> None:
         self._state = state
@@ -36,10 +37,11 @@ class CatchUp:
         self.is_behind = False
         """Clients may not read the state of this member."""
         self.is_joining = False
-        """It does not know the members of its cluster yet."""
+        """This member does not know the members of its cluster yet."""
         self.needed_index = 0
-        """The entry that must be applied, as far as it is known."""
+        """The index that must be applied; 0 while it is unknown."""
         self._is_confirmed = True
+        """The current round is confirmed, so `needed_index` is known."""
         self._rounds_left = 0
         self._round = self._first_round = 0
         """The latest round, and the first one whose answer counts."""
@@ -57,7 +59,7 @@ class CatchUp:
         self.is_behind = own is None or not own.clientURLs
 
     def await_snapshot(self, index: int) -> None:
-        """The leader sends a snapshot, because its log does not reach back to what is here."""
+        """The leader sends a snapshot, because its log begins after this member's index."""
         if index > self._state.store.applied_index:
             self.needed_index = max(self.needed_index, index)
             self.is_behind = True
@@ -76,7 +78,7 @@ class CatchUp:
         try:
             self._raft.read_index(self._context(self._round))
         except (NotLeader, RequestDropped):
-            pass  # It is asked again.
+            pass  # `ask` is called again at the next tick.
 
     def _context(self, number: int) -> bytes:
         return self._identity.incarnation.to_bytes(8, "big") + number.to_bytes(8, "big")
@@ -90,8 +92,8 @@ class CatchUp:
             self._is_confirmed = True
             self.needed_index = max(self.needed_index, index)
 
-    def look(self, now: float) -> None:
-        """Something may have been applied."""
+    def check_applied(self, now: float) -> None:
+        """End the round if the needed index is applied. Called after entries were applied."""
         if not self._is_confirmed or self._state.store.applied_index < self.needed_index:
             return
         self.is_behind = False

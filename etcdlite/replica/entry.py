@@ -1,4 +1,4 @@
-"""What the log holds: the payload of an entry and the requests in it.
+"""The payload of an entry of the log: a header and requests.
 
 The payload of an entry, all integers little-endian:
 
@@ -7,16 +7,15 @@ The payload of an entry, all integers little-endian:
     4   4  CRC-32 (as in zlib) of everything behind it
     8   8  id of the member that proposed it
     16  8  number of the batch at that member, by which it finds the sessions that wait
-    24     the requests, up to the end, each as a frame of the native protocol: the bytes that the
-           client sent (the request id in it means nothing here), or of a method that only members
-           propose
+    24     the requests, up to the end. Each is a frame of the native protocol: the bytes that a
+           client sent (its request id has no meaning here), or a request that a member made
 
 Version 1, which is still read, has the number of requests in place of the CRC.
 
-The member that proposes an entry makes the CRC. Before an entry is appended to a log, by the leader
-for another member and by a follower, and when it is decoded, the CRC is checked, so that no member
-stores what was damaged in the memory of another one or on the way. (In the files the log's own
-checksums come on top.)
+The member that proposes an entry computes the CRC. It is checked when the leader accepts a
+forwarded entry, when a follower receives an append, and when the entry is decoded. So no member
+stores an entry that was damaged in the memory of another member or on the way. (In addition, the
+files of the log have checksums of their own.)
 
 A membership change is an entry of its own kind, with one request, a `MemberChange`.
 """
@@ -42,7 +41,7 @@ _PROPOSER = struct.Struct("<QQ")
 class EntryHeader(NamedTuple):
     version: int
     checksum: int
-    """Of version 1: how many requests there are."""
+    """In version 1: the number of requests."""
     member_id: int
     """The member that proposed the entry."""
     batch: int
@@ -62,8 +61,8 @@ def read_header(data: bytes) -> EntryHeader:
 
 
 def check_entry(data: bytes) -> None:
-    """Raises DecodeError unless the payload of an entry is as its proposer made it. The payload of
-    version 1, and that of the entry with which a leader begins, have no checksum."""
+    """Raises DecodeError if the payload of an entry fails its checksum. A payload of version 1, and
+    the empty one of the first entry of a term, have none."""
     if data:
         header = read_header(data)
         if header.version > 1 and crc32(memoryview(data)[_BEGIN.size :]) != header.checksum:

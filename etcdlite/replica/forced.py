@@ -1,9 +1,9 @@
-"""--force-new-cluster: one member leaves a cluster that has lost its quorum behind, with its data.
+"""--force-new-cluster: one member of a cluster that lost its quorum becomes a cluster of its own.
 
-The member starts as the only voter, whatever the membership in its store says, and then removes all
-other members one by one through the log. Membership changes that its log holds from before have no
-effect. It is done when the store holds all of that durably, so that a later start without the flag
-finds a cluster of one.
+The member starts as the only voter, whatever the membership in its store says. Membership changes
+that its log already holds have no effect. It then removes all other members one by one through the
+log. The work is done when a checkpoint of the store holds the result, so that a later start without
+the flag finds a cluster of one.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class ForcedCluster:
         self.ignored_index = 0 if self.is_done else raft.log.last
         """Membership changes up to this entry have no effect."""
         self._batch = 0
-        """The latest removal that was proposed."""
+        """The number of the latest batch that was proposed."""
         self._durable_index = math.inf
-        """The store must be durable up to this entry."""
+        """A checkpoint must cover this index."""
 
     def tick(self) -> None:
         """Propose the next step when the one before is applied."""
@@ -59,7 +59,7 @@ class ForcedCluster:
         elif self._durable_index == math.inf:
             self._durable_index = state.store.applied_index
         elif self._maintenance.checkpoint_index < self._durable_index:
-            # Until a checkpoint holds it, only the log does, next to changes that do not count.
+            # Before the checkpoint only the log has the result, after changes that are ignored.
             self._maintenance.wants_checkpoint = True
         else:
             self.is_done = True

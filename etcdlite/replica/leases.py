@@ -1,5 +1,5 @@
-"""What a leader does for the leases: it revokes those that have expired, and writes down from time
-to time how long the others have left, so that a new leader does not start them over."""
+"""The leader's work for leases: it revokes expired ones, and at intervals it proposes checkpoints
+of the remaining TTLs, so that a new leader does not give every lease its full TTL again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHECKPOINT_LEASES = 1000
 
 
 class LeaseKeeper:
-    """The leader's duties for the leases."""
+    """The leader's work for leases."""
 
     def __init__(self, state: State, writes: Writes) -> None:
         self._state = state
@@ -24,10 +24,10 @@ class LeaseKeeper:
         self._checkpoint_interval_s = state.store.limits.lease_checkpoint_interval_s
         self._checkpointed_at = state.clock()
         self._checkpoint_index = 0
-        """The entry of the last checkpoint that was proposed here."""
+        """The index of the last checkpoint that this member proposed."""
 
     def promote(self, now: float, extend_s: float) -> None:
-        """This member leads now: give every lease `extend_s` more than it has left."""
+        """This member leads now: start the timers of all leases, each with `extend_s` added."""
         self._state.lessor.promote(now, extend_s)
         self._checkpointed_at = now
 
@@ -58,8 +58,9 @@ class LeaseKeeper:
             self._checkpoint_index = max(index, self._checkpoint_index)
 
     def is_checkpointed(self, lease_id: int) -> bool:
-        """Whether the next leader would give the lease less than its TTL, now or once the proposed
-        checkpoint is applied. That must be undone before a renewal is promised."""
+        """Whether the next leader would give the lease less than its full TTL, now or once a
+        proposed checkpoint is applied. If so, the checkpoint must be reset before a renewal is
+        answered."""
         lessor = self._state.lessor
         return lessor.is_checkpointed(lease_id) or (
             self._state.store.applied_index < self._checkpoint_index

@@ -1,14 +1,13 @@
-"""Who is in the cluster: the replicated membership and the rules for changing it.
+"""The replicated membership of the cluster, and the rules for changing it.
 
 The membership is part of the state machine: a `Member` message per member, and the ids of those
 that were removed, in two buckets of the store. It changes only when an entry is applied, so it is
 the same on every member at the same index. Consensus is told of a change by what `apply` returns.
 
-A change is checked twice, as in etcd: `check_safe` by the leader before it is proposed (may the
-cluster lose its quorum by it?), and `check` when it is applied (does it still make sense?), which
-depends on nothing but the state and gives the same on every member.
-
-It must never decide by a clock, by configuration or by who can be reached, except in `check_safe`.
+A change is checked twice, as in etcd. Before it is proposed, `check_safe` lets the leader refuse a
+change that endangers the quorum. When it is applied, `check` refuses a change that contradicts the
+membership. `check` depends only on the replicated state, so the result is the same on every member;
+only `check_safe` may use a clock, the configuration or the connections.
 
 The rules are those of etcd 3.6 (server/etcdserver/api/membership/cluster.go, mayAddMember and
 mayRemoveMember of server/etcdserver/server.go).
@@ -35,7 +34,7 @@ HEALTHY_S = 5.0
 """A member counts as healthy after this time in contact (as in etcd)."""
 
 CHANGES = {ADD: "added", REMOVE: "removed", UPDATE: "updated", PROMOTE: "promoted"}
-"""The actions in the log's words."""
+"""The actions, as log lines name them."""
 
 
 class Membership:
@@ -65,7 +64,7 @@ class Membership:
     # Applying.
 
     def check(self, change: Any) -> None:
-        """Raise the EtcdError that says why a `MemberChange` makes no sense now."""
+        """Raise EtcdError if a `MemberChange` contradicts the membership."""
         member = change.member
         known = self.members.get(member.ID)
         if member.ID in self.removed:
@@ -90,7 +89,7 @@ class Membership:
             raise error("PeerURLExist")
 
     def apply(self, change: Any) -> ConfChange | None:
-        """Carry out a change that `check` let pass. Returns what consensus must be told."""
+        """Carry out a change that passed `check`. Returns the change for consensus, if any."""
         action, member = change.action, change.member
         if action == ADD:
             self._put(member)
@@ -112,7 +111,7 @@ class Membership:
         return ConfChange(ADD_VOTER, member.ID)
 
     def publish(self, attributes: proto.Member) -> None:
-        """A member says its name and client URLs."""
+        """Set the name and client URLs of a member, unless it was removed."""
         member = self.members.get(attributes.ID)
         if member is not None:
             member.name = attributes.name
@@ -129,8 +128,8 @@ class Membership:
     def check_safe(
         self, change: Any, own_id: int, contact_s: Callable[[int], float], strict: bool
     ) -> None:
-        """Raise the EtcdError that says why a change might cost the cluster its quorum, or goes
-        beyond the configured number of learners.
+        """Raise EtcdError if a change might cost the cluster its quorum, or exceeds the configured
+        number of learners.
 
         `contact_s` gives the seconds for which another member has been in contact without a gap, or
         a negative number if it is not. `strict` is etcd's strict-reconfig-check.
@@ -174,7 +173,7 @@ class Membership:
         if not rest or self._started(rest) < len(rest) // 2 + 1:
             raise error("MemberNotEnoughStarted")
         if member_id != own_id and contact_s(member_id) < 0:
-            return  # The quorum does without it already.
+            return  # It is not in contact, so the quorum does not need it.
         if self._healthy_voters(own_id, contact_s) - 1 < len(rest) // 2 + 1:
             raise error("Unhealthy")
 

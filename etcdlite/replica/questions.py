@@ -1,4 +1,4 @@
-"""Questions that only the leader can answer, from this member to whichever member leads."""
+"""Questions: requests that this member passes on, because only the leader can answer them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from etcdlite.raft import Raft
 from etcdlite.request import Done
 
 MAX_HELD = 10_000
-"""Questions that wait for a leader; more are answered "too many requests"."""
+"""Questions that wait for a leader. A further one is answered "too many requests"."""
 
 
 class Questions:
@@ -27,8 +27,9 @@ class Questions:
         ask: Callable[[int, int, bytes, Done], bool],
         timeout_error: Callable[[float], EtcdError],
     ) -> None:
-        """`ask(leader, method, body, done)` puts a question to the leader, if it can be reached
-        now. `timeout_error` gives the error for a request that has waited since a time."""
+        """`ask(leader, method, body, done)` sends a question to the leader; it returns False if the
+        leader cannot be reached now. `timeout_error` returns the error for a request that waits
+        since a time."""
         self._raft = raft
         self._own_id = identity.member_id
         self._clock = clock
@@ -39,8 +40,8 @@ class Questions:
         """(deadline, method, body, done) of the questions that wait for a leader."""
 
     def ask(self, method: int, body: bytes, done: Done) -> None:
-        """Put a question to the leader, again if it moves. `done` is called once, with the answer
-        or an EtcdError; with LeaderChanged if this member is the leader then."""
+        """Ask the leader, and ask again if the leader changes. `done` is called once, with the
+        answer or an EtcdError; with LeaderChanged if this member becomes the leader."""
         deadline = self._clock() + self._request_timeout_s
 
         def answered(answer: bytes | EtcdError) -> None:
@@ -58,12 +59,12 @@ class Questions:
             done(error("RequestTooManyRequests"))
 
     def retry(self, is_open: Callable[[int], bool]) -> None:
-        """Ask again, if there is a leader that can be reached."""
+        """Ask the held questions, if there is a leader that can be reached."""
         leader = self._raft.leader
         if not self._held or not leader:
             return
         if leader == self._own_id:
-            # The question came from this member, and can be answered by it.
+            # This member can answer its own questions now.
             held, self._held = self._held, deque()
             for _, _, _, done in held:
                 done(error("LeaderChanged"))
@@ -73,7 +74,7 @@ class Questions:
                 self.ask(method, body, done)
 
     def tick(self, now: float) -> None:
-        """Fail the questions that have waited too long."""
+        """Fail the questions that have waited too long for a leader."""
         while self._held and self._held[0][0] <= now:
             _, _, _, done = self._held.popleft()
             done(self._timeout_error(now - self._request_timeout_s))

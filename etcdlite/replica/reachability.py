@@ -1,8 +1,8 @@
 """Whether other members can reach this one, checked while it is still the only voter.
 
-With a second voter a cluster of one needs both of them. If the new member cannot reach the old one,
-because the peer URL that it advertises leads nowhere, they never find a leader again, and no
-command can take the change back. So the sole voter tries its own URL first.
+With a second voter, the quorum of a cluster of one becomes two. If the new member cannot reach the
+old one, because the peer URL that the old one advertises is wrong, the cluster has no leader any
+more, and no command can undo the change. So the sole voter first connects to its own peer URL.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from etcdlite.urls import is_local
 
 
 class Reachability:
-    """The check before a second voter."""
+    """The check before a second voter is added."""
 
     def __init__(
         self,
@@ -28,25 +28,24 @@ class Reachability:
         run_task: Callable[[Callable[[], None], Callable[[], None]], None],
     ) -> None:
         """`is_called_by` tells whether another member has a connection open to this one.
-        `run_task(task, done)` runs what blocks elsewhere and then calls `done`."""
+        `run_task(task, done)` runs a blocking task off the loop and then calls `done`."""
         self._state = state
         self._is_strict = options.strict_reconfig_check
         self._is_called_by = is_called_by
         self._run_task = run_task
         self.probe: Callable[[Sequence[str], int], str] | None = None
-        """Connects to peer URLs and asks for the member with this id. Blocks. Returns why none of
-        them leads there, or an empty text. Without it nothing is checked."""
+        """`probe(urls, member_id)` connects to peer URLs and asks for the member with this id. It
+        blocks. Returns why no URL leads to that member; empty if one does. None: check nothing."""
 
     def is_vital(self, change: Any) -> bool:
-        """A `MemberChange` would make a second voter, of which it is unknown whether it can reach
-        this member."""
+        """Whether a `MemberChange` makes a second voter that may be unable to reach this one."""
         adds = change.action == ADD and not change.member.isLearner
         promotes = change.action == PROMOTE and not self._is_called_by(change.member.ID)
         is_sole_voter = self._state.membership.voters == [self._state.identity.member_id]
         return self.probe is not None and self._is_strict and (adds or promotes) and is_sole_voter
 
     def check(self, change: Any, done: Callable[[EtcdError | None], None]) -> None:
-        """Calls `done`, perhaps later, with the error that forbids this change, or with None."""
+        """Call `done`, perhaps later, with the error that forbids this change, or None."""
         own_id = self._state.identity.member_id
         members = self._state.membership.members
         urls = list(members[own_id].peerURLs)

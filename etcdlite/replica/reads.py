@@ -8,9 +8,9 @@ confirmed serves them. A serializable read is ready at once.
 A read that is more than a look-up of one key is done in steps. Each session has a line of such
 reads, and the lines take turns, so a session waits for one turn of each other session and not for
 all of their reads. The first read of a line gets a few steps at its turn. If they are not enough,
-it waits for a slot and begins again, because it may hold a large unfinished answer; with a slot it
-gets one step per turn. A session has at most one slot. The number of waiting reads is limited, per
-session and in all.
+it needs a slot, because it may hold a large unfinished answer: without a free slot it is stopped,
+and begins again when it gets one. With a slot it gets one step per turn. A session has at most one
+slot. The number of waiting reads is limited, per session and in all.
 
 The line of a client that does not read its answers is held until it reads again. A read that was
 cancelled is dropped.

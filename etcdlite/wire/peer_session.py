@@ -71,7 +71,7 @@ class Accepted(PeerConnection):
         self._requests: dict[int, int] = {}
         self._snapshot_id = 0
 
-    def _shake(self, magic: bytes, lowest: int, highest: int) -> None:
+    def _check_handshake(self, magic: bytes, lowest: int, highest: int) -> None:
         if magic != MAGIC:
             raise ProtocolError("it is not etcdlite's (is this a client, or an etcd?)")
         if lowest <= peer_frames.VERSION <= highest:
@@ -220,7 +220,7 @@ class Accepted(PeerConnection):
         return None
 
     def _answer(self, request_id: int, method: int, body: bytes) -> None:
-        """A question of another member."""
+        """Answer a question of another member."""
         if request_id in self._requests:
             raise ProtocolError(f"request id {request_id} is in use")
         self._requests[request_id] = method
@@ -265,7 +265,7 @@ class Accepted(PeerConnection):
         self.send(self._snapshot_id, SNAPSHOT, END, b"")
 
     def snapshot_refused(self, why: str) -> None:
-        """It is not, and must begin anew."""
+        """The snapshot is incomplete or wrong, and must be sent again from the beginning."""
         body = proto.Error(code=UNAVAILABLE, message=f"etcdlite: {why}").encode()
         self.send(self._snapshot_id, SNAPSHOT, END | ERROR, body)
         self.is_closing = True
