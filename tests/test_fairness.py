@@ -116,10 +116,8 @@ def test_short_reads_need_no_place_and_long_ones_of_many_sessions_share_few(lone
     for _ in range(30):
         lone.member.turn()
         lines = list(reads._lines.values())
-        assert (
-            sum(line.has_place for line in lines) <= lone.member.state.store.limits.max_slow_reads
-        )
-        begun = [line for line in lines if line.steps is not None and not line.has_place]
+        assert sum(line.has_slot for line in lines) <= lone.member.state.store.limits.max_slow_reads
+        begun = [line for line in lines if line.steps is not None and not line.has_slot]
         assert len(begun) <= 1, "without a place, one read at a time is under way"
     modest = Client()
     few = proto.RangeRequest(key=b"k00100", range_end=b"k00600")
@@ -127,7 +125,7 @@ def test_short_reads_need_no_place_and_long_ones_of_many_sessions_share_few(lone
     assert turns_until(lone, lambda: modest.answers) <= 10 + 5 * len(greedy)
     lone.settle()
     assert all(len(client.answers) == 2 for client in greedy)
-    assert not reads._lines and not reads._places_taken and not reads._waiting_count
+    assert not reads._lines and not reads._slots_taken and not reads._waiting_count
 
 
 def test_what_waits_is_limited_for_a_session_and_in_all(lone: Paced) -> None:
