@@ -72,6 +72,9 @@ SAVING_PAUSE_S = 0.002
 SWITCH_INTERVAL_S = 0.0005
 """The interpreter's switch interval: how long the loop may delay the log thread after a sync."""
 
+FIELDS_PER_OP = 20
+"""Fields in a request that each operation of `max-txn-ops` allows for."""
+
 REQUEST_TIMEOUT_S = 5.0
 """A write times out after this and two election timeouts, as in etcd."""
 
@@ -703,6 +706,7 @@ def _min_ttl_s(settings: config.Config) -> int:
 
 
 def _make_member(settings: config.Config, opened: datadir.Opened) -> Member:
+    proto.allow_fields(FIELDS_PER_OP * settings.max_txn_ops)
     rng = random.Random(int.from_bytes(os.urandom(32), "little"))
     store = opened.store
     members = datadir.membership(store, opened.member_id)

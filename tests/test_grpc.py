@@ -1194,3 +1194,15 @@ def test_grpcio_gives_a_request_up_at_its_deadline(channel: Any) -> None:
         next(watch)
     waiting.set()
     assert failure.value.code() == grpcio.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_messages_that_unpack_to_much_are_noise(client: Client) -> None:
+    bomb = framed(gzip.compress(proto.PutRequest(key=b"k", value=bytes(1 << 20)).encode()), 1)
+    for _ in range(1000):
+        if client.session.is_closing:
+            break
+        stream_id = client.open(KV + "Range", grpc_encoding="gzip")
+        client.h2.send_data(stream_id, bomb, end_stream=True)
+        for piece in [client.h2.data_to_send()]:
+            client.session.receive(piece)
+    assert client.session.is_closing

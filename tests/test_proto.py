@@ -733,3 +733,57 @@ def test_a_request_of_very_many_empty_items_is_refused() -> None:
         proto.TxnRequest.decode(body)
     kvs = b"\x12\x00" * (proto.MAX_REQUEST_ITEMS + 1)
     assert len(proto.RangeResponse.decode(kvs).kvs) == proto.MAX_REQUEST_ITEMS + 1
+
+
+# The limit on fields.
+
+TXN = proto.TxnRequest
+MANY_FIELDS = {
+    "packed numbers": b"\x0a\x06\x2a" + varint(1_000_000) + bytes(1_000_000),
+    "items": b"\x12\x00" * 1_000_000,
+    "unknown fields": b"\x78\x01" * 1_000_000,
+    "repetitions": b"\x2a\x00" * 1_000_000,
+    "a group": b"\x7b" + b"\x08\x01" * 1_000_000 + b"\x7c",
+    "items of items": b"".join(sized(2, sized(4, b"\x12\x00" * 50)) for _ in range(1000)),
+}
+
+
+@pytest.mark.parametrize("body", MANY_FIELDS.values(), ids=list(MANY_FIELDS))
+def test_a_request_with_too_many_fields_is_refused_early(body: bytes) -> None:
+    cls = proto.WatchRequest if body.startswith(b"\x0a\x06") else proto.TxnRequest
+    if cls is proto.WatchRequest:
+        inner = b"\x2a" + varint(1_000_000) + bytes(1_000_000)
+        body = sized(1, inner)
+    steps = [0]
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        steps[0] += event == "call"
+
+    sys.setprofile(count)
+    try:
+        with pytest.raises(proto.DecodeError, match="more than 20000 fields"):
+            proto.decode_request(cls.decode, body)
+    finally:
+        sys.setprofile(None)
+    assert steps[0] <= 3 * proto.MAX_FIELDS
+
+
+def test_what_is_in_the_log_may_have_any_number_of_fields() -> None:
+    body = b"\x12\x00" * (proto.MAX_FIELDS + 1)
+    with pytest.raises(proto.DecodeError):
+        proto.decode_request(proto.TxnRequest.decode, body)
+    assert len(proto.TxnRequest.decode(body).success) == proto.MAX_FIELDS + 1
+
+
+def test_a_large_value_counts_as_one_field() -> None:
+    body = proto.PutRequest(key=b"k", value=bytes(1 << 20)).encode()
+    assert len(proto.decode_request(proto.PutRequest.decode, body).value) == 1 << 20
+
+
+def test_a_configured_number_of_operations_allows_for_their_fields() -> None:
+    body = b"\x12\x00" * 30_000
+    proto.allow_fields(100_000)
+    try:
+        assert len(proto.decode_request(proto.TxnRequest.decode, body).success) == 30_000
+    finally:
+        proto.allow_fields(0)

@@ -257,7 +257,7 @@ response)."""
 
 
 def _read_renewal(body: bytes) -> tuple[int, bytes]:
-    lease_id = proto.LeaseKeepAliveRequest.decode(body).ID
+    lease_id = proto.decode_request(proto.LeaseKeepAliveRequest.decode, body).ID
     field = b"\x10" + varint(lease_id & (1 << 64) - 1) if lease_id else b""
     if len(_RENEWALS) >= MAX_KNOWN_RENEWALS:
         _RENEWALS.clear()
@@ -325,7 +325,7 @@ _ACTIONS = {
 }
 
 HANDLERS: dict[int, tuple[Handler, Any]] = {
-    number: (handler, METHODS[number].request.decode)
+    number: (handler, partial(proto.decode_request, METHODS[number].request.decode))
     for number, handler in by_number(
         UNARY,
         {

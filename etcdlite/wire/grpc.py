@@ -77,6 +77,11 @@ MAX_SENT_MESSAGE_BYTES = (1 << 32) - 1
 MAX_GZIP_MEMBERS = 64
 """The gzip members of one message. Each costs as much as many kilobytes of data."""
 
+FREE_GZIP_BYTES = 64 << 10
+MAX_GZIP_RATIO = 100
+GZIP_BYTES_PER_NOISE = 32 << 10
+"""Unpacked bytes beyond the first limit and this multiple of the packed ones count as noise
+(`http2_conduct.py`): a few bytes must not cause much work."""
 
 _TIMEOUT_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
@@ -484,7 +489,11 @@ class GrpcSession(Connection, ClientSession):
             raise EtcdError(INTERNAL, f"grpc: received unexpected payload format {packed}")
         if not request.is_packed:
             raise EtcdError(INTERNAL, "grpc: compressed flag set with identity or empty encoding")
-        return gunzip(message, self._max_message_bytes)
+        unpacked = gunzip(message, self._max_message_bytes)
+        excess = len(unpacked) - max(FREE_GZIP_BYTES, MAX_GZIP_RATIO * len(message))
+        if excess > 0:
+            self.conduct.count_noise(excess // GZIP_BYTES_PER_NOISE)
+        return unpacked
 
     def ended(self, stream: Stream) -> None:
         assert isinstance(stream, _Stream)

@@ -30,6 +30,9 @@ SERVICE = "grpc.health.v1.Health"
 
 SERVING = 1
 NOT_SERVING = 2
+MAX_BODY_BYTES = 16 << 10
+"""The longest request for health or reflection."""
+
 SERVICE_UNKNOWN = 3
 
 PROBE = proto.RangeRequest(key=b"\0", keys_only=True, limit=1)
@@ -146,6 +149,8 @@ def serve_checks(member: Member, counts: HealthCounts, path: str, query: Query) 
 def fields(body: bytes) -> list[tuple[int, bytes | int]]:
     """(number, value) of each field of a message of strings, messages and varints. Raises
     DecodeError."""
+    if len(body) > MAX_BODY_BYTES:
+        raise DecodeError(f"more than {MAX_BODY_BYTES} bytes")
     found: list[tuple[int, bytes | int]] = []
     at = 0
     while at < len(body):

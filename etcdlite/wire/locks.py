@@ -265,7 +265,8 @@ class _ScriptedCall(Call):
 
     def message(self, body: bytes) -> None:
         if self._script is None:
-            self._script = self.run(methods.METHODS[self.method].request.decode(body))
+            decode = methods.METHODS[self.method].request.decode
+            self._script = self.run(proto.decode_request(decode, body))
             self._advance(None)
 
     def wake(self) -> None:

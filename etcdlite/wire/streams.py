@@ -41,7 +41,7 @@ class WatchCall(Call):
         self._stream = member.hub.open(self)
 
     def message(self, body: bytes) -> None:
-        request = proto.WatchRequest.decode(body)
+        request = proto.decode_request(proto.WatchRequest.decode, body)
         if request.create_request is not None:
             if self.member.catch_up.is_behind:
                 raise behind_error()
@@ -177,7 +177,7 @@ class RangeStreamCall(Call):
     def message(self, body: bytes) -> None:
         if self._request is not None:
             return
-        request = proto.RangeRequest.decode(body)
+        request = proto.decode_request(proto.RangeRequest.decode, body)
         txn.check_range(request)
         if request.sort_target or request.sort_order not in (
             proto.RangeRequest.NONE,
