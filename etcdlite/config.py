@@ -125,6 +125,11 @@ class Config:
     max_request_bytes: int
     max_concurrent_streams: int
     max_connections: int
+    """Of clients."""
+    max_connections_per_address: int
+    """0: a quarter of `max_connections`, without a limit for loopback addresses."""
+    memory_limit: int
+    """Bytes; 0: `memory.default_limit_bytes`."""
     socket_reuse_port: bool
     listen_client_http_urls: tuple[str, ...]
     listen_metrics_urls: tuple[str, ...]

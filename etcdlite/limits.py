@@ -140,6 +140,9 @@ class Limits:
     max_key_bytes_per_stream: int = 64 << 20
     """Keys and range ends of all watches of one stream together."""
 
+    max_watches_per_connection: int = 100_000
+    """Watches of all streams of one connection."""
+
     max_watches: int = 200_000
     """Watches of all streams together. A watch takes about 600 bytes besides its keys."""
 
@@ -203,5 +206,5 @@ assert _D.slice_bytes <= _D.response_bytes
 assert _D.response_bytes <= _D.high_water_bytes <= _D.max_answer_bytes
 assert _D.match_step_events <= _D.max_events_at_once
 assert _D.send_step_watches <= _D.max_sends_at_once
-assert _D.max_watches_per_stream <= _D.max_watches
+assert _D.max_watches_per_stream <= _D.max_watches_per_connection < _D.max_watches
 assert _D.max_key_bytes_per_stream <= _D.max_key_bytes

@@ -3,7 +3,7 @@
 A listener has a purpose: the name of the flag that configures it. Accepted connections are handed
 to a callback (`Accept`).
 
-Limits: `max-connections`; `ACCEPTS_PER_TURN` connections from one listener in a turn.
+Limits: those of `places.py`; `ACCEPTS_PER_TURN` connections from one listener in a turn.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import resource
 import selectors
 import socket
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from etcdlite import config, log
 from etcdlite.datadir import StartError
+from etcdlite.places import Places
 from etcdlite.urls import format_address, host_port
 
 BACKLOG = 1024
@@ -39,8 +40,8 @@ PEERS = "listen-peer-urls"
 HTTP = "listen-client-http-urls"
 METRICS = "listen-metrics-urls"
 
-Accept = Callable[[socket.socket, str, str], None]
-"""Receives an accepted socket, the address of the other side, and the listener's purpose."""
+Accept = Callable[[socket.socket, tuple[str, int], str], None]
+"""Receives an accepted socket, the (host, port) of the other side, and the listener's purpose."""
 
 
 class Listeners:
@@ -51,9 +52,7 @@ class Listeners:
         settings: config.Config,
         selector: selectors.BaseSelector,
         accept: Accept,
-        connections: Collection[Any],
     ) -> None:
-        """`connections`: all open connections; `max-connections` limits their number."""
         self.addresses: list[tuple[str, int]] = []
         """The (host, port) pairs for clients."""
         self.ports: dict[str, int] = {}
@@ -61,24 +60,23 @@ class Listeners:
         self._settings = settings
         self._selector = selector
         self._accept_one = accept
-        self._connections = connections
         self._waiting: list[tuple[socket.socket, str]] = []
         """Listeners that are open but do not accept yet."""
         self._accepting: list[socket.socket] = []
         self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         max_files = raise_file_limit()
         # The store's files come first: the member must stop if it cannot open one.
-        self._max_connections = min(
-            settings.max_connections, max_files - min(OWN_FILES, max_files // 2)
-        )
+        most = min(settings.max_connections, max_files - min(OWN_FILES, max_files // 2))
+        self.places = Places(most, settings.max_connections_per_address)
+        """The open connections; the owner of the sockets counts them."""
         is_low = max_files < LOW_FILES or "max-connections" in settings.sources
-        if is_low and self._max_connections < settings.max_connections:
+        if is_low and most < settings.max_connections:
             log.warn(
                 "the limit of open files is low: fewer connections are accepted than "
                 "--max-connections. Raise it (LimitNOFILE= of systemd, ulimit -n)",
                 **{
                     "open-files": max_files,
-                    "connections": self._max_connections,
+                    "connections": most,
                     "max-connections": settings.max_connections,
                 },
             )
@@ -185,16 +183,21 @@ class Listeners:
             except OSError as failure:
                 self._refuse_one(listener, failure)
                 return
-            if len(self._connections) >= self._max_connections:
-                if not log.limited("max-connections"):
+            places = self.places
+            why = places.refusal(address[0], purpose == PEERS)
+            if why:
+                if not log.limited(why):
                     log.warn(
-                        "refused a connection: connection limit reached",
-                        connections=self._max_connections,
-                        **{"max-connections": self._settings.max_connections},
+                        f"refused a connection: {why}",
+                        **{
+                            "remote-addr": format_address(*address[:2]),
+                            "max-connections": places.max_clients,
+                            "max-connections-per-address": places.max_per_address,
+                        },
                     )
                 sock.close()
                 continue
-            self._accept_one(sock, format_address(*address[:2]), purpose)
+            self._accept_one(sock, address[:2], purpose)
 
     def _refuse_one(self, listener: socket.socket, failure: OSError) -> None:
         """Accept and close one connection with the spare file descriptor. Otherwise a listener

@@ -11,7 +11,7 @@ Other members come before clients.
 Nothing else owns a timer or a signal. What blocks in the kernel runs in threads (`threads.py`) that
 report to the loop. `listeners.py` opens the listening sockets and accepts from them.
 
-Limits: `max-connections`; those of `session.py`, which `tick` enforces.
+Limits: those of `places.py` and `memory.py`, and those of `session.py`, which `tick` enforces.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from etcdlite import bootstrap, config, datadir, log, proto
 from etcdlite.addresses import Addresses, Resolved
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
+from etcdlite.memory import Budget, default_limit_bytes
 from etcdlite.options import Options
 from etcdlite.raft import LOG_TAIL_BYTES, Raft
 from etcdlite.raft import Config as RaftConfig
@@ -96,12 +97,15 @@ MIN_SEGMENT_BYTES = 1 << 20
 class Connection:
     """A connected socket and its session."""
 
-    __slots__ = ("mask", "peer", "ready", "rest", "session", "site", "sock")
+    __slots__ = ("host", "mask", "peer", "ready", "rest", "session", "site", "sock")
 
-    def __init__(self, sock: socket.socket, peer: str, site: Site | None, session: Session) -> None:
+    def __init__(
+        self, sock: socket.socket, host: str, peer: str, site: Site | None, session: Session
+    ) -> None:
         self.sock = sock
+        self.host = host
         self.peer = peer
-        """The address of the other side."""
+        """The address of the other side, of which `host` is a part."""
         self.site = site
         """Set on a client's connection, None on a connection between members."""
         self.session = session
@@ -122,7 +126,7 @@ class Server:
         self._reload = reload or (lambda: settings)
         self._selector = selectors.DefaultSelector()
         self._connections: set[Connection] = set()
-        self.listeners = Listeners(settings, self._selector, self._accepted, self._connections)
+        self.listeners = Listeners(settings, self._selector, self._accepted)
         self._by_session: dict[Session, Connection] = {}
         self._sites: dict[str, Site] = {}
         """By purpose of the listener."""
@@ -195,6 +199,7 @@ class Server:
             purpose: self._site(purpose) for purpose in self.listeners.purposes - {PEERS}
         }
         self._addresses = Addresses(self._report) if settings.peer_address_check else None
+        self._budget = Budget(settings.memory_limit or default_limit_bytes())
         self._log_thread = LogThread(opened.wal, self.member.metrics, self._report)
         self._disk_thread = DiskThread(self.member.metrics, self._report)
 
@@ -384,8 +389,25 @@ class Server:
             self._next_session_tick = now + SESSION_TICK_S
             for session in list(self._by_session):
                 session.tick(now)
+            self._shed()
 
     # Connections.
+
+    def _shed(self) -> None:
+        """Close connections of clients that hold too much memory together."""
+        clients = [one.session for one in self._connections if one.site is not None]
+        members = [one.session for one in self._connections if one.site is None]
+        for session in self._budget.excess(clients, members):
+            log.warn(
+                "closed a connection",
+                why="all hold more than memory-limit together, and it holds the most",
+                **{
+                    "remote-addr": self._by_session[session].peer,
+                    "held-bytes": session.kept_bytes,
+                    "memory-limit": self._budget.limit_bytes,
+                },
+            )
+            self._close(self._by_session[session])
 
     def _site(self, purpose: str) -> Site:
         settings = self.settings
@@ -400,7 +422,7 @@ class Server:
 
     def _render_metrics(self) -> bytes:
         protocols = Counter(connection.session.protocol for connection in self._connections)
-        return exposition.render(self.member, protocols, self._sites.values())
+        return exposition.render(self.member, protocols, self._sites.values(), self._budget)
 
     # Other members.
 
@@ -420,10 +442,10 @@ class Server:
             result.close()
             dial.closed()
         else:
-            self._connected(result, Connection(result, peer, None, dial))
+            self._connected(Connection(result, "", peer, None, dial))
             dial.connected()
 
-    def _accepted(self, sock: socket.socket, peer: str, purpose: str) -> None:
+    def _accepted(self, sock: socket.socket, address: tuple[str, int], purpose: str) -> None:
         site = self._sites.get(purpose)
         on_output = self._dirty.append
         session: Session
@@ -433,10 +455,12 @@ class Server:
         else:
             only_http = purpose != CLIENTS
             session = Opening(on_output, time.monotonic, only_http)
-        self._connected(sock, Connection(sock, peer, site, session))
+        peer = format_address(*address)
+        self._connected(Connection(sock, address[0], peer, site, session))
 
-    def _connected(self, sock: socket.socket, connection: Connection) -> None:
+    def _connected(self, connection: Connection) -> None:
         """Begin to serve a connection."""
+        sock = connection.sock
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -446,6 +470,9 @@ class Server:
         if connection.site is None:
             self._turns.first.add(connection.ready)
         self._selector.register(sock, connection.mask, connection.ready)
+        late = self.listeners.places.take(connection, connection.host, connection.site is None)
+        if late is not None:
+            self._drop(late, "too many connections have not opened the protocol")
 
     def _ready(self, connection: Connection, mask: int) -> None:
         session = connection.session
@@ -608,6 +635,7 @@ class Server:
         if connection not in self._connections:
             return
         self._connections.discard(connection)
+        self.listeners.places.free(connection, connection.host, connection.site is None)
         self._by_session.pop(connection.session, None)
         self._producing.pop(connection.session, None)
         self._unread.pop(connection, None)

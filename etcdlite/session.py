@@ -323,6 +323,11 @@ class Session:
         raise NotImplementedError
 
     @property
+    def kept_bytes(self) -> int:
+        """The memory that its input and output occupy, approximately."""
+        return self.outbox.waiting_bytes + self.inbox.waiting_bytes
+
+    @property
     def is_full(self) -> bool:
         """Enough input waits: read no more for now."""
         return False

@@ -355,9 +355,10 @@ class WatchHub:
         self._timer_number = 0
         self._now = 0.0
 
-    def open(self, sink: Sink) -> WatchStream:
+    def open(self, sink: Sink, quota: Quota | None = None) -> WatchStream:
+        """`quota`: that of the client's connection."""
         self.streams += 1
-        return WatchStream(self, sink)
+        return WatchStream(self, sink, quota or Quota())
 
     def notify(self, events: Sequence[Event]) -> None:
         """Send what was just applied: all events of the next revisions, ascending."""
@@ -855,16 +856,26 @@ class WatchHub:
         return _HEADER + varint(len(content)) + content
 
 
+class Quota:
+    """The watches of one connection."""
+
+    __slots__ = ("watches",)
+
+    def __init__(self) -> None:
+        self.watches = 0
+
+
 class WatchStream:
     """One client's stream of watches. Ids are unique within it. Made by `WatchHub.open`."""
 
     __slots__ = (
         "hub", "sink", "by_id", "_next_id", "_key_bytes", "unsynced", "parked",
-        "_wants_progress", "_is_closed",
+        "_quota", "_wants_progress", "_is_closed",
     )  # fmt: skip
 
-    def __init__(self, hub: WatchHub, sink: Sink) -> None:
+    def __init__(self, hub: WatchHub, sink: Sink, quota: Quota) -> None:
         self.hub = hub
+        self._quota = quota
         self.sink: Sink = sink
         self.by_id: dict[int, _Watch] = {}
         self.unsynced = 0
@@ -892,6 +903,7 @@ class WatchStream:
         if (
             len(self.by_id) >= limits.max_watches_per_stream
             or self._key_bytes + key_bytes > limits.max_key_bytes_per_stream
+            or self._quota.watches >= limits.max_watches_per_connection
             or hub.watches >= limits.max_watches
             or hub.key_bytes + key_bytes > limits.max_key_bytes
         ):
@@ -918,6 +930,7 @@ class WatchStream:
         self.by_id[watch_id] = watch
         self._key_bytes += key_bytes
         hub.watches += 1
+        self._quota.watches += 1
         hub.key_bytes += key_bytes
         self._respond(watch.id_field + _CREATED)
         first = request.start_revision or hub.revision + 1
@@ -997,6 +1010,7 @@ class WatchStream:
         hub.remove(watch)
         watch.state = _GONE
         hub.watches -= 1
+        self._quota.watches -= 1
         if watch.timer is not None:
             hub.timers.remove(watch.timer)
             watch.timer = None  # It refers to the watch.

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "etcdlite"
 
 FLOORS = {
     "words": "etcdlite errors log limits options notation urls schema proto frames methods"
-    " json_mapping session request identity metrics flags",
+    " json_mapping session memory request identity metrics flags",
     "client": "client client.*",
     "settings": "config discovery",
     "store": "storage storage.* lease mvcc ranges txn watch",
@@ -25,7 +25,7 @@ FLOORS = {
     "members": "peer peer_frames member",
     "founding": "bootstrap backup",
     "protocols": "wire wire.*",
-    "process": "threads addresses listeners turns server __main__",
+    "process": "threads addresses places listeners turns server __main__",
     "command": "cli cli.* ctl",
 }
 """From the lowest to the highest: a module imports from its own floor and those below, and the

@@ -30,7 +30,8 @@ from test_http2 import frames
 
 from etcdlite import errors, methods, proto
 from etcdlite.errors import error
-from etcdlite.wire import http2, http2_state, reflection
+from etcdlite.limits import DEFAULT_LIMITS
+from etcdlite.wire import http2, http2_state, reflection, streams
 from etcdlite.wire.grpc import ROUTES, GrpcSession, percent_encode, read_request
 from etcdlite.wire.health import fields
 from etcdlite.wire.http2 import GHOST
@@ -734,6 +735,61 @@ def test_a_snapshot_larger_than_every_window(lone: LoneMember) -> None:
     assert answer.status == 0 and parts[-1].remaining_bytes == 0
     assert sum(len(p.blob) for p in parts) == parts[0].remaining_bytes + len(parts[0].blob)
     assert sum(len(p.blob) for p in parts) > 2_000_000
+
+
+def test_a_backup_that_is_not_read_is_ended_and_gives_its_place_to_others(
+    lone: LoneMember,
+) -> None:
+    Client(lone).put(b"k", bytes(1_000_000))
+    holders = [Client(lone, window=3000) for _ in range(streams.MAX_SNAPSHOTS)]
+    for holder in holders:
+        holder.reads = False
+        holder.h2.send_data(holder.open(SNAPSHOT), framed(b""), end_stream=True)
+        holder.pump()
+    other = Client(lone)
+    assert other.ask(SNAPSHOT).status == errors.RESOURCE_EXHAUSTED
+    for _ in range(2):
+        lone.now += streams.SNAPSHOT_PERIOD_S
+        for holder in holders:
+            holder.session.tick(lone.now)
+    assert not lone.member.snapshots_sent
+    assert other.ask(SNAPSHOT).status == 0
+    (answer,) = [answer for number, answer in holders[0].answers.items() if number]
+    holders[0].h2.increment_flow_control_window(1 << 24)
+    holders[0].h2.increment_flow_control_window(1 << 24, max(holders[0].answers))
+    holders[0].pump()
+    assert answer.status == errors.UNAVAILABLE and "too slowly" in answer.text
+
+
+def test_a_connection_has_one_place_for_backups(lone: LoneMember) -> None:
+    client = Client(lone, window=3000)
+    client.put(b"k", bytes(1_000_000))
+    client.reads = False
+    client.h2.send_data(client.open(SNAPSHOT), framed(b""), end_stream=True)
+    client.pump()
+    client.reads = True
+    assert client.ask(SNAPSHOT).status == errors.RESOURCE_EXHAUSTED
+    assert Client(lone).ask(SNAPSHOT).status == 0
+
+
+def test_one_connection_cannot_have_all_watches(tmp_path: Path) -> None:
+    limits = replace(
+        DEFAULT_LIMITS, max_watches_per_stream=3, max_watches_per_connection=5, max_watches=9
+    )
+    lone = LoneMember(tmp_path)
+    lone.member.hub.limits = limits
+    client, other = Client(lone), Client(lone)
+    request = proto.WatchRequest(create_request=proto.WatchCreateRequest(key=b"k"))
+    created = [0, 0]
+    for number, one in enumerate((client, other)):
+        for _ in range(4):
+            stream_id = one.open(WATCH)
+            for _ in range(2):
+                one.say(stream_id, request)
+            for response in responses(one, stream_id):
+                created[number] += not response.canceled
+    lone.close()
+    assert created == [5, 4]
 
 
 def test_a_snapshot_that_is_not_read_is_not_made(lone: LoneMember) -> None:

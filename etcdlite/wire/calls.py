@@ -15,6 +15,7 @@ from typing import Protocol
 
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
+from etcdlite.watch import Quota
 
 PIECES_PER_SLICE = 4
 """Pieces of answers that one call of `Calls.produce` makes."""
@@ -22,6 +23,8 @@ PIECES_PER_SLICE = 4
 
 class CallOwner(Protocol):
     """The session, as its calls see it."""
+
+    calls: Calls
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
         """Send one message of the answer."""
@@ -103,6 +106,9 @@ class Calls:
     """
 
     def __init__(self, member: Member, owner: CallOwner) -> None:
+        self.watch_quota = Quota()
+        self.sends_snapshot = False
+        """A backup is being sent."""
         self._member = member
         self._owner = owner
         self._open: dict[int, Call] = {}

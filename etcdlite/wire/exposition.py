@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from etcdlite import ETCD_API_VERSION, __version__, methods
 from etcdlite.errors import CODE_NAMES, OK
 from etcdlite.member import Member
+from etcdlite.memory import Budget
 from etcdlite.metrics import Histogram
 from etcdlite.raft import LEADER
 from etcdlite.wire.health import HealthCounts
@@ -36,26 +37,34 @@ _Sample = tuple[_Labels, float]
 
 
 def render(
-    member: Member, connections: Mapping[str, int], sites: Iterable[HealthCounts] = ()
+    member: Member,
+    connections: Mapping[str, int],
+    sites: Iterable[HealthCounts] = (),
+    budget: Budget | None = None,
 ) -> bytes:
     """The answer to a scrape, of type `CONTENT_TYPE`. Takes about 1 ms.
 
     `connections`: the number of open ones by protocol. `sites`: all that answer health checks.
     """
     member.metrics.scrapes += 1
-    return "".join(_Scrape(member, connections, tuple(sites)).families()).encode()
+    return "".join(_Scrape(member, connections, tuple(sites), budget).families()).encode()
 
 
 class _Scrape:
     """The families of one scrape, as text."""
 
     def __init__(
-        self, member: Member, connections: Mapping[str, int], sites: tuple[HealthCounts, ...]
+        self,
+        member: Member,
+        connections: Mapping[str, int],
+        sites: tuple[HealthCounts, ...],
+        budget: Budget | None,
     ) -> None:
         self._metrics = member.metrics
         self._member = member
         self._connections = connections
         self._sites = sites
+        self._budget = budget
 
     def families(self) -> Iterator[str]:
         yield from self._consensus()
@@ -455,6 +464,21 @@ class _Scrape:
             "etcdlite_build_info", "The program's versions", 1,
             version=__version__, python_version=platform.python_version(),
         )  # fmt: skip
+        budget = self._budget
+        if budget is not None:
+            yield _gauge(
+                "etcdlite_connection_memory_bytes",
+                "Memory held by input and output that wait in connections",
+                budget.held_bytes,
+            )
+            yield _gauge(
+                "etcdlite_connection_memory_limit_bytes", "memory-limit", budget.limit_bytes
+            )
+            yield _counter(
+                "etcdlite_connections_shed_total",
+                "Connections closed because all together held more than memory-limit",
+                budget.shed,
+            )
         yield _histogram(
             "etcdlite_loop_turn_duration_seconds",
             "Time of a turn of the loop, without waiting for sockets",

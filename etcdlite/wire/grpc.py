@@ -716,6 +716,10 @@ class GrpcSession(Connection, ClientSession):
         self.calls.wake(stream.id)
 
     @property
+    def kept_bytes(self) -> int:
+        return super().kept_bytes + self._partial_bytes
+
+    @property
     def is_idle(self) -> bool:
         """No unary request is unanswered and no output is unsent."""
         return super().is_idle and all(stream_id in self.calls for stream_id in self.streams)

@@ -745,6 +745,12 @@ class HttpSession(ClientSession):
         return self._request is not None and self._request.is_complete
 
     @property
+    def kept_bytes(self) -> int:
+        request = self._request
+        body_bytes = 0 if request is None else len(request.body)
+        return super().kept_bytes + self._jobs_bytes + body_bytes
+
+    @property
     def is_idle(self) -> bool:
         """No unary request is unanswered and no output is unsent."""
         request = self._request

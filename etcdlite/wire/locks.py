@@ -338,7 +338,8 @@ class _ScriptedCall(Call):
                 outcome = True
             elif isinstance(step, _Follow):
                 self._is_following = True
-                self._stream = self.member.hub.open(_EventSink(self))
+                quota = self.owner.calls.watch_quota
+                self._stream = self.member.hub.open(_EventSink(self), quota)
                 self._stream.create(proto.WatchCreateRequest(**step._asdict()))
                 return
             elif step is None:

@@ -22,7 +22,13 @@ from etcdlite.wire import locks as concurrency
 from etcdlite.wire.calls import Call, CallOwner
 
 MAX_SNAPSHOTS = 4
-"""Backups sent at the same time. Each keeps files open and their space occupied."""
+"""Backups sent at the same time, one per connection. Each keeps files open and their space
+occupied."""
+
+SNAPSHOT_PERIOD_S = 30.0
+MIN_SNAPSHOT_BYTES_PER_S = 32 << 10
+"""In each period, the client of a backup must read this much on average. Otherwise the backup ends,
+because others may wait for its place."""
 
 RENEWALS_PER_CHECK = 1000
 MAX_UNREAD_CHECKS = 10
@@ -38,7 +44,7 @@ class WatchCall(Call):
 
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
-        self._stream = member.hub.open(self)
+        self._stream = member.hub.open(self, owner.calls.watch_quota)
 
     def message(self, body: bytes) -> None:
         request = proto.decode_request(proto.WatchRequest.decode, body)
@@ -127,14 +133,20 @@ def snapshot_parts(member: Member) -> Iterator[bytes]:
 
 
 class SnapshotCall(Call):
+    ticks = True
+
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         self._parts: Generator[bytes, None, None] | None = None
+        self._period_began = member.clock()
+        self._period_bytes = 0
 
     def message(self, body: bytes) -> None:
         if self._parts is None:
-            if self.member.snapshots_sent >= MAX_SNAPSHOTS:
+            calls = self.owner.calls
+            if self.member.snapshots_sent >= MAX_SNAPSHOTS or calls.sends_snapshot:
                 raise error("RequestTooManyRequests")
+            calls.sends_snapshot = True
             self.member.snapshots_sent += 1
             self._parts = snapshot_parts(self.member)  # type: ignore[assignment]
             self.resume()
@@ -145,10 +157,23 @@ class SnapshotCall(Call):
         if part is None:
             self.end()
         else:
+            self._period_bytes += len(part)
             self.send(part)
+
+    def tick(self, now: float) -> None:
+        period_s = now - self._period_began
+        if self._parts is None or period_s < SNAPSHOT_PERIOD_S:
+            return
+        if self._period_bytes < MIN_SNAPSHOT_BYTES_PER_S * period_s:
+            text = "etcdlite: the backup was ended because its client reads it too slowly"
+            self.owner.fail(self.request_id, self.method, EtcdError(UNAVAILABLE, text))
+            return
+        self._period_began = now
+        self._period_bytes = 0
 
     def close(self) -> None:
         if self._parts is not None:
+            self.owner.calls.sends_snapshot = False
             self._parts.close()
             self._parts = None
             self.member.snapshots_sent -= 1

@@ -1,0 +1,77 @@
+"""The memory that connections may hold together.
+
+What waits to be sent or to be processed is counted over all connections, several times a second.
+Above the limit, the connections that hold the most are closed until the rest fits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+SHARE = 2
+"""By default the limit is this fraction of the memory, less what the process holds at the start."""
+
+MIN_LIMIT_BYTES = 64 << 20
+"""The least default limit: one large answer must fit."""
+
+SMALL_BYTES = 64 << 10
+"""Connections that hold less than this are not closed for the others."""
+
+_CGROUP_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+
+
+def total_bytes(cgroup_limits: Iterable[str] = _CGROUP_LIMITS) -> int:
+    """The memory that this process may use: the machine's, or that of its control group (v2, v1) if
+    that is less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in cgroup_limits:
+        try:
+            with open(path) as file:
+                text = file.read().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def default_limit_bytes() -> int:
+    return max(MIN_LIMIT_BYTES, total_bytes() // SHARE - resident_bytes())
+
+
+class Budget:
+    """The limit, and the last count."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+        self.shed = 0
+        """Connections closed so far."""
+
+    def excess(self, clients: Iterable[Any], members: Iterable[Any]) -> list[Any]:
+        """Count what the sessions of clients and members hold. Returns the sessions of clients that
+        must be closed, the largest first."""
+        held = [(session.kept_bytes, session) for session in clients]
+        total = sum(size for size, _ in held) + sum(session.kept_bytes for session in members)
+        closed: list[Any] = []
+        if total > self.limit_bytes:
+            held.sort(key=lambda pair: -pair[0])
+            for size, session in held:
+                if total <= self.limit_bytes or size < SMALL_BYTES:
+                    break
+                total -= size
+                closed.append(session)
+        self.held_bytes = total
+        self.shed += len(closed)
+        return closed

@@ -1,0 +1,108 @@
+"""How many connections there may be, and how much memory they may hold together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from etcdlite import memory, places
+from etcdlite.memory import SMALL_BYTES, Budget
+from etcdlite.places import MAX_MEMBER_CONNECTIONS, MAX_UNOPENED, Places
+
+
+class Conn:
+    """A connection, and its session."""
+
+    def __init__(self, is_open: bool = True, kept_bytes: int = 0) -> None:
+        self.session = self
+        self.is_open = is_open
+        self.kept_bytes = kept_bytes
+
+
+def test_clients_never_take_the_places_of_members() -> None:
+    it = Places(max_clients=100, max_per_address=0)
+    for _ in range(100):
+        assert not it.refusal("127.0.0.1", False)
+        it.take(Conn(), "127.0.0.1", False)
+    assert it.refusal("127.0.0.1", False) == "connection limit reached"
+    assert not it.refusal("127.0.0.1", True)
+
+
+def test_an_address_has_a_quarter_of_the_places() -> None:
+    it = Places(max_clients=100, max_per_address=0)
+    connections = [Conn() for _ in range(25)]
+    for connection in connections:
+        it.take(connection, "10.0.0.1", False)
+    assert it.refusal("10.0.0.1", False) == "connection limit of its address reached"
+    assert not it.refusal("10.0.0.2", False)
+    it.free(connections[0], "10.0.0.1", False)
+    assert not it.refusal("10.0.0.1", False)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "127.8.9.1"])
+def test_this_machine_may_have_all_places_unless_a_limit_is_configured(host: str) -> None:
+    by_default, configured = Places(8, 0), Places(8, 2)
+    for _ in range(2):
+        by_default.take(Conn(), host, False)
+        configured.take(Conn(), host, False)
+    assert not by_default.refusal(host, False)
+    assert configured.refusal(host, False) == "connection limit of its address reached"
+
+
+def test_the_oldest_connection_that_says_nothing_makes_room() -> None:
+    it = Places(max_clients=10_000, max_per_address=0)
+    silent = [Conn(is_open=False) for _ in range(MAX_UNOPENED)]
+    for connection in silent:
+        assert it.take(connection, "10.0.0.1", False) is None
+    silent[0].is_open = True
+    assert it.take(Conn(), "10.0.0.1", False) is None
+    assert it.take(Conn(is_open=False), "10.0.0.1", False) is None
+    assert it.take(Conn(is_open=False), "10.0.0.1", False) is silent[1]
+    it.free(silent[1], "10.0.0.1", False)
+    assert it.take(Conn(is_open=False), "10.0.0.1", False) is silent[2]
+
+
+def test_strangers_at_the_peer_port_make_room_for_members() -> None:
+    it = Places(max_clients=10, max_per_address=0)
+    strangers = [Conn(is_open=False) for _ in range(MAX_MEMBER_CONNECTIONS)]
+    for stranger in strangers:
+        it.take(stranger, "10.0.0.1", True)
+    assert not it.refusal("10.0.0.2", True)
+    assert it.take(Conn(), "10.0.0.2", True) is strangers[0]
+
+
+def test_members_that_are_too_many_are_refused() -> None:
+    it = Places(max_clients=10, max_per_address=0)
+    for _ in range(places.MAX_MEMBER_CONNECTIONS):
+        it.take(Conn(), "10.0.0.1", True)
+    assert it.refusal("10.0.0.1", True) == "connection limit of the peer port reached"
+
+
+# Memory.
+
+MIB = 1 << 20
+
+
+def test_the_largest_holders_go_first_until_the_rest_fits() -> None:
+    budget = Budget(100 * MIB)
+    clients = [Conn(kept_bytes=size * MIB) for size in (10, 40, 50, 30, 1)]
+    members = [Conn(kept_bytes=20 * MIB)]
+    assert budget.excess(clients, members) == [clients[2], clients[1]]
+    assert budget.held_bytes == 61 * MIB and budget.shed == 2
+    del clients[1:3]
+    assert not budget.excess(clients, members)
+
+
+def test_those_that_hold_little_stay() -> None:
+    budget = Budget(10 * MIB)
+    clients = [Conn(kept_bytes=SMALL_BYTES - 1)] * 1000
+    assert not budget.excess(clients, [])
+
+
+def test_the_memory_of_the_control_group_counts(tmp_path: Path) -> None:
+    whole = memory.total_bytes([str(tmp_path / "missing")])
+    (tmp_path / "unlimited").write_text("max\n")
+    (tmp_path / "limited").write_text(f"{64 * MIB}\n")
+    assert memory.total_bytes([str(tmp_path / "unlimited")]) == whole > 64 * MIB
+    assert memory.total_bytes([str(tmp_path / "limited")]) == 64 * MIB
