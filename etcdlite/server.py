@@ -27,7 +27,7 @@ import socket
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -389,25 +389,10 @@ class Server:
             self._next_session_tick = now + SESSION_TICK_S
             for session in list(self._by_session):
                 session.tick(now)
-            self._shed()
+            for connection in _over_budget(self._budget, self._connections):
+                self._close(connection)
 
     # Connections.
-
-    def _shed(self) -> None:
-        """Close connections of clients that hold too much memory together."""
-        clients = [one.session for one in self._connections if one.site is not None]
-        members = [one.session for one in self._connections if one.site is None]
-        for session in self._budget.excess(clients, members):
-            log.warn(
-                "closed a connection",
-                why="all hold more than memory-limit together, and it holds the most",
-                **{
-                    "remote-addr": self._by_session[session].peer,
-                    "held-bytes": session.kept_bytes,
-                    "memory-limit": self._budget.limit_bytes,
-                },
-            )
-            self._close(self._by_session[session])
 
     def _site(self, purpose: str) -> Site:
         settings = self.settings
@@ -446,6 +431,7 @@ class Server:
             dial.connected()
 
     def _accepted(self, sock: socket.socket, address: tuple[str, int], purpose: str) -> None:
+        peer = format_address(*address)
         site = self._sites.get(purpose)
         on_output = self._dirty.append
         session: Session
@@ -455,7 +441,6 @@ class Server:
         else:
             only_http = purpose != CLIENTS
             session = Opening(on_output, time.monotonic, only_http)
-        peer = format_address(*address)
         self._connected(Connection(sock, address[0], peer, site, session))
 
     def _connected(self, connection: Connection) -> None:
@@ -726,6 +711,24 @@ class Server:
         self._lock.close()
         log.info("closed etcdlite server", name=self.settings.name)
         return 0
+
+
+def _over_budget(budget: Budget, connections: Iterable[Connection]) -> list[Connection]:
+    """The connections of clients to close because all together hold too much memory."""
+    clients = {one.session: one for one in connections if one.site is not None}
+    members = [one.session for one in connections if one.site is None]
+    closed = [clients[session] for session in budget.excess(clients, members)]
+    for connection in closed:
+        log.warn(
+            "closed a connection",
+            why="all hold more than memory-limit together, and it holds the most",
+            **{
+                "remote-addr": connection.peer,
+                "held-bytes": connection.session.kept_bytes,
+                "memory-limit": budget.limit_bytes,
+            },
+        )
+    return closed
 
 
 def _min_ttl_s(settings: config.Config) -> int:
