@@ -436,8 +436,7 @@ class Server:
         on_output = self._dirty.append
         session: Session
         if site is None:
-            address = peer.rpartition(":")[0].strip("[]")
-            session = Accepted(self.member, on_output, address, self._addresses)
+            session = Accepted(self.member, on_output, address[0], self._addresses)
         else:
             only_http = purpose != CLIENTS
             session = Opening(on_output, time.monotonic, only_http)
