@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from rigs.processes import ServerFactory, ServerProcess
+from rigs.attacks import ATTACKS, Connect, prepare
+from rigs.processes import ServerProcess, wait_until
 
-from etcdlite import frames, methods, proto
 from etcdlite.client import Client
 
 WORST_S = 5.0
 """The longest that one request of the well-behaved client may take."""
 
-KEYS = 20_000
+MEMORY_LIMIT = 128 << 20
+
+SLACK_BYTES = 192 << 20
+"""Answers in the making, and what comes between two counts."""
 
 
 class Neighbour:
@@ -65,25 +68,14 @@ class Neighbour:
             assert max(self.times) < WORST_S, f"a request took {max(self.times):.1f} s"
 
 
-@pytest.fixture
-def member(server: ServerFactory) -> Iterator[ServerProcess]:
-    yield server()
-
-
-def flood(member: ServerProcess, name: str, message: Any, count: int) -> Any:
-    """A connection that sends this many requests and reads nothing."""
-    raw = member.talk()
-    number = methods.METHOD_BY_NAME[name].number
-    body = message.encode()
-    raw.sock.sendall(
-        b"".join(frames.frame(n, number, frames.END, body) for n in range(1, count + 1))
-    )
-    return raw
-
-
-def test_a_flood_of_small_requests(member: ServerProcess) -> None:
-    with Neighbour(member):
-        raws = [flood(member, "KV.Range", proto.RangeRequest(key=b"k"), 20_000) for _ in range(5)]
-        for raw in raws:
-            for _ in range(20_000):
-                raw.receive()
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=list(ATTACKS))
+def test_a_neighbour_is_served_during(attack: Callable[[Connect], None], server: Any) -> None:
+    member: ServerProcess = server("--max-connections=1200", f"--memory-limit={MEMORY_LIMIT}")
+    prepare(member.client(timeout_s=60.0))
+    before = member.rss_bytes
+    with Neighbour(member) as neighbour:
+        attack(member.connect)
+        count = len(neighbour.times)
+        wait_until(lambda: len(neighbour.times) > count + 20 or neighbour.failures, "it is served")
+    assert member.is_running, member.tail()
+    assert member.peak_rss_bytes - before < MEMORY_LIMIT + SLACK_BYTES, member.tail()
