@@ -125,9 +125,9 @@ class Server:
         self.remove()
 
     def memory_kib(self) -> dict[str, int]:
-        """VmRSS, RssAnon and RssFile of the process in KiB."""
+        """VmRSS, VmHWM (its peak), RssAnon and RssFile of the process in KiB."""
         assert self.process is not None
-        wanted = {"VmRSS", "RssAnon", "RssFile"}
+        wanted = {"VmRSS", "VmHWM", "RssAnon", "RssFile"}
         found = {}
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
             name, _, rest = line.partition(":")
