@@ -16,6 +16,9 @@ MAX_MEMBER_CONNECTIONS = 256
 MAX_UNOPENED = 1024
 """Connections of clients that have not opened their protocol. With more, the oldest is closed."""
 
+SWEEP_EVERY = 64
+"""Beyond the limit, opened connections are looked for once for this many new ones."""
+
 ADDRESS_SHARE = 4
 """By default, one address may have this fraction of all connections of clients."""
 
@@ -32,6 +35,7 @@ class Places:
         self._taken = {False: 0, True: 0}
         """The number of connections of clients (False) and of members (True)."""
         self._by_host: Counter[str] = Counter()
+        self._until_sweep = 0
         self._unopened: dict[bool, dict[Any, None]] = {False: {}, True: {}}
 
     def refusal(self, host: str, is_member: bool) -> str:
@@ -65,11 +69,18 @@ class Places:
     def _oldest(self, is_member: bool) -> Any:
         """The oldest unopened connection, or None if there are not too many."""
         unopened = self._unopened[is_member]
-        for connection in [one for one in unopened if one.session.is_open]:
+        most = 0 if is_member else MAX_UNOPENED
+        self._until_sweep -= 1
+        if self._until_sweep < 0:
+            self._until_sweep = SWEEP_EVERY
+            for connection in [one for one in unopened if one.session.is_open]:
+                del unopened[connection]
+        while len(unopened) > most:
+            connection = next(iter(unopened))
+            if not connection.session.is_open:
+                return connection
             del unopened[connection]
-        if not is_member and len(unopened) <= MAX_UNOPENED:
-            return None
-        return next(iter(unopened), None)
+        return None
 
     def free(self, connection: Any, host: str, is_member: bool) -> None:
         """A connection is closed."""

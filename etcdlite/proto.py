@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAX_REQUEST_ITEMS = 100_000
 """Comparisons or operations in one request, whatever `max-txn-ops` says."""
 
-MAX_FIELDS = 20_000
+MAX_FIELDS = 10_000
 """Fields, nested ones included, in a request that `decode_request` decodes. This number takes about
 10 ms. `allow_fields` raises it."""
 

@@ -551,7 +551,7 @@ class Server:
                 return
 
     def _send_output(self) -> None:
-        dirty = self._dirty[:]
+        dirty = dict.fromkeys(self._dirty)
         self._dirty.clear()
         for session in dirty:
             connection = self._by_session.get(session)

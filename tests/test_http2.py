@@ -913,6 +913,21 @@ def test_a_grant_costs_nothing_for_streams_that_are_shut() -> None:
     assert echo.flow.shut_streams == 5000
 
 
+def test_many_frames_that_open_windows_share_one_slice() -> None:
+    echo = opened()
+    echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))
+    for n in range(5000):
+        echo.tell(request(2 * n + 1, b"x" * 900))
+    echo.tell(frame(WINDOW_UPDATE, 0, 0, uint32(1 << 24)))
+    echo.tick(1.0)
+    sizes = range(1, 11)
+    echo.receive(
+        b"".join(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, size)) for size in sizes)
+    )
+    assert len(echo.outbox.parts) <= 2 * FRAMES_PER_SLICE + len(sizes)
+    assert echo.has_more or echo.is_closing
+
+
 def test_windows_that_open_byte_by_byte_cost_one_slice_each_and_are_soon_too_much() -> None:
     echo = opened()
     echo.tell(frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 0)))

@@ -17,7 +17,7 @@ from etcdlite.errors import EtcdError
 from etcdlite.member import Member
 from etcdlite.watch import Quota
 
-PIECES_PER_SLICE = 4
+PIECES_PER_SLICE = 2
 """Pieces of answers that one call of `Calls.produce` makes."""
 
 

@@ -44,6 +44,7 @@ from etcdlite.wire.http2_conduct import NOISE_PER_RESET, Conduct
 from etcdlite.wire.http2_flow import (
     DEFAULT_WINDOW_BYTES,
     FRAME_HEADER,
+    FRAMES_PER_SLICE,
     MAX_SENT_FRAME_BYTES,
     MAX_WINDOW,
     Flow,
@@ -286,6 +287,7 @@ class Connection(Session):
         if self.is_closing:
             return
         self.conduct.was_heard = True
+        self.flow.frames_left = FRAMES_PER_SLICE
         if self.inbox.waiting_bytes:
             data = self.inbox.join(data)
             if not data:
@@ -703,6 +705,8 @@ class Connection(Session):
         if flow.has_more:
             # The caller is in the middle of something, so the hooks are called in the next turn.
             self._send_held(tells=False)
+            if not flow.frames_left:
+                self.outbox.wake()
         if self.outbox.waiting_bytes - size > MAX_UNSENT_BYTES:
             self.abort("it asks for more without reading its answers")
 
@@ -729,15 +733,12 @@ class Connection(Session):
 
     @property
     def has_more(self) -> bool:
-        return self._has_held or super().has_more
-
-    @property
-    def _has_held(self) -> bool:
-        return self.flow.has_more or bool(self._released) or self._must_unblock
+        has_held = self.flow.has_more or self._released or self._must_unblock
+        return bool(has_held) or super().has_more
 
     def produce(self) -> None:
-        if self._has_held:
-            self._send_held()
+        self.flow.frames_left = FRAMES_PER_SLICE
+        self._send_held()
         super().produce()
 
     def _send_held(self, tells: bool = True) -> None:

@@ -5,9 +5,9 @@ for it, and nothing of that stream is held. Otherwise it is held. Held streams t
 each, as windows open. A stream whose own window is exhausted leaves the rotation until that window
 grows, so a larger window of the connection costs nothing for it.
 
-Limits: `flush` sends at most `FRAMES_PER_SLICE` frames, and no more while `high_water_bytes` are
-unsent; the rest follows in the next turns of the loop. Otherwise a single frame that opens the
-windows of thousands of streams by a byte each would stall the loop.
+Limits: in one slice, `flush` sends at most `FRAMES_PER_SLICE` frames, and no more while
+`high_water_bytes` are unsent; the rest follows in the next turns of the loop. Otherwise a single
+frame that opens the windows of thousands of streams by a byte each would stall the loop.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class Outgoing(Protocol):
 class Flow:
     """The windows of one connection."""
 
-    __slots__ = ("_max_credit", "_outbox", "_ready", "_shut", "initial", "max_frame", "window")
+    __slots__ = (
+        "_max_credit", "_outbox", "_ready", "_shut", "frames_left", "initial", "max_frame",
+        "window",
+    )  # fmt: skip
 
     def __init__(self, outbox: Outbox, max_frame: int) -> None:
         self.window = DEFAULT_WINDOW_BYTES
@@ -58,6 +61,8 @@ class Flow:
         self.initial = DEFAULT_WINDOW_BYTES
         """The initial window of each stream, to which the stream's credit is added."""
         self.max_frame = max_frame
+        self.frames_left = FRAMES_PER_SLICE
+        """What `flush` may still send in this slice."""
         self._outbox = outbox
         self._ready: dict[int, Any] = {}
         """Held streams whose own windows are open, in turn."""
@@ -149,9 +154,8 @@ class Flow:
         ready = self._ready
         emptied: list[Any] = []
         answers = 0
-        for _ in range(FRAMES_PER_SLICE):
-            if not self.has_more:
-                break
+        while self.frames_left > 0 and self.has_more:
+            self.frames_left -= 1
             stream_id, stream = next(iter(ready.items()))
             del ready[stream_id]
             room = min(self.window, self.initial + stream.credit, self.max_frame)
