@@ -363,10 +363,18 @@ class Session:
     def tick(self, now: float) -> None:
         """Enforce the deadlines. Called several times a second with the clock's time."""
         outbox = self.outbox
-        if (outbox.unsent_bytes or outbox.held_bytes) and (why := outbox.problem(now)):
-            self.abort(why)
-            return
         inbox = self.inbox
+        if outbox.unsent_bytes or outbox.held_bytes:
+            if why := outbox.problem(now):
+                self.abort(why)
+                return
+            if (
+                outbox.unsent_bytes > outbox.high_water_bytes
+                and inbox.needed_bytes
+                and not self.reads_always
+            ):
+                # The rest of the frame is not read until this output is sent.
+                inbox.starts_deadline = bool(inbox.waiting_bytes)
         if inbox.starts_deadline:
             inbox.start_deadline(now)
         elif now > inbox.deadline or (not self.is_open and self._opens_late(now)):

@@ -72,6 +72,31 @@ def test_the_owner_is_woken_by_the_first_output_of_a_turn(plain: Plain) -> None:
     assert plain.woken == 2
 
 
+def test_a_frame_is_not_late_while_the_server_does_not_read_it(tmp_path: Path) -> None:
+    """A put behind the large answer to a range, to a client with a slow line."""
+    lone = LoneMember(tmp_path)
+    session = NativeSession(lone.member, lambda session: None)
+    put = frames.frame(1, PUT, 0, proto.PutRequest(key=b"k", value=b"v" * 1000).encode())
+    session.receive(frames.HANDSHAKE.pack(frames.MAGIC, 1, 1))
+    session.outbox.append(bytes(4 << 20))
+    session.receive(put[:100])
+    outbox = session.outbox
+    while outbox.unsent_bytes > outbox.high_water_bytes:
+        lone.now += 10
+        outbox.sent(min(100_000, len(outbox.take())))
+        session.tick(lone.now)
+        assert not session.is_aborted, session.why_aborted
+    assert lone.now > partial_timeout_s(len(put)) * 3
+    while outbox.unsent_bytes:
+        outbox.sent(len(outbox.take()))
+    lone.now += partial_timeout_s(len(put)) - 15
+    session.tick(lone.now)
+    session.receive(put[100:])
+    lone.settle()
+    assert not session.is_aborted and lone.member.state.store.get(b"k") is not None
+    lone.close()
+
+
 def test_what_the_kernel_does_not_take_is_taken_again_first(plain: Plain) -> None:
     outbox = plain.outbox
     outbox.append(b"abcdef")
