@@ -21,6 +21,9 @@ from etcdlite.urls import parse_initial_cluster
 READ_BYTES = 128 << 10
 """Bytes of the file that are read at once."""
 
+MAX_REVISION = 3 << 61
+"""The highest revision that a restored member may begin with. Revisions have 63 bits."""
+
 
 class Status(NamedTuple):
     hash: int
@@ -78,6 +81,9 @@ def restore(
         if not skip_hash_check:
             _verify(path, file, progress)
         _refuse_damaged(path, file, header, start)
+        revision = header["revision"] + bump_revision
+        if bump_revision and revision > MAX_REVISION:
+            raise SnapshotError(f"revision {revision} is too high; bump the revision by less")
         try:
             lock = datadir.lock(disk, data_dir, wal_dir)
         except datadir.StartError as failure:

@@ -82,6 +82,14 @@ def test_a_snapshot_is_of_the_moment_its_reading_began(
     check_store(opened(tmp_path / "restored").store, rig.story.fork(stage).model)
 
 
+def test_revisions_are_not_bumped_beyond_what_they_can_be(tmp_path: Path) -> None:
+    path, restored = tmp_path / "backup", tmp_path / "restored"
+    path.write_bytes(b"".join(parts(lived(0))))
+    with pytest.raises(snap.SnapshotError, match="bump the revision by less"):
+        backup.restore(str(path), str(restored), bump_revision=backup.MAX_REVISION)
+    assert not restored.exists()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_restored_member_goes_on_with_later_revisions(seed: int, tmp_path: Path) -> None:
     rig = lived(seed)
