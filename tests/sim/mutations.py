@@ -43,12 +43,15 @@ from etcdlite.replica import reads as reading
 from etcdlite.storage import data, index
 from etcdlite.wal import Save
 from etcdlite.wire import api
-from sim.simulation import Failure, Simulation
+from sim.simulation import STOPPED, Failure, Simulation
 
 MOST_SEEDS = 60
-"""So many seeds must be enough for any mutation."""
+"""Any mutation must be found within this number of seeds."""
 
 MINUTES = 0.25
+
+SLIPS = ("TypeError", "AttributeError", "NameError", "ImportError")
+"""A failure with one of these comes from a patch that no longer fits the code it replaces."""
 
 
 @dataclass
@@ -340,6 +343,10 @@ def _stale_snapshot_is_applied(patch: Patch) -> None:
     snapshot_received = member.Member.snapshot_received
 
     def later(self: Any, node: int, offer: Any) -> None:
+        store = self.state.store
+        directory = os.path.dirname(store.directory)
+        name, next_name = (f"{directory}/snapshot-{offer.index + i:016x}" for i in (0, 1))
+        store.disk.rename(name, next_name)
         offer.index += 1
         snapshot_received(self, node, offer)
 
@@ -502,7 +509,7 @@ def _renewal_without_a_quorum(patch: Patch) -> None:
 
     def hasty(who: Any, body: bytes, done: Any) -> None:
         if who.state.lessor.promoted:
-            done(api._renew(who, api.proto.LeaseKeepAliveRequest.decode(body).ID))
+            done(api._renew(who, *api._read_renewal(body)))
         else:
             keep_alive(who, body, done)
 
@@ -649,14 +656,20 @@ def prepare(found: Mutation, seed: int) -> Simulation:
 
 
 def hunt(found: Mutation, most: int = MOST_SEEDS) -> tuple[int, str]:
-    """How many seeds it took to find it, and by which claim; 0 if none of them did."""
+    """The number of seeds that it took to find the mutation, and the violated claim; 0 if none of
+    them found it. Raises Failure if the patch itself is broken."""
     for seed in range(1, most + 1):
         simulation = prepare(found, seed)
         with switched_on(found):
             try:
                 simulation.run(MINUTES)
             except Failure as failure:
-                return seed, failure.violation.claim
+                violation = failure.violation
+                if violation.details.startswith(SLIPS):
+                    raise
+                if violation.claim.startswith(STOPPED):
+                    return seed, f"{STOPPED}: {violation.details.splitlines()[0]}"
+                return seed, violation.claim
     return 0, ""
 
 
@@ -671,7 +684,10 @@ def main() -> int:
     print(f"{'mutation':52} {'seeds':>5} {'s':>6}  claim")
     for name in names:
         began = time.perf_counter()
-        seeds, claim = hunt(MUTATIONS[name], most)
+        try:
+            seeds, claim = hunt(MUTATIONS[name], most)
+        except Failure as failure:
+            seeds, claim = 0, f"BROKEN PATCH: {failure.violation.details}"
         missed += not seeds
         took_s = time.perf_counter() - began
         print(f"{name:52} {seeds or 'none':>5} {took_s:6.1f}  {claim}", flush=True)

@@ -39,6 +39,9 @@ LOADED_S = 2.0
 LEASES_END_S = MAX_TTL_S + 12.0
 """A lease that nobody renews is gone so long after there is a leader."""
 
+STOPPED = "a member never stops by an error of the program"
+"""The claim that any exception violates."""
+
 HASH_INTERVAL_S = 1.0
 TAIL_LINES = 40
 
@@ -159,7 +162,7 @@ class Simulation:
             except Exception as failure:
                 where = "".join(traceback.format_exc())
                 violation = Violation(
-                    "a member never stops by an error of the program",
+                    STOPPED,
                     f"{type(failure).__name__}: {failure}\n{where}",
                     ("  log ",),
                 )
