@@ -77,6 +77,12 @@ REASONS = {
 FEWEST_VALUES = 1_000
 VALUES_PER_OP = 100
 
+MAX_DEPTH = 500
+"""Levels of objects and arrays in a request. Every supported version of Python can parse this many;
+the depth at which its parser gives up differs between versions."""
+
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"{}[]")
+
 MAX_TIMEOUT_DIGITS = 8
 _TIMEOUT = re.compile(rf"([0-9]{{1,{MAX_TIMEOUT_DIGITS}}})([HMSmun])\Z")
 _TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -93,13 +99,16 @@ def max_values(max_txn_ops: int) -> int:
 def read_request(cls: type[proto.Message], body: bytes, limit: int) -> Any:
     """The message whose JSON form is the first value in `body`; an empty body is an empty message.
     At most `limit` values. Raises EtcdError InvalidArgument."""
-    if body.count(b"{") + body.count(b"[") + body.count(b",") > limit:
+    opened = body.count(b"{") + body.count(b"[")
+    if opened + body.count(b",") > limit:
         raise _invalid(f"the request has more than {limit} JSON values")
+    if opened > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+        raise _invalid("the JSON is nested too deeply")
     text = body.decode("utf-8", "replace").lstrip(" \t\r\n")
     if not text:
         return cls()
     try:
-        # What follows the value is passed over, as etcd does.
+        # Like etcd, ignore what follows the value.
         value, _ = _DECODER.raw_decode(text)
         return cls() if value is None else json_mapping.from_json(cls, value)
     except proto.DecodeError as failure:
@@ -111,6 +120,20 @@ def read_request(cls: type[proto.Message], body: bytes, limit: int) -> Any:
         raise _invalid(f"{failure.msg} at character {failure.pos} of the JSON") from None
     except RecursionError:
         raise _invalid("the JSON is nested too deeply") from None
+
+
+def _depth(body: bytes) -> int:
+    """The number of objects and arrays around the most deeply nested value."""
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside_strings = b"".join(plain.split(b'"')[::2])
+    depth = deepest = 0
+    for byte in outside_strings.translate(None, _NO_BRACKETS):
+        if byte in b"{[":
+            depth += 1
+            deepest = max(deepest, depth)
+        else:
+            depth -= 1
+    return deepest
 
 
 def _invalid(what: str) -> EtcdError:
