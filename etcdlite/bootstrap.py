@@ -317,7 +317,7 @@ def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[proto.
 
 
 def unreachable(urls: Sequence[str], member_id: int) -> str:
-    """Why nobody reaches the member `member_id` at any of its peer URLs; empty if somebody could.
+    """Why no peer URL of the member `member_id` can be reached; empty if one can.
     Blocks for up to `FETCH_TIMEOUT_S` for each URL."""
     causes = []
     for url in urls:

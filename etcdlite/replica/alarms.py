@@ -1,4 +1,4 @@
-"""The alarms of the cluster, and the space of this member, whose end raises one of them.
+"""The alarms of the cluster, and the check of this member's free space, which raises NOSPACE.
 
 An alarm belongs to a member: NOSPACE says that it is out of space, CORRUPT that its data differs
 from the other members'. Alarms go through the log, so that all members have them and obey them,

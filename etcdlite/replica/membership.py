@@ -2,7 +2,7 @@
 
 The membership is part of the state machine: a `Member` message per member, and the ids of those
 that were removed, in two buckets of the store. It changes only when an entry is applied, so it is
-the same on every member at the same index. Consensus is told of a change by what `apply` returns.
+the same on every member at the same index. `apply` returns the change for consensus.
 
 A change is checked twice, as in etcd. Before it is proposed, `check_safe` lets the leader refuse a
 change that endangers the quorum. When it is applied, `check` refuses a change that contradicts the
