@@ -171,7 +171,7 @@ class Incoming:
         metrics: Metrics,
     ) -> None:
         """`data`: the member's data folder. `run_task(task, done)` runs disk work elsewhere and
-        then calls `done`. `received(node, offer)` is called when a snapshot is complete and durable.
+        then calls `done`. `received(node, offer)` is called once a snapshot is durable.
         """
         self.connection: Connection | None = None
         self.offer: Any = None

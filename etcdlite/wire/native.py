@@ -211,8 +211,9 @@ class NativeSession(ClientSession):
         parts = outbox.parts
         if not parts:
             outbox.wake()
-        parts += (FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, 0), body)
-        outbox.unsent_bytes += len(body) + FRAME_HEADER_BYTES
+        size = len(body)
+        parts += (FRAME.pack(size + MIN_FRAME_LENGTH, request_id, method, 0), body)
+        outbox.unsent_bytes += size + FRAME_HEADER_BYTES
 
     def end_call(self, request_id: int, method: int) -> None:
         """End a stream."""
