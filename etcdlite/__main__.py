@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         print(f"etcdlite Version: {etcdlite.__version__}\netcd API: {etcdlite.ETCD_API_VERSION}")
         return 0
     if settings.action == "check-config":
-        problems = config.check_files(settings)
+        problems = config.check_files(settings) or _check_contents(
+            settings.data_dir, settings.wal_dir, settings.own_files
+        )
         for line in (*settings.warnings, *problems):
             print(f"etcdlite: {line}", file=sys.stderr)
         if problems:
@@ -119,6 +121,18 @@ def _report(failure: Exception) -> None:
     where = "".join(f"{os.path.basename(at.filename)}:{at.lineno}" for at in frame)
     text = str(cause) if isinstance(cause, OSError) else f"{type(cause).__name__}: {cause}"
     log.fatal(why, error=text, where=where)
+
+
+def _check_contents(data_dir: str, wal_dir: str, own: Collection[str]) -> list[str]:
+    """What a start would refuse in the directories."""
+    from etcdlite import datadir
+    from etcdlite.storage.disk import Disk
+
+    try:
+        datadir.check_contents(Disk(), data_dir, wal_dir, own)
+    except (datadir.StartError, OSError) as failure:
+        return [str(failure)]
+    return []
 
 
 if __name__ == "__main__":

@@ -171,6 +171,13 @@ class Config:
         """Nothing was set about a cluster, so no other member needs the port for members."""
         return _CLUSTER_FLAGS.isdisjoint(self.sources)
 
+    @property
+    def own_files(self) -> set[str]:
+        """Paths of the configuration file and the logs, which may be in the data directory."""
+        # Sources are written "PATH: KEY" if they are the configuration file.
+        files = {where.rpartition(": ")[0] for where in self.sources.values()}
+        return files.union(self.log_outputs)
+
 
 class ConfigError(Exception):
     """The configuration cannot be used: one line for each of its `problems`. The `warnings` are

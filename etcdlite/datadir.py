@@ -72,8 +72,7 @@ def lock(disk: Disk, data_dir: str, wal_dir: str = "", own: Collection[str] = ()
     `wal_dir` holds anything but a member. `own`: paths of other files that may be there.
     """
     try:
-        for directory in filter(None, (data_dir, wal_dir)):
-            _check_is_ours(disk, directory, data_dir, wal_dir, own)
+        check_contents(disk, data_dir, wal_dir, own)
         disk.make_dir(data_dir)
         return disk.lock(f"{data_dir}/lock")
     except BlockingIOError:
@@ -86,6 +85,13 @@ def lock(disk: Disk, data_dir: str, wal_dir: str = "", own: Collection[str] = ()
             f"cannot use data directory {data_dir}: {failure.strerror}. Give a --data-dir that "
             "this user may write to"
         ) from failure
+
+
+def check_contents(disk: Disk, data_dir: str, wal_dir: str, own: Collection[str]) -> None:
+    """Raise StartError if one of the directories holds anything but a member, or OSError. Writes
+    nothing. `own`: paths of other files that may be there."""
+    for directory in filter(None, (data_dir, wal_dir)):
+        _check_is_ours(disk, directory, data_dir, wal_dir, own)
 
 
 def _check_is_ours(

@@ -431,7 +431,7 @@ OTHERS: tuple[Flag, ...] = (
     _refused("enable-pprof", BOOL, "false", "it serves the profiles of a program written in Go"),
     _refused("enable-distributed-tracing", BOOL, "false", _TRACING),
     _refused("enable-log-rotation", BOOL, "false",
-             "use journald, or logrotate with copytruncate, for a log that rotates"),
+             "use journald, or logrotate with kill -HUP in its postrotate"),
     _refused("enable-v2", BOOL, "false", _NO_V2),
     _refused("enable-v2v3", TEXT, "", _NO_V2),
     _refused("proxy", TEXT, "off", _NO_V2 + ", nor a proxy for it"),

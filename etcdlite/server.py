@@ -27,7 +27,7 @@ import socket
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -155,10 +155,7 @@ class Server:
         """Recover the member and listen. Raises StartError, DataDamaged, WALError, OSError."""
         settings = self.settings
         disk = Disk()
-        # Sources are written "PATH: KEY" if they are the configuration file.
-        files = {where.rpartition(": ")[0] for where in settings.sources.values()}
-        own = files.union(settings.log_outputs)
-        self._lock = datadir.lock(disk, settings.data_dir, settings.wal_dir, own)
+        self._lock = datadir.lock(disk, settings.data_dir, settings.wal_dir, settings.own_files)
         settings = self.settings = _fit_disk(settings, disk)
         founding = None
         if not datadir.exists(disk, settings.data_dir):
@@ -190,6 +187,8 @@ class Server:
             **{"applied-index": opened.store.applied_index, "log-entries": len(opened.entries)},
         )
         self.member = _make_member(settings, opened)
+        if PEERS not in self.listeners.purposes:
+            self.member.reachability.probe = _without_peer_port
         self.member.attributes = proto.Member(
             ID=self.member.identity.member_id,
             name=settings.name,
@@ -775,6 +774,15 @@ def _make_member(settings: config.Config, opened: datadir.Opened) -> Member:
         settings.auto_compaction_retention_s, settings.auto_compaction_retention_revisions
     )
     return member
+
+
+def _without_peer_port(urls: Sequence[str], member_id: int) -> str:
+    """The probe of a member that started without its peer port. Another server answers there,
+    perhaps with the same ids: two servers with default settings have them."""
+    return (
+        f"it does not listen at {', '.join(urls)}, which was in use when it started. Restart it "
+        "with a --listen-peer-urls of its own"
+    )
 
 
 def _check_peer_port(member: Member, settings: config.Config) -> None:

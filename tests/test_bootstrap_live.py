@@ -149,6 +149,23 @@ def test_a_member_that_nobody_reaches_does_not_take_a_second_voter(cluster: Any)
         client.member_add([url])
 
 
+def test_a_member_without_its_peer_port_takes_no_second_voter(server: Any) -> None:
+    """The server that has the port may have the same ids: all with default settings do."""
+    script = """if True:
+        import sys
+        from etcdlite.__main__ import main
+        sys.argv = [flag for flag in sys.argv if not flag.startswith("--listen-peer-urls")]
+        sys.exit(main())
+    """
+    program = (sys.executable, "-c", script)
+    server(program=program)
+    second = server(program=program)
+    second.wait_for_log("goes on without it")
+    reason = r"does not listen at http://localhost:2380.*--listen-peer-urls"
+    with second.client() as client, pytest.raises(EtcdliteError, match=reason):
+        client.member_add(["http://127.0.0.1:1"])
+
+
 def test_a_cluster_is_restored_from_one_members_backup(cluster: Any, tmp_path: Path) -> None:
     three = cluster()
     with Client(three.endpoints) as client:

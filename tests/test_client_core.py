@@ -514,3 +514,10 @@ def test_observing_follows_values_and_leaders() -> None:
     assert script.send(Event("PUT", changed, None)) == changed
     assert next(script) == recipes.WatchFor(b"e/1", False, 9, None)
     assert isinstance(script.send(Event("DELETE", kv(b"e/1", 0, 10), None)), calls.Op)
+
+
+def test_wrong_arguments_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="sort_by='size': write one of key, version, create, mod"):
+        calls.range_(prefix="a", sort_by="size")
+    with pytest.raises(TypeError, match=r"comparisons such as Value.* not True"):
+        calls.txn([True], [Put("k", "v")])  # type: ignore[list-item]

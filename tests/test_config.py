@@ -633,12 +633,17 @@ def test_check_config_says_what_files_would_refuse(tmp_path):
     (tmp_path / "file").touch()
     command = [sys.executable, "-m", "etcdlite", "--check-config", "--config-file=/dev/null"]
     environ = {"PYTHONPATH": str(ROOT)}
-    bad, good = (
+    bad, foreign, good = (
         subprocess.run([*command, data_dir], capture_output=True, text=True, env=environ)
-        for data_dir in (f"--data-dir={tmp_path}/file", f"--data-dir={tmp_path}/new")
+        for data_dir in (
+            f"--data-dir={tmp_path}/file",
+            f"--data-dir={tmp_path}",
+            f"--data-dir={tmp_path}/new",
+        )
     )
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("etcdlite: data-dir: ") and "is not a directory" in bad.stderr
+    assert foreign.returncode == 2 and "holds no member but other files: file." in foreign.stderr
     assert (good.returncode, good.stderr) == (0, "")
     assert not (tmp_path / "new").exists()
 

@@ -544,7 +544,7 @@ def test_flags_may_stand_anywhere_and_take_their_value_in_every_way() -> None:
     [
         (["--bogus"], "unknown flag: --bogus"),
         (["--pref"], "unknown flag: --pref (did you mean --prefix?)"),
-        (["-x"], "unknown shorthand flag: 'x' in -x"),
+        (["-x"], "unknown shorthand flag: 'x' in -x (if -x is an argument, write -- before it)"),
         (["-w"], "flag needs an argument: 'w' in -w"),
         (["--limit"], "flag needs an argument: --limit"),
         (

@@ -155,7 +155,8 @@ def parse_flags(
         elif word.startswith("-") and len(word) > 1:
             letter, text = word[1], word[2:]
             if letter not in by_short:
-                raise BadFlag(f"unknown shorthand flag: '{letter}' in {word}")
+                hint = f" (if {word} is an argument, write -- before it)"
+                raise BadFlag(f"unknown shorthand flag: '{letter}' in {word}{hint}")
             flag = by_short[letter]
             shown, missing = f"-{letter}, --{flag.name}", f"'{letter}' in {word}"
             if flag.kind == "bool" and text and not text.startswith("="):

@@ -480,7 +480,11 @@ def range_(
     )
     if sort_by is not None or descending:
         request.sort_order = _SORT_ORDER["DESCEND" if descending else "ASCEND"]
-        request.sort_target = _SORT_TARGET[(sort_by or "key").upper()]
+        target = (sort_by or "key").upper()
+        if target not in _SORT_TARGET:
+            known = ", ".join(map(str.lower, _SORT_TARGET))
+            raise ValueError(f"sort_by={sort_by!r}: write one of {known}")
+        request.sort_target = _SORT_TARGET[target]
     return Op("KV.Range", request, _range_result, timeout_s)
 
 
@@ -627,6 +631,11 @@ def txn(
     second run harmless, so the transaction may be sent again if a connection breaks. Raises
     TooManyOps, and DuplicateKey when one branch puts a key twice.
     """
+    for comparison in compare:
+        if not isinstance(comparison, Comparison):
+            raise TypeError(
+                f'compare holds comparisons such as Value("key") == "value", not {comparison!r}'
+            )
     request = proto.TxnRequest(
         compare=[comparison.message for comparison in compare],
         success=[_request_op(op) for op in success],
