@@ -154,74 +154,12 @@ def _read_steps(
     head: bytes,
     limit_bytes: int,
 ) -> Generator[None, None, bytes]:
-    limits = store.limits
-    step_keys = limits.range_step_keys
-    bounds = _bounds(request)
-    order = _order(request)
-    limit = request.limit if request.limit > 0 else _NO_LIMIT
-    # As in etcd, a sort target without a direction sorts only what the limit lets through.
-    room = limit + 1 if not (bounds or (order and request.sort_order)) else _NO_LIMIT
-    enough = _NO_LIMIT if order else limit + 1
-    keys_only = request.keys_only
-    read = store.data.read
     answer = bytearray(head)
-    parts: list[bytes] = []
-    limit_bytes += len(head)
-    count = found = 0
-    ranked: list[tuple[Any, bytes]] = []
-    ranked_bytes = 0
-    cursor: bytes | None = start
-    while cursor is not None:
-        if count >= room or found >= enough:
-            # Enough is read. What is left is to count the rest of the range.
-            count += yield from _count_steps(store, cursor, end, revision)
-            break
-        most = min(step_keys, room - count)
-        if (bounds or order) and order != "value":
-            # A step that only sorts reads no records, unless the index lacks their numbers.
-            entries, cursor = store.scan_numbers(cursor, end, revision, most, limits.step_bytes)
-            count += len(entries)
-            chosen = _chosen(store, entries, bounds, order)
-            found += len(chosen)
-            if order:
-                ranked += [(rank, key) for rank, key, _, _ in chosen]
-                records = []
-            else:
-                left = max(0, limit - found + len(chosen))
-                records = [(location, length) for _, _, location, length in chosen[:left]]
-        else:
-            records, cursor = store.scan(cursor, end, revision, most)
-            count += len(records)
-        for location, length in records:
-            kv = read(location, length)
-            if order:
-                message = proto.KeyValue.decode(kv)
-                if not all(low <= getattr(message, name) <= high for name, low, high in bounds):
-                    continue
-                ranked.append((message.value, message.key))
-                ranked_bytes += length
-                found += 1
-                continue
-            if not bounds:
-                found += 1
-                if found > limit:
-                    break
-            if keys_only:
-                kv = _without_value(kv)
-            parts += (b"\x12" + varint(len(kv)), kv)
-        if limit <= limits.sort_step_items and len(ranked) >= 2 * limit + limits.sort_step_items:
-            # No more than the limit counts. The sort is stable, so equal ranks stay in key order.
-            descends = request.sort_order == proto.RangeRequest.DESCEND
-            ranked = sorted(ranked, key=itemgetter(0), reverse=descends)[:limit]
-        answer += b"".join(parts)
-        parts.clear()
-        if len(answer) + ranked_bytes > limit_bytes:
-            raise AnswerTooLarge(store.limits.max_answer_bytes)
-        if cursor is not None:
-            yield
-    if order:
-        yield from _append_ranked(store, request, revision, ranked, answer, limit, limit_bytes)
-    answer += _tail(found > limit, count)
+    read = _sorted_steps if _order(request) else _listed_steps
+    count, found = yield from read(
+        store, request, start, end, revision, answer, limit_bytes + len(head)
+    )
+    answer += _tail(0 < request.limit < found, count)
     if len(answer) > store.limits.step_bytes:
         # Copying a large answer is a step of its own, and so is sending it.
         yield
@@ -230,6 +168,111 @@ def _read_steps(
         yield
         return whole
     return bytes(answer)
+
+
+def _listed_steps(
+    store: Store,
+    request: proto.RangeRequest,
+    start: bytes,
+    end: bytes | None,
+    revision: int,
+    answer: bytearray,
+    limit_bytes: int,
+) -> Generator[None, None, tuple[int, int]]:
+    """Append the records in the order of their keys. Returns how many keys are in the range, and
+    how many of them, up to one more than the limit, pass the filters."""
+    limits = store.limits
+    bounds = _bounds(request)
+    limit = request.limit if request.limit > 0 else _NO_LIMIT
+    room = _NO_LIMIT if bounds else limit + 1
+    keys_only = request.keys_only
+    read = store.data.read
+    parts: list[bytes] = []
+    count = found = 0
+    cursor: bytes | None = start
+    while cursor is not None:
+        if count >= room or found > limit:
+            # Enough is read. What is left is to count the rest of the range.
+            count += yield from _count_steps(store, cursor, end, revision)
+            break
+        most = min(limits.range_step_keys, room - count)
+        if bounds:
+            # The filters read no records, unless the index lacks their numbers.
+            entries, cursor = store.scan_numbers(cursor, end, revision, most, limits.step_bytes)
+            count += len(entries)
+            chosen = _chosen(store, entries, bounds, "")
+            left = max(0, limit - found)
+            found += len(chosen)
+            records = [(location, length) for _, _, location, length in chosen[:left]]
+        else:
+            records, cursor = store.scan(cursor, end, revision, most)
+            count += len(records)
+            found += len(records)
+            if found > limit:
+                del records[limit - found :]
+        for location, length in records:
+            kv = read(location, length)
+            if keys_only:
+                kv = _without_value(kv)
+            parts += (b"\x12" + varint(len(kv)), kv)
+        answer += b"".join(parts)
+        parts.clear()
+        if len(answer) > limit_bytes:
+            raise AnswerTooLarge(limits.max_answer_bytes)
+        if cursor is not None:
+            yield
+    return count, found
+
+
+def _sorted_steps(
+    store: Store,
+    request: proto.RangeRequest,
+    start: bytes,
+    end: bytes | None,
+    revision: int,
+    answer: bytearray,
+    limit_bytes: int,
+) -> Generator[None, None, tuple[int, int]]:
+    """Append the records in another order; see `_listed_steps`."""
+    limits = store.limits
+    bounds = _bounds(request)
+    order = _order(request)
+    limit = request.limit if request.limit > 0 else _NO_LIMIT
+    # As in etcd, a sort target without a direction sorts only what the limit lets through.
+    room = _NO_LIMIT if bounds or request.sort_order else limit + 1
+    count = found = ranked_bytes = 0
+    ranked: list[tuple[Any, bytes]] = []
+    cursor: bytes | None = start
+    while cursor is not None:
+        if count >= room:
+            count += yield from _count_steps(store, cursor, end, revision)
+            break
+        most = min(limits.range_step_keys, room - count)
+        if order != "value":
+            entries, cursor = store.scan_numbers(cursor, end, revision, most, limits.step_bytes)
+            count += len(entries)
+            chosen = _chosen(store, entries, bounds, order)
+            found += len(chosen)
+            ranked += [(rank, key) for rank, key, _, _ in chosen]
+        else:
+            records, cursor = store.scan(cursor, end, revision, most)
+            count += len(records)
+            for location, length in records:
+                message = proto.KeyValue.decode(store.data.read(location, length))
+                if all(low <= getattr(message, name) <= high for name, low, high in bounds):
+                    ranked.append((message.value, message.key))
+                    ranked_bytes += length
+                    found += 1
+        if limit <= limits.sort_step_items and len(ranked) >= 2 * limit + limits.sort_step_items:
+            # No more than the limit counts. The sort is stable, so equal ranks stay in key order.
+            descends = request.sort_order == proto.RangeRequest.DESCEND
+            ranked = sorted(ranked, key=itemgetter(0), reverse=descends)[:limit]
+        if len(answer) + ranked_bytes > limit_bytes:
+            raise AnswerTooLarge(limits.max_answer_bytes)
+        if cursor is not None:
+            yield
+    yield from _append_ranked(store, request, revision, ranked, answer, limit, limit_bytes)
+    return count, found
 
 
 _NUMBERS = {"mod_revision": 0, "create_revision": 1, "version": 2}
