@@ -35,6 +35,7 @@ from etcdlite import json_mapping, methods, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.raft import LEADER
+from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.wire import gateway
 from etcdlite.wire.http import (
     BODY_TIMEOUT_S,
@@ -1064,6 +1065,20 @@ def test_a_message_of_a_stream_that_never_ends_is_refused(browser: Browser) -> N
     (answer,) = browser.answers("POST")
     assert answer.json["message"] == "etcdserver: request is too large"
     assert answer.headers["connection"] == "close"
+
+
+def test_a_large_body_may_take_longer(lone: LoneMember) -> None:
+    now = lone.now
+    browser = Browser(lone)
+    length = browser.session.site.max_body_bytes
+    browser.send(b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n{" % length)
+    enough_s = BODY_TIMEOUT_S + length / MIN_RECEIVED_BYTES_PER_S
+    browser.session.tick(now + enough_s - 1)
+    browser.flush()
+    assert not browser.received
+    browser.session.tick(now + enough_s + 1)
+    (answer,) = (browser.flush(), browser.answers("POST"))[1]
+    assert answer.status == 408
 
 
 def test_slow_clients_are_given_up(lone: LoneMember) -> None:

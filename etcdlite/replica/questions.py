@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
 from collections.abc import Callable
 
 from etcdlite.errors import EtcdError, error
@@ -36,17 +36,19 @@ class Questions:
         self._ask = ask
         self._timeout_error = timeout_error
         self._request_timeout_s = options.request_timeout_s
-        self._held: deque[tuple[float, int, bytes, Done]] = deque()
-        """(deadline, method, body, done) of the questions that wait for a leader."""
+        self._held: list[tuple[float, int, int, bytes, Done]] = []
+        """A heap of those that wait for a leader: (deadline, number, method, body, done)."""
+        self._number = 0
 
     def ask(self, method: int, body: bytes, done: Done) -> None:
         """Ask the leader, and ask again if the leader changes. `done` is called once, with the
         answer or an EtcdError; with LeaderChanged if this member becomes the leader."""
-        deadline = self._clock() + self._request_timeout_s
+        self._ask_until(self._clock() + self._request_timeout_s, method, body, done)
 
+    def _ask_until(self, deadline: float, method: int, body: bytes, done: Done) -> None:
         def answered(answer: bytes | EtcdError) -> None:
             if isinstance(answer, EtcdError) and answer.name == "NotLeader":
-                self._held.append((deadline, method, body, done))
+                self._hold(deadline, method, body, done)
             else:
                 done(answer)
 
@@ -54,9 +56,13 @@ class Questions:
         if leader and leader != self._own_id and self._ask(leader, method, body, answered):
             return
         if len(self._held) < MAX_HELD:
-            self._held.append((deadline, method, body, done))
+            self._hold(deadline, method, body, done)
         else:
             done(error("RequestTooManyRequests"))
+
+    def _hold(self, deadline: float, method: int, body: bytes, done: Done) -> None:
+        self._number += 1
+        heapq.heappush(self._held, (deadline, self._number, method, body, done))
 
     def retry(self, is_open: Callable[[int], bool]) -> None:
         """Ask the held questions, if there is a leader that can be reached."""
@@ -65,16 +71,21 @@ class Questions:
             return
         if leader == self._own_id:
             # This member can answer its own questions now.
-            held, self._held = self._held, deque()
-            for _, _, _, done in held:
+            held, self._held = self._held, []
+            for _, _, _, _, done in sorted(held, key=_age):
                 done(error("LeaderChanged"))
         elif is_open(leader):
-            held, self._held = self._held, deque()
-            for _, method, body, done in held:
-                self.ask(method, body, done)
+            held, self._held = self._held, []
+            for deadline, _, method, body, done in sorted(held, key=_age):
+                self._ask_until(deadline, method, body, done)
 
     def tick(self, now: float) -> None:
         """Fail the questions that have waited too long for a leader."""
         while self._held and self._held[0][0] <= now:
-            _, _, _, done = self._held.popleft()
+            _, _, _, _, done = heapq.heappop(self._held)
             done(self._timeout_error(now - self._request_timeout_s))
+
+
+def _age(held: tuple[float, int, int, bytes, Done]) -> int:
+    """The order in which the questions began to wait."""
+    return held[1]

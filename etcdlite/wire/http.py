@@ -50,6 +50,7 @@ from etcdlite.errors import (
 from etcdlite.member import Member
 from etcdlite.methods import RANGE, WATCH
 from etcdlite.metrics import Metrics, Rpc
+from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.wire import api, exposition, gateway, health
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.health import NOSNIFF, Header
@@ -82,7 +83,8 @@ HEAD_TIMEOUT_S = 10.0
 """From a request's first byte to the end of its headers."""
 
 BODY_TIMEOUT_S = 60.0
-"""From the end of the headers to the end of the body; of a client stream, to its first message."""
+"""From the end of the headers to the end of the body, besides the time that its size takes; of a
+client stream, to its first message."""
 
 IDLE_TIMEOUT_S = 300.0
 """Between two requests."""
@@ -289,6 +291,7 @@ class HttpSession(ClientSession):
         if length > site.max_body_bytes:
             self._refuse_body()
             return
+        self.inbox.expect(BODY_TIMEOUT_S + length / MIN_RECEIVED_BYTES_PER_S)
         has_gateway = site.serves_gateway and not site.only_metrics
         if request.is_welcome and has_gateway and request.verb == "POST":
             method = request.method = gateway.METHODS.get(request.path)

@@ -1,0 +1,72 @@
+"""Questions to the leader: one that finds no leader for long enough fails, even if it was sent to
+several members."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from etcdlite.errors import EtcdError, error
+from etcdlite.options import Options
+from etcdlite.replica.questions import Questions
+
+
+class Asked:
+    """Questions of member 1 to leader 2, which answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.raft = SimpleNamespace(leader=2)
+        self.waiting: list[Any] = []
+        self.answers: list[Any] = []
+        self.questions = Questions(
+            self.raft,  # type: ignore[arg-type]
+            SimpleNamespace(member_id=1),  # type: ignore[arg-type]
+            lambda: self.now,
+            Options(request_timeout_s=5.0),
+            self._sent,
+            lambda since: error("Timeout"),
+        )
+
+    def _sent(self, leader: int, method: int, body: bytes, done: Any) -> bool:
+        self.waiting.append(done)
+        return True
+
+    def ask(self) -> None:
+        self.questions.ask(0x20, b"", self.answers.append)
+
+
+def test_a_question_that_is_sent_from_member_to_member_ends_with_its_time() -> None:
+    asked = Asked()
+    asked.ask()
+    for second in range(1, 10):
+        asked.now = float(second)
+        for done in asked.waiting:
+            done(error("NotLeader"))
+        asked.waiting.clear()
+        asked.questions.tick(asked.now)
+        asked.questions.retry(lambda node: True)
+    (answer,) = asked.answers
+    assert isinstance(answer, EtcdError) and answer.name == "Timeout"
+
+
+def test_the_question_that_has_waited_longest_fails_first() -> None:
+    asked = Asked()
+    asked.ask()
+    asked.raft.leader = 0
+    asked.now = 4.0
+    asked.ask()
+    asked.waiting[0](error("NotLeader"))
+    asked.questions.tick(5.5)
+    assert len(asked.answers) == 1
+    asked.questions.tick(9.5)
+    assert len(asked.answers) == 2
+
+
+def test_a_member_that_leads_now_answers_itself() -> None:
+    asked = Asked()
+    asked.raft.leader = 0
+    asked.ask()
+    asked.raft.leader = 1
+    asked.questions.retry(lambda node: True)
+    assert [answer.name for answer in asked.answers] == ["LeaderChanged"]
