@@ -137,7 +137,7 @@ class Member:
         """The name and client URLs of this member, which `tick` publishes to the cluster."""
         self.removed_since: float | None = None
         """When this member learned that it was removed from the cluster; its owner must stop it."""
-        self.snapshots_sent = 0
+        self.backups_under_way = 0
         """Backups that are being sent now."""
         self._published_at = -math.inf
         self._saves: list[Save] = []

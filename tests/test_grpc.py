@@ -752,7 +752,7 @@ def test_a_backup_that_is_not_read_is_ended_and_gives_its_place_to_others(
         lone.now += streams.SNAPSHOT_PERIOD_S
         for holder in holders:
             holder.session.tick(lone.now)
-    assert not lone.member.snapshots_sent
+    assert not lone.member.backups_under_way
     assert other.ask(SNAPSHOT).status == 0
     (answer,) = [answer for number, answer in holders[0].answers.items() if number]
     holders[0].h2.increment_flow_control_window(1 << 24)
@@ -924,7 +924,7 @@ def test_a_large_range_is_the_same_when_it_is_sent_as_it_is_read(
     store.limits = replace(store.limits, step_bytes=5000, whole_answer_bytes=100_000)
     streamed = client.ask(KV + "Range", request)
     assert streamed.status == 0 and streamed.message == whole.message
-    assert lone.member.reads.streamed == 0 and not store.pinned
+    assert lone.member.reads.streamed_now == 0 and not store.pinned
 
 
 def large_range(lone: LoneMember) -> tuple[Client, int]:
@@ -963,13 +963,13 @@ def test_a_large_range_waits_for_its_client_and_is_of_one_revision(lone: LoneMem
 def test_a_large_range_ends_with_its_client(lone: LoneMember) -> None:
     client, stream_id = large_range(lone)
     second, _ = large_range(lone)
-    assert lone.member.reads.streamed == 2
+    assert lone.member.reads.streamed_now == 2
     refused, third = large_range(lone)
     assert refused.answers[third].status == 8
     client.h2.reset_stream(stream_id, http2_state.CANCEL)
     client.pump()
     second.session.closed()
-    assert lone.member.reads.streamed == 0 and not lone.member.state.store.pinned
+    assert lone.member.reads.streamed_now == 0 and not lone.member.state.store.pinned
 
 
 def test_other_requests_are_answered_beside_a_large_range(lone: LoneMember) -> None:

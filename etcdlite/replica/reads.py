@@ -93,7 +93,7 @@ class Reads:
         slice_is_over: Callable[[], bool],
         options: Options,
     ) -> None:
-        self.streamed = 0
+        self.streamed_now = 0
         """Answers that are being sent while they are read."""
         self.new: list[Waiter] = []
         """Reads for the next round."""

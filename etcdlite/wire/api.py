@@ -365,6 +365,6 @@ def unimplemented(method: int) -> EtcdError:
     )
 
 
-def invalid(method: int, failure: proto.DecodeError) -> EtcdError:
+def invalid(failure: proto.DecodeError) -> EtcdError:
     """The answer to a body that is not the method's request."""
     return EtcdError(INVALID_ARGUMENT, f"etcdlite: invalid request: {failure}")

@@ -126,7 +126,7 @@ class NativeSession(ClientSession):
                 except EtcdError as failure:
                     self.fail(request_id, method, failure)
                 except DecodeError as failure:
-                    self.fail(request_id, method, api.invalid(method, failure))
+                    self.fail(request_id, method, api.invalid(failure))
                 if len(requests) > MAX_OPEN_REQUESTS:
                     raise ProtocolError(f"more than {MAX_OPEN_REQUESTS} requests are open")
             at = stop
@@ -173,7 +173,7 @@ class NativeSession(ClientSession):
         except EtcdError as failure:
             self.fail(request_id, method, failure)
         except DecodeError as failure:
-            self.fail(request_id, method, api.invalid(method, failure))
+            self.fail(request_id, method, api.invalid(failure))
 
     # Output.
 

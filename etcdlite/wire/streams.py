@@ -144,10 +144,10 @@ class SnapshotCall(Call):
     def message(self, body: bytes) -> None:
         if self._parts is None:
             calls = self.owner.calls
-            if self.member.snapshots_sent >= MAX_SNAPSHOTS or calls.sends_snapshot:
+            if self.member.backups_under_way >= MAX_SNAPSHOTS or calls.sends_snapshot:
                 raise error("RequestTooManyRequests")
             calls.sends_snapshot = True
-            self.member.snapshots_sent += 1
+            self.member.backups_under_way += 1
             self._parts = snapshot_parts(self.member)  # type: ignore[assignment]
             self.resume()
 
@@ -176,7 +176,7 @@ class SnapshotCall(Call):
             self.owner.calls.sends_snapshot = False
             self._parts.close()
             self._parts = None
-            self.member.snapshots_sent -= 1
+            self.member.backups_under_way -= 1
 
 
 class RangeStreamCall(Call):
@@ -298,7 +298,7 @@ class LargeRangeCall(Call):
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         store = self._store = member.state.store
-        if member.reads.streamed >= store.limits.max_streamed_answers:
+        if member.reads.streamed_now >= store.limits.max_streamed_answers:
             raise error("RequestTooManyRequests")
         self._pieces: Generator[bytes | int, None, None] | None = None
 
@@ -309,7 +309,7 @@ class LargeRangeCall(Call):
         head = self.member.identity.header(store.revision)
         self._send_piece = send
         self._pieces = streamed(store, request, revision, head, RANGE_CHUNK_BYTES)
-        self.member.reads.streamed += 1
+        self.member.reads.streamed_now += 1
         self.member.metrics.ranges += 1
         self.resume()
 
@@ -332,7 +332,7 @@ class LargeRangeCall(Call):
         if self._pieces is not None:
             self._pieces.close()
             self._pieces = None
-            self.member.reads.streamed -= 1
+            self.member.reads.streamed_now -= 1
             del self._send_piece
 
 
