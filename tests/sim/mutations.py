@@ -66,6 +66,8 @@ class Mutation:
     """Between two faults; 0: as drawn."""
     voter_crashes: float = 0.0
     tunables: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the members; those of consensus are under "raft"."""
 
 
 class Patch:
@@ -303,16 +305,27 @@ def _checkpoint_is_published_before_the_data_is_synced(patch: Patch) -> None:
     patch.set(data.DataFile, "take_sync", no_sync)
 
 
-@mutation(faults={"trip": 60.0, "power": 30.0}, load={"put": 60.0}, mean_pause_s=0.3)
+@mutation(
+    faults={"trip": 60.0, "power": 30.0},
+    load={"put": 60.0},
+    mean_pause_s=0.3,
+    options={
+        "wal_segment_bytes": 1536,
+        "checkpoint_bytes": 10_000,
+        "raft": {"log_tail_bytes": 2000},
+    },
+)
 def _log_is_released_too_early(patch: Patch) -> None:
-    checkpoint = maintenance.Maintenance._checkpoint
+    tick = maintenance.Maintenance.tick
 
-    def hasty(self: Any) -> Any:
-        store = self._state.store
-        self.released = (store.applied_index, store.applied_term)
-        yield from checkpoint(self)
+    def hasty(self: Any, now: float) -> None:
+        tick(self, now)
+        # As soon as the next checkpoint is half due, instead of when it is written.
+        if self.logged_bytes > self.checkpoint_bytes // 2:
+            store = self._state.store
+            self.released = (store.applied_index, store.applied_term)
 
-    patch.set(maintenance.Maintenance, "_checkpoint", hasty)
+    patch.set(maintenance.Maintenance, "tick", hasty)
 
 
 @mutation(faults={**CRASHES})
@@ -641,6 +654,8 @@ def prepare(found: Mutation, seed: int) -> Simulation:
     """A simulation in which the mutation has a chance to matter."""
     simulation = Simulation(seed, found.members)
     simulation.tunables.update(found.tunables)
+    raft_options = {**simulation.options["raft"], **found.options.get("raft", {})}
+    simulation.options.update(found.options, raft=raft_options)
     for name, weight in found.load.items():
         if name == "watches":
             simulation.load.watches = int(weight)
