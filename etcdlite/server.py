@@ -55,7 +55,7 @@ from etcdlite.wire.session import Opening
 from etcdlite.wire.site import Site
 
 RECEIVE_BYTES = 64 * 1024
-PIECE_BYTES = 8 * 1024
+PIECE_BYTES = 32 * 1024
 """A client's session gets input in pieces of this size, at least one per slice."""
 
 PRODUCE_SLICE_S = 0.005
