@@ -33,9 +33,8 @@ MAX_CHECKPOINTS = 10_000
 """Leases in one checkpoint. They are applied in one slice."""
 
 MEMBER_ACTIONS = range(4)
-"""The actions of a `MemberChange`: add, remove, update, promote."""
-
-_ADD, _, _UPDATE, _ = MEMBER_ACTIONS
+ADD, REMOVE, UPDATE, PROMOTE = MEMBER_ACTIONS
+"""The actions of a `MemberChange`."""
 
 
 def check(method: int, request: Any) -> None:
@@ -84,7 +83,7 @@ def _check_member_change(change: Any) -> None:
     if change.action not in MEMBER_ACTIONS or change.member is None:
         raise _invalid(f"a membership change with action {change.action}")
     check_member(change.member)
-    if change.action in (_ADD, _UPDATE):
+    if change.action in (ADD, UPDATE):
         check_peer_urls(change.member.peerURLs)
 
 

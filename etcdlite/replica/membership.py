@@ -23,12 +23,9 @@ from etcdlite.errors import EtcdError, error
 from etcdlite.mvcc import Store
 from etcdlite.raft import ADD_LEARNER, ADD_VOTER, ConfChange
 from etcdlite.raft import REMOVE as REMOVE_NODE
-from etcdlite.replica.checks import check_peer_urls
+from etcdlite.replica.checks import ADD, PROMOTE, REMOVE, UPDATE, check_peer_urls
 from etcdlite.storage.data import MEMBER, REMOVED
 from etcdlite.urls import check_url, host_port, is_wildcard
-
-ADD, REMOVE, UPDATE, PROMOTE = range(4)
-"""Actions of a `MemberChange` message."""
 
 HEALTHY_S = 5.0
 """A member counts as healthy after this time in contact (as in etcd)."""
