@@ -187,7 +187,7 @@ class RaftLog:
         return any(entry.kind == ENTRY_CONF_CHANGE for entry in committed)
 
     def last_index_not_above(self, index: int, term: int) -> int:
-        """The last entry up to `index` whose term is not above `term`, or where the log begins."""
+        """The last index up to `index` with a term of at most `term`, or the start of the log."""
         index = min(index, self.last)
         while index > self.offset and self.term(index) > term:
             index -= 1

@@ -36,7 +36,7 @@ from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.steps import join_steps
 
 READ_RETRY_S = 0.5
-"""Another round is begun for reads whose latest round is not confirmed after this time."""
+"""A round that is not confirmed after this time is followed by another for the same reads."""
 
 
 class Group:
