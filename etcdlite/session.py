@@ -24,8 +24,10 @@ however small the pieces are in which it arrives.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
+from itertools import accumulate, islice
 from typing import Any
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
@@ -37,7 +39,8 @@ MAX_UNSENT_BYTES = 64 << 20
 """Above this much waiting output, a client that asks for more is dropped."""
 
 TAKEN_BYTES = 1 << 20
-"""About this much output of a connection is copied and sent in one turn."""
+TAKEN_PARTS = 10_000
+"""About this much output of a connection is copied and sent in one turn: bytes and pieces."""
 
 HANDSHAKE_TIMEOUT_S = 10.0
 """A peer must open the protocol within this time."""
@@ -157,12 +160,8 @@ class Outbox:
     def _take_some(self) -> bytes:
         """About `TAKEN_BYTES` of the output, at least one part."""
         parts = self.parts
-        size = count = 0
-        for part in parts:
-            if count and size + len(part) > TAKEN_BYTES:
-                break
-            size += len(part)
-            count += 1
+        ends = list(accumulate(map(len, islice(parts, TAKEN_PARTS))))
+        count = bisect_right(ends, TAKEN_BYTES) or 1
         taken = b"".join(parts[:count])
         del parts[:count]
         return taken

@@ -325,7 +325,8 @@ _ACTIONS = {
 }
 
 HANDLERS: dict[int, tuple[Handler, Any]] = {
-    number: (handler, partial(proto.decode_request, METHODS[number].request.decode))
+    # With the decoder, which `proto.decode_request` bounds for requests above `FEW_BYTES`.
+    number: (handler, METHODS[number].request.decode)
     for number, handler in by_number(
         UNARY,
         {

@@ -37,7 +37,7 @@ from etcdlite.frames import FRAME, MIN_FRAME_LENGTH
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.methods import RANGE
 from etcdlite.metrics import ClientRequests, Metrics, Rpc
-from etcdlite.proto import DecodeError
+from etcdlite.proto import FEW_BYTES, DecodeError, decode_request
 from etcdlite.ranges import AnswerTooLarge
 from etcdlite.session import MAX_UNSENT_BYTES, partial_timeout_s
 from etcdlite.wire import api, health, reflection
@@ -374,7 +374,9 @@ class GrpcSession(Connection, ClientSession):
                 self,
                 stream.id,
                 number,
-                request.decode(data, start, end),  # type: ignore[misc]
+                request.decode(data, start, end)  # type: ignore[misc]
+                if size <= FEW_BYTES
+                else decode_request(request.decode, data, start, end),  # type: ignore[arg-type]
                 FRAME.pack(size + MIN_FRAME_LENGTH, stream.id, number, 0) + data[start:end],
             )
         except EtcdError as failure:
@@ -520,7 +522,7 @@ class GrpcSession(Connection, ClientSession):
             if len(message) > self.member.options.max_request_bytes:
                 raise error("RequestTooLarge")
             assert request.handle is not None and request.decode is not None
-            body = request.decode(message, 0, len(message))
+            body = decode_request(request.decode, message)
             frame = frames.frame(stream.id, number, 0, message)
             request.handle(self.member, self, stream.id, number, body, frame)
         except EtcdError as failure:

@@ -29,7 +29,7 @@ from etcdlite.frames import (
     ProtocolError,
 )
 from etcdlite.member import OVERHEAD_BYTES, Member
-from etcdlite.proto import DecodeError
+from etcdlite.proto import FEW_BYTES, DecodeError, decode_request
 from etcdlite.session import MAX_UNSENT_BYTES
 from etcdlite.wire import api
 from etcdlite.wire.calls import Calls
@@ -121,7 +121,10 @@ class NativeSession(ClientSession):
                 handle, decode = handler
                 requests[request_id] = method
                 try:
-                    request = decode(data, at + FRAME_HEADER_BYTES, stop)
+                    if length <= FEW_BYTES:
+                        request = decode(data, at + FRAME_HEADER_BYTES, stop)
+                    else:
+                        request = decode_request(decode, data, at + FRAME_HEADER_BYTES, stop)
                     handle(member, self, request_id, method, request, data[at:stop])
                 except EtcdError as failure:
                     self.fail(request_id, method, failure)

@@ -234,7 +234,7 @@ class Accepted(PeerConnection):
             elif method in PEER_METHODS:
                 handle, decode = api.HANDLERS[method]
                 frame = frames.frame(request_id, method, 0, body)
-                handle(member, self, request_id, method, decode(body), frame)
+                handle(member, self, request_id, method, proto.decode_request(decode, body), frame)
             else:
                 self.fail(request_id, method, api.unimplemented(method))
         except EtcdError as failure:
