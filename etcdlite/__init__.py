@@ -1,5 +1,10 @@
 """etcdlite: an etcd v3 compatible key-value store for small clusters, in pure Python."""
 
+import sys
+
+if sys.argv[:1] == ["-m"]:  # `python -m etcdlite...`: this is the first module of the program.
+    import etcdlite.interrupts  # noqa: F401
+
 __version__ = "0.1.0"
 
 ETCD_API_VERSION = "3.6.0"

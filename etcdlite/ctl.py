@@ -17,12 +17,13 @@ Only what a command needs is imported: starting must be cheap, because shell loo
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from etcdlite import ETCD_API_VERSION, __version__
 from etcdlite.cli.command import Command
@@ -349,13 +350,27 @@ def run(words: Sequence[str]) -> int:
         text = f"{session.printer.format} not supported as output format of {command.name}"
         raise Failure(EXIT_BAD_FEATURE, text)
     try:
-        status: int | None = run_command(session)
+        with _interruptible():
+            status: int | None = run_command(session)
         return status or 0
     except EtcdliteError as error:
         text = describe(error, session.client().endpoint)
         raise Failure(EXIT_FAILED, text + session.why_unanswered(error)) from None
     finally:
         session.close()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, so that a command can clean up."""
+    ends_at_once = signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    if ends_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ends_at_once:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

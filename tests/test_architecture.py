@@ -15,7 +15,7 @@ PACKAGE = ROOT / "etcdlite"
 
 FLOORS = {
     "words": "etcdlite errors log limits options notation urls schema proto frames methods channel"
-    " json_mapping session memory request identity metrics flags",
+    " json_mapping session memory request identity metrics flags interrupts",
     "client": "client client.*",
     "settings": "config discovery",
     "store": "storage storage.* lease mvcc ranges txn watch",
@@ -26,7 +26,7 @@ FLOORS = {
     "founding": "bootstrap backup",
     "protocols": "wire wire.*",
     "process": "threads addresses places listeners turns server __main__",
-    "command": "cli cli.* ctl",
+    "command": "cli cli.* ctl start",
 }
 """From the lowest to the highest: a module imports from its own floor and those below, and the
 imports of a floor form no circle. `client` is the exception that proves the rule: its users are on
