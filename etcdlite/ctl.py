@@ -62,6 +62,13 @@ def _check_flags(name: str) -> tuple[Flag, ...]:
     )
 
 
+_CERT_FLAGS = (
+    Flag("dir", "string", "certs", "the directory of the CA and of all certificates"),
+    Flag("days", "int", 0, "how long it is valid (default: a CA 3650 days, others 365)"),
+    Flag("force", "bool", False, "replace files that exist"),
+)
+_HOST_FLAG = Flag("host", "list", (), "its host names and addresses (default: this machine's name)")
+
 COMMANDS = (
     Command("put [options] <key> <value>  (without a value, it is read from standard input)",
             "Put a key", "commands.put", PUT_FLAGS, "put",
@@ -195,6 +202,21 @@ COMMANDS = (
             _check_flags("datascale"),
             description="Loads: s 10,000, m 100,000, l 1,000,000, xl 3,000,000 keys of 1 KiB.\n"
             "Needs the first endpoint's /metrics. Deletes its keys afterwards."),
+    Command("cert init [options] [name]", "Make a CA", "cert.init", _CERT_FLAGS,
+            description="Makes ca.crt and ca.key, for certificates of members and clients in a\n"
+            "lab.", examples=("cert init", "cert init --dir /root/certs 'Lab CA'")),
+    Command("cert server [options] <name>", "Make a member's certificate for its clients",
+            "cert.server", (*_CERT_FLAGS, _HOST_FLAG),
+            description="It is also for localhost, 127.0.0.1 and ::1. Prints the settings of the\n"
+            "server that use it.", examples=("cert server m1 --host m1.lab,10.0.0.1",)),
+    Command("cert peer [options] <name>", "Make a member's certificate for the other members",
+            "cert.peer", (*_CERT_FLAGS, _HOST_FLAG),
+            description="It is also for localhost, 127.0.0.1 and ::1. Prints the settings of the\n"
+            "server that use it.", examples=("cert peer m1 --host m1.lab,10.0.0.1",)),
+    Command("cert client [options] <user>", "Make a client's certificate", "cert.client",
+            (*_CERT_FLAGS, Flag("host", "list", (), "its host names and addresses (none needed)")),
+            description="The name is the user, if users are enabled. Prints the flags that use it.",
+            examples=("cert client alice",)),
     Command("version", "Print the version", ""),
     Command("completion <bash|zsh>", "Print the completion script for a shell", "",
             examples=("completion bash > /etc/bash_completion.d/etcdlite-ctl",)),
@@ -208,6 +230,7 @@ GROUPS = {
     "member": "The members of the cluster",
     "snapshot": "Backups",
     "check": "Checks under load",
+    "cert": "A CA and certificates for labs",
 }
 
 NOT_YET = ("auth", "downgrade", "make-mirror", "role", "user")
