@@ -11,6 +11,8 @@ import struct
 from collections.abc import Iterator
 
 MAGIC = b"\x89ETCDLT\n"
+SECRET_MAGIC = b"\x8aETCDLS\n"
+"""Begins the channel of a shared secret (`secret.py`), in which the native protocol then runs."""
 PROTOCOL_VERSION = 1
 HANDSHAKE = struct.Struct("<8sHH")
 """Magic and two versions. Client: lowest and highest it speaks. Server: the chosen one and 0."""
