@@ -71,6 +71,8 @@ class Channel:
     """The user that the other side proved to be: the common name of its verified certificate."""
     description = ""
     """Who the other side is, and the version and cipher, for the log. Set when established."""
+    ended = False
+    """The other side has said that it sends no more."""
 
     @property
     def has_output(self) -> bool:

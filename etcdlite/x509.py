@@ -1,0 +1,191 @@
+"""The few fields of X.509 certificates and revocation lists (RFC 5280) that are needed beside what
+`ssl` does: names, times and serial numbers. It verifies nothing.
+
+The encoding is DER (X.690): each value is a tag byte, a length, and the content. The length is one
+byte below 0x80, or 0x80 plus the number of bytes of a big-endian length. Input is hostile: every
+length is checked, nothing recurses, and all that does not fit raises ValueError.
+"""
+
+from __future__ import annotations
+
+import binascii
+import calendar
+import ipaddress
+import re
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+MAX_BLOCKS = 1000
+"""A PEM file may have this many blocks: more than any list of CAs."""
+
+_SEQUENCE, _INTEGER, _OCTETS, _OID = 0x30, 0x02, 0x04, 0x06
+_UTC_TIME, _GENERAL_TIME = 0x17, 0x18
+_CONTEXT_0, _CONTEXT_3 = 0xA0, 0xA3
+_DNS_NAME, _IP_ADDRESS = 0x82, 0x87
+_COMMON_NAME = b"\x55\x04\x03"
+_SUBJECT_ALT_NAME = b"\x55\x1d\x11"
+_CHARSETS = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii", 0x14: "latin-1", 0x1E: "utf-16-be"}
+_TIME_FORMATS = {_UTC_TIME: "%y%m%d%H%M%SZ", _GENERAL_TIME: "%Y%m%d%H%M%SZ"}
+
+_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----\s*(.*?)-----END \1-----", re.DOTALL)
+
+
+class Certificate(NamedTuple):
+    """What one certificate says."""
+
+    serial: int
+    not_before: float
+    """Unix time in seconds, as `not_after`."""
+    not_after: float
+    common_name: str
+    """Of the subject: the last one, as in Go; empty if there is none."""
+    dns_names: tuple[str, ...]
+    addresses: tuple[str, ...]
+    """IP addresses in their usual form."""
+
+    def names(self, host: str) -> bool:
+        """Whether `host`, a name or an IP address, is one of its alternative names. A * stands for
+        the first label (RFC 6125 6.4.3). The common name does not count, as in Go."""
+        try:
+            return str(ipaddress.ip_address(host.strip("[]"))) in self.addresses
+        except ValueError:
+            pass
+        wanted = host.lower().rstrip(".").split(".")
+        for name in self.dns_names:
+            labels = name.lower().rstrip(".").split(".")
+            if len(labels) == len(wanted) and labels[1:] == wanted[1:]:
+                if labels[0] in (wanted[0], "*"):
+                    return True
+        return False
+
+
+class RevocationList(NamedTuple):
+    """What one certificate revocation list says."""
+
+    serials: frozenset[int]
+    next_update: float
+    """When the CA promised the next list (Unix time); 0: not said."""
+
+
+def blocks(pem: bytes, kind: str) -> list[bytes]:
+    """The DER of each PEM block of this kind, such as CERTIFICATE. Raises ValueError."""
+    found = []
+    for number, match in enumerate(_BLOCK.finditer(pem)):
+        if number >= MAX_BLOCKS:
+            raise ValueError(f"it has more than {MAX_BLOCKS} blocks")
+        if match[1].decode() == kind:
+            try:
+                found.append(binascii.a2b_base64(match[2]))
+            except binascii.Error as failure:
+                raise ValueError(f"a block {kind} is not base64 ({failure})") from failure
+    return found
+
+
+def kinds(pem: bytes) -> list[str]:
+    """The kinds of the PEM blocks, such as CERTIFICATE and EC PRIVATE KEY, in order."""
+    return [match[1].decode() for match in _BLOCK.finditer(pem)]
+
+
+def parse_certificate(der: bytes) -> Certificate:
+    """Raises ValueError."""
+    (_, whole), *_ = _values(der)
+    (tag, body), *_ = _values(whole)
+    fields = list(_values(body))
+    if tag != _SEQUENCE:
+        raise ValueError("it is not a certificate")
+    if fields and fields[0][0] == _CONTEXT_0:
+        del fields[0]  # The version.
+    if len(fields) < 6 or fields[0][0] != _INTEGER:
+        raise ValueError("it is not a certificate")
+    not_before, not_after = (_time(*value) for value in list(_values(fields[3][1]))[:2])
+    names = [name for tag, body in fields[6:] if tag == _CONTEXT_3 for name in _alternatives(body)]
+    return Certificate(
+        int.from_bytes(fields[0][1], "big", signed=True),
+        not_before,
+        not_after,
+        _common_name(fields[4][1]),
+        tuple(body.decode("ascii", "replace") for tag, body in names if tag == _DNS_NAME),
+        tuple(
+            str(ipaddress.ip_address(body))
+            for tag, body in names
+            if tag == _IP_ADDRESS and len(body) in (4, 16)
+        ),
+    )
+
+
+def parse_revocation_list(der: bytes) -> RevocationList:
+    """Raises ValueError."""
+    (_, whole), *_ = _values(der)
+    (tag, body), *_ = _values(whole)
+    fields = list(_values(body))
+    if tag != _SEQUENCE:
+        raise ValueError("it is not a revocation list")
+    if fields and fields[0][0] == _INTEGER:
+        del fields[0]  # The version.
+    if len(fields) < 3 or fields[2][0] not in _TIME_FORMATS:
+        raise ValueError("it is not a revocation list")
+    next_update, revoked = 0.0, b""
+    for tag, body in fields[3:]:
+        if tag in _TIME_FORMATS:
+            next_update = _time(tag, body)
+        elif tag == _SEQUENCE:
+            revoked = body
+    serials = set()
+    for _, entry in _values(revoked):
+        tag, serial = next(_values(entry), (0, b""))
+        if tag != _INTEGER:
+            raise ValueError("an entry has no serial number")
+        serials.add(int.from_bytes(serial, "big", signed=True))
+    return RevocationList(frozenset(serials), next_update)
+
+
+def _values(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The (tag, content) of each value in `data`."""
+    at, size = 0, len(data)
+    while at < size:
+        if at + 2 > size:
+            raise ValueError("it is cut off")
+        tag, length = data[at], data[at + 1]
+        at += 2
+        if length & 0x80:
+            count = length & 0x7F
+            if not 0 < count <= 4 or at + count > size:
+                raise ValueError("a length is not valid")
+            length = int.from_bytes(data[at : at + count], "big")
+            at += count
+        if at + length > size:
+            raise ValueError("it is cut off")
+        yield tag, data[at : at + length]
+        at += length
+
+
+def _time(tag: int, content: bytes) -> float:
+    try:
+        text = content.decode("ascii")
+        return float(calendar.timegm(time.strptime(text, _TIME_FORMATS[tag])))
+    except (KeyError, ValueError, UnicodeDecodeError, OverflowError) as failure:
+        raise ValueError("a time is not valid") from failure
+
+
+def _common_name(name: bytes) -> str:
+    """Of a Name: a sequence of sets of (object identifier, string)."""
+    found = ""
+    for _, attributes in _values(name):
+        for _, attribute in _values(attributes):
+            parts = list(_values(attribute))
+            if len(parts) == 2 and parts[0] == (_OID, _COMMON_NAME):
+                tag, content = parts[1]
+                found = content.decode(_CHARSETS.get(tag, "latin-1"), "replace")
+    return found
+
+
+def _alternatives(extensions: bytes) -> list[tuple[int, bytes]]:
+    """The (tag, content) of each name in the extension subjectAltName."""
+    for _, sequence in _values(extensions):
+        for _, extension in _values(sequence):
+            parts = list(_values(extension))
+            if len(parts) >= 2 and parts[0] == (_OID, _SUBJECT_ALT_NAME):
+                (_, names), *_ = _values(parts[-1][1])
+                return list(_values(names))
+    return []
