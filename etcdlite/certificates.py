@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from etcdlite.urls import is_address
+
 USES: dict[str, tuple[str, ...]] = {
     "ca": (),
     "server": ("serverAuth",),
@@ -63,14 +65,6 @@ class Pair(NamedTuple):
 
     certificate: str
     key: str
-
-
-def is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def check(profile: Profile) -> None:

@@ -321,8 +321,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         _does("listen-metrics-urls", OPTIONAL_URLS, "",
               "More addresses, for /metrics and health checks alone."),
         _does("enable-grpc-gateway", BOOL, "true", "Serve the API as JSON below /v3/."),
-        _does("cors", LIST, "*", "Origins whose web pages may read responses; * is any."),
-        _does("host-whitelist", LIST, "*", "Host names that HTTP clients may use; * is any."),
+        _does("cors", LIST, "",
+              "Origins whose web pages may use the API, beside the server's own; * is any."),
+        _does("host-whitelist", LIST, "",
+              "Host names that HTTP clients may use; * is any. Unset: any, but at loopback "
+              "addresses only IP addresses, localhost, this machine's name and the hosts of the "
+              "client URLs."),
         _does("grpc-keepalive-min-time", DURATION, "5s",
               "A gRPC client that pings more often than this is disconnected."),
         _does("grpc-keepalive-interval", DURATION, "2h",

@@ -9,6 +9,7 @@ Limits: those of `places.py`; `ACCEPTS_PER_TURN` connections from one listener i
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import resource
 import selectors
@@ -224,3 +225,11 @@ def raise_file_limit() -> int:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard if hard != resource.RLIM_INFINITY else sys.maxsize
+
+
+def is_loopback(sock: socket.socket) -> bool:
+    """Whether the other side connected to a loopback address of this machine."""
+    try:
+        return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+    except OSError:
+        return False  # The connection is broken.

@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 
 from etcdlite import bootstrap, config, datadir, log, proto
 from etcdlite.addresses import Addresses, Resolved
-from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
+from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners, is_loopback
 from etcdlite.member import Member
 from etcdlite.memory import Budget, default_limit_bytes
 from etcdlite.options import Options
@@ -45,7 +45,7 @@ from etcdlite.session import Session
 from etcdlite.storage.disk import Disk
 from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial
 from etcdlite.turns import Ready, Turns
-from etcdlite.urls import format_address
+from etcdlite.urls import format_address, host_port
 from etcdlite.wire import exposition
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.http import HttpSession
@@ -395,11 +395,13 @@ class Server:
 
     def _site(self, purpose: str) -> Site:
         settings = self.settings
+        urls = (*self._advertised_urls(), *settings.listen_client_urls)
         return Site(
             self.member,
             metrics=self._render_metrics,
             cors=settings.cors,
             host_whitelist=settings.host_whitelist,
+            own_hosts=[socket.gethostname(), *(host_port(url)[0] for url in urls)],
             serves_gateway=settings.enable_grpc_gateway,
             only_metrics=purpose == METRICS,
         )
@@ -530,7 +532,8 @@ class Server:
             )
         else:
             assert connection.site is not None
-            session = HttpSession(self.member, on_output, connection.site)
+            is_local = is_loopback(connection.sock)
+            session = HttpSession(self.member, on_output, connection.site, is_local)
         session.client, session.open_by = connection.peer, opening.open_by
         del self._by_session[opening]
         opening.closed()

@@ -76,9 +76,10 @@ class Answer(NamedTuple):
 class Browser:
     """One connection to a lone member, with the bytes in the test's hands."""
 
-    def __init__(self, lone: LoneMember, site: Site | None = None) -> None:
+    def __init__(self, lone: LoneMember, site: Site | None = None, is_local: bool = False) -> None:
         self.lone = lone
-        self.session = HttpSession(lone.member, lambda session: None, site or Site(lone.member))
+        site = site or Site(lone.member)
+        self.session = HttpSession(lone.member, lambda session: None, site, is_local)
         self.received = b""
 
     def send(self, data: bytes) -> None:
@@ -1192,7 +1193,8 @@ def test_a_page_of_another_origin_cannot_write(lone: LoneMember) -> None:
         (closed, own, form, 415),
         (None, foreign, text, 415),
         (None, foreign, as_json, 200),
-        (None, foreign, {}, 200),
+        (None, foreign, {}, 415),
+        (closed, own, {}, 415),
     ):
         answer = Browser(lone, site).post("/v3/kv/put", put, Origin=origin, **content_type)
         assert answer.status == status, (origin, content_type)
@@ -1203,6 +1205,97 @@ def test_a_page_of_another_origin_cannot_write(lone: LoneMember) -> None:
     assert lone.member.hub.streams == before
     # Without an Origin it is no page: curl sends forms.
     assert Browser(lone, closed).post("/v3/kv/put", put, **form).status == 200
+
+
+def test_by_default_pages_of_other_sites_can_neither_read_nor_write(lone: LoneMember) -> None:
+    """Each request is one that a page can make a browser send."""
+    site = Site(lone.member, cors=(), host_whitelist=(), own_hosts=("m1.lab", "Box"))
+    put = json.dumps({"key": FOO, "value": BAR}).encode()
+    evil = "http://evil.example"
+
+    def ask(verb: str, path: str, host: str, body: bytes = b"", **headers: str) -> Answer:
+        browser = Browser(lone, site, is_local=True)
+        named = {"Host": host, "Content-Length": str(len(body)), **headers}
+        head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in named.items())
+        browser.send(f"{verb} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+        (answer,) = browser.answers(verb)
+        assert answer.headers.get("access-control-allow-origin") is None, (verb, path, headers)
+        return answer
+
+    simple = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x")
+    for path, body in (
+        ("/v3/kv/put", put),
+        ("/v3/kv/range", json.dumps(EVERYTHING).encode()),
+        ("/v3/watch", b'{"create_request":{"key":"Zm9v"}}'),
+        ("/v3/lease/keepalive", b'{"ID":"1"}'),
+        ("/v3/maintenance/snapshot", b"{}"),
+    ):
+        for content_type in (*simple, "application/json"):
+            for origin in (
+                evil,
+                "null",
+                "http://localhost:8080",
+                "https://localhost:2379.evil.example",
+            ):
+                answer = ask("POST", path, "localhost:2379", body, Origin=origin,
+                             Content_Type=content_type)  # fmt: skip
+                assert answer.status == 403 and b"cors" in answer.body, (path, origin)
+        # A body without a type, as of a Blob, is sent without asking, too.
+        assert ask("POST", path, "127.0.0.1:2379", body, Origin=evil).status == 403
+        assert ask("POST", path, "0.0.0.0:2379", body, Origin=evil).status == 403
+        # DNS rebinding: the page is of the same origin as the server.
+        for host in ("evil.example:2379", "localhost.evil.example", "127.0.0.1.evil.example:2379"):
+            answer = ask("POST", path, host, body, Origin=f"http://{host}",
+                         Content_Type="application/json")  # fmt: skip
+            assert answer.status == 421 and b"host-whitelist" in answer.body
+        # Nothing has an effect as a GET: an image, a script, a link, a WebSocket.
+        assert ask("GET", path, "localhost:2379").status == 405
+        upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec_WebSocket_Key": "eA=="}
+        answer = ask("GET", f"{path}?method=POST", "localhost:2379", Origin=evil, **upgrade)
+        assert answer.status == 405
+    for path in ("/", "/health", "/metrics", "/debug/vars", "http://evil.example/health"):
+        assert ask("GET", path, "evil.example:2379").status == 421
+        # The answer of a foreign page's GET is without a permission to read it.
+        assert ask("GET", path, "evil.example", Origin=evil).status == 421
+    assert ask("GET", "/health", "localhost:2379", Origin=evil).status == 200
+    # The question before JSON is sent gets no permission.
+    asked = {
+        "Access_Control_Request_Method": "POST",
+        "Access_Control_Request_Headers": "content-type",
+    }
+    answer = ask("OPTIONS", "/v3/kv/put", "localhost:2379", Origin=evil, **asked)
+    assert not any(name.startswith("access-control") for name in answer.headers)
+    assert (lone.member.state.store.revision, lone.member.hub.streams) == (1, 0)
+
+
+def test_by_default_everyone_else_goes_on(lone: LoneMember) -> None:
+    site = Site(lone.member, cors=(), host_whitelist=(), own_hosts=("m1.lab", "Box"))
+    put = json.dumps({"key": FOO, "value": BAR}).encode()
+    hosts = ("localhost:2379", "LOCALHOST", "localhost.", "app.localhost:80", "127.0.0.1:2379",
+             "127.9.9.9", "[::1]:2379", "10.0.0.1", "m1.lab:2379", "M1.LAB", "box")  # fmt: skip
+    for host in hosts:
+        # The server's own page.
+        own = {"Host": host, "Origin": f"http://{host.lower()}", "Content-Type": "application/json"}
+        # curl, etcd3gw, Patroni and others send no Origin, and any content type.
+        plain = {"Host": host, "Content-Type": "application/x-www-form-urlencoded"}
+        for headers in (own, plain, {"Host": host}, {"Host": host, "Content-Type": "text/plain"}):
+            browser = Browser(lone, site, is_local=True)
+            head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            length = f"Content-Length: {len(put)}\r\n\r\n"
+            browser.send(f"POST /v3/kv/put HTTP/1.1\r\n{head}{length}".encode() + put)
+            assert browser.answers("POST")[0].status == 200, headers
+    for is_local in (True, False):
+        # HAProxy's health check sends no host.
+        browser = Browser(lone, site, is_local)
+        browser.send(b"GET /health HTTP/1.0\r\n\r\n")
+        assert browser.answers("GET")[0].status == 200
+    # At other addresses the server may have any name.
+    browser = Browser(lone, site)
+    browser.send(b"GET /health HTTP/1.1\r\nHost: etcd.example\r\n\r\n")
+    assert browser.answers("GET")[0].status == 200
+    browser = Browser(lone, site, is_local=True)
+    browser.send(b"POST /v3/kv/put HTTP/1.0\r\nOrigin: null\r\nContent-Length: 2\r\n\r\n{}")
+    assert browser.answers("POST")[0].status == 403
 
 
 def test_the_gateway_can_be_switched_off(lone: LoneMember) -> None:

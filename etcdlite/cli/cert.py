@@ -21,10 +21,11 @@ import ssl
 import time
 
 from etcdlite import certificates
-from etcdlite.certificates import CertificateError, Pair, Profile, is_address
+from etcdlite.certificates import CertificateError, Pair, Profile
 from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure
 from etcdlite.cli.session import Session
 from etcdlite.client.partial_file import PartialFile
+from etcdlite.urls import is_address
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names that every certificate of a server has."""

@@ -201,10 +201,18 @@ class HttpSession(ClientSession):
 
     protocol = "http"
 
-    def __init__(self, member: Member, on_output: Callable[[Any], None], site: Site) -> None:
+    def __init__(
+        self,
+        member: Member,
+        on_output: Callable[[Any], None],
+        site: Site,
+        is_local: bool = False,
+    ) -> None:
+        """`is_local`: the client connected to a loopback address."""
         super().__init__(on_output, member.clock, member.state.store.limits)
         self.member = member
         self.site = site
+        self._is_local = is_local
         self._conn = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._has_rest = False
         """The parser may return an event without more input."""
@@ -280,7 +288,7 @@ class HttpSession(ClientSession):
         site = self.site
         if host:
             request.host = host  # It takes precedence over the Host header (RFC 9112, 3.2.2).
-        request.is_welcome = site.allows_host(request.host)
+        request.is_welcome = site.allows_host(request.host, self._is_local)
         if is_chunked and (is_sized or event.http_version < b"1.1"):
             # A proxy in between may see other requests in these bytes.
             self._refuse(400, "the length of the body is given in two ways")
@@ -463,16 +471,8 @@ class HttpSession(ClientSession):
             self._go_on(request, None)
 
     def _serve_page(self) -> None:
-        html, policy = page()
-        self._respond(
-            200,
-            HTML,
-            html,
-            NOSNIFF,
-            ("Cache-Control", "no-cache"),
-            ("Content-Security-Policy", policy),
-            ("Referrer-Policy", "no-referrer"),
-        )
+        html, headers = page()
+        self._respond(200, HTML, html, *headers)
 
     # Health.
 

@@ -14,8 +14,9 @@ import etcdlite
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.raft import ROLE_NAMES
 from etcdlite.replica.alarms import alarm_name
+from etcdlite.urls import is_address
 from etcdlite.wire import gateway
-from etcdlite.wire.health import Header, HealthCounts
+from etcdlite.wire.health import NOSNIFF, Header, HealthCounts
 
 _CORS = (
     ("Access-Control-Allow-Headers", "accept, content-type, authorization"),
@@ -33,12 +34,14 @@ class Site(HealthCounts):
         metrics: Callable[[], bytes] | None = None,
         cors: Collection[str] = ("*",),
         host_whitelist: Collection[str] = ("*",),
+        own_hosts: Collection[str] = (),
         serves_gateway: bool = True,
         only_metrics: bool = False,
     ) -> None:
-        """`metrics` renders /metrics. `cors`: origins whose pages may read answers.
-        `host_whitelist`: host names under which clients may call this server. For both, empty or
-        "*" means any. `only_metrics`: serve only health and metrics (--listen-metrics-urls)."""
+        """`metrics` renders /metrics. `cors`: origins whose pages may use the API, beside the
+        server's own. `host_whitelist`: host names under which clients may call this server; empty:
+        any, but at a loopback address only `own_hosts`. For both, "*" means any. `only_metrics`:
+        serve only health and metrics (--listen-metrics-urls)."""
         super().__init__()
         if not only_metrics:
             _read_page()  # An installation without it should not get as far as a browser's request.
@@ -48,12 +51,27 @@ class Site(HealthCounts):
         self.only_metrics = only_metrics
         self.max_body_bytes = member.options.max_request_bytes * 4 // 3 + OVERHEAD_BYTES
         self.max_values = gateway.max_values(member.options.max_txn_ops)
-        self._cors = frozenset() if "*" in cors else frozenset(cors)
-        self._hosts = frozenset() if "*" in host_whitelist else frozenset(host_whitelist)
+        self._allows_any_origin = "*" in cors
+        self._cors = frozenset(cors)
+        self._allows_any_host = "*" in host_whitelist
+        self._hosts = frozenset(map(str.lower, host_whitelist))
+        self._own_hosts = frozenset(map(str.lower, own_hosts))
 
-    def allows_host(self, host: str) -> bool:
-        """Whether a Host header names this server."""
-        return not self._hosts or host_name(host) in self._hosts
+    def allows_host(self, host: str, is_local: bool) -> bool:
+        """Whether a Host header names this server. `is_local`: the client connected to a loopback
+        address.
+
+        A page can give its own host name the address 127.0.0.1 (DNS rebinding), and is then of the
+        same origin as a server there. So at such an address the name must be known. An IP address
+        as the host is no such name, and what sends no host is no browser."""
+        if self._allows_any_host:
+            return True
+        name = host_name(host).lower().rstrip(".")
+        if self._hosts:
+            return name in self._hosts
+        if not is_local or not name or name in self._own_hosts:
+            return True
+        return name == "localhost" or name.endswith(".localhost") or is_address(name)
 
     def refusal(self, origin: str, host: str, content_type: str) -> tuple[int, str] | None:
         """The status and the reason if the page of `origin` may not call the API; None if it may,
@@ -61,16 +79,15 @@ class Site(HealthCounts):
         for JSON it asks first (CORS)."""
         if not origin:
             return None
-        is_own = origin.partition("://")[2].lower() == host.lower()
-        if self._cors and not is_own and origin not in self._cors:
-            return 403, "pages of this origin may not use the API (cors)"
-        media_type = content_type.partition(";")[0].strip().lower()
-        if media_type not in ("", "application/json"):
-            return 415, "a web page must send application/json"
+        is_own = host != "" and origin.partition("://")[2].lower() == host.lower()
+        if not (is_own or self._allows_any_origin or origin in self._cors):
+            return 403, "pages of this origin may not use the API; see the setting cors"
+        if content_type.partition(";")[0].strip().lower() != "application/json":
+            return 415, "a web page must send the content type application/json"
         return None
 
     def cors_headers(self, origin: str) -> tuple[Header, ...]:
-        if not self._cors:
+        if self._allows_any_origin:
             origin = "*"
         elif origin not in self._cors:
             return ()
@@ -143,9 +160,9 @@ def _read_page() -> str:
 
 
 @cache
-def page() -> tuple[str, str]:
-    """The page, and a Content-Security-Policy that allows only its own script and requests to this
-    server."""
+def page() -> tuple[str, tuple[Header, ...]]:
+    """The page, and its headers: the Content-Security-Policy allows only its own script and
+    requests to this server."""
     import hashlib  # It loads OpenSSL, which takes 3.5 MB. Few members are asked for the page.
 
     html = _read_page()
@@ -159,4 +176,9 @@ def page() -> tuple[str, str]:
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
     )
-    return html, policy
+    return html, (
+        NOSNIFF,
+        ("Cache-Control", "no-cache"),
+        ("Content-Security-Policy", policy),
+        ("Referrer-Policy", "no-referrer"),
+    )
