@@ -18,8 +18,10 @@ from functools import partial
 from typing import Any
 
 from etcdlite import datadir, discovery, log, methods, proto
+from etcdlite.channel import ChannelError, Dialing, shake_hands
 from etcdlite.client.connection import (
     RECEIVE_BYTES,
+    WANTS_SECRET,
     Connection,
     Ticket,
     cause_of,
@@ -57,23 +59,30 @@ class NoAnswer(StartError):
     """None of the members that were asked has answered; one may answer later."""
 
 
+class NoChannel(NoAnswer):
+    """A process answers, but the channel to it cannot be established, as with another secret."""
+
+
 class OtherCluster(StartError):
-    """Members of another cluster answer where those of this one should be."""
+    """Members of another cluster answer where those of this one should be, or such as do not agree
+    with this one on a channel."""
 
 
-def resolve_founding(settings: Config, waits: Waits) -> Founding:
+def resolve_founding(settings: Config, waits: Waits, dialing: Dialing | None = None) -> Founding:
     """The cluster with which a member starts for the first time. Waits until a running cluster that
     it joins answers, and until another cluster has left the place of a new one. Raises StartError.
+
+    `dialing` makes the channels to the other members; without it the connections are plain.
     """
     initial_cluster = _initial_cluster(settings)
     if settings.initial_cluster_state == "existing":
-        return _join(settings.name, initial_cluster, waits, has_data=False)
+        return _join(settings.name, initial_cluster, waits, False, dialing)
     founding = new_cluster(settings.name, initial_cluster, settings.initial_cluster_token)
     if settings.discovery_srv:
         # DNS has no names, and all members must begin with the same membership.
         for member in founding.members:
             member.name = ""
-    fetch = partial(fetch_members, linearizable=False)
+    fetch = partial(fetch_members, linearizable=False, dialing=dialing)
     while True:
         try:
             check_is_new(founding, settings.name, initial_cluster, fetch)
@@ -83,10 +92,10 @@ def resolve_founding(settings: Config, waits: Waits) -> Founding:
             _wait("cannot found the cluster yet; trying again", str(failure), waits)
 
 
-def rejoin(settings: Config, waits: Waits) -> Founding:
+def rejoin(settings: Config, waits: Waits, dialing: Dialing | None = None) -> Founding:
     """The cluster of a member that has data but has not received the membership from a leader yet.
     Waits until one of the others answers. Raises StartError."""
-    return _join(settings.name, _initial_cluster(settings), waits, has_data=True)
+    return _join(settings.name, _initial_cluster(settings), waits, True, dialing)
 
 
 def create_member(settings: Config, disk: Disk, founding: Founding, client_urls: list[str]) -> None:
@@ -139,16 +148,21 @@ def check_is_new(
     cluster. The first of the same cluster decides; if none answers, the cluster counts as new.
     `fetch` must return what the other member itself knows, because there may be no leader.
 
-    Raises OtherCluster if the rest, without the members that are of another cluster, is no
-    majority: then the configuration is wrong, or another cluster is about to be replaced.
+    Raises OtherCluster if the rest, without the members that are of another cluster or that no
+    channel reaches, is no majority: then the configuration is wrong, or another cluster is about to
+    be replaced.
     """
     pairs = list(initial_cluster)
     foreign: dict[str, str] = {}
+    closed: list[str] = []
     for member_name, url in pairs:
         if member_name == name:
             continue
         try:
             cluster_id, members = fetch(url)
+        except NoChannel as failure:
+            closed.append(str(failure))
+            continue
         except NoAnswer:
             continue
         if not members:
@@ -167,7 +181,9 @@ def check_is_new(
             raise _bootstrapped(founding.member_id)
         return
     count = len({member_name for member_name, _ in pairs})
-    if count - len(foreign) <= count // 2:
+    if count - len(foreign) - len(closed) <= count // 2:
+        if closed:
+            raise OtherCluster("; ".join(closed))
         raise OtherCluster(
             f"{'; '.join(foreign.values())}, but this configuration makes cluster "
             f"{founding.cluster_id:x}. If this cluster is to replace that one, stop its members. "
@@ -277,7 +293,11 @@ def _initial_cluster(settings: Config) -> Sequence[tuple[str, str]]:
 
 
 def _join(
-    name: str, initial_cluster: Sequence[tuple[str, str]], waits: Waits, has_data: bool
+    name: str,
+    initial_cluster: Sequence[tuple[str, str]],
+    waits: Waits,
+    has_data: bool,
+    dialing: Dialing | None = None,
 ) -> Founding:
     """Ask the running cluster until it answers. Raises StartError.
 
@@ -285,7 +305,8 @@ def _join(
     join. It is not enough to give up, because that member may be behind: a refusal must come from a
     member that is in contact with a leader.
     """
-    fetch_local = partial(fetch_members, linearizable=False)
+    fetch = partial(fetch_members, dialing=dialing)
+    fetch_local = partial(fetch, linearizable=False)
     while True:
         try:
             return join_cluster(name, initial_cluster, fetch_local, has_data=has_data)
@@ -293,7 +314,7 @@ def _join(
             why = str(failure)
         except StartError as misfit:
             try:
-                return join_cluster(name, initial_cluster, fetch_members, has_data=has_data)
+                return join_cluster(name, initial_cluster, fetch, has_data=has_data)
             except NoAnswer:
                 why = f"{misfit}. This may be outdated: no member is in contact with a leader"
         _wait("cannot join the cluster yet; trying again", why, waits)
@@ -306,23 +327,25 @@ def _wait(what: str, why: str, waits: Waits) -> None:
     time.sleep(JOIN_RETRY_S)
 
 
-def fetch_members(url: str, linearizable: bool = True) -> tuple[int, list[proto.Member]]:
+def fetch_members(
+    url: str, linearizable: bool = True, dialing: Dialing | None = None
+) -> tuple[int, list[proto.Member]]:
     """Ask the member at a peer URL for the cluster's id and its members.
 
     With `linearizable` it answers only if it is in contact with a leader, else from its own state.
     Blocks for up to `FETCH_TIMEOUT_S`. Raises NoAnswer.
     """
-    answer = _ask_for_members(url, linearizable)
+    answer = _ask_for_members(url, linearizable, dialing)
     return answer.header.cluster_id if answer.header else 0, list(answer.members)
 
 
-def unreachable(urls: Sequence[str], member_id: int) -> str:
+def unreachable(urls: Sequence[str], member_id: int, dialing: Dialing | None = None) -> str:
     """Why no peer URL of the member `member_id` can be reached; empty if one can.
     Blocks for up to `FETCH_TIMEOUT_S` for each URL."""
     causes = []
     for url in urls:
         try:
-            answer = _ask_for_members(url, linearizable=False)
+            answer = _ask_for_members(url, False, dialing)
         except NoAnswer as failure:
             causes.append(str(failure))
             continue
@@ -333,8 +356,10 @@ def unreachable(urls: Sequence[str], member_id: int) -> str:
     return "; ".join(causes)
 
 
-def _ask_for_members(url: str, linearizable: bool) -> proto.MemberListResponse:
-    """The answer of the member at a peer URL. Raises NoAnswer."""
+def _ask_for_members(
+    url: str, linearizable: bool, dialing: Dialing | None
+) -> proto.MemberListResponse:
+    """The answer of the member at a peer URL. Raises NoAnswer, and NoChannel as one."""
     host, port = host_port(url)
     endpoint = format_address(host, port)
     method = methods.METHOD_BY_NAME["Cluster.MemberList"]
@@ -343,14 +368,25 @@ def _ask_for_members(url: str, linearizable: bool) -> proto.MemberListResponse:
     asked.open(Ticket(method), request.encode(), end=True)
     deadline_s = time.monotonic() + FETCH_TIMEOUT_S
     try:
+        channel = dialing and dialing(url, 0)
         with socket.create_connection((host, port), FETCH_DIAL_TIMEOUT_S) as sock:
-            sock.sendall(asked.take_output())
+            output = asked.take_output()
+            if channel is not None:
+                shake_hands(sock, channel, deadline_s)
+                output = channel.seal(output)
+            sock.sendall(output)
             while not asked.failure:
                 sock.settimeout(max(0.001, deadline_s - time.monotonic()))
-                for _, flags, body in asked.receive(sock.recv(RECEIVE_BYTES)):
+                data = sock.recv(RECEIVE_BYTES)
+                if channel is not None and data and not (data := channel.receive(data)):
+                    continue
+                for _, flags, body in asked.receive(data):
                     return unary_reply(method, flags, body, endpoint)
+    except ChannelError as failure:
+        raise NoChannel(f"{endpoint}: {failure}") from failure
     except OSError as failure:
         raise NoAnswer(f"{endpoint}: {cause_of(failure, FETCH_TIMEOUT_S)}") from failure
     except EtcdliteError as failure:
         raise NoAnswer(str(failure)) from failure
-    raise NoAnswer(f"{endpoint}: {asked.failure}")
+    kind = NoChannel if asked.failure == WANTS_SECRET else NoAnswer
+    raise kind(f"{endpoint}: {asked.failure}")

@@ -69,6 +69,9 @@ class Channel:
     """The protocol that both sides agreed on in the handshake; empty if they did not."""
     user = ""
     """The user that the other side proved to be: the common name of its verified certificate."""
+    claims: tuple[int, int, int] | None = None
+    """The cluster id, the member id, and the id of the member that it means to reach, if the other
+    side says so in the handshake; 0 is unknown. Proven with the first plaintext."""
     description = ""
     """Who the other side is, and the version and cipher, for the log. Set when established."""
     ended = False
@@ -116,6 +119,22 @@ Dialing = Callable[[str, int], "Channel | None"]
 """Makes the channel of a connection to a member, or None if the connection is plain. Receives the
 peer URL, and the id of the member, or 0 if it is not known. Raises ChannelError if the settings do
 not allow the connection."""
+
+
+class Maker(Protocol):
+    """Makes the channels of one purpose, as the settings say."""
+
+    def accept(self, address: str, /) -> Channel:
+        """As `Accepting`."""
+
+    def dial(self, url: str, target_id: int, /) -> Channel | None:
+        """As `Dialing`."""
+
+    def identify(self, cluster_id: int, member_id: int, /) -> None:
+        """Say who this side is, as soon as it is known."""
+
+    def reload(self) -> None:
+        """Read the files again. Logs what is wrong with them."""
 
 
 class Stream(Protocol):

@@ -217,6 +217,10 @@ COMMANDS = (
             (*_CERT_FLAGS, Flag("host", "list", (), "its host names and addresses (none needed)")),
             description="The name is the user, if users are enabled. Prints the flags that use it.",
             examples=("cert client alice",)),
+    Command("secret new [file]", "Make a file with a new shared secret", "secrets.new",
+            description="The file (default: etcdlite.secret) has mode 0600; one that exists is\n"
+            "kept. Prints the settings of the server that use it.",
+            examples=("secret new /etc/etcdlite/peer.secret",)),
     Command("version", "Print the version", ""),
     Command("completion <bash|zsh>", "Print the completion script for a shell", "",
             examples=("completion bash > /etc/bash_completion.d/etcdlite-ctl",)),
@@ -231,6 +235,7 @@ GROUPS = {
     "snapshot": "Backups",
     "check": "Checks under load",
     "cert": "A CA and certificates for labs",
+    "secret": "Secrets that members, or clients and members, share",
 }
 
 NOT_YET = ("auth", "downgrade", "make-mirror", "role", "user")

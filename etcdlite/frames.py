@@ -13,6 +13,8 @@ from collections.abc import Iterator
 MAGIC = b"\x89ETCDLT\n"
 SECRET_MAGIC = b"\x8aETCDLS\n"
 """Begins the channel of a shared secret (`secret.py`), in which the native protocol then runs."""
+SECRET_REFUSAL = SECRET_MAGIC + b"\1\0\4\0"
+"""The answer to a side that has no secret but needs one."""
 PROTOCOL_VERSION = 1
 HANDSHAKE = struct.Struct("<8sHH")
 """Magic and two versions. Client: lowest and highest it speaks. Server: the chosen one and 0."""

@@ -58,6 +58,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from etcdlite import __version__, log, peer_frames, proto
+from etcdlite.channel import Channel
 from etcdlite.errors import CODE_NAMES, EtcdError, error
 from etcdlite.frames import (
     ERROR,
@@ -67,6 +68,7 @@ from etcdlite.frames import (
     MAGIC,
     MIN_FRAME_LENGTH,
     PING,
+    SECRET_MAGIC,
     FrameReader,
     ProtocolError,
 )
@@ -273,6 +275,8 @@ class PeerConnection(Session):
         self._reader: PeerFrameReader | FrameReader = PeerFrameReader(MAX_UNKNOWN_FRAME_BYTES)
         self._opening = b""
         self._has_handshake = False
+        self.channel: Channel | None = None
+        """Set by the owner of the socket if the connection is not plain."""
 
     # Input.
 
@@ -423,6 +427,10 @@ class Dial(PeerConnection):
         self.send(request_id, method, 0, body)
 
     def _check_handshake(self, magic: bytes, lowest: int, highest: int) -> None:
+        if magic == SECRET_MAGIC:
+            raise ProtocolError(
+                "the other member has a secret, this one has none: set peer-secret-file here, too"
+            )
         if magic != MAGIC:
             raise ProtocolError("it is not etcdlite's; check the peer URLs")
         if lowest != peer_frames.VERSION:

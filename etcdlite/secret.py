@@ -45,6 +45,7 @@ frames are visible. Anyone in between can end connections, also with a forged st
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 from etcdlite.channel import Channel, ChannelError
 from etcdlite.frames import MAGIC, SECRET_MAGIC
@@ -57,7 +58,7 @@ from etcdlite.noise import (
     Handshake,
     NoiseError,
 )
-from etcdlite.secret_file import Secret, Secrets, ids
+from etcdlite.secret_file import Secret, SecretFile, Secrets, ids
 
 VERSION = 1
 
@@ -96,7 +97,7 @@ _REFUSALS = {
 """What a status means, as the initiator's log says it."""
 
 _USERS = {PEER: "members", CLIENT: "clients"}
-_SETTINGS = {PEER: "peer-secret-file", CLIENT: "client-secret-file"}
+SETTINGS = {PEER: "peer-secret-file", CLIENT: "client-secret-file"}
 
 
 class SecretChannel(Channel):
@@ -109,13 +110,6 @@ class SecretChannel(Channel):
         self.purpose = purpose
         self.cluster_id = cluster_id
         self.member_id = member_id
-        self.claimed_cluster = 0
-        """The cluster of the other side, as the transcript of the handshake has it. What a
-        responder knows is proven with the first plaintext."""
-        self.claimed_member = 0
-        """The id of the other side; 0: it is no member."""
-        self.claimed_target = 0
-        """On the accepting side: the id of the member that the other side means to reach."""
         self.is_ended = False
         """The other side sent its close notice. An end without one may be forged."""
         self._output = b""
@@ -246,6 +240,38 @@ class SecretChannel(Channel):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+class Channels:
+    """Makes the channels of one purpose, each with the secrets that the file has at that time."""
+
+    def __init__(self, file: SecretFile, purpose: int, clock: Callable[[], float]) -> None:
+        """`clock` returns monotonic seconds."""
+        self._file = file
+        self._purpose = purpose
+        self._clock = clock
+        self._cluster_id = self._member_id = 0
+
+    def identify(self, cluster_id: int, member_id: int) -> None:
+        """Say who this side is, as soon as it is known; a client never does."""
+        self._cluster_id, self._member_id = cluster_id, member_id
+
+    def reload(self) -> None:
+        """Read the file again if it has changed."""
+        self._file.reload()
+
+    def accept(self, address: str) -> ResponderChannel:
+        """A `channel.Accepting`."""
+        secrets = self._file.secrets(self._clock())
+        return ResponderChannel(secrets, self._purpose, self._cluster_id, self._member_id)
+
+    def dial(self, url: str = "", target_id: int = 0) -> InitiatorChannel:
+        """A `channel.Dialing`. `target_id` is the member that must answer, if it is not 0."""
+        secrets = self._file.secrets(self._clock())
+        # Without a target, as before a member joins, nothing is known of the cluster there.
+        cluster_id = self._cluster_id if target_id else 0
+        member_id = self._member_id if target_id else 0
+        return InitiatorChannel(secrets, self._purpose, cluster_id, member_id, target_id)
+
+
 class InitiatorChannel(SecretChannel):
     """The side that made the connection."""
 
@@ -271,7 +297,7 @@ class InitiatorChannel(SecretChannel):
         if not held.startswith(SECRET_MAGIC[: len(held)]):
             raise ChannelError(
                 "the other side does not answer as one with a secret: set "
-                f"{_SETTINGS[self.purpose]} there, too, or check the address"
+                f"{SETTINGS[self.purpose]} there, too, or check the address"
             )
         if len(held) < _ANSWER.size:
             return
@@ -294,22 +320,23 @@ class InitiatorChannel(SecretChannel):
                 "the answer to the handshake is not authentic: it was changed on its way, or the "
                 "other side does not know the secret"
             ) from None
-        self.claimed_cluster, self.claimed_member = _REPLY.unpack(reply)
+        cluster_id, member_id = _REPLY.unpack(reply)
         for what, wanted, found in (
-            ("member", self.target_id, self.claimed_member),
-            ("a member of cluster", self.cluster_id, self.claimed_cluster),
+            ("member", self.target_id, member_id),
+            ("a member of cluster", self.cluster_id, cluster_id),
         ):
             if wanted and found != wanted:
                 raise ChannelError(
                     f"the other side is {what} {found:x}, not {wanted:x}; check the peer URLs"
                 )
+        self.claims = cluster_id, member_id, self.member_id
         self._establish(noise, self._secret)
         return data[ANSWER_BYTES:]
 
     def _why_ended(self) -> str:
         return (
             "it closed the connection during the handshake; does it have "
-            f"{_SETTINGS[self.purpose]}, too?"
+            f"{SETTINGS[self.purpose]}, too?"
         )
 
 
@@ -328,7 +355,7 @@ class ResponderChannel(SecretChannel):
             if MAGIC.startswith(held[: len(MAGIC)]):
                 self._refuse(
                     NO_CHANNEL,
-                    f"the other side has no secret, this one has: set {_SETTINGS[self.purpose]} "
+                    f"the other side has no secret, this one has: set {SETTINGS[self.purpose]} "
                     "there, too",
                 )
             if held[0] == 0x16:
@@ -358,7 +385,8 @@ class ResponderChannel(SecretChannel):
         except NoiseError:
             # The id is no secret. Whoever repeats it learns nothing new.
             self._refuse_secret(secret_id)
-        self.claimed_cluster, self.claimed_member, self.claimed_target = _OFFER.unpack(offer)
+        cluster_id, member_id, target_id = _OFFER.unpack(offer)
+        self.claims = cluster_id, member_id, target_id
         try:
             reply = noise.write(_REPLY.pack(self.cluster_id, self.member_id))
         except NoiseError as failure:

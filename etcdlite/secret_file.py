@@ -70,6 +70,15 @@ def read(path: str) -> Secrets:
     return _read(path)[0]
 
 
+def check_apart(peer: Secrets, client: Secrets) -> None:
+    """Raise SecretError if a client could call itself a member."""
+    if {secret.id for secret in peer} & {secret.id for secret in client}:
+        raise SecretError(
+            "peer-secret-file and client-secret-file have a secret in common: whoever has it can "
+            "be a member. Make another one for the clients with 'etcdlite-ctl secret new FILE'"
+        )
+
+
 def create(path: str) -> Secret:
     """Make a file with one new secret, which only its owner may read. Raises SecretError if there
     is a file already, and OSError."""

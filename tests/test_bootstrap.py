@@ -184,7 +184,7 @@ def test_a_member_is_refused_only_by_one_that_is_in_contact_with_a_leader(
     has_leader = False
     waits: list[str] = []
 
-    def fetch(url: str, linearizable: bool = True) -> tuple[int, list[Any]]:
+    def fetch(url: str, linearizable: bool = True, dialing: Any = None) -> tuple[int, list[Any]]:
         if linearizable and not has_leader:
             raise NoAnswer("no leader")
         return running.cluster_id, running.members

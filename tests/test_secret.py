@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 from base64 import b64encode
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rigs.ctl_runner import run_ctl
 
 from etcdlite import noise, secret, secret_file
 from etcdlite.channel import MAX_OVERHEAD, RECORD_BYTES, Channel, ChannelError
 from etcdlite.frames import HANDSHAKE, MAGIC, SECRET_MAGIC
 from etcdlite.secret import CLIENT, PEER, InitiatorChannel, ResponderChannel
 from etcdlite.secret_file import PREFIX, Secret, SecretError, SecretFile
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ONE = Secret(bytes(range(100, 132)))
 TWO = Secret(bytes(range(150, 182)))
@@ -46,9 +53,8 @@ def established(**kwargs: tuple[Secret, ...]) -> tuple[InitiatorChannel, Respond
 
 def test_both_sides_learn_who_the_other_one_is() -> None:
     initiator, responder = established()
-    assert (responder.claimed_cluster, responder.claimed_member) == (9, 1)
-    assert responder.claimed_target == 2
-    assert (initiator.claimed_cluster, initiator.claimed_member) == (9, 2)
+    assert responder.claims == (9, 1, 2)
+    assert initiator.claims == (9, 2, 1)
     assert initiator.description == responder.description
     assert ONE.id.hex() in initiator.description
 
@@ -509,3 +515,22 @@ def test_a_changed_file_is_read_again_and_a_bad_one_is_not_used(
     write(path, line(THREE.key))
     file.reload()
     assert [one.id for one in file.secrets(13.5)] == [THREE.id]
+
+
+def test_ctl_makes_a_secret_and_prints_the_settings(tmp_path: Path) -> None:
+    path = tmp_path / "peer secret"
+    ended = run_ctl("secret", "new", str(path))
+    assert ended.status == 0 and not ended.stderr
+    settings = tomllib.loads(ended.stdout.decode())
+    assert settings == {"peer-secret-file": str(path)}
+    [made] = secret_file.read(str(path))
+    assert made.id.hex() in ended.stdout.decode()
+    assert b64encode(made.key) not in ended.stdout
+    before = path.read_bytes()
+    again = run_ctl("secret", "new", str(path))
+    assert (again.status, again.stdout) == (1, b"")
+    assert "exists already and is not overwritten" in again.stderr
+    assert path.read_bytes() == before
+    assert run_ctl("secret", "new", "a", "b").status == 128
+    missing = run_ctl("secret", "new", str(tmp_path / "no" / "file"))
+    assert missing.status == 1 and "no such file" in missing.stderr

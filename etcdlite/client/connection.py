@@ -52,6 +52,12 @@ MAX_OPEN_REQUESTS = 65_536
 RECEIVE_BYTES = 256 * 1024
 """Read from a socket at once."""
 
+WANTS_SECRET = (
+    "the server wants a shared secret: that of its client-secret-file, or between members that of "
+    "peer-secret-file"
+)
+"""Why a connection without a channel fails where there must be one."""
+
 PING = methods.Method(
     number=frames.PING,
     service="",
@@ -298,7 +304,9 @@ class Connection:
         magic = frames.MAGIC
         if greeting[: len(magic)] != magic[: len(greeting)]:
             self.failure = "the server does not speak etcdlite's native protocol"
-            if bytes(greeting[3:4]) == b"\x04" or greeting.startswith(b"HTTP/"):
+            if greeting.startswith(frames.SECRET_MAGIC[: len(greeting)]):
+                self.failure = WANTS_SECRET
+            elif bytes(greeting[3:4]) == b"\x04" or greeting.startswith(b"HTTP/"):
                 self.failure += ": it speaks gRPC or HTTP only, as etcd does"
             return b""
         if len(greeting) < frames.HANDSHAKE.size:

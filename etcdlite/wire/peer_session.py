@@ -26,6 +26,7 @@ from etcdlite.frames import (
     MAGIC,
     PING,
     PROTOCOL_VERSION,
+    SECRET_MAGIC,
     FrameReader,
     ProtocolError,
 )
@@ -72,6 +73,10 @@ class Accepted(PeerConnection):
         self._snapshot_id = 0
 
     def _check_handshake(self, magic: bytes, lowest: int, highest: int) -> None:
+        if magic == SECRET_MAGIC:
+            raise ProtocolError(
+                "the other member has a secret, this one has none: set peer-secret-file here, too"
+            )
         if magic != MAGIC:
             raise ProtocolError("it is not etcdlite's (is this a client, or an etcd?)")
         if lowest <= peer_frames.VERSION <= highest:
@@ -193,6 +198,13 @@ class Accepted(PeerConnection):
     def _refusal(self, introduction: proto.Introduction) -> EtcdError | None:
         member = self.member
         node = introduction.member_id
+        claims = None if self.channel is None else self.channel.claims
+        if claims is not None and claims != (introduction.cluster_id, node, introduction.to):
+            return EtcdError(
+                PERMISSION_DENIED,
+                f"etcdlite: it calls itself member {node:x} of cluster {introduction.cluster_id:x} "
+                f"here, but member {claims[1]:x} of cluster {claims[0]:x} in its handshake",
+            )
         if introduction.cluster_id != member.identity.cluster_id:
             return error("ClusterIDMismatch")
         if node in member.state.membership.removed:

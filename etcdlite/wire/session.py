@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from etcdlite import log
 from etcdlite.errors import EtcdError
-from etcdlite.frames import MAGIC
+from etcdlite.frames import MAGIC, SECRET_MAGIC, SECRET_REFUSAL
 from etcdlite.member import Member
 from etcdlite.session import Session
 from etcdlite.wire.calls import Calls
@@ -92,18 +93,42 @@ class Opening(Session):
         on_output: Callable[[Session], None],
         clock: Callable[[], float],
         only_http: bool = False,
+        wants_secret: bool = False,
     ) -> None:
+        """`wants_secret`: the native protocol must come through the channel of a secret."""
         super().__init__(on_output, clock)
         self.first = b""
         """The bytes received so far."""
         self.found = ""
-        """The protocol, once it is clear: native, grpc or http."""
+        """The protocol, once it is clear: native, grpc or http; or secret, for a channel."""
         self._only_http = only_http
+        self._wants_secret = wants_secret
+        self._is_inside = False
+        """This is what a channel contains."""
+
+    def enter_channel(self) -> bytes:
+        """The channel of a secret begins with the bytes that this returns; what `receive` gets from
+        now on is its plaintext."""
+        data, self.first, self.found = self.first, b"", ""
+        self._is_inside = True
+        return data
 
     def receive(self, data: bytes) -> None:
         first = self.first = self.first + data
+        if not first:
+            return
         if MAGIC.startswith(first[: len(MAGIC)]) and not self._only_http:
-            self.found = "native"
+            if self._wants_secret and not self._is_inside:
+                self._refuse_plain()
+            else:
+                self.found = "native"
+        elif self._is_inside:
+            self.abort("the channel of a secret is for the native protocol only")
+        elif SECRET_MAGIC.startswith(first[: len(SECRET_MAGIC)]) and not self._only_http:
+            if self._wants_secret:
+                self.found = "secret"
+            else:
+                self.abort("the client has a secret, this server has none: set client-secret-file")
         elif first[:1] == b"\x16":
             self.abort("TLS on a plain port: the client's endpoint must begin with http://")
         elif not first[:1].isupper():
@@ -113,3 +138,11 @@ class Opening(Session):
         elif len(first) >= SNIFF_BYTES:
             is_grpc = HTTP2_PREFACE.startswith(first[: len(HTTP2_PREFACE)])
             self.found = "grpc" if is_grpc else "http"
+
+    def _refuse_plain(self) -> None:
+        """A client of the native protocol comes without a channel: it is told what is missing."""
+        if not log.limited("client without a secret"):
+            why = "the client has no secret, this server wants one: name the client-secret-file"
+            log.warn("refused a client", why=why, **{"remote-addr": self.client})
+        self.outbox.append(SECRET_REFUSAL)
+        self.is_closing = True
