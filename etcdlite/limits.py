@@ -66,7 +66,7 @@ class Limits:
     event_chunk_bytes: int = 16 << 10
     """Bytes of history that one read of the disk fetches."""
 
-    delete_step_keys: int = 128
+    delete_step_keys: int = 256
     """Keys that one step of a range delete removes."""
 
     hash_step_versions: int = 256

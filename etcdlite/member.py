@@ -16,7 +16,7 @@ A write goes to `writes`, through consensus and into the log; it is applied once
 and then answered. A read goes to `reads`.
 
 Invariants: nothing is answered before it is applied, nothing applied before it is committed and
-durable; a read never sees the effect of part of an entry.
+durable; a read never sees the effect of part of a request.
 """
 
 from __future__ import annotations
@@ -367,9 +367,7 @@ class Member:
         linearizable without a ReadIndex round."""
         raft = self.raft
         return (
-            raft.role == LEADER
-            and len(raft.voters) == 1
-            and self.identity.member_id in raft.voters
+            raft.is_sole_voter
             and self.state.store.applied_index == raft.log.committed
             # Otherwise entries acknowledged before a crash may be in the log but not committed yet.
             and self._applied_term == raft.term
@@ -428,9 +426,13 @@ class Member:
             self.restoring.begin()
         if not self.catch_up.is_settled:
             self.catch_up.check_applied(now)
-        if reads.can_serve and self._applying is None:
-            reads.serve()
-        if self.hub.has_work and self._applying is None:
+        if reads.can_serve:
+            if self._applying is None:
+                reads.serve()
+            else:
+                self._slice_ends_at = self.clock() + SLICE_S
+                reads.serve_beside(self._applied_entry, self._applied_term)
+        if self.hub.has_work:
             self.hub.run(self.slice_is_over)
 
     def maintain(self) -> None:
@@ -562,7 +564,7 @@ class Member:
         if store.events:
             events = store.events
             store.events = []
-            self.hub.notify(events)
+            self.hub.notify(events, store.revision)
         self.raft.applied(entry.index)
         self.raft.compact(entry.index)
 
@@ -606,6 +608,7 @@ class Member:
                 continue
             if conf_change is not None:
                 self.raft.apply_conf_change(conf_change)
+                self.reads.members_changed()
             if change.action == membership.PROMOTE and self.leads:
                 self.metrics.learners_promoted += 1
             members = self.state.membership.members

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Generator, Iterator
-from itertools import islice
 from zlib import crc32
 
 from etcdlite.errors import EtcdError, error
@@ -36,18 +35,23 @@ from etcdlite.storage.data import (
     MOVED,
     OFFSET_MASK,
     PUT,
+    RECORD_HEADER_BYTES,
     TOMBSTONE,
     U64,
     DataDamaged,
     key_and_revision,
 )
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.index import DEAD, HEAD, PAST
+from etcdlite.storage.index import DEAD, HEAD, PAST, PAST_AND_TOMBSTONE
 from etcdlite.storage.recovery import Contents
+from etcdlite.storage.removal import Removal, Span
 from etcdlite.storage.steps import Job
 
 _VARINT = [varint(n) for n in range(4096)]
 _KEY = [b"\x0a" + varint(n) for n in range(128)]
+
+EMPTY_HASH = 0x40A4756D
+"""etcd's hash of an empty store: the CRC-32C of its bucket's name, "key"."""
 
 Event = tuple[int, bytes, bool, bytes]
 """(revision, key, is a delete, encoded KeyValue). A delete has only key and mod_revision."""
@@ -98,7 +102,9 @@ class Store:
         self.compacted = U64.unpack(compacted[b""])[0] if compacted else 0
         """Reads below this revision are refused; 0 before the first compaction."""
         self.events: list[Event] = []
-        """Changes since the owner last took them, for watches. Whole revisions at each mark."""
+        """Changes since the owner last took them, for watches. Whole revisions at each mark. Of
+        deleted keys those beyond `max_events_at_once` are left out: watches read so many from
+        history."""
         self.pinned: list[int] = []
         """Revisions that unfinished reads need; a later compaction waits."""
         self.cut = contents.cut
@@ -111,6 +117,8 @@ class Store:
         """Segments that cleaning leaves alone, because a record in them is damaged."""
         self._first_location = 0
         """Of the first change since `end_revision`; 0 if there is none."""
+        self._removal: Removal | None = None
+        """Of the revision that is being written, if it begins with a large delete."""
         self._is_packing = False
         """A checkpoint is being packed."""
 
@@ -207,23 +215,42 @@ class Store:
             self._first_location = location
         self.events.append((mod, key, False, body))
 
-    def delete(self, key: bytes) -> None:
-        """Remove a key that exists."""
+    def delete(self, keys: list[bytes]) -> None:
+        """Remove keys that exist; they are in order."""
+        # Flat: a range delete of a million keys holds back other writes.
         index = self.index
+        pop_head = index.heads.pop
+        past = index.past
+        unpack, pack = HEAD.unpack, PAST_AND_TOMBSTONE.pack
         mod = self.revision + 1
-        old_mod, _, _, old, lease, length = HEAD.unpack(index.heads[key])
-        index.supersede(key, old_mod, old, length)
-        size = len(key)
-        body = (_KEY[size] if size < 128 else b"\x0a" + varint(size)) + key
-        body += b"\x18" + varint(mod)
-        location = self.data.append(TOMBSTONE, body)
-        index.remove_head(key)
-        index.supersede(key, mod, location, len(body) | DEAD)
-        if lease:
-            self.lessor.detach(key)
+        if self._removal is not None:
+            self._removal.add(keys)
+        tail = b"\x18" + varint(mod)
+        bodies = [
+            (_KEY[len(key)] if len(key) < 128 else b"\x0a" + varint(len(key))) + key + tail
+            for key in keys
+        ]
+        location = self.data.append_tombstones(bodies)
         if not self._first_location:
             self._first_location = location
-        self.events.append((mod, key, True, body))
+        gone: list[bytes] = []
+        for key, body in zip(keys, bodies, strict=True):
+            old_mod, _, _, old, lease, old_length = unpack(pop_head(key))
+            length = len(body)
+            entry = pack(old_mod, old, old_length, mod, location, length | DEAD)
+            location += length + RECORD_HEADER_BYTES
+            entries = past.get(key)
+            if entries is None:
+                past[key] = bytearray(entry)
+                gone.append(key)
+            else:
+                entries += entry
+            if lease:
+                self.lessor.detach(key)
+        index.keys.remove_run(keys)
+        index.past_keys.add_run(gone)
+        if len(self.events) <= self.limits.max_events_at_once:
+            self.events += [(mod, key, True, body) for key, body in zip(keys, bodies, strict=True)]
 
     def end_revision(self) -> int:
         """Make the changes since the last call visible, under one new revision if there are any.
@@ -231,6 +258,7 @@ class Store:
         if self._first_location:
             self.index.revisions.append(self._first_location)
             self._first_location = 0
+            self._removal = None
             self.revision += 1
         return self.revision
 
@@ -239,14 +267,22 @@ class Store:
         """Changes were made that `end_revision` has not made visible yet."""
         return self._first_location != 0
 
+    def begin_removal(self) -> None:
+        """Keys are about to be deleted in several steps: let `count` go on meanwhile. Does nothing
+        unless this is the first change of the revision."""
+        if not self._first_location:
+            self._removal = Removal(self.index.keys)
+
     def delete_steps(self, start: bytes, end: bytes | None) -> Iterator[None]:
         """Delete all keys in [start, end), in steps of one change."""
         index = self.index
         step_keys = self.limits.delete_step_keys
         while True:
-            keys = list(islice(index.keys.irange(start, end, (True, False)), step_keys))
-            for key in keys:
-                self.delete(key)
+            keys = index.keys.first(start, end, step_keys)
+            if len(keys) == step_keys:
+                self.begin_removal()
+            if keys:
+                self.delete(keys)
             if len(keys) < step_keys:
                 return
             yield
@@ -326,11 +362,25 @@ class Store:
         is_now = revision == self.revision + self.is_writing
         return self.index.scan_numbers(start, end, None if is_now else revision, limit, limit_bytes)
 
+    def count(self, start: bytes, end: bytes | None, revision: int) -> tuple[int, list[Span]]:
+        """How many keys of [start, end) exist as of `revision`, except those in the ranges
+        returned, which the caller must scan. These are none, or small, as of the last revision and
+        the one that is being written."""
+        if revision == self.revision + self.is_writing:
+            return self.index.count(start, end), []
+        removal = self._removal
+        if removal is not None and revision == self.revision:
+            counted = removal.count(start, end)
+            if counted is not None:
+                return counted
+        return 0, [(start, end)]
+
     def event_steps(
         self, start_revision: int, limit_bytes: int
     ) -> Generator[None, None, list[Event]]:
-        """Events from `start_revision` on, in order, whole revisions, about `limit_bytes` of them
-        (at least one revision): the generator's return value, empty if there is none yet.
+        """Events from `start_revision` to the last mark, in order, whole revisions, about
+        `limit_bytes` of them (at least one revision): the generator's return value, empty if there
+        is none yet.
 
         A step can end within a revision. Until the last step, or `close`, no compaction drops what
         is still to be read. Raises DataDamaged."""
@@ -344,7 +394,7 @@ class Store:
         """Key and revision of `pending`, if they are decoded already."""
         self.pinned.append(pinned := revision)
         try:
-            while revision <= self.revision and size < limit_bytes:
+            while revision <= self.marked_revision and size < limit_bytes:
                 location = index.revisions[revision - index.first_revision]
                 if pending is None or pending[0] != location:
                     number, offset = location >> 32, location & OFFSET_MASK
@@ -393,8 +443,9 @@ class Store:
         return events
 
     def hash_steps(self, revision: int) -> Generator[None, None, int]:
-        """CRC-32 of all versions up to `revision` that compaction keeps: the generator's return
-        value. It is the same on all members, however far their compactions have come."""
+        """CRC-32 of all versions up to `revision` that compaction keeps, `EMPTY_HASH` if there are
+        none: the generator's return value. It is the same on all members, however far their
+        compactions have come."""
         compacted = self.compacted
         crc = step_versions = step_bytes = 0
         cursor: bytes | None = b""
@@ -403,7 +454,7 @@ class Store:
         self.pinned.append(compacted)
         try:
             while cursor is not None:
-                keys = list(islice(index.all_keys(cursor, None), step_keys))
+                keys = index.all_keys(cursor, None, step_keys)
                 for key in keys:
                     done = 0
                     while part := index.versions(
@@ -422,7 +473,7 @@ class Store:
                 yield
         finally:
             self.pinned.remove(compacted)
-        return crc
+        return crc or EMPTY_HASH
 
     # Compaction.
 

@@ -526,6 +526,11 @@ class Raft:
         else:
             self._send_append(node)
 
+    @property
+    def is_sole_voter(self) -> bool:
+        """This node leads, and no other one votes."""
+        return self.role == LEADER and self.voters == {self.id}
+
     def apply_conf_change(self, change: ConfChange) -> None:
         """Change the membership as the conf change entry that is being applied says.
 

@@ -338,15 +338,14 @@ def _append_ranked(
 def _count_steps(
     store: Store, start: bytes, end: bytes | None, revision: int
 ) -> Generator[None, None, int]:
-    count = 0
-    cursor: bytes | None = start
-    while cursor is not None:
-        if revision == store.revision + store.is_writing:
-            return count + store.index.count(cursor, end)
-        records, cursor = store.index.scan(cursor, end, revision, store.limits.range_step_keys)
-        count += len(records)
-        if cursor is not None:
-            yield
+    count, spans = store.count(start, end, revision)
+    for start, end in spans:
+        cursor: bytes | None = start
+        while cursor is not None:
+            records, cursor = store.scan(cursor, end, revision, store.limits.range_step_keys)
+            count += len(records)
+            if cursor is not None:
+                yield
     return count
 
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from sortedcontainers import SortedDict, SortedSet
@@ -535,7 +534,8 @@ def apply_steps(
             ):
                 reading.step_bytes = 0
                 yield
-            now = began + store.is_writing
+            # What is being written is of another request, if this one only reads.
+            now = began + (store.is_writing and not reads_only)
             if op.request_range is None:
                 results.append((yield from _write_steps(store, op, began, reading)))
             elif reading.is_asked:
@@ -744,11 +744,10 @@ def _compare_steps(
         index = store.index
         step_keys, step_bytes = store.limits.compare_step_keys, store.limits.step_bytes
         while cursor is not None:
-            if revision == store.revision:
-                found = index.keys.irange(cursor, end, (True, False))
+            if revision == store.revision and not store.is_writing:
+                keys = index.keys.first(cursor, end, step_keys)
             else:
-                found = index.all_keys(cursor, end)
-            keys = list(islice(found, step_keys))
+                keys = index.all_keys(cursor, end, step_keys)
             size = 0
             for key in keys:
                 kv = _compared(store, compare, key, revision)

@@ -360,11 +360,13 @@ class WatchHub:
         self.streams += 1
         return WatchStream(self, sink, quota or Quota())
 
-    def notify(self, events: Sequence[Event]) -> None:
-        """Send what was just applied: all events of the next revisions, ascending."""
+    def notify(self, events: Sequence[Event], last: int = 0) -> None:
+        """Send what was just applied: all events of the next revisions, ascending. `last` is the
+        last of these revisions. If there are more than `max_events_at_once`, the rest may be left
+        out."""
         if not events:
             return
-        first, last = events[0][0], events[-1][0]
+        first, last = events[0][0], last or events[-1][0]
         assert self.revision < first <= last, (self.revision, first, last)
         self.revision = last
         if self.lag is None and self.synced.watches:

@@ -555,9 +555,10 @@ def test_nobody_sees_half_of_a_large_delete() -> None:
     answers: list[int] = []
     turns = 0
     while delete not in rig.answers:
-        for request in (EVERYTHING, COUNT):
+        for count_only in (False, True):
             for serializable in (False, True):
-                request.serializable = serializable
+                request = RangeRequest(key=b"\0", range_end=b"\0")
+                request.count_only, request.serializable = count_only, serializable
                 answers.append(rig.send(request))
         answers.append(rig.send(proto.TxnRequest(success=[proto.RequestOp(request_range=COUNT)])))
         rig.turn()
@@ -572,6 +573,90 @@ def test_nobody_sees_half_of_a_large_delete() -> None:
         counts.add(response.count)
         assert len(response.kvs) in (0, response.count)
     assert counts <= {0, 5000}
+
+
+def test_reads_go_on_beside_a_large_delete_as_of_the_revision_before() -> None:
+    rig = filled(5000, limits=Limits(delete_step_keys=40))
+    rig.pace_s = 0.0005
+    before = rig.member.state.store.revision
+    delete = rig.send(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
+    while not rig.member.is_applying:
+        rig.turn()
+    first = RangeRequest(key=b"key0000000")
+    some = RangeRequest(key=b"key", range_end=b"kez", limit=3)
+    in_txn = proto.TxnRequest(success=[proto.RequestOp(request_range=COUNT)])
+    asked = 0
+    while rig.member.is_applying:
+        reads = [rig.send(request) for request in (first, some, COUNT, in_txn)]
+        hash_ = rig.send(proto.HashKVRequest())
+        for _ in range(3):
+            rig.turn()
+        if not rig.member.is_applying:
+            break
+        assert delete not in rig.answers and hash_ not in rig.answers
+        found = [rig.answers[read] for read in reads]
+        assert [answer.header.revision for answer in found] == [before] * 4
+        assert found[0].kvs[0].key == b"key0000000"
+        assert (found[1].count, len(found[1].kvs)) == (5000, 3)
+        assert found[2].count == found[3].responses[0].response_range.count == 5000
+        asked += 1
+    assert asked > 3, "the delete was too quick to tell"
+    rig.settle()
+    assert rig.answers[delete].deleted == 5000
+    assert rig.answers[hash_].hash_revision == before + 1
+    assert rig.ask(COUNT).count == 0
+
+
+def test_a_read_beside_a_delete_sees_the_writes_that_are_answered() -> None:
+    rig = filled(3000, limits=Limits(delete_step_keys=40))
+    rig.pace_s = 0.0005
+    put = rig.send(PutRequest(key=b"before", value=b"it"))
+    delete = rig.send(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
+    while put not in rig.answers:
+        rig.turn()
+    assert delete not in rig.answers
+    read = rig.send(RangeRequest(key=b"before"))
+    while read not in rig.answers:
+        rig.turn()
+    assert delete not in rig.answers
+    assert rig.answers[read].kvs[0].value == b"it"
+    rig.settle()
+
+
+def test_a_read_waits_for_a_delete_that_may_have_been_answered_before_a_crash() -> None:
+    rig = filled(3000)
+    rig.ask(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
+    rig = BigSegments(rig.disk.power_loss())  # type: ignore[attr-defined]
+    rig.pace_s = 0.0005
+    counts: list[int] = []
+    has_replayed = False
+    while rig.turn() or not counts:
+        counts.append(rig.send(COUNT))
+        has_replayed |= rig.member.is_applying
+        if not rig.member.leads:
+            rig.now += 0.1
+            rig.member.tick()
+    rig.settle()
+    assert has_replayed, "nothing was applied in steps"
+    found = [rig.answers[count] for count in counts]
+    assert found and all(isinstance(answer, str) or answer.count == 0 for answer in found), found
+
+
+def test_a_read_waits_for_a_delete_that_another_member_may_have_answered() -> None:
+    rig = filled(3000, limits=Limits(delete_step_keys=40))
+    rig.pace_s = 0.0005
+    rig.member.raft.learners.add(99)
+    delete = rig.send(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
+    while not rig.member.is_applying:
+        rig.turn()
+    read = rig.send(COUNT)
+    stale = rig.send(RangeRequest(key=b"\0", range_end=b"\0", count_only=True, serializable=True))
+    for _ in range(3):
+        rig.turn()
+    assert rig.answers[stale].count == 3000
+    assert read not in rig.answers and delete not in rig.answers
+    rig.settle()
+    assert rig.answers[read].count == 0
 
 
 def test_a_snapshot_taken_within_a_large_write_is_whole(tmp_path: Any) -> None:

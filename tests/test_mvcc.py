@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from rigs.plain_model import Requests
+from rigs.plain_model import EMPTY_HASH, LEASES, Requests
 from rigs.store_rig import DIRECTORY, EVERYTHING, StoreRig, finish, outcome, read_events
 
 from etcdlite import proto, txn
@@ -44,6 +44,8 @@ class StoreMachine(RuleBasedStateMachine):
         rng = random.Random(f"{seed} {self.step}")
         acts, shares = zip(*self.DAY, strict=True)
         for act in rng.choices(acts, shares, k=count):
+            if act not in self.BESIDE:
+                self.rig.finish_entry()
             act(self, Requests(rng, self.rig.model.revision, self.rig.model.compacted))
             self.step += 1
             StoreMachine.steps_done += 1
@@ -63,6 +65,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(cleaned=st.booleans())
     def defragment(self, cleaned: bool) -> None:
+        self.rig.finish_entry()
         self.rig.finish_job()
         self.rig.store.data.roll()
         self.rig.checkpoint()
@@ -73,6 +76,30 @@ class StoreMachine(RuleBasedStateMachine):
     def write(self, requests: Requests) -> None:
         drawn = [requests.write() for _ in range(requests.rng.choice((1, 1, 1, 3)))]
         self.rig.apply(*filter(is_valid, drawn))
+
+    def begin_to_write(self, requests: Requests) -> None:
+        """A large write, perhaps between others in its entry. Reads go on beside it."""
+        rng = requests.rng
+        everything = proto.DeleteRangeRequest(
+            key=b"\x00", range_end=b"\x00", prev_kv=rng.random() < 0.2
+        )
+        large = (
+            everything,
+            proto.DeleteRangeRequest(key=requests.key(), range_end=b"\x00"),
+            proto.LeaseRevokeRequest(ID=rng.choice(LEASES)),
+            proto.TxnRequest(
+                success=[
+                    proto.RequestOp(request_put=proto.PutRequest(key=b"\x00")),
+                    proto.RequestOp(request_delete_range=everything_but_first()),
+                ]
+            ),
+        )
+        around = [request for request in (requests.write(), requests.write()) if is_valid(request)]
+        self.rig.begin_entry(*around[:1], rng.choice(large), *around[1:])
+
+    def go_on_writing(self, requests: Requests) -> None:
+        for _ in range(requests.rng.choice((1, 1, 2, 4))):
+            self.rig.go_on_applying()
 
     def read(self, requests: Requests) -> None:
         request = requests.range()
@@ -95,13 +122,15 @@ class StoreMachine(RuleBasedStateMachine):
             steps = txn.txn_steps(store, request)
             right = outcome(lambda: model.txn(request))
         elif kind == "hash":
+            if self.rig.entry is not None:
+                return  # The member does not begin a hash beside an entry.
             request = requests.rng.randint(max(1, model.compacted), model.revision)
             steps = store.hash_steps(request)
             right = model.hash(request)
         else:
             request = requests.rng.randint(max(1, model.compacted), model.revision)
             steps = store.event_steps(request, 200)
-            right = model.events_since(request)
+            right = [e for e in model.events_since(request) if e[0] <= store.marked_revision]
         self.reads.append((request, steps, right))
         self.go_on_reading(len(self.reads) - 1)
 
@@ -158,6 +187,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     DAY = (
         (write, 40),
+        (begin_to_write, 4),
+        (go_on_writing, 15),
         (read, 15),
         (begin_a_long_read, 5),
         (continue_a_read, 10),
@@ -169,8 +200,16 @@ class StoreMachine(RuleBasedStateMachine):
         (check, 2),
     )
 
+    BESIDE = (read, begin_a_long_read, continue_a_read, give_up_a_read, go_on_writing)
+    """What goes on beside an entry that is applied in steps."""
+
     def teardown(self) -> None:
+        self.rig.finish_entry()
         self.rig.check()
+
+
+def everything_but_first() -> Any:
+    return proto.DeleteRangeRequest(key=b"\x00\x00", range_end=b"\x00")
 
 
 def is_valid(request: Any) -> bool:
@@ -477,6 +516,11 @@ def test_a_revision_without_a_change_is_damage() -> None:
     index.revisions[revision - index.first_revision] = index.revisions[-2]
     with pytest.raises(DataDamaged, match=f"no change of revision {revision}"):
         read_events(rig.store, revision, 1)
+
+
+def test_the_hash_of_an_empty_store_is_that_of_etcd() -> None:
+    store = StoreRig().store
+    assert finish(store.hash_steps(store.revision)) == EMPTY_HASH
 
 
 def test_a_read_that_is_given_up_holds_nothing() -> None:

@@ -12,6 +12,9 @@ it needs a slot, because it may hold a large unfinished answer: without a free s
 and begins again when it gets one. With a slot it gets one step per turn. A session has at most one
 slot. The number of waiting reads is limited, per session and in all.
 
+While an entry is applied in part, ranges and transactions are answered as of the store's revision:
+the state after the last request that is carried out completely.
+
 The line of a client that does not read its answers is held until it reads again. A read that was
 cancelled is dropped.
 """
@@ -26,10 +29,11 @@ from typing import Any
 
 from etcdlite import log, proto, ranges, txn
 from etcdlite.errors import UNAVAILABLE, EtcdError, error
-from etcdlite.methods import RANGE, Route, by_number, numbers
+from etcdlite.methods import KEEP_ALIVE, RANGE, TXN, Route, by_number, numbers
 from etcdlite.options import Options
 from etcdlite.proto import varint
 from etcdlite.raft import NotLeader, Raft, RequestDropped
+from etcdlite.raft_log import Entry
 from etcdlite.replica.state import State
 from etcdlite.request import Session, Steps, Waiter, fail_all
 from etcdlite.storage.data import DataDamaged
@@ -57,6 +61,11 @@ ANSWER_LOST = EtcdError(
     "etcdlite: the answer to this write is lost: a snapshot replaced the state. What was to be "
     "written is written",
 )
+
+
+BESIDE = frozenset((RANGE, TXN, KEEP_ALIVE))
+"""Methods whose reads may be begun while an entry is applied in part: they take what they answer
+from the revision before, or from nothing that changes in steps."""
 
 
 class _Line:
@@ -117,6 +126,10 @@ class Reads:
         """Lines that wait for a slot, because all slots are taken."""
         self._slots_taken = 0
         self._waiting_count = 0
+        self._as_of: int | None = None
+        """The store's revision while an entry is applied in part."""
+        self._members_since = 0
+        """Entries after this index were proposed to the present members."""
 
     @property
     def are_under_way(self) -> bool:
@@ -209,12 +222,42 @@ class Reads:
     # Answering.
 
     def serve(self) -> None:
-        """Answer ready reads, for one slice. Not allowed while an entry is applied in part."""
+        """Answer ready reads, for one slice. While an entry is applied in part: `serve_beside`."""
+        self._as_of = None
+        self._serve_slice(self._state.store.applied_index)
+
+    def serve_beside(self, last: Entry | None, term: int) -> None:
+        """Answer reads while an entry of `term` is applied in part: those that need nothing of it.
+        `last` is the last entry since the store's mark that is applied whole.
+
+        A read with a lower index than the entry needs nothing of it. Others must wait: another
+        member may have applied the entry and answered it. A member that is alone, and was when it
+        proposed the entry, knows that nobody saw what it has not applied yet, so it may place a
+        read before that. An entry of an earlier term may have been answered before a crash.
+        """
+        raft, store = self._raft, self._state.store
+        index = store.applied_index if last is None else last.index
+        if (
+            raft.is_sole_voter
+            and not raft.learners
+            and raft.term == term
+            and index >= self._members_since
+        ):
+            index = raft.log.committed
+        self._as_of = store.revision
+        self._serve_slice(index)
+
+    def members_changed(self) -> None:
+        """The membership changed. Entries that are in the log already may reach former members."""
+        self._members_since = self._raft.log.last
+
+    def _serve_slice(self, readable: int) -> None:
         if self.ready:
-            self._serve_ready()
+            self._serve_ready(readable)
         self._take_late()
-        while self.slow:
-            self._take_turn(self.slow.popleft())
+        waiting = 0
+        while waiting < len(self.slow):
+            waiting = 0 if self._take_turn(self.slow.popleft()) else waiting + 1
             if self._slice_is_over():
                 return
 
@@ -224,14 +267,17 @@ class Reads:
             steps, read = late.popleft()
             self._enqueue(read, steps)
 
-    def _serve_ready(self) -> None:
-        store = self._state.store
-        applied, step_reads = store.applied_index, store.limits.serve_step_reads
+    def _serve_ready(self, readable: int) -> None:
+        """`readable`: the index up to which reads may be answered."""
+        step_reads = self._state.store.limits.serve_step_reads
         for _ in range(len(self.ready)):
             index, reads = self.ready.popleft()
-            if index > applied:
+            if index > readable:
                 self.ready.append((index, reads))
                 continue
+            if self._as_of is not None and not all(read[2] in BESIDE for read in reads):
+                self.ready.append((index, [read for read in reads if read[2] not in BESIDE]))
+                reads = [read for read in reads if read[2] in BESIDE]
             for at, read in enumerate(reads, 1):
                 quick = self._serve(read)
                 if (not quick or at % step_reads == 0) and self._slice_is_over():
@@ -256,7 +302,7 @@ class Reads:
                 # The hot path of reads: one key, now.
                 store = state.store
                 state.metrics.ranges += 1
-                kv = store.get(request.key)
+                kv = store.get(request.key, self._as_of)
                 answer = b"\x12" + varint(len(kv)) + kv + b"\x20\x01" if kv is not None else b""
                 session.reply(request_id, method, state.identity.header(store.revision) + answer)
                 return True
@@ -298,10 +344,11 @@ class Reads:
         line.reads.append((steps, read))
         self._waiting_count += 1
 
-    def _take_turn(self, line: _Line) -> None:
-        """Do a step of a line's first read, and put the line where it has its next turn."""
+    def _take_turn(self, line: _Line) -> bool:
+        """Do a step of a line's first read, and put the line where it has its next turn. Returns
+        False if the read must wait until the entry is applied."""
         if line.steps is None and not self._begin(line):
-            return
+            return line.is_held or not line.reads
         steps, read = line.steps, line.read
         assert steps is not None and read is not None
         session, request_id, method, _ = read
@@ -324,14 +371,19 @@ class Reads:
             else:
                 self._stop(line)
                 self._awaiting_slot.append(line)
+        return True
 
     def _begin(self, line: _Line) -> bool:
-        """Begin the first read of a line that was not cancelled. Returns False if there is none, or
-        if the line is held."""
+        """Begin the first read of a line that was not cancelled. Returns False if there is none, if
+        the line is held, or if the read must wait for another turn."""
         session = line.session
         while line.reads:
             steps, read = line.reads[0]
             _, request_id, method, _ = read
+            # A late answer to a write was begun before, so that what it needs is pinned.
+            if self._as_of is not None and steps is None and method not in BESIDE:
+                self.slow.append(line)
+                return False
             is_awaited = session.awaits(request_id)
             if is_awaited and session.is_blocked:
                 line.is_held = True

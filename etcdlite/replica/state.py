@@ -41,9 +41,6 @@ from etcdlite.replica.membership import CHANGES, Membership
 from etcdlite.request import Session, Steps, Waiter
 from etcdlite.storage.data import LEASE
 
-DELETES_PER_STEP = 128
-"""Keys of a revoked lease that one step deletes."""
-
 _EVEN_IF_CORRUPT = frozenset((ALARM_METHOD, PUBLISH, CHECKPOINT))
 """Methods that the alarm CORRUPT does not forbid."""
 
@@ -248,11 +245,14 @@ def _lease_grant(state: State, request: proto.LeaseGrantRequest) -> Steps:
 
 def _lease_revoke(state: State, request: proto.LeaseRevokeRequest) -> Steps:
     keys = yield from state.lessor.key_steps(request.ID)
-    for count, key in enumerate(keys, 1):
-        state.store.delete(key)
-        state.metrics.deletes += 1
-        if count % DELETES_PER_STEP == 0:
+    step_keys = state.store.limits.delete_step_keys
+    if len(keys) > step_keys:
+        state.store.begin_removal()
+    for begin in range(0, len(keys), step_keys):
+        if begin:
             yield
+        state.store.delete(keys[begin : begin + step_keys])
+    state.metrics.deletes += len(keys)
     state.lessor.revoke(request.ID)
     state.store.set_bucket(LEASE, _lease_key(request.ID), None)
     state.metrics.leases_revoked += 1

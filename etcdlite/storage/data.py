@@ -209,6 +209,18 @@ class DataFile:
         self._recent_bytes += size
         return location
 
+    def append_tombstones(self, bodies: list[bytes]) -> int:
+        """Add tombstones side by side. Returns the location of the first."""
+        out = self._out
+        location = self._base | self.offset
+        size = 0
+        for body in bodies:
+            size += len(body)
+            word = len(body) << 4 | TOMBSTONE
+            out += (RECORD_HEADER.pack(crc32(body, word), word), body)
+        self.offset += size + RECORD_HEADER_BYTES * len(bodies)
+        return location
+
     def append_block(self, block: bytes) -> int:
         """Add whole records, made by `record`. Returns the location of the first."""
         location = self._base | self.offset

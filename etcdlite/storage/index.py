@@ -24,16 +24,16 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator
-from heapq import merge
-from itertools import accumulate, islice, pairwise
-
-from sortedcontainers import SortedList
+from itertools import accumulate, pairwise
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
+from etcdlite.storage.sorted_keys import SortedKeys
 
 HEAD = struct.Struct("<QQQQQI")
 PAST = struct.Struct("<QQI")
 PAST_BYTES = PAST.size
+PAST_AND_TOMBSTONE = struct.Struct("<QQIQQI")
+"""Two past entries."""
 _NO_HEAD = (1 << 65, 0, 0, 0, 0, 0)
 
 DEAD = 1 << 31
@@ -46,9 +46,9 @@ class Index:
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
         self.heads: dict[bytes, bytes] = {}
-        self.keys: SortedList[bytes] = SortedList()
+        self.keys = SortedKeys()
         self.past: dict[bytes, bytearray] = {}
-        self.past_keys: SortedList[bytes] = SortedList()
+        self.past_keys = SortedKeys()
         self.revisions = array("Q")
         self.first_revision = 1
 
@@ -155,8 +155,8 @@ class Index:
     def count(self, start: bytes, end: bytes | None) -> int:
         """How many keys exist now in [start, end); end None: no upper bound."""
         keys = self.keys
-        high = len(keys) if end is None else keys.bisect_left(end)
-        return max(0, high - keys.bisect_left(start))
+        high = len(keys) if end is None else keys.rank(end)
+        return max(0, high - keys.rank(start))
 
     def scan(
         self,
@@ -176,7 +176,7 @@ class Index:
         size = 0
         if revision is None:
             heads = self.heads
-            keys = list(islice(self.keys.irange(start, end, (True, False)), limit))
+            keys = self.keys.first(start, end, limit)
             unpack = HEAD.unpack
             for key in keys:
                 _, _, _, location, _, length = unpack(heads[key])
@@ -186,7 +186,7 @@ class Index:
                     return found, key + b"\0"
             return found, keys[-1] + b"\0" if len(keys) == limit else None
         step_keys = self._limits.scan_step_keys
-        for visited, key in enumerate(self.all_keys(start, end), 1):
+        for visited, key in enumerate(self.all_keys(start, end, step_keys), 1):
             record = self.at(key, revision)
             if record is not None:
                 found.append(record)
@@ -205,10 +205,10 @@ class Index:
         size = 0
         step_keys = self._limits.scan_step_keys
         if revision is None:
-            keys: Iterator[bytes] = self.keys.irange(start, end, (True, False))
+            keys = self.keys.first(start, end, limit)
             revision, step_keys = 1 << 64, limit
         else:
-            keys = self.all_keys(start, end)
+            keys = self.all_keys(start, end, step_keys)
         for visited, key in enumerate(keys, 1):
             head = self.heads.get(key)
             mod, create, version, location, _, length = HEAD.unpack(head) if head else _NO_HEAD
@@ -224,16 +224,11 @@ class Index:
                 return found, key + b"\0"
         return found, None
 
-    def all_keys(self, start: bytes, end: bytes | None) -> Iterator[bytes]:
-        """Every key in [start, end) with a version in the index, in order, once each."""
-        previous = None
-        for key in merge(
-            self.keys.irange(start, end, (True, False)),
-            self.past_keys.irange(start, end, (True, False)),
-        ):
-            if key != previous:
-                yield key
-                previous = key
+    def all_keys(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
+        """The first keys in [start, end) with a version in the index, in order, once each."""
+        keys = self.keys.first(start, end, limit)
+        past = self.past_keys.first(start, end, limit)
+        return sorted({*keys, *past})[:limit] if past else keys
 
     def versions(
         self, key: bytes, compacted: int, revision: int, above: int = 0, limit: int = 1 << 62
@@ -292,7 +287,7 @@ class Index:
         step_versions = self._limits.compact_step_versions
         cursor: bytes | None = b""
         while cursor is not None:
-            keys = list(islice(past_keys.irange(minimum=cursor), step_keys))
+            keys = past_keys.first(cursor, None, step_keys)
             cursor = keys[-1] + b"\0" if len(keys) == step_keys else None
             dropped = 0
             for key in keys:
@@ -374,11 +369,11 @@ class Index:
             part = revisions[at : at + count]
             yield struct.pack(f"<{len(part) + 1}Q", first + at, *part)
 
-    def _batches(self, keys: SortedList[bytes]) -> Iterator[list[bytes]]:
+    def _batches(self, keys: SortedKeys) -> Iterator[list[bytes]]:
         pack_keys, pack_bytes = self._limits.pack_keys, self._limits.pack_bytes
         cursor = b""
         while True:
-            batch = list(islice(keys.irange(minimum=cursor), pack_keys))
+            batch = keys.first(cursor, None, pack_keys)
             is_last = len(batch) < pack_keys
             ends = accumulate(map(len, batch))
             count = next((n for n, end in enumerate(ends, 1) if end >= pack_bytes), len(batch))
@@ -422,8 +417,8 @@ class Index:
 
     def loaded(self) -> None:
         """Order the keys after the last chunk."""
-        self.keys.update(self.heads)
-        self.past_keys.update(self.past)
+        self.keys = SortedKeys(self.heads)
+        self.past_keys = SortedKeys(self.past)
 
 
 def _lengths(items: list[bytes]) -> bytes:

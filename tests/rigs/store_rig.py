@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,6 +105,10 @@ class StoreRig:
         self.index = 0
         self.lessor = Lessor(1, self.limits)
         self.store = Store.create(self.disk, DIRECTORY, self.lessor, segment_bytes, limits)
+        self.entry: Generator[None, None, list[Any]] | None = None
+        """The entry that is being applied in steps."""
+        self._untold: list[Any] = []
+        """Its requests that the model does not know yet."""
         self.job: Iterator[Callable[[], None] | None] | None = None
         self.task: Callable[[], None] | None = None
         """The disk work that the job waits for."""
@@ -114,36 +118,57 @@ class StoreRig:
 
     def apply(self, *requests: Any) -> list[Any]:
         """Apply requests as one entry, to the store and to the model, and compare the answers."""
+        self.finish_entry()
+        self.begin_entry(*requests)
+        return self.finish_entry()
+
+    def begin_entry(self, *requests: Any) -> None:
+        """As `apply`, but in steps. Between them the model is at the store's revision."""
+        assert self.entry is None
         self.index += 1
         self.log.append((self.index, list(requests)))
-        answers = self._apply_entry(self.index, requests)
-        expected = [outcome(lambda r=request: self.model.apply(r)) for request in requests]
-        for request, answer, right in zip(requests, answers, expected, strict=True):
-            assert answer == right, f"{request}\n is answered {answer!r}\n instead of {right!r}"
-        assert self.store.revision == self.model.revision
-        return answers
+        self._untold = list(requests)
+        self.entry = self._entry_steps(self.index, requests, self.model)
 
-    def _apply_entry(self, index: int, requests: Any) -> list[Any]:
+    def go_on_applying(self) -> None:
+        """One step of the entry that is being applied, if there is one."""
+        if self.entry is not None and next(self.entry, self) is self:
+            self.entry = None
+
+    def finish_entry(self) -> list[Any]:
+        """The answers to the entry that is being applied."""
+        entry, self.entry = self.entry, None
+        return [] if entry is None else finish(entry)
+
+    def _entry_steps(
+        self, index: int, requests: Any, model: PlainStore | None
+    ) -> Generator[None, None, list[Any]]:
         state: Any = SimpleNamespace(
             store=self.store, lessor=self.lessor, clock=lambda: 0.0, metrics=Metrics()
         )
-        answers = []
+        answers: list[Any] = []
         for request in requests:
             if type(request) is proto.PutRequest:
                 answers.append(outcome(lambda request=request: txn.put(self.store, request)))
-            elif type(request) is proto.TxnRequest:
-                if not self._is_small(request, answers):
-                    steps = txn.txn_steps(self.store, request)
-                    answers.append(outcome(lambda steps=steps: finish(steps)))
-            else:
+            elif type(request) is not proto.TxnRequest or not self._is_small(request, answers):
                 if type(request) is proto.TxnRequest:
                     steps = txn.txn_steps(self.store, request)
                 else:
                     steps = APPLIERS[_NUMBERS[type(request).NAME]](state, request)
-                answers.append(outcome(lambda steps=steps: finish(steps)))
+                try:
+                    answers.append((yield from steps))
+                except EtcdError as failure:
+                    answers.append(failure.text)
             if isinstance(answers[-1], str):
                 assert not self.store.is_writing, "a request failed after its first change"
             self.store.end_revision()
+            if model is not None:
+                self._untold.remove(request)
+                answer, right = answers[-1], outcome(lambda request=request: model.apply(request))
+                assert answer == right, f"{request}\n is answered {answer!r}\n instead of {right!r}"
+                assert self.store.revision == model.revision
+            self.store.data.flush_part()
+            yield
         self.store.mark(index, 1)
         self.store.events.clear()
         return answers
@@ -243,6 +268,11 @@ class StoreRig:
         self.reopen(self.disk.power_loss(lambda path, sector: rng.random() < share, names))
 
     def reopen(self, disk: FaultyDisk) -> None:
+        if self.entry is not None:
+            # The log has it, so the next start applies it.
+            self.entry = None
+            for request in self._untold:
+                outcome(lambda request=request: self.model.apply(request))
         self.job = self.task = None
         self.disk = disk
         self.lessor = Lessor(1, self.limits)
@@ -250,7 +280,7 @@ class StoreRig:
         assert self.released <= self.store.applied_index <= self.index
         for entry_index, requests in self.log:
             if entry_index > self.store.applied_index:
-                self._apply_entry(entry_index, requests)
+                finish(self._entry_steps(entry_index, requests, None))
 
     # Comparing.
 
