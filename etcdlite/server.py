@@ -4,14 +4,9 @@ The loop does all protocol and state work. A turn waits for sockets or the next 
 ready socket once, lets the member proceed, hands what must be durable to the log thread, and sends
 each connection its output (`Server._turn`).
 
-No connection holds up the others: reading, processing and producing are cut into slices of time.
-What does not fit waits for the next turn, in which it comes first; so connections take turns.
-Other members come before clients.
-
 Nothing else owns a timer or a signal. What blocks in the kernel runs in threads (`threads.py`) that
-report to the loop. `listeners.py` opens the listening sockets and accepts from them.
-
-Limits: those of `places.py` and `memory.py`, and those of `session.py`, which `tick` enforces.
+report to the loop. `listeners.py` opens the listening sockets and accepts from them, and
+`connections.py` reads from and sends to the connected ones.
 """
 
 from __future__ import annotations
@@ -27,14 +22,14 @@ import socket
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from etcdlite import bootstrap, config, datadir, log, proto
 from etcdlite.addresses import Addresses, Resolved
-from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners, is_loopback
+from etcdlite.connections import Connection, Connections
+from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
 from etcdlite.memory import Budget, default_limit_bytes
 from etcdlite.options import Options
@@ -44,22 +39,11 @@ from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.session import Session
 from etcdlite.storage.disk import Disk
 from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial
-from etcdlite.turns import Ready, Turns
 from etcdlite.urls import format_address, host_port
 from etcdlite.wire import exposition
-from etcdlite.wire.grpc import GrpcSession
-from etcdlite.wire.http import HttpSession
-from etcdlite.wire.native import NativeSession
 from etcdlite.wire.peer_session import Accepted
 from etcdlite.wire.session import Opening
 from etcdlite.wire.site import Site
-
-RECEIVE_BYTES = 64 * 1024
-PIECE_BYTES = 32 * 1024
-"""A client's session gets input in pieces of this size, at least one per slice."""
-
-PRODUCE_SLICE_S = 0.005
-"""A turn produces long answers for this long. The other sessions come first in the next turn."""
 
 SESSION_TICK_S = 0.25
 """How often sessions enforce their deadlines."""
@@ -94,27 +78,6 @@ MIN_SEGMENT_BYTES = 1 << 20
 """A segment is at most this share of a file system, but not smaller than that for it."""
 
 
-class Connection:
-    """A connected socket and its session."""
-
-    __slots__ = ("host", "mask", "peer", "ready", "rest", "session", "site", "sock")
-
-    def __init__(
-        self, sock: socket.socket, host: str, peer: str, site: Site | None, session: Session
-    ) -> None:
-        self.sock = sock
-        self.host = host
-        self.peer = peer
-        """The address of the other side, of which `host` is a part."""
-        self.site = site
-        """Set on a client's connection, None on a connection between members."""
-        self.session = session
-        self.ready: Ready
-        self.mask = selectors.EVENT_READ
-        self.rest = b""
-        """Input that was read but not processed."""
-
-
 class Server:
     """The process of one member."""
 
@@ -125,17 +88,10 @@ class Server:
         self.settings = settings
         self._reload = reload or (lambda: settings)
         self._selector = selectors.DefaultSelector()
-        self._connections: set[Connection] = set()
         self.listeners = Listeners(settings, self._selector, self._accepted)
-        self._by_session: dict[Session, Connection] = {}
+        self.connections = Connections(settings, self._selector, self.listeners.places)
         self._sites: dict[str, Site] = {}
         """By purpose of the listener."""
-        self._dirty: list[Session] = []
-        self._producing: dict[Session, None] = {}
-        """Sessions that have more to produce, in turn."""
-        self._turns = Turns(time.monotonic)
-        self._unread: dict[Connection, None] = {}
-        """Connections whose `rest` can be processed."""
         self._done: deque[Any] = deque()
         self._signal = 0
         """The signal that stops the server, once it has come."""
@@ -186,7 +142,7 @@ class Server:
             took=f"{time.monotonic() - began:.2f}s",
             **{"applied-index": opened.store.applied_index, "log-entries": len(opened.entries)},
         )
-        self.member = _make_member(settings, opened)
+        self.member = self.connections.member = _make_member(settings, opened)
         if PEERS not in self.listeners.purposes:
             self.member.reachability.probe = _without_peer_port
         self.member.attributes = proto.Member(
@@ -231,18 +187,15 @@ class Server:
 
     def _turn(self) -> None:
         """Wait for sockets or the next timer, then let each part proceed."""
-        member, clock = self.member, time.monotonic
+        member, connections, clock = self.member, self.connections, time.monotonic
         # While the log thread syncs, background work pauses: the thread needs the interpreter a few
         # times, and a busy loop would delay it each time.
         timeout_s = SAVING_PAUSE_S if member.is_saving else 0.0
-        if not (member.has_work or self._producing or self._unread or self._dirty):
+        if not (member.has_work or connections.have_work):
             timeout_s = max(0.0, min(self._next_tick, _wakes_at(member)) - clock())
         ready = self._selector.select(timeout_s)
         began = clock()
-        masks = {key.data: mask for key, mask in ready}
-        for connection in self._unread:
-            masks[connection.ready] = masks.get(connection.ready, 0) | selectors.EVENT_READ
-        self._turns.serve(masks, began)
+        connections.serve(ready, began)
         self._take_results()
         if self._signal and self._stopping_since is None:
             log.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
@@ -258,10 +211,8 @@ class Server:
         self._give_work()
         if member.peers.links:
             self._dial_peers(now)
-        if self._producing:
-            self._produce()
-        if self._dirty:
-            self._send_output()
+        connections.produce()
+        connections.send_output()
         member.maintain()
         member.metrics.turn_s.observe(clock() - began)
 
@@ -386,10 +337,7 @@ class Server:
             self._leave()
         if now >= self._next_session_tick:
             self._next_session_tick = now + SESSION_TICK_S
-            for session in list(self._by_session):
-                session.tick(now)
-            for connection in _over_budget(self._budget, self._connections):
-                self._close(connection)
+            self.connections.tick(now, self._budget)
 
     # Connections.
 
@@ -407,7 +355,7 @@ class Server:
         )
 
     def _render_metrics(self) -> bytes:
-        protocols = Counter(connection.session.protocol for connection in self._connections)
+        protocols = Counter(connection.session.protocol for connection in self.connections.all)
         return exposition.render(self.member, protocols, self._sites.values(), self._budget)
 
     # Other members.
@@ -415,7 +363,7 @@ class Server:
     def _dial_peers(self, now: float) -> None:
         for link in list(self.member.peers.links.values()):
             for make in link.wants(now):
-                dial = make(self._dirty.append)
+                dial = make(self.connections.dirty.append)
                 start_dial(dial, link.url, self._report)
 
     def _dialed(self, dialed: Dialed) -> None:
@@ -428,216 +376,20 @@ class Server:
             result.close()
             dial.closed()
         else:
-            self._connected(Connection(result, "", peer, None, dial))
+            self.connections.add(Connection(result, "", peer, None, dial))
             dial.connected()
 
     def _accepted(self, sock: socket.socket, address: tuple[str, int], purpose: str) -> None:
         peer = format_address(*address)
         site = self._sites.get(purpose)
-        on_output = self._dirty.append
+        on_output = self.connections.dirty.append
         session: Session
         if site is None:
             session = Accepted(self.member, on_output, address[0], self._addresses)
         else:
             only_http = purpose != CLIENTS
             session = Opening(on_output, time.monotonic, only_http)
-        self._connected(Connection(sock, address[0], peer, site, session))
-
-    def _connected(self, connection: Connection) -> None:
-        """Begin to serve a connection."""
-        sock = connection.sock
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._connections.add(connection)
-        self._by_session[connection.session] = connection
-        connection.ready = partial(self._ready, connection)
-        if connection.site is None:
-            self._turns.first.add(connection.ready)
-        self._selector.register(sock, connection.mask, connection.ready)
-        late = self.listeners.places.take(connection, connection.host, connection.site is None)
-        if late is not None:
-            self._drop(late, "too many connections have not opened the protocol")
-
-    def _ready(self, connection: Connection, mask: int) -> None:
-        session = connection.session
-        if mask & selectors.EVENT_WRITE:
-            self._send(connection)
-        if not mask & selectors.EVENT_READ or connection.sock.fileno() < 0:
-            return
-        if connection.rest:
-            self._process(connection)
-            return
-        try:
-            data = connection.sock.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._close(connection)
-            return
-        if isinstance(session, Opening):
-            session.receive(data)
-            if not session.found:
-                return
-            data = session.first
-            session = self._replace(connection, session)
-        if len(data) > PIECE_BYTES and connection.site is not None:
-            connection.rest = data
-            self._process(connection)
-        else:
-            session.receive(data)
-            self._received(connection)
-
-    def _process(self, connection: Connection) -> None:
-        """Process the input that was read, for one slice."""
-        session = connection.session
-        data = connection.rest
-        at = 0
-        while at < len(data) and not session.is_closing:
-            session.receive(data[at : at + PIECE_BYTES])
-            at += PIECE_BYTES
-            if not self._may_receive(session) or time.monotonic() > self._turns.share_end:
-                break
-        connection.rest = data[at:]
-        self._received(connection)
-
-    def _received(self, connection: Connection) -> None:
-        session = connection.session
-        if session.has_more:
-            self._producing[session] = None
-        if session.is_closing and not session.outbox.unsent_bytes:
-            self._close(connection)
-            return
-        is_unread = connection.rest or connection in self._unread
-        if session.is_full or session.outbox.is_stuck or is_unread:
-            self._watch_socket(connection)
-
-    def _replace(self, connection: Connection, opening: Opening) -> Session:
-        """Put a session of the found protocol in the place of `opening`."""
-        on_output = self._dirty.append
-        session: NativeSession | GrpcSession | HttpSession
-        if opening.found == "native":
-            session = NativeSession(self.member, on_output)
-        elif opening.found == "grpc":
-            settings = self.settings
-            session = GrpcSession(
-                self.member,
-                on_output,
-                max_streams=settings.max_concurrent_streams,
-                ping_min_s=settings.grpc_keepalive_min_time_s,
-                keepalive_interval_s=settings.grpc_keepalive_interval_s,
-                keepalive_timeout_s=settings.grpc_keepalive_timeout_s,
-            )
-        else:
-            assert connection.site is not None
-            is_local = is_loopback(connection.sock)
-            session = HttpSession(self.member, on_output, connection.site, is_local)
-        session.client, session.open_by = connection.peer, opening.open_by
-        del self._by_session[opening]
-        opening.closed()
-        connection.session = session
-        self._by_session[session] = connection
-        return session
-
-    def _produce(self) -> None:
-        producing = self._producing
-        began = time.monotonic()
-        for session in list(producing):
-            producing.pop(session, None)
-            session.produce()
-            if session.has_more:
-                producing[session] = None
-            if time.monotonic() - began > PRODUCE_SLICE_S:
-                return
-
-    def _send_output(self) -> None:
-        dirty = dict.fromkeys(self._dirty)
-        self._dirty.clear()
-        for session in dirty:
-            connection = self._by_session.get(session)
-            if connection is None:
-                continue
-            if session.is_aborted:
-                self._drop(connection, session.why_aborted)
-            elif not session.outbox.is_stuck:
-                self._send(connection)
-
-    def _send(self, connection: Connection) -> None:
-        """Send the output, once; the rest follows when the socket is writable again."""
-        session = connection.session
-        outbox = session.outbox
-        was_blocked = session.is_blocked
-        try:
-            sent_bytes = connection.sock.send(outbox.take())
-        except BlockingIOError:
-            sent_bytes = 0
-        except OSError:
-            self._close(connection)
-            return
-        outbox.sent(sent_bytes)
-        if outbox.parts and not outbox.is_stuck:
-            self._dirty.append(session)
-        if session.is_closing and not outbox.unsent_bytes:
-            self._close(connection)
-            return
-        self._watch_socket(connection)
-        if was_blocked and not session.is_blocked:
-            session.unblocked()
-        if session.has_more:
-            self._producing[session] = None
-
-    def _may_receive(self, session: Session) -> bool:
-        outbox = session.outbox
-        # Requests of a client that does not read its answers are not read either.
-        return (
-            not session.is_closing
-            and not session.is_full
-            and (outbox.unsent_bytes <= outbox.high_water_bytes or session.reads_always)
-            and (self._stopping_since is None or session.is_served_to_the_end)
-        )
-
-    def _watch_socket(self, connection: Connection) -> None:
-        session = connection.session
-        mask = selectors.EVENT_WRITE if session.outbox.is_stuck else 0
-        self._unread.pop(connection, None)
-        if self._may_receive(session):
-            if connection.rest:
-                self._unread[connection] = None
-            else:
-                mask |= selectors.EVENT_READ
-        if mask == connection.mask:
-            return
-        if not mask:
-            self._selector.unregister(connection.sock)
-        elif not connection.mask:
-            self._selector.register(connection.sock, mask, connection.ready)
-        else:
-            self._selector.modify(connection.sock, mask, connection.ready)
-        connection.mask = mask
-
-    def _close(self, connection: Connection) -> None:
-        if connection not in self._connections:
-            return
-        self._connections.discard(connection)
-        self.listeners.places.free(connection, connection.host, connection.site is None)
-        self._by_session.pop(connection.session, None)
-        self._producing.pop(connection.session, None)
-        self._unread.pop(connection, None)
-        self._turns.first.discard(connection.ready)
-        connection.rest = b""
-        if connection.mask:
-            self._selector.unregister(connection.sock)
-        connection.sock.close()
-        connection.session.closed()
-        # The callback holds the connection: break that cycle.
-        connection.ready = _ignore
-
-    def _drop(self, connection: Connection, why: str) -> None:
-        if not log.limited("dropped"):
-            log.warn("closed a connection", why=why, **{"remote-addr": connection.peer})
-        self._close(connection)
+        self.connections.add(Connection(sock, address[0], peer, site, session))
 
     # Stopping.
 
@@ -681,29 +433,22 @@ class Server:
         self.member.peers.local.is_stopping = True
         self._stopping_since = time.monotonic()
         self.listeners.close()
-        for connection in self._connections:
-            self._watch_socket(connection)
+        self.connections.begin_stop()
 
     def _may_stop(self, now: float) -> bool:
         """Whether all requests are answered and no leadership is left, or time is up."""
         assert self._stopping_since is not None
-        for connection in list(self._connections):
-            connection.session.shut_down()
+        self.connections.shut_down()
         stopping_s = now - self._stopping_since
         if stopping_s > SHUTDOWN_S:
             return True
-        if (
-            not self.member.is_idle
-            or self._dirty
-            or not all(connection.session.is_idle for connection in self._connections)
-        ):
+        if not self.member.is_idle or not self.connections.are_idle:
             return False
         return stopping_s > HAND_OVER_S or not self.member.leadership.hand_over()
 
     def _stop(self) -> int:
         log.info("closing etcdlite server", name=self.settings.name)
-        for connection in list(self._connections):
-            self._close(connection)
+        self.connections.close_all()
         self._give_work()
         self._log_thread.stop()
         self._disk_thread.stop()
@@ -712,24 +457,6 @@ class Server:
         self._lock.close()
         log.info("closed etcdlite server", name=self.settings.name)
         return 0
-
-
-def _over_budget(budget: Budget, connections: Iterable[Connection]) -> list[Connection]:
-    """The connections of clients to close because all together hold too much memory."""
-    clients = {one.session: one for one in connections if one.site is not None}
-    members = [one.session for one in connections if one.site is None]
-    closed = [clients[session] for session in budget.excess(clients, members)]
-    for connection in closed:
-        log.warn(
-            "closed a connection",
-            why="all hold more than memory-limit together, and it holds the most",
-            **{
-                "remote-addr": connection.peer,
-                "held-bytes": connection.session.kept_bytes,
-                "memory-limit": budget.limit_bytes,
-            },
-        )
-    return closed
 
 
 def _min_ttl_s(settings: config.Config) -> int:
@@ -836,10 +563,6 @@ def _options(settings: config.Config) -> Options:
         cluster_token=settings.initial_cluster_token,
         force_new_cluster=settings.force_new_cluster,
     )
-
-
-def _ignore(mask: int) -> None:
-    """The callback of a closed connection."""
 
 
 def _extend_start(why: str) -> None:

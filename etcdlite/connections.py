@@ -1,0 +1,345 @@
+"""The connected sockets and their sessions: reading, processing and sending, in slices of time.
+
+No connection holds up the others: what does not fit into a slice waits for the next turn, in which
+it comes first; so connections take turns. Other members come before clients (`turns.py`).
+
+Limits: those of `places.py` and `memory.py`, and those of `session.py`, which `tick` enforces.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import time
+from collections.abc import Iterable
+from functools import partial
+
+from etcdlite import log
+from etcdlite.config import Config
+from etcdlite.listeners import is_loopback
+from etcdlite.member import Member
+from etcdlite.memory import Budget
+from etcdlite.places import Places
+from etcdlite.session import Session
+from etcdlite.turns import Ready, Turns
+from etcdlite.wire.grpc import GrpcSession
+from etcdlite.wire.http import HttpSession
+from etcdlite.wire.native import NativeSession
+from etcdlite.wire.session import Opening
+from etcdlite.wire.site import Site
+
+RECEIVE_BYTES = 64 * 1024
+PIECE_BYTES = 32 * 1024
+"""A client's session gets input in pieces of this size, at least one per slice."""
+
+PRODUCE_SLICE_S = 0.005
+"""A turn produces long answers for this long. The other sessions come first in the next turn."""
+
+
+class Connection:
+    """A connected socket and its session."""
+
+    __slots__ = ("host", "mask", "peer", "ready", "rest", "session", "site", "sock")
+
+    def __init__(
+        self, sock: socket.socket, host: str, peer: str, site: Site | None, session: Session
+    ) -> None:
+        self.sock = sock
+        self.host = host
+        self.peer = peer
+        """The address of the other side, of which `host` is a part."""
+        self.site = site
+        """Set on a client's connection, None on a connection between members."""
+        self.session = session
+        self.ready: Ready
+        self.mask = selectors.EVENT_READ
+        self.rest = b""
+        """Input that was read but not processed."""
+
+
+class Connections:
+    """All connections of the process."""
+
+    def __init__(self, settings: Config, selector: selectors.BaseSelector, places: Places) -> None:
+        self.all: set[Connection] = set()
+        self.dirty: list[Session] = []
+        """Sessions that have output or must be closed."""
+        self.member: Member
+        """Set before the first connection is added."""
+        self._settings = settings
+        self._selector = selector
+        self._places = places
+        self._by_session: dict[Session, Connection] = {}
+        self._producing: dict[Session, None] = {}
+        """Sessions that have more to produce, in turn."""
+        self._turns = Turns(time.monotonic)
+        self._unread: dict[Connection, None] = {}
+        """Connections whose `rest` can be processed."""
+        self._is_stopping = False
+
+    # For the loop.
+
+    @property
+    def have_work(self) -> bool:
+        """There is something to do without waiting for a socket."""
+        return bool(self._producing or self._unread or self.dirty)
+
+    def serve(self, ready: Iterable[tuple[selectors.SelectorKey, int]], began: float) -> None:
+        """Call what is ready, for one slice from `began`: a `Ready` is the data of each key."""
+        masks: dict[Ready, int] = {key.data: mask for key, mask in ready}
+        for connection in self._unread:
+            masks[connection.ready] = masks.get(connection.ready, 0) | selectors.EVENT_READ
+        self._turns.serve(masks, began)
+
+    def tick(self, now: float, budget: Budget) -> None:
+        """Enforce the deadlines and the limit of memory. Call it several times a second."""
+        for session in list(self._by_session):
+            session.tick(now)
+        for connection in _over_budget(budget, self.all):
+            self.close(connection)
+
+    def begin_stop(self) -> None:
+        """Read no more requests, and let those in flight finish."""
+        self._is_stopping = True
+        for connection in self.all:
+            self._watch_socket(connection)
+
+    def shut_down(self) -> None:
+        """End the streams. May be called repeatedly."""
+        for connection in list(self.all):
+            connection.session.shut_down()
+
+    @property
+    def are_idle(self) -> bool:
+        """Every request except streams is answered, and all output is sent."""
+        return not self.dirty and all(connection.session.is_idle for connection in self.all)
+
+    def close_all(self) -> None:
+        for connection in list(self.all):
+            self.close(connection)
+
+    def add(self, connection: Connection) -> None:
+        """Begin to serve a connection."""
+        sock = connection.sock
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.all.add(connection)
+        self._by_session[connection.session] = connection
+        connection.ready = partial(self._ready, connection)
+        if connection.site is None:
+            self._turns.first.add(connection.ready)
+        self._selector.register(sock, connection.mask, connection.ready)
+        late = self._places.take(connection, connection.host, connection.site is None)
+        if late is not None:
+            self.drop(late, "too many connections have not opened the protocol")
+
+    def produce(self) -> None:
+        """Produce long answers, for one slice."""
+        producing = self._producing
+        if not producing:
+            return
+        began = time.monotonic()
+        for session in list(producing):
+            producing.pop(session, None)
+            session.produce()
+            if session.has_more:
+                producing[session] = None
+            if time.monotonic() - began > PRODUCE_SLICE_S:
+                return
+
+    def send_output(self) -> None:
+        """Send what sessions have put out in this turn, and close those that are aborted."""
+        if not self.dirty:
+            return
+        dirty = dict.fromkeys(self.dirty)
+        self.dirty.clear()
+        for session in dirty:
+            connection = self._by_session.get(session)
+            if connection is None:
+                continue
+            if session.is_aborted:
+                self.drop(connection, session.why_aborted)
+            elif not session.outbox.is_stuck:
+                self._send(connection)
+
+    def close(self, connection: Connection) -> None:
+        if connection not in self.all:
+            return
+        self.all.discard(connection)
+        self._places.free(connection, connection.host, connection.site is None)
+        self._by_session.pop(connection.session, None)
+        self._producing.pop(connection.session, None)
+        self._unread.pop(connection, None)
+        self._turns.first.discard(connection.ready)
+        connection.rest = b""
+        if connection.mask:
+            self._selector.unregister(connection.sock)
+        connection.sock.close()
+        connection.session.closed()
+        # The callback holds the connection: break that cycle.
+        connection.ready = _ignore
+
+    def drop(self, connection: Connection, why: str) -> None:
+        if not log.limited("dropped"):
+            log.warn("closed a connection", why=why, **{"remote-addr": connection.peer})
+        self.close(connection)
+
+    # Sockets.
+
+    def _ready(self, connection: Connection, mask: int) -> None:
+        session = connection.session
+        if mask & selectors.EVENT_WRITE:
+            self._send(connection)
+        if not mask & selectors.EVENT_READ or connection.sock.fileno() < 0:
+            return
+        if connection.rest:
+            self._process(connection)
+            return
+        try:
+            data = connection.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close(connection)
+            return
+        if isinstance(session, Opening):
+            session.receive(data)
+            if not session.found:
+                return
+            data = session.first
+            session = self._replace(connection, session)
+        if len(data) > PIECE_BYTES and connection.site is not None:
+            connection.rest = data
+            self._process(connection)
+        else:
+            session.receive(data)
+            self._received(connection)
+
+    def _process(self, connection: Connection) -> None:
+        """Process the input that was read, for one slice."""
+        session = connection.session
+        data = connection.rest
+        at = 0
+        while at < len(data) and not session.is_closing:
+            session.receive(data[at : at + PIECE_BYTES])
+            at += PIECE_BYTES
+            if not self._may_receive(session) or time.monotonic() > self._turns.share_end:
+                break
+        connection.rest = data[at:]
+        self._received(connection)
+
+    def _received(self, connection: Connection) -> None:
+        session = connection.session
+        if session.has_more:
+            self._producing[session] = None
+        if session.is_closing and not session.outbox.unsent_bytes:
+            self.close(connection)
+            return
+        is_unread = connection.rest or connection in self._unread
+        if session.is_full or session.outbox.is_stuck or is_unread:
+            self._watch_socket(connection)
+
+    def _replace(self, connection: Connection, opening: Opening) -> Session:
+        """Put a session of the found protocol in the place of `opening`."""
+        on_output = self.dirty.append
+        session: NativeSession | GrpcSession | HttpSession
+        if opening.found == "native":
+            session = NativeSession(self.member, on_output)
+        elif opening.found == "grpc":
+            settings = self._settings
+            session = GrpcSession(
+                self.member,
+                on_output,
+                max_streams=settings.max_concurrent_streams,
+                ping_min_s=settings.grpc_keepalive_min_time_s,
+                keepalive_interval_s=settings.grpc_keepalive_interval_s,
+                keepalive_timeout_s=settings.grpc_keepalive_timeout_s,
+            )
+        else:
+            assert connection.site is not None
+            is_local = is_loopback(connection.sock)
+            session = HttpSession(self.member, on_output, connection.site, is_local)
+        session.client, session.open_by = connection.peer, opening.open_by
+        del self._by_session[opening]
+        opening.closed()
+        connection.session = session
+        self._by_session[session] = connection
+        return session
+
+    def _send(self, connection: Connection) -> None:
+        """Send the output, once; the rest follows when the socket is writable again."""
+        session = connection.session
+        outbox = session.outbox
+        was_blocked = session.is_blocked
+        try:
+            sent_bytes = connection.sock.send(outbox.take())
+        except BlockingIOError:
+            sent_bytes = 0
+        except OSError:
+            self.close(connection)
+            return
+        outbox.sent(sent_bytes)
+        if outbox.parts and not outbox.is_stuck:
+            self.dirty.append(session)
+        if session.is_closing and not outbox.unsent_bytes:
+            self.close(connection)
+            return
+        self._watch_socket(connection)
+        if was_blocked and not session.is_blocked:
+            session.unblocked()
+        if session.has_more:
+            self._producing[session] = None
+
+    def _may_receive(self, session: Session) -> bool:
+        outbox = session.outbox
+        # Requests of a client that does not read its answers are not read either.
+        return (
+            not session.is_closing
+            and not session.is_full
+            and (outbox.unsent_bytes <= outbox.high_water_bytes or session.reads_always)
+            and (not self._is_stopping or session.is_served_to_the_end)
+        )
+
+    def _watch_socket(self, connection: Connection) -> None:
+        session = connection.session
+        mask = selectors.EVENT_WRITE if session.outbox.is_stuck else 0
+        self._unread.pop(connection, None)
+        if self._may_receive(session):
+            if connection.rest:
+                self._unread[connection] = None
+            else:
+                mask |= selectors.EVENT_READ
+        if mask == connection.mask:
+            return
+        if not mask:
+            self._selector.unregister(connection.sock)
+        elif not connection.mask:
+            self._selector.register(connection.sock, mask, connection.ready)
+        else:
+            self._selector.modify(connection.sock, mask, connection.ready)
+        connection.mask = mask
+
+
+def _over_budget(budget: Budget, connections: Iterable[Connection]) -> list[Connection]:
+    """The connections of clients to close because all together hold too much memory."""
+    clients = {one.session: one for one in connections if one.site is not None}
+    members = [one.session for one in connections if one.site is None]
+    closed = [clients[session] for session in budget.excess(clients, members)]
+    for connection in closed:
+        log.warn(
+            "closed a connection",
+            why="all hold more than memory-limit together, and it holds the most",
+            **{
+                "remote-addr": connection.peer,
+                "held-bytes": connection.session.kept_bytes,
+                "memory-limit": budget.limit_bytes,
+            },
+        )
+    return closed
+
+
+def _ignore(mask: int) -> None:
+    """The callback of a closed connection."""
