@@ -870,7 +870,7 @@ def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answere
         gc.unfreeze()
         gc.set_threshold(700, 10, 10)
         one.listeners.close()
-        for connection in list(one._connections):
+        for connection in list(one.connections.all):
             connection.sock.close()
         one._lock.close()
 
