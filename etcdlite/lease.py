@@ -200,6 +200,14 @@ class Lessor:
             return []
         return [keys] if isinstance(keys, bytes) else sorted(keys)
 
+    def attached(self, lease_id: int) -> list[bytes]:
+        """As `keys`, in any order; empty for a lease that does not exist."""
+        lease = self._leases.get(lease_id)
+        keys = None if lease is None else lease.keys
+        if keys is None:
+            return []
+        return [keys] if isinstance(keys, bytes) else list(keys)
+
     def key_steps(self, lease_id: int) -> Generator[None, None, list[bytes]]:
         """As `keys`, in steps: the keys that the lease has at the first step."""
         keys = self._lease(lease_id).keys

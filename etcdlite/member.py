@@ -10,6 +10,7 @@ Its owner
   which does a slice of background work;
 - appends the result of `take_saves` to the write-ahead log, in order, and then calls `persisted`;
 - runs the result of `take_task`, in a thread if it likes, and then calls `finished`;
+- runs the results of `logins.take` in threads, and then calls `logins.finished`;
 - opens the connections that the links of `peers` want.
 
 A write goes to `writes`, through consensus and into the log; it is applied once it is committed,
@@ -38,11 +39,13 @@ from etcdlite.peer import FORWARD, Local, Peers, encode_forward
 from etcdlite.raft import LEADER, SNAP, Message, MessageRejected, Raft, Snapshot
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, Entry
 from etcdlite.replica import membership
+from etcdlite.replica.access import Access
 from etcdlite.replica.catch_up import CatchUp
 from etcdlite.replica.corruption import HashCheck
 from etcdlite.replica.forced import ForcedCluster
 from etcdlite.replica.leadership import Leadership
 from etcdlite.replica.leases import LeaseKeeper
+from etcdlite.replica.logins import Logins
 from etcdlite.replica.maintenance import Maintenance
 from etcdlite.replica.questions import Questions
 from etcdlite.replica.reachability import Reachability
@@ -52,6 +55,7 @@ from etcdlite.replica.state import State
 from etcdlite.replica.writes import Writes
 from etcdlite.request import Done, Session, Waiter, about
 from etcdlite.snap import Image, Incoming
+from etcdlite.tokens import SimpleTokens, Tokens
 from etcdlite.wal import Save
 from etcdlite.watch import WatchHub
 
@@ -95,37 +99,35 @@ class Member:
         rng: random.Random,
         options: Options,
         members: Iterable[proto.Member] = (),
+        tokens: Tokens | None = None,
     ) -> None:
         """`clock` returns monotonic seconds. `members` are those of the cluster that this member
-        joins; they are used until the store knows the membership."""
+        joins; they are used until the store knows the membership. `tokens` are simple ones unless
+        given."""
         self.raft = raft
         self.clock = clock
         self.rng = rng
         self.options = options
         self.metrics = Metrics()
         self.identity = Identity(cluster_id, member_id, rng.getrandbits(64), raft)
-        self.hub = WatchHub(
-            store,
-            self.identity.header_content,
-            rng=rng,
-            fragment_bytes=options.max_request_bytes + OVERHEAD_BYTES,
-            progress_interval_s=options.progress_interval_s,
-            limits=store.limits,
-        )
-        # Otherwise the timers of watches that come before the first tick would count from 0.
-        self.hub.tick(clock())
+        self.hub = self._make_hub(store)
         state = State(store, self.identity, self.metrics, clock, self._propose_own, options)
         self.state = state
+        self.tokens = tokens or SimpleTokens(cluster_id, options.token_ttl_s)
         self.maintenance = Maintenance(state, self._propose_own, options.checkpoint_bytes)
         self.peers = Peers(Local(self.identity, self, self.metrics, clock, store.limits))
         self.peers.update(state.membership.members or {other.ID: other for other in members})
         directory, received = store.directory, self.snapshot_received
         self.incoming = Incoming(store.disk, directory, raft, self.run_task, received, self.metrics)
         self.leadership = Leadership(raft, self.identity, clock, self.peers.is_open, options)
-        self.reads = Reads(state, raft, rng, self.slice_is_over, options)
+        self.access = Access(state, self.tokens)
+        self.reads = Reads(state, raft, rng, self.slice_is_over, options, self.access)
         timeout_error = self.leadership.timeout_error
         check = self.check_change
-        self.writes = Writes(state, raft, rng, options, self._forward, check, timeout_error)
+        self.writes = Writes(
+            state, raft, rng, options, self._forward, check, timeout_error, self.access
+        )
+        self.logins = Logins(state, self.tokens, self._propose_own, options.password_cost)
         self.questions = Questions(raft, self.identity, clock, options, self._ask, timeout_error)
         self.leases = LeaseKeeper(state, self.writes)
         self.hash_check = HashCheck(state, raft, self.peers, self.reads.read_now)
@@ -154,6 +156,19 @@ class Member:
         self._asked_at = 0.0
         """When the last request arrived."""
         self._maintained_at = 0.0
+
+    def _make_hub(self, store: Store) -> WatchHub:
+        hub = WatchHub(
+            store,
+            self.identity.header_content,
+            rng=self.rng,
+            fragment_bytes=self.options.max_request_bytes + OVERHEAD_BYTES,
+            progress_interval_s=self.options.progress_interval_s,
+            limits=store.limits,
+        )
+        # Otherwise the timers of watches that come before the first tick would count from 0.
+        hub.tick(self.clock())
+        return hub
 
     # Membership changes, on the leader.
 
@@ -390,6 +405,7 @@ class Member:
             or self.writes.are_waiting
             or self.reads.are_waiting
             or self.reads.are_under_way
+            or self.logins.are_under_way
             or self._applying
             or self._committed
         )

@@ -29,50 +29,51 @@ service etcdserverpb.KV
 0x02 Put         write      keys -                   put
 0x03 DeleteRange write      keys -                   deleterange
 0x04 Txn         write,read keys learner,retry_reads txn
-0x05 Compact     write      -    -                   compaction
+0x05 Compact     write      user -                   compaction
     CompactionRequest -> CompactionResponse
 service etcdserverpb.Watch
 0x10 Watch stream keys learner /watch *WatchRequest -> *WatchResponse
 service etcdserverpb.Lease
-0x20 LeaseGrant      write              -     -     grant
+0x20 LeaseGrant      write              user  -     grant
 0x21 LeaseRevoke     write              lease -     revoke /kv/lease/revoke
-0x22 LeaseKeepAlive  stream,leader,read -     retry keepalive
+0x22 LeaseKeepAlive  stream,leader,read lease retry keepalive
     *LeaseKeepAliveRequest -> *LeaseKeepAliveResponse
 0x23 LeaseTimeToLive leader,read        lease retry timetolive /kv/lease/timetolive
-0x24 LeaseLeases     read               -     retry leases /kv/lease/leases
+0x24 LeaseLeases     read               lease retry leases /kv/lease/leases
 service etcdserverpb.Cluster
 0x30 MemberAdd     leader root -                   member/add
 0x31 MemberRemove  leader root -                   member/remove
 0x32 MemberUpdate  leader root -                   member/update
-0x33 MemberList    read   -    learner,retry,peers member/list
+0x33 MemberList    read   user learner,retry,peers member/list
 0x34 MemberPromote leader root -                   member/promote
 service etcdserverpb.Maintenance
-0x40 Alarm      write        -    retry_reads         alarm
-0x41 Status     local        -    learner,retry       status
-0x42 Defragment local        root learner             defragment
-0x43 Hash       serializable root learner,retry       hash
-0x44 HashKV     serializable root learner,retry,peers hashkv
-0x45 Snapshot   stream       root learner             snapshot SnapshotRequest -> *SnapshotResponse
-0x46 MoveLeader local        -    -                   transfer-leadership
-0x47 Downgrade  -            -    -                   downgrade
+0x40 Alarm      write        alarm retry_reads         alarm
+0x41 Status     local        -     learner,retry       status
+0x42 Defragment local        root  learner             defragment
+0x43 Hash       serializable root  learner,retry       hash
+0x44 HashKV     serializable root  learner,retry,peers hashkv
+0x45 Snapshot   stream       root  learner             snapshot
+    SnapshotRequest -> *SnapshotResponse
+0x46 MoveLeader local        root  -                   transfer-leadership
+0x47 Downgrade  -            root  -                   downgrade
 service etcdserverpb.Auth
-0x50 AuthEnable           - root -     enable AuthEnableRequest -> AuthEnableResponse
-0x51 AuthDisable          - root -     disable AuthDisableRequest -> AuthDisableResponse
-0x52 AuthStatus           - root retry status AuthStatusRequest -> AuthStatusResponse
-0x53 Authenticate         - -    retry authenticate AuthenticateRequest -> AuthenticateResponse
-0x54 UserAdd              - root -     user/add
-0x55 UserGet              - self retry user/get
-0x56 UserList             - root retry user/list
-0x57 UserDelete           - root -     user/delete
-0x58 UserChangePassword   - root -     user/changepw
-0x59 UserGrantRole        - root -     user/grant
-0x5A UserRevokeRole       - root -     user/revoke
-0x5B RoleAdd              - root -     role/add
-0x5C RoleGet              - self retry role/get
-0x5D RoleList             - root retry role/list
-0x5E RoleDelete           - root -     role/delete
-0x5F RoleGrantPermission  - root -     role/grant
-0x60 RoleRevokePermission - root -     role/revoke
+0x50 AuthEnable           write root -     enable AuthEnableRequest -> AuthEnableResponse
+0x51 AuthDisable          write root -     disable AuthDisableRequest -> AuthDisableResponse
+0x52 AuthStatus           read  root retry status AuthStatusRequest -> AuthStatusResponse
+0x53 Authenticate         local -    retry authenticate AuthenticateRequest -> AuthenticateResponse
+0x54 UserAdd              write root -     user/add
+0x55 UserGet              read  self retry user/get
+0x56 UserList             read  root retry user/list
+0x57 UserDelete           write root -     user/delete
+0x58 UserChangePassword   write root -     user/changepw
+0x59 UserGrantRole        write root -     user/grant
+0x5A UserRevokeRole       write root -     user/revoke
+0x5B RoleAdd              write root -     role/add
+0x5C RoleGet              read  self retry role/get
+0x5D RoleList             read  root retry role/list
+0x5E RoleDelete           write root -     role/delete
+0x5F RoleGrantPermission  write root -     role/grant
+0x60 RoleRevokePermission write root -     role/revoke
 service v3lockpb.Lock
 0x70 Lock   stream keys - lock
 0x71 Unlock stream keys - unlock
@@ -86,6 +87,9 @@ service etcdlite.Log
 0xE1 Publish      write      member - - Member -> -
 0xE2 MemberChange membership member - - MemberChange -> -
 0xE3 Checkpoint   write      member - - LeaseCheckpointRequest -> -
+0xE4 Author       write      member - - Author -> -
+0xE5 TokenKey     write      member - - TokenKey -> -
+0xE6 Rehash       write      member - - Rehash -> -
 """
 
 
@@ -110,13 +114,19 @@ class Route(enum.Flag):
 
 
 class Permission(enum.Enum):
-    """What the requesting user needs once authentication is enabled, by the rules of etcd 3.5."""
+    """What the requesting user needs once authentication is enabled (`auth.py`), by the rules of
+    etcd 3.5 with the corrections of its security advisories up to 3.5.30."""
 
     ANYONE = "-"
+    USER = "user"
+    """To be a user."""
     KEYS = "keys"
     """To read or write the keys that the request names."""
     LEASE = "lease"
-    """To read (TimeToLive with keys) or write (Revoke) all keys of the lease."""
+    """To be a user, and to read (TimeToLive with keys, LeaseLeases) or write (Revoke, KeepAlive)
+    all keys of the leases."""
+    ALARM = "alarm"
+    """To be a user; to change alarms, the role root."""
     SELF = "self"
     """The role root, or to be that user or have that role."""
     ROOT = "root"
@@ -249,11 +259,21 @@ WATCH = _NUMBER["Watch.Watch"]
 LEASE_GRANT = _NUMBER["Lease.LeaseGrant"]
 LEASE_REVOKE = _NUMBER["Lease.LeaseRevoke"]
 KEEP_ALIVE = _NUMBER["Lease.LeaseKeepAlive"]
+TIME_TO_LIVE = _NUMBER["Lease.LeaseTimeToLive"]
+LEASE_LEASES = _NUMBER["Lease.LeaseLeases"]
 MEMBER_LIST = _NUMBER["Cluster.MemberList"]
 ALARM_METHOD = _NUMBER["Maintenance.Alarm"]
+SNAPSHOT = _NUMBER["Maintenance.Snapshot"]
 HASH_KV = _NUMBER["Maintenance.HashKV"]
 PUBLISH = _NUMBER["Log.Publish"]
 """Sets the name and client URLs of a member."""
 MEMBER_CHANGE = _NUMBER["Log.MemberChange"]
 CHECKPOINT = _NUMBER["Log.Checkpoint"]
 """Sets the remaining TTLs of leases to those that the leader measured."""
+AUTHOR = _NUMBER["Log.Author"]
+"""Says for whom the requests behind it are, up to the next one or the end of the entry."""
+TOKEN_KEY = _NUMBER["Log.TokenKey"]
+"""Sets the key that signs tokens."""
+REHASH = _NUMBER["Log.Rehash"]
+"""Replaces the hash of a password by another one of the same password."""
+AUTHENTICATE = _NUMBER["Auth.Authenticate"]

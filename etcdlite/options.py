@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from etcdlite.passwords import DEFAULT_COST, Cost
+
 
 @dataclass(frozen=True)
 class Options:
@@ -29,3 +31,7 @@ class Options:
     strict_reconfig_check: bool = True
     cluster_token: str = ""
     force_new_cluster: bool = False
+    password_cost: Cost = DEFAULT_COST
+    """What hashes of new passwords cost."""
+    token_ttl_s: float = 300.0
+    """How long a token lives after it was last used."""

@@ -13,12 +13,30 @@ from etcdlite.errors import EtcdError
 from etcdlite.methods import METHODS
 
 
-class Session(Protocol):
+class Requester(Protocol):
+    """Who asks."""
+
+    @property
+    def is_member(self) -> bool:
+        """A member asks, for itself or for a client whose rights it has checked."""
+
+    @property
+    def certificate_user(self) -> str:
+        """The user whom the client's certificate names, for requests without a token; or ""."""
+
+    def token(self, request_id: int) -> str:
+        """The auth token of an open request, or ""."""
+
+
+class Session(Requester, Protocol):
     """Where a request came from and where its answer goes."""
 
     @property
     def is_blocked(self) -> bool:
         """The client does not read its answers: hold back long answers."""
+
+    def logged_in(self, token: str) -> None:
+        """Auth.Authenticate is answered with this token."""
 
     def awaits(self, request_id: int) -> bool:
         """Whether the client still waits for the answer. If not, skip the work and `reply` with
@@ -45,9 +63,17 @@ class Asked:
     """The session of a request that the program makes to its own member."""
 
     is_blocked = False
+    is_member = True
+    certificate_user = ""
 
     def __init__(self, done: Done) -> None:
         self._done = done
+
+    def token(self, request_id: int) -> str:
+        return ""
+
+    def logged_in(self, token: str) -> None:
+        pass
 
     def awaits(self, request_id: int) -> bool:
         return True

@@ -182,4 +182,7 @@ message Introduction: 1 cluster_id uint64, 2 member_id uint64, 3 to uint64, 4 ve
 message SnapshotOffer: 1 index uint64, 2 term uint64, 3 voters *uint64, 4 learners *uint64,
     5 size_bytes uint64, 6 nonce uint64, 7 leader_term uint64
 message Welcome: 1 offset uint64
+message Author: 1 name string, 2 revision uint64, 3 is_member bool
+message TokenKey: 1 seed bytes, 2 rotates bool
+message Rehash: 1 name string, 2 old bytes, 3 new bytes
 """

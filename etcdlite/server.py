@@ -35,10 +35,11 @@ from etcdlite.memory import Budget, default_limit_bytes
 from etcdlite.options import Options
 from etcdlite.raft import LOG_TAIL_BYTES, Raft
 from etcdlite.raft import Config as RaftConfig
+from etcdlite.replica.logins import Job
 from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.session import Session
 from etcdlite.storage.disk import Disk
-from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial
+from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial, start_login
 from etcdlite.urls import format_address, host_port
 from etcdlite.wire import exposition
 from etcdlite.wire.peer_session import Accepted
@@ -288,6 +289,8 @@ class Server:
             result = self._done.popleft()
             if result is None:
                 self.member.finished()
+            elif isinstance(result, Job):
+                self.member.logins.finished(result)
             elif isinstance(result, Dialed):
                 self._dialed(result)
             elif isinstance(result, Resolved):
@@ -306,6 +309,8 @@ class Server:
         task = member.take_task()
         if task is not None:
             self._disk_thread.run(task)
+        while (job := member.logins.take()) is not None:
+            start_login(job, self._report)
         released = member.maintenance.released
         if released is not None:
             member.maintenance.released = None

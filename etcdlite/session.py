@@ -295,6 +295,10 @@ class Session:
     """The address of the other side, for the log."""
     is_served_to_the_end = False
     """Read input while the server stops."""
+    is_member = False
+    """The other side is a member, which has checked the rights of its clients."""
+    certificate_user = ""
+    """The user whom the verified certificate of the other side names, if that logs a user in."""
 
     def __init__(
         self,

@@ -4,6 +4,7 @@
             batch, and the thread takes all of it at once: group commit without a timer.
     disk    runs checkpoint, cleaning and snapshot tasks, one at a time.
     dial    connects to another member; one thread for each attempt.
+    login   computes the hash of a password; one thread for each, at a low priority.
 
 Each reports its results through a callback, `done`, which must be safe to call from any thread. The
 log thread and the disk thread report an exception in the same way and end. The process must then
@@ -12,8 +13,11 @@ end, too (`DiskFailed`): after a failed sync it is not known what the disk holds
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +25,7 @@ from typing import Any, NamedTuple
 
 from etcdlite.metrics import Metrics
 from etcdlite.peer import Dial
+from etcdlite.replica.logins import Job
 from etcdlite.urls import format_address, host_port
 from etcdlite.wal import WAL, Save
 
@@ -111,6 +116,26 @@ class DiskThread:
                 self._done(None)
         except BaseException as failure:
             self._done(failure)
+
+
+LOGIN_NICENESS = 10
+"""Added to that of the process: the loop comes first, however many clients try passwords."""
+
+
+def start_login(job: Job, done: Callable[[Any], None]) -> None:
+    """Run a job of `Logins` in a thread of its own, which reports it."""
+    threading.Thread(target=_login, args=(job, done), name="login", daemon=True).start()
+
+
+def _login(job: Job, done: Callable[[Any], None]) -> None:
+    if sys.platform == "linux":  # Elsewhere it would change the whole process.
+        with contextlib.suppress(OSError):
+            thread = threading.get_native_id()
+            os.setpriority(
+                os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + LOGIN_NICENESS
+            )
+    job.run()
+    done(job)
 
 
 class Dialed(NamedTuple):

@@ -32,6 +32,11 @@ class Caller:
         self.opened: list[weakref.ref[Call]] = []
         self.is_reading = True
 
+    certificate_user = ""
+
+    def token(self, request_id: int) -> str:
+        return ""
+
     def begin(self, method: str, **fields: Any) -> int:
         """Start a call, and let the member do what it can do of it."""
         request_id = self.send(method, **fields)

@@ -387,7 +387,7 @@ def test_every_method_with_a_path_is_there(browser: Browser) -> None:
 
 
 def test_what_comes_with_later_versions_is_not_implemented(browser: Browser) -> None:
-    answer = browser.post("/v3/auth/enable")
+    answer = browser.post("/v3/maintenance/downgrade")
     assert answer.status == 501
     assert answer.json["code"] == 12
 

@@ -12,11 +12,14 @@ stricter only for requests that had no effect before.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from etcdlite import txn
+from etcdlite import passwords, txn
+from etcdlite.auth import MAX_NAME_BYTES, MAX_RECORD_BYTES, SEED_BYTES
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.lease import MAX_TTL_S, NO_LEASE
 from etcdlite.methods import (
@@ -104,6 +107,73 @@ def _is_peer_url(url: str) -> bool:
     )
 
 
+def _check_author(author: Any) -> None:
+    _check_name(author.name)
+
+
+def _check_token_key(request: Any) -> None:
+    if len(request.seed) != SEED_BYTES:
+        raise _invalid(f"a key for tokens has {SEED_BYTES} bytes")
+
+
+def _check_rehash(request: Any) -> None:
+    _check_name(request.name)
+    if not passwords.is_hash(request.new):
+        raise _invalid("this is not the hash of a password")
+
+
+def check_user_add(request: Any) -> None:
+    """Raises EtcdError unless it is a valid request to add a user, with a hash instead of the
+    password."""
+    _check_name(request.name)
+    if request.options is None or not request.options.no_password:
+        _check_hashed(request)
+    elif request.password:
+        raise _invalid("a user without a password has none")
+
+
+def check_change_password(request: Any) -> None:
+    """As `check_user_add`. As in etcd, without a hash nobody can log in as the user any more."""
+    _check_name(request.name)
+    if request.password or request.hashedPassword:
+        _check_hashed(request)
+
+
+def _check_hashed(request: Any) -> None:
+    if request.password:
+        raise _invalid("a password does not belong into the log")
+    try:
+        stored = base64.b64decode(request.hashedPassword, validate=True)
+    except (binascii.Error, ValueError):
+        stored = b""
+    if not passwords.is_hash(stored):
+        raise _invalid(
+            "hashedPassword must be the base64 of an argon2id or bcrypt hash of an affordable cost"
+        )
+
+
+def _check_user_role(request: Any) -> None:
+    _check_name(request.role)
+
+
+def _check_own_name(request: Any) -> None:
+    _check_name(request.name)
+
+
+def _check_permission(request: Any) -> None:
+    permission = request.perm
+    if (
+        permission is not None
+        and len(permission.key) + len(permission.range_end) > MAX_RECORD_BYTES
+    ):
+        raise _invalid(f"a permission has more than {MAX_RECORD_BYTES} bytes")
+
+
+def _check_name(name: str) -> None:
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise _invalid(f"a name has more than {MAX_NAME_BYTES} bytes")
+
+
 def _invalid(why: str) -> EtcdError:
     return EtcdError(INVALID_ARGUMENT, f"etcdlite: invalid request: {why}")
 
@@ -118,9 +188,23 @@ CHECKS: dict[int, Callable[[Any], None]] = by_number(
         "Lease.LeaseGrant": _check_lease_grant,
         "Lease.LeaseRevoke": _check_nothing,
         "Maintenance.Alarm": _check_nothing,
+        "Auth.AuthEnable": _check_nothing,
+        "Auth.AuthDisable": _check_nothing,
+        "Auth.UserAdd": check_user_add,
+        "Auth.UserDelete": _check_nothing,
+        "Auth.UserChangePassword": check_change_password,
+        "Auth.UserGrantRole": _check_user_role,
+        "Auth.UserRevokeRole": _check_nothing,
+        "Auth.RoleAdd": _check_own_name,
+        "Auth.RoleDelete": _check_nothing,
+        "Auth.RoleGrantPermission": _check_permission,
+        "Auth.RoleRevokePermission": _check_nothing,
         "Log.Publish": check_member,
         "Log.MemberChange": _check_member_change,
         "Log.Checkpoint": _check_checkpoint,
+        "Log.Author": _check_author,
+        "Log.TokenKey": _check_token_key,
+        "Log.Rehash": _check_rehash,
     },
 )
 """By method. Each raises EtcdError."""

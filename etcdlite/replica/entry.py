@@ -18,6 +18,11 @@ stores an entry that was damaged in the memory of another member or on the way. 
 files of the log have checksums of their own.)
 
 A membership change is an entry of its own kind, with one request, a `MemberChange`.
+
+While auth is enabled, a request `Author` (method 0xE4) says for whom the requests behind it are, up
+to the next one or the end of the entry: the name of the user and the auth revision under which they
+were prepared; or that a member asks for itself. Without one they are for nobody. An entry that is
+made while auth is not enabled has none.
 """
 
 from __future__ import annotations

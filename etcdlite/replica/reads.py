@@ -17,6 +17,10 @@ the state after the last request that is carried out completely.
 
 The line of a client that does not read its answers is held until it reads again. A read that was
 cancelled is dropped.
+
+While auth is enabled, a read is checked when it begins, against users and roles as of then. A read
+in steps fails if they change before its end, as in etcd: what it has read may not be permitted any
+more.
 """
 
 from __future__ import annotations
@@ -28,12 +32,23 @@ from itertools import chain
 from typing import Any
 
 from etcdlite import log, proto, ranges, txn
+from etcdlite.auth import ROOT, ROOT_PERMISSION
 from etcdlite.errors import UNAVAILABLE, EtcdError, error
-from etcdlite.methods import KEEP_ALIVE, RANGE, TXN, Route, by_number, numbers
+from etcdlite.methods import (
+    KEEP_ALIVE,
+    LEASE_LEASES,
+    RANGE,
+    TIME_TO_LIVE,
+    TXN,
+    Route,
+    by_number,
+    numbers,
+)
 from etcdlite.options import Options
 from etcdlite.proto import varint
 from etcdlite.raft import NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import Entry
+from etcdlite.replica.access import Access
 from etcdlite.replica.state import State
 from etcdlite.request import Session, Steps, Waiter, fail_all
 from etcdlite.storage.data import DataDamaged
@@ -101,6 +116,7 @@ class Reads:
         rng: random.Random,
         slice_is_over: Callable[[], bool],
         options: Options,
+        access: Access,
     ) -> None:
         self.streamed_now = 0
         """Answers that are being sent while they are read."""
@@ -112,6 +128,7 @@ class Reads:
         """Lines in the order of their turns, without those that are held or wait for a slot."""
         self._state = state
         self._raft = raft
+        self._access = access
         self._slice_is_over = slice_is_over
         self._request_timeout_s = options.request_timeout_s
         self._waiting: deque[Group] = deque()
@@ -300,6 +317,8 @@ class Reads:
                 and len(request.__dict__) == 1 + request.serializable
             ):
                 # The hot path of reads: one key, now.
+                if state.auth.enabled:
+                    self._access.check(session, request_id, method, request)
                 store = state.store
                 state.metrics.ranges += 1
                 kv = store.get(request.key, self._as_of)
@@ -308,6 +327,9 @@ class Reads:
                 return True
         except DataDamaged as damage:
             _fail_damaged(read, damage)
+            return True
+        except EtcdError as refused:
+            session.fail(request_id, method, refused)
             return True
         if not session.awaits(request_id):
             session.reply(request_id, method, b"")
@@ -325,8 +347,25 @@ class Reads:
     def _steps(self, read: Waiter) -> Steps:
         session, _, method, request = read
         if method == RANGE and getattr(session, "streams_ranges", False):
-            return _streamable_range(self._state, request)
-        return READERS[method](self._state, request)
+            steps = _streamable_range(self._state, request)
+        else:
+            steps = READERS[method](self._state, request)
+        return self._checked(read, steps) if self._state.auth.enabled else steps
+
+    def _checked(self, read: Waiter, steps: Steps) -> Steps:
+        """`steps`, if the one who asks may read this. Raises EtcdError."""
+        session, request_id, method, request = read
+        auth = self._state.auth
+        author = self._access.check(session, request_id, method, request)
+        revision = auth.revision
+        if method == LEASE_LEASES or (method == TIME_TO_LIVE and request.keys):
+            yield from auth.lease_read_steps(
+                self._state.lessor, author, None if method == LEASE_LEASES else request.ID
+            )
+        answer = yield from steps
+        if auth.revision != revision:
+            raise error("AuthOldRevision")
+        return answer
 
     def _enqueue(self, read: Waiter, steps: Steps | None = None) -> None:
         session, request_id, method, _ = read
@@ -579,6 +618,40 @@ def _hash_kv(state: State, request: proto.HashKVRequest) -> Steps:
     return header + response.encode()
 
 
+def _auth_status(state: State, request: proto.AuthStatusRequest) -> Steps:
+    auth = state.auth
+    response = proto.AuthStatusResponse(enabled=auth.enabled, authRevision=auth.revision)
+    return state.header + response.encode()
+    yield
+
+
+def _user_get(state: State, request: proto.AuthUserGetRequest) -> Steps:
+    user = state.auth.user(request.name)
+    if user is None:
+        raise error("UserNotFound")
+    return state.header + proto.AuthUserGetResponse(roles=user.roles).encode()
+    yield
+
+
+def _user_list(state: State, request: proto.AuthUserListRequest) -> Steps:
+    return state.header + proto.AuthUserListResponse(users=state.auth.users()).encode()
+    yield
+
+
+def _role_get(state: State, request: proto.AuthRoleGetRequest) -> Steps:
+    role = state.auth.role(request.role)
+    if role is None:
+        raise error("RoleNotFound")
+    permissions = [ROOT_PERMISSION] if request.role == ROOT else role.keyPermission
+    return state.header + proto.AuthRoleGetResponse(perm=permissions).encode()
+    yield
+
+
+def _role_list(state: State, request: proto.AuthRoleListRequest) -> Steps:
+    return state.header + proto.AuthRoleListResponse(roles=state.auth.roles()).encode()
+    yield
+
+
 READERS: dict[int, Callable[[State, Any], Steps]] = by_number(
     numbers(Route.READ | Route.SERIALIZABLE),
     {
@@ -590,5 +663,10 @@ READERS: dict[int, Callable[[State, Any], Steps]] = by_number(
         "Cluster.MemberList": _members,
         "Maintenance.Hash": _hash,
         "Maintenance.HashKV": _hash_kv,
+        "Auth.AuthStatus": _auth_status,
+        "Auth.UserGet": _user_get,
+        "Auth.UserList": _user_list,
+        "Auth.RoleGet": _role_get,
+        "Auth.RoleList": _role_list,
     },
 )

@@ -1,4 +1,5 @@
-"""The replicated state machine: store, leases, membership, alarms, and how requests change them.
+"""The replicated state machine: store, leases, membership, alarms, users, and how requests change
+them.
 
 `apply` carries out the requests of one entry in order, each with a revision of its own, and answers
 the sessions that wait for them. `change_membership` applies an entry that changes the membership.
@@ -17,15 +18,15 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from etcdlite import log, proto, txn
+from etcdlite.auth import Auth, Author, lease_puts
 from etcdlite.errors import EtcdError, error
 from etcdlite.identity import Identity
 from etcdlite.methods import (
     ALARM_METHOD,
-    CHECKPOINT,
     COMPACT,
     LEASE_GRANT,
-    PUBLISH,
     PUT,
+    ROWS,
     TXN,
     Route,
     by_number,
@@ -41,7 +42,9 @@ from etcdlite.replica.membership import CHANGES, Membership
 from etcdlite.request import Session, Steps, Waiter
 from etcdlite.storage.data import LEASE
 
-_EVEN_IF_CORRUPT = frozenset((ALARM_METHOD, PUBLISH, CHECKPOINT))
+_EVEN_IF_CORRUPT = {ALARM_METHOD} | {
+    row.number for row in ROWS if row.service in ("etcdserverpb.Auth", "etcdlite.Log")
+}
 """Methods that the alarm CORRUPT does not forbid."""
 
 
@@ -64,6 +67,7 @@ class State:
         self.clock = clock
         self.store = store
         self.lessor = store.lessor
+        self.auth = Auth(store)
         self.membership = Membership(store, options.max_learners)
         quota_bytes, segment_bytes = options.quota_bytes, options.segment_bytes
         self.alarms = Alarms(store, identity.member_id, propose, clock, quota_bytes, segment_bytes)
@@ -79,6 +83,7 @@ class State:
         self.store.close()
         self.store = store
         self.lessor = store.lessor
+        self.auth.restore(store)
         self.alarms.restore(store)
         self.membership.restore(store)
 
@@ -96,6 +101,8 @@ class State:
         metrics = self.metrics
         header = self.identity.header
         alarms = self.alarms.kinds
+        auth = self.auth
+        auth.author = None
         step_ops = step_left = store.limits.apply_step_ops
         failed: list[int] = []
         for session, request_id, method, request in requests:
@@ -104,6 +111,10 @@ class State:
                 step_left = step_ops
                 yield
             try:
+                if auth.enabled:
+                    auth.check(auth.author, method, request)
+                    if puts := lease_puts(method, request):
+                        yield from auth.lease_steps(self.lessor, auth.author, puts)
                 if alarms and (refused := refusal(alarms, method, request)) is not None:
                     raise refused
                 if method == PUT:
@@ -280,6 +291,23 @@ def _checkpoint(state: State, request: proto.LeaseCheckpointRequest) -> Steps:
     yield
 
 
+def _author(state: State, request: proto.Author) -> Steps:
+    state.auth.author = Author(request.name, request.revision, request.is_member)
+    return b""
+    yield
+
+
+def _auth(change: Callable[[Auth, Any], None]) -> Callable[[State, Any], Steps]:
+    """The applier of a method that changes users or roles."""
+
+    def applier(state: State, request: Any) -> Steps:
+        change(state.auth, request)
+        return b""
+        yield
+
+    return applier
+
+
 def _lease_key(lease_id: int) -> bytes:
     return lease_id.to_bytes(8, "big")
 
@@ -295,7 +323,21 @@ APPLIERS: dict[int, Callable[[State, Any], Steps]] = by_number(
         "Lease.LeaseGrant": _lease_grant,
         "Lease.LeaseRevoke": _lease_revoke,
         "Maintenance.Alarm": _alarm,
+        "Auth.AuthEnable": _auth(Auth.enable),
+        "Auth.AuthDisable": _auth(Auth.disable),
+        "Auth.UserAdd": _auth(Auth.add_user),
+        "Auth.UserDelete": _auth(Auth.delete_user),
+        "Auth.UserChangePassword": _auth(Auth.change_password),
+        "Auth.UserGrantRole": _auth(Auth.grant_role),
+        "Auth.UserRevokeRole": _auth(Auth.revoke_role),
+        "Auth.RoleAdd": _auth(Auth.add_role),
+        "Auth.RoleDelete": _auth(Auth.delete_role),
+        "Auth.RoleGrantPermission": _auth(Auth.grant_permission),
+        "Auth.RoleRevokePermission": _auth(Auth.revoke_permission),
         "Log.Publish": _publish,
         "Log.Checkpoint": _checkpoint,
+        "Log.Author": _author,
+        "Log.TokenKey": _auth(Auth.set_key),
+        "Log.Rehash": _auth(Auth.rehash),
     },
 )

@@ -24,13 +24,15 @@ from functools import partial
 from typing import Any
 
 from etcdlite import log, proto
+from etcdlite.auth import OWN, Author
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.frames import frame as native_frame
-from etcdlite.methods import MEMBER_CHANGE, Route, numbers
+from etcdlite.methods import AUTHOR, MEMBER_CHANGE, Route, numbers
 from etcdlite.options import Options
 from etcdlite.proto import DecodeError
 from etcdlite.raft import LEADER, NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, ENTRY_NORMAL, Entry
+from etcdlite.replica.access import Access
 from etcdlite.replica.checks import CHECKS, check
 from etcdlite.replica.entry import (
     ENTRY_HEADER,
@@ -89,11 +91,13 @@ class Writes:
         forward: Callable[[int, int, bytes, Done], bool],
         check_change: Callable[[proto.MemberChange], None],
         timeout_error: Callable[[float], EtcdError],
+        access: Access,
     ) -> None:
         """`forward(leader, term, data, done)` sends an entry to the leader; it returns False if the
         leader cannot be reached now. `check_change` raises EtcdError unless a `MemberChange` may be
         proposed now. `timeout_error` returns the error for a request that waits since a time."""
         self._state = state
+        self._access = access
         self._raft = raft
         self._forward = forward
         self._check_change = check_change
@@ -102,6 +106,8 @@ class Writes:
         self._new: list[Waiter] = []
         self._new_frames: list[bytes] = []
         """The writes for the next turn, and their native frames."""
+        self._author: Author | None = None
+        """For whom further new writes are, as their entry says so far."""
         self._alarms = state.alarms
         # Random, so that an entry of an earlier incarnation is never taken for one of this one.
         self.latest_batch = rng.getrandbits(32) << 20
@@ -142,9 +148,31 @@ class Writes:
             if session is not None:
                 session.fail(request_id, method, error("RequestTooManyRequests"))
             return
+        if self._author is not None or self._state.auth.enabled:
+            try:
+                self._name_author(session, request_id, method, request)
+            except EtcdError as refused:
+                assert session is not None, "a member may do everything"
+                session.fail(request_id, method, refused)
+                return
         self._alarms.proposed_bytes += size
         self._new.append((session, request_id, method, request))
         self._new_frames.append(frame)
+
+    def _name_author(
+        self, session: Session | None, request_id: int, method: int, request: Any
+    ) -> None:
+        """Check a new write at the door, and have its entry say for whom it is. Raises
+        EtcdError."""
+        author = None
+        if self._state.auth.enabled:
+            author = self._access.check(session, request_id, method, request)
+        if author != self._author:
+            self._author = author
+            waiter, frame = _author_request(author)
+            self._alarms.proposed_bytes += len(frame) + REQUEST_BYTES
+            self._new.append(waiter)
+            self._new_frames.append(frame)
 
     def propose_message(
         self, session: Session | None, request_id: int, method: int, request: proto.Message
@@ -172,6 +200,8 @@ class Writes:
         here may be alive."""
         self.latest_batch += 1
         frames = [native_frame(1, method, 0, request.encode()) for method, request in requests]
+        if self._state.auth.enabled:
+            frames.insert(0, _author_request(OWN)[1])
         data = encode_entry(self._state.identity.member_id, self.latest_batch, frames)
         try:
             return self._raft.propose(data)
@@ -210,17 +240,29 @@ class Writes:
         """Make entries of the writes that arrived since the last turn."""
         waiters, frames = self._new, self._new_frames
         self._new, self._new_frames = [], []
+        self._author = None
         entry_bytes = self._state.store.limits.entry_bytes
         if sum(map(len, frames)) <= entry_bytes:
             self._propose_entry(ENTRY_NORMAL, waiters, frames)
             return
-        start = size = 0
-        for at, frame in enumerate(frames):
+        some: list[Waiter] = []
+        some_frames: list[bytes] = []
+        author: tuple[Waiter, bytes] | None = None
+        size = 0
+        for waiter, frame in zip(waiters, frames, strict=True):
             if size and size + len(frame) > entry_bytes:
-                self._propose_entry(ENTRY_NORMAL, waiters[start:at], frames[start:at])
-                start, size = at, 0
+                self._propose_entry(ENTRY_NORMAL, some, some_frames)
+                some, some_frames, size = [], [], 0
+                if author is not None and waiter[2] != AUTHOR:
+                    # Each entry begins without an author.
+                    self._alarms.proposed_bytes += len(author[1]) + REQUEST_BYTES
+                    some, some_frames = [author[0]], [author[1]]
+            if waiter[2] == AUTHOR:
+                author = (waiter, frame)
+            some.append(waiter)
+            some_frames.append(frame)
             size += len(frame)
-        self._propose_entry(ENTRY_NORMAL, waiters[start:], frames[start:])
+        self._propose_entry(ENTRY_NORMAL, some, some_frames)
 
     def _propose_entry(self, kind: int, waiters: list[Waiter], frames: list[bytes]) -> None:
         self.latest_batch += 1
@@ -360,6 +402,13 @@ class Writes:
     def lost_leadership(self) -> None:
         """This member does not lead any more: forget the entries that were forwarded to it."""
         self._forwarded.clear()
+
+
+def _author_request(author: Author | None) -> tuple[Waiter, bytes]:
+    """The request of an entry that says for whom those behind it are, and its frame."""
+    name, revision, is_member = author or ("", 0, False)
+    request = proto.Author(name=name, revision=revision, is_member=is_member)
+    return (None, 0, AUTHOR, request), native_frame(1, AUTHOR, 0, request.encode())
 
 
 def _check(kind: int, method: int, request: Any) -> None:

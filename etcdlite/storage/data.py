@@ -76,6 +76,10 @@ CLEANED = 5
 """Bucket of the numbers, u64, of segments that cleaning has emptied and removed."""
 REMOVED = 6
 """Bucket of ids, u64 big-endian, of members that were removed for ever."""
+AUTH = 7
+AUTH_USER = 8
+AUTH_ROLE = 9
+"""Buckets of the users, roles and settings of `auth.py`."""
 
 MAX_DAMAGED = 10_000
 """Damaged records that are counted."""

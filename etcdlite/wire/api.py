@@ -4,6 +4,10 @@ Every protocol (native frames, gRPC, JSON) calls one of `HANDLERS` with a decode
 frame that the request has in the native protocol. Writes go through the log; reads wait for
 ReadIndex unless they are serializable; other requests are answered from this member's own state or
 by the leader. A handler raises EtcdError to refuse the request.
+
+While auth is enabled, a handler of the routes "local" and "leader" runs only if the one who asks
+may ask for this; reads and writes are checked where they are served and proposed
+(`replica/access.py`).
 """
 
 from __future__ import annotations
@@ -23,8 +27,11 @@ from etcdlite.methods import (
     MEMBER_CHANGE,
     METHOD_BY_NAME,
     METHODS,
+    TOKEN_KEY,
     UNARY,
+    Route,
     by_number,
+    numbers,
 )
 from etcdlite.proto import varint
 from etcdlite.replica import checks
@@ -164,8 +171,27 @@ def _time_to_live(
 ) -> None:
     if member.state.lessor.promoted:
         member.reads.read(session, request_id, method, request)
-    else:
+        return
+    auth = member.state.auth
+    if not (auth.enabled and request.keys):
         _ask_leader(member, session, request_id, method, frame)
+        return
+    author = member.access.author(session, request_id)
+
+    def answered(answer: bytes | EtcdError) -> None:
+        """The leader does not know who asks, so the keys are checked here."""
+        try:
+            if isinstance(answer, EtcdError):
+                raise answer
+            if author is None or not author.is_member:
+                rights = auth.rights(author)
+                for key in proto.LeaseTimeToLiveResponse.decode(answer).keys:
+                    rights.check_read(key)
+            session.reply(request_id, method, answer)
+        except EtcdError as failure:
+            session.fail(request_id, method, failure)
+
+    _ask_leader(member, Asked(answered), request_id, method, frame)
 
 
 def _ask_leader(
@@ -232,6 +258,79 @@ def _defragment(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
     member.maintenance.defragment(session, request_id, method)
+
+
+def _authenticate(
+    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
+) -> None:
+    def confirmed(answer: bytes | EtcdError) -> None:
+        """The state is linearizable."""
+        try:
+            if isinstance(answer, EtcdError):
+                raise answer
+            member.logins.log_in(session, request_id, method, request)
+        except EtcdError as failure:
+            session.fail(request_id, method, failure)
+
+    member.reads.read(Asked(confirmed), 0, KEEP_ALIVE, None)
+
+
+def _auth_enable(
+    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
+) -> None:
+    if not member.state.auth.enabled:
+        member.writes.propose_own(TOKEN_KEY, proto.TokenKey(seed=member.tokens.new_seed()))
+    member.writes.propose(session, request_id, method, request, frame)
+
+
+def _user_add(
+    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
+) -> None:
+    has_password = request.options is None or not request.options.no_password
+    added = proto.AuthUserAddRequest(name=request.name, options=request.options)
+    if not has_password:
+        member.writes.propose_message(session, request_id, method, added)
+    elif request.hashedPassword and not request.password:
+        _propose(member, session, request_id, method, request, frame)
+    else:
+        _propose_hashed(member, session, request_id, method, added, request.password)
+
+
+def _change_password(
+    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
+) -> None:
+    if request.password:
+        changed = proto.AuthUserChangePasswordRequest(name=request.name)
+        _propose_hashed(member, session, request_id, method, changed, request.password)
+    else:
+        _propose(member, session, request_id, method, request, frame)
+
+
+def _propose_hashed(
+    member: Member,
+    session: Session,
+    request_id: int,
+    method: int,
+    request: proto.AuthUserAddRequest | proto.AuthUserChangePasswordRequest,
+    password: str,
+) -> None:
+    """Propose a request with the hash of a password."""
+
+    def hashed(result: str | EtcdError) -> None:
+        if isinstance(result, EtcdError):
+            session.fail(request_id, method, result)
+        else:
+            request.hashedPassword = result
+            member.writes.propose_message(session, request_id, method, request)
+
+    if member.state.auth.enabled:
+        member.access.check(session, request_id, method, request)
+    member.logins.hash(session, request_id, request.name, password, hashed)
+
+
+def read_renewal(body: bytes) -> int:
+    """The lease that a message of a LeaseKeepAlive stream renews. Raises DecodeError."""
+    return (_RENEWALS.get(body) or _read_renewal(body))[0]
 
 
 def keep_alive(member: Member, body: bytes, done: Done) -> None:
@@ -324,9 +423,28 @@ _ACTIONS = {
     METHOD_BY_NAME["Cluster.MemberPromote"].number: cluster.PROMOTE,
 }
 
+
+def _checked(handler: Handler) -> Handler:
+    """A handler that first checks whether the one who asks may."""
+
+    def checked(
+        member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
+    ) -> None:
+        if member.state.auth.enabled:
+            member.access.check(session, request_id, method, request)
+        handler(member, session, request_id, method, request, frame)
+
+    return checked
+
+
+_CHECKED = numbers(Route.LOCAL | Route.LEADER)
+
 HANDLERS: dict[int, tuple[Handler, Any]] = {
     # With the decoder, which `proto.decode_request` bounds for requests above `FEW_BYTES`.
-    number: (handler, METHODS[number].request.decode)
+    number: (
+        _checked(handler) if number in _CHECKED else handler,
+        METHODS[number].request.decode,
+    )
     for number, handler in by_number(
         UNARY,
         {
@@ -350,6 +468,23 @@ HANDLERS: dict[int, tuple[Handler, Any]] = {
             "Maintenance.Hash": _read_now,
             "Maintenance.HashKV": _read_now,
             "Maintenance.MoveLeader": _move_leader,
+            "Auth.AuthEnable": _auth_enable,
+            "Auth.AuthDisable": _propose,
+            "Auth.AuthStatus": _read,
+            "Auth.Authenticate": _authenticate,
+            "Auth.UserAdd": _user_add,
+            "Auth.UserGet": _read,
+            "Auth.UserList": _read,
+            "Auth.UserDelete": _propose,
+            "Auth.UserChangePassword": _change_password,
+            "Auth.UserGrantRole": _propose,
+            "Auth.UserRevokeRole": _propose,
+            "Auth.RoleAdd": _propose,
+            "Auth.RoleGet": _read,
+            "Auth.RoleList": _read,
+            "Auth.RoleDelete": _propose,
+            "Auth.RoleGrantPermission": _propose,
+            "Auth.RoleRevokePermission": _propose,
         },
     ).items()
 }

@@ -26,6 +26,13 @@ class CallOwner(Protocol):
 
     calls: Calls
 
+    @property
+    def certificate_user(self) -> str:
+        """As in `request.Session`."""
+
+    def token(self, request_id: int) -> str:
+        """The auth token of an open request, or ""."""
+
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
         """Send one message of the answer."""
 
@@ -85,6 +92,20 @@ class Call:
     def close(self) -> None:
         """The call is over: release its resources."""
 
+    # For the member, when the call is the session of requests of its own.
+
+    is_member = False
+
+    @property
+    def certificate_user(self) -> str:
+        return self.owner.certificate_user
+
+    def token(self, request_id: int) -> str:
+        return self.owner.token(self.request_id)
+
+    def logged_in(self, token: str) -> None:
+        pass
+
     # The interface of a Sink (watch.py).
 
     @property
@@ -124,6 +145,7 @@ class Calls:
         return len(self._open)
 
     def open(self, request_id: int, method: int, kind: type[Call]) -> Call:
+        """Raises EtcdError if the client may not open such a call."""
         call = kind(self._member, self._owner, request_id, method)
         self._open[request_id] = call
         if call.wakes:

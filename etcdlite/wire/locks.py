@@ -41,7 +41,7 @@ from weakref import WeakKeyDictionary
 from etcdlite import frames, methods, proto
 from etcdlite.errors import UNKNOWN, EtcdError, error
 from etcdlite.member import Member
-from etcdlite.methods import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN
+from etcdlite.methods import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN, WATCH
 from etcdlite.watch import WatchStream
 from etcdlite.wire import api
 from etcdlite.wire.calls import Call, CallOwner
@@ -155,7 +155,16 @@ class _Queue:
             self._stream.close()
             self._stream = None
 
-    # As the session of a read.
+    # As the session of a read. The calls in the queue share it, and learn nothing but their turn.
+
+    is_member = True
+    certificate_user = ""
+
+    def token(self, request_id: int) -> str:
+        return ""
+
+    def logged_in(self, token: str) -> None:
+        pass
 
     def _read(self) -> None:
         request = proto.RangeRequest(
@@ -250,6 +259,8 @@ class _ScriptedCall(Call):
 
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
+        # Kept, because what a script does after the client has cancelled it needs the token, too.
+        self._token = owner.token(request_id)
         self._script: Script | None = None
         self._stream: WatchStream | None = None
         self._is_following = False
@@ -284,6 +295,9 @@ class _ScriptedCall(Call):
 
     def awaits(self, request_id: int) -> bool:
         return True
+
+    def token(self, request_id: int) -> str:
+        return self._token
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         self._answered()
@@ -337,10 +351,17 @@ class _ScriptedCall(Call):
                     return
                 outcome = True
             elif isinstance(step, _Follow):
+                create = proto.WatchCreateRequest(**step._asdict())
+                if self.member.state.auth.enabled:
+                    try:
+                        self.member.access.check(self, self.request_id, WATCH, create)
+                    except EtcdError as refused:
+                        outcome = refused
+                        continue
                 self._is_following = True
                 quota = self.owner.calls.watch_quota
                 self._stream = self.member.hub.open(_EventSink(self), quota)
-                self._stream.create(proto.WatchCreateRequest(**step._asdict()))
+                self._stream.create(create)
                 return
             elif step is None:
                 self._is_following = True

@@ -5,6 +5,11 @@ A `ProtocolError` of the peer is reported to it; then the connection is closed.
 
 Limits: a frame has at most `max_request_bytes` + 512 KiB; at most `MAX_OPEN_REQUESTS` wait for an
 answer at once; unsent output and deadlines as in `session.py`.
+
+Users: frames have no place for a token. The token in the answer to Auth.Authenticate counts for the
+connection: for all its requests from then on, open streams included, until the next answer to one.
+A client that has a token already, from another connection or member, sends it as the password, with
+an empty name; it costs no hash, and the answer holds the same token.
 """
 
 from __future__ import annotations
@@ -55,6 +60,8 @@ class NativeSession(ClientSession):
         self._requests: dict[int, int] = {}
         """The method of each open request, by request id; or `_CANCELED`."""
         self.calls = Calls(member, self)
+        self._token = ""
+        """The token of the last successful Authenticate on this connection."""
 
     # Input.
 
@@ -177,6 +184,12 @@ class NativeSession(ClientSession):
             self.fail(request_id, method, failure)
         except DecodeError as failure:
             self.fail(request_id, method, api.invalid(failure))
+
+    def token(self, request_id: int) -> str:
+        return self._token
+
+    def logged_in(self, token: str) -> None:
+        self._token = token
 
     # Output.
 

@@ -260,6 +260,12 @@ class Accepted(PeerConnection):
 
     # As a session of the member.
 
+    def token(self, request_id: int) -> str:
+        return ""
+
+    def logged_in(self, token: str) -> None:
+        pass
+
     def awaits(self, request_id: int) -> bool:
         return request_id in self._requests
 

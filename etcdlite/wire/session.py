@@ -27,6 +27,14 @@ class ClientSession(Session):
     member: Member
     calls: Calls
 
+    def token(self, request_id: int) -> str:
+        """The auth token of an open request, or ""."""
+        raise NotImplementedError
+
+    def logged_in(self, token: str) -> None:
+        """Auth.Authenticate is answered with this token. Does nothing if each request brings
+        one."""
+
     def awaits(self, request_id: int) -> bool:
         """Whether the request is open and not cancelled."""
         raise NotImplementedError

@@ -9,14 +9,16 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from etcdlite import ETCD_API_VERSION, log, proto, txn
+from etcdlite.auth import Auth
 from etcdlite.errors import DATA_LOSS, UNAVAILABLE, EtcdError, error
 from etcdlite.member import Member
-from etcdlite.methods import RANGE, Route, by_number, numbers
+from etcdlite.methods import KEEP_ALIVE, RANGE, SNAPSHOT, WATCH, Route, by_number, numbers
 from etcdlite.proto import varint
 from etcdlite.ranges import key_range, streamed
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.snap import Image
 from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.steps import finish
 from etcdlite.wire import api
 from etcdlite.wire import locks as concurrency
 from etcdlite.wire.calls import Call, CallOwner
@@ -51,7 +53,14 @@ class WatchCall(Call):
         if request.create_request is not None:
             if self.member.catch_up.is_behind:
                 raise behind_error()
-            self._stream.create(request.create_request)
+            create = request.create_request
+            if self.member.state.auth.enabled:
+                try:
+                    self.member.access.check(self, self.request_id, WATCH, create)
+                except EtcdError as refused:
+                    self._stream.refuse(refused.text)
+                    return
+            self._stream.create(create)
         elif request.cancel_request is not None:
             self._stream.cancel(request.cancel_request.watch_id)
         elif request.progress_request is not None:
@@ -84,6 +93,12 @@ class KeepAliveCall(Call):
             self._unread_checks = self._unread_checks + 1 if self.blocked else 0
             if self._unread_checks > MAX_UNREAD_CHECKS:
                 raise error("RequestTooManyRequests")
+        member = self.member
+        auth = member.state.auth
+        if auth.enabled:
+            author = member.access.check(self, self.request_id, KEEP_ALIVE, None)
+            lease_id = api.read_renewal(body)
+            finish(auth.lease_steps(member.state.lessor, author, [(lease_id, None)]))
         self._unanswered += 1
         api.keep_alive(self.member, body, self._done)
 
@@ -143,6 +158,8 @@ class SnapshotCall(Call):
 
     def message(self, body: bytes) -> None:
         if self._parts is None:
+            if self.member.state.auth.enabled:
+                self.member.access.check(self, self.request_id, SNAPSHOT, None)
             calls = self.owner.calls
             if self.member.backups_under_way >= MAX_SNAPSHOTS or calls.sends_snapshot:
                 raise error("RequestTooManyRequests")
@@ -196,6 +213,7 @@ class RangeStreamCall(Call):
         self._cursor: bytes | None = None
         self._end: bytes | None = None
         self._revision = 0
+        self._auth_revision = 0
         self._count = 0
         self._is_closed = False
 
@@ -209,6 +227,10 @@ class RangeStreamCall(Call):
             proto.RangeRequest.ASCEND,
         ):
             raise error("InvalidSortOption")
+        auth = self.member.state.auth
+        if auth.enabled:
+            self.member.access.check(self, self.request_id, RANGE, request)
+        self._auth_revision = auth.revision
         self._request = request
         self._is_whole = bool(
             request.limit
@@ -251,6 +273,7 @@ class RangeStreamCall(Call):
 
     def produce(self) -> None:
         assert self._cursor is not None
+        _check_same(self.member.state.auth, self._auth_revision)
         store = self.member.state.store
         store.check_revision(self._revision)
         records, cursor = store.scan(
@@ -301,6 +324,7 @@ class LargeRangeCall(Call):
         if member.reads.streamed_now >= store.limits.max_streamed_answers:
             raise error("RequestTooManyRequests")
         self._pieces: Generator[bytes | int, None, None] | None = None
+        self._auth_revision = member.state.auth.revision
 
     def begin(self, request: proto.RangeRequest, send: Callable[[bytes | int], None]) -> None:
         """Answer `request`. `send` takes the length of the answer, and then its pieces."""
@@ -317,6 +341,7 @@ class LargeRangeCall(Call):
         assert self._pieces is not None
         if self._store is not self.member.state.store:
             raise EtcdError(UNAVAILABLE, "etcdlite: this member took over a snapshot; ask again")
+        _check_same(self.member.state.auth, self._auth_revision)
         try:
             piece = next(self._pieces, None)
         except DataDamaged as damage:
@@ -334,6 +359,13 @@ class LargeRangeCall(Call):
             self._pieces = None
             self.member.reads.streamed_now -= 1
             del self._send_piece
+
+
+def _check_same(auth: Auth, revision: int) -> None:
+    """Raise AuthOldRevision if users or roles have changed since an answer began: what is still to
+    be read may not be permitted any more."""
+    if auth.enabled and auth.revision != revision:
+        raise error("AuthOldRevision")
 
 
 CALLS: dict[int, type[Call]] = by_number(

@@ -14,6 +14,13 @@ from etcdlite.raft import Raft
 from etcdlite.storage.disk import Disk
 
 
+def run_logins(member: Member) -> None:
+    """Compute the hashes of all passwords that wait, as the server's threads do."""
+    while (job := member.logins.take()) is not None:
+        job.run()
+        member.logins.finished(job)
+
+
 class LoneMember:
     """A member alone in its cluster over a folder, driven by hand: what `server.py` does with
     threads and sockets, done at once and in order."""
@@ -69,6 +76,7 @@ class LoneMember:
             self.wal.save_all(saves)
             member.persisted(saves)
             member.maintain()
+            run_logins(member)
             task = member.take_task()
             if task is not None:
                 task()

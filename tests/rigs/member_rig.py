@@ -20,6 +20,7 @@ from etcdlite.raft import Config, Raft
 from etcdlite.storage.disk import Disk
 from etcdlite.wire import api
 from rigs.faulty_disk import FaultyDisk
+from rigs.lone_member import run_logins
 from rigs.plain_model import PlainStore
 from rigs.store_rig import check_store
 
@@ -166,6 +167,15 @@ class MemberRig:
 
     # The session.
 
+    is_member = False
+    certificate_user = ""
+
+    def token(self, request_id: int) -> str:
+        return ""
+
+    def logged_in(self, token: str) -> None:
+        pass
+
     def awaits(self, request_id: int) -> bool:
         return request_id not in self.cancelled
 
@@ -219,6 +229,7 @@ class MemberRig:
             member.maintenance.released = None
             self.wal.cover(*released, min(released[0], member.log_begin))
         member.maintain()
+        run_logins(member)
         task = member.take_task()
         if task is not None:
             task()

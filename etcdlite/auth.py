@@ -1,0 +1,671 @@
+"""Users, roles and permissions: the part of the replicated state that says who may do what.
+
+`Auth` is the auth store of etcd (`server/auth/store.go`), with its rules, texts and messages. Its
+methods are of two kinds. Those that change it carry out a request of the log, on every member.
+Those that check decide whether an `Author` may do what a request asks for. They depend on nothing
+but the state and the request, so every member decides the same when it applies the request. The
+member that a client talks to decides the same way before it proposes (`replica/access.py`).
+
+A user may do what its roles permit together: permissions that touch or overlap count as one range
+(`KeySet`). The user who has the role `root` may do everything. The role `root` need not exist.
+
+The auth revision counts the changes, and is bumped exactly when etcd bumps it: with every change
+except `enable`, and except what etcd does not have (`set_key`, `rehash`). A request that was
+prepared under an older revision is refused with AuthOldRevision, because what its author was
+permitted may have changed.
+
+Invariants: a request fails before its first change or is carried out completely. No password is
+here, only hashes (`passwords.py`). While auth is enabled, the user root exists, has the role root,
+and there is a key that signs tokens (`tokens.py`).
+
+Records, in three buckets of the data file (`storage/data.py`):
+
+    AUTH       "enabled"        b"\\1" or b"\\0"; absent: not enabled
+               "revision"       the auth revision, u64 big-endian; absent: 1
+               "key"            the Ed25519 seed that signs tokens, 32 bytes
+               "since/" + name  the auth revision, u64 big-endian, at which the user got its
+                                password. Tokens of earlier revisions are not valid.
+    AUTH_USER  name             authpb.User, roles sorted
+    AUTH_ROLE  name             authpb.Role, permissions sorted by key
+"""
+
+from __future__ import annotations
+
+import base64
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from etcdlite import log, proto
+from etcdlite.errors import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, EtcdError, error
+from etcdlite.lease import Lessor
+from etcdlite.methods import LEASE_REVOKE, PUT, ROWS, TXN, Permission
+from etcdlite.mvcc import Store
+from etcdlite.storage.data import AUTH, AUTH_ROLE, AUTH_USER
+
+ROOT = "root"
+"""The name of the user and of the role that may do everything."""
+
+MAX_NAME_BYTES = 4096
+"""The longest name of a user or a role, in UTF-8."""
+
+MAX_RECORD_BYTES = 64 << 10
+"""The largest record of a user or a role: about 2,000 permissions."""
+
+MAX_AUTH_BYTES = 16 << 20
+RECORD_BYTES = 1024
+"""All users and roles together, counted as their records plus `RECORD_BYTES` each: at most 16,384
+of them."""
+
+SEED_BYTES = 32
+
+KEYS_PER_STEP = 1024
+"""Keys of a lease that one step checks."""
+
+MAX_KNOWN_LEASES = 10_000
+MAX_LEASE_WRITERS = 8
+"""Bounds of what is remembered about leases, and of users for each."""
+
+ROOT_PERMISSION = proto.Permission(permType=proto.Permission.READWRITE, key=b"", range_end=b"\0")
+"""What RoleGet shows for the role root."""
+
+_ENABLED = b"enabled"
+_REVISION = b"revision"
+_KEY = b"key"
+_SINCE = b"since/"
+
+
+class Author(NamedTuple):
+    """For whom a request is."""
+
+    name: str
+    revision: int
+    """The auth revision under which the request was prepared."""
+    is_member: bool = False
+    """A member made the request itself, and may do everything."""
+
+
+OWN = Author("", 0, True)
+"""The author of what a member asks for itself."""
+
+
+class KeySet:
+    """A set of keys, given by ranges that may touch and overlap: the interval tree of etcd's
+    `adt` package, as sorted ranges that do not."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self, ranges: Iterable[tuple[bytes, bytes]]) -> None:
+        """The union of these ranges [start, end); the end b"" means that there is no upper
+        bound."""
+        self._starts: list[bytes] = []
+        self._ends: list[bytes] = []
+        ends = self._ends
+        for start, end in sorted(ranges):
+            if end and end <= start:
+                continue
+            if ends and (not ends[-1] or ends[-1] >= start):
+                if ends[-1] and (not end or end > ends[-1]):
+                    ends[-1] = end
+            else:
+                self._starts.append(start)
+                ends.append(end)
+
+    def ranges(self) -> list[tuple[bytes, bytes]]:
+        """The ranges of the union, in order."""
+        return list(zip(self._starts, self._ends, strict=True))
+
+    def holds(self, key: bytes, range_end: bytes = b"") -> bool:
+        """Whether all keys are in the set that a request with this key and range end names."""
+        at = bisect_right(self._starts, key) - 1
+        if at < 0:
+            return False
+        end = self._ends[at]
+        if not range_end:
+            return not end or key < end
+        if range_end == b"\0":
+            return not end
+        return self._starts[at] < range_end and (not end or (key < end and range_end <= end))
+
+
+class Rights:
+    """What a user may do."""
+
+    __slots__ = ("is_root", "read", "roles", "write")
+
+    def __init__(self, roles: frozenset[str], read: KeySet, write: KeySet) -> None:
+        self.roles = roles
+        self.is_root = ROOT in roles
+        self.read = read
+        self.write = write
+
+    def check_read(self, key: bytes, range_end: bytes = b"") -> None:
+        if not (self.is_root or self.read.holds(key, range_end)):
+            raise error("PermissionDenied")
+
+    def check_write(self, key: bytes, range_end: bytes = b"") -> None:
+        if not (self.is_root or self.write.holds(key, range_end)):
+            raise error("PermissionDenied")
+
+
+class Auth:
+    """The users and roles of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.author: Author | None = None
+        """For whom the request is that is being applied; None if its entry does not say."""
+        self.restore(store)
+
+    def restore(self, store: Store) -> None:
+        """Take the users and roles of a store. Raises DecodeError if a record is none."""
+        self._store = store
+        self.enabled = False
+        """Whether requests are checked. The hot paths read this."""
+        settings = store.buckets.get(AUTH, {})
+        self.revision = int.from_bytes(settings.get(_REVISION, b"\1"), "big")
+        self.key = settings.get(_KEY, b"")
+        """The seed that signs tokens; empty before auth is enabled for the first time."""
+        self.since = {
+            name[len(_SINCE) :].decode(): int.from_bytes(value, "big")
+            for name, value in settings.items()
+            if name.startswith(_SINCE)
+        }
+        """By user: tokens of earlier auth revisions are not valid."""
+        self._roles: dict[str, proto.Role] = {}
+        """Decoded records, as they were needed."""
+        self._rights: dict[str, Rights | None] = {}
+        """By user, as they were needed; None for a user that does not exist."""
+        self._lease_writers: dict[int, list[str]] = {}
+        """Users without the role root that may write all keys of a lease, by lease."""
+        self._forbidden: dict[tuple[int, str], bytes] = {}
+        """A key of a lease that a user may not write, by lease and user."""
+        self._size_bytes = 0
+        for bucket, decode in ((AUTH_USER, proto.User.decode), (AUTH_ROLE, proto.Role.decode)):
+            for name, record in store.buckets.get(bucket, {}).items():
+                decode(record)
+                self._size_bytes += len(name) + len(record) + RECORD_BYTES
+        self.enabled = settings.get(_ENABLED) == b"\1"
+
+    # Who may do what.
+
+    def rights(self, author: Author | None) -> Rights:
+        """What the author of a request may do. Raises UserEmpty, AuthOldRevision, and
+        PermissionDenied for a user that does not exist."""
+        if author is None or not author.revision:
+            raise error("UserEmpty")
+        if author.revision < self.revision:
+            raise error("AuthOldRevision")
+        # Hot path: `rights_of`, inlined.
+        rights = self._rights.get(author.name) or self.rights_of(author.name)
+        if rights is None:
+            raise error("PermissionDenied")
+        return rights
+
+    def rights_of(self, name: str) -> Rights | None:
+        """What a user may do; None if there is no such user."""
+        if name in self._rights:
+            return self._rights[name]
+        user = self.user(name)
+        rights = None
+        if user is not None:
+            read: list[tuple[bytes, bytes]] = []
+            write: list[tuple[bytes, bytes]] = []
+            for role_name in user.roles:
+                role = self.role(role_name)
+                for permission in () if role is None else role.keyPermission:
+                    covered = _covered(permission.key, permission.range_end)
+                    if permission.permType in (proto.Permission.READ, proto.Permission.READWRITE):
+                        read.append(covered)
+                    if permission.permType in (proto.Permission.WRITE, proto.Permission.READWRITE):
+                        write.append(covered)
+            rights = Rights(frozenset(user.roles), KeySet(read), KeySet(write))
+        if len(self._rights) >= MAX_AUTH_BYTES // RECORD_BYTES:
+            self._rights.clear()  # Names that do not exist come from certificates.
+        self._rights[name] = rights
+        return rights
+
+    def check(self, author: Author | None, method: int, request: Any) -> None:
+        """Raise the EtcdError that refuses a request to its author, as far as it does not depend on
+        the keys of leases (`lease_steps`)."""
+        if author is None or not author.is_member:
+            check = _CHECKS[method]
+            if check is not None:
+                check(self, author, request)
+
+    def check_root(self, author: Author | None) -> None:
+        """Raise UserEmpty, UserNotFound or PermissionDenied unless the author has the role
+        root."""
+        if author is None or not (author.name or author.is_member):
+            raise error("UserEmpty")
+        if author.is_member:
+            return
+        rights = self.rights_of(author.name)
+        if rights is None:
+            raise error("UserNotFound")
+        if not rights.is_root:
+            raise error("PermissionDenied")
+
+    def lease_steps(
+        self, lessor: Lessor, author: Author | None, puts: Sequence[tuple[int, bytes | None]]
+    ) -> Generator[None, None, None]:
+        """Raise PermissionDenied unless the author may write all keys of the leases in `puts`, each
+        a lease and the key that will be attached to it, if any (`lease_puts`). In steps.
+
+        A lease may have 100,000 keys, and each put with the lease would look at all of them. So the
+        users that are permitted are remembered, as long as they may write each further key; and of
+        those that are not, a key that they may not write."""
+        if author is None or not author.is_member:
+            rights = self.rights(author)
+            assert author is not None
+            for lease_id in {lease_id for lease_id, _ in puts}:
+                if not (rights.is_root or author.name in self._lease_writers.get(lease_id, ())):
+                    yield from self._check_lease(lessor, lease_id, author.name, rights)
+        for lease_id, key in puts:
+            writers = self._lease_writers.get(lease_id)
+            if writers and key is not None:
+                for name in list(writers):
+                    rights_of = self.rights_of(name)
+                    if rights_of is None or not rights_of.write.holds(key):
+                        writers.remove(name)
+
+    def _check_lease(
+        self, lessor: Lessor, lease_id: int, name: str, rights: Rights
+    ) -> Generator[None, None, None]:
+        witness = self._forbidden.get((lease_id, name), b"")
+        if witness and lessor.key_lease.get(witness) == lease_id:
+            rights.check_write(witness)
+        for count, key in enumerate(lessor.attached(lease_id), 1):
+            if not rights.write.holds(key):
+                if len(self._forbidden) >= MAX_KNOWN_LEASES:
+                    self._forbidden.clear()
+                self._forbidden[lease_id, name] = key
+                raise error("PermissionDenied")
+            if count % KEYS_PER_STEP == 0:
+                yield
+        if len(self._lease_writers) >= MAX_KNOWN_LEASES:
+            self._lease_writers.clear()
+        writers = self._lease_writers.setdefault(lease_id, [])
+        if len(writers) >= MAX_LEASE_WRITERS:
+            del writers[0]
+        writers.append(name)
+
+    def lease_read_steps(
+        self, lessor: Lessor, author: Author | None, lease_id: int | None
+    ) -> Generator[None, None, None]:
+        """Raise PermissionDenied unless the author may read all keys of the lease, or of all leases
+        (None). In steps."""
+        if author is None or not author.is_member:
+            rights = self.rights(author)
+            if not rights.is_root:
+                keys = list(lessor.key_lease) if lease_id is None else lessor.attached(lease_id)
+                for count, key in enumerate(keys, 1):
+                    rights.check_read(key)
+                    if count % KEYS_PER_STEP == 0:
+                        yield
+
+    # What is there.
+
+    def user(self, name: str) -> proto.User | None:
+        record = self._store.buckets.get(AUTH_USER, {}).get(name.encode())
+        return None if record is None else proto.User.decode(record)
+
+    def role(self, name: str) -> proto.Role | None:
+        role = self._roles.get(name)
+        if role is None:
+            record = self._store.buckets.get(AUTH_ROLE, {}).get(name.encode())
+            if record is not None:
+                role = self._roles[name] = proto.Role.decode(record)
+        return role
+
+    def users(self) -> list[str]:
+        """All names, sorted."""
+        return [name.decode() for name in sorted(self._store.buckets.get(AUTH_USER, ()))]
+
+    def roles(self) -> list[str]:
+        """All names, sorted."""
+        return [name.decode() for name in sorted(self._store.buckets.get(AUTH_ROLE, ()))]
+
+    # Changes: each carries out a request of the log.
+
+    def enable(self, request: proto.AuthEnableRequest) -> None:
+        if self.enabled:
+            return
+        root = self.user(ROOT)
+        if root is None:
+            raise error("RootUserNotExist")
+        if ROOT not in root.roles:
+            raise error("RootRoleNotExist")
+        if not self.key:
+            raise EtcdError(
+                INVALID_ARGUMENT, "etcdlite: there is no key that signs tokens; enable auth again"
+            )
+        self._set(_ENABLED, b"\1")
+        self.enabled = True
+        log.info("enabled authentication")
+
+    def disable(self, request: proto.AuthDisableRequest) -> None:
+        if not self.enabled:
+            return
+        self._set(_ENABLED, b"\0")
+        self.enabled = False
+        self._commit()
+        log.info("disabled authentication")
+
+    def set_key(self, request: proto.TokenKey) -> None:
+        """Take a new key for tokens, unless auth is enabled and this is no rotation. Tokens of the
+        old key are not valid any more. A rotation bumps the auth revision."""
+        if self.enabled:
+            if not request.rotates:
+                return
+            self.check_root(self.author)
+        self.key = request.seed
+        self._set(_KEY, self.key)
+        if self.enabled:
+            self._commit()
+
+    def add_user(self, request: proto.AuthUserAddRequest) -> None:
+        name = request.name
+        if not name:
+            raise error("UserEmpty")
+        if self.user(name) is not None:
+            raise error("UserAlreadyExist")
+        has_password = request.options is None or not request.options.no_password
+        user = proto.User(
+            name=name.encode(),
+            password=base64.b64decode(request.hashedPassword) if has_password else b"",
+            options=proto.UserAddOptions(no_password=not has_password),
+        )
+        self._put(AUTH_USER, name, user)
+        self._commit()
+        self._set_since(name)
+        log.info("added a user", **{"user-name": name})
+
+    def delete_user(self, request: proto.AuthUserDeleteRequest) -> None:
+        name = request.name
+        if self.enabled and name == ROOT:
+            raise error("InvalidAuthMgmt")
+        self._existing_user(name)
+        self._put(AUTH_USER, name, None)
+        self._set(_SINCE + name.encode(), None)
+        self.since.pop(name, None)
+        self._commit()
+        log.info("deleted a user", **{"user-name": name})
+
+    def change_password(self, request: proto.AuthUserChangePasswordRequest) -> None:
+        user = self._existing_user(request.name)
+        if user.options is None or not user.options.no_password:
+            user.password = base64.b64decode(request.hashedPassword)
+        self._put(AUTH_USER, request.name, user)
+        self._commit()
+        self._set_since(request.name)
+        log.info("changed a password of a user", **{"user-name": request.name})
+
+    def rehash(self, request: proto.Rehash) -> None:
+        """Replace the hash of a password by another one of the same password, if it is still the
+        one. Tokens stay valid."""
+        user = self.user(request.name)
+        if user is not None and user.password == request.old:
+            user.password = request.new
+            self._put(AUTH_USER, request.name, user)
+
+    def grant_role(self, request: proto.AuthUserGrantRoleRequest) -> None:
+        user = self._existing_user(request.user)
+        if request.role != ROOT:
+            self._existing_role(request.role)
+        if request.role in user.roles:
+            return
+        user.roles = sorted([*user.roles, request.role], key=str.encode)
+        self._put(AUTH_USER, request.user, user)
+        self._commit()
+
+    def revoke_role(self, request: proto.AuthUserRevokeRoleRequest) -> None:
+        if self.enabled and request.name == ROOT and request.role == ROOT:
+            raise error("InvalidAuthMgmt")
+        user = self._existing_user(request.name)
+        if request.role not in user.roles:
+            raise error("RoleNotGranted")
+        user.roles = [role for role in user.roles if role != request.role]
+        self._put(AUTH_USER, request.name, user)
+        self._commit()
+
+    def add_role(self, request: proto.AuthRoleAddRequest) -> None:
+        if not request.name:
+            raise error("RoleEmpty")
+        if self.role(request.name) is not None:
+            raise error("RoleAlreadyExist")
+        self._put(AUTH_ROLE, request.name, proto.Role(name=request.name.encode()))
+        self._commit()
+
+    def delete_role(self, request: proto.AuthRoleDeleteRequest) -> None:
+        if self.enabled and request.role == ROOT:
+            raise error("InvalidAuthMgmt")
+        self._existing_role(request.role)
+        self._put(AUTH_ROLE, request.role, None)
+        name = request.role.encode()
+        for user_name, record in list(self._store.buckets.get(AUTH_USER, {}).items()):
+            if name in record:
+                user = proto.User.decode(record)
+                if request.role in user.roles:
+                    user.roles = [role for role in user.roles if role != request.role]
+                    self._put(AUTH_USER, user_name.decode(), user)
+        self._commit()
+
+    def grant_permission(self, request: proto.AuthRoleGrantPermissionRequest) -> None:
+        permission = request.perm
+        if permission is None:
+            raise error("PermissionNotGiven")
+        if not _is_range(permission.key, permission.range_end):
+            raise error("InvalidAuthMgmt")
+        role = self._existing_role(request.name)
+        granted = list(role.keyPermission)
+        key = permission.key
+        at = bisect_left(granted, key, key=lambda each: each.key)
+        while at < len(granted) and granted[at].key == key:
+            if granted[at].range_end == permission.range_end:
+                granted[at] = permission
+                break
+            at += 1
+        else:
+            granted.insert(at, permission)
+        self._put(AUTH_ROLE, request.name, proto.Role(name=role.name, keyPermission=granted))
+        self._commit()
+
+    def revoke_permission(self, request: proto.AuthRoleRevokePermissionRequest) -> None:
+        role = self._existing_role(request.role)
+        left = [
+            permission
+            for permission in role.keyPermission
+            if (permission.key, permission.range_end) != (request.key, request.range_end)
+        ]
+        if len(left) == len(role.keyPermission):
+            raise error("PermissionNotGranted")
+        self._put(AUTH_ROLE, request.role, proto.Role(name=role.name, keyPermission=left))
+        self._commit()
+
+    def _existing_user(self, name: str) -> proto.User:
+        user = self.user(name)
+        if user is None:
+            raise error("UserNotFound")
+        return user
+
+    def _existing_role(self, name: str) -> proto.Role:
+        role = self.role(name)
+        if role is None:
+            raise error("RoleNotFound")
+        return role
+
+    def _put(self, bucket: int, name: str, message: proto.User | proto.Role | None) -> None:
+        """Set or remove a record. Raises EtcdError if it is too large, or if all are; call it
+        before any other change."""
+        key = name.encode()
+        old = self._store.buckets.get(bucket, {}).get(key)
+        record = None if message is None else message.encode()
+        grown = 0 if old is None else -len(key) - len(old) - RECORD_BYTES
+        if record is not None:
+            grown += len(key) + len(record) + RECORD_BYTES
+            if len(record) > MAX_RECORD_BYTES:
+                what = "user" if bucket == AUTH_USER else "role"
+                raise EtcdError(
+                    RESOURCE_EXHAUSTED,
+                    f"etcdlite: the {what} would take more than {MAX_RECORD_BYTES} bytes; give "
+                    "a user several roles instead",
+                )
+            if grown > 0 and self._size_bytes + grown > MAX_AUTH_BYTES:
+                raise EtcdError(
+                    RESOURCE_EXHAUSTED,
+                    f"etcdlite: users and roles would take more than {MAX_AUTH_BYTES} bytes; "
+                    "delete those that are not needed",
+                )
+        self._size_bytes += grown
+        self._store.set_bucket(bucket, key, record)
+        if bucket == AUTH_ROLE:
+            self._roles.pop(name, None)
+
+    def _set(self, key: bytes, value: bytes | None) -> None:
+        self._store.set_bucket(AUTH, key, value)
+
+    def _set_since(self, name: str) -> None:
+        self.since[name] = self.revision
+        self._set(_SINCE + name.encode(), self.revision.to_bytes(8, "big"))
+
+    def _commit(self) -> None:
+        """Bump the auth revision."""
+        self.revision += 1
+        self._set(_REVISION, self.revision.to_bytes(8, "big"))
+        self._rights.clear()
+        self._lease_writers.clear()
+        self._forbidden.clear()
+
+
+def _covered(key: bytes, range_end: bytes) -> tuple[bytes, bytes]:
+    """The interval of the keys that key and range end name; the end b"" means no upper bound."""
+    if not range_end:
+        return key, key + b"\0"
+    return key, b"" if range_end == b"\0" else range_end
+
+
+def _is_range(key: bytes, range_end: bytes) -> bool:
+    return key != b"" and (range_end in (b"", b"\0") or key < range_end)
+
+
+def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
+    """The leases whose keys the author of a request must be permitted to write: each with the key
+    that the request may attach to it, or None."""
+    if method == PUT:
+        return [(request.lease, request.key)] if request.lease else []
+    if method == TXN:
+        found: list[tuple[int, bytes | None]] = []
+        for op in (*request.success, *request.failure):
+            if op.request_put is not None:
+                found += lease_puts(PUT, op.request_put)
+            elif op.request_txn is not None:
+                found += lease_puts(TXN, op.request_txn)
+        return found
+    return [(request.ID, None)] if method == LEASE_REVOKE else []
+
+
+# Checks, by method. Each raises EtcdError.
+
+_Check = Callable[[Auth, "Author | None", Any], None]
+
+
+def _check_put(auth: Auth, author: Author | None, request: Any) -> None:
+    rights = auth.rights(author)
+    if not rights.is_root:
+        rights.check_write(request.key)
+        if request.prev_kv:
+            rights.check_read(request.key)
+
+
+def _check_range(auth: Auth, author: Author | None, request: Any) -> None:
+    auth.rights(author).check_read(request.key, request.range_end)
+
+
+def _check_delete_range(auth: Auth, author: Author | None, request: Any) -> None:
+    rights = auth.rights(author)
+    rights.check_write(request.key, request.range_end)
+    if request.prev_kv:
+        rights.check_read(request.key, request.range_end)
+
+
+def _check_txn(auth: Auth, author: Author | None, request: Any) -> None:
+    """Both branches count, whichever will be carried out; so do nested transactions, and the
+    previous values of puts."""
+    if auth.rights(author).is_root:
+        return
+    for compare in request.compare:
+        _check_range(auth, author, compare)
+    for op in (*request.success, *request.failure):
+        if op.request_put is not None:
+            _check_put(auth, author, op.request_put)
+        elif op.request_range is not None:
+            _check_range(auth, author, op.request_range)
+        elif op.request_delete_range is not None:
+            _check_delete_range(auth, author, op.request_delete_range)
+        elif op.request_txn is not None:
+            _check_txn(auth, author, op.request_txn)
+
+
+def _check_root(auth: Auth, author: Author | None, request: Any) -> None:
+    auth.check_root(author)
+
+
+def _check_user(auth: Auth, author: Author | None, request: Any) -> None:
+    if author is None or not author.name:
+        raise error("UserEmpty")
+    if auth.rights_of(author.name) is None:
+        raise error("PermissionDenied")
+
+
+def _check_alarm(auth: Auth, author: Author | None, request: Any) -> None:
+    """Every user may read the alarms."""
+    if request.action == proto.AlarmRequest.GET:
+        _check_user(auth, author, request)
+    else:
+        auth.check_root(author)
+
+
+def _check_own_user(auth: Auth, author: Author | None, request: Any) -> None:
+    if author is None or author.name != request.name:
+        auth.check_root(author)
+
+
+def _check_own_role(auth: Auth, author: Author | None, request: Any) -> None:
+    if author is not None and author.name:
+        rights = auth.rights_of(author.name)
+        if rights is not None and request.role in rights.roles:
+            return
+    auth.check_root(author)
+
+
+def _check_watch(auth: Auth, author: Author | None, request: Any) -> None:
+    """`request` is a WatchCreateRequest. Its range end b"\0" must reach the check as it is: a
+    watch from a key on needs more than that key (etcd advisory GHSA-xg4h-6gfc-h4m8)."""
+    auth.rights(author).check_read(request.key or b"\0", request.range_end)
+
+
+_BY_PERMISSION: dict[Permission, _Check | None] = {
+    Permission.ANYONE: None,
+    Permission.MEMBER: None,
+    # Of the calls that read and write keys by requests of their own, such as Lock.
+    Permission.KEYS: _check_user,
+    Permission.USER: _check_user,
+    Permission.LEASE: _check_user,
+    Permission.ALARM: _check_alarm,
+    Permission.ROOT: _check_root,
+}
+
+_BY_METHOD: dict[str, _Check] = {
+    "KV.Put": _check_put,
+    "KV.Range": _check_range,
+    "KV.DeleteRange": _check_delete_range,
+    "KV.Txn": _check_txn,
+    "Watch.Watch": _check_watch,
+    "Auth.UserGet": _check_own_user,
+    "Auth.RoleGet": _check_own_role,
+}
+
+_CHECKS: dict[int, _Check | None] = {
+    row.number: _BY_METHOD.get(row.full) or _BY_PERMISSION[row.permission] for row in ROWS
+}
+"""By method."""

@@ -1,0 +1,208 @@
+"""Passwords: checked and hashed off the loop, by the member that receives them.
+
+Computing a hash takes tens of milliseconds and `Cost.memory_bytes` of memory. So the owner of the
+member runs the jobs of `take` in threads, `MAX_RUNNING` at a time. The jobs for each user name have
+a line of their own, and the lines take turns, so that many attempts for one name delay only that
+name. A name that does not exist has a line, too, and its attempts take as long as those with a
+wrong password: nobody learns from the time which users exist.
+
+A password is never proposed, stored or logged: entries, files and other members see only hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from etcdlite import log, passwords, proto
+from etcdlite.errors import INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
+from etcdlite.methods import REHASH
+from etcdlite.passwords import MAX_PASSWORD_BYTES, Cost
+from etcdlite.proto import varint
+from etcdlite.replica.state import State
+from etcdlite.request import Session
+from etcdlite.tokens import Tokens
+
+MAX_RUNNING = 2
+"""Jobs that run at the same time."""
+
+MAX_PER_NAME = 16
+MAX_WAITING = 512
+"""Jobs that wait for their turn, for one user name and in all. A further one is answered "too many
+requests"."""
+
+
+class Job:
+    """A computation for a thread."""
+
+    __slots__ = ("_compute", "_done", "_request_id", "_result", "_session")
+
+    def __init__(
+        self,
+        session: Session,
+        request_id: int,
+        compute: Callable[[], Any],
+        done: Callable[[Any], None],
+    ) -> None:
+        """`done` is called in the loop with the result of `compute`, or with an EtcdError."""
+        self._session = session
+        self._request_id = request_id
+        self._compute = compute
+        self._done = done
+        self._result: Any = None
+
+    @property
+    def is_awaited(self) -> bool:
+        """The client still waits for the answer."""
+        return self._session.awaits(self._request_id)
+
+    def drop(self) -> None:
+        """Do not run: nobody waits for the answer."""
+        self._done(error("Canceled"))
+
+    def run(self) -> None:
+        """Compute. Called in a thread."""
+        try:
+            self._result = self._compute()
+        except EtcdError as failure:
+            self._result = failure
+        except (MemoryError, RuntimeError) as failure:  # libsodium finds no memory.
+            text = f"etcdlite: cannot compute the hash of a password: {failure}"
+            self._result = EtcdError(UNAVAILABLE, text)
+
+    def finish(self) -> None:
+        """Hand the result on. Called in the loop."""
+        self._done(self._result)
+
+
+class Logins:
+    """The passwords that are being checked or hashed."""
+
+    def __init__(
+        self,
+        state: State,
+        tokens: Tokens,
+        propose: Callable[[int, proto.Message], None],
+        cost: Cost,
+    ) -> None:
+        """`propose(method, request)` proposes a request of this member itself. New hashes have this
+        `cost`."""
+        self._state = state
+        self._tokens = tokens
+        self._propose = propose
+        self._cost = cost
+        self._lines: dict[str, deque[Job]] = {}
+        """Jobs that wait, by user name, in the order of their turns. None is empty."""
+        self._waiting = 0
+        self._running = 0
+
+    # For the owner.
+
+    def take(self) -> Job | None:
+        """The next job to run in a thread; None if there is none, or enough run."""
+        while self._running < MAX_RUNNING and self._lines:
+            name = next(iter(self._lines))
+            line = self._lines.pop(name)
+            job = line.popleft()
+            if line:
+                self._lines[name] = line
+            self._waiting -= 1
+            if job.is_awaited:
+                self._running += 1
+                return job
+            job.drop()
+        return None
+
+    def finished(self, job: Job) -> None:
+        """The job has run."""
+        self._running -= 1
+        job.finish()
+
+    @property
+    def are_under_way(self) -> bool:
+        """Some passwords are not checked or hashed yet."""
+        return bool(self._running or self._waiting)
+
+    # For the handlers.
+
+    def hash(
+        self,
+        session: Session,
+        request_id: int,
+        name: str,
+        password: str,
+        done: Callable[[str | EtcdError], None],
+    ) -> None:
+        """Hash a password of this user; `done` gets the hash as requests hold it, in base64. Raises
+        EtcdError."""
+        cost = self._cost
+
+        def compute() -> str:
+            return base64.b64encode(passwords.hash_password(password, cost)).decode()
+
+        self._add(name, password, Job(session, request_id, compute, done))
+
+    def log_in(
+        self, session: Session, request_id: int, method: int, request: proto.AuthenticateRequest
+    ) -> None:
+        """Answer an AuthenticateRequest, from a state that is linearizable. Raises EtcdError."""
+        auth = self._state.auth
+        if not auth.enabled:
+            raise error("AuthNotEnabled")
+        name, password = request.name, request.password
+        if not name:
+            # A token instead of a password; see `wire/native.py`.
+            if not password:
+                raise error("AuthFailed")
+            self._tokens.author(auth, password)
+            self._answer(session, request_id, method, password)
+            return
+        user = auth.user(name)
+        has_password = user is not None and not (user.options and user.options.no_password)
+        stored = user.password if user is not None and has_password else b""
+        revision, seed, cost, tokens = auth.revision, auth.key, self._cost, self._tokens
+
+        def compute() -> tuple[str, bytes]:
+            """A token, and the hash that shall replace a bcrypt hash, if it is one."""
+            if not stored:
+                passwords.hash_password(password, cost)
+                raise error("AuthFailed")
+            if not passwords.is_right(password, stored):
+                raise error("AuthFailed")
+            is_old = passwords.is_bcrypt(stored)
+            new = passwords.hash_password(password, cost) if is_old else b""
+            return tokens.issue(seed, name, revision), new
+
+        def done(result: tuple[str, bytes] | EtcdError) -> None:
+            if isinstance(result, EtcdError):
+                if not log.limited("failed login"):
+                    client = getattr(session, "client", "")
+                    log.warn("a login failed", client=client, **{"user-name": name})
+                session.fail(request_id, method, result)
+                return
+            token, new = result
+            if new:
+                self._propose(REHASH, proto.Rehash(name=name, old=stored, new=new))
+            self._answer(session, request_id, method, token)
+
+        self._add(name, password, Job(session, request_id, compute, done))
+
+    def _answer(self, session: Session, request_id: int, method: int, token: str) -> None:
+        session.logged_in(token)
+        body = token.encode()
+        answer = self._state.header + b"\x12" + varint(len(body)) + body
+        session.reply(request_id, method, answer)
+
+    def _add(self, name: str, password: str, job: Job) -> None:
+        if len(password.encode()) > MAX_PASSWORD_BYTES:
+            text = f"etcdlite: a password has at most {MAX_PASSWORD_BYTES} bytes"
+            raise EtcdError(INVALID_ARGUMENT, text)
+        line = self._lines.setdefault(name, deque())
+        if self._waiting >= MAX_WAITING or len(line) >= MAX_PER_NAME:
+            if not line:
+                del self._lines[name]
+            raise error("RequestTooManyRequests")
+        line.append(job)
+        self._waiting += 1

@@ -1,0 +1,487 @@
+"""Users, roles and permissions: `auth.py`, `passwords.py` and `tokens.py`, and a member that uses
+them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rigs.faulty_disk import FaultyDisk
+
+from etcdlite import auth as auth_module
+from etcdlite import methods, passwords, proto
+from etcdlite.auth import OWN, Auth, Author, KeySet, lease_puts
+from etcdlite.errors import EtcdError
+from etcdlite.methods import LEASE_REVOKE, METHOD_BY_NAME, PUT, TXN
+from etcdlite.mvcc import Lessor, Store
+from etcdlite.passwords import Cost
+from etcdlite.storage.steps import finish
+
+CHEAP = Cost(8 << 10, 1)
+HASH = passwords.hash_password("secret", CHEAP)
+HASHED = base64.b64encode(HASH).decode()
+READ, WRITE, BOTH = 0, 1, 2
+
+
+# Sets of keys.
+
+KEY = st.binary(min_size=1, max_size=2).map(lambda key: bytes(b % 4 for b in key))
+RANGES = st.lists(st.tuples(KEY, st.one_of(st.just(b""), KEY)), max_size=8)
+
+
+@given(RANGES, KEY, st.one_of(st.just(b""), KEY))
+@settings(deadline=None)
+def test_a_set_holds_what_its_ranges_cover_together(
+    ranges: list[tuple[bytes, bytes]], key: bytes, range_end: bytes
+) -> None:
+    """The plain model: every key of the alphabet, one by one, and a witness between any two."""
+    found = KeySet(ranges)
+    alphabet = [bytes((a,)) for a in range(5)]
+    witnesses = sorted(
+        {b"\0", *alphabet, *(a + b for a in alphabet for b in alphabet)}
+        | {a + b + b"\0" for a in alphabet for b in alphabet}
+        | {b"\xff" * 9}
+    )
+
+    def covered(witness: bytes) -> bool:
+        return any(start <= witness and (not end or witness < end) for start, end in ranges)
+
+    def asked(witness: bytes) -> bool:
+        if not range_end:
+            return witness == key
+        return key <= witness and (range_end == b"\0" or witness < range_end)
+
+    inside = [witness for witness in witnesses if asked(witness)]
+    if inside:
+        assert found.holds(key, range_end) == all(map(covered, inside))
+    elif found.holds(key, range_end):
+        assert covered(key)
+
+
+def test_ranges_that_touch_are_one() -> None:
+    found = KeySet([(b"b", b"c"), (b"a", b"b"), (b"x", b"x\0"), (b"d", b"d"), (b"e", b"c")])
+    assert found.ranges() == [(b"a", b"c"), (b"x", b"x\0")]
+    assert found.holds(b"a", b"c") and not found.holds(b"a", b"d")
+    assert not found.holds(b"x", b"\0"), "a single key permits nothing from it on"
+
+
+# The auth store.
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store.create(FaultyDisk(), "data", Lessor(), 1 << 16)
+
+
+@pytest.fixture
+def auth(store: Store) -> Auth:
+    return Auth(store)
+
+
+def add_user(auth: Auth, name: str, **fields: Any) -> None:
+    auth.add_user(proto.AuthUserAddRequest(name=name, **{"hashedPassword": HASHED, **fields}))
+
+
+def add_role(auth: Auth, name: str) -> None:
+    auth.add_role(proto.AuthRoleAddRequest(name=name))
+
+
+def grant(auth: Auth, user: str, role: str) -> None:
+    auth.grant_role(proto.AuthUserGrantRoleRequest(user=user, role=role))
+
+
+def permit(auth: Auth, role: str, kind: int, key: bytes, range_end: bytes = b"") -> None:
+    perm = proto.Permission(permType=kind, key=key, range_end=range_end)
+    auth.grant_permission(proto.AuthRoleGrantPermissionRequest(name=role, perm=perm))
+
+
+def enable(auth: Auth) -> None:
+    if auth.user("root") is None:
+        add_user(auth, "root")
+        grant(auth, "root", "root")
+    auth.set_key(proto.TokenKey(seed=bytes(32)))
+    auth.enable(proto.AuthEnableRequest())
+
+
+def name_of(do: Callable[[], Any]) -> str:
+    """The name of the error that this raises, or ""."""
+    try:
+        do()
+    except EtcdError as failure:
+        return failure.name or failure.text
+    return ""
+
+
+def may(auth: Auth, user: str, method: int, request: Any) -> bool:
+    refused = name_of(lambda: auth.check(Author(user, auth.revision), method, request))
+    assert refused in ("", "PermissionDenied"), refused
+    return not refused
+
+
+def test_the_revision_is_bumped_with_every_change(auth: Auth) -> None:
+    assert auth.revision == 1
+    add_user(auth, "a")
+    add_role(auth, "r")
+    grant(auth, "a", "r")
+    assert auth.revision == 4
+    grant(auth, "a", "r")
+    assert auth.revision == 4, "the role is granted already"
+    permit(auth, "r", READ, b"k")
+    permit(auth, "r", READ, b"k")
+    assert auth.revision == 6, "as in etcd, the same permission again counts"
+    enable(auth)
+    assert auth.revision == 8, "root is added and gets a role; enabling does not count"
+    auth.disable(proto.AuthDisableRequest())
+    auth.disable(proto.AuthDisableRequest())
+    assert auth.revision == 9
+    auth.rehash(proto.Rehash(name="a", old=HASH, new=HASH))
+    assert auth.revision == 9
+
+
+def test_errors_have_the_texts_of_etcd(auth: Auth) -> None:
+    def refuses(change: Callable[[Any], None], request: Any, error: str) -> None:
+        before = auth.revision
+        assert name_of(lambda: change(request)) == error
+        assert auth.revision == before
+
+    refuses(auth.enable, proto.AuthEnableRequest(), "RootUserNotExist")
+    refuses(auth.add_user, proto.AuthUserAddRequest(), "UserEmpty")
+    add_user(auth, "root")
+    refuses(auth.enable, proto.AuthEnableRequest(), "RootRoleNotExist")
+    refuses(auth.add_user, proto.AuthUserAddRequest(name="root"), "UserAlreadyExist")
+    refuses(auth.delete_user, proto.AuthUserDeleteRequest(name="x"), "UserNotFound")
+    refuses(auth.change_password, proto.AuthUserChangePasswordRequest(name="x"), "UserNotFound")
+    refuses(auth.grant_role, proto.AuthUserGrantRoleRequest(user="x", role="r"), "UserNotFound")
+    refuses(auth.grant_role, proto.AuthUserGrantRoleRequest(user="root", role="r"), "RoleNotFound")
+    refuses(
+        auth.revoke_role, proto.AuthUserRevokeRoleRequest(name="root", role="r"), "RoleNotGranted"
+    )
+    refuses(auth.add_role, proto.AuthRoleAddRequest(), "RoleEmpty")
+    add_role(auth, "r")
+    refuses(auth.add_role, proto.AuthRoleAddRequest(name="r"), "RoleAlreadyExist")
+    refuses(auth.delete_role, proto.AuthRoleDeleteRequest(role="x"), "RoleNotFound")
+    perm = proto.Permission(key=b"k")
+    refuses(
+        auth.grant_permission,
+        proto.AuthRoleGrantPermissionRequest(name="x", perm=perm),
+        "RoleNotFound",
+    )
+    refuses(
+        auth.grant_permission, proto.AuthRoleGrantPermissionRequest(name="r"), "PermissionNotGiven"
+    )
+    for key, range_end in ((b"", b""), (b"b", b"a"), (b"b", b"b"), (b"", b"\0")):
+        perm = proto.Permission(key=key, range_end=range_end)
+        request = proto.AuthRoleGrantPermissionRequest(name="r", perm=perm)
+        refuses(auth.grant_permission, request, "InvalidAuthMgmt")
+    refuses(
+        auth.revoke_permission,
+        proto.AuthRoleRevokePermissionRequest(role="r", key=b"k"),
+        "PermissionNotGranted",
+    )
+    refuses(
+        auth.revoke_permission,
+        proto.AuthRoleRevokePermissionRequest(role="x", key=b"k"),
+        "RoleNotFound",
+    )
+
+
+def test_root_cannot_be_locked_out(auth: Auth) -> None:
+    add_role(auth, "root")
+    enable(auth)
+    for change, request in (
+        (auth.delete_user, proto.AuthUserDeleteRequest(name="root")),
+        (auth.revoke_role, proto.AuthUserRevokeRoleRequest(name="root", role="root")),
+        (auth.delete_role, proto.AuthRoleDeleteRequest(role="root")),
+    ):
+        assert name_of(lambda: change(request)) == "InvalidAuthMgmt"  # noqa: B023
+    auth.disable(proto.AuthDisableRequest())
+    auth.delete_role(proto.AuthRoleDeleteRequest(role="root"))
+    assert name_of(lambda: auth.enable(proto.AuthEnableRequest())) == "RootRoleNotExist"
+
+
+def test_without_a_key_for_tokens_auth_is_not_enabled(auth: Auth) -> None:
+    add_user(auth, "root")
+    grant(auth, "root", "root")
+    with pytest.raises(EtcdError, match="no key"):
+        auth.enable(proto.AuthEnableRequest())
+
+
+def test_what_is_deleted_is_gone_from_where_it_was_granted(auth: Auth) -> None:
+    add_user(auth, "a")
+    for role in ("r2", "r10", "r1"):
+        add_role(auth, role)
+        grant(auth, "a", role)
+    user = auth.user("a")
+    assert user is not None and user.roles == ["r1", "r10", "r2"], "sorted, as etcd shows them"
+    auth.delete_role(proto.AuthRoleDeleteRequest(role="r10"))
+    user = auth.user("a")
+    assert user is not None and user.roles == ["r1", "r2"]
+    auth.revoke_role(proto.AuthUserRevokeRoleRequest(name="a", role="r1"))
+    user = auth.user("a")
+    assert user is not None and user.roles == ["r2"] and user.password == HASH
+    auth.delete_user(proto.AuthUserDeleteRequest(name="a"))
+    assert auth.users() == [] and auth.roles() == ["r1", "r2"]
+
+
+def test_permissions_are_sorted_replaced_and_revoked(auth: Auth) -> None:
+    add_role(auth, "r")
+    permit(auth, "r", READ, b"b")
+    permit(auth, "r", WRITE, b"a", b"\0")
+    permit(auth, "r", READ, b"b", b"c")
+    permit(auth, "r", BOTH, b"b")
+
+    def granted() -> list[tuple[int, bytes, bytes]]:
+        role = auth.role("r")
+        assert role is not None
+        return [(each.permType, each.key, each.range_end) for each in role.keyPermission]
+
+    assert sorted(granted()) == sorted(
+        [(WRITE, b"a", b"\0"), (BOTH, b"b", b""), (READ, b"b", b"c")]
+    )
+    assert [key for _, key, _ in granted()] == [b"a", b"b", b"b"]
+    auth.revoke_permission(proto.AuthRoleRevokePermissionRequest(role="r", key=b"b"))
+    assert granted() == [(WRITE, b"a", b"\0"), (READ, b"b", b"c")]
+
+
+def test_all_comes_back_from_the_store(store: Store, auth: Auth) -> None:
+    add_user(auth, "a")
+    add_user(auth, "nobody", hashedPassword="", options=proto.UserAddOptions(no_password=True))
+    add_role(auth, "r")
+    permit(auth, "r", READ, b"k", b"l")
+    grant(auth, "a", "r")
+    enable(auth)
+    again = Auth(store)
+    for each in (auth, again):
+        assert each.enabled and each.key == bytes(32)
+        assert each.users() == ["a", "nobody", "root"] and each.roles() == ["r"]
+        assert each.since == {"a": 2, "nobody": 3, "root": 7}
+        assert may(each, "a", METHOD_BY_NAME["KV.Range"].number, proto.RangeRequest(key=b"k1"))
+    assert again.revision == auth.revision
+
+
+def test_limits(auth: Auth, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_role(auth, "r")
+    monkeypatch.setattr(auth_module, "MAX_RECORD_BYTES", 100)
+    permit(auth, "r", READ, b"k" * 50)
+    with pytest.raises(EtcdError, match="the role would take more than 100 bytes"):
+        permit(auth, "r", READ, b"j" * 50)
+    monkeypatch.setattr(auth_module, "MAX_AUTH_BYTES", 3 * 1024)
+    add_role(auth, "s")
+    with pytest.raises(EtcdError, match="users and roles would take more"):
+        add_role(auth, "t")
+    auth.delete_role(proto.AuthRoleDeleteRequest(role="r"))
+    add_role(auth, "t")
+
+
+# Who may do what.
+
+
+@pytest.fixture
+def open_house(auth: Auth) -> Auth:
+    """The user `a` may read [a, c), by two permissions, and write [b, d) and x."""
+    add_role(auth, "r")
+    add_role(auth, "w")
+    permit(auth, "r", READ, b"a", b"b")
+    permit(auth, "w", BOTH, b"b", b"c")
+    permit(auth, "w", WRITE, b"c", b"d")
+    permit(auth, "w", WRITE, b"x")
+    for name in ("a", "b"):
+        add_user(auth, name)
+    grant(auth, "a", "r")
+    grant(auth, "a", "w")
+    enable(auth)
+    return auth
+
+
+def request_of(text: str) -> tuple[int, Any]:
+    """`Put:key` and so on, by a method's name and the fields of its request."""
+    name, _, arguments = text.partition(" ")
+    method = METHOD_BY_NAME[name]
+    fields = eval(f"dict({arguments})", {"proto": proto, **OPS})
+    return method.number, method.request(**fields)
+
+
+def put(key: bytes, **fields: Any) -> proto.RequestOp:
+    return proto.RequestOp(request_put=proto.PutRequest(key=key, **fields))
+
+
+def get(key: bytes, range_end: bytes = b"") -> proto.RequestOp:
+    return proto.RequestOp(request_range=proto.RangeRequest(key=key, range_end=range_end))
+
+
+def delete(key: bytes, range_end: bytes = b"", **fields: Any) -> proto.RequestOp:
+    request = proto.DeleteRangeRequest(key=key, range_end=range_end, **fields)
+    return proto.RequestOp(request_delete_range=request)
+
+
+def nested(**fields: Any) -> proto.RequestOp:
+    return proto.RequestOp(request_txn=proto.TxnRequest(**fields))
+
+
+def compare(key: bytes, range_end: bytes = b"") -> proto.Compare:
+    return proto.Compare(key=key, range_end=range_end)
+
+
+OPS = {"put": put, "get": get, "delete": delete, "nested": nested, "compare": compare}
+
+ALLOWED = """
+KV.Range key=b"a"
+KV.Range key=b"a", range_end=b"c"
+KV.Range key=b"a1", range_end=b"b1"
+KV.Put key=b"b", prev_kv=True
+KV.Put key=b"c"
+KV.Put key=b"x"
+KV.DeleteRange key=b"b", range_end=b"d"
+KV.DeleteRange key=b"b", range_end=b"c", prev_kv=True
+KV.Txn compare=[compare(b"a")], success=[put(b"c")], failure=[get(b"a", b"c")]
+KV.Txn success=[nested(success=[delete(b"c")])]
+KV.Compact revision=1
+Lease.LeaseGrant TTL=1
+Maintenance.Alarm
+Maintenance.Status
+Cluster.MemberList
+Auth.UserGet name="a"
+Auth.RoleGet role="r"
+"""
+
+DENIED = """
+KV.Range key=b"c"
+KV.Range key=b"x"
+KV.Range key=b"a", range_end=b"c1"
+KV.Range key=b"a", range_end=b"\\0"
+KV.Range key=b"\\0", range_end=b"\\0"
+KV.Put key=b"a"
+KV.Put key=b"x\\0"
+KV.Put key=b"c", prev_kv=True
+KV.DeleteRange key=b"b", range_end=b"\\0"
+KV.DeleteRange key=b"b", range_end=b"d", prev_kv=True
+KV.Txn compare=[compare(b"c")]
+KV.Txn compare=[compare(b"b", b"d")]
+KV.Txn failure=[put(b"a")]
+KV.Txn success=[put(b"b"), get(b"c")]
+KV.Txn success=[put(b"c", prev_kv=True)]
+KV.Txn success=[delete(b"c", prev_kv=True)]
+KV.Txn success=[nested(failure=[nested(compare=[compare(b"c")])])]
+KV.Txn success=[nested(success=[put(b"a")])]
+Maintenance.Alarm action=1
+Maintenance.Defragment
+Maintenance.Hash
+Maintenance.HashKV
+Maintenance.Snapshot
+Maintenance.MoveLeader
+Cluster.MemberAdd
+Cluster.MemberRemove
+Cluster.MemberUpdate
+Cluster.MemberPromote
+Auth.AuthEnable
+Auth.AuthDisable
+Auth.AuthStatus
+Auth.UserAdd name="c"
+Auth.UserGet name="b"
+Auth.UserList
+Auth.UserDelete name="a"
+Auth.UserChangePassword name="a"
+Auth.UserGrantRole user="a", role="root"
+Auth.UserRevokeRole name="a", role="r"
+Auth.RoleAdd name="c"
+Auth.RoleGet role="root"
+Auth.RoleList
+Auth.RoleDelete role="r"
+Auth.RoleGrantPermission name="r"
+Auth.RoleRevokePermission role="r"
+"""
+
+
+@pytest.mark.parametrize("text", ALLOWED.strip().splitlines())
+def test_allowed(open_house: Auth, text: str) -> None:
+    method, request = request_of(text)
+    assert may(open_house, "a", method, request)
+    assert may(open_house, "root", method, request)
+
+
+@pytest.mark.parametrize("text", DENIED.strip().splitlines())
+def test_denied(open_house: Auth, text: str) -> None:
+    method, request = request_of(text)
+    assert not may(open_house, "a", method, request)
+    assert may(open_house, "root", method, request)
+    open_house.check(OWN, method, request)
+
+
+def test_every_method_is_refused_to_strangers_unless_the_table_says_so(open_house: Auth) -> None:
+    allowed = set()
+    for row in methods.METHODS.values():
+        request = row.request()
+        if row.number == methods.WATCH:
+            request = proto.WatchCreateRequest()
+        refused = name_of(lambda: open_house.check(None, row.number, request))  # noqa: B023
+        assert refused in ("", "UserEmpty")
+        if not refused:
+            allowed.add(row.full)
+    assert allowed == {"Maintenance.Status", "Auth.Authenticate"}
+
+
+def test_an_old_revision_is_refused_where_keys_are_concerned(open_house: Auth) -> None:
+    old = Author("root", open_house.revision - 1)
+    assert name_of(lambda: open_house.check(old, PUT, proto.PutRequest())) == "AuthOldRevision"
+    user_list = METHOD_BY_NAME["Auth.UserList"].number
+    open_house.check(old, user_list, proto.AuthUserListRequest())
+
+
+def test_a_user_that_does_not_exist(open_house: Auth) -> None:
+    nobody = Author("nobody", open_house.revision)
+    assert name_of(lambda: open_house.check(nobody, PUT, proto.PutRequest())) == "PermissionDenied"
+    request = proto.AuthUserListRequest()
+    user_list = METHOD_BY_NAME["Auth.UserList"].number
+    assert name_of(lambda: open_house.check(nobody, user_list, request)) == "UserNotFound"
+
+
+def test_a_watch_from_a_key_on_needs_more_than_the_key(open_house: Auth) -> None:
+    """GHSA-xg4h-6gfc-h4m8."""
+    permit(open_house, "r", READ, b"k")
+
+    def may_watch(key: bytes, range_end: bytes = b"") -> bool:
+        request = proto.WatchCreateRequest(key=key, range_end=range_end)
+        return may(open_house, "a", methods.WATCH, request)
+
+    assert may_watch(b"k")
+    assert not may_watch(b"k", b"\0")
+    assert not may_watch(b"k", b"l")
+    assert not may_watch(b"", b"\0")
+    assert not may_watch(b"")
+    assert may_watch(b"a", b"b")
+
+
+def may_use(auth: Auth, lessor: Lessor, user: str, method: int, request: Any) -> bool:
+    author = Author(user, auth.revision)
+    steps = auth.lease_steps(lessor, author, lease_puts(method, request))
+    return not name_of(lambda: finish(steps))
+
+
+def test_a_lease_belongs_to_those_who_may_write_all_its_keys(open_house: Auth) -> None:
+    lessor = Lessor()
+    for lease in (1, 2, 3):
+        lessor.grant(lease, 60, 0)
+    lessor.attach(b"b1", 1)
+    lessor.attach(b"x", 1)
+    lessor.attach(b"b2", 2)
+    lessor.attach(b"a", 2)
+    for lease, allowed in ((1, True), (2, False), (3, True), (99, True), (0, True)):
+        revoke = proto.LeaseRevokeRequest(ID=lease)
+        put_with = proto.PutRequest(key=b"b", lease=lease)
+        txn = proto.TxnRequest(success=[nested(failure=[put(b"b", lease=lease)])])
+        for method, request in ((LEASE_REVOKE, revoke), (PUT, put_with), (TXN, txn)):
+            for _ in range(2):  # The second time, it is remembered.
+                assert may_use(open_house, lessor, "a", method, request) == allowed
+            assert may_use(open_house, lessor, "root", method, request)
+    # What is remembered ends when another user attaches a key, or one is detached.
+    assert may_use(open_house, lessor, "root", PUT, proto.PutRequest(key=b"foreign", lease=1))
+    lessor.attach(b"foreign", 1)
+    assert not may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
+    lessor.detach(b"foreign")
+    assert may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
+    lessor.detach(b"a")
+    assert may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=2))
