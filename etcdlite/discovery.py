@@ -3,9 +3,9 @@
     _etcd-server._tcp.DOMAIN      the members of a cluster, at their peer ports (discovery-srv)
     _etcd-client._tcp.DOMAIN      their client ports (etcdlite-ctl --discovery-srv)
 
-With a service name N, these are _etcd-server-N._tcp and _etcd-client-N._tcp. etcd's records for
-servers with TLS, _etcd-server-ssl._tcp and _etcd-client-ssl._tcp, are queried only to report that
-they cannot be used.
+With a service name N, these are _etcd-server-N._tcp and _etcd-client-N._tcp. Client ports with TLS
+have the records _etcd-client-ssl._tcp and _etcd-client-ssl-N._tcp. etcd's records for peer ports
+with TLS, _etcd-server-ssl._tcp, are queried only to report that they cannot be used.
 
 The result is sorted, because a DNS answer has no order. A member's URL is that of its record,
 `http://TARGET:PORT`; all members must use the same one, because IDs are derived from it. A member
@@ -60,8 +60,23 @@ def initial_cluster(
 
 
 def client_endpoints(domain: str, service_name: str, resolver: Any = None) -> list[str]:
-    """The URLs at which a cluster serves clients. Raises DiscoveryError."""
-    return [_url(*server) for server in _servers("etcd-client", domain, service_name, resolver)]
+    """The URLs at which a cluster serves clients, those with TLS first. Raises DiscoveryError."""
+    suffix = f"-{service_name}" if service_name else ""
+    names = {
+        "https": f"_etcd-client-ssl{suffix}._tcp.{domain}",
+        "http": f"_etcd-client{suffix}._tcp.{domain}",
+    }
+    found = [
+        f"{scheme}://{host}:{port}"
+        for scheme, query in names.items()
+        for host, port in _lookup(query, resolver)
+    ]
+    if not found:
+        raise DiscoveryError(
+            f"DNS has no SRV records {names['http']} or {names['https']}. Add one for each "
+            "server, or name the servers yourself"
+        )
+    return found
 
 
 def _servers(service: str, domain: str, name: str, resolver: Any) -> list[tuple[str, int]]:

@@ -232,20 +232,21 @@ def test_an_unread_watch_is_bounded_in_bytes_but_takes_one_message_of_any_size()
 @pytest.mark.parametrize(
     ("endpoint", "address"),
     [
-        ("127.0.0.1:2379", ("127.0.0.1", 2379)),
-        ("http://127.0.0.1:4001", ("127.0.0.1", 4001)),
-        ("http://localhost/", ("localhost", 2379)),
-        ("[::1]:5", ("::1", 5)),
-        ("[::1]", ("::1", 2379)),
+        ("127.0.0.1:2379", ("127.0.0.1", 2379, "")),
+        ("http://127.0.0.1:4001", ("127.0.0.1", 4001, "http")),
+        ("http://localhost/", ("localhost", 2379, "http")),
+        ("https://a:1", ("a", 1, "https")),
+        ("[::1]:5", ("::1", 5, "")),
+        ("[::1]", ("::1", 2379, "")),
     ],
 )
-def test_endpoints_are_understood(endpoint: str, address: tuple[str, int]) -> None:
+def test_endpoints_are_understood(endpoint: str, address: tuple[str, int, str]) -> None:
     assert client_core.parse_endpoint(endpoint) == address
 
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["", ":1", "a:b", "a:0", "a:65536", "https://a:1", "ftp://a", "::1", "[::1]x", "a:1/path"],
+    ["", ":1", "a:b", "a:0", "a:65536", "unix://a:1", "ftp://a", "::1", "[::1]x", "a:1/path"],
 )
 def test_endpoints_that_make_no_sense_are_refused(endpoint: str) -> None:
     with pytest.raises(ValueError, match="endpoint"):

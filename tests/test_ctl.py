@@ -624,7 +624,12 @@ class FakeClient:
     answers: dict[str, Any]
     made: list[FakeClient]
 
-    def __init__(self, endpoints: list[str], timeout_s: float, dial_timeout_s: float) -> None:
+    certificate_ends_s = None
+
+    def __init__(
+        self, endpoints: list[str], timeout_s: float, dial_timeout_s: float, **tls: Any
+    ) -> None:
+        self.tls = tls
         self.endpoint = endpoints[0]
         self.endpoints = endpoints
         self.timeout_s = timeout_s
@@ -816,12 +821,12 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
         (
             "get a --cacert ca.pem",
             128,
-            "--cacert is refused: TLS is not available in this version of etcdlite",
+            "cacert: cannot read ca.pem: No such file or directory",
         ),
         (
-            "get a --insecure-transport=false",
+            "get a --insecure-transport=false --endpoints http://a",
             128,
-            "--insecure-transport is refused: TLS is not available in this version of etcdlite",
+            "--insecure-transport=false does not allow http://a: write https://",
         ),
         (
             "get a --user root:pw",

@@ -25,7 +25,7 @@ from etcdlite.cli.failures import (
     PROGRAM,
     Failure,
 )
-from etcdlite.cli.session import Progress, Session, describe, dialled
+from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import AsyncClient, EtcdliteError
 from etcdlite.client.operations import prefix_end
 from etcdlite.notation import quote
@@ -104,9 +104,11 @@ async def _run_puts(
                 puts.took_s.append(clock() - sent_s)
             progress.update(number + 1, count)
 
-    endpoints = list(map(dialled, session.endpoints))
-    timeouts = {"timeout_s": session.timeout_s, "dial_timeout_s": session.dial_timeout_s}
-    async with AsyncClient(endpoints, **timeouts) as client:
+    async with AsyncClient(
+        **session.connection(session.endpoints),
+        timeout_s=session.timeout_s,
+        dial_timeout_s=session.dial_timeout_s,
+    ) as client:
         await asyncio.gather(*(work(client) for _ in range(clients)))
     puts.elapsed_s = clock() - started_s
     return puts
@@ -206,11 +208,18 @@ def check_perf(session: Session) -> int:
 
 
 def _resident_bytes(session: Session, when: str) -> float:
-    endpoint = dialled(session.endpoints[0])
-    url = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/") + "/metrics"
+    endpoint = session.client_for(session.endpoints[:1]).endpoint
+    url = (endpoint if "://" in endpoint else f"http://{endpoint}") + "/metrics"
+    context = None
+    if url.startswith("https://"):
+        from etcdlite.client import tls
+
+        connection = session.connection(session.endpoints)
+        del connection["endpoints"]
+        context = tls.context(tls.Settings(**connection), "http/1.1")
     name = "process_resident_memory_bytes"
     try:
-        with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S, context=context) as answer:
             for line in answer:
                 if line.startswith(name.encode() + b" "):
                     return float(line.split()[1])

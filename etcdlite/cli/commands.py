@@ -340,6 +340,7 @@ def _health_of(session: Session, endpoint: str) -> Health:
                 if error.code != PERMISSION_DENIED:
                     raise
             took_ns = time.monotonic_ns() - started_ns
+            session.warn_of_end(client, endpoint)
             alarms = session.ask("Maintenance.Alarm", client).alarms
             if alarms:
                 names = {number: name for name, number in proto.ENUMS["AlarmType"].items()}

@@ -51,7 +51,6 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 }
 """From the text of a flag to its value. Durations are in seconds."""
 
-_TLS = "TLS is not available in this version"
 _USERS = "users and passwords are not available in this version"
 
 GLOBAL_FLAGS = (
@@ -63,13 +62,12 @@ GLOBAL_FLAGS = (
     Flag("debug", "bool", False, "log each request to standard error"),
     Flag("keepalive-time", "duration", 2.0, "no effect; TCP keep-alive is always on"),
     Flag("keepalive-timeout", "duration", 6.0, "no effect; TCP keep-alive is always on"),
-    Flag("insecure-transport", "bool", True, "use no TLS (the only choice)", refused=_TLS),
-    Flag("insecure-skip-tls-verify", "bool", False, "no effect; there is no TLS to verify"),
-    Flag("insecure-discovery", "bool", True, "accept endpoints without TLS (the only choice)",
-         refused=_TLS),
-    Flag("cacert", "string", "", "refused: no TLS in this version", refused=_TLS),
-    Flag("cert", "string", "", "refused: no TLS in this version", refused=_TLS),
-    Flag("key", "string", "", "refused: no TLS in this version", refused=_TLS),
+    Flag("insecure-transport", "bool", True, "false: use TLS unless an endpoint is http://"),
+    Flag("insecure-skip-tls-verify", "bool", False, "accept any certificate of the server"),
+    Flag("insecure-discovery", "bool", True, "accept endpoints without TLS from --discovery-srv"),
+    Flag("cacert", "string", "", "file with the CAs of servers (default: this system's)"),
+    Flag("cert", "string", "", "file with the certificate of this client"),
+    Flag("key", "string", "", "file with its key"),
     Flag("user", "string", "", "refused: no users in this version", refused=_USERS),
     Flag("password", "string", "", "refused: no users in this version", refused=_USERS),
     Flag("discovery-srv", "string", "", "domain whose SRV records name the endpoints", "d"),

@@ -22,6 +22,9 @@ PROGRESS_INTERVAL_S = 0.2
 WHY_TIMEOUT_S = 1.0
 """For the question why another request was not answered."""
 
+WARN_DAYS = 30
+"""A certificate that ends sooner is worth a warning."""
+
 TIMEOUT_TEXT = "etcdserver: request timed out"
 
 
@@ -52,9 +55,18 @@ class Session:
 
             domain, name = self.flags["discovery-srv"], self.flags["discovery-srv-name"]
             try:
-                self._endpoints = tuple(client_endpoints(domain, name))
+                found = client_endpoints(domain, name)
             except DiscoveryError as error:
                 raise Failure(EXIT_FAILED, str(error)) from None
+            if not self.flags["insecure-discovery"]:
+                for url in found:
+                    if url.startswith("http://"):
+                        say(f'ignoring discovered insecure endpoint "{url}"')
+                found = [url for url in found if not url.startswith("http://")]
+                if not found:
+                    text = f"DNS names no endpoint with TLS for {domain} (--insecure-discovery)"
+                    raise Failure(EXIT_FAILED, text)
+            self._endpoints = tuple(found)
         return self._endpoints
 
     def client(self) -> Client:
@@ -67,11 +79,35 @@ class Session:
         if self.timeout_s <= 0:
             text = "context deadline exceeded (--command-timeout is not above 0)"
             raise Failure(EXIT_FAILED, text)
+        return self._client_with(endpoints, self.timeout_s, self.dial_timeout_s)
+
+    def connection(self, endpoints: Sequence[str]) -> dict[str, Any]:
+        """The arguments of a client that say how to connect. Raises BadArguments."""
+        flags = self.flags
+        urls = list(map(dialled, endpoints))
+        if not flags["insecure-transport"]:
+            for url in urls:
+                if url.startswith("http://"):
+                    text = f"--insecure-transport=false does not allow {url}: write https://"
+                    raise BadArguments(text)
+            urls = [url if "://" in url else f"https://{url}" for url in urls]
+        # A name server could name any host: what counts is the domain that the user gave.
+        is_checked = flags["discovery-srv"] and not flags["insecure-discovery"]
+        return {
+            "endpoints": urls,
+            "cacert": flags["cacert"],
+            "cert": flags["cert"],
+            "key": flags["key"],
+            "insecure_skip_tls_verify": flags["insecure-skip-tls-verify"],
+            "server_name": flags["discovery-srv"] if is_checked else "",
+        }
+
+    def _client_with(
+        self, endpoints: Sequence[str], timeout_s: float, dial_timeout_s: float
+    ) -> Client:
         try:
             return Client(
-                list(map(dialled, endpoints)),
-                timeout_s=self.timeout_s,
-                dial_timeout_s=self.dial_timeout_s,
+                **self.connection(endpoints), timeout_s=timeout_s, dial_timeout_s=dial_timeout_s
             )
         except ValueError as error:
             raise BadArguments(str(error)) from None
@@ -126,14 +162,22 @@ class Session:
             return ""
         try:
             endpoint = [error.endpoint or self.client().endpoint]
-            with Client(endpoint, timeout_s=WHY_TIMEOUT_S, dial_timeout_s=WHY_TIMEOUT_S) as client:
+            with self._client_with(endpoint, WHY_TIMEOUT_S, WHY_TIMEOUT_S) as client:
                 status = self.ask("Maintenance.Status", client)
-        except (EtcdliteError, ValueError):
+        except (EtcdliteError, BadArguments):
             return ""
         reasons = [text for text in status.errors if "no leader since" in text]
         if status.leader or not reasons:
             return ""
         return f": {reasons[0].removeprefix('etcdlite: ')}; see endpoint status --cluster"
+
+    def warn_of_end(self, client: Client, endpoint: str) -> None:
+        """Print a warning if the certificate of the server ends soon."""
+        ends_s = client.certificate_ends_s
+        if ends_s is not None and (left_s := ends_s - time.time()) < WARN_DAYS * 86_400:
+            day = time.strftime("%Y-%m-%d", time.gmtime(ends_s))
+            days = f"in {left_s // 86_400:.0f} days" if left_s > 0 else "it has ended"
+            say(f"Warning: the certificate of {endpoint} ends on {day} ({days}): renew it")
 
     def close(self) -> None:
         if self._client is not None:

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from etcdlite import proto
+from etcdlite.channel import Channel, ChannelError
 from etcdlite.client import operations
 from etcdlite.client.calls import Dial, Script, Start
 from etcdlite.client.connection import Ticket, cause_of
@@ -162,7 +163,7 @@ def _start(start: Start) -> Callable[[], object]:
 
 
 async def _connect(dial: Dial) -> Link:
-    """Connect and wait for the server's hello. Raises OSError."""
+    """Connect and wait for the server's hello. Raises ChannelError and OSError."""
     loop = asyncio.get_running_loop()
     link = _TaskLink(dial, loop)
 
@@ -187,6 +188,8 @@ class _TaskLink(Link, asyncio.Protocol):
     def __init__(self, dial: Dial, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(dial.endpoint, dial.silence_s, dial.drained)
         self.greeted: asyncio.Future[None] = loop.create_future()
+        self._handshake = None if dial.channel is None else dial.channel()
+        """The channel, until it is established."""
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._will_flush = False
@@ -201,17 +204,48 @@ class _TaskLink(Link, asyncio.Protocol):
             transport.abort()
             return
         keep_tcp_alive(transport.get_extra_info("socket"))
-        self._flush_now()
+        if self._handshake is None:
+            self._flush_now()
+        else:
+            transport.write(self._handshake.output())
 
     def data_received(self, data: bytes) -> None:
-        if failure := self.receive(data):
-            self.close(failure)
+        if self._handshake is None:
+            self.receive(data)
+        else:
+            self._shake(self._handshake, data)
+        if self.failure:
+            self.close(self.failure)
         elif not self.greeted.done() and self.connection.hello is not None:
             self.greeted.set_result(None)
 
+    def _shake(self, channel: Channel, data: bytes) -> None:
+        """Take a step of the handshake."""
+        assert self._transport is not None
+        try:
+            plaintext = channel.receive(data)
+        except ChannelError as error:
+            self.connection.failure = str(error)
+            plaintext = b""
+        if channel.is_established:
+            self._handshake = None
+            if plaintext:
+                self.receive(plaintext)
+            self.channel = channel
+            # In one write with the end of the handshake. If the server refuses that, a second write
+            # would fail before the reason is read.
+            self._flush_now()
+        else:
+            self._transport.write(channel.output())
+
     def connection_lost(self, error: Exception | None) -> None:
-        cause = "the server closed the connection"
-        self.close(cause_of(error, 0) if isinstance(error, OSError) else cause)
+        if isinstance(error, OSError) and not isinstance(error, ConnectionResetError):
+            cause = cause_of(error, 0)
+        elif self._handshake is not None:
+            cause = _why_ended(self._handshake)
+        else:
+            cause = self.receive(b"")
+        self.close(cause)
 
     def pause_writing(self) -> None:
         self.is_congested = True
@@ -231,7 +265,14 @@ class _TaskLink(Link, asyncio.Protocol):
         self.flush()
 
     def receive(self, data: bytes) -> str:
-        for ticket, flags, body in self.connection.receive(data):
+        channel = self.channel
+        if channel is None:
+            deliveries = self.connection.receive(data)
+        else:
+            deliveries = self.receive_sealed(channel, data)
+            if channel.has_output:
+                self.flush()
+        for ticket, flags, body in deliveries:
             if not ticket.deliver(flags, body):
                 self.cancel(ticket)
         return self.connection.failure
@@ -244,8 +285,19 @@ class _TaskLink(Link, asyncio.Protocol):
 
     def _flush_now(self) -> None:
         self._will_flush = False
-        if self._transport is not None and (output := self.connection.take_output()):
+        if self._transport is None:
+            return
+        channel = self.channel
+        output = self.connection.take_output() if channel is None else self._sealed(channel)
+        if output:
             self._transport.write(output)
+
+    def _sealed(self, channel: Channel) -> bytes:
+        try:
+            return self.take_sealed(channel)
+        except ConnectionError as error:
+            self.close(str(error))
+            return b""
 
     def abort(self) -> None:
         if not self.greeted.done():
@@ -261,6 +313,14 @@ class _TaskLink(Link, asyncio.Protocol):
     def resume_reading(self) -> None:
         if self._transport is not None:
             self._transport.resume_reading()
+
+
+def _why_ended(channel: Channel) -> str:
+    try:
+        channel.receive_end()
+    except ChannelError as error:
+        return str(error)
+    return "the server closed the connection"
 
 
 # What a client makes.

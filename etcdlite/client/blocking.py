@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from etcdlite import proto
+from etcdlite.channel import Channel, shake_hands
 from etcdlite.client import operations
 from etcdlite.client.calls import Calls, Dial, Script, Start
 from etcdlite.client.connection import RECEIVE_BYTES, cause_of
@@ -93,7 +94,7 @@ def _start(start: Start) -> Callable[[], None]:
 
 
 def _connect(dial: Dial) -> Link:
-    """Connect and wait for the server's hello. Raises OSError."""
+    """Connect and wait for the server's hello. Raises ChannelError and OSError."""
     deadline_s = monotonic() + dial.timeout_s
     sock = socket.create_connection((dial.host, dial.port), dial.timeout_s)
     try:
@@ -101,13 +102,20 @@ def _connect(dial: Dial) -> Link:
         keep_tcp_alive(sock)
         link = _ThreadLink(dial, sock)
         connection = link.connection
-        sock.sendall(connection.take_output())
+        if dial.channel is None:
+            sock.sendall(connection.take_output())
+        else:
+            _establish(link, sock, dial.channel(), deadline_s)
         while connection.hello is None:
             left_s = deadline_s - monotonic()
             if left_s <= 0:
                 raise TimeoutError
             sock.settimeout(left_s)
-            if failure := link.receive(sock.recv(RECEIVE_BYTES)):
+            try:
+                data = sock.recv(RECEIVE_BYTES)
+            except ConnectionResetError:
+                data = b""
+            if failure := link.receive(data):
                 raise ConnectionError(failure)
         sock.settimeout(None)
         # Receiving waits without limit. A server that does not take in what is sent is given up.
@@ -119,6 +127,23 @@ def _connect(dial: Dial) -> Link:
         raise
     link.start()
     return link
+
+
+def _establish(link: Link, sock: socket.socket, channel: Channel, deadline_s: float) -> None:
+    """Shake hands, and send the first bytes of the connection. Raises ChannelError and OSError."""
+    try:
+        first = shake_hands(sock, channel, deadline_s, monotonic)
+    except ConnectionResetError:
+        channel.receive_end()
+        raise
+    if first:
+        link.receive(first)
+    link.channel = channel
+    try:
+        sock.sendall(link.take_sealed(channel))
+    except OSError:
+        # With TLS 1.3 a server refuses a client after the handshake. It has said why: read on.
+        pass
 
 
 class _ThreadLink(Link):
@@ -144,7 +169,11 @@ class _ThreadLink(Link):
         try:
             while True:
                 with self._lock:
-                    output = self.connection.take_output()
+                    channel = self.channel
+                    if channel is None:
+                        output = self.connection.take_output()
+                    else:
+                        output = self.take_sealed(channel)
                     if not output:
                         self._is_sending = False
                         return
@@ -180,6 +209,8 @@ class _ThreadLink(Link):
                 self._resumed.wait(NEVER_S)
             try:
                 failure = self.receive(self._sock.recv(RECEIVE_BYTES))
+                if not failure and self.channel is not None and self.channel.has_output:
+                    self.flush()
             except OSError as error:
                 failure = cause_of(error, 0)
         self.close(failure)

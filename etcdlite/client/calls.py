@@ -6,7 +6,7 @@ A script is a generator that does everything but wait. It yields what it needs a
 outcome:
 
     (signal, until_s)        True when the signal was set, False when that time had come
-    Dial(endpoint, ...)      a connected Link; or raises OSError
+    Dial(endpoint, ...)      a connected Link; or raises OSError or ChannelError
     Start(script, name)      a function that stops the script, which runs beside this one
 
 A shell runs scripts (`blocking.run` in the calling thread, `aio.run` in the calling task) and does
@@ -29,12 +29,12 @@ from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
 from etcdlite import methods, proto
+from etcdlite.channel import Channel, ChannelError
 from etcdlite.client.connection import (
     PING,
+    Endpoint,
     Ticket,
     cause_of,
-    format_endpoint,
-    parse_endpoints,
     unary_reply,
 )
 from etcdlite.client.errors import (
@@ -73,6 +73,8 @@ class Dial(NamedTuple):
     silence_s: float
     drained: Any
     """`silence_s` and `drained` are for the `Link`."""
+    channel: Callable[[], Channel] | None
+    """Makes what encrypts the connection; None: it is plain. Raises ChannelError."""
 
 
 class Start(NamedTuple):
@@ -130,15 +132,17 @@ class Calls:
 
     def __init__(
         self,
-        endpoints: str | Sequence[str],
+        endpoints: Sequence[Endpoint],
         timeout_s: float,
         dial_timeout_s: float,
         make_signal: Callable[[], Signal],
+        channel_for: Callable[[Endpoint], Callable[[], Channel] | None],
     ) -> None:
         self.timeout_s = timeout_s
         self.dial_timeout_s = dial_timeout_s
         self.make_signal = make_signal
-        self._endpoints = parse_endpoints(endpoints)
+        self._channel_for = channel_for
+        self._endpoints = endpoints
         self._next_endpoint = 0
         self._link: Link | None = None
         self._process = os.getpid()
@@ -158,7 +162,13 @@ class Calls:
         link = self._link
         if link is not None and not link.failure:
             return link.endpoint
-        return format_endpoint(*self._endpoints[self._next_endpoint])
+        return str(self._endpoints[self._next_endpoint])
+
+    @property
+    def channel(self) -> Channel | None:
+        """What encrypts the connection in use; None if it is plain, or there is none."""
+        link = self._link
+        return None if link is None or link.failure else link.channel
 
     @property
     def is_foreign(self) -> bool:
@@ -331,15 +341,18 @@ class Calls:
         for _ in self._endpoints:
             if self._is_closed:
                 raise Closed()
-            host, port = self._endpoints[self._next_endpoint]
-            endpoint = format_endpoint(host, port)
+            server = self._endpoints[self._next_endpoint]
+            host, port, endpoint = server.host, server.port, str(server)
             limit_s = min(self.dial_timeout_s, max(0.001, deadline_s - monotonic()))
             drained = self.make_signal()
             try:
-                return (yield Dial(endpoint, host, port, limit_s, self.dial_timeout_s, drained))
+                silence_s, channel = self.dial_timeout_s, self._channel_for(server)
+                return (yield Dial(endpoint, host, port, limit_s, silence_s, drained, channel))
+            except ChannelError as error:
+                causes[endpoint] = str(error)
             except OSError as error:
                 causes[endpoint] = cause_of(error, limit_s)
-                self._try_next()
+            self._try_next()
         self._failed_at_s = monotonic()
         self._failure_causes = causes
         raise self._connect_error()

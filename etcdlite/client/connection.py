@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etcdlite import frames, methods, proto
 from etcdlite.client.errors import (
@@ -83,19 +83,34 @@ def cause_of(error: OSError, timeout_s: float) -> str:
     return text[:1].lower() + text[1:]
 
 
-def parse_endpoint(endpoint: str) -> tuple[str, int]:
-    """("127.0.0.1", 2379) from "127.0.0.1:2379", "http://127.0.0.1:2379", "[::1]:2379" or "host".
+class Endpoint(NamedTuple):
+    """Where a server listens."""
 
-    Raises ValueError for anything else, TLS included.
+    host: str
+    port: int
+    scheme: str = ""
+    """http, https, or empty if it was not given: then TLS is used if the client has settings of
+    TLS."""
+
+    def __str__(self) -> str:
+        """Its name in messages and in `client.endpoint`: "127.0.0.1:2379", with https:// if TLS is
+        used."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https://' if self.scheme == 'https' else ''}{host}:{self.port}"
+
+
+def parse_endpoint(endpoint: str) -> Endpoint:
+    """("127.0.0.1", 2379, "") from "127.0.0.1:2379"; the scheme may be http or https, an IPv6
+    address is in brackets, and the port may be missing. Raises ValueError for anything else.
     """
     rest = endpoint.strip().rstrip("/")
     scheme, separator, tail = rest.partition("://")
     if separator:
-        if scheme == "https":
-            raise ValueError(f"endpoint {endpoint!r}: TLS is not supported")
-        if scheme != "http":
+        if scheme not in ("http", "https"):
             raise ValueError(f"endpoint {endpoint!r}: unknown scheme {scheme!r}")
         rest = tail
+    else:
+        scheme = ""
     if rest.startswith("["):
         host, _, port_text = rest[1:].partition("]")
         if port_text and not port_text.startswith(":"):
@@ -108,18 +123,13 @@ def parse_endpoint(endpoint: str) -> tuple[str, int]:
     if not host or "/" in rest:
         raise ValueError(f"endpoint {endpoint!r}: expected host:port")
     if not port_text:
-        return host, DEFAULT_PORT
+        return Endpoint(host, DEFAULT_PORT, scheme)
     if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text) < 65_536):
         raise ValueError(f"endpoint {endpoint!r}: {port_text!r} is not a port")
-    return host, int(port_text)
+    return Endpoint(host, int(port_text), scheme)
 
 
-def format_endpoint(host: str, port: int) -> str:
-    """The name of a server in messages and in `client.endpoint`: "127.0.0.1:2379"."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def parse_endpoints(endpoints: str | Sequence[str]) -> tuple[tuple[str, int], ...]:
+def parse_endpoints(endpoints: str | Sequence[str]) -> tuple[Endpoint, ...]:
     """Parse one endpoint, or several. Raises ValueError."""
     given = (endpoints,) if isinstance(endpoints, str) else tuple(endpoints)
     if not given:
@@ -263,7 +273,10 @@ class Connection:
         if not data:
             ended = "the server closed the connection"
             if self._greeting is not None and not self._greeting:
-                ended += " before a greeting: it may be etcd, which speaks gRPC only"
+                ended += (
+                    " before a greeting: it may be etcd, which speaks gRPC only, or want TLS "
+                    "(https://)"
+                )
             elif self.hello is None:
                 ended += " before its hello: it may be a port for peers"
             self.failure = self.failure or ended
@@ -306,6 +319,8 @@ class Connection:
             self.failure = "the server does not speak etcdlite's native protocol"
             if greeting.startswith(frames.SECRET_MAGIC[: len(greeting)]):
                 self.failure = WANTS_SECRET
+            elif greeting[:1] == b"\x15":  # An alert.
+                self.failure = "the server speaks TLS: use https://"
             elif bytes(greeting[3:4]) == b"\x04" or greeting.startswith(b"HTTP/"):
                 self.failure += ": it speaks gRPC or HTTP only, as etcd does"
             return b""

@@ -20,7 +20,8 @@ from time import monotonic
 from typing import Any, Protocol
 
 from etcdlite import frames
-from etcdlite.client.connection import Connection, Ticket
+from etcdlite.channel import Channel, ChannelError
+from etcdlite.client.connection import Connection, Delivery, Ticket
 
 MAX_WATCH_QUEUE_BYTES = 4 * 1024 * 1024
 MAX_WATCH_QUEUE_MESSAGES = 4096
@@ -64,6 +65,8 @@ class Link:
     def __init__(self, endpoint: str, silence_s: float, drained: Signal) -> None:
         self.endpoint = endpoint
         self.connection = Connection()
+        self.channel: Channel | None = None
+        """What encrypts the connection; None: it is plain. Set once it is established."""
         self.drained = drained
         """Set when `is_congested` may have become false."""
         self.is_congested = False
@@ -158,11 +161,32 @@ class Link:
     def receive(self, data: bytes) -> str:
         """Take in bytes, b"" at the end, and wake the tickets. Returns `failure`."""
         with self._lock:
-            deliveries = self.connection.receive(data)
+            if self.channel is None:
+                deliveries = self.connection.receive(data)
+            else:
+                deliveries = self.receive_sealed(self.channel, data)
         for ticket, flags, body in deliveries:
             if not ticket.deliver(flags, body):
                 self.cancel(ticket)
         return self.connection.failure
+
+    def receive_sealed(self, channel: Channel, data: bytes) -> list[Delivery]:
+        """`Connection.receive` for bytes of a channel. Its failure becomes the connection's."""
+        connection = self.connection
+        try:
+            plaintext = channel.receive(data)
+        except ChannelError as error:
+            connection.failure = connection.failure or str(error)
+            return []
+        return connection.receive(plaintext) if plaintext or not data else []
+
+    def take_sealed(self, channel: Channel) -> bytes:
+        """`Connection.take_output` for a channel, with what the channel itself has to send."""
+        output = self.connection.take_output()
+        try:
+            return channel.seal(output) if output or channel.has_output else b""
+        except ChannelError as error:
+            raise ConnectionError(str(error)) from error
 
     def close(self, cause: str) -> None:
         """End the connection and lose every open request."""

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from etcdlite import frames, proto
+from etcdlite.channel import Channel
 from etcdlite.client import operations, recipes
 from etcdlite.client.calls import (
     BACKOFF_FIRST_S,
@@ -23,7 +24,13 @@ from etcdlite.client.calls import (
     Start,
     error_at,
 )
-from etcdlite.client.connection import DEFAULT_ENDPOINT, decode_reply, reply_body
+from etcdlite.client.connection import (
+    DEFAULT_ENDPOINT,
+    Endpoint,
+    decode_reply,
+    parse_endpoints,
+    reply_body,
+)
 from etcdlite.client.errors import (
     Closed,
     ConnectionFailed,
@@ -624,6 +631,10 @@ LockT = TypeVar("LockT", bound=PlaceBase[Any])
 ElectionT = TypeVar("ElectionT", bound=ElectionBase[Any])
 
 
+def _plain(_: Endpoint) -> None:
+    """The channel of a plain connection is none."""
+
+
 class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
     """What both clients have in common. Each says by its attributes what it makes."""
 
@@ -639,14 +650,34 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
         endpoints: str | Sequence[str] = (DEFAULT_ENDPOINT,),
         timeout_s: float = DEFAULT_TIMEOUT_S,
         dial_timeout_s: float = DEFAULT_DIAL_TIMEOUT_S,
+        *,
+        cacert: str = "",
+        cert: str = "",
+        key: str = "",
+        insecure_skip_tls_verify: bool = False,
+        server_name: str = "",
     ) -> None:
-        """Raises ValueError for an endpoint that is not understood.
+        """Raises ValueError for an endpoint that is not understood, or a file that cannot be used.
 
-        `endpoints`: one or several of "127.0.0.1:2379" or "http://127.0.0.1:2379". `timeout_s` is
+        `endpoints`: one or several of "127.0.0.1:2379" or "https://127.0.0.1:2379". `timeout_s` is
         how long a call may take, unless it says otherwise. `dial_timeout_s` is how long connecting
         to one endpoint may take, and how long a server may stay silent after a call has timed out.
+
+        TLS is used for https://, and for an endpoint without a scheme if one of the paths is given.
+        `cacert`: certificates of the CAs that the server's must be from (default: this system's).
+        `cert` and `key`: this client's certificate and key. `insecure_skip_tls_verify` accepts any
+        certificate. `server_name` is what the certificate must be for, if not the endpoint's host.
         """
-        self._calls = Calls(endpoints, timeout_s, dial_timeout_s, self._make_signal())
+        servers = parse_endpoints(endpoints)
+        if cacert or cert or key:
+            servers = tuple(one._replace(scheme=one.scheme or "https") for one in servers)
+        channel_for: Callable[[Endpoint], Callable[[], Channel] | None] = _plain
+        if any(server.scheme == "https" for server in servers):
+            from etcdlite.client import tls
+
+            settings = tls.Settings(cacert, cert, key, insecure_skip_tls_verify, server_name)
+            channel_for = tls.Dialer(settings).channel_for
+        self._calls = Calls(servers, timeout_s, dial_timeout_s, self._make_signal(), channel_for)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.endpoint}>"
@@ -655,6 +686,12 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
     def endpoint(self) -> str:
         """The server in use ("127.0.0.1:2379"), or the next one to be tried if there is none."""
         return self._calls.endpoint
+
+    @property
+    def certificate_ends_s(self) -> float | None:
+        """When the certificate of the server in use ends (Unix time); None without a connection or
+        without TLS."""
+        return getattr(self._calls.channel, "ends_s", None)
 
     @property
     def timeout_s(self) -> float:
