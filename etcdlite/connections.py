@@ -30,7 +30,11 @@ from etcdlite.wire.site import Site
 
 RECEIVE_BYTES = 64 * 1024
 PIECE_BYTES = 32 * 1024
-"""A client's session gets input in pieces of this size, at least one per slice."""
+"""A client's session gets input in pieces of at most this size, at least one per slice."""
+
+MIN_PIECE_BYTES = 2 * 1024
+SLOW_PIECE_S = 0.008
+"""Pieces become smaller, to this minimum, if one takes this long: a small request may cost much."""
 
 PRODUCE_SLICE_S = 0.005
 """A turn produces long answers for this long. The other sessions come first in the next turn."""
@@ -39,7 +43,7 @@ PRODUCE_SLICE_S = 0.005
 class Connection:
     """A connected socket and its session."""
 
-    __slots__ = ("host", "mask", "peer", "ready", "rest", "session", "site", "sock")
+    __slots__ = ("host", "mask", "peer", "piece_bytes", "ready", "rest", "session", "site", "sock")
 
     def __init__(
         self, sock: socket.socket, host: str, peer: str, site: Site | None, session: Session
@@ -55,6 +59,20 @@ class Connection:
         self.mask = selectors.EVENT_READ
         self.rest = b""
         """Input that was read but not processed."""
+        self.piece_bytes = 2 * MIN_PIECE_BYTES
+        """The size of the next piece of input."""
+
+    def receive_piece(self, now: float) -> float:
+        """Let the session process a piece of `rest`. Returns the time after it."""
+        size = self.piece_bytes
+        self.session.receive(self.rest[:size])
+        self.rest = self.rest[size:]
+        took_s = time.monotonic() - now
+        if took_s > SLOW_PIECE_S:
+            self.piece_bytes = max(size // 4, MIN_PIECE_BYTES)
+        elif 2 * took_s < SLOW_PIECE_S:
+            self.piece_bytes = min(2 * size, PIECE_BYTES)
+        return now + took_s
 
 
 class Connections:
@@ -176,7 +194,10 @@ class Connections:
         if connection.mask:
             self._selector.unregister(connection.sock)
         connection.sock.close()
-        connection.session.closed()
+        session = connection.session
+        session.closed()
+        if session.has_more:
+            self._producing[session] = None
         # The callback holds the connection: break that cycle.
         connection.ready = _ignore
 
@@ -211,7 +232,7 @@ class Connections:
                 return
             data = session.first
             session = self._replace(connection, session)
-        if len(data) > PIECE_BYTES and connection.site is not None:
+        if len(data) > MIN_PIECE_BYTES and connection.site is not None:
             connection.rest = data
             self._process(connection)
         else:
@@ -220,15 +241,11 @@ class Connections:
 
     def _process(self, connection: Connection) -> None:
         """Process the input that was read, for one slice."""
-        session = connection.session
-        data = connection.rest
-        at = 0
-        while at < len(data) and not session.is_closing:
-            session.receive(data[at : at + PIECE_BYTES])
-            at += PIECE_BYTES
-            if not self._may_receive(session) or time.monotonic() > self._turns.share_end:
+        now = time.monotonic()
+        while connection.rest and not connection.session.is_closing:
+            now = connection.receive_piece(now)
+            if not self._may_receive(connection.session) or now > self._turns.share_end:
                 break
-        connection.rest = data[at:]
         self._received(connection)
 
     def _received(self, connection: Connection) -> None:

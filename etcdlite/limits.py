@@ -96,10 +96,10 @@ class Limits:
     """Answers to ranges that are sent as they are read, of all connections together. Each keeps its
     revision from being compacted."""
 
-    apply_step_ops: int = 128
+    apply_step_ops: int = 32
     """Operations that one step of applying an entry carries out."""
 
-    serve_step_reads: int = 128
+    serve_step_reads: int = 32
     """Reads of one key that are answered between two looks at the clock."""
 
     max_slow_reads: int = 4

@@ -405,7 +405,7 @@ class Session:
         """The server stops: end the streams. May be called repeatedly."""
 
     def closed(self) -> None:
-        """The connection is closed: drop its requests."""
+        """The connection is closed: drop its requests. While `has_more`, `produce` drops some."""
         self.is_closing = True
         self.inbox.clear()
         self.outbox.close()

@@ -70,7 +70,9 @@ class Neighbour:
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=list(ATTACKS))
 def test_a_neighbour_is_served_during(attack: Callable[[Connect], None], server: Any) -> None:
-    member: ServerProcess = server("--max-connections=1200", f"--memory-limit={MEMORY_LIMIT}")
+    member: ServerProcess = server(
+        "--max-connections=1200", f"--memory-limit={MEMORY_LIMIT}", "--max-concurrent-streams=65536"
+    )
     prepare(member.client(timeout_s=60.0))
     before = member.rss_bytes
     with Neighbour(member) as neighbour:

@@ -18,6 +18,8 @@ from etcdlite.errors import EtcdError
 from etcdlite.frames import frame
 from etcdlite.methods import PUT, RANGE, TXN
 from etcdlite.ranges import range_steps
+from etcdlite.replica import writes
+from etcdlite.replica.writes import MAX_IN_FLIGHT
 from etcdlite.storage.data import DataFile
 from etcdlite.storage.steps import finish
 
@@ -63,6 +65,52 @@ class Client:
 def propose(lone: LoneMember, session: Any, request_id: int, method: int, request: Any) -> None:
     data = frame(1, method, 0, request.encode())
     lone.member.writes.propose(session, request_id, method, request, data)
+
+
+def test_a_write_does_not_wait_for_all_writes_of_another_session(lone: Paced) -> None:
+    flooder, client = Client(), Client()
+    for n in range(3 * MAX_IN_FLIGHT):
+        propose(lone, flooder, n + 1, PUT, proto.PutRequest(key=b"f%d" % n))
+    lone.member.turn()
+    propose(lone, client, 1, PUT, proto.PutRequest(key=b"c"))
+    while not client.answers:
+        lone.member.turn()
+        saves = lone.member.take_saves()
+        lone.wal.save_all(saves)
+        lone.member.persisted(saves)
+    assert len(flooder.answers) <= 2 * MAX_IN_FLIGHT
+    lone.settle()
+    assert list(flooder.answers) == list(range(1, 3 * MAX_IN_FLIGHT + 1))  # Its order is kept.
+
+
+def test_a_write_has_room_although_another_session_uses_all(
+    lone: Paced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writes, "MAX_PROPOSED_BYTES", 1 << 20)
+    monkeypatch.setattr(writes, "MAX_IN_FLIGHT_BYTES", 1 << 18)
+    flooder, client = Client(), Client()
+    for n in range(100):
+        propose(lone, flooder, n + 1, PUT, proto.PutRequest(key=b"f", value=bytes(1 << 16)))
+    lone.member.turn()
+    for n in range(100, 120):
+        propose(lone, flooder, n + 1, PUT, proto.PutRequest(key=b"f", value=bytes(1 << 16)))
+    propose(lone, client, 1, PUT, proto.PutRequest(key=b"c", value=bytes(1 << 16)))
+    lone.settle()
+    assert client.answers and not client.failures
+    assert len(flooder.answers) + len(flooder.failures) == 120
+    assert {failure.name for failure in flooder.failures.values()} == {"RequestTooManyRequests"}
+    assert lone.member.state.alarms.proposed_bytes == 0 and not lone.member.writes.are_waiting
+
+
+def test_writes_in_line_time_out(lone: Paced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writes, "MAX_IN_FLIGHT", 2)
+    client = Client()
+    for n in range(10):
+        propose(lone, client, n + 1, PUT, proto.PutRequest(key=b"k"))
+    lone.member.writes.propose_new()
+    lone.member.writes.tick(lone.now + 100.0)
+    assert len(client.failures) == 10
+    assert lone.member.state.alarms.proposed_bytes == 0 and not lone.member.writes.are_waiting
 
 
 def filled(tmp_path: Path, count: int) -> Paced:

@@ -29,12 +29,14 @@ from rigs.wire import take_output
 from test_http2 import frames
 
 from etcdlite import errors, methods, proto
-from etcdlite.errors import error
+from etcdlite.errors import CANCELED, error
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.wire import http2, http2_state, reflection, streams
+from etcdlite.wire.calls import CLOSED_PER_SLICE
 from etcdlite.wire.grpc import ROUTES, GrpcSession, percent_encode, read_request
 from etcdlite.wire.health import fields
 from etcdlite.wire.http2 import GHOST
+from etcdlite.wire.session import REQUEST_BYTES
 
 KV = "/etcdserverpb.KV/"
 SNAPSHOT = "/etcdserverpb.Maintenance/Snapshot"
@@ -594,6 +596,29 @@ def test_closing_the_connection_closes_everything(client: Client) -> None:
     client.session.closed()
     assert client.lone.member.hub.watches == 0 and client.lone.member.hub.streams == 0
     client.lone.settle()
+
+
+def test_a_closed_connection_with_many_streams_is_dropped_in_slices(client: Client) -> None:
+    count = 3 * CLOSED_PER_SLICE
+    for _ in range(count):
+        client.open(WATCH)
+    client.session.receive(client.h2.data_to_send())
+    session, hub = client.session, client.lone.member.hub
+    rpc = client.lone.member.metrics.rpcs[ROUTES[WATCH.encode()].number]
+    session.closed()
+    slices = [hub.streams]
+    while session.has_more:
+        session.produce()
+        slices.append(hub.streams)
+    assert slices == [count - CLOSED_PER_SLICE, count - 2 * CLOSED_PER_SLICE, 0]
+    assert rpc.failed[CANCELED] == count
+
+
+def test_open_requests_count_as_memory(client: Client) -> None:
+    before = client.session.kept_bytes
+    client.open(WATCH)
+    client.pump()
+    assert client.session.kept_bytes == before + REQUEST_BYTES
 
 
 def test_shut_down_finishes_unary_requests_and_ends_streams(client: Client) -> None:

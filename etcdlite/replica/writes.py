@@ -41,10 +41,15 @@ from etcdlite.replica.entry import (
     read_header,
 )
 from etcdlite.replica.state import State
+from etcdlite.replica.write_lines import Waiting, WriteLines, connection
 from etcdlite.request import Done, Session, Waiter, fail_all
 
 MAX_PROPOSED_BYTES = 64 << 20
 """Writes accepted and not applied yet; more are answered "too many requests"."""
+
+MAX_IN_FLIGHT = 1_024
+MAX_IN_FLIGHT_BYTES = 16 << 20
+"""Writes proposed and not applied yet; beyond this the sessions take turns to propose more."""
 
 REQUEST_BYTES = 500
 """The approximate memory of a waiting write besides its frame."""
@@ -108,6 +113,12 @@ class Writes:
         """The writes for the next turn, and their native frames."""
         self._author: Author | None = None
         """For whom further new writes are, as their entry says so far."""
+        self._lines = WriteLines()
+        """What waits because enough is in flight."""
+        self._in_flight = 0
+        self._in_flight_bytes = 0
+        self._in_need: set[Any] = set()
+        """Connections with a write accepted beyond `MAX_PROPOSED_BYTES` in this turn."""
         self._alarms = state.alarms
         # Random, so that an entry of an earlier incarnation is never taken for one of this one.
         self.latest_batch = rng.getrandbits(32) << 20
@@ -120,13 +131,17 @@ class Writes:
 
     @property
     def are_new(self) -> bool:
-        """Writes wait for the next turn."""
-        return bool(self._new)
+        """Writes can be proposed in the next turn."""
+        return bool(self._new or (self._lines and self._has_room))
+
+    @property
+    def _has_room(self) -> bool:
+        return self._in_flight < MAX_IN_FLIGHT and self._in_flight_bytes < MAX_IN_FLIGHT_BYTES
 
     @property
     def are_waiting(self) -> bool:
-        """Batches are not applied yet."""
-        return bool(self._waiting)
+        """Writes are not applied yet."""
+        return bool(self._waiting or self._lines)
 
     def is_waiting(self, batch: int) -> bool:
         """Whether the batch is neither applied nor given up."""
@@ -143,7 +158,8 @@ class Writes:
             session.fail(request_id, method, error("NotSupportedForLearner"))
             return
         size = len(frame) + REQUEST_BYTES
-        if self._alarms.proposed_bytes + size > MAX_PROPOSED_BYTES:
+        proposed_bytes = self._alarms.proposed_bytes + size
+        if proposed_bytes > MAX_PROPOSED_BYTES and not self._is_in_need(session, proposed_bytes):
             self._state.metrics.proposals_failed += 1
             if session is not None:
                 session.fail(request_id, method, error("RequestTooManyRequests"))
@@ -173,6 +189,19 @@ class Writes:
             self._alarms.proposed_bytes += len(frame) + REQUEST_BYTES
             self._new.append(waiter)
             self._new_frames.append(frame)
+
+    def _is_in_need(self, session: Session | None, proposed_bytes: int) -> bool:
+        """Whether to accept a write beyond the limit: the others must not keep a session from its
+        only write."""
+        owner = connection(session)
+        if (
+            session in self._lines
+            or owner in self._in_need
+            or proposed_bytes > 2 * MAX_PROPOSED_BYTES
+        ):
+            return False
+        self._in_need.add(owner)
+        return True
 
     def propose_message(
         self, session: Session | None, request_id: int, method: int, request: proto.Message
@@ -211,7 +240,7 @@ class Writes:
     def propose_change(self, waiter: Waiter) -> None:
         """Propose the `MemberChange` of a waiter. Only the leader calls this."""
         frame = native_frame(1, MEMBER_CHANGE, 0, waiter[3].encode())
-        self._propose_entry(ENTRY_CONF_CHANGE, [waiter], [frame])
+        self._propose_entry(ENTRY_CONF_CHANGE, [waiter], [frame], self._state.clock())
 
     def accept_forwarded(self, node: int, term: int, data: bytes) -> None:
         """Propose the payload of an entry that the member `node` forwards to the leader of `term`.
@@ -237,13 +266,24 @@ class Writes:
     # Proposing entries.
 
     def propose_new(self) -> None:
-        """Make entries of the writes that arrived since the last turn."""
+        """Make entries of the writes that arrived since the last turn, as far as there is room."""
         waiters, frames = self._new, self._new_frames
         self._new, self._new_frames = [], []
         self._author = None
+        since = self._state.clock()
+        size = sum(map(len, frames))
+        if (
+            self._lines
+            or self._in_flight + len(waiters) > MAX_IN_FLIGHT
+            or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES
+        ):
+            since, waiters, frames = self._take_turns(since, waiters, frames)
+            if not waiters:
+                return
+            size = sum(map(len, frames))
         entry_bytes = self._state.store.limits.entry_bytes
-        if sum(map(len, frames)) <= entry_bytes:
-            self._propose_entry(ENTRY_NORMAL, waiters, frames)
+        if size <= entry_bytes:
+            self._propose_entry(ENTRY_NORMAL, waiters, frames, since)
             return
         some: list[Waiter] = []
         some_frames: list[bytes] = []
@@ -251,7 +291,7 @@ class Writes:
         size = 0
         for waiter, frame in zip(waiters, frames, strict=True):
             if size and size + len(frame) > entry_bytes:
-                self._propose_entry(ENTRY_NORMAL, some, some_frames)
+                self._propose_entry(ENTRY_NORMAL, some, some_frames, since)
                 some, some_frames, size = [], [], 0
                 if author is not None and waiter[2] != AUTHOR:
                     # Each entry begins without an author.
@@ -262,15 +302,47 @@ class Writes:
             some.append(waiter)
             some_frames.append(frame)
             size += len(frame)
-        self._propose_entry(ENTRY_NORMAL, some, some_frames)
+        self._propose_entry(ENTRY_NORMAL, some, some_frames, since)
 
-    def _propose_entry(self, kind: int, waiters: list[Waiter], frames: list[bytes]) -> None:
+    def _take_turns(
+        self, now: float, waiters: list[Waiter], frames: list[bytes]
+    ) -> tuple[float, list[Waiter], list[bytes]]:
+        """Put writes into lines, and take those for which there is room; returns also since when
+        the oldest waits."""
+        self._in_need.clear()
+        author = None
+        for waiter, frame in zip(waiters, frames, strict=True):
+            if waiter[2] == AUTHOR:
+                author = (waiter, frame)
+                self._alarms.proposed_bytes -= len(frame) + REQUEST_BYTES
+            else:
+                self._lines.add(Waiting(now, author, waiter, frame))
+        waiters, frames, author = [], [], None
+        for write in self._lines.take(
+            MAX_IN_FLIGHT - self._in_flight, MAX_IN_FLIGHT_BYTES - self._in_flight_bytes
+        ):
+            now = min(now, write.since)
+            if write.author != author:
+                author = write.author
+                waiter, frame = author or _author_request(None)
+                self._alarms.proposed_bytes += len(frame) + REQUEST_BYTES
+                waiters.append(waiter)
+                frames.append(frame)
+            waiters.append(write.waiter)
+            frames.append(write.frame)
+        return now, waiters, frames
+
+    def _propose_entry(
+        self, kind: int, waiters: list[Waiter], frames: list[bytes], since: float
+    ) -> None:
         self.latest_batch += 1
         data = encode_entry(self._state.identity.member_id, self.latest_batch, frames)
         size = len(data) - ENTRY_HEADER.size + REQUEST_BYTES * len(frames)
         if kind == ENTRY_CONF_CHANGE:
             self._alarms.proposed_bytes += size
-        batch = Batch(kind, data, waiters, self._state.clock(), size)
+        batch = Batch(kind, data, waiters, since, size)
+        self._in_flight += len(waiters)
+        self._in_flight_bytes += size
         self._waiting[self.latest_batch] = batch
         metrics = self._state.metrics
         metrics.proposals_pending += len(waiters)
@@ -373,6 +445,8 @@ class Writes:
     def _drop(self, number: int) -> Batch:
         batch = self._waiting.pop(number)
         self._alarms.proposed_bytes -= batch.size_bytes
+        self._in_flight -= len(batch.waiters)
+        self._in_flight_bytes -= batch.size_bytes
         self._state.metrics.proposals_pending -= len(batch.waiters)
         return batch
 
@@ -385,6 +459,10 @@ class Writes:
             if batch.since > expired:
                 break
             self._give_up(number, self._timeout_error(batch.since))
+        for write in self._lines.expire(expired):
+            self._alarms.proposed_bytes -= len(write.frame) + REQUEST_BYTES
+            self._state.metrics.proposals_failed += 1
+            fail_all([write.waiter], self._timeout_error(write.since))
         while self._held and self._held[0] not in self._waiting:
             self._held.popleft()
 

@@ -11,6 +11,7 @@ is woken, so that a client that does not read occupies no memory.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Protocol
 
 from etcdlite.errors import EtcdError
@@ -19,6 +20,9 @@ from etcdlite.watch import Quota
 
 PIECES_PER_SLICE = 2
 """Pieces of answers that one call of `Calls.produce` makes."""
+
+CLOSED_PER_SLICE = 256
+"""Calls of a closed session that are closed at once; `produce` closes the rest."""
 
 
 class CallOwner(Protocol):
@@ -137,6 +141,7 @@ class Calls:
         """Calls with something to produce, in turn."""
         self._waking: dict[int, Call] = {}
         self._ticking: dict[int, Call] = {}
+        self._is_disowned = False
 
     def __contains__(self, request_id: int) -> bool:
         return request_id in self._open
@@ -195,10 +200,16 @@ class Calls:
     @property
     def have_more(self) -> bool:
         """`produce` has work to do now."""
+        if self._is_disowned:
+            return bool(self._open)
         return bool(self._ready) and not self._owner.is_blocked
 
     def produce(self) -> None:
         """Let the next ready calls send a piece of their answers each."""
+        if self._is_disowned:
+            for request_id in list(islice(self._open, CLOSED_PER_SLICE)):
+                self.close(request_id)
+            return
         ready = self._ready
         for _ in range(min(PIECES_PER_SLICE, len(ready))):
             if self._owner.is_blocked:
@@ -215,8 +226,10 @@ class Calls:
                 ready[request_id] = call
 
     def disown(self) -> None:
-        """Break the reference cycle with the closed session."""
+        """The session is closed: close the calls, and break the reference cycle with it."""
         del self._owner
+        self._is_disowned = True
+        self.produce()
 
     def tick(self, now: float) -> None:
         for call in list(self._ticking.values()):

@@ -42,7 +42,7 @@ from etcdlite.ranges import AnswerTooLarge
 from etcdlite.session import MAX_UNSENT_BYTES, partial_timeout_s
 from etcdlite.wire import api, health, reflection
 from etcdlite.wire.api import Handler
-from etcdlite.wire.calls import Call, Calls
+from etcdlite.wire.calls import CLOSED_PER_SLICE, Call, Calls
 from etcdlite.wire.hpack import Headers, pack
 from etcdlite.wire.http2 import (
     END_HEADERS,
@@ -54,7 +54,7 @@ from etcdlite.wire.http2 import (
     Connection,
     Stream,
 )
-from etcdlite.wire.session import ClientSession, LeaderLoss
+from etcdlite.wire.session import REQUEST_BYTES, ClientSession, LeaderLoss
 from etcdlite.wire.streams import CALLS, LargeRangeCall
 
 MAX_PARTIAL_BYTES = 32 << 20
@@ -332,6 +332,8 @@ class GrpcSession(Connection, ClientSession):
             count_routes(member.metrics)
         self.calls = Calls(member, self)
         self._max_message_bytes = member.options.max_request_bytes + OVERHEAD_BYTES
+        self._leaving: dict[int, _Stream] = {}
+        """Streams that were open when the connection was closed, and are not counted yet."""
         self._partial_bytes = 0
         self._deadlines: dict[int, float] = {}
         self._need_leader: set[int] = set()
@@ -719,7 +721,7 @@ class GrpcSession(Connection, ClientSession):
 
     @property
     def kept_bytes(self) -> int:
-        return super().kept_bytes + self._partial_bytes
+        return super().kept_bytes + self._partial_bytes + REQUEST_BYTES * len(self.streams)
 
     @property
     def is_idle(self) -> bool:
@@ -728,14 +730,28 @@ class GrpcSession(Connection, ClientSession):
 
     def closed(self) -> None:
         """The connection is closed: drop its requests."""
-        for stream in list(self.streams.values()):
-            if stream is not GHOST:
-                if not stream.tail:
-                    self._count_failed(stream, CANCELED)
-                self._let_go(stream)
-        self.streams.clear()
+        self._leaving, self.streams = self.streams, {}
+        self._partial_bytes = 0
         self.flow.clear()
         super().closed()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Count the next open streams of the closed connection as cancelled."""
+        leaving = self._leaving
+        for _ in range(min(CLOSED_PER_SLICE, len(leaving))):
+            _, stream = leaving.popitem()
+            if stream is not GHOST and not stream.tail:
+                self._count_failed(stream, CANCELED)
+
+    @property
+    def has_more(self) -> bool:
+        return bool(self._leaving) or super().has_more
+
+    def produce(self) -> None:
+        if self._leaving:
+            self._leave()
+        super().produce()
 
     def shut_down(self) -> None:
         """The server stops: refuse new requests, end the streams, answer the rest."""

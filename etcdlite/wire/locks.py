@@ -41,10 +41,24 @@ from weakref import WeakKeyDictionary
 from etcdlite import frames, methods, proto
 from etcdlite.errors import UNKNOWN, EtcdError, error
 from etcdlite.member import Member
-from etcdlite.methods import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN, WATCH
+from etcdlite.methods import (
+    DELETE_RANGE,
+    KEEP_ALIVE,
+    LEASE_GRANT,
+    LEASE_REVOKE,
+    RANGE,
+    TXN,
+    WATCH,
+)
 from etcdlite.watch import WatchStream
 from etcdlite.wire import api
 from etcdlite.wire.calls import Call, CallOwner
+
+PAGE_KEYS = 500
+"""Keys of a queue that are read at once, and calls whose turn comes at once."""
+
+MAX_EVENT_BYTES = 128 << 10
+"""A queue is read again, in pages, rather than take in more events than this at once."""
 
 MAX_DEAD = 64
 """A queue's heaps are rebuilt when they hold this many dead items, and more than live ones."""
@@ -111,6 +125,9 @@ class _Queue:
         """A heap of (revision, number, call), and of some calls that have left."""
         self._number = 0
         self._stream: WatchStream | None = None
+        self._page: list[Any] | None = None
+        """The keys read so far; None if the queue is complete."""
+        self._page_revision = 0
         self._read()
 
     def join(self, revision: int, call: _QueueCall) -> bool:
@@ -145,10 +162,14 @@ class _Queue:
 
     def _wake(self) -> None:
         turn = self._turn()
-        while self._waiting and self._waiting[0][0] <= turn:
+        for _ in range(PAGE_KEYS):
+            if not self._waiting or self._waiting[0][0] > turn:
+                return
             _, _, call = heapq.heappop(self._waiting)
             if call in self._calls:
                 call.turn_came(True)
+        # The rest follows after the reads that wait now.
+        self._member.reads.read_now(self, _WAKE, KEEP_ALIVE, proto.LeaseKeepAliveRequest())
 
     def _close(self) -> None:
         if self._stream is not None:
@@ -167,10 +188,19 @@ class _Queue:
         pass
 
     def _read(self) -> None:
+        self._page = []
+        self._page_revision = 0
+        self._read_page(self._prefix)
+
+    def _read_page(self, key: bytes) -> None:
         request = proto.RangeRequest(
-            key=self._prefix, range_end=_after(self._prefix), keys_only=True
+            key=key,
+            range_end=_after(self._prefix),
+            keys_only=True,
+            limit=PAGE_KEYS,
+            revision=self._page_revision,
         )
-        self._member.reads.read_now(self, 1, RANGE, request)
+        self._member.reads.read_now(self, _READ, RANGE, request)
 
     def awaits(self, request_id: int) -> bool:
         return bool(self._calls)
@@ -178,11 +208,20 @@ class _Queue:
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         if not self._calls:
             return
+        if request_id == _WAKE:
+            self._wake()
+            return
         response = proto.RangeResponse.decode(body)
-        assert response.header is not None
+        assert response.header is not None and self._page is not None
+        self._page_revision = self._page_revision or response.header.revision
+        self._page += response.kvs
+        if response.more:
+            self._read_page(response.kvs[-1].key + b"\0")
+            return
         self._close()
-        self._seen = response.header.revision
-        self._keys = {kv.key: kv.create_revision for kv in response.kvs}
+        self._seen = self._page_revision
+        self._keys = {kv.key: kv.create_revision for kv in self._page}
+        self._page = None
         self._oldest = sorted((revision, key) for key, revision in self._keys.items())
         self._stream = self._member.hub.open(self)
         self._stream.create(
@@ -193,6 +232,9 @@ class _Queue:
         self._wake()
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        if self._page_revision and failure.name == "Compacted":
+            self._read()
+            return
         _queues(self._member).pop(self._prefix, None)
         waiting, self._waiting = self._waiting, []
         for _, _, call in waiting:
@@ -202,9 +244,12 @@ class _Queue:
     # As the sink of a watch.
 
     def send(self, body: bytes) -> None:
-        response = proto.WatchResponse.decode(body)
-        if response.canceled:
-            # The history that is needed is compacted. The read is answered outside of the hub.
+        if self._page is not None:
+            return  # What is being read is newer.
+        response = proto.WatchResponse.decode(body) if len(body) <= MAX_EVENT_BYTES else None
+        if response is None or response.canceled:
+            # Too much changed at once, or the history that is needed is compacted. The read is
+            # answered outside of the hub.
             self._read()
             return
         for event in response.events:
@@ -222,6 +267,10 @@ class _Queue:
 
     def end(self) -> None:
         """The stream ends only when this queue ends it."""
+
+
+_READ, _WAKE = 1, 2
+"""The request ids of a queue."""
 
 
 def _is_mostly_dead(heap: list[Any], alive: int) -> bool:

@@ -38,7 +38,7 @@ from etcdlite.proto import FEW_BYTES, DecodeError, decode_request
 from etcdlite.session import MAX_UNSENT_BYTES
 from etcdlite.wire import api
 from etcdlite.wire.calls import Calls
-from etcdlite.wire.session import ClientSession
+from etcdlite.wire.session import REQUEST_BYTES, ClientSession
 from etcdlite.wire.streams import CALLS
 
 MAX_OPEN_REQUESTS = 65_536
@@ -261,14 +261,16 @@ class NativeSession(ClientSession):
         return outbox.unsent_bytes > outbox.high_water_bytes
 
     @property
+    def kept_bytes(self) -> int:
+        return super().kept_bytes + REQUEST_BYTES * len(self._requests)
+
+    @property
     def is_idle(self) -> bool:
         """No unary request is unanswered and no output is unsent."""
         return super().is_idle and all(m in CALLS for m in self._requests.values())
 
     def closed(self) -> None:
         """The connection is closed: drop its requests."""
-        for request_id in list(self._requests):
-            self.calls.close(request_id)
         self._requests.clear()
         super().closed()
 

@@ -17,6 +17,9 @@ HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 NO_LEADER_ELECTIONS = 3
 """Election timeouts without a leader that a stream with `hasleader` survives, as in etcd."""
 
+REQUEST_BYTES = 512
+"""The memory that an open request occupies, approximately, for `kept_bytes`."""
+
 SNIFF_BYTES = 4
 """The number of bytes that distinguish gRPC ("PRI ") from HTTP/1.1 ("PUT ")."""
 

@@ -57,21 +57,25 @@ def settings(window: int) -> bytes:
     return http2.frame(http2.SETTINGS, 0, 0, payload)
 
 
-def grpc_request(number: int, path: str, body: bytes, packed: bool = False) -> bytes:
-    """The request with this ordinal number."""
-    fields = [
+def grpc_stream(number: int, path: str, *fields: tuple[bytes, bytes]) -> bytes:
+    """The header of the request with this ordinal number."""
+    common = (
         (b":method", b"POST"),
         (b":scheme", b"http"),
         (b":path", path.encode()),
         (b":authority", b"here"),
         (b"content-type", b"application/grpc"),
-    ]
-    if packed:
-        fields.append((b"grpc-encoding", b"gzip"))
-    stream_id = 2 * number + 1
+    )
+    block = pack([*common, *fields])
+    return http2.frame(http2.HEADERS, http2.END_HEADERS, 2 * number + 1, block)
+
+
+def grpc_request(number: int, path: str, body: bytes, packed: bool = False) -> bytes:
+    """The request with this ordinal number."""
+    encoding = ((b"grpc-encoding", b"gzip"),) if packed else ()
     data = struct.pack(">BI", packed, len(body)) + body
-    return http2.frame(http2.HEADERS, http2.END_HEADERS, stream_id, pack(fields)) + http2.frame(
-        http2.DATA, http2.END_STREAM, stream_id, data
+    return grpc_stream(number, path, *encoding) + http2.frame(
+        http2.DATA, http2.END_STREAM, 2 * number + 1, data
     )
 
 
@@ -85,6 +89,18 @@ def windows(connect: Connect) -> None:
         push(sock, b"".join(grpc_request(number, path, body) for number in numbers))
     for window in range(1, 61):
         push(sock, settings(window))
+
+
+def closings(connect: Connect) -> None:
+    """Connections that are closed with 10,000 open streams, or with as many open watches."""
+    path = "/etcdserverpb.Watch/Watch"
+    for _ in range(3):
+        with grpc(connect, 1 << 20) as sock:
+            for first in range(0, 10_000, 1000):
+                numbers = range(first, first + 1000)
+                push(sock, b"".join(grpc_stream(number, path) for number in numbers))
+        with native(connect) as sock:
+            push(sock, native_requests("Watch.Watch", proto.WatchRequest(), 10_000))
 
 
 def bombs(connect: Connect) -> None:
@@ -182,8 +198,8 @@ def small_requests(connect: Connect) -> None:
 ATTACKS: dict[str, Callable[[Connect], None]] = {
     attack.__name__: attack
     for attack in (
-        windows, bombs, empty_operations, halves, deaf_readers, range_streams, snapshot_holders,
-        idle_connections, sorted_ranges, lock_waiters, small_requests,
+        windows, closings, bombs, empty_operations, halves, deaf_readers, range_streams,
+        snapshot_holders, idle_connections, sorted_ranges, lock_waiters, small_requests,
     )
 }  # fmt: skip
 

@@ -1,0 +1,67 @@
+"""The writes that wait because enough are in flight: a line for each connection, in turn.
+
+So a write waits for one write of each other connection, and not for all that came before it. The
+order of the writes of one connection is kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from etcdlite.request import Waiter
+
+
+class Waiting(NamedTuple):
+    """A write in a line."""
+
+    since: float
+    """When it came, on the member's clock."""
+    author: Any
+    """What `add` was given."""
+    waiter: Waiter
+    frame: bytes
+
+
+class WriteLines:
+    """The lines. None is empty."""
+
+    def __init__(self) -> None:
+        self._lines: dict[Any, deque[Waiting]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def __contains__(self, session: Any) -> bool:
+        """Whether the connection of a session has a line."""
+        return connection(session) in self._lines
+
+    def add(self, write: Waiting) -> None:
+        self._lines.setdefault(connection(write.waiter[0]), deque()).append(write)
+
+    def take(self, count: int, size_bytes: int) -> Iterator[Waiting]:
+        """The next writes in turn: at most this many, and about this many bytes."""
+        lines = self._lines
+        while lines and count > 0 and size_bytes > 0:
+            session, line = next(iter(lines.items()))
+            del lines[session]
+            write = line.popleft()
+            if line:
+                lines[session] = line
+            count -= 1
+            size_bytes -= len(write.frame)
+            yield write
+
+    def expire(self, since: float) -> Iterable[Waiting]:
+        """Take out the writes that came before this time."""
+        for session, line in list(self._lines.items()):
+            while line and line[0].since <= since:
+                yield line.popleft()
+            if not line:
+                del self._lines[session]
+
+
+def connection(session: Any) -> Any:
+    """The session of the connection, if this is one of its calls."""
+    return getattr(session, "owner", session)
