@@ -112,6 +112,8 @@ class Config:
     max_learners: int
     strict_reconfig_check: bool
     peer_address_check: bool
+    peer_secret_file: str
+    """Empty: connections between members have no shared secret."""
     corrupt_check_time_s: float
     """Time between comparisons of the members; 0: never."""
     compact_hash_check_time_s: float
@@ -124,6 +126,8 @@ class Config:
     max_txn_ops: int
     max_request_bytes: int
     max_concurrent_streams: int
+    client_secret_file: str
+    """Empty: clients of the native protocol have no shared secret."""
     max_connections: int
     """Of clients."""
     max_connections_per_address: int
@@ -225,9 +229,31 @@ def check_files(config: Config) -> list[str]:
     for output in config.log_outputs:
         if output not in ("stderr", "stdout") and (why := _cannot_write(output)):
             problems.append(f"log-outputs: {quoted(output)}: {why}; name a writable file")
+    problems += _secret_problems(config)
     for name, path in (("data-dir", config.data_dir), ("wal-dir", config.wal_dir)):
         if path and (why := _cannot_fill(path)):
             problems.append(f"{name}: {quoted(path)}: {why}; give a writable directory")
+    return problems
+
+
+def _secret_problems(config: Config) -> list[str]:
+    from etcdlite import secret_file  # Rarely needed.
+
+    problems = []
+    found = []
+    for name, path in (
+        ("peer-secret-file", config.peer_secret_file),
+        ("client-secret-file", config.client_secret_file),
+    ):
+        try:
+            found.append(secret_file.read(path) if path else ())
+        except secret_file.SecretError as failure:
+            problems.append(f"{name}: {failure}")
+    if not problems:
+        try:
+            secret_file.check_apart(*found)
+        except secret_file.SecretError as failure:
+            problems.append(str(failure))
     return problems
 
 

@@ -1,5 +1,10 @@
 """The connected sockets and their sessions: reading, processing and sending, in slices of time.
 
+A connection may have a channel (`channel.py`). Plaintext is sealed when it is about to be sent, so
+at most one piece of the output (`session.TAKEN_BYTES`) waits as ciphertext. The outbox counts it as
+unsent until the last of its ciphertext is sent: limits and deadlines see the same as without a
+channel.
+
 No connection holds up the others: what does not fit into a slice waits for the next turn, in which
 it comes first; so connections take turns. Other members come before clients (`turns.py`).
 
@@ -15,10 +20,12 @@ from collections.abc import Iterable
 from functools import partial
 
 from etcdlite import log
+from etcdlite.channel import Accepting, Channel, ChannelError
 from etcdlite.config import Config
 from etcdlite.listeners import is_loopback
 from etcdlite.member import Member
 from etcdlite.memory import Budget
+from etcdlite.peer import Dial
 from etcdlite.places import Places
 from etcdlite.session import Session
 from etcdlite.turns import Ready, Turns
@@ -36,6 +43,9 @@ MIN_PIECE_BYTES = 2 * 1024
 SLOW_PIECE_S = 0.008
 """Pieces become smaller, to this minimum, if one takes this long: a small request may cost much."""
 
+CHANNEL_LINES_PER_S = 1.0
+"""How often a fault of the channels of one address is logged."""
+
 PRODUCE_SLICE_S = 0.005
 """A turn produces long answers for this long. The other sessions come first in the next turn."""
 
@@ -43,10 +53,19 @@ PRODUCE_SLICE_S = 0.005
 class Connection:
     """A connected socket and its session."""
 
-    __slots__ = ("host", "mask", "peer", "piece_bytes", "ready", "rest", "session", "site", "sock")
+    __slots__ = (
+        "_has_plaintext", "channel", "host", "mask", "peer", "piece_bytes", "ready", "rest",
+        "sealed", "session", "site", "sock",
+    )  # fmt: skip
 
     def __init__(
-        self, sock: socket.socket, host: str, peer: str, site: Site | None, session: Session
+        self,
+        sock: socket.socket,
+        host: str,
+        peer: str,
+        site: Site | None,
+        session: Session,
+        channel: Channel | None = None,
     ) -> None:
         self.sock = sock
         self.host = host
@@ -55,12 +74,18 @@ class Connection:
         self.site = site
         """Set on a client's connection, None on a connection between members."""
         self.session = session
+        self.channel = channel
+        """None on a plain connection."""
         self.ready: Ready
         self.mask = selectors.EVENT_READ
         self.rest = b""
         """Input that was read but not processed."""
         self.piece_bytes = 2 * MIN_PIECE_BYTES
         """The size of the next piece of input."""
+        self.sealed: bytes | memoryview = b""
+        """Output of the channel that the kernel has not accepted."""
+        self._has_plaintext = False
+        """`sealed` contains what the outbox gave last."""
 
     def receive_piece(self, now: float) -> float:
         """Let the session process a piece of `rest`. Returns the time after it."""
@@ -73,6 +98,36 @@ class Connection:
         elif 2 * took_s < SLOW_PIECE_S:
             self.piece_bytes = min(2 * size, PIECE_BYTES)
         return now + took_s
+
+    def send_sealed(self) -> int:
+        """Send the output of the session and the channel, once. Returns how much of what
+        `Outbox.take` gave counts as sent. Raises ChannelError, BlockingIOError, OSError."""
+        channel = self.channel
+        assert channel is not None
+        plaintext = self.session.outbox.take()
+        if not self.sealed:
+            self._has_plaintext = channel.is_established
+            self.sealed = channel.seal(plaintext) if channel.is_established else channel.output()
+        sent_bytes = self.sock.send(self.sealed)
+        if sent_bytes < len(self.sealed):
+            self.sealed = memoryview(self.sealed)[sent_bytes:]
+            return min(sent_bytes, len(plaintext) - 1) if self._has_plaintext and plaintext else 0
+        self.sealed = b""
+        return len(plaintext) if self._has_plaintext else 0
+
+    def tell(self, is_broken: bool) -> None:
+        """Before the socket is closed: send what tells the other side why, if it can be sent at
+        once. `is_broken`: the channel raised ChannelError."""
+        channel = self.channel
+        if channel is None or self.sealed:
+            return
+        try:
+            if not is_broken:
+                channel.close()
+            if channel.has_output:
+                self.sock.send(channel.output())
+        except (OSError, ChannelError):
+            pass  # The other side is gone, or the channel is used up.
 
 
 class Connections:
@@ -94,6 +149,8 @@ class Connections:
         self._unread: dict[Connection, None] = {}
         """Connections whose `rest` can be processed."""
         self._is_stopping = False
+        self.accept_secret: Accepting | None = None
+        """Makes the channel of a client that has a shared secret; None if clients need none."""
 
     # For the loop.
 
@@ -191,6 +248,7 @@ class Connections:
         self._unread.pop(connection, None)
         self._turns.first.discard(connection.ready)
         connection.rest = b""
+        connection.tell(is_broken=False)
         if connection.mask:
             self._selector.unregister(connection.sock)
         connection.sock.close()
@@ -223,11 +281,19 @@ class Connections:
             return
         except OSError:
             data = b""
+        if connection.channel is not None:
+            data = self._unseal(connection, data)
+            if not data:
+                return
         if not data:
             self.close(connection)
             return
         if isinstance(session, Opening):
             session.receive(data)
+            if session.found == "secret":
+                assert self.accept_secret is not None
+                connection.channel = self.accept_secret(connection.host)
+                session.receive(self._unseal(connection, session.enter_channel()))
             if not session.found:
                 return
             data = session.first
@@ -238,6 +304,44 @@ class Connections:
         else:
             session.receive(data)
             self._received(connection)
+
+    def _unseal(self, connection: Connection, data: bytes) -> bytes:
+        """The plaintext of what was received over a channel. At the end of the connection (`data`
+        is empty) and at a fault of the channel, the connection is closed."""
+        channel, session = connection.channel, connection.session
+        assert channel is not None
+        was_established = channel.is_established
+        try:
+            if not data:
+                channel.receive_end()
+                self.close(connection)
+                return b""
+            plaintext = channel.receive(data)
+        except ChannelError as failure:
+            if not data and channel.is_established:
+                # Whoever is killed ends so. What was cut off is missing in the protocol, too.
+                log.debug("a connection ended", why=str(failure), peer=connection.peer)
+                self.close(connection)
+            else:
+                self._break(connection, failure)
+            return b""
+        if channel.is_established and not was_established and isinstance(session, Dial):
+            session.connected()
+        if channel.has_output:
+            self.dirty.append(session)
+        return plaintext
+
+    def _break(self, connection: Connection, failure: ChannelError) -> None:
+        """The channel of a connection is broken, or cannot be established."""
+        connection.tell(is_broken=True)
+        connection.channel = None
+        session = connection.session
+        if isinstance(session, Dial) and not session.is_open:
+            session.link.unreachable(session, str(failure), False)
+        elif not log.limited(f"channel of {connection.host}", CHANNEL_LINES_PER_S):
+            fields = {"remote-addr": connection.peer}
+            log.warn("closed a connection", why=str(failure), **fields)
+        self.close(connection)
 
     def _process(self, connection: Connection) -> None:
         """Process the input that was read, for one slice."""
@@ -292,11 +396,17 @@ class Connections:
         outbox = session.outbox
         was_blocked = session.is_blocked
         try:
-            sent_bytes = connection.sock.send(outbox.take())
+            if connection.channel is None:
+                sent_bytes = connection.sock.send(outbox.take())
+            else:
+                sent_bytes = connection.send_sealed()
         except BlockingIOError:
             sent_bytes = 0
         except OSError:
             self.close(connection)
+            return
+        except ChannelError as failure:
+            self._break(connection, failure)
             return
         outbox.sent(sent_bytes)
         if outbox.parts and not outbox.is_stuck:
@@ -322,7 +432,7 @@ class Connections:
 
     def _watch_socket(self, connection: Connection) -> None:
         session = connection.session
-        mask = selectors.EVENT_WRITE if session.outbox.is_stuck else 0
+        mask = selectors.EVENT_WRITE if session.outbox.is_stuck or connection.sealed else 0
         self._unread.pop(connection, None)
         if self._may_receive(session):
             if connection.rest:

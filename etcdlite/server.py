@@ -23,11 +23,13 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from etcdlite import bootstrap, config, datadir, log, proto
 from etcdlite.addresses import Addresses, Resolved
+from etcdlite.channel import Dialing, Maker
 from etcdlite.connections import Connection, Connections
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
@@ -37,7 +39,6 @@ from etcdlite.raft import LOG_TAIL_BYTES, Raft
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.replica.logins import Job
 from etcdlite.replica.maintenance import AutoCompaction
-from etcdlite.session import Session
 from etcdlite.storage.disk import Disk
 from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial, start_login
 from etcdlite.urls import format_address, host_port
@@ -93,6 +94,8 @@ class Server:
         self.connections = Connections(settings, self._selector, self.listeners.places)
         self._sites: dict[str, Site] = {}
         """By purpose of the listener."""
+        self._secrets: dict[str, Maker] = {}
+        """What makes the channels of shared secrets, by purpose of the listener."""
         self._done: deque[Any] = deque()
         self._signal = 0
         """The signal that stops the server, once it has come."""
@@ -114,11 +117,12 @@ class Server:
         disk = Disk()
         self._lock = datadir.lock(disk, settings.data_dir, settings.wal_dir, settings.own_files)
         settings = self.settings = _fit_disk(settings, disk)
+        self._secrets = _secret_channels(settings)
         founding = None
         if not datadir.exists(disk, settings.data_dir):
             # Members that start together ask each other for the members. One that listens but does
             # not serve yet would make the others wait, so this comes before listening.
-            founding = bootstrap.resolve_founding(settings, _extend_start)
+            founding = bootstrap.resolve_founding(settings, _extend_start, self._dialing)
         self.listeners.open()
         if founding is not None:
             bootstrap.create_member(settings, disk, founding, self._advertised_urls())
@@ -143,7 +147,11 @@ class Server:
             took=f"{time.monotonic() - began:.2f}s",
             **{"applied-index": opened.store.applied_index, "log-entries": len(opened.entries)},
         )
-        self.member = self.connections.member = _make_member(settings, opened)
+        self.member = self.connections.member = _make_member(settings, opened, self._dialing)
+        for maker in self._secrets.values():
+            maker.identify(opened.cluster_id, opened.member_id)
+        if CLIENTS in self._secrets:
+            self.connections.accept_secret = self._secrets[CLIENTS].accept
         if PEERS not in self.listeners.purposes:
             self.member.reachability.probe = _without_peer_port
         self.member.attributes = proto.Member(
@@ -371,6 +379,12 @@ class Server:
                 dial = make(self.connections.dirty.append)
                 start_dial(dial, link.url, self._report)
 
+    @property
+    def _dialing(self) -> Dialing | None:
+        """What makes the channels to other members; None: connections to them are plain."""
+        maker = self._secrets.get(PEERS)
+        return None if maker is None else maker.dial
+
     def _dialed(self, dialed: Dialed) -> None:
         dial, peer, result = dialed
         if isinstance(result, OSError):
@@ -381,20 +395,27 @@ class Server:
             result.close()
             dial.closed()
         else:
-            self.connections.add(Connection(result, "", peer, None, dial))
-            dial.connected()
+            if self._dialing is not None:
+                dial.channel = self._dialing(dial.link.url, dial.link.node)
+            self.connections.add(Connection(result, "", peer, None, dial, dial.channel))
+            if dial.channel is None:
+                dial.connected()
+            else:
+                self.connections.dirty.append(dial)
 
     def _accepted(self, sock: socket.socket, address: tuple[str, int], purpose: str) -> None:
         peer = format_address(*address)
         site = self._sites.get(purpose)
         on_output = self.connections.dirty.append
-        session: Session
+        maker = self._secrets.get(purpose)
         if site is None:
             session = Accepted(self.member, on_output, address[0], self._addresses)
+            session.channel = None if maker is None else maker.accept(address[0])
+            connection = Connection(sock, address[0], peer, None, session, session.channel)
         else:
-            only_http = purpose != CLIENTS
-            session = Opening(on_output, time.monotonic, only_http)
-        self.connections.add(Connection(sock, address[0], peer, site, session))
+            opening = Opening(on_output, time.monotonic, purpose != CLIENTS, maker is not None)
+            connection = Connection(sock, address[0], peer, site, opening)
+        self.connections.add(connection)
 
     # Stopping.
 
@@ -418,6 +439,8 @@ class Server:
             log.error("received signal; the log settings are unchanged", signal="SIGHUP", why=why)
         else:
             log.info("received signal; reloaded the log settings", signal="SIGHUP")
+        for maker in self._secrets.values():
+            maker.reload()
 
     def _leave(self) -> None:
         """Stop, because this member was removed from the cluster."""
@@ -464,17 +487,43 @@ class Server:
         return 0
 
 
+def _secret_channels(settings: config.Config) -> dict[str, Maker]:
+    """What makes the channels of shared secrets, by purpose of the listener. Raises StartError."""
+    found: dict[str, Maker] = {}
+    if not (settings.peer_secret_file or settings.client_secret_file):
+        return found
+    from etcdlite import secret, secret_file
+
+    files = []
+    try:
+        for listener, purpose, path in (
+            (PEERS, secret.PEER, settings.peer_secret_file),
+            (CLIENTS, secret.CLIENT, settings.client_secret_file),
+        ):
+            if path:
+                file = secret_file.SecretFile(path, secret.SETTINGS[purpose])
+                files.append(file.secrets(time.monotonic()))
+                found[listener] = secret.Channels(file, purpose, time.monotonic)
+        if len(files) > 1:
+            secret_file.check_apart(*files)
+    except secret_file.SecretError as failure:
+        raise datadir.StartError(str(failure)) from failure
+    return found
+
+
 def _min_ttl_s(settings: config.Config) -> int:
     """The shortest TTL of a lease: one and a half election timeouts, as in etcd."""
     return math.ceil(1.5 * settings.election_timeout_ms / 1000)
 
 
-def _make_member(settings: config.Config, opened: datadir.Opened) -> Member:
+def _make_member(
+    settings: config.Config, opened: datadir.Opened, dialing: Dialing | None
+) -> Member:
     proto.allow_fields(FIELDS_PER_OP * settings.max_txn_ops)
     rng = random.Random(int.from_bytes(os.urandom(32), "little"))
     store = opened.store
     members = datadir.membership(store, opened.member_id)
-    remotes = [] if members else bootstrap.rejoin(settings, _extend_start).members
+    remotes = [] if members else bootstrap.rejoin(settings, _extend_start, dialing).members
     if settings.force_new_cluster:
         members = [proto.Member(ID=opened.member_id)]
     raft = Raft(
@@ -502,7 +551,7 @@ def _make_member(settings: config.Config, opened: datadir.Opened) -> Member:
         options=_options(settings),
         members=remotes,
     )
-    member.reachability.probe = bootstrap.unreachable
+    member.reachability.probe = partial(bootstrap.unreachable, dialing=dialing)
     member.hash_check.interval_s = settings.corrupt_check_time_s
     member.hash_check.after_compaction_s = settings.compact_hash_check_time_s
     member.maintenance.auto_compaction = AutoCompaction(
