@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             return 2
         print("etcdlite: the configuration is good")
         return 0
+    from etcdlite import hardening
+
+    hardening.protect_process()
     try:
         log.configure(settings.log_level, settings.log_format, settings.log_outputs)
     except OSError as failure:

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from etcdlite import bootstrap, config, datadir, log, proto
+from etcdlite import bootstrap, config, datadir, hardening, log, proto
 from etcdlite.addresses import Addresses, Resolved
 from etcdlite.channel import Dialing, Maker
 from etcdlite.connections import Connection, Connections
@@ -116,6 +116,7 @@ class Server:
         settings = self.settings
         disk = Disk()
         self._lock = datadir.lock(disk, settings.data_dir, settings.wal_dir, settings.own_files)
+        hardening.close_files(settings.data_dir, settings.wal_dir)
         settings = self.settings = _fit_disk(settings, disk)
         self._secrets = _secret_channels(settings)
         founding = None

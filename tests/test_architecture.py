@@ -26,7 +26,7 @@ FLOORS = {
     "members": "peer peer_frames member",
     "founding": "bootstrap backup",
     "protocols": "wire wire.*",
-    "process": "threads addresses places listeners turns connections server __main__",
+    "process": "threads hardening addresses places listeners turns connections server __main__",
     "command": "cli cli.* ctl start",
 }
 """From the lowest to the highest: a module imports from its own floor and those below, and the

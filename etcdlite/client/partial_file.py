@@ -45,7 +45,10 @@ class PartialFile:
             if os.path.islink(self._path):
                 self._path = os.path.realpath(self._path)
             self.partial_path = self._path + ".part"
-            flags |= os.O_CREAT | os.O_TRUNC
+            # One that is there may be another user's, or a link to where that user wants it.
+            with suppress(FileNotFoundError):
+                os.unlink(self.partial_path)
+            flags |= os.O_CREAT | os.O_EXCL
         self._file = open(os.open(self.partial_path, flags, 0o600), "wb")
         return self._file
 

@@ -1,0 +1,121 @@
+"""Other users of the machine get neither the files of a member nor its memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rigs.ctl_runner import run_ctl
+from rigs.processes import ROOT, ServerProcess
+
+from etcdlite import hardening
+from etcdlite.client.partial_file import PartialFile
+
+PROTECT = "from etcdlite import hardening; hardening.protect_process()"
+
+
+def modes(*tops: Path) -> dict[str, int]:
+    found = [path for top in tops for path in (top, *top.rglob("*"))]
+    return {str(path): stat.S_IMODE(path.lstat().st_mode) for path in found}
+
+
+def run(code: str, **options: object) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=environ, **options)  # type: ignore[call-overload]
+
+
+def test_a_member_closes_its_files_to_others(tmp_path: Path) -> None:
+    data, wal, log = tmp_path / "data", tmp_path / "wal", tmp_path / "log"
+    flags = (f"--wal-dir={wal}", f"--log-outputs=stderr,{log}")
+    umask = os.umask(0)  # The server inherits it.
+    try:
+        server = ServerProcess(data, flags, [sys.executable, "-m", "etcdlite"])
+        server.start()
+        server.client().put("k", "v" * 1000)
+        backup = tmp_path / "b.db"
+        save = ("snapshot", "save", str(backup))
+        assert run_ctl(f"--endpoints={server.endpoint}", *save).status == 0
+        assert server.logged("modes are corrected") is None
+        server.stop()
+        for path, mode in modes(data, wal).items():
+            assert mode == (0o700 if os.path.isdir(path) else 0o600), path
+        assert not log.stat().st_mode & 0o077
+        assert stat.S_IMODE(backup.stat().st_mode) == 0o600
+        # As after a copy by someone careless.
+        for path in modes(data, wal):
+            os.chmod(path, 0o777 if os.path.isdir(path) else 0o666)
+        (data / "member" / "link").symlink_to(backup)
+        os.chmod(backup, 0o644)
+        server.start()
+        line = server.logged("modes are corrected")
+        assert line is not None and str(data) in line
+        server.stop()
+        after = modes(data, wal)
+        after.pop(str(data / "member" / "link"))
+        assert not [path for path, mode in after.items() if mode & 0o077]
+        assert stat.S_IMODE(backup.stat().st_mode) == 0o644, "not through a link"
+    finally:
+        os.umask(umask)
+        server.close()
+
+
+def test_a_shared_directory_keeps_its_mode(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "member").mkdir()
+    os.chmod(tmp_path, 0o1777)
+    os.chmod(tmp_path / "member", 0o755)
+    hardening.close_files(str(tmp_path), "")
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
+    assert stat.S_IMODE((tmp_path / "member").stat().st_mode) == 0o700
+    assert f"first={tmp_path}" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_the_process_is_not_dumped_and_new_files_are_its_users_alone(tmp_path: Path) -> None:
+    done = run(
+        f"{PROTECT}; import ctypes, os, resource; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), "
+        "resource.getrlimit(resource.RLIMIT_CORE)[0] <= 1, oct(os.umask(0)))"
+    )
+    assert done.stdout.split() == ["0", "True", "0o77"], done.stderr
+    # Without ctypes the limit alone must do.
+    hidden = "import sys; sys.modules['ctypes'] = None; "
+    crash = "; import os, signal; os.kill(os.getpid(), signal.SIGABRT)"
+
+    def dumps(code: str) -> bool:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: resource.setrlimit(
+                resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2
+            ),
+        )
+        _, status = os.waitpid(process.pid, 0)
+        process.returncode = 0
+        assert os.WTERMSIG(status) == signal.SIGABRT
+        return os.WCOREDUMP(status)
+
+    if not dumps("pass" + crash):
+        pytest.skip("this system writes no core dumps")
+    assert not dumps(PROTECT + crash)
+    assert not dumps(hidden + PROTECT + crash)
+
+
+def test_a_backup_is_not_written_into_a_file_that_waits_for_it(tmp_path: Path) -> None:
+    backup, trap = tmp_path / "b.db", tmp_path / "trap"
+    (tmp_path / "b.db.part").symlink_to(trap)
+    with PartialFile(str(backup)) as file:
+        file.write(b"secret")
+    assert not trap.exists() and backup.read_bytes() == b"secret"
+    (tmp_path / "b.db.part").touch(0o666)
+    with PartialFile(str(backup)) as file:
+        file.write(b"secret")
+    assert stat.S_IMODE(backup.stat().st_mode) == 0o600
