@@ -42,7 +42,7 @@ from etcdlite.storage.data import (
     key_and_revision,
 )
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.index import DEAD, HEAD, PAST, PAST_AND_TOMBSTONE
+from etcdlite.storage.index import DEAD, HEAD, PAST, PAST_AND_TOMBSTONE, Numbered
 from etcdlite.storage.recovery import Contents
 from etcdlite.storage.removal import Removal, Span
 from etcdlite.storage.steps import Job
@@ -356,11 +356,18 @@ class Store:
         return self.index.scan(start, end, None if is_now else revision, limit, limit_bytes)
 
     def scan_numbers(
-        self, start: bytes, end: bytes | None, revision: int, limit: int, limit_bytes: int
-    ) -> tuple[list[tuple[bytes, tuple[int, int, int] | None, int, int]], bytes | None]:
+        self,
+        start: bytes,
+        end: bytes | None,
+        revision: int,
+        limit: int,
+        limit_bytes: int,
+        descends: bool = False,
+    ) -> tuple[list[Numbered], bytes | None]:
         """`Index.scan_numbers` as of `revision`; as `scan`."""
         is_now = revision == self.revision + self.is_writing
-        return self.index.scan_numbers(start, end, None if is_now else revision, limit, limit_bytes)
+        as_of = None if is_now else revision
+        return self.index.scan_numbers(start, end, as_of, limit, limit_bytes, descends)
 
     def count(self, start: bytes, end: bytes | None, revision: int) -> tuple[int, list[Span]]:
         """How many keys of [start, end) exist as of `revision`, except those in the ranges

@@ -2,8 +2,8 @@
 
 The rules are etcd's. An answer is as of one revision, however the store changes between the steps:
 while it is read, that revision is pinned. Records go into the answer as they stand in the data
-file. Filters and sorting by numbers need only the index; records are decoded to sort by value, to
-leave out their values, or where the index has no numbers: for superseded versions.
+file. Answers without values, filters and sorting by numbers need only the index; records are
+decoded to sort by value, or where the index has no numbers: for superseded versions.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 from etcdlite import proto
 from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError
-from etcdlite.mvcc import Store
+from etcdlite.mvcc import Store, encode_key_value
 from etcdlite.proto import varint
+from etcdlite.storage.index import Numbered
 from etcdlite.storage.steps import sort_steps
 
 MAX_REVISION = (1 << 63) - 1
@@ -155,7 +156,7 @@ def _read_steps(
     limit_bytes: int,
 ) -> Generator[None, None, bytes]:
     answer = bytearray(head)
-    read = _sorted_steps if _order(request) else _listed_steps
+    read = _listed_steps if _order(request) in ("", "key") else _sorted_steps
     count, found = yield from read(
         store, request, start, end, revision, answer, limit_bytes + len(head)
     )
@@ -179,48 +180,54 @@ def _listed_steps(
     answer: bytearray,
     limit_bytes: int,
 ) -> Generator[None, None, tuple[int, int]]:
-    """Append the records in the order of their keys. Returns how many keys are in the range, and
-    how many of them, up to one more than the limit, pass the filters."""
+    """Append the records in the order of their keys, ascending or descending. Returns how many keys
+    are in the range, and how many of them, up to one more than the limit, pass the filters."""
     limits = store.limits
     bounds = _bounds(request)
     limit = request.limit if request.limit > 0 else _NO_LIMIT
     room = _NO_LIMIT if bounds else limit + 1
     keys_only = request.keys_only
+    descends = bool(_order(request))
     read = store.data.read
     parts: list[bytes] = []
+    entries: list[Any]
     count = found = 0
-    cursor: bytes | None = start
-    while cursor is not None:
+    while True:
         if count >= room or found > limit:
             # Enough is read. What is left is to count the rest of the range.
-            count += yield from _count_steps(store, cursor, end, revision)
+            count += yield from _count_steps(store, start, end, revision)
             break
         most = min(limits.range_step_keys, room - count)
-        if bounds:
-            # The filters read no records, unless the index lacks their numbers.
-            entries, cursor = store.scan_numbers(cursor, end, revision, most, limits.step_bytes)
+        if bounds or keys_only or descends:
+            entries, cursor = store.scan_numbers(
+                start, end, revision, most, limits.step_bytes, descends
+            )
             count += len(entries)
-            chosen = _chosen(store, entries, bounds, "")
+            if bounds or keys_only:
+                entries = _within(_numbered(store, entries), bounds)
             left = max(0, limit - found)
-            found += len(chosen)
-            records = [(location, length) for _, _, location, length in chosen[:left]]
+            found += len(entries)
+            if keys_only:
+                kvs = [_without_value(*entry) for entry in entries[:left]]
+            else:
+                kvs = [read(location, length) for _, _, location, length in entries[:left]]
         else:
-            records, cursor = store.scan(cursor, end, revision, most)
+            records, cursor = store.scan(start, end, revision, most)
             count += len(records)
             found += len(records)
             if found > limit:
                 del records[limit - found :]
-        for location, length in records:
-            kv = read(location, length)
-            if keys_only:
-                kv = _without_value(kv)
+            kvs = [read(location, length) for location, length in records]
+        for kv in kvs:
             parts += (b"\x12" + varint(len(kv)), kv)
         answer += b"".join(parts)
         parts.clear()
         if len(answer) > limit_bytes:
             raise AnswerTooLarge(limits.max_answer_bytes)
-        if cursor is not None:
-            yield
+        if cursor is None:
+            break
+        start, end = (start, cursor) if descends else (cursor, end)
+        yield
     return count, found
 
 
@@ -242,6 +249,7 @@ def _sorted_steps(
     room = _NO_LIMIT if bounds or request.sort_order else limit + 1
     count = found = ranked_bytes = 0
     ranked: list[tuple[Any, bytes]] = []
+    entries: list[Any]
     cursor: bytes | None = start
     while cursor is not None:
         if count >= room:
@@ -251,9 +259,9 @@ def _sorted_steps(
         if order != "value":
             entries, cursor = store.scan_numbers(cursor, end, revision, most, limits.step_bytes)
             count += len(entries)
-            chosen = _chosen(store, entries, bounds, order)
-            found += len(chosen)
-            ranked += [(rank, key) for rank, key, _, _ in chosen]
+            entries = _within(_numbered(store, entries), bounds)
+            found += len(entries)
+            ranked += [(entry[1][_NUMBERS[order]], entry[0]) for entry in entries]
         else:
             records, cursor = store.scan(cursor, end, revision, most)
             count += len(records)
@@ -279,21 +287,29 @@ _NUMBERS = {"mod_revision": 0, "create_revision": 1, "version": 2}
 """The places of the fields in the numbers of `Store.scan_numbers`."""
 
 
-def _chosen(
-    store: Store, entries: list[Any], bounds: list[tuple[str, int, int]], order: str
-) -> list[tuple[Any, bytes, int, int]]:
-    """(rank, key, location, length) of the entries of `Store.scan_numbers` within the bounds."""
-    rank_at = _NUMBERS.get(order)
-    limits = [(_NUMBERS[name], low, high) for name, low, high in bounds]
-    chosen = []
-    for key, numbers, location, length in entries:
-        if numbers is None:
-            kv = proto.KeyValue.decode(store.data.read(location, length))
-            numbers = (kv.mod_revision, kv.create_revision, kv.version)
-        if all(low <= numbers[at] <= high for at, low, high in limits):
-            rank = key if rank_at is None else numbers[rank_at]
-            chosen.append((rank, key, location, length))
-    return chosen
+def _numbered(store: Store, entries: list[Numbered]) -> list[Any]:
+    """The entries of `Store.scan_numbers`, with the numbers of superseded versions, too."""
+    return [entry if entry[1] is not None else _decoded(store, *entry) for entry in entries]
+
+
+def _decoded(store: Store, key: bytes, _: Any, location: int, length: int) -> Numbered:
+    kv = proto.KeyValue.decode(store.data.read(location, length))
+    return key, (kv.mod_revision, kv.create_revision, kv.version, kv.lease), location, length
+
+
+def _within(entries: list[Any], bounds: list[tuple[str, int, int]]) -> list[Any]:
+    """The entries whose numbers pass the filters."""
+    places = [(_NUMBERS[name], low, high) for name, low, high in bounds]
+    return [
+        entry
+        for entry in entries
+        if all(low <= entry[1][place] <= high for place, low, high in places)
+    ]
+
+
+def _without_value(key: bytes, numbers: tuple[int, int, int, int], *_: int) -> bytes:
+    mod, create, version, lease = numbers
+    return encode_key_value(key, create, mod, version, b"", lease)
 
 
 def _append_ranked(
@@ -314,11 +330,14 @@ def _append_ranked(
     size = 0
     for step in range(1, min(limit, len(ranked)) + 1):
         _, key = ranked.pop()
-        kv = store.get(key, revision)
-        assert kv is not None, "the range was read a moment ago"
-        size += len(kv)
         if request.keys_only:
-            kv = _without_value(kv)
+            entries, _ = store.scan_numbers(key, key + b"\0", revision, 1, 1)
+            kv = _without_value(*_numbered(store, entries)[0])
+        else:
+            record = store.get(key, revision)
+            assert record is not None, "the range was read a moment ago"
+            kv = record
+        size += len(kv)
         parts += (b"\x12" + varint(len(kv)), kv)
         if step % limits.range_step_keys == 0 or size >= limits.step_bytes:
             size = 0
@@ -347,12 +366,6 @@ def _count_steps(
             if cursor is not None:
                 yield
     return count
-
-
-def _without_value(kv: bytes) -> bytes:
-    message = proto.KeyValue.decode(kv)
-    message.value = b""
-    return message.encode()
 
 
 def _tail(more: bool, count: int) -> bytes:

@@ -36,6 +36,10 @@ PAST_AND_TOMBSTONE = struct.Struct("<QQIQQI")
 """Two past entries."""
 _NO_HEAD = (1 << 65, 0, 0, 0, 0, 0)
 
+Numbered = tuple[bytes, "tuple[int, int, int, int] | None", int, int]
+"""(key, numbers, location, length). The numbers are mod_revision, create_revision, version and
+lease; None if the version is superseded, so only the record has them."""
+
 DEAD = 1 << 31
 """In the length of a past entry: the record is a tombstone."""
 
@@ -196,24 +200,29 @@ class Index:
         return found, None
 
     def scan_numbers(
-        self, start: bytes, end: bytes | None, revision: int | None, limit: int, limit_bytes: int
-    ) -> tuple[list[tuple[bytes, tuple[int, int, int] | None, int, int]], bytes | None]:
-        """As `scan`: (key, numbers, location, length) each. The numbers are mod_revision,
-        create_revision and version; None if the version is superseded, so only the record has
-        them."""
-        found: list[tuple[bytes, tuple[int, int, int] | None, int, int]] = []
+        self,
+        start: bytes,
+        end: bytes | None,
+        revision: int | None,
+        limit: int,
+        limit_bytes: int,
+        descends: bool = False,
+    ) -> tuple[list[Numbered], bytes | None]:
+        """As `scan`, with the numbers of each version. `descends`: the last keys of the range, in
+        descending order; the key returned is the end of the rest of the range."""
+        found: list[Numbered] = []
         size = 0
         step_keys = self._limits.scan_step_keys
         if revision is None:
-            keys = self.keys.first(start, end, limit)
+            keys = (self.keys.last if descends else self.keys.first)(start, end, limit)
             revision, step_keys = 1 << 64, limit
         else:
-            keys = self.all_keys(start, end, step_keys)
+            keys = self.all_keys(start, end, step_keys, descends)
         for visited, key in enumerate(keys, 1):
             head = self.heads.get(key)
-            mod, create, version, location, _, length = HEAD.unpack(head) if head else _NO_HEAD
+            mod, create, version, location, lease, length = HEAD.unpack(head) if head else _NO_HEAD
             if mod <= revision:
-                found.append((key, (mod, create, version), location, length))
+                found.append((key, (mod, create, version, lease), location, length))
                 size += length
             else:
                 record = self.at(key, revision)
@@ -221,14 +230,18 @@ class Index:
                     found.append((key, None, *record))
                     size += record[1]
             if visited == step_keys or len(found) == limit or size >= limit_bytes:
-                return found, key + b"\0"
+                return found, key if descends else key + b"\0"
         return found, None
 
-    def all_keys(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
-        """The first keys in [start, end) with a version in the index, in order, once each."""
-        keys = self.keys.first(start, end, limit)
-        past = self.past_keys.first(start, end, limit)
-        return sorted({*keys, *past})[:limit] if past else keys
+    def all_keys(
+        self, start: bytes, end: bytes | None, limit: int, descends: bool = False
+    ) -> list[bytes]:
+        """The first (or the last) keys in [start, end) with a version in the index, in order, once
+        each."""
+        now, past = self.keys, self.past_keys
+        keys = (now.last if descends else now.first)(start, end, limit)
+        gone = (past.last if descends else past.first)(start, end, limit)
+        return sorted({*keys, *gone}, reverse=descends)[:limit] if gone else keys
 
     def versions(
         self, key: bytes, compacted: int, revision: int, above: int = 0, limit: int = 1 << 62

@@ -38,6 +38,10 @@ Handler = Callable[[int, bytes], None]
 """Told (flags, body) of each frame that answers a request."""
 
 
+MANY = 40
+"""A purge deletes at least this many keys."""
+
+
 class Load:
     """What the clients of a simulation do, drawn from the seed."""
 
@@ -58,6 +62,7 @@ class Load:
             "read_txn": rng.choice((0, 4)),
             "delete": rng.choice((2, 10)),
             "delete_range": rng.choice((0, 2)),
+            "purge": rng.choice((0, 0, 3)),
             "lease": rng.choice((0, 1, 3)),
             "lease_put": rng.choice((0, 4)),
             "revoke": rng.choice((0, 1)),
@@ -439,6 +444,27 @@ class Client:
             key=key, range_end=range_end, prev_kv=self._rng.random() < 0.3
         )
         self.ask("KV.DeleteRange", request, is_write=True)
+
+    def _do_purge(self) -> None:
+        """Delete many keys at once, and read beside it. If there are few, put some first."""
+        if sum(key.startswith(b"m") for key in self.oracle.now) < MANY:
+            puts = [proto.PutRequest(key=b"m%02d" % number) for number in range(2 * MANY)]
+            request = proto.TxnRequest(success=[proto.RequestOp(request_put=put) for put in puts])
+            self.ask("KV.Txn", request, is_write=True)
+            return
+        request = proto.DeleteRangeRequest(key=b"m", range_end=b"n")
+        self.ask("KV.DeleteRange", request, is_write=True)
+        for _ in range(8):
+            self.world.at(self._rng.uniform(0.0, 0.01), self._read_many)
+
+    def _read_many(self) -> None:
+        rng = self._rng
+        request = proto.RangeRequest(key=b"m", range_end=b"n")
+        request.serializable = rng.random() < 0.3
+        request.count_only = rng.random() < 0.5
+        request.limit = rng.choice((0, 0, 3))
+        self.ask("KV.Range", request)
+        self.flush()
 
     def _do_lease(self) -> None:
         if len(self.leases) >= 3:

@@ -234,6 +234,29 @@ def _read_before_the_read_index_is_applied(patch: Patch) -> None:
     patch.set(member.Member, "_take_ready", hasty)
 
 
+@mutation(load={"purge": 60.0}, tunables={"delete_step_keys": 1})
+def _read_beside_an_entry_that_others_have_answered(patch: Patch) -> None:
+    beside = reading.Reads.serve_beside
+
+    def hasty(self: Any, last: Any, term: int) -> None:
+        waiting = list(self.ready)
+        self.ready.clear()
+        self.ready.extend((0, reads) for _, reads in waiting)
+        beside(self, last, term)
+
+    patch.set(reading.Reads, "serve_beside", hasty)
+
+
+@mutation(load={"purge": 60.0}, tunables={"delete_step_keys": 1})
+def _read_beside_a_delete_sees_part_of_it(patch: Patch) -> None:
+    scan = mvcc.Store.scan
+
+    def present(self: Any, start: Any, end: Any, revision: int, *limits: Any) -> Any:
+        return scan(self, start, end, revision + (revision == self.revision), *limits)
+
+    patch.set(mvcc.Store, "scan", present)
+
+
 @mutation(faults={**CRASHES, "power_all": 20.0})
 def _follower_acknowledges_before_its_sync(patch: Patch) -> None:
     send = raft.Raft._send_after_sync
