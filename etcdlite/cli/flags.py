@@ -68,6 +68,7 @@ GLOBAL_FLAGS = (
     Flag("cacert", "string", "", "file with the CAs of servers (default: this system's)"),
     Flag("cert", "string", "", "file with the certificate of this client"),
     Flag("key", "string", "", "file with its key"),
+    Flag("secret-file", "string", "", "file with the secret shared with servers, instead of TLS"),
     Flag("user", "string", "", "refused: no users in this version", refused=_USERS),
     Flag("password", "string", "", "refused: no users in this version", refused=_USERS),
     Flag("discovery-srv", "string", "", "domain whose SRV records name the endpoints", "d"),

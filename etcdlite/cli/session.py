@@ -100,6 +100,7 @@ class Session:
             "key": flags["key"],
             "insecure_skip_tls_verify": flags["insecure-skip-tls-verify"],
             "server_name": flags["discovery-srv"] if is_checked else "",
+            "secret_file": flags["secret-file"],
         }
 
     def _client_with(

@@ -656,6 +656,7 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
         key: str = "",
         insecure_skip_tls_verify: bool = False,
         server_name: str = "",
+        secret_file: str = "",
     ) -> None:
         """Raises ValueError for an endpoint that is not understood, or a file that cannot be used.
 
@@ -667,6 +668,9 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
         `cacert`: certificates of the CAs that the server's must be from (default: this system's).
         `cert` and `key`: this client's certificate and key. `insecure_skip_tls_verify` accepts any
         certificate. `server_name` is what the certificate must be for, if not the endpoint's host.
+
+        `secret_file`: a copy of the servers' client-secret-file. It encrypts the connections and
+        proves both sides to each other, without TLS.
         """
         servers = parse_endpoints(endpoints)
         if cacert or cert or key:
@@ -677,6 +681,12 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
 
             settings = tls.Settings(cacert, cert, key, insecure_skip_tls_verify, server_name)
             channel_for = tls.Dialer(settings).channel_for
+        if secret_file:
+            if any(server.scheme == "https" for server in servers):
+                raise ValueError("secret_file is for endpoints without TLS: use one of the two")
+            from etcdlite.client import secret
+
+            channel_for = secret.Dialer(secret_file).channel_for
         self._calls = Calls(servers, timeout_s, dial_timeout_s, self._make_signal(), channel_for)
 
     def __repr__(self) -> str:
