@@ -1,4 +1,5 @@
-"""What keeps the data from other users of the machine: modes of files, and no core dumps.
+"""What keeps the data from other users of the machine, modes of files and no core dumps, and a
+warning of what strangers on the network can do.
 
 The memory of the process holds keys, values and secrets. A core dump would put them on the disk, or
 hand them to a collector of crashes:
@@ -21,6 +22,8 @@ import resource
 import stat
 
 from etcdlite import log
+from etcdlite.config import Config
+from etcdlite.urls import is_local, is_wildcard
 
 PR_SET_DUMPABLE = 4
 
@@ -64,6 +67,23 @@ def close_files(data_dir: str, wal_dir: str) -> None:
             files=len(remaining),
             first=remaining[0],
         )
+
+
+def warn_of_open_peer_port(settings: Config) -> None:
+    """Log what strangers can do at a port for members that other machines reach, if members prove
+    to each other who they are by nothing but their addresses."""
+    urls = [url for url in settings.listen_peer_urls if is_wildcard(url) or not is_local(url)]
+    if not urls or settings.peer_secret_file:
+        return
+    if settings.peer_address_check:
+        who = "anyone who can use the address of a member, or change traffic on the network,"
+    else:
+        who = "anyone who reaches the port for members"
+    log.warn(
+        f"{who} can read and change all data as that member. Set peer-secret-file, or "
+        "peer-client-cert-auth with https URLs",
+        **{"listen-peer-urls": ",".join(urls)},
+    )
 
 
 def _below(top: str) -> list[str]:

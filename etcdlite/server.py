@@ -119,6 +119,7 @@ class Server:
         hardening.close_files(settings.data_dir, settings.wal_dir)
         settings = self.settings = _fit_disk(settings, disk)
         self._secrets = _secret_channels(settings)
+        hardening.warn_of_open_peer_port(settings)
         founding = None
         if not datadir.exists(disk, settings.data_dir):
             # Members that start together ask each other for the members. One that listens but does

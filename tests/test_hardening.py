@@ -14,7 +14,7 @@ import pytest
 from rigs.ctl_runner import run_ctl
 from rigs.processes import ROOT, ServerProcess
 
-from etcdlite import hardening
+from etcdlite import config, hardening
 from etcdlite.client.partial_file import PartialFile
 
 PROTECT = "from etcdlite import hardening; hardening.protect_process()"
@@ -119,3 +119,27 @@ def test_a_backup_is_not_written_into_a_file_that_waits_for_it(tmp_path: Path) -
     with PartialFile(str(backup)) as file:
         file.write(b"secret")
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "flags, text",
+    [
+        ((), ""),
+        (("--listen-peer-urls=http://127.0.0.5:2380",), ""),
+        (("--listen-peer-urls=http://[::1]:2380",), ""),
+        (("--listen-peer-urls=http://10.0.0.1:2380",), "use the address of a member"),
+        (("--listen-peer-urls=http://0.0.0.0:2380",), "use the address of a member"),
+        (("--listen-peer-urls=http://[::]:2380",), "use the address of a member"),
+        (("--listen-peer-urls=http://0.0.0.0:2380", "--peer-address-check=false"), "anyone who"),
+        (("--listen-peer-urls=http://0.0.0.0:2380", "--peer-secret-file=/secret"), ""),
+    ],
+)
+def test_a_port_for_members_that_is_open_to_strangers_is_told_of(
+    flags: tuple[str, ...], text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    urls = [flag for flag in flags if "urls" in flag and ("0.0.0.0" in flag or "[::]" in flag)]
+    own = ("--initial-advertise-peer-urls=http://10.0.0.1:2380",) if urls else ()
+    cluster = ("--initial-cluster=default=http://10.0.0.1:2380",) if urls else ()
+    hardening.warn_of_open_peer_port(config.load([*flags, *own, *cluster], {}))
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == bool(text) and (not text or text in lines[0]), lines
