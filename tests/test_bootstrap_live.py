@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rigs.ports import free_ports
 from rigs.processes import ROOT, ServerProcess, wait_until
-from test_cluster_live import LiveCluster, cluster, free_ports
+from test_cluster_live import LiveCluster, cluster
 from test_discovery import FakeDns, fake_dns
 
 from etcdlite import backup, proto

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, ServerFactory
-from rigs.real_etcd import distributed, free_ports, running_etcd
+from rigs.real_etcd import distributed, running_etcd
 
 CLIENTS = Path(__file__).resolve().parent / "clients"
 NPM, TONIC, GRPCIO = "etcd3_npm.mjs", "etcd_client_py.py", "etcd_sdk_python.py"

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 from rigs.history import History, Operation
+from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, SMALL_FILES, ServerProcess, wait_until
 
 from etcdlite import proto
@@ -30,22 +31,6 @@ from etcdlite.client import Client, EtcdliteError, Timeout
 
 REQUEST_TIMEOUT_S = 3.0
 KEYS = 20
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing uses now, below those that the system gives to clients."""
-    rng = random.Random()
-    ports: list[int] = []
-    while len(ports) < count:
-        port = rng.randrange(20_000, 32_000)
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in ports:
-            ports.append(port)
-    return ports
 
 
 class Proxy:

