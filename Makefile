@@ -2,7 +2,7 @@
 #
 #   make run         a durable server on 127.0.0.1:2379, data in ./default.etcdlite
 #   make cluster     three members on loopback, data in ./cluster; Ctrl-C stops them
-#   make test        lint, types and tests (minutes);  make test-long  the long tests
+#   make test        lint, types and tests (minutes, on up to 4 cores);  make test-long  the long tests
 #   make stubs       write the messages' types, etcdlite/messages.pyi, after a change of the schema
 #   make sim         simulate clusters under faults, a fresh seed each, until stopped
 #   make bench       measure beside etcd 3.5 and rewrite the tables of docs/performance.md
@@ -27,7 +27,7 @@ cluster: $(VENV)/run.stamp
 	@exec $(BIN)/python -m etcdlite.cli.local_cluster
 
 test: lint scripts $(NPM_CLIENT)
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-long: $(VENV)/test.stamp $(NPM_CLIENT)
 	$(BIN)/pytest -q -m long

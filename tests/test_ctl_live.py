@@ -114,7 +114,7 @@ _MASKS = [
     (r"\d[\d.]* k?B", "SIZE"),
     (r'("raft\w*Index":|"Raft\w*Index" : )\d+', r"\1INDEX"),
     (r'("hash":|"Hash" : |URL, )\d+', r"\1HASH"),
-    (r'("ttl":|"TTL" : |remaining\()199', r"\g<1>200"),
+    (r'("ttl":|"TTL" : |remaining\()1\d\d', r"\g<1>200"),
     (r"TERM,|, 1, \d+, \d+, |, 2, \d+, \d+, ", ", STATE, "),
     (r" +\|", " |"),
     (r"\| +", "| "),

@@ -180,7 +180,7 @@ MASKS = [
     (r'("raft_term":|"raftTerm":|"RaftTerm" : |\braft_term[=:])[1-9]\d*', r"\1TERM"),
     # Times. {lease} has 200 seconds.
     (r'("took":"|took = |"Took" : )[\d.]+[mµ]?s', r"\1TOOK"),
-    (r'("ttl":|"TTL" : |remaining\()(19\d|200)(?!\d)', r"\1LEFT"),
+    (r'("ttl":|"TTL" : |remaining\()(1\d\d|200)(?!\d)', r"\1LEFT"),
     # endpoint status: version, sizes and indexes.
     (r"(MEMBER, )3\.\d\.\d+, [\d.]+ k?B(, \w+, \w+, )\d+, \d+, \d+,", r"\1STATUS\2STATUS,"),
     (r'("version":|"Version" : )"3\.\d\.\d+"', r"\1VERSION"),
