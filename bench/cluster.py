@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bench.clients import CallFailed, Connection, call, connect
@@ -31,7 +32,14 @@ KILLS = 20
 class ClusterMember(Server):
     """One of three."""
 
-    def __init__(self, name: str, folder: str, number: int, peer_ports: list[int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: str,
+        number: int,
+        peer_ports: list[int],
+        flags: Sequence[str] = (),
+    ) -> None:
         super().__init__(name, os.path.join(folder, f"member-{number}"))
         peer_url = f"http://127.0.0.1:{peer_ports[number]}"
         client_url = f"http://127.0.0.1:{self.port}"
@@ -48,10 +56,11 @@ class ClusterMember(Server):
             f"--initial-cluster={cluster}",
             f"--quota-backend-bytes={QUOTA_BYTES}",
             "--log-level=error",
+            *flags,
         ]
 
 
-def _leader(members: list[ClusterMember]) -> ClusterMember:
+def leader_of(members: list[ClusterMember]) -> ClusterMember:
     """The member that leads, when one does."""
     while True:
         for member in members:
@@ -127,7 +136,7 @@ def measure(name: str, folder: str, scale: float) -> dict[str, float]:
             member.start()
         for member in members:
             member.wait_until_listening()
-        leader = _leader(members)
+        leader = leader_of(members)
         puts = int(100_000 * scale)
         _put(leader, puts // 10, SPLIT, folder)
         before = sum(member.cpu_s() for member in members)
@@ -143,7 +152,7 @@ def measure(name: str, folder: str, scale: float) -> dict[str, float]:
         figures["rss_mib"] = max(member.memory_kib()["VmRSS"] for member in members) / 1024
         times = []
         for _ in range(max(3, int(KILLS * scale))):
-            leader = _leader(members)
+            leader = leader_of(members)
             # Everybody is up to date before the next blow.
             time.sleep(1.0)
             times.append(_time_to_write_s(members, leader) * 1000)
