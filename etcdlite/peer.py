@@ -669,14 +669,13 @@ class Link:
         self.since = self.local.clock()
         self._redial_s = REDIAL_MIN_S
         self._was_lost = False
-        log.info(
-            "established connection to peer",
-            url=self.url,
-            **{
-                "local-member-id": f"{self.local.identity.member_id:x}",
-                "remote-peer-id": self._hex(),
-            },
-        )
+        fields = {
+            "local-member-id": f"{self.local.identity.member_id:x}",
+            "remote-peer-id": self._hex(),
+        }
+        if self.dial is not None and self.dial.channel is not None:
+            fields["channel"] = self.dial.channel.description
+        log.info("established connection to peer", url=self.url, **fields)
         self.local.events.on_peer_opened(self.node)
 
     def answered_in(self, round_trip_s: float) -> None:

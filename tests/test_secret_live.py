@@ -129,6 +129,9 @@ def test_a_capture_holds_no_key_and_no_value(secured: Secured) -> None:
     assert recorded.count(SECRET_MAGIC) >= 2 * len(secured.proxies), "of both sides"
     for plaintext in (KEY, VALUE, MAGIC, b"etcd-cluster", b"127.0.0.1"):
         assert plaintext not in recorded
+    for member in secured.running:
+        line = member.wait_for_log("established connection to peer")
+        assert "Noise_NNpsk0_25519_ChaChaPoly_SHA256, secret" in line
 
 
 def test_the_same_capture_without_a_secret_holds_them(
@@ -241,6 +244,36 @@ def test_strangers_at_the_peer_port_learn_nothing_and_disturb_nobody(secured: Se
         sock.close()
     assert secured.leader is leader
     assert secured.call("KV.Range", proto.RangeRequest(key=KEY)).header.raft_term == term
+
+
+def test_a_flood_of_recorded_handshakes_disturbs_nobody(secured: Secured) -> None:
+    """Each costs the member a key exchange, and holds a connection for as long as it can."""
+    leader = secured.leader
+    proxy = secured.proxies["m1"]
+    assert isinstance(proxy, RecordingProxy)
+    opening = next(
+        bytes(recording.data[: secret.OPENING_BYTES])
+        for recording in proxy.recordings
+        if recording.is_from_dialer and len(recording.data) > secret.OPENING_BYTES
+    )
+    flood: list[socket.socket] = []
+    try:
+        for number in range(500):
+            sock = socket.create_connection(("127.0.0.1", proxy.target), PATIENCE_S)
+            flood.append(sock)
+            sock.sendall(opening if number % 2 else opening[: number % 92])
+            if number % 100 == 99:
+                began = time.monotonic()
+                secured.call("KV.Put", proto.PutRequest(key=KEY, value=VALUE))
+                assert time.monotonic() - began < PATIENCE_S / 2
+        # All places are taken, and yet members connect.
+        follower = secured.follower()
+        follower.restart()
+        put_and_wait(secured, KEY, VALUE)
+    finally:
+        for sock in flood:
+            sock.close()
+    assert secured.leader is leader
 
 
 def test_a_holder_of_the_secret_that_claims_another_id_inside_is_refused(secured: Secured) -> None:
