@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from etcdlite import ETCD_API_VERSION, bootstrap, datadir
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
+from etcdlite.sealing import Keyring
 from etcdlite.snap import BLOCK_BYTES, DIGEST_BYTES, SnapshotError, check_records, read_header
 from etcdlite.storage.data import ALARM, DataDamaged
 from etcdlite.storage.disk import Disk
@@ -64,6 +65,7 @@ def restore(
     progress: Callable[[int, int], None] | None = None,
     segment_bytes: int = 16 << 20,
     wal_segment_bytes: int = 16 << 20,
+    keys: Keyring | None = None,
 ) -> None:
     """Make a new member's data directory of a snapshot. It has the keys, revisions and leases of
     the snapshot, but its own membership, so a restored member never joins its old cluster.
@@ -71,11 +73,14 @@ def restore(
     With `bump_revision` the revision continues that much higher, and everything up to there is
     compacted: if it exceeds the number of writes after the snapshot, no client sees revisions go
     back, and watches that have seen later ones are told. All members need the same. `progress` gets
-    (bytes done, total bytes). Raises SnapshotError, OSError.
+    (bytes done, total bytes). With `keys` the data directory is encrypted. Raises SnapshotError,
+    OSError.
     """
     peer_urls = [url for url in initial_advertise_peer_urls.split(",") if url]
     pairs = _initial_cluster(initial_cluster, name, peer_urls)
+    founding = bootstrap.new_cluster(name, pairs, initial_cluster_token)
     disk = Disk()
+    sealed = datadir.data_disk(disk, keys, founding.cluster_id, founding.member_id)
     with _open(path) as file:
         header, start = read_header(path, file)
         if not skip_hash_check:
@@ -90,8 +95,8 @@ def restore(
             raise SnapshotError(str(failure)) from failure
         try:
             directory = datadir.begin(disk, data_dir, wal_dir)
-            extract(path, file, header, start, f"{directory}/data", disk)
-            store = Store.open(disk, f"{directory}/data", Lessor(), segment_bytes)
+            extract(path, file, header, start, f"{directory}/data", sealed)
+            store = Store.open(sealed, f"{directory}/data", Lessor(), segment_bytes)
             if store.revision != header["revision"]:
                 raise SnapshotError(
                     f"snapshot {path} holds revision {store.revision} instead of "
@@ -101,17 +106,7 @@ def restore(
                 store.skip_revisions(bump_revision)
             for key in list(store.buckets.get(ALARM, ())):
                 store.set_bucket(ALARM, key, None)
-            founding = bootstrap.new_cluster(name, pairs, initial_cluster_token)
-            datadir.finish(
-                disk,
-                data_dir,
-                wal_dir,
-                store,
-                founding.member_id,
-                founding.members,
-                founding.cluster_id,
-                wal_segment_bytes,
-            )
+            datadir.finish(disk, data_dir, wal_dir, store, founding, wal_segment_bytes, keys)
         except (datadir.StartError, DataDamaged) as failure:
             raise SnapshotError(str(failure)) from failure
         finally:
@@ -168,6 +163,8 @@ def _verify(path: str, file: Any, progress: Callable[[int, int], None] | None) -
 class _Part:
     """A file in a snapshot, read like a `File`."""
 
+    fault = ""
+
     def __init__(self, path: str, file: Any, begin: int, size_bytes: int) -> None:
         self.path = path
         self._file = file
@@ -187,6 +184,8 @@ class _Part:
 
 class _Contents:
     """The files in a snapshot, read like a `Disk` with one folder."""
+
+    page_bytes = 1
 
     def __init__(self, file: Any, header: dict[str, Any], start: int) -> None:
         self._parts = {}
@@ -235,6 +234,7 @@ def extract(
                 raise SnapshotError(f"snapshot {path} ends inside {item['name']}; use another one")
             target.pwrite(part, offset)
             offset += len(part)
+        target.finish()
         target.sync()
         target.close()
     disk.sync_dir(directory)

@@ -31,6 +31,7 @@ from etcdlite.client.errors import EtcdliteError
 from etcdlite.config import Config
 from etcdlite.datadir import Founding, StartError
 from etcdlite.replica.membership import derive_cluster_id, derive_member_id
+from etcdlite.sealing import Keyring
 from etcdlite.storage.disk import Disk
 from etcdlite.urls import format_address, host_port
 
@@ -98,7 +99,13 @@ def rejoin(settings: Config, waits: Waits, dialing: Dialing | None = None) -> Fo
     return _join(settings.name, _initial_cluster(settings), waits, True, dialing)
 
 
-def create_member(settings: Config, disk: Disk, founding: Founding, client_urls: list[str]) -> None:
+def create_member(
+    settings: Config,
+    disk: Disk,
+    founding: Founding,
+    client_urls: list[str],
+    keys: Keyring | None = None,
+) -> None:
     """Create the data directory of a new member. Raises StartError, OSError."""
     is_joining = settings.initial_cluster_state == "existing"
     if not is_joining and len(founding.members) == 1:
@@ -119,6 +126,7 @@ def create_member(settings: Config, disk: Disk, founding: Founding, client_urls:
         settings.data_dir,
         settings.wal_dir,
         founding,
+        keys=keys,
         is_joining=is_joining,
         segment_bytes=settings.segment_bytes,
         wal_segment_bytes=settings.wal_segment_bytes,

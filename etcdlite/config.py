@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from etcdlite import sealing
 from etcdlite.flags import (
     ACTIONS,
     BOOL,
@@ -94,6 +95,8 @@ class Config:
     data_dir: str
     wal_dir: str
     """Empty: inside the data directory."""
+    encryption_key_file: str
+    """Empty: what is written to disk is plain."""
     listen_client_urls: tuple[str, ...]
     """Port 0 means any free port."""
     advertise_client_urls: tuple[str, ...]
@@ -233,6 +236,11 @@ def check_files(config: Config) -> list[str]:
     for name, path in (("data-dir", config.data_dir), ("wal-dir", config.wal_dir)):
         if path and (why := _cannot_fill(path)):
             problems.append(f"{name}: {quoted(path)}: {why}; give a writable directory")
+    if config.encryption_key_file:
+        try:
+            sealing.read(config.encryption_key_file)
+        except sealing.KeyFileError as failure:
+            problems.append(str(failure))
     return problems
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import NamedTuple
 
 from etcdlite import proto
@@ -28,10 +28,12 @@ from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.mvcc import Store
 from etcdlite.raft import HardState
 from etcdlite.raft_log import Entry
+from etcdlite.sealing import Keyring
 from etcdlite.storage import checkpoint
 from etcdlite.storage.checkpoint import NAME as CHECKPOINT
 from etcdlite.storage.data import MEMBER, REMOVED
 from etcdlite.storage.disk import Disk, File
+from etcdlite.storage.sealed import SealedDisk
 from etcdlite.wal import WAL
 
 _IDENTITY = struct.Struct("<QQ")
@@ -134,6 +136,12 @@ def wal_directory(data_dir: str, wal_dir: str) -> str:
     return wal_dir or f"{data_dir}/member/wal"
 
 
+def identity(metadata: bytes) -> tuple[int, int]:
+    """Cluster id and member id, from the metadata of the log."""
+    cluster_id, member_id = _IDENTITY.unpack(metadata)
+    return cluster_id, member_id
+
+
 class Founding(NamedTuple):
     """The identity and the members with which a member starts for the first time."""
 
@@ -143,12 +151,20 @@ class Founding(NamedTuple):
     """`Member` messages, including this member's."""
 
 
+def data_disk(disk: Disk, keys: Keyring | None, cluster_id: int, member_id: int) -> Disk:
+    """Through what a member reads and writes its data: sealed files if there are keys."""
+    if keys is None:
+        return disk
+    return SealedDisk(disk, keys, _IDENTITY.pack(cluster_id, member_id))
+
+
 def create(
     disk: Disk,
     data_dir: str,
     wal_dir: str,
     founding: Founding,
     *,
+    keys: Keyring | None = None,
     is_joining: bool = False,
     segment_bytes: int,
     wal_segment_bytes: int,
@@ -156,10 +172,11 @@ def create(
     """Create a new member. One that joins a running cluster begins without members: it receives
     the membership from the leader, as it receives all other state. Raises StartError, OSError."""
     directory = begin(disk, data_dir, wal_dir)
-    store = Store.create(disk, f"{directory}/data", Lessor(), segment_bytes)
-    cluster_id, member_id, members = founding
-    members = [] if is_joining else members
-    finish(disk, data_dir, wal_dir, store, member_id, members, cluster_id, wal_segment_bytes)
+    sealed = data_disk(disk, keys, founding.cluster_id, founding.member_id)
+    store = Store.create(sealed, f"{directory}/data", Lessor(), segment_bytes)
+    if is_joining:
+        founding = founding._replace(members=[])
+    finish(disk, data_dir, wal_dir, store, founding, wal_segment_bytes, keys)
 
 
 def begin(disk: Disk, data_dir: str, wal_dir: str) -> str:
@@ -184,17 +201,16 @@ def finish(
     data_dir: str,
     wal_dir: str,
     store: Store,
-    member_id: int,
-    members: Iterable[proto.Member],
-    cluster_id: int,
+    founding: Founding,
     wal_segment_bytes: int,
+    keys: Keyring | None = None,
 ) -> None:
     """Give the store a new membership, close it, create the log, and publish the member that
-    `begin` started. `members`: `Member` messages; none for a member that joins."""
+    `begin` started. `founding` has no members if this one joins others."""
     for bucket in (MEMBER, REMOVED):
         for key in list(store.buckets.get(bucket, ())):
             store.set_bucket(bucket, key, None)
-    for member in members:
+    for member in founding.members:
         store.set_bucket(MEMBER, member.ID.to_bytes(8, "big"), member.encode())
     store.mark(store.applied_index, store.applied_term)
     for task in store.checkpoint():
@@ -202,8 +218,9 @@ def finish(
             task()
     store.close()
     directory = f"{data_dir}/member.tmp"
-    metadata = _IDENTITY.pack(cluster_id, member_id)
-    wal = WAL.create(disk, wal_dir or f"{directory}/wal", metadata, wal_segment_bytes)
+    metadata = _IDENTITY.pack(founding.cluster_id, founding.member_id)
+    logs = wal_dir or f"{directory}/wal"
+    wal = WAL.create(disk, logs, metadata, wal_segment_bytes, keys=keys)
     if store.applied_index:
         wal.save(HardState(store.applied_term, 0, store.applied_index), ())
         wal.mark_snapshot(store.applied_index, store.applied_term)
@@ -246,7 +263,16 @@ def drop_snapshot(disk: Disk, data: str, index: int) -> None:
     _remove_tree(disk, f"{os.path.dirname(data)}/{_SNAPSHOT}{index:016x}")
 
 
-def _settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
+def data_folders(disk: Disk, data_dir: str) -> list[str]:
+    """The folders of a member with segments and checkpoints, but for the one of a snapshot that is
+    being received."""
+    directory = f"{data_dir}/member"
+    names = [name for name in disk.list(directory) if name.startswith(_SNAPSHOT)]
+    names += [name for name in ("data", "data.old") if disk.exists(f"{directory}/{name}")]
+    return [f"{directory}/{name}" for name in names]
+
+
+def settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
     """Finish an installation that a crash interrupted. `marker_index`: the index of the latest
     snapshot marker in the log."""
     directory = os.path.dirname(data)
@@ -279,6 +305,7 @@ def open_member(
     wal_segment_bytes: int,
     sync_enabled: bool,
     limits: Limits = DEFAULT_LIMITS,
+    keys: Keyring | None = None,
 ) -> Opened:
     """Recover a member's state from its log and data.
 
@@ -292,8 +319,10 @@ def open_member(
             "the --wal-dir that belongs to it, or restore this member from a backup with "
             "'etcdlite-ctl snapshot restore'"
         )
-    wal, recovered = WAL.open(disk, logs, wal_segment_bytes, sync_enabled=sync_enabled)
-    _settle_snapshots(disk, f"{directory}/data", recovered.snapshot[0])
+    wal, recovered = WAL.open(disk, logs, wal_segment_bytes, sync_enabled=sync_enabled, keys=keys)
+    cluster_id, member_id = identity(recovered.metadata)
+    disk = data_disk(disk, keys, cluster_id, member_id)
+    settle_snapshots(disk, f"{directory}/data", recovered.snapshot[0])
     if not disk.exists(f"{directory}/data/{CHECKPOINT}"):
         raise StartError(
             f"{directory}/data/{CHECKPOINT} is missing: the data directory is incomplete. Restore "
@@ -301,7 +330,6 @@ def open_member(
         )
     lessor = Lessor(min_ttl_s, limits)
     store = Store.open(disk, f"{directory}/data", lessor, segment_bytes, limits)
-    cluster_id, member_id = _IDENTITY.unpack(recovered.metadata)
     notes = []
     if recovered.torn:
         notes.append(recovered.torn)

@@ -246,6 +246,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         _does("name", NAME, "default", "The name of this member."),
         _does("data-dir", PATH, "${name}.etcdlite", "The directory of all data."),
         _does("wal-dir", PATH, "", "A separate directory for the write-ahead log."),
+        _does("encryption-key-file", PATH, "",
+              "A file with keys: all data on disk is encrypted with the first one."),
         _does("config-file", PATH, "", "The configuration file. --config is the same."),
         _does("feature-gates", GATES, "",
               "etcd's feature gates. A gate sets the flag for the same feature."),

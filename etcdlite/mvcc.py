@@ -297,6 +297,11 @@ class Store:
         if self.data.is_full:
             self.data.roll()
 
+    def fill_page(self) -> None:
+        """Let what was marked reach the file completely, so that a sync makes all of it durable.
+        Between two marks only."""
+        self.data.fill_page(self.applied_index, self.applied_term, self.revision)
+
     def set_bucket(self, bucket: int, key: bytes, value: bytes | None) -> None:
         """Set a key of a bucket, or remove it (None). Makes no revision."""
         items = self.buckets.setdefault(bucket, {})
@@ -563,6 +568,7 @@ class Store:
                 yield None
         finally:
             self._is_packing = False
+        self.fill_page()
         sync = self.data.take_sync()
 
         def publish() -> None:

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from etcdlite import bootstrap, config, datadir, hardening, log, proto
+from etcdlite import bootstrap, config, datadir, hardening, keys, log, proto
 from etcdlite.addresses import Addresses, Resolved
 from etcdlite.channel import Dialing, Maker
 from etcdlite.connections import Connection, Connections
@@ -115,11 +115,13 @@ class Server:
         """Recover the member and listen. Raises StartError, DataDamaged, WALError, OSError."""
         settings = self.settings
         disk = Disk()
+        keyring = keys.read(settings.encryption_key_file)
         self._lock = datadir.lock(disk, settings.data_dir, settings.wal_dir, settings.own_files)
         hardening.close_files(settings.data_dir, settings.wal_dir)
         settings = self.settings = _fit_disk(settings, disk)
         self._secrets = _secret_channels(settings)
         hardening.warn_of_open_peer_port(settings)
+        keys.check(disk, settings.data_dir, settings.wal_dir, keyring)
         founding = None
         if not datadir.exists(disk, settings.data_dir):
             # Members that start together ask each other for the members. One that listens but does
@@ -127,7 +129,8 @@ class Server:
             founding = bootstrap.resolve_founding(settings, _extend_start, self._dialing)
         self.listeners.open()
         if founding is not None:
-            bootstrap.create_member(settings, disk, founding, self._advertised_urls())
+            urls = self._advertised_urls()
+            bootstrap.create_member(settings, disk, founding, urls, keyring)
         began = time.monotonic()
         # Loading makes millions of objects and no garbage. The collector would add a fifth.
         gc.disable()
@@ -139,6 +142,7 @@ class Server:
             segment_bytes=settings.segment_bytes,
             wal_segment_bytes=settings.wal_segment_bytes,
             sync_enabled=not settings.unsafe_no_fsync,
+            keys=keyring,
         )
         for note in opened.notes:
             log.warn("recovered from an unclean stop", what=note)

@@ -300,6 +300,7 @@ class Incoming:
         disk = self._disk
         began_s = time.monotonic()
         for file, _ in self._targets:
+            file.finish()
             file.sync()
             file.close()
         self._metrics.snapshot_sync_s.observe(time.monotonic() - began_s)

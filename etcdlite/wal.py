@@ -47,6 +47,16 @@ Segment file
     Magic, version, header_bytes and the crc at the end have the same places in every version.
     Frames follow the header without gaps. After the last one the file is all zeros.
 
+    Version 2 is sealed (`sealing.py`): all after the sequence of the first frame is different.
+
+     offset  size  segment header, version 2
+         48     8  id of the key
+         56     4  sealed_bytes
+         60        sealed piece of sealed_bytes: bytes 48 to the end of the metadata of version 1;
+                   its place: "etcdlite log segment", bytes 0 to 59
+                   zeros
+         -4     4  crc of the header up to here
+
 Frame
     A multiple of 32 bytes. Its header has 32 bytes, and header_bytes is a multiple of 512, so a
     frame header never crosses a sector boundary: it is written completely or not at all.
@@ -61,7 +71,9 @@ Frame
                    at the border, only the part within the frame counts.
          28     4  crc of bytes 0 to 27
 
-    The body is a sequence of records, then fewer than 32 zeros.
+    The body is a sequence of records, then fewer than 32 zeros. In a sealed segment it is a sealed
+    piece of that. Its place: "etcdlite log frame", the last 16 bytes (the tag) of the sealed piece
+    of the segment header, frame sequence u64, offset of the frame in the file u64.
 
      offset  size  record
           0     1  type: 1 entry, 2 hard state, 3 snapshot marker (0: the body ends here)
@@ -89,10 +101,18 @@ Recovery
     bytes after the end, a gap in the sequence, a segment that does not continue the one before.
     One kind of damage looks like a torn frame: damage within the last frame that leaves one of its
     sectors all zero. It loses the last save, and is reported as torn.
+    A sealed piece that does not open although its checksum is right was altered: damage, too.
 
     A good last frame may have been read from the page cache alone (the process was killed before
     its sync ended, or the sync failed). It is written again and synced before anything depends on
     it.
+
+Keys
+    New segments are sealed if there are keys. `WAL.open` begins a new segment if the last one is
+    not sealed with the first key. It refuses a sealed log without its key, before it changes
+    anything. `replace_segments` is for a change of keys. Someone who can write to the disk, but has
+    no key, can cut off frames at the end, or put back a whole older log. He cannot make, move or
+    change a frame.
 """
 
 from __future__ import annotations
@@ -101,16 +121,18 @@ import errno
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
 
 from etcdlite.raft import HardState, Message, Snapshot
 from etcdlite.raft_log import Entry
+from etcdlite.sealing import ID_BYTES, OVERHEAD_BYTES, TAG_BYTES, Key, Keyring, SealBroken, ids_text
 from etcdlite.storage.disk import Disk, File
 
 VERSION = 1
+SEALED_VERSION = 2
 SECTOR_BYTES = 512
 """What a disk writes atomically."""
 MAX_METADATA_BYTES = 32 << 10
@@ -118,9 +140,18 @@ MAX_HEADER_BYTES = 64 << 10
 MAX_FRAME_BYTES = 256 << 20
 """Limit of one `save`."""
 MIN_SEGMENT_BYTES = 2 * SECTOR_BYTES
+COPY_FRAME_BYTES = 1 << 20
+"""Of the frames that `replace_segments` writes, except for the last entry in each."""
 
 _SEGMENT_MAGIC = b"etcdlWAL"
 _SEGMENT_HEADER = Struct("<8sIIQQIIQQQQQQQI")
+_PLAIN_BYTES = 48
+"""Of the segment header, what no version seals."""
+_SEAL = Struct("<8sI")
+_SEALED_AT = _PLAIN_BYTES + _SEAL.size
+_SEGMENT_PLACE = b"etcdlite log segment"
+_FRAME_PLACE = b"etcdlite log frame"
+_PLACE = Struct("<QQ")
 _FRAME_MAGIC = b"WALf"
 _FRAME_HEADER = Struct("<4sIQIII")
 _FRAME_HEADER_BYTES = 32
@@ -173,10 +204,36 @@ class WALVersionError(WALError):
     def __str__(self) -> str:
         return (
             f"write-ahead log {self.path} has format version {self.version}, but this etcdlite "
-            f"reads up to version {VERSION}: a newer etcdlite wrote it. Nothing was changed. "
-            "Start that version again, or restore the member from a backup with "
+            f"reads up to version {SEALED_VERSION}: a newer etcdlite wrote it. Nothing was "
+            "changed. Start that version again, or restore the member from a backup with "
             "`etcdlite-ctl snapshot restore`."
         )
+
+
+class WALKeyMissing(WALError):
+    """The file at `path` is sealed with the key `key_id`, which `keys` does not have."""
+
+    def __init__(self, path: str, key_id: bytes, keys: Keyring | None) -> None:
+        super().__init__(path, key_id)
+        self.path = path
+        self.key_id = key_id
+        self._given = ids_text(keys.ids if keys is not None else ())
+
+    def __str__(self) -> str:
+        return (
+            f"write-ahead log {self.path} is encrypted with key {self.key_id.hex()}, but the keys "
+            f"given are: {self._given}. Nothing was changed. Name the file with that key as "
+            "--encryption-key-file."
+        )
+
+
+def key_id(head: bytes) -> bytes | None:
+    """The id of the key of the segment that begins with `head`; None if the segment is plain, or if
+    `head` is too short."""
+    is_sealed = head[:8] == _SEGMENT_MAGIC and head[8:12] == SEALED_VERSION.to_bytes(4, "little")
+    if not is_sealed or len(head) < _SEALED_AT:
+        return None
+    return head[_PLAIN_BYTES : _PLAIN_BYTES + ID_BYTES]
 
 
 class Recovered(NamedTuple):
@@ -203,6 +260,16 @@ class Save(NamedTuple):
     messages: Sequence[Message] = ()
 
 
+class _Seal(NamedTuple):
+    """With what the frames of a segment are sealed."""
+
+    key: Key
+    place: bytes
+
+    def frame_place(self, sequence: int, position: int) -> bytes:
+        return self.place + _PLACE.pack(sequence, position)
+
+
 class _Segment:
     __slots__ = ("last_index", "path", "sequence", "size_bytes")
 
@@ -223,7 +290,13 @@ class WAL:
     """
 
     def __init__(
-        self, disk: Disk, directory: str, metadata: bytes, salt: int, segment_bytes: int
+        self,
+        disk: Disk,
+        directory: str,
+        metadata: bytes,
+        salt: int,
+        segment_bytes: int,
+        keys: Keyring | None,
     ) -> None:
         self.sync_enabled = True
         self.write_s = 0.0
@@ -237,6 +310,8 @@ class WAL:
         self._metadata = metadata
         self._salt = salt
         self._segment_bytes = segment_bytes
+        self._keys = keys
+        self._seal: _Seal | None = None  # of the last segment; None if that is plain
         self._segments: list[_Segment] = []
         self._file: File | None = None
         self._position = 0  # where the next frame goes in the last segment
@@ -257,6 +332,7 @@ class WAL:
         segment_bytes: int,
         *,
         sync_enabled: bool = True,
+        keys: Keyring | None = None,
     ) -> WAL:
         """Start an empty log; the folder is made if needed. Durable on return.
 
@@ -271,7 +347,7 @@ class WAL:
             raise FileExistsError(errno.EEXIST, "there is a write-ahead log already", directory)
         _remove_unfinished(disk, directory)
         salt = int.from_bytes(os.urandom(4), "little")
-        wal = cls(disk, directory, metadata, salt, segment_bytes)
+        wal = cls(disk, directory, metadata, salt, segment_bytes, keys)
         wal.sync_enabled = sync_enabled
         wal._roll(0)
         if sync_enabled:
@@ -280,17 +356,23 @@ class WAL:
 
     @classmethod
     def open(
-        cls, disk: Disk, directory: str, segment_bytes: int, *, sync_enabled: bool = True
+        cls,
+        disk: Disk,
+        directory: str,
+        segment_bytes: int,
+        *,
+        sync_enabled: bool = True,
+        keys: Keyring | None = None,
     ) -> tuple[WAL, Recovered]:
         """Read the log and make it ready for `save`; what is returned is durable.
 
         `segment_bytes` is for new segments. Raises FileNotFoundError if there is no log,
-        WALDamaged, WALVersionError, OSError.
+        WALDamaged, WALVersionError, WALKeyMissing, OSError.
         """
         names = [name for name in disk.list(directory) if _NAME.fullmatch(name)]
         if not names:
             raise FileNotFoundError(errno.ENOENT, "there is no write-ahead log", directory)
-        return _Recovery(disk, directory, names).run(segment_bytes, sync_enabled)
+        return _Recovery(disk, directory, names, keys).run(segment_bytes, sync_enabled)
 
     @property
     def segments(self) -> int:
@@ -384,24 +466,39 @@ class WAL:
             self._file.close()
             self._file = None
 
-    def _append(self, parts: list[bytes]) -> None:
-        """Write and sync `parts` as one frame. Hot: flat, two system calls."""
-        length = sum(map(len, parts))
-        parts.append(bytes(-length % _FRAME_HEADER_BYTES))
-        length += len(parts[-1])
-        if length > MAX_FRAME_BYTES:
-            raise ValueError(f"a save of {length} bytes, the limit is {MAX_FRAME_BYTES}")
+    def replace_segments(self, entries: Iterable[Entry]) -> None:
+        """Write the log to one new segment, sealed with the first key, and remove the others, whose
+        keys are not needed any more. `entries` are those of `Recovered`; what the snapshot covers
+        is left out. A crash leaves the log as it was, at every step. Raises as `save`.
+        """
+        groups: list[list[bytes]] = []
+        size_bytes = COPY_FRAME_BYTES
+        for term, index, kind, data in entries:
+            if index > self.snapshot[0]:
+                if size_bytes >= COPY_FRAME_BYTES:
+                    groups.append([])
+                    size_bytes = 0
+                head = _ENTRY.pack(_ENTRY_TYPE, kind, 0, 16 + len(data), term, index)
+                groups[-1] += head, data
+                size_bytes += len(head) + len(data)
         with _Attempt(self):
-            size_bytes = _FRAME_HEADER_BYTES + length
+            self._roll(0, groups)
+        for segment in self._segments[:-1]:
+            segment.last_index = 0
+        self._segments[-1].last_index = self.last_index
+        self.release(self.snapshot[0])
+
+    def _append(self, parts: list[bytes]) -> None:
+        """Write and sync `parts` as one frame. Hot: two system calls."""
+        size_bytes = _frame_bytes(parts, self._seal)
+        with _Attempt(self):
             if self._position + size_bytes > self._segments[-1].size_bytes:
                 self._roll(size_bytes)
             assert self._file is not None
-            body = b"".join(parts)
-            chain = crc32(body, self._chain)
-            blank = _blank(body, self._position)
-            header = frame_header(length, self._frame_sequence, self._salt, chain, blank)
+            sequence, position = self._frame_sequence, self._position
+            frame, chain = _frame(parts, sequence, position, self._salt, self._chain, self._seal)
             began = time.perf_counter()
-            self._file.pwrite(header + body, self._position)
+            self._file.pwrite(frame, position)
             self.write_s += time.perf_counter() - began
             if self.sync_enabled:
                 self._file.sync()
@@ -409,18 +506,22 @@ class WAL:
         self._frame_sequence += 1
         self._chain = chain
 
-    def _roll(self, frame_bytes: int) -> None:
-        """Start the next segment, with room for a frame of `frame_bytes`. Durable on return.
+    def _roll(self, frame_bytes: int, groups: Sequence[list[bytes]] = ()) -> None:
+        """Start the next segment, with room for a frame of `frame_bytes`, or with a frame of each
+        of `groups` in it. Durable on return.
 
         Reserves the space, so a full disk is found before anything is written.
         """
         sequence = self._segments[-1].sequence + 1 if self._segments else 1
         path = os.path.join(self._directory, f"{sequence:016x}.wal")
-        header_bytes = _whole_sectors(_SEGMENT_HEADER.size + len(self._metadata) + _CRC.size)
+        key = self._keys.first if self._keys is not None else None
+        extra = _CRC.size + (0 if key is None else _SEAL.size + OVERHEAD_BYTES)
+        header_bytes = _whole_sectors(_SEGMENT_HEADER.size + len(self._metadata) + extra)
+        frame_bytes += sum(_frame_bytes(parts, key) for parts in groups)
         segment_bytes = _whole_sectors(max(self._segment_bytes, header_bytes + frame_bytes))
         header = _SEGMENT_HEADER.pack(
             _SEGMENT_MAGIC,
-            VERSION,
+            VERSION if key is None else SEALED_VERSION,
             header_bytes,
             sequence,
             segment_bytes,
@@ -432,11 +533,19 @@ class WAL:
             *self.hard_state,
             len(self._metadata),
         )
-        header = (header + self._metadata).ljust(header_bytes - _CRC.size, b"\0")
+        header, seal = _sealed_header(header + self._metadata, key)
+        header = header.ljust(header_bytes - _CRC.size, b"\0")
+        content = [header, _CRC.pack(crc32(header))]
+        position, frame_sequence, chain = header_bytes, self._frame_sequence, self._chain
+        for parts in groups:
+            frame, chain = _frame(parts, frame_sequence, position, self._salt, chain, seal)
+            content.append(frame)
+            position += len(frame)
+            frame_sequence += 1
         file = self._disk.open(path + ".tmp", create=True)
         try:
             file.allocate(segment_bytes)
-            file.pwrite(header + _CRC.pack(crc32(header)), 0)
+            file.pwrite(b"".join(content), 0)
             if self.sync_enabled:
                 file.sync()
             self._disk.rename(path + ".tmp", path)
@@ -445,8 +554,8 @@ class WAL:
             file.close()
             raise
         self.close()
-        self._file = file
-        self._position = header_bytes
+        self._file, self._seal = file, seal
+        self._position, self._frame_sequence, self._chain = position, frame_sequence, chain
         self._segments.append(_Segment(path, sequence, segment_bytes))
 
     def _sync_directory(self) -> None:
@@ -504,8 +613,9 @@ class _Header(NamedTuple):
 class _Recovery:
     """One run of `WAL.open`. It reads everything before it changes anything."""
 
-    def __init__(self, disk: Disk, directory: str, names: list[str]) -> None:
+    def __init__(self, disk: Disk, directory: str, names: list[str], keys: Keyring | None) -> None:
         self._disk = disk
+        self._keys = keys
         self._directory = directory
         self._names = names
         self._entries: list[Entry] = []
@@ -520,9 +630,10 @@ class _Recovery:
                 if file is not None:
                     file.close()
                 file = self._disk.open(path)
-                header = _read_header(file, path, int(name[:16], 16))
+                header, seal = _read_header(file, path, int(name[:16], 16), self._keys)
                 if wal is None:
                     wal = self._begin(header, segment_bytes)
+                wal._seal = seal
                 self._check_continues(wal, path, header)
                 wal._segments.append(_Segment(path, int(name[:16], 16), header.segment_bytes))
                 wal._position = header.header_bytes
@@ -546,16 +657,20 @@ class _Recovery:
                 file.sync()
             _remove_unfinished(self._disk, self._directory)
             wal._sync_directory()
+            wal._file = file
+            if self._keys is not None and (seal is None or seal.key is not self._keys.first):
+                wal._roll(0)
         except BaseException:
             if file is not None:
                 file.close()
             raise
-        wal._file = file
         return wal, Recovered(wal._metadata, wal.hard_state, wal.snapshot, self._entries, torn)
 
     def _begin(self, header: _Header, segment_bytes: int) -> WAL:
         """The log as of the start of its first remaining segment, from that segment's header."""
-        wal = WAL(self._disk, self._directory, header.metadata, header.salt, segment_bytes)
+        wal = WAL(
+            self._disk, self._directory, header.metadata, header.salt, segment_bytes, self._keys
+        )
         wal._chain = header.chain
         wal._frame_sequence = header.frame_sequence
         wal.last_index = header.last_index
@@ -627,6 +742,8 @@ class _Recovery:
                 if last and stop >= end and _blank(body, start) > blank:
                     return end
                 raise WALDamaged(path, start, f"the checksum of frame {sequence} does not match")
+            if wal._seal is not None:
+                body = _opened(body, wal._seal, sequence, path, start)
             self._apply(wal, body, path, start)
             wal._position = stop
             wal._frame_sequence = sequence + 1
@@ -663,8 +780,11 @@ class _Recovery:
             position = stop
 
 
-def _read_header(file: File, path: str, sequence: int) -> _Header:
-    """The checked header of a segment. Raises WALDamaged, WALVersionError."""
+def _read_header(
+    file: File, path: str, sequence: int, keys: Keyring | None
+) -> tuple[_Header, _Seal | None]:
+    """The checked header of a segment, and with what its frames are sealed. Raises WALDamaged,
+    WALVersionError, WALKeyMissing."""
     size_bytes = file.size()
     head = file.pread(MAX_HEADER_BYTES, 0)
     if not any(head):
@@ -681,7 +801,10 @@ def _read_header(file: File, path: str, sequence: int) -> _Header:
         raise WALDamaged(path, 12, f"the segment header cannot have {header_bytes} bytes")
     if _CRC.unpack_from(head, crc_at)[0] != crc32(head[:crc_at]):
         raise WALDamaged(path, 0, "the checksum of the segment header does not match")
-    if version != VERSION:
+    seal = None
+    if version == SEALED_VERSION:
+        head, seal = _unsealed_header(path, head, keys)
+    elif version != VERSION:
         raise WALVersionError(path, version)
     (
         _, _, _, named, segment_bytes, salt, chain, frame_sequence, last_index,
@@ -692,7 +815,7 @@ def _read_header(file: File, path: str, sequence: int) -> _Header:
     if size_bytes != segment_bytes:
         why = f"the file has {size_bytes} bytes instead of {segment_bytes}"
         raise WALDamaged(path, min(size_bytes, segment_bytes), why)
-    return _Header(
+    header = _Header(
         header_bytes,
         segment_bytes,
         head[_SEGMENT_HEADER.size : _SEGMENT_HEADER.size + metadata_bytes],
@@ -703,6 +826,65 @@ def _read_header(file: File, path: str, sequence: int) -> _Header:
         (snapshot_index, snapshot_term),
         HardState(term, vote, commit),
     )
+    return header, seal
+
+
+def _opened(body: bytes, seal: _Seal, sequence: int, path: str, start: int) -> bytes:
+    """The records of a sealed frame. Raises WALDamaged."""
+    try:
+        return seal.key.open(body, seal.frame_place(sequence, start))
+    except SealBroken:
+        why = f"frame {sequence} was altered, or put there from another place"
+        raise WALDamaged(path, start, why) from None
+
+
+def _frame_bytes(parts: list[bytes], seal: object) -> int:
+    """The size of the frame of these records. Raises ValueError on more than MAX_FRAME_BYTES."""
+    length = sum(map(len, parts)) + (OVERHEAD_BYTES if seal is not None else 0)
+    if length + _FRAME_HEADER_BYTES > MAX_FRAME_BYTES:
+        raise ValueError(f"a save of {length} bytes, the limit is {MAX_FRAME_BYTES}")
+    return _FRAME_HEADER_BYTES + length + -length % _FRAME_HEADER_BYTES
+
+
+def _frame(
+    parts: list[bytes], sequence: int, position: int, salt: int, chain: int, seal: _Seal | None
+) -> tuple[bytes, int]:
+    """The frame of these records, to be written at `position`, and the crc of its body. `chain`:
+    the crc of the frame before."""
+    body = b"".join(parts)
+    if seal is None:
+        body += bytes(-len(body) % _FRAME_HEADER_BYTES)
+    else:
+        body += bytes(-(len(body) + OVERHEAD_BYTES) % _FRAME_HEADER_BYTES)
+        body = seal.key.seal(body, seal.frame_place(sequence, position))
+    chain = crc32(body, chain)
+    blank = _blank(body, position)
+    return frame_header(len(body), sequence, salt, chain, blank) + body, chain
+
+
+def _sealed_header(plain: bytes, key: Key | None) -> tuple[bytes, _Seal | None]:
+    """A segment header without zeros and crc, sealed if there is a key, and the seal of its frames.
+    `plain`: the header of version 1, with the metadata."""
+    if key is None:
+        return plain, None
+    text = plain[_PLAIN_BYTES:]
+    head = plain[:_PLAIN_BYTES] + _SEAL.pack(key.id, len(text) + OVERHEAD_BYTES)
+    sealed = key.seal(text, _SEGMENT_PLACE + head)
+    return head + sealed, _Seal(key, _FRAME_PLACE + sealed[-TAG_BYTES:])
+
+
+def _unsealed_header(path: str, head: bytes, keys: Keyring | None) -> tuple[bytes, _Seal]:
+    """The reverse, of a sealed segment. Raises WALKeyMissing, WALDamaged."""
+    key_id, sealed_bytes = _SEAL.unpack_from(head, _PLAIN_BYTES)
+    key = keys.find(key_id) if keys is not None else None
+    if key is None:
+        raise WALKeyMissing(path, key_id, keys)
+    sealed = head[_SEALED_AT : _SEALED_AT + sealed_bytes]
+    try:
+        text = key.open(sealed, _SEGMENT_PLACE + head[:_SEALED_AT])
+    except SealBroken:
+        raise WALDamaged(path, _SEALED_AT, "the segment header was altered") from None
+    return head[:_PLAIN_BYTES] + text, _Seal(key, _FRAME_PLACE + sealed[-TAG_BYTES:])
 
 
 def frame_header(length: int, sequence: int, salt: int, chain: int, blank: int) -> bytes:

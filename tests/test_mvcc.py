@@ -14,6 +14,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from rigs.keys import keyring
 from rigs.plain_model import EMPTY_HASH, LEASES, Requests
 from rigs.store_rig import DIRECTORY, EVERYTHING, StoreRig, finish, outcome, read_events
 
@@ -22,7 +23,9 @@ from etcdlite.errors import EtcdError, error
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.ranges import range_steps
+from etcdlite.sealing import Keyring
 from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.sealed import PAGE_BYTES
 
 SEEDS = st.integers(0, 1 << 32)
 
@@ -223,10 +226,10 @@ def is_valid(request: Any) -> bool:
     return True
 
 
-def run_machine(examples: int, steps: int) -> int:
+def run_machine(examples: int, steps: int, machine: type[StoreMachine] = StoreMachine) -> int:
     StoreMachine.steps_done = 0
     run_state_machine_as_test(
-        StoreMachine,
+        machine,
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
@@ -251,12 +254,34 @@ def test_millions_of_random_operations_agree_with_a_plain_model() -> None:
     assert run_machine(examples=6_000, steps=30) >= 1_500_000
 
 
+class SealedMachine(StoreMachine):
+    """The same with encrypted files, some of one page and some of several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rig = StoreRig(segment_bytes=600, keys=keyring(1))
+
+    @rule(pages=st.integers(0, 3))
+    def change_the_size_of_segments(self, pages: int) -> None:
+        self.rig.segment_bytes = self.rig.store.data.segment_bytes = 600 + pages * PAGE_BYTES
+
+
+def test_thousands_of_random_operations_on_encrypted_files_agree_with_a_plain_model() -> None:
+    assert run_machine(examples=25, steps=30, machine=SealedMachine) >= 3_000
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_millions_of_random_operations_on_encrypted_files_agree_with_a_plain_model() -> None:
+    assert run_machine(examples=6_000, steps=30, machine=SealedMachine) >= 1_000_000
+
+
 # Checkpoints and cleaning, while everything changes.
 
 
-def grown_rig() -> StoreRig:
+def grown_rig(keys: Keyring | None = None) -> StoreRig:
     """A store with current, superseded and deleted keys, leases, and several segments."""
-    rig = StoreRig()
+    rig = StoreRig(keys=keys)
     for lease_id in (1, 2):
         rig.apply(proto.LeaseGrantRequest(ID=lease_id, TTL=100))
     for round_ in range(4):
@@ -288,13 +313,14 @@ def change_everything(rig: StoreRig) -> None:
 @pytest.mark.parametrize("loses_power", [False, True])
 @pytest.mark.parametrize("ends", ["within the job", "after the job"])
 @pytest.mark.parametrize("job", ["checkpoint", "cleaning"])
+@pytest.mark.parametrize("is_sealed", [False, True])
 def test_changes_between_any_two_steps_of_a_job_are_not_lost(
-    job: str, ends: str, loses_power: bool
+    job: str, ends: str, loses_power: bool, is_sealed: bool
 ) -> None:
     at = 0
     is_over = False
     while not is_over:
-        rig = grown_rig()
+        rig = grown_rig(keyring(1) if is_sealed else None)
         rig.checkpoint()
         if job == "checkpoint":
             rig.begin_checkpoint()
@@ -320,7 +346,7 @@ def test_changes_between_any_two_steps_of_a_job_are_not_lost(
         rig.lose_power()
         rig.check()
         at += 1
-    assert at > 6, "the job was too short to be disturbed"
+    assert at > (4 if is_sealed else 6), "the job was too short to be disturbed"
 
 
 def test_data_that_a_checkpoint_counts_on_must_be_there() -> None:

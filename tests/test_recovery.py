@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from rigs.faulty_disk import FaultyDisk
+from rigs.keys import keyring
 from rigs.member_rig import DATA_DIR, MemberRig, Story
 from rigs.plain_model import Requests
 from rigs.store_rig import SMALL_LIMITS
 
 from etcdlite import datadir, proto, txn
 from etcdlite.errors import EtcdError
+from etcdlite.sealing import Keyring
 from etcdlite.storage import checkpoint
 from etcdlite.storage.data import POSITION, DataDamaged
 from etcdlite.wal import WALError
@@ -41,8 +43,9 @@ def random_write(rng: random.Random, story: Story) -> Any:
 class SmallHistory:
     """A member's files after a short life with everything in it; nothing is unsynced."""
 
-    def __init__(self) -> None:
-        rig = MemberRig(checkpoint_bytes=1, limits=SMALL_LIMITS)
+    def __init__(self, keys: Keyring | None = None) -> None:
+        self.keys = keys
+        rig = MemberRig(checkpoint_bytes=1, limits=SMALL_LIMITS, keys=keys)
         rng = random.Random(7)
         rig.settle()
         begun_at = 0
@@ -83,7 +86,7 @@ class SmallHistory:
         disk = self.disk.copy()
         disk.content(path)[:] = content
         try:
-            rig = MemberRig(disk, limits=SMALL_LIMITS)
+            rig = MemberRig(disk, limits=SMALL_LIMITS, keys=self.keys)
             rig.settle()
             self.story.check(rig.member.state.store, self.before_last_sync)
         except (DataDamaged, WALError) as refusal:
@@ -100,6 +103,11 @@ class SmallHistory:
 @pytest.fixture(scope="module")
 def history() -> SmallHistory:
     return SmallHistory()
+
+
+@pytest.fixture(scope="module")
+def sealed_history() -> SmallHistory:
+    return SmallHistory(keyring(1))
 
 
 def test_the_history_has_everything_that_can_be_damaged(history: SmallHistory) -> None:
@@ -155,6 +163,27 @@ def test_files_with_any_bit_flipped_lose_nothing_or_are_refused(history: SmallHi
     check_flips(history, lambda count: (b for b in range(rng.randrange(32), count, 29)))
 
 
+def test_encrypted_files_cut_or_with_a_bit_flipped_lose_nothing_or_are_refused(
+    sealed_history: SmallHistory,
+) -> None:
+    history = sealed_history
+    rng = random.Random(5)
+    for path in history.paths:
+        content = bytes(history.disk.content(path))
+        for size in rng.sample(range(len(content)), 40):
+            history.check_with(path, content[:size], f"cut at {size}")
+    check_flips(history, lambda count: iter(rng.sample(range(count), 60)))
+    assert all(history.refused.values()), history.refused
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_encrypted_files_with_every_byte_changed_lose_nothing_or_are_refused(
+    sealed_history: SmallHistory,
+) -> None:
+    check_flips(sealed_history, lambda count: range(3, count, 8))
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_files_with_every_bit_flipped_lose_nothing_or_are_refused(history: SmallHistory) -> None:
@@ -171,7 +200,10 @@ class Plug:
     next one's loss of power takes from.
     """
 
-    def __init__(self, rng: random.Random, share: float, lives: int) -> None:
+    def __init__(
+        self, rng: random.Random, share: float, lives: int, keys: Keyring | None = None
+    ) -> None:
+        self.keys = keys
         self.rng = rng
         self.share = share
         self.lives = lives
@@ -200,19 +232,21 @@ class Plug:
             found = disk.power_loss(lambda path, sector: rng.random() < share, names)
         stage = self.check(found.fork(), story)
         if self.lives:
-            next_plug = Plug(rng, 0.03, self.lives - 1)
+            next_plug = Plug(rng, 0.03, self.lives - 1, self.keys)
             found_story = story.fork(stage)
             # After a kill this may be in the page cache alone. It is not promised until the
             # recovery has made it durable, and a plug pulled before that may take it.
             found_story.acknowledged = story.acknowledged
             next_plug.attach(found, found_story)
-            rig = MemberRig(found, found_story, checkpoint_bytes=1, limits=SMALL_LIMITS)
+            rig = MemberRig(
+                found, found_story, checkpoint_bytes=1, limits=SMALL_LIMITS, keys=self.keys
+            )
             found_story.acknowledged = stage
             live(rig, rng, 12)
             self.pulled += next_plug.pulled
 
     def check(self, disk: FaultyDisk, story: Story) -> int:
-        rig = MemberRig(disk, story.fork(len(story.stages) - 1))
+        rig = MemberRig(disk, story.fork(len(story.stages) - 1), keys=self.keys)
         rig.settle()
         stage = story.check(rig.member.state.store)
         self.went_back += stage < len(story.stages) - 1
@@ -236,10 +270,12 @@ def live(rig: MemberRig, rng: random.Random, writes: int) -> None:
     rig.settle()
 
 
-def pull_plugs(seed: int, writes: int, share: float, lives: int) -> Plug:
+def pull_plugs(
+    seed: int, writes: int, share: float, lives: int, keys: Keyring | None = None
+) -> Plug:
     rng = random.Random(seed)
-    plug = Plug(rng, share, lives)
-    rig = MemberRig(checkpoint_bytes=1, limits=SMALL_LIMITS)
+    plug = Plug(rng, share, lives, keys)
+    rig = MemberRig(checkpoint_bytes=1, limits=SMALL_LIMITS, keys=keys)
     plug.attach(rig.disk, rig.story)
     live(rig, rng, writes)
     rig.disk.watcher = lambda operation, path: None
@@ -253,6 +289,20 @@ def test_a_loss_of_power_before_any_disk_operation_loses_nothing_acknowledged() 
     plug = pull_plugs(seed=1, writes=200, share=1.0, lives=0)
     assert plug.pulled > 500
     assert plug.went_back > 20, "it never struck in the middle of a write"
+
+
+def test_a_loss_of_power_loses_nothing_that_was_acknowledged_of_encrypted_files() -> None:
+    plug = pull_plugs(seed=1, writes=120, share=0.3, lives=0, keys=keyring(1))
+    assert plug.pulled > 100
+    for seed in range(2):
+        pull_plugs(seed=seed, writes=100, share=0.05, lives=2, keys=keyring(1))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_losses_of_power_lose_nothing_that_was_acknowledged_of_encrypted_files() -> None:
+    for seed in range(100, 115):
+        pull_plugs(seed=seed, writes=150, share=0.1, lives=2, keys=keyring(seed))
 
 
 def test_a_first_start_that_loses_power_leaves_a_member_or_nothing() -> None:

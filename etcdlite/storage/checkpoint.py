@@ -10,6 +10,7 @@ On disk: `data/checkpoint`, replaced as a whole by rename. All integers little-e
 
     0   8  magic "ETCDLCHK"
     8   4  format version, 1
+    (With keys, all of this is sealed; see `sealed.py`.)
     then chunks, each
         0   4  CRC-32 of kind, length and body, with the previous chunk's CRC as initial value
         4   1  kind
@@ -34,10 +35,12 @@ from zlib import crc32
 from etcdlite.storage.data import (
     BUCKET_BODY,
     POSITION,
+    SEALED_VERSION,
     U64,
     DataDamaged,
     DataFile,
     DataVersionError,
+    KeyMissing,
 )
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.index import Index
@@ -107,8 +110,10 @@ def unpack(disk: Disk, path: str) -> Iterator[tuple[int, bytes]]:
     try:
         header = file.pread(FILE_HEADER.size, 0)
         if len(header) < FILE_HEADER.size or header[:8] != MAGIC:
-            raise DataDamaged(path, 0, "this is not a checkpoint")
+            raise DataDamaged(path, 0, file.fault or "this is not a checkpoint")
         version = FILE_HEADER.unpack(header)[1]
+        if version == SEALED_VERSION:
+            raise KeyMissing(path, file.pread(8, 20))
         if version > FORMAT_VERSION:
             raise DataVersionError(path, version)
         if version != FORMAT_VERSION:
@@ -119,14 +124,15 @@ def unpack(disk: Disk, path: str) -> Iterator[tuple[int, bytes]]:
         while True:
             header = file.pread(CHUNK_HEADER.size, offset)
             if len(header) < CHUNK_HEADER.size:
-                raise DataDamaged(path, offset, "the checkpoint has no end")
+                raise DataDamaged(path, offset, file.fault or "the checkpoint has no end")
             expected, kind, length = CHUNK_HEADER.unpack(header)
             if offset + len(header) + length > size:
                 raise DataDamaged(path, offset, "a chunk reaches past the end of the file")
             body = file.pread(length, offset + len(header))
             crc = crc32(body, crc32(header[4:], crc))
             if crc != expected:
-                raise DataDamaged(path, offset, "a chunk does not match its checksum")
+                why = file.fault or "a chunk does not match its checksum"
+                raise DataDamaged(path, offset, why)
             offset += len(header) + length
             if kind == END and offset != size:
                 raise DataDamaged(path, offset, "bytes follow the end of the checkpoint")

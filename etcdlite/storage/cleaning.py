@@ -46,6 +46,8 @@ class Store(Protocol):
 
     def mark(self, index: int, term: int) -> None: ...
 
+    def fill_page(self) -> None: ...
+
     def set_bucket(self, bucket: int, key: bytes, value: bytes | None) -> None: ...
 
 
@@ -96,6 +98,7 @@ def clean(store: Store, number: int) -> Job:
         yield from _append_moved(store, bytes(block))
     store.set_bucket(CLEANED, U64.pack(number), b"")
     store.mark(store.applied_index, store.applied_term)
+    store.fill_page()
     yield data.take_sync()
     data.drop_segment(number)
 

@@ -12,6 +12,10 @@ Invariants:
 - The records of one revision, unless it is compacted, are side by side in one segment.
 - Every read checks the record's checksum. A damaged record is an error, never a value.
 
+With keys, the files are sealed page by page (`sealed.py`); here they look the same, with the same
+offsets. Only the end differs: a page is written when it is full, so `fill_page` fills it before a
+sync that counts, with a BUCKET record that removes a key that does not exist, and a mark.
+
 On disk, all integers little-endian. `data/%016x.seg`, the number being the segment's:
 
     segment header, 32 bytes
@@ -39,7 +43,7 @@ A location is segment number << 32 | offset of the record.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from zlib import crc32
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
@@ -54,6 +58,8 @@ MOVED = 8
 """Added to PUT or TOMBSTONE: a copy made by cleaning."""
 
 FORMAT_VERSION = 1
+SEALED_VERSION = 2
+"""In the header of a sealed file; see `sealed.py`."""
 MAGIC = b"ETCDLSEG"
 SEGMENT_HEADER = struct.Struct("<8sIQQI")
 RECORD_HEADER = struct.Struct("<II")
@@ -86,7 +92,14 @@ MAX_DAMAGED = 10_000
 
 SCAN_CHUNK_BYTES = 256 * 1024
 
+MIN_SEGMENT_PAGES = 8
+"""To clean a segment, which is half garbage, must free more pages than the ones that cleaning and
+the checkpoint after it fill."""
+
 OFFSET_MASK = (1 << 32) - 1
+
+_LEAST_FILL = 2 * RECORD_HEADER_BYTES + BUCKET_BODY.size + MARK_BODY.size
+"""Bytes of the records with which `DataFile.fill_page` fills a page, without filling."""
 
 
 class DataDamaged(Exception):
@@ -106,7 +119,31 @@ class DataDamaged(Exception):
         self.why = why
 
 
-class DataVersionError(DataDamaged):
+class DataRefused(DataDamaged):
+    """A file under `data/` holds what no crash leaves there, so it is not cut off or repaired."""
+
+
+class DataAltered(DataRefused):
+    """A sealed file holds something else than what was written to it, and it is no accident."""
+
+
+class KeyMissing(DataRefused):
+    """A file under `data/` is sealed with the key `key_id`, which is not there. `given`: the ids of
+    the keys that are."""
+
+    def __init__(self, path: str, key_id: bytes, given: Iterable[bytes] = ()) -> None:
+        self.path = path
+        self.offset = 20
+        self.why = f"it is encrypted with key {key_id.hex()}"
+        ids = ", ".join(found.hex() for found in given) or "none"
+        Exception.__init__(
+            self,
+            f"{path}: {self.why}, but the keys given are: {ids}. Nothing was changed. Name the "
+            "file with that key as --encryption-key-file",
+        )
+
+
+class DataVersionError(DataRefused):
     """A file under `data/` was written by a newer etcdlite, in format `version`."""
 
     def __init__(self, path: str, version: int) -> None:
@@ -170,7 +207,7 @@ class DataFile:
     ) -> None:
         self.disk = disk
         self.directory = directory
-        self.segment_bytes = segment_bytes
+        self.segment_bytes = max(segment_bytes, MIN_SEGMENT_PAGES * disk.page_bytes)
         self._keep_bytes = limits.recent_bytes
         self._flush_bytes = limits.flush_bytes
         self.files: dict[int, File] = {}
@@ -261,6 +298,18 @@ class DataFile:
                 self.recent = {}
                 self._recent_bytes = 0
 
+    def fill_page(self, index: int, term: int, revision: int) -> None:
+        """Let all that was appended reach the file. Only right after `append_mark` with the same
+        arguments and `flush`."""
+        gap = -self.offset % self.disk.page_bytes
+        if gap:
+            if gap < _LEAST_FILL:
+                gap += self.disk.page_bytes
+            body = BUCKET_BODY.pack(CLEANED, False, 0) + bytes(gap - _LEAST_FILL)
+            self._append_unkept(BUCKET, body)
+            self.append_mark(index, term, revision)
+            self.flush()
+
     def flush_part(self) -> None:
         """Flush if `flush_bytes` wait. For large changes that are not complete yet: it keeps the
         write at their mark small."""
@@ -276,6 +325,7 @@ class DataFile:
         """Seal the active segment and begin the next. Nothing may wait to be flushed."""
         assert not self._out
         if self.active:
+            self.files[self.active].finish()
             self.sizes[self.active] = self.offset
         number = self.active + 1
         file = self.disk.open(self.path(number), create=True)
@@ -372,6 +422,9 @@ class DataFile:
     def _damage(self, location: int, why: str) -> DataDamaged:
         if len(self.damaged) < MAX_DAMAGED:
             self.damaged.add(location)
+        file = self.files.get(location >> 32)
+        if file is not None and file.fault:
+            why = file.fault
         return DataDamaged(self.path(location >> 32), location & OFFSET_MASK, why)
 
     # Size.
@@ -397,9 +450,11 @@ class DataFile:
         """Open what is on disk and make the last segment active. Does not read headers, see
         `check_header`."""
         for name in self.disk.list(self.directory):
+            path = f"{self.directory}/{name}"
+            if name.endswith(".seg.tmp"):
+                self.disk.unlink(path)  # A crash interrupted the replacement of a sealed segment.
             if not name.endswith(".seg"):
                 continue
-            path = f"{self.directory}/{name}"
             file = self.disk.open(path)
             number = int(name[:16], 16)
             self.files[number] = file
@@ -415,17 +470,21 @@ class DataFile:
         file = self.files[number]
         header = file.pread(SEGMENT_HEADER.size, 0)
         if len(header) < SEGMENT_HEADER.size:
-            raise DataDamaged(file.path, 0, "the file is shorter than its header")
+            why = file.fault or "the file is shorter than its header"
+            raise DataDamaged(file.path, 0, why)
         magic, version, found, previous_end, crc = SEGMENT_HEADER.unpack(header)
         if magic != MAGIC or crc32(header[:-4]) != crc or found != number:
             raise DataDamaged(file.path, 0, "the segment header does not check")
+        if version == SEALED_VERSION:
+            raise KeyMissing(file.path, header[20:28])
         if version > FORMAT_VERSION:
             raise DataVersionError(file.path, version)
         return int(previous_end)
 
     def cut(self, number: int, offset: int) -> None:
         """Drop everything from `offset` of segment `number` on, later segments included. Durable
-        on return, so that nothing dropped comes back behind what is written there next."""
+        on return, so that nothing dropped comes back behind what is written there next. Begins the
+        next segment if a sealed one cannot be continued there."""
         later = sorted(n for n in self.files if n > number)
         for last in reversed(later):
             self.drop_segment(last)
@@ -436,6 +495,8 @@ class DataFile:
             file.truncate(offset)
             file.sync()
             self.disk.sync_dir(self.directory)
+        if not self.disk.may_append(file):
+            self.roll()
 
     def drop_segment(self, number: int) -> None:
         """Close a segment and remove its file."""

@@ -30,6 +30,9 @@ class File:
 
     __slots__ = ("_fd", "path")
 
+    fault = ""
+    """Why the last read ended early; a file that is not sealed does not know it."""
+
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self._fd = fd
@@ -82,6 +85,9 @@ class File:
         except OSError as failure:
             failure.filename = self.path
             raise
+
+    def finish(self) -> None:
+        """Nothing is appended any more: write what waits in memory (only a sealed file has it)."""
 
     def fileno(self) -> int:
         return self._fd
@@ -181,6 +187,13 @@ _ERASER = _Eraser()
 
 class Disk:
     """The real file system. Paths are strings, absolute or relative to the working directory."""
+
+    page_bytes = 1
+    """Files reach the disk in whole pages of this size. More than 1 if they are sealed."""
+
+    def may_append(self, file: File) -> bool:
+        """Whether an open data segment may be continued where it ends."""
+        return True
 
     def open(self, path: str, *, create: bool = False) -> File:
         """Open for reading and writing. With `create` the file must not exist yet."""

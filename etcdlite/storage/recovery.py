@@ -29,7 +29,7 @@ from etcdlite.storage.data import (
     U64,
     DataDamaged,
     DataFile,
-    DataVersionError,
+    DataRefused,
     key_and_revision,
     u64s,
 )
@@ -130,7 +130,7 @@ class Contents:
                         path = data.path(valid[0])
                         raise DataDamaged(path, valid[1], "the end of the segment is missing")
                     valid = (number, offset)
-        except DataVersionError:
+        except DataRefused:
             raise  # No crash left this, so it must not be cut off.
         except DataDamaged as damage:
             if valid < end:

@@ -17,6 +17,7 @@ from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.member import Member
 from etcdlite.options import Options
 from etcdlite.raft import Config, Raft
+from etcdlite.sealing import Keyring
 from etcdlite.storage.disk import Disk
 from etcdlite.wire import api
 from rigs.faulty_disk import FaultyDisk
@@ -96,6 +97,7 @@ class MemberRig:
         disk: Disk | None = None,
         story: Story | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        keys: Keyring | None = None,
         **options: Any,
     ) -> None:
         self.disk = FaultyDisk() if disk is None else disk
@@ -121,6 +123,7 @@ class MemberRig:
                 ),
                 segment_bytes=self.segment_bytes,
                 wal_segment_bytes=self.wal_segment_bytes,
+                keys=keys,
             )
         opened = datadir.open_member(
             self.disk,
@@ -131,6 +134,7 @@ class MemberRig:
             wal_segment_bytes=self.wal_segment_bytes,
             sync_enabled=True,
             limits=limits,
+            keys=keys,
         )
         self.notes = opened.notes
         rng = random.Random(5)

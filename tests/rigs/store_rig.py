@@ -22,9 +22,12 @@ from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Event, Store
 from etcdlite.ranges import range_steps
 from etcdlite.replica.state import APPLIERS
+from etcdlite.sealing import Keyring
 from etcdlite.storage.cleaning import clean
 from etcdlite.storage.data import RECORD_HEADER_BYTES, SEGMENT_HEADER
+from etcdlite.storage.disk import Disk
 from etcdlite.storage.index import DEAD, HEAD, PAST
+from etcdlite.storage.sealed import SealedDisk
 from rigs.faulty_disk import FaultyDisk
 from rigs.plain_model import PlainStore
 
@@ -94,7 +97,9 @@ class StoreRig:
         disk: FaultyDisk | None = None,
         segment_bytes: int = 600,
         limits: Limits = SMALL_LIMITS,
+        keys: Keyring | None = None,
     ) -> None:
+        self.keys = keys
         self.disk = FaultyDisk() if disk is None else disk
         self.segment_bytes = segment_bytes
         self.limits = limits
@@ -104,7 +109,7 @@ class StoreRig:
         self.released = 0
         self.index = 0
         self.lessor = Lessor(1, self.limits)
-        self.store = Store.create(self.disk, DIRECTORY, self.lessor, segment_bytes, limits)
+        self.store = Store.create(self._sealed(), DIRECTORY, self.lessor, segment_bytes, limits)
         self.entry: Generator[None, None, list[Any]] | None = None
         """The entry that is being applied in steps."""
         self._untold: list[Any] = []
@@ -113,6 +118,9 @@ class StoreRig:
         self.task: Callable[[], None] | None = None
         """The disk work that the job waits for."""
         self._job_index = 0
+
+    def _sealed(self) -> Disk:
+        return self.disk if self.keys is None else SealedDisk(self.disk, self.keys)
 
     # Writing.
 
@@ -276,7 +284,10 @@ class StoreRig:
         self.job = self.task = None
         self.disk = disk
         self.lessor = Lessor(1, self.limits)
-        self.store = Store.open(disk, DIRECTORY, self.lessor, self.segment_bytes, self.limits)
+        disk_of_store = self._sealed()
+        self.store = Store.open(
+            disk_of_store, DIRECTORY, self.lessor, self.segment_bytes, self.limits
+        )
         assert self.released <= self.store.applied_index <= self.index
         for entry_index, requests in self.log:
             if entry_index > self.store.applied_index:

@@ -1,0 +1,138 @@
+"""The keys of a data directory: which ones its files need, and how they are replaced.
+
+A change of keys is not urgent for a file: whatever is written is sealed with the first key, and any
+key reads. `replace` is for the rest, so that an old key can go. It works on the directory of a
+member that is stopped, and each of its steps is safe: a start after a crash finds a member that is
+whole, with some files under the old keys.
+
+1. An interrupted installation of a snapshot is completed, as at a start.
+2. Each segment of the data and the checkpoint is copied to a new file under the first key, which
+   replaces the old one (`rename`). The content, and so each location, stays the same.
+3. The log is written to one new segment, and then the old segments are removed
+   (`WAL.replace_segments`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from etcdlite import datadir, sealing, wal
+from etcdlite.datadir import StartError
+from etcdlite.sealing import Keyring, ids_text
+from etcdlite.storage import sealed
+from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.disk import Disk
+from etcdlite.wal import WAL
+
+COPY_BYTES = 1 << 20
+HEAD_BYTES = 64
+"""What tells the key of a file."""
+
+
+class KeyUse(NamedTuple):
+    """With which key a file of a member is sealed."""
+
+    path: str
+    key_id: bytes | None
+    """None: the file is plain."""
+    size_bytes: int
+
+
+def read(path: str) -> Keyring | None:
+    """The keys in the file at `path`; None if that is empty. Raises StartError."""
+    try:
+        return sealing.read(path) if path else None
+    except sealing.KeyFileError as failure:
+        raise StartError(str(failure)) from failure
+
+
+def uses(disk: Disk, data_dir: str, wal_dir: str) -> list[KeyUse]:
+    """The keys of all files of a member that hold keys or values; empty if there is no member. The
+    member may be running. Raises OSError."""
+    if not datadir.exists(disk, data_dir):
+        return []
+    found = []
+    for folder in (datadir.wal_directory(data_dir, wal_dir), *datadir.data_folders(disk, data_dir)):
+        for name in disk.list(folder) if disk.exists(folder) else ():
+            is_log = name.endswith(".wal")
+            if not is_log and not sealed.is_sealed_name(name):
+                continue
+            try:
+                file = disk.open_read(f"{folder}/{name}")
+            except FileNotFoundError:
+                continue  # The running member has removed it.
+            head = file.pread(HEAD_BYTES, 0)
+            key_id = wal.key_id(head) if is_log else sealed.key_id(head)
+            found.append(KeyUse(file.path, key_id, file.size()))
+            file.close()
+    return found
+
+
+def check(disk: Disk, data_dir: str, wal_dir: str, keys: Keyring | None) -> None:
+    """Raise StartError unless `keys` has all keys that the member's files are sealed with. Writes
+    nothing. Raises OSError."""
+    found = uses(disk, data_dir, wal_dir)
+    needed = dict.fromkeys(use.key_id for use in found if use.key_id is not None)
+    given = keys.ids if keys is not None else []
+    missing = [key_id for key_id in needed if key_id not in given]
+    if missing:
+        has = f"{keys.path} has {ids_text(given)}" if keys is not None else "no key was given"
+        path = next(use.path for use in found if use.key_id == missing[0])
+        raise StartError(
+            f"the data in {data_dir} is encrypted, and a key is missing: it needs "
+            f"{ids_text(needed)}, but {has} (for example, {path} needs {ids_text(missing[:1])}). "
+            "Nothing was changed. Name the file with the missing key as --encryption-key-file"
+        )
+
+
+def replace(
+    disk: Disk,
+    data_dir: str,
+    wal_dir: str,
+    keys: Keyring,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    wal_segment_bytes: int = 16 << 20,
+) -> int:
+    """Seal all files of a member that is stopped with the first key; returns how many were not. The
+    caller holds the lock of the directory. `progress` gets (bytes done, total bytes). Raises
+    StartError, DataDamaged, WALError, OSError."""
+    check(disk, data_dir, wal_dir, keys)
+    log, recovered = WAL.open(
+        disk, datadir.wal_directory(data_dir, wal_dir), wal_segment_bytes, keys=keys
+    )
+    try:
+        store_disk = datadir.data_disk(disk, keys, *datadir.identity(recovered.metadata))
+        datadir.settle_snapshots(store_disk, f"{data_dir}/member/data", recovered.snapshot[0])
+        first = keys.first.id
+        old = [use for use in uses(disk, data_dir, wal_dir) if use.key_id != first]
+        total = sum(use.size_bytes for use in old)
+        done = 0
+        for use in old:
+            if not use.path.endswith(".wal"):
+                _copy(store_disk, use.path)
+                done += use.size_bytes
+                progress(done, total)
+        if any(use.path.endswith(".wal") for use in old):
+            log.replace_segments(recovered.entries)
+            progress(total, total)
+    finally:
+        log.close()
+    return len(old)
+
+
+def _copy(disk: Disk, path: str) -> None:
+    """Replace a file by a copy under the first key."""
+    file = disk.open_read(path)
+    try:
+        staged = disk.stage(path)
+        offset, size = 0, file.size()
+        while offset < size:
+            part = file.pread(min(COPY_BYTES, size - offset), offset)
+            if not part:
+                raise DataDamaged(path, offset, file.fault or "the file ends early")
+            staged.write(part)
+            offset += len(part)
+        staged.publish()
+    finally:
+        file.close()

@@ -1,0 +1,60 @@
+"""Files that hold secrets: keys and identities. Only their owner may read them.
+
+A file that other users may read or change is refused, as ssh refuses such a key. The modes of a
+file of another owner (root's in a container, for example) are that owner's choice, as in OpenSSH
+(sshkey_perm_ok): there, only what all users may read or change is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+MODE = 0o600
+
+
+class PrivateFileError(Exception):
+    """The file cannot be used. The text names the file, the reason and the remedy."""
+
+
+def read(path: str, max_bytes: int) -> bytes:
+    """The content of a private file. Raises PrivateFileError."""
+    try:
+        # Without O_NONBLOCK a pipe would block.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as failure:
+        why = getattr(failure, "strerror", None) or str(failure)
+        raise PrivateFileError(f"cannot read {path}: {why}") from failure
+    try:
+        found = os.fstat(fd)
+        mode = stat.S_IMODE(found.st_mode)
+        if not stat.S_ISREG(found.st_mode):
+            raise PrivateFileError(f"{path} is not a regular file")
+        if mode & (0o077 if found.st_uid == os.getuid() else 0o007):
+            raise PrivateFileError(
+                f"{path} may be read or changed by other users (its mode is {mode:04o}); "
+                f"correct that with 'chmod 600 {path}'"
+            )
+        data = os.read(fd, max_bytes + 1)
+    finally:
+        os.close(fd)
+    if len(data) > max_bytes:
+        raise PrivateFileError(f"{path} has more than {max_bytes} bytes; name another file")
+    return data
+
+
+def create(path: str, content: str) -> None:
+    """Make a private file, durable on return. Raises PrivateFileError if there is one already, and
+    OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = os.open(path, flags, MODE)
+    except FileExistsError:
+        raise PrivateFileError(
+            f"{path} exists already and is not overwritten; name another file, or remove it"
+        ) from None
+    with open(fd, "w", encoding="ascii") as file:
+        os.fchmod(fd, MODE)
+        file.write(content)
+        file.flush()
+        os.fsync(fd)

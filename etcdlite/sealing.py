@@ -1,0 +1,163 @@
+"""Sealing: encryption of what lies on the disk, and the keys for it.
+
+A piece of a file is sealed with XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha; libsodium's
+crypto_aead_xchacha20poly1305_ietf, through pynacl) and bound to its place: the piece can be opened
+only with the same key and as the piece of the same file at the same place.
+
+    sealed piece: nonce (24 bytes), ciphertext (as long as the text), tag (16 bytes)
+    associated data: the `place`, which names the kind of piece, the file and where in it
+
+The nonce is random, for each piece and each time. So no nonce comes twice, whatever happens to
+files: a torn write is written again with other content, an old copy of a disk or of a virtual
+machine runs on, two members share a key. (Among 2**64 nonces of 192 bits, two are equal with a
+probability of less than 2**-64.)
+
+The file of keys (`encryption-key-file`) is ASCII text of at most `MAX_FILE_BYTES`. Empty lines, and
+lines that begin with "#", are skipped. Each other line is one key:
+
+    etcdlite-key-1:BASE64       32 random bytes in standard base64 (RFC 4648 section 4), padded
+
+There are 1 to `MAX_KEYS`. The first one writes; all of them read.
+
+A file says with which key it is sealed by the key's id: 8 bytes of BLAKE2b with the key as its key
+and "etcdlite key id" as its personalization (RFC 7693). The id leads to no key, because there are
+2**256, and is shown in messages.
+
+pynacl is imported when the first key is made, so a member without keys does not load it.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable
+
+from etcdlite import private_file
+
+PREFIX = "etcdlite-key-1:"
+KEY_BYTES = 32
+ID_BYTES = 8
+NONCE_BYTES = 24
+TAG_BYTES = 16
+OVERHEAD_BYTES = NONCE_BYTES + TAG_BYTES
+"""A sealed piece is this much longer than its text."""
+
+MAX_KEYS = 16
+MAX_FILE_BYTES = 16 << 10
+
+MIN_DISTINCT_BYTES = 12
+"""Fewer different bytes are not random: it happens to one of 10**17 random keys."""
+
+
+class KeyFileError(Exception):
+    """The file of keys cannot be used. The text names the file, the reason and the remedy."""
+
+
+class SealBroken(Exception):
+    """A sealed piece was not made with this key for this place, or was changed since."""
+
+
+class Key:
+    """One key. `random_bytes(n)` makes the nonces."""
+
+    __slots__ = ("_broken", "_decrypt", "_encrypt", "_secret", "id", "random_bytes")
+
+    def __init__(self, secret: bytes, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
+        from nacl import bindings
+        from nacl.exceptions import CryptoError
+
+        if len(secret) != KEY_BYTES:
+            raise ValueError(f"a key of {len(secret)} bytes")
+        self.id: bytes = bindings.crypto_generichash_blake2b_salt_personal(
+            b"", ID_BYTES, key=secret, person=b"etcdlite key id"
+        )
+        self._secret = secret
+        self.random_bytes = random_bytes
+        self._encrypt = bindings.crypto_aead_xchacha20poly1305_ietf_encrypt
+        self._decrypt = bindings.crypto_aead_xchacha20poly1305_ietf_decrypt
+        self._broken = CryptoError
+
+    def __repr__(self) -> str:
+        return f"Key({self.id.hex()})"
+
+    def seal(self, text: bytes, place: bytes) -> bytes:
+        """The sealed piece."""
+        nonce = self.random_bytes(NONCE_BYTES)
+        return nonce + self._encrypt(text, place, nonce, self._secret)
+
+    def open(self, sealed: bytes, place: bytes) -> bytes:
+        """The text. Raises SealBroken."""
+        if len(sealed) < OVERHEAD_BYTES:
+            raise SealBroken
+        try:
+            nonce = sealed[:NONCE_BYTES]
+            return self._decrypt(sealed[NONCE_BYTES:], place, nonce, self._secret)
+        except self._broken:
+            raise SealBroken from None
+
+
+class Keyring:
+    """The keys of a member: `first` writes, all of them read. `path` is the file they are from."""
+
+    def __init__(self, keys: Iterable[Key], path: str = "") -> None:
+        self._by_id = {key.id: key for key in keys}
+        self.first = next(iter(self._by_id.values()))
+        self.path = path
+
+    def find(self, key_id: bytes) -> Key | None:
+        return self._by_id.get(key_id)
+
+    @property
+    def ids(self) -> list[bytes]:
+        """The first one first."""
+        return list(self._by_id)
+
+
+def ids_text(ids: Iterable[bytes]) -> str:
+    """Key ids, to be shown."""
+    return ", ".join(key_id.hex() for key_id in ids) or "none"
+
+
+def new_key() -> tuple[bytes, str]:
+    """A new key: its id and its line for a file of keys."""
+    secret = os.urandom(KEY_BYTES)
+    return Key(secret).id, f"{PREFIX}{b64encode(secret).decode()}\n"
+
+
+def read(path: str) -> Keyring:
+    """The keys in a file. Raises KeyFileError."""
+    try:
+        data = private_file.read(path, MAX_FILE_BYTES)
+    except private_file.PrivateFileError as failure:
+        raise KeyFileError(f"encryption-key-file: {failure}") from failure
+    keys: dict[bytes, Key] = {}
+    for number, raw in enumerate(data.splitlines(), 1):
+        line = raw.strip()
+        if not line or line.startswith(b"#"):
+            continue
+        why = ""
+        encoded = line.removeprefix(PREFIX.encode())
+        try:
+            secret = b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError):
+            secret = b""
+        if encoded == line or len(secret) != KEY_BYTES:
+            why = f"it is not {PREFIX}... with {KEY_BYTES} bytes in base64"
+        elif len(set(secret)) < MIN_DISTINCT_BYTES or all(32 <= byte < 127 for byte in secret):
+            why = "its key is not random and could be guessed"
+        else:
+            key = Key(secret)
+            if keys.setdefault(key.id, key) is not key:
+                why = "its key is there twice"
+        if why:
+            raise KeyFileError(
+                f"encryption-key-file: line {number} of {path} cannot be used: {why}. Make a key "
+                "with 'etcdlite-ctl key new FILE'"
+            )
+    if not 1 <= len(keys) <= MAX_KEYS:
+        raise KeyFileError(
+            f"encryption-key-file: {path} has {len(keys)} keys; it must have 1 to {MAX_KEYS}. Make "
+            "one with 'etcdlite-ctl key new FILE'"
+        )
+    return Keyring(keys.values(), path)
