@@ -51,6 +51,7 @@ from etcdlite.replica.questions import Questions
 from etcdlite.replica.reachability import Reachability
 from etcdlite.replica.reads import Reads
 from etcdlite.replica.restoring import Restoring
+from etcdlite.replica.rollback import RollbackCheck
 from etcdlite.replica.state import State
 from etcdlite.replica.writes import Writes
 from etcdlite.request import Done, Session, Waiter, about
@@ -115,7 +116,9 @@ class Member:
         self.state = state
         self.tokens = tokens or SimpleTokens(cluster_id, options.token_ttl_s)
         self.maintenance = Maintenance(state, self._propose_own, options.checkpoint_bytes)
-        self.peers = Peers(Local(self.identity, self, self.metrics, clock, store.limits))
+        self.rollback = RollbackCheck(state, raft, self.run_task, self._returned, options)
+        local = Local(self.identity, self, self.metrics, clock, store.limits, self.rollback)
+        self.peers = Peers(local)
         self.peers.update(state.membership.members or {other.ID: other for other in members})
         directory, received = store.directory, self.snapshot_received
         self.incoming = Incoming(store.disk, directory, raft, self.run_task, received, self.metrics)
@@ -222,7 +225,8 @@ class Member:
 
     def on_message(self, message: Message) -> None:
         """A raft message arrived."""
-        self.raft.step(message)
+        if self.rollback.is_over:
+            self.raft.step(message)
 
     def on_peer_opened(self, node: int) -> None:
         """Messages can be sent to that member."""
@@ -241,6 +245,9 @@ class Member:
     def on_snapshot_sent(self, node: int, is_taken: bool) -> None:
         """That member has taken the snapshot that was sent to it, or it never will."""
         self.raft.report_snapshot(node, is_taken)
+
+    def _returned(self, node: int) -> None:
+        self.hash_check.returned(node)
 
     def on_removed(self) -> None:
         """This member was removed from the cluster."""
@@ -266,6 +273,8 @@ class Member:
             self._unsynced.popleft()
             if save.snapshot is not None:
                 self.restoring.add(save.snapshot)
+            if save.hard_state is not None:
+                self.rollback.durable_term = save.hard_state.term
             if save.entries:
                 self.raft.persisted(save.entries[-1].index, save.entries[-1].term)
             for message in save.messages:
@@ -285,7 +294,9 @@ class Member:
         """A heartbeat interval has passed."""
         now = self.clock()
         self.state.alarms.measure(now)
-        self.raft.tick()
+        self.rollback.tick(now)
+        if self.rollback.is_over:
+            self.raft.tick()
         self.leases.tick(now)
         if self.state.lessor.promoted and self._unsynced:
             self.leadership.hand_over_if_slow(now, self._unsynced[0])

@@ -14,8 +14,9 @@ After the handshake the dialer introduces itself. Before that it may only ask fo
 which a member that joins needs. All integers are little-endian.
 
     0xE8 INTRODUCE  `Introduction`: the cluster id, the ids of the caller and of the member that it
-                    means to reach, and the caller's incarnation. Answered with `Welcome`, or with
-                    an ERROR that says what does not fit, and the end of the connection.
+                    means to reach, the caller's incarnation and where it started. Answered with
+                    `Welcome`, which has the latter two of the other side, or with an ERROR that
+                    says what does not fit, and the end of the connection.
     0xE9 RAFT       one raft message, as below. Never answered. The accepting side sends them too,
                     while it has no connection of its own to the other member.
     0xEA FORWARD    8 bytes: a term; then the payload of an entry (`entry.py`) to be proposed by
@@ -24,7 +25,8 @@ which a member that joins needs. All integers are little-endian.
     0xEB SNAPSHOT   on a connection whose Introduction offers a snapshot: the next bytes of the file
                     that `snap.py` describes, from where `Welcome` says. When the whole of it is
                     received, checked and synced, answered empty.
-    0xF0 PING       answered with its own body. Without an answer for `SILENCE_S` the dialer hangs
+    0xF0 PING       the position of the dialer (`replica/rollback.py`): 8 bytes of term, 8 of index.
+                    Answered with its own body. Without an answer for `SILENCE_S` the dialer hangs
                     up; so does the other side without any frame for that long.
     methods         unary requests of the native protocol that only the leader can answer, or that
                     compare members.
@@ -59,7 +61,7 @@ from typing import Any, Protocol
 
 from etcdlite import __version__, log, peer_frames, proto
 from etcdlite.channel import Channel
-from etcdlite.errors import CODE_NAMES, EtcdError, error
+from etcdlite.errors import CODE_NAMES, DATA_LOSS, EtcdError, error
 from etcdlite.frames import (
     ERROR,
     FRAME,
@@ -83,6 +85,7 @@ from etcdlite.raft import HEARTBEAT, Message, MessageRejected
 from etcdlite.raft_log import Entry
 from etcdlite.replica.checks import check_member, check_peer_urls
 from etcdlite.replica.entry import check_entry
+from etcdlite.replica.rollback import RollbackCheck
 from etcdlite.request import Done
 from etcdlite.session import Session
 
@@ -172,12 +175,14 @@ class Local:
         metrics: Metrics,
         clock: Callable[[], float],
         limits: Limits,
+        rollback: RollbackCheck,
     ) -> None:
         self.identity = identity
         self.events = events
         self.metrics = metrics
         self.clock = clock
         self.limits = limits
+        self.rollback = rollback
         self.is_stopping = False
         """This member shuts down: the loss of a connection is not logged any more."""
 
@@ -414,6 +419,7 @@ class Dial(PeerConnection):
             version=__version__,
             snapshot=self._offer,
             life=identity.incarnation,
+            recovered=self.local.rollback.recovered,
         )
         self.ask(INTRODUCE, introduction.encode(), self._introduced)
 
@@ -462,8 +468,16 @@ class Dial(PeerConnection):
                 self.link.refused(answer)
                 self.is_closing = True
             return
+        welcome = proto.Welcome.decode(answer)
+        rollback, node = self.local.rollback, self.link.node
+        refusal = rollback.check(node, welcome.life, welcome.recovered)
+        rollback.accepted_by(node)
+        if refusal is not None:
+            # It learns why when it calls this member.
+            self._hang_up(refusal.text)
+            return
         self.opened()
-        self.welcomed(proto.Welcome.decode(answer).offset)
+        self.welcomed(welcome.offset)
 
     def welcomed(self, offset: int) -> None:
         self.link.opened()
@@ -489,7 +503,7 @@ class Dial(PeerConnection):
                 done(error("Timeout"))
         if self.is_open and now >= self._next_ping_at and self._retires_at == math.inf:
             self._next_ping_at = now + PING_INTERVAL_S
-            self.ask(PING, b"", lambda answer: self._pong(answer, now))
+            self.ask(PING, self.local.rollback.report(), lambda answer: self._pong(answer, now))
 
     def _pong(self, answer: bytes | EtcdError, asked_at: float) -> None:
         if not isinstance(answer, EtcdError):
@@ -685,6 +699,8 @@ class Link:
     def refused(self, failure: EtcdError) -> None:
         if failure.name == "MemberRemoved":
             self.local.events.on_removed()
+        elif failure.code == DATA_LOSS:
+            self.local.rollback.refused(failure.text)
         elif not log.limited(f"refused by {self.node:x}", LINES_PER_S):
             log.error(
                 "a peer refused this member",
@@ -909,6 +925,7 @@ class Peers:
         """A connection of another member ended."""
         if self._accepted.get(connection.node) is connection:
             del self._accepted[connection.node]
+            self.local.rollback.lost(self.local.clock())
             if not self.is_open(connection.node):
                 self.local.events.on_unreachable(connection.node)
 

@@ -250,7 +250,8 @@ class Raft:
     empty log. A member that joins later starts with neither and learns both from the leader. An id
     must never be used again after its member was removed.
 
-    Public attributes are for reading: `id term vote role leader voters learners progress log`.
+    Public attributes are for reading: `id term vote role leader voters learners progress log`, and
+    `recovered`, the term and the last index with which it started.
     """
 
     def __init__(
@@ -284,6 +285,7 @@ class Raft:
             # of that term was given either.
             self.term = last_term
             self.vote = 0
+        self.recovered = (self.term, self.log.last)
         self.role = FOLLOWER
         self.leader = 0
         self.progress: dict[int, Progress] = {}

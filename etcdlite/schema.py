@@ -178,10 +178,11 @@ message Error: 1 code int32, 2 message string
 enum MemberChange.Action: ADD=0, REMOVE=1, UPDATE=2, PROMOTE=3
 message MemberChange: 1 action MemberChange.Action, 2 member Member
 message Introduction: 1 cluster_id uint64, 2 member_id uint64, 3 to uint64, 4 version string,
-    5 snapshot SnapshotOffer, 6 life uint64
+    5 snapshot SnapshotOffer, 6 life uint64, 7 recovered LogPosition
+message LogPosition: 1 term uint64, 2 index uint64
 message SnapshotOffer: 1 index uint64, 2 term uint64, 3 voters *uint64, 4 learners *uint64,
     5 size_bytes uint64, 6 nonce uint64, 7 leader_term uint64
-message Welcome: 1 offset uint64
+message Welcome: 1 offset uint64, 2 life uint64, 3 recovered LogPosition
 message Author: 1 name string, 2 revision uint64, 3 is_member bool
 message TokenKey: 1 seed bytes, 2 rotates bool
 message Rehash: 1 name string, 2 old bytes, 3 new bytes

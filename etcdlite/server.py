@@ -250,6 +250,8 @@ class Server:
         check = member.hash_check
         if self._stopping_since is not None or not check.is_over or not member.forced.is_done:
             return
+        if not member.rollback.is_over:
+            return
         if member.catch_up.is_joining:
             self._wait_for_data()
             return
@@ -351,6 +353,8 @@ class Server:
             self._reload_log()
         if self._serves and not self._is_ready:
             self._tell_why_not_ready()
+        if self.member.rollback.refusal and self._stopping_since is None:
+            raise datadir.StartError(self.member.rollback.refusal.removeprefix("etcdlite: "))
         removed_since = self.member.removed_since
         if removed_since is not None and now - removed_since > REMOVED_S:
             self._leave()
@@ -487,6 +491,7 @@ class Server:
         self._log_thread.stop()
         self._disk_thread.stop()
         self._take_results()
+        self.member.rollback.save()
         self.member.maintenance.close(self.member.is_applying)
         self._lock.close()
         log.info("closed etcdlite server", name=self.settings.name)

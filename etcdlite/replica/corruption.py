@@ -9,6 +9,9 @@ A check takes the leader's revision, hashes its state there, and asks every othe
 hash at that revision. Answers that cannot be compared say nothing: the member is behind, or has
 compacted differently. One check at a time; it runs in slices like any read.
 
+A member whose process returns is compared once it has caught up: it may have been away for long,
+and its disk may hold something else than before.
+
 The rules are those of etcd 3.6 (server/etcdserver/corrupt.go).
 """
 
@@ -28,6 +31,12 @@ from etcdlite.request import Asked, Done, Session
 
 ANSWER_TIMEOUT_S = 300.0
 """A large state takes long to hash."""
+
+RETURNED_S = 2.0
+"""A member that returned has this time to apply what the leader has applied."""
+
+RETURNED_PAUSE_S = 60.0
+"""Between two checks of members that returned; each hashes the whole state."""
 
 INITIAL_S = 5.0
 """How long a member that starts waits for the others' hashes."""
@@ -67,6 +76,11 @@ class HashCheck:
         self._next_at = math.inf
         self._compacted = state.store.compacted
         self._is_running = False
+        self._returned: dict[int, int] = {}
+        """Members that returned, and the index that was committed then."""
+        self._due: tuple[float, int, list[int]] | None = None
+        """The next check of such members: its time, the revision and the members."""
+        self._checked_at = -math.inf
         self.checks = 0
         """How many members were compared."""
         self.is_over = True
@@ -117,6 +131,28 @@ class HashCheck:
                 f"{node:x} {other.hash}"
             )
 
+    def returned(self, node: int) -> None:
+        """The process of that member is another one than before."""
+        self._returned[node] = self._raft.log.committed
+
+    def _check_returned(self, now: float) -> None:
+        if self._due is None and now >= self._checked_at + RETURNED_PAUSE_S:
+            progress = self._raft.progress
+            ready = [
+                node
+                for node, index in self._returned.items()
+                if node in progress and progress[node].match >= index
+            ]
+            if ready:
+                self._due = (now + RETURNED_S, self._state.store.revision, ready)
+        elif self._due is not None and now >= self._due[0] and not self._is_running:
+            _, revision, nodes = self._due
+            self._due = None
+            self._checked_at = now
+            for node in nodes:
+                self._returned.pop(node, None)
+            self._begin(revision, nodes)
+
     def tick(self, now: float) -> None:
         """Begin a check if one is due."""
         state = self._state
@@ -127,25 +163,32 @@ class HashCheck:
             self._next_at = now + self.interval_s if self.interval_s else math.inf
         if not leads:
             self._compacted = state.store.compacted
+            self._due = None
             return
         if self.after_compaction_s and state.store.compacted > self._compacted:
             self._compacted = state.store.compacted
             self._next_at = min(self._next_at, now + self.after_compaction_s)
         if now >= self._next_at and not self._is_running and not state.alarms.is_corrupt:
             self._next_at = now + self.interval_s if self.interval_s else math.inf
-            self._is_running = True
-            revision = state.store.revision
-            request = proto.HashKVRequest(revision=revision)
-            self._read_now(Asked(partial(self._hashed, revision)), 0, HASH_KV, request)
+            learners = self._raft.learners
+            self._begin(state.store.revision, [n for n in self._others.nodes if n not in learners])
+        if self._returned and not state.alarms.is_corrupt:
+            self._check_returned(now)
 
-    def _hashed(self, revision: int, answer: bytes | EtcdError) -> None:
+    def _begin(self, revision: int, nodes: list[int]) -> None:
+        """Compare these members with this one."""
+        self._is_running = True
+        request = proto.HashKVRequest(revision=revision)
+        self._read_now(Asked(partial(self._hashed, revision, nodes)), 0, HASH_KV, request)
+
+    def _hashed(self, revision: int, nodes: list[int], answer: bytes | EtcdError) -> None:
         self._is_running = False
         if isinstance(answer, EtcdError):
             return
         own = proto.HashKVResponse.decode(answer)
         body = proto.HashKVRequest(revision=revision).encode()
-        for node in list(self._others.nodes):
-            if node not in self._raft.learners:
+        for node in nodes:
+            if node in self._others.nodes:
                 self._others.ask(
                     node, HASH_KV, body, partial(self._compare, own, node), ANSWER_TIMEOUT_S
                 )

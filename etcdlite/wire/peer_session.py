@@ -106,6 +106,7 @@ class Accepted(PeerConnection):
         elif not self.node:
             self._take_from_stranger(request_id, method, body)
         elif method == PING:
+            self.local.rollback.reported(self.node, body)
             self.send(request_id, PING, END, body)
         elif method == SNAPSHOT and self._snapshot_id:
             self.member.incoming.receive(self, body)
@@ -157,6 +158,9 @@ class Accepted(PeerConnection):
     def _admit(
         self, request_id: int, introduction: proto.Introduction, refusal: EtcdError | None
     ) -> None:
+        rollback, node = self.local.rollback, introduction.member_id
+        if refusal is None:
+            refusal = rollback.check(node, introduction.life, introduction.recovered)
         if refusal is not None:
             fields = {
                 "remote-peer-id": f"{introduction.member_id:x}",
@@ -170,7 +174,7 @@ class Accepted(PeerConnection):
             self.fail(request_id, INTRODUCE, refusal)
             self.is_closing = True
             return
-        self.node = introduction.member_id
+        self.node = node
         self.incarnation = introduction.life
         self.metrics = self.member.metrics.peers.setdefault(self.node, PeerMetrics())
         self.opened()
@@ -178,20 +182,27 @@ class Accepted(PeerConnection):
             self._offered(request_id, introduction.snapshot)
             return
         self.member.peers.accepted(self)
-        self.send(request_id, INTRODUCE, END, proto.Welcome().encode())
+        self._welcome(request_id)
+
+    def _welcome(self, request_id: int, offset: int = 0) -> None:
+        welcome = proto.Welcome(
+            offset=offset,
+            life=self.local.identity.incarnation,
+            recovered=self.local.rollback.recovered,
+        )
+        self.send(request_id, INTRODUCE, END, welcome.encode())
 
     def _offered(self, request_id: int, offer: proto.SnapshotOffer) -> None:
         self._snapshot_id = request_id
         try:
             offset = self.member.incoming.begin(self, offer)
         except SnapshotError as failure:
-            self.send(request_id, INTRODUCE, END, proto.Welcome().encode())
+            self._welcome(request_id)
             self.snapshot_refused(str(failure))
             return
         if offset is not None:
             self.member.catch_up.await_snapshot(offer.index)
-        welcome = proto.Welcome(offset=offer.size_bytes if offset is None else offset)
-        self.send(request_id, INTRODUCE, END, welcome.encode())
+        self._welcome(request_id, offer.size_bytes if offset is None else offset)
         if offset is None:
             self.snapshot_taken()
 

@@ -23,6 +23,11 @@ from sim.world import Node, World, node_name, url
 
 MAX_MEMBERS = 7
 
+SET_BACK_S = 2.0
+"""A member tells the others within this time how far it has come."""
+KEPT_S = 1.5
+"""The others have written that to their disks within this time after its end."""
+
 OLD_SEEDS = 1000
 """Seeds below this have no faults that were added later, unless these are asked for."""
 
@@ -46,6 +51,9 @@ class Nemesis:
         self._admin.is_busy = False
         self._next_name = len(world.nodes) + 1
         self._replaced_at = 0.0
+        self._quiet_until = 0.0
+        """Nothing else happens before this time."""
+        self._is_setting_back = False
         self.mean_pause_s = rng.choice((0.3, 1.0, 3.0))
         self.weights = {
             "kill": rng.choice((0, 3, 10)),
@@ -78,6 +86,8 @@ class Nemesis:
             # Drawn beside the rest, so that the traces of the old seeds stay as they are.
             flips = random.Random(world.seed).choice((0, 3, 10))
             self.weights.update({"flip_bits": flips} if flips else {})
+            set_back = random.Random(f"{world.seed} set back").choice((0, 0, 10))
+            self.weights.update({"set_back": set_back} if set_back else {})
         # Of the wires as a whole.
         if rng.random() < 0.3:
             world.message_faults = (
@@ -106,6 +116,9 @@ class Nemesis:
 
     def _act(self) -> None:
         if not self.is_active:
+            return
+        if self.world.now < self._quiet_until:
+            self._schedule()
             return
         names = list(self.weights)
         (name,) = self._rng.choices(names, list(self.weights.values()))
@@ -347,6 +360,73 @@ class Nemesis:
             and node.rot(min(n.member.state.store.revision for n in others))
         )
 
+    def _do_set_back(self) -> bool:
+        """A member's disk goes back to a copy of some seconds ago. That takes a while, in which
+        nothing else happens: the others must know how far the member had come, and only one member
+        at a time may have lost what it promised."""
+        node = self._pick()
+        if node is None or self._is_setting_back:
+            return False
+        image, last, life = node.image(), node.member.raft.log.last, node._life
+        self._is_setting_back = True
+
+        def may() -> bool:
+            return self.is_active and node._life == life and self._may_set_back(node)
+
+        def begin(attempts: int) -> None:
+            if may() and node.member.raft.log.applied > last:
+                self._keep_quiet(SET_BACK_S + KEPT_S)
+                self.world.at(SET_BACK_S, set_back)
+            elif attempts and node._life == life:
+                self._later(0.3, 0.6, lambda: begin(attempts - 1))
+            else:
+                self._is_setting_back = False
+
+        def set_back() -> None:
+            self._is_setting_back = False
+            if may():
+                node.set_back(image)
+                node.is_old_copy = True
+                self._later(KEPT_S, 4 * KEPT_S, lambda: self.restart(node))
+
+        self._later(0.5, 4.0, lambda: begin(10))
+        return self._note(f"the disk of {node.name} is copied")
+
+    def _keep_quiet(self, seconds: float) -> None:
+        """For so long no fault begins."""
+        world = self.world
+        self._quiet_until = world.now + seconds
+        world.message_faults, world.voter_crashes = (0.0, 0.0, 0.0), 0.0
+
+        def end() -> None:
+            if self.is_active:
+                world.message_faults = self._message_faults
+                world.voter_crashes = self.voter_crashes
+
+        world.at(seconds, end)
+
+    def _may_set_back(self, node: Node) -> bool:
+        """Whether all is well, the member is one of a majority, and it is in contact with all."""
+        world, leader = self.world, self.world.leader
+        if leader is None or not self.is_whole:
+            return False
+        voters = leader.member.state.membership.voters
+        others = [n for n in self._up if n.member_id in voters and n is not node]
+        return (
+            node.member_id in voters
+            and len(voters) >= 3
+            and len(others) == len(voters) - 1
+            and all(node.member.peers.is_open(n.member_id) for n in others)
+            and not (world.blocked or world.slow or world.flips)
+            and not any(
+                n.is_paused
+                or n.sync_factor > 1.0
+                or n.disk.error_at
+                or n.disk.trip_at > n.disk.steps
+                for n in [node, *others]
+            )
+        )
+
     # The cluster.
 
     def _admin_ask(self, name: str, request: Any, is_write: bool = False) -> None:
@@ -456,14 +536,14 @@ class Nemesis:
 
     @property
     def is_whole(self) -> bool:
-        """No member's disk is rotten."""
-        return all(node.is_gone for node in self.world.nodes.values() if node.is_rotten)
+        """No member's disk is rotten or an old copy."""
+        return all(node.is_gone for node in self.world.nodes.values() if _is_lost(node))
 
-    def replace_rotten(self) -> None:
-        """Remove the member whose disk is rotten."""
+    def replace_lost(self) -> None:
+        """Remove the member whose disk is rotten or an old copy."""
         leader = self.world.leader
         for node in list(self.world.nodes.values()):
-            if not node.is_rotten or node.is_gone or leader is None:
+            if not _is_lost(node) or node.is_gone or leader is None:
                 continue
             if node.member_id not in leader.member.state.membership.members:
                 node.is_gone = not node.is_up
@@ -486,6 +566,11 @@ class Nemesis:
         """While the cluster settles: what an administrator does by and by."""
         self._reconcile()
         self.mend_alarms()
-        self.replace_rotten()
+        self.replace_lost()
         for node in list(self.world.nodes.values()):
             self.restart(node)
+
+
+def _is_lost(node: Node) -> bool:
+    """The member cannot go on with its disk."""
+    return node.is_rotten or node.is_refused

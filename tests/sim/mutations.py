@@ -38,7 +38,7 @@ from etcdlite import watch as watches
 from etcdlite.errors import error
 from etcdlite.methods import PUT, RANGE
 from etcdlite.replica import entry as entry_format
-from etcdlite.replica import maintenance, writes
+from etcdlite.replica import maintenance, rollback, writes
 from etcdlite.replica import reads as reading
 from etcdlite.storage import data, index
 from etcdlite.wal import Save
@@ -326,6 +326,11 @@ def _checkpoint_is_published_before_the_data_is_synced(patch: Patch) -> None:
         return lambda: None
 
     patch.set(data.DataFile, "take_sync", no_sync)
+
+
+@mutation(faults={"set_back": 60.0, **SPLITS}, load={"put": 30.0}, mean_pause_s=0.5)
+def _old_copy_of_a_data_directory_is_not_noticed(patch: Patch) -> None:
+    patch.set(rollback.RollbackCheck, "check", lambda self, node, incarnation, recovered: None)
 
 
 @mutation(
@@ -641,6 +646,8 @@ def _watches_do_not_notice_a_snapshot(patch: Patch) -> None:
     faults={"away": 30.0, "add_member": 60.0, "promote": 90.0, "move_leader": 60.0},
     members=3,
     mean_pause_s=0.3,
+    # Otherwise no member is added while another one is away.
+    options={"strict_reconfig_check": False},
 )
 def _leader_that_is_not_known_yet_gets_no_answers(patch: Patch) -> None:
     send = peer.Peers.send

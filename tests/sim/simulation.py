@@ -242,6 +242,13 @@ class Simulation:
                     f"{world.leader.name if world.leader else 'none'}",
                     ("-- ", "elected", *missing),
                 )
+        for node in world.nodes.values():
+            if node.is_old_copy and not node.is_refused and not node.is_gone:
+                raise Violation(
+                    "an old copy of a data directory does not take part",
+                    f"{node.name} is one and was not refused",
+                    (node.name, "elected"),
+                )
         for client in self.clients:
             client.is_busy = False
         self._wait_until_quiet()

@@ -399,6 +399,10 @@ class Node:
         """It was removed from the cluster and has stopped for ever."""
         self.is_rotten = False
         """Its disk gives back something else than what was written."""
+        self.is_old_copy = False
+        """Its disk was set back to an earlier time, and the other members can know it."""
+        self.is_refused = False
+        """The others have found that; it must be replaced."""
         self.inbox: list[Callable[[], None]] = []
         self.clock_offset_s = 1000.0 * len(world.nodes)
         self.clock_rate = 1.0
@@ -493,6 +497,7 @@ class Node:
                 warn_request_s=1e9,
                 checkpoint_bytes=options.get("checkpoint_bytes", 1 << 40),
                 cluster_token=TOKEN,
+                strict_reconfig_check=options.get("strict_reconfig_check", True),
                 force_new_cluster=force_new_cluster,
             ),
         )
@@ -535,6 +540,23 @@ class Node:
         share = rng.choice((0.0, 0.1, 0.5, 0.9, 1.0))
         names = rng.randint(0, self.disk.unsynced_names)
         self.crash(lambda path, sector: rng.random() < share, names)
+
+    def image(self) -> SimDisk:
+        """What the disk holds if the power goes now: a copy of the data directory."""
+        rng = self.world.rng
+        share = rng.choice((0.0, 0.5, 1.0))
+        names = rng.randint(0, self.disk.unsynced_names)
+        image = self.disk.power_loss(lambda path, sector: rng.random() < share, names)
+        assert isinstance(image, SimDisk)
+        return image
+
+    def set_back(self, image: SimDisk) -> None:
+        """Stop the process if it runs, and put the disk back to that copy."""
+        if self.is_up:
+            self.crash()
+        self.world.note(f"{self.name} is set back to an old copy")
+        image.free_bytes = self.disk.free_bytes
+        self.disk = image
 
     def do(self, work: Callable[[], None]) -> None:
         """Run a part of the process; what ends it ends here."""
@@ -625,6 +647,12 @@ class Node:
     def _tick_now(self) -> None:
         self.member.tick()
         self.turn()
+        if self.member.rollback.refusal:
+            self.world.note(f"{self.name} stops: {self.member.rollback.refusal}")
+            self.crash()
+            self.is_refused = True
+            self.on_stop(self)
+            return
         removed = self.member.removed_since
         if removed is not None and self.clock() - removed > REMOVED_S:
             self.world.note(f"{self.name} was removed and stops")
