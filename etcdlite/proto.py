@@ -67,6 +67,9 @@ class Field(NamedTuple):
     json_name: str
 
 
+SECRETS = frozenset({"password", "hashedPassword", "token"})
+"""Fields that `repr` does not show: it ends up in logs and on terminals."""
+
 M = TypeVar("M", bound="Message")
 
 
@@ -133,8 +136,11 @@ class Message:
         return _comparable(self) == _comparable(other)
 
     def __repr__(self) -> str:
-        inner = ", ".join(f"{field.name}={value!r}" for field, value in self.present())
-        return f"{self.NAME}({inner})"
+        inner = (
+            f"{field.name}={'<redacted>' if field.name in SECRETS else repr(value)}"
+            for field, value in self.present()
+        )
+        return f"{self.NAME}({', '.join(inner)})"
 
 
 def _comparable(message: Message) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 from rigs.ctl_runner import run_ctl
 from rigs.processes import ROOT, ServerProcess
 
-from etcdlite import config, hardening
+from etcdlite import config, hardening, proto
 from etcdlite.client.partial_file import PartialFile
 
 PROTECT = "from etcdlite import hardening; hardening.protect_process()"
@@ -143,3 +143,22 @@ def test_a_port_for_members_that_is_open_to_strangers_is_told_of(
     hardening.warn_of_open_peer_port(config.load([*flags, *own, *cluster], {}))
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == bool(text) and (not text or text in lines[0]), lines
+
+
+def test_messages_do_not_show_their_secrets() -> None:
+    for message in (
+        proto.AuthenticateRequest(name="alice", password="hunter2"),
+        proto.AuthUserAddRequest(name="alice", hashedPassword="hunter2"),
+        proto.AuthenticateResponse(token="hunter2"),
+        proto.User(name=b"alice", password=b"hunter2"),
+    ):
+        assert "hunter2" not in repr(message) and "<redacted>" in repr(message)
+    messages = proto.Message.__subclasses__()
+    listed = [f.name for m in messages for f in m.FIELDS if _is_secret(f.name)]
+    assert set(listed) == proto.SECRETS
+
+
+def _is_secret(name: str) -> bool:
+    return any(word in name.lower() for word in ("password", "token", "secret")) and name not in (
+        "no_password",
+    )
