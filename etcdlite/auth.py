@@ -66,9 +66,6 @@ MAX_KNOWN_LEASES = 10_000
 MAX_LEASE_WRITERS = 8
 """Bounds of what is remembered about leases, and of users for each."""
 
-ROOT_PERMISSION = proto.Permission(permType=proto.Permission.READWRITE, key=b"", range_end=b"\0")
-"""What RoleGet shows for the role root."""
-
 _ENABLED = b"enabled"
 _REVISION = b"revision"
 _KEY = b"key"
@@ -669,3 +666,8 @@ _CHECKS: dict[int, _Check | None] = {
     row.number: _BY_METHOD.get(row.full) or _BY_PERMISSION[row.permission] for row in ROWS
 }
 """By method."""
+
+OPEN = frozenset(
+    row.number for row in ROWS if row.permission in (Permission.ANYONE, Permission.MEMBER)
+)
+"""The methods that need no author."""

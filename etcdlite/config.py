@@ -152,6 +152,10 @@ class Config:
     """History to keep in mode "periodic"; 0: no automatic compaction by time."""
     auto_compaction_retention_revisions: int
     """Revisions to keep in mode "revision"; 0: no automatic compaction by number."""
+    auth_token: Mapping[str, str]
+    """The options of JSON Web Tokens; empty: simple tokens."""
+    auth_token_ttl: int
+    """Seconds."""
     watch_progress_notify_interval_s: float
     warning_apply_duration_s: float
     warning_unary_request_duration_s: float

@@ -151,6 +151,25 @@ def _member_name(text: str) -> str:
     return text
 
 
+def _auth_token(text: str) -> dict[str, str]:
+    """The options of JSON Web Tokens; none for simple tokens."""
+    kind, *pairs = text.split(",")
+    options = dict(pair.partition("=")[::2] for pair in pairs)
+    if kind == "simple" and not pairs:
+        return {}
+    if (
+        kind != "jwt"
+        or len(options) != len(pairs)
+        or "sign-method" not in options
+        or not options.keys() <= {"sign-method", "pub-key", "priv-key", "ttl"}
+        or not all(options.values())
+    ):
+        raise ValueError(
+            "write simple, or jwt,sign-method=METHOD,priv-key=FILE,pub-key=FILE,ttl=DURATION"
+        )
+    return options
+
+
 def _domain(text: str) -> str:
     if len(text) > 253 or (text and not re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", text, re.ASCII)):
         raise ValueError("not a DNS name; write it as in example.com")
@@ -215,7 +234,6 @@ GATES = Kind("GATE=BOOL,...", _gates, list)
 
 # The table.
 
-_AUTH = "users and passwords come with a later version"
 _DISCOVERY = "etcdlite uses no discovery service; set initial-cluster or discovery-srv"
 _PEERS = "connections between members have limits of their own"
 _TRACING = "etcdlite does not export traces"
@@ -320,6 +338,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
               "History to keep: a duration (a plain number is hours) or revisions; 0: all of it."),
         _does("unsafe-no-fsync", BOOL, "false",
               "Do not wait for the disk. A crash of the machine loses acknowledged writes."),
+    ),
+    "Users": (
+        _does("auth-token", Kind("TOKENS", _auth_token), "simple",
+              "What clients get for a password: simple, or "
+              "jwt,sign-method=METHOD,priv-key=FILE,pub-key=FILE,ttl=DURATION."),
+        _does("auth-token-ttl", _number(1, 365 * 86400), "300",
+              "Seconds for which a simple token is valid after it was last used."),
     ),
     "gRPC and HTTP": (
         _does("listen-client-http-urls", OPTIONAL_URLS, "",
@@ -436,8 +461,6 @@ OTHERS: tuple[Flag, ...] = (
     _refused("self-signed-cert-validity", NUMBER, "1", NO_TLS),
     _refused("cipher-suites", LIST, "", NO_TLS),
     _refused("tls-min-version", TEXT, "TLS1.2", NO_TLS),
-    _refused("auth-token", TEXT, "simple", _AUTH),
-    _refused("auth-token-ttl", NUMBER, "300", _AUTH),
     _refused("enable-pprof", BOOL, "false", "it serves the profiles of a program written in Go"),
     _refused("enable-distributed-tracing", BOOL, "false", _TRACING),
     _refused("enable-log-rotation", BOOL, "false",

@@ -61,7 +61,7 @@ def is_right(password: str, stored: bytes) -> bool:
         return False
     if is_bcrypt(stored):
         try:
-            import bcrypt  # type: ignore[import-not-found,unused-ignore]
+            import bcrypt
         except ImportError:
             raise EtcdError(
                 FAILED_PRECONDITION,

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from etcdlite import bootstrap, config, datadir, hardening, keys, log, proto
+from etcdlite import bootstrap, config, datadir, hardening, jwt_tokens, keys, log, proto
 from etcdlite.addresses import Addresses, Resolved
 from etcdlite.channel import Dialing, Maker
 from etcdlite.connections import Connection, Connections
@@ -41,6 +41,7 @@ from etcdlite.replica.logins import Job
 from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.storage.disk import Disk
 from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial, start_login
+from etcdlite.tokens import Tokens
 from etcdlite.urls import format_address, host_port
 from etcdlite.wire import exposition
 from etcdlite.wire.peer_session import Accepted
@@ -561,6 +562,7 @@ def _make_member(
         rng=rng,
         options=_options(settings),
         members=remotes,
+        tokens=_tokens(settings),
     )
     member.reachability.probe = partial(bootstrap.unreachable, dialing=dialing)
     member.hash_check.interval_s = settings.corrupt_check_time_s
@@ -569,6 +571,16 @@ def _make_member(
         settings.auto_compaction_retention_s, settings.auto_compaction_retention_revisions
     )
     return member
+
+
+def _tokens(settings: config.Config) -> Tokens | None:
+    """The tokens that the settings ask for; None for simple ones. Raises StartError."""
+    if not settings.auth_token:
+        return None
+    try:
+        return jwt_tokens.load(settings.auth_token)
+    except ValueError as failure:
+        raise datadir.StartError(f"auth-token: {failure}") from failure
 
 
 def _without_peer_port(urls: Sequence[str], member_id: int) -> str:
@@ -627,6 +639,7 @@ def _options(settings: config.Config) -> Options:
         strict_reconfig_check=settings.strict_reconfig_check,
         cluster_token=settings.initial_cluster_token,
         force_new_cluster=settings.force_new_cluster,
+        token_ttl_s=settings.auth_token_ttl,
     )
 
 

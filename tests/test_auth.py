@@ -4,24 +4,28 @@ them."""
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rigs.faulty_disk import FaultyDisk
+from rigs.users import CHEAP
 
 from etcdlite import auth as auth_module
-from etcdlite import methods, passwords, proto
+from etcdlite import flags, jwt_tokens, methods, passwords, proto
+from etcdlite import tokens as tokens_module
 from etcdlite.auth import OWN, Auth, Author, KeySet, lease_puts
 from etcdlite.errors import EtcdError
+from etcdlite.lease import Lessor
 from etcdlite.methods import LEASE_REVOKE, METHOD_BY_NAME, PUT, TXN
-from etcdlite.mvcc import Lessor, Store
-from etcdlite.passwords import Cost
+from etcdlite.mvcc import Store
 from etcdlite.storage.steps import finish
+from etcdlite.tokens import SimpleTokens
 
-CHEAP = Cost(8 << 10, 1)
 HASH = passwords.hash_password("secret", CHEAP)
 HASHED = base64.b64encode(HASH).decode()
 READ, WRITE, BOTH = 0, 1, 2
@@ -485,3 +489,301 @@ def test_a_lease_belongs_to_those_who_may_write_all_its_keys(open_house: Auth) -
     assert may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
     lessor.detach(b"a")
     assert may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=2))
+
+
+# Passwords.
+
+
+def test_hashes() -> None:
+    assert passwords.is_right("secret", HASH)
+    assert not passwords.is_right("Secret", HASH)
+    assert not passwords.is_right("secret", b"") and not passwords.is_right("", b"no hash")
+    assert b"m=19456,t=2,p=1" in passwords.hash_password("x")
+    assert passwords.hash_password("x", CHEAP) != passwords.hash_password("x", CHEAP)
+
+
+@pytest.mark.parametrize("prefix", [b"$2a$", b"$2b$", b"$2y$"])
+def test_hashes_of_etcd(prefix: bytes) -> None:
+    bcrypt = pytest.importorskip("bcrypt")
+    stored = prefix + bcrypt.hashpw(b"secret", bcrypt.gensalt(4))[4:]
+    assert passwords.is_bcrypt(stored) and passwords.is_hash(stored)
+    assert passwords.is_right("secret", stored) and not passwords.is_right("wrong", stored)
+    long = bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4))
+    assert passwords.is_right("x" * 100, long), "as etcd, which reads 72 bytes"
+
+
+# Tokens.
+
+NOW = 1_800_000_000.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def simple(clock: Clock) -> SimpleTokens:
+    return SimpleTokens(8, 300, clock)
+
+
+def test_a_token_is_good_at_every_member(open_house: Auth, simple: SimpleTokens) -> None:
+    token = simple.issue(open_house.key, "a", open_house.revision)
+    assert simple.author(open_house, token) == Author("a", open_house.revision)
+    other = SimpleTokens(8, 300, Clock())
+    add_role(open_house, "later")
+    assert other.author(open_house, token) == Author("a", open_house.revision)
+
+
+def test_use_extends_a_token(open_house: Auth, simple: SimpleTokens, clock: Clock) -> None:
+    token = simple.issue(open_house.key, "a", open_house.revision)
+    for _ in range(4):
+        clock.now += 299
+        simple.author(open_house, token)
+    clock.now += 301
+    for _ in range(2):
+        assert name_of(lambda: simple.author(open_house, token)) == "InvalidAuthToken"
+
+
+def bad_tokens(auth: Auth, tokens: SimpleTokens) -> Iterator[tuple[str, str]]:
+    good = tokens.issue(auth.key, "a", auth.revision)
+    yield "empty", ""
+    yield "cut", good[:-1]
+    yield "cut to nothing", good[:4]
+    yield "longer", good + "A"
+    yield "padded", good + "=="
+    yield "text", "root"
+    yield "umlaut", "ü" * 100
+    yield "huge", "A" * 100_000
+    yield "etcd's", "AlvjVLTFdGxZCmcU.49"
+    yield "none", base64.urlsafe_b64encode(b'{"alg":"none"}').decode() + ".e30."
+    at = len(good) // 2
+    yield "changed", good[:at] + ("A" if good[at] != "A" else "B") + good[at + 1 :]
+    yield "with a space", good[:at] + " " + good[at:]
+    yield "of another cluster", SimpleTokens(9, 300, Clock()).issue(auth.key, "a", auth.revision)
+    yield "of another key", tokens.issue(b"\1" * 32, "a", auth.revision)
+    yield "of nobody", tokens.issue(auth.key, "nobody", auth.revision)
+    yield "from before the user", tokens.issue(auth.key, "a", 1)
+    yield "ahead", tokens.issue(auth.key, "a", auth.revision + 1)
+    late = Clock()
+    late.now -= 301
+    yield "ended", SimpleTokens(8, 300, late).issue(auth.key, "a", auth.revision)
+
+
+def test_bad_tokens(open_house: Auth, simple: SimpleTokens) -> None:
+    for what, token in bad_tokens(open_house, simple):
+        refused = name_of(lambda: simple.author(open_house, token))  # noqa: B023
+        assert refused == "InvalidAuthToken", what
+
+
+@given(st.binary(max_size=200))
+@settings(deadline=None, max_examples=200)
+def test_no_bytes_are_a_token(content: bytes) -> None:
+    auth = Auth(Store.create(FaultyDisk(), "data", Lessor(), 1 << 16))
+    enable(auth)
+    tokens = SimpleTokens(8, 300, Clock())
+    text = base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+    assert name_of(lambda: tokens.author(auth, text)) == "InvalidAuthToken"
+
+
+def test_a_token_with_a_later_end_than_the_time_to_live(
+    open_house: Auth, simple: SimpleTokens, clock: Clock
+) -> None:
+    """Of a member that was configured so, or whose clock is ahead."""
+    token = SimpleTokens(8, 10_000, Clock()).issue(open_house.key, "a", open_house.revision)
+    simple.author(open_house, token)
+    clock.now += 301
+    assert name_of(lambda: simple.author(open_house, token)) == "InvalidAuthToken"
+
+
+def test_the_number_of_known_tokens_is_bounded(
+    open_house: Auth, simple: SimpleTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_module, "MAX_KNOWN", 3)
+    for revision in range(open_house.since["a"], open_house.revision):
+        simple.author(open_house, simple.issue(open_house.key, "a", revision))
+    assert len(simple._known) <= 3
+
+
+def test_a_rotated_key_ends_all_tokens(open_house: Auth, simple: SimpleTokens) -> None:
+    token = simple.issue(open_house.key, "a", open_house.revision)
+    simple.author(open_house, token)
+    revision = open_house.revision
+    open_house.set_key(proto.TokenKey(seed=b"\2" * 32))
+    assert open_house.revision == revision, "auth is enabled, and this is no rotation"
+    simple.author(open_house, token)
+    rotation = proto.TokenKey(seed=b"\2" * 32, rotates=True)
+    for author, refused in ((None, "UserEmpty"), (Author("a", revision), "PermissionDenied")):
+        open_house.author = author
+        assert name_of(lambda: open_house.set_key(rotation)) == refused
+    open_house.author = Author("root", revision)
+    open_house.set_key(rotation)
+    assert open_house.revision == revision + 1
+    assert name_of(lambda: simple.author(open_house, token)) == "InvalidAuthToken"
+
+
+# JSON Web Tokens.
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Paths of keys: rsa, ec, ed, each with its public one at NAME.pub; and secret."""
+    pytest.importorskip("jwt")
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+    folder = tmp_path_factory.mktemp("keys")
+    found = {}
+    for name, key in (
+        ("rsa", rsa.generate_private_key(65537, 2048)),
+        ("other", rsa.generate_private_key(65537, 2048)),
+        ("ec", ec.generate_private_key(ec.SECP256R1())),
+        ("ed", ed25519.Ed25519PrivateKey.generate()),
+    ):
+        found[name] = folder / name
+        found[name].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        found[f"{name}.pub"] = folder / f"{name}.pub"
+        found[f"{name}.pub"].write_bytes(
+            key.public_key().public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        )
+    found["secret"] = folder / "secret"
+    found["secret"].write_bytes(b"s" * 64)
+    return found
+
+
+def jwt_options(keys: dict[str, Path], method: str, **options: str) -> dict[str, str]:
+    """Keys are given by their names."""
+    given = {name.replace("_", "-"): str(keys.get(value, value)) for name, value in options.items()}
+    return {"sign-method": method, **given}
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [("RS256", "rsa"), ("PS512", "rsa"), ("ES256", "ec"), ("EdDSA", "ed"), ("HS256", "secret")],
+)
+def test_json_web_tokens(open_house: Auth, keys: dict[str, Path], method: str, key: str) -> None:
+    tokens = jwt_tokens.load(jwt_options(keys, method, priv_key=key))
+    token = tokens.issue(b"", "a", open_house.revision)
+    assert tokens.author(open_house, token) == Author("a", open_house.revision)
+    assert tokens.author(open_house, token) == Author("a", open_house.revision)
+    public = {"HS256": "secret"}.get(method, f"{key}.pub")
+    both = jwt_tokens.load(jwt_options(keys, method, priv_key=key, pub_key=public))
+    assert both.author(open_house, token).name == "a"
+    if method != "HS256":
+        checks = jwt_tokens.load(jwt_options(keys, method, pub_key=public))
+        assert checks.author(open_house, token).name == "a"
+        with pytest.raises(EtcdError, match="names no priv-key"):
+            checks.issue(b"", "a", 1)
+    # As in etcd, such a token is of its auth revision.
+    add_role(open_house, "later")
+    author = tokens.author(open_house, token)
+    assert name_of(lambda: open_house.check(author, PUT, proto.PutRequest())) == "AuthOldRevision"
+
+
+def test_bad_json_web_tokens(open_house: Auth, keys: dict[str, Path]) -> None:
+    jwt = pytest.importorskip("jwt")
+    tokens = jwt_tokens.load(jwt_options(keys, "RS256", priv_key="rsa"))
+    good = tokens.issue(b"", "root", open_house.revision)
+    claims = jwt.decode(good, options={"verify_signature": False})
+    private = keys["rsa"].read_bytes()
+
+    def signed(key: Any = private, algorithm: str = "RS256", **changed: Any) -> str:
+        content = {
+            name: value for name, value in {**claims, **changed}.items() if value is not None
+        }
+        return str(jwt.encode(content, key, algorithm=algorithm))
+
+    assert tokens.author(open_house, signed()).name == "root"
+    for what, token in (
+        ("cut", good[:-5]),
+        ("none", signed(None, "none")),
+        ("of another key", signed(keys["other"].read_bytes())),
+        ("another algorithm", signed(algorithm="RS512")),
+        ("the public key as a secret", _hs256(good, keys["rsa.pub"].read_bytes())),
+        ("ended", signed(exp=1)),
+        ("without an end", signed(exp=None)),
+        ("without a user", signed(username=None)),
+        ("a user that is a number", signed(username=7)),
+        ("without a revision", signed(revision=None)),
+        ("a revision that is a text", signed(revision="7")),
+        ("not before next year", signed(nbf=int(claims["exp"]) + 10**7)),
+        ("simple", "AlvjVLTFdGxZCmcU.49"),
+        ("umlaut", "ü.ü.ü"),
+    ):
+        refused = name_of(lambda: tokens.author(open_house, token))  # noqa: B023
+        assert refused == "InvalidAuthToken", what
+
+
+def _hs256(token: str, secret: bytes) -> str:
+    """The token, signed again with a shared secret."""
+    import hashlib
+    import hmac
+
+    header = base64.urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=").decode()
+    content = f"{header}.{token.split('.')[1]}"
+    digest = hmac.new(secret, content.encode(), hashlib.sha256).digest()
+    return f"{content}.{base64.urlsafe_b64encode(digest).rstrip(b'=').decode()}"
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "text"),
+    [
+        ("none", {"priv_key": "rsa"}, "sign-method must be one of RS256"),
+        ("RS256", {}, "needs priv-key=FILE"),
+        ("RS256", {"priv_key": "/no/file"}, "cannot read the key /no/file: No such file"),
+        ("RS256", {"priv_key": "/"}, "cannot read the key /: Is a directory"),
+        ("RS256", {"priv_key": "secret"}, "does not hold a key in PEM that RS256 can use"),
+        ("RS256", {"priv_key": "ec"}, "does not hold a key in PEM that RS256 can use"),
+        ("RS256", {"priv_key": "rsa.pub"}, "holds a public key"),
+        ("RS256", {"priv_key": "rsa", "pub_key": "other.pub"}, "is not the public key of"),
+        ("RS256", {"priv_key": "rsa", "ttl": "soon"}, "soon"),
+    ],
+)
+def test_settings_that_make_no_tokens(
+    keys: dict[str, Path], method: str, options: dict[str, str], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        jwt_tokens.load(jwt_options(keys, method, **options))
+
+
+def test_what_to_install_for_json_web_tokens(
+    keys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jwt", None)
+    with pytest.raises(ValueError, match="python3-jwt and python3-cryptography"):
+        jwt_tokens.load(jwt_options(keys, "RS256", priv_key="rsa"))
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("simple", {}),
+        ("jwt,sign-method=RS256,priv-key=a", {"sign-method": "RS256", "priv-key": "a"}),
+    ],
+)
+def test_the_flag_auth_token(text: str, options: dict[str, str]) -> None:
+    assert flags.FLAGS["auth-token"].kind.parse(text) == options
+
+
+@pytest.mark.parametrize(
+    "text", ["", "simple,x=y", "jwt", "jwt,priv-key=a", "jwt,sign-method=", "jwt,sign-method=a,b=c"]
+)
+def test_bad_values_of_the_flag_auth_token(text: str) -> None:
+    with pytest.raises(ValueError, match="write simple"):
+        flags.FLAGS["auth-token"].kind.parse(text)

@@ -41,6 +41,7 @@ ETCD = """
   etcd_debugging_mvcc_db_total_size_in_bytes gauge
   etcd_debugging_mvcc_delete_total counter
   etcd_debugging_mvcc_events_total counter
+  etcd_debugging_auth_revision gauge
   etcd_debugging_mvcc_keys_total gauge
   etcd_debugging_mvcc_put_total counter
   etcd_debugging_mvcc_range_total counter
@@ -294,6 +295,7 @@ def test_the_state_of_the_member_is_shown(lone: LoneMember) -> None:
     assert value(lone, "etcd_server_quota_backend_bytes") == 1 << 31
     assert value(lone, "etcd_server_id", server_id="7") == 1
     assert value(lone, "etcd_debugging_mvcc_keys_total") == 1
+    assert value(lone, "etcd_debugging_auth_revision") == 1
     assert value(lone, "etcd_debugging_mvcc_current_revision") == 2
     assert value(lone, "etcd_debugging_mvcc_compact_revision") == -1
     applied = value(lone, "etcd_server_proposals_applied_total")

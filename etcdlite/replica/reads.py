@@ -32,7 +32,6 @@ from itertools import chain
 from typing import Any
 
 from etcdlite import log, proto, ranges, txn
-from etcdlite.auth import ROOT, ROOT_PERMISSION
 from etcdlite.errors import UNAVAILABLE, EtcdError, error
 from etcdlite.methods import (
     KEEP_ALIVE,
@@ -642,8 +641,7 @@ def _role_get(state: State, request: proto.AuthRoleGetRequest) -> Steps:
     role = state.auth.role(request.role)
     if role is None:
         raise error("RoleNotFound")
-    permissions = [ROOT_PERMISSION] if request.role == ROOT else role.keyPermission
-    return state.header + proto.AuthRoleGetResponse(perm=permissions).encode()
+    return state.header + proto.AuthRoleGetResponse(perm=role.keyPermission).encode()
     yield
 
 

@@ -346,7 +346,8 @@ class Writes:
         self._waiting[self.latest_batch] = batch
         metrics = self._state.metrics
         metrics.proposals_pending += len(waiters)
-        metrics.batch_requests.observe(len(waiters))
+        authors = sum(waiter[2] == AUTHOR for waiter in waiters) if self._state.auth.enabled else 0
+        metrics.batch_requests.observe(len(waiters) - authors)
         self._try_propose(self.latest_batch, batch)
 
     def _try_propose(self, number: int, batch: Batch) -> None:

@@ -158,6 +158,7 @@ class _Scrape:
             [
                 ({"op": _OPS[method], "success": str(succeeded).lower(), "version": "v3"}, seconds)
                 for (method, succeeded), seconds in metrics.applies_s.items()
+                if method != methods.AUTHOR
             ],
         )
         yield _counter(
@@ -198,6 +199,11 @@ class _Scrape:
             "etcd_mvcc_hash_rev_duration_seconds", "Time of a HashKV", metrics.hash_rev_s
         )
         yield _gauge("etcd_debugging_mvcc_keys_total", "Keys", len(store.index.heads))
+        yield _gauge(
+            "etcd_debugging_auth_revision",
+            "Revision of users and roles",
+            self._member.state.auth.revision,
+        )
         yield _gauge("etcd_debugging_mvcc_current_revision", "The store's revision", store.revision)
         yield _gauge(
             "etcd_debugging_mvcc_compact_revision",
@@ -528,7 +534,7 @@ class _Scrape:
 
 
 _OPS = {
-    **{number: method.name for number, method in methods.METHODS.items()},
+    **{row.number: row.request.NAME.removesuffix("Request") for row in methods.ROWS},
     methods.COMPACT: "Compaction",
     methods.CHECKPOINT: "LeaseCheckpoint",
     methods.PUBLISH: "ClusterMemberAttrSet",

@@ -1,0 +1,148 @@
+"""Tokens that are JSON Web Tokens (RFC 7519), as etcd makes them with `auth-token=jwt,...`: they
+have the claims `username`, `revision` and `exp`, and are signed by a key from a file.
+
+They are for clusters whose other services check the same tokens, or that get them from elsewhere: a
+member that has only the public key checks tokens and issues none. A token is refused with
+AuthOldRevision once the auth revision has changed, as in etcd.
+
+Only the configured method of signing counts, whatever a token says: none of "none", and no public
+key that is taken for a shared secret. PyJWT does the work, and cryptography that of its keys; both
+are imported only here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etcdlite.auth import Auth, Author
+from etcdlite.errors import FAILED_PRECONDITION, EtcdError, error
+from etcdlite.notation import parse_duration_s
+from etcdlite.tokens import MAX_KNOWN, SimpleTokens
+
+METHODS = tuple(
+    f"{kind}{bits}" for kind in ("RS", "ES", "PS", "HS") for bits in (256, 384, 512)
+) + ("EdDSA",)
+OPTIONS = ("sign-method", "pub-key", "priv-key", "ttl")
+
+DEFAULT_TTL = "5m"
+
+MAX_KEY_BYTES = 64 << 10
+
+
+class JwtTokens:
+    """See the module's docstring."""
+
+    def __init__(self, method: str, private_key: Any, public_key: Any, ttl_s: float) -> None:
+        """Keys as PyJWT prepares them; without a private key no tokens are issued."""
+        self._method = method
+        self._private_key = private_key
+        self._public_key = public_key
+        self._ttl_s = ttl_s
+        self._known: dict[str, tuple[str, int, float]] = {}
+        """Verified tokens, the oldest first: (user, revision, when it ends)."""
+
+    def new_seed(self) -> bytes:
+        return SimpleTokens(0).new_seed()
+
+    def issue(self, seed: bytes, name: str, revision: int) -> str:
+        import jwt
+
+        if self._private_key is None:
+            raise EtcdError(
+                FAILED_PRECONDITION,
+                "etcdlite: this member only checks tokens: its auth-token names no priv-key",
+            )
+        claims = {"username": name, "revision": revision, "exp": int(time.time() + self._ttl_s)}
+        return jwt.encode(claims, self._private_key, algorithm=self._method)
+
+    def accepts(self, token: str) -> bool:
+        """Whether it is a token, of whomever."""
+        try:
+            self._verify(token)
+        except EtcdError:
+            return False
+        return True
+
+    def author(self, auth: Auth, token: str) -> Author:
+        known = self._known.get(token) or self._verify(token)
+        name, revision, ends = known
+        if time.time() >= ends:
+            self._known.pop(token, None)
+            raise error("InvalidAuthToken")
+        return Author(name, revision)
+
+    def _verify(self, token: str) -> tuple[str, int, float]:
+        import jwt
+
+        try:
+            claims = jwt.decode(
+                token,
+                self._public_key,
+                algorithms=[self._method],
+                options={"require": ["exp"], "verify_aud": False},
+            )
+        except (jwt.InvalidTokenError, ValueError):
+            raise error("InvalidAuthToken") from None
+        name, revision = claims.get("username"), claims.get("revision")
+        if not isinstance(name, str) or not isinstance(revision, int) or revision < 0:
+            raise error("InvalidAuthToken")
+        if len(self._known) >= MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        known = self._known[token] = (name, revision, float(claims["exp"]))
+        return known
+
+
+def load(options: Mapping[str, str]) -> JwtTokens:
+    """The tokens that the options of `auth-token=jwt,...` describe. Raises ValueError, which says
+    what to do, if a key or a package is missing or does not fit."""
+    method = options.get("sign-method", "")
+    if method not in METHODS:
+        raise ValueError(f"sign-method must be one of {', '.join(METHODS)}")
+    try:
+        import jwt
+
+        algorithm = jwt.get_algorithm_by_name(method)
+    except (ImportError, NotImplementedError):
+        raise ValueError(
+            "jwt needs the packages python3-jwt and python3-cryptography (or: pip install "
+            "'pyjwt[crypto]')"
+        ) from None
+    ttl_s = parse_duration_s(options.get("ttl", DEFAULT_TTL))
+    keys: dict[str, Any] = {}
+    for name in ("priv-key", "pub-key"):
+        if name in options:
+            pem = _read(options[name])
+            try:
+                keys[name] = algorithm.prepare_key(pem)
+            except (ValueError, TypeError, jwt.InvalidKeyError) as failure:
+                raise ValueError(
+                    f"{options[name]} does not hold a key in PEM that {method} can use: {failure}"
+                ) from None
+    private_key, public_key = keys.get("priv-key"), keys.get("pub-key")
+    if method.startswith("HS"):
+        # A shared secret signs and checks; etcd takes it from either option.
+        private_key = public_key = private_key or public_key
+    elif private_key is not None:
+        if not hasattr(private_key, "public_key"):
+            raise ValueError(f"{options['priv-key']} holds a public key")
+        public_key = public_key or private_key.public_key()
+    if public_key is None:
+        raise ValueError("jwt needs priv-key=FILE, or pub-key=FILE to check tokens only")
+    tokens = JwtTokens(method, private_key, public_key, ttl_s)
+    if private_key is not None and not tokens.accepts(tokens.issue(b"", "test", 1)):
+        raise ValueError(f"{options['pub-key']} is not the public key of {options['priv-key']}")
+    return tokens
+
+
+def _read(path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_KEY_BYTES + 1)
+    except OSError as failure:
+        raise ValueError(f"cannot read the key {path}: {failure.strerror}") from None
+    if len(content) > MAX_KEY_BYTES:
+        raise ValueError(f"{path} is no key: it has more than {MAX_KEY_BYTES} bytes")
+    return content

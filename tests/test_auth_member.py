@@ -1,0 +1,511 @@
+"""A member with users: what comes through its door, what its entries hold, and what it keeps."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rigs.lone_member import LoneMember
+from rigs.users import CHEAP, User, add_users
+
+from etcdlite import methods, passwords, proto
+from etcdlite.methods import METHOD_BY_NAME
+from etcdlite.replica import logins
+from etcdlite.replica.entry import decode_requests
+from etcdlite.request import Asked
+from etcdlite.wire import exposition
+
+DENIED = "permission denied"
+EMPTY = "user name is empty"
+INVALID = "invalid auth token"
+OLD = "revision of auth store is old"
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Iterator[LoneMember]:
+    lone = LoneMember(tmp_path / "member", password_cost=CHEAP)
+    yield lone
+    lone.close()
+
+
+@pytest.fixture
+def house(lone: LoneMember) -> LoneMember:
+    add_users(lone)
+    return lone
+
+
+@pytest.fixture
+def root(house: LoneMember) -> User:
+    return User(house).log_in("root")
+
+
+@pytest.fixture
+def ann(house: LoneMember) -> User:
+    return User(house).log_in("ann")
+
+
+def record_entries(lone: LoneMember) -> list[tuple[int, Any]]:
+    """A list to which (method, request) of all further requests of entries are added."""
+    found: list[tuple[int, Any]] = []
+    save_all = lone.wal.save_all
+
+    def recording(saves: Any) -> None:
+        for entry in (entry for save in saves for entry in save.entries):
+            found.extend((method, request) for _, _, method, request in decode_requests(entry.data))
+        save_all(saves)
+
+    lone.wal.save_all = recording  # type: ignore[method-assign]
+    return found
+
+
+# Who asks.
+
+
+def test_requests_need_a_user_once_auth_is_enabled(house: LoneMember) -> None:
+    nobody = User(house)
+    for name, fields in (
+        ("KV.Range", {"key": b"a"}),
+        ("KV.Range", {"key": b"a", "serializable": True}),
+        ("KV.Range", {"key": b"a", "range_end": b"b"}),
+        ("KV.RangeStream", {"key": b"a"}),
+        ("KV.Put", {"key": b"a"}),
+        ("KV.DeleteRange", {"key": b"a"}),
+        ("KV.Txn", {}),
+        ("KV.Compact", {"revision": 1}),
+        ("Lease.LeaseGrant", {"ID": 1, "TTL": 9}),
+        ("Lease.LeaseRevoke", {"ID": 1}),
+        ("Lease.LeaseKeepAlive", {"ID": 1}),
+        ("Lease.LeaseTimeToLive", {"ID": 1}),
+        ("Lease.LeaseLeases", {}),
+        ("Cluster.MemberList", {}),
+        ("Cluster.MemberAdd", {"peerURLs": ["http://127.0.0.1:1"]}),
+        ("Cluster.MemberRemove", {"ID": 7}),
+        ("Maintenance.Alarm", {}),
+        ("Maintenance.Defragment", {}),
+        ("Maintenance.Hash", {}),
+        ("Maintenance.HashKV", {}),
+        ("Maintenance.Snapshot", {}),
+        ("Maintenance.MoveLeader", {"targetID": 7}),
+        ("Auth.AuthDisable", {}),
+        ("Auth.AuthEnable", {}),
+        ("Auth.AuthStatus", {}),
+        ("Auth.UserAdd", {"name": "eve", "password": "eve"}),
+        ("Auth.UserChangePassword", {"name": "root", "password": "eve"}),
+        ("Auth.UserGet", {"name": "ann"}),
+        ("Auth.RoleList", {}),
+        ("v3", None),
+    ):
+        if fields is not None:
+            assert nobody.ask(name, **fields) == EMPTY, name
+    for name in ("Lock.Lock", "Election.Campaign", "Election.Leader", "Election.Observe"):
+        assert nobody.ask(name, name=b"a") == EMPTY, name
+    assert nobody.ask("Maintenance.Status").leader == 7
+    wrong = User(house, "wrong")
+    assert wrong.ask("KV.Range", key=b"a") == INVALID
+    assert wrong.ask("KV.Put", key=b"a") == INVALID
+    assert wrong.ask("Maintenance.Status").leader == 7
+
+
+def test_the_user_of_a_certificate_counts_if_there_is_no_token(
+    house: LoneMember, ann: User
+) -> None:
+    someone = User(house)
+    someone.certificate_user = "ann"
+    assert someone.ask("KV.Put", key=b"a").header.revision == 2
+    assert someone.ask("KV.Put", key=b"x") == DENIED
+    someone.certificate_user = "eve"
+    assert someone.ask("KV.Put", key=b"a") == DENIED
+    assert someone.ask("Auth.UserList") == "user name not found"
+    someone.current_token = ann.current_token
+    assert someone.ask("KV.Put", key=b"a").header.revision == 3
+
+
+def test_a_user_does_what_it_may(ann: User, root: User) -> None:
+    assert ann.ask("KV.Put", key=b"a", value=b"1").header.revision == 2
+    assert ann.ask("KV.Range", key=b"a").kvs[0].value == b"1"
+    assert ann.ask("KV.Range", key=b"a", range_end=b"c").count == 1
+    assert ann.ask("KV.Range", key=b"a", range_end=b"d") == DENIED
+    assert ann.ask("KV.Range", key=b"a", range_end=b"d", serializable=True) == DENIED
+    assert ann.ask("KV.RangeStream", key=b"a", range_end=b"c")
+    assert ann.ask("KV.RangeStream", key=b"a", range_end=b"\0") == DENIED
+    assert ann.ask("KV.Put", key=b"c") == DENIED
+    assert ann.ask("Auth.UserGet", name="ann").roles == ["r"]
+    assert ann.ask("Auth.UserGet", name="root") == DENIED
+    assert ann.ask("Auth.RoleGet", role="r").perm[0].key == b"a"
+    assert ann.ask("Auth.RoleGet", role="root") == DENIED
+    assert ann.ask("Auth.UserChangePassword", name="ann", password="x") == DENIED
+    assert ann.ask("Maintenance.Snapshot") == DENIED
+    assert ann.ask("Maintenance.Alarm").alarms == ()
+    assert ann.ask("Maintenance.Alarm", action=1, alarm=1) == DENIED
+    assert root.ask("Auth.AuthStatus").enabled
+    assert root.ask("Auth.UserList").users == ["ann", "root"]
+    assert root.ask("Auth.RoleList").roles == ["r"]
+    assert root.ask("Maintenance.Snapshot")
+
+
+def test_locks_and_elections_are_requests_of_their_caller(ann: User, root: User) -> None:
+    [locked] = ann.ask("Lock.Lock", name=b"a")
+    assert locked.key.startswith(b"a/")
+    assert ann.ask("Lock.Lock", name=b"x") == DENIED
+    assert ann.ask("Election.Leader", name=b"x") == DENIED
+    assert ann.ask("Lock.Unlock", key=b"x/1") == DENIED
+    assert ann.ask("Lock.Unlock", key=locked.key)
+    # One that is cancelled while it waits takes its key back, although its request is gone.
+    [held] = root.ask("Lock.Lock", name=b"a")
+    waiting = ann.send("Lock.Lock", name=b"a")
+    ann.lone.settle()
+    ann.calls.close(waiting)
+    ann.lone.settle()
+    left = root.ask("KV.Range", key=b"a/", range_end=b"a0").kvs
+    assert [kv.key for kv in left] == [held.key]
+
+
+# Watches.
+
+
+def create(**fields: Any) -> Any:
+    return proto.WatchCreateRequest(**fields)
+
+
+def test_a_watch_is_checked_when_it_is_created(ann: User) -> None:
+    """As in etcd, in band; and GHSA-xg4h-6gfc-h4m8."""
+    for key, range_end, refused in (
+        (b"k", b"", ""),
+        (b"a", b"c", ""),
+        (b"k", b"\0", DENIED),
+        (b"", b"\0", DENIED),
+        (b"a", b"d", DENIED),
+        (b"x", b"", DENIED),
+    ):
+        [answer] = ann.ask("Watch.Watch", create_request=create(key=key, range_end=range_end))
+        assert answer.created
+        assert answer.canceled == bool(refused)
+        assert answer.cancel_reason.endswith(refused)
+        assert (answer.watch_id == -1) == bool(refused)
+    [answer] = User(ann.lone).ask("Watch.Watch", create_request=create(key=b"k"))
+    assert answer.canceled and answer.cancel_reason.endswith(EMPTY)
+
+
+def test_a_watch_goes_on_after_its_user_has_lost_the_right_as_in_etcd(
+    ann: User, root: User
+) -> None:
+    watching = ann.send("Watch.Watch", create_request=create(key=b"k"))
+    ann.lone.settle()
+    root.ask("Auth.UserRevokeRole", name="ann", role="r")
+    root.ask("Auth.UserDelete", name="ann")
+    root.ask("KV.Put", key=b"k")
+    root.ask("KV.Put", key=b"k1")
+    _, event = ann.messages[watching]
+    assert [each.kv.key for each in event.events] == [b"k"]
+    [answer] = ann.ask("Watch.Watch", create_request=create(key=b"k"))
+    assert answer.cancel_reason.endswith(INVALID)
+
+
+# Leases.
+
+
+def test_leases(ann: User, root: User) -> None:
+    assert ann.ask("Lease.LeaseGrant", ID=1, TTL=60).ID == 1
+    assert ann.ask("KV.Put", key=b"a", lease=1).header.revision == 2
+    [renewed] = ann.ask("Lease.LeaseKeepAlive", ID=1)
+    assert renewed.TTL == 60
+    assert ann.ask("Lease.LeaseTimeToLive", ID=1, keys=True).keys == [b"a"]
+    assert [lease.ID for lease in ann.ask("Lease.LeaseLeases").leases] == [1]
+    root.ask("KV.Put", key=b"x", lease=1)
+    assert ann.ask("KV.Put", key=b"b", lease=1) == DENIED
+    put = proto.RequestOp(request_put=proto.PutRequest(key=b"b", lease=1))
+    assert ann.ask("KV.Txn", success=[put]) == DENIED
+    assert ann.ask("Lease.LeaseRevoke", ID=1) == DENIED
+    assert ann.ask("Lease.LeaseKeepAlive", ID=1) == DENIED
+    assert ann.ask("Lease.LeaseTimeToLive", ID=1, keys=True) == DENIED
+    assert ann.ask("Lease.LeaseTimeToLive", ID=1).TTL > 0
+    assert ann.ask("Lease.LeaseLeases") == DENIED
+    assert root.ask("KV.Range", key=b"a", range_end=b"z").count == 2
+    root.ask("KV.DeleteRange", key=b"x")
+    assert not isinstance(ann.ask("Lease.LeaseRevoke", ID=1), str)
+
+
+def test_the_leader_revokes_what_expires(ann: User, root: User) -> None:
+    """For itself, whoever owns the lease and its keys."""
+    root.ask("Lease.LeaseGrant", ID=1, TTL=2)
+    root.ask("KV.Put", key=b"x", lease=1)
+    for _ in range(40):
+        ann.lone.tick()
+    assert root.ask("KV.Range", key=b"x").count == 0
+
+
+# When it is applied.
+
+
+def test_what_was_permitted_at_the_door_may_be_refused_when_it_is_applied(
+    ann: User, root: User
+) -> None:
+    """Both writes and the change are in one entry."""
+    first = ann.send("KV.Put", key=b"a")
+    changed = root.send("Auth.UserRevokeRole", name="ann", role="r")
+    second = ann.send("KV.Put", key=b"a")
+    third = root.send("KV.Put", key=b"a")
+    ann.lone.settle()
+    assert ann.answers[first].header.revision == 2
+    assert not isinstance(root.answers[changed], str)
+    assert ann.answers[second] == root.answers[third] == OLD
+    assert ann.ask("KV.Put", key=b"a") == DENIED
+
+
+def test_a_write_from_before_auth_was_enabled(house: LoneMember, root: User) -> None:
+    root.ask("Auth.AuthDisable")
+    nobody = User(house)
+    enabled = nobody.send("Auth.AuthEnable")
+    written = nobody.send("KV.Put", key=b"a")
+    house.settle()
+    assert not isinstance(nobody.answers[enabled], str)
+    assert nobody.answers[written] == EMPTY
+
+
+def test_reads_in_steps_fail_if_rights_change_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lone = LoneMember(tmp_path / "member", password_cost=CHEAP)
+    add_users(lone)
+    ann, root = User(lone).log_in("ann"), User(lone).log_in("root")
+    for number in range(2000):
+        root.send("KV.Put", key=b"a%06d" % number)
+    lone.settle()
+    monkeypatch.setattr(lone.member.reads, "_slice_is_over", lambda: True)
+    reading = ann.send("KV.Range", key=b"a", range_end=b"b", serializable=True)
+    lone.member.turn()
+    assert reading not in ann.answers
+    root.send("Auth.RoleAdd", name="other")
+    lone.settle()
+    assert ann.answers[reading] == OLD
+    assert ann.ask("KV.Range", key=b"a", range_end=b"b").count == 2000
+    lone.close()
+
+
+# Entries.
+
+
+def test_entries_name_their_author_only_while_auth_is_enabled(lone: LoneMember) -> None:
+    written = record_entries(lone)
+    nobody = User(lone)
+    nobody.ask("KV.Put", key=b"a")
+    add_users(lone)
+    assert methods.AUTHOR not in {method for method, _ in written}
+    ann, root = User(lone).log_in("ann"), User(lone).log_in("root")
+    written.clear()
+    for _ in range(2):
+        for user in (ann, ann, root):
+            user.send("KV.Put", key=b"a")
+    lone.settle()
+    names = [request.name if method == methods.AUTHOR else "-" for method, request in written]
+    assert names == ["ann", "-", "-", "root", "-"] * 2
+    revision = lone.member.state.auth.revision
+    assert {r.revision for method, r in written if method == methods.AUTHOR} == {revision}
+    root.ask("Auth.AuthDisable")
+    written.clear()
+    ann.ask("KV.Put", key=b"a")
+    assert [method for method, _ in written] == [methods.PUT]
+
+
+def test_each_entry_of_a_large_batch_names_its_author(
+    house: LoneMember, ann: User, root: User
+) -> None:
+    requests = [
+        user.send("KV.Put", key=b"a", value=bytes(400_000))
+        for user in (ann, root)
+        for _ in range(9)
+    ]
+    house.settle()
+    for user, request_id in zip((ann,) * 9 + (root,) * 9, requests, strict=True):
+        assert not isinstance(user.answers[request_id], str)
+    assert house.member.state.alarms.proposed_bytes == 0
+
+
+def test_no_password_is_written_anywhere(house: LoneMember, root: User, tmp_path: Path) -> None:
+    for name, fields in (
+        ("Auth.UserAdd", {"name": "bob", "password": "hunter-two"}),
+        ("Auth.UserChangePassword", {"name": "bob", "password": "hunter-three"}),
+        (
+            "Auth.UserAdd",
+            {
+                "name": "dog",
+                "password": "hunter-four",
+                "options": proto.UserAddOptions(no_password=True),
+            },
+        ),
+    ):
+        assert not isinstance(root.ask(name, **fields), str)
+    User(house).log_in("bob", "hunter-three")
+    house.close()
+    for path in (tmp_path / "member").rglob("*"):
+        if path.is_file():
+            assert b"hunter" not in path.read_bytes(), path
+
+
+# Passwords.
+
+
+def test_logins(house: LoneMember, root: User) -> None:
+    someone = User(house)
+    failed = "authentication failed, invalid user ID or password"
+    for name, password in (("ann", "wrong"), ("ann", ""), ("eve", "eve"), ("", ""), ("ann", "Ann")):
+        assert someone.ask("Auth.Authenticate", name=name, password=password) == failed
+    options = proto.UserAddOptions(no_password=True)
+    root.ask("Auth.UserAdd", name="cert", options=options)
+    assert someone.ask("Auth.Authenticate", name="cert", password="x") == failed
+    assert someone.ask("Auth.Authenticate", name="cert") == failed
+    root.ask("Auth.UserAdd", name="given", hashedPassword=encoded("secret"))
+    someone.log_in("given", "secret")
+    assert someone.ask("KV.Put", key=b"a") == DENIED
+    assert someone.ask("Auth.Authenticate", name="a", password="x" * 5000).startswith("etcdlite")
+    root.ask("Auth.AuthDisable")
+    assert someone.ask("Auth.Authenticate", name="ann", password="ann") == (
+        "authentication is not enabled"
+    )
+
+
+def encoded(password: str) -> str:
+    return base64.b64encode(passwords.hash_password(password, CHEAP)).decode()
+
+
+@pytest.mark.parametrize(
+    "hashed",
+    [
+        b"plain",
+        b"$argon2id$v=19$m=1048576,t=2,p=1$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaGhhc2hoYXNo",
+        b"$argon2id$v=19$m=8,t=99,p=1$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaGhhc2hoYXNo",
+        b"$2a$31$" + b"a" * 53,
+        b"",
+    ],
+)
+def test_a_hash_that_is_none_or_costs_too_much_is_refused(lone: LoneMember, hashed: bytes) -> None:
+    text = base64.b64encode(hashed).decode() or "?"
+    answer = User(lone).ask("Auth.UserAdd", name="a", hashedPassword=text)
+    assert "affordable" in answer
+    assert lone.member.state.auth.users() == []
+
+
+def test_bcrypt_hashes_are_replaced_at_the_next_login(house: LoneMember, root: User) -> None:
+    bcrypt = pytest.importorskip("bcrypt")
+    old = bcrypt.hashpw(b"secret", bcrypt.gensalt(4))
+    root.ask("Auth.UserAdd", name="old", hashedPassword=base64.b64encode(old).decode())
+    auth = house.member.state.auth
+    revision = auth.revision
+    failed = User(house).ask("Auth.Authenticate", name="old", password="wrong")
+    assert failed.startswith("authentication failed")
+    assert auth.user("old").password == old
+    user = User(house).log_in("old", "secret")
+    house.settle()
+    assert auth.user("old").password.startswith(b"$argon2id$")
+    assert auth.revision == revision
+    assert user.ask("Auth.UserGet", name="old").roles == ()
+    User(house).log_in("old", "secret")
+
+
+def test_without_the_package_bcrypt_hashes_are_refused(
+    house: LoneMember, root: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    hashed = base64.b64encode(b"$2a$10$" + b"a" * 53).decode()
+    root.ask("Auth.UserAdd", name="old", hashedPassword=hashed)
+    monkeypatch.setitem(sys.modules, "bcrypt", None)
+    assert "install python3-bcrypt" in User(house).ask(
+        "Auth.Authenticate", name="old", password="secret"
+    )
+
+
+def test_logins_wait_in_lines_that_take_turns(house: LoneMember) -> None:
+    member = house.member
+    someone = User(house)
+    many = [someone.send("Auth.Authenticate", name="x", password="x") for _ in range(50)]
+    one = someone.send("Auth.Authenticate", name="ann", password="ann")
+    member.turn()  # Confirms that the state is linearizable.
+    refused = [each for each in many if someone.answers.get(each) == "too many requests"]
+    assert len(refused) == 50 - logins.MAX_PER_NAME
+    jobs = [member.logins.take(), member.logins.take()]
+    assert member.logins.take() is None, "two at a time"
+    assert not member.is_idle
+    for job in jobs:
+        assert job is not None
+        job.run()
+        member.logins.finished(job)
+    assert one in someone.answers, "it does not wait for the others"
+
+
+def test_nobody_waits_so_nothing_is_computed(house: LoneMember) -> None:
+    someone = User(house)
+    request_id = someone.send("Auth.Authenticate", name="x", password="x")
+    house.member.turn()
+    someone.answers[request_id] = "cancelled"
+    assert house.member.logins.take() is None
+    assert not house.member.logins.are_under_way
+
+
+# Tokens.
+
+
+def test_tokens_end_with_what_they_stand_for(house: LoneMember, root: User) -> None:
+    ann = User(house).log_in("ann")
+    root.ask("Auth.RoleAdd", name="other")
+    assert not isinstance(ann.ask("KV.Put", key=b"a"), str), "other changes do not matter"
+    root.ask("Auth.UserChangePassword", name="ann", password="new")
+    assert ann.ask("KV.Put", key=b"a") == INVALID
+    assert ann.ask("KV.Range", key=b"a") == INVALID
+    ann.log_in("ann", "new")
+    root.ask("Auth.UserDelete", name="ann")
+    assert ann.ask("KV.Put", key=b"a") == INVALID
+    root.ask("Auth.UserAdd", name="ann", password="new")
+    assert ann.ask("KV.Put", key=b"a") == INVALID, "another user of the same name"
+    ann.log_in("ann", "new")
+    assert ann.ask("KV.Put", key=b"a") == DENIED
+    root.ask("Auth.AuthDisable")
+    User(house).ask("Auth.AuthEnable")
+    assert ann.ask("KV.Put", key=b"a") == INVALID, "a new key"
+    assert root.ask("Auth.UserList") == INVALID
+
+
+def test_a_token_instead_of_a_password(house: LoneMember, ann: User) -> None:
+    other = User(house)
+    answer = other.ask("Auth.Authenticate", name="", password=ann.current_token)
+    assert answer.token == ann.current_token
+    assert not isinstance(other.ask("KV.Put", key=b"a"), str)
+    assert User(house).ask("Auth.Authenticate", name="", password="no token") == INVALID
+
+
+def test_tokens_and_users_outlive_a_restart(
+    house: LoneMember, ann: User, root: User, tmp_path: Path
+) -> None:
+    root.ask("KV.Put", key=b"x", value=bytes(70_000))  # A checkpoint is due.
+    for _ in range(20):
+        house.tick()
+    house.close()
+    again = LoneMember(tmp_path / "member", password_cost=CHEAP)
+    same = User(again, ann.current_token)
+    assert not isinstance(same.ask("KV.Put", key=b"a"), str)
+    assert same.ask("KV.Put", key=b"x") == DENIED
+    assert User(again).ask("KV.Put", key=b"a") == EMPTY
+    assert again.member.state.auth.revision == house.member.state.auth.revision
+    again.close()
+
+
+def test_a_member_asks_for_itself(house: LoneMember) -> None:
+    """The leader answers a question of another member, which has checked the rights."""
+    answers: list[Any] = []
+    house.member.reads.read_now(
+        Asked(answers.append), 1, METHOD_BY_NAME["Maintenance.HashKV"].number, proto.HashKVRequest()
+    )
+    house.settle()
+    assert isinstance(answers[0], bytes)
+
+
+def test_metrics(house: LoneMember, ann: User, root: User) -> None:
+    ann.ask("KV.Put", key=b"a")
+    root.ask("Auth.UserAdd", name="bob", password="bob")
+    text = exposition.render(house.member, {"native": 2}).decode()
+    assert "etcd_debugging_auth_revision 9" in text
+    assert 'op="AuthUserAdd",success="true"' in text and 'op="Put"' in text
+    assert "Author" not in text
