@@ -103,6 +103,7 @@ def test_a_client_speaks_tls_and_everything_works(
         bare = connect(front.endpoint.removeprefix("https://"), cacert=authority.certificate)
         assert bare.get("k").value == b"w"
         assert bare.endpoint == front.endpoint
+        assert connect(front.endpoint, cacert=Path(authority.certificate)).get("k").value == b"w"
         assert connect(front.endpoint, insecure_skip_tls_verify=True).get("k").value == b"w"
         assert set(front.alpn) == {"etcdlite"}
         # A renewed certificate is for new connections.
@@ -381,6 +382,10 @@ def test_health_warns_of_a_certificate_that_ends_soon(
         assert warning in ended.stderr
         front.context = server_context(good)
         assert "Warning" not in run_ctl(*where, "endpoint", "health").stderr
+        own = authority.issue("client", "soon", (), ends_s=3.5 * DAY_S)
+        mine = (f"--cert={own.certificate}", f"--key={own.key}")
+        told = run_ctl(*where, *mine, "endpoint", "health").stderr
+        assert f"Warning: the certificate of this client, {own.certificate}, ends on" in told
 
 
 def test_discovery_finds_endpoints_with_tls(

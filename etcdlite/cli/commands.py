@@ -314,6 +314,10 @@ def endpoint_hashkv(session: Session) -> int:
 
 
 def endpoint_health(session: Session) -> int:
+    if own := session.flags["cert"]:
+        from etcdlite.client import tls
+
+        session.warn_of_end(tls.ends_s(own), f"this client, {own},")
     found = [_health_of(session, endpoint) for endpoint in _each_endpoint(session)]
     session.show("endpoint_health", found)
     unhealthy = [health for health in found if not health.healthy]
@@ -340,7 +344,7 @@ def _health_of(session: Session, endpoint: str) -> Health:
                 if error.code != PERMISSION_DENIED:
                     raise
             took_ns = time.monotonic_ns() - started_ns
-            session.warn_of_end(client, endpoint)
+            session.warn_of_end(client.certificate_ends_s, endpoint)
             alarms = session.ask("Maintenance.Alarm", client).alarms
             if alarms:
                 names = {number: name for name, number in proto.ENUMS["AlarmType"].items()}

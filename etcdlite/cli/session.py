@@ -172,13 +172,12 @@ class Session:
             return ""
         return f": {reasons[0].removeprefix('etcdlite: ')}; see endpoint status --cluster"
 
-    def warn_of_end(self, client: Client, endpoint: str) -> None:
-        """Print a warning if the certificate of the server ends soon."""
-        ends_s = client.certificate_ends_s
+    def warn_of_end(self, ends_s: float | None, whose: str) -> None:
+        """Print a warning if a certificate ends soon (Unix time)."""
         if ends_s is not None and (left_s := ends_s - time.time()) < WARN_DAYS * 86_400:
             day = time.strftime("%Y-%m-%d", time.gmtime(ends_s))
             days = f"in {left_s // 86_400:.0f} days" if left_s > 0 else "it has ended"
-            say(f"Warning: the certificate of {endpoint} ends on {day} ({days}): renew it")
+            say(f"Warning: the certificate of {whose} ends on {day} ({days}): renew it")
 
     def close(self) -> None:
         if self._client is not None:

@@ -6,6 +6,7 @@ its methods; the shells subclass it and run them.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -651,9 +652,9 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
         timeout_s: float = DEFAULT_TIMEOUT_S,
         dial_timeout_s: float = DEFAULT_DIAL_TIMEOUT_S,
         *,
-        cacert: str = "",
-        cert: str = "",
-        key: str = "",
+        cacert: str | os.PathLike[str] = "",
+        cert: str | os.PathLike[str] = "",
+        key: str | os.PathLike[str] = "",
         insecure_skip_tls_verify: bool = False,
         server_name: str = "",
         secret_file: str = "",
@@ -679,7 +680,13 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
         if any(server.scheme == "https" for server in servers):
             from etcdlite.client import tls
 
-            settings = tls.Settings(cacert, cert, key, insecure_skip_tls_verify, server_name)
+            settings = tls.Settings(
+                cacert=os.fspath(cacert),
+                cert=os.fspath(cert),
+                key=os.fspath(key),
+                insecure_skip_tls_verify=insecure_skip_tls_verify,
+                server_name=server_name,
+            )
             channel_for = tls.Dialer(settings).channel_for
         if secret_file:
             if any(server.scheme == "https" for server in servers):
