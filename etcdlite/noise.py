@@ -3,7 +3,7 @@
 Source: "The Noise Protocol Framework", revision 34 (noiseprotocol.org/noise.html). The names are
 those of its section 5: CipherState (5.1), SymmetricState (5.2), HandshakeState (5.3); rekey is of
 section 11.3 and psk of section 9. The primitives are libsodium's, through pynacl: X25519 (RFC 7748)
-and ChaCha20-Poly1305 (RFC 8439); SHA-256 and HMAC are Python's. The pattern:
+and ChaCha20-Poly1305 (`aead.py`); SHA-256 and HMAC are Python's. The pattern:
 
     NNpsk0:
       -> psk, e        32 bytes, the payload, a tag of 16 bytes
@@ -25,19 +25,13 @@ import os
 import struct
 from hashlib import sha256
 
-from nacl.bindings import (
-    crypto_aead_chacha20poly1305_ietf_decrypt,
-    crypto_aead_chacha20poly1305_ietf_encrypt,
-    crypto_scalarmult,
-    crypto_scalarmult_base,
-)
-from nacl.exceptions import CryptoError
+from nacl.bindings import crypto_scalarmult, crypto_scalarmult_base
 from nacl.exceptions import RuntimeError as SodiumError
+
+from etcdlite.aead import KEY_BYTES, TAG_BYTES, CryptoError, decrypt, encrypt
 
 PROTOCOL_NAME = b"Noise_NNpsk0_25519_ChaChaPoly_SHA256"
 
-KEY_BYTES = 32
-TAG_BYTES = 16
 MESSAGE_OVERHEAD = KEY_BYTES + TAG_BYTES
 """What a message of the handshake has besides its payload."""
 
@@ -61,26 +55,21 @@ class CipherState:
     __slots__ = ("_key", "nonce")
 
     def __init__(self, key: bytes, nonce: int = 0) -> None:
+        assert len(key) == KEY_BYTES
         self._key = key
         self.nonce = nonce
 
     def encrypt(self, plaintext: bytes, ad: bytes = b"") -> bytes:
         """The ciphertext and its tag. Raises NoiseError if the nonces are used up."""
-        sealed = crypto_aead_chacha20poly1305_ietf_encrypt(
-            plaintext, ad, self._next_nonce(), self._key
-        )
+        sealed = encrypt(plaintext, ad, self._next_nonce(), self._key)
         self.nonce += 1
         return sealed
 
     def decrypt(self, ciphertext: bytes, ad: bytes = b"") -> bytes:
         """The plaintext. Raises NoiseError if the ciphertext is not authentic in this place; the
         nonce is then unchanged, as the specification wants."""
-        if len(ciphertext) < TAG_BYTES:
-            raise NoiseError("a message is too short")
         try:
-            plaintext = crypto_aead_chacha20poly1305_ietf_decrypt(
-                ciphertext, ad, self._next_nonce(), self._key
-            )
+            plaintext = decrypt(ciphertext, ad, self._next_nonce(), self._key)
         except CryptoError as failure:
             raise NoiseError("a message is not authentic") from failure
         self.nonce += 1
@@ -93,9 +82,7 @@ class CipherState:
 
     def rekey(self) -> None:
         """Replace the key by one that does not lead back to it (4.2, 11.3). The nonces go on."""
-        sealed = crypto_aead_chacha20poly1305_ietf_encrypt(
-            bytes(KEY_BYTES), b"", _NONCE.pack(0, MAX_NONCE), self._key
-        )
+        sealed = encrypt(bytes(KEY_BYTES), b"", _NONCE.pack(0, MAX_NONCE), self._key)
         self._key = sealed[:KEY_BYTES]
 
 

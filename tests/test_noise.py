@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etcdlite import aead
 from etcdlite.noise import MAX_NONCE, PROTOCOL_NAME, TAG_BYTES, CipherState, Handshake, NoiseError
 
 PSK = bytes(range(32))
@@ -217,3 +218,46 @@ def test_a_new_key_keeps_the_nonces_and_opens_nothing_old() -> None:
     assert cipher.nonce == 1
     other.nonce = 1
     assert other.decrypt(cipher.encrypt(b"new")) == b"new"
+
+
+# From RFC 8439, section 2.8.2.
+RFC_PLAINTEXT = (
+    b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, "
+    b"sunscreen would be it."
+)
+RFC_AD = bytes.fromhex("50515253c0c1c2c3c4c5c6c7")
+RFC_KEY = bytes(range(0x80, 0xA0))
+RFC_NONCE = bytes.fromhex("070000004041424344454647")
+RFC_TAG = bytes.fromhex("1ae10b594f09e26a7e902ecbd0600691")
+
+
+@pytest.mark.parametrize("is_direct", [True, False])
+def test_the_cipher_is_that_of_the_rfc_with_and_without_pynacls_functions(
+    is_direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_direct:
+        monkeypatch.setattr(aead, "lib", None)
+    elif aead.lib is None:
+        pytest.skip("this pynacl is built in another way")
+    sealed = aead.encrypt(RFC_PLAINTEXT, RFC_AD, RFC_NONCE, RFC_KEY)
+    assert sealed[-16:] == RFC_TAG
+    assert sealed[:8] == bytes.fromhex("d31a8d34648e60db")
+    assert aead.decrypt(sealed, RFC_AD, RFC_NONCE, RFC_KEY) == RFC_PLAINTEXT
+    for wrong in (
+        (sealed[:-1], RFC_AD, RFC_NONCE, RFC_KEY),
+        (sealed[:15], RFC_AD, RFC_NONCE, RFC_KEY),
+        (b"", RFC_AD, RFC_NONCE, RFC_KEY),
+        (sealed, RFC_AD[1:], RFC_NONCE, RFC_KEY),
+        (sealed, RFC_AD, bytes(12), RFC_KEY),
+        (sealed, RFC_AD, RFC_NONCE, bytes(32)),
+    ):
+        with pytest.raises(aead.CryptoError):
+            aead.decrypt(*wrong)
+    for size in (0, 1, 15, 16, 17, 65_519):
+        plaintext = bytes(range(256)) * 256
+        sealed = aead.encrypt(plaintext[:size], b"", RFC_NONCE, RFC_KEY)
+        assert len(sealed) == size + 16
+        assert aead.decrypt(sealed, b"", RFC_NONCE, RFC_KEY) == plaintext[:size]
+    for wrong_size in ((bytes(11), RFC_KEY), (RFC_NONCE, bytes(31))):
+        with pytest.raises(Exception):  # noqa: B017
+            aead.encrypt(b"", b"", *wrong_size)

@@ -11,6 +11,8 @@ import pytest
 from sim.mutations import MOST_SEEDS, MUTATIONS, Mutation, Patch, hunt, prepare
 from sim.simulation import Failure, Simulation, fresh_seed
 
+from etcdlite.secret_file import Secret
+
 QUICK = (
     "ack before commit",
     "applied index is not recovered",
@@ -44,6 +46,21 @@ def test_a_known_seed_finds_nothing(seed: int) -> None:
 def test_a_fresh_seed_finds_nothing() -> None:
     for _ in range(3):
         simulate(fresh_seed(), 0.1)
+
+
+@pytest.mark.parametrize(
+    "seed", [1, 2, *(pytest.param(n, marks=pytest.mark.long) for n in range(3, 60))]
+)
+def test_members_with_a_shared_secret_are_a_cluster_like_any_other(seed: int) -> None:
+    """With all faults, and bits that flip in the ciphertext."""
+    simulation = prepare(Mutation("", _nothing, {"flip_bits": 50.0}, mean_pause_s=0.5), seed)
+    simulation.world.secret = (Secret(bytes(range(100, 132))),)
+    try:
+        simulation.run(0.2)
+    except Failure as failure:
+        pytest.fail(str(failure), pytrace=False)
+    assert simulation.nemesis.counts["flip_bits"] > 1
+    assert any("is not authentic" in line for _, line in simulation.world.lines)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from etcdlite.secret_file import Secret
 from sim.simulation import Failure, Simulation, fresh_seed
 
 
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--members", type=int, default=0, help="1 to 7; drawn if not given")
     parser.add_argument("--clients", type=int, default=0, help="drawn if not given")
     parser.add_argument("--minutes", type=float, help="of virtual time (1; many seeds: 0.3)")
+    parser.add_argument("--secret", action="store_true", help="the members share a secret")
     parser.add_argument("--trace", help="write the whole trace to this file")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failing seed")
     options = parser.parse_args()
@@ -34,8 +36,15 @@ def main() -> int:
     return run_many(options)
 
 
+def made(seed: int, options: Any) -> Simulation:
+    simulation = Simulation(seed, options.members, options.clients)
+    if options.secret:
+        simulation.world.secret = (Secret(bytes(range(100, 132))),)
+    return simulation
+
+
 def run_one(options: Any) -> int:
-    simulation = Simulation(options.seed, options.members, options.clients)
+    simulation = made(options.seed, options)
     trace = open(options.trace, "w") if options.trace else None  # noqa: SIM115
     if trace is not None:
         simulation.world.trace = lambda line: print(line, file=trace) or None
@@ -68,7 +77,7 @@ def run_many(options: Any) -> int:
     try:
         while options.seeds is None or count < options.seeds:
             seed = fresh_seed() if options.seeds is None else options.first + count
-            simulation = Simulation(seed, options.members, options.clients)
+            simulation = made(seed, options)
             try:
                 simulation.run(options.minutes or 0.3)
             except Failure as failure:

@@ -28,6 +28,7 @@ from typing import Any
 from rigs.faulty_disk import FaultyDisk
 
 from etcdlite import datadir, frames, log, proto
+from etcdlite.channel import Channel, ChannelError
 from etcdlite.frames import HANDSHAKE, MAGIC, ProtocolError
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.member import Member
@@ -45,6 +46,8 @@ from etcdlite.proto import DecodeError
 from etcdlite.raft import Config, Raft
 from etcdlite.replica.entry import decode_requests
 from etcdlite.replica.membership import derive_cluster_id, derive_member_id
+from etcdlite.secret import PEER, InitiatorChannel, ResponderChannel
+from etcdlite.secret_file import Secrets
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged, segment_name
 from etcdlite.wal import WALError
 from etcdlite.wire.peer_session import Accepted
@@ -128,6 +131,8 @@ class World:
         """Shares of raft messages that are dropped, doubled, and held back for a while."""
         self.flips = 0.0
         """Share of the chunks of bytes between members in which a bit flips on the way."""
+        self.secret: Secrets | None = None
+        """The members have it in common: what they say to each other goes through its channel."""
         self.voter_crashes = 0.0
         """Share of votes after which the machine of the voter loses its power at once."""
         self.trace: Callable[[str], None] | None = None
@@ -352,7 +357,7 @@ class Wire:
         if not isinstance(self.session, PeerConnection):
             world.passed(data)
         else:
-            world.passed(unsealed(data))
+            world.passed(unsealed(data) if self.session.channel is None else data)
             if world.flips and world.rng.random() < world.flips:
                 data = self._flipped(data)
         node.receive(self, data)
@@ -779,8 +784,28 @@ class Node:
         self.do(lambda: self._receive_now(wire.session, data))
 
     def _receive_now(self, session: Any, data: bytes) -> None:
-        session.receive(data)
+        if isinstance(session, PeerConnection) and session.channel is not None:
+            data = self._unseal(session, session.channel, data)
+        if data:
+            session.receive(data)
         self.wake()
+
+    def _unseal(self, session: PeerConnection, channel: Channel, data: bytes) -> bytes:
+        """As `Connections` does it."""
+        was_established = channel.is_established
+        try:
+            data = channel.receive(data)
+        except ChannelError as failure:
+            self.world.note(f"  {self.name} closes a connection: {failure}")
+            if isinstance(session, Dial) and not session.is_open:
+                session.link.unreachable(session, str(failure), False)
+            self._cut(session)
+            return b""
+        if channel.is_established and not was_established and isinstance(session, Dial):
+            session.connected()
+        if channel.has_output:
+            self.new_output(session)
+        return data
 
     def ended(self, session: Any) -> None:
         """The other side of a connection closed it."""
@@ -863,6 +888,14 @@ class Node:
         world = self.world
         there, back = Wire(world, self.name, target.name), Wire(world, target.name, self.name)
         accepted = Accepted(target.member, target.new_output)
+        if world.secret is not None:
+            own, other = self.member.identity, target.member.identity
+            dial.channel = InitiatorChannel(
+                world.secret, PEER, own.cluster_id, own.member_id, dial.link.node
+            )
+            accepted.channel = ResponderChannel(
+                world.secret, PEER, other.cluster_id, other.member_id
+            )
         there.session, there.node = accepted, target
         back.session, back.node = dial, self
         self.attach(dial, there, back)
@@ -875,7 +908,10 @@ class Node:
 
     def _connected(self, life: int, dial: Dial) -> None:
         if life == self._life and dial in self._wires and not dial.is_closing:
-            dial.connected()
+            if dial.channel is None:
+                dial.connected()
+            else:
+                self.new_output(dial)
             self.wake()
 
     def _flush(self) -> None:
@@ -888,8 +924,11 @@ class Node:
             if wires is None:
                 continue
             out = session.outbox.parts
-            if out:
+            channel = session.channel if isinstance(session, PeerConnection) else None
+            if out or (channel is not None and channel.has_output):
                 data = b"".join(out)
+                if channel is not None:
+                    data = channel.seal(data) if channel.is_established else channel.output()
                 out.clear()
                 there = wires[0]
                 drain_s = there.node.drain_s(len(data)) if type(there.node) is not Node else 0.0
