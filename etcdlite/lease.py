@@ -36,7 +36,7 @@ from typing import Any
 from etcdlite import errors
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import read_varint, varint
-from etcdlite.storage.steps import finish, sort_steps
+from etcdlite.storage.steps import finish, shrunk, sort_steps
 
 NO_LEASE = 0
 
@@ -135,10 +135,14 @@ class Lessor:
         if lease_id is None:
             return
         lease = self._leases[lease_id]
-        if isinstance(lease.keys, dict):
+        if isinstance(lease.keys, dict) and len(lease.keys) > 1:
             del lease.keys[key]
         else:
             lease.keys = None
+
+    def shrink(self) -> None:
+        """Give back the memory of many leases and keys that are gone."""
+        self._leases, self.key_lease = shrunk(self._leases), shrunk(self.key_lease)
 
     def checkpoint(self, lease_id: int, remaining_ttl_s: int) -> None:
         """Record the remaining TTL of a lease for the next leader; 0 means its full TTL.

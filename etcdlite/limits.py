@@ -28,8 +28,9 @@ class Limits:
     join_step_pieces: int = 1024
     """Pieces that one step joins to one byte string."""
 
-    recent_bytes: int = 2 << 20
-    """Records kept in memory after they were written or read: one to two times this much."""
+    recent_bytes: int = 3 << 20
+    """Memory of the records that are kept after they were written or read: one to two times this
+    much."""
 
     flush_bytes: int = 512 << 10
     """A large change reaches the data file in parts of this size, before its mark."""

@@ -18,6 +18,7 @@ drops nothing that a pinned revision needs.
 
 from __future__ import annotations
 
+import gc
 import struct
 from collections.abc import Generator, Iterator
 from zlib import crc32
@@ -530,6 +531,12 @@ class Store:
         dropped = next(self.compaction, None)
         if dropped is None:
             self.compaction = None
+            self.lessor.shrink()
+            if self.index.shrink():
+                # What is left stands scattered among what is gone. Free some, so that whole arenas
+                # go back to the system: 41 instead of 71 MB are held after 200,000 keys.
+                self.data.drop_recent()
+                gc.collect()
         return dropped
 
     # Size and checkpoints.

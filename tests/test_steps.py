@@ -4,6 +4,7 @@ in keys, versions and bytes, since a test does not time anything."""
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from etcdlite.ranges import range_steps
 from etcdlite.storage import index
 from etcdlite.storage.cleaning import clean
 from etcdlite.storage.data import DataFile
-from etcdlite.storage.steps import finish, join_steps, sort_steps
+from etcdlite.storage.steps import finish, join_steps, shrunk, sort_steps
 
 RangeRequest = proto.RangeRequest
 BIG = {"key": b"big", "range_end": b"bih"}
@@ -82,7 +83,6 @@ PUTS = [
     "work",
     [
         lambda store: range_steps(store, RangeRequest(**BIG)),
-        lambda store: range_steps(store, RangeRequest(**BIG, keys_only=True)),
         lambda store: range_steps(store, RangeRequest(**BIG, sort_order=2, sort_target=3)),
         lambda store: range_steps(store, RangeRequest(**BIG, sort_order=1, sort_target=4)),
         lambda store: range_steps(store, RangeRequest(**BIG, revision=25)),
@@ -99,7 +99,6 @@ PUTS = [
     ],
     ids=[
         "range",
-        "keys only",
         "sorted by revision",
         "sorted by value",
         "in the past",
@@ -114,6 +113,26 @@ def test_a_step_reads_few_large_values(work: Any, read_bytes: list[int]) -> None
     store = with_big_values()
     assert most_per_step(work(store), lambda: read_bytes[0]) <= LIMITS.step_bytes + BIG_BYTES + 100
     assert read_bytes[0] >= 24 * BIG_BYTES
+
+
+@pytest.mark.parametrize("fields", [{}, {"limit": 3}, {"sort_order": 2}, {"sort_target": 3}])
+def test_a_range_without_values_reads_no_record(
+    fields: dict[str, int], read_bytes: list[int]
+) -> None:
+    store = with_big_values()
+    finish(range_steps(store, RangeRequest(**BIG, **fields, keys_only=True)))
+    assert read_bytes[0] == 0
+
+
+def test_a_dict_that_was_large_gives_back_its_memory() -> None:
+    table = dict.fromkeys(range(100_000), "")
+    assert shrunk(table) is table
+    for key in range(99_990):
+        del table[key]
+    before = sys.getsizeof(table)
+    smaller = shrunk(table)
+    assert smaller == table and sys.getsizeof(smaller) < before / 100
+    assert shrunk(smaller) is smaller
 
 
 def test_a_step_of_a_transaction_reads_few_large_values(read_bytes: list[int]) -> None:

@@ -87,6 +87,9 @@ AUTH_USER = 8
 AUTH_ROLE = 9
 """Buckets of the users, roles and settings of `auth.py`."""
 
+RECENT_OVERHEAD_BYTES = 160
+"""What a recent record takes in memory besides its body: two objects and a place in a dict."""
+
 MAX_DAMAGED = 10_000
 """Damaged records that are counted."""
 
@@ -247,7 +250,7 @@ class DataFile:
         location = self._base | offset
         self.offset = offset + size + 8
         self.recent[location] = body
-        self._recent_bytes += size
+        self._recent_bytes += size + RECENT_OVERHEAD_BYTES
         return location
 
     def append_tombstones(self, bodies: list[bytes]) -> int:
@@ -309,6 +312,12 @@ class DataFile:
             self._append_unkept(BUCKET, body)
             self.append_mark(index, term, revision)
             self.flush()
+
+    def drop_recent(self) -> None:
+        """Forget the recent records, unless some wait to be flushed."""
+        if not self._out:
+            self.recent, self.older = {}, {}
+            self._recent_bytes = 0
 
     def flush_part(self) -> None:
         """Flush if `flush_bytes` wait. For large changes that are not complete yet: it keeps the
@@ -377,7 +386,7 @@ class DataFile:
             if word >> 4 != size_bytes or crc32(body, word) != crc:
                 raise self._damage(location, "a record does not match its checksum")
         self.recent[location] = body
-        self._recent_bytes += size_bytes
+        self._recent_bytes += size_bytes + RECENT_OVERHEAD_BYTES
         if self._recent_bytes > self._keep_bytes and not self._out:
             self.older = self.recent
             self.recent = {}

@@ -28,6 +28,7 @@ from itertools import accumulate, pairwise
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.storage.sorted_keys import SortedKeys
+from etcdlite.storage.steps import shrunk
 
 HEAD = struct.Struct("<QQQQQI")
 PAST = struct.Struct("<QQI")
@@ -330,6 +331,12 @@ class Index:
         if gone > 0:
             del self.revisions[:gone]
             self.first_revision = compacted
+
+    def shrink(self) -> bool:
+        """Give back the memory of many keys that are gone. Returns whether there was some."""
+        before = self.heads, self.past
+        self.heads, self.past = shrunk(self.heads), shrunk(self.past)
+        return self.heads is not before[0] or self.past is not before[1]
 
     def skip_revisions(self, revision: int) -> None:
         """No location is known of the revisions up to this one."""

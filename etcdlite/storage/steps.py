@@ -6,12 +6,16 @@ keys, versions of keys, bytes of records. The counts are in `Limits`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from heapq import merge
 from itertools import islice
 from typing import Any, TypeVar
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
+
+SHRINK_FROM_BYTES = 256 << 10
+"""A dict smaller than this is not worth a copy."""
 
 T = TypeVar("T")
 
@@ -29,6 +33,13 @@ def finish(steps: Generator[None, None, T]) -> T:
         except StopIteration as done:
             result: T = done.value
             return result
+
+
+def shrunk(table: dict[Any, T]) -> dict[Any, T]:
+    """The dict, or a copy of it if it takes much more memory than its items need: a dict keeps the
+    memory of its largest size. A copy takes less time than the growth to that size took."""
+    size = sys.getsizeof(table)
+    return dict(table) if size > SHRINK_FROM_BYTES and size > 800 * len(table) else table
 
 
 def sort_steps(

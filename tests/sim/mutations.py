@@ -65,6 +65,8 @@ class Mutation:
     mean_pause_s: float = 0.0
     """Between two faults; 0: as drawn."""
     voter_crashes: float = 0.0
+    look_s: float = 0.0
+    """How long the work between two looks at the clock takes; 0: as drawn."""
     tunables: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     """Of the members; those of consensus are under "raft"."""
@@ -234,7 +236,7 @@ def _read_before_the_read_index_is_applied(patch: Patch) -> None:
     patch.set(member.Member, "_take_ready", hasty)
 
 
-@mutation(load={"purge": 60.0}, tunables={"delete_step_keys": 1})
+@mutation(load={"purge": 60.0, "get": 0.0}, look_s=0.002, tunables={"delete_step_keys": 1})
 def _read_beside_an_entry_that_others_have_answered(patch: Patch) -> None:
     beside = reading.Reads.serve_beside
 
@@ -247,7 +249,7 @@ def _read_beside_an_entry_that_others_have_answered(patch: Patch) -> None:
     patch.set(reading.Reads, "serve_beside", hasty)
 
 
-@mutation(load={"purge": 60.0}, tunables={"delete_step_keys": 1})
+@mutation(load={"purge": 60.0}, look_s=0.002, tunables={"delete_step_keys": 1})
 def _read_beside_a_delete_sees_part_of_it(patch: Patch) -> None:
     scan = mvcc.Store.scan
 
@@ -684,6 +686,7 @@ def prepare(found: Mutation, seed: int) -> Simulation:
     """A simulation in which the mutation has a chance to matter."""
     simulation = Simulation(seed, found.members)
     simulation.tunables.update(found.tunables)
+    simulation.look_s = found.look_s or simulation.look_s
     raft_options = {**simulation.options["raft"], **found.options.get("raft", {})}
     simulation.options.update(found.options, raft=raft_options)
     for name, weight in found.load.items():
