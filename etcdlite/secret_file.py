@@ -9,9 +9,9 @@ There are 1 to `MAX_SECRETS`. The first is offered to others; all are accepted f
 secret is replaced in three steps on all machines: add the new one as the last line; make it the
 first; remove the old one.
 
-Invariants: a file that other users may read is refused as ssh refuses such a key; no secret is
-shown in an error, a log line or a `repr`. The id of a secret, which is shown, is the first 8 bytes
-of HMAC-SHA-256 with the secret as its key: it leads to no secret, because there are 2**256.
+Invariants: a file that other users may read is refused (`private_file.py`); no secret is shown in
+an error, a log line or a `repr`. The id of a secret, which is shown, is the first 8 bytes of
+HMAC-SHA-256 with the secret as its key: it leads to no secret, because there are 2**256.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from __future__ import annotations
 import binascii
 import hmac
 import os
-import stat
 from base64 import b64decode, b64encode
 
-from etcdlite import log
+from etcdlite import log, private_file
+from etcdlite.private_file import PrivateFileError
 
 PREFIX = "etcdlite-secret-1:"
 SECRET_BYTES = 32
@@ -30,16 +30,13 @@ MAX_SECRETS = 4
 MAX_FILE_BYTES = 4096
 
 MIN_DISTINCT_BYTES = 12
-"""Fewer different bytes are not random: it happens to one of 10**17 random secrets."""
+"""Fewer different bytes are not random: that happens to one of 10**25 random secrets."""
 
 CHECK_INTERVAL_S = 1.0
 """How often the file is looked at, at most."""
 
-MODE = 0o600
-
-
-class SecretError(Exception):
-    """A file with secrets cannot be used. The text names the file, the reason and the remedy."""
+SecretError = PrivateFileError
+"""A file with secrets cannot be used. The text names the file, the reason and the remedy."""
 
 
 class Secret:
@@ -67,114 +64,7 @@ def ids(secrets: Secrets) -> str:
 
 def read(path: str) -> Secrets:
     """The secrets in a file. Raises SecretError."""
-    return _read(path)[0]
-
-
-def check_apart(peer: Secrets, client: Secrets) -> None:
-    """Raise SecretError if a client could call itself a member."""
-    if {secret.id for secret in peer} & {secret.id for secret in client}:
-        raise SecretError(
-            "peer-secret-file and client-secret-file have a secret in common: whoever has it can "
-            "be a member. Make another one for the clients with 'etcdlite-ctl secret new FILE'"
-        )
-
-
-def create(path: str) -> Secret:
-    """Make a file with one new secret, which only its owner may read. Raises SecretError if there
-    is a file already, and OSError."""
-    secret = Secret(os.urandom(SECRET_BYTES))
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        fd = os.open(path, flags, MODE)
-    except FileExistsError:
-        raise SecretError(
-            f"{path} exists already and is not overwritten; name another file, or remove it"
-        ) from None
-    with open(fd, "w", encoding="ascii") as file:
-        os.fchmod(fd, MODE)
-        file.write(f"# id {secret.id.hex()}\n{PREFIX}{b64encode(secret.key).decode()}\n")
-        file.flush()
-        os.fsync(fd)
-    return secret
-
-
-class SecretFile:
-    """The secrets of a file that may change while the process runs."""
-
-    def __init__(self, path: str, setting: str) -> None:
-        """`setting` names the file in the log. Raises SecretError."""
-        self.path = path
-        self._setting = setting
-        self._secrets, self._version = _read(path)
-        self._checked_at = 0.0
-
-    def secrets(self, now_s: float) -> Secrets:
-        """The secrets for a connection that is made now. A changed file is read again; if it cannot
-        be used, that is logged, and the old secrets go on. `now_s` is monotonic."""
-        if now_s - self._checked_at >= CHECK_INTERVAL_S:
-            self._checked_at = now_s
-            self.reload()
-        return self._secrets
-
-    def reload(self) -> None:
-        """Look at the file now."""
-        try:
-            found = os.stat(self.path)
-            if _version(found) == self._version:
-                return
-            secrets, version = _read(self.path)
-        except (OSError, SecretError) as failure:
-            if not log.limited(f"secrets {self.path}", 0.1):
-                why = str(failure)
-                log.warn(f"{self._setting} cannot be read again; the old secrets go on", why=why)
-            return
-        self._secrets, self._version = secrets, version
-        log.info(f"read {self._setting} again; it holds for new connections", ids=ids(secrets))
-
-
-_Version = tuple[int, ...]
-
-
-def _version(found: os.stat_result) -> _Version:
-    """What changes when a file is replaced or written."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _read(path: str) -> tuple[Secrets, _Version]:
-    try:
-        # Without O_NONBLOCK a pipe would block.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as failure:
-        raise SecretError(f"cannot read {path}: {failure.strerror}") from failure
-    try:
-        found = os.fstat(fd)
-        _check_file(path, found)
-        data = os.read(fd, MAX_FILE_BYTES + 1)
-    except OSError as failure:
-        raise SecretError(f"cannot read {path}: {failure.strerror}") from failure
-    finally:
-        os.close(fd)
-    return _parse(path, data), _version(found)
-
-
-def _check_file(path: str, found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise SecretError(f"{path} is not a regular file; name the file with the secrets")
-    mode = stat.S_IMODE(found.st_mode)
-    # As in OpenSSH (sshkey_perm_ok): the modes of a file of another owner, such as root's in a
-    # container, are that owner's choice.
-    if found.st_uid == os.getuid() and mode & 0o077:
-        raise SecretError(
-            f"{path} may be read or changed by other users (its mode is {mode:04o}); "
-            f"correct that with 'chmod 600 {path}'"
-        )
-    if mode & 0o007 and not log.limited(f"mode {path}", 0.001):
-        log.warn("all users of this machine may read a file of secrets", file=path)
-
-
-def _parse(path: str, data: bytes) -> Secrets:
-    if len(data) > MAX_FILE_BYTES:
-        raise SecretError(f"{path} has more than {MAX_FILE_BYTES} bytes; it is no file of secrets")
+    data = private_file.read(path, MAX_FILE_BYTES)
     secrets: list[Secret] = []
     for number, raw in enumerate(data.splitlines(), 1):
         line = raw.strip()
@@ -204,3 +94,64 @@ def _parse(path: str, data: bytes) -> Secrets:
             "'etcdlite-ctl secret new FILE'"
         )
     return tuple(secrets)
+
+
+def check_apart(peer: Secrets, client: Secrets) -> None:
+    """Raise SecretError if a client could call itself a member."""
+    if {secret.id for secret in peer} & {secret.id for secret in client}:
+        raise SecretError(
+            "peer-secret-file and client-secret-file have a secret in common: whoever has it can "
+            "be a member. Make another one for the clients with 'etcdlite-ctl secret new FILE'"
+        )
+
+
+def create(path: str) -> Secret:
+    """Make a file with one new secret, which only its owner may read. Raises SecretError if there
+    is a file already, and OSError."""
+    secret = Secret(os.urandom(SECRET_BYTES))
+    text = f"# id {secret.id.hex()}\n{PREFIX}{b64encode(secret.key).decode()}\n"
+    private_file.create(path, text)
+    return secret
+
+
+class SecretFile:
+    """The secrets of a file that may change while the process runs."""
+
+    def __init__(self, path: str, setting: str) -> None:
+        """`setting` names the file in the log. Raises SecretError."""
+        self.path = path
+        self._setting = setting
+        self._version = self._look()
+        self._secrets = read(path)
+        self._checked_at = 0.0
+
+    def secrets(self, now_s: float) -> Secrets:
+        """The secrets for a connection that is made now. A changed file is read again; if it cannot
+        be used, that is logged, and the old secrets go on. `now_s` is monotonic."""
+        if now_s - self._checked_at >= CHECK_INTERVAL_S:
+            self._checked_at = now_s
+            self.reload()
+        return self._secrets
+
+    def reload(self) -> None:
+        """Look at the file now."""
+        version = self._look()
+        if version == self._version:
+            return
+        try:
+            secrets = read(self.path)
+        except (SecretError, OSError) as failure:
+            if not log.limited(f"secrets {self.path}", 0.1):
+                why = str(failure)
+                log.warn(f"{self._setting} cannot be read again; the old secrets go on", why=why)
+            return
+        self._secrets, self._version = secrets, version
+        log.info(f"read {self._setting} again; it holds for new connections", ids=ids(secrets))
+
+    def _look(self) -> tuple[int, ...]:
+        """What changes when the file is replaced or written."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return ()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
