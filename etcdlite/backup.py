@@ -1,16 +1,18 @@
 """Backups offline: check a snapshot file, and make a new member's data directory of it.
 
-The file is that of `snap.py`.
+The file is that of `snap.py`, as it is or encrypted (`age.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from etcdlite import ETCD_API_VERSION, bootstrap, datadir
+from etcdlite import ETCD_API_VERSION, age, bootstrap, datadir
+from etcdlite.age import AgeError, DecryptedFile, Identity
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.sealing import Keyring
@@ -35,10 +37,14 @@ class Status(NamedTuple):
     version: str
 
 
-def status(path: str, progress: Callable[[int, int], None] | None = None) -> Status:
+def status(
+    path: str,
+    progress: Callable[[int, int], None] | None = None,
+    identities: Sequence[Identity] = (),
+) -> Status:
     """Check a snapshot file completely, each record too, and say what it holds. `progress` gets
-    (bytes done, total bytes). Raises SnapshotError, OSError."""
-    with _open(path) as file:
+    (bytes done, total bytes). `identities` decrypt the file. Raises SnapshotError, OSError."""
+    with _opened(path, identities) as file:
         header, start = read_header(path, file)
         digest = _verify(path, file, progress)
         _refuse_damaged(path, file, header, start)
@@ -46,7 +52,7 @@ def status(path: str, progress: Callable[[int, int], None] | None = None) -> Sta
             int.from_bytes(digest[:4], "big"),
             header["revision"],
             header["total_keys"],
-            os.path.getsize(path),
+            file.seek(0, os.SEEK_END),
             ETCD_API_VERSION,
         )
 
@@ -66,6 +72,7 @@ def restore(
     segment_bytes: int = 16 << 20,
     wal_segment_bytes: int = 16 << 20,
     keys: Keyring | None = None,
+    identities: Sequence[Identity] = (),
 ) -> None:
     """Make a new member's data directory of a snapshot. It has the keys, revisions and leases of
     the snapshot, but its own membership, so a restored member never joins its old cluster.
@@ -73,15 +80,16 @@ def restore(
     With `bump_revision` the revision continues that much higher, and everything up to there is
     compacted: if it exceeds the number of writes after the snapshot, no client sees revisions go
     back, and watches that have seen later ones are told. All members need the same. `progress` gets
-    (bytes done, total bytes). With `keys` the data directory is encrypted. Raises SnapshotError,
-    OSError.
+    (bytes done, total bytes). With `keys` the data directory is encrypted. `identities` decrypt the
+    file; nothing of it is written that is not encrypted with `keys`, if there are any. Raises
+    SnapshotError, OSError.
     """
     peer_urls = [url for url in initial_advertise_peer_urls.split(",") if url]
     pairs = _initial_cluster(initial_cluster, name, peer_urls)
     founding = bootstrap.new_cluster(name, pairs, initial_cluster_token)
     disk = Disk()
     sealed = datadir.data_disk(disk, keys, founding.cluster_id, founding.member_id)
-    with _open(path) as file:
+    with _opened(path, identities) as file:
         header, start = read_header(path, file)
         if not skip_hash_check:
             _verify(path, file, progress)
@@ -110,6 +118,9 @@ def restore(
         except (datadir.StartError, DataDamaged) as failure:
             raise SnapshotError(str(failure)) from failure
         finally:
+            # After a failure, what was written so far.
+            if disk.exists(f"{data_dir}/member.tmp"):
+                disk.remove_tree(f"{data_dir}/member.tmp")
             lock.close()
 
 
@@ -126,16 +137,31 @@ def _initial_cluster(
         raise SnapshotError(f"--initial-cluster {initial_cluster}: {failure}") from failure
 
 
-def _open(path: str) -> Any:
+@contextmanager
+def _opened(path: str, identities: Sequence[Identity]) -> Iterator[Any]:
+    """The content of a snapshot file, decrypted if it is encrypted. Raises SnapshotError."""
     try:
-        return open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115 - closed below
     except OSError as failure:
         raise SnapshotError(f"cannot read snapshot {path}: {failure.strerror}") from failure
+    with file:
+        is_encrypted = age.is_encrypted(file.read(64))
+        file.seek(0)
+        if is_encrypted and not identities:
+            raise SnapshotError(
+                f"snapshot {path} is encrypted; give the file with the identity as --identity"
+            )
+        if identities and not is_encrypted:
+            raise SnapshotError(f"snapshot {path} is not encrypted; leave out --identity")
+        try:
+            yield DecryptedFile(file, identities) if is_encrypted else file
+        except AgeError as failure:
+            raise SnapshotError(f"snapshot {path} cannot be decrypted: {failure}") from failure
 
 
 def _verify(path: str, file: Any, progress: Callable[[int, int], None] | None) -> bytes:
     """Compare the SHA-256 at the end with the content. Returns it. Raises SnapshotError."""
-    size = os.path.getsize(path)
+    size = file.seek(0, os.SEEK_END)
     left = size - DIGEST_BYTES
     if left < 0 or left % BLOCK_BYTES:
         raise SnapshotError(
@@ -173,7 +199,9 @@ class _Part:
 
     def pread(self, size_bytes: int, offset: int) -> bytes:
         left = max(0, self._size_bytes - offset)
-        return os.pread(self._file.fileno(), min(size_bytes, left), self._begin + offset)
+        self._file.seek(self._begin + offset)
+        part: bytes = self._file.read(min(size_bytes, left))
+        return part
 
     def size(self) -> int:
         return self._size_bytes

@@ -67,6 +67,8 @@ _CERT_FLAGS = (
     Flag("days", "int", 0, "how long it is valid (default: a CA 3650 days, others 365)"),
     Flag("force", "bool", False, "replace files that exist"),
 )
+_IDENTITY_FLAG = Flag("identity", "string", "", "file with the identity of an encrypted backup")
+_KEY_FILE_FLAG = Flag("encryption-key-file", "string", "", "keys that encrypt the data directory")
 _HOST_FLAG = Flag("host", "list", (), "its host names and addresses (default: this machine's name)")
 
 COMMANDS = (
@@ -161,11 +163,14 @@ COMMANDS = (
             "Transfer leadership to another member", "commands.move_leader",
             prints="move_leader", description="One of --endpoints must be the leader's."),
     Command("snapshot save <filename>", "Save a backup of a member to a file", "snapshots.save",
-            description="The file is complete and synced when it appears under its name.",
-            examples=("snapshot save backup.db",)),
+            (Flag("encrypt-to", "list", (), "encrypt to these public keys (age1...)"),),
+            description="The file is complete and synced when it appears under its name. With\n"
+            "--encrypt-to it is a file of age (age-encryption.org), encrypted as it arrives.",
+            examples=("snapshot save backup.db", "snapshot save --encrypt-to age1... backup.age")),
     Command("snapshot status <filename>",
-            "Check a backup and show what it holds", "snapshots.status", prints="snapshot_status",
-            description="In the simple format: hash, revision, total keys, total size."),
+            "Check a backup and show what it holds", "snapshots.status", (_IDENTITY_FLAG,),
+            "snapshot_status",
+            "In the simple format: hash, revision, total keys, total size."),
     Command("snapshot restore <filename> [options]",
             "Make a data directory from a backup", "snapshots.restore",
             (Flag("data-dir", "string", "", "the new directory (default: name + .etcdlite)"),
@@ -179,7 +184,8 @@ COMMANDS = (
              Flag("skip-hash-check", "bool", False, "restore even if the checksum is wrong"),
              Flag("bump-revision", "int", 0, "add this to the revision"),
              Flag("mark-compacted", "bool", False,
-                  "compact all before; required with --bump-revision")),
+                  "compact all before; required with --bump-revision"),
+             _IDENTITY_FLAG, _KEY_FILE_FLAG),
             description="Works on local files; no server is needed. The directory must be empty\n"
             "or not exist.", examples=("snapshot restore backup.db --data-dir new.etcdlite",)),
     Command("lock [options] <lockname> [command [argument ...]]",
@@ -221,6 +227,25 @@ COMMANDS = (
             description="The file (default: etcdlite.secret) has mode 0600; one that exists is\n"
             "kept. Prints the settings of the server that use it.",
             examples=("secret new /etc/etcdlite/peer.secret",)),
+    Command("key new [file]", "Make a file with a new key for data at rest", "keys.new",
+            description="The file has mode 0600; one that exists is kept. Without a file, prints\n"
+            "the key.", examples=("key new /etc/etcdlite/data.keys",)),
+    Command("key add <file>", "Put a new key first in a file of keys", "keys.add",
+            description="The first key writes, the others read what it has not replaced yet.",
+            examples=("key add /etc/etcdlite/data.keys",)),
+    Command("key identity [file]", "Make an identity for encrypted backups", "keys.identity",
+            description="Prints the public key, for snapshot save --encrypt-to. The identity, in\n"
+            "a file of mode 0600, is for snapshot restore --identity. Without a file, prints both.",
+            examples=("key identity backup.identity",)),
+    Command("rekey [options]", "Encrypt a member's data with the first key", "keys.rekey",
+            (Flag("data-dir", "string", "default.etcdlite", "the directory of the member"),
+             Flag("wal-dir", "string", "", "directory of the log (default: in --data-dir)"),
+             _KEY_FILE_FLAG,
+             Flag("check", "bool", False, "only show which keys are needed; also for a running "
+                  "member")),
+            description="The member must be stopped. After it, the other keys can be removed from\n"
+            "the file. With --check, the status is 1 if that is not so yet.",
+            examples=("rekey --data-dir m1.etcdlite --encryption-key-file data.keys",)),
     Command("version", "Print the version", ""),
     Command("completion <bash|zsh>", "Print the completion script for a shell", "",
             examples=("completion bash > /etc/bash_completion.d/etcdlite-ctl",)),
@@ -235,6 +260,7 @@ GROUPS = {
     "snapshot": "Backups",
     "check": "Checks under load",
     "cert": "A CA and certificates for labs",
+    "key": "Keys for data at rest and for backups",
     "secret": "Secrets that members, or clients and members, share",
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
 MODE = 0o600
 
@@ -58,3 +59,25 @@ def create(path: str, content: str) -> None:
         file.write(content)
         file.flush()
         os.fsync(fd)
+    _sync_directory(path)
+
+
+def replace(path: str, content: str) -> None:
+    """Give a private file another content, at once and durably; its owner stays. Raises
+    PrivateFileError, OSError."""
+    old = os.stat(path)
+    with suppress(FileNotFoundError):
+        os.unlink(path + ".new")
+    create(path + ".new", content)
+    os.chown(path + ".new", old.st_uid, old.st_gid)
+    os.rename(path + ".new", path)
+    _sync_directory(path)
+
+
+def _sync_directory(path: str) -> None:
+    """Make creations and renames beside the file at `path` durable."""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from typing import Any
 
-from etcdlite import backup, proto, snap
+from etcdlite import age, backup, keys, proto, snap
+from etcdlite.age import AgeError, Encryptor, Identity
 from etcdlite.cli.failures import (
     EXIT_BAD_ARGUMENTS,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
+    BadArguments,
     Failure,
     os_error_text,
     say,
@@ -18,6 +21,7 @@ from etcdlite.cli.failures import (
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import EtcdliteError
 from etcdlite.client.partial_file import PartialFile
+from etcdlite.datadir import StartError
 from etcdlite.notation import format_size
 
 MAX_BUMP_REVISION = 1 << 62
@@ -33,19 +37,74 @@ def save(session: Session) -> None:
         )
         raise Failure(EXIT_INTERRUPTED, text)
     path = session.arguments[0]
+    recipients = [_recipient(text) for text in session.flags["encrypt-to"]]
     try:
         partial = PartialFile(path)
         with partial as file:
-            _receive_snapshot(session, file)
-            file.flush()
-            if partial.is_plain:
-                _check_snapshot(partial.partial_path)
+            if recipients:
+                _receive_encrypted(session, file, recipients)
+            else:
+                _receive_snapshot(session, file)
+                file.flush()
+                if partial.is_plain:
+                    _check_snapshot(partial.partial_path)
     except EtcdliteError as error:
         text = describe(error, session.client().endpoint)
         raise Failure(EXIT_INTERRUPTED, f"snapshot failed: {text}") from None
     except OSError as error:
         raise Failure(EXIT_INTERRUPTED, f"could not save to {os_error_text(error)}") from None
     session.write(b"Snapshot saved at " + os.fsencode(path) + b"\n")
+
+
+def _recipient(text: str) -> bytes:
+    try:
+        return age.parse_recipient(text)
+    except AgeError as error:
+        raise BadArguments(f"--encrypt-to {text}: {error}") from None
+
+
+def _identities(session: Session) -> list[Identity]:
+    """Those of --identity; none if it is not given. Raises Failure."""
+    path = session.flags["identity"]
+    try:
+        return age.read_identities(path) if path else []
+    except AgeError as error:
+        raise Failure(EXIT_FAILED, f"--identity: {error}") from None
+
+
+class _Checked:
+    """Passes on a snapshot that arrives, and compares its content with its SHA-256."""
+
+    def __init__(self, file: Encryptor) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._begin = b""
+        self._end = b""
+
+    def write(self, data: bytes) -> None:
+        if not self._begin:
+            self._begin = data[: len(snap.MAGIC)]
+        content = self._end + data
+        self._digest.update(content[: -snap.DIGEST_BYTES])
+        self._end = content[-snap.DIGEST_BYTES :]
+        self._file.write(data)
+
+    def finish(self) -> None:
+        """Raises Failure if they differ. One of an etcd is not checked."""
+        if self._begin == snap.MAGIC and self._digest.digest() != self._end:
+            raise Failure(EXIT_FAILED, "the snapshot does not match its SHA-256; it was not saved")
+        self._file.finish()
+
+
+def _receive_encrypted(session: Session, file: Any, recipients: list[bytes]) -> None:
+    """Encrypt a snapshot as it arrives. Its records can be checked only with the identity, which
+    `snapshot status` and `snapshot restore` do."""
+    try:
+        checked = _Checked(Encryptor(file, recipients))
+    except AgeError as error:
+        raise BadArguments(f"--encrypt-to: {error}") from None
+    _receive_snapshot(session, checked)
+    checked.finish()
 
 
 def _check_snapshot(path: str) -> None:
@@ -81,8 +140,9 @@ def _receive_snapshot(session: Session, file: Any) -> None:
 
 def status(session: Session) -> None:
     session.need(1, "snapshot status requires exactly one argument")
+    identities = _identities(session)
     try:
-        status = backup.status(session.arguments[0])
+        status = backup.status(session.arguments[0], identities=identities)
     except snap.SnapshotError as error:
         raise Failure(EXIT_FAILED, str(error)) from None
     except OSError as error:
@@ -100,6 +160,8 @@ def restore(session: Session) -> None:
     if not 0 <= bump_revision <= MAX_BUMP_REVISION:
         raise Failure(EXIT_BAD_ARGUMENTS, f"--bump-revision must be from 0 to {MAX_BUMP_REVISION}")
     data_dir = flags["data-dir"] or flags["name"] + ".etcdlite"
+    identities = _identities(session)
+    key_file = flags["encryption-key-file"]
     progress = Progress(f"restoring to {data_dir}", lambda size: format_size(int(size)))
     try:
         backup.restore(
@@ -113,8 +175,10 @@ def restore(session: Session) -> None:
             skip_hash_check=flags["skip-hash-check"],
             bump_revision=bump_revision,
             progress=progress.update,
+            keys=keys.read(key_file),
+            identities=identities,
         )
-    except snap.SnapshotError as error:
+    except (snap.SnapshotError, StartError) as error:
         raise Failure(EXIT_FAILED, str(error)) from None
     except OSError as error:
         raise Failure(EXIT_FAILED, os_error_text(error)) from None
@@ -127,4 +191,8 @@ def restore(session: Session) -> None:
     peer_urls = flags["initial-advertise-peer-urls"]
     if peer_urls != "http://localhost:2380":
         command += ["--listen-peer-urls", peer_urls]
+    if key_file:
+        command += ["--encryption-key-file", key_file]
+    elif identities:
+        say(f"note: the backup is encrypted, but {data_dir} is not (--encryption-key-file)")
     say(f"restored {path}; start the server with: {shlex.join(command)}")

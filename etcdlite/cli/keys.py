@@ -1,0 +1,147 @@
+"""`etcdlite-ctl key` and `rekey`: keys for data at rest, and identities for backups."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+
+from etcdlite import age, datadir, keys, private_file, sealing
+from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text, say
+from etcdlite.cli.session import Progress, Session
+from etcdlite.datadir import StartError
+from etcdlite.notation import format_size
+from etcdlite.private_file import PrivateFileError
+from etcdlite.sealing import Keyring, ids_text
+from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.disk import Disk
+from etcdlite.wal import WALError
+
+
+def new(session: Session) -> None:
+    """Make a file with one key; without a file, print its line."""
+    key_id, line = sealing.new_key()
+    text = f"# id {key_id.hex()}\n{line}"
+    path = _optional_file(session, "key new")
+    if path is None:
+        session.write(text.encode())
+        return
+    _create(path, text)
+    shown = json.dumps(os.path.abspath(path), ensure_ascii=False)
+    advice = (
+        f"# A new key, id {key_id.hex()}. Keep a copy of the file, but not with the data: without "
+        "it the data is lost.\n"
+        f"encryption-key-file = {shown}\n"
+    )
+    session.write(advice.encode("utf-8", "surrogateescape"))
+
+
+def add(session: Session) -> None:
+    """Put a new key first in a file of keys, which is replaced as a whole."""
+    session.need(1, "key add takes the name of one file")
+    path = session.arguments[0]
+    key_id, line = sealing.new_key()
+    try:
+        ring = sealing.read(path)
+        if len(ring.ids) >= sealing.MAX_KEYS:
+            raise Failure(EXIT_FAILED, f"{path} has {len(ring.ids)} keys; remove one first")
+        old = private_file.read(path, sealing.MAX_FILE_BYTES).decode("utf-8", "replace")
+        private_file.replace(path, f"# id {key_id.hex()}\n{line}{old}")
+    except (sealing.KeyFileError, PrivateFileError) as error:
+        raise Failure(EXIT_FAILED, str(error)) from None
+    except OSError as error:
+        raise Failure(EXIT_FAILED, os_error_text(error)) from None
+    say(
+        f"key {key_id.hex()} is the first one in the file now; restart the member, or stop it and "
+        "run 'etcdlite-ctl rekey'"
+    )
+
+
+def identity(session: Session) -> None:
+    """Make an identity, and print its public key; without a file, print both."""
+    made = age.new_identity()
+    text = f"# public key: {made.recipient}\n{made.text}\n"
+    path = _optional_file(session, "key identity")
+    if path is None:
+        session.write(text.encode())
+    else:
+        _create(path, text)
+        session.write(f"{made.recipient}\n".encode())
+
+
+def rekey(session: Session) -> int:
+    """Seal everything with the first key. With --check only say what needs another one."""
+    session.need(0, "rekey takes no arguments")
+    flags = session.flags
+    data_dir, wal_dir = flags["data-dir"], flags["wal-dir"]
+    disk = Disk()
+    try:
+        ring = keys.read(flags["encryption-key-file"])
+        if ring is None:
+            raise BadArguments("rekey needs --encryption-key-file")
+        if not datadir.exists(disk, data_dir):
+            raise Failure(EXIT_FAILED, f"{data_dir} holds no member; give its --data-dir")
+        if flags["check"]:
+            return _check(session, disk, ring)
+        _check_owner(data_dir)
+        lock = datadir.lock(disk, data_dir, wal_dir)
+    except StartError as error:
+        raise Failure(EXIT_FAILED, str(error)) from None
+    except OSError as error:
+        raise Failure(EXIT_FAILED, os_error_text(error)) from None
+    progress = Progress(f"rekeying {data_dir}", lambda size: format_size(int(size)))
+    try:
+        count = keys.replace(disk, data_dir, wal_dir, ring, progress.update)
+    except (StartError, DataDamaged, WALError) as error:
+        raise Failure(EXIT_FAILED, str(error)) from None
+    except OSError as error:
+        raise Failure(EXIT_FAILED, os_error_text(error)) from None
+    finally:
+        progress.clear()
+        lock.close()
+    say(f"{count} files rewritten; everything in {data_dir} needs key {ring.first.id.hex()} only")
+    return 0
+
+
+def _check(session: Session, disk: Disk, ring: Keyring) -> int:
+    """Prints a line for each key in use; the status is 1 if the first key is not enough."""
+    found = keys.uses(disk, session.flags["data-dir"], session.flags["wal-dir"])
+    sums: dict[bytes | None, tuple[int, int]] = {}
+    for use in found:
+        files, size = sums.get(use.key_id, (0, 0))
+        sums[use.key_id] = files + 1, size + use.size_bytes
+    for key_id, (files, size) in sums.items():
+        name = "none (plain)" if key_id is None else key_id.hex()
+        note = "" if key_id is None or key_id in ring.ids else ", which is not in the file"
+        session.write(f"key {name}{note}: {files} files, {format_size(size)}\n".encode())
+    others = [key_id for key_id in sums if key_id is not None and key_id != ring.first.id]
+    if others:
+        say(f"still needed besides the first key: {ids_text(others)}")
+    return int(sums.keys() != {ring.first.id})
+
+
+def _check_owner(data_dir: str) -> None:
+    """Raises Failure: files of another user could not be read by the member."""
+    owner = os.stat(data_dir).st_uid
+    if owner != os.geteuid():
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = f"#{owner}"
+        text = f"{data_dir} belongs to user {name}; run this as that user (sudo -u {name} ...)"
+        raise Failure(EXIT_FAILED, text)
+
+
+def _optional_file(session: Session, command: str) -> str | None:
+    if len(session.arguments) > 1:
+        raise BadArguments(f"{command} takes the name of one file")
+    return session.arguments[0] if session.arguments else None
+
+
+def _create(path: str, text: str) -> None:
+    try:
+        private_file.create(path, text)
+    except PrivateFileError as error:
+        raise Failure(EXIT_FAILED, str(error)) from None
+    except OSError as error:
+        raise Failure(EXIT_FAILED, f"cannot write {os_error_text(error)}") from None
