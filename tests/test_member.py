@@ -55,6 +55,18 @@ def filled(keys: int, value: bytes = b"v", **options: Any) -> MemberRig:
     return rig
 
 
+class Sink:
+    """Takes the responses of watches."""
+
+    blocked = False
+
+    def __init__(self) -> None:
+        self.responses: list[Any] = []
+
+    def send(self, body: bytes) -> None:
+        self.responses.append(proto.WatchResponse.decode(body))
+
+
 # Writes.
 
 
@@ -218,21 +230,14 @@ def test_the_first_compaction_may_be_at_revision_0_as_in_etcd(rig: MemberRig) ->
 
 
 def test_a_watch_from_before_the_first_tick_waits_for_its_progress_like_all_others() -> None:
-    sent: list[Any] = []
-
-    class Sink:
-        blocked = False
-
-        def send(self, body: bytes) -> None:
-            sent.append(proto.WatchResponse.decode(body))
-
+    sink = Sink()
     rig = MemberRig()
     request = proto.WatchCreateRequest(key=b"a", progress_notify=True)
-    rig.member.hub.open(Sink()).create(request)
+    rig.member.hub.open(sink).create(request)
     for waited_s, responses in ((0.0, 1), (599.0, 1), (100.0, 2)):
         rig.now += waited_s
         rig.member.tick()
-        assert len(sent) == responses, sent
+        assert len(sink.responses) == responses, sink.responses
 
 
 def test_a_physical_compaction_is_answered_when_the_work_is_done() -> None:
@@ -657,6 +662,24 @@ def test_a_read_waits_for_a_delete_that_another_member_may_have_answered() -> No
     assert read not in rig.answers and delete not in rig.answers
     rig.settle()
     assert rig.answers[read].count == 0
+
+
+def test_a_watch_gets_all_events_of_a_large_delete_though_few_are_kept() -> None:
+    rig = filled(1000, limits=Limits(max_events_at_once=50, delete_step_keys=20))
+    sink = Sink()
+    rig.member.hub.open(sink).create(proto.WatchCreateRequest(key=b"key", range_end=b"kez"))
+    rig.pace_s = 0.0005
+    delete = rig.send(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
+    put = rig.send(PutRequest(key=b"key-after"))
+    kept = 0
+    while put not in rig.answers:
+        rig.turn()
+        kept = max(kept, len(rig.member.state.store.events))
+    rig.settle()
+    assert rig.answers[delete].deleted == 1000
+    assert 50 < kept < 100, kept
+    keys = [event.kv.key for response in sink.responses for event in response.events]
+    assert keys == [b"key%07d" % number for number in range(1000)] + [b"key-after"]
 
 
 def test_a_snapshot_taken_within_a_large_write_is_whole(tmp_path: Any) -> None:
