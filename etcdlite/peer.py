@@ -657,7 +657,8 @@ class Link:
             return
         self.dial = None
         self.failures += 1
-        if not (self.local.is_stopping or log.limited(f"unreachable {self._hex()}", LINES_PER_S)):
+        key = f"unreachable {self._hex()} {why}"
+        if not (self.local.is_stopping or log.limited(key, LINES_PER_S)):
             log.warn(
                 "cannot reach a peer", error=why, url=self.url, **{"remote-peer-id": self._hex()}
             )
