@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
@@ -41,9 +42,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         print(f"etcdlite Version: {etcdlite.__version__}\netcd API: {etcdlite.ETCD_API_VERSION}")
         return 0
     if settings.action == "check-config":
-        problems = config.check_files(settings) or _check_contents(
-            settings.data_dir, settings.wal_dir, settings.own_files
-        )
+        problems = config.check_files(settings) or [
+            *_check_contents(settings.data_dir, settings.wal_dir, settings.own_files),
+            *_check_tls(settings),
+        ]
         for line in (*settings.warnings, *problems):
             print(f"etcdlite: {line}", file=sys.stderr)
         if problems:
@@ -136,6 +138,13 @@ def _check_contents(data_dir: str, wal_dir: str, own: Collection[str]) -> list[s
     except (datadir.StartError, OSError) as failure:
         return [str(failure)]
     return []
+
+
+def _check_tls(settings: Any) -> list[str]:
+    """What a start would refuse in the files of TLS."""
+    from etcdlite import channels
+
+    return channels.check(settings)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class Channel:
     side says so in the handshake; 0 is unknown. Proven with the first plaintext."""
     description = ""
     """Who the other side is, and the version and cipher, for the log. Set when established."""
-    ended = False
+    is_ended = False
     """The other side has said that it sends no more."""
 
     @property

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from etcdlite import sealing
+from etcdlite.cipher_suites import OF_TLS_1_3
 from etcdlite.flags import (
     ACTIONS,
     BOOL,
@@ -45,7 +46,7 @@ from etcdlite.flags import (
     variable_name,
 )
 from etcdlite.log import quoted, shorten
-from etcdlite.urls import collide, host_port, is_wildcard, parse_initial_cluster
+from etcdlite.urls import collide, host_port, is_secure, is_wildcard, parse_initial_cluster
 
 if sys.version_info >= (3, 11):
     pass
@@ -146,6 +147,32 @@ class Config:
     grpc_keepalive_min_time_s: float
     grpc_keepalive_interval_s: float
     grpc_keepalive_timeout_s: float
+    cert_file: str
+    """Empty: not set, as for the other files."""
+    key_file: str
+    client_cert_auth: bool
+    trusted_ca_file: str
+    client_crl_file: str
+    client_cert_allowed_hostname: tuple[str, ...]
+    auto_tls: bool
+    peer_cert_file: str
+    peer_key_file: str
+    peer_client_cert_file: str
+    peer_client_key_file: str
+    peer_client_cert_auth: bool
+    peer_trusted_ca_file: str
+    peer_crl_file: str
+    peer_cert_allowed_cn: tuple[str, ...]
+    peer_cert_allowed_hostname: tuple[str, ...]
+    peer_skip_client_san_verification: bool
+    peer_auto_tls: bool
+    cipher_suites: tuple[str, ...]
+    """Of TLS 1.2, by their IANA names; empty: the default."""
+    tls_min_version: str
+    """"TLS1.2", "TLS1.3" or empty, as `tls_max_version`."""
+    tls_max_version: str
+    self_signed_cert_validity: int
+    """Years."""
     auto_compaction_mode: str
     """"periodic" or "revision"."""
     auto_compaction_retention_s: float
@@ -527,6 +554,9 @@ class _Resolver:
         }
         sources = {name: setting.where for name, setting in self._settings.items()}
         self._check_listeners(sources)
+        self._check_files_of_tls()
+        self._check_tls("", (*_LISTEN_FLAGS[:1], *_LISTEN_FLAGS[2:]))
+        self._check_tls("peer-", _LISTEN_FLAGS[1:2])
         return Config(**values, warnings=tuple(self._warnings), sources=sources)
 
     def _check_others(self) -> None:
@@ -580,6 +610,59 @@ class _Resolver:
                         "give each its own address or port"
                     )
 
+    def _check_files_of_tls(self) -> None:
+        """A certificate needs its key, and settings that exclude each other are not both set."""
+        for prefix in ("", "peer-", "peer-client-"):
+            pair = (f"{prefix}cert-file", f"{prefix}key-file")
+            for one, other in (pair, pair[::-1]):
+                if self._value(one) and not self._value(other):
+                    self._problem(f"{self._shown(one)}: it needs {other}; set both")
+        names = ("peer-cert-allowed-cn", "peer-cert-allowed-hostname")
+        if all(map(self._value, names)):
+            self._problem(f"{self._shown(names[0])}: excludes {names[1]}; set one of them")
+        least, most = self._value("tls-min-version"), self._value("tls-max-version")
+        if most and least > most:
+            self._problem(
+                f"{self._shown('tls-min-version')}: newer than tls-max-version, {most}; lower it"
+            )
+        suites = self._value("cipher-suites")
+        if suites and (least == "TLS1.3" or OF_TLS_1_3.issuperset(suites)):
+            self._problem(
+                f"{self._shown('cipher-suites')}: the suites of TLS 1.3 cannot be chosen, all are "
+                "on; list suites of TLS 1.2, or remove it and set tls-min-version to TLS1.3"
+            )
+
+    def _check_tls(self, prefix: str, listen_flags: Sequence[str]) -> None:
+        """The URLs that are listened on fit the certificates for them."""
+        listened = [(flag, url) for flag in listen_flags for url in self._value(flag)]
+        secure = [pair for pair in listened if is_secure(pair[1])]
+        cert, auto, auth = f"{prefix}cert-file", f"{prefix}auto-tls", f"{prefix}client-cert-auth"
+        has_files = self._value(cert) and self._value(f"{prefix}key-file")
+        if has_files and self._value(auto):
+            self._warn(f"{self._shown(auto)}: no effect, {cert} is set")
+        for flag, url in secure:
+            if not has_files and not self._value(auto):
+                self._problem(
+                    f"{self._shown(flag)}: {quoted(url)} needs a certificate: set {cert} and "
+                    f"{prefix}key-file ('etcdlite-ctl cert' makes them), or {auto}, or write http://"
+                )
+        for flag, url in listened:
+            for name in () if is_secure(url) else (cert, auth) if secure else (cert,):
+                if self._value(name):
+                    self._warn(f"{self._shown(name)}: no effect on {quoted(url)} of {flag}")
+        if prefix and secure and self._value("peer-secret-file"):
+            self._problem(
+                f"{self._shown('peer-secret-file')}: excludes https:// in listen-peer-urls; "
+                "protect the connections between members by one of the two"
+            )
+        if not secure and self._value(auto):
+            self._warn(f"{self._shown(auto)}: no effect without a URL that begins with https://")
+        if not secure and self._value(auth):
+            self._problem(
+                f"{self._shown(auth)}: no URL of {' or '.join(listen_flags)} begins with "
+                "https://, so nobody would be checked; write https://"
+            )
+
     def _advertised_to_clients(self) -> tuple[str, ...]:
         """The URLs for clients: unless set, those that are listened on."""
         listened: tuple[str, ...] = self._value("listen-client-urls")
@@ -607,7 +690,8 @@ class _Resolver:
         for url in self._value("listen-peer-urls"):
             port = host_port(url)[1]
             if is_wildcard(url) or port == 0:
-                shown, url = url, f"http://localhost:{port or 2380}"
+                scheme = url.partition(":")[0]
+                shown, url = url, f"{scheme}://localhost:{port or 2380}"
                 if port:
                     self._warn(
                         f"{self._shown('listen-peer-urls')}: other members cannot dial {shown}, "

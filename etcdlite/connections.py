@@ -1,9 +1,8 @@
 """The connected sockets and their sessions: reading, processing and sending, in slices of time.
 
-A connection may have a channel (`channel.py`). Plaintext is sealed when it is about to be sent, so
-at most one piece of the output (`session.TAKEN_BYTES`) waits as ciphertext. The outbox counts it as
-unsent until the last of its ciphertext is sent: limits and deadlines see the same as without a
-channel.
+A connection may have a channel (`channel.py`). Output is sealed when it is about to be sent, and
+counts in the outbox until its ciphertext is sent. The steps of a handshake that take long are taken
+in threads (`handshakes.py`).
 
 No connection holds up the others: what does not fit into a slice waits for the next turn, in which
 it comes first; so connections take turns. Other members come before clients (`turns.py`).
@@ -20,14 +19,15 @@ from collections.abc import Iterable
 from functools import partial
 
 from etcdlite import log
-from etcdlite.channel import Accepting, Channel, ChannelError
+from etcdlite.channel import RECORD_BYTES, Accepting, Channel, ChannelError
 from etcdlite.config import Config
+from etcdlite.handshakes import Handshakes, Stepped
 from etcdlite.listeners import is_loopback
 from etcdlite.member import Member
 from etcdlite.memory import Budget
 from etcdlite.peer import Dial
 from etcdlite.places import Places
-from etcdlite.session import Session
+from etcdlite.session import Session, partial_timeout_s
 from etcdlite.turns import Ready, Turns
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.http import HttpSession
@@ -36,6 +36,8 @@ from etcdlite.wire.session import Opening
 from etcdlite.wire.site import Site
 
 RECEIVE_BYTES = 64 * 1024
+SEALED_RECEIVE_BYTES = 16 * 1024
+"""Of ciphertext, because it may consist of many tiny records, each of which takes about 10 us."""
 PIECE_BYTES = 32 * 1024
 """A client's session gets input in pieces of at most this size, at least one per slice."""
 
@@ -43,8 +45,8 @@ MIN_PIECE_BYTES = 2 * 1024
 SLOW_PIECE_S = 0.008
 """Pieces become smaller, to this minimum, if one takes this long: a small request may cost much."""
 
-CHANNEL_LINES_PER_S = 1.0
-"""How often a fault of the channels of one address is logged."""
+SAME_LINES_PER_S = 0.1
+"""How often the same fault of the channels of one address is logged; another one once a second."""
 
 PRODUCE_SLICE_S = 0.005
 """A turn produces long answers for this long. The other sessions come first in the next turn."""
@@ -54,8 +56,8 @@ class Connection:
     """A connected socket and its session."""
 
     __slots__ = (
-        "_has_plaintext", "channel", "host", "mask", "peer", "piece_bytes", "ready", "rest",
-        "sealed", "session", "site", "sock",
+        "channel", "host", "is_shaking", "mask", "peer", "piece_bytes", "ready", "rest", "session",
+        "site", "sock",
     )  # fmt: skip
 
     def __init__(
@@ -82,10 +84,8 @@ class Connection:
         """Input that was read but not processed."""
         self.piece_bytes = 2 * MIN_PIECE_BYTES
         """The size of the next piece of input."""
-        self.sealed: bytes | memoryview = b""
-        """Output of the channel that the kernel has not accepted."""
-        self._has_plaintext = False
-        """`sealed` contains what the outbox gave last."""
+        self.is_shaking = False
+        """A step of the handshake runs in a thread: read nothing."""
 
     def receive_piece(self, now: float) -> float:
         """Let the session process a piece of `rest`. Returns the time after it."""
@@ -99,27 +99,16 @@ class Connection:
             self.piece_bytes = min(2 * size, PIECE_BYTES)
         return now + took_s
 
-    def send_sealed(self) -> int:
-        """Send the output of the session and the channel, once. Returns how much of what
-        `Outbox.take` gave counts as sent. Raises ChannelError, BlockingIOError, OSError."""
-        channel = self.channel
-        assert channel is not None
-        plaintext = self.session.outbox.take()
-        if not self.sealed:
-            self._has_plaintext = channel.is_established
-            self.sealed = channel.seal(plaintext) if channel.is_established else channel.output()
-        sent_bytes = self.sock.send(self.sealed)
-        if sent_bytes < len(self.sealed):
-            self.sealed = memoryview(self.sealed)[sent_bytes:]
-            return min(sent_bytes, len(plaintext) - 1) if self._has_plaintext and plaintext else 0
-        self.sealed = b""
-        return len(plaintext) if self._has_plaintext else 0
+    @property
+    def is_closed(self) -> bool:
+        """May be called in any thread."""
+        return self.sock.fileno() < 0
 
     def tell(self, is_broken: bool) -> None:
         """Before the socket is closed: send what tells the other side why, if it can be sent at
         once. `is_broken`: the channel raised ChannelError."""
         channel = self.channel
-        if channel is None or self.sealed:
+        if channel is None or self.is_shaking or self.session.outbox.is_stuck:
             return
         try:
             if not is_broken:
@@ -133,8 +122,15 @@ class Connection:
 class Connections:
     """All connections of the process."""
 
-    def __init__(self, settings: Config, selector: selectors.BaseSelector, places: Places) -> None:
+    def __init__(
+        self,
+        settings: Config,
+        selector: selectors.BaseSelector,
+        places: Places,
+        handshakes: Handshakes,
+    ) -> None:
         self.all: set[Connection] = set()
+        self.handshakes = handshakes
         self.dirty: list[Session] = []
         """Sessions that have output or must be closed."""
         self.member: Member
@@ -148,6 +144,9 @@ class Connections:
         self._turns = Turns(time.monotonic)
         self._unread: dict[Connection, None] = {}
         """Connections whose `rest` can be processed."""
+        self._held: dict[Connection, float] = {}
+        """Connections with an incomplete record, and when it must be complete; and those that the
+        other side has ended."""
         self._is_stopping = False
         self.accept_secret: Accepting | None = None
         """Makes the channel of a client that has a shared secret; None if clients need none."""
@@ -170,6 +169,14 @@ class Connections:
         """Enforce the deadlines and the limit of memory. Call it several times a second."""
         for session in list(self._by_session):
             session.tick(now)
+        for connection, until in list(self._held.items()):
+            assert connection.channel is not None
+            if connection.channel.is_ended:
+                self.close(connection)
+            elif not connection.channel.held_bytes:
+                del self._held[connection]
+            elif now > until:
+                self.drop(connection, "it did not finish the record that it began to send")
         for connection in _over_budget(budget, self.all):
             self.close(connection)
 
@@ -248,7 +255,10 @@ class Connections:
         self._unread.pop(connection, None)
         self._turns.first.discard(connection.ready)
         connection.rest = b""
-        connection.tell(is_broken=False)
+        if connection.channel is not None:
+            self._held.pop(connection, None)
+            self.handshakes.end(connection, connection.site is None)
+            connection.tell(is_broken=False)
         if connection.mask:
             self._selector.unregister(connection.sock)
         connection.sock.close()
@@ -260,6 +270,9 @@ class Connections:
         connection.ready = _ignore
 
     def drop(self, connection: Connection, why: str) -> None:
+        """Close a connection at once and log why."""
+        if connection.channel is not None and not connection.channel.is_established:
+            why += f"; the handshake of {connection.channel.kind} is not complete"
         if not log.limited("dropped"):
             log.warn("closed a connection", why=why, **{"remote-addr": connection.peer})
         self.close(connection)
@@ -273,21 +286,28 @@ class Connections:
         if not mask & selectors.EVENT_READ or connection.sock.fileno() < 0:
             return
         if connection.rest:
-            self._process(connection)
-            return
-        try:
-            data = connection.sock.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if connection.channel is not None:
-            data = self._unseal(connection, data)
-            if not data:
+            if not isinstance(session, Opening):
+                self._process(connection)
                 return
-        if not data:
-            self.close(connection)
-            return
+            # It came with the end of the handshake.
+            data, connection.rest = connection.rest, b""
+            self._watch_socket(connection)
+        else:
+            channel = connection.channel
+            try:
+                size_bytes = RECEIVE_BYTES if channel is None else SEALED_RECEIVE_BYTES
+                data = connection.sock.recv(size_bytes)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if channel is not None:
+                data = self._unseal(connection, data)
+                if not data:
+                    return
+            elif not data:
+                self.close(connection)
+                return
         if isinstance(session, Opening):
             session.receive(data)
             if session.found == "secret":
@@ -311,6 +331,9 @@ class Connections:
         channel, session = connection.channel, connection.session
         assert channel is not None
         was_established = channel.is_established
+        if data and channel.steps_are_long and not was_established:
+            self._step(connection, data)
+            return b""
         try:
             if not data:
                 channel.receive_end()
@@ -329,18 +352,59 @@ class Connections:
             session.connected()
         if channel.has_output:
             self.dirty.append(session)
+        if plaintext and self._held:
+            self._held.pop(connection, None)
+        if channel.is_ended and not plaintext:
+            self.close(connection)
+        elif (channel.held_bytes or channel.is_ended) and connection not in self._held:
+            self._held[connection] = time.monotonic() + partial_timeout_s(RECORD_BYTES)
         return plaintext
+
+    def _step(self, connection: Connection, data: bytes) -> None:
+        """Take a step of the handshake in a thread."""
+        connection.is_shaking = True
+        self._watch_socket(connection)
+        late = self.handshakes.step(connection, data, connection.site is None)
+        if late is not None:
+            self.drop(late, "too many handshakes at once")
+
+    def stepped(self, result: Stepped) -> None:
+        """A thread has taken a step of a handshake."""
+        connection = result.connection
+        if connection not in self.all:
+            return
+        connection.is_shaking = False
+        if result.failure is not None:
+            self._break(connection, result.failure)
+            return
+        session, channel = connection.session, connection.channel
+        assert channel is not None
+        if channel.has_output:
+            self.dirty.append(session)
+        if channel.is_established:
+            self.handshakes.end(connection, connection.site is None)
+            if isinstance(session, Opening):
+                session.agreed = channel.alpn
+        self.feed(connection, result.plaintext)
+
+    def feed(self, connection: Connection, data: bytes) -> None:
+        """Process what came with the end of the handshake, in the next turn."""
+        connection.rest = data
+        self._watch_socket(connection)
 
     def _break(self, connection: Connection, failure: ChannelError) -> None:
         """The channel of a connection is broken, or cannot be established."""
+        self.handshakes.end(connection, connection.site is None)
+        self._held.pop(connection, None)
         connection.tell(is_broken=True)
         connection.channel = None
         session = connection.session
         if isinstance(session, Dial) and not session.is_open:
             session.link.unreachable(session, str(failure), False)
-        elif not log.limited(f"channel of {connection.host}", CHANNEL_LINES_PER_S):
-            fields = {"remote-addr": connection.peer}
-            log.warn("closed a connection", why=str(failure), **fields)
+        else:
+            why, key = str(failure), f"channel of {connection.host}"
+            if not (log.limited(f"{key} {why}", SAME_LINES_PER_S) or log.limited(key)):
+                log.warn("closed a connection", why=why, **{"remote-addr": connection.peer})
         self.close(connection)
 
     def _process(self, connection: Connection) -> None:
@@ -384,6 +448,9 @@ class Connections:
             is_local = is_loopback(connection.sock)
             session = HttpSession(self.member, on_output, connection.site, is_local)
         session.client, session.open_by = connection.peer, opening.open_by
+        if connection.channel is not None and opening.found != "http":
+            # As in etcd, a certificate's user does not count for JSON.
+            session.certificate_user = connection.channel.user
         del self._by_session[opening]
         opening.closed()
         connection.session = session
@@ -399,7 +466,7 @@ class Connections:
             if connection.channel is None:
                 sent_bytes = connection.sock.send(outbox.take())
             else:
-                sent_bytes = connection.send_sealed()
+                sent_bytes = connection.sock.send(outbox.take_sealed(connection.channel))
         except BlockingIOError:
             sent_bytes = 0
         except OSError:
@@ -432,9 +499,9 @@ class Connections:
 
     def _watch_socket(self, connection: Connection) -> None:
         session = connection.session
-        mask = selectors.EVENT_WRITE if session.outbox.is_stuck or connection.sealed else 0
+        mask = selectors.EVENT_WRITE if session.outbox.is_stuck else 0
         self._unread.pop(connection, None)
-        if self._may_receive(session):
+        if not connection.is_shaking and self._may_receive(session):
             if connection.rest:
                 self._unread[connection] = None
             else:

@@ -62,7 +62,7 @@ class Opened(NamedTuple):
     """What recovery repaired, one line each."""
 
 
-_EXPECTED = frozenset(("lock", "member", "member.tmp", "lost+found"))
+_EXPECTED = frozenset(("lock", "fixtures", "member", "member.tmp", "lost+found"))
 """Names in a data directory that are no reason to refuse it. The root of a file system has a
 lost+found."""
 

@@ -16,9 +16,10 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from etcdlite import cipher_suites
 from etcdlite.log import FORMATS, LEVELS, quoted
 from etcdlite.notation import parse_bool, parse_duration_s, parse_size_bytes
-from etcdlite.urls import NO_TLS, check_listen_url, check_url, host_port
+from etcdlite.urls import check_listen_url, check_url, host_port
 
 DEFAULT_FILE = "/etc/etcdlite.toml"
 """Read if it exists and no other file is named."""
@@ -216,6 +217,16 @@ def _gates(text: str) -> dict[str, bool]:
     return gates
 
 
+def _suites(text: str) -> tuple[str, ...]:
+    return _check_each(_items(text), cipher_suites.check)
+
+
+def _tls_version(text: str) -> str:
+    if text not in ("", "TLS1.2", "TLS1.3"):
+        raise ValueError("unknown; write TLS1.2 or TLS1.3")
+    return text
+
+
 TEXT = Kind("TEXT", str)
 NAME = Kind("NAME", _member_name)
 PATH = Kind("PATH", str)
@@ -231,6 +242,8 @@ ADVERTISE_CLIENTS = _advertised_as("listen-client-urls")
 ADVERTISE_PEERS = _advertised_as("listen-peer-urls")
 RETENTION = Kind("RETENTION", str, int)
 GATES = Kind("GATE=BOOL,...", _gates, list)
+SUITES = Kind("SUITE,...", _suites, list)
+TLS_VERSION = Kind("VERSION", _tls_version)
 
 # The table.
 
@@ -365,6 +378,49 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         _does("grpc-keepalive-timeout", DURATION, "20s",
               "If it does not respond within this time, its connection is closed."),
     ),
+    "TLS for clients": (
+        _does("cert-file", PATH, "",
+              "The server's certificate (PEM), followed by intermediate ones."),
+        _does("key-file", PATH, "", "Its private key (PEM), without a passphrase."),
+        _does("client-cert-auth", BOOL, "false",
+              "Demand a client certificate; its common name is the user."),
+        _does("trusted-ca-file", PATH, "",
+              "CAs of client certificates. If it is set, they are demanded, too."),
+        _does("client-crl-file", PATH, "", "Revoked client certificates (PEM or DER)."),
+        _does("client-cert-allowed-hostname", LIST, "",
+              "Accept only client certificates with one of these alternative names."),
+        _does("auto-tls", BOOL, "false",
+              "Make a certificate that is its own CA, in DATA-DIR/fixtures/client."),
+    ),
+    "TLS between members": (
+        _does("peer-cert-file", PATH, "",
+              "The member's certificate, as a server and as a client of other members."),
+        _does("peer-key-file", PATH, "", "Its private key."),
+        _does("peer-client-cert-file", PATH, "",
+              "Another certificate for connections to other members."),
+        _does("peer-client-key-file", PATH, "", "Its private key."),
+        _does("peer-client-cert-auth", BOOL, "false",
+              "Demand a certificate of members that connect."),
+        _does("peer-trusted-ca-file", PATH, "",
+              "CAs of the members' certificates. If it is set, they are demanded, too."),
+        _does("peer-crl-file", PATH, "", "Revoked certificates of members (PEM or DER)."),
+        _does("peer-cert-allowed-cn", LIST, "",
+              "Accept only members' certificates with one of these common names."),
+        _does("peer-cert-allowed-hostname", LIST, "",
+              "Accept only members' certificates with one of these alternative names."),
+        _does("peer-skip-client-san-verification", BOOL, "false",
+              "Accept a member from an address that its certificate does not name."),
+        _does("peer-auto-tls", BOOL, "false",
+              "Make a certificate, in DATA-DIR/fixtures/peer. Encrypts, but verifies nobody."),
+    ),
+    "TLS": (
+        _does("cipher-suites", SUITES, "",
+              "The suites of TLS 1.2 that may be used, by IANA name; empty: secure ones."),
+        _does("tls-min-version", TLS_VERSION, "TLS1.2", "The oldest version: TLS1.2 or TLS1.3."),
+        _does("tls-max-version", TLS_VERSION, "", "The newest version; empty: any."),
+        _does("self-signed-cert-validity", _number(1, 100), "1",
+              "Years for which the certificates of auto-tls and peer-auto-tls are valid."),
+    ),
     "Logging": (
         _does("log-level", _choice("LEVEL", *LEVELS), "info",
               "The lowest level that is logged: " + ", ".join(LEVELS) + "."),
@@ -445,22 +501,8 @@ OTHERS: tuple[Flag, ...] = (
     _refused("discovery-insecure-skip-tls-verify", BOOL, "false", _DISCOVERY),
     *_all_refused("discovery-cert discovery-key discovery-cacert", PATH, "", _DISCOVERY),
     _refused("discovery-fallback", TEXT, "exit", _DISCOVERY),
-    *_all_refused(
-        "cert-file key-file trusted-ca-file client-cert-file client-key-file client-crl-file "
-        "peer-cert-file peer-key-file peer-trusted-ca-file peer-client-cert-file "
-        "peer-client-key-file peer-crl-file",
-        PATH, "", NO_TLS),
-    *_all_refused(
-        "client-cert-allowed-hostname peer-cert-allowed-cn peer-cert-allowed-hostname "
-        "tls-max-version",
-        TEXT, "", NO_TLS),
-    *_all_refused(
-        "client-cert-auth auto-tls peer-client-cert-auth peer-auto-tls "
-        "peer-skip-client-san-verification",
-        BOOL, "false", NO_TLS),
-    _refused("self-signed-cert-validity", NUMBER, "1", NO_TLS),
-    _refused("cipher-suites", LIST, "", NO_TLS),
-    _refused("tls-min-version", TEXT, "TLS1.2", NO_TLS),
+    *(_no_effect(name, PATH, "", "the server does not connect to itself as a client")
+      for name in ("client-cert-file", "client-key-file")),
     _refused("enable-pprof", BOOL, "false", "it serves the profiles of a program written in Go"),
     _refused("enable-distributed-tracing", BOOL, "false", _TRACING),
     _refused("enable-log-rotation", BOOL, "false",

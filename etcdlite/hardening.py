@@ -23,7 +23,7 @@ import stat
 
 from etcdlite import log
 from etcdlite.config import Config
-from etcdlite.urls import is_local, is_wildcard
+from etcdlite.urls import is_local, is_secure, is_wildcard
 
 PR_SET_DUMPABLE = 4
 
@@ -72,7 +72,12 @@ def close_files(data_dir: str, wal_dir: str) -> None:
 def warn_of_open_peer_port(settings: Config) -> None:
     """Log what strangers can do at a port for members that other machines reach, if members prove
     to each other who they are by nothing but their addresses."""
-    urls = [url for url in settings.listen_peer_urls if is_wildcard(url) or not is_local(url)]
+    is_mutual = settings.peer_client_cert_auth or settings.peer_trusted_ca_file
+    urls = [
+        url
+        for url in settings.listen_peer_urls
+        if (is_wildcard(url) or not is_local(url)) and not (is_secure(url) and is_mutual)
+    ]
     if not urls or settings.peer_secret_file:
         return
     if settings.peer_address_check:

@@ -41,8 +41,9 @@ PEERS = "listen-peer-urls"
 HTTP = "listen-client-http-urls"
 METRICS = "listen-metrics-urls"
 
-Accept = Callable[[socket.socket, tuple[str, int], str], None]
-"""Receives an accepted socket, the (host, port) of the other side, and the listener's purpose."""
+Accept = Callable[[socket.socket, tuple[str, int], str, str], None]
+"""Receives an accepted socket, the (host, port) of the other side, and the listener's purpose and
+URL."""
 
 
 class Listeners:
@@ -61,7 +62,7 @@ class Listeners:
         self._settings = settings
         self._selector = selector
         self._accept_one = accept
-        self._waiting: list[tuple[socket.socket, str]] = []
+        self._waiting: list[tuple[socket.socket, str, str]] = []
         """Listeners that are open but do not accept yet."""
         self._accepting: list[socket.socket] = []
         self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
@@ -102,13 +103,13 @@ class Listeners:
     @property
     def purposes(self) -> set[str]:
         """The purposes of the listeners that do not accept yet."""
-        return {purpose for _, purpose in self._waiting}
+        return {purpose for _, purpose, _ in self._waiting}
 
     def accept(self, *purposes: str) -> None:
         """Begin to accept connections at the listeners of these purposes."""
-        for listener, purpose in self._waiting:
+        for listener, purpose, url in self._waiting:
             if purpose in purposes:
-                accept = partial(self._accept, listener, purpose)
+                accept = partial(self._accept, listener, purpose, url)
                 self._selector.register(listener, selectors.EVENT_READ, accept)
                 self._accepting.append(listener)
         self._waiting = [waiting for waiting in self._waiting if waiting[1] not in purposes]
@@ -118,7 +119,7 @@ class Listeners:
         for listener in self._accepting:
             self._selector.unregister(listener)
             listener.close()
-        for listener, _ in self._waiting:
+        for listener, _, _ in self._waiting:
             listener.close()
         self._accepting.clear()
         self._waiting.clear()
@@ -143,7 +144,7 @@ class Listeners:
             else:
                 listening = True
                 port = listener.getsockname()[1]
-                self._waiting.append((listener, purpose))
+                self._waiting.append((listener, purpose, url))
                 if purpose == CLIENTS:
                     self.ports.setdefault(url, port)
                     self.addresses.append(listener.getsockname()[:2])
@@ -175,7 +176,7 @@ class Listeners:
         listener.setblocking(False)
         return listener
 
-    def _accept(self, listener: socket.socket, purpose: str, mask: int) -> None:
+    def _accept(self, listener: socket.socket, purpose: str, url: str, mask: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 sock, address = listener.accept()
@@ -198,7 +199,7 @@ class Listeners:
                     )
                 sock.close()
                 continue
-            self._accept_one(sock, address[:2], purpose)
+            self._accept_one(sock, address[:2], purpose, url)
 
     def _refuse_one(self, listener: socket.socket, failure: OSError) -> None:
         """Accept and close one connection with the spare file descriptor. Otherwise a listener

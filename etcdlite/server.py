@@ -29,8 +29,10 @@ from urllib.parse import urlsplit
 
 from etcdlite import bootstrap, config, datadir, hardening, jwt_tokens, keys, log, proto
 from etcdlite.addresses import Addresses, Resolved
-from etcdlite.channel import Dialing, Maker
+from etcdlite.channel import Dialing
+from etcdlite.channels import Channels
 from etcdlite.connections import Connection, Connections
+from etcdlite.handshakes import Handshakes, Stepped
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
 from etcdlite.memory import Budget, default_limit_bytes
@@ -42,7 +44,7 @@ from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.storage.disk import Disk
 from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial, start_login
 from etcdlite.tokens import Tokens
-from etcdlite.urls import format_address, host_port
+from etcdlite.urls import format_address, host_port, is_secure
 from etcdlite.wire import exposition
 from etcdlite.wire.peer_session import Accepted
 from etcdlite.wire.session import Opening
@@ -50,6 +52,9 @@ from etcdlite.wire.site import Site
 
 SESSION_TICK_S = 0.25
 """How often sessions enforce their deadlines."""
+
+LOOK_S = 600.0
+"""How often the ends of certificates are looked at."""
 
 SHUTDOWN_S = 10.0
 """A shutdown waits this long for work in flight."""
@@ -92,11 +97,11 @@ class Server:
         self._reload = reload or (lambda: settings)
         self._selector = selectors.DefaultSelector()
         self.listeners = Listeners(settings, self._selector, self._accepted)
-        self.connections = Connections(settings, self._selector, self.listeners.places)
+        self.connections = Connections(
+            settings, self._selector, self.listeners.places, Handshakes(self._report)
+        )
         self._sites: dict[str, Site] = {}
         """By purpose of the listener."""
-        self._secrets: dict[str, Maker] = {}
-        """What makes the channels of shared secrets, by purpose of the listener."""
         self._done: deque[Any] = deque()
         self._signal = 0
         """The signal that stops the server, once it has come."""
@@ -106,6 +111,7 @@ class Server:
         self._stopping_since: float | None = None
         self._next_tick = 0.0
         self._next_session_tick = 0.0
+        self._next_look = 0.0
         self._tick_s = settings.heartbeat_interval_ms / 1000
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
@@ -120,14 +126,14 @@ class Server:
         self._lock = datadir.lock(disk, settings.data_dir, settings.wal_dir, settings.own_files)
         hardening.close_files(settings.data_dir, settings.wal_dir)
         settings = self.settings = _fit_disk(settings, disk)
-        self._secrets = _secret_channels(settings)
+        self._channels = Channels(settings)
         hardening.warn_of_open_peer_port(settings)
         keys.check(disk, settings.data_dir, settings.wal_dir, keyring)
         founding = None
         if not datadir.exists(disk, settings.data_dir):
             # Members that start together ask each other for the members. One that listens but does
             # not serve yet would make the others wait, so this comes before listening.
-            founding = bootstrap.resolve_founding(settings, _extend_start, self._dialing)
+            founding = bootstrap.resolve_founding(settings, _extend_start, self._channels.dial)
         self.listeners.open()
         if founding is not None:
             urls = self._advertised_urls()
@@ -154,11 +160,10 @@ class Server:
             took=f"{time.monotonic() - began:.2f}s",
             **{"applied-index": opened.store.applied_index, "log-entries": len(opened.entries)},
         )
-        self.member = self.connections.member = _make_member(settings, opened, self._dialing)
-        for maker in self._secrets.values():
-            maker.identify(opened.cluster_id, opened.member_id)
-        if CLIENTS in self._secrets:
-            self.connections.accept_secret = self._secrets[CLIENTS].accept
+        self.member = self.connections.member = _make_member(settings, opened, self._channels.dial)
+        self._channels.identify(opened.cluster_id, opened.member_id)
+        if self._channels.client_secret is not None:
+            self.connections.accept_secret = self._channels.client_secret.accept
         if PEERS not in self.listeners.purposes:
             self.member.reachability.probe = _without_peer_port
         self.member.attributes = proto.Member(
@@ -263,7 +268,9 @@ class Server:
             )
         self.listeners.accept(CLIENTS, HTTP)
         addresses = [format_address(host, port) for host, port in self.listeners.addresses]
-        if addresses[0] == "127.0.0.1:2379":
+        if is_secure(self.settings.listen_client_urls[0]):
+            command = f"etcdlite-ctl --endpoints https://{addresses[0]} --cacert CA-FILE"
+        elif addresses[0] == "127.0.0.1:2379":
             command = "etcdlite-ctl"
         else:
             command = f"etcdlite-ctl --endpoints {addresses[0]}"
@@ -310,6 +317,8 @@ class Server:
                 self.member.logins.finished(result)
             elif isinstance(result, Dialed):
                 self._dialed(result)
+            elif isinstance(result, Stepped):
+                self.connections.stepped(result)
             elif isinstance(result, Resolved):
                 assert self._addresses is not None
                 self._addresses.resolved(result)
@@ -362,6 +371,9 @@ class Server:
         if now >= self._next_session_tick:
             self._next_session_tick = now + SESSION_TICK_S
             self.connections.tick(now, self._budget)
+        if now >= self._next_look:
+            self._next_look = now + LOOK_S
+            self._channels.warn_of_expiry()
 
     # Connections.
 
@@ -380,7 +392,9 @@ class Server:
 
     def _render_metrics(self) -> bytes:
         protocols = Counter(connection.session.protocol for connection in self.connections.all)
-        return exposition.render(self.member, protocols, self._sites.values(), self._budget)
+        return exposition.render(
+            self.member, protocols, self._sites.values(), self._budget, self._channels.expiries
+        )
 
     # Other members.
 
@@ -388,16 +402,10 @@ class Server:
         for link in list(self.member.peers.links.values()):
             for make in link.wants(now):
                 dial = make(self.connections.dirty.append)
-                start_dial(dial, link.url, self._report)
-
-    @property
-    def _dialing(self) -> Dialing | None:
-        """What makes the channels to other members; None: connections to them are plain."""
-        maker = self._secrets.get(PEERS)
-        return None if maker is None else maker.dial
+                start_dial(dial, link.url, self._channels.dial, self._report)
 
     def _dialed(self, dialed: Dialed) -> None:
-        dial, peer, result = dialed
+        dial, peer, result, channel, plaintext = dialed
         if isinstance(result, OSError):
             # The listener of a dying process resets the connections that it has not accepted.
             is_refused = isinstance(result, (ConnectionRefusedError, ConnectionResetError))
@@ -406,26 +414,32 @@ class Server:
             result.close()
             dial.closed()
         else:
-            if self._dialing is not None:
-                dial.channel = self._dialing(dial.link.url, dial.link.node)
-            self.connections.add(Connection(result, "", peer, None, dial, dial.channel))
-            if dial.channel is None:
+            dial.channel = channel
+            connection = Connection(result, "", peer, None, dial, channel)
+            self.connections.add(connection)
+            if channel is None or channel.is_established:
                 dial.connected()
             else:
                 self.connections.dirty.append(dial)
+            if plaintext:
+                self.connections.feed(connection, plaintext)
 
-    def _accepted(self, sock: socket.socket, address: tuple[str, int], purpose: str) -> None:
+    def _accepted(
+        self, sock: socket.socket, address: tuple[str, int], purpose: str, url: str
+    ) -> None:
         peer = format_address(*address)
+        channel = self._channels.accept(purpose, url, address[0])
         site = self._sites.get(purpose)
         on_output = self.connections.dirty.append
-        maker = self._secrets.get(purpose)
         if site is None:
             session = Accepted(self.member, on_output, address[0], self._addresses)
-            session.channel = None if maker is None else maker.accept(address[0])
-            connection = Connection(sock, address[0], peer, None, session, session.channel)
+            session.channel = channel
+            connection = Connection(sock, address[0], peer, None, session, channel)
         else:
-            opening = Opening(on_output, time.monotonic, purpose != CLIENTS, maker is not None)
-            connection = Connection(sock, address[0], peer, site, opening)
+            wants_secret = channel is None and self._channels.client_secret is not None
+            opening = Opening(on_output, time.monotonic, purpose != CLIENTS, wants_secret)
+            opening.client = peer
+            connection = Connection(sock, address[0], peer, site, opening, channel)
         self.connections.add(connection)
 
     # Stopping.
@@ -450,8 +464,7 @@ class Server:
             log.error("received signal; the log settings are unchanged", signal="SIGHUP", why=why)
         else:
             log.info("received signal; reloaded the log settings", signal="SIGHUP")
-        for maker in self._secrets.values():
-            maker.reload()
+        self._channels.reload()
 
     def _leave(self) -> None:
         """Stop, because this member was removed from the cluster."""
@@ -499,38 +512,12 @@ class Server:
         return 0
 
 
-def _secret_channels(settings: config.Config) -> dict[str, Maker]:
-    """What makes the channels of shared secrets, by purpose of the listener. Raises StartError."""
-    found: dict[str, Maker] = {}
-    if not (settings.peer_secret_file or settings.client_secret_file):
-        return found
-    from etcdlite import secret, secret_file
-
-    files = []
-    try:
-        for listener, purpose, path in (
-            (PEERS, secret.PEER, settings.peer_secret_file),
-            (CLIENTS, secret.CLIENT, settings.client_secret_file),
-        ):
-            if path:
-                file = secret_file.SecretFile(path, secret.SETTINGS[purpose])
-                files.append(file.secrets(time.monotonic()))
-                found[listener] = secret.Channels(file, purpose, time.monotonic)
-        if len(files) > 1:
-            secret_file.check_apart(*files)
-    except secret_file.SecretError as failure:
-        raise datadir.StartError(str(failure)) from failure
-    return found
-
-
 def _min_ttl_s(settings: config.Config) -> int:
     """The shortest TTL of a lease: one and a half election timeouts, as in etcd."""
     return math.ceil(1.5 * settings.election_timeout_ms / 1000)
 
 
-def _make_member(
-    settings: config.Config, opened: datadir.Opened, dialing: Dialing | None
-) -> Member:
+def _make_member(settings: config.Config, opened: datadir.Opened, dialing: Dialing) -> Member:
     proto.allow_fields(FIELDS_PER_OP * settings.max_txn_ops)
     rng = random.Random(int.from_bytes(os.urandom(32), "little"))
     store = opened.store

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from etcdlite.channel import Channel, ChannelError, Dialing, shake_hands
 from etcdlite.metrics import Metrics
 from etcdlite.peer import Dial
 from etcdlite.replica.logins import Job
@@ -31,6 +32,9 @@ from etcdlite.wal import WAL, Save
 
 DIAL_TIMEOUT_S = 1.0
 """The time limit for a connection to another member."""
+
+SHAKE_TIMEOUT_S = 5.0
+"""The time limit for the handshake of TLS with it."""
 
 
 class DiskFailed(Exception):
@@ -144,20 +148,34 @@ class Dialed(NamedTuple):
     dial: Dial
     peer: str
     result: socket.socket | OSError
+    channel: Channel | None = None
+    """None: the connection is plain. If its steps are long, it is established."""
+    plaintext: bytes = b""
+    """What came with the end of the handshake."""
 
 
-def start_dial(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
+def start_dial(dial: Dial, url: str, dialing: Dialing, done: Callable[[Any], None]) -> None:
     """Connect to another member in a thread of its own, which reports a `Dialed`."""
-    threading.Thread(target=_dial, args=(dial, url, done), name="dial", daemon=True).start()
+    threading.Thread(
+        target=lambda: done(_dial(dial, url, dialing)), name="dial", daemon=True
+    ).start()
 
 
-def _dial(dial: Dial, url: str, done: Callable[[Any], None]) -> None:
+def _dial(dial: Dial, url: str, dialing: Dialing) -> Dialed:
     host, port = host_port(url)
-    result: socket.socket | OSError
+    peer = format_address(host, port)
+    sock = None
     try:
-        result = socket.create_connection((host, port), DIAL_TIMEOUT_S)
+        sock = socket.create_connection((host, port), DIAL_TIMEOUT_S)
+        channel, plaintext = dialing(url, dial.link.node), b""
+        if channel is not None and channel.steps_are_long:
+            plaintext = shake_hands(sock, channel, time.monotonic() + SHAKE_TIMEOUT_S)
+        return Dialed(dial, peer, sock, channel, plaintext)
     except OSError as failure:
-        result = failure
-    except UnicodeError as failure:  # No name of a host; another member may have published it.
-        result = OSError(str(failure))
-    done(Dialed(dial, format_address(host, port), result))
+        why = failure
+    except (ChannelError, UnicodeError) as failure:
+        # UnicodeError: no name of a host; another member may have published it.
+        why = OSError(str(failure))
+    if sock is not None:
+        sock.close()
+    return Dialed(dial, peer, why)

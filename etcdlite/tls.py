@@ -142,6 +142,10 @@ class TLSChannel(Channel):
         # `ssl` reads whole records, so what it has not read begins with one.
         return self.receive(self._incoming.read()) if self.is_established else b""
 
+    def receive_end(self) -> None:
+        if self._input_bytes:  # Whoever sends nothing looks whether the port is open.
+            super().receive_end()
+
     def _is_record(self, data: bytes) -> bool:
         """Whether the first record is complete. Raises ChannelError if it is plain text."""
         if data[0] != _HANDSHAKE:
@@ -182,7 +186,7 @@ class TLSChannel(Channel):
     def receive(self, data: bytes) -> bytes:
         if not self.is_established:
             return self._shake(data) if data else b""
-        if self.ended:
+        if self.is_ended:
             return b""
         read, write = self._ssl.read, self._incoming.write  # type: ignore[union-attr]
         size = len(data)
@@ -197,7 +201,7 @@ class TLSChannel(Channel):
             try:
                 if part := read(RECORD_BYTES):
                     return part
-                self.ended = True
+                self.is_ended = True
             except ssl.SSLWantReadError:
                 self._count_empty(1)
             except ssl.SSLError as failure:
@@ -215,7 +219,7 @@ class TLSChannel(Channel):
                 while pending.pending:
                     part = read(RECORD_BYTES)
                     if not part:
-                        self.ended = True
+                        self.is_ended = True
                         return b"".join(parts)
                     parts.append(part)
             except ssl.SSLWantReadError:

@@ -1,4 +1,5 @@
-"""URLs of members: http://HOST:PORT, to listen on, to advertise, and in `initial-cluster`."""
+"""URLs of members: http://HOST:PORT, or https:// with TLS, to listen on, to advertise, and in
+`initial-cluster`."""
 
 from __future__ import annotations
 
@@ -9,15 +10,11 @@ from urllib.parse import urlsplit
 
 from etcdlite.log import quoted
 
-NO_TLS = "TLS comes with a later version"
-
 
 def check_url(url: str) -> None:
-    """Raises ValueError unless `url` is http://HOST:PORT."""
+    """Raises ValueError unless `url` is http://HOST:PORT or https://HOST:PORT."""
     scheme = url.partition("://")[0]
-    if scheme in ("https", "unixs"):
-        raise ValueError(f"not served: {NO_TLS}; write http://HOST:PORT")
-    if scheme == "unix":
+    if scheme in ("unix", "unixs"):
         raise ValueError("not served: clients connect by TCP only; write http://HOST:PORT")
     try:
         parts = urlsplit(url)
@@ -26,8 +23,13 @@ def check_url(url: str) -> None:
         host, port, parts = None, None, urlsplit("")
     rest = parts.path + parts.query + parts.fragment + (parts.username or "")
     bare = url.isascii() and url.isprintable() and not re.search(r"[\s?#@]", url)
-    if scheme != "http" or not host or port is None or rest or not bare:
+    if scheme not in ("http", "https") or not host or port is None or rest or not bare:
         raise ValueError("not a URL that can be used; write http://HOST:PORT and nothing more")
+
+
+def is_secure(url: str) -> bool:
+    """Whether a checked URL is one with TLS."""
+    return url.startswith("https:")
 
 
 def host_port(url: str) -> tuple[str, int]:

@@ -97,6 +97,9 @@ class Proxy:
 class LiveCluster:
     """Members as processes. With `proxied`, what they say to each other goes through proxies."""
 
+    scheme = "http"
+    """Of the peer URLs."""
+
     def __init__(self, folder: Path, count: int, *flags: str, proxied: bool = False) -> None:
         self.folder = folder
         self.flags = flags
@@ -115,7 +118,7 @@ class LiveCluster:
             self._peer_ports[name] = port
             if proxied:
                 self.proxies[name] = Proxy(port)
-            urls[name] = f"http://127.0.0.1:{self.proxies[name].port if proxied else port}"
+            urls[name] = f"{self.scheme}://127.0.0.1:{self.proxies[name].port if proxied else port}"
         initial = ",".join(f"{name}={url}" for name, url in urls.items())
         for name in names:
             self._make(name, urls[name], initial, "new")
@@ -128,7 +131,7 @@ class LiveCluster:
             self.folder / name,
             [
                 f"--name={name}",
-                f"--listen-peer-urls=http://127.0.0.1:{self._peer_ports[name]}",
+                f"--listen-peer-urls={self.scheme}://127.0.0.1:{self._peer_ports[name]}",
                 f"--initial-advertise-peer-urls={url}",
                 f"--initial-cluster={initial}",
                 f"--initial-cluster-state={state}",
@@ -145,7 +148,7 @@ class LiveCluster:
         """Add a member to the cluster and start it."""
         (port,) = free_ports(1)
         self._peer_ports[name] = port
-        url = f"http://127.0.0.1:{port}"
+        url = f"{self.scheme}://127.0.0.1:{port}"
         request = proto.MemberAddRequest(peerURLs=[url], isLearner=is_learner)
         added = self.call("Cluster.MemberAdd", request)
         initial = [f"{m.name}={m.peerURLs[0]}" for m in added.members if m.name]

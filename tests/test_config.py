@@ -286,12 +286,12 @@ def test_help_and_version_work_whatever_else_is_wrong(file):
 def test_all_problems_are_reported_together_with_where_they_come_from(file):
     path = file('nmae = "x"\nmax-txn-ops = "many"\n[sec]\nx = 1\n')
     lines = problems(
-        "--cert-file=c.pem",
+        "--enable-v2",
         "--lisen-client-urls=http://127.0.0.1:1",
         "serve",
         "--log-level=loud",
         "--max-request-bytes",
-        environ={"ETCDLITE_NMAE": "x", "ETCD_KEY_FILE": "k.pem", "ETCD_SEGMENT_BYTES": "1MB"},
+        environ={"ETCDLITE_NMAE": "x", "ETCD_CERT_FILE": "c.pem", "ETCD_SEGMENT_BYTES": "1MB"},
         file=path,
     )
     assert lines == [
@@ -305,8 +305,8 @@ def test_all_problems_are_reported_together_with_where_they_come_from(file):
         f"unknown key nmae in {path}, did you mean name?",
         f"{path}: max-txn-ops = many: not a whole number; write digits only",
         f"unknown key sec in {path}; remove it",
-        "--cert-file=c.pem: not supported: TLS comes with a later version; remove it",
-        "ETCD_KEY_FILE=k.pem: not supported: TLS comes with a later version; remove it",
+        "--enable-v2=true: not supported: etcdlite has no v2 store; remove it",
+        "ETCD_CERT_FILE=c.pem: it needs key-file; set both",
     ]
 
 
@@ -463,7 +463,7 @@ def test_the_election_timeout_is_at_least_five_heartbeats_and_at_most_50_seconds
     "url, reason",
     [
         ("", "empty"),
-        ("https://127.0.0.1:2379", "TLS comes with a later version"),
+        ("https://127.0.0.1:2379", "needs a certificate: set cert-file and key-file"),
         ("unix:///run/etcd.sock", "TCP only"),
         ("127.0.0.1:2379", "not a URL"),
         ("ftp://127.0.0.1:2379", "not a URL"),
@@ -682,7 +682,7 @@ def test_the_initial_cluster_is_this_member_unless_it_is_said():
         ("a=http://10.0.0.1:2380,a=http://10.0.0.2:2380", "make them the same"),
         ("a=http://10.0.0.1:2380,b=http://10.0.0.1:2380", "is the URL of a and b"),
         ("a=http://10.0.0.1:2380,b=ftp://10.0.0.2:2380", "not a URL that can be used"),
-        ("a=http://10.0.0.1:2380,b=https://10.0.0.2:2380", "TLS comes with a later version"),
+        ("a=http://10.0.0.1:2380,b=unixs://10.0.0.2:2380", "TCP only"),
     ],
 )
 def test_an_initial_cluster_that_cannot_be_is_explained(cluster, problem):

@@ -448,10 +448,10 @@ def test_check_config_reports_without_starting(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_flag_of_a_later_version_is_refused_and_not_ignored(tmp_path):
-    done = run("--cert-file=/etc/ssl/x.pem", cwd=tmp_path)
+def test_a_flag_that_is_not_supported_is_refused_and_not_ignored(tmp_path):
+    done = run("--enable-v2", cwd=tmp_path)
     assert done.returncode == 2
-    assert "TLS comes with a later version" in done.stderr
+    assert "etcdlite has no v2 store" in done.stderr
 
 
 def test_version_and_help_go_to_standard_output():

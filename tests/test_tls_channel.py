@@ -134,7 +134,7 @@ def test_goodbye_is_noticed(pair: Pair) -> None:
     last = pair.client.seal(b"last")
     pair.client.close()
     assert pair.server.receive(last + pair.client.output()) == b"last"
-    assert pair.server.ended
+    assert pair.server.is_ended
 
 
 def test_nothing_is_made_for_a_connection_that_sends_nothing_whole(pair: Pair) -> None:

@@ -41,13 +41,15 @@ def render(
     connections: Mapping[str, int],
     sites: Iterable[HealthCounts] = (),
     budget: Budget | None = None,
+    expiries: Mapping[str, float] | None = None,
 ) -> bytes:
     """The answer to a scrape, of type `CONTENT_TYPE`. Takes about 1 ms.
 
     `connections`: the number of open ones by protocol. `sites`: all that answer health checks.
+    `expiries`: when the certificates in use end (Unix time), by file.
     """
     member.metrics.scrapes += 1
-    return "".join(_Scrape(member, connections, tuple(sites), budget).families()).encode()
+    return "".join(_Scrape(member, connections, tuple(sites), budget, expiries).families()).encode()
 
 
 class _Scrape:
@@ -59,12 +61,14 @@ class _Scrape:
         connections: Mapping[str, int],
         sites: tuple[HealthCounts, ...],
         budget: Budget | None,
+        expiries: Mapping[str, float] | None,
     ) -> None:
         self._metrics = member.metrics
         self._member = member
         self._connections = connections
         self._sites = sites
         self._budget = budget
+        self._expiries = expiries
 
     def families(self) -> Iterator[str]:
         yield from self._consensus()
@@ -525,12 +529,20 @@ class _Scrape:
             "Watches that lack history or whose client does not read",
             member.hub.slow_watches,
         )
+        yield from self._of_connections()
+
+    def _of_connections(self) -> Iterator[str]:
         yield _family(
             "etcdlite_connections",
             "gauge",
             "Open connections by protocol",
             [({"protocol": protocol}, count) for protocol, count in self._connections.items()],
         )
+        if self._expiries:
+            yield _family(
+                "etcdlite_certificate_expiry_timestamp_seconds", "gauge", "End of a certificate",
+                [({"file": path}, ends_at) for path, ends_at in self._expiries.items()],
+            )  # fmt: skip
 
 
 _OPS = {

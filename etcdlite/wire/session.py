@@ -20,6 +20,12 @@ NO_LEADER_ELECTIONS = 3
 REQUEST_BYTES = 512
 """The memory that an open request occupies, approximately, for `kept_bytes`."""
 
+_AGREED = {"etcdlite": "native", "h2": "grpc", "http/1.1": "http"}
+"""By the name in the handshake of TLS (RFC 7301)."""
+
+TLS_REFUSAL = b"\x15\x03\x01\x00\x02\x02\x28"
+"""A fatal alert of TLS: handshake failure."""
+
 SNIFF_BYTES = 4
 """The number of bytes that distinguish gRPC ("PRI ") from HTTP/1.1 ("PUT ")."""
 
@@ -116,6 +122,9 @@ class Opening(Session):
         self._wants_secret = wants_secret
         self._is_inside = False
         """This is what a channel contains."""
+        self.agreed = ""
+        """The protocol that both sides agreed on in the handshake of TLS; empty: the first bytes
+        tell."""
 
     def enter_channel(self) -> bytes:
         """The channel of a secret begins with the bytes that this returns; what `receive` gets from
@@ -128,7 +137,9 @@ class Opening(Session):
         first = self.first = self.first + data
         if not first:
             return
-        if MAGIC.startswith(first[: len(MAGIC)]) and not self._only_http:
+        if self.agreed in _AGREED:
+            self.found = _AGREED[self.agreed]
+        elif MAGIC.startswith(first[: len(MAGIC)]) and not self._only_http:
             if self._wants_secret and not self._is_inside:
                 self._refuse_plain()
             else:
@@ -141,7 +152,12 @@ class Opening(Session):
             else:
                 self.abort("the client has a secret, this server has none: set client-secret-file")
         elif first[:1] == b"\x16":
-            self.abort("TLS on a plain port: the client's endpoint must begin with http://")
+            self.outbox.append(TLS_REFUSAL)
+            self.is_closing = True
+            self.why_aborted = "TLS on a plain port: the client's endpoint must begin with http://"
+            if not log.limited("TLS on a plain port"):
+                fields = {"remote-addr": self.client}
+                log.warn("closed a connection", why=self.why_aborted, **fields)
         elif not first[:1].isupper():
             self.abort(f"it does not speak a known protocol: {first[:16].hex()}")
         elif self._only_http:

@@ -1,0 +1,223 @@
+"""The channels of the server, as the settings say: which one a connection has by the URL that is
+listened on, or dialled.
+
+    https://    TLS, with the files of the flags for clients or for members
+    http://     the shared secret if there is one (of clients, only the native protocol), else plain
+
+`ssl` and the files of TLS are loaded only if some URL begins with https://.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from etcdlite import log
+from etcdlite.channel import Channel, ChannelError, Maker
+from etcdlite.config import Config
+from etcdlite.datadir import StartError
+from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS
+from etcdlite.urls import host_port, is_secure
+
+WARNED_BEFORE_S = 30 * 86400
+"""The log warns when a certificate ends within this time."""
+
+EXPIRY_LINES_PER_S = 1 / 86400
+"""Once a day."""
+
+_PROTOCOLS = {
+    # curl and browsers offer the last two. Over HTTP/2 there is gRPC alone, so it comes last.
+    CLIENTS: ("etcdlite", "http/1.1", "h2"),
+    HTTP: ("http/1.1",),
+    METRICS: ("http/1.1",),
+    PEERS: ("etcdlite-peer",),
+}
+"""The protocols to agree on in the handshake of TLS (RFC 7301), by the purpose of the listener."""
+
+
+class Channels:
+    """Makes the channel of each connection."""
+
+    def __init__(self, settings: Config) -> None:
+        """Reads secrets and the files of TLS. Makes certificates for auto-tls in the data
+        directory. Blocks. Raises StartError."""
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._credentials: dict[str, Any] = {}
+        """Of clients ("") and members ("peer-"), once they are needed."""
+        self._secrets = _secret_makers(settings)
+        """By the purpose of the listener."""
+        if any(map(is_secure, _urls_for_clients(settings))):
+            self._credentials_of("")
+        if any(map(is_secure, settings.listen_peer_urls)):
+            self._credentials_of("peer-")
+
+    def accept(self, purpose: str, url: str, address: str) -> Channel | None:
+        """The channel of a connection from the IP address `address`, which was accepted at a
+        listener; None: it is plain. Clients may have `accept_secret` instead."""
+        if is_secure(url):
+            credentials = self._credentials["peer-" if purpose == PEERS else ""]
+            return credentials.accept(_PROTOCOLS[purpose], address)
+        maker = self._secrets.get(PEERS) if purpose == PEERS else None
+        return None if maker is None else maker.accept(address)
+
+    def dial(self, url: str, target_id: int) -> Channel | None:
+        """As `channel.Dialing`. Blocks: it may read files."""
+        if is_secure(url):
+            try:
+                credentials = self._credentials_of("peer-")
+            except StartError as failure:
+                raise ChannelError(str(failure)) from failure
+            return credentials.dial(_PROTOCOLS[PEERS], host_port(url)[0])
+        maker = self._secrets.get(PEERS)
+        return None if maker is None else maker.dial(url, target_id)
+
+    @property
+    def client_secret(self) -> Maker | None:
+        """What makes the channels of clients with a shared secret; None if there is none."""
+        return self._secrets.get(CLIENTS)
+
+    def identify(self, cluster_id: int, member_id: int) -> None:
+        """Say who this side is, as soon as it is known."""
+        for maker in self._secrets.values():
+            maker.identify(cluster_id, member_id)
+
+    def reload(self) -> None:
+        """Read the files again. Logs what is wrong with them."""
+        for maker in self._secrets.values():
+            maker.reload()
+        for credentials in self._credentials.values():
+            credentials.look()
+
+    @property
+    def expiries(self) -> dict[str, float]:
+        """When the certificates in use end (Unix time in seconds), by file."""
+        found: dict[str, float] = {}
+        for credentials in list(self._credentials.values()):
+            found.update(credentials.expiries)
+        return found
+
+    def warn_of_expiry(self) -> None:
+        """Log which certificates end soon, once a day. Call it now and then."""
+        now = time.time()
+        for path, ends_at in self.expiries.items():
+            if ends_at - now < WARNED_BEFORE_S:
+                if not log.limited(f"expiry {path}", EXPIRY_LINES_PER_S):
+                    days = int((ends_at - now) // 86400)
+                    what = f"ends in {days} days" if ends_at > now else "has expired"
+                    log.warn(f"a certificate {what}: renew it", file=path)
+
+    def _credentials_of(self, prefix: str) -> Any:
+        with self._lock:
+            if prefix not in self._credentials:
+                from etcdlite import credentials
+
+                try:
+                    made = credentials.Credentials(
+                        _tls_settings(self._settings, prefix), _protocols(prefix)
+                    )
+                except credentials.CredentialsError as failure:
+                    raise StartError(str(failure)) from failure
+                self._credentials[prefix] = made
+            return self._credentials[prefix]
+
+
+def _secret_makers(settings: Config) -> dict[str, Maker]:
+    """What makes the channels of shared secrets, by purpose of the listener. Raises StartError."""
+    found: dict[str, Maker] = {}
+    if not (settings.peer_secret_file or settings.client_secret_file):
+        return found
+    from etcdlite import secret, secret_file
+
+    files = []
+    try:
+        for listener, purpose, path in (
+            (PEERS, secret.PEER, settings.peer_secret_file),
+            (CLIENTS, secret.CLIENT, settings.client_secret_file),
+        ):
+            if path:
+                file = secret_file.SecretFile(path, secret.SETTINGS[purpose])
+                files.append(file.secrets(time.monotonic()))
+                found[listener] = secret.Channels(file, purpose, time.monotonic)
+        if len(files) > 1:
+            secret_file.check_apart(*files)
+    except secret_file.SecretError as failure:
+        raise StartError(str(failure)) from failure
+    return found
+
+
+def check(settings: Config) -> list[str]:
+    """What is wrong with the files of TLS, one line each. Makes none. Blocks."""
+    problems = []
+    for prefix in ("", "peer-"):
+        if getattr(settings, f"{prefix}cert_file".replace("-", "_")):
+            from etcdlite import credentials
+
+            try:
+                credentials.Credentials(_tls_settings(settings, prefix), _protocols(prefix))
+            except credentials.CredentialsError as failure:
+                problems.append(str(failure))
+    return problems
+
+
+def _protocols(prefix: str) -> list[tuple[str, ...]]:
+    purposes = (PEERS,) if prefix else (CLIENTS, HTTP)
+    return [_PROTOCOLS[purpose] for purpose in purposes]
+
+
+def _urls_for_clients(settings: Config) -> tuple[str, ...]:
+    return (
+        *settings.listen_client_urls,
+        *settings.listen_client_http_urls,
+        *settings.listen_metrics_urls,
+    )
+
+
+def _tls_settings(settings: Config, prefix: str) -> Any:
+    """The flags with this prefix, as `credentials.Settings`. Makes a certificate if they ask for
+    it. Raises StartError."""
+    from etcdlite import credentials
+
+    is_peer = bool(prefix)
+    cert, key = settings.cert_file, settings.key_file
+    auto, urls = settings.auto_tls, _urls_for_clients(settings)
+    if is_peer:
+        cert, key = settings.peer_cert_file, settings.peer_key_file
+        auto, urls = settings.peer_auto_tls, settings.listen_peer_urls
+    is_made = auto and not cert
+    if is_made:
+        from etcdlite import fixtures
+
+        name = "peer" if is_peer else "client"
+        years = settings.self_signed_cert_validity
+        cert, key = fixtures.ensure(settings.data_dir, name, filter(is_secure, urls), years)
+    common = credentials.Settings(
+        prefix=prefix,
+        cert_file=cert,
+        key_file=key,
+        client_cert_file="",
+        client_key_file="",
+        trusted_ca_file=settings.trusted_ca_file,
+        crl_file=settings.client_crl_file,
+        client_cert_auth=settings.client_cert_auth,
+        allowed_names=(),
+        allowed_hosts=settings.client_cert_allowed_hostname,
+        checks_addresses=False,
+        is_self_signed=is_made,
+        suites=settings.cipher_suites,
+        min_version=settings.tls_min_version,
+        max_version=settings.tls_max_version,
+    )
+    if not is_peer:
+        return common
+    return common._replace(
+        client_cert_file=settings.peer_client_cert_file,
+        client_key_file=settings.peer_client_key_file,
+        trusted_ca_file=settings.peer_trusted_ca_file,
+        crl_file=settings.peer_crl_file,
+        client_cert_auth=settings.peer_client_cert_auth,
+        allowed_names=settings.peer_cert_allowed_cn,
+        allowed_hosts=settings.peer_cert_allowed_hostname,
+        checks_addresses=not settings.peer_skip_client_san_verification,
+    )
