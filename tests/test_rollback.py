@@ -105,6 +105,32 @@ def test_a_leader_that_is_set_back_is_refused(cluster: Cluster) -> None:
     write(cluster)
 
 
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_an_acknowledged_write_is_kept_because_of_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, is_checked: bool
+) -> None:
+    """The write is on two of three members. One of them is set back while the other is down."""
+    if not is_checked:
+        monkeypatch.setattr(rollback.RollbackCheck, "check", lambda *_: None)
+    world, leader = cluster.world, cluster.leader
+    node, slow = cluster.followers
+    write(cluster, 3)
+    image = node.image()
+    world.blocked = {(leader.name, slow.name), (slow.name, leader.name)}
+    cluster.client.put(leader, b"key", b"acknowledged")
+    world.run(2)
+    node.set_back(image)
+    world.run(2)
+    leader.crash()
+    world.heal()
+    node.start()
+    world.run(5)
+    leader.start()
+    world.run(3)
+    kept = cluster.client.get(world.elect(), b"key") == b"acknowledged"
+    assert kept == is_checked == node.is_refused
+
+
 def test_an_empty_data_directory_of_a_member_is_refused(cluster: Cluster) -> None:
     node = cluster.followers[0]
     write(cluster)
