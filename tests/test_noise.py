@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etcdlite import aead
@@ -72,6 +72,7 @@ def test_the_published_vector_is_met_to_the_byte() -> None:
 
 
 @pytest.mark.parametrize("is_initiator", [True, False])
+@settings(deadline=None)
 @given(prologue=st.binary(max_size=40), payloads=st.lists(st.binary(max_size=80), min_size=8))
 def test_it_speaks_with_an_independent_implementation(
     is_initiator: bool, prologue: bytes, payloads: list[bytes]
@@ -123,6 +124,7 @@ def test_another_prologue_is_noticed_in_the_first_message() -> None:
         responder.read(initiator.write(b"hello"))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1), st.integers(0, 63), st.integers(1, 255))
 def test_a_changed_byte_of_a_message_is_noticed(which: int, at: int, change: int) -> None:
     initiator, responder = pair()
@@ -200,6 +202,7 @@ def test_nonces_end_before_the_reserved_one() -> None:
         other.decrypt(sealed)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=TAG_BYTES + 20))
 def test_junk_does_not_decrypt(junk: bytes) -> None:
     cipher = CipherState(PSK)

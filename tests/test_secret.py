@@ -6,9 +6,10 @@ import os
 import sys
 from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rigs.ctl_runner import run_ctl
 
@@ -268,6 +269,7 @@ def test_repeated_swapped_and_left_out_frames_are_refused() -> None:
                 responder.receive(frames[number])
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_change_anywhere_in_a_frame_is_noticed(data: st.DataObject) -> None:
     initiator, responder = established()
@@ -322,6 +324,7 @@ def test_a_frame_shorter_than_its_tag_is_refused() -> None:
             responder.receive(length.to_bytes(2, "little"))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_junk_never_establishes_or_crashes(junk: bytes) -> None:
     initiator, responder = made()
@@ -339,6 +342,7 @@ def test_junk_never_establishes_or_crashes(junk: bytes) -> None:
         assert channel.held_bytes <= 92
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=300))
 def test_junk_after_the_handshake_is_never_delivered(junk: bytes) -> None:
     _, responder = established()
@@ -348,9 +352,117 @@ def test_junk_after_the_handshake_is_never_delivered(junk: bytes) -> None:
         assert str(refused)
 
 
+class Meddler:
+    """Carries the bytes between two sides, and does to them what it likes."""
+
+    def __init__(self) -> None:
+        self.channels: tuple[InitiatorChannel, ResponderChannel] = made()
+        self.ways = [bytearray(), bytearray()]
+        """What each side has sent and the other one has not received."""
+        self.recorded = [b"", b""]
+        self.sent = [b"", b""]
+        self.received = [b"", b""]
+        """What each side sent, and what the other one took for it."""
+        self.is_broken = [False, False]
+        self.take_output()
+
+    def take_output(self) -> None:
+        for side, channel in enumerate(self.channels):
+            if channel.has_output:
+                self.put(side, channel.output())
+
+    def put(self, side: int, data: bytes) -> None:
+        self.ways[side] += data
+        self.recorded[side] += data
+
+    def say(self, side: int, size: int) -> None:
+        channel = self.channels[side]
+        if channel.is_established and not self.is_broken[side]:
+            text = bytes((len(self.sent[side]) + at) % 251 for at in range(size))
+            self.sent[side] += text
+            self.put(side, channel.seal(text))
+
+    def carry(self, side: int, size: int) -> None:
+        other = 1 - side
+        data = bytes(self.ways[side][:size])
+        del self.ways[side][:size]
+        if data and not self.is_broken[other]:
+            try:
+                self.received[side] += self.channels[other].receive(data)
+            except ChannelError:
+                self.is_broken[other] = True
+            else:
+                self.take_output()
+        assert self.sent[side].startswith(self.received[side])
+
+    def meddle(self, side: int, what: str, at: int, size: int) -> None:
+        way = self.ways[side]
+        at = at % (len(way) + 1)
+        if what == "cut":
+            del way[at : at + size]
+        elif what == "double":
+            way[at:at] = way[at : at + size]
+        elif what == "swap":
+            way[at:] = way[at + size :] + way[at : at + size]
+        elif what == "flip" and at < len(way):
+            way[at] ^= 1 << size % 8
+        elif what == "reflect":
+            way[at:at] = self.recorded[1 - side][-size:]
+        elif what == "replay":
+            way[at:at] = self.recorded[side][:size]
+        elif what == "inject":
+            way[at:at] = bytes(size)
+
+
+SIDES = st.integers(0, 1)
+SIZES = st.one_of(st.integers(1, 100), st.sampled_from([92, 76, 1000, 100_000]))
+TRICKS = st.sampled_from(["cut", "double", "swap", "flip", "reflect", "replay", "inject"])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("say"), SIDES, SIZES),
+            st.tuples(st.just("carry"), SIDES, SIZES),
+            st.tuples(st.just("meddle"), SIDES, TRICKS, st.integers(0, 300), SIZES),
+        ),
+        max_size=30,
+    ),
+    st.booleans(),
+)
+def test_a_meddler_can_only_end_what_it_carries(actions: list[Any], is_open: bool) -> None:
+    """Whatever it does, each side has received a beginning of what the other one sent."""
+    between = Meddler()
+    if is_open:
+        between.carry(0, 1000)
+        between.carry(1, 1000)
+        assert all(channel.is_established for channel in between.channels)
+    for action, side, *rest in actions:
+        getattr(between, action)(side, *rest)
+    for _ in range(3):
+        for side in 0, 1:
+            between.carry(side, 1 << 20)
+
+
+def test_the_meddler_that_only_carries_delivers_everything() -> None:
+    """So the test above can fail."""
+    between = Meddler()
+    for size in (1000, 1000, 5, 70_000):
+        between.carry(0, size)
+        between.carry(1, size)
+        between.say(0, size)
+        between.say(1, size)
+    for side in 0, 1:
+        between.carry(side, 1 << 20)
+    assert between.received == between.sent
+    assert len(between.sent[0]) == 71_005 + 1000
+
+
 # Frames.
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([0, 1, 100, 65_518, 65_519, 65_520, 200_000]), max_size=5),
     st.sampled_from([3, 1000, 65_536, 1 << 20]),
