@@ -260,6 +260,7 @@ class PeerConnection(Session):
     """What both ends of a connection share; it is open when both sides know each other."""
 
     protocol = "peer"
+    is_member = True
     is_served_to_the_end = True
     silence_s = SILENCE_S
 

@@ -33,7 +33,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from etcdlite.auth import MAX_NAME_BYTES, SEED_BYTES, Auth, Author
-from etcdlite.errors import error
+from etcdlite.errors import ERRORS, EtcdError, error
 
 DEFAULT_TTL_S = 300.0
 
@@ -51,6 +51,11 @@ _CONTEXT = b"etcdlite token\0"
 MAX_TOKEN_CHARS = (_HEAD.size + MAX_NAME_BYTES + SIGNATURE_BYTES) * 4 // 3 + 4
 
 
+class TokenAhead(EtcdError):
+    """InvalidAuthToken: the token is signed, but of a later auth revision than this member's. It
+    may be valid once the member has applied what others have."""
+
+
 class Tokens(Protocol):
     """One kind of tokens."""
 
@@ -58,7 +63,8 @@ class Tokens(Protocol):
         """A new token for a user. Takes milliseconds; run it in a thread."""
 
     def author(self, auth: Auth, token: str) -> Author:
-        """Whose token it is. Raises EtcdError InvalidAuthToken."""
+        """Whose token it is. Raises EtcdError InvalidAuthToken, as TokenAhead if it may become
+        valid."""
 
     def new_seed(self) -> bytes:
         """A key for the members to share."""
@@ -105,7 +111,9 @@ class SimpleTokens:
             known = self._verify(auth, token, now)
         name, revision, ends = known
         since = auth.since.get(name)
-        if since is None or not since <= revision <= auth.revision or now >= ends:
+        if revision > auth.revision and now < ends:
+            raise TokenAhead(*ERRORS["InvalidAuthToken"])
+        if since is None or revision < since or now >= ends:
             self._known.pop(token, None)
             raise error("InvalidAuthToken")
         if ends < now + self._ttl_s - EXTEND_AFTER_S:

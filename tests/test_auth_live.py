@@ -11,14 +11,18 @@ from __future__ import annotations
 import base64
 import json
 import random
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rigs.processes import ServerFactory
+from rigs.processes import ROOT, SMALL_FILES, ServerFactory, ServerProcess, wait_until
 from rigs.real_etcd import running_etcd
+from test_cluster_live import LiveCluster
 
 USERS = ("root", "ann", "bob", "cyd")
 ROLES = ("red", "green", "blue", "root")
@@ -222,3 +226,92 @@ def test_a_random_history_of_users(tmp_path: Path, server: ServerFactory, seed: 
                 is_enabled = path == "auth/enable"
             counts[expected[0]] = counts.get(expected[0], 0) + 1
     assert counts[200] > STEPS / 6 and counts[403] > STEPS / 20, counts
+
+
+# A cluster.
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[LiveCluster]:
+    live = LiveCluster(tmp_path, 3, *SMALL_FILES)
+    yield live
+    live.close()
+
+
+def test_users_of_a_cluster(live: LiveCluster, tmp_path: Path) -> None:
+    """Tokens count at every member, also after restarts, and users come along with snapshots,
+    backups and members that join."""
+    sides = [Side(member.endpoint) for member in live.members.values()]
+    first = sides[0]
+    for path, body in BEGINNING[:-1]:
+        assert first.ask("", path, body)[0] == 200, path
+    assert first.ask("", "auth/enable", {})[0] == 200
+    for user in ("root", "ann"):
+        credentials = {"name": user, "password": user}
+        assert first.ask("", "auth/authenticate", credentials)[0] == 200
+        for number, side in enumerate(sides):
+            side.tokens[user] = first.tokens[user]
+            put = {"key": b64(f"a{user}{number}"), "value": b64("v" * 3000)}
+            assert side.ask(user, "kv/put", put)[0] == 200
+    for side in sides:
+        assert side.ask("ann", "kv/put", {"key": b64("z")})[0] == 403
+        assert side.ask("ann", "kv/range", {"key": b64("a"), "range_end": b64("d")})[0] == 200
+        assert side.ask("ann", "kv/range", {"key": b64("a"), "range_end": b64("e")})[0] == 403
+        assert side.ask("", "kv/put", {"key": b64("a")})[0] == 400
+        # Of the questions to the leader.
+        assert side.ask("ann", "cluster/member/remove", {"ID": "1"})[0] == 403
+        assert "member not found" in str(side.ask("root", "cluster/member/remove", {"ID": "1"}))
+    assert first.ask("root", "lease/grant", {"ID": "11", "TTL": "100"})[0] == 200
+    assert first.ask("root", "kv/put", {"key": b64("z"), "lease": "11"})[0] == 200
+    for side in sides:
+        assert side.ask("ann", "lease/timetolive", {"ID": "11", "keys": True})[0] == 403
+        assert side.ask("root", "lease/timetolive", {"ID": "11", "keys": True})[0] == 200
+        assert side.ask("ann", "lease/timetolive", {"ID": "11"})[0] == 200
+
+    # A member that was away gets the rest as a snapshot; then all are restarted.
+    away = live.follower()
+    away.kill()
+    others = [Side(member.endpoint) for member in live.running]
+    for side in others:
+        side.tokens = first.tokens
+    assert others[0].ask("root", "auth/user/revoke", {"name": "ann", "role": "red"})[0] == 200
+    for number in range(60):
+        others[0].ask("root", "kv/put", {"key": b64(f"k{number % 5}"), "value": b64("v" * 9000)})
+    away.start()
+    for member in live.members.values():
+        if member is not away:
+            member.restart()
+    for member in live.members.values():
+        side = Side(member.endpoint)
+        side.tokens = first.tokens
+
+        def is_refused(side: Side = side) -> bool:
+            return side.ask("ann", "kv/put", {"key": b64("a")})[0] == 403
+
+        wait_until(is_refused, f"{member.data_dir.name} knows what ann may; {member.tail()}")
+        assert side.ask("root", "kv/put", {"key": b64("a")})[0] == 200
+        status = side.ask("root", "auth/status", {})[1]
+        assert status["authRevision"] == "18" and status["enabled"]
+
+    # A backup holds the users.
+    saved = tmp_path / "backup.db"
+    url = f"http://{live.running[0].endpoint}/v3/maintenance/snapshot"
+    headers = {"Authorization": first.tokens["root"], "Content-Type": "application/json"}
+    parts = []
+    with urllib.request.urlopen(urllib.request.Request(url, b"{}", headers)) as response:
+        for line in response:
+            parts.append(base64.b64decode(json.loads(line)["result"].get("blob", "")))
+    saved.write_bytes(b"".join(parts))
+    restored = tmp_path / "restored"
+    command = [sys.executable, "-m", "etcdlite.ctl", "snapshot", "restore", str(saved)]
+    subprocess.run([*command, f"--data-dir={restored}"], check=True, cwd=ROOT, capture_output=True)
+    alone = ServerProcess(restored, [], (sys.executable, "-m", "etcdlite"))
+    try:
+        side = Side(alone.start().endpoint)
+        side.tokens = first.tokens
+        assert side.ask("", "kv/range", {"key": b64("a")})[0] == 400
+        assert side.ask("root", "kv/range", {"key": b64("a")})[0] == 401, "of another cluster"
+        assert side.ask("", "auth/authenticate", {"name": "root", "password": "root"})[0] == 200
+        assert side.ask("root", "auth/user/get", {"name": "bob"})[1]["roles"] == ["green"]
+    finally:
+        alone.close()

@@ -16,6 +16,7 @@ from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.replica import logins
 from etcdlite.replica.entry import decode_requests
 from etcdlite.request import Asked
+from etcdlite.storage import data
 from etcdlite.wire import exposition
 
 DENIED = "permission denied"
@@ -509,3 +510,107 @@ def test_metrics(house: LoneMember, ann: User, root: User) -> None:
     assert "etcd_debugging_auth_revision 9" in text
     assert 'op="AuthUserAdd",success="true"' in text and 'op="Put"' in text
     assert "Author" not in text
+
+
+@pytest.mark.parametrize("catches_up", [True, False])
+def test_a_token_that_is_ahead_waits_for_the_member(
+    house: LoneMember, ann: User, catches_up: bool
+) -> None:
+    """As at a member that is behind the one at which the user logged in."""
+    auth = house.member.state.auth
+    revision = auth.revision
+    auth.revision -= 1
+    written = ann.send("KV.Put", key=b"a")
+    watched = ann.send("Watch.Watch", create_request=create(key=b"k"))
+    asked = ann.send("Maintenance.Defragment")
+    assert not ann.answers.keys() & {written, watched, asked} and not ann.messages[watched]
+    if catches_up:
+        auth.revision = revision
+    house.settle()
+    [created] = ann.messages[watched]
+    if catches_up:
+        assert ann.answers[written].header.revision == 2
+        assert not created.canceled
+        assert ann.answers[asked] == DENIED
+    else:
+        assert ann.answers[written] == ann.answers[asked] == INVALID
+        assert created.cancel_reason.endswith(INVALID)
+
+
+# What members have in common.
+
+
+def state_of(lone: LoneMember) -> tuple[Any, ...]:
+    """Everything that must be the same on all members."""
+    store = lone.member.state.store
+    buckets = {
+        name: {key: value for key, value in store.buckets.get(name, {}).items() if key != b"key"}
+        for name in (data.AUTH, data.AUTH_USER, data.AUTH_ROLE, data.LEASE)
+    }
+    keys = [store.get(key) for key in sorted(store.index.heads)]
+    return store.revision, buckets, keys
+
+
+def test_members_that_restart_at_any_time_do_not_differ(tmp_path: Path) -> None:
+    """etcd issue 14571: after a restart, or when it took over a snapshot, a member did not know the
+    permissions yet, and refused what the others applied. So do wrong what is remembered about
+    rights and leases."""
+    hashed = encoded("x")
+    prefix = proto.Permission(permType=2, key=b"a", range_end=b"b")
+    wider = proto.Permission(permType=2, key=b"b", range_end=b"c")
+    both = [proto.RequestOp(request_put=proto.PutRequest(key=key)) for key in (b"a3", b"b3")]
+    script: list[tuple[str, str, dict[str, Any]]] = [
+        ("", "Auth.UserAdd", {"name": "root", "hashedPassword": hashed}),
+        ("", "Auth.UserGrantRole", {"user": "root", "role": "root"}),
+        ("", "Auth.UserAdd", {"name": "ann", "hashedPassword": hashed}),
+        ("", "Auth.RoleAdd", {"name": "r"}),
+        ("", "Auth.RoleGrantPermission", {"name": "r", "perm": prefix}),
+        ("", "Auth.UserGrantRole", {"user": "ann", "role": "r"}),
+        ("", "Lease.LeaseGrant", {"ID": 1, "TTL": 1000}),
+        ("", "Auth.AuthEnable", {}),
+        ("ann", "KV.Put", {"key": b"a1", "lease": 1}),
+        ("ann", "KV.Put", {"key": b"b1"}),
+        ("root", "KV.Put", {"key": b"b1", "lease": 1}),
+        ("ann", "KV.Put", {"key": b"a2", "lease": 1}),
+        ("ann", "KV.Txn", {"success": both}),
+        ("root", "Auth.RoleGrantPermission", {"name": "r", "perm": wider}),
+        ("ann", "KV.Put", {"key": b"a2", "lease": 1}),
+        ("ann", "KV.Txn", {"success": both}),
+        ("root", "Auth.UserRevokeRole", {"name": "ann", "role": "r"}),
+        ("ann", "KV.Put", {"key": b"a4"}),
+        ("root", "Auth.AuthDisable", {}),
+        ("", "KV.Put", {"key": b"z", "lease": 1}),
+        ("", "Auth.UserGrantRole", {"user": "ann", "role": "r"}),
+        ("", "Auth.AuthEnable", {}),
+        ("ann", "Lease.LeaseRevoke", {"ID": 1}),
+        ("root", "Lease.LeaseRevoke", {"ID": 1}),
+    ]
+    steady = LoneMember(tmp_path / "steady", password_cost=CHEAP)
+    other = LoneMember(tmp_path / "other", password_cost=CHEAP)
+    for step, (name, method, fields) in enumerate(script):
+        answers = []
+        for lone in (steady, other):
+            user = User(lone)
+            user.certificate_user = name
+            answer = user.ask(method, **fields)
+            answers.append(answer if isinstance(answer, str) else "")
+        assert answers[0] == answers[1], (step, method)
+        assert state_of(steady) == state_of(other), (step, method)
+        other.close()
+        other = LoneMember(tmp_path / "other", password_cost=CHEAP)
+        assert state_of(steady) == state_of(other), (step, method)
+    assert steady.member.state.store.revision > 5
+    steady.close()
+    other.close()
+
+
+def test_another_store_brings_its_users(house: LoneMember, ann: User, tmp_path: Path) -> None:
+    """As a snapshot from the leader: what is remembered of the old one does not count."""
+    assert not isinstance(ann.ask("KV.Put", key=b"a"), str)
+    other = LoneMember(tmp_path / "other", password_cost=CHEAP)
+    other.member.state.auth.restore(house.member.state.store)
+    assert other.member.state.auth.enabled
+    auth = house.member.state.auth
+    auth.restore(LoneMember(tmp_path / "empty").member.state.store)
+    assert not auth.enabled and auth.revision == 1 and auth.users() == []
+    other.close()

@@ -7,24 +7,34 @@ changed since.
 
 The user is that of the token that came with the request or, without a token, that of the client's
 certificate.
+
+A client may log in at one member and send its next request to another one, which has not applied
+yet what the token depends on. Such a request waits until the member's state is current (`retry`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from etcdlite.auth import OPEN, OWN, Auth, Author
+from etcdlite.errors import EtcdError
 from etcdlite.replica.state import State
 from etcdlite.request import Requester
-from etcdlite.tokens import Tokens
+from etcdlite.tokens import TokenAhead, Tokens
 
 
 class Access:
     """See the module's docstring. Ask `auth.enabled` first: it costs less than a call."""
 
-    def __init__(self, state: State, tokens: Tokens) -> None:
+    def __init__(
+        self, state: State, tokens: Tokens, when_current: Callable[[Callable[[], None]], None]
+    ) -> None:
+        """`when_current(do)` calls `do` once this member has applied all that was committed before,
+        or cannot learn what that is."""
         self.auth: Auth = state.auth
         self._tokens = tokens
+        self._when_current = when_current
 
     def author(self, session: Requester | None, request_id: int) -> Author | None:
         """For whom a request is; None if it does not say. Raises InvalidAuthToken."""
@@ -45,3 +55,11 @@ class Access:
         author = self.author(session, request_id)
         self.auth.check(author, method, request)
         return author
+
+    def retry(self, refused: EtcdError, again: Callable[[], None]) -> bool:
+        """Whether a check failed only because this member is behind. Then `again` is called when it
+        is not; it must not call this."""
+        if not isinstance(refused, TokenAhead):
+            return False
+        self._when_current(again)
+        return True

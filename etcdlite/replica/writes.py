@@ -150,7 +150,13 @@ class Writes:
     # Accepting writes.
 
     def propose(
-        self, session: Session | None, request_id: int, method: int, request: Any, frame: bytes
+        self,
+        session: Session | None,
+        request_id: int,
+        method: int,
+        request: Any,
+        frame: bytes,
+        is_again: bool = False,
     ) -> None:
         """Replicate and apply a write; `frame` is the request as a native frame. The session gets
         the answer. Never raises."""
@@ -169,7 +175,9 @@ class Writes:
                 self._name_author(session, request_id, method, request)
             except EtcdError as refused:
                 assert session is not None, "a member may do everything"
-                session.fail(request_id, method, refused)
+                again = partial(self.propose, session, request_id, method, request, frame, True)
+                if is_again or not self._access.retry(refused, again):
+                    session.fail(request_id, method, refused)
                 return
         self._alarms.proposed_bytes += size
         self._new.append((session, request_id, method, request))

@@ -431,8 +431,24 @@ def _checked(handler: Handler) -> Handler:
         member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
     ) -> None:
         if member.state.auth.enabled:
-            member.access.check(session, request_id, method, request)
+            try:
+                member.access.check(session, request_id, method, request)
+            except EtcdError as refused:
+                if member.access.retry(
+                    refused, partial(again, member, session, request_id, method, request, frame)
+                ):
+                    return
+                raise
         handler(member, session, request_id, method, request, frame)
+
+    def again(
+        member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
+    ) -> None:
+        try:
+            member.access.check(session, request_id, method, request)
+            handler(member, session, request_id, method, request, frame)
+        except EtcdError as refused:
+            session.fail(request_id, method, refused)
 
     return checked
 

@@ -6,6 +6,7 @@ Each class is one kind of call (`calls.py`). To add a kind, add a class to `CALL
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Any
 
 from etcdlite import ETCD_API_VERSION, log, proto, txn
@@ -47,24 +48,30 @@ class WatchCall(Call):
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         self._stream = member.hub.open(self, owner.calls.watch_quota)
+        self._is_closed = False
 
     def message(self, body: bytes) -> None:
         request = proto.decode_request(proto.WatchRequest.decode, body)
         if request.create_request is not None:
             if self.member.catch_up.is_behind:
                 raise behind_error()
-            create = request.create_request
-            if self.member.state.auth.enabled:
-                try:
-                    self.member.access.check(self, self.request_id, WATCH, create)
-                except EtcdError as refused:
-                    self._stream.refuse(refused.text)
-                    return
-            self._stream.create(create)
+            self._create(request.create_request)
         elif request.cancel_request is not None:
             self._stream.cancel(request.cancel_request.watch_id)
         elif request.progress_request is not None:
             self._stream.progress()
+
+    def _create(self, create: proto.WatchCreateRequest, is_again: bool = False) -> None:
+        access = self.member.access
+        if self.member.state.auth.enabled and not self._is_closed:
+            try:
+                access.check(self, self.request_id, WATCH, create)
+            except EtcdError as refused:
+                if is_again or not access.retry(refused, partial(self._create, create, True)):
+                    self._stream.refuse(refused.text)
+                return
+        if not self._is_closed:
+            self._stream.create(create)
 
     def finish(self) -> None:
         # As in etcd, open watches go on.
@@ -75,6 +82,7 @@ class WatchCall(Call):
         self._stream.wake()
 
     def close(self) -> None:
+        self._is_closed = True
         self._stream.close()
 
 
@@ -93,14 +101,17 @@ class KeepAliveCall(Call):
             self._unread_checks = self._unread_checks + 1 if self.blocked else 0
             if self._unread_checks > MAX_UNREAD_CHECKS:
                 raise error("RequestTooManyRequests")
-        member = self.member
-        auth = member.state.auth
-        if auth.enabled:
-            author = member.access.check(self, self.request_id, KEEP_ALIVE, None)
-            lease_id = api.read_renewal(body)
-            finish(auth.lease_steps(member.state.lessor, author, [(lease_id, None)]))
         self._unanswered += 1
+        if self.member.state.auth.enabled:
+            self._check(body)
         api.keep_alive(self.member, body, self._done)
+
+    def _check(self, body: bytes) -> None:
+        """Raise the EtcdError that refuses a renewal."""
+        member = self.member
+        author = member.access.check(self, self.request_id, KEEP_ALIVE, None)
+        puts = [(api.read_renewal(body), None)]
+        finish(member.state.auth.lease_steps(member.state.lessor, author, puts))
 
     def _done(self, answer: bytes | EtcdError) -> None:
         if self._is_closed:
