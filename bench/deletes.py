@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bench.clients import call, connect
+from bench.clients import CallFailed, call, connect
 from bench.scale import PREFIX, load
 from bench.servers import Server
 from etcdlite import proto
@@ -32,13 +32,18 @@ END = PREFIX[:-1] + bytes([PREFIX[-1] + 1])
 
 
 def _repeat(server: Server, method: str, request: Any, is_over: Callable[[], bool]) -> list[float]:
-    """The latencies of one client that sends this request again and again, in seconds."""
+    """The latencies of one client that sends this request again and again, in seconds; infinite
+    if it fails."""
     connection = connect(server.name, server.port)
     times: list[float] = []
     while not is_over():
         began = time.monotonic()
-        call(connection, method, request)
-        times.append(time.monotonic() - began)
+        try:
+            call(connection, method, request)
+            times.append(time.monotonic() - began)
+        except CallFailed as failure:
+            print(f"{method} failed: {failure}", file=sys.stderr)
+            times.append(float("inf"))
         time.sleep(PAUSE_S)
     return times
 
