@@ -3,14 +3,14 @@
     _etcd-server._tcp.DOMAIN      the members of a cluster, at their peer ports (discovery-srv)
     _etcd-client._tcp.DOMAIN      their client ports (etcdlite-ctl --discovery-srv)
 
-With a service name N, these are _etcd-server-N._tcp and _etcd-client-N._tcp. Client ports with TLS
-have the records _etcd-client-ssl._tcp and _etcd-client-ssl-N._tcp. etcd's records for peer ports
-with TLS, _etcd-server-ssl._tcp, are queried only to report that they cannot be used.
+Those of ports with TLS are _etcd-server-ssl._tcp and _etcd-client-ssl._tcp. With a service name N,
+they are _etcd-server-N._tcp, _etcd-server-ssl-N._tcp and so on.
 
 The result is sorted, because a DNS answer has no order. A member's URL is that of its record,
-`http://TARGET:PORT`; all members must use the same one, because IDs are derived from it. A member
-finds itself as in etcd: the record's target and one of its own peer URLs resolve to the same
-address. The others get the names "0", "1", ... until they publish their own.
+`http://TARGET:PORT`, or https for a port with TLS; all members must use the same one, because IDs
+are derived from it. A member finds itself as in etcd: the record's target and one of its own peer
+URLs of the same scheme resolve to the same address. The others get the names "0", "1", ... until
+they publish their own.
 
 The queries use dnspython, because Python has none for SRV records, and block. A member queries DNS
 at its first start only: later, its data names the members.
@@ -44,12 +44,9 @@ def initial_cluster(
     `peer_urls`. `resolver`: a dns.resolver.Resolver, if not the system's. Raises DiscoveryError.
     """
     found = _servers("etcd-server", domain, service_name, resolver)
-    own = {address for url in peer_urls for address in _addresses(*host_port(url))}
+    own = {address for url in peer_urls for address in _addresses(url)}
     numbers = itertools.count()
-    pairs = [
-        (name if own & _addresses(host, port) else str(next(numbers)), _url(host, port))
-        for host, port in found
-    ]
+    pairs = [(name if own & _addresses(url) else str(next(numbers)), url) for url in found]
     if all(member != name for member, _ in pairs):
         raise DiscoveryError(
             f"none of the members in the SRV records of {domain} is this one: they are at "
@@ -61,40 +58,24 @@ def initial_cluster(
 
 def client_endpoints(domain: str, service_name: str, resolver: Any = None) -> list[str]:
     """The URLs at which a cluster serves clients, those with TLS first. Raises DiscoveryError."""
-    suffix = f"-{service_name}" if service_name else ""
-    names = {
-        "https": f"_etcd-client-ssl{suffix}._tcp.{domain}",
-        "http": f"_etcd-client{suffix}._tcp.{domain}",
-    }
+    return _servers("etcd-client", domain, service_name, resolver)
+
+
+def _servers(service: str, domain: str, name: str, resolver: Any) -> list[str]:
+    """URLs, sorted, those with TLS first."""
+    suffix = f"-{name}._tcp.{domain}" if name else f"._tcp.{domain}"
+    plain, secure = f"_{service}{suffix}", f"_{service}-ssl{suffix}"
     found = [
         f"{scheme}://{host}:{port}"
-        for scheme, query in names.items()
+        for scheme, query in (("https", secure), ("http", plain))
         for host, port in _lookup(query, resolver)
     ]
     if not found:
         raise DiscoveryError(
-            f"DNS has no SRV records {names['http']} or {names['https']}. Add one for each "
-            "server, or name the servers yourself"
+            f"DNS has no SRV records {plain} or {secure}. Add one for each server, or name the "
+            "servers yourself"
         )
     return found
-
-
-def _servers(service: str, domain: str, name: str, resolver: Any) -> list[tuple[str, int]]:
-    """(host, port), sorted."""
-    suffix = f"-{name}" if name else ""
-    query = f"_{service}{suffix}._tcp.{domain}"
-    found = _lookup(query, resolver)
-    if found:
-        return found
-    with_tls = f"_{service}-ssl{suffix}._tcp.{domain}"
-    if _lookup(with_tls, resolver):
-        raise DiscoveryError(
-            f"DNS has {with_tls}, for servers with TLS, which comes with a later version, but no "
-            f"{query}. Add SRV records of that name"
-        )
-    raise DiscoveryError(
-        f"DNS has no SRV records {query}. Add one for each server, or name the servers yourself"
-    )
 
 
 def _lookup(query: str, resolver: Any) -> list[tuple[str, int]]:
@@ -124,13 +105,12 @@ def _host(target: Any) -> str:
     return str(target.to_text(omit_final_dot=True)).lower()
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://{host}:{port}"
-
-
-def _addresses(host: str, port: int) -> set[tuple[str, int]]:
-    """The names of a server: its host as it is written, and the addresses of the host."""
-    return {(host.rstrip(".").lower(), port), *((a, port) for a in _resolved(host))}
+def _addresses(url: str) -> set[tuple[str, str, int]]:
+    """The names of a server: its scheme, its host as it is written and the addresses of that, and
+    its port."""
+    host, port = host_port(url)
+    scheme = url.partition("://")[0]
+    return {(scheme, name, port) for name in (host.rstrip(".").lower(), *_resolved(host))}
 
 
 def _resolved(host: str) -> Iterable[str]:

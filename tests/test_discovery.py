@@ -99,7 +99,10 @@ def test_a_service_name_is_part_of_what_is_asked_for(fake_dns: FakeDns) -> None:
     assert found(fake_dns, "http://b.example.invalid:2380", "lab") == [
         ("me", "http://b.example.invalid:2380")
     ]
-    assert fake_dns.asked == ["_etcd-server-lab._tcp.example.invalid"]
+    assert fake_dns.asked == [
+        "_etcd-server-ssl-lab._tcp.example.invalid",
+        "_etcd-server-lab._tcp.example.invalid",
+    ]
 
 
 def test_records_without_this_member_are_refused(fake_dns: FakeDns) -> None:
@@ -120,10 +123,16 @@ def test_a_record_that_says_there_is_no_such_service_counts_as_none(fake_dns: Fa
         found(fake_dns, "http://localhost:2380")
 
 
-def test_records_of_members_with_tls_are_not_taken_for_others(fake_dns: FakeDns) -> None:
+def test_members_with_tls_have_records_of_their_own(fake_dns: FakeDns) -> None:
     fake_dns.records["_etcd-server-ssl._tcp.example.invalid"] = MEMBERS
-    with pytest.raises(DiscoveryError, match=r"_etcd-server-ssl.*TLS"):
-        found(fake_dns, "http://localhost:2380")
+    assert found(fake_dns, "https://b.example.invalid:2380") == [
+        ("0", "https://127.0.0.1:2381"),
+        ("1", "https://a.example.invalid:2380"),
+        ("me", "https://b.example.invalid:2380"),
+    ]
+    # A member with the same host and port, but without TLS, is not the one of the record.
+    with pytest.raises(DiscoveryError, match=r"none of the members .* is this one.*https://b"):
+        found(fake_dns, "http://b.example.invalid:2380")
 
 
 def test_a_dns_server_that_fails_is_not_taken_for_missing_records(

@@ -17,6 +17,9 @@ from rigs.processes import ROOT, ServerProcess
 from etcdlite import config, hardening, proto
 from etcdlite.client.partial_file import PartialFile
 
+PEER_TLS = ("--peer-cert-file=/c", "--peer-key-file=/k")
+PEER_AUTH = ("--peer-client-cert-auth", "--peer-trusted-ca-file=/ca")
+
 PROTECT = "from etcdlite import hardening; hardening.protect_process()"
 
 
@@ -132,6 +135,8 @@ def test_a_backup_is_not_written_into_a_file_that_waits_for_it(tmp_path: Path) -
         (("--listen-peer-urls=http://[::]:2380",), "use the address of a member"),
         (("--listen-peer-urls=http://0.0.0.0:2380", "--peer-address-check=false"), "anyone who"),
         (("--listen-peer-urls=http://0.0.0.0:2380", "--peer-secret-file=/secret"), ""),
+        (("--listen-peer-urls=https://10.0.0.1:2380", *PEER_TLS), "use the address of a member"),
+        (("--listen-peer-urls=https://10.0.0.1:2380", *PEER_TLS, *PEER_AUTH), ""),
     ],
 )
 def test_a_port_for_members_that_is_open_to_strangers_is_told_of(
