@@ -12,8 +12,10 @@ Limits: those of `places.py` and `memory.py`, and those of `session.py`, which `
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
+import sys
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -47,6 +49,13 @@ SLOW_PIECE_S = 0.008
 
 SAME_LINES_PER_S = 0.1
 """How often the same fault of the channels of one address is logged; another one once a second."""
+
+NOT_SENT_BYTES = 128 * 1024
+"""The kernel takes output of a connection while it holds less than this that is not on its way.
+Without this limit (TCP_NOTSENT_LOWAT) it holds megabytes for a slow reader, and reports a socket
+writable only when a third of that is read: a reader of 20 KB/s then looks like one that stands
+still."""
+_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 
 PRODUCE_SLICE_S = 0.005
 """A turn produces long answers for this long. The other sessions come first in the next turn."""
@@ -206,6 +215,9 @@ class Connections:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if _NOTSENT_LOWAT is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, NOT_SENT_BYTES)
         self.all.add(connection)
         self._by_session[connection.session] = connection
         connection.ready = partial(self._ready, connection)

@@ -54,7 +54,7 @@ from etcdlite.replica.restoring import Restoring
 from etcdlite.replica.rollback import RollbackCheck
 from etcdlite.replica.state import State
 from etcdlite.replica.writes import Writes
-from etcdlite.request import Asked, Done, Session, Waiter, about
+from etcdlite.request import Asked, Done, Session, Waiter, warn_slow
 from etcdlite.snap import Image, Incoming
 from etcdlite.tokens import SimpleTokens, Tokens
 from etcdlite.wal import Save
@@ -662,12 +662,5 @@ class Member:
             return took_s
         if what == APPLY:
             self.metrics.slow_applies += 1
-        if not log.limited(what):
-            log.warn(
-                f"{what} took too long",
-                took=f"{took_s * 1000:.0f}ms",
-                requests=len(requests),
-                **{"expected-duration": f"{expected_s * 1000:.0f}ms"},
-                **(about(requests[0]) if requests else {}),
-            )
+        warn_slow(what, took_s, expected_s, requests)
         return took_s

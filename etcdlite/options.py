@@ -15,6 +15,10 @@ class Options:
     """The limit of the size of the data; 0 for no quota."""
     segment_bytes: int = 0
     """Disk space that the next segments of log and data take when they are created."""
+    wal_dir: str = ""
+    """The directory of the log if it is not in the data directory."""
+    wal_segment_bytes: int = 0
+    """Disk space that the next segment of the log takes when it is created."""
     max_request_bytes: int = 1_572_864
     max_txn_ops: int = 128
     request_timeout_s: float = 7.0

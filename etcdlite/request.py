@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
+from etcdlite import log
 from etcdlite.errors import EtcdError
 from etcdlite.methods import METHODS
 
@@ -102,6 +103,18 @@ def about(waiter: Waiter) -> dict[str, str]:
         "client": getattr(session, "client", ""),
     }
     return {name: value for name, value in known.items() if value}
+
+
+def warn_slow(what: str, took_s: float, expected_s: float, requests: list[Waiter]) -> None:
+    """Log that something took longer than expected, with the first request that it was for."""
+    if not log.limited(what):
+        log.warn(
+            f"{what} took too long",
+            took=f"{took_s * 1000:.0f}ms",
+            requests=len(requests),
+            **{"expected-duration": f"{expected_s * 1000:.0f}ms"},
+            **(about(requests[0]) if requests else {}),
+        )
 
 
 def _operations(request: Any) -> Iterator[Any]:

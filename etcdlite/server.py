@@ -597,14 +597,24 @@ def _check_peer_port(member: Member, settings: config.Config) -> None:
 def _fit_disk(settings: config.Config, disk: Disk) -> config.Config:
     """Smaller segments and checkpoints on a small file system: the space that a segment takes at
     once, and what the log holds until a checkpoint, must leave room for the data."""
-    _, total = disk.space(settings.data_dir)
-    segment_bytes = max(total // SEGMENTS_PER_DISK, MIN_SEGMENT_BYTES)
+    data_bytes, wal_bytes = (
+        max(disk.space(_existing(path))[1] // SEGMENTS_PER_DISK, MIN_SEGMENT_BYTES)
+        for path in (settings.data_dir, settings.wal_dir or settings.data_dir)
+    )
     return dataclasses.replace(
         settings,
-        segment_bytes=min(settings.segment_bytes, segment_bytes),
-        wal_segment_bytes=min(settings.wal_segment_bytes, segment_bytes),
-        checkpoint_bytes=min(settings.checkpoint_bytes, 2 * segment_bytes),
+        segment_bytes=min(settings.segment_bytes, data_bytes),
+        wal_segment_bytes=min(settings.wal_segment_bytes, wal_bytes),
+        checkpoint_bytes=min(settings.checkpoint_bytes, 2 * data_bytes, 2 * wal_bytes),
     )
+
+
+def _existing(path: str) -> str:
+    """The directory, or the nearest one above it that exists."""
+    path = os.path.abspath(path)
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def _options(settings: config.Config) -> Options:
@@ -614,6 +624,8 @@ def _options(settings: config.Config) -> Options:
         segment_bytes=settings.segment_bytes
         + settings.wal_segment_bytes
         + settings.max_request_bytes,
+        wal_dir=settings.wal_dir,
+        wal_segment_bytes=settings.wal_segment_bytes + settings.max_request_bytes,
         max_request_bytes=settings.max_request_bytes,
         max_txn_ops=settings.max_txn_ops,
         request_timeout_s=REQUEST_TIMEOUT_S + 2 * election_timeout_s,

@@ -31,7 +31,10 @@ from etcdlite.urls import format_address, host_port
 from etcdlite.wal import WAL, Save
 
 DIAL_TIMEOUT_S = 1.0
-"""The time limit for a connection to another member."""
+SHORT_DIAL_TIMEOUT_S = 0.3
+"""The time limits for a connection to another member. While a network is cut the packet that opens
+a connection is lost, and the kernel repeats it only after a second; so every other attempt is
+short, and one follows soon after the network is whole again."""
 
 SHAKE_TIMEOUT_S = 5.0
 """The time limit for the handshake of TLS with it."""
@@ -163,10 +166,11 @@ def start_dial(dial: Dial, url: str, dialing: Dialing, done: Callable[[Any], Non
 
 def _dial(dial: Dial, url: str, dialing: Dialing) -> Dialed:
     host, port = host_port(url)
+    timeout_s = SHORT_DIAL_TIMEOUT_S if dial.link.failures % 2 else DIAL_TIMEOUT_S
     peer = format_address(host, port)
     sock = None
     try:
-        sock = socket.create_connection((host, port), DIAL_TIMEOUT_S)
+        sock = socket.create_connection((host, port), timeout_s)
         channel, plaintext = dialing(url, dial.link.node), b""
         if channel is not None and channel.steps_are_long:
             plaintext = shake_hands(sock, channel, time.monotonic() + SHAKE_TIMEOUT_S)

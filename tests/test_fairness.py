@@ -46,6 +46,7 @@ class Client:
     """A session that keeps its answers."""
 
     is_blocked = False
+    client = "192.0.2.1:1234"
 
     def __init__(self) -> None:
         self.answers: dict[int, bytes] = {}
@@ -113,8 +114,24 @@ def test_writes_in_line_time_out(lone: Paced, monkeypatch: pytest.MonkeyPatch) -
     assert lone.member.state.alarms.proposed_bytes == 0 and not lone.member.writes.are_waiting
 
 
-def filled(tmp_path: Path, count: int) -> Paced:
-    lone = Paced(tmp_path / "member", checkpoint_bytes=1 << 40)
+def test_a_slow_read_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lone = filled(tmp_path, 2000, warn_apply_s=0.005)
+    lone.member.reads.read(Client(), 1, RANGE, proto.RangeRequest(key=b"k00001"))
+    lone.settle()
+    capfd.readouterr()
+    counted = lone.member.metrics.slow_applies
+    lone.member.reads.read(
+        Client(), 1, RANGE, proto.RangeRequest(key=b"k", range_end=b"l", sort_order=2)
+    )
+    lone.settle()
+    line = capfd.readouterr().err
+    for known in ("read took too long", "KV.Range", "key=k", "192.0.2.1:1234", "expected-duration"):
+        assert known in line, line
+    assert lone.member.metrics.slow_applies == counted + 1
+
+
+def filled(tmp_path: Path, count: int, **options: Any) -> Paced:
+    lone = Paced(tmp_path / "member", checkpoint_bytes=1 << 40, **options)
     for n in range(count):
         put = proto.PutRequest(key=b"k%05d" % n, value=b"%d" % (count - n))
         propose(lone, None, 0, PUT, put)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rigs.faulty_disk import FaultyDisk
 from rigs.member_rig import MemberRig
-from rigs.processes import ServerProcess
+from rigs.processes import ServerProcess, wait_until
 
 from etcdlite import proto
 from etcdlite.client import EtcdliteError
@@ -31,6 +31,14 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def with_small_log(small_disk: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    log = f"--wal-dir={small_disk / 'wal'}"
+    process = ServerProcess(tmp_path / "data", [log], (sys.executable, "-m", "etcdlite"))
+    yield process.start()
+    process.close()
 
 
 @pytest.fixture
@@ -71,6 +79,26 @@ def test_a_small_disk_fills_up_and_is_emptied_again(running: ServerProcess) -> N
             client.defragment()
             client.disarm(alarm)
     running.restart()
+
+
+def test_a_full_file_system_of_the_log_raises_the_alarm(
+    with_small_log: ServerProcess, small_disk: Path
+) -> None:
+    running = with_small_log
+    ballast = small_disk / "ballast"
+    with running.client() as client:
+        client.put("k", "v")
+        with ballast.open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 20))
+                file.flush()
+        wait_until(lambda: [alarm.name for alarm in client.alarms()] == ["NOSPACE"], "the alarm")
+        with pytest.raises(EtcdliteError, match="database space exceeded"):
+            client.put("k", "v")
+        assert str(small_disk / "wal") in running.tail()
+        ballast.unlink()
+        client.disarm(client.alarms()[0])
+        client.put("k", "v")
 
 
 def test_what_is_proposed_counts_before_it_is_written() -> None:

@@ -25,7 +25,7 @@ WHY_TIMEOUT_S = 1.0
 WARN_DAYS = 30
 """A certificate that ends sooner is worth a warning."""
 
-TIMEOUT_TEXT = "etcdserver: request timed out"
+NO_ANSWER_TEXTS = ("etcdserver: request timed out", "etcdserver: no leader")
 
 
 class Session:
@@ -157,9 +157,8 @@ class Session:
             raise BadArguments(f"bad lease ID arg ({error}), expecting ID in Hex") from None
 
     def why_unanswered(self, error: EtcdliteError) -> str:
-        """What the member says about a missing leader if `error` is a request without an answer;
-        empty if there is another reason."""
-        if not isinstance(error, Timeout) and not error.text.startswith(TIMEOUT_TEXT):
+        """What the member says about a missing leader if `error` may come from that, else empty."""
+        if not isinstance(error, Timeout) and not error.text.startswith(NO_ANSWER_TEXTS):
             return ""
         try:
             endpoint = [error.endpoint or self.client().endpoint]

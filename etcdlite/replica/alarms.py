@@ -4,8 +4,9 @@ An alarm belongs to a member: NOSPACE says that it is out of space, CORRUPT that
 from the other members'. Alarms go through the log, so that all members have them and obey them,
 until an operator disarms them.
 
-Two limits end the space: the quota, and the file system, of which a reserve stays free: deletes,
-compaction, cleaning and the next segments of log and data need some space themselves.
+Two limits end the space: the quota, and the file system (or two, if the log has one of its own), of
+which a reserve stays free: deletes, compaction, cleaning and the next segments of log and data need
+some space themselves.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from etcdlite import log, proto
 from etcdlite.errors import error
 from etcdlite.methods import ALARM_METHOD
 from etcdlite.mvcc import Store
+from etcdlite.options import Options
 from etcdlite.storage.data import ALARM
 
 NOSPACE = 1
@@ -43,16 +45,16 @@ class Alarms:
         member_id: int,
         propose: Callable[[int, proto.Message], None],
         clock: Callable[[], float],
-        quota_bytes: int,
-        segment_bytes: int = 0,
+        options: Options,
     ) -> None:
-        """`propose` brings a method and its request into the log. `quota_bytes` limits the data; 0
-        is no limit. `segment_bytes`: what the next segments of log and data take at once."""
+        """`propose` brings a method and its request into the log."""
         self._member_id = member_id
         self._propose = propose
         self._clock = clock
-        self.quota_bytes = quota_bytes
-        self._segment_bytes = segment_bytes
+        self.quota_bytes = options.quota_bytes
+        self._segment_bytes = options.segment_bytes
+        self._wal_dir = options.wal_dir
+        self._wal_segment_bytes = options.wal_segment_bytes
         self.proposed_bytes = 0
         """Writes of this member that are proposed and not applied yet."""
         self.space_left = 0
@@ -61,6 +63,8 @@ class Alarms:
         self._raised_at = -math.inf
         """When this member last proposed an alarm of its own, which may get lost on its way."""
         self._disk_left = 0
+        self._fullest = ""
+        """The directory for which that is the space left."""
         self._disk_measured_at = -math.inf
         self.restore(store)
 
@@ -121,7 +125,7 @@ class Alarms:
         if self.quota_bytes and quota_left <= self._disk_left:
             why, to_do = "the quota is used up", "compact, delete keys or raise the quota"
         else:
-            why, to_do = "the file system is almost full", "free space on it"
+            why, to_do = f"the file system of {self._fullest} is almost full", "free space on it"
         log.warn(
             f"{why}; puts are refused",
             next=f"{to_do}, then etcdlite-ctl alarm disarm",
@@ -172,11 +176,18 @@ class Alarms:
         self._measure_left()
 
     def _measure_disk(self) -> None:
-        store = self._store
         # The parent folder: a snapshot may be about to replace the store's own.
-        free, total = store.disk.space(os.path.dirname(store.directory) or ".")
-        reserve = min(DISK_RESERVE_BYTES, int(total * DISK_RESERVE_SHARE) + self._segment_bytes)
-        self._disk_left = free - max(reserve, self._segment_bytes)
+        parent = os.path.dirname(self._store.directory) or "."
+        left = [(self._left_at(parent, self._segment_bytes), parent)]
+        if self._wal_dir:
+            left.append((self._left_at(self._wal_dir, self._wal_segment_bytes), self._wal_dir))
+        self._disk_left, self._fullest = min(left)
+
+    def _left_at(self, path: str, segment_bytes: int) -> int:
+        """Free space beyond the reserve, for segments that take this much at once."""
+        free, total = self._store.disk.space(path)
+        reserve = min(DISK_RESERVE_BYTES, int(total * DISK_RESERVE_SHARE) + segment_bytes)
+        return free - max(reserve, segment_bytes)
 
     def _measure_left(self) -> None:
         left = self._disk_left

@@ -49,7 +49,7 @@ from etcdlite.raft import NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import Entry
 from etcdlite.replica.access import Access
 from etcdlite.replica.state import State
-from etcdlite.request import Session, Steps, Waiter, fail_all
+from etcdlite.request import Session, Steps, Waiter, fail_all, warn_slow
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.steps import join_steps
 
@@ -86,16 +86,21 @@ class _Line:
     """The reads of a session that are done in steps."""
 
     __slots__ = (
-        "has_slot", "is_held", "is_late", "read", "reads", "session", "spent_steps", "steps",
+        "has_slot", "is_held", "is_late", "read", "reads", "resumed_at", "session", "since",
+        "spent_steps", "steps",
     )  # fmt: skip
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.reads: deque[tuple[Steps | None, Waiter]] = deque()
-        """Reads that wait. Late answers to writes have their steps already."""
+        self.reads: deque[tuple[Steps | None, Waiter, float]] = deque()
+        """Reads that wait, and since when. Late answers to writes have their steps already."""
         self.steps: Steps | None = None
         self.read: Waiter | None = None
         """The read under way."""
+        self.since = 0.0
+        """The time since when it waits."""
+        self.resumed_at = 0.0
+        """When the session was last blocked."""
         self.is_late = False
         """The read under way is the late answer to a write, so it cannot be begun again."""
         self.spent_steps = 0
@@ -121,8 +126,12 @@ class Reads:
         """Answers that are being sent while they are read."""
         self.new: list[Waiter] = []
         """Reads for the next round."""
-        self.ready: deque[tuple[int, list[Waiter]]] = deque()
-        """(index, reads): reads that may be answered once this index is applied."""
+        self.ready: deque[tuple[int, list[Waiter], float]] = deque()
+        """(index, reads, since): reads that may be answered once this index is applied, and since
+        when they wait; 0 for just now."""
+        self._since = 0.0
+        """The same for the reads that are being served."""
+        self._warn_s = options.warn_apply_s
         self.slow: deque[_Line] = deque()
         """Lines in the order of their turns, without those that are held or wait for a slot."""
         self._state = state
@@ -175,7 +184,7 @@ class Reads:
         self, session: Session, request_id: int, method: int, request: proto.Message
     ) -> None:
         """Answer a serializable read from what is applied here."""
-        self.ready.append((0, [(session, request_id, method, request)]))
+        self.ready.append((0, [(session, request_id, method, request)], 0.0))
 
     # ReadIndex rounds.
 
@@ -209,7 +218,7 @@ class Reads:
         """A round is confirmed: its reads are linearizable once `index` is applied."""
         for group in self._rounds.pop(context, ()):
             if group.reads:
-                self.ready.append((index, group.reads))
+                self.ready.append((index, group.reads, group.since))
                 group.reads = []
         self._drop_empty()
 
@@ -277,7 +286,14 @@ class Reads:
             if self._slice_is_over():
                 return
 
+    def _warn_if_slow(self, since: float, reads: list[Waiter]) -> None:
+        took_s = self._state.clock() - since
+        if took_s > self._warn_s and reads[0][2] in (RANGE, TXN):
+            self._state.metrics.slow_applies += 1
+            warn_slow("read", took_s, self._warn_s, reads)
+
     def _take_late(self) -> None:
+        self._since = 0.0
         late = self._state.late_answers
         while late:
             steps, read = late.popleft()
@@ -287,19 +303,23 @@ class Reads:
         """`readable`: the index up to which reads may be answered."""
         step_reads = self._state.store.limits.serve_step_reads
         for _ in range(len(self.ready)):
-            index, reads = self.ready.popleft()
+            index, reads, since = self.ready.popleft()
             if index > readable:
-                self.ready.append((index, reads))
+                self.ready.append((index, reads, since))
                 continue
+            self._since = since
             if self._as_of is not None and not all(read[2] in BESIDE for read in reads):
-                self.ready.append((index, [read for read in reads if read[2] not in BESIDE]))
+                others = [read for read in reads if read[2] not in BESIDE]
+                self.ready.append((index, others, since))
                 reads = [read for read in reads if read[2] in BESIDE]
             for at, read in enumerate(reads, 1):
                 quick = self._serve(read)
                 if (not quick or at % step_reads == 0) and self._slice_is_over():
                     if at < len(reads):
-                        self.ready.appendleft((0, reads[at:]))
+                        self.ready.appendleft((0, reads[at:], since))
                     return
+            if since and reads:
+                self._warn_if_slow(since, reads)
 
     def _serve(self, read: Waiter) -> bool:
         """Answer a read, begin it or enqueue it. Returns False if it did a step of a long read."""
@@ -340,6 +360,7 @@ class Reads:
         if not _advance(steps, read):
             line = self._lines[session] = _Line(session)
             line.steps, line.read, line.spent_steps = steps, read, 1
+            line.since = self._since or self._state.clock()
             self.slow.append(line)
         return False
 
@@ -379,7 +400,7 @@ class Reads:
         ):
             session.fail(request_id, method, error("RequestTooManyRequests"))
             return
-        line.reads.append((steps, read))
+        line.reads.append((steps, read, self._since or self._state.clock()))
         self._waiting_count += 1
 
     def _take_turn(self, line: _Line) -> bool:
@@ -396,6 +417,7 @@ class Reads:
             session.reply(request_id, method, b"")
             self._end(line)
         elif _advance(steps, read):
+            self._warn_if_slow(max(line.since, line.resumed_at), [read])
             self._end(line)
         elif line.has_slot:
             self.slow.append(line)
@@ -416,7 +438,7 @@ class Reads:
         the line is held, or if the read must wait for another turn."""
         session = line.session
         while line.reads:
-            steps, read = line.reads[0]
+            steps, read, since = line.reads[0]
             _, request_id, method, _ = read
             # A late answer to a write was begun before, so that what it needs is pinned.
             if self._as_of is not None and steps is None and method not in BESIDE:
@@ -435,6 +457,7 @@ class Reads:
             line.is_late = steps is not None
             line.steps = self._steps(read) if steps is None else steps
             line.read = read
+            line.since = since
             return True
         self._free_slot(line)
         del self._lines[session]
@@ -445,7 +468,7 @@ class Reads:
         if line.steps is not None and not line.is_late:
             assert line.read is not None
             line.steps.close()
-            line.reads.appendleft((None, line.read))
+            line.reads.appendleft((None, line.read, line.since))
             self._waiting_count += 1
             line.steps = line.read = None
 
@@ -477,7 +500,7 @@ class Reads:
         self._take_late()
         for line in self._lines.values():
             self._stop(line)
-            late = [read for steps, read in line.reads if steps is not None]
+            late = [read for steps, read, _ in line.reads if steps is not None]
             if line.steps is not None:
                 assert line.read is not None
                 late.append(line.read)
@@ -491,6 +514,7 @@ class Reads:
         line = self._lines.get(session)
         if line is not None and line.is_held:
             line.is_held = False
+            line.resumed_at = self._state.clock()
             self.slow.append(line)
 
     def forget(self, session: Session) -> None:

@@ -69,8 +69,7 @@ class State:
         self.lessor = store.lessor
         self.auth = Auth(store)
         self.membership = Membership(store, options.max_learners)
-        quota_bytes, segment_bytes = options.quota_bytes, options.segment_bytes
-        self.alarms = Alarms(store, identity.member_id, propose, clock, quota_bytes, segment_bytes)
+        self.alarms = Alarms(store, identity.member_id, propose, clock, options)
         self.awaiting_compaction: list[tuple[Session, int, int]] = []
         """(session, request id, method) of physical compactions, to be answered when the superseded
         versions are dropped."""
