@@ -118,7 +118,7 @@ SNAPSHOT_KEPT_S = 60.0
 SNAPSHOT_PAUSE_S = 5.0
 """Pause before a snapshot is sent to a member that refused one."""
 REDIAL_MIN_S = 0.05
-REDIAL_MAX_S = 1.0
+REDIAL_MAX_S = 0.25
 """The pause before the next attempt to connect doubles, from the minimum to the maximum."""
 
 INQUIRY_PAUSE_S = 0.2
