@@ -8,7 +8,7 @@ decoded to sort by value, or where the index has no numbers: for superseded vers
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from operator import itemgetter
 from typing import Any
 
@@ -56,8 +56,9 @@ def is_plain(request: proto.RangeRequest) -> bool:
 
 
 def can_stream(request: proto.RangeRequest) -> bool:
-    """The length of the answer follows from the index."""
-    return is_plain(request) and not _order(request)
+    """The records of the answer stand in the order of keys, so it can be measured and then sent
+    piece by piece. (A sorted one must be held until it is sorted.)"""
+    return not request.count_only and _order(request) in ("", "key")
 
 
 def streamed(
@@ -68,33 +69,69 @@ def streamed(
     `head`. Raises DataDamaged."""
     start, end = key_range(request.key, request.range_end)
     limit = request.limit if request.limit > 0 else _NO_LIMIT
-    step_keys = store.limits.range_step_keys
     store.pinned.append(revision)
     try:
-        count = 0
+        count = found = 0
         size = len(head)
-        cursor: bytes | None = start
-        while cursor is not None:
-            records, cursor = store.scan(cursor, end, revision, step_keys)
-            for _, length in records[: max(0, limit - count)]:
+        for seen, records in _pages(store, request, start, end, revision, store.limits.step_bytes):
+            for _, length in records[: max(0, limit - found)]:
                 size += 1 + len(varint(length)) + length
-            count += len(records)
+            count += seen
+            found += len(records)
             yield b""
-        tail = _tail(count > limit, count)
+        tail = _tail(found > limit, count)
         yield size + len(tail)
         parts = [head]
-        left = min(count, limit)
-        cursor = start
-        while left and cursor is not None:
-            records, cursor = store.scan(cursor, end, revision, min(step_keys, left), piece_bytes)
-            left -= len(records)
-            for location, length in records:
-                parts += (b"\x12" + varint(length), store.data.read(location, length))
+        left = min(found, limit)
+        for _, records in _pages(store, request, start, end, revision, piece_bytes):
+            for record, length in records[:left]:
+                kv = record if isinstance(record, bytes) else store.data.read(record, length)
+                parts += (b"\x12" + varint(length), kv)
+            left -= min(left, len(records))
+            if not left:
+                break
             yield b"".join(parts)
             parts.clear()
         yield b"".join((*parts, tail))
     finally:
         store.pinned.remove(revision)
+
+
+def _pages(
+    store: Store,
+    request: proto.RangeRequest,
+    start: bytes,
+    end: bytes | None,
+    revision: int,
+    page_bytes: int,
+) -> Iterator[tuple[int, list[tuple[Any, int]]]]:
+    """The range in the order of keys, ascending or descending, in pages of about `page_bytes`: the
+    number of keys, and of those that pass the filters (location in the data, length), or (record,
+    length) if it is made without its value."""
+    bounds = _bounds(request)
+    descends = bool(_order(request))
+    keys_only = request.keys_only
+    step_keys = store.limits.range_step_keys
+    while True:
+        if bounds or keys_only or descends:
+            entries: list[Any]
+            entries, cursor = store.scan_numbers(
+                start, end, revision, step_keys, page_bytes, descends
+            )
+            seen = len(entries)
+            if bounds or keys_only:
+                entries = _within(_numbered(store, entries), bounds)
+            if keys_only:
+                kvs = [_without_value(*entry) for entry in entries]
+                yield seen, [(kv, len(kv)) for kv in kvs]
+            else:
+                yield seen, [(location, length) for _, _, location, length in entries]
+        else:
+            records, cursor = store.scan(start, end, revision, step_keys, page_bytes)
+            yield len(records), records
+        if cursor is None:
+            return
+        start, end = (start, cursor) if descends else (cursor, end)
 
 
 def range_steps(

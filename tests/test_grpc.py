@@ -932,12 +932,18 @@ def test_a_range_stream_is_checked(client: Client) -> None:
         {"serializable": True},
         {"sort_order": proto.RangeRequest.ASCEND},
         {"sort_order": proto.RangeRequest.DESCEND},
+        {"sort_order": proto.RangeRequest.DESCEND, "limit": 50, "revision": 90},
         {"keys_only": True},
+        {"keys_only": True, "revision": 90, "limit": 60},
+        {"keys_only": True, "sort_order": proto.RangeRequest.DESCEND},
+        {"min_mod_revision": 40, "max_create_revision": 90},
+        {"min_mod_revision": 40, "max_create_revision": 90, "limit": 30},
+        {"min_mod_revision": 40, "revision": 90, "sort_order": proto.RangeRequest.DESCEND},
         {"range_end": b"\0"},
     ],
 )
 def test_a_large_range_is_the_same_when_it_is_sent_as_it_is_read(
-    lone: LoneMember, options: dict[str, Any]
+    lone: LoneMember, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = Client(lone, window=50_000)
     for n in range(120):
@@ -946,9 +952,17 @@ def test_a_large_range_is_the_same_when_it_is_sent_as_it_is_read(
     whole = client.ask(KV + "Range", request)
     assert whole.status == 0
     store = lone.member.state.store
-    store.limits = replace(store.limits, step_bytes=5000, whole_answer_bytes=100_000)
+    store.limits = replace(store.limits, step_bytes=300, whole_answer_bytes=500)
+    begin, begun = streams.LargeRangeCall.begin, []
+
+    def begin_and_note(call: Any, *arguments: Any) -> None:
+        begun.append(call)
+        begin(call, *arguments)
+
+    monkeypatch.setattr(streams.LargeRangeCall, "begin", begin_and_note)
     streamed = client.ask(KV + "Range", request)
     assert streamed.status == 0 and streamed.message == whole.message
+    assert len(begun) == 1
     assert lone.member.reads.streamed_now == 0 and not store.pinned
 
 

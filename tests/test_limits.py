@@ -9,6 +9,7 @@ import resource
 import socket
 import sys
 import threading
+import time
 
 import pytest
 from rigs.lone_member import LoneMember
@@ -24,6 +25,7 @@ from etcdlite.client import (
 from etcdlite.frames import FRAME, HANDSHAKE, MAGIC
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.member import SLICE_S
+from etcdlite.server import SESSION_TICK_S
 from etcdlite.session import HANDSHAKE_TIMEOUT_S
 from etcdlite.wire.native import MAX_OPEN_REQUESTS, NativeSession
 
@@ -423,6 +425,34 @@ def test_a_client_that_takes_a_snapshot_and_never_reads_is_held_back(full):
     full.wait_until_idle()
     growth = full.peak_rss_bytes - before
     assert growth < MEMORY_OF_DEAF_CLIENT_BYTES, f"{growth >> 20} MiB for four deaf clients"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_NOTSENT_LOWAT is Linux's")
+def test_the_server_sees_a_slow_reader_read(server):
+    """The kernel must not hold so much of an answer that reading some of it changes nothing."""
+    running = server()
+    with running.client() as client:
+        for n in range(8):
+            client.put(f"k{n}", bytes(1_000_000))
+    host, _, port = running.endpoint.rpartition(":")
+
+    def held_bytes():
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+        (line,) = (x for x in text.splitlines() if x.startswith("etcdlite_connection_memory_bytes"))
+        return float(line.split()[1])
+
+    raw = running.talk(buffer_bytes=32 << 10)
+    request = proto.RangeRequest(key=b"k", range_end=b"l").encode()
+    raw.sock.sendall(frames.frame(1, RANGE, frames.END, request))
+    wait_until(lambda: held_bytes() > 5_000_000, "the answer waits")
+    time.sleep(2 * SESSION_TICK_S)  # The count is made this often.
+    before = held_bytes()
+    left = 600_000
+    while left:
+        left -= len(raw.sock.recv(min(left, 65536)))
+    wait_until(lambda: held_bytes() < before - 300_000, "the server has sent more")
 
 
 def test_a_slow_watcher_misses_nothing(full):
