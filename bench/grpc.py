@@ -31,7 +31,8 @@ FAN_OUT_PUTS = 200
 _DATA = 0
 
 
-def _message(body: bytes) -> bytes:
+def message(body: bytes) -> bytes:
+    """A message of gRPC: without compression, with its length."""
     return b"\0" + len(body).to_bytes(4, "big") + body
 
 
@@ -59,9 +60,10 @@ def h2load(
             f"--max-concurrent-streams={streams}",
             f"--data={body_path}",
             f"--log-file={log_path}",
+            "--npn-list=h2",  # Over TLS it offers HTTP/1.1, too.
             "--header=te: trailers",
             "--header=content-type: application/grpc",
-            f"http://127.0.0.1:{server.port}{methods.METHOD_BY_NAME[method_name].grpc_path}",
+            f"{server.scheme}://127.0.0.1:{server.port}{methods.METHOD_BY_NAME[method_name].grpc_path}",
         ],
         capture_output=True,
         text=True,
@@ -88,7 +90,7 @@ def _load(
     folder: str,
 ) -> None:
     cpu = server.cpu_s()
-    *latencies, took_us = h2load(server, method_name, _message(body), requests, SPLIT, folder)
+    *latencies, took_us = h2load(server, method_name, message(body), requests, SPLIT, folder)
     figures[f"{name}_per_s"] = requests / took_us * 1e6
     figures[f"{name}_cpu_us"] = (server.cpu_s() - cpu) / requests * 1e6
     figures[f"{name}_p99_us"] = latencies[len(latencies) * 99 // 100]
@@ -101,14 +103,14 @@ class Watchers(GrpcConnection):
         super().__init__(port)
         self.frames = 0
         create = proto.WatchCreateRequest(key=key)
-        message = _message(proto.WatchRequest(create_request=create).encode())
+        request = message(proto.WatchRequest(create_request=create).encode())
         method = methods.METHOD_BY_NAME["Watch.Watch"]
         out = []
         for _ in range(watches):
             self._next_id += 2
             header = self._header_block(method)
             out.append(_frame(1, 4, self._next_id, header))
-            out.append(_frame(_DATA, 0, self._next_id, message))
+            out.append(_frame(_DATA, 0, self._next_id, request))
         self.socket.sendall(b"".join(out))
         self.wait(watches)
 
@@ -180,7 +182,7 @@ def measure(name: str, folder: str, scale: float) -> dict[str, float]:
     )
     txn = proto.TxnRequest(compare=[compare], success=[proto.RequestOp(request_put=put)])
     with Server(name, folder) as server:
-        h2load(server, "KV.Put", _message(put.encode()), int(20_000 * scale), SPLIT, folder)
+        h2load(server, "KV.Put", message(put.encode()), int(20_000 * scale), SPLIT, folder)
         for kind, method_name, request, requests in (
             ("put", "KV.Put", put, 200_000),
             ("range", "KV.Range", get, 300_000),
@@ -193,14 +195,14 @@ def measure(name: str, folder: str, scale: float) -> dict[str, float]:
             ("one_range", "KV.Range", get),
         ):
             count = int(5_000 * scale)
-            content = _message(request.encode())
+            content = message(request.encode())
             *latencies, took_us = h2load(server, method_name, content, count, (1, 1), folder)
             figures[f"{kind}_per_s"] = count / took_us * 1e6
             figures[f"{kind}_p99_us"] = latencies[len(latencies) * 99 // 100]
         client = GrpcConnection(server.port)
         lease = call(client, "Lease.LeaseGrant", proto.LeaseGrantRequest(TTL=3600)).ID
         client.close()
-        keep_alive = _message(proto.LeaseKeepAliveRequest(ID=lease).encode())
+        keep_alive = message(proto.LeaseKeepAliveRequest(ID=lease).encode())
         streams = int(3_000 * scale)
         cpu = server.cpu_s()
         *_, took_us = h2load(

@@ -48,13 +48,15 @@ def free_port() -> int:
 class Server:
     """A server process and its data directory. `name` is "etcd" or "etcdlite"."""
 
-    def __init__(self, name: str, folder: str) -> None:
+    def __init__(self, name: str, folder: str, cert: tuple[str, str] | None = None) -> None:
+        """`cert`: the files of a certificate and its key; then clients need TLS."""
+        self.scheme = "https" if cert else "http"
         self.name = name
         self.data_dir = os.path.join(folder, name)
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._log_path = os.path.join(folder, name + ".log")
-        client_url = f"http://127.0.0.1:{self.port}"
+        client_url = f"{self.scheme}://127.0.0.1:{self.port}"
         program = [sys.executable, "-m", "etcdlite"]
         if name == "etcd":
             # It listens for peers even when it has none: not on the default port.
@@ -73,6 +75,8 @@ class Server:
             f"--quota-backend-bytes={QUOTA_BYTES}",
             "--log-level=warn",
         ]
+        if cert:
+            self._command += [f"--cert-file={cert[0]}", f"--key-file={cert[1]}"]
 
     def start(self) -> None:
         """Start the process; does not wait until it answers."""

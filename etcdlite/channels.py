@@ -87,8 +87,18 @@ class Channels:
         """Read the files again. Logs what is wrong with them."""
         for maker in self._secrets.values():
             maker.reload()
-        for credentials in self._credentials.values():
+        self.look()
+
+    def look(self) -> None:
+        """Read the files of TLS again if they changed, and log which certificates end soon, each
+        once a day. In a thread, because files may block. Call it now and then."""
+        if self._credentials:
+            threading.Thread(target=self._look, name="certificates", daemon=True).start()
+
+    def _look(self) -> None:
+        for credentials in list(self._credentials.values()):
             credentials.look()
+        self._warn_of_expiry()
 
     @property
     def expiries(self) -> dict[str, float]:
@@ -98,8 +108,7 @@ class Channels:
             found.update(credentials.expiries)
         return found
 
-    def warn_of_expiry(self) -> None:
-        """Log which certificates end soon, once a day. Call it now and then."""
+    def _warn_of_expiry(self) -> None:
         now = time.time()
         for path, ends_at in self.expiries.items():
             if ends_at - now < WARNED_BEFORE_S:

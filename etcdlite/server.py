@@ -53,8 +53,8 @@ from etcdlite.wire.site import Site
 SESSION_TICK_S = 0.25
 """How often sessions enforce their deadlines."""
 
-LOOK_S = 600.0
-"""How often the ends of certificates are looked at."""
+LOOK_S = 60.0
+"""How often the files of TLS are looked at, if no handshake does it."""
 
 SHUTDOWN_S = 10.0
 """A shutdown waits this long for work in flight."""
@@ -373,7 +373,7 @@ class Server:
             self.connections.tick(now, self._budget)
         if now >= self._next_look:
             self._next_look = now + LOOK_S
-            self._channels.warn_of_expiry()
+            self._channels.look()
 
     # Connections.
 

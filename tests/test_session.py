@@ -9,6 +9,7 @@ from rigs.lone_member import LoneMember
 from rigs.wire import take_output
 
 from etcdlite import frames, proto
+from etcdlite.channel import Channel
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.methods import PUT, WATCH
 from etcdlite.session import (
@@ -16,6 +17,7 @@ from etcdlite.session import (
     MAX_HELD_BYTES,
     MIN_SENT_BYTES_PER_S,
     RATE_PERIOD_S,
+    SEALED_BYTES,
     STALLED_TIMEOUT_S,
     Inbox,
     Outbox,
@@ -246,3 +248,65 @@ def test_a_native_watch_goes_on_when_its_client_closes_its_side(
     ]
     assert events == [b"seen"]
     lone.close()
+
+
+class Sealer(Channel):
+    """Adds 10 bytes to each piece."""
+
+    is_established = True
+
+    def __init__(self) -> None:
+        self.sealed: list[int] = []
+
+    def seal(self, data: bytes | memoryview) -> bytes:
+        self.sealed.append(len(data))
+        return bytes(data) + b"0123456789" * bool(data)
+
+    def output(self) -> bytes:
+        return b"handshake"
+
+
+def drained(outbox: Outbox, channel: Channel, at_once: int) -> bytes:
+    """All that is sent, when the kernel accepts `at_once` bytes each time."""
+    sent = b""
+    while outbox.unsent_bytes:
+        data = bytes(outbox.take_sealed(channel))[:at_once]
+        outbox.sent(len(data))
+        sent += data
+    return sent
+
+
+@pytest.mark.parametrize("at_once", [1000, 50_000, 1 << 30])
+def test_sealed_output_is_counted_until_it_is_sent_and_sealed_in_pieces(at_once: int) -> None:
+    outbox = Outbox(None, lambda session: None, lambda: 0.0, 1 << 20)
+    parts = [b"a" * 10, b"b" * (SEALED_BYTES * 2 + 5), b"c" * 100, b"d" * SEALED_BYTES, b"e"]
+    for part in parts:
+        outbox.append(part)
+    channel = Sealer()
+    assert drained(outbox, channel, at_once).replace(b"0123456789", b"") == b"".join(parts)
+    assert max(channel.sealed) == SEALED_BYTES
+    assert outbox.unsent_bytes == 0 and not outbox.is_stuck and not outbox.parts
+
+
+def test_output_waits_for_the_handshake() -> None:
+    outbox = Outbox(None, lambda session: None, lambda: 0.0, 1 << 20)
+    channel = Sealer()
+    channel.is_established = False
+    outbox.append(b"data")
+    assert outbox.take_sealed(channel) == b"handshake"
+    outbox.sent(4)
+    assert outbox.is_stuck and outbox.unsent_bytes == 9
+    outbox.sent(5)
+    assert outbox.unsent_bytes == 4
+    channel.is_established = True
+    assert outbox.take_sealed(channel) == b"data0123456789"
+
+
+def test_a_peer_that_does_not_read_is_found_through_a_channel() -> None:
+    now = [0.0]
+    outbox = Outbox(None, lambda session: None, lambda: now[0], 1 << 20)
+    outbox.append(b"x" * 100)
+    outbox.take_sealed(Sealer())
+    outbox.sent(10)
+    now[0] = STALLED_TIMEOUT_S + 1
+    assert outbox.problem(now[0]) == "it does not read its answers"

@@ -413,6 +413,40 @@ def test_auto_tls(tmp_path: Path, server: Any) -> None:
     assert (one.data_dir / "fixtures" / "peer" / "cert.pem").exists()
 
 
+def test_the_common_name_is_the_user_but_not_for_json(lab: Lab) -> None:
+    server = lab.start("--client-cert-auth", f"--trusted-ca-file={lab.ca.ca}")
+    own = {"cacert": lab.ca.ca, "cert": lab.alice.cert, "key": lab.alice.key}
+    with Client(f"https://{server.endpoint}", **own) as client:
+        allowed = proto.Permission(permType=proto.Permission.READWRITE, key=b"hers")
+        for method, request in (
+            ("UserAdd", proto.AuthUserAddRequest(name="root", password="r")),
+            ("UserGrantRole", proto.AuthUserGrantRoleRequest(user="root", role="root")),
+            ("RoleAdd", proto.AuthRoleAddRequest(name="hers")),
+            ("RoleGrantPermission",
+             proto.AuthRoleGrantPermissionRequest(name="hers", perm=allowed)),
+            ("UserAdd", proto.AuthUserAddRequest(
+                name="alice", options=proto.UserAddOptions(no_password=True))),
+            ("UserGrantRole", proto.AuthUserGrantRoleRequest(user="alice", role="hers")),
+            ("AuthEnable", proto.AuthEnableRequest()),
+        ):  # fmt: skip
+            client.call(f"Auth.{method}", request)
+    with Client(f"https://{server.endpoint}", **own) as client:
+        client.put("hers", "v")
+        with pytest.raises(EtcdliteError, match="permission denied"):
+            client.put("another's", "v")
+    connection = https(server, context(lab, lab.alice))
+    body = '{"key": "aGVycw==", "value": "dg=="}'
+    connection.request("POST", "/v3/kv/put", body, {"Content-Type": "application/json"})
+    assert b"user name is empty" in connection.getresponse().read()
+    done = subprocess.run(
+        [distributed("etcdctl"), f"--endpoints=https://{server.endpoint}",
+         f"--cacert={lab.ca.ca}", f"--cert={lab.alice.cert}", f"--key={lab.alice.key}",
+         "get", "hers"],
+        env=without_settings(), capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert done.stdout == "hers\nv\n", done.stderr
+
+
 # Members.
 
 
@@ -607,6 +641,7 @@ def test_garbage_costs_only_its_connection(lab: Lab, tls: ServerProcess) -> None
         client.put("still", "here")
 
 
+@pytest.mark.long
 def test_a_handshake_that_never_ends_is_closed(lab: Lab, tls: ServerProcess) -> None:
     with tls.connect() as sock:
         began = time.monotonic()
