@@ -20,8 +20,10 @@ from rigs.processes import ROOT, ServerProcess, wait_until
 from rigs.real_etcd import free_ports, without_settings
 from rigs.shells import Facade, LoopThread
 
+from etcdlite import proto
 from etcdlite.certificates import Pair
-from etcdlite.client import AsyncClient, Client, ConnectionFailed, Put
+from etcdlite.client import AsyncClient, Client, ConnectionFailed, PermissionDenied, Put
+from etcdlite.methods import METHOD_BY_NAME
 
 
 class Door(NamedTuple):
@@ -225,6 +227,41 @@ def _puts(client: Any) -> bool:
     except ConnectionFailed:
         return False
     return True
+
+
+def test_the_common_name_of_a_certificate_is_the_user(
+    house: House, connect: Callable[..., Any]
+) -> None:
+    door = house.doors["mutual"]
+    alice = connect(door.url, **door.files)
+    root_pair = house.authority.issue("client", "root", ())
+    files = {**door.files, "cert": root_pair.certificate, "key": root_pair.key}
+    root = connect(door.url, **files)
+
+    def change(method: str, **fields: Any) -> None:
+        root.call(f"Auth.{method}", METHOD_BY_NAME[f"Auth.{method}"].request(**fields))
+
+    for name in ("root", "alice"):
+        change("UserAdd", name=name, options=proto.UserAddOptions(no_password=True))
+        change("RoleAdd", name=name)
+        change("UserGrantRole", user=name, role=name)
+    mine = proto.Permission(permType=proto.Permission.READWRITE, key=b"mine")
+    change("RoleGrantPermission", name="alice", perm=mine)
+    change("AuthEnable")
+    try:
+        alice.put("mine", "1")
+        root.put("other", "1")
+        for refused in (lambda: alice.put("other", "2"), lambda: alice.get("other")):
+            with pytest.raises(PermissionDenied):
+                refused()
+        assert run_ctl(*door.flags, "get", "mine") == (0, b"mine\n1\n", "")
+        ended = run_ctl(*door.flags, "get", "other")
+        assert ended.status == 1 and "permission denied" in ended.stderr
+    finally:
+        change("AuthDisable")
+        for name in ("alice", "root"):
+            change("UserDelete", name=name)
+            change("RoleDelete", role=name)
 
 
 def test_a_program_of_its_own_reads_the_variables_of_etcdctl(house: House) -> None:
