@@ -76,6 +76,9 @@ class Channel:
     """Who the other side is, and the version and cipher, for the log. Set when established."""
     is_ended = False
     """The other side has said that it sends no more."""
+    receive_bytes = 16 << 10
+    """How much to receive at once. It may consist of many tiny records, each of which takes about
+    10 us."""
 
     @property
     def has_output(self) -> bool:

@@ -650,10 +650,13 @@ class _Resolver:
             for name in () if is_secure(url) else (cert, auth) if secure else (cert,):
                 if self._value(name):
                     self._warn(f"{self._shown(name)}: no effect on {quoted(url)} of {flag}")
-        if prefix and secure and self._value("peer-secret-file"):
+        secret, listen = f"{prefix or 'client-'}secret-file", listen_flags[0]
+        if any(flag == listen for flag, _ in secure) and self._value(secret):
+            # A side that comes through TLS would not have to know the secret.
+            whose = "between members" if prefix else "of clients"
             self._problem(
-                f"{self._shown('peer-secret-file')}: excludes https:// in listen-peer-urls; "
-                "protect the connections between members by one of the two"
+                f"{self._shown(secret)}: excludes https:// in {listen}; protect the connections "
+                f"{whose} by one of the two"
             )
         if not secure and self._value(auto):
             self._warn(f"{self._shown(auto)}: no effect without a URL that begins with https://")

@@ -38,8 +38,6 @@ from etcdlite.wire.session import Opening
 from etcdlite.wire.site import Site
 
 RECEIVE_BYTES = 64 * 1024
-SEALED_RECEIVE_BYTES = 16 * 1024
-"""Of ciphertext, because it may consist of many tiny records, each of which takes about 10 us."""
 PIECE_BYTES = 32 * 1024
 """A client's session gets input in pieces of at most this size, at least one per slice."""
 
@@ -307,7 +305,7 @@ class Connections:
         else:
             channel = connection.channel
             try:
-                size_bytes = RECEIVE_BYTES if channel is None else SEALED_RECEIVE_BYTES
+                size_bytes = RECEIVE_BYTES if channel is None else channel.receive_bytes
                 data = connection.sock.recv(size_bytes)
             except BlockingIOError:
                 return
@@ -415,7 +413,7 @@ class Connections:
             session.link.unreachable(session, str(failure), False)
         else:
             why, key = str(failure), f"channel of {connection.host}"
-            if not (log.limited(f"{key} {why}", SAME_LINES_PER_S) or log.limited(key)):
+            if not (log.limited(key) or log.limited(f"{key} {why}", SAME_LINES_PER_S)):
                 log.warn("closed a connection", why=why, **{"remote-addr": connection.peer})
         self.close(connection)
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rigs.flag_tables import PAGE, with_tables
 
-from etcdlite import config, flags
+from etcdlite import config, flags, secret_file
 from etcdlite.urls import host_port
 
 ROOT = Path(__file__).parent.parent
@@ -759,3 +759,32 @@ def test_whatever_stands_in_a_file_gives_a_configuration_or_problems_on_one_line
         except config.ConfigError as error:
             for line in error.problems + error.warnings:
                 assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("secret", "listen", "cert"),
+    [
+        ("peer-secret-file", "listen-peer-urls", "peer-"),
+        ("client-secret-file", "listen-client-urls", ""),
+    ],
+)
+def test_a_shared_secret_excludes_https_where_it_could_be_passed_by(secret, listen, cert):
+    flags = (f"--{secret}=/s", f"--{cert}cert-file=/c", f"--{cert}key-file=/k")
+    (line,) = problems(*flags, f"--{listen}=https://127.0.0.1:7001")
+    assert f"excludes https:// in {listen}" in line and secret in line
+    assert load(f"--{secret}=/s", f"--{listen}=http://127.0.0.1:7001")
+
+
+def test_a_bad_file_of_secrets_is_found_by_check_config(tmp_path):
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    bad.write_text("correct horse battery staple\n")
+    bad.chmod(0o600)
+    secret_file.create(str(good))
+    data = f"--data-dir={tmp_path / 'data'}"
+    (line,) = config.check_files(load(data, f"--peer-secret-file={bad}"))
+    assert line.startswith("peer-secret-file: line 1 of")
+    assert config.check_files(load(data, f"--peer-secret-file={good}")) == []
+    (line,) = config.check_files(
+        load(data, f"--peer-secret-file={good}", f"--client-secret-file={good}")
+    )
+    assert "have a secret in common" in line
