@@ -214,7 +214,8 @@ class Writes:
     def propose_message(
         self, session: Session | None, request_id: int, method: int, request: proto.Message
     ) -> None:
-        """As `propose`, for a request without a frame. Checks it, and fails it if it is invalid."""
+        """As `propose`, for a request without a frame. Checks it, and fails it if it is invalid.
+        Its frame has the id of the request, so that the log tells whose it was."""
         try:
             check(method, request)
         except EtcdError as failure:
@@ -224,7 +225,11 @@ class Writes:
                 log.error("a request of this member itself is invalid", why=failure.text)
             return
         self.propose(
-            session, request_id, method, request, native_frame(1, method, 0, request.encode())
+            session,
+            request_id,
+            method,
+            request,
+            native_frame(request_id & 0xFFFFFFFF or 1, method, 0, request.encode()),
         )
 
     def propose_own(self, method: int, request: proto.Message) -> None:

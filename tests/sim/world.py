@@ -27,12 +27,13 @@ from typing import Any
 
 from rigs.faulty_disk import FaultyDisk
 
-from etcdlite import datadir, frames, log, proto
+from etcdlite import datadir, frames, log, passwords, proto
 from etcdlite.channel import Channel, ChannelError
 from etcdlite.frames import HANDSHAKE, MAGIC, ProtocolError
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.member import Member
 from etcdlite.options import Options
+from etcdlite.passwords import Cost
 from etcdlite.peer import (
     FORWARD,
     RAFT,
@@ -45,10 +46,12 @@ from etcdlite.peer_frames import PeerFrameReader
 from etcdlite.proto import DecodeError
 from etcdlite.raft import Config, Raft
 from etcdlite.replica.entry import decode_requests
+from etcdlite.replica.logins import Job
 from etcdlite.replica.membership import derive_cluster_id, derive_member_id
 from etcdlite.secret import PEER, InitiatorChannel, ResponderChannel
 from etcdlite.secret_file import Secrets
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged, segment_name
+from etcdlite.tokens import SimpleTokens
 from etcdlite.wal import WALError
 from etcdlite.wire.peer_session import Accepted
 
@@ -61,6 +64,12 @@ KEPT_LINES = 30_000
 """Lines of the trace that are kept in memory, for the tail that a failing run shows."""
 REMOVED_S = 1.0
 """How long a removed member still answers, as in `server.py`."""
+
+LOGIN_S = (0.001, 0.1)
+"""Shortest and longest time of the thread that computes the hash of a password."""
+
+EPOCH_S = 1_700_000_000.0
+"""The wall clock at the beginning."""
 
 WRITING = frozenset(("pwrite", "sync", "allocate", "create", "rename", "sync_dir", "truncate"))
 """Disk operations that an injected error may meet."""
@@ -133,6 +142,8 @@ class World:
         """Share of the chunks of bytes between members in which a bit flips on the way."""
         self.secret: Secrets | None = None
         """The members have it in common: what they say to each other goes through its channel."""
+        self.token_ttl_s = 300.0
+        """How long the tokens of users live."""
         self.voter_crashes = 0.0
         """Share of votes after which the machine of the voter loses its power at once."""
         self.trace: Callable[[str], None] | None = None
@@ -194,8 +205,10 @@ class World:
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
-        """The shipping code's ways to the operating system end here: the log goes to the trace."""
+        """The shipping code's ways to the operating system end here: the log goes to the trace.
+        Hashes of passwords have salts from libsodium's own entropy, so they are replaced, too."""
         saved = os.urandom, log._write, log.limited
+        saved_passwords = passwords.hash_password, passwords.is_right
         entropy = random.Random(self.rng.getrandbits(64))
 
         def write(level: int, message: str, fields: dict[str, Any]) -> None:
@@ -205,10 +218,15 @@ class World:
         os.urandom = entropy.randbytes
         log._write = write
         log.limited = lambda key, per_s=1.0: False
+        passwords.hash_password = lambda password, cost=CHEAP: hashed(
+            password, os.urandom(8).hex().encode()
+        )
+        passwords.is_right = is_right
         try:
             yield
         finally:
             os.urandom, log._write, log.limited = saved
+            passwords.hash_password, passwords.is_right = saved_passwords
 
     # Nodes.
 
@@ -255,6 +273,21 @@ class World:
         leader = self.leader
         assert leader is not None
         return leader
+
+
+CHEAP = Cost(8 << 10, 1)
+
+
+def hashed(password: str, salt: bytes) -> bytes:
+    """What stands for the hash of a password: it looks like one of argon2id."""
+    digest = hashlib.blake2b(salt + password.encode(), digest_size=16).hexdigest()
+    return b"$argon2id$v=19$m=8,t=1,p=1$%s$%s" % (salt, digest.encode())
+
+
+def is_right(password: str, stored: bytes) -> bool:
+    """Whether `stored` is such a hash of the password."""
+    salt = stored.split(b"$")[4] if stored.count(b"$") == 5 else b""
+    return stored == hashed(password, salt)
 
 
 def url(name: str) -> str:
@@ -504,6 +537,13 @@ class Node:
                 cluster_token=TOKEN,
                 strict_reconfig_check=options.get("strict_reconfig_check", True),
                 force_new_cluster=force_new_cluster,
+                password_cost=CHEAP,
+            ),
+            tokens=SimpleTokens(
+                opened.cluster_id,
+                world.token_ttl_s,
+                self.wall_clock,
+                random.Random(f"{world.seed} {self.name} {self.lives}").randbytes,
             ),
         )
         self.member.attributes = proto.Member(
@@ -639,6 +679,9 @@ class Node:
             self._clock_last = now
         return self._clock_last
 
+    def wall_clock(self) -> float:
+        return EPOCH_S + self.world.now * self.clock_rate
+
     # What the loop does.
 
     def _tick(self, life: int) -> None:
@@ -704,6 +747,8 @@ class Node:
             life = self._life
             delay_s = self.world.delay(self.world.sync_s) * self.sync_factor
             self.world.at(delay_s, lambda: self._run_task(life, task))
+        while (job := member.logins.take()) is not None:
+            self._start_login(job)
         self._dial()
         producing = self._producing
         for session in producing[:]:
@@ -771,6 +816,25 @@ class Node:
     def _run_task_now(self, task: Callable[[], None]) -> None:
         task()
         self.member.finished()
+        self.wake()
+
+    def _start_login(self, job: Job) -> None:
+        """The hash of a password is computed, in a thread of its own."""
+        life = self._life
+        self.world.at(self.world.delay(LOGIN_S), lambda: self._run_login(life, job))
+
+    def _run_login(self, life: int, job: Job) -> None:
+        if life != self._life:
+            return
+        if self.is_paused:
+            self.inbox.append(lambda: self._run_login(life, job))
+            return
+
+        def work() -> None:
+            job.run()
+            self.member.logins.finished(job)
+
+        self.do(work)
         self.wake()
 
     # Connections.
