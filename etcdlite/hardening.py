@@ -62,8 +62,8 @@ def close_files(data_dir: str, wal_dir: str) -> None:
         )
     if remaining:
         log.warn(
-            "other users may use files of the data directory: another user owns them, or they are "
-            "in a shared directory; correct that with chmod go-rwx",
+            "other users may use files of the data directory: another user owns them, they are in "
+            "a shared directory, or the file system has no modes; correct that with chmod go-rwx",
             files=len(remaining),
             first=remaining[0],
         )
@@ -109,8 +109,8 @@ def _mode(path: str) -> int:
 
 
 def _close(path: str) -> bool:
-    """False if the modes cannot be changed, or must not: with the sticky bit, a directory is shared
-    on purpose, like /tmp."""
+    """False if the modes cannot be changed (some file systems have none), or must not: with the
+    sticky bit, a directory is shared on purpose, like /tmp."""
     mode = _mode(path)
     if mode & stat.S_ISVTX:
         return False
@@ -118,4 +118,4 @@ def _close(path: str) -> bool:
         os.chmod(path, mode & ~_OTHERS)
     except OSError:
         return False
-    return True
+    return not _mode(path) & _OTHERS
