@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from etcdlite import ETCD_API_VERSION, __version__
 from etcdlite.cli.command import Command
 from etcdlite.cli.failures import (
+    EXIT_BAD_CONNECTION,
     EXIT_BAD_FEATURE,
     EXIT_FAILED,
     PROGRAM,
@@ -69,6 +70,10 @@ _CERT_FLAGS = (
 )
 _IDENTITY_FLAG = Flag("identity", "string", "", "file with the identity of an encrypted backup")
 _KEY_FILE_FLAG = Flag("encryption-key-file", "string", "", "keys that encrypt the data directory")
+_PERMISSION_FLAGS = (
+    Flag("prefix", "bool", False, "all keys that start with <key>"),
+    Flag("from-key", "bool", False, "all keys from <key> on, in byte order"),
+)
 _HOST_FLAG = Flag("host", "list", (), "its host names and addresses (default: this machine's name)")
 
 COMMANDS = (
@@ -208,6 +213,42 @@ COMMANDS = (
             _check_flags("datascale"),
             description="Loads: s 10,000, m 100,000, l 1,000,000, xl 3,000,000 keys of 1 KiB.\n"
             "Needs the first endpoint's /metrics. Deletes its keys afterwards."),
+    Command("user add [options] <user name or user:password>", "Add a user", "users.user_add",
+            (Flag("interactive", "bool", True, "false: read the password from standard input"),
+             Flag("new-user-password", "string", "", "the password (seen by others)"),
+             Flag("no-password", "bool", False, "a user who logs in by certificate only")),
+            "done", "Without a password on the command line, it is asked for on the terminal.",
+            ("user add root", "user add alice --interactive=false < password.txt")),
+    Command("user delete <user name>", "Delete a user", "users.user_delete", prints="done"),
+    Command("user get [options] <user name>", "Show a user", "users.user_get",
+            (Flag("detail", "bool", False, "show the permissions of the roles"),), "user_get"),
+    Command("user list", "List the users", "users.user_list", prints="user_list"),
+    Command("user passwd [options] <user name>", "Change a user's password", "users.user_passwd",
+            (Flag("interactive", "bool", True, "false: read the password from standard input"),),
+            "done"),
+    Command("user grant-role <user name> <role name>", "Give a user a role",
+            "users.user_grant_role", prints="done", examples=("user grant-role alice readers",)),
+    Command("user revoke-role <user name> <role name>", "Take a role from a user",
+            "users.user_revoke_role", prints="done"),
+    Command("role add <role name>", "Add a role", "users.role_add", prints="done"),
+    Command("role delete <role name>", "Delete a role", "users.role_delete", prints="done"),
+    Command("role get <role name>", "Show a role", "users.role_get", prints="role_get"),
+    Command("role list", "List the roles", "users.role_list", prints="role_list"),
+    Command("role grant-permission [options] <role name> <permission type> <key> [endkey]",
+            "Allow a role to read or write keys", "users.role_grant_permission",
+            _PERMISSION_FLAGS, "done", "The permission type is read, write or readwrite.",
+            ("role grant-permission readers read /config/ --prefix",)),
+    Command("role revoke-permission [options] <role name> <key> [endkey]",
+            "Take a permission from a role", "users.role_revoke_permission", _PERMISSION_FLAGS,
+            "role_revoke_permission",
+            "The range must be the one that was granted."),
+    Command("auth enable", "Make users and roles count", "users.auth_enable",
+            description="From then on each request needs a user, whose roles say what is allowed.\n"
+            "There must be a user root, who gets the role root if he does not have it. With\n"
+            "--user, checks that this user can log in.",
+            examples=("user add root", "auth enable --user root")),
+    Command("auth disable", "Let everybody do everything", "users.auth_disable"),
+    Command("auth status", "Show whether users count", "users.auth_status", prints="auth_status"),
     Command("cert init [options] [name]", "Make a CA", "cert.init", _CERT_FLAGS,
             description="Makes ca.crt and ca.key, for certificates of members and clients in a\n"
             "lab.", examples=("cert init", "cert init --dir /root/certs 'Lab CA'")),
@@ -259,12 +300,15 @@ GROUPS = {
     "member": "The members of the cluster",
     "snapshot": "Backups",
     "check": "Checks under load",
+    "user": "Users and their roles",
+    "role": "Roles and their permissions",
+    "auth": "Whether users and roles count",
     "cert": "A CA and certificates for labs",
     "key": "Keys for data at rest and for backups",
     "secret": "Secrets that members, or clients and members, share",
 }
 
-NOT_YET = ("auth", "downgrade", "make-mirror", "role", "user")
+NOT_YET = ("downgrade", "make-mirror")
 """Commands of etcdctl whose features do not exist yet. They count for prefixes, as in etcdctl."""
 
 
@@ -395,6 +439,7 @@ def run(words: Sequence[str]) -> int:
     gc.disable()
     from etcdlite.cli.session import Session, describe
     from etcdlite.client import EtcdliteError
+    from etcdlite.client.errors import AuthFailed
 
     module, function = command.run.split(".")
     run_command = getattr(importlib.import_module(f"etcdlite.cli.{module}"), function)
@@ -409,7 +454,9 @@ def run(words: Sequence[str]) -> int:
         return status or 0
     except EtcdliteError as error:
         text = describe(error, session.client().endpoint)
-        raise Failure(EXIT_FAILED, text + session.why_unanswered(error)) from None
+        # etcdctl logs in while it connects.
+        status = EXIT_BAD_CONNECTION if isinstance(error, AuthFailed) else EXIT_FAILED
+        raise Failure(status, text + session.why_unanswered(error)) from None
     finally:
         session.close()
 

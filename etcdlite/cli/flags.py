@@ -51,8 +51,6 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 }
 """From the text of a flag to its value. Durations are in seconds."""
 
-_USERS = "users and passwords are not available in this version"
-
 GLOBAL_FLAGS = (
     Flag("endpoints", "list", ("127.0.0.1:2379",), "servers, separated by commas"),
     Flag("write-out", "string", "simple", f"output format ({', '.join(FORMATS)})", "w"),
@@ -69,8 +67,8 @@ GLOBAL_FLAGS = (
     Flag("cert", "string", "", "file with the certificate of this client"),
     Flag("key", "string", "", "file with its key"),
     Flag("secret-file", "string", "", "file with the secret shared with servers, instead of TLS"),
-    Flag("user", "string", "", "refused: no users in this version", refused=_USERS),
-    Flag("password", "string", "", "refused: no users in this version", refused=_USERS),
+    Flag("user", "string", "", "user name[:password]; a missing password is asked for"),
+    Flag("password", "string", "", "password of the user (seen by others: rather be asked)"),
     Flag("discovery-srv", "string", "", "domain whose SRV records name the endpoints", "d"),
     Flag("discovery-srv-name", "string", "", "query the records _etcd-client-NAME._tcp"),
 )  # fmt: skip

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from etcdlite import json_mapping, proto
+from etcdlite.client.operations import prefix_end
 from etcdlite.notation import format_duration, format_size, quote
 
 MAX_CELL_CHARS = 30
@@ -28,6 +29,7 @@ MAX_CELL_CHARS = 30
 _NOT_IN_ETCD_3_5 = {"storageVersion", "dbSizeQuota", "downgradeInfo", "hash_revision"}
 
 _EVENT_NAMES = {number: name for name, number in proto.ENUMS["Event.EventType"].items()}
+_PERMISSION_NAMES = {number: name for name, number in proto.ENUMS["Permission.Type"].items()}
 _ALARM_NAMES = {number: name for name, number in proto.ENUMS["AlarmType"].items()}
 
 _RESPONSE_KINDS = {
@@ -373,6 +375,55 @@ def _json_member_list(printer: Printer, response: Any) -> Any:
     return {"header": ids | {"raft_term": header.raft_term}, "members": members}
 
 
+# Users and roles.
+
+
+def _range_text(permission: Any) -> bytes:
+    """The keys of a permission, as etcdctl shows them."""
+    key, end = permission.key, permission.range_end
+    if not end:
+        return bytes(key)
+    text = b"[%s, %s" % (key, b"<open ended>" if end == b"\0" else end + b")")
+    # Of an empty key etcdctl, too, says that this is its prefix.
+    return text + (b" (prefix %s)" % key if end == prefix_end(key) else b"")
+
+
+def _simple_role(_: Printer, response: Any, name: str) -> Lines:
+    lines: Lines = [f"Role {name}"]
+    for title, kinds in (
+        ("KV Read:", ("READ", "READWRITE")),
+        ("KV Write:", ("WRITE", "READWRITE")),
+    ):
+        lines.append(title)
+        for permission in response.perm:
+            if _PERMISSION_NAMES.get(permission.permType) in kinds:
+                lines.append(b"\t" + _range_text(permission))
+    return lines
+
+
+def _fields_role(_: Printer, response: Any, name: str) -> Lines:
+    lines = _header_fields(response)
+    for permission in response.perm:
+        # Two spaces, as etcdctl has them.
+        lines.append(f'"PermType" :  {_PERMISSION_NAMES[permission.permType]}')
+        lines += [f'"Key" : {quote(permission.key)}', f'"RangeEnd" : {quote(permission.range_end)}']
+    return lines
+
+
+def _fields_role_list(_: Printer, response: Any) -> Lines:
+    return [
+        *_header_fields(response),
+        '"Roles" :' + "".join(f" {quote(r)}" for r in response.roles),
+    ]
+
+
+def _simple_revoked(_: Printer, response: Any, name: str, key: str, end: bytes) -> Lines:
+    if not end:
+        return [f"Permission of key {key} is revoked from role {name}"]
+    shown = "<open ended>" if end == b"\0" else end.decode("utf-8", "surrogateescape") + ")"
+    return [f"Permission of range [{key}, {shown} is revoked from role {name}"]
+
+
 # Endpoints.
 
 
@@ -536,6 +587,23 @@ PRINTERS: dict[str, dict[str, Content]] = {
     ),
     "move_leader": _row(
         lambda _, r, old, new: [f"Leadership transferred from {old:x} to {new:x}"], None
+    ),
+    # `text` is what the simple format says.
+    "done": _row(lambda _, r, text: [text], lambda _, r, text: _header_fields(r)),
+    "user_get": _row(
+        lambda _, r, name: [f"User: {name}", "Roles:" + "".join(f" {role}" for role in r.roles)],
+        None,
+    ),
+    "user_list": _row(lambda _, r: list(r.users), None),
+    "role_get": _row(_simple_role, _fields_role),
+    "role_list": _row(lambda _, r: list(r.roles), _fields_role_list),
+    "role_revoke_permission": _row(_simple_revoked, lambda _, r, name, key, end: _header_fields(r)),
+    "auth_status": _row(
+        lambda _, r: [
+            f"Authentication Status: {_true_false(r.enabled)}",
+            f"AuthRevision: {r.authRevision}",
+        ],
+        None,
     ),
     "endpoint_health": _rows(
         "ENDPOINT, HEALTH, TOOK, ERROR", _health_rows, _fields_health, _json_health

@@ -6,6 +6,7 @@ and at once; standard error gets whole lines, and the progress line only if it i
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,7 @@ class Session:
             flags["write-out"], flags["hex"], bool(flags.get("print-value-only"))
         )
         self._client: Client | None = None
+        self._typed_password: str | None = None
         self._endpoints: tuple[str, ...] = () if flags["discovery-srv"] else flags["endpoints"]
 
     @property
@@ -101,7 +103,27 @@ class Session:
             "insecure_skip_tls_verify": flags["insecure-skip-tls-verify"],
             "server_name": flags["discovery-srv"] if is_checked else "",
             "secret_file": flags["secret-file"],
+            "user": self.user,
+            "password": self._password(),
         }
+
+    @property
+    def user(self) -> str:
+        """The name in --user."""
+        given: str = self.flags["user"]
+        return given if self.flags["password"] else given.partition(":")[0]
+
+    def _password(self) -> str:
+        """That of --password or --user, or the one that is typed when it is first needed."""
+        if self._typed_password is None:
+            given: str = self.flags["user"]
+            password: str = self.flags["password"]
+            if not password and ":" in given:
+                password = given.partition(":")[2]
+            elif given and not password:
+                password = ask_password("Password: ")
+            self._typed_password = password
+        return self._typed_password
 
     def _client_with(
         self, endpoints: Sequence[str], timeout_s: float, dial_timeout_s: float
@@ -181,6 +203,18 @@ class Session:
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
+
+
+def ask_password(prompt: str) -> str:
+    """What is typed on the terminal, without echo. Raises BadArguments."""
+    import getpass
+
+    if not sys.stdin.isatty() and not os.path.exists("/dev/tty"):
+        raise BadArguments("failed to ask password: there is no terminal")
+    try:
+        return getpass.getpass(prompt)
+    except (EOFError, OSError) as error:
+        raise BadArguments(f"failed to ask password: {error or 'nothing was typed'}") from None
 
 
 def dialled(endpoint: str) -> str:

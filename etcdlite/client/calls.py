@@ -38,12 +38,16 @@ from etcdlite.client.connection import (
     unary_reply,
 )
 from etcdlite.client.errors import (
+    AuthNotEnabled,
+    AuthOldRevision,
     Closed,
     ConnectionFailed,
     EtcdliteError,
+    InvalidAuthToken,
     Timeout,
     Unavailable,
     UnknownOutcome,
+    UserEmpty,
     WrongProcess,
 )
 from etcdlite.client.link import NEVER_S, Broken, Link, Signal
@@ -75,6 +79,28 @@ class Dial(NamedTuple):
     """`silence_s` and `drained` are for the `Link`."""
     channel: Callable[[], Channel] | None
     """Makes what encrypts the connection; None: it is plain. Raises ChannelError."""
+
+
+class Login:
+    """Who a client is: name, password, and the token that it got for them."""
+
+    def __init__(self, user: str, password: str) -> None:
+        self.user = user
+        self.password = password
+        self.token = ""
+
+    def requests(self) -> list[Any]:
+        """The attempts to log in on a new connection. The token stands for the password at every
+        member, and costs no hash."""
+        with_password = proto.AuthenticateRequest(name=self.user, password=self.password)
+        if not self.token:
+            return [with_password]
+        return [proto.AuthenticateRequest(password=self.token), with_password]
+
+
+STALE_LOGIN = (InvalidAuthToken, AuthOldRevision, UserEmpty)
+"""The request was not carried out, and would be after another login. The last: users were enabled
+after this client had connected."""
 
 
 class Start(NamedTuple):
@@ -137,11 +163,14 @@ class Calls:
         dial_timeout_s: float,
         make_signal: Callable[[], Signal],
         channel_for: Callable[[Endpoint], Callable[[], Channel] | None],
+        login: Login | None = None,
     ) -> None:
+        """`login` is None for a client without a user."""
         self.timeout_s = timeout_s
         self.dial_timeout_s = dial_timeout_s
         self.make_signal = make_signal
         self._channel_for = channel_for
+        self.login = login
         self._endpoints = endpoints
         self._next_endpoint = 0
         self._link: Link | None = None
@@ -218,6 +247,7 @@ class Calls:
             timeout_s = self.timeout_s
         deadline_s = monotonic() + timeout_s
         attempts_left = len(self._endpoints)
+        logins_left = 0 if self.login is None else 1
         backoff_s = BACKOFF_FIRST_S
         while True:
             link = self._link
@@ -244,6 +274,12 @@ class Calls:
                 if attempts_left <= 0:
                     raise error_at(ConnectionFailed, broken.endpoint, broken.cause) from None
                 attempts_left -= 1
+                continue
+            except STALE_LOGIN:
+                if not logins_left:
+                    raise
+                logins_left -= 1
+                yield from self.log_in_again(link, deadline_s)
                 continue
             except Unavailable:
                 is_final = monotonic() + backoff_s >= deadline_s
@@ -347,7 +383,13 @@ class Calls:
             drained = self.make_signal()
             try:
                 silence_s, channel = self.dial_timeout_s, self._channel_for(server)
-                return (yield Dial(endpoint, host, port, limit_s, silence_s, drained, channel))
+                link: Link = yield Dial(endpoint, host, port, limit_s, silence_s, drained, channel)
+                if self.login is not None:
+                    yield from self._log_in(link, self.login, limit_s)
+                return link
+            except (Broken, Timeout, Unavailable) as failure:
+                # Of the login: another member may be able to check it.
+                causes[endpoint] = failure.cause if isinstance(failure, Broken) else failure.text
             except ChannelError as error:
                 causes[endpoint] = str(error)
             except OSError as error:
@@ -356,6 +398,39 @@ class Calls:
         self._failed_at_s = monotonic()
         self._failure_causes = causes
         raise self._connect_error()
+
+    def _log_in(self, link: Link, login: Login, timeout_s: float) -> Script[None]:
+        """Make the connection that of the user; closes it if that fails. Raises what a login
+        raises, AuthFailed for example, and Broken."""
+        deadline_s = monotonic() + timeout_s
+        rpc = METHOD_BY_NAME["Auth.Authenticate"]
+        try:
+            for request in login.requests():
+                signal = self.make_signal()
+                ticket = Ticket(rpc, signal.set)
+                link.open(ticket, request.encode(), end=True)
+                answer = yield from self._answer(link, ticket, signal, deadline_s, timeout_s)
+                try:
+                    response = unary_reply(rpc, *answer, link.endpoint)
+                except AuthNotEnabled:
+                    return
+                except STALE_LOGIN:
+                    if not request.name:
+                        continue
+                    raise
+                login.token = response.token
+        except BaseException as failure:
+            link.close(f"the login failed: {failure}")
+            raise
+
+    def log_in_again(self, link: Link, deadline_s: float) -> Script[None]:
+        """After one of `STALE_LOGIN`. If another call has just logged in, its token is used."""
+        login = self.login
+        if login is not None and not link.failure:
+            try:
+                yield from self._log_in(link, login, max(0.001, deadline_s - monotonic()))
+            except Broken:
+                pass  # The caller finds the link closed.
 
     def _try_next(self) -> None:
         self._next_endpoint = (self._next_endpoint + 1) % len(self._endpoints)

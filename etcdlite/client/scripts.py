@@ -20,7 +20,9 @@ from etcdlite.client.calls import (
     BACKOFF_MAX_S,
     DEFAULT_DIAL_TIMEOUT_S,
     DEFAULT_TIMEOUT_S,
+    STALE_LOGIN,
     Calls,
+    Login,
     Script,
     Start,
     error_at,
@@ -172,6 +174,8 @@ class WatchBase:
         self._stream: tuple[Link, WatchTicket] | None = None
         self._pause_s = 0.0
         """How long to wait before the next attempt to open a stream."""
+        self._is_login_stale = False
+        """Whether to log in again before that. The second time in a row is final."""
         self._events: deque[Event] = deque()
 
     def __repr__(self) -> str:
@@ -301,10 +305,16 @@ class WatchBase:
             except Unavailable:
                 self._back_off()
                 return None
-            except EtcdliteError:
+            except EtcdliteError as failure:
+                may_log_in = self._calls.login is not None and not self._is_login_stale
+                if may_log_in and isinstance(failure, STALE_LOGIN):
+                    self._is_login_stale = True
+                    self._stream = None
+                    return None
                 self.close()
                 raise
             self._pause_s = 0.0
+            self._is_login_stale = False
             if batch is not None:
                 return batch
         return None
@@ -336,6 +346,8 @@ class WatchBase:
             link = yield from self._calls.connected(
                 monotonic() + timeout_s, "Watch.Watch", timeout_s
             )
+            if self._is_login_stale:
+                yield from self._calls.log_in_again(link, monotonic() + timeout_s)
             ticket = WatchTicket(self._method, self._wake.set)
             link.open(ticket, self._cursor.request().encode(), end=False)
         except (ConnectionFailed, Timeout):
@@ -658,6 +670,8 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
         insecure_skip_tls_verify: bool = False,
         server_name: str = "",
         secret_file: str = "",
+        user: str = "",
+        password: str = "",
     ) -> None:
         """Raises ValueError for an endpoint that is not understood, or a file that cannot be used.
 
@@ -672,6 +686,10 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
 
         `secret_file`: a copy of the servers' client-secret-file. It encrypts the connections and
         proves both sides to each other, without TLS.
+
+        `user` and `password`: whom to log in, on each connection, and again when the token has
+        ended. While the cluster has no users enabled, they mean nothing. Without TLS or a secret
+        they are sent as they are.
         """
         servers = parse_endpoints(endpoints)
         if cacert or cert or key:
@@ -694,7 +712,10 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
             from etcdlite.client import secret
 
             channel_for = secret.Dialer(secret_file).channel_for
-        self._calls = Calls(servers, timeout_s, dial_timeout_s, self._make_signal(), channel_for)
+        login = Login(user, password) if user else None
+        self._calls = Calls(
+            servers, timeout_s, dial_timeout_s, self._make_signal(), channel_for, login
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.endpoint}>"

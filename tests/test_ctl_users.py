@@ -1,0 +1,282 @@
+"""Users and roles on the command line beside etcdctl, and the logins of the Python clients."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rigs.ctl_runner import Ended, run_ctl
+from rigs.processes import ServerFactory, ServerProcess, wait_until
+from rigs.real_etcd import running_etcd
+from test_ctl_live import ctl_of, etcdctl
+
+from etcdlite import proto
+from etcdlite.client import AsyncClient, Client
+from etcdlite.client.errors import (
+    AuthFailed,
+    PermissionDenied,
+    UserEmpty,
+)
+
+ROOT = "--user root:rootpw "
+ALICE = "--user alice:pw "
+
+# (status, command line, standard input), in order.
+COMMANDS: list[tuple[int, str, str]] = [
+    (0, "auth status", ""),
+    (1, "auth enable", ""),
+    (128, "auth enable now", ""),
+    (128, "user add", ""),
+    (128, "user add :x", ""),
+    (0, "user add root:rootpw", ""),
+    (1, "user add root:again", ""),
+    (0, "user add alice --new-user-password=pw", ""),
+    (0, "user add bob:pw -w json", ""),
+    (0, "user add carol --no-password -w fields", ""),
+    (0, "user add dave --interactive=false", "secret words\n"),
+    (0, "user list", ""),
+    (0, "user list -w json", ""),
+    (1, "user get nobody", ""),
+    (0, "role add r1", ""),
+    (1, "role add r1", ""),
+    (0, "role add r2 -w json", ""),
+    (128, "role add", ""),
+    (128, "role grant-permission r1 read", ""),
+    (128, "role grant-permission r1 reads k", ""),
+    (0, "role grant-permission r1 read k", ""),
+    (0, "role grant-permission r1 write /p/ --prefix", ""),
+    (0, "role grant-permission r1 readwrite /f/ --from-key", ""),
+    (0, "role grant-permission r1 Read a z", ""),
+    (0, "role grant-permission r2 READ '' --prefix", ""),
+    (0, "role grant-permission r2 read ''", ""),
+    (128, "role grant-permission r1 read x y --prefix", ""),
+    (128, "role grant-permission r1 read x --prefix --from-key", ""),
+    (1, "role grant-permission nor read x", ""),
+    (0, "role get r1", ""),
+    (0, "role get r1 -w fields", ""),
+    (0, "role get r1 -w json", ""),
+    (0, "role get r2", ""),
+    (1, "role get nor", ""),
+    (0, "role list", ""),
+    (0, "role list -w fields", ""),
+    (0, "user grant-role alice r1", ""),
+    (1, "user grant-role nobody r1", ""),
+    (1, "user grant-role alice nor", ""),
+    (128, "user grant-role alice", ""),
+    (0, "user grant-role alice r2 -w fields", ""),
+    (0, "user get alice", ""),
+    (0, "user get alice -w json", ""),
+    (0, "user get alice --detail", ""),
+    (0, "user revoke-role alice r2", ""),
+    (1, "user revoke-role alice r2", ""),
+    (0, "role revoke-permission r1 k", ""),
+    (1, "role revoke-permission r1 k", ""),
+    (0, "role revoke-permission r1 a z", ""),
+    (0, "role revoke-permission r1 /f/ --from-key", ""),
+    (0, "user passwd bob --interactive=false", "new\n"),
+    (0, "user delete dave", ""),
+    (1, "user delete dave", ""),
+    (0, "role delete r2", ""),
+    (1, "role delete r2", ""),
+    (0, "auth enable", ""),
+    (1, "auth status", ""),
+    (0, ROOT + "auth status", ""),
+    (0, ROOT + "auth status -w json", ""),
+    (2, "--user root:wrong auth status", ""),
+    (2, "--user nobody:pw get k", ""),
+    (0, ALICE + "put /p/1 v", ""),
+    (1, ALICE + "get /p/1", ""),
+    (0, "--user alice --password pw put /p/2 v", ""),
+    (0, ALICE + "del /p/ --prefix", ""),
+    (1, ALICE + "put /q/1 v", ""),
+    (1, "--user bob:new get k", ""),
+    (0, ALICE + "user get alice", ""),
+    (1, ALICE + "user get root", ""),
+    (1, ALICE + "user list", ""),
+    (0, ALICE + "role get r1", ""),
+    (0, ALICE + "lease list", ""),
+    (1, ROOT + "user delete root", ""),
+    (1, ROOT + "user revoke-role root root", ""),
+    (1, ROOT + "role delete root", ""),
+    (0, ROOT + "endpoint health", ""),
+    (0, ROOT + "auth disable", ""),
+    (0, "auth status", ""),
+    (0, ALICE + "get k", ""),
+]
+
+_MASKS = [
+    (r'"(cluster_id|member_id|raft_term)":\d+', r'"\1":N'),
+    (r'"(ClusterID|MemberID|RaftTerm)" : \d+', r'"\1" : N'),
+    (r"127\.0\.0\.1:\d+", "ENDPOINT"),
+    (r"took = [\d.]+\S+", "took"),
+    (r" \(endpoint ENDPOINT\)", ""),
+]
+
+
+def _shown(ended: Ended) -> tuple[int, str, str]:
+    """The status, what is printed, and the error, without what differs between two clusters and
+    without the lines of etcdctl's own log."""
+    out, err = ended.stdout.decode(), ended.stderr
+    for pattern, mask in _MASKS:
+        out, err = re.sub(pattern, mask, out), re.sub(pattern, mask, err)
+    errors = [line for line in err.splitlines() if not line.startswith('{"level"')]
+    return ended.status, out, "\n".join(errors)
+
+
+def test_output_and_status_are_etcdctls(tmp_path: Path, server: ServerFactory) -> None:
+    ours = ctl_of(server().endpoint)
+    different = []
+    with running_etcd(tmp_path / "etcd") as endpoint:
+        theirs = etcdctl(endpoint)
+        for status, line, stdin in COMMANDS:
+            words = ["" if word == "''" else word for word in line.split()]
+            one = _shown(ours(*words, stdin=stdin.encode()))
+            other = _shown(theirs(*words, stdin=stdin.encode()))
+            if one != other or one[0] != status:
+                different.append(f"{line} ({status})\n  ours   {one}\n  theirs {other}")
+    assert not different, "\n".join(different)
+
+
+def test_a_password_is_asked_for_only_where_it_is_needed(server: ServerFactory) -> None:
+    running = server()
+    asked: list[str] = []
+
+    def typed(prompt: str) -> str:
+        asked.append(prompt)
+        return "pw"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("etcdlite.cli.session.ask_password", typed)
+        patch.setattr("etcdlite.cli.users.ask_password", typed)
+        run = ctl_of(running.endpoint)
+        assert run("--user", "root", "version").status == 0
+        assert asked == []
+        assert run("user", "add", "root").status == 0
+        assert asked == [
+            "Password of root: ",
+            "Type password of root again for confirmation: ",
+        ]
+        asked.clear()
+        # Two connections, one question.
+        enabled = run("--user", "root", "auth", "enable")
+        assert (enabled.status, enabled.stderr) == (0, "")
+        assert asked == ["Password: "]
+
+
+def test_enabling_says_if_the_user_that_was_given_cannot_log_in(server: ServerFactory) -> None:
+    run = ctl_of(server().endpoint)
+    assert run("user", "add", "root:right").status == 0
+    enabled = run("--user", "root:wrong", "auth", "enable")
+    assert enabled.status == 0
+    assert "root could not log in" in enabled.stderr and "wrong" not in enabled.stderr
+
+
+# The Python clients.
+
+
+@pytest.fixture
+def guarded(server: ServerFactory) -> Iterator[ServerProcess]:
+    """A server with users, whose tokens live for a second: root, and alice, who may read and write
+    what begins with a."""
+    running = server("--auth-token-ttl=1")
+    run = ctl_of(running.endpoint)
+    for line in (
+        "user add root:rootpw",
+        "user add alice:pw",
+        "role add a",
+        "role grant-permission a readwrite a --prefix",
+        "user grant-role alice a",
+        "auth enable",
+    ):
+        assert run(*line.split()).status == 0
+    yield running
+
+
+def alice(server: ServerProcess, **more: str) -> Client:
+    return Client(server.endpoint, user="alice", **{"password": "pw", **more})
+
+
+def test_a_client_logs_in(guarded: ServerProcess) -> None:
+    with alice(guarded) as client:
+        client.put("a1", "v")
+        assert client.get("a1").value == b"v"
+        with pytest.raises(PermissionDenied):
+            client.put("b1", "v")
+    with alice(guarded, password="wrong") as client, pytest.raises(AuthFailed):
+        client.get("a1")
+    with Client(guarded.endpoint) as client, pytest.raises(UserEmpty):
+        client.get("a1")
+
+
+def test_a_client_logs_in_again_when_its_token_has_ended(guarded: ServerProcess) -> None:
+    with alice(guarded) as client, alice(guarded) as watching:
+        client.put("a1", "v")
+        token = client._calls.login.token  # type: ignore[union-attr]
+        watching.get("a1")
+
+        def ended() -> bool:
+            # Each use would extend it: ask on a connection of its own with nothing but the token.
+            with Client(guarded.endpoint) as other:
+                try:
+                    request = proto.AuthenticateRequest(password=token)
+                    other.call("Auth.Authenticate", request)
+                except Exception:
+                    return True
+                return False
+
+        # Unused, it ends after a second.
+        time.sleep(1.2)
+        wait_until(ended, "the token has ended")
+        client.put("a2", "v")
+        # The login of a watch, too.
+        with watching.watch("a3") as watch:
+            client.put("a3", "v")
+            assert watch.next_event(10).kv.value == b"v"
+
+
+def test_a_login_outlives_the_server_and_a_watch_goes_on(guarded: ServerProcess) -> None:
+    with alice(guarded) as client, client.watch(prefix="a") as watch:
+        client.put("a1", "1")
+        assert watch.next_event(10).kv.value == b"1"
+        port = guarded.endpoint.rpartition(":")[2]
+        guarded.kill()
+        guarded.start(f"--listen-client-urls=http://127.0.0.1:{port}")
+        wait_until(lambda: bool(client.status()), "the client is connected again")
+        client.put("a2", "2")
+        assert watch.next_event(10).kv.value == b"2"
+
+
+def test_users_that_are_enabled_later_are_logged_in_then(server: ServerFactory) -> None:
+    running = server()
+    with Client(running.endpoint, user="root", password="rootpw") as client:
+        client.put("k", "v")
+        run = ctl_of(running.endpoint)
+        assert run("user", "add", "root:rootpw").status == 0
+        assert run("auth", "enable").status == 0
+        client.put("k", "w")
+        assert client.get("k").value == b"w"
+
+
+def test_the_asyncio_client_logs_in(guarded: ServerProcess) -> None:
+    async def main() -> None:
+        async with AsyncClient(guarded.endpoint, user="alice", password="pw") as client:
+            await client.put("a1", "v")
+            await asyncio.sleep(1.5)
+            await client.put("a1", "w")
+            with pytest.raises(PermissionDenied):
+                await client.get("b")
+
+    asyncio.run(main())
+
+
+def test_a_lock_and_an_observed_election_work_for_a_user(guarded: ServerProcess) -> None:
+    with alice(guarded) as client, client.lock("a-lock"):
+        pass
+    ended = run_ctl("--endpoints", guarded.endpoint, "--user", "alice:pw", "lock", "a-lock", "true")
+    assert ended.status == 0, ended.stderr
+    ended = run_ctl("--endpoints", guarded.endpoint, "--user", "alice:pw", "lock", "b", "true")
+    assert ended.status != 0 and "permission denied" in ended.stderr
