@@ -828,11 +828,6 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
             128,
             "--insecure-transport=false does not allow http://a: write https://",
         ),
-        (
-            "get a --user root:pw",
-            128,
-            "--user is refused: users and passwords are not available in this version of etcdlite",
-        ),
         ("get a --endpoints=", 128, "--endpoints names no endpoint"),
         (
             "get a --command-timeout 0s",
