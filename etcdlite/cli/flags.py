@@ -34,8 +34,6 @@ class Flag(NamedTuple):
     default: Any
     help: str
     short: str = ""
-    refused: str = ""
-    """Why no other value than the default is accepted."""
 
 
 def _parse_list(text: str) -> tuple[str, ...]:
@@ -216,10 +214,6 @@ def flag_values(
     values = {flag.name: flag.default for flag in (*GLOBAL_FLAGS, *flags)}
     values |= _environment_flags(environment)
     values |= given
-    for flag in GLOBAL_FLAGS:
-        if flag.refused and values[flag.name] != flag.default:
-            text = f"--{flag.name} is refused: {flag.refused} of etcdlite"
-            raise Failure(EXIT_BAD_ARGUMENTS, text)
     if values["write-out"] not in FORMATS:
         text = f"unsupported output format {values['write-out']} (known: {', '.join(FORMATS)})"
         raise Failure(EXIT_BAD_FEATURE, text)
