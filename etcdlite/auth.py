@@ -10,7 +10,7 @@ A user may do what its roles permit together: permissions that touch or overlap 
 (`KeySet`). The user who has the role `root` may do everything. The role `root` need not exist.
 
 The auth revision counts the changes, and is bumped exactly when etcd bumps it: with every change
-except `enable`, and except what etcd does not have (`set_key`, `rehash`). A request that was
+except `enable`, and except `set_key` and `rehash`, which etcd does not have. A request that was
 prepared under an older revision is refused with AuthOldRevision, because what its author was
 permitted may have changed.
 
@@ -349,16 +349,16 @@ class Auth:
         log.info("disabled authentication")
 
     def set_key(self, request: proto.TokenKey) -> None:
-        """Take a new key for tokens, unless auth is enabled and this is no rotation. Tokens of the
-        old key are not valid any more. A rotation bumps the auth revision."""
-        if self.enabled:
-            if not request.rotates:
-                return
-            self.check_root(self.author)
+        """Take a new key for tokens, for when auth is enabled next. Does nothing if it is."""
+        if not self.enabled:
+            self.key = request.seed
+            self._set(_KEY, self.key)
+
+    def rotate_key(self, request: proto.AuthRotateKeyRequest) -> None:
+        """Take a new key for tokens: those of the old key are not valid any more."""
         self.key = request.seed
         self._set(_KEY, self.key)
-        if self.enabled:
-            self._commit()
+        self._commit()
 
     def add_user(self, request: proto.AuthUserAddRequest) -> None:
         name = request.name

@@ -74,6 +74,7 @@ service etcdserverpb.Auth
 0x5E RoleDelete           write root -     role/delete
 0x5F RoleGrantPermission  write root -     role/grant
 0x60 RoleRevokePermission write root -     role/revoke
+0x61 RotateKey            write root -     rotatekey
 service v3lockpb.Lock
 0x70 Lock   stream keys - lock
 0x71 Unlock stream keys - unlock

@@ -135,6 +135,7 @@ message AuthRoleListRequest:
 message AuthRoleDeleteRequest: 1 role string
 message AuthRoleGrantPermissionRequest: 1 name string, 2 perm Permission
 message AuthRoleRevokePermissionRequest: 1 role string, 2 key bytes, 3 range_end bytes
+message AuthRotateKeyRequest: 1 seed bytes
 message AuthEnableResponse: 1 header ResponseHeader
 message AuthDisableResponse: 1 header ResponseHeader
 message AuthStatusResponse: 1 header ResponseHeader, 2 enabled bool, 3 authRevision uint64
@@ -152,6 +153,7 @@ message AuthUserListResponse: 1 header ResponseHeader, 2 users *string
 message AuthRoleDeleteResponse: 1 header ResponseHeader
 message AuthRoleGrantPermissionResponse: 1 header ResponseHeader
 message AuthRoleRevokePermissionResponse: 1 header ResponseHeader
+message AuthRotateKeyResponse: 1 header ResponseHeader
 message RangeStreamResponse: 1 range_response RangeResponse
 
 package v3lockpb
@@ -184,6 +186,6 @@ message SnapshotOffer: 1 index uint64, 2 term uint64, 3 voters *uint64, 4 learne
     5 size_bytes uint64, 6 nonce uint64, 7 leader_term uint64
 message Welcome: 1 offset uint64, 2 life uint64, 3 recovered LogPosition
 message Author: 1 name string, 2 revision uint64, 3 is_member bool
-message TokenKey: 1 seed bytes, 2 rotates bool
+message TokenKey: 1 seed bytes
 message Rehash: 1 name string, 2 old bytes, 3 new bytes
 """

@@ -469,6 +469,15 @@ def test_tokens_end_with_what_they_stand_for(house: LoneMember, root: User) -> N
     assert root.ask("Auth.UserList") == INVALID
 
 
+def test_the_key_of_tokens_is_rotated(house: LoneMember, ann: User, root: User) -> None:
+    key = house.member.state.auth.key
+    assert ann.ask("Auth.RotateKey") == DENIED
+    assert not isinstance(root.ask("Auth.RotateKey", seed=bytes(32)), str)
+    assert house.member.state.auth.key not in (key, bytes(32))
+    assert ann.ask("KV.Put", key=b"a") == root.ask("KV.Put", key=b"a") == INVALID
+    assert not isinstance(ann.log_in("ann").ask("KV.Put", key=b"a"), str)
+
+
 def test_a_token_instead_of_a_password(house: LoneMember, ann: User) -> None:
     other = User(house)
     answer = other.ask("Auth.Authenticate", name="", password=ann.current_token)

@@ -13,7 +13,6 @@ Left out:
 
 - `snapshot status` and `snapshot restore`: they read a file, without a server, and the file that
   etcdlite gives to `snapshot save` is in its own format. etcdlite-ctl does both.
-- The commands of authentication, users and roles, which etcdlite does not serve yet.
 - `completion`, `migrate` and `version`, which do without a server.
 """
 
@@ -170,6 +169,83 @@ MEMBERS: list[tuple[str, str]] = [
     ("member list", ""),
 ]
 """After {learner} was added."""
+
+USERS: list[tuple[str, str]] = [
+    *((line, "") for line in """
+auth status
+auth enable
+user add root:root
+user add ann:ann
+user add cert --no-password
+user add ann:again
+user list
+role add app
+role add app
+role list
+role grant-permission app readwrite app/ --prefix
+role grant-permission app read one
+role grant-permission app write from --from-key
+role grant-permission app read a b
+role grant-permission none read a
+role get app
+role get none
+role revoke-permission app a b
+role revoke-permission app a b
+user grant-role ann app
+user grant-role ann app
+user grant-role ann none
+user grant-role none app
+user get ann
+user get ann --detail
+user get none
+auth enable
+auth enable
+put app/1 v
+--user ann:ann put app/1 v
+--user ann:ann put app/2 v
+--user ann:ann put other v
+--user ann:wrong put app/1 v
+--user none:none put app/1 v
+--user root:root put other v
+--user root:root put one 1
+--user ann:ann get app/ --prefix
+--user ann:ann get app --prefix
+--user ann:ann get one
+--user ann:ann get one --from-key
+--user ann:ann del app/2 --prev-kv
+--user ann:ann del one
+--user ann:ann del app/ --from-key
+--user ann:ann put other v --prev-kv
+--user ann:ann put from v --prev-kv
+--user ann:ann user get ann
+--user ann:ann user get root
+--user ann:ann user list
+--user ann:ann user add eve:eve
+--user ann:ann role get app
+--user ann:ann role get root
+--user ann:ann role list
+--user ann:ann auth status
+--user ann:ann auth disable
+--user ann:ann user passwd ann --interactive=false
+--user ann:ann lease revoke {lease}
+--user root:root auth status
+--user root:root user list
+--user root:root user delete root
+--user root:root user revoke-role root root
+--user root:root role delete root
+--user root:root user delete none
+--user root:root user revoke-role ann none
+--user root:root user revoke-role ann app
+--user ann:ann get app/1
+--user root:root user delete ann
+--user ann:ann get app/1
+--user root:root role delete app
+--user root:root role list
+--user root:root auth disable
+auth disable
+get app/1
+""".strip().splitlines()),
+]  # fmt: skip
 
 MASKS = [
     # Ids of leases that the server chose. Those that a script chose are short.
@@ -392,6 +468,16 @@ def test_commands_about_members_end_the_same(program: str, sides: tuple[Side, Si
             ]
         )
     agree(*outcomes)
+
+
+@pytest.mark.parametrize(
+    "output_format",
+    ["simple", *(pytest.param(each, marks=pytest.mark.long) for each in FORMATS[1:])],
+)
+def test_commands_about_users_end_the_same(
+    program: str, sides: tuple[Side, Side], output_format: str
+) -> None:
+    agree(*(play(program, side, output_format, USERS) for side in sides))
 
 
 # Commands that go on until they are ended.

@@ -199,6 +199,7 @@ CHECKS: dict[int, Callable[[Any], None]] = by_number(
         "Auth.RoleDelete": _check_nothing,
         "Auth.RoleGrantPermission": _check_permission,
         "Auth.RoleRevokePermission": _check_nothing,
+        "Auth.RotateKey": _check_token_key,
         "Log.Publish": check_member,
         "Log.MemberChange": _check_member_change,
         "Log.Checkpoint": _check_checkpoint,

@@ -333,6 +333,7 @@ APPLIERS: dict[int, Callable[[State, Any], Steps]] = by_number(
         "Auth.RoleDelete": _auth(Auth.delete_role),
         "Auth.RoleGrantPermission": _auth(Auth.grant_permission),
         "Auth.RoleRevokePermission": _auth(Auth.revoke_permission),
+        "Auth.RotateKey": _auth(Auth.rotate_key),
         "Log.Publish": _publish,
         "Log.Checkpoint": _checkpoint,
         "Log.Author": _author,

@@ -283,6 +283,13 @@ def _auth_enable(
     member.writes.propose(session, request_id, method, request, frame)
 
 
+def _rotate_key(
+    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
+) -> None:
+    rotation = proto.AuthRotateKeyRequest(seed=member.tokens.new_seed())
+    member.writes.propose_message(session, request_id, method, rotation)
+
+
 def _user_add(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
@@ -501,6 +508,7 @@ HANDLERS: dict[int, tuple[Handler, Any]] = {
             "Auth.RoleDelete": _propose,
             "Auth.RoleGrantPermission": _propose,
             "Auth.RoleRevokePermission": _propose,
+            "Auth.RotateKey": _rotate_key,
         },
     ).items()
 }

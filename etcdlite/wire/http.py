@@ -32,6 +32,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -50,6 +51,7 @@ from etcdlite.errors import (
 from etcdlite.member import Member
 from etcdlite.methods import RANGE, WATCH
 from etcdlite.metrics import Metrics, Rpc
+from etcdlite.request import Asked
 from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.wire import api, exposition, gateway, health
 from etcdlite.wire.calls import Calls
@@ -489,11 +491,17 @@ class HttpSession(ClientSession):
         # A new id, so that a late answer to the previous read is not mistaken for this one's.
         self._next_id += 1
         request.id = self._next_id
+        # The member asks itself: a health check is for no user.
+        probed = Asked(partial(self._probed, request.id))
         if is_serializable:
-            self.member.reads.read_now(self, request.id, RANGE, health.PROBE)
+            self.member.reads.read_now(probed, 0, RANGE, health.PROBE)
         else:
             request.deadline = self.member.clock() + self.member.options.request_timeout_s
-            self.member.reads.read(self, request.id, RANGE, health.PROBE)
+            self.member.reads.read(probed, 0, RANGE, health.PROBE)
+
+    def _probed(self, request_id: int, answer: bytes | EtcdError) -> None:
+        if self._request is not None and self._request.id == request_id:
+            self._go_on(self._request, answer if isinstance(answer, EtcdError) else None)
 
     # Output.
 
@@ -504,11 +512,7 @@ class HttpSession(ClientSession):
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         """Answer a unary request; dropped if it is no longer open."""
         request = self._request
-        if request is None or request.id != request_id:
-            return
-        if request.script is not None:
-            self._go_on(request, None)
-        else:
+        if request is not None and request.id == request_id:
             self._answer(request, body)
 
     def _answer(self, request: _Request, body: bytes) -> None:
@@ -527,9 +531,8 @@ class HttpSession(ClientSession):
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         """Answer a unary request, or end a stream, with an error."""
-        request = self._request
-        if request is not None and request.id == request_id:
-            self._fail(request, failure)
+        if self._request is not None and self._request.id == request_id:
+            self._fail(self._request, failure)
 
     def _fail(self, request: _Request, failure: EtcdError) -> None:
         self.calls.close(request.id)
