@@ -187,6 +187,14 @@ def test_each_refusal_is_explained(status: int, why: str) -> None:
         initiator.receive(SECRET_MAGIC + (1).to_bytes(2, "little") + status.to_bytes(2, "little"))
 
 
+def test_nothing_may_follow_the_opening_before_the_answer() -> None:
+    """Nobody can know the keys of the session then."""
+    initiator, responder = made()
+    with pytest.raises(ChannelError, match="before the answer"):
+        responder.receive(initiator.output() + b"\0")
+    assert not responder.is_established and not responder.has_output
+
+
 def test_one_that_does_not_know_the_secret_cannot_answer() -> None:
     initiator, _ = made()
     with pytest.raises(ChannelError, match="not authentic"):
