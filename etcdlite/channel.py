@@ -47,6 +47,10 @@ MAX_OUTPUT_BYTES = 128 << 10
 """More than any honest handshake sends. A side that makes the other send more breaks the channel.
 """
 
+RECEIVE_BYTES = 16 << 10
+"""To be received at once, of ciphertext that may consist of many tiny records. Each takes about
+10 us."""
+
 SHAKE_BYTES = 16 << 10
 """A handshake reads at most this much at once."""
 
@@ -76,9 +80,8 @@ class Channel:
     """Who the other side is, and the version and cipher, for the log. Set when established."""
     is_ended = False
     """The other side has said that it sends no more."""
-    receive_bytes = 16 << 10
-    """How much to receive at once. It may consist of many tiny records, each of which takes about
-    10 us."""
+    receive_bytes = RECEIVE_BYTES
+    """How much to receive at once."""
 
     @property
     def has_output(self) -> bool:
