@@ -7,17 +7,18 @@
 #   make sim         simulate clusters under faults, a fresh seed each, until stopped
 #   make bench       measure beside etcd 3.5 and rewrite the tables of docs/performance.md
 #   make bench-quick the same, smaller, to standard output only
+#   make deb         the Debian package, dist/etcdlite.deb
 #
 # PYTHON picks the interpreter (3.10 or later), VENV the folder of the environment.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-LINTED := etcdlite tests bench
+LINTED := etcdlite tests bench packaging
 # What npm leaves behind when it has installed npm's etcd client for the tests.
 NPM_CLIENT := tests/clients/node_modules/.package-lock.json
 
-.PHONY: run cluster test stubs test-long bench bench-quick lint format clean scripts
+.PHONY: run cluster test stubs test-long bench bench-quick lint format clean scripts deb
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -58,8 +59,11 @@ bench: $(VENV)/bench.stamp
 bench-quick: $(VENV)/bench.stamp
 	$(BIN)/python -m bench.run --quick
 
+deb:
+	@packaging/build-deb
+
 clean:
-	rm -rf $(VENV) build etcdlite.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist etcdlite.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf tests/clients/node_modules
 	find etcdlite tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -27,7 +27,17 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from etcdlite import bootstrap, config, datadir, hardening, jwt_tokens, keys, log, proto
+from etcdlite import (
+    bootstrap,
+    config,
+    datadir,
+    hardening,
+    jwt_tokens,
+    keys,
+    log,
+    proto,
+    service_manager,
+)
 from etcdlite.addresses import Addresses, Resolved
 from etcdlite.channel import Dialing
 from etcdlite.channels import Channels
@@ -74,9 +84,6 @@ REQUEST_TIMEOUT_S = 5.0
 HAND_OVER_S = 2.0
 """A leader that shuts down waits this long for another member to take over."""
 
-READY_PATIENCE_USEC = 30_000_000
-"""While there is no leader, each request to the service manager extends its timeout by this."""
-
 REMOVED_S = 1.0
 """A removed member runs on for this long, so that the others learn the commit index from it."""
 
@@ -112,6 +119,7 @@ class Server:
         self._next_tick = 0.0
         self._next_session_tick = 0.0
         self._next_look = 0.0
+        self._watchdog = service_manager.Watchdog()
         self._tick_s = settings.heartbeat_interval_ms / 1000
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
@@ -133,7 +141,9 @@ class Server:
         if not datadir.exists(disk, settings.data_dir):
             # Members that start together ask each other for the members. One that listens but does
             # not serve yet would make the others wait, so this comes before listening.
-            founding = bootstrap.resolve_founding(settings, _extend_start, self._channels.dial)
+            founding = bootstrap.resolve_founding(
+                settings, service_manager.extend_start, self._channels.dial
+            )
         self.listeners.open()
         if founding is not None:
             urls = self._advertised_urls()
@@ -288,7 +298,7 @@ class Server:
             why = "waiting for the data of the cluster before serving clients"
             store, needed = self.member.state.store, self.member.catch_up.needed_index
             log.info(why, **{"applied-index": store.applied_index, "needed-index": needed or "?"})
-            _extend_start(why)
+            service_manager.extend_start(why)
 
     def _become_ready(self) -> None:
         """Report readiness if there is a leader and this member has applied what was committed when
@@ -299,13 +309,13 @@ class Server:
                 "ready to serve client requests",
                 **{"local-member-id": f"{self.member.identity.member_id:x}"},
             )
-            notify_systemd("READY=1\nSTATUS=serving")
+            service_manager.notify("READY=1\nSTATUS=serving")
 
     def _tell_why_not_ready(self) -> None:
         if not log.limited("waiting for a leader", 0.1):
             missing = self.member.leadership.missing_voters()
             if missing or self.member.raft.leader:
-                _extend_start(missing or "catching up with the leader")
+                service_manager.extend_start(missing or "catching up with the leader")
 
     def _take_results(self) -> None:
         """Handle what the threads have reported."""
@@ -358,6 +368,7 @@ class Server:
         if self._next_tick < now:
             self._next_tick = now + self._tick_s
         self.member.tick()
+        self._watchdog.feed(now)
         if self._must_reload:
             self._must_reload = False
             self._reload_log()
@@ -481,7 +492,7 @@ class Server:
 
     def _begin_stop(self) -> None:
         """Accept no more connections and requests, and let those in flight finish."""
-        notify_systemd("STOPPING=1")
+        service_manager.notify("STOPPING=1")
         self.member.peers.local.is_stopping = True
         self._stopping_since = time.monotonic()
         self.listeners.close()
@@ -522,7 +533,9 @@ def _make_member(settings: config.Config, opened: datadir.Opened, dialing: Diali
     rng = random.Random(int.from_bytes(os.urandom(32), "little"))
     store = opened.store
     members = datadir.membership(store, opened.member_id)
-    remotes = [] if members else bootstrap.rejoin(settings, _extend_start, dialing).members
+    remotes = (
+        [] if members else bootstrap.rejoin(settings, service_manager.extend_start, dialing).members
+    )
     if settings.force_new_cluster:
         members = [proto.Member(ID=opened.member_id)]
     raft = Raft(
@@ -642,26 +655,7 @@ def _options(settings: config.Config) -> Options:
     )
 
 
-def _extend_start(why: str) -> None:
-    """Ask the service manager to wait longer for this member to be ready."""
-    notify_systemd(f"EXTEND_TIMEOUT_USEC={READY_PATIENCE_USEC}\nSTATUS={why}")
-
-
 def _wakes_at(member: Member) -> float:
     """When the member has something to do: a campaign, or a progress notification."""
     progress_at = member.hub.next_tick()
     return member.wakes_at if progress_at is None else min(progress_at, member.wakes_at)
-
-
-def notify_systemd(state: str) -> None:
-    """Tell the service manager, if there is one (sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return
-    if path[0] == "@":
-        path = "\0" + path[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.sendto(state.encode(), path)
-    except OSError as failure:
-        log.warn("cannot notify the service manager", error=str(failure))

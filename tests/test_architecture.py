@@ -27,7 +27,7 @@ FLOORS = {
     "members": "peer peer_frames member",
     "founding": "bootstrap backup",
     "protocols": "wire wire.*",
-    "process": "fixtures channels handshakes"
+    "process": "fixtures channels handshakes service_manager"
     " threads hardening addresses places listeners turns connections server __main__",
     "command": "cli cli.* ctl start",
 }

@@ -561,6 +561,27 @@ def test_the_service_manager_is_notified(server, tmp_path):
         assert manager.recv(100) == b"STOPPING=1"
 
 
+def test_the_loop_feeds_the_watchdog_of_the_service_manager(server, tmp_path):
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(PATIENCE_S)
+        one = server(start=False)
+        one.environ |= {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "600000"}
+        one.start()
+        while manager.recv(100) != b"WATCHDOG=1":
+            pass
+        one.process.send_signal(signal.SIGSTOP)
+        manager.settimeout(1)
+        with pytest.raises(TimeoutError):
+            while True:  # What was sent before the process stopped.
+                manager.recv(100)
+        manager.settimeout(PATIENCE_S)
+        one.process.send_signal(signal.SIGCONT)
+        while manager.recv(100) != b"WATCHDOG=1":
+            pass
+
+
 # An exception that ends the process.
 
 FAULTY = """

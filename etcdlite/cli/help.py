@@ -22,20 +22,20 @@ def _rows(rows: Sequence[tuple[str, str]]) -> str:
     return "".join(f"  {left.ljust(width)}  {right}\n" for left, right in rows)
 
 
+def shown_flag(flag: Flag) -> str:
+    """The names of a flag, with its default."""
+    names = f"-{flag.short}, --{flag.name}" if flag.short else f"    --{flag.name}"
+    default = flag.default
+    if flag.kind == "duration":
+        default = f"{default:g}s"
+    elif flag.kind == "list":
+        default = ",".join(default)
+    shown = "" if flag.kind == "bool" and not default else f"={str(default).lower()}"
+    return names + (f'="{default}"' if flag.kind == "string" else shown)
+
+
 def _flag_rows(flags: Sequence[Flag]) -> str:
-    rows = []
-    for flag in flags:
-        names = f"-{flag.short}, --{flag.name}" if flag.short else f"    --{flag.name}"
-        default = flag.default
-        if flag.kind == "duration":
-            default = f"{default:g}s"
-        elif flag.kind == "list":
-            default = ",".join(default)
-        shown = "" if flag.kind == "bool" and not default else f"={str(default).lower()}"
-        if flag.kind == "string":
-            shown = f'="{default}"'
-        rows.append((names + shown, flag.help))
-    return _rows(rows)
+    return _rows([(shown_flag(flag), flag.help) for flag in flags])
 
 
 def _indented(text: str) -> str:

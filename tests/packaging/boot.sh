@@ -1,0 +1,129 @@
+#!/bin/bash
+# Runs as root in a freshly booted Debian with /root/etcdlite.deb and /root/next.deb, its next build,
+# which tests/test_packaging.py makes. Each line of a person who follows the manual, and what it must
+# lead to. Prints PASSED at the end.
+set -eux
+export DEBIAN_FRONTEND=noninteractive
+cd /root
+
+value() { etcdlite-ctl get "$@" --print-value-only; }
+until_true() { for _ in $(seq 100); do if eval "$1"; then return; fi; sleep 0.3; done; echo "never: $1"; exit 1; }
+
+# Installing: enabled, but only started when the configuration is what it should be.
+apt-get install -y ./etcdlite.deb
+test "$(systemctl is-enabled etcdlite)" = enabled
+test "$(systemctl is-active etcdlite)" = inactive
+test "$(systemctl is-enabled etcdlite-backup.timer)" = disabled
+test "$(stat -c '%U %a' /var/lib/etcdlite)" = "etcdlite 700"
+etcdlite --check-config
+
+# The four commands of the README.
+began=$(date +%s%N)
+systemctl start etcdlite
+echo "start to ready: $((($(date +%s%N) - began) / 1000000)) ms"
+etcdlite-ctl member list
+etcdlite-ctl endpoint health
+etcdlite-ctl put greeting hello
+test "$(value greeting)" = hello
+test -d /var/lib/etcdlite/default.etcdlite
+systemctl show etcdlite -p MemoryCurrent -p StatusText
+
+# Reload, restart, kill, hang.
+systemctl reload etcdlite
+until_true 'journalctl -u etcdlite | grep -q "reloaded the log settings"'
+systemctl restart etcdlite
+test "$(value greeting)" = hello
+systemctl kill --signal=KILL --kill-whom=main etcdlite
+until_true '[ "$(systemctl show etcdlite -p NRestarts --value)" = 1 ] && systemctl is-active -q etcdlite'
+test "$(value greeting)" = hello
+mkdir -p /etc/systemd/system/etcdlite.service.d
+printf '[Service]\nWatchdogSec=3\nRestartSec=1\n' > /etc/systemd/system/etcdlite.service.d/test.conf
+systemctl daemon-reload
+systemctl restart etcdlite
+sleep 6
+test "$(systemctl show etcdlite -p NRestarts --value)" = 0
+kill -STOP "$(systemctl show etcdlite -p MainPID --value)"
+until_true '[ "$(systemctl show etcdlite -p NRestarts --value)" = 1 ] && systemctl is-active -q etcdlite'
+journalctl -u etcdlite | grep -i watchdog
+test "$(value greeting)" = hello
+
+# A secret that only the service can read.
+etcdlite-ctl secret new /root/peer.secret
+cat > /etc/systemd/system/etcdlite.service.d/test.conf <<'END'
+[Service]
+LoadCredential=peer.secret:/root/peer.secret
+Environment=ETCDLITE_PEER_SECRET_FILE=/run/credentials/etcdlite.service/peer.secret
+END
+systemctl daemon-reload
+systemctl restart etcdlite
+test "$(value greeting)" = hello
+rm -r /etc/systemd/system/etcdlite.service.d
+systemctl daemon-reload
+systemctl restart etcdlite
+
+# A wrong configuration is not tried again and again, and says what is wrong.
+echo 'nmae = "x"' >> /etc/etcdlite.toml
+if etcdlite --check-config; then exit 1; fi
+if systemctl restart etcdlite; then exit 1; fi
+test "$(systemctl is-active etcdlite)" = failed
+journalctl -u etcdlite | grep -F 'unknown key nmae in /etc/etcdlite.toml, did you mean name?'
+sed -i '$d' /etc/etcdlite.toml
+systemctl restart etcdlite
+
+# Backups: by hand, and every night.
+etcdlite-ctl snapshot save backup.db
+etcdlite-ctl snapshot restore backup.db --data-dir restored
+systemctl enable --now etcdlite-backup.timer
+systemctl start etcdlite-backup
+test "$(find /var/backups/etcdlite -name '*.db' | wc -l)" = 1
+for day in 01 02 03 04 05 06 07 08 09 10 11 12 13 14; do
+    touch "/var/backups/etcdlite/2020-01-${day}T000000Z.db"
+done
+systemctl start etcdlite-backup
+test "$(find /var/backups/etcdlite -name '*.db' | wc -l)" = 14
+test ! -e /var/backups/etcdlite/2020-01-01T000000Z.db
+systemctl stop etcdlite
+if systemctl start etcdlite-backup; then exit 1; fi
+systemctl --failed | grep etcdlite-backup
+systemctl reset-failed etcdlite-backup
+systemctl start etcdlite
+
+# A second member of its own on the same machine.
+cat > /etc/etcdlite/m2.toml <<'END'
+listen-client-urls = ["http://localhost:12379"]
+listen-peer-urls = ["http://localhost:12380"]
+END
+systemctl start etcdlite@m2
+etcdlite-ctl --endpoints 127.0.0.1:12379 put who m2
+test -d /var/lib/etcdlite/m2.etcdlite
+test "$(etcdlite-ctl --endpoints 127.0.0.1:12379 member list | cut -d, -f3)" = " m2"
+systemctl stop etcdlite@m2
+
+# An upgrade restarts the service and keeps the data and the changed configuration.
+sed -i 's/^#log-level.*/log-level = "debug"/' /etc/etcdlite.toml
+before=$(systemctl show etcdlite -p MainPID --value)
+apt-get install -y ./next.deb
+test "$(systemctl is-active etcdlite)" = active
+test "$(systemctl show etcdlite -p MainPID --value)" != "$before"
+test "$(value greeting)" = hello
+grep '^log-level = "debug"' /etc/etcdlite.toml
+systemd-analyze security etcdlite | tail -1
+systemd-analyze verify /lib/systemd/system/etcdlite*.service /lib/systemd/system/etcdlite*.timer
+
+# Remove keeps data and configuration; purge keeps data and says so.
+apt-get remove -y etcdlite
+test -d /var/lib/etcdlite/default.etcdlite
+test -e /etc/etcdlite.toml
+apt-get purge -y etcdlite > purged
+grep -F '/var/lib/etcdlite is not empty and was left' purged
+test -d /var/lib/etcdlite/default.etcdlite
+test ! -e /etc/etcdlite.toml
+if systemctl cat etcdlite; then exit 1; fi
+
+# The data that was left is used again.
+apt-get install -y ./etcdlite.deb
+systemctl start etcdlite
+test "$(value greeting)" = hello
+apt-get purge -y etcdlite
+rm -r /var/lib/etcdlite /var/backups/etcdlite /etc/etcdlite
+echo PASSED

@@ -1,0 +1,259 @@
+"""The Debian package, the units, the generated files, the zipapp."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rigs.processes import ROOT
+
+from etcdlite import __version__, config, ctl, flags
+
+PACKAGING = ROOT / "packaging"
+UNITS = sorted(path.name for path in (PACKAGING / "systemd").iterdir())
+SERVICES = [name for name in UNITS if name.endswith(".service")]
+PAGES = ("etcdlite.8", "etcdlite-ctl.1", "etcdlite.toml.5")
+MAX_EXPOSURE = 1.5
+RELEASES = ("bookworm", "trixie")
+IMAGE = "systemd,systemd-sysv,dbus,openssl,python3-h11,python3-hpack,python3-nacl"
+IMAGE += ",python3-sortedcontainers"
+NSPAWN = ("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network")
+
+sys.path.insert(0, str(PACKAGING))
+import generate  # noqa: E402
+
+
+def needs(*commands: str) -> None:
+    """Skips the test if the machine lacks a command."""
+    for command in commands:
+        if shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+            pytest.skip(f"the command {command} is not installed")
+
+
+def run(*command: str | Path, **options) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("generated")
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "SOURCE_DATE_EPOCH": "1800000000"}
+    run(sys.executable, PACKAGING / "generate.py", "all", folder, env=environ)
+    return folder
+
+
+# ------------------------------------------------------------------------- the generated files
+
+
+def test_the_configuration_file_is_the_one_that_the_table_of_flags_makes():
+    assert generate.EXAMPLE.read_text() == generate.toml(), (
+        "outdated: run PYTHONPATH=. python3 packaging/generate.py toml"
+    )
+    assert set(generate.NOTES) <= set(flags.FLAGS)
+
+
+def test_the_example_of_a_cluster_is_a_configuration(tmp_path):
+    lines = generate.EXAMPLE.read_text().splitlines()
+    text = "\n".join(line[3:] for line in lines if line.startswith("#  "))
+    example = text[text.index('name = "m1"') :]
+    file = tmp_path / "etcdlite.toml"
+    file.write_text(example)
+    loaded = config.load([], {}, str(file))
+    assert set(loaded.sources) == {name for name, _ in generate.CLUSTER_SETTINGS}
+    assert loaded.warnings == ()
+    assert len(loaded.initial_cluster) == 3
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_man_page_renders_without_warnings_and_names_everything(page, generated):
+    needs("man", "groff")
+    environ = os.environ | {"MANWIDTH": "200", "LC_ALL": "C.UTF-8", "MAN_KEEP_FORMATTING": ""}
+    done = run("man", "--warnings", "-E", "UTF-8", "-l", generated / page, env=environ)
+    if "man(1)" in done.stdout and "minimized" in done.stdout:
+        pytest.skip("this machine has no man pages (a minimized system)")
+    assert done.stderr == ""
+    text = re.sub(".\b", "", done.stdout)
+    assert not re.search(r"(?m)^\s*\.|\\[-&(]", text), "a request of roff is shown as text"
+    if page == "etcdlite-ctl.1":
+        names = [command.usage.split("  ")[0] for command in ctl.COMMANDS]
+    else:
+        names = [flag.name for group in flags.GROUPS.values() for flag in group]
+        names.remove("config-file")
+    assert [name for name in names if name not in text] == []
+
+
+def test_the_completions_parse(generated):
+    checked = 0
+    for shell, name in (("bash", "etcdlite-ctl"), ("fish", "etcdlite-ctl.fish"),
+                        ("zsh", "_etcdlite-ctl")):  # fmt: skip
+        if shutil.which(shell):
+            assert run(shell, "-n", generated / name).stderr == ""
+            checked += 1
+    assert checked, "not even bash is installed"
+
+
+def test_fish_completes_commands_and_options(generated):
+    needs("fish")
+
+    def completed(line: str) -> list[str]:
+        script = f"source {generated / 'etcdlite-ctl.fish'}; complete -C '{line}'"
+        return [text.split("\t")[0] for text in run("fish", "-c", script).stdout.splitlines()]
+
+    assert completed("etcdlite-ctl member ") == ["add", "list", "promote", "remove", "update"]
+    assert completed("etcdlite-ctl snapshot save --enc") == ["--encrypt-to"]
+    assert "endpoint" in completed("etcdlite-ctl end")
+
+
+# ------------------------------------------------------------------------------------ the units
+
+
+def test_systemd_finds_no_fault_in_the_units(tmp_path):
+    needs("systemd-analyze")
+    for name in UNITS:
+        text = (PACKAGING / "systemd" / name).read_text()
+        # What is not installed here: the programs, and the man pages.
+        text = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", text)
+        (tmp_path / name).write_text(re.sub(r"(?m)^Documentation=.*\n", "", text))
+    done = run("systemd-analyze", "verify", *sorted(tmp_path.iterdir()))
+    lines = [
+        line for line in done.stderr.splitlines() if str(tmp_path) in line or "etcdlite" in line
+    ]
+    assert lines == []
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_confined(name):
+    needs("systemd-analyze")
+    if "--offline" not in run("systemd-analyze", "--help").stdout:
+        pytest.skip("systemd-analyze is too old for security --offline")
+    unit = PACKAGING / "systemd" / name
+    done = run("systemd-analyze", "security", "--offline=yes", "--no-pager", unit)
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert found, done.stdout
+    assert float(found[1]) <= MAX_EXPOSURE, done.stdout
+
+
+def test_the_template_differs_from_the_service_only_in_the_name_of_the_member():
+    one, template = (
+        (PACKAGING / "systemd" / name).read_text().partition("[Unit]")[2].splitlines()
+        for name in ("etcdlite.service", "etcdlite@.service")
+    )
+    assert len(one) == len(template)
+    changed = [line for line, other in zip(one, template, strict=True) if line != other]
+    assert [line.partition("=")[0] for line in changed] == [
+        "Description", "ExecStart", "Environment",
+    ]  # fmt: skip
+
+
+def test_the_backup_checks_what_it_saved_and_keeps_the_newest(tmp_path):
+    """With a client that only pretends; the boot test has a real one."""
+    fake = tmp_path / "bin" / "etcdlite-ctl"
+    fake.parent.mkdir()
+    fake.write_text(
+        '#!/bin/sh\n[ "$2" = save ] && echo data > "$3"\ntest "$2" = save -o -z "$BAD"\n'
+    )
+    fake.chmod(0o755)
+    kept = tmp_path / "backups"
+    kept.mkdir()
+    for day in range(1, 5):
+        (kept / f"2020-01-0{day}T000000Z.db").touch()
+    (kept / "mine.db").touch()
+    environ = os.environ | {"PATH": f"{fake.parent}:{os.environ['PATH']}", "BACKUP_DIR": str(kept)}
+    environ |= {"BACKUP_KEEP": "3", "BAD": ""}
+    bad = subprocess.run([PACKAGING / "backup"], env=environ | {"BAD": "1"}, capture_output=True)
+    assert bad.returncode != 0
+    assert len(list(kept.iterdir())) == 5, "a bad backup stays, or costs an old one"
+    run(PACKAGING / "backup", env=environ)
+    names = sorted(path.name for path in kept.iterdir())
+    assert names[:2] == ["2020-01-03T000000Z.db", "2020-01-04T000000Z.db"]
+    assert len(names) == 4 and names[-1] == "mine.db"
+    refused = subprocess.run([PACKAGING / "backup"], env=environ | {"BACKUP_KEEP": "0"})
+    assert refused.returncode == 2
+
+
+def test_the_versions_agree():
+    changelog = (PACKAGING / "debian" / "changelog").read_text()
+    found = re.match(r"etcdlite \(([^)]+)\) ", changelog)
+    assert found and found[1] == __version__
+
+
+# ------------------------------------------------------------------------------ the whole package
+
+
+@pytest.fixture(scope="module")
+def deb(tmp_path_factory) -> Path:
+    needs("apt-get", "git", "make")
+    if os.getuid() != 0 and shutil.which("dpkg-buildpackage") is None:
+        pytest.skip("not root, and dpkg-buildpackage is not installed")
+    run("make", "deb", cwd=ROOT)
+    return Path(shutil.copy(ROOT / "dist" / "etcdlite.deb", tmp_path_factory.mktemp("deb")))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_two_builds_are_identical_and_lintian_finds_nothing(deb):
+    run("make", "deb", cwd=ROOT)
+    assert (ROOT / "dist" / "etcdlite.deb").read_bytes() == deb.read_bytes()
+    needs("lintian")
+    done = run("lintian", "--pedantic", "--fail-on", "error,warning,info,pedantic", deb)
+    assert done.stdout == ""
+
+
+def next_build(deb: Path, folder: Path) -> None:
+    """The same package as a later version."""
+    run("dpkg-deb", "-R", deb, folder / "next")
+    control = folder / "next" / "DEBIAN" / "control"
+    control.write_text(control.read_text().replace(f": {__version__}\n", f": {__version__}+next\n"))
+    run("dpkg-deb", "--root-owner-group", "-b", folder / "next", folder / "next.deb")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_booted_debian_installs_serves_upgrades_and_removes_it(release, deb, tmp_path):
+    if os.getuid() != 0:
+        pytest.skip("only root can boot a container")
+    needs("mmdebstrap", "systemd-nspawn")
+    root = tmp_path / "root"
+    made = subprocess.run(
+        ["mmdebstrap", "--variant=minbase", f"--include={IMAGE}", release, root],
+        capture_output=True,
+        text=True,
+    )
+    if made.returncode:
+        pytest.skip(f"mmdebstrap cannot make {release}: {made.stderr.splitlines()[-1:]}")
+    trial = subprocess.run(
+        [*NSPAWN, "-D", root, "--boot", "systemd.unit=poweroff.target"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if trial.returncode:
+        pytest.skip(f"systemd-nspawn cannot boot here: {trial.stderr.splitlines()[-1:]}")
+    next_build(deb, tmp_path)
+    shutil.copy(deb, root / "root" / "etcdlite.deb")
+    shutil.copy(tmp_path / "next.deb", root / "root" / "next.deb")
+    shutil.copy(ROOT / "tests" / "packaging" / "boot.sh", root / "root" / "boot.sh")
+    (root / "etc/systemd/system/boot.service").write_text(
+        "[Unit]\nAfter=multi-user.target\nSuccessAction=poweroff\nFailureAction=poweroff\n"
+        "[Service]\nType=oneshot\nEnvironment=HOME=/root\nExecStart=/bin/bash /root/boot.sh\n"
+        "StandardOutput=file:/root/log\nStandardError=file:/root/log\n"
+    )
+    booted = subprocess.run(
+        [*NSPAWN, "-D", root, "--boot", "systemd.wants=boot.service"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    log = root / "root" / "log"
+    assert log.exists(), booted.stdout[-4000:] + booted.stderr[-4000:]
+    text = log.read_text()
+    print(text)
+    assert text.endswith("PASSED\n"), text[-6000:]
