@@ -75,6 +75,30 @@ def test_bits_that_flip_between_members_change_nothing(seed: int) -> None:
     assert simulation.nemesis.counts["flip_bits"] > 1
 
 
+@pytest.mark.parametrize(
+    "seed", [2, 3, *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 60))]
+)
+def test_users_whose_rights_change_may_do_what_the_rules_say(seed: int) -> None:
+    simulation = Simulation(seed)
+    simulation.has_users = True
+    try:
+        simulation.run(0.1)
+    except Failure as failure:
+        pytest.fail(str(failure), pytrace=False)
+    assert simulation.administrator is not None and simulation.administrator.changes
+    assert simulation.oracle.auth.latest > 1
+
+
+def test_the_same_seed_with_users_twice_gives_the_same_trace() -> None:
+    digests = set()
+    for _ in range(2):
+        simulation = Simulation(2)
+        simulation.has_users = True
+        simulation.run(0.1)
+        digests.add(simulation.world.digest)
+    assert len(digests) == 1
+
+
 def _nothing(patch: Patch) -> None:
     """No deliberate bug."""
 

@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=0, help="drawn if not given")
     parser.add_argument("--minutes", type=float, help="of virtual time (1; many seeds: 0.3)")
     parser.add_argument("--secret", action="store_true", help="the members share a secret")
+    parser.add_argument("--users", action="store_true", help="users, and auth that changes")
     parser.add_argument("--trace", help="write the whole trace to this file")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failing seed")
     options = parser.parse_args()
@@ -40,6 +41,7 @@ def made(seed: int, options: Any) -> Simulation:
     simulation = Simulation(seed, options.members, options.clients)
     if options.secret:
         simulation.world.secret = (Secret(bytes(range(100, 132))),)
+    simulation.has_users |= options.users
     return simulation
 
 

@@ -9,9 +9,11 @@ from typing import Any
 from rigs.faulty_disk import FaultyDisk
 
 from etcdlite import backup, proto, snap
+from etcdlite.auth import Auth
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from sim.checkers import Oracle, Violation
+from sim.plain_auth import text_of
 
 
 def check_backup(oracle: Oracle, blob: bytes) -> int:
@@ -29,6 +31,12 @@ def check_backup(oracle: Oracle, blob: bytes) -> int:
             f"{store.revision} instead of {header['revision']}",
         )
     check_state(oracle, store, "the backup")
+    found = text_of(Auth(store))
+    versions = oracle.auth.versions
+    if all(
+        found != versions[number].auth.text() for number in oracle.auth.of_revision(store.revision)
+    ):
+        raise Violation("a backup holds the users and roles of its revision", found)
     return store.revision
 
 

@@ -23,6 +23,13 @@ is strictly serializable if
 Watches get every event that they should, each once, in order, revisions whole; progress is told
 only when it is true. A lease does not end before its TTL after the last renewal that was answered,
 and nobody is told of a renewal of a lease that has ended.
+
+Users and roles are part of the state. `plain_auth.py` follows the log with them; each entry says
+for whom its requests are. A write does what the rules say at its place in the log, be it that it is
+refused. A read that was answered was permitted in the state that its revision belongs to; a watch
+that was begun, and other requests, in a state that a member had while they were asked. The same
+goes for the reason of each refusal: it was true then, or as of the entry that the asked member had
+applied when the request began. A token counts only while it is valid.
 """
 
 from __future__ import annotations
@@ -34,11 +41,23 @@ from zlib import crc32
 
 from rigs.plain_model import PlainStore, within
 
-from etcdlite import frames, methods
+from etcdlite import frames, methods, proto
 from etcdlite.errors import EtcdError, error
+from etcdlite.methods import AUTHOR, REHASH, TOKEN_KEY
 from etcdlite.raft import LEADER, NOTHING_READY, VOTE_RESP
 from etcdlite.raft_log import ENTRY_CONF_CHANGE
 from etcdlite.replica.catch_up import behind_error
+from sim.plain_auth import (
+    Author,
+    Certificate,
+    History,
+    PlainAuth,
+    Token,
+    comparable,
+    is_right,
+    leases_of,
+    text_of,
+)
 
 FIRST_OP = 1000
 """Ids below are those of requests that members make themselves."""
@@ -58,7 +77,13 @@ _GRANT = _NUMBER["Lease.LeaseGrant"]
 _TXN = _NUMBER["KV.Txn"]
 _ALARM = _NUMBER["Maintenance.Alarm"]
 _COMPACT = _NUMBER["KV.Compact"]
-_DECODE = {number: method.request.decode for number, method in methods.METHODS.items()}
+_NAME = {number: name for name, number in _NUMBER.items()}
+_AUTH = {number: name for number, name in _NAME.items() if name.startswith("Auth.")} | {
+    TOKEN_KEY: "Log.TokenKey"
+}
+_DECODE = {AUTHOR: proto.Author.decode, TOKEN_KEY: proto.TokenKey.decode} | {
+    number: method.request.decode for number, method in methods.METHODS.items()
+}
 
 NOT_KNOWN = frozenset(
     error(name).text
@@ -86,6 +111,29 @@ REFUSED = frozenset(
 """Errors that a member may give to a write that it has not proposed."""
 
 
+REFUSALS = frozenset(
+    error(name).text
+    for name in (
+        "PermissionDenied",
+        "UserEmpty",
+        "AuthOldRevision",
+        "InvalidAuthToken",
+        "UserNotFound",
+        "RoleNotFound",
+        "AuthFailed",
+        "AuthNotEnabled",
+    )
+)
+"""What a request is told that may not be, or that users and roles do not allow."""
+
+_OLD_REVISION = error("AuthOldRevision").text
+_INVALID_TOKEN = error("InvalidAuthToken").text
+_DENIED = error("PermissionDenied").text
+
+EXPIRY_SLACK_S = 2.0
+"""Clocks differ, and the end of a token is in whole seconds."""
+
+
 class Violation(Exception):
     """A claim does not hold. `about`: words that lines of the trace which matter have in them."""
 
@@ -103,9 +151,9 @@ class Op:
     """A request of a client and all that is known of it."""
 
     __slots__ = (
-        "answered", "at", "began", "client", "floor_at", "floor_compacted", "floor_revision",
-        "floor_told", "id", "is_refused", "is_write", "name", "number", "request", "result",
-        "revision",
+        "answered", "at", "author", "began", "client", "floor_at", "floor_auth", "floor_compacted",
+        "floor_revision", "floor_told", "id", "identities", "is_refused", "is_write", "name",
+        "number", "request", "result", "revision",
     )  # fmt: skip
 
     def __init__(self, op_id: int, name: str, request: Any, client: Any, began: float) -> None:
@@ -124,6 +172,12 @@ class Op:
         """What the model answers."""
         self.revision = 0
         """The store's, when it was carried out."""
+        self.author: Author | None = None
+        """For whom it is, as the log has it."""
+        self.identities: list[Token | Certificate | None] = getattr(client, "identities", [None])
+        """Whom the connection may have stood for meanwhile; None: nobody."""
+        self.floor_auth = 0
+        """The version of users and roles that the asked member had when it began."""
         # What clients had been told when it began.
         self.floor_at = (0, 0)
         self.floor_revision = 0
@@ -167,6 +221,10 @@ class Oracle(PlainStore):
         self.next_id = FIRST_OP
         self.alarms: set[tuple[int, int]] = set()
         self.lease_book: dict[int, Lease] = {}
+        self.auth = History()
+        self._passwords: list[str] = []
+        self.wall_clock_s = 0.0
+        """What the wall clock showed at the beginning."""
         self.answered_at = (0, 0)
         """The last place in the log of a write that was answered."""
         self.answered_revision = 1
@@ -188,6 +246,7 @@ class Oracle(PlainStore):
             raise Violation("an entry is as it was proposed", f"entry {index}: {data[:24].hex()}")
         capped = any(kind == 1 for _, kind in self.alarms)
         corrupt = any(kind == 2 for _, kind in self.alarms)
+        author: Author | None = None
         at = _ENTRY_HEADER.size
         place = -1
         while at < len(data):
@@ -196,24 +255,57 @@ class Oracle(PlainStore):
             end = at + 4 + length
             body_at = at + frames.FRAME_HEADER_BYTES
             at = end
-            if method in (_PUBLISH, _MEMBER_CHANGE, _CHECKPOINT):
+            if method in (_PUBLISH, _MEMBER_CHANGE, _CHECKPOINT, REHASH):
                 continue
             request = _DECODE[method](data, body_at, end)
+            if method == AUTHOR:
+                author = self._author(index, request)
+                continue
             op = None
             if request_id >= FIRST_OP:
                 op = self.ops.get(request_id)
                 self._take_effect(request_id, op, (index, place))
             try:
-                if corrupt and method != _ALARM:
+                name = _AUTH.get(method, "")
+                if self.auth.now.enabled and method != TOKEN_KEY:
+                    self.auth.now.check(author, _NAME[method], request, self.keys_of)
+                if corrupt and method != _ALARM and not name:
                     raise error("Corrupt")
                 if capped and _needs_space(method, request):
                     raise error("NoSpace")
-                result = self._carry_out(method, request, request_id)
+                if name:
+                    self._check_secret(name, request, op)
+                    result = self.auth.apply(index, self.revision, name, request, author)
+                else:
+                    result = self._carry_out(method, request, request_id)
             except EtcdError as failure:
                 result = failure
             if op is not None:
                 op.result = result
                 op.revision = self.revision
+                op.author = author
+
+    def _author(self, index: int, frame: Any) -> Author | None:
+        """For whom the next requests of an entry are."""
+        if frame.revision > self.auth.now.revision:
+            raise Violation(
+                "requests are prepared under users and roles that were there",
+                f"entry {index} names {frame.name!r} at auth revision {frame.revision}, the last "
+                f"one is {self.auth.now.revision}",
+            )
+        named = frame.name or frame.revision or frame.is_member
+        return Author(frame.name, frame.revision, frame.is_member) if named else None
+
+    def keys_of(self, lease_id: int) -> list[bytes]:
+        """The keys that are attached to a lease now."""
+        return [key for key, kv in self.now.items() if kv.lease == lease_id]
+
+    def _check_secret(self, name: str, request: Any, op: Op | None) -> None:
+        if name not in ("Auth.UserAdd", "Auth.UserChangePassword"):
+            return
+        password = getattr(op.request, "password", "") if op is not None else ""
+        if request.password or (password and password.encode() in request.encode()):
+            raise Violation("no password is in the log", f"{op} {request!r}")
 
     def _take_effect(self, request_id: int, op: Op | None, at: tuple[int, int]) -> None:
         if self.applied[request_id]:
@@ -295,9 +387,16 @@ class Oracle(PlainStore):
         op.floor_revision = self.answered_revision
         op.floor_compacted = self.compaction_answered
         op.floor_told = client.told_revision
+        self.note_auth(op)
         if is_write:
             self.ops[op.id] = op
         return op
+
+    def note_auth(self, op: Op) -> None:
+        """A request begins: note which users and roles its member knows."""
+        node = op.client.node
+        if self.auth.latest and node is not None and node.is_up:
+            op.floor_auth = self.auth.number_at(node.member.state.store.applied_index)
 
     def lose(self, op: Op) -> None:
         """Nobody will be told what became of it."""
@@ -325,7 +424,9 @@ class Oracle(PlainStore):
             self._read_failed(op, text)
             return
         if op.at is None:
-            if text not in REFUSED:
+            if text in REFUSALS:
+                self._check_refusal(op, text)
+            elif text not in REFUSED:
                 raise Violation(
                     "an answer is given only when the request is committed",
                     f"{op} was answered {text!r}, but is not in the log",
@@ -340,6 +441,7 @@ class Oracle(PlainStore):
                 (f"#{op.id}",),
             )
         del self.ops[op.id]
+        self._check_author(op)
         self._is_told(op, op.revision, f"{text}")
 
     def _written(self, op: Op, response: Any) -> None:
@@ -350,6 +452,7 @@ class Oracle(PlainStore):
                 (f"#{op.id}",),
             )
         del self.ops[op.id]
+        self._check_author(op)
         expected = op.result
         header = response.header
         response.header = None
@@ -410,6 +513,7 @@ class Oracle(PlainStore):
                 f"{op} was answered from revision {revision}, the last one is {self.revision}",
                 (f"#{op.id}",),
             )
+        self._check_permitted(op, self.auth.of_revision(revision) if self.auth.latest else ())
         if not serializable:
             self.answered_revision = max(self.answered_revision, revision)
         if op.number == _TXN:
@@ -446,6 +550,9 @@ class Oracle(PlainStore):
     def _read_failed(self, op: Op, text: str) -> None:
         if text in REFUSED:
             return
+        if text in REFUSALS:
+            self._check_refusal(op, text)
+            return
         asked = getattr(op.request, "revision", 0)
         if text == error("Compacted").text and (0 < asked < self.compacted or op.number == _TXN):
             return
@@ -456,6 +563,215 @@ class Oracle(PlainStore):
         raise Violation(
             "a read that can be answered is", f"{op} {op.request!r}: {text!r}", (f"#{op.id}",)
         )
+
+    # Users.
+
+    def _check_author(self, op: Op) -> None:
+        """A write that was answered: the log says for whom it is."""
+        author = op.author
+        if author is None:
+            return
+        valid = any(
+            identity is not None and identity.name == author.name and identity.is_valid(auth)
+            for identity in op.identities
+            for auth in self.auth.of_auth_revision(author.revision)
+        )
+        if author.is_member or not valid:
+            raise Violation(
+                "a request is for the user whose valid token it came with",
+                f"{op} is for {author} in the log, and came with {_names(op)}",
+                (f"#{op.id}",),
+            )
+
+    def judge(self, op: Op, answer: Any) -> None:
+        """A request that is no write, and that `answer` is not told, was answered."""
+        if op.name == "Auth.Authenticate":
+            pass  # See `logged_in`.
+        elif isinstance(answer, EtcdError):
+            if answer.text in REFUSALS:
+                self._check_refusal(op, answer.text)
+        elif op.name.startswith("Auth."):
+            self._check_told(op, comparable(op.name, answer))
+        else:
+            self._check_permitted(op, range(op.floor_auth, self.auth.latest + 1))
+            if op.name == "Lease.LeaseTimeToLive":
+                for key in answer.keys:
+                    get = Op(op.id, "KV.Range", proto.RangeRequest(key=key), op.client, op.began)
+                    get.identities = op.identities
+                    self._check_permitted(get, range(op.floor_auth, self.auth.latest + 1))
+
+    def _outcomes(self, op: Op, number: int) -> set[str]:
+        """What a member in that state may say of a request: the text of an error, or "" if it is
+        permitted."""
+        auth = self.auth.versions[number].auth
+        return {self._outcome(op, auth, identity) for identity in op.identities}
+
+    def _outcome(self, op: Op, auth: PlainAuth, identity: Token | Certificate | None) -> str:
+        if not auth.enabled:
+            return ""
+        author = None
+        if identity is not None:
+            if not identity.is_valid(auth):
+                return _INVALID_TOKEN
+            author = Author(identity.name, auth.revision)
+        try:
+            auth.check(author, op.name, op.request, None)
+        except EtcdError as refused:
+            return refused.text
+        return ""
+
+    def _check_permitted(self, op: Op, numbers: Any) -> None:
+        """One of these versions permits what was done."""
+        if self.auth.latest and not any("" in self._outcomes(op, number) for number in numbers):
+            raise Violation(
+                "what is done was permitted",
+                f"{op} {op.request!r} of {_names(op)} was answered, but "
+                + "; ".join(
+                    f"auth revision {self.auth.versions[number].auth.revision}: "
+                    f"{sorted(self._outcomes(op, number))}"
+                    for number in numbers
+                ),
+                (f"#{op.id}", "Auth."),
+            )
+
+    def _check_told(self, op: Op, told: Any) -> None:
+        """A read of users and roles: permitted, and what was there then."""
+        for number in range(op.floor_auth, self.auth.latest + 1):
+            auth = self.auth.versions[number].auth
+            try:
+                if "" in self._outcomes(op, number) and auth.read(op.name, op.request) == told:
+                    return
+            except EtcdError:
+                pass
+        raise Violation(
+            "users and roles are told as they are, and to those who may know",
+            f"{op} {op.request!r} of {_names(op)} was answered {told!r}",
+            (f"#{op.id}", "Auth."),
+        )
+
+    def _check_refusal(self, op: Op, text: str) -> None:
+        """A request was refused before it could be carried out: for a reason that was true."""
+        op.is_refused = True
+        versions = self.auth.versions[op.floor_auth :]
+        if any(self._would_refuse(op, version.auth, text) for version in versions):
+            return
+        if text == _INVALID_TOKEN and self._may_have_expired(op):
+            return
+        # A read that takes a while is refused if users or roles change beside it.
+        if not op.is_write and text == _OLD_REVISION and len(versions) > 1:
+            return
+        raise Violation(
+            "a request is refused only for a reason that is true",
+            f"{op} {op.request!r} of {_names(op)} was refused with {text!r}, at the auth revisions "
+            f"{versions[0].auth.revision} to {versions[-1].auth.revision}",
+            (f"#{op.id}", "Auth."),
+        )
+
+    def _would_refuse(self, op: Op, auth: PlainAuth, text: str) -> bool:
+        if any(self._outcome(op, auth, identity) == text for identity in op.identities):
+            return True
+        if text == _DENIED and auth.enabled:
+            # Keys of a lease are checked besides; which ones there were is not known here.
+            has_lease = bool(list(leases_of(op.name, op.request))) or getattr(
+                op.request, "keys", False
+            )
+            return has_lease and any(
+                identity is not None and "root" not in auth.users[identity.name].roles
+                for identity in op.identities
+                if identity is not None and identity.name in auth.users
+            )
+        if op.name.startswith("Auth.") and not op.is_write:
+            try:
+                auth.read(op.name, op.request)
+            except EtcdError as failure:
+                return failure.text == text
+        return False
+
+    def _may_have_expired(self, op: Op) -> bool:
+        now = self.wall_clock_s + self.world.now + EXPIRY_SLACK_S
+        return any(identity is not None and identity.ends < now for identity in op.identities)
+
+    # Logins.
+
+    def logged_in(self, op: Op, text: str) -> Token:
+        """A client was given a token."""
+        request = op.request
+        numbers = range(op.floor_auth, self.auth.latest + 1)
+        auths = [self.auth.versions[number].auth for number in numbers]
+        if not request.name:
+            known = next((t for t in op.client.tokens if t.text == request.password), None)
+            if text != request.password or known is None:
+                raise Violation("a token counts as it is", f"{op} was given another one")
+            if not any(auth.enabled and known.is_valid(auth) for auth in auths):
+                raise Violation(
+                    "a token counts only while it is valid",
+                    f"{op}: the token of {known.name!r}, of auth revision {known.revision}",
+                    (f"#{op.id}", "Auth."),
+                )
+            return known
+        token = Token(text, frozenset(auth.key for auth in auths))
+        if token.name != request.name or not any(
+            auth.enabled and auth.revision == token.revision and self._is_right(auth, request)
+            for auth in auths
+        ):
+            raise Violation(
+                "a token is given only for the right password",
+                f"{op}: {request!r}, token of {token.name!r} and auth revision {token.revision}",
+                (f"#{op.id}", "Auth."),
+            )
+        return token
+
+    def login_failed(self, op: Op, failure: EtcdError) -> None:
+        """A client was not given one."""
+        text, request = failure.text, op.request
+        if text not in REFUSALS:
+            return
+        for number in range(op.floor_auth, self.auth.latest + 1):
+            auth = self.auth.versions[number].auth
+            if not auth.enabled:
+                why = "AuthNotEnabled"
+            elif request.name:
+                why = "" if self._is_right(auth, request) else "AuthFailed"
+            else:
+                token = next(t for t in op.client.tokens if t.text == request.password)
+                why = "" if token.is_valid(auth) else "InvalidAuthToken"
+                if token.ends < self.wall_clock_s + self.world.now + EXPIRY_SLACK_S:
+                    why = "InvalidAuthToken"
+            if why and error(why).text == text:
+                return
+        raise Violation(
+            "a login is refused only for a reason that is true",
+            f"{op} {request!r} was refused with {text!r}",
+            (f"#{op.id}", "Auth."),
+        )
+
+    @staticmethod
+    def _is_right(auth: PlainAuth, request: Any) -> bool:
+        user = auth.users.get(request.name)
+        return user is not None and user.has_password and is_right(request.password, user.password)
+
+    def new_password(self) -> str:
+        """One that no other user ever had."""
+        self._passwords.append(f"password {len(self._passwords)}")
+        return self._passwords[-1]
+
+    def password_of(self, name: str) -> str:
+        """What a user would know."""
+        user = self.auth.now.users.get(name)
+        if user is None or not user.password:
+            return "none"
+        return next(p for p in reversed(self._passwords) if is_right(p, user.password))
+
+    def compare_auth(self, who: str, index: int, auth: Any) -> None:
+        """A member's users and roles after entry `index`."""
+        expected = self.auth.versions[self.auth.number_at(index)].auth.text()
+        found = text_of(auth)
+        if found != expected:
+            raise Violation(
+                "members have equal users and roles at equal places of the log",
+                f"after entry {index} {who} has {found} instead of {expected}",
+                (who, "Auth."),
+            )
 
     # Leases.
 
@@ -523,6 +839,11 @@ class Oracle(PlainStore):
                 f"{known[1]} {known[0]:x}",
                 (who, known[1]),
             )
+
+
+def _names(op: Op) -> str:
+    names = [f"{i.name!r}" if i is not None else "nobody" for i in op.identities]
+    return " or ".join(names)
 
 
 class _Upto:

@@ -3,6 +3,9 @@
 A `Client` has one connection to one member at a time. It sends bursts of random requests, holds
 watches that it resumes where they stopped, keeps leases alive, and takes backups. What it asks and
 is answered it tells the oracle (`checkers.py`), which raises a `Violation` if that cannot be.
+
+A client with a `user` logs in on each new connection, with the user's password, a wrong one or the
+token of an earlier connection, and again when it learns that its token does not count any more.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ from etcdlite.errors import EtcdError, error
 from etcdlite.storage.data import DataDamaged
 from etcdlite.wire.native import NativeSession
 from sim.backup import check_backup
+from sim.changes import change
 from sim.checkers import Op, Oracle, Violation, Watched
+from sim.plain_auth import Certificate, Token
 from sim.world import Node, Wire, World
 
 GIVE_UP_S = (1.0, 12.0)
@@ -33,6 +38,12 @@ _WATCH = _NUMBER["Watch.Watch"]
 _KEEP_ALIVE = _NUMBER["Lease.LeaseKeepAlive"]
 _SNAPSHOT = _NUMBER["Maintenance.Snapshot"]
 _DAMAGED = error("Corrupt").text
+_LOG_IN_AGAIN = frozenset(error(name).text for name in ("InvalidAuthToken", "UserEmpty"))
+
+WRONG_SHARE = 0.1
+"""Of the logins, those with a wrong password."""
+REUSED_SHARE = 0.4
+"""Of the logins, those with a token that the client has already."""
 
 Handler = Callable[[int, bytes], None]
 """Told (flags, body) of each frame that answers a request."""
@@ -112,6 +123,14 @@ class Client:
         """It waits for its answers as long as its connection is whole."""
         self.bytes_per_s = 0.0
         """How fast it reads; 0: at once."""
+        self.user = ""
+        """As whom it logs in; nobody if empty."""
+        self.identities: list[Token | Certificate | None] = [None]
+        """Whom the server may take the connection for."""
+        self.tokens: list[Token] = []
+        """The last ones that it was given."""
+        self.passwords: Callable[[str], str] = lambda name: ""
+        """The present password of a user."""
         self.watches: list[Watched] = []
         self.leases: list[HeldLease] = []
         self._rng = world.rng
@@ -129,6 +148,11 @@ class Client:
         self._watch_stream = 0
         self._watching: set[int] = set()
         """Numbers of the watches that the server has begun on this connection."""
+        self._creating: dict[int, Op] = {}
+        """By number: watches that it was asked for."""
+        self._refused: set[int] = set()
+        """Numbers of the watches that are not permitted."""
+        self._is_logging_in = False
 
     def start(self) -> None:
         self._give_up_s = self._rng.choice(GIVE_UP_S)
@@ -164,7 +188,9 @@ class Client:
         self._is_shaken = False
         self.told_revision = 0
         self._out.append(frames.HANDSHAKE.pack(frames.MAGIC, 1, frames.PROTOCOL_VERSION))
-        if self.watches:
+        if self.user:
+            self._log_in()
+        elif self.watches:
             self._resume_watches()
         self.flush()
 
@@ -219,7 +245,11 @@ class Client:
         self._streams.clear()
         self._began.clear()
         self._watching.clear()
+        self._creating.clear()
+        self._refused.clear()
         self._watch_stream = 0
+        self._is_logging_in = False
+        self.identities = [None]
         for op in self._open_ops.values():
             self.oracle.lose(op)
         self._open_ops.clear()
@@ -265,6 +295,8 @@ class Client:
                 answer = EtcdError(failure.code, failure.message)
             else:
                 answer = _RESPONSE[op.number](body)
+                if then is not None and not is_write:
+                    oracle.judge(op, answer)
                 header = getattr(answer, "header", None)
                 if header is not None:
                     told = header.revision
@@ -279,7 +311,12 @@ class Client:
                         self.told_revision = max(self.told_revision, told)
                     return
             self._trace_answer(op, answer)
+            is_refused = isinstance(answer, EtcdError) and answer.text in _LOG_IN_AGAIN
+            if is_refused and self.user and op.name != "Auth.Authenticate":
+                self.world.at(self._rng.uniform(0.01, 0.5), self._log_in)
             if then is not None:
+                if not is_write:
+                    oracle.judge(op, answer)
                 then(op, answer)
             elif answer.text == _DAMAGED and self.node is not None and self.node.is_rotten:
                 oracle.lose(op)  # Read, or what the write found, is lost there.
@@ -295,11 +332,63 @@ class Client:
         if op.is_write or isinstance(answer, EtcdError):
             self.world.note(f"{self.name} #{op.id} {op.name} answered {answer}")
 
+    # Users.
+
+    def _log_in(self) -> None:
+        if self._session is None or self._is_logging_in:
+            return
+        rng = self._rng
+        self._is_logging_in = True
+        request = proto.AuthenticateRequest(name=self.user, password=self.passwords(self.user))
+        luck = rng.random()
+        if luck < REUSED_SHARE and self.tokens:
+            request = proto.AuthenticateRequest(password=rng.choice(self.tokens).text)
+        elif luck > 1 - WRONG_SHARE and self.user != "root":
+            request.password = "wrong"
+        self.ask("Auth.Authenticate", request, then=self._logged_in)
+        self.flush()
+
+    def _logged_in(self, op: Op, answer: Any) -> None:
+        self._is_logging_in = False
+        if isinstance(answer, EtcdError):
+            self.oracle.login_failed(op, answer)
+            if not op.request.name:
+                self.tokens.clear()
+        else:
+            token = self.oracle.logged_in(op, answer.token)
+            self.tokens = [*self.tokens[-1:], token]
+            # What was asked before and is not answered yet may be taken for either.
+            self.identities.append(token)
+            self.identities = [token]
+            self.world.note(f"{self.name} is {token.name}, auth revision {token.revision}")
+        if self.watches and not self._watch_stream:
+            self._resume_watches()
+            self.flush()
+
+    def _do_auth_read(self) -> None:
+        name, request = self._rng.choice(
+            (
+                ("Auth.AuthStatus", proto.AuthStatusRequest()),
+                ("Auth.UserList", proto.AuthUserListRequest()),
+                ("Auth.RoleList", proto.AuthRoleListRequest()),
+                ("Auth.UserGet", proto.AuthUserGetRequest(name=self.user or "u1")),
+                ("Auth.UserGet", proto.AuthUserGetRequest(name="u1")),
+                ("Auth.RoleGet", proto.AuthRoleGetRequest(role="r1")),
+            )
+        )
+        self.ask(name, request, then=self._ignore)
+
+    def _do_change_auth(self) -> None:
+        """Permitted only to those with the role root, or while auth is disabled."""
+        name, request = change(self._rng, self.oracle, self.load.keys)
+        self.ask(name, request, is_write=True)
+
     # Random requests.
 
     def _act(self) -> None:
         rng, load = self._rng, self.load
-        if self.is_busy and self._session is not None and len(self._pending) < 4 * load.burst:
+        is_open = self._session is not None and not self._is_logging_in
+        if self.is_busy and is_open and len(self._pending) < 4 * load.burst:
             for name in rng.choices(
                 load.names, cum_weights=load.cumulative, k=rng.randint(1, load.burst)
             ):
@@ -479,13 +568,20 @@ class Client:
             self.world.at(rng.uniform(0.05, 0.5), lambda: self._keep_alive(lease))
 
     def _do_lease_put(self) -> None:
-        if self.leases:
+        if self.user and self.oracle.leases and self._rng.random() < 0.5:
+            lease_id = self._rng.choice(list(self.oracle.leases))
+            request = proto.PutRequest(key=self._key(), value=self._value(), lease=lease_id)
+            self.ask("KV.Put", request, is_write=True)
+        elif self.leases:
             lease = self._rng.choice(self.leases)
             request = proto.PutRequest(key=self._key(), value=self._value(), lease=lease.id)
             self.ask("KV.Put", request, is_write=True)
 
     def _do_revoke(self) -> None:
-        if self.leases:
+        if self.user and self.oracle.leases and self._rng.random() < 0.5:
+            lease_id = self._rng.choice(list(self.oracle.leases))
+            self.ask("Lease.LeaseRevoke", proto.LeaseRevokeRequest(ID=lease_id), is_write=True)
+        elif self.leases:
             lease = self._rng.choice(self.leases)
             self.leases.remove(lease)
             self.ask("Lease.LeaseRevoke", proto.LeaseRevokeRequest(ID=lease.id), is_write=True)
@@ -614,6 +710,9 @@ class Client:
             filters=filters,
             watch_id=number + 1,
         )
+        self._refused.discard(number)
+        self._creating[number] = op = Op(0, "Watch.Watch", create, self, self.world.now)
+        self.oracle.note_auth(op)
         self._send(self._watch_stream, _WATCH, proto.WatchRequest(create_request=create).encode())
 
     def _watch_answer(self, flags: int, body: bytes) -> None:
@@ -625,7 +724,10 @@ class Client:
         response = proto.WatchResponse.decode(body)
         number = response.watch_id - 1
         revision = response.header.revision if response.header else 0
-        if response.created:
+        if response.created and response.canceled:
+            self._watch_refused(response.cancel_reason)
+        elif response.created:
+            self.oracle.judge(self._creating.pop(number), response)
             watched = self.watches[number]
             watched.created(revision, watched.next)
             self._watching.add(number)
@@ -652,6 +754,36 @@ class Client:
         else:
             self.watches[number].progressed(revision)
 
+    def _watch_refused(self, reason: str) -> None:
+        """Which one it was is not said."""
+        refused = EtcdError(7, reason)
+        for number, op in list(self._creating.items()):
+            try:
+                self.oracle.judge(op, refused)
+            except Violation:
+                if number == list(self._creating)[-1]:
+                    raise
+            else:
+                self.world.note(f"{self.watches[number].name} is refused: {reason}")
+                del self._creating[number]
+                self._refused.add(number)
+                if reason in _LOG_IN_AGAIN and self.user:
+                    self.world.at(self._rng.uniform(0.01, 0.5), self._log_in)
+                return
+        raise Violation("a watch is refused only if it was asked for", f"{self.name}: {reason}")
+
+    @property
+    def is_quiet(self) -> bool:
+        """It waits for nothing, and has all watches that it may have."""
+        return (
+            self._session is not None
+            and not self._open_ops
+            and len(self._watching) + len(self._refused) == len(self.watches)
+        )
+
+    def has_watch(self, watched: Watched) -> bool:
+        return self.watches.index(watched) not in self._refused
+
     # Backups and maintenance.
 
     def back_up(self) -> None:
@@ -663,11 +795,14 @@ class Client:
 
         def part(flags: int, body: bytes) -> None:
             if flags & frames.ERROR:
+                failure = proto.Error.decode(body)
+                self.oracle.judge(op, EtcdError(failure.code, failure.message))
                 return
             if body:
                 parts.append(proto.SnapshotResponse.decode(body).blob)
             if flags & frames.END:
                 self.oracle.answers += 1
+                self.oracle.judge(op, None)
                 assert node is not None
                 try:
                     check_backup(self.oracle, b"".join(parts))
@@ -679,6 +814,8 @@ class Client:
                     self.world.note(f"{self.name} has a backup of {node.name}")
 
         request_id = self._stream(part)
+        op = Op(request_id, "Maintenance.Snapshot", None, self, self.world.now)
+        self.oracle.note_auth(op)
         self._send(request_id, _SNAPSHOT, b"", frames.END)
         self.flush()
 
@@ -708,6 +845,8 @@ class Client:
         elif self._session is None:
             self._connect()
         else:
+            if self._refused and rng.random() < 0.3:
+                self._create(min(self._refused))
             luck = rng.random()
             if luck < 0.05 and self.preferred is None:
                 self.hang_up()

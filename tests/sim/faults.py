@@ -47,8 +47,8 @@ class Nemesis:
         self.counts: dict[str, int] = {}
         self._rng = rng
         self._options = options
-        self._admin = Client(world, oracle, Load(rng), "admin")
-        self._admin.is_busy = False
+        self.admin = Client(world, oracle, Load(rng), "admin")
+        self.admin.is_busy = False
         self._next_name = len(world.nodes) + 1
         self._replaced_at = 0.0
         self._quiet_until = 0.0
@@ -101,7 +101,7 @@ class Nemesis:
             self._adopt(node)
 
     def start(self) -> None:
-        self._admin.start()
+        self.admin.start()
         self.resume()
 
     def resume(self) -> None:
@@ -431,10 +431,10 @@ class Nemesis:
 
     def _admin_ask(self, name: str, request: Any, is_write: bool = False) -> None:
         if is_write:
-            self._admin.ask(name, request, is_write=True)
+            self.admin.ask(name, request, is_write=True)
         else:
-            self._admin.ask(name, request, then=self._admin_told)
-        self._admin.flush()
+            self.admin.ask(name, request, then=self._admin_told)
+        self.admin.flush()
 
     def _admin_told(self, op: Op, answer: Any) -> None:
         if isinstance(answer, EtcdError):
@@ -452,7 +452,7 @@ class Nemesis:
 
     def _connect_to(self, node: Node) -> None:
         """Have the administrator's connection go to that member."""
-        admin = self._admin
+        admin = self.admin
         if admin.node is not node:
             admin.preferred = node.name
             admin.hang_up()

@@ -21,26 +21,30 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from etcdlite import (
+    auth,
     datadir,
     frames,
     lease,
     member,
+    methods,
     mvcc,
     peer,
     peer_frames,
     raft,
     raft_log,
     snap,
+    tokens,
     txn,
     wal,
 )
 from etcdlite import watch as watches
 from etcdlite.errors import error
-from etcdlite.methods import PUT, RANGE
+from etcdlite.methods import LEASE_REVOKE, PUT, RANGE, TXN, WATCH
 from etcdlite.replica import entry as entry_format
-from etcdlite.replica import maintenance, rollback, writes
+from etcdlite.replica import maintenance, rollback, state, writes
 from etcdlite.replica import reads as reading
 from etcdlite.storage import data, index
+from etcdlite.storage.data import AUTH_ROLE
 from etcdlite.wal import Save
 from etcdlite.wire import api
 from sim.simulation import STOPPED, Failure, Simulation
@@ -70,6 +74,8 @@ class Mutation:
     tunables: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     """Of the members; those of consensus are under "raft"."""
+    users: bool = False
+    """Clients are users, whose rights change."""
 
 
 class Patch:
@@ -661,6 +667,212 @@ def _leader_that_is_not_known_yet_gets_no_answers(patch: Patch) -> None:
     patch.set(peer.Peers, "send", strict)
 
 
+# Users and roles.
+
+
+@mutation(users=True)
+def _rights_are_checked_at_the_door_only(patch: Patch) -> None:
+    check = auth.Auth.check
+
+    def lenient(self: Any, author: Any, method: int, request: Any) -> None:
+        if author is None or author is not self.author:
+            check(self, author, method, request)
+
+    patch.set(auth.Auth, "check", lenient)
+
+
+@mutation(users=True)
+def _auth_revision_is_not_compared(patch: Patch) -> None:
+    rights = auth.Auth.rights
+
+    def lenient(self: Any, author: Any) -> Any:
+        if author is not None and author.revision:
+            author = author._replace(revision=self.revision)
+        return rights(self, author)
+
+    patch.set(auth.Auth, "rights", lenient)
+
+
+@mutation(users=True)
+def _rights_survive_a_revocation(patch: Patch) -> None:
+    commit = auth.Auth._commit
+
+    def forgetful(self: Any) -> None:
+        kept = dict(self._rights)
+        commit(self)
+        self._rights.update(kept)
+
+    patch.set(auth.Auth, "_commit", forgetful)
+
+
+@mutation(users=True, load={"txn": 60.0})
+def _the_other_branch_of_a_transaction_is_not_checked(patch: Patch) -> None:
+    check = auth._CHECKS[TXN]
+    assert check is not None
+
+    def partial(self: Any, author: Any, request: Any) -> None:
+        half = type(request)(compare=request.compare, success=request.success)
+        check(self, author, half)
+
+    patch.item(auth._CHECKS, TXN, partial)
+
+
+@mutation(users=True)
+def _previous_values_are_told_to_those_who_may_only_write(patch: Patch) -> None:
+    def lenient(self: Any, author: Any, request: Any) -> None:
+        self.rights(author).check_write(request.key)
+
+    patch.item(auth._CHECKS, PUT, lenient)
+
+
+@mutation(users=True, load={"range": 30.0, "delete_range": 10.0})
+def _permissions_that_touch_do_not_count_together(patch: Patch) -> None:
+    def apart(self: Any, ranges: Any) -> None:
+        found = sorted(set(ranges))
+        self._starts = [start for start, _ in found]
+        self._ends = [end for _, end in found]
+
+    patch.set(auth.KeySet, "__init__", apart)
+
+
+@mutation(users=True, load={"range": 30.0, "delete_range": 10.0})
+def _a_gap_between_permissions_is_not_seen(patch: Patch) -> None:
+    def holds(self: Any, key: bytes, range_end: bytes = b"") -> bool:
+        ends = self._ends
+        last = range_end or key + b"\0"
+        return any(start <= key for start in self._starts) and any(
+            not end or (last != b"\0" and last <= end) for end in ends
+        )
+
+    patch.set(auth.KeySet, "holds", holds)
+
+
+@mutation(users=True, load={"lease": 8.0, "lease_put": 20.0, "revoke": 10.0})
+def _a_lease_is_revoked_whoever_owns_its_keys(patch: Patch) -> None:
+    lease_puts = state.lease_puts
+    patch.set(
+        state,
+        "lease_puts",
+        lambda method, request: [] if method == LEASE_REVOKE else lease_puts(method, request),
+    )
+
+
+@mutation(users=True)
+def _enabling_auth_does_not_wait_for_the_log(patch: Patch) -> None:
+    number = methods.METHOD_BY_NAME["Auth.AuthEnable"].number
+    handle, decode = api.HANDLERS[number]
+
+    def hasty(
+        who: Any, session: Any, request_id: int, method: int, request: Any, frame: bytes
+    ) -> None:
+        handle(who, session, request_id, method, request, frame)
+        store = who.state.auth
+        root = store.user("root")
+        store.enabled |= root is not None and "root" in root.roles and bool(store.key)
+
+    patch.item(api.HANDLERS, number, (hasty, decode))
+
+
+@mutation(users=True, faults={"away": 60.0, "add_member": 10.0}, mean_pause_s=0.5)
+def _users_of_a_snapshot_are_not_taken(patch: Patch) -> None:
+    restore = state.State.restore
+
+    def forgetful(self: Any, store: Any) -> None:
+        known = self.auth
+        before = (known.revision, known.since, known.key, known.enabled)
+        restore(self, store)
+        known.revision, known.since, known.key, known.enabled = before
+
+    patch.set(state.State, "restore", forgetful)
+
+
+@mutation(users=True, faults={"away": 60.0, "add_member": 10.0}, mean_pause_s=0.5)
+def _snapshots_and_checkpoints_have_no_roles(patch: Patch) -> None:
+    def roleless(self: Any, store: Any) -> None:
+        store.buckets.pop(AUTH_ROLE, None)
+        restore(self, store)
+
+    restore = patch.set(auth.Auth, "restore", roleless)
+
+
+@mutation(users=True, faults={"away": 60.0, "add_member": 10.0}, mean_pause_s=0.5)
+def _rights_survive_a_snapshot(patch: Patch) -> None:
+    """As in etcd issue 14571."""
+
+    def forgetful(self: Any, store: Any) -> None:
+        known, roles = getattr(self, "_rights", None), getattr(self, "_roles", None)
+        restore(self, store)
+        if known is not None:
+            self._rights, self._roles = known, roles
+
+    restore = patch.set(auth.Auth, "restore", forgetful)
+
+
+@mutation(users=True)
+def _token_of_a_deleted_user_counts(patch: Patch) -> None:
+    author = tokens.SimpleTokens.author
+
+    def lenient(self: Any, auth_store: Any, token: str) -> Any:
+        name, revision, _ = self._known.get(token) or self._verify(
+            auth_store, token, self._wall_clock()
+        )
+        if revision > auth_store.revision:
+            return author(self, auth_store, token)
+        return auth.Author(name, auth_store.revision)
+
+    patch.set(tokens.SimpleTokens, "author", lenient)
+
+
+@mutation(users=True)
+def _a_new_password_does_not_end_tokens(patch: Patch) -> None:
+    change_password = auth.Auth.change_password
+
+    def lenient(self: Any, request: Any) -> None:
+        since = self.since.get(request.name)
+        change_password(self, request)
+        if since is not None:
+            self.since[request.name] = since
+            key = b"since/" + request.name.encode()
+            self._set(key, since.to_bytes(8, "big"))
+
+    patch.item(
+        state.APPLIERS,
+        methods.METHOD_BY_NAME["Auth.UserChangePassword"].number,
+        state._auth(lenient),
+    )
+
+
+@mutation(users=True)
+def _members_do_not_say_that_requests_are_their_own(patch: Patch) -> None:
+    patch.set(writes, "OWN", auth.Author("", 0))
+
+
+@mutation(users=True, load={"watches": 3.0}, faults={"hang_up": 20.0})
+def _watches_are_not_checked(patch: Patch) -> None:
+    patch.item(auth._CHECKS, WATCH, lambda self, author, request: self.rights(author))
+
+
+@mutation(users=True, load={"get": 60.0, "get_serializable": 30.0})
+def _reads_are_not_checked(patch: Patch) -> None:
+    patch.item(auth._CHECKS, RANGE, lambda self, author, request: self.rights(author))
+
+
+@mutation(users=True)
+def _a_deleted_role_stays_with_its_users(patch: Patch) -> None:
+    def partial(self: Any, request: Any) -> None:
+        if self.enabled and request.role == "root":
+            raise error("InvalidAuthMgmt")
+        self._existing_role(request.role)
+        self._put(AUTH_ROLE, request.role, None)
+        self._commit()
+
+    patch.item(
+        state.APPLIERS,
+        methods.METHOD_BY_NAME["Auth.RoleDelete"].number,
+        state._auth(partial),
+    )
+
+
 def _running_node() -> str:
     """The name of the node whose work is on the stack."""
     frame: Any = sys._getframe()
@@ -685,6 +897,7 @@ def switched_on(found: Mutation) -> Iterator[None]:
 def prepare(found: Mutation, seed: int) -> Simulation:
     """A simulation in which the mutation has a chance to matter."""
     simulation = Simulation(seed, found.members)
+    simulation.has_users |= found.users
     simulation.tunables.update(found.tunables)
     simulation.look_s = found.look_s or simulation.look_s
     raft_options = {**simulation.options["raft"], **found.options.get("raft", {})}

@@ -25,6 +25,8 @@ from sim.backup import check_state
 from sim.checkers import Oracle, Safety, Violation
 from sim.client import MAX_TTL_S, Client, Load
 from sim.faults import Nemesis
+from sim.plain_auth import Certificate
+from sim.users import Administrator, has_users
 from sim.world import Node, World
 
 ROUND_S = (4.0, 15.0)
@@ -122,6 +124,8 @@ class Simulation:
             Client(world, self.oracle, self.load, f"c{number + 1}")
             for number in range(client_count)
         ]
+        self.has_users = has_users(seed)
+        self.administrator: Administrator | None = None
         self.nemesis: Nemesis
         self.extra_faults: dict[str, float] = {}
         """Weights on top of those that are drawn."""
@@ -176,9 +180,14 @@ class Simulation:
         self.nemesis.weights.update(self.extra_faults)
         self.nemesis.voter_crashes = self.voter_crashes or self.nemesis.voter_crashes
         self.nemesis.mean_pause_s = self.mean_pause_s or self.nemesis.mean_pause_s
+        if self.has_users:
+            self.administrator = Administrator(world, self.oracle, self.load, self.clients)
+            self.administrator.log_in(self.nemesis.admin, "root")
         for client in self.clients:
             client.start()
         self.nemesis.start()
+        if self.administrator is not None:
+            self.administrator.start()
         world.at(HASH_INTERVAL_S, self._compare_hashes)
         self.until_s = seconds
         while True:
@@ -194,6 +203,8 @@ class Simulation:
             for client in self.clients:
                 client.is_busy = True
             self.nemesis.resume()
+            if self.administrator is not None:
+                self.administrator.is_active = True
 
     def _compare_hashes(self) -> None:
         """Members at the same place in the log have the same state."""
@@ -212,12 +223,26 @@ class Simulation:
         for name, store in stores:
             if store.compacted <= revision:
                 self.oracle.hashed(name, revision, store.compacted or -1, hash_of(store, revision))
+        self._compare_users()
+
+    def _compare_users(self) -> None:
+        for node in self.world.nodes.values() if self.has_users else ():
+            if (
+                node.is_up
+                and not node.is_old_copy
+                and not node.member.is_applying
+                and not node.member.restoring.is_under_way
+            ):
+                state = node.member.state
+                self.oracle.compare_auth(node.name, state.store.applied_index, state.auth)
 
     # Liveness and convergence.
 
     def _settle(self) -> None:
         world, oracle, nemesis = self.world, self.oracle, self.nemesis
         nemesis.stop()
+        if self.administrator is not None:
+            self.administrator.is_active = False
         began = world.now
         served: set[str] = set()
         for client in self.clients:
@@ -308,11 +333,7 @@ class Simulation:
             )
             and len(self.safety.entries) == applied + 1
             and leader.member.raft.log.last == applied
-            and not any(client._open_ops for client in self.clients)
-            and all(
-                client._session is not None and len(client._watching) == len(client.watches)
-                for client in self.clients
-            )
+            and all(client.is_quiet for client in self.clients)
         )
 
     def _members(self) -> list[Node]:
@@ -340,7 +361,7 @@ class Simulation:
                 parts.append(
                     f"{client.name} waits for {[str(o) for o in client._open_ops.values()]}"
                 )
-            if len(client._watching) != len(client.watches):
+            elif not client.is_quiet:
                 parts.append(f"{client.name} has no watches")
         return "; ".join(parts)
 
@@ -350,7 +371,7 @@ class Simulation:
                 limit = self.world.now + SETTLE_S
                 while True:
                     try:
-                        if watched.next:
+                        if watched.next and client.has_watch(watched):
                             watched.check_complete()
                         break
                     except Violation:
@@ -382,6 +403,7 @@ class Simulation:
                     f"{sorted(self.oracle.leases)}",
                     (node.name,),
                 )
+        self._compare_users()
         (first, expected), *others = states.items()
         for name, state in others:
             for at, what in enumerate(("compacted", "hash", "buckets")):
@@ -418,6 +440,8 @@ class Simulation:
             parts.append(f"--members {self.asked_members}")
         if self.asked_clients:
             parts.append(f"--clients {self.asked_clients}")
+        if self.has_users and not has_users(self.seed):
+            parts.append("--users")
         parts.append(f"--minutes {self.minutes:g}")
         return " ".join(parts)
 
@@ -450,11 +474,14 @@ class _Probe:
     """A put of a node's own, to see that it serves."""
 
     is_blocked = False
+    is_member = False
     told_revision = 0
+    certificate_user = "root"
 
     def __init__(self, oracle: Oracle, node: Node, served: set[str]) -> None:
+        self.identities = [Certificate("root")]
         self._oracle = oracle
-        self._node = node
+        self._node = self.node = node
         self._served = served
         self.name = "probe"
         request = proto.PutRequest(key=b"probe", value=b"%d" % oracle.next_id)
@@ -474,6 +501,9 @@ class _Probe:
 
     def awaits(self, request_id: int) -> bool:
         return True
+
+    def token(self, request_id: int) -> str:
+        return ""
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         self._served.add(self._node.name)

@@ -54,6 +54,7 @@ from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged, segment_name
 from etcdlite.tokens import SimpleTokens
 from etcdlite.wal import WALError
 from etcdlite.wire.peer_session import Accepted
+from sim.plain_auth import hashed, is_right
 
 DATA_DIR = "data"
 TICK_S = 0.1
@@ -276,18 +277,6 @@ class World:
 
 
 CHEAP = Cost(8 << 10, 1)
-
-
-def hashed(password: str, salt: bytes) -> bytes:
-    """What stands for the hash of a password: it looks like one of argon2id."""
-    digest = hashlib.blake2b(salt + password.encode(), digest_size=16).hexdigest()
-    return b"$argon2id$v=19$m=8,t=1,p=1$%s$%s" % (salt, digest.encode())
-
-
-def is_right(password: str, stored: bytes) -> bool:
-    """Whether `stored` is such a hash of the password."""
-    salt = stored.split(b"$")[4] if stored.count(b"$") == 5 else b""
-    return stored == hashed(password, salt)
 
 
 def url(name: str) -> str:
