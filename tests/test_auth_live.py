@@ -13,6 +13,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ import pytest
 from rigs.processes import ROOT, SMALL_FILES, ServerFactory, ServerProcess, wait_until
 from rigs.real_etcd import running_etcd
 from test_cluster_live import LiveCluster
+
+from etcdlite import proto
 
 USERS = ("root", "ann", "bob", "cyd")
 ROLES = ("red", "green", "blue", "root")
@@ -315,3 +318,66 @@ def test_users_of_a_cluster(live: LiveCluster, tmp_path: Path) -> None:
         assert side.ask("root", "auth/user/get", {"name": "bob"})[1]["roles"] == ["green"]
     finally:
         alone.close()
+
+
+# The protocols.
+
+
+def test_users_of_every_protocol(server: ServerFactory) -> None:
+    """A token is a matter of the connection in the native protocol, and of the request elsewhere;
+    health checks and metrics ask for none."""
+    running = server("--auth-token-ttl=2")
+    json_side = Side(running.endpoint)
+    for path, body in BEGINNING:
+        assert json_side.ask("", path, body)[0] == 200, path
+
+    native, other = running.talk(), running.talk()
+    put = proto.PutRequest(key=b"a")
+    for connection in (native, other):
+        connection.send(1, "KV.Put", put)
+        assert connection.error()[1].message == "etcdserver: user name is empty"
+    native.send(2, "Auth.Authenticate", proto.AuthenticateRequest(name="ann", password="ann"))
+    token = proto.AuthenticateResponse.decode(native.receive()[3]).token
+    native.send(3, "KV.Put", put)
+    assert proto.PutResponse.decode(native.receive()[3]).header.revision == 2
+    native.send(4, "KV.Put", proto.PutRequest(key=b"z"))
+    assert native.error()[1].message == "etcdserver: permission denied"
+    other.send(2, "KV.Put", put)
+    assert other.error()[1].message == "etcdserver: user name is empty"
+    other.send(3, "Auth.Authenticate", proto.AuthenticateRequest(password=token))
+    assert proto.AuthenticateResponse.decode(other.receive()[3]).token == token
+    other.send(4, "KV.Put", put)
+    assert proto.PutResponse.decode(other.receive()[3]).header.revision == 3
+
+    for header in ("Authorization", "Grpc-Metadata-Token"):
+        url = f"http://{running.endpoint}/v3/kv/range"
+        headers = {header: token, "Content-Type": "application/json"}
+        body = json.dumps({"key": b64("a")}).encode()
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as response:
+            assert json.load(response)["count"] == "1"
+
+    grpc = pytest.importorskip("grpc")
+    with grpc.insecure_channel(running.endpoint) as channel:
+        ranges = channel.unary_unary("/etcdserverpb.KV/Range")
+        for name in ("token", "authorization"):
+            ranges(proto.RangeRequest(key=b"a").encode(), metadata=[(name, token)])
+            with pytest.raises(grpc.RpcError, match="permission denied"):
+                ranges(proto.RangeRequest(key=b"z").encode(), metadata=[(name, token)])
+            with pytest.raises(grpc.RpcError, match="invalid auth token"):
+                ranges(proto.RangeRequest(key=b"a").encode(), metadata=[(name, "x")])
+        with pytest.raises(grpc.RpcError, match="user name is empty"):
+            ranges(proto.RangeRequest(key=b"a").encode())
+
+    for path in ("health", "readyz", "livez", "metrics", "version"):
+        with urllib.request.urlopen(f"http://{running.endpoint}/{path}") as response:
+            assert response.status == 200, path
+
+    def has_ended() -> bool:
+        native.send(5, "KV.Put", put)
+        _, _, flags, body = native.receive()
+        time.sleep(2.1)
+        return bool(flags & 2) and "invalid auth token" in proto.Error.decode(body).message
+
+    wait_until(has_ended, "the token ends")
+    native.send(6, "Auth.Authenticate", proto.AuthenticateRequest(name="ann", password="ann"))
+    assert proto.AuthenticateResponse.decode(native.receive()[3]).token != token

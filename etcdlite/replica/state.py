@@ -112,7 +112,7 @@ class State:
             try:
                 if auth.enabled:
                     auth.check(auth.author, method, request)
-                    if puts := lease_puts(method, request):
+                    if (method != PUT or request.lease) and (puts := lease_puts(method, request)):
                         yield from auth.lease_steps(self.lessor, auth.author, puts)
                 if alarms and (refused := refusal(alarms, method, request)) is not None:
                     raise refused

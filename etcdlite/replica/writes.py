@@ -191,7 +191,7 @@ class Writes:
         author = None
         if self._state.auth.enabled:
             author = self._access.check(session, request_id, method, request)
-        if author != self._author:
+        if author is not self._author and author != self._author:
             self._author = author
             waiter, frame = _author_request(author)
             self._alarms.proposed_bytes += len(frame) + REQUEST_BYTES
