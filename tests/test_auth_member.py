@@ -13,7 +13,7 @@ from rigs.users import CHEAP, User, add_users
 
 from etcdlite import methods, passwords, proto
 from etcdlite.methods import METHOD_BY_NAME
-from etcdlite.replica import logins
+from etcdlite.replica import logins, writes
 from etcdlite.replica.entry import decode_requests
 from etcdlite.request import Asked
 from etcdlite.storage import data
@@ -321,6 +321,21 @@ def test_each_entry_of_a_large_batch_names_its_author(
     ]
     house.settle()
     for user, request_id in zip((ann,) * 9 + (root,) * 9, requests, strict=True):
+        assert not isinstance(user.answers[request_id], str)
+    assert house.member.state.alarms.proposed_bytes == 0
+
+
+def test_writes_that_wait_in_lines_keep_their_authors(
+    house: LoneMember, ann: User, root: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writes, "MAX_IN_FLIGHT", 4)
+    asked = [
+        (user, user.send("KV.Put", key=key))
+        for _ in range(20)
+        for user, key in ((ann, b"a"), (root, b"z"))
+    ]
+    house.settle()
+    for user, request_id in asked:
         assert not isinstance(user.answers[request_id], str)
     assert house.member.state.alarms.proposed_bytes == 0
 
