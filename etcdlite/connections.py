@@ -374,9 +374,7 @@ class Connections:
         """Take a step of the handshake in a thread."""
         connection.is_shaking = True
         self._watch_socket(connection)
-        late = self.handshakes.step(connection, data, connection.site is None)
-        if late is not None:
-            self.drop(late, "too many handshakes at once")
+        self.handshakes.step(connection, data, connection.site is None)
 
     def stepped(self, result: Stepped) -> None:
         """A thread has taken a step of a handshake."""
@@ -396,6 +394,10 @@ class Connections:
             if isinstance(session, Opening):
                 session.agreed = channel.alpn
         self.feed(connection, result.plaintext)
+        if not channel.is_established:
+            late = self.handshakes.begun(connection, connection.site is None)
+            if late is not None:
+                self.drop(late, "too many handshakes at once")
 
     def feed(self, connection: Connection, data: bytes) -> None:
         """Process what came with the end of the handshake, in the next turn."""

@@ -3,14 +3,17 @@ not wait for. They run in two threads, one for clients and one for members, so t
 clients never delays members.
 
 A connection has at most one step in a thread, and reads nothing more from its socket until that is
-done. A handshake holds about 50 KiB. So the number of unfinished ones is limited, and the oldest
-gives way: an honest one ends within some round trips, long before it is the oldest.
+done. Steps wait by address: the addresses take turns, and of one address the newest comes first. So
+a crowd that the thread cannot keep up with delays itself; a client that comes alone hardly waits.
+
+A handshake that has begun holds about 50 KiB. So the number of those is limited, and the oldest one
+of the address with the most gives way: an honest one ends within some round trips.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +21,7 @@ from etcdlite import log
 from etcdlite.channel import ChannelError
 
 MAX_HANDSHAKES = 256
-"""Unfinished handshakes of clients, and as many of members."""
+"""Handshakes of clients that have begun and are not complete, and as many of members."""
 
 
 class Stepped(NamedTuple):
@@ -30,42 +33,70 @@ class Stepped(NamedTuple):
     failure: ChannelError | None
 
 
+class _Line:
+    """Steps that wait for a thread."""
+
+    def __init__(self) -> None:
+        self._by_host: dict[str, list[tuple[Any, bytes]]] = {}
+        self._changed = threading.Condition()
+
+    def put(self, connection: Any, data: bytes) -> None:
+        with self._changed:
+            self._by_host.setdefault(connection.host, []).append((connection, data))
+            self._changed.notify()
+
+    def take(self) -> tuple[Any, bytes]:
+        """The newest of the address whose turn it is. Waits for one."""
+        with self._changed:
+            while not self._by_host:
+                self._changed.wait()
+            host = next(iter(self._by_host))
+            items = self._by_host.pop(host)
+            item = items.pop()
+            if items:
+                self._by_host[host] = items
+            return item
+
+
 class Handshakes:
-    """The unfinished handshakes, and the threads that take their steps."""
+    """The handshakes that have begun and are not complete, and the threads that take their steps.
+
+    A connection has a `channel`, which belongs to the thread from `step` until the result is
+    reported, a `host`, and `is_closed`."""
 
     def __init__(self, report: Callable[[Any], None]) -> None:
         """`report` is called in a thread with a `Stepped`."""
         self._report = report
-        self._unfinished: dict[bool, dict[Any, None]] = {False: {}, True: {}}
+        self._begun: dict[bool, dict[Any, None]] = {False: {}, True: {}}
         """By whether they are of members, the oldest first."""
-        self._queues: dict[bool, queue.SimpleQueue[tuple[Any, bytes]]] = {}
+        self._lines: dict[bool, _Line] = {}
         """Made with their threads, for the first handshake."""
-        self.failed = {False: 0, True: 0}
-        """Handshakes that failed so far, by whether they were of members."""
 
-    def step(self, connection: Any, data: bytes, is_member: bool) -> Any:
-        """Take the next step of a handshake, with these bytes from the other side. Returns the
-        connection that must be closed for it, or None.
+    def step(self, connection: Any, data: bytes, is_member: bool) -> None:
+        """Take the next step of a handshake, with these bytes from the other side."""
+        line = self._lines.get(is_member)
+        if line is None:
+            line = self._lines[is_member] = _Line()
+            threading.Thread(target=self._run, args=(line,), name="handshakes", daemon=True).start()
+        line.put(connection, data)
 
-        `connection` has a `channel`, which belongs to the thread until the result is reported."""
-        unfinished = self._unfinished[is_member]
-        unfinished[connection] = None
-        waiting = self._queues.get(is_member)
-        if waiting is None:
-            waiting = self._queues[is_member] = queue.SimpleQueue()
-            threading.Thread(
-                target=self._run, args=(waiting,), name="handshakes", daemon=True
-            ).start()
-        waiting.put((connection, data))
-        return next(iter(unfinished)) if len(unfinished) > MAX_HANDSHAKES else None
+    def begun(self, connection: Any, is_member: bool) -> Any:
+        """A step is done, and the handshake is not complete. Returns the connection that must be
+        closed for it, or None."""
+        begun = self._begun[is_member]
+        begun[connection] = None
+        if len(begun) <= MAX_HANDSHAKES:
+            return None
+        ((host, _),) = Counter(one.host for one in begun).most_common(1)
+        return next(one for one in begun if one.host == host)
 
     def end(self, connection: Any, is_member: bool) -> None:
         """The handshake is complete, or the connection is closed."""
-        self._unfinished[is_member].pop(connection, None)
+        self._begun[is_member].pop(connection, None)
 
-    def _run(self, waiting: queue.SimpleQueue[tuple[Any, bytes]]) -> None:
+    def _run(self, line: _Line) -> None:
         while True:
-            connection, data = waiting.get()
+            connection, data = line.take()
             if connection.is_closed:
                 continue
             plaintext, failure = b"", None

@@ -15,10 +15,11 @@ class Waiting(Channel):
     """Its step ends when it is told to."""
 
     def __init__(self, fault: Exception | None = None) -> None:
-        self.may_end = threading.Event()
+        self.began, self.may_end = threading.Event(), threading.Event()
         self._fault = fault
 
     def receive(self, data: bytes) -> bytes:
+        self.began.set()
         self.may_end.wait(30)
         if self._fault:
             raise self._fault
@@ -26,8 +27,9 @@ class Waiting(Channel):
 
 
 class Connection:
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, host: str = "10.0.0.1") -> None:
         self.channel = channel
+        self.host = host
         self.is_closed = False
 
 
@@ -39,7 +41,7 @@ def test_a_step_runs_in_a_thread_and_reports() -> None:
     results: queue.Queue[Stepped] = queue.Queue()
     steps = Handshakes(results.put)
     (one,) = made(1)
-    assert steps.step(one, b"hello", False) is None
+    steps.step(one, b"hello", False)
     assert results.empty()
     one.channel.may_end.set()
     assert results.get(timeout=30) == Stepped(one, b"HELLO", None)
@@ -56,20 +58,45 @@ def test_members_do_not_wait_for_clients() -> None:
     client.channel.may_end.set()
 
 
-def test_the_oldest_unfinished_handshake_gives_way() -> None:
+def test_the_oldest_handshake_that_has_begun_gives_way() -> None:
     steps = Handshakes(lambda result: None)
     connections = made(MAX_HANDSHAKES + 3)
-    for one in connections:
-        one.channel.may_end.set()
-    late = [steps.step(one, b"", False) for one in connections[:MAX_HANDSHAKES]]
+    late = [steps.begun(one, False) for one in connections[:MAX_HANDSHAKES]]
     assert late == [None] * MAX_HANDSHAKES
-    assert steps.step(connections[1], b"another step", False) is None
-    assert steps.step(connections[-3], b"", False) is connections[0]
+    assert steps.begun(connections[1], False) is None, "another step of the same"
+    assert steps.begun(connections[-3], False) is connections[0]
     steps.end(connections[0], False)
-    assert steps.step(connections[-2], b"", False) is connections[1]
+    assert steps.begun(connections[-2], False) is connections[1]
     steps.end(connections[1], False)
     steps.end(connections[5], False)
-    assert steps.step(connections[-1], b"", False) is None
+    assert steps.begun(connections[-1], False) is None
+    assert steps.begun(made(1)[0], True) is None, "members have places of their own"
+
+
+def test_the_address_with_the_most_gives_way() -> None:
+    steps = Handshakes(lambda result: None)
+    honest: Any = Connection(Waiting(), "10.0.0.2")
+    crowd = made(MAX_HANDSHAKES)
+    steps.begun(honest, False)
+    late = [steps.begun(one, False) for one in crowd]
+    assert late[-1] is crowd[0] and not any(late[:-1])
+
+
+def test_addresses_take_turns_and_the_newest_comes_first() -> None:
+    results: queue.Queue[Stepped] = queue.Queue()
+    steps = Handshakes(results.put)
+    busy, first, second, third = made(4)
+    other: Any = Connection(Waiting(), "10.0.0.2")
+    steps.step(busy, b"", False)
+    assert busy.channel.began.wait(30)
+    for one in (first, second, third, other):
+        one.channel.may_end.set()
+        steps.step(one, b"", False)
+    busy.channel.may_end.set()
+    order = [results.get(timeout=30).connection for _ in range(5)]
+    assert order[0] is busy
+    assert order.index(other) <= 2
+    assert [one for one in order if one in (first, second, third)] == [third, second, first]
 
 
 def test_faults_are_reported_and_cost_the_connection_alone(monkeypatch: Any) -> None:
