@@ -323,20 +323,18 @@ def _chunk_nonce(number: int, is_last: bool) -> bytes:
 
 
 def _seal(content: bytes, nonce: bytes, key: bytes) -> bytes:
-    from nacl import bindings
+    from etcdlite import aead
 
-    return bytes(bindings.crypto_aead_chacha20poly1305_ietf_encrypt(content, None, nonce, key))
+    return aead.encrypt(content, b"", nonce, key)
 
 
 def _open(sealed: bytes, nonce: bytes, key: bytes) -> bytes | None:
     """None if it was not sealed with this key and nonce."""
-    from nacl import bindings, exceptions
+    from etcdlite import aead
 
-    if len(sealed) < TAG_BYTES:
-        return None
     try:
-        return bytes(bindings.crypto_aead_chacha20poly1305_ietf_decrypt(sealed, None, nonce, key))
-    except exceptions.CryptoError:
+        return aead.decrypt(sealed, b"", nonce, key)
+    except aead.CryptoError:
         return None
 
 

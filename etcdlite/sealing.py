@@ -1,8 +1,7 @@
 """Sealing: encryption of what lies on the disk, and the keys for it.
 
-A piece of a file is sealed with XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha; libsodium's
-crypto_aead_xchacha20poly1305_ietf, through pynacl) and bound to its place: the piece can be opened
-only with the same key and as the piece of the same file at the same place.
+A piece of a file is sealed with XChaCha20-Poly1305 (`aead.py`) and bound to its place: it can be
+opened only with the same key and as the piece of the same file at the same place.
 
     sealed piece: nonce (24 bytes), ciphertext (as long as the text), tag (16 bytes)
     associated data: the `place`, which names the kind of piece, the file and where in it
@@ -65,7 +64,8 @@ class Key:
 
     def __init__(self, secret: bytes, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
         from nacl import bindings
-        from nacl.exceptions import CryptoError
+
+        from etcdlite import aead
 
         if len(secret) != KEY_BYTES:
             raise ValueError(f"a key of {len(secret)} bytes")
@@ -74,9 +74,9 @@ class Key:
         )
         self._secret = secret
         self.random_bytes = random_bytes
-        self._encrypt = bindings.crypto_aead_xchacha20poly1305_ietf_encrypt
-        self._decrypt = bindings.crypto_aead_xchacha20poly1305_ietf_decrypt
-        self._broken = CryptoError
+        self._encrypt = aead.encrypt_x
+        self._decrypt = aead.decrypt_x
+        self._broken = aead.CryptoError
 
     def __repr__(self) -> str:
         return f"Key({self.id.hex()})"
@@ -86,13 +86,14 @@ class Key:
         nonce = self.random_bytes(NONCE_BYTES)
         return nonce + self._encrypt(text, place, nonce, self._secret)
 
-    def open(self, sealed: bytes, place: bytes) -> bytes:
-        """The text. Raises SealBroken."""
-        if len(sealed) < OVERHEAD_BYTES:
+    def open(self, data: bytes, place: bytes, at: int = 0, end: int | None = None) -> bytes:
+        """The text of the sealed piece that `data` has between two offsets. Raises SealBroken."""
+        text_at = at + NONCE_BYTES
+        nonce = data[at:text_at]
+        if len(nonce) < NONCE_BYTES:
             raise SealBroken
         try:
-            nonce = sealed[:NONCE_BYTES]
-            return self._decrypt(sealed[NONCE_BYTES:], place, nonce, self._secret)
+            return self._decrypt(data[text_at:end], place, nonce, self._secret)
         except self._broken:
             raise SealBroken from None
 

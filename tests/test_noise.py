@@ -256,6 +256,14 @@ def test_the_cipher_is_that_of_the_rfc_with_and_without_pynacls_functions(
     ):
         with pytest.raises(aead.CryptoError):
             aead.decrypt(*wrong)
+    # draft-irtf-cfrg-xchacha-03, A.3.1.
+    nonce = bytes(range(0x40, 0x58))
+    sealed = aead.encrypt_x(RFC_PLAINTEXT, RFC_AD, nonce, RFC_KEY)
+    assert sealed[-16:] == bytes.fromhex("c0875924c1c7987947deafd8780acf49")
+    assert sealed[:8] == bytes.fromhex("bd6d179d3e83d43b")
+    assert aead.decrypt_x(sealed, RFC_AD, nonce, RFC_KEY) == RFC_PLAINTEXT
+    with pytest.raises(aead.CryptoError):
+        aead.decrypt_x(sealed, RFC_AD, bytes(24), RFC_KEY)
     for size in (0, 1, 15, 16, 17, 65_519):
         plaintext = bytes(range(256)) * 256
         sealed = aead.encrypt(plaintext[:size], b"", RFC_NONCE, RFC_KEY)

@@ -122,14 +122,21 @@ class _Pages:
             for at in range(0, len(content), PAGE_BYTES)
         )
 
-    def open(self, page: int, block: bytes) -> bytes | None:
-        """The content of a page; None if the block does not check. Raises SealBroken."""
-        if len(block) <= CRC_BYTES + OVERHEAD_BYTES:
-            return None
-        sealed = block[CRC_BYTES:]
-        if _U32.unpack_from(block)[0] != crc32(sealed):
-            return None
-        return self.key.open(sealed, self._place + _U64.pack(page))
+    def open(self, page: int, blocks: bytes, at: int) -> bytes | None:
+        """The content of a page, whose block is at offset `at`; None if the block does not match
+        its checksum. Raises SealBroken."""
+        end = at + BLOCK_BYTES
+        try:
+            return self.key.open(blocks, self._place + _U64.pack(page), at + CRC_BYTES, end)
+        except SealBroken:
+            # The checksum tells damage from what was put there.
+            block = blocks[at:end]
+            is_torn = len(block) < CRC_BYTES or (
+                _U32.unpack_from(block)[0] != crc32(block[CRC_BYTES:])
+            )
+            if is_torn or len(block) <= CRC_BYTES + OVERHEAD_BYTES:
+                return None
+            raise
 
 
 def _new_pages(path: str, key: Key, owner: bytes) -> _Pages:
@@ -201,7 +208,7 @@ class SealedFile(File):
         if offset < self._on_disk:
             if skip + size_bytes <= PAGE_BYTES:
                 last = self._disk.last_page
-                if last[0] is self and last[1] == first:
+                if last[1] == first and last[0] is self:
                     return last[2][skip : skip + size_bytes]
             if not self._read_pages(first, min(stop, self._on_disk), parts):
                 stop = self._on_disk
@@ -221,7 +228,7 @@ class SealedFile(File):
         blocks = self._file.pread(count * BLOCK_BYTES, (1 + page) * BLOCK_BYTES)
         for at in range(0, count * BLOCK_BYTES, BLOCK_BYTES):
             try:
-                content = pages.open(page, blocks[at : at + BLOCK_BYTES])
+                content = pages.open(page, blocks, at)
             except SealBroken:
                 why = "its content was changed, or put there from another place"
                 raise DataAltered(self.path, page * PAGE_BYTES, why) from None
