@@ -20,6 +20,7 @@ from etcdlite import frames, proto
 from etcdlite.errors import EtcdError
 from etcdlite.limits import Limits
 from etcdlite.storage.data import CLEANED
+from etcdlite.storage.sealed import SealedDisk
 from etcdlite.storage.steps import finish
 from sim.backup import check_state
 from sim.checkers import Oracle, Safety, Violation
@@ -158,6 +159,7 @@ class Simulation:
         """Raises Failure."""
         self.minutes = minutes
         self.options["limits"] = Limits(**self.tunables)
+        self.options["is_encrypted"] = self.seed % 5 == 4
         with self.world.isolated():
             try:
                 self._run(minutes * 60)
@@ -524,7 +526,8 @@ def buckets_text(store: Any) -> str:
 
 
 def hash_of(store: Any, revision: int) -> int:
-    with store.disk.observed():
+    disk = store.disk.inner if isinstance(store.disk, SealedDisk) else store.disk
+    with disk.observed():
         return int(finish(store.hash_steps(revision)))
 
 

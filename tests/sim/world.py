@@ -48,9 +48,11 @@ from etcdlite.raft import Config, Raft
 from etcdlite.replica.entry import decode_requests
 from etcdlite.replica.logins import Job
 from etcdlite.replica.membership import derive_cluster_id, derive_member_id
+from etcdlite.sealing import Key, Keyring
 from etcdlite.secret import PEER, InitiatorChannel, ResponderChannel
 from etcdlite.secret_file import Secrets
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged, segment_name
+from etcdlite.storage.sealed import BLOCK_BYTES, SealedDisk
 from etcdlite.tokens import SimpleTokens
 from etcdlite.wal import WALError
 from etcdlite.wire.peer_session import Accepted
@@ -438,6 +440,8 @@ class Node:
         self.sync_factor = 1.0
         """How many times slower its disk is."""
         self.lives = 0
+        self.key_seeds: list[int] = []
+        """Of its encryption keys; the first one writes."""
         self.member: Member
         self.on_stop: Callable[[Node], None] = lambda node: None
         """Called when the process ended by itself: an injected disk error, or its removal."""
@@ -467,7 +471,23 @@ class Node:
             datadir.Founding(self.cluster_id, self.member_id, members),
             segment_bytes=self.options.get("segment_bytes", 1 << 16),
             wal_segment_bytes=self.options.get("wal_segment_bytes", 1 << 16),
+            keys=self._keys(),
         )
+
+    def _keys(self) -> Keyring | None:
+        """The keys of the node, if the cluster has some: of two nodes in three, and once in a while
+        another one is put first. They leave the random choices of the world alone."""
+        if not self.options.get("is_encrypted"):
+            return None
+        rng = random.Random(f"keys {self.world.seed} {self.name} {self.lives}")
+        if not self.lives:
+            self.key_seeds = [rng.getrandbits(32)] if rng.random() < 0.67 else []
+        elif rng.random() < 0.1:
+            self.key_seeds.insert(0, rng.getrandbits(32))
+        if not self.key_seeds:
+            return None
+        secrets = [random.Random(seed).randbytes(32) for seed in self.key_seeds]
+        return Keyring(Key(secret, rng.randbytes) for secret in secrets)
 
     def start(self, force_new_cluster: bool = False) -> None:
         """Start the process on what its disk holds. Raises as `datadir.open_member`."""
@@ -483,6 +503,7 @@ class Node:
             wal_segment_bytes=options.get("wal_segment_bytes", 1 << 16),
             sync_enabled=True,
             limits=options.get("limits", DEFAULT_LIMITS),
+            keys=self._keys(),
         )
         self.wal = opened.wal
         rng = random.Random(world.rng.getrandbits(64))
@@ -631,6 +652,8 @@ class Node:
         for _ in range(rng.choice((1, 3, 30))):
             path, size = rng.choice(paths)
             offset = rng.randrange(SEGMENT_HEADER.size, size)
+            if isinstance(data.disk, SealedDisk):
+                offset += BLOCK_BYTES  # Behind its header.
             self.disk.content(path)[offset] ^= 1 << rng.randrange(8)
             self.world.note(f"{self.name} has rot in {path} at {offset}")
         self.is_rotten = True
