@@ -21,7 +21,6 @@ from etcdlite import datadir, sealing, wal
 from etcdlite.datadir import StartError
 from etcdlite.sealing import Keyring, ids_text
 from etcdlite.storage import sealed
-from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.disk import Disk
 from etcdlite.wal import WAL
 
@@ -130,7 +129,10 @@ def _copy(disk: Disk, path: str) -> None:
         while offset < size:
             part = file.pread(min(COPY_BYTES, size - offset), offset)
             if not part:
-                raise DataDamaged(path, offset, file.fault or "the file ends early")
+                raise StartError(
+                    f"{path} cannot be read at offset {offset}: {file.fault}. If a crash left "
+                    "this, a start repairs it: start the member, stop it, and run this again"
+                )
             staged.write(part)
             offset += len(part)
         staged.publish()

@@ -387,6 +387,16 @@ def test_a_crash_at_any_step_of_rekey_leaves_a_member_that_starts(was_sealed: bo
     rig.story.check(after.member.state.store)
 
 
+def test_rekey_does_not_guess_about_a_page_that_cannot_be_read() -> None:
+    disk = sealed_member(1)
+    path = f"{DATA_DIR}/member/data/{1:016x}.seg"
+    disk.content(path)[5000] ^= 1
+    before = disk.read(path)
+    with pytest.raises(StartError, match="start the member, stop it"):
+        keys.replace(disk, DATA_DIR, "", keyring(2, 1))
+    assert disk.read(path) == before
+
+
 def test_rekey_completes_an_interrupted_installation_of_a_snapshot() -> None:
     disk = sealed_member(1)
     directory = f"{DATA_DIR}/member"
