@@ -174,6 +174,9 @@ class Auth:
         """By user, as they were needed; None for a user that does not exist."""
         self._lease_writers: dict[int, list[str]] = {}
         """Users without the role root that may write all keys of a lease, by lease."""
+        self._attaching: Sequence[tuple[int, bytes | None]] = ()
+        """The leases and keys of the request that was checked last, which may be applied in part:
+        some of these keys may not be attached yet."""
         self._forbidden: dict[tuple[int, str], bytes] = {}
         """A key of a lease that a user may not write, by lease and user."""
         self._size_bytes = 0
@@ -246,7 +249,8 @@ class Auth:
         self, lessor: Lessor, author: Author | None, puts: Sequence[tuple[int, bytes | None]]
     ) -> Generator[None, None, None]:
         """Raise PermissionDenied unless the author may write all keys of the leases in `puts`, each
-        a lease and the key that will be attached to it, if any (`lease_puts`). In steps.
+        a lease and the key that will be attached to it, if any (`lease_puts`). In steps. The
+        verdict does not depend on what is remembered, so all members agree.
 
         A lease may have 100,000 keys, and each put with the lease would look at all of them. So the
         users that are permitted are remembered, as long as they may write each further key; and of
@@ -257,6 +261,7 @@ class Auth:
             for lease_id in {lease_id for lease_id, _ in puts}:
                 if not (rights.is_root or author.name in self._lease_writers.get(lease_id, ())):
                     yield from self._check_lease(lessor, lease_id, author.name, rights)
+        self._attaching = [put for put in puts if put[1] is not None] or self._attaching
         for lease_id, key in puts:
             writers = self._lease_writers.get(lease_id)
             if writers and key is not None:
@@ -279,6 +284,11 @@ class Auth:
                 raise error("PermissionDenied")
             if count % KEYS_PER_STEP == 0:
                 yield
+        for attaching, new_key in self._attaching:
+            # A renewal may be checked while a transaction is applied in part. What it finds is
+            # right now, but not when all keys are attached.
+            if attaching == lease_id and new_key is not None and not rights.write.holds(new_key):
+                return
         if len(self._lease_writers) >= MAX_KNOWN_LEASES:
             self._lease_writers.clear()
         writers = self._lease_writers.setdefault(lease_id, [])

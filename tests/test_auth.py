@@ -492,6 +492,21 @@ def test_a_lease_belongs_to_those_who_may_write_all_its_keys(open_house: Auth) -
     assert may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=2))
 
 
+def test_a_renewal_amid_a_transaction_does_not_change_who_may_write_a_lease(
+    open_house: Auth,
+) -> None:
+    """Renewals are checked on one member only, so that member would decide otherwise than the
+    others."""
+    lessor = Lessor()
+    lessor.grant(1, 60, 0)
+    lessor.attach(b"b1", 1)
+    assert may_use(open_house, lessor, "root", PUT, proto.PutRequest(key=b"foreign", lease=1))
+    # The transaction is applied in part: the key is not attached yet.
+    finish(open_house.lease_steps(lessor, Author("a", open_house.revision), [(1, None)]))
+    lessor.attach(b"foreign", 1)
+    assert not may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
+
+
 # Passwords.
 
 
