@@ -68,13 +68,16 @@ def is_right(password: str, stored: bytes) -> bool:
                 "etcdlite: the password of this user came from etcd as a bcrypt hash: install "
                 "python3-bcrypt on this member, or have root set the password again",
             ) from None
-        return bool(bcrypt.checkpw(password.encode()[:BCRYPT_BYTES], stored))
+        try:
+            return bool(bcrypt.checkpw(password.encode()[:BCRYPT_BYTES], stored))
+        except ValueError:  # The salt is none; before bcrypt 4, the password has a NUL.
+            return False
     from nacl.exceptions import InvalidkeyError
     from nacl.pwhash import argon2id
 
     try:
         return argon2id.verify(stored, password.encode())
-    except InvalidkeyError:
+    except (InvalidkeyError, ValueError):  # ValueError: a longer hash than libsodium makes.
         return False
 
 

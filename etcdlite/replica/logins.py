@@ -71,6 +71,10 @@ class Job:
         except (MemoryError, RuntimeError) as failure:  # libsodium finds no memory.
             text = f"etcdlite: cannot compute the hash of a password: {failure}"
             self._result = EtcdError(UNAVAILABLE, text)
+        except Exception as failure:
+            # A client may have caused it. It must not keep one of the `MAX_RUNNING` places.
+            log.error("a fault in a login; please report it", error=type(failure).__name__)
+            self._result = EtcdError(UNAVAILABLE, "etcdlite: a fault in this member; see its log")
 
     def finish(self) -> None:
         """Hand the result on. Called in the loop."""
