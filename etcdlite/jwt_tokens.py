@@ -3,7 +3,9 @@ have the claims `username`, `revision` and `exp`, and are signed by a key from a
 
 They are for clusters whose other services check the same tokens, or that get them from elsewhere: a
 member that has only the public key checks tokens and issues none. A token is refused with
-AuthOldRevision once the auth revision has changed, as in etcd.
+AuthOldRevision: for keys, once the auth revision has changed, as in etcd; for all requests, once
+its user has got another password or was made again. etcd goes on to accept it for what does not
+concern keys: the users, for example.
 
 Only the configured method of signing counts, whatever a token says: none of "none", and no public
 key that is taken for a shared secret. PyJWT does the work, and cryptography that of its keys; both
@@ -30,6 +32,8 @@ OPTIONS = ("sign-method", "pub-key", "priv-key", "ttl")
 DEFAULT_TTL = "5m"
 
 MAX_KEY_BYTES = 64 << 10
+
+MAX_TOKEN_CHARS = 16 << 10
 
 
 class JwtTokens:
@@ -72,11 +76,15 @@ class JwtTokens:
         if time.time() >= ends:
             self._known.pop(token, None)
             raise error("InvalidAuthToken")
+        if revision < auth.since.get(name, 0):
+            raise error("AuthOldRevision")
         return Author(name, revision)
 
     def _verify(self, token: str) -> tuple[str, int, float]:
         import jwt
 
+        if len(token) > MAX_TOKEN_CHARS:
+            raise error("InvalidAuthToken")
         try:
             claims = jwt.decode(
                 token,
@@ -84,7 +92,8 @@ class JwtTokens:
                 algorithms=[self._method],
                 options={"require": ["exp"], "verify_aud": False},
             )
-        except (jwt.InvalidTokenError, ValueError):
+        except (jwt.InvalidTokenError, ValueError, RecursionError):
+            # Before 2.11, PyJWT lets JSON that is nested deeply raise RecursionError.
             raise error("InvalidAuthToken") from None
         name, revision = claims.get("username"), claims.get("revision")
         if not isinstance(name, str) or not isinstance(revision, int) or revision < 0:
