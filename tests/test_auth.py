@@ -528,6 +528,14 @@ def test_hashes_of_etcd(prefix: bytes) -> None:
     assert passwords.is_right("x" * 100, long), "as etcd, which reads 72 bytes"
 
 
+def test_hashes_that_the_libraries_refuse_are_of_no_password() -> None:
+    long = b"$argon2id$v=19$m=8192,t=1,p=1$" + b"A" * 22 + b"$" + b"A" * 86
+    assert passwords.is_hash(long) and not passwords.is_right("x", long)
+    pytest.importorskip("bcrypt")
+    no_salt = b"$2a$04$" + b"9" * 53
+    assert passwords.is_hash(no_salt) and not passwords.is_right("x\0y", no_salt)
+
+
 # Tokens.
 
 NOW = 1_800_000_000.0
@@ -707,6 +715,21 @@ def test_json_web_tokens(open_house: Auth, keys: dict[str, Path], method: str, k
     assert name_of(lambda: open_house.check(author, PUT, proto.PutRequest())) == "AuthOldRevision"
 
 
+def test_a_new_password_ends_json_web_tokens(open_house: Auth, keys: dict[str, Path]) -> None:
+    tokens = jwt_tokens.load(jwt_options(keys, "HS256", priv_key="secret"))
+    token = tokens.issue(b"", "root", open_house.revision)
+    add_role(open_house, "later")
+    open_house.check_root(tokens.author(open_house, token))
+    changed = proto.AuthUserChangePasswordRequest(name="root", hashedPassword=HASHED)
+    open_house.change_password(changed)
+    assert name_of(lambda: tokens.author(open_house, token)) == "AuthOldRevision"
+    token = tokens.issue(b"", "b", open_house.revision)
+    open_house.delete_user(proto.AuthUserDeleteRequest(name="b"))
+    add_user(open_house, "b")
+    assert name_of(lambda: tokens.author(open_house, token)) == "AuthOldRevision"
+    tokens.author(open_house, tokens.issue(b"", "b", open_house.revision))
+
+
 def test_bad_json_web_tokens(open_house: Auth, keys: dict[str, Path]) -> None:
     jwt = pytest.importorskip("jwt")
     tokens = jwt_tokens.load(jwt_options(keys, "RS256", priv_key="rsa"))
@@ -736,6 +759,8 @@ def test_bad_json_web_tokens(open_house: Auth, keys: dict[str, Path]) -> None:
         ("not before next year", signed(nbf=int(claims["exp"]) + 10**7)),
         ("simple", "AlvjVLTFdGxZCmcU.49"),
         ("umlaut", "ü.ü.ü"),
+        ("nested", base64.urlsafe_b64encode(b'{"alg":' + b"[" * 6000).decode() + ".e30.AAAA"),
+        ("huge", "A" * 1_000_000),
     ):
         refused = name_of(lambda: tokens.author(open_house, token))  # noqa: B023
         assert refused == "InvalidAuthToken", what

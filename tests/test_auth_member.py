@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,41 @@ def test_reads_in_steps_fail_if_rights_change_meanwhile(
     lone.close()
 
 
+def test_a_read_that_turns_out_too_large_is_not_sent_in_another_way_if_rights_change(
+    house: LoneMember, ann: User, root: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        root.send("KV.Put", key=b"a%06d" % number, value=bytes(100))
+    house.settle()
+    store = house.member.state.store
+    store.limits = replace(store.limits, range_step_keys=2, step_bytes=200, whole_answer_bytes=2000)
+    ann.streams_ranges = True  # type: ignore[attr-defined]
+    fields = {"key": b"a", "range_end": b"b", "serializable": True}
+    assert "the answer has more than" in ann.ask("KV.Range", **fields)
+    monkeypatch.setattr(house.member.reads, "_slice_is_over", lambda: True)
+    reading = ann.send("KV.Range", **fields)
+    house.member.turn()
+    assert reading not in ann.answers
+    root.send("Auth.RoleAdd", name="other")
+    house.settle()
+    assert ann.answers[reading] == OLD
+
+
+def test_a_stream_that_began_before_auth_was_enabled_ends_with_it(
+    house: LoneMember, ann: User, root: User
+) -> None:
+    root.ask("KV.Put", key=b"z", value=b"secret")
+    root.ask("Auth.AuthDisable")
+    reading = ann.send("KV.RangeStream", key=b"a", range_end=b"\0")
+    # Enabled before the read is confirmed. Its first key is one that the user may read.
+    house.member.state.auth.enabled = True
+    house.settle()
+    while ann.calls.have_more:
+        ann.calls.produce()
+    assert ann.answers[reading] == OLD
+    assert b"secret" not in b"".join(each.encode() for each in ann.messages[reading])
+
+
 # Entries.
 
 
@@ -459,6 +495,20 @@ def test_nobody_waits_so_nothing_is_computed(house: LoneMember) -> None:
     someone.answers[request_id] = "cancelled"
     assert house.member.logins.take() is None
     assert not house.member.logins.are_under_way
+
+
+def test_a_fault_in_a_login_takes_no_place_of_the_next_ones(
+    house: LoneMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(password: str, stored: bytes) -> bool:
+        raise KeyError("secret")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(passwords, "is_right", fails)
+        for _ in range(logins.MAX_RUNNING):
+            answer = User(house).ask("Auth.Authenticate", name="ann", password="ann")
+            assert "fault" in answer and "secret" not in answer
+    User(house).log_in("ann")
 
 
 # Tokens.

@@ -382,7 +382,13 @@ class Reads:
             yield from auth.lease_read_steps(
                 self._state.lessor, author, None if method == LEASE_LEASES else request.ID
             )
-        answer = yield from steps
+        try:
+            answer = yield from steps
+        except ranges.AnswerTooLarge:
+            # The session may send the answer in another way, without a further check.
+            if auth.revision != revision:
+                raise error("AuthOldRevision") from None
+            raise
         if auth.revision != revision:
             raise error("AuthOldRevision")
         return answer

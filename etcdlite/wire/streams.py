@@ -224,7 +224,7 @@ class RangeStreamCall(Call):
         self._cursor: bytes | None = None
         self._end: bytes | None = None
         self._revision = 0
-        self._auth_revision = 0
+        self._checked_under = (False, 0)
         self._count = 0
         self._is_closed = False
 
@@ -241,7 +241,7 @@ class RangeStreamCall(Call):
         auth = self.member.state.auth
         if auth.enabled:
             self.member.access.check(self, self.request_id, RANGE, request)
-        self._auth_revision = auth.revision
+        self._checked_under = _rules(auth)
         self._request = request
         self._is_whole = bool(
             request.limit
@@ -284,7 +284,7 @@ class RangeStreamCall(Call):
 
     def produce(self) -> None:
         assert self._cursor is not None
-        _check_same(self.member.state.auth, self._auth_revision)
+        _check_same(self.member.state.auth, self._checked_under)
         store = self.member.state.store
         store.check_revision(self._revision)
         records, cursor = store.scan(
@@ -335,7 +335,7 @@ class LargeRangeCall(Call):
         if member.reads.streamed_now >= store.limits.max_streamed_answers:
             raise error("RequestTooManyRequests")
         self._pieces: Generator[bytes | int, None, None] | None = None
-        self._auth_revision = member.state.auth.revision
+        self._checked_under = _rules(member.state.auth)
 
     def begin(self, request: proto.RangeRequest, send: Callable[[bytes | int], None]) -> None:
         """Answer `request`. `send` takes the length of the answer, and then its pieces."""
@@ -352,7 +352,7 @@ class LargeRangeCall(Call):
         assert self._pieces is not None
         if self._store is not self.member.state.store:
             raise EtcdError(UNAVAILABLE, "etcdlite: this member took over a snapshot; ask again")
-        _check_same(self.member.state.auth, self._auth_revision)
+        _check_same(self.member.state.auth, self._checked_under)
         try:
             piece = next(self._pieces, None)
         except DataDamaged as damage:
@@ -372,10 +372,15 @@ class LargeRangeCall(Call):
             del self._send_piece
 
 
-def _check_same(auth: Auth, revision: int) -> None:
-    """Raise AuthOldRevision if users or roles have changed since an answer began: what is still to
-    be read may not be permitted any more."""
-    if auth.enabled and auth.revision != revision:
+def _rules(auth: Auth) -> tuple[bool, int]:
+    """What an answer is checked under. Enabling auth does not change its revision."""
+    return auth.enabled, auth.revision
+
+
+def _check_same(auth: Auth, checked_under: tuple[bool, int]) -> None:
+    """Raise AuthOldRevision if users or roles have changed since an answer began, or auth was
+    enabled: what is still to be read may not be permitted any more."""
+    if auth.enabled and _rules(auth) != checked_under:
         raise error("AuthOldRevision")
 
 
