@@ -44,7 +44,7 @@ class Asker:
         assert request_id not in self.answers, "answered twice"
         self.answers[request_id] = failure
 
-    def send(self, node: Node, name: str, **fields: Any) -> int:
+    def send(self, node: Node, name: str, /, **fields: Any) -> int:
         self._next_id += 1
         method = methods.METHOD_BY_NAME[name]
         request = method.request(**fields)
@@ -57,7 +57,7 @@ class Asker:
         node.turn()
         return self._next_id
 
-    def ask(self, node: Node, name: str, **fields: Any) -> Any:
+    def ask(self, node: Node, name: str, /, **fields: Any) -> Any:
         """The response. Raises EtcdError."""
         request_id = self.send(node, name, **fields)
         self.world.run_until(lambda: request_id in self.answers)

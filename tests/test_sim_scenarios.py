@@ -163,6 +163,76 @@ def test_18055_two_snapshots_in_a_row_do_not_stop_a_member() -> None:
     )
 
 
+class UserAsker(Asker):
+    """A client with a certificate."""
+
+    is_member = False
+
+    def __init__(self, world: Any, name: str) -> None:
+        super().__init__(world)
+        self.certificate_user = name
+        self._next_id = 1 << 20
+
+    def token(self, request_id: int) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("comes_by", ["snapshot", "join", "restart"])
+def test_14571_enabling_auth_leaves_members_equal(comes_by: str) -> None:
+    """A member that gets users by a snapshot or from its disk must know what they may do. In etcd
+    it refused what the others applied."""
+    cluster = Cluster(**SMALL)
+    nobody, world = UserAsker(cluster.world, ""), cluster.world
+    late = cluster.followers[0]
+    if comes_by == "snapshot":
+        late.crash()
+    permission = proto.Permission(permType=2, key=b"k", range_end=b"l")
+    no_password = proto.UserAddOptions(no_password=True)
+    for name, fields in (
+        ("UserAdd", {"name": "root", "options": no_password}),
+        ("UserGrantRole", {"user": "root", "role": "root"}),
+        ("UserAdd", {"name": "ann", "options": no_password}),
+        ("RoleAdd", {"name": "r"}),
+        ("RoleGrantPermission", {"name": "r", "perm": permission}),
+        ("UserGrantRole", {"user": "ann", "role": "r"}),
+        ("AuthEnable", {}),
+    ):
+        nobody.ask(cluster.leader, f"Auth.{name}", **fields)
+    with pytest.raises(EtcdError, match="user name is empty"):
+        nobody.put(cluster.leader, b"k")
+    cluster.client = ann = UserAsker(world, "ann")
+    for number in range(150):
+        ann.put(cluster.leader, b"k%d" % (number % 20), b"v" * 100)
+    if comes_by == "snapshot":
+        late.start()
+    elif comes_by == "restart":
+        world.run(1)
+        late.crash()
+        late.start()
+    else:
+        world.run(6)
+        cluster.client = UserAsker(world, "root")
+        late = cluster.add("m4", is_learner=False)
+        world.run_until(lambda: late.member.catch_up.is_over and late.member.raft.leader > 0)
+    world.run_until(lambda: late.member.raft.leader > 0)
+    # Now it applies entries of a user.
+    ann.put(cluster.leader, b"k", b"new")
+    cluster.agree(*cluster.nodes, late)
+    assert ann.get(late, b"k") == b"new"
+    ann.put(late, b"k", b"newer")
+    assert ann.get(cluster.leader, b"k") == b"newer"
+    for node in (cluster.leader, late):
+        with pytest.raises(EtcdError, match="permission denied"):
+            ann.put(node, b"other")
+    cluster.agree(*cluster.nodes, late)
+    if comes_by == "snapshot":
+        assert late.member.state.auth.user("ann") is not None
+
+
+def test_14571_users_whose_rights_change_leave_members_equal() -> None:
+    aim(seeds=2, users=True, faults={"away": 40.0, "kill": 20.0}, mean_pause_s=0.5)
+
+
 def test_a_snapshot_that_is_offered_while_another_is_stored_waits_for_it() -> None:
     cluster = Cluster(**SMALL)
     client, world = cluster.client, cluster.world
