@@ -469,6 +469,9 @@ class Client:
             success=[self._operation(key) for key in keys],
             failure=[self._operation(key) for key in keys[: rng.randint(0, 3)]],
         )
+        if self.user and rng.random() < 0.5:
+            # Of other keys, which others may touch.
+            request.failure = [self._operation(self._key())]
         if rng.random() < 0.1:
             inner = proto.TxnRequest(compare=[self._compare(keys[0])], success=request.success)
             request.success = [proto.RequestOp(request_txn=inner)]
