@@ -20,6 +20,7 @@ def change(rng: random.Random, oracle: Any, keys: list[bytes]) -> tuple[str, Any
     kinds = [
         _add_user, _delete_user, _change_password, _grant_role, _grant_role, _revoke_role,
         _add_role, _add_role, _delete_role, _grant, _grant, _grant, _revoke, _toggle,
+        _rotate_key,
     ]  # fmt: skip
     if rng.random() < NONSENSE_SHARE:
         auth = PlainAuth(users=dict.fromkeys(USERS), roles={name: {} for name in ROLES})
@@ -141,3 +142,7 @@ def _toggle(rng: random.Random, auth: PlainAuth, oracle: Any, keys: list[bytes])
     if auth.enabled and rng.random() < 0.5:
         return "Auth.AuthDisable", proto.AuthDisableRequest()
     return "Auth.AuthEnable", proto.AuthEnableRequest()
+
+
+def _rotate_key(rng: random.Random, auth: PlainAuth, oracle: Any, keys: list[bytes]) -> _Change:
+    return "Auth.RotateKey", proto.AuthRotateKeyRequest()

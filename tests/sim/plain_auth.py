@@ -34,6 +34,7 @@ _ROOT_ONLY = frozenset(
         "Auth.UserAdd", "Auth.UserList", "Auth.UserDelete", "Auth.UserChangePassword",
         "Auth.UserGrantRole", "Auth.UserRevokeRole", "Auth.RoleAdd", "Auth.RoleList",
         "Auth.RoleDelete", "Auth.RoleGrantPermission", "Auth.RoleRevokePermission",
+        "Auth.RotateKey",
     )
 )  # fmt: skip
 _EVERY_USER = frozenset(
@@ -220,6 +221,10 @@ class PlainAuth:
         if not self.enabled:
             self.key = request.seed
 
+    def _rotate_key(self, request: Any, author: Author | None) -> None:
+        self.key = request.seed
+        self.revision += 1
+
     def _add_user(self, request: Any, author: Author | None) -> None:
         if not request.name:
             raise error("UserEmpty")
@@ -315,6 +320,7 @@ class PlainAuth:
         "Auth.RoleDelete": _delete_role,
         "Auth.RoleGrantPermission": _grant_permission,
         "Auth.RoleRevokePermission": _revoke_permission,
+        "Auth.RotateKey": _rotate_key,
         "Log.TokenKey": _set_key,
     }
 
@@ -413,11 +419,11 @@ def is_right(password: str, stored: bytes) -> bool:
 class Token:
     """What a client was given for a password."""
 
-    def __init__(self, text: str, keys: frozenset[bytes]) -> None:
-        """`keys`: one of them signed it."""
+    def __init__(self, text: str) -> None:
         content = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))[:-64]
         self.text = text
-        self.keys = keys
+        self.keys: frozenset[bytes] = frozenset()
+        """One of them signed it."""
         self.revision = int.from_bytes(content[1:9], "big")
         self.ends = int.from_bytes(content[9:17], "big")
         self.name = content[17:].decode()
