@@ -497,6 +497,17 @@ def test_nobody_waits_so_nothing_is_computed(house: LoneMember) -> None:
     assert not house.member.logins.are_under_way
 
 
+def test_a_login_that_waits_holds_little_memory(house: LoneMember) -> None:
+    someone = User(house)
+    large = "x" * 1_000_000
+    ids = [
+        someone.send("Auth.Authenticate", name=name, password=password)
+        for name, password in ((large, "x"), ("x", large), ("", large))
+    ]
+    assert set(ids) <= someone.answers.keys(), "they are refused before they wait"
+    assert someone.answers[ids[0]].startswith("authentication failed")
+
+
 def test_a_fault_in_a_login_takes_no_place_of_the_next_ones(
     house: LoneMember, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from etcdlite import log, passwords, proto
+from etcdlite.auth import MAX_NAME_BYTES
 from etcdlite.errors import INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
 from etcdlite.methods import REHASH
 from etcdlite.passwords import MAX_PASSWORD_BYTES, Cost
@@ -32,6 +33,20 @@ MAX_PER_NAME = 16
 MAX_WAITING = 512
 """Jobs that wait for their turn, for one user name and in all. A further one is answered "too many
 requests"."""
+
+
+MAX_TOKEN_BYTES = 16 << 10
+"""Of a token that a client sends as a password."""
+
+
+def check_size(request: proto.AuthenticateRequest) -> None:
+    """Raise EtcdError if no login can be so large. Call it before the request waits for anything:
+    whoever sends it need not be a user, and many may wait."""
+    if len(request.name.encode()) > MAX_NAME_BYTES:
+        raise error("AuthFailed")
+    if len(request.password.encode()) > (MAX_PASSWORD_BYTES if request.name else MAX_TOKEN_BYTES):
+        text = f"etcdlite: a password has at most {MAX_PASSWORD_BYTES} bytes"
+        raise EtcdError(INVALID_ARGUMENT, text)
 
 
 class Job:

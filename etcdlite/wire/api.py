@@ -38,6 +38,7 @@ from etcdlite.replica import checks
 from etcdlite.replica import membership as cluster
 from etcdlite.replica.alarms import alarm_name
 from etcdlite.replica.catch_up import behind_error
+from etcdlite.replica.logins import check_size
 from etcdlite.replica.state import needs_space
 from etcdlite.request import Asked, Done, Session
 
@@ -263,6 +264,8 @@ def _defragment(
 def _authenticate(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
+    check_size(request)
+
     def confirmed(answer: bytes | EtcdError) -> None:
         """The state is linearizable."""
         try:
