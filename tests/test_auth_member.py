@@ -488,6 +488,24 @@ def test_logins_wait_in_lines_that_take_turns(house: LoneMember) -> None:
     assert one in someone.answers, "it does not wait for the others"
 
 
+def test_hosts_that_guess_delay_no_other_host(house: LoneMember) -> None:
+    guessing, other = User(house), User(house)
+    guessing.client, other.client = "10.0.0.1:7", "10.0.0.2:7"  # type: ignore[attr-defined]
+    for number in range(2 * logins.MAX_WAITING):
+        name = "ann" if number % 2 else f"x{number}"
+        guessing.send("Auth.Authenticate", name=name, password="x")
+    house.member.turn()
+    one = other.send("Auth.Authenticate", name="ann", password="ann")
+    house.member.turn()
+    assert one not in other.answers
+    for _ in range(2):
+        job = house.member.logins.take()
+        assert job is not None
+        job.run()
+        house.member.logins.finished(job)
+    assert not isinstance(other.answers[one], str)
+
+
 def test_nobody_waits_so_nothing_is_computed(house: LoneMember) -> None:
     someone = User(house)
     request_id = someone.send("Auth.Authenticate", name="x", password="x")

@@ -1,9 +1,9 @@
 """Passwords: checked and hashed off the loop, by the member that receives them.
 
 Computing a hash takes tens of milliseconds and `Cost.memory_bytes` of memory. So the owner of the
-member runs the jobs of `take` in threads, `MAX_RUNNING` at a time. The jobs for each user name have
-a line of their own, and the lines take turns, so that many attempts for one name delay only that
-name. A name that does not exist has a line, too, and its attempts take as long as those with a
+member runs the jobs of `take` in threads, `MAX_RUNNING` at a time. The hosts of clients take turns,
+and for each host the user names. So many attempts from one host, or for one name, delay only those.
+A name that does not exist is treated as the others, and its attempts take as long as those with a
 wrong password: nobody learns from the time which users exist.
 
 A password is never proposed, stored or logged: entries, files and other members see only hashes.
@@ -30,9 +30,10 @@ MAX_RUNNING = 2
 """Jobs that run at the same time."""
 
 MAX_PER_NAME = 16
+MAX_PER_HOST = 128
 MAX_WAITING = 512
-"""Jobs that wait for their turn, for one user name and in all. A further one is answered "too many
-requests"."""
+"""Jobs that wait for their turn: of a host for one user name, of a host, and in all. A further one
+is answered "too many requests"."""
 
 
 MAX_TOKEN_BYTES = 16 << 10
@@ -67,6 +68,11 @@ class Job:
         self._compute = compute
         self._done = done
         self._result: Any = None
+
+    @property
+    def host(self) -> str:
+        """Where the client is; empty if that is not known."""
+        return str(getattr(self._session, "client", "")).rpartition(":")[0]
 
     @property
     def is_awaited(self) -> bool:
@@ -112,8 +118,8 @@ class Logins:
         self._tokens = tokens
         self._propose = propose
         self._cost = cost
-        self._lines: dict[str, deque[Job]] = {}
-        """Jobs that wait, by user name, in the order of their turns. None is empty."""
+        self._lines: dict[str, dict[str, deque[Job]]] = {}
+        """Jobs that wait, by host and user name, in the order of their turns. None is empty."""
         self._waiting = 0
         self._running = 0
 
@@ -122,11 +128,15 @@ class Logins:
     def take(self) -> Job | None:
         """The next job to run in a thread; None if there is none, or enough run."""
         while self._running < MAX_RUNNING and self._lines:
-            name = next(iter(self._lines))
-            line = self._lines.pop(name)
+            host = next(iter(self._lines))
+            names = self._lines.pop(host)
+            name = next(iter(names))
+            line = names.pop(name)
             job = line.popleft()
             if line:
-                self._lines[name] = line
+                names[name] = line
+            if names:
+                self._lines[host] = names
             self._waiting -= 1
             if job.is_awaited:
                 self._running += 1
@@ -218,10 +228,15 @@ class Logins:
         if len(password.encode()) > MAX_PASSWORD_BYTES:
             text = f"etcdlite: a password has at most {MAX_PASSWORD_BYTES} bytes"
             raise EtcdError(INVALID_ARGUMENT, text)
-        line = self._lines.setdefault(name, deque())
-        if self._waiting >= MAX_WAITING or len(line) >= MAX_PER_NAME:
-            if not line:
-                del self._lines[name]
+        names = self._lines.get(job.host, {})
+        line = names.get(name, deque())
+        if (
+            self._waiting >= MAX_WAITING
+            or len(line) >= MAX_PER_NAME
+            or sum(map(len, names.values())) >= MAX_PER_HOST
+        ):
             raise error("RequestTooManyRequests")
         line.append(job)
+        names[name] = line
+        self._lines[job.host] = names
         self._waiting += 1
