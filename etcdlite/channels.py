@@ -147,10 +147,12 @@ def _secret_makers(settings: Config) -> dict[str, Maker]:
         ):
             if path:
                 file = secret_file.SecretFile(path, secret.SETTINGS[purpose])
-                files.append(file.secrets(time.monotonic()))
+                files.append(file)
                 found[listener] = secret.Channels(file, purpose, time.monotonic)
         if len(files) > 1:
-            secret_file.check_apart(*files)
+            first, second = files
+            secret_file.check_apart(*(file.secrets(time.monotonic()) for file in files))
+            first.apart_from, second.apart_from = second, first
     except secret_file.SecretError as failure:
         raise StartError(str(failure)) from failure
     return found

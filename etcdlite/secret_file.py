@@ -120,6 +120,8 @@ class SecretFile:
     def __init__(self, path: str, setting: str) -> None:
         """`setting` names the file in the log. Raises SecretError."""
         self.path = path
+        self.apart_from: SecretFile | None = None
+        """A file with which this one must have no secret in common."""
         self._setting = setting
         self._version = self._look()
         self._secrets = read(path)
@@ -140,6 +142,8 @@ class SecretFile:
             return
         try:
             secrets = read(self.path)
+            if self.apart_from is not None:
+                check_apart(secrets, self.apart_from._secrets)
         except (SecretError, OSError) as failure:
             if not log.limited(f"secrets {self.path}", 0.1):
                 why = str(failure)

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rigs.ctl_runner import run_ctl
 
-from etcdlite import noise, secret, secret_file
+from etcdlite import channels, config, noise, secret, secret_file
 from etcdlite.channel import MAX_OVERHEAD, RECORD_BYTES, Channel, ChannelError
 from etcdlite.frames import HANDSHAKE, MAGIC, SECRET_MAGIC
+from etcdlite.listeners import PEERS
 from etcdlite.secret import CLIENT, PEER, InitiatorChannel, ResponderChannel
 from etcdlite.secret_file import PREFIX, Secret, SecretError, SecretFile
 
@@ -635,6 +636,24 @@ def test_a_changed_file_is_read_again_and_a_bad_one_is_not_used(
     write(path, line(THREE.key))
     file.reload()
     assert [one.id for one in file.secrets(13.5)] == [THREE.id]
+
+
+def test_the_secret_of_clients_does_not_become_one_of_members(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, secret in (("peer", ONE), ("client", TWO)):
+        write(tmp_path / name, line(secret.key))
+    made = channels.Channels(
+        config.load([f"--{name}-secret-file={tmp_path / name}" for name in ("peer", "client")], {})
+    )
+    write(tmp_path / "peer", line(ONE.key) + line(TWO.key))
+    made.reload()
+    assert "have a secret in common" in capfd.readouterr().err
+    stranger = InitiatorChannel((TWO,), PEER)
+    accepted = made.accept(PEERS, "http://127.0.0.1:1", "127.0.0.1")
+    assert accepted is not None
+    with pytest.raises(ChannelError, match="another secret"):
+        accepted.receive(stranger.output())
 
 
 def test_ctl_makes_a_secret_and_prints_the_settings(tmp_path: Path) -> None:
