@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from etcdlite import datadir, sealing, wal
+from etcdlite import datadir, log, sealing, wal
 from etcdlite.datadir import StartError
 from etcdlite.sealing import Keyring, ids_text
 from etcdlite.storage import sealed
@@ -85,6 +85,20 @@ def check(disk: Disk, data_dir: str, wal_dir: str, keys: Keyring | None) -> None
         )
 
 
+def warn_of_plain_files(disk: Disk, data_dir: str, wal_dir: str) -> None:
+    """Log whether files of a member that has keys are plain. They are read, because a member that
+    gets a key has some. But anyone who can write to the disk could have put them there. Raises
+    OSError."""
+    plain = [use.path for use in uses(disk, data_dir, wal_dir) if use.key_id is None]
+    if plain:
+        log.warn(
+            "files of the data directory are not encrypted and are used all the same; encrypt them "
+            "with 'etcdlite-ctl rekey'. If they were encrypted before, someone replaced them",
+            files=len(plain),
+            first=plain[0],
+        )
+
+
 def replace(
     disk: Disk,
     data_dir: str,
@@ -97,7 +111,7 @@ def replace(
     caller holds the lock of the directory. `progress` gets (bytes done, total bytes). Raises
     StartError, DataDamaged, WALError, OSError."""
     check(disk, data_dir, wal_dir, keys)
-    log, recovered = WAL.open(
+    log_files, recovered = WAL.open(
         disk, datadir.wal_directory(data_dir, wal_dir), wal_segment_bytes, keys=keys
     )
     try:
@@ -113,10 +127,10 @@ def replace(
                 done += use.size_bytes
                 progress(done, total)
         if any(use.path.endswith(".wal") for use in old):
-            log.replace_segments(recovered.entries)
+            log_files.replace_segments(recovered.entries)
             progress(total, total)
     finally:
-        log.close()
+        log_files.close()
     return len(old)
 
 

@@ -159,6 +159,8 @@ def test_keys_are_added_replaced_and_removed(server: Any, tmp_path: Path) -> Non
     with running.client() as client:
         assert client.get(KEY + b"3").value.startswith(VALUE)
         fill(client, 20)
+    told = "files of the data directory are not encrypted"
+    assert sum(told in line for line in running.lines) == 1
 
     def rekey(*words: str, file: Path = keys) -> Ended:
         return run_ctl(
@@ -204,6 +206,7 @@ def test_keys_are_added_replaced_and_removed(server: Any, tmp_path: Path) -> Non
         assert client.get(KEY + b"39").value.startswith(VALUE + b"39 ")
     running.stop()
     assert not readable(running.data_dir)
+    assert sum(told in line for line in running.lines) <= 1, "after rekey there are none"
 
 
 def test_backups_are_encrypted_to_a_public_key(server: Any, tmp_path: Path) -> None:
