@@ -641,8 +641,8 @@ def test_a_changed_file_is_read_again_and_a_bad_one_is_not_used(
 def test_the_secret_of_clients_does_not_become_one_of_members(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for name, secret in (("peer", ONE), ("client", TWO)):
-        write(tmp_path / name, line(secret.key))
+    for name, known in (("peer", ONE), ("client", TWO)):
+        write(tmp_path / name, line(known.key))
     made = channels.Channels(
         config.load([f"--{name}-secret-file={tmp_path / name}" for name in ("peer", "client")], {})
     )
