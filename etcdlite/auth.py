@@ -15,8 +15,8 @@ prepared under an older revision is refused with AuthOldRevision, because what i
 permitted may have changed.
 
 Invariants: a request fails before its first change or is carried out completely. No password is
-here, only hashes (`passwords.py`). While auth is enabled, the user root exists, has the role root,
-and there is a key that signs tokens (`tokens.py`).
+here, only hashes (`passwords.py`). While auth is enabled, the user root exists and has the role
+root.
 
 Records, in three buckets of the data file (`storage/data.py`):
 
@@ -24,7 +24,7 @@ Records, in three buckets of the data file (`storage/data.py`):
                "revision"       the auth revision, u64 big-endian; absent: 1
                "key"            the Ed25519 seed that signs tokens, 32 bytes
                "since/" + name  the auth revision, u64 big-endian, at which the user got its
-                                password. Tokens of earlier revisions are not valid.
+                                password; absent: 0. Tokens of earlier revisions are not valid.
     AUTH_USER  name             authpb.User, roles sorted
     AUTH_ROLE  name             authpb.Role, permissions sorted by key
 """
@@ -170,6 +170,8 @@ class Auth:
         """By user: tokens of earlier auth revisions are not valid."""
         self._roles: dict[str, proto.Role] = {}
         """Decoded records, as they were needed."""
+        for user in store.buckets.get(AUTH_USER, ()):
+            self.since.setdefault(user.decode(), 0)
         self._rights: dict[str, Rights | None] = {}
         """By user, as they were needed; None for a user that does not exist."""
         self._lease_writers: dict[int, list[str]] = {}
@@ -359,8 +361,9 @@ class Auth:
         log.info("disabled authentication")
 
     def set_key(self, request: proto.TokenKey) -> None:
-        """Take a new key for tokens, for when auth is enabled next. Does nothing if it is."""
-        if not self.enabled:
+        """Take a new key for tokens, for when auth is enabled next. Does nothing if it is, unless
+        the users came without a key, with a backup of etcd."""
+        if not (self.enabled and self.key):
             self.key = request.seed
             self._set(_KEY, self.key)
 

@@ -134,8 +134,8 @@ class SimpleTokens:
         if self._seed != auth.key:
             self._known.clear()
             self._seed = auth.key
-            self._public_key = crypto_sign_seed_keypair(auth.key)[0]
-        if len(token) > MAX_TOKEN_CHARS:
+            self._public_key = crypto_sign_seed_keypair(auth.key)[0] if auth.key else b""
+        if len(token) > MAX_TOKEN_CHARS or not auth.key:
             raise error("InvalidAuthToken")
         try:
             signed = urlsafe_b64decode(token + "=" * (-len(token) % 4))

@@ -524,6 +524,8 @@ def test_hashes_of_etcd(prefix: bytes) -> None:
     stored = prefix + bcrypt.hashpw(b"secret", bcrypt.gensalt(4))[4:]
     assert passwords.is_bcrypt(stored) and passwords.is_hash(stored)
     assert passwords.is_right("secret", stored) and not passwords.is_right("wrong", stored)
+    assert not passwords.is_right("secret", prefix + b"04$" + b"." * 53)
+    assert not passwords.is_right("a\0b", stored)
     long = bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4))
     assert passwords.is_right("x" * 100, long), "as etcd, which reads 72 bytes"
 

@@ -640,6 +640,28 @@ def test_a_token_that_is_ahead_waits_for_the_member(
         assert created.cancel_reason.endswith(INVALID)
 
 
+def test_users_that_came_from_etcd(lone: LoneMember) -> None:
+    """Without what only etcdlite stores: the key of tokens, and since when passwords are."""
+    add_users(lone)
+    store = lone.member.state.store
+    for key in [key for key in store.buckets[data.AUTH] if key[:5] in (b"key", b"since")]:
+        store.set_bucket(data.AUTH, key, None)
+    auth = lone.member.state.auth
+    auth.restore(store)
+    assert auth.enabled and not auth.key
+    ann = User(lone, "AlvjVLTFdGxZCmcU.49")
+    assert ann.ask("KV.Put", key=b"a") == INVALID
+    assert "try again" in ann.ask("Auth.Authenticate", name="ann", password="ann")
+    lone.settle()
+    key = auth.key
+    assert len(key) == 32
+    ann.log_in("ann")
+    assert not isinstance(ann.ask("KV.Put", key=b"a"), str)
+    lone.member.writes.propose_own(methods.TOKEN_KEY, proto.TokenKey(seed=bytes(32)))
+    lone.settle()
+    assert auth.key == key
+
+
 # What members have in common.
 
 

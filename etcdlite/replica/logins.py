@@ -19,7 +19,7 @@ from typing import Any
 from etcdlite import log, passwords, proto
 from etcdlite.auth import MAX_NAME_BYTES
 from etcdlite.errors import INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
-from etcdlite.methods import REHASH
+from etcdlite.methods import REHASH, TOKEN_KEY
 from etcdlite.passwords import MAX_PASSWORD_BYTES, Cost
 from etcdlite.proto import varint
 from etcdlite.replica.state import State
@@ -180,6 +180,11 @@ class Logins:
         auth = self._state.auth
         if not auth.enabled:
             raise error("AuthNotEnabled")
+        if not auth.key:
+            # The users came from etcd, which has no such key.
+            self._propose(TOKEN_KEY, proto.TokenKey(seed=self._tokens.new_seed()))
+            text = "etcdlite: the key that signs tokens is being made; try again"
+            raise EtcdError(UNAVAILABLE, text)
         name, password = request.name, request.password
         if not name:
             # A token instead of a password; see `wire/native.py`.

@@ -195,11 +195,27 @@ def small_requests(connect: Connect) -> None:
         push(native(connect), data)
 
 
+def password_hashes(connect: Connect) -> None:
+    """Five connections that have 2,000 passwords hashed each, for 100 names. With authentication
+    enabled, logins with wrong passwords do the same."""
+    for number in range(5):
+        add = methods.METHOD_BY_NAME["Auth.UserAdd"].number
+        bodies = [
+            proto.AuthUserAddRequest(name=f"{number}/{each}", password="x").encode()
+            for each in range(100)
+        ]
+        data = b"".join(
+            frames.frame(each, add, frames.END, bodies[each % 100]) for each in range(1, 2001)
+        )
+        push(native(connect), data)
+
+
 ATTACKS: dict[str, Callable[[Connect], None]] = {
     attack.__name__: attack
     for attack in (
         windows, closings, bombs, empty_operations, halves, deaf_readers, range_streams,
         snapshot_holders, idle_connections, sorted_ranges, lock_waiters, small_requests,
+        password_hashes,
     )
 }  # fmt: skip
 
