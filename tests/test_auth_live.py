@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rigs.ports import free_ports
 from rigs.processes import ROOT, SMALL_FILES, ServerFactory, ServerProcess, wait_until
 from rigs.real_etcd import running_etcd
 from test_cluster_live import LiveCluster
@@ -30,16 +31,16 @@ from etcdlite import proto
 USERS = ("root", "ann", "bob", "cyd")
 ROLES = ("red", "green", "blue", "root")
 LEASES = (11, 12, 13)
-STEPS = 300
+STEPS = 200
 """Of the history. Most of the time goes to passwords."""
 
 
 class Side:
     """One of the two servers, over JSON."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, tokens: dict[str, str] | None = None) -> None:
         self._endpoint = endpoint
-        self.tokens: dict[str, str] = {}
+        self.tokens = tokens or {}
 
     def ask(self, user: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """The HTTP status and the answer, without what the two cannot have in common."""
@@ -295,6 +296,36 @@ def test_users_of_a_cluster(live: LiveCluster, tmp_path: Path) -> None:
         assert side.ask("root", "kv/put", {"key": b64("a")})[0] == 200
         status = side.ask("root", "auth/status", {})[1]
         assert status["authRevision"] == "18" and status["enabled"]
+
+    # A member that joins has them, too.
+    (port,) = free_ports(1)
+    peer_url = f"http://127.0.0.1:{port}"
+    asked = {"peerURLs": [peer_url]}
+    some = Side(live.running[0].endpoint, first.tokens)
+
+    def add() -> Any:
+        """Refused until the members are connected for 5 seconds."""
+        status, answer = some.ask("root", "cluster/member/add", asked)
+        return answer if status == 200 else None
+
+    added = wait_until(add, "a member is added")
+    initial = [f"{m['name']}={m['peerURLs'][0]}" for m in added["members"] if m.get("name")]
+    joined = ServerProcess(
+        tmp_path / "m4",
+        [
+            "--name=m4",
+            f"--listen-peer-urls={peer_url}",
+            f"--initial-advertise-peer-urls={peer_url}",
+            f"--initial-cluster={','.join([*initial, f'm4={peer_url}'])}",
+            "--initial-cluster-state=existing",
+        ],
+        (sys.executable, "-m", "etcdlite"),
+    )
+    live.members["m4"] = joined.start()
+    side = Side(joined.endpoint, first.tokens)
+    assert side.ask("root", "kv/put", {"key": b64("a")})[0] == 200
+    assert side.ask("ann", "kv/put", {"key": b64("a")})[0] == 403
+    assert side.ask("", "kv/put", {"key": b64("a")})[0] == 400
 
     # A backup holds the users.
     saved = tmp_path / "backup.db"
