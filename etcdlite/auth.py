@@ -176,6 +176,8 @@ class Auth:
         """By user, as they were needed; None for a user that does not exist."""
         self._lease_writers: dict[int, list[str]] = {}
         """Users without the role root that may write all keys of a lease, by lease."""
+        self._large_leases: set[int] = set()
+        """Those of them that have more than `KEYS_PER_STEP` keys, or had."""
         self._attaching: Sequence[tuple[int, bytes | None]] = ()
         """The leases and keys of the request that was checked last, which may be applied in part:
         some of these keys may not be attached yet."""
@@ -278,6 +280,7 @@ class Auth:
         witness = self._forbidden.get((lease_id, name), b"")
         if witness and lessor.key_lease.get(witness) == lease_id:
             rights.check_write(witness)
+        count = 0
         for count, key in enumerate(lessor.attached(lease_id), 1):
             if not rights.write.holds(key):
                 if len(self._forbidden) >= MAX_KNOWN_LEASES:
@@ -292,7 +295,15 @@ class Auth:
             if attaching == lease_id and new_key is not None and not rights.write.holds(new_key):
                 return
         if len(self._lease_writers) >= MAX_KNOWN_LEASES:
-            self._lease_writers.clear()
+            # The large ones stay: with many small leases, a user must not have others checked again
+            # and again.
+            large = self._lease_writers.keys() & self._large_leases
+            if len(large) >= MAX_KNOWN_LEASES // 2:
+                large = set()
+            self._lease_writers = {known: self._lease_writers[known] for known in large}
+            self._large_leases = large
+        if count > KEYS_PER_STEP:
+            self._large_leases.add(lease_id)
         writers = self._lease_writers.setdefault(lease_id, [])
         if len(writers) >= MAX_LEASE_WRITERS:
             del writers[0]
@@ -544,6 +555,7 @@ class Auth:
         self._set(_REVISION, self.revision.to_bytes(8, "big"))
         self._rights.clear()
         self._lease_writers.clear()
+        self._large_leases.clear()
         self._forbidden.clear()
 
 
