@@ -14,11 +14,13 @@ are imported only here.
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from etcdlite import log
 from etcdlite.auth import Auth, Author
 from etcdlite.errors import FAILED_PRECONDITION, EtcdError, error
 from etcdlite.notation import parse_duration_s
@@ -123,7 +125,8 @@ def load(options: Mapping[str, str]) -> JwtTokens:
     keys: dict[str, Any] = {}
     for name in ("priv-key", "pub-key"):
         if name in options:
-            pem = _read(options[name])
+            is_secret = name == "priv-key" or method.startswith("HS")
+            pem = _read(options[name], is_secret)
             try:
                 keys[name] = algorithm.prepare_key(pem)
             except (ValueError, TypeError, jwt.InvalidKeyError) as failure:
@@ -146,8 +149,13 @@ def load(options: Mapping[str, str]) -> JwtTokens:
     return tokens
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, is_secret: bool) -> bytes:
     try:
+        mode = Path(path).stat().st_mode
+        if stat.S_ISFIFO(mode):  # Opening it would block.
+            raise ValueError(f"cannot read the key {path}: it is a pipe")
+        if is_secret and mode & (stat.S_IROTH | stat.S_IWOTH):
+            log.warn("others may read a private key; use 'chmod o= FILE'", file=path)
         with Path(path).open("rb") as file:
             content = file.read(MAX_KEY_BYTES + 1)
     except OSError as failure:

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import base64
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -507,6 +508,27 @@ def test_a_renewal_amid_a_transaction_does_not_change_who_may_write_a_lease(
     assert not may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
 
 
+def test_many_small_leases_do_not_have_a_large_one_checked_again(
+    open_house: Auth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth_module, "MAX_KNOWN_LEASES", 8)
+    lessor = Lessor()
+    lessor.grant(1, 60, 0)
+    for number in range(2 * auth_module.KEYS_PER_STEP):
+        lessor.attach(b"b%d" % number, 1)
+
+    def steps(lease: int) -> int:
+        author = Author("a", open_house.revision)
+        return sum(1 for _ in open_house.lease_steps(lessor, author, [(lease, None)]))
+
+    assert steps(1) == 2
+    for lease in range(2, 100):
+        lessor.grant(lease, 60, 0)
+        lessor.attach(b"bb%d" % lease, lease)
+        assert steps(lease) == steps(1) == 0
+    assert len(open_house._lease_writers) <= 8
+
+
 # Passwords.
 
 
@@ -798,6 +820,19 @@ def test_settings_that_make_no_tokens(
 ) -> None:
     with pytest.raises(ValueError, match=text):
         jwt_tokens.load(jwt_options(keys, method, **options))
+
+
+def test_keys_of_json_web_tokens_that_others_may_read(
+    keys: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for path in (keys["rsa"], keys["secret"]):
+        path.chmod(0o644)
+    jwt_tokens.load(jwt_options(keys, "RS256", priv_key="rsa", pub_key="rsa.pub"))
+    jwt_tokens.load(jwt_options(keys, "HS256", pub_key="secret"))
+    assert capfd.readouterr().err.count("others may read a private key") == 2
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="it is a pipe"):
+        jwt_tokens.load(jwt_options(keys, "RS256", priv_key=str(tmp_path / "pipe")))
 
 
 def test_what_to_install_for_json_web_tokens(
