@@ -8,6 +8,8 @@
 #   make bench       measure beside etcd 3.5 and rewrite the tables of docs/performance.md
 #   make bench-quick the same, smaller, to standard output only
 #   make deb         the Debian package, dist/etcdlite.deb
+#   make wheel       for pip and pipx, dist/etcdlite-VERSION-py3-none-any.whl
+#   make pyz         one file that runs on any Python 3.10 or later, dist/etcdlite.pyz
 #
 # PYTHON picks the interpreter (3.10 or later), VENV the folder of the environment.
 
@@ -18,7 +20,7 @@ LINTED := etcdlite tests bench packaging
 # What npm leaves behind when it has installed npm's etcd client for the tests.
 NPM_CLIENT := tests/clients/node_modules/.package-lock.json
 
-.PHONY: run cluster test stubs test-long bench bench-quick lint format clean scripts deb
+.PHONY: run cluster test stubs test-long bench bench-quick lint format clean scripts deb wheel pyz
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -61,6 +63,12 @@ bench-quick: $(VENV)/bench.stamp
 
 deb:
 	@packaging/build-deb
+
+wheel: $(BIN)/python
+	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
+
+pyz: $(BIN)/python
+	@$(BIN)/python packaging/build_pyz.py
 
 clean:
 	rm -rf $(VENV) build dist etcdlite.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -118,6 +118,12 @@ def _report(failure: Exception) -> None:
         why = "the disk failed; stopping, because it is not known what it holds now"
     elif isinstance(cause, OSError):
         why = "the operating system refused what the server cannot do without"
+    elif isinstance(cause, ModuleNotFoundError) and not str(cause.name).startswith("etcdlite"):
+        name = str(cause.name).partition(".")[0]
+        why = (
+            f"a setting needs the Python module {name}, which is not installed. Install it, on "
+            f"Debian with 'apt install python3-{name}'"
+        )
     elif isinstance(cause, MemoryError):
         why = "out of memory; nothing acknowledged is lost"
     else:

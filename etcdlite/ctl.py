@@ -488,6 +488,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadFlag as error:
         say(f"Error: {error}; see {PROGRAM} --help")
         return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        say(f"Error: {error}. Install it, on Debian with 'apt install python3-{error.name}'")
+        return EXIT_FAILED
     except BrokenPipeError:
         # The reader of standard output is gone; Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -89,8 +89,8 @@ An example of three members is at the end."""
 CLUSTER = """\
 Three members at 10.0.0.1, 10.0.0.2 and 10.0.0.3. Write this into the file of the first one \
 before its first start; on the others, change the name and the address of the machine. They share \
-a secret, which encrypts the traffic between them: make it on one machine and copy it to the others \
-with
+a secret, which encrypts the traffic between them: make it on one machine and copy it to the \
+others with
    etcdlite-ctl secret new /etc/etcdlite/peer.secret
    chown root:etcdlite /etc/etcdlite/peer.secret; chmod 640 /etc/etcdlite/peer.secret"""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
+import pkgutil
 from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
@@ -155,8 +155,9 @@ def debug_vars(member: Member) -> str:
 
 @cache
 def _read_page() -> str:
-    with open(os.path.join(os.path.dirname(__file__), "page.html"), encoding="utf-8") as file:
-        return file.read()
+    data = pkgutil.get_data("etcdlite.wire", "page.html")  # It may be in a zip file.
+    assert data is not None
+    return data.decode()
 
 
 @cache

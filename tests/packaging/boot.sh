@@ -3,11 +3,13 @@
 # which tests/test_packaging.py makes. Each line of a person who follows the manual, and what it must
 # lead to. Prints PASSED at the end.
 set -eux
+trap '[ $? = 0 ] || journalctl --no-pager -u "etcdlite*" | tail -n 60' EXIT
 export DEBIAN_FRONTEND=noninteractive
 cd /root
 
 value() { etcdlite-ctl get "$@" --print-value-only; }
 until_true() { for _ in $(seq 100); do if eval "$1"; then return; fi; sleep 0.3; done; echo "never: $1"; exit 1; }
+pgrep_etcdlite() { grep -zqs /usr/bin/etcdlite /proc/[0-9]*/cmdline; }
 
 # Installing: enabled, but only started when the configuration is what it should be.
 apt-get install -y ./etcdlite.deb
@@ -97,21 +99,25 @@ systemctl start etcdlite@m2
 etcdlite-ctl --endpoints 127.0.0.1:12379 put who m2
 test -d /var/lib/etcdlite/m2.etcdlite
 test "$(etcdlite-ctl --endpoints 127.0.0.1:12379 member list | cut -d, -f3)" = " m2"
-systemctl stop etcdlite@m2
 
 # An upgrade restarts the service and keeps the data and the changed configuration.
 sed -i 's/^#log-level.*/log-level = "debug"/' /etc/etcdlite.toml
 before=$(systemctl show etcdlite -p MainPID --value)
+m2_before=$(systemctl show etcdlite@m2 -p MainPID --value)
 apt-get install -y ./next.deb
 test "$(systemctl is-active etcdlite)" = active
 test "$(systemctl show etcdlite -p MainPID --value)" != "$before"
+test "$(systemctl show etcdlite@m2 -p MainPID --value)" != "$m2_before"
+test "$(etcdlite-ctl --endpoints 127.0.0.1:12379 get who --print-value-only)" = m2
 test "$(value greeting)" = hello
 grep '^log-level = "debug"' /etc/etcdlite.toml
 systemd-analyze security etcdlite | tail -1
-systemd-analyze verify /lib/systemd/system/etcdlite*.service /lib/systemd/system/etcdlite*.timer
+systemd-analyze verify --man=no /lib/systemd/system/etcdlite*.service /lib/systemd/system/etcdlite*.timer
 
 # Remove keeps data and configuration; purge keeps data and says so.
+pgrep_etcdlite
 apt-get remove -y etcdlite
+if pgrep_etcdlite; then exit 1; fi
 test -d /var/lib/etcdlite/default.etcdlite
 test -e /etc/etcdlite.toml
 apt-get purge -y etcdlite > purged
