@@ -31,6 +31,9 @@ UMASK = 0o077
 
 _OTHERS = 0o077
 
+MAX_CA_BYTES = 1 << 20
+"""Of a file of CAs; the same as in `credentials.py`."""
+
 
 def protect_process() -> None:
     """Let other users read no new file, and nobody the memory."""
@@ -89,6 +92,28 @@ def warn_of_open_peer_port(settings: Config) -> None:
         "peer-client-cert-auth with https URLs",
         **{"listen-peer-urls": ",".join(urls)},
     )
+
+
+def warn_of_shared_ca(settings: Config) -> None:
+    """Log that a client's certificate is accepted from a member, if one CA is trusted for both."""
+    if not any(map(is_secure, settings.listen_peer_urls)):
+        return
+    paths = settings.trusted_ca_file, settings.peer_trusted_ca_file
+    is_narrowed = settings.peer_cert_allowed_cn or settings.peer_cert_allowed_hostname
+    contents = set()
+    for path in filter(None, paths):
+        try:
+            with open(path, "rb") as file:
+                contents.add(file.read(MAX_CA_BYTES))
+        except OSError:
+            return  # `Channels` says what is wrong with it.
+    if all(paths) and len(contents) == 1 and not is_narrowed:
+        log.warn(
+            "members and clients have the same CA: who has a client's certificate, and can use the "
+            "address of a member, can be that member. Make another CA for the members, or list the "
+            "names in their certificates as peer-cert-allowed-cn",
+            **{"peer-trusted-ca-file": settings.peer_trusted_ca_file},
+        )
 
 
 def _below(top: str) -> list[str]:

@@ -67,7 +67,7 @@ class Field(NamedTuple):
     json_name: str
 
 
-SECRETS = frozenset({"password", "hashedPassword", "token"})
+SECRETS = frozenset({"password", "hashedPassword", "token", "seed"})
 """Fields that `repr` does not show: it ends up in logs and on terminals."""
 
 M = TypeVar("M", bound="Message")

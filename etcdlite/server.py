@@ -136,6 +136,7 @@ class Server:
         settings = self.settings = _fit_disk(settings, disk)
         self._channels = Channels(settings)
         hardening.warn_of_open_peer_port(settings)
+        hardening.warn_of_shared_ca(settings)
         keys.check(disk, settings.data_dir, settings.wal_dir, keyring)
         if keyring is not None:
             keys.warn_of_plain_files(disk, settings.data_dir, settings.wal_dir)

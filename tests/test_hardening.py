@@ -150,6 +150,38 @@ def test_a_port_for_members_that_is_open_to_strangers_is_told_of(
     assert len(lines) == bool(text) and (not text or text in lines[0]), lines
 
 
+def test_the_log_says_that_clients_have_the_ca_of_members(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "same", "other"):
+        (tmp_path / name).write_text("other" if name == "other" else "one")
+
+    def warns(peer_ca: str, *flags: str) -> bool:
+        files = (f"--peer-{kind}-file={tmp_path / 'one'}" for kind in ("cert", "key"))
+        own = (f"--{kind}-file={tmp_path / 'one'}" for kind in ("cert", "key", "trusted-ca"))
+        url = "https://127.0.0.1:2380"
+        hardening.warn_of_shared_ca(
+            config.load(
+                [
+                    f"--peer-trusted-ca-file={tmp_path / peer_ca}",
+                    f"--listen-peer-urls={url}",
+                    f"--initial-advertise-peer-urls={url}",
+                    f"--initial-cluster=default={url}",
+                    *files,
+                    *own,
+                    *flags,
+                ],
+                {},
+            )
+        )
+        return "have the same CA" in capfd.readouterr().err
+
+    assert warns("one") and warns("same")
+    assert not warns("other")
+    assert not warns("none"), "a missing file is for others to report"
+    assert not warns("one", "--peer-cert-allowed-cn=a,b")
+
+
 def test_messages_do_not_show_their_secrets() -> None:
     for message in (
         proto.AuthenticateRequest(name="alice", password="hunter2"),
@@ -164,6 +196,6 @@ def test_messages_do_not_show_their_secrets() -> None:
 
 
 def _is_secret(name: str) -> bool:
-    return any(word in name.lower() for word in ("password", "token", "secret")) and name not in (
-        "no_password",
-    )
+    return any(
+        word in name.lower() for word in ("password", "token", "secret", "seed")
+    ) and name not in ("no_password",)

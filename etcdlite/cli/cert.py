@@ -79,6 +79,9 @@ def peer(session: Session) -> None:
     _print(
         session,
         *_settings(settings),
+        "Certificates of clients that this CA signs are accepted from members, too. So make them "
+        "with another CA (cert init --dir), or list the names of all members as "
+        "peer-cert-allowed-cn.",
         "Write https:// in listen-peer-urls, initial-advertise-peer-urls and initial-cluster.",
     )
 
