@@ -16,6 +16,7 @@ from etcdlite.errors import error
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.ranges import AnswerTooLarge
 from etcdlite.replica import alarms
+from etcdlite.replica import reads as reading
 from etcdlite.replica import writes as writing
 from etcdlite.storage.data import OFFSET_MASK, DataDamaged, segment_name
 from etcdlite.storage.index import HEAD, PAST
@@ -134,6 +135,32 @@ def test_writes_beyond_the_limit_are_too_many_and_the_rest_is_done(
     again = [rig.send(PutRequest(key=b"%d" % n, value=bytes(1000))) for n in range(9)]
     rig.settle()
     assert not [i for i in again if isinstance(rig.answers[i], str)]
+
+
+def test_large_reads_that_wait_for_a_leader_hold_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = started(request_timeout_s=5.0)
+    monkeypatch.setattr(reading, "MAX_LARGE_BYTES", 10_500)
+    too_many = error("RequestTooManyRequests").text
+
+    def send() -> list[int]:
+        return [rig.send(RangeRequest(key=bytes(1000))) for _ in range(20)]
+
+    for is_confirmed in (True, False, True):
+        ids = send()
+        small = rig.send(RangeRequest(key=b"a"))
+        with monkeypatch.context() as patch:
+            if not is_confirmed:
+                patch.setattr(rig.member.raft, "read_index", lambda context: None)
+            rig.settle()
+            assert sum(rig.answers.get(each) == too_many for each in ids) == 10
+            if not is_confirmed:
+                rig.now += 5.1
+                rig.tick()
+        assert rig.answers[small] == (
+            rig.answers[ids[0]] if is_confirmed else error("Timeout").text
+        )
 
 
 def test_a_write_that_takes_too_long_is_answered_and_may_still_happen() -> None:

@@ -56,14 +56,21 @@ from etcdlite.storage.steps import join_steps
 READ_RETRY_S = 0.5
 """A round that is not confirmed after this time is followed by another for the same reads."""
 
+LARGE_BYTES = 512
+MAX_LARGE_BYTES = 64 << 20
+"""Reads with more than `LARGE_BYTES` may have this many together while they wait for a round. The
+others are bounded by their number, like all open requests of a connection."""
+
 
 class Group:
     """The reads that waited when a round began."""
 
-    __slots__ = ("asked_at", "reads", "since")
+    __slots__ = ("asked_at", "large_bytes", "reads", "since")
 
-    def __init__(self, since: float, reads: list[Waiter]) -> None:
+    def __init__(self, since: float, reads: list[Waiter], large_bytes: int) -> None:
         self.since = since
+        self.large_bytes = large_bytes
+        """The size of those with more than `LARGE_BYTES`."""
         self.asked_at = since
         """When the latest round for them began."""
         self.reads = reads
@@ -126,6 +133,10 @@ class Reads:
         """Answers that are being sent while they are read."""
         self.new: list[Waiter] = []
         """Reads for the next round."""
+        self._new_large_bytes = 0
+        """The size of those with more than `LARGE_BYTES`."""
+        self._large_bytes = 0
+        """The same of all that wait for a round."""
         self.ready: deque[tuple[int, list[Waiter], float]] = deque()
         """(index, reads, since): reads that may be answered once this index is applied, and since
         when they wait; 0 for just now."""
@@ -173,11 +184,20 @@ class Reads:
 
     # Accepting reads.
 
-    def read(self, session: Session, request_id: int, method: int, request: Any) -> None:
-        """Answer a read once it is linearizable."""
+    def read(
+        self, session: Session, request_id: int, method: int, request: Any, size_bytes: int = 0
+    ) -> None:
+        """Answer a read once it is linearizable. `size_bytes`: of the request, if that may be
+        large."""
         if self._state.identity.member_id in self._raft.learners:
             session.fail(request_id, method, error("NotSupportedForLearner"))
             return
+        if size_bytes > LARGE_BYTES:
+            if self._large_bytes + size_bytes > MAX_LARGE_BYTES:
+                session.fail(request_id, method, error("RequestTooManyRequests"))
+                return
+            self._large_bytes += size_bytes
+            self._new_large_bytes += size_bytes
         self.new.append((session, request_id, method, request))
 
     def read_now(
@@ -190,8 +210,8 @@ class Reads:
 
     def begin_round(self) -> None:
         """Begin a round for the new reads."""
-        group = Group(self._state.clock(), self.new)
-        self.new = []
+        group = Group(self._state.clock(), self.new, self._new_large_bytes)
+        self.new, self._new_large_bytes = [], 0
         self._waiting.append(group)
         self._begin_round([group])
 
@@ -219,8 +239,14 @@ class Reads:
         for group in self._rounds.pop(context, ()):
             if group.reads:
                 self.ready.append((index, group.reads, group.since))
-                group.reads = []
+                self._empty(group)
         self._drop_empty()
+
+    def _empty(self, group: Group) -> None:
+        """The reads of a group do not wait any more."""
+        group.reads = []
+        self._large_bytes -= group.large_bytes
+        group.large_bytes = 0
 
     def _drop_empty(self) -> None:
         waiting = self._waiting
@@ -235,7 +261,7 @@ class Reads:
             self._state.metrics.read_rounds_failed += 1
             self._state.metrics.slow_read_rounds += 1
             fail_all(group.reads, error("Timeout"))
-            group.reads = []
+            self._empty(group)
             self._drop_empty()
         if self._rounds:
             self._rounds = {c: g for c, g in self._rounds.items() if any(x.reads for x in g)}

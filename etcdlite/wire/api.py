@@ -68,7 +68,7 @@ def _range(
             raise behind_error()
         member.reads.read_now(session, request_id, method, request)
     else:
-        member.reads.read(session, request_id, method, request)
+        member.reads.read(session, request_id, method, request, len(frame))
 
 
 def _delete_range(
@@ -89,7 +89,7 @@ def _txn(
     elif txn.is_serializable(request):
         _read_now(member, session, request_id, method, request, frame)
     else:
-        member.reads.read(session, request_id, method, request)
+        member.reads.read(session, request_id, method, request, len(frame))
 
 
 def _propose(
@@ -102,7 +102,7 @@ def _propose(
 def _read(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
-    member.reads.read(session, request_id, method, request)
+    member.reads.read(session, request_id, method, request, len(frame))
 
 
 def _read_now(

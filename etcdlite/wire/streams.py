@@ -257,7 +257,7 @@ class RangeStreamCall(Call):
                 raise behind_error()
             self.member.reads.read_now(self, self.request_id, RANGE, first)
         else:
-            self.member.reads.read(self, self.request_id, RANGE, first)
+            self.member.reads.read(self, self.request_id, RANGE, first, len(body))
 
     def awaits(self, request_id: int) -> bool:
         return not self._is_closed
