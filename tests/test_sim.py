@@ -23,6 +23,9 @@ QUICK = (
     "snapshot is not marked in the log",
     "log is released too early",
     "watch does not start at its revision",
+    "permissions that touch do not count together",
+    "a lease is revoked whoever owns its keys",
+    "users of a snapshot are not taken",
 )
 """Mutations that are found within seconds."""
 
