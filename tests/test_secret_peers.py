@@ -114,7 +114,7 @@ OPENING = InitiatorChannel((ONE,), CLIENT).output()
 @pytest.mark.parametrize(
     ("first", "wants_secret", "found"),
     [
-        (OPENING, True, "secret"),
+        pytest.param(OPENING, True, "secret", id="opening"),
         (OPENING[:1], True, "secret"),
         (HANDSHAKE.pack(MAGIC, 1, 1), False, "native"),
         (b"PRI * HTTP/2.0", True, "grpc"),
@@ -143,7 +143,15 @@ def test_a_port_for_http_alone_takes_no_channel() -> None:
     assert opened(OPENING, True, only_http=True).is_aborted
 
 
-@pytest.mark.parametrize("inner", [b"PRI * HTTP/2.0", b"GET / HTTP/1.1\r\n", OPENING, b"\x16\x03"])
+@pytest.mark.parametrize(
+    "inner",
+    [
+        b"PRI * HTTP/2.0",
+        b"GET / HTTP/1.1\r\n",
+        pytest.param(OPENING, id="opening"),
+        b"\x16\x03",
+    ],
+)
 def test_the_channel_contains_the_native_protocol_alone(inner: bytes) -> None:
     session = opened(OPENING, True)
     assert session.enter_channel() == OPENING
