@@ -8,7 +8,7 @@ from typing import Any
 
 from etcdlite.errors import EtcdError, error
 from etcdlite.options import Options
-from etcdlite.replica.questions import Questions
+from etcdlite.replica.questions import MAX_HELD_BYTES, Questions
 
 
 class Asked:
@@ -32,8 +32,8 @@ class Asked:
         self.waiting.append(done)
         return True
 
-    def ask(self) -> None:
-        self.questions.ask(0x20, b"", self.answers.append)
+    def ask(self, body: bytes = b"") -> None:
+        self.questions.ask(0x20, body, self.answers.append)
 
 
 def test_a_question_that_is_sent_from_member_to_member_ends_with_its_time() -> None:
@@ -61,6 +61,23 @@ def test_the_question_that_has_waited_longest_fails_first() -> None:
     assert len(asked.answers) == 1
     asked.questions.tick(9.5)
     assert len(asked.answers) == 2
+
+
+def test_questions_that_wait_for_a_leader_hold_little_memory() -> None:
+    asked = Asked()
+    asked.raft.leader = 0
+    for now in (1.0, 7.0):  # The second time, those of the first time have ended.
+        asked.now = now
+        asked.questions.tick(now)
+        asked.answers.clear()
+        for _ in range(20):
+            asked.ask(bytes(1 << 20))
+        assert [answer.name for answer in asked.answers] == ["RequestTooManyRequests"] * 4
+    asked.raft.leader = 2
+    asked.questions.retry(lambda node: True)
+    asked.raft.leader = 0
+    asked.ask(bytes(MAX_HELD_BYTES))
+    assert len(asked.answers) == 4
 
 
 def test_a_member_that_leads_now_answers_itself() -> None:

@@ -12,7 +12,9 @@ from etcdlite.raft import Raft
 from etcdlite.request import Done
 
 MAX_HELD = 10_000
-"""Questions that wait for a leader. A further one is answered "too many requests"."""
+MAX_HELD_BYTES = 16 << 20
+"""Questions that wait for a leader, and their size. A further one is answered "too many
+requests"."""
 
 
 class Questions:
@@ -38,6 +40,7 @@ class Questions:
         self._request_timeout_s = options.request_timeout_s
         self._held: list[tuple[float, int, int, bytes, Done]] = []
         """A heap of those that wait for a leader: (deadline, number, method, body, done)."""
+        self._held_bytes = 0
         self._number = 0
 
     def ask(self, method: int, body: bytes, done: Done) -> None:
@@ -55,12 +58,13 @@ class Questions:
         leader = self._raft.leader
         if leader and leader != self._own_id and self._ask(leader, method, body, answered):
             return
-        if len(self._held) < MAX_HELD:
-            self._hold(deadline, method, body, done)
-        else:
-            done(error("RequestTooManyRequests"))
+        self._hold(deadline, method, body, done)
 
     def _hold(self, deadline: float, method: int, body: bytes, done: Done) -> None:
+        if len(self._held) >= MAX_HELD or self._held_bytes + len(body) > MAX_HELD_BYTES:
+            done(error("RequestTooManyRequests"))
+            return
+        self._held_bytes += len(body)
         self._number += 1
         heapq.heappush(self._held, (deadline, self._number, method, body, done))
 
@@ -71,18 +75,19 @@ class Questions:
             return
         if leader == self._own_id:
             # This member can answer its own questions now.
-            held, self._held = self._held, []
+            held, self._held, self._held_bytes = self._held, [], 0
             for _, _, _, _, done in sorted(held, key=_age):
                 done(error("LeaderChanged"))
         elif is_open(leader):
-            held, self._held = self._held, []
+            held, self._held, self._held_bytes = self._held, [], 0
             for deadline, _, method, body, done in sorted(held, key=_age):
                 self._ask_until(deadline, method, body, done)
 
     def tick(self, now: float) -> None:
         """Fail the questions that have waited too long for a leader."""
         while self._held and self._held[0][0] <= now:
-            _, _, _, _, done = heapq.heappop(self._held)
+            _, _, _, body, done = heapq.heappop(self._held)
+            self._held_bytes -= len(body)
             done(self._timeout_error(now - self._request_timeout_s))
 
 
