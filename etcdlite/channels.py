@@ -166,9 +166,14 @@ def check(settings: Config) -> list[str]:
             from etcdlite import credentials
 
             try:
-                credentials.Credentials(_tls_settings(settings, prefix), _protocols(prefix))
+                found = credentials.Credentials(_tls_settings(settings, prefix), _protocols(prefix))
             except credentials.CredentialsError as failure:
                 problems.append(str(failure))
+                continue
+            now = time.time()
+            for path, ends_at in found.expiries.items():
+                if ends_at <= now:
+                    log.warn("a certificate has expired: renew it", file=path)
     return problems
 
 

@@ -183,7 +183,7 @@ def begin(disk: Disk, data_dir: str, wal_dir: str) -> str:
     """Make the empty directory in which a new member is prepared, and return its path. `finish`
     publishes it. Raises StartError if the data directory already holds a member."""
     if exists(disk, data_dir):
-        raise StartError(f"data directory {data_dir} already holds a member")
+        raise StartError(f"data directory {data_dir} already holds a member; name another one")
     if wal_dir and WAL.exists(disk, wal_dir):
         raise StartError(
             f"wal directory {wal_dir} holds the log of a member, but data directory {data_dir} "

@@ -25,12 +25,14 @@ def read(path: str, max_bytes: int) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as failure:
         why = getattr(failure, "strerror", None) or str(failure)
-        raise PrivateFileError(f"cannot read {path}: {why}") from failure
+        raise PrivateFileError(
+            f"cannot read {path}: {why}; correct the path or the permissions"
+        ) from failure
     try:
         found = os.fstat(fd)
         mode = stat.S_IMODE(found.st_mode)
         if not stat.S_ISREG(found.st_mode):
-            raise PrivateFileError(f"{path} is not a regular file")
+            raise PrivateFileError(f"{path} is not a regular file; name a file")
         if mode & (0o077 if found.st_uid == os.getuid() else 0o007):
             raise PrivateFileError(
                 f"{path} may be read or changed by other users (its mode is {mode:04o}); "

@@ -124,7 +124,10 @@ class SecretFile:
         """A file with which this one must have no secret in common."""
         self._setting = setting
         self._version = self._look()
-        self._secrets = read(path)
+        try:
+            self._secrets = read(path)
+        except SecretError as failure:
+            raise SecretError(f"{setting}: {failure}") from failure
         self._checked_at = 0.0
 
     def secrets(self, now_s: float) -> Secrets:

@@ -281,12 +281,7 @@ class Server:
             )
         self.listeners.accept(CLIENTS, HTTP)
         addresses = [format_address(host, port) for host, port in self.listeners.addresses]
-        if is_secure(self.settings.listen_client_urls[0]):
-            command = f"etcdlite-ctl --endpoints https://{addresses[0]} --cacert CA-FILE"
-        elif addresses[0] == "127.0.0.1:2379":
-            command = "etcdlite-ctl"
-        else:
-            command = f"etcdlite-ctl --endpoints {addresses[0]}"
+        command = first_command(self.settings, addresses[0])
         is_new = member.state.store.revision == 1 and len(member.state.membership.members) == 1
         log.info(
             f"serving client traffic on {', '.join(addresses)}"
@@ -593,6 +588,23 @@ def _without_peer_port(urls: Sequence[str], member_id: int) -> str:
         f"it does not listen at {', '.join(urls)}, which was in use when it started. Restart it "
         "with a --listen-peer-urls of its own"
     )
+
+
+def first_command(settings: config.Config, address: str) -> str:
+    """etcdlite-ctl with the options that reach the first client URL, which listens on `address`."""
+    for wildcard, loopback in (("0.0.0.0:", "127.0.0.1:"), ("[::]:", "[::1]:")):
+        if address.startswith(wildcard):
+            address = loopback + address.removeprefix(wildcard)
+    command = "etcdlite-ctl"
+    if is_secure(settings.listen_client_urls[0]):
+        command += f" --endpoints https://{address} --cacert CA-FILE"
+        if settings.client_cert_auth or settings.trusted_ca_file:
+            command += " --cert FILE --key FILE"
+    elif address != "127.0.0.1:2379":
+        command += f" --endpoints {address}"
+    if settings.client_secret_file:
+        command += f" --secret-file {settings.client_secret_file}"
+    return command
 
 
 def _check_peer_port(member: Member, settings: config.Config) -> None:

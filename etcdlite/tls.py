@@ -317,7 +317,7 @@ class TLSChannel(Channel):
 
 # Errors.
 
-_UNKNOWN_CA = "no CA in {trusted} signed its certificate: give it one of that CA, or add its CA"
+_UNKNOWN_CA = "no CA in {trusted} signed its certificate: give it one of such a CA, or add its CA"
 
 _VERIFY = {
     2: _UNKNOWN_CA,
@@ -355,8 +355,9 @@ _REASONS = {
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _OWN + ": its log tells why",
     "TLSV1_ALERT_ACCESS_DENIED": _OWN + ": its log tells why",
     "TLSV1_ALERT_DECRYPT_ERROR": "the other side cannot verify this side's signature ({own})",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": "both sides have no cipher in common, the other side wants a "
-    "certificate, or it is not a TLS port",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the other side refuses the handshake: it is not a TLS port "
+    "(then its URL begins with http://), it wants a certificate, or both sides have no cipher in "
+    "common",
     "NO_SHARED_CIPHER": "both sides have no cipher in common: see cipher-suites; an ECDSA key "
     "needs ECDSA suites, an RSA key RSA ones",
     "UNSUPPORTED_PROTOCOL": "it only speaks versions of TLS that are not allowed here: see "

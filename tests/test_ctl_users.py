@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +115,8 @@ _MASKS = [
     (r'"(ClusterID|MemberID|RaftTerm)" : \d+', r'"\1" : N'),
     (r"127\.0\.0\.1:\d+", "ENDPOINT"),
     (r"took = [\d.]+\S+", "took"),
-    (r" \(endpoint ENDPOINT\)", ""),
+    # The endpoint, and what to do next: etcdctl says neither.
+    (r" \(endpoint ENDPOINT(; [^)]*)?\)", ""),
 ]
 
 
@@ -280,3 +283,28 @@ def test_a_lock_and_an_observed_election_work_for_a_user(guarded: ServerProcess)
     assert ended.status == 0, ended.stderr
     ended = run_ctl("--endpoints", guarded.endpoint, "--user", "alice:pw", "lock", "b", "true")
     assert ended.status != 0 and "permission denied" in ended.stderr
+
+
+def test_errors_about_authentication_say_what_to_do(server: ServerFactory) -> None:
+    run = ctl_of(server().endpoint)
+    assert "etcdlite-ctl user add root" in run("auth", "enable").stderr
+    assert run("user", "add", "root:pw").status == 0
+    assert run("auth", "enable").status == 0
+    for command in ("get a", "watch a", "snapshot save no.db"):
+        refused = run(*command.split()).stderr
+        assert "etcdserver: user name is empty" in refused
+        assert "--user" in refused
+
+
+def test_a_password_without_a_terminal_is_refused_in_one_line(server: ServerFactory) -> None:
+    command = [sys.executable, "-m", "etcdlite.ctl", "--endpoints", server().endpoint]
+    ended = subprocess.run(
+        [*command, "--user", "ann", "get", "a"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert ended.returncode == 128
+    assert ended.stderr.count("\n") == 1
+    assert "there is no terminal. Set ETCDLITE_CTL_PASSWORD" in ended.stderr

@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace as Namespace
 from zlib import crc32
 
 import pytest
@@ -183,6 +184,22 @@ def test_the_log_of_a_start_has_etcds_lines_and_a_command_to_try(server):
     running.wait_for_log("ready to serve client requests")
     line = running.logged("serving client traffic on")
     assert f"etcdlite-ctl --endpoints {running.endpoint} put greeting hello" in line
+
+
+def test_the_command_to_try_reaches_a_server_that_listens_on_every_address():
+    settings = Namespace(
+        listen_client_urls=("https://0.0.0.0:2379",),
+        client_cert_auth=True,
+        trusted_ca_file="ca.pem",
+        client_secret_file="",
+    )
+    command = server_module.first_command(settings, "0.0.0.0:2379")
+    assert command == (
+        "etcdlite-ctl --endpoints https://127.0.0.1:2379 --cacert CA-FILE --cert FILE --key FILE"
+    )
+    settings = Namespace(listen_client_urls=("http://[::]:1",), client_secret_file="s")
+    command = server_module.first_command(settings, "[::]:1")
+    assert command == "etcdlite-ctl --endpoints [::1]:1 --secret-file s"
 
 
 def test_a_restart_keeps_the_identities_of_member_and_cluster(server, tmp_path):

@@ -611,6 +611,11 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         secret_file.read(str(tmp_path / "pipe"))
 
 
+def test_a_file_that_cannot_be_used_is_named_with_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(SecretError, match=r"^peer-secret-file: cannot read .*none: .*; correct"):
+        SecretFile(str(tmp_path / "none"), "peer-secret-file")
+
+
 def test_a_secret_is_not_shown() -> None:
     shown = f"{ONE!r} {ONE} {(ONE, TWO)} {secret_file.ids((ONE, TWO))}"
     for hidden in (repr(ONE.key), ONE.key.hex(), b64encode(ONE.key).decode()):

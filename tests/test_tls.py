@@ -327,6 +327,19 @@ def test_clients_without_a_good_certificate_are_refused(lab: Lab, mutual: Server
         mutual.wait_for_log(expected)
 
 
+def test_a_check_of_the_configuration_warns_of_an_expired_certificate(lab: Lab) -> None:
+    old = lab.ca.issue("long-ago", days=(-10, -1))
+    command = [sys.executable, "-m", "etcdlite", "--check-config"]
+    flags = ["--listen-client-urls=https://127.0.0.1:0", f"--cert-file={old.cert}"]
+    flags.append("--advertise-client-urls=https://127.0.0.1:2379")
+    ended = subprocess.run(
+        [*command, *flags, f"--key-file={old.key}"], capture_output=True, text=True
+    )
+    assert ended.returncode == 0
+    assert "a certificate has expired: renew it" in ended.stderr + ended.stdout
+    assert old.cert in ended.stderr + ended.stdout
+
+
 def test_a_server_that_does_not_start_says_which_file(lab: Lab, tmp_path: Path) -> None:
     other = lab.ca.issue("other-key")
     secret = Path(other.key).read_text().splitlines()[1]

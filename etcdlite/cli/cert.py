@@ -189,7 +189,7 @@ def _make(
     return ends_s
 
 
-_COST = {"ca": ", and all certificates of the old CA are worth nothing then"}
+_COST = {"ca": ", and the certificates of the old CA stop working"}
 
 
 def _authority_end_s(authority: Pair, now_s: int) -> int:

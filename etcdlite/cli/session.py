@@ -15,6 +15,7 @@ from typing import Any
 from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
 from etcdlite.cli.output import Printer
 from etcdlite.client import Client, EtcdliteError, Timeout
+from etcdlite.errors import ERRORS
 from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.notation import parse_int, parse_unsigned
 
@@ -25,6 +26,12 @@ WHY_TIMEOUT_S = 1.0
 
 WARN_DAYS = 30
 """A certificate that ends sooner is worth a warning."""
+
+_ADVICE = {
+    "UserEmpty": "; authentication is enabled: name a user with --user",
+    "RootUserNotExist": "; make it first: etcdlite-ctl user add root",
+}
+"""What to do next, by the name of the server's error."""
 
 NO_ANSWER_TEXTS = ("etcdserver: request timed out", "etcdserver: no leader")
 
@@ -209,12 +216,19 @@ def ask_password(prompt: str) -> str:
     """What is typed on the terminal, without echo. Raises BadArguments."""
     import getpass
 
-    if not sys.stdin.isatty() and not os.path.exists("/dev/tty"):
-        raise BadArguments("failed to ask password: there is no terminal")
+    if not sys.stdin.isatty():
+        # The file exists also where the process has no terminal.
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+        except OSError:
+            raise BadArguments(
+                "failed to ask password: there is no terminal. Set ETCDLITE_CTL_PASSWORD, or for "
+                "the password of a new user give --interactive=false and write it to standard input"
+            ) from None
     try:
         return getpass.getpass(prompt)
     except (EOFError, OSError) as error:
-        raise BadArguments(f"failed to ask password: {error or 'nothing was typed'}") from None
+        raise BadArguments(f"failed to ask password: {str(error) or 'nothing was typed'}") from None
 
 
 def dialled(endpoint: str) -> str:
@@ -224,11 +238,16 @@ def dialled(endpoint: str) -> str:
 
 
 def describe(error: EtcdliteError, endpoint: str = "") -> str:
-    """The error in one line that names the endpoint."""
+    """The error in one line that names the endpoint and, where that helps, what to do next."""
     endpoint = error.endpoint or endpoint
     if not endpoint or endpoint in error.text:
         return error.text
-    return f"{error.text} (endpoint {endpoint})"
+    return f"{error.text} (endpoint {endpoint}{advice(error.text)})"
+
+
+def advice(text: str) -> str:
+    """What to do about an error of the server; empty if its text says enough."""
+    return next((what for name, what in _ADVICE.items() if text.endswith(ERRORS[name][1])), "")
 
 
 def cause(error: EtcdliteError) -> str:

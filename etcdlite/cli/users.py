@@ -176,7 +176,7 @@ def role_revoke_permission(session: Session) -> None:
     session.show("role_revoke_permission", response, name, arguments[1], end)
 
 
-# Whether they count.
+# Authentication.
 
 
 def auth_enable(session: Session) -> None:
@@ -195,12 +195,14 @@ def _enable(session: Session) -> None:
     session.ask("Auth.AuthEnable")
     if not session.flags["user"]:
         return
-    # The user given is the one who will go on: say at once if the door is locked.
+    # The commands after this one need a login: report at once that it fails.
     try:
         with session.client_for(session.endpoints) as client:
             session.ask("Auth.AuthStatus", client)
     except EtcdliteError as error:
-        say(f"Warning: users count now, but {session.user} could not log in: {error.text}")
+        say(
+            f"Warning: authentication is enabled, but {session.user} could not log in: {error.text}"
+        )
 
 
 def _give_root_its_role(session: Session) -> None:

@@ -28,7 +28,7 @@ from etcdlite.cli.failures import (
 )
 from etcdlite.cli.flags import WATCH_FLAGS, parse_flags, variable
 from etcdlite.cli.requests import split_words
-from etcdlite.cli.session import Session, describe
+from etcdlite.cli.session import Session, advice, describe
 from etcdlite.client import EtcdliteError
 from etcdlite.client.operations import prefix_end
 from etcdlite.errors import ERRORS, UNAVAILABLE
@@ -172,7 +172,7 @@ class Watcher:
         if response.compact_revision:
             reason = ERRORS["Compacted"][1]
         endpoint = session.client().endpoint
-        text = f"watch is canceled by the server: {reason} (endpoint {endpoint})"
+        text = f"watch is canceled by the server: {reason} (endpoint {endpoint}{advice(reason)})"
         if not self._is_interactive:
             raise Failure(EXIT_INTERRUPTED, text)
         say(f"Error: {text}")

@@ -53,8 +53,8 @@ RECEIVE_BYTES = 256 * 1024
 """Read from a socket at once."""
 
 WANTS_SECRET = (
-    "the server wants a shared secret: that of its client-secret-file, or between members that of "
-    "peer-secret-file"
+    "the server wants a shared secret: name a copy of its client-secret-file as secret-file; "
+    "between members, set peer-secret-file"
 )
 """Why a connection without a channel fails where there must be one."""
 
@@ -320,7 +320,7 @@ class Connection:
             if greeting.startswith(frames.SECRET_MAGIC[: len(greeting)]):
                 self.failure = WANTS_SECRET
             elif greeting[:1] == b"\x15":  # An alert.
-                self.failure = "the server speaks TLS: use https://"
+                self.failure = "the server speaks TLS: use https://, and name its CA as cacert"
             elif bytes(greeting[3:4]) == b"\x04" or greeting.startswith(b"HTTP/"):
                 self.failure += ": it speaks gRPC or HTTP only, as etcd does"
             return b""

@@ -24,7 +24,7 @@ from etcdlite.channel import Channel, ChannelError
 from etcdlite.client.connection import Endpoint
 from etcdlite.tls import ALPN_NATIVE, Sources, TLSChannel
 
-SYSTEM = "the CAs of this system (name yours with cacert)"
+SYSTEM = "the list of this system (name yours with cacert)"
 
 
 MAX_FILE_BYTES = 4 << 20
