@@ -177,13 +177,15 @@ class Simulation:
     def _run(self, seconds: float) -> None:
         world = self.world
         rng = world.rng
+        if self.has_users:
+            # Before the members start: it sets how long their tokens live.
+            self.administrator = Administrator(world, self.oracle, self.load, self.clients)
         world.found(self.member_count, **self.options)
         self.nemesis = Nemesis(world, self.oracle, self.clients, self.options)
         self.nemesis.weights.update(self.extra_faults)
         self.nemesis.voter_crashes = self.voter_crashes or self.nemesis.voter_crashes
         self.nemesis.mean_pause_s = self.mean_pause_s or self.nemesis.mean_pause_s
-        if self.has_users:
-            self.administrator = Administrator(world, self.oracle, self.load, self.clients)
+        if self.administrator is not None:
             self.administrator.log_in(self.nemesis.admin, "root")
         for client in self.clients:
             client.start()
