@@ -382,6 +382,15 @@ class Credentials:
                     f"its certificate (serial number {serial:x}) is revoked by "
                     f"{settings.file_of('crl-file')}: give it a new one"
                 )
+        if address and settings.prefix and not settings.client_cert_file:
+            # A member has one certificate for both sides. If the CA signs certificates of clients,
+            # too, this tells them from it.
+            if not certificate.is_for_servers:
+                raise ChannelError(
+                    "its certificate is for clients only (extended key usage without serverAuth), "
+                    "and a member's is for both sides: use one of a member, or set "
+                    "peer-client-cert-file, if members have certificates for dialing alone"
+                )
         self._check_names(certificate)
         if address and settings.checks_addresses:
             self._check_address(certificate, address)

@@ -25,6 +25,9 @@ _CONTEXT_0, _CONTEXT_3 = 0xA0, 0xA3
 _DNS_NAME, _IP_ADDRESS = 0x82, 0x87
 _COMMON_NAME = b"\x55\x04\x03"
 _SUBJECT_ALT_NAME = b"\x55\x1d\x11"
+_EXTENDED_KEY_USAGE = b"\x55\x1d\x25"
+_ANY_USAGE = b"\x55\x1d\x25\x00"
+_SERVER_AUTH = b"\x2b\x06\x01\x05\x05\x07\x03\x01"
 _CHARSETS = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii", 0x14: "latin-1", 0x1E: "utf-16-be"}
 _TIME_FORMATS = {_UTC_TIME: "%y%m%d%H%M%SZ", _GENERAL_TIME: "%Y%m%d%H%M%SZ"}
 
@@ -43,6 +46,8 @@ class Certificate(NamedTuple):
     dns_names: tuple[str, ...]
     addresses: tuple[str, ...]
     """IP addresses in their usual form."""
+    is_for_servers: bool
+    """Its extended key usage allows serverAuth, or it has none."""
 
     def names(self, host: str) -> bool:
         """Whether `host`, a name or an IP address, is one of its alternative names. A * stands for
@@ -99,7 +104,9 @@ def parse_certificate(der: bytes) -> Certificate:
     if len(fields) < 6 or fields[0][0] != _INTEGER:
         raise ValueError("it is not a certificate")
     not_before, not_after = (_time(*value) for value in list(_values(fields[3][1]))[:2])
-    names = [name for tag, body in fields[6:] if tag == _CONTEXT_3 for name in _alternatives(body)]
+    extensions = next((body for tag, body in fields[6:] if tag == _CONTEXT_3), b"")
+    names = _extension(extensions, _SUBJECT_ALT_NAME)
+    usages = [usage for _, usage in _extension(extensions, _EXTENDED_KEY_USAGE)]
     return Certificate(
         int.from_bytes(fields[0][1], "big", signed=True),
         not_before,
@@ -111,6 +118,7 @@ def parse_certificate(der: bytes) -> Certificate:
             for tag, body in names
             if tag == _IP_ADDRESS and len(body) in (4, 16)
         ),
+        not usages or _SERVER_AUTH in usages or _ANY_USAGE in usages,
     )
 
 
@@ -180,12 +188,12 @@ def _common_name(name: bytes) -> str:
     return found
 
 
-def _alternatives(extensions: bytes) -> list[tuple[int, bytes]]:
-    """The (tag, content) of each name in the extension subjectAltName."""
+def _extension(extensions: bytes, kind: bytes) -> list[tuple[int, bytes]]:
+    """The (tag, content) of each item in the extension of this kind, which is a sequence."""
     for _, sequence in _values(extensions):
         for _, extension in _values(sequence):
             parts = list(_values(extension))
-            if len(parts) >= 2 and parts[0] == (_OID, _SUBJECT_ALT_NAME):
-                (_, names), *_ = _values(parts[-1][1])
-                return list(_values(names))
+            if len(parts) >= 2 and parts[0] == (_OID, kind):
+                (_, items), *_ = _values(parts[-1][1])
+                return list(_values(items))
     return []

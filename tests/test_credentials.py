@@ -145,6 +145,18 @@ def test_allowed_names(ca: Authority, both: Files) -> None:
         assert says.startswith(expected) if not expected else expected in says, says
 
 
+def test_the_certificate_of_a_client_is_no_members(ca: Authority, both: Files) -> None:
+    """Members and clients may have one CA."""
+    client = use(settings(ca.issue("eve", usages=("client",)), trusted_ca_file=ca.ca))
+    server = use(settings(both, trusted_ca_file=ca.ca))
+    assert "its certificate is for clients only" in connect(client, server)[1]
+    # Unless members have such certificates for dialing.
+    dialing = {"client_cert_file": both.cert, "client_key_file": both.key}
+    assert not connect(client, use(settings(both, trusted_ca_file=ca.ca, **dialing)))[1]
+    without = use(settings(ca.issue("plain", usages=()), trusted_ca_file=ca.ca))
+    assert not connect(without, server)[1]
+
+
 def test_allowed_names_hold_for_the_side_that_is_dialled_too(ca: Authority, both: Files) -> None:
     client = use(settings(both, trusted_ca_file=ca.ca, allowed_names=("alice",)))
     assert "is of both" in connect(client, use(settings(both)))[0]
