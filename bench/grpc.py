@@ -43,9 +43,11 @@ def h2load(
     requests: int,
     split: tuple[int, int],
     folder: str,
+    token: str = "",
 ) -> list[int]:
     """Latencies of all requests in microseconds, sorted, and how long it all took, in microseconds,
-    as the last item. Raises SystemExit on any failed request. `content`: what each one sends."""
+    as the last item. Raises SystemExit on any failed request. `content`: what each one sends.
+    `token` says for which user."""
     body_path, log_path = os.path.join(folder, "body"), os.path.join(folder, "latencies")
     with open(body_path, "wb") as file:
         file.write(content)
@@ -63,6 +65,7 @@ def h2load(
             "--npn-list=h2",  # Over TLS it offers HTTP/1.1, too.
             "--header=te: trailers",
             "--header=content-type: application/grpc",
+            *([f"--header=token: {token}"] if token else []),
             f"{server.scheme}://127.0.0.1:{server.port}{methods.METHOD_BY_NAME[method_name].grpc_path}",
         ],
         capture_output=True,
