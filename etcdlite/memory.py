@@ -20,17 +20,43 @@ MIN_LIMIT_BYTES = 64 << 20
 SMALL_BYTES = 64 << 10
 """Connections that hold less than this are not closed for the others."""
 
-_CGROUP_LIMITS = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
+_CGROUPS = "/sys/fs/cgroup"
 
 
-def total_bytes(cgroup_limits: Iterable[str] = _CGROUP_LIMITS) -> int:
-    """The memory that this process may use: the machine's, or that of its control group (v2, v1) if
-    that is less."""
+def cgroup_limits(groups: str, top: str = _CGROUPS) -> list[str]:
+    """The files that limit the memory of a process, of its control group and of all above it (v2,
+    v1). `groups` is the content of its /proc/PID/cgroup."""
+    found = []
+    for line in groups.splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if not path:
+            continue
+        if not controllers:
+            folder, name = top, "memory.max"
+        elif "memory" in controllers.split(","):
+            folder, name = f"{top}/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        found.append(f"{folder}/{name}")
+        for part in filter(None, path.split("/")):
+            folder += f"/{part}"
+            found.append(f"{folder}/{name}")
+    return found
+
+
+def _own_limits() -> list[str]:
+    try:
+        with open("/proc/self/cgroup") as file:
+            return cgroup_limits(file.read())
+    except OSError:
+        return []
+
+
+def total_bytes(limits: Iterable[str] | None = None) -> int:
+    """The memory that this process may use: the machine's, or that of its control groups if that is
+    less. `limits` are the files that say so."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for path in cgroup_limits:
+    for path in _own_limits() if limits is None else limits:
         try:
             with open(path) as file:
                 text = file.read().strip()

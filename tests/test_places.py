@@ -100,6 +100,22 @@ def test_those_that_hold_little_stay() -> None:
     assert not budget.excess(clients, [])
 
 
+def test_the_limits_are_those_of_the_own_control_group_and_of_all_above_it() -> None:
+    v2 = memory.cgroup_limits("0::/system.slice/etcdlite.service\n", "/cg")
+    assert v2 == [
+        "/cg/memory.max",
+        "/cg/system.slice/memory.max",
+        "/cg/system.slice/etcdlite.service/memory.max",
+    ]
+    v1 = memory.cgroup_limits("5:cpu,cpuacct:/a\n4:memory:/box\n0::/\n", "/cg")
+    assert v1 == [
+        "/cg/memory/memory.limit_in_bytes",
+        "/cg/memory/box/memory.limit_in_bytes",
+        "/cg/memory.max",
+    ]
+    assert memory.cgroup_limits("junk") == memory.cgroup_limits("") == []
+
+
 def test_the_memory_of_the_control_group_counts(tmp_path: Path) -> None:
     whole = memory.total_bytes([str(tmp_path / "missing")])
     (tmp_path / "unlimited").write_text("max\n")
