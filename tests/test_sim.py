@@ -56,7 +56,7 @@ def test_a_fresh_seed_finds_nothing() -> None:
 )
 def test_members_with_a_shared_secret_are_a_cluster_like_any_other(seed: int) -> None:
     """With all faults, and bits that flip in the ciphertext."""
-    simulation = prepare(Mutation("", _nothing, {"flip_bits": 50.0}, mean_pause_s=0.5), seed)
+    simulation = prepare(Mutation("", _nothing, {"flip_bits": 100.0}, mean_pause_s=0.5), seed)
     simulation.world.secret = (Secret(bytes(range(100, 132))),)
     try:
         simulation.run(0.2)

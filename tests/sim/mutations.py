@@ -206,11 +206,13 @@ def _read_without_a_quorum(patch: Patch) -> None:
 def _follower_reads_without_asking(patch: Patch) -> None:
     read = reading.Reads.read
 
-    def local(self: Any, session: Any, request_id: int, method: int, request: Any) -> None:
+    def local(
+        self: Any, session: Any, request_id: int, method: int, request: Any, *more: Any
+    ) -> None:
         if method == RANGE:
             self.read_now(session, request_id, method, request)
         else:
-            read(self, session, request_id, method, request)
+            read(self, session, request_id, method, request, *more)
 
     patch.set(reading.Reads, "read", local)
 
