@@ -129,15 +129,28 @@ class Authority:
             .not_valid_before(now + datetime.timedelta(days=days[0]))
             .not_valid_after(now + datetime.timedelta(days=days[1]))
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+            # From Python 3.13 on, clients verify strictly (VERIFY_X509_STRICT) and want these.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()),
+                critical=False,
+            )
         )
+        if is_ca:
+            usage = x509.KeyUsage(
+                digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False,
+                key_encipherment=False, data_encipherment=False, key_agreement=False,
+                encipher_only=False, decipher_only=False,
+            )  # fmt: skip
+            builder = builder.add_extension(usage, critical=True)
         if hosts:
             names = [_general_name(host) for host in hosts]
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         purposes = {"server": ExtendedKeyUsageOID.SERVER_AUTH,
                     "client": ExtendedKeyUsageOID.CLIENT_AUTH}  # fmt: skip
         if usages:
-            usage = x509.ExtendedKeyUsage([purposes[one] for one in usages])
-            builder = builder.add_extension(usage, critical=False)
+            purpose = x509.ExtendedKeyUsage([purposes[one] for one in usages])
+            builder = builder.add_extension(purpose, critical=False)
         return builder.sign(issuer.key, hashes.SHA256())
 
     def _write(self, file: str, data: bytes) -> str:
