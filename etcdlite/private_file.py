@@ -7,11 +7,20 @@ file of another owner (root's in a container, for example) are that owner's choi
 
 from __future__ import annotations
 
+import binascii
 import os
 import stat
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
 from contextlib import suppress
 
 MODE = 0o600
+
+SECRET_BYTES = 32
+"""Of each secret in a file of secrets."""
+
+MIN_DISTINCT_BYTES = 12
+"""Fewer different bytes are not random: that happens to one of 10**25 random secrets."""
 
 
 class PrivateFileError(Exception):
@@ -44,6 +53,32 @@ def read(path: str, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise PrivateFileError(f"{path} has more than {max_bytes} bytes; name another file")
     return data
+
+
+def secrets(content: bytes, prefix: str, what: str) -> Iterator[tuple[int, bytes, str]]:
+    """The secrets in the content of a file: (number of the line, secret, why it cannot be used, or
+    ""). Empty lines, and lines that begin with "#", are skipped. Each other line is `prefix` and
+    `SECRET_BYTES` random bytes in base64. `what` is the name of such a secret in `why`."""
+    for number, raw in enumerate(content.splitlines(), 1):
+        line = raw.strip()
+        if not line or line.startswith(b"#"):
+            continue
+        why = ""
+        encoded = line.removeprefix(prefix.encode())
+        try:
+            secret = b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError):
+            secret = b""
+        if encoded == line or len(secret) != SECRET_BYTES:
+            why = f"it is not {prefix}... with {SECRET_BYTES} bytes in base64"
+        elif len(set(secret)) < MIN_DISTINCT_BYTES or all(32 <= byte < 127 for byte in secret):
+            why = f"its {what} is not random and could be guessed"
+        yield number, secret, why
+
+
+def secret_line(prefix: str, secret: bytes) -> str:
+    """The line of a file of secrets for this one."""
+    return f"{prefix}{b64encode(secret).decode()}\n"
 
 
 def create(path: str, content: str) -> None:

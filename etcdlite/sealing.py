@@ -27,15 +27,13 @@ pynacl is imported when the first key is made, so a member without keys does not
 
 from __future__ import annotations
 
-import binascii
 import os
-from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 
 from etcdlite import private_file
 
 PREFIX = "etcdlite-key-1:"
-KEY_BYTES = 32
+KEY_BYTES = private_file.SECRET_BYTES
 ID_BYTES = 8
 NONCE_BYTES = 24
 TAG_BYTES = 16
@@ -44,9 +42,6 @@ OVERHEAD_BYTES = NONCE_BYTES + TAG_BYTES
 
 MAX_KEYS = 16
 MAX_FILE_BYTES = 16 << 10
-
-MIN_DISTINCT_BYTES = 12
-"""Fewer different bytes are not random: it happens to one of 10**17 random keys."""
 
 
 class KeyFileError(Exception):
@@ -123,7 +118,7 @@ def ids_text(ids: Iterable[bytes]) -> str:
 def new_key() -> tuple[bytes, str]:
     """A new key: its id and its line for a file of keys."""
     secret = os.urandom(KEY_BYTES)
-    return Key(secret).id, f"{PREFIX}{b64encode(secret).decode()}\n"
+    return Key(secret).id, private_file.secret_line(PREFIX, secret)
 
 
 def read(path: str) -> Keyring:
@@ -133,21 +128,8 @@ def read(path: str) -> Keyring:
     except private_file.PrivateFileError as failure:
         raise KeyFileError(f"encryption-key-file: {failure}") from failure
     keys: dict[bytes, Key] = {}
-    for number, raw in enumerate(data.splitlines(), 1):
-        line = raw.strip()
-        if not line or line.startswith(b"#"):
-            continue
-        why = ""
-        encoded = line.removeprefix(PREFIX.encode())
-        try:
-            secret = b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError):
-            secret = b""
-        if encoded == line or len(secret) != KEY_BYTES:
-            why = f"it is not {PREFIX}... with {KEY_BYTES} bytes in base64"
-        elif len(set(secret)) < MIN_DISTINCT_BYTES or all(32 <= byte < 127 for byte in secret):
-            why = "its key is not random and could be guessed"
-        else:
+    for number, secret, why in private_file.secrets(data, PREFIX, "key"):
+        if not why:
             key = Key(secret)
             if keys.setdefault(key.id, key) is not key:
                 why = "its key is there twice"

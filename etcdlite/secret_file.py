@@ -16,21 +16,15 @@ HMAC-SHA-256 with the secret as its key: it leads to no secret, because there ar
 
 from __future__ import annotations
 
-import binascii
 import hmac
 import os
-from base64 import b64decode, b64encode
 
 from etcdlite import log, private_file
-from etcdlite.private_file import PrivateFileError
+from etcdlite.private_file import SECRET_BYTES, PrivateFileError
 
 PREFIX = "etcdlite-secret-1:"
-SECRET_BYTES = 32
 MAX_SECRETS = 4
 MAX_FILE_BYTES = 4096
-
-MIN_DISTINCT_BYTES = 12
-"""Fewer different bytes are not random: that happens to one of 10**25 random secrets."""
 
 CHECK_INTERVAL_S = 1.0
 """How often the file is looked at, at most."""
@@ -66,21 +60,8 @@ def read(path: str) -> Secrets:
     """The secrets in a file. Raises SecretError."""
     data = private_file.read(path, MAX_FILE_BYTES)
     secrets: list[Secret] = []
-    for number, raw in enumerate(data.splitlines(), 1):
-        line = raw.strip()
-        if not line or line.startswith(b"#"):
-            continue
-        why = ""
-        encoded = line.removeprefix(PREFIX.encode())
-        try:
-            key = b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError):
-            key = b""
-        if encoded == line or len(key) != SECRET_BYTES:
-            why = f"it is not {PREFIX}... with {SECRET_BYTES} bytes in base64"
-        elif len(set(key)) < MIN_DISTINCT_BYTES or all(32 <= byte < 127 for byte in key):
-            why = "its secret is not random and could be guessed"
-        elif any(hmac.compare_digest(key, other.key) for other in secrets):
+    for number, key, why in private_file.secrets(data, PREFIX, "secret"):
+        if not why and any(hmac.compare_digest(key, other.key) for other in secrets):
             why = "its secret is there twice"
         if why:
             raise SecretError(
@@ -109,8 +90,8 @@ def create(path: str) -> Secret:
     """Make a file with one new secret, which only its owner may read. Raises SecretError if there
     is a file already, and OSError."""
     secret = Secret(os.urandom(SECRET_BYTES))
-    text = f"# id {secret.id.hex()}\n{PREFIX}{b64encode(secret.key).decode()}\n"
-    private_file.create(path, text)
+    line = private_file.secret_line(PREFIX, secret.key)
+    private_file.create(path, f"# id {secret.id.hex()}\n{line}")
     return secret
 
 
