@@ -34,9 +34,9 @@ from etcdlite.channel import ChannelError
 from etcdlite.cipher_suites import OPENSSL_NAMES
 from etcdlite.log import quoted
 from etcdlite.tls import Sources, TLSChannel
+from etcdlite.x509 import MAX_PEM_BYTES
 
 RELOAD_S = 1.0
-MAX_FILE_BYTES = 1 << 20
 MAX_LIST_BYTES = 16 << 20
 """The largest revocation list: about 400,000 certificates."""
 MAX_SESSIONS = 1000
@@ -306,7 +306,7 @@ class Credentials:
     def _misfit(self, flag: str, why: str) -> CredentialsError:
         return CredentialsError(f"{self.settings.file_of(flag)} {why}")
 
-    def _read(self, flag: str, path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    def _read(self, flag: str, path: str, max_bytes: int = MAX_PEM_BYTES) -> bytes:
         try:
             # Opening a pipe would block.
             if not stat.S_ISREG(os.stat(path).st_mode):

@@ -31,12 +31,9 @@ UMASK = 0o077
 
 _OTHERS = 0o077
 
-MAX_CA_BYTES = 1 << 20
-"""Of a file of CAs; the same as in `credentials.py`."""
-
 
 def protect_process() -> None:
-    """Let other users read no new file, and nobody the memory."""
+    """Make new files private, and keep other processes from reading the memory."""
     os.umask(UMASK)
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     if hard != 0:
@@ -98,13 +95,15 @@ def warn_of_shared_ca(settings: Config) -> None:
     """Log that a client's certificate is accepted from a member, if one CA is trusted for both."""
     if not any(map(is_secure, settings.listen_peer_urls)):
         return
+    from etcdlite.x509 import MAX_PEM_BYTES  # Needed only with TLS.
+
     paths = settings.trusted_ca_file, settings.peer_trusted_ca_file
     is_narrowed = settings.peer_cert_allowed_cn or settings.peer_cert_allowed_hostname
     contents = set()
     for path in filter(None, paths):
         try:
             with open(path, "rb") as file:
-                contents.add(file.read(MAX_CA_BYTES))
+                contents.add(file.read(MAX_PEM_BYTES))
         except OSError:
             return  # `Channels` says what is wrong with it.
     if all(paths) and len(contents) == 1 and not is_narrowed:
@@ -125,7 +124,7 @@ def _below(top: str) -> list[str]:
 
 
 def _mode(path: str) -> int:
-    """0 for what is not there, or a symbolic link, whose own mode means nothing."""
+    """The mode of a file; 0 if it is missing, or a symbolic link (whose mode has no effect)."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:

@@ -16,6 +16,9 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+MAX_PEM_BYTES = 1 << 20
+"""A larger file of certificates or keys is not read."""
+
 MAX_BLOCKS = 1000
 """A PEM file may have this many blocks: more than any list of CAs."""
 
