@@ -73,7 +73,7 @@ _SINCE = b"since/"
 
 
 class Author(NamedTuple):
-    """For whom a request is."""
+    """The user who makes a request."""
 
     name: str
     revision: int
@@ -150,7 +150,7 @@ class Auth:
 
     def __init__(self, store: Store) -> None:
         self.author: Author | None = None
-        """For whom the request is that is being applied; None if its entry does not say."""
+        """The user whose request is applied now; None if the entry names no user."""
         self.restore(store)
 
     def restore(self, store: Store) -> None:
@@ -571,8 +571,8 @@ def _is_range(key: bytes, range_end: bytes) -> bool:
 
 
 def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
-    """The leases whose keys the author of a request must be permitted to write: each with the key
-    that the request may attach to it, or None."""
+    """The leases whose keys the author needs permission to write, each with the key that the
+    request attaches to it, or None if the request revokes it."""
     if method == PUT:
         return [(request.lease, request.key)] if request.lease else []
     if method == TXN:

@@ -100,8 +100,9 @@ class Channel:
         raise NotImplementedError
 
     def receive_end(self) -> None:
-        """The other side sends no more. Raises ChannelError, whose text says what was missing, if
-        the handshake was not complete. An end after the handshake is for the session to judge."""
+        """Call this when the other side has closed the connection. Raises ChannelError if the
+        handshake is not complete; the text says what is missing. After the handshake, the session
+        decides whether the end is an error."""
         if not self.is_established:
             raise ChannelError("it closed the connection during the handshake")
 

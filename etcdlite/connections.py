@@ -150,7 +150,7 @@ class Connections:
         """Sessions that have more to produce, in turn."""
         self._turns = Turns(time.monotonic)
         self._unread: dict[Connection, None] = {}
-        """Connections whose `rest` can be processed."""
+        """Connections with input in `rest` that can be processed."""
         self._held: dict[Connection, float] = {}
         """Connections with an incomplete record, and when it must be complete; and those that the
         other side has ended."""

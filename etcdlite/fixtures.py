@@ -22,7 +22,7 @@ DAY_S = 86400
 YEAR_S = 365 * DAY_S
 
 KINDS = {"client": "server", "peer": "peer"}
-"""By the name of the directory, whose certificate it is: a kind of `certificates`."""
+"""Directory name -> the kind of certificate in it, as `certificates` names it."""
 
 
 def ensure(data_dir: str, name: str, urls: Iterable[str], years: int) -> tuple[str, str]:

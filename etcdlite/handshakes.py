@@ -1,6 +1,5 @@
-"""Handshakes whose steps take long: a signature with RSA 4096 takes 5 to 20 ms, which the loop must
-not wait for. They run in two threads, one for clients and one for members, so that a crowd of
-clients never delays members.
+"""Threads for TLS handshakes: a signature with RSA 4096 takes 5 to 20 ms, too long for the loop.
+There are two threads, one for clients and one for members, so clients never delay members.
 
 A connection has at most one step in a thread, and reads nothing more from its socket until that is
 done. Steps wait by address: the addresses take turns, and of one address the newest comes first. So
@@ -46,7 +45,7 @@ class _Line:
             self._changed.notify()
 
     def take(self) -> tuple[Any, bytes]:
-        """The newest of the address whose turn it is. Waits for one."""
+        """Wait for a step, and take the newest one of the next address."""
         with self._changed:
             while not self._by_host:
                 self._changed.wait()

@@ -272,7 +272,7 @@ MEMBER_CHANGE = _NUMBER["Log.MemberChange"]
 CHECKPOINT = _NUMBER["Log.Checkpoint"]
 """Sets the remaining TTLs of leases to those that the leader measured."""
 AUTHOR = _NUMBER["Log.Author"]
-"""Says for whom the requests behind it are, up to the next one or the end of the entry."""
+"""Names the user of the requests that follow, up to the next one or the end of the entry."""
 TOKEN_KEY = _NUMBER["Log.TokenKey"]
 """Sets the key that signs tokens."""
 REHASH = _NUMBER["Log.Rehash"]

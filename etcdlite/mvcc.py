@@ -269,8 +269,8 @@ class Store:
         return self._first_location != 0
 
     def begin_removal(self) -> None:
-        """Keys are about to be deleted in several steps: let `count` go on meanwhile. Does nothing
-        unless this is the first change of the revision."""
+        """Prepare for deleting keys in several steps, so that `count` works between them. Does
+        nothing unless this is the first change of the revision."""
         if not self._first_location:
             self._removal = Removal(self.index.keys)
 
