@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 from rigs.certs import DAY_S, Authority, make_authority
 from rigs.ctl_runner import Ended, run_ctl
-from rigs.processes import wait_until
-from rigs.real_etcd import distributed, free_ports, without_settings
+from rigs.real_etcd import distributed, running_etcd, without_settings
 
 from etcdlite import certificates, config
 from etcdlite.certificates import CertificateError, Pair, Profile
@@ -271,48 +270,22 @@ def test_without_a_tool_the_error_says_what_to_install(
 @contextlib.contextmanager
 def secured_etcd(folder: Path, authority: Authority) -> Iterator[str]:
     """A real etcd that takes clients with a certificate of the CA only."""
-    client, peer = (f"https://127.0.0.1:{port}" for port in free_ports(2))
     certificate, own = authority.issue("peer", "m1"), authority.issue("server", "m1")
-    log = folder / "log"
-    with open(log, "wb") as file:
-        process = subprocess.Popen(
-            [
-                os.environ.get("ETCD") or distributed("etcd"),
-                f"--data-dir={folder / 'data'}",
-                "--unsafe-no-fsync",
-                f"--listen-client-urls={client}",
-                f"--advertise-client-urls={client}",
-                f"--listen-peer-urls={peer}",
-                f"--initial-advertise-peer-urls={peer}",
-                f"--initial-cluster=default={peer}",
-                f"--cert-file={own.certificate}",
-                f"--key-file={own.key}",
-                f"--trusted-ca-file={authority.certificate}",
-                "--client-cert-auth",
-                # Its gateway is a client of its own.
-                f"--client-cert-file={certificate.certificate}",
-                f"--client-key-file={certificate.key}",
-                f"--peer-cert-file={certificate.certificate}",
-                f"--peer-key-file={certificate.key}",
-                f"--peer-trusted-ca-file={authority.certificate}",
-                "--peer-client-cert-auth",
-            ],
-            stdout=file,
-            stderr=file,
-            env=without_settings(),
-        )
-    try:
-
-        def is_ready() -> bool:
-            text = log.read_text(errors="replace")
-            assert process.poll() is None, f"etcd did not start: {text[-2000:]}"
-            return "ready to serve client requests" in text
-
-        wait_until(is_ready, "etcd serves")
-        yield client
-    finally:
-        process.kill()
-        process.wait()
+    flags = [
+        f"--cert-file={own.certificate}",
+        f"--key-file={own.key}",
+        f"--trusted-ca-file={authority.certificate}",
+        "--client-cert-auth",
+        # Its gateway is a client of its own.
+        f"--client-cert-file={certificate.certificate}",
+        f"--client-key-file={certificate.key}",
+        f"--peer-cert-file={certificate.certificate}",
+        f"--peer-key-file={certificate.key}",
+        f"--peer-trusted-ca-file={authority.certificate}",
+        "--peer-client-cert-auth",
+    ]
+    with running_etcd(folder, flags=flags, scheme="https") as endpoint:
+        yield f"https://{endpoint}"
 
 
 def test_real_etcd_and_etcdctl_take_the_certificates(maker: Maker, tmp_path: Path) -> None:

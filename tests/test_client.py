@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 from rigs.fake_server import DROP, GREETING, IGNORE, FakeConnection, FakeServer, FakeStore
-from rigs.shells import Facade, LoopThread
+from rigs.shells import Facade, clients
 
 from etcdlite import frames, methods, proto
 from etcdlite.client import (
-    AsyncClient,
     Client,
     Closed,
     Compacted,
@@ -53,27 +52,13 @@ PUT = methods.METHOD_BY_NAME["KV.Put"].number
 @pytest.fixture(params=["blocking", "asyncio"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Makes clients of the shell under test, which look the same."""
-    clients: list[Any] = []
-    thread = LoopThread() if request.param == "asyncio" else None
 
-    def make(*servers: FakeServer | str, **options: Any) -> Any:
-        endpoints = [s if isinstance(s, str) else s.endpoint for s in servers]
-        if thread is None:
-            client: Any = Client(endpoints, **options)
-        else:
+    with clients(request.param) as make:
 
-            async def create() -> AsyncClient:
-                return AsyncClient(endpoints, **options)
+        def connect(*servers: FakeServer | str, **options: Any) -> Any:
+            return make([s if isinstance(s, str) else s.endpoint for s in servers], **options)
 
-            client = Facade(thread, thread.run(create()))
-        clients.append(client)
-        return client
-
-    yield make
-    for client in clients:
-        client.close()
-    if thread is not None:
-        thread.stop()
+        yield connect
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rigs.shells import Facade, LoopThread
+from rigs.shells import clients
 
 from etcdlite import proto
 from etcdlite.client import (
-    AsyncClient,
     Client,
     Compacted,
     ConnectionFailed,
@@ -96,26 +95,8 @@ def connect(live: LiveServer, request: pytest.FixtureRequest) -> Iterator[Connec
     """Makes clients of the shell under test, connected to an empty store."""
     with Client(live.endpoint) as cleaner:
         cleaner.delete(prefix="")
-    clients: list[Any] = []
-    thread = LoopThread() if request.param == "asyncio" else None
-
-    def make() -> Any:
-        if thread is None:
-            client: Any = Client(live.endpoint)
-        else:
-
-            async def create() -> AsyncClient:
-                return AsyncClient(live.endpoint)
-
-            client = Facade(thread, thread.run(create()))
-        clients.append(client)
-        return client
-
-    yield make
-    for client in clients:
-        client.close()
-    if thread is not None:
-        thread.stop()
+    with clients(request.param) as make:
+        yield lambda: make(live.endpoint)
 
 
 def test_keys(connect: Connect) -> None:

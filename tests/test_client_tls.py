@@ -21,11 +21,11 @@ from rigs.certs import DAY_S, Authority, make_authority
 from rigs.ctl_runner import run_ctl
 from rigs.fake_server import FakeServer
 from rigs.processes import ROOT, wait_until
-from rigs.shells import Facade, LoopThread
+from rigs.shells import clients
 from rigs.tls_front import TlsFront, server_context
 
 from etcdlite.certificates import Pair
-from etcdlite.client import AsyncClient, Client, ConnectionFailed
+from etcdlite.client import Client, ConnectionFailed
 
 Connect = Callable[..., Any]
 
@@ -55,26 +55,8 @@ def server() -> Iterator[FakeServer]:
 @pytest.fixture(params=["blocking", "asyncio"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Makes clients of both kinds, which are closed at the end."""
-    clients: list[Any] = []
-    thread = LoopThread() if request.param == "asyncio" else None
-
-    def make(endpoint: str, **options: Any) -> Any:
-        if thread is None:
-            client: Any = Client(endpoint, **options)
-        else:
-
-            async def create() -> AsyncClient:
-                return AsyncClient(endpoint, **options)
-
-            client = Facade(thread, thread.run(create()))
-        clients.append(client)
-        return client
-
-    yield make
-    for client in clients:
-        client.close()
-    if thread is not None:
-        thread.stop()
+    with clients(request.param) as make:
+        yield make
 
 
 def failure(client: Any) -> str:

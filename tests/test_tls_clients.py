@@ -18,11 +18,11 @@ from rigs.certs import Authority, make_authority
 from rigs.ctl_runner import Ended, run_ctl
 from rigs.processes import ROOT, ServerProcess, wait_until
 from rigs.real_etcd import free_ports, without_settings
-from rigs.shells import Facade, LoopThread
+from rigs.shells import clients
 
 from etcdlite import proto
 from etcdlite.certificates import Pair
-from etcdlite.client import AsyncClient, Client, ConnectionFailed, PermissionDenied, Put
+from etcdlite.client import ConnectionFailed, PermissionDenied, Put
 from etcdlite.methods import METHOD_BY_NAME
 
 
@@ -97,27 +97,8 @@ def door(request: pytest.FixtureRequest, house: House) -> Door:
 @pytest.fixture(params=["blocking", "asyncio"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """Makes clients of both kinds, which are closed at the end."""
-    clients: list[Any] = []
-    thread = LoopThread() if request.param == "asyncio" else None
-
-    def make(url: str, **options: Any) -> Any:
-        options = {"timeout_s": 30, "dial_timeout_s": 30, **options}
-        if thread is None:
-            client: Any = Client(url, **options)
-        else:
-
-            async def create() -> AsyncClient:
-                return AsyncClient(url, **options)
-
-            client = Facade(thread, thread.run(create()))
-        clients.append(client)
-        return client
-
-    yield make
-    for client in clients:
-        client.close()
-    if thread is not None:
-        thread.stop()
+    with clients(request.param) as make:
+        yield lambda url, **options: make(url, **{"timeout_s": 30, "dial_timeout_s": 30, **options})
 
 
 def test_every_kind_of_call_goes_through_every_door(

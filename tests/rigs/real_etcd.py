@@ -34,14 +34,16 @@ def without_settings() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running_etcd(folder: Path, ports: Sequence[int] = ()) -> Iterator[str]:
+def running_etcd(
+    folder: Path, ports: Sequence[int] = (), flags: Sequence[str] = (), scheme: str = "http"
+) -> Iterator[str]:
     """The endpoint ("127.0.0.1:port") of an etcd with its data in `folder`, killed at the end.
 
-    `ports`, of clients and of peers, are free ones unless given. It does not sync its files, which
-    no test of answers can tell.
+    `ports`, of clients and of peers, are free ones unless given; `flags` are more of them. It does
+    not sync its files, which no test of answers can tell.
     """
     program = os.environ.get("ETCD") or distributed("etcd")
-    client, peer = (f"http://127.0.0.1:{port}" for port in ports or free_ports(2))
+    client, peer = (f"{scheme}://127.0.0.1:{port}" for port in ports or free_ports(2))
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log"
     with open(log, "wb") as file:
@@ -55,6 +57,7 @@ def running_etcd(folder: Path, ports: Sequence[int] = ()) -> Iterator[str]:
                 f"--listen-peer-urls={peer}",
                 f"--initial-advertise-peer-urls={peer}",
                 f"--initial-cluster=default={peer}",
+                *flags,
             ],
             stdout=file,
             stderr=file,
@@ -68,7 +71,7 @@ def running_etcd(folder: Path, ports: Sequence[int] = ()) -> Iterator[str]:
             return "ready to serve client requests" in text
 
         wait_until(is_ready, "etcd serves")
-        yield client.removeprefix("http://")
+        yield client.removeprefix(f"{scheme}://")
     finally:
         process.kill()
         process.wait()

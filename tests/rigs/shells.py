@@ -7,9 +7,13 @@ counterpart: it runs their methods in an event loop in a thread of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from etcdlite.client import AsyncClient, Client
 
 
 class LoopThread:
@@ -79,3 +83,28 @@ class Facade:
             return self._thread.run(advance())
         except StopAsyncIteration:
             raise StopIteration from None
+
+
+@contextlib.contextmanager
+def clients(shell: str) -> Iterator[Callable[..., Any]]:
+    """Makes clients of a shell, "blocking" or "asyncio", which look the same; closes them."""
+    made: list[Any] = []
+    thread = LoopThread() if shell == "asyncio" else None
+
+    def make(*arguments: Any, **options: Any) -> Any:
+        if thread is None:
+            client: Any = Client(*arguments, **options)
+        else:
+
+            async def create() -> AsyncClient:
+                return AsyncClient(*arguments, **options)
+
+            client = Facade(thread, thread.run(create()))
+        made.append(client)
+        return client
+
+    yield make
+    for client in made:
+        client.close()
+    if thread is not None:
+        thread.stop()
