@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import select
+import statistics
 import struct
 import subprocess
 import time
@@ -34,6 +35,44 @@ _DATA = 0
 def message(body: bytes) -> bytes:
     """A message of gRPC: without compression, with its length."""
     return b"\0" + len(body).to_bytes(4, "big") + body
+
+
+UNARY_LOADS = (
+    # (what, method, connections and streams, requests)
+    ("put, 1,000 in flight", "KV.Put", SPLIT, 60_000),
+    ("range, 1,000 in flight", "KV.Range", SPLIT, 100_000),
+    ("put, one in flight", "KV.Put", (1, 1), 2_000),
+    ("range, one in flight", "KV.Range", (1, 1), 2_000),
+)
+
+
+def unary_rates(server: Server, folder: str, scale: float, token: str = "") -> dict[str, float]:
+    """Requests per second, and server CPU per request in µs, of each of `UNARY_LOADS`."""
+    found = {}
+    contents = {
+        "KV.Put": message(proto.PutRequest(key=key_of(0), value=value_of(0)).encode()),
+        "KV.Range": message(proto.RangeRequest(key=key_of(0)).encode()),
+    }
+    h2load(server, "KV.Put", contents["KV.Put"], int(10_000 * scale), SPLIT, folder, token)
+    for what, method, split, requests in UNARY_LOADS:
+        count = int(requests * scale)
+        cpu = server.cpu_s()
+        *_, took_us = h2load(server, method, contents[method], count, split, folder, token)
+        found[f"{what}/s"] = count / took_us * 1e6
+        found[f"{what}, server CPU µs"] = (server.cpu_s() - cpu) / count * 1e6
+    return found
+
+
+def print_rates(rounds: dict[str, list[dict[str, float]]], ours: str, theirs: str) -> None:
+    """The medians of `unary_rates`, kind by kind, and of the ratios of two kinds, as a table."""
+    print(f"| gRPC | {' | '.join(rounds)} | {ours} / {theirs} |")
+    print("|---" * (len(rounds) + 2) + "|")
+    for what in rounds[ours][0]:
+        cells = [statistics.median(one[what] for one in figures) for figures in rounds.values()]
+        ratio = statistics.median(
+            one[what] / other[what] for one, other in zip(rounds[ours], rounds[theirs], strict=True)
+        )
+        print(f"| {what} | " + " | ".join(f"{cell:,.0f}" for cell in cells) + f" | {ratio:.2f} |")
 
 
 def h2load(

@@ -19,18 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.grpc import SPLIT, h2load, message
-from bench.native_load import key_of, value_of
+from bench.grpc import print_rates, unary_rates
 from bench.servers import Server
-from etcdlite import certificates, proto
-
-LOADS = (
-    # (what, method, connections and streams, requests)
-    ("put, 1,000 in flight", "KV.Put", SPLIT, 60_000),
-    ("range, 1,000 in flight", "KV.Range", SPLIT, 100_000),
-    ("put, one in flight", "KV.Put", (1, 1), 2_000),
-    ("range, one in flight", "KV.Range", (1, 1), 2_000),
-)
+from etcdlite import certificates
 
 KEYS = {
     "ECDSA P-256": ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
@@ -43,20 +34,8 @@ def measure(
     name: str, folder: str, cert: certificates.Pair | None, scale: float
 ) -> dict[str, float]:
     """One round with one server: requests per second, and server CPU per request in µs."""
-    found = {}
-    contents = {
-        "KV.Put": message(proto.PutRequest(key=key_of(0), value=value_of(0)).encode()),
-        "KV.Range": message(proto.RangeRequest(key=key_of(0)).encode()),
-    }
     with Server(name, folder, cert) as server:
-        h2load(server, "KV.Put", contents["KV.Put"], int(10_000 * scale), SPLIT, folder)
-        for what, method, split, requests in LOADS:
-            count = int(requests * scale)
-            cpu = server.cpu_s()
-            *_, took_us = h2load(server, method, contents[method], count, split, folder)
-            found[f"{what}/s"] = count / took_us * 1e6
-            found[f"{what}, server CPU µs"] = (server.cpu_s() - cpu) / count * 1e6
-    return found
+        return unary_rates(server, folder, scale)
 
 
 def handshake_ms(cert: str, key: str, is_mutual: bool, rounds: int = 50) -> tuple[float, float]:
@@ -128,15 +107,8 @@ def main() -> None:
         for _ in range(options.rounds):
             for kind, (name, used) in kinds.items():
                 rounds[kind].append(measure(name, folder, used, options.scale))
-    print(f"\n| gRPC | {' | '.join(kinds)} | etcdlite / etcd, TLS |")
-    print("|---|---|---|---|---|")
-    for what in rounds["etcd, TLS"][0]:
-        cells = [statistics.median(one[what] for one in figures) for figures in rounds.values()]
-        ratio = statistics.median(
-            ours[what] / theirs[what]
-            for ours, theirs in zip(rounds["etcdlite, TLS"], rounds["etcd, TLS"], strict=True)
-        )
-        print(f"| {what} | " + " | ".join(f"{cell:,.0f}" for cell in cells) + f" | {ratio:.2f} |")
+    print()
+    print_rates(rounds, "etcdlite, TLS", "etcd, TLS")
 
 
 if __name__ == "__main__":

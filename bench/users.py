@@ -15,26 +15,17 @@ import argparse
 import base64
 import json
 import os
-import statistics
 import subprocess
 import tempfile
 import urllib.error
 import urllib.request
 
-from bench.grpc import SPLIT, h2load, message
-from bench.native_load import key_of, value_of
+from bench.grpc import print_rates, unary_rates
+from bench.native_load import key_of
 from bench.servers import Server, etcd_binary
-from etcdlite import proto
-
-LOADS = (
-    # (what, method, connections and streams, requests)
-    ("put, 1,000 in flight", "KV.Put", SPLIT, 60_000),
-    ("range, 1,000 in flight", "KV.Range", SPLIT, 100_000),
-    ("put, one in flight", "KV.Put", (1, 1), 2_000),
-    ("range, one in flight", "KV.Range", (1, 1), 2_000),
-)
 
 SETUP = (
+    "role add root",
     "user add root:secret",
     "user grant-role root root",
     "role add bench",
@@ -43,7 +34,7 @@ SETUP = (
     "user grant-role alice bench",
     "auth enable",
 )
-"""etcdctl's commands, root's role included; the role root exists from the start or is made here."""
+"""etcdctl's commands; some servers have the role root from the start."""
 
 
 def post(server: Server, path: str, body: dict[str, str], token: str = "") -> dict[str, str]:
@@ -58,7 +49,7 @@ def post(server: Server, path: str, body: dict[str, str], token: str = "") -> di
 def enable(server: Server) -> str:
     """Enable users. Returns a token of alice."""
     ctl = os.path.join(os.path.dirname(etcd_binary()), "etcdctl")
-    for line in ("role add root", *SETUP):
+    for line in SETUP:
         words = line.format(key=key_of(0).decode()).split()
         done = subprocess.run(
             [ctl, f"--endpoints=127.0.0.1:{server.port}", *words], capture_output=True, text=True
@@ -77,21 +68,8 @@ def enable(server: Server) -> str:
 
 def measure(name: str, folder: str, has_users: bool, scale: float) -> dict[str, float]:
     """One round with one server: requests per second, and server CPU per request in µs."""
-    found = {}
-    contents = {
-        "KV.Put": message(proto.PutRequest(key=key_of(0), value=value_of(0)).encode()),
-        "KV.Range": message(proto.RangeRequest(key=key_of(0)).encode()),
-    }
     with Server(name, folder) as server:
-        token = enable(server) if has_users else ""
-        h2load(server, "KV.Put", contents["KV.Put"], int(10_000 * scale), SPLIT, folder, token)
-        for what, method, split, requests in LOADS:
-            count = int(requests * scale)
-            cpu = server.cpu_s()
-            *_, took_us = h2load(server, method, contents[method], count, split, folder, token)
-            found[f"{what}/s"] = count / took_us * 1e6
-            found[f"{what}, server CPU µs"] = (server.cpu_s() - cpu) / count * 1e6
-    return found
+        return unary_rates(server, folder, scale, enable(server) if has_users else "")
 
 
 def main() -> None:
@@ -111,15 +89,7 @@ def main() -> None:
                 place = os.path.join(folder, f"{number}-{kind}")
                 os.mkdir(place)
                 rounds[kind].append(measure(name, place, has_users, options.scale))
-    print(f"| gRPC | {' | '.join(kinds)} | etcdlite / etcd, users |")
-    print("|---|---|---|---|---|")
-    for what in rounds["etcd, users"][0]:
-        cells = [statistics.median(one[what] for one in figures) for figures in rounds.values()]
-        ratio = statistics.median(
-            ours[what] / theirs[what]
-            for ours, theirs in zip(rounds["etcdlite, users"], rounds["etcd, users"], strict=True)
-        )
-        print(f"| {what} | " + " | ".join(f"{cell:,.0f}" for cell in cells) + f" | {ratio:.2f} |")
+    print_rates(rounds, "etcdlite, users", "etcd, users")
 
 
 if __name__ == "__main__":
