@@ -191,6 +191,8 @@ class Config:
     log_outputs: tuple[str, ...]
     """"stderr", "stdout" or paths of files."""
     unsafe_no_fsync: bool
+    backup_status_file: str
+    """Empty: none."""
     checkpoint_bytes: int
     segment_bytes: int
     wal_segment_bytes: int

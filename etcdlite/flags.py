@@ -24,6 +24,9 @@ from etcdlite.urls import check_listen_url, check_url, host_port
 DEFAULT_FILE = "/etc/etcdlite.toml"
 """Read if it exists and no other file is named."""
 
+DEFAULT_BACKUP_STATUS = "/var/lib/etcdlite-backup/status.prom"
+"""Where etcdlite-backup.service writes it. `backup_status.py` has the format."""
+
 MAX_ELECTION_TIMEOUT_MS = 50_000
 """As in etcd."""
 
@@ -351,6 +354,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
               "History to keep: a duration (a plain number is hours) or revisions; 0: all of it."),
         _does("unsafe-no-fsync", BOOL, "false",
               "Do not wait for the disk. A crash of the machine loses acknowledged writes."),
+        _does("backup-status-file", PATH, DEFAULT_BACKUP_STATUS,
+              "The file in which the nightly backup says how it went, for /metrics."),
     ),
     "Users": (
         _does("auth-token", Kind("TOKENS", _auth_token), "simple",

@@ -28,6 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from etcdlite import (
+    backup_status,
     bootstrap,
     config,
     datadir,
@@ -402,7 +403,12 @@ class Server:
     def _render_metrics(self) -> bytes:
         protocols = Counter(connection.session.protocol for connection in self.connections.all)
         return exposition.render(
-            self.member, protocols, self._sites.values(), self._budget, self._channels.expiries
+            self.member,
+            protocols,
+            self._sites.values(),
+            self._budget,
+            self._channels.expiries,
+            backup_status.read(self.settings.backup_status_file),
         )
 
     # Other members.

@@ -65,6 +65,7 @@ NOTES = {
     "force-new-cluster": "Start once with it, then remove it.",
     "auto-compaction-retention": "0 keeps history until a client compacts.",
     "unsafe-no-fsync": "For tests only.",
+    "backup-status-file": "etcdlite-backup.service writes it. It should be on a local disk.",
     "log-outputs": "Rotate files with logrotate and kill -HUP in its postrotate.",
     "cert-file": 'For URLs that begin with https://. "etcdlite-ctl cert" makes certificates. They '
     "are read again when they change.",

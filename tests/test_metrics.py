@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rigs.lone_member import LoneMember
 
-from etcdlite import __version__, errors, methods, metrics, proto
+from etcdlite import __version__, backup_status, errors, methods, metrics, proto
 from etcdlite.metrics import Histogram, Metrics
 from etcdlite.raft import HEARTBEAT, Message
 from etcdlite.request import about
@@ -440,6 +441,36 @@ def test_the_life_of_leases_is_counted(lone: LoneMember) -> None:
     assert value(lone, "etcd_debugging_lease_ttl_total_bucket", le="8") == 0
     assert value(lone, "etcd_debugging_lease_ttl_total_bucket", le="16") == 3
     assert value(lone, "etcd_mvcc_delete_total") == 1
+
+
+def test_what_an_operator_must_look_after_is_shown(lone: LoneMember) -> None:
+    write(lone, "Lease.LeaseGrant", ID=1, TTL=10)
+    assert value(lone, "etcdlite_leases") == 1
+    assert value(lone, "etcdlite_disk_left_bytes") == lone.member.state.alarms.disk_left_bytes > 0
+    assert abs(value(lone, "etcdlite_clock_timestamp_seconds") - time.time()) < 60
+    assert value(lone, "etcdlite_alarms", alarm="NOSPACE") == 0
+    write(lone, "Maintenance.Alarm", action=1, memberID=7, alarm=1)
+    assert value(lone, "etcdlite_alarms", alarm="NOSPACE") == 1
+    assert value(lone, "etcdlite_alarms", alarm="CORRUPT") == 0
+
+
+def test_the_status_of_the_backup_is_shown_and_nothing_else_of_its_file(
+    lone: LoneMember, tmp_path: Path
+) -> None:
+    file = tmp_path / "status.prom"
+    assert backup_status.read(str(file)) == backup_status.read("") == {}
+    assert backup_status.read(str(tmp_path)) == {}
+    file.write_text(
+        "# a comment\nup 1\netcdlite_backup_size_bytes 7\netcdlite_backup_size_bytes x\n"
+        f"{backup_status.LAST_SUCCESS} 1800000000\n{backup_status.LAST_FAILURE} 1e9\n"
+    )
+    found = backup_status.read(str(file))
+    assert found == {backup_status.LAST_SUCCESS: 1_800_000_000, backup_status.SIZE: 7}
+    shown = samples(lone, backup=found)
+    assert shown[backup_status.LAST_SUCCESS, frozenset()] == 1_800_000_000
+    assert not any(name.startswith("etcdlite_backup_") for name, _ in samples(lone))
+    file.write_bytes(b"x" * 5000 + b"\netcdlite_backup_size_bytes 7\n")
+    assert backup_status.read(str(file)) == {}, "a large file is read as a whole"
 
 
 def test_background_work_is_counted(lone: LoneMember) -> None:

@@ -16,7 +16,7 @@ import pytest
 from rigs.ports import free_ports
 from rigs.processes import ROOT
 
-from etcdlite import __version__, config, ctl, flags
+from etcdlite import __version__, backup_status, config, ctl, flags
 
 PACKAGING = ROOT / "packaging"
 UNITS = sorted(path.name for path in (PACKAGING / "systemd").iterdir())
@@ -172,11 +172,16 @@ def test_the_backup_checks_what_it_saved_and_keeps_the_newest(tmp_path):
     environ |= {"BACKUP_KEEP": "3", "BAD": ""}
     bad = subprocess.run([PACKAGING / "backup"], env=environ | {"BAD": "1"}, capture_output=True)
     assert bad.returncode != 0
-    assert len(list(kept.iterdir())) == 5, "a bad backup stays, or costs an old one"
+    assert len(list(kept.glob("*.db"))) == 5, "a bad backup stays, or costs an old one"
+    told = backup_status.read(str(kept / "status.prom"))
+    assert told.keys() == {backup_status.LAST_FAILURE}
     run(PACKAGING / "backup", env=environ)
+    told = backup_status.read(str(kept / "status.prom"))
+    assert told[backup_status.LAST_SUCCESS] >= told[backup_status.LAST_FAILURE] > 1_600_000_000
+    assert told[backup_status.SIZE] == len("data\n")
     names = sorted(path.name for path in kept.iterdir())
     assert names[:2] == ["2020-01-03T000000Z.db", "2020-01-04T000000Z.db"]
-    assert len(names) == 4 and names[-1] == "mine.db"
+    assert len(names) == 5 and names[-2:] == ["mine.db", "status.prom"]
     refused = subprocess.run([PACKAGING / "backup"], env=environ | {"BACKUP_KEEP": "0"})
     assert refused.returncode == 2
 

@@ -88,6 +88,11 @@ class Alarms:
         return len(self._active)
 
     @property
+    def disk_left_bytes(self) -> int:
+        """Free space of the file system beyond the reserve; negative if that is used."""
+        return self._disk_left
+
+    @property
     def is_corrupt(self) -> bool:
         """Members differ. Writes are refused. Reads are served, as in etcd: they show the operator
         which member is right."""

@@ -18,12 +18,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from etcdlite import ETCD_API_VERSION, __version__, methods
+from etcdlite import ETCD_API_VERSION, __version__, backup_status, methods
 from etcdlite.errors import CODE_NAMES, OK
 from etcdlite.member import Member
 from etcdlite.memory import Budget
 from etcdlite.metrics import Histogram
 from etcdlite.raft import LEADER
+from etcdlite.replica.alarms import CORRUPT, NOSPACE, alarm_name
 from etcdlite.wire.health import HealthCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -42,14 +43,17 @@ def render(
     sites: Iterable[HealthCounts] = (),
     budget: Budget | None = None,
     expiries: Mapping[str, float] | None = None,
+    backup: Mapping[str, float] | None = None,
 ) -> bytes:
     """The answer to a scrape, of type `CONTENT_TYPE`. Takes about 1 ms.
 
     `connections`: the number of open ones by protocol. `sites`: all that answer health checks.
-    `expiries`: when the certificates in use end (Unix time), by file.
+    `expiries`: when the certificates in use end (Unix time), by file. `backup`: what the nightly
+    backup says (`backup_status.py`).
     """
     member.metrics.scrapes += 1
-    return "".join(_Scrape(member, connections, tuple(sites), budget, expiries).families()).encode()
+    scrape = _Scrape(member, connections, tuple(sites), budget, expiries or {}, backup or {})
+    return "".join(scrape.families()).encode()
 
 
 class _Scrape:
@@ -61,7 +65,8 @@ class _Scrape:
         connections: Mapping[str, int],
         sites: tuple[HealthCounts, ...],
         budget: Budget | None,
-        expiries: Mapping[str, float] | None,
+        expiries: Mapping[str, float],
+        backup: Mapping[str, float],
     ) -> None:
         self._metrics = member.metrics
         self._member = member
@@ -69,6 +74,7 @@ class _Scrape:
         self._sites = sites
         self._budget = budget
         self._expiries = expiries
+        self._backup = backup
 
     def families(self) -> Iterator[str]:
         yield from self._consensus()
@@ -529,7 +535,9 @@ class _Scrape:
             "Watches that lack history or whose client does not read",
             member.hub.slow_watches,
         )
+        yield _gauge("etcdlite_leases", "Leases", len(member.state.lessor))
         yield from self._of_connections()
+        yield from self._of_operation()
 
     def _of_connections(self) -> Iterator[str]:
         yield _family(
@@ -543,6 +551,25 @@ class _Scrape:
                 "etcdlite_certificate_expiry_timestamp_seconds", "gauge", "End of a certificate",
                 [({"file": path}, ends_at) for path, ends_at in self._expiries.items()],
             )  # fmt: skip
+
+    def _of_operation(self) -> Iterator[str]:
+        """What an operator must look after."""
+        alarms = self._member.state.alarms
+        active = Counter(alarm_name(kind) for _, kind in alarms)
+        yield _family(
+            "etcdlite_alarms",
+            "gauge",
+            "Members for which an alarm is active",
+            [({"alarm": name}, active[name]) for name in map(alarm_name, (NOSPACE, CORRUPT))],
+        )
+        yield _gauge(
+            "etcdlite_disk_left_bytes",
+            "Free space of the file system of the data, beyond the reserve that stays free",
+            alarms.disk_left_bytes,
+        )
+        yield _gauge("etcdlite_clock_timestamp_seconds", "This machine's Unix time", time.time())
+        for name, value in self._backup.items():
+            yield _gauge(name, backup_status.NAMES[name], value)
 
 
 _OPS = {
