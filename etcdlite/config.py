@@ -46,6 +46,7 @@ from etcdlite.flags import (
     variable_name,
 )
 from etcdlite.log import quoted, shorten
+from etcdlite.notation import load_toml
 from etcdlite.urls import collide, host_port, is_secure, is_wildcard, parse_initial_cluster
 
 if sys.version_info >= (3, 11):
@@ -454,14 +455,8 @@ class _Reader:
         if len(data) > MAX_FILE_BYTES:
             self.problems.append(f"{shown}: is larger than {MAX_FILE_BYTES} bytes; shorten it")
             return layer
-        # A member without a file, and etcdlite-ctl, need not load it.
-        if sys.version_info >= (3, 11):
-            import tomllib
-        else:
-            import tomli as tomllib
         try:
-            # A file that an editor on Windows saved begins with a byte order mark.
-            content = tomllib.loads(data.decode("utf-8-sig"))
+            content = load_toml(data)
         except (ValueError, RecursionError) as error:
             reason = str(error) if str(error).isprintable() else quoted(str(error))
             hint = 'write it as TOML, as in: name = "value"'

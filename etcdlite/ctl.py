@@ -155,16 +155,16 @@ COMMANDS = (
             "member_add",
             "Prints the environment to start the new member with. Start it before you add\n"
             "another one.", ("member add m4 --peer-urls=http://10.0.0.4:2380",)),
-    Command("member remove <memberID>",
+    Command("member remove <memberID or name>",
             "Remove a member", "commands.member_remove", prints="member_changed",
             description="The member stops, and its data directory becomes useless."),
-    Command("member update <memberID> [options]",
+    Command("member update <memberID or name> [options]",
             "Change a member's peer URLs", "commands.member_update", (PEER_URLS_FLAG,),
             "member_changed"),
-    Command("member promote <memberID>",
+    Command("member promote <memberID or name>",
             "Make a learner a voting member", "commands.member_promote", prints="member_changed",
             description="The learner must have caught up with the leader."),
-    Command("move-leader <transferee-member-id>",
+    Command("move-leader <memberID or name>",
             "Transfer leadership to another member", "commands.move_leader",
             prints="move_leader", description="One of --endpoints must be the leader's."),
     Command("snapshot save <filename>", "Save a backup of a member to a file", "snapshots.save",
@@ -264,6 +264,16 @@ COMMANDS = (
             (*_CERT_FLAGS, Flag("host", "list", (), "its host names and addresses (none needed)")),
             description="The name is the user, if users are enabled. Prints the flags that use it.",
             examples=("cert client alice",)),
+    Command("setup [options] <name>=<host> ...", "Make the files of the members of a cluster",
+            "setup.setup",
+            (Flag("dir", "string", "members", "where to write the archives and what they need"),
+             Flag("secret", "bool", False, "secure it with shared secrets, not with certificates"),
+             Flag("join", "bool", False, "a member that was added to the running cluster"),
+             Flag("days", "int", 0, "how long the certificates are valid (default: 3650 days)")),
+            description="Writes an archive for each member: its configuration, its certificates\n"
+            "or secrets, and the options of etcdlite-ctl there. On the machine, as root:\n"
+            "tar -C / -xf m1.tar",
+            examples=("setup m1=10.0.0.1 m2=10.0.0.2 m3=10.0.0.3", "setup --join m4=10.0.0.4")),
     Command("secret new [file]", "Make a file with a new shared secret", "secrets.new",
             description="The file (default: etcdlite.secret) has mode 0600; one that exists is\n"
             "kept. Prints the settings of the server that use it.",
@@ -288,7 +298,7 @@ COMMANDS = (
             "the file. With --check, the status is 1 if that is not so yet.",
             examples=("rekey --data-dir m1.etcdlite --encryption-key-file data.keys",)),
     Command("version", "Print the version", ""),
-    Command("completion <bash|zsh>", "Print the completion script for a shell", "",
+    Command("completion <bash|fish|zsh>", "Print the completion script for a shell", "",
             examples=("completion bash > /etc/bash_completion.d/etcdlite-ctl",)),
 )  # fmt: skip
 
@@ -401,13 +411,14 @@ def _print_version(arguments: Sequence[str]) -> None:
 
 
 def _print_completion(arguments: Sequence[str]) -> None:
-    from etcdlite.cli.help import completion_script
+    from etcdlite.cli.help import SHELLS, completion_script
 
+    shells = f"{', '.join(SHELLS[:-1])} or {SHELLS[-1]}"
     if len(arguments) != 1:
-        raise BadArguments("completion needs the name of the shell: bash or zsh")
-    if arguments[0] not in ("bash", "zsh"):
-        raise BadArguments(f"unknown shell {arguments[0]}: bash or zsh")
-    sys.stdout.write(completion_script(arguments[0], COMMANDS))
+        raise BadArguments(f"completion needs the name of the shell: {shells}")
+    if arguments[0] not in SHELLS:
+        raise BadArguments(f"unknown shell {arguments[0]}: {shells}")
+    sys.stdout.write(completion_script(arguments[0], COMMANDS, GROUPS))
 
 
 _OWN: dict[str, Callable[[Sequence[str]], None]] = {

@@ -11,8 +11,24 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from typing import Any
 
 _MAX_INT64 = (1 << 63) - 1
+
+# Files.
+
+
+def load_toml(data: bytes) -> dict[str, Any]:
+    """What a TOML file holds. Raises ValueError or RecursionError if it is none."""
+    # Processes without such a file need not load the parser.
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    # A file that an editor on Windows saved begins with a byte order mark.
+    return tomllib.loads(data.decode("utf-8-sig"))
+
 
 # Quoted strings.
 

@@ -336,51 +336,8 @@ def ctl_page() -> str:
 
 def zsh() -> str:
     """A file of $fpath: the first completion defines the function, and then calls it."""
-    script = completion_script("zsh", ctl.COMMANDS)
+    script = completion_script("zsh", ctl.COMMANDS, ctl.GROUPS)
     return f"#compdef etcdlite-ctl\n{script}_bash_complete -o default -F _etcdlite_ctl\n"
-
-
-def _fish(condition: str, **options: str) -> str:
-    line = f'complete -c etcdlite-ctl -n "{condition}"'
-    for name, value in options.items():
-        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-        line += f" -{name} '{quoted}'" if name != "r" else " -r"
-    return line
-
-
-def _fish_flags(condition: str, members: tuple[CtlFlag, ...]) -> list[str]:
-    return [
-        _fish(
-            condition,
-            **{"l": flag.name, "d": flag.help},
-            **({"s": flag.short} if flag.short else {}),
-            **({"r": ""} if flag.kind != "bool" else {}),
-        )
-        for flag in members
-    ]
-
-
-def fish() -> str:
-    out = ["# etcdlite-ctl completion for fish", "complete -c etcdlite-ctl -f"]
-    groups: dict[str, list[str]] = {}
-    for command in ctl.COMMANDS:
-        first, _, second = command.name.partition(" ")
-        groups.setdefault(first, []).extend([second] if second else [])
-        seen = f"__fish_seen_subcommand_from {first}"
-        if second:
-            others = [c.name.split()[1] for c in ctl.COMMANDS if c.name.startswith(first + " ")]
-            lacks = f"{seen}; and not __fish_seen_subcommand_from {' '.join(others)}"
-            out.append(_fish(lacks, a=second, d=command.help))
-            seen += f"; and __fish_seen_subcommand_from {second}"
-        else:
-            out.append(_fish("__fish_use_subcommand", a=first, d=command.help))
-        out += _fish_flags(seen, command.flags)
-    for first, seconds in groups.items():
-        if seconds:
-            out.append(_fish("__fish_use_subcommand", a=first, d=ctl.GROUPS[first]))
-    out += _fish_flags("true", (*GLOBAL_FLAGS, HELP_FLAG))
-    out.append(_fish("__fish_seen_subcommand_from completion", a="bash zsh"))
-    return "\n".join(out) + "\n"
 
 
 def everything() -> dict[str, str]:
@@ -390,9 +347,9 @@ def everything() -> dict[str, str]:
         "etcdlite.8": server_page(),
         "etcdlite-ctl.1": ctl_page(),
         "etcdlite.toml.5": toml_page(),
-        "etcdlite-ctl": completion_script("bash", ctl.COMMANDS),
+        "etcdlite-ctl": completion_script("bash", ctl.COMMANDS, ctl.GROUPS),
         "_etcdlite-ctl": zsh(),
-        "etcdlite-ctl.fish": fish(),
+        "etcdlite-ctl.fish": completion_script("fish", ctl.COMMANDS, ctl.GROUPS),
     }
 
 

@@ -794,7 +794,7 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
         ("snapshot status", 128, "snapshot status requires exactly one argument"),
         ("snapshot restore", 128, "snapshot restore requires exactly one argument"),
         ("check perf --load q", 4, "unknown load option q"),
-        ("completion", 128, "completion needs the name of the shell: bash or zsh"),
+        ("completion", 128, "completion needs the name of the shell: bash, fish or zsh"),
         ("bogus", 1, 'unknown command "bogus" for "etcdlite-ctl" (see etcdlite-ctl --help)'),
         ("pit a b", 1, 'unknown command "pit" for "etcdlite-ctl" (did you mean put?)'),
         ("comp 5", 1, 'unknown command "comp" for "etcdlite-ctl" (see etcdlite-ctl --help)'),
@@ -805,17 +805,10 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
         ),
         ("make-mirror x", 4, "make-mirror is not available in this version of etcdlite-ctl"),
         ("move-leader", 128, "move-leader command needs 1 argument"),
-        ("move-leader zz", 128, 'strconv.ParseUint: parsing "zz": invalid syntax'),
         ("member add", 128, "member name not provided"),
         ("member add x", 128, "member peer urls not provided"),
         ("member add x y --peer-urls=http://a:1", 128, "too many arguments"),
         ("member remove", 128, "member ID is not provided"),
-        (
-            "member remove zz",
-            128,
-            'bad member ID arg (strconv.ParseUint: parsing "zz": invalid syntax), '
-            "expecting ID in Hex",
-        ),
         ("member update 12", 128, "member peer urls not provided"),
         ("member promote", 128, "member ID is not provided"),
         (
@@ -1235,7 +1228,7 @@ def test_bash_completes_commands_subcommands_and_flags(tmp_path: Path) -> None:
     assert sorted(complete("lease", "")) == ["grant", "keep-alive", "list", "revoke", "timetolive"]
     assert complete("get", "--pr") == ["--prefix", "--print-value-only"]
     assert "--endpoints" in complete("lease", "grant", "--")
-    assert complete("completion", "") == ["bash", "zsh"]
+    assert complete("completion", "") == ["bash", "fish", "zsh"]
     assert complete("get", "fo") == []
     assert b"bashcompinit" in run_ctl("completion", "zsh").stdout
 

@@ -32,6 +32,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 BEGINS_EARLIER_S = 3600
 MAX_DAYS = 36_500
+CA_DAYS = 3650
 DAY_S = 86_400
 
 _OWNERS = {"server": "member", "peer": "member", "client": "user"}
@@ -45,7 +46,7 @@ def init(session: Session) -> None:
     if len(session.arguments) > 1:
         raise BadArguments("cert init takes at most 1 argument: the name of the CA")
     name = session.arguments[0] if session.arguments else "etcdlite CA"
-    files = Pair(f"{session.flags['dir']}/ca.crt", f"{session.flags['dir']}/ca.key")
+    files = authority_in(session.flags["dir"])
     ends_s = _make(session, files, "ca", name, (), None)
     _print(
         session,
@@ -125,9 +126,9 @@ def _issue(session: Session, kind: str) -> tuple[Pair, str]:
     if name.startswith(".") or " " in name or "/" in name:
         raise BadArguments(f"bad name {name!r}: it is part of file names")
     folder = session.flags["dir"]
-    authority = Pair(f"{folder}/ca.crt", f"{folder}/ca.key")
+    authority = authority_in(folder)
     files = Pair(f"{folder}/{name}-{kind}.crt", f"{folder}/{name}-{kind}.key")
-    hosts = _hosts(session.flags["host"], kind)
+    hosts = hosts_of(session.flags["host"], kind)
     ends_s = _make(session, files, kind, name, hosts, authority)
     whom = f" for {', '.join(hosts)}" if hosts else ""
     _print(
@@ -138,7 +139,13 @@ def _issue(session: Session, kind: str) -> tuple[Pair, str]:
     return Pair(*map(os.path.abspath, files)), os.path.abspath(authority.certificate)
 
 
-def _hosts(given: tuple[str, ...], kind: str) -> tuple[str, ...]:
+def authority_in(folder: str) -> Pair:
+    """The paths of the CA in a directory."""
+    return Pair(f"{folder}/ca.crt", f"{folder}/ca.key")
+
+
+def hosts_of(given: tuple[str, ...], kind: str) -> tuple[str, ...]:
+    """The hosts in a certificate of a kind."""
     hosts = [host.strip("[]") for host in given]
     if kind != "client":
         hosts = [*(hosts or [socket.gethostname()]), *LOOPBACK]
@@ -158,7 +165,20 @@ def _make(
     authority: Pair | None,
 ) -> int:
     """Make a certificate and write it and its key. Returns when it ends (Unix time)."""
-    days = session.flags["days"] or (3650 if kind == "ca" else 365)
+    days = session.flags["days"] or (CA_DAYS if kind == "ca" else 365)
+    profile = profile_of(kind, name, hosts, days, authority)
+    for path in files:
+        if os.path.lexists(path) and not session.flags["force"]:
+            raise Failure(EXIT_FAILED, f"{path} exists; --force replaces it" + _COST.get(kind, ""))
+    write(files, issue(profile, authority))
+    return profile.ends_s
+
+
+def profile_of(
+    kind: str, name: str, hosts: tuple[str, ...], days: int, authority: Pair | None
+) -> Profile:
+    """What a certificate of `authority` (paths) says. Raises BadArguments, or Failure if the CA
+    cannot sign."""
     if not 0 < days <= MAX_DAYS:
         raise BadArguments(f"--days must be between 1 and {MAX_DAYS}")
     now_s = int(time.time())
@@ -170,14 +190,20 @@ def _make(
         certificates.check(profile)
     except CertificateError as error:
         raise BadArguments(str(error)) from None
-    for path in files:
-        if os.path.lexists(path) and not session.flags["force"]:
-            raise Failure(EXIT_FAILED, f"{path} exists; --force replaces it" + _COST.get(kind, ""))
-    os.makedirs(session.flags["dir"], 0o700, exist_ok=True)
+    return profile
+
+
+def issue(profile: Profile, authority: Pair | None) -> Pair:
+    """A certificate and its key as PEM. Raises Failure."""
     try:
-        made = certificates.make(profile, authority)
+        return certificates.make(profile, authority)
     except CertificateError as error:
         raise Failure(EXIT_FAILED, str(error)) from None
+
+
+def write(files: Pair, made: Pair) -> None:
+    """Write a certificate and its key, and make their directory if it does not exist."""
+    os.makedirs(os.path.dirname(files.key), 0o700, exist_ok=True)
     # The key first: without it, a certificate is of no use.
     for path, content, mode in (
         (files.key, made.key, 0o600),
@@ -186,7 +212,6 @@ def _make(
         with PartialFile(path) as file:
             os.fchmod(file.fileno(), mode)
             file.write(content.encode("ascii"))
-    return ends_s
 
 
 _COST = {"ca": ", and the certificates of the old CA stop working"}

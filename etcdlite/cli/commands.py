@@ -34,7 +34,7 @@ from etcdlite.cli.requests import (
 from etcdlite.cli.session import Session, cause, describe
 from etcdlite.client import EtcdliteError
 from etcdlite.errors import ERRORS, NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE
-from etcdlite.notation import parse_int, parse_unsigned
+from etcdlite.notation import parse_int
 
 KEEP_ALIVE_RETRY_S = 0.5
 
@@ -201,8 +201,10 @@ def member_remove(session: Session) -> None:
 
 
 def member_update(session: Session) -> None:
+    session.need(1, "member ID is not provided")
+    urls = _peer_urls(session)
     member_id = session.member_argument()
-    response = session.ask("Cluster.MemberUpdate", ID=member_id, peerURLs=_peer_urls(session))
+    response = session.ask("Cluster.MemberUpdate", ID=member_id, peerURLs=urls)
     session.show("member_changed", response, member_id, "updated in")
 
 
@@ -215,7 +217,7 @@ def member_promote(session: Session) -> None:
 def move_leader(session: Session) -> None:
     session.need(1, "move-leader command needs 1 argument")
     try:
-        target = parse_unsigned(session.arguments[0], 16)
+        target = session.member_id(session.arguments[0])
     except ValueError as error:
         raise BadArguments(str(error)) from None
     for endpoint in session.endpoints:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etcdlite.cli.failures import EXIT_BAD_ARGUMENTS, EXIT_BAD_FEATURE, Failure
-from etcdlite.notation import parse_bool, parse_duration_s, parse_int
+from etcdlite.notation import load_toml, parse_bool, parse_duration_s, parse_int
 
 FORMATS = ("fields", "json", "protobuf", "simple", "table")
 """The output formats, in the order of the help text."""
@@ -69,7 +69,14 @@ GLOBAL_FLAGS = (
     Flag("password", "string", "", "password of the user (seen by others: rather be asked)"),
     Flag("discovery-srv", "string", "", "domain whose SRV records name the endpoints", "d"),
     Flag("discovery-srv-name", "string", "", "query the records _etcd-client-NAME._tcp"),
+    Flag("config-file", "string", "", "file with these options (default: /etc/etcdlite/ctl.toml)"),
 )  # fmt: skip
+
+DEFAULT_FILE = "/etc/etcdlite/ctl.toml"
+"""The file with values of global flags: TOML, a line for each flag. It is used if this process may
+read it."""
+
+MAX_FILE_BYTES = 65_536
 
 HELP_FLAG = Flag("help", "bool", False, "show this help", "h")
 
@@ -206,14 +213,43 @@ def _environment_flags(environment: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
+def _file_flags(path: str) -> dict[str, Any]:
+    """The values of global flags in the file at `path`, or if that is empty in `DEFAULT_FILE`."""
+    try:
+        with open(path or DEFAULT_FILE, "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        if not path:
+            return {}
+        raise Failure(EXIT_BAD_ARGUMENTS, f"cannot read --config-file: {error}") from None
+    path = path or DEFAULT_FILE
+    by_name = {flag.name: flag for flag in GLOBAL_FLAGS if flag.name != "config-file"}
+    values = {}
+    try:
+        if len(data) > MAX_FILE_BYTES:
+            raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
+        for name, value in load_toml(data).items():
+            if name not in by_name:
+                raise ValueError(f"unknown option {name!r}{did_you_mean(name, by_name)}")
+            if isinstance(value, list) and by_name[name].kind == "list":
+                value = ",".join(map(str, value))
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            values[name] = _PARSERS[by_name[name].kind](text)
+    except (ValueError, RecursionError) as error:
+        raise Failure(EXIT_BAD_ARGUMENTS, f"{path} cannot be used: {error}; correct it") from None
+    return values
+
+
 def flag_values(
     flags: Sequence[Flag], given: Mapping[str, Any], environment: Mapping[str, str]
 ) -> dict[str, Any]:
     """The values of a command's own `flags` and of the global ones: those given, else those from
-    the environment, else the defaults. Raises Failure for what is refused."""
+    the environment, else those in the file of options, else the defaults. Raises Failure for what
+    is refused."""
     values = {flag.name: flag.default for flag in (*GLOBAL_FLAGS, *flags)}
-    values |= _environment_flags(environment)
-    values |= given
+    chosen = {**_environment_flags(environment), **given}
+    values |= _file_flags(chosen.get("config-file", ""))
+    values |= chosen
     if values["write-out"] not in FORMATS:
         text = f"unsupported output format {values['write-out']} (known: {', '.join(FORMATS)})"
         raise Failure(EXIT_BAD_FEATURE, text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from etcdlite import __version__
 from etcdlite.cli.command import Command
@@ -103,30 +103,76 @@ complete -F _etcdlite_ctl etcdlite-ctl
 """
 
 
-def completion_script(shell: str, commands: Sequence[Command]) -> str:
-    """The script for bash. zsh runs it too, after its bashcompinit."""
+SHELLS = ("bash", "fish", "zsh")
+"""Those for which there is a completion script."""
 
-    def words(flags: Sequence[Flag]) -> str:
-        return " ".join(f"--{flag.name}" for flag in flags)
 
+def completion_script(shell: str, commands: Sequence[Command], groups: Mapping[str, str]) -> str:
+    """The script for one of `SHELLS`. `groups`: what the first word of two-word commands is about.
+    zsh runs the script of bash, after its bashcompinit."""
+    if shell == "fish":
+        return _fish_script(commands, groups)
     inner: dict[str, list[str]] = {}
     cases = []
     for command in commands:
         first, _, second = command.name.partition(" ")
         inner.setdefault(first, []).extend([second] if second else [])
         if command.name == "completion":
-            cases.append('        "completion") choices="bash zsh words" ;;\n')
+            cases.append(f'        "completion") choices="{" ".join(SHELLS)} words" ;;\n')
         elif command.flags:
             name = command.name
-            cases.append(f'        "{name}"|"{name} "*) choices="{words(command.flags)}" ;;\n')
-    groups = [
-        f'        "{first}") choices="{" ".join(seconds)} words" ;;\n'
-        for first, seconds in (("", sorted(inner)), *inner.items())
-        if seconds
+            cases.append(f'        "{name}"|"{name} "*) choices="{_words(command.flags)}" ;;\n')
+    seconds = [
+        f'        "{first}") choices="{" ".join(names)} words" ;;\n'
+        for first, names in (("", sorted(inner)), *inner.items())
+        if names
     ]
     return _COMPLETION.format(
         shell=shell,
         prelude="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",
-        cases="".join(groups + cases),
-        global_flags=words((*GLOBAL_FLAGS, HELP_FLAG)),
+        cases="".join(seconds + cases),
+        global_flags=_words((*GLOBAL_FLAGS, HELP_FLAG)),
     )
+
+
+def _words(flags: Sequence[Flag]) -> str:
+    return " ".join(f"--{flag.name}" for flag in flags)
+
+
+def _fish(condition: str, **options: str) -> str:
+    line = f'complete -c etcdlite-ctl -n "{condition}"'
+    for name, value in options.items():
+        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+        line += f" -{name} '{quoted}'" if name != "r" else " -r"
+    return line
+
+
+def _fish_flags(condition: str, flags: Sequence[Flag]) -> list[str]:
+    return [
+        _fish(
+            condition,
+            **{"l": flag.name, "d": flag.help},
+            **({"s": flag.short} if flag.short else {}),
+            **({"r": ""} if flag.kind != "bool" else {}),
+        )
+        for flag in flags
+    ]
+
+
+def _fish_script(commands: Sequence[Command], groups: Mapping[str, str]) -> str:
+    out = ["# etcdlite-ctl completion for fish", "complete -c etcdlite-ctl -f"]
+    for command in commands:
+        first, _, second = command.name.partition(" ")
+        seen = f"__fish_seen_subcommand_from {first}"
+        if second:
+            others = [c.name.split()[1] for c in commands if c.name.startswith(first + " ")]
+            lacks = f"{seen}; and not __fish_seen_subcommand_from {' '.join(others)}"
+            out.append(_fish(lacks, a=second, d=command.help))
+            seen += f"; and __fish_seen_subcommand_from {second}"
+        else:
+            out.append(_fish("__fish_use_subcommand", a=first, d=command.help))
+        out += _fish_flags(seen, command.flags)
+    out += [_fish("__fish_use_subcommand", a=first, d=text) for first, text in groups.items()]
+    out += _fish_flags("true", (*GLOBAL_FLAGS, HELP_FLAG))
+    out.append(_fish("__fish_seen_subcommand_from completion", a=" ".join(SHELLS)))
+    return "\n".join(out) + "\n"

@@ -24,6 +24,10 @@ PROGRESS_INTERVAL_S = 0.2
 WHY_TIMEOUT_S = 1.0
 """For the question why another request was not answered."""
 
+MEMBER_ID_CHARS = 16
+"""A word of another length may be the name of a member. (IDs are printed without leading zeros:
+one in 16 is shorter.)"""
+
 WARN_DAYS = 30
 """A certificate that ends sooner is worth a warning."""
 
@@ -173,9 +177,28 @@ class Session:
     def member_argument(self) -> int:
         self.need(1, "member ID is not provided")
         try:
-            return parse_unsigned(self.arguments[0], 16)
+            return self.member_id(self.arguments[0])
         except ValueError as error:
             raise BadArguments(f"bad member ID arg ({error}), expecting ID in Hex") from None
+
+    def member_id(self, text: str) -> int:
+        """The ID that `text` is in hexadecimal, as etcdctl takes it, or the ID of the member with
+        that name. Raises ValueError for what is neither."""
+        if len(text) == MEMBER_ID_CHARS:
+            return parse_unsigned(text, 16)
+        members = self.ask("Cluster.MemberList", linearizable=True).members
+        named = [member.ID for member in members if member.name == text]
+        try:
+            found = parse_unsigned(text, 16)
+        except ValueError as error:
+            if not named:
+                raise ValueError(f"{error}, and no member has that name") from None
+        else:
+            if not named or found in [member.ID for member in members]:
+                return found
+        if len(named) > 1:
+            raise ValueError(f"{len(named)} members are called {text}")
+        return int(named[0])
 
     def lease_argument(self, name: str) -> int:
         what = "1 argument" if name == "revoke" else "lease ID as argument"

@@ -1,0 +1,278 @@
+"""`setup`: the files of all members of a cluster, one archive for each.
+
+`setup m1=10.0.0.1 m2=10.0.0.2 m3=10.0.0.3` writes `m1.tar`, `m2.tar` and `m3.tar` into a directory
+(`--dir`, mode 0700; archives have mode 0600). `tar -C / -xf m1.tar` as root on a machine puts the
+files of m1 in place:
+
+    etc/etcdlite.toml            the configuration of the member
+    etc/etcdlite/                its certificates and keys, or the two shared secrets
+    etc/etcdlite/ctl.toml        the options of etcdlite-ctl on this machine
+
+Private files have mode 0600 and belong to the user etcdlite, so the service and root can read them.
+The directory keeps what makes further members: the two CAs (`clients/`, `peers/`), or the secrets.
+
+With certificates, one CA signs those of clients and of the client ports, the other one those of
+members. So the certificate of a client is never that of a member. The archive has a certificate for
+the user root. With `--secret`, members share one secret and clients another one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from etcdlite import certificates, secret_file
+from etcdlite.certificates import CertificateError, Pair, Profile
+from etcdlite.cli import cert
+from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure
+from etcdlite.cli.session import Session
+from etcdlite.client.partial_file import PartialFile
+from etcdlite.private_file import PrivateFileError
+from etcdlite.urls import format_address, host_port, is_address
+
+CLIENT_PORT = 2379
+PEER_PORT = 2380
+MAX_MEMBERS = 7
+
+OWNER = "etcdlite"
+"""The user of the service, and its group."""
+
+FOLDER = "etc/etcdlite"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+
+_SECRETS = ("peer.secret", "client.secret")
+
+Files = dict[str, tuple[str, bool]]
+"""Path in the archive -> (content, whether it is private)."""
+
+
+class Plan(NamedTuple):
+    """What is the same for all members."""
+
+    folder: str
+    scheme: str
+    """http with shared secrets, https with certificates."""
+    settings: dict[str, object]
+    """Those of the first start, by the name of the flag."""
+    endpoints: list[str]
+
+
+def setup(session: Session) -> None:
+    """Write the archives, and say what to do with them."""
+    hosts = _members(session.arguments)
+    folder, is_join = str(session.flags["dir"]), bool(session.flags["join"])
+    has_secret = os.path.exists(f"{folder}/{_SECRETS[0]}")
+    is_known = has_secret or os.path.exists(f"{folder}/clients/ca.key")
+    if is_join and not is_known:
+        text = (
+            f"{folder} has no CA and no secrets: name the directory of the first setup with --dir"
+        )
+        raise Failure(EXIT_FAILED, text)
+    if is_known and not is_join:
+        text = (
+            f"{folder} has a cluster already: --join adds a member, --dir names another directory"
+        )
+        raise Failure(EXIT_FAILED, text)
+    is_secret = has_secret if is_join else bool(session.flags["secret"])
+    scheme = "http" if is_secret else "https"
+    plan = _joined(session, folder, scheme, hosts) if is_join else _new(folder, scheme, hosts)
+    if not is_join:
+        _make_trust(folder, is_secret)
+    for name, host in hosts.items():
+        _write_archive(f"{folder}/{name}.tar", _files(session, plan, name, host, is_secret))
+    session.write(_next_steps(folder, hosts, is_join).encode())
+
+
+def _members(arguments: Sequence[str]) -> dict[str, str]:
+    """Name -> host of each NAME=HOST."""
+    found: dict[str, str] = {}
+    for word in arguments:
+        name, _, host = word.partition("=")
+        host = host.strip("[]")
+        if not _NAME.match(name) or not host:
+            raise BadArguments(f"bad member {word!r}: write NAME=HOST, as in m1=10.0.0.1")
+        try:
+            certificates.check(Profile("server", name, (host,), 0, 0))
+        except CertificateError as error:
+            raise BadArguments(str(error)) from None
+        if name in found or host in found.values():
+            raise BadArguments(f"{word}: each member has a name and a machine of its own")
+        found[name] = host
+    if not 1 <= len(found) <= MAX_MEMBERS:
+        raise BadArguments(f"setup needs 1 to {MAX_MEMBERS} members, as NAME=HOST")
+    return found
+
+
+def _url(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://{format_address(host, port)}"
+
+
+def _new(folder: str, scheme: str, hosts: Mapping[str, str]) -> Plan:
+    return Plan(
+        folder,
+        scheme,
+        {
+            "initial-cluster": [
+                f"{name}={_url(scheme, host, PEER_PORT)}" for name, host in hosts.items()
+            ],
+            # Two clusters on one network never mistake each other's members for their own.
+            "initial-cluster-token": os.urandom(8).hex(),
+        },
+        [_url(scheme, host, CLIENT_PORT) for host in hosts.values()],
+    )
+
+
+def _joined(session: Session, folder: str, scheme: str, hosts: Mapping[str, str]) -> Plan:
+    """Asks the cluster for its members, of which the new one must be one. Raises Failure."""
+    members = session.ask("Cluster.MemberList", linearizable=True).members
+    names = {_url(scheme, host, PEER_PORT): name for name, host in hosts.items()}
+    known = {url: member.name for member in members for url in member.peerURLs}
+    for url, name in names.items():
+        if url not in known:
+            text = f"the cluster has no member at {url}: first run etcdlite-ctl member add {name}"
+            raise Failure(EXIT_FAILED, f"{text} --peer-urls={url} --learner")
+        if known[url]:
+            text = f"{url} is the member {known[url]}, which has started already: remove it first"
+            raise Failure(EXIT_FAILED, text)
+    every = (host_port(url)[0] for url in known)
+    return Plan(
+        folder,
+        scheme,
+        {
+            "initial-cluster": [f"{names.get(url, name)}={url}" for url, name in known.items()],
+            "initial-cluster-state": "existing",
+        },
+        list(dict.fromkeys(_url(scheme, host, CLIENT_PORT) for host in every)),
+    )
+
+
+# What the members trust.
+
+
+def _make_trust(folder: str, is_secret: bool) -> None:
+    """The CAs, or the secrets. They are written last to first, so that a setup that was
+    interrupted is not taken for a whole one."""
+    os.makedirs(folder, 0o700, exist_ok=True)
+    if is_secret:
+        for name in reversed(_SECRETS):
+            try:
+                secret_file.create(f"{folder}/{name}")
+            except PrivateFileError as error:
+                raise Failure(EXIT_FAILED, str(error)) from None
+        return
+    for kind in ("peers", "clients"):
+        profile = cert.profile_of("ca", f"etcdlite {kind}", (), cert.CA_DAYS, None)
+        cert.write(cert.authority_in(f"{folder}/{kind}"), cert.issue(profile, None))
+
+
+def _pair(session: Session, ca: str, kind: str, name: str, hosts: tuple[str, ...]) -> Pair:
+    authority = cert.authority_in(ca)
+    days = session.flags["days"] or cert.CA_DAYS
+    return cert.issue(cert.profile_of(kind, name, hosts, days, authority), authority)
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
+# The files of a member.
+
+
+def _files(session: Session, plan: Plan, name: str, host: str, is_secret: bool) -> Files:
+    client_url, peer_url = (_url(plan.scheme, host, port) for port in (CLIENT_PORT, PEER_PORT))
+    # A member listens on addresses. If the host is a name, it listens on all of the machine's.
+    if is_address(host):
+        heard = list(dict.fromkeys((client_url, _url(plan.scheme, "127.0.0.1", CLIENT_PORT))))
+        heard_peer = peer_url
+    else:
+        heard = [_url(plan.scheme, "0.0.0.0", CLIENT_PORT)]
+        heard_peer = _url(plan.scheme, "0.0.0.0", PEER_PORT)
+    settings: dict[str, object] = {
+        "name": name,
+        "listen-client-urls": heard,
+        "advertise-client-urls": [client_url],
+        "listen-peer-urls": [heard_peer],
+        "initial-advertise-peer-urls": [peer_url],
+        **plan.settings,
+    }
+    options: dict[str, object] = {"endpoints": plan.endpoints}
+    files: Files = {}
+
+    def put(file: str, content: str, is_private: bool = True) -> str:
+        files[f"{FOLDER}/{file}"] = (content, is_private)
+        return f"/{FOLDER}/{file}"
+
+    if is_secret:
+        for file, flag in zip(_SECRETS, ("peer-secret-file", "client-secret-file"), strict=True):
+            settings[flag] = put(file, _read(f"{plan.folder}/{file}"))
+        options["secret-file"] = settings["client-secret-file"]
+    else:
+        _put_certificates(session, plan.folder, (name, host), settings, options, put)
+    files[f"{FOLDER}/ctl.toml"] = (_toml("The options of etcdlite-ctl", options), False)
+    title = f"The member {name}, written by etcdlite-ctl setup. etcdlite.toml(5) has all settings"
+    files["etc/etcdlite.toml"] = (_toml(title, settings), False)
+    return files
+
+
+def _put_certificates(
+    session: Session,
+    folder: str,
+    member: tuple[str, str],
+    settings: dict[str, object],
+    options: dict[str, object],
+    put: Callable[..., str],
+) -> None:
+    """Make the certificates of a member (name, host), and name them in its settings."""
+    name, host = member
+    clients, peers = f"{folder}/clients", f"{folder}/peers"
+    for ca, kind, prefix in ((clients, "server", ""), (peers, "peer", "peer-")):
+        pair = _pair(session, ca, kind, name, cert.hosts_of((host,), kind))
+        settings[f"{prefix}cert-file"] = put(f"{kind}.crt", pair.certificate, False)
+        settings[f"{prefix}key-file"] = put(f"{kind}.key", pair.key)
+        authority = put(f"{kind}-ca.crt", _read(f"{ca}/ca.crt"), False)
+        settings[f"{prefix}trusted-ca-file"] = authority
+        settings[f"{prefix}client-cert-auth"] = True
+    pair = _pair(session, clients, "client", "root", ())
+    options["cacert"] = settings["trusted-ca-file"]
+    options["cert"] = put("ctl.crt", pair.certificate, False)
+    options["key"] = put("ctl.key", pair.key)
+
+
+def _toml(title: str, settings: Mapping[str, object]) -> str:
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    return "".join(f"{line}\n" for line in (f"# {title}.", *lines))
+
+
+def _write_archive(path: str, files: Files) -> None:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for name, (content, is_private) in files.items():
+            entry = tarfile.TarInfo(name)
+            encoded = content.encode()
+            entry.size, entry.mtime = len(encoded), int(time.time())
+            entry.mode = 0o600 if is_private else 0o644
+            entry.uname = entry.gname = OWNER if is_private else "root"
+            archive.addfile(entry, io.BytesIO(encoded))
+    with PartialFile(path) as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(data.getvalue())
+
+
+def _next_steps(folder: str, hosts: Mapping[str, str], is_join: bool) -> str:
+    lines = [f"{folder}/{name}.tar: the files of {name} on {host}" for name, host in hosts.items()]
+    lines += [
+        "Next, as root on each machine, where etcdlite is installed, with its own archive:",
+        f"  tar -C / -xf {next(iter(hosts))}.tar",
+        "  systemctl start etcdlite",
+        f"Keep {folder} where it is safe: it is needed to add a member"
+        + (", and delete the archives." if is_join else "."),
+    ]
+    return "".join(f"{line}\n" for line in lines)
