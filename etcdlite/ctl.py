@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from etcdlite import ETCD_API_VERSION, __version__
 from etcdlite.cli.command import Command
+from etcdlite.cli.data_commands import DATA_COMMANDS
 from etcdlite.cli.failures import (
     EXIT_BAD_CONNECTION,
     EXIT_BAD_FEATURE,
@@ -193,6 +194,7 @@ COMMANDS = (
              _IDENTITY_FLAG, _KEY_FILE_FLAG),
             description="Works on local files; no server is needed. The directory must be empty\n"
             "or not exist.", examples=("snapshot restore backup.db --data-dir new.etcdlite",)),
+    *DATA_COMMANDS,
     Command("lock [options] <lockname> [command [argument ...]]",
             "Hold a lock, until a signal or while a command runs", "locks.lock",
             (Flag("ttl", "int", 10, "seconds until the lock is free if this process dies"),), "get",
@@ -318,7 +320,7 @@ GROUPS = {
     "secret": "Secrets that members, or clients and members, share",
 }
 
-NOT_YET = ("downgrade", "make-mirror")
+NOT_YET = ("downgrade",)
 """Commands of etcdctl whose features do not exist yet. They count for prefixes, as in etcdctl."""
 
 

@@ -803,7 +803,7 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
             1,
             'unknown command "lease grand" for "etcdlite-ctl" (did you mean lease grant?)',
         ),
-        ("make-mirror x", 4, "make-mirror is not available in this version of etcdlite-ctl"),
+        ("make-mirror", 128, "make-mirror takes one destination argument"),
         ("move-leader", 128, "move-leader command needs 1 argument"),
         ("member add", 128, "member name not provided"),
         ("member add x", 128, "member peer urls not provided"),

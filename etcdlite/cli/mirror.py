@@ -1,0 +1,638 @@
+"""`etcdlite-ctl make-mirror`: copies keys to another cluster and follows their changes.
+
+Source and destination are etcdlite or etcd, each. It speaks the native protocol to etcdlite and
+JSON to etcd; the answer to /version tells which one it is.
+
+The mirror first copies the keys as of one revision of the source, then applies the events of a
+watch that begins after it. Whole revisions of the source become one transaction; several do if they
+change different keys, so that a mirror keeps up with a busy source. A key gets each of its changes
+once and in order. Keys that only the destination has stay there, and leases are not copied.
+
+With --checkpoint-key the position is kept in a key of the destination, which each transaction
+changes together with the data, if nobody else has changed it. So a mirror that is started again
+continues exactly where it stopped, and a transaction whose outcome is unknown is sent again without
+being applied twice. The value is JSON:
+
+    {"version": 1, "source": cluster ID in hexadecimal, "prefix": base64, "destination": base64,
+     "revision": the last revision that is mirrored, "done": changes of the next one that are}
+
+and while the keys are copied, "revision" is the one that they are copied of and "after", base64,
+the last key that is copied.
+
+Without it, an unknown outcome ends the mirror.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+from etcdlite import proto
+from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
+from etcdlite.cli.session import Progress, Session, describe
+from etcdlite.client import Compacted, EtcdliteError, RequestTooManyRequests, Timeout
+from etcdlite.client.errors import error_for
+from etcdlite.client.operations import prefix_end
+from etcdlite.errors import UNAVAILABLE, UNKNOWN
+
+TXN_BYTES = 1 << 20
+"""Keys and values of one transaction, unless one change alone is larger. etcd's default limit of a
+request is 1.5 MiB."""
+
+PAGE_BYTES = 4 << 20
+MAX_PAGE_KEYS = 1_000
+"""A page of the keys of the source."""
+
+MAX_AHEAD_BYTES = 16 << 20
+"""Events that are received and not yet mirrored; the source waits beyond it."""
+
+RECONNECT_FIRST_S = 0.1
+RECONNECT_MAX_S = 2.0
+"""Pauses between attempts to reach a cluster again: doubling, up to the maximum."""
+
+SHOW_TOTAL_S = 30.0
+"""How often the number of changes is printed, as etcdctl does."""
+
+CHECKPOINT_S = 10.0
+"""How often the position is kept while nothing changes."""
+
+CHANGE_BYTES = 64
+"""What a change takes besides key and value."""
+
+CHECKPOINT_VERSION = 1
+
+
+class Change(NamedTuple):
+    """A change of one key. `value` is None if it is deleted."""
+
+    key: bytes
+    value: bytes | None
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.key) + len(self.value or b"") + CHANGE_BYTES
+
+
+class Position(NamedTuple):
+    """How far the mirror has come."""
+
+    revision: int
+    done: int = 0
+    """Changes of the next revision that are mirrored."""
+    after: bytes | None = None
+    """While keys are copied: the last one copied, as the source has it; else None."""
+
+
+# Two clusters.
+
+
+def client_of(session: Session) -> Any:
+    """A client of the session's cluster, native or JSON. Raises EtcdliteError, Failure."""
+    connection = session.connection(session.endpoints)
+    if connection["secret_file"]:
+        return session.client()
+    from etcdlite.client.gateway import Gateway
+
+    del connection["secret_file"]
+    try:
+        gateway = Gateway(
+            timeout_s=session.timeout_s, dial_timeout_s=session.dial_timeout_s, **connection
+        )
+    except ValueError as error:
+        raise BadArguments(str(error)) from None
+    if "etcdlite" in gateway.version():
+        gateway.close()
+        return session.client()
+    return gateway
+
+
+def _destination(session: Session) -> Session:
+    """The session of the destination: the global flags, with those of --dest-*."""
+    flags = dict(session.flags)
+    for name in (
+        "cacert", "cert", "key", "user", "password", "insecure-transport", "secret-file",
+        "insecure-skip-tls-verify",
+    ):  # fmt: skip
+        flags[name] = flags[f"dest-{name}"]
+    flags["discovery-srv"] = ""
+    flags["endpoints"] = tuple(filter(None, session.arguments[0].split(",")))
+    if not flags["endpoints"]:
+        raise BadArguments("make-mirror takes one destination argument")
+    return Session([], -1, flags)
+
+
+# Events.
+
+
+class _Feed:
+    """Receives the responses of a watch in a thread, so that many revisions become one
+    transaction."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._changed = threading.Condition()
+        self._responses: deque[tuple[Any, int]] = deque()
+        self._ahead_bytes = 0
+        self._end: EtcdliteError | None = None
+        self._is_over = False
+        self._thread = threading.Thread(target=self._read, name="mirror", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        end = None
+        try:
+            for response in self._stream:
+                size = CHANGE_BYTES + sum(
+                    len(event.kv.key) + len(event.kv.value) + CHANGE_BYTES
+                    for event in response.events
+                )
+                with self._changed:
+                    while self._ahead_bytes > MAX_AHEAD_BYTES and not self._is_over:
+                        self._changed.wait()
+                    if self._is_over:
+                        return
+                    self._responses.append((response, size))
+                    self._ahead_bytes += size
+                    self._changed.notify_all()
+        except EtcdliteError as error:
+            end = error
+        with self._changed:
+            self._end = end or error_for(UNAVAILABLE, "the watch has ended")
+            self._changed.notify_all()
+
+    def take(self, wait_s: float) -> Any:
+        """The next response; None if none comes in time. Raises EtcdliteError when the stream has
+        ended."""
+        with self._changed:
+            if not self._responses and self._end is None:
+                self._changed.wait(wait_s)
+            if self._responses:
+                response, size = self._responses.popleft()
+                self._ahead_bytes -= size
+                self._changed.notify_all()
+                return response
+            if self._end is not None:
+                raise self._end
+            return None
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+        self._stream.cancel()
+        self._thread.join()
+
+
+# The mirror.
+
+
+class Mirror:
+    """One run of the command."""
+
+    def __init__(self, session: Session, source: Any, target: Any) -> None:
+        """`source` and `target` are clients. Raises Failure."""
+        flags = session.flags
+        self._session = session
+        self._source = source
+        self._target = target
+        self._prefix = os.fsencode(flags["prefix"])
+        renamed = os.fsencode(flags["dest-prefix"])
+        if flags["no-dest-prefix"] and renamed:
+            raise BadArguments(
+                "`--dest-prefix` and `--no-dest-prefix` cannot be set at the same time, choose one"
+            )
+        self._renamed = renamed or (b"" if flags["no-dest-prefix"] else self._prefix)
+        self._checkpoint_key = os.fsencode(flags["checkpoint-key"])
+        self._most_ops = flags["max-txn-ops"] - bool(self._checkpoint_key)
+        if self._most_ops < 1:
+            least = 1 + bool(self._checkpoint_key)
+            raise BadArguments(f"--max-txn-ops must be at least {least}")
+        self._checkpoint_revision = 0
+        """mod_revision of the checkpoint key; 0 if there is none."""
+        self._source_id = 0
+        self._position = Position(0)
+        """With what is in the batch."""
+        self._mirrored = Position(0)
+        """Without it."""
+        self._kept = Position(0)
+        """The position that the checkpoint key has."""
+        self._kept_s = time.monotonic()
+        self._wait_s = RECONNECT_FIRST_S
+        self._source_revision = 0
+        """The newest that is known."""
+        self._target_revision = 0
+        self._batch: list[Change] = []
+        self._batch_keys: set[bytes] = set()
+        self._batch_bytes = 0
+        self._total = 0
+        self._shown_s = time.monotonic()
+        self._progress = Progress("mirrored")
+
+    def run(self) -> None:
+        """Copy, and then follow; with --once, up to the revision that the source has now. Raises
+        EtcdliteError, Failure."""
+        request = _range(self._prefix, count_only=True)
+        header = self._source.call("KV.Range", request).header
+        self._source_id, self._source_revision = header.cluster_id, header.revision
+        if not self._resume():
+            first: int = self._session.flags["rev"]
+            # As in etcdctl: from revision 1 on, and without --rev, all keys are copied first.
+            self._mirrored = Position(first - 1) if first > 1 else Position(header.revision, 0, b"")
+        try:
+            self._mirror(header.revision if self._session.flags["once"] else None)
+            header = self._target.call("KV.Range", _range(self._renamed, count_only=True)).header
+            self._target_revision = header.revision
+        finally:
+            self._progress.clear()
+            self._tell()
+
+    def _mirror(self, goal: int | None) -> None:
+        """Copy what is not copied yet, and follow; again when a connection breaks."""
+        while True:
+            self._position = self._mirrored
+            self._batch.clear()
+            self._batch_keys.clear()
+            self._batch_bytes = 0
+            try:
+                if self._position.after is not None:
+                    self._copy()
+                if goal is None or self._position.revision < goal:
+                    self._follow(goal)
+                return
+            except EtcdliteError as error:
+                if error.code != UNAVAILABLE and not isinstance(error, Timeout):
+                    raise
+                self._pause(error)
+
+    def _pause(self, error: EtcdliteError) -> None:
+        """Wait before the next attempt."""
+        if self._wait_s == RECONNECT_FIRST_S:
+            self._progress.clear()
+            say(f"make-mirror: {describe(error)}; trying again")
+        time.sleep(self._wait_s)
+        self._wait_s = min(2 * self._wait_s, RECONNECT_MAX_S)
+
+    def _tell(self) -> None:
+        """Say how far the mirror has come, and how to continue."""
+        at, flags = self._mirrored, self._session.flags
+        if at.after is not None:
+            how = "; not all keys are copied"
+        else:
+            how = f", up to revision {at.revision} of the source"
+            if flags["once"] and self._target_revision:
+                how += f"; the destination is at revision {self._target_revision}"
+            elif not self._checkpoint_key:
+                how += f"; --rev {at.revision + 1} continues"
+        say(f"mirrored {self._total} changes{how}")
+
+    # The checkpoint.
+
+    def _resume(self) -> bool:
+        """Continue where the checkpoint key says. Returns False if there is none."""
+        if not self._checkpoint_key:
+            return False
+        response = self._target.call("KV.Range", proto.RangeRequest(key=self._checkpoint_key))
+        if not response.kvs:
+            return False
+        if self._session.flags["rev"]:
+            raise BadArguments("the checkpoint key exists: leave out --rev, or delete the key")
+        kv = response.kvs[0]
+        position = self._read_checkpoint(kv.value)
+        self._checkpoint_revision = kv.mod_revision
+        self._mirrored = self._kept = position
+        say(f"continuing after revision {position.revision} of the source")
+        return True
+
+    def _read_checkpoint(self, value: bytes) -> Position:
+        name = self._session.flags["checkpoint-key"]
+        try:
+            found = json.loads(value)
+            if found["version"] != CHECKPOINT_VERSION:
+                raise ValueError
+            whose = [found[field] for field in ("source", "prefix", "destination")]
+            after = found.get("after")
+            position = Position(
+                int(found["revision"]),
+                int(found["done"]),
+                None if after is None else base64.b64decode(after, validate=True),
+            )
+            if position.revision < 0 or position.done < 0:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            text = f"--checkpoint-key {name}: the key has a value that is not a mirror's position"
+            raise Failure(EXIT_FAILED, f"{text}; name another key") from None
+        if whose != self._whose():
+            text = f"--checkpoint-key {name} is of a mirror of another cluster or prefix"
+            raise Failure(EXIT_FAILED, f"{text}; name another key, or delete this one")
+        return position
+
+    def _whose(self) -> list[str]:
+        names = (self._prefix, self._renamed)
+        return [f"{self._source_id:x}", *(base64.b64encode(name).decode() for name in names)]
+
+    def _checkpoint_value(self, position: Position) -> bytes:
+        value: dict[str, Any] = {"version": CHECKPOINT_VERSION}
+        value |= zip(("source", "prefix", "destination"), self._whose(), strict=True)
+        value |= {"revision": position.revision, "done": position.done}
+        if position.after is not None:
+            value["after"] = base64.b64encode(position.after).decode()
+        return json.dumps(value).encode()
+
+    # Copying.
+
+    def _copy(self) -> None:
+        """Copy the keys as of the position's revision."""
+        revision, _, after = self._position
+        try:
+            for kv in _pages(self._source, self._prefix, revision, after or b""):
+                self._add(Change(kv.key, kv.value), self._position)
+                self._position = Position(revision, after=kv.key)
+        except Compacted:
+            raise Failure(EXIT_FAILED, self._too_late(revision)) from None
+        self._position = Position(revision)
+        self._commit(self._position)
+        self._keep(is_due=True)
+
+    def _too_late(self, revision: int) -> str:
+        text = f"etcdserver: mvcc: required revision has been compacted (revision {revision})"
+        if self._checkpoint_key:
+            return (
+                f"{text}: the mirror was stopped for too long. Delete the mirrored keys and the "
+                "checkpoint key at the destination, and start again"
+            )
+        return f"{text}: leave out --rev to copy all keys"
+
+    # Following.
+
+    def _follow(self, goal: int | None) -> None:
+        """Apply the events after the position: for ever, or up to the revision `goal`."""
+        with self._watch(goal) as stream:
+            feed = _Feed(stream)
+            try:
+                self._take_all(feed, goal)
+            finally:
+                feed.close()
+        self._keep(is_due=True)
+
+    def _watch(self, goal: int | None) -> Any:
+        """The stream of events after the position. With a goal the watch is for all keys: each
+        revision has an event, so the last one shows that all before it has come."""
+        prefix = self._prefix if goal is None else b""
+        create = proto.WatchCreateRequest(
+            key=prefix or b"\0",
+            range_end=prefix_end(prefix),
+            start_revision=self._position.revision + 1,
+            progress_notify=goal is None,
+        )
+        return self._source.stream("Watch.Watch", proto.WatchRequest(create_request=create))
+
+    def _take_all(self, feed: _Feed, goal: int | None) -> None:
+        """Mirror responses until the position reaches the goal."""
+        events: list[Any] = []
+        while goal is None or self._position.revision < goal:
+            response = feed.take(0.0 if self._batch else 1.0)
+            if response is None:
+                # Nothing waits: mirror what has come.
+                self._commit(self._position)
+                self._keep(is_due=time.monotonic() - self._kept_s >= CHECKPOINT_S)
+                self._show()
+                continue
+            if response.canceled or response.compact_revision:
+                self._canceled(response)
+            self._wait_s = RECONNECT_FIRST_S
+            revision = response.header.revision if response.header is not None else 0
+            self._source_revision = max(self._source_revision, revision)
+            events += response.events
+            if response.fragment:
+                continue
+            if events:
+                self._take(events, goal)
+                events = []
+            elif not response.created and revision > self._position.revision:
+                # A progress notification: all up to this revision has come.
+                self._commit(self._position)
+                self._position = self._mirrored = Position(revision)
+        self._commit(self._position)
+
+    def _canceled(self, response: Any) -> None:
+        if response.compact_revision:
+            raise Failure(EXIT_FAILED, self._too_late(self._position.revision + 1))
+        raise error_for(UNKNOWN, response.cancel_reason or "the watch was canceled")
+
+    def _take(self, events: list[Any], goal: int | None) -> None:
+        """Add events, which are of whole revisions, to the batch."""
+        deleted = proto.ENUMS["Event.EventType"]["DELETE"]
+        first = 0
+        while first < len(events):
+            revision = events[first].kv.mod_revision
+            end = first
+            while end < len(events) and events[end].kv.mod_revision == revision:
+                end += 1
+            if goal is not None and revision > goal:
+                self._position = Position(goal)
+                return
+            changes = [
+                Change(event.kv.key, None if event.type == deleted else event.kv.value)
+                for event in events[first:end]
+                if event.kv.key.startswith(self._prefix)
+            ]
+            self._take_revision(revision, changes)
+            first = end
+
+    def _take_revision(self, revision: int, changes: list[Change]) -> None:
+        """Add the changes of one revision, in the same transaction if they fit into one."""
+        changes = [change for change in changes if self._rename(change.key) is not None]
+        done = self._position.done
+        size = sum(change.size_bytes for change in changes)
+        if (
+            done
+            or len(self._batch) + len(changes) > self._most_ops
+            or self._batch_bytes + size > TXN_BYTES
+            or not self._batch_keys.isdisjoint(change.key for change in changes)
+        ):
+            self._commit(self._position)
+        for change in changes[done:]:
+            self._add(change, self._position)
+            self._position = Position(self._position.revision, self._position.done + 1)
+        self._position = Position(revision)
+
+    # The destination.
+
+    def _rename(self, key: bytes) -> bytes | None:
+        """The key at the destination; None if it is the checkpoint key."""
+        renamed = self._renamed + key[len(self._prefix) :]
+        return None if renamed == self._checkpoint_key and renamed else renamed
+
+    def _add(self, change: Change, before: Position) -> None:
+        """Add a change to the batch; `before` is the position without it."""
+        if self._rename(change.key) is None:
+            return
+        size = change.size_bytes
+        if (
+            len(self._batch) >= self._most_ops
+            or (self._batch and self._batch_bytes + size > TXN_BYTES)
+            or change.key in self._batch_keys
+        ):
+            self._commit(before)
+        self._batch.append(change)
+        self._batch_keys.add(change.key)
+        self._batch_bytes += size
+
+    def _commit(self, position: Position) -> None:
+        """Write the batch, after which the position is `position`."""
+        if self._batch:
+            self._write(self._batch, position)
+            self._total += len(self._batch)
+            self._batch.clear()
+            self._batch_keys.clear()
+            self._batch_bytes = 0
+        self._mirrored = position
+        self._show()
+
+    def _keep(self, is_due: bool) -> None:
+        """Keep a position that has moved without changes."""
+        if is_due and self._checkpoint_key and self._mirrored != self._kept:
+            self._write([], self._mirrored)
+
+    def _write(self, changes: list[Change], position: Position) -> None:
+        ops = []
+        for key, value in changes:
+            renamed = self._rename(key)
+            assert renamed is not None
+            if value is None:
+                delete = proto.DeleteRangeRequest(key=renamed)
+                ops.append(proto.RequestOp(request_delete_range=delete))
+            else:
+                put = proto.PutRequest(key=renamed, value=value)
+                ops.append(proto.RequestOp(request_put=put))
+        if not self._checkpoint_key:
+            self._write_once(proto.TxnRequest(success=ops))
+            return
+        value = self._checkpoint_value(position)
+        put = proto.PutRequest(key=self._checkpoint_key, value=value)
+        ops.append(proto.RequestOp(request_put=put))
+        unchanged = proto.Compare(
+            key=self._checkpoint_key,
+            target=proto.ENUMS["Compare.CompareTarget"]["MOD"],
+            mod_revision=self._checkpoint_revision,
+        )
+        self._write_surely(proto.TxnRequest(compare=[unchanged], success=ops), value)
+        self._kept, self._kept_s = position, time.monotonic()
+
+    def _write_once(self, request: Any) -> None:
+        """Carry out a transaction that cannot be sent again."""
+        try:
+            response = self._target.call("KV.Txn", request)
+        except EtcdliteError as error:
+            text = f"{describe(error)}. With --checkpoint-key a mirror goes on after this"
+            raise Failure(EXIT_FAILED, text) from None
+        self._target_revision = response.header.revision
+
+    def _write_surely(self, request: Any, value: bytes) -> None:
+        """Carry out a transaction exactly once. It changes the checkpoint key to `value`, if that
+        is as this mirror has left it: so it may be sent again."""
+        is_again = False
+        while True:
+            try:
+                response = self._target.call("KV.Txn", request)
+                if response.succeeded:
+                    self._checkpoint_revision = response.header.revision
+                else:
+                    self._find_written(value, is_again)
+                self._target_revision = response.header.revision
+                self._wait_s = RECONNECT_FIRST_S
+                return
+            except EtcdliteError as error:
+                passes = isinstance(error, (Timeout, RequestTooManyRequests))
+                if error.code != UNAVAILABLE and not passes:
+                    raise Failure(EXIT_FAILED, describe(error)) from None
+                is_again = True
+                self._pause(error)
+
+    def _find_written(self, value: bytes, is_again: bool) -> None:
+        """The checkpoint key is changed: by an earlier attempt, or else by another mirror."""
+        response = self._target.call("KV.Range", proto.RangeRequest(key=self._checkpoint_key))
+        if not is_again or not response.kvs or response.kvs[0].value != value:
+            name = self._session.flags["checkpoint-key"]
+            text = f"the checkpoint key {name} was changed: another mirror is running with it"
+            raise Failure(EXIT_FAILED, f"{text}. Stop one of them")
+        self._checkpoint_revision = response.kvs[0].mod_revision
+
+    # Reports.
+
+    def _show(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._shown_s >= SHOW_TOTAL_S:
+            self._shown_s = now_s
+            self._session.write(b"%d\n" % self._total)
+        self._progress.update(self._position.revision, self._source_revision)
+
+    def verify(self) -> None:
+        """Compare all keys and values as of the position with the destination. Raises Failure."""
+        revision = self._position.revision
+        kvs = _pages(self._source, self._prefix, revision)
+        theirs = ((key, kv.value) for kv in kvs if (key := self._rename(kv.key)) is not None)
+        kvs = _pages(self._target, self._renamed, self._target_revision)
+        ours = ((kv.key, kv.value) for kv in kvs if kv.key != self._checkpoint_key)
+        count = 0
+        for left, right in zip_longest(theirs, ours):
+            if left != right:
+                first, second = left or right, right or left
+                assert first is not None and second is not None
+                why = "only one of them has the key"
+                if left is not None and right is not None and left[0] == right[0]:
+                    why = "the values differ"
+                name = min(first[0], second[0]).decode("utf-8", "backslashreplace")
+                text = f"the destination differs from the source at {name}: {why}"
+                raise Failure(EXIT_FAILED, text)
+            count += 1
+        say(f"verified: {count} keys are equal, as of revision {revision} of the source")
+
+
+def _range(prefix: bytes, after: bytes = b"", **fields: Any) -> proto.RangeRequest:
+    """The request for the keys of a prefix after the key `after`."""
+    start = after + b"\0" if after else prefix or b"\0"
+    return proto.RangeRequest(key=start, range_end=prefix_end(prefix), **fields)
+
+
+def _pages(client: Any, prefix: bytes, revision: int, after: bytes = b"") -> Iterator[Any]:
+    """The KeyValues of a prefix as of a revision (0: the one of the first answer), in order, after
+    the key `after`."""
+    limit = 64
+    while True:
+        request = _range(prefix, after, limit=limit, revision=revision)
+        response = client.call("KV.Range", request)
+        revision = revision or response.header.revision
+        yield from response.kvs
+        if not response.more or not response.kvs:
+            return
+        after = response.kvs[-1].key
+        size = sum(len(kv.key) + len(kv.value) + CHANGE_BYTES for kv in response.kvs)
+        limit = max(1, min(MAX_PAGE_KEYS, len(response.kvs) * PAGE_BYTES // size))
+
+
+def make_mirror(session: Session) -> None:
+    """The command."""
+    session.need(1, "make-mirror takes one destination argument")
+    flags = session.flags
+    if flags["verify"] and not flags["once"]:
+        raise BadArguments("--verify is only for --once: otherwise the source changes meanwhile")
+    other = _destination(session)
+    source = target = None
+    try:
+        source, target = client_of(session), client_of(other)
+        mirror = Mirror(session, source, target)
+        mirror.run()
+        if flags["verify"]:
+            mirror.verify()
+    finally:
+        for client in (source, target):
+            if client is not None:
+                client.close()

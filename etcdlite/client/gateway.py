@@ -1,0 +1,310 @@
+"""A client of etcd's JSON gateway, for the servers that do not speak the native protocol: etcd.
+
+`Gateway` has the `call` and `stream` of `blocking.Client`, with the same messages and errors, over
+HTTP/1.1 and the standard library. It is for one thread, plus one for each stream. A call is a POST
+on a connection that is kept. A stream is a POST on a connection of its own: it sends one message
+and receives lines.
+
+A read is sent again, to the next endpoint, when the connection breaks. A write is sent again only
+if no connection could be made; otherwise it raises UnknownOutcome.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etcdlite import json_mapping, proto
+from etcdlite.client.connection import cause_of, parse_endpoint
+from etcdlite.client.errors import (
+    ConnectionFailed,
+    EtcdliteError,
+    InvalidAuthToken,
+    ProtocolViolation,
+    Timeout,
+    UnknownOutcome,
+    error_for,
+)
+from etcdlite.client.link import keep_tcp_alive
+from etcdlite.errors import UNKNOWN
+from etcdlite.methods import METHOD_BY_NAME, Retry
+
+MAX_BODY_BYTES = 1 << 30
+"""The largest response, and the largest message of a stream."""
+
+MAX_VERSION_BYTES = 64 << 10
+"""The largest answer to the question for the version."""
+
+
+class Gateway:
+    """A client of one cluster."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        user: str = "",
+        password: str = "",
+        timeout_s: float = 5.0,
+        dial_timeout_s: float = 2.0,
+        cacert: str = "",
+        cert: str = "",
+        key: str = "",
+        insecure_skip_tls_verify: bool = False,
+        server_name: str = "",
+    ) -> None:
+        """As `Client`. Raises ValueError."""
+        is_tls = bool(cacert or cert or key or insecure_skip_tls_verify)
+        self._endpoints = [
+            found if found.scheme or not is_tls else found._replace(scheme="https")
+            for found in map(parse_endpoint, endpoints)
+        ]
+        self._timeout_s = timeout_s
+        self._dial_timeout_s = dial_timeout_s
+        self._user = user
+        self._password = password
+        self._token = ""
+        self._at = 0
+        """The endpoint in use."""
+        self._connection: http.client.HTTPConnection | None = None
+        self._context: Any = None
+        self._server_name = server_name
+        if any(endpoint.scheme == "https" for endpoint in self._endpoints):
+            from etcdlite.client import tls
+
+            settings = tls.Settings(cacert, cert, key, insecure_skip_tls_verify, server_name)
+            self._context = tls.context(settings, "http/1.1")
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint in use, "HOST:PORT"."""
+        return str(self._endpoints[self._at])
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def version(self) -> dict[str, Any]:
+        """The answer of the first endpoint that answers to /version. Raises EtcdliteError."""
+        status, body = self._exchange("GET", "/version", b"", True, MAX_VERSION_BYTES)
+        try:
+            found = json.loads(body)
+        except (ValueError, RecursionError):
+            found = None
+        if status != 200 or not isinstance(found, dict):
+            raise ProtocolViolation(
+                text=f"the endpoint answers /version with status {status} and no JSON object: it is"
+                " neither etcd nor etcdlite",
+                endpoint=self.endpoint,
+            )
+        return found
+
+    def call(self, method: str, request: Any) -> Any:
+        """Send one message to a method ("KV.Put"). Returns its response. Raises EtcdliteError."""
+        row = METHOD_BY_NAME[method]
+        is_read = row.retry is Retry.ALWAYS
+        body = json_mapping.text(request).encode()
+        for attempt in range(2):
+            if self._user and not self._token and method != "Auth.Authenticate":
+                self._log_in()
+            status, answer = self._exchange("POST", row.http_paths[0], body, is_read)
+            value = self._parsed(answer, status)
+            if status == 200:
+                return self._message(row.response, value)
+            failure = self._error(value)
+            if not isinstance(failure, InvalidAuthToken) or attempt:
+                raise failure
+            self._token = ""  # Tokens end, also when a member restarts.
+        raise AssertionError
+
+    def stream(self, method: str, request: Any) -> GatewayStream:
+        """The messages that answer `request`, on a connection of its own. Raises EtcdliteError."""
+        if self._user and not self._token:
+            self._log_in()
+        row = METHOD_BY_NAME[method]
+        body = json_mapping.text(request).encode()
+        for attempt in range(len(self._endpoints)):
+            try:
+                connection = self._connected()
+                break
+            except OSError as failure:
+                self._next_endpoint()
+                if attempt + 1 == len(self._endpoints):
+                    raise self._unreachable(failure) from None
+        try:
+            connection.request("POST", row.http_paths[0], body, self._headers())
+            sock = connection.sock
+            sock.settimeout(None)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as failure:
+            connection.close()
+            raise self._broken(failure) from None
+        if response.status != 200:
+            try:
+                refusal = self._error(self._parsed(response.read(MAX_BODY_BYTES), response.status))
+            finally:
+                connection.close()
+            if isinstance(refusal, InvalidAuthToken):
+                self._token = ""
+            raise refusal
+        return GatewayStream(self, sock, response, row.response)
+
+    # One exchange.
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/json"}
+        if self._token:
+            headers["Authorization"] = self._token
+        return headers
+
+    def _log_in(self) -> None:
+        request = proto.AuthenticateRequest(name=self._user, password=self._password)
+        self._token = self.call("Auth.Authenticate", request).token
+
+    def _connected(self) -> http.client.HTTPConnection:
+        """A new connection to the endpoint in use. Raises OSError."""
+        endpoint = self._endpoints[self._at]
+        sock = socket.create_connection((endpoint.host, endpoint.port), self._dial_timeout_s)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_tcp_alive(sock)
+            if endpoint.scheme == "https":
+                host = self._server_name or endpoint.host
+                sock = self._context.wrap_socket(sock, server_hostname=host)
+            sock.settimeout(self._timeout_s)
+        except OSError:
+            sock.close()
+            raise
+        connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
+        connection.sock = sock
+        connection.auto_open = 0
+        return connection
+
+    def _next_endpoint(self) -> None:
+        self.close()
+        self._at = (self._at + 1) % len(self._endpoints)
+
+    def _exchange(
+        self, verb: str, path: str, body: bytes, is_read: bool, limit: int = MAX_BODY_BYTES
+    ) -> tuple[int, bytes]:
+        """(status, body) of the answer. Tries each endpoint once, and a read once more."""
+        left = len(self._endpoints) + is_read
+        while True:
+            left -= 1
+            try:
+                if self._connection is None:
+                    self._connection = self._connected()
+            except OSError as failure:
+                self._next_endpoint()
+                if left <= 0:
+                    raise self._unreachable(failure) from None
+                continue
+            try:
+                self._connection.request(verb, path, body, self._headers())
+                response = self._connection.getresponse()
+                answer = response.read(limit)
+                if not response.isclosed():
+                    self.close()
+                    text = f"a response of more than {limit} bytes"
+                    raise ProtocolViolation(text=text, endpoint=self.endpoint)
+                if response.will_close:
+                    self.close()
+                return response.status, answer
+            except (OSError, http.client.HTTPException) as failure:
+                endpoint = self.endpoint
+                self._next_endpoint()
+                if isinstance(failure, TimeoutError):
+                    text = f"no answer within {self._timeout_s:g} s"
+                    raise Timeout(text=text, endpoint=endpoint) from None
+                if not is_read:
+                    text = f"{endpoint}: the connection broke, the request may have been served"
+                    raise UnknownOutcome(text=text, endpoint=endpoint) from None
+                if left <= 0:
+                    raise self._broken(failure) from None
+
+    # Answers, which may be anything.
+
+    def _parsed(self, body: bytes, status: int) -> dict[str, Any]:
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            text = f"the answer has HTTP status {status} and no JSON object. Is the JSON gateway on"
+            raise ProtocolViolation(text=f"{text} (--enable-grpc-gateway)?", endpoint=self.endpoint)
+        return value
+
+    def _message(self, cls: type[proto.Message], value: Any) -> Any:
+        try:
+            return json_mapping.from_json(cls, value)
+        except proto.DecodeError as failure:
+            text = f"the answer is not a {cls.NAME}: {failure}"
+            raise ProtocolViolation(text=text, endpoint=self.endpoint) from None
+
+    def _error(self, value: dict[str, Any]) -> EtcdliteError:
+        text, code = value.get("message") or value.get("error"), value.get("code")
+        if not isinstance(code, int):
+            code = value.get("grpc_code")
+        if not isinstance(code, int):
+            code = UNKNOWN
+        return error_for(code, str(text)[:4096], self.endpoint)
+
+    def _unreachable(self, failure: OSError) -> ConnectionFailed:
+        text = f"{self.endpoint}: {cause_of(failure, self._dial_timeout_s)}"
+        return ConnectionFailed(text=text, endpoint=self.endpoint)
+
+    def _broken(self, failure: Exception) -> ConnectionFailed:
+        why = cause_of(failure, 0) if isinstance(failure, OSError) else "the answer is cut off"
+        return ConnectionFailed(text=f"{self.endpoint}: {why}", endpoint=self.endpoint)
+
+
+class GatewayStream:
+    """The messages of a stream: iterate; a context manager that ends it."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        sock: socket.socket,
+        response: http.client.HTTPResponse,
+        cls: type[proto.Message],
+    ) -> None:
+        self._gateway = gateway
+        self._socket = sock
+        self._response = response
+        self._class = cls
+
+    def __enter__(self) -> GatewayStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+        self._response.close()
+        self._socket.close()
+
+    def cancel(self) -> None:
+        """End the stream. Any thread may call this."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)  # Wakes the thread that reads.
+        except OSError:
+            pass  # The server closed it first.
+
+    def __iter__(self) -> Iterator[Any]:
+        """The messages, until the server ends the stream. Raises EtcdliteError."""
+        gateway = self._gateway
+        while True:
+            try:
+                line = self._response.readline(MAX_BODY_BYTES)
+            except (OSError, ValueError, http.client.HTTPException) as failure:
+                raise gateway._broken(failure) from None
+            if not line:
+                return
+            value = gateway._parsed(line, 200)
+            if "error" in value:
+                error = value["error"]
+                raise gateway._error(error if isinstance(error, dict) else value)
+            yield gateway._message(self._class, value.get("result"))

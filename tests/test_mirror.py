@@ -1,0 +1,468 @@
+"""Mirrors and moves between clusters: etcdlite and the real etcd, both ways, while clients write.
+
+The checker compares histories. The destination's history of a key must be the end of the source's:
+nothing is missing, doubled or reordered within a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rigs.ctl_runner import Ended, run_ctl
+from rigs.ports import free_ports
+from rigs.processes import PATIENCE_S, ROOT, ServerFactory, ServerProcess, wait_until
+from rigs.real_etcd import running_etcd, without_settings
+
+from etcdlite import proto
+from etcdlite.cli import mirror
+from etcdlite.cli.session import Session
+from etcdlite.client import Client, ConnectionFailed, Delete, EtcdliteError, Put, UnknownOutcome
+from etcdlite.client.gateway import Gateway
+
+Histories = dict[bytes, list[bytes | None]]
+
+CHECKPOINT = b"mirror/position"
+MIRROR = ("make-mirror", f"--checkpoint-key={CHECKPOINT.decode()}")
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[Gateway]:
+    with running_etcd(tmp_path / "etcd") as endpoint:
+        gateway = Gateway([endpoint], timeout_s=PATIENCE_S)
+        yield gateway
+        gateway.close()
+
+
+def history(client: Any, last: int) -> Histories:
+    """The changes of each key in order, up to revision `last`."""
+    found: Histories = {}
+    create = proto.WatchCreateRequest(key=b"\0", range_end=b"\0", start_revision=1)
+    with client.stream("Watch.Watch", proto.WatchRequest(create_request=create)) as stream:
+        for response in stream:
+            assert not response.canceled, response.cancel_reason
+            for event in response.events:
+                if event.kv.mod_revision <= last:
+                    value = None if event.type == 1 else event.kv.value
+                    found.setdefault(event.kv.key, []).append(value)
+            if response.events and response.events[-1].kv.mod_revision >= last:
+                break
+    found.pop(CHECKPOINT, None)
+    return found
+
+
+def revision(client: Any) -> int:
+    header = client.call("KV.Range", proto.RangeRequest(key=b"x")).header
+    found: int = header.revision
+    return found
+
+
+class Writer(threading.Thread):
+    """Writes to a cluster until it is stopped: puts, deletes and transactions. Each value is
+    written once."""
+
+    def __init__(self, client: Any, first: int = 0, seed: int = 1) -> None:
+        super().__init__(daemon=True)
+        self.count = first
+        self._client = client
+        self._random = random.Random(seed)
+        self._is_over = False
+        self.start()
+
+    def run(self) -> None:
+        while not self._is_over:
+            keys = self._random.sample(range(30), self._random.choice((1, 1, 1, 2, 10)))
+            ops = []
+            for key in keys:
+                name = b"key/%d" % key
+                self.count += 1
+                if self._random.random() < 0.2:
+                    delete = proto.DeleteRangeRequest(key=name)
+                    ops.append(proto.RequestOp(request_delete_range=delete))
+                else:
+                    put = proto.PutRequest(key=name, value=b"%d" % self.count)
+                    ops.append(proto.RequestOp(request_put=put))
+            self._client.call("KV.Txn", proto.TxnRequest(success=ops))
+            time.sleep(0.002)
+
+    def stop(self) -> None:
+        self._is_over = True
+        self.join(PATIENCE_S)
+        assert not self.is_alive()
+
+
+class MirrorProcess:
+    """A running `make-mirror`."""
+
+    def __init__(self, *words: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "etcdlite.ctl", *words],
+            env={**without_settings(), "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def kill(self, signum: int = signal.SIGKILL) -> str:
+        """End it. Returns what it wrote to stderr."""
+        assert self._process.poll() is None, self._process.communicate()[1]
+        self._process.send_signal(signum)
+        return self._process.communicate()[1]
+
+
+def mirrored_to(client: Any) -> int:
+    """The revision of the source that the checkpoint key has; 0 while keys are copied."""
+    kvs = client.call("KV.Range", proto.RangeRequest(key=CHECKPOINT)).kvs
+    position = json.loads(kvs[0].value) if kvs else {"after": ""}
+    return 0 if "after" in position else int(position["revision"])
+
+
+def wait_until_mirrored(source: Any, target: Any) -> None:
+    """Wait for the revision that the source has now."""
+    begin = revision(source)
+    wait_until(lambda: mirrored_to(target) >= begin, "the mirror catches up")
+
+
+def check_end(whole: Histories, part: Histories) -> None:
+    """Each history of `part` is the end of that of `whole`."""
+    for key, changes in whole.items():
+        shown = part.get(key, [])
+        assert shown == changes[len(changes) - len(shown) :], f"the history of {key!r} differs"
+        assert shown or changes[-1] is None, f"{key!r} is missing"
+    assert part.keys() <= whole.keys()
+
+
+def endpoint_of(client: Any) -> str:
+    return str(client.endpoint)
+
+
+@pytest.mark.parametrize("direction", ["from etcd", "to etcd"])
+def test_a_move_under_load_loses_doubles_and_reorders_nothing(
+    direction: str, etcd: Gateway, server: ServerFactory
+) -> None:
+    """The procedure of docs/moving.md, and the way back. The mirror is killed again and again,
+    and so is the etcdlite."""
+    lite = server(f"--listen-client-urls=http://127.0.0.1:{free_ports(1)[0]}")
+    native = lite.client()
+    source, target = (etcd, native) if direction == "from etcd" else (native, etcd)
+    source.call("KV.Put", proto.PutRequest(key=b"first", value=b"1"))
+    words = (f"--endpoints={endpoint_of(source)}", *MIRROR, endpoint_of(target))
+    writes = Gateway([etcd.endpoint], timeout_s=PATIENCE_S) if source is etcd else lite.client()
+    writer = Writer(writes)
+    chance = random.Random(7)
+    for turn in range(3):
+        running = MirrorProcess(*words)
+        wait_until_mirrored(source, target)
+        time.sleep(chance.uniform(0.0, 0.2))
+        if turn == 1 and target is native:
+            lite.kill()
+            lite.start()
+            wait_until_mirrored(source, target)
+        running.kill()
+    running = MirrorProcess(*words)
+    wait_until_mirrored(source, target)
+
+    # The switch.
+    writer.stop()
+    began_s = time.monotonic()
+    assert "mirrored " in running.kill(signal.SIGINT)
+    ended = run_ctl(words[0], *MIRROR, "--once", "--verify", words[-1])
+    pause_s = time.monotonic() - began_s
+    assert ended.status == 0 and "verified: " in ended.stderr, ended
+    assert f"the destination is at revision {revision(target)}" in ended.stderr
+    print(f"{writer.count} changes; the writes paused for {pause_s:.2f} s")
+    last, switched = revision(source), revision(target)
+    whole, part = history(source, last), history(target, switched)
+    check_end(whole, part)
+    assert sum(map(len, part.values())) > 100
+
+    # The way back: follow the new cluster from the switch on.
+    back = "back/position"
+    writes = lite.client() if target is native else Gateway([etcd.endpoint], timeout_s=PATIENCE_S)
+    writer = Writer(writes, writer.count, 2)
+    words = (
+        f"--endpoints={endpoint_of(target)}", "make-mirror", f"--checkpoint-key={back}",
+        "--prefix=key/", f"--rev={switched + 1}", endpoint_of(source),
+    )  # fmt: skip
+    running = MirrorProcess(*words)
+    wait_until(
+        lambda: source.call("KV.Range", proto.RangeRequest(key=back.encode())).kvs,
+        "the mirror back begins",
+    )
+    time.sleep(0.3)
+    running.kill()
+    writer.stop()
+    ended = run_ctl(*(word for word in words if "--rev" not in word), "--once", "--verify")
+    assert ended.status == 0, ended
+    assert "verified: " in ended.stderr
+    now, after = history(target, revision(target)), history(source, revision(source))
+    assert sum(map(len, now.values())) > sum(map(len, part.values())) + 20
+    for key, changes in now.items():
+        if key.startswith(b"key/"):
+            new = changes[len(part.get(key, [])) :]
+            assert after[key][len(whole.get(key, [])) :] == new, f"the way back of {key!r} differs"
+
+
+def test_users_of_etcd_are_asked_for_their_passwords(etcd: Gateway, server: ServerFactory) -> None:
+    lite = server()
+    for name in ("root", "mirror"):
+        etcd.call("Auth.UserAdd", proto.AuthUserAddRequest(name=name, password="secret"))
+    etcd.call("Auth.RoleAdd", proto.AuthRoleAddRequest(name="root"))
+    etcd.call("Auth.UserGrantRole", proto.AuthUserGrantRoleRequest(user="root", role="root"))
+    etcd.call("Auth.AuthEnable", proto.AuthEnableRequest())
+    lite.client().put("a", "1")
+    words = (f"--endpoints={lite.endpoint}", "make-mirror", "--once", "--verify", etcd.endpoint)
+    refusals = {
+        "": "user name is empty",
+        "root:wrong": "authentication failed, invalid user ID or password",
+        "mirror:secret": "permission denied",
+    }
+    for user, why in refusals.items():
+        ended = run_ctl(*words, f"--dest-user={user}")
+        assert ended.status == 1 and why in ended.stderr, ended
+    assert run_ctl(*words, "--dest-user=root:secret").status == 0
+    words = (f"--endpoints={etcd.endpoint}", "make-mirror", "--once", "--prefix=a")
+    ended = run_ctl(*words, "--user=root:secret", "--dest-prefix=b", lite.endpoint)
+    assert ended.status == 0, ended
+    assert lite.client().get("b").value == b"1"
+
+
+# One mirror, on etcdlite alone.
+
+
+@pytest.fixture
+def pair(server: ServerFactory) -> tuple[ServerProcess, ServerProcess]:
+    return server(), server()
+
+
+def values(one: ServerProcess) -> dict[bytes, bytes]:
+    return {kv.key: kv.value for kv in one.client().range(prefix=b"")}
+
+
+def run_mirror(pair: tuple[ServerProcess, ServerProcess], *words: str) -> Ended:
+    return run_ctl(f"--endpoints={pair[0].endpoint}", "make-mirror", *words, pair[1].endpoint)
+
+
+def test_prefixes_are_chosen_and_replaced_as_in_etcdctl(
+    pair: tuple[ServerProcess, ServerProcess],
+) -> None:
+    source = pair[0].client()
+    for key in ("a/1", "a/a/2", "b/1"):
+        source.put(key, key)
+    assert run_mirror(pair, "--once", "--prefix=a/").status == 0
+    assert values(pair[1]) == {b"a/1": b"a/1", b"a/a/2": b"a/a/2"}
+    pair[1].client().delete(prefix=b"")
+    assert run_mirror(pair, "--once", "--prefix=a/", "--dest-prefix=c/").status == 0
+    assert values(pair[1]) == {b"c/1": b"a/1", b"c/a/2": b"a/a/2"}
+    pair[1].client().delete(prefix=b"")
+    ended = run_mirror(pair, "--once", "--prefix=a/", "--no-dest-prefix", "--verify")
+    assert ended.status == 0 and "verified: 2 keys are equal" in ended.stderr
+    assert values(pair[1]) == {b"1": b"a/1", b"a/2": b"a/a/2"}
+    # A copy, and events of a revision with one key of the prefix.
+    pair[1].client().delete(prefix=b"")
+    source.txn([], [Put("a/3", "3"), Put("b/3", "3"), Delete("a/1")])
+    assert run_mirror(pair, "--once", "--prefix=a/", "--rev=5").status == 0
+    assert values(pair[1]) == {b"a/3": b"3"}
+    pair[1].client().put("a/3", "other")
+    ended = run_mirror(pair, "--once", "--prefix=a/", "--rev=6", "--verify")
+    assert ended.status == 1
+    assert "the destination differs from the source at a/3: the values differ" in ended.stderr
+
+
+def test_a_large_revision_is_resumed_within(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    source, target = pair[0].client(), pair[1].client()
+    source.txn([], [Put(f"k{n}", str(n)) for n in range(100)])
+    words = ("--once", "--max-txn-ops=8", "--checkpoint-key=at", "--rev=2")
+    assert run_mirror(pair, *words).status == 0
+    steps = [
+        (json.loads(kv.value)["revision"], json.loads(kv.value)["done"])
+        for number in range(2, revision(target) + 1)
+        for kv in [target.get("at", revision=number)]
+        if kv is not None
+    ]
+    assert steps == [*((1, done) for done in range(7, 100, 7)), (2, 0)]
+    # A mirror that was killed after the fourth transaction.
+    was = target.get("at", revision=5)
+    for n in range(28, 100):
+        target.delete(f"k{n}")
+    target.put("at", was.value)
+    assert run_mirror(pair, *words[:3], "--verify").status == 0
+    assert {key: value for key, value in values(pair[1]).items() if key != b"at"} == values(pair[0])
+    assert target.get("k5").version == 1 and target.get("k27").version == 1
+
+
+def test_what_cannot_go_on_says_why(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    source, target = pair[0].client(), pair[1].client()
+    for n in range(5):
+        source.put("a", str(n))
+    refused = {
+        ("--dest-prefix=b", "--no-dest-prefix"): "cannot be set at the same time",
+        ("--max-txn-ops=0",): "must be at least 1",
+        ("--max-txn-ops=1", "--checkpoint-key=at"): "must be at least 2",
+        ("--verify",): "only for --once",
+    }
+    for words, why in refused.items():
+        ended = run_mirror(pair, *words)
+        assert (ended.status, why in ended.stderr) == (128, True), ended
+    for value in ("x", "[]", '{"version": 2}', '{"version": 1, "revision": "x"}'):
+        target.put("at", value)
+        ended = run_mirror(pair, "--once", "--checkpoint-key=at")
+        assert ended.status == 1 and "not a mirror's position; name another" in ended.stderr
+    target.delete("at")
+    assert run_mirror(pair, "--once", "--checkpoint-key=at").status == 0
+    ended = run_mirror(pair, "--once", "--checkpoint-key=at", "--prefix=a")
+    assert ended.status == 1 and "of a mirror of another cluster or prefix" in ended.stderr
+    ended = run_mirror(pair, "--once", "--checkpoint-key=at", "--rev=2")
+    assert ended.status == 128 and "leave out --rev" in ended.stderr
+    for n in range(5):
+        source.put("a", str(n))
+    source.compact(10)
+    ended = run_mirror(pair, "--once", "--checkpoint-key=at")
+    assert ended.status == 1 and "the mirror was stopped for too long" in ended.stderr
+    ended = run_mirror(pair, "--once", "--rev=3")
+    assert ended.status == 1 and "leave out --rev to copy all keys" in ended.stderr
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        nobody = f"127.0.0.1:{listener.getsockname()[1]}"
+    ended = run_ctl(f"--endpoints={pair[0].endpoint}", "make-mirror", "--once", nobody)
+    assert ended.status == 1 and "connection refused" in ended.stderr
+
+
+class Wrapped:
+    """A client of the destination. `before` runs before each transaction, `after` behind it."""
+
+    def __init__(self, client: Client, before: Callable[[], None], after: Callable[[], None]):
+        self._client = client
+        self._before = before
+        self._after = after
+
+    def call(self, method: str, request: Any) -> Any:
+        if method == "KV.Txn":
+            self._before()
+        response = self._client.call(method, request)
+        if method == "KV.Txn":
+            self._after()
+        return response
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def run_wrapped(
+    pair: tuple[ServerProcess, ServerProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    before: Callable[[], None],
+    after: Callable[[], None],
+) -> Ended:
+    """Follow from revision 2 on, with a wrapped client of the destination."""
+    client_of = mirror.client_of
+
+    def wrapped(session: Session) -> Any:
+        client = client_of(session)
+        return (
+            client if session.endpoints[0] == pair[0].endpoint else Wrapped(client, before, after)
+        )
+
+    monkeypatch.setattr(mirror, "client_of", wrapped)
+    return run_mirror(pair, "--once", MIRROR[1], "--rev=2")
+
+
+def nothing() -> None:
+    pass
+
+
+def test_two_mirrors_with_one_checkpoint_key_do_not_both_run(
+    pair: tuple[ServerProcess, ServerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = pair[0].client(), pair[1].client()
+    source.put("a", "1")
+
+    def interfere() -> None:
+        target.put(CHECKPOINT, "of another mirror")
+
+    ended = run_wrapped(pair, monkeypatch, interfere, nothing)
+    assert ended.status == 1 and "another mirror is running with it" in ended.stderr
+    assert target.get("a") is None
+
+
+def test_a_transaction_whose_answer_is_lost_is_applied_once(
+    pair: tuple[ServerProcess, ServerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = pair[0].client(), pair[1].client()
+    for n in range(60):
+        source.put(f"k{n % 7}", str(n))
+    monkeypatch.setattr(mirror, "RECONNECT_MAX_S", 0.001)
+    chance = random.Random(3)
+    lost = []
+
+    def lose(failure: EtcdliteError) -> None:
+        if chance.random() < 0.4:
+            lost.append(failure)
+            raise failure
+
+    ended = run_wrapped(
+        pair,
+        monkeypatch,
+        lambda: lose(ConnectionFailed(text="not sent")),
+        lambda: lose(UnknownOutcome(text="the answer is lost")),
+    )
+    assert ended.status == 0, ended
+    assert {type(failure) for failure in lost} == {ConnectionFailed, UnknownOutcome}
+    assert history(target, revision(target)) == history(source, revision(source))
+
+
+def test_without_a_checkpoint_key_a_lost_answer_ends_the_mirror(
+    pair: tuple[ServerProcess, ServerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair[0].client().put("a", "1")
+
+    def lose() -> None:
+        raise UnknownOutcome(text="the answer is lost")
+
+    monkeypatch.setitem(globals(), "MIRROR", ("make-mirror", "--debug=false"))
+    ended = run_wrapped(pair, monkeypatch, nothing, lose)
+    assert ended.status == 1
+    assert "mirrored 0 changes, up to revision 1 of the source" in ended.stderr
+    assert "With --checkpoint-key a mirror goes on after this" in ended.stderr
+
+
+ANSWERS = [
+    b"",
+    b"SSH-2.0-OpenSSH_9.2\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
+    b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}",
+    b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b'HTTP/1.1 200 OK\r\nContent-Length: 22\r\n\r\n{"etcdserver":"3.5.1"}',
+    b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 1000 + b"\r\n{}",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("number", range(len(ANSWERS)))
+def test_a_server_that_answers_anything_gets_one_line(number: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    sock, _ = listener.accept()
+                    sock.recv(65536)
+                    with sock, contextlib.suppress(OSError):
+                        sock.sendall(ANSWERS[number])
+
+        threading.Thread(target=serve, daemon=True).start()
+        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+        ended = run_ctl(f"--endpoints={endpoint}", "make-mirror", "--once", "127.0.0.1:1")
+    assert ended.status == 1
+    assert ended.stderr.startswith("Error: ") and ended.stderr.count("\n") == 1, ended.stderr
