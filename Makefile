@@ -50,7 +50,7 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix $(LINTED)
 	$(BIN)/ruff format $(LINTED)
 
-# The installed commands start: the entry points name what exists.
+# The installed commands start.
 scripts: $(VENV)/test.stamp
 	$(BIN)/etcdlite --version
 	$(BIN)/etcdlite-ctl version

@@ -3,15 +3,15 @@
 import etcdlite.interrupts  # noqa: F401
 
 
-def server() -> int:
-    """The command `etcdlite`. Returns its exit status."""
-    from etcdlite.__main__ import main
+def run() -> int:
+    """The command that the process was started as: `etcdlite-ctl`, or else `etcdlite`.
 
-    return main()
+    Returns its exit status.
+    """
+    import sys
 
-
-def ctl() -> int:
-    """The command `etcdlite-ctl`. Returns its exit status."""
-    from etcdlite.ctl import main
-
+    if sys.argv[0].rpartition("/")[2] == "etcdlite-ctl":
+        from etcdlite.ctl import main
+    else:
+        from etcdlite.__main__ import main
     return main()

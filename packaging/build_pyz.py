@@ -20,21 +20,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DEPENDENCIES = ("sortedcontainers>=2.4", "hpack>=4.0", "h11>=0.14", "tomli>=2.0")
 DATE = (2026, 1, 1, 0, 0, 0)
-SHEBANG = b"#!/usr/bin/env python3\n"
+LAUNCHER = b"""\
+#!/bin/sh
+# As the installed commands do (packaging/launcher/etcdlite).
+if env --block-signal=INT >/dev/null 2>&1; then exec env --block-signal=INT python3 "$0" "$@"; fi
+exec python3 "$0" "$@"
+"""
 MAIN = """\
-import os
 import sys
-
-import etcdlite.interrupts  # noqa: F401
 
 from etcdlite import start
 
-if os.path.basename(sys.argv[0]) == "etcdlite-ctl":
-    sys.exit(start.ctl())
 if sys.argv[1:2] == ["ctl"]:
-    del sys.argv[1]
-    sys.exit(start.ctl())
-sys.exit(start.server())
+    sys.argv[:2] = ["etcdlite-ctl"]
+sys.exit(start.run())
 """
 
 
@@ -54,7 +53,7 @@ def main() -> None:
     target = ROOT / "dist" / "etcdlite.pyz"
     target.parent.mkdir(exist_ok=True)
     with target.open("wb") as file:
-        file.write(SHEBANG)
+        file.write(LAUNCHER)
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in sorted(contents):
                 archive.writestr(zipfile.ZipInfo(name, DATE), contents[name], zipfile.ZIP_DEFLATED)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rigs.processes import ROOT
+from rigs.processes import ROOT, installed
 
 CASES = sorted(
     case for case in (ROOT / "tests" / "cases").iterdir() if case.suffix in (".sh", ".py")
@@ -23,14 +23,14 @@ TIMEOUT_S = 120.0
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
 def test_a_reported_case_is_right(case: Path, server: Any, tmp_path: Path) -> None:
-    program = f"{sys.executable} -m etcdlite"
+    commands = installed(tmp_path / "bin")
     folder = tmp_path / "case"
     folder.mkdir()
     environ = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "ETCDLITE": program,
-        "CTL": f"{sys.executable} -m etcdlite.ctl",
+        "ETCDLITE": str(commands / "etcdlite"),
+        "CTL": str(commands / "etcdlite-ctl"),
         "DIR": str(folder),
     }
     if case.suffix == ".sh":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 from rigs.ports import free_ports
-from rigs.processes import ROOT
+from rigs.processes import ROOT, installed
 
 from etcdlite import __version__, backup_status, config, ctl, flags
 
@@ -113,6 +114,74 @@ def test_fish_completes_commands_and_options(generated):
     assert completed("etcdlite-ctl member ") == ["add", "list", "promote", "remove", "update"]
     assert completed("etcdlite-ctl snapshot save --enc") == ["--encrypt-to"]
     assert "endpoint" in completed("etcdlite-ctl end")
+
+
+# --------------------------------------------------------------------------------- the launcher
+
+
+def stub(path: Path, says: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\necho "{says}"\n')
+    path.chmod(0o755)
+
+
+def launched(command: Path, path: Path) -> str:
+    """What is run by the command; only the system's tools and `path` are in PATH."""
+    return run(command, "a b", env={"PATH": f"{path}:/usr/bin:/bin"}, cwd=path).stdout
+
+
+def test_the_launcher_finds_the_interpreter_it_was_installed_for(tmp_path):
+    bin, elsewhere = tmp_path / "venv" / "bin", tmp_path / "else where"
+    bin.mkdir(parents=True)
+    elsewhere.mkdir()
+    shutil.copy(PACKAGING / "launcher" / "etcdlite", bin)
+    command = bin / "etcdlite"
+    stub(elsewhere / "python3", "python3 of PATH: $1 $2")
+    assert launched(command, elsewhere) == f"python3 of PATH: {command} a b\n"
+    stub(bin / "python3", "python3 beside")
+    assert launched(command, elsewhere) == "python3 beside\n"
+    (tmp_path / "venv/lib/python3.10/site-packages/etcdlite-0.1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "venv/lib/python3.9/site-packages/other-1.dist-info").mkdir(parents=True)
+    stub(elsewhere / "python3.10", "python3.10 of PATH")
+    assert launched(command, elsewhere) == "python3.10 of PATH\n"
+    stub(bin / "python3.10", "python3.10 beside")
+    assert launched(command, elsewhere) == "python3.10 beside\n"
+    (elsewhere / "etcdlite-ctl").symlink_to(command)
+    assert launched(elsewhere / "etcdlite-ctl", elsewhere) == "python3.10 beside\n"
+
+
+def test_the_launcher_does_without_an_env_that_cannot_block_signals(tmp_path):
+    shutil.copy(PACKAGING / "launcher" / "etcdlite", tmp_path)
+    stub(tmp_path / "python3", "started")
+    (tmp_path / "env").write_text('#!/bin/sh\necho "env: unknown option" >&2\nexit 1\n')
+    (tmp_path / "env").chmod(0o755)
+    done = run(tmp_path / "etcdlite", env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert (done.stdout, done.stderr) == ("started\n", "")
+
+
+@pytest.mark.parametrize("name", ["etcdlite", "etcdlite-ctl"])
+def test_sigint_while_python_starts_ends_a_command_quietly(name, tmp_path):
+    needs("env")
+    if subprocess.run(["env", "--block-signal=INT"], capture_output=True).returncode:
+        pytest.skip("this env cannot block signals")
+    commands = installed(tmp_path / "bin")
+    # The signal is there before the first instruction of Python.
+    (commands / "python3").write_text(
+        f"#!/bin/sh\nkill -INT $$\necho >{tmp_path}/survived\n" + (commands / "python3").read_text()
+    )
+    done = subprocess.run([commands / name, "version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+    assert (tmp_path / "survived").exists(), "sh got the signal, so it was not blocked"
+
+
+def test_a_program_started_by_the_launcher_gets_sigint(tmp_path):
+    commands = installed(tmp_path / "bin")
+    (commands / "python3").write_text(
+        f"#!/bin/sh\nexport PYTHONPATH={ROOT}\nexec {sys.executable} -c '"
+        "import etcdlite.interrupts, os, signal, time; os.kill(os.getpid(), signal.SIGINT); "
+        "time.sleep(60)'\n"
+    )
+    assert subprocess.run([commands / "etcdlite"]).returncode == -signal.SIGINT
 
 
 # ------------------------------------------------------------------------------------ the units

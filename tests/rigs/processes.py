@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +40,18 @@ def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATI
         assert time.monotonic() < deadline, f"this did not happen in {patience_s:g} s: {what}"
         time.sleep(0.005)
     return value
+
+
+def installed(folder: Path) -> Path:
+    """The commands `etcdlite` and `etcdlite-ctl` in a folder, for this interpreter and source."""
+    folder.mkdir(parents=True)
+    for name in ("etcdlite", "etcdlite-ctl"):
+        shutil.copy(ROOT / "packaging" / "launcher" / name, folder / name)
+    # Not a link: through one, Python would not find the environment that it belongs to.
+    run = f"PYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(sys.executable)}"
+    (folder / "python3").write_text(f'#!/bin/sh\n{run} "$@"\n')
+    (folder / "python3").chmod(0o755)
+    return folder
 
 
 class ServerProcess:
