@@ -60,7 +60,8 @@ of them."""
 SEED_BYTES = 32
 
 KEYS_PER_STEP = 1024
-"""Keys of a lease that one step checks."""
+USERS_PER_STEP = 64
+"""Keys of a lease that one step checks, and users that one step may change."""
 
 MAX_KNOWN_LEASES = 10_000
 MAX_LEASE_WRITERS = 8
@@ -151,6 +152,19 @@ class Auth:
     def __init__(self, store: Store) -> None:
         self.author: Author | None = None
         """The user whose request is applied now; None if the entry names no user."""
+        self._rights: dict[str, Rights | None] = {}
+        """By user, as they were needed; None for a user that does not exist."""
+        self._lease_writers: dict[int, list[str]] = {}
+        """Users without the role root that may write all keys of a lease, by lease."""
+        self._large_leases: set[int] = set()
+        """Those of them that have more than `KEYS_PER_STEP` keys, or had."""
+        self._attaching: Sequence[tuple[int, bytes | None]] = ()
+        """The leases and keys of the request that was checked last, which may be applied in part:
+        some of these keys may not be attached yet."""
+        self._forbidden: dict[tuple[int, str], bytes] = {}
+        """A key of a lease that a user may not write, by lease and user."""
+        self._scans: list[list[int]] = []
+        """The lease of each check of keys that is under way: 0 if it got a further key since."""
         self.restore(store)
 
     def restore(self, store: Store) -> None:
@@ -172,17 +186,7 @@ class Auth:
         """Decoded records, as they were needed."""
         for user in store.buckets.get(AUTH_USER, ()):
             self.since.setdefault(user.decode(), 0)
-        self._rights: dict[str, Rights | None] = {}
-        """By user, as they were needed; None for a user that does not exist."""
-        self._lease_writers: dict[int, list[str]] = {}
-        """Users without the role root that may write all keys of a lease, by lease."""
-        self._large_leases: set[int] = set()
-        """Those of them that have more than `KEYS_PER_STEP` keys, or had."""
-        self._attaching: Sequence[tuple[int, bytes | None]] = ()
-        """The leases and keys of the request that was checked last, which may be applied in part:
-        some of these keys may not be attached yet."""
-        self._forbidden: dict[tuple[int, str], bytes] = {}
-        """A key of a lease that a user may not write, by lease and user."""
+        self._forget()
         self._size_bytes = 0
         for bucket, decode in ((AUTH_USER, proto.User.decode), (AUTH_ROLE, proto.Role.decode)):
             for name, record in store.buckets.get(bucket, {}).items():
@@ -267,8 +271,13 @@ class Auth:
                     yield from self._check_lease(lessor, lease_id, author.name, rights)
         self._attaching = [put for put in puts if put[1] is not None] or self._attaching
         for lease_id, key in puts:
+            if key is None:
+                continue
+            for scan in self._scans:
+                if scan[0] == lease_id:
+                    scan[0] = 0
             writers = self._lease_writers.get(lease_id)
-            if writers and key is not None:
+            if writers:
                 for name in list(writers):
                     rights_of = self.rights_of(name)
                     if rights_of is None or not rights_of.write.holds(key):
@@ -280,15 +289,21 @@ class Auth:
         witness = self._forbidden.get((lease_id, name), b"")
         if witness and lessor.key_lease.get(witness) == lease_id:
             rights.check_write(witness)
-        count = 0
-        for count, key in enumerate(lessor.attached(lease_id), 1):
-            if not rights.write.holds(key):
-                if len(self._forbidden) >= MAX_KNOWN_LEASES:
-                    self._forbidden.clear()
-                self._forbidden[lease_id, name] = key
-                raise error("PermissionDenied")
-            if count % KEYS_PER_STEP == 0:
-                yield
+        count, scan = 0, [lease_id]
+        self._scans.append(scan)
+        try:
+            for count, key in enumerate(lessor.attached(lease_id), 1):
+                if not rights.write.holds(key):
+                    if len(self._forbidden) >= MAX_KNOWN_LEASES:
+                        self._forbidden.clear()
+                    self._forbidden[lease_id, name] = key
+                    raise error("PermissionDenied")
+                if count % KEYS_PER_STEP == 0:
+                    yield
+        finally:
+            self._scans = [other for other in self._scans if other is not scan]
+        if not scan[0]:
+            return  # A renewal is checked beside writes. What it has found need not be right now.
         for attaching, new_key in self._attaching:
             # A renewal may be checked while a transaction is applied in part. What it finds is
             # right now, but not when all keys are attached.
@@ -457,13 +472,17 @@ class Auth:
         self._put(AUTH_ROLE, request.name, proto.Role(name=request.name.encode()))
         self._commit()
 
-    def delete_role(self, request: proto.AuthRoleDeleteRequest) -> None:
+    def delete_role(self, request: proto.AuthRoleDeleteRequest) -> Generator[None, None, None]:
+        """In steps, because all users may have the role."""
         if self.enabled and request.role == ROOT:
             raise error("InvalidAuthMgmt")
         self._existing_role(request.role)
         self._put(AUTH_ROLE, request.role, None)
         name = request.role.encode()
-        for user_name, record in list(self._store.buckets.get(AUTH_USER, {}).items()):
+        users = list(self._store.buckets.get(AUTH_USER, {}).items())
+        for count, (user_name, record) in enumerate(users, 1):
+            if count % USERS_PER_STEP == 0:
+                yield
             if name in record:
                 user = proto.User.decode(record)
                 if request.role in user.roles:
@@ -553,10 +572,14 @@ class Auth:
         """Bump the auth revision."""
         self.revision += 1
         self._set(_REVISION, self.revision.to_bytes(8, "big"))
-        self._rights.clear()
-        self._lease_writers.clear()
-        self._large_leases.clear()
-        self._forbidden.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Users and roles changed, so what is remembered is not right any more."""
+        for known in (self._rights, self._lease_writers, self._large_leases, self._forbidden):
+            known.clear()
+        for scan in self._scans:
+            scan[0] = 0
 
 
 def _covered(key: bytes, range_end: bytes) -> tuple[bytes, bytes]:

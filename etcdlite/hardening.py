@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import resource
 import stat
+from collections.abc import Iterator
 
 from etcdlite import log
 from etcdlite.config import Config
@@ -48,12 +49,18 @@ def protect_process() -> None:
 
 def close_files(data_dir: str, wal_dir: str) -> None:
     """Take other users' rights to the files of a member away, and log that, or log what remains."""
-    paths = [data_dir, f"{data_dir}/lock"]
-    for top in filter(None, (f"{data_dir}/member", wal_dir)):
-        paths += _below(top)
-    open_to_others = [path for path in paths if _mode(path) & _OTHERS]
-    closed = [path for path in open_to_others if _close(path)]
-    remaining = sorted({*open_to_others} - {*closed})
+    found: list[tuple[str, bool]] = []
+    ours = {"lock", "member", "fixtures"}
+    for top in filter(os.path.isdir, (data_dir, wal_dir)):
+        found += _open_to_others(None, top, top)
+        for folder, folders, files, fd in os.fwalk(top):
+            if folder == data_dir:
+                folders[:] = ours.intersection(folders)
+                files = list(ours.intersection(files))
+            for name in (*folders, *files):
+                found += _open_to_others(fd, name, f"{folder}/{name}")
+    closed = sorted({path for path, is_closed in found if is_closed})
+    remaining = sorted({path for path, is_closed in found if not is_closed})
     if closed:
         log.warn(
             "other users could use files of the data directory; their modes are corrected",
@@ -115,31 +122,36 @@ def warn_of_shared_ca(settings: Config) -> None:
         )
 
 
-def _below(top: str) -> list[str]:
-    """The directory and all that is in it."""
-    found = [top]
-    for folder, folders, files in os.walk(top):
-        found += [f"{folder}/{name}" for name in (*folders, *files)]
-    return found
+def _open_to_others(folder: int | None, name: str, path: str) -> Iterator[tuple[str, bool]]:
+    """Nothing, if others have no rights to the file `name` of an open directory. Else its `path`,
+    and whether the rights are taken away now.
 
-
-def _mode(path: str) -> int:
-    """The mode of a file; 0 if it is missing, or a symbolic link (whose mode has no effect)."""
+    Some file systems have no modes. With the sticky bit, a directory is shared on purpose, like
+    /tmp. Whoever may write to the directory could replace the file by a link to another one, so
+    only the file that was opened without following links is changed.
+    """
     try:
-        mode = os.lstat(path).st_mode
+        mode = os.lstat(name, dir_fd=folder).st_mode
     except OSError:
-        return 0
-    return 0 if stat.S_ISLNK(mode) else stat.S_IMODE(mode)
-
-
-def _close(path: str) -> bool:
-    """False if the modes cannot be changed (some file systems have none), or must not: with the
-    sticky bit, a directory is shared on purpose, like /tmp."""
-    mode = _mode(path)
+        return
+    if stat.S_ISLNK(mode) or not mode & _OTHERS:
+        return
     if mode & stat.S_ISVTX:
-        return False
+        yield path, False
+        return
     try:
-        os.chmod(path, mode & ~_OTHERS)
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError:
-        return False
-    return not _mode(path) & _OTHERS
+        yield path, False
+        return
+    try:
+        now = os.fstat(fd)
+        if not stat.S_ISDIR(now.st_mode) and now.st_nlink > 1:
+            yield path, False  # A hard link to a file that may be somewhere else, too.
+            return
+        os.fchmod(fd, stat.S_IMODE(now.st_mode) & ~_OTHERS)
+        yield path, not os.fstat(fd).st_mode & _OTHERS
+    except OSError:
+        yield path, False
+    finally:
+        os.close(fd)

@@ -104,6 +104,10 @@ def permit(auth: Auth, role: str, kind: int, key: bytes, range_end: bytes = b"")
     auth.grant_permission(proto.AuthRoleGrantPermissionRequest(name=role, perm=perm))
 
 
+def delete_role(auth: Auth) -> Callable[[Any], None]:
+    return lambda request: finish(auth.delete_role(request))
+
+
 def enable(auth: Auth) -> None:
     if auth.user("root") is None:
         add_user(auth, "root")
@@ -168,7 +172,7 @@ def test_errors_have_the_texts_of_etcd(auth: Auth) -> None:
     refuses(auth.add_role, proto.AuthRoleAddRequest(), "RoleEmpty")
     add_role(auth, "r")
     refuses(auth.add_role, proto.AuthRoleAddRequest(name="r"), "RoleAlreadyExist")
-    refuses(auth.delete_role, proto.AuthRoleDeleteRequest(role="x"), "RoleNotFound")
+    refuses(delete_role(auth), proto.AuthRoleDeleteRequest(role="x"), "RoleNotFound")
     perm = proto.Permission(key=b"k")
     refuses(
         auth.grant_permission,
@@ -200,11 +204,11 @@ def test_root_cannot_be_locked_out(auth: Auth) -> None:
     for change, request in (
         (auth.delete_user, proto.AuthUserDeleteRequest(name="root")),
         (auth.revoke_role, proto.AuthUserRevokeRoleRequest(name="root", role="root")),
-        (auth.delete_role, proto.AuthRoleDeleteRequest(role="root")),
+        (delete_role(auth), proto.AuthRoleDeleteRequest(role="root")),
     ):
         assert name_of(lambda: change(request)) == "InvalidAuthMgmt"  # noqa: B023
     auth.disable(proto.AuthDisableRequest())
-    auth.delete_role(proto.AuthRoleDeleteRequest(role="root"))
+    finish(auth.delete_role(proto.AuthRoleDeleteRequest(role="root")))
     assert name_of(lambda: auth.enable(proto.AuthEnableRequest())) == "RootRoleNotExist"
 
 
@@ -222,7 +226,7 @@ def test_what_is_deleted_is_gone_from_where_it_was_granted(auth: Auth) -> None:
         grant(auth, "a", role)
     user = auth.user("a")
     assert user is not None and user.roles == ["r1", "r10", "r2"], "sorted, as etcd shows them"
-    auth.delete_role(proto.AuthRoleDeleteRequest(role="r10"))
+    finish(auth.delete_role(proto.AuthRoleDeleteRequest(role="r10")))
     user = auth.user("a")
     assert user is not None and user.roles == ["r1", "r2"]
     auth.revoke_role(proto.AuthUserRevokeRoleRequest(name="a", role="r1"))
@@ -278,7 +282,7 @@ def test_limits(auth: Auth, monkeypatch: pytest.MonkeyPatch) -> None:
     add_role(auth, "s")
     with pytest.raises(EtcdError, match="users and roles would take more"):
         add_role(auth, "t")
-    auth.delete_role(proto.AuthRoleDeleteRequest(role="r"))
+    finish(auth.delete_role(proto.AuthRoleDeleteRequest(role="r")))
     add_role(auth, "t")
 
 
@@ -527,6 +531,46 @@ def test_many_small_leases_do_not_have_a_large_one_checked_again(
         lessor.attach(b"bb%d" % lease, lease)
         assert steps(lease) == steps(1) == 0
     assert len(open_house._lease_writers) <= 8
+
+
+def test_a_slow_check_remembers_nothing_that_changed_meanwhile(open_house: Auth) -> None:
+    """Renewals are checked in steps, and keys are attached in between."""
+    lessor = Lessor()
+    lessor.grant(1, 60, 0)
+    for number in range(2 * auth_module.KEYS_PER_STEP):
+        lessor.attach(b"b%d" % number, 1)
+    author = Author("a", open_house.revision)
+
+    def renewal() -> Any:
+        steps = open_house.lease_steps(lessor, author, [(1, None)])
+        next(steps)
+        return steps
+
+    under_way = [renewal(), renewal()]
+    assert may_use(open_house, lessor, "root", PUT, proto.PutRequest(key=b"foreign", lease=1))
+    lessor.attach(b"foreign", 1)
+    for steps in under_way:
+        finish(steps)
+    assert not may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
+    lessor.detach(b"foreign")
+    # Rights change.
+    steps = renewal()
+    open_house.revoke_role(proto.AuthUserRevokeRoleRequest(name="a", role="w"))
+    finish(steps)
+    assert not may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
+    assert not open_house._scans
+
+
+def test_a_role_of_many_users_is_deleted_in_steps(auth: Auth) -> None:
+    add_role(auth, "r")
+    users = [f"u{number}" for number in range(5 * auth_module.USERS_PER_STEP)]
+    for user in users:
+        add_user(auth, user)
+        grant(auth, user, "r")
+    revision = auth.revision
+    assert sum(1 for _ in auth.delete_role(proto.AuthRoleDeleteRequest(role="r"))) == 5
+    assert auth.revision == revision + 1
+    assert not any(auth.user(user).roles for user in users)
 
 
 # Passwords.

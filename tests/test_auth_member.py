@@ -12,13 +12,15 @@ import pytest
 from rigs.lone_member import LoneMember
 from rigs.users import CHEAP, User, add_users
 
+from etcdlite import auth as auth_module
 from etcdlite import methods, passwords, proto
+from etcdlite.errors import EtcdError
 from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.replica import logins, writes
 from etcdlite.replica.entry import decode_requests
 from etcdlite.request import Asked
 from etcdlite.storage import data
-from etcdlite.wire import exposition
+from etcdlite.wire import exposition, streams
 
 DENIED = "permission denied"
 EMPTY = "user name is empty"
@@ -457,17 +459,61 @@ def test_bcrypt_hashes_are_replaced_at_the_next_login(house: LoneMember, root: U
     User(house).log_in("old", "secret")
 
 
-def test_without_the_package_bcrypt_hashes_are_refused(
-    house: LoneMember, root: User, monkeypatch: pytest.MonkeyPatch
+def test_without_the_package_bcrypt_a_login_fails_and_the_log_says_why(
+    house: LoneMember,
+    root: User,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """The answer is that for a user who does not exist."""
     import sys
 
     hashed = base64.b64encode(b"$2a$10$" + b"a" * 53).decode()
     root.ask("Auth.UserAdd", name="old", hashedPassword=hashed)
     monkeypatch.setitem(sys.modules, "bcrypt", None)
-    assert "install python3-bcrypt" in User(house).ask(
-        "Auth.Authenticate", name="old", password="secret"
-    )
+    answers = [
+        User(house).ask("Auth.Authenticate", name=name, password="secret") for name in ("old", "no")
+    ]
+    assert answers[0] == answers[1] and answers[0].startswith("authentication failed")
+    assert "install python3-bcrypt" in capfd.readouterr().err
+
+
+def test_no_password_becomes_empty(house: LoneMember, root: User, ann: User) -> None:
+    """Nobody could log in as root any more."""
+    for name in ("root", "ann"):
+        assert "lock the user out" in root.ask("Auth.UserChangePassword", name=name, password="")
+        User(house).log_in(name)
+    assert ann.ask("Auth.UserChangePassword", name="root", password="") == DENIED
+
+
+def test_a_renewal_of_a_lease_with_many_keys_is_checked_in_steps(
+    house: LoneMember, root: User, ann: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth_module, "KEYS_PER_STEP", 4)
+    for lease in (1, 2, 3):
+        root.ask("Lease.LeaseGrant", ID=lease, TTL=60)
+    for lease, count in ((1, 100), (2, 2), (3, 100)):
+        for number in range(count):
+            root.ask("KV.Put", key=b"a%d/%d" % (lease, number), lease=lease)
+    request_id = ann.send("Lease.LeaseKeepAlive", ID=1)
+    for lease in (1, 3, 2):
+        ann.calls.message(request_id, proto.LeaseKeepAliveRequest(ID=lease).encode())
+    house.settle()
+    assert [answer.ID for answer in ann.messages[request_id]] == [2, 1, 1, 3]
+    assert request_id not in ann.answers
+    # A key of another user: refused, and so it stays.
+    root.ask("KV.Put", key=b"x", lease=3)
+    root.ask("Auth.RoleAdd", name="another")  # What is remembered ends with any change.
+    assert ann.ask("Lease.LeaseKeepAlive", ID=3) == DENIED
+    # Many of them on one stream.
+    root.ask("Auth.RoleAdd", name="one more")
+    request_id = ann.send("Lease.LeaseKeepAlive", ID=1)
+    with pytest.raises(EtcdError, match="too many"):
+        for _ in range(streams.MAX_UNCHECKED_RENEWALS):
+            ann.calls.message(request_id, proto.LeaseKeepAliveRequest(ID=1).encode())
+    ann.calls.close(request_id)
+    house.settle()
+    assert not ann.messages[request_id]
 
 
 def test_logins_wait_in_lines_that_take_turns(house: LoneMember) -> None:

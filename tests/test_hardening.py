@@ -81,6 +81,41 @@ def test_a_shared_directory_keeps_its_mode(
     assert f"first={tmp_path}" in capfd.readouterr().err.splitlines()[-1]
 
 
+def test_only_files_of_the_directory_are_closed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user who may write to the directory, before it is closed, puts links there."""
+    data, foreign = tmp_path / "data", tmp_path / "foreign"
+    peer = data / "fixtures" / "peer"
+    for folder in (data / "member" / "wal", peer, data / "lost+found"):
+        folder.mkdir(parents=True, mode=0o755)
+    key, log, linked = peer / "key.pem", data / "member" / "wal" / "1.wal", data / "member" / "hard"
+    for file in (foreign, key, log):
+        file.write_text("x")
+        file.chmod(0o644)
+    os.link(foreign, linked)
+    real = os.lstat
+
+    def swapped(path: str, *, dir_fd: int | None = None) -> os.stat_result:
+        """The file is replaced right after its mode was read."""
+        result = real(path, dir_fd=dir_fd)
+        if path == "1.wal" and not log.is_symlink():
+            log.unlink()
+            log.symlink_to(foreign)
+        return result
+
+    monkeypatch.setattr(os, "lstat", swapped)
+    hardening.close_files(str(data), "")
+    assert log.is_symlink()
+    assert stat.S_IMODE(foreign.stat().st_mode) == 0o644
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE(peer.stat().st_mode) == 0o700
+    assert stat.S_IMODE((data / "lost+found").stat().st_mode) == 0o755, "not ours"
+    *_, closed, remaining = capfd.readouterr().err.splitlines()
+    assert f"first={data}" in closed
+    assert f"first={linked}" in remaining and "files=2" in remaining
+
+
 def test_the_process_is_not_dumped_and_new_files_are_its_users_alone(tmp_path: Path) -> None:
     done = run(
         f"{PROTECT}; import ctypes, os, resource; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), "

@@ -203,7 +203,15 @@ class Logins:
             if not stored:
                 passwords.hash_password(password, cost)
                 raise error("AuthFailed")
-            if not passwords.is_right(password, stored):
+            try:
+                is_right = passwords.is_right(password, stored)
+            except EtcdError as unreadable:
+                # The client must not learn from the answer, or its time, that the user exists.
+                if not log.limited("unreadable password"):
+                    log.warn(unreadable.text, **{"user-name": name})
+                passwords.hash_password(password, cost)
+                is_right = False
+            if not is_right:
                 raise error("AuthFailed")
             is_old = passwords.is_bcrypt(stored)
             new = passwords.hash_password(password, cost) if is_old else b""

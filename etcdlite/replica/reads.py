@@ -32,6 +32,7 @@ from itertools import chain
 from typing import Any
 
 from etcdlite import log, proto, ranges, txn
+from etcdlite.auth import Author
 from etcdlite.errors import UNAVAILABLE, EtcdError, error
 from etcdlite.methods import (
     KEEP_ALIVE,
@@ -205,6 +206,10 @@ class Reads:
     ) -> None:
         """Answer a serializable read from what is applied here."""
         self.ready.append((0, [(session, request_id, method, request)], 0.0))
+
+    def check_renewal(self, session: Session, author: Author | None, lease_id: int) -> None:
+        """Answer b"" if the author may write all keys of the lease, as of what is applied here."""
+        self.ready.append((0, [(session, 0, KEEP_ALIVE, (author, lease_id))], 0.0))
 
     # ReadIndex rounds.
 
@@ -637,10 +642,13 @@ def _leases(state: State, request: proto.LeaseLeasesRequest) -> Steps:
     return (yield from join_steps(chain((header,), parts)))
 
 
-def _nothing(state: State, request: proto.LeaseKeepAliveRequest) -> Steps:
-    """An empty answer: the caller only needs the confirmation that this member leads."""
+def _renewal(state: State, request: tuple[Author | None, int] | None) -> Steps:
+    """An empty answer: that this member leads, or that this author may renew the lease. Raises
+    PermissionDenied."""
+    if request is not None:
+        author, lease_id = request
+        yield from state.auth.lease_steps(state.lessor, author, [(lease_id, None)])
     return b""
-    yield
 
 
 def _members(state: State, request: proto.MemberListRequest) -> Steps:
@@ -711,7 +719,7 @@ READERS: dict[int, Callable[[State, Any], Steps]] = by_number(
     {
         "KV.Range": _range,
         "KV.Txn": _txn,
-        "Lease.LeaseKeepAlive": _nothing,
+        "Lease.LeaseKeepAlive": _renewal,
         "Lease.LeaseTimeToLive": _time_to_live,
         "Lease.LeaseLeases": _leases,
         "Cluster.MemberList": _members,

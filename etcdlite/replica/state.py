@@ -307,6 +307,11 @@ def _auth(change: Callable[[Auth, Any], None]) -> Callable[[State, Any], Steps]:
     return applier
 
 
+def _delete_role(state: State, request: proto.AuthRoleDeleteRequest) -> Steps:
+    yield from state.auth.delete_role(request)
+    return b""
+
+
 def _lease_key(lease_id: int) -> bytes:
     return lease_id.to_bytes(8, "big")
 
@@ -330,7 +335,7 @@ APPLIERS: dict[int, Callable[[State, Any], Steps]] = by_number(
         "Auth.UserGrantRole": _auth(Auth.grant_role),
         "Auth.UserRevokeRole": _auth(Auth.revoke_role),
         "Auth.RoleAdd": _auth(Auth.add_role),
-        "Auth.RoleDelete": _auth(Auth.delete_role),
+        "Auth.RoleDelete": _delete_role,
         "Auth.RoleGrantPermission": _auth(Auth.grant_permission),
         "Auth.RoleRevokePermission": _auth(Auth.revoke_permission),
         "Auth.RotateKey": _auth(Auth.rotate_key),

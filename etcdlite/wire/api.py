@@ -306,12 +306,22 @@ def _user_add(
         _propose_hashed(member, session, request_id, method, added, request.password)
 
 
+_EMPTY_PASSWORD = EtcdError(
+    INVALID_ARGUMENT,
+    "etcdlite: an empty password would lock the user out, and root for good; give one",
+)
+
+
 def _change_password(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
     if request.password:
         changed = proto.AuthUserChangePasswordRequest(name=request.name)
         _propose_hashed(member, session, request_id, method, changed, request.password)
+    elif not request.hashedPassword:
+        if member.state.auth.enabled:
+            member.access.check(session, request_id, method, request)
+        raise _EMPTY_PASSWORD
     else:
         _propose(member, session, request_id, method, request, frame)
 

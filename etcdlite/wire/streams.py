@@ -5,21 +5,22 @@ Each class is one kind of call (`calls.py`). To add a kind, add a class to `CALL
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
 from etcdlite import ETCD_API_VERSION, log, proto, txn
-from etcdlite.auth import Auth
+from etcdlite.auth import Auth, Author
 from etcdlite.errors import DATA_LOSS, UNAVAILABLE, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, RANGE, SNAPSHOT, WATCH, Route, by_number, numbers
 from etcdlite.proto import varint
 from etcdlite.ranges import key_range, streamed
 from etcdlite.replica.catch_up import behind_error
+from etcdlite.request import Asked
 from etcdlite.snap import Image
 from etcdlite.storage.data import DataDamaged
-from etcdlite.storage.steps import finish
 from etcdlite.wire import api
 from etcdlite.wire import locks as concurrency
 from etcdlite.wire.calls import Call, CallOwner
@@ -37,6 +38,10 @@ RENEWALS_PER_CHECK = 1000
 MAX_UNREAD_CHECKS = 10
 """A keep-alive stream checks after every `RENEWALS_PER_CHECK` messages whether its client reads the
 answers. It fails after more than `MAX_UNREAD_CHECKS` checks in a row that found it blocked."""
+
+MAX_UNCHECKED_RENEWALS = 64
+"""Renewals of a stream that wait until it is known whether the user may write all keys of the
+lease."""
 
 RANGE_CHUNK_BYTES = 256 << 10
 """The approximate size of a message of a RangeStream."""
@@ -94,6 +99,8 @@ class KeepAliveCall(Call):
         self._unread_checks = 0
         self._is_finished = False
         self._is_closed = False
+        self._unchecked: deque[tuple[Author | None, bytes]] = deque()
+        """Renewals of leases with many keys, and who asks. The first is being checked."""
 
     def message(self, body: bytes) -> None:
         self._asked += 1
@@ -102,16 +109,41 @@ class KeepAliveCall(Call):
             if self._unread_checks > MAX_UNREAD_CHECKS:
                 raise error("RequestTooManyRequests")
         self._unanswered += 1
-        if self.member.state.auth.enabled:
-            self._check(body)
-        api.keep_alive(self.member, body, self._done)
+        if not self.member.state.auth.enabled or self._is_permitted(body):
+            api.keep_alive(self.member, body, self._done)
 
-    def _check(self, body: bytes) -> None:
-        """Raise the EtcdError that refuses a renewal."""
+    def _is_permitted(self, body: bytes) -> bool:
+        """Whether the user may renew the lease. False: it has many keys, so `_checked` learns it.
+        Raises EtcdError."""
         member = self.member
         author = member.access.check(self, self.request_id, KEEP_ALIVE, None)
-        puts = [(api.read_renewal(body), None)]
-        finish(member.state.auth.lease_steps(member.state.lessor, author, puts))
+        lease_id = api.read_renewal(body)
+        steps = member.state.auth.lease_steps(member.state.lessor, author, [(lease_id, None)])
+        for _ in steps:
+            steps.close()
+            if len(self._unchecked) >= MAX_UNCHECKED_RENEWALS:
+                raise error("RequestTooManyRequests")
+            self._unchecked.append((author, body))
+            if len(self._unchecked) == 1:
+                self._check_next()
+            return False
+        return True
+
+    def _check_next(self) -> None:
+        author, body = self._unchecked[0]
+        self.member.reads.check_renewal(Asked(self._checked), author, api.read_renewal(body))
+
+    def _checked(self, answer: bytes | EtcdError) -> None:
+        """The first renewal of `_unchecked` is checked."""
+        _, body = self._unchecked.popleft()
+        if self._is_closed:
+            return
+        if isinstance(answer, EtcdError):
+            self._done(answer)
+            return
+        api.keep_alive(self.member, body, self._done)
+        if self._unchecked:
+            self._check_next()
 
     def _done(self, answer: bytes | EtcdError) -> None:
         if self._is_closed:
