@@ -6,8 +6,8 @@ Those that check decide whether an `Author` may do what a request asks for. They
 but the state and the request, so every member decides the same when it applies the request. The
 member that a client talks to decides the same way before it proposes (`replica/access.py`).
 
-A user may do what its roles permit together: permissions that touch or overlap count as one range
-(`KeySet`). The user who has the role `root` may do everything. The role `root` need not exist.
+A user may do what its roles permit together (`rights.py`). The user who has the role `root` may do
+everything. The role `root` need not exist.
 
 The auth revision counts the changes, and is bumped exactly when etcd bumps it: with every change
 except `enable`, and except `set_key` and `rehash`, which etcd does not have. A request that was
@@ -32,8 +32,8 @@ Records, in three buckets of the data file (`storage/data.py`):
 from __future__ import annotations
 
 import base64
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Generator, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from etcdlite import log, proto
@@ -41,10 +41,8 @@ from etcdlite.errors import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, EtcdError, err
 from etcdlite.lease import Lessor
 from etcdlite.methods import LEASE_REVOKE, PUT, ROWS, TXN, Permission
 from etcdlite.mvcc import Store
+from etcdlite.rights import ROOT, KeySet, Rights, covered
 from etcdlite.storage.data import AUTH, AUTH_ROLE, AUTH_USER
-
-ROOT = "root"
-"""The name of the user and of the role that may do everything."""
 
 MAX_NAME_BYTES = 4096
 """The longest name of a user or a role, in UTF-8."""
@@ -85,65 +83,6 @@ class Author(NamedTuple):
 
 OWN = Author("", 0, True)
 """The author of what a member asks for itself."""
-
-
-class KeySet:
-    """A set of keys, given by ranges that may touch and overlap: the interval tree of etcd's
-    `adt` package, as sorted ranges that do not."""
-
-    __slots__ = ("_ends", "_starts")
-
-    def __init__(self, ranges: Iterable[tuple[bytes, bytes]]) -> None:
-        """The union of these ranges [start, end); the end b"" means that there is no upper
-        bound."""
-        self._starts: list[bytes] = []
-        self._ends: list[bytes] = []
-        ends = self._ends
-        for start, end in sorted(ranges):
-            if end and end <= start:
-                continue
-            if ends and (not ends[-1] or ends[-1] >= start):
-                if ends[-1] and (not end or end > ends[-1]):
-                    ends[-1] = end
-            else:
-                self._starts.append(start)
-                ends.append(end)
-
-    def ranges(self) -> list[tuple[bytes, bytes]]:
-        """The ranges of the union, in order."""
-        return list(zip(self._starts, self._ends, strict=True))
-
-    def holds(self, key: bytes, range_end: bytes = b"") -> bool:
-        """Whether all keys are in the set that a request with this key and range end names."""
-        at = bisect_right(self._starts, key) - 1
-        if at < 0:
-            return False
-        end = self._ends[at]
-        if not range_end:
-            return not end or key < end
-        if range_end == b"\0":
-            return not end
-        return self._starts[at] < range_end and (not end or (key < end and range_end <= end))
-
-
-class Rights:
-    """What a user may do."""
-
-    __slots__ = ("is_root", "read", "roles", "write")
-
-    def __init__(self, roles: frozenset[str], read: KeySet, write: KeySet) -> None:
-        self.roles = roles
-        self.is_root = ROOT in roles
-        self.read = read
-        self.write = write
-
-    def check_read(self, key: bytes, range_end: bytes = b"") -> None:
-        if not (self.is_root or self.read.holds(key, range_end)):
-            raise error("PermissionDenied")
-
-    def check_write(self, key: bytes, range_end: bytes = b"") -> None:
-        if not (self.is_root or self.write.holds(key, range_end)):
-            raise error("PermissionDenied")
 
 
 class Auth:
@@ -221,11 +160,11 @@ class Auth:
             for role_name in user.roles:
                 role = self.role(role_name)
                 for permission in () if role is None else role.keyPermission:
-                    covered = _covered(permission.key, permission.range_end)
+                    keys = covered(permission.key, permission.range_end)
                     if permission.permType in (proto.Permission.READ, proto.Permission.READWRITE):
-                        read.append(covered)
+                        read.append(keys)
                     if permission.permType in (proto.Permission.WRITE, proto.Permission.READWRITE):
-                        write.append(covered)
+                        write.append(keys)
             rights = Rights(frozenset(user.roles), KeySet(read), KeySet(write))
         if len(self._rights) >= MAX_AUTH_BYTES // RECORD_BYTES:
             self._rights.clear()  # Names that do not exist come from certificates.
@@ -580,13 +519,6 @@ class Auth:
             known.clear()
         for scan in self._scans:
             scan[0] = 0
-
-
-def _covered(key: bytes, range_end: bytes) -> tuple[bytes, bytes]:
-    """The interval of the keys that key and range end name; the end b"" means no upper bound."""
-    if not range_end:
-        return key, key + b"\0"
-    return key, b"" if range_end == b"\0" else range_end
 
 
 def _is_range(key: bytes, range_end: bytes) -> bool:

@@ -20,7 +20,7 @@ FLOORS = {
     " json_mapping session memory request identity metrics flags interrupts certificates passwords",
     "client": "client client.*",
     "settings": "config discovery",
-    "store": "storage storage.* lease mvcc ranges txn watch auth tokens jwt_tokens",
+    "store": "storage storage.* lease mvcc ranges txn watch auth tokens jwt_tokens rights",
     "consensus": "raft raft_log raft_progress wal",
     "data directory": "datadir keys snap",
     "state machine": "replica replica.*",

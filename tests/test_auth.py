@@ -19,11 +19,12 @@ from rigs.users import CHEAP
 from etcdlite import auth as auth_module
 from etcdlite import flags, jwt_tokens, methods, passwords, proto
 from etcdlite import tokens as tokens_module
-from etcdlite.auth import OWN, Auth, Author, KeySet, lease_puts
+from etcdlite.auth import OWN, Auth, Author, lease_puts
 from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.methods import LEASE_REVOKE, METHOD_BY_NAME, PUT, TXN
 from etcdlite.mvcc import Store
+from etcdlite.rights import KeySet
 from etcdlite.storage.steps import finish
 from etcdlite.tokens import SimpleTokens
 

@@ -1,0 +1,80 @@
+"""What a user may do: the keys that all its permissions together let it read and write.
+
+Permissions that touch or overlap count as one range.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+
+from etcdlite.errors import error
+
+ROOT = "root"
+"""The name of the user and of the role that may do everything."""
+
+
+class KeySet:
+    """A set of keys, given by ranges that may touch and overlap: the interval tree of etcd's
+    `adt` package, as sorted ranges that do not."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self, ranges: Iterable[tuple[bytes, bytes]]) -> None:
+        """The union of these ranges [start, end); the end b"" means that there is no upper
+        bound."""
+        self._starts: list[bytes] = []
+        self._ends: list[bytes] = []
+        ends = self._ends
+        for start, end in sorted(ranges):
+            if end and end <= start:
+                continue
+            if ends and (not ends[-1] or ends[-1] >= start):
+                if ends[-1] and (not end or end > ends[-1]):
+                    ends[-1] = end
+            else:
+                self._starts.append(start)
+                ends.append(end)
+
+    def ranges(self) -> list[tuple[bytes, bytes]]:
+        """The ranges of the union, in order."""
+        return list(zip(self._starts, self._ends, strict=True))
+
+    def holds(self, key: bytes, range_end: bytes = b"") -> bool:
+        """Whether all keys are in the set that a request with this key and range end names."""
+        at = bisect_right(self._starts, key) - 1
+        if at < 0:
+            return False
+        end = self._ends[at]
+        if not range_end:
+            return not end or key < end
+        if range_end == b"\0":
+            return not end
+        return self._starts[at] < range_end and (not end or (key < end and range_end <= end))
+
+
+class Rights:
+    """What a user may do."""
+
+    __slots__ = ("is_root", "read", "roles", "write")
+
+    def __init__(self, roles: frozenset[str], read: KeySet, write: KeySet) -> None:
+        self.roles = roles
+        self.is_root = ROOT in roles
+        self.read = read
+        self.write = write
+
+    def check_read(self, key: bytes, range_end: bytes = b"") -> None:
+        if not (self.is_root or self.read.holds(key, range_end)):
+            raise error("PermissionDenied")
+
+    def check_write(self, key: bytes, range_end: bytes = b"") -> None:
+        if not (self.is_root or self.write.holds(key, range_end)):
+            raise error("PermissionDenied")
+
+
+def covered(key: bytes, range_end: bytes) -> tuple[bytes, bytes]:
+    """The interval of the keys that key and range end name; the end b"" means no upper bound."""
+    if not range_end:
+        return key, key + b"\0"
+    return key, b"" if range_end == b"\0" else range_end
