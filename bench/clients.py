@@ -136,7 +136,7 @@ class GrpcConnection:
         self._decoder = hpack.Decoder()
         self._decoder.max_allowed_table_size = 0
         self._statuses: dict[bytes, bytes] = {}
-        self._bodies: dict[int, bytes] = {}
+        self._bodies: dict[int, bytearray] = {}
         self._replies: list[tuple[int, bytes]] = []
 
     def close(self) -> None:
@@ -226,7 +226,11 @@ class GrpcConnection:
 
     def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == _DATA:
-            self._bodies[stream] = self._bodies.get(stream, b"") + payload
+            body = self._bodies.get(stream)
+            if body is None:
+                self._bodies[stream] = bytearray(payload)
+            else:
+                body += payload
             self._unacknowledged_bytes += len(payload)
             if self._unacknowledged_bytes > _MAX_WINDOW_BYTES // 4:
                 increment = struct.pack(">I", self._unacknowledged_bytes)
@@ -241,7 +245,7 @@ class GrpcConnection:
                     raise CallFailed(f"error reply: {headers!r}")
                 self._statuses[payload] = status
             if flags & 1:
-                self._replies.append((stream, self._bodies.pop(stream, b"")[5:]))
+                self._replies.append((stream, bytes(self._bodies.pop(stream, b"")[5:])))
         elif kind == _SETTINGS and not flags & 1:
             for number, value in struct.iter_unpack(">HI", payload):
                 if number == 4:

@@ -47,6 +47,13 @@ class Limits:
     scan_step_keys: int = 256
     """Keys that one step of a range in the past visits."""
 
+    count_step_keys: int = 4096
+    """Current keys that one step of a count in the past visits."""
+
+    kept_key_changes: int = 32_768
+    """Keys created, and keys deleted, that are kept for counts as of older revisions. A count looks
+    at up to twice as many of each kind, which takes 3 ms."""
+
     compact_step_keys: int = 256
     """Keys that one step of a compaction visits."""
 

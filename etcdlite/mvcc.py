@@ -44,6 +44,7 @@ from etcdlite.storage.data import (
 )
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.index import DEAD, HEAD, PAST, PAST_AND_TOMBSTONE, Numbered
+from etcdlite.storage.key_changes import KeyChanges
 from etcdlite.storage.recovery import Contents
 from etcdlite.storage.removal import Removal, Span
 from etcdlite.storage.steps import Job
@@ -118,6 +119,7 @@ class Store:
         """Segments that cleaning leaves alone, because a record in them is damaged."""
         self._first_location = 0
         """Of the first change since `end_revision`; 0 if there is none."""
+        self._changes = KeyChanges(contents.revision, limits.kept_key_changes)
         self._removal: Removal | None = None
         """Of the revision that is being written, if it begins with a large delete."""
         self._is_packing = False
@@ -196,6 +198,9 @@ class Store:
             create = mod
             version = 1
             index.keys.add(key)
+            changes = self._changes
+            changes.born.append(key)
+            changes.born_at.append(mod)
         else:
             old_mod, create, version, old, old_lease, old_length = HEAD.unpack(head)
             version += 1
@@ -249,6 +254,7 @@ class Store:
             if lease:
                 self.lessor.detach(key)
         index.keys.remove_run(keys)
+        self._changes.add_gone(keys, mod)
         index.past_keys.add_run(gone)
         if len(self.events) <= self.limits.max_events_at_once:
             self.events += [(mod, key, True, body) for key, body in zip(keys, bodies, strict=True)]
@@ -293,6 +299,7 @@ class Store:
         self.applied_index = index
         self.applied_term = term
         self.marked_revision = self.revision
+        self._changes.trim()
         self.data.append_mark(index, term, self.revision)
         self.data.flush()
         if self.data.is_full:
@@ -377,16 +384,24 @@ class Store:
 
     def count(self, start: bytes, end: bytes | None, revision: int) -> tuple[int, list[Span]]:
         """How many keys of [start, end) exist as of `revision`, except those in the ranges
-        returned, which the caller must scan. These are none, or small, as of the last revision and
-        the one that is being written."""
-        if revision == self.revision + self.is_writing:
-            return self.index.count(start, end), []
-        removal = self._removal
-        if removal is not None and revision == self.revision:
-            counted = removal.count(start, end)
-            if counted is not None:
-                return counted
-        return 0, [(start, end)]
+        returned, which the caller must count with `Index.count_some`. These are none, or small,
+        unless the set of keys changed much since `revision`."""
+        base = self.revision + self.is_writing
+        spans: list[Span] = []
+        counted = None
+        if revision < base and self._removal is not None:
+            counted = self._removal.count(start, end)
+        if counted is None:
+            count = self.index.count(start, end)
+        else:
+            base -= 1
+            count, spans = counted
+        for low, high, sign in ((start, end, -1), *((*span, 1) for span in spans)):
+            growth = 0 if revision == base else self._changes.growth(low, high, revision, base)
+            if growth is None:
+                return 0, [(start, end)]
+            count += sign * growth
+        return count, spans
 
     def event_steps(
         self, start_revision: int, limit_bytes: int
@@ -531,6 +546,7 @@ class Store:
         dropped = next(self.compaction, None)
         if dropped is None:
             self.compaction = None
+            self._changes.forget(self.compacted)
             self.lessor.shrink()
             if self.index.shrink():
                 # These stand scattered among what is gone, and would hold back its memory.

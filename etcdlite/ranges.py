@@ -398,8 +398,8 @@ def _count_steps(
     for start, end in spans:
         cursor: bytes | None = start
         while cursor is not None:
-            records, cursor = store.scan(cursor, end, revision, store.limits.range_step_keys)
-            count += len(records)
+            counted, cursor = store.index.count_some(cursor, end, revision)
+            count += counted
             if cursor is not None:
                 yield
     return count

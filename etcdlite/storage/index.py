@@ -23,6 +23,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
@@ -31,6 +32,8 @@ from etcdlite.storage.sorted_keys import SortedKeys
 from etcdlite.storage.steps import shrunk
 
 HEAD = struct.Struct("<QQQQQI")
+CREATED = struct.Struct("<Q")
+"""The create_revision in a head, at 8."""
 PAST = struct.Struct("<QQI")
 PAST_BYTES = PAST.size
 PAST_AND_TOMBSTONE = struct.Struct("<QQIQQI")
@@ -162,6 +165,31 @@ class Index:
         keys = self.keys
         high = len(keys) if end is None else keys.rank(end)
         return max(0, high - keys.rank(start))
+
+    def count_some(
+        self, start: bytes, end: bytes | None, revision: int
+    ) -> tuple[int, bytes | None]:
+        """How many of the first keys of [start, end) existed as of `revision`, and the key to
+        continue from, None at the end of the range. Visits up to `count_step_keys` current keys
+        and `scan_step_keys` others."""
+        limits = self._limits
+        now = self.keys.first(start, end, limits.count_step_keys)
+        past = self.past_keys.first(start, end, limits.scan_step_keys)
+        # Both must end at the same key: the index may change between two calls.
+        last = [now[-1]] if len(now) == limits.count_step_keys else []
+        last += [past[-1]] if len(past) == limits.scan_step_keys else []
+        cursor = None
+        if last:
+            cursor = min(last) + b"\0"
+            del now[bisect_left(now, cursor) :], past[bisect_left(past, cursor) :]
+        heads = self.heads
+        created = CREATED.unpack_from
+        count = len([key for key in now if created(heads[key], 8)[0] <= revision])
+        for key in past:
+            head = heads.get(key)
+            if head is None or created(head, 8)[0] > revision:
+                count += self.at(key, revision) is not None
+        return count, cursor
 
     def scan(
         self,
