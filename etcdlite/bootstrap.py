@@ -117,7 +117,10 @@ def create_member(
             "local-member-id": f"{founding.member_id:x}",
             "cluster-id": f"{founding.cluster_id:x}",
             "initial-cluster": ",".join(
-                f"{member.name}={url}" for member in founding.members for url in member.peerURLs
+                # A member that was added has no name before it has started.
+                f"{settings.name if founding.member_id == member.ID else member.name}={url}"
+                for member in founding.members
+                for url in member.peerURLs
             ),
         },
     )

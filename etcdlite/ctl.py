@@ -66,7 +66,7 @@ def _check_flags(name: str) -> tuple[Flag, ...]:
 
 _CERT_FLAGS = (
     Flag("dir", "string", "certs", "the directory of the CA and of all certificates"),
-    Flag("days", "int", 0, "how long it is valid (default: a CA 3650 days, others 365)"),
+    Flag("days", "int", None, "how long it is valid (default: a CA 3650 days, others 365)"),
     Flag("force", "bool", False, "replace files that exist"),
 )
 _IDENTITY_FLAG = Flag("identity", "string", "", "file with the identity of an encrypted backup")
@@ -271,7 +271,7 @@ COMMANDS = (
             (Flag("dir", "string", "members", "where to write the archives and what they need"),
              Flag("secret", "bool", False, "secure it with shared secrets, not with certificates"),
              Flag("join", "bool", False, "a member that was added to the running cluster"),
-             Flag("days", "int", 0, "how long the certificates are valid (default: 3650 days)")),
+             Flag("days", "int", None, "how long the certificates are valid (default: 3650 days)")),
             description="Writes an archive for each member: its configuration, its certificates\n"
             "or secrets, and the options of etcdlite-ctl there. On the machine, as root:\n"
             "tar -C / -xf m1.tar",

@@ -155,6 +155,11 @@ class Listeners:
                     f"cannot listen on {url}: this machine does not have that address. Give one of "
                     f"its own with --{purpose}, or 0.0.0.0 for all of them"
                 ) from failure
+            if not found:
+                raise StartError(
+                    f"cannot listen on {url}: no address of {host} is known: {failure.strerror}. "
+                    f"Add it to /etc/hosts, or give an IP address with --{purpose}"
+                ) from failure
             raise StartError(
                 f"cannot listen on {url}: {failure.strerror}. Stop what uses that address, or "
                 f"give another one with --{purpose}"

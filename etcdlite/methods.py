@@ -225,8 +225,9 @@ METHODS = {row.number: row for row in ROWS if row.permission is not Permission.M
 METHOD_BY_NAME = {row.full: row for row in METHODS.values()}
 """The same by full name, "KV.Put"."""
 
+NAMES = {row.number: row.full for row in ROWS}
 REQUESTS = {row.number: row.request for row in ROWS}
-"""The class of the request by number, for all methods."""
+"""The full name, and the class of the request, by number, for all methods."""
 
 
 PEER_METHODS = frozenset(row.number for row in ROWS if row.peers)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from etcdlite import log
 from etcdlite.errors import EtcdError
-from etcdlite.methods import METHODS
+from etcdlite.methods import NAMES
 
 
 class Requester(Protocol):
@@ -98,7 +98,7 @@ def about(waiter: Waiter) -> dict[str, str]:
         if key:
             break
     known = {
-        "method": METHODS[method].full if method in METHODS else f"{method:#04x}",
+        "method": NAMES[method],
         "key": key[:SHOWN_KEY_BYTES].decode("utf-8", "backslashreplace") if key else "",
         "client": getattr(session, "client", ""),
     }

@@ -215,6 +215,7 @@ def test_a_certificate_ends_no_later_than_its_ca(ctl: Callable[..., Ended], tmp_
         (("server", "m1", "--host=x\nIP:1.2.3.4"), 128, "bad host"),
         (("server", "m1", "--days=0x"), 1, "invalid argument"),
         (("server", "m1", "--days=-1"), 128, "between 1 and 36500"),
+        (("server", "m1", "--days=0"), 128, "between 1 and 36500"),
         (("server", "m1", "--dir=nowhere"), 1, "there is no CA: no file nowhere/ca.crt"),
     ],
 )

@@ -53,6 +53,32 @@ def test_nothing_is_added_unless_all_voters_have_been_in_contact_for_a_while(add
     assert verdict(members(3, learners=1), ADD, added, m4=DOWN) == ""
 
 
+def test_no_voter_elsewhere_is_added_while_one_advertises_loopback_only() -> None:
+    found = members(2)
+    here, there = ["http://127.0.0.1:2380", "http://localhost:2380"], ["http://192.0.2.9:2380"]
+    found.members[1].peerURLs = there
+    found.members[2].peerURLs = here
+    change = proto.MemberChange(action=ADD, member=proto.Member(ID=9, peerURLs=there))
+
+    def refused(change: Any) -> str:
+        try:
+            found.check_safe(change, OWN, lambda i: HEALTHY, strict=True)
+        except EtcdError as failure:
+            return failure.text
+        return ""
+
+    assert "could not reach m2: to it, http://127.0.0.1:2380, http" in refused(change)
+    found.check_safe(change, OWN, lambda i: HEALTHY, strict=False)
+    change.member.isLearner = True
+    assert refused(change) == ""
+    change.member.isLearner = False
+    change.member.peerURLs = here
+    assert refused(change) == ""
+    change.member.peerURLs = there
+    found.members[2].peerURLs = [*here, *there]
+    assert refused(change) == ""
+
+
 def test_a_voter_is_added_if_enough_are_started() -> None:
     assert verdict(members(1), ADD, VOTER) == ""
     assert verdict(members(1, unstarted=1), ADD, VOTER) == "MemberNotEnoughStarted"

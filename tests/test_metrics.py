@@ -419,6 +419,8 @@ def test_the_log_names_the_first_of_the_slow_requests(
     line = next(line for line in capfd.readouterr().err.splitlines() if "took too long" in line)
     assert "method=KV.Put" in line and "client=10.0.0.9:4711" in line
     assert "key=jobs/xxx" in line and "x" * 30 not in line and "secret" not in line
+    # What only members ask for has a name, too.
+    assert about((None, 0, methods.PUBLISH, proto.Member()))["method"] == "Log.Publish"
 
 
 def test_a_transaction_is_named_by_its_first_key() -> None:

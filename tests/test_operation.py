@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import re
+import selectors
 import shutil
 import signal
 import socket
@@ -36,6 +37,8 @@ from etcdlite.client import (
     Put,
     UnknownOutcome,
 )
+from etcdlite.datadir import StartError
+from etcdlite.listeners import Listeners
 from etcdlite.replica.maintenance import REVISION_MODE_INTERVAL_S, AutoCompaction
 from etcdlite.storage import checkpoint, data
 from etcdlite.storage.disk import Disk, File
@@ -441,6 +444,20 @@ def test_a_port_in_use_is_refused_with_its_address(server):
 def test_an_address_of_another_machine_is_refused_as_what_it_is(server):
     line = refused(server(start=False), "--listen-client-urls=http://192.0.2.1:2379")
     assert "cannot listen on http://192.0.2.1:2379: this machine does not have that address" in line
+
+
+def test_a_name_that_does_not_resolve_is_refused_as_what_it_is(tmp_path, monkeypatch):
+    def unknown(*arguments, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    settings = config.load([f"--data-dir={tmp_path}"], {})
+    listeners = Listeners(settings, selectors.DefaultSelector(), lambda *accepted: None)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(StartError) as refusal:
+        listeners.open()
+    listeners.close()
+    assert "no address of localhost is known: Name or service not known" in str(refusal.value)
+    assert "Stop what uses" not in str(refusal.value)
 
 
 # The command line.

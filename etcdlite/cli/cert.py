@@ -165,7 +165,9 @@ def _make(
     authority: Pair | None,
 ) -> int:
     """Make a certificate and write it and its key. Returns when it ends (Unix time)."""
-    days = session.flags["days"] or (CA_DAYS if kind == "ca" else 365)
+    days = session.flags["days"]
+    if days is None:
+        days = CA_DAYS if kind == "ca" else 365
     profile = profile_of(kind, name, hosts, days, authority)
     for path in files:
         if os.path.lexists(path) and not session.flags["force"]:

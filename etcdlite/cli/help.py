@@ -30,7 +30,8 @@ def shown_flag(flag: Flag) -> str:
         default = f"{default:g}s"
     elif flag.kind == "list":
         default = ",".join(default)
-    shown = "" if flag.kind == "bool" and not default else f"={str(default).lower()}"
+    is_shown = default is not None and (flag.kind != "bool" or default)
+    shown = f"={str(default).lower()}" if is_shown else ""
     return names + (f'="{default}"' if flag.kind == "string" else shown)
 
 

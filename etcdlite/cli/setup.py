@@ -174,7 +174,8 @@ def _make_trust(folder: str, is_secret: bool) -> None:
 
 def _pair(session: Session, ca: str, kind: str, name: str, hosts: tuple[str, ...]) -> Pair:
     authority = cert.authority_in(ca)
-    days = session.flags["days"] or cert.CA_DAYS
+    days = session.flags["days"]
+    days = cert.CA_DAYS if days is None else days
     return cert.issue(cert.profile_of(kind, name, hosts, days, authority), authority)
 
 

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from etcdlite import proto
-from etcdlite.errors import EtcdError, error
+from etcdlite.errors import FAILED_PRECONDITION, EtcdError, error
 from etcdlite.mvcc import Store
 from etcdlite.raft import ADD_LEARNER, ADD_VOTER, ConfChange
 from etcdlite.raft import REMOVE as REMOVE_NODE
 from etcdlite.replica.checks import ADD, PROMOTE, REMOVE, UPDATE, check_peer_urls
 from etcdlite.storage.data import MEMBER, REMOVED
-from etcdlite.urls import check_url, host_port, is_wildcard
+from etcdlite.urls import check_url, host_port, is_local, is_wildcard
 
 HEALTHY_S = 5.0
 """A member counts as healthy after this time in contact (as in etcd)."""
@@ -137,8 +137,10 @@ class Membership:
         if not strict:
             return
         if change.action == ADD:
-            if not member.isLearner and not self._enough_started_with_one_more(0):
-                raise error("MemberNotEnoughStarted")
+            if not member.isLearner:
+                if not self._enough_started_with_one_more(0):
+                    raise error("MemberNotEnoughStarted")
+                self._check_can_be_reached(member)
             if self._healthy_voters(own_id, contact_s) < len(self.voters):
                 raise error("Unhealthy")
         elif change.action == PROMOTE:
@@ -146,6 +148,21 @@ class Membership:
                 raise error("MemberNotEnoughStarted")
         elif change.action == REMOVE:
             self._check_safe_removal(member.ID, own_id, contact_s)
+
+    def _check_can_be_reached(self, added: proto.Member) -> None:
+        """Refuse a voter on another machine, if a voter advertises only this machine's loopback.
+        A sole voter is checked more closely (`Reachability`)."""
+        if len(self.voters) == 1 or all(map(is_local, added.peerURLs)):
+            return
+        for voter in map(self.members.__getitem__, self.voters):
+            if voter.peerURLs and all(map(is_local, voter.peerURLs)):
+                raise EtcdError(
+                    FAILED_PRECONDITION,
+                    "etcdlite: the new member would count for the quorum and could not reach "
+                    f"{voter.name}: to it, {', '.join(voter.peerURLs)} is its own machine. Correct "
+                    f"that with 'etcdlite-ctl member update {voter.ID:x} --peer-urls=...'; or if "
+                    "all members are on one machine, add it with --learner and promote it",
+                )
 
     def _healthy_voters(self, own_id: int, contact_s: Callable[[int], float]) -> int:
         return sum(i == own_id or contact_s(i) > HEALTHY_S for i in self.voters)
