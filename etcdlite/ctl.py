@@ -215,6 +215,13 @@ COMMANDS = (
             _check_flags("datascale"),
             description="Loads: s 10,000, m 100,000, l 1,000,000, xl 3,000,000 keys of 1 KiB.\n"
             "Needs the first endpoint's /metrics. Deletes its keys afterwards."),
+    Command("doctor [options]", "Find what is wrong with the cluster and this machine",
+            "doctor.doctor",
+            (Flag("server-config", "string", "", "the configuration of the member on this machine "
+                  "(default: that of the package)"),), "doctor",
+            "Prints a line for each finding: what, why it matters, what to do. The status is 0\n"
+            "without findings, 1 for warnings, 2 for errors. As root it sees the most.",
+            ("doctor", "doctor --server-config /etc/etcdlite/m1.toml -w json")),
     Command("user add [options] <user name or user:password>", "Add a user", "users.user_add",
             (Flag("interactive", "bool", True, "false: read the password from standard input"),
              Flag("new-user-password", "string", "", "the password (seen by others)"),

@@ -326,6 +326,7 @@ def ctl_page() -> str:
         ("4", "The value of an option, or the output format, does not exist."),
         ("5", "The server ended a watch, or a snapshot could not be saved."),
         ("128", "The arguments are wrong."),
+        ("0, 1, 2", "Of doctor: no findings, warnings, errors."),
     ):
         out += _tagged(status, text)
     return "\n".join(out + _also("etcdlite(8)", "etcdlite.toml(5)")) + "\n"

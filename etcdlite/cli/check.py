@@ -12,12 +12,12 @@ import asyncio
 import os
 import statistics
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from etcdlite import proto
+from etcdlite.cli import scrape
 from etcdlite.cli.failures import (
     EXIT_BAD_FEATURE,
     EXIT_BAD_INPUT,
@@ -68,8 +68,6 @@ MIN_RATE_SHARE = 0.9
 MAX_SLOWEST_S = 0.5
 MAX_DEVIATION_S = 0.1
 """The limits of `check perf`, as in etcdctl."""
-
-METRICS_TIMEOUT_S = 5.0
 
 
 class Puts:
@@ -209,24 +207,16 @@ def check_perf(session: Session) -> int:
 
 def _resident_bytes(session: Session, when: str) -> float:
     endpoint = session.client_for(session.endpoints[:1]).endpoint
-    url = (endpoint if "://" in endpoint else f"http://{endpoint}") + "/metrics"
-    context = None
-    if url.startswith("https://"):
-        from etcdlite.client import tls
-
-        connection = session.connection(session.endpoints)
-        del connection["endpoints"]
-        context = tls.context(tls.Settings(**connection), "http/1.1")
     name = "process_resident_memory_bytes"
     try:
-        with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S, context=context) as answer:
-            for line in answer:
-                if line.startswith(name.encode() + b" "):
-                    return float(line.split()[1])
+        value = scrape.fetch(session, endpoint).value(name)
+        if value is not None:
+            return value
         cause = "it is not among the metrics"
     except (OSError, ValueError) as error:
-        cause = str(getattr(error, "reason", error))
-    text = f"Could not read {name} {when} the put operations from {url}: {cause}"
+        cause = scrape.why(error)
+    where = scrape.url_of(endpoint)
+    text = f"Could not read {name} {when} the put operations from {where}: {cause}"
     raise Failure(EXIT_FAILED, text)
 
 

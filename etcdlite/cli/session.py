@@ -82,17 +82,24 @@ class Session:
             self._endpoints = tuple(found)
         return self._endpoints
 
+    def use_endpoints(self, endpoints: Sequence[str]) -> None:
+        """Connect to these instead, from now on."""
+        self.close()
+        self._client, self._endpoints = None, tuple(endpoints)
+
     def client(self) -> Client:
         """The connection to the first endpoint that answers, made when it is first needed."""
         if self._client is None:
             self._client = self.client_for(self.endpoints)
         return self._client
 
-    def client_for(self, endpoints: Sequence[str]) -> Client:
+    def client_for(self, endpoints: Sequence[str], *, logs_in: bool = True) -> Client:
+        """A connection that the caller closes. `logs_in`: as the user of --user, if there is
+        one."""
         if self.timeout_s <= 0:
             text = "context deadline exceeded (--command-timeout is not above 0)"
             raise Failure(EXIT_FAILED, text)
-        return self._client_with(endpoints, self.timeout_s, self.dial_timeout_s)
+        return self._client_with(endpoints, self.timeout_s, self.dial_timeout_s, logs_in)
 
     def connection(self, endpoints: Sequence[str]) -> dict[str, Any]:
         """The arguments of a client that say how to connect. Raises BadArguments."""
@@ -137,12 +144,17 @@ class Session:
         return self._typed_password
 
     def _client_with(
-        self, endpoints: Sequence[str], timeout_s: float, dial_timeout_s: float
+        self,
+        endpoints: Sequence[str],
+        timeout_s: float,
+        dial_timeout_s: float,
+        logs_in: bool = True,
     ) -> Client:
         try:
-            return Client(
-                **self.connection(endpoints), timeout_s=timeout_s, dial_timeout_s=dial_timeout_s
-            )
+            connection = self.connection(endpoints)
+            if not logs_in:
+                connection |= {"user": "", "password": ""}
+            return Client(**connection, timeout_s=timeout_s, dial_timeout_s=dial_timeout_s)
         except ValueError as error:
             raise BadArguments(str(error)) from None
 
