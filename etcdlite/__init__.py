@@ -5,7 +5,7 @@ import sys
 if sys.argv[:1] == ["-m"]:  # `python -m etcdlite...`: this is the first module of the program.
     import etcdlite.interrupts  # noqa: F401
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 ETCD_API_VERSION = "3.6.0"
 """The etcd version whose v3 API is served; clients gate features on it."""

@@ -31,9 +31,10 @@ from etcdlite.raft_log import Entry
 from etcdlite.sealing import Keyring
 from etcdlite.storage import checkpoint
 from etcdlite.storage.checkpoint import NAME as CHECKPOINT
-from etcdlite.storage.data import MEMBER, REMOVED
+from etcdlite.storage.data import CLUSTER, CLUSTER_VERSION, MEMBER, REMOVED, cluster_version
 from etcdlite.storage.disk import Disk, File
 from etcdlite.storage.sealed import SealedDisk
+from etcdlite.versions import CURRENT, OLDEST, Version, misfit
 from etcdlite.wal import WAL
 
 _IDENTITY = struct.Struct("<QQ")
@@ -166,16 +167,20 @@ def create(
     *,
     keys: Keyring | None = None,
     is_joining: bool = False,
+    version: Version = CURRENT,
     segment_bytes: int,
     wal_segment_bytes: int,
 ) -> None:
     """Create a new member. One that joins a running cluster begins without members: it receives
-    the membership from the leader, as it receives all other state. Raises StartError, OSError."""
+    the membership from the leader, as it receives all other state. A new cluster has the cluster
+    version `version`. Raises StartError, OSError."""
     directory = begin(disk, data_dir, wal_dir)
     sealed = data_disk(disk, keys, founding.cluster_id, founding.member_id)
     store = Store.create(sealed, f"{directory}/data", Lessor(), segment_bytes)
     if is_joining:
         founding = founding._replace(members=[])
+    elif version > OLDEST:
+        store.set_bucket(CLUSTER, CLUSTER_VERSION, str(version).encode())
     finish(disk, data_dir, wal_dir, store, founding, wal_segment_bytes, keys)
 
 
@@ -306,6 +311,7 @@ def open_member(
     sync_enabled: bool,
     limits: Limits = DEFAULT_LIMITS,
     keys: Keyring | None = None,
+    version: Version = CURRENT,
 ) -> Opened:
     """Recover a member's state from its log and data.
 
@@ -330,6 +336,9 @@ def open_member(
         )
     lessor = Lessor(min_ttl_s, limits)
     store = Store.open(disk, f"{directory}/data", lessor, segment_bytes, limits)
+    # A member that joins has no version until it hears from the leader.
+    if store.buckets.get(MEMBER) and (why := misfit(version, cluster_version(store.buckets))):
+        raise StartError(f"{directory}: {why}. Nothing is lost")
     notes = []
     if recovered.torn:
         notes.append(recovered.torn)

@@ -53,6 +53,7 @@ from etcdlite.replica.reads import Reads
 from etcdlite.replica.restoring import Restoring
 from etcdlite.replica.rollback import RollbackCheck
 from etcdlite.replica.state import State
+from etcdlite.replica.version_keeper import VersionKeeper
 from etcdlite.replica.writes import Writes
 from etcdlite.request import Asked, Done, Session, Waiter, warn_slow
 from etcdlite.snap import Image, Incoming
@@ -117,8 +118,7 @@ class Member:
         self.tokens = tokens or SimpleTokens(cluster_id, options.token_ttl_s)
         self.maintenance = Maintenance(state, self._propose_own, options.checkpoint_bytes)
         self.rollback = RollbackCheck(state, raft, self.run_task, self._returned, options)
-        local = Local(self.identity, self, self.metrics, clock, store.limits, self.rollback)
-        self.peers = Peers(local)
+        self.peers = Peers(Local(state, self, self.rollback, options))
         self.peers.update(state.membership.members or {other.ID: other for other in members})
         directory, received = store.directory, self.snapshot_received
         self.incoming = Incoming(store.disk, directory, raft, self.run_task, received, self.metrics)
@@ -138,6 +138,7 @@ class Member:
         self.reachability = Reachability(state, options, self.peers.is_called_by, self.run_task)
         self.catch_up = CatchUp(state, raft, self.identity)
         self.restoring = Restoring(state, self.run_task, self._restored)
+        self.version_keeper = VersionKeeper(state, raft, self.writes, self.peers.versions, options)
         self.attributes: proto.Member | None = None
         """The name and client URLs of this member, which `tick` publishes to the cluster."""
         self.removed_since: float | None = None
@@ -306,6 +307,7 @@ class Member:
             self.leadership.hand_over_if_slow(now, self._unsynced[0])
         self._publish(now)
         self.forced.tick()
+        self.version_keeper.tick(now)
         self.leadership.log_if_no_leader(now)
         self.hub.tick(now)
         self.hash_check.tick(now)

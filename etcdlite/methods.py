@@ -14,6 +14,7 @@ from collections.abc import Mapping, Set
 from typing import NamedTuple, TypeVar
 
 from etcdlite.proto import MESSAGES, Message
+from etcdlite.versions import ALL, OLDEST, Version
 
 T = TypeVar("T")
 
@@ -21,7 +22,8 @@ T = TypeVar("T")
 # the JSON gateway, and the messages. "-" is none. A path is below /v3/<service>/; one that begins
 # with "/" is below /v3. The messages are left out where the names say them: Put takes PutRequest
 # and gives PutResponse, and of the Auth service UserAdd takes AuthUserAddRequest. "*" marks a
-# stream of messages.
+# stream of messages. The trait "v0.2" marks what only the log of a cluster of that version, or a
+# later one, may hold.
 TABLE = """
 service etcdserverpb.KV
 0x01 Range       read       keys learner,retry       range
@@ -91,6 +93,7 @@ service etcdlite.Log
 0xE4 Author       write      member - - Author -> -
 0xE5 TokenKey     write      member - - TokenKey -> -
 0xE6 Rehash       write      member - - Rehash -> -
+0xE7 ClusterVersion write    member v0.2 - ClusterVersion -> -
 """
 
 
@@ -166,6 +169,8 @@ class Method(NamedTuple):
     retry: Retry = Retry.NEVER
     peers: bool = False
     """Members send it to each other."""
+    since: Version = OLDEST
+    """The first version whose log may hold it."""
 
 
 @functools.cache
@@ -182,7 +187,8 @@ def _row(service: str, line: str) -> Method:
     if "->" in rest:
         *rest, request, _, response = rest
     traits = set(words.split(","))
-    assert traits <= {"-", "learner", "retry", "retry_reads", "peers"}, line
+    since = {f"v{version}": version for version in ALL}
+    assert traits <= {"-", "learner", "retry", "retry_reads", "peers", *since}, line
     return Method(
         number=int(number, 16),
         service=service,
@@ -203,6 +209,7 @@ def _row(service: str, line: str) -> Method:
         learner="learner" in traits,
         retry=next((retry for retry in Retry if retry.value in traits), Retry.NEVER),
         peers="peers" in traits or Route.LEADER in route,
+        since=max((since[word] for word in traits & since.keys()), default=OLDEST),
     )
 
 
@@ -232,6 +239,9 @@ REQUESTS = {row.number: row.request for row in ROWS}
 
 PEER_METHODS = frozenset(row.number for row in ROWS if row.peers)
 """The methods that members send to each other."""
+
+SINCE = {row.number: row.since for row in ROWS if row.since > OLDEST}
+"""The methods that only the log of a newer cluster may hold, and the version that brought each."""
 
 UNARY = frozenset(n for n, row in METHODS.items() if row.route and Route.STREAM not in row.route)
 """The methods with one request message and one response that clients can request."""
@@ -278,4 +288,6 @@ TOKEN_KEY = _NUMBER["Log.TokenKey"]
 """Sets the key that signs tokens."""
 REHASH = _NUMBER["Log.Rehash"]
 """Replaces the hash of a password by another one of the same password."""
+SET_CLUSTER_VERSION = _NUMBER["Log.ClusterVersion"]
+"""Sets the cluster version."""
 AUTHENTICATE = _NUMBER["Auth.Authenticate"]

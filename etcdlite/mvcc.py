@@ -40,6 +40,8 @@ from etcdlite.storage.data import (
     TOMBSTONE,
     U64,
     DataDamaged,
+    cluster_version,
+    downgrade_target,
     key_and_revision,
 )
 from etcdlite.storage.disk import Disk
@@ -113,6 +115,9 @@ class Store:
         """Why recovery cut off the end of the data file; None if it did not."""
         self.checkpoint_begin = contents.checkpoint_begin
         """(segment, offset) from which a start would scan the data file."""
+        self.storage_version = contents.checkpoint_version
+        """The oldest etcdlite that can open the data directory: the one that the checkpoint on disk
+        names."""
         self.compaction: Iterator[int] | None = None
         """The pending compaction, for `compact_step`."""
         self.uncleanable: set[int] = set()
@@ -164,6 +169,7 @@ class Store:
             contents.load()
             store = cls(lessor, contents, limits)
             store._load_leases()
+            _ = cluster_version(store.buckets), downgrade_target(store.buckets)
         except (ValueError, LookupError, struct.error, EtcdError) as failure:
             # The checksums are right, so this is not the fault of a disk.
             path = f"{directory}/{checkpoint.NAME}"
@@ -581,11 +587,12 @@ class Store:
         meta = checkpoint.meta(
             begin, (self.applied_index, self.applied_term), self.revision, self.compacted, self.data
         )
+        version = cluster_version(self.buckets)
         chunks = checkpoint.chunks(meta, self.buckets, self.index, self.data)
         staged = self.disk.stage(f"{self.directory}/{checkpoint.NAME}")
         self._is_packing = True
         try:
-            for part in checkpoint.pack(chunks):
+            for part in checkpoint.pack(chunks, version):
                 staged.write(part)
                 yield None
         finally:
@@ -599,6 +606,7 @@ class Store:
 
         yield publish
         self.checkpoint_begin = begin
+        self.storage_version = version
         # Segments that were cleaned before this checkpoint are not in it.
         for key in list(self.buckets.get(CLEANED, ())):
             if U64.unpack(key)[0] not in self.data.files:

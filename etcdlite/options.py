@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from etcdlite.passwords import DEFAULT_COST, Cost
+from etcdlite.versions import CURRENT, Version
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,5 @@ class Options:
     """What hashes of new passwords cost."""
     token_ttl_s: float = 300.0
     """How long a token lives after it was last used."""
+    version: Version = CURRENT
+    """The version of etcdlite as which the member takes part. No flag: for the simulator."""

@@ -59,7 +59,7 @@ import struct
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
-from etcdlite import __version__, log, peer_frames, proto
+from etcdlite import log, peer_frames, proto
 from etcdlite.channel import Channel
 from etcdlite.errors import CODE_NAMES, DATA_LOSS, EtcdError, error
 from etcdlite.frames import (
@@ -74,11 +74,9 @@ from etcdlite.frames import (
     FrameReader,
     ProtocolError,
 )
-from etcdlite.identity import Identity
-from etcdlite.limits import Limits
 from etcdlite.methods import MEMBER_LIST
-from etcdlite.metrics import Metrics
 from etcdlite.metrics import Peer as PeerMetrics
+from etcdlite.options import Options
 from etcdlite.peer_frames import PeerFrameReader
 from etcdlite.proto import DecodeError
 from etcdlite.raft import HEARTBEAT, Message, MessageRejected
@@ -86,8 +84,10 @@ from etcdlite.raft_log import Entry
 from etcdlite.replica.checks import check_member, check_peer_urls
 from etcdlite.replica.entry import check_entry
 from etcdlite.replica.rollback import RollbackCheck
+from etcdlite.replica.state import State
 from etcdlite.request import Done
 from etcdlite.session import Session
+from etcdlite.versions import Version, misfit, parse, program_version
 
 INTRODUCE = 0xE8
 RAFT = 0xE9
@@ -169,22 +169,29 @@ class Local:
     """What every connection between members knows of this side."""
 
     def __init__(
-        self,
-        identity: Identity,
-        events: PeerEvents,
-        metrics: Metrics,
-        clock: Callable[[], float],
-        limits: Limits,
-        rollback: RollbackCheck,
+        self, state: State, events: PeerEvents, rollback: RollbackCheck, options: Options
     ) -> None:
-        self.identity = identity
+        self.identity = state.identity
         self.events = events
-        self.metrics = metrics
-        self.clock = clock
-        self.limits = limits
+        self.metrics = state.metrics
+        self.clock = state.clock
+        self.limits = state.store.limits
         self.rollback = rollback
+        self.cluster_version = state.cluster_version
+        self.version = options.version
         self.is_stopping = False
         """This member shuts down: the loss of a connection is not logged any more."""
+
+    def fitting(self, text: str) -> Version:
+        """The version of another member's program, from what it sent. Raises ProtocolError if that
+        is no version, or one that is too old for the cluster."""
+        try:
+            version = parse(text)
+        except ValueError as failure:
+            raise ProtocolError(str(failure)) from None
+        if why := misfit(version, self.cluster_version.version):
+            raise ProtocolError(why)
+        return version
 
 
 def encode_message(message: Message) -> bytes:
@@ -417,7 +424,7 @@ class Dial(PeerConnection):
             cluster_id=identity.cluster_id,
             member_id=identity.member_id,
             to=self.link.node,
-            version=__version__,
+            version=program_version(self.local.version),
             snapshot=self._offer,
             life=identity.incarnation,
             recovered=self.local.rollback.recovered,
@@ -448,7 +455,9 @@ class Dial(PeerConnection):
 
     def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
         if method == HELLO:
-            return  # The answer to the introduction says whether both members match.
+            # The answer to the introduction says whether both members match.
+            self.link.version = self.local.fitting(proto.Hello.decode(body).version)
+            return
         if method == RAFT and self.is_open:
             self.take_message(body, self.link.node)
             return
@@ -611,6 +620,8 @@ class Link:
         self._snapshot_until = math.inf
         """The snapshot is given up if there is no connection for it by this time."""
         self._offer: Any = None
+        self.version: Version | None = None
+        """Of its program, as it said last; None if it never did."""
         self.since: float | None = None
         """The time since when messages can be sent; None while they cannot."""
         self.round_trip_s = 0.0
@@ -843,6 +854,10 @@ class Peers:
                 self.links[node] = Link(self.local, node, list(other.peerURLs))
             else:
                 link.urls = list(other.peerURLs)
+
+    def versions(self) -> list[Version | None]:
+        """The versions of the programs of the other members; None for one that is not connected."""
+        return [None if link.since is None else link.version for link in self.links.values()]
 
     def urls_of(self, node: int) -> list[str] | None:
         """The peer URLs of a member, or of one that only other members know; else None."""

@@ -175,7 +175,7 @@ message ProclaimResponse: 1 header ResponseHeader
 
 package etcdlite
 message Hello: 1 cluster_id uint64, 2 member_id uint64, 3 version string,
-    4 max_request_bytes uint64
+    4 max_request_bytes uint64, 5 cluster_version string
 message Error: 1 code int32, 2 message string
 enum MemberChange.Action: ADD=0, REMOVE=1, UPDATE=2, PROMOTE=3
 message MemberChange: 1 action MemberChange.Action, 2 member Member
@@ -188,4 +188,6 @@ message Welcome: 1 offset uint64, 2 life uint64, 3 recovered LogPosition
 message Author: 1 name string, 2 revision uint64, 3 is_member bool
 message TokenKey: 1 seed bytes
 message Rehash: 1 name string, 2 old bytes, 3 new bytes
+message ClusterVersion: 1 version string, 2 target string, 3 old_version string,
+    4 old_target string
 """

@@ -28,6 +28,7 @@ from etcdlite.methods import (
     numbers,
 )
 from etcdlite.proto import MAX_REQUEST_ITEMS
+from etcdlite.versions import parse
 
 MAX_MEMBER_BYTES = 64 << 10
 """The name and URLs of a member, encoded."""
@@ -122,6 +123,16 @@ def _check_rehash(request: Any) -> None:
         raise _invalid("this is not the hash of a password")
 
 
+def _check_cluster_version(request: Any) -> None:
+    for text in (request.version, request.target, request.old_version, request.old_target):
+        try:
+            _ = text and parse(text)
+        except ValueError as why:
+            raise _invalid(str(why)) from None
+    if not (request.version and request.old_version):
+        raise _invalid("a cluster version is missing")
+
+
 def check_user_add(request: Any) -> None:
     """Raises EtcdError unless it is a valid request to add a user, with a hash instead of the
     password."""
@@ -206,6 +217,7 @@ CHECKS: dict[int, Callable[[Any], None]] = by_number(
         "Log.Author": _check_author,
         "Log.TokenKey": _check_token_key,
         "Log.Rehash": _check_rehash,
+        "Log.ClusterVersion": _check_cluster_version,
     },
 )
 """By method. Each raises EtcdError."""

@@ -2,15 +2,18 @@
 
 The payload of an entry, all integers little-endian:
 
-    0   1  format version, 2
-    1   3  zero
+    0   1  format version, 2 or 3
+    1   1  in version 3: major and
+    2   1    minor number of the oldest etcdlite that can apply the entry; else zero
+    3   1  zero
     4   4  CRC-32 (as in zlib) of everything behind it
     8   8  id of the member that proposed it
     16  8  number of the batch at that member, by which it finds the sessions that wait
     24     the requests, up to the end. Each is a frame of the native protocol: the bytes that a
            client sent (its request id has no meaning here), or a request that a member made
 
-Version 1, which is still read, has the number of requests in place of the CRC.
+Version 1, which is still read, has the number of requests in place of the CRC. Version 3 is for
+entries that not every program can apply (`versions.py`): a program that is too old for one stops.
 
 The member that proposes an entry computes the CRC. It is checked when the leader accepts a
 forwarded entry, when a follower receives an append, and when the entry is decoded. So no member
@@ -36,10 +39,12 @@ from etcdlite.frames import FRAME, FRAME_HEADER_BYTES
 from etcdlite.methods import REQUESTS
 from etcdlite.proto import DecodeError
 from etcdlite.request import Waiter
+from etcdlite.versions import CURRENT, OLDEST, Version
 
 ENTRY_VERSION = 2
+NEWER_ENTRY_VERSION = 3
 ENTRY_HEADER = struct.Struct("<B3xIQQ")
-_BEGIN = struct.Struct("<B3xI")
+_BEGIN = struct.Struct("<BBBxI")
 _PROPOSER = struct.Struct("<QQ")
 
 
@@ -52,17 +57,43 @@ class EntryHeader(NamedTuple):
     batch: int
 
 
-def encode_entry(member_id: int, batch: int, frames: Sequence[bytes]) -> bytes:
-    """The payload of an entry with these requests."""
+class TooNew(DecodeError):
+    """An entry needs a newer etcdlite than this one."""
+
+
+def encode_entry(
+    member_id: int, batch: int, frames: Sequence[bytes], needs: Version = OLDEST
+) -> bytes:
+    """The payload of an entry with these requests. `needs`: the oldest etcdlite that can apply all
+    of them."""
     content = b"".join((_PROPOSER.pack(member_id, batch), *frames))
-    return _BEGIN.pack(ENTRY_VERSION, crc32(content)) + content
+    if needs > OLDEST:
+        return _BEGIN.pack(NEWER_ENTRY_VERSION, *needs, crc32(content)) + content
+    return _BEGIN.pack(ENTRY_VERSION, 0, 0, crc32(content)) + content
+
+
+def needed_version(data: bytes) -> Version:
+    """The oldest etcdlite that can apply the entry with the payload `data`."""
+    return Version(data[1], data[2]) if data and data[0] == NEWER_ENTRY_VERSION else OLDEST
 
 
 def read_header(data: bytes) -> EntryHeader:
-    """Raises DecodeError."""
+    """Raises DecodeError, and TooNew as one."""
     if len(data) < ENTRY_HEADER.size or not 1 <= data[0] <= ENTRY_VERSION or any(data[1:4]):
-        raise DecodeError(f"an entry's payload does not begin as version {ENTRY_VERSION} does")
+        _check_newer(data)
     return EntryHeader(*ENTRY_HEADER.unpack_from(data))
+
+
+def _check_newer(data: bytes) -> None:
+    """Raise DecodeError unless an entry begins as version 3 does."""
+    if len(data) < ENTRY_HEADER.size or data[0] < NEWER_ENTRY_VERSION or data[3]:
+        raise DecodeError(f"an entry's payload does not begin as version {ENTRY_VERSION} does")
+    if data[0] > NEWER_ENTRY_VERSION:
+        raise TooNew(
+            f"it has format version {data[0]}, and etcdlite {CURRENT} reads up to version 3"
+        )
+    if needed_version(data) > CURRENT:
+        raise TooNew(f"it needs etcdlite {needed_version(data)} or later, and this is {CURRENT}")
 
 
 def check_entry(data: bytes) -> None:

@@ -119,7 +119,8 @@ class Maintenance:
         least_bytes = len(store.index.heads) * store.limits.checkpoint_bytes_per_key
         # Writes that change nothing (a compare that fails) make the log grow, but not the data.
         new_bytes = max(store.bytes_since_checkpoint, self.logged_bytes)
-        if self.wants_checkpoint or new_bytes > max(self.checkpoint_bytes, least_bytes):
+        is_other = store.storage_version != self._state.cluster_version.version
+        if self.wants_checkpoint or is_other or new_bytes > max(self.checkpoint_bytes, least_bytes):
             self.wants_checkpoint = False
             return self._checkpoint()
         segment = cleaning.segment_to_clean(store, store.limits.clean_share)
@@ -233,7 +234,11 @@ class Maintenance:
         index, term = store.applied_index, store.applied_term
         logged_bytes = self.logged_bytes
         began = state.clock()
+        before = store.storage_version
         yield from store.checkpoint()
+        if store.storage_version != before:
+            fields = {"from": before.full, "to": store.storage_version.full}
+            log.info("updated storage version", **fields)
         self.logged_bytes -= logged_bytes
         state.metrics.checkpoint_s.observe(state.clock() - began)
         self.checkpoints += 1

@@ -1,5 +1,5 @@
-"""The replicated state machine: store, leases, membership, alarms, users, and how requests change
-them.
+"""The replicated state machine: store, leases, membership, alarms, users, cluster version, and how
+requests change them.
 
 `apply` carries out the requests of one entry in order, each with a revision of its own, and answers
 the sessions that wait for them. `change_membership` applies an entry that changes the membership.
@@ -38,6 +38,7 @@ from etcdlite.options import Options
 from etcdlite.proto import varint
 from etcdlite.raft import ConfChange
 from etcdlite.replica.alarms import CORRUPT, NOSPACE, Alarms
+from etcdlite.replica.cluster_version import ClusterVersion
 from etcdlite.replica.membership import CHANGES, Membership
 from etcdlite.request import Session, Steps, Waiter
 from etcdlite.storage.data import LEASE
@@ -70,6 +71,7 @@ class State:
         self.auth = Auth(store)
         self.membership = Membership(store, options.max_learners)
         self.alarms = Alarms(store, identity.member_id, propose, clock, options)
+        self.cluster_version = ClusterVersion(store)
         self.awaiting_compaction: list[tuple[Session, int, int]] = []
         """(session, request id, method) of physical compactions, to be answered when the superseded
         versions are dropped."""
@@ -85,6 +87,7 @@ class State:
         self.auth.restore(store)
         self.alarms.restore(store)
         self.membership.restore(store)
+        self.cluster_version.restore(store)
 
     @property
     def header(self) -> bytes:
@@ -312,6 +315,12 @@ def _delete_role(state: State, request: proto.AuthRoleDeleteRequest) -> Steps:
     return b""
 
 
+def _cluster_version(state: State, request: proto.ClusterVersion) -> Steps:
+    state.cluster_version.apply(request)
+    return b""
+    yield
+
+
 def _lease_key(lease_id: int) -> bytes:
     return lease_id.to_bytes(8, "big")
 
@@ -344,5 +353,6 @@ APPLIERS: dict[int, Callable[[State, Any], Steps]] = by_number(
         "Log.Author": _author,
         "Log.TokenKey": _auth(Auth.set_key),
         "Log.Rehash": _auth(Auth.rehash),
+        "Log.ClusterVersion": _cluster_version,
     },
 )

@@ -27,7 +27,7 @@ from etcdlite import log, proto
 from etcdlite.auth import OWN, Author
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.frames import frame as native_frame
-from etcdlite.methods import AUTHOR, MEMBER_CHANGE, Route, numbers
+from etcdlite.methods import AUTHOR, MEMBER_CHANGE, SET_CLUSTER_VERSION, SINCE, Route, numbers
 from etcdlite.options import Options
 from etcdlite.proto import DecodeError
 from etcdlite.raft import LEADER, NotLeader, Raft, RequestDropped
@@ -36,13 +36,17 @@ from etcdlite.replica.access import Access
 from etcdlite.replica.checks import CHECKS, check
 from etcdlite.replica.entry import (
     ENTRY_HEADER,
+    ENTRY_VERSION,
+    TooNew,
     decode_requests,
     encode_entry,
+    needed_version,
     read_header,
 )
 from etcdlite.replica.state import State
 from etcdlite.replica.write_lines import Waiting, WriteLines, connection
 from etcdlite.request import Done, Session, Waiter, fail_all
+from etcdlite.versions import OLDEST
 
 MAX_PROPOSED_BYTES = 64 << 20
 """Writes accepted and not applied yet; more are answered "too many requests"."""
@@ -113,6 +117,8 @@ class Writes:
         """The writes for the next turn, and their native frames."""
         self._author: Author | None = None
         """For whom further new writes are, as their entry says so far."""
+        self._has_newer = False
+        """A method that not every cluster version allows was proposed."""
         self._lines = WriteLines()
         """What waits because enough is in flight."""
         self._in_flight = 0
@@ -163,6 +169,8 @@ class Writes:
         if session is not None and self._state.identity.member_id in self._raft.learners:
             session.fail(request_id, method, error("NotSupportedForLearner"))
             return
+        if method in SINCE:
+            self._has_newer = True
         size = len(frame) + REQUEST_BYTES
         proposed_bytes = self._alarms.proposed_bytes + size
         if proposed_bytes > MAX_PROPOSED_BYTES and not self._is_in_need(session, proposed_bytes):
@@ -244,7 +252,8 @@ class Writes:
         frames = [native_frame(1, method, 0, request.encode()) for method, request in requests]
         if self._state.auth.enabled:
             frames.insert(0, _author_request(OWN)[1])
-        data = encode_entry(self._state.identity.member_id, self.latest_batch, frames)
+        needs = max(SINCE.get(method, OLDEST) for method, _ in requests)
+        data = encode_entry(self._state.identity.member_id, self.latest_batch, frames, needs)
         try:
             return self._raft.propose(data)
         except (NotLeader, RequestDropped):
@@ -270,11 +279,22 @@ class Writes:
             raise error("RequestTooLarge")
         for _, _, method, request in waiters:
             _check(ENTRY_NORMAL, method, request)
+        self._check_version(data)
         try:
             raft.propose(data)
         except (NotLeader, RequestDropped):
             raise error("RequestTooManyRequests") from None
         self._forwarded[header.member_id, header.batch] = (data, waiters)
+
+    def _check_version(self, data: bytes) -> None:
+        """Raise EtcdError unless the leader may propose an entry under the cluster version."""
+        needs = needed_version(data)
+        if needs == OLDEST:
+            return
+        if self._state.store.applied_term != self._raft.term:
+            raise error("NotLeader")  # An entry of an earlier term may lower the version.
+        if needs > self._state.cluster_version.allowed:
+            raise _not_allowed()
 
     # Proposing entries.
 
@@ -349,7 +369,10 @@ class Writes:
         self, kind: int, waiters: list[Waiter], frames: list[bytes], since: float
     ) -> None:
         self.latest_batch += 1
-        data = encode_entry(self._state.identity.member_id, self.latest_batch, frames)
+        needs = OLDEST
+        if self._has_newer:
+            needs = max(SINCE.get(waiter[2], OLDEST) for waiter in waiters)
+        data = encode_entry(self._state.identity.member_id, self.latest_batch, frames, needs)
         size = len(data) - ENTRY_HEADER.size + REQUEST_BYTES * len(frames)
         if kind == ENTRY_CONF_CHANGE:
             self._alarms.proposed_bytes += size
@@ -371,6 +394,8 @@ class Writes:
             if batch.kind == ENTRY_CONF_CHANGE:
                 raft.propose_conf_change(batch.data)
             else:
+                if batch.data[0] != ENTRY_VERSION and raft.role == LEADER:
+                    self._check_version(batch.data)
                 raft.propose(batch.data)
             batch.term = term
             return
@@ -387,6 +412,10 @@ class Writes:
                 batch.term = 0
         except RequestDropped:
             pass  # Leadership is being transferred, or too much is uncommitted.
+        except EtcdError as failure:
+            if failure.name != "NotLeader":
+                self._give_up(number, failure)
+                return
         self._held.append(number)
 
     def _forward_answered(self, number: int, term: int, answer: bytes | EtcdError) -> None:
@@ -435,6 +464,15 @@ class Writes:
     def take(self, entry: Entry) -> tuple[list[Waiter], float | None]:
         """The requests of a committed entry, with the sessions that wait here for their answers,
         and the time since when they wait; None if no session waits here."""
+        waiters, since = self._take(entry)
+        needs = needed_version(entry.data)
+        if needs > self._state.cluster_version.allowed:
+            # It was proposed before the version went down. Every member skips it.
+            _refuse_newer(waiters)
+            waiters = [waiter for waiter in waiters if waiter[2] == SET_CLUSTER_VERSION]
+        return waiters, since
+
+    def _take(self, entry: Entry) -> tuple[list[Waiter], float | None]:
         try:
             _, _, member_id, number = read_header(entry.data)
             if member_id == self._state.identity.member_id:
@@ -447,6 +485,8 @@ class Writes:
                 if data == entry.data:
                     return waiters, None
             return _valid(entry, decode_requests(entry.data)), None
+        except TooNew as failure:
+            raise AssertionError(f"entry {entry.index} cannot be applied: {failure}") from None
         except DecodeError as failure:
             # The bytes are the same on every member, so every member skips the entry.
             log.error(
@@ -494,6 +534,18 @@ class Writes:
     def lost_leadership(self) -> None:
         """This member does not lead any more: forget the entries that were forwarded to it."""
         self._forwarded.clear()
+
+
+def _not_allowed() -> EtcdError:
+    return EtcdError(
+        INVALID_ARGUMENT,
+        "etcdlite: the cluster version does not allow this. Update all members; if a downgrade is "
+        "enabled, end it with 'etcdlite-ctl downgrade cancel'",
+    )
+
+
+def _refuse_newer(waiters: list[Waiter]) -> None:
+    fail_all([waiter for waiter in waiters if waiter[2] in SINCE], _not_allowed())
 
 
 def _author_request(author: Author | None) -> tuple[Waiter, bytes]:

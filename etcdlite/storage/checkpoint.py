@@ -9,7 +9,9 @@ ended when the checkpoint *ended*, so nothing in it points past the end of the d
 On disk: `data/checkpoint`, replaced as a whole by rename. All integers little-endian.
 
     0   8  magic "ETCDLCHK"
-    8   4  format version, 1
+    8   4  format version: 1, or 3 if the cluster version is not the oldest (`versions.py`)
+    12  2  in version 3: major and
+    14  2    minor number of the cluster version; an older program must not open the data
     (With keys, all of this is sealed; see `sealed.py`.)
     then chunks, each
         0   4  CRC-32 of kind, length and body, with the previous chunk's CRC as initial value
@@ -42,12 +44,15 @@ from etcdlite.storage.data import (
     DataVersionError,
     KeyMissing,
 )
-from etcdlite.storage.disk import Disk
+from etcdlite.storage.disk import Disk, File
 from etcdlite.storage.index import Index
+from etcdlite.versions import CURRENT, OLDEST, Version
 
 MAGIC = b"ETCDLCHK"
 FORMAT_VERSION = 1
+NEWER_VERSION = 3
 FILE_HEADER = struct.Struct("<8sI")
+NEEDS = struct.Struct("<HH")
 CHUNK_HEADER = struct.Struct("<IBI")
 
 META = 1
@@ -93,9 +98,13 @@ def chunks(
     yield END, POSITION.pack(data.active, data.offset)
 
 
-def pack(chunks: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
-    """The bytes of a checkpoint file, piece by piece, from (kind, body) chunks."""
-    yield FILE_HEADER.pack(MAGIC, FORMAT_VERSION)
+def pack(chunks: Iterator[tuple[int, bytes]], needs: Version = OLDEST) -> Iterator[bytes]:
+    """The bytes of a checkpoint file, piece by piece, from (kind, body) chunks. `needs`: the oldest
+    etcdlite that may open the data."""
+    if needs > OLDEST:
+        yield FILE_HEADER.pack(MAGIC, NEWER_VERSION) + NEEDS.pack(*needs)
+    else:
+        yield FILE_HEADER.pack(MAGIC, FORMAT_VERSION)
     crc = 0
     for kind, body in chunks:
         header = CHUNK_HEADER.pack(0, kind, len(body))[4:]
@@ -108,17 +117,7 @@ def unpack(disk: Disk, path: str) -> Iterator[tuple[int, bytes]]:
     """The (kind, body) chunks of a checkpoint file. Raises DataDamaged at what does not check."""
     file = disk.open_read(path)
     try:
-        header = file.pread(FILE_HEADER.size, 0)
-        if len(header) < FILE_HEADER.size or header[:8] != MAGIC:
-            raise DataDamaged(path, 0, file.fault or "this is not a checkpoint")
-        version = FILE_HEADER.unpack(header)[1]
-        if version == SEALED_VERSION:
-            raise KeyMissing(path, file.pread(8, 20))
-        if version > FORMAT_VERSION:
-            raise DataVersionError(path, version)
-        if version != FORMAT_VERSION:
-            raise DataDamaged(path, 8, f"there is no format version {version}")
-        offset = FILE_HEADER.size
+        offset = _read_header(file, path)[0]
         crc = 0
         size = file.size()
         while True:
@@ -139,6 +138,40 @@ def unpack(disk: Disk, path: str) -> Iterator[tuple[int, bytes]]:
             yield kind, body
             if kind == END:
                 return
+    finally:
+        file.close()
+
+
+def _read_header(file: File, path: str) -> tuple[int, Version]:
+    """The offset of the first chunk, and the oldest etcdlite that may open the data. Raises
+    DataDamaged."""
+    header = file.pread(FILE_HEADER.size, 0)
+    if len(header) < FILE_HEADER.size or header[:8] != MAGIC:
+        raise DataDamaged(path, 0, file.fault or "this is not a checkpoint")
+    version = FILE_HEADER.unpack(header)[1]
+    if version == SEALED_VERSION:
+        raise KeyMissing(path, file.pread(8, 20))
+    if version > NEWER_VERSION:
+        raise DataVersionError(path, version)
+    if version == FORMAT_VERSION:
+        return FILE_HEADER.size, OLDEST
+    if version != NEWER_VERSION:
+        raise DataDamaged(path, 8, f"there is no format version {version}")
+    numbers = file.pread(NEEDS.size, FILE_HEADER.size)
+    if len(numbers) < NEEDS.size:
+        raise DataDamaged(path, FILE_HEADER.size, file.fault or "the header is cut off")
+    needs = Version(*NEEDS.unpack(numbers))
+    if needs > CURRENT:
+        raise DataVersionError(path, version, needs)
+    return FILE_HEADER.size + NEEDS.size, needs
+
+
+def needed_version(disk: Disk, directory: str) -> Version:
+    """The oldest etcdlite that may open the data in a data folder. Raises DataDamaged, OSError."""
+    path = f"{directory}/{NAME}"
+    file = disk.open_read(path)
+    try:
+        return _read_header(file, path)[1]
     finally:
         file.close()
 

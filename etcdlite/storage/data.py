@@ -43,12 +43,13 @@ A location is segment number << 32 | offset of the record.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from zlib import crc32
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import read_varint
 from etcdlite.storage.disk import Disk, File
+from etcdlite.versions import CURRENT, OLDEST, Version, parse
 
 PUT = 1
 TOMBSTONE = 2
@@ -86,6 +87,11 @@ AUTH = 7
 AUTH_USER = 8
 AUTH_ROLE = 9
 """Buckets of the users, roles and settings of `auth.py`."""
+CLUSTER = 10
+"""Bucket of the cluster version; see `replica/cluster_version.py`."""
+CLUSTER_VERSION = b"version"
+DOWNGRADE_TARGET = b"target"
+"""The keys of the bucket `CLUSTER`; their values are versions such as "0.2"."""
 
 RECENT_OVERHEAD_BYTES = 160
 """What a recent record takes in memory besides its body: two objects and a place in a dict."""
@@ -147,12 +153,15 @@ class KeyMissing(DataRefused):
 
 
 class DataVersionError(DataRefused):
-    """A file under `data/` was written by a newer etcdlite, in format `version`."""
+    """A file under `data/` was written by a newer etcdlite, in format `version`; or it needs the
+    etcdlite `needs`."""
 
-    def __init__(self, path: str, version: int) -> None:
+    def __init__(self, path: str, version: int, needs: Version | None = None) -> None:
         self.path = path
         self.offset = 8
         self.why = f"format version {version} is newer than this program's"
+        if needs is not None:
+            self.why = f"it needs etcdlite {needs} or later, and this is {CURRENT}"
         Exception.__init__(
             self,
             f"{path}: {self.why}, so a newer etcdlite wrote it. Nothing was changed. Start that "
@@ -196,6 +205,20 @@ def key_and_revision(body: bytes, at: int = 0) -> tuple[bytes, int]:
         shift += 7
         revision |= (byte & 127) << shift
     return key, revision
+
+
+def cluster_version(buckets: Mapping[int, Mapping[bytes, bytes]]) -> Version:
+    """The cluster version in these buckets: the oldest etcdlite that may open the data. Raises
+    ValueError if it makes no sense."""
+    stored = buckets.get(CLUSTER, {}).get(CLUSTER_VERSION)
+    return OLDEST if stored is None else parse(stored.decode())
+
+
+def downgrade_target(buckets: Mapping[int, Mapping[bytes, bytes]]) -> Version | None:
+    """The version that the cluster goes down to; None if no downgrade is enabled. Raises
+    ValueError if it makes no sense."""
+    stored = buckets.get(CLUSTER, {}).get(DOWNGRADE_TARGET)
+    return None if stored is None else parse(stored.decode())
 
 
 def segment_name(number: int) -> str:

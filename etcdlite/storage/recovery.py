@@ -35,6 +35,7 @@ from etcdlite.storage.data import (
 )
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.index import DEAD, HEAD, Index
+from etcdlite.versions import OLDEST
 
 
 class Contents:
@@ -49,6 +50,7 @@ class Contents:
         self.applied_index = 0
         self.applied_term = 0
         self.buckets: dict[int, dict[bytes, bytes]] = {}
+        self.checkpoint_version = OLDEST
         self.checkpoint_begin = (0, 0)
         """Where the scan began: (segment, offset)."""
         self.cut: DataDamaged | None = None
@@ -58,6 +60,7 @@ class Contents:
     def load(self) -> None:
         """The state as of the last mark. Raises DataDamaged; ValueError, LookupError and
         struct.error if what is in the files was never written by this program."""
+        self.checkpoint_version = checkpoint.needed_version(self.data.disk, self.data.directory)
         begin, end, listed = self._load_checkpoint()
         data = self.data
         data.open_segments()

@@ -70,6 +70,7 @@ _U64 = Struct("<Q")
 _U32 = Struct("<I")
 _DOMAIN = b"etcdlite page"
 _MAGICS = (MAGIC, checkpoint.MAGIC)
+_PLAIN_VERSIONS = (_U32.pack(FORMAT_VERSION), _U32.pack(checkpoint.NEWER_VERSION))
 
 
 def key_id(head: bytes) -> bytes | None:
@@ -85,7 +86,7 @@ def key_id(head: bytes) -> bytes | None:
 
 def is_plain(head: bytes) -> bool:
     """Whether the file that begins with `head` is a plain segment or checkpoint."""
-    return head[:8] in _MAGICS and head[8:12] == _U32.pack(FORMAT_VERSION)
+    return head[:8] in _MAGICS and head[8:12] in _PLAIN_VERSIONS
 
 
 def is_sealed_name(path: str) -> bool:

@@ -161,9 +161,12 @@ def _status(
         errors=problems,
         dbSizeInUse=store.size_in_use_bytes,
         isLearner=member.identity.member_id in raft.learners,
-        storageVersion=etcdlite.ETCD_API_VERSION,
+        storageVersion=store.storage_version.full,
         dbSizeQuota=member.state.alarms.quota_bytes,
     )
+    target = member.state.cluster_version.target
+    if target is not None:
+        response.downgradeInfo = proto.DowngradeInfo(enabled=True, targetVersion=target.full)
     session.reply(request_id, method, member.identity.header(store.revision) + response.encode())
 
 

@@ -25,6 +25,7 @@ from etcdlite.memory import Budget
 from etcdlite.metrics import Histogram
 from etcdlite.raft import LEADER
 from etcdlite.replica.alarms import CORRUPT, NOSPACE, alarm_name
+from etcdlite.versions import etcd_version
 from etcdlite.wire.health import HealthCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -91,7 +92,7 @@ class _Scrape:
     def _consensus(self) -> Iterator[str]:
         metrics, member = self._metrics, self._member
         raft = member.raft
-        version = ETCD_API_VERSION.rpartition(".")[0]
+        cluster = member.state.cluster_version.version
         yield _gauge(
             "etcd_server_id", "The member's id", 1, server_id=f"{member.identity.member_id:x}"
         )
@@ -100,8 +101,17 @@ class _Scrape:
             server_version=ETCD_API_VERSION,
         )  # fmt: skip
         yield _gauge(
-            "etcd_cluster_version", "The lowest version in the cluster", 1, cluster_version=version
-        )
+            "etcd_cluster_version", "The etcd version whose API all members serve", 1,
+            cluster_version=etcd_version(cluster).rpartition(".")[0],
+        )  # fmt: skip
+        yield _gauge(
+            "etcdlite_cluster_version", "The formats that the members may use", 1,
+            cluster_version=str(member.state.cluster_version.version),
+        )  # fmt: skip
+        yield _gauge(
+            "etcdlite_storage_version", "The oldest etcdlite that can open the data directory", 1,
+            storage_version=str(member.state.store.storage_version),
+        )  # fmt: skip
         yield _gauge("etcd_server_has_leader", "Whether a leader is known", raft.leader != 0)
         yield _gauge(
             "etcd_server_is_leader", "Whether this member is the leader", raft.role == LEADER

@@ -460,7 +460,7 @@ class HttpSession(ClientSession):
         elif not site.only_metrics:
             serve = {
                 "/": self._serve_page,
-                "/version": lambda: self._respond(200, JSON, versions()),
+                "/version": lambda: self._respond(200, JSON, versions(member)),
                 "/debug/vars": lambda: self._respond(200, JSON, debug_vars(member)),
             }.get(path)
         if serve is None and request.script is None:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from etcdlite import __version__, frames, log, peer_frames, proto
+from etcdlite import frames, log, peer_frames, proto
 from etcdlite.errors import (
+    FAILED_PRECONDITION,
     INVALID_ARGUMENT,
     PERMISSION_DENIED,
     UNAVAILABLE,
@@ -45,6 +46,7 @@ from etcdlite.peer import (
     decode_forward,
 )
 from etcdlite.snap import SnapshotError
+from etcdlite.versions import program_version
 from etcdlite.wire import api
 
 
@@ -93,7 +95,8 @@ class Accepted(PeerConnection):
         hello = proto.Hello(
             cluster_id=self.member.identity.cluster_id,
             member_id=self.member.identity.member_id,
-            version=__version__,
+            version=program_version(self.local.version),
+            cluster_version=str(self.local.cluster_version.version),
         )
         self.send(0, HELLO, 0, hello.encode())
 
@@ -225,6 +228,10 @@ class Accepted(PeerConnection):
                 INVALID_ARGUMENT,
                 f"etcdlite: two members have the id {node:x}; was a data directory copied?",
             )
+        try:
+            self.local.fitting(introduction.version)
+        except ProtocolError as failure:
+            return EtcdError(FAILED_PRECONDITION, f"etcdlite: {failure}")
         if introduction.to != member.identity.member_id:
             return EtcdError(
                 INVALID_ARGUMENT,

@@ -15,6 +15,7 @@ from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.raft import ROLE_NAMES
 from etcdlite.replica.alarms import alarm_name
 from etcdlite.urls import is_address
+from etcdlite.versions import etcd_version
 from etcdlite.wire import gateway
 from etcdlite.wire.health import NOSNIFF, Header, HealthCounts
 
@@ -101,13 +102,16 @@ def host_name(host: str) -> str:
     return host.partition(":")[0]
 
 
-def versions() -> str:
-    version = etcdlite.ETCD_API_VERSION
+def versions(member: Member) -> str:
+    """The versions: of etcd, as the API and the cluster present it; of etcdlite, those of the data
+    on disk, the program and the cluster."""
+    cluster = member.state.cluster_version.version
     found = {
-        "etcdserver": version,
-        "etcdcluster": version,
-        "storage": version,
+        "etcdserver": etcdlite.ETCD_API_VERSION,
+        "etcdcluster": etcd_version(cluster),
+        "storage": member.state.store.storage_version.full,
         "etcdlite": etcdlite.__version__,
+        "etcdlitecluster": cluster.full,
     }
     return json.dumps(found, separators=(",", ":"))
 

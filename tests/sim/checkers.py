@@ -43,7 +43,7 @@ from rigs.plain_model import PlainStore, within
 
 from etcdlite import frames, methods, proto
 from etcdlite.errors import EtcdError, error
-from etcdlite.methods import AUTHOR, REHASH, TOKEN_KEY
+from etcdlite.methods import AUTHOR, REHASH, SET_CLUSTER_VERSION, TOKEN_KEY
 from etcdlite.raft import LEADER, NOTHING_READY, VOTE_RESP
 from etcdlite.raft_log import ENTRY_CONF_CHANGE
 from etcdlite.replica.catch_up import behind_error
@@ -68,7 +68,7 @@ STATES_KEPT_S = 60.0
 MIN_TTL_S = 2
 """What `World` configures."""
 
-_ENTRY_HEADER = struct.Struct("<B3xIQQ")
+_ENTRY_HEADER = struct.Struct("<BBBxIQQ")
 _PUBLISH, _MEMBER_CHANGE, _CHECKPOINT = 0xE1, 0xE2, 0xE3
 _NUMBER = {name: method.number for name, method in methods.METHOD_BY_NAME.items()}
 _PUT = _NUMBER["KV.Put"]
@@ -241,8 +241,8 @@ class Oracle(PlainStore):
 
     def carry_out(self, index: int, data: bytes) -> None:
         """The next committed entry."""
-        version, checksum, _, _ = _ENTRY_HEADER.unpack_from(data)
-        if version != 2 or zlib.crc32(data[8:]) != checksum:
+        version, _, _, checksum, _, _ = _ENTRY_HEADER.unpack_from(data)
+        if version not in (2, 3) or zlib.crc32(data[8:]) != checksum:
             raise Violation("an entry is as it was proposed", f"entry {index}: {data[:24].hex()}")
         capped = any(kind == 1 for _, kind in self.alarms)
         corrupt = any(kind == 2 for _, kind in self.alarms)
@@ -255,7 +255,7 @@ class Oracle(PlainStore):
             end = at + 4 + length
             body_at = at + frames.FRAME_HEADER_BYTES
             at = end
-            if method in (_PUBLISH, _MEMBER_CHANGE, _CHECKPOINT, REHASH):
+            if method in (_PUBLISH, _MEMBER_CHANGE, _CHECKPOINT, REHASH, SET_CLUSTER_VERSION):
                 continue
             request = _DECODE[method](data, body_at, end)
             if method == AUTHOR:

@@ -54,6 +54,7 @@ from etcdlite.secret_file import Secrets
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged, segment_name
 from etcdlite.storage.sealed import BLOCK_BYTES, SealedDisk
 from etcdlite.tokens import SimpleTokens
+from etcdlite.versions import CURRENT, Version
 from etcdlite.wal import WALError
 from etcdlite.wire.peer_session import Accepted
 from sim.plain_auth import hashed, is_right
@@ -440,6 +441,8 @@ class Node:
         self.sync_factor = 1.0
         """How many times slower its disk is."""
         self.lives = 0
+        self.version: Version = options.get("version", CURRENT)
+        """The version of its program."""
         self.key_seeds: list[int] = []
         """Of its encryption keys; the first one writes."""
         self.member: Member
@@ -472,6 +475,7 @@ class Node:
             segment_bytes=self.options.get("segment_bytes", 1 << 16),
             wal_segment_bytes=self.options.get("wal_segment_bytes", 1 << 16),
             keys=self._keys(),
+            version=self.version,
         )
 
     def _keys(self) -> Keyring | None:
@@ -504,6 +508,7 @@ class Node:
             sync_enabled=True,
             limits=options.get("limits", DEFAULT_LIMITS),
             keys=self._keys(),
+            version=self.version,
         )
         self.wal = opened.wal
         rng = random.Random(world.rng.getrandbits(64))
@@ -548,6 +553,7 @@ class Node:
                 strict_reconfig_check=options.get("strict_reconfig_check", True),
                 force_new_cluster=force_new_cluster,
                 password_cost=CHEAP,
+                version=self.version,
             ),
             tokens=SimpleTokens(
                 opened.cluster_id,

@@ -1,0 +1,73 @@
+"""The cluster version: which formats the members may write. See `versions.py`.
+
+It is replicated: a bucket of the store has it, and the version to go down to while a downgrade is
+enabled. So snapshots, backups and checkpoints carry it, and all members have the same one at the
+same index. A store without it is of the oldest version. A new cluster begins with the newest.
+
+A `ClusterVersion` in the log sets both. It says what it replaces, and has no effect if something
+else is there by then. The leader proposes it (`version_keeper.py`).
+"""
+
+from __future__ import annotations
+
+from etcdlite import log, proto
+from etcdlite.errors import error
+from etcdlite.mvcc import Store
+from etcdlite.storage.data import (
+    CLUSTER,
+    CLUSTER_VERSION,
+    DOWNGRADE_TARGET,
+    cluster_version,
+    downgrade_target,
+)
+from etcdlite.versions import Feature, Version, parse
+
+
+class ClusterVersion:
+    """The cluster version as applied."""
+
+    def __init__(self, store: Store) -> None:
+        self.restore(store)
+
+    def restore(self, store: Store) -> None:
+        """Take the version of a store."""
+        self._store = store
+        self.version = cluster_version(store.buckets)
+        self.target = downgrade_target(store.buckets)
+        """`target`: the version to go down to; None if no downgrade is enabled."""
+
+    def allows(self, feature: Feature) -> bool:
+        """Whether the feature may be written now."""
+        return feature.since <= self.allowed
+
+    @property
+    def allowed(self) -> Version:
+        """The newest version whose formats may be written."""
+        return self.version if self.target is None else min(self.version, self.target)
+
+    def change(self, version: Version, target: Version | None) -> proto.ClusterVersion:
+        """The request that replaces what is there now."""
+        return proto.ClusterVersion(
+            version=str(version),
+            target="" if target is None else str(target),
+            old_version=str(self.version),
+            old_target="" if self.target is None else str(self.target),
+        )
+
+    def apply(self, request: proto.ClusterVersion) -> None:
+        """Apply a `ClusterVersion`. Raises EtcdError if the versions changed since it was made."""
+        now = self.change(self.version, self.target)
+        if (request.old_version, request.old_target) != (now.old_version, now.old_target):
+            raise error("ClusterVersionUnavailable")
+        before = self.version
+        self.version = parse(request.version)
+        self.target = parse(request.target) if request.target else None
+        for key, value in (
+            (CLUSTER_VERSION, request.version),
+            (DOWNGRADE_TARGET, request.target),
+        ):
+            self._store.set_bucket(CLUSTER, key, value.encode() or None)
+        if self.version != before:
+            log.info("updated cluster version", **{"from": before.full, "to": self.version.full})
+        elif self.target is not None:
+            log.warn("the cluster is about to go down", **{"target-version": self.target.full})

@@ -1,0 +1,200 @@
+"""The cluster version: when it rises, what it allows, and which programs it refuses."""
+
+from __future__ import annotations
+
+import pytest
+from sim.world import Node
+from test_cluster import SMALL, Cluster
+
+from etcdlite import datadir, log, proto, versions
+from etcdlite.errors import EtcdError
+from etcdlite.frames import frame
+from etcdlite.methods import PUT, SET_CLUSTER_VERSION, SINCE
+from etcdlite.proto import DecodeError
+from etcdlite.replica.entry import TooNew, check_entry, encode_entry, needed_version, read_header
+from etcdlite.storage import checkpoint
+from etcdlite.storage.data import DataVersionError
+from etcdlite.versions import CURRENT, SETS_VERSION, V0_1, V0_2, Version
+
+
+def version_of(node: Node) -> Version:
+    return node.member.state.cluster_version.version
+
+
+def contents(node: Node) -> dict[str, bytes]:
+    return {path: bytes(node.disk.content(path)) for path in node.disk.paths}
+
+
+def restart(cluster: Cluster, node: Node, version: Version) -> None:
+    node.crash()
+    node.version = version
+    node.start()
+    cluster.leader = cluster.world.elect()
+
+
+def until_all_have(cluster: Cluster, version: Version) -> None:
+    cluster.world.run_until(lambda: all(version_of(node) == version for node in cluster.nodes))
+
+
+@pytest.mark.parametrize("text", ["", "0", "0.", "a.b", "0.-1", "0.1 ", "0.٣", "0.99999", "+1.2"])
+def test_what_is_no_version_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a version"):
+        versions.parse(text)
+
+
+def test_a_version_has_no_patch_number() -> None:
+    assert versions.parse("0.1") == versions.parse("0.1.7") == V0_1
+    assert (str(V0_2), V0_2.full) == ("0.2", "0.2.0")
+
+
+def test_programs_of_neighbouring_versions_fit() -> None:
+    for at, cluster in enumerate(versions.ALL):
+        for number, program in enumerate(versions.ALL):
+            fits = at <= number <= at + 1
+            assert (versions.misfit(program, cluster) == "") == fits, (program, cluster)
+    assert "downgrade enable 0.1" in versions.misfit(V0_1, V0_2)
+
+
+def test_a_new_cluster_has_the_newest_version() -> None:
+    for count in (1, 3):
+        cluster = Cluster(count)
+        assert {version_of(node) for node in cluster.nodes} == {CURRENT}
+        assert {node.member.state.store.storage_version for node in cluster.nodes} == {CURRENT}
+
+
+def test_the_version_rises_when_the_last_member_is_updated() -> None:
+    cluster = Cluster(version=V0_1, **SMALL)
+    cluster.client.put(cluster.leader, b"a")
+    for node in cluster.nodes:
+        assert {version_of(other) for other in cluster.nodes} == {V0_1}
+        assert not cluster.leader.member.state.cluster_version.allows(SETS_VERSION)
+        restart(cluster, node, V0_2)
+        cluster.client.put(cluster.leader, b"a")
+        cluster.world.run(2)
+    until_all_have(cluster, V0_2)
+    assert cluster.leader.member.state.cluster_version.allows(SETS_VERSION)
+    cluster.agree()
+    # Each writes a checkpoint, which the older program refuses.
+    cluster.world.run_until(
+        lambda: all(node.member.state.store.storage_version == V0_2 for node in cluster.nodes)
+    )
+
+
+def test_a_member_that_is_down_keeps_the_version_down() -> None:
+    cluster = Cluster(version=V0_1, **SMALL)
+    for node in cluster.nodes[:2]:
+        restart(cluster, node, V0_2)
+    cluster.nodes[2].crash()
+    cluster.leader = cluster.world.elect()
+    cluster.world.run(10)
+    assert {version_of(node) for node in cluster.nodes[:2]} == {V0_1}
+
+
+def test_an_older_learner_keeps_the_version_down() -> None:
+    cluster = Cluster(version=V0_1, **SMALL)
+    cluster.world.run(5)
+    learner = cluster.add("l1", is_learner=True)
+    for node in cluster.nodes:
+        restart(cluster, node, V0_2)
+    cluster.world.run(10)
+    assert {version_of(node) for node in cluster.nodes} == {V0_1}
+    restart(cluster, learner, V0_2)
+    cluster.nodes.append(learner)
+    until_all_have(cluster, V0_2)
+
+
+def test_a_program_that_is_too_old_does_not_start_and_changes_nothing() -> None:
+    cluster = Cluster()
+    node = cluster.followers[0]
+    node.crash()
+    before = contents(node)
+    node.version = V0_1
+    with pytest.raises(datadir.StartError, match=r"the cluster has version 0\.2.*Nothing is lost"):
+        node.start()
+    assert contents(node) == before
+    node.version = V0_2
+    node.start()
+    cluster.leader = cluster.world.elect()
+    cluster.agree()
+
+
+def test_a_program_that_is_too_old_cannot_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(log, "warn", lambda message, **fields: lines.append(str(fields)))
+    cluster = Cluster(**SMALL)
+    cluster.options = {**SMALL, "version": V0_1}
+    cluster.world.run(5)
+    old = cluster.add("old", is_learner=True)
+    cluster.world.run(5)
+    assert old.member.state.store.applied_index == 0
+    assert any("etcdlite 0.1 is too old for it" in line for line in lines), lines
+
+
+def test_an_entry_says_what_it_needs() -> None:
+    plain = encode_entry(7, 1, [b""])
+    assert plain[:4] == b"\x02\0\0\0"
+    assert needed_version(plain) == needed_version(b"") == V0_1
+    newer = encode_entry(7, 1, [b"x"], V0_2)
+    assert newer[:4] == b"\x03\0\x02\0"
+    check_entry(newer)
+    assert needed_version(newer) == V0_2
+    future = encode_entry(7, 1, [b"x"], Version(CURRENT.major, CURRENT.minor + 1))
+    with pytest.raises(TooNew, match=r"needs etcdlite \d+\.\d+ or later, and this is"):
+        read_header(future)
+    with pytest.raises(TooNew, match="format version 4"):
+        read_header(b"\x04" + plain[1:])
+    for broken in (b"\x03\0\x02\x01" + newer[4:], b"\x02\0\x02\0" + newer[4:], newer[:20]):
+        with pytest.raises(DecodeError):
+            read_header(broken)
+
+
+def test_the_leader_refuses_what_the_version_does_not_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster(version=V0_1)
+    monkeypatch.setitem(SINCE, PUT, V0_2)
+    with pytest.raises(EtcdError, match="the cluster version does not allow this"):
+        cluster.client.put(cluster.leader, b"k")
+    with pytest.raises(EtcdError, match="the cluster version does not allow this"):
+        cluster.client.put(cluster.followers[0], b"k")
+    assert cluster.client.get(cluster.leader, b"k") is None
+
+
+def test_what_was_proposed_before_the_version_went_down_has_no_effect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster(version=V0_1)
+    member = cluster.leader.member
+    request = proto.PutRequest(key=b"k", value=b"v")
+    entry = encode_entry(member.identity.member_id, 1, [frame(1, PUT, 0, request.encode())], V0_2)
+    member.raft.propose(entry)
+    cluster.client.put(cluster.leader, b"other")
+    cluster.agree()
+    assert cluster.client.get(cluster.leader, b"k") is None
+
+
+def test_a_late_change_of_the_version_has_no_effect() -> None:
+    cluster = Cluster()
+    state, writes = cluster.leader.member.state.cluster_version, cluster.leader.member.writes
+    first, second = state.change(V0_2, V0_1), state.change(V0_1, None)
+    assert writes.propose_once([(SET_CLUSTER_VERSION, first), (SET_CLUSTER_VERSION, second)])
+    cluster.world.run(0.4)
+    assert state.target == V0_1 or state.version == V0_1
+    cluster.agree()
+
+
+def test_a_checkpoint_says_what_it_needs() -> None:
+    cluster = Cluster(1, **SMALL)
+    node = cluster.nodes[0]
+    path = "data/member/data/checkpoint"
+    head = bytes(node.disk.content(path)[:16])
+    assert head == b"ETCDLCHK\x03\0\0\0\0\0\x02\0"
+    assert checkpoint.needed_version(node.disk, "data/member/data") == V0_2
+    node.crash()
+    for changed, what in (
+        (b"ETCDLCHK\x03\0\0\0\0\0\x63\0", r"needs etcdlite 0\.99 or later, and this is"),
+        (b"ETCDLCHK\x04\0\0\0\0\0\x02\0", "format version 4 is newer than this program's"),
+    ):
+        node.disk.content(path)[:16] = changed
+        with pytest.raises(DataVersionError, match=what + ".*Nothing was changed"):
+            node.start()
