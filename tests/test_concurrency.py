@@ -398,6 +398,42 @@ def test_a_long_line_is_read_once_and_moves_in_order(
     assert len(whole) == 1 and keys(lone) == [held]
 
 
+def test_turns_that_come_at_once_come_in_pages(
+    lone: LoneMember, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrency, "PAGE_KEYS", 3)
+    caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    waiting = [caller.begin("Lock.Lock", name=b"door", lease=grant(lone, n)) for n in range(2, 12)]
+    reads: list[int] = []
+    read_now = lone.member.reads.read_now
+    monkeypatch.setattr(
+        lone.member.reads, "read_now", lambda *read: (reads.append(read[1]), read_now(*read))[1]
+    )
+    write(lone, "KV.DeleteRange", key=b"door/", range_end=b"door0")
+    assert all(caller.received[call] for call in waiting), "a turn was forgotten"
+    assert len(reads) == 3, "three turns at a time"
+
+
+def test_a_line_that_cannot_be_read_fails_all_who_wait(
+    lone: LoneMember, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrency, "PAGE_KEYS", 3)
+    caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    read_now = lone.member.reads.read_now
+    kept: list[Any] = []
+    monkeypatch.setattr(lone.member.reads, "read_now", lambda *read: kept.append(read))
+    waiting = [caller.begin("Lock.Lock", name=b"door", lease=grant(lone, n)) for n in range(2, 12)]
+    monkeypatch.setattr(lone.member.reads, "read_now", read_now)
+    ((queue, request_id, method, _),) = kept
+    queue.fail(request_id, method, errors.error("RequestTooManyRequests"))
+    lone.settle()
+    assert {caller.received[call][0].text for call in waiting} == {"etcdserver: too many requests"}
+    # The next one reads it again.
+    late = caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 99))
+    write(lone, "KV.DeleteRange", key=b"door/1")
+    assert caller.answer(late).key == b"door/63"
+
+
 # Elections.
 
 

@@ -18,7 +18,7 @@ from etcdlite.errors import EtcdError
 from etcdlite.frames import frame
 from etcdlite.methods import PUT, RANGE, TXN
 from etcdlite.ranges import range_steps
-from etcdlite.replica import writes
+from etcdlite.replica import reads, writes
 from etcdlite.replica.writes import MAX_IN_FLIGHT
 from etcdlite.storage.data import DataFile
 from etcdlite.storage.steps import finish
@@ -112,6 +112,23 @@ def test_writes_in_line_time_out(lone: Paced, monkeypatch: pytest.MonkeyPatch) -
     lone.member.writes.tick(lone.now + 100.0)
     assert len(client.failures) == 10
     assert lone.member.state.alarms.proposed_bytes == 0 and not lone.member.writes.are_waiting
+
+
+def test_cancelled_reads_are_dropped_in_steps(lone: Paced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "DROPPED_PER_STEP", 4)
+    flooder, client = Client(), Client()
+    flooder.is_blocked = True
+    for n in range(100):
+        lone.member.reads.read_now(flooder, n, RANGE, proto.RangeRequest(**EVERYTHING))
+    lone.settle()
+    flooder.gone, flooder.is_blocked = set(range(100)), False
+    lone.member.unblocked(flooder)
+    lone.member.reads.read_now(client, 1, RANGE, proto.RangeRequest(**EVERYTHING))
+    while not client.answers:
+        lone.member.turn()
+    assert len(flooder.answers) < 100
+    lone.settle()
+    assert len(flooder.answers) == 100 and not lone.member.reads.can_serve
 
 
 def test_a_slow_read_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

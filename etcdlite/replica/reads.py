@@ -63,6 +63,10 @@ MAX_LARGE_BYTES = 64 << 20
 others are bounded by their number, like all open requests of a connection."""
 
 
+DROPPED_PER_STEP = 256
+"""Cancelled reads that a line drops at one turn."""
+
+
 class Group:
     """The reads that waited when a round began."""
 
@@ -202,7 +206,7 @@ class Reads:
         self.new.append((session, request_id, method, request))
 
     def read_now(
-        self, session: Session, request_id: int, method: int, request: proto.Message
+        self, session: Session, request_id: int, method: int, request: proto.Message | None
     ) -> None:
         """Answer a serializable read from what is applied here."""
         self.ready.append((0, [(session, request_id, method, request)], 0.0))
@@ -444,7 +448,7 @@ class Reads:
         """Do a step of a line's first read, and put the line where it has its next turn. Returns
         False if the read must wait until the entry is applied."""
         if line.steps is None and not self._begin(line):
-            return line.is_held or not line.reads
+            return line.is_held or not line.reads or self._as_of is None
         steps, read = line.steps, line.read
         assert steps is not None and read is not None
         session, request_id, method, _ = read
@@ -474,6 +478,7 @@ class Reads:
         """Begin the first read of a line that was not cancelled. Returns False if there is none, if
         the line is held, or if the read must wait for another turn."""
         session = line.session
+        dropped = 0
         while line.reads:
             steps, read, since = line.reads[0]
             _, request_id, method, _ = read
@@ -490,6 +495,10 @@ class Reads:
             self._waiting_count -= 1
             if steps is None and not is_awaited:
                 session.reply(request_id, method, b"")
+                dropped += 1
+                if dropped >= DROPPED_PER_STEP and line.reads:
+                    self.slow.append(line)
+                    return False
                 continue
             line.is_late = steps is not None
             line.steps = self._steps(read) if steps is None else steps

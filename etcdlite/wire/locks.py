@@ -33,10 +33,11 @@ through an internal client that keeps only the text. The differences:
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Generator
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
+
+from sortedcontainers import SortedList
 
 from etcdlite import frames, methods, proto
 from etcdlite.errors import UNKNOWN, EtcdError, error
@@ -59,9 +60,6 @@ PAGE_KEYS = 500
 
 MAX_EVENT_BYTES = 128 << 10
 """A queue is read again, in pages, rather than take in more events than this at once."""
-
-MAX_DEAD = 64
-"""A queue's heaps are rebuilt when they hold this many dead items, and more than live ones."""
 
 LEASE_TTL_S = 60
 """The TTL of the lease made for a request with lease 0."""
@@ -116,60 +114,59 @@ class _Queue:
         self._prefix = prefix
         self._keys: dict[bytes, int] = {}
         """The create_revision of each key."""
-        self._oldest: list[tuple[int, bytes]] = []
-        """A heap of the same, and of some keys that are gone."""
+        self._oldest: SortedList[tuple[int, bytes]] = SortedList()
+        """The same in order, as (create_revision, key)."""
         self._seen = 0
         """Every change up to this revision is in `_keys`."""
-        self._calls: set[_QueueCall] = set()
-        self._waiting: list[tuple[int, int, _QueueCall]] = []
-        """A heap of (revision, number, call), and of some calls that have left."""
+        self._calls: dict[_QueueCall, tuple[int, int, _QueueCall] | None] = {}
+        """All calls, with their items in `_waiting`."""
+        self._waiting: SortedList[tuple[int, int, _QueueCall]] = SortedList()
+        """The calls whose turn has not come, as (revision, number, call)."""
         self._number = 0
         self._stream: WatchStream | None = None
-        self._page: list[Any] | None = None
-        """The keys read so far; None if the queue is complete."""
+        self._is_reading = False
+        """`_keys` is not complete yet."""
         self._page_revision = 0
+        self._failure: EtcdError | None = None
+        """Why the queue could not be read: all calls fail."""
         self._read()
 
     def join(self, revision: int, call: _QueueCall) -> bool:
         """Take a call in. True if its turn has come, else `turn_came` is called when it has."""
-        self._calls.add(call)
+        self._calls[call] = None
         if revision <= self._turn():
             return True
         self._number += 1
-        heapq.heappush(self._waiting, (revision, self._number, call))
+        item = self._calls[call] = (revision, self._number, call)
+        self._waiting.add(item)
         return False
 
     def leave(self, call: _QueueCall) -> None:
         """The call needs the queue no longer. Not to be called while the hub reports an event."""
-        self._calls.discard(call)
+        item = self._calls.pop(call, None)
+        if item is not None:
+            self._waiting.remove(item)
         if not self._calls:
-            self._waiting.clear()
             self._close()
             if _queues(self._member).get(self._prefix) is self:
                 del _queues(self._member)[self._prefix]
-        elif _is_mostly_dead(self._waiting, len(self._calls)):
-            self._waiting = [item for item in self._waiting if item[2] in self._calls]
-            heapq.heapify(self._waiting)
 
     def _turn(self) -> int:
         """The turn of all that wait with a revision up to this one has come."""
-        while self._oldest:
-            revision, key = self._oldest[0]
-            if self._keys.get(key) == revision:
-                return min(revision, self._seen)
-            heapq.heappop(self._oldest)
-        return self._seen
+        if self._is_reading:
+            return 0
+        return min(self._oldest[0][0], self._seen) if self._oldest else self._seen
 
     def _wake(self) -> None:
         turn = self._turn()
         for _ in range(PAGE_KEYS):
-            if not self._waiting or self._waiting[0][0] > turn:
+            if not self._waiting or (self._waiting[0][0] > turn and self._failure is None):
                 return
-            _, _, call = heapq.heappop(self._waiting)
-            if call in self._calls:
-                call.turn_came(True)
+            _, _, call = self._waiting.pop(0)
+            self._calls[call] = None
+            call.turn_came(True if self._failure is None else self._failure)
         # The rest follows after the reads that wait now.
-        self._member.reads.read_now(self, _WAKE, KEEP_ALIVE, proto.LeaseKeepAliveRequest())
+        self._member.reads.read_now(self, _WAKE, KEEP_ALIVE, None)
 
     def _close(self) -> None:
         if self._stream is not None:
@@ -188,8 +185,10 @@ class _Queue:
         pass
 
     def _read(self) -> None:
-        self._page = []
+        self._is_reading = True
         self._page_revision = 0
+        self._keys = {}
+        self._oldest = SortedList()
         self._read_page(self._prefix)
 
     def _read_page(self, key: bytes) -> None:
@@ -212,17 +211,16 @@ class _Queue:
             self._wake()
             return
         response = proto.RangeResponse.decode(body)
-        assert response.header is not None and self._page is not None
+        assert response.header is not None and self._is_reading
         self._page_revision = self._page_revision or response.header.revision
-        self._page += response.kvs
+        self._keys.update((kv.key, kv.create_revision) for kv in response.kvs)
+        self._oldest.update((kv.create_revision, kv.key) for kv in response.kvs)
         if response.more:
             self._read_page(response.kvs[-1].key + b"\0")
             return
         self._close()
         self._seen = self._page_revision
-        self._keys = {kv.key: kv.create_revision for kv in self._page}
-        self._page = None
-        self._oldest = sorted((revision, key) for key, revision in self._keys.items())
+        self._is_reading = False
         self._stream = self._member.hub.open(self)
         self._stream.create(
             proto.WatchCreateRequest(
@@ -236,15 +234,13 @@ class _Queue:
             self._read()
             return
         _queues(self._member).pop(self._prefix, None)
-        waiting, self._waiting = self._waiting, []
-        for _, _, call in waiting:
-            if call in self._calls:
-                call.turn_came(failure)
+        self._failure = failure
+        self._wake()
 
     # As the sink of a watch.
 
     def send(self, body: bytes) -> None:
-        if self._page is not None:
+        if self._is_reading:
             return  # What is being read is newer.
         response = proto.WatchResponse.decode(body) if len(body) <= MAX_EVENT_BYTES else None
         if response is None or response.canceled:
@@ -257,12 +253,12 @@ class _Queue:
             assert kv is not None
             self._seen = kv.mod_revision
             if event.type == proto.Event.DELETE:
-                self._keys.pop(kv.key, None)
+                revision = self._keys.pop(kv.key, None)
+                if revision is not None:
+                    self._oldest.remove((revision, kv.key))
             elif kv.key not in self._keys:
                 self._keys[kv.key] = kv.create_revision
-                heapq.heappush(self._oldest, (kv.create_revision, kv.key))
-        if _is_mostly_dead(self._oldest, len(self._keys)):
-            self._oldest = sorted((revision, key) for key, revision in self._keys.items())
+                self._oldest.add((kv.create_revision, kv.key))
         self._wake()
 
     def end(self) -> None:
@@ -271,11 +267,6 @@ class _Queue:
 
 _READ, _WAKE = 1, 2
 """The request ids of a queue."""
-
-
-def _is_mostly_dead(heap: list[Any], alive: int) -> bool:
-    """Whether to rebuild a heap of which at most `alive` items matter."""
-    return len(heap) > 2 * alive + MAX_DEAD
 
 
 _QUEUES: WeakKeyDictionary[Member, dict[bytes, _Queue]] = WeakKeyDictionary()
