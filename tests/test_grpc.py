@@ -31,6 +31,7 @@ from test_http2 import frames
 from etcdlite import errors, methods, proto
 from etcdlite.errors import CANCELED, error
 from etcdlite.limits import DEFAULT_LIMITS
+from etcdlite.wire import grpc as grpc_module
 from etcdlite.wire import http2, http2_state, reflection, streams
 from etcdlite.wire.calls import CLOSED_PER_SLICE
 from etcdlite.wire.grpc import ROUTES, GrpcSession, percent_encode, read_request
@@ -564,6 +565,49 @@ def test_a_stream_past_its_deadline_ends(client: Client) -> None:
     client.pump()
     assert client.answers[watch].status == errors.DEADLINE_EXCEEDED
     assert client.lone.member.hub.watches == 0
+
+
+def test_many_streams_fail_in_slices(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_module, "FAILED_PER_SLICE", 4)
+    session = client.session
+    for _ in range(10):
+        client.open(WATCH, grpc_timeout="5S")
+    client.pump()
+    late = client.lone.now + 6
+    client.lone.now = late
+    session.tick(late)
+    assert len(session.streams) == 6 and session.has_more
+    session.produce()
+    session.produce()
+    assert not session.streams and not session.has_more
+    client.pump()
+    ended = [answer.status for stream_id, answer in client.answers.items() if stream_id]
+    assert ended == [errors.DEADLINE_EXCEEDED] * 10
+    # The server stops.
+    for _ in range(10):
+        client.open(WATCH)
+    client.pump()
+    for left in (6, 2, 0):
+        session.shut_down()
+        take_output(session)
+        assert len(session.streams) == left and session.is_idle == (not left)
+
+
+def test_incomplete_requests_fail_in_slices(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_module, "FAILED_PER_SLICE", 4)
+    session = client.session
+    for _ in range(10):
+        client.open(KV + "Put")
+    client.pump()
+    now = client.lone.now
+    for interval, left in ((1, 10), (2, 6), (2, 2), (2, 0)):
+        session.tick(now + interval * session._check_interval_s + 1)
+        assert len(session.streams) == left, interval
+    client.pump()
+    ended = [answer.status for stream_id, answer in client.answers.items() if stream_id]
+    assert ended == [errors.DEADLINE_EXCEEDED] * 10
 
 
 def test_a_request_that_was_reset_is_not_answered(client: Client) -> None:

@@ -20,6 +20,7 @@ import functools
 import struct
 import zlib
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, NamedTuple
 
 from etcdlite import frames, methods, proto
@@ -73,6 +74,9 @@ MIN_TIMEOUT_S = 1e-4
 
 MAX_SENT_MESSAGE_BYTES = (1 << 32) - 1
 """The length of a message has 32 bits."""
+
+FAILED_PER_SLICE = 64
+"""Streams that fail at once for the same reason, such as a lost leader. Each takes about 20 us."""
 
 MAX_GZIP_MEMBERS = 64
 """The gzip members of one message. Each costs as much as many kilobytes of data."""
@@ -337,6 +341,10 @@ class GrpcSession(Connection, ClientSession):
         self._partial_bytes = 0
         self._deadlines: dict[int, float] = {}
         self._need_leader: set[int] = set()
+        self._are_due = False
+        """More streams are due to fail than `FAILED_PER_SLICE`; `_is_ending`: to end, because the
+        server stops."""
+        self._is_ending = False
         self._leader_loss = LeaderLoss(member)
         self._check_interval_s = partial_timeout_s(self._max_message_bytes)
         """The interval between checks for incomplete requests."""
@@ -726,12 +734,17 @@ class GrpcSession(Connection, ClientSession):
     @property
     def is_idle(self) -> bool:
         """No unary request is unanswered and no output is unsent."""
-        return super().is_idle and all(stream_id in self.calls for stream_id in self.streams)
+        return (
+            super().is_idle
+            and not self._is_ending
+            and all(stream_id in self.calls for stream_id in self.streams)
+        )
 
     def closed(self) -> None:
         """The connection is closed: drop its requests."""
         self._leaving, self.streams = self.streams, {}
         self._partial_bytes = 0
+        self._are_due = False
         self.flow.clear()
         super().closed()
         self._leave()
@@ -746,40 +759,52 @@ class GrpcSession(Connection, ClientSession):
 
     @property
     def has_more(self) -> bool:
-        return bool(self._leaving) or super().has_more
+        return bool(self._leaving) or self._are_due or super().has_more
 
     def produce(self) -> None:
         if self._leaving:
             self._leave()
+        if self._are_due:
+            self._fail_due(self.member.clock())
         super().produce()
 
     def shut_down(self) -> None:
         """The server stops: refuse new requests, end the streams, answer the rest."""
         if not self.is_draining and self.is_open:
             self.go_away(NO_ERROR)
-        stopped = error("Stopped")
-        for stream in list(self.streams.values()):
-            if not stream.tail and (not stream.is_ended or stream.id in self.calls):
-                self.fail(stream.id, stream.request.number, stopped)
+        ending = [
+            stream
+            for stream in self.streams.values()
+            if not stream.tail and (not stream.is_ended or stream.id in self.calls)
+        ]
+        for stream in ending[:FAILED_PER_SLICE]:
+            self.fail(stream.id, stream.request.number, error("Stopped"))
+        self._is_ending = len(ending) > FAILED_PER_SLICE
 
     # Time.
 
     def tick(self, now: float) -> None:
         super().tick(now)
+        self._fail_due(now)
+        if now >= self._next_check:
+            self._fail_incomplete(now)
+
+    def _fail_due(self, now: float) -> None:
+        """Fail the next streams whose time is over, or that need a leader when there is none."""
+        self._are_due = False
         if self._deadlines:
             self._expire(now)
-        if self._need_leader:
-            self._check_leader(now)
-        if now >= self._next_check:
-            self._next_check = now + self._check_interval_s
-            self._fail_late()
+        if self._need_leader and self._leader_loss.is_over(now):
+            for stream_id in list(islice(self._need_leader, FAILED_PER_SLICE)):
+                self.fail(stream_id, self.streams[stream_id].request.number, error("NoLeader"))
+            self._are_due = self._are_due or bool(self._need_leader)
 
     def _expire(self, now: float) -> None:
         late = error("DeadlineExceeded")
         was_blocked = self.is_blocked
-        for stream_id, deadline in list(self._deadlines.items()):
-            if now < deadline:
-                continue
+        due = [stream_id for stream_id, deadline in self._deadlines.items() if now >= deadline]
+        self._are_due = len(due) > FAILED_PER_SLICE
+        for stream_id in due[:FAILED_PER_SLICE]:
             stream = self.streams[stream_id]
             is_asked = stream.is_ended and stream_id not in self.calls
             self.flow.drop(stream)
@@ -789,24 +814,23 @@ class GrpcSession(Connection, ClientSession):
                 self.streams[stream_id] = GHOST  # type: ignore[assignment]
         self.check_unblocked(was_blocked)
 
-    def _fail_late(self) -> None:
+    def _fail_incomplete(self, now: float) -> None:
         """Fail requests that have been incomplete since the last check."""
-        late = EtcdError(DEADLINE_EXCEEDED, "etcdlite: the request did not come whole in time")
-        for stream in list(self.streams.values()):
-            request = stream.request
-            if stream is GHOST or stream.is_ended or stream.tail:
-                continue
-            if stream.parts is None and request.is_client_stream:
-                continue
-            if stream.is_late:
-                self.fail(stream.id, request.number, late)
-            stream.is_late = True
-
-    def _check_leader(self, now: float) -> None:
-        if self._leader_loss.is_over(now):
-            for stream_id in list(self._need_leader):
-                stream = self.streams[stream_id]
-                self.fail(stream_id, stream.request.number, error("NoLeader"))
+        failure = EtcdError(DEADLINE_EXCEEDED, "etcdlite: the request did not come whole in time")
+        incomplete = [
+            stream
+            for stream in self.streams.values()
+            if stream is not GHOST
+            and not (stream.is_ended or stream.tail)
+            and (stream.parts is not None or not stream.request.is_client_stream)
+        ]
+        late = [stream for stream in incomplete if stream.is_late]
+        for stream in late[:FAILED_PER_SLICE]:
+            self.fail(stream.id, stream.request.number, failure)
+        if len(late) <= FAILED_PER_SLICE:  # Else the next tick goes on.
+            for stream in incomplete:
+                stream.is_late = True
+            self._next_check = now + self._check_interval_s
 
 
 def _unreadable(failure: DecodeError) -> EtcdError:
