@@ -167,7 +167,8 @@ COMMANDS = (
             description="The learner must have caught up with the leader."),
     Command("move-leader <memberID or name>",
             "Transfer leadership to another member", "commands.move_leader",
-            prints="move_leader", description="One of --endpoints must be the leader's."),
+            (CLUSTER_FLAG,), "move_leader",
+            "Without --cluster, one of --endpoints must be the leader's."),
     Command("snapshot save <filename>", "Save a backup of a member to a file", "snapshots.save",
             (Flag("encrypt-to", "list", (), "encrypt to these public keys (age1...)"),),
             description="The file is complete and synced when it appears under its name. With\n"

@@ -220,15 +220,20 @@ def move_leader(session: Session) -> None:
         target = session.member_id(session.arguments[0])
     except ValueError as error:
         raise BadArguments(str(error)) from None
-    for endpoint in session.endpoints:
+    endpoints = _each_endpoint(session)
+    for endpoint in endpoints:
         with session.client_for([endpoint]) as client:
-            status = session.ask("Maintenance.Status", client)
+            try:
+                status = session.ask("Maintenance.Status", client)
+            except EtcdliteError:
+                if session.flags["cluster"]:
+                    continue
+                raise
             if status.leader == status.header.member_id:
                 response = session.ask("Maintenance.MoveLeader", client, targetID=target)
                 session.show("move_leader", response, status.leader, target)
                 return
-    endpoints = " ".join(session.endpoints)
-    raise BadArguments(f"no leader endpoint given at [{endpoints}]")
+    raise BadArguments(f"no leader endpoint given at [{' '.join(endpoints)}]")
 
 
 def alarm_list(session: Session) -> None:

@@ -34,7 +34,7 @@ from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure
 from etcdlite.cli.session import Session
 from etcdlite.client.partial_file import PartialFile
 from etcdlite.private_file import PrivateFileError
-from etcdlite.urls import format_address, host_port, is_address
+from etcdlite.urls import format_address, is_address
 
 CLIENT_PORT = 2379
 PEER_PORT = 2380
@@ -61,7 +61,6 @@ class Plan(NamedTuple):
     """http with shared secrets, https with certificates."""
     settings: dict[str, object]
     """Those of the first start, by the name of the flag."""
-    endpoints: list[str]
 
 
 def setup(session: Session) -> None:
@@ -125,7 +124,6 @@ def _new(folder: str, scheme: str, hosts: Mapping[str, str]) -> Plan:
             # Two clusters on one network never mistake each other's members for their own.
             "initial-cluster-token": os.urandom(8).hex(),
         },
-        [_url(scheme, host, CLIENT_PORT) for host in hosts.values()],
     )
 
 
@@ -141,7 +139,6 @@ def _joined(session: Session, folder: str, scheme: str, hosts: Mapping[str, str]
         if known[url]:
             text = f"{url} is the member {known[url]}, which has started already: remove it first"
             raise Failure(EXIT_FAILED, text)
-    every = (host_port(url)[0] for url in known)
     return Plan(
         folder,
         scheme,
@@ -149,7 +146,6 @@ def _joined(session: Session, folder: str, scheme: str, hosts: Mapping[str, str]
             "initial-cluster": [f"{names.get(url, name)}={url}" for url, name in known.items()],
             "initial-cluster-state": "existing",
         },
-        list(dict.fromkeys(_url(scheme, host, CLIENT_PORT) for host in every)),
     )
 
 
@@ -204,7 +200,7 @@ def _files(session: Session, plan: Plan, name: str, host: str, is_secret: bool) 
         "initial-advertise-peer-urls": [peer_url],
         **plan.settings,
     }
-    options: dict[str, object] = {"endpoints": plan.endpoints}
+    options: dict[str, object] = {"endpoints": [client_url]}
     files: Files = {}
 
     def put(file: str, content: str, is_private: bool = True) -> str:
