@@ -77,6 +77,9 @@ class Limits:
     delete_step_keys: int = 256
     """Keys that one step of a range delete removes."""
 
+    history_step_records: int = 400
+    """Records that one step of a reading of all history reads."""
+
     hash_step_versions: int = 256
     """Versions that one step of a hash reads."""
 

@@ -57,7 +57,8 @@ message HashKVRequest: 1 revision int64
 message HashKVResponse: 1 header ResponseHeader, 2 hash uint32, 3 compact_revision int64,
     4 hash_revision int64
 message HashResponse: 1 header ResponseHeader, 2 hash uint32
-message SnapshotRequest:
+enum SnapshotRequest.Format: DEFAULT=0, ETCDLITE=1, ETCD=2
+message SnapshotRequest: 1000 format SnapshotRequest.Format
 message SnapshotResponse: 1 header ResponseHeader, 2 remaining_bytes uint64, 3 blob bytes,
     4 version string
 message WatchRequest: 1 create_request WatchCreateRequest |request_union,

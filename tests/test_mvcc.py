@@ -16,7 +16,15 @@ from hypothesis.stateful import (
 )
 from rigs.keys import keyring
 from rigs.plain_model import EMPTY_HASH, LEASES, Requests
-from rigs.store_rig import DIRECTORY, EVERYTHING, StoreRig, finish, outcome, read_events
+from rigs.store_rig import (
+    DIRECTORY,
+    EVERYTHING,
+    StoreRig,
+    finish,
+    outcome,
+    read_events,
+    read_history,
+)
 
 from etcdlite import proto, txn
 from etcdlite.errors import EtcdError, error
@@ -113,9 +121,11 @@ class StoreMachine(RuleBasedStateMachine):
     def begin_a_long_read(self, requests: Requests) -> None:
         if len(self.reads) == 4:
             return
-        kind = requests.rng.choice(("range", "txn", "hash", "events"))
+        kind = requests.rng.choice(("range", "txn", "hash", "history", "events"))
         store, model = self.rig.store, self.rig.model
         request: Any
+        if kind in ("hash", "history") and self.rig.entry is not None:
+            return  # The member does not begin these beside an entry.
         if kind == "range":
             request = requests.range()
             steps = range_steps(store, request)
@@ -125,11 +135,13 @@ class StoreMachine(RuleBasedStateMachine):
             steps = txn.txn_steps(store, request)
             right = outcome(lambda: model.txn(request))
         elif kind == "hash":
-            if self.rig.entry is not None:
-                return  # The member does not begin a hash beside an entry.
             request = requests.rng.randint(max(1, model.compacted), model.revision)
             steps = store.hash_steps(request)
             right = model.hash(request)
+        elif kind == "history":
+            request = kind
+            steps = read_history(store)
+            right = model.history()
         else:
             request = requests.rng.randint(max(1, model.compacted), model.revision)
             steps = store.event_steps(request, 200)

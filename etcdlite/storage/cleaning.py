@@ -13,6 +13,7 @@ from typing import Protocol
 
 from etcdlite.limits import Limits
 from etcdlite.storage.data import (
+    BUCKET,
     CLEANED,
     MOVED,
     PUT,
@@ -22,6 +23,7 @@ from etcdlite.storage.data import (
     TOMBSTONE,
     U64,
     DataFile,
+    Numbering,
     key_and_revision,
     record,
 )
@@ -76,18 +78,24 @@ def clean(store: Store, number: int) -> Job:
     most_records, most_bytes = store.limits.clean_step_records, store.limits.step_bytes
     block = bytearray()
     last = block_records = step_records = step_bytes = 0
+    found, moved = Numbering(), Numbering()
     for location, kind, body in data.records(number, SEGMENT_HEADER.size):
         kind &= ~MOVED
         if kind in (PUT, TOMBSTONE):
             key, mod = key_and_revision(body)
+            sub = found.take(mod)
             is_large = block_records >= most_records or len(block) >= most_bytes
             if block and is_large and (mod != last or mod < store.oldest_read):
                 yield from _append_moved(store, bytes(block))
                 block = bytearray()
                 block_records = step_records = step_bytes = 0
+                moved.reset()
             last = mod
             if index.is_at(key, mod, location):
+                block += moved.set(mod, sub)
                 block += record(kind | MOVED, body)
+        else:
+            found.read_other(kind, body)
         block_records += 1
         step_records += 1
         step_bytes += len(body)
@@ -112,7 +120,11 @@ def _append_moved(store: Store, block: bytes) -> Iterator[None]:
     store.mark(store.applied_index, store.applied_term)
     at = step_records = 0
     while at < len(block):
-        size = RECORD_HEADER.unpack_from(block, at)[1] >> 4
+        word = RECORD_HEADER.unpack_from(block, at)[1]
+        size = word >> 4
+        if word & 15 == BUCKET:  # Of `Numbering`.
+            at += size + RECORD_HEADER_BYTES
+            continue
         key, mod = key_and_revision(block, at + RECORD_HEADER_BYTES)
         location = begin + at
         old = index.move(key, mod, None, location)

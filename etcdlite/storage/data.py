@@ -37,6 +37,11 @@ On disk, all integers little-endian. `data/%016x.seg`, the number being the segm
                       count only once a mark follows them.
     type 9, 10        PUT and TOMBSTONE moved here from an older segment by cleaning
 
+The changes of one revision are numbered from 0: these are the sub-revisions of etcd. A PUT or
+TOMBSTONE right after one of the same revision, without a MARK in between, has the next number, any
+other one has 0, unless a BUCKET record of `SUB` before it says otherwise (`Numbering`). Compaction
+leaves gaps, which cleaning and imports state this way.
+
 A location is segment number << 32 | offset of the record.
 """
 
@@ -67,6 +72,7 @@ RECORD_HEADER = struct.Struct("<II")
 RECORD_HEADER_BYTES = RECORD_HEADER.size
 MARK_BODY = struct.Struct("<QQQ")
 BUCKET_BODY = struct.Struct("<BBH")
+_SUB_BODY = struct.Struct("<BBHI")
 
 U64 = struct.Struct("<Q")
 POSITION = struct.Struct("<QQ")
@@ -92,6 +98,9 @@ CLUSTER = 10
 CLUSTER_VERSION = b"version"
 DOWNGRADE_TARGET = b"target"
 """The keys of the bucket `CLUSTER`; their values are versions such as "0.2"."""
+SUB = 11
+"""In no bucket: a BUCKET record that removes the key n, u32, from here says that the record after
+it is change n of its revision. Programs that do not know it read it without effect."""
 
 RECENT_OVERHEAD_BYTES = 160
 """What a recent record takes in memory besides its body: two objects and a place in a dict."""
@@ -168,6 +177,41 @@ class DataVersionError(DataRefused):
             "version again, or restore this member from a backup with 'etcdlite-ctl snapshot "
             "restore'",
         )
+
+
+class Numbering:
+    """The sub-revisions of records that are read, or written, one after the other."""
+
+    __slots__ = ("_next", "_revision")
+
+    def __init__(self) -> None:
+        self._revision = 0
+        self._next = 0
+
+    def reset(self) -> None:
+        """A segment or a block of records begins, or a MARK was met."""
+        self._revision = 0
+
+    def take(self, revision: int) -> int:
+        """The number of the next record, a PUT or TOMBSTONE of `revision`."""
+        number = self._next if self._revision in (revision, -1) else 0
+        self._revision = revision
+        self._next = number + 1
+        return number
+
+    def read_other(self, kind: int, body: bytes) -> None:
+        """A record of another type was met."""
+        if kind == MARK:
+            self._revision = 0
+        elif kind == BUCKET and body[0] == SUB and len(body) == _SUB_BODY.size:
+            self._revision = -1
+            self._next = _SUB_BODY.unpack(body)[3]
+
+    def set(self, revision: int, number: int) -> bytes:
+        """What to write before the record with this number: a BUCKET record, or nothing."""
+        expected = self.take(revision)
+        self._next = number + 1
+        return b"" if number == expected else record(BUCKET, _SUB_BODY.pack(SUB, 0, 4, number))
 
 
 def record(kind: int, body: bytes) -> bytes:

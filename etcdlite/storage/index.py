@@ -300,6 +300,21 @@ class Index:
 
     # Compaction.
 
+    def keeps(self, key: bytes, mod: int, compacted: int) -> bool:
+        """Version `mod` of `key` is here, and a compaction at `compacted` keeps it."""
+        head = self.heads.get(key)
+        if head is not None and HEAD.unpack(head)[0] == mod:
+            return True
+        entries = self.past.get(key)
+        if entries is None:
+            return False
+        at = self._search(entries, mod)
+        return (
+            at >= 0
+            and PAST.unpack_from(entries, at)[0] == mod
+            and at >= self._first_kept(entries, head, compacted)
+        )
+
     def _first_kept(self, entries: bytearray, head: bytes | None, compacted: int) -> int:
         """The offset of the first past entry that compaction at `compacted` keeps.
 

@@ -31,6 +31,10 @@ class CallOwner(Protocol):
     calls: Calls
 
     @property
+    def protocol(self) -> str:
+        """ "native", "grpc" or "http", for example."""
+
+    @property
     def certificate_user(self) -> str:
         """As in `request.Session`."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from etcdlite import ETCD_API_VERSION, log, proto, txn
 from etcdlite.auth import Auth, Author
-from etcdlite.errors import DATA_LOSS, UNAVAILABLE, EtcdError, error
+from etcdlite.errors import DATA_LOSS, INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, RANGE, SNAPSHOT, WATCH, Route, by_number, numbers
 from etcdlite.proto import varint
@@ -42,6 +42,8 @@ answers. It fails after more than `MAX_UNREAD_CHECKS` checks in a row that found
 MAX_UNCHECKED_RENEWALS = 64
 """Renewals of a stream that wait until it is known whether the user may write all keys of the
 lease."""
+
+_REPLACED = "etcdlite: this member took over a snapshot; ask again"
 
 RANGE_CHUNK_BYTES = 256 << 10
 """The approximate size of a message of a RangeStream."""
@@ -168,8 +170,6 @@ class KeepAliveCall(Call):
 def snapshot_parts(member: Member) -> Iterator[bytes]:
     """The snapshot as encoded SnapshotResponses. Raises EtcdError DataLoss if a file cannot be
     read."""
-    if member.catch_up.is_behind:
-        raise behind_error()
     began = member.clock()
     header = member.identity.header(member.state.store.revision)
     image: Image | None = None
@@ -190,7 +190,47 @@ def snapshot_parts(member: Member) -> Iterator[bytes]:
             image.close()
 
 
+def etcd_backup_parts(member: Member) -> Iterator[bytes]:
+    """The backup in etcd's format as encoded SnapshotResponses; an empty one is a pause. Raises
+    EtcdError DataLoss if a file cannot be read, Unavailable if the store was replaced."""
+    from etcdlite.etcd_backup import VERSION, EtcdImage  # Few members send a backup to an etcd.
+
+    while member.is_applying:
+        yield b""
+    began = member.clock()
+    store = member.state.store
+    header = member.identity.header(store.marked_revision)
+    image: EtcdImage | None = None
+    try:
+        image = EtcdImage(store)
+        if image.users_without_bcrypt:
+            log.warn(
+                "users in a backup for etcd cannot log in there",
+                users=image.users_without_bcrypt,
+                why="etcd does not know the argon2id hashes of their passwords",
+                next="set their passwords again in etcd; see docs/etcd-backups.md",
+            )
+        for _ in image.prepare_steps():
+            yield b""
+            if member.state.store is not store:
+                raise EtcdError(UNAVAILABLE, _REPLACED)
+        left = image.size_bytes
+        for part in image.parts():
+            left -= len(part)
+            response = proto.SnapshotResponse(remaining_bytes=left, blob=part, version=VERSION)
+            yield header + response.encode() if part else b""
+        member.metrics.snapshot_s.observe(member.clock() - began)
+    except (OSError, DataDamaged) as failure:
+        raise EtcdError(DATA_LOSS, f"etcdlite: cannot read the data: {failure}") from failure
+    finally:
+        if image is not None:
+            image.close()
+
+
 class SnapshotCall(Call):
+    """A backup: in the own format over the native protocol, otherwise in that of etcd, unless the
+    request names one."""
+
     ticks = True
 
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
@@ -198,6 +238,8 @@ class SnapshotCall(Call):
         self._parts: Generator[bytes, None, None] | None = None
         self._period_began = member.clock()
         self._period_bytes = 0
+        self._has_begun = False
+        """Something was sent. A backup for etcd is measured first."""
 
     def message(self, body: bytes) -> None:
         if self._parts is None:
@@ -208,15 +250,26 @@ class SnapshotCall(Call):
                 raise error("RequestTooManyRequests")
             calls.sends_snapshot = True
             self.member.backups_under_way += 1
-            self._parts = snapshot_parts(self.member)  # type: ignore[assignment]
+            self._parts = self._format(body)(self.member)  # type: ignore[assignment]
             self.resume()
+
+    def _format(self, body: bytes) -> Callable[[Member], Iterator[bytes]]:
+        if self.member.catch_up.is_behind:
+            raise behind_error()
+        wanted = proto.decode_request(proto.SnapshotRequest.decode, body).format
+        if wanted not in (proto.SnapshotRequest.DEFAULT, *_FORMATS):
+            raise EtcdError(INVALID_ARGUMENT, "etcdlite: there is no such format of a snapshot")
+        formats = proto.SnapshotRequest
+        is_native = self.owner.protocol == "native"
+        return _FORMATS[wanted or (formats.ETCDLITE if is_native else formats.ETCD)]
 
     def produce(self) -> None:
         assert self._parts is not None
         part = next(self._parts, None)
         if part is None:
             self.end()
-        else:
+        elif part:
+            self._has_begun = True
             self._period_bytes += len(part)
             self.send(part)
 
@@ -224,7 +277,7 @@ class SnapshotCall(Call):
         period_s = now - self._period_began
         if self._parts is None or period_s < SNAPSHOT_PERIOD_S:
             return
-        if self._period_bytes < MIN_SNAPSHOT_BYTES_PER_S * period_s:
+        if self._has_begun and self._period_bytes < MIN_SNAPSHOT_BYTES_PER_S * period_s:
             text = "etcdlite: the backup was ended because its client reads it too slowly"
             self.owner.fail(self.request_id, self.method, EtcdError(UNAVAILABLE, text))
             return
@@ -237,6 +290,12 @@ class SnapshotCall(Call):
             self._parts.close()
             self._parts = None
             self.member.backups_under_way -= 1
+
+
+_FORMATS: dict[int, Callable[[Member], Iterator[bytes]]] = {
+    proto.SnapshotRequest.ETCDLITE: snapshot_parts,
+    proto.SnapshotRequest.ETCD: etcd_backup_parts,
+}
 
 
 class RangeStreamCall(Call):
@@ -383,7 +442,7 @@ class LargeRangeCall(Call):
     def produce(self) -> None:
         assert self._pieces is not None
         if self._store is not self.member.state.store:
-            raise EtcdError(UNAVAILABLE, "etcdlite: this member took over a snapshot; ask again")
+            raise EtcdError(UNAVAILABLE, _REPLACED)
         _check_same(self.member.state.auth, self._checked_under)
         try:
             piece = next(self._pieces, None)

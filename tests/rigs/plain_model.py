@@ -11,6 +11,7 @@ classes and the error texts.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 from zlib import crc32
 
@@ -286,6 +287,23 @@ class PlainStore:
             for at in range(max(1, revision), self.revision + 1)
             for key, is_delete, kv in self.events[at]
         ]
+
+    def history(self) -> tuple[tuple[int, int, bytes, bool, bytes], ...]:
+        """(revision, sub-revision, key, is a delete, encoded KeyValue) of all that compaction
+        keeps: of each key the last version up to the compact revision, except a delete before it,
+        and all later ones."""
+        kept: dict[tuple[int, int], tuple[int, int, bytes, bool, bytes]] = {}
+        last: dict[bytes, tuple[int, int]] = {}
+        subs: Counter[int] = Counter()
+        for at, key, is_delete, encoded in self.events_since(1):
+            sub = subs[at]
+            subs[at] += 1
+            if at <= self.compacted:
+                kept.pop(last.get(key, (0, 0)), None)
+                last[key] = at, sub
+            if at >= self.compacted or not is_delete:
+                kept[at, sub] = (at, sub, key, is_delete, encoded)
+        return tuple(kept.values())
 
     def hash(self, revision: int) -> int:
         """Of every version up to `revision` that compaction keeps: in order of key, then of age."""

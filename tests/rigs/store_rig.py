@@ -26,6 +26,7 @@ from etcdlite.sealing import Keyring
 from etcdlite.storage.cleaning import clean
 from etcdlite.storage.data import RECORD_HEADER_BYTES, SEGMENT_HEADER
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.history import Change, History
 from etcdlite.storage.index import DEAD, HEAD, PAST
 from etcdlite.storage.sealed import SealedDisk
 from rigs.faulty_disk import FaultyDisk
@@ -53,6 +54,7 @@ SMALL_LIMITS = Limits(
     compact_step_versions=3,
     clean_step_records=3,
     range_step_keys=3,
+    history_step_records=2,
     event_step_events=3,
     event_chunk_bytes=64,
     delete_step_keys=2,
@@ -316,6 +318,7 @@ def check_store(store: Store, model: PlainStore, rng: random.Random | None = Non
     assert events_since(store, since) == model.events_since(since)
     upto = model.revision if rng is None else rng.choice(revisions)
     assert finish(store.hash_steps(upto)) == model.hash(upto)
+    assert finish(read_history(store)) == model.history()
     assert {i: store.lessor.ttl_s(i) for i in store.lessor.leases()} == model.leases
     for lease_id in model.leases:
         keys = sorted(key for key, kv in model.states[-1].items() if kv.lease == lease_id)
@@ -326,6 +329,23 @@ def check_store(store: Store, model: PlainStore, rng: random.Random | None = Non
 def read_events(store: Store, start_revision: int, limit_bytes: int) -> list[Event]:
     """All of `event_steps` at once."""
     return finish(store.event_steps(start_revision, limit_bytes))  # type: ignore[no-any-return]
+
+
+def read_history(store: Store) -> Generator[None, None, tuple[Change, ...]]:
+    """All of a reading of history, in steps."""
+    history = History(store)
+    try:
+        yield from history.scan_steps()
+        changes = []
+        for change in history.records():
+            if change is not None:
+                changes.append(change)
+            yield
+        assert len(changes) <= history.count
+        assert sum(len(body) for *_, body in changes) <= history.size_bytes
+        return tuple(changes)
+    finally:
+        history.close()
 
 
 def events_since(store: Store, revision: int) -> list[Event]:

@@ -1,0 +1,185 @@
+"""A backup in etcd's format: what `Maintenance.Snapshot` sends to the clients of etcd.
+
+The file is a database of bbolt (`bolt.py`), whose size is a multiple of 512 bytes, and then the
+SHA-256 of it. Its buckets, all integers big-endian:
+
+    key              revision, 17 bytes: main revision u64, "_", sub-revision u64. A tombstone has
+                     the letter t behind it. The value is a KeyValue; that of a tombstone has only
+                     the key.
+    lease            id u64: the record of `lease.py`
+    alarm            AlarmMember message: nothing
+    auth             authEnabled: 1 or 0, one byte; authRevision: u64
+    authUsers        name: authpb.User, roles sorted
+    authRoles        name: authpb.Role
+    members          id in 16 hex digits: JSON with id, peerURLs, name, clientURLs, isLearner, the
+                     last three only if they are not empty
+    members_removed  id in 16 hex digits: "removed"
+    cluster          clusterVersion: text
+    meta             consistent_index u64, term u64; confState: JSON with voters, learners (if there
+                     are any) and auto_leave; scheduledCompactRev and finishedCompactRev: revisions,
+                     from the first compaction on
+
+The backup says cluster version 3.5.0 and, as etcd 3.5, has no `storageVersion` in `meta`. So etcd
+3.4, 3.5 and 3.6 read it, the last one as what version 3.5 left behind.
+
+Revisions, sub-revisions, versions and leases are the ones that the store has, so HashKV of an etcd
+that starts from the backup equals the store's. A compaction counts as finished: what it drops is
+left out. Hashes of passwords are copied as they are. Etcd verifies those in bcrypt, which came from
+an etcd. With one of argon2id nobody logs in to etcd, until the password is set again; in an
+etcdlite that restores the backup it still works. The key that signs tokens is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Generator, Iterable, Iterator
+
+from etcdlite import bolt, proto
+from etcdlite.mvcc import Store
+from etcdlite.passwords import is_bcrypt
+from etcdlite.proto import read_varint
+from etcdlite.storage.data import ALARM, AUTH, AUTH_ROLE, AUTH_USER, LEASE, MEMBER, REMOVED
+from etcdlite.storage.history import History
+
+VERSION = "3.5.0"
+DIGEST_BYTES = 32
+BLOCK_BYTES = 512
+
+REVISION = struct.Struct(">QsQ")
+REVISION_BYTES = REVISION.size
+_TOMBSTONE = b"t"
+U64 = struct.Struct(">Q")
+
+STEP_ITEMS = 400
+"""Changes of one step. A step ends with a leaf, too (`bolt.LEAF_BYTES`)."""
+
+Item = tuple[bytes, bytes]
+
+
+class EtcdImage:
+    """The backup of a store as of its last mark. It keeps the data files open until `close`."""
+
+    def __init__(self, store: Store) -> None:
+        """Take the state of the store, which is at a mark. Raises OSError."""
+        self._small = {
+            b"lease": sorted(store.buckets.get(LEASE, {}).items()),
+            b"alarm": sorted(_alarms(store)),
+            b"auth": sorted(_auth(store)),
+            b"authUsers": sorted(store.buckets.get(AUTH_USER, {}).items()),
+            b"authRoles": sorted(store.buckets.get(AUTH_ROLE, {}).items()),
+            b"members": sorted(_members(store)),
+            b"members_removed": [
+                (key.hex().encode(), b"removed") for key in sorted(store.buckets.get(REMOVED, ()))
+            ],
+            b"cluster": [(b"clusterVersion", VERSION.encode())],
+            b"meta": sorted(_meta(store)),
+        }
+        self._history = History(store)
+        self.size_bytes = 0
+        """Of the whole backup; known after `prepare_steps`."""
+
+    @property
+    def users_without_bcrypt(self) -> int:
+        """Users who cannot log in to an etcd that restores the backup."""
+        users = (proto.User.decode(record) for _, record in self._small[b"authUsers"])
+        return sum(bool(user.password) and not is_bcrypt(user.password) for user in users)
+
+    def prepare_steps(self) -> Generator[None, None, None]:
+        """Measure the backup, in steps. Raises DataDamaged, OSError."""
+        yield from self._history.scan_steps()
+        buckets = [_bucket(name, items) for name, items in self._small.items()]
+        self._small = {}
+        history = self._history
+        most_key_bytes = REVISION_BYTES + len(_TOMBSTONE)
+        size = history.size_bytes + history.count * most_key_bytes
+        keys = bolt.Bucket(b"key", self._changes(), history.count, size, most_key_bytes)
+        size_bytes, self._content = bolt.write([keys, *buckets])
+        self.size_bytes = size_bytes + DIGEST_BYTES
+
+    def parts(self) -> Iterator[bytes]:
+        """The bytes of the backup, to be taken once, after `prepare_steps`. An empty part is a
+        pause. Raises DataDamaged, OSError."""
+        digest = hashlib.sha256()
+        for part in self._content:
+            digest.update(part)
+            yield part
+        yield digest.digest()
+
+    def close(self) -> None:
+        self._history.close()
+
+    def _changes(self) -> Iterator[Item | None]:
+        # Flat: a large store has millions of them.
+        pack = REVISION.pack
+        count = 0
+        for change in self._history.records():
+            if change is None:
+                yield None
+                continue
+            revision, sub, _, is_delete, body = change
+            if is_delete:
+                yield pack(revision, b"_", sub) + _TOMBSTONE, body[: _key_end(body)]
+            else:
+                yield pack(revision, b"_", sub), body
+            count += 1
+            if count == STEP_ITEMS:
+                count = 0
+                yield None
+
+
+def _key_end(body: bytes) -> int:
+    """Where the key ends in a KeyValue, whose first field it is."""
+    size, at = read_varint(body, 1, len(body))
+    return at + size
+
+
+def _bucket(name: bytes, items: list[Item]) -> bolt.Bucket:
+    size = sum(len(key) + len(value) for key, value in items)
+    most_key_bytes = max((len(key) for key, _ in items), default=0)
+    return bolt.Bucket(name, iter(items), len(items), size, most_key_bytes)
+
+
+def _alarms(store: Store) -> Iterable[Item]:
+    for key in store.buckets.get(ALARM, ()):
+        alarm = proto.AlarmMember(memberID=int.from_bytes(key[:8], "big"), alarm=key[8])
+        yield alarm.encode(), b""
+
+
+def _auth(store: Store) -> Iterable[Item]:
+    settings = store.buckets.get(AUTH, {})
+    yield b"authEnabled", settings.get(b"enabled", b"\0")
+    yield b"authRevision", settings.get(b"revision", b"\1").rjust(8, b"\0")
+
+
+def _members(store: Store) -> Iterable[Item]:
+    for key, record in store.buckets.get(MEMBER, {}).items():
+        member = proto.Member.decode(record)
+        fields = {"id": member.ID, "peerURLs": list(member.peerURLs)}
+        if member.isLearner:
+            fields["isLearner"] = True
+        if member.name:
+            fields["name"] = member.name
+        if member.clientURLs:
+            fields["clientURLs"] = list(member.clientURLs)
+        yield key.hex().encode(), _json(fields)
+
+
+def _meta(store: Store) -> Iterable[Item]:
+    members = [proto.Member.decode(record) for record in store.buckets.get(MEMBER, {}).values()]
+    state = {"voters": sorted(m.ID for m in members if not m.isLearner), "auto_leave": False}
+    learners = sorted(m.ID for m in members if m.isLearner)
+    if learners:
+        state["learners"] = learners
+    yield b"confState", _json(state)
+    yield b"consistent_index", U64.pack(store.applied_index)
+    yield b"term", U64.pack(store.applied_term)
+    if store.compacted:
+        revision = REVISION.pack(store.compacted, b"_", 0)
+        yield b"scheduledCompactRev", revision
+        yield b"finishedCompactRev", revision
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
