@@ -39,7 +39,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MAGIC = 0xED0CDAED
 VERSION = 2
@@ -61,6 +61,9 @@ assert LEAF_ELEMENT.size == BRANCH_ELEMENT.size == PAGE_HEADER.size == ELEMENT_B
 
 LEAF_BYTES = 64 << 10
 """A leaf with at least this much is complete."""
+
+EMPTY_PAGES = 16
+"""Pages of a piece that is empty."""
 
 MAX_CHILDREN = 512
 """Pages below one branch page."""
@@ -213,7 +216,7 @@ class _Tree:
             children = above
         assert at <= self.root, "a bucket is larger than its bounds"
         while at < self.root:
-            pages = min(self.root - at, LEAF_BYTES // PAGE_BYTES)
+            pages = min(self.root - at, EMPTY_PAGES)
             yield bytes(pages * PAGE_BYTES)
             at += pages
         if children:
@@ -236,3 +239,194 @@ class _Tree:
                 items, size = [], 0
         if items:
             yield items
+
+
+# Reading.
+
+
+class BoltError(Exception):
+    """The file cannot be read; the text says at which page and why."""
+
+
+MAX_DEPTH = 40
+"""Branch pages above a leaf."""
+
+MAX_KEY_BYTES = 32 << 10
+"""Of bbolt."""
+
+MAX_VALUE_BYTES = (256 << 20) - 1
+"""Of a record of the data file (`storage/data.py`)."""
+
+_SMALL_PAGE_BYTES = 1 << 20
+"""Pages up to this size are read as a whole, larger ones element by element."""
+
+Item = tuple[bytes, bytes]
+
+Place = tuple[int, bytes]
+"""Of a bucket: its root page, and the page itself if that is 0."""
+
+
+class _Element(NamedTuple):
+    key: bytes
+    value: bytes
+    page: int
+    """The page that it is in, 0 if that is inline."""
+    flags: int
+    below: int
+    """Of a branch element: the page that it leads to. Of a leaf element: 0."""
+
+
+class Reader:
+    """A database of bbolt. It trusts nothing: each page that is read is checked, and no page may be
+    part of the database twice, so reading ends.
+
+    Memory: a bit per page, a page per level, and one item.
+    """
+
+    def __init__(self, file: Any, size_bytes: int) -> None:
+        """`file`, with `seek` and `read`, holds the database in its first `size_bytes`. Raises
+        BoltError, OSError."""
+        self._file = file
+        self._size_bytes = size_bytes
+        self.page_bytes, self._root, self.pages = self._meta()
+        self._seen = bytearray()
+
+    def _meta(self) -> tuple[int, int, int]:
+        """Page size, root page and number of pages, from the valid meta page that counts."""
+        found: dict[int, tuple[int, int, int]] = {}
+        why = "it is not a database of bbolt"
+        for page_bytes in (PAGE_BYTES, *(1 << n for n in range(9, 17))):
+            for number in (0, 1):
+                data = self._read(number * page_bytes, ELEMENT_BYTES + _META.size + _U64.size)
+                if len(data) < ELEMENT_BYTES + _META.size + _U64.size:
+                    continue
+                meta = data[ELEMENT_BYTES : ELEMENT_BYTES + _META.size]
+                fields = _META.unpack(meta)
+                magic, version, size, _, root, _, _, pages, transaction = fields
+                if magic != MAGIC:
+                    continue
+                if _U64.unpack(data[-_U64.size :])[0] != _fnv1a(meta):
+                    why = "its meta pages do not match their checksums"
+                elif version != VERSION:
+                    why = f"its format is version {version} of bbolt's, not {VERSION}"
+                elif number == 0 or size == page_bytes:
+                    if size not in (1 << n for n in range(9, 17)):
+                        why = f"its pages have {size} bytes"
+                    else:
+                        found[transaction] = size, root, pages
+            if found:
+                break
+        if not found:
+            raise BoltError(why)
+        size, root, pages = found[max(found)]
+        if not 2 <= root < pages or pages * size > self._size_bytes:
+            raise BoltError(
+                f"it has {self._size_bytes} bytes, but should have {pages} pages of {size} bytes: "
+                "it was cut"
+            )
+        return size, root, pages
+
+    def _read(self, offset: int, size_bytes: int) -> bytes:
+        self._file.seek(offset)
+        data: bytes = self._file.read(min(size_bytes, max(0, self._size_bytes - offset)))
+        return data
+
+    def buckets(self) -> dict[bytes, Place]:
+        """The place of each bucket, for `items`, by name. Begins a new reading: of each bucket, and
+        of each page, once. Raises BoltError, OSError."""
+        self._seen = bytearray(self.pages // 8 + 1)
+        found: dict[bytes, Place] = {}
+        for element in self._elements(self._root, b""):
+            value = element.value
+            if element.flags != IS_BUCKET or len(value) < BUCKET_VALUE.size:
+                raise BoltError(f"page {element.page}: an element of the root is not a bucket")
+            root, _ = BUCKET_VALUE.unpack_from(value)
+            found[element.key] = root, value[BUCKET_VALUE.size :]
+        return found
+
+    def items(self, place: Place) -> Iterator[Item]:
+        """Keys and values of a bucket, in order. Raises BoltError, OSError."""
+        for element in self._elements(*place):
+            if element.flags:
+                raise BoltError(f"page {element.page}: there is a bucket within a bucket")
+            yield element.key, element.value
+
+    def _elements(self, root: int, inline: bytes) -> Iterator[_Element]:
+        """The leaf elements below a page, or of an inline one, in order."""
+        last: bytes | None = None
+        """The last key, of whatever page."""
+        lowest = b""
+        """The key that the branch gives for this page."""
+        stack = [self._page(root, inline)]
+        while stack:
+            element = next(stack[-1], None)
+            if element is None:
+                stack.pop()
+                continue
+            key = element.key
+            if key < lowest or (last is not None and key <= last):
+                raise BoltError(f"page {element.page}: its keys are not in order")
+            if element.below:
+                if len(stack) == MAX_DEPTH:
+                    raise BoltError(f"page {element.page}: the tree is too deep")
+                lowest = key
+                stack.append(self._page(element.below, b""))
+            else:
+                last = key
+                yield element
+
+    def _page(self, number: int, inline: bytes) -> Iterator[_Element]:
+        """The elements of a page, or of an inline one (number 0)."""
+        if number:
+            base, size = number * self.page_bytes, self.page_bytes
+            head = self._read(base, ELEMENT_BYTES) if 2 <= number < self.pages else b""
+            if not head:
+                raise BoltError(f"page {number} is referred to, but there is no such page")
+        else:
+            base, size, head = 0, len(inline), inline[:ELEMENT_BYTES]
+        if len(head) < ELEMENT_BYTES:
+            raise BoltError(f"page {number} ends inside its header")
+        stored, kind, count, overflow = PAGE_HEADER.unpack(head)
+        if stored != number or kind not in (BRANCH, LEAF) or (inline and kind == BRANCH):
+            raise BoltError(f"page {number} is no page of a bucket: number {stored}, type {kind}")
+        if number:
+            self._take(number, overflow)
+            size *= 1 + overflow
+        table_end = ELEMENT_BYTES * (1 + count)
+        if table_end > size or (kind == BRANCH and not count):
+            raise BoltError(f"page {number} cannot have {count} elements")
+        if not number:
+            content = inline
+        else:
+            content = self._read(base, size if size <= _SMALL_PAGE_BYTES else table_end)
+        end = table_end
+        for at in range(ELEMENT_BYTES, table_end, ELEMENT_BYTES):
+            flags = below = 0
+            if kind == LEAF:
+                flags, offset, key_size, value_size = LEAF_ELEMENT.unpack_from(content, at)
+            else:
+                offset, key_size, below = BRANCH_ELEMENT.unpack_from(content, at)
+                value_size = 0
+            begin = at + offset
+            # Bbolt writes them one behind the other. What overlaps could make a small file endless.
+            if begin < end or key_size > MAX_KEY_BYTES or value_size > MAX_VALUE_BYTES:
+                raise BoltError(f"page {number}: element {at // ELEMENT_BYTES - 1} is damaged")
+            middle, end = begin + key_size, begin + key_size + value_size
+            if end > size or (kind == BRANCH and not below) or flags not in (0, IS_BUCKET):
+                raise BoltError(f"page {number}: element {at // ELEMENT_BYTES - 1} is damaged")
+            if end <= len(content):
+                key, value = content[begin:middle], content[middle:end]
+            else:
+                data = self._read(base + begin, end - begin)
+                key, value = data[:key_size], data[key_size:]
+            yield _Element(key, value, number, flags, below)
+
+    def _take(self, number: int, overflow: int) -> None:
+        """Mark a page and its overflow as read. Raises BoltError if they were read before."""
+        if number + overflow >= self.pages:
+            raise BoltError(f"page {number} reaches past the end of the file")
+        seen = self._seen
+        for page in range(number, number + overflow + 1):
+            if seen[page >> 3] & 1 << (page & 7):
+                raise BoltError(f"page {page} is part of the database twice")
+            seen[page >> 3] |= 1 << (page & 7)
