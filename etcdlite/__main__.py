@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         return 0
     if settings.action == "check-config":
         problems = config.check_files(settings) or [
-            *_check_contents(settings.data_dir, settings.wal_dir, settings.own_files),
+            *_check_contents(settings),
             *_check_tls(settings),
         ]
         for line in (*settings.warnings, *problems):
@@ -134,13 +134,15 @@ def _report(failure: Exception) -> None:
     log.fatal(why, error=text, where=where)
 
 
-def _check_contents(data_dir: str, wal_dir: str, own: Collection[str]) -> list[str]:
+def _check_contents(settings: Any) -> list[str]:
     """What a start would refuse in the directories."""
-    from etcdlite import datadir
+    from etcdlite import datadir, keys
     from etcdlite.storage.disk import Disk
 
+    disk, data_dir, wal_dir = Disk(), settings.data_dir, settings.wal_dir
     try:
-        datadir.check_contents(Disk(), data_dir, wal_dir, own)
+        datadir.check_contents(disk, data_dir, wal_dir, settings.own_files)
+        keys.check_start(disk, data_dir, wal_dir, keys.read(settings.encryption_key_file))
     except (datadir.StartError, OSError) as failure:
         return [str(failure)]
     return []

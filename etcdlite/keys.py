@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from etcdlite import datadir, log, sealing, wal
+from etcdlite import datadir, sealing, wal
 from etcdlite.datadir import StartError
 from etcdlite.sealing import Keyring, ids_text
 from etcdlite.storage import sealed
@@ -34,7 +34,8 @@ class KeyUse(NamedTuple):
 
     path: str
     key_id: bytes | None
-    """None: the file is plain."""
+    """None: the file is plain, or has no intact header."""
+    is_plain: bool
     size_bytes: int
 
 
@@ -62,8 +63,9 @@ def uses(disk: Disk, data_dir: str, wal_dir: str) -> list[KeyUse]:
             except FileNotFoundError:
                 continue  # The running member has removed it.
             head = file.pread(HEAD_BYTES, 0)
-            key_id = wal.key_id(head) if is_log else sealed.key_id(head)
-            found.append(KeyUse(file.path, key_id, file.size()))
+            owner = wal if is_log else sealed
+            use = KeyUse(file.path, owner.key_id(head), owner.is_plain(head), file.size())
+            found.append(use)
             file.close()
     return found
 
@@ -85,17 +87,20 @@ def check(disk: Disk, data_dir: str, wal_dir: str, keys: Keyring | None) -> None
         )
 
 
-def warn_of_plain_files(disk: Disk, data_dir: str, wal_dir: str) -> None:
-    """Log whether files of a member that has keys are plain. They are read, because a member that
-    gets a key has some. But anyone who can write to the disk could have put them there. Raises
-    OSError."""
-    plain = [use.path for use in uses(disk, data_dir, wal_dir) if use.key_id is None]
+def check_start(disk: Disk, data_dir: str, wal_dir: str, keys: Keyring | None) -> None:
+    """As `check`, and raise StartError if the member has keys and plain files: anyone who can write
+    to the disk could have put them there."""
+    check(disk, data_dir, wal_dir, keys)
+    if keys is None:
+        return
+    plain = [use.path for use in uses(disk, data_dir, wal_dir) if use.is_plain]
     if plain:
-        log.warn(
-            "files of the data directory are not encrypted and are used all the same; encrypt them "
-            "with 'etcdlite-ctl rekey'. If they were encrypted before, someone replaced them",
-            files=len(plain),
-            first=plain[0],
+        where = f" --wal-dir {wal_dir}" if wal_dir else ""
+        raise StartError(
+            f"the data in {data_dir} has files that are not encrypted ({len(plain)}, for example "
+            f"{plain[0]}). If they never were, encrypt them once with 'etcdlite-ctl rekey "
+            f"--data-dir {data_dir}{where} --encryption-key-file {keys.path}'. If they were, "
+            "someone replaced them: do not use them. Nothing was changed"
         )
 
 

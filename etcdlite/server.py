@@ -138,9 +138,7 @@ class Server:
         self._channels = Channels(settings)
         hardening.warn_of_open_peer_port(settings)
         hardening.warn_of_shared_ca(settings)
-        keys.check(disk, settings.data_dir, settings.wal_dir, keyring)
-        if keyring is not None:
-            keys.warn_of_plain_files(disk, settings.data_dir, settings.wal_dir)
+        keys.check_start(disk, settings.data_dir, settings.wal_dir, keyring)
         founding = None
         if not datadir.exists(disk, settings.data_dir):
             # Members that start together ask each other for the members. One that listens but does

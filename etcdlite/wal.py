@@ -236,6 +236,11 @@ def key_id(head: bytes) -> bytes | None:
     return head[_PLAIN_BYTES : _PLAIN_BYTES + ID_BYTES]
 
 
+def is_plain(head: bytes) -> bool:
+    """Whether the file that begins with `head` is a plain segment."""
+    return head[:8] == _SEGMENT_MAGIC and head[8:12] == VERSION.to_bytes(4, "little")
+
+
 class Recovered(NamedTuple):
     """What `WAL.open` found."""
 
