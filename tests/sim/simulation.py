@@ -272,7 +272,11 @@ class Simulation:
                     ("-- ", "elected", *missing),
                 )
         for node in world.nodes.values():
-            if node.is_old_copy and not node.is_refused and not node.is_gone:
+            if not node.is_old_copy or node.is_refused or node.is_gone:
+                continue
+            # Who was removed meanwhile is refused for that, and may not have heard it yet.
+            leader = world.leader
+            if leader is None or node.member_id in leader.member.state.membership.members:
                 raise Violation(
                     "an old copy of a data directory does not take part",
                     f"{node.name} is one and was not refused",
