@@ -223,6 +223,15 @@ COMMANDS = (
             "Prints a line for each finding: what, why it matters, what to do. The status is 0\n"
             "without findings, 1 for warnings, 2 for errors. As root it sees the most.",
             ("doctor", "doctor --server-config /etc/etcdlite/m1.toml -w json")),
+    Command("top [options]", "Show members, rates and the keys that change most, live", "top.top",
+            (Flag("interval", "duration", 2.0, "time between two looks"),
+             Flag("count", "int", 0, "print this many snapshots as text (0: one, or on a terminal "
+                  "a live screen)"),
+             Flag("depth", "int", 2, "parts of a key that make a prefix (0: whole keys)")), "top",
+            "On a terminal, q ends it. The rates of puts, deletes and transactions are those of\n"
+            "the whole cluster. What changes is seen by a watch of all keys, of a sample if there\n"
+            "are many changes.",
+            ("top", "top --count 1 --interval 5s --depth 3")),
     Command("user add [options] <user name or user:password>", "Add a user", "users.user_add",
             (Flag("interactive", "bool", True, "false: read the password from standard input"),
              Flag("new-user-password", "string", "", "the password (seen by others)"),

@@ -13,6 +13,7 @@ FIRST_AID = f"""
   {PROGRAM} endpoint status --cluster -w table   members, leader, size of the data
   {PROGRAM} endpoint health --cluster            which members can serve
   {PROGRAM} alarm list                           NOSPACE: compact, defrag, disarm
+  {PROGRAM} top                                  what is going on
   {PROGRAM} doctor                               what is wrong, and what to do
   {PROGRAM} snapshot save backup.db              before anything else is tried
 """

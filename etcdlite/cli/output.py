@@ -630,6 +630,7 @@ PRINTERS: dict[str, dict[str, Content]] = {
         _fields_hashkv,
         _json_of_each("HashKV"),
     ),
+    "top": {"simple": lambda _, lines: lines},
     "doctor": {
         "simple": lambda _, found, unseen: [finding.line for finding in found],
         "json": lambda _, found, unseen: {

@@ -25,9 +25,13 @@ _ESCAPE = re.compile(r"\\(.)")
 class Series:
     """The samples of one scrape."""
 
-    def __init__(self, text: bytes, read_at_s: float = 0.0, took_s: float = 0.0) -> None:
-        """`read_at_s`: Unix time in the middle of the request, which took `took_s`."""
+    def __init__(
+        self, text: bytes, read_at_s: float = 0.0, took_s: float = 0.0, monotonic_s: float = 0.0
+    ) -> None:
+        """`read_at_s` (Unix time) and `monotonic_s`: the middle of the request, which took
+        `took_s`."""
         self.read_at_s = read_at_s
+        self.monotonic_s = monotonic_s
         self.took_s = took_s
         self._samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
         for name, labels, number in _LINE.findall(text):
@@ -123,7 +127,7 @@ def fetch(session: Session, endpoint: str) -> Series:
             if time.monotonic() - began > TIMEOUT_S:
                 raise TimeoutError("timed out")
     took_s = time.monotonic() - began
-    return Series(text, began_s + took_s / 2, took_s)
+    return Series(text, began_s + took_s / 2, took_s, began + took_s / 2)
 
 
 def why(error: Exception) -> str:
