@@ -165,6 +165,11 @@ class Connections:
         """There is something to do without waiting for a socket."""
         return bool(self._producing or self._unread or self.dirty)
 
+    @property
+    def have_unread(self) -> bool:
+        """Input was read that is not processed yet, or a long answer is being produced."""
+        return bool(self._producing or self._unread)
+
     def serve(self, ready: Iterable[tuple[selectors.SelectorKey, int]], began: float) -> None:
         """Call what is ready, for one slice from `began`: a `Ready` is the data of each key."""
         masks: dict[Ready, int] = {key.data: mask for key, mask in ready}
@@ -254,6 +259,18 @@ class Connections:
                 self.drop(connection, session.why_aborted)
             elif not session.outbox.is_stuck:
                 self._send(connection)
+
+    def send_to_members(self) -> None:
+        """As `send_output`, for the connections between members."""
+        dirty, later = list(dict.fromkeys(self.dirty)), []
+        self.dirty.clear()
+        for session in dirty:
+            connection = self._by_session.get(session)
+            if connection is None or connection.site is not None or session.is_aborted:
+                later.append(session)
+            elif not session.outbox.is_stuck:
+                self._send(connection)
+        self.dirty += later
 
     def close(self, connection: Connection) -> None:
         if connection not in self.all:

@@ -36,7 +36,16 @@ from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
 from etcdlite.peer import FORWARD, Local, Peers, encode_forward
-from etcdlite.raft import LEADER, SNAP, Message, MessageRejected, Raft, Snapshot
+from etcdlite.raft import (
+    LEADER,
+    NOTHING_READY,
+    SNAP,
+    Message,
+    MessageRejected,
+    Raft,
+    Ready,
+    Snapshot,
+)
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, Entry
 from etcdlite.replica import membership
 from etcdlite.replica.access import Access
@@ -442,15 +451,18 @@ class Member:
         now = self.clock()
         reads = self.reads
         self._slice_ends_at = now + SLICE_S
-        if self.writes.are_new or reads.new or reads.ready:
-            self._asked_at = now
-        self.leadership.campaign_if_due(now)
+        if now >= self.leadership.campaign_at:
+            self.leadership.campaign_if_due(now)
         if self.writes.are_new:
+            self._asked_at = now
             self.writes.propose_new()
         if reads.new:
+            self._asked_at = now
             reads.begin_round()
-        while self.raft.has_ready():
-            self._take_ready()
+        elif reads.ready:
+            self._asked_at = now
+        while (ready := self.raft.ready()) is not NOTHING_READY:
+            self._take_ready(ready)
         if self._applying is not None or self._committed:
             self._apply()
         elif self.restoring.is_due and self._task_done is None:
@@ -488,8 +500,7 @@ class Member:
         """Whether the current slice has used up its time."""
         return self.clock() >= self._slice_ends_at
 
-    def _take_ready(self) -> None:
-        ready = self.raft.ready()
+    def _take_ready(self, ready: Ready) -> None:
         if ready.soft_state is not None:
             self._leadership_changed(ready.soft_state.role == LEADER, ready.soft_state.leader)
         for message in ready.messages:

@@ -289,6 +289,8 @@ class Raft:
         self.role = FOLLOWER
         self.leader = 0
         self.progress: dict[int, Progress] = {}
+        self._others: list[int] = []
+        """The other members in `progress`, sorted."""
         self._rng = rng
         self._saved = hard_state
         self._shown = SoftState(0, FOLLOWER)
@@ -323,7 +325,7 @@ class Raft:
         log = self.log
         return (
             log.offered != log.last
-            or log.has_next_committed()
+            or (log.applying < log.committed and log.has_next_committed())
             or bool(self._messages or self._messages_after_sync or self._read_states)
             or self.term != self._saved.term
             or self.vote != self._saved.vote
@@ -760,9 +762,6 @@ class Raft:
         if known > len(self.voters) // 2:
             self._become_follower(self.term, 0)
 
-    def _others(self) -> list[int]:
-        return sorted(node for node in self.progress if node != self.id)
-
     def _track_members(self) -> None:
         for node in self.voters | self.learners:
             if node not in self.progress:
@@ -771,6 +770,7 @@ class Raft:
                     self.config.max_inflight_messages,
                     self.config.max_inflight_bytes,
                 )
+        self._others = sorted(node for node in self.progress if node != self.id)
 
     def _membership_changed(self) -> None:
         for node in self.progress.keys() - self.voters - self.learners:
@@ -792,7 +792,7 @@ class Raft:
         if self._maybe_commit():
             self._broadcast_append()
         else:
-            for node in self._others():
+            for node in self._others:
                 self._maybe_send_append(node, even_if_empty=False)
         self._finish_round_if_confirmed()
         self._start_round_if_due()
@@ -837,7 +837,7 @@ class Raft:
         return True
 
     def _broadcast_append(self) -> None:
-        for node in self._others():
+        for node in self._others:
             self._send_append(node)
 
     def _send_append(self, node: int) -> None:
@@ -932,7 +932,7 @@ class Raft:
     def _broadcast_heartbeat(self) -> None:
         # Every heartbeat repeats the round of reads, because earlier ones may be lost.
         context = self._round.to_bytes(8, "little") if self._round_reads else b""
-        for node in self._others():
+        for node in self._others:
             commit = min(self.progress[node].match, self.log.committed)
             self._send(HEARTBEAT, node, commit=commit, context=context)
 

@@ -56,6 +56,7 @@ from etcdlite.storage.disk import Disk
 from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial, start_login
 from etcdlite.tokens import Tokens
 from etcdlite.urls import format_address, host_port, is_secure
+from etcdlite.wal import Save
 from etcdlite.wire import exposition
 from etcdlite.wire.peer_session import Accepted
 from etcdlite.wire.session import Opening
@@ -72,6 +73,9 @@ SHUTDOWN_S = 10.0
 
 SAVING_PAUSE_S = 0.002
 """Background work pauses for at most this long while the log thread syncs."""
+
+FEW_WRITES = 8
+"""With more writes pending than this, the log thread saves, while the loop reads more requests."""
 
 SWITCH_INTERVAL_S = 0.0005
 """The interpreter's switch interval: how long the loop may delay the log thread after a sync."""
@@ -336,9 +340,8 @@ class Server:
 
     def _give_work(self) -> None:
         member = self.member
-        saves = member.take_saves()
-        if saves:
-            self._log_thread.save(saves)
+        if saves := member.take_saves():
+            self._save(saves)
         task = member.take_task()
         if task is not None:
             self._disk_thread.run(task)
@@ -348,6 +351,26 @@ class Server:
         if released is not None:
             member.maintenance.released = None
             self._log_thread.release(*released, min(released[0], member.log_begin))
+
+    def _save(self, saves: list[Save]) -> None:
+        """Save in the log thread; or here, if nothing else is to be done and it is quick."""
+        member, thread = self.member, self._log_thread
+        if (
+            member.metrics.proposals_pending > FEW_WRITES
+            or member.has_work
+            or self.connections.have_unread
+            or not thread.is_quick(saves)
+        ):
+            thread.save(saves)
+            return
+        if member.peers.links:
+            # The other members save in the meantime.
+            self.connections.send_to_members()
+        thread.save_now(saves)
+        member.persisted(saves)
+        member.turn()
+        if saves := member.take_saves():
+            thread.save(saves)
 
     def _report(self, result: Any) -> None:
         """Take a result from a thread and wake the loop. Called in that thread."""

@@ -1,7 +1,9 @@
 """The threads, which exist only for calls that block in the kernel:
 
     log     appends to the write-ahead log and syncs it. While it syncs, the loop gathers the next
-            batch, and the thread takes all of it at once: group commit without a timer.
+            batch, and the thread takes all of it at once: group commit without a timer. The loop
+            itself saves a few small writes while it has nothing else to do and syncs are quick:
+            to wake the thread and to be woken by it costs more than half of such a sync.
     disk    runs checkpoint, cleaning and snapshot tasks, one at a time.
     dial    connects to another member; one thread for each attempt.
     login   computes the hash of a password; one thread for each, at a low priority.
@@ -45,6 +47,18 @@ class DiskFailed(Exception):
     itself is the `__cause__`."""
 
 
+QUICK_SYNC_S = 0.001
+"""The caller saves by itself while syncs take less than this on average, about."""
+
+SLOW_SYNC_S = 0.02
+SLOW_SYNC_PAUSE = 100
+"""After a sync that took longer than `SLOW_SYNC_S`, the thread saves for this multiple of its time.
+So slow syncs block the caller for at most a hundredth of the time."""
+
+FEW_BYTES = 64 << 10
+"""The caller does not save more than this by itself, nor what begins a segment of the log."""
+
+
 class LogThread:
     """Appends to the write-ahead log, in order. What waits is written and synced as one group."""
 
@@ -52,21 +66,54 @@ class LogThread:
         self._wal = wal
         self._metrics = metrics
         self._done = done
+        self._given = 0
+        self._finished = 0
+        """Items put into the queue, and finished by the thread. Equal: the thread waits."""
+        self._sync_s = QUICK_SYNC_S / 2
+        """What a sync takes, as a moving average."""
+        self._slow_until = 0.0
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="etcdlite-log", daemon=True)
         self._thread.start()
 
     def save(self, saves: list[Save]) -> None:
-        self._queue.put(saves)
+        self._put(saves)
+
+    def is_quick(self, saves: list[Save]) -> bool:
+        """Whether `save_now` may be called, and is expected to be quick."""
+        if self._given != self._finished or self._sync_s > QUICK_SYNC_S:
+            return False
+        size_bytes = 0
+        for save in saves:
+            if save.snapshot is not None:
+                return False
+            for entry in save.entries:
+                size_bytes += len(entry.data)
+        return (
+            size_bytes < FEW_BYTES
+            and self._wal.has_room(2 * size_bytes + FEW_BYTES)
+            and time.perf_counter() >= self._slow_until
+        )
+
+    def save_now(self, saves: list[Save]) -> None:
+        """Save in the thread of the caller. Only if `is_quick`. Raises DiskFailed."""
+        try:
+            self._append(saves)
+        except Exception as failure:
+            raise DiskFailed(str(failure)) from failure
 
     def release(self, index: int, term: int, begin: int) -> None:
         """A checkpoint covers the log up to `index`; delete entries up to `begin`."""
-        self._queue.put((index, term, begin))
+        self._put((index, term, begin))
 
     def stop(self) -> None:
         """Finish all work, close the log, and end the thread."""
         self._queue.put(None)
         self._thread.join()
+
+    def _put(self, item: Any) -> None:
+        self._given += 1
+        self._queue.put(item)
 
     def _run(self) -> None:
         try:
@@ -75,26 +122,36 @@ class LogThread:
                 while not self._queue.empty():
                     items.append(self._queue.get())
                 stop = items[-1] is None
-                self._save([save for item in items if isinstance(item, list) for save in item])
-                for item in items:
-                    if isinstance(item, tuple):
-                        self._wal.cover(*item)
+                saves = [save for item in items if isinstance(item, list) for save in item]
+                if saves:
+                    self._append(saves)
+                covers = [item for item in items if isinstance(item, tuple)]
+                if not covers:
+                    # First, because the loop may save by itself as soon as it has the result.
+                    self._finished += len(items)
+                if saves:
+                    self._done(saves)
+                for cover in covers:
+                    self._wal.cover(*cover)
+                if covers:
+                    self._finished += len(items)
                 if stop:
                     self._wal.close()
                     return
         except BaseException as failure:
             self._done(failure)
 
-    def _save(self, saves: list[Save]) -> None:
-        if not saves:
-            return
+    def _append(self, saves: list[Save]) -> None:
         began = time.perf_counter()
         written_s = self._wal.write_s
         self._wal.save_all(saves)
-        took_s = time.perf_counter() - began
+        now = time.perf_counter()
+        took_s = now - began
+        self._sync_s += (min(took_s, 4 * QUICK_SYNC_S) - self._sync_s) / 16
+        if took_s > SLOW_SYNC_S:
+            self._slow_until = now + SLOW_SYNC_PAUSE * took_s
         size = sum(len(entry.data) for save in saves for entry in save.entries)
         self._metrics.log_synced(took_s, self._wal.write_s - written_s, size)
-        self._done(saves)
 
 
 class DiskThread:

@@ -389,6 +389,10 @@ class WAL:
         """Space on disk, reserved space included."""
         return sum(segment.size_bytes for segment in self._segments)
 
+    def has_room(self, size_bytes: int) -> bool:
+        """This much still fits into the current segment."""
+        return self._position + size_bytes <= self._segments[-1].size_bytes
+
     def save_all(self, saves: Sequence[Save]) -> None:
         """Make several saves durable, with as few syncs as their order allows. Raises as `save`."""
         hard_state: HardState | None = None

@@ -759,7 +759,15 @@ class GrpcSession(Connection, ClientSession):
 
     @property
     def has_more(self) -> bool:
-        return bool(self._leaving) or self._are_due or super().has_more
+        # Flat, because every request asks this several times.
+        return bool(
+            self._leaving
+            or self._are_due
+            or self._released
+            or self._must_unblock
+            or self.calls.have_more
+            or self.flow.has_more
+        )
 
     def produce(self) -> None:
         if self._leaving:

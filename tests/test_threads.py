@@ -1,0 +1,141 @@
+"""Who saves: the log thread, or the loop by itself while nothing waits and syncs are quick."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from etcdlite import threads
+from etcdlite.metrics import Metrics
+from etcdlite.raft import Snapshot
+from etcdlite.raft_log import Entry
+from etcdlite.threads import FEW_BYTES, QUICK_SYNC_S, SLOW_SYNC_PAUSE, DiskFailed, LogThread
+from etcdlite.wal import Save
+from tests.rigs.processes import wait_until
+
+
+class Log:
+    """Stands in for a WAL on a disk whose syncs take `sync_s` on the clock of `threads`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.write_s = 0.0
+        self.sync_s = QUICK_SYNC_S / 10
+        self.room = 1 << 30
+        self.saved: list[Save] = []
+        self.savers: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure: OSError | None = None
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def has_room(self, size_bytes: int) -> bool:
+        return size_bytes <= self.room
+
+    def save_all(self, saves: list[Save]) -> None:
+        self.gate.wait(60)
+        if self.failure:
+            raise self.failure
+        self.now += self.sync_s
+        self.saved += saves
+        self.savers.append(threading.get_ident())
+
+    def cover(self, *_: int) -> None:
+        self.gate.wait(60)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def log(monkeypatch):
+    log = Log()
+    monkeypatch.setattr(threads, "time", SimpleNamespace(perf_counter=log.perf_counter))
+    return log
+
+
+@pytest.fixture
+def thread(log):
+    reported = threading.Semaphore(0)
+    thread = LogThread(log, Metrics(), lambda result: reported.release())  # type: ignore[arg-type]
+    thread.reported = reported  # type: ignore[attr-defined]
+    yield thread
+    log.gate.set()
+    log.failure = None
+    thread.stop()
+
+
+def save(index: int = 1, size_bytes: int = 10, snapshot: Any = None) -> list[Save]:
+    return [Save(None, [Entry(1, index, 0, bytes(size_bytes))], snapshot, [])]
+
+
+def by_thread(thread, saves: list[Save]) -> None:
+    thread.save(saves)
+    assert thread.reported.acquire(timeout=60), "the log thread does not report"
+
+
+def test_a_small_save_is_done_by_the_caller_while_syncs_are_quick(log, thread):
+    for index in range(1, 100):
+        assert thread.is_quick(save(index))
+        thread.save_now(save(index))
+    assert set(log.savers) == {threading.get_ident()}
+    assert [one.entries[0].index for one in log.saved] == list(range(1, 100))
+
+
+def test_one_slow_sync_hands_over_to_the_thread_for_a_hundred_times_as_long(log, thread):
+    log.sync_s = 0.5
+    thread.save_now(save())
+    assert not thread.is_quick(save(2))
+    log.sync_s = 0.0
+    for index in range(2, 200):
+        by_thread(thread, save(index))
+    assert not thread.is_quick(save(200)), "the average is low again, but the pause is not over"
+    log.now += SLOW_SYNC_PAUSE * 0.5
+    assert thread.is_quick(save(200))
+
+
+def test_a_disk_that_is_always_slow_is_left_to_the_thread(log, thread):
+    log.sync_s = 3 * QUICK_SYNC_S
+    count = 0
+    while thread.is_quick(save(count)):
+        count += 1
+        thread.save_now(save(count))
+    assert 0 < count < 10
+    for index in range(count + 1, 100):
+        by_thread(thread, save(index))
+        assert not thread.is_quick(save(index + 1))
+    log.sync_s = QUICK_SYNC_S / 10
+    for index in range(100, 200):
+        by_thread(thread, save(index))
+    assert thread.is_quick(save(200)), "it is quick again"
+
+
+@pytest.mark.parametrize("what", ["save", "release"])
+def test_the_caller_does_not_save_while_the_thread_does(log, thread, what):
+    log.gate.clear()
+    if what == "save":
+        thread.save(save())
+    else:
+        thread.release(1, 1, 1)
+    assert not thread.is_quick(save(2))
+    log.gate.set()
+    wait_until(lambda: thread.is_quick(save(2)), "the thread has nothing to do any more")
+
+
+def test_large_saves_snapshots_and_new_segments_are_left_to_the_thread(log, thread):
+    assert not thread.is_quick(save(1, FEW_BYTES))
+    assert not thread.is_quick(save(1, 10, Snapshot(1, 1, (1,), ())))
+    log.room = FEW_BYTES
+    assert not thread.is_quick(save())
+
+
+def test_a_save_of_the_caller_that_fails_ends_the_process(log, thread):
+    log.failure = OSError(5, "Input/output error")
+    with pytest.raises(DiskFailed, match="Input/output error") as raised:
+        thread.save_now(save())
+    assert raised.value.__cause__ is log.failure
