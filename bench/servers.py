@@ -48,8 +48,12 @@ def free_port() -> int:
 class Server:
     """A server process and its data directory. `name` is "etcd" or "etcdlite"."""
 
-    def __init__(self, name: str, folder: str, cert: tuple[str, str] | None = None) -> None:
-        """`cert`: the files of a certificate and its key; then clients need TLS."""
+    def __init__(
+        self, name: str, folder: str, cert: tuple[str, str] | None = None, tree: str = ""
+    ) -> None:
+        """`cert`: the files of a certificate and its key; then clients need TLS. `tree`: the folder
+        of the sources to run; what is installed if it is empty."""
+        self.tree = tree
         self.scheme = "https" if cert else "http"
         self.name = name
         self.data_dir = os.path.join(folder, name)
@@ -82,7 +86,13 @@ class Server:
         """Start the process; does not wait until it answers."""
         os.makedirs(os.path.dirname(self.data_dir), exist_ok=True)
         with open(self._log_path, "ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=log,
+                cwd=self.tree or None,  # Python finds modules there first.
+                env={**os.environ, "PYTHONPATH": self.tree} if self.tree else None,
+            )
 
     def wait_until_listening(self) -> None:
         """Return when the port accepts connections. Raises SystemExit when the process ended."""
@@ -145,6 +155,12 @@ class Server:
         stat = Path(f"/proc/{self.process.pid}/stat").read_text()
         fields = stat.rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def written_bytes(self) -> int:
+        """Bytes that the process has had written to disk."""
+        assert self.process is not None
+        lines = Path(f"/proc/{self.process.pid}/io").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("write_bytes:")))
 
     def disk_bytes(self) -> int:
         """Bytes that the data directory takes on disk."""
