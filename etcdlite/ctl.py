@@ -40,10 +40,12 @@ from etcdlite.cli.failures import (
 )
 from etcdlite.cli.flags import (
     CLUSTER_FLAG,
+    CONSISTENCY_FLAG,
     DEL_FLAGS,
     GET_FLAGS,
     GLOBAL_FLAGS,
     INTERACTIVE_FLAG,
+    KEY_FILE_FLAG,
     PEER_URLS_FLAG,
     PUT_FLAGS,
     WATCH_FLAGS,
@@ -69,8 +71,6 @@ _CERT_FLAGS = (
     Flag("days", "int", None, "how long it is valid (default: a CA 3650 days, others 365)"),
     Flag("force", "bool", False, "replace files that exist"),
 )
-_IDENTITY_FLAG = Flag("identity", "string", "", "file with the identity of an encrypted backup")
-_KEY_FILE_FLAG = Flag("encryption-key-file", "string", "", "keys that encrypt the data directory")
 _PERMISSION_FLAGS = (
     Flag("prefix", "bool", False, "all keys that start with <key>"),
     Flag("from-key", "bool", False, "all keys from <key> on, in byte order"),
@@ -96,7 +96,8 @@ COMMANDS = (
             "comparisons, requests if all hold, requests if not. A comparison is\n"
             'target("key") op "value". Targets: mod, create, version, value, lease.\n'
             "Operators: = != < >. A request is a put, get or del as on the command line;\n"
-            "words in double quotes may contain Go's escapes.",
+            "words in double quotes may contain Go's escapes. The blocks may have labels as\n"
+            "tutorials show them, lines such as compares: and success requests (get, put, del):",
             ("txn <<'END'\nmod(\"greeting\") > \"0\"\n\nput greeting \"hello again\"\n\n"
              "put greeting hello\nget greeting\n\nEND",)),
     Command("watch [options] [key] [range_end] [-- command [argument ...]]",
@@ -114,7 +115,10 @@ COMMANDS = (
             description="History before the revision can no longer be read or watched.",
             examples=("compaction 1234",)),
     Command("defrag [options]", "Defragment the storage of the endpoints", "commands.defrag",
-            (CLUSTER_FLAG, Flag("data-dir", "string", "", "refused: servers do it themselves")),
+            (CLUSTER_FLAG,
+             Flag("data-dir", "string", "", "instead: the directory of a member that is stopped"),
+             Flag("wal-dir", "string", "", "directory of its log (default: in --data-dir)"),
+             KEY_FILE_FLAG),
             description="Returns free space to the disk while the member continues to serve.",
             examples=("defrag", "defrag --cluster")),
     Command("lease grant <ttl in seconds>",
@@ -147,8 +151,9 @@ COMMANDS = (
             "commands.endpoint_hashkv",
             (CLUSTER_FLAG, Flag("rev", "int", 0, "up to this revision (0: all)")),
             "endpoint_hashkv"),
-    Command("member list", "List the members", "commands.member_list", prints="member_list",
-            description="In the simple format: ID, status, name, peer addresses,\n"
+    Command("member list [options]", "List the members", "commands.member_list",
+            (CONSISTENCY_FLAG,), "member_list",
+            "In the simple format: ID, status, name, peer addresses,\n"
             "client addresses, is learner."),
     Command("member add <memberName> [options]", "Add a member", "commands.member_add",
             (PEER_URLS_FLAG,
@@ -169,32 +174,6 @@ COMMANDS = (
             "Transfer leadership to another member", "commands.move_leader",
             (CLUSTER_FLAG,), "move_leader",
             "Without --cluster, one of --endpoints must be the leader's."),
-    Command("snapshot save <filename>", "Save a backup of a member to a file", "snapshots.save",
-            (Flag("encrypt-to", "list", (), "encrypt to these public keys (age1...)"),),
-            description="The file is complete and synced when it appears under its name. With\n"
-            "--encrypt-to it is a file of age (age-encryption.org), encrypted as it arrives.",
-            examples=("snapshot save backup.db", "snapshot save --encrypt-to age1... backup.age")),
-    Command("snapshot status <filename>",
-            "Check a backup and show what it holds", "snapshots.status", (_IDENTITY_FLAG,),
-            "snapshot_status",
-            "In the simple format: hash, revision, total keys, total size."),
-    Command("snapshot restore <filename> [options]",
-            "Make a data directory from a backup", "snapshots.restore",
-            (Flag("data-dir", "string", "", "the new directory (default: name + .etcdlite)"),
-             Flag("wal-dir", "string", "", "directory of the log (default: in --data-dir)"),
-             Flag("name", "string", "default", "the member's name"),
-             Flag("initial-cluster", "string", "default=http://localhost:2380",
-                  "all members: name=peer URL, separated by commas"),
-             Flag("initial-cluster-token", "string", "etcd-cluster", "name of the new cluster"),
-             Flag("initial-advertise-peer-urls", "string", "http://localhost:2380",
-                  "this member's peer URLs"),
-             Flag("skip-hash-check", "bool", False, "restore even if the checksum is wrong"),
-             Flag("bump-revision", "int", 0, "add this to the revision"),
-             Flag("mark-compacted", "bool", False,
-                  "compact all before; required with --bump-revision"),
-             _IDENTITY_FLAG, _KEY_FILE_FLAG),
-            description="Works on local files; no server is needed. The directory must be empty\n"
-            "or not exist.", examples=("snapshot restore backup.db --data-dir new.etcdlite",)),
     *DATA_COMMANDS,
     Command("lock [options] <lockname> [command [argument ...]]",
             "Hold a lock, until a signal or while a command runs", "locks.lock",
@@ -310,7 +289,7 @@ COMMANDS = (
     Command("rekey [options]", "Encrypt a member's data with the first key", "keys.rekey",
             (Flag("data-dir", "string", "default.etcdlite", "the directory of the member"),
              Flag("wal-dir", "string", "", "directory of the log (default: in --data-dir)"),
-             _KEY_FILE_FLAG,
+             KEY_FILE_FLAG,
              Flag("check", "bool", False, "only show which keys are needed; also for a running "
                   "member")),
             description="The member must be stopped. After it, the other keys can be removed from\n"
@@ -337,8 +316,12 @@ GROUPS = {
     "secret": "Secrets that members, or clients and members, share",
 }
 
-NOT_YET = ("downgrade",)
-"""Commands of etcdctl whose features do not exist yet. They count for prefixes, as in etcdctl."""
+REFUSED = {
+    "backup": "it saves the data of etcd's API v2, which is not here; see snapshot save",
+    "downgrade": "it is not available in this version",
+    "migrate": "a data directory has the format of the version that runs; etcd's own are not read",
+}
+"""Commands of etcdctl and etcdutl that are not here, and why. They count for prefixes."""
 
 
 # Finding the command.
@@ -386,13 +369,13 @@ def find_command(words: Sequence[str]) -> tuple[Command | str | None, list[str]]
     if not positions:
         return None, list(words)
     names = [words[position] for position in positions]
-    tops = (*(command.name.split()[0] for command in COMMANDS), *NOT_YET, "help")
+    tops = (*(command.name.split()[0] for command in COMMANDS), *REFUSED, "help")
     top = _resolve(names[0], tops)
-    if top == "help":
+    if top == "help" or (not top and "help".startswith(names[0])):  # As in etcdctl.
         found, _ = find_command([*words[: positions[0]], *words[positions[0] + 1 :]])
         return found, ["--help"]
-    if top in NOT_YET:
-        raise Failure(EXIT_BAD_FEATURE, f"{top} is not available in this version of {PROGRAM}")
+    if top in REFUSED:
+        raise Failure(EXIT_BAD_FEATURE, f"{PROGRAM} has no command {top}: {REFUSED[top]}")
     taken, found = positions[:1], COMMAND_BY_NAME.get(top)
     if top in GROUPS and len(names) == 1:
         found = top

@@ -827,10 +827,15 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
             1,
             "context deadline exceeded (--command-timeout is not above 0)",
         ),
+        ("defrag --data-dir x", 1, "x holds no member; give its --data-dir"),
+        ("hashkv", 128, "hashkv requires exactly one argument"),
+        ("hashkv x --rev -1", 128, "--rev must not be negative"),
+        ("member list --consistency x", 4, 'unknown consistency flag "x"'),
         (
-            "defrag --data-dir x",
+            "migrate",
             4,
-            "--data-dir: a data directory is defragmented by its own server, while it runs",
+            "etcdlite-ctl has no command migrate: a data directory has the format of the version "
+            "that runs; etcd's own are not read",
         ),
     ],
 )
@@ -1126,6 +1131,46 @@ def test_a_transaction_is_three_blocks(fake: type[FakeClient]) -> None:
         ended = run_ctl("txn", stdin=short)
         assert ended.status == 3 and ended.stderr.startswith("Error: EOF: ")
     assert len(fake.calls) == 2
+
+
+LABELLED = """compares:
+value("user1") = "bad"
+
+success requests (get, put, delete):
+del user1
+
+failure requests (get, put, delete):
+put user1 good
+get user1
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LABELLED,
+        LABELLED.replace("\n\n", "\n"),
+        'compare:\nval("user1") = "bad"\nsuccess:\ndel user1\nfailure:\nput user1 good\nget user1',
+        'FAILURE\nput user1 good\n\nget user1\nSuccess\ndel user1\ncompare\nval("user1") = "bad"\n',
+    ],
+)
+def test_the_blocks_of_a_transaction_may_have_labels(text: str, fake: type[FakeClient]) -> None:
+    fake.answers["KV.Txn"] = proto.TxnResponse(header=HEADER, succeeded=True)
+    for words in (("txn",), ("txn", "-i")):
+        assert run_ctl(*words, stdin=text.encode()).status == 0
+        _, request = fake.calls[-1]
+        assert [compare.value for compare in request.compare] == [b"bad"]
+        assert request.success[0].request_delete_range.key == b"user1"
+        assert [op.request_put is not None for op in request.failure] == [True, False]
+
+
+def test_labels_of_a_transaction_are_given_once(fake: type[FakeClient]) -> None:
+    fake.answers["KV.Txn"] = proto.TxnResponse(header=HEADER, succeeded=True)
+    assert run_ctl("txn", stdin=b"success:\nget a\n").status == 0
+    ended = run_ctl("txn", stdin=b"success:\nget a\nsuccess:\n")
+    assert ended.stderr == "Error: the transaction has two sections success\n"
+    ended = run_ctl("txn", stdin=b"compares:\nget a\n")
+    assert ended.status == 3 and "malformed comparison: get a" in ended.stderr
 
 
 # Snapshots, checks.

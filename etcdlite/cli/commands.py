@@ -7,6 +7,7 @@ etcdctl does.
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -24,12 +25,15 @@ from etcdlite.cli.failures import (
 )
 from etcdlite.cli.output import EndpointResponse, Health
 from etcdlite.cli.requests import (
+    TXN_PROMPTS,
     delete_request,
     parse_compare,
     parse_request,
     put_request,
     range_request,
     read_block,
+    read_sections,
+    section_of,
 )
 from etcdlite.cli.session import Session, cause, describe
 from etcdlite.client import EtcdliteError
@@ -63,16 +67,17 @@ def delete(session: Session) -> None:
 
 def txn(session: Session) -> None:
     session.need(0, "txn command does not accept argument")
-    blocks = []
+    blocks: list[list[Any]] = []
     lines = iter(sys.stdin.buffer.readline, b"")
-    for prompt, parse in (
-        ("compares:", parse_compare),
-        ("success requests (get, put, del):", parse_request),
-        ("failure requests (get, put, del):", parse_request),
-    ):
+    for number, prompt in enumerate(TXN_PROMPTS):
         if session.flags["interactive"]:
             session.write(prompt.encode() + b"\n")
-        blocks.append(read_block(lines, parse))
+        line = next(lines, b"") if not number else b""
+        if section_of(line):
+            blocks = read_sections(itertools.chain([line], lines))
+            break
+        parse = parse_request if number else parse_compare
+        blocks.append(read_block(itertools.chain([line] if line else [], lines), parse))
     compare, success, failure = blocks
     response = session.ask("KV.Txn", compare=compare, success=success, failure=failure)
     session.show("txn", response)
@@ -162,7 +167,10 @@ def lease_keep_alive(session: Session) -> None:
 
 
 def member_list(session: Session) -> None:
-    response = session.ask("Cluster.MemberList", linearizable=True)
+    consistency = session.flags["consistency"]
+    if consistency not in ("l", "s"):
+        raise Failure(EXIT_BAD_FEATURE, f'unknown consistency flag "{consistency}"')
+    response = session.ask("Cluster.MemberList", linearizable=consistency == "l")
     session.show("member_list", response)
 
 
@@ -290,8 +298,10 @@ def _ask_each(
 
 def defrag(session: Session) -> int:
     if session.flags["data-dir"]:
-        text = "--data-dir: a data directory is defragmented by its own server, while it runs"
-        raise Failure(EXIT_BAD_FEATURE, text)
+        from etcdlite.cli import offline
+
+        offline.defrag(session)
+        return 0
     status = 0
     failed = "Failed to defragment etcd member[{}]"
     for endpoint, response in _ask_each(session, failed, "Maintenance.Defragment"):

@@ -1,9 +1,9 @@
-"""Rows of etcdlite-ctl's table of commands: those about data as a whole, moves and history."""
+"""Rows of etcdlite-ctl's table of commands: those about data as a whole."""
 
 from __future__ import annotations
 
 from etcdlite.cli.command import Command
-from etcdlite.cli.flags import Flag
+from etcdlite.cli.flags import IDENTITY_FLAG, KEY_FILE_FLAG, Flag
 
 _MIRROR_FLAGS = (
     Flag("prefix", "string", "", "only keys that start with this"),
@@ -35,6 +35,33 @@ _MIRROR_FLAGS = (
 )
 
 DATA_COMMANDS = (
+    Command("snapshot save <filename>", "Save a backup of a member to a file", "snapshots.save",
+            (Flag("encrypt-to", "list", (), "encrypt to these public keys (age1...)"),),
+            description="The file is complete and synced when it appears under its name. With\n"
+            "--encrypt-to it is a file of age (age-encryption.org), encrypted as it arrives.",
+            examples=("snapshot save backup.db", "snapshot save --encrypt-to age1... backup.age")),
+    Command("snapshot status <filename>",
+            "Check a backup and show what it holds", "snapshots.status", (IDENTITY_FLAG,),
+            "snapshot_status",
+            "In the simple format: hash, revision, total keys, total size."),
+    Command("snapshot restore <filename> [options]",
+            "Make a data directory from a backup", "snapshots.restore",
+            (Flag("data-dir", "string", "", "the new directory (default: name + .etcdlite)"),
+             Flag("wal-dir", "string", "", "directory of the log (default: in --data-dir)"),
+             Flag("name", "string", "default", "the member's name"),
+             Flag("initial-cluster", "string", "default=http://localhost:2380",
+                  "all members: name=peer URL, separated by commas"),
+             Flag("initial-cluster-token", "string", "etcd-cluster", "name of the new cluster"),
+             Flag("initial-advertise-peer-urls", "string", "http://localhost:2380",
+                  "this member's peer URLs"),
+             Flag("skip-hash-check", "bool", False, "restore even if the checksum is wrong"),
+             Flag("initial-memory-map-size", "int", 0, "no effect; nothing is mapped"),
+             Flag("bump-revision", "int", 0, "add this to the revision"),
+             Flag("mark-compacted", "bool", False,
+                  "compact all before; required with --bump-revision"),
+             IDENTITY_FLAG, KEY_FILE_FLAG),
+            description="Works on local files; no server is needed. The directory must be empty\n"
+            "or not exist.", examples=("snapshot restore backup.db --data-dir new.etcdlite",)),
     Command("make-mirror [options] <destination>", "Copy keys to another cluster, and follow",
             "mirror.make_mirror", _MIRROR_FLAGS,
             description="Source (--endpoints) and destination are etcdlite or etcd. Copies all\n"
@@ -46,4 +73,10 @@ DATA_COMMANDS = (
                       "make-mirror --prefix /a/ --dest-prefix /b/ 10.0.0.1:2379",
                       "make-mirror --checkpoint-key mirror/position --once --verify "
                       "10.0.0.1:2379")),
+    Command("hashkv [options] <filename>", "Show the hash of the history in a backup",
+            "offline.hashkv",
+            (Flag("rev", "int", 0, "up to this revision (0: all)"), IDENTITY_FLAG), "hashkv",
+            "The same as endpoint hashkv shows of a member with that state. In the simple\n"
+            "format: hash, hash revision, compact revision. It needs space for the data beside\n"
+            "the file.", ("hashkv backup.db",)),
 )  # fmt: skip

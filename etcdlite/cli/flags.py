@@ -84,6 +84,11 @@ _PREFIX_FLAG = Flag("prefix", "bool", False, "all keys that start with <key>")
 _FROM_KEY_FLAG = Flag("from-key", "bool", False, "all keys from <key> on, in byte order")
 INTERACTIVE_FLAG = Flag("interactive", "bool", False, "prompt for input", "i")
 CLUSTER_FLAG = Flag("cluster", "bool", False, "ask all members of the cluster, not --endpoints")
+CONSISTENCY_FLAG = Flag(
+    "consistency", "string", "l", "l: linearizable; s: serializable, perhaps stale"
+)
+IDENTITY_FLAG = Flag("identity", "string", "", "file with the identity of an encrypted backup")
+KEY_FILE_FLAG = Flag("encryption-key-file", "string", "", "keys that encrypt the data directory")
 PEER_URLS_FLAG = Flag("peer-urls", "list", (), "where the other members reach it")
 
 PUT_FLAGS = (
@@ -102,7 +107,11 @@ GET_FLAGS = (
     Flag("keys-only", "bool", False, "leave out the values"),
     Flag("count-only", "bool", False, "only count (with -w fields or in a transaction)"),
     Flag("print-value-only", "bool", False, "print only the values (with -w simple)"),
-    Flag("consistency", "string", "l", "l: linearizable; s: serializable, perhaps stale"),
+    CONSISTENCY_FLAG,
+    Flag("max-create-rev", "int", 0, "only keys created at this revision or before (0: any)"),
+    Flag("max-mod-rev", "int", 0, "only keys changed last at this revision or before (0: any)"),
+    Flag("min-create-rev", "int", 0, "only keys created at this revision or later"),
+    Flag("min-mod-rev", "int", 0, "only keys changed last at this revision or later"),
 )
 DEL_FLAGS = (
     _PREFIX_FLAG,

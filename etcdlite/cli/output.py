@@ -638,6 +638,19 @@ PRINTERS: dict[str, dict[str, Content]] = {
             "unseen": unseen,
         },
     },
+    # Of offline.Hash.
+    "hashkv": _rows(
+        "HASH, HASH REVISION, COMPACT REVISION",
+        lambda h: [tuple(map(str, h))],
+        lambda _, h: _fields(
+            Hash=h.hash, HashRevision=h.revision, CompactRevision=h.compact_revision
+        ),
+        lambda _, h: {
+            "hash": h.hash,
+            "hashRevision": h.revision,
+            "compactRevision": h.compact_revision,
+        },
+    ),
     # The status is a backup.Status.
     "snapshot_status": _rows(
         "HASH, REVISION, TOTAL KEYS, TOTAL SIZE",

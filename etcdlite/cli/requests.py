@@ -98,6 +98,10 @@ def range_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> proto.R
         serializable=flags["consistency"] == "s",
         keys_only=flags["keys-only"],
         count_only=flags["count-only"],
+        min_mod_revision=flags["min-mod-rev"],
+        max_mod_revision=flags["max-mod-rev"],
+        min_create_revision=flags["min-create-rev"],
+        max_create_revision=flags["max-create-rev"],
     )
 
 
@@ -216,3 +220,39 @@ def read_block(lines: Iterator[bytes], parse: Callable[[str], Any]) -> list[Any]
         "EOF: a transaction is three blocks of lines (compares, requests on success, requests "
         "on failure), each ended by an empty line",
     )
+
+
+TXN_PROMPTS = (
+    "compares:",
+    "success requests (get, put, del):",
+    "failure requests (get, put, del):",
+)
+"""What `txn -i` prints before each block."""
+
+_SECTIONS = ("compare", "success", "failure")
+_LABEL = re.compile(r"(compare|success|failure)s?( requests?)?( *\([a-z, ]*\))? *:?\s*", re.I)
+
+
+def section_of(line: bytes) -> str:
+    """The section that a line is the label of ("compares:", "success requests (get, put, del):"),
+    or empty. Tutorials show these labels, which are prompts of etcdctl."""
+    found = _LABEL.fullmatch(os.fsdecode(line))
+    return found[1].lower() if found else ""
+
+
+def read_sections(lines: Iterator[bytes]) -> list[list[Any]]:
+    """The three blocks of a transaction whose sections have labels, in any order, up to the end of
+    the input. Empty lines do not count. Raises Failure."""
+    blocks: dict[str, list[Any]] = {name: [] for name in _SECTIONS}
+    seen: list[str] = []
+    for line in lines:
+        name = section_of(line)
+        if name in seen:
+            raise Failure(EXIT_BAD_INPUT, f"the transaction has two sections {name}")
+        text = os.fsdecode(line)
+        if name:
+            seen.append(name)
+        elif text.strip():
+            parse = parse_compare if seen[-1] == "compare" else parse_request
+            blocks[seen[-1]].append(parse(text))
+    return list(blocks.values())

@@ -63,7 +63,7 @@ def _recipient(text: str) -> bytes:
         raise BadArguments(f"--encrypt-to {text}: {error}") from None
 
 
-def _identities(session: Session) -> list[Identity]:
+def identities(session: Session) -> list[Identity]:
     """Those of --identity; none if it is not given. Raises Failure."""
     path = session.flags["identity"]
     try:
@@ -140,9 +140,9 @@ def _receive_snapshot(session: Session, file: Any) -> None:
 
 def status(session: Session) -> None:
     session.need(1, "snapshot status requires exactly one argument")
-    identities = _identities(session)
+    found = identities(session)
     try:
-        status = backup.status(session.arguments[0], identities=identities)
+        status = backup.status(session.arguments[0], identities=found)
     except snap.SnapshotError as error:
         raise Failure(EXIT_FAILED, str(error)) from None
     except OSError as error:
@@ -160,7 +160,7 @@ def restore(session: Session) -> None:
     if not 0 <= bump_revision <= MAX_BUMP_REVISION:
         raise Failure(EXIT_BAD_ARGUMENTS, f"--bump-revision must be from 0 to {MAX_BUMP_REVISION}")
     data_dir = flags["data-dir"] or flags["name"] + ".etcdlite"
-    identities = _identities(session)
+    found = identities(session)
     key_file = flags["encryption-key-file"]
     progress = Progress(f"restoring to {data_dir}", lambda size: format_size(int(size)))
     try:
@@ -176,7 +176,7 @@ def restore(session: Session) -> None:
             bump_revision=bump_revision,
             progress=progress.update,
             keys=keys.read(key_file),
-            identities=identities,
+            identities=found,
         )
     except (snap.SnapshotError, StartError) as error:
         raise Failure(EXIT_FAILED, str(error)) from None
@@ -193,6 +193,6 @@ def restore(session: Session) -> None:
         command += ["--listen-peer-urls", peer_urls]
     if key_file:
         command += ["--encryption-key-file", key_file]
-    elif identities:
+    elif found:
         say(f"note: the backup is encrypted, but {data_dir} is not (--encryption-key-file)")
     say(f"restored {path}; start the server with: {shlex.join(command)}")

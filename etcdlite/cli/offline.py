@@ -1,0 +1,152 @@
+"""Commands of etcdutl, on files that no server uses: `defrag --data-dir` and `hashkv`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from etcdlite import backup, datadir, keys
+from etcdlite.cli.failures import (
+    EXIT_FAILED,
+    BadArguments,
+    Failure,
+    os_error_text,
+    say,
+)
+from etcdlite.cli.session import Progress, Session
+from etcdlite.cli.snapshots import identities
+from etcdlite.datadir import StartError
+from etcdlite.errors import EtcdError
+from etcdlite.mvcc import Store
+from etcdlite.notation import format_size
+from etcdlite.sealing import KEY_BYTES, Key, Keyring
+from etcdlite.snap import SnapshotError
+from etcdlite.storage import cleaning
+from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
+from etcdlite.storage.disk import Disk
+from etcdlite.storage.steps import Job, finish
+from etcdlite.wal import WALError
+
+SEGMENT_BYTES = 16 << 20
+
+LEAST_GARBAGE = 0.001
+"""The share of garbage from which a segment is cleaned."""
+
+
+class Hash(NamedTuple):
+    """What `hashkv` prints."""
+
+    hash: int
+    revision: int
+    compact_revision: int
+
+
+def defrag(session: Session) -> None:
+    """Drop the garbage of a member that is stopped."""
+    flags = session.flags
+    data_dir = flags["data-dir"]
+    disk = Disk()
+    try:
+        if not datadir.exists(disk, data_dir):
+            raise Failure(EXIT_FAILED, f"{data_dir} holds no member; give its --data-dir")
+        ring = keys.read(flags["encryption-key-file"])
+        keys.check(disk, data_dir, flags["wal-dir"], ring)
+        lock = datadir.lock(disk, data_dir, flags["wal-dir"])
+        try:
+            opened = _open(disk, data_dir, flags["wal-dir"], ring)
+            before = opened.store.size_bytes
+            _defragment(opened.store)
+            after = opened.store.size_bytes
+            opened.store.close()
+            opened.wal.close()
+        finally:
+            lock.close()
+    except (StartError, DataDamaged, WALError) as error:
+        raise Failure(EXIT_FAILED, str(error)) from None
+    except OSError as error:
+        raise Failure(EXIT_FAILED, os_error_text(error)) from None
+    say(f"{data_dir}: {format_size(before)} before, {format_size(after)} now")
+
+
+def _open(disk: Disk, data_dir: str, wal_dir: str, ring: Keyring | None) -> datadir.Opened:
+    return datadir.open_member(
+        disk,
+        data_dir,
+        wal_dir,
+        min_ttl_s=1,
+        segment_bytes=SEGMENT_BYTES,
+        wal_segment_bytes=SEGMENT_BYTES,
+        sync_enabled=True,
+        keys=ring,
+    )
+
+
+def _defragment(store: Store) -> None:
+    """The same as `Maintenance` does while a member runs."""
+    while store.compaction is not None:
+        store.compact_step()
+    if store.data.offset > SEGMENT_HEADER.size:
+        store.data.roll()
+    _run(store.checkpoint())
+    while (segment := cleaning.segment_to_clean(store, LEAST_GARBAGE)) is not None:
+        _run(cleaning.clean(store, segment))
+    _run(store.checkpoint())
+
+
+def _run(job: Job) -> None:
+    for task in job:
+        if task is not None:
+            task()
+
+
+@contextmanager
+def opened_backup(session: Session, path: str, skip_hash_check: bool = False) -> Iterator[Store]:
+    """The state in a backup, in a directory beside it that goes away again. Raises Failure."""
+    progress = Progress(f"reading {path}", lambda size: format_size(int(size)))
+    found = identities(session)
+    # What is encrypted does not reach the disk in plain text.
+    ring = Keyring([Key(os.urandom(KEY_BYTES))]) if found else None
+    beside = os.path.dirname(os.path.abspath(path))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".etcdlite-", dir=beside) as directory:
+            try:
+                backup.restore(
+                    path,
+                    f"{directory}/member",
+                    initial_cluster="",
+                    skip_hash_check=skip_hash_check,
+                    progress=progress.update,
+                    keys=ring,
+                    identities=found,
+                )
+            finally:
+                progress.clear()
+            opened = _open(Disk(), f"{directory}/member", "", ring)
+            try:
+                yield opened.store
+            finally:
+                opened.store.close()
+                opened.wal.close()
+    except (SnapshotError, StartError, DataDamaged) as error:
+        raise Failure(EXIT_FAILED, str(error)) from None
+    except OSError as error:
+        raise Failure(EXIT_FAILED, os_error_text(error)) from None
+
+
+def hashkv(session: Session) -> None:
+    """The hash that a member with the state of a backup gives."""
+    session.need(1, "hashkv requires exactly one argument")
+    revision: int = session.flags["rev"]
+    if revision < 0:
+        raise BadArguments("--rev must not be negative")
+    with opened_backup(session, session.arguments[0]) as store:
+        try:
+            store.check_revision(revision)
+        except EtcdError as error:
+            raise Failure(EXIT_FAILED, error.text) from None
+        revision = revision or store.revision
+        found = finish(store.hash_steps(revision))
+        session.show("hashkv", Hash(found, revision, store.compact_revision))
