@@ -114,7 +114,7 @@ def _draw(screen: Any, shown: list[str]) -> None:
     height, width = screen.getmaxyx()
     screen.erase()
     for row, line in enumerate(shown[:height]):
-        is_heading = line.startswith(("MEMBER ", "CHANGES/S", "etcdlite ", "! "))
+        is_heading = not row or line.startswith(("MEMBER ", "CHANGES/S", "! "))
         # The last cell of the screen cannot be written.
         with contextlib.suppress(curses.error):
             screen.addnstr(row, 0, line, width - 1, curses.A_BOLD if is_heading else 0)

@@ -118,7 +118,7 @@ def _head(view: View) -> list[str]:
     leader = next((s.name for s in answering if s.status.leader == s.member_id), "")
     clock = time.strftime("%H:%M:%S", time.localtime(view.unix_s))
     parts = [
-        f"etcdlite {clock}",
+        clock,
         f"{len(answering)} of {len(members)} members answer",
         f"leader {one_line(leader)[:MAX_CELL_CHARS]}" if leader else "NO LEADER",
     ]
