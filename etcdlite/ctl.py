@@ -314,11 +314,11 @@ GROUPS = {
     "cert": "A CA and certificates for labs",
     "key": "Keys for data at rest and for backups",
     "secret": "Secrets that members, or clients and members, share",
+    "downgrade": "Go back to the previous version of etcdlite",
 }
 
 REFUSED = {
     "backup": "it saves the data of etcd's API v2, which is not here; see snapshot save",
-    "downgrade": "it is not available in this version",
     "migrate": "a data directory has the format of the version that runs; etcd's own are not read",
 }
 """Commands of etcdctl and etcdutl that are not here, and why. They count for prefixes."""

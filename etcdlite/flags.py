@@ -477,7 +477,7 @@ OTHERS: tuple[Flag, ...] = (
                "the system chooses the local address of connections to members"),
     _no_effect("snapshot-catchup-entries", NUMBER, "5000",
                "the log that is kept for slow members is limited by size, not by entries"),
-    _no_effect("downgrade-check-time", DURATION, "5s", "there is no version to downgrade to"),
+    _no_effect("downgrade-check-time", DURATION, "5s", "members know each other's versions"),
     _no_effect("socket-reuse-address", BOOL, "false", "etcdlite always sets SO_REUSEADDR"),
     _no_effect("v2-deprecation", TEXT, "write-only", _NO_V2),
     _no_effect("logger", TEXT, "zap", "there is one logger, with the field names of etcd's zap"),

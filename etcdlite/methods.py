@@ -57,7 +57,7 @@ service etcdserverpb.Maintenance
 0x45 Snapshot   stream       root  learner             snapshot
     SnapshotRequest -> *SnapshotResponse
 0x46 MoveLeader local        root  -                   transfer-leadership
-0x47 Downgrade  -            root  -                   downgrade
+0x47 Downgrade  leader       root  -                   downgrade
 service etcdserverpb.Auth
 0x50 AuthEnable           write root -     enable AuthEnableRequest -> AuthEnableResponse
 0x51 AuthDisable          write root -     disable AuthDisableRequest -> AuthDisableResponse

@@ -106,7 +106,7 @@ def misfit(program: Version, cluster: Version) -> str:
             f"the cluster has version {cluster}, and etcdlite {program} is too old for it. Start "
             f"etcdlite {cluster} or later. To go back to etcdlite {program}, start {cluster} "
             f"again, run 'etcdlite-ctl downgrade enable {program}', and wait until 'etcdlite-ctl "
-            "endpoint status' shows that storage version for every member"
+            "downgrade status' shows that storage version for this member"
         )
     if program in ETCD_VERSIONS and ALL.index(program) > _index(cluster) + 1:
         following = ALL[_index(cluster) + 1]

@@ -805,6 +805,8 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
         ),
         ("make-mirror", 128, "make-mirror takes one destination argument"),
         ("move-leader", 128, "move-leader command needs 1 argument"),
+        ("downgrade validate", 128, "TARGET_VERSION not provided"),
+        ("downgrade enable 0.1 0.2", 128, "too many arguments"),
         ("member add", 128, "member name not provided"),
         ("member add x", 128, "member peer urls not provided"),
         ("member add x y --peer-urls=http://a:1", 128, "too many arguments"),

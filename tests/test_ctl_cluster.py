@@ -211,6 +211,35 @@ def test_the_leader_is_moved_to_whom_one_says(three: LiveCluster, output: str) -
     assert three.id_of(three.leader) == target
 
 
+def test_a_cluster_is_taken_down_and_up_again(three: LiveCluster) -> None:
+    def told(*words: str) -> tuple[int, str]:
+        # etcdctl 3.5 does not have the command; the texts are those of 3.6.
+        ended = ours(three, "downgrade", *words)
+        return ended.status, ended.stdout.decode() or ended.stderr.partition(" (endpoint")[
+            0
+        ].strip()
+
+    def storage_versions() -> list[list[str]]:
+        shown = ours(three, "downgrade", "status", "--cluster").stdout.decode()
+        return [line.split(", ")[1:] for line in shown.splitlines()]
+
+    wait_until(lambda: storage_versions() == [["0.2.0", ""]] * 3, "all data is of version 0.2")
+    assert told("validate", "0.1") == (0, "Downgrade validate success, cluster version 0.2\n")
+    for words, why in (
+        (("validate", "3.5"), "invalid downgrade target version"),
+        (("enable", "x"), "wrong downgrade target version format"),
+        (("cancel",), "no inflight downgrade job"),
+    ):
+        assert told(*words) == (1, f"Error: etcdserver: {why}")
+    enabled = ours(three, "downgrade", "enable", "0.1", "-w", "json")
+    assert b'"version":"0.2"' in enabled.stdout
+    wait_until(
+        lambda: storage_versions() == [["0.1.0", "0.1.0"]] * 3, "all data can be opened by 0.1"
+    )
+    assert told("cancel") == (0, "Downgrade cancel success, cluster version 0.1\n")
+    wait_until(lambda: storage_versions() == [["0.2.0", ""]] * 3, "the version rises again")
+
+
 def test_without_a_quorum_the_members_that_are_known_are_asked(three: LiveCluster) -> None:
     others = [member for member in three.members.values() if member is not three.leader]
     others.append(three.leader)

@@ -277,9 +277,10 @@ def test_what_does_not_exist_is_unimplemented(client: Client, path: str, text: s
     assert client.put(b"k").status == 0, "and costs the request only"
 
 
-def test_a_method_of_a_later_version_is_unimplemented(client: Client) -> None:
+def test_a_downgrade_to_no_version_is_refused(client: Client) -> None:
     answer = client.ask("/etcdserverpb.Maintenance/Downgrade", proto.DowngradeRequest())
-    assert answer.status == errors.UNIMPLEMENTED
+    assert answer.status == errors.INVALID_ARGUMENT
+    assert answer.text == "etcdserver: wrong downgrade target version format"
 
 
 @pytest.mark.parametrize(

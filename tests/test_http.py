@@ -32,11 +32,12 @@ from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, wait_until
 from rigs.wire import take_output
 
-from etcdlite import json_mapping, methods, proto
+from etcdlite import __version__, json_mapping, methods, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.raft import LEADER
 from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
+from etcdlite.versions import CURRENT
 from etcdlite.wire import gateway
 from etcdlite.wire.http import (
     BODY_TIMEOUT_S,
@@ -387,10 +388,22 @@ def test_every_method_with_a_path_is_there(browser: Browser) -> None:
     assert len(gateway.METHODS) > 3 * 45
 
 
-def test_what_comes_with_later_versions_is_not_implemented(browser: Browser) -> None:
-    answer = browser.post("/v3/maintenance/downgrade")
-    assert answer.status == 501
-    assert answer.json["code"] == 12
+def test_a_downgrade_is_checked(browser: Browser) -> None:
+    answer = browser.post("/v3/maintenance/downgrade", {"action": "VALIDATE", "version": "3.5"})
+    assert (answer.status, answer.json["code"]) == (400, 3)
+    assert answer.json["message"] == "etcdserver: invalid downgrade target version"
+    answer = browser.post("/v3/maintenance/downgrade", {"action": "VALIDATE", "version": "0.1"})
+    assert answer.json["version"] == "0.2"
+
+
+def test_the_versions_of_program_cluster_and_data_are_shown(browser: Browser) -> None:
+    assert browser.get("/version").json == {
+        "etcdserver": "3.6.0",
+        "etcdcluster": "3.6.0",
+        "storage": CURRENT.full,
+        "etcdlite": __version__,
+        "etcdlitecluster": CURRENT.full,
+    }
 
 
 def test_unknown_paths_are_not_found(browser: Browser) -> None:

@@ -198,3 +198,94 @@ def test_a_checkpoint_says_what_it_needs() -> None:
         node.disk.content(path)[:16] = changed
         with pytest.raises(DataVersionError, match=what + ".*Nothing was changed"):
             node.start()
+
+
+# Going down.
+
+
+def downgrade(cluster: Cluster, node: Node, action: int, version: str = "") -> str:
+    answer = cluster.client.ask(node, "Maintenance.Downgrade", action=action, version=version)
+    return str(answer.version)
+
+
+VALIDATE, ENABLE, CANCEL = range(3)
+
+
+def until_all_can_be_opened_by(cluster: Cluster, version: Version) -> None:
+    cluster.world.run_until(
+        lambda: all(node.member.state.store.storage_version == version for node in cluster.nodes)
+    )
+
+
+def test_a_cluster_goes_down_and_up_again() -> None:
+    cluster = Cluster(**SMALL)
+    follower = cluster.followers[0]
+    assert downgrade(cluster, follower, VALIDATE, "0.1") == "0.2"
+    assert downgrade(cluster, follower, ENABLE, "0.1.0") == "0.2"
+    assert not cluster.leader.member.state.cluster_version.allows(SETS_VERSION)
+    until_all_have(cluster, V0_1)
+    until_all_can_be_opened_by(cluster, V0_1)
+    status = cluster.client.ask(follower, "Maintenance.Status")
+    assert (status.storageVersion, status.downgradeInfo.targetVersion) == ("0.1.0", "0.1.0")
+    cluster.world.run(10)
+    assert {version_of(node) for node in cluster.nodes} == {V0_1}
+    for node in cluster.nodes:
+        restart(cluster, node, V0_1)
+        cluster.client.put(cluster.leader, b"k")
+    cluster.world.run(6)
+    cluster.agree()
+    # The operator says when the newer one is there to stay.
+    for node in cluster.nodes:
+        restart(cluster, node, V0_2)
+    cluster.world.run(10)
+    assert {version_of(node) for node in cluster.nodes} == {V0_1}
+    assert downgrade(cluster, cluster.leader, CANCEL) == "0.1"
+    until_all_have(cluster, V0_2)
+    cluster.agree()
+
+
+def test_a_member_that_is_down_keeps_the_version_up() -> None:
+    cluster = Cluster(**SMALL)
+    cluster.followers[0].crash()
+    downgrade(cluster, cluster.leader, ENABLE, "0.1")
+    cluster.world.run(10)
+    assert version_of(cluster.leader) == V0_2
+    assert not cluster.leader.member.state.cluster_version.allows(SETS_VERSION)
+    cluster.followers[0].start()
+    until_all_have(cluster, V0_1)
+
+
+def test_downgrades_that_make_no_sense_are_refused_with_the_texts_of_etcd() -> None:
+    cluster = Cluster(1)
+    node = cluster.leader
+
+    def refused(action: int, version: str = "") -> str:
+        with pytest.raises(EtcdError) as failure:
+            downgrade(cluster, node, action, version)
+        return failure.value.text
+
+    for action in (VALIDATE, ENABLE):
+        for text in ("", "x", "0", "v0.1"):
+            assert refused(action, text) == "etcdserver: wrong downgrade target version format"
+        for text in ("0.2", "0.3", "3.5", "0.0"):
+            assert refused(action, text) == "etcdserver: invalid downgrade target version"
+    assert refused(CANCEL) == "etcdserver: no inflight downgrade job"
+    assert refused(3) == "etcdserver: unknown method"
+    downgrade(cluster, node, ENABLE, "0.1")
+    # At once, before the version went down.
+    assert refused(ENABLE, "0.1") == "etcdserver: cluster has a downgrade job in progress"
+    until_all_have(cluster, V0_1)
+    assert refused(ENABLE, "0.1") == "etcdserver: invalid downgrade target version"
+    assert downgrade(cluster, node, CANCEL) == "0.1"
+    until_all_have(cluster, V0_2)
+
+
+def test_a_downgrade_is_not_cancelled_while_an_older_program_runs() -> None:
+    cluster = Cluster(**SMALL)
+    downgrade(cluster, cluster.leader, ENABLE, "0.1")
+    until_all_can_be_opened_by(cluster, V0_1)
+    restart(cluster, cluster.followers[0], V0_1)
+    cluster.world.run(2)
+    assert cluster.leader.version == V0_2
+    with pytest.raises(EtcdError, match="not all members are connected and run etcdlite"):
+        downgrade(cluster, cluster.leader, CANCEL)

@@ -324,6 +324,35 @@ def endpoint_status(session: Session) -> int:
     return _show_each(session, "endpoint_status", answers)
 
 
+def downgrade_validate(session: Session) -> None:
+    _downgrade(session, "validate", 1)
+
+
+def downgrade_enable(session: Session) -> None:
+    _downgrade(session, "enable", 1)
+
+
+def downgrade_cancel(session: Session) -> None:
+    _downgrade(session, "cancel", 0)
+
+
+def _downgrade(session: Session, action: str, count: int) -> None:
+    if len(session.arguments) < count or (count and not session.arguments[0]):
+        raise BadArguments("TARGET_VERSION not provided")
+    if len(session.arguments) > count:
+        raise BadArguments("too many arguments")
+    version = "".join(session.arguments)
+    number = ("validate", "enable", "cancel").index(action)
+    response = session.ask("Maintenance.Downgrade", action=number, version=version)
+    session.show("downgrade", response, action)
+
+
+def downgrade_status(session: Session) -> int:
+    failed = "Failed to get the status of endpoint {}"
+    answers = list(_ask_each(session, failed, "Maintenance.Status"))
+    return _show_each(session, "downgrade_status", answers)
+
+
 def endpoint_hashkv(session: Session) -> int:
     failed, rev = "Failed to get the hash of endpoint {}", session.flags["rev"]
     answers = list(_ask_each(session, failed, "Maintenance.HashKV", revision=rev))

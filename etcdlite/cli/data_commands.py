@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from etcdlite.cli.command import Command
-from etcdlite.cli.flags import IDENTITY_FLAG, KEY_FILE_FLAG, Flag
+from etcdlite.cli.flags import CLUSTER_FLAG, IDENTITY_FLAG, KEY_FILE_FLAG, Flag
 
 _MIRROR_FLAGS = (
     Flag("prefix", "string", "", "only keys that start with this"),
@@ -79,4 +79,20 @@ DATA_COMMANDS = (
             "The same as endpoint hashkv shows of a member with that state. In the simple\n"
             "format: hash, hash revision, compact revision. It needs space for the data beside\n"
             "the file.", ("hashkv backup.db",)),
+    Command("downgrade validate <TARGET_VERSION>",
+            "Check whether the cluster can go down to a version", "commands.downgrade_validate",
+            prints="downgrade",
+            description="The version is that of etcdlite before the cluster's: 0.1 for 0.2."),
+    Command("downgrade enable <TARGET_VERSION>", "Let the cluster go down to a version",
+            "commands.downgrade_enable", prints="downgrade",
+            description="From then on only its formats are written. Start the older program on a\n"
+            "member once 'downgrade status' shows its storage version.",
+            examples=("downgrade enable 0.1",)),
+    Command("downgrade cancel", "Let the cluster version rise again", "commands.downgrade_cancel",
+            prints="downgrade"),
+    Command("downgrade status [options]", "Show which etcdlite can open each member's data",
+            "commands.downgrade_status", (CLUSTER_FLAG,), "downgrade_status",
+            description="In the simple format: endpoint, storage version, downgrade target. The\n"
+            "storage version is the oldest etcdlite that can open the data directory.",
+            examples=("downgrade status --cluster",)),
 )  # fmt: skip

@@ -488,6 +488,14 @@ def _status_rows(answers: Sequence[EndpointResponse]) -> Rows:
     return rows
 
 
+def _downgrade_target(status: Any) -> str:
+    return status.downgradeInfo.targetVersion if status.downgradeInfo is not None else ""
+
+
+def _downgrade_rows(answers: Sequence[EndpointResponse]) -> Rows:
+    return [(e, status.storageVersion, _downgrade_target(status)) for e, status in answers]
+
+
 def _fields_status(_: Printer, answers: Sequence[EndpointResponse]) -> Lines:
     lines: Lines = []
     for endpoint, status in answers:
@@ -596,6 +604,9 @@ PRINTERS: dict[str, dict[str, Content]] = {
     "move_leader": _row(
         lambda _, r, old, new: [f"Leadership transferred from {old:x} to {new:x}"], None
     ),
+    "downgrade": _row(
+        lambda _, r, action: [f"Downgrade {action} success, cluster version {r.version}"], None
+    ),
     # `text` is what the simple format says.
     "done": _row(lambda _, r, text: [text], lambda _, r, text: _header_fields(r)),
     "user_get": _row(
@@ -623,6 +634,22 @@ PRINTERS: dict[str, dict[str, Content]] = {
         _status_rows,
         _fields_status,
         _json_of_each("Status"),
+    ),
+    "downgrade_status": _rows(
+        "ENDPOINT, STORAGE VERSION, DOWNGRADE TARGET VERSION",
+        _downgrade_rows,
+        lambda _, answers: [
+            line
+            for endpoint, status in answers
+            for line in _fields(
+                StorageVersion=quote(status.storageVersion),
+                DowngradeTargetVersion=quote(_downgrade_target(status)),
+                Endpoint=quote(endpoint),
+            )
+        ],
+        lambda _, answers: [
+            {"Endpoint": endpoint, "Status": status} for endpoint, status in answers
+        ],
     ),
     "endpoint_hashkv": _rows(
         "ENDPOINT, HASH",

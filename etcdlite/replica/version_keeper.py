@@ -8,6 +8,9 @@ It proposes a `ClusterVersion`
   target is written; so all that follows the entry that lowers the version can be read by it.
 - to end a downgrade, once all members run the target's program.
 
+`downgrade` carries out Maintenance.Downgrade as etcd 3.6 does (server/etcdserver/v3_server.go,
+version/manager.go), with versions of etcdlite.
+
 Such an entry is itself newer than the oldest version. It is only proposed while all members are
 connected and understand it, and never again when it is lost.
 """
@@ -17,16 +20,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from etcdlite import proto
+from etcdlite import log, proto
+from etcdlite.errors import FAILED_PRECONDITION, EtcdError, error
 from etcdlite.methods import SET_CLUSTER_VERSION
 from etcdlite.options import Options
 from etcdlite.raft import LEADER, Raft
 from etcdlite.replica.state import State
 from etcdlite.replica.writes import Writes
-from etcdlite.versions import SETS_VERSION, Version
+from etcdlite.request import Done
+from etcdlite.versions import SETS_VERSION, Version, parse, previous
+
+VALIDATE_ACTION, CANCEL_ACTION = 0, 2
+"""Of a `DowngradeRequest`; 1 enables."""
+
+CANCEL = "'etcdlite-ctl downgrade cancel' lets it rise again"
 
 LOOK_S = 0.5
 """How often the leader compares the members' versions."""
+
+WARN_PER_S = 1 / 600
+"""How often the log says that a downgrade keeps the cluster version down."""
 
 RETRY_S = 3.0
 """A proposal that has no effect after this time got lost."""
@@ -52,9 +65,15 @@ class VersionKeeper:
         self._own = options.version
         self._looked_at = -math.inf
         self._proposed_at = -math.inf
+        self._clock = state.clock
+        self._timeout_s = options.request_timeout_s
+        self._waiting: list[tuple[float, Version | None, Done]] = []
+        """Requests that wait until their target is applied: (deadline, target, done)."""
 
     def tick(self, now: float) -> None:
         """Propose another version, if there should be one. `now` is in seconds."""
+        if self._waiting:
+            self._answer(now)
         if self._raft.role != LEADER or now - self._looked_at < LOOK_S:
             return
         self._looked_at = now
@@ -62,6 +81,57 @@ class VersionKeeper:
         if change is not None and now - self._proposed_at >= RETRY_S:
             self._proposed_at = now
             self._writes.propose_once([(SET_CLUSTER_VERSION, change)])
+        target = self._state.target
+        if target is not None and target == self._state.version < (self.lowest or target):
+            if not log.limited("downgrade", WARN_PER_S):
+                why = f"a downgrade to {target} is enabled"
+                log.warn("the cluster version stays down", why=why, next=CANCEL)
+
+    def downgrade(self, request: proto.DowngradeRequest, done: Done) -> None:
+        """Carry out a `DowngradeRequest` on the leader. `done` gets the response without its
+        header, or an EtcdError. Raises EtcdError."""
+        state = self._state
+        if request.action == CANCEL_ACTION:
+            if state.target is None:
+                raise error("NoInflightDowngrade")
+            lowest = self.lowest
+            if state.version < SETS_VERSION.since > (lowest or state.version):
+                raise EtcdError(
+                    FAILED_PRECONDITION,
+                    "etcdlite: not all members are connected and run etcdlite "
+                    f"{SETS_VERSION.since} or later. Start it on all members, then try again",
+                )
+            target = None
+        else:
+            try:
+                target = parse(request.version)
+            except ValueError:
+                raise error("WrongDowngradeVersionFormat") from None
+            if target != previous(state.version):
+                raise error("InvalidDowngradeTargetVersion")
+            if state.target is not None:
+                raise error("DowngradeInProcess")
+            if request.action == VALIDATE_ACTION:
+                done(self._response())
+                return
+        change = state.change(state.version, target)
+        if not self._writes.propose_once([(SET_CLUSTER_VERSION, change)]):
+            raise error("LeaderChanged")
+        self._waiting.append((self._clock() + self._timeout_s, target, done))
+
+    def _answer(self, now: float) -> None:
+        waiting, self._waiting = self._waiting, []
+        for deadline, target, done in waiting:
+            if self._state.target == target:
+                done(self._response())
+            elif now >= deadline:
+                done(error("Timeout"))
+            else:
+                self._waiting.append((deadline, target, done))
+
+    def _response(self) -> bytes:
+        encoded: bytes = proto.DowngradeResponse(version=str(self._state.version)).encode()
+        return encoded
 
     @property
     def lowest(self) -> Version | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import etcdlite
 from etcdlite import proto, txn
-from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, EtcdError, error
+from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, UNKNOWN, EtcdError, error
 from etcdlite.frames import FRAME_HEADER_BYTES
 from etcdlite.member import Member
 from etcdlite.methods import (
@@ -246,6 +246,33 @@ def _member_change(
 
     member.check_change(change)
     member.reachability.check(change, checked)
+
+
+def _downgrade(
+    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
+) -> None:
+    if not member.leads:
+        _ask_leader(member, session, request_id, method, frame)
+        return
+    if request.action not in range(3):
+        raise EtcdError(UNKNOWN, "etcdserver: unknown method")
+
+    def answered(answer: bytes | EtcdError) -> None:
+        if isinstance(answer, EtcdError):
+            session.fail(request_id, method, answer)
+        else:
+            session.reply(request_id, method, member.state.header + answer)
+
+    def is_current(answer: bytes | EtcdError) -> None:
+        try:
+            if isinstance(answer, EtcdError):
+                raise answer
+            member.version_keeper.downgrade(request, answered)
+        except EtcdError as failure:
+            answered(failure)
+
+    # What is committed now is applied first, so that the answer is not of the past.
+    member.reads.read(Asked(is_current), 0, KEEP_ALIVE, None)
 
 
 def _move_leader(
@@ -507,6 +534,7 @@ HANDLERS: dict[int, tuple[Handler, Any]] = {
             "Maintenance.Hash": _read_now,
             "Maintenance.HashKV": _read_now,
             "Maintenance.MoveLeader": _move_leader,
+            "Maintenance.Downgrade": _downgrade,
             "Auth.AuthEnable": _auth_enable,
             "Auth.AuthDisable": _propose,
             "Auth.AuthStatus": _read,
