@@ -1,6 +1,7 @@
 """Backups offline: check a snapshot file, and make a new member's data directory of it.
 
-The file is that of `snap.py`, as it is or encrypted (`age.py`).
+The file is that of `snap.py` or a backup of etcd (`etcd_restore.py`), as it is or encrypted
+(`age.py`). Its first bytes tell which.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from etcdlite import ETCD_API_VERSION, age, bootstrap, datadir
 from etcdlite.age import AgeError, DecryptedFile, Identity
+from etcdlite.etcd_restore import EtcdBackup, has_digest, is_etcd
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.sealing import Keyring
@@ -30,9 +32,11 @@ MAX_REVISION = 3 << 61
 
 class Status(NamedTuple):
     hash: int
-    """The first four bytes of the snapshot's SHA-256."""
+    """The first four bytes of the snapshot's SHA-256; of a backup of etcd, the checksum that
+    etcdutl shows."""
     revision: int
     total_keys: int
+    """Of a backup of etcd: in all buckets, each version of a key counts."""
     total_size_bytes: int
     version: str
 
@@ -43,8 +47,14 @@ def status(
     identities: Sequence[Identity] = (),
 ) -> Status:
     """Check a snapshot file completely, each record too, and say what it holds. `progress` gets
-    (bytes done, total bytes). `identities` decrypt the file. Raises SnapshotError, OSError."""
+    (bytes done, total bytes). `identities` decrypt the file. A backup of etcd may have no SHA-256,
+    as for etcdutl. Raises SnapshotError, OSError."""
     with _opened(path, identities) as file:
+        if _is_etcd(file):
+            found = EtcdBackup(path, file, not has_digest(file), progress, hashes=True)
+            return Status(
+                found.hash, found.revision, found.total_keys, found.size_bytes, found.version
+            )
         header, start = read_header(path, file)
         digest = _verify(path, file, progress)
         _refuse_damaged(path, file, header, start)
@@ -90,26 +100,19 @@ def restore(
     disk = Disk()
     sealed = datadir.data_disk(disk, keys, founding.cluster_id, founding.member_id)
     with _opened(path, identities) as file:
-        header, start = read_header(path, file)
-        if not skip_hash_check:
-            _verify(path, file, progress)
-        _refuse_damaged(path, file, header, start)
-        revision = header["revision"] + bump_revision
-        if bump_revision and revision > MAX_REVISION:
-            raise SnapshotError(f"revision {revision} is too high; bump the revision by less")
+        kind = EtcdBackup if _is_etcd(file) else _OwnBackup
+        backup = kind(path, file, skip_hash_check, progress)
+        if bump_revision and backup.revision + bump_revision > MAX_REVISION:
+            raise SnapshotError(
+                f"revision {backup.revision + bump_revision} is too high; bump the revision by less"
+            )
         try:
             lock = datadir.lock(disk, data_dir, wal_dir)
         except datadir.StartError as failure:
             raise SnapshotError(str(failure)) from failure
         try:
             directory = datadir.begin(disk, data_dir, wal_dir)
-            extract(path, file, header, start, f"{directory}/data", sealed)
-            store = Store.open(sealed, f"{directory}/data", Lessor(), segment_bytes)
-            if store.revision != header["revision"]:
-                raise SnapshotError(
-                    f"snapshot {path} holds revision {store.revision} instead of "
-                    f"{header['revision']}; it is damaged, use another one"
-                )
+            store = backup.make_store(sealed, f"{directory}/data", segment_bytes)
             if bump_revision:
                 store.skip_revisions(bump_revision)
             for key in list(store.buckets.get(ALARM, ())):
@@ -122,6 +125,45 @@ def restore(
             if disk.exists(f"{data_dir}/member.tmp"):
                 disk.remove_tree(f"{data_dir}/member.tmp")
             lock.close()
+
+
+def _is_etcd(file: Any) -> bool:
+    file.seek(0)
+    first_bytes = file.read(20)
+    file.seek(0)
+    return is_etcd(first_bytes)
+
+
+class _OwnBackup:
+    """A backup in the format of `snap.py` that was checked, as `EtcdBackup` is one of etcd."""
+
+    def __init__(
+        self,
+        path: str,
+        file: Any,
+        skip_hash_check: bool,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """Raises SnapshotError, OSError."""
+        self._path = path
+        self._file = file
+        self._header, self._start = read_header(path, file)
+        self.revision: int = self._header["revision"]
+        if not skip_hash_check:
+            _verify(path, file, progress)
+        _refuse_damaged(path, file, self._header, self._start)
+
+    def make_store(self, disk: Disk, directory: str, segment_bytes: int) -> Store:
+        """As `EtcdBackup.make_store`; raises DataDamaged, too."""
+        path = self._path
+        extract(path, self._file, self._header, self._start, directory, disk)
+        store = Store.open(disk, directory, Lessor(), segment_bytes)
+        if store.revision != self.revision:
+            raise SnapshotError(
+                f"snapshot {path} holds revision {store.revision} instead of {self.revision}; it "
+                "is damaged, use another one"
+            )
+        return store
 
 
 def _initial_cluster(

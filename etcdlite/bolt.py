@@ -254,8 +254,8 @@ MAX_DEPTH = 40
 MAX_KEY_BYTES = 32 << 10
 """Of bbolt."""
 
-MAX_VALUE_BYTES = (256 << 20) - 1
-"""Of a record of the data file (`storage/data.py`)."""
+MAX_VALUE_BYTES = 256 << 20
+"""A larger value is none of etcd."""
 
 _SMALL_PAGE_BYTES = 1 << 20
 """Pages up to this size are read as a whole, larger ones element by element."""

@@ -105,9 +105,9 @@ def _check_is_ours(
         has_log = WAL.exists(disk, wal_directory(data_dir, wal_dir))
         if not has_log and disk.exists(f"{data_dir}/member/snap"):
             raise StartError(
-                f"{data_dir} is a data directory of etcd, which etcdlite cannot read. Give another "
-                "--data-dir, and copy the keys over from the running etcd: see 'Coming from etcd' "
-                "in the documentation of clusters"
+                f"{data_dir} is a data directory of etcd, which etcdlite cannot continue. Give "
+                "another --data-dir, and make it of a backup of the etcd with 'etcdlite-ctl "
+                "snapshot restore': see docs/etcd-backups.md"
             )
         return
     if not disk.exists(directory) or WAL.exists(disk, directory):

@@ -368,8 +368,8 @@ def read_header(path: str, file: Any) -> tuple[dict[str, Any], int]:
     head = file.read(16)
     if len(head) < 16 or head[:8] != MAGIC:
         raise SnapshotError(
-            f"{path} is not an etcdlite snapshot. One is made with 'etcdlite-ctl snapshot save'; "
-            "a snapshot of etcd cannot be restored here"
+            f"{path} is neither a snapshot of etcdlite nor one of etcd. One is made with "
+            "'etcdlite-ctl snapshot save'"
         )
     version = int.from_bytes(head[8:12], "little")
     if version != FORMAT_VERSION:

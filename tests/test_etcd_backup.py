@@ -12,14 +12,16 @@ import contextlib
 import json
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rigs.ctl_runner import run_ctl
 from rigs.gateway import Gateway, Refused
 from rigs.ports import free_ports
-from rigs.processes import ServerFactory
+from rigs.processes import ServerFactory, wait_until
 from rigs.real_etcd import distributed, running_etcd, without_settings
 
 DEBIANS = "/usr/bin/etcdctl"
@@ -151,6 +153,118 @@ def etcd(tmp_path: Path) -> Iterator[Gateway]:
 @pytest.fixture
 def etcdlite(server: ServerFactory) -> Gateway:
     return Gateway(server("--segment-bytes=65536", "--checkpoint-bytes=65536").endpoint)
+
+
+def restored_etcdlite(server: ServerFactory, backup: Path, folder: Path, *flags: str) -> Gateway:
+    """An etcdlite that begins with a backup."""
+    ended = run_ctl("snapshot", "restore", str(backup), f"--data-dir={folder}", *flags)
+    assert ended.status == 0, ended.stderr
+    return Gateway(server("--segment-bytes=65536", data_dir=folder).endpoint)
+
+
+def test_etcdlite_restores_a_backup_of_etcd(
+    etcd: Gateway, server: ServerFactory, tmp_path: Path
+) -> None:
+    writer = Writer(2, etcd)
+    writer.write(300)
+    backup = save(etcd, tmp_path / "etcd.db")
+    told = json.loads(run(distributed("etcdutl"), "snapshot", "status", str(backup), "-w=json"))
+    assert json.loads(run_ctl("snapshot", "status", str(backup), "-w=json").stdout) == told
+    restored = restored_etcdlite(server, backup, tmp_path / "new")
+    check_equal(restored, etcd, writer.compacted)
+    again = Writer(3, etcd, restored)
+    again.compacted = writer.compacted
+    again.write(100)
+    check_equal(restored, etcd, again.compacted)
+    with restored_etcd(save(restored, tmp_path / "back.db"), tmp_path / "back") as back:
+        check_equal(back, etcd, again.compacted)
+        assert hash_kv(back) == hash_kv(etcd)
+
+
+def test_a_data_file_of_etcd_is_restored_without_its_hash(
+    server: ServerFactory, tmp_path: Path
+) -> None:
+    """The process was killed: the file has pages of several transactions, some of them free."""
+    with running_etcd(tmp_path / "etcd") as endpoint:
+        etcd = Gateway(endpoint)
+        Writer(4, etcd).write(150)
+        time.sleep(0.3)  # Etcd commits every 100 ms.
+        state, revision = etcd.state(), etcd.revision()
+    path = tmp_path / "etcd/data/member/snap/db"
+    ended = run_ctl("snapshot", "restore", str(path), f"--data-dir={tmp_path / 'new'}")
+    assert (ended.status, "--skip-hash-check" in ended.stderr) == (1, True)
+    assert not (tmp_path / "new").exists()
+    restored = restored_etcdlite(server, path, tmp_path / "new", "--skip-hash-check")
+    assert (restored.state(), restored.revision()) == (state, revision)
+
+
+def test_users_come_from_etcd_with_their_passwords(
+    etcd: Gateway, server: ServerFactory, tmp_path: Path
+) -> None:
+    for name in ("root", "alice", "bob"):
+        etcd.call("auth/user/add", name=name, password=f"{name}'s")
+        etcd.call("auth/role/add", name=f"{name}-role")
+    etcd.call("auth/role/add", name="root")
+    etcd.call("auth/user/add", name="cert", options={"no_password": True})
+    permission = {"permType": "READWRITE", "key": b"a", "range_end": b"b"}
+    etcd.call("auth/role/grant", name="alice-role", perm=permission)
+    etcd.call("auth/user/grant", user="alice", role="alice-role")
+    etcd.call("auth/user/grant", user="root", role="root")
+    etcd.call("kv/put", key=b"abc", value=b"1")
+    etcd.call("auth/enable")
+    token = etcd.call("auth/authenticate", name="root", password="root's")["token"]
+    backup = tmp_path / "etcd.db"
+    words = ["--user=root:root's", f"--endpoints={etcd.endpoint}"]
+    run(distributed("etcdctl"), *words, "snapshot", "save", str(backup))
+    restored = restored_etcdlite(server, backup, tmp_path / "new")
+    with pytest.raises(Refused, match="user name is empty"):
+        restored.state()
+    wait_until(lambda: can_log_in(restored, "alice", "alice's"), "there is a key for tokens")
+    assert not can_log_in(restored, "alice", "wrong")
+    assert not can_log_in(restored, "cert", "")
+    for name in ("root", "alice"):
+        restored.token = restored.call("auth/authenticate", name=name, password=f"{name}'s")[
+            "token"
+        ]
+        assert restored.call("kv/range", key=b"abc")["count"] == "1"
+    with pytest.raises(Refused, match="permission denied"):
+        restored.call("kv/range", key=b"b")
+    restored.token = restored.call("auth/authenticate", name="root", password="root's")["token"]
+    etcd.token = token
+    for path in ("auth/role/list", "auth/user/list", "auth/status"):
+        assert restored.call(path) == etcd.call(path)
+    assert restored.call("auth/role/get", role="alice-role") == etcd.call(
+        "auth/role/get", role="alice-role"
+    )
+    # And back. Who has logged in has a hash that etcd does not know.
+    restored.call("auth/user/add", name="new", password="new's")
+    words[1] = f"--endpoints={restored.endpoint}"
+    run(distributed("etcdctl"), *words, "snapshot", "save", str(tmp_path / "back.db"))
+    with restored_etcd(tmp_path / "back.db", tmp_path / "back") as back:
+        assert can_log_in(back, "bob", "bob's")
+        assert not can_log_in(back, "new", "new's")
+    again = restored_etcdlite(server, tmp_path / "back.db", tmp_path / "again")
+    wait_until(lambda: can_log_in(again, "bob", "bob's"), "there is a key for tokens")
+    assert can_log_in(again, "new", "new's")
+
+
+def can_log_in(server: Gateway, name: str, password: str) -> bool:
+    try:
+        return bool(server.call("auth/authenticate", name=name, password=password)["token"])
+    except Refused:
+        return False
+
+
+def test_the_revision_can_be_bumped(etcd: Gateway, server: ServerFactory, tmp_path: Path) -> None:
+    writer = Writer(5, etcd)
+    writer.write(50)
+    state, revision = etcd.state(), etcd.revision()
+    backup = save(etcd, tmp_path / "etcd.db")
+    flags = ("--bump-revision=1000", "--mark-compacted")
+    restored = restored_etcdlite(server, backup, tmp_path / "new", *flags)
+    assert (restored.revision(), restored.state()) == (revision + 1000, state)
+    with pytest.raises(Refused, match="compacted"):
+        restored.state(revision)
 
 
 def test_etcd_restores_a_backup_of_etcdlite(

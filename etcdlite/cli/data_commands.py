@@ -36,7 +36,8 @@ _MIRROR_FLAGS = (
 
 DATA_COMMANDS = (
     Command("snapshot save <filename>", "Save a backup of a member to a file", "snapshots.save",
-            (Flag("encrypt-to", "list", (), "encrypt to these public keys (age1...)"),),
+            (Flag("format", "string", "etcdlite", "etcdlite, or etcd: a backup for etcdutl"),
+             Flag("encrypt-to", "list", (), "encrypt to these public keys (age1...)")),
             description="The file is complete and synced when it appears under its name. With\n"
             "--encrypt-to it is a file of age (age-encryption.org), encrypted as it arrives.",
             examples=("snapshot save backup.db", "snapshot save --encrypt-to age1... backup.age")),
@@ -45,7 +46,7 @@ DATA_COMMANDS = (
             "snapshot_status",
             "In the simple format: hash, revision, total keys, total size."),
     Command("snapshot restore <filename> [options]",
-            "Make a data directory from a backup", "snapshots.restore",
+            "Make a data directory from a backup, also one of etcd", "snapshots.restore",
             (Flag("data-dir", "string", "", "the new directory (default: name + .etcdlite)"),
              Flag("wal-dir", "string", "", "directory of the log (default: in --data-dir)"),
              Flag("name", "string", "default", "the member's name"),

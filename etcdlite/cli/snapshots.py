@@ -22,6 +22,7 @@ from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import EtcdliteError
 from etcdlite.client.partial_file import PartialFile
 from etcdlite.datadir import StartError
+from etcdlite.etcd_restore import check_digest, is_etcd
 from etcdlite.notation import format_size
 
 MAX_BUMP_REVISION = 1 << 62
@@ -78,20 +79,17 @@ class _Checked:
     def __init__(self, file: Encryptor) -> None:
         self._file = file
         self._digest = hashlib.sha256()
-        self._begin = b""
         self._end = b""
 
     def write(self, data: bytes) -> None:
-        if not self._begin:
-            self._begin = data[: len(snap.MAGIC)]
         content = self._end + data
         self._digest.update(content[: -snap.DIGEST_BYTES])
         self._end = content[-snap.DIGEST_BYTES :]
         self._file.write(data)
 
     def finish(self) -> None:
-        """Raises Failure if they differ. One of an etcd is not checked."""
-        if self._begin == snap.MAGIC and self._digest.digest() != self._end:
+        """Raises Failure if they differ."""
+        if self._digest.digest() != self._end:
             raise Failure(EXIT_FAILED, "the snapshot does not match its SHA-256; it was not saved")
         self._file.finish()
 
@@ -108,21 +106,28 @@ def _receive_encrypted(session: Session, file: Any, recipients: list[bytes]) -> 
 
 
 def _check_snapshot(path: str) -> None:
-    """Raises Failure if a snapshot could not be restored. One of an etcd is not checked."""
-    with open(path, "rb") as file:
-        is_ours = file.read(len(snap.MAGIC)) == snap.MAGIC
-    if is_ours:
-        try:
-            backup.status(path)
-        except snap.SnapshotError as error:
-            raise Failure(EXIT_FAILED, str(error)) from None
+    """Raises Failure if a snapshot could not be restored. Of one in etcd's format the SHA-256 is
+    checked."""
+    try:
+        with open(path, "rb") as file:
+            if is_etcd(file.read(20)):
+                check_digest(path, file)
+                return
+        backup.status(path)
+    except snap.SnapshotError as error:
+        raise Failure(EXIT_FAILED, str(error)) from None
 
 
 def _receive_snapshot(session: Session, file: Any) -> None:
+    formats = proto.SnapshotRequest
+    name = session.flags["format"]
+    if name not in ("etcdlite", "etcd"):
+        raise BadArguments(f"--format {name}: there are etcdlite and etcd")
+    request = formats(format=formats.ETCD if name == "etcd" else formats.DEFAULT)
     progress = Progress(f"snapshot of {session.endpoints[0]}", lambda size: format_size(int(size)))
     received_bytes = remaining_bytes = 0
     try:
-        with session.client().stream("Maintenance.Snapshot", proto.SnapshotRequest()) as stream:
+        with session.client().stream("Maintenance.Snapshot", request) as stream:
             for response in stream:
                 file.write(response.blob)
                 received_bytes += len(response.blob)

@@ -105,6 +105,8 @@ it is change n of its revision. Programs that do not know it read it without eff
 RECENT_OVERHEAD_BYTES = 160
 """What a recent record takes in memory besides its body: two objects and a place in a dict."""
 
+MAX_BODY_BYTES = (1 << 28) - 1
+
 MAX_DAMAGED = 10_000
 """Damaged records that are counted."""
 

@@ -72,6 +72,15 @@ class Contents:
         self._check_segments(listed, begin[0])
         data.damaged.clear()  # A crash may have torn the end, which is cut off.
 
+    def append_change(self, kind: int, body: bytes) -> None:
+        """Append a PUT or TOMBSTONE to an imported history, whose revisions ascend. Raises
+        ValueError if its revision has changed the key before."""
+        location = self.data.append(kind, body)
+        self._replay_change(location, kind, body)
+        key, mod = key_and_revision(body)
+        if not self.index.is_at(key, mod, location):
+            raise ValueError(f"revision {mod} changes a key twice")
+
     def _load_checkpoint(self) -> tuple[tuple[int, int], tuple[int, int], dict[int, int]]:
         """Returns where to scan from, how far the data file must reach, and the segments that must
         be there, with their sizes in bytes."""

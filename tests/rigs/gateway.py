@@ -19,11 +19,14 @@ class Gateway:
     def __init__(self, endpoint: str) -> None:
         """`endpoint`: "host:port"."""
         self.endpoint = endpoint
+        self.token = ""
+        """Sent with every request, if it is set."""
 
     def call(self, path: str, **fields: Any) -> dict[str, Any]:
         """The answer to one request. Raises Refused."""
         body = json.dumps(fields, default=lambda data: base64.b64encode(data).decode()).encode()
-        request = urllib.request.Request(f"http://{self.endpoint}/v3/{path}", body)
+        headers = {"Authorization": self.token} if self.token else {}
+        request = urllib.request.Request(f"http://{self.endpoint}/v3/{path}", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 answer = json.load(response)
