@@ -10,6 +10,7 @@
 #   make deb         the Debian package, dist/etcdlite.deb
 #   make wheel       for pip and pipx, dist/etcdlite-VERSION-py3-none-any.whl
 #   make pyz         one file that runs on any Python 3.10 or later, dist/etcdlite.pyz
+#   make release     all three of a clean checkout, with dist/SHA256SUMS
 #
 # PYTHON picks the interpreter (3.10 or later), VENV the folder of the environment.
 
@@ -21,6 +22,7 @@ LINTED := etcdlite tests bench packaging
 NPM_CLIENT := tests/clients/node_modules/.package-lock.json
 
 .PHONY: run cluster test stubs test-long bench bench-quick lint format clean scripts deb wheel pyz
+.PHONY: release
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -69,6 +71,15 @@ wheel: $(BIN)/python
 
 pyz: $(BIN)/python
 	@$(BIN)/python packaging/build_pyz.py
+
+# Of what is committed, and nothing else. The version is in etcdlite/__init__.py only; the changelogs
+# name it (tests/test_packaging.py compares).
+release:
+	@test -z "$$(git status --porcelain)" || { echo "make: commit or remove first:" >&2; \
+		git status --short >&2; exit 1; }
+	rm -rf dist build
+	$(MAKE) deb wheel pyz
+	cd dist && sha256sum * > SHA256SUMS && sha256sum --check SHA256SUMS
 
 clean:
 	rm -rf $(VENV) build dist etcdlite.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import os
 import re
 import shutil
@@ -259,6 +260,22 @@ def test_the_versions_agree():
     changelog = (PACKAGING / "debian" / "changelog").read_text()
     found = re.match(r"etcdlite \(([^)]+)\) ", changelog)
     assert found and found[1] == __version__
+    heading = re.search(
+        r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    assert heading and heading[1] == __version__
+    signed = re.search(r"^ -- .*  (.*)$", changelog, re.M)
+    assert signed is not None
+    date = email.utils.parsedate_to_datetime(signed[1]).date()
+    assert heading[2] == date.isoformat(), "the two changelogs have other dates"
+
+
+def test_a_release_is_of_what_is_committed():
+    """`make release` builds from a clean checkout only, and lists what it builds."""
+    rule = (ROOT / "Makefile").read_text().partition("\nrelease:\n")[2].partition("\n\n")[0]
+    assert "git status --porcelain" in rule
+    assert "$(MAKE) deb wheel pyz" in rule
+    assert "sha256sum * > SHA256SUMS" in rule
 
 
 # ------------------------------------------------------------------------------ the whole package
