@@ -80,6 +80,8 @@ class Channel:
     """Who the other side is, and the version and cipher, for the log. Set when established."""
     is_ended = False
     """The other side has said that it sends no more."""
+    memory_bytes = 0
+    """The memory that the channel takes besides `held_bytes`, approximately."""
     receive_bytes = RECEIVE_BYTES
     """How much to receive at once."""
 

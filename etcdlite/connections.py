@@ -111,6 +111,12 @@ class Connection:
         """May be called in any thread."""
         return self.sock.fileno() < 0
 
+    @property
+    def kept_bytes(self) -> int:
+        """The memory that it holds, approximately."""
+        channel, size = self.channel, self.session.kept_bytes
+        return size if channel is None else size + channel.memory_bytes + channel.held_bytes
+
     def tell(self, is_broken: bool) -> None:
         """Before the socket is closed: send what tells the other side why, if it can be sent at
         once. `is_broken`: the channel raised ChannelError."""
@@ -283,6 +289,7 @@ class Connections:
         self._turns.first.discard(connection.ready)
         connection.rest = b""
         if connection.channel is not None:
+            self._count(connection.channel, connection.site is None)
             self._held.pop(connection, None)
             self.handshakes.end(connection, connection.site is None)
             connection.tell(is_broken=False)
@@ -425,6 +432,8 @@ class Connections:
         """The channel of a connection is broken, or cannot be established."""
         self.handshakes.end(connection, connection.site is None)
         self._held.pop(connection, None)
+        if connection.channel is not None:
+            self._count(connection.channel, connection.site is None)
         connection.tell(is_broken=True)
         connection.channel = None
         session = connection.session
@@ -435,6 +444,11 @@ class Connections:
             if not (log.limited(key) or log.limited(f"{key} {why}", SAME_LINES_PER_S)):
                 log.warn("closed a connection", why=why, **{"remote-addr": connection.peer})
         self.close(connection)
+
+    def _count(self, channel: Channel, is_member: bool) -> None:
+        """Count the handshake of a connection that ends, if it is not complete."""
+        if not channel.is_established:
+            self.member.metrics.failed_handshakes[channel.kind, is_member] += 1
 
     def _process(self, connection: Connection) -> None:
         """Process the input that was read, for one slice."""
@@ -548,16 +562,18 @@ class Connections:
 
 def _over_budget(budget: Budget, connections: Iterable[Connection]) -> list[Connection]:
     """The connections of clients to close because all together hold too much memory."""
-    clients = {one.session: one for one in connections if one.site is not None}
-    members = [one.session for one in connections if one.site is None]
-    closed = [clients[session] for session in budget.excess(clients, members)]
+    clients: list[Connection] = []
+    members: list[Connection] = []
+    for connection in connections:
+        (members if connection.site is None else clients).append(connection)
+    closed: list[Connection] = budget.excess(clients, members)
     for connection in closed:
         log.warn(
             "closed a connection",
             why="all hold more than memory-limit together, and it holds the most",
             **{
                 "remote-addr": connection.peer,
-                "held-bytes": connection.session.kept_bytes,
+                "held-bytes": connection.kept_bytes,
                 "memory-limit": budget.limit_bytes,
             },
         )

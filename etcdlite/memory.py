@@ -1,6 +1,7 @@
 """The memory that connections may hold together, and how freed memory gets back to the system.
 
-What waits to be sent or to be processed is counted over all connections, several times a second.
+What waits to be sent or to be processed, and what TLS takes, is counted over all connections,
+several times a second.
 Above the limit, the connections that hold the most are closed until the rest fits.
 """
 
@@ -98,18 +99,18 @@ class Budget:
         """Connections closed so far."""
 
     def excess(self, clients: Iterable[Any], members: Iterable[Any]) -> list[Any]:
-        """Count what the sessions of clients and members hold. Returns the sessions of clients that
+        """Count what the connections of clients and members hold. Returns those of clients that
         must be closed, the largest first."""
-        held = [(session.kept_bytes, session) for session in clients]
-        total = sum(size for size, _ in held) + sum(session.kept_bytes for session in members)
+        held = [(connection.kept_bytes, connection) for connection in clients]
+        total = sum(size for size, _ in held) + sum(each.kept_bytes for each in members)
         closed: list[Any] = []
         if total > self.limit_bytes:
             held.sort(key=lambda pair: -pair[0])
-            for size, session in held:
+            for size, connection in held:
                 if total <= self.limit_bytes or size < SMALL_BYTES:
                     break
                 total -= size
-                closed.append(session)
+                closed.append(connection)
         self.held_bytes = total
         self.shed += len(closed)
         return closed

@@ -186,6 +186,9 @@ class Metrics:
         # The loop.
         self.turn_s = Histogram(SHORT_BOUNDS_S)
         self.scrapes = 0
+        self.failed_handshakes: Counter[tuple[str, bool]] = Counter()
+        """Connections that ended during their handshake, by kind of channel and whether they were
+        of members."""
         # The network.
         self.rpcs: dict[int, Rpc] = {
             number: Rpc(method.grpc_path, method.client_stream, method.server_stream)

@@ -63,6 +63,7 @@ class TLSChannel(Channel):
 
     kind = "tls"
     steps_are_long = True
+    memory_bytes = 20 << 10  # Measured: 600 idle connections, with OpenSSL 3.0.
 
     def __init__(
         self,

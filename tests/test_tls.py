@@ -624,6 +624,30 @@ def test_a_crowd_of_unfinished_handshakes_is_bounded(lab: Lab, tls: ServerProces
     assert MAX_HANDSHAKES < 1200
 
 
+def test_metrics_tell_failed_handshakes_and_what_tls_takes(lab: Lab) -> None:
+    tls = lab.start()
+
+    def metric(name: str) -> float:
+        with connect(tls, context(lab)) as sock:
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            text = b"".join(iter(lambda: sock.recv(1 << 16), b"")).decode()
+        return next(float(s.split()[-1]) for s in text.splitlines() if s.startswith(name))
+
+    failed = 'etcdlite_failed_handshakes_total{channel="tls",with="clients"}'
+    before = metric(failed)
+    for first in (b"\x16\x03\x01\x00\x04none", hello(lab)[:40]):
+        with tls.connect() as sock:
+            sock.sendall(first)
+    wait_until(lambda: metric(failed) == before + 2, "both are counted")
+    held = "etcdlite_connection_memory_bytes"
+    idle = [connect(tls, context(lab)) for _ in range(20)]
+    try:
+        wait_until(lambda: metric(held) >= 20 * (20 << 10), "idle connections count")
+    finally:
+        for sock in idle:
+            sock.close()
+
+
 @pytest.mark.long
 def test_five_thousand_unfinished_handshakes(lab: Lab) -> None:
     server = lab.start()

@@ -505,6 +505,19 @@ class _Scrape:
                 "Connections closed because all together held more than memory-limit",
                 budget.shed,
             )
+        yield _family(
+            "etcdlite_failed_handshakes_total",
+            "counter",
+            "Connections that ended before their handshake was complete",
+            [
+                (
+                    {"channel": kind, "with": "members" if is_member else "clients"},
+                    metrics.failed_handshakes[kind, is_member],
+                )
+                for kind in ("tls", "secret")
+                for is_member in (False, True)
+            ],
+        )
         yield _histogram(
             "etcdlite_loop_turn_duration_seconds",
             "Time of a turn of the loop, without waiting for sockets",
