@@ -27,7 +27,15 @@ from etcdlite import log, proto
 from etcdlite.auth import OWN, Author
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.frames import frame as native_frame
-from etcdlite.methods import AUTHOR, MEMBER_CHANGE, SET_CLUSTER_VERSION, SINCE, Route, numbers
+from etcdlite.methods import (
+    AUTHOR,
+    MEMBER_CHANGE,
+    NAMES,
+    SET_CLUSTER_VERSION,
+    SINCE,
+    Route,
+    numbers,
+)
 from etcdlite.options import Options
 from etcdlite.proto import DecodeError
 from etcdlite.raft import LEADER, NotLeader, Raft, RequestDropped
@@ -584,7 +592,7 @@ def _has_effect(entry: Entry, method: int, request: Any) -> bool:
         log.error(
             "a request in the log is invalid and has no effect",
             index=entry.index,
-            method=f"{method:#04x}",
+            method=NAMES.get(method, f"{method:#04x}"),
             why=failure.text,
         )
         return False
