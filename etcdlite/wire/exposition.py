@@ -483,13 +483,7 @@ class _Scrape:
             "promhttp_metric_handler_requests_total", "Scrapes", self._metrics.scrapes, code="200"
         )
 
-    def _own(self) -> Iterator[str]:
-        metrics, member = self._metrics, self._member
-        housekeeping, data = member.maintenance, member.state.store.data
-        yield _gauge(
-            "etcdlite_build_info", "The program's versions", 1,
-            version=__version__, python_version=platform.python_version(),
-        )  # fmt: skip
+    def _own_connections(self) -> Iterator[str]:
         budget = self._budget
         if budget is not None:
             yield _gauge(
@@ -512,12 +506,21 @@ class _Scrape:
             [
                 (
                     {"channel": kind, "with": "members" if is_member else "clients"},
-                    metrics.failed_handshakes[kind, is_member],
+                    self._metrics.failed_handshakes[kind, is_member],
                 )
                 for kind in ("tls", "secret")
                 for is_member in (False, True)
             ],
         )
+
+    def _own(self) -> Iterator[str]:
+        metrics, member = self._metrics, self._member
+        housekeeping, data = member.maintenance, member.state.store.data
+        yield _gauge(
+            "etcdlite_build_info", "The program's versions", 1,
+            version=__version__, python_version=platform.python_version(),
+        )  # fmt: skip
+        yield from self._own_connections()
         yield _histogram(
             "etcdlite_loop_turn_duration_seconds",
             "Time of a turn of the loop, without waiting for sockets",
