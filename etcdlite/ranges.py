@@ -8,7 +8,7 @@ decoded to sort by value, or where the index has no numbers: for superseded vers
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -21,6 +21,10 @@ from etcdlite.storage.steps import sort_steps
 
 MAX_REVISION = (1 << 63) - 1
 _NO_LIMIT = 1 << 62
+_FIELDS = [b"\x12" + varint(size) for size in range(1024)]
+SAMPLE_KEYS = 32
+"""A large answer is recognized by so many of its first records."""
+
 _SORT_FIELDS = ("key", "version", "create_revision", "mod_revision", "value")
 
 
@@ -34,6 +38,28 @@ class AnswerTooLarge(EtcdError):
         )
         self.request: proto.RangeRequest | None = None
         """The request, if its session can answer it with `streamed`."""
+
+
+class _Answer:
+    """An answer in the making."""
+
+    __slots__ = ("_pieces", "size_bytes")
+
+    def __init__(self, head: bytes) -> None:
+        self._pieces = [head]
+        self.size_bytes = len(head)
+
+    def add(self, parts: list[bytes | memoryview]) -> None:
+        """Append the parts, and empty the list."""
+        piece = b"".join(parts)
+        parts.clear()
+        self._pieces.append(piece)
+        self.size_bytes += len(piece)
+
+    def take(self) -> bytes:
+        """The whole answer, which is forgotten here."""
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces)
 
 
 def key_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
@@ -61,6 +87,19 @@ def can_stream(request: proto.RangeRequest) -> bool:
     return not request.count_only and _order(request) in ("", "key")
 
 
+def is_surely_large(store: Store, request: proto.RangeRequest, size_bytes: int) -> bool:
+    """Going by the first records of the range, the answer has more than `size_bytes`: it is not
+    worth beginning to read it as a whole."""
+    start, end = key_range(request.key, request.range_end)
+    count = store.index.count(start, end)
+    if request.limit > 0:
+        count = min(count, request.limit)
+    if count <= store.limits.range_step_keys or not is_plain(request):
+        return False
+    sample, _ = store.index.scan(start, end, None, SAMPLE_KEYS)
+    return count * sum([length for _, length in sample]) > size_bytes * len(sample)
+
+
 def streamed(
     store: Store, request: proto.RangeRequest, revision: int, head: bytes, piece_bytes: int
 ) -> Generator[bytes | int, None, None]:
@@ -74,20 +113,23 @@ def streamed(
         count = found = 0
         size = len(head)
         for seen, records in _pages(store, request, start, end, revision, store.limits.step_bytes):
-            for _, length in records[: max(0, limit - found)]:
-                size += 1 + len(varint(length)) + length
+            size += _field_bytes([length for _, length in records[: max(0, limit - found)]])
             count += seen
             found += len(records)
             yield b""
         tail = _tail(found > limit, count)
         yield size + len(tail)
-        parts = [head]
+        parts: list[bytes | memoryview] = [head]
         left = min(found, limit)
         for _, records in _pages(store, request, start, end, revision, piece_bytes):
-            for record, length in records[:left]:
-                kv = record if isinstance(record, bytes) else store.data.read(record, length)
-                parts += (b"\x12" + varint(length), kv)
-            left -= min(left, len(records))
+            del records[left:]
+            if request.keys_only:
+                kvs = [kv for kv, _ in records]
+            else:
+                kvs = store.data.read_all(records)
+            for kv in kvs:
+                parts += (_field(len(kv)), kv)
+            left -= len(kvs)
             if not left:
                 break
             yield b"".join(parts)
@@ -122,7 +164,7 @@ def _pages(
             if bounds or keys_only:
                 entries = _within(_numbered(store, entries), bounds)
             if keys_only:
-                kvs = [_without_value(*entry) for entry in entries]
+                kvs = _without_values(entries)
                 yield seen, [(kv, len(kv)) for kv in kvs]
             else:
                 yield seen, [(location, length) for _, _, location, length in entries]
@@ -192,20 +234,19 @@ def _read_steps(
     head: bytes,
     limit_bytes: int,
 ) -> Generator[None, None, bytes]:
-    answer = bytearray(head)
+    answer = _Answer(head)
     read = _listed_steps if _order(request) in ("", "key") else _sorted_steps
     count, found = yield from read(
         store, request, start, end, revision, answer, limit_bytes + len(head)
     )
-    answer += _tail(0 < request.limit < found, count)
-    if len(answer) > store.limits.step_bytes:
+    answer.add([_tail(0 < request.limit < found, count)])
+    if answer.size_bytes > store.limits.step_bytes:
         # Copying a large answer is a step of its own, and so is sending it.
         yield
-        whole = bytes(answer)
-        answer.clear()
+        whole = answer.take()
         yield
         return whole
-    return bytes(answer)
+    return answer.take()
 
 
 def _listed_steps(
@@ -214,7 +255,7 @@ def _listed_steps(
     start: bytes,
     end: bytes | None,
     revision: int,
-    answer: bytearray,
+    answer: _Answer,
     limit_bytes: int,
 ) -> Generator[None, None, tuple[int, int]]:
     """Append the records in the order of their keys, ascending or descending. Returns how many keys
@@ -225,9 +266,10 @@ def _listed_steps(
     room = _NO_LIMIT if bounds else limit + 1
     keys_only = request.keys_only
     descends = bool(_order(request))
-    read = store.data.read
-    parts: list[bytes] = []
+    read_all = store.data.read_all
+    parts: list[bytes | memoryview] = []
     entries: list[Any]
+    kvs: Sequence[bytes | memoryview]
     count = found = 0
     while True:
         if count >= room or found > limit:
@@ -245,21 +287,20 @@ def _listed_steps(
             left = max(0, limit - found)
             found += len(entries)
             if keys_only:
-                kvs = [_without_value(*entry) for entry in entries[:left]]
+                kvs = _without_values(entries[:left])
             else:
-                kvs = [read(location, length) for _, _, location, length in entries[:left]]
+                kvs = read_all([entry[2:] for entry in entries[:left]])
         else:
             records, cursor = store.scan(start, end, revision, most)
             count += len(records)
             found += len(records)
             if found > limit:
                 del records[limit - found :]
-            kvs = [read(location, length) for location, length in records]
+            kvs = read_all(records)
         for kv in kvs:
-            parts += (b"\x12" + varint(len(kv)), kv)
-        answer += b"".join(parts)
-        parts.clear()
-        if len(answer) > limit_bytes:
+            parts += (_field(len(kv)), kv)
+        answer.add(parts)
+        if answer.size_bytes > limit_bytes:
             raise AnswerTooLarge(limits.max_answer_bytes)
         if cursor is None:
             break
@@ -274,7 +315,7 @@ def _sorted_steps(
     start: bytes,
     end: bytes | None,
     revision: int,
-    answer: bytearray,
+    answer: _Answer,
     limit_bytes: int,
 ) -> Generator[None, None, tuple[int, int]]:
     """Append the records in another order; see `_listed_steps`."""
@@ -312,7 +353,7 @@ def _sorted_steps(
             # No more than the limit counts. The sort is stable, so equal ranks stay in key order.
             descends = request.sort_order == proto.RangeRequest.DESCEND
             ranked = sorted(ranked, key=itemgetter(0), reverse=descends)[:limit]
-        if len(answer) + ranked_bytes > limit_bytes:
+        if answer.size_bytes + ranked_bytes > limit_bytes:
             raise AnswerTooLarge(limits.max_answer_bytes)
         if cursor is not None:
             yield
@@ -336,6 +377,8 @@ def _decoded(store: Store, key: bytes, _: Any, location: int, length: int) -> Nu
 
 def _within(entries: list[Any], bounds: list[tuple[str, int, int]]) -> list[Any]:
     """The entries whose numbers pass the filters."""
+    if not bounds:
+        return entries
     places = [(_NUMBERS[name], low, high) for name, low, high in bounds]
     return [
         entry
@@ -344,9 +387,12 @@ def _within(entries: list[Any], bounds: list[tuple[str, int, int]]) -> list[Any]
     ]
 
 
-def _without_value(key: bytes, numbers: tuple[int, int, int, int], *_: int) -> bytes:
-    mod, create, version, lease = numbers
-    return encode_key_value(key, create, mod, version, b"", lease)
+def _without_values(entries: list[Any]) -> list[bytes]:
+    """The records of numbered entries, without their values."""
+    return [
+        encode_key_value(key, create, mod, version, b"", lease)
+        for key, (mod, create, version, lease), _, _ in entries
+    ]
 
 
 def _append_ranked(
@@ -354,7 +400,7 @@ def _append_ranked(
     request: proto.RangeRequest,
     revision: int,
     ranked: list[tuple[Any, bytes]],
-    answer: bytearray,
+    answer: _Answer,
     limit: int,
     limit_bytes: int,
 ) -> Generator[None, None, None]:
@@ -363,31 +409,30 @@ def _append_ranked(
     descends = request.sort_order == proto.RangeRequest.DESCEND
     ranked = yield from sort_steps(ranked, itemgetter(0), descends, limits)
     ranked.reverse()
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     size = 0
     for step in range(1, min(limit, len(ranked)) + 1):
         _, key = ranked.pop()
         if request.keys_only:
             entries, _ = store.scan_numbers(key, key + b"\0", revision, 1, 1)
-            kv = _without_value(*_numbered(store, entries)[0])
+            (kv,) = _without_values(_numbered(store, entries))
         else:
             record = store.get(key, revision)
             assert record is not None, "the range was read a moment ago"
             kv = record
         size += len(kv)
-        parts += (b"\x12" + varint(len(kv)), kv)
+        parts += (_field(len(kv)), kv)
         if step % limits.range_step_keys == 0 or size >= limits.step_bytes:
             size = 0
-            answer += b"".join(parts)
-            parts.clear()
-            if len(answer) > limit_bytes:
+            answer.add(parts)
+            if answer.size_bytes > limit_bytes:
                 raise AnswerTooLarge(limits.max_answer_bytes)
             yield
-    answer += b"".join(parts)
+    answer.add(parts)
     while ranked:  # Freeing many takes time, too.
         del ranked[-limits.sort_step_items :]
         yield
-    if len(answer) > limit_bytes:
+    if answer.size_bytes > limit_bytes:
         raise AnswerTooLarge(limits.max_answer_bytes)
 
 
@@ -403,6 +448,16 @@ def _count_steps(
             if cursor is not None:
                 yield
     return count
+
+
+def _field(size_bytes: int) -> bytes:
+    """What stands before a record of this size in a RangeResponse."""
+    return _FIELDS[size_bytes] if size_bytes < len(_FIELDS) else b"\x12" + varint(size_bytes)
+
+
+def _field_bytes(sizes: list[int]) -> int:
+    """The size of records of these sizes in a RangeResponse."""
+    return sum(sizes) + sum([len(_field(size)) for size in sizes])
 
 
 def _tail(more: bool, count: int) -> bytes:

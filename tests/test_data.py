@@ -7,7 +7,7 @@ import struct
 from zlib import crc32
 
 import pytest
-from rigs.faulty_disk import FaultyDisk
+from rigs.faulty_disk import FaultyDisk, FaultyFile
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.storage.data import (
@@ -160,3 +160,82 @@ def test_garbage_is_counted_by_segment() -> None:
     assert data.garbage_bytes == 0
     data.add_garbage(location, 92)
     assert data.garbage_bytes == 0, "a segment that is gone has none"
+
+
+def bodies_of(data: DataFile, records: list[tuple[int, int]]) -> list[bytes]:
+    return [bytes(body) for body in data.read_all(records)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_records_are_read_at_once_wherever_they_are(seed: int) -> None:
+    rng = random.Random(seed)
+    data = new(limits=Limits(recent_bytes=2000))
+    right: dict[tuple[int, int], bytes] = {}
+    for number in range(300):
+        body = rng.randbytes(rng.choice((0, 1, 50, 2000, 60_000)))
+        right[data.append(PUT, body), len(body)] = body
+        if rng.random() < 0.3:
+            data.append_mark(1, 2, 3)
+        if rng.random() < 0.1 and number < 290:
+            data.flush()
+        if number in (100, 200):
+            data.flush()
+            data.roll()
+    records = list(right)
+    wanted = [records, records[::-1], records[::7], rng.sample(records, 100)]
+    wanted += [[record for record in records if rng.random() < share] for share in (0.5, 0.9)]
+    for some in wanted:
+        assert bodies_of(data, some) == [right[record] for record in some]
+    data.flush()
+    cold = reopened(data)
+    for some in wanted:
+        assert bodies_of(cold, some) == [right[record] for record in some]
+
+
+def test_records_side_by_side_take_one_read_and_are_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = new()
+    records = [(data.append(PUT, bytes([n]) * 100), 100) for n in range(100)]
+    data.flush()
+    cold = reopened(data)
+    reads: list[int] = []
+    pread = FaultyFile.pread
+
+    def counted(file: FaultyFile, size_bytes: int, offset: int) -> bytes:
+        reads.append(size_bytes)
+        return pread(file, size_bytes, offset)
+
+    monkeypatch.setattr(FaultyFile, "pread", counted)
+    assert bodies_of(cold, records) == [bytes([n]) * 100 for n in range(100)]
+    assert reads == [100 * 108]
+    assert not cold.recent
+
+
+def test_a_damaged_record_among_many_is_an_error_that_says_where() -> None:
+    data = new()
+    first = data.append(PUT, b"first")
+    data.append_mark(1, 2, 3)
+    second = data.append(PUT, b"second")
+    third = data.append(PUT, b"third")
+    data.flush()
+    records = [(first, 5), (second, 6), (third, 5)]
+    for offset in range(first & OFFSET_MASK, data.offset):
+        disk = data.disk.copy()  # type: ignore[attr-defined]
+        disk.content(FIRST)[offset] ^= 0x10
+        broken = DataFile(disk, DIRECTORY, 1 << 20)
+        broken.open_segments()
+        damaged = [r for r in records if 0 <= offset - (r[0] & OFFSET_MASK) < r[1] + 8]
+        if not damaged:  # What stands between the records is not read.
+            assert bodies_of(broken, records) == [b"first", b"second", b"third"]
+            continue
+        with pytest.raises(DataDamaged) as caught:
+            broken.read_all(records)
+        assert caught.value.offset == damaged[0][0] & OFFSET_MASK
+    data.files[1].truncate(data.offset - 1)
+    cold = reopened(data)
+    assert bodies_of(cold, records[:2]) == [b"first", b"second"]
+    with pytest.raises(DataDamaged):
+        cold.read_all(records)
+    with pytest.raises(DataDamaged):
+        cold.read_all([(location + (7 << 32), size) for location, size in records])

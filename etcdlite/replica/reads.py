@@ -611,6 +611,9 @@ def _streamable_range(state: State, request: proto.RangeRequest) -> Steps:
         return (yield from _range(state, request))
     most = state.store.limits.whole_answer_bytes
     try:
+        state.store.check_revision(request.revision)
+        if ranges.is_surely_large(state.store, request, most):
+            raise ranges.AnswerTooLarge(most)
         answer = yield from ranges.range_steps(state.store, request, None, state.header, most)
     except ranges.AnswerTooLarge as failure:
         failure.request = request

@@ -48,7 +48,7 @@ A location is segment number << 32 | offset of the record.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from zlib import crc32
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
@@ -111,6 +111,12 @@ MAX_DAMAGED = 10_000
 """Damaged records that are counted."""
 
 SCAN_CHUNK_BYTES = 256 * 1024
+
+READ_BYTES = 512 << 10
+"""Records side by side are read from the disk in pieces of up to this size."""
+
+READ_GAP_BYTES = 4096
+"""Reading this much that is not asked for takes less time than another read."""
 
 MIN_SEGMENT_PAGES = 8
 """To clean a segment, which is half garbage, must free more pages than the ones that cleaning and
@@ -461,6 +467,62 @@ class DataFile:
             self.recent = {}
             self._recent_bytes = 0
         return body
+
+    def read_all(self, records: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
+        """The bodies at these (location, size), as `read`. Those that follow each other closely in
+        the file take one read of the disk, and are not kept for later: lists would drive out what
+        is read again."""
+        bodies: list[bytes | memoryview] = []
+        at, count = 0, len(records)
+        while at < count:
+            location, size_bytes = records[at]
+            body = self.recent.get(location)
+            stop = at + 1
+            if body is None:
+                # A segment that is gone or not active has no limit here; `read` finds out.
+                number = location >> 32
+                limit = self._base | self.flushed if number == self.active else (number + 1) << 32
+                limit = min(limit, location + READ_BYTES)
+                end = location + size_bytes + RECORD_HEADER_BYTES
+                while stop < count:
+                    following, size = records[stop]
+                    next_end = following + size + RECORD_HEADER_BYTES
+                    if not (end <= following <= end + READ_GAP_BYTES and next_end <= limit):
+                        break
+                    end = next_end
+                    stop += 1
+                if stop > at + 1 and number in self.files:
+                    self._read_run(records[at:stop], end - location, bodies)
+                    at = stop
+                    continue
+                body = self.read(location, size_bytes)
+                stop = at + 1
+            bodies.append(body)
+            at = stop
+        return bodies
+
+    def _read_run(
+        self,
+        records: Sequence[tuple[int, int]],
+        size_bytes: int,
+        bodies: list[bytes | memoryview],
+    ) -> None:
+        """Append the bodies of records that lie within `size_bytes` of the first one's location."""
+        first = records[0][0]
+        run = self.files[first >> 32].pread(size_bytes, first & OFFSET_MASK)
+        view = memoryview(run)
+        unpack = RECORD_HEADER.unpack_from
+        is_whole = len(run) == size_bytes
+        for location, size in records:
+            at = location - first
+            if is_whole:
+                crc, word = unpack(run, at)
+                at += RECORD_HEADER_BYTES
+                body = view[at : at + size]
+                if word >> 4 == size and crc32(body, word) == crc:
+                    bodies.append(body)
+                    continue
+            bodies.append(self.read(location, size))  # It says what is wrong.
 
     def records(
         self, number: int, offset: int, chunk_bytes: int = SCAN_CHUNK_BYTES

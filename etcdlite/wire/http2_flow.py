@@ -162,7 +162,12 @@ class Flow:
             if room <= 0:
                 self._shut[stream_id] = stream
                 continue
-            size = self._send_some(stream, room)
+            if not ready and room == self.max_frame:
+                # No other stream waits for its turn.
+                frames = self._send_frames(stream)
+                self.frames_left -= frames
+                answers += frames
+            size = self._send_some(stream, min(room, self.window, self.initial + stream.credit))
             if stream.held:
                 ready[stream_id] = stream
                 answers += size >= PRICED_BYTES
@@ -170,6 +175,36 @@ class Flow:
                 emptied.append(stream)
                 answers += 1
         return emptied, answers
+
+    def _send_frames(self, stream: Outgoing) -> int:
+        """Send frames of the largest size from the first held piece, and leave a part of it and of
+        the windows; returns their number."""
+        held = stream.held
+        assert held
+        outbox, most = self._outbox, self.max_frame
+        view = memoryview(held[0])
+        room = min(
+            len(view),
+            self.window,
+            self.initial + stream.credit,
+            outbox.high_water_bytes - outbox.unsent_bytes,
+        )
+        frames = min((room - 1) // most, self.frames_left)
+        if frames <= 0:
+            return 0
+        size = frames * most
+        held[0] = view[size:]
+        self.spend(stream, size)
+        stream.held_bytes -= size
+        outbox.release(size)
+        header = FRAME_HEADER.pack(most << 8, 0, stream.id)
+        outbox.append(header)
+        parts = outbox.parts
+        parts.append(view[:most])
+        for at in range(most, size, most):
+            parts += (header, view[at : at + most])
+        outbox.unsent_bytes += size + (frames - 1) * len(header)
+        return frames
 
     def _send_some(self, stream: Outgoing, room: int) -> int:
         """Send a frame of at most `room` held bytes; returns its size."""
