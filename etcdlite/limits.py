@@ -80,7 +80,7 @@ class Limits:
     history_step_records: int = 400
     """Records that one step of a reading of all history reads."""
 
-    hash_step_versions: int = 256
+    hash_step_versions: int = 64
     """Versions that one step of a hash reads."""
 
     hash_part_versions: int = 64
@@ -121,6 +121,9 @@ class Limits:
 
     max_waiting_reads_per_session: int = 20_000
     """Reads in steps of one session that wait for their turn."""
+
+    max_quiet_reads: int = 100
+    """Hashes that wait for their turn."""
 
     max_waiting_reads: int = 100_000
     """Reads in steps of all sessions that wait for their turn."""

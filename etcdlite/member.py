@@ -169,6 +169,8 @@ class Member:
         self._asked_at = 0.0
         """When the last request arrived."""
         self._maintained_at = 0.0
+        self._did_maintenance = False
+        """The last slice of background work was not one of quiet reads."""
 
     def _make_hub(self, store: Store) -> WatchHub:
         hub = WatchHub(
@@ -384,8 +386,12 @@ class Member:
             or bool(self._committed)
             or self.raft.has_ready()
             or self.hub.has_work
-            or (not self.restoring.is_under_way and self.maintenance.has_work)
+            or (not self.restoring.is_under_way and self._has_background_work)
         )
+
+    @property
+    def _has_background_work(self) -> bool:
+        return self.maintenance.has_work or bool(self.reads.quiet)
 
     @property
     def is_saving(self) -> bool:
@@ -431,6 +437,7 @@ class Member:
             or self.writes.are_waiting
             or self.reads.are_waiting
             or self.reads.are_under_way
+            or self.reads.quiet
             or self.logins.are_under_way
             or self._applying
             or self._committed
@@ -482,7 +489,7 @@ class Member:
 
     def maintain(self) -> None:
         """Do a slice of background work. Called after the output of `turn` was sent."""
-        if self._applying is None and not self.restoring.is_under_way and self.maintenance.has_work:
+        if self._applying is None and not self.restoring.is_under_way and self._has_background_work:
             now = self.clock()
             is_syncing = self.is_saving and self._unsynced
             if is_syncing and now - self._maintained_at < MAX_MAINTENANCE_PAUSE_S:
@@ -493,7 +500,14 @@ class Member:
                 now - self._asked_at < BUSY_S and self.metrics.proposals_pending <= FEW_WRITES
             )
             self._slice_ends_at = now + (SHORT_SLICE_S if is_latency_bound else SLICE_S)
-            self.maintenance.run(self.slice_is_over)
+            # The two kinds take turns if there is much of both.
+            has_quiet = bool(self.reads.quiet)
+            if has_quiet and (self._did_maintenance or not self.maintenance.has_work):
+                self.reads.run_quiet(self.slice_is_over)
+                self._did_maintenance = False
+            else:
+                self.maintenance.run(self.slice_is_over)
+                self._did_maintenance = True
             self._maintained_at = self.clock()
 
     def slice_is_over(self) -> bool:

@@ -276,6 +276,7 @@ LEASE_LEASES = _NUMBER["Lease.LeaseLeases"]
 MEMBER_LIST = _NUMBER["Cluster.MemberList"]
 ALARM_METHOD = _NUMBER["Maintenance.Alarm"]
 SNAPSHOT = _NUMBER["Maintenance.Snapshot"]
+HASH = _NUMBER["Maintenance.Hash"]
 HASH_KV = _NUMBER["Maintenance.HashKV"]
 PUBLISH = _NUMBER["Log.Publish"]
 """Sets the name and client URLs of a member."""

@@ -14,6 +14,7 @@ from test_recovery import live
 from etcdlite import backup, log, member, methods, proto
 from etcdlite.errors import error
 from etcdlite.limits import DEFAULT_LIMITS, Limits
+from etcdlite.mvcc import Store
 from etcdlite.ranges import AnswerTooLarge
 from etcdlite.replica import alarms
 from etcdlite.replica import reads as reading
@@ -637,6 +638,59 @@ def test_reads_go_on_beside_a_large_delete_as_of_the_revision_before() -> None:
     assert rig.answers[delete].deleted == 5000
     assert rig.answers[hash_].hash_revision == before + 1
     assert rig.ask(COUNT).count == 0
+
+
+def test_gets_and_writes_go_before_hashes() -> None:
+    rig = filled(3000, limits=Limits(max_quiet_reads=5))
+    rig.pace_s = 0.0002
+    first = RangeRequest(key=b"key0000000", serializable=True)
+    before = rig.member.state.store.revision
+    hashes = [rig.send(proto.HashKVRequest(revision=before)) for _ in range(6)]
+    turns = 0
+    while not all(hash_ in rig.answers for hash_ in hashes):
+        put = rig.send(PutRequest(key=b"other"))
+        reads = [rig.send(first) for _ in range(3)]
+        rig.turn()
+        assert all(read in rig.answers for read in reads)
+        rig.turn()
+        assert put in rig.answers
+        turns += 1
+    assert turns > 20, "the hashes were too quick to tell"
+    assert rig.answers[hashes[5]] == error("RequestTooManyRequests").text
+    values = {rig.answers[hash_].hash for hash_ in hashes[:5]}
+    assert len(values) == 1 and rig.answers[hashes[0]].hash_revision == before
+    assert not rig.member.reads.quiet and not rig.member.state.store.pinned
+
+
+def test_a_hash_whose_client_is_gone_holds_nothing() -> None:
+    rig = filled(3000)
+    rig.pace_s = 0.0005
+    hash_ = rig.send(proto.HashKVRequest())
+    while not rig.member.state.store.pinned:
+        rig.turn()
+    assert hash_ not in rig.answers
+    rig.cancelled.add(hash_)
+    rig.turn()
+    assert not rig.member.reads.quiet and not rig.member.state.store.pinned
+
+
+def test_a_member_that_is_alone_does_not_hash_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = filled(100)
+    hashed: list[int] = []
+    hash_steps = Store.hash_steps
+    monkeypatch.setattr(
+        Store,
+        "hash_steps",
+        lambda store, revision: hashed.append(revision) or hash_steps(store, revision),
+    )
+    rig.member.hash_check.after_compaction_s = 1.0
+    rig.member.hash_check.interval_s = 3.0
+    rig.ask(proto.CompactionRequest(revision=50, physical=True))
+    for _ in range(60):
+        rig.tick()
+    assert not hashed
+    rig.ask(proto.HashKVRequest())
+    assert hashed
 
 
 def test_a_read_beside_a_delete_sees_the_writes_that_are_answered() -> None:

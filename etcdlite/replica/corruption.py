@@ -7,7 +7,8 @@ differs from the leader is named in a CORRUPT alarm, which stops writes until an
 
 A check takes the leader's revision, hashes its state there, and asks every other member for its
 hash at that revision. Answers that cannot be compared say nothing: the member is behind, or has
-compacted differently. One check at a time; it runs in slices like any read.
+compacted differently. One check at a time; it is background work. A member that is alone has
+nothing to compare with, and hashes nothing.
 
 A member whose process returns is compared once it has caught up: it may have been away for long,
 and its disk may hold something else than before.
@@ -171,7 +172,9 @@ class HashCheck:
         if now >= self._next_at and not self._is_running and not state.alarms.is_corrupt:
             self._next_at = now + self.interval_s if self.interval_s else math.inf
             learners = self._raft.learners
-            self._begin(state.store.revision, [n for n in self._others.nodes if n not in learners])
+            nodes = [node for node in self._others.nodes if node not in learners]
+            if nodes:
+                self._begin(state.store.revision, nodes)
         if self._returned and not state.alarms.is_corrupt:
             self._check_returned(now)
 

@@ -10,7 +10,7 @@ reads, and the lines take turns, so a session waits for one turn of each other s
 all of their reads. The first read of a line gets a few steps at its turn. If they are not enough,
 it needs a slot, because it may hold a large unfinished answer: without a free slot it is stopped,
 and begins again when it gets one. With a slot it gets one step per turn. A session has at most one
-slot. The number of waiting reads is limited, per session and in all.
+slot. The number of waiting reads is limited, per session and in all. Hashes are background work.
 
 While an entry is applied in part, ranges and transactions are answered as of the store's revision:
 the state after the last request that is carried out completely.
@@ -35,6 +35,8 @@ from etcdlite import log, proto, ranges, txn
 from etcdlite.auth import Author
 from etcdlite.errors import UNAVAILABLE, EtcdError, error
 from etcdlite.methods import (
+    HASH,
+    HASH_KV,
     KEEP_ALIVE,
     LEASE_LEASES,
     RANGE,
@@ -94,6 +96,11 @@ BESIDE = frozenset((RANGE, TXN, KEEP_ALIVE))
 from the revision before, or from nothing that changes in steps."""
 
 
+QUIET = frozenset((HASH, HASH_KV))
+"""Methods whose reads visit the whole store and that nobody waits for: they are done one after the
+other, as background work."""
+
+
 class _Line:
     """The reads of a session that are done in steps."""
 
@@ -150,6 +157,9 @@ class Reads:
         self._warn_s = options.warn_apply_s
         self.slow: deque[_Line] = deque()
         """Lines in the order of their turns, without those that are held or wait for a slot."""
+        self.quiet: deque[Waiter] = deque()
+        """Reads in `QUIET`. The first one is under way."""
+        self._quiet_steps: Steps | None = None
         self._state = state
         self._raft = raft
         self._access = access
@@ -361,7 +371,7 @@ class Reads:
         session, request_id, method, request = read
         assert session is not None
         state = self._state
-        if session.is_blocked and session.awaits(request_id):
+        if session.is_blocked and method not in QUIET and session.awaits(request_id):
             self._enqueue(read)
             return True
         try:
@@ -387,6 +397,12 @@ class Reads:
             return True
         if not session.awaits(request_id):
             session.reply(request_id, method, b"")
+            return True
+        if method in QUIET:
+            if len(self.quiet) < state.store.limits.max_quiet_reads:
+                self.quiet.append(read)
+            else:
+                session.fail(request_id, method, error("RequestTooManyRequests"))
             return True
         if self._lines:
             self._enqueue(read)
@@ -540,9 +556,31 @@ class Reads:
             if self._awaiting_slot:
                 self._give_slot(self._awaiting_slot.popleft())
 
+    def run_quiet(self, is_over: Callable[[], bool]) -> None:
+        """Do steps of the reads in `QUIET` until `is_over`. Only while no entry is applied in
+        part."""
+        while self.quiet:
+            session, request_id, method, _ = read = self.quiet[0]
+            assert session is not None
+            steps = self._quiet_steps
+            if steps is None:
+                steps = self._quiet_steps = self._steps(read)
+            is_awaited = session.awaits(request_id)
+            if not is_awaited:
+                steps.close()
+                session.reply(request_id, method, b"")
+            if not is_awaited or _advance(steps, read):
+                self._quiet_steps = None
+                self.quiet.popleft()
+            if is_over():
+                return
+
     def restart(self) -> None:
         """The store was replaced: stop the reads under way, which are to begin again. The late
         answers to writes are lost."""
+        if self._quiet_steps is not None:
+            self._quiet_steps.close()
+            self._quiet_steps = None
         self._take_late()
         for line in self._lines.values():
             self._stop(line)
