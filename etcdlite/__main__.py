@@ -8,6 +8,7 @@ the start ends the process without a traceback.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     """Run the command. The exit status: 0 stopped as asked, 1 failed, 2 wrong use."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _end)  # Until the server handles them.
+    # Imports make many objects and no garbage. `Server.run` enables the collector.
+    gc.disable()
     import etcdlite
     from etcdlite import config, flags, log
 

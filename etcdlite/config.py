@@ -22,7 +22,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from etcdlite import sealing
@@ -47,6 +46,7 @@ from etcdlite.flags import (
 )
 from etcdlite.log import quoted, shorten
 from etcdlite.notation import load_toml
+from etcdlite.records import record, replace
 from etcdlite.urls import collide, host_port, is_secure, is_wildcard, parse_initial_cluster
 
 if sys.version_info >= (3, 11):
@@ -89,7 +89,10 @@ _SERVICE_LINK = re.compile(
 """Variables that Kubernetes and Docker set for a service called "etcdlite" or "etcd"."""
 
 
-@dataclass(frozen=True)
+_NO_SOURCES: Mapping[str, str] = {}
+
+
+@record(frozen=True)
 class Config:
     """A checked configuration. Attributes are the implemented flags; units are in the names."""
 
@@ -203,7 +206,7 @@ class Config:
     and the attributes above are the defaults."""
     warnings: tuple[str, ...] = ()
     """One line each, to be shown as it is."""
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = _NO_SOURCES
     """Where each flag was set, by its name: "--name", "ETCD_NAME", "/etc/etcdlite.toml: name".
     A flag that is missing here has its default."""
 

@@ -32,9 +32,8 @@ from etcdlite.places import Places
 from etcdlite.session import Session, partial_timeout_s
 from etcdlite.turns import Ready, Turns
 from etcdlite.wire.grpc import GrpcSession
-from etcdlite.wire.http import HttpSession
 from etcdlite.wire.native import NativeSession
-from etcdlite.wire.session import Opening
+from etcdlite.wire.session import ClientSession, Opening
 from etcdlite.wire.site import Site
 
 RECEIVE_BYTES = 64 * 1024
@@ -473,7 +472,7 @@ class Connections:
     def _replace(self, connection: Connection, opening: Opening) -> Session:
         """Put a session of the found protocol in the place of `opening`."""
         on_output = self.dirty.append
-        session: NativeSession | GrpcSession | HttpSession
+        session: ClientSession
         if opening.found == "native":
             session = NativeSession(self.member, on_output)
         elif opening.found == "grpc":
@@ -488,6 +487,9 @@ class Connections:
             )
         else:
             assert connection.site is not None
+            # Imported when it is used: it and its library take 20 ms of a start and 2 MB.
+            from etcdlite.wire.http import HttpSession
+
             is_local = is_loopback(connection.sock)
             session = HttpSession(self.member, on_output, connection.site, is_local)
         session.client, session.open_by = connection.peer, opening.open_by

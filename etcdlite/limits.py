@@ -7,10 +7,10 @@ a small state meets every border.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from etcdlite.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Limits:
     """The limits of one member. A name says the unit; `max_` limits refuse, the others yield."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from etcdlite.passwords import DEFAULT_COST, Cost
+from etcdlite.records import record
 from etcdlite.versions import CURRENT, Version
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Options:
     """Each is a flag of a similar name (see `etcdlite --help`); the defaults are those of tests."""
 

@@ -49,7 +49,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from etcdlite.raft_log import (
@@ -61,6 +60,7 @@ from etcdlite.raft_log import (
     RaftLog,
 )
 from etcdlite.raft_progress import PROBE, REPLICATE, SNAPSHOT, Progress
+from etcdlite.records import record
 
 MAX_APPEND_BYTES = 1 << 20
 """Entries in one append message; a single larger entry still goes alone."""
@@ -219,7 +219,7 @@ NOTHING_READY = Ready()
 """`Raft.ready` returns this very object when there is nothing to do."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Config:
     """One member's settings. Times are in ticks; the owner chooses their length.
 

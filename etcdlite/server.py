@@ -11,7 +11,6 @@ report to the loop. `listeners.py` opens the listening sockets and accepts from 
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import math
 import os
@@ -50,6 +49,7 @@ from etcdlite.memory import Budget, default_limit_bytes
 from etcdlite.options import Options
 from etcdlite.raft import LOG_TAIL_BYTES, Raft
 from etcdlite.raft import Config as RaftConfig
+from etcdlite.records import replace
 from etcdlite.replica.logins import Job
 from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.storage.disk import Disk
@@ -656,7 +656,7 @@ def _fit_disk(settings: config.Config, disk: Disk) -> config.Config:
         max(disk.space(_existing(path))[1] // SEGMENTS_PER_DISK, MIN_SEGMENT_BYTES)
         for path in (settings.data_dir, settings.wal_dir or settings.data_dir)
     )
-    return dataclasses.replace(
+    return replace(
         settings,
         segment_bytes=min(settings.segment_bytes, data_bytes),
         wal_segment_bytes=min(settings.wal_segment_bytes, wal_bytes),

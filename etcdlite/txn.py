@@ -27,7 +27,6 @@ it in front.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sortedcontainers import SortedDict, SortedSet
@@ -439,16 +438,25 @@ class _Budget:
             raise TooManyKeys
 
 
-@dataclass
 class _Result:
     """The answer to one operation: a field `tag` with a header and a body."""
 
-    tag: bytes
-    header: bytes
-    body: Sequence[bytes] = ()
-    asked: proto.RangeRequest | None = None
-    """The body is not read yet, but will be, as of `revision`."""
-    revision: int = 0
+    __slots__ = ("asked", "body", "header", "revision", "tag")
+
+    def __init__(
+        self,
+        tag: bytes,
+        header: bytes,
+        body: Sequence[bytes] = (),
+        asked: proto.RangeRequest | None = None,
+        revision: int = 0,
+    ) -> None:
+        self.tag = tag
+        self.header = header
+        self.body = body
+        self.asked = asked
+        """If given, the body is not read yet, but will be, as of `revision`."""
+        self.revision = revision
 
 
 class Applied:

@@ -1063,11 +1063,13 @@ def encode_event(is_delete: bool, kv: bytes, prev_kv: bytes | None) -> bytes:
     return b"".join((_EVENT, varint(len(event)), event))
 
 
-_PUT_HEADS: list[bytes] = []
-"""What stands before the KeyValue in the event of a put, by the size of the KeyValue."""
+def _put_head(size: int) -> bytes:
+    head = _EVENT_KV + varint(size)
+    return _EVENT + varint(len(head) + size) + head
 
-for _size in range(4096):
-    _PUT_HEADS.append(encode_event(False, bytes(_size), None)[: -_size or None])
+
+_PUT_HEADS = [_put_head(size) for size in range(2048)]
+"""What stands before the KeyValue in the event of a put, by the size of the KeyValue."""
 
 
 def _id_field(watch_id: int) -> bytes:

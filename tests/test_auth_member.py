@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from etcdlite import methods, passwords, proto
 from etcdlite.errors import EtcdError
 from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.ranges import SAMPLE_KEYS
+from etcdlite.records import replace
 from etcdlite.replica import logins, writes
 from etcdlite.replica.entry import decode_requests
 from etcdlite.request import Asked

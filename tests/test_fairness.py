@@ -6,7 +6,6 @@ Work is counted, in steps, turns and records read; nothing here is timed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from etcdlite.errors import EtcdError
 from etcdlite.frames import frame
 from etcdlite.methods import PUT, RANGE, TXN
 from etcdlite.ranges import range_steps
+from etcdlite.records import replace
 from etcdlite.replica import reads, writes
 from etcdlite.replica.writes import MAX_IN_FLIGHT
 from etcdlite.storage.data import DataFile

@@ -10,7 +10,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from test_http2 import frames
 from etcdlite import errors, methods, proto
 from etcdlite.errors import CANCELED, error
 from etcdlite.limits import DEFAULT_LIMITS
+from etcdlite.records import replace
 from etcdlite.wire import grpc as grpc_module
 from etcdlite.wire import http2, http2_state, reflection, streams
 from etcdlite.wire.calls import CLOSED_PER_SLICE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +12,7 @@ from rigs.store_rig import SMALL_LIMITS, StoreRig, finish
 from etcdlite import proto
 from etcdlite.mvcc import Store
 from etcdlite.ranges import range_steps
+from etcdlite.records import replace
 from etcdlite.storage.key_changes import KeyChanges
 
 NAMES = [b"%02d" % number for number in range(30)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import re
 
@@ -10,10 +9,11 @@ from rigs.processes import ROOT
 
 from etcdlite import flags
 from etcdlite.limits import Limits
+from etcdlite.records import field_names
 
 PAGE = (ROOT / "docs" / "limits.md").read_text()
 NAMES = re.findall(r"^\| `([^`]+)` \|", PAGE, re.M)
-FIELDS = {field.name for field in dataclasses.fields(Limits)}
+FIELDS = set(field_names(Limits))
 FLAGS = {flag.name for group in flags.GROUPS.values() for flag in group}
 
 

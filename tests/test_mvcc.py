@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,6 +30,7 @@ from etcdlite.errors import EtcdError, error
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.ranges import range_steps
+from etcdlite.records import replace
 from etcdlite.sealing import Keyring
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.sealed import PAGE_BYTES

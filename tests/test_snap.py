@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
+from etcdlite.records import replace
 from etcdlite.replica.alarms import NOSPACE
 from etcdlite.replica.membership import derive_member_id
 from etcdlite.storage.data import ALARM, MEMBER, segment_name

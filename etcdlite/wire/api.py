@@ -503,14 +503,21 @@ def _checked(handler: Handler) -> Handler:
     return checked
 
 
+def _decoder(number: int) -> Any:
+    """The decoder of a method's requests."""
+    method = METHODS[number]
+    request = method.request
+    if method.full.startswith("KV."):
+        return request.decode
+    # Generated at first use: to generate all of them takes 30 ms of CPU at the start.
+    return lambda *arguments: request.decode(*arguments)
+
+
 _CHECKED = numbers(Route.LOCAL | Route.LEADER)
 
 HANDLERS: dict[int, tuple[Handler, Any]] = {
     # With the decoder, which `proto.decode_request` bounds for requests above `FEW_BYTES`.
-    number: (
-        _checked(handler) if number in _CHECKED else handler,
-        METHODS[number].request.decode,
-    )
+    number: (_checked(handler) if number in _CHECKED else handler, _decoder(number))
     for number, handler in by_number(
         UNARY,
         {

@@ -12,8 +12,8 @@ from __future__ import annotations
 import functools
 import math
 import os
-import platform
 import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -518,7 +518,7 @@ class _Scrape:
         housekeeping, data = member.maintenance, member.state.store.data
         yield _gauge(
             "etcdlite_build_info", "The program's versions", 1,
-            version=__version__, python_version=platform.python_version(),
+            version=__version__, python_version=sys.version.split()[0],
         )  # fmt: skip
         yield from self._own_connections()
         yield _histogram(
