@@ -99,6 +99,9 @@ REQUEST = "request"
 class Member:
     """See the module's docstring."""
 
+    _did_maintenance = False
+    """The last slice of background work was not one of quiet reads."""
+
     def __init__(
         self,
         *,
@@ -169,8 +172,6 @@ class Member:
         self._asked_at = 0.0
         """When the last request arrived."""
         self._maintained_at = 0.0
-        self._did_maintenance = False
-        """The last slice of background work was not one of quiet reads."""
 
     def _make_hub(self, store: Store) -> WatchHub:
         hub = WatchHub(

@@ -15,8 +15,8 @@ PACKAGE = ROOT / "etcdlite"
 
 FLOORS = {
     "words": "aead noise secret secret_file private_file sealing age"
-    " cipher_suites credentials backup_status versions"
-    " etcdlite errors log records limits options notation urls schema proto frames methods channel x509 tls"
+    " cipher_suites credentials backup_status versions records"
+    " etcdlite errors log limits options notation urls schema proto frames methods channel x509 tls"
     " json_mapping session memory request identity metrics flags interrupts certificates passwords",
     "client": "client client.*",
     "settings": "config discovery",
