@@ -240,6 +240,15 @@ def test_a_cluster_is_taken_down_and_up_again(three: LiveCluster) -> None:
     wait_until(lambda: storage_versions() == [["0.2.0", ""]] * 3, "the version rises again")
 
 
+def test_with_cluster_the_leader_is_found_and_the_new_one_is_named(three: LiveCluster) -> None:
+    leader_id = three.id_of(three.leader)
+    follower = three.follower()
+    name = next(member.name for member in members(three) if member.id == three.id_of(follower))
+    ended = run_ctl("--endpoints", follower.endpoint, "move-leader", name, "--cluster")
+    assert ended.status == 0, ended
+    assert ended.stdout.decode().startswith(f"Leadership transferred from {leader_id:x} to ")
+
+
 def test_without_a_quorum_the_members_that_are_known_are_asked(three: LiveCluster) -> None:
     others = [member for member in three.members.values() if member is not three.leader]
     others.append(three.leader)

