@@ -89,6 +89,9 @@ if systemctl start etcdlite-backup; then exit 1; fi
 systemctl --failed | grep etcdlite-backup
 systemctl reset-failed etcdlite-backup
 systemctl start etcdlite
+(etcdlite-ctl doctor || test $? = 2) | grep 'the last backup failed'
+systemctl start etcdlite-backup
+etcdlite-ctl doctor
 
 # A second member of its own on the same machine.
 cat > /etc/etcdlite/m2.toml <<'END'
