@@ -2,7 +2,8 @@
 
 A file that other users may read or change is refused, as ssh refuses such a key. The modes of a
 file of another owner (root's in a container, for example) are that owner's choice, as in OpenSSH
-(sshkey_perm_ok): there, only what all users may read or change is refused.
+(sshkey_perm_ok): there, only what all users may read or change is refused. So it is for a file that
+root gave to another group than its own, such as that of the service, also when root checks it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def read(path: str, max_bytes: int) -> bytes:
         mode = stat.S_IMODE(found.st_mode)
         if not stat.S_ISREG(found.st_mode):
             raise PrivateFileError(f"{path} is not a regular file; name a file")
-        if mode & (0o077 if found.st_uid == os.getuid() else 0o007):
+        # Root gives a file to the group of a service on purpose, as the manual says.
+        is_given = found.st_uid == 0 and found.st_gid != 0
+        is_own = found.st_uid == os.getuid() and not is_given
+        if mode & (0o077 if is_own else 0o007):
             raise PrivateFileError(
                 f"{path} may be read or changed by other users (its mode is {mode:04o}); "
                 f"correct that with 'chmod 600 {path}'"

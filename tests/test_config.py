@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -784,6 +785,11 @@ def test_a_bad_file_of_secrets_is_found_by_check_config(tmp_path):
     (line,) = config.check_files(load(data, f"--peer-secret-file={bad}"))
     assert line.startswith("peer-secret-file: line 1 of")
     assert config.check_files(load(data, f"--peer-secret-file={good}")) == []
+    if os.getuid() == 0:
+        good.chmod(0o640)
+        assert config.check_files(load(data, f"--peer-secret-file={good}"))
+        os.chown(good, 0, 1)  # As the manual says: root's, and of the group of the service.
+        assert config.check_files(load(data, f"--peer-secret-file={good}")) == []
     (line,) = config.check_files(
         load(data, f"--peer-secret-file={good}", f"--client-secret-file={good}")
     )

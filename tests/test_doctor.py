@@ -463,7 +463,7 @@ def test_a_clock_a_slow_disk_a_lag_and_a_full_disk_are_found(patient: Patient) -
         putting = threading.Thread(target=put)
         putting.start()
         patient.finds(("disk", "m3"))
-        patient.fault("sync", 6.0)
+        patient.fault("sync", 3.0)
         patient.finds(("disk", "m3"), ("lag", "m3"))
         stopping.set()
         putting.join()
