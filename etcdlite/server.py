@@ -336,6 +336,7 @@ class Server:
             elif isinstance(result, BaseException):
                 raise DiskFailed(str(result)) from result
             else:
+                self._log_thread.taken(result)
                 self.member.persisted(result)
 
     def _give_work(self) -> None:

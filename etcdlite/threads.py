@@ -69,6 +69,8 @@ class LogThread:
         self._given = 0
         self._finished = 0
         """Items put into the queue, and finished by the thread. Equal: the thread waits."""
+        self._untaken = 0
+        """Saves that the thread was given, and whose results the caller has not taken yet."""
         self._sync_s = QUICK_SYNC_S / 2
         """What a sync takes, as a moving average."""
         self._slow_until = 0.0
@@ -77,12 +79,17 @@ class LogThread:
         self._thread.start()
 
     def save(self, saves: list[Save]) -> None:
+        self._untaken += len(saves)
         self._put(saves)
+
+    def taken(self, saves: list[Save]) -> None:
+        """The caller has the result of these saves, which `done` was called with."""
+        self._untaken -= len(saves)
 
     def is_quick(self, saves: list[Save]) -> bool:
         """Whether `save_now` may be called, and is expected to be quick."""
-        if self._given != self._finished or self._sync_s > QUICK_SYNC_S:
-            return False
+        if self._untaken or self._given != self._finished or self._sync_s > QUICK_SYNC_S:
+            return False  # Results must be taken in the order of the saves.
         size_bytes = 0
         for save in saves:
             if save.snapshot is not None:

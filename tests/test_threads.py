@@ -62,8 +62,14 @@ def log(monkeypatch):
 @pytest.fixture
 def thread(log):
     reported = threading.Semaphore(0)
-    thread = LogThread(log, Metrics(), lambda result: reported.release())  # type: ignore[arg-type]
-    thread.reported = reported  # type: ignore[attr-defined]
+    results: list[list[Save]] = []
+
+    def done(result: list[Save]) -> None:
+        results.append(result)
+        reported.release()
+
+    thread = LogThread(log, Metrics(), done)  # type: ignore[arg-type]
+    thread.reported, thread.results = reported, results  # type: ignore[attr-defined]
     yield thread
     log.gate.set()
     log.failure = None
@@ -77,6 +83,12 @@ def save(index: int = 1, size_bytes: int = 10, snapshot: Any = None) -> list[Sav
 def by_thread(thread, saves: list[Save]) -> None:
     thread.save(saves)
     assert thread.reported.acquire(timeout=60), "the log thread does not report"
+    take_results(thread)
+
+
+def take_results(thread) -> None:
+    while thread.results:
+        thread.taken(thread.results.pop(0))
 
 
 def test_a_small_save_is_done_by_the_caller_while_syncs_are_quick(log, thread):
@@ -124,7 +136,20 @@ def test_the_caller_does_not_save_while_the_thread_does(log, thread, what):
         thread.release(1, 1, 1)
     assert not thread.is_quick(save(2))
     log.gate.set()
-    wait_until(lambda: thread.is_quick(save(2)), "the thread has nothing to do any more")
+
+    def is_quick() -> bool:
+        take_results(thread)
+        return bool(thread.is_quick(save(2)))
+
+    wait_until(is_quick, "the thread has nothing to do any more")
+
+
+def test_a_save_does_not_overtake_one_whose_result_is_not_taken_yet(log, thread):
+    thread.save(save())
+    assert thread.reported.acquire(timeout=60)
+    assert not thread.is_quick(save(2)), "it would be reported as durable before the first one"
+    take_results(thread)
+    assert thread.is_quick(save(2))
 
 
 def test_large_saves_snapshots_and_new_segments_are_left_to_the_thread(log, thread):
