@@ -49,7 +49,7 @@ def status(
     """Check a snapshot file completely, each record too, and say what it holds. `progress` gets
     (bytes done, total bytes). `identities` decrypt the file. A backup of etcd may have no SHA-256,
     as for etcdutl. Raises SnapshotError, OSError."""
-    with _opened(path, identities) as file:
+    with opened(path, identities) as file:
         if _is_etcd(file):
             found = EtcdBackup(path, file, not has_digest(file), progress, hashes=True)
             return Status(
@@ -99,7 +99,7 @@ def restore(
     founding = bootstrap.new_cluster(name, pairs, initial_cluster_token)
     disk = Disk()
     sealed = datadir.data_disk(disk, keys, founding.cluster_id, founding.member_id)
-    with _opened(path, identities) as file:
+    with opened(path, identities) as file:
         kind = EtcdBackup if _is_etcd(file) else _OwnBackup
         backup = kind(path, file, skip_hash_check, progress)
         if bump_revision and backup.revision + bump_revision > MAX_REVISION:
@@ -180,7 +180,7 @@ def _initial_cluster(
 
 
 @contextmanager
-def _opened(path: str, identities: Sequence[Identity]) -> Iterator[Any]:
+def opened(path: str, identities: Sequence[Identity]) -> Iterator[Any]:
     """The content of a snapshot file, decrypted if it is encrypted. Raises SnapshotError."""
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "etcdlite"
 
 FLOORS = {
     "words": "aead noise secret secret_file private_file sealing age"
-    " cipher_suites credentials backup_status versions records"
+    " cipher_suites credentials extract backup_status versions records"
     " etcdlite errors log limits options notation urls schema proto frames methods channel x509 tls"
     " json_mapping session memory request identity metrics flags interrupts certificates passwords",
     "client": "client client.*",

@@ -37,10 +37,14 @@ _MIRROR_FLAGS = (
 DATA_COMMANDS = (
     Command("snapshot save <filename>", "Save a backup of a member to a file", "snapshots.save",
             (Flag("format", "string", "etcdlite", "etcdlite, or etcd: a backup for etcdutl"),
-             Flag("encrypt-to", "list", (), "encrypt to these public keys (age1...)")),
+             Flag("encrypt-to", "list", (), "encrypt to these public keys (age1...)"),
+             Flag("rev", "int", 0, "the keys as of this revision, without history"),
+             Flag("prefix", "list", (), "only keys with these prefixes, without history")),
             description="The file is complete and synced when it appears under its name. With\n"
             "--encrypt-to it is a file of age (age-encryption.org), encrypted as it arrives.",
-            examples=("snapshot save backup.db", "snapshot save --encrypt-to age1... backup.age")),
+            examples=("snapshot save backup.db", "snapshot save --encrypt-to age1... backup.age",
+                      "snapshot save --prefix /a/ --prefix /b/ some.xtr",
+                      "snapshot save --rev 4711 then.xtr")),
     Command("snapshot status <filename>",
             "Check a backup and show what it holds", "snapshots.status", (IDENTITY_FLAG,),
             "snapshot_status",
@@ -60,9 +64,18 @@ DATA_COMMANDS = (
              Flag("bump-revision", "int", 0, "add this to the revision"),
              Flag("mark-compacted", "bool", False,
                   "compact all before; required with --bump-revision"),
-             IDENTITY_FLAG, KEY_FILE_FLAG),
+             IDENTITY_FLAG, KEY_FILE_FLAG,
+             Flag("rev", "int", 0, "the state as of this revision, as new keys"),
+             Flag("prefix", "list", (), "only keys with these prefixes, as new keys"),
+             Flag("leases", "string", "refuse", "keep, drop or refuse the leases of new keys"),
+             Flag("into-cluster", "bool", False, "change the keys of --endpoints instead"),
+             Flag("dry-run", "bool", False, "with --into-cluster: only show the changes")),
             description="Works on local files; no server is needed. The directory must be empty\n"
-            "or not exist.", examples=("snapshot restore backup.db --data-dir new.etcdlite",)),
+            "or not exist. With --into-cluster, keys of a running cluster become those of the\n"
+            "file, by transactions; others there are deleted, if they have the prefixes.",
+            examples=("snapshot restore backup.db --data-dir new.etcdlite",
+                      "snapshot restore backup.db --rev 4711 --data-dir then.etcdlite",
+                      "snapshot restore backup.db --prefix /a/ --into-cluster --dry-run")),
     Command("make-mirror [options] <destination>", "Copy keys to another cluster, and follow",
             "mirror.make_mirror", _MIRROR_FLAGS,
             description="Source (--endpoints) and destination are etcdlite or etcd. Copies all\n"
@@ -80,6 +93,12 @@ DATA_COMMANDS = (
             "The same as endpoint hashkv shows of a member with that state. In the simple\n"
             "format: hash, hash revision, compact revision. It needs space for the data beside\n"
             "the file.", ("hashkv backup.db",)),
+    Command("history [options] <key>", "Show the changes of a key", "differences.history",
+            description="The oldest first, as far as history is kept.", examples=("history a",)),
+    Command("diff [options] [prefix]", "Show the keys that differ at two revisions",
+            "differences.diff", (Flag("rev", "string", "", "two revisions; A.. ends now"),),
+            description="A line for each key: + it is new, - it is deleted, ~ it is changed.",
+            examples=("diff --rev 100..200", "diff --rev 100.. /a/")),
     Command("downgrade validate <TARGET_VERSION>",
             "Check whether the cluster can go down to a version", "commands.downgrade_validate",
             prints="downgrade",

@@ -351,7 +351,7 @@ class Mirror:
         """Copy the keys as of the position's revision."""
         revision, _, after = self._position
         try:
-            for kv in _pages(self._source, self._prefix, revision, after or b""):
+            for kv in pages(self._source, self._prefix, revision, after or b""):
                 self._add(Change(kv.key, kv.value), self._position)
                 self._position = Position(revision, after=kv.key)
         except Compacted:
@@ -577,9 +577,9 @@ class Mirror:
     def verify(self) -> None:
         """Compare all keys and values as of the position with the destination. Raises Failure."""
         revision = self._position.revision
-        kvs = _pages(self._source, self._prefix, revision)
+        kvs = pages(self._source, self._prefix, revision)
         theirs = ((key, kv.value) for kv in kvs if (key := self._rename(kv.key)) is not None)
-        kvs = _pages(self._target, self._renamed, self._target_revision)
+        kvs = pages(self._target, self._renamed, self._target_revision)
         ours = ((kv.key, kv.value) for kv in kvs if kv.key != self._checkpoint_key)
         count = 0
         for left, right in zip_longest(theirs, ours):
@@ -602,7 +602,7 @@ def _range(prefix: bytes, after: bytes = b"", **fields: Any) -> proto.RangeReque
     return proto.RangeRequest(key=start, range_end=prefix_end(prefix), **fields)
 
 
-def _pages(client: Any, prefix: bytes, revision: int, after: bytes = b"") -> Iterator[Any]:
+def pages(client: Any, prefix: bytes, revision: int, after: bytes = b"") -> Iterator[Any]:
     """The KeyValues of a prefix as of a revision (0: the one of the first answer), in order, after
     the key `after`."""
     limit = 64

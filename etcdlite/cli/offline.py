@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from etcdlite import backup, datadir, keys
+from etcdlite import age, backup, datadir, keys
+from etcdlite.age import AgeError, Identity
 from etcdlite.cli.failures import (
     EXIT_FAILED,
     BadArguments,
@@ -17,7 +18,6 @@ from etcdlite.cli.failures import (
     say,
 )
 from etcdlite.cli.session import Progress, Session
-from etcdlite.cli.snapshots import identities
 from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import Store
@@ -42,6 +42,15 @@ class Hash(NamedTuple):
     hash: int
     revision: int
     compact_revision: int
+
+
+def identities(session: Session) -> list[Identity]:
+    """Those of --identity; none if it is not given. Raises Failure."""
+    path = session.flags["identity"]
+    try:
+        return age.read_identities(path) if path else []
+    except AgeError as error:
+        raise Failure(EXIT_FAILED, f"--identity: {error}") from None
 
 
 def defrag(session: Session) -> None:

@@ -8,7 +8,8 @@ import shlex
 from typing import Any
 
 from etcdlite import age, backup, keys, proto, snap
-from etcdlite.age import AgeError, Encryptor, Identity
+from etcdlite.age import AgeError, Encryptor
+from etcdlite.cli import extracts
 from etcdlite.cli.failures import (
     EXIT_BAD_ARGUMENTS,
     EXIT_FAILED,
@@ -18,6 +19,7 @@ from etcdlite.cli.failures import (
     os_error_text,
     say,
 )
+from etcdlite.cli.offline import identities
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import EtcdliteError
 from etcdlite.client.partial_file import PartialFile
@@ -38,11 +40,15 @@ def save(session: Session) -> None:
         )
         raise Failure(EXIT_INTERRUPTED, text)
     path = session.arguments[0]
+    if extracts.is_asked_for(session) and session.flags["format"] != "etcdlite":
+        raise BadArguments("a backup for etcd has the whole history: leave out --rev and --prefix")
     recipients = [_recipient(text) for text in session.flags["encrypt-to"]]
     try:
         partial = PartialFile(path)
         with partial as file:
-            if recipients:
+            if extracts.is_asked_for(session):
+                _save_extract(session, file, recipients)
+            elif recipients:
                 _receive_encrypted(session, file, recipients)
             else:
                 _receive_snapshot(session, file)
@@ -62,15 +68,6 @@ def _recipient(text: str) -> bytes:
         return age.parse_recipient(text)
     except AgeError as error:
         raise BadArguments(f"--encrypt-to {text}: {error}") from None
-
-
-def identities(session: Session) -> list[Identity]:
-    """Those of --identity; none if it is not given. Raises Failure."""
-    path = session.flags["identity"]
-    try:
-        return age.read_identities(path) if path else []
-    except AgeError as error:
-        raise Failure(EXIT_FAILED, f"--identity: {error}") from None
 
 
 class _Checked:
@@ -103,6 +100,15 @@ def _receive_encrypted(session: Session, file: Any, recipients: list[bytes]) -> 
         raise BadArguments(f"--encrypt-to: {error}") from None
     _receive_snapshot(session, checked)
     checked.finish()
+
+
+def _save_extract(session: Session, file: Any, recipients: list[bytes]) -> None:
+    if not recipients:
+        extracts.save(session, file)
+        return
+    encryptor = Encryptor(file, recipients)
+    extracts.save(session, encryptor)
+    encryptor.finish()
 
 
 def _check_snapshot(path: str) -> None:
@@ -147,6 +153,9 @@ def status(session: Session) -> None:
     session.need(1, "snapshot status requires exactly one argument")
     found = identities(session)
     try:
+        if extracts.is_extract(session, session.arguments[0]):
+            session.show("snapshot_status", extracts.status(session.arguments[0], session))
+            return
         status = backup.status(session.arguments[0], identities=found)
     except snap.SnapshotError as error:
         raise Failure(EXIT_FAILED, str(error)) from None
@@ -164,8 +173,19 @@ def restore(session: Session) -> None:
         raise Failure(EXIT_BAD_ARGUMENTS, "--mark-compacted required if --bump-revision > 0")
     if not 0 <= bump_revision <= MAX_BUMP_REVISION:
         raise Failure(EXIT_BAD_ARGUMENTS, f"--bump-revision must be from 0 to {MAX_BUMP_REVISION}")
+    if flags["dry-run"] and not flags["into-cluster"]:
+        raise BadArguments("--dry-run is only for --into-cluster")
+    if flags["into-cluster"]:
+        extracts.restore_into(session, path)
+        return
     data_dir = flags["data-dir"] or flags["name"] + ".etcdlite"
     found = identities(session)
+    if flags["rev"] or flags["prefix"] or extracts.is_extract(session, path):
+        extracts.restore_new(session, path, data_dir)
+        _tell_start(session, path, data_dir)
+        return
+    if flags["leases"] != "refuse":
+        raise BadArguments("--leases is for new keys; restoring a whole backup keeps all leases")
     key_file = flags["encryption-key-file"]
     progress = Progress(f"restoring to {data_dir}", lambda size: format_size(int(size)))
     try:
@@ -189,6 +209,12 @@ def restore(session: Session) -> None:
         raise Failure(EXIT_FAILED, os_error_text(error)) from None
     finally:
         progress.clear()
+    _tell_start(session, path, data_dir)
+
+
+def _tell_start(session: Session, path: str, data_dir: str) -> None:
+    flags = session.flags
+    key_file = flags["encryption-key-file"]
     command = ["etcdlite"]
     if flags["name"] != "default":
         command += ["--name", flags["name"]]
@@ -198,6 +224,6 @@ def restore(session: Session) -> None:
         command += ["--listen-peer-urls", peer_urls]
     if key_file:
         command += ["--encryption-key-file", key_file]
-    elif found:
+    elif flags["identity"]:
         say(f"note: the backup is encrypted, but {data_dir} is not (--encryption-key-file)")
     say(f"restored {path}; start the server with: {shlex.join(command)}")

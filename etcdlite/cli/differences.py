@@ -1,0 +1,179 @@
+"""`etcdlite-ctl history` and `diff`: what changed, when, and by whom."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from etcdlite import proto
+from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure
+from etcdlite.cli.session import Session
+from etcdlite.client.errors import Compacted, error_for
+from etcdlite.client.operations import prefix_end
+from etcdlite.errors import UNKNOWN
+from etcdlite.notation import parse_int, quote
+
+SHOWN_BYTES = 200
+"""A longer value is shown by its beginning and its size."""
+
+
+class Difference(NamedTuple):
+    """A key that is different: as it was, and as it is; None where it does not exist."""
+
+    old: Any
+    new: Any
+
+
+def shown_value(value: bytes) -> str:
+    """A value for people."""
+    if len(value) <= SHOWN_BYTES:
+        return quote(value)
+    return f"{quote(value[:SHOWN_BYTES])}... ({len(value)} bytes)"
+
+
+def show(session: Session, difference: Difference, **more: Any) -> None:
+    """Print a difference: as a line with +, - or ~, or as JSON."""
+    old, new = difference
+    key = (old or new).key
+    form = session.printer.format
+    if form == "json":
+        found: dict[str, Any] = {"key": base64.b64encode(key).decode(), **more}
+        for name, kv in (("old", old), ("new", new)):
+            if kv is not None:
+                found[name] = base64.b64encode(kv.value).decode()
+                if kv.lease:
+                    found[f"{name}_lease"] = f"{kv.lease:x}"
+        session.write(json.dumps(found).encode() + b"\n")
+        return
+    sign = "+" if old is None else "-" if new is None else "~"
+    shown = " -> ".join(
+        shown_value(kv.value) + (f" (lease {kv.lease:x})" if kv.lease else "")
+        for kv in (old, new)
+        if kv is not None
+    )
+    said = "".join(f"  {name} {value}" for name, value in more.items() if value != "")
+    session.write(f"{sign} {quote(key)} = {shown}{said}\n".encode())
+
+
+def check_format(session: Session) -> None:
+    """Refuse formats that these commands do not have."""
+    if session.printer.format not in ("simple", "json"):
+        raise BadArguments("only the formats simple and json show changes")
+
+
+# Reading history.
+
+
+def events(client: Any, key: bytes, range_end: bytes, first: int, last: int) -> Iterator[Any]:
+    """The events of keys at the revisions from `first` to `last`, in order. Raises EtcdliteError;
+    Compacted says how much history is left."""
+    create = proto.WatchCreateRequest(key=key, range_end=range_end, start_revision=first)
+    with client.stream("Watch.Watch") as stream:
+        stream.send(proto.WatchRequest(create_request=create))
+        stream.send(proto.WatchRequest(progress_request=proto.WatchProgressRequest()))
+        for response in stream:
+            if response.compact_revision:
+                raise Compacted(compact_revision=response.compact_revision)
+            if response.canceled:
+                raise error_for(UNKNOWN, response.cancel_reason)
+            for event in response.events:
+                if event.kv.mod_revision > last:
+                    return
+                yield event
+            # The answer to the request for progress: all before it has come.
+            if not response.events and not response.created:
+                return
+
+
+class _Who:
+    """When a revision was made, and by whom, as far as the cluster knows."""
+
+    def __init__(self, client: Any) -> None:
+        pass
+
+    def of(self, revision: int) -> dict[str, str]:
+        return {}
+
+
+# The commands.
+
+
+def history(session: Session) -> None:
+    """The versions of a key that are kept, the oldest first."""
+    session.need(1, "history needs one argument: the key")
+    check_format(session)
+    key = os.fsencode(session.arguments[0])
+    client = session.client()
+    header = client.call("KV.Range", proto.RangeRequest(key=key)).header
+    old: Any = None
+    try:
+        found = list(events(client, key, b"", 1, header.revision))
+    except Compacted as error:
+        oldest = error.compact_revision
+        request = proto.RangeRequest(key=key, revision=oldest)
+        kvs = client.call("KV.Range", request).kvs
+        found = list(events(client, key, b"", oldest + 1, header.revision))
+        if kvs:
+            # Who made it is known, what was before it is not.
+            _show_version(session, _Who(client), None, kvs[0])
+            old = kvs[0]
+    who = _Who(client)
+    for event in found:
+        new = None if event.type == proto.ENUMS["Event.EventType"]["DELETE"] else event.kv
+        _show_version(session, who, old, new, event.kv.mod_revision)
+        old = new
+
+
+def _show_version(session: Session, who: _Who, old: Any, new: Any, revision: int = 0) -> None:
+    revision = revision or new.mod_revision
+    shown = Difference(old, new) if old is not None or new is not None else None
+    if shown is not None:
+        show(session, shown, revision=revision, **who.of(revision))
+
+
+def diff(session: Session) -> None:
+    """The keys that are different at two revisions."""
+    check_format(session)
+    if len(session.arguments) > 1:
+        raise BadArguments("diff takes at most one argument: a prefix")
+    prefix = os.fsencode(session.arguments[0]) if session.arguments else b""
+    client = session.client()
+    now = client.call("KV.Range", proto.RangeRequest(key=b"\0", count_only=True)).header.revision
+    first, last = _revisions(session.flags["rev"], now)
+    changed: dict[bytes, Any] = {}
+    try:
+        # Also if nothing changed, the older revision must be there.
+        request = proto.RangeRequest(key=b"\0", revision=first, count_only=True)
+        client.call("KV.Range", request)
+        for event in events(client, prefix or b"\0", prefix_end(prefix), first + 1, last):
+            changed[event.kv.key] = event
+    except Compacted:
+        text = f"the history of revision {first} is compacted; name a later one"
+        raise Failure(EXIT_FAILED, text) from None
+    who = _Who(client)
+    deleted = proto.ENUMS["Event.EventType"]["DELETE"]
+    for key in sorted(changed):
+        event = changed[key]
+        kvs = client.call("KV.Range", proto.RangeRequest(key=key, revision=first)).kvs
+        old = kvs[0] if kvs else None
+        new = None if event.type == deleted else event.kv
+        if (old and (old.value, old.lease)) != (new and (new.value, new.lease)):
+            revision = event.kv.mod_revision
+            show(session, Difference(old, new), revision=revision, **who.of(revision))
+
+
+def _revisions(text: str, now: int) -> tuple[int, int]:
+    """(A, B) of "A..B"; "A" and "A.." end now."""
+    first, _, last = text.partition("..")
+    try:
+        found = parse_int(first), parse_int(last) if last else now
+        if not 0 < found[0] <= found[1] <= now:
+            raise ValueError
+    except ValueError:
+        raise BadArguments(
+            f"--rev {text}: write --rev A..B, two revisions from 1 to {now}, the older one first"
+        ) from None
+    return found

@@ -1,0 +1,384 @@
+"""The state as of a revision, or of some prefixes: `snapshot save --rev --prefix`, and
+`snapshot restore` of it as new keys, into a new data directory or a running cluster.
+
+A state comes from an extract (`extract.py`), or from a backup with history and `--rev`. What is
+restored into a cluster are the differences. Each transaction compares the keys that it changes with
+what the differences were made of, so no change that somebody makes at the same time is lost.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from etcdlite import backup, bootstrap, datadir, extract, keys, proto
+from etcdlite.age import AgeError
+from etcdlite.cli.differences import Difference, show
+from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text, say
+from etcdlite.cli.mirror import client_of, pages
+from etcdlite.cli.offline import SEGMENT_BYTES, identities, opened_backup
+from etcdlite.cli.session import Progress, Session
+from etcdlite.client import EtcdliteError
+from etcdlite.client.errors import LeaseExist, LeaseNotFound
+from etcdlite.datadir import StartError
+from etcdlite.errors import EtcdError
+from etcdlite.extract import ExtractError, Header
+from etcdlite.lease import Lessor
+from etcdlite.mvcc import Store
+from etcdlite.sealing import KeyFileError
+from etcdlite.snap import SnapshotError
+from etcdlite.storage.data import LEASE, DataDamaged
+from etcdlite.storage.disk import Disk
+from etcdlite.urls import parse_initial_cluster
+
+MARK_KEYS = 1_000
+"""Keys that are written to a new data directory at once."""
+
+MAX_OPS = 128
+TXN_BYTES = 1 << 20
+"""Of a transaction: changes, and bytes of values unless one alone is larger."""
+
+LEASE_RULES = ("keep", "drop", "refuse")
+
+
+def is_asked_for(session: Session) -> bool:
+    """Whether the flags of `snapshot save` ask for an extract."""
+    flags = session.flags
+    return bool(flags["rev"] or flags["prefix"])
+
+
+# Saving.
+
+
+def save(session: Session, file: Any) -> None:
+    """Write an extract of the cluster to a file. Raises EtcdliteError."""
+    flags = session.flags
+    prefixes = extract.plain_prefixes(map(os.fsencode, flags["prefix"])) or (b"",)
+    if len(prefixes) > extract.MAX_PREFIXES:
+        raise BadArguments(f"at most {extract.MAX_PREFIXES} prefixes")
+    client = session.client()
+    request = proto.RangeRequest(key=b"\0", revision=flags["rev"], count_only=True)
+    header = client.call("KV.Range", request).header
+    revision = flags["rev"] or header.revision
+    writer = extract.Writer(file, Header(header.cluster_id, revision, prefixes))
+    progress = Progress(f"keys of {session.endpoints[0]}")
+    leases: set[int] = set()
+    try:
+        for prefix in prefixes:
+            for kv in pages(client, prefix, revision):
+                writer.add(kv)
+                if kv.lease:
+                    leases.add(kv.lease)
+                progress.update(writer.total_keys, 0)
+    finally:
+        progress.clear()
+    writer.finish((lease, _granted_ttl(client, lease)) for lease in sorted(leases))
+
+
+def _granted_ttl(client: Any, lease: int) -> int:
+    """0 if the lease has ended."""
+    try:
+        response = client.call("Lease.LeaseTimeToLive", proto.LeaseTimeToLiveRequest(ID=lease))
+    except LeaseNotFound:
+        return 0
+    return max(0, int(response.grantedTTL)) if response.TTL >= 0 else 0
+
+
+def status(path: str, session: Session) -> backup.Status:
+    """What `snapshot status` shows of an extract. Raises SnapshotError, OSError."""
+    with backup.opened(path, identities(session)) as file:
+        found = _checked(path, file)
+        number = int.from_bytes(found.digest[:4], "big")
+        return backup.Status(
+            number, found.header.revision, found.total_keys, found.size_bytes, "extract"
+        )
+
+
+def _checked(path: str, file: Any) -> extract.Content:
+    try:
+        return extract.check(path, file)
+    except ExtractError as error:
+        raise SnapshotError(str(error)) from None
+
+
+def is_extract(session: Session, path: str) -> bool:
+    """Whether the file, decrypted if need be, is an extract. Raises SnapshotError, OSError."""
+    with backup.opened(path, identities(session)) as file:
+        return bool(file.read(len(extract.MAGIC)) == extract.MAGIC)
+
+
+# The state to restore.
+
+
+class State(NamedTuple):
+    """The keys as of a revision."""
+
+    revision: int
+    prefixes: tuple[bytes, ...]
+    key_values: Callable[[], Iterator[Any]]
+    """In order; may be called again."""
+    leases: dict[int, int]
+    """Granted TTL in seconds by id; 0 if the lease has ended."""
+
+
+@contextmanager
+def _state(session: Session, path: str) -> Iterator[State]:
+    """That of the file and the flags --rev and --prefix. Raises Failure."""
+    try:
+        if is_extract(session, path):
+            with backup.opened(path, identities(session)) as file:
+                yield _narrowed(session, _of_extract(session, path, file))
+            return
+    except (SnapshotError, ExtractError, AgeError) as error:
+        raise Failure(EXIT_FAILED, str(error)) from None
+    with opened_backup(session, path, session.flags["skip-hash-check"]) as store:
+        yield _narrowed(session, _of_store(session, store))
+
+
+def _of_extract(session: Session, path: str, file: Any) -> State:
+    found = _checked(path, file)
+    revision = found.header.revision
+    if session.flags["rev"] not in (0, revision):
+        text = f"{path} has the keys as of revision {revision} only: leave out --rev"
+        raise Failure(EXIT_FAILED, text)
+    return State(
+        revision, found.header.prefixes, lambda: extract.key_values(path, file), found.leases
+    )
+
+
+def _of_store(session: Session, store: Store) -> State:
+    revision: int = session.flags["rev"] or store.revision
+    try:
+        store.check_revision(revision)
+    except EtcdError as error:
+        kept = f"the backup has revisions {max(1, store.compacted)} to {store.revision}"
+        raise Failure(EXIT_FAILED, f"{error.text}: {kept}") from None
+    leases = {lease: store.lessor.ttl_s(lease) for lease in store.lessor.leases()}
+    return State(revision, (b"",), lambda: _keys_of(store, revision), leases)
+
+
+def _keys_of(store: Store, revision: int) -> Iterator[Any]:
+    start: bytes | None = b""
+    while start is not None:
+        found, start = store.scan(start, None, revision, 1_000)
+        for location, length in found:
+            yield proto.KeyValue.decode(store.data.read(location, length))
+
+
+def _narrowed(session: Session, state: State) -> State:
+    """With --prefix, only the keys of these prefixes."""
+    wanted = extract.plain_prefixes(map(os.fsencode, session.flags["prefix"]))
+    if not wanted:
+        return state
+    for prefix in wanted:
+        if not extract.in_prefixes(prefix, state.prefixes):
+            shown = os.fsdecode(prefix)
+            raise Failure(EXIT_FAILED, f"--prefix {shown}: the file does not have all these keys")
+    return state._replace(
+        prefixes=wanted,
+        key_values=lambda: (kv for kv in state.key_values() if extract.in_prefixes(kv.key, wanted)),
+    )
+
+
+def _rule(session: Session) -> str:
+    rule: str = session.flags["leases"]
+    if rule not in LEASE_RULES:
+        raise BadArguments(f"--leases {rule}: it is one of {', '.join(LEASE_RULES)}")
+    return rule
+
+
+def _check_leases(state: State, rule: str, leased: Iterable[int]) -> dict[int, int]:
+    """The leases to grant, (TTL by id). Raises Failure if the rule does not allow them."""
+    if rule == "drop":
+        return {}
+    found = dict.fromkeys(leased, 0)
+    if found and rule == "refuse":
+        text = f"keys have leases ({len(found)} of them). Say --leases keep, to grant the leases"
+        raise Failure(EXIT_FAILED, f"{text} again with their full TTL, or --leases drop")
+    for lease in found:
+        found[lease] = state.leases.get(lease, 0)
+        if not found[lease]:
+            text = f"lease {lease:x} had ended when the backup was made, so its TTL is not known"
+            raise Failure(EXIT_FAILED, f"{text}. Say --leases drop")
+    return found
+
+
+# Into a new data directory.
+
+
+def restore_new(session: Session, path: str, data_dir: str) -> None:
+    """Make a data directory with the keys. Raises Failure."""
+    rule = _rule(session)
+    with _state(session, path) as state:
+        leased = {kv.lease for kv in state.key_values() if kv.lease}
+        leases = _check_leases(state, rule, leased)
+        try:
+            _make_member(session, data_dir, state, leases)
+        except (StartError, DataDamaged, KeyFileError, ValueError) as error:
+            raise Failure(EXIT_FAILED, str(error)) from None
+        except OSError as error:
+            raise Failure(EXIT_FAILED, os_error_text(error)) from None
+
+
+def _make_member(session: Session, data_dir: str, state: State, leases: dict[int, int]) -> None:
+    flags = session.flags
+    urls = [url for url in flags["initial-advertise-peer-urls"].split(",") if url]
+    pairs = parse_initial_cluster(flags["initial-cluster"].split(","), flags["name"], urls)
+    founding = bootstrap.new_cluster(flags["name"], pairs, flags["initial-cluster-token"])
+    ring = keys.read(flags["encryption-key-file"])
+    disk = Disk()
+    sealed = datadir.data_disk(disk, ring, founding.cluster_id, founding.member_id)
+    lock = datadir.lock(disk, data_dir, flags["wal-dir"])
+    try:
+        directory = datadir.begin(disk, data_dir, flags["wal-dir"])
+        store = Store.create(sealed, f"{directory}/data", Lessor(), SEGMENT_BYTES)
+        for lease, ttl_s in leases.items():
+            store.lessor.grant(lease, ttl_s, 0.0)
+            store.set_bucket(LEASE, lease.to_bytes(8, "big"), store.lessor.encode(lease))
+        for number, kv in enumerate(state.key_values()):
+            store.put(kv.key, kv.value, kv.lease if kv.lease in leases else 0)
+            store.end_revision()
+            if number % MARK_KEYS == 0:
+                _mark(store)
+        if flags["bump-revision"]:
+            store.skip_revisions(flags["bump-revision"])
+        _mark(store)
+        datadir.finish(disk, data_dir, flags["wal-dir"], store, founding, SEGMENT_BYTES, ring)
+    finally:
+        if disk.exists(f"{data_dir}/member.tmp"):
+            disk.remove_tree(f"{data_dir}/member.tmp")
+        lock.close()
+
+
+def _mark(store: Store) -> None:
+    # Not 0: a member that joins later must get a snapshot, since the log does not have the keys.
+    store.mark(1, 1)
+    store.events.clear()
+
+
+# Into a running cluster.
+
+
+def restore_into(session: Session, path: str) -> None:
+    """Change the keys of a running cluster to those of the file. Raises EtcdliteError, Failure."""
+    rule = _rule(session)
+    with _state(session, path) as state:
+        client = client_of(session)
+        try:
+            revision = client.call("KV.Range", proto.RangeRequest(key=b"\0")).header.revision
+            into = _Into(session, client, state, rule, revision)
+            if session.flags["dry-run"]:
+                for difference in into.differences():
+                    show(session, difference)
+                return
+            into.restore()
+        finally:
+            client.close()
+
+
+class _Into:
+    """One restoration into a cluster, whose keys are read as of `revision`."""
+
+    def __init__(
+        self, session: Session, client: Any, state: State, rule: str, revision: int
+    ) -> None:
+        self._session = session
+        self._client = client
+        self._state = state
+        self._rule = rule
+        self._revision = revision
+
+    def differences(self) -> Iterator[Difference]:
+        """What the restoration changes, in the order of the keys."""
+        now = itertools.chain.from_iterable(
+            pages(self._client, prefix, self._revision) for prefix in self._state.prefixes
+        )
+        return differences(now, self._state.key_values(), self._rule != "drop")
+
+    def restore(self) -> None:
+        puts = deletes = 0
+        leased = set()
+        for _, new in self.differences():
+            if new is None:
+                deletes += 1
+            else:
+                puts += 1
+                leased.add(new.lease)
+        leases = _check_leases(self._state, self._rule, sorted(leased - {0}))
+        say(f"{puts} keys to put, {deletes} to delete (--dry-run shows them)")
+        for lease, ttl_s in leases.items():
+            try:
+                self._client.call("Lease.LeaseGrant", proto.LeaseGrantRequest(ID=lease, TTL=ttl_s))
+            except LeaseExist:
+                pass  # It goes on.
+        total, done = puts + deletes, 0
+        progress = Progress("restoring")
+        try:
+            for batch in _batches(self.differences()):
+                self._write(batch, done, total)
+                done += len(batch)
+                progress.update(done, total)
+        finally:
+            progress.clear()
+        say(f"restored: {done} keys changed")
+
+    def _write(self, batch: list[Difference], done: int, total: int) -> None:
+        compares, ops = [], []
+        for old, new in batch:
+            key = old.key if new is None else new.key
+            mod = proto.ENUMS["Compare.CompareTarget"]["MOD"]
+            was = 0 if old is None else old.mod_revision
+            compares.append(proto.Compare(key=key, target=mod, mod_revision=was))
+            if new is None:
+                delete = proto.DeleteRangeRequest(key=key)
+                ops.append(proto.RequestOp(request_delete_range=delete))
+            else:
+                put = proto.PutRequest(key=key, value=new.value, lease=new.lease)
+                ops.append(proto.RequestOp(request_put=put))
+        try:
+            response = self._client.call("KV.Txn", proto.TxnRequest(compare=compares, success=ops))
+        except EtcdliteError as error:
+            text = f"{error.text}; {done} of {total} keys are changed. Run it again"
+            raise Failure(EXIT_FAILED, text) from None
+        if not response.succeeded:
+            text = f"these keys were changed at the same time; {done} of {total} keys are changed"
+            raise Failure(EXIT_FAILED, f"{text}. Run it again")
+
+
+def differences(
+    now: Iterator[Any], wanted: Iterator[Any], keeps_leases: bool
+) -> Iterator[Difference]:
+    """What turns the `KeyValue`s `now` into those `wanted`; both ascend. Without `keeps_leases`, no
+    key is to have a lease."""
+    old, new = next(now, None), next(wanted, None)
+    while old is not None or new is not None:
+        if new is not None and not keeps_leases:
+            new.lease = 0
+        if new is None or (old is not None and old.key < new.key):
+            yield Difference(old, None)
+            old = next(now, None)
+        elif old is None or new.key < old.key:
+            yield Difference(None, new)
+            new = next(wanted, None)
+        else:
+            if (old.value, old.lease) != (new.value, new.lease):
+                yield Difference(old, new)
+            old, new = next(now, None), next(wanted, None)
+
+
+def _batches(found: Iterator[Difference]) -> Iterator[list[Difference]]:
+    batch: list[Difference] = []
+    size = 0
+    for difference in found:
+        new = difference.new
+        grows = 0 if new is None else len(new.key) + len(new.value)
+        if batch and (len(batch) == MAX_OPS or size + grows > TXN_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(difference)
+        size += grows
+    if batch:
+        yield batch
