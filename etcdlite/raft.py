@@ -558,7 +558,7 @@ class Raft:
             return
         self._membership_changed()
 
-    def compact(self, index: int) -> None:
+    def compact(self, index: int, keeps_tail: bool = True) -> None:
         """Drop entries up to `index`, which is applied, from memory, except for a tail.
 
         Followers that are a little behind need no snapshot thanks to the tail (`log_tail_bytes`).
@@ -566,7 +566,8 @@ class Raft:
         """
         if self.role == LEADER:
             index = self._compactable(index)
-        self.log.compact(index, 0 if self._is_alone() else self.config.log_tail_bytes)
+        keeps_tail = keeps_tail and not self._is_alone()
+        self.log.compact(index, self.config.log_tail_bytes if keeps_tail else 0)
 
     def _compactable(self, index: int) -> int:
         """The last entry up to `index` that may be dropped. A member that receives a snapshot needs

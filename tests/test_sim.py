@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from sim.mutations import MOST_SEEDS, MUTATIONS, Mutation, Patch, hunt, prepare
+from sim.mutations import MIXED_VERSIONS, MOST_SEEDS, MUTATIONS, Mutation, Patch, hunt, prepare
 from sim.simulation import Failure, Simulation, fresh_seed
 
 from etcdlite.secret_file import Secret
@@ -26,6 +26,7 @@ QUICK = (
     "permissions that touch do not count together",
     "a lease is revoked whoever owns its keys",
     "users of a snapshot are not taken",
+    "the cluster version rises too early",
 )
 """Mutations that are found within seconds."""
 
@@ -90,6 +91,18 @@ def test_users_whose_rights_change_may_do_what_the_rules_say(seed: int) -> None:
         pytest.fail(str(failure), pytrace=False)
     assert simulation.administrator is not None and simulation.administrator.changes
     assert simulation.oracle.auth.latest > 1
+
+
+@pytest.mark.parametrize(
+    "seed", [1, 2, 3, *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 60))]
+)
+def test_members_of_two_versions_are_a_cluster_like_any_other(seed: int) -> None:
+    simulation = prepare(MIXED_VERSIONS, seed)
+    try:
+        simulation.run(0.3)
+    except Failure as failure:
+        pytest.fail(str(failure), pytrace=False)
+    assert simulation.nemesis.counts["upgrade"] > 1
 
 
 def test_the_same_seed_with_users_twice_gives_the_same_trace() -> None:

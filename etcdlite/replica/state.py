@@ -42,6 +42,7 @@ from etcdlite.replica.cluster_version import ClusterVersion
 from etcdlite.replica.membership import CHANGES, Membership
 from etcdlite.request import Session, Steps, Waiter
 from etcdlite.storage.data import LEASE
+from etcdlite.versions import Version
 
 _EVEN_IF_CORRUPT = {ALARM_METHOD} | {
     row.number for row in ROWS if row.service in ("etcdserverpb.Auth", "etcdlite.Log")
@@ -88,6 +89,12 @@ class State:
         self.alarms.restore(store)
         self.membership.restore(store)
         self.cluster_version.restore(store)
+
+    @property
+    def storage_version(self) -> Version:
+        """The oldest etcdlite that can open the data directory. (Until the checkpoint that follows
+        a rise of the cluster version, the log has what an older one cannot read.)"""
+        return max(self.store.storage_version, self.cluster_version.version)
 
     @property
     def header(self) -> bytes:

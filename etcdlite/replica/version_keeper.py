@@ -58,6 +58,8 @@ class VersionKeeper:
     ) -> None:
         """`versions` gives the versions of the programs of all other members, None for one that is
         not connected."""
+        self._replica = state
+        self._storage_version = state.storage_version
         self._state = state.cluster_version
         self._raft = raft
         self._writes = writes
@@ -74,6 +76,10 @@ class VersionKeeper:
         """Propose another version, if there should be one. `now` is in seconds."""
         if self._waiting:
             self._answer(now)
+        before, self._storage_version = self._storage_version, self._replica.storage_version
+        if self._storage_version < before:
+            # A member that joins with the older program gets a snapshot instead of newer entries.
+            self._raft.compact(self._raft.log.applied, keeps_tail=False)
         if self._raft.role != LEADER or now - self._looked_at < LOOK_S:
             return
         self._looked_at = now

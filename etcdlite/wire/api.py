@@ -161,7 +161,7 @@ def _status(
         errors=problems,
         dbSizeInUse=store.size_in_use_bytes,
         isLearner=member.identity.member_id in raft.learners,
-        storageVersion=store.storage_version.full,
+        storageVersion=member.state.storage_version.full,
         dbSizeQuota=member.state.alarms.quota_bytes,
     )
     target = member.state.cluster_version.target

@@ -110,7 +110,7 @@ class _Scrape:
         )  # fmt: skip
         yield _gauge(
             "etcdlite_storage_version", "The oldest etcdlite that can open the data directory", 1,
-            storage_version=str(member.state.store.storage_version),
+            storage_version=str(member.state.storage_version),
         )  # fmt: skip
         yield _gauge("etcd_server_has_leader", "Whether a leader is known", raft.leader != 0)
         yield _gauge(

@@ -109,7 +109,7 @@ def versions(member: Member) -> str:
     found = {
         "etcdserver": etcdlite.ETCD_API_VERSION,
         "etcdcluster": etcd_version(cluster),
-        "storage": member.state.store.storage_version.full,
+        "storage": member.state.storage_version.full,
         "etcdlite": etcdlite.__version__,
         "etcdlitecluster": cluster.full,
     }

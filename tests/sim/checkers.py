@@ -47,6 +47,7 @@ from etcdlite.methods import AUTHOR, REHASH, SET_CLUSTER_VERSION, TOKEN_KEY
 from etcdlite.raft import LEADER, NOTHING_READY, VOTE_RESP
 from etcdlite.raft_log import ENTRY_CONF_CHANGE
 from etcdlite.replica.catch_up import behind_error
+from etcdlite.replica.entry import needed_version
 from sim.plain_auth import (
     Author,
     Certificate,
@@ -887,6 +888,16 @@ def _needs_space(method: int, request: Any) -> bool:
     return method in (_PUT, _GRANT)
 
 
+def _check_understood(node: Any, entry: Any) -> None:
+    if needed_version(entry.data) > node.version:
+        raise Violation(
+            "a program gets only entries that it understands",
+            f"{node.name} is etcdlite {node.version}, and entry {entry.index} needs "
+            f"{needed_version(entry.data)}",
+            (node.name, "version"),
+        )
+
+
 class Safety:
     """Looks into all members; feeds the oracle with what is committed."""
 
@@ -910,6 +921,9 @@ class Safety:
     def recovered(self, node: Any, opened: Any, raft: Any) -> None:
         """A member has read its disk, and is about to run on it."""
         applied = opened.store.applied_index
+        for entry in opened.entries:
+            if entry.index > applied:
+                _check_understood(node, entry)
         if applied < len(self.entries) and applied:
             term = self.entries[applied][0]
             if opened.store.applied_term != term:
@@ -995,6 +1009,8 @@ class Safety:
         logged = self.logged
         before = raft.log.term(entries[0].index - 1)
         for entry in entries:
+            if entry.kind != ENTRY_CONF_CHANGE:
+                _check_understood(node, entry)
             what = (before, crc32(entry.data))
             known = logged.setdefault((entry.index, entry.term), what)
             if known != what and known[0] != -1 and before != -1:

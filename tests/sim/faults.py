@@ -17,6 +17,7 @@ from typing import Any
 from etcdlite import proto
 from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError
+from etcdlite.versions import CURRENT, Version
 from sim.checkers import Op, Oracle
 from sim.client import Client, Load
 from sim.world import Node, World, node_name, url
@@ -450,6 +451,53 @@ class Nemesis:
         self._admin_ask("Maintenance.MoveLeader", request)
         return True
 
+    # Other versions of the program: for simulations whose option "version" is an older one.
+
+    def _restart_as(self, node: Node, version: Version) -> bool:
+        self._note(f"{node.name} becomes version {version}")
+        node.crash()
+        node.version = version
+        self._stopped(node)
+        return True
+
+    def _do_upgrade(self) -> bool:
+        old = [node for node in self._up if node.version != CURRENT]
+        return bool(old) and self._restart_as(self._rng.choice(old), CURRENT)
+
+    def _do_go_back(self) -> bool:
+        """An older program is started where the documentation allows it."""
+        older = self._options["version"]
+        others_are_older = any(
+            node.version == older and not node.is_gone for node in self.world.nodes.values()
+        )
+        fit = []
+        for node in self._up:
+            state = node.member.state
+            is_fit = state.storage_version == older and node.version != older
+            if is_fit and (others_are_older or state.cluster_version.target == older):
+                fit.append(node)
+        return bool(fit) and self._restart_as(self._rng.choice(fit), older)
+
+    def _do_downgrade(self) -> bool:
+        leader = self.world.leader
+        if leader is None:
+            return False
+        self._connect_to(leader)
+        target = leader.member.state.cluster_version.target
+        action = 1 if target is None else 2
+        request = proto.DowngradeRequest(action=action, version=str(self._options["version"]))
+        self._admin_ask("Maintenance.Downgrade", request)
+        return True
+
+    def _update_the_old(self) -> None:
+        """A program that is too old for the cluster is replaced, as its log says."""
+        up = [node.member.state.cluster_version.version for node in self._up]
+        for node in self.world.nodes.values():
+            if up and not node.is_gone and node.version < max(up):
+                if node.is_up:
+                    node.crash()
+                node.version = CURRENT
+
     def _connect_to(self, node: Node) -> None:
         """Have the administrator's connection go to that member."""
         admin = self.admin
@@ -504,7 +552,11 @@ class Nemesis:
             if name not in nodes:
                 others = [m for m in members if m.ID != member.ID]
                 self._note(f"{name} joins as {member.ID:x}")
-                node = self.world.join(name, member, others, **self._options)
+                options = dict(self._options)
+                if "version" in options and self.world.leader is not None:
+                    state = self.world.leader.member.state
+                    options["version"] = max(options["version"], state.storage_version)
+                node = self.world.join(name, member, others, **options)
                 self._adopt(node)
 
     def _do_back_up(self) -> bool:
@@ -532,6 +584,8 @@ class Nemesis:
             node.disk.trip_at = node.disk.error_at = 0
             if node.is_paused:
                 node.resume()
+        self._update_the_old()
+        for node in list(world.nodes.values()):
             self.restart(node)
 
     @property

@@ -35,13 +35,14 @@ from etcdlite import (
     snap,
     tokens,
     txn,
+    versions,
     wal,
 )
 from etcdlite import watch as watches
 from etcdlite.errors import error
 from etcdlite.methods import LEASE_REVOKE, PUT, RANGE, TXN, WATCH
 from etcdlite.replica import entry as entry_format
-from etcdlite.replica import maintenance, rollback, state, writes
+from etcdlite.replica import maintenance, rollback, state, version_keeper, writes
 from etcdlite.replica import reads as reading
 from etcdlite.storage import data, index
 from etcdlite.storage.data import AUTH_ROLE
@@ -894,6 +895,21 @@ def switched_on(found: Mutation) -> Iterator[None]:
         yield
     finally:
         patch.undo()
+
+
+MIXED_VERSIONS = Mutation(
+    "",
+    lambda patch: None,
+    faults={"upgrade": 25.0, "go_back": 12.0, "downgrade": 8.0, "kill": 5.0, "add_member": 5.0},
+    mean_pause_s=0.6,
+    options={"version": versions.V0_1},
+)
+"""No bug: members of two neighbouring versions, and changes of their programs."""
+
+
+@mutation(faults=MIXED_VERSIONS.faults, mean_pause_s=0.6, options=MIXED_VERSIONS.options)
+def _the_cluster_version_rises_too_early(patch: Patch) -> None:
+    patch.set(version_keeper.VersionKeeper, "lowest", property(lambda self: self._own))
 
 
 def prepare(found: Mutation, seed: int) -> Simulation:
