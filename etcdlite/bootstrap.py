@@ -34,6 +34,7 @@ from etcdlite.replica.membership import derive_cluster_id, derive_member_id
 from etcdlite.sealing import Keyring
 from etcdlite.storage.disk import Disk
 from etcdlite.urls import format_address, host_port
+from etcdlite.versions import CURRENT, misfit, parse
 
 FETCH_TIMEOUT_S = 5.0
 """How long each of the other members has to answer."""
@@ -367,6 +368,17 @@ def unreachable(urls: Sequence[str], member_id: int, dialing: Dialing | None = N
     return "; ".join(causes)
 
 
+def check_version(asked: Connection, endpoint: str) -> None:
+    """Raise StartError if this program is too old for the cluster of a member that answered."""
+    cluster = asked.hello.cluster_version if asked.hello is not None else ""
+    try:
+        why = misfit(CURRENT, parse(cluster)) if cluster else ""
+    except ValueError as failure:
+        raise NoAnswer(f"{endpoint}: {failure}") from None
+    if why:
+        raise StartError(f"according to the member at {endpoint}, {why}")
+
+
 def _ask_for_members(
     url: str, linearizable: bool, dialing: Dialing | None
 ) -> proto.MemberListResponse:
@@ -392,6 +404,7 @@ def _ask_for_members(
                 if channel is not None and data and not (data := channel.receive(data)):
                     continue
                 for _, flags, body in asked.receive(data):
+                    check_version(asked, endpoint)
                     return unary_reply(method, flags, body, endpoint)
     except ChannelError as failure:
         raise NoChannel(f"{endpoint}: {failure}") from failure

@@ -31,7 +31,15 @@ from etcdlite.raft_log import Entry
 from etcdlite.sealing import Keyring
 from etcdlite.storage import checkpoint
 from etcdlite.storage.checkpoint import NAME as CHECKPOINT
-from etcdlite.storage.data import CLUSTER, CLUSTER_VERSION, MEMBER, REMOVED, cluster_version
+from etcdlite.storage.data import (
+    CLUSTER,
+    CLUSTER_VERSION,
+    MEMBER,
+    REMOVED,
+    DataDamaged,
+    DataVersionError,
+    cluster_version,
+)
 from etcdlite.storage.disk import Disk, File
 from etcdlite.storage.sealed import SealedDisk
 from etcdlite.versions import CURRENT, OLDEST, Version, misfit
@@ -300,6 +308,19 @@ def _remove_tree(disk: Disk, path: str) -> None:
         disk.remove_tree(path)
 
 
+def _check_version(disk: Disk, data: str, version: Version) -> None:
+    """Refuse data that a program of this version cannot open, before anything is written. Raises
+    StartError, DataVersionError. (What is sealed or damaged is looked at later.)"""
+    try:
+        needs = checkpoint.needed_version(disk, data)
+    except DataVersionError:
+        raise
+    except (DataDamaged, FileNotFoundError):
+        return
+    if version < needs:
+        raise StartError(f"{data}: {misfit(version, needs)}. Nothing was changed")
+
+
 def open_member(
     disk: Disk,
     data_dir: str,
@@ -325,6 +346,7 @@ def open_member(
             "the --wal-dir that belongs to it, or restore this member from a backup with "
             "'etcdlite-ctl snapshot restore'"
         )
+    _check_version(disk, f"{directory}/data", version)
     wal, recovered = WAL.open(disk, logs, wal_segment_bytes, sync_enabled=sync_enabled, keys=keys)
     cluster_id, member_id = identity(recovered.metadata)
     disk = data_disk(disk, keys, cluster_id, member_id)
@@ -338,7 +360,7 @@ def open_member(
     store = Store.open(disk, f"{directory}/data", lessor, segment_bytes, limits)
     # A member that joins has no version until it hears from the leader.
     if store.buckets.get(MEMBER) and (why := misfit(version, cluster_version(store.buckets))):
-        raise StartError(f"{directory}: {why}. Nothing is lost")
+        raise StartError(f"{directory}: {why}. No key is changed")
     notes = []
     if recovered.torn:
         notes.append(recovered.torn)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from zlib import crc32
+
 import pytest
+from rigs.lone_member import LoneMember
+from rigs.processes import ROOT
 from sim.world import Node
 from test_cluster import SMALL, Cluster
 
-from etcdlite import datadir, log, proto, versions
+from etcdlite import bootstrap, datadir, log, proto, versions
+from etcdlite.client.connection import Connection
 from etcdlite.errors import EtcdError
 from etcdlite.frames import frame
 from etcdlite.methods import PUT, SET_CLUSTER_VERSION, SINCE
 from etcdlite.proto import DecodeError
-from etcdlite.replica.entry import TooNew, check_entry, encode_entry, needed_version, read_header
+from etcdlite.replica.entry import TooNew, check_entry, encode_entry, needed_version
+from etcdlite.replica.entry import read_header as read_entry
+from etcdlite.snap import SnapshotError, read_header
 from etcdlite.storage import checkpoint
 from etcdlite.storage.data import DataVersionError
 from etcdlite.versions import CURRENT, SETS_VERSION, V0_1, V0_2, Version
@@ -109,7 +120,7 @@ def test_a_program_that_is_too_old_does_not_start_and_changes_nothing() -> None:
     node.crash()
     before = contents(node)
     node.version = V0_1
-    with pytest.raises(datadir.StartError, match=r"the cluster has version 0\.2.*Nothing is lost"):
+    with pytest.raises(datadir.StartError, match=r"the cluster has version .*Nothing was changed"):
         node.start()
     assert contents(node) == before
     node.version = V0_2
@@ -140,12 +151,12 @@ def test_an_entry_says_what_it_needs() -> None:
     assert needed_version(newer) == V0_2
     future = encode_entry(7, 1, [b"x"], Version(CURRENT.major, CURRENT.minor + 1))
     with pytest.raises(TooNew, match=r"needs etcdlite \d+\.\d+ or later, and this is"):
-        read_header(future)
+        read_entry(future)
     with pytest.raises(TooNew, match="format version 4"):
-        read_header(b"\x04" + plain[1:])
+        read_entry(b"\x04" + plain[1:])
     for broken in (b"\x03\0\x02\x01" + newer[4:], b"\x02\0\x02\0" + newer[4:], newer[:20]):
         with pytest.raises(DecodeError):
-            read_header(broken)
+            read_entry(broken)
 
 
 def test_the_leader_refuses_what_the_version_does_not_allow(
@@ -289,3 +300,67 @@ def test_a_downgrade_is_not_cancelled_while_an_older_program_runs() -> None:
     assert cluster.leader.version == V0_2
     with pytest.raises(EtcdError, match="not all members are connected and run etcdlite"):
         downgrade(cluster, cluster.leader, CANCEL)
+
+
+# Files of newer formats.
+
+
+def make_newer(path: Path, at: int, new: bytes) -> None:
+    """Change bytes of a file, and the checksum of a header that has one."""
+    data = bytearray(path.read_bytes())
+    data[at : at + len(new)] = new
+    if path.suffix == ".wal":
+        (header_bytes,) = struct.unpack_from("<I", data, 12)
+        data[header_bytes - 4 : header_bytes] = struct.pack("<I", crc32(data[: header_bytes - 4]))
+    elif path.suffix == ".seg":
+        data[28:32] = struct.pack("<I", crc32(data[:28]))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "new", "version"),
+    [
+        ("wal/0000000000000001.wal", 8, b"\x09", "format version 9"),
+        ("data/0000000000000001.seg", 8, b"\x09", "format version 9"),
+        ("data/checkpoint", 8, b"\x09", "format version 9"),
+        ("data/checkpoint", 14, b"\x63", "it needs etcdlite 0.99 or later, and this is"),
+    ],
+)
+def test_a_start_on_newer_files_says_what_to_do_and_changes_nothing(
+    tmp_path: Path, name: str, at: int, new: bytes, version: str
+) -> None:
+    folder = tmp_path / "one"
+    lone = LoneMember(folder)
+    lone.wal.close()
+    lone.member.maintenance.close(False)
+    (folder / "lock").touch()
+    path = folder / "member" / name
+    make_newer(path, at, new)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    flags = [f"--data-dir={folder}", "--listen-client-urls=http://127.0.0.1:0"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "etcdlite", *flags, "--listen-peer-urls=http://127.0.0.1:0"],
+        capture_output=True, text=True, cwd=ROOT, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended
+    told = ended.stderr.splitlines()[-1]
+    assert str(path) in told and version in told and "Nothing was changed" in told, told
+    assert "Start that version again, or restore" in told, told
+    after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert after == before
+
+
+def test_a_backup_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "backup.db"
+    path.write_bytes(b"ETCDLSNP\x09\0\0\0\0\0\0\0" + bytes(512 - 16 + 32))
+    with pytest.raises(SnapshotError, match=r"backup\.db has format version 9.*newer one"):
+        read_header(str(path), path.open("rb"))
+
+
+def test_a_program_that_is_too_old_is_told_so_when_it_wants_to_join() -> None:
+    answered = Connection()
+    answered.hello = proto.Hello(cluster_version="0.99")
+    with pytest.raises(datadir.StartError, match=r"according to the member at there, the cluster"):
+        bootstrap.check_version(answered, "there")
+    answered.hello = proto.Hello()
+    bootstrap.check_version(answered, "there")
