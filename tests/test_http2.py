@@ -220,6 +220,9 @@ def block(data: bytes) -> bytes:
     return frame(HEADERS, END_HEADERS | END_STREAM, 1, data)
 
 
+LARGE = b"\x00\x01x\x00" * 4000
+"""A block whose fields exceed the limit of a header list."""
+
 UNKNOWN = 0x16
 
 
@@ -385,6 +388,12 @@ CASES: list[tuple[str, str, Any, bytes]] = [
      block(b"\x7e\x01x")),
     ("hpack 4.2", "a table size update behind a field", ends(COMPRESSION_ERROR),
      block(REQUEST + b"\x20")),
+    ("hpack 4.2", "many table size updates", ends(COMPRESSION_ERROR), block(b"\x20" * 3)),
+    ("hpack", "more fields than any header has", ends(ENHANCE_YOUR_CALM), block(b"\x82" * 16_000)),
+    ("hpack", "large headers again and again", ends(ENHANCE_YOUR_CALM),
+     b"".join(frame(HEADERS, END_HEADERS, n, LARGE) for n in range(1, 800, 2))),
+    ("hpack", "a block of 176 KB", ends(ENHANCE_YOUR_CALM),
+     frame(HEADERS, 0, 1, bytes(16_000)) + frame(CONTINUATION, 0, 1, bytes(16_000)) * 10),
     ("hpack 5.1", "a number without an end", ends(COMPRESSION_ERROR), block(b"\xff" + b"\x80" * 9)),
     ("hpack 5.2", "a Huffman string with padding of a byte", ends(COMPRESSION_ERROR),
      block(REQUEST + b"\x00\x01a\x84\x49\x50\x9f\xff")),

@@ -22,6 +22,13 @@ from hpack import HPACKError
 from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
+MAX_FIELDS = 4096
+"""Fields of one block. Each takes about 0.6 us, and 32 of the bytes in `MAX_LIST_BYTES`, so twice
+as many as could be accepted."""
+
+MAX_TABLE_UPDATES = 2
+"""Table size updates of one block (RFC 7541, 4.2)."""
+
 MAX_LIST_BYTES = 65_536
 """The size of the decoded fields, counted as in the RFC (4.1)."""
 
@@ -48,6 +55,10 @@ class HeadersTooLarge(HeaderFault):
     """The fields exceed `MAX_LIST_BYTES`."""
 
 
+class TooManyFields(HeaderFault):
+    """A block has more than `MAX_FIELDS`. The table is not valid any more."""
+
+
 class Unpacker:
     """Decodes the header blocks of one connection."""
 
@@ -61,7 +72,7 @@ class Unpacker:
         HeadersTooLarge the table is still valid."""
         headers: Headers = []
         is_changed = False
-        size = at = 0
+        size = at = fields = updates = 0
         end = len(block)
         try:
             while at < end:
@@ -79,6 +90,9 @@ class Unpacker:
                     if most > TABLE_BYTES:
                         raise HeaderFault("a table size update exceeds the setting")
                     self._max_table_bytes = most
+                    updates += 1
+                    if updates > MAX_TABLE_UPDATES:
+                        raise HeaderFault("a block has more than two table size updates")
                     self._evict()
                     is_changed = True
                     continue
@@ -93,6 +107,9 @@ class Unpacker:
                     if byte & 0x40:
                         is_changed = True
                         self._add(field)
+                fields += 1
+                if fields > MAX_FIELDS:
+                    raise TooManyFields(f"a header has more than {MAX_FIELDS} fields")
                 headers.append(field)
                 size += len(field[0]) + len(field[1]) + FIELD_OVERHEAD_BYTES
                 if size > MAX_LIST_BYTES:
