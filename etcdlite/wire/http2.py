@@ -576,17 +576,14 @@ class Connection(Session):
             self.ended(stream)
 
     def _unpack(self, block: bytes) -> tuple[Headers, bool]:
-        """The header fields, and whether the block changed the dynamic table. Raises
-        HeadersTooLarge, ConnectionFault."""
+        """The fields; did they change the table? Raises HeadersTooLarge, ConnectionFault."""
         try:
             headers, is_changed = self._unpacker.unpack(block)
         except HeadersTooLarge:
             self._known.clear()
             raise
         except HeaderFault as fault:
-            is_flood = isinstance(fault, TooManyFields)
-            code = ENHANCE_YOUR_CALM if is_flood else COMPRESSION_ERROR
-            raise ConnectionFault(code, str(fault)) from None
+            raise ConnectionFault(_code_of(fault), str(fault)) from None
         if is_changed:
             self._known.clear()
         return headers, is_changed
@@ -859,3 +856,7 @@ _READERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {
     GOAWAY: Connection._read_goaway,
     WINDOW_UPDATE: Connection._read_window_update,
 }
+
+
+def _code_of(fault: HeaderFault) -> int:
+    return ENHANCE_YOUR_CALM if isinstance(fault, TooManyFields) else COMPRESSION_ERROR
