@@ -82,6 +82,17 @@ def test_booted_machines_do_what_the_page_says(
         assert seconds <= MAX_S
 
 
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_packages_own_test_passes(
+    release: str, system: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """What autopkgtest runs on a machine with the package installed."""
+    script = (ROOT / "packaging" / "debian" / "tests" / "service").read_text()
+    page = tmp_path / "page.md"
+    page.write_text(f"```sh\napt install ./etcdlite.deb\n{script}```\n")
+    carry_out(system(release), page, tmp_path / "report")
+
+
 def newcomers_clock(report: str) -> tuple[int, float]:
     """(commands, seconds) of the section "Three machines", until the cluster answers."""
     commands, seconds = 0, 0.0

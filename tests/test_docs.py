@@ -64,7 +64,7 @@ def carry_out(page: Path) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
 
 

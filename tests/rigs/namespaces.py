@@ -28,7 +28,7 @@ from pathlib import Path
 from rigs import pages
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 READY = "ready to serve client requests"
 NETWORK = "10.0.0"
 
