@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rigs.wire import take_output
 from sim.world import World, url
 
-from etcdlite import frames, methods, peer_frames, proto
+from etcdlite import __version__, frames, methods, peer_frames, proto
 from etcdlite.frames import (
     END,
     ERROR,
@@ -111,6 +111,7 @@ class Caller:
         fields = {
             "cluster_id": self.member.identity.cluster_id,
             "member_id": 77,
+            "version": __version__,
             "to": self.member.identity.member_id,
             **fields,
         }
@@ -172,6 +173,7 @@ def test_a_second_process_of_a_member_is_refused_while_the_first_one_lives() -> 
     again = Accepted(caller.member, lambda session: None)
     again.receive(HANDSHAKE.pack(MAGIC, peer_frames.VERSION, peer_frames.VERSION))
     introduction = proto.Introduction(
+        version=__version__,
         cluster_id=caller.member.identity.cluster_id,
         member_id=caller.nodes[1].member_id,
         to=caller.member.identity.member_id,
@@ -537,12 +539,12 @@ CALLERS = [Caller(members=3)]
 
 def test_a_dialer_hangs_up_on_what_is_not_a_member() -> None:
     caller = Caller(members=3)
-    link = Link(caller.member, 99, [url("m9")])
-    dial = Dial(caller.member, link, lambda session: None)
+    link = Link(caller.member.peers.local, 99, [url("m9")])
+    dial = Dial(caller.member.peers.local, link, lambda session: None)
     dial.connected()
     dial.receive(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     assert dial.is_closing
-    dial = Dial(caller.member, link, lambda session: None)
+    dial = Dial(caller.member.peers.local, link, lambda session: None)
     dial.connected()
     dial.receive(
         HANDSHAKE.pack(MAGIC, peer_frames.VERSION, 0) + peer_frames.frame(9, RAFT, END, b"")

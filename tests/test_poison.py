@@ -17,7 +17,7 @@ from rigs.wire import take_output
 from sim.world import Node, World
 from test_fuzz import message, mutated, state
 
-from etcdlite import frames, methods, peer_frames, proto
+from etcdlite import __version__, frames, methods, peer_frames, proto
 from etcdlite.frames import HANDSHAKE, MAGIC
 from etcdlite.methods import ALARM_METHOD, MEMBER_CHANGE, METHOD_BY_NAME, PUBLISH, PUT, TXN
 from etcdlite.peer import FORWARD, INTRODUCE, encode_forward
@@ -127,6 +127,7 @@ class Cluster:
         other = self.follower.member.identity
         session = Accepted(self.leader, lambda session: None)
         introduction = proto.Introduction(
+            version=__version__,
             cluster_id=other.cluster_id,
             member_id=other.member_id,
             to=self.leader.identity.member_id,

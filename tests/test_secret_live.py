@@ -15,7 +15,7 @@ import test_cluster_live
 from rigs.processes import PATIENCE_S, SMALL_FILES, ServerProcess, wait_until
 from test_cluster_live import LiveCluster, Proxy
 
-from etcdlite import proto, secret, secret_file
+from etcdlite import __version__, proto, secret, secret_file
 from etcdlite.client import Client
 from etcdlite.frames import HANDSHAKE, MAGIC, SECRET_MAGIC, SECRET_REFUSAL
 
@@ -288,7 +288,7 @@ def test_a_holder_of_the_secret_that_claims_another_id_inside_is_refused(secured
 
         shake_hands(sock, channel, time.monotonic() + PATIENCE_S)
         introduction = proto.Introduction(
-            cluster_id=cluster_id, member_id=ids["m3"], to=ids["m1"], life=7
+            cluster_id=cluster_id, member_id=ids["m3"], to=ids["m1"], life=7, version=__version__
         )
         hello = HANDSHAKE.pack(MAGIC, peer_frames.VERSION, peer_frames.VERSION)
         sock.sendall(

@@ -12,7 +12,7 @@ from rigs.processes import wait_until
 from test_cluster_live import LiveCluster
 from test_peer import Caller
 
-from etcdlite import addresses, methods, peer_frames, proto
+from etcdlite import __version__, addresses, methods, peer_frames, proto
 from etcdlite.addresses import Addresses, Resolved
 from etcdlite.client import Client
 from etcdlite.frames import ERROR, HANDSHAKE, MAGIC, PING
@@ -250,7 +250,11 @@ def call_as(port: int, source: str, cluster_id: int, member_id: int, to: int) ->
     """Introduce oneself at a peer port; the refusal, or nothing."""
     with socket.create_connection(("127.0.0.1", port), 5, (source, 0)) as sock:
         introduction = proto.Introduction(
-            cluster_id=cluster_id, member_id=member_id, to=to, life=time.monotonic_ns()
+            cluster_id=cluster_id,
+            member_id=member_id,
+            to=to,
+            life=time.monotonic_ns(),
+            version=__version__,
         )
         frame = peer_frames.frame(1, INTRODUCE, 0, introduction.encode())
         sock.sendall(HANDSHAKE.pack(MAGIC, 2, 2) + frame)

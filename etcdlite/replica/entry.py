@@ -92,6 +92,9 @@ def _check_newer(data: bytes) -> None:
         raise TooNew(
             f"it has format version {data[0]}, and etcdlite {CURRENT} reads up to version 3"
         )
+    if needed_version(data) <= OLDEST:
+        # A flipped bit: the checksum does not cover the version, and this one is never written so.
+        raise DecodeError(f"an entry of version 3 needs no etcdlite {OLDEST}")
     if needed_version(data) > CURRENT:
         raise TooNew(f"it needs etcdlite {needed_version(data)} or later, and this is {CURRENT}")
 
