@@ -62,6 +62,7 @@ from etcdlite.replica.reads import Reads
 from etcdlite.replica.restoring import Restoring
 from etcdlite.replica.rollback import RollbackCheck
 from etcdlite.replica.state import State
+from etcdlite.replica.time_keeper import TimeKeeper
 from etcdlite.replica.version_keeper import VersionKeeper
 from etcdlite.replica.writes import Writes
 from etcdlite.request import Asked, Done, Session, Waiter, warn_slow
@@ -137,8 +138,7 @@ class Member:
         self.leadership = Leadership(raft, self.identity, clock, self.peers.is_open, options)
         self.access = Access(state, self.tokens, self._when_current)
         self.reads = Reads(state, raft, rng, self.slice_is_over, options, self.access)
-        timeout_error = self.leadership.timeout_error
-        check = self.check_change
+        timeout_error, check = self.leadership.timeout_error, self.check_change
         self.writes = Writes(
             state, raft, rng, options, self._forward, check, timeout_error, self.access
         )
@@ -151,6 +151,7 @@ class Member:
         self.catch_up = CatchUp(state, raft, self.identity)
         self.restoring = Restoring(state, self.run_task, self._restored)
         self.version_keeper = VersionKeeper(state, raft, self.writes, self.peers.versions, options)
+        self.time_keeper = TimeKeeper(state, raft, self.writes, options.wall_clock)
         self.attributes: proto.Member | None = None
         """The name and client URLs of this member, which `tick` publishes to the cluster."""
         self.removed_since: float | None = None
@@ -320,6 +321,7 @@ class Member:
         self._publish(now)
         self.forced.tick()
         self.version_keeper.tick(now)
+        self.time_keeper.tick(now)
         self.leadership.log_if_no_leader(now)
         self.hub.tick(now)
         self.hash_check.tick(now)

@@ -94,6 +94,9 @@ service etcdlite.Log
 0xE5 TokenKey     write      member - - TokenKey -> -
 0xE6 Rehash       write      member - - Rehash -> -
 0xE7 ClusterVersion write    member v0.2 - ClusterVersion -> -
+0xE8 Time         write      member v0.2 - Time -> -
+service etcdlite.History
+0x90 Timeline read root retry -
 """
 
 
@@ -289,6 +292,8 @@ TOKEN_KEY = _NUMBER["Log.TokenKey"]
 """Sets the key that signs tokens."""
 REHASH = _NUMBER["Log.Rehash"]
 """Replaces the hash of a password by another one of the same password."""
+TIME = _NUMBER["Log.Time"]
+"""Says what time it was at the last revision before it."""
 SET_CLUSTER_VERSION = _NUMBER["Log.ClusterVersion"]
 """Sets the cluster version."""
 AUTHENTICATE = _NUMBER["Auth.Authenticate"]

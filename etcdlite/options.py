@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from etcdlite.passwords import DEFAULT_COST, Cost
 from etcdlite.records import record
 from etcdlite.versions import CURRENT, Version
@@ -39,5 +42,7 @@ class Options:
     """What hashes of new passwords cost."""
     token_ttl_s: float = 300.0
     """How long a token lives after it was last used."""
+    wall_clock: Callable[[], float] = time.time
+    """The Unix time in seconds. No flag: for the simulator."""
     version: Version = CURRENT
     """The version of etcdlite as which the member takes part. No flag: for the simulator."""

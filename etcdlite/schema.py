@@ -189,6 +189,11 @@ message Welcome: 1 offset uint64, 2 life uint64, 3 recovered LogPosition
 message Author: 1 name string, 2 revision uint64, 3 is_member bool
 message TokenKey: 1 seed bytes
 message Rehash: 1 name string, 2 old bytes, 3 new bytes
+message Time: 1 unix_s int64
+message RevisionTime: 1 revision int64, 2 unix_s int64
+message RevisionUser: 1 revision int64, 2 user string, 3 is_member bool
+message TimelineRequest:
+message TimelineResponse: 1 header ResponseHeader, 2 times *RevisionTime, 3 users *RevisionUser
 message ClusterVersion: 1 version string, 2 target string, 3 old_version string,
     4 old_target string
 """

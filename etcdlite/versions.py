@@ -76,7 +76,9 @@ class Feature(NamedTuple):
 
 SETS_VERSION = Feature(V0_2, "log entries that say which version they need, and set the cluster's")
 
-FEATURES = (SETS_VERSION,)
+KEEPS_TIMES = Feature(V0_2, "the times of revisions, and who made them")
+
+FEATURES = (SETS_VERSION, KEEPS_TIMES)
 """A program of version `since` understands the feature, and every later one."""
 
 assert all(feature.since in ETCD_VERSIONS for feature in FEATURES)

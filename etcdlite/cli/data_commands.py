@@ -34,11 +34,14 @@ _MIRROR_FLAGS = (
     Flag("dest-password", "string", "", "as --password, for the destination"),
 )
 
+_AT_FLAG = Flag("at", "string", "", "as --rev, at a time (2026-11-24T10:00:00Z, or 90m ago)")
+
 DATA_COMMANDS = (
     Command("snapshot save <filename>", "Save a backup of a member to a file", "snapshots.save",
             (Flag("format", "string", "etcdlite", "etcdlite, or etcd: a backup for etcdutl"),
              Flag("encrypt-to", "list", (), "encrypt to these public keys (age1...)"),
              Flag("rev", "int", 0, "the keys as of this revision, without history"),
+             _AT_FLAG,
              Flag("prefix", "list", (), "only keys with these prefixes, without history")),
             description="The file is complete and synced when it appears under its name. With\n"
             "--encrypt-to it is a file of age (age-encryption.org), encrypted as it arrives.",
@@ -66,6 +69,7 @@ DATA_COMMANDS = (
                   "compact all before; required with --bump-revision"),
              IDENTITY_FLAG, KEY_FILE_FLAG,
              Flag("rev", "int", 0, "the state as of this revision, as new keys"),
+             _AT_FLAG,
              Flag("prefix", "list", (), "only keys with these prefixes, as new keys"),
              Flag("leases", "string", "refuse", "keep, drop or refuse the leases of new keys"),
              Flag("into-cluster", "bool", False, "change the keys of --endpoints instead"),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterator
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from etcdlite import proto
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure
+from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
 from etcdlite.cli.session import Session
-from etcdlite.client.errors import Compacted, error_for
+from etcdlite.client.errors import Compacted, PermissionDenied, Unimplemented, error_for
 from etcdlite.client.operations import prefix_end
 from etcdlite.errors import UNKNOWN
-from etcdlite.notation import parse_int, quote
+from etcdlite.notation import parse_duration_s, parse_int, quote
 
 SHOWN_BYTES = 200
 """A longer value is shown by its beginning and its size."""
@@ -64,6 +67,55 @@ def check_format(session: Session) -> None:
         raise BadArguments("only the formats simple and json show changes")
 
 
+# Times.
+
+
+def parse_time(text: str) -> int:
+    """The Unix time in seconds of a text: 2026-11-24T10:00:00Z (or with an offset; without one it
+    is the time of this machine), Unix seconds, or a duration before now such as 90m. Raises
+    BadArguments."""
+    try:
+        if text.isascii() and text.isdigit() and len(text) < 13:
+            return int(text)
+        if text[-1:] in ("s", "m", "h"):
+            return int(time.time() - parse_duration_s(text.removeprefix("-")))
+        zone = "+00:00" if text[-1:] in ("Z", "z") else ""
+        return int(datetime.fromisoformat(text.rstrip("Zz") + zone).timestamp())
+    except (ValueError, OverflowError, OSError):
+        raise BadArguments(
+            f"--at {text}: write a time as 2026-11-24T10:00:00Z, or how long ago, as 90m"
+        ) from None
+
+
+def time_text(unix_s: int) -> str:
+    """As 2026-11-24T10:00:00Z."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix_s))
+
+
+def revision_at(times: Sequence[tuple[int, int]], unix_s: int) -> int:
+    """The last revision at a time, of (revision, Unix time) in order. Raises Failure if that is not
+    known."""
+    at = bisect_right([time_s for _, time_s in times], unix_s)
+    if at:
+        return times[at - 1][0]
+    known = f"the first one known is {time_text(times[0][1])}" if times else "no time is known"
+    raise Failure(EXIT_FAILED, f"no revision is known at {time_text(unix_s)}: {known}")
+
+
+def asked_revision(session: Session, client: Any) -> int:
+    """That of --rev or --at; 0 if none is given. Raises EtcdliteError, Failure."""
+    flags = session.flags
+    if not flags["at"]:
+        return int(flags["rev"])
+    if flags["rev"]:
+        raise BadArguments("--rev and --at exclude each other")
+    unix_s = parse_time(flags["at"])
+    found = client.call("History.Timeline", proto.TimelineRequest())
+    revision = revision_at([(one.revision, one.unix_s) for one in found.times], unix_s)
+    say(f"the revision at {time_text(unix_s)} was {revision}")
+    return revision
+
+
 # Reading history.
 
 
@@ -92,10 +144,24 @@ class _Who:
     """When a revision was made, and by whom, as far as the cluster knows."""
 
     def __init__(self, client: Any) -> None:
-        pass
+        try:
+            found = client.call("History.Timeline", proto.TimelineRequest())
+        except (Unimplemented, PermissionDenied):
+            found = proto.TimelineResponse()
+        self._times = [(time.revision, time.unix_s) for time in found.times]
+        self._users = [(run.revision, run) for run in found.users]
 
     def of(self, revision: int) -> dict[str, str]:
-        return {}
+        said = {}
+        # A record says that all revisions up to its own had been made by then.
+        at = bisect_left(self._times, (revision, 0))
+        if at < len(self._times):
+            said["time"] = time_text(self._times[at][1])
+        at = bisect_left(self._users, revision + 1, key=lambda run: run[0]) - 1
+        if at >= 0:
+            run = self._users[at][1]
+            said["user"] = "(a member)" if run.is_member else run.user
+        return {name: text for name, text in said.items() if text}
 
 
 # The commands.

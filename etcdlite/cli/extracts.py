@@ -16,7 +16,14 @@ from typing import Any, NamedTuple
 
 from etcdlite import backup, bootstrap, datadir, extract, keys, proto
 from etcdlite.age import AgeError
-from etcdlite.cli.differences import Difference, show
+from etcdlite.cli.differences import (
+    Difference,
+    asked_revision,
+    parse_time,
+    revision_at,
+    show,
+    time_text,
+)
 from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text, say
 from etcdlite.cli.mirror import client_of, pages
 from etcdlite.cli.offline import SEGMENT_BYTES, identities, opened_backup
@@ -30,7 +37,7 @@ from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.sealing import KeyFileError
 from etcdlite.snap import SnapshotError
-from etcdlite.storage.data import LEASE, DataDamaged
+from etcdlite.storage.data import LEASE, TIMES, U64, DataDamaged
 from etcdlite.storage.disk import Disk
 from etcdlite.urls import parse_initial_cluster
 
@@ -47,7 +54,7 @@ LEASE_RULES = ("keep", "drop", "refuse")
 def is_asked_for(session: Session) -> bool:
     """Whether the flags of `snapshot save` ask for an extract."""
     flags = session.flags
-    return bool(flags["rev"] or flags["prefix"])
+    return bool(flags["rev"] or flags["at"] or flags["prefix"])
 
 
 # Saving.
@@ -60,9 +67,10 @@ def save(session: Session, file: Any) -> None:
     if len(prefixes) > extract.MAX_PREFIXES:
         raise BadArguments(f"at most {extract.MAX_PREFIXES} prefixes")
     client = session.client()
-    request = proto.RangeRequest(key=b"\0", revision=flags["rev"], count_only=True)
+    asked = asked_revision(session, client)
+    request = proto.RangeRequest(key=b"\0", revision=asked, count_only=True)
     header = client.call("KV.Range", request).header
-    revision = flags["rev"] or header.revision
+    revision = asked or header.revision
     writer = extract.Writer(file, Header(header.cluster_id, revision, prefixes))
     progress = Progress(f"keys of {session.endpoints[0]}")
     leases: set[int] = set()
@@ -141,8 +149,8 @@ def _state(session: Session, path: str) -> Iterator[State]:
 def _of_extract(session: Session, path: str, file: Any) -> State:
     found = _checked(path, file)
     revision = found.header.revision
-    if session.flags["rev"] not in (0, revision):
-        text = f"{path} has the keys as of revision {revision} only: leave out --rev"
+    if session.flags["rev"] not in (0, revision) or session.flags["at"]:
+        text = f"{path} has the keys as of revision {revision} only: leave out --rev and --at"
         raise Failure(EXIT_FAILED, text)
     return State(
         revision, found.header.prefixes, lambda: extract.key_values(path, file), found.leases
@@ -151,6 +159,16 @@ def _of_extract(session: Session, path: str, file: Any) -> State:
 
 def _of_store(session: Session, store: Store) -> State:
     revision: int = session.flags["rev"] or store.revision
+    if session.flags["at"]:
+        if session.flags["rev"]:
+            raise BadArguments("--rev and --at exclude each other")
+        unix_s = parse_time(session.flags["at"])
+        times = [
+            (int.from_bytes(key, "big"), U64.unpack(value)[0])
+            for key, value in sorted(store.buckets.get(TIMES, {}).items())
+        ]
+        revision = revision_at(times, unix_s)
+        say(f"the revision at {time_text(unix_s)} was {revision}")
     try:
         store.check_revision(revision)
     except EtcdError as error:

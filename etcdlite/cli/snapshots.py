@@ -180,7 +180,7 @@ def restore(session: Session) -> None:
         return
     data_dir = flags["data-dir"] or flags["name"] + ".etcdlite"
     found = identities(session)
-    if flags["rev"] or flags["prefix"] or extracts.is_extract(session, path):
+    if extracts.is_asked_for(session) or extracts.is_extract(session, path):
         extracts.restore_new(session, path, data_dir)
         _tell_start(session, path, data_dir)
         return

@@ -163,6 +163,11 @@ def _check_hashed(request: Any) -> None:
         )
 
 
+def _check_time(request: Any) -> None:
+    if not 0 <= request.unix_s < 1 << 40:
+        raise _invalid(f"unix_s is {request.unix_s}")
+
+
 def _check_user_role(request: Any) -> None:
     _check_name(request.role)
 
@@ -218,6 +223,7 @@ CHECKS: dict[int, Callable[[Any], None]] = by_number(
         "Log.TokenKey": _check_token_key,
         "Log.Rehash": _check_rehash,
         "Log.ClusterVersion": _check_cluster_version,
+        "Log.Time": _check_time,
     },
 )
 """By method. Each raises EtcdError."""

@@ -731,6 +731,14 @@ def _hash_kv(state: State, request: proto.HashKVRequest) -> Steps:
     return header + response.encode()
 
 
+def _timeline(state: State, request: proto.TimelineRequest) -> Steps:
+    pieces = []
+    for piece in state.timeline.answer_steps(state.header):
+        pieces.append(piece)
+        yield
+    return b"".join(pieces)
+
+
 def _auth_status(state: State, request: proto.AuthStatusRequest) -> Steps:
     auth = state.auth
     response = proto.AuthStatusResponse(enabled=auth.enabled, authRevision=auth.revision)
@@ -776,6 +784,7 @@ READERS: dict[int, Callable[[State, Any], Steps]] = by_number(
         "Maintenance.Hash": _hash,
         "Maintenance.HashKV": _hash_kv,
         "Auth.AuthStatus": _auth_status,
+        "History.Timeline": _timeline,
         "Auth.UserGet": _user_get,
         "Auth.UserList": _user_list,
         "Auth.RoleGet": _role_get,

@@ -40,6 +40,7 @@ from etcdlite.raft import ConfChange
 from etcdlite.replica.alarms import CORRUPT, NOSPACE, Alarms
 from etcdlite.replica.cluster_version import ClusterVersion
 from etcdlite.replica.membership import CHANGES, Membership
+from etcdlite.replica.timeline import Timeline
 from etcdlite.request import Session, Steps, Waiter
 from etcdlite.storage.data import LEASE
 from etcdlite.versions import Version
@@ -73,6 +74,7 @@ class State:
         self.membership = Membership(store, options.max_learners)
         self.alarms = Alarms(store, identity.member_id, propose, clock, options)
         self.cluster_version = ClusterVersion(store)
+        self.timeline = Timeline(store, self.cluster_version)
         self.awaiting_compaction: list[tuple[Session, int, int]] = []
         """(session, request id, method) of physical compactions, to be answered when the superseded
         versions are dropped."""
@@ -89,6 +91,7 @@ class State:
         self.alarms.restore(store)
         self.membership.restore(store)
         self.cluster_version.restore(store)
+        self.timeline.restore(store)
 
     @property
     def storage_version(self) -> Version:
@@ -114,6 +117,8 @@ class State:
         auth.author = None
         step_ops = step_left = store.limits.apply_step_ops
         failed: list[int] = []
+        noted = store.revision
+        """The last revision whose author is in the timeline."""
         for session, request_id, method, request in requests:
             step_left -= 1
             if step_left <= 0:
@@ -121,6 +126,9 @@ class State:
                 yield
             try:
                 if auth.enabled:
+                    if store.revision != noted:
+                        self.timeline.note_user(noted + 1, auth.author)
+                        noted = store.revision
                     auth.check(auth.author, method, request)
                     if (method != PUT or request.lease) and (puts := lease_puts(method, request)):
                         yield from auth.lease_steps(self.lessor, auth.author, puts)
@@ -181,6 +189,8 @@ class State:
                 self.awaiting_compaction.append((session, request_id, method))
             else:
                 session.reply(request_id, method, header(revision) + answer)
+        if store.revision != noted and (auth.enabled or self.timeline.knows_user):
+            self.timeline.note_user(noted + 1, auth.author)
         return failed
 
     def change_membership(self, change: Any) -> ConfChange | None:
@@ -249,8 +259,8 @@ def _delete_range(state: State, request: proto.DeleteRangeRequest) -> Steps:
 
 def _compact(state: State, request: proto.CompactionRequest) -> Steps:
     state.store.compact(request.revision)
+    yield from state.timeline.compact_steps(request.revision)
     return b""
-    yield
 
 
 def _lease_grant(state: State, request: proto.LeaseGrantRequest) -> Steps:
@@ -298,6 +308,11 @@ def _checkpoint(state: State, request: proto.LeaseCheckpointRequest) -> Steps:
             state.store.set_bucket(LEASE, _lease_key(checkpoint.ID), lessor.encode(checkpoint.ID))
     return b""
     yield
+
+
+def _time(state: State, request: proto.Time) -> Steps:
+    yield from state.timeline.time_steps(request.unix_s)
+    return b""
 
 
 def _author(state: State, request: proto.Author) -> Steps:
@@ -358,6 +373,7 @@ APPLIERS: dict[int, Callable[[State, Any], Steps]] = by_number(
         "Log.Publish": _publish,
         "Log.Checkpoint": _checkpoint,
         "Log.Author": _author,
+        "Log.Time": _time,
         "Log.TokenKey": _auth(Auth.set_key),
         "Log.Rehash": _auth(Auth.rehash),
         "Log.ClusterVersion": _cluster_version,

@@ -98,6 +98,9 @@ CLUSTER = 10
 CLUSTER_VERSION = b"version"
 DOWNGRADE_TARGET = b"target"
 """The keys of the bucket `CLUSTER`; their values are versions such as "0.2"."""
+TIMES = 12
+USERS = 13
+"""Buckets of times and users by revision; see `replica/timeline.py`."""
 SUB = 11
 """In no bucket: a BUCKET record that removes the key n, u32, from here says that the record after
 it is change n of its revision. Programs that do not know it read it without effect."""

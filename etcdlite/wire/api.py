@@ -560,6 +560,7 @@ HANDLERS: dict[int, tuple[Handler, Any]] = {
             "Auth.RoleGrantPermission": _propose,
             "Auth.RoleRevokePermission": _propose,
             "Auth.RotateKey": _rotate_key,
+            "History.Timeline": _read,
         },
     ).items()
 }

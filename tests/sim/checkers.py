@@ -43,7 +43,7 @@ from rigs.plain_model import PlainStore, within
 
 from etcdlite import frames, methods, proto
 from etcdlite.errors import EtcdError, error
-from etcdlite.methods import AUTHOR, REHASH, SET_CLUSTER_VERSION, TOKEN_KEY
+from etcdlite.methods import AUTHOR, REHASH, SET_CLUSTER_VERSION, TIME, TOKEN_KEY
 from etcdlite.raft import LEADER, NOTHING_READY, VOTE_RESP
 from etcdlite.raft_log import ENTRY_CONF_CHANGE
 from etcdlite.replica.catch_up import behind_error
@@ -256,7 +256,7 @@ class Oracle(PlainStore):
             end = at + 4 + length
             body_at = at + frames.FRAME_HEADER_BYTES
             at = end
-            if method in (_PUBLISH, _MEMBER_CHANGE, _CHECKPOINT, REHASH, SET_CLUSTER_VERSION):
+            if method in (_PUBLISH, _MEMBER_CHANGE, _CHECKPOINT, REHASH, SET_CLUSTER_VERSION, TIME):
                 continue
             request = _DECODE[method](data, body_at, end)
             if method == AUTHOR:

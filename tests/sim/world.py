@@ -554,6 +554,7 @@ class Node:
                 force_new_cluster=force_new_cluster,
                 password_cost=CHEAP,
                 version=self.version,
+                wall_clock=self.wall_clock,
             ),
             tokens=SimpleTokens(
                 opened.cluster_id,
