@@ -31,7 +31,6 @@ etcdlite that restores the backup it still works. The key that signs tokens is l
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Generator, Iterable, Iterator
@@ -41,7 +40,7 @@ from etcdlite.mvcc import Store
 from etcdlite.passwords import is_bcrypt
 from etcdlite.proto import read_varint
 from etcdlite.storage.data import ALARM, AUTH, AUTH_ROLE, AUTH_USER, LEASE, MEMBER, REMOVED
-from etcdlite.storage.history import History
+from etcdlite.storage.history import Change, History
 
 VERSION = "3.5.0"
 DIGEST_BYTES = 32
@@ -101,6 +100,8 @@ class EtcdImage:
     def parts(self) -> Iterator[bytes]:
         """The bytes of the backup, to be taken once, after `prepare_steps`. An empty part is a
         pause. Raises DataDamaged, OSError."""
+        import hashlib  # It loads OpenSSL, which takes 3.5 MB; HashKV does without.
+
         digest = hashlib.sha256()
         for part in self._content:
             digest.update(part)
@@ -111,22 +112,24 @@ class EtcdImage:
         self._history.close()
 
     def _changes(self) -> Iterator[Item | None]:
-        # Flat: a large store has millions of them.
-        pack = REVISION.pack
         count = 0
         for change in self._history.records():
             if change is None:
                 yield None
                 continue
-            revision, sub, _, is_delete, body = change
-            if is_delete:
-                yield pack(revision, b"_", sub) + _TOMBSTONE, body[: _key_end(body)]
-            else:
-                yield pack(revision, b"_", sub), body
+            yield record_of(change)
             count += 1
             if count == STEP_ITEMS:
                 count = 0
                 yield None
+
+
+def record_of(change: Change) -> Item:
+    """Key and value of a change in the bucket `key`."""
+    revision, sub, _, is_delete, body = change
+    if is_delete:
+        return REVISION.pack(revision, b"_", sub) + _TOMBSTONE, body[: _key_end(body)]
+    return REVISION.pack(revision, b"_", sub), body
 
 
 def _key_end(body: bytes) -> int:

@@ -77,7 +77,7 @@ class Limits:
     delete_step_keys: int = 256
     """Keys that one step of a range delete removes."""
 
-    history_step_records: int = 400
+    history_step_records: int = 256
     """Records that one step of a reading of all history reads."""
 
     hash_step_versions: int = 64

@@ -53,7 +53,7 @@ message TxnResponse: 1 header ResponseHeader, 2 succeeded bool, 3 responses *Res
 message CompactionRequest: 1 revision int64, 2 physical bool
 message CompactionResponse: 1 header ResponseHeader
 message HashRequest:
-message HashKVRequest: 1 revision int64
+message HashKVRequest: 1 revision int64, 1000 of_members bool
 message HashKVResponse: 1 header ResponseHeader, 2 hash uint32, 3 compact_revision int64,
     4 hash_revision int64
 message HashResponse: 1 header ResponseHeader, 2 hash uint32

@@ -22,7 +22,7 @@ FLOORS = {
     "settings": "config discovery",
     "store": "storage storage.* lease mvcc ranges txn watch auth tokens jwt_tokens rights",
     "consensus": "raft raft_log raft_progress wal",
-    "data directory": "datadir keys snap bolt crc32c etcd_backup etcd_restore",
+    "data directory": "datadir keys snap bolt crc32c etcd_backup etcd_restore etcd_hash",
     "state machine": "replica replica.*",
     "members": "peer peer_frames member",
     "founding": "bootstrap backup",

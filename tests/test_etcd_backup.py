@@ -139,6 +139,8 @@ def hash_kv(server: Gateway, revision: int = 0) -> tuple[int, int]:
 
 
 def check_equal(one: Gateway, other: Gateway, since: int) -> None:
+    for revision in {0, *range(since + 1, one.revision(), 1 + (one.revision() - since) // 3)}:
+        assert hash_kv(one, revision) == hash_kv(other, revision)
     assert one.revision() == other.revision()
     assert one.history(since) == other.history(since)
     assert one.leases() == other.leases()
@@ -178,7 +180,6 @@ def test_etcdlite_restores_a_backup_of_etcd(
     check_equal(restored, etcd, again.compacted)
     with restored_etcd(save(restored, tmp_path / "back.db"), tmp_path / "back") as back:
         check_equal(back, etcd, again.compacted)
-        assert hash_kv(back) == hash_kv(etcd)
 
 
 def test_a_data_file_of_etcd_is_restored_without_its_hash(
@@ -281,11 +282,9 @@ def test_etcd_restores_a_backup_of_etcdlite(
         )
     with restored_etcd(backup, tmp_path / "restored") as restored:
         check_equal(restored, etcd, writer.compacted)
-        assert hash_kv(restored) == hash_kv(etcd)
         restored.call("kv/put", key=b"k1", value=b"new")
         etcd.call("kv/put", key=b"k1", value=b"new")
         revision = restored.revision()
         restored.call("kv/compaction", revision=revision, physical=True)
         etcd.call("kv/compaction", revision=revision, physical=True)
         check_equal(restored, etcd, revision)
-        assert hash_kv(restored) == hash_kv(etcd)

@@ -689,7 +689,7 @@ def test_a_member_that_is_alone_does_not_hash_its_data(monkeypatch: pytest.Monke
     for _ in range(60):
         rig.tick()
     assert not hashed
-    rig.ask(proto.HashKVRequest())
+    rig.ask(proto.HashKVRequest(of_members=True))
     assert hashed
 
 

@@ -25,7 +25,7 @@ from rigs.store_rig import (
     read_history,
 )
 
-from etcdlite import proto, txn
+from etcdlite import etcd_hash, proto, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
@@ -121,10 +121,11 @@ class StoreMachine(RuleBasedStateMachine):
     def begin_a_long_read(self, requests: Requests) -> None:
         if len(self.reads) == 4:
             return
-        kind = requests.rng.choice(("range", "txn", "hash", "history", "events"))
+        kinds = ("range", "txn", "hash", "etcd hash", "history", "events")
+        kind = requests.rng.choice(kinds)
         store, model = self.rig.store, self.rig.model
         request: Any
-        if kind in ("hash", "history") and self.rig.entry is not None:
+        if kind in ("hash", "etcd hash", "history") and self.rig.entry is not None:
             return  # The member does not begin these beside an entry.
         if kind == "range":
             request = requests.range()
@@ -138,6 +139,10 @@ class StoreMachine(RuleBasedStateMachine):
             request = requests.rng.randint(max(1, model.compacted), model.revision)
             steps = store.hash_steps(request)
             right = model.hash(request)
+        elif kind == "etcd hash":
+            request = requests.rng.randint(max(1, model.compacted), model.revision)
+            steps = etcd_hash.hash_steps(store, request)
+            right = model.etcd_hash(request)
         elif kind == "history":
             request = kind
             steps = read_history(store)

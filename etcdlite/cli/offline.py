@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from etcdlite import age, backup, datadir, keys
+from etcdlite import age, backup, datadir, etcd_hash, keys
 from etcdlite.age import AgeError, Identity
 from etcdlite.cli.failures import (
     EXIT_FAILED,
@@ -157,5 +157,5 @@ def hashkv(session: Session) -> None:
         except EtcdError as error:
             raise Failure(EXIT_FAILED, error.text) from None
         revision = revision or store.revision
-        found = finish(store.hash_steps(revision))
+        found = finish(etcd_hash.hash_steps(store, revision))
         session.show("hashkv", Hash(found, revision, store.compact_revision))

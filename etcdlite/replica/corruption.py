@@ -100,7 +100,7 @@ class HashCheck:
         self.is_over = False
         self._until = now + INITIAL_S
         revision = self._state.store.revision
-        request = proto.HashKVRequest(revision=revision)
+        request = proto.HashKVRequest(revision=revision, of_members=True)
         self._read_now(Asked(self._own_hashed), 0, HASH_KV, request)
 
     def _own_hashed(self, answer: bytes | EtcdError) -> None:
@@ -181,7 +181,7 @@ class HashCheck:
     def _begin(self, revision: int, nodes: list[int]) -> None:
         """Compare these members with this one."""
         self._is_running = True
-        request = proto.HashKVRequest(revision=revision)
+        request = proto.HashKVRequest(revision=revision, of_members=True)
         self._read_now(Asked(partial(self._hashed, revision, nodes)), 0, HASH_KV, request)
 
     def _hashed(self, revision: int, nodes: list[int], answer: bytes | EtcdError) -> None:

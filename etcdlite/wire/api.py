@@ -113,6 +113,14 @@ def _read_now(
     member.reads.read_now(session, request_id, method, request)
 
 
+def _hash_kv(
+    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
+) -> None:
+    # Members of all versions compare the same hash with each other, clients that of etcd.
+    request.of_members = request.of_members or session.is_member
+    _read_now(member, session, request_id, method, request, frame)
+
+
 def _lease_grant(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
@@ -539,7 +547,7 @@ HANDLERS: dict[int, tuple[Handler, Any]] = {
             "Maintenance.Status": _status,
             "Maintenance.Defragment": _defragment,
             "Maintenance.Hash": _read_now,
-            "Maintenance.HashKV": _read_now,
+            "Maintenance.HashKV": _hash_kv,
             "Maintenance.MoveLeader": _move_leader,
             "Maintenance.Downgrade": _downgrade,
             "Auth.AuthEnable": _auth_enable,

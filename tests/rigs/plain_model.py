@@ -16,6 +16,7 @@ from typing import Any
 from zlib import crc32
 
 from etcdlite import proto
+from etcdlite.crc32c import by_table
 from etcdlite.errors import error
 
 State = "dict[bytes, proto.KeyValue]"
@@ -304,6 +305,17 @@ class PlainStore:
             if at >= self.compacted or not is_delete:
                 kept[at, sub] = (at, sub, key, is_delete, encoded)
         return tuple(kept.values())
+
+    def etcd_hash(self, revision: int) -> int:
+        """HashKV of etcd."""
+        now = {kv.key: kv.mod_revision for kv in self.states[revision].values()}
+        hashed = b"key"
+        for at, sub, key, is_delete, encoded in self.history():
+            if at <= revision and (at > self.compacted or not now or now.get(key) == at):
+                name = at.to_bytes(8, "big") + b"_" + sub.to_bytes(8, "big")
+                value = proto.KeyValue(key=key).encode() if is_delete else encoded
+                hashed += name + b"t" * is_delete + value
+        return by_table(hashed)
 
     def hash(self, revision: int) -> int:
         """Of every version up to `revision` that compaction keeps: in order of key, then of age."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from etcdlite import methods, proto, txn
+from etcdlite import etcd_hash, methods, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.limits import Limits
@@ -319,6 +319,7 @@ def check_store(store: Store, model: PlainStore, rng: random.Random | None = Non
     upto = model.revision if rng is None else rng.choice(revisions)
     assert finish(store.hash_steps(upto)) == model.hash(upto)
     assert finish(read_history(store)) == model.history()
+    assert finish(etcd_hash.hash_steps(store, upto)) == model.etcd_hash(upto)
     assert {i: store.lessor.ttl_s(i) for i in store.lessor.leases()} == model.leases
     for lease_id in model.leases:
         keys = sorted(key for key, kv in model.states[-1].items() if kv.lease == lease_id)

@@ -1,0 +1,86 @@
+"""HashKV as etcd computes it: two servers of the same history give the same number.
+
+It is the CRC-32C of the text "key" and then, in the order of revisions up to the one asked for, of
+key and value of each record of etcd's bucket `key` (`etcd_backup.py`). Of the records up to the
+compact revision only those count that a compaction at the revision asked for would keep: those that
+are the present version of their key then. If no key exists then, all of them count. (The rules are
+those of server/storage/mvcc/hash.go and `keep` of key_index.go in etcd 3.6.)
+
+Members compare each other with another hash, `Store.hash_steps`, which takes a third of the time
+and which all versions of etcdlite share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from etcdlite import crc32c
+from etcdlite.errors import DATA_LOSS, EtcdError
+from etcdlite.etcd_backup import record_of
+from etcdlite.mvcc import Store
+from etcdlite.storage.history import History
+
+
+def hash_steps(store: Store, revision: int) -> Generator[None, None, int]:
+    """The hash up to `revision`, which can be read and is not above the last mark: the generator's
+    return value. Raises DataDamaged, EtcdError if a file cannot be opened."""
+    compacted = store.compacted
+    store.pinned.append(compacted)
+    history: History | None = None
+    try:
+        history = History(store)
+        yield from history.scan_steps()
+        keeps_some = yield from _has_keys(store, revision)
+        return (yield from _hash(store, history, compacted, revision, keeps_some))
+    except OSError as failure:
+        raise EtcdError(DATA_LOSS, f"etcdlite: cannot read the data: {failure}") from failure
+    finally:
+        store.pinned.remove(compacted)
+        if history is not None:
+            history.close()
+
+
+def _has_keys(store: Store, revision: int) -> Generator[None, None, bool]:
+    """Whether any key exists as of `revision`."""
+    cursor: bytes | None = b""
+    while cursor is not None:
+        found, cursor = store.index.scan(cursor, None, revision, 1)
+        if found:
+            return True
+        yield
+    return False
+
+
+def _hash(
+    store: Store, history: History, compacted: int, revision: int, keeps_some: bool
+) -> Generator[None, None, int]:
+    update, most_bytes = crc32c.load()
+    index, most_records = store.index, store.limits.history_step_records
+    waiting = [b"key"]
+    crc = size = visited = 0
+    for change in history.records():
+        visited += 1
+        if change is not None:
+            revision_of, _, key, is_delete, _ = change
+            if revision_of > revision:
+                break
+            is_kept = revision_of > compacted or not keeps_some
+            if not is_kept and not is_delete:
+                is_kept = not index.versions(key, compacted, revision, compacted, 1)
+            if is_kept:
+                record = record_of(change)
+                waiting += record
+                size += len(record[1])
+        if change is None or visited >= most_records or size >= most_bytes:
+            data = b"".join(waiting)
+            for at in range(0, len(data), most_bytes):
+                crc = update(data[at : at + most_bytes], crc)
+                yield
+            waiting.clear()
+            size = visited = 0
+            yield
+    data = b"".join(waiting)
+    for at in range(0, len(data), most_bytes):
+        crc = update(data[at : at + most_bytes], crc)
+        yield
+    return crc
