@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,6 +24,13 @@ from rigs.gateway import Gateway, Refused
 from rigs.ports import free_ports
 from rigs.processes import ServerFactory, wait_until
 from rigs.real_etcd import distributed, running_etcd, without_settings
+from rigs.store_rig import StoreRig, finish
+
+from etcdlite import backup, bolt, proto
+from etcdlite.etcd_backup import REVISION, EtcdImage
+from etcdlite.limits import DEFAULT_LIMITS
+from etcdlite.snap import SnapshotError
+from etcdlite.storage.data import AUTH_ROLE, AUTH_USER, MEMBER, U64
 
 DEBIANS = "/usr/bin/etcdctl"
 
@@ -56,7 +64,7 @@ def save(server: Gateway, path: Path, etcdctl: str = "") -> Path:
 
 
 @contextlib.contextmanager
-def restored_etcd(backup: Path, folder: Path, *flags: str) -> Iterator[Gateway]:
+def restored_etcd(saved: Path, folder: Path, *flags: str) -> Iterator[Gateway]:
     """An etcd that begins with a backup."""
     ports = free_ports(2)
     peer = f"http://127.0.0.1:{ports[1]}"
@@ -65,7 +73,7 @@ def restored_etcd(backup: Path, folder: Path, *flags: str) -> Iterator[Gateway]:
         distributed("etcdutl"),
         "snapshot",
         "restore",
-        str(backup),
+        str(saved),
         f"--data-dir={folder / 'data'}",
         "--name=default",
         f"--initial-cluster=default={peer}",
@@ -157,9 +165,9 @@ def etcdlite(server: ServerFactory) -> Gateway:
     return Gateway(server("--segment-bytes=65536", "--checkpoint-bytes=65536").endpoint)
 
 
-def restored_etcdlite(server: ServerFactory, backup: Path, folder: Path, *flags: str) -> Gateway:
+def restored_etcdlite(server: ServerFactory, saved: Path, folder: Path, *flags: str) -> Gateway:
     """An etcdlite that begins with a backup."""
-    ended = run_ctl("snapshot", "restore", str(backup), f"--data-dir={folder}", *flags)
+    ended = run_ctl("snapshot", "restore", str(saved), f"--data-dir={folder}", *flags)
     assert ended.status == 0, ended.stderr
     return Gateway(server("--segment-bytes=65536", data_dir=folder).endpoint)
 
@@ -169,10 +177,10 @@ def test_etcdlite_restores_a_backup_of_etcd(
 ) -> None:
     writer = Writer(2, etcd)
     writer.write(300)
-    backup = save(etcd, tmp_path / "etcd.db")
-    told = json.loads(run(distributed("etcdutl"), "snapshot", "status", str(backup), "-w=json"))
-    assert json.loads(run_ctl("snapshot", "status", str(backup), "-w=json").stdout) == told
-    restored = restored_etcdlite(server, backup, tmp_path / "new")
+    saved = save(etcd, tmp_path / "etcd.db")
+    told = json.loads(run(distributed("etcdutl"), "snapshot", "status", str(saved), "-w=json"))
+    assert json.loads(run_ctl("snapshot", "status", str(saved), "-w=json").stdout) == told
+    restored = restored_etcdlite(server, saved, tmp_path / "new")
     check_equal(restored, etcd, writer.compacted)
     again = Writer(3, etcd, restored)
     again.compacted = writer.compacted
@@ -214,10 +222,10 @@ def test_users_come_from_etcd_with_their_passwords(
     etcd.call("kv/put", key=b"abc", value=b"1")
     etcd.call("auth/enable")
     token = etcd.call("auth/authenticate", name="root", password="root's")["token"]
-    backup = tmp_path / "etcd.db"
+    saved = tmp_path / "etcd.db"
     words = ["--user=root:root's", f"--endpoints={etcd.endpoint}"]
-    run(distributed("etcdctl"), *words, "snapshot", "save", str(backup))
-    restored = restored_etcdlite(server, backup, tmp_path / "new")
+    run(distributed("etcdctl"), *words, "snapshot", "save", str(saved))
+    restored = restored_etcdlite(server, saved, tmp_path / "new")
     with pytest.raises(Refused, match="user name is empty"):
         restored.state()
     wait_until(lambda: can_log_in(restored, "alice", "alice's"), "there is a key for tokens")
@@ -260,9 +268,9 @@ def test_the_revision_can_be_bumped(etcd: Gateway, server: ServerFactory, tmp_pa
     writer = Writer(5, etcd)
     writer.write(50)
     state, revision = etcd.state(), etcd.revision()
-    backup = save(etcd, tmp_path / "etcd.db")
+    saved = save(etcd, tmp_path / "etcd.db")
     flags = ("--bump-revision=1000", "--mark-compacted")
-    restored = restored_etcdlite(server, backup, tmp_path / "new", *flags)
+    restored = restored_etcdlite(server, saved, tmp_path / "new", *flags)
     assert (restored.revision(), restored.state()) == (revision + 1000, state)
     with pytest.raises(Refused, match="compacted"):
         restored.state(revision)
@@ -276,11 +284,11 @@ def test_etcd_restores_a_backup_of_etcdlite(
     etcdlite.call("maintenance/defragment")
     writer.write(50)
     for number, etcdctl in enumerate(etcdctls()):
-        backup = save(etcdlite, tmp_path / f"{number}.db", etcdctl)
+        saved = save(etcdlite, tmp_path / f"{number}.db", etcdctl)
         assert f'revision":{etcdlite.revision()}' in run(
-            etcdctl, "snapshot", "status", str(backup), "-w=json"
+            etcdctl, "snapshot", "status", str(saved), "-w=json"
         )
-    with restored_etcd(backup, tmp_path / "restored") as restored:
+    with restored_etcd(saved, tmp_path / "restored") as restored:
         check_equal(restored, etcd, writer.compacted)
         restored.call("kv/put", key=b"k1", value=b"new")
         etcd.call("kv/put", key=b"k1", value=b"new")
@@ -288,3 +296,156 @@ def test_etcd_restores_a_backup_of_etcdlite(
         restored.call("kv/compaction", revision=revision, physical=True)
         etcd.call("kv/compaction", revision=revision, physical=True)
         check_equal(restored, etcd, revision)
+
+
+# Files that are damaged, or none.
+
+
+@pytest.fixture(scope="module")
+def small_backup() -> bytes:
+    """A backup made without a server, with something in every bucket."""
+    rig = StoreRig(limits=DEFAULT_LIMITS)
+    rng = random.Random(6)
+    rig.apply(*(proto.LeaseGrantRequest(ID=lease, TTL=100) for lease in (1, 2, 7)))
+    for n in range(120):
+        puts = [
+            proto.PutRequest(key=key, value=rng.randbytes(rng.randrange(90)), lease=lease)
+            for key, lease in ((b"a%d" % rng.randrange(30), 1), (b"b%d" % n, 0), (b"c", 2))
+        ]
+        rig.apply(proto.TxnRequest(success=[proto.RequestOp(request_put=put) for put in puts]))
+        if n % 7 == 0:
+            rig.delete(b"a", b"a5")
+    rig.compact(40)
+    rig.finish_compaction()
+    user = proto.User(name=b"root", password=b"$2a$10$x", roles=["root"])
+    rig.store.set_bucket(AUTH_USER, b"root", user.encode())
+    rig.store.set_bucket(AUTH_ROLE, b"root", proto.Role(name=b"root").encode())
+    member = proto.Member(ID=5, name="m", peerURLs=["http://a:1"])
+    rig.store.set_bucket(MEMBER, U64.pack(5), member.encode())
+    rig.store.mark(200, 1)
+    image = EtcdImage(rig.store)
+    finish(image.prepare_steps())
+    data = b"".join(image.parts())
+    assert len(data) == image.size_bytes
+    image.close()
+    return data
+
+
+def refused(data: bytes, folder: Path, **options: Any) -> str:
+    """Why a backup is not restored; nothing is left of the attempt."""
+    path = folder / "backup.db"
+    path.write_bytes(data)
+    with pytest.raises(SnapshotError) as failure:
+        backup.restore(str(path), str(folder / "new"), **options)
+    assert not (folder / "new" / "member").exists()
+    return str(failure.value)
+
+
+def test_a_damaged_backup_is_refused_with_the_reason(small_backup: bytes, tmp_path: Path) -> None:
+    data = small_backup
+    skip = {"skip_hash_check": True}
+    assert "no SHA-256" in refused(data[:-32], tmp_path)
+    assert "SHA-256" in refused(data[:-512], tmp_path)
+    assert "it was cut" in refused(data[:-4128], tmp_path, **skip)
+    assert "neither" in refused(b"x" * 8192, tmp_path)
+    at = data.index(b"_" + bytes(8), 3 * 4096)
+    changed = data[:at] + b"-" + data[at + 1 :]
+    assert "its SHA-256 does not match" in refused(changed, tmp_path)
+    assert "is no revision" in refused(changed, tmp_path, **skip)
+    size, parts = bolt.write([bolt.Bucket(b"mine", iter([(b"a", b"b")]), 1, 2, 1)])
+    foreign = b"".join(parts)
+    assert len(foreign) == size
+    assert "another program" in refused(foreign, tmp_path, **skip)
+
+
+def records(*changes: tuple[int, int, Any]) -> Iterator[tuple[bytes, bytes]]:
+    for revision, sub, value in changes:
+        yield REVISION.pack(revision, b"_", sub), value
+
+
+def kv(revision: int, key: bytes = b"k", **fields: Any) -> bytes:
+    numbers = {"create_revision": revision, "version": 1, "mod_revision": revision}
+    return proto.KeyValue(key=key, **{**numbers, **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ([(2, 0, kv(3))], "the value of revision 2.0 is that of another revision"),
+        ([(2, 0, kv(2)), (4, 0, kv(4))], "revision 3 is missing"),
+        ([(3, 0, kv(3))], "revision 2 is missing"),
+        ([(2, 0, b"\xff")], "the value of revision 2.0 is none"),
+        ([(2, 0, b"")], "the value of revision 2.0 is none"),
+        ([(2, 0, kv(2, b""))], "the value of revision 2.0 is none"),
+        ([(2, 0, kv(2)), (2, 1, kv(2))], "revision 2 changes a key twice"),
+        ([(2, 0, kv(2, version=0))], "that of another revision"),
+        ([(2, 0, kv(2, lease=-5))], "names lease -5"),
+        ([(1 << 63, 0, kv(2))], "is no revision"),
+    ],
+)
+def test_what_is_no_history_is_refused(
+    changes: list[tuple[int, int, Any]], why: str, tmp_path: Path
+) -> None:
+    items = list(records(*changes))
+    size = sum(len(key) + len(value) for key, value in items)
+    _, parts = bolt.write(
+        [
+            bolt.Bucket(b"key", iter(items), len(items), size, 18),
+            bolt.Bucket(b"meta", iter([(b"term", bytes(8))]), 1, 12, 4),
+        ]
+    )
+    assert why in refused(b"".join(parts), tmp_path, skip_hash_check=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_changed_in_a_backup_is_restored_or_refused(
+    small_backup: bytes, tmp_path: Path, seed: int
+) -> None:
+    _fuzz(small_backup, tmp_path, random.Random(seed), 40)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_changed_backups_are_restored_or_refused(small_backup: bytes, tmp_path: Path) -> None:
+    _fuzz(small_backup, tmp_path, random.Random(9), 20_000)
+
+
+def _fuzz(data: bytes, folder: Path, rng: random.Random, rounds: int) -> None:
+    used = [at for at in range(0, len(data), 16) if any(data[at : at + 16])]
+    path = folder / "backup.db"
+    for number in range(rounds):
+        changed = bytearray(data)
+        for _ in range(rng.choice((1, 1, 3))):
+            at = rng.choice(used) + rng.randrange(16)
+            changed[at % len(data)] = rng.choice((0, 1, 255, rng.randrange(256)))
+        path.write_bytes(changed)
+        with contextlib.suppress(SnapshotError):
+            backup.status(str(path))
+        with contextlib.suppress(SnapshotError):
+            new = folder / f"new-{number}"
+            backup.restore(str(path), str(new), skip_hash_check=True, wal_segment_bytes=4096)
+            shutil.rmtree(new)
+
+
+def test_pythons_clients_take_a_backup_that_etcdctl_finds_valid(
+    server: ServerFactory, tmp_path: Path
+) -> None:
+    """With the messages and the gRPC that aetcd and etcd3 are made of."""
+    grpc = pytest.importorskip("grpc")
+    one = server()
+    one.client().put("k", "v")
+    with grpc.insecure_channel(one.endpoint) as channel:
+        call = channel.unary_stream(
+            "/etcdserverpb.Maintenance/Snapshot",
+            request_serializer=lambda request: request.encode(),
+            response_deserializer=proto.SnapshotResponse.decode,
+        )
+        path = tmp_path / "backup.db"
+        left = []
+        with open(path, "wb") as file:
+            for response in call(proto.SnapshotRequest(), timeout=60):
+                file.write(response.blob)
+                left.append(response.remaining_bytes)
+    assert left[-1] == 0 and left == sorted(left, reverse=True)
+    for etcdctl in etcdctls():
+        assert '"revision":2' in run(etcdctl, "snapshot", "status", str(path), "-w=json")

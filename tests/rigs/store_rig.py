@@ -318,8 +318,9 @@ def check_store(store: Store, model: PlainStore, rng: random.Random | None = Non
     assert events_since(store, since) == model.events_since(since)
     upto = model.revision if rng is None else rng.choice(revisions)
     assert finish(store.hash_steps(upto)) == model.hash(upto)
-    assert finish(read_history(store)) == model.history()
-    assert finish(etcd_hash.hash_steps(store, upto)) == model.etcd_hash(upto)
+    if rng is None or rng.random() < 0.2:
+        assert finish(read_history(store)) == model.history()
+        assert finish(etcd_hash.hash_steps(store, upto)) == model.etcd_hash(upto)
     assert {i: store.lessor.ttl_s(i) for i in store.lessor.leases()} == model.leases
     for lease_id in model.leases:
         keys = sorted(key for key, kv in model.states[-1].items() if kv.lease == lease_id)
