@@ -404,6 +404,7 @@ Auth.RoleDelete role="r"
 Auth.RoleGrantPermission name="r"
 Auth.RoleRevokePermission role="r"
 Auth.RotateKey
+History.Timeline
 """
 
 
