@@ -248,6 +248,8 @@ class Member:
 
     def on_peer_opened(self, node: int) -> None:
         """Messages can be sent to that member."""
+        if self.rollback.is_over:
+            self.leadership.begin(self.clock())
         if node == self.raft.leader:
             self._retry()
             self.reads.retry()
@@ -315,6 +317,7 @@ class Member:
         self.rollback.tick(now)
         if self.rollback.is_over:
             self.raft.tick()
+            self.leadership.begin(now)
         self.leases.tick(now)
         if self.state.lessor.promoted and self._unsynced:
             self.leadership.hand_over_if_slow(now, self._unsynced[0])

@@ -1,14 +1,14 @@
 """Leadership: what a member does when a leader is elected, lost or dead, or hands over.
 
 Consensus elects (`raft.py`). This part logs the changes, campaigns at once when the leader's
-process is dead, and transfers leadership: for MoveLeader, before an orderly stop, and away from a
-slow disk.
+process is dead, and soon after a start if there is no leader, and transfers leadership: for
+MoveLeader, before an orderly stop, and away from a slow disk.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 from etcdlite import log
@@ -27,6 +27,9 @@ NO_LEADER_PAUSE_S = 60.0
 CAMPAIGN_STAGGER_S = 0.03
 """When the leader's process is dead, the other voters campaign this far apart, so that they do not
 split the votes."""
+
+START_WAIT_S = 0.1
+"""After a start, a leader that is alive has this time to make itself known."""
 
 CAMPAIGN_RETRY_S = 0.1
 MAX_CAMPAIGNS = 5
@@ -65,6 +68,8 @@ class Leadership:
         self._quiet_until = -math.inf
         """The next warning comes `NO_LEADER_S` after this, if there is still no leader."""
         self._campaigns_left = 0
+        self._is_starting = raft.config.pre_vote
+        """No leader was heard of since the start, and no quorum could be reached."""
         self._handed_over_at = -math.inf
         """When this member last began a transfer of its own accord."""
         self._transfers: list[tuple[float, int, Session, int, int]] = []
@@ -144,13 +149,29 @@ class Leadership:
         log.warn("the leader's process is gone", leader=f"{node:x}")
         raft.forget_leader()
         if self._identity.member_id in raft.voters:
-            others = sorted(raft.voters - {node})
-            self._campaigns_left = MAX_CAMPAIGNS
-            place = others.index(self._identity.member_id)
-            self.campaign_at = self._clock() + place * CAMPAIGN_STAGGER_S
+            self._plan_campaigns(self._clock(), raft.voters - {node})
+
+    def begin(self, now: float) -> None:
+        """A member that has just started, and may take part, campaigns once it reaches a quorum, if
+        it hears of no leader. The pre-vote protects a leader that others hear from."""
+        if not self._is_starting:
+            return
+        raft, own_id = self._raft, self._identity.member_id
+        if raft.leader or raft.role != FOLLOWER or own_id not in raft.voters:
+            self._is_starting = False
+        elif not self.missing_voters():
+            self._is_starting = False
+            self._plan_campaigns(now + START_WAIT_S, raft.voters)
+
+    def _plan_campaigns(self, first_at: float, voters: Set[int]) -> None:
+        """Campaign when it is this member's turn among these voters, the first of which campaigns
+        at `first_at`."""
+        self._campaigns_left = MAX_CAMPAIGNS
+        place = sorted(voters).index(self._identity.member_id)
+        self.campaign_at = first_at + place * CAMPAIGN_STAGGER_S
 
     def campaign_if_due(self, now: float) -> None:
-        """Campaign at `campaign_at`: the leader's process is dead."""
+        """Campaign at `campaign_at`: the leader's process is dead, or all have just started."""
         if now < self.campaign_at:
             return
         self._campaigns_left -= 1
