@@ -62,6 +62,9 @@ from etcdlite.wire.peer_session import Accepted
 from etcdlite.wire.session import Opening
 from etcdlite.wire.site import Site
 
+LONE_TICK_S = 0.25
+"""How often a member that is alone and idle looks at its timers: it has no heartbeats to send."""
+
 SESSION_TICK_S = 0.25
 """How often sessions enforce their deadlines."""
 
@@ -385,9 +388,12 @@ class Server:
         os.read(self._wake_read, 4096)
 
     def _tick(self, now: float) -> None:
-        self._next_tick += self._tick_s
+        tick_s = self._tick_s
+        if self._is_ready and self.member.may_rest:
+            tick_s = max(tick_s, LONE_TICK_S)
+        self._next_tick += tick_s
         if self._next_tick < now:
-            self._next_tick = now + self._tick_s
+            self._next_tick = now + tick_s
         self.member.tick()
         self._watchdog.feed(now)
         if self._must_reload:

@@ -152,6 +152,49 @@ def test_a_killed_leader_is_replaced_without_waiting_for_the_election_timeout(
     cluster.agree()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_members_that_start_together_elect_soon_after_they_reach_each_other(seed: int) -> None:
+    cluster = Cluster(seed=seed)
+    world = cluster.world
+    for number in range(5):
+        cluster.client.put(cluster.nodes[number % 3], b"k%d" % number)
+    for node in cluster.nodes:
+        node.crash()
+    world.run(world.rng.random())
+    for node in cluster.nodes:
+        node.start()
+        world.run(world.rng.choice((0.0, 0.05, 0.2)))
+    began = world.now
+    cluster.leader = world.elect()
+    assert world.now - began < 0.5
+    cluster.agree()
+
+
+def test_a_member_that_returns_leaves_the_leader_alone(cluster: Cluster) -> None:
+    world, leader = cluster.world, cluster.leader
+    term = leader.member.raft.term
+    for _ in range(5):
+        for node in cluster.followers:
+            node.crash()
+            world.run(0.3)
+            node.start()
+            world.run(1.0)
+            assert leader.member.leads and leader.member.raft.term == term
+    cluster.agree()
+
+
+def test_two_of_three_that_start_do_not_wait_for_the_election_timeout(cluster: Cluster) -> None:
+    world = cluster.world
+    for node in cluster.nodes:
+        node.crash()
+    for node in cluster.nodes[1:]:
+        node.start()
+    began = world.now
+    cluster.leader = world.elect()
+    # One election timeout passes until they take part without the third (`replica/rollback.py`).
+    assert world.now - began < 1.5
+
+
 def test_a_write_in_flight_to_a_killed_leader_is_answered_or_given_up_in_time() -> None:
     for seed in range(20):
         cluster = Cluster(seed=seed)

@@ -640,6 +640,17 @@ def test_reads_go_on_beside_a_large_delete_as_of_the_revision_before() -> None:
     assert rig.ask(COUNT).count == 0
 
 
+def test_a_member_may_rest_only_when_it_is_alone_and_idle() -> None:
+    rig = filled(3)
+    assert rig.member.may_rest
+    put = rig.send(PutRequest(key=b"k"))
+    assert not rig.member.may_rest
+    rig.settle()
+    assert put in rig.answers and rig.member.may_rest
+    rig.member.raft.learners.add(7)
+    assert not rig.member.may_rest, "it has heartbeats to send"
+
+
 def test_gets_and_writes_go_before_hashes() -> None:
     rig = filled(3000, limits=Limits(max_quiet_reads=5))
     rig.pace_s = 0.0002
