@@ -100,8 +100,7 @@ REQUEST = "request"
 class Member:
     """See the module's docstring."""
 
-    _did_maintenance = False
-    """The last slice of background work was not one of quiet reads."""
+    _did_maintenance = False  # The last slice of background work was not one of quiet reads.
 
     def __init__(
         self,
@@ -512,13 +511,10 @@ class Member:
             )
             self._slice_ends_at = now + (SHORT_SLICE_S if is_latency_bound else SLICE_S)
             # The two kinds take turns if there is much of both.
-            has_quiet = bool(self.reads.quiet)
-            if has_quiet and (self._did_maintenance or not self.maintenance.has_work):
-                self.reads.run_quiet(self.slice_is_over)
-                self._did_maintenance = False
-            else:
-                self.maintenance.run(self.slice_is_over)
-                self._did_maintenance = True
+            is_quiet = self.reads.quiet and (self._did_maintenance or not self.maintenance.has_work)
+            run = self.reads.run_quiet if is_quiet else self.maintenance.run
+            run(self.slice_is_over)
+            self._did_maintenance = not is_quiet
             self._maintained_at = self.clock()
 
     def slice_is_over(self) -> bool:
