@@ -448,11 +448,6 @@ class Member:
             or self._committed
         )
 
-    @property
-    def may_rest(self) -> bool:
-        """This member is alone and every request is answered, so that ticks may come late."""
-        return self.raft.is_sole_voter and not self.raft.learners and self.is_idle
-
     def unblocked(self, session: Session) -> None:
         """The client reads its answers again: continue the reads that were held."""
         self.reads.unblocked(session)

@@ -389,7 +389,7 @@ class Server:
 
     def _tick(self, now: float) -> None:
         tick_s = self._tick_s
-        if self._is_ready and self.member.may_rest:
+        if self._is_ready and may_rest(self.member):
             tick_s = max(tick_s, LONE_TICK_S)
         self._next_tick += tick_s
         if self._next_tick < now:
@@ -702,6 +702,11 @@ def _options(settings: config.Config) -> Options:
         force_new_cluster=settings.force_new_cluster,
         token_ttl_s=settings.auth_token_ttl,
     )
+
+
+def may_rest(member: Member) -> bool:
+    """The member is alone and every request is answered, so that ticks may come late."""
+    return member.raft.is_sole_voter and not member.raft.learners and member.is_idle
 
 
 def _wakes_at(member: Member) -> float:
