@@ -41,7 +41,7 @@ from etcdlite.errors import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, EtcdError, err
 from etcdlite.lease import Lessor
 from etcdlite.methods import LEASE_REVOKE, PUT, ROWS, TXN, Permission
 from etcdlite.mvcc import Store
-from etcdlite.rights import ROOT, KeySet, Rights, covered
+from etcdlite.rights import ROOT, KeySet, Rights, interval_of
 from etcdlite.storage.data import AUTH, AUTH_ROLE, AUTH_USER
 
 MAX_NAME_BYTES = 4096
@@ -160,7 +160,7 @@ class Auth:
             for role_name in user.roles:
                 role = self.role(role_name)
                 for permission in () if role is None else role.keyPermission:
-                    keys = covered(permission.key, permission.range_end)
+                    keys = interval_of(permission.key, permission.range_end)
                     if permission.permType in (proto.Permission.READ, proto.Permission.READWRITE):
                         read.append(keys)
                     if permission.permType in (proto.Permission.WRITE, proto.Permission.READWRITE):
@@ -514,7 +514,7 @@ class Auth:
         self._forget()
 
     def _forget(self) -> None:
-        """Users and roles changed, so what is remembered is not right any more."""
+        """Users and roles changed, so what is remembered may be wrong now."""
         for known in (self._rights, self._lease_writers, self._large_leases, self._forbidden):
             known.clear()
         for scan in self._scans:

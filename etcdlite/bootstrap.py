@@ -34,7 +34,7 @@ from etcdlite.replica.membership import derive_cluster_id, derive_member_id
 from etcdlite.sealing import Keyring
 from etcdlite.storage.disk import Disk
 from etcdlite.urls import format_address, host_port
-from etcdlite.versions import CURRENT, misfit, parse
+from etcdlite.versions import CURRENT, incompatibility, parse
 
 FETCH_TIMEOUT_S = 5.0
 """How long each of the other members has to answer."""
@@ -221,7 +221,7 @@ def join_cluster(
     pairs = list(initial_cluster)
     own_urls = sorted(url for member_name, url in pairs if member_name == name)
     causes = []
-    misfit: StartError | None = None
+    refusal: StartError | None = None
     for member_name, url in pairs:
         if member_name == name:
             continue
@@ -235,11 +235,11 @@ def join_cluster(
         except NoAnswer as failure:
             causes.append(f"{url}: {failure}")
         except StartError as failure:
-            misfit = misfit or failure
+            refusal = refusal or failure
         else:
             return Founding(cluster_id, own.ID, members)
-    if misfit is not None:
-        raise misfit
+    if refusal is not None:
+        raise refusal
     why = (
         "no other member of --initial-cluster answers "
         f"({'; '.join(causes) or 'it names no other member'}). Check --initial-cluster, or start "
@@ -324,11 +324,11 @@ def _join(
             return join_cluster(name, initial_cluster, fetch_local, has_data=has_data)
         except NoAnswer as failure:
             why = str(failure)
-        except StartError as misfit:
+        except StartError as refusal:
             try:
                 return join_cluster(name, initial_cluster, fetch, has_data=has_data)
             except NoAnswer:
-                why = f"{misfit}. This may be outdated: no member is in contact with a leader"
+                why = f"{refusal}. This may be outdated: no member is in contact with a leader"
         _wait("cannot join the cluster yet; trying again", why, waits)
 
 
@@ -372,7 +372,7 @@ def check_version(asked: Connection, endpoint: str) -> None:
     """Raise StartError if this program is too old for the cluster of a member that answered."""
     cluster = asked.hello.cluster_version if asked.hello is not None else ""
     try:
-        why = misfit(CURRENT, parse(cluster)) if cluster else ""
+        why = incompatibility(CURRENT, parse(cluster)) if cluster else ""
     except ValueError as failure:
         raise NoAnswer(f"{endpoint}: {failure}") from None
     if why:

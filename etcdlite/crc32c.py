@@ -1,7 +1,7 @@
 """CRC-32C (Castagnoli), the checksum in etcd's hashes.
 
 The package crc32c (Debian: python3-crc32c) computes it. Without it a table does, in Python, which
-takes 10 s for 100 MB. `load` says which one is there and how much a step of long work may take.
+takes 10 s for 100 MB. `load` returns the faster one that is installed, and the size of a step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _POLYNOMIAL = 0x82F63B78
 
 TABLE_STEP_BYTES = 16 << 10
 LIBRARY_STEP_BYTES = 1 << 20
-"""What takes about a millisecond."""
+"""The bytes that each computes in about a millisecond."""
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def _table() -> list[int]:
 
 
 def by_table(data: bytes, crc: int = 0) -> int:
-    """The checksum of `data` behind what has the checksum `crc`."""
+    """Continue the checksum `crc` with `data`, by the table."""
     table = _table()
     crc ^= 0xFFFFFFFF
     for byte in data:
@@ -37,8 +37,8 @@ def by_table(data: bytes, crc: int = 0) -> int:
 
 
 def load() -> tuple[Callable[[bytes, int], int], int]:
-    """(function, step): what computes the checksum here, as `by_table` does, and the bytes that it
-    may take at once in the loop."""
+    """(function, step): a function with the arguments of `by_table`, and the most bytes to give it
+    in one step of the loop."""
     try:
         from crc32c import crc32c  # Imported only here: few members are asked for such a hash.
     except ImportError:

@@ -42,7 +42,7 @@ from etcdlite.storage.data import (
 )
 from etcdlite.storage.disk import Disk, File
 from etcdlite.storage.sealed import SealedDisk
-from etcdlite.versions import CURRENT, OLDEST, Version, misfit
+from etcdlite.versions import CURRENT, OLDEST, Version, incompatibility
 from etcdlite.wal import WAL
 
 _IDENTITY = struct.Struct("<QQ")
@@ -318,7 +318,7 @@ def _check_version(disk: Disk, data: str, version: Version) -> None:
     except (DataDamaged, FileNotFoundError):
         return
     if version < needs:
-        raise StartError(f"{data}: {misfit(version, needs)}. Nothing was changed")
+        raise StartError(f"{data}: {incompatibility(version, needs)}. Nothing was changed")
 
 
 def open_member(
@@ -359,7 +359,9 @@ def open_member(
     lessor = Lessor(min_ttl_s, limits)
     store = Store.open(disk, f"{directory}/data", lessor, segment_bytes, limits)
     # A member that joins has no version until it hears from the leader.
-    if store.buckets.get(MEMBER) and (why := misfit(version, cluster_version(store.buckets))):
+    if store.buckets.get(MEMBER) and (
+        why := incompatibility(version, cluster_version(store.buckets))
+    ):
         raise StartError(f"{directory}: {why}. No key is changed")
     notes = []
     if recovered.torn:

@@ -7,10 +7,10 @@ dropped. Alarms, members and versions of the old cluster are left out, as etcd's
 them out, except that it keeps alarms.
 
 A backup is refused before anything is written if it is not the history of an etcd: with a damaged
-page, a record that is no KeyValue or names another revision, a revision that is missing. What
+page, a record that is not a KeyValue or is of another revision, or a missing revision. What
 cannot be represented here is refused, too: leases with an id below 1.
 
-A key whose lease does not exist stays without an end, as in etcd. A revision without a key, which
+A key whose lease does not exist never expires, as in etcd. A revision without a key, which
 `etcdutl snapshot restore --bump-revision` leaves behind, is left out; such a backup has another
 HashKV here.
 """
@@ -49,7 +49,7 @@ from etcdlite.storage.recovery import Contents
 READ_BYTES = 128 << 10
 
 MAX_INDEX = 1 << 62
-"""A log index, a term or an auth revision above this is none that a cluster has come to."""
+"""A log index, term or auth revision above this is refused: no cluster reaches it."""
 
 MAX_REVISION = 3 << 61
 """Of a restored member; revisions have 63 bits."""
@@ -187,7 +187,7 @@ class EtcdBackup:
                     take_item(key, value)
         self.revision = max(self.revision, self.compacted)
         if int.from_bytes(self._auth.get(b"authRevision", b""), "big") > MAX_INDEX:
-            raise ValueError("its auth revision is none")
+            raise ValueError("its auth revision is out of range")
 
     def _add_to_hash(self, data: bytes) -> None:
         if self._update is not None:
@@ -226,7 +226,7 @@ class EtcdBackup:
     def _take_user(self, key: bytes, value: bytes) -> None:
         user = proto.User.decode(value)
         if not key or user.name != key:
-            raise ValueError(f"the record of user {key!r} names another one")
+            raise ValueError(f"the record of user {key!r} has the name of another one")
         key.decode()  # A UnicodeDecodeError is a ValueError.
         user.roles = sorted(user.roles, key=str.encode)
         self._users[key] = user.encode()
@@ -234,7 +234,7 @@ class EtcdBackup:
     def _take_role(self, key: bytes, value: bytes) -> None:
         role = proto.Role.decode(value)
         if not key or role.name != key:
-            raise ValueError(f"the record of role {key!r} names another one")
+            raise ValueError(f"the record of role {key!r} has the name of another one")
         key.decode()
         self._roles[key] = value
 
@@ -340,18 +340,18 @@ def _revision_of(key: bytes) -> tuple[int, int, bool]:
         revision, separator, sub = REVISION.unpack_from(key)
         if separator == b"_" and 0 < revision <= MAX_REVISION and sub <= MAX_SUB_REVISION:
             return revision, sub, is_delete
-    raise ValueError(f"{key[:32].hex()} is no revision")
+    raise ValueError(f"{key[:32].hex()} is not a revision")
 
 
 def _change(revision: int, sub: int, is_delete: bool, value: bytes) -> Change:
-    """Raises ValueError if the value is none of this revision."""
+    """The checked change of one record. Raises ValueError if the value is not of this revision."""
     try:
         kv = proto.KeyValue.decode(value)
     except DecodeError as failure:
-        raise ValueError(f"the value of revision {revision}.{sub} is none: {failure}") from failure
+        raise ValueError(f"revision {revision}.{sub} has no valid value: {failure}") from failure
     if not kv.key or len(value) > MAX_BODY_BYTES:
         raise ValueError(
-            f"the value of revision {revision}.{sub} is none: its key is empty, or it is too large"
+            f"revision {revision}.{sub} has no valid value: its key is empty, or it is too large"
         )
     if is_delete:
         body = proto.KeyValue(key=kv.key, mod_revision=revision).encode()
@@ -366,7 +366,7 @@ def _change(revision: int, sub: int, is_delete: bool, value: bytes) -> Change:
 
 
 def _detach(index: Index, body: bytes) -> None:
-    """Let the key of the newest record have no lease, so that it has no end."""
+    """Take the lease from the key of the newest record, so that the key does not expire."""
     key, _ = key_and_revision(body)
     mod, create, version, location, _, length = HEAD.unpack(index.heads[key])
     index.set_head(key, mod, create, version, location, 0, length)

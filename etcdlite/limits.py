@@ -122,8 +122,8 @@ class Limits:
     max_waiting_reads_per_session: int = 20_000
     """Reads in steps of one session that wait for their turn."""
 
-    max_quiet_reads: int = 100
-    """Hashes that wait for their turn."""
+    max_background_reads: int = 100
+    """Hashes that wait for their turn. Beyond them, a request for one is refused."""
 
     max_waiting_reads: int = 100_000
     """Reads in steps of all sessions that wait for their turn."""

@@ -100,7 +100,7 @@ REQUEST = "request"
 class Member:
     """See the module's docstring."""
 
-    _did_maintenance = False  # The last slice of background work was not one of quiet reads.
+    _did_maintenance = False  # The last slice of background work was not of background reads.
 
     def __init__(
         self,
@@ -396,7 +396,7 @@ class Member:
 
     @property
     def _has_background_work(self) -> bool:
-        return self.maintenance.has_work or bool(self.reads.quiet)
+        return self.maintenance.has_work or bool(self.reads.background)
 
     @property
     def is_saving(self) -> bool:
@@ -442,7 +442,7 @@ class Member:
             or self.writes.are_waiting
             or self.reads.are_waiting
             or self.reads.are_under_way
-            or self.reads.quiet
+            or self.reads.background
             or self.logins.are_under_way
             or self._applying
             or self._committed
@@ -506,10 +506,13 @@ class Member:
             )
             self._slice_ends_at = now + (SHORT_SLICE_S if is_latency_bound else SLICE_S)
             # The two kinds take turns if there is much of both.
-            is_quiet = self.reads.quiet and (self._did_maintenance or not self.maintenance.has_work)
-            run = self.reads.run_quiet if is_quiet else self.maintenance.run
+            reads = self.reads
+            for_reads = reads.background and (
+                self._did_maintenance or not self.maintenance.has_work
+            )
+            run = reads.run_background if for_reads else self.maintenance.run
             run(self.slice_is_over)
-            self._did_maintenance = not is_quiet
+            self._did_maintenance = not for_reads
             self._maintained_at = self.clock()
 
     def slice_is_over(self) -> bool:

@@ -1,8 +1,8 @@
 """The memory that connections may hold together, and how freed memory gets back to the system.
 
 What waits to be sent or to be processed, and what TLS takes, is counted over all connections,
-several times a second.
-Above the limit, the connections that hold the most are closed until the rest fits.
+several times a second. Above the limit, the connections that hold the most are closed until the
+rest fits.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ from etcdlite.replica.rollback import RollbackCheck
 from etcdlite.replica.state import State
 from etcdlite.request import Done
 from etcdlite.session import Session
-from etcdlite.versions import Version, misfit, parse, program_version
+from etcdlite.versions import Version, incompatibility, parse, program_version
 
 INTRODUCE = 0xE8
 RAFT = 0xE9
@@ -182,14 +182,14 @@ class Local:
         self.is_stopping = False
         """This member shuts down: the loss of a connection is not logged any more."""
 
-    def fitting(self, text: str) -> Version:
-        """The version of another member's program, from what it sent. Raises ProtocolError if that
-        is no version, or one that is too old for the cluster."""
+    def checked_version(self, text: str) -> Version:
+        """The version of another member's program, from what it sent. Raises ProtocolError if
+        that is not a version, or if the cluster cannot have a member of that version."""
         try:
             version = parse(text)
         except ValueError as failure:
             raise ProtocolError(str(failure)) from None
-        if why := misfit(version, self.cluster_version.version):
+        if why := incompatibility(version, self.cluster_version.version):
             raise ProtocolError(why)
         return version
 
@@ -456,7 +456,7 @@ class Dial(PeerConnection):
     def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
         if method == HELLO:
             # The answer to the introduction says whether both members match.
-            self.link.version = self.local.fitting(proto.Hello.decode(body).version)
+            self.link.version = self.local.checked_version(proto.Hello.decode(body).version)
             return
         if method == RAFT and self.is_open:
             self.take_message(body, self.link.node)

@@ -22,8 +22,10 @@ from etcdlite.storage.steps import sort_steps
 MAX_REVISION = (1 << 63) - 1
 _NO_LIMIT = 1 << 62
 _FIELDS = [b"\x12" + varint(size) for size in range(1024)]
+"""What stands before a record in a RangeResponse, by the size of the record."""
+
 SAMPLE_KEYS = 32
-"""A large answer is recognized by so many of its first records."""
+"""The size of an answer is estimated from this many of its first records."""
 
 _SORT_FIELDS = ("key", "version", "create_revision", "mod_revision", "value")
 
@@ -88,8 +90,8 @@ def can_stream(request: proto.RangeRequest) -> bool:
 
 
 def is_surely_large(store: Store, request: proto.RangeRequest, size_bytes: int) -> bool:
-    """Going by the first records of the range, the answer has more than `size_bytes`: it is not
-    worth beginning to read it as a whole."""
+    """Whether the answer is estimated, from its first records, at more than `size_bytes`: then it
+    is not worth beginning to read it as a whole."""
     start, end = key_range(request.key, request.range_end)
     count = store.index.count(start, end)
     if request.limit > 0:

@@ -15,8 +15,8 @@ ROOT = "root"
 
 
 class KeySet:
-    """A set of keys, given by ranges that may touch and overlap: the interval tree of etcd's
-    `adt` package, as sorted ranges that do not."""
+    """A set of keys, built from ranges that may touch and overlap, and kept as sorted ranges that
+    do neither. It takes the place of the interval tree of etcd's `adt` package."""
 
     __slots__ = ("_ends", "_starts")
 
@@ -41,7 +41,7 @@ class KeySet:
         return list(zip(self._starts, self._ends, strict=True))
 
     def holds(self, key: bytes, range_end: bytes = b"") -> bool:
-        """Whether all keys are in the set that a request with this key and range end names."""
+        """Whether the set has all keys that a request with this key and range end names."""
         at = bisect_right(self._starts, key) - 1
         if at < 0:
             return False
@@ -54,7 +54,7 @@ class KeySet:
 
 
 class Rights:
-    """What a user may do."""
+    """What one user may do."""
 
     __slots__ = ("is_root", "read", "roles", "write")
 
@@ -65,15 +65,17 @@ class Rights:
         self.write = write
 
     def check_read(self, key: bytes, range_end: bytes = b"") -> None:
+        """Raises PermissionDenied unless the user may read all these keys."""
         if not (self.is_root or self.read.holds(key, range_end)):
             raise error("PermissionDenied")
 
     def check_write(self, key: bytes, range_end: bytes = b"") -> None:
+        """Raises PermissionDenied unless the user may write all these keys."""
         if not (self.is_root or self.write.holds(key, range_end)):
             raise error("PermissionDenied")
 
 
-def covered(key: bytes, range_end: bytes) -> tuple[bytes, bytes]:
+def interval_of(key: bytes, range_end: bytes) -> tuple[bytes, bytes]:
     """The interval of the keys that key and range end name; the end b"" means no upper bound."""
     if not range_end:
         return key, key + b"\0"

@@ -14,7 +14,7 @@ relate to the versions of etcd that clients see only through `etcd_version`: a c
 newest API of etcd that all its members serve.
 
 Members of two neighbouring versions work together in one cluster. A program refuses the data of a
-newer cluster version, and of one more than one version older than itself.
+newer cluster version, and data whose cluster version is two or more versions older than itself.
 """
 
 from __future__ import annotations
@@ -95,14 +95,14 @@ def etcd_version(version: Version) -> str:
 
 
 def previous(version: Version) -> Version | None:
-    """The version before this one; None before the oldest, and for one that is unknown here."""
+    """The version before this one. None for the oldest, and for a version that is unknown here."""
     at = ALL.index(version) if version in ETCD_VERSIONS else 0
     return ALL[at - 1] if at else None
 
 
-def misfit(program: Version, cluster: Version) -> str:
+def incompatibility(program: Version, cluster: Version) -> str:
     """Why a program of version `program` cannot be a member of a cluster of version `cluster`, and
-    what to do; empty if it can."""
+    what to do. Empty if it can."""
     if program < cluster:
         return (
             f"the cluster has version {cluster}, and etcdlite {program} is too old for it. Start "

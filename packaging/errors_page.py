@@ -117,11 +117,11 @@ GROUPS: dict[str, dict[str, str]] = {
         "AuthOldRevision": "Users or roles changed on the way. Repeat.",
     },
     "Downgrades": {
-        "WrongDowngradeVersionFormat": "Write a version like `3.5`.",
-        "InvalidDowngradeTargetVersion": "One minor version below that of the cluster.",
-        "ClusterVersionUnavailable": "Wait until the cluster has a leader.",
-        "DowngradeInProcess": "One at a time: finish or cancel it.",
-        "NoInflightDowngrade": "There is nothing to cancel.",
+        "WrongDowngradeVersionFormat": "Write a version of etcdlite, like `0.1`.",
+        "InvalidDowngradeTargetVersion": "Only the version of etcdlite before the cluster's is possible, such as 0.1 for 0.2 ([upgrading.md](upgrading.md)).",
+        "ClusterVersionUnavailable": "The cluster version was changed by another request. Look at `downgrade status`, then repeat.",
+        "DowngradeInProcess": "A downgrade is enabled already. Finish it, or `etcdlite-ctl downgrade cancel`.",
+        "NoInflightDowngrade": "No downgrade is enabled, so there is nothing to cancel.",
     },
 }
 """What to do, by the name of the error."""

@@ -653,7 +653,7 @@ def test_a_member_may_rest_only_when_it_is_alone_and_idle() -> None:
 
 
 def test_gets_and_writes_go_before_hashes() -> None:
-    rig = filled(3000, limits=Limits(max_quiet_reads=5))
+    rig = filled(3000, limits=Limits(max_background_reads=5))
     rig.pace_s = 0.0002
     first = RangeRequest(key=b"key0000000", serializable=True)
     before = rig.member.state.store.revision
@@ -671,7 +671,7 @@ def test_gets_and_writes_go_before_hashes() -> None:
     assert rig.answers[hashes[5]] == error("RequestTooManyRequests").text
     values = {rig.answers[hash_].hash for hash_ in hashes[:5]}
     assert len(values) == 1 and rig.answers[hashes[0]].hash_revision == before
-    assert not rig.member.reads.quiet and not rig.member.state.store.pinned
+    assert not rig.member.reads.background and not rig.member.state.store.pinned
 
 
 def test_a_hash_whose_client_is_gone_holds_nothing() -> None:
@@ -683,7 +683,7 @@ def test_a_hash_whose_client_is_gone_holds_nothing() -> None:
     assert hash_ not in rig.answers
     rig.cancelled.add(hash_)
     rig.turn()
-    assert not rig.member.reads.quiet and not rig.member.state.store.pinned
+    assert not rig.member.reads.background and not rig.member.state.store.pinned
 
 
 def test_a_member_that_is_alone_does_not_hash_its_data(monkeypatch: pytest.MonkeyPatch) -> None:

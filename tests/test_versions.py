@@ -62,8 +62,8 @@ def test_programs_of_neighbouring_versions_fit() -> None:
     for at, cluster in enumerate(versions.ALL):
         for number, program in enumerate(versions.ALL):
             fits = at <= number <= at + 1
-            assert (versions.misfit(program, cluster) == "") == fits, (program, cluster)
-    assert "downgrade enable 0.1" in versions.misfit(V0_1, V0_2)
+            assert (versions.incompatibility(program, cluster) == "") == fits, (program, cluster)
+    assert "downgrade enable 0.1" in versions.incompatibility(V0_1, V0_2)
 
 
 def test_a_new_cluster_has_the_newest_version() -> None:

@@ -1,7 +1,7 @@
 """Which prefixes of keys change most: counts that fade, and the watch that feeds them.
 
-The watch gets all changes with their values, so it takes part of the time off: once it got
-`MAX_EVENTS` or `MAX_BYTES` in an interval, it ends until the next one, and the rates are those of
+The watch gets all changes with their values, so it may be too much for this machine: after
+`MAX_EVENTS` or `MAX_BYTES` in an interval it stops until the next one, and the rates are those of
 the time in which it ran. Memory is bounded: at most `2 * MAX_PREFIXES` counts of prefixes, of at
 most `MAX_PREFIX_BYTES` each. When they are more, those that changed least are dropped, so a prefix
 with less than about one of `MAX_PREFIXES` changes may be missing or be counted low.
@@ -34,7 +34,7 @@ MIN_COUNT = 0.1
 
 RETRY_S = 1.0
 
-LOOK_S = 0.2
+POLL_S = 0.2
 """The watch looks for the end of its interval at least this often."""
 
 
@@ -57,7 +57,7 @@ class Changes(NamedTuple):
     share: float = 0.0
     """The part of the time that was watched, from 0 to 1. Below 1 the rates are a sample's."""
     error: str = ""
-    """Why nothing is seen."""
+    """Why the changes cannot be watched; else empty."""
 
 
 class Counts:
@@ -139,7 +139,7 @@ class ChangeWatch:
         events = size_bytes = 0
         while (left_s := ends - time.monotonic()) > 0 and not self._is_closed.is_set():
             try:
-                event = watch.next_event(min(left_s, LOOK_S))
+                event = watch.next_event(min(left_s, POLL_S))
             except Timeout:
                 continue
             events += 1

@@ -1,4 +1,4 @@
-"""Rows of etcdlite-ctl's table of commands: those about data as a whole."""
+"""Rows of etcdlite-ctl's table of commands: backups, mirrors, history, and the cluster version."""
 
 from __future__ import annotations
 

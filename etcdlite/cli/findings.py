@@ -46,7 +46,7 @@ WARN_DAYS = 30
 """A certificate that ends sooner is worth a warning."""
 
 MAX_CLOCK_S = 1.0
-"""Clocks may differ by this much, beyond what the measurement leaves open."""
+"""Clocks may differ by this much, beyond the uncertainty of the measurement."""
 
 BAD_CLOCK_S = 60.0
 """More is an error: certificates and tokens are judged by the clock."""
@@ -308,15 +308,16 @@ def _lag(facts: Facts) -> _Findings:
 
 
 def _clock(facts: Facts) -> _Findings:
+    # By clock: (seconds ahead of this machine, uncertainty in seconds).
     offsets = {"this machine": (0.0, 0.0)}
     for name, series in facts.scraped:
         clock = series.value("etcdlite_clock_timestamp_seconds")
         if clock is not None:
             offsets[name] = clock - series.read_at_s, series.took_s / 2
-    right, right_open_s = statistics.median_low(offsets.values())
+    median_s, median_open_s = statistics.median_low(offsets.values())
     for name, (offset, open_s) in offsets.items():
-        off_s = offset - right
-        if abs(off_s) - open_s - right_open_s > MAX_CLOCK_S:
+        off_s = offset - median_s
+        if abs(off_s) - open_s - median_open_s > MAX_CLOCK_S:
             yield (
                 ERROR if abs(off_s) > BAD_CLOCK_S else WARNING, name,
                 f"the clock is {abs(off_s):.1f} s {'ahead' if off_s > 0 else 'behind'}",
@@ -411,7 +412,8 @@ def _files(facts: Facts) -> _Findings:
         if is_near or limit < LOW_FILES:
             yield (
                 ERROR if is_near else WARNING, name,
-                f"the limit of open files is {limit:.0f}" + f", {used:.0f} are open" * is_near,
+                f"the limit of open files is {limit:.0f}"
+                + (f", {used:.0f} are open" if is_near else ""),
                 "each connection takes one, and more are refused",
                 "raise it: LimitNOFILE= of systemd, or ulimit -n",
             )  # fmt: skip
@@ -420,7 +422,7 @@ def _files(facts: Facts) -> _Findings:
 def _ports(facts: Facts) -> _Findings:
     for port in facts.machine.taken_ports if facts.machine is not None else ():
         yield (
-            ERROR, port.url, f"{port.holder} listens there", "the member cannot",
+            ERROR, port.url, f"{port.holder} listens there", "the member cannot listen there",
             f"stop it, or change {port.flag}",
         )  # fmt: skip
 

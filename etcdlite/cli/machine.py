@@ -254,7 +254,7 @@ def _look_at_ports(machine: Machine, config: Config) -> None:
         try:
             own = set(_sockets(machine.pid))
         except OSError:
-            machine.unseen.append("who listens on its ports (run as root)")
+            machine.unseen.append("which processes listen on its ports (run as root)")
             return
     for flag, urls in (
         ("listen-client-urls", config.listen_client_urls),

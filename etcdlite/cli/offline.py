@@ -1,4 +1,5 @@
-"""Commands of etcdutl, on files that no server uses: `defrag --data-dir` and `hashkv`."""
+"""Commands of etcdutl, on files that no server uses: `defrag --data-dir` and `hashkv`. Other
+commands read backups through `opened_backup`."""
 
 from __future__ import annotations
 

@@ -187,16 +187,16 @@ def _files(session: Session, plan: Plan, name: str, host: str, is_secret: bool) 
     client_url, peer_url = (_url(plan.scheme, host, port) for port in (CLIENT_PORT, PEER_PORT))
     # A member listens on addresses. If the host is a name, it listens on all of the machine's.
     if is_address(host):
-        heard = list(dict.fromkeys((client_url, _url(plan.scheme, "127.0.0.1", CLIENT_PORT))))
-        heard_peer = peer_url
+        listen_urls = list(dict.fromkeys((client_url, _url(plan.scheme, "127.0.0.1", CLIENT_PORT))))
+        listen_peer_url = peer_url
     else:
-        heard = [_url(plan.scheme, "0.0.0.0", CLIENT_PORT)]
-        heard_peer = _url(plan.scheme, "0.0.0.0", PEER_PORT)
+        listen_urls = [_url(plan.scheme, "0.0.0.0", CLIENT_PORT)]
+        listen_peer_url = _url(plan.scheme, "0.0.0.0", PEER_PORT)
     settings: dict[str, object] = {
         "name": name,
-        "listen-client-urls": heard,
+        "listen-client-urls": listen_urls,
         "advertise-client-urls": [client_url],
-        "listen-peer-urls": [heard_peer],
+        "listen-peer-urls": [listen_peer_url],
         "initial-advertise-peer-urls": [peer_url],
         **plan.settings,
     }

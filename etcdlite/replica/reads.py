@@ -96,8 +96,8 @@ BESIDE = frozenset((RANGE, TXN, KEEP_ALIVE))
 from the revision before, or from nothing that changes in steps."""
 
 
-QUIET = frozenset((HASH, HASH_KV))
-"""Methods whose reads visit the whole store and that nobody waits for: they are done one after the
+BACKGROUND = frozenset((HASH, HASH_KV))
+"""Methods whose reads visit the whole store and are not urgent: they are done one after the
 other, as background work."""
 
 
@@ -157,9 +157,9 @@ class Reads:
         self._warn_s = options.warn_apply_s
         self.slow: deque[_Line] = deque()
         """Lines in the order of their turns, without those that are held or wait for a slot."""
-        self.quiet: deque[Waiter] = deque()
-        """Reads in `QUIET`. The first one is under way."""
-        self._quiet_steps: Steps | None = None
+        self.background: deque[Waiter] = deque()
+        """Reads in `BACKGROUND`. The first one is under way."""
+        self._background_steps: Steps | None = None
         self._state = state
         self._raft = raft
         self._access = access
@@ -371,7 +371,7 @@ class Reads:
         session, request_id, method, request = read
         assert session is not None
         state = self._state
-        if session.is_blocked and method not in QUIET and session.awaits(request_id):
+        if session.is_blocked and method not in BACKGROUND and session.awaits(request_id):
             self._enqueue(read)
             return True
         try:
@@ -398,9 +398,9 @@ class Reads:
         if not session.awaits(request_id):
             session.reply(request_id, method, b"")
             return True
-        if method in QUIET:
-            if len(self.quiet) < state.store.limits.max_quiet_reads:
-                self.quiet.append(read)
+        if method in BACKGROUND:
+            if len(self.background) < state.store.limits.max_background_reads:
+                self.background.append(read)
             else:
                 session.fail(request_id, method, error("RequestTooManyRequests"))
             return True
@@ -556,31 +556,31 @@ class Reads:
             if self._awaiting_slot:
                 self._give_slot(self._awaiting_slot.popleft())
 
-    def run_quiet(self, is_over: Callable[[], bool]) -> None:
-        """Do steps of the reads in `QUIET` until `is_over`. Only while no entry is applied in
+    def run_background(self, is_over: Callable[[], bool]) -> None:
+        """Do steps of the reads in `BACKGROUND` until `is_over`. Only while no entry is applied in
         part."""
-        while self.quiet:
-            session, request_id, method, _ = read = self.quiet[0]
+        while self.background:
+            session, request_id, method, _ = read = self.background[0]
             assert session is not None
-            steps = self._quiet_steps
+            steps = self._background_steps
             if steps is None:
-                steps = self._quiet_steps = self._steps(read)
+                steps = self._background_steps = self._steps(read)
             is_awaited = session.awaits(request_id)
             if not is_awaited:
                 steps.close()
                 session.reply(request_id, method, b"")
             if not is_awaited or _advance(steps, read):
-                self._quiet_steps = None
-                self.quiet.popleft()
+                self._background_steps = None
+                self.background.popleft()
             if is_over():
                 return
 
     def restart(self) -> None:
         """The store was replaced: stop the reads under way, which are to begin again. The late
         answers to writes are lost."""
-        if self._quiet_steps is not None:
-            self._quiet_steps.close()
-            self._quiet_steps = None
+        if self._background_steps is not None:
+            self._background_steps.close()
+            self._background_steps = None
         self._take_late()
         for line in self._lines.values():
             self._stop(line)

@@ -1,9 +1,9 @@
 """When revisions were made, and by whom: what `--at TIME`, `history` and `diff` need.
 
 While keys change, the leader proposes its time about once a second: a `Time`, which says that the
-revision at that place of the log was the last one at that time. So a time is kept coarsely, and
-nothing is written while nothing changes. Each member keeps the records in a bucket; snapshots and
-backups carry them.
+revision at that place of the log was the last one at that time. So a time is known to about a
+second, and nothing is written while nothing changes. Each member keeps the records in a bucket;
+snapshots and backups carry them.
 
 While auth is enabled, another bucket has the user of each change, as runs: a record says who made a
 revision and those after it, up to the next record.
@@ -69,7 +69,7 @@ class Timeline:
 
     @property
     def knows_user(self) -> bool:
-        """The last change was made by a user, as far as the records say."""
+        """Whether the records name who made the last change."""
         return self._user != b""
 
     # Changes.
@@ -91,7 +91,7 @@ class Timeline:
         self._thin_out()
 
     def _thin_out(self) -> None:
-        """One record enters; so at most one leaves each of the three parts."""
+        """Called for each new record. So each of the three parts has at most one too many."""
         for newer, unit_s in ((RECENT, 60), (RECENT + MINUTES, 3600)):
             at = len(self._times) - newer - 1
             if at <= 0:
@@ -107,7 +107,7 @@ class Timeline:
         del self._revisions[at], self._times[at]
 
     def note_user(self, revision: int, author: Author | None) -> None:
-        """The author, if auth is enabled, made a revision."""
+        """Record who made a revision: the author, or None while auth is not enabled."""
         if author is None:
             user = b""
         elif author.is_member:
@@ -124,7 +124,7 @@ class Timeline:
 
     def compact_steps(self, compacted: int) -> Iterator[None]:
         """Drop what is about revisions before `compacted`."""
-        # The last record before it says what it and those after it are.
+        # The last record before `compacted` stays: it holds for the revisions from there on.
         for bucket, revisions in ((TIMES, self._revisions), (USERS, self._runs)):
             gone = bisect_right(revisions, compacted) - 1
             for at in range(gone):

@@ -6,13 +6,14 @@ It proposes a `ClusterVersion`
   understand a newer one. The version of a program is in the first frame that it sends.
 - to lower it, once a downgrade is enabled. From the moment of enabling nothing newer than the
   target is written; so all that follows the entry that lowers the version can be read by it.
-- to end a downgrade, once all members run the target's program.
+- to end a downgrade, once all members run the program of the target version.
 
 `downgrade` carries out Maintenance.Downgrade as etcd 3.6 does (server/etcdserver/v3_server.go,
 version/manager.go), with versions of etcdlite.
 
 Such an entry is itself newer than the oldest version. It is only proposed while all members are
-connected and understand it, and never again when it is lost.
+connected and understand it. A proposal that is lost is not repeated: if a change is still due, the
+leader makes a new one.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from etcdlite.versions import SETS_VERSION, Version, parse, previous
 VALIDATE_ACTION, CANCEL_ACTION = 0, 2
 """Of a `DowngradeRequest`; 1 enables."""
 
-CANCEL = "'etcdlite-ctl downgrade cancel' lets it rise again"
+CANCEL_ADVICE = "'etcdlite-ctl downgrade cancel' lets it rise again"
 
-LOOK_S = 0.5
-"""How often the leader compares the members' versions."""
+COMPARE_INTERVAL_S = 0.5
+"""The leader compares the members' versions this often."""
 
 WARN_PER_S = 1 / 600
-"""How often the log says that a downgrade keeps the cluster version down."""
+"""Warnings per second that a downgrade keeps the cluster version down."""
 
 RETRY_S = 3.0
-"""A proposal that has no effect after this time got lost."""
+"""A proposal without an effect after this time counts as lost, and another one may follow."""
 
 
 class VersionKeeper:
@@ -58,14 +59,14 @@ class VersionKeeper:
     ) -> None:
         """`versions` gives the versions of the programs of all other members, None for one that is
         not connected."""
-        self._replica = state
+        self._state = state
         self._storage_version = state.storage_version
-        self._state = state.cluster_version
+        self._cluster_version = state.cluster_version
         self._raft = raft
         self._writes = writes
         self._versions = versions
         self._own = options.version
-        self._looked_at = -math.inf
+        self._compared_at = -math.inf
         self._proposed_at = -math.inf
         self._clock = state.clock
         self._timeout_s = options.request_timeout_s
@@ -76,32 +77,32 @@ class VersionKeeper:
         """Propose another version, if there should be one. `now` is in seconds."""
         if self._waiting:
             self._answer(now)
-        before, self._storage_version = self._storage_version, self._replica.storage_version
+        before, self._storage_version = self._storage_version, self._state.storage_version
         if self._storage_version < before:
             # A member that joins with the older program gets a snapshot instead of newer entries.
             self._raft.compact(self._raft.log.applied, keeps_tail=False)
-        if self._raft.role != LEADER or now - self._looked_at < LOOK_S:
+        if self._raft.role != LEADER or now - self._compared_at < COMPARE_INTERVAL_S:
             return
-        self._looked_at = now
-        change = self._due()
+        self._compared_at = now
+        change = self._next_change()
         if change is not None and now - self._proposed_at >= RETRY_S:
             self._proposed_at = now
             self._writes.propose_once([(SET_CLUSTER_VERSION, change)])
-        target = self._state.target
-        if target is not None and target == self._state.version < (self.lowest or target):
+        target = self._cluster_version.target
+        if target is not None and target == self._cluster_version.version < (self.lowest or target):
             if not log.limited("downgrade", WARN_PER_S):
                 why = f"a downgrade to {target} is enabled"
-                log.warn("the cluster version stays down", why=why, next=CANCEL)
+                log.warn("the cluster version stays down", why=why, next=CANCEL_ADVICE)
 
     def downgrade(self, request: proto.DowngradeRequest, done: Done) -> None:
         """Carry out a `DowngradeRequest` on the leader. `done` gets the response without its
         header, or an EtcdError. Raises EtcdError."""
-        state = self._state
+        cluster_version = self._cluster_version
         if request.action == CANCEL_ACTION:
-            if state.target is None:
+            if cluster_version.target is None:
                 raise error("NoInflightDowngrade")
             lowest = self.lowest
-            if state.version < SETS_VERSION.since > (lowest or state.version):
+            if cluster_version.version < SETS_VERSION.since > (lowest or cluster_version.version):
                 raise EtcdError(
                     FAILED_PRECONDITION,
                     "etcdlite: not all members are connected and run etcdlite "
@@ -113,14 +114,14 @@ class VersionKeeper:
                 target = parse(request.version)
             except ValueError:
                 raise error("WrongDowngradeVersionFormat") from None
-            if target != previous(state.version):
+            if target != previous(cluster_version.version):
                 raise error("InvalidDowngradeTargetVersion")
-            if state.target is not None:
+            if cluster_version.target is not None:
                 raise error("DowngradeInProcess")
             if request.action == VALIDATE_ACTION:
                 done(self._response())
                 return
-        change = state.change(state.version, target)
+        change = cluster_version.change(cluster_version.version, target)
         if not self._writes.propose_once([(SET_CLUSTER_VERSION, change)]):
             raise error("LeaderChanged")
         self._waiting.append((self._clock() + self._timeout_s, target, done))
@@ -128,7 +129,7 @@ class VersionKeeper:
     def _answer(self, now: float) -> None:
         waiting, self._waiting = self._waiting, []
         for deadline, target, done in waiting:
-            if self._state.target == target:
+            if self._cluster_version.target == target:
                 done(self._response())
             elif now >= deadline:
                 done(error("Timeout"))
@@ -136,7 +137,9 @@ class VersionKeeper:
                 self._waiting.append((deadline, target, done))
 
     def _response(self) -> bytes:
-        encoded: bytes = proto.DowngradeResponse(version=str(self._state.version)).encode()
+        encoded: bytes = proto.DowngradeResponse(
+            version=str(self._cluster_version.version)
+        ).encode()
         return encoded
 
     @property
@@ -149,15 +152,16 @@ class VersionKeeper:
             lowest = min(lowest, version)
         return lowest
 
-    def _due(self) -> proto.ClusterVersion | None:
-        state, lowest = self._state, self.lowest
+    def _next_change(self) -> proto.ClusterVersion | None:
+        """The change of the cluster version that is due; None if there is none."""
+        cluster_version, lowest = self._cluster_version, self.lowest
         if lowest is None or lowest < SETS_VERSION.since:
             return None
-        target = state.target
+        target = cluster_version.target
         if target is not None:
-            if target < state.version:
-                return state.change(target, target)
+            if target < cluster_version.version:
+                return cluster_version.change(target, target)
             if lowest == target and all(v == target for v in (self._own, *self._versions())):
-                return state.change(state.version, None)
+                return cluster_version.change(cluster_version.version, None)
             return None
-        return state.change(lowest, None) if lowest > state.version else None
+        return cluster_version.change(lowest, None) if lowest > cluster_version.version else None

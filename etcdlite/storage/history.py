@@ -4,14 +4,14 @@ Etcd keeps its history in this order, so its backups and its hash need it. The d
 except for what cleaning moved to the tail. So a reading has two parts:
 
 1. `scan_steps` reads all segments once. It asks the index which records up to the compact revision
-   are still needed, and notes the place of each record that cleaning moved. Until it is over it
-   holds back a compaction.
-2. `records` reads the segments again and merges the two orders. It needs the store no more: it may
+   are still needed, and notes the place of each record that cleaning moved. It pins the compact
+   revision until it ends.
+2. `records` reads the segments again and merges the two orders. It does not use the store: it may
    wait for a slow client for hours, and keeps only files open.
 
 The segments are opened at the beginning and read up to their length then, as for a snapshot
-(`snap.py`). A record that is moved meanwhile is still at its old place in them. A record that was
-being moved then may be there twice; it is given once.
+(`snap.py`). A record that is moved later is still at its old place in them. A record that was being
+moved at that moment may be there twice; it is given once.
 
 Memory: a byte per record up to the compact revision, and 24 bytes per moved one.
 
@@ -46,7 +46,7 @@ from etcdlite.storage.index import Index
 _PLACE = struct.Struct(">QIQI")
 """Of a moved record: revision, sub-revision, location, size. Big-endian, so that bytes sort."""
 _DEAD = 1 << 31
-"""In the size: the record is a tombstone."""
+"""A bit of the size: the record is a tombstone."""
 
 CHUNK_BYTES = 64 << 10
 

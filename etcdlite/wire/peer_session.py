@@ -229,7 +229,7 @@ class Accepted(PeerConnection):
                 f"etcdlite: two members have the id {node:x}; was a data directory copied?",
             )
         try:
-            self.local.fitting(introduction.version)
+            self.local.checked_version(introduction.version)
         except ProtocolError as failure:
             return EtcdError(FAILED_PRECONDITION, f"etcdlite: {failure}")
         if introduction.to != member.identity.member_id:

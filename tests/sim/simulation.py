@@ -274,7 +274,7 @@ class Simulation:
         for node in world.nodes.values():
             if not node.is_old_copy or node.is_refused or node.is_gone:
                 continue
-            # Who was removed meanwhile is refused for that, and may not have heard it yet.
+            # A member that was removed is refused as removed, and may not know it yet.
             leader = world.leader
             if leader is None or node.member_id in leader.member.state.membership.members:
                 raise Violation(
