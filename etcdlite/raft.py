@@ -298,6 +298,8 @@ class Raft:
         self._messages_after_sync: list[Message] = []
         self._read_states: list[ReadState] = []
         self._snapshot: Snapshot | None = None
+        self._acknowledged = (0, 0)
+        """The last append that was acknowledged: the leader's term, index."""
         self._election_elapsed = 0
         self._election_timeout = 0
         self._heartbeat_elapsed = 0
@@ -1045,11 +1047,17 @@ class Raft:
         if message.index < log.committed:
             self._send_after_sync(APP_RESP, leader, index=log.committed)
             return
+        committed = log.committed
         last_new = log.maybe_append(
             message.index, message.log_term, message.entries, message.commit
         )
         if last_new is not None:
-            self._send_after_sync(APP_RESP, leader, index=last_new)
+            acknowledged = (self.term, last_new)
+            if message.entries or log.committed == committed or self._acknowledged != acknowledged:
+                self._acknowledged = acknowledged
+                self._send_after_sync(APP_RESP, leader, index=last_new)
+            # Otherwise the only news is the commit index, and the leader has this answer. If it is
+            # lost, the leader asks again after a heartbeat, and that append has no news.
             return
         # The hint tells the leader where to look next: below the refused entry, and below entries
         # of a higher term than that entry's, which cannot match (as in etcd; thesis 3.5).
