@@ -311,6 +311,10 @@ class Raft:
         self._pending_conf_index = 0
         self._uncommitted_bytes = 0
         self._removal_index = 0
+        self.commit_is_untold = False
+        """Entries are committed, and no other member waits to learn it: see `propose`."""
+        self._awaited_index = 0
+        """The last entry whose commit the others must learn at once."""
         # Reads as (member that asked, context): waiting for a round, and in the current round.
         self._reads_waiting: list[tuple[int, bytes]] = []
         self._round_reads: list[tuple[int, bytes]] = []
@@ -384,8 +388,9 @@ class Raft:
         own = self.progress.get(self.id)
         if self.role == LEADER and own is not None and self.log.stable > own.match:
             own.match = self.log.stable
+            committed = self.log.committed
             if self._maybe_commit():
-                self._broadcast_append()
+                self._tell_commit(committed)
 
     def applied(self, index: int) -> None:
         """The state machine contains everything up to `index`."""
@@ -450,8 +455,11 @@ class Raft:
 
     # Requests.
 
-    def propose(self, data: bytes) -> int:
+    def propose(self, data: bytes, commit_may_wait: bool = False) -> int:
         """Append an entry to the leader's log and return its index. It may still be lost.
+
+        `commit_may_wait`: no other member waits for it to be committed. So `commit_is_untold` may
+        say that it is, until the next append tells the others, or `send_commit`.
 
         Raises NotLeader; RequestDropped while leadership is being transferred, and when more than
         `max_uncommitted_bytes` are uncommitted.
@@ -463,7 +471,12 @@ class Raft:
             and self._uncommitted_bytes + size > self.config.max_uncommitted_bytes
         ):
             raise RequestDropped("too many uncommitted entries")
-        return self._append(ENTRY_NORMAL, data)
+        return self._append(ENTRY_NORMAL, data, commit_may_wait)
+
+    def send_commit(self) -> None:
+        """Tell the others what is committed, if `commit_is_untold`."""
+        if self.commit_is_untold:
+            self._broadcast_append()
 
     def propose_conf_change(self, data: bytes) -> int:
         """Append a membership change, encoded by the owner in `data`, and return its index.
@@ -632,6 +645,8 @@ class Raft:
         self._pending_conf_index = 0
         self._uncommitted_bytes = 0
         self._removal_index = 0
+        self.commit_is_untold = False
+        self._awaited_index = 0
         self._reads_waiting = []
         self._round_reads = []
         self._round = 0
@@ -810,9 +825,11 @@ class Raft:
         if self._removal_index:
             raise RequestDropped("the leader is removed from the cluster")
 
-    def _append(self, kind: int, data: bytes) -> int:
+    def _append(self, kind: int, data: bytes, commit_may_wait: bool = False) -> int:
         log = self.log
         index = log.last + 1
+        if not commit_may_wait:
+            self._awaited_index = index
         log.append(Entry(self.term, index, kind, data))
         self._uncommitted_bytes += len(data) + ENTRY_OVERHEAD_BYTES
         self._broadcast_append()
@@ -839,7 +856,15 @@ class Raft:
         self._start_round_if_due()
         return True
 
+    def _tell_commit(self, before: int) -> None:
+        """Entries after `before` were committed. Tell the others, now or later."""
+        if self._awaited_index > before:
+            self._broadcast_append()
+        elif self._others:
+            self.commit_is_untold = True
+
     def _broadcast_append(self) -> None:
+        self.commit_is_untold = False
         for node in self._others:
             self._send_append(node)
 
@@ -921,9 +946,12 @@ class Raft:
             progress.become_probe()  # Since the snapshot was sent the log was compacted further.
         elif progress.state == REPLICATE:
             progress.free_inflight(index)
+        committed = log.committed
         if node in self.voters and self._maybe_commit():
-            self._broadcast_append()
-        elif progress.sent_commit < min(log.committed, progress.next - 1):
+            self._tell_commit(committed)
+        elif not self.commit_is_untold and progress.sent_commit < min(
+            log.committed, progress.next - 1
+        ):
             self._send_append(node)
         while self._maybe_send_append(node, even_if_empty=False):
             pass

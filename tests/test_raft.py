@@ -1229,7 +1229,7 @@ def test_no_fault_breaks_safety_in_a_long_run(seed: int) -> None:
 
 
 def test_the_simulation_does_exercise_what_it_checks() -> None:
-    runs = [Simulation(seed) for seed in range(10)]
+    runs = [Simulation(seed) for seed in range(12)]
     for simulation in runs:
         simulation.run(10_000)
     assert sum(len(simulation.leaders) for simulation in runs) > 30

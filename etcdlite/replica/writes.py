@@ -404,7 +404,7 @@ class Writes:
             else:
                 if batch.data[0] != ENTRY_VERSION and raft.role == LEADER:
                     self._check_version(batch.data)
-                raft.propose(batch.data)
+                raft.propose(batch.data, commit_may_wait=True)
             batch.term = term
             return
         except NotLeader as failure:
