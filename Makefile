@@ -7,6 +7,7 @@
 #   make sim         simulate clusters under faults, a fresh seed each, until stopped
 #   make bench       measure beside etcd 3.5 and rewrite the tables of docs/performance.md
 #   make bench-quick the same, smaller, to standard output only
+#   make bench-quick BASE=REV  clients of a real gRPC library: this tree beside revision REV, and etcd
 #   make deb         the Debian package, dist/etcdlite.deb
 #   make wheel       for pip and pipx, dist/etcdlite-VERSION-py3-none-any.whl
 #   make pyz         one file that runs on any Python 3.10 or later, dist/etcdlite.pyz
@@ -61,7 +62,11 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python -m bench.run --write docs/performance.md
 
 bench-quick: $(VENV)/bench.stamp
+ifdef BASE
+	$(BIN)/python -m bench.real_clients --base $(BASE) --share 0.5
+else
 	$(BIN)/python -m bench.run --quick
+endif
 
 deb:
 	@packaging/build-deb

@@ -138,13 +138,16 @@ class GrpcConnection:
         self._statuses: dict[bytes, bytes] = {}
         self._bodies: dict[int, bytearray] = {}
         self._replies: list[tuple[int, bytes]] = []
+        self._prefix = b""
+        """Control frames that go before the next requests."""
 
     def close(self) -> None:
         self.socket.close()
 
     def send(self, calls: list[tuple[methods.Method, bytes]]) -> list[int]:
         """Send requests; returns their ids. May read replies while it waits for window."""
-        out: list[bytes] = []
+        out: list[bytes] = [self._prefix]
+        self._prefix = b""
         ids = []
         for method, body in calls:
             message = b"\0" + len(body).to_bytes(4, "big") + body

@@ -1,0 +1,155 @@
+"""The load of etcd's benchmark tool, imitated for where that cannot be built: the same arguments,
+for the commands that `real_clients.py` uses, and the same report.
+
+Each client has one connection and one request in flight. After the data of an answer it sends, with
+its next request, what grpc-go sends: WINDOW_UPDATE, and a PING unless one is unanswered (its
+estimate of bandwidth). One process serves all clients, so it is busy before a fast server is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import select
+import struct
+import time
+
+from bench.clients import GrpcConnection, call
+from etcdlite import methods, proto
+
+_PING, _WINDOW_UPDATE = 6, 8
+_BANDWIDTH_PING = b"\x02\x04\x10\x10\x09\x0e\x07\x07"
+
+
+class GoConnection(GrpcConnection):
+    """A connection that answers as grpc-go does."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.pings = 0
+        """Unanswered."""
+
+    def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == _PING and flags & 1:
+            self.pings -= 1
+        super()._take_frame(kind, flags, stream, payload)
+
+    def ask(self, method: methods.Method, body: bytes) -> None:
+        """Send a request, behind the control frames for the answer before it."""
+        frames = b""
+        if self._unacknowledged_bytes:
+            frames = _frame(_WINDOW_UPDATE, struct.pack(">I", self._unacknowledged_bytes))
+            self._unacknowledged_bytes = 0
+            if not self.pings:
+                self.pings = 1
+                frames += _frame(_PING, _BANDWIDTH_PING)
+        self._prefix = frames
+        self.send([(method, body)])
+
+
+def _frame(kind: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, 0, 0) + payload
+
+
+class Requests:
+    """What to send, by the arguments."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        name = {
+            "put": "KV.Put",
+            "range": "KV.Range",
+            "txn-put": "KV.Txn",
+            "lease-keepalive": "Lease.LeaseKeepAlive",
+        }[options.command]
+        self.method = methods.METHOD_BY_NAME[name]
+        self._options = options
+        self._number = 0
+        self._value = random.Random(1).randbytes(options.val_size)
+        self.lease = 0
+
+    def _put(self) -> proto.PutRequest:
+        options = self._options
+        number = self._number
+        self._number += 1
+        if options.command == "put" and not options.sequential_keys:
+            number = random.randrange(options.key_space_size)
+        key = b"%0*d" % (options.key_size, number % options.key_space_size)
+        return proto.PutRequest(key=key, value=self._value)
+
+    def next(self) -> bytes:
+        options = self._options
+        if options.command == "put":
+            return self._put().encode()
+        if options.command == "range":
+            serializable = options.consistency == "s"
+            return proto.RangeRequest(
+                key=options.words[0].encode(), serializable=serializable
+            ).encode()
+        if options.command == "txn-put":
+            puts = [proto.RequestOp(request_put=self._put()) for _ in range(options.txn_ops)]
+            return proto.TxnRequest(success=puts).encode()
+        return proto.LeaseKeepAliveRequest(ID=self.lease).encode()
+
+
+def run(options: argparse.Namespace) -> tuple[list[float], float]:
+    """The latencies in seconds, sorted, and how long it all took."""
+    port = int(options.endpoints.split(",")[0].rpartition(":")[2])
+    requests = Requests(options)
+    clients = [GoConnection(port) for _ in range(options.clients)]
+    if options.command == "lease-keepalive":
+        requests.lease = call(clients[0], "Lease.LeaseGrant", proto.LeaseGrantRequest(TTL=100)).ID
+    poll = select.poll()
+    by_fd = {}
+    sent_at = {}
+    left = options.total
+    latencies: list[float] = []
+    began = time.perf_counter()
+    for client in clients[:left]:
+        fd = client.socket.fileno()
+        by_fd[fd] = client
+        poll.register(fd, select.POLLIN)
+        sent_at[fd] = time.perf_counter()
+        client.ask(requests.method, requests.next())
+        left -= 1
+    while len(latencies) < options.total:
+        for fd, _ in poll.poll():
+            client = by_fd[fd]
+            if not client.receive_once():
+                continue
+            now = time.perf_counter()
+            latencies.append(now - sent_at[fd])
+            if left:
+                left -= 1
+                sent_at[fd] = now
+                client.ask(requests.method, requests.next())
+    took_s = time.perf_counter() - began
+    for client in clients:
+        client.close()
+    return sorted(latencies), took_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Imitate etcd's benchmark tool.")
+    parser.add_argument(
+        "command", choices=["put", "range", "txn-put", "lease-keepalive"], help="what to send"
+    )
+    parser.add_argument("words", nargs="*", help="range: the key")
+    parser.add_argument("--endpoints", default="127.0.0.1:2379")
+    parser.add_argument("--clients", type=int, default=1)
+    parser.add_argument("--conns", type=int, default=1, help="ignored: one for each client")
+    parser.add_argument("--total", type=int, default=10_000)
+    parser.add_argument("--key-size", type=int, default=8)
+    parser.add_argument("--val-size", type=int, default=8)
+    parser.add_argument("--key-space-size", type=int, default=1)
+    parser.add_argument("--sequential-keys", action="store_true")
+    parser.add_argument("--txn-ops", type=int, default=1)
+    parser.add_argument("--consistency", default="l")
+    latencies, took_s = run(parser.parse_args())
+    print(f"  Slowest:\t{latencies[-1]:.4f} secs.")
+    print(f"  Requests/sec:\t{len(latencies) / took_s:.4f}")
+    for percent in (50, 99):
+        print(f"  {percent}% in {latencies[len(latencies) * percent // 100]:.4f} secs.")
+
+
+if __name__ == "__main__":
+    main()
