@@ -44,8 +44,9 @@ MAX_TOTAL_OPS = 8192
 """Compares and operations of a transaction with all nested ones. etcd limits each list and the
 depth, but not the total. Without this limit one request could keep a member busy for seconds."""
 
-MAX_SMALL_OPS = 16
-"""Compares, and puts, of a transaction that `small_txn` applies in one step."""
+MAX_SMALL_COMPARES = 16
+MAX_SMALL_PUTS = 128
+"""Of a transaction that `small_txn` applies in one step."""
 
 
 MAX_VISITED_KEYS = 50_000
@@ -392,7 +393,7 @@ def small_txn(store: Store, request: proto.TxnRequest) -> bytes | None:
     """Apply a TxnRequest of the most common kind in one step: it compares numbers of keys and then
     puts values. Returns the response after its header; None, without any change, if the request is
     of another kind (`txn_steps` applies every kind). Raises EtcdError before any change."""
-    if len(request.compare) > MAX_SMALL_OPS:
+    if len(request.compare) > MAX_SMALL_COMPARES:
         return None
     taken = True
     heads = store.index.heads
@@ -406,7 +407,7 @@ def small_txn(store: Store, request: proto.TxnRequest) -> bytes | None:
             taken = False
             break
     ops = request.success if taken else request.failure
-    if len(ops) > MAX_SMALL_OPS:
+    if len(ops) > MAX_SMALL_PUTS:
         return None
     puts = []
     for op in ops:
