@@ -89,12 +89,6 @@ FEW_WRITES = 64
 MAX_MAINTENANCE_PAUSE_S = 0.0025
 """Background work waits at most this long for a write that is being saved."""
 
-COMMIT_DELAY_S = 0.002
-"""A leader tells the others what is committed with its next append, or after this time: so with one
-client at a time each member wakes up half as often. Watches and serializable reads on the others
-see a write later by this. Nobody waits for it: entries that another member forwarded, and
-membership changes, are told at once, and the round of a linearizable read tells it, too."""
-
 PUBLISH_RETRY_S = 1.0
 """How often a member checks whether the cluster knows its name and URLs."""
 
@@ -178,7 +172,6 @@ class Member:
         self._asked_at = 0.0
         """When the last request arrived."""
         self._maintained_at = 0.0
-        self._send_commit_at = math.inf
 
     def _make_hub(self, store: Store) -> WatchHub:
         hub = WatchHub(
@@ -386,7 +379,7 @@ class Member:
     @property
     def wakes_at(self) -> float:
         """The time at which `turn` must be called even if nothing happens before."""
-        return min(self.leadership.campaign_at, self._send_commit_at)
+        return self.leadership.wakes_at
 
     @property
     def has_work(self) -> bool:
@@ -470,15 +463,12 @@ class Member:
         now = self.clock()
         reads = self.reads
         self._slice_ends_at = now + SLICE_S
-        if now >= self.leadership.campaign_at:
-            self.leadership.campaign_if_due(now)
-        if now >= self._send_commit_at:
-            self._send_commit_at = math.inf
-            self.raft.send_commit()
+        if now >= self.leadership.wakes_at:
+            self.leadership.act(now)
         if self.writes.are_new:
             self._asked_at = now
             self.writes.propose_new()
-            self._send_commit_at = math.inf
+            self.leadership.send_commit_at = math.inf
         if reads.new:
             self._asked_at = now
             reads.begin_round()
@@ -486,8 +476,8 @@ class Member:
             self._asked_at = now
         while (ready := self.raft.ready()) is not NOTHING_READY:
             self._take_ready(ready)
-        if self.raft.commit_is_untold and self._send_commit_at == math.inf:
-            self._send_commit_at = now + COMMIT_DELAY_S
+        if self.raft.commit_is_untold:
+            self.leadership.send_commit_later(now)
         if self._applying is not None or self._committed:
             self._apply()
         elif self.restoring.is_due and self._task_done is None:

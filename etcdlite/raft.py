@@ -289,8 +289,7 @@ class Raft:
         self.role = FOLLOWER
         self.leader = 0
         self.progress: dict[int, Progress] = {}
-        self._others: list[int] = []
-        """The other members in `progress`, sorted."""
+        self._others: list[int] = []  # Of `progress`, sorted.
         self._rng = rng
         self._saved = hard_state
         self._shown = SoftState(0, FOLLOWER)
@@ -298,8 +297,7 @@ class Raft:
         self._messages_after_sync: list[Message] = []
         self._read_states: list[ReadState] = []
         self._snapshot: Snapshot | None = None
-        self._acknowledged = (0, 0)
-        """The last append that was acknowledged: the leader's term, index."""
+        self._acknowledged = (0, 0)  # The last append that was: the leader's term, index.
         self._election_elapsed = 0
         self._election_timeout = 0
         self._heartbeat_elapsed = 0
@@ -311,10 +309,6 @@ class Raft:
         self._pending_conf_index = 0
         self._uncommitted_bytes = 0
         self._removal_index = 0
-        self.commit_is_untold = False
-        """Entries are committed, and no other member waits to learn it: see `propose`."""
-        self._awaited_index = 0
-        """The last entry whose commit the others must learn at once."""
         # Reads as (member that asked, context): waiting for a round, and in the current round.
         self._reads_waiting: list[tuple[int, bytes]] = []
         self._round_reads: list[tuple[int, bytes]] = []
@@ -388,9 +382,8 @@ class Raft:
         own = self.progress.get(self.id)
         if self.role == LEADER and own is not None and self.log.stable > own.match:
             own.match = self.log.stable
-            committed = self.log.committed
-            if self._maybe_commit():
-                self._tell_commit(committed)
+            if self._maybe_commit() and not self.commit_is_untold:
+                self._broadcast_append()
 
     def applied(self, index: int) -> None:
         """The state machine contains everything up to `index`."""
@@ -458,9 +451,7 @@ class Raft:
     def propose(self, data: bytes, commit_may_wait: bool = False) -> int:
         """Append an entry to the leader's log and return its index. It may still be lost.
 
-        `commit_may_wait`: no other member waits for it to be committed. So `commit_is_untold` may
-        say that it is, until the next append tells the others, or `send_commit`.
-
+        `commit_may_wait`: the others may learn with the next append that it is committed.
         Raises NotLeader; RequestDropped while leadership is being transferred, and when more than
         `max_uncommitted_bytes` are uncommitted.
         """
@@ -645,8 +636,8 @@ class Raft:
         self._pending_conf_index = 0
         self._uncommitted_bytes = 0
         self._removal_index = 0
-        self.commit_is_untold = False
-        self._awaited_index = 0
+        # Entries are committed that no other member waits for; the last entry that one waits for.
+        self.commit_is_untold, self._awaited_index = False, 0
         self._reads_waiting = []
         self._round_reads = []
         self._round = 0
@@ -852,16 +843,10 @@ class Raft:
         self._uncommitted_bytes = max(
             0, self._uncommitted_bytes - log.size_between(log.committed, index)
         )
+        self.commit_is_untold = bool(self._others) and self._awaited_index <= log.committed
         log.commit_to(index)
         self._start_round_if_due()
         return True
-
-    def _tell_commit(self, before: int) -> None:
-        """Entries after `before` were committed. Tell the others, now or later."""
-        if self._awaited_index > before:
-            self._broadcast_append()
-        elif self._others:
-            self.commit_is_untold = True
 
     def _broadcast_append(self) -> None:
         self.commit_is_untold = False
@@ -946,12 +931,11 @@ class Raft:
             progress.become_probe()  # Since the snapshot was sent the log was compacted further.
         elif progress.state == REPLICATE:
             progress.free_inflight(index)
-        committed = log.committed
+        wanted = 0 if self.commit_is_untold else min(log.committed, progress.next - 1)
         if node in self.voters and self._maybe_commit():
-            self._tell_commit(committed)
-        elif not self.commit_is_untold and progress.sent_commit < min(
-            log.committed, progress.next - 1
-        ):
+            if not self.commit_is_untold:
+                self._broadcast_append()
+        elif progress.sent_commit < wanted:
             self._send_append(node)
         while self._maybe_send_append(node, even_if_empty=False):
             pass
@@ -1084,8 +1068,7 @@ class Raft:
             if message.entries or log.committed == committed or self._acknowledged != acknowledged:
                 self._acknowledged = acknowledged
                 self._send_after_sync(APP_RESP, leader, index=last_new)
-            # Otherwise the only news is the commit index, and the leader has this answer. If it is
-            # lost, the leader asks again after a heartbeat, and that append has no news.
+            # Otherwise only the commit index is new. If the answer was lost, it is asked again.
             return
         # The hint tells the leader where to look next: below the refused entry, and below entries
         # of a higher term than that entry's, which cannot match (as in etcd; thesis 3.5).
