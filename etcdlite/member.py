@@ -465,15 +465,13 @@ class Member:
         self._slice_ends_at = now + SLICE_S
         if now >= self.leadership.wakes_at:
             self.leadership.act(now)
-        if self.writes.are_new:
+        if (is_new := self.writes.are_new) or reads.new or reads.ready:
             self._asked_at = now
+        if is_new:
             self.writes.propose_new()
             self.leadership.send_commit_at = math.inf
         if reads.new:
-            self._asked_at = now
             reads.begin_round()
-        elif reads.ready:
-            self._asked_at = now
         while (ready := self.raft.ready()) is not NOTHING_READY:
             self._take_ready(ready)
         if self.raft.commit_is_untold:
