@@ -260,7 +260,7 @@ COMMANDS = (
             "server that use it.", examples=("cert peer m1 --host m1.lab,10.0.0.1",)),
     Command("cert client [options] <user>", "Make a client's certificate", "cert.client",
             (*_CERT_FLAGS, Flag("host", "list", (), "its host names and addresses (none needed)")),
-            description="The name is the user, if users are enabled. Prints the flags that use it.",
+            description="The name is the user, if auth is enabled. Prints the flags that use it.",
             examples=("cert client alice",)),
     Command("setup [options] <name>=<host> ...", "Make the files of the members of a cluster",
             "setup.setup",
@@ -319,7 +319,7 @@ GROUPS = {
 
 REFUSED = {
     "backup": "it saves the data of etcd's API v2, which is not here; see snapshot save",
-    "migrate": "a data directory has the format of the version that runs; etcd's own are not read",
+    "migrate": "a data directory has the format of the cluster version, which 'downgrade' lowers",
 }
 """Commands of etcdctl and etcdutl that are not here, and why. They count for prefixes."""
 

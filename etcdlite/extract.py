@@ -82,12 +82,6 @@ def plain_prefixes(prefixes: Iterable[bytes]) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def is_extract(path: str) -> bool:
-    """Whether a file begins as an extract does. Raises OSError."""
-    with open(path, "rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
-
-
 class Writer:
     """Writes an extract to a file that has `write`."""
 
@@ -208,7 +202,7 @@ def _read_header(path: str, text: bytes) -> Header:
         if not 0 < len(prefixes) <= MAX_PREFIXES or tuple(prefixes) != plain_prefixes(prefixes):
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise _damaged(path, "its header makes no sense") from None
+        raise _damaged(path, "its header has a value that is not allowed") from None
     return Header(cluster_id, revision, tuple(prefixes))
 
 
@@ -224,7 +218,7 @@ def _pair(path: str, body: bytes) -> tuple[int, int]:
         raise _damaged(path, "a lease has the wrong length")
     first, second = _PAIR.unpack(body)
     if not 0 < first < 1 << 63 or second >= 1 << 63:
-        raise _damaged(path, "a lease makes no sense")
+        raise _damaged(path, "the id or TTL of a lease is out of range")
     return first, second
 
 

@@ -101,7 +101,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "RootUserNotExist": "`etcdlite-ctl user add root`.",
         "RootRoleNotExist": "`etcdlite-ctl user grant-role root root`.",
         "UserAlreadyExist": "Choose another name.",
-        "UserEmpty": "Users are enabled: name one (`--user`).",
+        "UserEmpty": "Authentication is enabled: name a user (`--user`).",
         "UserNotFound": "`user list` shows the users.",
         "RoleAlreadyExist": "Choose another name.",
         "RoleNotFound": "`role list` shows the roles.",
@@ -113,7 +113,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "PermissionNotGranted": "The role has no such permission; name the range that was granted.",
         "AuthNotEnabled": "`etcdlite-ctl auth enable`.",
         "InvalidAuthToken": "Log in again. Clients do it by themselves.",
-        "InvalidAuthMgmt": "Root and its role cannot be taken away while users are enabled.",
+        "InvalidAuthMgmt": "Authentication needs the user and the role `root`. Disable it first, or leave them.",
         "AuthOldRevision": "Users or roles changed on the way. Repeat.",
     },
     "Downgrades": {

@@ -836,8 +836,8 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
         (
             "migrate",
             4,
-            "etcdlite-ctl has no command migrate: a data directory has the format of the version "
-            "that runs; etcd's own are not read",
+            "etcdlite-ctl has no command migrate: a data directory has the format of the cluster "
+            "version, which 'downgrade' lowers",
         ),
     ],
 )

@@ -140,18 +140,19 @@ def events(client: Any, key: bytes, range_end: bytes, first: int, last: int) -> 
                 return
 
 
-class _Who:
-    """When a revision was made, and by whom, as far as the cluster knows."""
+class _Timeline:
+    """The times and users of revisions, as far as the cluster knows them."""
 
     def __init__(self, client: Any) -> None:
         try:
             found = client.call("History.Timeline", proto.TimelineRequest())
         except (Unimplemented, PermissionDenied):
             found = proto.TimelineResponse()
-        self._times = [(time.revision, time.unix_s) for time in found.times]
+        self._times = [(one.revision, one.unix_s) for one in found.times]
         self._users = [(run.revision, run) for run in found.users]
 
-    def of(self, revision: int) -> dict[str, str]:
+    def about(self, revision: int) -> dict[str, str]:
+        """The "time" and the "user" of a revision; one that is not known is left out."""
         said = {}
         # A record says that all revisions up to its own had been made by then.
         at = bisect_left(self._times, (revision, 0))
@@ -183,21 +184,24 @@ def history(session: Session) -> None:
         kvs = client.call("KV.Range", request).kvs
         found = list(events(client, key, b"", oldest + 1, header.revision))
         if kvs:
-            # Who made it is known, what was before it is not.
-            _show_version(session, _Who(client), None, kvs[0])
+            # Its time and user are known; the version before it is not.
+            _show_version(session, _Timeline(client), None, kvs[0])
             old = kvs[0]
-    who = _Who(client)
+    timeline = _Timeline(client)
     for event in found:
         new = None if event.type == proto.ENUMS["Event.EventType"]["DELETE"] else event.kv
-        _show_version(session, who, old, new, event.kv.mod_revision)
+        _show_version(session, timeline, old, new, event.kv.mod_revision)
         old = new
 
 
-def _show_version(session: Session, who: _Who, old: Any, new: Any, revision: int = 0) -> None:
+def _show_version(
+    session: Session, timeline: _Timeline, old: Any, new: Any, revision: int = 0
+) -> None:
+    """Show a change of the key. `revision`: that of the change, if it is not `new`'s."""
+    if old is None and new is None:
+        return  # A delete of a version that is compacted.
     revision = revision or new.mod_revision
-    shown = Difference(old, new) if old is not None or new is not None else None
-    if shown is not None:
-        show(session, shown, revision=revision, **who.of(revision))
+    show(session, Difference(old, new), revision=revision, **timeline.about(revision))
 
 
 def diff(session: Session) -> None:
@@ -219,7 +223,7 @@ def diff(session: Session) -> None:
     except Compacted:
         text = f"the history of revision {first} is compacted; name a later one"
         raise Failure(EXIT_FAILED, text) from None
-    who = _Who(client)
+    timeline = _Timeline(client)
     deleted = proto.ENUMS["Event.EventType"]["DELETE"]
     for key in sorted(changed):
         event = changed[key]
@@ -228,7 +232,7 @@ def diff(session: Session) -> None:
         new = None if event.type == deleted else event.kv
         if (old and (old.value, old.lease)) != (new and (new.value, new.lease)):
             revision = event.kv.mod_revision
-            show(session, Difference(old, new), revision=revision, **who.of(revision))
+            show(session, Difference(old, new), revision=revision, **timeline.about(revision))
 
 
 def _revisions(text: str, now: int) -> tuple[int, int]:
