@@ -389,10 +389,11 @@ def _delete_steps(
     return parts
 
 
-def small_txn(store: Store, request: proto.TxnRequest) -> bytes | None:
-    """Apply a TxnRequest of the most common kind in one step: it compares numbers of keys and then
-    puts values. Returns the response after its header; None, without any change, if the request is
-    of another kind (`txn_steps` applies every kind). Raises EtcdError before any change."""
+def small_txn(store: Store, request: proto.TxnRequest, is_asked: bool = True) -> bytes | None:
+    """Apply a TxnRequest of the most common kinds in one step: it compares numbers of keys, and
+    then puts values, or gets or deletes one key. Returns the response after its header; None,
+    without any change, if the request is of another kind (`txn_steps` applies every kind). Raises
+    EtcdError before any change. `is_asked`: somebody waits for the answer."""
     if len(request.compare) > MAX_SMALL_COMPARES:
         return None
     taken = True
@@ -409,6 +410,9 @@ def small_txn(store: Store, request: proto.TxnRequest) -> bytes | None:
     ops = request.success if taken else request.failure
     if len(ops) > MAX_SMALL_PUTS:
         return None
+    if len(ops) == 1 and ops[0].request_put is None:
+        answer = _get_or_delete(store, ops[0], is_asked)
+        return b"\x10\x01" + answer if taken and answer is not None else answer
     puts = []
     for op in ops:
         put = op.request_put
@@ -423,6 +427,39 @@ def small_txn(store: Store, request: proto.TxnRequest) -> bytes | None:
     inner = b"\x12" + varint(len(header)) + header
     answers = (b"\x1a" + varint(len(inner)) + inner) * len(ops)
     return b"\x10\x01" + answers if taken else answers
+
+
+def _get_or_delete(store: Store, op: proto.RequestOp, is_asked: bool) -> bytes | None:
+    """Carry out the only operation of a transaction, if it concerns one key: an API server of
+    Kubernetes deletes so, and gets what its compare did not expect. Returns a field of the
+    response; None, without any change, if the operation is of another kind or cannot be read."""
+    asked, delete = op.request_range, op.request_delete_range
+    if delete is not None:
+        if delete.range_end or delete.prev_kv:
+            return None
+        tag, body = b"\x1a", b""
+        if delete.key in store.index.heads:
+            store.delete([delete.key])
+            body = b"\x10\x01"
+        header = _header(store.revision + store.is_writing)
+    elif asked is None or asked.range_end or asked.revision or not is_plain(asked):
+        return None
+    elif not is_asked:
+        return b""
+    else:
+        tag, body = b"\x0a", b""
+        try:
+            record = store.get(asked.key)
+        except DataDamaged:
+            return None
+        if record is not None:
+            if len(record) > store.limits.step_bytes:
+                return None
+            body = b"\x12" + varint(len(record)) + record + b"\x20\x01"
+        header = _header(store.revision)
+    length = len(header) + len(body)
+    inner = tag + varint(length)
+    return b"\x1a" + varint(len(inner) + length) + inner + header + body
 
 
 class _Budget:

@@ -148,7 +148,7 @@ class State:
                     metrics.puts += 1
                 elif method == TXN:
                     step_left -= len(request.success) + len(request.failure)
-                    small = txn.small_txn(store, request)
+                    small = txn.small_txn(store, request, session is not None)
                     if small is not None:
                         answer = small
                         metrics.count_txn(request, answer.startswith(b"\x10"))
