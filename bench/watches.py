@@ -61,6 +61,10 @@ class WatchConnection(GrpcConnection):
         while self.created < created or self.events < events:
             self._read_frames()
 
+    def receive_frames(self) -> None:
+        """Wait for a single read, and count what it brings."""
+        self._read_frames()
+
     def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         super()._take_frame(kind, flags, stream, payload)
         if kind != _DATA:

@@ -351,16 +351,15 @@ def test_api_servers_compact_in_turn(api: Api, pods: bytes) -> None:
 
 
 def test_events_share_a_lease(api: Api, pods: bytes) -> None:
-    lease = api.call("Lease.LeaseGrant", proto.LeaseGrantRequest(TTL=2)).ID
-    began = 0
-    for n in range(50):
-        began = began or api.create(pods + b"%d" % n, b"event", lease) - 1
-        api.create(pods + b"%d" % n, b"event", lease)
-    watch = api.watch(pods, began)
-    events = watch.events(100)
-    assert [event.type for event in events] == [proto.Event.PUT] * 50 + [proto.Event.DELETE] * 50
-    assert all(event.kv.lease == lease for event in events[:50])
-    assert all(event.prev_kv.lease == lease for event in events[50:])
+    lease = api.call("Lease.LeaseGrant", proto.LeaseGrantRequest(TTL=3)).ID
+    began = api.create(pods + b"0", b"event", lease)
+    for n in range(1, 5):
+        assert api.create(pods + b"%d" % n, b"event", lease)
+    watch = api.watch(pods, began - 1)
+    events = watch.events(10)
+    assert [event.type for event in events] == [proto.Event.PUT] * 5 + [proto.Event.DELETE] * 5
+    assert all(event.kv.lease == lease for event in events[:5])
+    assert all(event.prev_kv.lease == lease for event in events[5:])
     with pytest.raises(grpc.RpcError) as failure:
         api.create(pods + b"late", b"event", lease)
     assert failure.value.details() == "etcdserver: requested lease not found"
