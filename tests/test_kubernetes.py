@@ -226,6 +226,13 @@ def fill(api: Api, prefix: bytes, count: int, value: bytes = b"pod", at_once: in
     return revision
 
 
+def test_the_version_allows_reads_from_the_cache(api: Api) -> None:
+    # The API server asks for progress from 3.5.13 on.
+    version = api.call("Maintenance.Status", proto.StatusRequest()).version
+    if api.server == "etcdlite":
+        assert tuple(map(int, version.split("."))) >= (3, 5, 13)
+
+
 def test_an_object_is_created_once(api: Api, pods: bytes) -> None:
     revision = api.create(pods + b"a", b"1")
     assert revision and not api.create(pods + b"a", b"2")
