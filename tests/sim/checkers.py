@@ -231,7 +231,7 @@ class Oracle(PlainStore):
         self.answered_revision = 1
         """The highest revision that anybody was told."""
         self.compaction_answered = 0
-        self.hashes: dict[tuple[int, int], tuple[int, str]] = {}
+        self.hashes: dict[tuple[str, int, int], tuple[int, str]] = {}
         self.counts: dict[str, int] = {}
         self.answers = 0
         self.unknown = 0
@@ -832,9 +832,9 @@ class Oracle(PlainStore):
 
     # Hashes.
 
-    def hashed(self, who: str, revision: int, compacted: int, value: int) -> None:
-        """A member's hash at a revision."""
-        known = self.hashes.setdefault((revision, compacted), (value, who))
+    def hashed(self, kind: str, who: str, revision: int, compacted: int, value: int) -> None:
+        """A member's hash at a revision. `kind`: etcd's, or the one that members compare."""
+        known = self.hashes.setdefault((kind, revision, compacted), (value, who))
         if known[0] != value:
             raise Violation(
                 "members have equal hashes at equal revisions",

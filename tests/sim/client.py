@@ -616,7 +616,7 @@ class Client:
             return
         self.oracle.answers += 1
         name = self.node.name if self.node is not None else ""
-        self.oracle.hashed(name, answer.hash_revision, answer.compact_revision, answer.hash)
+        self.oracle.hashed("etcd", name, answer.hash_revision, answer.compact_revision, answer.hash)
 
     def _do_members(self) -> None:
         request = proto.MemberListRequest(linearizable=self._rng.random() < 0.5)

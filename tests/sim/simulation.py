@@ -226,7 +226,9 @@ class Simulation:
         revision = min(store.revision for _, store in stores)
         for name, store in stores:
             if store.compacted <= revision:
-                self.oracle.hashed(name, revision, store.compacted or -1, hash_of(store, revision))
+                self.oracle.hashed(
+                    "members", name, revision, store.compacted or -1, hash_of(store, revision)
+                )
         self._compare_users()
 
     def _compare_users(self) -> None:
