@@ -22,6 +22,7 @@ from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Event, Store
 from etcdlite.ranges import range_steps
 from etcdlite.replica.state import APPLIERS
+from etcdlite.replica.timeline import Timeline
 from etcdlite.sealing import Keyring
 from etcdlite.storage.cleaning import clean
 from etcdlite.storage.data import RECORD_HEADER_BYTES, SEGMENT_HEADER
@@ -156,7 +157,11 @@ class StoreRig:
         self, index: int, requests: Any, model: PlainStore | None
     ) -> Generator[None, None, list[Any]]:
         state: Any = SimpleNamespace(
-            store=self.store, lessor=self.lessor, clock=lambda: 0.0, metrics=Metrics()
+            store=self.store,
+            lessor=self.lessor,
+            clock=lambda: 0.0,
+            metrics=Metrics(),
+            timeline=Timeline(self.store, SimpleNamespace()),  # type: ignore[arg-type]
         )
         answers: list[Any] = []
         for request in requests:
