@@ -92,7 +92,7 @@ class Auth:
         self.author: Author | None = None
         """The user whose request is applied now; None if the entry names no user."""
         self._rights: dict[str, Rights | None] = {}
-        """By user, as they were needed; None for a user that does not exist."""
+        """By user, computed when needed. None for a user that does not exist."""
         self._lease_writers: dict[int, list[str]] = {}
         """Users without the role root that may write all keys of a lease, by lease."""
         self._large_leases: set[int] = set()
@@ -103,7 +103,7 @@ class Auth:
         self._forbidden: dict[tuple[int, str], bytes] = {}
         """A key of a lease that a user may not write, by lease and user."""
         self._scans: list[list[int]] = []
-        """The lease of each check of keys that is under way: 0 if it got a further key since."""
+        """Checks of the keys of a lease that are under way: [lease], or [0] if it is outdated."""
         self.restore(store)
 
     def restore(self, store: Store) -> None:
@@ -242,7 +242,7 @@ class Auth:
         finally:
             self._scans = [other for other in self._scans if other is not scan]
         if not scan[0]:
-            return  # A renewal is checked beside writes. What it has found need not be right now.
+            return  # Writes went on during the check of a renewal: its result may be outdated.
         for attaching, new_key in self._attaching:
             # A renewal may be checked while a transaction is applied in part. What it finds is
             # right now, but not when all keys are attached.

@@ -63,7 +63,7 @@ LEAF_BYTES = 64 << 10
 """A leaf with at least this much is complete."""
 
 EMPTY_PAGES = 16
-"""Pages of a piece that is empty."""
+"""The most empty pages in one piece."""
 
 MAX_CHILDREN = 512
 """Pages below one branch page."""
@@ -171,7 +171,7 @@ class _Tree:
             self.root = begin
             self.pages = _pages(size)
             return
-        # A leaf is complete with LEAF_BYTES, so this many of them are complete, and one is not.
+        # All leaves but the last have at least LEAF_BYTES, so there are at most this many.
         leaves = size // LEAF_BYTES + 1
         # Each is rounded up to pages, after its header.
         pages = size // PAGE_BYTES + leaves + leaves // 255 + 2
@@ -225,7 +225,7 @@ class _Tree:
             yield _leaf(self.root, end - self.root, [])
 
     def _leaves(self) -> Iterator[list[tuple[bytes, bytes]]]:
-        """The items of each leaf; none: a pause."""
+        """The items of each leaf. An empty list is a pause."""
         items: list[tuple[bytes, bytes]] = []
         size = 0
         for item in self.bucket.items:
@@ -252,10 +252,10 @@ MAX_DEPTH = 40
 """Branch pages above a leaf."""
 
 MAX_KEY_BYTES = 32 << 10
-"""Of bbolt."""
+"""The limit of bbolt."""
 
 MAX_VALUE_BYTES = 256 << 20
-"""A larger value is none of etcd."""
+"""A larger value is refused: etcd writes none."""
 
 _SMALL_PAGE_BYTES = 1 << 20
 """Pages up to this size are read as a whole, larger ones element by element."""
@@ -354,7 +354,7 @@ class Reader:
     def _elements(self, root: int, inline: bytes) -> Iterator[_Element]:
         """The leaf elements below a page, or of an inline one, in order."""
         last: bytes | None = None
-        """The last key, of whatever page."""
+        """The last key that was read, on any page."""
         lowest = b""
         """The key that the branch gives for this page."""
         stack = [self._page(root, inline)]

@@ -71,7 +71,7 @@ class Feature(NamedTuple):
 
     since: Version
     what: str
-    """For the documentation."""
+    """What is written then, for readers of this table."""
 
 
 SETS_VERSION = Feature(V0_2, "log entries that say which version they need, and set the cluster's")

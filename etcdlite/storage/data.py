@@ -102,8 +102,8 @@ TIMES = 12
 USERS = 13
 """Buckets of times and users by revision; see `replica/timeline.py`."""
 SUB = 11
-"""In no bucket: a BUCKET record that removes the key n, u32, from here says that the record after
-it is change n of its revision. Programs that do not know it read it without effect."""
+"""Not a bucket, but a mark in the form of one: a BUCKET record that removes the key n, u32, from it
+says that the next record has sub-revision n. It has no effect on programs that do not know it."""
 
 RECENT_OVERHEAD_BYTES = 160
 """What a recent record takes in memory besides its body: two objects and a place in a dict."""
@@ -197,6 +197,8 @@ class Numbering:
 
     def __init__(self) -> None:
         self._revision = 0
+        """Of the last record, to which `_next` applies. 0: none. -1: `_next` is stated, for the
+        next record of any revision."""
         self._next = 0
 
     def reset(self) -> None:
@@ -473,8 +475,8 @@ class DataFile:
 
     def read_all(self, records: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
         """The bodies at these (location, size), as `read`. Those that follow each other closely in
-        the file take one read of the disk, and are not kept for later: lists would drive out what
-        is read again."""
+        the file take one read of the disk. They are not kept in `recent`: lists would drive out
+        records that are read often."""
         bodies: list[bytes | memoryview] = []
         at, count = 0, len(records)
         while at < count:

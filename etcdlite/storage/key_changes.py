@@ -1,8 +1,9 @@
-"""Which keys came and went lately, so that old revisions are counted as quickly as the present.
+"""The keys that were created and deleted lately, so that counting the keys of an older revision is
+quick.
 
-The number of keys in a range as of an older revision is the present one, without the keys that came
-since, and with those that went. An overwrite changes nothing. Only the last changes are kept, so of
-revisions before them nothing is known, and their keys must be counted one by one.
+The number of keys in a range as of an older revision is the present one, minus the keys that were
+created since, plus those that were deleted. An overwrite changes nothing. Only the
+last changes are kept. The keys of a revision before them must be counted one by one.
 
 Invariants: the revisions of each kind ascend; every change after revision `since` is there.
 """
@@ -52,8 +53,8 @@ class KeyChanges:
         del self.gone[:at], self.gone_at[:at]
 
     def growth(self, start: bytes, end: bytes | None, since: int, until: int) -> int | None:
-        """How many keys more are in [start, end) as of revision `until` than as of `since`; None if
-        that is not known."""
+        """The number of keys in [start, end) as of revision `until`, minus that as of `since`. None
+        if it is not known, because changes after `since` were forgotten."""
         if since < self.since:
             return None
         total = 0

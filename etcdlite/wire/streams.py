@@ -43,7 +43,7 @@ MAX_UNCHECKED_RENEWALS = 64
 """Renewals of a stream that wait until it is known whether the user may write all keys of the
 lease."""
 
-_REPLACED = "etcdlite: this member took over a snapshot; ask again"
+_REPLACED = "etcdlite: this member replaced its data by a snapshot of the leader; ask again"
 
 RANGE_CHUNK_BYTES = 256 << 10
 """The approximate size of a message of a RangeStream."""
