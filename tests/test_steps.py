@@ -43,13 +43,17 @@ def with_big_values() -> Store:
 
 @pytest.fixture
 def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many bytes of records were read, by `read` or `records`."""
+    """How many bytes of records were read, by `read`, `read_all` or `records`."""
     total = [0]
-    read, records = DataFile.read, DataFile.records
+    read, read_run, records = DataFile.read, DataFile._read_run, DataFile.records
 
     def counted_read(self: DataFile, location: int, size_bytes: int) -> bytes:
         total[0] += size_bytes
         return read(self, location, size_bytes)
+
+    def counted_read_run(self: DataFile, records: Any, size_bytes: int, bodies: Any) -> None:
+        total[0] += size_bytes
+        read_run(self, records, size_bytes, bodies)
 
     def counted_records(self: DataFile, *args: Any) -> Iterator[tuple[int, int, bytes]]:
         for item in records(self, *args):
@@ -57,6 +61,7 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             yield item
 
     monkeypatch.setattr(DataFile, "read", counted_read)
+    monkeypatch.setattr(DataFile, "_read_run", counted_read_run)
     monkeypatch.setattr(DataFile, "records", counted_records)
     return total
 
