@@ -62,6 +62,9 @@ assert LEAF_ELEMENT.size == BRANCH_ELEMENT.size == PAGE_HEADER.size == ELEMENT_B
 LEAF_BYTES = 64 << 10
 """A leaf with at least this much is complete."""
 
+PAUSE_ITEMS = 256
+"""Before a leaf of more items than this there is a pause: to pack it takes a millisecond."""
+
 EMPTY_PAGES = 16
 """The most empty pages in one piece."""
 
@@ -201,6 +204,8 @@ class _Tree:
             if not items:
                 yield b""
                 continue
+            if len(items) > PAUSE_ITEMS:
+                yield b""
             pages = _pages(sum(len(k) + len(v) + ELEMENT_BYTES for k, v in items))
             yield _leaf(at, pages, items)
             children.append((items[0][0], at))

@@ -36,11 +36,13 @@ import struct
 from collections.abc import Generator, Iterable, Iterator
 
 from etcdlite import bolt, proto
+from etcdlite.limits import Limits
 from etcdlite.mvcc import Store
 from etcdlite.passwords import is_bcrypt
 from etcdlite.proto import read_varint
 from etcdlite.storage.data import ALARM, AUTH, AUTH_ROLE, AUTH_USER, LEASE, MEMBER, REMOVED
 from etcdlite.storage.history import Change, History
+from etcdlite.storage.steps import sort_steps
 
 VERSION = "3.5.0"
 DIGEST_BYTES = 32
@@ -51,8 +53,8 @@ REVISION_BYTES = REVISION.size
 _TOMBSTONE = b"t"
 U64 = struct.Struct(">Q")
 
-STEP_ITEMS = 400
-"""Changes of one step. A step ends with a leaf, too (`bolt.LEAF_BYTES`)."""
+STEP_ITEMS = 256
+"""Items of one step. A leaf ends one, too, and begins one if it has many items (`bolt.py`)."""
 
 Item = tuple[bytes, bytes]
 
@@ -63,18 +65,19 @@ class EtcdImage:
     def __init__(self, store: Store) -> None:
         """Take the state of the store, which is at a mark. Raises OSError."""
         self._small = {
-            b"lease": sorted(store.buckets.get(LEASE, {}).items()),
-            b"alarm": sorted(_alarms(store)),
-            b"auth": sorted(_auth(store)),
-            b"authUsers": sorted(store.buckets.get(AUTH_USER, {}).items()),
-            b"authRoles": sorted(store.buckets.get(AUTH_ROLE, {}).items()),
-            b"members": sorted(_members(store)),
-            b"members_removed": [
-                (key.hex().encode(), b"removed") for key in sorted(store.buckets.get(REMOVED, ()))
-            ],
-            b"cluster": [(b"clusterVersion", VERSION.encode())],
-            b"meta": sorted(_meta(store)),
+            b"lease": dict(store.buckets.get(LEASE, {})),
+            b"alarm": dict(_alarms(store)),
+            b"auth": dict(_auth(store)),
+            b"authUsers": dict(store.buckets.get(AUTH_USER, {})),
+            b"authRoles": dict(store.buckets.get(AUTH_ROLE, {})),
+            b"members": dict(_members(store)),
+            b"members_removed": {
+                key.hex().encode(): b"removed" for key in store.buckets.get(REMOVED, ())
+            },
+            b"cluster": {b"clusterVersion": VERSION.encode()},
+            b"meta": dict(_meta(store)),
         }
+        self._limits = store.limits
         self._history = History(store)
         self.size_bytes = 0
         """Of the whole backup; known after `prepare_steps`."""
@@ -82,13 +85,15 @@ class EtcdImage:
     @property
     def users_without_bcrypt(self) -> int:
         """Users who cannot log in to an etcd that restores the backup."""
-        users = (proto.User.decode(record) for _, record in self._small[b"authUsers"])
+        users = map(proto.User.decode, self._small[b"authUsers"].values())
         return sum(bool(user.password) and not is_bcrypt(user.password) for user in users)
 
     def prepare_steps(self) -> Generator[None, None, None]:
         """Measure the backup, in steps. Raises DataDamaged, OSError."""
         yield from self._history.scan_steps()
-        buckets = [_bucket(name, items) for name, items in self._small.items()]
+        buckets = []
+        for name, records in self._small.items():
+            buckets.append((yield from _bucket_steps(name, records, self._limits)))
         self._small = {}
         history = self._history
         most_key_bytes = REVISION_BYTES + len(_TOMBSTONE)
@@ -96,13 +101,15 @@ class EtcdImage:
         keys = bolt.Bucket(b"key", self._changes(), history.count, size, most_key_bytes)
         size_bytes, self._content = bolt.write([keys, *buckets])
         self.size_bytes = size_bytes + DIGEST_BYTES
+        yield
+        import hashlib  # It loads OpenSSL, which takes 3.5 MB and 5 ms; HashKV does without.
+
+        self._digest = hashlib.sha256()
 
     def parts(self) -> Iterator[bytes]:
         """The bytes of the backup, to be taken once, after `prepare_steps`. An empty part is a
         pause. Raises DataDamaged, OSError."""
-        import hashlib  # It loads OpenSSL, which takes 3.5 MB; HashKV does without.
-
-        digest = hashlib.sha256()
+        digest = self._digest
         for part in self._content:
             digest.update(part)
             yield part
@@ -138,10 +145,25 @@ def _key_end(body: bytes) -> int:
     return at + size
 
 
-def _bucket(name: bytes, items: list[Item]) -> bolt.Bucket:
-    size = sum(len(key) + len(value) for key, value in items)
-    most_key_bytes = max((len(key) for key, _ in items), default=0)
-    return bolt.Bucket(name, iter(items), len(items), size, most_key_bytes)
+def _bucket_steps(
+    name: bytes, records: dict[bytes, bytes], limits: Limits
+) -> Generator[None, None, bolt.Bucket]:
+    """A bucket of what the store has in memory: there may be very many leases."""
+    keys = yield from sort_steps(list(records), limits=limits)
+    size = most_key_bytes = 0
+    for count, key in enumerate(keys, 1):
+        size += len(key) + len(records[key])
+        most_key_bytes = max(most_key_bytes, len(key))
+        if count % limits.sort_step_items == 0:
+            yield
+    return bolt.Bucket(name, _items(keys, records), len(keys), size, most_key_bytes)
+
+
+def _items(keys: list[bytes], records: dict[bytes, bytes]) -> Iterator[Item | None]:
+    for count, key in enumerate(keys, 1):
+        yield key, records[key]
+        if count % STEP_ITEMS == 0:
+            yield None
 
 
 def _alarms(store: Store) -> Iterable[Item]:

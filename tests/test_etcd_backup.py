@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import random
 import shutil
@@ -33,6 +34,7 @@ from etcdlite.etcd_backup import DIGEST_BYTES, REVISION, EtcdImage
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.snap import SnapshotError
 from etcdlite.storage.data import AUTH_ROLE, AUTH_USER, MEMBER, U64
+from etcdlite.storage.history import History
 
 CLIENTS = Path(__file__).resolve().parent / "clients"
 DEBIANS = "/usr/bin/etcdctl"
@@ -332,6 +334,41 @@ def small_backup() -> bytes:
     assert len(data) == image.size_bytes
     image.close()
     return data
+
+
+def test_the_leases_of_a_backup_are_sorted_in_steps() -> None:
+    rig = StoreRig()
+    count = 40 * rig.limits.sort_step_items
+    for n in range(count):
+        rig.apply(proto.LeaseGrantRequest(ID=n * 7919 % count + 1, TTL=100))
+    rig.store.mark(count, 1)
+    history = History(rig.store)
+    steps_of_scan = sum(1 for _ in history.scan_steps())
+    history.close()
+    image = EtcdImage(rig.store)
+    steps = sum(1 for _ in image.prepare_steps()) - steps_of_scan
+    assert steps >= count // rig.limits.sort_step_items
+    data = b"".join(image.parts())
+    image.close()
+    reader = bolt.Reader(io.BytesIO(data), len(data) - DIGEST_BYTES)
+    leases = [key for key, _ in reader.items(reader.buckets()[b"lease"])]
+    assert leases == [lease.to_bytes(8, "big") for lease in range(1, count + 1)]
+
+
+def test_large_values_that_a_compaction_dropped_are_skipped_in_steps() -> None:
+    rig = StoreRig(limits=DEFAULT_LIMITS)
+    count, value = 100, b"v" * 60_000
+    for _ in range(count):
+        rig.put(b"a", value)
+    rig.compact(rig.store.revision)
+    rig.finish_compaction()
+    rig.store.mark(count, 1)
+    history = History(rig.store)
+    finish(history.scan_steps())
+    changes = list(history.records())
+    history.close()
+    assert len(changes) - changes.count(None) == 1
+    assert changes.count(None) >= count * len(value) // DEFAULT_LIMITS.step_bytes - 1
 
 
 def refused(data: bytes, folder: Path, **options: Any) -> str:

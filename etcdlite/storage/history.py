@@ -50,6 +50,9 @@ _DEAD = 1 << 31
 
 CHUNK_BYTES = 64 << 10
 
+READ_RECORDS = 64
+"""Moved records that are read at once."""
+
 Change = tuple[int, int, bytes, bool, bytes]
 """(revision, sub-revision, key, is a delete, encoded KeyValue)"""
 
@@ -147,14 +150,15 @@ class History:
                         size += length
                         word = length | _DEAD if kind == TOMBSTONE | MOVED else length
                         places.append(_PLACE.pack(mod, sub, location, word))
-                        if len(places) == limits.sort_step_items:
-                            self._runs.append(b"".join(sorted(places)))
-                            places = []
                 else:
                     numbering.read_other(kind, body)
                 if step_records == most_records or step_bytes >= most_bytes:
                     step_records = step_bytes = 0
                     yield
+                    if len(places) >= limits.sort_step_items:
+                        self._runs.append(b"".join(sorted(places)))
+                        places = []
+                        yield
         if places:
             self._runs.append(b"".join(sorted(places)))
         self.count, self.size_bytes = count, size
@@ -167,8 +171,9 @@ class History:
     def _unmoved(self) -> Iterator[Change | None]:
         # Flat, as `_scan`.
         compacted, revision, flags = self.compacted, self.revision, self._flags
-        at = last = visited = 0
-        step_records = self._limits.history_step_records
+        at = last = visited = visited_bytes = 0
+        limits = self._limits
+        step_records, step_bytes = limits.history_step_records, limits.step_bytes
         numbering = Numbering()
         for number in sorted(self._data.files):
             numbering.reset()
@@ -196,16 +201,31 @@ class History:
                 elif not kind & MOVED:
                     numbering.read_other(kind, body)
                 visited += 1
-                if visited == step_records:
-                    visited = 0
+                visited_bytes += len(body)
+                if visited == step_records or visited_bytes >= step_bytes:
+                    visited = visited_bytes = 0
                     yield None
 
     def _moved(self) -> Iterator[Change]:
+        # Cleaning moves records in order, so those of many places take one read of the disk.
         data = self._data
-        for place in merge(*map(_cut, self._runs)):
-            mod, sub, location, word = _PLACE.unpack(place)
-            body = data.read(location, word & ~_DEAD)
-            yield mod, sub, key_and_revision(body)[0], word & _DEAD != 0, body
+        waiting: list[tuple[int, int, int, int]] = []
+        size = 0
+        for place in chain(merge(*map(_cut, self._runs)), (b"",)):
+            if place:
+                waiting.append(_PLACE.unpack(place))
+                size += waiting[-1][3] & ~_DEAD
+                if len(waiting) < READ_RECORDS and size < CHUNK_BYTES:
+                    continue
+            for (mod, sub, _, word), body in zip(
+                waiting,
+                data.read_all([(location, word & ~_DEAD) for _, _, location, word in waiting]),
+                strict=True,
+            ):
+                body = bytes(body)
+                yield mod, sub, key_and_revision(body)[0], word & _DEAD != 0, body
+            waiting.clear()
+            size = 0
 
     def _merged(self) -> Iterator[Change | None]:
         moved = self._moved()
