@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rigs.ctl_runner import run_ctl
 from rigs.processes import ServerFactory, wait_until
+from test_cluster import Cluster
 
 from etcdlite import proto
 from etcdlite.auth import OWN, Author
@@ -23,6 +24,7 @@ from etcdlite.replica.cluster_version import ClusterVersion
 from etcdlite.replica.timeline import Timeline
 from etcdlite.storage.data import CLUSTER, CLUSTER_VERSION
 from etcdlite.storage.disk import Disk
+from etcdlite.versions import V0_1, V0_2
 
 
 class Kept:
@@ -119,6 +121,51 @@ def test_nothing_is_kept_before_the_cluster_version_allows_it(tmp_path: Path) ->
     kept.timeline = Timeline(kept.store, ClusterVersion(kept.store))
     kept.timeline.note_user(kept.change(), Author("alice", 1))
     assert not kept.answer().users
+
+
+def test_who_made_changes_while_no_records_were_allowed_is_not_known(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    version = ClusterVersion(kept.store)
+    kept.timeline = Timeline(kept.store, version)
+    alice, bob = Author("alice", 1), Author("bob", 2)
+    by_alice = kept.change(None, alice)
+    for author in (bob, None):
+        version.apply(version.change(V0_2, V0_1))
+        kept.timeline.stop()
+        changed = kept.change(None, author) if author else kept.store.revision
+        version.apply(version.change(V0_2, None))
+        last = kept.change(None, alice)
+    shown = [(run.revision, run.user) for run in kept.answer().users]
+    # The second time nothing was changed meanwhile.
+    assert shown == [(by_alice, "alice"), (by_alice + 1, ""), (changed, "alice"), (last, "alice")]
+    kept.times()
+
+
+def test_a_new_leader_tells_no_time_before_it_has_applied_what_it_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster()
+    cluster.client.put(cluster.leader, b"k")
+    member = cluster.leader.member
+    store, keeper, now = member.state.store, member.time_keeper, cluster.leader.clock()
+    last = member.raft.log.last
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "applied_term", store.applied_term - 1)
+        for later in range(5):
+            keeper.tick(now + later)
+        assert member.raft.log.last == last, "the version may have gone down in between"
+    keeper.tick(now + 5)
+    assert member.raft.log.last == last + 1
+
+
+def test_nothing_is_written_while_nothing_changes() -> None:
+    cluster = Cluster()
+    cluster.client.put(cluster.leader, b"k")
+    cluster.world.run(3)
+    known = {node.name: node.member.raft.log.last for node in cluster.nodes}
+    assert len(set(known.values())) == 1
+    cluster.world.run(300)
+    assert {node.name: node.member.raft.log.last for node in cluster.nodes} == known
 
 
 def test_times_are_written_in_several_ways() -> None:

@@ -15,6 +15,7 @@ from sim.world import Node
 from test_cluster import SMALL, Cluster
 
 from etcdlite import bootstrap, datadir, log, proto, versions
+from etcdlite.auth import Author
 from etcdlite.client.connection import Connection
 from etcdlite.errors import EtcdError
 from etcdlite.frames import frame
@@ -253,6 +254,15 @@ def test_a_cluster_goes_down_and_up_again() -> None:
     assert downgrade(cluster, cluster.leader, CANCEL) == "0.1"
     until_all_have(cluster, V0_2)
     cluster.agree()
+
+
+def test_the_last_known_user_is_not_said_to_have_made_later_changes() -> None:
+    cluster = Cluster(1)
+    timeline = cluster.leader.member.state.timeline
+    timeline.note_user(cluster.client.put(cluster.leader, b"k"), Author("alice", 1))
+    assert timeline.knows_user
+    downgrade(cluster, cluster.leader, ENABLE, "0.1")
+    assert not timeline.knows_user
 
 
 def test_a_member_that_is_down_keeps_the_version_up() -> None:

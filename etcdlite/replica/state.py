@@ -43,7 +43,7 @@ from etcdlite.replica.membership import CHANGES, Membership
 from etcdlite.replica.timeline import Timeline
 from etcdlite.request import Session, Steps, Waiter
 from etcdlite.storage.data import LEASE
-from etcdlite.versions import Version
+from etcdlite.versions import KEEPS_TIMES, Version
 
 _EVEN_IF_CORRUPT = {ALARM_METHOD} | {
     row.number for row in ROWS if row.service in ("etcdserverpb.Auth", "etcdlite.Log")
@@ -338,7 +338,10 @@ def _delete_role(state: State, request: proto.AuthRoleDeleteRequest) -> Steps:
 
 
 def _cluster_version(state: State, request: proto.ClusterVersion) -> Steps:
+    kept_times = state.cluster_version.allows(KEEPS_TIMES)
     state.cluster_version.apply(request)
+    if kept_times and not state.cluster_version.allows(KEEPS_TIMES):
+        state.timeline.stop()
     return b""
     yield
 

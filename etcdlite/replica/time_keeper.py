@@ -37,6 +37,11 @@ class TimeKeeper:
             self._since = None
         elif self._since is None:
             self._since = now
-        elif now - self._since >= INTERVAL_S and state.cluster_version.allows(KEEPS_TIMES):
+        elif (
+            now - self._since >= INTERVAL_S
+            and state.cluster_version.allows(KEEPS_TIMES)
+            # Otherwise an entry of an earlier term may lower the version.
+            and state.store.applied_term == self._raft.term
+        ):
             self._since = now
             self._writes.propose_once([(TIME, proto.Time(unix_s=int(self._wall_clock())))])

@@ -116,9 +116,20 @@ class Timeline:
             user = b"u" + author.name.encode()
         if user == self._user or not self._cluster_version.allows(KEEPS_TIMES):
             return
+        self._begin_run(revision, user)
+
+    def stop(self) -> None:
+        """The cluster version does not allow records any more: of later changes it is not known who
+        made them."""
+        if self._user:
+            self._begin_run(self._store.revision + 1, b"")
+
+    def _begin_run(self, revision: int, user: bytes) -> None:
         self._user = user
-        self._runs.append(revision)
         self._store.set_bucket(USERS, _key(revision), user)
+        if self._runs and self._runs[-1] == revision:
+            return  # `stop` began one, and no change followed.
+        self._runs.append(revision)
         if len(self._runs) > MAX_RUNS:
             self._store.set_bucket(USERS, _key(self._runs.pop(0)), None)
 
