@@ -31,7 +31,6 @@ import random
 from collections.abc import Generator
 from heapq import heappop, heappush, heapreplace
 from math import ceil
-from typing import Any
 
 from etcdlite import errors
 from etcdlite.limits import DEFAULT_LIMITS, Limits
@@ -199,10 +198,8 @@ class Lessor:
 
     def keys(self, lease_id: int) -> list[bytes]:
         """The keys of a lease, sorted. Raises LeaseNotFound."""
-        keys = self._lease(lease_id).keys
-        if keys is None:
-            return []
-        return [keys] if isinstance(keys, bytes) else sorted(keys)
+        self._lease(lease_id)
+        return sorted(self.attached(lease_id))
 
     def attached(self, lease_id: int) -> list[bytes]:
         """As `keys`, in any order; empty for a lease that does not exist."""
@@ -214,10 +211,8 @@ class Lessor:
 
     def key_steps(self, lease_id: int) -> Generator[None, None, list[bytes]]:
         """As `keys`, in steps: the keys that the lease has at the first step."""
-        keys = self._lease(lease_id).keys
-        if keys is None:
-            return []
-        return (yield from self._sort_steps([keys] if isinstance(keys, bytes) else list(keys)))
+        self._lease(lease_id)
+        return (yield from sort_steps(self.attached(lease_id), limits=self._limits))
 
     def leases(self) -> list[int]:
         """All ids: on the leader by deadline, elsewhere by id."""
@@ -226,7 +221,7 @@ class Lessor:
     def lease_steps(self) -> Generator[None, None, list[int]]:
         """As `leases`, in steps: the leases that exist from the first step on."""
         if not self.promoted:
-            return (yield from self._sort_steps(list(self._leases)))
+            return (yield from sort_steps(list(self._leases), limits=self._limits))
         ids = list(self._leases)
         order = []
         for count, lease_id in enumerate(ids, 1):
@@ -235,7 +230,7 @@ class Lessor:
                 order.append((lease.deadline, lease_id))
             if count % self._limits.sort_step_items == 0:
                 yield
-        order = yield from self._sort_steps(order)
+        order = yield from sort_steps(order, limits=self._limits)
         return [lease_id for _, lease_id in order]
 
     def generate_id(self, rng: random.Random) -> int:
@@ -296,6 +291,12 @@ class Lessor:
             self._schedule(lease_id, lease, now)
         return lease.ttl_s
 
+    def postpone(self, since: float, by_s: float) -> None:
+        """Nobody could renew a lease for `by_s` from `since` on. One that was overdue stays so."""
+        for lease in self._leases.values():
+            if lease.deadline > since:
+                lease.deadline += by_s
+
     def remaining_s(self, lease_id: int, now: float) -> float:
         """Seconds until the lease expires, negative if it is overdue.
 
@@ -347,9 +348,6 @@ class Lessor:
     def next_deadline(self) -> float | None:
         """When to call `expired` next; None: not before another method is called."""
         return self._heap[0][0] if self._heap else None
-
-    def _sort_steps(self, items: list[Any]) -> Generator[None, None, list[Any]]:
-        return sort_steps(items, limits=self._limits)
 
     def _schedule(self, lease_id: int, lease: _Lease, now: float) -> None:
         lease.scheduled = min(lease.deadline, now + SCHEDULE_AHEAD_S)

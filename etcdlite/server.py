@@ -80,6 +80,9 @@ SAVING_PAUSE_S = 0.002
 FEW_WRITES = 8
 """With more writes pending than this, the log thread saves, while the loop reads more requests."""
 
+STALL_S = 0.25
+"""Leases get the time back that the loop spends in one sync if it is longer than this."""
+
 SWITCH_INTERVAL_S = 0.0005
 """The interpreter's switch interval: how long the loop may delay the log thread after a sync."""
 
@@ -370,7 +373,11 @@ class Server:
         if member.peers.links:
             # The other members save in the meantime.
             self.connections.send_to_members()
+        began = member.clock()
         thread.save_now(saves)
+        if (took_s := member.clock() - began) > STALL_S:
+            # Meanwhile no client could renew a lease. The revokes of overdue ones may be proposed.
+            member.state.lessor.postpone(began, took_s)
         member.persisted(saves)
         member.turn()
         if saves := member.take_saves():

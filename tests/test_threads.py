@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from etcdlite import threads
+from etcdlite.errors import EtcdError
+from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
 from etcdlite.raft import Snapshot
 from etcdlite.raft_log import Entry
+from etcdlite.server import Server
 from etcdlite.threads import FEW_BYTES, QUICK_SYNC_S, SLOW_SYNC_PAUSE, DiskFailed, LogThread
 from etcdlite.wal import Save
 from tests.rigs.processes import wait_until
@@ -164,3 +167,34 @@ def test_a_save_of_the_caller_that_fails_ends_the_process(log, thread):
     with pytest.raises(DiskFailed, match="Input/output error") as raised:
         thread.save_now(save())
     assert raised.value.__cause__ is log.failure
+
+
+@pytest.mark.parametrize("took_s", [0.01, 3.0])
+def test_leases_get_the_time_back_that_the_loop_waits_for_the_disk(log, thread, took_s):
+    lessor = Lessor()
+    lessor.promote(0.0)
+    for lease_id, ttl_s in ((1, 5), (2, 10)):
+        lessor.grant(lease_id, ttl_s, 0.0)
+    log.now, log.sync_s = 6.0, took_s
+    calls: list[Any] = []
+    member = SimpleNamespace(
+        metrics=SimpleNamespace(proposals_pending=0),
+        has_work=False,
+        peers=SimpleNamespace(links={}),
+        clock=log.perf_counter,
+        state=SimpleNamespace(lessor=lessor),
+        persisted=calls.append,
+        turn=lambda: calls.append("turn"),
+        take_saves=list,
+    )
+    connections = SimpleNamespace(have_unread=False)
+    saves = save()
+    Server._save(
+        SimpleNamespace(member=member, _log_thread=thread, connections=connections),  # type: ignore[arg-type]
+        saves,
+    )
+    assert calls == [saves, "turn"] and log.saved == saves
+    assert lessor.remaining_s(2, log.now) == pytest.approx(4.0 if took_s > 1 else 3.99)
+    assert lessor.renew(2, log.now) == 10
+    with pytest.raises(EtcdError):
+        lessor.renew(1, log.now)  # It was overdue before: its revoke may be what was saved.
