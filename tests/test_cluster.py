@@ -170,6 +170,27 @@ def test_members_that_start_together_elect_soon_after_they_reach_each_other(seed
     cluster.agree()
 
 
+@pytest.mark.parametrize("latency_s", [(0.02, 0.03), (0.05, 0.06)])
+def test_members_far_apart_that_start_together_do_not_depose_whom_they_elect(
+    latency_s: tuple[float, float],
+) -> None:
+    for seed in range(6):
+        cluster = Cluster(seed=seed)
+        world = cluster.world
+        world.latency_s = latency_s
+        for node in cluster.nodes:
+            node.crash()
+        for node in cluster.nodes:
+            node.start()
+        began = world.now
+        first = world.elect()
+        raft = first.member.raft
+        term = raft.term
+        assert world.now - began < 1.5
+        world.run(2.0)
+        assert first.member.leads and raft.term == term
+
+
 def test_a_member_that_returns_leaves_the_leader_alone(cluster: Cluster) -> None:
     world, leader = cluster.world, cluster.leader
     term = leader.member.raft.term

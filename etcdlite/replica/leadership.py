@@ -38,6 +38,10 @@ START_WAIT_S = 0.1
 """After a start, a leader that is alive has this time to make itself known."""
 
 CAMPAIGN_RETRY_S = 0.1
+CANDIDACY_S = 0.5
+"""A candidate waits this long for the votes, also from members that are far away, and longer by
+half of it for each voter before it, so that they do not split the votes again."""
+
 MAX_CAMPAIGNS = 5
 """A voter campaigns this often at once, then it waits for the election timeout."""
 
@@ -76,6 +80,10 @@ class Leadership:
         self._quiet_until = -math.inf
         """The next warning comes `NO_LEADER_S` after this, if there is still no leader."""
         self._campaigns_left = 0
+        self._place = 0
+        """That of this member among the voters that campaign."""
+        self._vote_before = (0, 0)
+        """The term and the vote when this member campaigned last, or planned to."""
         self._is_starting = raft.config.pre_vote
         """No leader was heard of since the start, and no quorum could be reached."""
         self._handed_over_at = -math.inf
@@ -175,8 +183,9 @@ class Leadership:
         """Campaign when it is this member's turn among these voters, the first of which campaigns
         at `first_at`."""
         self._campaigns_left = MAX_CAMPAIGNS
-        place = sorted(voters).index(self._identity.member_id)
-        self.campaign_at = first_at + place * CAMPAIGN_STAGGER_S
+        self._vote_before = (self._raft.term, self._raft.vote)
+        self._place = sorted(voters).index(self._identity.member_id)
+        self.campaign_at = first_at + self._place * CAMPAIGN_STAGGER_S
 
     @property
     def wakes_at(self) -> float:
@@ -195,10 +204,17 @@ class Leadership:
             self._raft.send_commit()
         if now < self.campaign_at:
             return
+        raft = self._raft
         self._campaigns_left -= 1
         self.campaign_at = now + CAMPAIGN_RETRY_S if self._campaigns_left else math.inf
-        if not self._raft.leader:
-            self._raft.campaign()
+        before, self._vote_before = self._vote_before, (raft.term, raft.vote)
+        if raft.vote and self._vote_before != before:
+            # The votes for this member are on their way. Another candidate may lead already.
+            is_own = raft.vote == self._identity.member_id
+            wait_s = CANDIDACY_S * (1 + self._place / 2)
+            self.campaign_at = now + wait_s if is_own and self._campaigns_left else math.inf
+        elif not raft.leader:
+            raft.campaign()
 
     # Transfers.
 
