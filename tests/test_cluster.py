@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ SMALL: dict[str, Any] = {
 class Asker:
     """A client of every node, and what it was answered."""
 
+    is_member = False
     is_blocked = False
 
     def __init__(self, world: World) -> None:
@@ -297,7 +299,9 @@ def test_a_learner_serves_what_the_table_of_methods_says(cluster: Cluster) -> No
     get = proto.RangeRequest(key=b"k", serializable=True)
     put, delete = proto.PutRequest(key=b"k"), proto.DeleteRangeRequest(key=b"k")
     read = proto.TxnRequest(success=[proto.RequestOp(request_range=get)])
+    password = proto.AuthUserChangePasswordRequest(name="u", password="p")
     requests = {"KV.Range": get, "KV.Put": put, "KV.DeleteRange": delete, "KV.Txn": read}
+    requests["Auth.UserChangePassword"] = password  # An empty one is refused by any member.
     refusals = {str(error("NotSupportedForLearner")), str(error("NotLeader"))}
     cluster.world.run(6)
     learner = cluster.add("m4", is_learner=True)
@@ -803,9 +807,31 @@ def test_no_backup_is_taken_while_a_snapshot_is_installed() -> None:
     world = cluster.world
     away.start()
     world.run_until(lambda: away.member.restoring.is_under_way)
-    with pytest.raises(EtcdError, match="has not caught up"):
-        next(streams.snapshot_parts(away.member))
+    owner = SimpleNamespace(
+        calls=SimpleNamespace(sends_snapshot=False), protocol="native", resume=lambda _: None
+    )
+
+    def call() -> streams.SnapshotCall:
+        return streams.SnapshotCall(away.member, owner, 1, methods.SNAPSHOT)
+
+    unknown = proto.SnapshotRequest(format=99).encode()
+    for body in (b"", unknown):
+        for _ in range(streams.MAX_SNAPSHOTS + 1):
+            refused = call()
+            with pytest.raises(EtcdError, match="has not caught up"):
+                refused.message(body)
+            refused.close()
     caught_up(cluster, away)
+    for _ in range(streams.MAX_SNAPSHOTS + 1):
+        refused = call()
+        with pytest.raises(EtcdError, match="no such format"):
+            refused.message(unknown)
+        refused.close()
+    taken = call()
+    taken.message(b"")
+    assert away.member.backups_under_way == 1, "refused ones do not count"
+    taken.close()
+    assert away.member.backups_under_way == 0
     assert next(streams.snapshot_parts(away.member))
 
 

@@ -249,9 +249,10 @@ class SnapshotCall(Call):
             calls = self.owner.calls
             if self.member.backups_under_way >= MAX_SNAPSHOTS or calls.sends_snapshot:
                 raise error("RequestTooManyRequests")
+            make = self._format(body)
             calls.sends_snapshot = True
             self.member.backups_under_way += 1
-            self._parts = self._format(body)(self.member)  # type: ignore[assignment]
+            self._parts = make(self.member)  # type: ignore[assignment]
             self.resume()
 
     def _format(self, body: bytes) -> Callable[[Member], Iterator[bytes]]:
