@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from rigs.processes import SMALL_FILES
 from sim.world import Node
-from test_cluster import SMALL, Cluster, behind
+from test_cluster import SMALL, Cluster, backup_call, behind
 from test_cluster_live import cluster as live_clusters
 
 from etcdlite.errors import UNAVAILABLE, EtcdError
-from etcdlite.wire import health, streams
+from etcdlite.wire import health
 
 cluster_live = live_clusters
 
@@ -45,7 +45,7 @@ def test_a_member_that_joins_serves_when_it_has_what_was_committed(
     assert catch_up.is_joining and read(cluster, joining) == 0
     assert health.status(joining.member, b"") == health.NOT_SERVING
     with pytest.raises(EtcdError, match="has not caught up"):
-        next(streams.snapshot_parts(joining.member))
+        backup_call(joining).message(b"")
     assert any(
         "has not caught up" in text for text in client.ask(joining, "Maintenance.Status").errors
     )

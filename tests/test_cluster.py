@@ -802,32 +802,32 @@ def test_a_read_whose_round_is_lost_is_answered_though_others_come() -> None:
     assert world.now < began + 2 and not isinstance(client.answers[lost], EtcdError)
 
 
+def backup_call(node: Node) -> streams.SnapshotCall:
+    owner: Any = SimpleNamespace(
+        calls=SimpleNamespace(sends_snapshot=False), protocol="native", resume=lambda _: None
+    )
+    return streams.SnapshotCall(node.member, owner, 1, methods.SNAPSHOT)
+
+
 def test_no_backup_is_taken_while_a_snapshot_is_installed() -> None:
     cluster, _, away = behind()
     world = cluster.world
     away.start()
     world.run_until(lambda: away.member.restoring.is_under_way)
-    owner = SimpleNamespace(
-        calls=SimpleNamespace(sends_snapshot=False), protocol="native", resume=lambda _: None
-    )
-
-    def call() -> streams.SnapshotCall:
-        return streams.SnapshotCall(away.member, owner, 1, methods.SNAPSHOT)
-
     unknown = proto.SnapshotRequest(format=99).encode()
     for body in (b"", unknown):
         for _ in range(streams.MAX_SNAPSHOTS + 1):
-            refused = call()
+            refused = backup_call(away)
             with pytest.raises(EtcdError, match="has not caught up"):
                 refused.message(body)
             refused.close()
     caught_up(cluster, away)
     for _ in range(streams.MAX_SNAPSHOTS + 1):
-        refused = call()
+        refused = backup_call(away)
         with pytest.raises(EtcdError, match="no such format"):
             refused.message(unknown)
         refused.close()
-    taken = call()
+    taken = backup_call(away)
     taken.message(b"")
     assert away.member.backups_under_way == 1, "refused ones do not count"
     taken.close()
