@@ -260,13 +260,20 @@ HOSTILE = proto.TxnRequest(success=[put(b"k00000"), *[op(range=SORTED)] * 127])
 @pytest.fixture
 def records_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     count = [0]
-    read = DataFile.read
+    read, read_all = DataFile.read, DataFile.read_all
 
     def counting(self: Any, location: int, size_bytes: int) -> bytes:
         count[0] += 1
         return read(self, location, size_bytes)
 
+    def counting_all(self: Any, records: Any) -> Any:
+        before = count[0]
+        bodies = read_all(self, records)
+        count[0] = before + len(records)
+        return bodies
+
     monkeypatch.setattr(DataFile, "read", counting)
+    monkeypatch.setattr(DataFile, "read_all", counting_all)
     return count
 
 

@@ -92,7 +92,9 @@ class SmallHistory:
         except (DataDamaged, WALError) as refusal:
             where = getattr(refusal, "path", "")
             assert where.startswith(DATA_DIR) and where in str(refusal), f"{what}: {refusal}"
-            assert re.search(r"at (offset|byte) \d+|format version", str(refusal)), str(refusal)
+            assert re.search(r"at (offset|byte) \d+|format version|needs etcdlite", str(refusal)), (
+                str(refusal)
+            )
             self.refused[path] += 1
         except BaseException as failure:
             raise AssertionError(f"{path} {what}") from failure

@@ -71,7 +71,7 @@ def test_members_with_a_shared_secret_are_a_cluster_like_any_other(seed: int) ->
     "seed", [1, 2, *(pytest.param(n, marks=pytest.mark.long) for n in range(3, 60))]
 )
 def test_bits_that_flip_between_members_change_nothing(seed: int) -> None:
-    simulation = prepare(Mutation("", _nothing, {"flip_bits": 50.0}, mean_pause_s=0.5), seed)
+    simulation = prepare(Mutation("", _nothing, {"flip_bits": 100.0}, mean_pause_s=0.3), seed)
     try:
         simulation.run(0.2)
     except Failure as failure:

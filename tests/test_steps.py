@@ -45,15 +45,17 @@ def with_big_values() -> Store:
 def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many bytes of records were read, by `read`, `read_all` or `records`."""
     total = [0]
-    read, read_run, records = DataFile.read, DataFile._read_run, DataFile.records
+    read, read_all, records = DataFile.read, DataFile.read_all, DataFile.records
 
     def counted_read(self: DataFile, location: int, size_bytes: int) -> bytes:
         total[0] += size_bytes
         return read(self, location, size_bytes)
 
-    def counted_read_run(self: DataFile, records: Any, size_bytes: int, bodies: Any) -> None:
-        total[0] += size_bytes
-        read_run(self, records, size_bytes, bodies)
+    def counted_read_all(self: DataFile, places: Any) -> Any:
+        before = total[0]
+        bodies = read_all(self, places)
+        total[0] = before + sum(size_bytes for _, size_bytes in places)
+        return bodies
 
     def counted_records(self: DataFile, *args: Any) -> Iterator[tuple[int, int, bytes]]:
         for item in records(self, *args):
@@ -61,7 +63,7 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             yield item
 
     monkeypatch.setattr(DataFile, "read", counted_read)
-    monkeypatch.setattr(DataFile, "_read_run", counted_read_run)
+    monkeypatch.setattr(DataFile, "read_all", counted_read_all)
     monkeypatch.setattr(DataFile, "records", counted_records)
     return total
 

@@ -180,7 +180,11 @@ def restore(session: Session) -> None:
         return
     data_dir = flags["data-dir"] or flags["name"] + ".etcdlite"
     found = identities(session)
-    if extracts.is_asked_for(session) or extracts.is_extract(session, path):
+    try:
+        is_extract = extracts.is_asked_for(session) or extracts.is_extract(session, path)
+    except snap.SnapshotError as error:
+        raise Failure(EXIT_FAILED, str(error)) from None
+    if is_extract:
         extracts.restore_new(session, path, data_dir)
         _tell_start(session, path, data_dir)
         return

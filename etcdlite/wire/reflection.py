@@ -200,8 +200,8 @@ def symbols() -> dict[str, str]:
         if package in FILES
     }
     for method in methods.METHODS.values():
-        name = FILES[method.service.rpartition(".")[0]]
-        found[method.service] = found[f"{method.service}.{method.name}"] = name
+        if name := FILES.get(method.service.rpartition(".")[0]):
+            found[method.service] = found[f"{method.service}.{method.name}"] = name
     for name in ("Health", "Health.Check", "Health.Watch", "HealthCheckRequest",
                  "HealthCheckResponse", "HealthCheckResponse.ServingStatus"):  # fmt: skip
         found[f"{_HEALTH_PACKAGE}.{name}"] = _HEALTH_FILE

@@ -19,6 +19,7 @@ CHEAP = Cost(8 << 10, 1)
 class User:
     """One client of a member, in process: its session, and the owner of its calls."""
 
+    protocol = "native"
     is_member = False
     is_blocked = False
     certificate_user = ""
