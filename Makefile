@@ -33,7 +33,7 @@ cluster: $(VENV)/run.stamp
 	@exec $(BIN)/python -m etcdlite.cli.local_cluster
 
 test: lint scripts $(NPM_CLIENT)
-	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/test.stamp $(NPM_CLIENT)
 	$(BIN)/pytest -q -m long

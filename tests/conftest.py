@@ -22,6 +22,31 @@ from rigs.processes import ServerProcess
 # A shell's background job ignores Ctrl-C, and so would the processes that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SLOW_FILES = (
+    "test_mvcc.py",
+    "test_encryption_live.py",
+    "test_auth_live.py",
+    "test_docs.py",
+    "test_sim.py",
+    "test_attacks.py",
+    "test_crash.py",
+    "test_ctl_users.py",
+    "test_cluster_live.py",
+    "test_tls.py",
+    "test_kubernetes.py",
+    "test_doctor.py",
+    "test_mirror.py",
+    "test_etcd_backup.py",
+    "test_prometheus.py",
+)
+"""They take longest, so they begin first: a process gets whole files, and the last ones decide when
+all are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Any:

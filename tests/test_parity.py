@@ -158,7 +158,9 @@ def pages(program: str) -> Iterator[tuple[str, str]]:
         command = names[1]
         if command == "help":
             continue
-        if command.split()[0] == "completion":  # Its subcommands, the shells, are arguments of ours.
+        if (
+            command.split()[0] == "completion"
+        ):  # Its subcommands, the shells, are arguments of ours.
             yield "completion", ""
             continue
         own = page(program, *command.split())

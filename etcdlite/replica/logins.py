@@ -180,11 +180,10 @@ class Logins:
         auth = self._state.auth
         if not auth.enabled:
             raise error("AuthNotEnabled")
-        if not auth.key:
-            # The users came from etcd, which has no such key.
+        if not auth.key and not self.are_under_way:
+            # The users came from etcd, which has no such key. It is applied by the time that the
+            # password is checked.
             self._propose(TOKEN_KEY, proto.TokenKey(seed=self._tokens.new_seed()))
-            text = "etcdlite: the key that signs tokens is being made; try again"
-            raise EtcdError(UNAVAILABLE, text)
         name, password = request.name, request.password
         if not name:
             # A token instead of a password; see `wire/native.py`.
@@ -196,7 +195,7 @@ class Logins:
         user = auth.user(name)
         has_password = user is not None and not (user.options and user.options.no_password)
         stored = user.password if user is not None and has_password else b""
-        revision, seed, cost, tokens = auth.revision, auth.key, self._cost, self._tokens
+        revision, cost, tokens = auth.revision, self._cost, self._tokens
 
         def compute() -> tuple[str, bytes]:
             """A token, and the hash that shall replace a bcrypt hash, if it is one."""
@@ -215,7 +214,10 @@ class Logins:
                 raise error("AuthFailed")
             is_old = passwords.is_bcrypt(stored)
             new = passwords.hash_password(password, cost) if is_old else b""
-            return tokens.issue(seed, name, revision), new
+            if not auth.key:
+                text = "etcdlite: the key that signs tokens is being made; try again"
+                raise EtcdError(UNAVAILABLE, text)
+            return tokens.issue(auth.key, name, revision), new
 
         def done(result: tuple[str, bytes] | EtcdError) -> None:
             if isinstance(result, EtcdError):

@@ -169,9 +169,7 @@ class KeepAliveCall(Call):
 
 def snapshot_parts(member: Member) -> Iterator[bytes]:
     """The snapshot as encoded SnapshotResponses. Raises EtcdError DataLoss if a file cannot be
-    read, Unavailable if the member has not caught up."""
-    if member.catch_up.is_behind:
-        raise behind_error()
+    read."""
     began = member.clock()
     header = member.identity.header(member.state.store.revision)
     image: Image | None = None
@@ -194,10 +192,7 @@ def snapshot_parts(member: Member) -> Iterator[bytes]:
 
 def etcd_backup_parts(member: Member) -> Iterator[bytes]:
     """The backup in etcd's format as encoded SnapshotResponses; an empty one is a pause. Raises
-    EtcdError DataLoss if a file cannot be read, Unavailable if the member has not caught up or the
-    store was replaced."""
-    if member.catch_up.is_behind:
-        raise behind_error()
+    EtcdError DataLoss if a file cannot be read, Unavailable if the store was replaced."""
     from etcdlite.etcd_backup import VERSION, EtcdImage  # Few members send a backup to an etcd.
 
     yield b""  # The first import takes some milliseconds.
@@ -261,6 +256,8 @@ class SnapshotCall(Call):
             self.resume()
 
     def _format(self, body: bytes) -> Callable[[Member], Iterator[bytes]]:
+        if self.member.catch_up.is_behind:
+            raise behind_error()
         wanted = proto.decode_request(proto.SnapshotRequest.decode, body).format
         if wanted not in (proto.SnapshotRequest.DEFAULT, *_FORMATS):
             raise EtcdError(INVALID_ARGUMENT, "etcdlite: there is no such format of a snapshot")

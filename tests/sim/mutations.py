@@ -907,7 +907,11 @@ MIXED_VERSIONS = Mutation(
 """No bug: members of two neighbouring versions, and changes of their programs."""
 
 
-@mutation(faults=MIXED_VERSIONS.faults, mean_pause_s=0.6, options=MIXED_VERSIONS.options)
+@mutation(
+    faults={"upgrade": 40.0, "go_back": 20.0, "kill": 5.0, "add_member": 5.0},
+    mean_pause_s=0.4,
+    options=MIXED_VERSIONS.options,
+)
 def _the_cluster_version_rises_too_early(patch: Patch) -> None:
     patch.set(version_keeper.VersionKeeper, "lowest", property(lambda self: self._own))
 
