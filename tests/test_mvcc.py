@@ -261,6 +261,7 @@ def run_machine(examples: int, steps: int, machine: type[StoreMachine] = StoreMa
     return StoreMachine.steps_done
 
 
+@pytest.mark.timeout(900)
 def test_fifty_thousand_random_operations_agree_with_a_plain_model() -> None:
     assert run_machine(examples=300, steps=30) >= 50_000
 
