@@ -195,7 +195,7 @@ class Logins:
         user = auth.user(name)
         has_password = user is not None and not (user.options and user.options.no_password)
         stored = user.password if user is not None and has_password else b""
-        revision, cost, tokens = auth.revision, self._cost, self._tokens
+        revision, key, cost, tokens = auth.revision, auth.key, self._cost, self._tokens
 
         def compute() -> tuple[str, bytes]:
             """A token, and the hash that shall replace a bcrypt hash, if it is one."""
@@ -214,10 +214,12 @@ class Logins:
                 raise error("AuthFailed")
             is_old = passwords.is_bcrypt(stored)
             new = passwords.hash_password(password, cost) if is_old else b""
-            if not auth.key:
+            # A key that was rotated meanwhile must not vouch for what was checked before.
+            seed = key or (auth.key if auth.revision == revision else b"")
+            if not seed:
                 text = "etcdlite: the key that signs tokens is being made; try again"
                 raise EtcdError(UNAVAILABLE, text)
-            return tokens.issue(auth.key, name, revision), new
+            return tokens.issue(seed, name, revision), new
 
         def done(result: tuple[str, bytes] | EtcdError) -> None:
             if isinstance(result, EtcdError):
