@@ -7,7 +7,7 @@ import json
 import os
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -102,18 +102,24 @@ def revision_at(times: Sequence[tuple[int, int]], unix_s: int) -> int:
     raise Failure(EXIT_FAILED, f"no revision is known at {time_text(unix_s)}: {known}")
 
 
-def asked_revision(session: Session, client: Any) -> int:
-    """That of --rev or --at; 0 if none is given. Raises EtcdliteError, Failure."""
+def asked_revision(session: Session, times: Callable[[], Sequence[tuple[int, int]]]) -> int:
+    """The revision that --rev or --at names; 0 if none is given. `times` gives what `revision_at`
+    needs, and is called for --at only. Raises Failure, and what `times` raises."""
     flags = session.flags
     if not flags["at"]:
         return int(flags["rev"])
     if flags["rev"]:
         raise BadArguments("--rev and --at exclude each other")
     unix_s = parse_time(flags["at"])
-    found = client.call("History.Timeline", proto.TimelineRequest())
-    revision = revision_at([(one.revision, one.unix_s) for one in found.times], unix_s)
+    revision = revision_at(times(), unix_s)
     say(f"the revision at {time_text(unix_s)} was {revision}")
     return revision
+
+
+def times_of_cluster(client: Any) -> list[tuple[int, int]]:
+    """(revision, Unix time) in order, as the cluster knows them. Raises EtcdliteError."""
+    found = client.call("History.Timeline", proto.TimelineRequest())
+    return [(one.revision, one.unix_s) for one in found.times]
 
 
 # Reading history.

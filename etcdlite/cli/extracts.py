@@ -19,10 +19,8 @@ from etcdlite.age import AgeError
 from etcdlite.cli.differences import (
     Difference,
     asked_revision,
-    parse_time,
-    revision_at,
     show,
-    time_text,
+    times_of_cluster,
 )
 from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text, say
 from etcdlite.cli.mirror import client_of, pages
@@ -67,7 +65,7 @@ def save(session: Session, file: Any) -> None:
     if len(prefixes) > extract.MAX_PREFIXES:
         raise BadArguments(f"at most {extract.MAX_PREFIXES} prefixes")
     client = session.client()
-    asked = asked_revision(session, client)
+    asked = asked_revision(session, lambda: times_of_cluster(client))
     request = proto.RangeRequest(key=b"\0", revision=asked, count_only=True)
     header = client.call("KV.Range", request).header
     revision = asked or header.revision
@@ -158,17 +156,7 @@ def _of_extract(session: Session, path: str, file: Any) -> State:
 
 
 def _of_store(session: Session, store: Store) -> State:
-    revision: int = session.flags["rev"] or store.revision
-    if session.flags["at"]:
-        if session.flags["rev"]:
-            raise BadArguments("--rev and --at exclude each other")
-        unix_s = parse_time(session.flags["at"])
-        times = [
-            (int.from_bytes(key, "big"), U64.unpack(value)[0])
-            for key, value in sorted(store.buckets.get(TIMES, {}).items())
-        ]
-        revision = revision_at(times, unix_s)
-        say(f"the revision at {time_text(unix_s)} was {revision}")
+    revision = asked_revision(session, lambda: _times_of_store(store)) or store.revision
     try:
         store.check_revision(revision)
     except EtcdError as error:
@@ -176,6 +164,13 @@ def _of_store(session: Session, store: Store) -> State:
         raise Failure(EXIT_FAILED, f"{error.text}: {kept}") from None
     leases = {lease: store.lessor.ttl_s(lease) for lease in store.lessor.leases()}
     return State(revision, (b"",), lambda: _keys_of(store, revision), leases)
+
+
+def _times_of_store(store: Store) -> list[tuple[int, int]]:
+    return [
+        (int.from_bytes(key, "big"), U64.unpack(value)[0])
+        for key, value in sorted(store.buckets.get(TIMES, {}).items())
+    ]
 
 
 def _keys_of(store: Store, revision: int) -> Iterator[Any]:

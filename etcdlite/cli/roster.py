@@ -123,6 +123,6 @@ class Roster:
     def _client(self, urls: tuple[str, ...]) -> Client:
         urls = tuple(map(dialled, urls))
         if urls not in self._clients:
-            # A login needs the leader; the status of a member does not, and nobody's rights.
+            # A login needs the leader. The status of a member needs neither a leader nor rights.
             self._clients[urls] = self._session.client_for(urls, logs_in=False)
         return self._clients[urls]
