@@ -20,6 +20,7 @@ from rigs.processes import ROOT
 from etcdlite import ctl, proto
 from etcdlite.backup import Status
 from etcdlite.cli import check as ctl_check
+from etcdlite.cli import commands as ctl_commands
 from etcdlite.cli import flags as ctl_flags
 from etcdlite.cli import help as ctl_help
 from etcdlite.cli import locks as ctl_locks
@@ -30,6 +31,7 @@ from etcdlite.cli.flags import Flag, parse_flags
 from etcdlite.cli.output import EndpointResponse, Health, Printer
 from etcdlite.cli.requests import parse_compare, parse_request
 from etcdlite.client import ConnectionFailed, EtcdliteError, KeyNotFound, LeaseNotFound
+from etcdlite.client.errors import Unhealthy
 from etcdlite.notation import (
     format_duration,
     format_size,
@@ -1010,6 +1012,37 @@ def test_cluster_asks_the_members_endpoints(fake: type[FakeClient]) -> None:
     fake.answers["Maintenance.HashKV"] = proto.HashKVResponse(header=HEADER, hash=7)
     ended = run_ctl("endpoint", "hashkv", "--cluster")
     assert ended == (0, b"http://127.0.0.1:43655, 7\n", "")
+
+
+def test_a_change_of_members_waits_for_a_voter_that_has_just_come_back(
+    fake: type[FakeClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept_s: list[float] = []
+    monkeypatch.setattr(ctl_commands, "time", FakeTime(slept_s))
+    changed = proto.MemberRemoveResponse(header=HEADER)
+    answers: list[Any] = [Unhealthy(), Unhealthy(), changed]
+    fake.answers["Cluster.MemberRemove"] = lambda request, endpoint: answers.pop(0)
+    ended = run_ctl("member", "remove", "6243b8478cc8223c")
+    assert ended.status == 0 and not answers
+    assert ended.stderr == "etcdserver: unhealthy cluster: trying again for 6s\n"
+    assert sum(slept_s) == 1
+    # One that is not in contact is not waited for any longer.
+    fake.answers["Cluster.MemberRemove"] = Unhealthy()
+    ended = run_ctl("member", "remove", "6243b8478cc8223c")
+    assert ended.status == 1 and "Error: etcdserver: unhealthy cluster" in ended.stderr
+    assert 6 < sum(slept_s) - 1 < 8
+    # Another refusal is the answer.
+    del slept_s[:]
+    fake.answers["Cluster.MemberRemove"] = EtcdliteError(5, "etcdserver: member not found")
+    assert run_ctl("member", "remove", "6243b8478cc8223c").status == 1 and not slept_s
+
+
+class FakeTime:
+    """A clock that only sleeping moves."""
+
+    def __init__(self, slept_s: list[float]) -> None:
+        self.sleep = slept_s.append
+        self.monotonic = lambda: sum(slept_s)
 
 
 def test_health_is_a_read_that_is_served_and_no_alarm(fake: type[FakeClient]) -> None:

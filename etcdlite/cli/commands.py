@@ -37,10 +37,14 @@ from etcdlite.cli.requests import (
 )
 from etcdlite.cli.session import Session, cause, describe
 from etcdlite.client import EtcdliteError
+from etcdlite.client.errors import Unhealthy
 from etcdlite.errors import ERRORS, NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE
 from etcdlite.notation import parse_int
 
 KEEP_ALIVE_RETRY_S = 0.5
+CHANGE_RETRY_S = 0.5
+CHANGE_WAIT_S = 6.0
+"""A change of members is refused until each voter has been in contact for 5 s."""
 
 
 # Keys.
@@ -180,13 +184,30 @@ def _peer_urls(session: Session) -> list[str]:
     return list(session.flags["peer-urls"])
 
 
+def _change(session: Session, method: str, **fields: Any) -> Any:
+    """The response to a change of members. A refusal that a member which came back a moment ago
+    explains is not the end: ask again for `CHANGE_WAIT_S`."""
+    gives_up_at = math.inf
+    while True:
+        try:
+            return session.ask(f"Cluster.{method}", **fields)
+        except Unhealthy as error:
+            now = time.monotonic()
+            if gives_up_at == math.inf:
+                gives_up_at = now + CHANGE_WAIT_S
+                say(f"{error.text}: trying again for {CHANGE_WAIT_S:.0f}s")
+            elif now > gives_up_at:
+                raise
+        time.sleep(CHANGE_RETRY_S)
+
+
 def member_add(session: Session) -> None:
     if not session.arguments:
         raise BadArguments("member name not provided")
     session.need(1, "too many arguments")
     (name,) = session.arguments
     urls = _peer_urls(session)
-    response = session.ask("Cluster.MemberAdd", peerURLs=urls, isLearner=session.flags["learner"])
+    response = _change(session, "MemberAdd", peerURLs=urls, isLearner=session.flags["learner"])
     session.show("member_add", response)
     if session.printer.format == "simple":
         # The environment to start the new member with.
@@ -204,7 +225,7 @@ def member_add(session: Session) -> None:
 
 def member_remove(session: Session) -> None:
     member_id = session.member_argument()
-    response = session.ask("Cluster.MemberRemove", ID=member_id)
+    response = _change(session, "MemberRemove", ID=member_id)
     session.show("member_changed", response, member_id, "removed from")
 
 
@@ -212,13 +233,13 @@ def member_update(session: Session) -> None:
     session.need(1, "member ID is not provided")
     urls = _peer_urls(session)
     member_id = session.member_argument()
-    response = session.ask("Cluster.MemberUpdate", ID=member_id, peerURLs=urls)
+    response = _change(session, "MemberUpdate", ID=member_id, peerURLs=urls)
     session.show("member_changed", response, member_id, "updated in")
 
 
 def member_promote(session: Session) -> None:
     member_id = session.member_argument()
-    response = session.ask("Cluster.MemberPromote", ID=member_id)
+    response = _change(session, "MemberPromote", ID=member_id)
     session.show("member_changed", response, member_id, "promoted in")
 
 
