@@ -5,9 +5,9 @@ the replicated state (`replica/cluster_version.py`). The leader raises it when a
 program that understands it; `downgrade enable` lowers it, so that an older program can be started.
 
 A new kind of log entry, record of the data file or frame between members is only written when the
-cluster version allows it: a line in `FEATURES`, and `state.cluster_version.allows(FEATURE)` where
-it is written. A new method of the log has its version in `methods.py`, too. What is read needs no
-such test: every program reads what earlier ones wrote.
+cluster version allows it: a line among the features below, and `cluster_version.allows(FEATURE)`
+where it is written. A new method of the log has its version in `methods.py`, too. What is read
+needs no such test: every program reads what earlier ones wrote.
 
 Versions here are those of etcdlite, without the patch number, which never changes a format. They
 relate to the versions of etcd that clients see only through `etcd_version`: a cluster presents the
@@ -66,22 +66,13 @@ CURRENT = parse(__version__)
 assert ALL[-1] == CURRENT and list(ALL) == sorted(ALL)
 
 
-class Feature(NamedTuple):
-    """Something that is only written when the cluster version allows it."""
+# The features, by the first version that understands them; every later one does, too.
 
-    since: Version
-    what: str
-    """What is written then, for readers of this table."""
+SETS_VERSION = V0_2
+"""Log entries that say which version they need, and that set the cluster's."""
 
-
-SETS_VERSION = Feature(V0_2, "log entries that say which version they need, and set the cluster's")
-
-KEEPS_TIMES = Feature(V0_2, "the times of revisions, and who made them")
-
-FEATURES = (SETS_VERSION, KEEPS_TIMES)
-"""A program of version `since` understands the feature, and every later one."""
-
-assert all(feature.since in ETCD_VERSIONS for feature in FEATURES)
+KEEPS_TIMES = V0_2
+"""The times of revisions, and who made them."""
 
 
 def program_version(version: Version) -> str:

@@ -363,7 +363,7 @@ def _downgrade(session: Session, action: str, count: int) -> None:
     if len(session.arguments) > count:
         raise BadArguments("too many arguments")
     version = "".join(session.arguments)
-    number = ("validate", "enable", "cancel").index(action)
+    number = proto.ENUMS["DowngradeRequest.DowngradeAction"][action.upper()]
     response = session.ask("Maintenance.Downgrade", action=number, version=version)
     session.show("downgrade", response, action)
 

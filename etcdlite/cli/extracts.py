@@ -282,17 +282,17 @@ def restore_into(session: Session, path: str) -> None:
         client = client_of(session)
         try:
             revision = client.call("KV.Range", proto.RangeRequest(key=b"\0")).header.revision
-            into = _Into(session, client, state, rule, revision)
+            restoration = _Restoration(session, client, state, rule, revision)
             if session.flags["dry-run"]:
-                for difference in into.differences():
+                for difference in restoration.differences():
                     show(session, difference)
                 return
-            into.restore()
+            restoration.restore()
         finally:
             client.close()
 
 
-class _Into:
+class _Restoration:
     """One restoration into a cluster, whose keys are read as of `revision`."""
 
     def __init__(

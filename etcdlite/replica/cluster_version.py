@@ -20,7 +20,7 @@ from etcdlite.storage.data import (
     cluster_version,
     downgrade_target,
 )
-from etcdlite.versions import Feature, Version, parse
+from etcdlite.versions import Version, parse
 
 
 class ClusterVersion:
@@ -36,9 +36,9 @@ class ClusterVersion:
         self.target = downgrade_target(store.buckets)
         """`target`: the version to go down to; None if no downgrade is enabled."""
 
-    def allows(self, feature: Feature) -> bool:
-        """Whether the feature may be written now."""
-        return feature.since <= self.allowed
+    def allows(self, feature: Version) -> bool:
+        """Whether a feature of `versions` may be written now."""
+        return feature <= self.allowed
 
     @property
     def allowed(self) -> Version:

@@ -31,8 +31,7 @@ from etcdlite.replica.writes import Writes
 from etcdlite.request import Done
 from etcdlite.versions import SETS_VERSION, Version, parse, previous
 
-VALIDATE_ACTION, CANCEL_ACTION = 0, 2
-"""Of a `DowngradeRequest`; 1 enables."""
+ACTIONS = proto.ENUMS["DowngradeRequest.DowngradeAction"]
 
 CANCEL_ADVICE = "'etcdlite-ctl downgrade cancel' lets it rise again"
 
@@ -98,15 +97,15 @@ class VersionKeeper:
         """Carry out a `DowngradeRequest` on the leader. `done` gets the response without its
         header, or an EtcdError. Raises EtcdError."""
         cluster_version = self._cluster_version
-        if request.action == CANCEL_ACTION:
+        if request.action == ACTIONS["CANCEL"]:
             if cluster_version.target is None:
                 raise error("NoInflightDowngrade")
             lowest = self.lowest
-            if cluster_version.version < SETS_VERSION.since > (lowest or cluster_version.version):
+            if cluster_version.version < SETS_VERSION > (lowest or cluster_version.version):
                 raise EtcdError(
                     FAILED_PRECONDITION,
                     "etcdlite: not all members are connected and run etcdlite "
-                    f"{SETS_VERSION.since} or later. Start it on all members, then try again",
+                    f"{SETS_VERSION} or later. Start it on all members, then try again",
                 )
             target = None
         else:
@@ -118,7 +117,7 @@ class VersionKeeper:
                 raise error("InvalidDowngradeTargetVersion")
             if cluster_version.target is not None:
                 raise error("DowngradeInProcess")
-            if request.action == VALIDATE_ACTION:
+            if request.action == ACTIONS["VALIDATE"]:
                 done(self._response())
                 return
         change = cluster_version.change(cluster_version.version, target)
@@ -155,7 +154,7 @@ class VersionKeeper:
     def _next_change(self) -> proto.ClusterVersion | None:
         """The change of the cluster version that is due; None if there is none."""
         cluster_version, lowest = self._cluster_version, self.lowest
-        if lowest is None or lowest < SETS_VERSION.since:
+        if lowest is None or lowest < SETS_VERSION:
             return None
         target = cluster_version.target
         if target is not None:
