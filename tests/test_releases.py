@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.make import content
+from data.make import HISTORY, content, history
 from rigs.ctl_runner import run_ctl
 from rigs.processes import ROOT, ServerProcess
 
@@ -25,8 +25,8 @@ class Answers:
     def __init__(self, server: ServerProcess) -> None:
         self.endpoint = server.endpoint
 
-    def ask(self, path: str, request: dict[str, Any], prefix: str = "v3/") -> Any:
-        url = f"http://{self.endpoint}/{prefix}{path}"
+    def ask(self, path: str, request: dict[str, Any]) -> Any:
+        url = f"http://{self.endpoint}/v3/{path}"
         data = json.dumps(request).encode()
         with urllib.request.urlopen(urllib.request.Request(url, data), timeout=30) as answer:
             return json.load(answer)
@@ -47,6 +47,9 @@ def check(left: Path, data_dir: Path, *flags: str) -> None:
     server.start()
     try:
         found = content(Answers(server), bool(expected["users"]))
+        if "history" in expected:
+            ended = run_ctl(*HISTORY, "--endpoints", server.endpoint)
+            found["history"] = history(ended.stdout)
         assert found == expected
         # And it goes on from there.
         Answers(server).ask("kv/put", {"key": "bmV3"})

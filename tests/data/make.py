@@ -6,12 +6,13 @@ runs the program of a commit of this repository on a loopback port and writes `N
 
     stopped/       the data directory of a member that stopped in order
     killed/        of one that was killed, whose last writes are in the log only
-    sealed/        as `killed/`, encrypted with the keys in `keys` (if the version can)
+    sealed/        as `killed/`, encrypted with the keys in `keys`
     backup.db      a backup of the first
-    expected.json  what the version itself answered: all keys, all leases, the users if it has some
+    expected.json  what the version itself answered: all keys, all leases, the users, who wrote a key
 
-Run it once for each release, with the tag of the release, and commit the archive. Archives are
-never made again: they show what that version really wrote.
+Run it for each release, with the commit that is released, and commit the archive. It is not made
+again after the release: it shows what that version really wrote. Versions from 0.2 on can be made;
+those of 0.1 were made by this program as it was then.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PATIENCE_S = 30.0
+SIGNED = "signed"
+"""A key that a user wrote, and then a client without one."""
+HISTORY = ("history", SIGNED, "-w", "json")
 
 
 def b64(text: str) -> str:
@@ -62,16 +66,26 @@ class Member:
                 assert time.monotonic() < deadline, "the member does not serve"
                 time.sleep(0.05)
 
-    def run(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def run(self, module: str, *arguments: str, stdout: int | None = None) -> Any:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("ETCD")}
         environ["PYTHONPATH"] = str(self._program)
         command = [sys.executable, "-m", module, *arguments]
-        return subprocess.Popen(command, env=environ, cwd=self._program)
+        return subprocess.Popen(command, env=environ, cwd=self._program, stdout=stdout)
 
-    def ask(self, path: str, request: dict[str, Any], prefix: str = "v3/") -> Any:
+    def ctl(self, *arguments: str) -> bytes:
+        """The output of a command, which must succeed."""
+        process = self.run(
+            "etcdlite.ctl", f"--endpoints={self.endpoint}", *arguments, stdout=subprocess.PIPE
+        )
+        output: bytes = process.communicate(timeout=PATIENCE_S)[0]
+        assert process.returncode == 0, arguments
+        return output
+
+    def ask(self, path: str, request: dict[str, Any], token: str = "") -> Any:
         data = json.dumps(request).encode()
-        url = f"http://{self.endpoint}/{prefix}{path}"
-        with urllib.request.urlopen(urllib.request.Request(url, data)) as answer:
+        headers = {"Authorization": token} if token else {}
+        url = f"http://{self.endpoint}/v3/{path}"
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers)) as answer:
             return json.load(answer)
 
     def stop(self, signum: int) -> None:
@@ -79,8 +93,8 @@ class Member:
         self._process.wait(PATIENCE_S)
 
 
-def write(member: Member, has_users: bool) -> None:
-    """A bit of everything."""
+def write(member: Member) -> None:
+    """A bit of everything that a version writes."""
     for number in range(20):
         member.ask("kv/put", {"key": b64(f"k{number % 8}"), "value": b64(f"value {number}")})
     member.ask("kv/deleterange", {"key": b64("k1"), "range_end": b64("k3")})
@@ -89,13 +103,32 @@ def write(member: Member, has_users: bool) -> None:
     put = {"request_put": {"key": b64("by-txn"), "value": b64("\0\xff")}}
     member.ask("kv/txn", {"success": [put, {"request_delete_range": {"key": b64("k7")}}]})
     member.ask("kv/compaction", {"revision": "12"})
-    if has_users:
-        member.ask("auth/user/add", {"name": "alice", "password": "secret of alice"})
-        member.ask("auth/role/add", {"name": "readers"})
-        member.ask("auth/user/grant", {"user": "alice", "role": "readers"})
+    for name in ("root", "alice"):
+        member.ask("auth/user/add", {"name": name, "password": f"secret of {name}"})
+    member.ask("auth/role/add", {"name": "readers"})
+    member.ask("auth/user/grant", {"user": "alice", "role": "readers"})
+    member.ask("auth/user/grant", {"user": "root", "role": "root"})
+    member.ask("auth/enable", {})
+    login = {"name": "root", "password": "secret of root"}
+    token = member.ask("auth/authenticate", login)["token"]
+    member.ask("kv/put", {"key": b64(SIGNED), "value": b64("by root")}, token)
+    member.ask("auth/disable", {}, token)
+    member.ask("kv/put", {"key": b64(SIGNED), "value": b64("by nobody")})
+    deadline = time.monotonic() + PATIENCE_S
+    while not all(one["has_time"] for one in history(member.ctl(*HISTORY))):
+        assert time.monotonic() < deadline, "the times of revisions are not known"
 
 
-def content(member: Member, has_users: bool) -> Any:
+def history(output: bytes) -> list[dict[str, Any]]:
+    """What every version says of the changes of a key; times differ between the directories."""
+    changes = [json.loads(line) for line in output.splitlines()]
+    return [
+        {"revision": one["revision"], "user": one.get("user", ""), "has_time": "time" in one}
+        for one in changes
+    ]
+
+
+def content(member: Any, has_users: bool) -> dict[str, Any]:
     """What clients see. What differs between starts of a member is left out."""
     everything = {"key": "AA==", "range_end": "AA=="}
     expected = member.ask("kv/range", everything)
@@ -115,27 +148,20 @@ def make(name: str, commit: str) -> None:
         made.mkdir()
         archive = subprocess.run(["git", "archive", commit, "etcdlite"], stdout=-1, check=True)
         subprocess.run(["tar", "-x", "-C", program], input=archive.stdout, check=True)
-        has_users = (program / "etcdlite" / "auth.py").exists()
         small = ("--quota-backend-bytes=0",)
         member = Member(program, made / "stopped", *small)
-        write(member, has_users)
-        expected = content(member, has_users)
-        saved = member.run(
-            "etcdlite.ctl", f"--endpoints={member.endpoint}", "snapshot", "save",
-            str(made / "backup.db"),
-        )  # fmt: skip
-        assert saved.wait(PATIENCE_S) == 0
+        write(member)
+        expected = content(member, True) | {"history": history(member.ctl(*HISTORY))}
+        member.ctl("snapshot", "save", str(made / "backup.db"))
         member.stop(signal.SIGTERM)
         member = Member(program, made / "killed", *small)
-        write(member, has_users)
-        assert content(member, has_users) == expected
+        write(member)
+        assert content(member, True) | {"history": history(member.ctl(*HISTORY))} == expected
         member.stop(signal.SIGKILL)
-        if (program / "etcdlite" / "sealing.py").exists():
-            keys = made / "keys"
-            assert member.run("etcdlite.ctl", "key", "new", str(keys)).wait(PATIENCE_S) == 0
-            member = Member(program, made / "sealed", *small, f"--encryption-key-file={keys}")
-            write(member, has_users)
-            member.stop(signal.SIGKILL)
+        member.ctl("key", "new", str(made / "keys"))
+        member = Member(program, made / "sealed", *small, f"--encryption-key-file={made / 'keys'}")
+        write(member)
+        member.stop(signal.SIGKILL)
         (made / "expected.json").write_text(json.dumps(expected, indent=1, sort_keys=True))
         shutil.rmtree(program)
         with tarfile.open(HERE / f"{name}.tar.xz", "w:xz") as tar:
