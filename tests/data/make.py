@@ -8,7 +8,7 @@ runs the program of a commit of this repository on a loopback port and writes `N
     killed/        of one that was killed, whose last writes are in the log only
     sealed/        as `killed/`, encrypted with the keys in `keys`
     backup.db      a backup of the first
-    expected.json  what the version itself answered: all keys, all leases, the users, who wrote a key
+    expected.json  what the version itself answered: keys, leases, users, who wrote a key
 
 Run it for each release, with the commit that is released, and commit the archive. It is not made
 again after the release: it shows what that version really wrote. Versions from 0.2 on can be made;
