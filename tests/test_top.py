@@ -236,14 +236,14 @@ def test_users_need_the_right_to_read_all_keys(server: ServerFactory) -> None:
     ended = run_ctl("top", endpoint, "--interval=1s", "--user=bob:pw")
     assert b"1 of 1 members answer" in ended.stdout
     assert b"not seen: this needs a user who may read all keys" in ended.stdout
-    ended = run_ctl("top", endpoint, "--interval=1s", "--user=root:pw")
+    ended = run_ctl("top", endpoint, "--interval=0.2s", "--user=root:pw")
     assert b"1 of 1 members answer" in ended.stdout and b"not seen" not in ended.stdout
 
 
 def test_top_and_doctor_work_with_tls(server: ServerFactory) -> None:
     one = server("--auto-tls", "--listen-client-urls=https://127.0.0.1:0")
     words = (f"--endpoints=https://{one.endpoint}", "--insecure-skip-tls-verify")
-    text = run_ctl("top", *words, "--interval=1s").stdout.decode()
+    text = run_ctl("top", *words, "--interval=0.2s").stdout.decode()
     assert "leader default" in text and "- puts/s" not in text
     ended = run_ctl("doctor", *words)
     assert (ended.status, ended.stdout) == (0, b""), ended
