@@ -13,7 +13,7 @@ from rigs.processes import ROOT
 
 PACKAGE = ROOT / "etcdlite"
 
-FLOORS = {
+LAYERS = {
     "words": "aead noise secret secret_file private_file sealing age"
     " cipher_suites credentials extract backup_status versions records"
     " etcdlite errors log limits options notation urls schema proto frames methods channel x509 tls"
@@ -31,9 +31,9 @@ FLOORS = {
     " threads hardening addresses places listeners turns connections server __main__",
     "command": "cli cli.* ctl start",
 }
-"""From the lowest to the highest: a module imports from its own floor and those below, and the
-imports of a floor form no circle. `client` is the exception that proves the rule: its users are on
-both sides of the wire, so it stands on the words alone."""
+"""From the lowest to the highest: a module imports from its own layer and those below, and the
+imports of a layer form no circle. `client` is the exception that proves the rule: its users are on
+both sides of the wire, so it uses the words alone."""
 
 CARD = ("raft", "wal", "snap", "mvcc", "watch", "lease", "auth", "proto", "ctl")
 MAX_CARD_LINES = 6500
@@ -52,11 +52,11 @@ MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 
-def floor_of(name: str) -> int:
-    for number, names in enumerate(FLOORS.values()):
+def layer_of(name: str) -> int:
+    for number, names in enumerate(LAYERS.values()):
         if name in names.split() or f"{name.partition('.')[0]}.*" in names.split():
             return number
-    raise AssertionError(f"{name} stands on no floor")
+    raise AssertionError(f"{name} is in no layer")
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
@@ -82,9 +82,9 @@ def test_imports_point_downwards(name: str) -> None:
     wrong = [
         module
         for module, _ in imports(TREES[name])
-        if module in MODULES and floor_of(module) > floor_of(name)
+        if module in MODULES and layer_of(module) > layer_of(name)
     ]
-    assert not wrong, f"{name} imports from a higher floor: {wrong}"
+    assert not wrong, f"{name} imports from a higher layer: {wrong}"
 
 
 def test_imports_form_no_circle() -> None:
