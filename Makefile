@@ -5,7 +5,7 @@
 #   make test        lint, types and tests (minutes, on up to 4 cores);  make test-long  the long tests
 #   make stubs       write the messages' types, etcdlite/messages.pyi, after a change of the schema
 #   make sim         simulate clusters under faults, a fresh seed each, until stopped
-#   make bench       measure beside etcd 3.5 and rewrite the tables of docs/performance.md
+#   make bench       measure beside etcd 3.5; rewrite the tables of docs/performance.md, and docs/plots/
 #   make bench-quick the same, smaller, to standard output only
 #   make bench-quick BASE=REV  clients of a real gRPC library: this tree beside revision REV, and etcd
 #   make deb         the Debian package, dist/etcdlite.deb
@@ -60,6 +60,8 @@ scripts: $(VENV)/test.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m bench.run --write docs/performance.md
+	$(BIN)/python -m bench.real_clients --plot docs/plots
+	$(BIN)/python -m bench.over_time --plot docs/plots
 
 bench-quick: $(VENV)/bench.stamp
 ifdef BASE

@@ -37,8 +37,8 @@ class NativeConnection:
 
     replies_waiting = False
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), REPLY_TIMEOUT_S)
+    def __init__(self, port: int, timeout_s: float = REPLY_TIMEOUT_S) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.sendall(struct.pack("<8sHH", b"\x89ETCDLT\n", 1, 1))
         self._pending = bytearray()
@@ -117,8 +117,8 @@ def _http2_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 class GrpcConnection:
     """One HTTP/2 connection without TLS, unary calls only."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), REPLY_TIMEOUT_S)
+    def __init__(self, port: int, timeout_s: float = REPLY_TIMEOUT_S) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._authority = b"127.0.0.1:%d" % port
         settings = struct.pack(">HIHIHI", 1, 0, 2, 0, 4, _MAX_WINDOW_BYTES)
@@ -265,9 +265,11 @@ class GrpcConnection:
 Connection = NativeConnection | GrpcConnection
 
 
-def connect(server_name: str, port: int) -> Connection:
-    """A connection of the kind that the server speaks best: native to etcdlite, gRPC to etcd."""
-    return NativeConnection(port) if server_name == "etcdlite" else GrpcConnection(port)
+def connect(server_name: str, port: int, timeout_s: float = REPLY_TIMEOUT_S) -> Connection:
+    """A connection of the kind that the server speaks best: native to etcdlite, gRPC to etcd. No
+    reply within the time is a TimeoutError."""
+    kind = NativeConnection if server_name == "etcdlite" else GrpcConnection
+    return kind(port, timeout_s)
 
 
 def call(connection: Connection, method_name: str, request: Any) -> Any:

@@ -3,6 +3,7 @@
     python -m bench.real_clients                       etcdlite beside etcd
     python -m bench.real_clients --base REV            this tree beside that revision (and etcd)
     python -m bench.real_clients --only 'put, 1 '      the workloads whose name contains that
+    python -m bench.real_clients --plot docs/plots     and draw latency against clients there
 
 The load is etcd's own benchmark tool (`etcd_benchmark.py`), which needs 25 to 35 µs of CPU for each
 operation. On a machine with few cores that bounds the ratio of rates, so the server's CPU per
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -25,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import etcd_benchmark
+from bench import etcd_benchmark, plots
 from bench.cluster import ClusterMember, leader_of
 from bench.servers import Server, free_port
 
@@ -39,6 +41,7 @@ class Workload(NamedTuple):
     parts: tuple[str, ...]
     total: int
     members: int = 1
+    is_through_follower: bool = False
 
 
 def _put(clients: int, total: int, size: int = 256, more: str = "") -> str:
@@ -91,6 +94,13 @@ WORKLOADS = (
     Workload("3 members: range, 1 client", (_range(1, 2_000),), 2_000, 3),
     Workload("3 members: range, 1000 clients", (_range(1000, 60_000),), 60_000, 3),
     Workload("3 members: range, serializable", (_range(1000, 60_000, "s"),), 60_000, 3),
+    Workload(
+        "3 members: range through a follower",
+        (_range(1000, 60_000),),
+        60_000,
+        3,
+        is_through_follower=True,
+    ),
     Workload("3 members: transaction of 16 puts", (_txn(1000, 10_000, 16),), 10_000, 3),
 )
 
@@ -136,7 +146,9 @@ def measure(group: Group, load: Workload, program: str | None, share: float) -> 
     ports = [member.port for member in group.members]
     if len(ports) > 1:
         leader = leader_of(list(group.members))  # type: ignore[arg-type]
-        ports = [leader.port]
+        ports = [
+            m.port for m in group.members if (m.port != leader.port) == load.is_through_follower
+        ][:1]
     total = 0
     commands = []
     for part in load.parts:
@@ -164,14 +176,16 @@ def measure(group: Group, load: Workload, program: str | None, share: float) -> 
 
 def compare(
     trees: dict[str, str], loads: Sequence[Workload], rounds: int, share: float, folder: str
-) -> None:
-    """Print a table: a line for each workload and row of it; the last server is the measure."""
+) -> dict[tuple[str, str], list[float]]:
+    """Print a table: a line for each workload and row of it; the last server is the measure.
+    Returns the medians of each workload and server."""
     program = etcd_benchmark.tool()
     print(f"load: {program or 'bench.go_client, which imitates etcd benchmark'}\n")
     names = list(trees)
     ratios = [f"{name} / {names[-1]}" for name in names[:-1]]
     print(f"| | | {' | '.join([*names, *ratios])} |")
     print("|---" * (2 + len(names) + len(ratios)) + "|", flush=True)
+    medians: dict[tuple[str, str], list[float]] = {}
     for members in (1, 3):
         some = [load for load in loads if load.members == members]
         found: dict[tuple[str, str], list[list[float]]] = {}
@@ -192,6 +206,22 @@ def compare(
                     cells.append(f"{statistics.median(quotients):.2f}" if quotients else "–")
                 label = load.name if not at else ""
                 print(f"| {label} | {row} | {' | '.join(cells)} |", flush=True)
+        for workload, values in found.items():
+            medians[workload] = [statistics.median(row) for row in zip(*values, strict=True)]
+    return medians
+
+
+def draw(medians: dict[tuple[str, str], list[float]], folder: Path) -> None:
+    """Latency against the number of clients, of the workloads that have no other name."""
+    found: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
+    for (workload, server), figures in medians.items():
+        plain = re.fullmatch(r"(put|range), (\d+) clients?", workload)
+        if plain:
+            curves = found.setdefault(plain[1], {}).setdefault(server, {"p50": [], "p99": []})
+            for name, curve in curves.items():
+                curve.append((int(plain[2]), figures[ROWS.index(f"{name} ms")]))
+    if found:
+        plots.latency_by_clients(found, folder / "clients.svg")
 
 
 def checked_out(revision: str, folder: str) -> str:
@@ -214,6 +244,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the requests")
     parser.add_argument("--only", default="", help="a part of the workloads' names; a|b for two")
     parser.add_argument("--no-etcd", action="store_true")
+    parser.add_argument("--plot", type=Path, help="a folder for the plot")
     options = parser.parse_args()
     wanted = options.only.split("|")
     loads = [load for load in WORKLOADS if any(one in load.name for one in wanted)]
@@ -228,7 +259,9 @@ def main() -> None:
             trees[options.base] = checked_out(options.base, folder)
         if not options.no_etcd:
             trees["etcd"] = ""
-        compare(trees, loads, options.rounds, options.share, folder)
+        medians = compare(trees, loads, options.rounds, options.share, folder)
+        if options.plot:
+            draw(medians, options.plot)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -88,18 +88,22 @@ def _probe(server_name: str, port: int, keys: int, pipe: Pipe) -> None:
     pipe.send(samples)
 
 
-def put_latencies_during(
-    server: Server, keys: int, phases: dict[str, Callable[[], Any]]
-) -> dict[str, float]:
-    """Run the phases one after the other under one put at a time.
+Spans = dict[str, tuple[float, float]]
+"""Phase -> when it began and ended, by time.monotonic()."""
 
-    For each phase: its duration, and p50, p99 and maximum of the puts that overlapped it, in ms.
-    """
+Samples = list[tuple[float, float]]
+"""When each put was sent, by time.monotonic(), and how long it took, in s."""
+
+
+def puts_during(
+    server: Server, keys: int, phases: dict[str, Callable[[], Any]]
+) -> tuple[Spans, Samples]:
+    """Run the phases one after the other under one put at a time."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.Process(target=_probe, args=(server.name, server.port, keys, there))
     process.start()
     time.sleep(0.5)
-    spans = {}
+    spans: Spans = {}
     for name, act in phases.items():
         began = time.monotonic()
         act()
@@ -108,6 +112,15 @@ def put_latencies_during(
     here.send(None)
     samples = here.recv()
     process.join()
+    return spans, samples
+
+
+def put_latencies_during(
+    server: Server, keys: int, phases: dict[str, Callable[[], Any]]
+) -> dict[str, float]:
+    """For each phase: its duration, and p50, p99 and maximum of the puts that overlapped it, in
+    ms."""
+    spans, samples = puts_during(server, keys, phases)
     figures = {}
     for name, (began, ended) in spans.items():
         latencies = sorted(took for at, took in samples if at < ended and at + took > began)

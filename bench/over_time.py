@@ -1,0 +1,191 @@
+"""The latency of one client's puts over time, while the server has other things to do.
+
+    python -m bench.over_time [--keys 1000000] [--plot docs/plots]
+
+On one member: a compaction, a defragmentation, and a backup by etcdctl. On three: the leader is
+killed, started again, and paused (SIGSTOP). A put that no member acknowledges is sent again to the
+next one; it counts from its first try.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from bench import plots
+from bench.clients import CallFailed, Connection, call, connect
+from bench.cluster import MEMBERS, ClusterMember, leader_of
+from bench.native_load import key_of, value_of
+from bench.scale import Samples, Spans, load, puts_during
+from bench.servers import Server, etcd_binary, free_port
+from etcdlite import methods, proto
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVERS = ("etcd", "etcdlite")
+QUIET_S = 3.0
+TRY_S = 0.25
+"""A put waits for one member this long before it is sent to the next."""
+PAUSE_S = 4.0
+
+
+def maintenance(name: str, folder: str, keys: int) -> tuple[Spans, Samples]:
+    """One member with `keys` keys, a third of which were overwritten."""
+    with Server(name, folder) as server:
+        load(server, range(keys))
+        load(server, range(0, keys, 3))
+        connection = connect(name, server.port)
+        revision = call(connection, "KV.Range", proto.RangeRequest(key=b"k")).header.revision
+        compaction = proto.CompactionRequest(revision=revision, physical=True)
+        etcdctl = os.path.join(os.path.dirname(etcd_binary()), "etcdctl")
+        backup = [
+            etcdctl, f"--endpoints=127.0.0.1:{server.port}", "snapshot", "save",
+            os.path.join(folder, "backup.db"),
+        ]  # fmt: skip
+        found = puts_during(
+            server,
+            keys,
+            {
+                "quiet": lambda: time.sleep(QUIET_S),
+                "compaction": lambda: call(connection, "KV.Compact", compaction),
+                "defragmentation": lambda: call(
+                    connection, "Maintenance.Defragment", proto.DefragmentRequest()
+                ),
+                "backup": lambda: subprocess.run(backup, check=True, capture_output=True),
+            },
+        )
+        connection.close()
+        return found
+
+
+class _Writer:
+    """Puts one key after the other until it is stopped, through whichever member answers."""
+
+    def __init__(self, members: list[ClusterMember]) -> None:
+        self.samples: Samples = []
+        self._members = members
+        self._at = 0
+        self._connection: Connection | None = None
+        self._stops = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stops.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        number = 0
+        while not self._stops.is_set():
+            number += 1
+            body = proto.PutRequest(key=key_of(number), value=value_of(number)).encode()
+            began = time.monotonic()
+            while not self._put(body) and not self._stops.is_set():
+                pass
+            self.samples.append((began, time.monotonic() - began))
+        self._close()
+
+    def _put(self, body: bytes) -> bool:
+        try:
+            if self._connection is None:
+                member = self._members[self._at]
+                self._connection = connect(member.name, member.port, TRY_S)
+            self._connection.send([(methods.METHOD_BY_NAME["KV.Put"], body)])
+            self._connection.receive()
+            return True
+        except (CallFailed, OSError):
+            self._close()
+            self._at = (self._at + 1) % len(self._members)
+            time.sleep(0.005)
+            return False
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def failover(name: str, folder: str) -> tuple[Spans, Samples]:
+    """Three members; the leader is killed, and the next one paused."""
+    ports = [free_port() for _ in range(MEMBERS)]
+    members = [ClusterMember(name, folder, number, ports) for number in range(MEMBERS)]
+    spans: Spans = {}
+    try:
+        for member in members:
+            member.start()
+        for member in members:
+            member.wait_until_listening()
+        leader = leader_of(members)
+        writer = _Writer(members)
+        try:
+            time.sleep(QUIET_S)
+            began = time.monotonic()
+            leader.kill()
+            time.sleep(QUIET_S)
+            leader.start()
+            leader.wait_until_listening()
+            spans["leader killed"] = (began, time.monotonic())
+            time.sleep(QUIET_S)
+            leader = leader_of(members)
+            assert leader.process is not None
+            began = time.monotonic()
+            leader.process.send_signal(signal.SIGSTOP)
+            time.sleep(PAUSE_S)
+            leader.process.send_signal(signal.SIGCONT)
+            spans["leader paused"] = (began, time.monotonic())
+            time.sleep(QUIET_S)
+        finally:
+            writer.stop()
+    finally:
+        for member in members:
+            member.remove()
+    return spans, writer.samples
+
+
+def show(title: str, found: dict[str, tuple[Spans, Samples]], plot: Path | None) -> None:
+    """Print p50, p99 and the worst put of each span, and draw the plot."""
+    servers = list(found)
+    print(f"\n| {title}: put p50 / p99 / worst, ms | {' | '.join(servers)} |")
+    print("|---" * (1 + len(servers)) + "|")
+    for name in found[servers[0]][0]:
+        cells = []
+        for spans, samples in found.values():
+            began, ended = spans[name]
+            took_ms = sorted(s * 1e3 for at, s in samples if at < ended and at + s > began)
+            ranks = (len(took_ms) // 2, len(took_ms) * 99 // 100, -1)
+            cells.append(" / ".join(f"{took_ms[rank]:,.3g}" for rank in ranks))
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    if plot is not None:
+        curves = {}
+        for server, (spans, samples) in found.items():
+            zero = samples[0][0]
+            curve = [(at - zero, took_s * 1e3) for at, took_s in samples]
+            moved = {n: (began - zero, ended - zero) for n, (began, ended) in spans.items()}
+            curves[server] = (curve, moved)
+        plots.latency_over_time(curves, plot)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Latency over time, etcdlite beside etcd.")
+    parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--plot", type=Path, help="a folder for the plots")
+    options = parser.parse_args()
+    (ROOT / "build").mkdir(exist_ok=True)
+    folder = tempfile.mkdtemp(dir=ROOT / "build")
+    try:
+        plot = options.plot and options.plot / "maintenance.svg"
+        show("one member", {n: maintenance(n, folder, options.keys) for n in SERVERS}, plot)
+        plot = options.plot and options.plot / "failover.svg"
+        show("three members", {n: failover(n, folder) for n in SERVERS}, plot)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
