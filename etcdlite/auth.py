@@ -41,7 +41,7 @@ from etcdlite.errors import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, EtcdError, err
 from etcdlite.lease import Lessor
 from etcdlite.methods import LEASE_REVOKE, PUT, ROWS, TXN, Permission
 from etcdlite.mvcc import Store
-from etcdlite.rights import ROOT, KeySet, Rights, interval_of
+from etcdlite.rights import EVERYTHING, ROOT, KeySet, Rights, interval_of
 from etcdlite.storage.data import AUTH, AUTH_ROLE, AUTH_USER
 
 MAX_NAME_BYTES = 4096
@@ -148,6 +148,12 @@ class Auth:
             raise error("PermissionDenied")
         return rights
 
+    def writable(self, author: Author | None) -> KeySet:
+        """The keys that the author of a request may write. Raises as `rights`."""
+        if author is not None and author.is_member:
+            return EVERYTHING
+        return self.rights(author).write
+
     def rights_of(self, name: str) -> Rights | None:
         """What a user may do; None if there is no such user."""
         if name in self._rights:
@@ -174,10 +180,9 @@ class Auth:
     def check(self, author: Author | None, method: int, request: Any) -> None:
         """Raise the EtcdError that refuses a request to its author, as far as it does not depend on
         the keys of leases (`lease_steps`)."""
-        if author is None or not author.is_member:
-            check = _CHECKS[method]
-            if check is not None:
-                check(self, author, request)
+        check = CHECKS[method]
+        if check is not None and (author is None or not author.is_member):
+            check(self, author, request)
 
     def check_root(self, author: Author | None) -> None:
         """Raise UserEmpty, UserNotFound or PermissionDenied unless the author has the role
@@ -548,10 +553,9 @@ _Check = Callable[[Auth, "Author | None", Any], None]
 
 def _check_put(auth: Auth, author: Author | None, request: Any) -> None:
     rights = auth.rights(author)
-    if not rights.is_root:
-        rights.check_write(request.key)
-        if request.prev_kv:
-            rights.check_read(request.key)
+    rights.check_write(request.key)
+    if request.prev_kv:
+        rights.check_read(request.key)
 
 
 def _check_range(auth: Auth, author: Author | None, request: Any) -> None:
@@ -642,12 +646,7 @@ _BY_METHOD: dict[str, _Check] = {
     "Auth.RoleGet": _check_own_role,
 }
 
-_CHECKS: dict[int, _Check | None] = {
+CHECKS: dict[int, _Check | None] = {
     row.number: _BY_METHOD.get(row.full) or _BY_PERMISSION[row.permission] for row in ROWS
 }
-"""By method."""
-
-OPEN = frozenset(
-    row.number for row in ROWS if row.permission in (Permission.ANYONE, Permission.MEMBER)
-)
-"""The methods that need no author."""
+"""By method; None if it needs no author."""

@@ -53,25 +53,30 @@ class KeySet:
         return self._starts[at] < range_end and (not end or (key < end and range_end <= end))
 
 
+EVERYTHING = KeySet([(b"", b"")])
+"""All keys, and all ranges, even empty ones."""
+
+
 class Rights:
     """What one user may do."""
 
     __slots__ = ("is_root", "read", "roles", "write")
 
     def __init__(self, roles: frozenset[str], read: KeySet, write: KeySet) -> None:
+        """`read` and `write`: the keys of the permissions of all these roles."""
         self.roles = roles
         self.is_root = ROOT in roles
-        self.read = read
-        self.write = write
+        self.read = EVERYTHING if self.is_root else read
+        self.write = EVERYTHING if self.is_root else write
 
     def check_read(self, key: bytes, range_end: bytes = b"") -> None:
         """Raises PermissionDenied unless the user may read all these keys."""
-        if not (self.is_root or self.read.holds(key, range_end)):
+        if not self.read.holds(key, range_end):
             raise error("PermissionDenied")
 
     def check_write(self, key: bytes, range_end: bytes = b"") -> None:
         """Raises PermissionDenied unless the user may write all these keys."""
-        if not (self.is_root or self.write.holds(key, range_end)):
+        if not self.write.holds(key, range_end):
             raise error("PermissionDenied")
 
 

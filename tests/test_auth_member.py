@@ -17,7 +17,7 @@ from etcdlite.errors import EtcdError
 from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.ranges import SAMPLE_KEYS
 from etcdlite.records import replace
-from etcdlite.replica import logins, writes
+from etcdlite.replica import access, logins, writes
 from etcdlite.replica.entry import decode_requests
 from etcdlite.request import Asked
 from etcdlite.storage import data
@@ -27,6 +27,7 @@ DENIED = "permission denied"
 EMPTY = "user name is empty"
 INVALID = "invalid auth token"
 OLD = "revision of auth store is old"
+USER_REVOKE_ROLE = METHOD_BY_NAME["Auth.UserRevokeRole"].number
 
 
 @pytest.fixture
@@ -258,6 +259,89 @@ def test_what_was_permitted_at_the_door_may_be_refused_when_it_is_applied(
     assert not isinstance(root.answers[changed], str)
     assert ann.answers[second] == root.answers[third] == OLD
     assert ann.ask("KV.Put", key=b"a") == DENIED
+
+
+def test_each_put_of_an_entry_is_checked_for_its_own_author(
+    house: LoneMember, ann: User, root: User
+) -> None:
+    """As if the member that proposed the entry had checked nothing."""
+    revision = house.member.state.auth.revision
+    by_ann, by_root, by_nobody = (
+        proto.Author(name="ann", revision=revision),
+        proto.Author(name="root", revision=revision),
+        proto.Author(),
+    )
+    old = proto.Author(name="ann", revision=revision - 1)
+    mine, other = proto.PutRequest(key=b"a"), proto.PutRequest(key=b"x")
+    previous = proto.PutRequest(key=b"x", prev_kv=True)
+    revoked = proto.AuthUserRevokeRoleRequest(name="ann", role="r")
+    expected: list[tuple[Any, str]] = [
+        (mine, EMPTY), (by_ann, ""), (mine, ""), (other, DENIED), (mine, ""), (by_root, ""),
+        (other, ""), (previous, ""), (by_ann, ""), (other, DENIED), (previous, DENIED), (mine, ""),
+        (by_nobody, ""), (mine, EMPTY), (old, ""), (mine, OLD), (proto.Author(is_member=True), ""),
+        (other, ""), (revoked, ""), (other, ""), (by_ann, ""), (mine, OLD), (by_root, ""),
+        (other, OLD), (proto.Author(name="ann", revision=revision + 1), ""), (mine, DENIED),
+        (proto.Author(name="root", revision=revision + 1), ""), (mine, ""),
+    ]  # fmt: skip
+    numbers = {proto.Author: methods.AUTHOR, proto.PutRequest: methods.PUT}
+    waiters: list[Any] = []
+    for at, (request, _) in enumerate(expected):
+        number = numbers.get(type(request), USER_REVOKE_ROLE)
+        waiters.append((None if number == methods.AUTHOR else ann, 1000 + at, number, request))
+    list(house.member.state.apply(waiters))
+    for at, (request, refused) in enumerate(expected):
+        answer = ann.answers.get(1000 + at)
+        assert (answer if isinstance(answer, str) else "") == refused, (at, request)
+    assert not isinstance(root.ask("KV.Put", key=b"a"), str)
+
+
+def test_the_door_knows_nothing_older_than_the_auth_revision_and_a_tick(
+    house: LoneMember, ann: User, root: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = house.member.tokens
+    looked_at: list[str] = []
+    author = tokens.author
+
+    def looking(auth: Any, token: str) -> Any:
+        looked_at.append(token)
+        return author(auth, token)
+
+    monkeypatch.setattr(tokens, "author", looking)
+
+    def look_ups(name: str, **fields: Any) -> int:
+        del looked_at[:]
+        assert not isinstance(ann.ask(name, **fields), str)
+        return len(looked_at)
+
+    assert look_ups("KV.Range", key=b"a") == 1
+    assert look_ups("KV.Range", key=b"a", range_end=b"c") == look_ups("KV.Put", key=b"b") == 0
+    assert look_ups("KV.Put", key=b"b", prev_kv=True) == 1
+    house.tick()
+    assert look_ups("KV.Put", key=b"b") == 1
+    assert look_ups("KV.Put", key=b"b") == look_ups("KV.Range", key=b"k") == 0
+    # What is not permitted, or not to this user, in the same tick.
+    assert ann.ask("KV.Put", key=b"k") == ann.ask("KV.Range", key=b"a", range_end=b"\0") == DENIED
+    assert ann.ask("KV.Put", key=b"x", prev_kv=True) == DENIED
+    assert User(house).ask("KV.Range", key=b"a") == EMPTY
+    root.ask("Auth.RoleRevokePermission", role="r", key=b"a", range_end=b"c")
+    assert ann.ask("KV.Range", key=b"a") == ann.ask("KV.Put", key=b"a") == DENIED
+    assert look_ups("KV.Range", key=b"k") == 1 and look_ups("KV.Range", key=b"k") == 0
+    # A token that ends counts until the next tick.
+    monkeypatch.setattr(tokens, "_wall_clock", lambda: 1e12)
+    assert look_ups("KV.Range", key=b"k") == 0
+    house.tick()
+    assert ann.ask("KV.Range", key=b"k") == INVALID
+
+
+def test_the_door_remembers_few_tokens(
+    house: LoneMember, ann: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "MAX_RECENT", 2)
+    for _ in range(5):
+        other = User(house).log_in("ann")
+        for user in (other, ann):
+            assert not isinstance(user.ask("KV.Put", key=b"a"), str)
+            assert user.ask("KV.Put", key=b"x") == DENIED
 
 
 def test_a_write_from_before_auth_was_enabled(house: LoneMember, root: User) -> None:

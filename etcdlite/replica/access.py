@@ -17,11 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from etcdlite.auth import OPEN, OWN, Auth, Author
+from etcdlite.auth import CHECKS, OWN, Auth, Author
 from etcdlite.errors import EtcdError
+from etcdlite.methods import PUT, RANGE
 from etcdlite.replica.state import State
 from etcdlite.request import Requester
+from etcdlite.rights import Rights
 from etcdlite.tokens import TokenAhead, Tokens
+
+MAX_RECENT = 1024
+"""Tokens whose rights are known until the next tick."""
 
 
 class Access:
@@ -35,6 +40,9 @@ class Access:
         self.auth: Auth = state.auth
         self._tokens = tokens
         self._when_current = when_current
+        self._recent: dict[str, tuple[int, Author, Rights]] = {}
+        """What the tokens of recent requests permit: the auth revision as of which this holds, the
+        author, and its rights. A token that has ended counts until `forget` is called."""
 
     def author(self, session: Requester | None, request_id: int) -> Author | None:
         """For whom a request is; None if it does not say. Raises InvalidAuthToken."""
@@ -50,11 +58,38 @@ class Access:
         self, session: Requester | None, request_id: int, method: int, request: Any
     ) -> Author | None:
         """Raise the EtcdError that refuses a request. Returns its author."""
-        if method in OPEN:
+        # Hot path: puts and ranges that are permitted. All others take the slow path.
+        if session is not None:
+            recent = self._recent.get(session.token(request_id))
+            if recent is not None and recent[0] == self.auth.revision:
+                if method == RANGE:
+                    if recent[2].read.holds(request.key, request.range_end):
+                        return recent[1]
+                elif method == PUT:
+                    if recent[2].write.holds(request.key) and not request.prev_kv:
+                        return recent[1]
+        if CHECKS[method] is None:
             return None  # Even with a token that is not valid.
         author = self.author(session, request_id)
         self.auth.check(author, method, request)
+        if method in (PUT, RANGE):
+            self._remember(session, request_id, author)
         return author
+
+    def _remember(self, session: Requester | None, request_id: int, author: Author | None) -> None:
+        """The author's token is valid, and of no earlier auth revision."""
+        if session is None or author is None or author.is_member:
+            return
+        token = session.token(request_id)
+        rights = self.auth.rights_of(author.name)
+        if token and rights is not None:
+            if len(self._recent) >= MAX_RECENT:
+                self._recent.clear()
+            self._recent[token] = (self.auth.revision, author, rights)
+
+    def forget(self) -> None:
+        """Look at tokens again. Call it several times a second."""
+        self._recent.clear()
 
     def retry(self, refused: EtcdError, again: Callable[[], None]) -> bool:
         """Whether a check failed only because this member is behind. Then `again` is called when it

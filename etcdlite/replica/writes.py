@@ -188,31 +188,28 @@ class Writes:
             return
         if self._author is not None or self._state.auth.enabled:
             try:
-                self._name_author(session, request_id, method, request)
+                author = None
+                if self._state.auth.enabled:
+                    author = self._access.check(session, request_id, method, request)
             except EtcdError as refused:
                 assert session is not None, "a member may do everything"
                 again = partial(self.propose, session, request_id, method, request, frame, True)
                 if is_again or not self._access.retry(refused, again):
                     session.fail(request_id, method, refused)
                 return
+            if author is not self._author and author != self._author:
+                self._name_author(author)
         self._alarms.proposed_bytes += size
         self._new.append((session, request_id, method, request))
         self._new_frames.append(frame)
 
-    def _name_author(
-        self, session: Session | None, request_id: int, method: int, request: Any
-    ) -> None:
-        """Check a new write at the door, and have its entry say for whom it is. Raises
-        EtcdError."""
-        author = None
-        if self._state.auth.enabled:
-            author = self._access.check(session, request_id, method, request)
-        if author is not self._author and author != self._author:
-            self._author = author
-            waiter, frame = _author_request(author)
-            self._alarms.proposed_bytes += len(frame) + REQUEST_BYTES
-            self._new.append(waiter)
-            self._new_frames.append(frame)
+    def _name_author(self, author: Author | None) -> None:
+        """Have the entry say for whom the new writes are that follow."""
+        self._author = author
+        waiter, frame = _author_request(author)
+        self._alarms.proposed_bytes += len(frame) + REQUEST_BYTES
+        self._new.append(waiter)
+        self._new_frames.append(frame)
 
     def _is_in_need(self, session: Session | None, proposed_bytes: int) -> bool:
         """Whether to accept a write beyond the limit: the others must not keep a session from its
@@ -390,7 +387,9 @@ class Writes:
         self._waiting[self.latest_batch] = batch
         metrics = self._state.metrics
         metrics.proposals_pending += len(waiters)
-        authors = sum(waiter[2] == AUTHOR for waiter in waiters) if self._state.auth.enabled else 0
+        authors = 0
+        if self._state.auth.enabled:
+            authors = [waiter[2] for waiter in waiters].count(AUTHOR)
         metrics.batch_requests.observe(len(waiters) - authors)
         self._try_propose(self.latest_batch, batch)
 
@@ -516,6 +515,7 @@ class Writes:
 
     def tick(self, now: float) -> None:
         """Fail the writes that have waited too long."""
+        self._access.forget()
         expired = now - self._request_timeout_s
         for number, batch in list(self._waiting.items()):
             if batch.since > expired:

@@ -41,9 +41,10 @@ from etcdlite import (
 from etcdlite import watch as watches
 from etcdlite.errors import error
 from etcdlite.methods import LEASE_REVOKE, PUT, RANGE, TXN, WATCH
+from etcdlite.replica import access, maintenance, rollback, state, version_keeper, writes
 from etcdlite.replica import entry as entry_format
-from etcdlite.replica import maintenance, rollback, state, version_keeper, writes
 from etcdlite.replica import reads as reading
+from etcdlite.rights import EVERYTHING
 from etcdlite.storage import data, index
 from etcdlite.storage.data import AUTH_ROLE
 from etcdlite.wal import Save
@@ -682,6 +683,32 @@ def _rights_are_checked_at_the_door_only(patch: Patch) -> None:
             check(self, author, method, request)
 
     patch.set(auth.Auth, "check", lenient)
+    patch.set(auth.Auth, "writable", lambda self, author: EVERYTHING)
+
+
+@mutation(users=True, load={"get": 60.0, "get_serializable": 30.0})
+def _the_door_remembers_rights_that_were_taken(patch: Patch) -> None:
+    check = access.Access.check
+
+    def nostalgic(self: Any, *asked: Any) -> Any:
+        now = self.auth.revision
+        self._recent = {token: (now, *known[1:]) for token, known in self._recent.items()}
+        return check(self, *asked)
+
+    patch.set(access.Access, "check", nostalgic)
+    patch.set(access.Access, "forget", lambda self: None)
+
+
+@mutation(users=True)
+def _puts_are_checked_for_the_author_before(patch: Patch) -> None:
+    writable = auth.Auth.writable
+
+    def late(self: Any, author: Any) -> Any:
+        found = writable(self, author)
+        last, self._last = getattr(self, "_last", found), found
+        return last
+
+    patch.set(auth.Auth, "writable", late)
 
 
 @mutation(users=True)
@@ -710,14 +737,14 @@ def _rights_survive_a_revocation(patch: Patch) -> None:
 
 @mutation(users=True, load={"txn": 60.0})
 def _the_other_branch_of_a_transaction_is_not_checked(patch: Patch) -> None:
-    check = auth._CHECKS[TXN]
+    check = auth.CHECKS[TXN]
     assert check is not None
 
     def partial(self: Any, author: Any, request: Any) -> None:
         half = type(request)(compare=request.compare, success=request.success)
         check(self, author, half)
 
-    patch.item(auth._CHECKS, TXN, partial)
+    patch.item(auth.CHECKS, TXN, partial)
 
 
 @mutation(users=True)
@@ -725,7 +752,7 @@ def _previous_values_are_told_to_those_who_may_only_write(patch: Patch) -> None:
     def lenient(self: Any, author: Any, request: Any) -> None:
         self.rights(author).check_write(request.key)
 
-    patch.item(auth._CHECKS, PUT, lenient)
+    patch.item(auth.CHECKS, PUT, lenient)
 
 
 @mutation(users=True, load={"range": 30.0, "delete_range": 10.0})
@@ -852,12 +879,12 @@ def _members_do_not_say_that_requests_are_their_own(patch: Patch) -> None:
 
 @mutation(users=True, load={"watches": 3.0}, faults={"hang_up": 20.0})
 def _watches_are_not_checked(patch: Patch) -> None:
-    patch.item(auth._CHECKS, WATCH, lambda self, author, request: self.rights(author))
+    patch.item(auth.CHECKS, WATCH, lambda self, author, request: self.rights(author))
 
 
 @mutation(users=True, load={"get": 60.0, "get_serializable": 30.0})
 def _reads_are_not_checked(patch: Patch) -> None:
-    patch.item(auth._CHECKS, RANGE, lambda self, author, request: self.rights(author))
+    patch.item(auth.CHECKS, RANGE, lambda self, author, request: self.rights(author))
 
 
 @mutation(users=True)
