@@ -1,17 +1,18 @@
 """Three members on one machine: puts through the leader and through all, and how long no write
-succeeds after the leader is killed.
+succeeds after the leader is killed, or is silent: its process is stopped.
 
 Both servers get the same flags, the same load generator (h2load over gRPC, 100 connections of 10
 streams) and the same clients. The members, the load and the disk share the machine, so the rates
 are those of a small machine that does everything; CPU per put is that of all members together.
 
-After a kill, one put is sent to each of the other members every `RETRY_S`, whatever became of those
-before; what counts is the time from the kill to the first that is acknowledged.
+After that, one put is sent to each of the other members every `RETRY_S`, whatever became of those
+before; what counts is the time from the signal to the first that is acknowledged.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import time
 from collections.abc import Sequence
@@ -92,15 +93,18 @@ def _put_through_all(members: list[ClusterMember], requests: int, folder: str) -
         return requests / (time.perf_counter() - began)
 
 
-def _time_to_write_s(members: list[ClusterMember], leader: ClusterMember) -> float:
-    """Kill the leader; the time until a put is acknowledged by another member."""
+def time_to_write_s(
+    members: list[ClusterMember], leader: ClusterMember, signum: int = signal.SIGKILL
+) -> float:
+    """Send that signal to the leader; the time until a put is acknowledged by another member."""
     rest = [member for member in members if member is not leader]
     connections: dict[str, Connection] = {m.data_dir: connect(m.name, m.port) for m in rest}
     put = (
         methods.METHOD_BY_NAME["KV.Put"],
         proto.PutRequest(key=key_of(0), value=value_of(0)).encode(),
     )
-    leader.kill()
+    assert leader.process is not None
+    leader.process.send_signal(signum)
     began = time.perf_counter()
     while True:
         until = time.perf_counter() + RETRY_S
@@ -150,16 +154,22 @@ def measure(name: str, folder: str, scale: float) -> dict[str, float]:
             (sum(member.cpu_s() for member in members) - before) / puts * 1e6
         )
         figures["rss_mib"] = max(member.memory_kib()["VmRSS"] for member in members) / 1024
-        times = []
-        for _ in range(max(3, int(KILLS * scale))):
-            leader = leader_of(members)
-            # Everybody is up to date before the next blow.
-            time.sleep(1.0)
-            times.append(_time_to_write_s(members, leader) * 1000)
-            leader.start()
-            leader.wait_until_listening()
-        figures["failover_p50_ms"] = statistics.median(times)
-        figures["failover_max_ms"] = max(times)
+        for what, signum in (("failover", signal.SIGKILL), ("silent", signal.SIGSTOP)):
+            times = []
+            for _ in range(max(3, int(KILLS * scale))):
+                leader = leader_of(members)
+                # Everybody is up to date before the next blow.
+                time.sleep(1.0)
+                times.append(time_to_write_s(members, leader, signum) * 1000)
+                if signum == signal.SIGKILL:
+                    leader.kill()
+                    leader.start()
+                    leader.wait_until_listening()
+                else:
+                    assert leader.process is not None
+                    leader.process.send_signal(signal.SIGCONT)
+            figures[f"{what}_p50_ms"] = statistics.median(times)
+            figures[f"{what}_max_ms"] = max(times)
     finally:
         for member in members:
             member.remove()

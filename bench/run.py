@@ -107,6 +107,8 @@ CLUSTER_ROWS = {
     "rss_mib": "RSS of the largest member, MiB",
     "failover_p50_ms": "kill -9 of the leader to the next acknowledged put, p50, ms",
     "failover_max_ms": "worst, ms",
+    "silent_p50_ms": "SIGSTOP of the leader to the next acknowledged put, p50, ms",
+    "silent_max_ms": "worst, ms",
 }
 
 

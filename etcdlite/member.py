@@ -134,7 +134,7 @@ class Member:
         self.peers.update(state.membership.members or {other.ID: other for other in members})
         directory, received = store.directory, self.snapshot_received
         self.incoming = Incoming(store.disk, directory, raft, self.run_task, received, self.metrics)
-        self.leadership = Leadership(raft, self.identity, clock, self.peers.is_open, options)
+        self.leadership = Leadership(raft, self.identity, clock, self.peers, options)
         self.access = Access(state, self.tokens, self._when_current)
         self.reads = Reads(state, raft, rng, self.slice_is_over, options, self.access)
         timeout_error, check = self.leadership.timeout_error, self.check_change
@@ -324,7 +324,7 @@ class Member:
         self.forced.tick()
         self.version_keeper.tick(now)
         self.time_keeper.tick(now)
-        self.leadership.log_if_no_leader(now)
+        self.leadership.tick(now)
         self.hub.tick(now)
         self.hash_check.tick(now)
         if not self.restoring.is_under_way:
@@ -334,7 +334,6 @@ class Member:
         self._retry()
         self.reads.tick(now)
         self.catch_up.ask(now)
-        self.leadership.answer_transfers()
 
     def _publish(self, now: float) -> None:
         """Propose this member's name and client URLs if the cluster does not know them."""

@@ -280,6 +280,8 @@ class PeerConnection(Session):
         """The metrics of the other member, once its id is known."""
         self.heard_at = local.clock()
         """When the other side was last heard from."""
+        self.longest_silence_s = 0.0
+        """Between two times that it was heard from, until `Peers.hear` sets this back."""
         self._queued_bytes = 0
         self._taken_bytes = 0
         """Bytes sent since the beginning, as of the last tick; 0 if nothing was unsent then."""
@@ -297,7 +299,10 @@ class PeerConnection(Session):
         """Process bytes from the other side."""
         if self.is_closing:
             return
-        self.heard_at = self.local.clock()
+        now = self.local.clock()
+        if now - self.heard_at > self.longest_silence_s:
+            self.longest_silence_s = now - self.heard_at
+        self.heard_at = now
         try:
             if not self._has_handshake:
                 data = self._opening + data
@@ -819,6 +824,7 @@ class AcceptedPeer(Protocol):
     node: int
     incarnation: int
     heard_at: float
+    longest_silence_s: float
 
     def send_message(self, message: Message) -> bool:
         """Send a raft message; False if it is dropped."""
@@ -928,6 +934,16 @@ class Peers:
     def is_called_by(self, node: int) -> bool:
         """Whether that member has a connection open to this one."""
         return node in self._accepted
+
+    def hear(self, node: int) -> tuple[float, float]:
+        """When that member was last heard from on the connection that it opened, over which its
+        raft messages come, and the longest silence before, since the last call. (infinite, 0) if
+        there is no such connection."""
+        connection = self._accepted.get(node)
+        if connection is None:
+            return math.inf, 0.0
+        longest_s, connection.longest_silence_s = connection.longest_silence_s, 0.0
+        return connection.heard_at, longest_s
 
     def has_other_incarnation(self, node: int, incarnation: int) -> bool:
         """Whether another process that says it is `node` is connected and alive."""

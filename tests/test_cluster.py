@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from etcdlite import frames, log, methods, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.limits import Limits
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
+from etcdlite.replica.suspicion import RECENT_S, Suspicion
 from etcdlite.wire import api, streams
 
 SMALL: dict[str, Any] = {
@@ -152,6 +154,57 @@ def test_a_killed_leader_is_replaced_without_waiting_for_the_election_timeout(
     cluster.client.put(cluster.leader, b"k")
     old.start()
     cluster.agree()
+
+
+@pytest.mark.parametrize("how", ["paused", "cut off"])
+@pytest.mark.parametrize("members", [3, 5])
+def test_a_silent_leader_is_replaced_in_half_a_second(how: str, members: int) -> None:
+    times = []
+    for seed in range(7):
+        cluster = Cluster(members, seed=seed)
+        world, old, rest = cluster.world, cluster.leader, cluster.followers
+        world.run(world.rng.random())
+        if how == "paused":
+            old.pause()
+        else:
+            world.partition([old.name], [node.name for node in rest])
+        began = world.now
+        cluster.client.put(rest[0], b"k")
+        times.append(world.now - began)
+        world.heal()
+        old.resume()
+        cluster.agree()
+    assert sorted(times)[len(times) // 2] < 0.5 and max(times) < 0.6, times
+
+
+def test_a_follower_that_alone_hears_nothing_from_the_leader_deposes_nobody(
+    cluster: Cluster,
+) -> None:
+    world, leader = cluster.world, cluster.leader
+    term, deaf = leader.member.raft.term, cluster.followers[0]
+    world.blocked = {(leader.name, deaf.name)}
+    world.run(0.9)
+    assert not deaf.member.raft.leader
+    world.run(1.0)
+    world.heal()
+    world.run(0.2)
+    assert leader.member.leads and leader.member.raft.term == term
+    assert deaf.member.raft.leader == leader.member_id
+    cluster.client.put(deaf, b"k")
+    cluster.agree()
+
+
+def test_who_saw_the_leader_pause_waits_longer() -> None:
+    suspicion = Suspicion(0.1, 1.0)
+    assert suspicion.limit_s == pytest.approx(0.45)
+    suspicion.observe(0.3, 10.0)
+    assert suspicion.limit_s == pytest.approx(0.65)
+    for now, limit_s in ((11.0, 0.65), (10.0 + RECENT_S, 0.65), (11.0 + 2 * RECENT_S, 0.45)):
+        suspicion.observe(0.1, now)
+        assert suspicion.limit_s == pytest.approx(limit_s)
+    suspicion.observe(0.7, 200.0)
+    assert suspicion.limit_s == math.inf
+    assert Suspicion(0.05, 0.3).limit_s == math.inf
 
 
 @pytest.mark.parametrize("seed", range(6))

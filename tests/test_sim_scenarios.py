@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sim.calm import Calm
 from sim.mutations import Mutation, prepare
 from sim.simulation import Failure
 from test_cluster import SMALL, Asker, Cluster, state
 
-from etcdlite import proto
+from etcdlite import proto, raft
 from etcdlite.errors import EtcdError
+from etcdlite.replica import suspicion
 from etcdlite.snap import SnapshotError
 from etcdlite.wire import api
 
@@ -345,3 +347,33 @@ def test_an_expired_lease_is_revoked_only_in_the_term_that_let_it_expire() -> No
     world.run(1.5)
     assert client.keep_alive(new, lease).TTL == 2
     assert {state(node)[2] for node in rest} == {state(new)[2]}
+
+
+@pytest.mark.parametrize(("seed", "members"), [(1, 3), (2, 5)])
+def test_no_leader_is_deposed_on_ordinary_days(seed: int, members: int) -> None:
+    calm = Calm(seed, members)
+    calm.run(60.0)
+    assert not calm.is_deposed and calm.disturbances > 5
+
+
+def test_a_shorter_margin_would_depose_leaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suspicion, "MARGIN_S", 0.2)
+    monkeypatch.setattr(suspicion, "MARGIN_HEARTBEATS", 2.0)
+    assert _deposes()
+
+
+def test_a_suspicion_without_a_pre_vote_would_depose_leaders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One follower that hears nothing for a while would end the term by itself."""
+    monkeypatch.setattr(raft.Raft, "campaign", lambda self: self._campaign(raft.VOTE, b""))
+    assert _deposes()
+
+
+def _deposes() -> bool:
+    for seed in (4, 6, 7, 9):
+        calm = Calm(seed)
+        calm.run(60.0)
+        if calm.is_deposed:
+            return True
+    return False

@@ -1,21 +1,22 @@
 """Leadership: what a member does when a leader is elected, lost or dead, or hands over.
 
 Consensus elects (`raft.py`). This part logs the changes, campaigns at once when the leader's
-process is dead, and soon after a start if there is no leader, and transfers leadership: for
-MoveLeader, before an orderly stop, and away from a slow disk.
+process is dead, when the leader is silent (`suspicion.py`), and soon after a start if there is no
+leader, and transfers leadership: for MoveLeader, before an orderly stop, and away from a slow disk.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Set
-from typing import Any
+from typing import Any, Protocol
 
 from etcdlite import log
 from etcdlite.errors import EtcdError, error
 from etcdlite.identity import Identity
 from etcdlite.options import Options
 from etcdlite.raft import FOLLOWER, LEADER, Raft
+from etcdlite.replica.suspicion import Suspicion
 from etcdlite.request import Session
 
 COMMIT_DELAY_S = 0.002
@@ -45,6 +46,22 @@ half of it for each voter before it, so that they do not split the votes again."
 MAX_CAMPAIGNS = 5
 """A voter campaigns this often at once, then it waits for the election timeout."""
 
+SUSPICION_PAUSE_S = 0.01
+"""Between the moment when the leader is suspected, here and elsewhere, and the first campaign. And
+a silence is looked at twice, this far apart: what came while this member was paused is read between
+the two."""
+
+
+class Contact(Protocol):
+    """`peer.Peers`."""
+
+    def is_open(self, node: int) -> bool:
+        """Whether messages can be sent to that member now."""
+
+    def hear(self, node: int) -> tuple[float, float]:
+        """When that member was last heard from, and the longest silence before that, since the
+        last call."""
+
 
 class Leadership:
     """The leader as this member knows it."""
@@ -54,20 +71,27 @@ class Leadership:
         raft: Raft,
         identity: Identity,
         clock: Callable[[], float],
-        is_open: Callable[[int], bool],
+        contact: Contact,
         options: Options,
     ) -> None:
-        """`is_open` tells whether messages can be sent to a member now."""
         self._raft = raft
         self._identity = identity
         self._clock = clock
-        self._is_open = is_open
+        self._is_open = contact.is_open
+        self._hear = contact.hear
         self._request_timeout_s = options.request_timeout_s
         self._election_timeout_s = options.election_timeout_s
         self.changes = 0
         """The number of leaders seen, for the metrics."""
+        self._heartbeat_s = options.election_timeout_s / raft.config.election_ticks
+        self._suspicion = Suspicion(self._heartbeat_s, options.election_timeout_s)
+        self._listens_to = 0
+        """The leader whose silences are measured."""
+        self.suspect_at = math.inf
+        """When the leader is suspected, unless it is heard from before."""
         self.campaign_at = math.inf
-        """When this member campaigns: the leader's process is dead, or all have just started."""
+        """When this member campaigns: the leader's process is dead, or it is silent, or all have
+        just started."""
         self.send_commit_at = math.inf
         """When the others are told what is committed, unless an append does it before."""
         self._known = 0
@@ -104,6 +128,12 @@ class Leadership:
         self._known = leader
         self.answer_transfers()
 
+    def tick(self, now: float) -> None:
+        """A heartbeat interval has passed."""
+        self._listen(now)
+        self._log_if_no_leader(now)
+        self.answer_transfers()
+
     def timeout_error(self, since: float) -> EtcdError:
         """The error for a request that has waited since that time, in etcd's words."""
         leader = self._raft.leader
@@ -115,7 +145,7 @@ class Leadership:
 
     # Without a leader.
 
-    def log_if_no_leader(self, now: float) -> None:
+    def _log_if_no_leader(self, now: float) -> None:
         """Log the loss of a leader, and at intervals which voters are missing."""
         if self._raft.leader:
             self._leader_seen_at = now
@@ -167,6 +197,42 @@ class Leadership:
         if self._identity.member_id in raft.voters:
             self._plan_campaigns(self._clock(), raft.voters - {node})
 
+    def _listen(self, now: float) -> None:
+        """Measure how long the leader is silent, and plan to suspect it before the next tick if
+        that is due."""
+        self.suspect_at = math.inf
+        raft = self._raft
+        leader, voters = raft.leader, raft.voters
+        if not leader or raft.role != FOLLOWER or self._identity.member_id not in voters:
+            return
+        if len(voters - {leader}) <= len(voters) // 2 or not raft.config.pre_vote:
+            return  # The others alone cannot elect.
+        suspect_at = self._silence_ends_at(leader, now)
+        if suspect_at < now + 2 * self._heartbeat_s:
+            self.suspect_at = max(suspect_at, now + SUSPICION_PAUSE_S)
+
+    def _silence_ends_at(self, leader: int, now: float) -> float:
+        """When the leader is suspected if nothing is heard from it until then."""
+        heard_at, longest_s = self._hear(leader)
+        if leader == self._listens_to:
+            self._suspicion.observe(longest_s, now)
+        self._listens_to = leader  # What it sent before it led, it sent at longer intervals.
+        return heard_at + self._suspicion.limit_s
+
+    def _suspect(self, now: float) -> None:
+        """Campaign if the leader is still silent. The pre-vote protects a leader that other members
+        hear from."""
+        self.suspect_at = math.inf
+        raft, leader = self._raft, self._raft.leader
+        if not leader or raft.role != FOLLOWER or now < self._silence_ends_at(leader, now):
+            return
+        limit_s = self._suspicion.limit_s
+        log.warn("the leader is silent", leader=f"{leader:x}", since=f"{limit_s:.2f}s")
+        raft.forget_leader()
+        # Until the others have waited for an election timeout, if they do not suspect it, too.
+        campaigns = math.ceil(self._election_timeout_s / CAMPAIGN_RETRY_S)
+        self._plan_campaigns(now + SUSPICION_PAUSE_S, raft.voters - {leader}, campaigns)
+
     def begin(self, now: float) -> None:
         """A member that has just started, and may take part, campaigns once it reaches a quorum, if
         it hears of no leader. The pre-vote protects a leader that others hear from."""
@@ -179,10 +245,12 @@ class Leadership:
             self._is_starting = False
             self._plan_campaigns(now + START_WAIT_S, raft.voters)
 
-    def _plan_campaigns(self, first_at: float, voters: Set[int]) -> None:
+    def _plan_campaigns(
+        self, first_at: float, voters: Set[int], campaigns: int = MAX_CAMPAIGNS
+    ) -> None:
         """Campaign when it is this member's turn among these voters, the first of which campaigns
         at `first_at`."""
-        self._campaigns_left = MAX_CAMPAIGNS
+        self._campaigns_left = campaigns
         self._vote_before = (self._raft.term, self._raft.vote)
         self._place = sorted(voters).index(self._identity.member_id)
         self.campaign_at = first_at + self._place * CAMPAIGN_STAGGER_S
@@ -190,7 +258,7 @@ class Leadership:
     @property
     def wakes_at(self) -> float:
         """When `act` has something to do."""
-        return min(self.campaign_at, self.send_commit_at)
+        return min(self.campaign_at, self.send_commit_at, self.suspect_at)
 
     def send_commit_later(self, now: float) -> None:
         """Tell the others what is committed after `COMMIT_DELAY_S`."""
@@ -198,10 +266,13 @@ class Leadership:
             self.send_commit_at = now + COMMIT_DELAY_S
 
     def act(self, now: float) -> None:
-        """Send what is committed at `send_commit_at`, and campaign at `campaign_at`."""
+        """Send what is committed at `send_commit_at`, suspect the leader at `suspect_at`, and
+        campaign at `campaign_at`."""
         if now >= self.send_commit_at:
             self.send_commit_at = math.inf
             self._raft.send_commit()
+        if now >= self.suspect_at:
+            self._suspect(now)
         if now < self.campaign_at:
             return
         raft = self._raft
