@@ -18,7 +18,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from etcdlite import errors, methods, proto
+from etcdlite import errors, methods
+from etcdlite.swap import Swap
 
 MAX_CLIENT_VERSIONS = 32
 """Client versions with counts of their own. Others count as "unknown"."""
@@ -216,12 +217,20 @@ class Metrics:
             found = self.clients[api_version] = ClientRequests()
         return found
 
-    def count_txn(self, request: proto.TxnRequest, succeeded: bool) -> None:
+    def count_txn(self, request: Any, succeeded: bool) -> None:
         """Count the operations of the branch that a transaction took.
 
         As in etcd, a transaction with a single operation does not count as a transaction. Nested
         transactions are not counted.
         """
+        if request.__class__ is Swap:
+            if not succeeded:
+                self.ranges += request.gets
+            elif request.value is None:
+                self.deletes += 1
+            else:
+                self.puts += 1
+            return
         ops = request.success if succeeded else request.failure
         for op in ops:
             if op.request_put is not None:

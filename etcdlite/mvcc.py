@@ -265,6 +265,33 @@ class Store:
         if len(self.events) <= self.limits.max_events_at_once:
             self.events += [(mod, key, True, body) for key, body in zip(keys, bodies, strict=True)]
 
+    def delete_key(self, key: bytes) -> None:
+        """As `delete`, for a key that is the first change of its revision. Flat."""
+        index = self.index
+        mod = self.revision + 1
+        old_mod, _, _, old, lease, old_length = HEAD.unpack(index.heads.pop(key))
+        size = len(key)
+        body = b"".join(
+            (_KEY[size] if size < 128 else b"\x0a" + varint(size), key, b"\x18", varint(mod))
+        )
+        location = self.data.append_tombstones([body])
+        entry = PAST_AND_TOMBSTONE.pack(old_mod, old, old_length, mod, location, len(body) | DEAD)
+        entries = index.past.get(key)
+        if entries is None:
+            index.past[key] = bytearray(entry)
+            index.past_keys.add(key)
+        else:
+            entries += entry
+        if lease:
+            self.lessor.detach(key)
+        index.keys.remove(key)
+        changes = self._changes
+        changes.gone.append(key)
+        changes.gone_at.append(mod)
+        if not self._first_location:
+            self._first_location = location
+        self.events.append((mod, key, True, body))
+
     def end_revision(self) -> int:
         """Make the changes since the last call visible, under one new revision if there are any.
         Returns the store's revision."""

@@ -39,6 +39,7 @@ from etcdlite.ranges import AnswerTooLarge, is_plain, key_range, range_steps, si
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.index import HEAD
 from etcdlite.storage.steps import join_steps
+from etcdlite.swap import Swap
 
 MAX_TOTAL_OPS = 8192
 """Compares and operations of a transaction with all nested ones. etcd limits each list and the
@@ -107,6 +108,8 @@ def check_delete_range(request: proto.DeleteRangeRequest) -> None:
 
 
 def check_txn(request: proto.TxnRequest, max_ops: int) -> None:
+    if request.__class__ is Swap and max_ops > 0:
+        return
     if _check_ops(request, max_ops) > max(MAX_TOTAL_OPS, max_ops):
         raise error("TooManyOps")
     for ops in (request.success, request.failure):
@@ -245,6 +248,8 @@ def _joined(writes: _Writes, taken: _Writes, other: _Writes) -> _Writes:
 
 def is_read_only(request: proto.TxnRequest) -> bool:
     """The transaction cannot write, so it needs no entry in the log."""
+    if request.__class__ is Swap:
+        return False
     for op in (*request.success, *request.failure):
         if op.request_range is None and (
             op.request_txn is None or not is_read_only(op.request_txn)
@@ -394,6 +399,8 @@ def small_txn(store: Store, request: proto.TxnRequest, is_asked: bool = True) ->
     then puts values, or gets or deletes one key. Returns the response after its header; None,
     without any change, if the request is of another kind (`txn_steps` applies every kind). Raises
     EtcdError before any change. `is_asked`: somebody waits for the answer."""
+    if request.__class__ is Swap:
+        return _swap(store, request, is_asked)
     if len(request.compare) > MAX_SMALL_COMPARES:
         return None
     taken = True
@@ -429,34 +436,62 @@ def small_txn(store: Store, request: proto.TxnRequest, is_asked: bool = True) ->
     return b"\x10\x01" + answers if taken else answers
 
 
+def _swap(store: Store, request: Any, is_asked: bool) -> bytes | None:
+    """As `small_txn`, for a `Swap`. Flat: an API server of Kubernetes writes nothing else."""
+    key = request.key
+    head = store.index.heads.get(key)
+    if (HEAD.unpack(head)[0] if head is not None else 0) != request.revision:
+        return _get(store, key) if request.gets and is_asked else b""
+    value = request.value
+    if value is None:
+        return b"\x10\x01" + _delete(store, key)
+    lease = request.lease
+    if lease and not store.lessor.exists(lease):
+        raise error("LeaseNotFound")
+    store.put(key, value, lease)
+    revision = b"\x18" + varint(store.revision + 1)
+    return _PUT_DONE[len(revision)] + revision
+
+
+_PUT_DONE = [bytes((0x10, 1, 0x1A, n + 4, 0x12, n + 2, 0x0A, n)) for n in range(12)]
+"""What stands before the revision in the answer to a transaction that put one value, by the size of
+that field."""
+
+
 def _get_or_delete(store: Store, op: proto.RequestOp, is_asked: bool) -> bytes | None:
-    """Carry out the only operation of a transaction, if it concerns one key: an API server of
-    Kubernetes deletes so, and gets what its compare did not expect. Returns a field of the
+    """Carry out the only operation of a transaction, if it concerns one key. Returns a field of the
     response; None, without any change, if the operation is of another kind or cannot be read."""
     asked, delete = op.request_range, op.request_delete_range
     if delete is not None:
-        if delete.range_end or delete.prev_kv:
-            return None
-        tag, body = b"\x1a", b""
-        if delete.key in store.index.heads:
-            store.delete([delete.key])
-            body = b"\x10\x01"
-        header = _header(store.revision + store.is_writing)
-    elif asked is None or asked.range_end or asked.revision or not is_plain(asked):
+        return None if delete.range_end or delete.prev_kv else _delete(store, delete.key)
+    if asked is None or asked.range_end or asked.revision or not is_plain(asked):
         return None
-    elif not is_asked:
-        return b""
-    else:
-        tag, body = b"\x0a", b""
-        try:
-            record = store.get(asked.key)
-        except DataDamaged:
+    return _get(store, asked.key) if is_asked else b""
+
+
+def _delete(store: Store, key: bytes) -> bytes:
+    body = b""
+    if key in store.index.heads:
+        store.delete_key(key)
+        body = b"\x10\x01"
+    return _response(b"\x1a", _header(store.revision + store.is_writing), body)
+
+
+def _get(store: Store, key: bytes) -> bytes | None:
+    body = b""
+    try:
+        record = store.get(key)
+    except DataDamaged:
+        return None
+    if record is not None:
+        if len(record) > store.limits.step_bytes:
             return None
-        if record is not None:
-            if len(record) > store.limits.step_bytes:
-                return None
-            body = b"\x12" + varint(len(record)) + record + b"\x20\x01"
-        header = _header(store.revision)
+        body = b"\x12" + varint(len(record)) + record + b"\x20\x01"
+    return _response(b"\x0a", _header(store.revision), body)
+
+
+def _response(tag: bytes, header: bytes, body: bytes) -> bytes:
+    """A response of one operation, as a field of the transaction's response."""
     length = len(header) + len(body)
     inner = tag + varint(length)
     return b"\x1a" + varint(len(inner) + length) + inner + header + body

@@ -61,10 +61,19 @@ from sortedcontainers import SortedDict, SortedList
 from etcdlite import errors, log, proto
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.mvcc import Event
-from etcdlite.proto import varint
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.intervals import Intervals
 from etcdlite.storage.steps import finish
+from etcdlite.watch_responses import (
+    CANCELED,
+    CREATED,
+    canceled,
+    compacted,
+    encode_event,
+    fragments,
+    header_field,
+    id_field,
+)
 
 FRAGMENT_BYTES = 1536 * 1024 + 512 * 1024
 """etcd's default for splitting into fragments: max-request-bytes plus 512 KiB."""
@@ -86,19 +95,6 @@ _NO_PUTS = 1
 _NO_DELETES = 2
 _PREV_KV = 4
 _FRAGMENTS = 8
-
-# Fields of a WatchResponse and of an Event, with their tags.
-_HEADER = b"\x0a"
-_WATCH_ID = b"\x10"
-_CREATED = b"\x18\x01"
-_CANCELED = b"\x20\x01"
-_COMPACT_REVISION = b"\x28"
-_CANCEL_REASON = b"\x32"
-_FRAGMENT = b"\x38\x01"
-_EVENT = b"\x5a"
-_EVENT_IS_DELETE = b"\x08\x01"
-_EVENT_KV = b"\x12"
-_EVENT_PREV_KV = b"\x1a"
 
 _NO_LIMIT = 1 << 62
 
@@ -160,7 +156,7 @@ class _Watch:
         self.stream = stream
         self.sink: Sink = stream.sink
         self.id = watch_id
-        self.id_field = _id_field(watch_id)
+        self.id_field = id_field(watch_id)
         self.start = start
         self.end = end
         """None: the one key `start`. `_EVERYTHING`: all keys from `start` on."""
@@ -543,7 +539,7 @@ class WatchHub:
             bodies: Sequence[bytes] = ()
             # Most clients count their watches from 0, so the watches of a group tend to have the
             # same id. Then they share the whole body, which matters when it is large.
-            id_field: bytes | None = None
+            shared_id: bytes | None = None
             sent = 0
             for watch in list(group.watches):
                 sink = watch.sink
@@ -558,12 +554,12 @@ class WatchHub:
                 sends += 1
                 sent += 1
                 watch.idle = False
-                if watch.id_field != id_field:
-                    id_field = watch.id_field
+                if watch.id_field != shared_id:
+                    shared_id = watch.id_field
                     if may_split and len(joined) >= self.fragment_bytes - 256:
-                        bodies = self._fragments(header + id_field, batch)
+                        bodies = fragments(header + shared_id, batch, self.fragment_bytes)
                     else:
-                        bodies = (header + id_field + joined,)
+                        bodies = (header + shared_id + joined,)
                 for body in bodies:
                     sink.send(body)
                 step_sends += 1
@@ -618,23 +614,10 @@ class WatchHub:
                     else:
                         batch.append(encoded)
 
-    def _fragments(self, prefix: bytes, batch: Sequence[bytes]) -> list[bytes]:
-        """Split a response: each part is smaller than `fragment_bytes` unless one event is not."""
-        limit = self.fragment_bytes - len(prefix) - len(_FRAGMENT)
-        bodies = []
-        begin = size = 0
-        for at, encoded in enumerate(batch):
-            if at > begin and size + len(encoded) >= limit:
-                bodies.append(b"".join((prefix, _FRAGMENT, *batch[begin:at])))
-                begin, size = at, 0
-            size += len(encoded)
-        bodies.append(b"".join((prefix, *batch[begin:])))
-        return bodies
-
     def _end_compacted(self, watches: Sequence[_Watch]) -> None:
         """Cancel watches that need compacted history. As in etcd, the header has no revision."""
         header = self.header_field(0)
-        detail = _CANCELED + _COMPACT_REVISION + varint(self._store.compacted)
+        detail = compacted(self._store.compacted)
         for watch in watches:
             if watch.sink is not _CLOSED:
                 watch.sink.send(header + watch.id_field + detail)
@@ -644,8 +627,7 @@ class WatchHub:
         """Cancel watches that need a record that cannot be read."""
         if not log.limited("damaged"):
             log.error(str(damage))
-        reason = errors.error("Corrupt").text.encode()
-        detail = _CANCELED + _CANCEL_REASON + varint(len(reason)) + reason
+        detail = canceled(errors.error("Corrupt").text)
         for watch in watches:
             if watch.sink is not _CLOSED:
                 watch.sink.send(self.header_field() + watch.id_field + detail)
@@ -854,8 +836,7 @@ class WatchHub:
         self.timers.add(watch.timer)
 
     def header_field(self, revision: int | None = None) -> bytes:
-        content = self._header(self.revision if revision is None else revision)
-        return _HEADER + varint(len(content)) + content
+        return header_field(self._header(self.revision if revision is None else revision))
 
 
 class Quota:
@@ -934,7 +915,7 @@ class WatchStream:
         hub.watches += 1
         self._quota.watches += 1
         hub.key_bytes += key_bytes
-        self._respond(watch.id_field + _CREATED)
+        self._respond(watch.id_field + CREATED)
         first = request.start_revision or hub.revision + 1
         if first <= hub.revision:
             hub.place(watch, _BEHIND, first)
@@ -948,16 +929,14 @@ class WatchStream:
 
     def refuse(self, reason: str) -> int:
         """Answer a create request that is not carried out: for example, permission denied."""
-        text = reason.encode()
-        detail = _CREATED + _CANCELED + _CANCEL_REASON + varint(len(text)) + text
-        self._respond(_id_field(INVALID_WATCH_ID) + detail)
+        self._respond(id_field(INVALID_WATCH_ID) + CREATED + canceled(reason))
         return INVALID_WATCH_ID
 
     def cancel(self, watch_id: int) -> None:
         """End a watch and confirm it. As in etcd, an unknown id gets no answer."""
         watch = self.by_id.get(watch_id)
         if watch is not None:
-            self._respond(watch.id_field + _CANCELED)
+            self._respond(watch.id_field + CANCELED)
             self.forget(watch)
 
     def progress(self) -> None:
@@ -1033,7 +1012,7 @@ class WatchStream:
         elif not self.sink.blocked:
             self._wants_progress = False
             if self.by_id:
-                self._respond(_id_field(INVALID_WATCH_ID))
+                self._respond(id_field(INVALID_WATCH_ID))
 
     def _respond(self, detail: bytes) -> None:
         self.sink.send(self.hub.header_field() + detail)
@@ -1047,31 +1026,3 @@ def _piece_end(events: Sequence[Event], begin: int, most: int) -> int:
     revision = events[begin + most][0]
     end = bisect_left(events, revision, begin, key=itemgetter(0))
     return end if end > begin else bisect_right(events, revision, begin, key=itemgetter(0))
-
-
-def encode_event(is_delete: bool, kv: bytes, prev_kv: bytes | None) -> bytes:
-    """An Event as a field of a WatchResponse."""
-    size = len(kv)
-    if prev_kv is None and not is_delete and size < len(_PUT_HEADS):
-        return _PUT_HEADS[size] + kv
-    parts = [_EVENT_KV, varint(size), kv]
-    if is_delete:
-        parts.insert(0, _EVENT_IS_DELETE)
-    if prev_kv is not None:
-        parts += (_EVENT_PREV_KV, varint(len(prev_kv)), prev_kv)
-    event = b"".join(parts)
-    return b"".join((_EVENT, varint(len(event)), event))
-
-
-def _put_head(size: int) -> bytes:
-    head = _EVENT_KV + varint(size)
-    return _EVENT + varint(len(head) + size) + head
-
-
-_PUT_HEADS = [_put_head(size) for size in range(2048)]
-"""What stands before the KeyValue in the event of a put, by the size of the KeyValue."""
-
-
-def _id_field(watch_id: int) -> bytes:
-    # A negative int64 is encoded as its two's complement; 0 is left out.
-    return _WATCH_ID + varint(watch_id & (1 << 64) - 1) if watch_id else b""

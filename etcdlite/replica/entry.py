@@ -36,9 +36,10 @@ from typing import NamedTuple
 from zlib import crc32
 
 from etcdlite.frames import FRAME, FRAME_HEADER_BYTES
-from etcdlite.methods import REQUESTS
+from etcdlite.methods import REQUESTS, TXN
 from etcdlite.proto import DecodeError
 from etcdlite.request import Waiter
+from etcdlite.swap import decode_txn
 from etcdlite.versions import CURRENT, OLDEST, Version
 
 ENTRY_VERSION = 2
@@ -121,7 +122,8 @@ def decode_requests(data: bytes) -> list[Waiter]:
             end = at + 4 + length
             if end > len(data) or end < at + FRAME_HEADER_BYTES:
                 raise DecodeError("a request of an entry is cut off")
-            request = REQUESTS[method].decode(data, at + FRAME_HEADER_BYTES, end)
+            decode = decode_txn if method == TXN else REQUESTS[method].decode
+            request = decode(data, at + FRAME_HEADER_BYTES, end)
             waiters.append((None, request_id, method, request))
             at = end
     except struct.error as failure:

@@ -44,6 +44,7 @@ from etcdlite.replica.timeline import Timeline
 from etcdlite.request import Session, Steps, Waiter
 from etcdlite.rights import KeySet
 from etcdlite.storage.data import LEASE
+from etcdlite.swap import Swap
 from etcdlite.versions import KEEPS_TIMES, Version
 
 _EVEN_IF_CORRUPT = {ALARM_METHOD} | {
@@ -251,6 +252,8 @@ def needs_space(method: int, request: Any) -> bool:
     """Whether the alarm NOSPACE forbids a write: it forbids puts and leases, but not deletes."""
     if method != TXN:
         return method in (PUT, LEASE_GRANT)
+    if request.__class__ is Swap:
+        return request.value is not None
     for op in (*request.success, *request.failure):
         if op.request_put is not None or (
             op.request_txn is not None and needs_space(TXN, op.request_txn)

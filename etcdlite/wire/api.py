@@ -28,6 +28,7 @@ from etcdlite.methods import (
     METHOD_BY_NAME,
     METHODS,
     TOKEN_KEY,
+    TXN,
     UNARY,
     Route,
     by_number,
@@ -41,6 +42,7 @@ from etcdlite.replica.catch_up import behind_error
 from etcdlite.replica.logins import check_size
 from etcdlite.replica.state import needs_space
 from etcdlite.request import Asked, Done, Session
+from etcdlite.swap import decode_txn
 
 MAX_KNOWN_RENEWALS = 8192
 MAX_KNOWN_RENEWAL_BYTES = 32
@@ -515,6 +517,8 @@ def _decoder(number: int) -> Any:
     """The decoder of a method's requests."""
     method = METHODS[number]
     request = method.request
+    if number == TXN:
+        return decode_txn
     if method.full.startswith("KV."):
         return request.decode
     # Generated at first use: to generate all of them takes 30 ms of CPU at the start.

@@ -30,6 +30,7 @@ from etcdlite.storage.disk import Disk
 from etcdlite.storage.history import Change, History
 from etcdlite.storage.index import DEAD, HEAD, PAST
 from etcdlite.storage.sealed import SealedDisk
+from etcdlite.swap import decode_txn
 from rigs.faulty_disk import FaultyDisk
 from rigs.plain_model import PlainStore
 
@@ -191,13 +192,13 @@ class StoreRig:
         return answers
 
     def _is_small(self, request: Any, answers: list[Any]) -> bool:
-        """Whether it is applied as a small transaction. Every other one takes the general way, so
-        that both ways are compared with the model."""
+        """Whether it is applied as a small transaction, decoded anew. Every other one takes the
+        general way, so that both ways are compared with the model."""
         self.small_txns += 1
         if self.small_txns % 2:
             return False
         try:
-            answer = txn.small_txn(self.store, request)
+            answer = txn.small_txn(self.store, decode_txn(request.encode()))
         except EtcdError as failure:
             answers.append(failure.text)
             return True
