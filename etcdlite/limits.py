@@ -181,6 +181,9 @@ class Limits:
     slice_bytes: int = 64 << 10
     """History that one slice of catching up reads."""
 
+    kept_slices: int = 12
+    """Slices that are kept for watches that need them a little later, of four times this size."""
+
     slice_matches: int = 20_000
     """Events times ranges that are matched, and kept in memory, at once while catching up."""
 

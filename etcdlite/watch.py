@@ -74,6 +74,7 @@ from etcdlite.watch_responses import (
     header_field,
     id_field,
 )
+from etcdlite.watch_slices import Encoded, Slices
 
 FRAGMENT_BYTES = 1536 * 1024 + 512 * 1024
 """etcd's default for splitting into fragments: max-request-bytes plus 512 KiB."""
@@ -344,6 +345,7 @@ class WatchHub:
         """Streams with parked watches that `run` moves to behind."""
         self.awaiting_progress: dict[WatchStream, None] = {}
         """Streams that asked for progress while there is a lag."""
+        self._slices = Slices(limits.kept_slices, 4 * limits.slice_bytes)
         self._job: Generator[None, None, None] | None = None
         """The step of a sweep that `run` continues."""
         self._is_chores_turn = False
@@ -457,6 +459,7 @@ class WatchHub:
                 pass
             self._job = None
         self._store = store
+        self._slices.clear()
         missed, self.revision = self.revision + 1, store.revision
         assert self.revision >= missed - 1, (self.revision, missed)
         if self.revision >= missed:
@@ -504,25 +507,30 @@ class WatchHub:
             self.place(watch, _BEHIND, events[0][0])
 
     def _dispatch_steps(
-        self, index: _Index, events: Sequence[Event], revision: int, max_sends: int
+        self,
+        index: _Index,
+        events: Sequence[Event],
+        revision: int,
+        max_sends: int,
+        encoded: Encoded | None = None,
     ) -> Generator[None, None, tuple[list[_Watch], list[_Watch]]]:
         """Send each watch in `index` its share of `events`, in steps. Returns the watches whose
         sink is blocked, and those left out because `max_sends` others were sent something.
 
         Flat on purpose: this is the cost of a put per event and per watch. An event is encoded once
-        for all watches, and the watches of a group share the joined events.
+        for all watches (before, if it is in `encoded`), and those of a group share the joined ones.
         """
         limits = self.limits
         batches: dict[_Group, list[bytes]] = {}
         damaged: dict[_Group, DataDamaged] = {}
         step = limits.match_step_events
         if len(events) <= step:
-            self._match(index, events, batches, damaged)
+            self._match(index, events, batches, damaged, encoded)
         else:
             for begin in range(0, len(events), step):
                 if begin:
                     yield
-                self._match(index, events[begin : begin + step], batches, damaged)
+                self._match(index, events[begin : begin + step], batches, damaged, encoded)
         for group, damage in damaged.items():
             batches.pop(group, None)
             self._end_damaged(list(group.watches), damage)
@@ -575,6 +583,7 @@ class WatchHub:
         events: Sequence[Event],
         batches: dict[_Group, list[bytes]],
         damaged: dict[_Group, DataDamaged],
+        known: Encoded | None,
     ) -> None:
         """Add to `batches` the encoded events for each group."""
         keys = index.keys
@@ -591,7 +600,8 @@ class WatchHub:
             else:
                 continue
             unwanted = _NO_DELETES if is_delete else _NO_PUTS
-            plain = full = b""
+            plain = b""
+            full = known.get((at, key), b"") if known else b""
             for groups in watching:
                 for group in groups.values():
                     options = group.options
@@ -605,6 +615,8 @@ class WatchHub:
                                 damaged[group] = damage
                                 continue
                             full = encode_event(is_delete, kv, previous)
+                            if known is not None:
+                                known[at, key] = full
                         encoded = full
                     else:
                         encoded = plain = plain or encode_event(is_delete, kv, None)
@@ -659,6 +671,8 @@ class WatchHub:
 
     def _end_sweep(self, sweep: _Sweep) -> None:
         self._sweeps.remove(sweep)
+        if not self._sweeps:
+            self._slices.clear()
         if sweep is self._near:
             self._near = None
         elif sweep is self._far:
@@ -697,8 +711,10 @@ class WatchHub:
         limits = self.limits
         index = sweep.index
         first = sweep.position
+        events, encoded = self._slices.get(first)
         try:
-            events = yield from self._store.event_steps(first, limits.slice_bytes)
+            if events is None:
+                events = yield from self._store.event_steps(first, limits.slice_bytes)
         except DataDamaged as damage:
             stuck = index.first(limits.move_step_watches)
             if not stuck:
@@ -723,7 +739,9 @@ class WatchHub:
             for number, part in enumerate(parts):
                 if number:
                     yield
-                blocked, _ = yield from self._dispatch_steps(part, piece, self.revision, _NO_LIMIT)
+                blocked, _ = yield from self._dispatch_steps(
+                    part, piece, self.revision, _NO_LIMIT, encoded
+                )
                 for watch in blocked:
                     if watch.group is not None and watch.group.index is index:
                         lacks = max(watch.next, piece[0][0])
@@ -731,6 +749,8 @@ class WatchHub:
                         # If the sink was woken since, it will not be woken again.
                         self.place(watch, _PARKED if watch.sink.blocked else _BEHIND, lacks)
         sweep.position = last + 1
+        if last < self.revision:
+            self._slices.keep(first, events, encoded)
         for count, watch in enumerate(joined, 1):
             # The watches of one key or range are one group again, which shares its bytes.
             if watch.group is not None and watch.group.index is index and watch.group.since:

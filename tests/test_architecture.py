@@ -20,8 +20,8 @@ LAYERS = {
     " json_mapping session memory request identity metrics flags interrupts certificates passwords",
     "client": "client client.*",
     "settings": "config discovery",
-    "store": "storage storage.* lease mvcc ranges txn watch watch_responses auth tokens jwt_tokens"
-    " rights",
+    "store": "storage storage.* lease mvcc ranges txn watch watch_responses watch_slices auth"
+    " tokens jwt_tokens rights",
     "consensus": "raft raft_log raft_progress wal",
     "data directory": "datadir keys snap bolt crc32c etcd_backup etcd_restore etcd_hash",
     "state machine": "replica replica.*",
