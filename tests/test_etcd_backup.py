@@ -16,12 +16,15 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from rigs.ctl_runner import run_ctl
 from rigs.gateway import Gateway, Refused
 from rigs.ports import free_ports
@@ -92,8 +95,8 @@ def restored_etcd(saved: Path, folder: Path, *flags: str) -> Iterator[Gateway]:
 class Writer:
     """Gives the same random requests to several servers."""
 
-    def __init__(self, seed: int, *servers: Gateway) -> None:
-        self.rng = random.Random(seed)
+    def __init__(self, seed: int | random.Random, *servers: Gateway) -> None:
+        self.rng = random.Random(seed) if isinstance(seed, int) else seed
         self.servers = servers
         self.compacted = 1
 
@@ -193,6 +196,50 @@ def test_etcdlite_restores_a_backup_of_etcd(
     check_equal(restored, etcd, again.compacted)
     with restored_etcd(save(restored, tmp_path / "back.db"), tmp_path / "back") as back:
         check_equal(back, etcd, again.compacted)
+
+
+def _both_ways(rng: random.Random, steps: tuple[int, int], server: ServerFactory) -> None:
+    """A random history moves from etcd to etcdlite, goes on there and in etcd, and moves back."""
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        etcd = Gateway(stack.enter_context(running_etcd(folder / "etcd")))
+        writer = Writer(rng, etcd)
+        writer.write(steps[0])
+        saved = save(etcd, folder / "etcd.db")
+        ended = run_ctl("snapshot", "restore", str(saved), f"--data-dir={folder / 'new'}")
+        assert ended.status == 0, ended.stderr
+        process = server("--segment-bytes=65536", data_dir=folder / "new")
+        stack.callback(process.close)
+        restored = Gateway(process.endpoint)
+        check_equal(restored, etcd, writer.compacted)
+        writer.servers = (etcd, restored)
+        writer.write(steps[1])
+        check_equal(restored, etcd, writer.compacted)
+        with restored_etcd(save(restored, folder / "back.db"), folder / "back") as back:
+            check_equal(back, etcd, writer.compacted)
+
+
+HISTORIES = settings(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+STEPS = st.tuples(st.integers(0, 60), st.integers(0, 30))
+FEW_STEPS = st.tuples(st.integers(5, 12), st.integers(0, 6))
+
+
+@settings(HISTORIES, max_examples=2)
+@given(st.randoms(use_true_random=False), FEW_STEPS)
+def test_a_random_history_moves_to_etcdlite_and_back(
+    server: ServerFactory, rng: random.Random, steps: tuple[int, int]
+) -> None:
+    _both_ways(rng, steps, server)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@settings(HISTORIES, derandomize=False, max_examples=100)
+@given(st.randoms(use_true_random=False), STEPS)
+def test_many_random_histories_move_to_etcdlite_and_back(
+    server: ServerFactory, rng: random.Random, steps: tuple[int, int]
+) -> None:
+    _both_ways(rng, steps, server)
 
 
 def test_a_data_file_of_etcd_is_restored_without_its_hash(
