@@ -37,11 +37,17 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from etcdlite import log, proto
-from etcdlite.errors import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, EtcdError, error
+from etcdlite.errors import (
+    INVALID_ARGUMENT,
+    RESOURCE_EXHAUSTED,
+    UNAVAILABLE,
+    EtcdError,
+    error,
+)
 from etcdlite.lease import Lessor
-from etcdlite.methods import LEASE_REVOKE, PUT, ROWS, TXN, Permission
+from etcdlite.methods import ROWS, Permission
 from etcdlite.mvcc import Store
-from etcdlite.rights import EVERYTHING, ROOT, KeySet, Rights, interval_of
+from etcdlite.rights import EVERYTHING, ROOT, KeySet, Rights, rights_steps
 from etcdlite.storage.data import AUTH, AUTH_ROLE, AUTH_USER
 
 MAX_NAME_BYTES = 4096
@@ -85,6 +91,14 @@ OWN = Author("", 0, True)
 """The author of what a member asks for itself."""
 
 
+class RightsUnknown(EtcdError):
+    """It takes steps to find out what the author may do: `Auth.learn_steps`."""
+
+    def __init__(self, author: Author) -> None:
+        super().__init__(UNAVAILABLE, "etcdlite: your permissions are being read; try again")
+        self.author = author
+
+
 class Auth:
     """The users and roles of a store."""
 
@@ -93,6 +107,8 @@ class Auth:
         """The user whose request is applied now; None if the entry names no user."""
         self._rights: dict[str, Rights | None] = {}
         """By user, computed when needed. None for a user that does not exist."""
+        self._learning: dict[str, Generator[None, None, None]] = {}
+        """By user, the steps that compute it, while they are under way."""
         self._lease_writers: dict[int, list[str]] = {}
         """Users without the role root that may write all keys of a lease, by lease."""
         self._large_leases: set[int] = set()
@@ -121,8 +137,6 @@ class Auth:
             if name.startswith(_SINCE)
         }
         """By user: tokens of earlier auth revisions are not valid."""
-        self._roles: dict[str, proto.Role] = {}
-        """Decoded records, as they were needed."""
         for user in store.buckets.get(AUTH_USER, ()):
             self.since.setdefault(user.decode(), 0)
         self._forget()
@@ -136,14 +150,16 @@ class Auth:
     # Who may do what.
 
     def rights(self, author: Author | None) -> Rights:
-        """What the author of a request may do. Raises UserEmpty, AuthOldRevision, and
-        PermissionDenied for a user that does not exist."""
+        """What the author of a request may do. Raises UserEmpty, AuthOldRevision, RightsUnknown,
+        and PermissionDenied for a user that does not exist."""
         if author is None or not author.revision:
             raise error("UserEmpty")
         if author.revision < self.revision:
             raise error("AuthOldRevision")
-        # Hot path: `rights_of`, inlined.
-        rights = self._rights.get(author.name) or self.rights_of(author.name)
+        if author.name not in self._rights:
+            for _ in self.learn_steps(author):
+                raise RightsUnknown(author)
+        rights = self._rights[author.name]
         if rights is None:
             raise error("PermissionDenied")
         return rights
@@ -154,28 +170,27 @@ class Auth:
             return EVERYTHING
         return self.rights(author).write
 
-    def rights_of(self, name: str) -> Rights | None:
-        """What a user may do; None if there is no such user."""
-        if name in self._rights:
-            return self._rights[name]
-        user = self.user(name)
-        rights = None
+    def learn_steps(self, author: Author | None) -> Generator[None, None, None]:
+        """Find out what the author may do, so that no check raises RightsUnknown until users or
+        roles change. In steps; all who wait for the same do them in turn."""
+        while not (author is None or author.is_member or author.name in self._rights):
+            name = author.name
+            if name not in self._learning:
+                self._learning[name] = self._learn_steps(name)
+            for _ in self._learning[name]:
+                yield
+                break
+
+    def _learn_steps(self, name: str) -> Generator[None, None, None]:
+        user, rights = self.user(name), None
         if user is not None:
-            read: list[tuple[bytes, bytes]] = []
-            write: list[tuple[bytes, bytes]] = []
-            for role_name in user.roles:
-                role = self.role(role_name)
-                for permission in () if role is None else role.keyPermission:
-                    keys = interval_of(permission.key, permission.range_end)
-                    if permission.permType in (proto.Permission.READ, proto.Permission.READWRITE):
-                        read.append(keys)
-                    if permission.permType in (proto.Permission.WRITE, proto.Permission.READWRITE):
-                        write.append(keys)
-            rights = Rights(frozenset(user.roles), KeySet(read), KeySet(write))
+            roles = self._store.buckets.get(AUTH_ROLE, {})
+            records = [roles[role.encode()] for role in user.roles if role.encode() in roles]
+            rights = yield from rights_steps(frozenset(user.roles), records)
         if len(self._rights) >= MAX_AUTH_BYTES // RECORD_BYTES:
             self._rights.clear()  # Names that do not exist come from certificates.
         self._rights[name] = rights
-        return rights
+        del self._learning[name]
 
     def check(self, author: Author | None, method: int, request: Any) -> None:
         """Raise the EtcdError that refuses a request to its author, as far as it does not depend on
@@ -191,10 +206,7 @@ class Auth:
             raise error("UserEmpty")
         if author.is_member:
             return
-        rights = self.rights_of(author.name)
-        if rights is None:
-            raise error("UserNotFound")
-        if not rights.is_root:
+        if ROOT not in self._existing_user(author.name).roles:
             raise error("PermissionDenied")
 
     def lease_steps(
@@ -208,6 +220,7 @@ class Auth:
         users that are permitted are remembered, as long as they may write each further key; and of
         those that are not, a key that they may not write."""
         if author is None or not author.is_member:
+            yield from self.learn_steps(author)
             rights = self.rights(author)
             assert author is not None
             for lease_id in {lease_id for lease_id, _ in puts}:
@@ -223,8 +236,8 @@ class Auth:
             writers = self._lease_writers.get(lease_id)
             if writers:
                 for name in list(writers):
-                    rights_of = self.rights_of(name)
-                    if rights_of is None or not rights_of.write.holds(key):
+                    known = self._rights.get(name)
+                    if known is None or not known.write.holds(key):
                         writers.remove(name)
 
     def _check_lease(
@@ -274,6 +287,7 @@ class Auth:
         """Raise PermissionDenied unless the author may read all keys of the lease, or of all leases
         (None). In steps."""
         if author is None or not author.is_member:
+            yield from self.learn_steps(author)
             rights = self.rights(author)
             if not rights.is_root:
                 keys = list(lessor.key_lease) if lease_id is None else lessor.attached(lease_id)
@@ -289,12 +303,8 @@ class Auth:
         return None if record is None else proto.User.decode(record)
 
     def role(self, name: str) -> proto.Role | None:
-        role = self._roles.get(name)
-        if role is None:
-            record = self._store.buckets.get(AUTH_ROLE, {}).get(name.encode())
-            if record is not None:
-                role = self._roles[name] = proto.Role.decode(record)
-        return role
+        record = self._store.buckets.get(AUTH_ROLE, {}).get(name.encode())
+        return None if record is None else proto.Role.decode(record)
 
     def users(self) -> list[str]:
         """All names, sorted."""
@@ -502,8 +512,6 @@ class Auth:
                 )
         self._size_bytes += grown
         self._store.set_bucket(bucket, key, record)
-        if bucket == AUTH_ROLE:
-            self._roles.pop(name, None)
 
     def _set(self, key: bytes, value: bytes | None) -> None:
         self._store.set_bucket(AUTH, key, value)
@@ -520,7 +528,13 @@ class Auth:
 
     def _forget(self) -> None:
         """Users and roles changed, so what is remembered may be wrong now."""
-        for known in (self._rights, self._lease_writers, self._large_leases, self._forbidden):
+        for known in (
+            self._rights,
+            self._learning,
+            self._lease_writers,
+            self._large_leases,
+            self._forbidden,
+        ):
             known.clear()
         for scan in self._scans:
             scan[0] = 0
@@ -528,22 +542,6 @@ class Auth:
 
 def _is_range(key: bytes, range_end: bytes) -> bool:
     return key != b"" and (range_end in (b"", b"\0") or key < range_end)
-
-
-def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
-    """The leases whose keys the author needs permission to write, each with the key that the
-    request attaches to it, or None if the request revokes it."""
-    if method == PUT:
-        return [(request.lease, request.key)] if request.lease else []
-    if method == TXN:
-        found: list[tuple[int, bytes | None]] = []
-        for op in (*request.success, *request.failure):
-            if op.request_put is not None:
-                found += lease_puts(PUT, op.request_put)
-            elif op.request_txn is not None:
-                found += lease_puts(TXN, op.request_txn)
-        return found
-    return [(request.ID, None)] if method == LEASE_REVOKE else []
 
 
 # Checks, by method. Each raises EtcdError.
@@ -594,7 +592,7 @@ def _check_root(auth: Auth, author: Author | None, request: Any) -> None:
 def _check_user(auth: Auth, author: Author | None, request: Any) -> None:
     if author is None or not author.name:
         raise error("UserEmpty")
-    if auth.rights_of(author.name) is None:
+    if author.name not in auth.since:
         raise error("PermissionDenied")
 
 
@@ -613,8 +611,8 @@ def _check_own_user(auth: Auth, author: Author | None, request: Any) -> None:
 
 def _check_own_role(auth: Auth, author: Author | None, request: Any) -> None:
     if author is not None and author.name:
-        rights = auth.rights_of(author.name)
-        if rights is not None and request.role in rights.roles:
+        user = auth.user(author.name)
+        if user is not None and request.role in user.roles:
             return
     auth.check_root(author)
 

@@ -65,7 +65,7 @@ from etcdlite.replica.state import State
 from etcdlite.replica.time_keeper import TimeKeeper
 from etcdlite.replica.version_keeper import VersionKeeper
 from etcdlite.replica.writes import Writes
-from etcdlite.request import Asked, Done, Session, Waiter, warn_slow
+from etcdlite.request import Done, Session, Waiter, warn_slow
 from etcdlite.snap import Image, Incoming
 from etcdlite.tokens import SimpleTokens, Tokens
 from etcdlite.wal import Save
@@ -135,7 +135,7 @@ class Member:
         directory, received = store.directory, self.snapshot_received
         self.incoming = Incoming(store.disk, directory, raft, self.run_task, received, self.metrics)
         self.leadership = Leadership(raft, self.identity, clock, self.peers, options)
-        self.access = Access(state, self.tokens, self._when_current)
+        self.access = Access(state, self.tokens)
         self.reads = Reads(state, raft, rng, self.slice_is_over, options, self.access)
         timeout_error, check = self.leadership.timeout_error, self.check_change
         self.writes = Writes(
@@ -213,10 +213,6 @@ class Member:
         """How long messages could be sent to that member without a gap; negative if they cannot."""
         link = self.peers.links.get(node)
         return -1.0 if link is None or link.since is None else self.clock() - link.since
-
-    def _when_current(self, do: Callable[[], None]) -> None:
-        """Call `do` once what is committed now is applied here."""
-        self.reads.read(Asked(lambda answer: do()), 0, methods.KEEP_ALIVE, None)
 
     # To the leader.
 

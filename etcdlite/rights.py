@@ -1,17 +1,22 @@
 """What a user may do: the keys that all its permissions together let it read and write.
 
-Permissions that touch or overlap count as one range.
+Permissions that touch or overlap count as one range. A user may have a hundred thousand of them, so
+they are put together in steps (`rights_steps`).
 """
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 
+from etcdlite import proto
 from etcdlite.errors import error
 
 ROOT = "root"
 """The name of the user and of the role that may do everything."""
+
+PERMISSIONS_PER_STEP = 512
 
 
 class KeySet:
@@ -25,16 +30,20 @@ class KeySet:
         bound."""
         self._starts: list[bytes] = []
         self._ends: list[bytes] = []
-        ends = self._ends
         for start, end in sorted(ranges):
-            if end and end <= start:
-                continue
-            if ends and (not ends[-1] or ends[-1] >= start):
-                if ends[-1] and (not end or end > ends[-1]):
-                    ends[-1] = end
-            else:
-                self._starts.append(start)
-                ends.append(end)
+            self.add(start, end)
+
+    def add(self, start: bytes, end: bytes) -> None:
+        """Add a range that begins where the last one added does, or later."""
+        ends = self._ends
+        if end and end <= start:
+            return
+        if ends and (not ends[-1] or ends[-1] >= start):
+            if ends[-1] and (not end or end > ends[-1]):
+                ends[-1] = end
+        else:
+            self._starts.append(start)
+            ends.append(end)
 
     def ranges(self) -> list[tuple[bytes, bytes]]:
         """The ranges of the union, in order."""
@@ -78,6 +87,31 @@ class Rights:
         """Raises PermissionDenied unless the user may write all these keys."""
         if not self.write.holds(key, range_end):
             raise error("PermissionDenied")
+
+
+def rights_steps(roles: frozenset[str], records: Iterable[bytes]) -> Generator[None, None, Rights]:
+    """What these roles permit together, in steps. `records`: their authpb.Role."""
+    kinds = proto.Permission
+    runs: dict[int, list[list[tuple[bytes, bytes]]]] = {kinds.READ: [], kinds.WRITE: []}
+    count = 0
+    for record in records if ROOT not in roles else ():
+        permissions = proto.Role.decode(record).keyPermission
+        for kind, ranges in runs.items():
+            permitted = (one for one in permissions if one.permType in (kind, kinds.READWRITE))
+            ranges.append(sorted(interval_of(one.key, one.range_end) for one in permitted))
+        count += 1 + len(permissions)
+        if count >= PERMISSIONS_PER_STEP:
+            count = 0
+            yield
+    sets = {kind: KeySet(()) for kind in runs}
+    for kind, ranges in runs.items():
+        for start, end in heapq.merge(*ranges):
+            sets[kind].add(start, end)
+            count += 1
+            if count >= PERMISSIONS_PER_STEP:
+                count = 0
+                yield
+    return Rights(roles, sets[kinds.READ], sets[kinds.WRITE])
 
 
 def interval_of(key: bytes, range_end: bytes) -> tuple[bytes, bytes]:

@@ -19,12 +19,13 @@ from rigs.users import CHEAP
 from etcdlite import auth as auth_module
 from etcdlite import flags, jwt_tokens, methods, passwords, proto
 from etcdlite import tokens as tokens_module
-from etcdlite.auth import OWN, Auth, Author, lease_puts
+from etcdlite.auth import OWN, Auth, Author
 from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.methods import LEASE_REVOKE, METHOD_BY_NAME, PUT, TXN
 from etcdlite.mvcc import Store
-from etcdlite.rights import KeySet
+from etcdlite.replica.state import lease_puts
+from etcdlite.rights import KeySet, interval_of, rights_steps
 from etcdlite.storage.steps import finish
 from etcdlite.tokens import SimpleTokens
 
@@ -66,6 +67,26 @@ def test_a_set_holds_what_its_ranges_cover_together(
         assert found.holds(key, range_end) == all(map(covered, inside))
     elif found.holds(key, range_end):
         assert covered(key)
+
+
+@given(st.lists(RANGES, max_size=4), st.data())
+def test_roles_are_put_together_in_steps(roles: list[Any], data: st.DataObject) -> None:
+    kinds = [data.draw(st.lists(st.sampled_from((READ, WRITE, BOTH)), min_size=len(role)))
+             for role in roles]  # fmt: skip
+    records, permitted = [], {READ: [], WRITE: []}  # type: ignore[var-annotated]
+    for role, kinds_of in zip(roles, kinds, strict=True):
+        permissions = []
+        for (start, end), kind in zip(role, kinds_of, strict=False):
+            permissions.append(proto.Permission(permType=kind, key=start, range_end=end or b"\0"))
+            for one in (READ, WRITE) if kind == BOTH else (kind,):
+                permitted[one].append(interval_of(start, end or b"\0"))
+        records.append(proto.Role(name=b"r", keyPermission=permissions).encode())
+    rights = finish(rights_steps(frozenset({"r"}), records))
+    assert rights.read.ranges() == KeySet(permitted[READ]).ranges()
+    assert rights.write.ranges() == KeySet(permitted[WRITE]).ranges()
+    assert not rights.is_root
+    root = finish(rights_steps(frozenset({"r", "root"}), records))
+    assert root.is_root and root.write.holds(b"b", b"a") and root.read.holds(b"", b"\0")
 
 
 def test_ranges_that_touch_are_one() -> None:

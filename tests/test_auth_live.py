@@ -341,14 +341,35 @@ def test_users_of_a_cluster(live: LiveCluster, tmp_path: Path) -> None:
     subprocess.run([*command, f"--data-dir={restored}"], check=True, cwd=ROOT, capture_output=True)
     alone = ServerProcess(restored, [], (sys.executable, "-m", "etcdlite"))
     try:
-        side = Side(alone.start().endpoint)
-        side.tokens = first.tokens
+        side = Side(alone.start().endpoint, dict(first.tokens))
         assert side.ask("", "kv/range", {"key": b64("a")})[0] == 400
         assert side.ask("root", "kv/range", {"key": b64("a")})[0] == 401, "of another cluster"
         assert side.ask("", "auth/authenticate", {"name": "root", "password": "root"})[0] == 200
         assert side.ask("root", "auth/user/get", {"name": "bob"})[1]["roles"] == ["green"]
     finally:
         alone.close()
+
+    # The member that is left of a lost quorum goes on with them, and so do tokens.
+    left = live.members["m1"]
+    for member in live.running:
+        member.kill()
+    for flags in (["--force-new-cluster"], []):
+        left.start(*flags)
+        side = Side(left.endpoint, first.tokens)
+
+        def is_alone(side: Side = side) -> bool:
+            status, answer = side.ask("root", "cluster/member/list", {})
+            return status == 200 and len(answer["members"]) == 1
+
+        wait_until(is_alone, "it is a cluster of its own")
+        assert side.ask("root", "auth/role/add", {"name": f"new {flags}"})[0] == 200
+        assert side.ask("root", "kv/put", {"key": b64("a")})[0] == 200
+        assert side.ask("ann", "kv/put", {"key": b64("a")})[0] == 403
+        assert side.ask("", "kv/put", {"key": b64("a")})[0] == 400
+        assert side.ask("", "auth/enable", {})[0] == 400
+        if flags:
+            left.wait_for_log("start it without --force-new-cluster")
+        left.kill()
 
 
 # The protocols.

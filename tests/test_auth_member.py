@@ -12,7 +12,8 @@ from rigs.lone_member import LoneMember
 from rigs.users import CHEAP, User, add_users
 
 from etcdlite import auth as auth_module
-from etcdlite import methods, passwords, proto
+from etcdlite import methods, passwords, proto, rights
+from etcdlite.auth import Auth
 from etcdlite.errors import EtcdError
 from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.ranges import SAMPLE_KEYS
@@ -342,6 +343,89 @@ def test_the_door_remembers_few_tokens(
         for user in (other, ann):
             assert not isinstance(user.ask("KV.Put", key=b"a"), str)
             assert user.ask("KV.Put", key=b"x") == DENIED
+
+
+@pytest.fixture
+def overloaded(lone: LoneMember, monkeypatch: pytest.MonkeyPatch) -> tuple[User, User, list[str]]:
+    """root, and `max`, whose permissions take many steps to put together; and for whom they were,
+    so often."""
+    monkeypatch.setattr(rights, "PERMISSIONS_PER_STEP", 8)
+    add_users(lone)
+    root = User(lone).log_in("root")
+    root.ask("Auth.UserAdd", name="max", password="max")
+    for role in range(6):
+        root.ask("Auth.RoleAdd", name=f"r{role}")
+        root.ask("Auth.UserGrantRole", user="max", role=f"r{role}")
+        for number in range(role, 60, 6):
+            key, end = b"a%02d" % number, b"a%02d" % (number + 1)
+            perm = proto.Permission(permType=proto.Permission.READWRITE, key=key, range_end=end)
+            root.ask("Auth.RoleGrantPermission", name=f"r{role}", perm=perm)
+    learned: list[str] = []
+    learn_steps = Auth._learn_steps
+
+    def learn(self: Auth, name: str) -> Iterator[None]:
+        if name == "max":
+            learned.append(name)
+        return learn_steps(self, name)
+
+    monkeypatch.setattr(Auth, "_learn_steps", learn)
+    return root, User(lone).log_in("max"), learned
+
+
+ASKED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("KV.Put", {"key": b"a05"}),
+    ("KV.Range", {"key": b"a05"}),
+    ("KV.Range", {"key": b"a05", "serializable": True}),
+    ("KV.Range", {"key": b"a00", "range_end": b"a60"}),
+    ("KV.RangeStream", {"key": b"a00", "range_end": b"a60"}),
+    ("KV.DeleteRange", {"key": b"a10", "range_end": b"a20"}),
+    ("KV.Txn", {"success": [proto.RequestOp(request_put=proto.PutRequest(key=b"a1"))]}),
+    ("Lease.LeaseRevoke", {"ID": 1}),
+    ("Lease.LeaseKeepAlive", {"ID": 2}),
+    ("Lease.LeaseTimeToLive", {"ID": 3, "keys": True}),
+    ("Lease.LeaseLeases", {}),
+    ("Lock.Lock", {"name": b"a03"}),
+    ("Watch.Watch", {"create_request": proto.WatchCreateRequest(key=b"a00", range_end=b"a60")}),
+)
+
+
+@pytest.mark.parametrize(("name", "fields"), ASKED)
+def test_many_permissions_are_put_together_in_steps(
+    overloaded: tuple[User, User, list[str]], name: str, fields: dict[str, Any]
+) -> None:
+    root, user, learned = overloaded
+    for lease in (1, 2, 3):
+        root.ask("Lease.LeaseGrant", ID=lease, TTL=60)
+        root.ask("KV.Put", key=b"a3%d" % lease, lease=lease)
+    root.ask("Auth.RoleAdd", name="one more")  # What is known ends with any change.
+    del learned[:]
+    answer = user.ask(name, **fields)
+    assert not isinstance(answer, str), answer
+    if name == "Watch.Watch":
+        assert answer[0].created and not answer[0].canceled
+    assert learned == ["max"]
+    assert (
+        user.ask("KV.Put", key=b"a60") == user.ask("KV.Range", key=b"a", range_end=b"b") == DENIED
+    )
+    assert learned == ["max"]
+
+
+def test_requests_that_wait_for_the_same_permissions_share_the_work(
+    overloaded: tuple[User, User, list[str]],
+) -> None:
+    root, user, learned = overloaded
+    for changes in (0, 1):
+        root.ask("Auth.RoleAdd", name=f"another {changes}")
+        del learned[:]
+        ids = [user.send("KV.Put", key=b"a07") for _ in range(20)]
+        ids += [user.send("KV.Range", key=b"a07") for _ in range(20)]
+        ids += [user.send("KV.Range", key=b"a07", range_end=b"a3") for _ in range(20)]
+        if changes:
+            root.send("Auth.RoleAdd", name="amid")
+        user.lone.settle()
+        refused = {answer for answer in map(user.answers.get, ids) if isinstance(answer, str)}
+        assert refused <= ({OLD} if changes else set())
+        assert learned == ["max"] * (1 + changes)
 
 
 def test_a_write_from_before_auth_was_enabled(house: LoneMember, root: User) -> None:

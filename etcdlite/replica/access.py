@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from etcdlite.auth import CHECKS, OWN, Auth, Author
+from etcdlite.auth import CHECKS, OWN, Auth, Author, RightsUnknown
 from etcdlite.errors import EtcdError
 from etcdlite.methods import PUT, RANGE
 from etcdlite.replica.state import State
@@ -32,14 +32,15 @@ MAX_RECENT = 1024
 class Access:
     """See the module's docstring. Ask `auth.enabled` first: it costs less than a call."""
 
-    def __init__(
-        self, state: State, tokens: Tokens, when_current: Callable[[Callable[[], None]], None]
-    ) -> None:
-        """`when_current(do)` calls `do` once this member has applied all that was committed before,
-        or cannot learn what that is."""
+    when_current: Callable[[Callable[[], None]], None]
+    """`when_current(do)` calls `do` once this member has applied all that was committed before, or
+    cannot learn what that is. Set by `Reads`, as is `when_known(author, do)`, which calls `do` once
+    the rights of a user are known."""
+    when_known: Callable[[Author, Callable[[], None]], None]
+
+    def __init__(self, state: State, tokens: Tokens) -> None:
         self.auth: Auth = state.auth
         self._tokens = tokens
-        self._when_current = when_current
         self._recent: dict[str, tuple[int, Author, Rights]] = {}
         """What the tokens of recent requests permit: the auth revision as of which this holds, the
         author, and its rights. A token that has ended counts until `forget` is called."""
@@ -81,20 +82,22 @@ class Access:
         if session is None or author is None or author.is_member:
             return
         token = session.token(request_id)
-        rights = self.auth.rights_of(author.name)
-        if token and rights is not None:
+        if token:
             if len(self._recent) >= MAX_RECENT:
                 self._recent.clear()
-            self._recent[token] = (self.auth.revision, author, rights)
+            self._recent[token] = (self.auth.revision, author, self.auth.rights(author))
 
     def forget(self) -> None:
         """Look at tokens again. Call it several times a second."""
         self._recent.clear()
 
     def retry(self, refused: EtcdError, again: Callable[[], None]) -> bool:
-        """Whether a check failed only because this member is behind. Then `again` is called when it
-        is not; it must not call this."""
-        if not isinstance(refused, TokenAhead):
+        """Whether a check failed only because this member is behind, or does not know the rights of
+        the user yet. Then `again` is called when that is over; it must not call this."""
+        if isinstance(refused, TokenAhead):
+            self.when_current(again)
+        elif isinstance(refused, RightsUnknown):
+            self.when_known(refused.author, again)
+        else:
             return False
-        self._when_current(again)
         return True

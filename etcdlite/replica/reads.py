@@ -32,7 +32,7 @@ from itertools import chain
 from typing import Any
 
 from etcdlite import log, proto, ranges, txn
-from etcdlite.auth import Author
+from etcdlite.auth import Author, RightsUnknown
 from etcdlite.errors import UNAVAILABLE, EtcdError, error
 from etcdlite.methods import (
     HASH,
@@ -52,7 +52,7 @@ from etcdlite.raft import NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import Entry
 from etcdlite.replica.access import Access
 from etcdlite.replica.state import State
-from etcdlite.request import Session, Steps, Waiter, fail_all, warn_slow
+from etcdlite.request import Asked, Session, Steps, Waiter, fail_all, warn_slow
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.steps import join_steps
 
@@ -163,6 +163,8 @@ class Reads:
         self._state = state
         self._raft = raft
         self._access = access
+        access.when_current = self._when_current
+        access.when_known = self._when_known
         self._slice_is_over = slice_is_over
         self._request_timeout_s = options.request_timeout_s
         self._waiting: deque[Group] = deque()
@@ -224,6 +226,12 @@ class Reads:
     def check_renewal(self, session: Session, author: Author | None, lease_id: int) -> None:
         """Answer b"" if the author may write all keys of the lease, as of what is applied here."""
         self.ready.append((0, [(session, 0, KEEP_ALIVE, (author, lease_id))], 0.0))
+
+    def _when_current(self, do: Callable[[], None]) -> None:
+        self.read(Asked(lambda answer: do()), 0, KEEP_ALIVE, None)
+
+    def _when_known(self, author: Author, do: Callable[[], None]) -> None:
+        self.check_renewal(Asked(lambda answer: do()), author, 0)
 
     # ReadIndex rounds.
 
@@ -392,6 +400,8 @@ class Reads:
         except DataDamaged as damage:
             _fail_damaged(read, damage)
             return True
+        except RightsUnknown:
+            pass
         except EtcdError as refused:
             session.fail(request_id, method, refused)
             return True
@@ -427,7 +437,11 @@ class Reads:
         """`steps`, if the one who asks may read this. Raises EtcdError."""
         session, request_id, method, request = read
         auth = self._state.auth
-        author = self._access.check(session, request_id, method, request)
+        try:
+            author = self._access.check(session, request_id, method, request)
+        except RightsUnknown as unknown:
+            yield from auth.learn_steps(unknown.author)
+            author = self._access.check(session, request_id, method, request)
         revision = auth.revision
         if method == LEASE_LEASES or (method == TIME_TO_LIVE and request.keys):
             yield from auth.lease_read_steps(
@@ -693,8 +707,8 @@ def _leases(state: State, request: proto.LeaseLeasesRequest) -> Steps:
 
 
 def _renewal(state: State, request: tuple[Author | None, int] | None) -> Steps:
-    """An empty answer: that this member leads, or that this author may renew the lease. Raises
-    PermissionDenied."""
+    """An empty answer: that this member leads, or that this author may renew the lease (0: none).
+    Raises PermissionDenied."""
     if request is not None:
         author, lease_id = request
         yield from state.auth.lease_steps(state.lessor, author, [(lease_id, None)])

@@ -18,13 +18,14 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from etcdlite import log, proto, txn
-from etcdlite.auth import Auth, Author, lease_puts
+from etcdlite.auth import Auth, Author
 from etcdlite.errors import EtcdError, error
 from etcdlite.identity import Identity
 from etcdlite.methods import (
     ALARM_METHOD,
     COMPACT,
     LEASE_GRANT,
+    LEASE_REVOKE,
     PUT,
     ROWS,
     TXN,
@@ -134,6 +135,7 @@ class State:
                     if method == PUT and not (request.lease or request.prev_kv):
                         # Hot path: a plain put changes neither the author nor its rights.
                         if writable is None:
+                            yield from auth.learn_steps(auth.author)
                             writable = auth.writable(auth.author)
                         if not writable.holds(request.key):
                             raise error("PermissionDenied")
@@ -142,6 +144,7 @@ class State:
                         if store.revision != noted:
                             self.timeline.note_user(noted + 1, auth.author)
                             noted = store.revision
+                        yield from auth.learn_steps(auth.author)
                         auth.check(auth.author, method, request)
                         if puts := lease_puts(method, request):
                             yield from auth.lease_steps(self.lessor, auth.author, puts)
@@ -260,6 +263,22 @@ def needs_space(method: int, request: Any) -> bool:
         ):
             return True
     return False
+
+
+def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
+    """The leases whose keys the author needs permission to write, each with the key that the
+    request attaches to it, or None if the request revokes it."""
+    if method == PUT:
+        return [(request.lease, request.key)] if request.lease else []
+    if method == TXN:
+        found: list[tuple[int, bytes | None]] = []
+        for op in (*request.success, *request.failure):
+            if op.request_put is not None:
+                found += lease_puts(PUT, op.request_put)
+            elif op.request_txn is not None:
+                found += lease_puts(TXN, op.request_txn)
+        return found
+    return [(request.ID, None)] if method == LEASE_REVOKE else []
 
 
 # Appliers: one per method, except puts and transactions, which `State.apply` carries out itself.

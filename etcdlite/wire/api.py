@@ -203,7 +203,8 @@ def _time_to_live(
                     rights.check_read(key)
             session.reply(request_id, method, answer)
         except EtcdError as failure:
-            session.fail(request_id, method, failure)
+            if not member.access.retry(failure, partial(answered, answer)):
+                session.fail(request_id, method, failure)
 
     _ask_leader(member, Asked(answered), request_id, method, frame)
 

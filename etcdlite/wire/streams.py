@@ -209,6 +209,10 @@ def etcd_backup_parts(member: Member) -> Iterator[bytes]:
     image: EtcdImage | None = None
     try:
         image = EtcdImage(store)
+        for _ in image.prepare_steps():
+            yield b""
+            if member.state.store is not store:
+                raise EtcdError(UNAVAILABLE, _REPLACED)
         if image.users_without_bcrypt:
             log.warn(
                 "users in a backup for etcd cannot log in there",
@@ -216,10 +220,6 @@ def etcd_backup_parts(member: Member) -> Iterator[bytes]:
                 why="etcd does not know the argon2id hashes of their passwords",
                 next="set their passwords again in etcd; see docs/etcd-backups.md",
             )
-        for _ in image.prepare_steps():
-            yield b""
-            if member.state.store is not store:
-                raise EtcdError(UNAVAILABLE, _REPLACED)
         left = image.size_bytes
         for part in image.parts():
             left -= len(part)
@@ -335,8 +335,8 @@ class RangeStreamCall(Call):
         self._count = 0
         self._is_closed = False
 
-    def message(self, body: bytes) -> None:
-        if self._request is not None:
+    def message(self, body: bytes, is_again: bool = False) -> None:
+        if self._request is not None or self._is_closed:
             return
         request = proto.decode_request(proto.RangeRequest.decode, body)
         txn.check_range(request)
@@ -347,7 +347,12 @@ class RangeStreamCall(Call):
             raise error("InvalidSortOption")
         auth = self.member.state.auth
         if auth.enabled:
-            self.member.access.check(self, self.request_id, RANGE, request)
+            try:
+                self.member.access.check(self, self.request_id, RANGE, request)
+            except EtcdError as refused:
+                if is_again or not self.member.access.retry(refused, partial(self._again, body)):
+                    raise
+                return
         self._checked_under = _rules(auth)
         self._request = request
         self._is_whole = bool(
@@ -365,6 +370,12 @@ class RangeStreamCall(Call):
             self.member.reads.read_now(self, self.request_id, RANGE, first)
         else:
             self.member.reads.read(self, self.request_id, RANGE, first, len(body))
+
+    def _again(self, body: bytes) -> None:
+        try:
+            self.message(body, True)
+        except EtcdError as failure:
+            self.fail(self.request_id, self.method, failure)
 
     def awaits(self, request_id: int) -> bool:
         return not self._is_closed

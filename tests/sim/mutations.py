@@ -757,12 +757,11 @@ def _previous_values_are_told_to_those_who_may_only_write(patch: Patch) -> None:
 
 @mutation(users=True, load={"range": 30.0, "delete_range": 10.0})
 def _permissions_that_touch_do_not_count_together(patch: Patch) -> None:
-    def apart(self: Any, ranges: Any) -> None:
-        found = sorted(set(ranges))
-        self._starts = [start for start, _ in found]
-        self._ends = [end for _, end in found]
+    def apart(self: Any, start: bytes, end: bytes) -> None:
+        self._starts.append(start)
+        self._ends.append(end)
 
-    patch.set(auth.KeySet, "__init__", apart)
+    patch.set(auth.KeySet, "add", apart)
 
 
 @mutation(users=True, load={"range": 30.0, "delete_range": 10.0})
@@ -830,10 +829,9 @@ def _rights_survive_a_snapshot(patch: Patch) -> None:
     """As in etcd issue 14571."""
 
     def forgetful(self: Any, store: Any) -> None:
-        known, roles = getattr(self, "_rights", None), getattr(self, "_roles", None)
+        known = dict(self._rights)
         restore(self, store)
-        if known is not None:
-            self._rights, self._roles = known, roles
+        self._rights.update(known)
 
     restore = patch.set(auth.Auth, "restore", forgetful)
 
