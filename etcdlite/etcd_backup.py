@@ -81,16 +81,17 @@ class EtcdImage:
         self._history = History(store)
         self.size_bytes = 0
         """Of the whole backup; known after `prepare_steps`."""
-
-    @property
-    def users_without_bcrypt(self) -> int:
-        """Users who cannot log in to an etcd that restores the backup."""
-        users = map(proto.User.decode, self._small[b"authUsers"].values())
-        return sum(bool(user.password) and not is_bcrypt(user.password) for user in users)
+        self.users_without_bcrypt = 0
+        """Users who cannot log in to an etcd that restores the backup; known then, too."""
 
     def prepare_steps(self) -> Generator[None, None, None]:
         """Measure the backup, in steps. Raises DataDamaged, OSError."""
         yield from self._history.scan_steps()
+        for count, record in enumerate(self._small[b"authUsers"].values(), 1):
+            password = proto.User.decode(record).password
+            self.users_without_bcrypt += bool(password) and not is_bcrypt(password)
+            if count % STEP_ITEMS == 0:
+                yield
         buckets = []
         for name, records in self._small.items():
             buckets.append((yield from _bucket_steps(name, records, self._limits)))

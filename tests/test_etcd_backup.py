@@ -33,7 +33,7 @@ from rigs.real_etcd import distributed, running_etcd, without_settings
 from rigs.store_rig import StoreRig, finish
 
 from etcdlite import backup, bolt, proto
-from etcdlite.etcd_backup import DIGEST_BYTES, REVISION, EtcdImage
+from etcdlite.etcd_backup import DIGEST_BYTES, REVISION, STEP_ITEMS, EtcdImage
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.snap import SnapshotError
 from etcdlite.storage.data import AUTH_ROLE, AUTH_USER, MEMBER, U64
@@ -400,6 +400,22 @@ def test_the_leases_of_a_backup_are_sorted_in_steps() -> None:
     reader = bolt.Reader(io.BytesIO(data), len(data) - DIGEST_BYTES)
     leases = [key for key, _ in reader.items(reader.buckets()[b"lease"])]
     assert leases == [lease.to_bytes(8, "big") for lease in range(1, count + 1)]
+
+
+def test_users_whom_etcd_will_not_know_are_counted_in_steps() -> None:
+    rig = StoreRig(limits=DEFAULT_LIMITS)
+    hashes = [b"$argon2id$x", b"$2a$10$x", b""]
+    count = 8 * STEP_ITEMS
+    for n in range(count):
+        name = b"u%d" % n
+        rig.store.set_bucket(
+            AUTH_USER, name, proto.User(name=name, password=hashes[n % 3]).encode()
+        )
+    rig.store.mark(count, 1)
+    image = EtcdImage(rig.store)
+    assert sum(1 for _ in image.prepare_steps()) >= count // STEP_ITEMS
+    assert image.users_without_bcrypt == (count + 2) // 3
+    image.close()
 
 
 def test_large_values_that_a_compaction_dropped_are_skipped_in_steps() -> None:
