@@ -357,8 +357,11 @@ class Client:
         else:
             token = self.oracle.logged_in(op, answer.token)
             self.tokens = [*self.tokens[-1:], token]
-            # What was asked before and is not answered yet may be taken for either.
-            self.identities.append(token)
+            # What was asked before and is not answered yet may be taken for either, or for any of
+            # several: its list may be older than this one.
+            lists = [self.identities, *(asked.identities for asked in self._open_ops.values())]
+            for identities in {id(each): each for each in lists}.values():
+                identities.append(token)
             self.identities = [token]
             self.world.note(f"{self.name} is {token.name}, auth revision {token.revision}")
         if self.watches and not self._watch_stream:
