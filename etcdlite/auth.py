@@ -49,6 +49,7 @@ from etcdlite.methods import ROWS, Permission
 from etcdlite.mvcc import Store
 from etcdlite.rights import EVERYTHING, ROOT, KeySet, Rights, rights_steps
 from etcdlite.storage.data import AUTH, AUTH_ROLE, AUTH_USER
+from etcdlite.swap import Swap
 
 MAX_NAME_BYTES = 4096
 """The longest name of a user or a role, in UTF-8."""
@@ -570,7 +571,13 @@ def _check_delete_range(auth: Auth, author: Author | None, request: Any) -> None
 def _check_txn(auth: Auth, author: Author | None, request: Any) -> None:
     """Both branches count, whichever will be carried out; so do nested transactions, and the
     previous values of puts."""
-    if auth.rights(author).is_root:
+    rights = auth.rights(author)
+    if rights.is_root:
+        return
+    if request.__class__ is Swap:
+        # As below, without the messages.
+        rights.check_read(request.key)
+        rights.check_write(request.key)
         return
     for compare in request.compare:
         _check_range(auth, author, compare)

@@ -27,6 +27,7 @@ from etcdlite.mvcc import Store
 from etcdlite.replica.state import lease_puts
 from etcdlite.rights import KeySet, interval_of, rights_steps
 from etcdlite.storage.steps import finish
+from etcdlite.swap import Swap, decode_txn
 from etcdlite.tokens import SimpleTokens
 
 HASH = passwords.hash_password("secret", CHEAP)
@@ -442,6 +443,34 @@ def test_denied(open_house: Auth, text: str) -> None:
     assert not may(open_house, "a", method, request)
     assert may(open_house, "root", method, request)
     open_house.check(OWN, method, request)
+
+
+@pytest.mark.parametrize("value", [b"v", None])
+def test_a_swap_is_permitted_to_those_who_may_do_its_parts(auth: Auth, value: bytes | None) -> None:
+    key, range_end = b"k", b"l"
+    for kind, name in ((READ, "reader"), (WRITE, "writer"), (BOTH, "both")):
+        add_user(auth, name)
+        add_role(auth, name)
+        grant(auth, name, name)
+        permit(auth, name, kind, key, range_end)
+    enable(auth)
+    put = proto.PutRequest(key=key, value=value or b"", lease=5)
+    success = proto.RequestOp(request_put=put)
+    if value is None:
+        success = proto.RequestOp(request_delete_range=proto.DeleteRangeRequest(key=key))
+    parts = proto.TxnRequest(
+        compare=[proto.Compare(key=key, target=proto.Compare.MOD, mod_revision=3)],
+        success=[success],
+        failure=[proto.RequestOp(request_range=proto.RangeRequest(key=key))],
+    )
+    swap = decode_txn(parts.encode())
+    assert isinstance(swap, Swap)
+    for name in ("reader", "writer", "both", "root"):
+        expected = name in ("both", "root")
+        assert may(auth, name, TXN, swap) == may(auth, name, TXN, parts) == expected, name
+    assert name_of(lambda: auth.check(None, TXN, swap)) == "UserEmpty"
+    assert name_of(lambda: auth.check(Author("both", 1), TXN, swap)) == "AuthOldRevision"
+    assert lease_puts(TXN, swap) == lease_puts(TXN, parts) == ([(5, key)] if value else [])
 
 
 def test_every_method_is_refused_to_strangers_unless_the_table_says_so(open_house: Auth) -> None:

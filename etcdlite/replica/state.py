@@ -268,7 +268,7 @@ def needs_space(method: int, request: Any) -> bool:
 def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
     """The leases whose keys the author needs permission to write, each with the key that the
     request attaches to it, or None if the request revokes it."""
-    if method == PUT:
+    if method == PUT or request.__class__ is Swap:
         return [(request.lease, request.key)] if request.lease else []
     if method == TXN:
         found: list[tuple[int, bytes | None]] = []
