@@ -7,7 +7,8 @@ comment before it says what a test must know and a reader sees from the text:
     <!-- test: background -->       a server in a terminal of its own: goes on when it is ready to
                                     serve; Ctrl-C stops the one of the block before
     <!-- test: answers=x,y -->      what is typed when a password is asked for
-    <!-- test: for=5 -->            it goes on until Ctrl-C, which comes after so many seconds
+    <!-- test: for=5 -->            it goes on until Ctrl-C, which comes after this many seconds
+    <!-- test: until="COMMAND" -->  the same, but Ctrl-C comes when the command succeeds
     <!-- test: fails -->            the last command must fail
     <!-- test: skip REASON -->      it does not run
     <!-- test: file=PATH -->        before a block of another language: its text is written to PATH
@@ -26,6 +27,7 @@ is only compared where the page shows it.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +41,15 @@ LANGUAGES = (*COMMANDS, "toml", "yaml", "json", "python", "text", "ini")
 MARKER = re.compile(r"<!-- test: (.*?) -->\n", re.S)
 SEPARATOR = "\x01"
 INTERRUPTED = (124, 130)
+"""Statuses of a command that `timeout` ended, and of one that got SIGINT."""
+
+INTERRUPT_WHEN = """\
+running=$(mktemp)
+( until {{ {command}; }} >/dev/null 2>&1; do sleep 0.2; done; kill -INT "$(cat $running)" ) &
+bash -c 'echo $$ > "$0"; exec timeout --signal=INT 60 bash -e' "$running" <<'THE_END'
+{script}THE_END
+"""
+"""`timeout` passes the signal on to what it runs."""
 
 
 class Step(NamedTuple):
@@ -56,6 +67,7 @@ class Step(NamedTuple):
     answers: tuple[str, ...] = ()
     fails: bool = False
     seconds: int = 0
+    until: str = ""
 
     @property
     def place(self) -> str:
@@ -128,7 +140,7 @@ def _marked(step: Step, marker: str) -> Step:
             hosts = tuple(host.removeprefix("host=").split(","))
         assert rest, f"{step.place}: say why, or what"
         return step._replace(verb=words[0], argument=rest, hosts=hosts)
-    for word in words:
+    for word in shlex.split(marker):
         name, _, value = word.partition("=")
         if name == "host":
             step = step._replace(hosts=tuple(value.split(",")))
@@ -136,6 +148,8 @@ def _marked(step: Step, marker: str) -> Step:
             step = step._replace(answers=tuple(value.split(",")))
         elif name == "for":
             step = step._replace(seconds=int(value))
+        elif name == "until":
+            step = step._replace(until=value)
         elif name == "fails":
             step = step._replace(fails=True)
         elif name in ("background", "stop", "kill", "file"):
@@ -230,8 +244,10 @@ def _carry_out(step: Step, machine: Machine) -> str:
         script = step.text or step.argument
         if step.seconds:
             script = f"timeout --signal=INT {step.seconds} bash -e <<'THE_END'\n{script}THE_END\n"
+        elif step.until:
+            script = INTERRUPT_WHEN.format(command=step.until, script=script)
         status, printed = machine.run(script, step.answers)
-        if step.seconds and status in INTERRUPTED:
+        if (step.seconds and status in INTERRUPTED) or (step.until and status == INTERRUPTED[1]):
             status = 0
         if (status != 0) != step.fails:
             return f"status {status}, printed:\n{printed[-3000:]}\nof:"
