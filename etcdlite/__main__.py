@@ -26,11 +26,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     from etcdlite import config, flags, log
 
     def load() -> config.Config:
-        return config.load(
-            sys.argv[1:] if argv is None else argv,
-            environ or os.environ,
-            has_member=lambda data_dir: os.path.isdir(f"{data_dir}/member"),
-        )
+        return _load(sys.argv[1:] if argv is None else argv, environ or os.environ)
 
     try:
         settings = load()
@@ -85,6 +81,19 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         return 1
 
 
+def _load(argv: Sequence[str], environ: Mapping[str, str]) -> Any:
+    """The settings. Raises ConfigError."""
+    from etcdlite import config
+    from etcdlite.records import replace
+
+    settings = config.load(
+        argv, environ, has_member=lambda data_dir: os.path.isdir(f"{data_dir}/member")
+    )
+    # The log names the files, and is read elsewhere.
+    wal_dir = settings.wal_dir and os.path.abspath(settings.wal_dir)
+    return replace(settings, data_dir=os.path.abspath(settings.data_dir), wal_dir=wal_dir)
+
+
 def _end(signum: int, frame: object) -> None:
     """End the process at once, by the signal itself."""
     signal.signal(signum, signal.SIG_DFL)
@@ -99,6 +108,7 @@ def _report(failure: Exception) -> None:
 
     from etcdlite import log
     from etcdlite.datadir import StartError
+    from etcdlite.permissions import NOT_ALLOWED, remedy
     from etcdlite.storage.data import DataDamaged
     from etcdlite.threads import DiskFailed
     from etcdlite.wal import WALError
@@ -118,7 +128,14 @@ def _report(failure: Exception) -> None:
             "systemd, ulimit -n) and start again"
         )
     elif isinstance(cause, OSError) and isinstance(failure, DiskFailed):
-        why = "the disk failed; stopping, because it is not known what it holds now"
+        why = (
+            "the disk failed; stopping, because it is not known what it holds now. See dmesg; "
+            "start again when the disk works, or replace this member"
+        )
+    elif isinstance(cause, OSError) and cause.filename and number in NOT_ALLOWED:
+        path = str(cause.filename)
+        log.fatal(f"cannot use {os.path.abspath(path)}: {cause.strerror}. {remedy(cause, path)}")
+        return
     elif isinstance(cause, OSError):
         why = "the operating system refused what the server cannot do without"
     elif isinstance(cause, ModuleNotFoundError) and not str(cause.name).startswith("etcdlite"):

@@ -11,6 +11,7 @@ yet.
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -112,6 +113,7 @@ def create_member(
     if not is_joining and len(founding.members) == 1:
         # With others, each member publishes its URLs once it runs: all must begin with the same.
         founding.members[0].clientURLs = client_urls
+        _warn_of_data_beside(disk, settings.data_dir)
     log.info(
         "starting local member",
         **{
@@ -135,6 +137,24 @@ def create_member(
         segment_bytes=settings.segment_bytes,
         wal_segment_bytes=settings.wal_segment_bytes,
     )
+
+
+def _warn_of_data_beside(disk: Disk, data_dir: str) -> None:
+    """The directory is named after the member, so a member with a new name begins without data."""
+    folder, own = os.path.split(os.path.abspath(data_dir))
+    if not own.endswith(".etcdlite"):
+        return
+    try:
+        names = disk.list(folder)
+    except OSError:
+        return  # It does not exist yet, or may not be read.
+    names = [name for name in names if name.endswith(".etcdlite")]
+    if others := [name for name in names if datadir.exists(disk, f"{folder}/{name}")]:
+        log.warn(
+            "this member begins without data, and there is data of other names beside it. If it "
+            "was renamed, stop it, and name the old directory as data-dir",
+            **{"data-dir": data_dir, "beside": ", ".join(sorted(others)[:3])},
+        )
 
 
 def new_cluster(name: str, initial_cluster: Iterable[tuple[str, str]], token: str) -> Founding:

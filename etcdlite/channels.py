@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
 from etcdlite import log
@@ -87,17 +88,19 @@ class Channels:
         """Read the files again. Logs what is wrong with them."""
         for maker in self._secrets.values():
             maker.reload()
-        self.look()
+        self.look(is_asked=True)
 
-    def look(self) -> None:
+    def look(self, is_asked: bool = False) -> None:
         """Read the files of TLS again if they changed, and log which certificates end soon, each
-        once a day. In a thread, because files may block. Call it now and then."""
+        once a day. In a thread, because files may block. Call it now and then. `is_asked`: an
+        operator waits for the result."""
         if self._credentials:
-            threading.Thread(target=self._look, name="certificates", daemon=True).start()
+            look = partial(self._look, is_asked)
+            threading.Thread(target=look, name="certificates", daemon=True).start()
 
-    def _look(self) -> None:
+    def _look(self, is_asked: bool) -> None:
         for credentials in list(self._credentials.values()):
-            credentials.look()
+            credentials.look(is_asked)
         self._warn_of_expiry()
 
     @property

@@ -46,6 +46,7 @@ from etcdlite.flags import (
 )
 from etcdlite.log import quoted, shorten
 from etcdlite.notation import load_toml
+from etcdlite.permissions import user_name
 from etcdlite.records import record, replace
 from etcdlite.urls import collide, host_port, is_secure, is_wildcard, parse_initial_cluster
 
@@ -453,6 +454,8 @@ class _Reader:
             return layer
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
+            if isinstance(error, PermissionError):
+                reason = f"{reason} for user {user_name(os.geteuid())}"
             self.problems.append(f"{shown}: cannot be read: {reason}; correct it or use --config")
             return layer
         if len(data) > MAX_FILE_BYTES:

@@ -160,18 +160,19 @@ class Credentials:
 
     # Files.
 
-    def look(self) -> None:
-        """Read the files again if they changed. Blocks."""
+    def look(self, is_asked: bool = False) -> None:
+        """Read the files again if they changed, or if an operator asked for it. Blocks. Files that
+        do not fit may be half copied: the log tells it at the second look, or if it was asked."""
         with self._lock:
             self._look_at = self._clock() + RELOAD_S
             stamp = self._stamp()
-            if stamp in (self._loaded.stamp, self._refused):
+            if stamp in (self._loaded.stamp, self._refused) and not is_asked:
                 self._failed = None
                 return
             try:
-                self._loaded = self._load(stamp)
+                before, self._loaded = self._loaded, self._load(stamp)
             except CredentialsError as failure:
-                if stamp == self._failed:
+                if is_asked or stamp == self._failed:
                     self._refused = stamp
                     log.warn(
                         "new TLS files are refused; the old ones stay in use", why=str(failure)
@@ -179,6 +180,8 @@ class Credentials:
                 self._failed = stamp
             else:
                 self._failed = self._refused = None
+                if stamp == before.stamp:
+                    return
                 log.info("read changed TLS files", files=", ".join(path for path, *_ in stamp))
 
     def _stamp(self) -> _Stamp:

@@ -26,6 +26,7 @@ from etcdlite import proto
 from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.mvcc import Store
+from etcdlite.permissions import remedy
 from etcdlite.raft import HardState
 from etcdlite.raft_log import Entry
 from etcdlite.sealing import Keyring
@@ -92,9 +93,10 @@ def lock(disk: Disk, data_dir: str, wal_dir: str = "", own: Collection[str] = ()
             "give this one its own --data-dir"
         ) from None
     except OSError as failure:
+        where = str(failure.filename)
         raise StartError(
-            f"cannot use data directory {data_dir}: {failure.strerror}. Give a --data-dir that "
-            "this user may write to"
+            f"cannot use data directory {os.path.abspath(data_dir)}: {failure.strerror}. "
+            f"{remedy(failure, where if os.path.exists(where) else data_dir)}"
         ) from failure
 
 

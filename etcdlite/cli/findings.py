@@ -152,9 +152,9 @@ def _modes(facts: Facts) -> _Findings:
     if machine.foreign:
         yield (
             ERROR, machine.foreign[0],
-            f"it has another owner than {machine.data_dir}",
+            f"it has another owner than {machine.reference}",
             "the member may be unable to use it and stop",
-            f"chown -R --reference={machine.data_dir} {machine.data_dir}",
+            f"chown -R --reference={machine.reference} {machine.data_dir}",
         )  # fmt: skip
 
 
@@ -259,7 +259,9 @@ def _reachability(facts: Facts) -> _Findings:
     voters = [seen for seen in facts.members if not seen.is_learner]
     lost = [seen for seen in voters if seen.status is None]
     spare = (len(voters) - 1) // 2 - len(lost)
-    if spare < 0:
+    if not any(seen.member_id for seen in facts.members):
+        effect = "the other members are not known here"
+    elif spare < 0:
         effect = "without a majority nothing can be written"
     else:
         effect = f"the cluster survives the loss of {spare or 'no'} more"
@@ -268,7 +270,7 @@ def _reachability(facts: Facts) -> _Findings:
             at = f" at {seen.endpoint}" if seen.endpoint and seen.endpoint != seen.name else ""
             yield (
                 ERROR, seen.name, f"does not answer{at}: {seen.error}", effect,
-                "start it, correct the network, or replace the member",
+                "start it (its log says why it ended), correct the network, or replace it",
             )  # fmt: skip
         elif not seen.status.leader:
             yield (
@@ -318,9 +320,11 @@ def _clock(facts: Facts) -> _Findings:
     for name, (offset, open_s) in offsets.items():
         off_s = offset - median_s
         if abs(off_s) - open_s - median_open_s > MAX_CLOCK_S:
+            days = abs(off_s) / DAY_S
+            shown = f"{abs(off_s):.1f} s" if days < 1 else f"{days:.1f} days"
             yield (
                 ERROR if abs(off_s) > BAD_CLOCK_S else WARNING, name,
-                f"the clock is {abs(off_s):.1f} s {'ahead' if off_s > 0 else 'behind'}",
+                f"the clock is {shown} {'ahead' if off_s > 0 else 'behind'}",
                 "certificates, tokens and logs are judged by it",
                 "synchronize it, with systemd-timesyncd or chrony",
             )  # fmt: skip

@@ -20,11 +20,16 @@ from typing import NamedTuple
 from etcdlite import backup_status, x509
 from etcdlite.config import Config, ConfigError, check_files, load
 from etcdlite.flags import DEFAULT_FILE
+from etcdlite.permissions import may_read, user_name
 from etcdlite.records import replace
 from etcdlite.urls import host_port
 
 SERVICE_DIRECTORY = "/var/lib/etcdlite"
 """A relative data-dir of the service is below this."""
+
+SETTINGS = "/etc/"
+"""The service reads its settings, keys and certificates here by itself; what LoadCredential= passes
+on is elsewhere."""
 
 INSTANCE_FILES = re.compile(r"/etc/etcdlite/([^/]+)\.toml")
 """The configuration of etcdlite@NAME, which is named NAME (packaging/systemd/etcdlite@.service)."""
@@ -66,7 +71,9 @@ class Machine:
     open_to_others: list[str] = dataclasses.field(default_factory=list)
     """Files of the data directory, and private keys, that other users can read or change."""
     foreign: list[str] = dataclasses.field(default_factory=list)
-    """Files of the data directory with another owner than the directory."""
+    """Files of the data directory with another owner than `reference`."""
+    reference: str = ""
+    """The directory that has the right owner: the service's, or else the data directory."""
     disk: tuple[int, int] = (0, 0)
     """Of the file system of the data: (bytes free, bytes in total)."""
     syncs_s: list[float] = dataclasses.field(default_factory=list)
@@ -106,8 +113,13 @@ def look(file: str, is_named: bool) -> Machine | None:
     machine.config = config
     machine.backup = backup_status.read(config.backup_status_file)
     _look_at_certificates(machine, config)
+    _look_at_access(machine, config)
     if not os.path.isdir(data_dir):
         machine.unseen.append(f"the data directory {data_dir} (it does not exist)")
+    elif os.statvfs(data_dir).f_flag & os.ST_RDONLY:
+        machine.problems.append(
+            f"{data_dir}: its file system is read-only; mount it read-write, and see dmesg"
+        )
     elif not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
         machine.unseen.append(f"the data directory {data_dir}, processes and ports (run as root)")
         return machine
@@ -135,7 +147,9 @@ def _existing(path: str) -> str:
 
 def _look_at_files(machine: Machine, config: Config) -> None:
     data_dir = machine.data_dir
-    owner = os.stat(data_dir).st_uid
+    is_of_service = os.path.dirname(data_dir) == SERVICE_DIRECTORY
+    machine.reference = SERVICE_DIRECTORY if is_of_service else data_dir
+    owner = os.stat(machine.reference).st_uid
     for path in _files_of(data_dir, config.wal_dir):
         with contextlib.suppress(OSError):
             found = os.lstat(path)
@@ -150,6 +164,27 @@ def _look_at_files(machine: Machine, config: Config) -> None:
                 machine.open_to_others.append(key)
     space = os.statvfs(data_dir)
     machine.disk = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+
+
+def _look_at_access(machine: Machine, config: Config) -> None:
+    """Whether the user of the service may read what root has put in /etc."""
+    try:
+        service = os.stat(SERVICE_DIRECTORY)
+    except OSError:
+        return
+    for path in (
+        machine.file, config.cert_file, config.key_file, config.trusted_ca_file,
+        config.peer_cert_file, config.peer_key_file, config.peer_trusted_ca_file,
+        config.peer_secret_file, config.client_secret_file, config.encryption_key_file,
+    ):  # fmt: skip
+        if path.startswith(SETTINGS):
+            with contextlib.suppress(OSError):
+                if not may_read(path, service.st_uid, service.st_gid):
+                    user = user_name(service.st_uid)
+                    machine.problems.append(
+                        f"{path}: the user {user} cannot read it; "
+                        f"chown root:{user} {path} && chmod 640 {path}"
+                    )
 
 
 def _files_of(data_dir: str, wal_dir: str) -> Iterator[str]:

@@ -117,6 +117,40 @@ grep '^log-level = "debug"' /etc/etcdlite.toml
 systemd-analyze security etcdlite | tail -1
 systemd-analyze verify --man=no /lib/systemd/system/etcdlite*.service /lib/systemd/system/etcdlite*.timer
 
+# A data directory of its own, and a wrong owner, as doctor and the log say it.
+systemctl stop etcdlite
+mkdir /srv/etcdlite
+mv /var/lib/etcdlite/default.etcdlite /srv/etcdlite/data
+echo 'data-dir = "/srv/etcdlite/data"' >> /etc/etcdlite.toml
+if systemctl start etcdlite; then exit 1; fi
+journalctl -u etcdlite | grep -F 'cannot use data directory /srv/etcdlite/data: Read-only file system. Mount its'
+systemctl stop etcdlite
+mkdir -p /etc/systemd/system/etcdlite.service.d
+printf '[Service]\nReadWritePaths=/srv/etcdlite\n' > /etc/systemd/system/etcdlite.service.d/test.conf
+systemctl daemon-reload
+chown -R root: /srv/etcdlite/data
+if systemctl start etcdlite; then exit 1; fi
+journalctl -u etcdlite | grep -F 'belongs to root, and this process runs as etcdlite. As root: chown -R etcdlite: /srv/etcdlite/data'
+systemctl stop etcdlite
+chown -R etcdlite: /srv/etcdlite/data
+chmod 600 /etc/etcdlite.toml
+if systemctl start etcdlite; then exit 1; fi
+journalctl -u etcdlite | grep -F 'Permission denied for user etcdlite'
+(etcdlite-ctl doctor || test $? = 2) | grep -F 'the user etcdlite cannot read it'
+systemctl stop etcdlite
+chmod 644 /etc/etcdlite.toml
+systemctl start etcdlite
+test "$(value greeting)" = hello
+apt-get remove -y etcdlite > removed
+grep -F 'the data in /srv/etcdlite/data is left' removed
+apt-get install -y ./next.deb
+systemctl stop etcdlite
+mv /srv/etcdlite/data /var/lib/etcdlite/default.etcdlite
+sed -i '$d' /etc/etcdlite.toml
+rm -r /etc/systemd/system/etcdlite.service.d /srv/etcdlite
+systemctl daemon-reload
+systemctl start etcdlite
+
 # Remove keeps data and configuration; purge keeps data and says so.
 pgrep_etcdlite
 apt-get remove -y etcdlite

@@ -1,0 +1,58 @@
+"""Why this process, or another user, may not use a path, and what to do about it, in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What `remedy` is about."""
+
+
+def user_name(uid: int) -> str:
+    """The name of a user, or the number if there is none."""
+    import pwd  # Only an error needs it.
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def remedy(failure: OSError, path: str) -> str:
+    """What to do about a file or directory that this process may not use: sentences."""
+    if failure.errno == errno.EROFS:
+        return (
+            "Mount its file system read-write, and see dmesg if that was done by an error. If only "
+            "the unit of systemd may not write there, name the directory in ReadWritePaths= with "
+            "'systemctl edit etcdlite'"
+        )
+    if failure.errno not in NOT_ALLOWED:
+        return "Correct that, or give another --data-dir"
+    path, user = os.path.abspath(path), user_name(os.geteuid())
+    found = path
+    while True:
+        try:
+            owner = user_name(os.stat(found).st_uid)
+            break
+        except OSError:  # It does not exist, or is in a directory that is closed to this user.
+            found = os.path.dirname(found)
+    if found != path:
+        todo = f"mkdir {path}; chown {user}: {path}"
+    elif owner != user:
+        todo = f"chown -R {user}: {path}"
+    else:
+        todo = f"chmod -R u+rwX {path}"
+    return f"{found} belongs to {owner}, and this process runs as {user}. As root: {todo}"
+
+
+def may_read(path: str, uid: int, gid: int) -> bool:
+    """Whether the mode of a file lets a user read it, who is in this group and no other. Raises
+    OSError. Access control lists and the directories above are not looked at."""
+    found = os.stat(path)
+    if uid == found.st_uid:
+        return bool(found.st_mode & stat.S_IRUSR)
+    if gid == found.st_gid:
+        return bool(found.st_mode & stat.S_IRGRP)
+    return bool(found.st_mode & stat.S_IROTH) or uid == 0
