@@ -35,13 +35,13 @@ class Limits:
     flush_bytes: int = 512 << 10
     """A large change reaches the data file in parts of this size, before its mark."""
 
-    pack_keys: int = 2048
+    pack_keys: int = 256
     """Keys per chunk of a checkpoint."""
 
     pack_bytes: int = 256 << 10
     """Bytes of keys, or of the superseded versions of one key, per chunk of a checkpoint."""
 
-    pack_revisions: int = 8192
+    pack_revisions: int = 2048
     """Revisions per chunk of a checkpoint."""
 
     scan_step_keys: int = 256
@@ -54,14 +54,14 @@ class Limits:
     """Keys created, and keys deleted, that are kept for counts as of older revisions. A count looks
     at up to twice as many of each kind, which takes 3 ms."""
 
-    compact_step_keys: int = 256
+    compact_step_keys: int = 32
     """Keys that one step of a compaction visits."""
 
-    compact_step_versions: int = 4096
+    compact_step_versions: int = 128
     """Versions that one step of a compaction drops."""
 
-    clean_step_records: int = 128
-    """Records that one step of cleaning a segment reads or moves."""
+    clean_block_records: int = 128
+    """Records that cleaning a segment moves at once. An eighth of them is read in one step."""
 
     # The store and requests to it.
 
@@ -80,10 +80,10 @@ class Limits:
     history_step_records: int = 256
     """Records that one step of a reading of all history reads."""
 
-    hash_step_versions: int = 64
+    hash_step_versions: int = 16
     """Versions that one step of a hash reads."""
 
-    hash_part_versions: int = 64
+    hash_part_versions: int = 16
     """Versions of a key that a hash looks up at once."""
 
     compare_step_keys: int = 256

@@ -49,6 +49,7 @@ from etcdlite.raft import (
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, Entry
 from etcdlite.replica import membership
 from etcdlite.replica.access import Access
+from etcdlite.replica.background import Background
 from etcdlite.replica.catch_up import CatchUp
 from etcdlite.replica.corruption import HashCheck
 from etcdlite.replica.forced import ForcedCluster
@@ -77,18 +78,6 @@ OVERHEAD_BYTES = 512 << 10
 SLICE_S = 0.002
 """A turn spends this long on work that the next turn can continue."""
 
-SHORT_SLICE_S = 0.0005
-"""A turn spends this long on background work while clients are active and would wait for it."""
-
-BUSY_S = 0.01
-"""Clients count as active for this long after a request."""
-
-FEW_WRITES = 64
-"""With more proposals pending than this, background work takes whole slices."""
-
-MAX_MAINTENANCE_PAUSE_S = 0.0025
-"""Background work waits at most this long for a write that is being saved."""
-
 PUBLISH_RETRY_S = 1.0
 """How often a member checks whether the cluster knows its name and URLs."""
 
@@ -99,8 +88,6 @@ REQUEST = "request"
 
 class Member:
     """See the module's docstring."""
-
-    _did_maintenance = False  # The last slice of background work was not of background reads.
 
     def __init__(
         self,
@@ -138,6 +125,7 @@ class Member:
         self.access = Access(state, self.tokens)
         self.reads = Reads(state, raft, rng, self.slice_is_over, options, self.access)
         timeout_error, check = self.leadership.timeout_error, self.check_change
+        self.background = Background(self.reads, self.maintenance, self.metrics, clock)
         self.writes = Writes(
             state, raft, rng, options, self._forward, check, timeout_error, self.access
         )
@@ -169,9 +157,6 @@ class Member:
         """The last entry that `_applying` applied; the store is marked with it at the end."""
         self._applied_term = store.applied_term
         self._slice_ends_at = 0.0
-        self._asked_at = 0.0
-        """When the last request arrived."""
-        self._maintained_at = 0.0
 
     def _make_hub(self, store: Store) -> WatchHub:
         hub = WatchHub(
@@ -380,28 +365,33 @@ class Member:
     def has_work(self) -> bool:
         """The next turn has work that waits for no event."""
         return (
-            self.writes.are_new
-            or self.reads.are_under_way
-            or self._applying is not None
-            or bool(self._committed)
+            self._has_requests_to_do
             or self.raft.has_ready()
             or self.hub.has_work
-            or (not self.restoring.is_under_way and self._has_background_work)
+            or (not self.restoring.is_under_way and self.background.has_work)
         )
 
     @property
-    def _has_background_work(self) -> bool:
-        return self.maintenance.has_work or bool(self.reads.background)
+    def rest_s(self) -> float:
+        """How long the loop may wait for input although there is work: all that is left is
+        background work that gives way to clients."""
+        if self._has_requests_to_do or self.raft.has_ready() or self.hub.has_work:
+            return 0.0
+        return self.background.rest_s
 
     @property
-    def is_saving(self) -> bool:
-        """Own writes wait to be saved and committed, and only background work is left to do."""
-        return self.writes.are_waiting and not (
+    def _has_requests_to_do(self) -> bool:
+        return bool(
             self.writes.are_new
             or self.reads.are_under_way
             or self._applying is not None
             or self._committed
         )
+
+    @property
+    def is_saving(self) -> bool:
+        """Own writes wait to be saved and committed, and only background work is left to do."""
+        return self.writes.are_waiting and not self._has_requests_to_do
 
     @property
     def leads(self) -> bool:
@@ -461,7 +451,7 @@ class Member:
         if now >= self.leadership.wakes_at:
             self.leadership.act(now)
         if (is_new := self.writes.are_new) or reads.new or reads.ready:
-            self._asked_at = now
+            self.background.asked_at = now
         if is_new:
             self.writes.propose_new()
             self.leadership.send_commit_at = math.inf
@@ -488,28 +478,11 @@ class Member:
         if self.hub.has_work:
             self.hub.run(self.slice_is_over)
 
-    def maintain(self) -> None:
-        """Do a slice of background work. Called after the output of `turn` was sent."""
-        if self._applying is None and not self.restoring.is_under_way and self._has_background_work:
-            now = self.clock()
-            is_syncing = self.is_saving and self._unsynced
-            if is_syncing and now - self._maintained_at < MAX_MAINTENANCE_PAUSE_S:
-                return
-            # With many writes pending, each waits longer for the others than for this slice, and
-            # cleaning has to keep up with the garbage that they make.
-            is_latency_bound = (
-                now - self._asked_at < BUSY_S and self.metrics.proposals_pending <= FEW_WRITES
-            )
-            self._slice_ends_at = now + (SHORT_SLICE_S if is_latency_bound else SLICE_S)
-            # The two kinds take turns if there is much of both.
-            reads = self.reads
-            for_reads = reads.background and (
-                self._did_maintenance or not self.maintenance.has_work
-            )
-            run = reads.run_background if for_reads else self.maintenance.run
-            run(self.slice_is_over)
-            self._did_maintenance = not for_reads
-            self._maintained_at = self.clock()
+    def maintain(self, has_input: Callable[[], bool] = lambda: False) -> None:
+        """Do a slice of background work. Called after the output of `turn` was sent. `has_input`:
+        clients or members have sent something."""
+        if self._applying is None and not self.restoring.is_under_way:
+            self.background.run(bool(self.is_saving and self._unsynced), has_input)
 
     def slice_is_over(self) -> bool:
         """Whether the current slice has used up its time."""

@@ -106,9 +106,8 @@ class Store:
         self.compacted = U64.unpack(compacted[b""])[0] if compacted else 0
         """Reads below this revision are refused; 0 before the first compaction."""
         self.events: list[Event] = []
-        """Changes since the owner last took them, for watches. Whole revisions at each mark. Of
-        deleted keys those beyond `max_events_at_once` are left out: watches read so many from
-        history."""
+        """Changes that the owner has not taken, for watches; whole revisions at each mark. Deleted
+        keys beyond `max_events_at_once` are left out: watches read them from history."""
         self.pinned: list[int] = []
         """Revisions that unfinished reads need; a later compaction waits."""
         self.cut = contents.cut
@@ -175,7 +174,7 @@ class Store:
             path = f"{directory}/{checkpoint.NAME}"
             raise DataDamaged(path, 0, f"its content makes no sense ({failure})") from failure
         if store.index.past:
-            store.compaction = store.index.compact_steps(store.compacted, store.data.garbage)
+            store.compaction = store._compact_steps()
         return store
 
     def _load_leases(self) -> None:
@@ -184,8 +183,7 @@ class Store:
             for lease_id, value in leases.items():
                 self.lessor.restore(int.from_bytes(lease_id, "big"), value)
             for key, head in self.index.heads.items():
-                lease = HEAD.unpack(head)[4]
-                if lease:
+                if lease := HEAD.unpack(head)[4]:
                     self.lessor.attach(key, lease)
 
     def close(self) -> None:
@@ -421,9 +419,8 @@ class Store:
         unless the set of keys changed much since `revision`."""
         base = self.revision + self.is_writing
         spans: list[Span] = []
-        counted = None
-        if revision < base and self._removal is not None:
-            counted = self._removal.count(start, end)
+        removal = self._removal
+        counted = None if removal is None or revision >= base else removal.count(start, end)
         if counted is None:
             count = self.index.count(start, end)
         else:
@@ -507,12 +504,11 @@ class Store:
         """CRC-32 of all versions up to `revision` that compaction keeps, `EMPTY_HASH` if there are
         none: the generator's return value. It is the same on all members, however far their
         compactions have come."""
-        compacted = self.compacted
         crc = step_versions = step_bytes = 0
         cursor: bytes | None = b""
         index, limits = self.index, self.limits
         step_keys, most_bytes = limits.range_step_keys, limits.step_bytes
-        self.pinned.append(compacted)
+        self.pinned.append(compacted := self.compacted)
         try:
             while cursor is not None:
                 keys = index.all_keys(cursor, None, step_keys)
@@ -546,7 +542,7 @@ class Store:
         if revision > self.revision:
             raise error("FutureRev")
         self.set_bucket(COMPACTED, b"", U64.pack(revision))
-        self.compaction = self.index.compact_steps(revision, self.data.garbage)
+        self.compaction = self._compact_steps()
 
     def skip_revisions(self, count: int) -> None:
         """Leave out the next `count` revisions, and compact up to the last one of them. For a
@@ -576,16 +572,18 @@ class Store:
     def compact_step(self) -> int | None:
         """Do one step of the pending compaction. Returns the versions dropped; None at the end."""
         assert self.compaction is not None and not self.compaction_is_held
-        dropped = next(self.compaction, None)
-        if dropped is None:
+        if (dropped := next(self.compaction, None)) is None:
             self.compaction = None
-            self._changes.forget(self.compacted)
-            self.lessor.shrink()
-            if self.index.shrink():
-                # These stand scattered among what is gone, and would hold back its memory.
-                self.data.drop_recent()
-                memory.release()
         return dropped
+
+    def _compact_steps(self) -> Iterator[int]:
+        yield from self.index.compact_steps(self.compacted, self.data.garbage)
+        self._changes.forget(self.compacted)
+        self.lessor.shrink()
+        if (yield from self.index.shrink_steps()):
+            # These stand scattered among what is gone, and would hold back its memory.
+            self.data.drop_recent()
+            memory.release(len(self.index.heads))
 
     # Size and checkpoints.
 

@@ -231,11 +231,14 @@ class Server:
     def _turn(self) -> None:
         """Wait for sockets or the next timer, then let each part proceed."""
         member, connections, clock = self.member, self.connections, time.monotonic
-        # While the log thread syncs, background work pauses: the thread needs the interpreter a few
-        # times, and a busy loop would delay it each time.
-        timeout_s = SAVING_PAUSE_S if member.is_saving else 0.0
         if not (member.has_work or connections.have_work):
             timeout_s = max(0.0, min(self._next_tick, _wakes_at(member)) - clock())
+        elif member.is_saving:
+            # While the log thread syncs, background work pauses: the thread needs the interpreter a
+            # few times, and a busy loop would delay it each time.
+            timeout_s = SAVING_PAUSE_S
+        else:
+            timeout_s = 0.0 if connections.have_work else member.rest_s
         ready = self._selector.select(timeout_s)
         began = clock()
         connections.serve(ready, began)
@@ -256,8 +259,12 @@ class Server:
             self._dial_peers(now)
         connections.produce()
         connections.send_output()
-        member.maintain()
+        member.maintain(self._has_input)
         member.metrics.turn_s.observe(clock() - began)
+
+    def _has_input(self) -> bool:
+        """Something is ready to be read, or a thread is done."""
+        return bool(self._selector.select(0))
 
     def _prepare_loop(self) -> None:
         # The collector need not visit what was loaded, because it stays. It need not run often

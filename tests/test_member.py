@@ -11,12 +11,12 @@ from rigs.member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from rigs.store_rig import read_events
 from test_recovery import live
 
-from etcdlite import backup, log, member, methods, proto
+from etcdlite import backup, log, methods, proto
 from etcdlite.errors import error
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.mvcc import Store
 from etcdlite.ranges import AnswerTooLarge
-from etcdlite.replica import alarms
+from etcdlite.replica import alarms, background
 from etcdlite.replica import reads as reading
 from etcdlite.replica import writes as writing
 from etcdlite.server import may_rest
@@ -307,10 +307,44 @@ def test_background_work_lets_a_write_be_saved_first() -> None:
     rig.member.turn()
     assert rig.member.is_saving
     assert housekeep() == 0
-    rig.now += member.MAX_MAINTENANCE_PAUSE_S
+    rig.now += 1.3 * background.REST * background.SLICE_S
     assert 0 < housekeep() < at_leisure, "there is more to come soon"
     rig.now += 1.0
     assert housekeep() == at_leisure
+
+
+def compacting(keys: int) -> MemberRig:
+    """A member that has dropped nothing yet of a compaction of this many versions."""
+    rig = filled(keys)
+    rig.ask(proto.DeleteRangeRequest(key=b"key", range_end=b"kez"))
+    rig.settle()
+    rig.ask(PutRequest(key=b"a"))
+    rig.member.state.store.compact(rig.member.state.store.revision)
+    rig.pace_s = 0.0001
+    rig.now += 1.0
+    return rig
+
+
+def test_background_work_ends_when_input_arrives() -> None:
+    rig = compacting(1000)
+    past = rig.member.state.store.index.past
+    before = len(past)
+    rig.member.maintain(lambda: True)
+    assert before - len(past) == rig.member.state.store.limits.compact_step_keys
+
+
+def test_background_work_takes_a_quarter_of_the_time_while_clients_are_active() -> None:
+    rig = compacting(6000)
+    spent_s, began = 0.0, rig.now
+    while rig.member.state.store.index.past:
+        rig.member.background.asked_at = at = rig.now
+        rig.member.maintain()
+        took_s = rig.now - at
+        if took_s > 5 * rig.pace_s:
+            assert took_s < 2 * background.SHORT_SLICE_S
+            spent_s += took_s
+        rig.now += 0.0003
+    assert 0.1 < spent_s / (rig.now - began) < 0.3
 
 
 def test_background_work_goes_on_while_writes_wait_for_other_members() -> None:
@@ -682,6 +716,7 @@ def test_a_hash_whose_client_is_gone_holds_nothing() -> None:
         rig.turn()
     assert hash_ not in rig.answers
     rig.cancelled.add(hash_)
+    rig.now += background.BUSY_S
     rig.turn()
     assert not rig.member.reads.background and not rig.member.state.store.pinned
 

@@ -607,7 +607,7 @@ def test_a_compaction_waits_for_the_reads_of_what_it_takes_and_for_no_others() -
 
 def test_defragmentation_gives_back_what_compaction_gave_up() -> None:
     rig = grown_rig()
-    rig.store.limits = replace(rig.limits, clean_step_records=128)
+    rig.store.limits = replace(rig.limits, clean_block_records=128)
     for _ in range(50):
         for number in range(8):
             rig.put(b"key%d" % number, b"v" * 60)

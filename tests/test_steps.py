@@ -239,7 +239,7 @@ def test_a_step_of_cleaning_moves_few_records_of_a_large_revision(
     def work_done() -> int:
         return max(moves[0], read_bytes[0] // record_bytes)
 
-    assert most_per_step(clean(store, 1), work_done) <= 2 * LIMITS.clean_step_records + 2
+    assert most_per_step(clean(store, 1), work_done) <= 2 * LIMITS.clean_block_records + 2
     assert moves[0] == KEYS and 1 not in store.data.files
     check_index(store)
     if not is_compacted:

@@ -30,6 +30,9 @@ from etcdlite.storage.data import (
 from etcdlite.storage.index import Index
 from etcdlite.storage.steps import Job
 
+STEPS_PER_BLOCK = 8
+"""The records of one block are read, and pointed to, in this many steps."""
+
 
 class Store(Protocol):
     """What cleaning needs of the store."""
@@ -75,7 +78,8 @@ def clean(store: Store, number: int) -> Job:
     Raises DataDamaged; then the segment stays, and what was moved before counts from the next
     mark on."""
     data, index = store.data, store.index
-    most_records, most_bytes = store.limits.clean_step_records, store.limits.step_bytes
+    most_records, most_bytes = store.limits.clean_block_records, store.limits.step_bytes
+    most_step_records = most_records // STEPS_PER_BLOCK
     block = bytearray()
     last = block_records = step_records = step_bytes = 0
     found, moved = Numbering(), Numbering()
@@ -99,7 +103,7 @@ def clean(store: Store, number: int) -> Job:
         block_records += 1
         step_records += 1
         step_bytes += len(body)
-        if step_records > most_records or step_bytes >= most_bytes:
+        if step_records > most_step_records or step_bytes >= most_bytes:
             step_records = step_bytes = 0
             yield None
     if block:
@@ -119,6 +123,7 @@ def _append_moved(store: Store, block: bytes) -> Iterator[None]:
     data.garbage[number] += len(block)
     store.mark(store.applied_index, store.applied_term)
     at = step_records = 0
+    most_step_records = store.limits.clean_block_records // STEPS_PER_BLOCK
     while at < len(block):
         word = RECORD_HEADER.unpack_from(block, at)[1]
         size = word >> 4
@@ -136,7 +141,7 @@ def _append_moved(store: Store, block: bytes) -> Iterator[None]:
                 index.revisions[revision] = location
         at += size + RECORD_HEADER_BYTES
         step_records += 1
-        if step_records == store.limits.clean_step_records:
+        if step_records > most_step_records:
             step_records = 0
             yield None
     yield None

@@ -24,7 +24,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import accumulate, pairwise
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
@@ -339,18 +339,38 @@ class Index:
         Yields the number of versions dropped in each step, and adds the bytes they occupied to
         `garbage` by segment. The index may change between the steps.
         """
-        past, past_keys = self.past, self.past_keys
+        # Flat, because puts wait for a step: 1.3 us per key instead of 8.
+        past, heads = self.past, self.heads
+        unpack, unpack_from = HEAD.unpack, PAST.unpack_from
         step_keys = self._limits.compact_step_keys
         step_versions = self._limits.compact_step_versions
         cursor: bytes | None = b""
         while cursor is not None:
-            keys = past_keys.first(cursor, None, step_keys)
+            keys = self.past_keys.first(cursor, None, step_keys)
             cursor = keys[-1] + b"\0" if len(keys) == step_keys else None
             dropped = 0
+            emptied: list[bytes] = []
             for key in keys:
                 entries = past[key]
-                kept = self._first_kept(entries, self.heads.get(key), compacted)
-                if not kept:
+                size = len(entries)
+                mod, location, length = unpack_from(entries, size - PAST_BYTES)
+                head = heads.get(key)
+                if mod >= compacted:
+                    kept = self._first_kept(entries, head, compacted)
+                    if not kept:
+                        continue
+                elif length & DEAD or (head is not None and unpack(head)[0] <= compacted):
+                    kept = size
+                else:
+                    kept = size - PAST_BYTES
+                    if not kept:
+                        continue
+                if kept == size == PAST_BYTES and dropped < step_versions:
+                    number = location >> 32
+                    if number in garbage:
+                        garbage[number] += (length & ~DEAD) + 8
+                    dropped += 1
+                    emptied.append(key)
                     continue
                 room = step_versions - dropped
                 if kept > room * PAST_BYTES:
@@ -362,23 +382,29 @@ class Index:
                     if number in garbage:
                         garbage[number] += (length & ~DEAD) + 8
                 dropped += kept // PAST_BYTES
-                if kept == len(entries):
-                    del past[key]
-                    past_keys.remove(key)
+                if kept == size:
+                    emptied.append(key)
                 else:
                     del entries[:kept]
                 if cursor == key:
                     break
+            for key in emptied:
+                del past[key]
+            self.past_keys.remove_run(emptied)
             yield dropped
         gone = compacted - self.first_revision
         if gone > 0:
             del self.revisions[:gone]
             self.first_revision = compacted
 
-    def shrink(self) -> bool:
-        """Give back the memory of many keys that are gone. Returns whether there was some."""
+    def shrink_steps(self) -> Generator[int, None, bool]:
+        """Give back the memory of many keys that are gone, one map per step: a few milliseconds for
+        a million keys. Returns whether there was some."""
         before = self.heads, self.past
-        self.heads, self.past = shrunk(self.heads), shrunk(self.past)
+        self.heads = shrunk(self.heads)
+        yield 0
+        self.past = shrunk(self.past)
+        yield 0
         return self.heads is not before[0] or self.past is not before[1]
 
     def skip_revisions(self, revision: int) -> None:

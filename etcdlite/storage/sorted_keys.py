@@ -9,12 +9,15 @@ each part.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain
 
 MAX_PART = 2048
 """A part with more keys than this is split into two."""
+
+MAX_SPREAD = 8
+"""Keys are removed together if at most this many times as many stand from the first to the last."""
 
 
 class SortedKeys:
@@ -100,13 +103,20 @@ class SortedKeys:
         while begin < len(keys):
             at = bisect_left(self._lasts, keys[begin])
             part = self._parts[at]
+            end = bisect_right(keys, part[-1], begin)
             place = bisect_left(part, keys[begin])
-            size = min(len(keys) - begin, len(part) - place)
-            if part[place + size - 1] != keys[begin + size - 1]:
-                size = 1  # Other keys stand between them.
-                assert part[place] == keys[begin]
-            self._cut(at, place, place + size)
-            begin += size
+            stop = bisect_left(part, keys[end - 1], place) + 1
+            if stop - place > MAX_SPREAD * (end - begin):
+                end, stop = begin + 1, place + 1
+            assert part[place] == keys[begin] and part[stop - 1] == keys[end - 1]
+            others: list[bytes] = []
+            if stop - place > end - begin:
+                gone = set(keys[begin:end])
+                others = [key for key in part[place:stop] if key not in gone]
+            assert stop - place == end - begin + len(others)
+            part[place : place + len(others)] = others
+            self._cut(at, place + len(others), stop)
+            begin = end
 
     def _cut(self, at: int, begin: int, end: int) -> None:
         part = self._parts[at]
