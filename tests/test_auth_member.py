@@ -592,6 +592,32 @@ def test_logins(house: LoneMember, root: User) -> None:
     )
 
 
+def test_a_name_that_does_not_exist_costs_what_one_of_a_user_does(
+    house: LoneMember, root: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashes cost more or less, above all those that came from etcd."""
+    bcrypt = b"$2a$10$" + b"a" * 53
+    for number in range(8):
+        hashed = base64.b64encode(bcrypt).decode()
+        root.ask("Auth.UserAdd", name=f"old{number}", hashedPassword=hashed)
+    compared: list[bytes] = []
+
+    def is_right(password: str, stored: bytes) -> bool:
+        compared.append(stored)
+        return True
+
+    monkeypatch.setattr(passwords, "is_right", is_right)
+    hashes = []
+    for number in range(20):
+        for _ in range(3):
+            answer = User(house).ask("Auth.Authenticate", name=f"no{number}", password="x")
+            assert answer.startswith("authentication failed")
+        assert len(compared) == 3 and len(set(compared)) == 1
+        hashes.append(compared[0])
+        del compared[:]
+    assert 0 < hashes.count(bcrypt) < 20
+
+
 def encoded(password: str) -> str:
     return base64.b64encode(passwords.hash_password(password, CHEAP)).decode()
 

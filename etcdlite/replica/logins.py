@@ -3,8 +3,9 @@
 Computing a hash takes tens of milliseconds and `Cost.memory_bytes` of memory. So the owner of the
 member runs the jobs of `take` in threads, `MAX_RUNNING` at a time. The hosts of clients take turns,
 and for each host the user names. So many attempts from one host, or for one name, delay only those.
-A name that does not exist is treated as the others, and its attempts take as long as those with a
-wrong password: nobody learns from the time which users exist.
+A name that does not exist is treated as the others: its password is compared with the hash of an
+existing user, always the same one. Hashes differ in what they cost, so nobody learns from the time
+which users exist.
 
 A password is never proposed, stored or logged: entries, files and other members see only hashes.
 """
@@ -15,9 +16,10 @@ import base64
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from zlib import crc32
 
 from etcdlite import log, passwords, proto
-from etcdlite.auth import MAX_NAME_BYTES
+from etcdlite.auth import MAX_NAME_BYTES, Auth
 from etcdlite.errors import INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
 from etcdlite.methods import REHASH, TOKEN_KEY
 from etcdlite.passwords import MAX_PASSWORD_BYTES, Cost
@@ -199,18 +201,8 @@ class Logins:
 
         def compute() -> tuple[str, bytes]:
             """A token, and the hash that shall replace a bcrypt hash, if it is one."""
-            if not stored:
-                passwords.hash_password(password, cost)
-                raise error("AuthFailed")
-            try:
-                is_right = passwords.is_right(password, stored)
-            except EtcdError as unreadable:
-                # The client must not learn from the answer, or its time, that the user exists.
-                if not log.limited("unreadable password"):
-                    log.warn(unreadable.text, **{"user-name": name})
-                passwords.hash_password(password, cost)
-                is_right = False
-            if not is_right:
+            is_right = _compare(password, stored or _decoy(auth, name), name, cost)
+            if not (is_right and stored):
                 raise error("AuthFailed")
             is_old = passwords.is_bcrypt(stored)
             new = passwords.hash_password(password, cost) if is_old else b""
@@ -257,3 +249,24 @@ class Logins:
         names[name] = line
         self._lines[job.host] = names
         self._waiting += 1
+
+
+def _decoy(auth: Auth, name: str) -> bytes:
+    """The hash of an existing user; which one depends on `name`. Called in a thread: `list` takes
+    the names at once."""
+    chosen = min(list(auth.since), key=lambda other: crc32(f"{name}/{other}".encode()), default="")
+    user = auth.user(chosen)
+    return b"" if user is None else user.password
+
+
+def _compare(password: str, stored: bytes, name: str, cost: Cost) -> bool:
+    """Whether `stored` is a hash of the password. Takes long in any case."""
+    if stored:
+        try:
+            return passwords.is_right(password, stored)
+        except EtcdError as unreadable:
+            # The client must not learn from the answer, or its time, that the user exists.
+            if not log.limited("unreadable password"):
+                log.warn(unreadable.text, **{"user-name": name})
+    passwords.hash_password(password, cost)
+    return False
