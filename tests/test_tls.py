@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -706,6 +707,74 @@ def test_many_clients_connect_at_once(lab: Lab, tls: ServerProcess) -> None:
     for thread in threads:
         thread.join(PATIENCE_S)
     assert not failures
+
+
+class Shaking:
+    """A client that connects without waiting, and again if it is dropped."""
+
+    def __init__(self, lab: Lab, address: tuple[str, int]) -> None:
+        self._context, self._address = context(lab), address
+        self.tries = 0
+        self._connect()
+
+    def _connect(self) -> None:
+        self.tries += 1
+        sock = socket.create_connection(self._address)
+        sock.setblocking(False)
+        self.sock = self._context.wrap_socket(
+            sock, server_hostname="127.0.0.1", do_handshake_on_connect=False
+        )
+        self._has_asked = False
+
+    def is_in(self) -> bool:
+        """Take the next step. Whether it has an answer."""
+        try:
+            if not self._has_asked:
+                self.sock.do_handshake()
+                self.sock.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                self._has_asked = True
+            if self.sock.recv(1000):
+                return True
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        except OSError:
+            pass
+        self.sock.close()
+        self._connect()
+        return False
+
+
+def test_hundreds_of_clients_behind_one_address_get_in_beside_a_hostile_one(lab: Lab) -> None:
+    server = lab.start()
+    host, _, port = server.endpoint.rpartition(":")
+    first, is_over, crowd = hello(lab), threading.Event(), deque[socket.socket](maxlen=300)
+
+    def besiege_on() -> None:
+        while not is_over.is_set():
+            sock = socket.create_connection((host, int(port)), source_address=("127.0.0.2", 0))
+            sock.sendall(first)
+            if len(crowd) == crowd.maxlen:
+                crowd[0].close()
+            crowd.append(sock)
+            is_over.wait(0.005)
+
+    hostile = threading.Thread(target=besiege_on)
+    hostile.start()
+    clients: list[Shaking] = []
+    try:
+        wait_until(lambda: len(crowd) > 100, "the hostile address has its handshakes")
+        waiting = clients = [Shaking(lab, (host, int(port))) for _ in range(200)]
+        deadline = time.monotonic() + PATIENCE_S
+        while waiting and time.monotonic() < deadline:
+            waiting = [client for client in waiting if not client.is_in()]
+            time.sleep(0.01)
+        assert not waiting, f"{len(waiting)} of 200 clients did not get in; {server.tail()}"
+        print(f"connections for 200 clients: {sum(client.tries for client in clients)}")
+    finally:
+        is_over.set()
+        hostile.join()
+        for sock in (*crowd, *(client.sock for client in clients)):
+            sock.close()
 
 
 assert test_cluster_live.KEYS  # The rig of clusters is that of the other file.
