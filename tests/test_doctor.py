@@ -162,6 +162,10 @@ CASES: dict[str, tuple[Facts, set[tuple[str, str, int]]]] = {
             series=Series(b'etcdlite_build_info{version="2"} 1', NOW)))),
         {("versions", "the cluster", WARNING)},
     ),
+    "a downgrade that was not ended": (
+        trio(downgradeInfo=proto.DowngradeInfo(enabled=True, targetVersion="0.1.0")),
+        {("versions", "the cluster", WARNING)},
+    ),
     "fragmentation": (trio(dbSize=80 * MIB), {("fragmentation", "m3", WARNING)}),
     "an alarm": (trio(errors=["memberID:2 alarm:NOSPACE "]), {("alarms", "m2", ERROR)}),
     "damage": (trio(errors=["etcdlite: damaged data"]), {("alarms", "m3", ERROR)}),

@@ -367,6 +367,14 @@ def _versions(facts: Facts) -> _Findings:
             WARNING, "the cluster", f"the members have different versions ({shown})",
             "this is for the time of an upgrade only", "upgrade the others",
         )  # fmt: skip
+    downgrades = (seen.status.downgradeInfo for seen in facts.answering)
+    target = max((one.targetVersion for one in downgrades if one and one.enabled), default="")
+    if target:
+        yield (
+            WARNING, "the cluster", f"a downgrade to {target} is enabled",
+            "nothing is written that this version cannot read",
+            "install it on all members, or end this with etcdlite-ctl downgrade cancel",
+        )  # fmt: skip
 
 
 def _fragmentation(facts: Facts) -> _Findings:
