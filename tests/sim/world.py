@@ -167,8 +167,12 @@ class World:
         return self._hash.copy().hexdigest()
 
     def at(self, delay_s: float, event: Callable[[], None]) -> None:
+        self.at_time(self.now + delay_s, event)
+
+    def at_time(self, when: float, event: Callable[[], None]) -> None:
+        """Call `event` at this time, after the events of the same time that were added before."""
         self._sequence += 1
-        heappush(self._queue, (self.now + delay_s, self._sequence, event))
+        heappush(self._queue, (when, self._sequence, event))
 
     def delay(self, bounds: tuple[float, float]) -> float:
         low, high = bounds
@@ -365,7 +369,8 @@ class Wire:
         # In order: not before what was sent earlier.
         arrives = max(arrives, self._free_at)
         self._free_at = arrives
-        world.at(arrives - world.now, lambda: self._arrive(data))
+        # Not by a delay: that is rounded, and two pieces could change places.
+        world.at_time(arrives, lambda: self._arrive(data))
 
     def _retry(self) -> None:
         if self.is_cut or not self._waiting:
