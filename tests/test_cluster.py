@@ -182,6 +182,7 @@ def test_a_follower_that_alone_hears_nothing_from_the_leader_deposes_nobody(
 ) -> None:
     world, leader = cluster.world, cluster.leader
     term, deaf = leader.member.raft.term, cluster.followers[0]
+    changes = deaf.member.leadership.changes
     world.blocked = {(leader.name, deaf.name)}
     world.run(0.9)
     assert not deaf.member.raft.leader
@@ -190,6 +191,7 @@ def test_a_follower_that_alone_hears_nothing_from_the_leader_deposes_nobody(
     world.run(0.2)
     assert leader.member.leads and leader.member.raft.term == term
     assert deaf.member.raft.leader == leader.member_id
+    assert deaf.member.leadership.changes == changes
     cluster.client.put(deaf, b"k")
     cluster.agree()
 

@@ -82,7 +82,9 @@ class Leadership:
         self._request_timeout_s = options.request_timeout_s
         self._election_timeout_s = options.election_timeout_s
         self.changes = 0
-        """The number of leaders seen, for the metrics."""
+        """The number of leaders seen, for the metrics. One that this member loses and hears from
+        again in the same term is one."""
+        self._counted = (0, 0)
         self._heartbeat_s = options.election_timeout_s / raft.config.election_ticks
         self._suspicion = Suspicion(self._heartbeat_s, options.election_timeout_s)
         self._listens_to = 0
@@ -120,7 +122,8 @@ class Leadership:
         if leader:
             self.campaign_at = math.inf
             if leader != self._known:
-                self.changes += 1
+                self.changes += (leader, self._raft.term) != self._counted
+                self._counted = (leader, self._raft.term)
                 log.info("elected leader", **self._ids(), leader=f"{leader:x}")
         elif self._known:
             self._lost_at = self._clock()
