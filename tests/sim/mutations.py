@@ -825,13 +825,14 @@ def _snapshots_and_checkpoints_have_no_roles(patch: Patch) -> None:
 
 
 @mutation(users=True, faults={"away": 60.0, "add_member": 10.0}, mean_pause_s=0.5)
-def _rights_survive_a_snapshot(patch: Patch) -> None:
-    """As in etcd issue 14571."""
+def _roles_survive_a_snapshot(patch: Patch) -> None:
+    """As in etcd issue 14571: what the member knew before is not replaced."""
 
     def forgetful(self: Any, store: Any) -> None:
-        known = dict(self._rights)
+        known = getattr(self, "_store", None)
+        if known is not None:
+            store.buckets[AUTH_ROLE] = dict(known.buckets.get(AUTH_ROLE, {}))
         restore(self, store)
-        self._rights.update(known)
 
     restore = patch.set(auth.Auth, "restore", forgetful)
 
