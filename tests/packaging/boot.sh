@@ -35,7 +35,7 @@ systemctl reload etcdlite
 until_true 'journalctl -u etcdlite | grep -q "reloaded the log settings"'
 systemctl restart etcdlite
 test "$(value greeting)" = hello
-systemctl kill --signal=KILL --kill-whom=main etcdlite
+kill -KILL "$(systemctl show etcdlite -p MainPID --value)"
 until_true '[ "$(systemctl show etcdlite -p NRestarts --value)" = 1 ] && systemctl is-active -q etcdlite'
 test "$(value greeting)" = hello
 mkdir -p /etc/systemd/system/etcdlite.service.d
