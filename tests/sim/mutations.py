@@ -607,7 +607,7 @@ def _watch_does_not_start_at_its_revision(patch: Patch) -> None:
 def _progress_is_told_though_events_are_missing(patch: Patch) -> None:
     def hasty(self: Any) -> None:
         if len(self):
-            self._respond(watches._id_field(watches.INVALID_WATCH_ID))
+            self._respond(watches.id_field(watches.INVALID_WATCH_ID))
 
     patch.set(watches.WatchStream, "progress", hasty)
 
