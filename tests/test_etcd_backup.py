@@ -149,7 +149,8 @@ class Writer:
 
 def hash_kv(server: Gateway, revision: int = 0) -> tuple[int, int]:
     """etcd's hash of the history, and the compact revision. (Etcd 3.5 has no JSON path for it.)"""
-    words = [f"--endpoints={server.endpoint}", "endpoint", "hashkv", f"--rev={revision}", "-w=json"]
+    words = [f"--endpoints={server.endpoint}", "--command-timeout=60s", "endpoint", "hashkv"]
+    words += [f"--rev={revision}", "-w=json"]
     answer = json.loads(run(distributed("etcdctl"), *words))[0]["HashKV"]
     return answer["hash"], answer["compact_revision"]
 
