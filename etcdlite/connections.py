@@ -182,6 +182,10 @@ class Connections:
             masks[connection.ready] = masks.get(connection.ready, 0) | selectors.EVENT_READ
         self._turns.serve(masks, began)
 
+    def are_from_clients(self, ready: Iterable[tuple[selectors.SelectorKey, int]]) -> bool:
+        """Whether some of what is ready is not a connection between members."""
+        return any(key.data not in self._turns.first for key, _ in ready)
+
     def tick(self, now: float, budget: Budget) -> None:
         """Enforce the deadlines and the limit of memory. Call it several times a second."""
         for session in list(self._by_session):

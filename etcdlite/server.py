@@ -53,7 +53,15 @@ from etcdlite.records import replace
 from etcdlite.replica.logins import Job
 from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.storage.disk import Disk
-from etcdlite.threads import Dialed, DiskFailed, DiskThread, LogThread, start_dial, start_login
+from etcdlite.threads import (
+    QUICK_SYNC_S,
+    Dialed,
+    DiskFailed,
+    DiskThread,
+    LogThread,
+    start_dial,
+    start_login,
+)
 from etcdlite.tokens import Tokens
 from etcdlite.urls import format_address, host_port, is_secure
 from etcdlite.wal import Save
@@ -381,10 +389,13 @@ class Server:
             # The other members save in the meantime.
             self.connections.send_to_members()
         began = member.clock()
-        thread.save_now(saves)
-        if (took_s := member.clock() - began) > STALL_S:
-            # Meanwhile no client could renew a lease. The revokes of overdue ones may be proposed.
-            member.state.lessor.postpone(began, took_s)
+        if (took_s := thread.save_now(saves)) > QUICK_SYNC_S:
+            if self.connections.are_from_clients(self._selector.select(0.0)):
+                thread.was_asked()
+            if took_s > STALL_S:
+                # Meanwhile no client could renew a lease. The revokes of overdue ones may be
+                # proposed.
+                member.state.lessor.postpone(began, took_s)
         member.persisted(saves)
         member.turn()
         if saves := member.take_saves():

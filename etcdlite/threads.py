@@ -2,8 +2,9 @@
 
     log     appends to the write-ahead log and syncs it. While it syncs, the loop gathers the next
             batch, and the thread takes all of it at once: group commit without a timer. The loop
-            itself saves a few small writes while it has nothing else to do and syncs are quick:
-            to wake the thread and to be woken by it costs more than half of such a sync.
+            itself saves a few small writes while it has nothing else to do and syncs are quick, or
+            while no client asks for something in the meantime: to wake the thread and to be woken
+            by it costs as much CPU as the rest of a put.
     disk    runs checkpoint, cleaning and snapshot tasks, one at a time.
     dial    connects to another member; one thread for each attempt.
     login   computes the hash of a password; one thread for each, at a low priority.
@@ -50,6 +51,12 @@ class DiskFailed(Exception):
 QUICK_SYNC_S = 0.001
 """The caller saves by itself while syncs take less than this on average, about."""
 
+LONGEST_SYNC_S = 0.005
+"""The same, while no client asks for something during a sync."""
+
+ALONE_AGAIN_S = 1.0
+"""After a client did, it is assumed for this long that one will."""
+
 SLOW_SYNC_S = 0.02
 SLOW_SYNC_PAUSE = 25
 """After a sync that took longer than `SLOW_SYNC_S`, the thread saves for this multiple of its time.
@@ -74,6 +81,7 @@ class LogThread:
         self._sync_s = QUICK_SYNC_S / 2
         """What a sync takes, as a moving average."""
         self._slow_until = 0.0
+        self._asked_until = 0.0
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="etcdlite-log", daemon=True)
         self._thread.start()
@@ -88,7 +96,7 @@ class LogThread:
 
     def is_quick(self, saves: list[Save]) -> bool:
         """Whether `save_now` may be called, and is expected to be quick."""
-        if self._untaken or self._given != self._finished or self._sync_s > QUICK_SYNC_S:
+        if self._untaken or self._given != self._finished or self._sync_s > LONGEST_SYNC_S:
             return False  # Results must be taken in the order of the saves.
         size_bytes = 0
         for save in saves:
@@ -99,15 +107,21 @@ class LogThread:
         return (
             size_bytes < FEW_BYTES
             and self._wal.has_room(2 * size_bytes + FEW_BYTES)
-            and time.perf_counter() >= self._slow_until
+            and (now := time.perf_counter()) >= self._slow_until
+            and (self._sync_s <= QUICK_SYNC_S or now >= self._asked_until)
         )
 
-    def save_now(self, saves: list[Save]) -> None:
-        """Save in the thread of the caller. Only if `is_quick`. Raises DiskFailed."""
+    def save_now(self, saves: list[Save]) -> float:
+        """Save in the thread of the caller, and return the seconds that it took. Only if
+        `is_quick`. Raises DiskFailed."""
         try:
-            self._append(saves)
+            return self._append(saves)
         except Exception as failure:
             raise DiskFailed(str(failure)) from failure
+
+    def was_asked(self) -> None:
+        """A client asked for something during `save_now`."""
+        self._asked_until = time.perf_counter() + ALONE_AGAIN_S
 
     def release(self, index: int, term: int, begin: int) -> None:
         """A checkpoint covers the log up to `index`; delete entries up to `begin`."""
@@ -148,17 +162,18 @@ class LogThread:
         except BaseException as failure:
             self._done(failure)
 
-    def _append(self, saves: list[Save]) -> None:
+    def _append(self, saves: list[Save]) -> float:
         began = time.perf_counter()
         written_s = self._wal.write_s
         self._wal.save_all(saves)
         now = time.perf_counter()
         took_s = now - began
-        self._sync_s += (min(took_s, 4 * QUICK_SYNC_S) - self._sync_s) / 16
+        self._sync_s += (min(took_s, 2 * LONGEST_SYNC_S) - self._sync_s) / 16
         if took_s > SLOW_SYNC_S:
             self._slow_until = now + SLOW_SYNC_PAUSE * took_s
         size = sum(len(entry.data) for save in saves for entry in save.entries)
         self._metrics.log_synced(took_s, self._wal.write_s - written_s, size)
+        return took_s
 
 
 class DiskThread:

@@ -15,7 +15,15 @@ from etcdlite.metrics import Metrics
 from etcdlite.raft import Snapshot
 from etcdlite.raft_log import Entry
 from etcdlite.server import Server
-from etcdlite.threads import FEW_BYTES, QUICK_SYNC_S, SLOW_SYNC_PAUSE, DiskFailed, LogThread
+from etcdlite.threads import (
+    ALONE_AGAIN_S,
+    FEW_BYTES,
+    LONGEST_SYNC_S,
+    QUICK_SYNC_S,
+    SLOW_SYNC_PAUSE,
+    DiskFailed,
+    LogThread,
+)
 from etcdlite.wal import Save
 from tests.rigs.processes import wait_until
 
@@ -115,12 +123,12 @@ def test_one_slow_sync_hands_over_to_the_thread_for_a_hundred_times_as_long(log,
 
 
 def test_a_disk_that_is_always_slow_is_left_to_the_thread(log, thread):
-    log.sync_s = 3 * QUICK_SYNC_S
+    log.sync_s = 3 * LONGEST_SYNC_S
     count = 0
     while thread.is_quick(save(count)):
         count += 1
         thread.save_now(save(count))
-    assert 0 < count < 10
+    assert 0 < count < 16
     for index in range(count + 1, 100):
         by_thread(thread, save(index))
         assert not thread.is_quick(save(index + 1))
@@ -128,6 +136,24 @@ def test_a_disk_that_is_always_slow_is_left_to_the_thread(log, thread):
     for index in range(100, 200):
         by_thread(thread, save(index))
     assert thread.is_quick(save(200)), "it is quick again"
+
+
+def test_longer_syncs_are_left_to_the_thread_for_a_while_after_a_client_asked_during_one(
+    log, thread
+):
+    log.sync_s = 0.8 * LONGEST_SYNC_S
+    for index in range(1, 50):
+        assert thread.is_quick(save(index)), "nobody waits for anything but these saves"
+        thread.save_now(save(index))
+    thread.was_asked()
+    assert not thread.is_quick(save(50))
+    log.now += ALONE_AGAIN_S
+    assert thread.is_quick(save(50))
+
+
+def test_quick_syncs_stay_with_the_caller_though_a_client_asked_during_one(log, thread):
+    thread.was_asked()
+    assert thread.is_quick(save())
 
 
 @pytest.mark.parametrize("what", ["save", "release"])
@@ -169,13 +195,8 @@ def test_a_save_of_the_caller_that_fails_ends_the_process(log, thread):
     assert raised.value.__cause__ is log.failure
 
 
-@pytest.mark.parametrize("took_s", [0.01, 3.0])
-def test_leases_get_the_time_back_that_the_loop_waits_for_the_disk(log, thread, took_s):
-    lessor = Lessor()
-    lessor.promote(0.0)
-    for lease_id, ttl_s in ((1, 5), (2, 10)):
-        lessor.grant(lease_id, ttl_s, 0.0)
-    log.now, log.sync_s = 6.0, took_s
+def save_in_loop(log, thread, saves: list[Save], lessor: Lessor, ready: list[Any]) -> None:
+    """What the server does with saves; `ready` is what the selector reports after the sync."""
     calls: list[Any] = []
     member = SimpleNamespace(
         metrics=SimpleNamespace(proposals_pending=0),
@@ -187,14 +208,33 @@ def test_leases_get_the_time_back_that_the_loop_waits_for_the_disk(log, thread, 
         turn=lambda: calls.append("turn"),
         take_saves=list,
     )
-    connections = SimpleNamespace(have_unread=False)
-    saves = save()
-    Server._save(
-        SimpleNamespace(member=member, _log_thread=thread, connections=connections),  # type: ignore[arg-type]
-        saves,
+    connections = SimpleNamespace(have_unread=False, are_from_clients=bool)
+    selector = SimpleNamespace(select=lambda timeout_s: ready)
+    server = SimpleNamespace(
+        member=member, _log_thread=thread, connections=connections, _selector=selector
     )
-    assert calls == [saves, "turn"] and log.saved == saves
+    Server._save(server, saves)  # type: ignore[arg-type]
+    assert calls == [saves, "turn"] and log.saved[-len(saves) :] == saves
+
+
+@pytest.mark.parametrize("took_s", [0.01, 3.0])
+def test_leases_get_the_time_back_that_the_loop_waits_for_the_disk(log, thread, took_s):
+    lessor = Lessor()
+    lessor.promote(0.0)
+    for lease_id, ttl_s in ((1, 5), (2, 10)):
+        lessor.grant(lease_id, ttl_s, 0.0)
+    log.now, log.sync_s = 6.0, took_s
+    save_in_loop(log, thread, save(), lessor, [])
     assert lessor.remaining_s(2, log.now) == pytest.approx(4.0 if took_s > 1 else 3.99)
     assert lessor.renew(2, log.now) == 10
     with pytest.raises(EtcdError):
         lessor.renew(1, log.now)  # It was overdue before: its revoke may be what was saved.
+
+
+@pytest.mark.parametrize("ready", [[], ["a client"]])
+def test_a_request_during_a_longer_sync_has_the_thread_do_the_next_ones(log, thread, ready):
+    log.sync_s = 0.8 * LONGEST_SYNC_S
+    for index in range(1, 20):
+        save_in_loop(log, thread, save(index), Lessor(), [])
+    save_in_loop(log, thread, save(20), Lessor(), ready)
+    assert thread.is_quick(save(21)) is not bool(ready)
