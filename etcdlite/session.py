@@ -12,6 +12,8 @@ To implement a protocol, derive from `Session` and call its `__init__`.
   A protocol that takes its input in pieces uses `put` and `take` instead.
 - Output: `self.outbox.append(data)`. A hot path does the same in place: it calls `outbox.wake()` if
   `outbox.parts` is empty, extends `outbox.parts`, and adds to `outbox.unsent_bytes`.
+- What nobody waits for goes to `self.outbox.append_late(data)`: it leaves with the next output, or
+  at the next tick.
 - Output that flow control holds back stays with the protocol, which reports it with `hold`,
   `release` and `drop`.
 - `is_open = True` ends the time for the handshake.
@@ -70,9 +72,9 @@ class Outbox:
     """The output of one connection."""
 
     __slots__ = (
-        "_clock", "_held_moved_at", "_moved_at", "_on_output", "_period_began", "_period_bytes",
-        "_rest", "_session", "held_bytes", "high_water_bytes", "min_bytes_per_s", "parts",
-        "unsent_bytes",
+        "_clock", "_held_moved_at", "_late", "_moved_at", "_on_output", "_period_began",
+        "_period_bytes", "_rest", "_session", "held_bytes", "high_water_bytes", "is_stuck",
+        "min_bytes_per_s", "parts", "unsent_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -94,7 +96,11 @@ class Outbox:
         self._session = session
         self._on_output = on_output
         self._clock = clock
+        self._late: list[bytes] = []
+        """What `append_late` was given; counted in `unsent_bytes` when it joins `parts`."""
         self._rest: bytes | memoryview | None = None
+        self.is_stuck = False
+        """The kernel did not accept everything; the selector reports when it has room."""
         # While `_rest` waits: when some of it was last sent; when the current period of the minimum
         # rate began, and how much was sent in it.
         self._moved_at = self._period_began = 0.0
@@ -109,6 +115,17 @@ class Outbox:
             self._on_output(self._session)
         self.parts.append(data)
         self.unsent_bytes += len(data)
+
+    def append_late(self, data: bytes) -> None:
+        """Queue what may wait for the next output, or for `flush_late`. It saves a system call, and
+        the other side a wake-up."""
+        self._late.append(data)
+
+    def flush_late(self) -> None:
+        """Wait no longer with what `append_late` was given."""
+        late, self._late = self._late, []
+        for data in late:
+            self.append(data)
 
     def wake(self) -> None:
         """Tell the owner to look at the session in this turn."""
@@ -139,12 +156,12 @@ class Outbox:
         """The peer does not read its output: streams hold back."""
         return self.unsent_bytes > self.high_water_bytes or self.held_bytes > MAX_HELD_BYTES
 
-    # For the owner.
-
     @property
-    def is_stuck(self) -> bool:
-        """The kernel did not accept everything; the selector reports when it has room."""
-        return self._rest is not None
+    def has_late(self) -> bool:
+        """Something waits for the next output."""
+        return bool(self._late)
+
+    # For the owner.
 
     def take(self) -> bytes | memoryview:
         """The bytes to send now. Call `sent` with the number that went out; the next call returns
@@ -152,12 +169,15 @@ class Outbox:
         rest = self._rest
         if rest is None:
             parts = self.parts
+            if self._late:
+                self._take_late()
             if self.unsent_bytes > TAKEN_BYTES and len(parts) > 1:
                 rest = self._take_some(TAKEN_BYTES)
             else:
                 rest = b"".join(parts)
                 parts.clear()
             self._rest = rest
+            self.is_stuck = True
             self._period_began = 0.0
         return rest
 
@@ -172,6 +192,7 @@ class Outbox:
                 rest = channel.output()
             else:
                 parts = self.parts
+                self._take_late()
                 if parts and len(parts[0]) > SEALED_BYTES:
                     view = memoryview(parts[0])
                     plaintext, parts[0] = view[:SEALED_BYTES], view[SEALED_BYTES:]
@@ -180,8 +201,15 @@ class Outbox:
                 rest = channel.seal(plaintext)
             self.unsent_bytes += len(rest) - len(plaintext)
             self._rest = rest
+            self.is_stuck = True
             self._period_began = 0.0
         return rest
+
+    def _take_late(self) -> None:
+        # At the end: the first part may be the rest of a frame.
+        self.parts += self._late
+        self.unsent_bytes += sum(map(len, self._late))
+        self._late.clear()
 
     def _take_some(self, most_bytes: int) -> bytes:
         """About `most_bytes` of the output, at least one part."""
@@ -203,6 +231,7 @@ class Outbox:
         self.unsent_bytes -= size_bytes
         if size_bytes == len(rest):
             self._rest = None
+            self.is_stuck = False
             return
         self._rest = memoryview(rest)[size_bytes:]
         now = self._clock()
@@ -235,8 +264,10 @@ class Outbox:
     def close(self) -> None:
         """The connection is closed: drop all output."""
         self.parts.clear()
+        self._late.clear()
         self.held_bytes = 0
         self._rest = None
+        self.is_stuck = False
         # Break the reference cycle; the cyclic collector runs rarely.
         self._session = None
         self._on_output = _ignore
@@ -397,6 +428,7 @@ class Session:
         """Enforce the deadlines. Called several times a second with the clock's time."""
         outbox = self.outbox
         inbox = self.inbox
+        outbox.flush_late()
         if outbox.unsent_bytes or outbox.held_bytes:
             if why := outbox.problem(now):
                 self.abort(why)

@@ -783,6 +783,14 @@ def test_a_watch_whose_client_does_not_read_holds_nobody_up(lone: LoneMember) ->
     assert [e.kv.version for e in events] == list(range(1, 301))
 
 
+def test_a_ping_beside_a_watch_is_acknowledged_at_once(client: Client) -> None:
+    watch = client.start(WATCH)
+    client.say(watch, proto.WatchRequest(create_request=proto.WatchCreateRequest(key=b"k")))
+    client.session.receive(http2.frame(http2.PING, 0, 0, b"12345678"))
+    answer = [(f.kind, f.flags) for f in frames(take_output(client.session))]
+    assert answer == [(http2.PING, http2.ACK)], "no answer to a request is about to be sent"
+
+
 def test_lease_keep_alive(client: Client) -> None:
     grant = client.ask("/etcdserverpb.Lease/LeaseGrant", proto.LeaseGrantRequest(TTL=60))
     lease_id = proto.LeaseGrantResponse.decode(grant.message).ID

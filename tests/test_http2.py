@@ -459,6 +459,24 @@ def test_ping_is_answered_with_its_content() -> None:
     assert answer == [(PING, ACK, 0, b"12345678")]
 
 
+def test_the_acknowledgement_of_a_ping_waits_for_an_answer() -> None:
+    ping = frame(PING, 0, 0, b"12345678")
+    echo = opened()
+    assert echo.tell(ping, request(1, b"a", b"/later")) == []
+    assert echo.tell(ping) == [], "the request is not answered yet"
+    echo.answer(1)
+    answer = echo.taken()
+    assert body_of(answer) == b"a"
+    assert [f for f in answer if f.kind == PING] == 2 * [(PING, ACK, 0, b"12345678")]
+
+
+def test_the_acknowledgement_of_a_ping_does_not_wait_for_a_slow_answer() -> None:
+    echo = opened()
+    assert echo.tell(frame(PING, 0, 0, b"12345678"), request(1, b"a", b"/later")) == []
+    echo.tick(echo.now)
+    assert echo.taken() == [(PING, ACK, 0, b"12345678")]
+
+
 def test_settings_are_acknowledged() -> None:
     echo = opened()
     assert echo.tell(frame(SETTINGS, 0, 0, setting(4, 9) + setting(4, 10))) == [

@@ -310,3 +310,31 @@ def test_a_peer_that_does_not_read_is_found_through_a_channel() -> None:
     outbox.sent(10)
     now[0] = STALLED_TIMEOUT_S + 1
     assert outbox.problem(now[0]) == "it does not read its answers"
+
+
+def test_late_output_leaves_with_the_next_output_or_when_it_is_flushed() -> None:
+    woken: list[object] = []
+    outbox = Outbox("session", woken.append, lambda: 0.0, 1 << 20)
+    outbox.append_late(b"late")
+    assert not woken and outbox.has_late and not outbox.unsent_bytes
+    outbox.append(b"answer")
+    assert outbox.take() == b"answerlate" and woken == ["session"]
+    outbox.sent(10)
+    assert not outbox.has_late and not outbox.unsent_bytes
+    outbox.append_late(b"late")
+    outbox.flush_late()
+    assert woken == ["session", "session"] and outbox.take() == b"late"
+
+
+def test_a_session_sends_late_output_at_the_next_tick() -> None:
+    session = Plain()
+    session.outbox.append_late(b"late")
+    session.tick(session.now)
+    assert session.woken == 1 and session.outbox.take() == b"late"
+
+
+def test_a_closed_connection_has_no_late_output() -> None:
+    outbox = Outbox("session", lambda session: None, lambda: 0.0, 1 << 20)
+    outbox.append_late(b"late")
+    outbox.close()
+    assert not outbox.has_late

@@ -732,6 +732,10 @@ class GrpcSession(Connection, ClientSession):
         return super().kept_bytes + self._partial_bytes + REQUEST_BYTES * len(self.streams)
 
     @property
+    def owes_an_answer(self) -> bool:
+        return len(self.streams) > len(self.calls)
+
+    @property
     def is_idle(self) -> bool:
         """No unary request is unanswered and no output is unsent."""
         return (

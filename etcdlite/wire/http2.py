@@ -14,6 +14,9 @@ compression does not change. Then each of the two frames costs a lookup and a ca
 Received data is consumed at once, so the windows that we grant bound only the data in flight. A
 window is renewed when half of it is used; a stream's only while its request lasts.
 
+The acknowledgement of a PING waits for the answer to a request, if one is open, for one tick at
+most: grpc-go sends a PING with most requests of a client that has one at a time.
+
 A stream stays in `streams` until its answer is sent. If the peer cancels a request that is being
 worked on, `GHOST` takes its place until the answer arrives and is dropped. So the work that a peer
 causes at a time is bounded by its number of streams.
@@ -307,12 +310,20 @@ class Connection(Session):
                 self._begin()
             self._read_frames(data, at)
         except ConnectionFault as fault:
+            self.outbox.flush_late()
             self.go_away(fault.code, fault.text)
             self.is_closing = True
         if self._receive_window < CONNECTION_WINDOW_BYTES // 2 and not self.is_closing:
             grant = CONNECTION_WINDOW_BYTES - self._receive_window
             self._receive_window = CONNECTION_WINDOW_BYTES
             self.outbox.append(frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant)))
+        if self.outbox.has_late and not self.owes_an_answer:
+            self.outbox.flush_late()
+
+    @property
+    def owes_an_answer(self) -> bool:
+        """An answer is about to be sent."""
+        return bool(self.streams)
 
     def _begin(self) -> None:
         self._step(ON_PREFACE)
@@ -397,7 +408,8 @@ class Connection(Session):
             event = BLOCK_BEGINS
         elif kind == SETTINGS and not flags & ACK:
             event = ON_SETTINGS
-        self._step(event)
+        if event is not OTHER or self._state is not FRAMES:
+            self._step(event)
         self.is_open = True
         if kind == DATA:
             self._read_data(flags, stream_id, data, at, stop)
@@ -598,14 +610,6 @@ class Connection(Session):
         self._mark_ended(stream)
         self.ended(stream)
 
-    def _read_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if not stream_id:
-            raise ConnectionFault(PROTOCOL_ERROR, "PRIORITY of no stream")
-        if len(payload) != 5:
-            raise StreamFault(stream_id, FRAME_SIZE_ERROR)
-        if _INT.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:
-            raise StreamFault(stream_id, PROTOCOL_ERROR)
-
     def _read_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(FRAME_SIZE_ERROR, "RST_STREAM does not have 4 bytes")
@@ -643,9 +647,6 @@ class Connection(Session):
         self.outbox.append(frame(SETTINGS, ACK, 0))
         self._send_held()
 
-    def _read_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:
-        raise ConnectionFault(PROTOCOL_ERROR, "a client cannot push")
-
     def _read_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
             raise ConnectionFault(PROTOCOL_ERROR, "PING of a stream")
@@ -653,7 +654,7 @@ class Connection(Session):
             raise ConnectionFault(FRAME_SIZE_ERROR, "PING does not have 8 bytes")
         if flags & ACK:
             return
-        self.outbox.append(frame(PING, ACK, 0, payload))
+        self.outbox.append_late(frame(PING, ACK, 0, payload))
         self.conduct.count_ping(self._clock(), bool(self.streams))
 
     def _read_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -847,11 +848,24 @@ def _unpad(flags: int, data: bytes, at: int, stop: int) -> tuple[int, int]:
     return at + 1, stop - data[at]
 
 
+def _read_priority(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
+    if not stream_id:
+        raise ConnectionFault(PROTOCOL_ERROR, "PRIORITY of no stream")
+    if len(payload) != 5:
+        raise StreamFault(stream_id, FRAME_SIZE_ERROR)
+    if _INT.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:
+        raise StreamFault(stream_id, PROTOCOL_ERROR)
+
+
+def _read_push_promise(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
+    raise ConnectionFault(PROTOCOL_ERROR, "a client cannot push")
+
+
 _READERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {
-    PRIORITY: Connection._read_priority,
+    PRIORITY: _read_priority,
     RST_STREAM: Connection._read_rst_stream,
     SETTINGS: Connection._read_settings,
-    PUSH_PROMISE: Connection._read_push_promise,
+    PUSH_PROMISE: _read_push_promise,
     PING: Connection._read_ping,
     GOAWAY: Connection._read_goaway,
     WINDOW_UPDATE: Connection._read_window_update,
