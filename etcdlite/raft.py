@@ -292,7 +292,7 @@ class Raft:
         self._others: list[int] = []  # Of `progress`, sorted.
         self._rng = rng
         self._saved = hard_state
-        self._shown = SoftState(0, FOLLOWER)
+        self._given = (hard_state.term, hard_state.vote, 0, FOLLOWER)  # In the last Ready.
         self._messages: list[Message] = []
         self._messages_after_sync: list[Message] = []
         self._read_states: list[ReadState] = []
@@ -327,10 +327,7 @@ class Raft:
             log.offered != log.last
             or (log.applying < log.committed and log.has_next_committed())
             or bool(self._messages or self._messages_after_sync or self._read_states)
-            or self.term != self._saved.term
-            or self.vote != self._saved.vote
-            or self.role != self._shown.role
-            or self.leader != self._shown.leader
+            or (self.term, self.vote, self.leader, self.role) != self._given
             or self._snapshot is not None
         )
 
@@ -341,15 +338,15 @@ class Raft:
         log = self.log
         entries = log.offer()
         hard_state = None
-        if (
-            self.term != self._saved.term
-            or self.vote != self._saved.vote
-            or ((entries or self._snapshot) and log.committed != self._saved.commit)
-        ):
-            hard_state = self._saved = self.hard_state
         soft_state = None
-        if self.role != self._shown.role or self.leader != self._shown.leader:
-            soft_state = self._shown = SoftState(self.leader, self.role)
+        is_changed = bool(entries or self._snapshot) and log.committed != self._saved.commit
+        if (given := (self.term, self.vote, self.leader, self.role)) != self._given:
+            is_changed = is_changed or given[:2] != self._given[:2]
+            if given[2:] != self._given[2:]:
+                soft_state = SoftState(self.leader, self.role)
+            self._given = given
+        if is_changed:
+            hard_state = self._saved = self.hard_state
         ready = Ready(
             hard_state,
             entries,
@@ -570,10 +567,12 @@ class Raft:
         Followers that are a little behind need no snapshot thanks to the tail (`log_tail_bytes`).
         A member that is alone keeps none. Files are not touched.
         """
+        tail_bytes = self.config.log_tail_bytes if keeps_tail and not self._is_alone() else 0
+        if self.log.size_bytes < tail_bytes + tail_bytes // 4:
+            return  # Dropping moves the whole tail, so wait until a quarter of it can go.
         if self.role == LEADER:
             index = self._compactable(index)
-        keeps_tail = keeps_tail and not self._is_alone()
-        self.log.compact(index, self.config.log_tail_bytes if keeps_tail else 0)
+        self.log.compact(index, tail_bytes)
 
     def _compactable(self, index: int) -> int:
         """The last entry up to `index` that may be dropped. A member that receives a snapshot needs

@@ -205,8 +205,10 @@ class RaftLog:
 
     def size_between(self, after: int, last: int) -> int:
         """The size in bytes of the entries after `after` up to `last`, overhead included."""
-        entries = self.entries[after - self.offset : last - self.offset]
-        return sum(len(entry.data) for entry in entries) + ENTRY_OVERHEAD_BYTES * len(entries)
+        size = 0
+        for entry in self.entries[after - self.offset : last - self.offset]:
+            size += len(entry.data) + ENTRY_OVERHEAD_BYTES
+        return size
 
     def compact(self, index: int, tail_bytes: int) -> None:
         """Drop the oldest entries up to `index`, but keep `tail_bytes`."""
@@ -214,8 +216,16 @@ class RaftLog:
             raise RaftInvariantError(
                 f"compaction up to {index}, but only {self.applied} is applied"
             )
-        if self.size_bytes < tail_bytes + tail_bytes // 4:
-            return  # Dropping moves the whole tail, so wait until a quarter of it can go.
+        if index == self.last and not tail_bytes:
+            count, self.size_bytes = len(self.entries), 0
+        else:
+            count = self._droppable(index, tail_bytes)
+        if count:
+            self.offset_term = self.entries[count - 1].term
+            self.offset += count
+            del self.entries[:count]
+
+    def _droppable(self, index: int, tail_bytes: int) -> int:
         count = 0
         for entry in self.entries[: max(0, index - self.offset)]:
             size = len(entry.data) + ENTRY_OVERHEAD_BYTES
@@ -223,10 +233,7 @@ class RaftLog:
                 break
             self.size_bytes -= size
             count += 1
-        if count:
-            self.offset_term = self.entries[count - 1].term
-            self.offset += count
-            del self.entries[:count]
+        return count
 
     def restore(self, index: int, term: int) -> None:
         """Replace the log by a snapshot. It is applied when `applied_to` says so."""

@@ -395,6 +395,9 @@ class WAL:
 
     def save_all(self, saves: Sequence[Save]) -> None:
         """Make several saves durable, with as few syncs as their order allows. Raises as `save`."""
+        if len(saves) == 1 and saves[0].snapshot is None:
+            self.save(saves[0].hard_state, saves[0].entries)
+            return
         hard_state: HardState | None = None
         entries: list[Entry] = []
         for save in saves:

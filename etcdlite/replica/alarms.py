@@ -60,6 +60,8 @@ class Alarms:
         self.space_left = 0
         """Bytes that writes may still take."""
         self._active: set[tuple[int, int]] = set()
+        self.kinds: frozenset[int] = frozenset()
+        """The kinds of the active alarms."""
         self._raised_at = -math.inf
         """When this member last proposed an alarm of its own, which may get lost on its way."""
         self._disk_left = 0
@@ -75,6 +77,7 @@ class Alarms:
         self._active = {
             (int.from_bytes(key[:8], "big"), key[8]) for key in store.buckets.get(ALARM, ())
         }
+        self._note_kinds()
         self._measure_disk()
         self._measure_left()
 
@@ -96,17 +99,15 @@ class Alarms:
     def is_corrupt(self) -> bool:
         """Members differ. Writes are refused. Reads are served, as in etcd: they show the operator
         which member is right."""
-        return any(kind == CORRUPT for _, kind in self._active)
+        return CORRUPT in self.kinds
 
     @property
     def has_no_space(self) -> bool:
         """A member is out of space: writes that need space are refused."""
-        return any(kind == NOSPACE for _, kind in self._active)
+        return NOSPACE in self.kinds
 
-    @property
-    def kinds(self) -> frozenset[int]:
-        """The kinds of the active alarms."""
-        return frozenset(kind for _, kind in self._active)
+    def _note_kinds(self) -> None:
+        self.kinds = frozenset(kind for _, kind in self._active)
 
     def check_space(self, size_bytes: int) -> None:
         """Raise NoSpace if there is none for a write of this size. Asked before a write is
@@ -117,7 +118,7 @@ class Alarms:
         ):
             self.raise_nospace()
             raise error("NoSpace")
-        if self._active and self.has_no_space:
+        if self.kinds and self.has_no_space:
             raise error("NoSpace")
 
     def raise_nospace(self) -> None:
@@ -156,11 +157,13 @@ class Alarms:
             if alarm not in self._active:
                 _log(log.warn, "alarm raised", alarm)
             self._active.add(alarm)
+            self._note_kinds()
             self._store.set_bucket(ALARM, _key(alarm), b"")
             changed = [alarm]
         elif request.alarm and request.action == 2 and alarm in self._active:
             _log(log.info, "alarm disarmed", alarm)
             self._active.remove(alarm)
+            self._note_kinds()
             self._disk_measured_at = -math.inf
             self.measure(self._clock())
             self._store.set_bucket(ALARM, _key(alarm), None)

@@ -78,6 +78,11 @@ def needed_version(data: bytes) -> Version:
     return Version(data[1], data[2]) if data and data[0] == NEWER_ENTRY_VERSION else OLDEST
 
 
+def proposer(data: bytes) -> tuple[int, int]:
+    """The member that proposed the entry, and the batch, unchecked; (0, 0) if there is neither."""
+    return _PROPOSER.unpack_from(data, 8) if len(data) >= ENTRY_HEADER.size else (0, 0)
+
+
 def read_header(data: bytes) -> EntryHeader:
     """Raises DecodeError, and TooNew as one."""
     if len(data) < ENTRY_HEADER.size or not 1 <= data[0] <= ENTRY_VERSION or any(data[1:4]):

@@ -24,25 +24,15 @@ class Waiting(NamedTuple):
     frame: bytes
 
 
-class WriteLines:
-    """The lines. None is empty."""
-
-    def __init__(self) -> None:
-        self._lines: dict[Any, deque[Waiting]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._lines)
-
-    def __contains__(self, session: Any) -> bool:
-        """Whether the connection of a session has a line."""
-        return connection(session) in self._lines
+class WriteLines(dict[Any, "deque[Waiting]"]):
+    """The lines by connection. None is empty."""
 
     def add(self, write: Waiting) -> None:
-        self._lines.setdefault(connection(write.waiter[0]), deque()).append(write)
+        self.setdefault(connection(write.waiter[0]), deque()).append(write)
 
     def take(self, count: int, size_bytes: int) -> Iterator[Waiting]:
         """The next writes in turn: at most this many, and about this many bytes."""
-        lines = self._lines
+        lines = self
         while lines and count > 0 and size_bytes > 0:
             session, line = next(iter(lines.items()))
             del lines[session]
@@ -55,11 +45,11 @@ class WriteLines:
 
     def expire(self, since: float) -> Iterable[Waiting]:
         """Take out the writes that came before this time."""
-        for session, line in list(self._lines.items()):
+        for session, line in list(self.items()):
             while line and line[0].since <= since:
                 yield line.popleft()
             if not line:
-                del self._lines[session]
+                del self[session]
 
 
 def connection(session: Any) -> Any:

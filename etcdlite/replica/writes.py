@@ -49,6 +49,7 @@ from etcdlite.replica.entry import (
     decode_requests,
     encode_entry,
     needed_version,
+    proposer,
     read_header,
 )
 from etcdlite.replica.state import State
@@ -216,7 +217,7 @@ class Writes:
         only write."""
         owner = connection(session)
         if (
-            session in self._lines
+            owner in self._lines
             or owner in self._in_need
             or proposed_bytes > 2 * MAX_PROPOSED_BYTES
         ):
@@ -385,12 +386,12 @@ class Writes:
         self._in_flight += len(waiters)
         self._in_flight_bytes += size
         self._waiting[self.latest_batch] = batch
+        count = len(waiters)
         metrics = self._state.metrics
-        metrics.proposals_pending += len(waiters)
-        authors = 0
+        metrics.proposals_pending += count
         if self._state.auth.enabled:
-            authors = [waiter[2] for waiter in waiters].count(AUTHOR)
-        metrics.batch_requests.observe(len(waiters) - authors)
+            count -= [waiter[2] for waiter in waiters].count(AUTHOR)
+        metrics.batch_requests.observe(count)
         self._try_propose(self.latest_batch, batch)
 
     def _try_propose(self, number: int, batch: Batch) -> None:
@@ -471,27 +472,30 @@ class Writes:
     def take(self, entry: Entry) -> tuple[list[Waiter], float | None]:
         """The requests of a committed entry, with the sessions that wait here for their answers,
         and the time since when they wait; None if no session waits here."""
-        waiters, since = self._take(entry)
-        needs = needed_version(entry.data)
-        if needs > self._state.cluster_version.allowed:
+        data = entry.data
+        # The hot path: an entry with these bytes waits here.
+        member_id, number = proposer(data)
+        if member_id == self._state.identity.member_id:
+            batch = self._waiting.get(number)
+            if batch is not None and batch.data == data:
+                self._drop(number)
+                waiters, since = batch.waiters, batch.since
+            else:
+                waiters, since = self._decoded(entry), None
+        else:
+            known, waiters = self._forwarded.pop((member_id, number), (b"", []))
+            since = None
+            if known != data:
+                waiters = self._decoded(entry)
+        if data[0] != ENTRY_VERSION and needed_version(data) > self._state.cluster_version.allowed:
             # It was proposed before the version went down. Every member skips it.
             _refuse_newer(waiters)
             waiters = [waiter for waiter in waiters if waiter[2] == SET_CLUSTER_VERSION]
         return waiters, since
 
-    def _take(self, entry: Entry) -> tuple[list[Waiter], float | None]:
+    def _decoded(self, entry: Entry) -> list[Waiter]:
         try:
-            _, _, member_id, number = read_header(entry.data)
-            if member_id == self._state.identity.member_id:
-                batch = self._waiting.get(number)
-                if batch is not None and batch.data == entry.data:
-                    self._drop(number)
-                    return batch.waiters, batch.since
-            else:
-                data, waiters = self._forwarded.pop((member_id, number), (b"", []))
-                if data == entry.data:
-                    return waiters, None
-            return _valid(entry, decode_requests(entry.data)), None
+            return _valid(entry, decode_requests(entry.data))
         except TooNew as failure:
             raise AssertionError(f"entry {entry.index} cannot be applied: {failure}") from None
         except DecodeError as failure:
@@ -501,7 +505,7 @@ class Writes:
                 index=entry.index,
                 why=str(failure),
             )
-            return [], None
+            return []
 
     def _drop(self, number: int) -> Batch:
         batch = self._waiting.pop(number)
