@@ -385,13 +385,14 @@ class Server:
         ):
             thread.save(saves)
             return
-        if member.peers.links:
+        thread.is_alone = not member.peers.links
+        if not thread.is_alone:
             # The other members save in the meantime.
             self.connections.send_to_members()
         began = member.clock()
         if (took_s := thread.save_now(saves)) > QUICK_SYNC_S:
             if self.connections.are_from_clients(self._selector.select(0.0)):
-                thread.was_asked()
+                thread.was_asked(took_s)
             if took_s > STALL_S:
                 # Meanwhile no client could renew a lease. The revokes of overdue ones may be
                 # proposed.

@@ -60,7 +60,7 @@ ALONE_AGAIN_S = 1.0
 SLOW_SYNC_S = 0.02
 SLOW_SYNC_PAUSE = 25
 """After a sync that took longer than `SLOW_SYNC_S`, the thread saves for this multiple of its time.
-So slow syncs block the caller for at most 4 % of the time."""
+So slow syncs block the caller for at most 4 % of the time, unless nobody notices."""
 
 FEW_BYTES = 64 << 10
 """The caller does not save more than this by itself, nor what begins a segment of the log."""
@@ -82,6 +82,8 @@ class LogThread:
         """What a sync takes, as a moving average."""
         self._slow_until = 0.0
         self._asked_until = 0.0
+        self.is_alone = False
+        """There is no other member, for whose acknowledgement the loop would wait meanwhile."""
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="etcdlite-log", daemon=True)
         self._thread.start()
@@ -119,9 +121,12 @@ class LogThread:
         except Exception as failure:
             raise DiskFailed(str(failure)) from failure
 
-    def was_asked(self) -> None:
-        """A client asked for something during `save_now`."""
-        self._asked_until = time.perf_counter() + ALONE_AGAIN_S
+    def was_asked(self, took_s: float) -> None:
+        """A client asked for something during `save_now`, which took this long."""
+        now = time.perf_counter()
+        self._asked_until = now + ALONE_AGAIN_S
+        if took_s > SLOW_SYNC_S:
+            self._slow_until = now + SLOW_SYNC_PAUSE * took_s
 
     def release(self, index: int, term: int, begin: int) -> None:
         """A checkpoint covers the log up to `index`; delete entries up to `begin`."""
@@ -169,7 +174,7 @@ class LogThread:
         now = time.perf_counter()
         took_s = now - began
         self._sync_s += (min(took_s, 2 * LONGEST_SYNC_S) - self._sync_s) / 16
-        if took_s > SLOW_SYNC_S:
+        if took_s > SLOW_SYNC_S and not self.is_alone:
             self._slow_until = now + SLOW_SYNC_PAUSE * took_s
         size = sum(len(entry.data) for save in saves for entry in save.entries)
         self._metrics.log_synced(took_s, self._wal.write_s - written_s, size)

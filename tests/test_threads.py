@@ -145,15 +145,25 @@ def test_longer_syncs_are_left_to_the_thread_for_a_while_after_a_client_asked_du
     for index in range(1, 50):
         assert thread.is_quick(save(index)), "nobody waits for anything but these saves"
         thread.save_now(save(index))
-    thread.was_asked()
+    thread.was_asked(log.sync_s)
     assert not thread.is_quick(save(50))
     log.now += ALONE_AGAIN_S
     assert thread.is_quick(save(50))
 
 
 def test_quick_syncs_stay_with_the_caller_though_a_client_asked_during_one(log, thread):
-    thread.was_asked()
+    thread.was_asked(2 * QUICK_SYNC_S)
     assert thread.is_quick(save())
+
+
+def test_a_slow_sync_that_nobody_notices_leaves_saves_with_the_caller(log, thread):
+    thread.is_alone = True
+    log.sync_s = 0.5
+    thread.save_now(save())
+    assert thread.is_quick(save(2))
+    thread.was_asked(log.sync_s)
+    log.now += 0.9 * SLOW_SYNC_PAUSE * 0.5
+    assert not thread.is_quick(save(2)), "a client noticed"
 
 
 @pytest.mark.parametrize("what", ["save", "release"])
