@@ -4,7 +4,7 @@ It compares the mod_revision of a key with a number, and then puts or deletes th
 the key or does nothing. Nearly all writes of a Kubernetes API server are of this kind. `decode_txn`
 recognizes the bytes that protobuf encoders write for one, and makes a `Swap` of a few values
 instead of six messages: 3 µs instead of 13, on each member. All other transactions are decoded as
-usual. What a `Swap` means is what its messages mean: as a `TxnRequest` it has them, too, made when
+usual, those that only put values by `plain_txn.py`. What a `Swap` means is what its messages mean: as a `TxnRequest` it has them, too, made when
 they are asked for.
 
 Hot path, so flat.
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from etcdlite import proto
+from etcdlite.plain_txn import decode_puts
 from etcdlite.proto import read_varint, varint
 
 _MAX_KEY_BYTES = 4096
@@ -96,7 +97,9 @@ def decode_txn(buf: bytes, pos: int = 0, end: int | None = None) -> proto.TxnReq
     if end is None:
         end = len(buf)
     try:
-        return _decode_swap(buf, pos, end) or proto.TxnRequest.decode(buf, pos, end)
+        # The first field is the success branch, or a compare.
+        quick = decode_puts if buf[pos] == 0x12 else _decode_swap
+        return quick(buf, pos, end) or proto.TxnRequest.decode(buf, pos, end)
     except IndexError:
         return proto.TxnRequest.decode(buf, pos, end)
 

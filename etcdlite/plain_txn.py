@@ -1,0 +1,66 @@
+"""A quick decoder of transactions that only put values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from etcdlite import proto
+
+MAX_PUTS = 1_000
+"""More are left to the general decoder, which counts fields."""
+
+
+def decode_puts(buf: bytes, pos: int, end: int) -> Any:
+    """As `TxnRequest.decode`; None if there is anything but puts of keys of up to 127 bytes and
+    values of up to 16 KB without options. Raises IndexError if the bytes end early.
+
+    One flat loop: it takes a third of the time.
+    """
+    new, put_class, op_class = object.__new__, proto.PutRequest, proto.RequestOp
+    ops: list[Any] = []
+    at = pos
+    # success { request_put { key value } }. A length has a second byte if the first one is above
+    # 127, and more if that is, too.
+    while at < end:
+        size = buf[at + 1]
+        inner = at + 2
+        if size > 127:
+            size += (buf[inner] << 7) - 128
+            inner += 1
+            if buf[inner - 1] > 127:
+                return None
+        if buf[at] != 0x12 or buf[inner] != 0x12:
+            return None
+        put_end = inner + size
+        size = buf[inner + 1]
+        key_tag = inner + 2
+        if size > 127:
+            size += (buf[key_tag] << 7) - 128
+            key_tag += 1
+            if buf[key_tag - 1] > 127:
+                return None
+        key_size = buf[key_tag + 1]
+        if key_tag + size != put_end or buf[key_tag] != 0x0A or key_size > 127:
+            return None
+        value_tag = key_tag + 2 + key_size
+        size = buf[value_tag + 1]
+        value_at = value_tag + 2
+        if size > 127:
+            size += (buf[value_at] << 7) - 128
+            value_at += 1
+            if buf[value_at - 1] > 127:
+                return None
+        if buf[value_tag] != 0x12 or value_at + size != put_end:
+            return None
+        put = new(put_class)
+        put.key = buf[key_tag + 2 : value_tag]
+        put.value = buf[value_at:put_end]
+        op = new(op_class)
+        op.request_put = put
+        ops.append(op)
+        at = put_end
+    if at != end or not 0 < len(ops) <= MAX_PUTS:
+        return None
+    txn = new(proto.TxnRequest)
+    txn.success = ops
+    return txn

@@ -1,0 +1,91 @@
+"""The quick decoder of transactions gives what the general one gives, for every input."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from etcdlite import plain_txn, proto
+from etcdlite.proto import DecodeError, PutRequest, RequestOp, TxnRequest
+from etcdlite.swap import decode_txn
+
+
+def outcome(decode, data: bytes, pos: int, end: int) -> object:
+    try:
+        return decode(data, pos, end)
+    except DecodeError:
+        return DecodeError
+
+
+def assert_same(data: bytes, pos: int = 0, end: int | None = None) -> None:
+    end = len(data) if end is None else end
+    expected = outcome(TxnRequest.decode, data, pos, end)
+    assert outcome(decode_txn, data, pos, end) == expected, (data.hex(), pos, end)
+
+
+def puts(*pairs: tuple[bytes, bytes]) -> bytes:
+    ops = [RequestOp(request_put=PutRequest(key=key, value=value)) for key, value in pairs]
+    return TxnRequest(success=ops).encode()
+
+
+SIZES = (0, 1, 2, 100, 119, 120, 121, 126, 127, 128, 129, 16_000, 16_370, 16_383, 16_384, 20_000)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_lengths_of_one_two_and_three_bytes(size):
+    assert_same(puts((b"k", bytes(size))))
+    assert_same(puts((b"k" * size, b"value")))
+    assert_same(puts((b"a", b"1"), (b"b", bytes(size)), (b"c", b"3")))
+
+
+def test_what_is_before_and_behind_the_message_does_not_matter():
+    data = puts((b"a", b"1"), (b"b", bytes(300)))
+    for more in (b"", b"\x12", b"\x12\x00", data):
+        assert_same(more + data + more, len(more), len(more) + len(data))
+
+
+def test_a_message_that_is_cut_off_or_has_an_altered_byte():
+    data = puts((b"ab", b"1"), (b"c", bytes(130)), (b"d", b"2"))
+    for end in range(len(data)):
+        assert_same(data[:end])
+        assert_same(data, 0, end)
+    rng = random.Random(1)
+    for _ in range(4000):
+        altered = bytearray(data)
+        for _ in range(rng.randint(1, 3)):
+            altered[rng.randrange(40)] = rng.choice((0, 1, 2, 10, 18, 127, 128, 129, 255))
+        assert_same(bytes(altered))
+
+
+def test_random_bytes_of_the_tags():
+    rng = random.Random(2)
+    for _ in range(4000):
+        values = (0x12, 0x12, 0x12, 0x0A, 0, 1, 2, 4, 6, 8, 0x80, 0x81, 0x1A)
+        assert_same(bytes(rng.choice(values) for _ in range(rng.randrange(24))))
+
+
+def test_other_operations_are_left_to_the_general_decoder():
+    put = RequestOp(request_put=PutRequest(key=b"a", value=b"b"))
+    for op in (
+        RequestOp(request_put=PutRequest(key=b"a", value=b"b", lease=7)),
+        RequestOp(request_put=PutRequest(key=b"a", prev_kv=True)),
+        RequestOp(request_range=proto.RangeRequest(key=b"a")),
+        RequestOp(request_delete_range=proto.DeleteRangeRequest(key=b"a")),
+        RequestOp(request_txn=TxnRequest(success=[put])),
+    ):
+        for txn in (TxnRequest(success=[put, op]), TxnRequest(success=[op, put])):
+            assert_same(txn.encode())
+            txn.compare = [proto.Compare(key=b"a")]
+            assert_same(txn.encode())
+        assert_same(TxnRequest(success=[put], failure=[op]).encode())
+
+
+def test_very_many_puts_are_counted_by_the_general_decoder(monkeypatch):
+    data = puts(*[(b"%d" % n, b"v") for n in range(plain_txn.MAX_PUTS + 1)])
+    general = []
+    decode = TxnRequest.decode
+    monkeypatch.setattr(TxnRequest, "decode", lambda *args: general.append(args) or decode(*args))
+    assert decode_txn(data) == decode(data) and len(general) == 1
+    decode_txn(puts((b"a", b"b")))
+    assert len(general) == 1, "a plain one is decoded without it"
