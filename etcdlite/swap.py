@@ -4,8 +4,8 @@ It compares the mod_revision of a key with a number, and then puts or deletes th
 the key or does nothing. Nearly all writes of a Kubernetes API server are of this kind. `decode_txn`
 recognizes the bytes that protobuf encoders write for one, and makes a `Swap` of a few values
 instead of six messages: 3 µs instead of 13, on each member. All other transactions are decoded as
-usual, those that only put values by `plain_txn.py`. What a `Swap` means is what its messages mean: as a `TxnRequest` it has them, too, made when
-they are asked for.
+usual, those that only put values by `plain_txn.py`. What a `Swap` means is what its messages mean:
+as a `TxnRequest` it has them, too, made when they are asked for.
 
 Hot path, so flat.
 """
