@@ -842,12 +842,12 @@ def _token_of_a_deleted_user_counts(patch: Patch) -> None:
     author = tokens.SimpleTokens.author
 
     def lenient(self: Any, auth_store: Any, token: str) -> Any:
-        name, revision, _ = self._known.get(token) or self._verify(
+        revision, _, known = self._known.get(token) or self._verify(
             auth_store, token, self._wall_clock()
         )
         if revision > auth_store.revision:
             return author(self, auth_store, token)
-        return auth.Author(name, auth_store.revision)
+        return auth.Author(known.name, auth_store.revision)
 
     patch.set(tokens.SimpleTokens, "author", lenient)
 
