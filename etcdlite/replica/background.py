@@ -92,7 +92,7 @@ class Background:
         ends_at = began + slice_s
 
         def is_over() -> bool:
-            return clock() >= ends_at or has_input()
+            return clock() > ends_at or has_input()
 
         reads = self._reads
         self._was_for_reads = bool(reads.background) and not (
