@@ -196,6 +196,21 @@ def test_a_follower_that_alone_hears_nothing_from_the_leader_deposes_nobody(
     cluster.agree()
 
 
+def test_silences_before_a_leader_led_do_not_count() -> None:
+    """Members that lead in turn: each pauses while it leads, and hears only pings before."""
+    cluster = Cluster(seed=2)
+    world = cluster.world
+    for _ in range(6):
+        old, rest = world.elect(), [n for n in cluster.nodes if n is not world.leader]
+        old.pause()
+        began = world.now
+        cluster.client.put(rest[0], b"k")
+        assert world.now - began < 0.6
+        world.run(0.05)
+        old.resume()
+        world.run(1.5)
+
+
 def test_who_saw_the_leader_pause_waits_longer() -> None:
     suspicion = Suspicion(0.1, 1.0)
     assert suspicion.limit_s == pytest.approx(0.45)

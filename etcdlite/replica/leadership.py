@@ -87,8 +87,8 @@ class Leadership:
         self._counted = (0, 0)
         self._heartbeat_s = options.election_timeout_s / raft.config.election_ticks
         self._suspicion = Suspicion(self._heartbeat_s, options.election_timeout_s)
-        self._listens_to = 0
-        """The leader whose silences are measured."""
+        self._listens_to = (0, 0)
+        """The leader whose silences are measured, and its term."""
         self.suspect_at = math.inf
         """When the leader is suspected, unless it is heard from before."""
         self.campaign_at = math.inf
@@ -217,9 +217,9 @@ class Leadership:
     def _silence_ends_at(self, leader: int, now: float) -> float:
         """When the leader is suspected if nothing is heard from it until then."""
         heard_at, longest_s = self._hear(leader)
-        if leader == self._listens_to:
+        before, self._listens_to = self._listens_to, (leader, self._raft.term)
+        if self._listens_to == before:  # What it sent before it led came at longer intervals.
             self._suspicion.observe(longest_s, now)
-        self._listens_to = leader  # What it sent before it led, it sent at longer intervals.
         return heard_at + self._suspicion.limit_s
 
     def _suspect(self, now: float) -> None:
