@@ -784,7 +784,7 @@ def test_a_watch_whose_client_does_not_read_holds_nobody_up(lone: LoneMember) ->
 
 
 def test_a_ping_beside_a_watch_is_acknowledged_at_once(client: Client) -> None:
-    watch = client.start(WATCH)
+    watch = client.open(WATCH)
     client.say(watch, proto.WatchRequest(create_request=proto.WatchCreateRequest(key=b"k")))
     client.session.receive(http2.frame(http2.PING, 0, 0, b"12345678"))
     answer = [(f.kind, f.flags) for f in frames(take_output(client.session))]
