@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib  # noqa: F401
 import random
 from pathlib import Path
 from typing import Any
 
+import etcdlite.etcd_backup  # noqa: F401  No thread is there to import what a backup needs.
 from etcdlite import datadir, proto
 from etcdlite.member import Member
 from etcdlite.options import Options
