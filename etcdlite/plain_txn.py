@@ -21,7 +21,7 @@ def decode_puts(buf: bytes, pos: int, end: int) -> Any:
     at = pos
     # success { request_put { key value } }. A length has a second byte if the first one is above
     # 127, and more if that is, too.
-    while at < end:
+    while at < end and len(ops) < MAX_PUTS:
         size = buf[at + 1]
         inner = at + 2
         if size > 127:
@@ -59,7 +59,7 @@ def decode_puts(buf: bytes, pos: int, end: int) -> Any:
         op.request_put = put
         ops.append(op)
         at = put_end
-    if at != end or not 0 < len(ops) <= MAX_PUTS:
+    if at != end or not ops:
         return None
     txn = new(proto.TxnRequest)
     txn.success = ops

@@ -22,6 +22,9 @@ from etcdlite.proto import read_varint, varint
 _MAX_KEY_BYTES = 4096
 """Longer keys are decoded as usual."""
 
+_MAX_OP_BYTES = (1 << 14) - 1
+"""What a length of two bytes can say."""
+
 _TARGET = b"\x10\x02\x1a"
 """In a `Compare`: the target is mod_revision, and the key follows."""
 
@@ -119,7 +122,7 @@ def _decode_swap(buf: bytes, pos: int, end: int) -> Swap | None:
         at, size = at + 1, size + (buf[at] << 7) - 128
     key = buf[at : at + size]
     at += size
-    if buf[at] != 0x30 or not 0 < size < _MAX_KEY_BYTES:
+    if at >= end or buf[at] != 0x30 or not 0 < size < _MAX_KEY_BYTES:
         return None
     revision, at = read_varint(buf, at + 1, end)
     if at != stop or revision >> 63:
@@ -141,7 +144,8 @@ def _decode_swap(buf: bytes, pos: int, end: int) -> Swap | None:
         after, n = at + 2, buf[at + 1]
         if n > 127:
             after, n = after + 1, n + (buf[after] << 7) - 128
-        if buf[at] != 0x12 or after + n != end or buf[after] != 0x12:
+        # A length of more than two bytes counts as above this. All others are within this one.
+        if buf[at] != 0x12 or n > _MAX_OP_BYTES or after + n != end or buf[after] != 0x12:
             return None
         at, n = after + 2, buf[after + 1]
         if n > 127:

@@ -15,6 +15,9 @@ from etcdlite.mvcc import Event
 Encoded = dict[tuple[int, bytes], bytes]
 """Events with previous values, by revision and key."""
 
+_FEW_BYTES = 32
+"""A slice of events that are smaller on average may be left out."""
+
 
 class Slices:
     """Slices by their first revision."""
@@ -30,8 +33,11 @@ class Slices:
         return self._slices.get(first) or (None, {})
 
     def keep(self, first: int, events: Sequence[Event], encoded: Encoded) -> None:
-        """Keep a slice that will not grow: history goes on behind it."""
+        """Keep a slice that will not grow: history goes on behind it. One without events is not
+        kept, because it does not say up to where there are none."""
         self._slices.pop(first, None)
+        if not 0 < len(events) <= self._most_bytes // _FEW_BYTES:
+            return  # One revision may have a million events.
         size = sum(len(event[3]) for event in events) + sum(map(len, encoded.values()))
         if size <= self._most_bytes:
             self._slices[first] = events, encoded

@@ -89,3 +89,19 @@ def test_very_many_puts_are_counted_by_the_general_decoder(monkeypatch):
     assert decode_txn(data) == decode(data) and len(general) == 1
     decode_txn(puts((b"a", b"b")))
     assert len(general) == 1, "a plain one is decoded without it"
+
+
+def test_no_more_puts_are_decoded_than_are_taken():
+    class Counted(bytes):
+        reads = 0
+
+        def __getitem__(self, at):
+            Counted.reads += 1
+            return super().__getitem__(at)
+
+    data = Counted(puts(*[(b"", b"")] * 5_000))
+    Counted.reads = 0
+    assert plain_txn.decode_puts(data, 0, len(data)) is None
+    assert Counted.reads < 20 * plain_txn.MAX_PUTS
+    whole = puts(*[(b"a", b"1")] * plain_txn.MAX_PUTS)
+    assert len(plain_txn.decode_puts(whole, 0, len(whole)).success) == plain_txn.MAX_PUTS

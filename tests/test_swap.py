@@ -146,3 +146,20 @@ def test_a_swap_changes_what_its_transaction_changes(steps: Any) -> None:
     rig.check()
     rig.restart()
     rig.check()
+
+
+def test_a_length_with_a_third_byte_is_not_one_of_two() -> None:
+    def field(tag: bytes, body: bytes) -> bytes:
+        """The two bytes of the length both say that another one follows."""
+        return tag + bytes((len(body) & 127 | 128, len(body) >> 7 & 127 | 128)) + body
+
+    compare = b"\x0a\x08\x10\x02\x1a\x01k\x30\x05"
+    put = field(b"\x12", field(b"\x12", b"\x0a\x01k" + field(b"\x12", b"v" * 16_400)))
+    assert decoded(decode_txn, compare + put, 0, len(compare + put)) == "invalid"
+
+
+def test_what_follows_a_compare_without_a_revision_is_not_part_of_it() -> None:
+    request = b"\x0a\x05\x10\x02\x1a\x01k"
+    raw = request + b"\x30" + bytes(8)
+    right = decoded(proto.TxnRequest.decode, raw, 0, len(request))
+    assert decoded(decode_txn, raw, 0, len(request)) == right != "invalid"

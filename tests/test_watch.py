@@ -480,6 +480,28 @@ def test_a_watch_from_the_compact_revision_itself_is_served(member):
     assert seen(inbox.take()) == [(4, b"k")]
 
 
+def test_a_revision_without_events_hides_none_that_come_later():
+    """The revision that a restored backup was raised to has none, and is the compacted one."""
+    member = Member(limits=Limits(move_step_watches=2))
+    member.store.revision = member.store.compacted = member.hub.revision = 10
+    inboxes = []
+    for _ in range(12):
+        stream, inbox = member.open()
+        stream.create(wanted(b"k", start_revision=10))
+        inboxes.append(inbox)
+    for turn in range(1, 8):
+        member.hub.run(lambda: True)
+        if turn in (3, 5, 7):
+            member.put(b"k")
+        if turn == 6:
+            stream, inbox = member.open()
+            stream.create(wanted(b"k", start_revision=10))
+            inboxes.append(inbox)
+    member.settle()
+    for inbox in inboxes:
+        assert seen(inbox.take()) == [(11, b"k"), (12, b"k"), (13, b"k")]
+
+
 def test_a_compaction_that_overtakes_a_catch_up_cancels_it():
     member = Member(limits=Limits(slice_bytes=1))
     member.put(*[b"k"] * 10)
