@@ -3,9 +3,9 @@
 There are two kinds, which take turns: maintenance, and reads that nobody waits for (hashes). Both
 are done in steps of about 0.1 ms, and a slice is a number of steps.
 
-While clients are active, slices take about a quarter of the time. Otherwise a slice ends when input
-arrives. With many writes pending, each waits longer for the others than for a whole slice, and
-cleaning has to keep up with the garbage that they make.
+While clients are active, slices take about a quarter of the time at most. A slice ends early when
+input arrives, but soon one is whole again: cleaning has to keep up with the garbage that clients
+make. With many writes pending, each waits longer for the others than for a whole slice.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ SHORT_SLICE_S = 0.0005
 
 REST = 3.0
 """While clients are active, a slice is followed by a pause of this many times its duration."""
+
+GIVES_WAY_S = 0.002
+"""Slices end early, because input arrives, for this long. Then one is whole."""
 
 BUSY_S = 0.01
 """Clients count as active for this long after a request."""
@@ -51,6 +54,9 @@ class Background:
         self._ended_at = -math.inf
         self._took_s = 0.0
         """The end and the duration of the last slice."""
+        self._cut_since = math.inf
+        """Since when slices end early: the end of the last whole one, or the beginning of the first
+        one; infinite without work."""
         self._was_for_reads = True
 
     @property
@@ -87,7 +93,8 @@ class Background:
             slice_s = min(SHORT_SLICE_S, (began - self._ended_at) / REST)
         else:
             slice_s = SLICE_S
-        if self._metrics.proposals_pending > FEW_WRITES:
+        pending = self._metrics.proposals_pending
+        if pending > FEW_WRITES or began - self._cut_since >= GIVES_WAY_S:
             has_input = _never
         ends_at = began + slice_s
 
@@ -102,6 +109,12 @@ class Background:
         run(is_over)
         self._ended_at = clock()
         self._took_s = self._ended_at - began
+        if not self.has_work:
+            self._cut_since = math.inf
+        elif self._ended_at > ends_at:
+            self._cut_since = self._ended_at
+        else:
+            self._cut_since = min(self._cut_since, began)
 
 
 def _never() -> bool:
