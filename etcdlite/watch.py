@@ -710,7 +710,7 @@ class WatchHub:
     def _slice_steps(self, sweep: _Sweep) -> Generator[None, None, None]:
         limits = self.limits
         index = sweep.index
-        first = sweep.position
+        first, present = sweep.position, self.revision
         events, encoded = self._slices.get(first)
         try:
             if events is None:
@@ -724,7 +724,7 @@ class WatchHub:
         if events and events[-1][0] > self.revision:
             # What is applied but not notified yet is for `notify` to send.
             events = [event for event in events if event[0] <= self.revision]
-        last = events[-1][0] if events else self.revision
+        last = events[-1][0] if events else present
         joined = yield from self._join_steps(sweep, last)
         begin = 0
         while begin < len(events):

@@ -502,6 +502,17 @@ def test_a_revision_without_events_hides_none_that_come_later():
         assert seen(inbox.take()) == [(11, b"k"), (12, b"k"), (13, b"k")]
 
 
+def test_what_comes_while_an_empty_revision_is_read_is_not_passed_over(member):
+    member.store.pauses = 2
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", start_revision=1))
+    member.hub.run(lambda: True)
+    member.hub.run(lambda: True)
+    member.put(b"k")
+    member.settle()
+    assert seen(inbox.take()) == [(2, b"k")]
+
+
 def test_a_compaction_that_overtakes_a_catch_up_cancels_it():
     member = Member(limits=Limits(slice_bytes=1))
     member.put(*[b"k"] * 10)
