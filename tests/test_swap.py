@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rigs.member_rig import MemberRig
 from rigs.store_rig import StoreRig
 
 from etcdlite import proto, txn
 from etcdlite.errors import EtcdError, error
+from etcdlite.frames import frame
 from etcdlite.methods import TXN
 from etcdlite.metrics import Metrics
 from etcdlite.proto import DecodeError
@@ -163,3 +165,15 @@ def test_what_follows_a_compare_without_a_revision_is_not_part_of_it() -> None:
     raw = request + b"\x30" + bytes(8)
     right = decoded(proto.TxnRequest.decode, raw, 0, len(request))
     assert decoded(decode_txn, raw, 0, len(request)) == right != "invalid"
+
+
+@pytest.mark.parametrize("value", [b"v", None])
+def test_a_swap_is_applied_without_its_messages(value: bytes | None) -> None:
+    rig = MemberRig()
+    rig.settle()
+    raw = swap(b"k", 0, value).encode()
+    request = decode_txn(raw)
+    rig.member.writes.propose(None, 0, TXN, request, frame(1, TXN, 0, raw))
+    rig.settle()
+    assert rig.member.state.metrics.puts + rig.member.state.metrics.deletes == 1
+    assert not vars(request).keys() & {"compare", "success", "failure"}

@@ -163,7 +163,10 @@ class State:
                         answer = b""
                     metrics.puts += 1
                 elif method == TXN:
-                    step_left -= len(request.success) + len(request.failure)
+                    if request.__class__ is Swap:
+                        step_left -= 1 + request.gets  # The operations, without making them.
+                    else:
+                        step_left -= len(request.success) + len(request.failure)
                     small = txn.small_txn(store, request, session is not None)
                     if small is not None:
                         answer = small
