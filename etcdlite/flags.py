@@ -467,7 +467,7 @@ OTHERS: tuple[Flag, ...] = (
     _no_effect("compaction-sleep-interval", DURATION, "10ms", _PROCEEDS),
     _no_effect("txn-mode-write-with-shared-buffer", BOOL, "true", _BBOLT),
     _no_effect("initial-election-tick-advance", BOOL, "true",
-               "the first election comes after one to two election timeouts in any case"),
+               "a member that starts campaigns once it reaches a quorum, if there is no leader"),
     _no_effect("wait-cluster-ready-timeout", DURATION, "5s",
                "a member serves what it can as soon as it has started"),
     _no_effect("pre-vote", BOOL, "true", "pre-vote is always on"),
