@@ -113,7 +113,7 @@ def create_member(
     if not is_joining and len(founding.members) == 1:
         # With others, each member publishes its URLs once it runs: all must begin with the same.
         founding.members[0].clientURLs = client_urls
-        _warn_of_data_beside(disk, settings.data_dir)
+        _warn_of_other_data(disk, settings.data_dir)
     log.info(
         "starting local member",
         **{
@@ -139,8 +139,9 @@ def create_member(
     )
 
 
-def _warn_of_data_beside(disk: Disk, data_dir: str) -> None:
-    """The directory is named after the member, so a member with a new name begins without data."""
+def _warn_of_other_data(disk: Disk, data_dir: str) -> None:
+    """Warn of data of other members beside `data_dir`, which is named after the member by default:
+    a member that was renamed begins without data."""
     folder, own = os.path.split(os.path.abspath(data_dir))
     if not own.endswith(".etcdlite"):
         return

@@ -219,13 +219,15 @@ class RaftLog:
         if index == self.last and not tail_bytes:
             count, self.size_bytes = len(self.entries), 0
         else:
-            count = self._droppable(index, tail_bytes)
+            count = self._count_out(index, tail_bytes)
         if count:
             self.offset_term = self.entries[count - 1].term
             self.offset += count
             del self.entries[:count]
 
-    def _droppable(self, index: int, tail_bytes: int) -> int:
+    def _count_out(self, index: int, tail_bytes: int) -> int:
+        """The number of the oldest entries up to `index` that can go while `tail_bytes` stay. Their
+        sizes are subtracted from `size_bytes`."""
         count = 0
         for entry in self.entries[: max(0, index - self.offset)]:
             size = len(entry.data) + ENTRY_OVERHEAD_BYTES

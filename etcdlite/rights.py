@@ -69,11 +69,10 @@ EVERYTHING = KeySet([(b"", b"")])
 class Rights:
     """What one user may do."""
 
-    __slots__ = ("is_root", "read", "roles", "write")
+    __slots__ = ("is_root", "read", "write")
 
     def __init__(self, roles: frozenset[str], read: KeySet, write: KeySet) -> None:
         """`read` and `write`: the keys of the permissions of all these roles."""
-        self.roles = roles
         self.is_root = ROOT in roles
         self.read = EVERYTHING if self.is_root else read
         self.write = EVERYTHING if self.is_root else write

@@ -392,10 +392,10 @@ class Server:
         began = member.clock()
         if (took_s := thread.save_now(saves)) > QUICK_SYNC_S:
             if self.connections.are_from_clients(self._selector.select(0.0)):
-                thread.was_asked(took_s)
+                thread.record_request(took_s)
             if took_s > STALL_S:
-                # Meanwhile no client could renew a lease. The revokes of overdue ones may be
-                # proposed.
+                # No client could renew a lease in this time. The revokes of overdue ones may be
+                # proposed already.
                 member.state.lessor.postpone(began, took_s)
         member.persisted(saves)
         member.turn()

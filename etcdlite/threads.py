@@ -3,8 +3,8 @@
     log     appends to the write-ahead log and syncs it. While it syncs, the loop gathers the next
             batch, and the thread takes all of it at once: group commit without a timer. The loop
             itself saves a few small writes while it has nothing else to do and syncs are quick, or
-            while no client asks for something in the meantime: to wake the thread and to be woken
-            by it costs as much CPU as the rest of a put.
+            while no client asks for something during a sync: to wake the thread and to be woken by
+            it costs as much CPU as the rest of a put.
     disk    runs checkpoint, cleaning and snapshot tasks, one at a time.
     dial    connects to another member; one thread for each attempt.
     login   computes the hash of a password; one thread for each, at a low priority.
@@ -55,7 +55,7 @@ LONGEST_SYNC_S = 0.005
 """The same, while no client asks for something during a sync."""
 
 ALONE_AGAIN_S = 1.0
-"""After a client did, it is assumed for this long that one will."""
+"""After a client asked for something during such a sync, the thread saves for this long."""
 
 SLOW_SYNC_S = 0.02
 SLOW_SYNC_PAUSE = 25
@@ -83,7 +83,7 @@ class LogThread:
         self._slow_until = 0.0
         self._asked_until = 0.0
         self.is_alone = False
-        """There is no other member, for whose acknowledgement the loop would wait meanwhile."""
+        """There is no other member, whose acknowledgements could arrive during a sync."""
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="etcdlite-log", daemon=True)
         self._thread.start()
@@ -121,7 +121,7 @@ class LogThread:
         except Exception as failure:
             raise DiskFailed(str(failure)) from failure
 
-    def was_asked(self, took_s: float) -> None:
+    def record_request(self, took_s: float) -> None:
         """A client asked for something during `save_now`, which took this long."""
         now = time.perf_counter()
         self._asked_until = now + ALONE_AGAIN_S

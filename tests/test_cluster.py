@@ -211,7 +211,7 @@ def test_silences_before_a_leader_led_do_not_count() -> None:
         world.run(1.5)
 
 
-def test_who_saw_the_leader_pause_waits_longer() -> None:
+def test_a_follower_that_saw_the_leader_pause_waits_longer() -> None:
     suspicion = Suspicion(0.1, 1.0)
     assert suspicion.limit_s == pytest.approx(0.45)
     suspicion.observe(0.3, 10.0)

@@ -110,7 +110,7 @@ def test_a_small_save_is_done_by_the_caller_while_syncs_are_quick(log, thread):
     assert [one.entries[0].index for one in log.saved] == list(range(1, 100))
 
 
-def test_one_slow_sync_hands_over_to_the_thread_for_a_hundred_times_as_long(log, thread):
+def test_one_slow_sync_hands_over_to_the_thread_for_many_times_as_long(log, thread):
     log.sync_s = 0.5
     thread.save_now(save())
     assert not thread.is_quick(save(2))
@@ -145,14 +145,14 @@ def test_longer_syncs_are_left_to_the_thread_for_a_while_after_a_client_asked_du
     for index in range(1, 50):
         assert thread.is_quick(save(index)), "nobody waits for anything but these saves"
         thread.save_now(save(index))
-    thread.was_asked(log.sync_s)
+    thread.record_request(log.sync_s)
     assert not thread.is_quick(save(50))
     log.now += ALONE_AGAIN_S
     assert thread.is_quick(save(50))
 
 
 def test_quick_syncs_stay_with_the_caller_though_a_client_asked_during_one(log, thread):
-    thread.was_asked(2 * QUICK_SYNC_S)
+    thread.record_request(2 * QUICK_SYNC_S)
     assert thread.is_quick(save())
 
 
@@ -161,7 +161,7 @@ def test_a_slow_sync_that_nobody_notices_leaves_saves_with_the_caller(log, threa
     log.sync_s = 0.5
     thread.save_now(save())
     assert thread.is_quick(save(2))
-    thread.was_asked(log.sync_s)
+    thread.record_request(log.sync_s)
     log.now += 0.9 * SLOW_SYNC_PAUSE * 0.5
     assert not thread.is_quick(save(2)), "a client noticed"
 

@@ -35,7 +35,7 @@ BUSY_S = 0.01
 FEW_WRITES = 64
 """With more proposals pending than this, slices are whole."""
 
-SAVING_PAUSE_S = 0.0025
+MAX_SAVING_WAIT_S = 0.0025
 """Background work waits at most this long for a write that is being saved."""
 
 
@@ -85,11 +85,12 @@ class Background:
             return
         clock = self._clock
         began = clock()
-        if is_saving and began - self._ended_at < SAVING_PAUSE_S:
+        if is_saving and began - self._ended_at < MAX_SAVING_WAIT_S:
             return
         if self._clients_are_active(began):
             if began < self._rest_ends_at:
                 return
+            # The pause before a slice is also at least `REST` times as long.
             slice_s = min(SHORT_SLICE_S, (began - self._ended_at) / REST)
         else:
             slice_s = SLICE_S

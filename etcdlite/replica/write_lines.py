@@ -25,20 +25,19 @@ class Waiting(NamedTuple):
 
 
 class WriteLines(dict[Any, "deque[Waiting]"]):
-    """The lines by connection. None is empty."""
+    """The lines, by connection. No line is empty."""
 
     def add(self, write: Waiting) -> None:
         self.setdefault(connection(write.waiter[0]), deque()).append(write)
 
     def take(self, count: int, size_bytes: int) -> Iterator[Waiting]:
         """The next writes in turn: at most this many, and about this many bytes."""
-        lines = self
-        while lines and count > 0 and size_bytes > 0:
-            session, line = next(iter(lines.items()))
-            del lines[session]
+        while self and count > 0 and size_bytes > 0:
+            session, line = next(iter(self.items()))
+            del self[session]
             write = line.popleft()
             if line:
-                lines[session] = line
+                self[session] = line
             count -= 1
             size_bytes -= len(write.frame)
             yield write
