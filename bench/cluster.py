@@ -1,12 +1,12 @@
 """Three members on one machine: puts through the leader and through all, and how long no write
-succeeds after the leader is killed, or is silent: its process is stopped.
+succeeds after the leader is killed (SIGKILL) or falls silent (SIGSTOP).
 
 Both servers get the same flags, the same load generator (h2load over gRPC, 100 connections of 10
 streams) and the same clients. The members, the load and the disk share the machine, so the rates
 are those of a small machine that does everything; CPU per put is that of all members together.
 
-After that, one put is sent to each of the other members every `RETRY_S`, whatever became of those
-before; what counts is the time from the signal to the first that is acknowledged.
+After the signal, one put is sent to each of the other members every `RETRY_S`, whether or not the
+earlier ones have an answer. The time from the signal to the first acknowledged put counts.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _put_through_all(members: list[ClusterMember], requests: int, folder: str) -
 def time_to_write_s(
     members: list[ClusterMember], leader: ClusterMember, signum: int = signal.SIGKILL
 ) -> float:
-    """Send that signal to the leader; the time until a put is acknowledged by another member."""
+    """Send the signal to the leader. Returns the time until another member acknowledges a put."""
     rest = [member for member in members if member is not leader]
     connections: dict[str, Connection] = {m.data_dir: connect(m.name, m.port) for m in rest}
     put = (
@@ -158,7 +158,7 @@ def measure(name: str, folder: str, scale: float) -> dict[str, float]:
             times = []
             for _ in range(max(3, int(KILLS * scale))):
                 leader = leader_of(members)
-                # Everybody is up to date before the next blow.
+                # All members are up to date before the next signal.
                 time.sleep(1.0)
                 times.append(time_to_write_s(members, leader, signum) * 1000)
                 if signum == signal.SIGKILL:

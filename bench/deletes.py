@@ -44,7 +44,7 @@ def _repeat(server: Server, method: str, request: Any, is_over: Callable[[], boo
         except CallFailed as failure:
             print(f"{method} failed: {failure}", file=sys.stderr)
             times.append(float("inf"))
-            break  # The connection repeats an error that was not taken from it.
+            break  # The connection would report the same error again.
         time.sleep(PAUSE_S)
     return times
 

@@ -55,7 +55,7 @@ def latency_by_clients(found: Mapping[str, Mapping[str, Mapping[str, Curve]]], p
 def latency_over_time(
     found: Mapping[str, tuple[Curve, Mapping[str, tuple[float, float]]]], path: Path
 ) -> None:
-    """`found`: server -> ((s, ms) of each put, and when what happened began and ended)."""
+    """`found`: server -> ((s, ms) of each put, event -> when it began and ended)."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(len(found), 1, figsize=(10, 3 * len(found)), squeeze=False)
     highest = max(ms for curve, _ in found.values() for _, ms in curve)

@@ -212,7 +212,7 @@ def compare(
 
 
 def draw(medians: dict[tuple[str, str], list[float]], folder: Path) -> None:
-    """Latency against the number of clients, of the workloads that have no other name."""
+    """Latency against the number of clients, of the workloads that differ in nothing else."""
     found: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
     for (workload, server), figures in medians.items():
         plain = re.fullmatch(r"(put|range), (\d+) clients?", workload)

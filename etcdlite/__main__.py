@@ -89,7 +89,7 @@ def _load(argv: Sequence[str], environ: Mapping[str, str]) -> Any:
     settings = config.load(
         argv, environ, has_member=lambda data_dir: os.path.isdir(f"{data_dir}/member")
     )
-    # The log names the files, and is read elsewhere.
+    # The log names these paths, and its readers do not know the working directory.
     wal_dir = settings.wal_dir and os.path.abspath(settings.wal_dir)
     return replace(settings, data_dir=os.path.abspath(settings.data_dir), wal_dir=wal_dir)
 

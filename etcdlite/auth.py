@@ -93,7 +93,7 @@ OWN = Author("", 0, True)
 
 
 class RightsUnknown(EtcdError):
-    """It takes steps to find out what the author may do: `Auth.learn_steps`."""
+    """The rights of the author are not known yet; `Auth.learn_steps` computes them."""
 
     def __init__(self, author: Author) -> None:
         super().__init__(UNAVAILABLE, "etcdlite: your permissions are being read; try again")
@@ -109,7 +109,7 @@ class Auth:
         self._rights: dict[str, Rights | None] = {}
         """By user, computed when needed. None for a user that does not exist."""
         self._learning: dict[str, Generator[None, None, None]] = {}
-        """By user, the steps that compute it, while they are under way."""
+        """By user: the generator that computes the rights, while it runs."""
         self._lease_writers: dict[int, list[str]] = {}
         """Users without the role root that may write all keys of a lease, by lease."""
         self._large_leases: set[int] = set()
@@ -158,7 +158,7 @@ class Auth:
         if author.revision < self.revision:
             raise error("AuthOldRevision")
         if author.name not in self._rights:
-            for _ in self.learn_steps(author):
+            for _ in self.learn_steps(author):  # Few permissions take no second step.
                 raise RightsUnknown(author)
         rights = self._rights[author.name]
         if rights is None:
@@ -172,8 +172,8 @@ class Auth:
         return self.rights(author).write
 
     def learn_steps(self, author: Author | None) -> Generator[None, None, None]:
-        """Find out what the author may do, so that no check raises RightsUnknown until users or
-        roles change. In steps; all who wait for the same do them in turn."""
+        """Compute the rights of the author, so that no check raises RightsUnknown until users or
+        roles change. In steps; all that wait for the same user share one computation."""
         while not (author is None or author.is_member or author.name in self._rights):
             name = author.name
             if name not in self._learning:

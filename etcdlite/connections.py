@@ -183,7 +183,7 @@ class Connections:
         self._turns.serve(masks, began)
 
     def are_from_clients(self, ready: Iterable[tuple[selectors.SelectorKey, int]]) -> bool:
-        """Whether some of what is ready is not a connection between members."""
+        """Whether a socket that is ready is not a connection between members."""
         return any(key.data not in self._turns.first for key, _ in ready)
 
     def tick(self, now: float, budget: Budget) -> None:

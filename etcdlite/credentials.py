@@ -162,7 +162,7 @@ class Credentials:
 
     def look(self, is_asked: bool = False) -> None:
         """Read the files again if they changed, or if an operator asked for it. Blocks. Files that
-        do not fit may be half copied: the log tells it at the second look, or if it was asked."""
+        do not fit may be half copied: the log reports them at the second look, or if asked."""
         with self._lock:
             self._look_at = self._clock() + RELOAD_S
             stamp = self._stamp()

@@ -182,7 +182,7 @@ class Limits:
     """History that one slice of catching up reads."""
 
     kept_slices: int = 12
-    """Slices that are kept for watches that need them a little later, of four times this size."""
+    """Slices of history kept for watches that need them soon, each of up to 4 * `slice_bytes`."""
 
     slice_matches: int = 20_000
     """Events times ranges that are matched, and kept in memory, at once while catching up."""

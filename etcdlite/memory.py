@@ -22,7 +22,7 @@ SMALL_BYTES = 64 << 10
 """Connections that hold less than this are not closed for the others."""
 
 MAX_VISITED = 100_000
-"""A collection visits so many references in 3 ms."""
+"""A garbage collection visits this many references in about 3 ms."""
 
 _CGROUPS = "/sys/fs/cgroup"
 

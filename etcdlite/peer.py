@@ -281,7 +281,7 @@ class PeerConnection(Session):
         self.heard_at = local.clock()
         """When the other side was last heard from."""
         self.longest_silence_s = 0.0
-        """Between two times that it was heard from, until `Peers.hear` sets this back."""
+        """The longest time between two receipts since `Peers.hear` last reset this."""
         self._queued_bytes = 0
         self._taken_bytes = 0
         """Bytes sent since the beginning, as of the last tick; 0 if nothing was unsent then."""
@@ -937,8 +937,8 @@ class Peers:
 
     def hear(self, node: int) -> tuple[float, float]:
         """When that member was last heard from on the connection that it opened, over which its
-        raft messages come, and the longest silence before, since the last call. (infinite, 0) if
-        there is no such connection."""
+        raft messages come, and the longest silence before that since the last call, in seconds:
+        (inf, 0) without such a connection."""
         connection = self._accepted.get(node)
         if connection is None:
             return math.inf, 0.0

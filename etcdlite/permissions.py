@@ -7,7 +7,7 @@ import os
 import stat
 
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""What `remedy` is about."""
+"""The error numbers that `remedy` explains."""
 
 
 def user_name(uid: int) -> str:
@@ -48,8 +48,8 @@ def remedy(failure: OSError, path: str) -> str:
 
 
 def may_read(path: str, uid: int, gid: int) -> bool:
-    """Whether the mode of a file lets a user read it, who is in this group and no other. Raises
-    OSError. Access control lists and the directories above are not looked at."""
+    """Whether the mode of a file lets a user read it that is in this group only. Raises OSError.
+    Access control lists and the directories above are not looked at."""
     found = os.stat(path)
     if uid == found.st_uid:
         return bool(found.st_mode & stat.S_IRUSR)

@@ -14,7 +14,7 @@ def decode_puts(buf: bytes, pos: int, end: int) -> Any:
     """As `TxnRequest.decode`; None if there is anything but puts of keys of up to 127 bytes and
     values of up to 16 KB without options. Raises IndexError if the bytes end early.
 
-    One flat loop: it takes a third of the time.
+    One flat loop: it takes a third of the time of the general decoder.
     """
     new, put_class, op_class = object.__new__, proto.PutRequest, proto.RequestOp
     ops: list[Any] = []

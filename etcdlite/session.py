@@ -122,7 +122,7 @@ class Outbox:
         self._late.append(data)
 
     def flush_late(self) -> None:
-        """Wait no longer with what `append_late` was given."""
+        """Queue what `append_late` was given, without waiting any longer."""
         late, self._late = self._late, []
         for data in late:
             self.append(data)

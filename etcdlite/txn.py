@@ -437,7 +437,7 @@ def small_txn(store: Store, request: proto.TxnRequest, is_asked: bool = True) ->
 
 
 def _swap(store: Store, request: Any, is_asked: bool) -> bytes | None:
-    """As `small_txn`, for a `Swap`. Flat: an API server of Kubernetes writes nothing else."""
+    """As `small_txn`, for a `Swap`. Flat: an API server of Kubernetes writes little else."""
     key = request.key
     head = store.index.heads.get(key)
     if (HEAD.unpack(head)[0] if head is not None else 0) != request.revision:

@@ -347,8 +347,8 @@ def test_the_door_remembers_few_tokens(
 
 @pytest.fixture
 def overloaded(lone: LoneMember, monkeypatch: pytest.MonkeyPatch) -> tuple[User, User, list[str]]:
-    """root, and `max`, whose permissions take many steps to put together; and for whom they were,
-    so often."""
+    """The users root and max, and a list with an item for each time that the permissions of max
+    were put together, which takes many steps."""
     monkeypatch.setattr(rights, "PERMISSIONS_PER_STEP", 8)
     add_users(lone)
     root = User(lone).log_in("root")

@@ -185,8 +185,8 @@ def _peer_urls(session: Session) -> list[str]:
 
 
 def _change(session: Session, method: str, **fields: Any) -> Any:
-    """The response to a change of members. A refusal that a member which came back a moment ago
-    explains is not the end: ask again for `CHANGE_WAIT_S`."""
+    """The response to a change of members. As long as the cluster refuses it because a voter is not
+    in contact, ask again, for up to `CHANGE_WAIT_S`."""
     gives_up_at = math.inf
     while True:
         try:

@@ -28,8 +28,8 @@ SERVICE_DIRECTORY = "/var/lib/etcdlite"
 """A relative data-dir of the service is below this."""
 
 SETTINGS = "/etc/"
-"""The service reads its settings, keys and certificates here by itself; what LoadCredential= passes
-on is elsewhere."""
+"""The user of the service must be able to read the settings, keys and certificates below this.
+Files elsewhere may be passed on by LoadCredential= of systemd."""
 
 INSTANCE_FILES = re.compile(r"/etc/etcdlite/([^/]+)\.toml")
 """The configuration of etcdlite@NAME, which is named NAME (packaging/systemd/etcdlite@.service)."""

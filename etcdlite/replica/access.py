@@ -26,7 +26,7 @@ from etcdlite.rights import Rights
 from etcdlite.tokens import TokenAhead, Tokens
 
 MAX_RECENT = 1024
-"""Tokens whose rights are known until the next tick."""
+"""Tokens whose rights are remembered until the next tick."""
 
 
 class Access:
@@ -34,9 +34,9 @@ class Access:
 
     when_current: Callable[[Callable[[], None]], None]
     """`when_current(do)` calls `do` once this member has applied all that was committed before, or
-    cannot learn what that is. Set by `Reads`, as is `when_known(author, do)`, which calls `do` once
-    the rights of a user are known."""
+    cannot learn what that is. Set by `Reads`."""
     when_known: Callable[[Author, Callable[[], None]], None]
+    """`when_known(author, do)` calls `do` once the author's rights are known. Set by `Reads`."""
 
     def __init__(self, state: State, tokens: Tokens) -> None:
         self.auth: Auth = state.auth
@@ -78,7 +78,7 @@ class Access:
         return author
 
     def _remember(self, session: Requester | None, request_id: int, author: Author | None) -> None:
-        """The author's token is valid, and of no earlier auth revision."""
+        """Remember what a token permits that has just been checked."""
         if session is None or author is None or author.is_member:
             return
         token = session.token(request_id)

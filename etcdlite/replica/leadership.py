@@ -47,13 +47,13 @@ MAX_CAMPAIGNS = 5
 """A voter campaigns this often at once, then it waits for the election timeout."""
 
 SUSPICION_PAUSE_S = 0.01
-"""Between the moment when the leader is suspected, here and elsewhere, and the first campaign. And
-a silence is looked at twice, this far apart: what came while this member was paused is read between
-the two."""
+"""Pause between the suspicion and the first campaign, in which others come to suspect the leader. A
+tick also plans a suspicion at least this far ahead: what arrived while this member was paused is
+read before."""
 
 
 class Contact(Protocol):
-    """`peer.Peers`."""
+    """What `Leadership` needs of `peer.Peers`."""
 
     def is_open(self, node: int) -> bool:
         """Whether messages can be sent to that member now."""
@@ -82,9 +82,10 @@ class Leadership:
         self._request_timeout_s = options.request_timeout_s
         self._election_timeout_s = options.election_timeout_s
         self.changes = 0
-        """The number of leaders seen, for the metrics. One that this member loses and hears from
-        again in the same term is one."""
+        """The number of leaders seen, for the metrics. A leader that this member loses and hears
+        from again in the same term counts once."""
         self._counted = (0, 0)
+        """The last leader that was counted, and its term."""
         self._heartbeat_s = options.election_timeout_s / raft.config.election_ticks
         self._suspicion = Suspicion(self._heartbeat_s, options.election_timeout_s)
         self._listens_to = (0, 0)
@@ -232,7 +233,7 @@ class Leadership:
         limit_s = self._suspicion.limit_s
         log.warn("the leader is silent", leader=f"{leader:x}", since=f"{limit_s:.2f}s")
         raft.forget_leader()
-        # Until the others have waited for an election timeout, if they do not suspect it, too.
+        # Others that do not suspect the leader grant after an election timeout: try until then.
         campaigns = math.ceil(self._election_timeout_s / CAMPAIGN_RETRY_S)
         self._plan_campaigns(now + SUSPICION_PAUSE_S, raft.voters - {leader}, campaigns)
 

@@ -3,9 +3,9 @@
 Computing a hash takes tens of milliseconds and `Cost.memory_bytes` of memory. So the owner of the
 member runs the jobs of `take` in threads, `MAX_RUNNING` at a time. The hosts of clients take turns,
 and for each host the user names. So many attempts from one host, or for one name, delay only those.
-A name that does not exist is treated as the others: its password is compared with the hash of an
-existing user, always the same one. Hashes differ in what they cost, so nobody learns from the time
-which users exist.
+A name that does not exist is treated like the others. Hashes differ in cost, so its password is
+compared with the hash of an existing user, for each name always the same one. So the time does not
+tell which users exist.
 
 A password is never proposed, stored or logged: entries, files and other members see only hashes.
 """

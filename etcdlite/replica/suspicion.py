@@ -1,20 +1,19 @@
-"""A leader that is silent: paused, cut off, or without power. Nobody resets its connections.
+"""A leader that is silent: paused, cut off, or without power. Its connections are not reset.
 
 A leader sends a heartbeat at every interval. A follower suspects it after a silence that is longer,
-by a margin, than every one that it saw lately: so a follower on a slow network, or one whose leader
-pauses now and then, waits longer. From a silence of an election timeout on, consensus campaigns
-anyway, so a limit above that is none.
+by a margin, than every one that it saw lately. So a follower on a slow network, or one whose leader
+pauses now and then, waits longer. After an election timeout of silence consensus campaigns anyway,
+so nothing is suspected if the limit would be longer than that.
 
 A suspicion decides nothing. The follower forgets the leader and asks for a pre-vote, which only
 followers that suspect the leader, too, or have waited for an election timeout, grant. So one slow
-follower, or one bad way between two members, elects nobody, and a leader that reaches a majority
-stays. Safety does not depend on any of these times: votes are what they are after an election
-timeout, and what a deposed leader answers, reads and renewals of leases, a round of heartbeats
-confirms.
+follower, or one bad link between two members, elects nobody, and a leader that reaches a majority
+stays. Safety does not depend on any of these times: votes follow the same rules as after an
+election timeout, and a leader confirms reads and renewals of leases by a round of heartbeats.
 
-The floor of the margin comes from what must not depose a leader: a stall of 0.3 s (a collection of
-garbage, a slow sync in the loop, a host that schedules another machine), right after which the
-next heartbeat takes its way.
+The smallest margin comes from what must not depose a leader: a stall of 0.3 s (a collection of
+garbage, a slow sync in the loop, a host that runs another machine), after which the next heartbeat
+still has to arrive.
 """
 
 from __future__ import annotations

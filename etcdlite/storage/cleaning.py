@@ -31,7 +31,7 @@ from etcdlite.storage.index import Index
 from etcdlite.storage.steps import Job
 
 STEPS_PER_BLOCK = 8
-"""The records of one block are read, and pointed to, in this many steps."""
+"""The records of one block are read, and then entered in the index, in this many steps each."""
 
 
 class Store(Protocol):

@@ -17,7 +17,8 @@ MAX_PART = 2048
 """A part with more keys than this is split into two."""
 
 MAX_SPREAD = 8
-"""Keys are removed together if at most this many times as many stand from the first to the last."""
+"""Keys of a part are removed together if the part has at most this many times as many keys from the
+first to the last of them."""
 
 
 class SortedKeys:

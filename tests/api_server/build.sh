@@ -1,8 +1,8 @@
 #!/bin/bash
-# The tests of Kubernetes' storage, as programs that start the store they are told to: build.sh FOLDER
-# makes FOLDER/etcd3.test and FOLDER/cacher.test. It takes root, mmdebstrap, Debian's packages, 3 GB
-# and ten minutes: Debian unstable is installed into a folder that is removed again, with Go and
-# k8s.io/apiserver. With Go and golang-k8s-apiserver-dev here (0.33 or later), it builds with them.
+# The tests of Kubernetes' storage, as programs that start the store that STORE names: build.sh FOLDER
+# makes FOLDER/etcd3.test and FOLDER/cacher.test. With Go and golang-k8s-apiserver-dev (0.33 or later)
+# installed, it uses them. Otherwise it installs Debian unstable with both into a temporary folder,
+# which takes root, mmdebstrap, Debian's packages, 3 GB and ten minutes.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"

@@ -76,7 +76,7 @@ func RunEtcd(t testing.TB, cfg *embed.Config) *kubernetes.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for { // Once a write is acknowledged, there is a leader.
+	for { // Once a read is answered, there is a leader.
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		_, err := client.KV.Get(ctx, "/")
 		cancel()
@@ -148,7 +148,7 @@ func KillLeader(t testing.TB, client *kubernetes.Client) {
 	t.Fatal("there is no leader")
 }
 
-// StartKilled starts the members again that are killed.
+// StartKilled starts the killed members again.
 func StartKilled(t testing.TB) {
 	for _, m := range members {
 		if m.process.ProcessState != nil {

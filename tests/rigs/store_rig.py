@@ -192,8 +192,8 @@ class StoreRig:
         return answers
 
     def _is_small(self, request: Any, answers: list[Any]) -> bool:
-        """Whether it is applied as a small transaction, decoded anew. Every other one takes the
-        general way, so that both ways are compared with the model."""
+        """Whether it is applied as a small transaction, decoded from its bytes. Every second one
+        takes the general way, so that both ways are compared with the model."""
         self.small_txns += 1
         if self.small_txns % 2:
             return False

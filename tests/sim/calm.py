@@ -1,12 +1,12 @@
-"""Ordinary days of a cluster: load, stalls, collections of garbage, slow disks, and nobody fails.
+"""A cluster in ordinary operation, with small disturbances: no leader may be deposed.
 
-No leader may be deposed. What goes on is within what the defaults allow for: members stall for up
-to `MAX_STALL_S`, alone or all together, as on a machine that schedules others; garbage is
-collected; disks take up to `MAX_SYNC_S` for a sync (a leader may hand over because of that); the
-way between two members is slow, or one way is dead for a while, so that one follower hears nothing.
+The disturbances are within what the defaults allow for. Members stall for up to `MAX_STALL_S`,
+alone or all together, as on a host that runs other machines. Garbage is collected. Disks take up to
+`MAX_SYNC_S` for a sync; a leader may hand over because of that. The link from the leader to one
+follower is slow, or dead for a while, so that this follower hears nothing.
 
-Followers forget a silence after seconds instead of minutes (`RECENT_S`), and the next disturbance
-comes that soon, too: each meets followers that saw none lately, as one in several minutes would.
+Disturbances come every few seconds. Followers forget a silence after seconds, too, instead of
+minutes (`RECENT_S`). So each disturbance meets followers that saw none lately, as rare ones would.
 
     python -m tests.sim.calm --seed 1 --hours 3
 """
@@ -31,7 +31,7 @@ MAX_SYNC_S = 0.4
 PUTS_PER_S = 1.0
 RECENT_S = 1.0
 PAUSES_S = (0.3, 10.0)
-"""Between two disturbances, some of which last longer."""
+"""The pause between the beginnings of two disturbances; some last longer than it."""
 
 
 class _Client:
@@ -53,7 +53,7 @@ class _Client:
 
 
 class Calm:
-    """A cluster of `members` with ordinary days."""
+    """A cluster of `members` in ordinary operation."""
 
     def __init__(self, seed: int, members: int = 3) -> None:
         self.world = world = World(seed)
@@ -122,7 +122,7 @@ class Calm:
     def _disturb(self) -> None:
         world, rng = self.world, self.world.rng
         world.at(rng.uniform(*PAUSES_S), self._disturb)
-        what = rng.choice(("stall", "stall", "stall", "all", "disk", "slow way", "dead way"))
+        what = rng.choice(("stall", "stall", "stall", "all", "disk", "slow link", "dead link"))
         leader = self.world.leader or self.leader
         node = rng.choice((leader, rng.choice(self.nodes)))
         stall_s = rng.choice((MAX_STALL_S, rng.uniform(0.05, MAX_STALL_S)))
@@ -136,13 +136,13 @@ class Calm:
             node.sync_factor = rng.uniform(2.0, MAX_SYNC_S / world.sync_s[1])
             world.at(rng.uniform(0.5, 20.0), lambda: setattr(node, "sync_factor", 1.0))
         elif node is not leader:
-            way = (leader.name, node.name)
-            if what == "slow way":
-                world.slow[way] = rng.uniform(0.01, 0.2)
-                world.at(rng.uniform(0.5, 20.0), lambda: world.slow.pop(way, None) and None)
+            link = (leader.name, node.name)
+            if what == "slow link":
+                world.slow[link] = rng.uniform(0.01, 0.2)
+                world.at(rng.uniform(0.5, 20.0), lambda: world.slow.pop(link, None) and None)
             else:
-                world.blocked.add(way)
-                world.at(rng.uniform(0.1, 2.0), lambda: world.blocked.discard(way))
+                world.blocked.add(link)
+                world.at(rng.uniform(0.1, 2.0), lambda: world.blocked.discard(link))
 
 
 def main() -> int:

@@ -357,8 +357,8 @@ class Client:
         else:
             token = self.oracle.logged_in(op, answer.token)
             self.tokens = [*self.tokens[-1:], token]
-            # What was asked before and is not answered yet may be taken for either, or for any of
-            # several: its list may be older than this one.
+            # A request that is not answered yet may count as one of the user before or of this one.
+            # After several logins its list may be older than the current one.
             lists = [self.identities, *(asked.identities for asked in self._open_ops.values())]
             for identities in {id(each): each for each in lists}.values():
                 identities.append(token)
