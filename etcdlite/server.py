@@ -241,12 +241,13 @@ class Server:
         member, connections, clock = self.member, self.connections, time.monotonic
         if not (member.has_work or connections.have_work):
             timeout_s = max(0.0, min(self._next_tick, _wakes_at(member)) - clock())
-        elif member.is_saving:
+        else:
             # While the log thread syncs, background work pauses: the thread needs the interpreter a
             # few times, and a busy loop would delay it each time.
-            timeout_s = SAVING_PAUSE_S
-        else:
-            timeout_s = 0.0 if connections.have_work else member.rest_s
+            rest_s = 0.0 if connections.have_work else member.rest_s
+            timeout_s = SAVING_PAUSE_S if member.is_saving else rest_s
+            if timeout_s:
+                timeout_s = max(0.0, min(timeout_s, _wakes_at(member) - clock()))
         ready = self._selector.select(timeout_s)
         began = clock()
         connections.serve(ready, began)
@@ -377,6 +378,7 @@ class Server:
     def _save(self, saves: list[Save]) -> None:
         """Save in the log thread; or here, if nothing else is to be done and it is quick."""
         member, thread = self.member, self._log_thread
+        thread.is_alone = not member.peers.links
         if (
             member.metrics.proposals_pending > FEW_WRITES
             or member.has_work
@@ -385,7 +387,6 @@ class Server:
         ):
             thread.save(saves)
             return
-        thread.is_alone = not member.peers.links
         if not thread.is_alone:
             # The other members save in the meantime.
             self.connections.send_to_members()

@@ -2,9 +2,9 @@
 
     log     appends to the write-ahead log and syncs it. While it syncs, the loop gathers the next
             batch, and the thread takes all of it at once: group commit without a timer. The loop
-            itself saves a few small writes while it has nothing else to do and syncs are quick, or
-            while no client asks for something during a sync: to wake the thread and to be woken by
-            it costs as much CPU as the rest of a put.
+            itself saves a few small writes while it has nothing else to do and syncs are quick, or,
+            in a lone member, while no client asks for something during a sync: to wake the thread
+            and to be woken by it costs as much CPU as the rest of a put.
     disk    runs checkpoint, cleaning and snapshot tasks, one at a time.
     dial    connects to another member; one thread for each attempt.
     login   computes the hash of a password; one thread for each, at a low priority.
@@ -52,7 +52,8 @@ QUICK_SYNC_S = 0.001
 """The caller saves by itself while syncs take less than this on average, about."""
 
 LONGEST_SYNC_S = 0.005
-"""The same, while no client asks for something during a sync."""
+"""The same for a lone member, while no client asks for something during a sync. With others, a long
+sync would hold up the heartbeats, too."""
 
 ALONE_AGAIN_S = 1.0
 """After a client asked for something during such a sync, the thread saves for this long."""
@@ -98,8 +99,10 @@ class LogThread:
 
     def is_quick(self, saves: list[Save]) -> bool:
         """Whether `save_now` may be called, and is expected to be quick."""
-        if self._untaken or self._given != self._finished or self._sync_s > LONGEST_SYNC_S:
+        if self._untaken or self._given != self._finished:
             return False  # Results must be taken in the order of the saves.
+        if self._sync_s > (LONGEST_SYNC_S if self.is_alone else QUICK_SYNC_S):
+            return False
         size_bytes = 0
         for save in saves:
             if save.snapshot is not None:

@@ -123,6 +123,7 @@ def test_one_slow_sync_hands_over_to_the_thread_for_many_times_as_long(log, thre
 
 
 def test_a_disk_that_is_always_slow_is_left_to_the_thread(log, thread):
+    thread.is_alone = True
     log.sync_s = 3 * LONGEST_SYNC_S
     count = 0
     while thread.is_quick(save(count)):
@@ -141,6 +142,7 @@ def test_a_disk_that_is_always_slow_is_left_to_the_thread(log, thread):
 def test_longer_syncs_are_left_to_the_thread_for_a_while_after_a_client_asked_during_one(
     log, thread
 ):
+    thread.is_alone = True
     log.sync_s = 0.8 * LONGEST_SYNC_S
     for index in range(1, 50):
         assert thread.is_quick(save(index)), "nobody waits for anything but these saves"
@@ -149,6 +151,15 @@ def test_longer_syncs_are_left_to_the_thread_for_a_while_after_a_client_asked_du
     assert not thread.is_quick(save(50))
     log.now += ALONE_AGAIN_S
     assert thread.is_quick(save(50))
+
+
+def test_with_other_members_long_syncs_do_not_hold_up_the_heartbeats(log, thread):
+    log.sync_s = 0.8 * LONGEST_SYNC_S
+    for index in range(1, 50):
+        if not thread.is_quick(save(index)):
+            break
+        thread.save_now(save(index))
+    assert 1 < index < 20
 
 
 def test_quick_syncs_stay_with_the_caller_though_a_client_asked_during_one(log, thread):
