@@ -11,11 +11,12 @@ earlier ones have an answer. The time from the signal to the first acknowledged 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bench.clients import CallFailed, Connection, call, connect
@@ -130,16 +131,26 @@ def time_to_write_s(
                     connections[member.data_dir] = connect(member.name, member.port)
 
 
-def measure(name: str, folder: str, scale: float) -> dict[str, float]:
-    """One round with one server. `scale` 1.0 takes about a minute."""
+@contextlib.contextmanager
+def started(name: str, folder: str, flags: Sequence[str] = ()) -> Iterator[list[ClusterMember]]:
+    """Members that serve, until the end of the block."""
     peer_ports = [free_port() for _ in range(MEMBERS)]
-    members = [ClusterMember(name, folder, number, peer_ports) for number in range(MEMBERS)]
-    figures: dict[str, float] = {}
+    members = [ClusterMember(name, folder, n, peer_ports, flags) for n in range(MEMBERS)]
     try:
         for member in members:
             member.start()
         for member in members:
             member.wait_until_listening()
+        yield members
+    finally:
+        for member in members:
+            member.remove()
+
+
+def measure(name: str, folder: str, scale: float) -> dict[str, float]:
+    """One round with one server. `scale` 1.0 takes about a minute."""
+    figures: dict[str, float] = {}
+    with started(name, folder) as members:
         leader = leader_of(members)
         puts = int(100_000 * scale)
         _put(leader, puts // 10, SPLIT, folder)
@@ -170,7 +181,4 @@ def measure(name: str, folder: str, scale: float) -> dict[str, float]:
                     leader.process.send_signal(signal.SIGCONT)
             figures[f"{what}_p50_ms"] = statistics.median(times)
             figures[f"{what}_max_ms"] = max(times)
-    finally:
-        for member in members:
-            member.remove()
     return figures

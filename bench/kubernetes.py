@@ -28,8 +28,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import cycle, islice
 
 from bench.clients import GrpcConnection, call
-from bench.cluster import MEMBERS, ClusterMember, leader_of
-from bench.servers import free_port
+from bench.cluster import MEMBERS, ClusterMember, leader_of, started
 from bench.watches import WatchConnection
 from etcdlite import methods, proto
 
@@ -211,14 +210,8 @@ def phases(members: list[ClusterMember], objects: int) -> Iterator[tuple[str, Ca
 
 def measure(name: str, folder: str, objects: int) -> dict[str, tuple[float, float]]:
     """One round for one server: (operations per second, µs of CPU for each) by phase."""
-    ports = [free_port() for _ in range(MEMBERS)]
-    members = [ClusterMember(name, folder, number, ports) for number in range(MEMBERS)]
     figures = {}
-    try:
-        for member in members:
-            member.start()
-        for member in members:
-            member.wait_until_listening()
+    with started(name, folder) as members:
         leader_of(members)
         for phase, do in phases(members, objects):
             cpu_s = sum(member.cpu_s() for member in members)
@@ -227,9 +220,6 @@ def measure(name: str, folder: str, objects: int) -> dict[str, tuple[float, floa
             took_s = time.perf_counter() - began
             cpu_s = sum(member.cpu_s() for member in members) - cpu_s
             figures[phase] = count / took_s, cpu_s / count * 1e6
-    finally:
-        for member in members:
-            member.remove()
     return figures
 
 

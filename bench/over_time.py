@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 
 from bench import plots
-from bench.clients import CallFailed, Connection, call, connect
-from bench.cluster import MEMBERS, ClusterMember, leader_of
+from bench.clients import CallFailed, Connection, connect
+from bench.cluster import ClusterMember, leader_of, started
 from bench.native_load import key_of, value_of
-from bench.scale import Samples, Spans, load, puts_during
-from bench.servers import Server, etcd_binary, free_port
+from bench.scale import Samples, Spans, load, maintenance_phases, puts_during
+from bench.servers import Server, etcd_binary
 from etcdlite import methods, proto
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,25 +41,15 @@ def maintenance(name: str, folder: str, keys: int) -> tuple[Spans, Samples]:
         load(server, range(keys))
         load(server, range(0, keys, 3))
         connection = connect(name, server.port)
-        revision = call(connection, "KV.Range", proto.RangeRequest(key=b"k")).header.revision
-        compaction = proto.CompactionRequest(revision=revision, physical=True)
         etcdctl = os.path.join(os.path.dirname(etcd_binary()), "etcdctl")
         backup = [
             etcdctl, f"--endpoints=127.0.0.1:{server.port}", "snapshot", "save",
             os.path.join(folder, "backup.db"),
         ]  # fmt: skip
-        found = puts_during(
-            server,
-            keys,
-            {
-                "quiet": lambda: time.sleep(QUIET_S),
-                "compaction": lambda: call(connection, "KV.Compact", compaction),
-                "defragmentation": lambda: call(
-                    connection, "Maintenance.Defragment", proto.DefragmentRequest()
-                ),
-                "backup": lambda: subprocess.run(backup, check=True, capture_output=True),
-            },
-        )
+        phases = maintenance_phases(connection) | {
+            "backup": lambda: subprocess.run(backup, check=True, capture_output=True)
+        }
+        found = puts_during(server, keys, phases)
         connection.close()
         return found
 
@@ -113,14 +103,8 @@ class _Writer:
 
 def failover(name: str, folder: str) -> tuple[Spans, Samples]:
     """Three members; the leader is killed, and the next one paused."""
-    ports = [free_port() for _ in range(MEMBERS)]
-    members = [ClusterMember(name, folder, number, ports) for number in range(MEMBERS)]
     spans: Spans = {}
-    try:
-        for member in members:
-            member.start()
-        for member in members:
-            member.wait_until_listening()
+    with started(name, folder) as members:
         leader = leader_of(members)
         writer = _Writer(members)
         try:
@@ -142,9 +126,6 @@ def failover(name: str, folder: str) -> tuple[Spans, Samples]:
             time.sleep(QUIET_S)
         finally:
             writer.stop()
-    finally:
-        for member in members:
-            member.remove()
     return spans, writer.samples
 
 

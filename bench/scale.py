@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
 from bench import native_load
-from bench.clients import CallFailed, call, connect, pipeline, timed_call
+from bench.clients import CallFailed, Connection, call, connect, pipeline, timed_call
 from bench.native_load import key_of, value_of
 from bench.servers import Server
 from etcdlite import proto
@@ -115,6 +115,18 @@ def puts_during(
     return spans, samples
 
 
+def maintenance_phases(connection: Connection) -> dict[str, Callable[[], Any]]:
+    """Nothing, a compaction at the latest revision, and a defragmentation."""
+    revision = call(connection, "KV.Range", proto.RangeRequest(key=b"k")).header.revision
+    compaction = proto.CompactionRequest(revision=revision, physical=True)
+    defragmentation = proto.DefragmentRequest()
+    return {
+        "quiet": lambda: time.sleep(QUIET_S),
+        "compaction": lambda: call(connection, "KV.Compact", compaction),
+        "defragmentation": lambda: call(connection, "Maintenance.Defragment", defragmentation),
+    }
+
+
 def put_latencies_during(
     server: Server, keys: int, phases: dict[str, Callable[[], Any]]
 ) -> dict[str, float]:
@@ -168,19 +180,7 @@ def measure(name: str, folder: str, keys: int) -> dict[str, float]:
             figures[f"{label}_p50_ms"] = count[len(count) // 2]
 
         load(server, range(0, keys, 3))
-        revision = call(connection, "KV.Range", whole).header.revision
-        compaction = proto.CompactionRequest(revision=revision, physical=True)
-        figures |= put_latencies_during(
-            server,
-            keys,
-            {
-                "quiet": lambda: time.sleep(QUIET_S),
-                "compaction": lambda: call(connection, "KV.Compact", compaction),
-                "defragmentation": lambda: call(
-                    connection, "Maintenance.Defragment", proto.DefragmentRequest()
-                ),
-            },
-        )
+        figures |= put_latencies_during(server, keys, maintenance_phases(connection))
         figures["defragmented_disk_mib"] = server.disk_bytes() / 2**20
         connection.close()
     return figures

@@ -14,9 +14,8 @@ import statistics
 import tempfile
 import time
 
-from bench.cluster import MEMBERS, ClusterMember, leader_of
+from bench.cluster import leader_of, started
 from bench.native_load import Cycle, run
-from bench.servers import free_port
 from etcdlite import secret, secret_file
 from etcdlite.secret_file import Secret
 
@@ -66,14 +65,8 @@ def handshake_us() -> float:
 
 def measure(folder: str, flags: list[str], scale: float) -> dict[str, dict[str, float]]:
     """One round: the figures of each load."""
-    peer_ports = [free_port() for _ in range(MEMBERS)]
-    members = [ClusterMember("etcdlite", folder, n, peer_ports, flags) for n in range(MEMBERS)]
     found = {}
-    try:
-        for member in members:
-            member.start()
-        for member in members:
-            member.wait_until_listening()
+    with started("etcdlite", folder, flags) as members:
         port = leader_of(members).port
         for what, value_bytes, in_flight, connections, requests in LOADS:
             requests = int(requests * scale)
@@ -90,9 +83,6 @@ def measure(folder: str, flags: list[str], scale: float) -> dict[str, dict[str, 
                 "p99 ms": result.p99_us / 1000,
                 "CPU µs": cpu_s / requests * 1e6,
             }
-    finally:
-        for member in members:
-            member.remove()
     return found
 
 
