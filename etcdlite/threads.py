@@ -61,7 +61,8 @@ ALONE_AGAIN_S = 1.0
 SLOW_SYNC_S = 0.02
 SLOW_SYNC_PAUSE = 25
 """After a sync that took longer than `SLOW_SYNC_S`, the thread saves for this multiple of its time.
-So slow syncs block the caller for at most 4 % of the time, unless nobody notices."""
+So slow syncs block the caller for at most 4 % of the time. A lone member leaves it at that only
+if a client sent something during the sync."""
 
 FEW_BYTES = 64 << 10
 """The caller does not save more than this by itself, nor what begins a segment of the log."""
@@ -84,7 +85,7 @@ class LogThread:
         self._slow_until = 0.0
         self._asked_until = 0.0
         self.is_alone = False
-        """There is no other member, whose acknowledgements could arrive during a sync."""
+        """The member has no peers, so during a sync only clients can send something."""
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="etcdlite-log", daemon=True)
         self._thread.start()

@@ -136,7 +136,7 @@ def test_who_made_changes_while_no_records_were_allowed_is_not_known(tmp_path: P
         version.apply(version.change(V0_2, None))
         last = kept.change(None, alice)
     shown = [(run.revision, run.user) for run in kept.answer().users]
-    # The second time nothing was changed meanwhile.
+    # `shown` is as it was: nothing changed between the two readings.
     assert shown == [(by_alice, "alice"), (by_alice + 1, ""), (changed, "alice"), (last, "alice")]
     kept.times()
 

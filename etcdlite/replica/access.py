@@ -26,7 +26,7 @@ from etcdlite.rights import Rights
 from etcdlite.tokens import TokenAhead, Tokens
 
 MAX_RECENT = 1024
-"""Tokens whose rights are remembered until the next tick."""
+"""So many tokens are remembered, with what they permit, until the next tick."""
 
 
 class Access:

@@ -89,7 +89,7 @@ class Leadership:
         self._heartbeat_s = options.election_timeout_s / raft.config.election_ticks
         self._suspicion = Suspicion(self._heartbeat_s, options.election_timeout_s)
         self._listens_to = (0, 0)
-        """The leader whose silences are measured, and its term."""
+        """Which leader `_suspicion` observes, as (ID, term)."""
         self.suspect_at = math.inf
         """When the leader is suspected, unless it is heard from before."""
         self.campaign_at = math.inf

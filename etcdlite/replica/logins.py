@@ -206,7 +206,7 @@ class Logins:
                 raise error("AuthFailed")
             is_old = passwords.is_bcrypt(stored)
             new = passwords.hash_password(password, cost) if is_old else b""
-            # A key that was rotated meanwhile must not vouch for what was checked before.
+            # The key may have been rotated during the check. The new one signs no older logins.
             seed = key or (auth.key if auth.revision == revision else b"")
             if not seed:
                 text = "etcdlite: the key that signs tokens is being made; try again"

@@ -121,8 +121,8 @@ class State:
         step_ops = step_left = store.limits.apply_step_ops
         failed: list[int] = []
         noted = store.revision
-        """The last revision whose author is in the timeline; plain puts of the same author may have
-        followed."""
+        """The last revision that the timeline has an author for. Plain puts after it have the same
+        author."""
         writable: KeySet | None = None
         """What the author may write, as of the last plain put."""
         for session, request_id, method, request in requests:
@@ -269,8 +269,8 @@ def needs_space(method: int, request: Any) -> bool:
 
 
 def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
-    """The leases whose keys the author needs permission to write, each with the key that the
-    request attaches to it, or None if the request revokes it."""
+    """Leases that the request attaches a key to, or revokes, as (lease, key or None if it is
+    revoked). The author must be permitted to write all keys of these leases."""
     if method == PUT or request.__class__ is Swap:
         return [(request.lease, request.key)] if request.lease else []
     if method == TXN:

@@ -205,7 +205,7 @@ class Writes:
         self._new_frames.append(frame)
 
     def _name_author(self, author: Author | None) -> None:
-        """Have the entry say for whom the new writes are that follow."""
+        """Add a frame to the entry that names the author of the writes after it."""
         self._author = author
         waiter, frame = _author_request(author)
         self._alarms.proposed_bytes += len(frame) + REQUEST_BYTES
