@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from rigs.ctl_runner import Ended, run_ctl
-from rigs.processes import ServerFactory, ServerProcess, wait_until
+from rigs.processes import PATIENCE_S, ServerFactory, ServerProcess, wait_until
 from rigs.real_etcd import running_etcd
 from test_ctl_live import ctl_of, etcdctl
 
@@ -200,7 +200,8 @@ def guarded(server: ServerFactory) -> Iterator[ServerProcess]:
 
 
 def alice(server: ServerProcess, **more: str) -> Client:
-    return Client(server.endpoint, user="alice", **{"password": "pw", **more})
+    options = {"password": "pw", **more}
+    return Client(server.endpoint, user="alice", timeout_s=PATIENCE_S, **options)
 
 
 def test_a_client_logs_in(guarded: ServerProcess) -> None:
@@ -255,7 +256,7 @@ def test_a_login_outlives_the_server_and_a_watch_goes_on(guarded: ServerProcess)
 
 def test_users_that_are_enabled_later_are_logged_in_then(server: ServerFactory) -> None:
     running = server()
-    with Client(running.endpoint, user="root", password="rootpw") as client:
+    with Client(running.endpoint, user="root", password="rootpw", timeout_s=PATIENCE_S) as client:
         client.put("k", "v")
         run = ctl_of(running.endpoint)
         assert run("user", "add", "root:rootpw").status == 0
@@ -266,7 +267,9 @@ def test_users_that_are_enabled_later_are_logged_in_then(server: ServerFactory) 
 
 def test_the_asyncio_client_logs_in(guarded: ServerProcess) -> None:
     async def main() -> None:
-        async with AsyncClient(guarded.endpoint, user="alice", password="pw") as client:
+        async with AsyncClient(
+            guarded.endpoint, user="alice", password="pw", timeout_s=PATIENCE_S
+        ) as client:
             await client.put("a1", "v")
             await asyncio.sleep(1.5)
             await client.put("a1", "w")

@@ -113,9 +113,22 @@ class MirrorProcess:
             text=True,
         )
 
+    def wait_until_mirrored(self, source: Any, target: Any) -> None:
+        """Wait for the revision that the source has now."""
+        begin = revision(source)
+
+        def has_caught_up() -> bool:
+            self._check()
+            return mirrored_to(target) >= begin
+
+        wait_until(has_caught_up, "the mirror catches up")
+
+    def _check(self) -> None:
+        assert self._process.poll() is None, self._process.communicate()[1]
+
     def kill(self, signum: int = signal.SIGKILL) -> str:
         """End it. Returns what it wrote to stderr."""
-        assert self._process.poll() is None, self._process.communicate()[1]
+        self._check()
         self._process.send_signal(signum)
         return self._process.communicate()[1]
 
@@ -125,12 +138,6 @@ def mirrored_to(client: Any) -> int:
     kvs = client.call("KV.Range", proto.RangeRequest(key=CHECKPOINT)).kvs
     position = json.loads(kvs[0].value) if kvs else {"after": ""}
     return 0 if "after" in position else int(position["revision"])
-
-
-def wait_until_mirrored(source: Any, target: Any) -> None:
-    """Wait for the revision that the source has now."""
-    begin = revision(source)
-    wait_until(lambda: mirrored_to(target) >= begin, "the mirror catches up")
 
 
 def check_end(whole: Histories, part: Histories) -> None:
@@ -162,15 +169,15 @@ def test_a_move_under_load_loses_doubles_and_reorders_nothing(
     chance = random.Random(7)
     for turn in range(3):
         running = MirrorProcess(*words)
-        wait_until_mirrored(source, target)
+        running.wait_until_mirrored(source, target)
         time.sleep(chance.uniform(0.0, 0.2))
         if turn == 1 and target is native:
             lite.kill()
             lite.start()
-            wait_until_mirrored(source, target)
+            running.wait_until_mirrored(source, target)
         running.kill()
     running = MirrorProcess(*words)
-    wait_until_mirrored(source, target)
+    running.wait_until_mirrored(source, target)
 
     # The switch.
     writer.stop()
@@ -190,6 +197,7 @@ def test_a_move_under_load_loses_doubles_and_reorders_nothing(
     back = "back/position"
     writes = lite.client() if target is native else Gateway([etcd.endpoint], timeout_s=PATIENCE_S)
     writer = Writer(writes, writer.count, 2)
+    began = writer.count
     words = (
         f"--endpoints={endpoint_of(target)}", "make-mirror", f"--checkpoint-key={back}",
         "--prefix=key/", f"--rev={switched + 1}", endpoint_of(source),
@@ -199,7 +207,7 @@ def test_a_move_under_load_loses_doubles_and_reorders_nothing(
         lambda: source.call("KV.Range", proto.RangeRequest(key=back.encode())).kvs,
         "the mirror back begins",
     )
-    time.sleep(0.3)
+    wait_until(lambda: writer.count > began + 100, "there is something to mirror")
     running.kill()
     writer.stop()
     ended = run_ctl(*(word for word in words if "--rev" not in word), "--once", "--verify")

@@ -296,11 +296,13 @@ def test_plain_http_on_a_tls_port_is_told_so(tls: ServerProcess) -> None:
 
 def test_plain_grpc_and_native_on_a_tls_port_are_logged(tls: ServerProcess) -> None:
     for sent in (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x89ETCDLT\n\1\0\1\0"):
-        time.sleep(1.1)  # A line a second.
-        with tls.connect() as sock:
-            sock.sendall(sent)
-            assert sock.recv(100)[:2] in (b"", b"\x15\x03")
-        tls.wait_for_log(f"(it sent {sent[:16].hex()})")
+
+        def send(sent: bytes = sent) -> None:
+            with tls.connect() as sock:
+                sock.sendall(sent)
+                assert sock.recv(100)[:2] in (b"", b"\x15\x03")
+
+        tls.logs_when(send, f"(it sent {sent[:16].hex()})")
 
 
 def test_tls_on_a_plain_port_is_told_and_logged(lab: Lab, tls: ServerProcess) -> None:
@@ -323,9 +325,11 @@ def test_clients_without_a_good_certificate_are_refused(lab: Lab, mutual: Server
     ]
     for files, expected in cases:
         mutual.lines.clear()
-        time.sleep(1.1)  # A line a second.
-        assert not answered(mutual, context(lab, files))
-        mutual.wait_for_log(expected)
+
+        def ask(files: Files | None = files) -> None:
+            assert not answered(mutual, context(lab, files))
+
+        mutual.logs_when(ask, expected)
 
 
 def test_a_check_of_the_configuration_warns_of_an_expired_certificate(lab: Lab) -> None:

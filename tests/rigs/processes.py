@@ -168,8 +168,21 @@ class ServerProcess:
         """The first line of its log with `text` in it."""
         return next((line for line in self.lines if text in line), None)
 
-    def wait_for_log(self, text: str) -> str:
-        return wait_until(lambda: self.logged(text), f"the server logs {text!r}; {self.tail()}")
+    def wait_for_log(self, text: str, patience_s: float = PATIENCE_S) -> str:
+        what = f"the server logs {text!r}; {self.tail()}"
+        return wait_until(lambda: self.logged(text), what, patience_s)
+
+    def logs_when(self, act: Callable[[], Any], text: str) -> str:
+        """The line with `text`. `act` is repeated until there is one: the log omits lines that come
+        too soon after another."""
+
+        def find() -> str | None:
+            act()
+            with contextlib.suppress(AssertionError):
+                return self.wait_for_log(text, 0.2)
+            return None
+
+        return wait_until(find, f"the server logs {text!r}; {self.tail()}")
 
     def status_field(self, name: str) -> int:
         """A number of /proc/PID/status; of memory, in KiB."""
