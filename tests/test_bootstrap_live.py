@@ -376,7 +376,12 @@ def test_members_have_ipv6_addresses_and_host_names(tmp_path: Path) -> None:
                 client.put(member.data_dir.name, "v")
         with Client(members[0].endpoint, timeout_s=60.0) as client:
             assert {kv.key for kv in client.range(prefix="m")} == {b"m1", b"m2"}
-            found = client.call("Cluster.MemberList", proto.MemberListRequest()).members
+
+            def published() -> Any:
+                found = client.call("Cluster.MemberList", proto.MemberListRequest()).members
+                return found if all(m.clientURLs for m in found) else None
+
+            found = wait_until(published, "all have published their URLs")
         assert {m.name: m.peerURLs[0] for m in found} == urls
         assert all(m.clientURLs[0].startswith("http://[::1]:") for m in found)
     finally:

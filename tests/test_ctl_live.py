@@ -96,6 +96,14 @@ def etcdctl(endpoint: str) -> Run:
     return run
 
 
+def serving(server: ServerFactory, *flags: str) -> ServerProcess:
+    """A new server that has published its name and URLs: its first write, before any other."""
+    running: ServerProcess = server(*flags)
+    with running.client() as client:
+        client.delete("none")
+    return running
+
+
 def ctl_of(endpoint: str) -> Run:
     def run(*words: str, stdin: bytes = b"") -> Ended:
         return run_ctl("--endpoints", endpoint, *words, stdin=stdin)
@@ -272,8 +280,10 @@ def test_output_and_status_are_etcdctls(
     "line", ["member list", "endpoint status", "endpoint health", "endpoint hashkv"]
 )
 def test_tables_are_etcdctls(server: ServerFactory, etcd: str, line: str) -> None:
-    ours = run_ctl("--endpoints", server().endpoint, "-w", "table", *line.split())
-    theirs = etcdctl(etcd)("-w", "table", *line.split())
+    ours, theirs = (
+        run("-w", "table", *line.split())
+        for run in (ctl_of(serving(server).endpoint), etcdctl(etcd))
+    )
     assert masked(ours.stdout) == masked(theirs.stdout)
 
 
@@ -658,7 +668,7 @@ def test_a_server_that_says_nothing_costs_the_dial_timeout() -> None:
 
 
 def test_each_listener_on_port_0_is_advertised_with_its_own_port(server: ServerFactory) -> None:
-    running = server("--listen-client-urls=http://127.0.0.1:0,http://127.0.0.2:0")
+    running = serving(server, "--listen-client-urls=http://127.0.0.1:0,http://127.0.0.2:0")
     listed = ctl_of(running.endpoint)("member", "list", "-w", "json").stdout
     (member,) = json.loads(listed)["members"]
     urls = member["clientURLs"]

@@ -203,12 +203,22 @@ def test_a_sample_is_called_one_and_keys_are_printable() -> None:
 # The command.
 
 
+def top_with(text: str, *words: str) -> str:
+    """What top prints, once it has this text: a watch may take longer to begin than an interval."""
+
+    def found() -> str:
+        ended = run_ctl("top", *words)
+        assert (ended.status, ended.stderr) == (0, "")
+        printed = ended.stdout.decode()
+        return printed if text in printed else ""
+
+    return wait_until(found, f"top prints {text!r}")
+
+
 def test_without_a_terminal_it_prints_snapshots(running: ServerProcess, load: None) -> None:
     endpoint = f"--endpoints={running.endpoint}"
-    ended = run_ctl("top", endpoint, "--interval=1s", "--depth=1")
-    assert (ended.status, ended.stderr) == (0, "")
-    text = ended.stdout.decode()
-    assert "1 of 1 members answer  leader m1" in text and "  hot/\n" in text
+    text = top_with("  hot/\n", endpoint, "--interval=1s", "--depth=1")
+    assert "1 of 1 members answer  leader m1" in text
     assert float(re.search(r"(\S+) puts/s", text)[1]) > 1  # type: ignore[index]
     ended = run_ctl("top", endpoint, "--interval=0.2s", "--count=3")
     assert ended.stdout.count(b"MEMBER ") == 3
@@ -233,9 +243,8 @@ def test_users_need_the_right_to_read_all_keys(server: ServerFactory) -> None:
     endpoint = f"--endpoints={one.endpoint}"
     for line in ("user add root:pw", "user add bob:pw", "auth enable --user root:pw"):
         assert run_ctl(*line.split(), endpoint).status == 0
-    ended = run_ctl("top", endpoint, "--interval=1s", "--user=bob:pw")
-    assert b"1 of 1 members answer" in ended.stdout
-    assert b"not seen: this needs a user who may read all keys" in ended.stdout
+    refusal = "not seen: this needs a user who may read all keys"
+    assert "1 of 1 members answer" in top_with(refusal, endpoint, "--interval=1s", "--user=bob:pw")
     ended = run_ctl("top", endpoint, "--interval=0.2s", "--user=root:pw")
     assert b"1 of 1 members answer" in ended.stdout and b"not seen" not in ended.stdout
 
