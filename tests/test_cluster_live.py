@@ -419,8 +419,9 @@ def test_bits_flip_between_the_members(cluster: Any, seconds: int) -> None:
     for proxy in three.proxies.values():
         proxy.flips = 0.0
     assert {member.pid for member in three.running} == pids, "no process has ended"
-    assert any("checksum" in line for member in three.running for line in member.lines), (
-        "the log says so"
+    wait_until(
+        lambda: any("checksum" in line for member in three.running for line in member.lines),
+        "the log says so",
     )
     three.check()
     request = proto.RangeRequest(key=b"\0", range_end=b"\0", serializable=True)
