@@ -12,7 +12,7 @@ everything. The role `root` need not exist.
 The auth revision counts the changes, and is bumped exactly when etcd bumps it: with every change
 except `enable`, and except `set_key` and `rehash`, which etcd does not have. A request that was
 prepared under an older revision is refused with AuthOldRevision, because what its author was
-permitted may have changed.
+permitted may have changed; its member then checks and proposes it again.
 
 Invariants: a request fails before its first change or is carried out completely. No password is
 here, only hashes (`passwords.py`). While auth is enabled, the user root exists and has the role

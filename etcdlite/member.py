@@ -122,7 +122,7 @@ class Member:
         directory, received = store.directory, self.snapshot_received
         self.incoming = Incoming(store.disk, directory, raft, self.run_task, received, self.metrics)
         self.leadership = Leadership(raft, self.identity, clock, self.peers, options)
-        self.access = Access(state, self.tokens)
+        self.access = Access(state, self.tokens, raft)
         self.reads = Reads(state, raft, rng, self.slice_is_over, options, self.access)
         timeout_error, check = self.leadership.timeout_error, self.check_change
         self.background = Background(self.reads, self.maintenance, self.metrics, clock)
@@ -618,6 +618,8 @@ class Member:
                     self._change_members(entry, requests)
                 else:
                     failed = yield from self.state.apply(requests)
+                    if self.state.outdated:
+                        self.writes.propose_outdated(is_own=since is not None)
                     if since is not None:
                         self._warn_if_slow(REQUEST, since, self.options.warn_request_s, requests)
                 took_s = self._warn_if_slow(APPLY, began, self.options.warn_apply_s, requests)

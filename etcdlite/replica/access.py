@@ -8,18 +8,23 @@ changed since.
 The user is that of the token that came with the request or, without a token, that of the client's
 certificate.
 
-A client may log in at one member and send its next request to another one, which has not applied
-yet what the token depends on. Such a request waits until the member's state is current (`retry`).
+A client may change users at one member, or log in there, and send its next request to another one,
+which has not applied that yet. So whatever is refused here is checked again once the member's state
+is current (`retry`). The other way round, a member may let a request pass that is refused when it
+is applied, because users changed before its place in the log. `Writes.propose_outdated` then
+proposes it again for its author as of now: nothing of it was carried out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from etcdlite.auth import CHECKS, OWN, Auth, Author, RightsUnknown
 from etcdlite.errors import EtcdError
 from etcdlite.methods import PUT, RANGE
+from etcdlite.raft import Raft
 from etcdlite.replica.state import State
 from etcdlite.request import Requester
 from etcdlite.rights import Rights
@@ -28,18 +33,24 @@ from etcdlite.tokens import TokenAhead, Tokens
 MAX_RECENT = 1024
 """So many tokens are remembered, with what they permit, until the next tick."""
 
+MAX_RECHECKS = 1024
+"""Refused requests that wait until the state is current; more are refused at once. Tokens that are
+ahead do not count: their users are known."""
+
 
 class Access:
     """See the module's docstring. Ask `auth.enabled` first: it costs less than a call."""
 
-    when_current: Callable[[Callable[[], None]], None]
-    """`when_current(do)` calls `do` once this member has applied all that was committed before, or
-    cannot learn what that is. Set by `Reads`."""
+    when_current: Callable[[Callable[[], None], int], None]
+    """`when_current(do, size_bytes)` calls `do` once this member has applied all that was committed
+    before, or cannot learn what that is; `size_bytes`: what the request holds. Set by `Reads`."""
     when_known: Callable[[Author, Callable[[], None]], None]
     """`when_known(author, do)` calls `do` once the author's rights are known. Set by `Reads`."""
 
-    def __init__(self, state: State, tokens: Tokens) -> None:
+    def __init__(self, state: State, tokens: Tokens, raft: Raft) -> None:
         self.auth: Auth = state.auth
+        self._raft = raft
+        self._rechecks = 0
         self._tokens = tokens
         self._recent: dict[str, tuple[int, Author, Rights]] = {}
         """What the tokens of recent requests permit: the auth revision as of which this holds, the
@@ -91,13 +102,52 @@ class Access:
         """Look at tokens again. Call it several times a second."""
         self._recent.clear()
 
-    def retry(self, refused: EtcdError, again: Callable[[], None]) -> bool:
-        """Whether a check failed only because this member is behind, or does not know the rights of
-        the user yet. Then `again` is called when that is over; it must not call this."""
-        if isinstance(refused, TokenAhead):
-            self.when_current(again)
-        elif isinstance(refused, RightsUnknown):
-            self.when_known(refused.author, again)
+    def admit(
+        self,
+        session: Requester | None,
+        request_id: int,
+        method: int,
+        request: Any,
+        then: Callable[[EtcdError | None], None],
+        size_bytes: int = 0,
+        is_current: bool = False,
+    ) -> None:
+        """Check a request, again if need be (`retry`), and call `then` with the error that refuses
+        it, or None. `size_bytes`: what it holds, if that may be much."""
+        refused = None
+        if self.auth.enabled:
+            try:
+                self.check(session, request_id, method, request)
+            except EtcdError as failure:
+                again = partial(self.admit, session, request_id, method, request, then, size_bytes)
+                if self.retry(failure, is_current, again, size_bytes):
+                    return
+                refused = failure
+        then(refused)
+
+    def retry(
+        self,
+        refused: EtcdError,
+        is_current: bool,
+        again: Callable[[bool], None],
+        size_bytes: int = 0,
+    ) -> bool:
+        """Whether a check that failed must be repeated. Then `again(is_current)` is called later:
+        once the rights of the user are known, or once the state is current, which a check that
+        `is_current` needs not wait for. Without a leader it is refused at once."""
+        if isinstance(refused, RightsUnknown):
+            self.when_known(refused.author, partial(again, is_current))
+        elif is_current:
+            return False
+        elif isinstance(refused, TokenAhead):
+            self.when_current(partial(again, True), size_bytes)
+        elif self._raft.leader and self._rechecks < MAX_RECHECKS:
+            self._rechecks += 1
+            self.when_current(partial(self._recheck, again), size_bytes)
         else:
             return False
         return True
+
+    def _recheck(self, again: Callable[[bool], None]) -> None:
+        self._rechecks -= 1
+        again(True)

@@ -28,6 +28,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -218,17 +219,30 @@ class Reads:
         self.new.append((session, request_id, method, request))
 
     def read_now(
-        self, session: Session, request_id: int, method: int, request: proto.Message | None
+        self,
+        session: Session,
+        request_id: int,
+        method: int,
+        request: proto.Message | None,
+        is_current: bool = False,
     ) -> None:
-        """Answer a serializable read from what is applied here."""
+        """Answer a serializable read from what is applied here. If that does not permit it, it must
+        be current first."""
+        if self._state.auth.enabled and not is_current:
+            try:
+                self._access.check(session, request_id, method, request)
+            except EtcdError as refused:
+                again = partial(self.read_now, session, request_id, method, request)
+                if self._access.retry(refused, False, again):
+                    return
         self.ready.append((0, [(session, request_id, method, request)], 0.0))
 
     def check_renewal(self, session: Session, author: Author | None, lease_id: int) -> None:
         """Answer b"" if the author may write all keys of the lease, as of what is applied here."""
         self.ready.append((0, [(session, 0, KEEP_ALIVE, (author, lease_id))], 0.0))
 
-    def _when_current(self, do: Callable[[], None]) -> None:
-        self.read(Asked(lambda answer: do()), 0, KEEP_ALIVE, None)
+    def _when_current(self, do: Callable[[], None], size_bytes: int) -> None:
+        self.read(Asked(lambda answer: do()), 0, KEEP_ALIVE, None, size_bytes)
 
     def _when_known(self, author: Author, do: Callable[[], None]) -> None:
         self.check_renewal(Asked(lambda answer: do()), author, 0)

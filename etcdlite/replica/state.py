@@ -53,6 +53,9 @@ _EVEN_IF_CORRUPT = {ALARM_METHOD} | {
 }
 """Methods that the alarm CORRUPT does not forbid."""
 
+_OUTDATED = ("UserEmpty", "AuthOldRevision")
+"""Errors for requests that were checked before auth was enabled, or before users changed."""
+
 
 class State:
     """The replicated state, as of the last entry that this member applied."""
@@ -84,6 +87,9 @@ class State:
         self.late_answers: deque[tuple[Steps, Waiter]] = deque()
         """Writes that are applied; the steps read the answers. They are begun already, so that what
         they need is pinned."""
+        self.outdated: list[tuple[Waiter, EtcdError, Author | None]] = []
+        """Requests of the last entry that were refused to their author, who may be outdated: users
+        changed after the request was checked. They are not answered."""
 
     def restore(self, store: Store) -> None:
         """Replace the store, and close the old one."""
@@ -192,7 +198,10 @@ class State:
             except EtcdError as failure:
                 assert not store.is_writing, "a request failed after its first change"
                 failed.append(method)
-                if session is not None:
+                if auth.enabled and failure.name in _OUTDATED:
+                    waiter = (session, request_id, method, request)
+                    self.outdated.append((waiter, failure, auth.author))
+                elif session is not None:
                     session.fail(request_id, method, failure)
                 continue
             except txn.Unanswerable as missing:

@@ -171,7 +171,7 @@ class Writes:
         method: int,
         request: Any,
         frame: bytes,
-        is_again: bool = False,
+        is_current: bool = False,
     ) -> None:
         """Replicate and apply a write; `frame` is the request as a native frame. The session gets
         the answer. Never raises."""
@@ -194,8 +194,8 @@ class Writes:
                     author = self._access.check(session, request_id, method, request)
             except EtcdError as refused:
                 assert session is not None, "a member may do everything"
-                again = partial(self.propose, session, request_id, method, request, frame, True)
-                if is_again or not self._access.retry(refused, again):
+                again = partial(self.propose, session, request_id, method, request, frame)
+                if not self._access.retry(refused, is_current, again, len(frame)):
                     session.fail(request_id, method, refused)
                 return
             if author is not self._author and author != self._author:
@@ -245,6 +245,22 @@ class Writes:
             request,
             native_frame(request_id & 0xFFFFFFFF or 1, method, 0, request.encode()),
         )
+
+    def propose_outdated(self, is_own: bool) -> None:
+        """Propose those of `State.outdated` again that have another author now, and fail the
+        others. Nothing of them was carried out. `is_own`: they came from this member."""
+        outdated, self._state.outdated = self._state.outdated, []
+        for (session, request_id, method, request), failure, author in outdated:
+            if not is_own:
+                continue  # Another member's.
+            try:
+                is_same = author == self._access.author(session, request_id)
+            except EtcdError:
+                is_same = False  # The check at the door says why.
+            if is_same and session is not None:
+                session.fail(request_id, method, failure)
+            elif not is_same:
+                self.propose_message(session, request_id, method, request)
 
     def propose_own(self, method: int, request: proto.Message) -> None:
         """As `propose`, for a request of this member itself."""

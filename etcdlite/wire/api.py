@@ -18,6 +18,7 @@ from typing import Any
 
 import etcdlite
 from etcdlite import proto, txn
+from etcdlite.auth import OWN
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, UNKNOWN, EtcdError, error
 from etcdlite.frames import FRAME_HEADER_BYTES
 from etcdlite.member import Member
@@ -187,26 +188,30 @@ def _time_to_live(
         member.reads.read(session, request_id, method, request)
         return
     auth = member.state.auth
-    if not (auth.enabled and request.keys):
+    if not auth.enabled:
         _ask_leader(member, session, request_id, method, frame)
         return
-    author = member.access.author(session, request_id)
 
-    def answered(answer: bytes | EtcdError) -> None:
+    def answered(answer: bytes | EtcdError, is_current: bool = False) -> None:
         """The leader does not know who asks, so the keys are checked here."""
+        if isinstance(answer, EtcdError):
+            session.fail(request_id, method, answer)
+            return
         try:
-            if isinstance(answer, EtcdError):
-                raise answer
-            if author is None or not author.is_member:
+            author = member.access.author(session, request_id) if auth.enabled else OWN
+            if request.keys and not (author is not None and author.is_member):
                 rights = auth.rights(author)
                 for key in proto.LeaseTimeToLiveResponse.decode(answer).keys:
                     rights.check_read(key)
             session.reply(request_id, method, answer)
         except EtcdError as failure:
-            if not member.access.retry(failure, partial(answered, answer)):
+            if not member.access.retry(failure, is_current, partial(answered, answer)):
                 session.fail(request_id, method, failure)
 
-    _ask_leader(member, Asked(answered), request_id, method, frame)
+    def ask() -> None:
+        _ask_leader(member, Asked(answered), request_id, method, frame)
+
+    _admit(member, session, request_id, method, request, ask)
 
 
 def _ask_leader(
@@ -223,6 +228,28 @@ def _ask_leader(
     if member.is_learner:
         raise error("NotSupportedForLearner")
     member.questions.ask(method, frame[FRAME_HEADER_BYTES:], answered)
+
+
+def _admit(
+    member: Member,
+    session: Session,
+    request_id: int,
+    method: int,
+    request: Any,
+    do: Callable[[], None],
+    size_bytes: int = 0,
+) -> None:
+    """Call `do`, which may raise EtcdError, if the one who asks may; else fail the request."""
+
+    def checked(refused: EtcdError | None) -> None:
+        try:
+            if refused is not None:
+                raise refused
+            do()
+        except EtcdError as failure:
+            session.fail(request_id, method, failure)
+
+    member.access.admit(session, request_id, method, request, checked, size_bytes)
 
 
 def _member_change(
@@ -360,9 +387,11 @@ def _change_password(
         changed = proto.AuthUserChangePasswordRequest(name=request.name)
         _propose_hashed(member, session, request_id, method, changed, request.password)
     elif not request.hashedPassword:
-        if member.state.auth.enabled:
-            member.access.check(session, request_id, method, request)
-        raise _EMPTY_PASSWORD
+
+        def refuse() -> None:
+            raise _EMPTY_PASSWORD
+
+        _admit(member, session, request_id, method, request, refuse)
     else:
         _propose(member, session, request_id, method, request, frame)
 
@@ -384,9 +413,8 @@ def _propose_hashed(
             request.hashedPassword = result
             member.writes.propose_message(session, request_id, method, request)
 
-    if member.state.auth.enabled:
-        member.access.check(session, request_id, method, request)
-    member.logins.hash(session, request_id, request.name, password, hashed)
+    hash_it = partial(member.logins.hash, session, request_id, request.name, password, hashed)
+    _admit(member, session, request_id, method, request, hash_it, len(password))
 
 
 def read_renewal(body: bytes) -> int:
@@ -491,25 +519,11 @@ def _checked(handler: Handler) -> Handler:
     def checked(
         member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
     ) -> None:
+        do = partial(handler, member, session, request_id, method, request, frame)
         if member.state.auth.enabled:
-            try:
-                member.access.check(session, request_id, method, request)
-            except EtcdError as refused:
-                if member.access.retry(
-                    refused, partial(again, member, session, request_id, method, request, frame)
-                ):
-                    return
-                raise
-        handler(member, session, request_id, method, request, frame)
-
-    def again(
-        member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-    ) -> None:
-        try:
-            member.access.check(session, request_id, method, request)
-            handler(member, session, request_id, method, request, frame)
-        except EtcdError as refused:
-            session.fail(request_id, method, refused)
+            _admit(member, session, request_id, method, request, do, len(frame))
+        else:
+            do()
 
     return checked
 

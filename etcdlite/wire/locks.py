@@ -34,6 +34,7 @@ through an internal client that keeps only the text. The differences:
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -392,22 +393,23 @@ class _ScriptedCall(Call):
                 outcome = True
             elif isinstance(step, _Follow):
                 create = proto.WatchCreateRequest(**step._asdict())
-                if self.member.state.auth.enabled:
-                    try:
-                        self.member.access.check(self, self.request_id, WATCH, create)
-                    except EtcdError as refused:
-                        outcome = refused
-                        continue
-                self._is_following = True
-                quota = self.owner.calls.watch_quota
-                self._stream = self.member.hub.open(_EventSink(self), quota)
-                self._stream.create(create)
+                follow = partial(self._follow, create)
+                self.member.access.admit(self, self.request_id, WATCH, create, follow)
                 return
             elif step is None:
                 self._is_following = True
                 return
             else:
                 self.send(step.encode())
+
+    def _follow(self, create: proto.WatchCreateRequest, refused: EtcdError | None) -> None:
+        if refused is not None and not self._is_closed:
+            self._advance(refused)
+        elif not self._is_closed:
+            self._is_following = True
+            quota = self.owner.calls.watch_quota
+            self._stream = self.member.hub.open(_EventSink(self), quota)
+            self._stream.create(create)
 
     def _finish_with(self, failure: EtcdError | None) -> None:
         if self._is_closed:

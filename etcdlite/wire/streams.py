@@ -56,6 +56,9 @@ class WatchCall(Call):
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         self._stream = member.hub.open(self, owner.calls.watch_quota)
+        self._unchecked = 0
+        """Watches to be created that wait until it is known whether the user may."""
+        self._is_finished = False
         self._is_closed = False
 
     def message(self, body: bytes) -> None:
@@ -63,27 +66,33 @@ class WatchCall(Call):
         if request.create_request is not None:
             if self.member.catch_up.is_behind:
                 raise behind_error()
-            self._create(request.create_request)
+            create = request.create_request
+            if self.member.state.auth.enabled:
+                self._unchecked += 1
+                created = partial(self._create, create)
+                self.member.access.admit(self, self.request_id, WATCH, create, created, len(body))
+            else:
+                self._stream.create(create)
         elif request.cancel_request is not None:
             self._stream.cancel(request.cancel_request.watch_id)
         elif request.progress_request is not None:
             self._stream.progress()
 
-    def _create(self, create: proto.WatchCreateRequest, is_again: bool = False) -> None:
-        access = self.member.access
-        if self.member.state.auth.enabled and not self._is_closed:
-            try:
-                access.check(self, self.request_id, WATCH, create)
-            except EtcdError as refused:
-                if is_again or not access.retry(refused, partial(self._create, create, True)):
-                    self._stream.refuse(refused.text)
-                return
-        if not self._is_closed:
+    def _create(self, create: proto.WatchCreateRequest, refused: EtcdError | None) -> None:
+        self._unchecked -= 1
+        if self._is_closed:
+            return
+        if refused is not None:
+            self._stream.refuse(refused.text)
+        else:
             self._stream.create(create)
+        if self._is_finished:
+            self.finish()
 
     def finish(self) -> None:
+        self._is_finished = True
         # As in etcd, open watches go on.
-        if not len(self._stream):
+        if not (len(self._stream) or self._unchecked):
             self.end()
 
     def wake(self) -> None:
@@ -112,8 +121,29 @@ class KeepAliveCall(Call):
             if self._unread_checks > MAX_UNREAD_CHECKS:
                 raise error("RequestTooManyRequests")
         self._unanswered += 1
-        if not self.member.state.auth.enabled or self._is_permitted(body):
+        if self.member.state.auth.enabled:
+            api.read_renewal(body)
+            self._check(body)
+        else:
             api.keep_alive(self.member, body, self._done)
+
+    def _check(self, body: bytes, is_current: bool = False) -> None:
+        """Renew the lease if the user may. Raises EtcdError."""
+        try:
+            if not self.member.state.auth.enabled or self._is_permitted(body):
+                api.keep_alive(self.member, body, self._done)
+        except EtcdError as refused:
+            is_full = len(self._unchecked) >= MAX_UNCHECKED_RENEWALS
+            again = partial(self._check_again, body)
+            if is_full or not self.member.access.retry(refused, is_current, again):
+                raise
+
+    def _check_again(self, body: bytes, is_current: bool) -> None:
+        if not self._is_closed:
+            try:
+                self._check(body, is_current)
+            except EtcdError as refused:
+                self._done(refused)
 
     def _is_permitted(self, body: bytes) -> bool:
         """Whether the user may renew the lease. False: it has many keys, so `_checked` learns it.
@@ -251,23 +281,35 @@ class SnapshotCall(Call):
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         self._parts: Generator[bytes, None, None] | None = None
+        self._is_asked = self._is_closed = False
         self._period_began = member.clock()
         self._period_bytes = 0
         self._has_begun = False
         """Something was sent. A backup for etcd is measured first."""
 
     def message(self, body: bytes) -> None:
-        if self._parts is None:
-            if self.member.state.auth.enabled:
-                self.member.access.check(self, self.request_id, SNAPSHOT, None)
+        if not self._is_asked:
+            self._is_asked = True
+            begin = partial(self._begin, body)
+            self.member.access.admit(self, self.request_id, SNAPSHOT, None, begin)
+
+    def _begin(self, body: bytes, refused: EtcdError | None) -> None:
+        if self._is_closed:
+            return
+        try:
+            if refused is not None:
+                raise refused
+            make = self._format(body)
             calls = self.owner.calls
             if self.member.backups_under_way >= MAX_SNAPSHOTS or calls.sends_snapshot:
                 raise error("RequestTooManyRequests")
-            make = self._format(body)
-            calls.sends_snapshot = True
-            self.member.backups_under_way += 1
-            self._parts = make(self.member)  # type: ignore[assignment]
-            self.resume()
+        except EtcdError as failure:
+            self.owner.fail(self.request_id, self.method, failure)
+            return
+        calls.sends_snapshot = True
+        self.member.backups_under_way += 1
+        self._parts = make(self.member)  # type: ignore[assignment]
+        self.resume()
 
     def _format(self, body: bytes) -> Callable[[Member], Iterator[bytes]]:
         if self.member.catch_up.is_behind:
@@ -301,6 +343,7 @@ class SnapshotCall(Call):
         self._period_bytes = 0
 
     def close(self) -> None:
+        self._is_closed = True
         if self._parts is not None:
             self.owner.calls.sends_snapshot = False
             self._parts.close()
@@ -335,8 +378,8 @@ class RangeStreamCall(Call):
         self._count = 0
         self._is_closed = False
 
-    def message(self, body: bytes, is_again: bool = False) -> None:
-        if self._request is not None or self._is_closed:
+    def message(self, body: bytes) -> None:
+        if self._request is not None:
             return
         request = proto.decode_request(proto.RangeRequest.decode, body)
         txn.check_range(request)
@@ -345,15 +388,6 @@ class RangeStreamCall(Call):
             proto.RangeRequest.ASCEND,
         ):
             raise error("InvalidSortOption")
-        auth = self.member.state.auth
-        if auth.enabled:
-            try:
-                self.member.access.check(self, self.request_id, RANGE, request)
-            except EtcdError as refused:
-                if is_again or not self.member.access.retry(refused, partial(self._again, body)):
-                    raise
-                return
-        self._checked_under = _rules(auth)
         self._request = request
         self._is_whole = bool(
             request.limit
@@ -371,12 +405,6 @@ class RangeStreamCall(Call):
         else:
             self.member.reads.read(self, self.request_id, RANGE, first, len(body))
 
-    def _again(self, body: bytes) -> None:
-        try:
-            self.message(body, True)
-        except EtcdError as failure:
-            self.fail(self.request_id, self.method, failure)
-
     def awaits(self, request_id: int) -> bool:
         return not self._is_closed
 
@@ -388,6 +416,17 @@ class RangeStreamCall(Call):
             self._send(body)
             self.end()
             return
+        # Only the first key of it is checked yet.
+        self.member.access.admit(
+            self, self.request_id, RANGE, self._request, self._begin, is_current=True
+        )
+
+    def _begin(self, refused: EtcdError | None) -> None:
+        if refused is not None:
+            self.fail(self.request_id, self.method, refused)
+        if self._is_closed:
+            return
+        self._checked_under = _rules(self.member.state.auth)
         store = self.member.state.store
         request = self._request
         self._revision = request.revision if request.revision > 0 else store.revision

@@ -128,6 +128,8 @@ REFUSALS = frozenset(
 """What a request is told that may not be, or that users and roles do not allow."""
 
 _OLD_REVISION = error("AuthOldRevision").text
+_OUTDATED = frozenset((error("UserEmpty").text, _OLD_REVISION))
+"""Errors for a request whose author, as the log has it, may be older than the users and roles."""
 _INVALID_TOKEN = error("InvalidAuthToken").text
 _DENIED = error("PermissionDenied").text
 
@@ -285,6 +287,10 @@ class Oracle(PlainStore):
                 op.result = result
                 op.revision = self.revision
                 op.author = author
+                if isinstance(result, EtcdError) and result.text in _OUTDATED:
+                    # Nothing took effect. It may come again, for its author as of later.
+                    self.applied[request_id] = 0
+                    op.at = None
 
     def _author(self, index: int, frame: Any) -> Author | None:
         """For whom the next requests of an entry are."""

@@ -724,6 +724,17 @@ def _auth_revision_is_not_compared(patch: Patch) -> None:
 
 
 @mutation(users=True)
+def _what_users_changed_before_its_place_is_refused(patch: Patch) -> None:
+    def fail(self: Any, is_own: bool) -> None:
+        outdated, self._state.outdated = self._state.outdated, []
+        for (session, request_id, method, _), failure, _ in outdated:
+            if session is not None:
+                session.fail(request_id, method, failure)
+
+    patch.set(writes.Writes, "propose_outdated", fail)
+
+
+@mutation(users=True)
 def _rights_survive_a_revocation(patch: Patch) -> None:
     commit = auth.Auth._commit
 

@@ -1,0 +1,294 @@
+"""Users of a cluster whose members do not know the same of them yet: what a client changed at one
+member, another one has not applied when the next request comes. Nobody may notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from rigs.users import CHEAP, User
+from test_cluster import SMALL, Cluster
+
+from etcdlite import proto
+from etcdlite.member import Member
+from etcdlite.replica import access
+
+ROUND_S = 0.1
+"""A request and its answer take less, unless a way is blocked; an election timeout is longer than
+several of them."""
+
+OLD = "revision of auth store is old"
+
+
+class At:
+    """A node, for `User`."""
+
+    def __init__(self, cluster: Cluster, node: Any) -> None:
+        self._cluster = cluster
+        self._node = node
+
+    @property
+    def member(self) -> Member:
+        member: Member = self._node.member
+        return member
+
+    def settle(self) -> None:
+        self._node.turn()
+        self._cluster.world.run_until(lambda: self.member.is_idle)
+
+
+class House:
+    """A cluster with users root and ann, and one member that hears late of what happens."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster(**SMALL, password_cost=CHEAP)
+        leader, self.behind = self.cluster.leader, self.cluster.followers[0]
+        self.ahead = At(self.cluster, leader)
+        self.way = (leader.name, self.behind.name)
+        self.root = User(self.ahead)  # type: ignore[arg-type]
+        permission = proto.Permission(permType=proto.Permission.READWRITE, key=b"a", range_end=b"c")
+        for name, fields in (
+            ("UserAdd", {"name": "root", "password": "root"}),
+            ("UserGrantRole", {"user": "root", "role": "root"}),
+            ("UserAdd", {"name": "ann", "password": "ann"}),
+            ("RoleAdd", {"name": "r"}),
+            ("RoleGrantPermission", {"name": "r", "perm": permission}),
+            ("UserGrantRole", {"user": "ann", "role": "r"}),
+            ("AuthEnable", {}),
+        ):
+            self.done(f"Auth.{name}", **fields)
+        self.root.log_in("root")
+        self.done("Lease.LeaseGrant", ID=9, TTL=60)
+
+    def done(self, name: str, /, **fields: Any) -> None:
+        """root asks the leader."""
+        answer = self.root.ask(name, **fields)
+        assert not isinstance(answer, str), (name, answer)
+
+    def log_in(self, name: str) -> str:
+        """The token that a user gets from the leader."""
+        return User(self.ahead).log_in(name).current_token  # type: ignore[arg-type]
+
+    def late(self, token: str = "") -> User:
+        """A client of the member that is behind."""
+        return User(At(self.cluster, self.behind), token)  # type: ignore[arg-type]
+
+    def hold(self, changes: Callable[[], Any]) -> Any:
+        """Have the leader make changes that the other member does not know of until `release`."""
+        world = self.cluster.world
+        world.run(3 * ROUND_S)
+        here, there = self.ahead.member.state.auth, self.behind.member.state.auth
+        assert (here.revision, here.enabled) == (there.revision, there.enabled)
+        world.blocked = {self.way}
+        made = changes()
+        assert (here.revision, here.enabled) != (there.revision, there.enabled)
+        return made
+
+    def release(self) -> None:
+        self.cluster.world.heal()
+        self.cluster.world.run(5 * ROUND_S)
+
+    def enable(self) -> str:
+        """Enable auth; the token of root."""
+        return self.change_and_log_in("Auth.AuthEnable")
+
+    def change_and_log_in(self, name: str) -> str:
+        self.done(name)
+        self.root.current_token = self.log_in("root")
+        return self.root.current_token
+
+    def disable(self) -> None:
+        self.root.current_token = self.log_in("root")
+        self.done("Auth.AuthDisable")
+
+
+@pytest.fixture(scope="module")
+def house() -> House:
+    return House()
+
+
+@pytest.fixture(autouse=True)
+def released(house: House) -> Iterator[None]:
+    yield
+    house.release()
+
+
+Asked = tuple[str, dict[str, Any]]
+
+PUT = proto.RequestOp(request_put=proto.PutRequest(key=b"a", value=b"t"))
+SWAP = {
+    "compare": [proto.Compare(key=b"a", target=proto.Compare.MOD, mod_revision=1)],
+    "success": [PUT],
+    "failure": [proto.RequestOp(request_range=proto.RangeRequest(key=b"a"))],
+}
+
+ASKED: list[Asked] = [
+    ("KV.Put", {"key": b"a", "value": b"v"}),
+    ("KV.Put", {"key": b"a", "lease": 9, "prev_kv": True}),
+    ("KV.Range", {"key": b"a"}),
+    ("KV.Range", {"key": b"a", "range_end": b"c"}),
+    ("KV.RangeStream", {"key": b"a", "range_end": b"c"}),
+    ("KV.RangeStream", {"key": b"a", "limit": 1}),
+    ("KV.DeleteRange", {"key": b"a"}),
+    ("KV.Txn", {"success": [PUT]}),
+    ("KV.Txn", SWAP),
+    ("KV.Compact", {"revision": 2}),
+    ("Lease.LeaseGrant", {"TTL": 60}),
+    ("Lease.LeaseGrant", {"ID": 10, "TTL": 60}),
+    ("Lease.LeaseRevoke", {"ID": 10}),
+    ("Lease.LeaseKeepAlive", {"ID": 9}),
+    ("Lease.LeaseTimeToLive", {"ID": 9}),
+    ("Lease.LeaseTimeToLive", {"ID": 9, "keys": True}),
+    ("Lease.LeaseLeases", {}),
+    ("Cluster.MemberList", {"linearizable": True}),
+    ("Maintenance.Alarm", {}),
+    ("Maintenance.Defragment", {}),
+    ("Maintenance.Snapshot", {}),
+    ("Auth.AuthStatus", {}),
+    ("Watch.Watch", {"create_request": proto.WatchCreateRequest(key=b"a")}),
+    ("Lock.Lock", {"name": b"a", "lease": 9}),
+    ("Lock.Unlock", {"key": b"a"}),
+    ("Election.Campaign", {"name": b"b", "lease": 9, "value": b"v"}),
+    ("Election.Observe", {"name": b"b"}),
+]
+CHANGES: list[Asked] = [
+    ("Auth.UserAdd", {"name": "eve", "password": "eve"}),
+    ("Auth.UserChangePassword", {"name": "eve", "password": "other"}),
+    ("Auth.UserGrantRole", {"user": "eve", "role": "r"}),
+    ("Auth.UserRevokeRole", {"name": "eve", "role": "r"}),
+    ("Auth.UserGet", {"name": "eve"}),
+    ("Auth.UserList", {}),
+    ("Auth.UserDelete", {"name": "eve"}),
+    ("Auth.RoleAdd", {"name": "s"}),
+    ("Auth.RoleGrantPermission", {"name": "s", "perm": proto.Permission(key=b"x")}),
+    ("Auth.RoleRevokePermission", {"role": "s", "key": b"x"}),
+    ("Auth.RoleGet", {"role": "s"}),
+    ("Auth.RoleList", {}),
+    ("Auth.RoleDelete", {"role": "s"}),
+]
+"""A stream that is under way ends when users change, as in etcd. So these are asked apart."""
+
+
+REFUSALS = {"user name is empty", "invalid auth token", "permission denied", OLD}
+
+
+def ask_all(house: House, requests: list[Asked], *tokens: str) -> dict[str, Any]:
+    """What the member that is behind answers to each request with each token, when it is not behind
+    any more."""
+    users = [house.late(token) for token in tokens for _ in requests]
+    asked = [
+        (user, user.send(name, **fields), f"{name} {fields} {user.current_token!r}")
+        for user, (name, fields) in zip(users, requests * len(tokens), strict=True)
+    ]
+    assert not any(user.answers for user, _, _ in asked)
+    house.release()
+    for _ in range(20):
+        for user in users:
+            while user.calls.have_more:
+                user.calls.produce()
+        house.cluster.world.run(ROUND_S)
+    return {
+        text: user.answers.get(request_id, user.messages.get(request_id))
+        for user, request_id, text in asked
+    }
+
+
+def is_refused(answer: Any) -> bool:
+    """Or not answered."""
+    if isinstance(answer, list):
+        return not answer or any(getattr(message, "canceled", False) for message in answer)
+    return answer is None or (isinstance(answer, str) and answer in REFUSALS)
+
+
+def refused(answers: dict[str, Any]) -> dict[str, Any]:
+    return {text: answer for text, answer in answers.items() if is_refused(answer)}
+
+
+@pytest.mark.parametrize("requests", [ASKED, CHANGES], ids=["asked", "changes"])
+def test_auth_was_enabled_elsewhere(house: House, requests: list[Asked]) -> None:
+    """A client enables auth at one member and logs in, and asks another one."""
+    house.disable()
+    token = house.hold(house.enable)
+    assert not house.behind.member.state.auth.enabled
+    assert not refused(ask_all(house, requests, token))
+
+
+@pytest.mark.parametrize("requests", [ASKED, CHANGES], ids=["asked", "changes"])
+def test_auth_was_disabled_elsewhere(house: House, requests: list[Asked]) -> None:
+    house.hold(house.disable)
+    assert house.behind.member.state.auth.enabled
+    answers = ask_all(house, requests, "", "a token of an earlier life")
+    house.enable()
+    assert not refused(answers)
+
+
+def test_users_changed_elsewhere(house: House) -> None:
+    """The user may do what its last request was refused, and what it asks for was checked under
+    older rules."""
+    token = house.log_in("ann")
+    user = house.late(token)
+    assert user.ask("KV.Put", key=b"x") == "permission denied"
+    permission = proto.Permission(permType=proto.Permission.READWRITE, key=b"x")
+    house.hold(partial(house.done, "Auth.RoleGrantPermission", name="r", perm=permission))
+    asked = [("KV.Put", {"key": key}) for key in (b"a", b"x")]
+    asked += [("KV.Range", {"key": b"x", "serializable": True}), ("KV.RangeStream", {"key": b"x"})]
+    asked += [("Watch.Watch", {"create_request": proto.WatchCreateRequest(key=b"x")})]
+    assert not refused(ask_all(house, asked, token))
+    taken = partial(house.done, "Auth.RoleRevokePermission", role="r", key=b"x")
+    house.hold(taken)
+    answers = list(ask_all(house, asked[:2], token).values())
+    assert not isinstance(answers[0], str) and answers[1] == "permission denied"
+
+
+@pytest.mark.parametrize("token", ["", "a token of an earlier life"])
+def test_what_is_refused_for_good_is_told_once_the_member_is_current(
+    house: House, token: str
+) -> None:
+    house.disable()
+    house.hold(house.enable)
+    answers = ask_all(house, [*ASKED, *CHANGES], token)
+    permitted = [text.split()[0] for text, answer in answers.items() if not is_refused(answer)]
+    # As in etcd, what only this member checks is answered by the rules that it knows.
+    assert set(permitted) == {
+        "Lease.LeaseKeepAlive", "Lease.LeaseTimeToLive", "Maintenance.Defragment",
+        "Maintenance.Snapshot", "Watch.Watch",
+    }  # fmt: skip
+
+
+def test_a_request_is_carried_out_once(house: House) -> None:
+    """A put that was refused before its place in the log, and not after it."""
+    house.disable()
+    before = house.behind.member.state.store.revision
+    token = house.hold(house.enable)
+    answers = ask_all(house, [("KV.Put", {"key": b"a"})] * 3, token)
+    assert not refused(answers)
+    assert house.behind.member.state.store.revision == before + 3
+
+
+def test_without_a_leader_a_request_is_refused_at_once(house: House) -> None:
+    user = house.late()
+    house.behind.member.raft.leader, leader = 0, house.behind.member.raft.leader
+    request_id = user.send("KV.Put", key=b"a")
+    house.behind.member.raft.leader = leader
+    assert user.answers[request_id] == "user name is empty"
+
+
+def test_few_refused_requests_wait(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "MAX_RECHECKS", 3)
+    user = house.late("wrong")
+    for _ in range(2):
+        ids = [user.send("Maintenance.Defragment") for _ in range(4)]
+        assert [request_id in user.answers for request_id in ids] == [False, False, False, True]
+        house.release()
+        assert {user.answers[request_id] for request_id in ids} == {"invalid auth token"}
+
+
+def test_a_watch_that_waits_outlives_the_end_of_its_requests(house: House) -> None:
+    user = house.late(house.hold(partial(house.change_and_log_in, "Auth.RotateKey")))
+    request_id = user.send("Watch.Watch", create_request=proto.WatchCreateRequest(key=b"a"))
+    user.calls.finish(request_id)
+    house.release()
+    [created] = user.messages[request_id]
+    assert created.created and request_id in user.calls
