@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from rigs.fake_server import DROP, GREETING, IGNORE, FakeConnection, FakeServer, FakeStore
+from rigs.ports import free_ports
 from rigs.shells import Facade, clients
 
 from etcdlite import frames, methods, proto
@@ -81,9 +82,7 @@ def sent(server: FakeServer, method: str) -> int:
 
 def free_endpoint() -> str:
     """Where nobody listens."""
-    server = FakeServer()
-    server.stop()
-    return server.endpoint
+    return f"127.0.0.1:{free_ports(1)[0]}"
 
 
 def once(answer: str | bytes, method: str) -> Callable[..., str | bytes | None]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rigs.ports import free_ports
+from rigs.processes import ServerProcess
 from rigs.shells import clients
 
 from etcdlite import proto
@@ -43,55 +42,23 @@ from etcdlite.client import (
 
 Connect = Callable[..., Any]
 
-READY_WITHIN_S = 20
 
-
-class LiveServer:
-    """An etcdlite process on a free port, with its data in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
-        self._folder = folder
-        self.start()
-
-    def start(self) -> None:
-        url = f"http://{self.endpoint}"
-        with open(self._folder / "log", "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "etcdlite", "--data-dir", str(self._folder / "data")]
-                + ["--listen-client-urls", url, "--advertise-client-urls", url],
-                stdout=log,
-                stderr=log,
-            )
-        deadline_s = time.monotonic() + READY_WITHIN_S
-        with Client(self.endpoint) as client:
-            while True:
-                try:
-                    client.status()
-                    return
-                except ConnectionFailed:
-                    assert self.process.poll() is None, self.log()
-                    assert time.monotonic() < deadline_s, self.log()
-                    time.sleep(0.02)
-
-    def log(self) -> str:
-        return (self._folder / "log").read_text()
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+def server_in(folder: Path) -> ServerProcess:
+    """Its port is the same after a restart."""
+    url = f"http://127.0.0.1:{free_ports(1)[0]}"
+    program = (sys.executable, "-m", "etcdlite")
+    return ServerProcess(folder / "data", [f"--listen-client-urls={url}"], program).start()
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    server = LiveServer(tmp_path_factory.mktemp("live"))
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    server = server_in(tmp_path_factory.mktemp("live"))
     yield server
-    server.kill()
+    server.close()
 
 
 @pytest.fixture(params=["blocking", "asyncio"])
-def connect(live: LiveServer, request: pytest.FixtureRequest) -> Iterator[Connect]:
+def connect(live: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Makes clients of the shell under test, connected to an empty store."""
     with Client(live.endpoint) as cleaner:
         cleaner.delete(prefix="")
@@ -230,7 +197,7 @@ def test_a_revoked_lease_is_lost(connect: Connect) -> None:
         assert lease.wait_lost()
 
 
-def test_maintenance(connect: Connect, live: LiveServer, tmp_path: Path) -> None:
+def test_maintenance(connect: Connect, live: ServerProcess, tmp_path: Path) -> None:
     client = connect()
     revision = client.put("k", "v" * 1000).revision
     status = client.status()
@@ -346,7 +313,7 @@ def test_an_election(connect: Connect) -> None:
 
 
 def test_a_client_lives_through_kills_of_its_server(tmp_path: Path) -> None:
-    server = LiveServer(tmp_path)
+    server = server_in(tmp_path)
     try:
         with Client(server.endpoint) as client, client.watch(prefix="") as watch:
             acknowledged = {}
@@ -361,10 +328,10 @@ def test_a_client_lives_through_kills_of_its_server(tmp_path: Path) -> None:
             seen = [watch.next_event(timeout_s=10) for _ in acknowledged]
             assert {event.key: event.revision for event in seen} == acknowledged
     finally:
-        server.kill()
+        server.close()
 
 
-def test_the_low_level_speaks_messages(live: LiveServer) -> None:
+def test_the_low_level_speaks_messages(live: ServerProcess) -> None:
     with Client(f"http://{live.endpoint}") as client:
         response = client.call("KV.Put", proto.PutRequest(key=b"low", value=b"level"))
         assert response.header.revision > 0

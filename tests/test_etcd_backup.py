@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -250,7 +249,7 @@ def test_a_data_file_of_etcd_is_restored_without_its_hash(
     with running_etcd(tmp_path / "etcd") as endpoint:
         etcd = Gateway(endpoint)
         Writer(4, etcd).write(150)
-        time.sleep(0.3)  # Etcd commits every 100 ms.
+        save(etcd, tmp_path / "backup")  # Before it, etcd commits what it has not committed.
         state, revision = etcd.state(), etcd.revision()
     path = tmp_path / "etcd/data/member/snap/db"
     ended = run_ctl("snapshot", "restore", str(path), f"--data-dir={tmp_path / 'new'}")

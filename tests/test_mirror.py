@@ -339,8 +339,7 @@ def test_what_cannot_go_on_says_why(pair: tuple[ServerProcess, ServerProcess]) -
     assert ended.status == 1 and "the mirror was stopped for too long" in ended.stderr
     ended = run_mirror(pair, "--once", "--rev=3")
     assert ended.status == 1 and "leave out --rev to copy all keys" in ended.stderr
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        nobody = f"127.0.0.1:{listener.getsockname()[1]}"
+    nobody = f"127.0.0.1:{free_ports(1)[0]}"
     ended = run_ctl(f"--endpoints={pair[0].endpoint}", "make-mirror", "--once", nobody)
     assert ended.status == 1 and "connection refused" in ended.stderr
 

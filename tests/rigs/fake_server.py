@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from etcdlite import frames, methods, proto
+from rigs.ports import free_ports
 
 HELLO = proto.Hello(cluster_id=1, member_id=1, version="fake", max_request_bytes=1 << 20)
 GREETING = frames.HANDSHAKE.pack(frames.MAGIC, 1, 0) + frames.frame(0, 0, 0, HELLO.encode())
@@ -83,7 +84,7 @@ class FakeServer:
         """(connection, request id, method, message) -> raw bytes to send, DROP, IGNORE or None."""
         self.joins_first_events = False
         """The answer to a watch's create request arrives together with its first events."""
-        self.port = 0
+        (self.port,) = free_ports(1)
         self.start()
 
     def __enter__(self) -> FakeServer:
@@ -98,7 +99,6 @@ class FakeServer:
 
     def start(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def stop(self) -> None:
@@ -120,6 +120,8 @@ class FakeServer:
                 return
             connection = FakeConnection(self, sock)
             self.connections.append(connection)
+            if listener.fileno() < 0:
+                connection.drop()  # It came while the server was stopped.
             threading.Thread(target=connection.serve, daemon=True).start()
 
 
