@@ -31,7 +31,7 @@ put = channel.unary_unary("/etcdserverpb.KV/Put", **plain)
 key = b"half-close-%d" % os.getpid()
 create = field(1, field(1, key))  # WatchRequest{create_request{key}}
 # The iterator ends: END_STREAM right after the message.
-call = watch(iter([create]), timeout=6)
+call = watch(iter([create]), timeout=60)
 got = []
 
 
@@ -44,10 +44,16 @@ def read():
         got.append(("error", e.code().name))
 
 
+def come(count):
+    """Wait for so many responses, or the end."""
+    while len(got) < count and not any(g[0] != "response" for g in got):
+        time.sleep(0.02)
+
+
 threading.Thread(target=read, daemon=True).start()
-time.sleep(1.5)
+come(1)
 put(field(1, key) + field(2, b"1"))
-time.sleep(1.5)
+come(2)
 print(got)
 ok = ("response", True) in got and not any(g[0] == "ended by the server" for g in got)
 print("RIGHT: the event came" if ok else "FAULT: no event; the watch ended with the request side")
