@@ -212,7 +212,7 @@ def test_a_dead_endpoint_is_passed_over(connect: Connect, server: FakeServer) ->
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak etcdlite's native protocol"),
         (frames.HANDSHAKE.pack(frames.MAGIC, 0, 0), "does not speak protocol version 1"),
-        (GREETING[:5], "no connection within 0.2 s"),
+        (GREETING[:5], "no connection within 1 s"),
     ],
 )
 def test_what_is_no_etcdlite_server_is_passed_over(
@@ -221,8 +221,8 @@ def test_what_is_no_etcdlite_server_is_passed_over(
     with FakeServer() as stranger:
         stranger.greeting = greeting
         with pytest.raises(ConnectionFailed, match=cause):
-            connect(stranger, dial_timeout_s=0.2).put("k", "v")
-        assert connect(stranger, server, dial_timeout_s=0.2).put("k", "v").revision == 2
+            connect(stranger, dial_timeout_s=1.0).put("k", "v")
+        assert connect(stranger, server, dial_timeout_s=1.0).put("k", "v").revision == 2
 
 
 def test_a_read_is_sent_again_when_its_connection_breaks(
@@ -314,7 +314,7 @@ def test_garbage_in_the_middle_ends_the_connection_and_no_more(
 
 def test_a_silent_server_is_left_for_the_next_one(connect: Connect, server: FakeServer) -> None:
     with FakeServer(server.store) as second:
-        client = connect(server, second, dial_timeout_s=0.2)
+        client = connect(server, second, dial_timeout_s=0.5)
         client.put("k", "v")
         server.intercept = lambda *_: IGNORE
         with pytest.raises(Timeout):
@@ -327,13 +327,13 @@ def test_a_write_is_not_sent_to_a_server_that_has_gone_silent(
     connect: Connect, server: FakeServer
 ) -> None:
     with FakeServer(server.store) as second:
-        client = connect(server, second, dial_timeout_s=0.1)
+        client = connect(server, second, dial_timeout_s=0.5)
         client.put("k", "v")
         server.intercept = lambda *_: IGNORE
         with pytest.raises(Timeout):
             client.get("k", timeout_s=0.05)
         # Nobody waits on the connection while the time passes within which it should have answered.
-        time.sleep(0.15)
+        time.sleep(0.55)
         assert client.put("k", "v2").revision == 3
         assert client.endpoint == second.endpoint
 
@@ -520,11 +520,11 @@ def test_a_watch_notices_a_silent_server(
 ) -> None:
     monkeypatch.setattr(scripts, "PING_AFTER_S", 0.05)
     with FakeServer(server.store) as second:
-        client = connect(server, second, dial_timeout_s=0.1)
+        client = connect(server, second, dial_timeout_s=0.5)
         with client.watch("k") as watch:
-            with pytest.raises(Timeout):
-                watch.next_event(timeout_s=0.2)
-            assert sent(server, "Ping") > 0, "asked, and answered"
+            while not sent(server, "Ping"):
+                with pytest.raises(Timeout):
+                    watch.next_event(timeout_s=0.2)
             server.intercept = lambda *_: IGNORE
             server.connections[0].open_watches.clear()
             server.store.put(b"k", b"v")
@@ -660,11 +660,11 @@ class LeaseServer:
 
 
 def test_a_lease_is_kept_alive_and_revoked(connect: Connect, server: FakeServer) -> None:
-    LeaseServer(server)
+    LeaseServer(server, ttl=3)
     client = connect(server)
-    with client.lease(ttl=1) as lease:
-        assert (lease.id, lease.ttl, int(lease)) == (7, 1, 7)
-        wait_until(lambda: sent(server, "Lease.LeaseKeepAlive") >= 4, "keep-alives")
+    with client.lease(ttl=3) as lease:
+        assert (lease.id, lease.ttl, int(lease)) == (7, 3, 7)
+        wait_until(lambda: sent(server, "Lease.LeaseKeepAlive") >= 2, "keep-alives")
         assert not lease.lost
     assert sent(server, "Lease.LeaseRevoke") == 1
 
