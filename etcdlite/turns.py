@@ -48,8 +48,11 @@ class Turns:
         share_s = max(MIN_SHARE_S, SLICE_S / len(order)) if order else 0.0
         self._rotation = []
         now = clock()
+        # Of ten thousand files, the order takes longer than a slice: serve for as long, or no turn
+        # would serve any.
+        slice_end = max(began + SLICE_S, 2 * now - began)
         for at, callback in enumerate(order):
-            if now - began > SLICE_S:
+            if now > slice_end:
                 self._rotation = order[at:] + order[:at]
                 return
             self.share_end = now + share_s

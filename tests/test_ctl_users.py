@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from rigs.ctl_runner import Ended, run_ctl
+from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, ServerFactory, ServerProcess, wait_until
 from rigs.real_etcd import running_etcd
 from test_ctl_live import ctl_of, etcdctl
@@ -184,8 +185,9 @@ def test_enabling_says_if_the_user_that_was_given_cannot_log_in(server: ServerFa
 @pytest.fixture
 def guarded(server: ServerFactory) -> Iterator[ServerProcess]:
     """A server with users, whose tokens live for a second: root, and alice, who may read and write
-    what begins with a."""
-    running = server("--auth-token-ttl=1")
+    what begins with a. Its port is the same after a restart."""
+    port = free_ports(1)[0]
+    running = server("--auth-token-ttl=1", f"--listen-client-urls=http://127.0.0.1:{port}")
     run = ctl_of(running.endpoint)
     for line in (
         "user add root:rootpw",
@@ -246,9 +248,8 @@ def test_a_login_outlives_the_server_and_a_watch_goes_on(guarded: ServerProcess)
     with alice(guarded) as client, client.watch(prefix="a") as watch:
         client.put("a1", "1")
         assert watch.next_event(10).kv.value == b"1"
-        port = guarded.endpoint.rpartition(":")[2]
         guarded.kill()
-        guarded.start(f"--listen-client-urls=http://127.0.0.1:{port}")
+        guarded.start()
         wait_until(lambda: bool(client.status()), "the client is connected again")
         client.put("a2", "2")
         assert watch.next_event(10).kv.value == b"2"

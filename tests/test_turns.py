@@ -45,6 +45,15 @@ def test_a_turn_ends_with_its_slice() -> None:
     assert len(files.served) == int(SLICE_S / files.cost_s) + 1
 
 
+def test_files_are_served_though_their_order_takes_longer_than_a_slice() -> None:
+    files = Files(50, cost_s=0.002)
+    for _ in range(10):
+        took_s = 3 * SLICE_S
+        files.turns.serve(dict.fromkeys(files.callbacks, 1), files.now - took_s)
+    assert len(files.served) >= 10 * took_s / files.cost_s
+    assert set(files.served) == set(range(50))
+
+
 def test_files_of_members_come_first_in_every_turn() -> None:
     files = Files(50, cost_s=0.002)
     files.turns.first.add(files.callbacks[49])
