@@ -33,15 +33,25 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import repeat
 
 from etcdlite import bolt, proto
 from etcdlite.limits import Limits
 from etcdlite.mvcc import Store
 from etcdlite.passwords import is_bcrypt
 from etcdlite.proto import read_varint
-from etcdlite.storage.data import ALARM, AUTH, AUTH_ROLE, AUTH_USER, LEASE, MEMBER, REMOVED
-from etcdlite.storage.history import Change, History
+from etcdlite.storage.data import (
+    ALARM,
+    AUTH,
+    AUTH_ROLE,
+    AUTH_USER,
+    LEASE,
+    MEMBER,
+    REMOVED,
+    TOMBSTONE,
+)
+from etcdlite.storage.history import Changes, History
 from etcdlite.storage.steps import sort_steps
 
 VERSION = "3.5.0"
@@ -54,7 +64,7 @@ _TOMBSTONE = b"t"
 U64 = struct.Struct(">Q")
 
 STEP_ITEMS = 256
-"""Items of one step. A leaf ends one, too, and begins one if it has many items (`bolt.py`)."""
+"""Items of one step."""
 
 Item = tuple[bytes, bytes]
 
@@ -99,7 +109,8 @@ class EtcdImage:
         history = self._history
         most_key_bytes = REVISION_BYTES + len(_TOMBSTONE)
         size = history.size_bytes + history.count * most_key_bytes
-        keys = bolt.Bucket(b"key", self._changes(), history.count, size, most_key_bytes)
+        items = map(items_of, history.changes())
+        keys = bolt.Bucket(b"key", items, history.count, size, most_key_bytes)
         size_bytes, self._content = bolt.write([keys, *buckets])
         self.size_bytes = size_bytes + DIGEST_BYTES
         yield
@@ -119,25 +130,19 @@ class EtcdImage:
     def close(self) -> None:
         self._history.close()
 
-    def _changes(self) -> Iterator[Item | None]:
-        count = 0
-        for change in self._history.records():
-            if change is None:
-                yield None
-                continue
-            yield record_of(change)
-            count += 1
-            if count == STEP_ITEMS:
-                count = 0
-                yield None
 
-
-def record_of(change: Change) -> Item:
-    """Key and value of a change in the bucket `key`."""
-    revision, sub, _, is_delete, body = change
-    if is_delete:
-        return REVISION.pack(revision, b"_", sub) + _TOMBSTONE, body[: _key_end(body)]
-    return REVISION.pack(revision, b"_", sub), body
+def items_of(changes: Changes) -> tuple[list[bytes], Sequence[bytes]]:
+    """Keys and values of changes in the bucket `key`."""
+    revisions, subs, kinds, bodies = changes
+    keys = list(map(REVISION.pack, revisions, repeat(b"_"), subs))
+    if TOMBSTONE not in kinds:
+        return keys, bodies
+    values = list(bodies)
+    for at, kind in enumerate(kinds):
+        if kind == TOMBSTONE:
+            keys[at] += _TOMBSTONE
+            values[at] = values[at][: _key_end(values[at])]
+    return keys, values
 
 
 def _key_end(body: bytes) -> int:
@@ -160,11 +165,10 @@ def _bucket_steps(
     return bolt.Bucket(name, _items(keys, records), len(keys), size, most_key_bytes)
 
 
-def _items(keys: list[bytes], records: dict[bytes, bytes]) -> Iterator[Item | None]:
-    for count, key in enumerate(keys, 1):
-        yield key, records[key]
-        if count % STEP_ITEMS == 0:
-            yield None
+def _items(keys: list[bytes], records: dict[bytes, bytes]) -> Iterator[bolt.Items]:
+    for at in range(0, len(keys), STEP_ITEMS):
+        some = keys[at : at + STEP_ITEMS]
+        yield some, [records[key] for key in some]
 
 
 def _alarms(store: Store) -> Iterable[Item]:

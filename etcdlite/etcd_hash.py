@@ -12,12 +12,14 @@ and which all versions of etcdlite share.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+from itertools import chain, compress
 
 from etcdlite import crc32c
 from etcdlite.errors import DATA_LOSS, EtcdError
-from etcdlite.etcd_backup import record_of
+from etcdlite.etcd_backup import STEP_ITEMS, items_of
 from etcdlite.mvcc import Store
+from etcdlite.storage.data import PUT, key_and_revision
 from etcdlite.storage.history import History
 
 
@@ -55,32 +57,33 @@ def _hash(
     store: Store, history: History, compacted: int, revision: int, keeps_some: bool
 ) -> Generator[None, None, int]:
     update, most_bytes = crc32c.load()
-    index, most_records = store.index, store.limits.history_step_records
-    waiting = [b"key"]
-    crc = size = visited = 0
-    for change in history.records():
-        visited += 1
-        if change is not None:
-            revision_of, _, key, is_delete, _ = change
-            if revision_of > revision:
-                break
-            is_kept = revision_of > compacted or not keeps_some
-            if not is_kept and not is_delete:
-                is_kept = not index.versions(key, compacted, revision, compacted, 1)
-            if is_kept:
-                record = record_of(change)
-                waiting += record
-                size += len(record[1])
-        if change is None or visited >= most_records or size >= most_bytes:
-            data = b"".join(waiting)
-            for at in range(0, len(data), most_bytes):
-                crc = update(data[at : at + most_bytes], crc)
+
+    def is_present(kind: int, body: bytes) -> bool:
+        """A version up to the compact revision is the one of its key as of `revision`."""
+        key = key_and_revision(body)[0]
+        return kind == PUT and not store.index.versions(key, compacted, revision, compacted, 1)
+
+    crc = update(b"key", 0)
+    for changes in history.changes():
+        parts: Iterable[bytes] = chain.from_iterable(zip(*items_of(changes), strict=True))
+        revisions = changes.revisions
+        is_last = bool(revisions) and revisions[-1] > revision
+        if is_last or (keeps_some and revisions and revisions[0] <= compacted):
+            kept: list[bool] = []
+            for at in range(0, len(revisions), STEP_ITEMS):
+                some = (column[at : at + STEP_ITEMS] for column in changes)
+                kept += [
+                    mod <= revision
+                    and (mod > compacted or not keeps_some or is_present(kind, body))
+                    for mod, _, kind, body in zip(*some, strict=True)
+                ]
                 yield
-            waiting.clear()
-            size = visited = 0
+            parts = compress(parts, chain.from_iterable(zip(kept, kept, strict=True)))
+        data = b"".join(parts)
+        for at in range(0, len(data), most_bytes):
+            crc = update(data[at : at + most_bytes], crc)
             yield
-    data = b"".join(waiting)
-    for at in range(0, len(data), most_bytes):
-        crc = update(data[at : at + most_bytes], crc)
+        if is_last:
+            break
         yield
     return crc

@@ -77,8 +77,8 @@ class Limits:
     delete_step_keys: int = 256
     """Keys that one step of a range delete removes."""
 
-    history_step_records: int = 256
-    """Records that one step of a reading of all history reads."""
+    history_chunk_bytes: int = 32 << 10
+    """Bytes of records that one step of a reading of all history reads."""
 
     hash_step_versions: int = 16
     """Versions that one step of a hash reads."""
@@ -218,7 +218,7 @@ _D = DEFAULT_LIMITS
 assert _D.step_bytes <= _D.whole_answer_bytes <= _D.max_answer_bytes
 assert _D.pack_bytes <= _D.step_bytes and _D.flush_bytes <= _D.step_bytes
 assert _D.hash_part_versions <= _D.hash_step_versions
-assert _D.event_chunk_bytes <= _D.slice_bytes <= _D.step_bytes
+assert _D.event_chunk_bytes <= _D.history_chunk_bytes <= _D.slice_bytes <= _D.step_bytes
 assert _D.slice_bytes <= _D.response_bytes
 assert _D.response_bytes <= _D.high_water_bytes <= _D.max_answer_bytes
 assert _D.match_step_events <= _D.max_events_at_once

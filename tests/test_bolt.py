@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -20,8 +20,18 @@ Items = dict[bytes, bytes]
 def bucket(name: bytes, items: Items, slack: int = 0) -> Bucket:
     size = sum(len(key) + len(value) for key, value in items.items())
     most_key_bytes = max(map(len, items), default=0)
-    with_pauses = (item for pair in sorted(items.items()) for item in (None, pair))
-    return Bucket(name, with_pauses, len(items) + slack, size + slack * 40, most_key_bytes)
+    return Bucket(name, parts(items), len(items) + slack, size + slack * 40, most_key_bytes)
+
+
+def parts(items: Items) -> Iterator[bolt.Items]:
+    """All items in order, in parts of several sizes."""
+    keys = sorted(items)
+    at = count = 0
+    while at < len(keys):
+        some = keys[at : at + count]
+        yield some, [items[key] for key in some]
+        at += count
+        count = (count + 1) % 5
 
 
 def written(buckets: dict[bytes, Items], slack: int = 0) -> bytes:

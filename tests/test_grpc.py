@@ -7,6 +7,7 @@ import re
 import selectors
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -883,6 +884,51 @@ def test_a_snapshot_that_is_not_read_is_not_made(lone: LoneMember) -> None:
     client.h2.reset_stream(stream_id, http2_state.CANCEL)
     client.pump()
     assert not client.session.outbox.held_bytes and not len(client.session.calls)
+
+
+def test_a_backup_whose_modules_are_not_loaded_leaves_the_loop_alone(
+    lone: LoneMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "etcdlite.etcd_backup", raising=False)
+    client = Client(lone)
+    client.put(b"k")
+    stream_id = client.open(SNAPSHOT)
+    client.h2.send_data(stream_id, framed(b""), end_stream=True)
+    client.session.receive(client.h2.data_to_send())
+    assert lone.member.backups_under_way == 1 and not client.session.has_more
+    client.pump()
+    assert client.answers[stream_id].status == 0 and not lone.member.backups_under_way
+
+
+def test_a_backup_gives_way_to_a_write_that_is_being_saved(
+    lone: LoneMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "PARTS_PER_SLICE", 1)
+    client, writer = Client(lone), Client(lone)
+    for n in range(20):
+        client.put(b"k%d" % n, bytes(10_000))
+    client.ask(SNAPSHOT)  # Now its modules are loaded.
+    stream_id = client.open(SNAPSHOT)
+    client.h2.send_data(stream_id, framed(b""), end_stream=True)
+    client.session.receive(client.h2.data_to_send())
+    put = proto.PutRequest(key=b"k").encode()
+    writer.h2.send_data(writer.open("/etcdserverpb.KV/Put"), framed(put), end_stream=True)
+    writer.session.receive(writer.h2.data_to_send())
+    lone.member.turn()
+    assert lone.member.is_saving
+    outbox = client.session.outbox
+    sent = []
+    for pause_s in (0.003, 0.0, 0.003):
+        before = outbox.waiting_bytes
+        for _ in range(100):
+            lone.now += pause_s
+            client.session.produce()
+            if outbox.waiting_bytes > before:
+                break
+        sent.append(outbox.waiting_bytes)
+    assert 0 < sent[0] == sent[1] < sent[2]
+    client.pump()
+    assert client.answers[stream_id].status == 0
 
 
 def merged(answer: Answer) -> Any:

@@ -64,6 +64,11 @@ class Background:
         return self._maintenance.has_work or bool(self._reads.background)
 
     @property
+    def slice_s(self) -> float:
+        """How long a slice of work may take that does not rest, such as sending a backup."""
+        return SHORT_SLICE_S if self._clients_are_active(self._clock()) else SLICE_S
+
+    @property
     def rest_s(self) -> float:
         """How long until the next slice, if clients are active."""
         now = self._clock()

@@ -537,7 +537,7 @@ class DataFile:
         Raises DataDamaged, with the record's own offset, where a record does not check.
         """
         file = self.files[number]
-        end = self.flushed if number == self.active else self.sizes[number]
+        end = self._end(number)
         base = number << 32
         chunk = b""
         start = offset
@@ -563,6 +563,54 @@ class DataFile:
                 raise self._damage(base | offset, "a record does not match its checksum")
             yield base | offset, word & 15, body
             offset += RECORD_HEADER_BYTES + size
+
+    def block(
+        self, number: int, offset: int, chunk_bytes: int
+    ) -> tuple[list[int], list[bytes], int]:
+        """The next flushed records of a segment from `offset` on: types, bodies, and the offset of
+        what follows. Up to `chunk_bytes`, or one larger record; nothing at the end. Reading all of
+        a segment so takes half the time of `records`. Raises as that."""
+        # Flat: a large store has millions of records.
+        end = self._end(number)
+        if offset >= end:
+            return [], [], offset
+        chunk = self.files[number].pread(min(chunk_bytes, end - offset), offset)
+        size = len(chunk)
+        unpack = RECORD_HEADER.unpack_from
+        kinds: list[int] = []
+        bodies: list[bytes] = []
+        at, begin = 0, RECORD_HEADER_BYTES
+        while begin <= size:
+            crc, word = unpack(chunk, at)
+            stop = begin + (word >> 4)
+            body = chunk[begin:stop]
+            if stop > size or crc32(body, word) != crc or not word:
+                break
+            kinds.append(word & 15)
+            bodies.append(body)
+            at = stop
+            begin = stop + RECORD_HEADER_BYTES
+        if not at:
+            # It is larger than a chunk, or damaged.
+            _, kind, body = next(self.records(number, offset, chunk_bytes))
+            return [kind], [body], offset + RECORD_HEADER_BYTES + len(body)
+        return kinds, bodies, offset + at
+
+    def words(self, number: int, offset: int, chunk_bytes: int) -> tuple[list[int], int]:
+        """The headers (length << 4 | type) of the next records, and the offset of what follows, as
+        `block` but unchecked: what is damaged gives wrong ones, and ends them early or late."""
+        size = max(0, min(chunk_bytes, self._end(number) - offset))
+        chunk = self.files[number].pread(size, offset)
+        words: list[int] = []
+        at, last = 0, len(chunk) - RECORD_HEADER_BYTES
+        while at <= last:
+            word = RECORD_HEADER.unpack_from(chunk, at)[1]
+            words.append(word)
+            at += RECORD_HEADER_BYTES + (word >> 4)
+        return words, offset + at
+
+    def _end(self, number: int) -> int:
+        return self.flushed if number == self.active else self.sizes[number]
 
     def _damage(self, location: int, why: str) -> DataDamaged:
         if len(self.damaged) < MAX_DAMAGED:

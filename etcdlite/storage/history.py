@@ -6,8 +6,13 @@ except for what cleaning moved to the tail. So a reading has two parts:
 1. `scan_steps` reads all segments once. It asks the index which records up to the compact revision
    are still needed, and notes the place of each record that cleaning moved. It pins the compact
    revision until it ends.
-2. `records` reads the segments again and merges the two orders. It does not use the store: it may
+2. `changes` reads the segments again and merges the two orders. It does not use the store: it may
    wait for a slow client for hours, and keeps only files open.
+
+Both go through the file in blocks, because to look at a record in Python takes longer than to read
+it. Above the compact revision no revision is missing, and the originals of each stand in one
+segment. So if a block has as many changes as its last revision is above that of the block before,
+each is the only one of its revision, and need not be decoded.
 
 The segments are opened at the beginning and read up to their length then, as for a snapshot
 (`snap.py`). A record that is moved later is still at its old place in them. A record that was being
@@ -22,16 +27,20 @@ revision is compacted and lost other changes. They are numbered in order.
 from __future__ import annotations
 
 import struct
-from collections.abc import Generator, Iterator
+from bisect import bisect_right
+from collections.abc import Generator, Iterator, Sequence
 from heapq import merge
 from itertools import chain
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from etcdlite.limits import Limits
 from etcdlite.storage.data import (
+    BUCKET,
+    MARK,
+    MARK_BODY,
     MOVED,
-    OFFSET_MASK,
     PUT,
+    RECORD_HEADER_BYTES,
     SEGMENT_HEADER,
     TOMBSTONE,
     DataDamaged,
@@ -48,15 +57,25 @@ _PLACE = struct.Struct(">QIQI")
 _DEAD = 1 << 31
 """A bit of the size: the record is a tombstone."""
 
-CHUNK_BYTES = 64 << 10
+_FAR = 127
+"""In a flag: the revision is this much or more above the one before."""
 
-READ_RECORDS = 64
+READ_RECORDS = 256
 """Moved records that are read at once."""
 
-Change = tuple[int, int, bytes, bool, bytes]
-"""(revision, sub-revision, key, is a delete, encoded KeyValue)"""
+_CHANGES = frozenset((PUT, TOMBSTONE))
+_UNMOVED = frozenset((PUT, TOMBSTONE, MARK))
 
-_END: Change = (1 << 64, 0, b"", False, b"")
+
+class Changes(NamedTuple):
+    """Some changes, in ascending order of (revision, sub-revision). There may be none."""
+
+    revisions: Sequence[int]
+    subs: Sequence[int]
+    kinds: Sequence[int]
+    """PUT or TOMBSTONE."""
+    bodies: Sequence[bytes]
+    """Encoded KeyValues."""
 
 
 class Store(Protocol):
@@ -80,13 +99,14 @@ class History:
         self.revision = store.marked_revision
         self.compacted = store.compacted
         self.count = 0
-        """Known after the scan: as many changes as `records` gives, or a few more."""
+        """Known after the scan: as many changes as `changes` gives, or a few more."""
         self.size_bytes = 0
         """Likewise, of their encoded KeyValues."""
         self._store: Store | None = store
         self._limits = store.limits
         self._flags = bytearray()
-        """Of the records that were not moved, up to the compact revision: 1 if needed."""
+        """Of the records that were not moved, up to the compact revision: 1 if needed, and twice
+        what the revision is above that of the record before, up to `_FAR`."""
         self._runs: list[bytes] = []
         """Sorted runs of `_PLACE`s."""
         live = store.data
@@ -118,95 +138,125 @@ class History:
 
     def _scan(self, index: Index) -> Generator[None, None, None]:
         # Flat: a large store has millions of records.
-        limits = self._limits
-        most_records, most_bytes = limits.history_step_records, limits.step_bytes
-        compacted, flags, data = self.compacted, self._flags, self._data
+        limits, compacted, flags, data = self._limits, self.compacted, self._flags, self._data
         numbering = Numbering()
         places: list[bytes] = []
         is_above = False
-        count = size = step_records = step_bytes = 0
+        count = size = last = 0
         for number in sorted(data.files):
             numbering.reset()
-            records = data.records(number, SEGMENT_HEADER.size, CHUNK_BYTES)
-            for location, kind, body in records:
-                length = len(body)
-                step_records += 1
-                step_bytes += length
-                if kind in (PUT, TOMBSTONE):
-                    if not is_above:
-                        key, mod = key_and_revision(body)
-                        is_above = mod > compacted
-                        if not is_above:
-                            is_kept = index.keeps(key, mod, compacted)
-                            flags.append(is_kept)
-                    if is_above or is_kept:
-                        count += 1
-                        size += length
-                elif kind & MOVED:
-                    key, mod = key_and_revision(body)
-                    sub = numbering.take(mod)
-                    if mod > compacted or index.keeps(key, mod, compacted):
-                        count += 1
-                        size += length
-                        word = length | _DEAD if kind == TOMBSTONE | MOVED else length
-                        places.append(_PLACE.pack(mod, sub, location, word))
-                else:
-                    numbering.read_other(kind, body)
-                if step_records == most_records or step_bytes >= most_bytes:
-                    step_records = step_bytes = 0
-                    yield
-                    if len(places) >= limits.sort_step_items:
-                        self._runs.append(b"".join(sorted(places)))
-                        places = []
+            offset = SEGMENT_HEADER.size
+            while True:
+                if is_above:
+                    # The second reading checks them.
+                    words, end = data.words(number, offset, limits.history_chunk_bytes)
+                    kinds = [word & 15 for word in words]
+                    if words and _UNMOVED.issuperset(kinds):
+                        marks = kinds.count(MARK)
+                        count += len(kinds) - marks
+                        size += (sum(words) - sum(kinds) >> 4) - marks * MARK_BODY.size
+                        numbering.reset()
+                        offset = end
                         yield
+                        continue
+                location = number << 32 | offset
+                kinds, bodies, offset = data.block(number, offset, limits.history_chunk_bytes)
+                if not kinds:
+                    break
+                for kind, body in zip(kinds, bodies, strict=True):
+                    if kind in _CHANGES:
+                        if not is_above:
+                            key, mod = key_and_revision(body)
+                            is_above = mod > compacted
+                            if not is_above:
+                                is_kept = index.keeps(key, mod, compacted)
+                                above = mod - last
+                                flags.append((above if 0 <= above < _FAR else _FAR) << 1 | is_kept)
+                                last = mod
+                        if is_above or is_kept:
+                            count += 1
+                            size += len(body)
+                    elif kind & MOVED:
+                        key, mod = key_and_revision(body)
+                        sub = numbering.take(mod)
+                        if mod > compacted or index.keeps(key, mod, compacted):
+                            count += 1
+                            size += len(body)
+                            word = len(body) | _DEAD if kind == TOMBSTONE | MOVED else len(body)
+                            places.append(_PLACE.pack(mod, sub, location, word))
+                    else:
+                        numbering.read_other(kind, body)
+                    location += len(body) + RECORD_HEADER_BYTES
+                yield
+                if len(places) >= limits.sort_step_items:
+                    self._runs.append(b"".join(sorted(places)))
+                    places = []
+                    yield
         if places:
             self._runs.append(b"".join(sorted(places)))
         self.count, self.size_bytes = count, size
 
-    def records(self) -> Iterator[Change | None]:
-        """The changes in ascending order of (revision, sub-revision). None ends a step in which
-        there was none. After the scan. Raises DataDamaged, OSError."""
-        return self._merged() if self._runs else self._unmoved()
+    def changes(self) -> Iterator[Changes]:
+        """All changes, in ascending order, those of a step at a time. After the scan. Raises
+        DataDamaged, OSError."""
+        if not self._runs:
+            return self._unmoved()
+        return _without_copies(_merged(self._unmoved(), self._moved()), self.compacted)
 
-    def _unmoved(self) -> Iterator[Change | None]:
+    def _unmoved(self) -> Iterator[Changes]:
         # Flat, as `_scan`.
-        compacted, revision, flags = self.compacted, self.revision, self._flags
-        at = last = visited = visited_bytes = 0
-        limits = self._limits
-        step_records, step_bytes = limits.history_step_records, limits.step_bytes
+        compacted, upto, flags, data = self.compacted, self.revision, self._flags, self._data
         numbering = Numbering()
-        for number in sorted(self._data.files):
+        at = last = 0
+        for number in sorted(data.files):
             numbering.reset()
-            for location, kind, body in self._data.records(
-                number, SEGMENT_HEADER.size, CHUNK_BYTES
-            ):
-                if kind in (PUT, TOMBSTONE):
-                    key, mod = key_and_revision(body)
-                    if mod > revision:
-                        return  # A change that was not complete when the reading began.
-                    if mod < last or (mod <= compacted and at == len(flags)):
-                        path = self._data.path(number)
-                        raise DataDamaged(
-                            path, location & OFFSET_MASK, "revisions are not in order"
-                        )
-                    last = mod
-                    sub = numbering.take(mod)
-                    if mod > compacted:
-                        yield mod, sub, key, kind == TOMBSTONE, body
+            is_first = True
+            end = SEGMENT_HEADER.size
+            while True:
+                offset = end
+                kinds, bodies, end = data.block(number, offset, self._limits.history_chunk_bytes)
+                if not kinds:
+                    break
+                if not is_first and last >= compacted:
+                    found = _one_per_revision(last, upto, kinds, bodies)
+                    if found is not None:
+                        last = found.revisions[-1]
+                        numbering.reset()
+                        numbering.take(last)
+                        yield found
                         continue
-                    at += 1
-                    if flags[at - 1]:
-                        yield mod, sub, key, kind == TOMBSTONE, body
-                        continue
-                elif not kind & MOVED:
-                    numbering.read_other(kind, body)
-                visited += 1
-                visited_bytes += len(body)
-                if visited == step_records or visited_bytes >= step_bytes:
-                    visited = visited_bytes = 0
-                    yield None
+                revisions: list[int] = []
+                subs: list[int] = []
+                chosen: list[int] = []
+                for which, kind in enumerate(kinds):
+                    if kind in _CHANGES:
+                        is_needed, above = 1, _FAR
+                        if at < len(flags):
+                            above, is_needed = flags[at] >> 1, flags[at] & 1
+                            at += 1
+                        if above == _FAR:
+                            above = key_and_revision(bodies[which])[1] - last
+                        if above < 0:
+                            why = f"revisions from here to offset {end} are not in order"
+                            raise DataDamaged(data.path(number), offset, why)
+                        last += above
+                        if last > upto:
+                            break  # It was not complete when the reading began.
+                        is_first = False
+                        sub = numbering.take(last)
+                        if is_needed:
+                            revisions.append(last)
+                            subs.append(sub)
+                            chosen.append(which)
+                    elif not kind & MOVED:
+                        numbering.read_other(kind, bodies[which])
+                yield Changes(
+                    revisions, subs, [kinds[n] for n in chosen], [bodies[n] for n in chosen]
+                )
+                if last > upto:
+                    return
 
-    def _moved(self) -> Iterator[Change]:
+    def _moved(self) -> Iterator[Changes]:
         # Cleaning moves records in order, so those of many places take one read of the disk.
         data = self._data
         waiting: list[tuple[int, int, int, int]] = []
@@ -215,48 +265,103 @@ class History:
             if place:
                 waiting.append(_PLACE.unpack(place))
                 size += waiting[-1][3] & ~_DEAD
-                if len(waiting) < READ_RECORDS and size < CHUNK_BYTES:
+                if len(waiting) < READ_RECORDS and size < self._limits.history_chunk_bytes:
                     continue
-            for (mod, sub, _, word), body in zip(
-                waiting,
-                data.read_all([(location, word & ~_DEAD) for _, _, location, word in waiting]),
-                strict=True,
-            ):
-                body = bytes(body)
-                yield mod, sub, key_and_revision(body)[0], word & _DEAD != 0, body
+            if waiting:
+                revisions, subs, locations, words = zip(*waiting, strict=True)
+                sizes = [word & ~_DEAD for word in words]
+                yield Changes(
+                    revisions,
+                    subs,
+                    [TOMBSTONE if word & _DEAD else PUT for word in words],
+                    [bytes(b) for b in data.read_all(list(zip(locations, sizes, strict=True)))],
+                )
             waiting.clear()
             size = 0
-
-    def _merged(self) -> Iterator[Change | None]:
-        moved = self._moved()
-        ahead = next(moved, None)
-        last_mod = last_sub = -1
-        keys: set[bytes] = set()
-        """Those given of this revision: below the compact revision, an earlier version may have
-        given copies of a change different numbers."""
-        for first in chain(self._unmoved(), (_END,)):
-            if first is None:
-                yield None
-                continue
-            while ahead is not None or first is not _END:
-                change = first
-                if ahead is not None and ahead[:2] < first[:2]:
-                    change = ahead
-                    ahead = next(moved, None)
-                mod, sub, key, is_delete, body = change
-                if mod != last_mod:
-                    last_mod, last_sub = mod, -1
-                    keys.clear()
-                is_copy = key in keys if mod < self.compacted else sub <= last_sub
-                if not is_copy:
-                    last_sub = max(sub, last_sub + 1)
-                    if mod < self.compacted:
-                        keys.add(key)
-                    yield mod, last_sub, key, is_delete, body
-                if change is first:
-                    break
 
 
 def _cut(run: bytes) -> Iterator[bytes]:
     size = _PLACE.size
     return (run[at : at + size] for at in range(0, len(run), size))
+
+
+def _one_per_revision(
+    last: int, upto: int, kinds: Sequence[int], bodies: Sequence[bytes]
+) -> Changes | None:
+    """The changes of a block, if they are one of each revision from `last` + 1 to at most `upto`.
+    `last` is the revision before the block, in the same segment, and not compacted."""
+    if kinds[-1] == BUCKET:
+        return None  # It may be a `SUB`, for the next block.
+    if kinds.count(PUT) < len(kinds):
+        pairs = [pair for pair in zip(kinds, bodies, strict=True) if pair[0] in _CHANGES]
+        if not pairs:
+            return None
+        kinds, bodies = zip(*pairs, strict=True)
+    revision = key_and_revision(bodies[-1])[1]
+    if revision - last != len(bodies) or revision > upto:
+        return None
+    return Changes(range(last + 1, revision + 1), bytes(len(bodies)), kinds, bodies)
+
+
+def _merged(left: Iterator[Changes], right: Iterator[Changes]) -> Iterator[Changes]:
+    """Two ascending streams as one."""
+    one, other = next(left, None), next(right, None)
+    while one is not None and other is not None:
+        if not one.bodies or (other.bodies and _place(one, -1) < _place(other, 0)):
+            yield one
+            one = next(left, None)
+        elif not other.bodies or _place(other, -1) < _place(one, 0):
+            yield other
+            other = next(right, None)
+        else:
+            end = min(_place(one, -1), _place(other, -1))
+            early, one = _split(one, end)
+            early_too, other = _split(other, end)
+            rows = sorted(chain(zip(*early, strict=True), zip(*early_too, strict=True)))
+            yield Changes(*zip(*rows, strict=True))
+    for rest, stream in ((one, left), (other, right)):
+        if rest is not None:
+            yield rest
+            yield from stream
+
+
+def _place(changes: Changes, at: int) -> tuple[int, int]:
+    return changes.revisions[at], changes.subs[at]
+
+
+def _split(changes: Changes, end: tuple[int, int]) -> tuple[Changes, Changes]:
+    """The changes up to this revision and sub-revision, and the others."""
+    places = list(zip(changes.revisions, changes.subs, strict=True))
+    at = bisect_right(places, end)
+    revisions, subs, kinds, bodies = changes
+    return (
+        Changes(revisions[:at], subs[:at], kinds[:at], bodies[:at]),
+        Changes(revisions[at:], subs[at:], kinds[at:], bodies[at:]),
+    )
+
+
+def _without_copies(stream: Iterator[Changes], compacted: int) -> Iterator[Changes]:
+    """Leave out what is there twice, because it was being moved."""
+    last = last_sub = -1
+    keys: set[bytes] = set()
+    """Those given of this revision: below the compact revision, an earlier version may have given
+    copies of a change different numbers."""
+    for changes in stream:
+        revisions = changes.revisions
+        if revisions and revisions[0] > last and len(set(revisions)) == len(revisions):
+            yield changes
+            last, last_sub = revisions[-1], changes.subs[-1]
+            keys = {key_and_revision(changes.bodies[-1])[0]}
+            continue
+        kept: list[tuple[int, int, int, bytes]] = []
+        for revision, sub, kind, body in zip(*changes, strict=True):
+            if revision != last:
+                last, last_sub = revision, -1
+                keys.clear()
+            key = key_and_revision(body)[0]
+            if key in keys if revision < compacted else sub <= last_sub:
+                continue
+            keys.add(key)
+            last_sub = max(sub, last_sub + 1)
+            kept.append((revision, last_sub, kind, body))
+        yield Changes(*zip(*kept, strict=True)) if kept else Changes((), (), (), ())

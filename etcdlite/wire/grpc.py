@@ -602,8 +602,6 @@ class GrpcSession(Connection, ClientSession):
             call.begin(request, functools.partial(self._send_piece, request_id))
         except EtcdError as failure:
             self.fail(request_id, RANGE, failure)
-        else:
-            self.outbox.wake()
 
     def _send_piece(self, request_id: int, piece: bytes | int) -> None:
         """Send the length of an answer, or a piece of it."""

@@ -66,6 +66,7 @@ class ClientSession(Session):
     def resume(self, request_id: int) -> None:
         """A call has something to produce."""
         self.calls.resume(request_id)
+        self.outbox.wake()
 
     def unblocked(self) -> None:
         self.member.unblocked(self)

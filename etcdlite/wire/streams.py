@@ -5,6 +5,7 @@ Each class is one kind of call (`calls.py`). To add a kind, add a class to `CALL
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -18,6 +19,7 @@ from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, RANGE, SNAPSHOT, WATCH, Route, by_number, numbers
 from etcdlite.proto import varint
 from etcdlite.ranges import key_range, streamed
+from etcdlite.replica.background import MAX_SAVING_WAIT_S
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.request import Asked
 from etcdlite.snap import Image
@@ -29,6 +31,9 @@ from etcdlite.wire.calls import Call, CallOwner
 MAX_SNAPSHOTS = 4
 """Backups sent at the same time, one per connection. Each keeps files open and their space
 occupied."""
+
+PARTS_PER_SLICE = 64
+"""Parts of a backup that are sent at once, at most; some of them are only pauses."""
 
 SNAPSHOT_PERIOD_S = 30.0
 MIN_SNAPSHOT_BYTES_PER_S = 32 << 10
@@ -224,11 +229,6 @@ def snapshot_parts(member: Member) -> Iterator[bytes]:
 def etcd_backup_parts(member: Member) -> Iterator[bytes]:
     """The backup in etcd's format as encoded SnapshotResponses; an empty one is a pause. Raises
     EtcdError DataLoss if a file cannot be read, Unavailable if the store was replaced."""
-    if "etcdlite.etcd_backup" not in sys.modules or "hashlib" not in sys.modules:
-        loaded: list[bool] = []
-        member.run_task(_load, partial(loaded.append, True))
-        while not loaded:
-            yield b""
     from etcdlite.etcd_backup import VERSION, EtcdImage
 
     while member.is_applying:
@@ -263,8 +263,12 @@ def etcd_backup_parts(member: Member) -> Iterator[bytes]:
             image.close()
 
 
+def _is_loaded() -> bool:
+    return "etcdlite.etcd_backup" in sys.modules and "hashlib" in sys.modules
+
+
 def _load() -> None:
-    """Import what a backup for etcd needs: 15 to 30 ms, off the loop. Few members send one."""
+    """Import what a backup for etcd needs: 10 ms, off the loop. Few members send one."""
     import hashlib  # It loads OpenSSL.
 
     from etcdlite import etcd_backup
@@ -282,6 +286,10 @@ class SnapshotCall(Call):
         super().__init__(member, owner, request_id, method)
         self._parts: Generator[bytes, None, None] | None = None
         self._is_asked = self._is_closed = False
+        self._has_place = False
+        """It counts as one of the backups under way."""
+        self._produced_at = -math.inf
+        """When the last slice ended."""
         self._period_began = member.clock()
         self._period_bytes = 0
         self._has_begun = False
@@ -290,10 +298,10 @@ class SnapshotCall(Call):
     def message(self, body: bytes) -> None:
         if not self._is_asked:
             self._is_asked = True
-            begin = partial(self._begin, body)
-            self.member.access.admit(self, self.request_id, SNAPSHOT, None, begin)
+            admitted = partial(self._admitted, body)
+            self.member.access.admit(self, self.request_id, SNAPSHOT, None, admitted)
 
-    def _begin(self, body: bytes, refused: EtcdError | None) -> None:
+    def _admitted(self, body: bytes, refused: EtcdError | None) -> None:
         if self._is_closed:
             return
         try:
@@ -306,10 +314,17 @@ class SnapshotCall(Call):
         except EtcdError as failure:
             self.owner.fail(self.request_id, self.method, failure)
             return
-        calls.sends_snapshot = True
+        calls.sends_snapshot = self._has_place = True
         self.member.backups_under_way += 1
-        self._parts = make(self.member)  # type: ignore[assignment]
-        self.resume()
+        if make is etcd_backup_parts and not _is_loaded():
+            self.member.run_task(_load, partial(self._begin, make))
+        else:
+            self._begin(make)
+
+    def _begin(self, make: Callable[[Member], Iterator[bytes]]) -> None:
+        if not self._is_closed:
+            self._parts = make(self.member)  # type: ignore[assignment]
+            self.resume()
 
     def _format(self, body: bytes) -> Callable[[Member], Iterator[bytes]]:
         if self.member.catch_up.is_behind:
@@ -323,13 +338,24 @@ class SnapshotCall(Call):
 
     def produce(self) -> None:
         assert self._parts is not None
-        part = next(self._parts, None)
-        if part is None:
-            self.end()
-        elif part:
-            self._has_begun = True
-            self._period_bytes += len(part)
-            self.send(part)
+        member = self.member
+        began = now = member.clock()
+        if member.is_saving and began - self._produced_at < MAX_SAVING_WAIT_S:
+            return  # The thread that saves would have to wait for the interpreter.
+        ends_at = began + member.background.slice_s
+        for _ in range(PARTS_PER_SLICE):
+            part = next(self._parts, None)
+            if part is None:
+                self.end()
+                return
+            if part:
+                self._has_begun = True
+                self._period_bytes += len(part)
+                self.send(part)
+            now = member.clock()
+            if now >= ends_at or self._is_closed or self.blocked:
+                break
+        self._produced_at = now
 
     def tick(self, now: float) -> None:
         period_s = now - self._period_began
@@ -344,11 +370,12 @@ class SnapshotCall(Call):
 
     def close(self) -> None:
         self._is_closed = True
+        if self._has_place:
+            self._has_place = self.owner.calls.sends_snapshot = False
+            self.member.backups_under_way -= 1
         if self._parts is not None:
-            self.owner.calls.sends_snapshot = False
             self._parts.close()
             self._parts = None
-            self.member.backups_under_way -= 1
 
 
 _FORMATS: dict[int, Callable[[Member], Iterator[bytes]]] = {

@@ -25,9 +25,14 @@ from etcdlite.replica.state import APPLIERS
 from etcdlite.replica.timeline import Timeline
 from etcdlite.sealing import Keyring
 from etcdlite.storage.cleaning import clean
-from etcdlite.storage.data import RECORD_HEADER_BYTES, SEGMENT_HEADER
+from etcdlite.storage.data import (
+    RECORD_HEADER_BYTES,
+    SEGMENT_HEADER,
+    TOMBSTONE,
+    key_and_revision,
+)
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.history import Change, History
+from etcdlite.storage.history import Changes, History
 from etcdlite.storage.index import DEAD, HEAD, PAST
 from etcdlite.storage.sealed import SealedDisk
 from etcdlite.swap import decode_txn
@@ -56,7 +61,7 @@ SMALL_LIMITS = Limits(
     compact_step_versions=3,
     clean_block_records=3,
     range_step_keys=3,
-    history_step_records=2,
+    history_chunk_bytes=64,
     event_step_events=3,
     event_chunk_bytes=64,
     delete_step_keys=2,
@@ -339,15 +344,23 @@ def read_events(store: Store, start_revision: int, limit_bytes: int) -> list[Eve
     return finish(store.event_steps(start_revision, limit_bytes))  # type: ignore[no-any-return]
 
 
+Change = tuple[int, int, bytes, bool, bytes]
+"""(revision, sub-revision, key, is a delete, encoded KeyValue)"""
+
+
+def changes_of(changes: Changes) -> Iterator[Change]:
+    for revision, sub, kind, body in zip(*changes, strict=True):
+        yield revision, sub, key_and_revision(body)[0], kind == TOMBSTONE, body
+
+
 def read_history(store: Store) -> Generator[None, None, tuple[Change, ...]]:
     """All of a reading of history, in steps."""
     history = History(store)
     try:
         yield from history.scan_steps()
-        changes = []
-        for change in history.records():
-            if change is not None:
-                changes.append(change)
+        changes: list[Change] = []
+        for some in history.changes():
+            changes += changes_of(some)
             yield
         assert len(changes) <= history.count
         assert sum(len(body) for *_, body in changes) <= history.size_bytes
