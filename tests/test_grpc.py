@@ -497,6 +497,10 @@ def test_metadata_reach_the_request() -> None:
     assert (request.token, request.has_leader, request.api_version) == ("secret.7", True, "3.5.0")
     assert request.timeout_s == 0.25 and request.failure is None
     assert read_request([*fields[:3], (b"authorization", b"abc")]).token == "abc"
+    # Of several the first counts, as in etcd.
+    other = [(name, b"other") for name in (b"authorization", b"token", b"hasleader")]
+    request = read_request([*fields, *other])
+    assert (request.token, request.has_leader) == ("secret.7", True)
 
 
 def test_the_token_of_a_request_can_be_asked_for(client: Client) -> None:

@@ -611,6 +611,11 @@ def test_metadata_comes_in_headers(lone: LoneMember, browser: Browser) -> None:
     assert session.token(session._next_id) == "token-1"
     browser.settle()
     browser.answers("POST")
+    first = request("POST", "/v3/kv/range", {"key": FOO}, {"Grpc-Metadata-Token": "token-1"})
+    session.receive(first.replace(b"\r\n\r\n", b"\r\nGrpc-Metadata-Token: token-2\r\n\r\n", 1))
+    assert session.token(session._next_id) == "token-1"  # As in etcd.
+    browser.settle()
+    browser.answers("POST")
     lose_the_leader(lone)
     body = {"key": FOO, "serializable": True}
     assert browser.post("/v3/kv/range", body).status == 200

@@ -54,7 +54,8 @@ class Access:
         self._tokens = tokens
         self._recent: dict[str, tuple[int, Author, Rights]] = {}
         """What the tokens of recent requests permit: the auth revision as of which this holds, the
-        author, and its rights. A token that has ended counts until `forget` is called."""
+        author, and its rights. A token that has ended counts until `forget` is called; etcd ends
+        tokens once a second."""
 
     def author(self, session: Requester | None, request_id: int) -> Author | None:
         """For whom a request is; None if it does not say. Raises InvalidAuthToken."""

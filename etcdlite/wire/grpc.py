@@ -190,17 +190,19 @@ _NOWHERE = Route(0, None, None, None, False)
 
 def read_request(headers: Headers) -> Request:
     """Decode the header of a request; `failure` is set if it must be refused."""
-    values = dict(headers)
+    values = metadata = dict(headers)
+    if len(values) < len(headers):
+        metadata = dict(reversed(headers))  # Of these the first counts, as in etcd.
     path = values[b":path"]
     route = ROUTES.get(path)
     request = Request(route or _NOWHERE)
     encoding = _shown(values.get(b"grpc-encoding", b""))
     request.is_packed = encoding == "gzip"
-    request.token = _shown(values.get(b"token") or values.get(b"authorization", b""))
-    request.has_leader = values.get(b"hasleader") == b"true"
+    request.token = _shown(metadata.get(b"token") or metadata.get(b"authorization", b""))
+    request.has_leader = metadata.get(b"hasleader") == b"true"
     method = values[b":method"]
     content_type = values.get(b"content-type", b"")
-    version = values.get(b"client-api-version", b"")
+    version = metadata.get(b"client-api-version", b"")
     if method != b"POST":
         text = f"Received a HEADERS frame with :method {_quoted(method)} which should be POST"
         request.http_status = 405

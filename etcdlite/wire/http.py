@@ -167,12 +167,12 @@ class _Request:
             elif name == b"content-type":
                 self.content_type = value.decode("latin-1")
             elif name == b"authorization":
-                self.metadata["authorization"] = value.decode("latin-1")
+                self.metadata.setdefault("authorization", value.decode("latin-1"))
             elif name == b"grpc-timeout":
                 self.timeout = value.decode("latin-1")
             elif name.startswith(_METADATA_PREFIX):
                 key = name[len(_METADATA_PREFIX) :].decode("ascii")
-                self.metadata[key] = value.decode("latin-1")
+                self.metadata.setdefault(key, value.decode("latin-1"))
         return length, is_sized, is_chunked
 
     def count(self, metrics: Metrics, method: methods.Method, now: float) -> Rpc:
