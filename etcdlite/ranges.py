@@ -42,6 +42,18 @@ class AnswerTooLarge(EtcdError):
         """The request, if its session can answer it with `streamed`."""
 
 
+def decode_range(buf: bytes, pos: int = 0, end: int | None = None) -> proto.RangeRequest:
+    """The RangeRequest in `buf[pos:end]`. Raises DecodeError."""
+    # Hot path: a key of up to 127 bytes and nothing else. The general decoder takes 1 us more.
+    if end is not None:
+        size = end - pos - 2
+        if 0 < size < 128 and buf[pos] == 0x0A and buf[pos + 1] == size:
+            request: proto.RangeRequest = object.__new__(proto.RangeRequest)
+            request.key = buf[pos + 2 : end]
+            return request
+    return proto.RangeRequest.decode(buf, pos, end)
+
+
 class _Answer:
     """An answer in the making."""
 

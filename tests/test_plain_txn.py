@@ -7,7 +7,8 @@ import random
 import pytest
 
 from etcdlite import plain_txn, proto
-from etcdlite.proto import DecodeError, PutRequest, RequestOp, TxnRequest
+from etcdlite.proto import DecodeError, PutRequest, RangeRequest, RequestOp, TxnRequest
+from etcdlite.ranges import decode_range
 from etcdlite.swap import decode_txn
 
 
@@ -105,3 +106,20 @@ def test_no_more_puts_are_decoded_than_are_taken():
     assert Counted.reads < 20 * plain_txn.MAX_PUTS
     whole = puts(*[(b"a", b"1")] * plain_txn.MAX_PUTS)
     assert len(plain_txn.decode_puts(whole, 0, len(whole)).success) == plain_txn.MAX_PUTS
+
+
+def test_the_quick_decoder_of_ranges_gives_what_the_general_one_gives() -> None:
+    rng = random.Random(1)
+    for size in (0, 1, 2, 126, 127, 128, 300):
+        whole = RangeRequest(key=b"k" * size).encode()
+        more = RangeRequest(key=b"k" * size, serializable=True).encode()
+        changed = bytearray(whole or b"\n\0")
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+        for body in (whole, more, b"\n\0", whole[:-1], whole + b"\n\0", bytes(changed)):
+            data = b"xx" + body + b"xx"
+            for pos, end in ((2, 2 + len(body)), (2, 3), (2, 2)):
+                quick = outcome(decode_range, data, pos, end)
+                general = outcome(RangeRequest.decode, data, pos, end)
+                assert quick == general, (data.hex(), pos, end)
+                assert getattr(quick, "__dict__", None) == getattr(general, "__dict__", None)
+    assert decode_range(RangeRequest(key=b"k").encode()).key == b"k"

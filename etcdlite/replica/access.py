@@ -67,6 +67,12 @@ class Access:
         name = session.certificate_user
         return Author(name, self.auth.revision) if name else None
 
+    def may_read(self, session: Requester, request_id: int, key: bytes) -> bool:
+        """Whether a read of one key is permitted. False if it may be: `check` decides then."""
+        # Hot path: most reads are of users who have just read something.
+        recent = self._recent.get(session.token(request_id))
+        return recent is not None and recent[0] == self.auth.revision and recent[2].read.holds(key)
+
     def check(
         self, session: Requester | None, request_id: int, method: int, request: Any
     ) -> Author | None:

@@ -207,7 +207,8 @@ class Reads:
     ) -> None:
         """Answer a read once it is linearizable. `size_bytes`: of the request, if that may be
         large."""
-        if self._state.identity.member_id in self._raft.learners:
+        learners = self._raft.learners
+        if learners and self._state.identity.member_id in learners:
             session.fail(request_id, method, error("NotSupportedForLearner"))
             return
         if size_bytes > LARGE_BYTES:
@@ -403,7 +404,9 @@ class Reads:
                 and len(request.__dict__) == 1 + request.serializable
             ):
                 # The hot path of reads: one key, now.
-                if state.auth.enabled:
+                if state.auth.enabled and not self._access.may_read(
+                    session, request_id, request.key
+                ):
                     self._access.check(session, request_id, method, request)
                 store = state.store
                 state.metrics.ranges += 1

@@ -28,6 +28,7 @@ from etcdlite.methods import (
     MEMBER_CHANGE,
     METHOD_BY_NAME,
     METHODS,
+    RANGE,
     TOKEN_KEY,
     TXN,
     UNARY,
@@ -36,6 +37,7 @@ from etcdlite.methods import (
     numbers,
 )
 from etcdlite.proto import varint
+from etcdlite.ranges import decode_range
 from etcdlite.replica import checks
 from etcdlite.replica import membership as cluster
 from etcdlite.replica.alarms import alarm_name
@@ -64,7 +66,8 @@ def _put(
 def _range(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
-    txn.check_range(request)
+    if len(request.__dict__) > 1 or not request.key:
+        txn.check_range(request)  # Else a key is all there is.
     if request.serializable:
         # Hot path: `_read_now`, inlined.
         if member.catch_up.is_behind:
@@ -534,6 +537,8 @@ def _decoder(number: int) -> Any:
     request = method.request
     if number == TXN:
         return decode_txn
+    if number == RANGE:
+        return decode_range
     if method.full.startswith("KV."):
         return request.decode
     # Generated at first use: to generate all of them takes 30 ms of CPU at the start.

@@ -389,7 +389,10 @@ class GrpcSession(Connection, ClientSession):
                 request.decode(data, start, end)  # type: ignore[misc]
                 if size <= FEW_BYTES
                 else decode_request(request.decode, data, start, end),  # type: ignore[arg-type]
-                FRAME.pack(size + MIN_FRAME_LENGTH, stream.id, number, 0) + data[start:end],
+                # A small range needs no frame.
+                b""
+                if number == RANGE and size <= FEW_BYTES
+                else FRAME.pack(size + MIN_FRAME_LENGTH, stream.id, number, 0) + data[start:end],
             )
         except EtcdError as failure:
             self.fail(stream.id, number, failure)
@@ -565,8 +568,9 @@ class GrpcSession(Connection, ClientSession):
         rpc = request.rpc
         rpc.succeeded += 1
         rpc.handling_s.observe(self.member.clock() - request.began)
-        rpc.sent_bytes += len(body)
-        size = len(body) + PREFIX_BYTES
+        length = len(body)
+        rpc.sent_bytes += length
+        size = length + PREFIX_BYTES
         flow = self.flow
         if (
             size > flow.window
@@ -589,12 +593,12 @@ class GrpcSession(Connection, ClientSession):
             outbox.wake()
         parts += (
             _ANSWER.pack(
-                _ANSWER_START, request_id, _HEADER_BLOCK, size << 8, 0, request_id, 0, len(body)
+                _ANSWER_START, request_id, _HEADER_BLOCK, size << 8, 0, request_id, 0, length
             ),
             body,
             _END.pack(_END_START, request_id, _OK_BLOCK),
         )
-        outbox.unsent_bytes += _ENVELOPE_BYTES + len(body)
+        outbox.unsent_bytes += _ENVELOPE_BYTES + length
 
     def _stream_range(self, request_id: int, request: proto.RangeRequest) -> None:
         """Send the answer to a range as it is read."""

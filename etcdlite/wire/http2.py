@@ -177,18 +177,18 @@ class Stream:
     """Our send window, above the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
     window = STREAM_WINDOW_BYTES
     """What the peer may still send."""
-    content_length: int | None = None
-    """What is still to come of it, if it was announced."""
     headers_sent = False
     held: deque[memoryview | bytearray] | None = None
     held_bytes = 0
     tail = b""
     """The frames that end it, while they wait behind `held`."""
 
-    def __init__(self, stream_id: int, request: Any) -> None:
+    def __init__(self, stream_id: int, request: Any, content_length: int | None = None) -> None:
         self.id = stream_id
         self.request = request
         """What `read_request` made of the header block."""
+        self.content_length = content_length
+        """What is still to come of it, if it was announced."""
 
     @property
     def is_ended(self) -> bool:
@@ -377,9 +377,13 @@ class Connection(Session):
                     and self._state is FRAMES
                     and not self.is_draining
                 ):
-                    request, content_length = hit
-                    self._advance(stream_id)
-                    self._open(stream_id, request, content_length, False)
+                    # `_advance` and `_open`, inlined.
+                    if stream_id > self._last_id + 2:
+                        self._gap = (self._last_id + 2, stream_id - 2)
+                    self._last_id = stream_id
+                    stream = self.stream_class(stream_id, *hit)
+                    streams[stream_id] = stream
+                    self.opened(stream)
                     at = stop
                     continue
             try:
@@ -577,9 +581,7 @@ class Connection(Session):
         """Begin a request."""
         if is_ended and content_length:
             raise StreamFault(stream_id, PROTOCOL_ERROR)
-        stream = self.stream_class(stream_id, request)
-        if content_length is not None:
-            stream.content_length = content_length
+        stream = self.stream_class(stream_id, request, content_length)
         self.streams[stream_id] = stream
         if is_ended:
             stream.state = HALF_CLOSED
