@@ -378,7 +378,8 @@ def test_users_of_a_cluster(live: LiveCluster, tmp_path: Path) -> None:
 def test_users_of_every_protocol(server: ServerFactory) -> None:
     """A token is a matter of the connection in the native protocol, and of the request elsewhere;
     health checks and metrics ask for none."""
-    running = server("--auth-token-ttl=2")
+    grpc = pytest.importorskip("grpc")  # Not later, while a token waits to be used.
+    running = server("--auth-token-ttl=4")
     json_side = Side(running.endpoint)
     for path, body in BEGINNING:
         assert json_side.ask("", path, body)[0] == 200, path
@@ -408,7 +409,6 @@ def test_users_of_every_protocol(server: ServerFactory) -> None:
         with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as response:
             assert json.load(response)["count"] == "1"
 
-    grpc = pytest.importorskip("grpc")
     with grpc.insecure_channel(running.endpoint) as channel:
         ranges = channel.unary_unary("/etcdserverpb.KV/Range")
         for name in ("token", "authorization"):
@@ -425,9 +425,9 @@ def test_users_of_every_protocol(server: ServerFactory) -> None:
             assert response.status == 200, path
 
     def has_ended() -> bool:
+        time.sleep(4.1)  # Each use extends it.
         native.send(5, "KV.Put", put)
         _, _, flags, body = native.receive()
-        time.sleep(2.1)
         return bool(flags & 2) and "invalid auth token" in proto.Error.decode(body).message
 
     wait_until(has_ended, "the token ends")

@@ -127,7 +127,7 @@ def test_a_member_that_was_not_added_cannot_join(folder: str, server: ServerFact
 
 def test_options_come_from_a_file(tmp_path: Path, server: ServerFactory) -> None:
     file = tmp_path / "ctl.toml"
-    file.write_text(f'endpoints = ["{server().endpoint}"]\nhex = true\ncommand-timeout = "3s"\n')
+    file.write_text(f'endpoints = ["{server().endpoint}"]\nhex = true\ncommand-timeout = "30s"\n')
     given = f"--config-file={file}"
     assert run_ctl("put", "a", "b", given).status == 0
     assert run_ctl("get", "a", given).stdout == b"\\x61\n\\x62\n"
