@@ -436,7 +436,8 @@ def test_a_dead_member_and_then_one_with_every_other_fault_are_found(patient: Pa
     resource.prlimit(patient.m3.pid, resource.RLIMIT_NOFILE, (1000, hard))
     found.append(("files", "m3"))
     patient.fault("clock", 90.0)
-    assert "the clock is 90.0 s ahead" in patient.finds(*found, ("clock", "m3"))
+    lines = patient.finds(*found, ("clock", "m3"))
+    assert re.search(r"the clock is (89|90|91)\.\d s ahead", lines), lines
     assert patient.doctor().status == ERROR
     patient.heal("clock")
 
