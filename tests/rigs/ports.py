@@ -1,29 +1,59 @@
-"""Ports for the servers that tests start."""
+"""Ports for the servers that tests start.
+
+Tests of several processes run side by side, and a server may start long after its port is chosen,
+or be down for a while. So each process has blocks of ports to itself, by locks on files, which end
+with the process. It gives out a port again only when it has given out all of them.
+"""
 
 from __future__ import annotations
 
-import itertools
+import fcntl
 import os
 import random
 import socket
+import tempfile
+from collections.abc import Iterator
 
-FIRST, LAST = 12_000, 32_000
+PORTS = range(12_000, 32_000)
 """Below the ports that the system gives to clients."""
 
-SHARES = 8
+BLOCK = 50
 
-_share = (LAST - FIRST) // SHARES
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % SHARES
-_turns = itertools.count(random.randrange(_share))
+_locks: dict[int, int] = {}
+"""The first port of each block of this process, and the descriptor of its locked file."""
+
+
+def _is_own(first: int) -> bool:
+    """Whether this process has the block, or gets it now."""
+    if first not in _locks:
+        folder = os.path.join(tempfile.gettempdir(), f"etcdlite-test-ports-{os.getuid()}")
+        os.makedirs(folder, 0o700, exist_ok=True)
+        lock = os.open(f"{folder}/{first}", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return False
+        _locks[first] = lock
+    return True
+
+
+def _own_ports() -> Iterator[int]:
+    blocks = list(PORTS[::BLOCK])
+    random.Random().shuffle(blocks)
+    while True:
+        for first in filter(_is_own, blocks):
+            yield from range(first, first + BLOCK)
+
+
+_own = _own_ports()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing uses now, and that nobody else gets before they are used, or while their
-    server is down: tests that run side by side have a share of the ports each, and all of it is
-    given out before a port is given out again."""
+    """Ports that nothing uses now."""
     ports: list[int] = []
     while len(ports) < count:
-        port = FIRST + _worker * _share + next(_turns) % _share
+        port = next(_own)
         with socket.socket() as sock:
             try:
                 sock.bind(("127.0.0.1", port))
