@@ -873,8 +873,16 @@ def test_a_read_whose_round_is_lost_is_answered_though_others_come() -> None:
 
 
 def backup_call(node: Node) -> streams.SnapshotCall:
+    """A call that raises what a client is told."""
+
+    def fail(request_id: int, method: int, failure: EtcdError) -> None:
+        raise failure
+
     owner: Any = SimpleNamespace(
-        calls=SimpleNamespace(sends_snapshot=False), protocol="native", resume=lambda _: None
+        calls=SimpleNamespace(sends_snapshot=False),
+        protocol="native",
+        resume=lambda _: None,
+        fail=fail,
     )
     return streams.SnapshotCall(node.member, owner, 1, methods.SNAPSHOT)
 
