@@ -317,6 +317,7 @@ class EtcdBackup:
             data.flush_part()
             last = revision
             unmarked += 1
+        index.loaded()
         if not index.revisions:
             index.skip_revisions(self.revision)
         data.append_mark(*applied, self.revision)

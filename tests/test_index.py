@@ -32,12 +32,13 @@ def grown(seed: int, changes: int = 200) -> tuple[Index, dict[bytes, list[Versio
         if last is not None:
             index.supersede(key, last[0], last[1], last[2])
             if rng.random() < 0.3:
-                index.remove_head(key)
+                del index.heads[key]
                 index.supersede(key, mod, location, length | DEAD)
                 versions.append((mod, location, length, True))
                 continue
         index.set_head(key, mod, mod, 1, location, 0, length)
         versions.append((mod, location, length, False))
+    index.loaded()
     return index, done
 
 
@@ -131,7 +132,8 @@ def test_compaction_forgets_deleted_keys() -> None:
     index, _ = grown(4)
     for key in list(index.heads):
         index.supersede(key, 202, 1 << 32, 10 | DEAD)
-        index.remove_head(key)
+        del index.heads[key]
+    index.loaded()
     for _ in index.compact_steps(300, {}):
         pass
     assert not index.past and not index.past_keys and not index.heads and not index.keys

@@ -17,9 +17,11 @@ from rigs.store_rig import SMALL_LIMITS
 
 from etcdlite import datadir, proto, txn
 from etcdlite.errors import EtcdError
+from etcdlite.mvcc import encode_key_value
 from etcdlite.sealing import Keyring
 from etcdlite.storage import checkpoint
 from etcdlite.storage.data import POSITION, DataDamaged
+from etcdlite.storage.recovery import key_and_numbers
 from etcdlite.wal import WALError
 
 
@@ -125,6 +127,25 @@ def test_the_history_has_everything_that_can_be_damaged(history: SmallHistory) -
     assert begin < end, "nothing was written while the checkpoint was"
     segments = [name for name in names if name.endswith(".seg")]
     assert f"{begin[0]:016x}.seg" not in (segments[0], segments[-1]), "it is not in the middle"
+
+
+def test_the_numbers_of_a_record_are_those_that_were_encoded() -> None:
+    rng = random.Random(1)
+    for _ in range(2000):
+        create, mod, version = (rng.getrandbits(rng.randrange(1, 64)) or 1 for _ in range(3))
+        lease = rng.choice([0, 1, (1 << 63) - 1])
+        key, value = (bytes(rng.choice([0, 1, 127, 128, 200])) for _ in range(2))
+        body = encode_key_value(key, create, mod, version, value, lease)
+        assert key_and_numbers(body) == (key, create, mod, version, lease)
+        cut = body[: rng.randrange(len(body))]
+        try:
+            found = key_and_numbers(cut)
+        except (proto.DecodeError, IndexError):
+            continue
+        kv = proto.KeyValue.decode(cut)
+        assert found == (kv.key, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
+    tombstone = proto.KeyValue(key=b"key", mod_revision=1 << 40).encode()
+    assert key_and_numbers(tombstone) == (b"key", 0, 1 << 40, 0, 0)
 
 
 def test_a_segment_shorter_than_the_checkpoint_says_is_not_touched() -> None:

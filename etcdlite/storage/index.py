@@ -60,7 +60,7 @@ class Index:
         self.revisions = array("Q")
         self.first_revision = 1
 
-    # Changes.
+    # Changes of a start or a restore. Call `loaded` after the last one.
 
     def set_head(
         self,
@@ -72,8 +72,6 @@ class Index:
         lease: int,
         length: int,
     ) -> None:
-        if key not in self.heads:
-            self.keys.add(key)
         self.heads[key] = HEAD.pack(mod, create, version, location, lease, length)
 
     def supersede(self, key: bytes, mod: int, location: int, length: int) -> None:
@@ -85,13 +83,8 @@ class Index:
         entries = self.past.get(key)
         if entries is None:
             self.past[key] = bytearray(PAST.pack(mod, location, length))
-            self.past_keys.add(key)
         elif PAST.unpack_from(entries, len(entries) - PAST_BYTES)[0] < mod:
             entries += PAST.pack(mod, location, length)
-
-    def remove_head(self, key: bytes) -> None:
-        del self.heads[key]
-        self.keys.remove(key)
 
     def move(self, key: bytes, mod: int, old: int | None, new: int) -> int | None:
         """Point version `mod` of `key` to location `new`. Returns where it was; None if there is no
@@ -505,7 +498,7 @@ class Index:
         self.revisions += numbers[1:]
 
     def loaded(self) -> None:
-        """Order the keys after the last chunk."""
+        """Order the keys."""
         self.keys = SortedKeys(self.heads)
         self.past_keys = SortedKeys(self.past)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from etcdlite import proto
 from etcdlite.limits import DEFAULT_LIMITS, Limits
+from etcdlite.proto import read_varint
 from etcdlite.storage import checkpoint
 from etcdlite.storage.data import (
     BUCKET,
@@ -67,14 +68,16 @@ class Contents:
         if begin[0] not in data.files:
             raise DataDamaged(data.path(begin[0]), 0, "the segment is missing")
         self._scan(begin, end)
+        self.index.loaded()
         # A process that was killed may have left these to the page cache.
         data.unsynced.update(n for n in data.files if n >= begin[0])
         self._check_segments(listed, begin[0])
         data.damaged.clear()  # A crash may have torn the end, which is cut off.
 
     def append_change(self, kind: int, body: bytes) -> None:
-        """Append a PUT or TOMBSTONE to an imported history, whose revisions ascend. Raises
-        ValueError if its revision has changed the key before."""
+        """Append a PUT or TOMBSTONE to an imported history, whose revisions ascend. Call
+        `index.loaded` after the last one. Raises ValueError if its revision has changed the key
+        before."""
         location = self.data.append(kind, body)
         self._replay_change(location, kind, body)
         key, mod = key_and_revision(body)
@@ -111,7 +114,6 @@ class Contents:
                     self.data.garbage[number] = garbage
             elif kind == checkpoint.END:
                 end = POSITION.unpack(body)
-        index.loaded()
         return self.checkpoint_begin, end, listed
 
     def _scan(self, begin: tuple[int, int], end: tuple[int, int]) -> None:
@@ -220,8 +222,7 @@ class Contents:
 
     def _replay_change(self, location: int, kind: int, body: bytes) -> None:
         index = self.index
-        message = proto.KeyValue.decode(body)
-        key, mod = message.key, message.mod_revision
+        key, create, mod, version, lease = key_and_numbers(body)
         if mod - index.first_revision == len(index.revisions):
             index.revisions.append(location)
         head = index.heads.get(key)
@@ -231,16 +232,36 @@ class Contents:
                 return
             index.supersede(key, head_mod, old, length)
         if kind == PUT:
-            index.set_head(
-                key,
-                mod,
-                message.create_revision,
-                message.version,
-                location,
-                message.lease,
-                len(body),
-            )
+            index.heads[key] = HEAD.pack(mod, create, version, location, lease, len(body))
         else:
             if head is not None:
-                index.remove_head(key)
+                del index.heads[key]
             index.supersede(key, mod, location, len(body) | DEAD)
+
+
+def key_and_numbers(body: bytes) -> tuple[bytes, int, int, int, int]:
+    """Key, create_revision, mod_revision, version and lease of a record."""
+    # Flat for what most records are: a start without a checkpoint takes a quarter less time.
+    end = len(body)
+    if body[0] == 0x0A and (size := body[1]) < 128:
+        at = 2 + size
+        key = body[2:at]
+        numbers = []
+        for tag in b"\x10\x18\x20":
+            if body[at] != tag:
+                break
+            number, shift = body[at + 1], 7
+            at += 2
+            while number >> shift and shift < 64:
+                number += (body[at] - 1) << shift
+                at += 1
+                shift += 7
+            numbers.append(number)
+        else:
+            if at < end and body[at] == 0x2A:
+                size, at = read_varint(body, at + 1, end)
+                at += size
+            if at == end:
+                return key, numbers[0], numbers[1], numbers[2], 0
+    kv = proto.KeyValue.decode(body)
+    return kv.key, kv.create_revision, kv.mod_revision, kv.version, kv.lease
