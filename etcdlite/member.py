@@ -49,7 +49,7 @@ from etcdlite.raft import (
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, Entry
 from etcdlite.replica import membership
 from etcdlite.replica.access import Access
-from etcdlite.replica.background import Background
+from etcdlite.replica.background import SLICE_S, Background
 from etcdlite.replica.catch_up import CatchUp
 from etcdlite.replica.corruption import HashCheck
 from etcdlite.replica.forced import ForcedCluster
@@ -74,9 +74,6 @@ from etcdlite.watch import WatchHub
 
 OVERHEAD_BYTES = 512 << 10
 """How much a message may exceed `max-request-bytes` (as in etcd)."""
-
-SLICE_S = 0.002
-"""A turn spends this long on work that the next turn can continue."""
 
 PUBLISH_RETRY_S = 1.0
 """How often a member checks whether the cluster knows its name and URLs."""
@@ -364,20 +361,20 @@ class Member:
     @property
     def has_work(self) -> bool:
         """The next turn has work that waits for no event."""
-        return (
-            self._has_requests_to_do
-            or self.raft.has_ready()
-            or self.hub.has_work
-            or (not self.restoring.is_under_way and self.background.has_work)
+        return self.has_urgent_work or (
+            not self.restoring.is_under_way and self.background.has_work
         )
+
+    @property
+    def has_urgent_work(self) -> bool:
+        """The next turn has work that is not background work."""
+        return self._has_requests_to_do or self.raft.has_ready() or self.hub.has_work
 
     @property
     def rest_s(self) -> float:
         """How long the loop may wait for input although there is work: all that is left is
         background work that gives way to clients."""
-        if self._has_requests_to_do or self.raft.has_ready() or self.hub.has_work:
-            return 0.0
-        return self.background.rest_s
+        return 0.0 if self.has_urgent_work else self.background.rest_s(self.is_saving)
 
     @property
     def _has_requests_to_do(self) -> bool:

@@ -187,6 +187,7 @@ class Metrics:
         self.data_sync_s = Histogram(SYNC_BOUNDS_S)
         # The loop.
         self.turn_s = Histogram(SHORT_BOUNDS_S)
+        self.collector_s = Histogram(SHORT_BOUNDS_S)
         self.scrapes = 0
         self.failed_handshakes: Counter[tuple[str, bool]] = Counter()
         """Connections that ended during their handshake, by kind of channel and whether they were

@@ -178,8 +178,7 @@ class Store:
         return store
 
     def _load_leases(self) -> None:
-        leases = self.buckets.get(LEASE)
-        if leases:
+        if leases := self.buckets.get(LEASE):
             for lease_id, value in leases.items():
                 self.lessor.restore(int.from_bytes(lease_id, "big"), value)
             for key, head in self.index.heads.items():
@@ -542,7 +541,8 @@ class Store:
         if revision > self.revision:
             raise error("FutureRev")
         self.set_bucket(COMPACTED, b"", U64.pack(revision))
-        self.compaction = self._compact_steps()
+        if self.compaction is None:
+            self.compaction = self._compact_steps()
 
     def skip_revisions(self, count: int) -> None:
         """Leave out the next `count` revisions, and compact up to the last one of them. For a
@@ -577,8 +577,11 @@ class Store:
         return dropped
 
     def _compact_steps(self) -> Iterator[int]:
-        yield from self.index.compact_steps(self.compacted, self.data.garbage)
-        self._changes.forget(self.compacted)
+        compacted = -1
+        while compacted < self.compacted:  # A later compaction waits for the end of the earlier.
+            compacted = self.compacted
+            yield from self.index.compact_steps(compacted, self.data.garbage)
+            self._changes.forget(compacted)
         self.lessor.shrink()
         if (yield from self.index.shrink_steps()):
             # These stand scattered among what is gone, and would hold back its memory.
@@ -598,11 +601,8 @@ class Store:
     @property
     def bytes_since_checkpoint(self) -> int:
         number, offset = self.checkpoint_begin
-        data = self.data
-        if number == data.active:
-            return data.offset - offset
-        between = sum(size for n, size in data.sizes.items() if n > number)
-        return data.sizes.get(number, offset) - offset + between + data.offset
+        sizes = {number: offset, **self.data.sizes, self.data.active: self.data.offset}
+        return sum(size for n, size in sizes.items() if n >= number) - offset
 
     def checkpoint(self) -> Job:
         """Write a checkpoint. At the end of the job, log entries up to the applied index of its

@@ -418,15 +418,16 @@ def _append_ranked(
     limit: int,
     limit_bytes: int,
 ) -> Generator[None, None, None]:
-    """Sort (rank, key) and append the first `limit` records to `answer`."""
+    """Sort (rank, key), append the first `limit` records to `answer`, and empty `ranked`."""
     limits = store.limits
     descends = request.sort_order == proto.RangeRequest.DESCEND
-    ranked = yield from sort_steps(ranked, itemgetter(0), descends, limits)
-    ranked.reverse()
+    ordered = yield from sort_steps(ranked, itemgetter(0), descends, limits)
+    ranked.clear()  # The caller has it, too, and would free everything at once.
+    ordered.reverse()
     parts: list[bytes | memoryview] = []
     size = 0
-    for step in range(1, min(limit, len(ranked)) + 1):
-        _, key = ranked.pop()
+    for step in range(1, min(limit, len(ordered)) + 1):
+        _, key = ordered.pop()
         if request.keys_only:
             entries, _ = store.scan_numbers(key, key + b"\0", revision, 1, 1)
             (kv,) = _without_values(_numbered(store, entries))
@@ -443,8 +444,8 @@ def _append_ranked(
                 raise AnswerTooLarge(limits.max_answer_bytes)
             yield
     answer.add(parts)
-    while ranked:  # Freeing many takes time, too.
-        del ranked[-limits.sort_step_items :]
+    while ordered:  # Freeing many takes time, too.
+        del ordered[-limits.sort_step_items :]
         yield
     if answer.size_bytes > limit_bytes:
         raise AnswerTooLarge(limits.max_answer_bytes)

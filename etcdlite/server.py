@@ -82,10 +82,7 @@ LOOK_S = 60.0
 SHUTDOWN_S = 10.0
 """A shutdown waits this long for work in flight."""
 
-SAVING_PAUSE_S = 0.002
-"""Background work pauses for at most this long while the log thread syncs."""
-
-FEW_WRITES = 8
+QUICK_WRITES = 8
 """With more writes pending than this, the log thread saves, while the loop reads more requests."""
 
 STALL_S = 0.25
@@ -93,6 +90,9 @@ STALL_S = 0.25
 
 SWITCH_INTERVAL_S = 0.0005
 """The interpreter's switch interval: how long the loop may delay the log thread after a sync."""
+
+COLLECT_OBJECTS = 10_000
+"""The garbage collector runs after this many new objects that it tracks. It visits them in 2 ms."""
 
 FIELDS_PER_OP = 20
 """Fields in a request that each operation of `max-txn-ops` allows for."""
@@ -138,6 +138,7 @@ class Server:
         self._next_tick = 0.0
         self._next_session_tick = 0.0
         self._next_look = 0.0
+        self._collects_since = 0.0
         self._watchdog = service_manager.Watchdog()
         self._tick_s = settings.heartbeat_interval_ms / 1000
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -242,10 +243,7 @@ class Server:
         if not (member.has_work or connections.have_work):
             timeout_s = max(0.0, min(self._next_tick, _wakes_at(member)) - clock())
         else:
-            # While the log thread syncs, background work pauses: the thread needs the interpreter a
-            # few times, and a busy loop would delay it each time.
-            rest_s = 0.0 if connections.have_work else member.rest_s
-            timeout_s = SAVING_PAUSE_S if member.is_saving else rest_s
+            timeout_s = 0.0 if connections.have_work else member.rest_s
             if timeout_s:
                 timeout_s = max(0.0, min(timeout_s, _wakes_at(member) - clock()))
         ready = self._selector.select(timeout_s)
@@ -280,11 +278,20 @@ class Server:
         # either, because nothing on the hot paths makes cycles.
         gc.freeze()
         gc.enable()
-        gc.set_threshold(50_000, 50, 1_000)
+        gc.set_threshold(COLLECT_OBJECTS, 50, 1_000)
+        gc.callbacks.append(self._collecting)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, self._signalled)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+
+    def _collecting(self, phase: str, _: Any) -> None:
+        """The garbage collector starts or stops."""
+        now = time.perf_counter()
+        if phase == "start":
+            self._collects_since = now
+        else:
+            self.member.metrics.collector_s.observe(now - self._collects_since)
 
     def _serve_if_checked(self) -> None:
         """Accept clients once the initial hash check, if there is one, is over, --force-new-cluster
@@ -380,8 +387,8 @@ class Server:
         member, thread = self.member, self._log_thread
         thread.is_alone = not member.peers.links
         if (
-            member.metrics.proposals_pending > FEW_WRITES
-            or member.has_work
+            member.metrics.proposals_pending > QUICK_WRITES
+            or member.has_urgent_work
             or self.connections.have_unread
             or not thread.is_quick(saves)
         ):

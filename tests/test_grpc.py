@@ -1195,10 +1195,7 @@ def test_reflection(client: Client, service: str) -> None:
 # --- Fuzz ------------------------------------------------------------------------------------
 
 
-@settings(
-    max_examples=60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(

@@ -24,7 +24,7 @@ from etcdlite.client import (
 )
 from etcdlite.frames import FRAME, HANDSHAKE, MAGIC
 from etcdlite.limits import DEFAULT_LIMITS
-from etcdlite.member import SLICE_S
+from etcdlite.replica.background import SLICE_S
 from etcdlite.server import SESSION_TICK_S
 from etcdlite.session import HANDSHAKE_TIMEOUT_S
 from etcdlite.wire.native import MAX_OPEN_REQUESTS, NativeSession

@@ -602,6 +602,25 @@ def test_a_compaction_waits_for_the_reads_of_what_it_takes_and_for_no_others() -
     rig.check()
 
 
+def test_a_compaction_under_way_goes_on_when_the_next_one_comes() -> None:
+    rig = grown_rig()
+    rig.put(b"last", b"old")
+    for number in range(100):
+        rig.put(b"last", b"new %d" % number)
+    revision = rig.store.revision - 90
+    for number in range(200):  # Their history stays, so each compaction visits them.
+        rig.put(b"busy%02d" % (number % 100), b"")
+    past = rig.store.index.past
+    size = len(past[b"last"])
+    for _ in range(80):
+        revision += 1
+        rig.compact(revision)
+        rig.store.compact_step()
+    assert len(past[b"last"]) < size
+    rig.finish_compaction()
+    rig.check()
+
+
 # Space.
 
 

@@ -221,7 +221,7 @@ def save_in_loop(log, thread, saves: list[Save], lessor: Lessor, ready: list[Any
     calls: list[Any] = []
     member = SimpleNamespace(
         metrics=SimpleNamespace(proposals_pending=0),
-        has_work=False,
+        has_urgent_work=False,
         peers=SimpleNamespace(links={}),
         clock=log.perf_counter,
         state=SimpleNamespace(lessor=lessor),

@@ -3,9 +3,9 @@
 There are two kinds, which take turns: maintenance, and reads that nobody waits for (hashes). Both
 are done in steps of about 0.1 ms, and a slice is a number of steps.
 
-While clients are active, slices take about a quarter of the time at most. A slice ends early when
-input arrives, but soon one is whole again: cleaning has to keep up with the garbage that clients
-make. With many writes pending, each waits longer for the others than for a whole slice.
+While clients are active, slices take about a quarter of the time, and each is whole: if slices
+ended when input arrives, most requests would wait for a short one, instead of few for a whole one.
+Otherwise a slice ends early when input arrives, and the next one is whole.
 """
 
 from __future__ import annotations
@@ -18,16 +18,13 @@ from etcdlite.replica.maintenance import Maintenance
 from etcdlite.replica.reads import Reads
 
 SLICE_S = 0.002
-"""A slice, while no client waits for it."""
+"""A slice of work that the next turn can continue."""
 
 SHORT_SLICE_S = 0.0005
-"""The longest slice while clients are active."""
+"""A slice of work that does not rest, while clients are active."""
 
 REST = 3.0
 """While clients are active, a slice is followed by a pause of this many times its duration."""
-
-GIVES_WAY_S = 0.002
-"""Slices end early, because input arrives, for this long. Then one is whole."""
 
 BUSY_S = 0.01
 """Clients count as active for this long after a request."""
@@ -35,8 +32,9 @@ BUSY_S = 0.01
 FEW_WRITES = 64
 """With more proposals pending than this, slices are whole."""
 
-MAX_SAVING_WAIT_S = 0.0025
-"""Background work waits at most this long for a write that is being saved."""
+SAVING_PAUSE_S = 0.002
+"""Background work waits at most this long for a write that is being saved: the log thread needs the
+interpreter a few times, and a busy loop would delay it each time."""
 
 
 class Background:
@@ -54,9 +52,8 @@ class Background:
         self._ended_at = -math.inf
         self._took_s = 0.0
         """The end and the duration of the last slice."""
-        self._cut_since = math.inf
-        """Since when slices end early: the end of the last whole one, or the beginning of the first
-        one; infinite without work."""
+        self._was_cut = False
+        """The last slice ended early."""
         self._was_for_reads = True
 
     @property
@@ -68,9 +65,10 @@ class Background:
         """How long a slice of work may take that does not rest, such as sending a backup."""
         return SHORT_SLICE_S if self._clients_are_active(self._clock()) else SLICE_S
 
-    @property
-    def rest_s(self) -> float:
-        """How long until the next slice, if clients are active."""
+    def rest_s(self, is_saving: bool) -> float:
+        """How long until the next slice; `is_saving` as for `run`."""
+        if is_saving:
+            return SAVING_PAUSE_S
         now = self._clock()
         if not self._clients_are_active(now):
             return 0.0
@@ -90,19 +88,15 @@ class Background:
             return
         clock = self._clock
         began = clock()
-        if is_saving and began - self._ended_at < MAX_SAVING_WAIT_S:
+        if is_saving and began - self._ended_at < SAVING_PAUSE_S:
             return
         if self._clients_are_active(began):
             if began < self._rest_ends_at:
                 return
-            # The pause before a slice is also at least `REST` times as long.
-            slice_s = min(SHORT_SLICE_S, (began - self._ended_at) / REST)
-        else:
-            slice_s = SLICE_S
-        pending = self._metrics.proposals_pending
-        if pending > FEW_WRITES or began - self._cut_since >= GIVES_WAY_S:
             has_input = _never
-        ends_at = began + slice_s
+        elif self._was_cut or self._metrics.proposals_pending > FEW_WRITES:
+            has_input = _never
+        ends_at = began + SLICE_S
 
         def is_over() -> bool:
             return clock() > ends_at or has_input()
@@ -115,12 +109,7 @@ class Background:
         run(is_over)
         self._ended_at = clock()
         self._took_s = self._ended_at - began
-        if not self.has_work:
-            self._cut_since = math.inf
-        elif self._ended_at > ends_at:
-            self._cut_since = self._ended_at
-        else:
-            self._cut_since = min(self._cut_since, began)
+        self._was_cut = self.has_work and self._ended_at <= ends_at
 
 
 def _never() -> bool:

@@ -527,6 +527,11 @@ class _Scrape:
             metrics.turn_s,
         )
         yield _histogram(
+            "etcdlite_collector_pause_duration_seconds",
+            "Time of a run of Python's garbage collector",
+            metrics.collector_s,
+        )
+        yield _histogram(
             "etcdlite_log_sync_duration_seconds",
             "As etcd_disk_wal_fsync_duration_seconds, with bounds for good disks",
             metrics.log_sync_finely_s,
