@@ -130,8 +130,12 @@ class Opening(Session):
     def enter_channel(self) -> bytes:
         """The channel of a secret begins with the bytes that this returns; what `receive` gets from
         now on is its plaintext."""
-        data, self.first, self.found = self.first, b"", ""
         self._is_inside = True
+        return self.begin_again()
+
+    def begin_again(self) -> bytes:
+        """Forget what was received, and return it."""
+        data, self.first, self.found = self.first, b"", ""
         return data
 
     def receive(self, data: bytes) -> None:

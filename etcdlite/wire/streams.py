@@ -19,7 +19,7 @@ from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, RANGE, SNAPSHOT, WATCH, Route, by_number, numbers
 from etcdlite.proto import varint
 from etcdlite.ranges import key_range, streamed
-from etcdlite.replica.background import MAX_SAVING_WAIT_S
+from etcdlite.replica.background import SAVING_PAUSE_S
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.request import Asked
 from etcdlite.snap import Image
@@ -340,7 +340,7 @@ class SnapshotCall(Call):
         assert self._parts is not None
         member = self.member
         began = now = member.clock()
-        if member.is_saving and began - self._produced_at < MAX_SAVING_WAIT_S:
+        if member.is_saving and began - self._produced_at < SAVING_PAUSE_S:
             return  # The thread that saves would have to wait for the interpreter.
         ends_at = began + member.background.slice_s
         for _ in range(PARTS_PER_SLICE):
