@@ -114,8 +114,9 @@ class MirrorProcess:
         )
 
     def wait_until_mirrored(self, source: Any, target: Any) -> None:
-        """Wait for the revision that the source has now."""
-        begin = revision(source)
+        """Wait for the revision that the source has now, and for a later one than the mirrors
+        before this one have come to: so this one is at work."""
+        begin = max(revision(source), mirrored_to(target) + 1)
 
         def has_caught_up() -> bool:
             self._check()
