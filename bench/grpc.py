@@ -12,6 +12,7 @@ them have its event.
 from __future__ import annotations
 
 import os
+import resource
 import select
 import statistics
 import struct
@@ -47,7 +48,9 @@ UNARY_LOADS = (
 
 
 def unary_rates(server: Server, folder: str, scale: float, token: str = "") -> dict[str, float]:
-    """Requests per second, and server CPU per request in µs, of each of `UNARY_LOADS`."""
+    """Requests per second, and the CPU of server and client per request in µs, of each of
+    `UNARY_LOADS`. A server that uses several cores shares them with the client; one that uses one
+    core answers at most as many requests as fit into it."""
     found = {}
     contents = {
         "KV.Put": message(proto.PutRequest(key=key_of(0), value=value_of(0)).encode()),
@@ -56,11 +59,18 @@ def unary_rates(server: Server, folder: str, scale: float, token: str = "") -> d
     h2load(server, "KV.Put", contents["KV.Put"], int(10_000 * scale), SPLIT, folder, token)
     for what, method, split, requests in UNARY_LOADS:
         count = int(requests * scale)
-        cpu = server.cpu_s()
+        cpu, client_cpu = server.cpu_s(), _clients_cpu_s()
         *_, took_us = h2load(server, method, contents[method], count, split, folder, token)
         found[f"{what}/s"] = count / took_us * 1e6
         found[f"{what}, server CPU µs"] = (server.cpu_s() - cpu) / count * 1e6
+        found[f"{what}, client CPU µs"] = (_clients_cpu_s() - client_cpu) / count * 1e6
     return found
+
+
+def _clients_cpu_s() -> float:
+    """The CPU time of all programs that were run to their end."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def print_rates(rounds: dict[str, list[dict[str, float]]], ours: str, theirs: str) -> None:
