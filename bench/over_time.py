@@ -1,6 +1,6 @@
 """The latency of one client's puts over time, while the server has other things to do.
 
-    python -m bench.over_time [--keys 1000000] [--plot docs/plots]
+    python -m bench.over_time [--keys 1000000] [--writes 4] [--only one] [--plot docs/plots]
 
 On one member: a compaction, a defragmentation, and a backup by etcdctl. On three: the leader is
 killed, started again, and paused (SIGSTOP). A put that no member acknowledges is sent again to the
@@ -35,11 +35,13 @@ TRY_S = 0.25
 PAUSE_S = 4.0
 
 
-def maintenance(name: str, folder: str, keys: int) -> tuple[Spans, Samples]:
-    """One member with `keys` keys, a third of which were overwritten."""
+def maintenance(name: str, folder: str, keys: int, writes: int) -> tuple[Spans, Samples]:
+    """One member with `keys` keys, each written `writes` times, or a third of them twice (0)."""
     with Server(name, folder) as server:
-        load(server, range(keys))
-        load(server, range(0, keys, 3))
+        for _ in range(writes or 1):
+            load(server, range(keys))
+        if not writes:
+            load(server, range(0, keys, 3))
         connection = connect(name, server.port)
         etcdctl = os.path.join(os.path.dirname(etcd_binary()), "etcdctl")
         backup = [
@@ -155,15 +157,21 @@ def show(title: str, found: dict[str, tuple[Spans, Samples]], plot: Path | None)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Latency over time, etcdlite beside etcd.")
     parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--writes", type=int, default=0, help="of each key; 0: 1 or 2")
+    parser.add_argument("--only", choices=["one", "three"], help="members")
     parser.add_argument("--plot", type=Path, help="a folder for the plots")
     options = parser.parse_args()
     (ROOT / "build").mkdir(exist_ok=True)
     folder = tempfile.mkdtemp(dir=ROOT / "build")
     try:
-        plot = options.plot and options.plot / "maintenance.svg"
-        show("one member", {n: maintenance(n, folder, options.keys) for n in SERVERS}, plot)
-        plot = options.plot and options.plot / "failover.svg"
-        show("three members", {n: failover(n, folder) for n in SERVERS}, plot)
+        if options.only != "three":
+            plot = options.plot and options.plot / "maintenance.svg"
+            keys, writes = options.keys, options.writes
+            found = {name: maintenance(name, folder, keys, writes) for name in SERVERS}
+            show("one member", found, plot)
+        if options.only != "one":
+            plot = options.plot and options.plot / "failover.svg"
+            show("three members", {n: failover(n, folder) for n in SERVERS}, plot)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

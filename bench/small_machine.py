@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from bench.clients import CallFailed, GrpcConnection, pipeline
 from bench.native_load import key_of, value_of
@@ -106,36 +105,40 @@ def _ranges(count: int, keys: int) -> Iterator[bytes]:
     return (proto.RangeRequest(key=key_of(n * 7919 % keys)).encode() for n in range(count))
 
 
-def measure(name: str, folder: str, keys: int) -> dict[str, Any]:
-    """One round with one server. `loaded`: how many keys it took."""
-    figures: dict[str, Any] = {"loaded": 0}
+def measure(name: str, folder: str, keys: int) -> dict[str, float]:
+    """One round with one server. `loaded` is how many keys it took, and what is missing is what it
+    was killed in, because it needed more memory."""
+    figures: dict[str, float] = {"loaded": 0}
     with _SmallServer(name, folder) as server:
-        part = max(1, keys // 20)
-        began, cpu_s = time.monotonic(), server.cpu_s()
         try:
-            for first in range(0, keys, part):
-                _rate(server, "KV.Put", _puts(range(first, first + part)), IN_FLIGHT)
-                figures["loaded"] = loaded = first + part
-        except (CallFailed, OSError):
-            return figures  # The server is gone: it needed more memory.
-        took_s = time.monotonic() - began
-        figures["put_100_per_s"] = loaded / took_s
+            _measure(server, keys, figures)
+        except (CallFailed, OSError) as failure:
+            print(f"{name}: {failure}, after {', '.join(figures)}")
+    return figures
+
+
+def _measure(server: Server, keys: int, figures: dict[str, float]) -> None:
+    part = max(1, keys // 20)
+    began, cpu_s = time.monotonic(), server.cpu_s()
+    for first in range(0, keys, part):
+        _rate(server, "KV.Put", _puts(range(first, first + part)), IN_FLIGHT)
+        figures["loaded"] = loaded = first + part
+        figures["put_100_per_s"] = loaded / (time.monotonic() - began)
         figures["put_100_cpu_us"] = (server.cpu_s() - cpu_s) / loaded * 1e6
         memory = server.memory_kib()
         figures["rss_mib"], figures["anonymous_mib"] = (
             memory[field] / 1024 for field in ("VmRSS", "RssAnon")
         )
-        few = OPERATIONS // 10
-        for label, method, bodies, in_flight in (
-            ("put_1", "KV.Put", _puts(range(few)), 1),
-            ("range_100", "KV.Range", _ranges(OPERATIONS, loaded), IN_FLIGHT),
-            ("range_1", "KV.Range", _ranges(few, loaded), 1),
-        ):
-            found = _rate(server, method, bodies, in_flight)
-            figures |= {f"{label}_{unit}": figure for unit, figure in found.items()}
-        server.kill()
-        figures["restart_s"] = seconds_until_first_read(server, key_of(loaded - 1))
-    return figures
+    few = OPERATIONS // 10
+    for label, method, bodies, in_flight in (
+        ("put_1", "KV.Put", _puts(range(few)), 1),
+        ("range_100", "KV.Range", _ranges(OPERATIONS, loaded), IN_FLIGHT),
+        ("range_1", "KV.Range", _ranges(few, loaded), 1),
+    ):
+        found = _rate(server, method, bodies, in_flight)
+        figures |= {f"{label}_{unit}": figure for unit, figure in found.items()}
+    server.kill()
+    figures["restart_s"] = seconds_until_first_read(server, key_of(loaded - 1))
 
 
 def main() -> None:
