@@ -532,12 +532,15 @@ class Connections:
             self._break(connection, failure)
             return
         outbox.sent(sent_bytes)
-        if outbox.parts and not outbox.is_stuck:
-            self.dirty.append(session)
-        if session.is_closing and not outbox.unsent_bytes:
+        if outbox.unsent_bytes:
+            if outbox.parts and not outbox.is_stuck:
+                self.dirty.append(session)
+            self._watch_socket(connection)
+        elif session.is_closing:
             self.close(connection)
             return
-        self._watch_socket(connection)
+        elif connection.mask != selectors.EVENT_READ or connection.rest:
+            self._watch_socket(connection)
         if was_blocked and not session.is_blocked:
             session.unblocked()
         if session.has_more:

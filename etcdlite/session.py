@@ -58,6 +58,9 @@ RATE_PERIOD_S = 60.0
 MIN_SENT_BYTES_PER_S = 1024
 """Output that waits for a whole period must move at least this fast."""
 
+MAX_LATE_BYTES = 256
+"""Acknowledgements that wait for the next output."""
+
 PARTIAL_TIMEOUT_S = 60.0
 MIN_RECEIVED_BYTES_PER_S = 64 << 10
 """A frame must be complete within the timeout plus its size divided by the rate."""
@@ -96,7 +99,7 @@ class Outbox:
         self._session = session
         self._on_output = on_output
         self._clock = clock
-        self._late: list[bytes] = []
+        self._late = b""
         """What `append_late` was given; counted in `unsent_bytes` when it joins `parts`."""
         self._rest: bytes | memoryview | None = None
         self.is_stuck = False
@@ -118,14 +121,16 @@ class Outbox:
 
     def append_late(self, data: bytes) -> None:
         """Queue what may wait for the next output, or for `flush_late`. It saves a system call, and
-        the other side a wake-up."""
-        self._late.append(data)
+        the other side a wake-up. More than `MAX_LATE_BYTES` do not wait."""
+        self._late += data
+        if len(self._late) > MAX_LATE_BYTES:
+            self.flush_late()
 
     def flush_late(self) -> None:
         """Queue what `append_late` was given, without waiting any longer."""
-        late, self._late = self._late, []
-        for data in late:
-            self.append(data)
+        if self._late:
+            self.append(self._late)
+            self._late = b""
 
     def wake(self) -> None:
         """Tell the owner to look at the session in this turn."""
@@ -170,7 +175,10 @@ class Outbox:
         if rest is None:
             parts = self.parts
             if self._late:
-                self._take_late()
+                # At the end: the first part may be the rest of a frame.
+                parts.append(self._late)
+                self.unsent_bytes += len(self._late)
+                self._late = b""
             if self.unsent_bytes > TAKEN_BYTES and len(parts) > 1:
                 rest = self._take_some(TAKEN_BYTES)
             else:
@@ -192,7 +200,7 @@ class Outbox:
                 rest = channel.output()
             else:
                 parts = self.parts
-                self._take_late()
+                self.flush_late()
                 if parts and len(parts[0]) > SEALED_BYTES:
                     view = memoryview(parts[0])
                     plaintext, parts[0] = view[:SEALED_BYTES], view[SEALED_BYTES:]
@@ -204,12 +212,6 @@ class Outbox:
             self.is_stuck = True
             self._period_began = 0.0
         return rest
-
-    def _take_late(self) -> None:
-        # At the end: the first part may be the rest of a frame.
-        self.parts += self._late
-        self.unsent_bytes += sum(map(len, self._late))
-        self._late.clear()
 
     def _take_some(self, most_bytes: int) -> bytes:
         """About `most_bytes` of the output, at least one part."""
@@ -264,7 +266,7 @@ class Outbox:
     def close(self) -> None:
         """The connection is closed: drop all output."""
         self.parts.clear()
-        self._late.clear()
+        self._late = b""
         self.held_bytes = 0
         self._rest = None
         self.is_stuck = False

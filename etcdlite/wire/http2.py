@@ -117,6 +117,7 @@ OTHER = ConnectionEvent.OTHER
 IDLE = StreamState.IDLE
 SKIPPED = StreamState.SKIPPED
 FRESH = StreamState.FRESH
+OPEN = StreamState.OPEN
 HALF_CLOSED = StreamState.HALF_CLOSED
 ABANDONED = StreamState.ABANDONED
 QUIET = StreamState.QUIET
@@ -148,6 +149,10 @@ MAX_FRAME_SIZE = 5
 MAX_HEADER_LIST_SIZE = 6
 
 FRAME_HEADER_BYTES = FRAME_HEADER.size
+
+# The first word of the two frames that grpc-go sends with most requests: length and type.
+_WINDOW_UPDATE_WORD = 4 << 8 | WINDOW_UPDATE
+_PING_WORD = 8 << 8 | PING
 
 _SETTING = struct.Struct(">HI")
 _INT = struct.Struct(">I")
@@ -203,6 +208,9 @@ GHOST.state = ABANDONED
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     return FRAME_HEADER.pack(len(payload) << 8 | kind, flags, stream_id) + payload
+
+
+_PONG = frame(PING, ACK, 0, bytes(8))[:FRAME_HEADER_BYTES]
 
 
 def is_well_formed(headers: Headers) -> bool:
@@ -338,7 +346,8 @@ class Connection(Session):
         )
 
     def _read_frames(self, data: bytes, at: int) -> None:
-        # The hot path of every request: a known HEADERS frame, and the only DATA frame.
+        # The hot path of every request: a known HEADERS frame, and the only DATA frame; before them
+        # perhaps a WINDOW_UPDATE of the connection and a PING.
         end = len(data)
         unpack_from = FRAME_HEADER.unpack_from
         known = self._known
@@ -386,8 +395,20 @@ class Connection(Session):
                     self.opened(stream)
                     at = stop
                     continue
+            elif not (stream_id or flags) and self._state is FRAMES:
+                if word == _WINDOW_UPDATE_WORD:
+                    self._widen(_INT.unpack_from(data, at + 9)[0] & MAX_WINDOW)
+                    at = stop
+                    continue
+                if word == _PING_WORD:
+                    self._pinged(data[at + 9 : stop])
+                    at = stop
+                    continue
             try:
-                self._read_frame(kind, flags, stream_id & MAX_STREAM_ID, data, at + 9, stop)
+                if kind == DATA and self._state is FRAMES:
+                    self._read_data(flags, stream_id & MAX_STREAM_ID, data, at + 9, stop)
+                else:
+                    self._read_frame(kind, flags, stream_id & MAX_STREAM_ID, data, at + 9, stop)
             except StreamFault as fault:
                 self.reset_stream(fault.stream_id, fault.code)
                 # A provoked reset counts like one sent by the peer (CVE-2025-8671).
@@ -422,7 +443,7 @@ class Connection(Session):
         elif kind == CONTINUATION:
             self._read_continuation(flags, stream_id, data[at:stop])
         else:
-            if kind != WINDOW_UPDATE:
+            if kind not in _COUNTED:
                 self.conduct.count_noise(1)
             reader = _READERS.get(kind)
             if reader is not None:  # Frames of unknown types are ignored.
@@ -476,9 +497,13 @@ class Connection(Session):
         at, stop = _unpad(flags, data, at, stop)
         if at == stop:
             self.conduct.count_noise(1)
-        stream = self._step_stream(stream_id, ON_DATA)
-        if stream is None:
-            return
+        stream = self.streams.get(stream_id)
+        if stream is not None and (stream.state is FRESH or stream.state is OPEN):
+            stream.state = OPEN  # As the table says.
+        else:
+            stream = self._step_stream(stream_id, ON_DATA)
+            if stream is None:
+                return
         stream.window -= size
         if stream.window < 0:
             raise StreamFault(stream_id, FLOW_CONTROL_ERROR)
@@ -617,8 +642,10 @@ class Connection(Session):
             raise ConnectionFault(FRAME_SIZE_ERROR, "RST_STREAM does not have 4 bytes")
         if self._next_state(stream_id, ON_RESET) is not None:
             stream = self.streams[stream_id]
-            self.conduct.count_noise(1 if stream.headers_sent else NOISE_PER_RESET)
+            self.conduct.count_noise(2 if stream.headers_sent else 1 + NOISE_PER_RESET)
             self._forget(stream)
+        else:
+            self.conduct.count_noise(1)
 
     def _read_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -655,8 +682,12 @@ class Connection(Session):
         if len(payload) != 8:
             raise ConnectionFault(FRAME_SIZE_ERROR, "PING does not have 8 bytes")
         if flags & ACK:
+            self.conduct.count_noise(1)
             return
-        self.outbox.append_late(frame(PING, ACK, 0, payload))
+        self._pinged(payload)
+
+    def _pinged(self, payload: bytes) -> None:
+        self.outbox.append_late(_PONG + payload)
         self.conduct.count_ping(self._clock(), bool(self.streams))
 
     def _read_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -667,17 +698,11 @@ class Connection(Session):
     def _read_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(FRAME_SIZE_ERROR, "WINDOW_UPDATE does not have 4 bytes")
-        self.conduct.count_window_update()
         grant = _INT.unpack(payload)[0] & MAX_WINDOW
         if not stream_id:
-            if not grant:
-                raise ConnectionFault(PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
-            self.flow.window += grant
-            if self.flow.window > MAX_WINDOW:
-                raise ConnectionFault(FLOW_CONTROL_ERROR, "the connection's window is too large")
-            if self.flow.has_more:
-                self._send_held()
+            self._widen(grant)
             return
+        self.conduct.count_window_update()
         if self._next_state(stream_id, ON_WINDOW_UPDATE) is None:
             return
         stream = self.streams[stream_id]
@@ -686,6 +711,18 @@ class Connection(Session):
         if not self.flow.grant(stream, grant):
             raise StreamFault(stream_id, FLOW_CONTROL_ERROR)
         if stream.held:
+            self._send_held()
+
+    def _widen(self, grant: int) -> None:
+        """Enlarge the connection's send window. Raises ConnectionFault."""
+        self.conduct.count_window_update()
+        if not grant:
+            raise ConnectionFault(PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
+        flow = self.flow
+        flow.window += grant
+        if flow.window > MAX_WINDOW:
+            raise ConnectionFault(FLOW_CONTROL_ERROR, "the connection's window is too large")
+        if flow.has_more:
             self._send_held()
 
     # Output.
@@ -776,8 +813,10 @@ class Connection(Session):
 
     def _forget(self, stream: Stream) -> None:
         """Drop a stream whose answer is not sent."""
-        was_blocked = self.is_blocked
-        self.flow.drop(stream)
+        was_blocked = False
+        if stream.held:
+            was_blocked = self.is_blocked
+            self.flow.drop(stream)
         if self.canceled(stream):
             self.streams[stream.id] = GHOST
         else:
@@ -862,6 +901,9 @@ def _read_priority(connection: Connection, flags: int, stream_id: int, payload: 
 def _read_push_promise(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
     raise ConnectionFault(PROTOCOL_ERROR, "a client cannot push")
 
+
+_COUNTED = (WINDOW_UPDATE, PING, RST_STREAM)
+"""Frames whose noise their readers count."""
 
 _READERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {
     PRIORITY: _read_priority,

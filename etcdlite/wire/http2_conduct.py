@@ -82,10 +82,12 @@ class Conduct:
         if self.answers != self._answers_at_ping:
             self._answers_at_ping = self.answers
             self._ping_strikes = 0
-        elif now - self._pinged_at < (self._ping_min_s if has_streams else IDLE_PING_S):
-            self._ping_strikes += 1
-            if self._ping_strikes > MAX_PING_STRIKES:
-                raise ConnectionFault(ENHANCE_YOUR_CALM, "too_many_pings")
+        else:
+            self.count_noise(1)
+            if now - self._pinged_at < (self._ping_min_s if has_streams else IDLE_PING_S):
+                self._ping_strikes += 1
+                if self._ping_strikes > MAX_PING_STRIKES:
+                    raise ConnectionFault(ENHANCE_YOUR_CALM, "too_many_pings")
         self._pinged_at = now
 
     def tick(self, now: float) -> bool:
