@@ -233,13 +233,15 @@ class Metrics:
                 self.puts += 1
             return
         ops = request.success if succeeded else request.failure
+        puts = 0
         for op in ops:
             if op.request_put is not None:
-                self.puts += 1
+                puts += 1
             elif op.request_range is not None:
                 self.ranges += 1
             elif op.request_delete_range is not None:
                 self.deletes += 1
+        self.puts += puts
         if len(ops) > 1:
             self.txns += 1
 

@@ -19,7 +19,7 @@ drops nothing that a pinned revision needs.
 from __future__ import annotations
 
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from zlib import crc32
 
 from etcdlite import memory
@@ -36,6 +36,8 @@ from etcdlite.storage.data import (
     MOVED,
     OFFSET_MASK,
     PUT,
+    RECENT_OVERHEAD_BYTES,
+    RECORD_HEADER,
     RECORD_HEADER_BYTES,
     TOMBSTONE,
     U64,
@@ -65,12 +67,10 @@ def encode_key_value(
     key: bytes, create: int, mod: int, version: int, value: bytes, lease: int
 ) -> bytes:
     """The protobuf bytes of a `KeyValue`, with defaults left out."""
-    size = len(key)
-    head = _KEY[size] if size < 128 else b"\x0a" + varint(size)
     size = len(value)
     return b"".join(
         (
-            head,
+            _KEY[len(key)] if len(key) < 128 else b"\x0a" + varint(len(key)),
             key,
             b"\x10",
             _VARINT[create] if create < 4096 else varint(create),
@@ -192,37 +192,47 @@ class Store:
 
     def put(self, key: bytes, value: bytes, lease: int) -> None:
         """Set a key. The caller has checked the lease."""
-        # The hottest path of the program, so it is flat and repeats what `Index` does.
-        index = self.index
-        data = self.data
-        mod = self.revision + 1
-        head = index.heads.get(key)
-        if head is None:
-            create = mod
-            version = 1
-            index.keys.add(key)
-            changes = self._changes
-            changes.born.append(key)
-            changes.born_at.append(mod)
-        else:
-            old_mod, create, version, old, old_lease, old_length = HEAD.unpack(head)
-            version += 1
-            entries = index.past.get(key)
-            if entries is None:
-                index.past[key] = bytearray(PAST.pack(old_mod, old, old_length))
-                index.past_keys.add(key)
+        self.put_all(((key, value, lease),))
+
+    def put_all(self, puts: Sequence[tuple[bytes, bytes, int]]) -> None:
+        """As `put`, for several keys: (key, value, lease)."""
+        # The hottest path of the program: it is flat and repeats what `Index` and `DataFile` do.
+        index, data, events = self.index, self.data, self.events
+        heads, past, out, recent = index.heads, index.past, data.out, data.recent
+        base, offset, mod = data.base, data.offset, self.revision + 1
+        if puts and not self._first_location:
+            self._first_location = base | offset
+        for key, value, lease in puts:
+            head = heads.get(key)
+            if head is None:
+                create, version = mod, 1
+                index.keys.add(key)
+                self._changes.born.append(key)
+                self._changes.born_at.append(mod)
             else:
-                entries += PAST.pack(old_mod, old, old_length)
-            if old_lease:
-                self.lessor.detach(key)
-        body = encode_key_value(key, create, mod, version, value, lease)
-        location = data.append(PUT, body)
-        index.heads[key] = HEAD.pack(mod, create, version, location, lease, len(body))
-        if lease:
-            self.lessor.attach(key, lease)
-        if not self._first_location:
-            self._first_location = location
-        self.events.append((mod, key, False, body))
+                old_mod, create, version, old, old_lease, old_length = HEAD.unpack(head)
+                version += 1
+                if (entries := past.get(key)) is None:
+                    past[key] = bytearray(PAST.pack(old_mod, old, old_length))
+                    index.past_keys.add(key)
+                else:
+                    entries += PAST.pack(old_mod, old, old_length)
+                if old_lease:
+                    self.lessor.detach(key)
+            body = encode_key_value(key, create, mod, version, value, lease)
+            size = len(body)
+            word = size << 4 | PUT
+            out += (RECORD_HEADER.pack(crc32(body, word), word), body)
+            location = base | offset
+            heads[key] = HEAD.pack(mod, create, version, location, lease, size)
+            recent[location] = body
+            offset += size + RECORD_HEADER_BYTES
+            if lease:
+                self.lessor.attach(key, lease)
+            events.append((mod, key, False, body))
+        overhead_bytes = (RECENT_OVERHEAD_BYTES - RECORD_HEADER_BYTES) * len(puts)
+        data.recent_bytes += offset - data.offset + overhead_bytes
+        data.offset = offset
 
     def delete(self, keys: list[bytes]) -> None:
         """Remove keys that exist; they are in order."""
@@ -248,8 +258,7 @@ class Store:
             length = len(body)
             entry = pack(old_mod, old, old_length, mod, location, length | DEAD)
             location += length + RECORD_HEADER_BYTES
-            entries = past.get(key)
-            if entries is None:
+            if (entries := past.get(key)) is None:
                 past[key] = bytearray(entry)
                 gone.append(key)
             else:
@@ -273,8 +282,7 @@ class Store:
         )
         location = self.data.append_tombstones([body])
         entry = PAST_AND_TOMBSTONE.pack(old_mod, old, old_length, mod, location, len(body) | DEAD)
-        entries = index.past.get(key)
-        if entries is None:
+        if (entries := index.past.get(key)) is None:
             index.past[key] = bytearray(entry)
             index.past_keys.add(key)
         else:
@@ -282,9 +290,8 @@ class Store:
         if lease:
             self.lessor.detach(key)
         index.keys.remove(key)
-        changes = self._changes
-        changes.gone.append(key)
-        changes.gone_at.append(mod)
+        self._changes.gone.append(key)
+        self._changes.gone_at.append(mod)
         if not self._first_location:
             self._first_location = location
         self.events.append((mod, key, True, body))

@@ -11,17 +11,33 @@ MAX_PUTS = 1_000
 
 
 def decode_puts(buf: bytes, pos: int, end: int) -> Any:
-    """As `TxnRequest.decode`; None if there is anything but puts of keys of up to 127 bytes and
-    values of up to 16 KB without options. Raises IndexError if the bytes end early.
+    """As `TxnRequest.decode`, where `buf[pos]` is 0x12; None if there is anything but puts of keys
+    of up to 127 bytes and values of up to 16 KB without options. Raises IndexError if the bytes end
+    early.
 
-    One flat loop: it takes a third of the time of the general decoder.
+    One flat loop: it takes a fifth of the time of the general decoder. Most puts have the sizes of
+    the put before, and then all bytes but those of key and value are the same.
     """
     new, put_class, op_class = object.__new__, proto.PutRequest, proto.RequestOp
     ops: list[Any] = []
     at = pos
+    head = middle = b"\xff"
+    key_size = size = 0
     # success { request_put { key value } }. A length has a second byte if the first one is above
     # 127, and more if that is, too.
     while at < end and len(ops) < MAX_PUTS:
+        key_at = at + len(head)
+        value_tag = key_at + key_size
+        if buf.startswith(head, at) and buf.startswith(middle, value_tag):
+            value_at = value_tag + len(middle)
+            put = new(put_class)
+            put.key = buf[key_at:value_tag]
+            at = value_at + size
+            put.value = buf[value_at:at]
+            op = new(op_class)
+            op.request_put = put
+            ops.append(op)
+            continue
         size = buf[at + 1]
         inner = at + 2
         if size > 127:
@@ -52,13 +68,7 @@ def decode_puts(buf: bytes, pos: int, end: int) -> Any:
                 return None
         if buf[value_tag] != 0x12 or value_at + size != put_end:
             return None
-        put = new(put_class)
-        put.key = buf[key_tag + 2 : value_tag]
-        put.value = buf[value_at:put_end]
-        op = new(op_class)
-        op.request_put = put
-        ops.append(op)
-        at = put_end
+        head, middle = buf[at : key_tag + 2], buf[value_tag:value_at]
     if at != end or not ops:
         return None
     txn = new(proto.TxnRequest)

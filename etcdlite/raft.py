@@ -531,7 +531,7 @@ class Raft:
         if self.progress[node].match == self.log.last:
             self._send(TIMEOUT_NOW, node)
         else:
-            self._send_append(node)
+            self._maybe_send_append(node)
 
     @property
     def is_sole_voter(self) -> bool:
@@ -839,9 +839,8 @@ class Raft:
             index = matches[(len(matches) - 1) // 2]
         if index <= log.committed or log.term(index) != self.term:
             return False
-        self._uncommitted_bytes = max(
-            0, self._uncommitted_bytes - log.size_between(log.committed, index)
-        )
+        freed_bytes = log.size_between(log.committed, index)
+        self._uncommitted_bytes = max(0, self._uncommitted_bytes - freed_bytes)
         self.commit_is_untold = bool(self._others) and self._awaited_index <= log.committed
         log.commit_to(index)
         self._start_round_if_due()
@@ -850,12 +849,9 @@ class Raft:
     def _broadcast_append(self) -> None:
         self.commit_is_untold = False
         for node in self._others:
-            self._send_append(node)
+            self._maybe_send_append(node)
 
-    def _send_append(self, node: int) -> None:
-        self._maybe_send_append(node, even_if_empty=True)
-
-    def _maybe_send_append(self, node: int, even_if_empty: bool) -> bool:
+    def _maybe_send_append(self, node: int, even_if_empty: bool = True) -> bool:
         """Send a follower the next entries, or a snapshot if the log no longer has them.
 
         Nothing is sent while the follower is paused. An append without entries is useful only for
@@ -918,7 +914,7 @@ class Raft:
             if progress.maybe_decrease(index, hint):
                 if progress.state == REPLICATE:
                     progress.become_probe()
-                self._send_append(node)
+                self._maybe_send_append(node)
             return
         if not progress.maybe_update(index) and not (
             progress.state == PROBE and progress.match == index
@@ -935,7 +931,7 @@ class Raft:
             if not self.commit_is_untold:
                 self._broadcast_append()
         elif progress.sent_commit < wanted:
-            self._send_append(node)
+            self._maybe_send_append(node)
         while self._maybe_send_append(node, even_if_empty=False):
             pass
         if node == self._transferee and progress.match == log.last:
@@ -958,7 +954,7 @@ class Raft:
         progress.paused = False
         if progress.match < self.log.last or progress.state == PROBE:
             # If the window is full this append is empty; its answer shows what was lost.
-            self._send_append(message.sender)
+            self._maybe_send_append(message.sender)
         if (
             self._round_reads
             and message.sender in self.voters

@@ -115,11 +115,16 @@ def check_txn(request: proto.TxnRequest, max_ops: int) -> None:
     for ops in (request.success, request.failure):
         if not ops or (len(ops) == 1 and ops[0].request_txn is None):
             continue
-        if any(op.request_delete_range or op.request_txn for op in ops):
-            _check_duplicates(ops)
+        keys = []
+        for op in ops:
+            put = op.request_put
+            if put is not None:
+                keys.append(put.key)
+            elif op.request_range is None:
+                _check_duplicates(ops)
+                break
         else:
             # Most transactions: puts and ranges alone need no sorted structures.
-            keys = [op.request_put.key for op in ops if op.request_put is not None]
             if len(set(keys)) < len(keys):
                 raise error("DuplicateKey")
 
@@ -135,8 +140,10 @@ def _check_ops(request: proto.TxnRequest, max_ops: int) -> int:
         if not compare.key:
             raise error("EmptyKey")
     for op in (*request.success, *request.failure):
-        if op.request_put is not None:
-            check_put(op.request_put)
+        put = op.request_put
+        if put is not None:
+            if not put.key or put.ignore_value or put.ignore_lease:
+                check_put(put)
         elif op.request_range is not None:
             check_range(op.request_range)
         elif op.request_delete_range is not None:
@@ -313,7 +320,7 @@ def write_put(store: Store, request: proto.PutRequest) -> bytes:
                 value = proto.KeyValue.decode(previous).value
     if request.ignore_lease:
         lease = HEAD.unpack(store.index.heads[key])[4]
-    store.put(key, value, lease)
+    store.put_all(((key, value, lease),))
     if damage is not None:
         raise Unanswerable(damage)
     return answer
@@ -420,16 +427,17 @@ def small_txn(store: Store, request: proto.TxnRequest, is_asked: bool = True) ->
     if len(ops) == 1 and ops[0].request_put is None:
         answer = _get_or_delete(store, ops[0], is_asked)
         return b"\x10\x01" + answer if taken and answer is not None else answer
-    puts = []
+    puts, leases = [], []
     for op in ops:
         put = op.request_put
         if put is None or put.prev_kv or put.ignore_value or put.ignore_lease:
             return None
-        puts.append(put)
-    for put in puts:
-        _check_lease(store, put)
-    for put in puts:
-        store.put(put.key, put.value, put.lease)
+        if lease := put.lease:
+            leases.append(lease)
+        puts.append((put.key, put.value, lease))
+    if not all(map(store.lessor.exists, leases)):
+        raise error("LeaseNotFound")
+    store.put_all(puts)
     header = _header(store.revision + store.is_writing)
     inner = b"\x12" + varint(len(header)) + header
     answers = (b"\x1a" + varint(len(inner)) + inner) * len(ops)
@@ -448,7 +456,7 @@ def _swap(store: Store, request: Any, is_asked: bool) -> bytes | None:
     lease = request.lease
     if lease and not store.lessor.exists(lease):
         raise error("LeaseNotFound")
-    store.put(key, value, lease)
+    store.put_all(((key, value, lease),))
     revision = b"\x18" + varint(store.revision + 1)
     return _PUT_DONE[len(revision)] + revision
 

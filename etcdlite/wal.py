@@ -421,21 +421,18 @@ class WAL:
         (then the log has failed), WALError if it had failed before, ValueError on more than
         MAX_FRAME_BYTES; then nothing was written.
         """
-        pack = _ENTRY.pack
         parts: list[bytes] = []
         if hard_state is not None:
             parts.append(_HARD_STATE.pack(_HARD_STATE_TYPE, 0, 0, 24, *hard_state))
         for term, index, kind, data in entries:
-            parts.append(pack(_ENTRY_TYPE, kind, 0, 16 + len(data), term, index))
-            parts.append(data)
+            parts += (_ENTRY.pack(_ENTRY_TYPE, kind, 0, 16 + len(data), term, index), data)
         if entries:
             first, last = entries[0].index, entries[-1].index
             assert self.snapshot[0] < first <= self.last_index + 1, (first, self.last_index)
             assert last - first == len(entries) - 1, (first, last, len(entries))
         if parts:
             self._append(parts)
-        if hard_state is not None:
-            self.hard_state = hard_state
+        self.hard_state = hard_state or self.hard_state
         if entries:
             self._replace_from(first)
             self._segments[-1].last_index = self.last_index = last

@@ -165,7 +165,7 @@ class State:
                     ):
                         answer = txn.put(store, request)
                     else:
-                        store.put(request.key, request.value, 0)
+                        store.put_all(((request.key, request.value, 0),))
                         answer = b""
                     metrics.puts += 1
                 elif method == TXN:

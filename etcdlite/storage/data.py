@@ -302,7 +302,8 @@ class DataFile:
         """Segments written to since `take_sync` was last called."""
         self.active = 0
         self.offset = 0
-        self._base = 0
+        self.base = 0
+        """The location of the active segment. `Store.put_all` writes these attributes, too."""
         self.flushed = 0
         """Bytes of the active segment that are in the file."""
         self.damaged: set[int] = set()
@@ -310,8 +311,8 @@ class DataFile:
         self.recent: dict[int, bytes] = {}
         """Bodies by location, written or read lately. When they are many, they become `older`."""
         self.older: dict[int, bytes] = {}
-        self._out: list[bytes] = []
-        self._recent_bytes = 0
+        self.out: list[bytes] = []
+        self.recent_bytes = 0
 
     def path(self, number: int) -> str:
         """The file of segment `number`."""
@@ -323,20 +324,20 @@ class DataFile:
         """Add a record; it reaches the file with `flush`. Returns its location."""
         size = len(body)
         word = size << 4 | kind
-        out = self._out
+        out = self.out
         out.append(RECORD_HEADER.pack(crc32(body, word), word))
         out.append(body)
         offset = self.offset
-        location = self._base | offset
+        location = self.base | offset
         self.offset = offset + size + 8
         self.recent[location] = body
-        self._recent_bytes += size + RECENT_OVERHEAD_BYTES
+        self.recent_bytes += size + RECENT_OVERHEAD_BYTES
         return location
 
     def append_tombstones(self, bodies: list[bytes]) -> int:
         """Add tombstones side by side. Returns the location of the first."""
-        out = self._out
-        location = self._base | self.offset
+        out = self.out
+        location = self.base | self.offset
         size = 0
         for body in bodies:
             size += len(body)
@@ -347,8 +348,8 @@ class DataFile:
 
     def append_block(self, block: bytes) -> int:
         """Add whole records, made by `record`. Returns the location of the first."""
-        location = self._base | self.offset
-        self._out.append(block)
+        location = self.base | self.offset
+        self.out.append(block)
         self.offset += len(block)
         return location
 
@@ -363,23 +364,23 @@ class DataFile:
 
     def _append_unkept(self, kind: int, body: bytes) -> None:
         word = len(body) << 4 | kind
-        self._out.append(RECORD_HEADER.pack(crc32(body, word), word))
-        self._out.append(body)
+        self.out.append(RECORD_HEADER.pack(crc32(body, word), word))
+        self.out.append(body)
         size = len(body) + RECORD_HEADER_BYTES
         self.offset += size
         self.garbage[self.active] += size
 
     def flush(self) -> None:
         """Write what was appended to the file."""
-        if self._out:
-            self.files[self.active].pwrite(b"".join(self._out), self.flushed)
+        if self.out:
+            self.files[self.active].pwrite(b"".join(self.out), self.flushed)
             self.unsynced.add(self.active)
-            self._out.clear()
+            self.out.clear()
             self.flushed = self.offset
-            if self._recent_bytes > self._keep_bytes:
+            if self.recent_bytes > self._keep_bytes:
                 self.older = self.recent
                 self.recent = {}
-                self._recent_bytes = 0
+                self.recent_bytes = 0
 
     def fill_page(self, index: int, term: int, revision: int) -> None:
         """Let all that was appended reach the file. Only right after `append_mark` with the same
@@ -395,9 +396,9 @@ class DataFile:
 
     def drop_recent(self) -> None:
         """Forget the recent records, unless some wait to be flushed."""
-        if not self._out:
+        if not self.out:
             self.recent, self.older = {}, {}
-            self._recent_bytes = 0
+            self.recent_bytes = 0
 
     def flush_part(self) -> None:
         """Flush if `flush_bytes` wait. For large changes that are not complete yet: it keeps the
@@ -412,7 +413,7 @@ class DataFile:
 
     def roll(self) -> None:
         """Seal the active segment and begin the next. Nothing may wait to be flushed."""
-        assert not self._out
+        assert not self.out
         if self.active:
             self.files[self.active].finish()
             self.sizes[self.active] = self.offset
@@ -428,7 +429,7 @@ class DataFile:
 
     def _activate(self, number: int, offset: int) -> None:
         self.active = number
-        self._base = number << 32
+        self.base = number << 32
         self.offset = self.flushed = offset
 
     def take_sync(self) -> Callable[[], None]:
@@ -466,11 +467,11 @@ class DataFile:
             if word >> 4 != size_bytes or crc32(body, word) != crc:
                 raise self._damage(location, "a record does not match its checksum")
         self.recent[location] = body
-        self._recent_bytes += size_bytes + RECENT_OVERHEAD_BYTES
-        if self._recent_bytes > self._keep_bytes and not self._out:
+        self.recent_bytes += size_bytes + RECENT_OVERHEAD_BYTES
+        if self.recent_bytes > self._keep_bytes and not self.out:
             self.older = self.recent
             self.recent = {}
-            self._recent_bytes = 0
+            self.recent_bytes = 0
         return body
 
     def read_all(self, records: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
@@ -486,7 +487,7 @@ class DataFile:
             if body is None:
                 # A segment that is gone or not active has no limit here; `read` finds out.
                 number = location >> 32
-                limit = self._base | self.flushed if number == self.active else (number + 1) << 32
+                limit = self.base | self.flushed if number == self.active else (number + 1) << 32
                 limit = min(limit, location + READ_BYTES)
                 end = location + size_bytes + RECORD_HEADER_BYTES
                 while stop < count:

@@ -647,53 +647,9 @@ class Connection(Session):
         else:
             self.conduct.count_noise(1)
 
-    def _read_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise ConnectionFault(PROTOCOL_ERROR, "SETTINGS of a stream")
-        if len(payload) % 6 or (flags & ACK and payload):
-            raise ConnectionFault(FRAME_SIZE_ERROR, "SETTINGS of a wrong size")
-        if flags & ACK:
-            return
-        window = self.flow.initial
-        for setting, value in _SETTING.iter_unpack(payload):
-            if setting == ENABLE_PUSH and value > 1:
-                raise ConnectionFault(PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
-            if setting == INITIAL_WINDOW_SIZE:
-                if value > MAX_WINDOW:
-                    raise ConnectionFault(FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
-                window = value
-            elif setting == MAX_FRAME_SIZE:
-                if not 16_384 <= value < 1 << 24:
-                    raise ConnectionFault(PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
-                self.flow.max_frame = min(value, MAX_SENT_FRAME_BYTES)
-            elif setting == HEADER_TABLE_SIZE and value < TABLE_BYTES:
-                self.table_update = b"\x20"
-        if window != self.flow.initial:
-            # Each of these streams may become ready for a frame.
-            self.conduct.count_noise(self.flow.shut_streams >> 3)
-            if not self.flow.set_initial(window, self.streams):
-                raise ConnectionFault(FLOW_CONTROL_ERROR, "a window is too large")
-        self.outbox.append(frame(SETTINGS, ACK, 0))
-        self._send_held()
-
-    def _read_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise ConnectionFault(PROTOCOL_ERROR, "PING of a stream")
-        if len(payload) != 8:
-            raise ConnectionFault(FRAME_SIZE_ERROR, "PING does not have 8 bytes")
-        if flags & ACK:
-            self.conduct.count_noise(1)
-            return
-        self._pinged(payload)
-
     def _pinged(self, payload: bytes) -> None:
         self.outbox.append_late(_PONG + payload)
         self.conduct.count_ping(self._clock(), bool(self.streams))
-
-    def _read_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id or len(payload) < 8:
-            code = PROTOCOL_ERROR if stream_id else FRAME_SIZE_ERROR
-            raise ConnectionFault(code, "GOAWAY of a stream, or too short")
 
     def _read_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -898,6 +854,53 @@ def _read_priority(connection: Connection, flags: int, stream_id: int, payload: 
         raise StreamFault(stream_id, PROTOCOL_ERROR)
 
 
+def _read_settings(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
+    if stream_id:
+        raise ConnectionFault(PROTOCOL_ERROR, "SETTINGS of a stream")
+    if len(payload) % 6 or (flags & ACK and payload):
+        raise ConnectionFault(FRAME_SIZE_ERROR, "SETTINGS of a wrong size")
+    if flags & ACK:
+        return
+    window = connection.flow.initial
+    for setting, value in _SETTING.iter_unpack(payload):
+        if setting == ENABLE_PUSH and value > 1:
+            raise ConnectionFault(PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
+        if setting == INITIAL_WINDOW_SIZE:
+            if value > MAX_WINDOW:
+                raise ConnectionFault(FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
+            window = value
+        elif setting == MAX_FRAME_SIZE:
+            if not 16_384 <= value < 1 << 24:
+                raise ConnectionFault(PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
+            connection.flow.max_frame = min(value, MAX_SENT_FRAME_BYTES)
+        elif setting == HEADER_TABLE_SIZE and value < TABLE_BYTES:
+            connection.table_update = b"\x20"
+    if window != connection.flow.initial:
+        # Each of these streams may become ready for a frame.
+        connection.conduct.count_noise(connection.flow.shut_streams >> 3)
+        if not connection.flow.set_initial(window, connection.streams):
+            raise ConnectionFault(FLOW_CONTROL_ERROR, "a window is too large")
+    connection.outbox.append(frame(SETTINGS, ACK, 0))
+    connection._send_held()
+
+
+def _read_ping(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
+    if stream_id:
+        raise ConnectionFault(PROTOCOL_ERROR, "PING of a stream")
+    if len(payload) != 8:
+        raise ConnectionFault(FRAME_SIZE_ERROR, "PING does not have 8 bytes")
+    if flags & ACK:
+        connection.conduct.count_noise(1)
+        return
+    connection._pinged(payload)
+
+
+def _read_goaway(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
+    if stream_id or len(payload) < 8:
+        code = PROTOCOL_ERROR if stream_id else FRAME_SIZE_ERROR
+        raise ConnectionFault(code, "GOAWAY of a stream, or too short")
+
+
 def _read_push_promise(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
     raise ConnectionFault(PROTOCOL_ERROR, "a client cannot push")
 
@@ -908,10 +911,10 @@ _COUNTED = (WINDOW_UPDATE, PING, RST_STREAM)
 _READERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {
     PRIORITY: _read_priority,
     RST_STREAM: Connection._read_rst_stream,
-    SETTINGS: Connection._read_settings,
+    SETTINGS: _read_settings,
     PUSH_PROMISE: _read_push_promise,
-    PING: Connection._read_ping,
-    GOAWAY: Connection._read_goaway,
+    PING: _read_ping,
+    GOAWAY: _read_goaway,
     WINDOW_UPDATE: Connection._read_window_update,
 }
 
