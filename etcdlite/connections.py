@@ -18,7 +18,7 @@ import selectors
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from etcdlite import log
@@ -179,8 +179,12 @@ class Connections:
         """Input was read that is not processed yet, or a long answer is being produced."""
         return bool(self._producing or self._unread)
 
-    def serve(self, ready: Iterable[tuple[selectors.SelectorKey, int]], began: float) -> None:
+    def serve(self, ready: Sequence[tuple[selectors.SelectorKey, int]], began: float) -> None:
         """Call what is ready, for one slice from `began`: a `Ready` is the data of each key."""
+        if len(ready) == 1 and not self._unread:
+            key, mask = ready[0]
+            self._turns.serve_one(key.data, mask, began)
+            return
         masks: dict[Ready, int] = {key.data: mask for key, mask in ready}
         for connection in self._unread:
             masks[connection.ready] = masks.get(connection.ready, 0) | selectors.EVENT_READ

@@ -617,9 +617,13 @@ class Member:
                     failed = yield from self.state.apply(requests)
                     if self.state.outdated:
                         self.writes.propose_outdated(is_own=since is not None)
-                    if since is not None:
-                        self._warn_if_slow(REQUEST, since, self.options.warn_request_s, requests)
-                took_s = self._warn_if_slow(APPLY, began, self.options.warn_apply_s, requests)
+                options = self.options
+                if since is not None and (took_s := self.clock() - since) > options.warn_request_s:
+                    warn_slow(REQUEST, took_s, options.warn_request_s, requests)
+                took_s = self.clock() - began
+                if took_s > options.warn_apply_s:
+                    self.metrics.slow_applies += 1
+                    warn_slow(APPLY, took_s, options.warn_apply_s, requests)
                 self.metrics.count_applied(requests, failed, took_s)
             self._applied_entry = entry
             yield
@@ -653,14 +657,3 @@ class Member:
                 if change.action == membership.ADD:
                     response.member = change.member  # type: ignore[attr-defined]
                 session.reply(request_id, method, response.encode())
-
-    def _warn_if_slow(
-        self, what: str, began: float, expected_s: float, requests: list[Waiter]
-    ) -> float:
-        took_s = self.clock() - began
-        if took_s <= expected_s:
-            return took_s
-        if what == APPLY:
-            self.metrics.slow_applies += 1
-        warn_slow(what, took_s, expected_s, requests)
-        return took_s

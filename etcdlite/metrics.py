@@ -143,7 +143,7 @@ class Metrics:
     def __init__(self) -> None:
         # Consensus.
         self.proposals_pending = 0
-        """Requests that this member proposed and has not answered yet."""
+        """Requests that this member proposed and has not applied yet."""
         self.proposals_failed = 0
         self.read_rounds_failed = 0
         self.slow_read_rounds = 0
@@ -250,23 +250,20 @@ class Metrics:
     ) -> None:
         """Record a batch of applied requests, whose third element is the method number. Each is
         assumed to take an equal share of the time: timing each would slow down puts by 3 %."""
-        counts: dict[int, int] = {}
-        failures: dict[int, int] = {}
-        for request in requests:
-            method = request[2]
-            counts[method] = counts.get(method, 0) + 1
-        for method in failed:
-            counts[method] -= 1
-            failures[method] = failures.get(method, 0) + 1
-        share_s = took_s / max(1, len(requests))
-        bucket = bisect_left(APPLY_BOUNDS_S, share_s)
-        for succeeded, by_method in ((True, counts), (False, failures)):
-            for method, count in by_method.items():
-                histogram = self.applies_s.get((method, succeeded))
-                if histogram is None:
-                    histogram = self.applies_s[method, succeeded] = Histogram(APPLY_BOUNDS_S)
-                histogram.counts[bucket] += count
-                histogram.sum += share_s * count
+        applied = [request[2] for request in requests]
+        for method in set(applied):
+            count, failures = applied.count(method), failed.count(method)
+            share_s = took_s / len(applied)
+            self._count_applied((method, True), count - failures, share_s)
+            if failures:
+                self._count_applied((method, False), failures, share_s)
+
+    def _count_applied(self, kind: tuple[int, bool], count: int, share_s: float) -> None:
+        histogram = self.applies_s.get(kind)
+        if histogram is None:
+            histogram = self.applies_s[kind] = Histogram(APPLY_BOUNDS_S)
+        histogram.counts[bisect_left(APPLY_BOUNDS_S, share_s)] += count
+        histogram.sum += share_s * count
 
     def log_synced(self, took_s: float, write_s: float, written_bytes: int) -> None:
         """Record a sync of the log, of which writing took `write_s`. Called by the log thread."""

@@ -333,14 +333,16 @@ class Raft:
 
     def ready(self) -> Ready:
         """What there is to do now. Each message, entry and state is returned once."""
-        if not self.has_ready():
-            return NOTHING_READY
         log = self.log
         entries = log.offer()
-        hard_state = None
-        soft_state = None
+        committed = log.next_committed(self.config.max_apply_bytes)
+        given = (self.term, self.vote, self.leader, self.role)
+        is_empty = given == self._given and not (entries or committed or self._snapshot)
+        if is_empty and not (self._messages or self._messages_after_sync or self._read_states):
+            return NOTHING_READY
+        hard_state = soft_state = None
         is_changed = bool(entries or self._snapshot) and log.committed != self._saved.commit
-        if (given := (self.term, self.vote, self.leader, self.role)) != self._given:
+        if given != self._given:
             is_changed = is_changed or given[:2] != self._given[:2]
             if given[2:] != self._given[2:]:
                 soft_state = SoftState(self.leader, self.role)
@@ -350,7 +352,7 @@ class Raft:
         ready = Ready(
             hard_state,
             entries,
-            log.next_committed(self.config.max_apply_bytes),
+            committed,
             self._messages,
             self._messages_after_sync,
             self._read_states,
@@ -358,9 +360,7 @@ class Raft:
             self._snapshot,
         )
         # The owner keeps the old lists, so even empty ones are replaced.
-        self._messages = []
-        self._messages_after_sync = []
-        self._read_states = []
+        self._messages, self._messages_after_sync, self._read_states = [], [], []
         self._snapshot = None
         return ready
 

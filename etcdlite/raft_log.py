@@ -167,7 +167,7 @@ class RaftLog:
 
     def next_committed(self, max_bytes: int) -> Sequence[Entry]:
         """The next entries to apply: committed, durable, and not handed out yet."""
-        if not self.has_next_committed():
+        if self.applying >= self.committed or not self.has_next_committed():
             return ()
         entries = self.slice(self.applying + 1, min(self.committed, self.stable), max_bytes)
         self.applying += len(entries)

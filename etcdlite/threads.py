@@ -180,8 +180,11 @@ class LogThread:
         self._sync_s += (min(took_s, 2 * LONGEST_SYNC_S) - self._sync_s) / 16
         if took_s > SLOW_SYNC_S and not self.is_alone:
             self._slow_until = now + SLOW_SYNC_PAUSE * took_s
-        size = sum(len(entry.data) for save in saves for entry in save.entries)
-        self._metrics.log_synced(took_s, self._wal.write_s - written_s, size)
+        size_bytes = 0
+        for save in saves:
+            for entry in save.entries:
+                size_bytes += len(entry.data)
+        self._metrics.log_synced(took_s, self._wal.write_s - written_s, size_bytes)
         return took_s
 
 

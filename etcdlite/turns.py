@@ -35,11 +35,6 @@ class Turns:
     def serve(self, masks: dict[Ready, int], began: float) -> None:
         """Call what is ready, for one slice from `began`."""
         clock = self._clock
-        if len(masks) == 1:
-            self.share_end = began + SLICE_S
-            for callback, mask in masks.items():
-                callback(mask)
-            return
         order = list(masks)
         if self._rotation:
             known = [callback for callback in self._rotation if callback in masks]
@@ -58,6 +53,11 @@ class Turns:
             self.share_end = now + share_s
             callback(masks[callback])
             now = clock()
+
+    def serve_one(self, callback: Ready, mask: int, began: float) -> None:
+        """As `serve`, if only this is ready."""
+        self.share_end = began + SLICE_S
+        callback(mask)
 
     def _rank(self, callback: Ready) -> bool:
         return callback not in self.first

@@ -130,11 +130,11 @@ class Writes:
         """A method that not every cluster version allows was proposed."""
         self._lines = WriteLines()
         """What waits because enough is in flight."""
-        self._in_flight = 0
         self._in_flight_bytes = 0
         self._in_need: set[Any] = set()
         """Connections with a write accepted beyond `MAX_PROPOSED_BYTES` in this turn."""
         self._alarms = state.alarms
+        self._metrics = state.metrics
         # Random, so that an entry of an earlier incarnation is never taken for one of this one.
         self.latest_batch = rng.getrandbits(32) << 20
         self._waiting: dict[int, Batch] = {}
@@ -151,7 +151,10 @@ class Writes:
 
     @property
     def _has_room(self) -> bool:
-        return self._in_flight < MAX_IN_FLIGHT and self._in_flight_bytes < MAX_IN_FLIGHT_BYTES
+        return (
+            self._metrics.proposals_pending < MAX_IN_FLIGHT
+            and self._in_flight_bytes < MAX_IN_FLIGHT_BYTES
+        )
 
     @property
     def are_waiting(self) -> bool:
@@ -183,7 +186,7 @@ class Writes:
         size = len(frame) + REQUEST_BYTES
         proposed_bytes = self._alarms.proposed_bytes + size
         if proposed_bytes > MAX_PROPOSED_BYTES and not self._is_in_need(session, proposed_bytes):
-            self._state.metrics.proposals_failed += 1
+            self._metrics.proposals_failed += 1
             if session is not None:
                 session.fail(request_id, method, error("RequestTooManyRequests"))
             return
@@ -329,7 +332,7 @@ class Writes:
         size = sum(map(len, frames))
         if (
             self._lines
-            or self._in_flight + len(waiters) > MAX_IN_FLIGHT
+            or self._metrics.proposals_pending + len(waiters) > MAX_IN_FLIGHT
             or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES
         ):
             since, waiters, frames = self._take_turns(since, waiters, frames)
@@ -374,7 +377,8 @@ class Writes:
                 self._lines.add(Waiting(now, author, waiter, frame))
         waiters, frames, author = [], [], None
         for write in self._lines.take(
-            MAX_IN_FLIGHT - self._in_flight, MAX_IN_FLIGHT_BYTES - self._in_flight_bytes
+            MAX_IN_FLIGHT - self._metrics.proposals_pending,
+            MAX_IN_FLIGHT_BYTES - self._in_flight_bytes,
         ):
             now = min(now, write.since)
             if write.author != author:
@@ -399,15 +403,13 @@ class Writes:
         if kind == ENTRY_CONF_CHANGE:
             self._alarms.proposed_bytes += size
         batch = Batch(kind, data, waiters, since, size)
-        self._in_flight += len(waiters)
         self._in_flight_bytes += size
         self._waiting[self.latest_batch] = batch
         count = len(waiters)
-        metrics = self._state.metrics
-        metrics.proposals_pending += count
+        self._metrics.proposals_pending += count
         if self._state.auth.enabled:
             count -= [waiter[2] for waiter in waiters].count(AUTHOR)
-        metrics.batch_requests.observe(count)
+        self._metrics.batch_requests.observe(count)
         self._try_propose(self.latest_batch, batch)
 
     def _try_propose(self, number: int, batch: Batch) -> None:
@@ -526,9 +528,8 @@ class Writes:
     def _drop(self, number: int) -> Batch:
         batch = self._waiting.pop(number)
         self._alarms.proposed_bytes -= batch.size_bytes
-        self._in_flight -= len(batch.waiters)
         self._in_flight_bytes -= batch.size_bytes
-        self._state.metrics.proposals_pending -= len(batch.waiters)
+        self._metrics.proposals_pending -= len(batch.waiters)
         return batch
 
     # Giving up.
@@ -543,14 +544,14 @@ class Writes:
             self._give_up(number, self._timeout_error(batch.since))
         for write in self._lines.expire(expired):
             self._alarms.proposed_bytes -= len(write.frame) + REQUEST_BYTES
-            self._state.metrics.proposals_failed += 1
+            self._metrics.proposals_failed += 1
             fail_all([write.waiter], self._timeout_error(write.since))
         while self._held and self._held[0] not in self._waiting:
             self._held.popleft()
 
     def _give_up(self, number: int, failure: EtcdError) -> None:
         waiters = self._drop(number).waiters
-        self._state.metrics.proposals_failed += len(waiters)
+        self._metrics.proposals_failed += len(waiters)
         fail_all(waiters, failure)
 
     def restored(self) -> None:

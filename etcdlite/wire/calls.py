@@ -179,8 +179,10 @@ class Calls:
         if call is None:
             return False
         self._ready.pop(request_id, None)
-        self._waking.pop(request_id, None)
-        self._ticking.pop(request_id, None)
+        if call.wakes:
+            self._waking.pop(request_id, None)
+        if call.ticks:
+            self._ticking.pop(request_id, None)
         call.close()
         return True
 

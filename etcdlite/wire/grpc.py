@@ -48,7 +48,6 @@ from etcdlite.wire.hpack import Headers, pack
 from etcdlite.wire.http2 import (
     END_HEADERS,
     END_STREAM,
-    FRAME_HEADER_BYTES,
     GHOST,
     HEADERS,
     NO_ERROR,
@@ -401,7 +400,8 @@ class GrpcSession(Connection, ClientSession):
 
     def opened(self, stream: Stream) -> None:
         request: Request = stream.request
-        request.rpc.started += 1
+        rpc = request.rpc
+        rpc.started += 1
         request.began = self.member.clock()
         if request.timeout_s is not None:
             if request.timeout_s < MIN_TIMEOUT_S:
@@ -411,7 +411,7 @@ class GrpcSession(Connection, ClientSession):
         if request.is_plain:
             request.client.unary += 1
             return
-        if request.rpc.kind == "unary":
+        if rpc.kind == "unary":
             request.client.unary += 1
         else:
             request.client.streams += 1
@@ -435,7 +435,8 @@ class GrpcSession(Connection, ClientSession):
         assert isinstance(stream, _Stream)
         if stream.parts is None:
             self._read_messages(stream, piece)
-            self._check_partial(stream)
+            if stream.parts is not None:
+                self._check_partial(stream)
             return
         stream.parts.append(piece)
         stream.parts_bytes += len(piece)
@@ -658,8 +659,6 @@ class GrpcSession(Connection, ClientSession):
         rpc = stream.request.rpc
         rpc.sent += 1
         rpc.sent_bytes += len(body)
-        if not stream.headers_sent:
-            self.send_headers(stream, _HEADER_BLOCK)
         size = len(body) + PREFIX_BYTES
         flow = self.flow
         if (
@@ -667,7 +666,10 @@ class GrpcSession(Connection, ClientSession):
             or size > flow.initial + stream.credit
             or size > flow.max_frame
             or stream.held
+            or self.table_update
         ):
+            if not stream.headers_sent:
+                self.send_headers(stream, _HEADER_BLOCK)
             self.send_data(stream, PREFIX.pack(0, len(body)), body)
             return
         flow.window -= size
@@ -677,8 +679,15 @@ class GrpcSession(Connection, ClientSession):
         parts = outbox.parts
         if not parts:
             outbox.wake()
-        parts += (_MESSAGE.pack(size << 8, 0, request_id, 0, len(body)), body)
-        outbox.unsent_bytes += size + FRAME_HEADER_BYTES
+        if stream.headers_sent:
+            head = _MESSAGE.pack(size << 8, 0, request_id, 0, len(body))
+        else:
+            stream.headers_sent = True
+            head = _ANSWER.pack(
+                _ANSWER_START, request_id, _HEADER_BLOCK, size << 8, 0, request_id, 0, len(body)
+            )
+        parts += (head, body)
+        outbox.unsent_bytes += len(head) + len(body)
 
     def end_call(self, request_id: int, method: int) -> None:
         """End a stream."""

@@ -405,10 +405,13 @@ class Connection(Session):
                     at = stop
                     continue
             try:
-                if kind == DATA and self._state is FRAMES:
-                    self._read_data(flags, stream_id & MAX_STREAM_ID, data, at + 9, stop)
+                stream_id &= MAX_STREAM_ID
+                if self._state is not FRAMES or (kind != DATA and kind != RST_STREAM):
+                    self._read_frame(kind, flags, stream_id, data, at + 9, stop)
+                elif kind == DATA:
+                    self._read_data(flags, stream_id, data, at + 9, stop)
                 else:
-                    self._read_frame(kind, flags, stream_id & MAX_STREAM_ID, data, at + 9, stop)
+                    self._read_rst_stream(flags, stream_id, data[at + 9 : stop])
             except StreamFault as fault:
                 self.reset_stream(fault.stream_id, fault.code)
                 # A provoked reset counts like one sent by the peer (CVE-2025-8671).
@@ -494,7 +497,8 @@ class Connection(Session):
         self._receive_window -= size
         if self._receive_window < 0:
             raise ConnectionFault(FLOW_CONTROL_ERROR, "more than the connection's window")
-        at, stop = _unpad(flags, data, at, stop)
+        if flags & PADDED:
+            at, stop = _unpad(flags, data, at, stop)
         if at == stop:
             self.conduct.count_noise(1)
         stream = self.streams.get(stream_id)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
@@ -111,12 +110,10 @@ class WatchCall(Call):
 class KeepAliveCall(Call):
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
-        self._unanswered = 0
-        self._asked = 0
-        self._unread_checks = 0
-        self._is_finished = False
-        self._is_closed = False
-        self._unchecked: deque[tuple[Author | None, bytes]] = deque()
+        # Clients open one for each renewal, so it costs little.
+        self._unanswered = self._asked = self._unread_checks = 0
+        self._is_finished = self._is_closed = False
+        self._unchecked: list[tuple[Author | None, bytes]] = []
         """Renewals of leases with many keys, and who asks. The first is being checked."""
 
     def message(self, body: bytes) -> None:
@@ -173,7 +170,7 @@ class KeepAliveCall(Call):
 
     def _checked(self, answer: bytes | EtcdError) -> None:
         """The first renewal of `_unchecked` is checked."""
-        _, body = self._unchecked.popleft()
+        _, body = self._unchecked.pop(0)
         if self._is_closed:
             return
         if isinstance(answer, EtcdError):
