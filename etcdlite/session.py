@@ -175,10 +175,7 @@ class Outbox:
         if rest is None:
             parts = self.parts
             if self._late:
-                # At the end: the first part may be the rest of a frame.
-                parts.append(self._late)
-                self.unsent_bytes += len(self._late)
-                self._late = b""
+                self._take_late()
             if self.unsent_bytes > TAKEN_BYTES and len(parts) > 1:
                 rest = self._take_some(TAKEN_BYTES)
             else:
@@ -200,7 +197,8 @@ class Outbox:
                 rest = channel.output()
             else:
                 parts = self.parts
-                self.flush_late()
+                if self._late:
+                    self._take_late()
                 if parts and len(parts[0]) > SEALED_BYTES:
                     view = memoryview(parts[0])
                     plaintext, parts[0] = view[:SEALED_BYTES], view[SEALED_BYTES:]
@@ -212,6 +210,12 @@ class Outbox:
             self.is_stuck = True
             self._period_began = 0.0
         return rest
+
+    def _take_late(self) -> None:
+        # At the end: the first part may be the rest of a frame.
+        self.parts.append(self._late)
+        self.unsent_bytes += len(self._late)
+        self._late = b""
 
     def _take_some(self, most_bytes: int) -> bytes:
         """About `most_bytes` of the output, at least one part."""
