@@ -184,10 +184,10 @@ def test_enabling_says_if_the_user_that_was_given_cannot_log_in(server: ServerFa
 
 @pytest.fixture
 def guarded(server: ServerFactory) -> Iterator[ServerProcess]:
-    """A server with users, whose tokens live for a second: root, and alice, who may read and write
-    what begins with a. Its port is the same after a restart."""
+    """A server with users, whose tokens live for three seconds: root, and alice, who may read and
+    write what begins with a. Its port is the same after a restart."""
     port = free_ports(1)[0]
-    running = server("--auth-token-ttl=1", f"--listen-client-urls=http://127.0.0.1:{port}")
+    running = server("--auth-token-ttl=3", f"--listen-client-urls=http://127.0.0.1:{port}")
     run = ctl_of(running.endpoint)
     for line in (
         "user add root:rootpw",
@@ -234,8 +234,8 @@ def test_a_client_logs_in_again_when_its_token_has_ended(guarded: ServerProcess)
                     return True
                 return False
 
-        # Unused, it ends after a second.
-        time.sleep(1.2)
+        # Unused, it ends after three seconds.
+        time.sleep(3.2)
         wait_until(ended, "the token has ended")
         client.put("a2", "v")
         # The login of a watch, too.
@@ -272,7 +272,7 @@ def test_the_asyncio_client_logs_in(guarded: ServerProcess) -> None:
             guarded.endpoint, user="alice", password="pw", timeout_s=PATIENCE_S
         ) as client:
             await client.put("a1", "v")
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(3.5)
             await client.put("a1", "w")
             with pytest.raises(PermissionDenied):
                 await client.get("b")
