@@ -127,6 +127,16 @@ def _at_least(low_text: str) -> Kind:
     return Kind("DURATION", parse, int, "_s")
 
 
+def _raised_to(low_text: str, default_text: str) -> Kind:
+    """A duration for which 0 is the default; what is less than `low_text` is raised to that."""
+
+    def parse(text: str) -> float:
+        value = DURATION.parse(text) or parse_seconds(default_text)
+        return max(value, parse_seconds(low_text))
+
+    return Kind("DURATION", parse, int, "_s")
+
+
 def parse_truth(text: str) -> bool:
     try:
         return parse_bool(text)
@@ -307,8 +317,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
               "Shared secrets that clients of the native protocol must know."),
         _does("max-txn-ops", _number(1, 100_000), "128",
               "The most operations in one transaction."),
-        _does("watch-progress-notify-interval", _at_least("100ms"), "10m",
-              "How often an idle watch that asked for progress gets the current revision."),
+        _does("watch-progress-notify-interval", _raised_to("100ms", "10m"), "10m",
+              "Interval of progress messages to idle watches that ask; at least 100ms; 0: 10m."),
     ),
     "Cluster": (
         _does("listen-peer-urls", LISTEN_URLS, "http://localhost:2380",

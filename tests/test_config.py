@@ -178,6 +178,15 @@ def test_without_any_configuration_it_is_a_member_on_loopback():
     assert (loaded.warnings, loaded.sources) == ((), {})
 
 
+@pytest.mark.parametrize(
+    ("text", "interval_s"), [("0s", 600), ("0", 600), ("1ms", 0.1), ("5s", 5), ("1h", 3600)]
+)
+def test_the_interval_of_progress_messages_has_a_minimum_and_a_default(text, interval_s):
+    """As in etcd: NewWatchServer of server/etcdserver/api/v3rpc/watch.go."""
+    loaded = load(f"--watch-progress-notify-interval={text}")
+    assert loaded.watch_progress_notify_interval_s == interval_s
+
+
 def test_flags_are_written_as_go_reads_them():
     for argv in (["--name", "x"], ["--name=x"], ["-name", "x"], ["-name=x"]):
         assert load(*argv).name == "x"
