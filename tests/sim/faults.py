@@ -440,6 +440,8 @@ class Nemesis:
     def _admin_told(self, op: Op, answer: Any) -> None:
         if isinstance(answer, EtcdError):
             self._note(f"{op.name}: {answer}")
+            if answer.name == "InvalidAuthToken":
+                self._replaced_at = 0.0  # Soon again: the new token may not live longer than that.
 
     def _do_move_leader(self) -> bool:
         leader = self.world.leader
