@@ -3,6 +3,7 @@ member, another one has not applied when the next request comes. Nobody may noti
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -12,8 +13,14 @@ from rigs.users import CHEAP, User
 from test_cluster import SMALL, Cluster
 
 from etcdlite import proto
+from etcdlite.errors import EtcdError
 from etcdlite.member import Member
+from etcdlite.methods import SNAPSHOT
+from etcdlite.proto import DecodeError
 from etcdlite.replica import access
+from etcdlite.wire import http2, streams
+from etcdlite.wire.grpc import GrpcSession
+from etcdlite.wire.hpack import pack
 
 ROUND_S = 0.1
 """A request and its answer take less, unless a way is blocked; an election timeout is longer than
@@ -292,3 +299,101 @@ def test_a_watch_that_waits_outlives_the_end_of_its_requests(house: House) -> No
     house.release()
     [created] = user.messages[request_id]
     assert created.created and request_id in user.calls
+
+
+def watch(**fields: Any) -> bytes:
+    return proto.WatchRequest(**fields).encode()
+
+
+def create(key: bytes) -> bytes:
+    return watch(create_request=proto.WatchCreateRequest(key=key))
+
+
+def grpc_request(path: str, message: proto.Message, token: str = "") -> bytes:
+    """The first bytes of a gRPC client."""
+    fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode())]
+    fields += [(b"content-type", b"application/grpc"), (b"token", token.encode())]
+    body = message.encode()
+    return (
+        http2.PREFACE
+        + http2.frame(http2.SETTINGS, 0, 0)
+        + http2.frame(http2.HEADERS, http2.END_HEADERS, 1, pack(fields))
+        + http2.frame(http2.DATA, http2.END_STREAM, 1, struct.pack(">BI", 0, len(body)) + body)
+    )
+
+
+def log_in_ahead(house: House) -> str:
+    """A token that the member that is behind cannot judge."""
+    house.done("Auth.RoleAdd", name="later")
+    return house.log_in("root")
+
+
+def test_messages_of_a_watch_stream_are_answered_in_order(house: House) -> None:
+    """Clients take the next answer for that of the watch that they created first."""
+    user = house.late(house.log_in("ann"))
+    request_id = user.send("Watch.Watch", create_request=proto.WatchCreateRequest(key=b"x"))
+    cancel = watch(cancel_request=proto.WatchCancelRequest(watch_id=0))
+    for body in (create(b"a"), cancel, create(b"y"), create(b"b")):
+        user.calls.message(request_id, body)
+    house.release()
+    told = [(message.created, message.canceled) for message in user.messages[request_id]]
+    assert told == [(True, True), (True, False), (False, True), (True, True), (True, False)]
+
+
+def test_few_messages_of_a_stream_wait(house: House) -> None:
+    user = house.late(house.hold(partial(log_in_ahead, house)))
+    watcher = user.send("Watch.Watch", create_request=proto.WatchCreateRequest(key=b"a"))
+    for _ in range(streams.MAX_HELD):
+        user.calls.message(watcher, create(b"a"))
+    with pytest.raises(EtcdError, match="too many requests"):
+        user.calls.message(watcher, create(b"a"))
+    renewer = user.send("Lease.LeaseKeepAlive", ID=9)
+    renewal = proto.LeaseKeepAliveRequest(ID=9).encode()
+    for _ in range(streams.MAX_UNCHECKED_RENEWALS - 1):
+        user.calls.message(renewer, renewal)
+    with pytest.raises(EtcdError, match="invalid auth token"):
+        user.calls.message(renewer, renewal)
+    house.release()
+    assert len(user.messages[watcher]) == streams.MAX_HELD + 1
+    assert len(user.messages[renewer]) == streams.MAX_UNCHECKED_RENEWALS
+    house.done("Auth.RoleDelete", role="later")
+
+
+def test_a_backup_is_asked_for_in_a_message_that_can_be_read(house: House) -> None:
+    """Else it would be found out where nobody expects it."""
+    user = house.late()
+    user.messages[1] = []
+    call = user.calls.open(1, SNAPSHOT, streams.SnapshotCall)
+    with pytest.raises(DecodeError):
+        call.message(b"\xff")
+
+
+def test_large_reads_that_wait_are_counted(house: House) -> None:
+    reads = house.behind.member.reads
+    user = house.late()
+    user.send("KV.Range", key=bytes(1000), serializable=True)
+    assert 1000 < reads._large_bytes < 2000
+    session = GrpcSession(house.behind.member, lambda _: None)
+    session.receive(grpc_request("/etcdserverpb.KV/Range", proto.RangeRequest(key=bytes(1000))))
+    assert 2000 < reads._large_bytes < 3000
+    house.release()
+    assert not reads._large_bytes
+
+
+@pytest.mark.parametrize("key", [b"a", b"x"], ids=["outdated", "refused"])
+def test_a_cancelled_request_is_not_that_of_the_certificate_s_user(
+    house: House, key: bytes
+) -> None:
+    """A proxy has a certificate, and passes on the tokens of its clients."""
+    store = house.behind.member.state.store
+    session = GrpcSession(house.behind.member, lambda _: None)
+    session.certificate_user = "root"
+    token = house.log_in("ann")
+    house.hold(partial(house.done, "Auth.RoleAdd", name=f"other {key!r}"))
+    before = store.revision
+    session.receive(grpc_request("/etcdserverpb.KV/Put", proto.PutRequest(key=key), token))
+    session.receive(http2.frame(http2.RST_STREAM, 0, 1, struct.pack(">I", 8)))
+    assert not session.is_closing
+    house.release()
+    assert store.revision == before
+    house.done("Auth.RoleDelete", role=f"other {key!r}")

@@ -507,7 +507,7 @@ def test_the_token_of_a_request_can_be_asked_for(client: Client) -> None:
     stream_id = client.open(WATCH, ("token", "secret.7"))
     client.pump()
     assert client.session.token(stream_id) == "secret.7"
-    assert client.session.token(99) == ""
+    assert client.session.token(99)  # Not "", which is that of the certificate's user.
 
 
 def test_hasleader_refuses_what_would_wait_for_a_leader(client: Client) -> None:

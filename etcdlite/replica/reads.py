@@ -225,16 +225,17 @@ class Reads:
         request_id: int,
         method: int,
         request: proto.Message | None,
+        size_bytes: int = 0,
         is_current: bool = False,
     ) -> None:
         """Answer a serializable read from what is applied here. If that does not permit it, it must
-        be current first."""
+        be current first. `size_bytes` as for `read`."""
         if self._state.auth.enabled and not is_current:
             try:
                 self._access.check(session, request_id, method, request)
             except EtcdError as refused:
-                again = partial(self.read_now, session, request_id, method, request)
-                if self._access.retry(refused, False, again):
+                again = partial(self.read_now, session, request_id, method, request, size_bytes)
+                if self._access.retry(refused, False, again, size_bytes):
                     return
         self.ready.append((0, [(session, request_id, method, request)], 0.0))
 

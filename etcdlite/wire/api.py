@@ -72,7 +72,7 @@ def _range(
         # Hot path: `_read_now`, inlined.
         if member.catch_up.is_behind:
             raise behind_error()
-        member.reads.read_now(session, request_id, method, request)
+        member.reads.read_now(session, request_id, method, request, len(frame))
     else:
         member.reads.read(session, request_id, method, request, len(frame))
 
@@ -116,7 +116,7 @@ def _read_now(
 ) -> None:
     if member.catch_up.is_behind:
         raise behind_error()
-    member.reads.read_now(session, request_id, method, request)
+    member.reads.read_now(session, request_id, method, request, len(frame))
 
 
 def _hash_kv(
@@ -146,7 +146,7 @@ def _member_list(
     if request.linearizable:
         member.reads.read(session, request_id, method, request)
     else:
-        member.reads.read_now(session, request_id, method, request)
+        member.reads.read_now(session, request_id, method, request, len(frame))
 
 
 def _status(
@@ -214,7 +214,7 @@ def _time_to_live(
     def ask() -> None:
         _ask_leader(member, Asked(answered), request_id, method, frame)
 
-    _admit(member, session, request_id, method, request, ask)
+    _admit(member, session, request_id, method, request, ask, len(frame))
 
 
 def _ask_leader(
@@ -374,7 +374,7 @@ def _user_add(
     elif request.hashedPassword and not request.password:
         _propose(member, session, request_id, method, request, frame)
     else:
-        _propose_hashed(member, session, request_id, method, added, request.password)
+        _propose_hashed(member, session, request_id, method, added, request.password, frame)
 
 
 _EMPTY_PASSWORD = EtcdError(
@@ -388,13 +388,13 @@ def _change_password(
 ) -> None:
     if request.password:
         changed = proto.AuthUserChangePasswordRequest(name=request.name)
-        _propose_hashed(member, session, request_id, method, changed, request.password)
+        _propose_hashed(member, session, request_id, method, changed, request.password, frame)
     elif not request.hashedPassword:
 
         def refuse() -> None:
             raise _EMPTY_PASSWORD
 
-        _admit(member, session, request_id, method, request, refuse)
+        _admit(member, session, request_id, method, request, refuse, len(frame))
     else:
         _propose(member, session, request_id, method, request, frame)
 
@@ -406,8 +406,9 @@ def _propose_hashed(
     method: int,
     request: proto.AuthUserAddRequest | proto.AuthUserChangePasswordRequest,
     password: str,
+    frame: bytes,
 ) -> None:
-    """Propose a request with the hash of a password."""
+    """Propose a request with the hash of a password. `frame` is what it came in."""
 
     def hashed(result: str | EtcdError) -> None:
         if isinstance(result, EtcdError):
@@ -417,7 +418,7 @@ def _propose_hashed(
             member.writes.propose_message(session, request_id, method, request)
 
     hash_it = partial(member.logins.hash, session, request_id, request.name, password, hashed)
-    _admit(member, session, request_id, method, request, hash_it, len(password))
+    _admit(member, session, request_id, method, request, hash_it, len(frame))
 
 
 def read_renewal(body: bytes) -> int:

@@ -40,6 +40,7 @@ from etcdlite.methods import RANGE
 from etcdlite.metrics import ClientRequests, Metrics, Rpc
 from etcdlite.proto import FEW_BYTES, DecodeError, decode_request
 from etcdlite.ranges import AnswerTooLarge
+from etcdlite.replica.reads import LARGE_BYTES
 from etcdlite.session import MAX_UNSENT_BYTES, partial_timeout_s
 from etcdlite.wire import api, health, reflection
 from etcdlite.wire.api import Handler
@@ -390,7 +391,7 @@ class GrpcSession(Connection, ClientSession):
                 else decode_request(request.decode, data, start, end),  # type: ignore[arg-type]
                 # A small range needs no frame.
                 b""
-                if number == RANGE and size <= FEW_BYTES
+                if number == RANGE and size <= LARGE_BYTES
                 else FRAME.pack(size + MIN_FRAME_LENGTH, stream.id, number, 0) + data[start:end],
             )
         except EtcdError as failure:
@@ -547,9 +548,10 @@ class GrpcSession(Connection, ClientSession):
             self.fail(stream.id, number, _unreadable(failure))
 
     def token(self, request_id: int) -> str:
-        """The auth token of an open request, or ""."""
-        stream = self.streams.get(request_id)
-        return "" if stream is None or stream is GHOST else stream.request.token
+        """The auth token of an open request, or "". Else nobody's: without a token, the request
+        would be that of the certificate's user."""
+        stream = self.streams.get(request_id, GHOST)
+        return "closed" if stream is GHOST else stream.request.token
 
     # Answers.
 

@@ -44,6 +44,11 @@ MAX_UNREAD_CHECKS = 10
 """A keep-alive stream checks after every `RENEWALS_PER_CHECK` messages whether its client reads the
 answers. It fails after more than `MAX_UNREAD_CHECKS` checks in a row that found it blocked."""
 
+MAX_HELD = 128
+MAX_HELD_BYTES = 512
+"""Messages of a watch stream that wait while the user of the one before them is checked: how many,
+and the size of each."""
+
 MAX_UNCHECKED_RENEWALS = 64
 """Renewals of a stream that wait until it is known whether the user may write all keys of the
 lease."""
@@ -60,21 +65,31 @@ class WatchCall(Call):
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         self._stream = member.hub.open(self, owner.calls.watch_quota)
-        self._unchecked = 0
-        """Watches to be created that wait until it is known whether the user may."""
+        self._is_checking = False
+        """A watch to be created waits until it is known whether the user may."""
+        self._held: list[proto.WatchRequest] = []
+        """What came since: it is processed after that, in order."""
         self._is_finished = False
         self._is_closed = False
 
     def message(self, body: bytes) -> None:
         request = proto.decode_request(proto.WatchRequest.decode, body)
+        if not self._is_checking:
+            self._process(request, len(body))
+        elif len(self._held) < MAX_HELD and len(body) <= MAX_HELD_BYTES:
+            self._held.append(request)
+        else:
+            raise error("RequestTooManyRequests")
+
+    def _process(self, request: proto.WatchRequest, size_bytes: int = 0) -> None:
         if request.create_request is not None:
             if self.member.catch_up.is_behind:
                 raise behind_error()
             create = request.create_request
             if self.member.state.auth.enabled:
-                self._unchecked += 1
+                self._is_checking = True
                 created = partial(self._create, create)
-                self.member.access.admit(self, self.request_id, WATCH, create, created, len(body))
+                self.member.access.admit(self, self.request_id, WATCH, create, created, size_bytes)
             else:
                 self._stream.create(create)
         elif request.cancel_request is not None:
@@ -83,20 +98,29 @@ class WatchCall(Call):
             self._stream.progress()
 
     def _create(self, create: proto.WatchCreateRequest, refused: EtcdError | None) -> None:
-        self._unchecked -= 1
+        self._is_checking = False
         if self._is_closed:
             return
         if refused is not None:
             self._stream.refuse(refused.text)
         else:
             self._stream.create(create)
+        held, self._held = self._held, []
+        try:
+            for at, request in enumerate(held):
+                if self._is_checking or self._is_closed:
+                    self._held = held[at:]
+                    return
+                self._process(request)
+        except EtcdError as failure:
+            self.owner.fail(self.request_id, self.method, failure)
         if self._is_finished:
             self.finish()
 
     def finish(self) -> None:
         self._is_finished = True
         # As in etcd, open watches go on.
-        if not (len(self._stream) or self._unchecked):
+        if not (len(self._stream) or self._is_checking):
             self.end()
 
     def wake(self) -> None:
@@ -111,7 +135,7 @@ class KeepAliveCall(Call):
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         # Clients open one for each renewal, so it costs little.
-        self._unanswered = self._asked = self._unread_checks = 0
+        self._unanswered = self._asked = self._unread_checks = self._refused = 0
         self._is_finished = self._is_closed = False
         self._unchecked: list[tuple[Author | None, bytes]] = []
         """Renewals of leases with many keys, and who asks. The first is being checked."""
@@ -135,12 +159,15 @@ class KeepAliveCall(Call):
             if not self.member.state.auth.enabled or self._is_permitted(body):
                 api.keep_alive(self.member, body, self._done)
         except EtcdError as refused:
-            is_full = len(self._unchecked) >= MAX_UNCHECKED_RENEWALS
+            is_full = len(self._unchecked) + self._refused >= MAX_UNCHECKED_RENEWALS
             again = partial(self._check_again, body)
-            if is_full or not self.member.access.retry(refused, is_current, again):
+            self._refused += 1
+            if is_full or not self.member.access.retry(refused, is_current, again, len(body)):
+                self._refused -= 1
                 raise
 
     def _check_again(self, body: bytes, is_current: bool) -> None:
+        self._refused -= 1
         if not self._is_closed:
             try:
                 self._check(body, is_current)
@@ -295,16 +322,17 @@ class SnapshotCall(Call):
     def message(self, body: bytes) -> None:
         if not self._is_asked:
             self._is_asked = True
-            admitted = partial(self._admitted, body)
+            admitted = partial(self._admitted, self._format(body))
             self.member.access.admit(self, self.request_id, SNAPSHOT, None, admitted)
 
-    def _admitted(self, body: bytes, refused: EtcdError | None) -> None:
+    def _admitted(
+        self, make: Callable[[Member], Iterator[bytes]], refused: EtcdError | None
+    ) -> None:
         if self._is_closed:
             return
         try:
             if refused is not None:
                 raise refused
-            make = self._format(body)
             calls = self.owner.calls
             if self.member.backups_under_way >= MAX_SNAPSHOTS or calls.sends_snapshot:
                 raise error("RequestTooManyRequests")
@@ -425,7 +453,7 @@ class RangeStreamCall(Call):
         if request.serializable:
             if self.member.catch_up.is_behind:
                 raise behind_error()
-            self.member.reads.read_now(self, self.request_id, RANGE, first)
+            self.member.reads.read_now(self, self.request_id, RANGE, first, len(body))
         else:
             self.member.reads.read(self, self.request_id, RANGE, first, len(body))
 
