@@ -333,14 +333,17 @@ def test_messages_of_a_watch_stream_are_answered_in_order(house: House) -> None:
     user = house.late(house.log_in("ann"))
     request_id = user.send("Watch.Watch", create_request=proto.WatchCreateRequest(key=b"x"))
     cancel = watch(cancel_request=proto.WatchCancelRequest(watch_id=0))
-    for body in (create(b"a"), cancel, create(b"y"), create(b"b")):
+    for body in (cancel, create(b"a"), cancel, create(b"y"), cancel, create(b"b"), cancel):
         user.calls.message(request_id, body)
+    user.calls.finish(request_id)
     house.release()
     told = [(message.created, message.canceled) for message in user.messages[request_id]]
     assert told == [(True, True), (True, False), (False, True), (True, True), (True, False)]
+    assert request_id in user.calls  # The last watch goes on.
 
 
-def test_few_messages_of_a_stream_wait(house: House) -> None:
+def test_few_messages_of_a_stream_wait(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MAX_HELD", 100)
     user = house.late(house.hold(partial(log_in_ahead, house)))
     watcher = user.send("Watch.Watch", create_request=proto.WatchCreateRequest(key=b"a"))
     for _ in range(streams.MAX_HELD):

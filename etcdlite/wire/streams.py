@@ -44,7 +44,7 @@ MAX_UNREAD_CHECKS = 10
 """A keep-alive stream checks after every `RENEWALS_PER_CHECK` messages whether its client reads the
 answers. It fails after more than `MAX_UNREAD_CHECKS` checks in a row that found it blocked."""
 
-MAX_HELD = 128
+MAX_HELD = 1000
 MAX_HELD_BYTES = 512
 """Messages of a watch stream that wait while the user of the one before them is checked: how many,
 and the size of each."""
@@ -66,7 +66,7 @@ class WatchCall(Call):
         super().__init__(member, owner, request_id, method)
         self._stream = member.hub.open(self, owner.calls.watch_quota)
         self._is_checking = False
-        """A watch to be created waits until it is known whether the user may."""
+        """A message waits: a watch to be created until it is known whether the user may."""
         self._held: list[proto.WatchRequest] = []
         """What came since: it is processed after that, in order."""
         self._is_finished = False
@@ -105,17 +105,26 @@ class WatchCall(Call):
             self._stream.refuse(refused.text)
         else:
             self._stream.create(create)
-        held, self._held = self._held, []
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Have the next of what was held processed in the next turn: so many take long."""
+        if self._held:
+            self._is_checking = True
+            self.member.reads.read_now(Asked(self._process_next), 0, KEEP_ALIVE, None)
+        elif self._is_finished:
+            self.finish()
+
+    def _process_next(self, answer: bytes | EtcdError) -> None:
+        self._is_checking = False
+        if self._is_closed:
+            return
         try:
-            for at, request in enumerate(held):
-                if self._is_checking or self._is_closed:
-                    self._held = held[at:]
-                    return
-                self._process(request)
+            self._process(self._held.pop(0))
         except EtcdError as failure:
             self.owner.fail(self.request_id, self.method, failure)
-        if self._is_finished:
-            self.finish()
+        if not (self._is_checking or self._is_closed):
+            self._go_on()
 
     def finish(self) -> None:
         self._is_finished = True
