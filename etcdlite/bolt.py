@@ -70,7 +70,7 @@ MAX_CHILDREN = 512
 """Pages below one branch page."""
 
 MAX_ITEMS = 32_768
-"""Items that `Bucket.items` gives at once."""
+"""The most items that `Bucket.items` gives at once."""
 
 assert LEAF_BYTES // ELEMENT_BYTES + MAX_ITEMS < 1 << 16
 
@@ -83,7 +83,6 @@ def _fnv1a(data: bytes) -> int:
 
 
 # Writing.
-
 
 Items = tuple[Sequence[bytes], Sequence[bytes]]
 """Keys and their values."""
@@ -139,8 +138,8 @@ def _pages(size_bytes: int) -> int:
 def _leaf(
     number: int, pages: int, keys: Sequence[bytes], values: Sequence[bytes], flags: int = 0
 ) -> bytes:
-    # A large store has millions of items, so whatever there is to do for each of them is done by
-    # functions in C: a quarter of the time of a loop.
+    # A large store has millions of items, so functions in C do the work for each item. A loop takes
+    # four times as long.
     count = len(keys)
     key_sizes, value_sizes = list(map(len, keys)), list(map(len, values))
     sizes = list(map(add, key_sizes, value_sizes))
@@ -236,7 +235,8 @@ class _Tree:
             yield _leaf(self.root, end - self.root, [], [])
 
     def _leaves(self) -> Iterator[tuple[list[bytes], list[bytes], int]]:
-        """The keys and values of each leaf, and the size of their elements. None: a pause."""
+        """The keys and values of each leaf, and the bytes that they take with their elements. No
+        keys: a pause."""
         keys: list[bytes] = []
         values: list[bytes] = []
         size = 0

@@ -56,7 +56,7 @@ still."""
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 
 HTTP_MODULES = ("inspect", "dataclasses", "h11", "etcdlite.wire.http")
-"""Imported for the first client of HTTP/1.1, one in each turn: they take 20 ms and 2 MB."""
+"""Imported for the first client of HTTP/1.1, one per turn: together they take 20 ms and 2 MB."""
 
 PRODUCE_SLICE_S = 0.005
 """A turn produces long answers for this long. The other sessions come first in the next turn."""
@@ -334,7 +334,7 @@ class Connections:
             if not isinstance(session, Opening):
                 self._process(connection)
                 return
-            # From `feed`.
+            # What `feed` left.
             data, connection.rest = connection.rest, b""
             self._watch_socket(connection)
         else:
@@ -361,7 +361,7 @@ class Connections:
                 session.receive(self._unseal(connection, session.enter_channel()))
             if not session.found:
                 return
-            if session.found == "http" and any(map(_import, HTTP_MODULES)):
+            if session.found == "http" and _import_next():
                 self.feed(connection, session.begin_again())
                 return
             data = session.first
@@ -438,8 +438,7 @@ class Connections:
                 self.drop(late, "too many handshakes at once")
 
     def feed(self, connection: Connection, data: bytes) -> None:
-        """Process what was received, such as what came with the end of the handshake, in the next
-        turn."""
+        """Process received bytes in the next turn."""
         connection.rest = data
         self._watch_socket(connection)
 
@@ -580,12 +579,13 @@ class Connections:
         connection.mask = mask
 
 
-def _import(name: str) -> bool:
-    """Import a module, unless it is there."""
-    is_new = name not in sys.modules
-    if is_new:
-        importlib.import_module(name)
-    return is_new
+def _import_next() -> bool:
+    """Import the next of `HTTP_MODULES`. Returns False if all are imported already."""
+    for name in HTTP_MODULES:
+        if name not in sys.modules:
+            importlib.import_module(name)
+            return True
+    return False
 
 
 def _over_budget(budget: Budget, connections: Iterable[Connection]) -> list[Connection]:

@@ -59,7 +59,7 @@ def _hash(
     update, most_bytes = crc32c.load()
 
     def is_present(kind: int, body: bytes) -> bool:
-        """A version up to the compact revision is the one of its key as of `revision`."""
+        """Whether a version up to the compact revision is that of its key as of `revision`."""
         key = key_and_revision(body)[0]
         return kind == PUT and not store.index.versions(key, compacted, revision, compacted, 1)
 

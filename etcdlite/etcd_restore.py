@@ -370,4 +370,4 @@ def _detach(index: Index, body: bytes) -> None:
     """Take the lease from the key of the newest record, so that the key does not expire."""
     key, _ = key_and_revision(body)
     mod, create, version, location, _, length = HEAD.unpack(index.heads[key])
-    index.set_head(key, mod, create, version, location, 0, length)
+    index.heads[key] = HEAD.pack(mod, create, version, location, 0, length)

@@ -128,7 +128,7 @@ def _at_least(low_text: str) -> Kind:
 
 
 def _raised_to(low_text: str, default_text: str) -> Kind:
-    """A duration for which 0 is the default; what is less than `low_text` is raised to that."""
+    """A duration. 0 means the default; less than `low_text` is raised to that."""
 
     def parse(text: str) -> float:
         value = DURATION.parse(text) or parse_seconds(default_text)

@@ -422,7 +422,7 @@ def _append_ranked(
     limits = store.limits
     descends = request.sort_order == proto.RangeRequest.DESCEND
     ordered = yield from sort_steps(ranked, itemgetter(0), descends, limits)
-    ranked.clear()  # The caller has it, too, and would free everything at once.
+    ranked.clear()  # The caller holds the list, too, and would free all items at once.
     ordered.reverse()
     parts: list[bytes | memoryview] = []
     size = 0

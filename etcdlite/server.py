@@ -83,7 +83,7 @@ SHUTDOWN_S = 10.0
 """A shutdown waits this long for work in flight."""
 
 QUICK_WRITES = 8
-"""With more writes pending than this, the log thread saves, while the loop reads more requests."""
+"""With more writes pending than this, the log thread saves them while the loop reads requests."""
 
 STALL_S = 0.25
 """Leases get the time back that the loop spends in one sync if it is longer than this."""

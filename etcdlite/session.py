@@ -59,7 +59,7 @@ MIN_SENT_BYTES_PER_S = 1024
 """Output that waits for a whole period must move at least this fast."""
 
 MAX_LATE_BYTES = 256
-"""Acknowledgements that wait for the next output."""
+"""The most output that waits for more output to leave with it."""
 
 PARTIAL_TIMEOUT_S = 60.0
 MIN_RECEIVED_BYTES_PER_S = 64 << 10

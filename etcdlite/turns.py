@@ -43,8 +43,8 @@ class Turns:
         share_s = max(MIN_SHARE_S, SLICE_S / len(order)) if order else 0.0
         self._rotation = []
         now = clock()
-        # Of ten thousand files, the order takes longer than a slice: serve for as long, or no turn
-        # would serve any.
+        # To order ten thousand files takes longer than a slice. Serving may take as long as the
+        # ordering took; otherwise no turn would serve any file.
         slice_end = max(began + SLICE_S, 2 * now - began)
         for at, callback in enumerate(order):
             if now > slice_end:
@@ -55,7 +55,7 @@ class Turns:
             now = clock()
 
     def serve_one(self, callback: Ready, mask: int, began: float) -> None:
-        """As `serve`, if only this is ready."""
+        """As `serve`, when only one file is ready: there is nothing to order."""
         self.share_end = began + SLICE_S
         callback(mask)
 

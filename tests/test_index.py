@@ -7,7 +7,7 @@ import random
 import pytest
 
 from etcdlite.limits import Limits
-from etcdlite.storage.index import DEAD, Index
+from etcdlite.storage.index import DEAD, HEAD, Index
 
 Version = tuple[int, int, int, bool]
 """(revision, location, length, is a tombstone)"""
@@ -36,7 +36,7 @@ def grown(seed: int, changes: int = 200) -> tuple[Index, dict[bytes, list[Versio
                 index.supersede(key, mod, location, length | DEAD)
                 versions.append((mod, location, length, True))
                 continue
-        index.set_head(key, mod, mod, 1, location, 0, length)
+        index.heads[key] = HEAD.pack(mod, mod, 1, location, 0, length)
         versions.append((mod, location, length, False))
     index.loaded()
     return index, done

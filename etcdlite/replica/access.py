@@ -9,10 +9,10 @@ The user is that of the token that came with the request or, without a token, th
 certificate.
 
 A client may change users at one member, or log in there, and send its next request to another one,
-which has not applied that yet. So whatever is refused here is checked again once the member's state
-is current (`retry`). The other way round, a member may let a request pass that is refused when it
-is applied, because users changed before its place in the log. `Writes.propose_outdated` then
-proposes it again for its author as of now: nothing of it was carried out.
+which has not applied that yet. So a request that is refused here is checked again once the member's
+state is current (`retry`). Conversely, a write may pass this check and be refused when it is
+applied, because users changed before its place in the log. Nothing of it is carried out then, and
+`Writes.propose_outdated` proposes it again.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from etcdlite.rights import Rights
 from etcdlite.tokens import TokenAhead, Tokens
 
 MAX_RECENT = 1024
-"""So many tokens are remembered, with what they permit, until the next tick."""
+"""Tokens that are remembered, with what they permit, until the next tick."""
 
 MAX_RECHECKS = 1024
-"""Refused requests that wait until the state is current; more are refused at once. Tokens that are
-ahead do not count: their users are known."""
+"""Refused requests that wait until the state is current; more are refused at once. Requests with a
+token that is ahead of the state do not count: its signature shows that a user logged in."""
 
 
 class Access:
@@ -54,8 +54,8 @@ class Access:
         self._tokens = tokens
         self._recent: dict[str, tuple[int, Author, Rights]] = {}
         """What the tokens of recent requests permit: the auth revision as of which this holds, the
-        author, and its rights. A token that has ended counts until `forget` is called; etcd ends
-        tokens once a second."""
+        author, and its rights. A token that has ended is valid until `forget` is called. (etcd
+        drops ended tokens once a second.)"""
 
     def author(self, session: Requester | None, request_id: int) -> Author | None:
         """For whom a request is; None if it does not say. Raises InvalidAuthToken."""
@@ -68,8 +68,8 @@ class Access:
         return Author(name, self.auth.revision) if name else None
 
     def may_read(self, session: Requester, request_id: int, key: bytes) -> bool:
-        """Whether a read of one key is permitted. False if it may be: `check` decides then."""
-        # Hot path: most reads are of users who have just read something.
+        """True if a read of one key is permitted, False if `check` must decide."""
+        # Hot path: the users of most reads have just read something.
         recent = self._recent.get(session.token(request_id))
         return recent is not None and recent[0] == self.auth.revision and recent[2].read.holds(key)
 
@@ -119,8 +119,8 @@ class Access:
         size_bytes: int = 0,
         is_current: bool = False,
     ) -> None:
-        """Check a request, again if need be (`retry`), and call `then` with the error that refuses
-        it, or None. `size_bytes`: what it holds, if that may be much."""
+        """Check a request, if need be again later (`retry`), and call `then` with the error that
+        refuses it, or None. `size_bytes`: of the request, if that may be large."""
         refused = None
         if self.auth.enabled:
             try:
@@ -139,9 +139,10 @@ class Access:
         again: Callable[[bool], None],
         size_bytes: int = 0,
     ) -> bool:
-        """Whether a check that failed must be repeated. Then `again(is_current)` is called later:
-        once the rights of the user are known, or once the state is current, which a check that
-        `is_current` needs not wait for. Without a leader it is refused at once."""
+        """Whether a check that failed is repeated: then `again(is_current)` is called later, once
+        the rights of the user are known, or once the state is current. False if the refusal is
+        final. `is_current`: the check that failed saw a current state. Without a leader, a refusal
+        is final unless the token is ahead of the state."""
         if isinstance(refused, RightsUnknown):
             self.when_known(refused.author, partial(again, is_current))
         elif is_current:

@@ -3,9 +3,10 @@
 There are two kinds, which take turns: maintenance, and reads that nobody waits for (hashes). Both
 are done in steps of about 0.1 ms, and a slice is a number of steps.
 
-While clients are active, slices take about a quarter of the time, and each is whole: if slices
-ended when input arrives, most requests would wait for a short one, instead of few for a whole one.
-Otherwise a slice ends early when input arrives, and the next one is whole.
+While clients are active, slices take about a quarter of the time, and each runs to its end. Then
+few requests wait for a whole slice; if input ended slices early, most requests would wait for a
+short one. While no client is active, a slice ends early when input arrives, and the next one runs
+to its end.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from etcdlite.replica.maintenance import Maintenance
 from etcdlite.replica.reads import Reads
 
 SLICE_S = 0.002
-"""A slice of work that the next turn can continue."""
+"""The length of a slice."""
 
 SHORT_SLICE_S = 0.0005
-"""A slice of work that does not rest, while clients are active."""
+"""While clients are active, the length of a slice of work that makes no pauses."""
 
 REST = 3.0
 """While clients are active, a slice is followed by a pause of this many times its duration."""
@@ -30,7 +31,7 @@ BUSY_S = 0.01
 """Clients count as active for this long after a request."""
 
 FEW_WRITES = 64
-"""With more proposals pending than this, slices are whole."""
+"""With more proposals pending than this, slices run to their end, without pauses."""
 
 SAVING_PAUSE_S = 0.002
 """Background work waits at most this long for a write that is being saved: the log thread needs the
@@ -62,7 +63,7 @@ class Background:
 
     @property
     def slice_s(self) -> float:
-        """How long a slice of work may take that does not rest, such as sending a backup."""
+        """The length of a slice of work that makes no pauses, such as sending a backup."""
         return SHORT_SLICE_S if self._clients_are_active(self._clock()) else SLICE_S
 
     def rest_s(self, is_saving: bool) -> float:
@@ -90,11 +91,10 @@ class Background:
         began = clock()
         if is_saving and began - self._ended_at < SAVING_PAUSE_S:
             return
-        if self._clients_are_active(began):
-            if began < self._rest_ends_at:
-                return
-            has_input = _never
-        elif self._was_cut or self._metrics.proposals_pending > FEW_WRITES:
+        is_active = self._clients_are_active(began)
+        if is_active and began < self._rest_ends_at:
+            return
+        if is_active or self._was_cut or self._metrics.proposals_pending > FEW_WRITES:
             has_input = _never
         ends_at = began + SLICE_S
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -226,18 +225,17 @@ class Reads:
         method: int,
         request: proto.Message | None,
         size_bytes: int = 0,
-        is_current: bool = False,
     ) -> None:
-        """Answer a serializable read from what is applied here. If that does not permit it, it must
-        be current first. `size_bytes` as for `read`."""
-        if self._state.auth.enabled and not is_current:
-            try:
-                self._access.check(session, request_id, method, request)
-            except EtcdError as refused:
-                again = partial(self.read_now, session, request_id, method, request, size_bytes)
-                if self._access.retry(refused, False, again, size_bytes):
-                    return
-        self.ready.append((0, [(session, request_id, method, request)], 0.0))
+        """Answer a serializable read from what is applied here. If that does not permit the read,
+        it waits until the state is current. `size_bytes` as for `read`."""
+        waiter = (session, request_id, method, request)
+        read: tuple[int, list[Waiter], float] = (0, [waiter], 0.0)
+        if self._state.auth.enabled:
+            # A read that is refused is refused again when it is served.
+            ready = self.ready
+            self._access.admit(*waiter, lambda _: ready.append(read), size_bytes)
+        else:
+            self.ready.append(read)
 
     def check_renewal(self, session: Session, author: Author | None, lease_id: int) -> None:
         """Answer b"" if the author may write all keys of the lease, as of what is applied here."""

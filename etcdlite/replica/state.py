@@ -54,7 +54,7 @@ _EVEN_IF_CORRUPT = {ALARM_METHOD} | {
 """Methods that the alarm CORRUPT does not forbid."""
 
 _OUTDATED = ("UserEmpty", "AuthOldRevision")
-"""Errors for requests that were checked before auth was enabled, or before users changed."""
+"""Errors of requests that were checked before auth was enabled, or before users changed."""
 
 
 class State:
@@ -88,8 +88,8 @@ class State:
         """Writes that are applied; the steps read the answers. They are begun already, so that what
         they need is pinned."""
         self.outdated: list[tuple[Waiter, EtcdError, Author | None]] = []
-        """Requests of the last entry that were refused to their author, who may be outdated: users
-        changed after the request was checked. They are not answered."""
+        """(waiter, error, author) of requests of the last entry that failed because users changed
+        after the member that received them checked them. `Writes.propose_outdated` takes them."""
 
     def restore(self, store: Store) -> None:
         """Replace the store, and close the old one."""

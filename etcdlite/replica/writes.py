@@ -250,16 +250,17 @@ class Writes:
         )
 
     def propose_outdated(self, is_own: bool) -> None:
-        """Propose those of `State.outdated` again that have another author now, and fail the
-        others. Nothing of them was carried out. `is_own`: they came from this member."""
+        """Take the requests of `State.outdated`. Propose those again whose author is another one
+        now, such as the same user as of a later auth revision, and fail the others. `is_own`: they
+        came to this member; otherwise another member does this."""
         outdated, self._state.outdated = self._state.outdated, []
+        if not is_own:
+            return
         for (session, request_id, method, request), failure, author in outdated:
-            if not is_own:
-                continue  # Another member's.
             try:
                 is_same = author == self._access.author(session, request_id)
             except EtcdError:
-                is_same = False  # The check at the door says why.
+                is_same = False  # `propose_message` refuses it with the reason.
             if is_same and session is not None:
                 session.fail(request_id, method, failure)
             elif not is_same:

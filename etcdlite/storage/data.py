@@ -303,7 +303,7 @@ class DataFile:
         self.active = 0
         self.offset = 0
         self.base = 0
-        """The location of the active segment. `Store.put_all` writes these attributes, too."""
+        """The location of offset 0 of the active segment."""
         self.flushed = 0
         """Bytes of the active segment that are in the file."""
         self.damaged: set[int] = set()
@@ -312,6 +312,8 @@ class DataFile:
         """Bodies by location, written or read lately. When they are many, they become `older`."""
         self.older: dict[int, bytes] = {}
         self.out: list[bytes] = []
+        """What `flush` writes. `Store.put_all` adds records itself: it changes this, `recent`,
+        `offset` and `recent_bytes`."""
         self.recent_bytes = 0
 
     def path(self, number: int) -> str:
@@ -568,9 +570,9 @@ class DataFile:
     def block(
         self, number: int, offset: int, chunk_bytes: int
     ) -> tuple[list[int], list[bytes], int]:
-        """The next flushed records of a segment from `offset` on: types, bodies, and the offset of
-        what follows. Up to `chunk_bytes`, or one larger record; nothing at the end. Reading all of
-        a segment so takes half the time of `records`. Raises as that."""
+        """The next flushed records of a segment, from `offset` on: their types, their bodies, and
+        the offset after them. They have up to `chunk_bytes`, or are one larger record; at the end
+        there are none. Takes half the time of `records`, and raises the same errors."""
         # Flat: a large store has millions of records.
         end = self._end(number)
         if offset >= end:
@@ -598,8 +600,8 @@ class DataFile:
         return kinds, bodies, offset + at
 
     def words(self, number: int, offset: int, chunk_bytes: int) -> tuple[list[int], int]:
-        """The headers (length << 4 | type) of the next records, and the offset of what follows, as
-        `block` but unchecked: what is damaged gives wrong ones, and ends them early or late."""
+        """As `block`, but returns only the headers (length << 4 | type) and the offset after the
+        records. No checksum is checked: after damage, headers and offset may be wrong."""
         size = max(0, min(chunk_bytes, self._end(number) - offset))
         chunk = self.files[number].pread(size, offset)
         words: list[int] = []

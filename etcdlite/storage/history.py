@@ -9,10 +9,10 @@ except for what cleaning moved to the tail. So a reading has two parts:
 2. `changes` reads the segments again and merges the two orders. It does not use the store: it may
    wait for a slow client for hours, and keeps only files open.
 
-Both go through the file in blocks, because to look at a record in Python takes longer than to read
-it. Above the compact revision no revision is missing, and the originals of each stand in one
-segment. So if a block has as many changes as its last revision is above that of the block before,
-each is the only one of its revision, and need not be decoded.
+Both read blocks of records, because to decode a record in Python takes longer than to read it.
+Above the compact revision no revision is missing, and the records of a revision that were not moved
+stand in one segment. So if the last revision of a block minus that of the block before is the
+number of changes in the block, there is one change per revision, and only the last one is decoded.
 
 The segments are opened at the beginning and read up to their length then, as for a snapshot
 (`snap.py`). A record that is moved later is still at its old place in them. A record that was being
@@ -58,13 +58,13 @@ _DEAD = 1 << 31
 """A bit of the size: the record is a tombstone."""
 
 _FAR = 127
-"""In a flag: the revision is this much or more above the one before."""
+"""The largest difference of revisions in a flag. It stands for larger ones, too."""
 
 READ_RECORDS = 256
-"""Moved records that are read at once."""
+"""The most moved records that are read at once."""
 
 _CHANGES = frozenset((PUT, TOMBSTONE))
-_UNMOVED = frozenset((PUT, TOMBSTONE, MARK))
+_CHANGES_AND_MARKS = frozenset((PUT, TOMBSTONE, MARK))
 
 
 class Changes(NamedTuple):
@@ -105,8 +105,8 @@ class History:
         self._store: Store | None = store
         self._limits = store.limits
         self._flags = bytearray()
-        """Of the records that were not moved, up to the compact revision: 1 if needed, and twice
-        what the revision is above that of the record before, up to `_FAR`."""
+        """A byte for each record up to the compact revision that was not moved. Bit 0: needed. The
+        other bits: its revision minus that of the record before, or `_FAR`."""
         self._runs: list[bytes] = []
         """Sorted runs of `_PLACE`s."""
         live = store.data
@@ -148,10 +148,10 @@ class History:
             offset = SEGMENT_HEADER.size
             while True:
                 if is_above:
-                    # The second reading checks them.
+                    # The counts need only the headers. The second reading checks the records.
                     words, end = data.words(number, offset, limits.history_chunk_bytes)
                     kinds = [word & 15 for word in words]
-                    if words and _UNMOVED.issuperset(kinds):
+                    if words and _CHANGES_AND_MARKS.issuperset(kinds):
                         marks = kinds.count(MARK)
                         count += len(kinds) - marks
                         size += (sum(words) - sum(kinds) >> 4) - marks * MARK_BODY.size
@@ -197,28 +197,28 @@ class History:
         self.count, self.size_bytes = count, size
 
     def changes(self) -> Iterator[Changes]:
-        """All changes, in ascending order, those of a step at a time. After the scan. Raises
-        DataDamaged, OSError."""
+        """All changes in ascending order, in steps. Call it after the scan. Raises DataDamaged,
+        OSError."""
         if not self._runs:
             return self._unmoved()
         return _without_copies(_merged(self._unmoved(), self._moved()), self.compacted)
 
     def _unmoved(self) -> Iterator[Changes]:
         # Flat, as `_scan`.
-        compacted, upto, flags, data = self.compacted, self.revision, self._flags, self._data
+        compacted, newest, flags, data = self.compacted, self.revision, self._flags, self._data
         numbering = Numbering()
         at = last = 0
         for number in sorted(data.files):
             numbering.reset()
-            is_first = True
+            has_changes = False
             end = SEGMENT_HEADER.size
             while True:
                 offset = end
                 kinds, bodies, end = data.block(number, offset, self._limits.history_chunk_bytes)
                 if not kinds:
                     break
-                if not is_first and last >= compacted:
-                    found = _one_per_revision(last, upto, kinds, bodies)
+                if has_changes and last >= compacted:
+                    found = _one_per_revision(last, newest, kinds, bodies)
                     if found is not None:
                         last = found.revisions[-1]
                         numbering.reset()
@@ -240,9 +240,9 @@ class History:
                             why = f"revisions from here to offset {end} are not in order"
                             raise DataDamaged(data.path(number), offset, why)
                         last += above
-                        if last > upto:
+                        if last > newest:
                             break  # It was not complete when the reading began.
-                        is_first = False
+                        has_changes = True
                         sub = numbering.take(last)
                         if is_needed:
                             revisions.append(last)
@@ -253,7 +253,7 @@ class History:
                 yield Changes(
                     revisions, subs, [kinds[n] for n in chosen], [bodies[n] for n in chosen]
                 )
-                if last > upto:
+                if last > newest:
                     return
 
     def _moved(self) -> Iterator[Changes]:
@@ -286,25 +286,25 @@ def _cut(run: bytes) -> Iterator[bytes]:
 
 
 def _one_per_revision(
-    last: int, upto: int, kinds: Sequence[int], bodies: Sequence[bytes]
+    last: int, newest: int, kinds: Sequence[int], bodies: Sequence[bytes]
 ) -> Changes | None:
-    """The changes of a block, if they are one of each revision from `last` + 1 to at most `upto`.
-    `last` is the revision before the block, in the same segment, and not compacted."""
+    """The changes of a block if there is exactly one of each revision from `last` + 1 on, and none
+    above `newest`. `last`: the revision before the block, in the same segment and not compacted."""
     if kinds[-1] == BUCKET:
-        return None  # It may be a `SUB`, for the next block.
+        return None  # It may be a `SUB`, which numbers the first change of the next block.
     if kinds.count(PUT) < len(kinds):
         pairs = [pair for pair in zip(kinds, bodies, strict=True) if pair[0] in _CHANGES]
         if not pairs:
             return None
         kinds, bodies = zip(*pairs, strict=True)
     revision = key_and_revision(bodies[-1])[1]
-    if revision - last != len(bodies) or revision > upto:
+    if revision - last != len(bodies) or revision > newest:
         return None
     return Changes(range(last + 1, revision + 1), bytes(len(bodies)), kinds, bodies)
 
 
 def _merged(left: Iterator[Changes], right: Iterator[Changes]) -> Iterator[Changes]:
-    """Two ascending streams as one."""
+    """Merge two ascending streams. Where parts of both overlap, their changes are sorted."""
     one, other = next(left, None), next(right, None)
     while one is not None and other is not None:
         if not one.bodies or (other.bodies and _place(one, -1) < _place(other, 0)):
@@ -315,9 +315,9 @@ def _merged(left: Iterator[Changes], right: Iterator[Changes]) -> Iterator[Chang
             other = next(right, None)
         else:
             end = min(_place(one, -1), _place(other, -1))
-            early, one = _split(one, end)
-            early_too, other = _split(other, end)
-            rows = sorted(chain(zip(*early, strict=True), zip(*early_too, strict=True)))
+            early_left, one = _split(one, end)
+            early_right, other = _split(other, end)
+            rows = sorted(chain(zip(*early_left, strict=True), zip(*early_right, strict=True)))
             yield Changes(*zip(*rows, strict=True))
     for rest, stream in ((one, left), (other, right)):
         if rest is not None:
@@ -341,11 +341,11 @@ def _split(changes: Changes, end: tuple[int, int]) -> tuple[Changes, Changes]:
 
 
 def _without_copies(stream: Iterator[Changes], compacted: int) -> Iterator[Changes]:
-    """Leave out what is there twice, because it was being moved."""
+    """Drop the second copy of each change that was being moved when the reading began."""
     last = last_sub = -1
     keys: set[bytes] = set()
-    """Those given of this revision: below the compact revision, an earlier version may have given
-    copies of a change different numbers."""
+    """Those of revision `last` so far. Below the compact revision the copies of a change are found
+    by its key: a file of an earlier version may number them differently."""
     for changes in stream:
         revisions = changes.revisions
         if revisions and revisions[0] > last and len(set(revisions)) == len(revisions):

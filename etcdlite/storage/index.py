@@ -62,18 +62,6 @@ class Index:
 
     # Changes of a start or a restore. Call `loaded` after the last one.
 
-    def set_head(
-        self,
-        key: bytes,
-        mod: int,
-        create: int,
-        version: int,
-        location: int,
-        lease: int,
-        length: int,
-    ) -> None:
-        self.heads[key] = HEAD.pack(mod, create, version, location, lease, length)
-
     def supersede(self, key: bytes, mod: int, location: int, length: int) -> None:
         """Add a version that is no longer current (`length | DEAD` for a tombstone).
 

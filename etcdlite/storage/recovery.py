@@ -240,8 +240,9 @@ class Contents:
 
 
 def key_and_numbers(body: bytes) -> tuple[bytes, int, int, int, int]:
-    """Key, create_revision, mod_revision, version and lease of a record."""
-    # Flat for what most records are: a start without a checkpoint takes a quarter less time.
+    """Key, create_revision, mod_revision, version and lease of a PUT or TOMBSTONE. Raises
+    DecodeError, IndexError if it is cut off."""
+    # Flat for puts without a lease: a start without a checkpoint takes a quarter less time.
     end = len(body)
     if body[0] == 0x0A and (size := body[1]) < 128:
         at = 2 + size
@@ -253,6 +254,7 @@ def key_and_numbers(body: bytes) -> tuple[bytes, int, int, int, int]:
             number, shift = body[at + 1], 7
             at += 2
             while number >> shift and shift < 64:
+                # Add seven bits, and take away the bit of the last byte that announces them.
                 number += (body[at] - 1) << shift
                 at += 1
                 shift += 7

@@ -67,7 +67,7 @@ def _range(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
     if len(request.__dict__) > 1 or not request.key:
-        txn.check_range(request)  # Else a key is all there is.
+        txn.check_range(request)  # A key alone needs no check.
     if request.serializable:
         # Hot path: `_read_now`, inlined.
         if member.catch_up.is_behind:
@@ -196,7 +196,7 @@ def _time_to_live(
         return
 
     def answered(answer: bytes | EtcdError, is_current: bool = False) -> None:
-        """The leader does not know who asks, so the keys are checked here."""
+        """The leader does not know the user, so this member checks the keys."""
         if isinstance(answer, EtcdError):
             session.fail(request_id, method, answer)
             return
@@ -242,7 +242,8 @@ def _admit(
     do: Callable[[], None],
     size_bytes: int = 0,
 ) -> None:
-    """Call `do`, which may raise EtcdError, if the one who asks may; else fail the request."""
+    """Call `do`, which may raise EtcdError, if the user may make this request. An error is sent to
+    the session. `size_bytes`: of the request, if that may be large."""
 
     def checked(refused: EtcdError | None) -> None:
         try:
@@ -518,7 +519,7 @@ _ACTIONS = {
 
 
 def _checked(handler: Handler) -> Handler:
-    """A handler that first checks whether the one who asks may."""
+    """A handler that first checks whether the user may make the request."""
 
     def checked(
         member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes

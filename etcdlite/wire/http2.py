@@ -153,6 +153,7 @@ FRAME_HEADER_BYTES = FRAME_HEADER.size
 # The first word of the two frames that grpc-go sends with most requests: length and type.
 _WINDOW_UPDATE_WORD = 4 << 8 | WINDOW_UPDATE
 _PING_WORD = 8 << 8 | PING
+_PONG_HEADER = FRAME_HEADER.pack(_PING_WORD, ACK, 0)
 
 _SETTING = struct.Struct(">HI")
 _INT = struct.Struct(">I")
@@ -208,9 +209,6 @@ GHOST.state = ABANDONED
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     return FRAME_HEADER.pack(len(payload) << 8 | kind, flags, stream_id) + payload
-
-
-_PONG = frame(PING, ACK, 0, bytes(8))[:FRAME_HEADER_BYTES]
 
 
 def is_well_formed(headers: Headers) -> bool:
@@ -411,7 +409,7 @@ class Connection(Session):
                 elif kind == DATA:
                     self._read_data(flags, stream_id, data, at + 9, stop)
                 else:
-                    self._read_rst_stream(flags, stream_id, data[at + 9 : stop])
+                    self._read_rst_stream(stream_id, data[at + 9 : stop])
             except StreamFault as fault:
                 self.reset_stream(fault.stream_id, fault.code)
                 # A provoked reset counts like one sent by the peer (CVE-2025-8671).
@@ -425,7 +423,8 @@ class Connection(Session):
     def _read_frame(
         self, kind: int, flags: int, stream_id: int, data: bytes, at: int, stop: int
     ) -> None:
-        """Process any frame. Raises ConnectionFault, StreamFault."""
+        """Process a frame. DATA and RST_STREAM come here only in a state that does not allow them.
+        Raises ConnectionFault, StreamFault."""
         event = OTHER
         if kind == CONTINUATION:
             is_of_block = self._block is None or stream_id == self._block[0]
@@ -439,14 +438,12 @@ class Connection(Session):
         if event is not OTHER or self._state is not FRAMES:
             self._step(event)
         self.is_open = True
-        if kind == DATA:
-            self._read_data(flags, stream_id, data, at, stop)
-        elif kind == HEADERS:
+        if kind == HEADERS:
             self._read_headers(flags, stream_id, data, at, stop)
         elif kind == CONTINUATION:
             self._read_continuation(flags, stream_id, data[at:stop])
         else:
-            if kind not in _COUNTED:
+            if kind not in (WINDOW_UPDATE, PING):  # Their readers count.
                 self.conduct.count_noise(1)
             reader = _READERS.get(kind)
             if reader is not None:  # Frames of unknown types are ignored.
@@ -498,12 +495,12 @@ class Connection(Session):
         if self._receive_window < 0:
             raise ConnectionFault(FLOW_CONTROL_ERROR, "more than the connection's window")
         if flags & PADDED:
-            at, stop = _unpad(flags, data, at, stop)
+            at, stop = _unpad(data, at, stop)
         if at == stop:
             self.conduct.count_noise(1)
         stream = self.streams.get(stream_id)
         if stream is not None and (stream.state is FRESH or stream.state is OPEN):
-            stream.state = OPEN  # As the table says.
+            stream.state = OPEN  # The entry of `STREAM_TABLE`, without the look-up.
         else:
             stream = self._step_stream(stream_id, ON_DATA)
             if stream is None:
@@ -536,7 +533,8 @@ class Connection(Session):
     def _read_headers(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         if not stream_id & 1:
             raise ConnectionFault(PROTOCOL_ERROR, f"stream {stream_id} is not a client's")
-        at, stop = _unpad(flags, data, at, stop)
+        if flags & PADDED:
+            at, stop = _unpad(data, at, stop)
         depends_on_itself = False
         if flags & HAS_PRIORITY:
             if stop - at < 5:
@@ -641,7 +639,7 @@ class Connection(Session):
         self._mark_ended(stream)
         self.ended(stream)
 
-    def _read_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def _read_rst_stream(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(FRAME_SIZE_ERROR, "RST_STREAM does not have 4 bytes")
         if self._next_state(stream_id, ON_RESET) is not None:
@@ -652,7 +650,8 @@ class Connection(Session):
             self.conduct.count_noise(1)
 
     def _pinged(self, payload: bytes) -> None:
-        self.outbox.append_late(_PONG + payload)
+        """Acknowledge a PING. Raises ConnectionFault."""
+        self.outbox.append_late(_PONG_HEADER + payload)
         self.conduct.count_ping(self._clock(), bool(self.streams))
 
     def _read_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -840,10 +839,8 @@ class Connection(Session):
         raise NotImplementedError
 
 
-def _unpad(flags: int, data: bytes, at: int, stop: int) -> tuple[int, int]:
-    """The range of a frame's content without its padding. Raises ConnectionFault."""
-    if not flags & PADDED:
-        return at, stop
+def _unpad(data: bytes, at: int, stop: int) -> tuple[int, int]:
+    """The range of a padded frame's content. Raises ConnectionFault."""
     if at == stop or at + 1 + data[at] > stop:
         raise ConnectionFault(PROTOCOL_ERROR, "a frame has more padding than content")
     return at + 1, stop - data[at]
@@ -909,12 +906,8 @@ def _read_push_promise(connection: Connection, flags: int, stream_id: int, paylo
     raise ConnectionFault(PROTOCOL_ERROR, "a client cannot push")
 
 
-_COUNTED = (WINDOW_UPDATE, PING, RST_STREAM)
-"""Frames whose noise their readers count."""
-
 _READERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {
     PRIORITY: _read_priority,
-    RST_STREAM: Connection._read_rst_stream,
     SETTINGS: _read_settings,
     PUSH_PROMISE: _read_push_promise,
     PING: _read_ping,

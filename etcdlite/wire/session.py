@@ -134,7 +134,7 @@ class Opening(Session):
         return self.begin_again()
 
     def begin_again(self) -> bytes:
-        """Forget what was received, and return it."""
+        """Wait for the first bytes again. Returns what was received so far."""
         data, self.first, self.found = self.first, b"", ""
         return data
 

@@ -32,7 +32,7 @@ MAX_SNAPSHOTS = 4
 occupied."""
 
 PARTS_PER_SLICE = 64
-"""Parts of a backup that are sent at once, at most; some of them are only pauses."""
+"""The most parts of a backup that are sent at once. Some parts are empty: pauses."""
 
 SNAPSHOT_PERIOD_S = 30.0
 MIN_SNAPSHOT_BYTES_PER_S = 32 << 10
@@ -66,9 +66,9 @@ class WatchCall(Call):
         super().__init__(member, owner, request_id, method)
         self._stream = member.hub.open(self, owner.calls.watch_quota)
         self._is_checking = False
-        """A message waits: a watch to be created until it is known whether the user may."""
+        """A message waits: its turn, or until it is known whether the user may create a watch."""
         self._held: list[proto.WatchRequest] = []
-        """What came since: it is processed after that, in order."""
+        """The messages after that one, which are processed later, in order."""
         self._is_finished = False
         self._is_closed = False
 
@@ -143,7 +143,7 @@ class WatchCall(Call):
 class KeepAliveCall(Call):
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
-        # Clients open one for each renewal, so it costs little.
+        # Cheap, because some clients open a stream for each renewal.
         self._unanswered = self._asked = self._unread_checks = self._refused = 0
         self._is_finished = self._is_closed = False
         self._unchecked: list[tuple[Author | None, bytes]] = []
@@ -157,35 +157,35 @@ class KeepAliveCall(Call):
                 raise error("RequestTooManyRequests")
         self._unanswered += 1
         if self.member.state.auth.enabled:
-            api.read_renewal(body)
-            self._check(body)
+            api.read_renewal(body)  # A malformed message fails first.
+            self._renew_if_permitted(body)
         else:
             api.keep_alive(self.member, body, self._done)
 
-    def _check(self, body: bytes, is_current: bool = False) -> None:
-        """Renew the lease if the user may. Raises EtcdError."""
+    def _renew_if_permitted(self, body: bytes, is_current: bool = False) -> None:
+        """Renew the lease, if need be after a later check (`Access.retry`). Raises EtcdError."""
         try:
             if not self.member.state.auth.enabled or self._is_permitted(body):
                 api.keep_alive(self.member, body, self._done)
         except EtcdError as refused:
             is_full = len(self._unchecked) + self._refused >= MAX_UNCHECKED_RENEWALS
-            again = partial(self._check_again, body)
+            again = partial(self._try_again, body)
             self._refused += 1
             if is_full or not self.member.access.retry(refused, is_current, again, len(body)):
                 self._refused -= 1
                 raise
 
-    def _check_again(self, body: bytes, is_current: bool) -> None:
+    def _try_again(self, body: bytes, is_current: bool) -> None:
         self._refused -= 1
         if not self._is_closed:
             try:
-                self._check(body, is_current)
+                self._renew_if_permitted(body, is_current)
             except EtcdError as refused:
                 self._done(refused)
 
     def _is_permitted(self, body: bytes) -> bool:
-        """Whether the user may renew the lease. False: it has many keys, so `_checked` learns it.
-        Raises EtcdError."""
+        """True if the user may renew the lease. False if that is not known yet, because the lease
+        has many keys: `_checked` goes on later. Raises EtcdError if the user may not."""
         member = self.member
         author = member.access.check(self, self.request_id, KEEP_ALIVE, None)
         lease_id = api.read_renewal(body)
@@ -375,7 +375,7 @@ class SnapshotCall(Call):
         member = self.member
         began = now = member.clock()
         if member.is_saving and began - self._produced_at < SAVING_PAUSE_S:
-            return  # The thread that saves would have to wait for the interpreter.
+            return  # A slice would delay the log thread, which needs the interpreter.
         ends_at = began + member.background.slice_s
         for _ in range(PARTS_PER_SLICE):
             part = next(self._parts, None)
@@ -477,7 +477,7 @@ class RangeStreamCall(Call):
             self._send(body)
             self.end()
             return
-        # Only the first key of it is checked yet.
+        # The first read checked only the first key.
         self.member.access.admit(
             self, self.request_id, RANGE, self._request, self._begin, is_current=True
         )
@@ -485,6 +485,7 @@ class RangeStreamCall(Call):
     def _begin(self, refused: EtcdError | None) -> None:
         if refused is not None:
             self.fail(self.request_id, self.method, refused)
+            return
         if self._is_closed:
             return
         self._checked_under = _rules(self.member.state.auth)
