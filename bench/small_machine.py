@@ -106,8 +106,8 @@ def _ranges(count: int, keys: int) -> Iterator[bytes]:
 
 
 def measure(name: str, folder: str, keys: int) -> dict[str, float]:
-    """One round with one server. `loaded` is how many keys it took, and what is missing is what it
-    was killed in, because it needed more memory."""
+    """One round with one server. `loaded`: the number of keys that it took. If it is killed because
+    it needs more memory, the figures of that phase and of the later ones are missing."""
     figures: dict[str, float] = {"loaded": 0}
     with _SmallServer(name, folder) as server:
         try:

@@ -1,5 +1,5 @@
-"""Users of a cluster whose members do not know the same of them yet: what a client changed at one
-member, another one has not applied when the next request comes. Nobody may notice."""
+"""Users and a member that is behind: it has not yet applied what a client changed at another
+member, when the next request comes. The client must not notice."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.hpack import pack
 
 ROUND_S = 0.1
-"""A request and its answer take less, unless a way is blocked; an election timeout is longer than
-several of them."""
+"""Seconds. A request and its answer take less, unless a link is blocked. Several rounds are shorter
+than an election timeout."""
 
 OLD = "revision of auth store is old"
 
@@ -47,7 +47,7 @@ class At:
 
 
 class House:
-    """A cluster with users root and ann, and one member that hears late of what happens."""
+    """A cluster with the users root and ann. `hold` makes one member, `behind`, fall behind."""
 
     def __init__(self) -> None:
         self.cluster = Cluster(**SMALL, password_cost=CHEAP)
@@ -83,7 +83,7 @@ class House:
         return User(At(self.cluster, self.behind), token)  # type: ignore[arg-type]
 
     def hold(self, changes: Callable[[], Any]) -> Any:
-        """Have the leader make changes that the other member does not know of until `release`."""
+        """Call `changes`, which asks the leader. `behind` does not apply them until `release`."""
         world = self.cluster.world
         world.run(3 * ROUND_S)
         here, there = self.ahead.member.state.auth, self.behind.member.state.auth
@@ -175,15 +175,14 @@ CHANGES: list[Asked] = [
     ("Auth.RoleList", {}),
     ("Auth.RoleDelete", {"role": "s"}),
 ]
-"""A stream that is under way ends when users change, as in etcd. So these are asked apart."""
-
+"""Apart from `ASKED`, because a stream that is under way ends when users change, as in etcd."""
 
 REFUSALS = {"user name is empty", "invalid auth token", "permission denied", OLD}
 
 
 def ask_all(house: House, requests: list[Asked], *tokens: str) -> dict[str, Any]:
-    """What the member that is behind answers to each request with each token, when it is not behind
-    any more."""
+    """Send each request with each token to the member that is behind, let it catch up, and return
+    its answers."""
     users = [house.late(token) for token in tokens for _ in requests]
     asked = [
         (user, user.send(name, **fields), f"{name} {fields} {user.current_token!r}")
@@ -226,7 +225,7 @@ def test_auth_was_enabled_elsewhere(house: House, requests: list[Asked]) -> None
 def test_auth_was_disabled_elsewhere(house: House, requests: list[Asked]) -> None:
     house.hold(house.disable)
     assert house.behind.member.state.auth.enabled
-    answers = ask_all(house, requests, "", "a token of an earlier life")
+    answers = ask_all(house, requests, "", "a token of an earlier cluster")
     house.enable()
     assert not refused(answers)
 
@@ -249,7 +248,7 @@ def test_users_changed_elsewhere(house: House) -> None:
     assert not isinstance(answers[0], str) and answers[1] == "permission denied"
 
 
-@pytest.mark.parametrize("token", ["", "a token of an earlier life"])
+@pytest.mark.parametrize("token", ["", "a token of an earlier cluster"])
 def test_what_is_refused_for_good_is_told_once_the_member_is_current(
     house: House, token: str
 ) -> None:
