@@ -9,7 +9,7 @@ fair about that, and what is not:
   tried first and the fastest is used. etcdlite gets one connection.
 - h2load sees HTTP status codes only. That the puts were done is checked by the revision, which
   must have grown by the number of requests.
-- Each round starts the server anew on an empty directory; rounds alternate between the two.
+- Each round starts the server on an empty directory; rounds alternate between the two.
 """
 
 from __future__ import annotations

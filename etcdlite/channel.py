@@ -77,7 +77,7 @@ class Channel:
     """The cluster id, the member id, and the id of the member that it means to reach, if the other
     side says so in the handshake; 0 is unknown. Proven with the first plaintext."""
     description = ""
-    """Who the other side is, and the version and cipher, for the log. Set when established."""
+    """The other side, the version and the cipher, for the log. Set when established."""
     is_ended = False
     """The other side has said that it sends no more."""
     memory_bytes = 0

@@ -15,7 +15,7 @@ from etcdlite.methods import NAMES
 
 
 class Requester(Protocol):
-    """Who asks."""
+    """The sender of a request."""
 
     @property
     def is_member(self) -> bool:

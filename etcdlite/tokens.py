@@ -85,7 +85,7 @@ class SimpleTokens:
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         """`wall_clock` returns the seconds since 1970; the clocks of the members should differ by
-        much less than `ttl_s`. `entropy` returns so many secret random bytes."""
+        much less than `ttl_s`. `entropy(n)` returns n secret random bytes."""
         self._entropy = entropy
         self._context = _CONTEXT + cluster_id.to_bytes(8, "big")
         self._wall_clock = wall_clock

@@ -623,7 +623,7 @@ def make_mirror(session: Session) -> None:
     session.need(1, "make-mirror takes one destination argument")
     flags = session.flags
     if flags["verify"] and not flags["once"]:
-        raise BadArguments("--verify is only for --once: otherwise the source changes meanwhile")
+        raise BadArguments("--verify is only for --once: the source goes on changing")
     other = _destination(session)
     source = target = None
     try:

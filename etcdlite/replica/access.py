@@ -1,4 +1,4 @@
-"""The door: who asks, and whether that user may ask for this.
+"""Access control: the user of a request, and whether that user may make it.
 
 Every request of a client passes `check` on the member that it was sent to, if auth is enabled:
 writes before they are proposed, reads when they are served, the other methods before they begin.

@@ -2,7 +2,7 @@
 
 Computing a hash takes tens of milliseconds and `Cost.memory_bytes` of memory. So the owner of the
 member runs the jobs of `take` in threads, `MAX_RUNNING` at a time. The hosts of clients take turns,
-and for each host the user names. So many attempts from one host, or for one name, delay only those.
+and for each host the user names. Many attempts from one host, or for one name, delay only those.
 A name that does not exist is treated like the others. Hashes differ in cost, so its password is
 compared with the hash of an existing user, for each name always the same one. So the time does not
 tell which users exist.
@@ -44,7 +44,7 @@ MAX_TOKEN_BYTES = 16 << 10
 
 def check_size(request: proto.AuthenticateRequest) -> None:
     """Raise EtcdError if no login can be so large. Call it before the request waits for anything:
-    whoever sends it need not be a user, and many may wait."""
+    its sender need not be a user, and many may wait."""
     if len(request.name.encode()) > MAX_NAME_BYTES:
         raise error("AuthFailed")
     if len(request.password.encode()) > (MAX_PASSWORD_BYTES if request.name else MAX_TOKEN_BYTES):

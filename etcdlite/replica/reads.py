@@ -450,7 +450,7 @@ class Reads:
         return self._checked(read, steps) if self._state.auth.enabled else steps
 
     def _checked(self, read: Waiter, steps: Steps) -> Steps:
-        """`steps`, if the one who asks may read this. Raises EtcdError."""
+        """`steps`, if the user may make this read. Raises EtcdError."""
         session, request_id, method, request = read
         auth = self._state.auth
         try:

@@ -5,8 +5,8 @@ frame that the request has in the native protocol. Writes go through the log; re
 ReadIndex unless they are serializable; other requests are answered from this member's own state or
 by the leader. A handler raises EtcdError to refuse the request.
 
-While auth is enabled, a handler of the routes "local" and "leader" runs only if the one who asks
-may ask for this; reads and writes are checked where they are served and proposed
+While auth is enabled, a handler of the routes "local" and "leader" runs only if the user may make
+the request. Reads are checked where they are served, writes where they are proposed
 (`replica/access.py`).
 """
 
@@ -409,7 +409,7 @@ def _propose_hashed(
     password: str,
     frame: bytes,
 ) -> None:
-    """Propose a request with the hash of a password. `frame` is what it came in."""
+    """Propose a request with the hash of a password. `frame`: the request as received."""
 
     def hashed(result: str | EtcdError) -> None:
         if isinstance(result, EtcdError):

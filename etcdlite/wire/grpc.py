@@ -548,8 +548,8 @@ class GrpcSession(Connection, ClientSession):
             self.fail(stream.id, number, _unreadable(failure))
 
     def token(self, request_id: int) -> str:
-        """The auth token of an open request, or "". Else nobody's: without a token, the request
-        would be that of the certificate's user."""
+        """The auth token of an open request, "" if it has none. For a closed request a token that
+        is not valid: with "", it would be a request of the certificate's user."""
         stream = self.streams.get(request_id, GHOST)
         return "closed" if stream is GHOST else stream.request.token
 

@@ -67,7 +67,7 @@ class Accepted(PeerConnection):
         self._address = address
         self._addresses = addresses
         self.node = 0
-        """Who it is, once it has said so."""
+        """The member id of the other side; 0 until its introduction."""
         self.incarnation = 0
         self._has_asked = False
         """It sent the one frame that may come before both sides know each other."""

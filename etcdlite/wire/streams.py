@@ -147,7 +147,8 @@ class KeepAliveCall(Call):
         self._unanswered = self._asked = self._unread_checks = self._refused = 0
         self._is_finished = self._is_closed = False
         self._unchecked: list[tuple[Author | None, bytes]] = []
-        """Renewals of leases with many keys, and who asks. The first is being checked."""
+        """Renewals of leases with many keys: (author, message). The first is being checked.
+        `_refused`: renewals that were refused, and wait until they are checked again."""
 
     def message(self, body: bytes) -> None:
         self._asked += 1

@@ -45,7 +45,7 @@ def read():
 
 
 def come(count):
-    """Wait for so many responses, or the end."""
+    """Wait for `count` responses, or the end."""
     while len(got) < count and not any(g[0] != "response" for g in got):
         time.sleep(0.02)
 

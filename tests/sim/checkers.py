@@ -129,7 +129,7 @@ REFUSALS = frozenset(
 
 _OLD_REVISION = error("AuthOldRevision").text
 _OUTDATED = frozenset((error("UserEmpty").text, _OLD_REVISION))
-"""Errors for a request whose author, as the log has it, may be older than the users and roles."""
+"""Errors of a request whose author, as written in the log, may be older than users and roles."""
 _INVALID_TOKEN = error("InvalidAuthToken").text
 _DENIED = error("PermissionDenied").text
 
@@ -288,7 +288,7 @@ class Oracle(PlainStore):
                 op.revision = self.revision
                 op.author = author
                 if isinstance(result, EtcdError) and result.text in _OUTDATED:
-                    # Nothing took effect. It may come again, for its author as of later.
+                    # Nothing took effect. It may come again, with a later auth revision.
                     self.applied[request_id] = 0
                     op.at = None
 
