@@ -114,7 +114,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "AuthNotEnabled": "`etcdlite-ctl auth enable`.",
         "InvalidAuthToken": "Log in again. Clients do it by themselves.",
         "InvalidAuthMgmt": "Authentication needs the user and the role `root`. Disable it first, or leave them.",
-        "AuthOldRevision": "Users or roles changed on the way. Repeat.",
+        "AuthOldRevision": "Users or roles changed during a long read: repeat it. Or they changed after a JSON Web Token was issued: log in again.",
     },
     "Downgrades": {
         "WrongDowngradeVersionFormat": "Write a version of etcdlite, like `0.1`.",
