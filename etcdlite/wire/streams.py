@@ -65,7 +65,7 @@ class WatchCall(Call):
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         self._stream = member.hub.open(self, owner.calls.watch_quota)
-        self._is_checking = False
+        self._is_waiting = False
         """A message waits: its turn, or until it is known whether the user may create a watch."""
         self._held: list[proto.WatchRequest] = []
         """The messages after that one, which are processed later, in order."""
@@ -74,7 +74,7 @@ class WatchCall(Call):
 
     def message(self, body: bytes) -> None:
         request = proto.decode_request(proto.WatchRequest.decode, body)
-        if not self._is_checking:
+        if not self._is_waiting:
             self._process(request, len(body))
         elif len(self._held) < MAX_HELD and len(body) <= MAX_HELD_BYTES:
             self._held.append(request)
@@ -87,7 +87,7 @@ class WatchCall(Call):
                 raise behind_error()
             create = request.create_request
             if self.member.state.auth.enabled:
-                self._is_checking = True
+                self._is_waiting = True
                 created = partial(self._create, create)
                 self.member.access.admit(self, self.request_id, WATCH, create, created, size_bytes)
             else:
@@ -98,38 +98,38 @@ class WatchCall(Call):
             self._stream.progress()
 
     def _create(self, create: proto.WatchCreateRequest, refused: EtcdError | None) -> None:
-        self._is_checking = False
+        self._is_waiting = False
         if self._is_closed:
             return
         if refused is not None:
             self._stream.refuse(refused.text)
         else:
             self._stream.create(create)
-        self._go_on()
+        self._process_later()
 
-    def _go_on(self) -> None:
-        """Have the next of what was held processed in the next turn: so many take long."""
+    def _process_later(self) -> None:
+        """Process the next held message in the next turn: a thousand at once would take long."""
         if self._held:
-            self._is_checking = True
+            self._is_waiting = True
             self.member.reads.read_now(Asked(self._process_next), 0, KEEP_ALIVE, None)
         elif self._is_finished:
             self.finish()
 
     def _process_next(self, answer: bytes | EtcdError) -> None:
-        self._is_checking = False
+        self._is_waiting = False
         if self._is_closed:
             return
         try:
             self._process(self._held.pop(0))
         except EtcdError as failure:
             self.owner.fail(self.request_id, self.method, failure)
-        if not (self._is_checking or self._is_closed):
-            self._go_on()
+        if not (self._is_waiting or self._is_closed):
+            self._process_later()
 
     def finish(self) -> None:
         self._is_finished = True
         # As in etcd, open watches go on.
-        if not (len(self._stream) or self._is_checking):
+        if not (len(self._stream) or self._is_waiting):
             self.end()
 
     def wake(self) -> None:
