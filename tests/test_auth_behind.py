@@ -12,7 +12,7 @@ import pytest
 from rigs.users import CHEAP, User
 from test_cluster import SMALL, Cluster
 
-from etcdlite import proto
+from etcdlite import auth, proto
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
 from etcdlite.methods import SNAPSHOT
@@ -399,3 +399,26 @@ def test_a_cancelled_request_is_not_that_of_the_certificate_s_user(
     house.release()
     assert store.revision == before
     house.done("Auth.RoleDelete", role=f"other {key!r}")
+
+
+def test_the_renewal_of_a_lease_with_many_keys_is_checked_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys are looked at in steps, after the first check."""
+    monkeypatch.setattr(auth, "KEYS_PER_STEP", 2)
+    house.done("Lease.LeaseGrant", ID=11, TTL=60)
+    for key in (b"a1", b"a2", b"a3", b"y"):
+        house.done("KV.Put", key=key, lease=11)
+    permission = proto.Permission(permType=proto.Permission.READWRITE, key=b"y")
+    granted = partial(house.done, "Auth.RoleGrantPermission", name="r", perm=permission)
+    token = house.log_in("ann")
+    house.hold(granted)
+    renewals = [("Lease.LeaseKeepAlive", {"ID": 11})] * 2
+    assert not refused(ask_all(house, renewals, token))
+    house.done("Auth.RoleRevokePermission", role="r", key=b"y")
+    house.release()
+    user = house.late(token)
+    request_id = user.send("Lease.LeaseKeepAlive", ID=11)
+    user.calls.message(request_id, proto.LeaseKeepAliveRequest(ID=11).encode())
+    house.release()
+    assert user.answers[request_id] == "permission denied"

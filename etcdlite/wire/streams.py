@@ -146,8 +146,9 @@ class KeepAliveCall(Call):
         # Cheap, because some clients open a stream for each renewal.
         self._unanswered = self._asked = self._unread_checks = self._refused = 0
         self._is_finished = self._is_closed = False
-        self._unchecked: list[tuple[Author | None, bytes]] = []
-        """Renewals of leases with many keys: (author, message). The first is being checked.
+        self._unchecked: list[tuple[Author | None, bytes, bool]] = []
+        """Renewals of leases with many keys: (author, message, whether this member is current). The
+        first is being checked.
         `_refused`: renewals that were refused, and wait until they are checked again."""
 
     def message(self, body: bytes) -> None:
@@ -166,15 +167,21 @@ class KeepAliveCall(Call):
     def _renew_if_permitted(self, body: bytes, is_current: bool = False) -> None:
         """Renew the lease, if need be after a later check (`Access.retry`). Raises EtcdError."""
         try:
-            if not self.member.state.auth.enabled or self._is_permitted(body):
+            if not self.member.state.auth.enabled or self._is_permitted(body, is_current):
                 api.keep_alive(self.member, body, self._done)
         except EtcdError as refused:
-            is_full = len(self._unchecked) + self._refused >= MAX_UNCHECKED_RENEWALS
-            again = partial(self._try_again, body)
-            self._refused += 1
-            if is_full or not self.member.access.retry(refused, is_current, again, len(body)):
-                self._refused -= 1
+            if not self._retry(refused, body, is_current):
                 raise
+
+    def _retry(self, refused: EtcdError, body: bytes, is_current: bool) -> bool:
+        """As `Access.retry`."""
+        if len(self._unchecked) + self._refused >= MAX_UNCHECKED_RENEWALS:
+            return False
+        self._refused += 1
+        again = partial(self._try_again, body)
+        is_tried_again = self.member.access.retry(refused, is_current, again, len(body))
+        self._refused -= not is_tried_again
+        return is_tried_again
 
     def _try_again(self, body: bytes, is_current: bool) -> None:
         self._refused -= 1
@@ -184,7 +191,7 @@ class KeepAliveCall(Call):
             except EtcdError as refused:
                 self._done(refused)
 
-    def _is_permitted(self, body: bytes) -> bool:
+    def _is_permitted(self, body: bytes, is_current: bool) -> bool:
         """True if the user may renew the lease. False if that is not known yet, because the lease
         has many keys: `_checked` goes on later. Raises EtcdError if the user may not."""
         member = self.member
@@ -195,26 +202,27 @@ class KeepAliveCall(Call):
             steps.close()
             if len(self._unchecked) >= MAX_UNCHECKED_RENEWALS:
                 raise error("RequestTooManyRequests")
-            self._unchecked.append((author, body))
+            self._unchecked.append((author, body, is_current))
             if len(self._unchecked) == 1:
                 self._check_next()
             return False
         return True
 
     def _check_next(self) -> None:
-        author, body = self._unchecked[0]
+        author, body, _ = self._unchecked[0]
         self.member.reads.check_renewal(Asked(self._checked), author, api.read_renewal(body))
 
     def _checked(self, answer: bytes | EtcdError) -> None:
         """The first renewal of `_unchecked` is checked."""
-        _, body = self._unchecked.pop(0)
+        _, body, is_current = self._unchecked.pop(0)
         if self._is_closed:
             return
-        if isinstance(answer, EtcdError):
+        has_next = bool(self._unchecked)
+        if not isinstance(answer, EtcdError):
+            api.keep_alive(self.member, body, self._done)
+        elif not self._retry(answer, body, is_current):
             self._done(answer)
-            return
-        api.keep_alive(self.member, body, self._done)
-        if self._unchecked:
+        if has_next and not self._is_closed:
             self._check_next()
 
     def _done(self, answer: bytes | EtcdError) -> None:
