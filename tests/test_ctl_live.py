@@ -82,13 +82,17 @@ def etcd(tmp_path: Path) -> Iterator[str]:
 Run = Callable[..., Ended]
 
 
+PATIENT = {"ETCDCTL_DIAL_TIMEOUT": "60s", "ETCDCTL_COMMAND_TIMEOUT": "60s"}
+"""A login takes long while the processor is busy: it gives way to everything else."""
+
+
 def etcdctl(endpoint: str) -> Run:
     def run(*words: str, stdin: bytes = b"") -> Ended:
         done = subprocess.run(
             [_binary("etcdctl") or "etcdctl", "--endpoints", endpoint, *words],
             input=stdin,
             capture_output=True,
-            env=environment(),
+            env={**environment(), **PATIENT},
             timeout=PATIENCE_S,
         )
         return Ended(done.returncode, done.stdout, done.stderr.decode())
@@ -106,7 +110,7 @@ def serving(server: ServerFactory, *flags: str) -> ServerProcess:
 
 def ctl_of(endpoint: str) -> Run:
     def run(*words: str, stdin: bytes = b"") -> Ended:
-        return run_ctl("--endpoints", endpoint, *words, stdin=stdin)
+        return run_ctl("--endpoints", endpoint, *words, stdin=stdin, environ=PATIENT)
 
     return run
 

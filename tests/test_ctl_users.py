@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rigs.ctl_runner import Ended, run_ctl
@@ -201,9 +202,13 @@ def guarded(server: ServerFactory) -> Iterator[ServerProcess]:
     yield running
 
 
-def alice(server: ServerProcess, **more: str) -> Client:
-    options = {"password": "pw", **more}
-    return Client(server.endpoint, user="alice", timeout_s=PATIENCE_S, **options)
+PATIENT = {"timeout_s": PATIENCE_S, "dial_timeout_s": PATIENCE_S}
+"""A login takes long while the processor is busy: it gives way to everything else."""
+
+
+def alice(server: ServerProcess, **more: Any) -> Client:
+    options = {"password": "pw", **PATIENT, **more}
+    return Client(server.endpoint, user="alice", **options)
 
 
 def test_a_client_logs_in(guarded: ServerProcess) -> None:
@@ -257,7 +262,7 @@ def test_a_login_outlives_the_server_and_a_watch_goes_on(guarded: ServerProcess)
 
 def test_users_that_are_enabled_later_are_logged_in_then(server: ServerFactory) -> None:
     running = server()
-    with Client(running.endpoint, user="root", password="rootpw", timeout_s=PATIENCE_S) as client:
+    with Client(running.endpoint, user="root", password="rootpw", **PATIENT) as client:
         client.put("k", "v")
         run = ctl_of(running.endpoint)
         assert run("user", "add", "root:rootpw").status == 0
@@ -268,9 +273,7 @@ def test_users_that_are_enabled_later_are_logged_in_then(server: ServerFactory) 
 
 def test_the_asyncio_client_logs_in(guarded: ServerProcess) -> None:
     async def main() -> None:
-        async with AsyncClient(
-            guarded.endpoint, user="alice", password="pw", timeout_s=PATIENCE_S
-        ) as client:
+        async with AsyncClient(guarded.endpoint, user="alice", password="pw", **PATIENT) as client:
             await client.put("a1", "v")
             await asyncio.sleep(3.5)
             await client.put("a1", "w")
