@@ -589,11 +589,11 @@ class Store:
             compacted = self.compacted
             yield from self.index.compact_steps(compacted, self.data.garbage)
             self._changes.forget(compacted)
-        self.lessor.shrink()
-        if (yield from self.index.shrink_steps()):
-            # These stand scattered among what is gone, and would hold back its memory.
-            self.data.drop_recent()
-            memory.release(len(self.index.heads))
+            self.lessor.shrink()
+            if (yield from self.index.shrink_steps()):
+                # These stand scattered among what is gone, and would hold back its memory.
+                self.data.drop_recent()
+                memory.release(len(self.index.heads))
 
     # Size and checkpoints.
 

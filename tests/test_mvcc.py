@@ -621,6 +621,20 @@ def test_a_compaction_under_way_goes_on_when_the_next_one_comes() -> None:
     rig.check()
 
 
+def test_a_compaction_that_comes_while_the_last_one_gives_back_memory_is_carried_out() -> None:
+    rig = StoreRig()
+    for number in range(20):
+        rig.put(b"key", b"%d" % number)
+    rig.compact(revision := rig.store.revision - 10)
+    while rig.store.index.first_revision < revision:
+        rig.store.compact_step()
+    assert rig.store.compaction is not None
+    rig.compact(rig.store.revision)
+    rig.finish_compaction()
+    assert not rig.store.index.past
+    rig.check()
+
+
 # Space.
 
 
