@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,13 @@ from rigs.gateway import Gateway, Refused
 from rigs.ports import free_ports
 from rigs.processes import ServerFactory, wait_until
 from rigs.real_etcd import distributed, running_etcd, without_settings
-from rigs.store_rig import StoreRig, finish
+from rigs.store_rig import StoreRig, finish, read_history
 
 from etcdlite import backup, bolt, proto
 from etcdlite.etcd_backup import DIGEST_BYTES, REVISION, STEP_ITEMS, EtcdImage
-from etcdlite.limits import DEFAULT_LIMITS
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.snap import SnapshotError
-from etcdlite.storage.data import AUTH_ROLE, AUTH_USER, MEMBER, U64
+from etcdlite.storage.data import AUTH_ROLE, AUTH_USER, MEMBER, U64, Numbering
 from etcdlite.storage.history import History
 
 CLIENTS = Path(__file__).resolve().parent / "clients"
@@ -432,6 +433,40 @@ def test_large_values_that_a_compaction_dropped_are_skipped_in_steps() -> None:
     history.close()
     assert sum(found) == 1
     assert found.count(0) >= count * len(value) // DEFAULT_LIMITS.step_bytes - 1
+
+
+def test_a_revision_with_many_changes_takes_no_memory_beside_moved_records() -> None:
+    rig = StoreRig(segment_bytes=4000, limits=DEFAULT_LIMITS)
+    for number in range(40):
+        rig.put(b"%d" % (number % 30), bytes(200))
+    rig.compact(rig.store.revision - 5)
+    rig.finish_compaction()
+    rig.checkpoint()
+    rig.clean_all()
+    count, key_bytes = 3000, 200
+    rig.apply(*(proto.PutRequest(key=b"%0200d" % number) for number in range(count)))
+    rig.delete(b"\0", b"\0")
+    history = History(rig.store)
+    finish(history.scan_steps())
+    tracemalloc.start()
+    found = sum(len(changes.bodies) for changes in history.changes())
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    history.close()
+    assert found > 2 * count
+    assert peak_bytes < count * key_bytes / 2
+
+
+def test_numbers_that_an_import_states_do_not_depend_on_where_blocks_end() -> None:
+    for chunk_bytes in range(60, 360, 20):
+        rig = StoreRig(limits=Limits(history_chunk_bytes=chunk_bytes))
+        subs = [number % 5 for number in range(20)]
+        for revision, sub in enumerate(subs, 2):
+            if sub:
+                rig.store.data.append_block(Numbering().set(revision, sub))
+            rig.put(b"key%d" % revision)
+        changes = finish(read_history(rig.store))
+        assert [change[:2] for change in changes] == list(enumerate(subs, 2)), chunk_bytes
 
 
 def refused(data: bytes, folder: Path, **options: Any) -> str:

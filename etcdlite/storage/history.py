@@ -42,6 +42,7 @@ from etcdlite.storage.data import (
     PUT,
     RECORD_HEADER_BYTES,
     SEGMENT_HEADER,
+    SUB,
     TOMBSTONE,
     DataDamaged,
     DataFile,
@@ -250,9 +251,9 @@ class History:
                             chosen.append(which)
                     elif not kind & MOVED:
                         numbering.read_other(kind, bodies[which])
-                yield Changes(
-                    revisions, subs, [kinds[n] for n in chosen], [bodies[n] for n in chosen]
-                )
+                has_changes = has_changes and kinds[-1] != BUCKET  # It may be a `SUB`.
+                needed = [kinds[n] for n in chosen], [bodies[n] for n in chosen]
+                yield Changes(revisions, subs, *needed)
                 if last > newest:
                     return
 
@@ -281,8 +282,7 @@ class History:
 
 
 def _cut(run: bytes) -> Iterator[bytes]:
-    size = _PLACE.size
-    return (run[at : at + size] for at in range(0, len(run), size))
+    return (run[at : at + _PLACE.size] for at in range(0, len(run), _PLACE.size))
 
 
 def _one_per_revision(
@@ -290,8 +290,8 @@ def _one_per_revision(
 ) -> Changes | None:
     """The changes of a block if there is exactly one of each revision from `last` + 1 on, and none
     above `newest`. `last`: the revision before the block, in the same segment and not compacted."""
-    if kinds[-1] == BUCKET:
-        return None  # It may be a `SUB`, which numbers the first change of the next block.
+    if BUCKET in kinds and SUB in (b[0] for b, k in zip(bodies, kinds, strict=True) if k == BUCKET):
+        return None  # An imported history may state numbers here.
     if kinds.count(PUT) < len(kinds):
         pairs = [pair for pair in zip(kinds, bodies, strict=True) if pair[0] in _CHANGES]
         if not pairs:
@@ -358,8 +358,8 @@ def _without_copies(stream: Iterator[Changes], compacted: int) -> Iterator[Chang
             if revision != last:
                 last, last_sub = revision, -1
                 keys.clear()
-            key = key_and_revision(body)[0]
-            if key in keys if revision < compacted else sub <= last_sub:
+            key = key_and_revision(body)[0] if revision < compacted else b""
+            if key in keys if key else sub <= last_sub:
                 continue
             keys.add(key)
             last_sub = max(sub, last_sub + 1)
