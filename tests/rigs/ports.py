@@ -24,7 +24,7 @@ _locks: dict[int, int] = {}
 
 
 def _is_own(first: int) -> bool:
-    """Whether this process has the block, or gets it now."""
+    """Whether this process has the block. It takes a block that no process has."""
     if first not in _locks:
         folder = os.path.join(tempfile.gettempdir(), f"etcdlite-test-ports-{os.getuid()}")
         os.makedirs(folder, 0o700, exist_ok=True)
