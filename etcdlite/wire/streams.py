@@ -147,9 +147,8 @@ class KeepAliveCall(Call):
         self._unanswered = self._asked = self._unread_checks = self._refused = 0
         self._is_finished = self._is_closed = False
         self._unchecked: list[tuple[Author | None, bytes, bool]] = []
-        """Renewals of leases with many keys: (author, message, whether this member is current). The
-        first is being checked.
-        `_refused`: renewals that were refused, and wait until they are checked again."""
+        """Renewals of leases with many keys: (author, message, `is_current` of `Access.retry`). The
+        first is being checked. `_refused`: renewals that wait until they are checked again."""
 
     def message(self, body: bytes) -> None:
         self._asked += 1
@@ -217,7 +216,7 @@ class KeepAliveCall(Call):
         _, body, is_current = self._unchecked.pop(0)
         if self._is_closed:
             return
-        has_next = bool(self._unchecked)
+        has_next = bool(self._unchecked)  # If not, one that comes below begins its own check.
         if not isinstance(answer, EtcdError):
             api.keep_alive(self.member, body, self._done)
         elif not self._retry(answer, body, is_current):
