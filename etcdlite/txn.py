@@ -142,7 +142,7 @@ def _check_ops(request: proto.TxnRequest, max_ops: int) -> int:
     for op in (*request.success, *request.failure):
         put = op.request_put
         if put is not None:
-            if not put.key or put.ignore_value or put.ignore_lease:
+            if not put.key or put.ignore_value or put.ignore_lease:  # Other puts pass.
                 check_put(put)
         elif op.request_range is not None:
             check_range(op.request_range)
@@ -320,7 +320,7 @@ def write_put(store: Store, request: proto.PutRequest) -> bytes:
                 value = proto.KeyValue.decode(previous).value
     if request.ignore_lease:
         lease = HEAD.unpack(store.index.heads[key])[4]
-    store.put_all(((key, value, lease),))
+    store.put(key, value, lease)
     if damage is not None:
         raise Unanswerable(damage)
     return answer

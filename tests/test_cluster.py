@@ -873,7 +873,7 @@ def test_a_read_whose_round_is_lost_is_answered_though_others_come() -> None:
 
 
 def backup_call(node: Node) -> streams.SnapshotCall:
-    """A call that raises what a client is told."""
+    """A snapshot call that raises its errors, instead of sending them to a client."""
 
     def fail(request_id: int, method: int, failure: EtcdError) -> None:
         raise failure

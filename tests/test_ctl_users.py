@@ -185,8 +185,8 @@ def test_enabling_says_if_the_user_that_was_given_cannot_log_in(server: ServerFa
 
 @pytest.fixture
 def guarded(server: ServerFactory) -> Iterator[ServerProcess]:
-    """A server with users, whose tokens live for three seconds: root, and alice, who may read and
-    write what begins with a. Its port is the same after a restart."""
+    """A server with auth enabled, and tokens that live for three seconds. Its users are root, and
+    alice, who may read and write keys that begin with a. Its port is the same after a restart."""
     port = free_ports(1)[0]
     running = server("--auth-token-ttl=3", f"--listen-client-urls=http://127.0.0.1:{port}")
     run = ctl_of(running.endpoint)

@@ -389,7 +389,7 @@ def test_a_renewed_certificate_is_used_without_a_restart(lab: Lab) -> None:
     server.wait_for_log("read changed TLS files")
     second = served(lab, server)
     Path(files.key).write_text("junk")
-    # After SIGHUP the log says so at once; nobody needs to connect first.
+    # The log says so right after SIGHUP, before any client connects.
     server.signal(signal.SIGHUP)
     server.wait_for_log("new TLS files are refused")
     assert served(lab, server) == second != first

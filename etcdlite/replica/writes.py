@@ -250,9 +250,9 @@ class Writes:
         )
 
     def propose_outdated(self, is_own: bool) -> None:
-        """Take the requests of `State.outdated`. Propose those again whose author is another one
-        now, such as the same user as of a later auth revision, and fail the others. `is_own`: they
-        came to this member; otherwise another member does this."""
+        """Empty `State.outdated`. A request whose author is still the same fails. The others are
+        proposed again, most for the same user as of a later auth revision. `is_own`: this member
+        received the requests; if not, it leaves that to the member that did."""
         outdated, self._state.outdated = self._state.outdated, []
         if not is_own:
             return

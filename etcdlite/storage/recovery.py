@@ -75,9 +75,9 @@ class Contents:
         data.damaged.clear()  # A crash may have torn the end, which is cut off.
 
     def append_change(self, kind: int, body: bytes) -> None:
-        """Append a PUT or TOMBSTONE to an imported history, whose revisions ascend. Call
-        `index.loaded` after the last one. Raises ValueError if its revision has changed the key
-        before."""
+        """Append a PUT or TOMBSTONE to an imported history. Revisions must ascend. Call
+        `index.loaded` after the last one. Raises ValueError if the same revision has already
+        changed the key."""
         location = self.data.append(kind, body)
         self._replay_change(location, kind, body)
         key, mod = key_and_revision(body)

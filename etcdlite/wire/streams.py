@@ -144,11 +144,11 @@ class KeepAliveCall(Call):
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         # Cheap, because some clients open a stream for each renewal.
-        self._unanswered = self._asked = self._unread_checks = self._refused = 0
+        self._unanswered = self._asked = self._unread_checks = self._rechecks = 0
         self._is_finished = self._is_closed = False
         self._unchecked: list[tuple[Author | None, bytes, bool]] = []
         """Renewals of leases with many keys: (author, message, `is_current` of `Access.retry`). The
-        first is being checked. `_refused`: renewals that wait until they are checked again."""
+        first is being checked."""
 
     def message(self, body: bytes) -> None:
         self._asked += 1
@@ -174,16 +174,16 @@ class KeepAliveCall(Call):
 
     def _retry(self, refused: EtcdError, body: bytes, is_current: bool) -> bool:
         """As `Access.retry`."""
-        if len(self._unchecked) + self._refused >= MAX_UNCHECKED_RENEWALS:
+        if len(self._unchecked) + self._rechecks >= MAX_UNCHECKED_RENEWALS:
             return False
-        self._refused += 1
+        self._rechecks += 1
         again = partial(self._try_again, body)
         is_tried_again = self.member.access.retry(refused, is_current, again, len(body))
-        self._refused -= not is_tried_again
+        self._rechecks -= not is_tried_again
         return is_tried_again
 
     def _try_again(self, body: bytes, is_current: bool) -> None:
-        self._refused -= 1
+        self._rechecks -= 1
         if not self._is_closed:
             try:
                 self._renew_if_permitted(body, is_current)

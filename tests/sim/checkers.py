@@ -129,7 +129,7 @@ REFUSALS = frozenset(
 
 _OLD_REVISION = error("AuthOldRevision").text
 _OUTDATED = frozenset((error("UserEmpty").text, _OLD_REVISION))
-"""Errors of a request whose author, as written in the log, may be older than users and roles."""
+"""Errors of a write that was checked before users or roles changed, and applied afterwards."""
 _INVALID_TOKEN = error("InvalidAuthToken").text
 _DENIED = error("PermissionDenied").text
 
