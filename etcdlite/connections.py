@@ -37,6 +37,8 @@ from etcdlite.wire.native import NativeSession
 from etcdlite.wire.session import ClientSession, Opening
 from etcdlite.wire.site import Site
 
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
 RECEIVE_BYTES = 64 * 1024
 PIECE_BYTES = 32 * 1024
 """A client's session gets input in pieces of at most this size, at least one per slice."""
@@ -89,7 +91,7 @@ class Connection:
         self.channel = channel
         """None on a plain connection."""
         self.ready: Ready
-        self.mask = selectors.EVENT_READ
+        self.mask = READ
         self.rest = b""
         """Input that was read but not processed."""
         self.piece_bytes = 2 * MIN_PIECE_BYTES
@@ -187,7 +189,7 @@ class Connections:
             return
         masks: dict[Ready, int] = {key.data: mask for key, mask in ready}
         for connection in self._unread:
-            masks[connection.ready] = masks.get(connection.ready, 0) | selectors.EVENT_READ
+            masks[connection.ready] = masks.get(connection.ready, 0) | READ
         self._turns.serve(masks, began)
 
     def are_from_clients(self, ready: Iterable[tuple[selectors.SelectorKey, int]]) -> bool:
@@ -325,11 +327,11 @@ class Connections:
     # Sockets.
 
     def _ready(self, connection: Connection, mask: int) -> None:
-        session = connection.session
-        if mask & selectors.EVENT_WRITE:
+        if mask != READ:
             self._send(connection)
-        if not mask & selectors.EVENT_READ or connection.sock.fileno() < 0:
-            return
+            if not mask & READ:
+                return
+        session = connection.session
         if connection.rest:
             if not isinstance(session, Opening):
                 self._process(connection)
@@ -345,6 +347,8 @@ class Connections:
             except BlockingIOError:
                 return
             except OSError:
+                if connection.is_closed:  # By what was called before in this turn.
+                    return
                 data = b""
             if channel is not None:
                 data = self._unseal(connection, data)
@@ -477,11 +481,10 @@ class Connections:
         session = connection.session
         if session.has_more:
             self._producing[session] = None
-        if session.is_closing and not session.outbox.unsent_bytes:
+        outbox = session.outbox
+        if session.is_closing and not outbox.unsent_bytes:
             self.close(connection)
-            return
-        is_unread = connection.rest or connection in self._unread
-        if session.is_full or session.outbox.is_stuck or is_unread:
+        elif connection.rest or outbox.is_stuck or session.is_full or connection in self._unread:
             self._watch_socket(connection)
 
     def _replace(self, connection: Connection, opening: Opening) -> Session:
@@ -520,12 +523,11 @@ class Connections:
         """Send the output, once; the rest follows when the socket is writable again."""
         session = connection.session
         outbox = session.outbox
+        channel = connection.channel
         was_blocked = session.is_blocked
         try:
-            if connection.channel is None:
-                sent_bytes = connection.sock.send(outbox.take())
-            else:
-                sent_bytes = connection.sock.send(outbox.take_sealed(connection.channel))
+            output = outbox.take() if channel is None else outbox.take_sealed(channel)
+            sent_bytes = connection.sock.send(output)
         except BlockingIOError:
             sent_bytes = 0
         except OSError:
@@ -542,7 +544,7 @@ class Connections:
         elif session.is_closing:
             self.close(connection)
             return
-        elif connection.mask != selectors.EVENT_READ or connection.rest:
+        elif connection.mask != READ or connection.rest:
             self._watch_socket(connection)
         if was_blocked and not session.is_blocked:
             session.unblocked()
@@ -561,13 +563,13 @@ class Connections:
 
     def _watch_socket(self, connection: Connection) -> None:
         session = connection.session
-        mask = selectors.EVENT_WRITE if session.outbox.is_stuck else 0
+        mask = WRITE if session.outbox.is_stuck else 0
         self._unread.pop(connection, None)
         if not connection.is_shaking and self._may_receive(session):
             if connection.rest:
                 self._unread[connection] = None
             else:
-                mask |= selectors.EVENT_READ
+                mask |= READ
         if mask == connection.mask:
             return
         if not mask:

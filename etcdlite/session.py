@@ -75,8 +75,8 @@ class Outbox:
     """The output of one connection."""
 
     __slots__ = (
-        "_clock", "_held_moved_at", "_late", "_moved_at", "_on_output", "_period_began",
-        "_period_bytes", "_rest", "_session", "held_bytes", "high_water_bytes", "is_stuck",
+        "_clock", "_held_moved_at", "_moved_at", "_on_output", "_period_began", "_period_bytes",
+        "_rest", "_session", "held_bytes", "high_water_bytes", "is_stuck", "late",
         "min_bytes_per_s", "parts", "unsent_bytes",
     )  # fmt: skip
 
@@ -99,7 +99,7 @@ class Outbox:
         self._session = session
         self._on_output = on_output
         self._clock = clock
-        self._late = b""
+        self.late = b""
         """What `append_late` was given; counted in `unsent_bytes` when it joins `parts`."""
         self._rest: bytes | memoryview | None = None
         self.is_stuck = False
@@ -122,15 +122,15 @@ class Outbox:
     def append_late(self, data: bytes) -> None:
         """Queue what may wait for the next output, or for `flush_late`. It saves a system call, and
         the other side a wake-up. More than `MAX_LATE_BYTES` do not wait."""
-        self._late += data
-        if len(self._late) > MAX_LATE_BYTES:
+        self.late += data
+        if len(self.late) > MAX_LATE_BYTES:
             self.flush_late()
 
     def flush_late(self) -> None:
         """Queue what `append_late` was given, without waiting any longer."""
-        if self._late:
-            self.append(self._late)
-            self._late = b""
+        if self.late:
+            self.append(self.late)
+            self.late = b""
 
     def wake(self) -> None:
         """Tell the owner to look at the session in this turn."""
@@ -161,11 +161,6 @@ class Outbox:
         """The peer does not read its output: streams hold back."""
         return self.unsent_bytes > self.high_water_bytes or self.held_bytes > MAX_HELD_BYTES
 
-    @property
-    def has_late(self) -> bool:
-        """Something waits for the next output."""
-        return bool(self._late)
-
     # For the owner.
 
     def take(self) -> bytes | memoryview:
@@ -174,7 +169,7 @@ class Outbox:
         rest = self._rest
         if rest is None:
             parts = self.parts
-            if self._late:
+            if self.late:
                 self._take_late()
             if self.unsent_bytes > TAKEN_BYTES and len(parts) > 1:
                 rest = self._take_some(TAKEN_BYTES)
@@ -182,8 +177,6 @@ class Outbox:
                 rest = b"".join(parts)
                 parts.clear()
             self._rest = rest
-            self.is_stuck = True
-            self._period_began = 0.0
         return rest
 
     def take_sealed(self, channel: Channel) -> bytes | memoryview:
@@ -197,7 +190,7 @@ class Outbox:
                 rest = channel.output()
             else:
                 parts = self.parts
-                if self._late:
+                if self.late:
                     self._take_late()
                 if parts and len(parts[0]) > SEALED_BYTES:
                     view = memoryview(parts[0])
@@ -207,15 +200,13 @@ class Outbox:
                 rest = channel.seal(plaintext)
             self.unsent_bytes += len(rest) - len(plaintext)
             self._rest = rest
-            self.is_stuck = True
-            self._period_began = 0.0
         return rest
 
     def _take_late(self) -> None:
         # At the end: the first part may be the rest of a frame.
-        self.parts.append(self._late)
-        self.unsent_bytes += len(self._late)
-        self._late = b""
+        self.parts.append(self.late)
+        self.unsent_bytes += len(self.late)
+        self.late = b""
 
     def _take_some(self, most_bytes: int) -> bytes:
         """About `most_bytes` of the output, at least one part."""
@@ -241,7 +232,8 @@ class Outbox:
             return
         self._rest = memoryview(rest)[size_bytes:]
         now = self._clock()
-        if not self._period_began:
+        if not self.is_stuck:
+            self.is_stuck = True
             self._moved_at = self._period_began = now
             self._period_bytes = 0
         elif size_bytes:
@@ -270,7 +262,7 @@ class Outbox:
     def close(self) -> None:
         """The connection is closed: drop all output."""
         self.parts.clear()
-        self._late = b""
+        self.late = b""
         self.held_bytes = 0
         self._rest = None
         self.is_stuck = False

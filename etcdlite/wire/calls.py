@@ -141,8 +141,8 @@ class Calls:
         self._member = member
         self._owner = owner
         self._open: dict[int, Call] = {}
-        self._ready: dict[int, Call] = {}
-        """Calls with something to produce, in turn."""
+        self.ready: dict[int, Call] = {}
+        """Calls with something to produce, in turn; all of them once the session is closed."""
         self._waking: dict[int, Call] = {}
         self._ticking: dict[int, Call] = {}
         self._is_disowned = False
@@ -178,7 +178,7 @@ class Calls:
         call = self._open.pop(request_id, None)
         if call is None:
             return False
-        self._ready.pop(request_id, None)
+        self.ready.pop(request_id, None)
         if call.wakes:
             self._waking.pop(request_id, None)
         if call.ticks:
@@ -188,14 +188,14 @@ class Calls:
 
     def resume(self, request_id: int) -> None:
         """A call has something to produce."""
-        self._ready[request_id] = self._open[request_id]
+        self.ready[request_id] = self._open[request_id]
 
     def wake(self, request_id: int) -> None:
         """The client reads the output of this call again."""
         call = self._open.get(request_id)
         if call is not None:
             if call.is_ready:
-                self._ready[request_id] = call
+                self.ready[request_id] = call
             call.wake()
 
     def wake_all(self) -> None:
@@ -206,9 +206,7 @@ class Calls:
     @property
     def have_more(self) -> bool:
         """`produce` has work to do now."""
-        if self._is_disowned:
-            return bool(self._open)
-        return bool(self._ready) and not self._owner.is_blocked
+        return bool(self.ready) and (self._is_disowned or not self._owner.is_blocked)
 
     def produce(self) -> None:
         """Let the next ready calls send a piece of their answers each."""
@@ -216,7 +214,7 @@ class Calls:
             for request_id in list(islice(self._open, CLOSED_PER_SLICE)):
                 self.close(request_id)
             return
-        ready = self._ready
+        ready = self.ready
         for _ in range(min(PIECES_PER_SLICE, len(ready))):
             if self._owner.is_blocked:
                 return
@@ -235,6 +233,7 @@ class Calls:
         """The session is closed: close the calls, and break the reference cycle with it."""
         del self._owner
         self._is_disowned = True
+        self.ready = self._open
         self.produce()
 
     def tick(self, now: float) -> None:

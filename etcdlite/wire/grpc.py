@@ -234,7 +234,9 @@ def read_request(headers: Headers) -> Request:
     request.is_plain = (
         route is not None
         and route.handle is not None
-        and (request.failure is None and not request.has_leader)
+        and request.failure is None
+        and request.timeout_s is None
+        and not request.has_leader
     )
     return request
 
@@ -373,13 +375,18 @@ class GrpcSession(Connection, ClientSession):
             or PREFIX.unpack_from(data, at) != (0, size)
             or size > member.options.max_request_bytes
         ):
-            if end > at:
+            self.opened(stream)
+            if end > at and self.streams.get(stream.id) is stream:
                 self.received(stream, data[at:end])
             if self.streams.get(stream.id) is stream:
                 self.ended(stream)
             return
         number = request.number
-        request.rpc.received_bytes += size
+        rpc = request.rpc
+        rpc.started += 1
+        rpc.received_bytes += size
+        request.client.unary += 1
+        request.began = member.clock()
         try:
             request.handle(  # type: ignore[misc]
                 member,
@@ -409,9 +416,6 @@ class GrpcSession(Connection, ClientSession):
                 self.fail(stream.id, request.number, error("DeadlineExceeded"))
                 return
             self._deadlines[stream.id] = request.began + request.timeout_s
-        if request.is_plain:
-            request.client.unary += 1
-            return
         if rpc.kind == "unary":
             request.client.unary += 1
         else:
@@ -778,14 +782,14 @@ class GrpcSession(Connection, ClientSession):
 
     @property
     def has_more(self) -> bool:
-        # Flat, because every request asks this several times.
+        # Flat, because every request asks this twice.
         return bool(
             self._leaving
             or self._are_due
             or self._released
             or self._must_unblock
-            or self.calls.have_more
-            or self.flow.has_more
+            or (self.calls.ready and self.calls.have_more)
+            or (self.flow.ready and self.flow.has_more)
         )
 
     def produce(self) -> None:

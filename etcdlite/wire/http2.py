@@ -150,10 +150,18 @@ MAX_HEADER_LIST_SIZE = 6
 
 FRAME_HEADER_BYTES = FRAME_HEADER.size
 
-# The first word of the two frames that grpc-go sends with most requests: length and type.
-_WINDOW_UPDATE_WORD = 4 << 8 | WINDOW_UPDATE
-_PING_WORD = 8 << 8 | PING
-_PONG_HEADER = FRAME_HEADER.pack(_PING_WORD, ACK, 0)
+_RECEIVED = struct.Struct(">BHHi")
+"""The header of a frame, read at once: length (high byte, rest), type and flags, stream id. The
+reserved bit makes the stream id negative, and that of no stream."""
+
+# Type and flags of the frames of most requests.
+_LAST_DATA = DATA << 8 | END_STREAM
+_WHOLE_HEADERS = HEADERS << 8 | END_HEADERS
+_UPDATE = WINDOW_UPDATE << 8
+
+_PING_HEADER = FRAME_HEADER.pack(8 << 8 | PING, 0, 0)
+_PONG_HEADER = FRAME_HEADER.pack(8 << 8 | PING, ACK, 0)
+_PING_BYTES = FRAME_HEADER_BYTES + 8
 
 _SETTING = struct.Struct(">HI")
 _INT = struct.Struct(">I")
@@ -323,7 +331,7 @@ class Connection(Session):
             grant = CONNECTION_WINDOW_BYTES - self._receive_window
             self._receive_window = CONNECTION_WINDOW_BYTES
             self.outbox.append(frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant)))
-        if self.outbox.has_late and not self.owes_an_answer:
+        if self.outbox.late and not self.owes_an_answer:
             self.outbox.flush_late()
 
     @property
@@ -344,87 +352,79 @@ class Connection(Session):
         )
 
     def _read_frames(self, data: bytes, at: int) -> None:
-        # The hot path of every request: a known HEADERS frame, and the only DATA frame; before them
-        # perhaps a WINDOW_UPDATE of the connection and a PING.
+        # The hot path of every request: a known HEADERS frame and its only DATA frame. Between them
+        # comes what grpc-go sends after an answer: WINDOW_UPDATE of the connection, then PING.
         end = len(data)
-        unpack_from = FRAME_HEADER.unpack_from
-        known = self._known
-        streams = self.streams
-        while end - at >= 9:
-            word, flags, stream_id = unpack_from(data, at)
-            size = word >> 8
-            if size > MAX_FRAME_BYTES:
-                raise ConnectionFault(FRAME_SIZE_ERROR, f"a frame has {size} bytes")
-            stop = at + 9 + size
+        unpack_from = _RECEIVED.unpack_from
+        known, streams, max_streams = self._known, self.streams, self._max_streams
+        is_usual = self._state is FRAMES and not self.is_draining
+        while end - at >= FRAME_HEADER_BYTES:
+            high, size, kind, stream_id = unpack_from(data, at)
+            start = at + FRAME_HEADER_BYTES
+            stop = start + size
+            if high or size > MAX_FRAME_BYTES:
+                raise ConnectionFault(FRAME_SIZE_ERROR, f"a frame has {high << 16 | size} bytes")
             if stop > end:
                 self.inbox.keep(data[at:], stop - at)
                 return
-            kind = word & 0xFF
-            if kind == DATA and flags == END_STREAM:
-                stream = streams.get(stream_id)
-                if (
-                    stream is not None
-                    and stream.state is FRESH
-                    and size <= self._receive_window
-                    and (stream.content_length is None or size == stream.content_length)
-                    and self._state is FRAMES
-                ):
-                    self._receive_window -= size
-                    stream.state = HALF_CLOSED
-                    self.completed(stream, data, at + 9, stop)
-                    at = stop
-                    continue
-            elif kind == HEADERS and flags == END_HEADERS:
-                hit = known.get(data[at + 9 : stop])
-                if (
-                    hit is not None
-                    and self._last_id < stream_id <= MAX_STREAM_ID
-                    and stream_id & 1
-                    and len(streams) < self._max_streams
-                    and self._state is FRAMES
-                    and not self.is_draining
-                ):
-                    # `_advance` and `_open`, inlined.
-                    if stream_id > self._last_id + 2:
-                        self._gap = (self._last_id + 2, stream_id - 2)
+            at = stop
+            if kind == _WHOLE_HEADERS and stream_id == self._last_id + 2 and is_usual:
+                hit = known.get(data[start:stop])
+                if hit is not None and len(streams) < max_streams:
+                    # `_advance` and `_open`, inlined. Where a block is known, `_last_id` is odd.
                     self._last_id = stream_id
-                    stream = self.stream_class(stream_id, *hit)
-                    streams[stream_id] = stream
+                    stream = streams[stream_id] = self.stream_class(stream_id, *hit)
+                    if end - at >= FRAME_HEADER_BYTES:
+                        high, size, kind, data_id = unpack_from(data, at)
+                        start = at + FRAME_HEADER_BYTES
+                        stop = start + size
+                        if (
+                            kind == _LAST_DATA
+                            and data_id == stream_id
+                            and stop <= end
+                            and size <= MAX_FRAME_BYTES
+                            and size <= self._receive_window
+                            and not high
+                            and hit[1] in (None, size)
+                        ):
+                            at = stop
+                            self._receive_window -= size
+                            stream.state = HALF_CLOSED
+                            self.completed(stream, data, start, stop)
+                            continue
                     self.opened(stream)
-                    at = stop
                     continue
-            elif not (stream_id or flags) and self._state is FRAMES:
-                if word == _WINDOW_UPDATE_WORD:
-                    self._widen(_INT.unpack_from(data, at + 9)[0] & MAX_WINDOW)
-                    at = stop
-                    continue
-                if word == _PING_WORD:
-                    self._pinged(data[at + 9 : stop])
-                    at = stop
-                    continue
+            elif kind == _UPDATE and size == 4 and not stream_id and is_usual:
+                self._widen(_INT.unpack_from(data, start)[0] & MAX_WINDOW)
+                if data[at : at + FRAME_HEADER_BYTES] == _PING_HEADER and end - at >= _PING_BYTES:
+                    start, at = at + FRAME_HEADER_BYTES, at + _PING_BYTES
+                    self._pinged(data[start:at])
+                continue
             try:
-                stream_id &= MAX_STREAM_ID
-                if self._state is not FRAMES or (kind != DATA and kind != RST_STREAM):
-                    self._read_frame(kind, flags, stream_id, data, at + 9, stop)
-                elif kind == DATA:
-                    self._read_data(flags, stream_id, data, at + 9, stop)
-                else:
-                    self._read_rst_stream(stream_id, data[at + 9 : stop])
+                self._read_frame(
+                    kind >> 8, kind & 0xFF, stream_id & MAX_STREAM_ID, data, start, stop
+                )
             except StreamFault as fault:
                 self.reset_stream(fault.stream_id, fault.code)
                 # A provoked reset counts like one sent by the peer (CVE-2025-8671).
                 self.conduct.count_noise(NOISE_PER_RESET)
             if self.is_closing:
                 return
-            at = stop
+            is_usual = self._state is FRAMES and not self.is_draining
         if at < end:
             self.inbox.keep(data[at:], FRAME_HEADER_BYTES)
 
     def _read_frame(
         self, kind: int, flags: int, stream_id: int, data: bytes, at: int, stop: int
     ) -> None:
-        """Process a frame. DATA and RST_STREAM come here only in a state that does not allow them.
-        Raises ConnectionFault, StreamFault."""
+        """Process a frame. Raises ConnectionFault, StreamFault."""
+        if self._state is FRAMES:
+            if kind == DATA:
+                self._read_data(flags, stream_id, data, at, stop)
+                return
+            if kind == RST_STREAM:
+                self._read_rst_stream(stream_id, data[at:stop])
+                return
         event = OTHER
         if kind == CONTINUATION:
             is_of_block = self._block is None or stream_id == self._block[0]
@@ -681,7 +681,7 @@ class Connection(Session):
         flow.window += grant
         if flow.window > MAX_WINDOW:
             raise ConnectionFault(FLOW_CONTROL_ERROR, "the connection's window is too large")
-        if flow.has_more:
+        if flow.ready:
             self._send_held()
 
     # Output.
@@ -735,7 +735,8 @@ class Connection(Session):
 
     @property
     def has_more(self) -> bool:
-        has_held = self.flow.has_more or self._released or self._must_unblock
+        flow = self.flow
+        has_held = (flow.ready and flow.has_more) or self._released or self._must_unblock
         return bool(has_held) or super().has_more
 
     def produce(self) -> None:
@@ -822,8 +823,8 @@ class Connection(Session):
         raise NotImplementedError
 
     def completed(self, stream: Stream, data: bytes, at: int, end: int) -> None:
-        """A request is complete; its body is `data[at:end]`. Called in place of `received` and
-        `ended`."""
+        """A whole request arrived; its body is `data[at:end]`. Called in place of `opened`,
+        `received` and `ended`."""
         raise NotImplementedError
 
     def ended(self, stream: Stream) -> None:

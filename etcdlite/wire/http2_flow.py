@@ -51,8 +51,7 @@ class Flow:
     """The windows of one connection."""
 
     __slots__ = (
-        "_max_credit", "_outbox", "_ready", "_shut", "frames_left", "initial", "max_frame",
-        "window",
+        "_max_credit", "_outbox", "_shut", "frames_left", "initial", "max_frame", "ready", "window",
     )  # fmt: skip
 
     def __init__(self, outbox: Outbox, max_frame: int) -> None:
@@ -64,7 +63,7 @@ class Flow:
         self.frames_left = FRAMES_PER_SLICE
         """What `flush` may still send in this slice."""
         self._outbox = outbox
-        self._ready: dict[int, Any] = {}
+        self.ready: dict[int, Any] = {}
         """Held streams whose own windows are open, in turn."""
         self._shut: dict[int, Any] = {}
         """Held streams whose own windows are exhausted."""
@@ -98,17 +97,17 @@ class Flow:
         stream.held_bytes += size
         self._outbox.hold(size)
         if stream.id not in self._shut:
-            self._ready[stream.id] = stream
+            self.ready[stream.id] = stream
 
     def drop(self, stream: Outgoing) -> None:
         """Drop the held output of a stream."""
-        if (self._ready.pop(stream.id, None) or self._shut.pop(stream.id, None)) is not None:
+        if (self.ready.pop(stream.id, None) or self._shut.pop(stream.id, None)) is not None:
             self._outbox.drop(stream.held_bytes)
             stream.held = None
             stream.held_bytes = 0
 
     def clear(self) -> None:
-        self._ready.clear()
+        self.ready.clear()
         self._shut.clear()
 
     @property
@@ -121,7 +120,7 @@ class Flow:
         """`flush` has something to send now."""
         outbox = self._outbox
         return (
-            bool(self._ready) and self.window > 0 and outbox.unsent_bytes <= outbox.high_water_bytes
+            bool(self.ready) and self.window > 0 and outbox.unsent_bytes <= outbox.high_water_bytes
         )
 
     def grant(self, stream: Outgoing, size_bytes: int) -> bool:
@@ -129,7 +128,7 @@ class Flow:
         stream.credit += size_bytes
         self._max_credit = max(self._max_credit, stream.credit)
         if self._shut.pop(stream.id, None) is not None:
-            self._ready[stream.id] = stream
+            self.ready[stream.id] = stream
         return self.initial + stream.credit <= MAX_WINDOW
 
     def set_initial(self, size_bytes: int, streams: dict[int, Any]) -> bool:
@@ -141,17 +140,17 @@ class Flow:
             if self._max_credit + size_bytes > MAX_WINDOW:
                 return False
         if grows and self._shut:
-            if self._ready:
-                self._ready.update(self._shut)
+            if self.ready:
+                self.ready.update(self._shut)
                 self._shut.clear()
             else:
-                self._ready, self._shut = self._shut, self._ready
+                self.ready, self._shut = self._shut, self.ready
         return True
 
     def flush(self) -> tuple[list[Any], int]:
         """Send held output that the windows allow, a frame per stream at a time. Returns the
         emptied streams, and the number of frames that count as answers."""
-        ready = self._ready
+        ready = self.ready
         emptied: list[Any] = []
         answers = 0
         while self.frames_left > 0 and self.has_more:
