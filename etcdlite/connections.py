@@ -13,7 +13,6 @@ Limits: those of `places.py` and `memory.py`, and those of `session.py`, which `
 from __future__ import annotations
 
 import contextlib
-import importlib
 import selectors
 import socket
 import sys
@@ -26,6 +25,7 @@ from etcdlite.channel import RECORD_BYTES, Accepting, Channel, ChannelError
 from etcdlite.config import Config
 from etcdlite.handshakes import Handshakes, Stepped
 from etcdlite.listeners import is_loopback
+from etcdlite.loading import are_loaded, when_loaded
 from etcdlite.member import Member
 from etcdlite.memory import Budget
 from etcdlite.peer import Dial
@@ -57,8 +57,8 @@ writable only when a third of that is read: a reader of 20 KB/s then looks like 
 still."""
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 
-HTTP_MODULES = ("inspect", "dataclasses", "h11", "etcdlite.wire.http")
-"""Imported for the first client of HTTP/1.1, one per turn: together they take 20 ms and 2 MB."""
+HTTP_MODULES = ("h11", "etcdlite.wire.http")
+"""Imported for the first client of HTTP/1.1: they take 30 ms and 2 MB."""
 
 PRODUCE_SLICE_S = 0.005
 """A turn produces long answers for this long. The other sessions come first in the next turn."""
@@ -68,7 +68,7 @@ class Connection:
     """A connected socket and its session."""
 
     __slots__ = (
-        "channel", "host", "is_shaking", "mask", "peer", "piece_bytes", "ready", "rest", "session",
+        "channel", "host", "is_waiting", "mask", "peer", "piece_bytes", "ready", "rest", "session",
         "site", "sock",
     )  # fmt: skip
 
@@ -96,8 +96,8 @@ class Connection:
         """Input that was read but not processed."""
         self.piece_bytes = 2 * MIN_PIECE_BYTES
         """The size of the next piece of input."""
-        self.is_shaking = False
-        """A step of the handshake runs in a thread: read nothing."""
+        self.is_waiting = False
+        """A thread takes a step of the handshake, or imports the protocol: read nothing."""
 
     def receive_piece(self, now: float) -> float:
         """Let the session process a piece of `rest`. Returns the time after it."""
@@ -126,7 +126,7 @@ class Connection:
         """Before the socket is closed: send what tells the other side why, if it can be sent at
         once. `is_broken`: the channel raised ChannelError."""
         channel = self.channel
-        if channel is None or self.is_shaking or self.session.outbox.is_stuck:
+        if channel is None or self.is_waiting or self.session.outbox.is_stuck:
             return
         try:
             if not is_broken:
@@ -264,8 +264,9 @@ class Connections:
             if time.monotonic() - began > PRODUCE_SLICE_S:
                 return
 
-    def send_output(self) -> None:
-        """Send what sessions have put out in this turn, and close those that are aborted."""
+    def send_output(self, to_clients: bool = True) -> None:
+        """Send what sessions have put out in this turn, and close those that are aborted; unless
+        `to_clients`, only between members, and close none."""
         if not self.dirty:
             return
         dirty = dict.fromkeys(self.dirty)
@@ -274,22 +275,12 @@ class Connections:
             connection = self._by_session.get(session)
             if connection is None:
                 continue
-            if session.is_aborted:
+            if not to_clients and (connection.site is not None or session.is_aborted):
+                self.dirty.append(session)
+            elif session.is_aborted:
                 self.drop(connection, session.why_aborted)
             elif not session.outbox.is_stuck:
                 self._send(connection)
-
-    def send_to_members(self) -> None:
-        """As `send_output`, for the connections between members."""
-        dirty, later = list(dict.fromkeys(self.dirty)), []
-        self.dirty.clear()
-        for session in dirty:
-            connection = self._by_session.get(session)
-            if connection is None or connection.site is not None or session.is_aborted:
-                later.append(session)
-            elif not session.outbox.is_stuck:
-                self._send(connection)
-        self.dirty += later
 
     def close(self, connection: Connection) -> None:
         if connection not in self.all:
@@ -365,8 +356,11 @@ class Connections:
                 session.receive(self._unseal(connection, session.enter_channel()))
             if not session.found:
                 return
-            if session.found == "http" and _import_next():
-                self.feed(connection, session.begin_again())
+            if session.found == "http" and not are_loaded(HTTP_MODULES):
+                connection.is_waiting = True
+                self._watch_socket(connection)
+                again = partial(self._resume, connection, session.begin_again())
+                when_loaded(HTTP_MODULES, self.member.run_task, again)
                 return
             data = session.first
             session = self._replace(connection, session)
@@ -414,7 +408,7 @@ class Connections:
 
     def _step(self, connection: Connection, data: bytes) -> None:
         """Take a step of the handshake in a thread."""
-        connection.is_shaking = True
+        connection.is_waiting = True
         self._watch_socket(connection)
         self.handshakes.step(connection, data, connection.site is None)
 
@@ -423,7 +417,7 @@ class Connections:
         connection = result.connection
         if connection not in self.all:
             return
-        connection.is_shaking = False
+        connection.is_waiting = False
         if result.failure is not None:
             self._break(connection, result.failure)
             return
@@ -445,6 +439,12 @@ class Connections:
         """Process received bytes in the next turn."""
         connection.rest = data
         self._watch_socket(connection)
+
+    def _resume(self, connection: Connection, data: bytes) -> None:
+        """What the connection waited for is imported."""
+        connection.is_waiting = False
+        if connection in self.all:
+            self.feed(connection, data)
 
     def _break(self, connection: Connection, failure: ChannelError) -> None:
         """The channel of a connection is broken, or cannot be established."""
@@ -565,7 +565,7 @@ class Connections:
         session = connection.session
         mask = WRITE if session.outbox.is_stuck else 0
         self._unread.pop(connection, None)
-        if not connection.is_shaking and self._may_receive(session):
+        if not connection.is_waiting and self._may_receive(session):
             if connection.rest:
                 self._unread[connection] = None
             else:
@@ -579,15 +579,6 @@ class Connections:
         else:
             self._selector.modify(connection.sock, mask, connection.ready)
         connection.mask = mask
-
-
-def _import_next() -> bool:
-    """Import the next of `HTTP_MODULES`. Returns False if all are imported already."""
-    for name in HTTP_MODULES:
-        if name not in sys.modules:
-            importlib.import_module(name)
-            return True
-    return False
 
 
 def _over_budget(budget: Budget, connections: Iterable[Connection]) -> list[Connection]:

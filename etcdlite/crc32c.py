@@ -1,19 +1,14 @@
 """CRC-32C (Castagnoli), the checksum in etcd's hashes.
 
 The package crc32c (Debian: python3-crc32c) computes it. Without it a table does, in Python, which
-takes 10 s for 100 MB. `load` returns the faster one that is installed, and the size of a step.
+takes 10 s for 100 MB.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 _POLYNOMIAL = 0x82F63B78
-
-TABLE_STEP_BYTES = 16 << 10
-LIBRARY_STEP_BYTES = 1 << 20
-"""The bytes that each computes in about a millisecond."""
 
 
 @functools.cache
@@ -36,11 +31,10 @@ def by_table(data: bytes, crc: int = 0) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def load() -> tuple[Callable[[bytes, int], int], int]:
-    """(function, step): a function with the arguments of `by_table`, and the most bytes to give it
-    in one step of the loop."""
-    try:
-        from crc32c import crc32c  # Imported only here: few members are asked for such a hash.
-    except ImportError:
-        return by_table, TABLE_STEP_BYTES
-    return crc32c, LIBRARY_STEP_BYTES
+STEP_BYTES = 1 << 20
+"""The bytes that `update` computes in about a millisecond."""
+
+try:
+    from crc32c import crc32c as update  # The arguments are those of `by_table`.
+except ImportError:
+    update, STEP_BYTES = by_table, 16 << 10  # type: ignore[assignment]

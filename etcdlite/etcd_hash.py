@@ -56,7 +56,7 @@ def _has_keys(store: Store, revision: int) -> Generator[None, None, bool]:
 def _hash(
     store: Store, history: History, compacted: int, revision: int, keeps_some: bool
 ) -> Generator[None, None, int]:
-    update, most_bytes = crc32c.load()
+    update, most_bytes = crc32c.update, crc32c.STEP_BYTES
 
     def is_present(kind: int, body: bytes) -> bool:
         """Whether a version up to the compact revision is that of its key as of `revision`."""

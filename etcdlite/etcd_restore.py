@@ -139,7 +139,7 @@ class EtcdBackup:
         self._auth: dict[bytes, bytes] = {}
         self._users: dict[bytes, bytes] = {}
         self._roles: dict[bytes, bytes] = {}
-        self._update = crc32c.load()[0] if hashes else None
+        self._update = crc32c.update if hashes else None
         if not skip_hash_check:
             check_digest(path, file, progress)
         size = file.seek(0, os.SEEK_END)

@@ -296,4 +296,3 @@ TIME = _NUMBER["Log.Time"]
 """Says what time it was at the last revision before it."""
 SET_CLUSTER_VERSION = _NUMBER["Log.ClusterVersion"]
 """Sets the cluster version."""
-AUTHENTICATE = _NUMBER["Auth.Authenticate"]

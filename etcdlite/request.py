@@ -60,6 +60,11 @@ Done = Callable[["bytes | EtcdError"], None]
 """Called once with the answer to a question: the encoded response, or why there is none."""
 
 
+def connection(session: Any) -> Any:
+    """The session of the connection, if this is one of its calls."""
+    return getattr(session, "owner", session)
+
+
 class Asked:
     """The session of a request that the program makes to its own member."""
 

@@ -396,7 +396,7 @@ class Server:
             return
         if not thread.is_alone:
             # The other members save in the meantime.
-            self.connections.send_to_members()
+            self.connections.send_output(to_clients=False)
         began = member.clock()
         if (took_s := thread.save_now(saves)) > QUICK_SYNC_S:
             if self.connections.are_from_clients(self._selector.select(0.0)):

@@ -18,7 +18,7 @@ LAYERS = {
     " cipher_suites credentials extract plain_txn swap backup_status versions records"
     " etcdlite errors log limits options notation urls schema proto frames methods channel x509 tls"
     " json_mapping session memory request identity metrics flags interrupts certificates passwords"
-    " permissions",
+    " permissions loading",
     "client": "client client.*",
     "settings": "config discovery",
     "store": "storage storage.* lease mvcc ranges txn watch watch_responses watch_slices auth"

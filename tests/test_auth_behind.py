@@ -54,8 +54,8 @@ class House:
         leader, self.behind = self.cluster.leader, self.cluster.followers[0]
         self.ahead = At(self.cluster, leader)
         self.way = (leader.name, self.behind.name)
-        add_users(self.ahead)  # type: ignore[arg-type]
-        self.root = User(self.ahead)  # type: ignore[arg-type]
+        add_users(self.ahead)
+        self.root = User(self.ahead)
         self.root.log_in("root")
         self.done("Lease.LeaseGrant", ID=9, TTL=60)
 
@@ -66,11 +66,11 @@ class House:
 
     def log_in(self, name: str) -> str:
         """The token that a user gets from the leader."""
-        return User(self.ahead).log_in(name).current_token  # type: ignore[arg-type]
+        return User(self.ahead).log_in(name).current_token
 
     def late(self, token: str = "") -> User:
         """A client of the member that is behind."""
-        return User(At(self.cluster, self.behind), token)  # type: ignore[arg-type]
+        return User(At(self.cluster, self.behind), token)
 
     def hold(self, changes: Callable[[], Any]) -> Any:
         """Call `changes`, which asks the leader. `behind` does not apply them until `release`."""
@@ -281,6 +281,24 @@ def test_few_refused_requests_wait(house: House, monkeypatch: pytest.MonkeyPatch
         assert {user.answers[request_id] for request_id in ids} == {"invalid auth token"}
 
 
+def test_connections_share_the_places_of_refused_requests(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fills them all leaves places to the next ones."""
+    monkeypatch.setattr(access, "MAX_RECHECKS", 6)
+    users = [house.late("wrong") for _ in range(8)]
+    waiting = []
+    for user in users:
+        ids = [user.send("Maintenance.Defragment") for _ in range(8)]
+        waiting.append(len(ids) - len(user.answers))
+    assert waiting == [6, 3, 2, 1, 1, 1, 1, 1]
+    house.release()
+    assert all(len(user.answers) == 8 for user in users)
+    again = [users[0].send("Maintenance.Defragment") for _ in range(8)]
+    assert len([each for each in again if each not in users[0].answers]) == 6
+    house.release()
+
+
 def test_a_watch_that_waits_outlives_the_end_of_its_requests(house: House) -> None:
     user = house.late(house.hold(partial(house.change_and_log_in, "Auth.RotateKey")))
     request_id = user.send("Watch.Watch", create_request=proto.WatchCreateRequest(key=b"a"))
@@ -301,7 +319,8 @@ def create(key: bytes) -> bytes:
 def grpc_request(path: str, message: proto.Message, token: str = "") -> bytes:
     """The first bytes of a gRPC client."""
     fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode())]
-    fields += [(b"content-type", b"application/grpc"), (b"token", token.encode())]
+    fields += [(b"content-type", b"application/grpc")]
+    fields += [(b"token", token.encode())] if token else []
     body = message.encode()
     return (
         http2.PREFACE
@@ -343,7 +362,7 @@ def test_few_messages_of_a_stream_wait(house: House, monkeypatch: pytest.MonkeyP
     renewal = proto.LeaseKeepAliveRequest(ID=9).encode()
     for _ in range(streams.MAX_UNCHECKED_RENEWALS - 1):
         user.calls.message(renewer, renewal)
-    with pytest.raises(EtcdError, match="invalid auth token"):
+    with pytest.raises(EtcdError, match="too many requests"):
         user.calls.message(renewer, renewal)
     house.release()
     assert len(user.messages[watcher]) == streams.MAX_HELD + 1

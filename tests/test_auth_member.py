@@ -12,7 +12,7 @@ from rigs.lone_member import LoneMember
 from rigs.users import CHEAP, User, add_users
 
 from etcdlite import auth as auth_module
-from etcdlite import methods, passwords, proto, rights
+from etcdlite import frames, methods, passwords, proto, rights
 from etcdlite.auth import Auth
 from etcdlite.errors import EtcdError
 from etcdlite.methods import METHOD_BY_NAME
@@ -23,11 +23,15 @@ from etcdlite.replica.entry import decode_requests
 from etcdlite.request import Asked
 from etcdlite.storage import data
 from etcdlite.wire import exposition, streams
+from etcdlite.wire.native import NativeSession
 
 DENIED = "permission denied"
 EMPTY = "user name is empty"
 INVALID = "invalid auth token"
 OLD = "revision of auth store is old"
+REVOKE: list[tuple[str, dict[str, Any]]] = [
+    ("Auth.RoleRevokePermission", {"role": "r", "key": b"a", "range_end": b"c"})
+]
 USER_REVOKE_ROLE = METHOD_BY_NAME["Auth.UserRevokeRole"].number
 
 
@@ -163,9 +167,9 @@ def test_locks_and_elections_are_requests_of_their_caller(ann: User, root: User)
     # One that is cancelled while it waits takes its key back, although its request is gone.
     [held] = root.ask("Lock.Lock", name=b"a")
     waiting = ann.send("Lock.Lock", name=b"a")
-    ann.lone.settle()
+    ann.house.settle()
     ann.calls.close(waiting)
-    ann.lone.settle()
+    ann.house.settle()
     left = root.ask("KV.Range", key=b"a/", range_end=b"a0").kvs
     assert [kv.key for kv in left] == [held.key]
 
@@ -192,7 +196,7 @@ def test_a_watch_is_checked_when_it_is_created(ann: User) -> None:
         assert answer.canceled == bool(refused)
         assert answer.cancel_reason.endswith(refused)
         assert (answer.watch_id == -1) == bool(refused)
-    [answer] = User(ann.lone).ask("Watch.Watch", create_request=create(key=b"k"))
+    [answer] = User(ann.house).ask("Watch.Watch", create_request=create(key=b"k"))
     assert answer.canceled and answer.cancel_reason.endswith(EMPTY)
 
 
@@ -200,7 +204,7 @@ def test_a_watch_goes_on_after_its_user_has_lost_the_right_as_in_etcd(
     ann: User, root: User
 ) -> None:
     watching = ann.send("Watch.Watch", create_request=create(key=b"k"))
-    ann.lone.settle()
+    ann.house.settle()
     root.ask("Auth.UserRevokeRole", name="ann", role="r")
     root.ask("Auth.UserDelete", name="ann")
     root.ask("KV.Put", key=b"k")
@@ -240,7 +244,7 @@ def test_the_leader_revokes_what_expires(ann: User, root: User) -> None:
     root.ask("Lease.LeaseGrant", ID=1, TTL=2)
     root.ask("KV.Put", key=b"x", lease=1)
     for _ in range(40):
-        ann.lone.tick()
+        ann.house.tick()
     assert root.ask("KV.Range", key=b"x").count == 0
 
 
@@ -255,11 +259,62 @@ def test_what_was_permitted_at_the_door_is_checked_again_if_users_change_before_
     changed = root.send("Auth.UserRevokeRole", name="ann", role="r")
     second = ann.send("KV.Put", key=b"a")
     third = root.send("KV.Put", key=b"a")
-    ann.lone.settle()
+    ann.house.settle()
     assert ann.answers[first].header.revision == 2
     assert not isinstance(root.answers[changed], str)
     assert ann.answers[second] == DENIED
     assert root.answers[third].header.revision == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "others", "expected"),
+    [
+        # Outdated when it is applied, because users change before it: it is checked again.
+        (("KV.Put", {"key": b"a"}), REVOKE, DENIED),
+        (("KV.DeleteRange", {"key": b"a"}), REVOKE, DENIED),
+        (("Lock.Unlock", {"key": b"a"}), REVOKE, DENIED),
+        # Checked only when it is served.
+        (("KV.Range", {"key": b"x"}), [], DENIED),
+        (("KV.Range", {"key": b"a", "range_end": b"z"}), [], DENIED),
+        (("Auth.UserList", {}), [], DENIED),
+        (("KV.Put", {"key": b"a"}), [], None),
+    ],
+)
+def test_a_request_is_of_the_user_that_asked_for_it_whoever_logs_in_after_it(
+    house: LoneMember,
+    root: User,
+    ann: User,
+    asked: tuple[str, dict[str, Any]],
+    others: list[tuple[str, dict[str, Any]]],
+    expected: str | None,
+) -> None:
+    session = NativeSession(house.member, lambda session: None)
+
+    def send(number: int, name: str, **fields: Any) -> None:
+        method = METHOD_BY_NAME[name]
+        body = method.request(**fields).encode()
+        session.receive(frames.frame(number, method.number, frames.END, body))
+
+    session.receive(frames.HANDSHAKE.pack(frames.MAGIC, 1, 1))
+    send(1, "Auth.Authenticate", password=ann.current_token)
+    house.settle()
+    for name, fields in others:
+        root.send(name, **fields)
+    send(3, asked[0], **asked[1])
+    session.logged_in(root.current_token)  # As if a login was answered now.
+    house.settle()
+    send(3, "Auth.UserList")  # The id may be used again, and is of the new user then.
+    house.settle()
+    reader = frames.FrameReader(1 << 20)
+    reader.feed(bytes(session.outbox.take())[frames.HANDSHAKE.size :])
+    answers = [
+        proto.Error.decode(body).message.removeprefix("etcdserver: ")
+        if flags & frames.ERROR
+        else None
+        for number, _, flags, body in reader
+        if number == 3
+    ]
+    assert answers == [expected, None]
 
 
 def test_each_put_of_an_entry_is_checked_for_its_own_author(
@@ -428,7 +483,7 @@ def test_requests_that_wait_for_the_same_permissions_share_the_work(
         ids += [user.send("KV.Range", key=b"a07", range_end=b"a3") for _ in range(20)]
         if changes:
             root.send("Auth.RoleAdd", name="amid")
-        user.lone.settle()
+        user.house.settle()
         refused = {answer for answer in map(user.answers.get, ids) if isinstance(answer, str)}
         assert refused <= ({OLD} if changes else set())
         assert learned == ["max"] * (1 + changes)

@@ -38,7 +38,7 @@ from etcdlite.wire.calls import CLOSED_PER_SLICE
 from etcdlite.wire.grpc import ROUTES, GrpcSession, percent_encode, read_request
 from etcdlite.wire.health import fields
 from etcdlite.wire.http2 import GHOST
-from etcdlite.wire.session import REQUEST_BYTES
+from etcdlite.wire.session import INVALID_TOKEN, REQUEST_BYTES
 
 KV = "/etcdserverpb.KV/"
 SNAPSHOT = "/etcdserverpb.Maintenance/Snapshot"
@@ -501,13 +501,17 @@ def test_metadata_reach_the_request() -> None:
     other = [(name, b"other") for name in (b"authorization", b"token", b"hasleader")]
     request = read_request([*fields, *other])
     assert (request.token, request.has_leader) == ("secret.7", True)
+    # One of no bytes is not valid, as in etcd, and "token" counts before "authorization".
+    for empty in ([(b"token", b""), (b"authorization", b"abc")], [(b"authorization", b"")]):
+        assert read_request([*fields[:3], *empty]).token == INVALID_TOKEN
+    assert read_request(fields[:3]).token == ""
 
 
 def test_the_token_of_a_request_can_be_asked_for(client: Client) -> None:
     stream_id = client.open(WATCH, ("token", "secret.7"))
     client.pump()
     assert client.session.token(stream_id) == "secret.7"
-    assert client.session.token(99)  # Not "", which is that of the certificate's user.
+    assert client.session.token(99) == INVALID_TOKEN
 
 
 def test_hasleader_refuses_what_would_wait_for_a_leader(client: Client) -> None:

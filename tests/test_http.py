@@ -50,6 +50,7 @@ from etcdlite.wire.http import (
     MAX_WAITING_BYTES,
     HttpSession,
 )
+from etcdlite.wire.session import INVALID_TOKEN
 from etcdlite.wire.site import Site
 
 FOO = base64.b64encode(b"foo").decode()
@@ -614,6 +615,11 @@ def test_metadata_comes_in_headers(lone: LoneMember, browser: Browser) -> None:
     first = request("POST", "/v3/kv/range", {"key": FOO}, {"Grpc-Metadata-Token": "token-1"})
     session.receive(first.replace(b"\r\n\r\n", b"\r\nGrpc-Metadata-Token: token-2\r\n\r\n", 1))
     assert session.token(session._next_id) == "token-1"  # As in etcd.
+    browser.settle()
+    browser.answers("POST")
+    header = {"Authorization": "token-1", "Grpc-Metadata-Token": ""}
+    session.receive(request("POST", "/v3/kv/range", {"key": FOO}, header))
+    assert session.token(session._next_id) == INVALID_TOKEN  # As in etcd.
     browser.settle()
     browser.answers("POST")
     lose_the_leader(lone)

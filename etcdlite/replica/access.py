@@ -26,7 +26,7 @@ from etcdlite.errors import EtcdError
 from etcdlite.methods import PUT, RANGE
 from etcdlite.raft import Raft
 from etcdlite.replica.state import State
-from etcdlite.request import Requester
+from etcdlite.request import Requester, connection
 from etcdlite.rights import Rights
 from etcdlite.tokens import TokenAhead, Tokens
 
@@ -34,8 +34,9 @@ MAX_RECENT = 1024
 """Tokens that are remembered, with what they permit, until the next tick."""
 
 MAX_RECHECKS = 1024
-"""Refused requests that wait until the state is current; more are refused at once. Requests with a
-token that is ahead of the state do not count: its signature shows that a user logged in."""
+"""Refused requests that wait until the state is current. The connections that have some may have
+equal shares of this, at least one; more are refused at once. Requests with a token that is ahead of
+the state do not count: its signature shows that a user logged in."""
 
 
 class Access:
@@ -50,7 +51,8 @@ class Access:
     def __init__(self, state: State, tokens: Tokens, raft: Raft) -> None:
         self.auth: Auth = state.auth
         self._raft = raft
-        self._rechecks = 0
+        self._rechecks: dict[Any, int] = {}
+        """How many refused requests wait, by connection."""
         self._tokens = tokens
         self._recent: dict[str, tuple[int, Author, Rights]] = {}
         """What the tokens of recent requests permit: the auth revision as of which this holds, the
@@ -127,13 +129,14 @@ class Access:
                 self.check(session, request_id, method, request)
             except EtcdError as failure:
                 again = partial(self.admit, session, request_id, method, request, then, size_bytes)
-                if self.retry(failure, is_current, again, size_bytes):
+                if self.retry(session, failure, is_current, again, size_bytes):
                     return
                 refused = failure
         then(refused)
 
     def retry(
         self,
+        session: Requester | None,
         refused: EtcdError,
         is_current: bool,
         again: Callable[[bool], None],
@@ -149,13 +152,18 @@ class Access:
             return False
         elif isinstance(refused, TokenAhead):
             self.when_current(partial(again, True), size_bytes)
-        elif self._raft.leader and self._rechecks < MAX_RECHECKS:
-            self._rechecks += 1
-            self.when_current(partial(self._recheck, again), size_bytes)
         else:
-            return False
+            owner, rechecks = connection(session), self._rechecks
+            waiting = rechecks.get(owner, 0)
+            share = max(1, MAX_RECHECKS // (len(rechecks) + (not waiting)))
+            if not self._raft.leader or waiting >= share:
+                return False
+            rechecks[owner] = waiting + 1
+            self.when_current(partial(self._recheck, owner, again), size_bytes)
         return True
 
-    def _recheck(self, again: Callable[[bool], None]) -> None:
-        self._rechecks -= 1
+    def _recheck(self, owner: Any, again: Callable[[bool], None]) -> None:
+        waiting = self._rechecks.pop(owner) - 1
+        if waiting:
+            self._rechecks[owner] = waiting
         again(True)

@@ -237,15 +237,17 @@ class Reads:
         else:
             self.ready.append(read)
 
-    def check_renewal(self, session: Session, author: Author | None, lease_id: int) -> None:
+    def check_renewal(
+        self, session: Session, request_id: int, author: Author | None, lease_id: int
+    ) -> None:
         """Answer b"" if the author may write all keys of the lease, as of what is applied here."""
-        self.ready.append((0, [(session, 0, KEEP_ALIVE, (author, lease_id))], 0.0))
+        self.ready.append((0, [(session, request_id, KEEP_ALIVE, (author, lease_id))], 0.0))
 
     def _when_current(self, do: Callable[[], None], size_bytes: int) -> None:
         self.read(Asked(lambda answer: do()), 0, KEEP_ALIVE, None, size_bytes)
 
     def _when_known(self, author: Author, do: Callable[[], None]) -> None:
-        self.check_renewal(Asked(lambda answer: do()), author, 0)
+        self.check_renewal(Asked(lambda answer: do()), 0, author, 0)
 
     # ReadIndex rounds.
 

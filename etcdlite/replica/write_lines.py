@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from etcdlite.request import Waiter
+from etcdlite.request import Waiter, connection
 
 
 class Waiting(NamedTuple):
@@ -49,8 +49,3 @@ class WriteLines(dict[Any, "deque[Waiting]"]):
                 yield line.popleft()
             if not line:
                 del self[session]
-
-
-def connection(session: Any) -> Any:
-    """The session of the connection, if this is one of its calls."""
-    return getattr(session, "owner", session)

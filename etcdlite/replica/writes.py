@@ -53,8 +53,8 @@ from etcdlite.replica.entry import (
     read_header,
 )
 from etcdlite.replica.state import State
-from etcdlite.replica.write_lines import Waiting, WriteLines, connection
-from etcdlite.request import Done, Session, Waiter, fail_all
+from etcdlite.replica.write_lines import Waiting, WriteLines
+from etcdlite.request import Done, Session, Waiter, connection, fail_all
 from etcdlite.versions import OLDEST
 
 MAX_PROPOSED_BYTES = 64 << 20
@@ -198,7 +198,7 @@ class Writes:
             except EtcdError as refused:
                 assert session is not None, "a member may do everything"
                 again = partial(self.propose, session, request_id, method, request, frame)
-                if not self._access.retry(refused, is_current, again, len(frame)):
+                if not self._access.retry(session, refused, is_current, again, len(frame)):
                     session.fail(request_id, method, refused)
                 return
             if author is not self._author and author != self._author:

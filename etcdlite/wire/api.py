@@ -21,6 +21,7 @@ from etcdlite import proto, txn
 from etcdlite.auth import OWN
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, UNKNOWN, EtcdError, error
 from etcdlite.frames import FRAME_HEADER_BYTES
+from etcdlite.loading import when_loaded
 from etcdlite.member import Member
 from etcdlite.methods import (
     CHECKPOINT,
@@ -46,6 +47,9 @@ from etcdlite.replica.logins import check_size
 from etcdlite.replica.state import needs_space
 from etcdlite.request import Asked, Done, Session
 from etcdlite.swap import decode_txn
+
+HASH_MODULES = ("etcdlite.crc32c", "etcdlite.etcd_hash")
+"""What the hash of etcd needs: up to 40 ms."""
 
 MAX_KNOWN_RENEWALS = 8192
 MAX_KNOWN_RENEWAL_BYTES = 32
@@ -124,7 +128,10 @@ def _hash_kv(
 ) -> None:
     # Members of all versions compare the same hash with each other, clients that of etcd.
     request.of_members = request.of_members or session.is_member
-    _read_now(member, session, request_id, method, request, frame)
+    if member.catch_up.is_behind:
+        raise behind_error()
+    read = partial(member.reads.read_now, session, request_id, method, request, len(frame))
+    when_loaded(() if request.of_members else HASH_MODULES, member.run_task, read)
 
 
 def _lease_grant(
@@ -208,12 +215,10 @@ def _time_to_live(
                     rights.check_read(key)
             session.reply(request_id, method, answer)
         except EtcdError as failure:
-            if not member.access.retry(failure, is_current, partial(answered, answer)):
+            if not member.access.retry(session, failure, is_current, partial(answered, answer)):
                 session.fail(request_id, method, failure)
 
-    def ask() -> None:
-        _ask_leader(member, Asked(answered), request_id, method, frame)
-
+    ask = partial(_ask_leader, member, Asked(answered), request_id, method, frame)
     _admit(member, session, request_id, method, request, ask, len(frame))
 
 
@@ -244,16 +249,25 @@ def _admit(
 ) -> None:
     """Call `do`, which may raise EtcdError, if the user may make this request. An error is sent to
     the session. `size_bytes`: of the request, if that may be large."""
+    checked = _then(session, request_id, method, do)
+    member.access.admit(session, request_id, method, request, checked, size_bytes)
 
-    def checked(refused: EtcdError | None) -> None:
+
+def _then(
+    session: Session, request_id: int, method: int, do: Callable[[], None]
+) -> Callable[[object], None]:
+    """A callback that calls `do`, which may raise EtcdError, unless it gets an EtcdError. An error
+    is sent to the session."""
+
+    def done(outcome: object) -> None:
         try:
-            if refused is not None:
-                raise refused
+            if isinstance(outcome, EtcdError):
+                raise outcome
             do()
         except EtcdError as failure:
             session.fail(request_id, method, failure)
 
-    member.access.admit(session, request_id, method, request, checked, size_bytes)
+    return done
 
 
 def _member_change(
@@ -274,20 +288,12 @@ def _member_change(
         changed.peerURLs = cluster.peer_urls_of(request.peerURLs)
     change = proto.MemberChange(action=action, member=changed)
     checks.check(MEMBER_CHANGE, change)
+    do = partial(member.change_membership, session, request_id, method, change)
     if not member.reachability.is_vital(change):
-        member.change_membership(session, request_id, method, change)
+        do()
         return
-
-    def checked(failure: EtcdError | None) -> None:
-        try:
-            if failure is not None:
-                raise failure
-            member.change_membership(session, request_id, method, change)
-        except EtcdError as refused:
-            session.fail(request_id, method, refused)
-
     member.check_change(change)
-    member.reachability.check(change, checked)
+    member.reachability.check(change, _then(session, request_id, method, do))
 
 
 def _downgrade(
@@ -305,16 +311,9 @@ def _downgrade(
         else:
             session.reply(request_id, method, member.state.header + answer)
 
-    def is_current(answer: bytes | EtcdError) -> None:
-        try:
-            if isinstance(answer, EtcdError):
-                raise answer
-            member.version_keeper.downgrade(request, answered)
-        except EtcdError as failure:
-            answered(failure)
-
     # What is committed now is applied first, so that the answer is not of the past.
-    member.reads.read(Asked(is_current), 0, KEEP_ALIVE, None)
+    do = partial(member.version_keeper.downgrade, request, answered)
+    member.reads.read(Asked(_then(session, request_id, method, do)), 0, KEEP_ALIVE, None)
 
 
 def _move_leader(
@@ -338,16 +337,9 @@ def _authenticate(
 ) -> None:
     check_size(request)
 
-    def confirmed(answer: bytes | EtcdError) -> None:
-        """The state is linearizable."""
-        try:
-            if isinstance(answer, EtcdError):
-                raise answer
-            member.logins.log_in(session, request_id, method, request)
-        except EtcdError as failure:
-            session.fail(request_id, method, failure)
-
-    member.reads.read(Asked(confirmed), 0, KEEP_ALIVE, None)
+    # Once the state is linearizable.
+    do = partial(member.logins.log_in, session, request_id, method, request)
+    member.reads.read(Asked(_then(session, request_id, method, do)), 0, KEEP_ALIVE, None)
 
 
 def _auth_enable(
@@ -525,10 +517,7 @@ def _checked(handler: Handler) -> Handler:
         member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
     ) -> None:
         do = partial(handler, member, session, request_id, method, request, frame)
-        if member.state.auth.enabled:
-            _admit(member, session, request_id, method, request, do, len(frame))
-        else:
-            do()
+        _admit(member, session, request_id, method, request, do, len(frame))
 
     return checked
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
+from etcdlite.request import Session
 from etcdlite.watch import Quota
 
 PIECES_PER_SLICE = 2
@@ -25,7 +26,7 @@ CLOSED_PER_SLICE = 256
 """Calls of a closed session that are closed at once; `produce` closes the rest."""
 
 
-class CallOwner(Protocol):
+class CallOwner(Session, Protocol):
     """The session, as its calls see it."""
 
     calls: Calls
@@ -34,28 +35,14 @@ class CallOwner(Protocol):
     def protocol(self) -> str:
         """ "native", "grpc" or "http", for example."""
 
-    @property
-    def certificate_user(self) -> str:
-        """As in `request.Session`."""
-
-    def token(self, request_id: int) -> str:
-        """The auth token of an open request, or ""."""
-
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
         """Send one message of the answer."""
 
     def end_call(self, request_id: int, method: int) -> None:
         """End the answer."""
 
-    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        """End the call with an error."""
-
     def is_stalled(self, request_id: int) -> bool:
         """The client does not read the output of this call."""
-
-    @property
-    def is_blocked(self) -> bool:
-        """The client does not read the output of any call."""
 
     def resume(self, request_id: int) -> None:
         """This call has something to produce."""

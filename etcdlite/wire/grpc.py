@@ -55,7 +55,7 @@ from etcdlite.wire.http2 import (
     Connection,
     Stream,
 )
-from etcdlite.wire.session import REQUEST_BYTES, ClientSession, LeaderLoss
+from etcdlite.wire.session import INVALID_TOKEN, REQUEST_BYTES, ClientSession, LeaderLoss
 from etcdlite.wire.streams import CALLS, LargeRangeCall
 
 MAX_PARTIAL_BYTES = 32 << 20
@@ -198,7 +198,9 @@ def read_request(headers: Headers) -> Request:
     request = Request(route or _NOWHERE)
     encoding = _shown(values.get(b"grpc-encoding", b""))
     request.is_packed = encoding == "gzip"
-    request.token = _shown(metadata.get(b"token") or metadata.get(b"authorization", b""))
+    token = metadata.get(b"token", metadata.get(b"authorization"))
+    if token is not None:
+        request.token = _shown(token) or INVALID_TOKEN
     request.has_leader = metadata.get(b"hasleader") == b"true"
     method = values[b":method"]
     content_type = values.get(b"content-type", b"")
@@ -555,7 +557,7 @@ class GrpcSession(Connection, ClientSession):
         """The auth token of an open request, "" if it has none. For a closed request a token that
         is not valid: with "", it would be a request of the certificate's user."""
         stream = self.streams.get(request_id, GHOST)
-        return "closed" if stream is GHOST else stream.request.token
+        return INVALID_TOKEN if stream is GHOST else stream.request.token
 
     # Answers.
 

@@ -56,7 +56,7 @@ from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.wire import api, exposition, gateway, health
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.health import NOSNIFF, Header
-from etcdlite.wire.session import ClientSession, LeaderLoss
+from etcdlite.wire.session import INVALID_TOKEN, ClientSession, LeaderLoss
 from etcdlite.wire.site import Site, debug_vars, host_name, page, versions
 from etcdlite.wire.streams import CALLS
 
@@ -174,6 +174,12 @@ class _Request:
                 key = name[len(_METADATA_PREFIX) :].decode("ascii")
                 self.metadata.setdefault(key, value.decode("latin-1"))
         return length, is_sized, is_chunked
+
+    @property
+    def token(self) -> str:
+        """The auth token, or ""."""
+        token = self.metadata.get("token", self.metadata.get("authorization"))
+        return "" if token is None else token or INVALID_TOKEN
 
     def count(self, metrics: Metrics, method: methods.Method, now: float) -> Rpc:
         """Count the request as gRPC's: in etcd, the gateway is a client of gRPC."""
@@ -732,7 +738,7 @@ class HttpSession(ClientSession):
         request = self._request
         if request is None or request.id != request_id:
             return ""
-        return request.metadata.get("token") or request.metadata.get("authorization", "")
+        return request.token
 
     @property
     def is_full(self) -> bool:

@@ -8,6 +8,7 @@ answer at once; unsent output and deadlines as in `session.py`.
 
 Users: frames have no place for a token. The token in the answer to Auth.Authenticate counts for the
 connection: for all its requests from then on, open streams included, until the next answer to one.
+Requests that came before that answer keep the token that they came with.
 A client that has a token already, from another connection or member, sends it as the password, with
 an empty name; it costs no hash, and the answer holds the same token.
 """
@@ -46,6 +47,13 @@ MAX_PING_BYTES = 64
 
 _CANCELED = -1
 """In `_requests`: the request was answered as cancelled, and its result is dropped."""
+
+
+class _Earlier(int):
+    """In `_requests`: the method of a request that came before the last login."""
+
+    token = ""
+    """The token that it came with. A stream has the latest one instead."""
 
 
 class NativeSession(ClientSession):
@@ -186,9 +194,20 @@ class NativeSession(ClientSession):
             self.fail(request_id, method, api.invalid(failure))
 
     def token(self, request_id: int) -> str:
+        opened = self._requests.get(request_id)
+        if opened.__class__ is _Earlier and opened not in CALLS:
+            return opened.token  # type: ignore[union-attr]
         return self._token
 
     def logged_in(self, token: str) -> None:
+        requests, marked = self._requests, dict[int, _Earlier]()
+        for request_id, method in reversed(requests.items()):
+            if method.__class__ is _Earlier:
+                break  # All before it came before an earlier login.
+            if method not in marked:
+                marked[method] = _Earlier(method)
+                marked[method].token = self._token
+            requests[request_id] = marked[method]
         self._token = token
 
     # Output.

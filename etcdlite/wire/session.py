@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from etcdlite import log
-from etcdlite.errors import EtcdError
+from etcdlite import log, request
 from etcdlite.frames import MAGIC, SECRET_MAGIC, SECRET_REFUSAL
 from etcdlite.member import Member
 from etcdlite.session import Session
@@ -16,6 +15,9 @@ HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 NO_LEADER_ELECTIONS = 3
 """Election timeouts without a leader that a stream with `hasleader` survives, as in etcd."""
+
+INVALID_TOKEN = " "
+"""Stands for a token of no bytes, which is not valid; "" means that a request has none."""
 
 REQUEST_BYTES = 512
 """The memory that an open request occupies, approximately, for `kept_bytes`."""
@@ -30,31 +32,14 @@ SNIFF_BYTES = 4
 """The number of bytes that distinguish gRPC ("PRI ") from HTTP/1.1 ("PUT ")."""
 
 
-class ClientSession(Session):
+class ClientSession(Session, request.Session):
     """A session that passes requests to a member; a subclass sets both attributes."""
 
     member: Member
     calls: Calls
 
-    def token(self, request_id: int) -> str:
-        """The auth token of an open request, or ""."""
-        raise NotImplementedError
-
     def logged_in(self, token: str) -> None:
-        """Auth.Authenticate is answered with this token. Does nothing if each request brings
-        one."""
-
-    def awaits(self, request_id: int) -> bool:
-        """Whether the request is open and not cancelled."""
-        raise NotImplementedError
-
-    def reply(self, request_id: int, method: int, body: bytes) -> None:
-        """Answer a unary request; dropped if the request was cancelled."""
-        raise NotImplementedError
-
-    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        """Answer a unary request, or end a stream, with an error."""
-        raise NotImplementedError
+        """Does nothing if each request brings its token."""
 
     @property
     def has_more(self) -> bool:

@@ -6,14 +6,14 @@ Each class is one kind of call (`calls.py`). To add a kind, add a class to `CALL
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
 from etcdlite import ETCD_API_VERSION, log, proto, txn
-from etcdlite.auth import Auth, Author
+from etcdlite.auth import Auth
 from etcdlite.errors import DATA_LOSS, INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
+from etcdlite.loading import when_loaded
 from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, RANGE, SNAPSHOT, WATCH, Route, by_number, numbers
 from etcdlite.proto import varint
@@ -50,8 +50,7 @@ MAX_HELD_BYTES = 512
 and the size of each."""
 
 MAX_UNCHECKED_RENEWALS = 64
-"""Renewals of a stream that wait until it is known whether the user may write all keys of the
-lease."""
+"""Renewals of a stream that wait until it is known whether the user may make them."""
 
 _REPLACED = "etcdlite: this member replaced its data by a snapshot of the leader; ask again"
 
@@ -141,14 +140,16 @@ class WatchCall(Call):
 
 
 class KeepAliveCall(Call):
+    is_blocked = False
+    """For the member: the checks of renewals have no answers."""
+
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         # Cheap, because some clients open a stream for each renewal.
-        self._unanswered = self._asked = self._unread_checks = self._rechecks = 0
+        self._asked = self._unanswered = self._unread_checks = 0
         self._is_finished = self._is_closed = False
-        self._unchecked: list[tuple[Author | None, bytes, bool]] = []
-        """Renewals of leases with many keys: (author, message, `is_current` of `Access.retry`). The
-        first is being checked."""
+        self._unchecked: dict[int, tuple[bytes, bool]] = {}
+        """Renewals that wait for a check, by number: (message, `is_current` of `Access.retry`)."""
 
     def message(self, body: bytes) -> None:
         self._asked += 1
@@ -159,70 +160,64 @@ class KeepAliveCall(Call):
         self._unanswered += 1
         if self.member.state.auth.enabled:
             api.read_renewal(body)  # A malformed message fails first.
-            self._renew_if_permitted(body)
+            if len(self._unchecked) >= MAX_UNCHECKED_RENEWALS:
+                raise error("RequestTooManyRequests")
+            self._renew_if_permitted(self._asked, body)
         else:
             api.keep_alive(self.member, body, self._done)
 
-    def _renew_if_permitted(self, body: bytes, is_current: bool = False) -> None:
-        """Renew the lease, if need be after a later check (`Access.retry`). Raises EtcdError."""
+    def _renew_if_permitted(self, number: int, body: bytes, is_current: bool = False) -> None:
+        """Renew the lease, if need be after a later check. Raises EtcdError."""
+        member, auth = self.member, self.member.state.auth
         try:
-            if not self.member.state.auth.enabled or self._is_permitted(body, is_current):
-                api.keep_alive(self.member, body, self._done)
+            if auth.enabled:
+                author = member.access.check(self, self.request_id, KEEP_ALIVE, None)
+                lease_id = api.read_renewal(body)
+                steps = auth.lease_steps(member.state.lessor, author, [(lease_id, None)])
+                for _ in steps:  # The lease has many keys.
+                    steps.close()
+                    self._unchecked[number] = (body, is_current)
+                    member.reads.check_renewal(self, number, author, lease_id)
+                    return
         except EtcdError as refused:
-            if not self._retry(refused, body, is_current):
+            if not self._retry(refused, number, body, is_current):
                 raise
+        else:
+            api.keep_alive(member, body, self._done)
 
-    def _retry(self, refused: EtcdError, body: bytes, is_current: bool) -> bool:
+    def _retry(self, refused: EtcdError, number: int, body: bytes, is_current: bool) -> bool:
         """As `Access.retry`."""
-        if len(self._unchecked) + self._rechecks >= MAX_UNCHECKED_RENEWALS:
-            return False
-        self._rechecks += 1
-        again = partial(self._try_again, body)
-        is_tried_again = self.member.access.retry(refused, is_current, again, len(body))
-        self._rechecks -= not is_tried_again
-        return is_tried_again
+        self._unchecked[number] = (body, is_current)
+        again = partial(self._try_again, number, body)
+        if self.member.access.retry(self, refused, is_current, again, len(body)):
+            return True
+        del self._unchecked[number]
+        return False
 
-    def _try_again(self, body: bytes, is_current: bool) -> None:
-        self._rechecks -= 1
+    def _try_again(self, number: int, body: bytes, is_current: bool) -> None:
+        del self._unchecked[number]
         if not self._is_closed:
             try:
-                self._renew_if_permitted(body, is_current)
+                self._renew_if_permitted(number, body, is_current)
             except EtcdError as refused:
                 self._done(refused)
 
-    def _is_permitted(self, body: bytes, is_current: bool) -> bool:
-        """True if the user may renew the lease. False if that is not known yet, because the lease
-        has many keys: `_checked` goes on later. Raises EtcdError if the user may not."""
-        member = self.member
-        author = member.access.check(self, self.request_id, KEEP_ALIVE, None)
-        lease_id = api.read_renewal(body)
-        steps = member.state.auth.lease_steps(member.state.lessor, author, [(lease_id, None)])
-        for _ in steps:
-            steps.close()
-            if len(self._unchecked) >= MAX_UNCHECKED_RENEWALS:
-                raise error("RequestTooManyRequests")
-            self._unchecked.append((author, body, is_current))
-            if len(self._unchecked) == 1:
-                self._check_next()
-            return False
-        return True
+    # The session of `Reads.check_renewal`.
 
-    def _check_next(self) -> None:
-        author, body, _ = self._unchecked[0]
-        self.member.reads.check_renewal(Asked(self._checked), author, api.read_renewal(body))
+    def awaits(self, number: int) -> bool:
+        return not self._is_closed
 
-    def _checked(self, answer: bytes | EtcdError) -> None:
-        """The first renewal of `_unchecked` is checked."""
-        _, body, is_current = self._unchecked.pop(0)
-        if self._is_closed:
-            return
-        has_next = bool(self._unchecked)  # If not, one that comes below begins its own check.
-        if not isinstance(answer, EtcdError):
+    def reply(self, number: int, method: int, answer: bytes) -> None:
+        """The user may renew this lease."""
+        body, _ = self._unchecked.pop(number)
+        if not self._is_closed:
             api.keep_alive(self.member, body, self._done)
-        elif not self._retry(answer, body, is_current):
-            self._done(answer)
-        if has_next and not self._is_closed:
-            self._check_next()
+
+    def fail(self, number: int, method: int, failure: EtcdError) -> None:
+        """The user may not, as far as is known here."""
+        body, is_current = self._unchecked.pop(number)
+        if not (self._is_closed or self._retry(failure, number, body, is_current)):
+            self._done(failure)
 
     def _done(self, answer: bytes | EtcdError) -> None:
         if self._is_closed:
@@ -242,6 +237,8 @@ class KeepAliveCall(Call):
 
     def close(self) -> None:
         self._is_closed = True
+        if self._unchecked:
+            self.member.forget(self)
 
 
 def snapshot_parts(member: Member) -> Iterator[bytes]:
@@ -304,17 +301,8 @@ def etcd_backup_parts(member: Member) -> Iterator[bytes]:
             image.close()
 
 
-def _is_loaded() -> bool:
-    return "etcdlite.etcd_backup" in sys.modules and "hashlib" in sys.modules
-
-
-def _load() -> None:
-    """Import what a backup for etcd needs: 10 ms, off the loop. Few members send one."""
-    import hashlib  # It loads OpenSSL.
-
-    from etcdlite import etcd_backup
-
-    assert hashlib and etcd_backup  # Or the linter takes them for unused.
+BACKUP_MODULES = ("hashlib", "etcdlite.etcd_backup")
+"""What a backup for etcd needs. OpenSSL, of the first, takes 10 ms."""
 
 
 class SnapshotCall(Call):
@@ -358,10 +346,10 @@ class SnapshotCall(Call):
             return
         calls.sends_snapshot = self._has_place = True
         self.member.backups_under_way += 1
-        if make is etcd_backup_parts and not _is_loaded():
-            self.member.run_task(_load, partial(self._begin, make))
-        else:
-            self._begin(make)
+        begin = partial(self._begin, make)
+        when_loaded(
+            BACKUP_MODULES if make is etcd_backup_parts else (), self.member.run_task, begin
+        )
 
     def _begin(self, make: Callable[[Member], Iterator[bytes]]) -> None:
         if not self._is_closed:

@@ -1,19 +1,29 @@
-"""Clients of a `LoneMember` that log in, and a member with users."""
+"""Clients of a member that log in, and a member with users."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from etcdlite import frames, methods, proto
 from etcdlite.errors import EtcdError
+from etcdlite.member import Member
 from etcdlite.passwords import Cost
 from etcdlite.wire import api
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.streams import CALLS
-from rigs.lone_member import LoneMember
 
 CHEAP = Cost(8 << 10, 1)
 """Of tests: a hash takes 0.1 ms."""
+
+
+class Housed(Protocol):
+    """A member, and what drives it; a `LoneMember`, for example."""
+
+    @property
+    def member(self) -> Member: ...
+
+    def settle(self) -> None:
+        """Turn until every request is answered."""
 
 
 class User:
@@ -24,13 +34,13 @@ class User:
     is_blocked = False
     certificate_user = ""
 
-    def __init__(self, lone: LoneMember, token: str = "") -> None:
-        self.lone = lone
+    def __init__(self, house: Housed, token: str = "") -> None:
+        self.house = house
         self.current_token = token
         self.answers: dict[int, Any] = {}
         """By request id: the response, or the text of the error."""
         self.messages: dict[int, list[Any]] = {}
-        self.calls = Calls(lone.member, self)
+        self.calls = Calls(house.member, self)
         self._next_id = 1
 
     # The session.
@@ -79,7 +89,7 @@ class User:
             else:
                 frame = frames.frame(request_id, method.number, 0, body)
                 handle, decode = api.HANDLERS[method.number]
-                handle(self.lone.member, self, request_id, method.number, decode(body), frame)
+                handle(self.house.member, self, request_id, method.number, decode(body), frame)
         except EtcdError as failure:
             self.fail(request_id, method.number, failure)
         return request_id
@@ -87,7 +97,7 @@ class User:
     def ask(self, name: str, /, **fields: Any) -> Any:
         """The response, or the text of the error; of a call, all messages so far or the error."""
         request_id = self.send(name, **fields)
-        self.lone.settle()
+        self.house.settle()
         while self.calls.have_more:
             self.calls.produce()
         if request_id in self.messages:
@@ -100,10 +110,10 @@ class User:
         return self
 
 
-def add_users(lone: LoneMember) -> None:
+def add_users(house: Housed) -> None:
     """root, and `ann` who may read and write [a, c) and read k; each password is the name. Then
     enable auth."""
-    nobody = User(lone)
+    nobody = User(house)
     permission = proto.Permission(permType=proto.Permission.READWRITE, key=b"a", range_end=b"c")
     one_key = proto.Permission(key=b"k")
     for name, fields in (

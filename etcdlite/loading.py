@@ -1,0 +1,29 @@
+"""Modules that few members need, imported in a thread at first use: an import may take 40 ms."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+
+def are_loaded(names: Sequence[str]) -> bool:
+    return all(name in sys.modules for name in names)
+
+
+def when_loaded(
+    names: Sequence[str],
+    run_task: Callable[[Callable[[], None], Callable[[], None]], None],
+    do: Callable[[], None],
+) -> None:
+    """Call `do` once these modules are imported: at once if they are, otherwise after `run_task`
+    (`Member.run_task`) has imported them. Name what a module imports before the module."""
+    if are_loaded(names):
+        do()
+    else:
+        run_task(lambda: _load(names), do)
+
+
+def _load(names: Sequence[str]) -> None:
+    for name in names:
+        importlib.import_module(name)
