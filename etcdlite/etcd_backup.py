@@ -33,14 +33,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from itertools import repeat
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
 
-from etcdlite import bolt, proto
+from etcdlite import proto
+from etcdlite.etcd_file import REVISION, STEP_ITEMS, Records, contents, orders
 from etcdlite.limits import Limits
 from etcdlite.mvcc import Store
 from etcdlite.passwords import is_bcrypt
-from etcdlite.proto import read_varint
 from etcdlite.storage.data import (
     ALARM,
     AUTH,
@@ -49,22 +49,12 @@ from etcdlite.storage.data import (
     LEASE,
     MEMBER,
     REMOVED,
-    TOMBSTONE,
 )
-from etcdlite.storage.history import Changes, History
+from etcdlite.storage.history import History
 from etcdlite.storage.steps import sort_steps
 
 VERSION = "3.5.0"
-DIGEST_BYTES = 32
-BLOCK_BYTES = 512
-
-REVISION = struct.Struct(">QsQ")
-REVISION_BYTES = REVISION.size
-_TOMBSTONE = b"t"
 U64 = struct.Struct(">Q")
-
-STEP_ITEMS = 256
-"""Items of one step."""
 
 Item = tuple[bytes, bytes]
 
@@ -89,6 +79,7 @@ class EtcdImage:
         }
         self._limits = store.limits
         self._history = History(store)
+        self._buckets: list[Records] = []
         self.size_bytes = 0
         """Of the whole backup; known after `prepare_steps`."""
         self.users_without_bcrypt = 0
@@ -102,73 +93,48 @@ class EtcdImage:
             self.users_without_bcrypt += bool(password) and not is_bcrypt(password)
             if count % STEP_ITEMS == 0:
                 yield
-        buckets = []
         for name, records in self._small.items():
-            buckets.append((yield from _bucket_steps(name, records, self._limits)))
+            self._buckets.append((yield from _sorted_steps(name, records, self._limits)))
         self._small = {}
-        history = self._history
-        most_key_bytes = REVISION_BYTES + len(_TOMBSTONE)
-        size = history.size_bytes + history.count * most_key_bytes
-        items = map(items_of, history.changes())
-        keys = bolt.Bucket(b"key", items, history.count, size, most_key_bytes)
-        size_bytes, self._content = bolt.write([keys, *buckets])
-        self.size_bytes = size_bytes + DIGEST_BYTES
-        yield
-        import hashlib  # It loads OpenSSL, which takes 3.5 MB and 5 ms; HashKV does without.
-
-        self._digest = hashlib.sha256()
+        self.size_bytes, self._parts = contents(self._history, self._buckets)
 
     def parts(self) -> Iterator[bytes]:
         """The bytes of the backup, to be taken once, after `prepare_steps`. An empty part is a
         pause. Raises DataDamaged, OSError."""
-        digest = self._digest
-        for part in self._content:
-            digest.update(part)
-            yield part
-        yield digest.digest()
+        return self._parts
+
+    def orders(self) -> Iterator[Any]:
+        """What another process needs to make them instead; see `etcd_file.orders`."""
+        return orders(self._history, self._buckets)
+
+    @property
+    def fds(self) -> list[int] | None:
+        """The files that it must inherit; None if it could not read them."""
+        return self._history.fds
+
+    @property
+    def data_bytes(self) -> int:
+        """The size of the files."""
+        return self._history.data_bytes
 
     def close(self) -> None:
         self._history.close()
 
 
-def items_of(changes: Changes) -> tuple[list[bytes], Sequence[bytes]]:
-    """Keys and values of changes in the bucket `key`."""
-    revisions, subs, kinds, bodies = changes
-    keys = list(map(REVISION.pack, revisions, repeat(b"_"), subs))
-    if TOMBSTONE not in kinds:
-        return keys, bodies
-    values = list(bodies)
-    for at, kind in enumerate(kinds):
-        if kind == TOMBSTONE:
-            keys[at] += _TOMBSTONE
-            values[at] = values[at][: _key_end(values[at])]
-    return keys, values
-
-
-def _key_end(body: bytes) -> int:
-    """Where the key ends in a KeyValue, whose first field it is."""
-    size, at = read_varint(body, 1, len(body))
-    return at + size
-
-
-def _bucket_steps(
+def _sorted_steps(
     name: bytes, records: dict[bytes, bytes], limits: Limits
-) -> Generator[None, None, bolt.Bucket]:
+) -> Generator[None, None, Records]:
     """A bucket of what the store has in memory: there may be very many leases."""
     keys = yield from sort_steps(list(records), limits=limits)
+    values = []
     size = most_key_bytes = 0
     for count, key in enumerate(keys, 1):
-        size += len(key) + len(records[key])
+        values.append(records[key])
+        size += len(key) + len(values[-1])
         most_key_bytes = max(most_key_bytes, len(key))
         if count % limits.sort_step_items == 0:
             yield
-    return bolt.Bucket(name, _items(keys, records), len(keys), size, most_key_bytes)
-
-
-def _items(keys: list[bytes], records: dict[bytes, bytes]) -> Iterator[bolt.Items]:
-    for at in range(0, len(keys), STEP_ITEMS):
-        some = keys[at : at + STEP_ITEMS]
-        yield some, [records[key] for key in some]
+    return Records(name, keys, values, size, most_key_bytes)
 
 
 def _alarms(store: Store) -> Iterable[Item]:

@@ -17,7 +17,7 @@ from itertools import chain, compress
 
 from etcdlite import crc32c
 from etcdlite.errors import DATA_LOSS, EtcdError
-from etcdlite.etcd_backup import STEP_ITEMS, items_of
+from etcdlite.etcd_file import STEP_ITEMS, items_of
 from etcdlite.mvcc import Store
 from etcdlite.storage.data import PUT, key_and_revision
 from etcdlite.storage.history import History

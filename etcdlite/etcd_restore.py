@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from etcdlite import bolt, crc32c, proto
-from etcdlite.etcd_backup import BLOCK_BYTES, DIGEST_BYTES, REVISION, REVISION_BYTES, U64
+from etcdlite.etcd_backup import U64
+from etcdlite.etcd_file import BLOCK_BYTES, DIGEST_BYTES, REVISION, REVISION_BYTES
 from etcdlite.lease import MAX_TTL_S, Lessor
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.mvcc import Store, encode_key_value

@@ -142,6 +142,8 @@ class Member:
         """When this member learned that it was removed from the cluster; its owner must stop it."""
         self.backups_under_way = 0
         """Backups that are being sent now."""
+        self.start_writer: Callable[[Any, Callable[[], None]], Any] | None = None
+        """`backup_process.start`, which calls back in the loop; None: there are no processes."""
         self._published_at = -math.inf
         self._saves: list[Save] = []
         self._unsynced: deque[float] = deque()

@@ -197,6 +197,7 @@ class Server:
             self.connections.accept_secret = self._channels.client_secret.accept
         if PEERS not in self.listeners.purposes:
             self.member.reachability.probe = _without_peer_port
+        self.member.start_writer = self._start_writer
         self.member.attributes = proto.Member(
             ID=self.member.identity.member_id,
             name=settings.name,
@@ -362,6 +363,8 @@ class Server:
             elif isinstance(result, Resolved):
                 assert self._addresses is not None
                 self._addresses.resolved(result)
+            elif callable(result):
+                result()
             elif isinstance(result, BaseException):
                 raise DiskFailed(str(result)) from result
             else:
@@ -417,6 +420,11 @@ class Server:
             os.write(self._wake_write, b"\0")
         except BlockingIOError:
             pass  # The pipe is full, so the loop wakes anyway.
+
+    def _start_writer(self, image: Any, resume: Callable[[], None]) -> Any:
+        from etcdlite import backup_process  # Few members send a backup for etcd.
+
+        return backup_process.start(image, partial(self._report, resume))
 
     def _woken(self, mask: int) -> None:
         os.read(self._wake_read, 4096)

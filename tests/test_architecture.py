@@ -24,12 +24,12 @@ LAYERS = {
     "store": "storage storage.* lease mvcc ranges txn watch watch_responses watch_slices auth"
     " tokens jwt_tokens rights",
     "consensus": "raft raft_log raft_progress wal",
-    "data directory": "datadir keys snap bolt crc32c etcd_backup etcd_restore etcd_hash",
+    "data directory": "datadir keys snap bolt crc32c etcd_file etcd_backup etcd_restore etcd_hash",
     "state machine": "replica replica.*",
     "members": "peer peer_frames member",
     "founding": "bootstrap backup",
     "protocols": "wire wire.*",
-    "process": "fixtures channels handshakes service_manager"
+    "process": "fixtures channels handshakes service_manager backup_process"
     " threads hardening addresses places listeners turns connections server __main__",
     "command": "cli cli.* ctl start",
 }

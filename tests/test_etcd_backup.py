@@ -33,7 +33,8 @@ from rigs.real_etcd import distributed, running_etcd, without_settings
 from rigs.store_rig import StoreRig, finish, read_history
 
 from etcdlite import backup, bolt, proto
-from etcdlite.etcd_backup import DIGEST_BYTES, REVISION, STEP_ITEMS, EtcdImage
+from etcdlite.etcd_backup import EtcdImage
+from etcdlite.etcd_file import DIGEST_BYTES, REVISION, STEP_ITEMS
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.snap import SnapshotError
 from etcdlite.storage.data import AUTH_ROLE, AUTH_USER, MEMBER, U64, Numbering

@@ -70,6 +70,7 @@ MAGIC = b"ETCDLSEG"
 SEGMENT_HEADER = struct.Struct("<8sIQQI")
 RECORD_HEADER = struct.Struct("<II")
 RECORD_HEADER_BYTES = RECORD_HEADER.size
+_RECORD_WORD = struct.Struct("<4xI")
 MARK_BODY = struct.Struct("<QQQ")
 BUCKET_BODY = struct.Struct("<BBH")
 _SUB_BODY = struct.Struct("<BBHI")
@@ -604,12 +605,13 @@ class DataFile:
         records. No checksum is checked: after damage, headers and offset may be wrong."""
         size = max(0, min(chunk_bytes, self._end(number) - offset))
         chunk = self.files[number].pread(size, offset)
+        unpack = _RECORD_WORD.unpack_from
         words: list[int] = []
         at, last = 0, len(chunk) - RECORD_HEADER_BYTES
         while at <= last:
-            word = RECORD_HEADER.unpack_from(chunk, at)[1]
+            (word,) = unpack(chunk, at)
             words.append(word)
-            at += RECORD_HEADER_BYTES + (word >> 4)
+            at += 8 + (word >> 4)
         return words, offset + at
 
     def _end(self, number: int) -> int:

@@ -31,9 +31,9 @@ from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from heapq import merge
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from etcdlite.limits import Limits
+from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.storage.data import (
     BUCKET,
     MARK,
@@ -50,7 +50,7 @@ from etcdlite.storage.data import (
     key_and_revision,
     segment_name,
 )
-from etcdlite.storage.disk import Disk
+from etcdlite.storage.disk import Disk, File
 from etcdlite.storage.index import Index
 
 _PLACE = struct.Struct(">QIQI")
@@ -125,6 +125,37 @@ class History:
     def close(self) -> None:
         self._data.close()
         self._store = None
+
+    def hand_over(self) -> tuple[Any, ...]:
+        """After the scan: what another process needs for `changes`. It must inherit the files."""
+        data = self._data
+        files = [(n, file.fileno(), data.sizes[n]) for n, file in data.files.items()]
+        counts = self.revision, self.compacted, self.count, self.size_bytes
+        return data.directory, files, counts, self._flags, self._runs
+
+    @classmethod
+    def take_over(cls, handed: tuple[Any, ...]) -> History:
+        """In the other process: what `hand_over` gave."""
+        self = cls.__new__(cls)
+        directory, files, counts, self._flags, self._runs = handed
+        self.revision, self.compacted, self.count, self.size_bytes = counts
+        self._limits = DEFAULT_LIMITS
+        self._data = DataFile(Disk(), directory, 0)
+        for number, fd, size_bytes in files:
+            self._data.files[number] = File(self._data.path(number), fd)
+            self._data.sizes[number] = size_bytes
+        return self
+
+    @property
+    def fds(self) -> list[int] | None:
+        """The open files that another process must inherit; None if it could not read them."""
+        files = self._data.files.values()
+        return [file.fileno() for file in files] if all(type(f) is File for f in files) else None
+
+    @property
+    def data_bytes(self) -> int:
+        """The size of those files."""
+        return sum(self._data.sizes.values())
 
     def scan_steps(self) -> Generator[None, None, None]:
         """The first reading, in steps. Raises DataDamaged, OSError."""

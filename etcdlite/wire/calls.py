@@ -71,7 +71,8 @@ class Call:
         """The client closed its sending side."""
 
     def resume(self) -> None:
-        """Have `produce` called, a piece at a time, until the call is closed."""
+        """Have `produce` called, a piece at a time, until the call is closed or `is_ready` is set
+        to False."""
         self.is_ready = True
         self.owner.resume(self.request_id)
 
@@ -213,7 +214,7 @@ class Calls:
                 call.produce()
             except EtcdError as failure:
                 self._owner.fail(request_id, call.method, failure)
-            if request_id in self._open:
+            if call.is_ready and request_id in self._open:
                 ready[request_id] = call
 
     def disown(self) -> None:

@@ -241,7 +241,7 @@ class KeepAliveCall(Call):
             self.member.forget(self)
 
 
-def snapshot_parts(member: Member) -> Iterator[bytes]:
+def snapshot_parts(member: Member, _: Callable[[], None]) -> Iterator[bytes]:
     """The snapshot as encoded SnapshotResponses. Raises EtcdError DataLoss if a file cannot be
     read."""
     began = member.clock()
@@ -264,9 +264,10 @@ def snapshot_parts(member: Member) -> Iterator[bytes]:
             image.close()
 
 
-def etcd_backup_parts(member: Member) -> Iterator[bytes]:
-    """The backup in etcd's format as encoded SnapshotResponses; an empty one is a pause. Raises
-    EtcdError DataLoss if a file cannot be read, Unavailable if the store was replaced."""
+def etcd_backup_parts(member: Member, resume: Callable[[], None]) -> Iterator[bytes | None]:
+    """The backup in etcd's format as encoded SnapshotResponses; an empty one is a pause. After
+    None, go on when `resume` was called. Raises EtcdError DataLoss if a file cannot be read,
+    Unavailable if the store was replaced."""
     from etcdlite.etcd_backup import VERSION, EtcdImage
 
     while member.is_applying:
@@ -275,8 +276,11 @@ def etcd_backup_parts(member: Member) -> Iterator[bytes]:
     store = member.state.store
     header = member.identity.header(store.marked_revision)
     image: EtcdImage | None = None
+    writer: Any = None
     try:
         image = EtcdImage(store)
+        if member.start_writer is not None:
+            writer = member.start_writer(image, resume)
         for _ in image.prepare_steps():
             yield b""
             if member.state.store is not store:
@@ -289,20 +293,31 @@ def etcd_backup_parts(member: Member) -> Iterator[bytes]:
                 next="set their passwords again in etcd; see docs/etcd-backups.md",
             )
         left = image.size_bytes
-        for part in image.parts():
+        for part in image.parts() if writer is None else writer.parts(image):
+            if not part:
+                yield part
+                continue
             left -= len(part)
             response = proto.SnapshotResponse(remaining_bytes=left, blob=part, version=VERSION)
-            yield header + response.encode() if part else b""
+            yield header + response.encode()
         member.metrics.snapshot_s.observe(member.clock() - began)
     except (OSError, DataDamaged) as failure:
         raise EtcdError(DATA_LOSS, f"etcdlite: cannot read the data: {failure}") from failure
     finally:
+        if writer is not None:
+            writer.close()
         if image is not None:
             image.close()
 
 
 BACKUP_MODULES = ("hashlib", "etcdlite.etcd_backup")
 """What a backup for etcd needs. OpenSSL, of the first, takes 10 ms."""
+
+
+_END: Any = object()
+
+Making = Callable[[Member, Callable[[], None]], Iterator["bytes | None"]]
+"""Makes the messages of a backup, see `etcd_backup_parts`."""
 
 
 class SnapshotCall(Call):
@@ -313,7 +328,7 @@ class SnapshotCall(Call):
 
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
-        self._parts: Generator[bytes, None, None] | None = None
+        self._parts: Generator[bytes | None, None, None] | None = None
         self._is_asked = self._is_closed = False
         self._has_place = False
         """It counts as one of the backups under way."""
@@ -330,9 +345,7 @@ class SnapshotCall(Call):
             admitted = partial(self._admitted, self._format(body))
             self.member.access.admit(self, self.request_id, SNAPSHOT, None, admitted)
 
-    def _admitted(
-        self, make: Callable[[Member], Iterator[bytes]], refused: EtcdError | None
-    ) -> None:
+    def _admitted(self, make: Making, refused: EtcdError | None) -> None:
         if self._is_closed:
             return
         try:
@@ -351,12 +364,16 @@ class SnapshotCall(Call):
             BACKUP_MODULES if make is etcd_backup_parts else (), self.member.run_task, begin
         )
 
-    def _begin(self, make: Callable[[Member], Iterator[bytes]]) -> None:
+    def _begin(self, make: Making) -> None:
         if not self._is_closed:
-            self._parts = make(self.member)  # type: ignore[assignment]
+            self._parts = make(self.member, self._resume)  # type: ignore[assignment]
             self.resume()
 
-    def _format(self, body: bytes) -> Callable[[Member], Iterator[bytes]]:
+    def _resume(self) -> None:
+        if not self._is_closed:
+            self.resume()
+
+    def _format(self, body: bytes) -> Making:
         if self.member.catch_up.is_behind:
             raise behind_error()
         wanted = proto.decode_request(proto.SnapshotRequest.decode, body).format
@@ -374,10 +391,13 @@ class SnapshotCall(Call):
             return  # A slice would delay the log thread, which needs the interpreter.
         ends_at = began + member.background.slice_s
         for _ in range(PARTS_PER_SLICE):
-            part = next(self._parts, None)
-            if part is None:
+            part = next(self._parts, _END)
+            if part is _END:
                 self.end()
                 return
+            if part is None:
+                self.is_ready = False  # Until it is resumed.
+                break
             if part:
                 self._has_begun = True
                 self._period_bytes += len(part)
@@ -408,7 +428,7 @@ class SnapshotCall(Call):
             self._parts = None
 
 
-_FORMATS: dict[int, Callable[[Member], Iterator[bytes]]] = {
+_FORMATS: dict[int, Making] = {
     proto.SnapshotRequest.ETCDLITE: snapshot_parts,
     proto.SnapshotRequest.ETCD: etcd_backup_parts,
 }

@@ -1,0 +1,202 @@
+"""Another process writes a large backup in etcd's format: `start` starts it, `main` runs in it.
+
+To write the file takes 3 us of processor time per record, three quarters of the work. In the loop
+it delays requests, and it needs the interpreter in small pieces all the time, so a thread would not
+help. The loop scans the data, which needs the store, and passes on what the process writes.
+
+The process is the same Python with the same modules. It inherits the open segments, which never
+change, and a socket as its stdin and stdout:
+
+    stdin   the values of `etcd_file.orders`, each written by `marshal`
+    stdout  parts of the backup, each after its length, u32 little-endian. Length 0: it failed, and
+            the rest is the reason, in UTF-8.
+
+A thread of the server writes to it and reads from it, at most `WAITING_PARTS` ahead of the client.
+The process ends when the socket is closed. It takes about 20 MiB of memory, and has a lower
+priority than the server. Where it cannot be started, as where files are sealed (it has no keys),
+the loop writes the backup itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import marshal
+import os
+import queue
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import etcdlite
+from etcdlite import log
+from etcdlite.errors import UNAVAILABLE, EtcdError
+from etcdlite.etcd_file import contents, received
+from etcdlite.hardening import protect_process
+from etcdlite.storage.data import DataDamaged
+
+MIN_BYTES = 8 << 20
+"""The loop writes a smaller backup itself: the process needs 0.1 s to start."""
+
+PART_BYTES = 128 << 10
+"""The process joins parts until they have this much."""
+
+WAITING_PARTS = 2
+
+NICENESS = 0
+"""Added to that of the server."""
+
+_LENGTH = struct.Struct("<I")
+
+
+def start(image: Any, woken: Callable[[], None]) -> BackupProcess | None:
+    """Start the process for an `EtcdImage`, which need not be prepared yet. None if the image is
+    too small, or there can be no process. `woken`: called in a thread, see `BackupProcess.parts`.
+    """
+    if image.data_bytes < MIN_BYTES or image.fds is None:
+        return None
+    try:
+        return BackupProcess(image.fds, woken)
+    except OSError as failure:
+        log.warn("cannot start a process that writes a backup", why=str(failure))
+        return None
+
+
+class BackupProcess:
+    """The process, and the thread that talks to it."""
+
+    def __init__(self, fds: list[int], woken: Callable[[], None]) -> None:
+        """Raises OSError."""
+        self._woken = woken
+        self._orders: queue.SimpleQueue[Iterator[Any]] = queue.SimpleQueue()
+        self._parts: deque[bytes | Exception] = deque()
+        self._room = threading.Semaphore(WAITING_PARTS)
+        self._is_closed = False
+        started = _start(fds)
+        threading.Thread(target=self._run, args=started, name="backup", daemon=True).start()
+
+    def parts(self, image: Any) -> Iterator[bytes | None]:
+        """As `EtcdImage.parts`, of the same image, prepared. After None, there is a part once
+        `woken` was called. Raises EtcdError, OSError, DataDamaged."""
+        self._orders.put(image.orders())
+        has_begun = False
+        try:
+            while (part := self._take()) != b"":
+                has_begun = has_begun or part is not None
+                yield part
+        except EtcdError:
+            if has_begun:
+                raise
+            log.warn("the process that writes a backup has ended; the server writes it")
+            yield from image.parts()
+
+    def _take(self) -> bytes | None:
+        """The next part; None: it is not there yet; b"": there is no more. Raises OSError if the
+        process could not read the data, EtcdError if it ended early."""
+        if not self._parts:
+            return None
+        part = self._parts.popleft()
+        self._room.release()
+        if isinstance(part, Exception):
+            raise part
+        return part
+
+    def close(self) -> None:
+        """End the process soon."""
+        self._is_closed = True
+        self._orders.put(iter(()))
+        self._room.release()
+
+    # In the thread.
+
+    def _run(self, pid: int, sock: socket.socket) -> None:
+        last: bytes | Exception = b""
+        try:
+            with sock, sock.makefile("wb") as requests, sock.makefile("rb", PART_BYTES) as answers:
+                for order in self._orders.get():
+                    marshal.dump(order, requests)
+                requests.flush()
+                while not self._is_closed and (head := answers.read(_LENGTH.size)):
+                    size = _LENGTH.unpack(head)[0]
+                    part = answers.read(size or -1)
+                    if not size:
+                        last = OSError(part.decode(errors="replace"))
+                        break
+                    self._room.acquire()
+                    self._add(part)
+        except (OSError, struct.error):
+            pass  # It has ended; the status says so.
+        if os.waitpid(pid, 0)[1] and not last:
+            last = EtcdError(UNAVAILABLE, "etcdlite: the process that wrote the backup has ended")
+        self._add(last)
+
+    def _add(self, part: bytes | Exception) -> None:
+        self._parts.append(part)
+        self._woken()
+
+
+def _start(fds: list[int]) -> tuple[int, socket.socket]:
+    """Start the process. Returns its id, and the socket that it talks over. Raises OSError."""
+    folder = os.path.dirname(os.path.dirname(etcdlite.__file__))
+    paths = [folder, *sys.path]
+    code = f"import sys; sys.path[:] = {paths!r}; from etcdlite.backup_process import main; main()"
+    ours, theirs = socket.socketpair()
+    try:
+        for fd in fds:
+            os.set_inheritable(fd, True)
+        pid = os.posix_spawn(
+            sys.executable or "",
+            [sys.executable, "-S", "-c", code],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), fd) for fd in (0, 1)],
+            setpgroup=0,  # Ctrl-C is for the server.
+        )
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+        for fd in fds:
+            os.set_inheritable(fd, False)
+    return pid, ours
+
+
+def main() -> None:
+    """Write the backup that stdin describes to stdout."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)  # Those of a service are for the server.
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    gc.disable()
+    protect_process()
+    out = sys.stdout.buffer
+    try:
+        _, made = contents(*received(partial(marshal.load, sys.stdin.buffer)))
+        for piece in _joined(made):
+            out.write(piece)
+        out.flush()
+    except (ConnectionError, EOFError):
+        os._exit(1)  # Nobody wants it any more.
+    except (OSError, DataDamaged) as failure:
+        out.write(_LENGTH.pack(0) + str(failure).encode())
+        out.flush()
+
+
+def _joined(made: Iterator[bytes]) -> Iterator[bytes]:
+    """Parts of at least `PART_BYTES`, but for the last one, each with its length."""
+    waiting: list[bytes] = []
+    size = 0
+    for part in made:
+        waiting.append(part)
+        size += len(part)
+        if size >= PART_BYTES:
+            yield b"".join((_LENGTH.pack(size), *waiting))
+            waiting, size = [], 0
+    if size:
+        yield b"".join((_LENGTH.pack(size), *waiting))
