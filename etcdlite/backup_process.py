@@ -12,14 +12,12 @@ change, and a socket as its stdin and stdout:
             the rest is the reason, in UTF-8.
 
 A thread of the server writes to it and reads from it, at most `WAITING_PARTS` ahead of the client.
-The process ends when the socket is closed. It takes about 20 MiB of memory, and has a lower
-priority than the server. Where it cannot be started, as where files are sealed (it has no keys),
-the loop writes the backup itself.
+The process ends when the socket is closed. It takes about 20 MiB of memory. Where it
+cannot be started, as where files are sealed (it has no keys), the loop writes the backup itself.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import marshal
 import os
@@ -48,9 +46,6 @@ PART_BYTES = 128 << 10
 """The process joins parts until they have this much."""
 
 WAITING_PARTS = 2
-
-NICENESS = 0
-"""Added to that of the server."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -171,8 +166,6 @@ def main() -> None:
     """Write the backup that stdin describes to stdout."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)  # Those of a service are for the server.
-    with contextlib.suppress(OSError):
-        os.nice(NICENESS)
     gc.disable()
     protect_process()
     out = sys.stdout.buffer

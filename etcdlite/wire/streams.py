@@ -241,7 +241,7 @@ class KeepAliveCall(Call):
             self.member.forget(self)
 
 
-def snapshot_parts(member: Member, _: Callable[[], None]) -> Iterator[bytes]:
+def snapshot_parts(member: Member) -> Iterator[bytes]:
     """The snapshot as encoded SnapshotResponses. Raises EtcdError DataLoss if a file cannot be
     read."""
     began = member.clock()
@@ -429,7 +429,7 @@ class SnapshotCall(Call):
 
 
 _FORMATS: dict[int, Making] = {
-    proto.SnapshotRequest.ETCDLITE: snapshot_parts,
+    proto.SnapshotRequest.ETCDLITE: lambda member, _: snapshot_parts(member),
     proto.SnapshotRequest.ETCD: etcd_backup_parts,
 }
 
