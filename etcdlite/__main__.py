@@ -127,15 +127,21 @@ def _report(failure: Exception) -> None:
             "too many open files; nothing acknowledged is lost. Raise the limit (LimitNOFILE= of "
             "systemd, ulimit -n) and start again"
         )
+    elif isinstance(cause, OSError) and cause.filename and number in NOT_ALLOWED:
+        path = str(cause.filename)
+        log.fatal(f"cannot use {os.path.abspath(path)}: {cause.strerror}. {remedy(cause, path)}")
+        return
+    elif isinstance(cause, OSError) and cause.filename and number == errno.ENOENT:
+        why = (
+            "a file or directory of this member is gone: removed, or its file system unmounted; "
+            "stopping, because what is written now would be lost. Bring it back and start again, "
+            "or replace this member; a member alone needs a backup"
+        )
     elif isinstance(cause, OSError) and isinstance(failure, DiskFailed):
         why = (
             "the disk failed; stopping, because it is not known what it holds now. See dmesg; "
             "start again when the disk works, or replace this member"
         )
-    elif isinstance(cause, OSError) and cause.filename and number in NOT_ALLOWED:
-        path = str(cause.filename)
-        log.fatal(f"cannot use {os.path.abspath(path)}: {cause.strerror}. {remedy(cause, path)}")
-        return
     elif isinstance(cause, OSError):
         why = "the operating system refused what the server cannot do without"
     elif isinstance(cause, ModuleNotFoundError) and not str(cause.name).startswith("etcdlite"):

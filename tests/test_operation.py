@@ -25,7 +25,7 @@ import pytest
 from rigs.lone_member import LoneMember
 from rigs.processes import PATIENCE_S, ROOT, ServerProcess, wait_until
 
-from etcdlite import config, frames, methods, proto
+from etcdlite import __main__, config, frames, log, methods, proto
 from etcdlite import server as server_module
 from etcdlite.client import (
     Client,
@@ -651,6 +651,37 @@ def test_a_fault_ends_the_process_with_one_line(server, fault, level):
     assert entries[-1]["where"] == "<string>:8"
     tracebacks = [entry["level"] for entry in entries if entry["msg"].startswith("Traceback")]
     assert tracebacks == (["debug"] if level == "debug" else [])
+
+
+@pytest.mark.parametrize("folder", ["wal", "data", ""])
+def test_a_member_whose_directory_is_removed_stops_soon(server, folder):
+    """It could write to its open files, and acknowledge what is lost at the next start."""
+    running = server()
+    client = running.client()
+    client.put("k", "v")
+    shutil.rmtree(running.data_dir / "member" / folder)
+    if folder == "data":
+        with pytest.raises((ConnectionFailed, UnknownOutcome)):
+            client.defragment()
+    assert running.wait() == 1, running.tail()
+    assert "FATAL a file or directory of this member is gone" in running.lines[-1], running.tail()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENOSPC, errno.ENOENT])
+def test_the_last_line_says_what_happened_to_the_disk(number, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(log, "fatal", lambda text, **fields: lines.append(text))
+    try:
+        raise DiskFailed("x") from OSError(number, os.strerror(number), str(tmp_path / "x.wal"))
+    except DiskFailed as failure:
+        __main__._report(failure)
+    says = {
+        errno.EROFS: f"cannot use {tmp_path}/x.wal: Read-only file system. Mount its file system",
+        errno.EIO: "the disk failed; stopping",
+        errno.ENOSPC: "the disk is full; nothing acknowledged is lost",
+        errno.ENOENT: "a file or directory of this member is gone",
+    }
+    assert len(lines) == 1 and lines[0].startswith(says[number]), lines
 
 
 INTERRUPTED = """

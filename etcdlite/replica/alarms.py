@@ -175,7 +175,8 @@ class Alarms:
 
     def measure(self, now: float) -> None:
         """Bring `space_left` up to date; the file system is asked at most once in `MEASURE_DISK_S`.
-        The alarm is raised early, before the file system is full."""
+        The alarm is raised early, before the file system is full. Raises OSError if a directory was
+        removed: what is written to open files would be lost with them."""
         if now - self._disk_measured_at >= MEASURE_DISK_S:
             self._disk_measured_at = now
             self._measure_disk()
@@ -186,10 +187,11 @@ class Alarms:
     def _measure_disk(self) -> None:
         # The parent folder: a snapshot may be about to replace the store's own.
         parent = os.path.dirname(self._store.directory) or "."
-        left = [(self._left_at(parent, self._segment_bytes), parent)]
-        if self._wal_dir:
-            left.append((self._left_at(self._wal_dir, self._wal_segment_bytes), self._wal_dir))
-        self._disk_left, self._fullest = min(left)
+        wal_dir, wal_bytes = self._wal_dir or f"{parent}/wal", self._wal_segment_bytes
+        self._disk_left, self._fullest = min(
+            (self._left_at(parent, self._segment_bytes), parent),
+            (self._left_at(wal_dir, wal_bytes if self._wal_dir else 0), wal_dir),
+        )
 
     def _left_at(self, path: str, segment_bytes: int) -> int:
         """Free space beyond the reserve, for segments that take this much at once."""
