@@ -27,7 +27,6 @@ with absent fields zero, as in proto3. It does not hold the keys: each KeyValue 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Generator
 from heapq import heappop, heappush, heapreplace
 from math import ceil
@@ -35,7 +34,7 @@ from math import ceil
 from etcdlite import errors
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import read_varint, varint
-from etcdlite.storage.steps import finish, shrunk, sort_steps
+from etcdlite.storage.steps import shrunk, sort_steps
 
 NO_LEASE = 0
 
@@ -79,13 +78,16 @@ class Lessor:
         self.key_lease: dict[bytes, int] = {}
         self._leases: dict[int, _Lease] = {}
         self._heap: list[tuple[float, int]] = []
+        self._start = 0.0
+        self._unplaced: dict[int, None] = {}
+        """Leases without a deadline yet; their TTLs began at `_start`."""
 
     # The replicated part.
 
     def grant(self, lease_id: int, ttl_s: int, now: float) -> int:
         """Create a lease and return its TTL in seconds. `now` matters only while promoted.
 
-        `lease_id` is 1 to 2**63-1 (see `generate_id`). Raises LeaseTTLTooLarge, LeaseExist, and
+        `lease_id` is 1 to 2**63-1. Raises LeaseTTLTooLarge, LeaseExist, and
         LeaseNotFound for an id out of range.
         """
         if lease_id <= NO_LEASE:
@@ -107,6 +109,7 @@ class Lessor:
         """
         keys = self.keys(lease_id)
         del self._leases[lease_id]
+        self._unplaced.pop(lease_id, None)
         for key in keys:
             del self.key_lease[key]
         return keys
@@ -214,12 +217,8 @@ class Lessor:
         self._lease(lease_id)
         return (yield from sort_steps(self.attached(lease_id), limits=self._limits))
 
-    def leases(self) -> list[int]:
-        """All ids: on the leader by deadline, elsewhere by id."""
-        return finish(self.lease_steps())
-
     def lease_steps(self) -> Generator[None, None, list[int]]:
-        """As `leases`, in steps: the leases that exist from the first step on."""
+        """All ids, in steps: on the leader by deadline, elsewhere by id."""
         if not self.promoted:
             return (yield from sort_steps(list(self._leases), limits=self._limits))
         ids = list(self._leases)
@@ -233,46 +232,42 @@ class Lessor:
         order = yield from sort_steps(order, limits=self._limits)
         return [lease_id for _, lease_id in order]
 
-    def generate_id(self, rng: random.Random) -> int:
-        """An unused id for a grant that asks for 0; chosen before the grant is replicated."""
-        while True:
-            lease_id = rng.getrandbits(63)
-            if lease_id != NO_LEASE and lease_id not in self._leases:
-                return lease_id
-
     # The time part: the leader's.
 
-    def promote(self, now: float, extend_s: float = 0.0) -> None:
-        """Start to keep deadlines: each lease gets its full (or checkpointed) TTL plus `extend_s`.
-
-        `extend_s` covers the time without a leader (etcd adds the election timeout). With many
-        leases, deadlines that are too close are spread to `REVOKE_RATE_PER_S`.
-        """
+    def promote(self, now: float, extend_s: float = 0.0) -> Generator[None, None, None]:
+        """Start to keep deadlines: each lease gets its full (or checkpointed) TTL plus `extend_s`,
+        the time without a leader (etcd: the election timeout), in the steps that this returns; it
+        does not expire before. With many, close deadlines are spread to `REVOKE_RATE_PER_S`."""
         self.promoted = True
-        leases = self._leases
-        order = sorted((lease.remaining_ttl_s or lease.ttl_s, i) for i, lease in leases.items())
+        self._heap, self._start = [], now + extend_s
+        self._unplaced = dict.fromkeys(self._leases)
+        return self._place_steps(now)
+
+    def _place_steps(self, now: float) -> Generator[None, None, None]:
+        order = yield from sort_steps(list(self._unplaced), self._left_s, limits=self._limits)
         gap_s = 1.0 / REVOKE_RATE_PER_S if len(order) >= SPREAD_FROM_LEASES else 0.0
-        start = now + extend_s
-        horizon = now + SCHEDULE_AHEAD_S
         earliest = now
-        heap = []
-        for ttl_s, lease_id in order:
-            lease = leases[lease_id]
-            deadline = start + ttl_s
-            if deadline < earliest:
-                deadline = earliest
-            earliest = deadline + gap_s
-            lease.deadline = deadline
-            lease.scheduled = scheduled = deadline if deadline < horizon else horizon
-            heap.append((scheduled, lease_id))
-        # Sorted by time already, except for the ids of the entries at the horizon.
-        heap.sort()
-        self._heap = heap
+        for count, lease_id in enumerate(order, 1):
+            if lease_id in self._unplaced:
+                deadline = max(self._start + self._left_s(lease_id), earliest)
+                earliest = deadline + gap_s
+                self._place(lease_id, deadline)
+            if count % self._limits.sort_step_items == 0:
+                yield
+
+    def _left_s(self, lease_id: int) -> int:
+        lease = self._leases.get(lease_id)
+        return 0 if lease is None else lease.remaining_ttl_s or lease.ttl_s
+
+    def _place(self, lease_id: int, deadline: float) -> None:
+        del self._unplaced[lease_id]
+        self._leases[lease_id].deadline = deadline
+        self._schedule(lease_id, self._leases[lease_id], self._start)
 
     def demote(self) -> None:
         """Forget the deadlines: another member is the leader now, or none is."""
         self.promoted = False
-        self._heap = []
+        self._heap, self._unplaced = [], {}
 
     def renew(self, lease_id: int, now: float) -> int:
         """Restart the lease's TTL and return it, in seconds.
@@ -282,7 +277,7 @@ class Lessor:
         """
         if not self.promoted:
             raise errors.error("NotLeader")
-        lease = self._lease(lease_id)
+        lease = self._timed(lease_id)
         if lease.deadline <= now:
             raise errors.error("LeaseNotFound")
         lease.deadline = deadline = now + lease.ttl_s
@@ -293,6 +288,7 @@ class Lessor:
 
     def postpone(self, since: float, by_s: float) -> None:
         """Nobody could renew a lease for `by_s` from `since` on. One that was overdue stays so."""
+        self._start += by_s
         for lease in self._leases.values():
             if lease.deadline > since:
                 lease.deadline += by_s
@@ -304,13 +300,16 @@ class Lessor:
         """
         if not self.promoted:
             raise errors.error("NotLeader")
-        return self._lease(lease_id).deadline - now
+        return self._timed(lease_id).deadline - now
 
-    def checkpoints(self, now: float, longer_than_s: float) -> list[tuple[int, int]]:
-        """(id, seconds left) of the leases with a TTL above `longer_than_s`, for checkpoints."""
+    def checkpoints(
+        self, ids: list[int], now: float, longer_than_s: float
+    ) -> list[tuple[int, int]]:
+        """(id, seconds left) of those leases with a TTL above `longer_than_s`, for checkpoints."""
+        known = ((i, self._leases[i]) for i in ids if i in self._leases and i not in self._unplaced)
         return [
             (lease_id, max(1, ceil(lease.deadline - now)))
-            for lease_id, lease in sorted(self._leases.items())
+            for lease_id, lease in known
             if lease.ttl_s > longer_than_s and lease.deadline - now < lease.ttl_s
         ]
 
@@ -323,9 +322,7 @@ class Lessor:
         """Up to `limit` ids of leases that are due. The caller proposes a revoke of each.
 
         Since a proposal can be lost, an id is returned again after `RETRY_S`, as long as the lease
-        exists. A call examines up to `expire_step_leases` heap entries; if more are due,
-        `next_deadline` is not after `now`.
-        """
+        exists. A call examines up to `expire_step_leases` heap entries."""
         heap = self._heap
         leases = self._leases
         due: list[int] = []
@@ -345,13 +342,16 @@ class Lessor:
             heapreplace(heap, (lease.scheduled, lease_id))
         return due
 
-    def next_deadline(self) -> float | None:
-        """When to call `expired` next; None: not before another method is called."""
-        return self._heap[0][0] if self._heap else None
-
     def _schedule(self, lease_id: int, lease: _Lease, now: float) -> None:
         lease.scheduled = min(lease.deadline, now + SCHEDULE_AHEAD_S)
         heappush(self._heap, (lease.scheduled, lease_id))
+
+    def _timed(self, lease_id: int) -> _Lease:
+        """As `_lease`, with a deadline."""
+        lease = self._lease(lease_id)
+        if lease_id in self._unplaced:
+            self._place(lease_id, self._start + self._left_s(lease_id))
+        return lease
 
     def _lease(self, lease_id: int) -> _Lease:
         lease = self._leases.get(lease_id)

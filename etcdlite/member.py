@@ -122,13 +122,13 @@ class Member:
         self.access = Access(state, self.tokens, raft)
         self.reads = Reads(state, raft, rng, self.slice_is_over, options, self.access)
         timeout_error, check = self.leadership.timeout_error, self.check_change
-        self.background = Background(self.reads, self.maintenance, self.metrics, clock)
         self.writes = Writes(
             state, raft, rng, options, self._forward, check, timeout_error, self.access
         )
         self.logins = Logins(state, self.tokens, self._propose_own, options.password_cost)
         self.questions = Questions(raft, self.identity, clock, options, self._ask, timeout_error)
         self.leases = LeaseKeeper(state, self.writes)
+        self.background = Background(self.reads, self.maintenance, self.leases, self.metrics, clock)
         self.hash_check = HashCheck(state, raft, self.peers, self.reads.read_now)
         self.forced = ForcedCluster(state, raft, self.writes, self.maintenance, options)
         self.reachability = Reachability(state, options, self.peers.is_called_by, self.run_task)

@@ -26,7 +26,8 @@ def slices_s(turn_s: float, seconds: float, has_input: Any) -> list[float]:
 
     maintenance = Stub(has_work=True, run=run)
     reads, metrics = Stub(background=[]), Stub(proposals_pending=20)
-    background = Background(reads, maintenance, metrics, lambda: now)  # type: ignore[arg-type]
+    leases: Any = Stub(has_work=False)
+    background = Background(reads, maintenance, leases, metrics, lambda: now)  # type: ignore[arg-type]
     while now < seconds:
         now += turn_s
         background.asked_at = began = now

@@ -15,6 +15,7 @@ from etcdlite import errors, frames, methods, proto
 from etcdlite.client import operations as client_calls
 from etcdlite.client import recipes
 from etcdlite.errors import UNKNOWN, EtcdError
+from etcdlite.storage.steps import finish
 from etcdlite.wire import locks as concurrency
 from etcdlite.wire.calls import Call, Calls
 
@@ -161,7 +162,7 @@ def test_a_free_lock_is_granted_at_once(lone: LoneMember, caller: Caller) -> Non
 
 def test_without_a_lease_the_server_makes_one_of_a_minute(lone: LoneMember, caller: Caller) -> None:
     answer = caller.ask("Lock.Lock", name=b"door")
-    (lease,) = lone.member.state.lessor.leases()
+    (lease,) = finish(lone.member.state.lessor.lease_steps())
     assert answer.key == b"door/%x" % lease
     assert lone.member.state.lessor.ttl_s(lease) == 60
     assert lone.member.state.lessor.keys(lease) == [answer.key]
@@ -293,7 +294,9 @@ def test_what_a_lost_connection_waited_for_is_forgotten(
     gone.begin("Election.Observe", name=b"door")
     gone.disconnect()
     assert keys(lone) == [b"door/1"]
-    assert lone.member.state.lessor.leases() == [1, 2], "the lease that the server made is left"
+    assert finish(lone.member.state.lessor.lease_steps()) == [1, 2], (
+        "the lease that the server made is left"
+    )
     assert lone.member.hub.streams == 0
 
 
@@ -311,7 +314,7 @@ def test_a_call_given_up_before_its_lease_is_made_leaves_no_lease(
     lone: LoneMember, caller: Caller
 ) -> None:
     caller.cancel(caller.send("Lock.Lock", name=b"door"))
-    assert lone.member.state.lessor.leases() == []
+    assert finish(lone.member.state.lessor.lease_steps()) == []
     assert read(lone, EVERYTHING).header.revision == 1, "a key was put"
 
 
@@ -490,7 +493,7 @@ def test_a_proclamation_without_a_lease_gets_one(lone: LoneMember, caller: Calle
     won = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"one")
     won.leader.lease = 0
     caller.ask("Election.Proclaim", leader=won.leader, value=b"two")
-    (made,) = (lease for lease in lone.member.state.lessor.leases() if lease != 1)
+    (made,) = (lease for lease in finish(lone.member.state.lessor.lease_steps()) if lease != 1)
     assert caller.ask("Election.Leader", name=b"boss").kv.lease == made
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import random
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from rigs.lone_member import LoneMember
+from rigs.users import User
 
 from etcdlite import lease
 from etcdlite.errors import EtcdError
 from etcdlite.lease import MAX_TTL_S, RETRY_S, Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
+from etcdlite.storage.steps import finish
 
 
 def refused(text: str):
@@ -22,14 +25,18 @@ def refused(text: str):
 
 def leader(min_ttl_s: int = 1, now: float = 0.0, limits: Limits = DEFAULT_LIMITS) -> Lessor:
     lessor = Lessor(min_ttl_s, limits)
-    lessor.promote(now)
+    finish(lessor.promote(now))
     return lessor
+
+
+def next_deadline(lessor: Lessor) -> float | None:
+    return lessor._heap[0][0] if lessor._heap else None
 
 
 def drain(lessor: Lessor, now: float, limit: int = 10**9) -> list[int]:
     """All that is due, however many calls that takes."""
     due = []
-    while (when := lessor.next_deadline()) is not None and when <= now:
+    while (when := next_deadline(lessor)) is not None and when <= now:
         due += lessor.expired(now, limit)
     return due
 
@@ -70,13 +77,14 @@ def test_an_id_that_is_not_positive_is_refused(lease_id):
         Lessor().grant(lease_id, 10, 0.0)
 
 
-def test_a_generated_id_is_positive_and_unused():
-    lessor = Lessor()
-    taken = random.Random(1).getrandbits(63)
-    lessor.grant(taken, 10, 0.0)
-    lease_id = lessor.generate_id(random.Random(1))
-    assert lease_id != taken
-    assert 0 < lease_id < 1 << 63
+def test_a_generated_id_is_positive_and_unused(tmp_path):
+    lone = LoneMember(tmp_path)
+    user = User(lone)
+    user.ask("Lease.LeaseGrant", ID=5, TTL=60)
+    bits = iter([0, 5, 7])
+    lone.member.rng = SimpleNamespace(getrandbits=lambda count: next(bits))
+    assert user.ask("Lease.LeaseGrant", TTL=60).ID == 7
+    lone.close()
 
 
 def test_everything_about_an_unknown_lease_is_refused():
@@ -155,7 +163,9 @@ def test_a_restored_lease_is_the_same_lease():
         before.grant(lease_id, 60, 0.0)
         before.checkpoint(lease_id, 9)
         after.restore(lease_id, before.encode(lease_id))
-    assert [after.encode(i) for i in after.leases()] == [before.encode(i) for i in before.leases()]
+    ids = finish(after.lease_steps())
+    assert ids == finish(before.lease_steps())
+    assert [after.encode(i) for i in ids] == [before.encode(i) for i in ids]
 
 
 def test_restoring_a_record_again_keeps_the_keys():
@@ -187,7 +197,7 @@ def test_a_damaged_record_is_refused(record):
 def test_a_lease_is_due_at_its_ttl_and_not_before():
     lessor = leader()
     lessor.grant(1, 10, 5.0)
-    assert lessor.next_deadline() == 15.0
+    assert next_deadline(lessor) == 15.0
     assert lessor.expired(14.9, 10) == []
     assert lessor.remaining_s(1, 14.0) == 1.0
     assert lessor.expired(15.0, 10) == [1]
@@ -216,7 +226,7 @@ def test_a_lease_that_is_not_revoked_is_named_again_after_a_while():
     assert drain(lessor, 10.0 + RETRY_S) == [1]
     lessor.revoke(1)
     assert drain(lessor, 100.0) == []
-    assert lessor.next_deadline() is None
+    assert next_deadline(lessor) is None
 
 
 def test_a_revoked_and_granted_again_id_has_its_own_deadline():
@@ -241,7 +251,7 @@ def test_leases_are_named_in_the_order_of_their_deadlines_and_within_the_limit()
     lessor = leader()
     for lease_id, ttl_s in ((1, 30), (2, 10), (3, 20)):
         lessor.grant(lease_id, ttl_s, 0.0)
-    assert lessor.leases() == [2, 3, 1]
+    assert finish(lessor.lease_steps()) == [2, 3, 1]
     assert [lessor.expired(60.0, 1) for _ in range(4)] == [[2], [3], [1], []]
 
 
@@ -249,9 +259,9 @@ def test_a_follower_has_no_deadlines():
     lessor = Lessor()
     lessor.grant(2, 10, 0.0)
     lessor.grant(1, 20, 0.0)
-    assert lessor.next_deadline() is None
+    assert next_deadline(lessor) is None
     assert lessor.expired(1e12, 10) == []
-    assert lessor.leases() == [1, 2]
+    assert finish(lessor.lease_steps()) == [1, 2]
     for ask in (lessor.renew, lessor.remaining_s):
         with refused("not leader"):
             ask(1, 0.0)
@@ -260,7 +270,7 @@ def test_a_follower_has_no_deadlines():
 def test_a_new_leader_gives_every_lease_its_full_ttl_and_the_extension():
     lessor = Lessor()
     lessor.grant(1, 10, 0.0)
-    lessor.promote(1000.0, extend_s=1.0)
+    finish(lessor.promote(1000.0, extend_s=1.0))
     assert lessor.remaining_s(1, 1000.0) == 11.0
     assert drain(lessor, 1010.9) == []
     assert drain(lessor, 1011.0) == [1]
@@ -272,11 +282,11 @@ def test_a_new_leader_goes_on_from_a_checkpoint():
     lessor.grant(2, 600, 0.0)
     lessor.checkpoint(1, 50)
     lessor.checkpoint(3, 50)
-    lessor.promote(0.0)
+    finish(lessor.promote(0.0))
     assert drain(lessor, 50.0) == [1]
     lessor.demote()
     lessor.checkpoint(1, 0)
-    lessor.promote(100.0)
+    finish(lessor.promote(100.0))
     assert drain(lessor, 699.0) == []
 
 
@@ -284,7 +294,7 @@ def test_a_demoted_leader_names_nothing():
     lessor = leader()
     lessor.grant(1, 10, 0.0)
     lessor.demote()
-    assert lessor.next_deadline() is None
+    assert next_deadline(lessor) is None
     assert lessor.expired(1e12, 10) == []
 
 
@@ -292,7 +302,7 @@ def test_leases_that_would_end_together_under_a_new_leader_are_drawn_apart():
     lessor = Lessor()
     for lease_id in range(1, 10_001):
         lessor.grant(lease_id, 60, 0.0)
-    lessor.promote(0.0)
+    finish(lessor.promote(0.0))
     assert drain(lessor, 59.9) == []
     most = 0
     seen = []
@@ -306,12 +316,38 @@ def test_leases_that_would_end_together_under_a_new_leader_are_drawn_apart():
     assert most <= lease.REVOKE_RATE_PER_S + 1
 
 
+def test_a_new_leader_sets_the_deadlines_of_many_leases_in_steps():
+    lessor = Lessor(limits=Limits(sort_step_items=100))
+    for lease_id in range(1, 1001):
+        lessor.grant(lease_id, 10, 0.0)
+    steps = lessor.promote(100.0, extend_s=1.0)
+    next(steps)
+    # What happens to a lease before its turn.
+    lessor.renew(1000, 103.0)
+    assert lessor.remaining_s(999, 103.0) == 8.0
+    lessor.revoke(998)
+    lessor.revoke(997)
+    lessor.grant(997, 30, 103.0)
+    assert not {998, 997, 996} & set(drain(lessor, 110.9))
+    lessor.postpone(102.0, 5.0)
+    assert lessor.checkpoints([995], 103.0, 1.0) == []
+    assert sum(1 for _ in steps) > 10
+    assert lessor.remaining_s(1, 103.0) == 13.0
+    assert 998 not in lessor._leases and lessor.remaining_s(997, 103.0) == 35.0
+    assert set(drain(lessor, 130.0)) == set(range(1, 1001)) - {997, 998}
+    # Another term does not go on with the steps of this one.
+    steps = lessor.promote(200.0)
+    next(steps)
+    lessor.demote()
+    assert sum(1 for _ in steps) > 10 and next_deadline(lessor) is None
+
+
 def test_a_lease_renewed_after_being_drawn_apart_is_due_at_its_ttl():
     lessor = Lessor()
     for lease_id in range(1, 10_001):
         lessor.grant(lease_id, 5, 0.0)
-    lessor.promote(0.0)
-    last = lessor.leases()[-1]
+    finish(lessor.promote(0.0))
+    last = finish(lessor.lease_steps())[-1]
     assert lessor.remaining_s(last, 0.0) > 15.0
     lessor.renew(last, 1.0)
     assert last in drain(lessor, 6.0)
@@ -323,7 +359,7 @@ def test_one_call_looks_at_a_bounded_number_of_leases():
         lessor.grant(lease_id, 10, 0.0)
         lessor.renew(lease_id, 5.0)
     assert lessor.expired(10.0, 1000) == []
-    when = lessor.next_deadline()
+    when = next_deadline(lessor)
     assert when is not None and when <= 10.0, "the caller must know that more waits"
     assert sorted(drain(lessor, 15.0)) == list(range(1, 101))
 
@@ -334,7 +370,7 @@ def test_what_revoked_leases_leave_behind_goes_within_a_minute():
         lessor.grant(lease_id, MAX_TTL_S, 0.0)
         lessor.revoke(lease_id)
     assert drain(lessor, lease.SCHEDULE_AHEAD_S) == []
-    assert lessor.next_deadline() is None
+    assert next_deadline(lessor) is None
 
 
 def test_a_hundred_thousand_leases_are_small_and_end_in_bounded_calls():
@@ -407,7 +443,7 @@ class Leases(RuleBasedStateMachine):
         if self.lessor.promoted:
             self.lessor.demote()
         else:
-            self.lessor.promote(self.now)
+            finish(self.lessor.promote(self.now))
             self.deadlines = {i: self.now + ttl for i, ttl in self.ttls.items()}
 
     @precondition(lambda self: self.lessor.promoted)

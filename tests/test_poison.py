@@ -24,6 +24,7 @@ from etcdlite.peer import FORWARD, INTRODUCE, encode_forward
 from etcdlite.peer_frames import PeerFrameReader
 from etcdlite.proto import DecodeError
 from etcdlite.replica.entry import encode_entry
+from etcdlite.storage.steps import finish
 from etcdlite.wire.peer_session import Accepted
 
 ROUNDS = pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def facts(node: Node) -> Any:
     return (
         store.revision,
         [state(store, revision) for revision in range(first, store.revision + 1)],
-        {i: (lessor.encode(i), lessor.keys(i)) for i in sorted(lessor.leases())},
+        {i: (lessor.encode(i), lessor.keys(i)) for i in sorted(finish(lessor.lease_steps()))},
         sorted(member.alarms),
         {i: other.encode() for i, other in member.membership.members.items()},
         member.membership.removed,

@@ -15,6 +15,7 @@ from etcdlite.metrics import Metrics
 from etcdlite.raft import Snapshot
 from etcdlite.raft_log import Entry
 from etcdlite.server import Server
+from etcdlite.storage.steps import finish
 from etcdlite.threads import (
     ALONE_AGAIN_S,
     FEW_BYTES,
@@ -241,7 +242,7 @@ def save_in_loop(log, thread, saves: list[Save], lessor: Lessor, ready: list[Any
 @pytest.mark.parametrize("took_s", [0.01, 3.0])
 def test_leases_get_the_time_back_that_the_loop_waits_for_the_disk(log, thread, took_s):
     lessor = Lessor()
-    lessor.promote(0.0)
+    finish(lessor.promote(0.0))
     for lease_id, ttl_s in ((1, 5), (2, 10)):
         lessor.grant(lease_id, ttl_s, 0.0)
     log.now, log.sync_s = 6.0, took_s

@@ -37,6 +37,7 @@ from etcdlite.sealing import KeyFileError
 from etcdlite.snap import SnapshotError
 from etcdlite.storage.data import LEASE, TIMES, U64, DataDamaged
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.steps import finish
 from etcdlite.urls import parse_initial_cluster
 
 MARK_KEYS = 1_000
@@ -162,7 +163,7 @@ def _of_store(session: Session, store: Store) -> State:
     except EtcdError as error:
         kept = f"the backup has revisions {max(1, store.compacted)} to {store.revision}"
         raise Failure(EXIT_FAILED, f"{error.text}: {kept}") from None
-    leases = {lease: store.lessor.ttl_s(lease) for lease in store.lessor.leases()}
+    leases = {lease: store.lessor.ttl_s(lease) for lease in finish(store.lessor.lease_steps())}
     return State(revision, (b"",), lambda: _keys_of(store, revision), leases)
 
 

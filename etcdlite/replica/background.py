@@ -1,7 +1,7 @@
 """When a member does its background work, and how much at once.
 
-There are two kinds, which take turns: maintenance, and reads that nobody waits for (hashes). Both
-are done in steps of about 0.1 ms, and a slice is a number of steps.
+There are two kinds, which take turns: maintenance, and reads that nobody waits for (hashes). Work
+for many leases comes before them. All is done in steps of about 0.1 ms, a number of them per slice.
 
 While clients are active, slices take about a quarter of the time, and each runs to its end. Then
 few requests wait for a whole slice; if input ended slices early, most requests would wait for a
@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 
 from etcdlite.metrics import Metrics
+from etcdlite.replica.leases import LeaseKeeper
 from etcdlite.replica.maintenance import Maintenance
 from etcdlite.replica.reads import Reads
 
@@ -42,12 +43,18 @@ class Background:
     """The slices of background work."""
 
     def __init__(
-        self, reads: Reads, maintenance: Maintenance, metrics: Metrics, clock: Callable[[], float]
+        self,
+        reads: Reads,
+        maintenance: Maintenance,
+        leases: LeaseKeeper,
+        metrics: Metrics,
+        clock: Callable[[], float],
     ) -> None:
         self.asked_at = -math.inf
         """When the last request arrived."""
         self._reads = reads
         self._maintenance = maintenance
+        self._leases = leases
         self._metrics = metrics
         self._clock = clock
         self._ended_at = -math.inf
@@ -59,7 +66,7 @@ class Background:
 
     @property
     def has_work(self) -> bool:
-        return self._maintenance.has_work or bool(self._reads.background)
+        return self._maintenance.has_work or bool(self._reads.background) or self._leases.has_work
 
     @property
     def slice_s(self) -> float:
@@ -106,6 +113,8 @@ class Background:
             self._was_for_reads and self._maintenance.has_work
         )
         run = reads.run_background if self._was_for_reads else self._maintenance.run
+        if self._leases.has_work:
+            run = self._leases.run
         run(is_over)
         self._ended_at = clock()
         self._took_s = self._ended_at - began

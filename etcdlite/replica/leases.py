@@ -3,6 +3,8 @@ of the remaining TTLs, so that a new leader does not give every lease its full T
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Iterator
+
 from etcdlite import proto
 from etcdlite.methods import CHECKPOINT, LEASE_REVOKE
 from etcdlite.replica.state import State
@@ -23,13 +25,32 @@ class LeaseKeeper:
         self._writes = writes
         self._checkpoint_interval_s = state.store.limits.lease_checkpoint_interval_s
         self._checkpointed_at = state.clock()
+        self._steps: Iterator[None] | None = None
+        """Work that is under way: deadlines are set, or checkpoints proposed."""
         self._checkpoint_index = 0
         """The index of the last checkpoint that this member proposed."""
 
     def promote(self, now: float, extend_s: float) -> None:
         """This member leads now: start the timers of all leases, each with `extend_s` added."""
-        self._state.lessor.promote(now, extend_s)
         self._checkpointed_at = now
+        self._begin(self._state.lessor.promote(now, extend_s))
+
+    def _begin(self, steps: Iterator[None]) -> None:
+        self._steps = steps
+        self.run(lambda: True)  # One step is enough for few leases.
+
+    @property
+    def has_work(self) -> bool:
+        """There are steps to do."""
+        return self._steps is not None
+
+    def run(self, is_over: Callable[[], bool]) -> None:
+        """Do one step, if there is any, and more until `is_over`."""
+        while self._steps is not None:
+            if next(self._steps, self) is self:
+                self._steps = None
+            if is_over():
+                return
 
     def tick(self, now: float) -> None:
         """A heartbeat interval has passed; does nothing unless this member leads."""
@@ -42,20 +63,25 @@ class LeaseKeeper:
             self._writes.propose_once(
                 [(LEASE_REVOKE, proto.LeaseRevokeRequest(ID=lease_id)) for lease_id in expired]
             )
-        if now - self._checkpointed_at >= self._checkpoint_interval_s:
+        is_due = now - self._checkpointed_at >= self._checkpoint_interval_s
+        if is_due and self._steps is None:
             self._checkpointed_at = now
-            self._checkpoint(now)
+            self._begin(self._checkpoint_steps(now))
 
-    def _checkpoint(self, now: float) -> None:
-        due = self._state.lessor.checkpoints(now, self._checkpoint_interval_s)
-        for at in range(0, len(due), CHECKPOINT_LEASES):
+    def _checkpoint_steps(self, now: float) -> Generator[None, None, None]:
+        lessor, interval_s = self._state.lessor, self._checkpoint_interval_s
+        ids = yield from lessor.lease_steps()
+        for at in range(0, len(ids), CHECKPOINT_LEASES):
+            some = sorted(ids[at : at + CHECKPOINT_LEASES])
             checkpoints = [
                 proto.LeaseCheckpoint(ID=lease_id, remaining_TTL=remaining_s)
-                for lease_id, remaining_s in due[at : at + CHECKPOINT_LEASES]
+                for lease_id, remaining_s in lessor.checkpoints(some, now, interval_s)
             ]
-            request = proto.LeaseCheckpointRequest(checkpoints=checkpoints)
-            index = self._writes.propose_once([(CHECKPOINT, request)])
-            self._checkpoint_index = max(index, self._checkpoint_index)
+            if checkpoints and lessor.promoted:
+                request = proto.LeaseCheckpointRequest(checkpoints=checkpoints)
+                index = self._writes.propose_once([(CHECKPOINT, request)])
+                self._checkpoint_index = max(index, self._checkpoint_index)
+            yield
 
     def is_checkpointed(self, lease_id: int) -> bool:
         """Whether the next leader would give the lease less than its full TTL, now or once a

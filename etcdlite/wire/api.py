@@ -143,7 +143,8 @@ def _lease_grant(
         member.writes.propose(session, request_id, method, request, frame)
     else:
         # Chosen here, before it is proposed, so that every member applies the same id.
-        request.ID = member.state.lessor.generate_id(member.rng)
+        while request.ID == 0 or member.state.lessor.exists(request.ID):
+            request.ID = member.rng.getrandbits(63)
         member.writes.propose_message(session, request_id, method, request)
 
 

@@ -19,6 +19,7 @@ from etcdlite.options import Options
 from etcdlite.raft import Config, Raft
 from etcdlite.sealing import Keyring
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.steps import finish
 from etcdlite.wire import api
 from rigs.faulty_disk import FaultyDisk
 from rigs.lone_member import run_logins
@@ -68,7 +69,7 @@ class Story:
         found = Stage(
             store.revision,
             store.compact_revision,
-            {i: store.lessor.ttl_s(i) for i in store.lessor.leases()},
+            {i: store.lessor.ttl_s(i) for i in finish(store.lessor.lease_steps())},
         )
         for number in range(len(self.stages) - 1, least - 1, -1):
             if self.stages[number] == found:

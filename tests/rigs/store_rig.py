@@ -332,7 +332,7 @@ def check_store(store: Store, model: PlainStore, rng: random.Random | None = Non
     if rng is None or rng.random() < 0.2:
         assert finish(read_history(store)) == model.history()
         assert finish(etcd_hash.hash_steps(store, upto)) == model.etcd_hash(upto)
-    assert {i: store.lessor.ttl_s(i) for i in store.lessor.leases()} == model.leases
+    assert {i: store.lessor.ttl_s(i) for i in finish(store.lessor.lease_steps())} == model.leases
     for lease_id in model.leases:
         keys = sorted(key for key, kv in model.states[-1].items() if kv.lease == lease_id)
         assert store.lessor.keys(lease_id) == keys

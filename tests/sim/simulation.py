@@ -406,10 +406,11 @@ class Simulation:
                 hash_of(store, store.revision),
                 buckets_text(store),
             )
-            if set(node.member.state.lessor.leases()) != set(self.oracle.leases):
+            leases = finish(node.member.state.lessor.lease_steps())
+            if set(leases) != set(self.oracle.leases):
                 raise Violation(
                     "members agree on the leases",
-                    f"{node.name} has {sorted(node.member.state.lessor.leases())} instead of "
+                    f"{node.name} has {sorted(leases)} instead of "
                     f"{sorted(self.oracle.leases)}",
                     (node.name,),
                 )
