@@ -410,8 +410,7 @@ class Simulation:
             if set(leases) != set(self.oracle.leases):
                 raise Violation(
                     "members agree on the leases",
-                    f"{node.name} has {sorted(leases)} instead of "
-                    f"{sorted(self.oracle.leases)}",
+                    f"{node.name} has {sorted(leases)} instead of {sorted(self.oracle.leases)}",
                     (node.name,),
                 )
         self._compare_users()
