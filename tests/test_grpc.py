@@ -568,6 +568,52 @@ def test_a_deadline_that_is_met_is_forgotten(client: Client) -> None:
     assert answer.status == 0 and not client.session._deadlines
 
 
+def test_requests_that_differ_in_their_deadlines_alone_keep_their_own(client: Client) -> None:
+    session = client.session
+    asked = {seconds: client.ask_only(grpc_timeout=f"{seconds}S") for seconds in (2, 9, 4, 2)}
+    again = client.ask_only(grpc_timeout="9S")
+    assert len(session._recalled) == 1
+    for passed, late in ((1, []), (3, [2]), (5, [2, 4]), (10, [2, 4, 9])):
+        session.tick(client.lone.now + passed)
+        assert [
+            seconds for seconds in (2, 4, 9) if session.streams[asked[seconds]] is GHOST
+        ] == late
+        assert (session.streams[again] is GHOST) == (passed == 10)
+    client.pump()
+    assert not session.streams and not session._deadlines
+
+
+def test_only_the_deadline_of_a_header_is_not_read_again(client: Client) -> None:
+    headers = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", KV.encode() + b"Put"),
+        (b"content-type", b"application/grpc"),
+        (b"token", b"secret.7"),
+        (b"grpc-timeout", b"1S"),
+    ]
+    session = client.session
+    session.read_request(headers)
+
+    def recalled(at: int, *fields: tuple[bytes, bytes]) -> Any:
+        return session.recall([*headers[:at], *fields, *headers[at + 1 :]])
+
+    assert recalled(5, (b"grpc-timeout", b"250m")).timeout_s == 0.25
+    assert recalled(4, (b"token", b"secret.7")).token == "secret.7"
+    assert recalled(4, (b"token", b"secret.8")) is None
+    assert recalled(5) is None, "a request without a deadline is another one"
+    assert recalled(5, (b"grpc-timeout", b"soon")) is None
+    assert recalled(5, headers[5], headers[5]) is None
+    assert session.recall([headers[5], *headers[:5]]) is None, "pseudo-headers come first"
+    for n in range(2 * grpc_module.MAX_RECALLED):
+        session.read_request([*headers, (b"token", b"%d" % n)])
+    assert len(session._recalled) <= grpc_module.MAX_RECALLED
+    session._recalled.clear()
+    for more in ((b"token", bytes(grpc_module.MAX_RECALLED_BYTES)), (b"content-length", b"7")):
+        session.read_request([*headers, more])
+    assert not session._recalled
+
+
 def test_a_stream_past_its_deadline_ends(client: Client) -> None:
     watch = client.open(WATCH, grpc_timeout="5S")
     client.say(watch, proto.WatchRequest(create_request=proto.WatchCreateRequest(key=b"k")))

@@ -16,6 +16,7 @@ Limits: a message has at most `max_request_bytes` + 512 KiB, before and after de
 
 from __future__ import annotations
 
+import copy
 import functools
 import struct
 import zlib
@@ -45,7 +46,7 @@ from etcdlite.session import MAX_UNSENT_BYTES, partial_timeout_s
 from etcdlite.wire import api, health, reflection
 from etcdlite.wire.api import Handler
 from etcdlite.wire.calls import CLOSED_PER_SLICE, Call, Calls
-from etcdlite.wire.hpack import Headers, pack
+from etcdlite.wire.hpack import Field, Headers, pack
 from etcdlite.wire.http2 import (
     END_HEADERS,
     END_STREAM,
@@ -69,6 +70,10 @@ MAX_MESSAGE_BYTES = 8192
 
 MAX_TIMEOUT_DIGITS = 8
 
+MAX_RECALLED = 64
+MAX_RECALLED_BYTES = 1024
+"""The headers of requests with deadlines that a connection remembers, and the size of one."""
+
 MIN_TIMEOUT_S = 1e-4
 """A request with a shorter timeout fails when it arrives."""
 
@@ -87,13 +92,14 @@ GZIP_BYTES_PER_NOISE = 32 << 10
 """Unpacked bytes beyond the first limit and this multiple of the packed ones count as noise
 (`http2_conduct.py`): a few bytes must not cause much work."""
 
-_TIMEOUT_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_TIMEOUT_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 PREFIX = struct.Struct(">BI")
 """The prefix of a message: compressed, length."""
 PREFIX_BYTES = PREFIX.size
 
 _CONTENT_TYPE = (b"content-type", b"application/grpc")
+_TIMEOUT = (b"grpc-timeout", b"")
 _ENCODINGS = (b"grpc-accept-encoding", b"gzip")
 _HEADER_BLOCK = b"\x88" + pack([_CONTENT_TYPE])
 """`:status 200` is entry 8 of the static table."""
@@ -236,20 +242,21 @@ def read_request(headers: Headers) -> Request:
     request.is_plain = (
         route is not None
         and route.handle is not None
-        and request.failure is None
-        and request.timeout_s is None
-        and not request.has_leader
+        and (request.failure is None and not request.has_leader)
     )
     return request
+
+
+def _without_timeout(headers: Headers) -> tuple[Field, ...]:
+    return tuple([_TIMEOUT if field[0] == b"grpc-timeout" else field for field in headers])
 
 
 def _read_timeout(request: Request, value: bytes | None) -> EtcdError | None:
     if value is None:
         return None
-    text = _shown(value)
-    digits = text[:-1]
-    unit = _TIMEOUT_UNITS.get(text[-1:])
-    if unit is None or not (value[:-1].isdigit() and len(digits) <= MAX_TIMEOUT_DIGITS):
+    digits = value[:-1]
+    unit = _TIMEOUT_UNITS.get(value[-1:])
+    if unit is None or not (digits.isdigit() and len(digits) <= MAX_TIMEOUT_DIGITS):
         return EtcdError(INTERNAL, f"malformed grpc-timeout: {_quoted(value)}")
     request.timeout_s = int(digits) * unit
     return None
@@ -345,6 +352,8 @@ class GrpcSession(Connection, ClientSession):
         self._leaving: dict[int, _Stream] = {}
         """Streams that were open when the connection was closed, and are not counted yet."""
         self._partial_bytes = 0
+        self._recalled: dict[tuple[Field, ...], Request] = {}
+        """Requests with a deadline, by their headers `_without_timeout`."""
         self._deadlines: dict[int, float] = {}
         self._need_leader: set[int] = set()
         self._are_due = False
@@ -361,6 +370,30 @@ class GrpcSession(Connection, ClientSession):
         metrics = self.member.metrics
         request.rpc = metrics.rpcs[request.number]
         request.client = metrics.client(request.api_version)
+        if request.timeout_s is not None and request.failure is None:
+            self._remember(headers, request)
+        return request
+
+    def _remember(self, headers: Headers, request: Request) -> None:
+        key = _without_timeout(headers)
+        names, values = zip(*key, strict=True)
+        if (
+            key.count(_TIMEOUT) == 1
+            and b"content-length" not in names
+            and sum(map(len, names + values)) <= MAX_RECALLED_BYTES
+        ):
+            if len(self._recalled) >= MAX_RECALLED:
+                self._recalled.clear()
+            self._recalled[key] = copy.copy(request)
+
+    def recall(self, headers: Headers) -> Request | None:
+        # A client with deadlines sends another grpc-timeout with each request: only that is read.
+        if not self._recalled:
+            return None
+        key = _without_timeout(headers)
+        request = self._recalled.get(key)
+        if request is None or _read_timeout(request, headers[key.index(_TIMEOUT)][1]) is not None:
+            return None
         return request
 
     # Requests.
@@ -377,18 +410,13 @@ class GrpcSession(Connection, ClientSession):
             or PREFIX.unpack_from(data, at) != (0, size)
             or size > member.options.max_request_bytes
         ):
-            self.opened(stream)
-            if end > at and self.streams.get(stream.id) is stream:
+            if end > at:
                 self.received(stream, data[at:end])
             if self.streams.get(stream.id) is stream:
                 self.ended(stream)
             return
         number = request.number
-        rpc = request.rpc
-        rpc.started += 1
-        rpc.received_bytes += size
-        request.client.unary += 1
-        request.began = member.clock()
+        request.rpc.received_bytes += size
         try:
             request.handle(  # type: ignore[misc]
                 member,
@@ -418,6 +446,9 @@ class GrpcSession(Connection, ClientSession):
                 self.fail(stream.id, request.number, error("DeadlineExceeded"))
                 return
             self._deadlines[stream.id] = request.began + request.timeout_s
+        if request.is_plain:
+            request.client.unary += 1
+            return
         if rpc.kind == "unary":
             request.client.unary += 1
         else:
@@ -483,7 +514,7 @@ class GrpcSession(Connection, ClientSession):
                 break
             at = start + size
             self._read_message(stream, packed, data[start:at])
-            if stream.tail or streams.get(stream.id) is not stream:
+            if at == end or stream.tail or streams.get(stream.id) is not stream:
                 return
         if at < end:
             stream.parts = [data[at:]]
@@ -721,9 +752,11 @@ class GrpcSession(Connection, ClientSession):
         """Release what belongs to a stream; True if it was a call."""
         self._deadlines.pop(stream.id, None)
         self._need_leader.discard(stream.id)
-        self._partial_bytes -= stream.parts_bytes
-        stream.parts_bytes = 0
-        stream.parts = stream.message = None
+        if stream.parts is not None:
+            self._partial_bytes -= stream.parts_bytes
+            stream.parts_bytes = 0
+            stream.parts = None
+        stream.message = None
         return self.calls.close(stream.id)
 
     def canceled(self, stream: Stream) -> bool:

@@ -390,7 +390,9 @@ class Connection(Session):
                             at = stop
                             self._receive_window -= size
                             stream.state = HALF_CLOSED
-                            self.completed(stream, data, start, stop)
+                            self.opened(stream)
+                            if streams.get(stream_id) is stream:
+                                self.completed(stream, data, start, stop)
                             continue
                     self.opened(stream)
                     continue
@@ -401,9 +403,11 @@ class Connection(Session):
                     self._pinged(data[start:at])
                 continue
             try:
-                self._read_frame(
-                    kind >> 8, kind & 0xFF, stream_id & MAX_STREAM_ID, data, start, stop
-                )
+                stream_id &= MAX_STREAM_ID
+                if kind < 1 << 8 and is_usual:  # DATA
+                    self._read_data(kind, stream_id, data, start, stop)
+                else:
+                    self._read_frame(kind >> 8, kind & 0xFF, stream_id, data, start, stop)
             except StreamFault as fault:
                 self.reset_stream(fault.stream_id, fault.code)
                 # A provoked reset counts like one sent by the peer (CVE-2025-8671).
@@ -491,6 +495,18 @@ class Connection(Session):
 
     def _read_data(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         size = stop - at
+        stream = self.streams.get(stream_id)
+        if (
+            flags == END_STREAM
+            and stream is not None
+            and stream.state is FRESH
+            and stream.content_length in (None, size)
+            and size <= self._receive_window
+        ):
+            self._receive_window -= size
+            stream.state = HALF_CLOSED
+            self.completed(stream, data, at, stop)
+            return
         self._receive_window -= size
         if self._receive_window < 0:
             raise ConnectionFault(FLOW_CONTROL_ERROR, "more than the connection's window")
@@ -498,7 +514,6 @@ class Connection(Session):
             at, stop = _unpad(data, at, stop)
         if at == stop:
             self.conduct.count_noise(1)
-        stream = self.streams.get(stream_id)
         if stream is not None and (stream.state is FRESH or stream.state is OPEN):
             stream.state = OPEN  # The entry of `STREAM_TABLE`, without the look-up.
         else:
@@ -581,9 +596,11 @@ class Connection(Session):
             return
         if len(self.streams) >= self._max_streams:
             raise StreamFault(stream_id, REFUSED_STREAM)
-        if depends_on_itself or (headers is not None and not is_well_formed(headers)):
+        if depends_on_itself:
             raise StreamFault(stream_id, PROTOCOL_ERROR)
-        if headers is not None:
+        if headers is not None and (request := self.recall(headers)) is None:
+            if not is_well_formed(headers):
+                raise StreamFault(stream_id, PROTOCOL_ERROR)
             request = self.read_request(headers)
             lengths = {value for name, value in headers if name == b"content-length"}
             for value in lengths:
@@ -642,11 +659,12 @@ class Connection(Session):
     def _read_rst_stream(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(FRAME_SIZE_ERROR, "RST_STREAM does not have 4 bytes")
-        if self._next_state(stream_id, ON_RESET) is not None:
-            stream = self.streams[stream_id]
+        stream = self.streams.get(stream_id)
+        if stream is not None and stream is not GHOST:  # Whatever its state is.
             self.conduct.count_noise(2 if stream.headers_sent else 1 + NOISE_PER_RESET)
             self._forget(stream)
         else:
+            self._next_state(stream_id, ON_RESET)
             self.conduct.count_noise(1)
 
     def _pinged(self, payload: bytes) -> None:
@@ -814,6 +832,11 @@ class Connection(Session):
         """Decode the header of a request. Streams with the same header share the result."""
         raise NotImplementedError
 
+    def recall(self, headers: Headers) -> Any:
+        """As `read_request`, if that has read a header like this one; else None. The result is of
+        this stream only; it has no content-length."""
+        return None
+
     def opened(self, stream: Stream) -> None:
         """A request begins."""
         raise NotImplementedError
@@ -823,8 +846,8 @@ class Connection(Session):
         raise NotImplementedError
 
     def completed(self, stream: Stream, data: bytes, at: int, end: int) -> None:
-        """A whole request arrived; its body is `data[at:end]`. Called in place of `opened`,
-        `received` and `ended`."""
+        """A request is complete; its body is `data[at:end]`. Called in place of `received` and
+        `ended`."""
         raise NotImplementedError
 
     def ended(self, stream: Stream) -> None:

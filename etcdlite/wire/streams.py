@@ -142,12 +142,12 @@ class WatchCall(Call):
 class KeepAliveCall(Call):
     is_blocked = False
     """For the member: the checks of renewals have no answers."""
+    # The class has the defaults, because some clients open a stream for each renewal.
+    _asked = _unanswered = _unread_checks = 0
+    _is_finished = _is_closed = False
 
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
-        # Cheap, because some clients open a stream for each renewal.
-        self._asked = self._unanswered = self._unread_checks = 0
-        self._is_finished = self._is_closed = False
         self._unchecked: dict[int, tuple[bytes, bool]] = {}
         """Renewals that wait for a check, by number: (message, `is_current` of `Access.retry`)."""
 
