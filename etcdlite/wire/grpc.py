@@ -239,11 +239,7 @@ def read_request(headers: Headers) -> Request:
             request.api_version = version.decode()
         except UnicodeDecodeError:
             request.failure = request.failure or error("InvalidClientAPIVersion")
-    request.is_plain = (
-        route is not None
-        and route.handle is not None
-        and (request.failure is None and not request.has_leader)
-    )
+    request.is_plain = request.handle is not None and not (request.failure or request.has_leader)
     return request
 
 
@@ -371,25 +367,17 @@ class GrpcSession(Connection, ClientSession):
         request.rpc = metrics.rpcs[request.number]
         request.client = metrics.client(request.api_version)
         if request.timeout_s is not None and request.failure is None:
-            self._remember(headers, request)
+            key = _without_timeout(headers)
+            names, values = zip(*key, strict=True)
+            is_small = sum(map(len, names + values)) <= MAX_RECALLED_BYTES
+            if is_small and key.count(_TIMEOUT) == 1 and b"content-length" not in names:
+                if len(self._recalled) >= MAX_RECALLED:
+                    self._recalled.clear()
+                self._recalled[key] = copy.copy(request)
         return request
-
-    def _remember(self, headers: Headers, request: Request) -> None:
-        key = _without_timeout(headers)
-        names, values = zip(*key, strict=True)
-        if (
-            key.count(_TIMEOUT) == 1
-            and b"content-length" not in names
-            and sum(map(len, names + values)) <= MAX_RECALLED_BYTES
-        ):
-            if len(self._recalled) >= MAX_RECALLED:
-                self._recalled.clear()
-            self._recalled[key] = copy.copy(request)
 
     def recall(self, headers: Headers) -> Request | None:
         # A client with deadlines sends another grpc-timeout with each request: only that is read.
-        if not self._recalled:
-            return None
         key = _without_timeout(headers)
         request = self._recalled.get(key)
         if request is None or _read_timeout(request, headers[key.index(_TIMEOUT)][1]) is not None:

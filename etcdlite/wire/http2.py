@@ -106,29 +106,10 @@ MAX_STREAM_ID = 2**31 - 1
 
 # Looking up a member of an enum takes half a microsecond before Python 3.12, so the paths of frames
 # use these names.
-AT_PREFACE = ConnectionState.PREFACE
-FRAMES = ConnectionState.FRAMES
-ON_PREFACE = ConnectionEvent.PREFACE
-ON_SETTINGS = ConnectionEvent.SETTINGS
-BLOCK_BEGINS = ConnectionEvent.BLOCK_BEGINS
-BLOCK_CONTINUES = ConnectionEvent.BLOCK_CONTINUES
-BLOCK_ENDS = ConnectionEvent.BLOCK_ENDS
-OTHER = ConnectionEvent.OTHER
-IDLE = StreamState.IDLE
-SKIPPED = StreamState.SKIPPED
-FRESH = StreamState.FRESH
-OPEN = StreamState.OPEN
-HALF_CLOSED = StreamState.HALF_CLOSED
-ABANDONED = StreamState.ABANDONED
-QUIET = StreamState.QUIET
-CLOSED = StreamState.CLOSED
-ON_HEADERS = StreamEvent.HEADERS
-ON_DATA = StreamEvent.DATA
-ON_END = StreamEvent.END_STREAM
-ON_RESET = StreamEvent.RST_STREAM
-ON_WINDOW_UPDATE = StreamEvent.WINDOW_UPDATE
-ANSWER_WAITS = StreamEvent.ANSWER_WAITS
-ANSWER_ENDS = StreamEvent.ANSWER_ENDS
+AT_PREFACE, FRAMES = ConnectionState.PREFACE, ConnectionState.FRAMES
+ON_PREFACE, ON_SETTINGS, BLOCK_BEGINS, BLOCK_CONTINUES, BLOCK_ENDS, OTHER = ConnectionEvent
+IDLE, SKIPPED, FRESH, OPEN, HALF_CLOSED, ANSWERED, ABANDONED, QUIET, CLOSED = StreamState
+ON_HEADERS, ON_DATA, ON_END, ON_RESET, ON_WINDOW_UPDATE, ANSWER_WAITS, ANSWER_ENDS = StreamEvent
 
 # Frame types.
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE = range(9)
@@ -141,12 +122,8 @@ PADDED = 0x8
 HAS_PRIORITY = 0x20
 
 # Settings.
-HEADER_TABLE_SIZE = 1
-ENABLE_PUSH = 2
-MAX_CONCURRENT_STREAMS = 3
-INITIAL_WINDOW_SIZE = 4
-MAX_FRAME_SIZE = 5
-MAX_HEADER_LIST_SIZE = 6
+HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = range(1, 5)
+MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 5, 6
 
 FRAME_HEADER_BYTES = FRAME_HEADER.size
 
@@ -357,7 +334,7 @@ class Connection(Session):
         end = len(data)
         unpack_from = _RECEIVED.unpack_from
         known, streams, max_streams = self._known, self.streams, self._max_streams
-        is_usual = self._state is FRAMES and not self.is_draining
+        in_frames = self._state is FRAMES
         while end - at >= FRAME_HEADER_BYTES:
             high, size, kind, stream_id = unpack_from(data, at)
             start = at + FRAME_HEADER_BYTES
@@ -368,35 +345,27 @@ class Connection(Session):
                 self.inbox.keep(data[at:], stop - at)
                 return
             at = stop
-            if kind == _WHOLE_HEADERS and stream_id == self._last_id + 2 and is_usual:
+            if kind == _LAST_DATA and in_frames:
+                stream = streams.get(stream_id)
+                if (
+                    stream is not None
+                    and stream.state is FRESH
+                    and size <= self._receive_window
+                    and stream.content_length in (None, size)
+                ):
+                    self._receive_window -= size
+                    stream.state = HALF_CLOSED
+                    self.completed(stream, data, start, stop)
+                    continue
+            elif kind == _WHOLE_HEADERS and stream_id == self._last_id + 2 and in_frames:
                 hit = known.get(data[start:stop])
-                if hit is not None and len(streams) < max_streams:
+                if hit is not None and len(streams) < max_streams and not self.is_draining:
                     # `_advance` and `_open`, inlined. Where a block is known, `_last_id` is odd.
                     self._last_id = stream_id
                     stream = streams[stream_id] = self.stream_class(stream_id, *hit)
-                    if end - at >= FRAME_HEADER_BYTES:
-                        high, size, kind, data_id = unpack_from(data, at)
-                        start = at + FRAME_HEADER_BYTES
-                        stop = start + size
-                        if (
-                            kind == _LAST_DATA
-                            and data_id == stream_id
-                            and stop <= end
-                            and size <= MAX_FRAME_BYTES
-                            and size <= self._receive_window
-                            and not high
-                            and hit[1] in (None, size)
-                        ):
-                            at = stop
-                            self._receive_window -= size
-                            stream.state = HALF_CLOSED
-                            self.opened(stream)
-                            if streams.get(stream_id) is stream:
-                                self.completed(stream, data, start, stop)
-                            continue
                     self.opened(stream)
                     continue
-            elif kind == _UPDATE and size == 4 and not stream_id and is_usual:
+            elif kind == _UPDATE and size == 4 and not stream_id and in_frames:
                 self._widen(_INT.unpack_from(data, start)[0] & MAX_WINDOW)
                 if data[at : at + FRAME_HEADER_BYTES] == _PING_HEADER and end - at >= _PING_BYTES:
                     start, at = at + FRAME_HEADER_BYTES, at + _PING_BYTES
@@ -404,7 +373,7 @@ class Connection(Session):
                 continue
             try:
                 stream_id &= MAX_STREAM_ID
-                if kind < 1 << 8 and is_usual:  # DATA
+                if kind < 1 << 8 and in_frames:  # DATA, with these flags.
                     self._read_data(kind, stream_id, data, start, stop)
                 else:
                     self._read_frame(kind >> 8, kind & 0xFF, stream_id, data, start, stop)
@@ -414,21 +383,18 @@ class Connection(Session):
                 self.conduct.count_noise(NOISE_PER_RESET)
             if self.is_closing:
                 return
-            is_usual = self._state is FRAMES and not self.is_draining
+            in_frames = self._state is FRAMES
         if at < end:
             self.inbox.keep(data[at:], FRAME_HEADER_BYTES)
 
     def _read_frame(
         self, kind: int, flags: int, stream_id: int, data: bytes, at: int, stop: int
     ) -> None:
-        """Process a frame. Raises ConnectionFault, StreamFault."""
-        if self._state is FRAMES:
-            if kind == DATA:
-                self._read_data(flags, stream_id, data, at, stop)
-                return
-            if kind == RST_STREAM:
-                self._read_rst_stream(stream_id, data[at:stop])
-                return
+        """Process a frame. DATA comes here only in a state that does not allow it. Raises
+        ConnectionFault, StreamFault."""
+        if kind == RST_STREAM and self._state is FRAMES:
+            self._read_rst_stream(stream_id, data[at:stop])
+            return
         event = OTHER
         if kind == CONTINUATION:
             is_of_block = self._block is None or stream_id == self._block[0]
@@ -495,18 +461,6 @@ class Connection(Session):
 
     def _read_data(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         size = stop - at
-        stream = self.streams.get(stream_id)
-        if (
-            flags == END_STREAM
-            and stream is not None
-            and stream.state is FRESH
-            and stream.content_length in (None, size)
-            and size <= self._receive_window
-        ):
-            self._receive_window -= size
-            stream.state = HALF_CLOSED
-            self.completed(stream, data, at, stop)
-            return
         self._receive_window -= size
         if self._receive_window < 0:
             raise ConnectionFault(FLOW_CONTROL_ERROR, "more than the connection's window")
@@ -514,6 +468,7 @@ class Connection(Session):
             at, stop = _unpad(data, at, stop)
         if at == stop:
             self.conduct.count_noise(1)
+        stream = self.streams.get(stream_id)
         if stream is not None and (stream.state is FRESH or stream.state is OPEN):
             stream.state = OPEN  # The entry of `STREAM_TABLE`, without the look-up.
         else:
