@@ -334,8 +334,7 @@ class Member:
 
     def take_saves(self) -> list[Save]:
         """The saves to append to the log, in order; each comes from one Ready."""
-        saves = self._saves
-        self._saves = []
+        saves, self._saves = self._saves, []
         return saves
 
     def take_task(self) -> Callable[[], None] | None:
@@ -353,7 +352,7 @@ class Member:
     @property
     def log_begin(self) -> int:
         """Entries up to this index are not needed, not even for members that are behind."""
-        return self.raft.log.offset
+        return self.raft.log.applied if self.raft.is_alone else self.raft.log.offset
 
     @property
     def wakes_at(self) -> float:
@@ -370,7 +369,7 @@ class Member:
     @property
     def has_urgent_work(self) -> bool:
         """The next turn has work that is not background work."""
-        return self._has_requests_to_do or self.raft.has_ready() or self.hub.has_work
+        return self.raft.has_ready or self._has_requests_to_do or self.hub.has_work
 
     @property
     def rest_s(self) -> float:
@@ -380,11 +379,13 @@ class Member:
 
     @property
     def _has_requests_to_do(self) -> bool:
+        reads = self.reads
         return bool(
-            self.writes.are_new
-            or self.reads.are_under_way
+            self._committed
             or self._applying is not None
-            or self._committed
+            or reads.new
+            or reads.can_serve
+            or self.writes.are_new
         )
 
     @property
@@ -422,14 +423,11 @@ class Member:
     def is_idle(self) -> bool:
         """Every request is answered."""
         return not (
-            self.writes.are_new
+            self._has_requests_to_do
             or self.writes.are_waiting
             or self.reads.are_waiting
-            or self.reads.are_under_way
             or self.reads.background
             or self.logins.are_under_way
-            or self._applying
-            or self._committed
         )
 
     def unblocked(self, session: Session) -> None:
@@ -446,7 +444,6 @@ class Member:
         """Propose, apply and answer; long work advances by one slice."""
         now = self.clock()
         reads = self.reads
-        self._slice_ends_at = now + SLICE_S
         if now >= self.leadership.wakes_at:
             self.leadership.act(now)
         if (is_new := self.writes.are_new) or reads.new or reads.ready:
@@ -456,6 +453,14 @@ class Member:
             self.leadership.send_commit_at = math.inf
         if reads.new:
             reads.begin_round()
+        self.proceed(now)
+        if self.hub.has_work:
+            self.hub.run(self.slice_is_over)
+
+    def proceed(self, now: float) -> None:
+        """Take what consensus has ready, apply and answer. `now`: what `clock` says. Between turns,
+        this may follow `persisted`: it answers what is durable now, and proposes nothing."""
+        self._slice_ends_at = now + SLICE_S
         while (ready := self.raft.ready()) is not NOTHING_READY:
             self._take_ready(ready)
         if self.raft.commit_is_untold:
@@ -468,14 +473,13 @@ class Member:
             self.restoring.begin()
         if not self.catch_up.is_settled:
             self.catch_up.check_applied(now)
+        reads = self.reads
         if reads.can_serve:
             if self._applying is None:
                 reads.serve()
             else:
                 self._slice_ends_at = self.clock() + SLICE_S
                 reads.serve_beside(self._applied_entry, self._applied_term)
-        if self.hub.has_work:
-            self.hub.run(self.slice_is_over)
 
     def maintain(self, has_input: Callable[[], bool] = lambda: False) -> None:
         """Do a slice of background work. Called after the output of `turn` was sent. `has_input`:
@@ -602,7 +606,7 @@ class Member:
     def _apply_steps(self) -> Generator[None, None, None]:
         """Apply the entries that are committed now, in slices. Entries that are committed later
         wait for the next call, so that reads and watches get their turn."""
-        for _ in range(len(self._committed)):
+        for left in range(len(self._committed) - 1, -1, -1):
             entry = self._committed.popleft()
             if entry.term != self._applied_term:
                 self._applied_term = entry.term
@@ -619,16 +623,17 @@ class Member:
                     failed = yield from self.state.apply(requests)
                     if self.state.outdated:
                         self.writes.propose_outdated(is_own=since is not None)
-                options = self.options
-                if since is not None and (took_s := self.clock() - since) > options.warn_request_s:
-                    warn_slow(REQUEST, took_s, options.warn_request_s, requests)
-                took_s = self.clock() - began
+                options, now = self.options, self.clock()
+                if since is not None and now - since > options.warn_request_s:
+                    warn_slow(REQUEST, now - since, options.warn_request_s, requests)
+                took_s = now - began
                 if took_s > options.warn_apply_s:
                     self.metrics.slow_applies += 1
                     warn_slow(APPLY, took_s, options.warn_apply_s, requests)
                 self.metrics.count_applied(requests, failed, took_s)
             self._applied_entry = entry
-            yield
+            if left:
+                yield
 
     def _change_members(self, entry: Entry, requests: list[Waiter]) -> None:
         if entry.index <= self.forced.ignored_index:

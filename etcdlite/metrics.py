@@ -12,9 +12,10 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,6 +77,14 @@ class Histogram:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    def with_bounds(self, bounds: Sequence[float]) -> Histogram:
+        """The same observations in fewer buckets. `bounds` are some of the bounds."""
+        other = Histogram(bounds)
+        other.sum = self.sum
+        for bound, count in zip((*self.bounds, math.inf), self.counts, strict=True):
+            other.counts[bisect_left(bounds, bound)] += count
+        return other
 
 
 class Rpc:
@@ -149,7 +158,7 @@ class Metrics:
         self.slow_read_rounds = 0
         """Read index rounds that were repeated for lack of an answer, or timed out."""
         self.slow_applies = 0
-        self.applies_s: dict[tuple[int, bool], Histogram] = {}
+        self.applies_s = defaultdict[tuple[int, bool], Histogram](lambda: Histogram(APPLY_BOUNDS_S))
         """Seconds per applied write, by method number and success."""
         self.learners_promoted = 0
         self.heartbeats_failed = 0
@@ -177,9 +186,8 @@ class Metrics:
         self.leases_expired = 0
         self.lease_ttl_s = Histogram(LEASE_BOUNDS_S)
         # Written by the log thread.
-        self.log_sync_s = Histogram(SYNC_BOUNDS_S)
-        self.log_sync_finely_s = Histogram(SHORT_BOUNDS_S)
-        """The same with finer bounds: etcd's begin at a millisecond."""
+        self.log_sync_s = Histogram(sorted({*SYNC_BOUNDS_S, *SHORT_BOUNDS_S}))
+        """Shown twice: with etcd's bounds, which begin at a millisecond, and with finer ones."""
         self.log_write_s = Histogram(SYNC_BOUNDS_S)
         """The part of `log_sync_s` before the sync."""
         self.log_bytes = 0
@@ -251,25 +259,20 @@ class Metrics:
         """Record a batch of applied requests, whose third element is the method number. Each is
         assumed to take an equal share of the time: timing each would slow down puts by 3 %."""
         applied = [request[2] for request in requests]
+        share_s = took_s / (len(applied) or 1)
+        bucket = bisect_left(APPLY_BOUNDS_S, share_s)
         for method in set(applied):
-            count, failures = applied.count(method), failed.count(method)
-            share_s = took_s / len(applied)
-            self._count_applied((method, True), count - failures, share_s)
-            if failures:
-                self._count_applied((method, False), failures, share_s)
-
-    def _count_applied(self, kind: tuple[int, bool], count: int, share_s: float) -> None:
-        histogram = self.applies_s.get(kind)
-        if histogram is None:
-            histogram = self.applies_s[kind] = Histogram(APPLY_BOUNDS_S)
-        histogram.counts[bisect_left(APPLY_BOUNDS_S, share_s)] += count
-        histogram.sum += share_s * count
+            failures = failed.count(method)
+            for succeeded, count in ((True, applied.count(method) - failures), (False, failures)):
+                if count:
+                    histogram = self.applies_s[method, succeeded]
+                    histogram.counts[bucket] += count
+                    histogram.sum += share_s * count
 
     def log_synced(self, took_s: float, write_s: float, written_bytes: int) -> None:
         """Record a sync of the log, of which writing took `write_s`. Called by the log thread."""
         self.log_write_s.observe(write_s)
         self.log_sync_s.observe(took_s)
-        self.log_sync_finely_s.observe(took_s)
         self.log_bytes += written_bytes
 
     def compaction_finished(self, took_s: float) -> None:

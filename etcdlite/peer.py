@@ -896,13 +896,12 @@ class Peers:
 
     def send(self, message: Message) -> None:
         node = message.to
-        back = self._accepted.get(node)
-        if back is not None and not self.is_open(node):
-            # That member is not known here yet, or cannot be reached at its peer URLs.
-            if not back.send_message(message):
-                self.local.events.on_unreachable(node)
-        elif node in self.links:
-            self.links[node].send(message)
+        link = self.links.get(node)
+        if link is not None and (link.since is not None or node not in self._accepted):
+            link.send(message)
+        elif node in self._accepted and not self._accepted[node].send_message(message):
+            # (That member is not known here yet, or cannot be reached at its peer URLs.)
+            self.local.events.on_unreachable(node)
 
     def ask(
         self,

@@ -87,6 +87,9 @@ MAX_TERM_STEP = 1 << 32
 LOG_TAIL_BYTES = 16 << 20
 """Applied entries that compaction keeps in memory for slow followers."""
 
+DROPS_PER_TAIL = 64
+"""A member that is alone drops its entries when they have this share of the tail."""
+
 FOLLOWER, PRE_CANDIDATE, CANDIDATE, LEADER = range(4)
 ROLE_NAMES = ("follower", "pre-candidate", "candidate", "leader")
 
@@ -250,8 +253,9 @@ class Raft:
     empty log. A member that joins later starts with neither and learns both from the leader. An id
     must never be used again after its member was removed.
 
-    Public attributes are for reading: `id term vote role leader voters learners progress log`, and
-    `recovered`, the term and the last index with which it started.
+    Public attributes are for reading: `id term vote role leader voters learners progress log`,
+    `recovered`, the term and the last index with which it started, and `has_ready`: `ready` may
+    return something. Every method that can give it something sets this.
     """
 
     def __init__(
@@ -293,6 +297,7 @@ class Raft:
         self._rng = rng
         self._saved = hard_state
         self._given = (hard_state.term, hard_state.vote, 0, FOLLOWER)  # In the last Ready.
+        self.has_ready = True
         self._messages: list[Message] = []
         self._messages_after_sync: list[Message] = []
         self._read_states: list[ReadState] = []
@@ -320,49 +325,32 @@ class Raft:
 
     # Input and output.
 
-    def has_ready(self) -> bool:
-        """Whether `ready` would return anything. Cheap enough for every turn of the loop."""
-        log = self.log
-        return (
-            log.offered != log.last
-            or (log.applying < log.committed and log.has_next_committed())
-            or bool(self._messages or self._messages_after_sync or self._read_states)
-            or (self.term, self.vote, self.leader, self.role) != self._given
-            or self._snapshot is not None
-        )
-
     def ready(self) -> Ready:
         """What there is to do now. Each message, entry and state is returned once."""
+        if not self.has_ready:
+            return NOTHING_READY
         log = self.log
         entries = log.offer()
         committed = log.next_committed(self.config.max_apply_bytes)
-        given = (self.term, self.vote, self.leader, self.role)
-        is_empty = given == self._given and not (entries or committed or self._snapshot)
-        if is_empty and not (self._messages or self._messages_after_sync or self._read_states):
-            return NOTHING_READY
+        self.has_ready = bool(committed) and log.has_next_committed()
+        messages, later = self._messages, self._messages_after_sync
+        reads, snapshot = self._read_states, self._snapshot
         hard_state = soft_state = None
-        is_changed = bool(entries or self._snapshot) and log.committed != self._saved.commit
+        given = (self.term, self.vote, self.leader, self.role)
         if given != self._given:
-            is_changed = is_changed or given[:2] != self._given[:2]
             if given[2:] != self._given[2:]:
                 soft_state = SoftState(self.leader, self.role)
+            if given[:2] != self._given[:2]:
+                hard_state = self._saved = self.hard_state
             self._given = given
-        if is_changed:
+        elif not (entries or committed or messages or later or reads or snapshot):
+            return NOTHING_READY
+        if (entries or snapshot) and log.committed != self._saved.commit:
             hard_state = self._saved = self.hard_state
-        ready = Ready(
-            hard_state,
-            entries,
-            committed,
-            self._messages,
-            self._messages_after_sync,
-            self._read_states,
-            soft_state,
-            self._snapshot,
-        )
         # The owner keeps the old lists, so even empty ones are replaced.
         self._messages, self._messages_after_sync, self._read_states = [], [], []
         self._snapshot = None
-        return ready
+        return Ready(hard_state, entries, committed, messages, later, reads, soft_state, snapshot)
 
     @property
     def hard_state(self) -> HardState:
@@ -375,6 +363,7 @@ class Raft:
         Call it for every Ready that has entries, in order. Entries that were overwritten since do
         not count.
         """
+        self.has_ready = True
         self.log.stable_to(index, term)
         own = self.progress.get(self.id)
         if self.role == LEADER and own is not None and self.log.stable > own.match:
@@ -385,6 +374,8 @@ class Raft:
     def applied(self, index: int) -> None:
         """The state machine contains everything up to `index`."""
         self.log.applied_to(index)
+        if self.log.has_next_committed():  # It may follow a snapshot, which is installed now.
+            self.has_ready = True
         self._campaign_if_sole_voter()
 
     def step(self, message: Message) -> None:
@@ -392,6 +383,7 @@ class Raft:
 
         Raises MessageRejected, before anything changes, for one that no correct member sends.
         """
+        self.has_ready = True
         kind = message.kind
         term = message.term
         if term > self.term:
@@ -464,6 +456,7 @@ class Raft:
     def send_commit(self) -> None:
         """Tell the others what is committed, if `commit_is_untold`."""
         if self.commit_is_untold:
+            self.has_ready = True
             self._broadcast_append()
 
     def propose_conf_change(self, data: bytes) -> int:
@@ -489,6 +482,7 @@ class Raft:
         leadership: ask again after a timeout or when the soft state changes. Raises NotLeader(0)
         when no leader is known, RequestDropped when MAX_WAITING_READS are waiting.
         """
+        self.has_ready = True
         if self.role == LEADER:
             if len(self._reads_waiting) >= MAX_WAITING_READS:
                 raise RequestDropped("too many waiting reads")
@@ -502,6 +496,7 @@ class Raft:
         """Start an election, with a pre-vote first unless `pre_vote` is off. Does nothing on a
         leader, on a learner, and while a committed membership change is not applied."""
         if self._may_campaign():
+            self.has_ready = True
             if self.config.pre_vote and not self._is_sole_voter():
                 self._campaign(PRE_VOTE, b"")
             else:
@@ -514,6 +509,7 @@ class Raft:
         lives after all, its next message restores it.
         """
         if self.role == FOLLOWER:
+            self.has_ready = True
             self.leader = 0
 
     def transfer_leader(self, node: int) -> None:
@@ -526,6 +522,7 @@ class Raft:
             raise NotLeader(self.leader)
         if node == self.id or node not in self.voters:
             raise ValueError(f"{node:x} is not another voter")
+        self.has_ready = True
         self._transferee = node
         self._election_elapsed = 0
         if self.progress[node].match == self.log.last:
@@ -565,9 +562,13 @@ class Raft:
         """Drop entries up to `index`, which is applied, from memory, except for a tail.
 
         Followers that are a little behind need no snapshot thanks to the tail (`log_tail_bytes`).
-        A member that is alone keeps none. Files are not touched.
+        A member that is alone keeps none, but drops many entries at once. Files are not touched.
         """
-        tail_bytes = self.config.log_tail_bytes if keeps_tail and not self._is_alone() else 0
+        tail_bytes = self.config.log_tail_bytes if keeps_tail else 0
+        if self.log.size_bytes < tail_bytes // DROPS_PER_TAIL:
+            return
+        if self.is_alone:
+            tail_bytes = 0
         if self.log.size_bytes < tail_bytes + tail_bytes // 4:
             return  # Dropping moves the whole tail, so wait until a quarter of it can go.
         if self.role == LEADER:
@@ -644,6 +645,7 @@ class Raft:
         self._track_members()
 
     def _become_follower(self, term: int, leader: int) -> None:
+        self.has_ready = True
         self._reset(term)
         self.role = FOLLOWER
         self.leader = leader
@@ -665,7 +667,9 @@ class Raft:
     def _is_sole_voter(self) -> bool:
         return len(self.voters) == 1 and self.id in self.voters
 
-    def _is_alone(self) -> bool:
+    @property
+    def is_alone(self) -> bool:
+        """This node is the only member."""
         return self._is_sole_voter() and not self.learners
 
     def _may_campaign(self) -> bool:
@@ -691,7 +695,7 @@ class Raft:
             self.role = CANDIDATE
             term = self.term
             self.vote = self.id
-            if self._is_alone():
+            if self.is_alone:
                 self._become_leader()
                 return
             self._send_after_sync(VOTE_RESP, self.id)
@@ -781,6 +785,7 @@ class Raft:
         self._others = sorted(node for node in self.progress if node != self.id)
 
     def _membership_changed(self) -> None:
+        self.has_ready = True
         for node in self.progress.keys() - self.voters - self.learners:
             del self.progress[node]
         known = self.progress.keys() | set()
@@ -816,6 +821,7 @@ class Raft:
             raise RequestDropped("the leader is removed from the cluster")
 
     def _append(self, kind: int, data: bytes, commit_may_wait: bool = False) -> int:
+        self.has_ready = True
         log = self.log
         index = log.last + 1
         if not commit_may_wait:
@@ -831,16 +837,14 @@ class Raft:
     def _maybe_commit(self) -> bool:
         """Commit what a quorum has if it is of this term (thesis 3.6.2); whether that is news."""
         log = self.log
-        if len(self.voters) == 1:
-            (node,) = self.voters
-            index = self.progress[node].match
-        else:
-            matches = sorted(self.progress[node].match for node in self.voters)
-            index = matches[(len(matches) - 1) // 2]
+        matches = sorted([self.progress[node].match for node in self.voters])
+        index = matches[(len(matches) - 1) // 2]
         if index <= log.committed or log.term(index) != self.term:
             return False
-        freed_bytes = log.size_between(log.committed, index)
-        self._uncommitted_bytes = max(0, self._uncommitted_bytes - freed_bytes)
+        left_bytes = 0
+        if index < log.last:
+            left_bytes = self._uncommitted_bytes - log.size_between(log.committed, index)
+        self._uncommitted_bytes = max(0, left_bytes)
         self.commit_is_untold = bool(self._others) and self._awaited_index <= log.committed
         log.commit_to(index)
         self._start_round_if_due()
@@ -932,7 +936,7 @@ class Raft:
                 self._broadcast_append()
         elif progress.sent_commit < wanted:
             self._maybe_send_append(node)
-        while self._maybe_send_append(node, even_if_empty=False):
+        while progress.next <= log.last and self._maybe_send_append(node, even_if_empty=False):
             pass
         if node == self._transferee and progress.match == log.last:
             self._send(TIMEOUT_NOW, node)
@@ -1115,6 +1119,7 @@ class Raft:
 
     def _send(self, kind: int, to: int, **fields: Any) -> None:
         """Send a message that may leave before anything is durable."""
+        self.has_ready = True
         self._messages.append(Message(kind, to, self.id, fields.pop("term", self.term), **fields))
 
     def _send_after_sync(

@@ -250,7 +250,8 @@ class Server:
         ready = self._selector.select(timeout_s)
         began = clock()
         connections.serve(ready, began)
-        self._take_results()
+        if self._done:
+            self._take_results()
         if self._signal and self._stopping_since is None:
             log.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
             self._begin_stop()
@@ -409,7 +410,7 @@ class Server:
                 # proposed already.
                 member.state.lessor.postpone(began, took_s)
         member.persisted(saves)
-        member.turn()
+        member.proceed(member.clock())
         if saves := member.take_saves():
             thread.save(saves)
 
@@ -484,7 +485,8 @@ class Server:
     # Other members.
 
     def _dial_peers(self, now: float) -> None:
-        for link in list(self.member.peers.links.values()):
+        links = self.member.peers.links.values()
+        for link in [link for link in links if link.dial is None or link.image is not None]:
             for make in link.wants(now):
                 dial = make(self.connections.dirty.append)
                 start_dial(dial, link.url, self._channels.dial, self._report)

@@ -463,10 +463,11 @@ class WAL:
         """
         assert index <= self.snapshot[0], (index, self.snapshot)
         while len(self._segments) > 1 and self._segments[0].last_index <= index:
-            with _Attempt(self):
-                self._disk.unlink(self._segments[0].path)
-                # One by one: a second segment gone before the first would leave a gap.
-                self._sync_directory()
+            self._begin_change()
+            self._disk.unlink(self._segments[0].path)
+            # One by one: a second segment gone before the first would leave a gap.
+            self._sync_directory()
+            self.failed = False
             del self._segments[0]
 
     def close(self) -> None:
@@ -490,8 +491,9 @@ class WAL:
                 head = _ENTRY.pack(_ENTRY_TYPE, kind, 0, 16 + len(data), term, index)
                 groups[-1] += head, data
                 size_bytes += len(head) + len(data)
-        with _Attempt(self):
-            self._roll(0, groups)
+        self._begin_change()
+        self._roll(0, groups)
+        self.failed = False
         for segment in self._segments[:-1]:
             segment.last_index = 0
         self._segments[-1].last_index = self.last_index
@@ -500,20 +502,28 @@ class WAL:
     def _append(self, parts: list[bytes]) -> None:
         """Write and sync `parts` as one frame. Hot: two system calls."""
         size_bytes = _frame_bytes(parts, self._seal)
-        with _Attempt(self):
-            if self._position + size_bytes > self._segments[-1].size_bytes:
-                self._roll(size_bytes)
-            assert self._file is not None
-            sequence, position = self._frame_sequence, self._position
-            frame, chain = _frame(parts, sequence, position, self._salt, self._chain, self._seal)
-            began = time.perf_counter()
-            self._file.pwrite(frame, position)
-            self.write_s += time.perf_counter() - began
-            if self.sync_enabled:
-                self._file.sync()
-        self._position += size_bytes
-        self._frame_sequence += 1
+        self._begin_change()
+        if self._position + size_bytes > self._segments[-1].size_bytes:
+            self._roll(size_bytes)
+        assert self._file is not None
+        sequence, position = self._frame_sequence, self._position
+        frame, chain = _frame(parts, sequence, position, self._salt, self._chain, self._seal)
+        began = time.perf_counter()
+        self._file.pwrite(frame, position)
+        self.write_s += time.perf_counter() - began
+        if self.sync_enabled:
+            self._file.sync()
+        self._position = position + size_bytes
+        self._frame_sequence = sequence + 1
         self._chain = chain
+        self.failed = False
+
+    def _begin_change(self) -> None:
+        """Until a change of the disk is complete, the log counts as failed: after a failure there
+        is no other attempt."""
+        if self.failed:
+            raise WALError("an earlier write to the write-ahead log failed; it must be reopened")
+        self.failed = True
 
     def _roll(self, frame_bytes: int, groups: Sequence[list[bytes]] = ()) -> None:
         """Start the next segment, with room for a frame of `frame_bytes`, or with a frame of each
@@ -586,23 +596,6 @@ class WAL:
         self._replace_from(1)
         self.last_index = index
         return True
-
-
-class _Attempt:
-    """Encloses each change of the disk: after the first failure there is no other attempt."""
-
-    __slots__ = ("_wal",)
-
-    def __init__(self, wal: WAL) -> None:
-        self._wal = wal
-
-    def __enter__(self) -> None:
-        if self._wal.failed:
-            raise WALError("an earlier write to the write-ahead log failed; it must be reopened")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._wal.failed = True
 
 
 class _Header(NamedTuple):

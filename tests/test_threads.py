@@ -227,7 +227,7 @@ def save_in_loop(log, thread, saves: list[Save], lessor: Lessor, ready: list[Any
         clock=log.perf_counter,
         state=SimpleNamespace(lessor=lessor),
         persisted=calls.append,
-        turn=lambda: calls.append("turn"),
+        proceed=lambda now: calls.append("proceed"),
         take_saves=list,
     )
     connections = SimpleNamespace(have_unread=False, are_from_clients=bool)
@@ -236,7 +236,7 @@ def save_in_loop(log, thread, saves: list[Save], lessor: Lessor, ready: list[Any
         member=member, _log_thread=thread, connections=connections, _selector=selector
     )
     Server._save(server, saves)  # type: ignore[arg-type]
-    assert calls == [saves, "turn"] and log.saved[-len(saves) :] == saves
+    assert calls == [saves, "proceed"] and log.saved[-len(saves) :] == saves
 
 
 @pytest.mark.parametrize("took_s", [0.01, 3.0])

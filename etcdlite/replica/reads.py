@@ -185,11 +185,6 @@ class Reads:
         """Entries after this index were proposed to the present members."""
 
     @property
-    def are_under_way(self) -> bool:
-        """Some reads wait for no event."""
-        return bool(self.new or self.can_serve)
-
-    @property
     def can_serve(self) -> bool:
         """`serve` has something to do."""
         return bool(self.ready or self.slow or self._state.late_answers)

@@ -147,14 +147,10 @@ class Writes:
     @property
     def are_new(self) -> bool:
         """Writes can be proposed in the next turn."""
-        return bool(self._new or (self._lines and self._has_room))
-
-    @property
-    def _has_room(self) -> bool:
-        return (
-            self._metrics.proposals_pending < MAX_IN_FLIGHT
-            and self._in_flight_bytes < MAX_IN_FLIGHT_BYTES
-        )
+        if self._new or not self._lines:
+            return bool(self._new)
+        has_room = self._metrics.proposals_pending < MAX_IN_FLIGHT
+        return has_room and self._in_flight_bytes < MAX_IN_FLIGHT_BYTES
 
     @property
     def are_waiting(self) -> bool:

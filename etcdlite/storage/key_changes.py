@@ -39,9 +39,10 @@ class KeyChanges:
 
     def trim(self) -> None:
         """Forget the oldest changes if there are too many. Call this often."""
-        for revisions in self.born_at, self.gone_at:
-            if len(revisions) > 2 * self._kept:
-                self.forget(revisions[-self._kept - 1])
+        if len(self.born) > 2 * self._kept:
+            self.forget(self.born_at[-self._kept - 1])
+        if len(self.gone) > 2 * self._kept:
+            self.forget(self.gone_at[-self._kept - 1])
 
     def forget(self, revision: int) -> None:
         """Forget the changes up to `revision`."""

@@ -22,7 +22,7 @@ from etcdlite import ETCD_API_VERSION, __version__, backup_status, methods
 from etcdlite.errors import CODE_NAMES, OK
 from etcdlite.member import Member
 from etcdlite.memory import Budget
-from etcdlite.metrics import Histogram
+from etcdlite.metrics import SHORT_BOUNDS_S, SYNC_BOUNDS_S, Histogram
 from etcdlite.raft import LEADER
 from etcdlite.replica.alarms import CORRUPT, NOSPACE, alarm_name
 from etcdlite.versions import etcd_version
@@ -256,7 +256,7 @@ class _Scrape:
         yield _histogram(
             "etcd_disk_wal_fsync_duration_seconds",
             "Time to write and sync a batch to the write-ahead log",
-            metrics.log_sync_s,
+            metrics.log_sync_s.with_bounds(SYNC_BOUNDS_S),
         )
         yield _histogram(
             "etcd_disk_wal_write_duration_seconds",
@@ -534,7 +534,7 @@ class _Scrape:
         yield _histogram(
             "etcdlite_log_sync_duration_seconds",
             "As etcd_disk_wal_fsync_duration_seconds, with bounds for good disks",
-            metrics.log_sync_finely_s,
+            metrics.log_sync_s.with_bounds(SHORT_BOUNDS_S),
         )
         yield _histogram(
             "etcdlite_batch_requests",

@@ -980,7 +980,7 @@ class Safety:
         node.member.on_message = faulty_step
 
     def _look(self, node: Any, raft: Any, ready: Any, seen: list[int]) -> None:
-        if ready.entries and not raft._is_alone():
+        if ready.entries and not raft.is_alone:
             # Who is alone may lose what it has not synced, and use the same term again.
             self._logged(node, raft, ready.entries)
         log = raft.log
