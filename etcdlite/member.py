@@ -38,7 +38,6 @@ from etcdlite.options import Options
 from etcdlite.peer import FORWARD, Local, Peers, encode_forward
 from etcdlite.raft import (
     LEADER,
-    NOTHING_READY,
     SNAP,
     Message,
     MessageRejected,
@@ -461,9 +460,10 @@ class Member:
         """Take what consensus has ready, apply and answer. `now`: what `clock` says. Between turns,
         this may follow `persisted`: it answers what is durable now, and proposes nothing."""
         self._slice_ends_at = now + SLICE_S
-        while (ready := self.raft.ready()) is not NOTHING_READY:
-            self._take_ready(ready)
-        if self.raft.commit_is_untold:
+        raft = self.raft
+        while raft.has_ready:
+            self._take_ready(raft.ready())
+        if raft.commit_is_untold:
             self.leadership.send_commit_later(now)
         if self._applying is not None or self._committed:
             self._apply()
@@ -492,27 +492,24 @@ class Member:
         return self.clock() >= self._slice_ends_at
 
     def _take_ready(self, ready: Ready) -> None:
-        if ready.soft_state is not None:
-            self._leadership_changed(ready.soft_state.role == LEADER, ready.soft_state.leader)
-        for message in ready.messages:
+        hard_state, entries, committed, messages, later, reads, soft_state, snapshot = ready
+        if soft_state is not None:
+            self._leadership_changed(soft_state.role == LEADER, soft_state.leader)
+        for message in messages:
             if message.kind == SNAP:
                 self._send_snapshot(message)
             else:
                 self.peers.send(message)
-        must_save = ready.hard_state is not None or ready.entries or ready.snapshot is not None
-        if must_save or (ready.messages_after_sync and self._unsynced):
-            self._saves.append(
-                Save(ready.hard_state, ready.entries, ready.snapshot, ready.messages_after_sync)
-            )
+        if entries or hard_state is not None or snapshot is not None or (later and self._unsynced):
+            self._saves.append(Save(hard_state, entries, snapshot, later))
             self._unsynced.append(self.clock())
         else:
-            for message in ready.messages_after_sync:
+            for message in later:
                 self._deliver(message)
-        if ready.committed_entries:
-            self._committed.extend(ready.committed_entries)
-        for state in ready.read_states:
-            self.reads.confirmed(state.context, state.index)
-            self.catch_up.confirmed(state.context, state.index)
+        self._committed += committed
+        for index, context in reads:
+            self.reads.confirmed(context, index)
+            self.catch_up.confirmed(context, index)
 
     def _deliver(self, message: Message) -> None:
         if message.to == self.identity.member_id:

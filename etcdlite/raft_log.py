@@ -196,6 +196,8 @@ class RaftLog:
     def slice(self, first: int, last: int, max_bytes: int) -> Sequence[Entry]:
         """The entries from `first` to `last`; at least one, and no more than `max_bytes` allow."""
         entries = self.entries[first - self.offset - 1 : last - self.offset]
+        if len(entries) < 2:
+            return entries
         size = 0
         for count, entry in enumerate(entries):
             size += len(entry.data) + ENTRY_OVERHEAD_BYTES
