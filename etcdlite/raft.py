@@ -497,7 +497,7 @@ class Raft:
         leader, on a learner, and while a committed membership change is not applied."""
         if self._may_campaign():
             self.has_ready = True
-            if self.config.pre_vote and not self._is_sole_voter():
+            if self.config.pre_vote and self.voters != {self.id}:
                 self._campaign(PRE_VOTE, b"")
             else:
                 self._campaign(VOTE, b"")
@@ -664,13 +664,10 @@ class Raft:
     def _is_promotable(self) -> bool:
         return self.id in self.voters and self.log.applied >= self.log.offset
 
-    def _is_sole_voter(self) -> bool:
-        return len(self.voters) == 1 and self.id in self.voters
-
     @property
     def is_alone(self) -> bool:
         """This node is the only member."""
-        return self._is_sole_voter() and not self.learners
+        return self.voters == {self.id} and not self.learners
 
     def _may_campaign(self) -> bool:
         return (
@@ -680,7 +677,7 @@ class Raft:
         )
 
     def _campaign_if_sole_voter(self) -> None:
-        if self.role == FOLLOWER and self._is_sole_voter():
+        if self.role == FOLLOWER and self.voters == {self.id}:
             self.campaign()
 
     def _campaign(self, kind: int, context: bytes) -> None:
@@ -988,7 +985,7 @@ class Raft:
         self._reads_waiting = []
         self._round_index = self.log.committed
         self._round_acks = {self.id}
-        if self._is_sole_voter():
+        if self.voters == {self.id}:
             self._finish_round_if_confirmed()
         else:
             self._broadcast_heartbeat()
