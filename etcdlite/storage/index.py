@@ -34,6 +34,8 @@ from etcdlite.storage.steps import shrunk
 HEAD = struct.Struct("<QQQQQI")
 CREATED = struct.Struct("<Q")
 """The create_revision in a head, at 8."""
+LOCATION = struct.Struct("<Q")
+"""The location in a head, at 24."""
 PAST = struct.Struct("<QQI")
 PAST_BYTES = PAST.size
 PAST_AND_TOMBSTONE = struct.Struct("<QQIQQI")
@@ -437,7 +439,10 @@ class Index:
         count = self._limits.pack_revisions
         for at in range(0, len(revisions) or 1, count):
             part = revisions[at : at + count]
-            yield struct.pack(f"<{len(part) + 1}Q", first + at, *part)
+            part.insert(0, first + at)
+            if sys.byteorder == "big":
+                part.byteswap()
+            yield part.tobytes()
 
     def _batches(self, keys: SortedKeys) -> Iterator[list[bytes]]:
         pack_keys, pack_bytes = self._limits.pack_keys, self._limits.pack_bytes
@@ -492,7 +497,10 @@ class Index:
 
 
 def _lengths(items: list[bytes]) -> bytes:
-    return struct.pack(f"<{len(items) + 1}I", len(items), *map(len, items))
+    numbers = array("I", (len(items), *map(len, items)))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
 
 
 def _read_lengths(chunk: bytes, at: int) -> tuple[tuple[int, ...], int]:
