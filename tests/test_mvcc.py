@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import count
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from rigs.store_rig import (
 from etcdlite import etcd_hash, proto, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.lease import Lessor
+from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.mvcc import Store
 from etcdlite.ranges import range_steps
 from etcdlite.records import replace
@@ -654,3 +656,29 @@ def test_defragmentation_gives_back_what_compaction_gave_up() -> None:
     rig.check()
     rig.lose_power()
     rig.check()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_versions_keep_their_numbers_when_cleaning_passes_over_many_others(seed: int) -> None:
+    rng = random.Random(seed)
+    rig = StoreRig(segment_bytes=16_000, limits=DEFAULT_LIMITS)
+    store = rig.store
+    keys = [b"%d" % number for number in range(300)]
+    entries = count(1)
+    for kept in rng.choice((0, 3)), 9, 0:  # Later rounds meet copies, and copies of copies.
+        for _ in range(11):
+            for _ in range(rng.choice((1, 3, 9))):
+                for key in rng.sample(keys, rng.choice((1, 1, 2, 9, 99))):
+                    store.put(key, b"v" * 20, 0)
+                store.end_revision()
+            store.mark(next(entries), 1)
+            store.events.clear()
+        store.compact(store.revision - kept)
+        store.mark(next(entries), 1)
+        rig.finish_compaction()
+        before = finish(read_history(store))
+        store.data.roll()
+        rig.checkpoint()
+        assert rig.cleanable()
+        rig.clean_all()
+        assert finish(read_history(store)) == before
