@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from etcdlite import errors, methods
+from etcdlite.plain_txn import Puts
 from etcdlite.swap import Swap
 
 MAX_CLIENT_VERSIONS = 32
@@ -245,6 +246,10 @@ class Metrics:
                 self.deletes += 1
             else:
                 self.puts += 1
+            return
+        if request.__class__ is Puts:
+            self.puts += len(request.puts)
+            self.txns += len(request.puts) > 1
             return
         ops = request.success if succeeded else request.failure
         puts = 0

@@ -1,7 +1,8 @@
-"""A quick decoder of transactions that only put values."""
+"""Transactions that only put values: `Puts`, and its quick decoder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from etcdlite import proto
@@ -10,34 +11,61 @@ MAX_PUTS = 1_000
 """More are left to the general decoder, which counts fields."""
 
 
-def decode_puts(buf: bytes, pos: int, end: int) -> Any:
+class Made:
+    """A field of a quickly decoded message that is made when it is first read."""
+
+    def __init__(self, make: Callable[[Any], list[proto.Message]]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, message: Any, owner: type | None = None) -> Any:
+        made = vars(message)[self._name] = self._make(message)
+        return made
+
+
+def _success(txn: Puts) -> list[proto.Message]:
+    return [
+        proto.RequestOp(request_put=proto.PutRequest(key=key, value=value))
+        for key, value, _ in txn.puts
+    ]
+
+
+class Puts(proto.TxnRequest):
+    """A TxnRequest of this kind. As a TxnRequest it has the messages of its operations, too, made
+    when they are asked for: mostly nobody does."""
+
+    success: Any = Made(_success)
+
+    def __init__(self, puts: list[tuple[bytes, bytes, int]]) -> None:
+        """As for `Store.put_all`: key, value, and 0 for no lease."""
+        self.puts = puts
+
+
+def decode_puts(buf: bytes, pos: int, end: int) -> Puts | None:
     """As `TxnRequest.decode`, where `buf[pos]` is 0x12; None if there is anything but puts of keys
     of up to 127 bytes and values of up to 16 KB without options. Raises IndexError if the bytes end
     early.
 
-    One flat loop: it takes a fifth of the time of the general decoder. Most puts have a key and a
+    One flat loop: it takes a tenth of the time of the general decoder. Most puts have a key and a
     value as long as those of the put before. Then the bytes before the key (`head`) and those
     between key and value (`middle`) are the same, too, and need not be decoded.
     """
-    new, put_class, op_class = object.__new__, proto.PutRequest, proto.RequestOp
-    ops: list[Any] = []
+    puts: list[tuple[bytes, bytes, int]] = []
     at = pos
+    starts = buf.startswith
     head = middle = b"\xff"  # Matches no put.
-    key_size = value_size = 0
+    head_size = middle_size = key_size = value_size = 0
     # success { request_put { key value } }. A length has a second byte if the first one is above
     # 127, and more if that is, too.
-    while at < end and len(ops) < MAX_PUTS:
-        key_at = at + len(head)
+    while at < end and len(puts) < MAX_PUTS:
+        key_at = at + head_size
         value_tag = key_at + key_size
-        if buf.startswith(head, at) and buf.startswith(middle, value_tag):
-            value_at = value_tag + len(middle)
-            put = new(put_class)
-            put.key = buf[key_at:value_tag]
+        if starts(head, at) and starts(middle, value_tag):
+            value_at = value_tag + middle_size
             at = value_at + value_size
-            put.value = buf[value_at:at]
-            op = new(op_class)
-            op.request_put = put
-            ops.append(op)
+            puts.append((buf[key_at:value_tag], buf[value_at:at], 0))
             continue
         size = buf[at + 1]
         inner = at + 2
@@ -71,8 +99,5 @@ def decode_puts(buf: bytes, pos: int, end: int) -> Any:
             return None
         # The next turn of the loop takes this put with them.
         head, middle = buf[at : key_tag + 2], buf[value_tag:value_at]
-    if at != end or not ops:
-        return None
-    txn = new(proto.TxnRequest)
-    txn.success = ops
-    return txn
+        head_size, middle_size = len(head), len(middle)
+    return Puts(puts) if at == end and puts else None

@@ -12,11 +12,10 @@ Hot path, so flat.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from etcdlite import proto
-from etcdlite.plain_txn import decode_puts
+from etcdlite.plain_txn import Made, decode_puts
 from etcdlite.proto import read_varint, varint
 
 _MAX_KEY_BYTES = 4096
@@ -45,20 +44,6 @@ def _op(tag: bytes, head: bytes, size: int) -> bytes:
     return tag + varint(len(head) + size) + head
 
 
-class _Made:
-    """A field of a `Swap` that is made when it is first read."""
-
-    def __init__(self, make: Callable[[Any], list[proto.Message]]) -> None:
-        self._make = make
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, swap: Any, owner: type | None = None) -> Any:
-        made = vars(swap)[self._name] = self._make(swap)
-        return made
-
-
 def _compare(swap: Swap) -> list[proto.Message]:
     return [proto.Compare(key=swap.key, target=proto.Compare.MOD, mod_revision=swap.revision)]
 
@@ -79,9 +64,9 @@ def _failure(swap: Swap) -> list[proto.Message]:
 class Swap(proto.TxnRequest):
     """A TxnRequest of this kind."""
 
-    compare: Any = _Made(_compare)
-    success: Any = _Made(_success)
-    failure: Any = _Made(_failure)
+    compare: Any = Made(_compare)
+    success: Any = Made(_success)
+    failure: Any = Made(_failure)
 
     def __init__(
         self, key: bytes, revision: int, value: bytes | None, lease: int, gets: bool

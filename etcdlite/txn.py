@@ -34,6 +34,7 @@ from sortedcontainers import SortedDict, SortedSet
 from etcdlite import proto
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.mvcc import Store
+from etcdlite.plain_txn import Puts
 from etcdlite.proto import varint
 from etcdlite.ranges import AnswerTooLarge, is_plain, key_range, range_steps, size_steps
 from etcdlite.storage.data import DataDamaged
@@ -110,22 +111,29 @@ def check_delete_range(request: proto.DeleteRangeRequest) -> None:
 def check_txn(request: proto.TxnRequest, max_ops: int) -> None:
     if request.__class__ is Swap and max_ops > 0:
         return
+    if request.__class__ is Puts and len(request.puts) <= max_ops:
+        keys = {put[0] for put in request.puts}
+        if b"" in keys:
+            raise error("EmptyKey")
+        if len(keys) < len(request.puts):
+            raise error("DuplicateKey")
+        return
     if _check_ops(request, max_ops) > max(MAX_TOTAL_OPS, max_ops):
         raise error("TooManyOps")
     for ops in (request.success, request.failure):
         if not ops or (len(ops) == 1 and ops[0].request_txn is None):
             continue
-        keys = []
+        put_keys = []
         for op in ops:
             put = op.request_put
             if put is not None:
-                keys.append(put.key)
+                put_keys.append(put.key)
             elif op.request_range is None:
                 _check_duplicates(ops)
                 break
         else:
             # Most transactions: puts and ranges alone need no sorted structures.
-            if len(set(keys)) < len(keys):
+            if len(set(put_keys)) < len(put_keys):
                 raise error("DuplicateKey")
 
 
@@ -255,7 +263,7 @@ def _joined(writes: _Writes, taken: _Writes, other: _Writes) -> _Writes:
 
 def is_read_only(request: proto.TxnRequest) -> bool:
     """The transaction cannot write, so it needs no entry in the log."""
-    if request.__class__ is Swap:
+    if request.__class__ in (Swap, Puts):
         return False
     for op in (*request.success, *request.failure):
         if op.request_range is None and (
@@ -408,6 +416,8 @@ def small_txn(store: Store, request: proto.TxnRequest, is_asked: bool = True) ->
     EtcdError before any change. `is_asked`: somebody waits for the answer."""
     if request.__class__ is Swap:
         return _swap(store, request, is_asked)
+    if request.__class__ is Puts and len(request.puts) <= MAX_SMALL_PUTS:
+        return b"\x10\x01" + _put_all(store, request.puts)
     if len(request.compare) > MAX_SMALL_COMPARES:
         return None
     taken = True
@@ -437,11 +447,16 @@ def small_txn(store: Store, request: proto.TxnRequest, is_asked: bool = True) ->
         puts.append((put.key, put.value, lease))
     if not all(map(store.lessor.exists, leases)):
         raise error("LeaseNotFound")
+    answers = _put_all(store, puts)
+    return b"\x10\x01" + answers if taken else answers
+
+
+def _put_all(store: Store, puts: list[tuple[bytes, bytes, int]]) -> bytes:
+    """Put (key, value, lease), and return the responses of a transaction."""
     store.put_all(puts)
     header = _header(store.revision + store.is_writing)
     inner = b"\x12" + varint(len(header)) + header
-    answers = (b"\x1a" + varint(len(inner)) + inner) * len(ops)
-    return b"\x10\x01" + answers if taken else answers
+    return (b"\x1a" + varint(len(inner)) + inner) * len(puts)
 
 
 def _swap(store: Store, request: Any, is_asked: bool) -> bytes | None:

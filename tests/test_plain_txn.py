@@ -6,17 +6,23 @@ import random
 
 import pytest
 
-from etcdlite import plain_txn, proto
+from etcdlite import plain_txn, proto, txn
+from etcdlite.errors import EtcdError
+from etcdlite.methods import TXN
+from etcdlite.metrics import Metrics
 from etcdlite.proto import DecodeError, PutRequest, RangeRequest, RequestOp, TxnRequest
 from etcdlite.ranges import decode_range
+from etcdlite.replica.state import needs_space
 from etcdlite.swap import decode_txn
 
 
 def outcome(decode, data: bytes, pos: int, end: int) -> object:
     try:
-        return decode(data, pos, end)
+        message = decode(data, pos, end)
     except DecodeError:
         return DecodeError
+    # A `Puts` has the fields of the TxnRequest, but is of another class.
+    return [getattr(message, field.name) for field in message.FIELDS], message.encode()
 
 
 def assert_same(data: bytes, pos: int = 0, end: int | None = None) -> None:
@@ -75,10 +81,10 @@ def test_other_operations_are_left_to_the_general_decoder():
         RequestOp(request_delete_range=proto.DeleteRangeRequest(key=b"a")),
         RequestOp(request_txn=TxnRequest(success=[put])),
     ):
-        for txn in (TxnRequest(success=[put, op]), TxnRequest(success=[op, put])):
-            assert_same(txn.encode())
-            txn.compare = [proto.Compare(key=b"a")]
-            assert_same(txn.encode())
+        for request in (TxnRequest(success=[put, op]), TxnRequest(success=[op, put])):
+            assert_same(request.encode())
+            request.compare = [proto.Compare(key=b"a")]
+            assert_same(request.encode())
         assert_same(TxnRequest(success=[put], failure=[op]).encode())
 
 
@@ -123,3 +129,27 @@ def test_the_quick_decoder_of_ranges_gives_what_the_general_one_gives() -> None:
                 assert quick == general, (data.hex(), pos, end)
                 assert getattr(quick, "__dict__", None) == getattr(general, "__dict__", None)
     assert decode_range(RangeRequest(key=b"k").encode()).key == b"k"
+
+
+@pytest.mark.parametrize("keys", [b"ab", b"a", b"aa", b"a\0", b"\0", b"abc", b"abb"])
+def test_the_rules_see_what_plain_puts_mean(keys: bytes) -> None:
+    """A byte 0 stands for the empty key."""
+    data = b""
+    for key in keys:
+        body = b"\x0a\0" if key == 0 else b"\x0a\1%c" % key
+        put = b"%s\x12\1v" % body
+        data += b"\x12%c\x12%c%s" % (len(put) + 2, len(put), put)
+    general, quick = TxnRequest.decode(data), decode_txn(data)
+    assert type(quick) is plain_txn.Puts
+    results = []
+    for request in (general, quick):
+        try:
+            txn.check_txn(request, 2)
+            results.append("")
+        except EtcdError as failure:
+            results.append(failure.text)
+        metrics = Metrics()
+        metrics.count_txn(request, True)
+        results.append((metrics.puts, metrics.deletes, metrics.ranges, metrics.txns))
+        results.append((txn.is_read_only(request), needs_space(TXN, request)))
+    assert results[:3] == results[3:]

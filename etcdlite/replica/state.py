@@ -36,6 +36,7 @@ from etcdlite.methods import (
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
+from etcdlite.plain_txn import Puts
 from etcdlite.proto import varint
 from etcdlite.raft import ConfChange
 from etcdlite.replica.alarms import CORRUPT, NOSPACE, Alarms
@@ -171,6 +172,8 @@ class State:
                 elif method == TXN:
                     if request.__class__ is Swap:
                         step_left -= 1 + request.gets  # The operations, without making them.
+                    elif request.__class__ is Puts:
+                        step_left -= len(request.puts)
                     else:
                         step_left -= len(request.success) + len(request.failure)
                     small = txn.small_txn(store, request, session is not None)
@@ -269,6 +272,8 @@ def needs_space(method: int, request: Any) -> bool:
         return method in (PUT, LEASE_GRANT)
     if request.__class__ is Swap:
         return request.value is not None
+    if request.__class__ is Puts:
+        return True
     for op in (*request.success, *request.failure):
         if op.request_put is not None or (
             op.request_txn is not None and needs_space(TXN, op.request_txn)
