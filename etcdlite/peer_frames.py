@@ -76,28 +76,23 @@ class PeerFrameReader:
         self._needed_bytes = HEADER_BYTES
         try:
             while len(data) - at >= HEADER_BYTES:
-                start, end = at, at + self._size_at(data, at)
+                length, request_id, method, flags = FRAME.unpack_from(data, at)
+                of_header, of_frame = CHECKSUMS.unpack_from(data, at + FRAME.size)
+                checksum = crc32(data[at : at + FRAME.size])
+                if checksum != of_header:
+                    raise ProtocolError("the header of a frame fails its checksum")
+                if not MIN_LENGTH <= length <= self.max_frame_bytes:
+                    raise ProtocolError(
+                        f"frame length {length} is not in {MIN_LENGTH} to {self.max_frame_bytes}"
+                    )
+                end = at + FRAME_LENGTH_BYTES + length
                 if end > len(data):
                     self._needed_bytes = end - at
                     return
-                _, request_id, method, flags = FRAME.unpack_from(data, at)
                 body = data[at + HEADER_BYTES : end]
                 at = end
-                _, checksum = CHECKSUMS.unpack_from(data, start + FRAME.size)
-                if crc32(body, crc32(data[start : start + FRAME.size])) != checksum:
+                if crc32(body, checksum) != of_frame:
                     raise ProtocolError("a frame fails its checksum")
                 yield request_id, method, flags, body
         finally:
             self._data = data[at:]
-
-    def _size_at(self, data: bytes, at: int) -> int:
-        """The size of the frame whose header is at `at`. Raises ProtocolError."""
-        plain = data[at : at + FRAME.size]
-        if crc32(plain) != CHECKSUMS.unpack_from(data, at + FRAME.size)[0]:
-            raise ProtocolError("the header of a frame fails its checksum")
-        length = FRAME.unpack(plain)[0]
-        if not MIN_LENGTH <= length <= self.max_frame_bytes:
-            raise ProtocolError(
-                f"frame length {length} is not in {MIN_LENGTH} to {self.max_frame_bytes}"
-            )
-        return FRAME_LENGTH_BYTES + int(length)
