@@ -237,11 +237,11 @@ def _read_that_waits_too_long_is_forgotten(patch: Patch) -> None:
 def _read_before_the_read_index_is_applied(patch: Patch) -> None:
     take_ready = member.Member._take_ready
 
-    def hasty(self: Any) -> None:
-        take_ready(self)
+    def hasty(self: Any, ready: raft.Ready) -> None:
+        take_ready(self, ready)
         waiting = list(self.reads.ready)
         self.reads.ready.clear()
-        self.reads.ready.extend((0, reads) for _, reads in waiting)
+        self.reads.ready.extend((0, reads, since) for _, reads, since in waiting)
 
     patch.set(member.Member, "_take_ready", hasty)
 
