@@ -199,6 +199,20 @@ def checks(cluster: Cluster) -> None:
         ask(cluster.leader, "Maintenance.Alarm", alarm)
 
 
+def idle(cluster: Cluster) -> None:
+    leader = cluster.leader
+    with cluster.phase("4,000 idle connections", 3.0):
+        connections = [connect("etcd", leader.port) for _ in range(4000)]
+    with cluster.phase("each of them asks", 1.0):
+        method = methods.METHOD_BY_NAME["KV.Range"]
+        for connection in connections:
+            connection.send([(method, proto.RangeRequest(key=b"a").encode())])
+        for connection in connections:
+            connection.receive()
+    for connection in connections:
+        connection.close()
+
+
 def metrics(cluster: Cluster) -> None:
     leader = cluster.leader
     for _ in range(2):
@@ -221,9 +235,9 @@ def leases(cluster: Cluster) -> None:
         ask(leader, "Lease.LeaseLeases", proto.LeaseLeasesRequest())
     with cluster.phase("leader change with them", 5.0):
         move_leader(cluster)
-    with cluster.phase("20,000 leases with a key expire", 15.0):
+    with cluster.phase("20,000 leases with a key expire", 30.0):
         leader = cluster.leader
-        grants = (proto.LeaseGrantRequest(ID=n, TTL=5).encode() for n in range(200_001, 220_001))
+        grants = (proto.LeaseGrantRequest(ID=n, TTL=15).encode() for n in range(200_001, 220_001))
         ask_all(leader, "Lease.LeaseGrant", grants)
         bodies = (
             proto.PutRequest(key=b"leased/%d" % n, value=b"v", lease=n).encode()
@@ -394,7 +408,8 @@ SITUATIONS: dict[str, Callable[[Cluster], None]] = {
     # In this order: some use what those before them have stored.
     situation.__name__: situation
     for situation in (
-        users, metrics, watches, writes, lists, checks, membership, leases, deletes, away, starts,
+        users, idle, metrics, watches, writes, lists, checks, membership, leases, deletes, away,
+        starts,
     )
 }  # fmt: skip
 

@@ -252,7 +252,7 @@ class Lessor:
                 deadline = max(self._start + self._left_s(lease_id), earliest)
                 earliest = deadline + gap_s
                 self._place(lease_id, deadline)
-            if count % self._limits.sort_step_items == 0:
+            if count % self._limits.merge_step_items == 0:
                 yield
 
     def _left_s(self, lease_id: int) -> int:

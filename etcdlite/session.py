@@ -402,6 +402,11 @@ class Session:
         return outbox.unsent_bytes > outbox.high_water_bytes or outbox.held_bytes > MAX_HELD_BYTES
 
     @property
+    def may_rest(self) -> bool:
+        """Nothing is due soon: `tick` may come seconds late until there is input or output."""
+        return False
+
+    @property
     def is_idle(self) -> bool:
         """Every request except streams is answered, and all output is sent."""
         return not self.outbox.waiting_bytes

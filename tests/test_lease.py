@@ -317,7 +317,7 @@ def test_leases_that_would_end_together_under_a_new_leader_are_drawn_apart():
 
 
 def test_a_new_leader_sets_the_deadlines_of_many_leases_in_steps():
-    lessor = Lessor(limits=Limits(sort_step_items=100))
+    lessor = Lessor(limits=Limits(sort_step_items=100, merge_step_items=100))
     for lease_id in range(1, 1001):
         lessor.grant(lease_id, 10, 0.0)
     steps = lessor.promote(100.0, extend_s=1.0)

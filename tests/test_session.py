@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from pathlib import Path
+from selectors import DefaultSelector
+from typing import Any
 
 import pytest
 from rigs.lone_member import LoneMember
@@ -10,8 +14,13 @@ from rigs.wire import take_output
 
 from etcdlite import frames, proto
 from etcdlite.channel import Channel
+from etcdlite.config import load
+from etcdlite.connections import REST_TICKS, TICKED_PER_TURN, Connection, Connections
+from etcdlite.handshakes import Handshakes
 from etcdlite.limits import DEFAULT_LIMITS
+from etcdlite.memory import Budget
 from etcdlite.methods import PUT, WATCH
+from etcdlite.places import Places
 from etcdlite.session import (
     HANDSHAKE_TIMEOUT_S,
     MAX_HELD_BYTES,
@@ -338,3 +347,72 @@ def test_a_closed_connection_has_no_late_output() -> None:
     outbox.append_late(b"late")
     outbox.close()
     assert not outbox.late
+
+
+class Ticked(Session):
+    """Counts its ticks."""
+
+    may_rest = True
+
+    def __init__(self) -> None:
+        super().__init__(lambda session: None, time.monotonic)
+        self.ticks = 0
+
+    def tick(self, now: float) -> None:
+        self.ticks += 1
+
+    def receive(self, data: bytes) -> None:
+        pass
+
+
+def test_sessions_that_may_rest_are_looked_at_in_turn_and_after_input() -> None:
+    handshakes = Handshakes(lambda result: None)
+    connections = Connections(load([], {}), DefaultSelector(), Places(1000, 1000), handshakes)
+    listener = socket.create_server(("127.0.0.1", 0))
+    sessions, clients = [], []
+    for _ in range(REST_TICKS + 4):
+        clients.append(socket.create_connection(listener.getsockname()))
+        sock, (host, port) = listener.accept()
+        site: Any = object()
+        sessions.append(Ticked())
+        connections.add(Connection(sock, host, f"{host}:{port}", site, sessions[-1]))
+    budget = Budget(1 << 30)
+
+    def ticks(times: int) -> list[int]:
+        before = [session.ticks for session in sessions]
+        for _ in range(times):
+            connections.tick(time.monotonic(), budget)
+        return [session.ticks - count for session, count in zip(sessions, before, strict=True)]
+
+    assert min(ticks(1)) == 1, "a new one is looked at soon"
+    found = ticks(3 * REST_TICKS)
+    assert 3 <= min(found) and max(found) <= 6, found
+    sessions[7].may_rest = False
+    ticks(REST_TICKS)
+    assert ticks(10)[7] == 10
+    clients[3].sendall(b"x")
+    connections.serve(connections._selector.select(1.0), time.monotonic())
+    assert ticks(1)[3] == 1
+    # Many do not take one turn.
+    connections._awake.update(dict.fromkeys(sessions))
+    assert len(sessions) < TICKED_PER_TURN and not connections.have_work
+    connections._due.extend(sessions * (TICKED_PER_TURN // len(sessions) + 1))
+    assert sum(ticks(1)) == TICKED_PER_TURN and connections.have_work
+    connections.produce()
+    assert not connections.have_work
+    connections.close_all()
+    for sock in (*clients, listener):
+        sock.close()
+
+
+def test_a_session_rests_while_nothing_is_due(tmp_path: Path) -> None:
+    lone = LoneMember(tmp_path)
+    session = NativeSession(lone.member, lambda session: None)
+    assert not session.may_rest, "it must open the protocol"
+    session.receive(frames.HANDSHAKE.pack(frames.MAGIC, 1, 1))
+    assert not session.may_rest, "output waits"
+    take_output(session)
+    assert session.may_rest
+    session.receive(b"\x40")
+    assert not session.may_rest, "a frame is not complete"
+    lone.close()

@@ -224,6 +224,10 @@ class Calls:
         self.ready = self._open
         self.produce()
 
+    @property
+    def are_ticking(self) -> bool:
+        return bool(self._ticking)
+
     def tick(self, now: float) -> None:
         for call in list(self._ticking.values()):
             call.tick(now)

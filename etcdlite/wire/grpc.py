@@ -837,6 +837,11 @@ class GrpcSession(Connection, ClientSession):
 
     # Time.
 
+    @property
+    def may_rest(self) -> bool:
+        is_due = self._deadlines or self._need_leader or self.conduct.is_probing
+        return super().may_rest and not is_due
+
     def tick(self, now: float) -> None:
         super().tick(now)
         self._fail_due(now)

@@ -711,6 +711,10 @@ class HttpSession(ClientSession):
         self._jobs_bytes = 0
         self._ends = False
 
+    @property
+    def may_rest(self) -> bool:
+        return super().may_rest and self._request is None
+
     def tick(self, now: float) -> None:
         super().tick(now)
         request = self._request

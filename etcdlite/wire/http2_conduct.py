@@ -104,6 +104,10 @@ class Conduct:
             return False
         return self._probed_at is not None or now - self._heard_at > self._keepalive_interval_s
 
+    @property
+    def is_probing(self) -> bool:
+        return self._probed_at is not None
+
     def is_gone(self, now: float) -> bool:
         """Whether the peer did not answer a ping of ours in time."""
         return self._probed_at is not None and now - self._probed_at > self._keepalive_timeout_s

@@ -57,6 +57,11 @@ class ClientSession(Session, request.Session):
         self.member.unblocked(self)
         self.calls.wake_all()
 
+    @property
+    def may_rest(self) -> bool:
+        waiting_bytes = self.outbox.waiting_bytes + self.inbox.waiting_bytes
+        return self.is_open and not (waiting_bytes or self.calls.are_ticking)
+
     def tick(self, now: float) -> None:
         super().tick(now)
         self.calls.tick(now)
