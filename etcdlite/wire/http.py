@@ -711,9 +711,7 @@ class HttpSession(ClientSession):
         self._jobs_bytes = 0
         self._ends = False
 
-    @property
-    def may_rest(self) -> bool:
-        return super().may_rest and self._request is None
+    may_rest = False  # A request may have a deadline, and the next one must come in time.
 
     def tick(self, now: float) -> None:
         super().tick(now)
@@ -740,9 +738,7 @@ class HttpSession(ClientSession):
     def token(self, request_id: int) -> str:
         """The auth token of an open request, or ""."""
         request = self._request
-        if request is None or request.id != request_id:
-            return ""
-        return request.token
+        return request.token if request is not None and request.id == request_id else ""
 
     @property
     def is_full(self) -> bool:
