@@ -54,10 +54,11 @@ def start(image: Any, woken: Callable[[], None]) -> BackupProcess | None:
     """Start the process for an `EtcdImage`, which need not be prepared yet. None if the image is
     too small, or there can be no process. `woken`: called in a thread, see `BackupProcess.parts`.
     """
-    if image.data_bytes < MIN_BYTES or image.fds is None:
+    fds = image.history.fds
+    if fds is None or image.history.data_bytes < MIN_BYTES:
         return None
     try:
-        return BackupProcess(image.fds, woken)
+        return BackupProcess(fds, woken)
     except OSError as failure:
         log.warn("cannot start a process that writes a backup", why=str(failure))
         return None

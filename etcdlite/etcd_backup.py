@@ -78,7 +78,7 @@ class EtcdImage:
             b"meta": dict(_meta(store)),
         }
         self._limits = store.limits
-        self._history = History(store)
+        self.history = History(store)
         self._buckets: list[Records] = []
         self.size_bytes = 0
         """Of the whole backup; known after `prepare_steps`."""
@@ -87,7 +87,7 @@ class EtcdImage:
 
     def prepare_steps(self) -> Generator[None, None, None]:
         """Measure the backup, in steps. Raises DataDamaged, OSError."""
-        yield from self._history.scan_steps()
+        yield from self.history.scan_steps()
         for count, record in enumerate(self._small[b"authUsers"].values(), 1):
             password = proto.User.decode(record).password
             self.users_without_bcrypt += bool(password) and not is_bcrypt(password)
@@ -96,7 +96,7 @@ class EtcdImage:
         for name, records in self._small.items():
             self._buckets.append((yield from _sorted_steps(name, records, self._limits)))
         self._small = {}
-        self.size_bytes, self._parts = contents(self._history, self._buckets)
+        self.size_bytes, self._parts = contents(self.history, self._buckets)
 
     def parts(self) -> Iterator[bytes]:
         """The bytes of the backup, to be taken once, after `prepare_steps`. An empty part is a
@@ -105,20 +105,10 @@ class EtcdImage:
 
     def orders(self) -> Iterator[Any]:
         """What another process needs to make them instead; see `etcd_file.orders`."""
-        return orders(self._history, self._buckets)
-
-    @property
-    def fds(self) -> list[int] | None:
-        """The files that it must inherit; None if it could not read them."""
-        return self._history.fds
-
-    @property
-    def data_bytes(self) -> int:
-        """The size of the files."""
-        return self._history.data_bytes
+        return orders(self.history, self._buckets)
 
     def close(self) -> None:
-        self._history.close()
+        self.history.close()
 
 
 def _sorted_steps(
