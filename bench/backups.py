@@ -73,8 +73,11 @@ def _resident_kib(server: Server) -> int:
     assert server.process is not None
     total = server.memory_kib()["VmRSS"]
     with contextlib.suppress(OSError):  # A thread or a process that has just ended.
+        own = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
         for path in Path(f"/proc/{server.process.pid}/task").glob("*/children"):
             for child in path.read_text().split():
+                if Path(f"/proc/{child}/cmdline").read_bytes() == own:
+                    continue  # It has not begun its program, and shares all memory until then.
                 status = Path(f"/proc/{child}/status").read_text()
                 total += int(status.partition("VmRSS:")[2].split()[0])
     return total
