@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -262,6 +263,33 @@ def test_the_configuration_of_an_instance_names_the_member(
     assert machine.config.name == "m7"
     assert machine.data_dir == str(tmp_path / "m7.etcdlite")
     assert machine.pid == 0
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_variables_of_the_unit_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    """Those of a running service come from files and drop-ins, too."""
+    file = tmp_path / "etcdlite.toml"
+    file.write_text('name = "of-the-file"')
+    monkeypatch.setattr(machine_module, "DEFAULT_FILE", str(file))
+    environ = {"ETCDLITE_NAME": "of-the-process", "HOME": "/"}
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, **environ}) as process:
+        line = f"MainPID={process.pid if runs else 0}"
+        shown = f"{line}\nEnvironment=HOME=/ ETCDLITE_NAME=of-the-unit 'ETCDLITE_LOG_LEVEL=warn'"
+        command = tmp_path / "systemctl"
+        command.write_text(f"#!/bin/sh\ncat <<END\n{shown}\nEND\n")
+        command.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        machine = machine_module.look("", is_named=False)
+        process.kill()
+    assert machine is not None and machine.config is not None, machine
+    assert machine.config.name == ("of-the-process" if runs else "of-the-unit")
+    assert machine.config.log_level == "warn"
+    other = tmp_path / "other.toml"
+    other.write_text("")
+    machine = machine_module.look(str(other), is_named=True)
+    assert machine is not None and machine.config is not None and machine.config.name == "default"
 
 
 def test_a_file_that_is_missing_or_wrong_is_a_finding(tmp_path: Path) -> None:

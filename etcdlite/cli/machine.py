@@ -10,8 +10,10 @@ import dataclasses
 import errno
 import os
 import re
+import shlex
 import socket
 import stat
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -96,8 +98,7 @@ def look(file: str, is_named: bool) -> Machine | None:
     if not is_named and not os.path.exists(file):
         return None
     machine = Machine(file)
-    instance = INSTANCE_FILES.fullmatch(file)
-    environ = {"ETCDLITE_NAME": instance[1]} if instance else {}
+    environ = _environ_of_service(file)
     if not os.access(file, os.R_OK) and os.path.exists(file):
         machine.unseen.append(f"{file} (run as root)")
         return machine
@@ -130,6 +131,25 @@ def look(file: str, is_named: bool) -> Machine | None:
         _look_at_files(machine, config)
     _look_at_ports(machine, config)
     return machine
+
+
+def _environ_of_service(file: str) -> dict[str, str]:
+    """The variables of etcdlite that the service with this file has: those of its process or, if it
+    does not run or may not be looked at, those of Environment= in its unit."""
+    instance = INSTANCE_FILES.fullmatch(file)
+    if not instance and file != DEFAULT_FILE:
+        return {}
+    unit = f"etcdlite@{instance[1]}" if instance else "etcdlite"
+    command = ["systemctl", "show", "--property=MainPID,Environment", f"{unit}.service"]
+    words = [f"ETCDLITE_NAME={instance[1]}"] if instance else []
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=5.0).stdout
+        found = dict(line.partition("=")[::2] for line in shown.splitlines())
+        words += shlex.split(found.get("Environment", ""))
+        with open(f"/proc/{found.get('MainPID')}/environ") as variables:
+            words += variables.read().split("\0")
+    named = dict(word.partition("=")[::2] for word in words)
+    return {key: value for key, value in named.items() if key.startswith(("ETCD_", "ETCDLITE_"))}
 
 
 def _is_member(data_dir: str) -> bool:
