@@ -3,12 +3,12 @@ and its end is noticed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def large_rig() -> StoreRig:
     return rig
 
 
-@contextmanager
+@contextlib.contextmanager
 def prepared(rig: StoreRig) -> Iterator[EtcdImage]:
     image = EtcdImage(rig.store)
     finish(image.prepare_steps())
@@ -80,8 +80,14 @@ class Reading:
 
 
 def children(pid: int) -> list[int]:
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for path in found for child in path.read_text().split()]
+    """The processes that write a backup for process `pid`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # It has just ended.
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"backup_process" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def written_by_both(rig: StoreRig) -> tuple[bytes, bytes]:
