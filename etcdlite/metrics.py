@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import time
-from array import array
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -73,7 +72,7 @@ class Histogram:
         """`bounds`: the upper bounds of the buckets, ascending and inclusive. One more bucket
         counts what is above the last."""
         self.bounds = bounds
-        self.counts = array("Q", bytes(8 * (len(bounds) + 1)))
+        self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
