@@ -8,9 +8,9 @@ a lease may live longer than its TTL, but never shorter. The clock never removes
 returns the leases that are due, and the leader then replicates a revoke of each.
 
 Invariants: `key_lease[key]` is the lease of `key`, and the key is among that lease's keys; every
-key of every lease is in `key_lease`. While promoted, each lease has exactly one valid heap entry,
-at the time in `scheduled`, which is not after its deadline until `expired` has returned the lease.
-Other entries are left over from revoked leases; they are dropped when they reach the top.
+key of every lease is in `key_lease`. While promoted, each lease with a deadline has one valid heap
+entry, at the time in `scheduled`, which is not after its deadline until `expired` has returned the
+lease. Other entries are left over from revoked leases; they are dropped when they reach the top.
 
 Nothing here reads a clock: time is an argument, in seconds as a float, from any fixed origin, never
 going back. No deadline changes the replicated part.
@@ -27,9 +27,10 @@ with absent fields zero, as in proto3. It does not hold the keys: each KeyValue 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from heapq import heappop, heappush, heapreplace
 from math import ceil
+from typing import Any
 
 from etcdlite import errors
 from etcdlite.limits import DEFAULT_LIMITS, Limits
@@ -221,16 +222,18 @@ class Lessor:
         """All ids, in steps: on the leader by deadline, elsewhere by id."""
         if not self.promoted:
             return (yield from sort_steps(list(self._leases), limits=self._limits))
-        ids = list(self._leases)
+        order = yield from self._order_steps(lambda lease: lease.deadline)
+        return [lease_id for _, lease_id in order]
+
+    def _order_steps(self, when: Callable[[_Lease], float]) -> Generator[None, None, list[Any]]:
+        """(`when` as it is at this step, id) of the leases, in order."""
         order = []
-        for count, lease_id in enumerate(ids, 1):
-            lease = self._leases.get(lease_id)
-            if lease is not None:
-                order.append((lease.deadline, lease_id))
+        for count, lease_id in enumerate(list(self._leases), 1):
+            if lease := self._leases.get(lease_id):
+                order.append((when(lease), lease_id))
             if count % self._limits.sort_step_items == 0:
                 yield
-        order = yield from sort_steps(order, limits=self._limits)
-        return [lease_id for _, lease_id in order]
+        return (yield from sort_steps(order, limits=self._limits))
 
     # The time part: the leader's.
 
@@ -244,25 +247,23 @@ class Lessor:
         return self._place_steps(now)
 
     def _place_steps(self, now: float) -> Generator[None, None, None]:
-        order = yield from sort_steps(list(self._unplaced), self._left_s, limits=self._limits)
+        order = yield from self._order_steps(_left_s)
         gap_s = 1.0 / REVOKE_RATE_PER_S if len(order) >= SPREAD_FROM_LEASES else 0.0
         earliest = now
-        for count, lease_id in enumerate(order, 1):
+        for count, (left_s, lease_id) in enumerate(order, 1):
             if lease_id in self._unplaced:
-                deadline = max(self._start + self._left_s(lease_id), earliest)
-                earliest = deadline + gap_s
-                self._place(lease_id, deadline)
+                # One whose checkpoint was reset since has more time. Those after it have not.
+                earliest = max(self._start + left_s, earliest)
+                self._place(lease_id, earliest)
+                earliest += gap_s
             if count % self._limits.merge_step_items == 0:
                 yield
 
-    def _left_s(self, lease_id: int) -> int:
-        lease = self._leases.get(lease_id)
-        return 0 if lease is None else lease.remaining_ttl_s or lease.ttl_s
-
-    def _place(self, lease_id: int, deadline: float) -> None:
+    def _place(self, lease_id: int, earliest: float) -> None:
         del self._unplaced[lease_id]
-        self._leases[lease_id].deadline = deadline
-        self._schedule(lease_id, self._leases[lease_id], self._start)
+        lease = self._leases[lease_id]
+        lease.deadline = max(self._start + _left_s(lease), earliest)
+        self._schedule(lease_id, lease, self._start)
 
     def demote(self) -> None:
         """Forget the deadlines: another member is the leader now, or none is."""
@@ -350,7 +351,7 @@ class Lessor:
         """As `_lease`, with a deadline."""
         lease = self._lease(lease_id)
         if lease_id in self._unplaced:
-            self._place(lease_id, self._start + self._left_s(lease_id))
+            self._place(lease_id, self._start)
         return lease
 
     def _lease(self, lease_id: int) -> _Lease:
@@ -358,3 +359,7 @@ class Lessor:
         if lease is None:
             raise errors.error("LeaseNotFound")
         return lease
+
+
+def _left_s(lease: _Lease) -> int:
+    return lease.remaining_ttl_s or lease.ttl_s

@@ -342,6 +342,21 @@ def test_a_new_leader_sets_the_deadlines_of_many_leases_in_steps():
     assert sum(1 for _ in steps) > 10 and next_deadline(lessor) is None
 
 
+def test_a_lease_renewed_while_deadlines_are_set_does_not_delay_those_after_it():
+    lessor = Lessor(limits=Limits(sort_step_items=100, merge_step_items=100))
+    for lease_id in range(1, 1001):
+        lessor.grant(lease_id, 100_000, 0.0)
+        lessor.checkpoint(lease_id, 10)
+    steps = lessor.promote(0.0)
+    next(steps)
+    for lease_id in 1, 500:
+        # The reset of its checkpoint is applied before the renewal itself.
+        lessor.checkpoint(lease_id, 0)
+    finish(steps)
+    assert set(drain(lessor, 12.0)) == set(range(1, 1001)) - {1, 500}
+    assert lessor.remaining_s(500, 0.0) == 100_000
+
+
 def test_a_lease_renewed_after_being_drawn_apart_is_due_at_its_ttl():
     lessor = Lessor()
     for lease_id in range(1, 10_001):
