@@ -112,66 +112,38 @@ class _Scrape:
             "etcdlite_storage_version", "The oldest etcdlite that can open the data directory", 1,
             storage_version=str(member.state.storage_version),
         )  # fmt: skip
-        yield _gauge("etcd_server_has_leader", "Whether a leader is known", raft.leader != 0)
-        yield _gauge(
-            "etcd_server_is_leader", "Whether this member is the leader", raft.role == LEADER
-        )
-        yield _gauge(
-            "etcd_server_is_learner",
-            "Whether this member is a learner",
-            member.identity.member_id in raft.learners,
-        )
-        yield _counter(
-            "etcd_server_leader_changes_seen_total", "New leaders seen", member.leadership.changes
-        )
-        yield _counter(
-            "etcd_server_heartbeat_send_failures_total",
-            "Heartbeats that could not be handed to a peer",
-            metrics.heartbeats_failed,
-        )
+        yield _families(
+            ("gauge", "etcd_server_has_leader", raft.leader != 0, "Whether a leader is known"),
+            ("gauge", "etcd_server_is_leader", raft.role == LEADER,
+             "Whether this member is the leader"),
+            ("gauge", "etcd_server_is_learner", member.identity.member_id in raft.learners,
+             "Whether this member is a learner"),
+            ("counter", "etcd_server_leader_changes_seen_total", member.leadership.changes,
+             "New leaders seen"),
+            ("counter", "etcd_server_heartbeat_send_failures_total", metrics.heartbeats_failed,
+             "Heartbeats that could not be handed to a peer"),
+        )  # fmt: skip
 
     def _requests(self) -> Iterator[str]:
         metrics, member = self._metrics, self._member
-        yield _gauge(
-            "etcd_server_proposals_committed_total",
-            "Index of the last committed log entry; each holds a batch of requests",
-            member.raft.log.committed,
-        )
-        yield _gauge(
-            "etcd_server_proposals_applied_total",
-            "Index of the last applied log entry",
-            member.state.store.applied_index,
-        )
-        yield _gauge(
-            "etcd_server_proposals_pending",
-            "Requests proposed here that wait to be applied",
-            metrics.proposals_pending,
-        )
-        yield _counter(
-            "etcd_server_proposals_failed_total",
-            "Requests that could not be proposed, or were not applied in time",
-            metrics.proposals_failed,
-        )
-        yield _counter(
-            "etcd_server_read_indexes_failed_total",
-            "Failed read index rounds",
-            metrics.read_rounds_failed,
-        )
-        yield _counter(
-            "etcd_server_slow_read_indexes_total",
-            "Read index rounds that were repeated for lack of an answer, or timed out",
-            metrics.slow_read_rounds,
-        )
-        yield _counter(
-            "etcd_server_learner_promote_successes",
-            "Learners promoted while this member led",
-            metrics.learners_promoted,
-        )
-        yield _gauge(
-            "etcd_server_snapshot_apply_in_progress_total",
-            "Whether a snapshot of the leader is being installed",
-            member.restoring.is_under_way,
-        )
+        yield _families(
+            ("gauge", "etcd_server_proposals_committed_total", member.raft.log.committed,
+             "Index of the last committed log entry; each holds a batch of requests"),
+            ("gauge", "etcd_server_proposals_applied_total", member.state.store.applied_index,
+             "Index of the last applied log entry"),
+            ("gauge", "etcd_server_proposals_pending", metrics.proposals_pending,
+             "Requests proposed here that wait to be applied"),
+            ("counter", "etcd_server_proposals_failed_total", metrics.proposals_failed,
+             "Requests that could not be proposed, or were not applied in time"),
+            ("counter", "etcd_server_read_indexes_failed_total", metrics.read_rounds_failed,
+             "Failed read index rounds"),
+            ("counter", "etcd_server_slow_read_indexes_total", metrics.slow_read_rounds,
+             "Read index rounds that were repeated for lack of an answer, or timed out"),
+            ("counter", "etcd_server_learner_promote_successes", metrics.learners_promoted,
+             "Learners promoted while this member led"),
+            ("gauge", "etcd_server_snapshot_apply_in_progress_total", member.restoring.is_under_way,
+             "Whether a snapshot of the leader is being installed"),
+        )  # fmt: skip
         yield _histograms(
             "etcd_server_apply_duration_seconds",
             "Time to apply a write; each write of a batch counts with an equal share",
@@ -181,16 +153,12 @@ class _Scrape:
                 if method != methods.AUTHOR
             ],
         )
-        yield _counter(
-            "etcd_server_slow_apply_total",
-            "Batches that took longer than --warning-apply-duration",
-            metrics.slow_applies,
-        )
-        yield _gauge(
-            "etcd_server_quota_backend_bytes",
-            "Size limit of the data",
-            member.state.alarms.quota_bytes,
-        )
+        yield _families(
+            ("counter", "etcd_server_slow_apply_total", metrics.slow_applies,
+             "Batches that took longer than --warning-apply-duration"),
+            ("gauge", "etcd_server_quota_backend_bytes", member.state.alarms.quota_bytes,
+             "Size limit of the data"),
+        )  # fmt: skip
 
     def _store(self) -> Iterator[str]:
         metrics, store = self._metrics, self._member.state.store
@@ -204,139 +172,86 @@ class _Scrape:
             yield _counter(f"etcd_debugging_mvcc_{name}_total", what, value)
         for name in ("etcd_mvcc", "etcd_debugging_mvcc"):
             yield _gauge(f"{name}_db_total_size_in_bytes", "Size of the data", store.size_bytes)
-        yield _gauge(
-            "etcd_mvcc_db_total_size_in_use_in_bytes",
-            "Size of the data without garbage; what counts for the quota",
-            store.size_in_use_bytes,
-        )
-        yield _gauge(
-            "etcd_mvcc_db_open_read_transactions",
-            "Range reads in progress that take several turns of the loop",
-            len(store.pinned),
-        )
-        yield _histogram("etcd_mvcc_hash_duration_seconds", "Time of a Hash", metrics.hash_s)
-        yield _histogram(
-            "etcd_mvcc_hash_rev_duration_seconds", "Time of a HashKV", metrics.hash_rev_s
-        )
-        yield _gauge("etcd_debugging_mvcc_keys_total", "Keys", len(store.index.heads))
-        yield _gauge(
-            "etcd_debugging_auth_revision",
-            "Revision of users and roles",
-            self._member.state.auth.revision,
-        )
-        yield _gauge("etcd_debugging_mvcc_current_revision", "The store's revision", store.revision)
-        yield _gauge(
-            "etcd_debugging_mvcc_compact_revision",
-            "Revision of the last compaction; -1: none",
-            store.compacted or -1,
-        )
-        yield _counter(
-            "etcd_debugging_mvcc_db_compaction_keys_total",
-            "Key versions that compaction removed",
-            self._member.maintenance.compacted_versions,
-        )
-        yield _gauge(
-            "etcd_debugging_mvcc_db_compaction_last",
-            "Unix time of the end of the last compaction; 0: none",
-            metrics.last_compaction_s,
-        )
-        yield _histogram(
-            "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds",
-            "Time that a step of a compaction delays the loop",
-            metrics.compaction_pause_ms,
-        )
-        yield _histogram(
-            "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds",
-            "Duration of a compaction",
-            metrics.compaction_ms,
-        )
+        yield _families(
+            ("gauge", "etcd_mvcc_db_total_size_in_use_in_bytes", store.size_in_use_bytes,
+             "Size of the data without garbage; what counts for the quota"),
+            ("gauge", "etcd_mvcc_db_open_read_transactions", len(store.pinned),
+             "Range reads in progress that take several turns of the loop"),
+            ("histogram", "etcd_mvcc_hash_duration_seconds", metrics.hash_s, "Time of a Hash"),
+            ("histogram", "etcd_mvcc_hash_rev_duration_seconds", metrics.hash_rev_s,
+             "Time of a HashKV"),
+            ("gauge", "etcd_debugging_mvcc_keys_total", len(store.index.heads), "Keys"),
+            ("gauge", "etcd_debugging_auth_revision", self._member.state.auth.revision,
+             "Revision of users and roles"),
+            ("gauge", "etcd_debugging_mvcc_current_revision", store.revision,
+             "The store's revision"),
+            ("gauge", "etcd_debugging_mvcc_compact_revision", store.compacted or -1,
+             "Revision of the last compaction; -1: none"),
+            ("counter", "etcd_debugging_mvcc_db_compaction_keys_total",
+             self._member.maintenance.compacted_versions,
+             "Key versions that compaction removed"),
+            ("gauge", "etcd_debugging_mvcc_db_compaction_last", metrics.last_compaction_s,
+             "Unix time of the end of the last compaction; 0: none"),
+            ("histogram", "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds",
+             metrics.compaction_pause_ms,
+             "Time that a step of a compaction delays the loop"),
+            ("histogram", "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds",
+             metrics.compaction_ms,
+             "Duration of a compaction"),
+        )  # fmt: skip
 
     def _disk(self) -> Iterator[str]:
         metrics = self._metrics
-        yield _histogram(
-            "etcd_disk_wal_fsync_duration_seconds",
-            "Time to write and sync a batch to the write-ahead log",
-            metrics.log_sync_s.with_bounds(SYNC_BOUNDS_S),
-        )
-        yield _histogram(
-            "etcd_disk_wal_write_duration_seconds",
-            "Time to write a batch to the write-ahead log, without the sync",
-            metrics.log_write_s,
-        )
-        yield _gauge(
-            "etcd_disk_wal_write_bytes_total",
-            "Bytes of entries written to the write-ahead log",
-            metrics.log_bytes,
-        )
-        yield _histogram(
-            "etcd_disk_backend_commit_duration_seconds",
-            "Time to sync the data file, for a checkpoint or a cleaning; no request waits for it",
-            metrics.data_sync_s,
-        )
-        yield _histogram(
-            "etcd_disk_backend_defrag_duration_seconds",
-            "Duration of a defragmentation",
-            metrics.defragment_s,
-        )
-        yield _gauge(
-            "etcd_disk_defrag_inflight",
-            "Whether a defragmentation is running",
-            self._member.maintenance.is_defragmenting,
-        )
-        yield _histogram(
-            "etcd_disk_backend_snapshot_duration_seconds",
-            "Time to send a snapshot",
-            metrics.snapshot_s,
-        )
-        yield _histogram(
-            "etcd_snap_db_save_total_duration_seconds",
-            "Time to receive a snapshot from the leader, until it is durable",
-            metrics.snapshot_receive_s,
-        )
-        yield _histogram(
-            "etcd_snap_db_fsync_duration_seconds",
-            "Time to sync the files of a received snapshot",
-            metrics.snapshot_sync_s,
-        )
+        yield _families(
+            ("histogram", "etcd_disk_wal_fsync_duration_seconds",
+             metrics.log_sync_s.with_bounds(SYNC_BOUNDS_S),
+             "Time to write and sync a batch to the write-ahead log"),
+            ("histogram", "etcd_disk_wal_write_duration_seconds", metrics.log_write_s,
+             "Time to write a batch to the write-ahead log, without the sync"),
+            ("gauge", "etcd_disk_wal_write_bytes_total", metrics.log_bytes,
+             "Bytes of entries written to the write-ahead log"),
+            ("histogram", "etcd_disk_backend_commit_duration_seconds", metrics.data_sync_s,
+             "Time to sync the data file, for a checkpoint or a cleaning; no request waits for it"),
+            ("histogram", "etcd_disk_backend_defrag_duration_seconds", metrics.defragment_s,
+             "Duration of a defragmentation"),
+            ("gauge", "etcd_disk_defrag_inflight", self._member.maintenance.is_defragmenting,
+             "Whether a defragmentation is running"),
+            ("histogram", "etcd_disk_backend_snapshot_duration_seconds", metrics.snapshot_s,
+             "Time to send a snapshot"),
+            ("histogram", "etcd_snap_db_save_total_duration_seconds", metrics.snapshot_receive_s,
+             "Time to receive a snapshot from the leader, until it is durable"),
+            ("histogram", "etcd_snap_db_fsync_duration_seconds", metrics.snapshot_sync_s,
+             "Time to sync the files of a received snapshot"),
+        )  # fmt: skip
 
     def _watches_and_leases(self) -> Iterator[str]:
         metrics, hub = self._metrics, self._member.hub
-        yield _gauge("etcd_debugging_mvcc_watch_stream_total", "Watch streams", hub.streams)
-        yield _gauge("etcd_debugging_mvcc_watcher_total", "Watches", hub.watches)
-        yield _gauge(
-            "etcd_debugging_mvcc_slow_watcher_total",
-            "Watches that lack history or whose client does not read",
-            hub.slow_watches,
-        )
-        yield _counter("etcd_debugging_mvcc_events_total", "Events sent", hub.events_sent)
-        yield _counter(
-            "etcd_debugging_lease_granted_total", "Leases granted", metrics.leases_granted
-        )
-        yield _counter(
-            "etcd_debugging_lease_revoked_total", "Leases revoked", metrics.leases_revoked
-        )
-        yield _counter("etcd_debugging_lease_renewed_total", "Keep-alives", metrics.leases_renewed)
-        yield _counter(
-            "etcd_debugging_server_lease_expired_total",
-            "Leases that expired",
-            metrics.leases_expired,
-        )
-        yield _histogram(
-            "etcd_debugging_lease_ttl_total", "TTLs of granted leases", metrics.lease_ttl_s
-        )
+        yield _families(
+            ("gauge", "etcd_debugging_mvcc_watch_stream_total", hub.streams, "Watch streams"),
+            ("gauge", "etcd_debugging_mvcc_watcher_total", hub.watches, "Watches"),
+            ("gauge", "etcd_debugging_mvcc_slow_watcher_total", hub.slow_watches,
+             "Watches that lack history or whose client does not read"),
+            ("counter", "etcd_debugging_mvcc_events_total", hub.events_sent, "Events sent"),
+            ("counter", "etcd_debugging_lease_granted_total", metrics.leases_granted,
+             "Leases granted"),
+            ("counter", "etcd_debugging_lease_revoked_total", metrics.leases_revoked,
+             "Leases revoked"),
+            ("counter", "etcd_debugging_lease_renewed_total", metrics.leases_renewed,
+             "Keep-alives"),
+            ("counter", "etcd_debugging_server_lease_expired_total", metrics.leases_expired,
+             "Leases that expired"),
+            ("histogram", "etcd_debugging_lease_ttl_total", metrics.lease_ttl_s,
+             "TTLs of granted leases"),
+        )  # fmt: skip
 
     def _health(self) -> Iterator[str]:
         sites = self._sites
-        yield _counter(
-            "etcd_server_health_success",
-            "Health checks passed",
-            sum(site.health_successes for site in sites),
-        )
-        yield _counter(
-            "etcd_server_health_failures",
-            "Health checks failed",
-            sum(site.health_failures for site in sites),
-        )
+        yield _families(
+            ("counter", "etcd_server_health_success", sum(site.health_successes for site in sites),
+             "Health checks passed"),
+            ("counter", "etcd_server_health_failures", sum(site.health_failures for site in sites),
+             "Health checks failed"),
+        )  # fmt: skip
         counts: Counter[tuple[str, str, str]] = Counter()
         passed: dict[tuple[str, str], bool] = {}
         for site in sites:
@@ -391,16 +306,12 @@ class _Scrape:
             "Time from the header of a gRPC request to the end of its answer",
             handling,
         )
-        yield _counter(
-            "etcd_network_client_grpc_received_bytes_total",
-            "Bytes of the messages of gRPC and JSON clients",
-            received_bytes,
-        )
-        yield _counter(
-            "etcd_network_client_grpc_sent_bytes_total",
-            "Bytes of the messages to gRPC and JSON clients",
-            sent_bytes,
-        )
+        yield _families(
+            ("counter", "etcd_network_client_grpc_received_bytes_total", received_bytes,
+             "Bytes of the messages of gRPC and JSON clients"),
+            ("counter", "etcd_network_client_grpc_sent_bytes_total", sent_bytes,
+             "Bytes of the messages to gRPC and JSON clients"),
+        )  # fmt: skip
         yield _family(
             "etcd_server_client_requests_total",
             "counter",
@@ -463,17 +374,16 @@ class _Scrape:
         most_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
         files = _open_files()
         times = os.times()
-        yield _gauge("process_resident_memory_bytes", "Memory in RAM", int(pages[1]) * page_bytes)
-        yield _gauge("process_virtual_memory_bytes", "Address space", int(pages[0]) * page_bytes)
-        yield _gauge(
-            "process_virtual_memory_max_bytes",
-            "Limit of the address space",
-            2.0**64 if most_bytes == resource.RLIM_INFINITY else most_bytes,
-        )
-        yield _counter("process_cpu_seconds_total", "CPU time", times.user + times.system)
-        yield _gauge(
-            "process_start_time_seconds", "Unix time of the start of the process", _STARTED_S
-        )
+        yield _families(
+            ("gauge", "process_resident_memory_bytes", int(pages[1]) * page_bytes, "Memory in RAM"),
+            ("gauge", "process_virtual_memory_bytes", int(pages[0]) * page_bytes, "Address space"),
+            ("gauge", "process_virtual_memory_max_bytes",
+             2.0**64 if most_bytes == resource.RLIM_INFINITY else most_bytes,
+             "Limit of the address space"),
+            ("counter", "process_cpu_seconds_total", times.user + times.system, "CPU time"),
+            ("gauge", "process_start_time_seconds", _STARTED_S,
+             "Unix time of the start of the process"),
+        )  # fmt: skip
         for name in ("process_open_fds", "os_fd_used"):
             yield _gauge(name, "Open file descriptors", files)
         for name in ("process_max_fds", "os_fd_limit"):
@@ -486,19 +396,14 @@ class _Scrape:
     def _own_connections(self) -> Iterator[str]:
         budget = self._budget
         if budget is not None:
-            yield _gauge(
-                "etcdlite_connection_memory_bytes",
-                "Memory held by input and output that wait in connections",
-                budget.held_bytes,
-            )
-            yield _gauge(
-                "etcdlite_connection_memory_limit_bytes", "memory-limit", budget.limit_bytes
-            )
-            yield _counter(
-                "etcdlite_connections_shed_total",
-                "Connections closed because all together held more than memory-limit",
-                budget.shed,
-            )
+            yield _families(
+                ("gauge", "etcdlite_connection_memory_bytes", budget.held_bytes,
+                 "Memory held by input and output that wait in connections"),
+                ("gauge", "etcdlite_connection_memory_limit_bytes", budget.limit_bytes,
+                 "memory-limit"),
+                ("counter", "etcdlite_connections_shed_total", budget.shed,
+                 "Connections closed because all together held more than memory-limit"),
+            )  # fmt: skip
         yield _family(
             "etcdlite_failed_handshakes_total",
             "counter",
@@ -521,52 +426,30 @@ class _Scrape:
             version=__version__, python_version=sys.version.split()[0],
         )  # fmt: skip
         yield from self._own_connections()
-        yield _histogram(
-            "etcdlite_loop_turn_duration_seconds",
-            "Time of a turn of the loop, without waiting for sockets",
-            metrics.turn_s,
-        )
-        yield _histogram(
-            "etcdlite_collector_pause_duration_seconds",
-            "Time of a run of Python's garbage collector",
-            metrics.collector_s,
-        )
-        yield _histogram(
-            "etcdlite_log_sync_duration_seconds",
-            "As etcd_disk_wal_fsync_duration_seconds, with bounds for good disks",
-            metrics.log_sync_s.with_bounds(SHORT_BOUNDS_S),
-        )
-        yield _histogram(
-            "etcdlite_batch_requests",
-            "Requests proposed together as one log entry",
-            metrics.batch_requests,
-        )
-        yield _histogram(
-            "etcdlite_checkpoint_duration_seconds",
-            "Duration of a checkpoint",
-            metrics.checkpoint_s,
-        )
-        yield _counter("etcdlite_checkpoints_total", "Checkpoints", housekeeping.checkpoints)
-        yield _counter(
-            "etcdlite_cleaned_segments_total",
-            "Data segments whose garbage was removed",
-            housekeeping.cleaned_segments,
-        )
-        yield _gauge("etcdlite_segments", "Data segments", len(data.files))
-        yield _gauge(
-            "etcdlite_segment_garbage_bytes", "Garbage in data segments", data.garbage_bytes
-        )
-        yield _gauge(
-            "etcdlite_damaged_records",
-            "Records with a wrong checksum, found since the start",
-            len(data.damaged),
-        )
-        yield _gauge(
-            "etcdlite_slow_watches",
-            "Watches that lack history or whose client does not read",
-            member.hub.slow_watches,
-        )
-        yield _gauge("etcdlite_leases", "Leases", len(member.state.lessor))
+        yield _families(
+            ("histogram", "etcdlite_loop_turn_duration_seconds", metrics.turn_s,
+             "Time of a turn of the loop, without waiting for sockets"),
+            ("histogram", "etcdlite_collector_pause_duration_seconds", metrics.collector_s,
+             "Time of a run of Python's garbage collector"),
+            ("histogram", "etcdlite_log_sync_duration_seconds",
+             metrics.log_sync_s.with_bounds(SHORT_BOUNDS_S),
+             "As etcd_disk_wal_fsync_duration_seconds, with bounds for good disks"),
+            ("histogram", "etcdlite_batch_requests", metrics.batch_requests,
+             "Requests proposed together as one log entry"),
+            ("histogram", "etcdlite_checkpoint_duration_seconds", metrics.checkpoint_s,
+             "Duration of a checkpoint"),
+            ("counter", "etcdlite_checkpoints_total", housekeeping.checkpoints, "Checkpoints"),
+            ("counter", "etcdlite_cleaned_segments_total", housekeeping.cleaned_segments,
+             "Data segments whose garbage was removed"),
+            ("gauge", "etcdlite_segments", len(data.files), "Data segments"),
+            ("gauge", "etcdlite_segment_garbage_bytes", data.garbage_bytes,
+             "Garbage in data segments"),
+            ("gauge", "etcdlite_damaged_records", len(data.damaged),
+             "Records with a wrong checksum, found since the start"),
+            ("gauge", "etcdlite_slow_watches", member.hub.slow_watches,
+             "Watches that lack history or whose client does not read"),
+            ("gauge", "etcdlite_leases", len(member.state.lessor), "Leases"),
+        )  # fmt: skip
         yield from self._of_connections()
         yield from self._of_operation()
 
@@ -593,12 +476,11 @@ class _Scrape:
             "Members for which an alarm is active",
             [({"alarm": name}, active[name]) for name in map(alarm_name, (NOSPACE, CORRUPT))],
         )
-        yield _gauge(
-            "etcdlite_disk_left_bytes",
-            "Free space of the file system of the data, beyond the reserve that stays free",
-            alarms.disk_left_bytes,
-        )
-        yield _gauge("etcdlite_clock_timestamp_seconds", "This machine's Unix time", time.time())
+        yield _families(
+            ("gauge", "etcdlite_disk_left_bytes", alarms.disk_left_bytes,
+             "Free space of the file system of the data, beyond the reserve that stays free"),
+            ("gauge", "etcdlite_clock_timestamp_seconds", time.time(), "This machine's Unix time"),
+        )  # fmt: skip
         for name, value in self._backup.items():
             yield _gauge(name, backup_status.NAMES[name], value)
 
@@ -621,8 +503,14 @@ def _counter(name: str, what: str, value: float, **labels: str) -> str:
     return _family(name, "counter", what, [(labels, value)])
 
 
-def _histogram(name: str, what: str, histogram: Histogram) -> str:
-    return _histograms(name, what, [({}, histogram)])
+def _families(*rows: tuple[str, str, float | Histogram, str]) -> str:
+    """Families of one sample without labels each: (kind, name, value, help text)."""
+    return "".join(
+        _histograms(name, what, [({}, value)])
+        if isinstance(value, Histogram)
+        else _family(name, kind, what, [({}, value)])
+        for kind, name, value, what in rows
+    )
 
 
 def _family(name: str, kind: str, what: str, samples: Iterable[_Sample]) -> str:
