@@ -47,7 +47,7 @@ VERSION = 2
 PAGE_BYTES = 4096
 """The size of the pages that are written."""
 
-BRANCH, LEAF, META, FREE_LIST = 1, 2, 4, 16
+BRANCH, LEAF, META = 1, 2, 4
 IS_BUCKET = 1
 NO_FREE_LIST = (1 << 64) - 1
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -49,11 +48,6 @@ from etcdlite.notation import load_toml
 from etcdlite.permissions import user_name
 from etcdlite.records import record, replace
 from etcdlite.urls import collide, host_port, is_secure, is_wildcard, parse_initial_cluster
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 MAX_FILE_BYTES = 1 << 20
 """A larger configuration file is refused."""

@@ -102,7 +102,7 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
-def _milliseconds(low: int, high: int) -> Kind:
+def _milliseconds(high: int) -> Kind:
     """A plain number of milliseconds, as in etcd, or a duration with its unit."""
 
     def parse(text: str) -> int:
@@ -110,7 +110,7 @@ def _milliseconds(low: int, high: int) -> Kind:
             value = _whole_number(text, "a number of milliseconds")
         else:
             value = round(parse_seconds(text) * 1000)
-        return _in_range(value, low, high, " ms")
+        return _in_range(value, 1, high, " ms")
 
     return Kind("MS", parse, int, "_ms")
 
@@ -281,8 +281,8 @@ def _refused(name: str, kind: Kind, default: str, reason: str) -> Flag:
     return Flag(name, kind, default, REFUSED, reason)
 
 
-def _all_refused(names: str, kind: Kind, default: str, reason: str) -> list[Flag]:
-    return [_refused(name, kind, default, reason) for name in names.split()]
+def _all_refused(names: str, kind: Kind, reason: str) -> list[Flag]:
+    return [_refused(name, kind, "", reason) for name in names.split()]
 
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
@@ -350,9 +350,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
               "The leader compares the members this soon after a compaction; 0: never."),
         _does("initial-corrupt-check", BOOL, "false",
               "Compare with the other members before serving clients."),
-        _does("heartbeat-interval", _milliseconds(1, MAX_ELECTION_TIMEOUT_MS), "100",
+        _does("heartbeat-interval", _milliseconds(MAX_ELECTION_TIMEOUT_MS), "100",
               "Time between a leader's heartbeats, in milliseconds or with a unit."),
-        _does("election-timeout", _milliseconds(1, MAX_ELECTION_TIMEOUT_MS), "1000",
+        _does("election-timeout", _milliseconds(MAX_ELECTION_TIMEOUT_MS), "1000",
               "Time without a leader before an election; at least 5 heartbeats, at most 50000."),
     ),
     "Storage": (
@@ -506,7 +506,7 @@ OTHERS: tuple[Flag, ...] = (
     _no_effect("enable-lease-checkpoint-persist", BOOL, "true", _CHECKPOINTS),
     *_all_refused(
         "discovery discovery-token discovery-user discovery-password discovery-proxy",
-        TEXT, "", _DISCOVERY),
+        TEXT, _DISCOVERY),
     _refused("discovery-endpoints", LIST, "", _DISCOVERY),
     _refused("discovery-dial-timeout", DURATION, "2s", _DISCOVERY),
     _refused("discovery-request-timeout", DURATION, "5s", _DISCOVERY),
@@ -514,7 +514,7 @@ OTHERS: tuple[Flag, ...] = (
     _refused("discovery-keepalive-timeout", DURATION, "6s", _DISCOVERY),
     _refused("discovery-insecure-transport", BOOL, "true", _DISCOVERY),
     _refused("discovery-insecure-skip-tls-verify", BOOL, "false", _DISCOVERY),
-    *_all_refused("discovery-cert discovery-key discovery-cacert", PATH, "", _DISCOVERY),
+    *_all_refused("discovery-cert discovery-key discovery-cacert", PATH, _DISCOVERY),
     _refused("discovery-fallback", TEXT, "exit", _DISCOVERY),
     *(_no_effect(name, PATH, "", "the server does not connect to itself as a client")
       for name in ("client-cert-file", "client-key-file")),

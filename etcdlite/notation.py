@@ -83,11 +83,11 @@ def unquote(inside: str) -> bytes:
 # Integers and booleans.
 
 
-def parse_unsigned(text: str, base: int = 10) -> int:
-    """A 64-bit integer as Go's ParseUint reads it. `base` is 10 or 16."""
-    if not re.fullmatch("[0-9a-fA-F]+" if base == 16 else "[0-9]+", text):
+def parse_hexadecimal(text: str) -> int:
+    """A 64-bit integer as Go's ParseUint reads it with base 16."""
+    if not re.fullmatch("[0-9a-fA-F]+", text):
         raise _refused("ParseUint", text, "invalid syntax")
-    number = int(text, base)
+    number = int(text, 16)
     if number >= 1 << 64:
         raise _refused("ParseUint", text, "value out of range")
     return number

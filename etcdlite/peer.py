@@ -413,7 +413,6 @@ class Dial(PeerConnection):
         super().__init__(local, on_output)
         self.link = link
         self.metrics = link.metrics
-        self.is_connected = False
         self._questions: dict[int, tuple[float, Done]] = {}
         self._next_id = 1
         self._next_ping_at = 0.0
@@ -422,7 +421,6 @@ class Dial(PeerConnection):
 
     def connected(self) -> None:
         """The connection is established: send the handshake and the introduction."""
-        self.is_connected = True
         identity = self.local.identity
         self._append(HANDSHAKE.pack(MAGIC, peer_frames.VERSION, peer_frames.VERSION))
         introduction = proto.Introduction(

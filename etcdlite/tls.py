@@ -376,10 +376,10 @@ _REASONS = {
 """By the name of OpenSSL's reason."""
 
 
-def explain(failure: ssl.SSLError, sources: Sources, detail: str = "") -> str:
+def explain(failure: ssl.SSLError, sources: Sources) -> str:
     """What a failure of `ssl` means and what to do about it: a clause for a log line."""
     if isinstance(failure, ssl.SSLCertVerificationError):
-        detail = detail or failure.verify_message
+        detail = failure.verify_message
         text = _VERIFY.get(failure.verify_code, "its certificate cannot be verified: {detail}")
     else:
         reason = failure.reason or type(failure).__name__

@@ -17,7 +17,7 @@ from etcdlite.cli.output import Printer
 from etcdlite.client import Client, EtcdliteError, Timeout
 from etcdlite.errors import ERRORS
 from etcdlite.methods import METHOD_BY_NAME
-from etcdlite.notation import parse_int, parse_unsigned
+from etcdlite.notation import parse_hexadecimal, parse_int
 
 PROGRESS_INTERVAL_S = 0.2
 
@@ -197,11 +197,11 @@ class Session:
         """The ID that `text` is in hexadecimal, as etcdctl takes it, or the ID of the member with
         that name. Raises ValueError for what is neither."""
         if len(text) == MEMBER_ID_CHARS:
-            return parse_unsigned(text, 16)
+            return parse_hexadecimal(text)
         members = self.ask("Cluster.MemberList", linearizable=True).members
         named = [member.ID for member in members if member.name == text]
         try:
-            found = parse_unsigned(text, 16)
+            found = parse_hexadecimal(text)
         except ValueError as error:
             if not named:
                 raise ValueError(f"{error}, and no member has that name") from None
