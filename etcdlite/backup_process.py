@@ -12,16 +12,20 @@ change, and a socket as its stdin and stdout:
             the rest is the reason, in UTF-8.
 
 A thread of the server writes to it and reads from it, at most `WAITING_PARTS` ahead of the client.
-The process ends when the socket is closed. It takes about 20 MiB of memory. Where it
-cannot be started, as where files are sealed (it has no keys), the loop writes the backup itself.
+The thread kills the process when the client leaves; without a server it ends by itself. It takes
+20 MiB of memory, and what `history.py` says; where memory is short, the kernel ends it before the
+server. The loop writes the backup if there can be no process, as where files are sealed (it has no
+keys), or if it ends before the first part: the modules of another version may be installed by then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import marshal
 import os
 import queue
+import select
 import signal
 import socket
 import struct
@@ -47,7 +51,12 @@ PART_BYTES = 128 << 10
 
 WAITING_PARTS = 2
 
+MAX_PROCESSES = 4
+"""At once, with those of clients that have just left."""
+
 _LENGTH = struct.Struct("<I")
+
+_running: set[BackupProcess] = set()
 
 
 def start(image: Any, woken: Callable[[], None]) -> BackupProcess | None:
@@ -55,11 +64,11 @@ def start(image: Any, woken: Callable[[], None]) -> BackupProcess | None:
     too small, or there can be no process. `woken`: called in a thread, see `BackupProcess.parts`.
     """
     fds = image.history.fds
-    if fds is None or image.history.data_bytes < MIN_BYTES:
+    if fds is None or image.history.data_bytes < MIN_BYTES or len(_running) >= MAX_PROCESSES:
         return None
     try:
         return BackupProcess(fds, woken)
-    except OSError as failure:
+    except (OSError, RuntimeError) as failure:
         log.warn("cannot start a process that writes a backup", why=str(failure))
         return None
 
@@ -68,53 +77,59 @@ class BackupProcess:
     """The process, and the thread that talks to it."""
 
     def __init__(self, fds: list[int], woken: Callable[[], None]) -> None:
-        """Raises OSError."""
+        """Raises OSError, and RuntimeError if there can be no thread."""
         self._woken = woken
         self._orders: queue.SimpleQueue[Iterator[Any]] = queue.SimpleQueue()
         self._parts: deque[bytes | Exception] = deque()
         self._room = threading.Semaphore(WAITING_PARTS)
         self._is_closed = False
-        started = _start(fds)
-        threading.Thread(target=self._run, args=started, name="backup", daemon=True).start()
+        self._pid, self._sock = _start(fds)
+        _running.add(self)
+        try:
+            threading.Thread(target=self._run, name="backup", daemon=True).start()
+        except RuntimeError:
+            self.close()
+            self._end_process()
+            raise
 
     def parts(self, image: Any) -> Iterator[bytes | None]:
         """As `EtcdImage.parts`, of the same image, prepared. After None, there is a part once
         `woken` was called. Raises EtcdError, OSError, DataDamaged."""
         self._orders.put(image.orders())
-        has_begun = False
-        try:
-            while (part := self._take()) != b"":
-                has_begun = has_begun or part is not None
-                yield part
-        except EtcdError:
-            if has_begun:
-                raise
+        left = image.size_bytes
+        while True:
+            if not self._parts:
+                yield None
+                continue
+            part = self._parts.popleft()
+            self._room.release()
+            if isinstance(part, Exception):
+                raise part
+            if not part:
+                break
+            left -= len(part)
+            yield part
+        if left == image.size_bytes:
             log.warn("the process that writes a backup has ended; the server writes it")
             yield from image.parts()
-
-    def _take(self) -> bytes | None:
-        """The next part; None: it is not there yet; b"": there is no more. Raises OSError if the
-        process could not read the data, EtcdError if it ended early."""
-        if not self._parts:
-            return None
-        part = self._parts.popleft()
-        self._room.release()
-        if isinstance(part, Exception):
-            raise part
-        return part
+        elif left:
+            raise EtcdError(UNAVAILABLE, "etcdlite: the process that wrote the backup has ended")
 
     def close(self) -> None:
         """End the process soon."""
         self._is_closed = True
         self._orders.put(iter(()))
         self._room.release()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()  # Really, when the thread has closed its files.
 
     # In the thread.
 
-    def _run(self, pid: int, sock: socket.socket) -> None:
+    def _run(self) -> None:
         last: bytes | Exception = b""
         try:
-            with sock, sock.makefile("wb") as requests, sock.makefile("rb", PART_BYTES) as answers:
+            with self._sock.makefile("wb") as requests, self._sock.makefile("rb") as answers:
                 for order in self._orders.get():
                     marshal.dump(order, requests)
                 requests.flush()
@@ -123,14 +138,21 @@ class BackupProcess:
                     part = answers.read(size or -1)
                     if not size:
                         last = OSError(part.decode(errors="replace"))
+                    if len(part) < size or not size:
                         break
                     self._room.acquire()
                     self._add(part)
         except (OSError, struct.error):
-            pass  # It has ended; the status says so.
-        if os.waitpid(pid, 0)[1] and not last:
-            last = EtcdError(UNAVAILABLE, "etcdlite: the process that wrote the backup has ended")
-        self._add(last)
+            pass  # It has ended. `parts` finds out what is missing.
+        finally:
+            self._end_process()
+            self._add(last)
+
+    def _end_process(self) -> None:
+        with contextlib.suppress(OSError):
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        _running.discard(self)
 
     def _add(self, part: bytes | Exception) -> None:
         self._parts.append(part)
@@ -141,14 +163,18 @@ def _start(fds: list[int]) -> tuple[int, socket.socket]:
     """Start the process. Returns its id, and the socket that it talks over. Raises OSError."""
     folder = os.path.dirname(os.path.dirname(etcdlite.__file__))
     paths = [folder, *sys.path]
-    code = f"import sys; sys.path[:] = {paths!r}; from etcdlite.backup_process import main; main()"
+    code = (
+        f"import sys; sys.path[:] = {paths!a}\n"
+        f"from etcdlite.backup_process import main; main({etcdlite.__version__!a})"
+    )
+    executable = sys.executable or os.devnull  # Python may not know it.
     ours, theirs = socket.socketpair()
     try:
         for fd in fds:
             os.set_inheritable(fd, True)
         pid = os.posix_spawn(
-            sys.executable or "",
-            [sys.executable, "-S", "-c", code],
+            executable,
+            [executable, "-S", "-c", code],
             os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), fd) for fd in (0, 1)],
             setpgroup=0,  # Ctrl-C is for the server.
@@ -163,16 +189,21 @@ def _start(fds: list[int]) -> tuple[int, socket.socket]:
     return pid, ours
 
 
-def main() -> None:
-    """Write the backup that stdin describes to stdout."""
+def main(version: str) -> None:
+    """Write the backup that stdin describes to stdout. `version`: that of the server."""
+    if version != etcdlite.__version__:
+        sys.exit(f"etcdlite {etcdlite.__version__} was installed; version {version} still runs")
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as adjustment:
+        adjustment.write("1000")
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)  # Those of a service are for the server.
     gc.disable()
     protect_process()
-    out = sys.stdout.buffer
+    # Not that of `sys`: with PYTHONUNBUFFERED it may write a part of what it is given.
+    out = open(1, "wb", closefd=False)  # noqa: SIM115
     try:
         _, made = contents(*received(partial(marshal.load, sys.stdin.buffer)))
-        for piece in _joined(made):
+        for piece in _joined(made, 0):
             out.write(piece)
         out.flush()
     except (ConnectionError, EOFError):
@@ -182,11 +213,14 @@ def main() -> None:
         out.flush()
 
 
-def _joined(made: Iterator[bytes]) -> Iterator[bytes]:
-    """Parts of at least `PART_BYTES`, but for the last one, each with its length."""
+def _joined(made: Iterator[bytes], server: int) -> Iterator[bytes]:
+    """Parts of at least `PART_BYTES`, but for the last one, each with its length. Raises EOFError
+    if they take long and the server, at this descriptor, has ended."""
     waiting: list[bytes] = []
     size = 0
     for part in made:
+        if not part and select.select([server], [], [], 0)[0]:
+            raise EOFError
         waiting.append(part)
         size += len(part)
         if size >= PART_BYTES:

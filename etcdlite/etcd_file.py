@@ -8,7 +8,7 @@ imports little.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
@@ -69,8 +69,9 @@ def _items(keys: list[bytes], values: list[bytes]) -> Iterator[bolt.Items]:
 
 
 def orders(history: History, buckets: Sequence[Records]) -> Iterator[Any]:
-    """What another process needs for `contents`: small values, except for two of the history."""
-    return chain([(history.hand_over(), len(buckets))], *map(_orders, buckets))
+    """What another process needs for `contents`: small values, because the interpreter does nothing
+    else while it writes one."""
+    return chain(history.hand_over(), [len(buckets)], *map(_orders, buckets))
 
 
 def _orders(bucket: Records) -> Iterator[Any]:
@@ -79,18 +80,18 @@ def _orders(bucket: Records) -> Iterator[Any]:
     yield None
 
 
-def received(take: Any) -> tuple[History, list[Records]]:
+def received(take: Callable[[], Any]) -> tuple[History, list[Records]]:
     """The arguments of `contents` in that process. `take` returns the next value of `orders`."""
-    handed, count = take()
+    history = History.take_over(take)
     buckets = []
-    for _ in range(count):
+    for _ in range(take()):
         name, size_bytes, most_key_bytes = take()
         bucket = Records(name, [], [], size_bytes, most_key_bytes)
-        while (some := take()) is not None:
-            bucket.keys.extend(some[0])
-            bucket.values.extend(some[1])
+        for keys, values in iter(take, None):
+            bucket.keys.extend(keys)
+            bucket.values.extend(values)
         buckets.append(bucket)
-    return History.take_over(handed), buckets
+    return history, buckets
 
 
 def items_of(changes: Changes) -> tuple[list[bytes], Sequence[bytes]]:

@@ -285,6 +285,7 @@ class Server:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, self._signalled)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Ignored, it hides how they end.
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
     def _collecting(self, phase: str, _: Any) -> None:

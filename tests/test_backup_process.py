@@ -4,11 +4,15 @@ and its end is noticed."""
 from __future__ import annotations
 
 import contextlib
+import marshal
 import os
 import random
 import signal
+import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +23,13 @@ from rigs.real_etcd import distributed
 from rigs.store_rig import DIRECTORY, StoreRig, finish
 from test_etcd_backup import run, save
 
-from etcdlite import backup_process, proto
+from etcdlite import backup_process, etcd_file, proto
 from etcdlite.backup_process import BackupProcess
 from etcdlite.errors import EtcdError
 from etcdlite.etcd_backup import EtcdImage
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.history import History
 
 MIB = 1 << 20
 
@@ -74,9 +79,10 @@ class Reading:
         return None if part == b"end" else part
 
     def rest(self) -> bytes:
-        data = b"".join(iter(self.next, None))
-        self.process.close()
-        return data
+        try:
+            return b"".join(iter(self.next, None))
+        finally:
+            self.process.close()
 
 
 def children(pid: int) -> list[int]:
@@ -151,12 +157,14 @@ def test_a_process_that_ends_early_ends_the_backup() -> None:
 def test_without_the_process_the_server_writes_the_backup(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = real_rig()
     rig.put(b"a", b"b")
-    monkeypatch.setattr("sys.executable", "/bin/false")
-    from_process, from_server = written_by_both(rig)
-    assert from_process and not from_server  # Both were the same parts.
-    monkeypatch.setattr("sys.executable", "/no/such/file")
-    with prepared(rig) as image:
-        assert backup_process.start(image, lambda: None) is None
+    for found in ("/bin/false", "/bin/true"):
+        monkeypatch.setattr("sys.executable", found)
+        from_process, from_server = written_by_both(rig)
+        assert from_process and not from_server  # Both were the same parts.
+    for missing in ("/no/such/file", "", None):
+        monkeypatch.setattr("sys.executable", missing)
+        with prepared(rig) as image:
+            assert backup_process.start(image, lambda: None) is None
     with prepared(StoreRig()) as image:  # Its files are not real.
         assert backup_process.start(image, lambda: None) is None
 
@@ -169,6 +177,110 @@ def test_it_ends_when_nobody_reads_on() -> None:
                 reading.next()
             reading.process.close()
             wait_until(lambda: not children(os.getpid()), "the process ends")
+
+
+def test_it_ends_when_it_does_not_write_and_nobody_reads_on() -> None:
+    with prepared(large_rig()) as image:
+        reading = Reading(image)
+        reading.next()
+        (child,) = children(os.getpid())
+        os.kill(child, signal.SIGSTOP)
+        reading.process.close()
+        wait_until(lambda: not children(os.getpid()), "the process ends")
+
+
+def test_it_ends_without_the_server_even_if_it_has_nothing_to_write() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.close()
+        with pytest.raises(EOFError):
+            next(backup_process._joined(repeat(b""), theirs.fileno()))
+
+
+def test_a_pause_of_the_process_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal ends a write to the socket early. The service has this variable."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    with prepared(large_rig()) as image:
+        reading = Reading(image)
+        parts = [reading.next()]
+        (child,) = children(os.getpid())
+        for _ in range(8):
+            wait_until(lambda: state(child) == "S", "it waits until the socket takes more")
+            os.kill(child, signal.SIGSTOP)
+            wait_until(lambda: state(child) == "T", "it stops")
+            os.kill(child, signal.SIGCONT)
+            parts.append(reading.next())
+        made = b"".join(part for part in parts if part) + reading.rest()
+        assert made == b"".join(image.parts())
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_another_version_does_not_write_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was installed, but the server was not started again."""
+    rig = real_rig()
+    rig.put(b"a", b"b")
+    monkeypatch.setattr("etcdlite.__version__", "0.0.1")
+    from_process, from_server = written_by_both(rig)
+    assert from_process and not from_server
+    assert "version 0.0.1 still runs" in capfd.readouterr().err
+
+
+def test_a_backup_ends_where_the_system_forgets_children() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        from_process, from_server = written_by_both(large_rig())
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert from_process == from_server
+
+
+def test_without_a_thread_there_is_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    rig = real_rig()
+    rig.put(b"a", b"b")
+    with prepared(rig) as image:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            assert backup_process.start(image, lambda: None) is None
+        assert not children(os.getpid())
+
+
+def test_clients_that_leave_at_once_do_not_start_many_processes() -> None:
+    rig = real_rig()
+    rig.put(b"a", b"b")
+    with prepared(rig) as image:
+        started = [backup_process.start(image, lambda: None) for _ in range(9)]
+        assert len(children(os.getpid())) == backup_process.MAX_PROCESSES
+        for one in filter(None, started):
+            one.close()
+        wait_until(lambda: not backup_process._running, "the processes end")
+        assert Reading(image).rest()
+
+
+def test_the_process_is_ended_before_the_server_where_memory_is_short() -> None:
+    with prepared(large_rig()) as image:
+        reading = Reading(image)
+        reading.next()
+        (child,) = children(os.getpid())
+        assert Path(f"/proc/{child}/oom_score_adj").read_text() == "1000\n"
+        reading.process.close()
+
+
+def test_orders_are_small() -> None:
+    """The loop waits while one is written."""
+    flags, runs = bytes(10 * MIB), [bytes(96 << 10)] * 30
+    given = iter([("", [], (1, 1, 0, 0)), flags, None, *runs, None])
+    orders = list(etcd_file.orders(History.take_over(lambda: next(given)), []))
+    assert max(len(marshal.dumps(order)) for order in orders) < 100 << 10
+    again, _ = etcd_file.received(partial(next, iter(orders)))
+    assert (again._flags, again._runs) == (flags, runs)
 
 
 @pytest.fixture
@@ -206,3 +318,21 @@ def test_a_server_goes_on_when_the_client_of_a_backup_leaves(large_server: Serve
             call.cancel()
         wait_until(lambda: not children(process.pid), "the process has ended")
         large_server.client().put("k", "v")
+
+
+def test_the_process_ends_when_the_server_is_killed(large_server: ServerProcess) -> None:
+    grpc = pytest.importorskip("grpc")
+    process = large_server.process
+    assert process is not None
+    with grpc.insecure_channel(large_server.endpoint) as channel:
+        call = channel.unary_stream("/etcdserverpb.Maintenance/Snapshot")(b"", timeout=60)
+        assert proto.SnapshotResponse.decode(next(call)).blob
+        (child,) = children(process.pid)
+        process.kill()
+
+        def has_ended() -> bool:
+            with contextlib.suppress(OSError):
+                return state(child) == "Z"
+            return True
+
+        wait_until(has_ended, "the process ends")

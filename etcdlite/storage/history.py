@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from heapq import merge
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
@@ -126,19 +126,23 @@ class History:
         self._data.close()
         self._store = None
 
-    def hand_over(self) -> tuple[Any, ...]:
-        """After the scan: what another process needs for `changes`. It must inherit the files."""
-        data = self._data
+    def hand_over(self) -> Iterator[Any]:
+        """After the scan: what another process needs for `changes`, in small values. It must
+        inherit the files."""
+        data, flags, step = self._data, self._flags, self._limits.history_chunk_bytes
         files = [(n, file.fileno(), data.sizes[n]) for n, file in data.files.items()]
         counts = self.revision, self.compacted, self.count, self.size_bytes
-        return data.directory, files, counts, self._flags, self._runs
+        pieces = (flags[at : at + step] for at in range(0, len(flags), step))
+        return chain([(data.directory, files, counts)], pieces, [None], self._runs, [None])
 
     @classmethod
-    def take_over(cls, handed: tuple[Any, ...]) -> History:
-        """In the other process: what `hand_over` gave."""
+    def take_over(cls, take: Callable[[], Any]) -> History:
+        """In the other process, where `take` returns the next value of `hand_over`."""
         self = cls.__new__(cls)
-        directory, files, counts, self._flags, self._runs = handed
+        directory, files, counts = take()
         self.revision, self.compacted, self.count, self.size_bytes = counts
+        self._flags = bytearray().join(iter(take, None))
+        self._runs = list(iter(take, None))
         self._limits = DEFAULT_LIMITS
         self._data = DataFile(Disk(), directory, 0)
         for number, fd, size_bytes in files:
