@@ -63,9 +63,10 @@ HTTP_MODULES = ("h11", "etcdlite.wire.http")
 """Imported for the first client of HTTP/1.1: they take 30 ms and 2 MB."""
 
 TICKED_PER_TURN = 100
+"""The most sessions whose deadlines are enforced in one turn. Each takes 5 us."""
+
 REST_TICKS = 16
-"""Sessions whose deadlines are enforced in one turn; and after how many calls of `tick` it is the
-turn of one that may rest. That takes 5 us each."""
+"""A session that may rest is included in one of this many calls of `Connections.tick`."""
 
 PRODUCE_SLICE_S = 0.005
 """A turn produces long answers for this long. The other sessions come first in the next turn."""
@@ -129,9 +130,10 @@ class Connection:
         channel, size = self.channel, self.session.kept_bytes
         return size if channel is None else size + channel.memory_bytes + channel.held_bytes
 
-    def tell(self, is_broken: bool) -> None:
-        """Before the socket is closed: send what tells the other side why, if it can be sent at
-        once. `is_broken`: the channel raised ChannelError."""
+    def send_reason(self, is_broken: bool) -> None:
+        """Send the channel's last message, which says why the connection ends, if that is possible
+        at once. Call it before the socket is closed. `is_broken`: the channel raised ChannelError.
+        """
         channel = self.channel
         if channel is None or self.is_waiting or self.session.outbox.is_stuck:
             return
@@ -170,17 +172,16 @@ class Connections:
         self._unread: dict[Connection, None] = {}
         """Connections with input in `rest` that can be processed."""
         self._held: dict[Connection, float] = {}
-        """Connections with an incomplete record, and when it must be complete; and those that the
-        other side has ended."""
+        """Connections with an incomplete record, or ended by the other side: when the record must
+        be complete."""
         self._awake: dict[Session, None] = {}
-        """Sessions that the next call of `tick` is for: there was input or output, or they may not
-        rest."""
-        self._resting: Iterator[Session] = iter(())
-        """All sessions, of which each call of `tick` takes some."""
+        """Sessions that the next `tick` includes: they had input or output, or may not rest."""
+        self._rotation: Iterator[Session] = iter(())
+        """Those of all sessions that are left in this round; each `tick` includes the next few."""
         self._due: deque[Session] = deque()
-        """Those of the last call of `tick` that are left."""
+        """Sessions of the last `tick` whose deadlines are not enforced yet."""
         self._sizes: dict[Connection, int] = {}
-        """What each connection held when it was last looked at."""
+        """The `kept_bytes` of each connection as of its last tick."""
         self._is_stopping = False
         self.accept_secret: Accepting | None = None
         """Makes the channel of a client that has a shared secret; None if clients need none."""
@@ -216,12 +217,12 @@ class Connections:
         """Enforce the deadlines and the limit of memory, in this turn and the next ones. Call it
         several times a second."""
         if not self._due:
-            some = list(islice(self._resting, len(self._by_session) // REST_TICKS + 1))
+            some = list(islice(self._rotation, len(self._by_session) // REST_TICKS + 1))
             if not some:
-                self._resting = iter(list(self._by_session))
+                self._rotation = iter(list(self._by_session))
             self._due.extend(dict.fromkeys((*self._awake, *some)))
             self._awake.clear()
-        self._tick_some()
+        self._tick_due()
         for connection, until in list(self._held.items()):
             assert connection.channel is not None
             if connection.channel.is_ended:
@@ -235,7 +236,7 @@ class Connections:
             for connection in _over_budget(budget, self.all):
                 self.close(connection)
 
-    def _tick_some(self) -> None:
+    def _tick_due(self) -> None:
         now = time.monotonic()
         for _ in range(min(TICKED_PER_TURN, len(self._due))):
             session = self._due.popleft()
@@ -289,7 +290,7 @@ class Connections:
     def produce(self) -> None:
         """Produce long answers, for one slice."""
         if self._due:
-            self._tick_some()
+            self._tick_due()
         producing = self._producing
         if not producing:
             return
@@ -303,8 +304,8 @@ class Connections:
                 return
 
     def send_output(self, to_clients: bool = True) -> None:
-        """Send what sessions have put out in this turn, and close those that are aborted; unless
-        `to_clients`, only between members, and close none."""
+        """Send what sessions have put out in this turn, and close those that are aborted. Without
+        `to_clients`: only send, and only to members."""
         if not self.dirty:
             return
         dirty = dict.fromkeys(self.dirty)
@@ -336,7 +337,7 @@ class Connections:
             self._count(connection.channel, connection.site is None)
             self._held.pop(connection, None)
             self.handshakes.end(connection, connection.site is None)
-            connection.tell(is_broken=False)
+            connection.send_reason(is_broken=False)
         if connection.mask:
             self._selector.unregister(connection.sock)
         connection.sock.close()
@@ -400,7 +401,7 @@ class Connections:
             if session.found == "http" and not are_loaded(HTTP_MODULES):
                 connection.is_waiting = True
                 self._watch_socket(connection)
-                again = partial(self._resume, connection, session.begin_again())
+                again = partial(self._imported, connection, session.begin_again())
                 when_loaded(HTTP_MODULES, self.member.run_task, again)
                 return
             data = session.first
@@ -429,7 +430,7 @@ class Connections:
             plaintext = channel.receive(data)
         except ChannelError as failure:
             if not data and channel.is_established:
-                # Whoever is killed ends so. What was cut off is missing in the protocol, too.
+                # A process that is killed ends like this. The protocol notices a missing end, too.
                 log.debug("a connection ended", why=str(failure), peer=connection.peer)
                 self.close(connection)
             else:
@@ -481,8 +482,8 @@ class Connections:
         connection.rest = data
         self._watch_socket(connection)
 
-    def _resume(self, connection: Connection, data: bytes) -> None:
-        """What the connection waited for is imported."""
+    def _imported(self, connection: Connection, data: bytes) -> None:
+        """The protocol that the connection waited for is imported."""
         connection.is_waiting = False
         if connection in self.all:
             self.feed(connection, data)
@@ -493,7 +494,7 @@ class Connections:
         self._held.pop(connection, None)
         if connection.channel is not None:
             self._count(connection.channel, connection.site is None)
-        connection.tell(is_broken=True)
+        connection.send_reason(is_broken=True)
         connection.channel = None
         session = connection.session
         if isinstance(session, Dial) and not session.is_open:

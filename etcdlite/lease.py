@@ -88,8 +88,8 @@ class Lessor:
     def grant(self, lease_id: int, ttl_s: int, now: float) -> int:
         """Create a lease and return its TTL in seconds. `now` matters only while promoted.
 
-        `lease_id` is 1 to 2**63-1. Raises LeaseTTLTooLarge, LeaseExist, and
-        LeaseNotFound for an id out of range.
+        `lease_id` is 1 to 2**63-1. Raises LeaseTTLTooLarge, LeaseExist, and LeaseNotFound for an id
+        out of range.
         """
         if lease_id <= NO_LEASE:
             raise errors.error("LeaseNotFound")
@@ -226,7 +226,7 @@ class Lessor:
         return [lease_id for _, lease_id in order]
 
     def _order_steps(self, when: Callable[[_Lease], float]) -> Generator[None, None, list[Any]]:
-        """(`when` as it is at this step, id) of the leases, in order."""
+        """Sorted pairs: what `when` says of a lease at this step, and the id of the lease."""
         order = []
         for count, lease_id in enumerate(list(self._leases), 1):
             if lease := self._leases.get(lease_id):
@@ -239,8 +239,9 @@ class Lessor:
 
     def promote(self, now: float, extend_s: float = 0.0) -> Generator[None, None, None]:
         """Start to keep deadlines: each lease gets its full (or checkpointed) TTL plus `extend_s`,
-        the time without a leader (etcd: the election timeout), in the steps that this returns; it
-        does not expire before. With many, close deadlines are spread to `REVOKE_RATE_PER_S`."""
+        the time without a leader (etcd: the election timeout). The steps returned here set them; a
+        lease without one does not expire. Deadlines of many leases that are close to each other are
+        spread to `REVOKE_RATE_PER_S`."""
         self.promoted = True
         self._heap, self._start = [], now + extend_s
         self._unplaced = dict.fromkeys(self._leases)

@@ -1,4 +1,4 @@
-"""Modules that few members need, imported in a thread at first use: an import may take 40 ms."""
+"""Imports in a thread, for modules that few members need: an import may take 40 ms."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 
 def are_loaded(names: Sequence[str]) -> bool:
+    """Whether all these modules are imported."""
     return all(name in sys.modules for name in names)
 
 

@@ -134,8 +134,8 @@ def look(file: str, is_named: bool) -> Machine | None:
 
 
 def _environ_of_service(file: str) -> dict[str, str]:
-    """The variables of etcdlite that the service with this file has: those of its process or, if it
-    does not run or may not be looked at, those of Environment= in its unit."""
+    """The variables for etcdlite of the systemd service that uses `file`: those of its process, or
+    those of Environment= in its unit if the process cannot be read."""
     instance = INSTANCE_FILES.fullmatch(file)
     if not instance and file != DEFAULT_FILE:
         return {}

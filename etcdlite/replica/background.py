@@ -1,7 +1,7 @@
 """When a member does its background work, and how much at once.
 
 There are two kinds, which take turns: maintenance, and reads that nobody waits for (hashes). Work
-for many leases comes before them. All is done in steps of about 0.1 ms, a number of them per slice.
+for many leases comes first. All work is done in steps of about 0.1 ms; a slice has many steps.
 
 While clients are active, slices take about a quarter of the time, and each runs to its end. Then
 few requests wait for a whole slice; if input ended slices early, most requests would wait for a

@@ -143,7 +143,8 @@ def clean(store: Store, number: int) -> Job:
 
 
 def _is_dead(index: Index, body: bytes, location: int) -> bool:
-    """Nothing needs this record at `location`, as a quick look at its key tells. False: perhaps."""
+    """Whether a quick look at the key shows that nothing needs this record at `location`. False: it
+    may still be needed."""
     size = body[1]
     key = body[2 : 2 + size] if size < 128 else key_and_revision(body)[0]
     head = index.heads.get(key)

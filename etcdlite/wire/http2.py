@@ -128,8 +128,8 @@ MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 5, 6
 FRAME_HEADER_BYTES = FRAME_HEADER.size
 
 _RECEIVED = struct.Struct(">BHHi")
-"""The header of a frame, read at once: length (high byte, rest), type and flags, stream id. The
-reserved bit makes the stream id negative, and that of no stream."""
+"""The header of a frame, read at once: length (high byte, low 16 bits), type and flags as one
+number, stream id. With the reserved bit set, the id is negative, and matches no stream."""
 
 # Type and flags of the frames of most requests.
 _LAST_DATA = DATA << 8 | END_STREAM
@@ -788,8 +788,8 @@ class Connection(Session):
         raise NotImplementedError
 
     def recall(self, headers: Headers) -> Any:
-        """As `read_request`, if that has read a header like this one; else None. The result is of
-        this stream only; it has no content-length."""
+        """What `read_request` returns, if it has read a header like this one before; else None. The
+        result belongs to this stream only and has no content-length."""
         return None
 
     def opened(self, stream: Stream) -> None:

@@ -50,10 +50,10 @@ _CANCELED = -1
 
 
 class _Earlier(int):
-    """In `_requests`: the method of a request that came before the last login."""
+    """In `_requests`: the method of a request that came before the last login, and its token."""
 
     token = ""
-    """The token that it came with. A stream has the latest one instead."""
+    """Counts for a unary request. A stream uses the latest token of the connection."""
 
 
 class NativeSession(ClientSession):

@@ -17,7 +17,7 @@ NO_LEADER_ELECTIONS = 3
 """Election timeouts without a leader that a stream with `hasleader` survives, as in etcd."""
 
 INVALID_TOKEN = " "
-"""Stands for a token of no bytes, which is not valid; "" means that a request has none."""
+"""Represents an empty token, which is not valid. "" means that a request has no token."""
 
 REQUEST_BYTES = 512
 """The memory that an open request occupies, approximately, for `kept_bytes`."""
