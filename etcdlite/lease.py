@@ -238,10 +238,9 @@ class Lessor:
     # The time part: the leader's.
 
     def promote(self, now: float, extend_s: float = 0.0) -> Generator[None, None, None]:
-        """Start to keep deadlines: each lease gets its full (or checkpointed) TTL plus `extend_s`,
-        the time without a leader (etcd: the election timeout). The steps returned here set them; a
-        lease without one does not expire. Deadlines of many leases that are close to each other are
-        spread to `REVOKE_RATE_PER_S`."""
+        """Start to keep deadlines: the TTL (or what a checkpoint left) plus `extend_s`, the time
+        without a leader (etcd: the election timeout). The steps returned here set them; until then
+        a lease does not expire. With many leases, deadlines are spread to `REVOKE_RATE_PER_S`."""
         self.promoted = True
         self._heap, self._start = [], now + extend_s
         self._unplaced = dict.fromkeys(self._leases)

@@ -179,18 +179,17 @@ class WALError(Exception):
 
 
 class WALDamaged(WALError):
-    """The file at `path` does not check at byte `offset`: `why` and, as `advice`, what to do."""
+    """The file at `path` does not check at byte `offset`: `why`."""
 
-    def __init__(self, path: str, offset: int, why: str, advice: str = _ADVICE) -> None:
-        super().__init__(path, offset, why, advice)
+    def __init__(self, path: str, offset: int, why: str) -> None:
+        super().__init__(path, offset, why)
         self.path = path
         self.offset = offset
         self.why = why
-        self.advice = advice
 
     def __str__(self) -> str:
         where = f"write-ahead log {self.path} is damaged at byte {self.offset}"
-        return f"{where}: {self.why}. {self.advice}."
+        return f"{where}: {self.why}. {_ADVICE}."
 
 
 class WALVersionError(WALError):
