@@ -56,6 +56,7 @@ MAX_PROCESSES = 4
 
 _LENGTH = struct.Struct("<I")
 
+_CAN_START = hasattr(os, "posix_spawn")  # Not on Android.
 _running: set[BackupProcess] = set()
 
 
@@ -64,7 +65,8 @@ def start(image: Any, woken: Callable[[], None]) -> BackupProcess | None:
     too small, or there can be no process. `woken`: called in a thread, see `BackupProcess.parts`.
     """
     fds = image.history.fds
-    if fds is None or image.history.data_bytes < MIN_BYTES or len(_running) >= MAX_PROCESSES:
+    is_large = image.history.data_bytes >= MIN_BYTES
+    if fds is None or not is_large or len(_running) >= MAX_PROCESSES or not _CAN_START:
         return None
     try:
         return BackupProcess(fds, woken)
@@ -161,8 +163,7 @@ class BackupProcess:
 
 def _start(fds: list[int]) -> tuple[int, socket.socket]:
     """Start the process. Returns its id, and the socket that it talks over. Raises OSError."""
-    folder = os.path.dirname(os.path.dirname(etcdlite.__file__))
-    paths = [folder, *sys.path]
+    paths = [os.path.dirname(os.path.dirname(etcdlite.__file__)), *sys.path]
     code = (
         f"import sys; sys.path[:] = {paths!a}\n"
         f"from etcdlite.backup_process import main; main({etcdlite.__version__!a})"

@@ -310,7 +310,7 @@ def etcd_backup_parts(member: Member, resume: Callable[[], None]) -> Iterator[by
             image.close()
 
 
-BACKUP_MODULES = ("hashlib", "etcdlite.etcd_backup")
+BACKUP_MODULES = ("hashlib", "etcdlite.etcd_backup", "etcdlite.backup_process")
 """What a backup for etcd needs. OpenSSL, of the first, takes 10 ms."""
 
 
