@@ -107,7 +107,7 @@ class LeaseLost(EtcdliteError):
     text = "the lease was lost"
 
 
-# What a server answers.
+# What a server answers. Its text selects the class.
 
 
 class Unimplemented(EtcdliteError):
@@ -122,16 +122,12 @@ class Unavailable(EtcdliteError):
     code = UNAVAILABLE
 
 
+# fmt: off
 class NoLeader(Unavailable): ...
-
-
 class LeaderChanged(Unavailable): ...
-
-
 class Stopped(Unavailable): ...
-
-
 class Unhealthy(Unavailable): ...
+# fmt: on
 
 
 class ServerTimeout(
@@ -164,124 +160,48 @@ class Compacted(EtcdliteError):
         self.compact_revision = compact_revision
 
 
+# fmt: off
 class FutureRev(EtcdliteError): ...
-
-
 class EmptyKey(EtcdliteError): ...
-
-
 class KeyNotFound(EtcdliteError): ...
-
-
 class ValueProvided(EtcdliteError): ...
-
-
 class LeaseProvided(EtcdliteError): ...
-
-
 class TooManyOps(EtcdliteError): ...
-
-
 class DuplicateKey(EtcdliteError): ...
-
-
 class InvalidSortOption(EtcdliteError): ...
-
-
 class NoSpace(EtcdliteError): ...
-
-
 class RequestTooLarge(EtcdliteError): ...
-
-
 class RequestTooManyRequests(EtcdliteError): ...
-
-
 class LeaseNotFound(EtcdliteError): ...
-
-
 class LeaseExist(EtcdliteError): ...
-
-
 class LeaseTTLTooLarge(EtcdliteError): ...
-
-
 class WatchCanceled(EtcdliteError): ...
-
-
 class MemberExist(EtcdliteError): ...
-
-
 class PeerURLExist(EtcdliteError): ...
-
-
 class MemberNotEnoughStarted(EtcdliteError): ...
-
-
 class MemberBadURLs(EtcdliteError): ...
-
-
 class MemberNotFound(EtcdliteError): ...
-
-
 class MemberNotLearner(EtcdliteError): ...
-
-
 class LearnerNotReady(EtcdliteError): ...
-
-
 class TooManyLearners(EtcdliteError): ...
-
-
 class NotSupportedForLearner(EtcdliteError): ...
-
-
 class NotLeader(EtcdliteError): ...
-
-
 class BadLeaderTransferee(EtcdliteError): ...
-
-
 class NotCapable(EtcdliteError): ...
-
-
 class Corrupt(EtcdliteError): ...
-
-
 class AuthFailed(EtcdliteError): ...
-
-
 class AuthNotEnabled(EtcdliteError): ...
-
-
 class InvalidAuthToken(EtcdliteError): ...
-
-
 class AuthOldRevision(EtcdliteError): ...
-
-
 class UserEmpty(EtcdliteError): ...
-
-
 class PermissionDenied(EtcdliteError): ...
-
-
 class UserNotFound(EtcdliteError): ...
-
-
 class UserAlreadyExist(EtcdliteError): ...
-
-
 class RoleNotFound(EtcdliteError): ...
-
-
 class RoleAlreadyExist(EtcdliteError): ...
-
-
 class Canceled(EtcdliteError): ...
-
-
 class DeadlineExceeded(EtcdliteError): ...
+# fmt: on
 
 
 _BY_CODE: dict[int, type[EtcdliteError]] = {
