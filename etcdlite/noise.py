@@ -115,17 +115,13 @@ class Handshake:
         self._remote = b""
         self._messages = 0
         """The number of messages written and read."""
-        self._hash = self._chaining_key = sha256(PROTOCOL_NAME).digest()
+        self.hash = self._chaining_key = sha256(PROTOCOL_NAME).digest()
+        """Identifies the handshake, once it is complete (11.2)."""
         self._mix_hash(prologue)
         # MixKeyAndHash(psk), the first token of the pattern.
         self._chaining_key, temporary, key = hkdf(self._chaining_key, psk, 3)
         self._mix_hash(temporary)
         self._cipher = CipherState(key)
-
-    @property
-    def hash(self) -> bytes:
-        """Identifies the handshake, once it is complete (11.2)."""
-        return self._hash
 
     def write(self, payload: bytes) -> bytes:
         """The next message, with this payload."""
@@ -134,7 +130,7 @@ class Handshake:
         self._mix_ephemeral(public)
         if self._messages == 2:
             self._mix_key(self._shared())
-        sealed = self._cipher.encrypt(payload, self._hash)
+        sealed = self._cipher.encrypt(payload, self.hash)
         self._mix_hash(sealed)
         return public + sealed
 
@@ -147,7 +143,7 @@ class Handshake:
         self._mix_ephemeral(self._remote)
         if self._messages == 2:
             self._mix_key(self._shared())
-        payload = self._cipher.decrypt(sealed, self._hash)
+        payload = self._cipher.decrypt(sealed, self.hash)
         self._mix_hash(sealed)
         return payload
 
@@ -178,7 +174,7 @@ class Handshake:
             raise NoiseError("the other side's ephemeral key is invalid") from failure
 
     def _mix_hash(self, data: bytes) -> None:
-        self._hash = sha256(self._hash + data).digest()
+        self.hash = sha256(self.hash + data).digest()
 
     def _mix_key(self, material: bytes) -> None:
         self._chaining_key, key = hkdf(self._chaining_key, material, 2)

@@ -64,7 +64,8 @@ class Alarms:
         """The kinds of the active alarms."""
         self._raised_at = -math.inf
         """When this member last proposed an alarm of its own, which may get lost on its way."""
-        self._disk_left = 0
+        self.disk_left_bytes = 0
+        """Free space of the file system beyond the reserve; negative if that is used."""
         self._fullest = ""
         """The directory for which that is the space left."""
         self._disk_measured_at = -math.inf
@@ -91,11 +92,6 @@ class Alarms:
         return len(self._active)
 
     @property
-    def disk_left_bytes(self) -> int:
-        """Free space of the file system beyond the reserve; negative if that is used."""
-        return self._disk_left
-
-    @property
     def is_corrupt(self) -> bool:
         """Members differ. Writes are refused. Reads are served, as in etcd: they show the operator
         which member is right."""
@@ -114,7 +110,7 @@ class Alarms:
         proposed, so that the log does not grow by writes that will be refused."""
         if (
             size_bytes > self.space_left
-            or 2 * (size_bytes + self.proposed_bytes) > self._disk_left  # In log and data.
+            or 2 * (size_bytes + self.proposed_bytes) > self.disk_left_bytes  # In log and data.
         ):
             self.raise_nospace()
             raise error("NoSpace")
@@ -128,7 +124,7 @@ class Alarms:
             return
         self._raised_at = now
         quota_left = self.quota_bytes - self._store.size_in_use_bytes
-        if self.quota_bytes and quota_left <= self._disk_left:
+        if self.quota_bytes and quota_left <= self.disk_left_bytes:
             why, to_do = "the quota is used up", "compact, delete keys or raise the quota"
         else:
             why, to_do = f"the file system of {self._fullest} is almost full", "free space on it"
@@ -180,7 +176,7 @@ class Alarms:
         if now - self._disk_measured_at >= MEASURE_DISK_S:
             self._disk_measured_at = now
             self._measure_disk()
-            if self._disk_left <= 0:
+            if self.disk_left_bytes <= 0:
                 self.raise_nospace()
         self._measure_left()
 
@@ -188,7 +184,7 @@ class Alarms:
         # The parent folder: a snapshot may be about to replace the store's own.
         parent = os.path.dirname(self._store.directory) or "."
         wal_dir, wal_bytes = self._wal_dir or f"{parent}/wal", self._wal_segment_bytes
-        self._disk_left, self._fullest = min(
+        self.disk_left_bytes, self._fullest = min(
             (self._left_at(parent, self._segment_bytes), parent),
             (self._left_at(wal_dir, wal_bytes if self._wal_dir else 0), wal_dir),
         )
@@ -200,15 +196,15 @@ class Alarms:
         return free - max(reserve, segment_bytes)
 
     def _measure_left(self) -> None:
-        left = self._disk_left
+        left = self.disk_left_bytes
         if self.quota_bytes:
             left = min(left, self.quota_bytes - self._store.size_in_use_bytes)
         self.space_left = left
 
     def record_write(self, size_bytes: int) -> None:
         """These bytes were written, to the log and to the data, since the last measurement."""
-        self._disk_left -= 2 * size_bytes
-        self.space_left = min(self.space_left - size_bytes, self._disk_left)
+        self.disk_left_bytes -= 2 * size_bytes
+        self.space_left = min(self.space_left - size_bytes, self.disk_left_bytes)
 
 
 def alarm_name(kind: int) -> str:
