@@ -37,13 +37,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from etcdlite import log, proto
-from etcdlite.errors import (
-    INVALID_ARGUMENT,
-    RESOURCE_EXHAUSTED,
-    UNAVAILABLE,
-    EtcdError,
-    error,
-)
+from etcdlite.errors import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, EtcdError, error
 from etcdlite.lease import Lessor
 from etcdlite.methods import ROWS, Permission
 from etcdlite.mvcc import Store

@@ -227,11 +227,7 @@ def check_is_new(
 
 
 def join_cluster(
-    name: str,
-    initial_cluster: Iterable[tuple[str, str]],
-    fetch: Fetch,
-    *,
-    has_data: bool = False,
+    name: str, initial_cluster: Iterable[tuple[str, str]], fetch: Fetch, *, has_data: bool = False
 ) -> Founding:
     """The running cluster to which this member was added, according to the first other member
     whose answer fits. `has_data`: this is not the member's first start.

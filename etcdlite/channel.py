@@ -157,10 +157,7 @@ class Stream(Protocol):
 
 
 def shake_hands(
-    sock: Stream,
-    channel: Channel,
-    deadline_s: float,
-    clock: Callable[[], float] = time.monotonic,
+    sock: Stream, channel: Channel, deadline_s: float, clock: Callable[[], float] = time.monotonic
 ) -> bytes:
     """Establish `channel` over a blocking socket, until `deadline_s` of `clock`. Returns the first
     plaintext, if some came with the end of the handshake. The socket has a timeout afterwards.

@@ -25,11 +25,7 @@ OPENSSL_NAMES = {
 }
 """The suites of TLS 1.2, by their IANA name."""
 
-OF_TLS_1_3 = {
-    "TLS_AES_128_GCM_SHA256",
-    "TLS_AES_256_GCM_SHA384",
-    "TLS_CHACHA20_POLY1305_SHA256",
-}
+OF_TLS_1_3 = {"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"}
 
 
 def check(name: str) -> None:

@@ -34,11 +34,7 @@ class DiscoveryError(Exception):
 
 
 def initial_cluster(
-    domain: str,
-    service_name: str,
-    name: str,
-    peer_urls: Sequence[str],
-    resolver: Any = None,
+    domain: str, service_name: str, name: str, peer_urls: Sequence[str], resolver: Any = None
 ) -> list[tuple[str, str]]:
     """(name, peer URL) of the members of a cluster. The member `name` must be among them, at one of
     `peer_urls`. `resolver`: a dns.resolver.Resolver, if not the system's. Raises DiscoveryError.

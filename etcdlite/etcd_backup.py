@@ -41,15 +41,7 @@ from etcdlite.etcd_file import REVISION, STEP_ITEMS, Records, contents, orders
 from etcdlite.limits import Limits
 from etcdlite.mvcc import Store
 from etcdlite.passwords import is_bcrypt
-from etcdlite.storage.data import (
-    ALARM,
-    AUTH,
-    AUTH_ROLE,
-    AUTH_USER,
-    LEASE,
-    MEMBER,
-    REMOVED,
-)
+from etcdlite.storage.data import ALARM, AUTH, AUTH_ROLE, AUTH_USER, LEASE, MEMBER, REMOVED
 from etcdlite.storage.history import History
 from etcdlite.storage.steps import sort_steps
 

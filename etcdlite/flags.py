@@ -600,9 +600,5 @@ def help_text() -> str:
 
 def _wrapped(text: str, indent: str) -> list[str]:
     return textwrap.wrap(
-        text,
-        HELP_COLUMNS,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_on_hyphens=False,
+        text, HELP_COLUMNS, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
     )

@@ -50,10 +50,7 @@ class Listeners:
     """All listening sockets of the process."""
 
     def __init__(
-        self,
-        settings: config.Config,
-        selector: selectors.BaseSelector,
-        accept: Accept,
+        self, settings: config.Config, selector: selectors.BaseSelector, accept: Accept
     ) -> None:
         self.addresses: list[tuple[str, int]] = []
         """The (host, port) pairs for clients."""

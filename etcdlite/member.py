@@ -36,15 +36,7 @@ from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
 from etcdlite.peer import FORWARD, Local, Peers, encode_forward
-from etcdlite.raft import (
-    LEADER,
-    SNAP,
-    Message,
-    MessageRejected,
-    Raft,
-    Ready,
-    Snapshot,
-)
+from etcdlite.raft import LEADER, SNAP, Message, MessageRejected, Raft, Ready, Snapshot
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, Entry
 from etcdlite.replica import membership
 from etcdlite.replica.access import Access

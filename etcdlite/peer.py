@@ -902,12 +902,7 @@ class Peers:
             self.local.events.on_unreachable(node)
 
     def ask(
-        self,
-        node: int,
-        method: int,
-        body: bytes,
-        done: Done,
-        timeout_s: float = ANSWER_TIMEOUT_S,
+        self, node: int, method: int, body: bytes, done: Done, timeout_s: float = ANSWER_TIMEOUT_S
     ) -> None:
         """Ask another member. `done` is called once, with the answer or an error."""
         link = self.links.get(node)

@@ -429,11 +429,7 @@ if left[0] < 0:
     count_fields(0)
 """
 
-_VALUES = {
-    "bytes": "buf[pos:stop]",
-    "string": 'str(buf[pos:stop], "utf-8")',
-    "bool": "v != 0",
-}
+_VALUES = {"bytes": "buf[pos:stop]", "string": 'str(buf[pos:stop], "utf-8")', "bool": "v != 0"}
 
 
 def _indent(text: str, spaces: int) -> str:

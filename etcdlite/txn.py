@@ -792,11 +792,7 @@ def _header(revision: int) -> bytes:
 
 
 def _encode(
-    request: Any,
-    path: Iterator[bool],
-    results: Iterator[_Result],
-    store: Store,
-    parts: list[bytes],
+    request: Any, path: Iterator[bool], results: Iterator[_Result], store: Store, parts: list[bytes]
 ) -> Generator[None, None, int]:
     """Add the response, after its header, to `parts`; returns its size in bytes."""
     taken = next(path)

@@ -18,13 +18,7 @@ from typing import Any, NamedTuple
 
 from etcdlite import proto
 from etcdlite.cli import scrape
-from etcdlite.cli.failures import (
-    EXIT_BAD_FEATURE,
-    EXIT_BAD_INPUT,
-    EXIT_FAILED,
-    PROGRAM,
-    Failure,
-)
+from etcdlite.cli.failures import EXIT_BAD_FEATURE, EXIT_BAD_INPUT, EXIT_FAILED, PROGRAM, Failure
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import AsyncClient, EtcdliteError
 from etcdlite.client.operations import prefix_end

@@ -16,12 +16,7 @@ from typing import Any, NamedTuple
 
 from etcdlite import backup, bootstrap, datadir, extract, keys, proto
 from etcdlite.age import AgeError
-from etcdlite.cli.differences import (
-    Difference,
-    asked_revision,
-    show,
-    times_of_cluster,
-)
+from etcdlite.cli.differences import Difference, asked_revision, show, times_of_cluster
 from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text, say
 from etcdlite.cli.mirror import client_of, pages
 from etcdlite.cli.offline import SEGMENT_BYTES, identities, opened_backup

@@ -11,13 +11,7 @@ from typing import NamedTuple
 
 from etcdlite import age, backup, datadir, etcd_hash, keys
 from etcdlite.age import AgeError, Identity
-from etcdlite.cli.failures import (
-    EXIT_FAILED,
-    BadArguments,
-    Failure,
-    os_error_text,
-    say,
-)
+from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text, say
 from etcdlite.cli.session import Progress, Session
 from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError

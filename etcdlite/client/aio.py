@@ -473,9 +473,7 @@ class AsyncElection(ElectionBase[AsyncLease]):
 # The client.
 
 
-def _operation(
-    build: Callable[P, Op[T]],
-) -> Callable[Concatenate[AsyncClient, P], Awaitable[T]]:
+def _operation(build: Callable[P, Op[T]]) -> Callable[Concatenate[AsyncClient, P], Awaitable[T]]:
     """The method of `AsyncClient` that performs the operation of `build`."""
 
     def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
@@ -558,12 +556,7 @@ class AsyncClient(ClientBase[AsyncStream, AsyncLease, AsyncLock, AsyncElection])
     # The low level: messages in, messages out.
 
     def call(
-        self,
-        method: str,
-        request: Any,
-        *,
-        timeout_s: float | None = None,
-        repeatable: bool = False,
+        self, method: str, request: Any, *, timeout_s: float | None = None, repeatable: bool = False
     ) -> Awaitable[Any]:
         """Send one message to a method ("KV.Put"). Returns the one message that answers it.
 

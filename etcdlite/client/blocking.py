@@ -473,12 +473,7 @@ class Client(ClientBase[Stream, Lease, Lock, Election]):
     # The low level: messages in, messages out.
 
     def call(
-        self,
-        method: str,
-        request: Any,
-        *,
-        timeout_s: float | None = None,
-        repeatable: bool = False,
+        self, method: str, request: Any, *, timeout_s: float | None = None, repeatable: bool = False
     ) -> Any:
         """Send one message to a method ("KV.Put"). Returns the one message that answers it.
 

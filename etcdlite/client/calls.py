@@ -30,13 +30,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from etcdlite import methods, proto
 from etcdlite.channel import Channel, ChannelError
-from etcdlite.client.connection import (
-    PING,
-    Endpoint,
-    Ticket,
-    cause_of,
-    unary_reply,
-)
+from etcdlite.client.connection import PING, Endpoint, Ticket, cause_of, unary_reply
 from etcdlite.client.errors import (
     AuthNotEnabled,
     AuthOldRevision,

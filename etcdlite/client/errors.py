@@ -204,10 +204,7 @@ class DeadlineExceeded(EtcdliteError): ...
 # fmt: on
 
 
-_BY_CODE: dict[int, type[EtcdliteError]] = {
-    UNAVAILABLE: Unavailable,
-    UNIMPLEMENTED: Unimplemented,
-}
+_BY_CODE: dict[int, type[EtcdliteError]] = {UNAVAILABLE: Unavailable, UNIMPLEMENTED: Unimplemented}
 
 
 def error_for(code: int, text: str, endpoint: str = "") -> EtcdliteError:

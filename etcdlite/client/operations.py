@@ -334,11 +334,7 @@ def _event(event: proto.Event) -> Event:
 
 def _member(member: proto.Member) -> Member:
     return Member(
-        member.ID,
-        member.name,
-        tuple(member.peerURLs),
-        tuple(member.clientURLs),
-        member.isLearner,
+        member.ID, member.name, tuple(member.peerURLs), tuple(member.clientURLs), member.isLearner
     )
 
 
@@ -421,11 +417,7 @@ def _put_result(response: proto.PutResponse) -> PutResult:
 
 
 def get(
-    key: Bytes,
-    *,
-    revision: int = 0,
-    serializable: bool = False,
-    timeout_s: float | None = None,
+    key: Bytes, *, revision: int = 0, serializable: bool = False, timeout_s: float | None = None
 ) -> Op[KeyValue | None]:
     """What `key` holds, or None; at `revision` if one is given (0: now).
 
@@ -766,9 +758,7 @@ def alarms(*, timeout_s: float | None = None) -> Op[tuple[Alarm, ...]]:
 def disarm(alarm: Alarm, *, timeout_s: float | None = None) -> Op[tuple[Alarm, ...]]:
     """Clear one of the alarms that `alarms` returned. Returns the alarms that were cleared."""
     request = proto.AlarmRequest(
-        action=_ALARM_ACTION["DEACTIVATE"],
-        memberID=alarm.member_id,
-        alarm=_ALARM_TYPE[alarm.name],
+        action=_ALARM_ACTION["DEACTIVATE"], memberID=alarm.member_id, alarm=_ALARM_TYPE[alarm.name]
     )
     return Op("Maintenance.Alarm", request, _alarms, timeout_s)
 

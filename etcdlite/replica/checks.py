@@ -22,11 +22,7 @@ from etcdlite import passwords, txn
 from etcdlite.auth import MAX_NAME_BYTES, MAX_RECORD_BYTES, SEED_BYTES
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.lease import MAX_TTL_S, NO_LEASE
-from etcdlite.methods import (
-    Route,
-    by_number,
-    numbers,
-)
+from etcdlite.methods import Route, by_number, numbers
 from etcdlite.proto import MAX_REQUEST_ITEMS
 from etcdlite.versions import parse
 

@@ -62,10 +62,7 @@ class ClusterVersion:
         before = self.version
         self.version = parse(request.version)
         self.target = parse(request.target) if request.target else None
-        for key, value in (
-            (CLUSTER_VERSION, request.version),
-            (DOWNGRADE_TARGET, request.target),
-        ):
+        for key, value in ((CLUSTER_VERSION, request.version), (DOWNGRADE_TARGET, request.target)):
             self._store.set_bucket(CLUSTER, key, value.encode() or None)
         if self.version != before:
             log.info("updated cluster version", **{"from": before.full, "to": self.version.full})

@@ -23,12 +23,7 @@ class ForcedCluster:
     """The work of --force-new-cluster. Without the flag it is done from the start."""
 
     def __init__(
-        self,
-        state: State,
-        raft: Raft,
-        writes: Writes,
-        maintenance: Maintenance,
-        options: Options,
+        self, state: State, raft: Raft, writes: Writes, maintenance: Maintenance, options: Options
     ) -> None:
         self._state = state
         self._raft = raft

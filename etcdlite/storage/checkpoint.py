@@ -66,11 +66,7 @@ NAME = "checkpoint"
 
 
 def meta(
-    begin: tuple[int, int],
-    applied: tuple[int, int],
-    revision: int,
-    compacted: int,
-    data: DataFile,
+    begin: tuple[int, int], applied: tuple[int, int], revision: int, compacted: int, data: DataFile
 ) -> bytes:
     """The META chunk: the state where the checkpoint begins; `applied` is (index, term)."""
     fields = [*begin, *applied, revision, compacted]

@@ -511,10 +511,7 @@ class DataFile:
         return bodies
 
     def _read_run(
-        self,
-        records: Sequence[tuple[int, int]],
-        size_bytes: int,
-        bodies: list[bytes | memoryview],
+        self, records: Sequence[tuple[int, int]], size_bytes: int, bodies: list[bytes | memoryview]
     ) -> None:
         """Append the bodies of records that lie within `size_bytes` of the first one's location."""
         first = records[0][0]

@@ -59,10 +59,7 @@ class KeyChanges:
         if since < self.since:
             return None
         total = 0
-        for keys, revisions, sign in (
-            (self.born, self.born_at, 1),
-            (self.gone, self.gone_at, -1),
-        ):
+        for keys, revisions, sign in ((self.born, self.born_at, 1), (self.gone, self.gone_at, -1)):
             changed = keys[bisect_right(revisions, since) : bisect_right(revisions, until)]
             if end is None:
                 total += sign * len([key for key in changed if start <= key])

@@ -453,11 +453,7 @@ def _read_renewal(body: bytes) -> tuple[int, bytes]:
 
 
 def _leadership_confirmed(
-    member: Member,
-    renewal: tuple[int, bytes],
-    body: bytes,
-    done: Done,
-    answer: bytes | EtcdError,
+    member: Member, renewal: tuple[int, bytes], body: bytes, done: Done, answer: bytes | EtcdError
 ) -> None:
     if isinstance(answer, EtcdError):
         done(answer)

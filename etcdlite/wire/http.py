@@ -210,11 +210,7 @@ class HttpSession(ClientSession):
     protocol = "http"
 
     def __init__(
-        self,
-        member: Member,
-        on_output: Callable[[Any], None],
-        site: Site,
-        is_local: bool = False,
+        self, member: Member, on_output: Callable[[Any], None], site: Site, is_local: bool = False
     ) -> None:
         """`is_local`: the client connected to a loopback address."""
         super().__init__(on_output, member.clock, member.state.store.limits)

@@ -39,11 +39,7 @@ class Conduct:
     )  # fmt: skip
 
     def __init__(
-        self,
-        now: float,
-        ping_min_s: float,
-        keepalive_interval_s: float,
-        keepalive_timeout_s: float,
+        self, now: float, ping_min_s: float, keepalive_interval_s: float, keepalive_timeout_s: float
     ) -> None:
         """See `http2.Connection`."""
         self.answers = 0

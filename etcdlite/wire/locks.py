@@ -43,15 +43,7 @@ from sortedcontainers import SortedList
 from etcdlite import frames, methods, proto
 from etcdlite.errors import UNKNOWN, EtcdError, error
 from etcdlite.member import Member
-from etcdlite.methods import (
-    DELETE_RANGE,
-    KEEP_ALIVE,
-    LEASE_GRANT,
-    LEASE_REVOKE,
-    RANGE,
-    TXN,
-    WATCH,
-)
+from etcdlite.methods import DELETE_RANGE, KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN, WATCH
 from etcdlite.watch import WatchStream
 from etcdlite.wire import api
 from etcdlite.wire.calls import Call, CallOwner
