@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from itertools import count
 from typing import Any
 
@@ -682,3 +683,27 @@ def test_versions_keep_their_numbers_when_cleaning_passes_over_many_others(seed:
         assert rig.cleanable()
         rig.clean_all()
         assert finish(read_history(store)) == before
+
+
+def test_cleaning_keeps_no_more_than_a_step_of_large_dead_records_in_memory() -> None:
+    rig = StoreRig(segment_bytes=6 << 20, limits=DEFAULT_LIMITS)
+    store = rig.store
+    for number in range(10, 34):
+        store.put(b"key", b"%d" % number * (100 << 10), 0)
+        store.end_revision()
+    store.mark(1, 1)
+    store.events.clear()
+    store.compact(store.revision)
+    store.mark(2, 1)
+    rig.finish_compaction()
+    store.data.roll()
+    rig.checkpoint()
+    (segment,) = rig.cleanable()
+    tracemalloc.start()
+    try:
+        rig.begin_cleaning(segment)
+        rig.finish_job()
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 2 << 20

@@ -111,8 +111,6 @@ def clean(store: Store, number: int) -> Job:
                 found.read_other(kind, body)
             elif _is_dead(index, body, location):
                 dead.append(body)
-                if len(dead) > most_work:
-                    _count(found, dead)
             else:
                 if dead:
                     _count(found, dead)
@@ -132,6 +130,8 @@ def clean(store: Store, number: int) -> Job:
                     step_work += DEAD_PER_LIVE
             if step_work > most_work or step_bytes >= most_bytes:
                 step_work = step_bytes = 0
+                if dead:
+                    _count(found, dead)
                 yield None
     if block:
         yield from _append_moved(store, bytes(block))
