@@ -27,10 +27,9 @@ with absent fields zero, as in proto3. It does not hold the keys: each KeyValue 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from heapq import heappop, heappush, heapreplace
 from math import ceil
-from typing import Any
 
 from etcdlite import errors
 from etcdlite.limits import DEFAULT_LIMITS, Limits
@@ -155,6 +154,9 @@ class Lessor:
         lease = self._leases.get(lease_id)
         if lease is not None:
             lease.remaining_ttl_s = remaining_ttl_s
+            if self.promoted:  # The leader before may have told a client that it has this time.
+                deadline = self._start + (remaining_ttl_s or lease.ttl_s)
+                lease.deadline = max(self._timed(lease_id).deadline, deadline)
 
     def encode(self, lease_id: int) -> bytes:
         """The lease's record for the data file. Raises LeaseNotFound."""
@@ -222,18 +224,16 @@ class Lessor:
         """All ids, in steps: on the leader by deadline, elsewhere by id."""
         if not self.promoted:
             return (yield from sort_steps(list(self._leases), limits=self._limits))
-        order = yield from self._order_steps(lambda lease: lease.deadline)
-        return [lease_id for _, lease_id in order]
-
-    def _order_steps(self, when: Callable[[_Lease], float]) -> Generator[None, None, list[Any]]:
-        """Sorted pairs: what `when` says of a lease at this step, and the id of the lease."""
+        ids = list(self._leases)
         order = []
-        for count, lease_id in enumerate(list(self._leases), 1):
-            if lease := self._leases.get(lease_id):
-                order.append((when(lease), lease_id))
+        for count, lease_id in enumerate(ids, 1):
+            lease = self._leases.get(lease_id)
+            if lease is not None:
+                order.append((lease.deadline, lease_id))
             if count % self._limits.sort_step_items == 0:
                 yield
-        return (yield from sort_steps(order, limits=self._limits))
+        order = yield from sort_steps(order, limits=self._limits)
+        return [lease_id for _, lease_id in order]
 
     # The time part: the leader's.
 
@@ -247,23 +247,26 @@ class Lessor:
         return self._place_steps(now)
 
     def _place_steps(self, now: float) -> Generator[None, None, None]:
-        order = yield from self._order_steps(_left_s)
+        order = yield from sort_steps(list(self._unplaced), self._left_s, limits=self._limits)
         gap_s = 1.0 / REVOKE_RATE_PER_S if len(order) >= SPREAD_FROM_LEASES else 0.0
         earliest = now
-        for count, (left_s, lease_id) in enumerate(order, 1):
+        for count, lease_id in enumerate(order, 1):
             if lease_id in self._unplaced:
-                # One whose checkpoint was reset since has more time. Those after it have not.
-                earliest = max(self._start + left_s, earliest)
-                self._place(lease_id, earliest)
-                earliest += gap_s
+                deadline = max(self._start + self._left_s(lease_id), earliest)
+                earliest = deadline + gap_s
+                self._place(lease_id, deadline)
             if count % self._limits.merge_step_items == 0:
                 yield
 
-    def _place(self, lease_id: int, earliest: float) -> None:
+    def _left_s(self, lease_id: int) -> int:
+        # Does not change until there is a deadline, so that the order holds.
+        lease = self._leases[lease_id] if lease_id in self._unplaced else None
+        return 0 if lease is None else lease.remaining_ttl_s or lease.ttl_s
+
+    def _place(self, lease_id: int, deadline: float) -> None:
         del self._unplaced[lease_id]
-        lease = self._leases[lease_id]
-        lease.deadline = max(self._start + _left_s(lease), earliest)
-        self._schedule(lease_id, lease, self._start)
+        self._leases[lease_id].deadline = deadline
+        self._schedule(lease_id, self._leases[lease_id], self._start)
 
     def demote(self) -> None:
         """Forget the deadlines: another member is the leader now, or none is."""
@@ -351,7 +354,7 @@ class Lessor:
         """As `_lease`, with a deadline."""
         lease = self._lease(lease_id)
         if lease_id in self._unplaced:
-            self._place(lease_id, self._start)
+            self._place(lease_id, self._start + self._left_s(lease_id))
         return lease
 
     def _lease(self, lease_id: int) -> _Lease:
@@ -359,7 +362,3 @@ class Lessor:
         if lease is None:
             raise errors.error("LeaseNotFound")
         return lease
-
-
-def _left_s(lease: _Lease) -> int:
-    return lease.remaining_ttl_s or lease.ttl_s

@@ -357,6 +357,22 @@ def test_a_lease_renewed_while_deadlines_are_set_does_not_delay_those_after_it()
     assert lessor.remaining_s(500, 0.0) == 100_000
 
 
+def test_a_new_leader_that_learns_of_a_renewal_late_gives_the_full_ttl():
+    lessor = Lessor()
+    lessor.grant(1, 1000, 0.0)
+    lessor.checkpoint(1, 5)
+    finish(lessor.promote(0.0))
+    assert lessor.remaining_s(1, 0.0) == 5.0
+    # The entry of the leader before, which answered the renewal, is applied only now.
+    lessor.checkpoint(1, 0)
+    assert lessor.remaining_s(1, 0.0) == 1000.0
+    assert drain(lessor, 999.0) == [] and drain(lessor, 1000.0) == [1]
+    # A checkpoint of its own takes nothing away.
+    lessor.grant(2, 1000, 500.0)
+    lessor.checkpoint(2, 300)
+    assert lessor.remaining_s(2, 500.0) == 1000.0
+
+
 def test_a_lease_renewed_after_being_drawn_apart_is_due_at_its_ttl():
     lessor = Lessor()
     for lease_id in range(1, 10_001):
