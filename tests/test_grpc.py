@@ -583,6 +583,41 @@ def test_requests_that_differ_in_their_deadlines_alone_keep_their_own(client: Cl
     assert not session.streams and not session._deadlines
 
 
+@pytest.mark.parametrize("timeout", ["", "9S"])
+def test_requests_with_the_same_header_are_timed_from_their_own_begin(
+    client: Client, timeout: str
+) -> None:
+    rpc = client.lone.member.metrics.rpcs[ROUTES[KV.encode() + b"Put"].number]
+    for _ in range(2):  # Then the header is known.
+        client.ask_only(grpc_timeout=timeout)
+    client.pump()
+    before = rpc.handling_s.sum
+    for _ in range(3):
+        client.ask_only(grpc_timeout=timeout)
+        client.lone.now += 1.0
+    client.h2.reset_stream(client.ask_only(grpc_timeout=timeout))
+    client.lone.now += 0.5
+    client.pump()
+    assert rpc.handling_s.sum - before == 3.5 + 2.5 + 1.5 + 0.5
+
+
+def test_remembered_headers_are_small_and_count_as_memory(client: Client) -> None:
+    session = client.session
+    fields = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", KV.encode() + b"Put"),
+        (b"content-type", b"application/grpc"),
+        (b"grpc-timeout", b"1S"),
+    ]
+    before = session.kept_bytes
+    session.read_request(fields + [(b"a", b"")] * 500)  # It would take 60 KB.
+    assert session.kept_bytes == before and not session._recalled
+    for n in range(10):
+        session.read_request([*fields, (b"user-agent", b"%d" % n)])
+    assert session.kept_bytes == before + 10 * grpc_module.HEADER_BYTES
+
+
 def test_only_the_deadline_of_a_header_is_not_read_again(client: Client) -> None:
     headers = [
         (b":method", b"POST"),

@@ -46,7 +46,7 @@ from etcdlite.session import MAX_UNSENT_BYTES, partial_timeout_s
 from etcdlite.wire import api, health, reflection
 from etcdlite.wire.api import Handler
 from etcdlite.wire.calls import CLOSED_PER_SLICE, Call, Calls
-from etcdlite.wire.hpack import Field, Headers, pack
+from etcdlite.wire.hpack import FIELD_OVERHEAD_BYTES, Field, Headers, pack
 from etcdlite.wire.http2 import (
     END_HEADERS,
     END_STREAM,
@@ -71,8 +71,12 @@ MAX_MESSAGE_BYTES = 8192
 MAX_TIMEOUT_DIGITS = 8
 
 MAX_RECALLED = 64
-MAX_RECALLED_BYTES = 1024
-"""The headers of requests with deadlines that a connection remembers, and the size of one."""
+MAX_RECALLED_BYTES = 2048
+"""The headers of requests with deadlines that a connection remembers, and the size of one, counted
+as for `MAX_LIST_BYTES`: a hundred short fields take more memory than their bytes."""
+
+HEADER_BYTES = 1024
+"""The memory that a remembered header occupies, approximately, for `kept_bytes`."""
 
 MIN_TIMEOUT_S = 1e-4
 """A request with a shorter timeout fails when it arrives."""
@@ -160,7 +164,7 @@ class Request:
     """The decoded header of a request."""
 
     __slots__ = (
-        "api_version", "began", "call", "client", "decode", "failure", "handle", "has_leader",
+        "api_version", "call", "client", "decode", "failure", "handle", "has_leader",
         "http_status", "is_client_stream", "is_packed", "is_plain", "number", "rpc", "timeout_s",
         "token",
     )  # fmt: skip
@@ -185,8 +189,6 @@ class Request:
         """Set if the request is refused because of its header."""
         self.http_status = 200
         self.rpc: Rpc
-        self.began = 0.0
-        """The member's clock when the header came, in seconds."""
         self.client: ClientRequests
         """The counters of the client's API version."""
 
@@ -314,6 +316,8 @@ def gunzip(packed: bytes, max_bytes: int) -> bytes:
 
 
 class _Stream(Stream):
+    began = 0.0
+    """The member's clock when the header came, in seconds."""
     parts: list[bytes] | None = None
     """The pieces of an incomplete message."""
     parts_bytes = 0
@@ -369,7 +373,8 @@ class GrpcSession(Connection, ClientSession):
         if request.timeout_s is not None and request.failure is None:
             key = _without_timeout(headers)
             names, values = zip(*key, strict=True)
-            is_small = sum(map(len, names + values)) <= MAX_RECALLED_BYTES
+            size = sum(map(len, names + values)) + FIELD_OVERHEAD_BYTES * len(key)
+            is_small = size <= MAX_RECALLED_BYTES
             if is_small and key.count(_TIMEOUT) == 1 and b"content-length" not in names:
                 if len(self._recalled) >= MAX_RECALLED:
                     self._recalled.clear()
@@ -424,16 +429,16 @@ class GrpcSession(Connection, ClientSession):
         except DecodeError as failure:
             self.fail(stream.id, number, _unreadable(failure))
 
-    def opened(self, stream: Stream) -> None:
+    def opened(self, stream: _Stream) -> None:  # type: ignore[override]
         request: Request = stream.request
         rpc = request.rpc
         rpc.started += 1
-        request.began = self.member.clock()
+        stream.began = now = self.member.clock()
         if request.timeout_s is not None:
             if request.timeout_s < MIN_TIMEOUT_S:
                 self.fail(stream.id, request.number, error("DeadlineExceeded"))
                 return
-            self._deadlines[stream.id] = request.began + request.timeout_s
+            self._deadlines[stream.id] = now + request.timeout_s
         if request.is_plain:
             request.client.unary += 1
             return
@@ -595,7 +600,7 @@ class GrpcSession(Connection, ClientSession):
         request = stream.request
         rpc = request.rpc
         rpc.succeeded += 1
-        rpc.handling_s.observe(self.member.clock() - request.began)
+        rpc.handling_s.observe(self.member.clock() - stream.began)
         length = len(body)
         rpc.sent_bytes += length
         size = length + PREFIX_BYTES
@@ -670,9 +675,8 @@ class GrpcSession(Connection, ClientSession):
             status.append(_ENCODINGS)
         self.finish(stream, pack(fields + status))
 
-    def _count_failed(self, stream: Stream, code: int) -> None:
-        request: Request = stream.request
-        request.rpc.fail(code, self.member.clock() - request.began)
+    def _count_failed(self, stream: _Stream, code: int) -> None:
+        stream.request.rpc.fail(code, self.member.clock() - stream.began)
 
     def _fail(self, stream: Stream, code: int, text: str) -> None:
         self.fail(stream.id, stream.request.number, EtcdError(code, text))
@@ -723,7 +727,7 @@ class GrpcSession(Connection, ClientSession):
             return
         rpc = stream.request.rpc
         rpc.succeeded += 1
-        rpc.handling_s.observe(self.member.clock() - stream.request.began)
+        rpc.handling_s.observe(self.member.clock() - stream.began)
         if not stream.headers_sent:
             self.send_headers(stream, _HEADER_BLOCK)
         self.finish(stream, _OK_BLOCK)
@@ -771,7 +775,9 @@ class GrpcSession(Connection, ClientSession):
 
     @property
     def kept_bytes(self) -> int:
-        return super().kept_bytes + self._partial_bytes + REQUEST_BYTES * len(self.streams)
+        headers_bytes = HEADER_BYTES * (len(self._known) + len(self._recalled))
+        requests_bytes = REQUEST_BYTES * len(self.streams) + self._partial_bytes
+        return super().kept_bytes + headers_bytes + requests_bytes
 
     @property
     def owes_an_answer(self) -> bool:
