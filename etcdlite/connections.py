@@ -580,8 +580,9 @@ class Connections:
             self._break(connection, failure)
             return
         outbox.sent(sent_bytes)
-        if outbox.unsent_bytes:
+        if outbox.unsent_bytes or outbox.held_bytes:
             self._awake[session] = None
+        if outbox.unsent_bytes:
             if outbox.parts and not outbox.is_stuck:
                 self.dirty.append(session)
             self._watch_socket(connection)

@@ -104,8 +104,8 @@ class Limits:
     its length follows from the index."""
 
     max_streamed_answers: int = 32
-    """Answers to ranges that are sent as they are read, of all connections together. Each keeps its
-    revision from being compacted."""
+    """Answers to ranges that are sent as they are read. Each keeps its revision from being
+    compacted. Each connection has an equal share, at least one."""
 
     apply_step_ops: int = 32
     """Operations that one step of applying an entry carries out."""
@@ -123,7 +123,7 @@ class Limits:
     """Reads in steps of one session that wait for their turn."""
 
     max_background_reads: int = 100
-    """Hashes that wait for their turn. Beyond them, a request for one is refused."""
+    """Hashes that wait for their turn, with the same shares."""
 
     max_waiting_reads: int = 100_000
     """Reads in steps of all sessions that wait for their turn."""

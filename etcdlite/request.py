@@ -65,6 +65,26 @@ def connection(session: Any) -> Any:
     return getattr(session, "owner", session)
 
 
+class Shares(dict[Any, int]):
+    """How many places of a limited kind each connection has. Those that have some may have equal
+    shares of all places, at least one."""
+
+    def take(self, session: Any, places: int) -> bool:
+        """Take one of `places`; False if the connection of the session has its share."""
+        owner = connection(session)
+        taken = self.get(owner, 0)
+        if taken >= max(1, places // (len(self) + (not taken))):
+            return False
+        self[owner] = taken + 1
+        return True
+
+    def free(self, session: Any) -> None:
+        owner = connection(session)
+        self[owner] -= 1
+        if not self[owner]:
+            del self[owner]
+
+
 class Asked:
     """The session of a request that the program makes to its own member."""
 

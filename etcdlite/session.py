@@ -140,6 +140,8 @@ class Outbox:
         """Count output that flow control holds back."""
         if self.held_bytes <= self.high_water_bytes:
             self._held_moved_at = self._clock()
+            if not self.held_bytes:
+                self._on_output(self._session)  # Its deadline is due from now on.
         self.held_bytes += size_bytes
 
     def release(self, size_bytes: int) -> None:

@@ -749,6 +749,13 @@ def test_a_closed_connection_with_many_streams_is_dropped_in_slices(client: Clie
     assert rpc.failed[CANCELED] == count
 
 
+def test_a_header_that_is_not_complete_counts_as_memory(client: Client) -> None:
+    before = client.session.kept_bytes
+    client.session.receive(http2.frame(http2.HEADERS, 0, 1, bytes(10_000)))
+    client.session.receive(http2.frame(http2.CONTINUATION, 0, 1, bytes(5_000)))
+    assert client.session.kept_bytes == before + 15_000
+
+
 def test_open_requests_count_as_memory(client: Client) -> None:
     before = client.session.kept_bytes
     client.open(WATCH)
@@ -1151,12 +1158,12 @@ def test_a_large_range_is_the_same_when_it_is_sent_as_it_is_read(
     streamed = client.ask(KV + "Range", request)
     assert streamed.status == 0 and streamed.message == whole.message
     assert len(begun) == 1
-    assert lone.member.reads.streamed_now == 0 and not store.pinned
+    assert not lone.member.reads.streamed and not store.pinned
 
 
-def large_range(lone: LoneMember) -> tuple[Client, int]:
+def large_range(lone: LoneMember, client: Client | None = None) -> tuple[Client, int]:
     """A client that does not read, and the id of its range of a megabyte."""
-    client = Client(lone, window=1000)
+    client = client or Client(lone, window=1000)
     for n in range(100):
         client.put(b"k%04d" % n, bytes(10_000))
     store = lone.member.state.store
@@ -1189,14 +1196,40 @@ def test_a_large_range_waits_for_its_client_and_is_of_one_revision(lone: LoneMem
 
 def test_a_large_range_ends_with_its_client(lone: LoneMember) -> None:
     client, stream_id = large_range(lone)
-    second, _ = large_range(lone)
-    assert lone.member.reads.streamed_now == 2
-    refused, third = large_range(lone)
-    assert refused.answers[third].status == 8
+    streamed = lone.member.reads.streamed
+    assert list(streamed.values()) == [1]
+    large_range(lone, client)
+    _, third = large_range(lone, client)
+    assert client.answers[third].status == 8
+    second, fourth = large_range(lone)
+    assert second.answers[fourth].status is None, "one connection cannot take all places"
+    assert list(streamed.values()) == [2, 1]
+    _, fifth = large_range(lone, second)
+    assert second.answers[fifth].status == 8
     client.h2.reset_stream(stream_id, http2_state.CANCEL)
     client.pump()
+    assert list(streamed.values()) == [1, 1]
+    client.session.closed()
     second.session.closed()
-    assert lone.member.reads.streamed_now == 0 and not lone.member.state.store.pinned
+    assert not streamed and not lone.member.state.store.pinned
+
+
+def test_one_connection_cannot_take_all_places_of_hashes(lone: LoneMember) -> None:
+    store = lone.member.state.store
+    store.limits = replace(store.limits, max_background_reads=2)
+    many, other = Client(lone), Client(lone)
+    body = framed(proto.HashKVRequest(of_members=True).encode())
+    for _ in range(2):  # The places are free again.
+        asked = []
+        for client in (many, many, many, other, other):
+            stream_id = client.open("/etcdserverpb.Maintenance/HashKV")
+            client.h2.send_data(stream_id, body, end_stream=True)
+            client.session.receive(client.h2.data_to_send())
+            asked.append((client, stream_id))
+        many.pump()
+        other.pump()
+        statuses = [client.answers[stream_id].status for client, stream_id in asked]
+        assert statuses == [0, 0, errors.RESOURCE_EXHAUSTED, 0, errors.RESOURCE_EXHAUSTED]
 
 
 def test_other_requests_are_answered_beside_a_large_range(lone: LoneMember) -> None:

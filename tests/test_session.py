@@ -349,6 +349,20 @@ def test_a_closed_connection_has_no_late_output() -> None:
     assert not outbox.late
 
 
+def test_what_is_held_first_is_told_to_the_owner() -> None:
+    woken: list[str] = []
+    outbox = Outbox("session", woken.append, lambda: 0.0, 1 << 20)
+    outbox.hold(10)
+    assert woken == ["session"], "the owner must look at its size and deadline"
+    outbox.hold(10)
+    outbox.release(15)
+    outbox.hold(10)
+    assert len(woken) == 1
+    outbox.drop(15)
+    outbox.hold(10)
+    assert len(woken) == 2
+
+
 class Ticked(Session):
     """Counts its ticks."""
 
@@ -393,6 +407,10 @@ def test_sessions_that_may_rest_are_looked_at_in_turn_and_after_input() -> None:
     clients[3].sendall(b"x")
     connections.serve(connections._selector.select(1.0), time.monotonic())
     assert ticks(1)[3] == 1
+    sessions[4].outbox.hold(10)
+    connections.dirty.append(sessions[4])
+    connections.send_output()
+    assert ticks(1)[4] == 1 and budget.held_bytes == 10
     # Many do not take one turn.
     connections._awake.update(dict.fromkeys(sessions))
     assert len(sessions) < TICKED_PER_TURN and not connections.have_work

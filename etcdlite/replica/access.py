@@ -26,7 +26,7 @@ from etcdlite.errors import EtcdError
 from etcdlite.methods import PUT, RANGE
 from etcdlite.raft import Raft
 from etcdlite.replica.state import State
-from etcdlite.request import Requester, connection
+from etcdlite.request import Requester, Shares
 from etcdlite.rights import Rights
 from etcdlite.tokens import TokenAhead, Tokens
 
@@ -34,9 +34,9 @@ MAX_RECENT = 1024
 """Tokens that are remembered, with what they permit, until the next tick."""
 
 MAX_RECHECKS = 1024
-"""Refused requests that wait until the state is current. The connections that have some may have
-equal shares of this, at least one; more are refused at once. Requests with a token that is ahead of
-the state do not count: its signature shows that a user logged in."""
+"""Refused requests that wait until the state is current (`Shares`); more are refused at once.
+Requests with a token that is ahead of the state do not count: its signature shows that a user
+logged in."""
 
 
 class Access:
@@ -51,8 +51,7 @@ class Access:
     def __init__(self, state: State, tokens: Tokens, raft: Raft) -> None:
         self.auth: Auth = state.auth
         self._raft = raft
-        self._rechecks: dict[Any, int] = {}
-        """How many refused requests wait, by connection."""
+        self._rechecks = Shares()
         self._tokens = tokens
         self._recent: dict[str, tuple[int, Author, Rights]] = {}
         """What the tokens of recent requests permit: the auth revision as of which this holds, the
@@ -152,18 +151,12 @@ class Access:
             return False
         elif isinstance(refused, TokenAhead):
             self.when_current(partial(again, True), size_bytes)
+        elif self._raft.leader and self._rechecks.take(session, MAX_RECHECKS):
+            self.when_current(partial(self._recheck, session, again), size_bytes)
         else:
-            owner, rechecks = connection(session), self._rechecks
-            waiting = rechecks.get(owner, 0)
-            share = max(1, MAX_RECHECKS // (len(rechecks) + (not waiting)))
-            if not self._raft.leader or waiting >= share:
-                return False
-            rechecks[owner] = waiting + 1
-            self.when_current(partial(self._recheck, owner, again), size_bytes)
+            return False
         return True
 
-    def _recheck(self, owner: Any, again: Callable[[bool], None]) -> None:
-        waiting = self._rechecks.pop(owner) - 1
-        if waiting:
-            self._rechecks[owner] = waiting
+    def _recheck(self, session: Requester | None, again: Callable[[bool], None]) -> None:
+        self._rechecks.free(session)
         again(True)

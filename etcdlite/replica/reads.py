@@ -52,7 +52,7 @@ from etcdlite.raft import NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import Entry
 from etcdlite.replica.access import Access
 from etcdlite.replica.state import State
-from etcdlite.request import Asked, Session, Steps, Waiter, fail_all, warn_slow
+from etcdlite.request import Asked, Session, Shares, Steps, Waiter, fail_all, warn_slow
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.steps import join_steps
 
@@ -141,7 +141,7 @@ class Reads:
         options: Options,
         access: Access,
     ) -> None:
-        self.streamed_now = 0
+        self.streamed = Shares()
         """Answers that are being sent while they are read."""
         self.new: list[Waiter] = []
         """Reads for the next round."""
@@ -159,6 +159,7 @@ class Reads:
         """Lines in the order of their turns, without those that are held or wait for a slot."""
         self.background: deque[Waiter] = deque()
         """Reads in `BACKGROUND`. The first one is under way."""
+        self._background_shares = Shares()
         self._background_steps: Steps | None = None
         self._state = state
         self._raft = raft
@@ -422,7 +423,7 @@ class Reads:
             session.reply(request_id, method, b"")
             return True
         if method in BACKGROUND:
-            if len(self.background) < state.store.limits.max_background_reads:
+            if self._background_shares.take(session, state.store.limits.max_background_reads):
                 self.background.append(read)
             else:
                 session.fail(request_id, method, error("RequestTooManyRequests"))
@@ -599,6 +600,7 @@ class Reads:
             if not is_awaited or _advance(steps, read):
                 self._background_steps = None
                 self.background.popleft()
+                self._background_shares.free(session)
             if is_over():
                 return
 

@@ -776,6 +776,8 @@ class GrpcSession(Connection, ClientSession):
     @property
     def kept_bytes(self) -> int:
         headers_bytes = HEADER_BYTES * (len(self._known) + len(self._recalled))
+        if self._block is not None:
+            headers_bytes += sum(map(len, self._block[2]))
         requests_bytes = REQUEST_BYTES * len(self.streams) + self._partial_bytes
         return super().kept_bytes + headers_bytes + requests_bytes
 

@@ -567,7 +567,7 @@ class LargeRangeCall(Call):
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         super().__init__(member, owner, request_id, method)
         store = self._store = member.state.store
-        if member.reads.streamed_now >= store.limits.max_streamed_answers:
+        if not member.reads.streamed.take(owner, store.limits.max_streamed_answers):
             raise error("RequestTooManyRequests")
         self._pieces: Generator[bytes | int, None, None] | None = None
         self._checked_under = _rules(member.state.auth)
@@ -579,7 +579,6 @@ class LargeRangeCall(Call):
         head = self.member.identity.header(store.revision)
         self._send_piece = send
         self._pieces = streamed(store, request, revision, head, RANGE_CHUNK_BYTES)
-        self.member.reads.streamed_now += 1
         self.member.metrics.ranges += 1
         self.resume()
 
@@ -600,10 +599,10 @@ class LargeRangeCall(Call):
             self._send_piece(piece)
 
     def close(self) -> None:
+        self.member.reads.streamed.free(self)
         if self._pieces is not None:
             self._pieces.close()
             self._pieces = None
-            self.member.reads.streamed_now -= 1
             del self._send_piece
 
 
