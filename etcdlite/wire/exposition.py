@@ -258,20 +258,16 @@ class _Scrape:
             passed.update(site.last_checks)
             counts.update(site.checks)
         yield _family(
-            "etcd_server_healthcheck",
-            "gauge",
-            "Whether the latest check passed",
+            "etcd_server_healthcheck", "gauge", "Whether the latest check passed",
             [({"type": kind, "name": name}, value) for (kind, name), value in passed.items()],
-        )
+        )  # fmt: skip
         yield _family(
-            "etcd_server_healthchecks_total",
-            "counter",
-            "Checks of /livez and /readyz",
+            "etcd_server_healthchecks_total", "counter", "Checks of /livez and /readyz",
             [
                 ({"type": kind, "name": name, "status": status}, count)
                 for (kind, name, status), count in counts.items()
             ],
-        )
+        )  # fmt: skip
 
     def _rpcs(self) -> Iterator[str]:
         started: list[_Sample] = []
@@ -313,16 +309,14 @@ class _Scrape:
              "Bytes of the messages to gRPC and JSON clients"),
         )  # fmt: skip
         yield _family(
-            "etcd_server_client_requests_total",
-            "counter",
-            "gRPC and JSON requests by client",
+            "etcd_server_client_requests_total", "counter", "gRPC and JSON requests by client",
             [
                 ({"client_api_version": version, "type": kind}, count)
                 for version, client in self._metrics.clients.items()
                 for kind, count in (("unary", client.unary), ("stream", client.streams))
                 if count
             ],
-        )
+        )  # fmt: skip
 
     def _peers(self) -> Iterator[str]:
         peers = {f"{member_id:x}": peer for member_id, peer in self._metrics.peers.items()}
@@ -337,34 +331,26 @@ class _Scrape:
             ),
         ):
             yield _family(
-                f"etcd_network_{name}_peers",
-                "gauge",
-                what,
+                f"etcd_network_{name}_peers", "gauge", what,
                 [({"Local": local, "Remote": f"{node:x}"}, on) for node, on in values.items()],
-            )
+            )  # fmt: skip
         yield _family(
-            "etcd_network_peer_sent_failures_total",
-            "counter",
+            "etcd_network_peer_sent_failures_total", "counter",
             "Messages to a member that were dropped: no connection, or too much waits on it",
             [({"To": name}, peer.send_failures) for name, peer in peers.items()],
-        )
+        )  # fmt: skip
         yield _family(
-            "etcd_network_peer_sent_bytes_total",
-            "counter",
-            "Bytes sent to a member",
+            "etcd_network_peer_sent_bytes_total", "counter", "Bytes sent to a member",
             [({"To": name}, peer.sent_bytes) for name, peer in peers.items()],
-        )
+        )  # fmt: skip
         yield _family(
-            "etcd_network_peer_received_bytes_total",
-            "counter",
-            "Bytes received from a member",
+            "etcd_network_peer_received_bytes_total", "counter", "Bytes received from a member",
             [({"From": name}, peer.received_bytes) for name, peer in peers.items()],
-        )
+        )  # fmt: skip
         yield _histograms(
-            "etcd_network_peer_round_trip_time_seconds",
-            "Round trip time to a member",
+            "etcd_network_peer_round_trip_time_seconds", "Round trip time to a member",
             [({"To": name}, peer.round_trip_s) for name, peer in peers.items()],
-        )
+        )  # fmt: skip
 
     def _process(self) -> Iterator[str]:
         with open("/proc/self/statm", "rb") as file:
@@ -405,8 +391,7 @@ class _Scrape:
                  "Connections closed because all together held more than memory-limit"),
             )  # fmt: skip
         yield _family(
-            "etcdlite_failed_handshakes_total",
-            "counter",
+            "etcdlite_failed_handshakes_total", "counter",
             "Connections that ended before their handshake was complete",
             [
                 (
@@ -416,7 +401,7 @@ class _Scrape:
                 for kind in ("tls", "secret")
                 for is_member in (False, True)
             ],
-        )
+        )  # fmt: skip
 
     def _own(self) -> Iterator[str]:
         metrics, member = self._metrics, self._member
@@ -455,11 +440,9 @@ class _Scrape:
 
     def _of_connections(self) -> Iterator[str]:
         yield _family(
-            "etcdlite_connections",
-            "gauge",
-            "Open connections by protocol",
+            "etcdlite_connections", "gauge", "Open connections by protocol",
             [({"protocol": protocol}, count) for protocol, count in self._connections.items()],
-        )
+        )  # fmt: skip
         if self._expiries:
             yield _family(
                 "etcdlite_certificate_expiry_timestamp_seconds", "gauge", "End of a certificate",
@@ -471,11 +454,9 @@ class _Scrape:
         alarms = self._member.state.alarms
         active = Counter(alarm_name(kind) for _, kind in alarms)
         yield _family(
-            "etcdlite_alarms",
-            "gauge",
-            "Members for which an alarm is active",
+            "etcdlite_alarms", "gauge", "Members for which an alarm is active",
             [({"alarm": name}, active[name]) for name in map(alarm_name, (NOSPACE, CORRUPT))],
-        )
+        )  # fmt: skip
         yield _families(
             ("gauge", "etcdlite_disk_left_bytes", alarms.disk_left_bytes,
              "Free space of the file system of the data, beyond the reserve that stays free"),
