@@ -1,15 +1,15 @@
 """Another process writes a large backup in etcd's format: `start` starts it, `main` runs in it.
 
-To write the file takes 3 us of processor time per record, three quarters of the work. In the loop
-it delays requests, and it needs the interpreter in small pieces all the time, so a thread would not
-help. The loop scans the data, which needs the store, and passes on what the process writes.
+Writing the file takes 3 us of processor time per record, three quarters of the work. In the loop
+this would delay requests. A thread would not help, because it needs the interpreter all the time.
+The loop scans the data, which needs the store, and passes on what the process writes.
 
 The process is the same Python with the same modules. It inherits the open segments, which never
 change, and a socket as its stdin and stdout:
 
-    stdin   the values of `etcd_file.orders`, each written by `marshal`
-    stdout  parts of the backup, each after its length, u32 little-endian. Length 0: it failed, and
-            the rest is the reason, in UTF-8.
+    stdin   the values of `etcd_file.hand_over`, each written by `marshal`
+    stdout  parts of the backup, each after its length, u32 little-endian. Length 0: the process
+            failed, and the rest is the reason, in UTF-8.
 
 A thread of the server writes to it and reads from it, at most `WAITING_PARTS` ahead of the client.
 The thread kills the process when the client leaves; without a server it ends by itself. It takes
@@ -39,7 +39,7 @@ from typing import Any
 import etcdlite
 from etcdlite import log
 from etcdlite.errors import UNAVAILABLE, EtcdError
-from etcdlite.etcd_file import contents, received
+from etcdlite.etcd_file import contents, take_over
 from etcdlite.hardening import protect_process
 from etcdlite.storage.data import DataDamaged
 
@@ -50,9 +50,10 @@ PART_BYTES = 128 << 10
 """The process joins parts until they have this much."""
 
 WAITING_PARTS = 2
+"""The thread reads this many parts ahead of the client."""
 
 MAX_PROCESSES = 4
-"""At once, with those of clients that have just left."""
+"""Processes at once, including those of clients that have just left."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -81,11 +82,11 @@ class BackupProcess:
     def __init__(self, fds: list[int], woken: Callable[[], None]) -> None:
         """Raises OSError, and RuntimeError if there can be no thread."""
         self._woken = woken
-        self._orders: queue.SimpleQueue[Iterator[Any]] = queue.SimpleQueue()
+        self._input: queue.SimpleQueue[Iterator[Any]] = queue.SimpleQueue()
         self._parts: deque[bytes | Exception] = deque()
         self._room = threading.Semaphore(WAITING_PARTS)
         self._is_closed = False
-        self._pid, self._sock = _start(fds)
+        self._pid, self._sock = _spawn(fds)
         _running.add(self)
         try:
             threading.Thread(target=self._run, name="backup", daemon=True).start()
@@ -97,7 +98,7 @@ class BackupProcess:
     def parts(self, image: Any) -> Iterator[bytes | None]:
         """As `EtcdImage.parts`, of the same image, prepared. After None, there is a part once
         `woken` was called. Raises EtcdError, OSError, DataDamaged."""
-        self._orders.put(image.orders())
+        self._input.put(image.hand_over())
         left = image.size_bytes
         while True:
             if not self._parts:
@@ -120,24 +121,24 @@ class BackupProcess:
     def close(self) -> None:
         """End the process soon."""
         self._is_closed = True
-        self._orders.put(iter(()))
+        self._input.put(iter(()))
         self._room.release()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()  # Really, when the thread has closed its files.
+        self._sock.close()  # The descriptor is closed when the thread has closed its files.
 
     # In the thread.
 
     def _run(self) -> None:
         last: bytes | Exception = b""
         try:
-            with self._sock.makefile("wb") as requests, self._sock.makefile("rb") as answers:
-                for order in self._orders.get():
-                    marshal.dump(order, requests)
-                requests.flush()
-                while not self._is_closed and (head := answers.read(_LENGTH.size)):
+            with self._sock.makefile("wb") as stdin, self._sock.makefile("rb") as stdout:
+                for value in self._input.get():
+                    marshal.dump(value, stdin)
+                stdin.flush()
+                while not self._is_closed and (head := stdout.read(_LENGTH.size)):
                     size = _LENGTH.unpack(head)[0]
-                    part = answers.read(size or -1)
+                    part = stdout.read(size or -1)
                     if not size:
                         last = OSError(part.decode(errors="replace"))
                     if len(part) < size or not size:
@@ -161,7 +162,7 @@ class BackupProcess:
         self._woken()
 
 
-def _start(fds: list[int]) -> tuple[int, socket.socket]:
+def _spawn(fds: list[int]) -> tuple[int, socket.socket]:
     """Start the process. Returns its id, and the socket that it talks over. Raises OSError."""
     paths = [os.path.dirname(os.path.dirname(etcdlite.__file__)), *sys.path]
     code = (
@@ -203,12 +204,12 @@ def main(version: str) -> None:
     # Not that of `sys`: with PYTHONUNBUFFERED it may write a part of what it is given.
     out = open(1, "wb", closefd=False)  # noqa: SIM115
     try:
-        _, made = contents(*received(partial(marshal.load, sys.stdin.buffer)))
+        _, made = contents(*take_over(partial(marshal.load, sys.stdin.buffer)))
         for piece in _joined(made, 0):
             out.write(piece)
         out.flush()
     except (ConnectionError, EOFError):
-        os._exit(1)  # Nobody wants it any more.
+        os._exit(1)  # The server, or its client, is gone.
     except (OSError, DataDamaged) as failure:
         out.write(_LENGTH.pack(0) + str(failure).encode())
         out.flush()

@@ -37,7 +37,7 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from etcdlite import proto
-from etcdlite.etcd_file import REVISION, STEP_ITEMS, Records, contents, orders
+from etcdlite.etcd_file import REVISION, STEP_ITEMS, Records, contents, hand_over
 from etcdlite.limits import Limits
 from etcdlite.mvcc import Store
 from etcdlite.passwords import is_bcrypt
@@ -95,9 +95,9 @@ class EtcdImage:
         pause. Raises DataDamaged, OSError."""
         return self._parts
 
-    def orders(self) -> Iterator[Any]:
-        """What another process needs to make them instead; see `etcd_file.orders`."""
-        return orders(self.history, self._buckets)
+    def hand_over(self) -> Iterator[Any]:
+        """What another process needs to make the same bytes; see `etcd_file.hand_over`."""
+        return hand_over(self.history, self._buckets)
 
     def close(self) -> None:
         self.history.close()

@@ -68,20 +68,20 @@ def _items(keys: list[bytes], values: list[bytes]) -> Iterator[bolt.Items]:
         yield keys[at : at + STEP_ITEMS], values[at : at + STEP_ITEMS]
 
 
-def orders(history: History, buckets: Sequence[Records]) -> Iterator[Any]:
+def hand_over(history: History, buckets: Sequence[Records]) -> Iterator[Any]:
     """What another process needs for `contents`: small values, because the interpreter does nothing
     else while it writes one."""
-    return chain(history.hand_over(), [len(buckets)], *map(_orders, buckets))
+    return chain(history.hand_over(), [len(buckets)], *map(_hand_over, buckets))
 
 
-def _orders(bucket: Records) -> Iterator[Any]:
+def _hand_over(bucket: Records) -> Iterator[Any]:
     yield bucket.name, bucket.size_bytes, bucket.most_key_bytes
     yield from _items(bucket.keys, bucket.values)
     yield None
 
 
-def received(take: Callable[[], Any]) -> tuple[History, list[Records]]:
-    """The arguments of `contents` in that process. `take` returns the next value of `orders`."""
+def take_over(take: Callable[[], Any]) -> tuple[History, list[Records]]:
+    """The arguments of `contents` in that process. `take` returns the next value of `hand_over`."""
     history = History.take_over(take)
     buckets = []
     for _ in range(take()):

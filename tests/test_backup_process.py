@@ -281,13 +281,13 @@ def test_the_process_is_ended_before_the_server_where_memory_is_short() -> None:
         reading.process.close()
 
 
-def test_orders_are_small() -> None:
+def test_what_is_handed_over_is_in_small_values() -> None:
     """The loop waits while one is written."""
     flags, runs = bytes(10 * MIB), [bytes(96 << 10)] * 30
     given = iter([("", [], (1, 1, 0, 0)), flags, None, *runs, None])
-    orders = list(etcd_file.orders(History.take_over(lambda: next(given)), []))
-    assert max(len(marshal.dumps(order)) for order in orders) < 100 << 10
-    again, _ = etcd_file.received(partial(next, iter(orders)))
+    values = list(etcd_file.hand_over(History.take_over(lambda: next(given)), []))
+    assert max(len(marshal.dumps(value)) for value in values) < 100 << 10
+    again, _ = etcd_file.take_over(partial(next, iter(values)))
     assert (again._flags, again._runs) == (flags, runs)
 
 
