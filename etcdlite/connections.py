@@ -178,6 +178,8 @@ class Connections:
         """Sessions that the next `tick` includes: they had input or output, or may not rest."""
         self._rotation: Iterator[Session] = iter(())
         """Those of all sessions that are left in this round; each `tick` includes the next few."""
+        self._share = 1
+        """How many are few: a round takes the same time if most of them are closed in it."""
         self._due: deque[Session] = deque()
         """Sessions of the last `tick` whose deadlines are not enforced yet."""
         self._sizes: dict[Connection, int] = {}
@@ -217,9 +219,10 @@ class Connections:
         """Enforce the deadlines and the limit of memory, in this turn and the next ones. Call it
         several times a second."""
         if not self._due:
-            some = list(islice(self._rotation, len(self._by_session) // REST_TICKS + 1))
+            some = list(islice(self._rotation, self._share))
             if not some:
                 self._rotation = iter(list(self._by_session))
+                self._share = len(self._by_session) // REST_TICKS + 1
             self._due.extend(dict.fromkeys((*self._awake, *some)))
             self._awake.clear()
         self._tick_due()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+import weakref
 from pathlib import Path
 from selectors import DefaultSelector
 from typing import Any
@@ -379,17 +380,46 @@ class Ticked(Session):
         pass
 
 
-def test_sessions_that_may_rest_are_looked_at_in_turn_and_after_input() -> None:
+def resting(count: int) -> tuple[Connections, list[Ticked], list[socket.socket]]:
+    """Connections with sessions that may rest, and the clients' ends."""
     handshakes = Handshakes(lambda result: None)
     connections = Connections(load([], {}), DefaultSelector(), Places(1000, 1000), handshakes)
-    listener = socket.create_server(("127.0.0.1", 0))
     sessions, clients = [], []
-    for _ in range(REST_TICKS + 4):
-        clients.append(socket.create_connection(listener.getsockname()))
-        sock, (host, port) = listener.accept()
-        site: Any = object()
-        sessions.append(Ticked())
-        connections.add(Connection(sock, host, f"{host}:{port}", site, sessions[-1]))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for _ in range(count):
+            clients.append(socket.create_connection(listener.getsockname()))
+            sock, (host, port) = listener.accept()
+            site: Any = object()
+            sessions.append(Ticked())
+            connections.add(Connection(sock, host, f"{host}:{port}", site, sessions[-1]))
+    return connections, sessions, clients
+
+
+def test_sessions_that_are_closed_hold_up_no_others_and_are_forgotten() -> None:
+    connections, sessions, clients = resting(20 * REST_TICKS)
+    budget = Budget(1 << 30)
+    for _ in range(2):
+        connections.tick(time.monotonic(), budget)
+        while connections.have_work:
+            connections.produce()
+    last, gone = sessions[-1], weakref.ref(sessions[-2])
+    del sessions
+    for connection in list(connections.all):
+        if connection.session is not last:
+            connections.close(connection)
+    del connection
+    before = last.ticks
+    for _ in range(2 * REST_TICKS + 3):
+        connections.tick(time.monotonic(), budget)
+    assert last.ticks >= before + 2
+    assert gone() is None
+    connections.close_all()
+    for sock in clients:
+        sock.close()
+
+
+def test_sessions_that_may_rest_are_looked_at_in_turn_and_after_input() -> None:
+    connections, sessions, clients = resting(REST_TICKS + 4)
     budget = Budget(1 << 30)
 
     def ticks(times: int) -> list[int]:
@@ -419,7 +449,7 @@ def test_sessions_that_may_rest_are_looked_at_in_turn_and_after_input() -> None:
     connections.produce()
     assert not connections.have_work
     connections.close_all()
-    for sock in (*clients, listener):
+    for sock in clients:
         sock.close()
 
 
