@@ -1193,3 +1193,43 @@ def test_any_bytes_are_survived(pieces: list[bytes], size: int) -> None:
         echo.bodies.setdefault(stream_id, b"")
         echo.answer(stream_id)
     echo.taken()
+
+
+steps = st.sampled_from(
+    [
+        request(1, b"a"),
+        *(request(n, b"body", more=[(b"te", b"trailers")]) for n in (3, 5, 7)),
+        request(9, b"later", b"/later"),
+        open_request(11, b"/later"),
+        frame(DATA, 0, 11, b"more"),
+        frame(DATA, END_STREAM, 11, b"end"),
+        frame(DATA, PADDED | END_STREAM, 11, b"\x02endxx"),
+        frame(HEADERS, END_STREAM, 13, REQUEST[:9]),
+        frame(CONTINUATION, END_HEADERS, 13, REQUEST[9:]),
+        frame(WINDOW_UPDATE, 0, 0, uint32(70)),
+        frame(PING, 0, 0, b"12345678"),
+        frame(WINDOW_UPDATE, 0, 0, uint32(70)) + frame(PING, 0, 0, b"87654321"),
+        frame(WINDOW_UPDATE, 0, 0, uint32(0)) + frame(PING, 0, 0, bytes(8)),
+        frame(SETTINGS, 0, 0, setting(http2.HEADER_TABLE_SIZE, 0)),
+        frame(RST_STREAM, 0, 9, uint32(CANCEL)),
+    ]
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(steps | steps | any_frame, max_size=20), st.integers(1, 40))
+def test_frames_mean_the_same_however_they_are_cut(pieces: list[bytes], size: int) -> None:
+    """Whole requests that arrive at once take short ways, which no frame may notice."""
+    whole, cut = opened(max_streams=4), opened(max_streams=4)
+    sent = b"".join(pieces)
+    answers = sorted(whole.tell(sent))
+    others = []
+    for at in range(0, len(sent), size):
+        others += cut.tell(sent[at : at + size])
+    assert answers == sorted(others)  # A PING may be answered sooner.
+    for name in ("paths", "bodies", "given_up", "hot", "is_closing", "is_open"):
+        assert getattr(whole, name) == getattr(cut, name), name
+    assert whole.flow.window == cut.flow.window
+    assert {n: s.state for n, s in whole.streams.items()} == {
+        n: s.state for n, s in cut.streams.items()
+    }
