@@ -288,7 +288,8 @@ class Member:
         if self.rollback.is_over:
             self.raft.tick()
             self.leadership.begin(now)
-        self.leases.tick(now)
+        if self._applied_term == self.raft.term:  # No renewal of an earlier one is left to apply.
+            self.leases.tick(now)
         if self.state.lessor.promoted and self._unsynced:
             self.leadership.hand_over_if_slow(now, self._unsynced[0])
         self._publish(now)

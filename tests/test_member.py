@@ -969,3 +969,23 @@ def test_reads_that_nobody_waits_for_any_more_are_left_out() -> None:
     looks = rig.looks
     rig.ask(everything)
     assert one < 2 * (rig.looks - looks) + 10 * len(reads)
+
+
+def test_a_new_leader_revokes_no_lease_before_it_has_applied_the_entries_of_earlier_terms(
+    rig: MemberRig,
+) -> None:
+    rig.ask(proto.LeaseGrantRequest(ID=1, TTL=5))
+    rig = MemberRig(rig.disk)
+    rig.member.turn()
+    lessor = rig.member.state.lessor
+    assert lessor.promoted and lessor.exists(1)
+    # Its log is being synced. A renewal that was answered may be among what it has not applied.
+    last = rig.member.raft.log.last
+    rig.now += 30
+    rig.member.tick()
+    rig.member.turn()
+    assert rig.member.raft.log.last == last
+    rig.settle()
+    rig.member.tick()
+    rig.settle()
+    assert not rig.member.state.lessor.exists(1)
