@@ -92,8 +92,7 @@ def restore(
     back, and watches that have seen later ones are told. All members need the same. `progress` gets
     (bytes done, total bytes). With `keys` the data directory is encrypted. `identities` decrypt the
     file; nothing of it is written that is not encrypted with `keys`, if there are any. Raises
-    SnapshotError, OSError.
-    """
+    SnapshotError, OSError."""
     peer_urls = [url for url in initial_advertise_peer_urls.split(",") if url]
     pairs = _initial_cluster(initial_cluster, name, peer_urls)
     founding = bootstrap.new_cluster(name, pairs, initial_cluster_token)

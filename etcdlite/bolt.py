@@ -290,8 +290,7 @@ class Reader:
     """A database of bbolt. It trusts nothing: each page that is read is checked, and no page may be
     part of the database twice, so reading ends.
 
-    Memory: a bit per page, a page per level, and one item.
-    """
+    Memory: a bit per page, a page per level, and one item."""
 
     def __init__(self, file: Any, size_bytes: int) -> None:
         """`file`, with `seek` and `read`, holds the database in its first `size_bytes`. Raises

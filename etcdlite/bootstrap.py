@@ -75,8 +75,7 @@ def resolve_founding(settings: Config, waits: Waits, dialing: Dialing | None = N
     """The cluster with which a member starts for the first time. Waits until a running cluster that
     it joins answers, and until another cluster has left the place of a new one. Raises StartError.
 
-    `dialing` makes the channels to the other members; without it the connections are plain.
-    """
+    `dialing` makes the channels to the other members; without it the connections are plain."""
     initial_cluster = _initial_cluster(settings)
     if settings.initial_cluster_state == "existing":
         return _join(settings.name, initial_cluster, waits, False, dialing)
@@ -183,8 +182,7 @@ def check_is_new(
 
     Raises OtherCluster if the rest, without the members that are of another cluster or that no
     channel reaches, is no majority: then the configuration is wrong, or another cluster is about to
-    be replaced.
-    """
+    be replaced."""
     pairs = list(initial_cluster)
     foreign: dict[str, str] = {}
     closed: list[str] = []
@@ -233,8 +231,7 @@ def join_cluster(
     whose answer fits. `has_data`: this is not the member's first start.
 
     Raises NoAnswer if no member answers. Raises StartError if no answer fits; that member may be
-    behind and not know of the latest change.
-    """
+    behind and not know of the latest change."""
     pairs = list(initial_cluster)
     own_urls = sorted(url for member_name, url in pairs if member_name == name)
     causes = []
@@ -332,8 +329,7 @@ def _join(
 
     The cluster may need this member for its quorum, so any member's own knowledge is enough to
     join. It is not enough to give up, because that member may be behind: a refusal must come from a
-    member that is in contact with a leader.
-    """
+    member that is in contact with a leader."""
     fetch = partial(fetch_members, dialing=dialing)
     fetch_local = partial(fetch, linearizable=False)
     while True:
@@ -362,8 +358,7 @@ def fetch_members(
     """Ask the member at a peer URL for the cluster's id and its members.
 
     With `linearizable` it answers only if it is in contact with a leader, else from its own state.
-    Blocks for up to `FETCH_TIMEOUT_S`. Raises NoAnswer.
-    """
+    Blocks for up to `FETCH_TIMEOUT_S`. Raises NoAnswer."""
     answer = _ask_for_members(url, linearizable, dialing)
     return answer.header.cluster_id if answer.header else 0, list(answer.members)
 

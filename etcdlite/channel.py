@@ -162,8 +162,7 @@ def shake_hands(
     """Establish `channel` over a blocking socket, until `deadline_s` of `clock`. Returns the first
     plaintext, if some came with the end of the handshake. The socket has a timeout afterwards.
 
-    Raises ChannelError, TimeoutError and other OSErrors; the caller closes the socket.
-    """
+    Raises ChannelError, TimeoutError and other OSErrors; the caller closes the socket."""
     plaintext = b""
     while True:
         left_s = deadline_s - clock()

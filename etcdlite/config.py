@@ -238,8 +238,7 @@ def load(
 
     Reads the file named by --config; if none is named, `default_file`, if it exists. `has_member`
     tells whether a data directory holds a member: then `initial-cluster`, which is used at the
-    first start only, need not fit. Raises ConfigError.
-    """
+    first start only, need not fit. Raises ConfigError."""
     reader = _Reader()
     action, on_command_line = reader.read_command_line(argv)
     if action in ("help", "version"):

@@ -363,8 +363,7 @@ def _in_group(group: str) -> list[Command]:
 def find_command(words: Sequence[str]) -> tuple[Command | str | None, list[str]]:
     """(the command, a group's name, or None for the program itself; the other words).
 
-    Raises Failure for a command that does not exist.
-    """
+    Raises Failure for a command that does not exist."""
     positions = _command_words(words)
     if not positions:
         return None, list(words)

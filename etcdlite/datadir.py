@@ -81,8 +81,7 @@ def lock(disk: Disk, data_dir: str, wal_dir: str = "", own: Collection[str] = ()
     """Create the data directory if it is missing, and take its lock.
 
     Raises StartError, before anything is written, if the directory cannot be used, or if it or
-    `wal_dir` holds anything but a member. `own`: paths of other files that may be there.
-    """
+    `wal_dir` holds anything but a member. `own`: paths of other files that may be there."""
     try:
         check_contents(disk, data_dir, wal_dir, own)
         disk.make_dir(data_dir)
@@ -338,8 +337,7 @@ def open_member(
 ) -> Opened:
     """Recover a member's state from its log and data.
 
-    Raises StartError, DataDamaged, WALError, OSError.
-    """
+    Raises StartError, DataDamaged, WALError, OSError."""
     directory = f"{data_dir}/member"
     logs = wal_directory(data_dir, wal_dir)
     if not WAL.exists(disk, logs):

@@ -37,8 +37,7 @@ def initial_cluster(
     domain: str, service_name: str, name: str, peer_urls: Sequence[str], resolver: Any = None
 ) -> list[tuple[str, str]]:
     """(name, peer URL) of the members of a cluster. The member `name` must be among them, at one of
-    `peer_urls`. `resolver`: a dns.resolver.Resolver, if not the system's. Raises DiscoveryError.
-    """
+    `peer_urls`. `resolver`: a dns.resolver.Resolver, if not the system's. Raises DiscoveryError."""
     found = _servers("etcd-server", domain, service_name, resolver)
     own = {address for url in peer_urls for address in _addresses(url)}
     numbers = itertools.count()

@@ -55,8 +55,7 @@ class FrameReader:
     Iteration yields `(request_id, method, flags, body)` for each complete frame and, after the
     frames before it, raises ProtocolError at a length that is too small or too large. At most
     `max_frame_bytes` and one received piece are held of an incomplete frame. Each byte is copied a
-    fixed number of times, however small the pieces are.
-    """
+    fixed number of times, however small the pieces are."""
 
     def __init__(self, max_frame_bytes: int) -> None:
         """`max_frame_bytes`: the largest value of the length field that is accepted."""

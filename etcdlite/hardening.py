@@ -128,8 +128,7 @@ def _open_to_others(folder: int | None, name: str, path: str) -> Iterator[tuple[
 
     Some file systems have no modes. With the sticky bit, a directory is shared on purpose, like
     /tmp. Whoever may write to the directory could replace the file by a link to another one, so
-    only the file that was opened without following links is changed.
-    """
+    only the file that was opened without following links is changed."""
     try:
         mode = os.lstat(name, dir_fd=folder).st_mode
     except OSError:

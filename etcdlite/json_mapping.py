@@ -122,8 +122,7 @@ def pieces(cls: type[proto.Message], body: bytes, dialect: Dialect = GATEWAY) ->
     """The JSON of an encoded message, in order, in pieces of roughly `PIECE_BYTES`; at least one.
 
     `body` must be as an encoder writes it: the fields of one number together, and none that the
-    schema does not have.
-    """
+    schema does not have."""
     out: list[str] = []
     for _ in _write(out, dialect.table(cls), body, 0, len(body)):
         yield "".join(out)
@@ -225,8 +224,7 @@ def from_json(cls: type[proto.Message], obj: Any, depth: int = proto.MAX_DEPTH) 
 
     Accepts what etcd's gateway accepts: field names in either spelling, numbers as numbers or
     strings, enums by name or number, base64 in either alphabet, padded or not, null for an absent
-    value. Unknown names are ignored.
-    """
+    value. Unknown names are ignored."""
     if not isinstance(obj, dict):
         raise DecodeError(f"{cls.NAME}: not a JSON object")
     if depth < 0:

@@ -88,8 +88,7 @@ class Lessor:
         """Create a lease and return its TTL in seconds. `now` matters only while promoted.
 
         `lease_id` is 1 to 2**63-1. Raises LeaseTTLTooLarge, LeaseExist, and LeaseNotFound for an id
-        out of range.
-        """
+        out of range."""
         if lease_id <= NO_LEASE:
             raise errors.error("LeaseNotFound")
         if ttl_s > MAX_TTL_S:
@@ -105,8 +104,7 @@ class Lessor:
     def revoke(self, lease_id: int) -> list[bytes]:
         """Remove a lease and return its keys, sorted, for the store to delete.
 
-        Raises LeaseNotFound.
-        """
+        Raises LeaseNotFound."""
         keys = self.keys(lease_id)
         del self._leases[lease_id]
         self._unplaced.pop(lease_id, None)
@@ -149,8 +147,7 @@ class Lessor:
     def checkpoint(self, lease_id: int, remaining_ttl_s: int) -> None:
         """Record the remaining TTL of a lease for the next leader; 0 means its full TTL.
 
-        Ignores an unknown lease: it was revoked after the checkpoint was proposed.
-        """
+        Ignores an unknown lease: it was revoked after the checkpoint was proposed."""
         lease = self._leases.get(lease_id)
         if lease is not None:
             lease.remaining_ttl_s = remaining_ttl_s
@@ -170,8 +167,7 @@ class Lessor:
         """Take over the record of a lease in the data file; None: it was revoked. A second time
         makes no difference. A lease that is new here has no keys and no deadline.
 
-        Raises ValueError if `encode` does not make such a record.
-        """
+        Raises ValueError if `encode` does not make such a record."""
         if record is None:
             if lease_id in self._leases:
                 self.revoke(lease_id)
@@ -277,8 +273,7 @@ class Lessor:
         """Restart the lease's TTL and return it, in seconds.
 
         Raises NotLeader, and LeaseNotFound also for a lease that is overdue: its revoke is proposed
-        already or soon will be.
-        """
+        already or soon will be."""
         if not self.promoted:
             raise errors.error("NotLeader")
         lease = self._timed(lease_id)
@@ -300,8 +295,7 @@ class Lessor:
     def remaining_s(self, lease_id: int, now: float) -> float:
         """Seconds until the lease expires, negative if it is overdue.
 
-        Raises NotLeader and LeaseNotFound.
-        """
+        Raises NotLeader and LeaseNotFound."""
         if not self.promoted:
             raise errors.error("NotLeader")
         return self._timed(lease_id).deadline - now

@@ -101,8 +101,7 @@ def configure(
 
     `outputs` are "stderr", "stdout" or paths of files to append to. `clock` gives seconds since
     1970. Raises OSError when a file cannot be opened (then nothing is changed), KeyError or
-    ValueError for an unknown level or format.
-    """
+    ValueError for an unknown level or format."""
     global _level, _format, _outputs, _clock, _in_journal
     number = LEVELS[level]
     if format not in FORMATS:

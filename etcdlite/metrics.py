@@ -236,8 +236,7 @@ class Metrics:
         """Count the operations of the branch that a transaction took.
 
         As in etcd, a transaction with a single operation does not count as a transaction. Nested
-        transactions are not counted.
-        """
+        transactions are not counted."""
         if request.__class__ is Swap:
             if not succeeded:
                 self.ranges += request.gets

@@ -101,8 +101,7 @@ class Handshake:
     """One side of the handshake (5.2 and 5.3, for this pattern).
 
     The initiator calls `write`, then `read`; the responder `read`, then `write`; then each calls
-    `split`, once. Any other order raises NoiseError.
-    """
+    `split`, once. Any other order raises NoiseError."""
 
     def __init__(
         self, is_initiator: bool, psk: bytes, prologue: bytes, ephemeral: bytes | None = None

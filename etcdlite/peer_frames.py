@@ -49,8 +49,7 @@ class PeerFrameReader:
     Iteration yields `(request_id, method, flags, body)` of each complete frame and, after the
     frames before it, raises ProtocolError at a header or a frame that fails its checksum, and at a
     length that is too small or too large. Each byte is copied a fixed number of times, however
-    small the pieces are.
-    """
+    small the pieces are."""
 
     def __init__(self, max_frame_bytes: int) -> None:
         self.max_frame_bytes = max_frame_bytes

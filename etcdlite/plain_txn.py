@@ -50,8 +50,7 @@ def decode_puts(buf: bytes, pos: int, end: int) -> Puts | None:
 
     One flat loop: it takes a tenth of the time of the general decoder. Most puts have a key and a
     value as long as those of the put before. Then the bytes before the key (`head`) and those
-    between key and value (`middle`) are the same, too, and need not be decoded.
-    """
+    between key and value (`middle`) are the same, too, and need not be decoded."""
     puts: list[tuple[bytes, bytes, int]] = []
     at = pos
     starts = buf.startswith

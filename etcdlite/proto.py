@@ -379,8 +379,7 @@ def decode_request(
 ) -> M:
     """Decode a request of a client, with limits on its fields. Raises DecodeError.
 
-    What is in the log is decoded without, because every member must apply it.
-    """
+    What is in the log is decoded without, because every member must apply it."""
     stop = len(buf) if end is None else end
     if stop - pos <= FEW_BYTES:
         return decode(buf, pos, stop)

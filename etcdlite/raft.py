@@ -227,8 +227,7 @@ class Config:
     """One member's settings. Times are in ticks; the owner chooses their length.
 
     `id` is this member's and not 0. A follower that hears from no leader campaigns after a random
-    time of `election_ticks` to twice that; a leader sends heartbeats every `heartbeat_ticks`.
-    """
+    time of `election_ticks` to twice that; a leader sends heartbeats every `heartbeat_ticks`."""
 
     id: int
     election_ticks: int = 10
@@ -255,8 +254,7 @@ class Raft:
 
     Public attributes are for reading: `id term vote role leader voters learners progress log`,
     `recovered`, the term and the last index with which it started, and `has_ready`: `ready` may
-    return something. Every method that can give it something sets this.
-    """
+    return something. Every method that can give it something sets this."""
 
     def __init__(
         self,
@@ -361,8 +359,7 @@ class Raft:
         """The entries of the Ready that ended with (index, term) are durable, and all before.
 
         Call it for every Ready that has entries, in order. Entries that were overwritten since do
-        not count.
-        """
+        not count."""
         self.has_ready = True
         self.log.stable_to(index, term)
         own = self.progress.get(self.id)
@@ -381,8 +378,7 @@ class Raft:
     def step(self, message: Message) -> None:
         """Take one message. Stale and unexpected ones are ignored, as Raft requires.
 
-        Raises MessageRejected, before anything changes, for one that no correct member sends.
-        """
+        Raises MessageRejected, before anything changes, for one that no correct member sends."""
         self.has_ready = True
         kind = message.kind
         term = message.term
@@ -442,8 +438,7 @@ class Raft:
 
         `commit_may_wait`: the others may learn with the next append that it is committed.
         Raises NotLeader; RequestDropped while leadership is being transferred, and when more than
-        `max_uncommitted_bytes` are uncommitted.
-        """
+        `max_uncommitted_bytes` are uncommitted."""
         self._check_can_propose()
         size = len(data) + ENTRY_OVERHEAD_BYTES
         if (
@@ -464,8 +459,7 @@ class Raft:
 
         Raises NotLeader; RequestDropped as `propose` does, while an earlier change may be
         unapplied, and while nothing of the leader's term is committed (thesis 4.1, with the
-        correction of 2015).
-        """
+        correction of 2015)."""
         self._check_can_propose()
         if self._pending_conf_index > self.log.applied:
             raise RequestDropped("another membership change is in progress")
@@ -480,8 +474,7 @@ class Raft:
         A sole voter answers with the next Ready, others after a round of heartbeats, and all of
         them only once an entry of the term is committed. The answer is lost with a message or with
         leadership: ask again after a timeout or when the soft state changes. Raises NotLeader(0)
-        when no leader is known, RequestDropped when MAX_WAITING_READS are waiting.
-        """
+        when no leader is known, RequestDropped when MAX_WAITING_READS are waiting."""
         self.has_ready = True
         if self.role == LEADER:
             if len(self._reads_waiting) >= MAX_WAITING_READS:
@@ -506,8 +499,7 @@ class Raft:
         """The leader is known to be dead: stop refusing votes because of it.
 
         For a follower whose connection to the leader was reset and then refused. If the leader
-        lives after all, its next message restores it.
-        """
+        lives after all, its next message restores it."""
         if self.role == FOLLOWER:
             self.has_ready = True
             self.leader = 0
@@ -516,8 +508,7 @@ class Raft:
         """Hand leadership to the voter `node` once it has the whole log (thesis 3.10).
 
         Until then, for at most an election timeout, proposals are dropped. Raises NotLeader, and
-        ValueError if `node` is not another voter.
-        """
+        ValueError if `node` is not another voter."""
         if self.role != LEADER:
             raise NotLeader(self.leader)
         if node == self.id or node not in self.voters:
@@ -542,8 +533,7 @@ class Raft:
         members agree whatever the log contains.
 
         A leader that is removed takes no more proposals. It leads until a quorum of the others
-        knows that the change is committed, and should not stop before its role has changed.
-        """
+        knows that the change is committed, and should not stop before its role has changed."""
         action, node = change
         if action == ADD_VOTER and node not in self.voters:
             self.learners.discard(node)
@@ -562,8 +552,7 @@ class Raft:
         """Drop entries up to `index`, which is applied, from memory, except for a tail.
 
         Followers that are a little behind need no snapshot thanks to the tail (`log_tail_bytes`).
-        A member that is alone keeps none, but drops many entries at once. Files are not touched.
-        """
+        A member that is alone keeps none, but drops many entries at once. Files are not touched."""
         tail_bytes = self.config.log_tail_bytes if keeps_tail else 0
         if self.log.size_bytes < tail_bytes // DROPS_PER_TAIL:
             return
@@ -597,8 +586,7 @@ class Raft:
         """The snapshot for `node` was delivered, or sending it failed.
 
         Every Snap message needs this report. Until it comes, or until the node acknowledges the
-        snapshot, nothing else is sent to the node.
-        """
+        snapshot, nothing else is sent to the node."""
         progress = self.progress.get(node)
         if self.role == LEADER and progress is not None and progress.state == SNAPSHOT:
             if not delivered:
@@ -856,8 +844,7 @@ class Raft:
         """Send a follower the next entries, or a snapshot if the log no longer has them.
 
         Nothing is sent while the follower is paused. An append without entries is useful only for
-        its commit index. Returns whether something was sent.
-        """
+        its commit index. Returns whether something was sent."""
         progress = self.progress[node]
         if progress.is_paused():
             return False

@@ -35,8 +35,7 @@ class RaftLog:
     committed  known to be committed
     stable     durable here
     offered    handed out to be made durable
-    last       the end of the log
-    """
+    last       the end of the log"""
 
     __slots__ = (
         "_batches",
@@ -99,8 +98,7 @@ class RaftLog:
 
         Returns the index of the last entry that now equals the leader's, None if `previous` does
         not. Only entries that contradict the leader's are dropped: a message that comes late must
-        not remove what a newer one added (thesis 3.5).
-        """
+        not remove what a newer one added (thesis 3.5)."""
         if self.term(previous) != previous_term:
             return None
         last_new = previous + len(entries)

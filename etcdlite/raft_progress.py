@@ -28,8 +28,7 @@ class Progress:
     REPLICATE  ahead of the answers, within a window    PROBE after a rejection or a lost message
     SNAPSHOT   none: a snapshot is on its way           PROBE once it is delivered or has failed,
                                                         REPLICATE once it is acknowledged
-    A member whose next entry is compacted goes to SNAPSHOT.
-    """
+    A member whose next entry is compacted goes to SNAPSHOT."""
 
     __slots__ = (
         "_inflight",

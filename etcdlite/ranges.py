@@ -201,8 +201,7 @@ def range_steps(
 
     The answer is as of the revision that the request names, else `revision`, else the store's when
     the first step runs. Raises EtcdError Compacted or FutureRev; AnswerTooLarge if its records have
-    more than `limit_bytes` (None: `max_answer_bytes`); DataDamaged.
-    """
+    more than `limit_bytes` (None: `max_answer_bytes`); DataDamaged."""
     start, end = key_range(request.key, request.range_end)
     store.check_revision(request.revision)
     if request.revision > 0:

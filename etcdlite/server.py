@@ -225,8 +225,7 @@ class Server:
     def run(self) -> int:
         """Serve until a signal or the removal of this member stops it. Returns the exit status.
 
-        Raises StartError if the initial hash check finds a difference, and DiskFailed.
-        """
+        Raises StartError if the initial hash check finds a difference, and DiskFailed."""
         self._prepare_loop()
         self.listeners.accept(PEERS, METRICS)
         if self.settings.initial_corrupt_check:

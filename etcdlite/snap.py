@@ -158,8 +158,7 @@ class Incoming:
     """Receives the snapshot that the leader sends to this member.
 
     Its files are written to the folder `incoming` as they arrive. If the connection breaks, they
-    stay, and the next connection that offers the same snapshot continues there.
-    """
+    stay, and the next connection that offers the same snapshot continues there."""
 
     def __init__(
         self,
@@ -171,8 +170,7 @@ class Incoming:
         metrics: Metrics,
     ) -> None:
         """`data`: the member's data folder. `run_task(task, done)` runs disk work elsewhere and
-        then calls `done`. `received(node, offer)` is called once a snapshot is durable.
-        """
+        then calls `done`. `received(node, offer)` is called once a snapshot is durable."""
         self.connection: Connection | None = None
         self.offer: Any = None
         """The `SnapshotOffer` of the snapshot that is arriving, or None."""

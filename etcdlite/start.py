@@ -6,8 +6,7 @@ import etcdlite.interrupts  # noqa: F401
 def run() -> int:
     """The command that the process was started as: `etcdlite-ctl`, or else `etcdlite`.
 
-    Returns its exit status.
-    """
+    Returns its exit status."""
     import sys
 
     if sys.argv[0].rpartition("/")[2] == "etcdlite-ctl":

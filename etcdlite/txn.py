@@ -230,8 +230,7 @@ def _check_duplicates(ops: Any) -> _Writes:
     """What a branch may write. Raises DuplicateKey if it could write a key twice.
 
     The two branches of a nested transaction exclude each other, so they may share keys; and a range
-    may be deleted more than once.
-    """
+    may be deleted more than once."""
     writes = _Writes()
     for op in ops:
         if op.request_put is not None:
@@ -604,8 +603,7 @@ def txn_steps(
 
     Raises EtcdError, before any change, if an operation of a taken branch cannot be done;
     Unanswerable; DataDamaged if a value to compare, or to write again by `ignore_value`, is
-    damaged. A transaction that only reads raises EtcdError and DataDamaged.
-    """
+    damaged. A transaction that only reads raises EtcdError and DataDamaged."""
     applied = yield from apply_steps(store, request)
     return (yield from applied.answer_steps(store, head))
 

@@ -109,8 +109,7 @@ def parse_initial_cluster(
     exactly these peer URLs. Raises ValueError with what is wrong and what to do.
 
     With `joins` the names of the other members do not matter, because the cluster knows them: one
-    that was not started yet has none, and one of the same name is given back without it.
-    """
+    that was not started yet has none, and one of the same name is given back without it."""
     own = ",".join(f"{name}={url}" for url in peer_urls)
     pairs = []
     for item in items:

@@ -290,8 +290,7 @@ class WAL:
 
     `hard_state`, `snapshot` (index, term) and `last_index` are those last saved; `failed` is True
     after an `OSError`. Without `sync_enabled` (`unsafe-no-fsync`) a save survives the end of the
-    process, but no loss of power.
-    """
+    process, but no loss of power."""
 
     def __init__(
         self,
@@ -342,8 +341,7 @@ class WAL:
 
         `metadata` (at most MAX_METADATA_BYTES) is repeated in every segment. A segment takes
         `segment_bytes` on disk, rounded up to whole sectors, or what one larger save needs.
-        Raises FileExistsError if there is a log already, OSError.
-        """
+        Raises FileExistsError if there is a log already, OSError."""
         if len(metadata) > MAX_METADATA_BYTES or segment_bytes < MIN_SEGMENT_BYTES:
             raise ValueError(f"{len(metadata)} bytes of metadata, segments of {segment_bytes}")
         disk.make_dir(directory)
@@ -371,8 +369,7 @@ class WAL:
         """Read the log and make it ready for `save`; what is returned is durable.
 
         `segment_bytes` is for new segments. Raises FileNotFoundError if there is no log,
-        WALDamaged, WALVersionError, WALKeyMissing, OSError.
-        """
+        WALDamaged, WALVersionError, WALKeyMissing, OSError."""
         names = [name for name in disk.list(directory) if _NAME.fullmatch(name)]
         if not names:
             raise FileNotFoundError(errno.ENOENT, "there is no write-ahead log", directory)
@@ -418,8 +415,7 @@ class WAL:
         Indexes of `entries` are consecutive; the first is above the snapshot's and at most
         `last_index` + 1. Entries from there on that were saved earlier are replaced. Raises OSError
         (then the log has failed), WALError if it had failed before, ValueError on more than
-        MAX_FRAME_BYTES; then nothing was written.
-        """
+        MAX_FRAME_BYTES; then nothing was written."""
         parts: list[bytes] = []
         if hard_state is not None:
             parts.append(_HARD_STATE.pack(_HARD_STATE_TYPE, 0, 0, 24, *hard_state))
@@ -449,8 +445,7 @@ class WAL:
 
         `discard_log` is for a snapshot from the leader that replaces a log that conflicts with it.
         A log that ends before `index` is always discarded, so for a snapshot of the member's own
-        the saves up to `index` come first. Raises as `save`.
-        """
+        the saves up to `index` come first. Raises as `save`."""
         assert index >= self.snapshot[0], (index, self.snapshot)
         self._append([_MARKER.pack(_MARKER_TYPE, discard_log, 0, 16, index, term)])
         self._apply_marker(index, term, discard_log)
@@ -458,8 +453,7 @@ class WAL:
     def release(self, index: int) -> None:
         """Remove the oldest segments that hold only entries up to `index`, but never the last one.
 
-        `index` is at most the snapshot's. Raises as `save`.
-        """
+        `index` is at most the snapshot's. Raises as `save`."""
         assert index <= self.snapshot[0], (index, self.snapshot)
         while len(self._segments) > 1 and self._segments[0].last_index <= index:
             self._begin_change()
@@ -478,8 +472,7 @@ class WAL:
     def replace_segments(self, entries: Iterable[Entry]) -> None:
         """Write the log to one new segment, sealed with the first key, and remove the others, whose
         keys are not needed any more. `entries` are those of `Recovered`; what the snapshot covers
-        is left out. A crash leaves the log as it was, at every step. Raises as `save`.
-        """
+        is left out. A crash leaves the log as it was, at every step. Raises as `save`."""
         groups: list[list[bytes]] = []
         size_bytes = COPY_FRAME_BYTES
         for term, index, kind, data in entries:
@@ -528,8 +521,7 @@ class WAL:
         """Start the next segment, with room for a frame of `frame_bytes`, or with a frame of each
         of `groups` in it. Durable on return.
 
-        Reserves the space, so a full disk is found before anything is written.
-        """
+        Reserves the space, so a full disk is found before anything is written."""
         sequence = self._segments[-1].sequence + 1 if self._segments else 1
         path = os.path.join(self._directory, f"{sequence:016x}.wal")
         key = self._keys.first if self._keys is not None else None
@@ -715,8 +707,7 @@ class _Recovery:
     def _replay(self, wal: WAL, data: bytes, path: str, last: bool) -> int:
         """Apply the frames of a segment, and leave `wal` at the end of the last good one.
 
-        Returns the end of a torn frame after that, or 0. Raises WALDamaged.
-        """
+        Returns the end of a torn frame after that, or 0. Raises WALDamaged."""
         end = _used_bytes(data)
         self._last_frame = 0
         while wal._position < end:
@@ -897,8 +888,7 @@ def _blank(body: bytes, position: int) -> int:
     """The number of sectors that hold only zeros of the frame with its header at `position`.
 
     The sector with the header is never one of them. For nearly every frame two searches are enough,
-    which take 2 us for 100 KB.
-    """
+    which take 2 us for 100 KB."""
     start = SECTOR_BYTES - _FRAME_HEADER_BYTES - position % SECTOR_BYTES
     if body.find(_ZERO_SECTOR, start) < 0 and any(body[-32:]):
         return 0
@@ -920,8 +910,7 @@ def _used_bytes(data: bytes) -> int:
 def _find_later_frame(data: bytes, start: int, end: int, sequence: int, salt: int) -> int:
     """The offset of a good header of a frame after `sequence`, between `start` and `end`, or 0.
 
-    A client may have stored a copy of an earlier part of the log, but cannot know a later one.
-    """
+    A client may have stored a copy of an earlier part of the log, but cannot know a later one."""
     at = data.find(_FRAME_MAGIC, start, end)
     while at >= 0:
         header = data[at : at + _FRAME_HEADER_BYTES]

@@ -313,8 +313,7 @@ class WatchHub:
     ) -> None:
         """`header` returns the content of a ResponseHeader with a given revision. Clients must not
         be able to predict `rng`. Responses of `fragment_bytes` or more are split for watches that
-        asked for fragments. `progress_interval_s` is at least `MIN_PROGRESS_INTERVAL_S`.
-        """
+        asked for fragments. `progress_interval_s` is at least `MIN_PROGRESS_INTERVAL_S`."""
         self.revision = store.revision
         """The last revision that `notify` got. The store may be ahead of it."""
         self.streams = 0
@@ -401,8 +400,7 @@ class WatchHub:
     def run(self, is_over: Callable[[], bool]) -> bool:
         """Serve watches that are behind, in steps, until `is_over`; at least one step.
 
-        Returns whether there is more work. Parked watches do not count as work.
-        """
+        Returns whether there is more work. Parked watches do not count as work."""
         while self.has_work:
             if self._job is None:
                 self._begin_job()
@@ -476,8 +474,7 @@ class WatchHub:
 
         The timer of a new watch starts at the latest tick, so call this in every turn of the loop;
         it costs nothing when none is due. It serves up to `tick_timers` watches: if more are due,
-        `next_tick` is not after `now`.
-        """
+        `next_tick` is not after `now`."""
         self._now = now
         timers = self.timers
         header = b""
@@ -962,8 +959,7 @@ class WatchStream:
     def progress(self) -> None:
         """Send the revision up to which all watches of the stream are complete, once they are.
 
-        A stream without watches gets no answer.
-        """
+        A stream without watches gets no answer."""
         self._wants_progress = True
         self.answer_progress()
 

@@ -109,8 +109,7 @@ async def _run_puts(
 def run_puts(session: Session, prefix: bytes, clients: int, count: int, rate: float = 0) -> Puts:
     """Put `count` random keys under `prefix`, `clients` at a time, at most `rate` per second.
 
-    All clients share one connection. Rate 0 means no limit.
-    """
+    All clients share one connection. Rate 0 means no limit."""
     progress = Progress("puts")
     try:
         return asyncio.run(_run_puts(session, prefix, clients, count, rate, progress))

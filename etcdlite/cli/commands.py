@@ -305,8 +305,7 @@ def _ask_each(
 ) -> Iterator[EndpointResponse]:
     """The answers of the endpoints, as they come. A failure is printed, and its response is None.
 
-    `failed` is the text of a failure, with a place for the endpoint.
-    """
+    `failed` is the text of a failure, with a place for the endpoint."""
     for endpoint in _each_endpoint(session):
         response = None
         try:

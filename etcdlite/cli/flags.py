@@ -146,8 +146,7 @@ def parse_flags(
     """(arguments, how many of them precede "--" or -1, flags that were given).
 
     Accepts --name value, --name=value, -n value, -nvalue, -n=value and clusters of short booleans.
-    Flags are not abbreviated. Raises BadFlag.
-    """
+    Flags are not abbreviated. Raises BadFlag."""
     by_name = {flag.name: flag for flag in (*flags, HELP_FLAG)}
     by_short = {flag.short: flag for flag in (*flags, HELP_FLAG) if flag.short}
     arguments: list[str] = []

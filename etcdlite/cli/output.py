@@ -90,8 +90,7 @@ def _join_lines(lines: Iterable[str | bytes]) -> bytes:
 def go_json(value: Any) -> str:
     """`value` as Go's encoding/json writes it.
 
-    Messages leave out zero values; dicts show all that they hold. Bytes become base64.
-    """
+    Messages leave out zero values; dicts show all that they hold. Bytes become base64."""
     if value is None:
         return "null"
     if isinstance(value, bool):

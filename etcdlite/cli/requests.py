@@ -123,8 +123,7 @@ _WORD = r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([^'"\s]\S*))"""
 def split_words(line: str) -> list[str]:
     """The words of a line: bare, in single quotes, or in double quotes with Go's escapes.
 
-    Raises ValueError for a quote that is not closed, or a bad escape.
-    """
+    Raises ValueError for a quote that is not closed, or a bad escape."""
     words = []
     position = 0
     line = line.rstrip()

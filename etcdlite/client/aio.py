@@ -329,8 +329,7 @@ def _why_ended(channel: Channel) -> str:
 class AsyncStream(StreamBase):
     """A stream of messages, on its own connection: `async for` to receive, `send` to send.
 
-    Iterating raises the server's error, and ConnectionFailed when the connection breaks.
-    """
+    Iterating raises the server's error, and ConnectionFailed when the connection breaks."""
 
     async def __aenter__(self) -> AsyncStream:
         await run(self._begin())
@@ -361,8 +360,7 @@ class AsyncStream(StreamBase):
 class AsyncWatch(WatchBase):
     """An endless async iterator of `Event`s, begun and ended by `async with`.
 
-    It outlives connections as `Watch` does and raises the same. One task iterates.
-    """
+    It outlives connections as `Watch` does and raises the same. One task iterates."""
 
     async def __aenter__(self) -> AsyncWatch:
         await run(self._begin())
@@ -397,8 +395,7 @@ class AsyncWatch(WatchBase):
 class AsyncLease(LeaseBase):
     """A lease that lives as long as its `async with` block: granted, kept alive, revoked.
 
-    The object serves wherever a lease's id is wanted: `client.put("k", "v", lease=lease)`.
-    """
+    The object serves wherever a lease's id is wanted: `client.put("k", "v", lease=lease)`."""
 
     async def __aenter__(self) -> AsyncLease:
         await run(self._begin())
@@ -493,8 +490,7 @@ class AsyncClient(ClientBase[AsyncStream, AsyncLease, AsyncLock, AsyncElection])
     """An asyncio client of one cluster, for any number of tasks of one event loop.
 
     Arguments, failover and errors are those of `Client`. What blocks there is awaited here, and
-    context managers and iterators are `async with` and `async for`.
-    """
+    context managers and iterators are `async with` and `async for`."""
 
     _make_signal = staticmethod(lambda: partial(_Signal, _Timer()))
     _stream = AsyncStream
@@ -560,6 +556,5 @@ class AsyncClient(ClientBase[AsyncStream, AsyncLease, AsyncLock, AsyncElection])
     ) -> Awaitable[Any]:
         """Send one message to a method ("KV.Put"). Returns the one message that answers it.
 
-        `repeatable`: carrying it out twice is the same as once, so it may be sent again.
-        """
+        `repeatable`: carrying it out twice is the same as once, so it may be sent again."""
         return run(self._calls.call(method, request, timeout_s, repeatable))

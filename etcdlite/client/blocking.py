@@ -224,8 +224,7 @@ class Stream(StreamBase):
     """A stream of messages, on its own connection: iterate to receive, `send` to send.
 
     One thread iterates; others may `send` and `cancel` at the same time. Iterating raises the
-    server's error, and ConnectionFailed when the connection breaks.
-    """
+    server's error, and ConnectionFailed when the connection breaks."""
 
     def __init__(self, calls: Calls, method: str, first: Any, timeout_s: float | None) -> None:
         super().__init__(calls, method, first, timeout_s)
@@ -266,8 +265,7 @@ class Watch(WatchBase):
     It outlives connections: when one breaks, the watch goes on at the next endpoint after the last
     revision it has seen, so no event is missed and none comes twice. It raises Compacted if that
     history is gone by then, and the server's errors (WatchCanceled, PermissionDenied, ...). One
-    thread iterates; any thread may `close`, which ends the iteration.
-    """
+    thread iterates; any thread may `close`, which ends the iteration."""
 
     def __init__(self, calls: Calls, cursor: WatchCursor) -> None:
         super().__init__(calls, cursor)
@@ -304,8 +302,7 @@ class Watch(WatchBase):
 class Lease(LeaseBase):
     """A lease that lives as long as its `with` block: granted, kept alive by a thread, revoked.
 
-    The object serves wherever a lease's id is wanted: `client.put("k", "v", lease=lease)`.
-    """
+    The object serves wherever a lease's id is wanted: `client.put("k", "v", lease=lease)`."""
 
     def __enter__(self) -> Lease:
         run(self._begin())
@@ -407,8 +404,7 @@ class Client(ClientBase[Stream, Lease, Lock, Election]):
     again only if it certainly had not been sent; otherwise it raises UnknownOutcome.
 
     Every call may raise ConnectionFailed, Timeout, UnknownOutcome (writes), ProtocolViolation,
-    Closed, WrongProcess, and the server's errors, all of them EtcdliteErrors.
-    """
+    Closed, WrongProcess, and the server's errors, all of them EtcdliteErrors."""
 
     _make_signal = staticmethod(lambda: _Signal)
     _stream = Stream
@@ -456,8 +452,7 @@ class Client(ClientBase[Stream, Lease, Lock, Election]):
 
         A plain file appears under its name, or is replaced, when the backup is complete and synced;
         until then it is written beside it with ".part" added. A device or a pipe is written to. A
-        file object is written to and neither synced nor closed.
-        """
+        file object is written to and neither synced nor closed."""
         size_bytes = 0
         request = proto.SnapshotRequest()
         with opened(file) as target, self.stream("Maintenance.Snapshot", request) as stream:
@@ -477,6 +472,5 @@ class Client(ClientBase[Stream, Lease, Lock, Election]):
     ) -> Any:
         """Send one message to a method ("KV.Put"). Returns the one message that answers it.
 
-        `repeatable`: carrying it out twice is the same as once, so it may be sent again.
-        """
+        `repeatable`: carrying it out twice is the same as once, so it may be sent again."""
         return run(self._calls.call(method, request, timeout_s, repeatable))

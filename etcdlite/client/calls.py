@@ -197,8 +197,7 @@ class Calls:
     def is_foreign(self) -> bool:
         """Whether this process is a fork of the one that made the client.
 
-        Its connection and its leases belong to that one.
-        """
+        Its connection and its leases belong to that one."""
         return self._forks != _forks
 
     def check_process(self) -> None:
@@ -231,8 +230,7 @@ class Calls:
     ) -> Script[Any]:
         """Send one message and return `result` of the one that answers it; see `Client.call`.
 
-        Hot: a call that succeeds at once takes this one generator and no other (2 % of a call).
-        """
+        Hot: a call that succeeds at once takes this one generator and no other (2 % of a call)."""
         if self._forks != _forks:
             self.check_process()
         rpc = METHOD_BY_NAME[method]

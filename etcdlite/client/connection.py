@@ -101,8 +101,7 @@ class Endpoint(NamedTuple):
 
 def parse_endpoint(endpoint: str) -> Endpoint:
     """("127.0.0.1", 2379, "") from "127.0.0.1:2379"; the scheme may be http or https, an IPv6
-    address is in brackets, and the port may be missing. Raises ValueError for anything else.
-    """
+    address is in brackets, and the port may be missing. Raises ValueError for anything else."""
     rest = endpoint.strip().rstrip("/")
     scheme, separator, tail = rest.partition("://")
     if separator:
@@ -144,8 +143,7 @@ class Ticket:
     """One open request and its answer.
 
     The code that reads the socket calls `deliver` for each delivery, outside of any lock, and
-    `lose` for each ticket that `Connection.fail` returns. Subclasses keep more than one answer.
-    """
+    `lose` for each ticket that `Connection.fail` returns. Subclasses keep more than one answer."""
 
     __slots__ = ("request_id", "method", "sent", "answer", "lost", "wake")
 
@@ -209,8 +207,7 @@ class Connection:
     def open(self, ticket: Ticket, body: bytes, *, end: bool) -> None:
         """Start a request. `end`: it has no further message.
 
-        Raises RequestTooLarge (the server would drop the connection) and RequestTooManyRequests.
-        """
+        Raises RequestTooLarge (the server would drop the connection) and RequestTooManyRequests."""
         assert ticket.request_id == 0 and not self.failure
         if self.hello is not None and len(body) > self.hello.max_request_bytes > 0:
             raise RequestTooLarge()
@@ -267,8 +264,7 @@ class Connection:
     def receive(self, data: bytes) -> list[Delivery]:
         """Take in bytes from the server; b"" is the end of the connection.
 
-        Check `failure` afterwards: if it is set, deliver what was returned, then call `fail`.
-        """
+        Check `failure` afterwards: if it is set, deliver what was returned, then call `fail`."""
         deliveries: list[Delivery] = []
         if not data:
             ended = "the server closed the connection"

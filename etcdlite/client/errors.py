@@ -26,8 +26,7 @@ class EtcdliteError(Exception):
     """Any failure of a call. `code` is a gRPC status code, `text` one line for people.
 
     `endpoint` is the server it concerns ("127.0.0.1:2379"), or "". A subclass with the name of an
-    etcd error stands for that error; an error without a class of its own is an EtcdliteError.
-    """
+    etcd error stands for that error; an error without a class of its own is an EtcdliteError."""
 
     code: int = UNKNOWN
     text: str = ""

@@ -39,8 +39,7 @@ KEEP_ALIVE_PROBES = 3
 class Broken(Exception):
     """The connection under a request is gone; never leaves the client.
 
-    `sent` tells whether the server may have seen the request.
-    """
+    `sent` tells whether the server may have seen the request."""
 
     def __init__(self, endpoint: str, cause: str, sent: bool) -> None:
         super().__init__(endpoint, cause, sent)
@@ -53,8 +52,7 @@ class Signal(Protocol):
     """A binary semaphore: each `set` ends one wait, the next one if nothing waits now.
 
     Setting it twice is the same as once. For a signal with several waiters, each sets it again for
-    the next one.
-    """
+    the next one."""
 
     def set(self) -> None: ...
 
@@ -148,8 +146,7 @@ class Link:
         """Cancel a request because its time is over. False if it had ended.
 
         After one timeout, the other requests do not wait for theirs on a dead server: they are
-        woken to look at `wait_limit_s` again.
-        """
+        woken to look at `wait_limit_s` again."""
         was_heard = self.connection.silent_since_s is None
         if not self.cancel(ticket):
             return False
@@ -214,8 +211,7 @@ class _QueueTicket(Ticket):
     """A request with many answers: the frames received and not yet read.
 
     `deliver` and `lose` may run in one thread while `take` runs in another: each counter and flag
-    has one writer, and a deque needs no lock.
-    """
+    has one writer, and a deque needs no lock."""
 
     __slots__ = ("over", "_queue", "_received_bytes", "_taken_bytes")
 
@@ -251,8 +247,7 @@ class WatchTicket(_QueueTicket):
     """The open stream of a watch.
 
     When the queue is full, the stream is cancelled and later frames are dropped. So the queue
-    always holds a gapless beginning of the stream, and its reader opens a new stream behind it.
-    """
+    always holds a gapless beginning of the stream, and its reader opens a new stream behind it."""
 
     __slots__ = ()
 

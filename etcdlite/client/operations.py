@@ -91,8 +91,7 @@ def to_bytes(data: Bytes) -> bytes:
 def prefix_end(prefix: bytes) -> bytes:
     """The smallest key above every key with `prefix`: what etcd takes as range_end for it.
 
-    b"\\0", "to the end", where no such key exists (an empty prefix, or only 0xff bytes).
-    """
+    b"\\0", "to the end", where no such key exists (an empty prefix, or only 0xff bytes)."""
     kept = prefix.rstrip(b"\xff")
     return kept[:-1] + bytes((kept[-1] + 1,)) if kept else b"\0"
 
@@ -129,8 +128,7 @@ class KeyValue(NamedTuple):
 class RangeResult:
     """The keys of a range, also as a sequence: `for kv in result`, `len(result)`, `result[0]`.
 
-    A `KeyValue` is made when it is read, so a large range takes less memory and time.
-    """
+    A `KeyValue` is made when it is read, so a large range takes less memory and time."""
 
     __slots__ = ("revision", "count", "more", "_messages", "_kvs")
 
@@ -343,8 +341,7 @@ def as_method(
 ) -> Callable[..., Any]:
     """Give a shell's method the name, documentation and signature of the function `build`.
 
-    `result` names what the method returns; by default the T of `build`'s "Op[T]".
-    """
+    `result` names what the method returns; by default the T of `build`'s "Op[T]"."""
     signature = inspect.signature(build)
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     result = result or str(signature.return_annotation).removeprefix("Op[").removesuffix("]")
@@ -399,8 +396,7 @@ def put(
     """Store `value` under `key`, attached to `lease` (an id or a lease object; 0: none).
 
     `ignore_value` keeps the value that is there and `ignore_lease` the lease: the key must exist
-    (KeyNotFound). `prev_kv` asks for what was there.
-    """
+    (KeyNotFound). `prev_kv` asks for what was there."""
     request = proto.PutRequest(
         key=to_bytes(key),
         value=to_bytes(value),
@@ -422,8 +418,7 @@ def get(
     """What `key` holds, or None; at `revision` if one is given (0: now).
 
     `serializable` lets the member answer from what it has, which may be stale, without asking the
-    others. Raises Compacted and FutureRev.
-    """
+    others. Raises Compacted and FutureRev."""
     request = proto.RangeRequest(key=to_bytes(key), revision=revision, serializable=serializable)
     return Op("KV.Range", request, _get_result, timeout_s)
 
@@ -454,8 +449,7 @@ def range_(
 
     At most `limit` of them (0: all); as they were at `revision` (0: now); only those whose
     mod_revision and create_revision lie within the bounds, inclusive (0: no bound). `keys_only`
-    leaves the values out, `count_only` everything but the count. Raises Compacted and FutureRev.
-    """
+    leaves the values out, `count_only` everything but the count. Raises Compacted and FutureRev."""
     start, end = key_range(key, range_end, prefix)
     request = proto.RangeRequest(
         key=start,
@@ -522,8 +516,7 @@ class _Operand:
     """A property of a key, or of every key of a range, to compare: ==, !=, <, >.
 
     A comparison of a range holds if it holds for every key in it. A key that does not exist has
-    version, revisions and lease 0, and no value: no comparison of its value holds.
-    """
+    version, revisions and lease 0, and no value: no comparison of its value holds."""
 
     __slots__ = ("_key", "_range_end")
     __hash__ = None  # type: ignore[assignment]  # == does not tell equality
@@ -621,8 +614,7 @@ def txn(
     The branches are lists of `Put`, `Get`, `Range`, `Delete` and `Txn`. Every comparison, also in
     an inner transaction, sees the store as it was before. `repeatable`: the comparisons make a
     second run harmless, so the transaction may be sent again if a connection breaks. Raises
-    TooManyOps, and DuplicateKey when one branch puts a key twice.
-    """
+    TooManyOps, and DuplicateKey when one branch puts a key twice."""
     for comparison in compare:
         if not isinstance(comparison, Comparison):
             raise TypeError(
@@ -661,8 +653,7 @@ Txn = txn
 def compact(revision: int, *, physical: bool = False, timeout_s: float | None = None) -> Op[int]:
     """Drop the history before `revision`; `physical` waits until it is removed from the disk.
 
-    Returns the store's revision. Raises Compacted if that was done already, FutureRev.
-    """
+    Returns the store's revision. Raises Compacted if that was done already, FutureRev."""
     request = proto.CompactionRequest(revision=revision, physical=physical)
     return Op("KV.Compact", request, _revision, timeout_s)
 
@@ -861,8 +852,7 @@ def watch(
     with the iteration): from then on no later change is missed. `prev_kv` asks for what a key held
     before, `progress_notify` for a progress mark now and then while nothing changes; `no_put` and
     `no_delete` leave events out. `timeout_s` bounds the time until the server has confirmed the
-    watch; the iteration waits as long as it takes.
-    """
+    watch; the iteration waits as long as it takes."""
     start, end = key_range(key, range_end, prefix)
     create = proto.WatchCreateRequest(
         key=start,
@@ -880,8 +870,7 @@ class WatchCursor:
 
     `next_revision` is where a new stream has to start so that nothing is missed and nothing comes
     twice. It moves only over whole revisions: the request does not allow fragments, so a message
-    holds all events of each revision it touches.
-    """
+    holds all events of each revision it touches."""
 
     def __init__(self, create: Any, timeout_s: float | None = None) -> None:
         self._create = create
@@ -903,8 +892,7 @@ class WatchCursor:
         """Take in one response. Returns None if it only confirms that the watch was created.
 
         Raises Compacted when the history it needs is gone, and the server's reason (WatchCanceled
-        if that is not one of etcd's errors) when the server ends the watch otherwise.
-        """
+        if that is not one of etcd's errors) when the server ends the watch otherwise."""
         if response.canceled:
             if response.compact_revision:
                 raise Compacted(compact_revision=response.compact_revision)

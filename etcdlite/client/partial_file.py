@@ -22,8 +22,7 @@ class PartialFile:
     It is written as path + ".part", readable for its owner only. At the end of `with` it is synced
     and renamed; after an exception it is removed. Only a plain file is ever replaced: of a symbolic
     link, what it points to; a device or a pipe is written to; a directory is refused. Raises
-    OSError.
-    """
+    OSError."""
 
     def __init__(self, path: str) -> None:
         self._path = path

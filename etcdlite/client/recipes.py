@@ -95,8 +95,7 @@ def _first(prefix: bytes) -> Op[RangeResult]:
 def stand_in_line(prefix: bytes, lease: int, value: bytes) -> Recipe[Held]:
     """Put the key of `lease` and return when it is the oldest one.
 
-    Raises LeaseLost if the key is gone by then.
-    """
+    Raises LeaseLost if the key is gone by then."""
     key = prefix + b"%x" % lease
     # If sent twice, the second one finds the key of the first.
     placed = yield txn(

@@ -162,8 +162,7 @@ class WatchBase:
     """A watch that outlives its connections.
 
     A watch has a stream (a ticket on a link) or none. `_take` takes messages from the stream until
-    it is over; `_open` opens one where the cursor stands, after the pause that is due.
-    """
+    it is over; `_open` opens one where the cursor stands, after the pause that is due."""
 
     def __init__(self, calls: Calls, cursor: WatchCursor) -> None:
         self._calls = calls
@@ -333,8 +332,7 @@ class WatchBase:
     def _open(self, deadline_s: float, *, patient: bool) -> Script[None]:
         """Open a stream where the watch stands, after the pause that is due.
 
-        Raises ConnectionFailed if that fails; if `patient`, makes the next pause longer instead.
-        """
+        Raises ConnectionFailed if that fails; if `patient`, makes the next pause longer instead."""
         if self._pause_s:
             until_s = min(deadline_s, monotonic() + self._pause_s)
             if not (yield self._wake, until_s) and until_s == deadline_s:
@@ -377,8 +375,7 @@ def follow(
 ) -> Script[Any]:
     """Run a recipe until it reports a KeyValue, or to its end; returns that, or its result.
 
-    Its waiting ends at the deadline with Timeout, or with the lease, with LeaseLost.
-    """
+    Its waiting ends at the deadline with Timeout, or with the lease, with LeaseLost."""
     step: Callable[[Any], Any] = recipe.send
     outcome: Any = None
     try:
@@ -405,8 +402,7 @@ class LeaseClock:
 
     The server counts a lease's time from when it handles the request. Here it is counted from
     before the request is sent, so this clock runs out first. A lease once lost stays lost, even if
-    a late answer says that it was renewed: its holder may have acted on the loss.
-    """
+    a late answer says that it was renewed: its holder may have acted on the loss."""
 
     def __init__(self, asked_at_s: float, ttl_s: float) -> None:
         self._ends_at_s = asked_at_s + ttl_s
@@ -431,8 +427,7 @@ class LeaseClock:
 class LeaseBase:
     """A lease that is granted, kept alive in the background, and revoked.
 
-    An object of it serves wherever a lease's id is wanted: `client.put("k", "v", lease=lease)`.
-    """
+    An object of it serves wherever a lease's id is wanted: `client.put("k", "v", lease=lease)`."""
 
     def __init__(self, calls: Calls, ttl: int, id: int) -> None:
         self._calls = calls
@@ -459,8 +454,7 @@ class LeaseBase:
     def lost(self) -> bool:
         """Whether the lease may have ended on the server: revoked, or not renewed within its time.
 
-        Judged by this process's clock, on the safe side. Once true it stays true.
-        """
+        Judged by this process's clock, on the safe side. Once true it stays true."""
         return self._clock is None or self._clock.lost(monotonic())
 
     def holding(self, recipe: Callable[[int], recipes.Recipe[T]], deadline_s: float) -> Script[T]:
@@ -689,8 +683,7 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
 
         `user` and `password`: whom to log in, on each connection, and again when the token has
         ended. While the cluster has no users enabled, they mean nothing. Without TLS or a secret
-        they are sent as they are.
-        """
+        they are sent as they are."""
         servers = parse_endpoints(endpoints)
         if cacert or cert or key:
             servers = tuple(one._replace(scheme=one.scheme or "https") for one in servers)
@@ -757,8 +750,7 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
         """The lock `name`, held inside its `with` block.
 
         If the holder dies, the lock is free `ttl` seconds later. `timeout_s` bounds the wait for it
-        (None: forever; 0: take it now or not at all).
-        """
+        (None: forever; 0: take it now or not at all)."""
         return type(self)._lock(self._calls, self.lease, name, ttl, timeout_s)
 
     def election(self, name: Bytes, *, ttl: int = 10) -> ElectionT:
@@ -770,6 +762,5 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
 
         It is open when this returns (`Client`), or inside of `async with` (`AsyncClient`). `first`,
         if given, is the only message sent. `timeout_s` bounds the wait for each message (None:
-        forever). A stream is not resumed when its connection breaks.
-        """
+        forever). A stream is not resumed when its connection breaks."""
         return type(self)._stream(self._calls, method, first, timeout_s)

@@ -129,8 +129,7 @@ class Membership:
         number of learners.
 
         `contact_s` gives the seconds for which another member has been in contact without a gap, or
-        a negative number if it is not. `strict` is etcd's strict-reconfig-check.
-        """
+        a negative number if it is not. `strict` is etcd's strict-reconfig-check."""
         member = change.member
         if change.action == ADD and member.isLearner and len(self.learners) >= self.max_learners:
             raise error("TooManyLearners")

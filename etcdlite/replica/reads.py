@@ -323,8 +323,7 @@ class Reads:
         A read with a lower index than the entry needs nothing of it. Others must wait: another
         member may have applied the entry and answered it. A member that is alone, and was when it
         proposed the entry, knows that nobody saw what it has not applied yet, so it may place a
-        read before that. An entry of an earlier term may have been answered before a crash.
-        """
+        read before that. An entry of an earlier term may have been answered before a crash."""
         raft, store = self._raft, self._state.store
         index = store.applied_index if last is None else last.index
         if (

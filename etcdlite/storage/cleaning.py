@@ -68,8 +68,7 @@ def segment_to_clean(store: Store, least_garbage: float) -> int | None:
     (0 to 1).
 
     A segment that the next start scans does not count: what it says besides keys is in no
-    checkpoint yet.
-    """
+    checkpoint yet."""
     data = store.data
     shares = [
         (data.garbage[number] / size, number)

@@ -135,8 +135,7 @@ _LEAST_FILL = 2 * RECORD_HEADER_BYTES + BUCKET_BODY.size + MARK_BODY.size
 class DataDamaged(Exception):
     """A file under `data/` does not hold what was written to it.
 
-    `path` and `offset` say where; the text says what was found and what to do.
-    """
+    `path` and `offset` say where; the text says what was found and what to do."""
 
     def __init__(self, path: str, offset: int, why: str) -> None:
         super().__init__(
@@ -535,8 +534,7 @@ class DataFile:
     ) -> Iterator[tuple[int, int, bytes]]:
         """The flushed records of a segment from `offset` on: (location, type, body) each.
 
-        Raises DataDamaged, with the record's own offset, where a record does not check.
-        """
+        Raises DataDamaged, with the record's own offset, where a record does not check."""
         file = self.files[number]
         end = self._end(number)
         base = number << 32

@@ -25,8 +25,7 @@ from contextlib import contextmanager
 class File:
     """An open file: positioned reads and writes, no shared cursor.
 
-    The errors of what can fail for want of space, or on a broken disk, name the file.
-    """
+    The errors of what can fail for want of space, or on a broken disk, name the file."""
 
     __slots__ = ("_fd", "path")
 
@@ -142,8 +141,7 @@ class _Eraser:
     On a file system that is mounted with `discard`, freeing 64 MiB at once takes 70 ms in which no
     other sync completes. A file is erased only when its removal is durable. A file that is still
     open elsewhere (a snapshot that is being sent: every `File` holds a shared lock) or has another
-    name is left to the kernel.
-    """
+    name is left to the kernel."""
 
     def __init__(self) -> None:
         self._removed: deque[int] = deque()

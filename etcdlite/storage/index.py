@@ -68,8 +68,7 @@ class Index:
         """Add a version that is no longer current (`length | DEAD` for a tombstone).
 
         Does nothing if a version as new as this one is there already: a scan after a crash meets
-        records that are in the checkpoint.
-        """
+        records that are in the checkpoint."""
         entries = self.past.get(key)
         if entries is None:
             self.past[key] = bytearray(PAST.pack(mod, location, length))
@@ -78,8 +77,7 @@ class Index:
 
     def move(self, key: bytes, mod: int, old: int | None, new: int) -> int | None:
         """Point version `mod` of `key` to location `new`. Returns where it was; None if there is no
-        such version, or if `old` is given and the version is not there.
-        """
+        such version, or if `old` is given and the version is not there."""
         head = self.heads.get(key)
         if head is not None:
             head_mod, create, version, location, lease, length = HEAD.unpack(head)
@@ -186,8 +184,7 @@ class Index:
         `limit`, and up to the one that reaches `limit_bytes`.
 
         Returns (location, length) each and the key to continue from, None at the end of the range.
-        In the past one call visits `scan_step_keys` keys, so it may find less before the end.
-        """
+        In the past one call visits `scan_step_keys` keys, so it may find less before the end."""
         found: list[tuple[int, int]] = []
         size = 0
         if revision is None:
@@ -302,8 +299,7 @@ class Index:
         """The offset of the first past entry that compaction at `compacted` keeps.
 
         It keeps what a read at `compacted` or later sees, and what a watch from `compacted` on
-        needs: so a tombstone of exactly that revision stays until the next compaction.
-        """
+        needs: so a tombstone of exactly that revision stays until the next compaction."""
         at = self._search(entries, compacted)
         if at < 0:
             return 0
@@ -320,8 +316,7 @@ class Index:
         `compact_step_keys` keys and drops up to `compact_step_versions` versions.
 
         Yields the number of versions dropped in each step, and adds the bytes they occupied to
-        `garbage` by segment. The index may change between the steps.
-        """
+        `garbage` by segment. The index may change between the steps."""
         # Flat, because puts wait for a step: 1.3 us per key instead of 8.
         past, heads = self.past, self.heads
         unpack, unpack_from = HEAD.unpack, PAST.unpack_from

@@ -119,8 +119,7 @@ class Calls:
     """The calls of one session.
 
     Calls that produce take turns. One that the client does not read leaves the rotation until it is
-    woken, so that open calls cost nothing while they wait.
-    """
+    woken, so that open calls cost nothing while they wait."""
 
     def __init__(self, member: Member, owner: CallOwner) -> None:
         self.watch_quota = Quota()

@@ -50,8 +50,7 @@ def render(
 
     `connections`: the number of open ones by protocol. `sites`: all that answer health checks.
     `expiries`: when the certificates in use end (Unix time), by file. `backup`: what the nightly
-    backup says (`backup_status.py`).
-    """
+    backup says (`backup_status.py`)."""
     member.metrics.scrapes += 1
     scrape = _Scrape(member, connections, tuple(sites), budget, expiries or {}, backup or {})
     return "".join(scrape.families()).encode()

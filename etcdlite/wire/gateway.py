@@ -157,8 +157,7 @@ _DECODER = json.JSONDecoder(parse_int=_read_integer, parse_constant=_refuse_cons
 class Values:
     """Cuts a stream of JSON objects, which come in any pieces, into one object each.
 
-    Looks at every byte once and holds at most one incomplete object.
-    """
+    Looks at every byte once and holds at most one incomplete object."""
 
     _MARKS = re.compile(rb'["\\{}\[\]]')
     _START = re.compile(rb"[^ \t\r\n]")

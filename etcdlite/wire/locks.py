@@ -96,8 +96,7 @@ class _Queue:
 
     A call's turn has come when the queue has seen the revision of its key, and so everything older,
     and no older key is left. Old keys do not come back, so the queue need not be linearizable:
-    only whether the call's own key is still there must be, which the call finds out by itself.
-    """
+    only whether the call's own key is still there must be, which the call finds out by itself."""
 
     is_blocked = False
     blocked = False

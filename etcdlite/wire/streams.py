@@ -438,8 +438,7 @@ class RangeStreamCall(Call):
     """A range in pieces of one revision. Merged, they are the response of KV.Range.
 
     A small first read determines a linearizable revision. If that is compacted before the end, the
-    call fails, as in etcd. A range that is limited, filtered or counted is sent in one piece.
-    """
+    call fails, as in etcd. A range that is limited, filtered or counted is sent in one piece."""
 
     is_blocked = False
     """For the member: the reads of this call are small."""
