@@ -38,7 +38,7 @@ STEPS_PER_BLOCK = 8
 """The records of one block are read, and then entered in the index, in this many steps each."""
 
 DEAD_PER_LIVE = 4
-"""A record that stays behind takes at most a fourth of the time of one that moves."""
+"""A record that moves counts as this many that stay behind: it takes at least as long."""
 
 
 class Store(Protocol):
