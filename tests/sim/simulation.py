@@ -99,6 +99,7 @@ class Simulation:
         world.latency_s = rng.choice(((0.0001, 0.0005), (0.0002, 0.005), (0.001, 0.04)))
         world.sync_s = rng.choice(((0.0002, 0.001), (0.0005, 0.01)))
         world.wake_s = rng.choice(((0.0, 0.0), (0.0, 0.0003), (0.0, 0.002)))
+        world.quick_saves = world.quick_rng.choice((0.0, 0.5, 1.0))
         self.skew = rng.choice((0.0, 0.001, 0.01))
         self.look_s = rng.choice((0.0, 0.00005, 0.0005))
         is_slow = world.latency_s[1] > 0.01
