@@ -79,7 +79,8 @@ def _resident_kib(server: Server) -> int:
                 if Path(f"/proc/{child}/cmdline").read_bytes() == own:
                     continue  # It has not begun its program, and shares all memory until then.
                 status = Path(f"/proc/{child}/status").read_text()
-                total += int(status.partition("VmRSS:")[2].split()[0])
+                if "VmRSS:" in status:  # It has not just ended.
+                    total += int(status.partition("VmRSS:")[2].split()[0])
     return total
 
 
