@@ -63,7 +63,7 @@ HTTP_MODULES = ("h11", "etcdlite.wire.http")
 """Imported for the first client of HTTP/1.1: they take 30 ms and 2 MB."""
 
 TICKED_PER_TURN = 100
-"""The most sessions whose deadlines are enforced in one turn. Each takes 5 us."""
+"""A turn enforces the deadlines of at most this many sessions; each takes 5 us."""
 
 REST_TICKS = 16
 """A session that may rest is included in one of this many calls of `Connections.tick`."""
@@ -181,7 +181,7 @@ class Connections:
         self._share = 1
         """How many are few: a round takes the same time if most of them are closed in it."""
         self._due: deque[Session] = deque()
-        """Sessions of the last `tick` whose deadlines are not enforced yet."""
+        """Sessions that `tick` chose, and whose deadlines are still to be enforced."""
         self._sizes: dict[Connection, int] = {}
         """The `kept_bytes` of each connection as of its last tick."""
         self._is_stopping = False

@@ -109,6 +109,6 @@ def items_of(changes: Changes) -> tuple[list[bytes], Sequence[bytes]]:
 
 
 def _key_end(body: bytes) -> int:
-    """Where the key ends in a KeyValue, whose first field it is."""
+    """The offset of the end of the key, which is the first field of an encoded KeyValue."""
     size, at = read_varint(body, 1, len(body))
     return at + size

@@ -33,8 +33,8 @@ def _success(txn: Puts) -> list[proto.Message]:
 
 
 class Puts(proto.TxnRequest):
-    """A TxnRequest of this kind. As a TxnRequest it has the messages of its operations, too, made
-    when they are asked for: mostly nobody does."""
+    """A TxnRequest of this kind. The messages of its operations are made only when something asks
+    for them, which is rare."""
 
     success: Any = Made(_success)
 

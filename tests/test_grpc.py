@@ -601,15 +601,17 @@ def test_requests_with_the_same_header_are_timed_from_their_own_begin(
     assert rpc.handling_s.sum - before == 3.5 + 2.5 + 1.5 + 0.5
 
 
+PUT_FIELDS = [
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", KV.encode() + b"Put"),
+    (b"content-type", b"application/grpc"),
+]
+
+
 def test_remembered_headers_are_small_and_count_as_memory(client: Client) -> None:
     session = client.session
-    fields = [
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
-        (b":path", KV.encode() + b"Put"),
-        (b"content-type", b"application/grpc"),
-        (b"grpc-timeout", b"1S"),
-    ]
+    fields = [*PUT_FIELDS, (b"grpc-timeout", b"1S")]
     before = session.kept_bytes
     session.read_request(fields + [(b"a", b"")] * 500)  # It would take 60 KB.
     assert session.kept_bytes == before and not session._recalled
@@ -619,14 +621,7 @@ def test_remembered_headers_are_small_and_count_as_memory(client: Client) -> Non
 
 
 def test_only_the_deadline_of_a_header_is_not_read_again(client: Client) -> None:
-    headers = [
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
-        (b":path", KV.encode() + b"Put"),
-        (b"content-type", b"application/grpc"),
-        (b"token", b"secret.7"),
-        (b"grpc-timeout", b"1S"),
-    ]
+    headers = [*PUT_FIELDS, (b"token", b"secret.7"), (b"grpc-timeout", b"1S")]
     session = client.session
     session.read_request(headers)
 
