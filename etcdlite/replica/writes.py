@@ -247,9 +247,8 @@ class Writes:
 
     def propose_outdated(self, is_own: bool) -> None:
         """Take all requests from `State.outdated`. A request fails if its author has not changed.
-        The others are proposed again for their author as of now, most for the same user as of a
-        later auth revision. `is_own`: this member received the requests; if not, it leaves that to
-        the member that did."""
+        The others are proposed again for their author as of now. `is_own`: this member received the
+        requests; if not, it leaves that to the member that did."""
         outdated, self._state.outdated = self._state.outdated, []
         if not is_own:
             return
