@@ -38,6 +38,7 @@ from collections.abc import Iterable, Sequence
 from typing import BinaryIO, NamedTuple
 
 from etcdlite import private_file
+from etcdlite.errors import Explained
 
 VERSION_LINE = b"age-encryption.org/v1"
 CHUNK_BYTES = 64 << 10
@@ -58,7 +59,7 @@ _CHARACTERS = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _GENERATORS = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
 
 
-class AgeError(Exception):
+class AgeError(Explained):
     """A file, recipient or identity cannot be used. The text says why."""
 
 

@@ -92,10 +92,10 @@ def restore(
     back, and watches that have seen later ones are told. All members need the same. `progress` gets
     (bytes done, total bytes). With `keys` the data directory is encrypted. `identities` decrypt the
     file; nothing of it is written that is not encrypted with `keys`, if there are any. Raises
-    SnapshotError, OSError."""
-    peer_urls = [url for url in initial_advertise_peer_urls.split(",") if url]
-    pairs = _initial_cluster(initial_cluster, name, peer_urls)
-    founding = bootstrap.new_cluster(name, pairs, initial_cluster_token)
+    Explained, OSError."""
+    founding = founding_of(
+        name, initial_cluster, initial_cluster_token, initial_advertise_peer_urls
+    )
     disk = Disk()
     sealed = datadir.data_disk(disk, keys, founding.cluster_id, founding.member_id)
     with opened(path, identities) as file:
@@ -105,25 +105,29 @@ def restore(
             raise SnapshotError(
                 f"revision {backup.revision + bump_revision} is too high; bump the revision by less"
             )
-        try:
-            lock = datadir.lock(disk, data_dir, wal_dir)
-        except datadir.StartError as failure:
-            raise SnapshotError(str(failure)) from failure
-        try:
-            directory = datadir.begin(disk, data_dir, wal_dir)
+        with new_member(disk, data_dir, wal_dir) as directory:
             store = backup.make_store(sealed, f"{directory}/data", segment_bytes)
             if bump_revision:
                 store.skip_revisions(bump_revision)
             for key in list(store.buckets.get(ALARM, ())):
                 store.set_bucket(ALARM, key, None)
             datadir.finish(disk, data_dir, wal_dir, store, founding, wal_segment_bytes, keys)
-        except (datadir.StartError, DataDamaged) as failure:
-            raise SnapshotError(str(failure)) from failure
+
+
+@contextmanager
+def new_member(disk: Disk, data_dir: str, wal_dir: str) -> Iterator[str]:
+    """The directory in which a member is prepared for `datadir.finish`. After a failure, what was
+    written there is removed. Raises StartError, OSError."""
+    lock = datadir.lock(disk, data_dir, wal_dir)
+    try:
+        directory = datadir.begin(disk, data_dir, wal_dir)
+        try:
+            yield directory
         finally:
-            # After a failure, what was written so far.
-            if disk.exists(f"{data_dir}/member.tmp"):
-                disk.remove_tree(f"{data_dir}/member.tmp")
-            lock.close()
+            if disk.exists(directory):
+                disk.remove_tree(directory)
+    finally:
+        lock.close()
 
 
 def _is_etcd(file: Any) -> bool:
@@ -165,17 +169,20 @@ class _OwnBackup:
         return store
 
 
-def _initial_cluster(
-    initial_cluster: str, name: str, peer_urls: list[str]
-) -> list[tuple[str, str]]:
-    """(name, peer URL) of the members that are restored together."""
+def founding_of(
+    name: str, initial_cluster: str, token: str, initial_advertise_peer_urls: str
+) -> datadir.Founding:
+    """The cluster that the flags name; without `initial_cluster`, of this member alone. Raises
+    SnapshotError."""
+    peer_urls = [url for url in initial_advertise_peer_urls.split(",") if url]
     if not peer_urls:
         raise SnapshotError("--initial-advertise-peer-urls is empty; write http://HOST:PORT")
     initial_cluster = initial_cluster or ",".join(f"{name}={url}" for url in peer_urls)
     try:
-        return parse_initial_cluster(initial_cluster.split(","), name, peer_urls)
+        pairs = parse_initial_cluster(initial_cluster.split(","), name, peer_urls)
     except ValueError as failure:
         raise SnapshotError(f"--initial-cluster {initial_cluster}: {failure}") from failure
+    return bootstrap.new_cluster(name, pairs, token)
 
 
 @contextmanager

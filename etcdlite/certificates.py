@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from etcdlite.errors import Explained
 from etcdlite.urls import is_address
 
 USES: dict[str, tuple[str, ...]] = {
@@ -42,7 +43,7 @@ _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\.?\Z")
 
 
-class CertificateError(Exception):
+class CertificateError(Explained):
     """A certificate cannot be made. The text says why and what to do."""
 
 

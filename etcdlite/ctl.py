@@ -42,11 +42,13 @@ from etcdlite.cli.flags import (
     CLUSTER_FLAG,
     CONSISTENCY_FLAG,
     DEL_FLAGS,
+    FROM_KEY_FLAG,
     GET_FLAGS,
     GLOBAL_FLAGS,
     INTERACTIVE_FLAG,
     KEY_FILE_FLAG,
     PEER_URLS_FLAG,
+    PREFIX_FLAG,
     PUT_FLAGS,
     WATCH_FLAGS,
     BadFlag,
@@ -71,10 +73,8 @@ _CERT_FLAGS = (
     Flag("days", "int", None, "how long it is valid (default: a CA 3650 days, others 365)"),
     Flag("force", "bool", False, "replace files that exist"),
 )
-_PERMISSION_FLAGS = (
-    Flag("prefix", "bool", False, "all keys that start with <key>"),
-    Flag("from-key", "bool", False, "all keys from <key> on, in byte order"),
-)
+_PERMISSION_FLAGS = (PREFIX_FLAG, FROM_KEY_FLAG)
+_PASSWORD_FLAG = Flag("interactive", "bool", True, "false: read the password from standard input")
 _HOST_FLAG = Flag("host", "list", (), "its host names and addresses (default: this machine's name)")
 
 COMMANDS = (
@@ -212,7 +212,7 @@ COMMANDS = (
             "are many changes.",
             ("top", "top --count 1 --interval 5s --depth 3")),
     Command("user add [options] <user name or user:password>", "Add a user", "users.user_add",
-            (Flag("interactive", "bool", True, "false: read the password from standard input"),
+            (_PASSWORD_FLAG,
              Flag("new-user-password", "string", "", "the password (seen by others)"),
              Flag("no-password", "bool", False, "a user who logs in by certificate only")),
             "done", "Without a password on the command line, it is asked for on the terminal.",
@@ -222,7 +222,7 @@ COMMANDS = (
             (Flag("detail", "bool", False, "show the permissions of the roles"),), "user_get"),
     Command("user list", "List the users", "users.user_list", prints="user_list"),
     Command("user passwd [options] <user name>", "Change a user's password", "users.user_passwd",
-            (Flag("interactive", "bool", True, "false: read the password from standard input"),),
+            (_PASSWORD_FLAG,),
             "done"),
     Command("user grant-role <user name> <role name>", "Give a user a role",
             "users.user_grant_role", prints="done", examples=("user grant-role alice readers",)),
@@ -452,6 +452,7 @@ def run(words: Sequence[str]) -> int:
     from etcdlite.cli.session import Session, describe
     from etcdlite.client import EtcdliteError
     from etcdlite.client.errors import AuthFailed
+    from etcdlite.errors import Explained
 
     module, function = command.run.split(".")
     run_command = getattr(importlib.import_module(f"etcdlite.cli.{module}"), function)
@@ -469,6 +470,8 @@ def run(words: Sequence[str]) -> int:
         # etcdctl logs in while it connects.
         status = EXIT_BAD_CONNECTION if isinstance(error, AuthFailed) else EXIT_FAILED
         raise Failure(status, text + session.why_unanswered(error)) from None
+    except Explained as error:
+        raise Failure(EXIT_FAILED, str(error)) from None
     finally:
         session.close()
 

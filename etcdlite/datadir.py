@@ -23,6 +23,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from etcdlite import proto
+from etcdlite.errors import Explained
 from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.mvcc import Store
@@ -50,7 +51,7 @@ _IDENTITY = struct.Struct("<QQ")
 """The log's metadata: cluster id, member id."""
 
 
-class StartError(Exception):
+class StartError(Explained):
     """The member cannot start. The text says why and what to do."""
 
 

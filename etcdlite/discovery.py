@@ -23,13 +23,14 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from etcdlite.errors import Explained
 from etcdlite.urls import host_port
 
 TIMEOUT_S = 5.0
 """For all tries of one DNS query."""
 
 
-class DiscoveryError(Exception):
+class DiscoveryError(Explained):
     """DNS does not name the servers. The text says why and what to do."""
 
 

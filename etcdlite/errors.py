@@ -45,6 +45,11 @@ CODE_NAMES = {
 }
 
 
+class Explained(Exception):
+    """Something cannot be done, and the text tells the user why, and where it helps what to do. It
+    ends a command of etcdlite-ctl with that text."""
+
+
 class EtcdError(Exception):
     """A request that is answered with an error: `code` is a gRPC status code, `text` etcd's own."""
 

@@ -32,6 +32,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from etcdlite import __version__, proto
+from etcdlite.errors import Explained
 from etcdlite.proto import DecodeError
 
 MAGIC = b"ETCDLXTR"
@@ -48,7 +49,7 @@ _U64 = struct.Struct("<Q")
 KEY, LEASE, END = 1, 2, 3
 
 
-class ExtractError(Exception):
+class ExtractError(Explained):
     """The file cannot be used. The text says why and what to do."""
 
 

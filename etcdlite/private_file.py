@@ -15,6 +15,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 
+from etcdlite.errors import Explained
+
 MODE = 0o600
 
 SECRET_BYTES = 32
@@ -24,7 +26,7 @@ MIN_DISTINCT_BYTES = 12
 """Fewer different bytes are not random: that happens to one of 10**25 random secrets."""
 
 
-class PrivateFileError(Exception):
+class PrivateFileError(Explained):
     """The file cannot be used. The text names the file, the reason and the remedy."""
 
 

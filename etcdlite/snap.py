@@ -36,6 +36,7 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 from etcdlite import __version__, datadir, log, proto
+from etcdlite.errors import Explained
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.raft import Raft
@@ -51,7 +52,7 @@ BLOCK_BYTES = 512
 _U32 = struct.Struct("<I")
 
 
-class SnapshotError(Exception):
+class SnapshotError(Explained):
     """The snapshot, or the place to restore it to, cannot be used; the text says why and what to
     do."""
 

@@ -126,6 +126,7 @@ from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
 
+from etcdlite.errors import Explained
 from etcdlite.raft import HardState, Message, Snapshot
 from etcdlite.raft_log import Entry
 from etcdlite.sealing import ID_BYTES, OVERHEAD_BYTES, TAG_BYTES, Key, Keyring, SealBroken, ids_text
@@ -174,7 +175,7 @@ _ADVICE = (
 )
 
 
-class WALError(Exception):
+class WALError(Explained):
     """The log cannot be used."""
 
 

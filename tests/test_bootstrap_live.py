@@ -302,7 +302,7 @@ def test_a_local_cluster_whose_port_is_in_use_says_so_and_leaves_nothing(tmp_pat
     ):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"port {ports[2]} is taken by process {os.getpid()}, " in errors
+    assert f"port {ports[2]} is taken by process {os.getpid()} (" in errors
     for port in ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))

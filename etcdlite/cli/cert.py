@@ -121,8 +121,7 @@ def _print(session: Session, *lines: str) -> None:
 
 def _issue(session: Session, kind: str) -> tuple[Pair, str]:
     """Make a certificate and report it. Returns the paths: its own, and the CA's."""
-    session.need(1, f"cert {kind} needs 1 argument: the name of the {_OWNERS[kind]}")
-    name = session.arguments[0]
+    (name,) = session.need(1, f"cert {kind} needs 1 argument: the name of the {_OWNERS[kind]}")
     if name.startswith(".") or " " in name or "/" in name:
         raise BadArguments(f"bad name {name!r}: it is part of file names")
     folder = session.flags["dir"]
@@ -172,7 +171,7 @@ def _make(
     for path in files:
         if os.path.lexists(path) and not session.flags["force"]:
             raise Failure(EXIT_FAILED, f"{path} exists; --force replaces it" + _COST.get(kind, ""))
-    write(files, issue(profile, authority))
+    write(files, certificates.make(profile, authority))
     return profile.ends_s
 
 
@@ -193,14 +192,6 @@ def profile_of(
     except CertificateError as error:
         raise BadArguments(str(error)) from None
     return profile
-
-
-def issue(profile: Profile, authority: Pair | None) -> Pair:
-    """A certificate and its key as PEM. Raises Failure."""
-    try:
-        return certificates.make(profile, authority)
-    except CertificateError as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
 
 
 def write(files: Pair, made: Pair) -> None:

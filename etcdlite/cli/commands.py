@@ -204,8 +204,7 @@ def _change(session: Session, method: str, **fields: Any) -> Any:
 def member_add(session: Session) -> None:
     if not session.arguments:
         raise BadArguments("member name not provided")
-    session.need(1, "too many arguments")
-    (name,) = session.arguments
+    (name,) = session.need(1, "too many arguments")
     urls = _peer_urls(session)
     response = _change(session, "MemberAdd", peerURLs=urls, isLearner=session.flags["learner"])
     session.show("member_add", response)

@@ -14,26 +14,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from etcdlite import backup, bootstrap, datadir, extract, keys, proto
-from etcdlite.age import AgeError
+from etcdlite import backup, datadir, extract, keys, proto
 from etcdlite.cli.differences import Difference, asked_revision, show, times_of_cluster
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text, say
-from etcdlite.cli.mirror import client_of, pages
+from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
+from etcdlite.cli.mirror import change_op, client_of, pages
 from etcdlite.cli.offline import SEGMENT_BYTES, identities, opened_backup
 from etcdlite.cli.session import Progress, Session
 from etcdlite.client import EtcdliteError
 from etcdlite.client.errors import LeaseExist, LeaseNotFound
-from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError
-from etcdlite.extract import ExtractError, Header
+from etcdlite.extract import Header
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
-from etcdlite.sealing import KeyFileError
-from etcdlite.snap import SnapshotError
-from etcdlite.storage.data import LEASE, TIMES, U64, DataDamaged
+from etcdlite.storage.data import LEASE, TIMES, U64
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.steps import finish
-from etcdlite.urls import parse_initial_cluster
 
 MARK_KEYS = 1_000
 """Keys that are written to a new data directory at once."""
@@ -90,20 +85,13 @@ def _granted_ttl(client: Any, lease: int) -> int:
 
 
 def status(path: str, session: Session) -> backup.Status:
-    """What `snapshot status` shows of an extract. Raises SnapshotError, OSError."""
+    """What `snapshot status` shows of an extract. Raises Explained, OSError."""
     with backup.opened(path, identities(session)) as file:
-        found = _checked(path, file)
+        found = extract.check(path, file)
         number = int.from_bytes(found.digest[:4], "big")
         return backup.Status(
             number, found.header.revision, found.total_keys, found.size_bytes, "extract"
         )
-
-
-def _checked(path: str, file: Any) -> extract.Content:
-    try:
-        return extract.check(path, file)
-    except ExtractError as error:
-        raise SnapshotError(str(error)) from None
 
 
 def is_extract(session: Session, path: str) -> bool:
@@ -128,20 +116,17 @@ class State(NamedTuple):
 
 @contextmanager
 def _state(session: Session, path: str) -> Iterator[State]:
-    """That of the file and the flags --rev and --prefix. Raises Failure."""
-    try:
-        if is_extract(session, path):
-            with backup.opened(path, identities(session)) as file:
-                yield _narrowed(session, _of_extract(session, path, file))
-            return
-    except (SnapshotError, ExtractError, AgeError) as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
+    """That of the file and the flags --rev and --prefix. Raises Explained, OSError."""
+    if is_extract(session, path):
+        with backup.opened(path, identities(session)) as file:
+            yield _narrowed(session, _of_extract(session, path, file))
+        return
     with opened_backup(session, path, session.flags["skip-hash-check"]) as store:
         yield _narrowed(session, _of_store(session, store))
 
 
 def _of_extract(session: Session, path: str, file: Any) -> State:
-    found = _checked(path, file)
+    found = extract.check(path, file)
     revision = found.header.revision
     if session.flags["rev"] not in (0, revision) or session.flags["at"]:
         text = f"{path} has the keys as of revision {revision} only: leave out --rev and --at"
@@ -219,30 +204,22 @@ def _check_leases(state: State, rule: str, leased: Iterable[int]) -> dict[int, i
 
 
 def restore_new(session: Session, path: str, data_dir: str) -> None:
-    """Make a data directory with the keys. Raises Failure."""
+    """Make a data directory with the keys. Raises Explained, OSError."""
     rule = _rule(session)
     with _state(session, path) as state:
         leased = {kv.lease for kv in state.key_values() if kv.lease}
         leases = _check_leases(state, rule, leased)
-        try:
-            _make_member(session, data_dir, state, leases)
-        except (StartError, DataDamaged, KeyFileError, ValueError) as error:
-            raise Failure(EXIT_FAILED, str(error)) from None
-        except OSError as error:
-            raise Failure(EXIT_FAILED, os_error_text(error)) from None
+        _make_member(session, data_dir, state, leases)
 
 
 def _make_member(session: Session, data_dir: str, state: State, leases: dict[int, int]) -> None:
     flags = session.flags
-    urls = [url for url in flags["initial-advertise-peer-urls"].split(",") if url]
-    pairs = parse_initial_cluster(flags["initial-cluster"].split(","), flags["name"], urls)
-    founding = bootstrap.new_cluster(flags["name"], pairs, flags["initial-cluster-token"])
+    names = ("name", "initial-cluster", "initial-cluster-token", "initial-advertise-peer-urls")
+    founding = backup.founding_of(*(flags[name] for name in names))
     ring = keys.read(flags["encryption-key-file"])
     disk = Disk()
     sealed = datadir.data_disk(disk, ring, founding.cluster_id, founding.member_id)
-    lock = datadir.lock(disk, data_dir, flags["wal-dir"])
-    try:
-        directory = datadir.begin(disk, data_dir, flags["wal-dir"])
+    with backup.new_member(disk, data_dir, flags["wal-dir"]) as directory:
         store = Store.create(sealed, f"{directory}/data", Lessor(), SEGMENT_BYTES)
         for lease, ttl_s in leases.items():
             store.lessor.grant(lease, ttl_s, 0.0)
@@ -256,10 +233,6 @@ def _make_member(session: Session, data_dir: str, state: State, leases: dict[int
             store.skip_revisions(flags["bump-revision"])
         _mark(store)
         datadir.finish(disk, data_dir, flags["wal-dir"], store, founding, SEGMENT_BYTES, ring)
-    finally:
-        if disk.exists(f"{data_dir}/member.tmp"):
-            disk.remove_tree(f"{data_dir}/member.tmp")
-        lock.close()
 
 
 def _mark(store: Store) -> None:
@@ -341,12 +314,8 @@ class _Restoration:
             mod = proto.ENUMS["Compare.CompareTarget"]["MOD"]
             was = 0 if old is None else old.mod_revision
             compares.append(proto.Compare(key=key, target=mod, mod_revision=was))
-            if new is None:
-                delete = proto.DeleteRangeRequest(key=key)
-                ops.append(proto.RequestOp(request_delete_range=delete))
-            else:
-                put = proto.PutRequest(key=key, value=new.value, lease=new.lease)
-                ops.append(proto.RequestOp(request_put=put))
+            value, lease = (None, 0) if new is None else (new.value, new.lease)
+            ops.append(change_op(key, value, lease))
         try:
             response = self._client.call("KV.Txn", proto.TxnRequest(compare=compares, success=ops))
         except EtcdliteError as error:

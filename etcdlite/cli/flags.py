@@ -80,8 +80,8 @@ MAX_FILE_BYTES = 65_536
 
 HELP_FLAG = Flag("help", "bool", False, "show this help", "h")
 
-_PREFIX_FLAG = Flag("prefix", "bool", False, "all keys that start with <key>")
-_FROM_KEY_FLAG = Flag("from-key", "bool", False, "all keys from <key> on, in byte order")
+PREFIX_FLAG = Flag("prefix", "bool", False, "all keys that start with <key>")
+FROM_KEY_FLAG = Flag("from-key", "bool", False, "all keys from <key> on, in byte order")
 INTERACTIVE_FLAG = Flag("interactive", "bool", False, "prompt for input", "i")
 CLUSTER_FLAG = Flag("cluster", "bool", False, "ask all members of the cluster, not --endpoints")
 CONSISTENCY_FLAG = Flag(
@@ -98,8 +98,8 @@ PUT_FLAGS = (
     Flag("ignore-lease", "bool", False, "keep the key's lease, change its value"),
 )
 GET_FLAGS = (
-    _PREFIX_FLAG,
-    _FROM_KEY_FLAG,
+    PREFIX_FLAG,
+    FROM_KEY_FLAG,
     Flag("limit", "int", 0, "at most this many keys (0: all)"),
     Flag("rev", "int", 0, "as of this revision (0: now)"),
     Flag("order", "string", "", "ASCEND or DESCEND (default ASCEND)"),
@@ -114,13 +114,13 @@ GET_FLAGS = (
     Flag("min-mod-rev", "int", 0, "only keys changed last at this revision or later"),
 )
 DEL_FLAGS = (
-    _PREFIX_FLAG,
-    _FROM_KEY_FLAG,
+    PREFIX_FLAG,
+    FROM_KEY_FLAG,
     Flag("range", "bool", False, "[key, range_end), the default when range_end is given"),
     Flag("prev-kv", "bool", False, "show the deleted keys and values"),
 )
 WATCH_FLAGS = (
-    _PREFIX_FLAG,
+    PREFIX_FLAG,
     Flag("prev-kv", "bool", False, "show the key and value before each event"),
     Flag("rev", "int", 0, "start at this revision (0: now)"),
     Flag("progress-notify", "bool", False, "print the current revision from time to time"),

@@ -9,13 +9,9 @@ import pwd
 from etcdlite import age, datadir, keys, private_file, sealing
 from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text, say
 from etcdlite.cli.session import Progress, Session
-from etcdlite.datadir import StartError
 from etcdlite.notation import format_size
-from etcdlite.private_file import PrivateFileError
 from etcdlite.sealing import Keyring, ids_text
-from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.disk import Disk
-from etcdlite.wal import WALError
 
 
 def new(session: Session) -> None:
@@ -38,19 +34,13 @@ def new(session: Session) -> None:
 
 def add(session: Session) -> None:
     """Put a new key first in a file of keys, which is replaced as a whole."""
-    session.need(1, "key add takes the name of one file")
-    path = session.arguments[0]
+    (path,) = session.need(1, "key add takes the name of one file")
     key_id, line = sealing.new_key()
-    try:
-        ring = sealing.read(path)
-        if len(ring.ids) >= sealing.MAX_KEYS:
-            raise Failure(EXIT_FAILED, f"{path} has {len(ring.ids)} keys; remove one first")
-        old = private_file.read(path, sealing.MAX_FILE_BYTES).decode("utf-8", "replace")
-        private_file.replace(path, f"# id {key_id.hex()}\n{line}{old}")
-    except (sealing.KeyFileError, PrivateFileError) as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
-    except OSError as error:
-        raise Failure(EXIT_FAILED, os_error_text(error)) from None
+    ring = sealing.read(path)
+    if len(ring.ids) >= sealing.MAX_KEYS:
+        raise Failure(EXIT_FAILED, f"{path} has {len(ring.ids)} keys; remove one first")
+    old = private_file.read(path, sealing.MAX_FILE_BYTES).decode("utf-8", "replace")
+    private_file.replace(path, f"# id {key_id.hex()}\n{line}{old}")
     say(
         f"key {key_id.hex()} is the first one in the file now; restart the member, or stop it and "
         "run 'etcdlite-ctl rekey'"
@@ -75,27 +65,18 @@ def rekey(session: Session) -> int:
     flags = session.flags
     data_dir, wal_dir = flags["data-dir"], flags["wal-dir"]
     disk = Disk()
-    try:
-        ring = keys.read(flags["encryption-key-file"])
-        if ring is None:
-            raise BadArguments("rekey needs --encryption-key-file")
-        if not datadir.exists(disk, data_dir):
-            raise Failure(EXIT_FAILED, f"{data_dir} holds no member; give its --data-dir")
-        if flags["check"]:
-            return _check(session, disk, ring)
-        _check_owner(data_dir)
-        lock = datadir.lock(disk, data_dir, wal_dir)
-    except StartError as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
-    except OSError as error:
-        raise Failure(EXIT_FAILED, os_error_text(error)) from None
-    progress = Progress(f"rekeying {data_dir}", lambda size: format_size(int(size)))
+    ring = keys.read(flags["encryption-key-file"])
+    if ring is None:
+        raise BadArguments("rekey needs --encryption-key-file")
+    if not datadir.exists(disk, data_dir):
+        raise Failure(EXIT_FAILED, f"{data_dir} holds no member; give its --data-dir")
+    if flags["check"]:
+        return _check(session, disk, ring)
+    _check_owner(data_dir)
+    lock = datadir.lock(disk, data_dir, wal_dir)
+    progress = Progress(f"rekeying {data_dir}", format_size)
     try:
         count = keys.replace(disk, data_dir, wal_dir, ring, progress.update)
-    except (StartError, DataDamaged, WALError) as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
-    except OSError as error:
-        raise Failure(EXIT_FAILED, os_error_text(error)) from None
     finally:
         progress.clear()
         lock.close()
@@ -141,7 +122,5 @@ def _optional_file(session: Session, command: str) -> str | None:
 def _create(path: str, text: str) -> None:
     try:
         private_file.create(path, text)
-    except PrivateFileError as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
     except OSError as error:
         raise Failure(EXIT_FAILED, f"cannot write {os_error_text(error)}") from None

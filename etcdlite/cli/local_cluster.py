@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import ctypes
 import functools
-import glob
 import os
 import signal
 import socket
@@ -28,6 +27,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from etcdlite.cli.machine import holder, listeners
 from etcdlite.client import Client, EtcdliteError
 
 MEMBERS = {"m1": (2379, 2380), "m2": (22379, 22380), "m3": (32379, 32380)}
@@ -90,28 +90,10 @@ def check_ports() -> None:
                 probe.bind(("127.0.0.1", port))
                 probe.listen()
             except OSError as failure:
-                taken.append(f"port {port} is taken by {_owner(port)} ({failure.strerror})")
+                process = holder(listeners(port))
+                taken.append(f"port {port} is taken by {process} ({failure.strerror})")
     if taken:
         raise NotStarted("\n".join([*taken, "Stop what uses these ports, and start again."]))
-
-
-def _owner(port: int) -> str:
-    """The process that listens on a port, as far as /proc shows it to this user."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError), open(table) as file:
-            for line in file.readlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    inodes.add(f"socket:[{fields[9]}]")
-    for path in glob.glob("/proc/[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(path) in inodes:
-                pid = path.split("/")[2]
-                with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    command = file.read().replace(b"\0", b" ").decode(errors="replace")
-                return f"process {pid}, {command.strip()[:60]}"
-    return "another process"
 
 
 def _end_with(parent: int) -> None:

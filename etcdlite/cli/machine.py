@@ -284,7 +284,7 @@ def _sockets(pid: int) -> Iterator[str]:
                 yield target[8:-1]
 
 
-def _listeners(port: int) -> set[str]:
+def listeners(port: int) -> set[str]:
     """The inodes of the sockets that listen on a TCP port (proc_net(5))."""
     found = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -319,8 +319,8 @@ def _look_at_ports(machine: Machine, config: Config) -> None:
     ):
         for url in urls:
             host, port = host_port(url)
-            if port and _is_in_use(host, port) and not own & (found := _listeners(port)):
-                machine.taken_ports.append(Port(flag, url, _holder(found)))
+            if port and _is_in_use(host, port) and not own & (found := listeners(port)):
+                machine.taken_ports.append(Port(flag, url, holder(found)))
 
 
 def _max_files(pid: int) -> int:
@@ -343,7 +343,7 @@ def _is_in_use(host: str, port: int) -> bool:
     return False
 
 
-def _holder(inodes: set[str]) -> str:
+def holder(inodes: set[str]) -> str:
     """The process that has one of these sockets, in words."""
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):

@@ -506,18 +506,12 @@ class Mirror:
         for key, value in changes:
             renamed = self._rename(key)
             assert renamed is not None
-            if value is None:
-                delete = proto.DeleteRangeRequest(key=renamed)
-                ops.append(proto.RequestOp(request_delete_range=delete))
-            else:
-                put = proto.PutRequest(key=renamed, value=value)
-                ops.append(proto.RequestOp(request_put=put))
+            ops.append(change_op(renamed, value))
         if not self._checkpoint_key:
             self._write_once(proto.TxnRequest(success=ops))
             return
         value = self._checkpoint_value(position)
-        put = proto.PutRequest(key=self._checkpoint_key, value=value)
-        ops.append(proto.RequestOp(request_put=put))
+        ops.append(change_op(self._checkpoint_key, value))
         unchanged = proto.Compare(
             key=self._checkpoint_key,
             target=proto.ENUMS["Compare.CompareTarget"]["MOD"],
@@ -594,6 +588,13 @@ class Mirror:
                 raise Failure(EXIT_FAILED, text)
             count += 1
         say(f"verified: {count} keys are equal, as of revision {revision} of the source")
+
+
+def change_op(key: bytes, value: bytes | None, lease: int = 0) -> proto.RequestOp:
+    """The operation of a transaction that puts a key, or deletes it without a value."""
+    if value is None:
+        return proto.RequestOp(request_delete_range=proto.DeleteRangeRequest(key=key))
+    return proto.RequestOp(request_put=proto.PutRequest(key=key, value=value, lease=lease))
 
 
 def _range(prefix: bytes, after: bytes = b"", **fields: Any) -> proto.RangeRequest:

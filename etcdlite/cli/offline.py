@@ -11,19 +11,16 @@ from typing import NamedTuple
 
 from etcdlite import age, backup, datadir, etcd_hash, keys
 from etcdlite.age import AgeError, Identity
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text, say
+from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
 from etcdlite.cli.session import Progress, Session
-from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import Store
 from etcdlite.notation import format_size
 from etcdlite.sealing import KEY_BYTES, Key, Keyring
-from etcdlite.snap import SnapshotError
 from etcdlite.storage import cleaning
-from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
+from etcdlite.storage.data import SEGMENT_HEADER
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.steps import Job, finish
-from etcdlite.wal import WALError
 
 SEGMENT_BYTES = 16 << 20
 
@@ -53,25 +50,20 @@ def defrag(session: Session) -> None:
     flags = session.flags
     data_dir = flags["data-dir"]
     disk = Disk()
+    if not datadir.exists(disk, data_dir):
+        raise Failure(EXIT_FAILED, f"{data_dir} holds no member; give its --data-dir")
+    ring = keys.read(flags["encryption-key-file"])
+    keys.check(disk, data_dir, flags["wal-dir"], ring)
+    lock = datadir.lock(disk, data_dir, flags["wal-dir"])
     try:
-        if not datadir.exists(disk, data_dir):
-            raise Failure(EXIT_FAILED, f"{data_dir} holds no member; give its --data-dir")
-        ring = keys.read(flags["encryption-key-file"])
-        keys.check(disk, data_dir, flags["wal-dir"], ring)
-        lock = datadir.lock(disk, data_dir, flags["wal-dir"])
-        try:
-            opened = _open(disk, data_dir, flags["wal-dir"], ring)
-            before = opened.store.size_bytes
-            _defragment(opened.store)
-            after = opened.store.size_bytes
-            opened.store.close()
-            opened.wal.close()
-        finally:
-            lock.close()
-    except (StartError, DataDamaged, WALError) as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
-    except OSError as error:
-        raise Failure(EXIT_FAILED, os_error_text(error)) from None
+        opened = _open(disk, data_dir, flags["wal-dir"], ring)
+        before = opened.store.size_bytes
+        _defragment(opened.store)
+        after = opened.store.size_bytes
+        opened.store.close()
+        opened.wal.close()
+    finally:
+        lock.close()
     say(f"{data_dir}: {format_size(before)} before, {format_size(after)} now")
 
 
@@ -108,36 +100,31 @@ def _run(job: Job) -> None:
 
 @contextmanager
 def opened_backup(session: Session, path: str, skip_hash_check: bool = False) -> Iterator[Store]:
-    """The state in a backup, in a directory beside it that goes away again. Raises Failure."""
-    progress = Progress(f"reading {path}", lambda size: format_size(int(size)))
+    """The state in a backup, in a directory beside it that goes away again. Raises Explained and
+    OSError."""
+    progress = Progress(f"reading {path}", format_size)
     found = identities(session)
     # What is encrypted does not reach the disk in plain text.
     ring = Keyring([Key(os.urandom(KEY_BYTES))]) if found else None
     beside = os.path.dirname(os.path.abspath(path))
-    try:
-        with tempfile.TemporaryDirectory(prefix=".etcdlite-", dir=beside) as directory:
-            try:
-                backup.restore(
-                    path,
-                    f"{directory}/member",
-                    initial_cluster="",
-                    skip_hash_check=skip_hash_check,
-                    progress=progress.update,
-                    keys=ring,
-                    identities=found,
-                )
-            finally:
-                progress.clear()
-            opened = _open(Disk(), f"{directory}/member", "", ring)
-            try:
-                yield opened.store
-            finally:
-                opened.store.close()
-                opened.wal.close()
-    except (SnapshotError, StartError, DataDamaged) as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
-    except OSError as error:
-        raise Failure(EXIT_FAILED, os_error_text(error)) from None
+    with tempfile.TemporaryDirectory(prefix=".etcdlite-", dir=beside) as directory:
+        try:
+            backup.restore(
+                path,
+                f"{directory}/member",
+                skip_hash_check=skip_hash_check,
+                progress=progress.update,
+                keys=ring,
+                identities=found,
+            )
+        finally:
+            progress.clear()
+        opened = _open(Disk(), f"{directory}/member", "", ring)
+        try:
+            yield opened.store
+        finally:
+            opened.store.close()
+            opened.wal.close()
 
 
 def hashkv(session: Session) -> None:

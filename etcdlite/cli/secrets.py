@@ -8,7 +8,6 @@ import os
 from etcdlite import secret_file
 from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text
 from etcdlite.cli.session import Session
-from etcdlite.secret_file import SecretError
 
 DEFAULT_FILE = "etcdlite.secret"
 
@@ -20,8 +19,6 @@ def new(session: Session) -> None:
     path = os.path.abspath(session.arguments[0] if session.arguments else DEFAULT_FILE)
     try:
         made = secret_file.create(path)
-    except SecretError as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
     except OSError as error:
         raise Failure(EXIT_FAILED, f"cannot write {os_error_text(error)}") from None
     shown = json.dumps(path, ensure_ascii=False)

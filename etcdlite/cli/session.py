@@ -6,6 +6,7 @@ and at once; standard error gets whole lines, and the progress line only if it i
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -64,13 +65,10 @@ class Session:
     def endpoints(self) -> tuple[str, ...]:
         """Those of --endpoints, or those that DNS names, which is queried when first needed."""
         if not self._endpoints:
-            from etcdlite.discovery import DiscoveryError, client_endpoints
+            from etcdlite.discovery import client_endpoints
 
             domain, name = self.flags["discovery-srv"], self.flags["discovery-srv-name"]
-            try:
-                found = client_endpoints(domain, name)
-            except DiscoveryError as error:
-                raise Failure(EXIT_FAILED, str(error)) from None
+            found = client_endpoints(domain, name)
             if not self.flags["insecure-discovery"]:
                 for url in found:
                     if url.startswith("http://"):
@@ -93,13 +91,22 @@ class Session:
             self._client = self.client_for(self.endpoints)
         return self._client
 
-    def client_for(self, endpoints: Sequence[str], *, logs_in: bool = True) -> Client:
-        """A connection that the caller closes. `logs_in`: as the user of --user, if there is
-        one."""
+    def client_for(
+        self, endpoints: Sequence[str], *, logs_in: bool = True, limit_s: float = math.inf
+    ) -> Client:
+        """A connection that the caller closes. `logs_in`: as the user of --user, if there is one.
+        `limit_s`: the longest of its timeouts."""
         if self.timeout_s <= 0:
             text = "context deadline exceeded (--command-timeout is not above 0)"
             raise Failure(EXIT_FAILED, text)
-        return self._client_with(endpoints, self.timeout_s, self.dial_timeout_s, logs_in)
+        connection = self.connection(endpoints)
+        if not logs_in:
+            connection |= {"user": "", "password": ""}
+        timeout_s, dial_timeout_s = min(self.timeout_s, limit_s), min(self.dial_timeout_s, limit_s)
+        try:
+            return Client(**connection, timeout_s=timeout_s, dial_timeout_s=dial_timeout_s)
+        except ValueError as error:
+            raise BadArguments(str(error)) from None
 
     def connection(self, endpoints: Sequence[str]) -> dict[str, Any]:
         """The arguments of a client that say how to connect. Raises BadArguments."""
@@ -143,21 +150,6 @@ class Session:
             self._typed_password = password
         return self._typed_password
 
-    def _client_with(
-        self,
-        endpoints: Sequence[str],
-        timeout_s: float,
-        dial_timeout_s: float,
-        logs_in: bool = True,
-    ) -> Client:
-        try:
-            connection = self.connection(endpoints)
-            if not logs_in:
-                connection |= {"user": "", "password": ""}
-            return Client(**connection, timeout_s=timeout_s, dial_timeout_s=dial_timeout_s)
-        except ValueError as error:
-            raise BadArguments(str(error)) from None
-
     def ask(self, method: str, client: Client | None = None, **fields: Any) -> Any:
         """The response to a request of these fields. Raises EtcdliteError."""
         return self.call(method, METHOD_BY_NAME[method].request(**fields), client)
@@ -181,15 +173,16 @@ class Session:
         sys.stdout.buffer.write(output)
         sys.stdout.buffer.flush()
 
-    def need(self, count: int, text: str) -> None:
-        """Refuse any other number of arguments than `count`."""
+    def need(self, count: int, text: str) -> list[str]:
+        """The arguments. Refuses any other number of them than `count`."""
         if len(self.arguments) != count:
             raise BadArguments(text)
+        return self.arguments
 
     def member_argument(self) -> int:
-        self.need(1, "member ID is not provided")
+        (argument,) = self.need(1, "member ID is not provided")
         try:
-            return self.member_id(self.arguments[0])
+            return self.member_id(argument)
         except ValueError as error:
             raise BadArguments(f"bad member ID arg ({error}), expecting ID in Hex") from None
 
@@ -214,9 +207,9 @@ class Session:
 
     def lease_argument(self, name: str) -> int:
         what = "1 argument" if name == "revoke" else "lease ID as argument"
-        self.need(1, f"lease {name} command needs {what}")
+        (argument,) = self.need(1, f"lease {name} command needs {what}")
         try:
-            return parse_int(self.arguments[0], 16)
+            return parse_int(argument, 16)
         except ValueError as error:
             raise BadArguments(f"bad lease ID arg ({error}), expecting ID in Hex") from None
 
@@ -226,7 +219,7 @@ class Session:
             return ""
         try:
             endpoint = [error.endpoint or self.client().endpoint]
-            with self._client_with(endpoint, WHY_TIMEOUT_S, WHY_TIMEOUT_S) as client:
+            with self.client_for(endpoint, limit_s=WHY_TIMEOUT_S) as client:
                 status = self.ask("Maintenance.Status", client)
         except (EtcdliteError, BadArguments):
             return ""
@@ -293,13 +286,14 @@ def cause(error: EtcdliteError) -> str:
 class Progress:
     """A line on standard error about long work, drawn only on a terminal."""
 
-    def __init__(self, label: str, show: Callable[[float], str] = lambda n: f"{n:.0f}") -> None:
+    def __init__(self, label: str, show: Callable[[int], str] = str) -> None:
+        """`show`: for `done` and `total`."""
         self._label = label
         self._show = show
         self._is_drawn = sys.stderr.isatty()
         self._next_s = 0.0
 
-    def update(self, done: float, total: float) -> None:
+    def update(self, done: int, total: int) -> None:
         """`total` is 0 if unknown."""
         now_s = time.monotonic()
         if not self._is_drawn or now_s < self._next_s:

@@ -33,7 +33,6 @@ from etcdlite.cli import cert
 from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure
 from etcdlite.cli.session import Session
 from etcdlite.client.partial_file import PartialFile
-from etcdlite.private_file import PrivateFileError
 from etcdlite.urls import format_address, is_address
 
 CLIENT_PORT = 2379
@@ -158,21 +157,18 @@ def _make_trust(folder: str, is_secret: bool) -> None:
     os.makedirs(folder, 0o700, exist_ok=True)
     if is_secret:
         for name in reversed(_SECRETS):
-            try:
-                secret_file.create(f"{folder}/{name}")
-            except PrivateFileError as error:
-                raise Failure(EXIT_FAILED, str(error)) from None
+            secret_file.create(f"{folder}/{name}")
         return
     for kind in ("peers", "clients"):
         profile = cert.profile_of("ca", f"etcdlite {kind}", (), cert.CA_DAYS, None)
-        cert.write(cert.authority_in(f"{folder}/{kind}"), cert.issue(profile, None))
+        cert.write(cert.authority_in(f"{folder}/{kind}"), certificates.make(profile, None))
 
 
 def _pair(session: Session, ca: str, kind: str, name: str, hosts: tuple[str, ...]) -> Pair:
     authority = cert.authority_in(ca)
     days = session.flags["days"]
     days = cert.CA_DAYS if days is None else days
-    return cert.issue(cert.profile_of(kind, name, hosts, days, authority), authority)
+    return certificates.make(cert.profile_of(kind, name, hosts, days, authority), authority)
 
 
 def _read(path: str) -> str:

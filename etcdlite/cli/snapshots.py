@@ -23,7 +23,6 @@ from etcdlite.cli.offline import identities
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import EtcdliteError
 from etcdlite.client.partial_file import PartialFile
-from etcdlite.datadir import StartError
 from etcdlite.etcd_restore import check_digest, is_etcd
 from etcdlite.notation import format_size
 
@@ -112,16 +111,13 @@ def _save_extract(session: Session, file: Any, recipients: list[bytes]) -> None:
 
 
 def _check_snapshot(path: str) -> None:
-    """Raises Failure if a snapshot could not be restored. Of one in etcd's format the SHA-256 is
-    checked."""
-    try:
-        with open(path, "rb") as file:
-            if is_etcd(file.read(20)):
-                check_digest(path, file)
-                return
-        backup.status(path)
-    except snap.SnapshotError as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
+    """Raises SnapshotError if a snapshot could not be restored. Of one in etcd's format the SHA-256
+    is checked."""
+    with open(path, "rb") as file:
+        if is_etcd(file.read(20)):
+            check_digest(path, file)
+            return
+    backup.status(path)
 
 
 def _receive_snapshot(session: Session, file: Any) -> None:
@@ -130,7 +126,7 @@ def _receive_snapshot(session: Session, file: Any) -> None:
     if name not in ("etcdlite", "etcd"):
         raise BadArguments(f"--format {name}: there are etcdlite and etcd")
     request = formats(format=formats.ETCD if name == "etcd" else formats.DEFAULT)
-    progress = Progress(f"snapshot of {session.endpoints[0]}", lambda size: format_size(int(size)))
+    progress = Progress(f"snapshot of {session.endpoints[0]}", format_size)
     received_bytes = remaining_bytes = 0
     try:
         with session.client().stream("Maintenance.Snapshot", request) as stream:
@@ -150,23 +146,16 @@ def _receive_snapshot(session: Session, file: Any) -> None:
 
 
 def status(session: Session) -> None:
-    session.need(1, "snapshot status requires exactly one argument")
-    found = identities(session)
-    try:
-        if extracts.is_extract(session, session.arguments[0]):
-            session.show("snapshot_status", extracts.status(session.arguments[0], session))
-            return
-        status = backup.status(session.arguments[0], identities=found)
-    except snap.SnapshotError as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
-    except OSError as error:
-        raise Failure(EXIT_FAILED, os_error_text(error)) from None
-    session.show("snapshot_status", status)
+    (path,) = session.need(1, "snapshot status requires exactly one argument")
+    if extracts.is_extract(session, path):
+        found = extracts.status(path, session)
+    else:
+        found = backup.status(path, identities=identities(session))
+    session.show("snapshot_status", found)
 
 
 def restore(session: Session) -> None:
-    session.need(1, "snapshot restore requires exactly one argument")
-    path = session.arguments[0]
+    (path,) = session.need(1, "snapshot restore requires exactly one argument")
     flags = session.flags
     bump_revision = flags["bump-revision"]
     if (bump_revision != 0) != flags["mark-compacted"]:
@@ -179,19 +168,14 @@ def restore(session: Session) -> None:
         extracts.restore_into(session, path)
         return
     data_dir = flags["data-dir"] or flags["name"] + ".etcdlite"
-    found = identities(session)
-    try:
-        is_extract = extracts.is_asked_for(session) or extracts.is_extract(session, path)
-    except snap.SnapshotError as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
-    if is_extract:
+    if extracts.is_asked_for(session) or extracts.is_extract(session, path):
         extracts.restore_new(session, path, data_dir)
         _tell_start(session, path, data_dir)
         return
     if flags["leases"] != "refuse":
         raise BadArguments("--leases is for new keys; restoring a whole backup keeps all leases")
     key_file = flags["encryption-key-file"]
-    progress = Progress(f"restoring to {data_dir}", lambda size: format_size(int(size)))
+    progress = Progress(f"restoring to {data_dir}", format_size)
     try:
         backup.restore(
             path,
@@ -205,12 +189,8 @@ def restore(session: Session) -> None:
             bump_revision=bump_revision,
             progress=progress.update,
             keys=keys.read(key_file),
-            identities=found,
+            identities=identities(session),
         )
-    except (snap.SnapshotError, StartError) as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
-    except OSError as error:
-        raise Failure(EXIT_FAILED, os_error_text(error)) from None
     finally:
         progress.clear()
     _tell_start(session, path, data_dir)

@@ -38,8 +38,7 @@ def _new_password(name: str, session: Session) -> str:
 
 
 def user_add(session: Session) -> None:
-    session.need(1, "user add command requires user name as its argument")
-    (name,) = session.arguments
+    (name,) = session.need(1, "user add command requires user name as its argument")
     password = ""
     has_password = not session.flags["no-password"]
     if has_password and session.flags["new-user-password"]:
@@ -56,15 +55,13 @@ def user_add(session: Session) -> None:
 
 
 def user_delete(session: Session) -> None:
-    session.need(1, "user delete command requires user name as its argument")
-    (name,) = session.arguments
+    (name,) = session.need(1, "user delete command requires user name as its argument")
     response = session.ask("Auth.UserDelete", name=name)
     session.show("done", response, f"User {name} deleted")
 
 
 def user_get(session: Session) -> None:
-    session.need(1, "user get command requires user name as its argument")
-    (name,) = session.arguments
+    (name,) = session.need(1, "user get command requires user name as its argument")
     response = session.ask("Auth.UserGet", name=name)
     if not session.flags["detail"]:
         session.show("user_get", response, name)
@@ -81,23 +78,22 @@ def user_list(session: Session) -> None:
 
 
 def user_passwd(session: Session) -> None:
-    session.need(1, "user passwd command requires user name as its argument")
-    (name,) = session.arguments
+    (name,) = session.need(1, "user passwd command requires user name as its argument")
     password = _new_password(name, session)
     response = session.ask("Auth.UserChangePassword", name=name, password=password)
     session.show("done", response, "Password updated")
 
 
 def user_grant_role(session: Session) -> None:
-    session.need(2, "user grant command requires user name and role name as its argument")
-    name, role = session.arguments
+    usage = "user grant command requires user name and role name as its argument"
+    name, role = session.need(2, usage)
     response = session.ask("Auth.UserGrantRole", user=name, role=role)
     session.show("done", response, f"Role {role} is granted to user {name}")
 
 
 def user_revoke_role(session: Session) -> None:
-    session.need(2, "user revoke-role requires user name and role name as its argument")
-    name, role = session.arguments
+    usage = "user revoke-role requires user name and role name as its argument"
+    name, role = session.need(2, usage)
     response = session.ask("Auth.UserRevokeRole", name=name, role=role)
     session.show("done", response, f"Role {role} is revoked from user {name}")
 
@@ -106,22 +102,19 @@ def user_revoke_role(session: Session) -> None:
 
 
 def role_add(session: Session) -> None:
-    session.need(1, "role add command requires role name as its argument")
-    (name,) = session.arguments
+    (name,) = session.need(1, "role add command requires role name as its argument")
     response = session.ask("Auth.RoleAdd", name=name)
     session.show("done", response, f"Role {name} created")
 
 
 def role_delete(session: Session) -> None:
-    session.need(1, "role delete command requires role name as its argument")
-    (name,) = session.arguments
+    (name,) = session.need(1, "role delete command requires role name as its argument")
     response = session.ask("Auth.RoleDelete", role=name)
     session.show("done", response, f"Role {name} deleted")
 
 
 def role_get(session: Session) -> None:
-    session.need(1, "role get command requires role name as its argument")
-    (name,) = session.arguments
+    (name,) = session.need(1, "role get command requires role name as its argument")
     session.show("role_get", session.ask("Auth.RoleGet", role=name), name)
 
 

@@ -51,6 +51,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from zlib import crc32
 
+from etcdlite.errors import Explained
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import read_varint
 from etcdlite.storage.disk import Disk, File
@@ -132,7 +133,7 @@ _LEAST_FILL = 2 * RECORD_HEADER_BYTES + BUCKET_BODY.size + MARK_BODY.size
 """Bytes of the records with which `DataFile.fill_page` fills a page, without filling."""
 
 
-class DataDamaged(Exception):
+class DataDamaged(Explained):
     """A file under `data/` does not hold what was written to it.
 
     `path` and `offset` say where; the text says what was found and what to do."""
