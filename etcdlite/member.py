@@ -361,13 +361,17 @@ class Member:
     @property
     def has_urgent_work(self) -> bool:
         """The next turn has work that is not background work."""
-        return self.raft.has_ready or self._has_requests_to_do or self.hub.has_work
+        return self._has_requests_to_do or self.raft.has_ready or self.hub.has_work
 
-    @property
-    def rest_s(self) -> float:
-        """How long the loop may wait for input although there is work: all that is left is
-        background work that gives way to clients."""
-        return 0.0 if self.has_urgent_work else self.background.rest_s(self.is_saving)
+    def rests_until(self, now: float) -> float:
+        """When the next turn has something to do, if there is no urgent work and no input: a
+        campaign, a progress notification, or background work, which gives way to clients."""
+        until = self.leadership.wakes_at
+        if (progress_at := self.hub.next_tick()) is not None:
+            until = min(until, progress_at)
+        if self.background.has_work and not self.restoring.is_under_way:
+            until = min(until, now + self.background.rest_s(self.is_saving))
+        return until
 
     @property
     def _has_requests_to_do(self) -> bool:
@@ -376,8 +380,8 @@ class Member:
             self._committed
             or self._applying is not None
             or reads.new
-            or reads.can_serve
             or self.writes.are_new
+            or reads.can_serve
         )
 
     @property
@@ -477,7 +481,7 @@ class Member:
     def maintain(self, has_input: Callable[[], bool] = lambda: False) -> None:
         """Do a slice of background work. Called after the output of `turn` was sent. `has_input`:
         clients or members have sent something."""
-        if self._applying is None and not self.restoring.is_under_way:
+        if self.background.has_work and self._applying is None and not self.restoring.is_under_way:
             self.background.run(bool(self.is_saving and self._unsynced), has_input)
 
     def slice_is_over(self) -> bool:

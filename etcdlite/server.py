@@ -15,7 +15,6 @@ import gc
 import math
 import os
 import random
-import selectors
 import signal
 import socket
 import sys
@@ -63,6 +62,7 @@ from etcdlite.threads import (
     start_login,
 )
 from etcdlite.tokens import Tokens
+from etcdlite.turns import READ, Poller
 from etcdlite.urls import format_address, host_port, is_secure
 from etcdlite.wal import Save
 from etcdlite.wire import exposition
@@ -121,10 +121,10 @@ class Server:
         """`reload` reads the settings again; SIGHUP applies those of the log."""
         self.settings = settings
         self._reload = reload or (lambda: settings)
-        self._selector = selectors.DefaultSelector()
-        self.listeners = Listeners(settings, self._selector, self._accepted)
+        self._poller = Poller()
+        self.listeners = Listeners(settings, self._poller, self._accepted)
         self.connections = Connections(
-            settings, self._selector, self.listeners.places, Handshakes(self._report)
+            settings, self._poller, self.listeners.places, Handshakes(self._report)
         )
         self._sites: dict[str, Site] = {}
         """By purpose of the listener."""
@@ -142,7 +142,7 @@ class Server:
         self._watchdog = service_manager.Watchdog()
         self._tick_s = settings.heartbeat_interval_ms / 1000
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
+        self._poller.register(self._wake_read, READ, self._woken)
 
     # Starting.
 
@@ -240,13 +240,11 @@ class Server:
     def _turn(self) -> None:
         """Wait for sockets or the next timer, then let each part proceed."""
         member, connections, clock = self.member, self.connections, time.monotonic
-        if not (member.has_work or connections.have_work):
-            timeout_s = max(0.0, min(self._next_tick, _wakes_at(member)) - clock())
-        else:
-            timeout_s = 0.0 if connections.have_work else member.rest_s
-            if timeout_s:
-                timeout_s = max(0.0, min(timeout_s, _wakes_at(member) - clock()))
-        ready = self._selector.select(timeout_s)
+        timeout_s = 0.0
+        if not (connections.have_work or member.has_urgent_work):
+            now = clock()
+            timeout_s = max(0.0, min(self._next_tick, member.rests_until(now)) - now)
+        ready = self._poller.wait(timeout_s)
         began = clock()
         connections.serve(ready, began)
         if self._done:
@@ -272,7 +270,7 @@ class Server:
 
     def _has_input(self) -> bool:
         """Something is ready to be read, or a thread is done."""
-        return bool(self._selector.select(0))
+        return bool(self._poller.wait(0))
 
     def _prepare_loop(self) -> None:
         # The collector need not visit what was loaded, because it stays. It need not run often
@@ -403,7 +401,7 @@ class Server:
             self.connections.send_output(to_clients=False)
         began = member.clock()
         if (took_s := thread.save_now(saves)) > QUICK_SYNC_S:
-            if self.connections.are_from_clients(self._selector.select(0.0)):
+            if self.connections.are_from_clients(self._poller.wait(0)):
                 thread.record_request(took_s)
             if took_s > STALL_S:
                 # No client could renew a lease in this time. The revokes of overdue ones may be
@@ -751,9 +749,3 @@ def _options(settings: config.Config) -> Options:
 def may_rest(member: Member) -> bool:
     """The member is alone and every request is answered, so that ticks may come late."""
     return member.raft.is_sole_voter and not member.raft.learners and member.is_idle
-
-
-def _wakes_at(member: Member) -> float:
-    """When the member has something to do: a campaign, or a progress notification."""
-    progress_at = member.hub.next_tick()
-    return member.wakes_at if progress_at is None else min(progress_at, member.wakes_at)

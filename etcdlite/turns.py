@@ -1,4 +1,4 @@
-"""The order in which the loop serves the files that are ready.
+"""The files that the loop waits for, and the order in which it serves those that are ready.
 
 A turn of the loop has a slice of time. It serves the files of members first, then those that the
 last turn did not reach, then the others. Each may use its share of the slice. Those that are not
@@ -7,7 +7,12 @@ reached are remembered, so every file is reached after at most as many turns as 
 
 from __future__ import annotations
 
+import select
+import sys
 from collections.abc import Callable
+
+READ, WRITE = select.POLLIN, select.POLLOUT
+"""What to wait for: bits of a mask. A file that is broken is ready for other bits, too."""
 
 SLICE_S = 0.005
 """A turn serves ready files for this long."""
@@ -17,6 +22,33 @@ MIN_SHARE_S = 0.001
 
 Ready = Callable[[int], None]
 """The callback of a file: receives the mask of what it is ready for."""
+
+
+class Poller:
+    """The files that the loop waits for. Flatter than `selectors`, because every turn uses it."""
+
+    def __init__(self) -> None:
+        self.callbacks: dict[int, Ready] = {}
+        """By the number of the file."""
+        if sys.platform == "linux":
+            self._poll = select.epoll()
+            self.wait = self._poll.poll
+            """`wait(timeout_s)` returns (number, mask) of files that are ready."""
+        else:
+            self._poll = select.poll()
+            self.wait = lambda timeout_s: self._poll.poll(timeout_s * 1000)
+
+    def register(self, fd: int, mask: int, callback: Ready) -> None:
+        self._poll.register(fd, mask)
+        self.callbacks[fd] = callback
+
+    def modify(self, fd: int, mask: int) -> None:
+        self._poll.modify(fd, mask)
+
+    def unregister(self, fd: int) -> None:
+        """Call it before the file is closed."""
+        self._poll.unregister(fd)
+        del self.callbacks[fd]
 
 
 class Turns:
@@ -39,7 +71,8 @@ class Turns:
         if self._rotation:
             known = [callback for callback in self._rotation if callback in masks]
             order = list(dict.fromkeys(known + order))
-        order.sort(key=self._rank)
+        if self.first:
+            order.sort(key=self._rank)
         share_s = max(MIN_SHARE_S, SLICE_S / len(order)) if order else 0.0
         self._rotation = []
         now = clock()
@@ -53,11 +86,6 @@ class Turns:
             self.share_end = now + share_s
             callback(masks[callback])
             now = clock()
-
-    def serve_one(self, callback: Ready, mask: int, began: float) -> None:
-        """As `serve`, when only one file is ready: there is nothing to order."""
-        self.share_end = began + SLICE_S
-        callback(mask)
 
     def _rank(self, callback: Ready) -> bool:
         return callback not in self.first

@@ -90,10 +90,9 @@ class Background:
         return now - self.asked_at < BUSY_S and self._metrics.proposals_pending <= FEW_WRITES
 
     def run(self, is_saving: bool, has_input: Callable[[], bool]) -> None:
-        """Do a slice, if there is work and it is time. `is_saving`: own writes are being saved, and
-        nothing else is left to do. `has_input`: clients or members have sent something."""
-        if not self.has_work:
-            return
+        """Do a slice of the work that there is, if it is time. `is_saving`: own writes are being
+        saved, and nothing else is left to do. `has_input`: clients or members have sent something.
+        """
         clock = self._clock
         began = clock()
         if is_saving and began - self._ended_at < SAVING_PAUSE_S:
