@@ -276,7 +276,7 @@ class Lessor:
         already or soon will be."""
         if not self.promoted:
             raise errors.error("NotLeader")
-        lease = self._timed(lease_id)
+        lease = self._timed(lease_id) if self._unplaced else self._lease(lease_id)
         if lease.deadline <= now:
             raise errors.error("LeaseNotFound")
         lease.deadline = deadline = now + lease.ttl_s

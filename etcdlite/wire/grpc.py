@@ -324,6 +324,8 @@ class _Stream(Stream):
     needed_bytes = PREFIX_BYTES
     message: bytes | None = None
     """The message of a request that is not a stream."""
+    call: Call
+    """Of a stream of requests."""
     is_late = False
     """The request or message was incomplete at the last check, too."""
 
@@ -391,7 +393,9 @@ class GrpcSession(Connection, ClientSession):
 
     # Requests.
 
-    def completed(self, stream: Stream, data: bytes, at: int, end: int) -> None:
+    def completed(  # type: ignore[override]
+        self, stream: _Stream, data: bytes, at: int, end: int
+    ) -> None:
         # The hot path of every unary request. Unusual ones take the slow path.
         request: Request = stream.request
         start = at + PREFIX_BYTES
@@ -453,25 +457,22 @@ class GrpcSession(Connection, ClientSession):
         elif request.call is not None and request.is_client_stream:
             self._open_call(stream)
 
-    def _open_call(self, stream: Stream) -> None:
+    def _open_call(self, stream: _Stream) -> None:
         request: Request = stream.request
         assert request.call is not None
-        self.calls.open(stream.id, request.number, request.call)
+        stream.call = self.calls.open(stream.id, request.number, request.call)
         if request.has_leader:
             if not self._need_leader:
                 self._leader_loss = LeaderLoss(self.member)
             self._need_leader.add(stream.id)
 
-    def received(self, stream: Stream, piece: bytes) -> None:
-        assert isinstance(stream, _Stream)
+    def received(self, stream: _Stream, piece: bytes) -> None:  # type: ignore[override]
         if stream.parts is None:
             self._read_messages(stream, piece)
-            if stream.parts is not None:
-                self._check_partial(stream)
             return
         stream.parts.append(piece)
-        stream.parts_bytes += len(piece)
         self._partial_bytes += len(piece)
+        stream.parts_bytes += len(piece)
         if stream.parts_bytes >= stream.needed_bytes:
             data = b"".join(stream.parts)
             self._partial_bytes -= len(data)
@@ -479,55 +480,49 @@ class GrpcSession(Connection, ClientSession):
             stream.parts = None
             stream.is_late = False
             self._read_messages(stream, data)
-        self._check_partial(stream)
-
-    def _check_partial(self, stream: _Stream) -> None:
-        if self._partial_bytes > MAX_PARTIAL_BYTES:
+        elif self._partial_bytes > MAX_PARTIAL_BYTES:
             self.fail(stream.id, stream.request.number, error("RequestTooManyRequests"))
 
     def _read_messages(self, stream: _Stream, data: bytes) -> None:
         # The hot path of keep-alives, which arrive many at a time.
-        streams = self.streams
+        request: Request = stream.request
         at = 0
         end = len(data)
-        stream.needed_bytes = PREFIX_BYTES
-        while end - at >= PREFIX_BYTES:
-            packed, size = PREFIX.unpack_from(data, at)
-            if size > self._max_message_bytes:
-                self._fail(
-                    stream,
-                    RESOURCE_EXHAUSTED,
-                    "grpc: received message larger than max "
-                    f"({size} vs. {self._max_message_bytes})",
-                )
-                return
-            start = at + PREFIX_BYTES
-            if end - start < size:
-                stream.needed_bytes = PREFIX_BYTES + size
-                break
-            at = start + size
-            self._read_message(stream, packed, data[start:at])
-            if at == end or stream.tail or streams.get(stream.id) is not stream:
-                return
-        if at < end:
+        needed_bytes = PREFIX_BYTES
+        try:
+            while end - at >= PREFIX_BYTES:
+                packed, size = PREFIX.unpack_from(data, at)
+                start = at + PREFIX_BYTES
+                if size > self._max_message_bytes:
+                    raise EtcdError(
+                        RESOURCE_EXHAUSTED,
+                        "grpc: received message larger than max "
+                        f"({size} vs. {self._max_message_bytes})",
+                    )
+                if end - start < size:
+                    needed_bytes += size
+                    break
+                at = start + size
+                message = data[start:at]
+                if packed:
+                    message = self._unpack_message(request, packed, message)
+                rpc = request.rpc
+                rpc.received += 1
+                rpc.received_bytes += len(message)
+                if request.is_client_stream:
+                    stream.call.message(message)
+                elif stream.message is None:
+                    stream.message = message
+                else:
+                    raise EtcdError(INTERNAL, "grpc: more than one message in a unary request")
+                if at == end or stream.tail or self.streams.get(stream.id) is not stream:
+                    return
             stream.parts = [data[at:]]
             stream.parts_bytes = end - at
+            stream.needed_bytes = needed_bytes
             self._partial_bytes += stream.parts_bytes
-
-    def _read_message(self, stream: _Stream, packed: int, message: bytes) -> None:
-        request: Request = stream.request
-        try:
-            if packed:
-                message = self._unpack_message(request, packed, message)
-            rpc = request.rpc
-            rpc.received += 1
-            rpc.received_bytes += len(message)
-            if request.is_client_stream:
-                self.calls.message(stream.id, message)
-                return
-            if stream.message is not None:
-                raise EtcdError(INTERNAL, "grpc: more than one message in a unary request")
-            stream.message = message
+            if self._partial_bytes > MAX_PARTIAL_BYTES:
+                raise error("RequestTooManyRequests")
         except EtcdError as failure:
             self.fail(stream.id, request.number, failure)
         except DecodeError as failure:
@@ -544,13 +539,12 @@ class GrpcSession(Connection, ClientSession):
             self.conduct.count_noise(excess // GZIP_BYTES_PER_NOISE)
         return unpacked
 
-    def ended(self, stream: Stream) -> None:
-        assert isinstance(stream, _Stream)
+    def ended(self, stream: _Stream) -> None:  # type: ignore[override]
         request: Request = stream.request
         if stream.parts:
             self._fail(stream, INTERNAL, "grpc: the request ends within a message")
         elif request.is_client_stream:
-            self.calls.finish(stream.id)
+            stream.call.finish()
         elif stream.message is None:
             self._fail(stream, INTERNAL, "grpc: the request has no message")
         else:
@@ -563,7 +557,7 @@ class GrpcSession(Connection, ClientSession):
         try:
             if request.call is not None:
                 self._open_call(stream)
-                self.calls.message(stream.id, message)
+                stream.call.message(message)
                 self.calls.finish(stream.id)
                 return
             if len(message) > self.member.options.max_request_bytes:
@@ -689,8 +683,9 @@ class GrpcSession(Connection, ClientSession):
             return
         rpc = stream.request.rpc
         rpc.sent += 1
-        rpc.sent_bytes += len(body)
-        size = len(body) + PREFIX_BYTES
+        length = len(body)
+        rpc.sent_bytes += length
+        size = length + PREFIX_BYTES
         flow = self.flow
         if (
             size > flow.window
@@ -701,7 +696,7 @@ class GrpcSession(Connection, ClientSession):
         ):
             if not stream.headers_sent:
                 self.send_headers(stream, _HEADER_BLOCK)
-            self.send_data(stream, PREFIX.pack(0, len(body)), body)
+            self.send_data(stream, PREFIX.pack(0, length), body)
             return
         flow.window -= size
         stream.credit -= size
@@ -711,14 +706,14 @@ class GrpcSession(Connection, ClientSession):
         if not parts:
             outbox.wake()
         if stream.headers_sent:
-            head = _MESSAGE.pack(size << 8, 0, request_id, 0, len(body))
+            head = _MESSAGE.pack(size << 8, 0, request_id, 0, length)
         else:
             stream.headers_sent = True
             head = _ANSWER.pack(
-                _ANSWER_START, request_id, _HEADER_BLOCK, size << 8, 0, request_id, 0, len(body)
+                _ANSWER_START, request_id, _HEADER_BLOCK, size << 8, 0, request_id, 0, length
             )
         parts += (head, body)
-        outbox.unsent_bytes += len(head) + len(body)
+        outbox.unsent_bytes += len(head) + length
 
     def end_call(self, request_id: int, method: int) -> None:
         """End a stream."""

@@ -172,7 +172,7 @@ class Stream:
     held: deque[memoryview | bytearray] | None = None
     held_bytes = 0
     tail = b""
-    """The frames that end it, while they wait behind `held`."""
+    """The header block that ends it, while it waits behind `held`."""
 
     def __init__(self, stream_id: int, request: Any, content_length: int | None = None) -> None:
         self.id = stream_id
@@ -375,6 +375,8 @@ class Connection(Session):
                 stream_id &= MAX_STREAM_ID
                 if kind < 1 << 8 and in_frames:  # DATA, with these flags.
                     self._read_data(kind, stream_id, data, start, stop)
+                elif kind >> 8 == RST_STREAM and in_frames:
+                    self._read_rst_stream(stream_id, data[start:stop])
                 else:
                     self._read_frame(kind >> 8, kind & 0xFF, stream_id, data, start, stop)
             except StreamFault as fault:
@@ -390,11 +392,8 @@ class Connection(Session):
     def _read_frame(
         self, kind: int, flags: int, stream_id: int, data: bytes, at: int, stop: int
     ) -> None:
-        """Process a frame. DATA comes here only in a state that does not allow it. Raises
-        ConnectionFault, StreamFault."""
-        if kind == RST_STREAM and self._state is FRAMES:
-            self._read_rst_stream(stream_id, data[at:stop])
-            return
+        """Process a frame. DATA and RST_STREAM come here only in a state that does not allow them.
+        Raises ConnectionFault, StreamFault."""
         event = OTHER
         if kind == CONTINUATION:
             is_of_block = self._block is None or stream_id == self._block[0]
@@ -461,44 +460,37 @@ class Connection(Session):
 
     def _read_data(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         size = stop - at
-        self._receive_window -= size
-        if self._receive_window < 0:
+        if size > self._receive_window:
             raise ConnectionFault(FLOW_CONTROL_ERROR, "more than the connection's window")
+        self._receive_window -= size
         if flags & PADDED:
             at, stop = _unpad(data, at, stop)
-        if at == stop:
-            self.conduct.count_noise(1)
         stream = self.streams.get(stream_id)
-        if stream is not None and (stream.state is FRESH or stream.state is OPEN):
-            stream.state = OPEN  # The entry of `STREAM_TABLE`, without the look-up.
-        else:
+        # Where the state is FRESH or OPEN, what follows has the entries of `STREAM_TABLE`.
+        if stream is None or (stream.state is not FRESH and stream.state is not OPEN):
             stream = self._step_stream(stream_id, ON_DATA)
             if stream is None:
                 return
-        stream.window -= size
-        if stream.window < 0:
+        window = stream.window = stream.window - size
+        if window < 0:
             raise StreamFault(stream_id, FLOW_CONTROL_ERROR)
         if stream.content_length is not None:
             stream.content_length -= stop - at
-            if stream.content_length < 0:
+            if stream.content_length < 0 or (flags & END_STREAM and stream.content_length):
                 raise StreamFault(stream_id, PROTOCOL_ERROR)
-        if flags & END_STREAM:
-            self._mark_ended(stream)
+        stream.state = HALF_CLOSED if flags & END_STREAM else OPEN
         if at < stop:
             self.received(stream, data[at:stop])
-        if self.streams.get(stream_id) is not stream:
-            return
-        if stream.is_ended:
+            if self.streams.get(stream_id) is not stream:
+                return
+        elif not flags & END_STREAM:
+            self.conduct.count_noise(1)
+        if flags & END_STREAM:
             self.ended(stream)
-        elif stream.window < STREAM_WINDOW_BYTES // 2:
-            grant = STREAM_WINDOW_BYTES - stream.window
+        elif window < STREAM_WINDOW_BYTES // 2:
+            grant = STREAM_WINDOW_BYTES - window
             stream.window = STREAM_WINDOW_BYTES
             self.outbox.append(frame(WINDOW_UPDATE, 0, stream_id, _INT.pack(grant)))
-
-    def _mark_ended(self, stream: Stream) -> None:
-        if stream.content_length:
-            raise StreamFault(stream.id, PROTOCOL_ERROR)
-        self._step_stream(stream.id, ON_END)
 
     def _read_headers(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         if not stream_id & 1:
@@ -608,7 +600,9 @@ class Connection(Session):
         # A cached block is that of a request, with pseudo-headers, so it cannot be trailers.
         if not flags & END_STREAM or headers is None or not are_well_formed_trailers(headers):
             raise StreamFault(stream_id, PROTOCOL_ERROR)
-        self._mark_ended(stream)
+        if stream.content_length:
+            raise StreamFault(stream_id, PROTOCOL_ERROR)
+        self._step_stream(stream_id, ON_END)
         self.ended(stream)
 
     def _read_rst_stream(self, stream_id: int, payload: bytes) -> None:
@@ -619,7 +613,8 @@ class Connection(Session):
             self.conduct.count_noise(2 if stream.headers_sent else 1 + NOISE_PER_RESET)
             self._forget(stream)
         else:
-            self._next_state(stream_id, ON_RESET)
+            if stream_id > self._last_id or not stream_id & 1:  # No other state has a fault for it.
+                self._next_state(stream_id, ON_RESET)
             self.conduct.count_noise(1)
 
     def _pinged(self, payload: bytes) -> None:
@@ -688,19 +683,18 @@ class Connection(Session):
     def finish(self, stream: Stream, block: bytes) -> None:
         """End the answer with this header block, after everything that is held."""
         self.conduct.answers += 1
-        tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
         if stream.held:
-            stream.tail = tail
+            stream.tail = block
             self.streams[stream.id] = stream
             self._step_stream(stream.id, ANSWER_WAITS)
         else:
-            self._finish(stream, tail)
+            self._finish(stream, block)
 
-    def _finish(self, stream: Stream, tail: bytes) -> None:
+    def _finish(self, stream: Stream, block: bytes) -> None:
         if self.table_update:
-            block, self.table_update = self.table_update + tail[FRAME_HEADER_BYTES:], b""
-            tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
-        if STREAM_TABLE[stream.state][ANSWER_ENDS] is QUIET:
+            block, self.table_update = self.table_update + block, b""
+        tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
+        if stream.state is not HALF_CLOSED:
             # The rest of the request is not needed (RFC 9113, 8.1).
             tail += frame(RST_STREAM, 0, stream.id, _INT.pack(NO_ERROR))
             self._be_quiet_about(stream.id)

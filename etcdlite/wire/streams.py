@@ -145,11 +145,8 @@ class KeepAliveCall(Call):
     # The class has the defaults, because some clients open a stream for each renewal.
     _asked = _unanswered = _unread_checks = 0
     _is_finished = _is_closed = False
-
-    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
-        super().__init__(member, owner, request_id, method)
-        self._unchecked: dict[int, tuple[bytes, bool]] = {}
-        """Renewals that wait for a check, by number: (message, `is_current` of `Access.retry`)."""
+    _unchecked: dict[int, tuple[bytes, bool]] = {}
+    """Renewals that wait for a check, by number: (message, `is_current` of `Access.retry`)."""
 
     def message(self, body: bytes) -> None:
         self._asked += 1
@@ -160,6 +157,7 @@ class KeepAliveCall(Call):
         self._unanswered += 1
         if self.member.state.auth.enabled:
             api.read_renewal(body)  # A malformed message fails first.
+            self._unchecked = self._unchecked or {}  # Its own.
             if len(self._unchecked) >= MAX_UNCHECKED_RENEWALS:
                 raise error("RequestTooManyRequests")
             self._renew_if_permitted(self._asked, body)
