@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -48,24 +49,14 @@ def decode_puts(buf: bytes, pos: int, end: int) -> Puts | None:
     of up to 127 bytes and values of up to 16 KB without options. Raises IndexError if the bytes end
     early.
 
-    One flat loop: it takes a tenth of the time of the general decoder. Most puts have a key and a
-    value as long as those of the put before. Then the bytes before the key (`head`) and those
-    between key and value (`middle`) are the same, too, and need not be decoded."""
+    Flat: it takes a tenth of the time of the general decoder. Most puts have a key and a value as
+    long as those of the put before. Then the bytes before the key (`head`) and those between key
+    and value (`middle`) are the same, too, and a run of such puts is an array of structs."""
     puts: list[tuple[bytes, bytes, int]] = []
     at = pos
-    starts = buf.startswith
-    head = middle = b"\xff"  # Matches no put.
-    head_size = middle_size = key_size = value_size = 0
     # success { request_put { key value } }. A length has a second byte if the first one is above
     # 127, and more if that is, too.
     while at < end and len(puts) < MAX_PUTS:
-        key_at = at + head_size
-        value_tag = key_at + key_size
-        if starts(head, at) and starts(middle, value_tag):
-            value_at = value_tag + middle_size
-            at = value_at + value_size
-            puts.append((buf[key_at:value_tag], buf[value_at:at], 0))
-            continue
         size = buf[at + 1]
         inner = at + 2
         if size > 127:
@@ -94,9 +85,21 @@ def decode_puts(buf: bytes, pos: int, end: int) -> Puts | None:
             value_at += 1
             if buf[value_at - 1] > 127:
                 return None
-        if buf[value_tag] != 0x12 or value_at + value_size != put_end:
+        if buf[value_tag] != 0x12 or value_at + value_size != put_end or put_end > end:
             return None
-        # The next turn of the loop takes this put with them.
-        head, middle = buf[at : key_tag + 2], buf[value_tag:value_at]
-        head_size, middle_size = len(head), len(middle)
+        head = buf[at : key_tag + 2]
+        if not buf.startswith(head, put_end):
+            puts.append((buf[key_tag + 2 : value_tag], buf[value_at:put_end], 0))
+            at = put_end
+            continue
+        middle = buf[value_tag:value_at]
+        size = put_end - at
+        count = min((end - at) // size, MAX_PUTS - len(puts))
+        layout = f"{len(head)}s{key_size}s{len(middle)}s{value_size}s"
+        run = memoryview(buf)[at : at + count * size]
+        for before, key, between, value in struct.iter_unpack(layout, run):
+            if before != head or between != middle:
+                break
+            puts.append((key, value, 0))
+            at += size
     return Puts(puts) if at == end and puts else None

@@ -27,6 +27,7 @@ it in front.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from sortedcontainers import SortedDict, SortedSet
@@ -112,7 +113,7 @@ def check_txn(request: proto.TxnRequest, max_ops: int) -> None:
     if request.__class__ is Swap and max_ops > 0:
         return
     if request.__class__ is Puts and len(request.puts) <= max_ops:
-        keys = {put[0] for put in request.puts}
+        keys = set(map(itemgetter(0), request.puts))
         if b"" in keys:
             raise error("EmptyKey")
         if len(keys) < len(request.puts):
