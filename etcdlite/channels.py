@@ -123,15 +123,7 @@ class Channels:
     def _credentials_of(self, prefix: str) -> Any:
         with self._lock:
             if prefix not in self._credentials:
-                from etcdlite import credentials
-
-                try:
-                    made = credentials.Credentials(
-                        _tls_settings(self._settings, prefix), _protocols(prefix)
-                    )
-                except credentials.CredentialsError as failure:
-                    raise StartError(str(failure)) from failure
-                self._credentials[prefix] = made
+                self._credentials[prefix] = _made(self._settings, prefix)
             return self._credentials[prefix]
 
 
@@ -166,11 +158,9 @@ def check(settings: Config) -> list[str]:
     problems = []
     for prefix in ("", "peer-"):
         if getattr(settings, f"{prefix}cert_file".replace("-", "_")):
-            from etcdlite import credentials
-
             try:
-                found = credentials.Credentials(_tls_settings(settings, prefix), _protocols(prefix))
-            except credentials.CredentialsError as failure:
+                found = _made(settings, prefix)
+            except StartError as failure:
                 problems.append(str(failure))
                 continue
             now = time.time()
@@ -180,9 +170,16 @@ def check(settings: Config) -> list[str]:
     return problems
 
 
-def _protocols(prefix: str) -> list[tuple[str, ...]]:
+def _made(settings: Config, prefix: str) -> Any:
+    """The `Credentials` of the flags with this prefix. Raises StartError."""
+    from etcdlite import credentials
+
     purposes = (PEERS,) if prefix else (CLIENTS, HTTP)
-    return [_PROTOCOLS[purpose] for purpose in purposes]
+    protocols = [_PROTOCOLS[purpose] for purpose in purposes]
+    try:
+        return credentials.Credentials(_tls_settings(settings, prefix), protocols)
+    except credentials.CredentialsError as failure:
+        raise StartError(str(failure)) from failure
 
 
 def _urls_for_clients(settings: Config) -> tuple[str, ...]:

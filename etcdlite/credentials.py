@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from etcdlite import log, x509
+from etcdlite import log, private_file, x509
 from etcdlite.channel import ChannelError
 from etcdlite.cipher_suites import OPENSSL_NAMES
 from etcdlite.log import quoted
@@ -51,8 +51,14 @@ VERSIONS = {"TLS1.2": ssl.TLSVersion.TLSv1_2, "TLS1.3": ssl.TLSVersion.TLSv1_3}
 Protocols = tuple[str, ...]
 """The protocols to agree on (RFC 7301), the preferred one first."""
 
-_Stamp = tuple[tuple[str, int, int, int], ...]
-"""Path, inode, size and time of change of each file; zeros: it cannot be read."""
+_FILE_FLAGS = (
+    *("cert-file", "key-file", "client-cert-file", "client-key-file"),
+    *("trusted-ca-file", "crl-file"),
+)
+"""Without their prefix."""
+
+_Stamp = tuple[tuple[str, tuple[int, ...]], ...]
+"""Path and `private_file.stamp` of each file."""
 
 
 class CredentialsError(Exception):
@@ -88,9 +94,13 @@ class Settings(NamedTuple):
     def demands_certificate(self) -> bool:
         return bool(self.client_cert_auth or self.trusted_ca_file)
 
+    def path(self, flag: str) -> str:
+        """The file of a flag without its prefix; empty: not set."""
+        return str(getattr(self, flag.replace("-", "_")))
+
     def file_of(self, flag: str) -> str:
         """The flag and its file, for messages."""
-        path = getattr(self, flag.replace("-", "_"))
+        path = self.path(flag)
         return f"--{self.flag(flag)} {quoted(path)}" if path else ""
 
     def flag(self, flag: str) -> str:
@@ -185,29 +195,17 @@ class Credentials:
                 log.info("read changed TLS files", files=", ".join(path for path, *_ in stamp))
 
     def _stamp(self) -> _Stamp:
-        settings = self.settings
-        found = []
-        for path in (
-            *(settings.cert_file, settings.key_file),
-            *(settings.client_cert_file, settings.client_key_file),
-            *(settings.trusted_ca_file, settings.crl_file),
-        ):
-            if path:
-                try:
-                    status = os.stat(path)
-                    found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
-                except OSError:
-                    found.append((path, 0, 0, 0))
-        return tuple(found)
+        paths = filter(None, map(self.settings.path, _FILE_FLAGS))
+        return tuple((path, private_file.stamp(path)) for path in paths)
 
     def _load(self, stamp: _Stamp) -> Loaded:
         settings = self.settings
         expiries = {}
         for flag in ("cert-file", "client-cert-file", "trusted-ca-file"):
-            if path := getattr(settings, flag.replace("-", "_")):
+            if path := settings.path(flag):
                 expiries[path] = self._read_certificates(flag, path)
         for flag in ("key-file", "client-key-file"):
-            if path := getattr(settings, flag.replace("-", "_")):
+            if path := settings.path(flag):
                 self._read_key(flag, path)
         revoked = self._read_list(settings.crl_file) if settings.crl_file else frozenset()
         # Making the contexts tells whether the files fit together. Only members dial.
@@ -266,7 +264,7 @@ class Credentials:
         own = ("cert-file", "key-file")
         if not accepts and settings.client_cert_file:
             own = ("client-cert-file", "client-key-file")
-        if getattr(settings, own[0].replace("-", "_")):
+        if settings.path(own[0]):
             self._show(context, *own)
         return context
 
@@ -285,7 +283,7 @@ class Credentials:
     def _show(self, context: ssl.SSLContext, cert: str, key: str) -> None:
         """Let this side present a certificate."""
         settings = self.settings
-        paths = [getattr(settings, flag.replace("-", "_")) for flag in (cert, key)]
+        paths = [settings.path(flag) for flag in (cert, key)]
 
         def passphrase() -> str:
             raise self._misfit(key, "has a passphrase, which nobody can enter; remove it")

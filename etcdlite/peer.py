@@ -270,6 +270,8 @@ class PeerConnection(Session):
     is_member = True
     is_served_to_the_end = True
     silence_s = SILENCE_S
+    stranger = "; check the peer URLs"
+    """What to say of another protocol."""
 
     def __init__(self, local: Local, on_output: Callable[[Any], None]) -> None:
         super().__init__(on_output, local.clock)
@@ -322,6 +324,16 @@ class PeerConnection(Session):
             self._hang_up(f"it sends what is not the protocol: {fault}")
 
     def _check_handshake(self, magic: bytes, lowest: int, highest: int) -> None:
+        if magic == SECRET_MAGIC:
+            raise ProtocolError(
+                "the other member has a secret, this one has none: set peer-secret-file here, too"
+            )
+        if magic != MAGIC:
+            raise ProtocolError(f"it is not etcdlite's{self.stranger}")
+        self._check_versions(lowest, highest)
+
+    def _check_versions(self, lowest: int, highest: int) -> None:
+        """`lowest` and `highest`: the versions of the protocol that the other side offers."""
         raise NotImplementedError
 
     def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
@@ -443,13 +455,7 @@ class Dial(PeerConnection):
         self._questions[request_id] = (self.local.clock() + timeout_s, done)
         self.send(request_id, method, 0, body)
 
-    def _check_handshake(self, magic: bytes, lowest: int, highest: int) -> None:
-        if magic == SECRET_MAGIC:
-            raise ProtocolError(
-                "the other member has a secret, this one has none: set peer-secret-file here, too"
-            )
-        if magic != MAGIC:
-            raise ProtocolError("it is not etcdlite's; check the peer URLs")
+    def _check_versions(self, lowest: int, highest: int) -> None:
         if lowest != peer_frames.VERSION:
             raise ProtocolError(
                 f"the other member does not speak version {peer_frames.VERSION} of the protocol; "

@@ -30,6 +30,15 @@ class PrivateFileError(Explained):
     """The file cannot be used. The text names the file, the reason and the remedy."""
 
 
+def stamp(path: str) -> tuple[int, ...]:
+    """What changes when a file is replaced or written; empty if it cannot be looked at."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def read(path: str, max_bytes: int) -> bytes:
     """The content of a private file. Raises PrivateFileError."""
     try:

@@ -85,21 +85,26 @@ class Shares(dict[Any, int]):
             del self[owner]
 
 
-class Asked:
-    """The session of a request that the program makes to its own member."""
+class OwnRequester:
+    """What is the same in all sessions of requests that members make themselves."""
 
-    is_blocked = False
     is_member = True
     certificate_user = ""
-
-    def __init__(self, done: Done) -> None:
-        self._done = done
 
     def token(self, request_id: int) -> str:
         return ""
 
     def logged_in(self, token: str) -> None:
         pass
+
+
+class Asked(OwnRequester):
+    """The session of a request that the program makes to its own member."""
+
+    is_blocked = False
+
+    def __init__(self, done: Done) -> None:
+        self._done = done
 
     def awaits(self, request_id: int) -> bool:
         return True
@@ -109,6 +114,14 @@ class Asked:
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         self._done(failure)
+
+
+def pass_on(session: Session, request_id: int, method: int, answer: bytes | EtcdError) -> None:
+    """Answer a request as another one, which was made for it, was answered."""
+    if isinstance(answer, EtcdError):
+        session.fail(request_id, method, answer)
+    else:
+        session.reply(request_id, method, answer)
 
 
 SHOWN_KEY_BYTES = 32

@@ -104,7 +104,7 @@ class SecretFile:
         self.apart_from: SecretFile | None = None
         """A file with which this one must have no secret in common."""
         self._setting = setting
-        self._version = self._look()
+        self._version = private_file.stamp(path)
         try:
             self._secrets = read(path)
         except SecretError as failure:
@@ -121,7 +121,7 @@ class SecretFile:
 
     def reload(self) -> None:
         """Look at the file now."""
-        version = self._look()
+        version = private_file.stamp(self.path)
         if version == self._version:
             return
         try:
@@ -135,11 +135,3 @@ class SecretFile:
             return
         self._secrets, self._version = secrets, version
         log.info(f"read {self._setting} again; it holds for new connections", ids=ids(secrets))
-
-    def _look(self) -> tuple[int, ...]:
-        """What changes when the file is replaced or written."""
-        try:
-            found = os.stat(self.path)
-        except OSError:
-            return ()
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

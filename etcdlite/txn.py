@@ -173,17 +173,10 @@ class _Writes:
         self.deletes: SortedDict[bytes, bytes | None] = SortedDict()
         """Start -> end (None: no upper bound)."""
 
-    def put(self, key: bytes) -> None:
-        self.check_put_here(key)
-        self.puts.add(key)
+    def __len__(self) -> int:
+        return len(self.puts) + len(self.deletes)
 
-    def delete(self, start: bytes, end: bytes | None) -> None:
-        if end is not None and start >= end:
-            return  # The range is empty.
-        self.check_delete_here(start, end)
-        self.cover(start, end)
-
-    def check_put_here(self, key: bytes) -> None:
+    def check_put(self, key: bytes) -> None:
         """Raise DuplicateKey if this branch writes the key already."""
         at = self.deletes.bisect_right(key) - 1
         if at >= 0:
@@ -193,13 +186,13 @@ class _Writes:
         if key in self.puts:
             raise error("DuplicateKey")
 
-    def check_delete_here(self, start: bytes, end: bytes | None) -> None:
+    def check_delete(self, start: bytes, end: bytes | None) -> None:
         """Raise DuplicateKey if this branch puts a key of the range."""
         if next(self.puts.irange(start, end, (True, False)), None) is not None:
             raise error("DuplicateKey")
 
-    def cover(self, start: bytes, end: bytes | None) -> None:
-        """Add a range to those deleted."""
+    def delete(self, start: bytes, end: bytes | None) -> None:
+        """Add a range that is not empty to those deleted."""
         deletes = self.deletes
         at = deletes.bisect_right(start)
         if at:
@@ -215,16 +208,21 @@ class _Writes:
                 end = last
         deletes[start] = end
 
-    def add(self, other: _Writes) -> _Writes:
-        """Join both; the smaller one goes into the larger one, which is returned."""
-        into, more = self, other
-        if len(self.puts) + len(self.deletes) < len(other.puts) + len(other.deletes):
-            into, more = other, self
-        for key in more.puts:
-            into.put(key)
-        for start, end in more.deletes.items():
-            into.delete(start, end)
-        return into
+    def check(self, other: _Writes) -> None:
+        """Raise DuplicateKey if both together write a key twice."""
+        few, many = sorted((self, other), key=len)
+        for key in few.puts:
+            many.check_put(key)
+        for start, end in few.deletes.items():
+            many.check_delete(start, end)
+
+    def joined(self, other: _Writes) -> _Writes:
+        """Both; the smaller one goes into the larger one, which is returned."""
+        few, many = sorted((self, other), key=len)
+        many.puts.update(few.puts)
+        for start, end in few.deletes.items():
+            many.delete(start, end)
+        return many
 
 
 def _check_duplicates(ops: Any) -> _Writes:
@@ -235,29 +233,22 @@ def _check_duplicates(ops: Any) -> _Writes:
     writes = _Writes()
     for op in ops:
         if op.request_put is not None:
-            writes.put(op.request_put.key)
+            writes.check_put(op.request_put.key)
+            writes.puts.add(op.request_put.key)
         elif op.request_delete_range is not None:
             request = op.request_delete_range
-            writes.delete(*key_range(request.key, request.range_end))
+            start, end = key_range(request.key, request.range_end)
+            if end is None or start < end:
+                writes.check_delete(start, end)
+                writes.delete(start, end)
     for op in ops:
         if op.request_txn is not None:
-            taken = _check_duplicates(op.request_txn.success)
-            other = _check_duplicates(op.request_txn.failure)
-            # Only one of them happens, so they may write the same keys.
-            writes = _joined(writes, taken, other)
-    return writes
-
-
-def _joined(writes: _Writes, taken: _Writes, other: _Writes) -> _Writes:
-    """Add both branches of a nested transaction, without a check against each other."""
-    for key in other.puts:
-        writes.check_put_here(key)
-    for start, end in other.deletes.items():
-        writes.check_delete_here(start, end)
-    writes = writes.add(taken)
-    writes.puts.update(other.puts)
-    for start, end in other.deletes.items():
-        writes.cover(start, end)
+            nested = op.request_txn
+            branches = [_check_duplicates(branch) for branch in (nested.success, nested.failure)]
+            for branch in branches:
+                writes.check(branch)
+            for branch in branches:
+                writes = writes.joined(branch)
     return writes
 
 

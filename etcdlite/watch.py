@@ -634,8 +634,7 @@ class WatchHub:
 
     def _end_damaged(self, watches: Sequence[_Watch], damage: DataDamaged) -> None:
         """Cancel watches that need a record that cannot be read."""
-        if not log.limited("damaged"):
-            log.error(str(damage))
+        damage.report()
         detail = canceled(errors.error("Corrupt").text)
         for watch in watches:
             if watch.sink is not _CLOSED:

@@ -763,11 +763,11 @@ def _alarms(response: proto.AlarmResponse) -> tuple[Alarm, ...]:
 
 def defragment(*, timeout_s: float | None = None) -> Op[None]:
     """Free the disk space of compacted history, on the member that answers."""
+    return Op("Maintenance.Defragment", proto.DefragmentRequest(), _nothing, timeout_s)
 
-    def result(response: Any) -> None:
-        return None
 
-    return Op("Maintenance.Defragment", proto.DefragmentRequest(), result, timeout_s)
+def _nothing(response: Any) -> None:
+    return None
 
 
 def hash_kv(revision: int = 0, *, timeout_s: float | None = None) -> Op[HashKV]:
@@ -781,12 +781,8 @@ def hash_kv(revision: int = 0, *, timeout_s: float | None = None) -> Op[HashKV]:
 
 def move_leader(member_id: int, *, timeout_s: float | None = None) -> Op[None]:
     """Make another member the leader; only the leader does this (NotLeader)."""
-
-    def result(response: Any) -> None:
-        return None
-
     request = proto.MoveLeaderRequest(targetID=member_id)
-    return Op("Maintenance.MoveLeader", request, result, timeout_s)
+    return Op("Maintenance.MoveLeader", request, _nothing, timeout_s)
 
 
 def _members(response: Any) -> tuple[Member, ...]:

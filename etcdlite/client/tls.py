@@ -13,13 +13,12 @@ on with what it has read before.
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from etcdlite import x509
+from etcdlite import private_file, x509
 from etcdlite.channel import Channel, ChannelError
 from etcdlite.client.connection import Endpoint
 from etcdlite.tls import ALPN_NATIVE, Sources, TLSChannel
@@ -99,16 +98,9 @@ class Dialer:
                 pass  # A file may be half-written. Go on with what was read before.
         return self._context
 
-    def _look(self) -> list[tuple[int, int, int] | None]:
+    def _look(self) -> list[tuple[int, ...]]:
         """What changes with the files."""
-        found: list[tuple[int, int, int] | None] = []
-        for path in self._files:
-            try:
-                stat = os.stat(path)
-                found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
-            except OSError:
-                found.append(None)
-        return found
+        return list(map(private_file.stamp, self._files))
 
 
 def context(settings: Settings, protocol: str = ALPN_NATIVE) -> ssl.SSLContext:

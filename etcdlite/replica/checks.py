@@ -104,10 +104,6 @@ def _is_peer_url(url: str) -> bool:
     )
 
 
-def _check_author(author: Any) -> None:
-    _check_name(author.name)
-
-
 def _check_token_key(request: Any) -> None:
     if len(request.seed) != SEED_BYTES:
         raise _invalid(f"a key for tokens has {SEED_BYTES} bytes")
@@ -215,7 +211,7 @@ CHECKS: dict[int, Callable[[Any], None]] = by_number(
         "Log.Publish": check_member,
         "Log.MemberChange": _check_member_change,
         "Log.Checkpoint": _check_checkpoint,
-        "Log.Author": _check_author,
+        "Log.Author": _check_own_name,
         "Log.TokenKey": _check_token_key,
         "Log.Rehash": _check_rehash,
         "Log.ClusterVersion": _check_cluster_version,

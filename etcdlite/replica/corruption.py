@@ -99,9 +99,12 @@ class HashCheck:
             return
         self.is_over = False
         self._until = now + INITIAL_S
-        revision = self._state.store.revision
+        self._hash(self._state.store.revision, self._own_hashed)
+
+    def _hash(self, revision: int, done: Done) -> None:
+        """Hash the state of this member."""
         request = proto.HashKVRequest(revision=revision, of_members=True)
-        self._read_now(Asked(self._own_hashed), 0, HASH_KV, request)
+        self._read_now(Asked(done), 0, HASH_KV, request)
 
     def _own_hashed(self, answer: bytes | EtcdError) -> None:
         if isinstance(answer, EtcdError):
@@ -126,7 +129,7 @@ class HashCheck:
         if isinstance(answer, EtcdError):
             return  # It is behind, or has compacted differently: nothing can be said.
         other, own = proto.HashKVResponse.decode(answer), self._own
-        if other.compact_revision == own.compact_revision and other.hash != own.hash:
+        if _differ(other, own):
             self.difference = (
                 f"at revision {own.hash_revision} its hash is {own.hash}, that of member "
                 f"{node:x} {other.hash}"
@@ -181,8 +184,7 @@ class HashCheck:
     def _begin(self, revision: int, nodes: list[int]) -> None:
         """Compare these members with this one."""
         self._is_running = True
-        request = proto.HashKVRequest(revision=revision, of_members=True)
-        self._read_now(Asked(partial(self._hashed, revision, nodes)), 0, HASH_KV, request)
+        self._hash(revision, partial(self._hashed, revision, nodes))
 
     def _hashed(self, revision: int, nodes: list[int], answer: bytes | EtcdError) -> None:
         self._is_running = False
@@ -203,14 +205,16 @@ class HashCheck:
             return
         self.checks += 1
         other = proto.HashKVResponse.decode(answer)
-        if other.compact_revision == own.compact_revision and other.hash != own.hash:
-            self._raise_alarm(
-                node,
-                f"at revision {own.hash_revision} its hash is {other.hash}, the leader's "
-                f"{own.hash}",
-            )
+        if _differ(other, own):
+            at = f"at revision {own.hash_revision}"
+            self._raise_alarm(node, f"{at} its hash is {other.hash}, the leader's {own.hash}")
 
     def _raise_alarm(self, node: int, why: str) -> None:
         log.error("found data inconsistency with peer", why=why, **{"remote-peer-id": f"{node:x}"})
         if self._raft.role == LEADER:
             self._state.alarms.raise_corrupt(node)
+
+
+def _differ(one: proto.HashKVResponse, other: proto.HashKVResponse) -> bool:
+    """Two members differ. After different compactions, nothing can be said."""
+    return one.compact_revision == other.compact_revision and one.hash != other.hash

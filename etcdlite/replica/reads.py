@@ -31,7 +31,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
-from etcdlite import log, proto, ranges, txn
+from etcdlite import proto, ranges, txn
 from etcdlite.auth import Author, RightsUnknown
 from etcdlite.errors import UNAVAILABLE, EtcdError, error
 from etcdlite.methods import (
@@ -655,8 +655,7 @@ def _fail_damaged(read: Waiter, damage: DataDamaged) -> None:
     """Fail one read, because a record that it needs is damaged."""
     session, request_id, method, _ = read
     assert session is not None
-    if not log.limited("damaged"):
-        log.error(str(damage))
+    damage.report()
     session.fail(request_id, method, error("Corrupt"))
 
 

@@ -210,7 +210,8 @@ class State:
             except txn.Unanswerable as missing:
                 # Applied as on every other member; only the answer is missing.
                 store.end_revision()
-                _log_damage(missing)
+                if missing.damage is not None:
+                    missing.damage.report()
                 if session is not None:
                     session.fail(request_id, method, missing.failure)
                 continue
@@ -248,13 +249,9 @@ def _late_steps(applied: txn.Applied, store: Store, header: bytes) -> Steps:
     try:
         return (yield from applied.answer_steps(store, header, is_late=True))
     except txn.Unanswerable as missing:
-        _log_damage(missing)
+        if missing.damage is not None:
+            missing.damage.report()
         raise missing.failure from None
-
-
-def _log_damage(missing: txn.Unanswerable) -> None:
-    if missing.damage is not None and not log.limited("damaged"):
-        log.error(str(missing.damage))
 
 
 def refusal(alarms: frozenset[int], method: int, request: Any) -> EtcdError | None:

@@ -94,8 +94,8 @@ class VersionKeeper:
                 log.warn("the cluster version stays down", why=why, next=CANCEL_ADVICE)
 
     def downgrade(self, request: proto.DowngradeRequest, done: Done) -> None:
-        """Carry out a `DowngradeRequest` on the leader. `done` gets the response without its
-        header, or an EtcdError. Raises EtcdError."""
+        """Carry out a `DowngradeRequest` on the leader. `done` gets the response or an EtcdError.
+        Raises EtcdError."""
         cluster_version = self._cluster_version
         if request.action == ACTIONS["CANCEL"]:
             if cluster_version.target is None:
@@ -136,10 +136,8 @@ class VersionKeeper:
                 self._waiting.append((deadline, target, done))
 
     def _response(self) -> bytes:
-        encoded: bytes = proto.DowngradeResponse(
-            version=str(self._cluster_version.version)
-        ).encode()
-        return encoded
+        response = proto.DowngradeResponse(version=str(self._cluster_version.version))
+        return self._state.header + response.encode()
 
     @property
     def lowest(self) -> Version | None:

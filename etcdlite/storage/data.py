@@ -51,6 +51,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from zlib import crc32
 
+from etcdlite import log
 from etcdlite.errors import Explained
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import read_varint
@@ -147,6 +148,11 @@ class DataDamaged(Explained):
         self.path = path
         self.offset = offset
         self.why = why
+
+    def report(self) -> None:
+        """Log it, but not for each of many requests."""
+        if not log.limited("damaged"):
+            log.error(str(self))
 
 
 class DataRefused(DataDamaged):

@@ -45,7 +45,7 @@ from etcdlite.replica.alarms import alarm_name
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.replica.logins import check_size
 from etcdlite.replica.state import needs_space
-from etcdlite.request import Asked, Done, Session
+from etcdlite.request import Asked, Done, Session, pass_on
 from etcdlite.swap import decode_txn
 
 HASH_MODULES = ("etcdlite.crc32c", "etcdlite.etcd_hash")
@@ -227,15 +227,9 @@ def _ask_leader(
     member: Member, session: Session, request_id: int, method: int, frame: bytes
 ) -> None:
     """Have the leader answer a request."""
-
-    def answered(answer: bytes | EtcdError) -> None:
-        if isinstance(answer, EtcdError):
-            session.fail(request_id, method, answer)
-        else:
-            session.reply(request_id, method, answer)
-
     if member.is_learner:
         raise error("NotSupportedForLearner")
+    answered = partial(pass_on, session, request_id, method)
     member.questions.ask(method, frame[FRAME_HEADER_BYTES:], answered)
 
 
@@ -306,13 +300,8 @@ def _downgrade(
     if request.action not in range(3):
         raise EtcdError(UNKNOWN, "etcdserver: unknown method")
 
-    def answered(answer: bytes | EtcdError) -> None:
-        if isinstance(answer, EtcdError):
-            session.fail(request_id, method, answer)
-        else:
-            session.reply(request_id, method, member.state.header + answer)
-
     # What is committed now is applied first, so that the answer is not of the past.
+    answered = partial(pass_on, session, request_id, method)
     do = partial(member.version_keeper.downgrade, request, answered)
     member.reads.read(Asked(_then(session, request_id, method, do)), 0, KEEP_ALIVE, None)
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from etcdlite import ETCD_API_VERSION, __version__, backup_status, methods
 from etcdlite.errors import CODE_NAMES, OK
@@ -56,25 +57,15 @@ def render(
     return "".join(scrape.families()).encode()
 
 
-class _Scrape:
-    """The families of one scrape, as text."""
+class _Scrape(NamedTuple):
+    """The families of one scrape, as text. The fields are the arguments of `render`."""
 
-    def __init__(
-        self,
-        member: Member,
-        connections: Mapping[str, int],
-        sites: tuple[HealthCounts, ...],
-        budget: Budget | None,
-        expiries: Mapping[str, float],
-        backup: Mapping[str, float],
-    ) -> None:
-        self._metrics = member.metrics
-        self._member = member
-        self._connections = connections
-        self._sites = sites
-        self._budget = budget
-        self._expiries = expiries
-        self._backup = backup
+    member: Member
+    connections: Mapping[str, int]
+    sites: tuple[HealthCounts, ...]
+    budget: Budget | None
+    expiries: Mapping[str, float]
+    backup: Mapping[str, float]
 
     def families(self) -> Iterator[str]:
         yield from self._consensus()
@@ -89,28 +80,21 @@ class _Scrape:
         yield from self._own()
 
     def _consensus(self) -> Iterator[str]:
-        metrics, member = self._metrics, self._member
+        metrics, member = self.member.metrics, self.member
         raft = member.raft
         cluster = member.state.cluster_version.version
-        yield _gauge(
-            "etcd_server_id", "The member's id", 1, server_id=f"{member.identity.member_id:x}"
-        )
-        yield _gauge(
-            "etcd_server_version", "The etcd version whose API is served", 1,
-            server_version=ETCD_API_VERSION,
-        )  # fmt: skip
-        yield _gauge(
-            "etcd_cluster_version", "The etcd version whose API all members serve", 1,
-            cluster_version=etcd_version(cluster).rpartition(".")[0],
-        )  # fmt: skip
-        yield _gauge(
-            "etcdlite_cluster_version", "The formats that the members may use", 1,
-            cluster_version=str(member.state.cluster_version.version),
-        )  # fmt: skip
-        yield _gauge(
-            "etcdlite_storage_version", "The oldest etcdlite that can open the data directory", 1,
-            storage_version=str(member.state.storage_version),
-        )  # fmt: skip
+        for name, what, label, value in (
+            ("etcd_server_id", "The member's id", "server_id", f"{member.identity.member_id:x}"),
+            ("etcd_server_version", "The etcd version whose API is served", "server_version",
+             ETCD_API_VERSION),
+            ("etcd_cluster_version", "The etcd version whose API all members serve",
+             "cluster_version", etcd_version(cluster).rpartition(".")[0]),
+            ("etcdlite_cluster_version", "The formats that the members may use",
+             "cluster_version", str(cluster)),
+            ("etcdlite_storage_version", "The oldest etcdlite that can open the data directory",
+             "storage_version", str(member.state.storage_version)),
+        ):  # fmt: skip
+            yield _gauge(name, what, 1, **{label: value})
         yield _families(
             ("gauge", "etcd_server_has_leader", raft.leader != 0, "Whether a leader is known"),
             ("gauge", "etcd_server_is_leader", raft.role == LEADER,
@@ -124,7 +108,7 @@ class _Scrape:
         )  # fmt: skip
 
     def _requests(self) -> Iterator[str]:
-        metrics, member = self._metrics, self._member
+        metrics, member = self.member.metrics, self.member
         yield _families(
             ("gauge", "etcd_server_proposals_committed_total", member.raft.log.committed,
              "Index of the last committed log entry; each holds a batch of requests"),
@@ -160,7 +144,7 @@ class _Scrape:
         )  # fmt: skip
 
     def _store(self) -> Iterator[str]:
-        metrics, store = self._metrics, self._member.state.store
+        metrics, store = self.member.metrics, self.member.state.store
         for name, what, value in (
             ("put", "Puts applied, those in transactions included", metrics.puts),
             ("delete", "Delete requests applied", metrics.deletes),
@@ -180,14 +164,14 @@ class _Scrape:
             ("histogram", "etcd_mvcc_hash_rev_duration_seconds", metrics.hash_rev_s,
              "Time of a HashKV"),
             ("gauge", "etcd_debugging_mvcc_keys_total", len(store.index.heads), "Keys"),
-            ("gauge", "etcd_debugging_auth_revision", self._member.state.auth.revision,
+            ("gauge", "etcd_debugging_auth_revision", self.member.state.auth.revision,
              "Revision of users and roles"),
             ("gauge", "etcd_debugging_mvcc_current_revision", store.revision,
              "The store's revision"),
             ("gauge", "etcd_debugging_mvcc_compact_revision", store.compacted or -1,
              "Revision of the last compaction; -1: none"),
             ("counter", "etcd_debugging_mvcc_db_compaction_keys_total",
-             self._member.maintenance.compacted_versions,
+             self.member.maintenance.compacted_versions,
              "Key versions that compaction removed"),
             ("gauge", "etcd_debugging_mvcc_db_compaction_last", metrics.last_compaction_s,
              "Unix time of the end of the last compaction; 0: none"),
@@ -200,7 +184,7 @@ class _Scrape:
         )  # fmt: skip
 
     def _disk(self) -> Iterator[str]:
-        metrics = self._metrics
+        metrics = self.member.metrics
         yield _families(
             ("histogram", "etcd_disk_wal_fsync_duration_seconds",
              metrics.log_sync_s.with_bounds(SYNC_BOUNDS_S),
@@ -213,7 +197,7 @@ class _Scrape:
              "Time to sync the data file, for a checkpoint or a cleaning; no request waits for it"),
             ("histogram", "etcd_disk_backend_defrag_duration_seconds", metrics.defragment_s,
              "Duration of a defragmentation"),
-            ("gauge", "etcd_disk_defrag_inflight", self._member.maintenance.is_defragmenting,
+            ("gauge", "etcd_disk_defrag_inflight", self.member.maintenance.is_defragmenting,
              "Whether a defragmentation is running"),
             ("histogram", "etcd_disk_backend_snapshot_duration_seconds", metrics.snapshot_s,
              "Time to send a snapshot"),
@@ -224,7 +208,7 @@ class _Scrape:
         )  # fmt: skip
 
     def _watches_and_leases(self) -> Iterator[str]:
-        metrics, hub = self._metrics, self._member.hub
+        metrics, hub = self.member.metrics, self.member.hub
         yield _families(
             ("gauge", "etcd_debugging_mvcc_watch_stream_total", hub.streams, "Watch streams"),
             ("gauge", "etcd_debugging_mvcc_watcher_total", hub.watches, "Watches"),
@@ -244,7 +228,7 @@ class _Scrape:
         )  # fmt: skip
 
     def _health(self) -> Iterator[str]:
-        sites = self._sites
+        sites = self.sites
         yield _families(
             ("counter", "etcd_server_health_success", sum(site.health_successes for site in sites),
              "Health checks passed"),
@@ -275,7 +259,7 @@ class _Scrape:
         sent: list[_Sample] = []
         handling: list[tuple[_Labels, Histogram]] = []
         received_bytes = sent_bytes = 0
-        for rpc in self._metrics.rpcs.values():
+        for rpc in self.member.metrics.rpcs.values():
             received_bytes += rpc.received_bytes
             sent_bytes += rpc.sent_bytes
             if not rpc.name:
@@ -311,16 +295,16 @@ class _Scrape:
             "etcd_server_client_requests_total", "counter", "gRPC and JSON requests by client",
             [
                 ({"client_api_version": version, "type": kind}, count)
-                for version, client in self._metrics.clients.items()
+                for version, client in self.member.metrics.clients.items()
                 for kind, count in (("unary", client.unary), ("stream", client.streams))
                 if count
             ],
         )  # fmt: skip
 
     def _peers(self) -> Iterator[str]:
-        peers = {f"{member_id:x}": peer for member_id, peer in self._metrics.peers.items()}
-        local = f"{self._member.identity.member_id:x}"
-        links = self._member.peers.links
+        peers = {f"{member_id:x}": peer for member_id, peer in self.member.metrics.peers.items()}
+        local = f"{self.member.identity.member_id:x}"
+        links = self.member.peers.links
         for name, what, values in (
             ("known", "Members that this member sends to", dict.fromkeys(links, True)),
             (
@@ -333,19 +317,14 @@ class _Scrape:
                 f"etcd_network_{name}_peers", "gauge", what,
                 [({"Local": local, "Remote": f"{node:x}"}, on) for node, on in values.items()],
             )  # fmt: skip
-        yield _family(
-            "etcd_network_peer_sent_failures_total", "counter",
-            "Messages to a member that were dropped: no connection, or too much waits on it",
-            [({"To": name}, peer.send_failures) for name, peer in peers.items()],
-        )  # fmt: skip
-        yield _family(
-            "etcd_network_peer_sent_bytes_total", "counter", "Bytes sent to a member",
-            [({"To": name}, peer.sent_bytes) for name, peer in peers.items()],
-        )  # fmt: skip
-        yield _family(
-            "etcd_network_peer_received_bytes_total", "counter", "Bytes received from a member",
-            [({"From": name}, peer.received_bytes) for name, peer in peers.items()],
-        )  # fmt: skip
+        for name, field, label, what in (
+            ("sent_failures", "send_failures", "To",
+             "Messages to a member that were dropped: no connection, or too much waits on it"),
+            ("sent_bytes", "sent_bytes", "To", "Bytes sent to a member"),
+            ("received_bytes", "received_bytes", "From", "Bytes received from a member"),
+        ):  # fmt: skip
+            samples = [({label: node}, getattr(peer, field)) for node, peer in peers.items()]
+            yield _family(f"etcd_network_peer_{name}_total", "counter", what, samples)
         yield _histograms(
             "etcd_network_peer_round_trip_time_seconds", "Round trip time to a member",
             [({"To": name}, peer.round_trip_s) for name, peer in peers.items()],
@@ -374,12 +353,11 @@ class _Scrape:
         for name in ("process_max_fds", "os_fd_limit"):
             yield _gauge(name, "Limit of open file descriptors", most_files)
         yield _gauge("promhttp_metric_handler_requests_in_flight", "Scrapes being answered", 1)
-        yield _counter(
-            "promhttp_metric_handler_requests_total", "Scrapes", self._metrics.scrapes, code="200"
-        )
+        scrapes = self.member.metrics.scrapes
+        yield _counter("promhttp_metric_handler_requests_total", "Scrapes", scrapes, code="200")
 
     def _own_connections(self) -> Iterator[str]:
-        budget = self._budget
+        budget = self.budget
         if budget is not None:
             yield _families(
                 ("gauge", "etcdlite_connection_memory_bytes", budget.held_bytes,
@@ -395,7 +373,7 @@ class _Scrape:
             [
                 (
                     {"channel": kind, "with": "members" if is_member else "clients"},
-                    self._metrics.failed_handshakes[kind, is_member],
+                    self.member.metrics.failed_handshakes[kind, is_member],
                 )
                 for kind in ("tls", "secret")
                 for is_member in (False, True)
@@ -403,7 +381,7 @@ class _Scrape:
         )  # fmt: skip
 
     def _own(self) -> Iterator[str]:
-        metrics, member = self._metrics, self._member
+        metrics, member = self.member.metrics, self.member
         housekeeping, data = member.maintenance, member.state.store.data
         yield _gauge(
             "etcdlite_build_info", "The program's versions", 1,
@@ -440,17 +418,17 @@ class _Scrape:
     def _of_connections(self) -> Iterator[str]:
         yield _family(
             "etcdlite_connections", "gauge", "Open connections by protocol",
-            [({"protocol": protocol}, count) for protocol, count in self._connections.items()],
+            [({"protocol": protocol}, count) for protocol, count in self.connections.items()],
         )  # fmt: skip
-        if self._expiries:
+        if self.expiries:
             yield _family(
                 "etcdlite_certificate_expiry_timestamp_seconds", "gauge", "End of a certificate",
-                [({"file": path}, ends_at) for path, ends_at in self._expiries.items()],
+                [({"file": path}, ends_at) for path, ends_at in self.expiries.items()],
             )  # fmt: skip
 
     def _of_operation(self) -> Iterator[str]:
         """What an operator must look after."""
-        alarms = self._member.state.alarms
+        alarms = self.member.state.alarms
         active = Counter(alarm_name(kind) for _, kind in alarms)
         yield _family(
             "etcdlite_alarms", "gauge", "Members for which an alarm is active",
@@ -461,7 +439,7 @@ class _Scrape:
              "Free space of the file system of the data, beyond the reserve that stays free"),
             ("gauge", "etcdlite_clock_timestamp_seconds", time.time(), "This machine's Unix time"),
         )  # fmt: skip
-        for name, value in self._backup.items():
+        for name, value in self.backup.items():
             yield _gauge(name, backup_status.NAMES[name], value)
 
 

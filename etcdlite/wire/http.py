@@ -502,19 +502,23 @@ class HttpSession(ClientSession):
             self.member.reads.read(probed, 0, RANGE, health.PROBE)
 
     def _probed(self, request_id: int, answer: bytes | EtcdError) -> None:
-        if self._request is not None and self._request.id == request_id:
-            self._go_on(self._request, answer if isinstance(answer, EtcdError) else None)
+        if request := self._served(request_id):
+            self._go_on(request, answer if isinstance(answer, EtcdError) else None)
 
     # Output.
 
+    def _served(self, request_id: int) -> _Request | None:
+        """The request with this id, if it is still being served."""
+        request = self._request
+        return request if request is not None and request.id == request_id else None
+
     def awaits(self, request_id: int) -> bool:
         """Whether this request is being served."""
-        return self._request is not None and self._request.id == request_id
+        return self._served(request_id) is not None
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         """Answer a unary request; dropped if it is no longer open."""
-        request = self._request
-        if request is not None and request.id == request_id:
+        if request := self._served(request_id):
             self._answer(request, body)
 
     def _answer(self, request: _Request, body: bytes) -> None:
@@ -533,8 +537,8 @@ class HttpSession(ClientSession):
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         """Answer a unary request, or end a stream, with an error."""
-        if self._request is not None and self._request.id == request_id:
-            self._fail(self._request, failure)
+        if request := self._served(request_id):
+            self._fail(request, failure)
 
     def _fail(self, request: _Request, failure: EtcdError) -> None:
         self.calls.close(request.id)
@@ -553,8 +557,8 @@ class HttpSession(ClientSession):
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
         """Send a message of a call."""
-        request = self._request
-        if request is None or request.id != request_id or self._ends:
+        request = self._served(request_id)
+        if request is None or self._ends:
             return
         assert request.method is not None
         if not request.method.server_stream:
@@ -573,8 +577,7 @@ class HttpSession(ClientSession):
 
     def end_call(self, request_id: int, method: int) -> None:
         """End a call."""
-        request = self._request
-        if request is not None and request.id == request_id:
+        if request := self._served(request_id):
             self.calls.close(request_id)
             self._end_call(request)
 
@@ -733,8 +736,8 @@ class HttpSession(ClientSession):
 
     def token(self, request_id: int) -> str:
         """The auth token of an open request, or ""."""
-        request = self._request
-        return request.token if request is not None and request.id == request_id else ""
+        request = self._served(request_id)
+        return "" if request is None else request.token
 
     @property
     def is_full(self) -> bool:

@@ -44,6 +44,7 @@ from etcdlite import frames, methods, proto
 from etcdlite.errors import UNKNOWN, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import DELETE_RANGE, KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN, WATCH
+from etcdlite.request import OwnRequester
 from etcdlite.watch import WatchStream
 from etcdlite.wire import api
 from etcdlite.wire.calls import Call, CallOwner
@@ -91,7 +92,7 @@ class _Follow(NamedTuple):
 Script = Generator[Any, Any, None]
 
 
-class _Queue:
+class _Queue(OwnRequester):
     """The keys under a name as of what the member's watches have seen, and the calls that wait.
 
     A call's turn has come when the queue has seen the revision of its key, and so everything older,
@@ -166,15 +167,6 @@ class _Queue:
             self._stream = None
 
     # As the session of a read. The calls in the queue share it, and learn nothing but their turn.
-
-    is_member = True
-    certificate_user = ""
-
-    def token(self, request_id: int) -> str:
-        return ""
-
-    def logged_in(self, token: str) -> None:
-        pass
 
     def _read(self) -> None:
         self._is_reading = True

@@ -27,7 +27,6 @@ from etcdlite.frames import (
     MAGIC,
     PING,
     PROTOCOL_VERSION,
-    SECRET_MAGIC,
     FrameReader,
     ProtocolError,
 )
@@ -45,13 +44,16 @@ from etcdlite.peer import (
     PeerConnection,
     decode_forward,
 )
+from etcdlite.request import OwnRequester, pass_on
 from etcdlite.snap import SnapshotError
 from etcdlite.versions import program_version
 from etcdlite.wire import api
 
 
-class Accepted(PeerConnection):
+class Accepted(PeerConnection, OwnRequester):
     """A connection that another member opened."""
+
+    stranger = " (is this a client, or an etcd?)"
 
     def __init__(
         self,
@@ -74,13 +76,7 @@ class Accepted(PeerConnection):
         self._requests: dict[int, int] = {}
         self._snapshot_id = 0
 
-    def _check_handshake(self, magic: bytes, lowest: int, highest: int) -> None:
-        if magic == SECRET_MAGIC:
-            raise ProtocolError(
-                "the other member has a secret, this one has none: set peer-secret-file here, too"
-            )
-        if magic != MAGIC:
-            raise ProtocolError("it is not etcdlite's (is this a client, or an etcd?)")
+    def _check_versions(self, lowest: int, highest: int) -> None:
         if lowest <= peer_frames.VERSION <= highest:
             self.version = peer_frames.VERSION
         elif lowest <= PROTOCOL_VERSION <= highest:
@@ -260,7 +256,7 @@ class Accepted(PeerConnection):
                 member.writes.accept_forwarded(self.node, *decode_forward(body))
                 self.reply(request_id, method, b"")
             elif method == KEEP_ALIVE:
-                api.keep_alive(member, body, partial(self._kept_alive, request_id))
+                api.keep_alive(member, body, partial(pass_on, self, request_id, method))
             elif method in PEER_METHODS:
                 handle, decode = api.HANDLERS[method]
                 frame = frames.frame(request_id, method, 0, body)
@@ -270,19 +266,7 @@ class Accepted(PeerConnection):
         except EtcdError as failure:
             self.fail(request_id, method, failure)
 
-    def _kept_alive(self, request_id: int, answer: bytes | EtcdError) -> None:
-        if isinstance(answer, EtcdError):
-            self.fail(request_id, KEEP_ALIVE, answer)
-        else:
-            self.reply(request_id, KEEP_ALIVE, answer)
-
     # As a session of the member.
-
-    def token(self, request_id: int) -> str:
-        return ""
-
-    def logged_in(self, token: str) -> None:
-        pass
 
     def awaits(self, request_id: int) -> bool:
         return request_id in self._requests

@@ -519,34 +519,30 @@ class RangeStreamCall(Call):
         _check_same(self.member.state.auth, self._checked_under)
         store = self.member.state.store
         store.check_revision(self._revision)
-        records, cursor = store.scan(
-            self._cursor, self._end, self._revision, store.limits.range_step_keys
+        records, self._cursor = store.scan(
+            self._cursor,
+            self._end,
+            self._revision,
+            store.limits.range_step_keys,
+            RANGE_CHUNK_BYTES,
         )
-        parts: list[bytes] = []
-        size = 0
         try:
-            for location, length in records:
-                kv = store.data.read(location, length)
-                if size > RANGE_CHUNK_BYTES:
-                    cursor = proto.KeyValue.decode(kv).key
-                    break
-                self._count += 1
-                if self._request.keys_only:
-                    message = proto.KeyValue.decode(kv)
-                    message.value = b""
-                    kv = message.encode()
-                parts += (b"\x12", varint(len(kv)), kv)
-                size += len(kv)
+            kvs = list(map(bytes, store.data.read_all(records)))
         except DataDamaged as damage:
-            if not log.limited("damaged"):
-                log.error(str(damage))
+            damage.report()
             raise error("Corrupt") from damage
-        self._cursor = cursor
-        if cursor is None and self._count:
-            parts += (b"\x20", varint(self._count))
+        if self._request.keys_only:
+            messages = list(map(proto.KeyValue.decode, kvs))
+            for message in messages:
+                message.value = b""
+            kvs = [message.encode() for message in messages]
+        self._count += len(kvs)
+        parts = [b"\x12" + varint(len(kv)) + kv for kv in kvs]
+        if self._cursor is None and self._count:
+            parts.append(b"\x20" + varint(self._count))
         if parts:
             self._send(b"".join(parts))
-        if cursor is None:
+        if self._cursor is None:
             self.end()
 
     def _send(self, response: bytes) -> None:
@@ -587,8 +583,7 @@ class LargeRangeCall(Call):
         try:
             piece = next(self._pieces, None)
         except DataDamaged as damage:
-            if not log.limited("damaged"):
-                log.error(str(damage))
+            damage.report()
             raise error("Corrupt") from damage
         if piece is None:
             self.end()
