@@ -472,14 +472,12 @@ class Auth:
         self._commit()
 
     def _existing_user(self, name: str) -> proto.User:
-        user = self.user(name)
-        if user is None:
+        if (user := self.user(name)) is None:
             raise error("UserNotFound")
         return user
 
     def _existing_role(self, name: str) -> proto.Role:
-        role = self.role(name)
-        if role is None:
+        if (role := self.role(name)) is None:
             raise error("RoleNotFound")
         return role
 

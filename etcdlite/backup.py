@@ -6,7 +6,6 @@ The file is that of `snap.py` or a backup of etcd (`etcd_restore.py`), as it is 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,13 +17,18 @@ from etcdlite.etcd_restore import EtcdBackup, has_digest, is_etcd
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.sealing import Keyring
-from etcdlite.snap import BLOCK_BYTES, DIGEST_BYTES, SnapshotError, check_records, read_header
+from etcdlite.snap import (
+    BLOCK_BYTES,
+    DIGEST_BYTES,
+    READ_BYTES,
+    SnapshotError,
+    check_records,
+    digests,
+    read_header,
+)
 from etcdlite.storage.data import ALARM, DataDamaged
 from etcdlite.storage.disk import Disk
 from etcdlite.urls import parse_initial_cluster
-
-READ_BYTES = 128 << 10
-"""Bytes of the file that are read at once."""
 
 MAX_REVISION = 3 << 61
 """The highest revision that a restored member may begin with. Revisions have 63 bits."""
@@ -210,24 +214,13 @@ def opened(path: str, identities: Sequence[Identity]) -> Iterator[Any]:
 def _verify(path: str, file: Any, progress: Callable[[int, int], None] | None) -> bytes:
     """Compare the SHA-256 at the end with the content. Returns it. Raises SnapshotError."""
     size = file.seek(0, os.SEEK_END)
-    left = size - DIGEST_BYTES
-    if left < 0 or left % BLOCK_BYTES:
+    if size % BLOCK_BYTES != DIGEST_BYTES:
         raise SnapshotError(
             f"snapshot {path} has {size} bytes, which is no whole snapshot: saving it was "
             "interrupted, or it was cut. Use another one"
         )
-    digest = hashlib.sha256()
-    file.seek(0)
-    while left:
-        part = file.read(min(READ_BYTES, left))
-        if not part:
-            break
-        digest.update(part)
-        left -= len(part)
-        if progress is not None:
-            progress(size - DIGEST_BYTES - left, size)
-    expected: bytes = file.read(DIGEST_BYTES)
-    if digest.digest() != expected:
+    found, expected = digests(file, size, progress)
+    if found != expected:
         raise SnapshotError(
             f"snapshot {path} is damaged: its SHA-256 does not match its content. Use another one"
         )

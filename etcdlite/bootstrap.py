@@ -346,8 +346,7 @@ def _join(
 
 
 def _wait(what: str, why: str, waits: Waits) -> None:
-    if not log.limited("join", JOIN_LINES_PER_S):
-        log.warn(what, why=why)
+    log.warn(what, "join", JOIN_LINES_PER_S, why=why)
     waits(why)
     time.sleep(JOIN_RETRY_S)
 

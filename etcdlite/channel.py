@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from socket import socket
 from typing import Protocol
 
 RECORD_BYTES = 16 << 10
@@ -146,18 +147,8 @@ class Maker(Protocol):
         """Read the files again. Logs what is wrong with them."""
 
 
-class Stream(Protocol):
-    """What `shake_hands` needs of a socket."""
-
-    def settimeout(self, value: float | None, /) -> None: ...
-
-    def recv(self, size: int, /) -> bytes: ...
-
-    def sendall(self, data: bytes, /) -> None: ...
-
-
 def shake_hands(
-    sock: Stream, channel: Channel, deadline_s: float, clock: Callable[[], float] = time.monotonic
+    sock: socket, channel: Channel, deadline_s: float, clock: Callable[[], float] = time.monotonic
 ) -> bytes:
     """Establish `channel` over a blocking socket, until `deadline_s` of `clock`. Returns the first
     plaintext, if some came with the end of the handshake. The socket has a timeout afterwards.
@@ -185,7 +176,7 @@ def shake_hands(
             raise
 
 
-def _tell(sock: Stream, alert: bytes) -> None:
+def _tell(sock: socket, alert: bytes) -> None:
     """Send the last words; the error that follows is the one that matters."""
     try:
         sock.sendall(alert)

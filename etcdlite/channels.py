@@ -115,10 +115,10 @@ class Channels:
         now = time.time()
         for path, ends_at in self.expiries.items():
             if ends_at - now < WARNED_BEFORE_S:
-                if not log.limited(f"expiry {path}", EXPIRY_LINES_PER_S):
-                    days = int((ends_at - now) // 86400)
-                    what = f"ends in {days} days" if ends_at > now else "has expired"
-                    log.warn(f"a certificate {what}: renew it", file=path)
+                days = int((ends_at - now) // 86400)
+                text = f"ends in {days} days" if ends_at > now else "has expired"
+                key = f"expiry {path}"
+                log.warn(f"a certificate {text}: renew it", key, EXPIRY_LINES_PER_S, file=path)
 
     def _credentials_of(self, prefix: str) -> Any:
         with self._lock:

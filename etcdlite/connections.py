@@ -356,8 +356,7 @@ class Connections:
         """Close a connection at once and log why."""
         if connection.channel is not None and not connection.channel.is_established:
             why += f"; the handshake of {connection.channel.kind} is not complete"
-        if not log.limited("dropped"):
-            log.warn("closed a connection", why=why, **{"remote-addr": connection.peer})
+        log.warn("closed a connection", "dropped", why=why, remote_addr=connection.peer)
         self.close(connection)
 
     # Sockets.

@@ -17,7 +17,6 @@ HashKV here.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from etcdlite.lease import MAX_TTL_S, Lessor
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.mvcc import Store, encode_key_value
 from etcdlite.proto import DecodeError
-from etcdlite.snap import SnapshotError
+from etcdlite.snap import SnapshotError, digests
 from etcdlite.storage.data import (
     AUTH,
     AUTH_ROLE,
@@ -46,8 +45,6 @@ from etcdlite.storage.data import U64 as OWN_U64
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.index import HEAD, Index
 from etcdlite.storage.recovery import Contents
-
-READ_BYTES = 128 << 10
 
 MAX_INDEX = 1 << 62
 """A log index, term or auth revision above this is refused: no cluster reaches it."""
@@ -86,16 +83,8 @@ def check_digest(path: str, file: Any, progress: Callable[[int, int], None] | No
             f"backup {path} of etcd has no SHA-256 at its end. If it is the file member/snap/db of "
             "a data directory, give --skip-hash-check; otherwise it was cut, so use another one"
         )
-    size = file.seek(0, os.SEEK_END)
-    digest = hashlib.sha256()
-    file.seek(0)
-    left = size - DIGEST_BYTES
-    while left and (part := file.read(min(READ_BYTES, left))):
-        digest.update(part)
-        left -= len(part)
-        if progress is not None:
-            progress(size - left, size)
-    if file.read(DIGEST_BYTES) != digest.digest():
+    found, expected = digests(file, file.seek(0, os.SEEK_END), progress)
+    if found != expected:
         raise _refusal(path, "its SHA-256 does not match its content")
 
 

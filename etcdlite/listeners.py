@@ -188,15 +188,13 @@ class Listeners:
             places = self.places
             why = places.refusal(address[0], purpose == PEERS)
             if why:
-                if not log.limited(why):
-                    log.warn(
-                        f"refused a connection: {why}",
-                        **{
-                            "remote-addr": format_address(*address[:2]),
-                            "max-connections": places.max_clients,
-                            "max-connections-per-address": places.max_per_address,
-                        },
-                    )
+                log.warn(
+                    f"refused a connection: {why}",
+                    why,
+                    remote_addr=format_address(*address[:2]),
+                    max_connections=places.max_clients,
+                    max_connections_per_address=places.max_per_address,
+                )
                 sock.close()
                 continue
             self._accept_one(sock, address[:2], purpose, url)
@@ -204,8 +202,7 @@ class Listeners:
     def _refuse_one(self, listener: socket.socket, failure: OSError) -> None:
         """Accept and close one connection with the spare file descriptor. Otherwise a listener
         with a waiting connection would keep the loop awake while no descriptor is free."""
-        if not log.limited("accept"):
-            log.error("cannot accept a connection", error=str(failure))
+        log.error("cannot accept a connection", "accept", error=str(failure))
         if failure.errno not in (errno.EMFILE, errno.ENFILE):
             return
         if self._spare_fd >= 0:

@@ -70,13 +70,14 @@ def info(message: str, /, **fields: Any) -> None:
         _write(INFO, message, fields)
 
 
-def warn(message: str, /, **fields: Any) -> None:
-    if _level <= WARN:
+def warn(message: str, limit: str = "", per_s: float = 1.0, /, **fields: Any) -> None:
+    """`limit`: omit the line if it is `limited` by this key; `error`, too."""
+    if _level <= WARN and not (limit and limited(limit, per_s)):
         _write(WARN, message, fields)
 
 
-def error(message: str, /, **fields: Any) -> None:
-    if _level <= ERROR:
+def error(message: str, limit: str = "", per_s: float = 1.0, /, **fields: Any) -> None:
+    if _level <= ERROR and not (limit and limited(limit, per_s)):
         _write(ERROR, message, fields)
 
 
@@ -121,7 +122,7 @@ def configure(
 
 def limited(key: str, per_s: float = 1.0) -> bool:
     """Whether to omit a line about `key`, because this function returned False for it less than
-    1/per_s seconds ago: `if not log.limited("slow request"): log.warn(...)`."""
+    1/per_s seconds ago."""
     now = _clock()
     interval_s = 1 / per_s
     # The clock may be set back: an end too far ahead does not count.

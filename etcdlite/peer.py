@@ -347,8 +347,7 @@ class PeerConnection(Session):
 
     def _hang_up(self, why: str) -> None:
         """Close once everything is sent."""
-        if not log.limited(f"peer {why}"):
-            log.warn("closing a connection to a peer", why=why)
+        log.warn("closing a connection to a peer", f"peer {why}", why=why)
         self.is_closing = True
         if not self.outbox.parts:
             self.outbox.wake()
@@ -372,11 +371,13 @@ class PeerConnection(Session):
         node = message.to
         unsent_bytes = self.outbox.unsent_bytes
         if unsent_bytes > MAX_UNSENT_BYTES:
-            if not log.limited(f"slow {node:x}", LINES_PER_S):
-                log.warn(
-                    "dropped a message to a peer: too much waits to be sent",
-                    **{"remote-peer-id": f"{node:x}", "unsent-bytes": unsent_bytes},
-                )
+            log.warn(
+                "dropped a message to a peer: too much waits to be sent",
+                f"slow {node:x}",
+                LINES_PER_S,
+                remote_peer_id=f"{node:x}",
+                unsent_bytes=unsent_bytes,
+            )
             return False
         body = encode_message(message)
         self.metrics.sent_bytes += len(body)
@@ -678,11 +679,9 @@ class Link:
             return
         self.dial = None
         self.failures += 1
-        key = f"unreachable {self._hex()} {why}"
-        if not (self.local.is_stopping or log.limited(key, LINES_PER_S)):
-            log.warn(
-                "cannot reach a peer", error=why, url=self.url, **{"remote-peer-id": self._hex()}
-            )
+        key, fields = f"unreachable {self._hex()} {why}", {"remote-peer-id": self._hex()}
+        if not self.local.is_stopping:
+            log.warn("cannot reach a peer", key, LINES_PER_S, error=why, url=self.url, **fields)
         self._pause()
         if is_refused and self._was_lost:
             # Its connection ended, and no process listens on its port: it is dead.
@@ -723,16 +722,11 @@ class Link:
             self.local.events.on_removed()
         elif failure.code == DATA_LOSS:
             self.local.rollback.refused(failure.text)
-        elif not log.limited(f"refused by {self.node:x}", LINES_PER_S):
-            log.error(
-                "a peer refused this member",
-                why=failure.text,
-                url=self.url,
-                **{
-                    "remote-peer-id": self._hex(),
-                    "local-member-id": f"{self.local.identity.member_id:x}",
-                },
-            )
+        else:
+            what, key = "a peer refused this member", f"refused by {self._hex()}"
+            own_id = f"{self.local.identity.member_id:x}"
+            fields = {"remote-peer-id": self._hex(), "local-member-id": own_id}
+            log.error(what, key, LINES_PER_S, why=failure.text, url=self.url, **fields)
 
     def lost(self, dial: Dial) -> None:
         """A connection ended."""
@@ -765,13 +759,6 @@ class Link:
             if message.kind == HEARTBEAT:
                 self.local.metrics.heartbeats_failed += 1
             self.local.events.on_unreachable(self.node)
-
-    def ask(self, method: int, body: bytes, done: Done, timeout_s: float) -> None:
-        dial = self.dial
-        if dial is None or not dial.is_open:
-            done(error("TimeoutDueToConnectionLost"))
-        else:
-            dial.ask(method, body, done, timeout_s)
 
     def send_snapshot(self, image: SnapshotSource, offer: proto.SnapshotOffer) -> None:
         """Send a snapshot, over several connections if one breaks. `offer` describes it."""
@@ -911,11 +898,11 @@ class Peers:
         self, node: int, method: int, body: bytes, done: Done, timeout_s: float = ANSWER_TIMEOUT_S
     ) -> None:
         """Ask another member. `done` is called once, with the answer or an error."""
-        link = self.links.get(node)
-        if link is None:
+        dial = self.links[node].dial if node in self.links else None
+        if dial is None or not dial.is_open:
             done(error("TimeoutDueToConnectionLost"))
         else:
-            link.ask(method, body, done, timeout_s)
+            dial.ask(method, body, done, timeout_s)
 
     def is_open(self, node: int) -> bool:
         """Whether messages can be sent to that member now."""

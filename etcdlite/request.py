@@ -6,6 +6,7 @@ Everything below `wire/` knows a session only by the protocol here.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ class Requester(Protocol):
     def certificate_user(self) -> str:
         """The user whom the client's certificate names, for requests without a token; or ""."""
 
+    @abstractmethod
     def token(self, request_id: int) -> str:
         """The auth token of an open request, or ""."""
 
@@ -33,19 +35,23 @@ class Session(Requester, Protocol):
     """Where a request came from and where its answer goes."""
 
     @property
+    @abstractmethod
     def is_blocked(self) -> bool:
         """The client does not read its answers: hold back long answers."""
 
     def logged_in(self, token: str) -> None:
         """Auth.Authenticate is answered with this token."""
 
+    @abstractmethod
     def awaits(self, request_id: int) -> bool:
         """Whether the client still waits for the answer. If not, skip the work and `reply` with
         anything, so that the session forgets the request."""
 
+    @abstractmethod
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         """Answer a unary request."""
 
+    @abstractmethod
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         """Answer a unary request, or end a stream, with an error."""
 

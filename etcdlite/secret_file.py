@@ -129,9 +129,8 @@ class SecretFile:
             if self.apart_from is not None:
                 check_apart(secrets, self.apart_from._secrets)
         except (SecretError, OSError) as failure:
-            if not log.limited(f"secrets {self.path}", 0.1):
-                why = str(failure)
-                log.warn(f"{self._setting} cannot be read again; the old secrets go on", why=why)
+            what, key = f"{self._setting} cannot be read again", f"secrets {self.path}"
+            log.warn(f"{what}; the old secrets go on", key, 0.1, why=str(failure))
             return
         self._secrets, self._version = secrets, version
         log.info(f"read {self._setting} again; it holds for new connections", ids=ids(secrets))

@@ -49,6 +49,9 @@ FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 16 << 20
 DIGEST_BYTES = 32
 BLOCK_BYTES = 512
+READ_BYTES = 128 << 10
+"""Bytes of a file that are read at once."""
+
 _U32 = struct.Struct("<I")
 
 
@@ -360,6 +363,22 @@ def _sha256() -> Any:
     import hashlib  # It loads OpenSSL, which takes 3.5 MB. Few members send or take a snapshot.
 
     return hashlib.sha256()
+
+
+def digests(
+    file: Any, size_bytes: int, progress: Callable[[int, int], None] | None
+) -> tuple[bytes, bytes]:
+    """The SHA-256 of a file of this size without its last `DIGEST_BYTES`, and these. `progress`
+    gets (bytes done, total bytes)."""
+    digest = _sha256()
+    left = size_bytes - DIGEST_BYTES
+    file.seek(0)
+    while left and (part := file.read(min(READ_BYTES, left))):
+        digest.update(part)
+        left -= len(part)
+        if progress is not None:
+            progress(size_bytes - DIGEST_BYTES - left, size_bytes)
+    return digest.digest(), file.read(DIGEST_BYTES)
 
 
 def read_header(path: str, file: Any) -> tuple[dict[str, Any], int]:

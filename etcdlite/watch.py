@@ -906,8 +906,7 @@ class WatchStream:
             or hub.watches >= limits.max_watches
             or hub.key_bytes + key_bytes > limits.max_key_bytes
         ):
-            if not log.limited("watches"):
-                log.warn("refused a watch: limit of watches reached", watches=hub.watches)
+            log.warn("refused a watch: limit of watches reached", "watches", watches=hub.watches)
             return self.refuse(errors.error("RequestTooManyRequests").text)
         watch_id = request.watch_id
         if watch_id == 0:

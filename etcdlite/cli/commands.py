@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from etcdlite import proto
@@ -343,19 +344,7 @@ def endpoint_status(session: Session) -> int:
     return _show_each(session, "endpoint_status", answers)
 
 
-def downgrade_validate(session: Session) -> None:
-    _downgrade(session, "validate", 1)
-
-
-def downgrade_enable(session: Session) -> None:
-    _downgrade(session, "enable", 1)
-
-
-def downgrade_cancel(session: Session) -> None:
-    _downgrade(session, "cancel", 0)
-
-
-def _downgrade(session: Session, action: str, count: int) -> None:
+def downgrade(session: Session, action: str, count: int) -> None:
     if len(session.arguments) < count or (count and not session.arguments[0]):
         raise BadArguments("TARGET_VERSION not provided")
     if len(session.arguments) > count:
@@ -364,6 +353,11 @@ def _downgrade(session: Session, action: str, count: int) -> None:
     number = proto.ENUMS["DowngradeRequest.DowngradeAction"][action.upper()]
     response = session.ask("Maintenance.Downgrade", action=number, version=version)
     session.show("downgrade", response, action)
+
+
+downgrade_validate = partial(downgrade, action="validate", count=1)
+downgrade_enable = partial(downgrade, action="enable", count=1)
+downgrade_cancel = partial(downgrade, action="cancel", count=0)
 
 
 def downgrade_status(session: Session) -> int:

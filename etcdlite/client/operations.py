@@ -520,8 +520,11 @@ class _Operand:
 
     __slots__ = ("_key", "_range_end")
     __hash__ = None  # type: ignore[assignment]  # == does not tell equality
-    _target: str
+    _target: int
     _field: str
+
+    def __init_subclass__(cls, target: str, field: str) -> None:
+        cls._target, cls._field = _COMPARE_TARGET[target], field
 
     def __init__(
         self,
@@ -535,7 +538,7 @@ class _Operand:
     def _compare(self, result: str, operand: Any) -> Comparison:
         message = proto.Compare(
             result=_COMPARE_RESULT[result],
-            target=_COMPARE_TARGET[self._target],
+            target=self._target,
             key=self._key,
             range_end=self._range_end,
         )
@@ -560,37 +563,27 @@ class _Operand:
         return self._compare("GREATER", operand)
 
 
-class Value(_Operand):
+class Value(_Operand, target="VALUE", field="value"):
     __slots__ = ()
-    _target = "VALUE"
-    _field = "value"
 
     def _checked(self, operand: Any) -> Any:
         return to_bytes(operand)
 
 
-class Version(_Operand):
+class Version(_Operand, target="VERSION", field="version"):
     __slots__ = ()
-    _target = "VERSION"
-    _field = "version"
 
 
-class CreateRevision(_Operand):
+class CreateRevision(_Operand, target="CREATE", field="create_revision"):
     __slots__ = ()
-    _target = "CREATE"
-    _field = "create_revision"
 
 
-class ModRevision(_Operand):
+class ModRevision(_Operand, target="MOD", field="mod_revision"):
     __slots__ = ()
-    _target = "MOD"
-    _field = "mod_revision"
 
 
-class LeaseOf(_Operand):
+class LeaseOf(_Operand, target="LEASE", field="lease"):
     __slots__ = ()
-    _target = "LEASE"
-    _field = "lease"
 
 
 _TXN_FIELDS = {

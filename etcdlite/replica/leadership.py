@@ -170,19 +170,19 @@ class Leadership:
 
     def no_leader_text(self) -> str:
         """Since when there is no leader, and how many voting members can be reached."""
-        voters = self._raft.voters
-        own_id = self._identity.member_id
-        reached = sum(node == own_id or self._is_open(node) for node in voters)
         without_s = self._clock() - self._leader_seen_at
-        members = f"{reached} of {len(voters)} voting members reachable"
+        members = f"{self._reached()} of {len(self._raft.voters)} voting members reachable"
         return f"no leader since {without_s:.0f} s; {members}"
+
+    def _reached(self) -> int:
+        """The number of voters that this member reaches, itself included."""
+        own_id = self._identity.member_id
+        return sum(node == own_id or self._is_open(node) for node in self._raft.voters)
 
     def missing_voters(self) -> str:
         """Why there is no leader, in words, if voting members cannot be reached; else empty."""
         voters = self._raft.voters
-        own_id = self._identity.member_id
-        reached = sum(node == own_id or self._is_open(node) for node in voters)
-        quorum = len(voters) // 2 + 1
+        reached, quorum = self._reached(), len(voters) // 2 + 1
         if reached >= quorum or not voters:
             return ""
         return (

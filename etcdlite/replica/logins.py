@@ -215,9 +215,8 @@ class Logins:
 
         def done(result: tuple[str, bytes] | EtcdError) -> None:
             if isinstance(result, EtcdError):
-                if not log.limited("failed login"):
-                    client = getattr(session, "client", "")
-                    log.warn("a login failed", client=client, **{"user-name": name})
+                client = getattr(session, "client", "")
+                log.warn("a login failed", "failed login", client=client, user_name=name)
                 session.fail(request_id, method, result)
                 return
             token, new = result
@@ -266,7 +265,6 @@ def _compare(password: str, stored: bytes, name: str, cost: Cost) -> bool:
             return passwords.is_right(password, stored)
         except EtcdError as unreadable:
             # The client must not learn from the answer, or its time, that the user exists.
-            if not log.limited("unreadable password"):
-                log.warn(unreadable.text, **{"user-name": name})
+            log.warn(unreadable.text, "unreadable password", user_name=name)
     passwords.hash_password(password, cost)
     return False

@@ -249,8 +249,8 @@ def _save(disk: Disk, path: str, content: bytes) -> None:
         staged.publish()
     except OSError as failure:
         # These are lower bounds; the next attempt writes higher ones.
-        if not log.limited("positions"):
-            log.warn("cannot save how far the other members had come", error=str(failure))
+        what = "cannot save how far the other members had come"
+        log.warn(what, "positions", error=str(failure))
 
 
 def _load(disk: Disk, path: str) -> dict[int, _Known]:

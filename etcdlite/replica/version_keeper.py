@@ -89,9 +89,8 @@ class VersionKeeper:
             self._writes.propose_once([(SET_CLUSTER_VERSION, change)])
         target = self._cluster_version.target
         if target is not None and target == self._cluster_version.version < (self.lowest or target):
-            if not log.limited("downgrade", WARN_PER_S):
-                why = f"a downgrade to {target} is enabled"
-                log.warn("the cluster version stays down", why=why, next=CANCEL_ADVICE)
+            what, why = "the cluster version stays down", f"a downgrade to {target} is enabled"
+            log.warn(what, "downgrade", WARN_PER_S, why=why, next=CANCEL_ADVICE)
 
     def downgrade(self, request: proto.DowngradeRequest, done: Done) -> None:
         """Carry out a `DowngradeRequest` on the leader. `done` gets the response or an EtcdError.

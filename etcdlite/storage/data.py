@@ -151,8 +151,7 @@ class DataDamaged(Explained):
 
     def report(self) -> None:
         """Log it, but not for each of many requests."""
-        if not log.limited("damaged"):
-            log.error(str(self))
+        log.error(str(self), "damaged")
 
 
 class DataRefused(DataDamaged):

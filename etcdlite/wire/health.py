@@ -98,8 +98,7 @@ def serve_health(member: Member, counts: HealthCounts, query: Query) -> Script:
         counts.health_successes += 1
         return 200, body
     counts.health_failures += 1
-    if not log.limited("health"):
-        log.warn("serving /health false", reason=reason)
+    log.warn("serving /health false", "health", reason=reason)
     return 503, body + "\n", NOSNIFF
 
 
@@ -140,8 +139,7 @@ def serve_checks(member: Member, counts: HealthCounts, path: str, query: Query) 
             failed.append(f"{name}: {problem}")
         counts.count_check(kind, name, not problem)
     if failed:
-        if not log.limited("health"):
-            log.warn(f"serving /{kind} false", reason="; ".join(failed))
+        log.warn(f"serving /{kind} false", "health", reason="; ".join(failed))
         return 503, lines + "\n", NOSNIFF
     return 200, (lines if "verbose" in query else "") + "ok\n", NOSNIFF
 

@@ -362,16 +362,16 @@ class HttpSession(ClientSession):
 
     def _serve(self, request: _Request) -> None:
         if not request.is_welcome:
-            if not log.limited("host-whitelist"):
-                log.warn("refused a request by an unknown name", host=request.host[:100])
+            what = "refused a request by an unknown name"
+            log.warn(what, "host-whitelist", host=request.host[:100])
             text = _UNKNOWN_HOST % host_name(request.host)[:100]
             self._respond(421, TEXT, text, NOSNIFF)
         elif request.verb == "OPTIONS":
             self._respond(200, "", "")
         elif request.refusal is not None:
             status, text = request.refusal
-            if not log.limited("origin"):
-                log.warn("refused a request of a web page", why=text, origin=request.origin[:100])
+            origin = request.origin[:100]
+            log.warn("refused a request of a web page", "origin", why=text, origin=origin)
             self._respond(status, TEXT, f"{text}\n", NOSNIFF)
         elif request.method is not None:
             self._call(request, request.method)

@@ -167,8 +167,7 @@ class Accepted(PeerConnection, OwnRequester):
                 "local-member-id": f"{self.member.identity.member_id:x}",
                 "local-cluster-id": f"{self.member.identity.cluster_id:x}",
             }
-            if not log.limited(f"refused {introduction.member_id:x}", LINES_PER_S):
-                log.warn("refused a peer", why=refusal.text, **fields)
+            log.warn("refused a peer", f"refused {node:x}", LINES_PER_S, why=refusal.text, **fields)
             self._requests[request_id] = INTRODUCE
             self.fail(request_id, INTRODUCE, refusal)
             self.is_closing = True

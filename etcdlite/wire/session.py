@@ -150,9 +150,8 @@ class Opening(Session):
             self.outbox.append(TLS_REFUSAL)
             self.is_closing = True
             self.why_aborted = "TLS on a plain port: the client's endpoint must begin with http://"
-            if not log.limited("TLS on a plain port"):
-                fields = {"remote-addr": self.client}
-                log.warn("closed a connection", why=self.why_aborted, **fields)
+            what, key = "closed a connection", "TLS on a plain port"
+            log.warn(what, key, why=self.why_aborted, remote_addr=self.client)
         elif not first[:1].isupper():
             self.abort(f"it does not speak a known protocol: {first[:16].hex()}")
         elif self._only_http:
@@ -163,8 +162,7 @@ class Opening(Session):
 
     def _refuse_plain(self) -> None:
         """A client of the native protocol comes without a channel: it is told what is missing."""
-        if not log.limited("client without a secret"):
-            why = "the client has no secret, this server wants one: name the client-secret-file"
-            log.warn("refused a client", why=why, **{"remote-addr": self.client})
+        why = "the client has no secret, this server wants one: name the client-secret-file"
+        log.warn("refused a client", "client without a secret", why=why, remote_addr=self.client)
         self.outbox.append(SECRET_REFUSAL)
         self.is_closing = True
