@@ -503,7 +503,8 @@ class Member:
         else:
             for message in later:
                 self._deliver(message)
-        self._committed += committed
+        if committed:
+            self._committed += committed
         for index, context in reads:
             self.reads.confirmed(context, index)
             self.catch_up.confirmed(context, index)

@@ -276,10 +276,11 @@ class Metrics:
             self.applies_s[method, False].observe_several(share_s, failed.count(method))
 
     def log_synced(self, took_s: float, write_s: float, written_bytes: int) -> None:
-        """Record a sync of the log, of which writing took `write_s`. Called by the log thread."""
+        """Record a sync of the log, of which writing took `write_s`. `written_bytes`: since the
+        start. Called by the thread that saves."""
         self.log_write_s.observe(write_s)
         self.log_sync_s.observe(took_s)
-        self.log_bytes += written_bytes
+        self.log_bytes = written_bytes
 
     def compaction_finished(self, took_s: float) -> None:
         self.compaction_ms.observe(took_s * 1000)

@@ -335,12 +335,13 @@ class Store:
         """Record that the state is the one after raft entry `index`, and write it to the file."""
         self.applied_index = index
         self.applied_term = term
-        self.marked_revision = self.revision
+        self.marked_revision = revision = self.revision
         self._changes.trim()
-        self.data.append_mark(index, term, self.revision)
-        self.data.flush()
-        if self.data.is_full:
-            self.data.roll()
+        data = self.data
+        data.append_mark(index, term, revision)
+        data.flush()
+        if data.is_full:
+            data.roll()
 
     def fill_page(self) -> None:
         """Let what was marked reach the file completely, so that a sync makes all of it durable.

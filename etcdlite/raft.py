@@ -328,11 +328,23 @@ class Raft:
         if not self.has_ready:
             return NOTHING_READY
         log = self.log
-        entries = log.offer()
-        committed = log.next_committed(self.config.max_apply_bytes)
-        self.has_ready = bool(committed) and log.has_next_committed()
-        messages, later = self._messages, self._messages_after_sync
-        reads, snapshot = self._read_states, self._snapshot
+        entries = log.offer() if log.offered < log.last else ()
+        committed: Sequence[Entry] = ()
+        self.has_ready = False
+        if log.applying < log.committed:
+            committed = log.next_committed(self.config.max_apply_bytes)
+            self.has_ready = bool(committed) and log.has_next_committed()
+        # The owner keeps the lists.
+        messages: Sequence[Message] = ()
+        later: Sequence[Message] = ()
+        reads: Sequence[ReadState] = ()
+        if self._messages:
+            messages, self._messages = self._messages, []
+        if self._messages_after_sync:
+            later, self._messages_after_sync = self._messages_after_sync, []
+        if self._read_states:
+            reads, self._read_states = self._read_states, []
+        snapshot, self._snapshot = self._snapshot, None
         hard_state = soft_state = None
         given = (self.term, self.vote, self.leader, self.role)
         if given != self._given:
@@ -345,9 +357,6 @@ class Raft:
             return NOTHING_READY
         if (entries or snapshot) and log.committed != self._saved.commit:
             hard_state = self._saved = self.hard_state
-        # The owner keeps the old lists, so even empty ones are replaced.
-        self._messages, self._messages_after_sync, self._read_states = [], [], []
-        self._snapshot = None
         return Ready(hard_state, entries, committed, messages, later, reads, soft_state, snapshot)
 
     @property

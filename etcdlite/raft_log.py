@@ -130,9 +130,7 @@ class RaftLog:
             batch[2] = min(batch[2], last)
 
     def offer(self) -> Sequence[Entry]:
-        """The entries that were not handed out to be written; now they are."""
-        if self.offered == self.last:
-            return ()
+        """The entries that were not handed out to be written, at least one; now they are."""
         entries = self.entries[self.offered - self.offset :]
         self.offered = self.last
         self._batches.append([self.last, entries[-1].term, self.last])
@@ -165,7 +163,7 @@ class RaftLog:
 
     def next_committed(self, max_bytes: int) -> Sequence[Entry]:
         """The next entries to apply: committed, durable, and not handed out yet."""
-        if self.applying >= self.committed or not self.has_next_committed():
+        if not self.has_next_committed():
             return ()
         entries = self.slice(self.applying + 1, min(self.committed, self.stable), max_bytes)
         self.applying += len(entries)

@@ -102,20 +102,20 @@ class LogThread:
         """Whether `save_now` may be called, and is expected to be quick."""
         if self._untaken or self._given != self._finished:
             return False  # Results must be taken in the order of the saves.
-        if self._sync_s > (LONGEST_SYNC_S if self.is_alone else QUICK_SYNC_S):
+        now = time.perf_counter()
+        if now < self._slow_until:
+            return False
+        if self._sync_s > QUICK_SYNC_S and (
+            not self.is_alone or self._sync_s > LONGEST_SYNC_S or now < self._asked_until
+        ):
             return False
         size_bytes = 0
-        for save in saves:
-            if save.snapshot is not None:
+        for _, entries, snapshot, _ in saves:
+            if snapshot is not None:
                 return False
-            for entry in save.entries:
+            for entry in entries:
                 size_bytes += len(entry.data)
-        return (
-            size_bytes < FEW_BYTES
-            and self._wal.has_room(2 * size_bytes + FEW_BYTES)
-            and (now := time.perf_counter()) >= self._slow_until
-            and (self._sync_s <= QUICK_SYNC_S or now >= self._asked_until)
-        )
+        return size_bytes < FEW_BYTES and self._wal.has_room(2 * size_bytes + FEW_BYTES)
 
     def save_now(self, saves: list[Save]) -> float:
         """Save in the thread of the caller, and return the seconds that it took. Only if
@@ -172,19 +172,19 @@ class LogThread:
             self._done(failure)
 
     def _append(self, saves: list[Save]) -> float:
+        wal = self._wal
+        written_s = wal.write_s
         began = time.perf_counter()
-        written_s = self._wal.write_s
-        self._wal.save_all(saves)
+        wal.save_all(saves)
         now = time.perf_counter()
         took_s = now - began
-        self._sync_s += (min(took_s, 2 * LONGEST_SYNC_S) - self._sync_s) / 16
-        if took_s > SLOW_SYNC_S and not self.is_alone:
-            self._slow_until = now + SLOW_SYNC_PAUSE * took_s
-        size_bytes = 0
-        for save in saves:
-            for entry in save.entries:
-                size_bytes += len(entry.data)
-        self._metrics.log_synced(took_s, self._wal.write_s - written_s, size_bytes)
+        if took_s < 2 * LONGEST_SYNC_S:
+            self._sync_s += (took_s - self._sync_s) / 16
+        else:
+            self._sync_s += (2 * LONGEST_SYNC_S - self._sync_s) / 16
+            if took_s > SLOW_SYNC_S and not self.is_alone:
+                self._slow_until = now + SLOW_SYNC_PAUSE * took_s
+        self._metrics.log_synced(took_s, wal.write_s - written_s, wal.written_bytes)
         return took_s
 
 

@@ -305,6 +305,8 @@ class WAL:
         self.sync_enabled = True
         self.write_s = 0.0
         """Seconds spent in writes of frames so far, without their syncs."""
+        self.written_bytes = 0
+        """The size of these frames."""
         self.failed = False
         self.hard_state = HardState(0, 0, 0)
         self.snapshot = (0, 0)
@@ -393,8 +395,7 @@ class WAL:
     def save_all(self, saves: Sequence[Save]) -> None:
         """Make several saves durable, with as few syncs as their order allows. Raises as `save`."""
         if len(saves) == 1 and saves[0].snapshot is None:
-            self.save(saves[0].hard_state, saves[0].entries)
-            return
+            return self.save(*saves[0][:2])
         hard_state: HardState | None = None
         entries: list[Entry] = []
         for save in saves:
@@ -420,18 +421,20 @@ class WAL:
         parts: list[bytes] = []
         if hard_state is not None:
             parts.append(_HARD_STATE.pack(_HARD_STATE_TYPE, 0, 0, 24, *hard_state))
-        for term, index, kind, data in entries:
-            parts += (_ENTRY.pack(_ENTRY_TYPE, kind, 0, 16 + len(data), term, index), data)
         if entries:
-            first, last = entries[0].index, entries[-1].index
+            first = last = entries[0].index
             assert self.snapshot[0] < first <= self.last_index + 1, (first, self.last_index)
-            assert last - first == len(entries) - 1, (first, last, len(entries))
+            for term, index, kind, data in entries:
+                assert index == last, (first, last, index)
+                parts += (_ENTRY.pack(_ENTRY_TYPE, kind, 0, 16 + len(data), term, index), data)
+                last += 1
         if parts:
             self._append(parts)
-        self.hard_state = hard_state or self.hard_state
+        if hard_state is not None:
+            self.hard_state = hard_state
         if entries:
             self._replace_from(first)
-            self._segments[-1].last_index = self.last_index = last
+            self._segments[-1].last_index = self.last_index = last - 1
 
     def cover(self, index: int, term: int, begin: int) -> None:
         """Note that the data file holds everything up to entry `index`, of `term`, and release
@@ -498,16 +501,19 @@ class WAL:
         self._begin_change()
         if self._position + size_bytes > self._segments[-1].size_bytes:
             self._roll(size_bytes)
-        assert self._file is not None
-        sequence, position = self._frame_sequence, self._position
-        frame, chain = _frame(parts, sequence, position, self._salt, self._chain, self._seal)
+        file, position = self._file, self._position
+        assert file is not None
+        frame, chain = _frame(
+            parts, self._frame_sequence, position, self._salt, self._chain, self._seal
+        )
         began = time.perf_counter()
-        self._file.pwrite(frame, position)
+        file.pwrite(frame, position)
         self.write_s += time.perf_counter() - began
+        self.written_bytes += size_bytes
         if self.sync_enabled:
-            self._file.sync()
+            file.sync()
         self._position = position + size_bytes
-        self._frame_sequence = sequence + 1
+        self._frame_sequence += 1
         self._chain = chain
         self.failed = False
 

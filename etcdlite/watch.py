@@ -477,6 +477,8 @@ class WatchHub:
         `next_tick` is not after `now`."""
         self._now = now
         timers = self.timers
+        if not timers:
+            return
         header = b""
         for _ in range(self.limits.tick_timers):
             if not timers or timers[0][0] > now:

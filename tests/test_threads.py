@@ -35,6 +35,7 @@ class Log:
     def __init__(self) -> None:
         self.now = 0.0
         self.write_s = 0.0
+        self.written_bytes = 0
         self.sync_s = QUICK_SYNC_S / 10
         self.room = 1 << 30
         self.saved: list[Save] = []

@@ -371,18 +371,19 @@ class DataFile:
         self._append_unkept(MARK, MARK_BODY.pack(index, term, revision))
 
     def _append_unkept(self, kind: int, body: bytes) -> None:
-        word = len(body) << 4 | kind
-        self.out.append(RECORD_HEADER.pack(crc32(body, word), word))
-        self.out.append(body)
-        size = len(body) + RECORD_HEADER_BYTES
+        size = len(body)
+        word = size << 4 | kind
+        self.out += (RECORD_HEADER.pack(crc32(body, word), word), body)
+        size += RECORD_HEADER_BYTES
         self.offset += size
         self.garbage[self.active] += size
 
     def flush(self) -> None:
         """Write what was appended to the file."""
         if self.out:
-            self.files[self.active].pwrite(b"".join(self.out), self.flushed)
-            self.unsynced.add(self.active)
+            active = self.active
+            self.files[active].pwrite(b"".join(self.out), self.flushed)
+            self.unsynced.add(active)
             self.out.clear()
             self.flushed = self.offset
             if self.recent_bytes > self._keep_bytes:

@@ -39,10 +39,11 @@ class KeyChanges:
 
     def trim(self) -> None:
         """Forget the oldest changes if there are too many. Call this often."""
-        if len(self.born) > 2 * self._kept:
-            self.forget(self.born_at[-self._kept - 1])
-        if len(self.gone) > 2 * self._kept:
-            self.forget(self.gone_at[-self._kept - 1])
+        kept = self._kept
+        if len(self.born) > 2 * kept:
+            self.forget(self.born_at[-kept - 1])
+        if len(self.gone) > 2 * kept:
+            self.forget(self.gone_at[-kept - 1])
 
     def forget(self, revision: int) -> None:
         """Forget the changes up to `revision`."""
