@@ -212,8 +212,7 @@ def encode_message(message: Message) -> bytes:
         context,
     ]
     for term, _, kind, data in message.entries:
-        parts.append(_ENTRY.pack(term, kind, len(data)))
-        parts.append(data)
+        parts += (_ENTRY.pack(term, kind, len(data)), data)
     return b"".join(parts)
 
 
@@ -357,10 +356,16 @@ class PeerConnection(Session):
     def send(self, request_id: int, method: int, flags: int, body: bytes) -> None:
         """Send one frame."""
         if self.version == peer_frames.VERSION:
-            self._append(peer_frames.header(request_id, method, flags, body))
+            head = peer_frames.header(request_id, method, flags, body)
         else:
-            self._append(FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags))
-        self._append(body)
+            head = FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags)
+        outbox = self.outbox
+        if not outbox.parts:
+            outbox.wake()
+        outbox.parts += (head, body)
+        size = len(head) + len(body)
+        outbox.unsent_bytes += size
+        self._queued_bytes += size
 
     def _append(self, data: bytes) -> None:
         self.outbox.append(data)

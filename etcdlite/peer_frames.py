@@ -27,7 +27,9 @@ VERSION = 2
 """In the handshake."""
 
 CHECKSUMS = Struct("<II")
-HEADER_BYTES = FRAME.size + CHECKSUMS.size
+_HEADER = Struct("<IIBBII")
+HEADER_BYTES = _HEADER.size
+_PLAIN_BYTES = FRAME.size
 MIN_LENGTH = HEADER_BYTES - FRAME_LENGTH_BYTES
 
 
@@ -73,11 +75,11 @@ class PeerFrameReader:
         data = bytes(self._data)
         at = 0
         self._needed_bytes = HEADER_BYTES
+        unpack_from = _HEADER.unpack_from
         try:
             while len(data) - at >= HEADER_BYTES:
-                length, request_id, method, flags = FRAME.unpack_from(data, at)
-                of_header, of_frame = CHECKSUMS.unpack_from(data, at + FRAME.size)
-                checksum = crc32(data[at : at + FRAME.size])
+                length, request_id, method, flags, of_header, of_frame = unpack_from(data, at)
+                checksum = crc32(data[at : at + _PLAIN_BYTES])
                 if checksum != of_header:
                     raise ProtocolError("the header of a frame fails its checksum")
                 if not MIN_LENGTH <= length <= self.max_frame_bytes:

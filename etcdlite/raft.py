@@ -924,7 +924,7 @@ class Raft:
         elif progress.state == REPLICATE:
             progress.free_inflight(index)
         wanted = 0 if self.commit_is_untold else min(log.committed, progress.next - 1)
-        if node in self.voters and self._maybe_commit():
+        if index > log.committed and node in self.voters and self._maybe_commit():
             if not self.commit_is_untold:
                 self._broadcast_append()
         elif progress.sent_commit < wanted:

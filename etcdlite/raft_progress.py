@@ -98,8 +98,9 @@ class Progress:
             self.paused = bool(entries)
             return
         if entries:
-            size = sum(len(entry.data) for entry in entries)
-            size += ENTRY_OVERHEAD_BYTES * len(entries)
+            size = ENTRY_OVERHEAD_BYTES * len(entries)
+            for entry in entries:
+                size += len(entry.data)
             self.next += len(entries)
             self._inflight.append((self.next - 1, size))
             self._inflight_bytes += size

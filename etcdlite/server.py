@@ -483,11 +483,11 @@ class Server:
     # Other members.
 
     def _dial_peers(self, now: float) -> None:
-        links = self.member.peers.links.values()
-        for link in [link for link in links if link.dial is None or link.image is not None]:
-            for make in link.wants(now):
-                dial = make(self.connections.dirty.append)
-                start_dial(dial, link.url, self._channels.dial, self._report)
+        for link in tuple(self.member.peers.links.values()):
+            if link.dial is None or link.image is not None:
+                for make in link.wants(now):
+                    dial = make(self.connections.dirty.append)
+                    start_dial(dial, link.url, self._channels.dial, self._report)
 
     def _dialed(self, dialed: Dialed) -> None:
         dial, peer, result, channel, plaintext = dialed

@@ -109,16 +109,20 @@ def check_entry(data: bytes) -> None:
     """Raises DecodeError if the payload of an entry fails its checksum. A payload of version 1, and
     the empty one of the first entry of a term, have none."""
     if data:
-        header = read_header(data)
-        if header.version > 1 and crc32(memoryview(data)[_BEGIN.size :]) != header.checksum:
-            raise DecodeError("an entry fails its checksum")
+        _checked_header(data)
+
+
+def _checked_header(data: bytes) -> EntryHeader:
+    header = read_header(data)
+    if header.version > 1 and crc32(memoryview(data)[_BEGIN.size :]) != header.checksum:
+        raise DecodeError("an entry fails its checksum")
+    return header
 
 
 def decode_requests(data: bytes) -> list[Waiter]:
     """The requests of an entry's payload, without the sessions that wait for them. Raises
     DecodeError: the bytes may come from another member."""
-    check_entry(data)
-    header = read_header(data)
+    header = _checked_header(data)
     waiters: list[Waiter] = []
     at = ENTRY_HEADER.size
     try:
