@@ -361,7 +361,7 @@ class Member:
     @property
     def has_urgent_work(self) -> bool:
         """The next turn has work that is not background work."""
-        return self._has_requests_to_do or self.raft.has_ready or self.hub.has_work
+        return self.raft.has_ready or self._has_requests_to_do or self.hub.has_work
 
     def rests_until(self, now: float) -> float:
         """When the next turn has something to do, if there is no urgent work and no input: a
@@ -376,10 +376,9 @@ class Member:
     @property
     def _has_requests_to_do(self) -> bool:
         reads = self.reads
-        return bool(
-            self._committed
-            or self._applying is not None
-            or reads.new
+        return (
+            self._applying is not None
+            or bool(self._committed or reads.new)
             or self.writes.are_new
             or reads.can_serve
         )
@@ -462,7 +461,7 @@ class Member:
             self._take_ready(raft.ready())
         if raft.commit_is_untold:
             self.leadership.send_commit_later(now)
-        if self._applying is not None or self._committed:
+        if self._committed or self._applying is not None:
             self._apply()
         elif self.restoring.is_due and self._task_done is None:
             # Nothing is being applied, and the snapshot's mark in the log is durable.

@@ -450,6 +450,7 @@ class Server:
         if now >= self._next_session_tick:
             self._next_session_tick = now + SESSION_TICK_S
             self.connections.tick(now, self._budget)
+            self.member.metrics.settle()
         if now >= self._next_look:
             self._next_look = now + LOOK_S
             self._channels.look()

@@ -349,6 +349,21 @@ def test_a_histogram_counts_each_value_in_the_buckets_it_belongs_to(seed: int) -
     assert histogram.sum == pytest.approx(sum(values))
 
 
+def test_what_is_observed_is_held_in_lists_only_until_the_next_settle() -> None:
+    counts = metrics.Metrics()
+    counts.peers[1] = metrics.Peer()
+    histograms = [
+        *[value for value in vars(counts).values() if isinstance(value, Histogram)],
+        *[rpc.handling_s for rpc in counts.rpcs.values()],
+        counts.peers[1].round_trip_s,
+    ]
+    for histogram in histograms:
+        histogram.observe(0.5)
+    counts.settle()
+    assert len(histograms) > 50 and not any(histogram._latest for histogram in histograms)
+    assert {histogram.sum for histogram in histograms} == {0.5}
+
+
 def test_operations_are_counted_as_etcd_counts_them(lone: LoneMember) -> None:
     put = proto.RequestOp(request_put=proto.PutRequest(key=b"a"))
     get = proto.RequestOp(request_range=proto.RangeRequest(key=b"a"))

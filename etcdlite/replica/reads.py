@@ -168,6 +168,7 @@ class Reads:
         access.when_known = self._when_known
         self._slice_is_over = slice_is_over
         self._request_timeout_s = options.request_timeout_s
+        self._late_answers = state.late_answers
         self._waiting: deque[Group] = deque()
         """Groups whose rounds are not confirmed, the oldest first. The first one has reads."""
         self._rounds: dict[bytes, list[Group]] = {}
@@ -188,7 +189,7 @@ class Reads:
     @property
     def can_serve(self) -> bool:
         """`serve` has something to do."""
-        return bool(self.ready or self.slow or self._state.late_answers)
+        return bool(self.ready or self.slow or self._late_answers)
 
     @property
     def are_waiting(self) -> bool:
@@ -358,7 +359,7 @@ class Reads:
 
     def _take_late(self) -> None:
         self._since = 0.0
-        late = self._state.late_answers
+        late = self._late_answers
         while late:
             steps, read = late.popleft()
             self._enqueue(read, steps)
