@@ -51,7 +51,7 @@ from etcdlite.storage.index import DEAD, HEAD, PAST, PAST_AND_TOMBSTONE, Numbere
 from etcdlite.storage.key_changes import KeyChanges
 from etcdlite.storage.recovery import Contents
 from etcdlite.storage.removal import Removal, Span
-from etcdlite.storage.steps import Job
+from etcdlite.storage.steps import Job, shrunk
 
 _VARINT = [varint(n) for n in range(4096)]
 _KEY = [b"\x0a" + varint(n) for n in range(128)]
@@ -212,11 +212,11 @@ class Store:
             else:
                 old_mod, create, version, old, old_lease, old_length = HEAD.unpack(head)
                 version += 1
-                if (entries := past.get(key)) is None:
-                    past[key] = bytearray(PAST.pack(old_mod, old, old_length))
-                    index.past_keys.add(key)
-                else:
+                entries = past.get(key)
+                if isinstance(entries, bytearray):
                     entries += PAST.pack(old_mod, old, old_length)
+                elif index.add_past(key, PAST.pack(old_mod, old, old_length)):
+                    index.past_keys.add(key)
                 if old_lease:
                     self.lessor.detach(key)
             body = encode_key_value(key, create, mod, version, value, lease)
@@ -239,7 +239,7 @@ class Store:
         # Flat: a range delete of a million keys holds back other writes.
         index = self.index
         pop_head = index.heads.pop
-        past = index.past
+        add_past = index.add_past
         unpack, pack = HEAD.unpack, PAST_AND_TOMBSTONE.pack
         mod = self.revision + 1
         if self._removal is not None:
@@ -258,11 +258,8 @@ class Store:
             length = len(body)
             entry = pack(old_mod, old, old_length, mod, location, length | DEAD)
             location += length + RECORD_HEADER_BYTES
-            if (entries := past.get(key)) is None:
-                past[key] = bytearray(entry)
+            if add_past(key, entry):
                 gone.append(key)
-            else:
-                entries += entry
             if lease:
                 self.lessor.detach(key)
         index.keys.remove_run(keys)
@@ -282,11 +279,8 @@ class Store:
         )
         location = self.data.append_tombstones([body])
         entry = PAST_AND_TOMBSTONE.pack(old_mod, old, old_length, mod, location, len(body) | DEAD)
-        if (entries := index.past.get(key)) is None:
-            index.past[key] = bytearray(entry)
+        if index.add_past(key, entry):
             index.past_keys.add(key)
-        else:
-            entries += entry
         if lease:
             self.lessor.detach(key)
         index.keys.remove(key)
@@ -328,6 +322,7 @@ class Store:
             if keys:
                 self.delete(keys)
             if len(keys) < step_keys:
+                index.heads = shrunk(index.heads)
                 return
             yield
 

@@ -142,6 +142,40 @@ def test_a_dict_that_was_large_gives_back_its_memory() -> None:
     assert shrunk(smaller) is smaller
 
 
+def test_a_long_delete_gives_back_memory_while_others_go_through_the_index() -> None:
+    store = new()
+    keys = [b"%05d" % number for number in range(6000)]
+    for key in (*keys, *keys[::2]):
+        store.put(key, b"", 0)
+        store.end_revision()
+    before = sys.getsizeof(store.index.heads)
+    store.compact(store.revision - 1)
+    chunks = store.index.pack_heads()
+    loaded = index.Index()
+    loaded.load_heads(next(chunks))
+    assert store.compact_step() and len(loaded.heads) < len(keys)
+    for _ in store.delete_steps(keys[5], keys[-5]):
+        pass
+    store.end_revision()
+    assert sys.getsizeof(store.index.heads) < before / 100
+    store.put(b"a new key", b"", 0)
+    store.put(keys[-1], b"new", 0)
+    for chunk in chunks:
+        loaded.load_heads(chunk)
+    assert loaded.heads.keys() >= store.index.heads.keys()
+    store.end_revision()
+    store.mark(1, 1)
+    while store.compaction is not None:
+        store.compact_step()
+    assert store.index.at(keys[-1], store.compacted), "a read as of then needs it"
+    check_index(store)
+    store.compact(store.revision)
+    while store.compaction is not None:
+        store.compact_step()
+    assert not store.index.past
+    check_index(store)
+
+
 def test_a_step_of_a_transaction_reads_few_large_values(read_bytes: list[int]) -> None:
     store = with_big_values()
     work = txn.txn_steps(store, proto.TxnRequest(success=PUTS))

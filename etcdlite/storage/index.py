@@ -9,7 +9,8 @@ Values are flat `bytes` and `bytearray`, which the cyclic garbage collector does
 - a head is mod_revision, create_revision, version, location, lease (u64 each) and length (u32) of
   the key's current record;
 - a past entry is mod_revision and location (u64 each) and length (u32, top bit set: tombstone) per
-  superseded version, ascending.
+  superseded version, ascending. It is `bytes` at first: those of a deleted key then fit the memory
+  of its head. The second change makes it a `bytearray`, which grows.
 
 `revisions[n]` is the location of the first record of revision `first_revision + n`: watches read
 history by it.
@@ -57,7 +58,7 @@ class Index:
         self._limits = limits
         self.heads: dict[bytes, bytes] = {}
         self.keys = SortedKeys()
-        self.past: dict[bytes, bytearray] = {}
+        self.past: dict[bytes, bytes | bytearray] = {}
         self.past_keys = SortedKeys()
         self.revisions = array("Q")
         self.first_revision = 1
@@ -70,10 +71,19 @@ class Index:
         Does nothing if a version as new as this one is there already: a scan after a crash meets
         records that are in the checkpoint."""
         entries = self.past.get(key)
+        if entries is None or PAST.unpack_from(entries, len(entries) - PAST_BYTES)[0] < mod:
+            self.add_past(key, PAST.pack(mod, location, length))
+
+    def add_past(self, key: bytes, added: bytes) -> bool:
+        """Add past entries of a key. Returns whether it had none: add it to `past_keys` then."""
+        entries = self.past.get(key)
         if entries is None:
-            self.past[key] = bytearray(PAST.pack(mod, location, length))
-        elif PAST.unpack_from(entries, len(entries) - PAST_BYTES)[0] < mod:
-            entries += PAST.pack(mod, location, length)
+            self.past[key] = added
+            return True
+        if isinstance(entries, bytes):
+            entries = self.past[key] = bytearray(entries)
+        entries += added
+        return False
 
     def move(self, key: bytes, mod: int, old: int | None, new: int) -> int | None:
         """Point version `mod` of `key` to location `new`. Returns where it was; None if there is no
@@ -86,15 +96,15 @@ class Index:
                     return None
                 self.heads[key] = HEAD.pack(mod, create, version, new, lease, length)
                 return int(location)
-        entries = self.past.get(key)
-        if entries is None:
-            return None
+        entries = self.past.get(key, b"")
         at = self._search(entries, mod)
         if at < 0:
             return None
         found, location, length = PAST.unpack_from(entries, at)
         if found != mod or (old is not None and old != location):
             return None
+        if isinstance(entries, bytes):
+            entries = self.past[key] = bytearray(entries)
         PAST.pack_into(entries, at, mod, new, length)
         return int(location)
 
@@ -107,14 +117,12 @@ class Index:
             head_mod, _, _, found, _, _ = HEAD.unpack(head)
             if head_mod == mod:
                 return bool(found == location)
-        entries = self.past.get(key)
-        if entries is None:
-            return False
+        entries = self.past.get(key, b"")
         at = self._search(entries, mod)
         return at >= 0 and PAST.unpack_from(entries, at)[:2] == (mod, location)
 
     @staticmethod
-    def _search(entries: bytearray, revision: int) -> int:
+    def _search(entries: bytes | bytearray, revision: int) -> int:
         """The offset of the newest entry at or below `revision`, or -1."""
         low, high = 0, len(entries) // PAST_BYTES
         while low < high:
@@ -285,9 +293,7 @@ class Index:
         head = self.heads.get(key)
         if head is not None and HEAD.unpack(head)[0] == mod:
             return True
-        entries = self.past.get(key)
-        if entries is None:
-            return False
+        entries = self.past.get(key, b"")
         at = self._search(entries, mod)
         return (
             at >= 0
@@ -295,7 +301,7 @@ class Index:
             and at >= self._first_kept(entries, head, compacted)
         )
 
-    def _first_kept(self, entries: bytearray, head: bytes | None, compacted: int) -> int:
+    def _first_kept(self, entries: bytes | bytearray, head: bytes | None, compacted: int) -> int:
         """The offset of the first past entry that compaction at `compacted` keeps.
 
         It keeps what a read at `compacted` or later sees, and what a watch from `compacted` on
@@ -318,12 +324,12 @@ class Index:
         Yields the number of versions dropped in each step, and adds the bytes they occupied to
         `garbage` by segment. The index may change between the steps."""
         # Flat, because puts wait for a step: 1.3 us per key instead of 8.
-        past, heads = self.past, self.heads
         unpack, unpack_from = HEAD.unpack, PAST.unpack_from
         step_keys = self._limits.compact_step_keys
         step_versions = self._limits.compact_step_versions
         cursor: bytes | None = b""
         while cursor is not None:
+            past, heads = self.past, self.heads
             keys = self.past_keys.first(cursor, None, step_keys)
             cursor = keys[-1] + b"\0" if len(keys) == step_keys else None
             dropped = 0
@@ -362,6 +368,8 @@ class Index:
                 dropped += kept // PAST_BYTES
                 if kept == size:
                     emptied.append(key)
+                elif isinstance(entries, bytes):
+                    past[key] = entries[kept:]
                 else:
                     del entries[:kept]
                 if cursor == key:
@@ -397,9 +405,8 @@ class Index:
 
     def pack_heads(self) -> Iterator[bytes]:
         """The heads as chunks. A key that changes between chunks is in its old or new state."""
-        heads = self.heads
         for keys in self._batches(self.keys):
-            values = [heads[key] for key in keys]
+            values = [self.heads[key] for key in keys]
             yield b"".join((_lengths(keys), *values, *keys))
 
     def pack_past(self) -> Iterator[bytes]:
@@ -470,11 +477,7 @@ class Index:
         sizes, at = _read_lengths(chunk, at)
         keys = _slices(chunk, at + sum(sizes), lengths)
         for key, piece in zip(keys, _slices(chunk, at, sizes), strict=True):
-            entries = self.past.get(key)
-            if entries is None:
-                self.past[key] = bytearray(piece)
-            else:
-                entries += piece
+            self.add_past(key, piece)
 
     def load_revisions(self, chunk: bytes) -> None:
         """Load a chunk of `pack_revisions`."""
