@@ -56,7 +56,14 @@ MOST_SEEDS = 60
 
 MINUTES = 0.25
 
-SLIPS = ("TypeError", "AttributeError", "NameError", "ImportError")
+SLIPS = (
+    "TypeError",
+    "AttributeError",
+    "NameError",
+    "ImportError",
+    "ValueError: too many values to unpack",
+    "ValueError: not enough values to unpack",
+)
 """A failure with one of these comes from a patch that no longer fits the code it replaces."""
 
 
@@ -253,7 +260,7 @@ def _read_beside_an_entry_that_others_have_answered(patch: Patch) -> None:
     def hasty(self: Any, last: Any, term: int) -> None:
         waiting = list(self.ready)
         self.ready.clear()
-        self.ready.extend((0, reads) for _, reads in waiting)
+        self.ready.extend((0, reads, since) for _, reads, since in waiting)
         beside(self, last, term)
 
     patch.set(reading.Reads, "serve_beside", hasty)
