@@ -259,15 +259,16 @@ class Member:
 
     def persisted(self, saves: Sequence[Save]) -> None:
         """These saves are durable. Call this in the order in which `take_saves` returned them."""
-        for save in saves:
+        for hard_state, entries, snapshot, messages in saves:
             self._unsynced.popleft()
-            if save.snapshot is not None:
-                self.restoring.add(save.snapshot)
-            if save.hard_state is not None:
-                self.rollback.durable_term = save.hard_state.term
-            if save.entries:
-                self.raft.persisted(save.entries[-1].index, save.entries[-1].term)
-            for message in save.messages:
+            if snapshot is not None:
+                self.restoring.add(snapshot)
+            if hard_state is not None:
+                self.rollback.durable_term = hard_state.term
+            if entries:
+                term, index, _, _ = entries[-1]
+                self.raft.persisted(index, term)
+            for message in messages:
                 self._deliver(message)
 
     def finished(self) -> None:

@@ -333,7 +333,8 @@ class Raft:
         self.has_ready = False
         if log.applying < log.committed:
             committed = log.next_committed(self.config.max_apply_bytes)
-            self.has_ready = bool(committed) and log.has_next_committed()
+            if committed and log.applying < log.committed:
+                self.has_ready = log.has_next_committed()
         # The owner keeps the lists.
         messages: Sequence[Message] = ()
         later: Sequence[Message] = ()
@@ -379,8 +380,10 @@ class Raft:
 
     def applied(self, index: int) -> None:
         """The state machine contains everything up to `index`."""
-        self.log.applied_to(index)
-        if self.log.has_next_committed():  # It may follow a snapshot, which is installed now.
+        log = self.log
+        log.applied_to(index)
+        # What is committed may follow a snapshot, which is installed now.
+        if log.applying < log.committed and log.has_next_committed():
             self.has_ready = True
         self._campaign_if_sole_voter()
 
@@ -865,7 +868,7 @@ class Raft:
             # with the same membership.)
             return self._maybe_send_snapshot(node, progress)
         entries: Sequence[Entry] = ()
-        if progress.state != REPLICATE or not progress.inflight_is_full():
+        if previous < log.last and (progress.state != REPLICATE or not progress.inflight_is_full()):
             entries = log.slice(progress.next, log.last, self.config.max_append_bytes)
         if not entries and not even_if_empty:
             return False

@@ -105,7 +105,7 @@ class RaftLog:
         for position, entry in enumerate(entries):
             if entry.index != previous + 1 + position:
                 raise RaftInvariantError(f"an append has entry {entry.index} out of order")
-            if self.term(entry.index) != entry.term:
+            if entry.index > self.last or self.term(entry.index) != entry.term:
                 self._truncate(entry.index - 1)
                 for new in entries[position:]:
                     self.append(new)

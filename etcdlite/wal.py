@@ -497,14 +497,15 @@ class WAL:
 
     def _append(self, parts: list[bytes]) -> None:
         """Write and sync `parts` as one frame. Hot: two system calls."""
-        size_bytes = _frame_bytes(parts, self._seal)
+        body = b"".join(parts)
+        size_bytes = _frame_bytes(len(body), self._seal)
         self._begin_change()
         if self._position + size_bytes > self._segments[-1].size_bytes:
             self._roll(size_bytes)
         file, position = self._file, self._position
         assert file is not None
         frame, chain = _frame(
-            parts, self._frame_sequence, position, self._salt, self._chain, self._seal
+            body, self._frame_sequence, position, self._salt, self._chain, self._seal
         )
         began = time.perf_counter()
         file.pwrite(frame, position)
@@ -526,7 +527,7 @@ class WAL:
 
     def _roll(self, frame_bytes: int, groups: Sequence[list[bytes]] = ()) -> None:
         """Start the next segment, with room for a frame of `frame_bytes`, or with a frame of each
-        of `groups` in it. Durable on return.
+        of `groups` of records in it. Durable on return.
 
         Reserves the space, so a full disk is found before anything is written."""
         sequence = self._segments[-1].sequence + 1 if self._segments else 1
@@ -534,7 +535,8 @@ class WAL:
         key = self._keys.first if self._keys is not None else None
         extra = _CRC.size + (0 if key is None else _SEAL.size + OVERHEAD_BYTES)
         header_bytes = _whole_sectors(_SEGMENT_HEADER.size + len(self._metadata) + extra)
-        frame_bytes += sum(_frame_bytes(parts, key) for parts in groups)
+        bodies = [b"".join(parts) for parts in groups]
+        frame_bytes += sum(_frame_bytes(len(body), key) for body in bodies)
         segment_bytes = _whole_sectors(max(self._segment_bytes, header_bytes + frame_bytes))
         header = _SEGMENT_HEADER.pack(
             _SEGMENT_MAGIC,
@@ -554,8 +556,8 @@ class WAL:
         header = header.ljust(header_bytes - _CRC.size, b"\0")
         content = [header, _CRC.pack(crc32(header))]
         position, frame_sequence, chain = header_bytes, self._frame_sequence, self._chain
-        for parts in groups:
-            frame, chain = _frame(parts, frame_sequence, position, self._salt, chain, seal)
+        for body in bodies:
+            frame, chain = _frame(body, frame_sequence, position, self._salt, chain, seal)
             content.append(frame)
             position += len(frame)
             frame_sequence += 1
@@ -837,20 +839,21 @@ def _opened(body: bytes, seal: _Seal, sequence: int, path: str, start: int) -> b
         raise WALDamaged(path, start, why) from None
 
 
-def _frame_bytes(parts: list[bytes], seal: object) -> int:
-    """The size of the frame of these records. Raises ValueError on more than MAX_FRAME_BYTES."""
-    length = sum(map(len, parts)) + (OVERHEAD_BYTES if seal is not None else 0)
+def _frame_bytes(length: int, seal: object) -> int:
+    """The size of the frame of so many bytes of records. Raises ValueError on more than
+    MAX_FRAME_BYTES."""
+    if seal is not None:
+        length += OVERHEAD_BYTES
     if length + _FRAME_HEADER_BYTES > MAX_FRAME_BYTES:
         raise ValueError(f"a save of {length} bytes, the limit is {MAX_FRAME_BYTES}")
     return _FRAME_HEADER_BYTES + length + -length % _FRAME_HEADER_BYTES
 
 
 def _frame(
-    parts: list[bytes], sequence: int, position: int, salt: int, chain: int, seal: _Seal | None
+    body: bytes, sequence: int, position: int, salt: int, chain: int, seal: _Seal | None
 ) -> tuple[bytes, int]:
-    """The frame of these records, to be written at `position`, and the crc of its body. `chain`:
-    the crc of the frame before."""
-    body = b"".join(parts)
+    """The frame of the records in `body`, to be written at `position`, and the crc of its body.
+    `chain`: the crc of the frame before."""
     if seal is None:
         body += bytes(-len(body) % _FRAME_HEADER_BYTES)
     else:

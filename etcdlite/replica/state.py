@@ -221,7 +221,7 @@ class State:
                 self.awaiting_compaction.append((session, request_id, method))
             else:
                 session.reply(request_id, method, header(revision) + answer)
-        if store.revision != noted and (auth.enabled or self.timeline.knows_user):
+        if (auth.enabled or self.timeline.knows_user) and store.revision != noted:
             self.timeline.note_user(noted + 1, auth.author)
         return failed
 

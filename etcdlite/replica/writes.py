@@ -174,7 +174,8 @@ class Writes:
     ) -> None:
         """Replicate and apply a write; `frame` is the request as a native frame. The session gets
         the answer. Never raises."""
-        if session is not None and self._state.identity.member_id in self._raft.learners:
+        learners = self._raft.learners
+        if learners and session is not None and self._state.identity.member_id in learners:
             session.fail(request_id, method, error("NotSupportedForLearner"))
             return
         if method in SINCE:
@@ -391,23 +392,23 @@ class Writes:
     def _propose_entry(
         self, kind: int, waiters: list[Waiter], frames: list[bytes], since: float
     ) -> None:
-        self.latest_batch += 1
+        self.latest_batch = number = self.latest_batch + 1
         needs = OLDEST
         if self._has_newer:
             needs = max(SINCE.get(waiter[2], OLDEST) for waiter in waiters)
-        data = encode_entry(self._state.identity.member_id, self.latest_batch, frames, needs)
+        data = encode_entry(self._state.identity.member_id, number, frames, needs)
         size = len(data) - ENTRY_HEADER.size + REQUEST_BYTES * len(frames)
         if kind == ENTRY_CONF_CHANGE:
             self._alarms.proposed_bytes += size
         batch = Batch(kind, data, waiters, since, size)
         self._in_flight_bytes += size
-        self._waiting[self.latest_batch] = batch
+        self._waiting[number] = batch
         count = len(waiters)
         self._metrics.proposals_pending += count
         if self._state.auth.enabled:
             count -= [waiter[2] for waiter in waiters].count(AUTHOR)
         self._metrics.batch_requests.observe(count)
-        self._try_propose(self.latest_batch, batch)
+        self._try_propose(number, batch)
 
     def _try_propose(self, number: int, batch: Batch) -> None:
         """Propose or forward an entry; hold it for `retry` if no leader can have it."""
