@@ -398,17 +398,21 @@ class GrpcSession(Connection, ClientSession):
     ) -> None:
         # The hot path of every unary request. Unusual ones take the slow path.
         request: Request = stream.request
+        if stream.parts is not None:
+            data = self._joined(stream, data[at:end])
+            at, end = 0, len(data)
         start = at + PREFIX_BYTES
         size = end - start
         member = self.member
         if (
             not request.is_plain
             or size < 0
+            or stream.message is not None
             or PREFIX.unpack_from(data, at) != (0, size)
             or size > member.options.max_request_bytes
         ):
             if end > at:
-                self.received(stream, data[at:end])
+                self._read_messages(stream, data[at:end])
             if self.streams.get(stream.id) is stream:
                 self.ended(stream)
             return
@@ -469,19 +473,24 @@ class GrpcSession(Connection, ClientSession):
     def received(self, stream: _Stream, piece: bytes) -> None:  # type: ignore[override]
         if stream.parts is None:
             self._read_messages(stream, piece)
-            return
-        stream.parts.append(piece)
-        self._partial_bytes += len(piece)
-        stream.parts_bytes += len(piece)
-        if stream.parts_bytes >= stream.needed_bytes:
-            data = b"".join(stream.parts)
-            self._partial_bytes -= len(data)
-            stream.parts_bytes = 0
-            stream.parts = None
+        elif stream.parts_bytes + len(piece) >= stream.needed_bytes:
             stream.is_late = False
-            self._read_messages(stream, data)
-        elif self._partial_bytes > MAX_PARTIAL_BYTES:
-            self.fail(stream.id, stream.request.number, error("RequestTooManyRequests"))
+            self._read_messages(stream, self._joined(stream, piece))
+        else:
+            stream.parts.append(piece)
+            stream.parts_bytes += len(piece)
+            self._partial_bytes += len(piece)
+            if self._partial_bytes > MAX_PARTIAL_BYTES:
+                self.fail(stream.id, stream.request.number, error("RequestTooManyRequests"))
+
+    def _joined(self, stream: _Stream, piece: bytes) -> bytes:
+        """The parts of an incomplete message, which are kept no longer, and `piece`."""
+        assert stream.parts is not None
+        data = b"".join((*stream.parts, piece))
+        self._partial_bytes -= stream.parts_bytes
+        stream.parts_bytes = 0
+        stream.parts = None
+        return data
 
     def _read_messages(self, stream: _Stream, data: bytes) -> None:
         # The hot path of keep-alives, which arrive many at a time.

@@ -478,16 +478,19 @@ class Connection(Session):
             stream.content_length -= stop - at
             if stream.content_length < 0 or (flags & END_STREAM and stream.content_length):
                 raise StreamFault(stream_id, PROTOCOL_ERROR)
-        stream.state = HALF_CLOSED if flags & END_STREAM else OPEN
+        if flags & END_STREAM:
+            stream.state = HALF_CLOSED
+            if at < stop:
+                self.completed(stream, data, at, stop)
+            else:
+                self.ended(stream)
+            return
+        stream.state = OPEN
         if at < stop:
             self.received(stream, data[at:stop])
-            if self.streams.get(stream_id) is not stream:
-                return
-        elif not flags & END_STREAM:
+        else:
             self.conduct.count_noise(1)
-        if flags & END_STREAM:
-            self.ended(stream)
-        elif window < STREAM_WINDOW_BYTES // 2:
+        if window < STREAM_WINDOW_BYTES // 2 and self.streams.get(stream_id) is stream:
             grant = STREAM_WINDOW_BYTES - window
             stream.window = STREAM_WINDOW_BYTES
             self.outbox.append(frame(WINDOW_UPDATE, 0, stream_id, _INT.pack(grant)))
@@ -791,16 +794,15 @@ class Connection(Session):
         raise NotImplementedError
 
     def received(self, stream: Stream, piece: bytes) -> None:
-        """A piece of a request's body arrived."""
+        """A piece of a request's body arrived; it is not the last one."""
         raise NotImplementedError
 
     def completed(self, stream: Stream, data: bytes, at: int, end: int) -> None:
-        """A request is complete; its body is `data[at:end]`. Called in place of `received` and
-        `ended`."""
+        """A request is complete; the last piece of its body is `data[at:end]`."""
         raise NotImplementedError
 
     def ended(self, stream: Stream) -> None:
-        """A request is complete."""
+        """A request is complete, and what ended it has no piece of its body."""
         raise NotImplementedError
 
     def canceled(self, stream: Stream) -> bool:
