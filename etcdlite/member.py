@@ -448,7 +448,7 @@ class Member:
             self.writes.propose_new()
             self.leadership.send_commit_at = math.inf
         if reads.new:
-            reads.begin_round()
+            reads.begin_round(self.needs_no_round)
         self.proceed(now)
         if self.hub.has_work:
             self.hub.run(self.slice_is_over)

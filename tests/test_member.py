@@ -14,6 +14,7 @@ from test_recovery import live
 from etcdlite import backup, log, methods, proto
 from etcdlite.errors import error
 from etcdlite.limits import DEFAULT_LIMITS, Limits
+from etcdlite.member import Member
 from etcdlite.mvcc import Store
 from etcdlite.ranges import AnswerTooLarge
 from etcdlite.replica import alarms, background
@@ -154,6 +155,7 @@ def test_large_reads_that_wait_for_a_leader_hold_little_memory(
         small = rig.send(RangeRequest(key=b"a"))
         with monkeypatch.context() as patch:
             if not is_confirmed:
+                patch.setattr(Member, "needs_no_round", False)
                 patch.setattr(rig.member.raft, "read_index", lambda context: None)
             rig.settle()
             assert sum(rig.answers.get(each) == too_many for each in ids) == 10

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rigs.lone_member import LoneMember
 
 from etcdlite import __version__, backup_status, errors, methods, metrics, proto
+from etcdlite.member import Member
 from etcdlite.metrics import Histogram, Metrics
 from etcdlite.raft import HEARTBEAT, Message
 from etcdlite.request import about
@@ -757,7 +758,10 @@ def test_the_time_to_apply_is_shown_by_operation_and_success(lone: LoneMember) -
     assert value(lone, name, version="v3", op="Put", success="false") == 1
 
 
-def test_read_rounds_without_an_answer_count_as_slow(lone: LoneMember) -> None:
+def test_read_rounds_without_an_answer_count_as_slow(
+    lone: LoneMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Member, "needs_no_round", False)
     lone.member.raft.read_index = lambda context: None  # type: ignore[method-assign]
     lone.member.reads.read(Asker(), 1, RANGE, proto.RangeRequest(key=b"k"))
     lone.member.turn()

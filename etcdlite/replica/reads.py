@@ -248,10 +248,15 @@ class Reads:
 
     # ReadIndex rounds.
 
-    def begin_round(self) -> None:
-        """Begin a round for the new reads."""
-        group = Group(self._state.clock(), self.new, self._new_large_bytes)
+    def begin_round(self, is_confirmed: bool) -> None:
+        """Begin a round for the new reads; `is_confirmed`: they need none."""
+        now, reads, large_bytes = self._state.clock(), self.new, self._new_large_bytes
         self.new, self._new_large_bytes = [], 0
+        if is_confirmed:
+            self._large_bytes -= large_bytes
+            self.ready.append((0, reads, now))
+            return
+        group = Group(now, reads, large_bytes)
         self._waiting.append(group)
         self._begin_round([group])
 
