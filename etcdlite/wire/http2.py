@@ -376,7 +376,7 @@ class Connection(Session):
                 if kind < 1 << 8 and in_frames:  # DATA, with these flags.
                     self._read_data(kind, stream_id, data, start, stop)
                 elif kind >> 8 == RST_STREAM and in_frames:
-                    self._read_rst_stream(stream_id, data[start:stop])
+                    self._read_rst_stream(stream_id, size)
                 else:
                     self._read_frame(kind >> 8, kind & 0xFF, stream_id, data, start, stop)
             except StreamFault as fault:
@@ -608,8 +608,8 @@ class Connection(Session):
         self._step_stream(stream_id, ON_END)
         self.ended(stream)
 
-    def _read_rst_stream(self, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4:
+    def _read_rst_stream(self, stream_id: int, size: int) -> None:
+        if size != 4:
             raise ConnectionFault(FRAME_SIZE_ERROR, "RST_STREAM does not have 4 bytes")
         stream = self.streams.get(stream_id)
         if stream is not None and stream is not GHOST:  # Whatever its state is.
