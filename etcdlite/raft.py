@@ -370,13 +370,15 @@ class Raft:
 
         Call it for every Ready that has entries, in order. Entries that were overwritten since do
         not count."""
-        self.has_ready = True
-        self.log.stable_to(index, term)
+        log = self.log
+        log.stable_to(index, term)
         own = self.progress.get(self.id)
-        if self.role == LEADER and own is not None and self.log.stable > own.match:
-            own.match = self.log.stable
+        if self.role == LEADER and own is not None and log.stable > own.match:
+            own.match = log.stable
             if self._maybe_commit() and not self.commit_is_untold:
                 self._broadcast_append()
+        if log.applying < log.committed:
+            self.has_ready = True
 
     def applied(self, index: int) -> None:
         """The state machine contains everything up to `index`."""

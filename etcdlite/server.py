@@ -408,7 +408,8 @@ class Server:
                 # proposed already.
                 member.state.lessor.postpone(began, took_s)
         member.persisted(saves)
-        member.proceed(member.clock())
+        if member.raft.has_ready:
+            member.proceed(member.clock())
         if saves := member.take_saves():
             thread.save(saves)
 
