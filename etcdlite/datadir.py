@@ -44,6 +44,7 @@ from etcdlite.storage.data import (
 )
 from etcdlite.storage.disk import Disk, File
 from etcdlite.storage.sealed import SealedDisk
+from etcdlite.storage.steps import run
 from etcdlite.versions import CURRENT, OLDEST, Version, incompatibility
 from etcdlite.wal import WAL
 
@@ -228,9 +229,7 @@ def finish(
     for member in founding.members:
         store.set_bucket(MEMBER, member.ID.to_bytes(8, "big"), member.encode())
     store.mark(store.applied_index, store.applied_term)
-    for task in store.checkpoint():
-        if task is not None:
-            task()
+    run(store.checkpoint())
     store.close()
     directory = f"{data_dir}/member.tmp"
     metadata = _IDENTITY.pack(founding.cluster_id, founding.member_id)

@@ -47,6 +47,14 @@ def protect_process() -> None:
         log.debug("other processes of this user may read this one's memory", why=str(failure))
 
 
+_OUTCOMES = {
+    True: "other users could use files of the data directory; their modes are corrected",
+    False: "other users may use files of the data directory: another user owns them, they are in a "
+    "shared directory, or the file system has no modes; correct that with chmod go-rwx",
+}
+"""What is logged of files that are closed now, and of those that are not."""
+
+
 def close_files(data_dir: str, wal_dir: str) -> None:
     """Take other users' rights to the files of a member away, and log that, or log what remains."""
     found: list[tuple[str, bool]] = []
@@ -59,21 +67,10 @@ def close_files(data_dir: str, wal_dir: str) -> None:
                 files = list(ours.intersection(files))
             for name in (*folders, *files):
                 found += _open_to_others(fd, name, f"{folder}/{name}")
-    closed = sorted({path for path, is_closed in found if is_closed})
-    remaining = sorted({path for path, is_closed in found if not is_closed})
-    if closed:
-        log.warn(
-            "other users could use files of the data directory; their modes are corrected",
-            files=len(closed),
-            first=closed[0],
-        )
-    if remaining:
-        log.warn(
-            "other users may use files of the data directory: another user owns them, they are in "
-            "a shared directory, or the file system has no modes; correct that with chmod go-rwx",
-            files=len(remaining),
-            first=remaining[0],
-        )
+    for outcome, message in _OUTCOMES.items():
+        paths = {path for path, is_closed in found if is_closed is outcome}
+        if paths:
+            log.warn(message, files=len(paths), first=min(paths))
 
 
 def warn_of_open_peer_port(settings: Config) -> None:

@@ -212,12 +212,10 @@ class Member:
     # From the other members: `PeerEvents`.
 
     def on_message(self, message: Message) -> None:
-        """A raft message arrived."""
         if self.rollback.is_over:
             self.raft.step(message)
 
     def on_peer_opened(self, node: int) -> None:
-        """Messages can be sent to that member."""
         if self.rollback.is_over:
             self.leadership.begin(self.clock())
         if node == self.raft.leader:
@@ -225,22 +223,18 @@ class Member:
             self.reads.retry()
 
     def on_peer_died(self, node: int) -> None:
-        """The process of that member is dead."""
         self.leadership.peer_died(node)
 
     def on_unreachable(self, node: int) -> None:
-        """A message to that member may be lost."""
         self.raft.report_unreachable(node)
 
     def on_snapshot_sent(self, node: int, is_taken: bool) -> None:
-        """That member has taken the snapshot that was sent to it, or it never will."""
         self.raft.report_snapshot(node, is_taken)
 
     def _returned(self, node: int) -> None:
         self.hash_check.returned(node)
 
     def on_removed(self) -> None:
-        """This member was removed from the cluster."""
         if self.removed_since is None:
             self.removed_since = self.clock()
 

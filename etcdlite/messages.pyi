@@ -548,6 +548,16 @@ class ProclaimRequest(_Typed):
 class ProclaimResponse(_Typed):
     header: ResponseHeader | None = ...
 
+class HealthCheckRequest(_Typed):
+    service: str = ...
+
+class HealthCheckResponse(_Typed):
+    UNKNOWN: ClassVar[int]
+    SERVING: ClassVar[int]
+    NOT_SERVING: ClassVar[int]
+    SERVICE_UNKNOWN: ClassVar[int]
+    status: int = ...
+
 class Hello(_Typed):
     cluster_id: int = ...
     member_id: int = ...

@@ -1,4 +1,5 @@
-"""The messages of etcd v3's API and of etcdlite's own protocol, as one table.
+"""The messages of etcd v3's API, of gRPC's health checks and of etcdlite's own protocol, as one
+table.
 
 `proto.py` makes a class and a codec of each message, `reflection.py` the descriptors. The methods
 are in `methods.py`.
@@ -173,6 +174,11 @@ message ResignRequest: 1 leader LeaderKey
 message ResignResponse: 1 header ResponseHeader
 message ProclaimRequest: 1 leader LeaderKey, 2 value bytes
 message ProclaimResponse: 1 header ResponseHeader
+
+package grpc.health.v1
+message HealthCheckRequest: 1 service string
+enum HealthCheckResponse.ServingStatus: UNKNOWN=0, SERVING=1, NOT_SERVING=2, SERVICE_UNKNOWN=3
+message HealthCheckResponse: 1 status HealthCheckResponse.ServingStatus
 
 package etcdlite
 message Hello: 1 cluster_id uint64, 2 member_id uint64, 3 version string,

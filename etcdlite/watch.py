@@ -453,8 +453,7 @@ class WatchHub:
         the synced watches missed is read from the new store, unless it is compacted there."""
         if self._job is not None:
             # What it has read of the old store is still right.
-            for _ in self._job:
-                pass
+            finish(self._job)
             self._job = None
         self._store = store
         self._slices.clear()
@@ -627,20 +626,17 @@ class WatchHub:
 
     def _end_compacted(self, watches: Sequence[_Watch]) -> None:
         """Cancel watches that need compacted history. As in etcd, the header has no revision."""
-        header = self.header_field(0)
-        detail = compacted(self._store.compacted)
-        for watch in watches:
-            if watch.sink is not _CLOSED:
-                watch.sink.send(header + watch.id_field + detail)
-            watch.stream.forget(watch)
+        self._end(watches, self.header_field(0), compacted(self._store.compacted))
 
     def _end_damaged(self, watches: Sequence[_Watch], damage: DataDamaged) -> None:
         """Cancel watches that need a record that cannot be read."""
         damage.report()
-        detail = canceled(errors.error("Corrupt").text)
+        self._end(watches, self.header_field(), canceled(errors.error("Corrupt").text))
+
+    def _end(self, watches: Sequence[_Watch], header: bytes, detail: bytes) -> None:
         for watch in watches:
             if watch.sink is not _CLOSED:
-                watch.sink.send(self.header_field() + watch.id_field + detail)
+                watch.sink.send(header + watch.id_field + detail)
             watch.stream.forget(watch)
 
     # Sweeps.

@@ -95,15 +95,18 @@ def kinds(pem: bytes) -> list[str]:
     return [match[1].decode() for match in _BLOCK.finditer(pem)]
 
 
-def parse_certificate(der: bytes) -> Certificate:
-    """Raises ValueError."""
+def _fields(der: bytes, version_tag: int) -> list[tuple[int, bytes]]:
+    """The fields of what is signed, without the version, which is optional; none if it is not a
+    sequence."""
     (_, whole), *_ = _values(der)
     (tag, body), *_ = _values(whole)
-    fields = list(_values(body))
-    if tag != _SEQUENCE:
-        raise ValueError("it is not a certificate")
-    if fields and fields[0][0] == _CONTEXT_0:
-        del fields[0]  # The version.
+    fields = list(_values(body)) if tag == _SEQUENCE else []
+    return fields[1:] if fields and fields[0][0] == version_tag else fields
+
+
+def parse_certificate(der: bytes) -> Certificate:
+    """Raises ValueError."""
+    fields = _fields(der, _CONTEXT_0)
     if len(fields) < 6 or fields[0][0] != _INTEGER:
         raise ValueError("it is not a certificate")
     not_before, not_after = (_time(*value) for value in list(_values(fields[3][1]))[:2])
@@ -127,13 +130,7 @@ def parse_certificate(der: bytes) -> Certificate:
 
 def parse_revocation_list(der: bytes) -> RevocationList:
     """Raises ValueError."""
-    (_, whole), *_ = _values(der)
-    (tag, body), *_ = _values(whole)
-    fields = list(_values(body))
-    if tag != _SEQUENCE:
-        raise ValueError("it is not a revocation list")
-    if fields and fields[0][0] == _INTEGER:
-        del fields[0]  # The version.
+    fields = _fields(der, _INTEGER)
     if len(fields) < 3 or fields[2][0] not in _TIME_FORMATS:
         raise ValueError("it is not a revocation list")
     next_update, revoked = 0.0, b""

@@ -10,6 +10,7 @@ from sim.world import Node
 from test_cluster import SMALL, Cluster, backup_call, behind
 from test_cluster_live import cluster as live_clusters
 
+from etcdlite import proto
 from etcdlite.errors import UNAVAILABLE, EtcdError
 from etcdlite.wire import health
 
@@ -43,7 +44,7 @@ def test_a_member_that_joins_serves_when_it_has_what_was_committed(
     catch_up = joining.member.catch_up
     catch_up.begin()
     assert catch_up.is_joining and read(cluster, joining) == 0
-    assert health.status(joining.member, b"") == health.NOT_SERVING
+    assert health.status(joining.member, "") == proto.HealthCheckResponse.NOT_SERVING
     with pytest.raises(EtcdError, match="has not caught up"):
         backup_call(joining).message(b"")
     assert any(
@@ -51,7 +52,7 @@ def test_a_member_that_joins_serves_when_it_has_what_was_committed(
     )
     world.run_until(lambda: catch_up.is_over)
     assert read(cluster, joining) >= 151 and not catch_up.is_joining
-    assert health.status(joining.member, b"") == health.SERVING
+    assert health.status(joining.member, "") == proto.HealthCheckResponse.SERVING
     assert not client.ask(joining, "Maintenance.Status").errors
     if is_learner:
         client.ask(cluster.leader, "Cluster.MemberPromote", ID=joining.member_id)

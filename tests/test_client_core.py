@@ -183,7 +183,7 @@ def test_a_request_that_the_server_would_refuse_is_not_sent() -> None:
     with pytest.raises(RequestTooLarge):
         core.open(RecordingTicket(), b"x" * (core.hello.max_request_bytes + 1), end=True)
     assert core.take_output() == b""
-    assert core.open_count == 0
+    assert not core.open_tickets()
 
 
 @given(st.binary(), st.booleans())

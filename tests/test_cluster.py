@@ -1105,7 +1105,7 @@ def test_a_lost_quorum_is_told_with_numbers(monkeypatch: pytest.MonkeyPatch) -> 
     left = cluster.followers[0]
     assert not left.member.leadership.missing_voters()
     told: list[str] = []
-    monkeypatch.setattr(log, "error", lambda text, **fields: told.append(text))
+    monkeypatch.setattr(log, "error", lambda text, *limit, **fields: told.append(text))
     for node in cluster.nodes:
         if node is not left:
             node.crash()
@@ -1123,7 +1123,7 @@ def test_a_planned_change_of_the_leader_is_no_warning(monkeypatch: pytest.Monkey
     cluster = Cluster()
     world, client = cluster.world, cluster.client
     warned: list[str] = []
-    monkeypatch.setattr(log, "warn", lambda text, **fields: warned.append(text))
+    monkeypatch.setattr(log, "warn", lambda text, *limit, **fields: warned.append(text))
     target = cluster.followers[0]
     client.ask(cluster.leader, "Maintenance.MoveLeader", targetID=target.member_id)
     world.run(2)

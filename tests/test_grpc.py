@@ -1242,7 +1242,7 @@ def test_health(client: Client) -> None:
     unknown = client.ask(HEALTH + "Check", b"\x0a\x03xyz")
     assert (unknown.status, unknown.text) == (errors.NOT_FOUND, "unknown service")
     assert client.ask(HEALTH + "Watch", b"\x0a\x03xyz").messages == [b"\x08\x03"]
-    assert client.ask(HEALTH + "Check", b"\x08\x01").status == errors.INTERNAL
+    assert client.ask(HEALTH + "Check", b"\x0a\x09x").status == errors.INTERNAL
     stream_id = client.open(HEALTH + "Watch")
     client.h2.send_data(stream_id, framed(b""), end_stream=True)
     client.pump()

@@ -101,7 +101,7 @@ def test_addresses_take_turns_and_the_newest_comes_first() -> None:
 
 def test_faults_are_reported_and_cost_the_connection_alone(monkeypatch: Any) -> None:
     logged: list[str] = []
-    monkeypatch.setattr(handshakes.log, "error", lambda text, **fields: logged.append(text))
+    monkeypatch.setattr(handshakes.log, "error", lambda text, *limit, **fields: logged.append(text))
     results: queue.Queue[Stepped] = queue.Queue()
     steps = Handshakes(results.put)
     for fault, says in ((ChannelError("not welcome"), "not welcome"),

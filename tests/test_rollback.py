@@ -54,7 +54,7 @@ def test_a_follower_that_is_set_back_is_refused(
 ) -> None:
     told: list[Any] = []
     monkeypatch.setattr(
-        log, "warn", lambda text, **fields: told.append((text, fields.get("why", "")))
+        log, "warn", lambda text, *limit, **fields: told.append((text, fields.get("why", "")))
     )
     node, other = cluster.followers
     write(cluster, 5)

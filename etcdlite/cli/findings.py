@@ -19,6 +19,7 @@ from etcdlite.cli.machine import Machine
 from etcdlite.cli.output import one_line
 from etcdlite.cli.roster import Seen
 from etcdlite.cli.scrape import Series
+from etcdlite.cli.session import WARN_DAYS
 from etcdlite.listeners import LOW_FILES
 from etcdlite.notation import format_size
 from etcdlite.replica.alarms import DISK_RESERVE_BYTES
@@ -41,9 +42,6 @@ SLOW_MEDIAN_S = 0.05
 SLOW_TAIL_S = 1.0
 """A disk is slow if half of the syncs take longer than the first, or one in a hundred longer than
 the second."""
-
-WARN_DAYS = 30
-"""A certificate that ends sooner is worth a warning."""
 
 MAX_CLOCK_S = 1.0
 """Clocks may differ by this much, beyond the uncertainty of the measurement."""

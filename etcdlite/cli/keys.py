@@ -7,7 +7,7 @@ import os
 import pwd
 
 from etcdlite import age, datadir, keys, private_file, sealing
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text, say
+from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
 from etcdlite.cli.session import Progress, Session
 from etcdlite.notation import format_size
 from etcdlite.sealing import Keyring, ids_text
@@ -22,7 +22,7 @@ def new(session: Session) -> None:
     if path is None:
         session.write(text.encode())
         return
-    _create(path, text)
+    private_file.create(path, text)
     shown = json.dumps(os.path.abspath(path), ensure_ascii=False)
     advice = (
         f"# A new key, id {key_id.hex()}. Keep a copy of the file, but not with the data: without "
@@ -55,7 +55,7 @@ def identity(session: Session) -> None:
     if path is None:
         session.write(text.encode())
     else:
-        _create(path, text)
+        private_file.create(path, text)
         session.write(f"{made.recipient}\n".encode())
 
 
@@ -117,10 +117,3 @@ def _optional_file(session: Session, command: str) -> str | None:
     if len(session.arguments) > 1:
         raise BadArguments(f"{command} takes the name of one file")
     return session.arguments[0] if session.arguments else None
-
-
-def _create(path: str, text: str) -> None:
-    try:
-        private_file.create(path, text)
-    except OSError as error:
-        raise Failure(EXIT_FAILED, f"cannot write {os_error_text(error)}") from None

@@ -18,6 +18,9 @@ from etcdlite.notation import quote
 DEFAULT_SESSION_TTL_S = 60
 """The lease of an election, and of a lock whose --ttl is not positive."""
 
+SIGNAL_CHECK_S = 1.0
+"""How long a wait lasts: one in C is not ended by a signal that comes just before it begins."""
+
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
@@ -48,7 +51,8 @@ def _hold(session: Session, place: Any, command: Sequence[str]) -> None:
                 run_holding(place, command)
                 return
             session.show("get", session.ask("KV.Range", key=place.key))
-            place.lease.wait_lost()
+            while not place.lease.wait_lost(SIGNAL_CHECK_S):
+                pass
         except KeyboardInterrupt:
             return
         finally:

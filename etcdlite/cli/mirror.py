@@ -228,9 +228,7 @@ class Mirror:
         self._source_revision = 0
         """The newest that is known."""
         self._target_revision = 0
-        self._batch: list[Change] = []
-        self._batch_keys: set[bytes] = set()
-        self._batch_bytes = 0
+        self._empty_batch()
         self._total = 0
         self._shown_s = time.monotonic()
         self._progress = Progress("mirrored")
@@ -257,9 +255,7 @@ class Mirror:
         """Copy what is not copied yet, and follow; again when a connection breaks."""
         while True:
             self._position = self._mirrored
-            self._batch.clear()
-            self._batch_keys.clear()
-            self._batch_bytes = 0
+            self._empty_batch()
             try:
                 if self._position.after is not None:
                     self._copy()
@@ -270,6 +266,11 @@ class Mirror:
                 if error.code != UNAVAILABLE and not isinstance(error, Timeout):
                     raise
                 self._pause(error)
+
+    def _empty_batch(self) -> None:
+        self._batch: list[Change] = []
+        self._batch_keys: set[bytes] = set()
+        self._batch_bytes = 0
 
     def _pause(self, error: EtcdliteError) -> None:
         """Wait before the next attempt."""
@@ -490,9 +491,7 @@ class Mirror:
         if self._batch:
             self._write(self._batch, position)
             self._total += len(self._batch)
-            self._batch.clear()
-            self._batch_keys.clear()
-            self._batch_bytes = 0
+            self._empty_batch()
         self._mirrored = position
         self._show()
 

@@ -20,7 +20,7 @@ from etcdlite.sealing import KEY_BYTES, Key, Keyring
 from etcdlite.storage import cleaning
 from etcdlite.storage.data import SEGMENT_HEADER
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.steps import Job, finish
+from etcdlite.storage.steps import finish, run
 
 SEGMENT_BYTES = 16 << 20
 
@@ -86,16 +86,10 @@ def _defragment(store: Store) -> None:
         store.compact_step()
     if store.data.offset > SEGMENT_HEADER.size:
         store.data.roll()
-    _run(store.checkpoint())
+    run(store.checkpoint())
     while (segment := cleaning.segment_to_clean(store, LEAST_GARBAGE)) is not None:
-        _run(cleaning.clean(store, segment))
-    _run(store.checkpoint())
-
-
-def _run(job: Job) -> None:
-    for task in job:
-        if task is not None:
-            task()
+        run(cleaning.clean(store, segment))
+    run(store.checkpoint())
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 import os
 
 from etcdlite import secret_file
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text
+from etcdlite.cli.failures import BadArguments
 from etcdlite.cli.session import Session
 
 DEFAULT_FILE = "etcdlite.secret"
@@ -17,10 +17,7 @@ def new(session: Session) -> None:
     if len(session.arguments) > 1:
         raise BadArguments("secret new takes the name of one file")
     path = os.path.abspath(session.arguments[0] if session.arguments else DEFAULT_FILE)
-    try:
-        made = secret_file.create(path)
-    except OSError as error:
-        raise Failure(EXIT_FAILED, f"cannot write {os_error_text(error)}") from None
+    made = secret_file.create(path)
     shown = json.dumps(path, ensure_ascii=False)
     text = (
         f"# A new secret, id {made.id.hex()}. Copy the file to each machine that needs it, with "

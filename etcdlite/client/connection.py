@@ -197,10 +197,6 @@ class Connection:
         self._greeting: bytearray | None = bytearray()
         self._frames = frames.FrameReader(MAX_REPLY_BYTES)
 
-    @property
-    def open_count(self) -> int:
-        return len(self._open)
-
     def open_tickets(self) -> list[Ticket]:
         return list(self._open.values())
 

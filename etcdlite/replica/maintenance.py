@@ -20,7 +20,7 @@ from etcdlite.replica.state import State
 from etcdlite.request import Session
 from etcdlite.storage import cleaning
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
-from etcdlite.storage.steps import Job
+from etcdlite.storage.steps import Job, run
 
 DEFRAGMENT_SHARE = 0.05
 """Segments with less garbage than this are not worth a defragmentation."""
@@ -198,9 +198,7 @@ class Maintenance:
         is applied in part no checkpoint is written."""
         store = self._state.store
         if not is_applying and store.applied_index != self.checkpoint_index:
-            for task in store.checkpoint():
-                if task is not None:
-                    task()
+            run(store.checkpoint())
         store.close()
 
     def _compaction_finished(self) -> None:

@@ -35,6 +35,13 @@ def finish(steps: Generator[None, None, T]) -> T:
             return result
 
 
+def run(job: Job) -> None:
+    """Do all of a job at once, here."""
+    for task in job:
+        if task is not None:
+            task()
+
+
 def shrunk(table: dict[Any, T]) -> dict[Any, T]:
     """The dict, or a copy of it if it takes much more memory than its items need: a dict keeps the
     memory of its largest size. A copy takes less time than the growth to that size took."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import etcdlite
 from etcdlite import proto, txn
@@ -25,10 +25,13 @@ from etcdlite.loading import when_loaded
 from etcdlite.member import Member
 from etcdlite.methods import (
     CHECKPOINT,
+    DELETE_RANGE,
+    HASH,
     KEEP_ALIVE,
     MEMBER_CHANGE,
     METHOD_BY_NAME,
     METHODS,
+    PUT,
     RANGE,
     TOKEN_KEY,
     TXN,
@@ -102,19 +105,6 @@ def _txn(
         member.reads.read(session, request_id, method, request, len(frame))
 
 
-def _propose(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
-    checks.check(method, request)
-    member.writes.propose(session, request_id, method, request, frame)
-
-
-def _read(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
-    member.reads.read(session, request_id, method, request, len(frame))
-
-
 def _read_now(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
@@ -123,43 +113,78 @@ def _read_now(
     member.reads.read_now(session, request_id, method, request, len(frame))
 
 
-def _hash_kv(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+class Incoming(NamedTuple):
+    """A request, as a `Handler` gets it, for the handlers of methods that are not so frequent."""
+
+    session: Session
+    request_id: int
+    method: int
+    request: Any
+    frame: bytes
+
+    def answer(self, answer: bytes | EtcdError) -> None:
+        """Answer it with an encoded response or an error."""
+        pass_on(self.session, self.request_id, self.method, answer)
+
+    def admit(self, member: Member, do: Callable[[], None]) -> None:
+        """Call `do`, which may raise EtcdError, if the user may make this request. An error is
+        sent to the session."""
+        member.access.admit(*self[:4], self.then(do), len(self.frame))
+
+    def then(self, do: Callable[[], None]) -> Callable[[object], None]:
+        """A callback that calls `do`, which may raise EtcdError, unless it gets an EtcdError. An
+        error is sent to the session."""
+
+        def done(outcome: object) -> None:
+            try:
+                if isinstance(outcome, EtcdError):
+                    raise outcome
+                do()
+            except EtcdError as failure:
+                self.answer(failure)
+
+        return done
+
+
+def _propose(member: Member, asked: Incoming) -> None:
+    checks.check(asked.method, asked.request)
+    member.writes.propose(*asked)
+
+
+def _read(member: Member, asked: Incoming) -> None:
+    member.reads.read(*asked[:4], len(asked.frame))
+
+
+def _hash_kv(member: Member, asked: Incoming) -> None:
     # Members of all versions compare the same hash with each other, clients that of etcd.
-    request.of_members = request.of_members or session.is_member
+    request = asked.request
+    request.of_members = request.of_members or asked.session.is_member
     if member.catch_up.is_behind:
         raise behind_error()
-    read = partial(member.reads.read_now, session, request_id, method, request, len(frame))
+    read = partial(member.reads.read_now, *asked[:4], len(asked.frame))
     when_loaded(() if request.of_members else HASH_MODULES, member.run_task, read)
 
 
-def _lease_grant(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
-    member.state.alarms.check_space(len(frame))
+def _lease_grant(member: Member, asked: Incoming) -> None:
+    member.state.alarms.check_space(len(asked.frame))
+    request = asked.request
     if request.ID != 0:
-        checks.check(method, request)
-        member.writes.propose(session, request_id, method, request, frame)
+        _propose(member, asked)
     else:
         # Chosen here, before it is proposed, so that every member applies the same id.
         while request.ID == 0 or member.state.lessor.exists(request.ID):
             request.ID = member.rng.getrandbits(63)
-        member.writes.propose_message(session, request_id, method, request)
+        member.writes.propose_message(*asked[:4])
 
 
-def _member_list(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
-    if request.linearizable:
-        member.reads.read(session, request_id, method, request)
+def _member_list(member: Member, asked: Incoming) -> None:
+    if asked.request.linearizable:
+        member.reads.read(*asked[:4])
     else:
-        member.reads.read_now(session, request_id, method, request, len(frame))
+        member.reads.read_now(*asked[:4], len(asked.frame))
 
 
-def _status(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+def _status(member: Member, asked: Incoming) -> None:
     raft, store = member.raft, member.state.store
     problems = []
     if not raft.leader:
@@ -189,89 +214,50 @@ def _status(
     target = member.state.cluster_version.target
     if target is not None:
         response.downgradeInfo = proto.DowngradeInfo(enabled=True, targetVersion=target.full)
-    session.reply(request_id, method, member.identity.header(store.revision) + response.encode())
+    asked.answer(member.identity.header(store.revision) + response.encode())
 
 
-def _time_to_live(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+def _time_to_live(member: Member, asked: Incoming) -> None:
     if member.state.lessor.promoted:
-        member.reads.read(session, request_id, method, request)
+        member.reads.read(*asked[:4])
         return
     auth = member.state.auth
     if not auth.enabled:
-        _ask_leader(member, session, request_id, method, frame)
+        _ask_leader(member, asked, asked.answer)
         return
 
     def answered(answer: bytes | EtcdError, is_current: bool = False) -> None:
         """The leader does not know the user, so this member checks the keys."""
-        if isinstance(answer, EtcdError):
-            session.fail(request_id, method, answer)
-            return
+        session = asked.session
         try:
-            author = member.access.author(session, request_id) if auth.enabled else OWN
-            if request.keys and not (author is not None and author.is_member):
+            if isinstance(answer, EtcdError):
+                asked.answer(answer)
+                return
+            author = member.access.author(session, asked.request_id) if auth.enabled else OWN
+            if asked.request.keys and not (author is not None and author.is_member):
                 rights = auth.rights(author)
                 for key in proto.LeaseTimeToLiveResponse.decode(answer).keys:
                     rights.check_read(key)
-            session.reply(request_id, method, answer)
+            asked.answer(answer)
         except EtcdError as failure:
             if not member.access.retry(session, failure, is_current, partial(answered, answer)):
-                session.fail(request_id, method, failure)
+                asked.answer(failure)
 
-    ask = partial(_ask_leader, member, Asked(answered), request_id, method, frame)
-    _admit(member, session, request_id, method, request, ask, len(frame))
+    asked.admit(member, partial(_ask_leader, member, asked, answered))
 
 
-def _ask_leader(
-    member: Member, session: Session, request_id: int, method: int, frame: bytes
-) -> None:
+def _ask_leader(member: Member, asked: Incoming, answered: Done) -> None:
     """Have the leader answer a request."""
     if member.is_learner:
         raise error("NotSupportedForLearner")
-    answered = partial(pass_on, session, request_id, method)
-    member.questions.ask(method, frame[FRAME_HEADER_BYTES:], answered)
+    member.questions.ask(asked.method, asked.frame[FRAME_HEADER_BYTES:], answered)
 
 
-def _admit(
-    member: Member,
-    session: Session,
-    request_id: int,
-    method: int,
-    request: Any,
-    do: Callable[[], None],
-    size_bytes: int = 0,
-) -> None:
-    """Call `do`, which may raise EtcdError, if the user may make this request. An error is sent to
-    the session. `size_bytes`: of the request, if that may be large."""
-    checked = _then(session, request_id, method, do)
-    member.access.admit(session, request_id, method, request, checked, size_bytes)
-
-
-def _then(
-    session: Session, request_id: int, method: int, do: Callable[[], None]
-) -> Callable[[object], None]:
-    """A callback that calls `do`, which may raise EtcdError, unless it gets an EtcdError. An error
-    is sent to the session."""
-
-    def done(outcome: object) -> None:
-        try:
-            if isinstance(outcome, EtcdError):
-                raise outcome
-            do()
-        except EtcdError as failure:
-            session.fail(request_id, method, failure)
-
-    return done
-
-
-def _member_change(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+def _member_change(member: Member, asked: Incoming) -> None:
     if not member.leads:
-        _ask_leader(member, session, request_id, method, frame)
+        _ask_leader(member, asked, asked.answer)
         return
-    changed, action = proto.Member(ID=0), _ACTIONS[method]
+    changed, action, request = proto.Member(ID=0), _ACTIONS[asked.method], asked.request
     if action == cluster.ADD:
         nonce = member.rng.getrandbits(64)
         changed = cluster.new_member(
@@ -283,125 +269,104 @@ def _member_change(
         changed.peerURLs = cluster.peer_urls_of(request.peerURLs)
     change = proto.MemberChange(action=action, member=changed)
     checks.check(MEMBER_CHANGE, change)
-    do = partial(member.change_membership, session, request_id, method, change)
+    do = partial(member.change_membership, *asked[:3], change)
     if not member.reachability.is_vital(change):
         do()
         return
     member.check_change(change)
-    member.reachability.check(change, _then(session, request_id, method, do))
+    member.reachability.check(change, asked.then(do))
 
 
-def _downgrade(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+def _downgrade(member: Member, asked: Incoming) -> None:
     if not member.leads:
-        _ask_leader(member, session, request_id, method, frame)
+        _ask_leader(member, asked, asked.answer)
         return
-    if request.action not in range(3):
+    if asked.request.action not in range(3):
         raise EtcdError(UNKNOWN, "etcdserver: unknown method")
-
-    # What is committed now is applied first, so that the answer is not of the past.
-    answered = partial(pass_on, session, request_id, method)
-    do = partial(member.version_keeper.downgrade, request, answered)
-    member.reads.read(Asked(_then(session, request_id, method, do)), 0, KEEP_ALIVE, None)
+    _once_current(
+        member, asked, partial(member.version_keeper.downgrade, asked.request, asked.answer)
+    )
 
 
-def _move_leader(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+def _once_current(member: Member, asked: Incoming, do: Callable[[], None]) -> None:
+    """Call `do`, which may raise EtcdError, once what is committed now is applied, so that the
+    answer is not of the past."""
+    member.reads.read(Asked(asked.then(do)), 0, KEEP_ALIVE, None)
+
+
+def _move_leader(member: Member, asked: Incoming) -> None:
     if not member.leads:
         raise error("NotLeader")
-    if request.targetID not in member.state.membership.voters:
+    target = asked.request.targetID
+    if target not in member.state.membership.voters:
         raise error("BadLeaderTransferee")
-    member.leadership.move(session, request_id, method, request.targetID)
+    member.leadership.move(*asked[:3], target)
 
 
-def _defragment(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
-    member.maintenance.defragment(session, request_id, method)
+def _defragment(member: Member, asked: Incoming) -> None:
+    member.maintenance.defragment(*asked[:3])
 
 
-def _authenticate(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
-    check_size(request)
-
-    # Once the state is linearizable.
-    do = partial(member.logins.log_in, session, request_id, method, request)
-    member.reads.read(Asked(_then(session, request_id, method, do)), 0, KEEP_ALIVE, None)
+def _authenticate(member: Member, asked: Incoming) -> None:
+    check_size(asked.request)
+    _once_current(member, asked, partial(member.logins.log_in, *asked[:4]))
 
 
-def _auth_enable(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+def _auth_enable(member: Member, asked: Incoming) -> None:
     if not member.state.auth.enabled:
         member.writes.propose_own(TOKEN_KEY, proto.TokenKey(seed=member.tokens.new_seed()))
-    member.writes.propose(session, request_id, method, request, frame)
+    member.writes.propose(*asked)
 
 
-def _rotate_key(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+def _rotate_key(member: Member, asked: Incoming) -> None:
     rotation = proto.AuthRotateKeyRequest(seed=member.tokens.new_seed())
-    member.writes.propose_message(session, request_id, method, rotation)
+    member.writes.propose_message(*asked[:3], rotation)
 
 
-def _user_add(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+def _user_add(member: Member, asked: Incoming) -> None:
+    request = asked.request
     has_password = request.options is None or not request.options.no_password
     added = proto.AuthUserAddRequest(name=request.name, options=request.options)
     if not has_password:
-        member.writes.propose_message(session, request_id, method, added)
+        member.writes.propose_message(*asked[:3], added)
     elif request.hashedPassword and not request.password:
-        _propose(member, session, request_id, method, request, frame)
+        _propose(member, asked)
     else:
-        _propose_hashed(member, session, request_id, method, added, request.password, frame)
+        _propose_hashed(member, asked, added)
 
 
-_EMPTY_PASSWORD = EtcdError(
-    INVALID_ARGUMENT,
-    "etcdlite: an empty password would lock the user out, and root for good; give one",
-)
-
-
-def _change_password(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+def _change_password(member: Member, asked: Incoming) -> None:
+    request = asked.request
     if request.password:
-        changed = proto.AuthUserChangePasswordRequest(name=request.name)
-        _propose_hashed(member, session, request_id, method, changed, request.password, frame)
-    elif not request.hashedPassword:
-
-        def refuse() -> None:
-            raise _EMPTY_PASSWORD
-
-        _admit(member, session, request_id, method, request, refuse, len(frame))
+        _propose_hashed(member, asked, proto.AuthUserChangePasswordRequest(name=request.name))
+    elif request.hashedPassword:
+        _propose(member, asked)
     else:
-        _propose(member, session, request_id, method, request, frame)
+        asked.admit(member, _refuse_empty_password)
+
+
+def _refuse_empty_password() -> None:
+    text = "etcdlite: an empty password would lock the user out, and root for good; give one"
+    raise EtcdError(INVALID_ARGUMENT, text)
 
 
 def _propose_hashed(
     member: Member,
-    session: Session,
-    request_id: int,
-    method: int,
+    asked: Incoming,
     request: proto.AuthUserAddRequest | proto.AuthUserChangePasswordRequest,
-    password: str,
-    frame: bytes,
 ) -> None:
-    """Propose a request with the hash of a password. `frame`: the request as received."""
+    """Propose `request` with the hash of the password in the request that was received."""
 
     def hashed(result: str | EtcdError) -> None:
         if isinstance(result, EtcdError):
-            session.fail(request_id, method, result)
+            asked.answer(result)
         else:
             request.hashedPassword = result
-            member.writes.propose_message(session, request_id, method, request)
+            member.writes.propose_message(*asked[:3], request)
 
-    hash_it = partial(member.logins.hash, session, request_id, request.name, password, hashed)
-    _admit(member, session, request_id, method, request, hash_it, len(frame))
+    password = asked.request.password
+    hash_it = partial(member.logins.hash, *asked[:2], request.name, password, hashed)
+    asked.admit(member, hash_it)
 
 
 def read_renewal(body: bytes) -> int:
@@ -496,16 +461,19 @@ _ACTIONS = {
 }
 
 
-def _checked(handler: Handler) -> Handler:
-    """A handler that first checks whether the user may make the request."""
+def _handler(handle: Callable[[Member, Incoming], None], is_checked: bool) -> Handler:
+    """`is_checked`: look first whether the user may make the request."""
 
-    def checked(
+    def handler(
         member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
     ) -> None:
-        do = partial(handler, member, session, request_id, method, request, frame)
-        _admit(member, session, request_id, method, request, do, len(frame))
+        asked = Incoming(session, request_id, method, request, frame)
+        if is_checked:
+            asked.admit(member, partial(handle, member, asked))
+        else:
+            handle(member, asked)
 
-    return checked
+    return handler
 
 
 def _decoder(number: int) -> Any:
@@ -524,16 +492,18 @@ def _decoder(number: int) -> Any:
 
 _CHECKED = numbers(Route.LOCAL | Route.LEADER)
 
-HANDLERS: dict[int, tuple[Handler, Any]] = {
-    # With the decoder, which `proto.decode_request` bounds for requests above `FEW_BYTES`.
-    number: (_checked(handler) if number in _CHECKED else handler, _decoder(number))
-    for number, handler in by_number(
-        UNARY,
+_HANDLERS: dict[int, Handler] = {
+    RANGE: _range,
+    PUT: _put,
+    DELETE_RANGE: _delete_range,
+    TXN: _txn,
+    HASH: _read_now,
+}
+_HANDLERS |= {
+    number: _handler(handle, number in _CHECKED)
+    for number, handle in by_number(
+        UNARY - _HANDLERS.keys(),
         {
-            "KV.Range": _range,
-            "KV.Put": _put,
-            "KV.DeleteRange": _delete_range,
-            "KV.Txn": _txn,
             "KV.Compact": _propose,
             "Lease.LeaseGrant": _lease_grant,
             "Lease.LeaseRevoke": _propose,
@@ -547,7 +517,6 @@ HANDLERS: dict[int, tuple[Handler, Any]] = {
             "Maintenance.Alarm": _propose,
             "Maintenance.Status": _status,
             "Maintenance.Defragment": _defragment,
-            "Maintenance.Hash": _read_now,
             "Maintenance.HashKV": _hash_kv,
             "Maintenance.MoveLeader": _move_leader,
             "Maintenance.Downgrade": _downgrade,
@@ -573,7 +542,10 @@ HANDLERS: dict[int, tuple[Handler, Any]] = {
         },
     ).items()
 }
-"""Unary methods by number: the handler and the decoder of the request."""
+
+HANDLERS = {number: (handler, _decoder(number)) for number, handler in _HANDLERS.items()}
+"""Unary methods by number: the handler and the decoder of the request, which `proto.decode_request`
+bounds for requests above `FEW_BYTES`."""
 
 
 def unimplemented(method: int) -> EtcdError:

@@ -63,6 +63,10 @@ class Call:
         self.owner = owner
         self.request_id = request_id
         self.method = method
+        self.opened()
+
+    def opened(self) -> None:
+        """Begin. Raises EtcdError if the client may not open such a call."""
 
     def message(self, body: bytes) -> None:
         """Process a message of the client. Raises EtcdError, DecodeError; the call then fails."""

@@ -4,10 +4,6 @@ Over HTTP: etcd's /health, /livez and /readyz. Each is a script, run by `http.py
 it needs a read and returns the response.
 
 Over gRPC: `grpc.health.v1.Health`.
-
-    HealthCheckRequest   1 service string
-    HealthCheckResponse  1 status enum: UNKNOWN=0 SERVING=1 NOT_SERVING=2 SERVICE_UNKNOWN=3
-
 The only service is "", the server itself, which serves while it knows a leader, once it has caught
 up with it after the start. For other names Check fails with NOT_FOUND, and Watch answers
 SERVICE_UNKNOWN, as the protocol requires.
@@ -24,16 +20,12 @@ from etcdlite.member import Member
 from etcdlite.proto import DecodeError, varint
 from etcdlite.replica.alarms import alarm_name
 from etcdlite.replica.catch_up import behind_error
-from etcdlite.wire.calls import Call, CallOwner
+from etcdlite.wire.calls import Call
 
 SERVICE = "grpc.health.v1.Health"
 
-SERVING = 1
-NOT_SERVING = 2
 MAX_BODY_BYTES = 16 << 10
 """The longest request for health or reflection."""
-
-SERVICE_UNKNOWN = 3
 
 PROBE = proto.RangeRequest(key=b"\0", keys_only=True, limit=1)
 """The read of the checks; the key need not exist."""
@@ -169,27 +161,28 @@ def sized(number: int, value: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(value)) + value
 
 
-def status(member: Member, service: bytes) -> int:
+def status(member: Member, service: str) -> int:
+    statuses = proto.HealthCheckResponse
     if service:
-        return SERVICE_UNKNOWN
-    return SERVING if member.raft.leader and member.catch_up.is_over else NOT_SERVING
+        return statuses.SERVICE_UNKNOWN
+    is_serving = member.raft.leader and member.catch_up.is_over
+    return statuses.SERVING if is_serving else statuses.NOT_SERVING
 
 
-def _service(body: bytes) -> bytes:
-    service = dict(fields(body)).get(1, b"")
-    if not isinstance(service, bytes):
-        raise DecodeError("HealthCheckRequest: service is not a string")
-    return service
+def _service(body: bytes) -> str:
+    if len(body) > MAX_BODY_BYTES:
+        raise DecodeError(f"more than {MAX_BODY_BYTES} bytes")
+    return proto.HealthCheckRequest.decode(body).service
 
 
 def _response(code: int) -> bytes:
-    return b"\x08" + varint(code)
+    return proto.HealthCheckResponse(status=code).encode()
 
 
 class Check(Call):
     def message(self, body: bytes) -> None:
         code = status(self.member, _service(body))
-        if code == SERVICE_UNKNOWN:
+        if code == proto.HealthCheckResponse.SERVICE_UNKNOWN:
             raise EtcdError(NOT_FOUND, "unknown service")
         self.send(_response(code))
         self.end()
@@ -200,9 +193,8 @@ class Watch(Call):
 
     ticks = True
 
-    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
-        super().__init__(member, owner, request_id, method)
-        self._service: bytes | None = None
+    def opened(self) -> None:
+        self._service: str | None = None
         self._sent = 0
 
     def message(self, body: bytes) -> None:

@@ -109,12 +109,6 @@ _METADATA_PREFIX = b"grpc-metadata-"
 class _Request:
     """The request that a session serves."""
 
-    __slots__ = (
-        "id", "verb", "path", "query", "host", "origin", "is_welcome", "metadata", "method", "body",
-        "values", "is_complete", "has_head", "answer", "deadline", "timeout", "script", "rpc",
-        "began", "content_type", "leader_loss", "refusal",
-    )  # fmt: skip
-
     def __init__(self, request_id: int) -> None:
         self.id = request_id
         self.verb = ""
@@ -513,11 +507,9 @@ class HttpSession(ClientSession):
         return request if request is not None and request.id == request_id else None
 
     def awaits(self, request_id: int) -> bool:
-        """Whether this request is being served."""
         return self._served(request_id) is not None
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
-        """Answer a unary request; dropped if it is no longer open."""
         if request := self._served(request_id):
             self._answer(request, body)
 
@@ -536,7 +528,6 @@ class HttpSession(ClientSession):
             self._ends = True
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        """Answer a unary request, or end a stream, with an error."""
         if request := self._served(request_id):
             self._fail(request, failure)
 
@@ -556,7 +547,6 @@ class HttpSession(ClientSession):
             self._respond(status, JSON, gateway.error_json(failure))
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
-        """Send a message of a call."""
         request = self._served(request_id)
         if request is None or self._ends:
             return
@@ -576,7 +566,6 @@ class HttpSession(ClientSession):
             self._send(h11.Data(data="".join(line).encode()))
 
     def end_call(self, request_id: int, method: int) -> None:
-        """End a call."""
         if request := self._served(request_id):
             self.calls.close(request_id)
             self._end_call(request)

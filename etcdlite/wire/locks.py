@@ -47,7 +47,7 @@ from etcdlite.methods import DELETE_RANGE, KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE
 from etcdlite.request import OwnRequester
 from etcdlite.watch import WatchStream
 from etcdlite.wire import api
-from etcdlite.wire.calls import Call, CallOwner
+from etcdlite.wire.calls import Call
 
 PAGE_KEYS = 500
 """Keys of a queue that are read at once, and calls whose turn comes at once."""
@@ -125,7 +125,7 @@ class _Queue(OwnRequester):
         self._read()
 
     def join(self, revision: int, call: _QueueCall) -> bool:
-        """Take a call in. True if its turn has come, else `turn_came` is called when it has."""
+        """Take a call in. True if its turn has come, else `advance` is called when it has."""
         self._calls[call] = None
         if revision <= self._turn():
             return True
@@ -157,7 +157,7 @@ class _Queue(OwnRequester):
                 return
             _, _, call = self._waiting.pop(0)
             self._calls[call] = None
-            call.turn_came(True if self._failure is None else self._failure)
+            call.advance(self._failure or True)
         # The rest follows after the reads that wait now.
         self._member.reads.read_now(self, _WAKE, KEEP_ALIVE, None)
 
@@ -281,10 +281,9 @@ class _ScriptedCall(Call):
     is_blocked = False
     """For the member: the answers to a script's requests are small."""
 
-    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
-        super().__init__(member, owner, request_id, method)
+    def opened(self) -> None:
         # Kept, because what a script does after the client has cancelled it needs the token, too.
-        self._token = owner.token(request_id)
+        self._token = self.owner.token(self.request_id)
         self._script: Script | None = None
         self._stream: WatchStream | None = None
         self._is_following = False
@@ -302,7 +301,7 @@ class _ScriptedCall(Call):
         if self._script is None:
             decode = methods.METHODS[self.method].request.decode
             self._script = self.run(proto.decode_request(decode, body))
-            self._advance(None)
+            self.advance(None)
 
     def wake(self) -> None:
         if self._stream is not None:
@@ -325,11 +324,11 @@ class _ScriptedCall(Call):
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         self._answered()
-        self._advance(methods.METHODS[method].response.decode(body))
+        self.advance(methods.METHODS[method].response.decode(body))
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         self._answered()
-        self._advance(failure)
+        self.advance(failure)
 
     def _answered(self) -> None:
         self._is_writing = False
@@ -342,11 +341,11 @@ class _ScriptedCall(Call):
             response = proto.WatchResponse.decode(body)
             if not response.created:
                 self._is_following = False
-                self._advance(response)
+                self.advance(response)
 
     # The script.
 
-    def _advance(self, outcome: Any) -> None:
+    def advance(self, outcome: Any) -> None:
         """Resume the script with an outcome, and run it until it waits again."""
         script = self._script
         assert script is not None
@@ -387,7 +386,7 @@ class _ScriptedCall(Call):
 
     def _follow(self, create: proto.WatchCreateRequest, refused: EtcdError | None) -> None:
         if refused is not None and not self._is_closed:
-            self._advance(refused)
+            self.advance(refused)
         elif not self._is_closed:
             self._is_following = True
             quota = self.owner.calls.watch_quota
@@ -452,8 +451,10 @@ def _get(key: bytes) -> proto.RequestOp:
     return proto.RequestOp(request_range=proto.RangeRequest(key=key))
 
 
-def _delete(key: bytes) -> proto.RequestOp:
-    return proto.RequestOp(request_delete_range=proto.DeleteRangeRequest(key=key))
+def _give_back(leader: proto.LeaderKey) -> _Ask:
+    """Delete the key, if it is the one that was written."""
+    delete = proto.RequestOp(request_delete_range=proto.DeleteRangeRequest(key=leader.key))
+    return _txn(leader.key, leader.rev, success=[delete])
 
 
 def _after(prefix: bytes) -> bytes:
@@ -506,44 +507,44 @@ class _QueueCall(_ScriptedCall):
     ) -> Script:
         """`value`: of the key; None if it does not matter."""
         prefix = request.name + b"/"
-        lease = request.lease
-        made = revision = 0
-        key = b""
+        mine = proto.LeaderKey(name=request.name, lease=request.lease)
+        made = 0
+        gives_back = False
         try:
-            if not lease:
+            if not mine.lease:
                 granted = yield _grant()
-                lease = made = granted.ID
-            place = prefix + b"%x" % lease
+                mine.lease = made = granted.ID
+            mine.key = prefix + b"%x" % mine.lease
             placed = yield _txn(
-                place,
+                mine.key,
                 0,
-                success=[_put(place, value or b"", lease), _some(prefix)],
-                failure=[_get(place), _some(prefix)],
+                success=[_put(mine.key, value or b"", mine.lease), _some(prefix)],
+                failure=[_get(mine.key), _some(prefix)],
             )
-            mine, queue = placed.responses
+            place, queue = placed.responses
             header = placed.header
-            if placed.succeeded:
-                key, revision = place, placed.header.revision
+            gives_back = placed.succeeded
+            if gives_back:
+                mine.rev = header.revision
             else:
                 # An older call owns this key, which may hold the lock already: do not delete it.
-                found = mine.response_range.kvs[0]
-                revision = found.create_revision
+                found = place.response_range.kvs[0]
+                mine.rev = found.create_revision
                 if value is not None and found.value != value:
-                    leader = proto.LeaderKey(key=place, rev=revision)
-                    yield from _proclaim(leader, value, lease)
+                    yield from _proclaim(mine, value, mine.lease)
             if queue.response_range.count > 1:
-                key = place
-                header = yield from self._wait(prefix, place, revision)
-            yield self.won(request, place, revision, lease, placed.header, header)
+                gives_back = True
+                header = yield from self._wait(prefix, mine)
+            yield self.won(mine, placed.header, header)
         except (GeneratorExit, EtcdError):
-            self._leave(made, key, revision)
+            self._leave(made, mine if gives_back else None)
             raise
 
-    def _wait(self, prefix: bytes, key: bytes, revision: int) -> Generator[Any, Any, Any]:
+    def _wait(self, prefix: bytes, mine: proto.LeaderKey) -> Generator[Any, Any, Any]:
         """Return when no key of the queue is older; the header of a later linearizable read."""
-        yield _Wait(prefix, revision)
-        found = yield _Ask(RANGE, proto.RangeRequest(key=key), False)
-        if not found.kvs or found.kvs[0].create_revision != revision:
+        yield _Wait(prefix, mine.rev)
+        found = yield _Ask(RANGE, proto.RangeRequest(key=mine.key), False)
+        if not found.kvs or found.kvs[0].create_revision != mine.rev:
             raise EtcdError(UNKNOWN, self.lost)
         return found.header
 
@@ -555,10 +556,6 @@ class _QueueCall(_ScriptedCall):
         self._queue = queue
         return queue.join(place.revision, self)
 
-    def turn_came(self, outcome: bool | EtcdError) -> None:
-        """The outcome of `_Wait`."""
-        self._advance(outcome)
-
     def _close_stream(self) -> None:
         super()._close_stream()
         if self._queue is not None:
@@ -569,19 +566,16 @@ class _QueueCall(_ScriptedCall):
         self._close_stream()
         super()._finish_with(failure)
 
-    def _leave(self, made: int, key: bytes, revision: int) -> None:
+    def _leave(self, made: int, own: proto.LeaderKey | None) -> None:
         """Delete what was written, without waiting for the outcome."""
         if made:
             self.member.writes.propose_message(
                 None, 0, LEASE_REVOKE, proto.LeaseRevokeRequest(ID=made)
             )
-        elif key:
-            leave = _txn(key, revision, success=[_delete(key)])
-            self.member.writes.propose_message(None, 0, TXN, leave.request)
+        elif own is not None:
+            self.member.writes.propose_message(None, 0, TXN, _give_back(own).request)
 
-    def won(
-        self, request: Any, key: bytes, revision: int, lease: int, placed: Any, found: Any
-    ) -> Any:
+    def won(self, mine: proto.LeaderKey, placed: Any, found: Any) -> Any:
         """The answer. `placed` is the header of the write that created or found the key, `found`
         that of the request that found the key to be the oldest."""
         raise NotImplementedError
@@ -593,10 +587,8 @@ class LockCall(_QueueCall):
     def run(self, request: proto.LockRequest) -> Script:
         return self.stand(request, None)
 
-    def won(
-        self, request: Any, key: bytes, revision: int, lease: int, placed: Any, found: Any
-    ) -> Any:
-        return proto.LockResponse(header=found, key=key)
+    def won(self, mine: proto.LeaderKey, placed: Any, found: Any) -> Any:
+        return proto.LockResponse(header=found, key=mine.key)
 
 
 class UnlockCall(_ScriptedCall):
@@ -611,11 +603,8 @@ class CampaignCall(_QueueCall):
     def run(self, request: proto.CampaignRequest) -> Script:
         return self.stand(request, request.value)
 
-    def won(
-        self, request: Any, key: bytes, revision: int, lease: int, placed: Any, found: Any
-    ) -> Any:
-        leader = proto.LeaderKey(name=request.name, key=key, rev=revision, lease=lease)
-        return proto.CampaignResponse(header=placed, leader=leader)
+    def won(self, mine: proto.LeaderKey, placed: Any, found: Any) -> Any:
+        return proto.CampaignResponse(header=placed, leader=mine)
 
 
 class ProclaimCall(_ScriptedCall):
@@ -639,8 +628,7 @@ class LeaderCall(_ScriptedCall):
 
 class ResignCall(_ScriptedCall):
     def run(self, request: proto.ResignRequest) -> Script:
-        leader = _leader_of(request)
-        done = yield _txn(leader.key, leader.rev, success=[_delete(leader.key)])
+        done = yield _give_back(_leader_of(request))
         yield proto.ResignResponse(header=done.header)
 
 

@@ -32,11 +32,26 @@ FILES = {
     "etcdserverpb": "rpc.proto",
     "v3lockpb": "v3lock.proto",
     "v3electionpb": "v3election.proto",
+    "grpc.health.v1": "grpc/health/v1/health.proto",
 }
 """Package to file."""
 
-_HEALTH_FILE = "grpc/health/v1/health.proto"
-_HEALTH_PACKAGE = "grpc.health.v1"
+_METHODS = (
+    *methods.METHODS.values(),
+    *(
+        methods.Method(
+            number=0,
+            service=health.SERVICE,
+            name=name,
+            full=f"Health.{name}",
+            grpc_path=f"/{health.SERVICE}/{name}",
+            request=proto.HealthCheckRequest,
+            response=proto.HealthCheckResponse,
+            server_stream=name == "Watch",
+        )
+        for name in ("Check", "Watch")
+    ),
+)
 
 _LABEL_OPTIONAL = 1
 _LABEL_REPEATED = 3
@@ -118,7 +133,7 @@ def _service(full: str) -> bytes:
     # ServiceDescriptorProto: 1 name, 2 method (1 name, 2 input_type, 3 output_type,
     # 5 client_streaming, 6 server_streaming).
     out = _text(1, full.rpartition(".")[2])
-    for method in methods.METHODS.values():
+    for method in _METHODS:
         if method.service == full:
             one = _text(1, method.name)
             for number, message in ((2, method.request), (3, method.response)):
@@ -132,7 +147,7 @@ def _service(full: str) -> bytes:
 
 
 def _services(package: str) -> list[str]:
-    names = (method.service for method in methods.METHODS.values())
+    names = (method.service for method in _METHODS)
     return list(dict.fromkeys(name for name in names if name.rpartition(".")[0] == package))
 
 
@@ -156,39 +171,10 @@ def _file(package: str) -> bytes:
     return out + _text(12, "proto3")
 
 
-def _health_file() -> bytes:
-    def message(name: str, field: bytes, *more: bytes) -> bytes:
-        return sized(4, _text(1, name) + sized(2, field) + b"".join(more))
-
-    def method(name: str, *more: bytes) -> bytes:
-        request = _text(2, f".{_HEALTH_PACKAGE}.HealthCheckRequest")
-        response = _text(3, f".{_HEALTH_PACKAGE}.HealthCheckResponse")
-        return sized(2, _text(1, name) + request + response + b"".join(more))
-
-    service = _text(1, "service") + _number(3, 1) + _number(4, _LABEL_OPTIONAL)
-    service += _number(5, _TYPES["string"])
-    status = _text(1, "status") + _number(3, 1) + _number(4, _LABEL_OPTIONAL)
-    status += _number(5, _TYPES["enum"])
-    status += _text(6, f".{_HEALTH_PACKAGE}.HealthCheckResponse.ServingStatus")
-    names = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
-    values = (sized(2, _text(1, name) + _number(2, i)) for i, name in enumerate(names))
-    enum = sized(4, _text(1, "ServingStatus") + b"".join(values))
-    return (
-        _text(1, _HEALTH_FILE)
-        + _text(2, _HEALTH_PACKAGE)
-        + message("HealthCheckRequest", service)
-        + message("HealthCheckResponse", status, enum)
-        + sized(6, _text(1, "Health") + method("Check") + method("Watch", _number(6, 1)))
-        + _text(12, "proto3")
-    )
-
-
 @cache
 def files() -> dict[str, bytes]:
     """Every file by its name."""
-    made = {FILES[package]: _file(package) for package in FILES}
-    made[_HEALTH_FILE] = _health_file()
-    return made
+    return {FILES[package]: _file(package) for package in FILES}
 
 
 @cache
@@ -199,12 +185,9 @@ def symbols() -> dict[str, str]:
         for name, package in _PACKAGE_OF.items()
         if package in FILES
     }
-    for method in methods.METHODS.values():
+    for method in _METHODS:
         if name := FILES.get(method.service.rpartition(".")[0]):
             found[method.service] = found[f"{method.service}.{method.name}"] = name
-    for name in ("Health", "Health.Check", "Health.Watch", "HealthCheckRequest",
-                 "HealthCheckResponse", "HealthCheckResponse.ServingStatus"):  # fmt: skip
-        found[f"{_HEALTH_PACKAGE}.{name}"] = _HEALTH_FILE
     return found
 
 
@@ -221,8 +204,7 @@ def _dependencies(name: str) -> list[str]:
 
 def services() -> list[str]:
     """The names of all services of this server."""
-    api = dict.fromkeys(method.service for method in methods.METHODS.values())
-    return sorted([*api, health.SERVICE, *SERVICES])
+    return sorted({method.service for method in _METHODS} | set(SERVICES))
 
 
 def _describe(name: str | None) -> bytes:

@@ -25,7 +25,7 @@ from etcdlite.snap import Image
 from etcdlite.storage.data import DataDamaged
 from etcdlite.wire import api
 from etcdlite.wire import locks as concurrency
-from etcdlite.wire.calls import Call, CallOwner
+from etcdlite.wire.calls import Call
 
 MAX_SNAPSHOTS = 4
 """Backups sent at the same time, one per connection. Each keeps files open and their space
@@ -61,9 +61,8 @@ RANGE_CHUNK_BYTES = 256 << 10
 class WatchCall(Call):
     wakes = True
 
-    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
-        super().__init__(member, owner, request_id, method)
-        self._stream = member.hub.open(self, owner.calls.watch_quota)
+    def opened(self) -> None:
+        self._stream = self.member.hub.open(self, self.owner.calls.watch_quota)
         self._is_waiting = False
         """A message waits: its turn, or until it is known whether the user may create a watch."""
         self._held: list[proto.WatchRequest] = []
@@ -324,15 +323,14 @@ class SnapshotCall(Call):
 
     ticks = True
 
-    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
-        super().__init__(member, owner, request_id, method)
+    def opened(self) -> None:
         self._parts: Generator[bytes | None, None, None] | None = None
         self._is_asked = self._is_closed = False
         self._has_place = False
         """It counts as one of the backups under way."""
         self._produced_at = -math.inf
         """When the last slice ended."""
-        self._period_began = member.clock()
+        self._period_began = self.member.clock()
         self._period_bytes = 0
         self._has_begun = False
         """Something was sent. A backup for etcd is measured first."""
@@ -441,8 +439,7 @@ class RangeStreamCall(Call):
     is_blocked = False
     """For the member: the reads of this call are small."""
 
-    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
-        super().__init__(member, owner, request_id, method)
+    def opened(self) -> None:
         self._request: Any = None
         self._is_whole = False
         self._cursor: bytes | None = None
@@ -557,10 +554,10 @@ class RangeStreamCall(Call):
 class LargeRangeCall(Call):
     """The answer to a KV.Range that is too large to be held, sent as it is read."""
 
-    def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
-        super().__init__(member, owner, request_id, method)
+    def opened(self) -> None:
+        member = self.member
         store = self._store = member.state.store
-        if not member.reads.streamed.take(owner, store.limits.max_streamed_answers):
+        if not member.reads.streamed.take(self.owner, store.limits.max_streamed_answers):
             raise error("RequestTooManyRequests")
         self._pieces: Generator[bytes | int, None, None] | None = None
         self._checked_under = _rules(member.state.auth)
