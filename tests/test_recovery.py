@@ -19,7 +19,7 @@ from etcdlite import datadir, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import encode_key_value
 from etcdlite.sealing import Keyring
-from etcdlite.storage import checkpoint
+from etcdlite.storage import checkpoint, recovery
 from etcdlite.storage.data import POSITION, DataDamaged
 from etcdlite.storage.recovery import key_and_numbers
 from etcdlite.wal import WALError
@@ -169,6 +169,23 @@ def test_files_cut_at_any_byte_lose_nothing_or_are_refused(history: SmallHistory
         content = bytes(history.disk.content(path))
         for size in range(len(content)):
             history.check_with(path, content[:size], f"cut at {size}")
+
+
+def test_a_scan_in_small_blocks_finds_what_one_in_large_blocks_finds(
+    history: SmallHistory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(9)
+    segments = [path for path in history.paths if path.endswith(".seg")]
+    for chunk_bytes in (16, 64, 200):
+        monkeypatch.setattr(recovery, "SCAN_CHUNK_BYTES", chunk_bytes)
+        for path in segments:
+            content = bytes(history.disk.content(path))
+            accepted = history.accepted[path]
+            history.check_with(path, content, f"whole, in blocks of {chunk_bytes}")
+            assert history.accepted[path] == accepted + 1
+            for size in rng.sample(range(len(content)), 15):
+                what = f"cut at {size}, in blocks of {chunk_bytes}"
+                history.check_with(path, content[:size], what)
 
 
 def check_flips(history: SmallHistory, bits: Callable[[int], Iterator[int] | range]) -> None:

@@ -11,9 +11,10 @@ or a segment that is missing or has another size, is DataDamaged, and nothing is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from etcdlite import proto
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.proto import read_varint
 from etcdlite.storage import checkpoint
 from etcdlite.storage.data import (
     BUCKET,
@@ -26,6 +27,7 @@ from etcdlite.storage.data import (
     POSITION,
     PUT,
     RECORD_HEADER_BYTES,
+    SCAN_CHUNK_BYTES,
     SEGMENT_HEADER,
     U64,
     DataDamaged,
@@ -79,7 +81,7 @@ class Contents:
         `index.loaded` after the last one. Raises ValueError if the same revision has already
         changed the key."""
         location = self.data.append(kind, body)
-        self._replay_change(location, kind, body)
+        self._replay(location, (kind,), (body,))
         key, mod = key_and_revision(body)
         if not self.index.is_at(key, mod, location):
             raise ValueError(f"revision {mod} changes a key twice")
@@ -127,16 +129,22 @@ class Contents:
         data.check_header(number)
         try:
             while number in data.files:
-                waiting = []
-                for location, kind, body in data.records(number, offset):
-                    waiting.append((location, kind, body))
-                    if kind == MARK:
-                        for record in waiting:
-                            self._replay(*record)
-                        waiting.clear()
-                        after = location & OFFSET_MASK
-                        valid = (number, after + RECORD_HEADER_BYTES + len(body))
-                if waiting:
+                location = number << 32 | offset
+                waiting: tuple[list[int], list[bytes]] = [], []
+                """Records from `location` on that no mark follows yet: their types and bodies."""
+                while True:
+                    kinds, bodies, offset = data.block(number, offset, SCAN_CHUNK_BYTES)
+                    if not kinds:
+                        break
+                    waiting[0].extend(kinds)
+                    waiting[1].extend(bodies)
+                    if MARK in kinds:
+                        rest = len(kinds) - kinds[::-1].index(MARK)
+                        count = len(waiting[0]) - len(kinds) + rest
+                        location = self._replay(location, waiting[0][:count], waiting[1][:count])
+                        waiting = kinds[rest:], bodies[rest:]
+                        valid = (number, location & OFFSET_MASK)
+                if waiting[0]:
                     break
                 number, offset = number + 1, SEGMENT_HEADER.size
                 if number in data.files:
@@ -183,20 +191,47 @@ class Contents:
         for number in listed.keys() - data.files.keys():
             data.garbage.pop(number, None)
 
-    def _replay(self, location: int, kind: int, body: bytes) -> None:
-        """Take in a record of the data file. A second time makes no difference."""
-        if kind == MARK:
-            self.data.add_garbage(location, len(body))
-            self.applied_index, self.applied_term, revision = MARK_BODY.unpack(body)
-            self.revision = max(self.revision, revision)
-            self._moved_revision = 0
-        elif kind == BUCKET:
-            self.data.add_garbage(location, len(body))
-            self._load_bucket(body, body[1] != 0)
-        elif kind & MOVED:
-            self._replay_move(location, body)
-        else:
-            self._replay_change(location, kind, body)
+    def _replay(self, location: int, kinds: Sequence[int], bodies: Sequence[bytes]) -> int:
+        """Take in records of one segment that follow each other. Returns the location after them. A
+        second time makes no difference."""
+        # Flat: a start may meet hundreds of thousands of records.
+        index = self.index
+        heads, revisions = index.heads, index.revisions
+        unpack, pack = HEAD.unpack, HEAD.pack
+        next_mod = index.first_revision + len(revisions)
+        next_location, garbage = location, 0
+        for kind, body in zip(kinds, bodies, strict=True):
+            location, size = next_location, len(body)
+            next_location += RECORD_HEADER_BYTES + size
+            if kind == MARK:
+                garbage += RECORD_HEADER_BYTES + size
+                self.applied_index, self.applied_term, revision = MARK_BODY.unpack(body)
+                self.revision = max(self.revision, revision)
+                self._moved_revision = 0
+            elif kind == BUCKET:
+                garbage += RECORD_HEADER_BYTES + size
+                self._load_bucket(body, body[1] != 0)
+            elif kind & MOVED:
+                self._replay_move(location, body)
+            else:
+                key, create, mod, version, lease = key_and_numbers(body)
+                if mod == next_mod:
+                    revisions.append(location)
+                    next_mod += 1
+                head = heads.get(key)
+                if head is not None:
+                    head_mod, _, _, old, _, length = unpack(head)
+                    if head_mod >= mod:
+                        continue
+                    index.supersede(key, head_mod, old, length)
+                if kind == PUT:
+                    heads[key] = pack(mod, create, version, location, lease, size)
+                else:
+                    if head is not None:
+                        del heads[key]
+                    index.supersede(key, mod, location, size | DEAD)
+        self.data.garbage[location >> 32] += garbage
+        return next_location
 
     def _load_bucket(self, body: bytes, is_present: bool) -> None:
         bucket, _, size = BUCKET_BODY.unpack_from(body)
@@ -220,50 +255,41 @@ class Contents:
             index.revisions[at] = location
         self._moved_revision = mod
 
-    def _replay_change(self, location: int, kind: int, body: bytes) -> None:
-        index = self.index
-        key, create, mod, version, lease = key_and_numbers(body)
-        if mod - index.first_revision == len(index.revisions):
-            index.revisions.append(location)
-        head = index.heads.get(key)
-        if head is not None:
-            head_mod, _, _, old, _, length = HEAD.unpack(head)
-            if head_mod >= mod:
-                return
-            index.supersede(key, head_mod, old, length)
-        if kind == PUT:
-            index.heads[key] = HEAD.pack(mod, create, version, location, lease, len(body))
-        else:
-            if head is not None:
-                del index.heads[key]
-            index.supersede(key, mod, location, len(body) | DEAD)
-
 
 def key_and_numbers(body: bytes) -> tuple[bytes, int, int, int, int]:
     """Key, create_revision, mod_revision, version and lease of a PUT or TOMBSTONE. Raises
     DecodeError, IndexError if it is cut off."""
-    # Flat for puts without a lease: a start without a checkpoint takes a quarter less time.
+    # Flat: a start without a checkpoint takes a third less time.
     end = len(body)
-    if body[0] == 0x0A and (size := body[1]) < 128:
-        at = 2 + size
+    at = 2 + body[1]
+    if body[0] == 0x0A and body[1] < 128 and body[at] == 0x10:
         key = body[2:at]
-        numbers = []
-        for tag in b"\x10\x18\x20":
-            if body[at] != tag:
-                break
-            number, shift = body[at + 1], 7
-            at += 2
-            while number >> shift and shift < 64:
-                # Add seven bits, and take away the bit of the last byte that announces them.
-                number += (body[at] - 1) << shift
-                at += 1
-                shift += 7
-            numbers.append(number)
-        else:
-            if at < end and body[at] == 0x2A:
-                size, at = read_varint(body, at + 1, end)
-                at += size
-            if at == end:
-                return key, numbers[0], numbers[1], numbers[2], 0
+        create, at = _number(body, at + 1)
+        if body[at] == 0x18:
+            mod, at = _number(body, at + 1)
+            if body[at] == 0x20:
+                version, at = _number(body, at + 1)
+                if at < end and body[at] == 0x2A:
+                    size, at = _number(body, at + 1)
+                    at += size
+                if at == end:
+                    return key, create, mod, version, 0
     kv = proto.KeyValue.decode(body)
     return kv.key, kv.create_revision, kv.mod_revision, kv.version, kv.lease
+
+
+def _number(body: bytes, at: int) -> tuple[int, int]:
+    """The varint at offset `at`, and the offset after it. Raises IndexError if it is cut off."""
+    number = body[at]
+    if number < 128:
+        return number, at + 1
+    # Add seven bits, and take away the bit of the last byte that announces them.
+    number += (body[at + 1] - 1) << 7
+    if number < 1 << 14:
+        return number, at + 2
+    number += (body[at + 2] - 1) << 14
+    at, shift = at + 3, 21
+    while number >> shift and shift < 64:
+        number += (body[at] - 1) << shift
+        at, shift = at + 1, shift + 7
+    return number, at
