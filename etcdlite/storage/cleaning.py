@@ -114,13 +114,14 @@ def clean(store: Store, number: int) -> Job:
             else:
                 key = body[2 : 2 + body[1]] if body[1] < 128 else key_and_revision(body)[0]
                 head = index.heads.get(key)
-                is_newest = head is not None and LOCATION.unpack_from(head, 24)[0] == location
-                if not is_newest and key not in index.past:
+                if head is not None and LOCATION.unpack_from(head, 24)[0] != location:
+                    head = None  # It is that of another version.
+                if head is None and key not in index.past:
                     dead.append(body)
                 else:
                     if dead:
                         _count(found, dead)
-                    mod = key_and_revision(body)[1]
+                    mod = U64.unpack_from(head)[0] if head else key_and_revision(body)[1]
                     sub = found.take(mod)
                     is_large = len(places) >= most_records or len(block) >= most_bytes
                     if block and is_large and (mod != last or mod < store.oldest_read):
@@ -130,7 +131,7 @@ def clean(store: Store, number: int) -> Job:
                         step_work = step_bytes = 0
                         moved.reset()
                     last = mod
-                    if is_newest or index.is_at(key, mod, location):
+                    if head or index.is_at(key, mod, location):
                         block += moved.set(mod, sub)
                         places.append((key, mod, len(block), size))
                         word = size << 4 | kind | MOVED
