@@ -3,7 +3,8 @@ for the commands that `real_clients.py` uses, and the same report.
 
 Each client has one connection and one request in flight. After the data of an answer it sends, with
 its next request, what grpc-go sends: WINDOW_UPDATE, and a PING unless one is unanswered (its
-estimate of bandwidth). One process serves all clients, so it is busy before a fast server is.
+estimate of bandwidth). A keep-alive has a stream of its own, which is ended and cancelled after the
+answer. One process serves all clients, so it is busy before a fast server is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import time
 from bench.clients import GrpcConnection, call
 from etcdlite import methods, proto
 
-_PING, _WINDOW_UPDATE = 6, 8
+_DATA, _HEADERS, _RST_STREAM, _PING, _WINDOW_UPDATE = 0, 1, 3, 6, 8
+_CANCEL = struct.pack(">I", 8)
 _BANDWIDTH_PING = b"\x02\x04\x10\x10\x09\x0e\x07\x07"
 
 
@@ -28,11 +30,18 @@ class GoConnection(GrpcConnection):
         super().__init__(port)
         self.pings = 0
         """Unanswered."""
+        self._open = self._left = 0
+        """The stream of the keep-alive under way, and of the one before."""
 
     def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == _PING and flags & 1:
             self.pings -= 1
+        if kind == _HEADERS and stream and stream == self._left:
+            return  # Its trailers.
         super()._take_frame(kind, flags, stream, payload)
+        if kind == _DATA and stream == self._open:
+            self._replies.append((stream, bytes(self._bodies.pop(stream)[5:])))
+            self._open, self._left = 0, stream
 
     def ask(self, method: methods.Method, body: bytes) -> None:
         """Send a request, behind the control frames for the answer before it."""
@@ -43,12 +52,23 @@ class GoConnection(GrpcConnection):
             if not self.pings:
                 self.pings = 1
                 frames += _frame(_PING, _BANDWIDTH_PING)
-        self._prefix = frames
-        self.send([(method, body)])
+        if not method.client_stream:
+            self._prefix = frames
+            self.send([(method, body)])
+            return
+        if self._left:
+            frames += _frame(_DATA, b"", 1, self._left) + _frame(
+                _RST_STREAM, _CANCEL, 0, self._left
+            )
+        self._next_id += 2
+        self._open = self._next_id
+        message = struct.pack(">BI", 0, len(body)) + body
+        frames += _frame(_HEADERS, self._header_block(method), 4, self._open)
+        self.socket.sendall(frames + _frame(_DATA, message, 0, self._open))
 
 
-def _frame(kind: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, 0, 0) + payload
+def _frame(kind: int, payload: bytes, flags: int = 0, stream: int = 0) -> bytes:
+    return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
 
 
 class Requests:
