@@ -3,7 +3,8 @@
 A linearizable read waits for a ReadIndex round (Raft thesis, 6.4), and then for the state machine
 to reach that index. One round serves all reads that waited when it began. If it is not confirmed
 within `READ_RETRY_S`, another round is begun for the same reads, and the first one that is
-confirmed serves them. A serializable read is ready at once.
+confirmed serves them. A serializable read is ready at once; so is any read on a member that is
+alone and has applied all that is committed.
 
 A read that is more than a look-up of one key is done in steps. Each session has a line of such
 reads, and the lines take turns, so a session waits for one turn of each other session and not for
