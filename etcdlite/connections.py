@@ -13,6 +13,7 @@ Limits: those of `places.py` and `memory.py`, and those of `session.py`, which `
 from __future__ import annotations
 
 import contextlib
+import selectors
 import socket
 import sys
 import time
@@ -32,11 +33,13 @@ from etcdlite.memory import Budget
 from etcdlite.peer import Dial
 from etcdlite.places import Places
 from etcdlite.session import Session, partial_timeout_s
-from etcdlite.turns import READ, SLICE_S, WRITE, Poller, Ready, Turns
+from etcdlite.turns import SLICE_S, Ready, Turns
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.native import NativeSession
 from etcdlite.wire.session import ClientSession, Opening
 from etcdlite.wire.site import Site
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 RECEIVE_BYTES = 64 * 1024
 PIECE_BYTES = 32 * 1024
@@ -149,7 +152,7 @@ class Connections:
     def __init__(
         self,
         settings: Config,
-        poller: Poller,
+        selector: selectors.BaseSelector,
         places: Places,
         handshakes: Handshakes,
     ) -> None:
@@ -160,7 +163,7 @@ class Connections:
         self.member: Member
         """Set before the first connection is added."""
         self._settings = settings
-        self._poller = poller
+        self._selector = selector
         self._places = places
         self._by_session: dict[Session, Connection] = {}
         self._producing: dict[Session, None] = {}
@@ -197,24 +200,23 @@ class Connections:
         """Input was read that is not processed yet, or a long answer is being produced."""
         return bool(self._producing or self._unread)
 
-    def serve(self, ready: Sequence[tuple[int, int]], began: float) -> None:
-        """Call the callbacks of the files that are `ready`, for one slice from `began`."""
-        callbacks = self._poller.callbacks
+    def serve(self, ready: Sequence[tuple[selectors.SelectorKey, int]], began: float) -> None:
+        """Call what is ready, for one slice from `began`: a `Ready` is the data of each key."""
         if len(ready) == 1 and not self._unread:
             # Nothing to order.
             self._turns.share_end = began + SLICE_S
-            fd, mask = ready[0]
-            callbacks[fd](mask)
+            key, mask = ready[0]
+            key.data(mask)
             return
-        masks = {callbacks[fd]: mask for fd, mask in ready}
+        masks: dict[Ready, int] = {key.data: mask for key, mask in ready}
         for connection in self._unread:
             masks[connection.ready] = masks.get(connection.ready, 0) | READ
         self._turns.serve(masks, began)
 
-    def are_from_clients(self, ready: Iterable[tuple[int, int]]) -> bool:
+    def are_from_clients(self, ready: Iterable[tuple[selectors.SelectorKey, int]]) -> bool:
         """Whether a file that is ready is not a connection between members."""
-        callbacks, first = self._poller.callbacks, self._turns.first
-        return any(callbacks[fd] not in first for fd, _ in ready)
+        first = self._turns.first
+        return any(key.data not in first for key, _ in ready)
 
     def tick(self, now: float, budget: Budget) -> None:
         """Enforce the deadlines and the limit of memory, in this turn and the next ones. Call it
@@ -286,7 +288,7 @@ class Connections:
         connection.ready = partial(self._ready, connection)
         if connection.site is None:
             self._turns.first.add(connection.ready)
-        self._poller.register(sock.fileno(), connection.mask, connection.ready)
+        self._selector.register(sock, connection.mask, connection.ready)
         late = self._places.take(connection, connection.host, connection.site is None)
         if late is not None:
             self.drop(late, "too many connections have not opened the protocol")
@@ -343,7 +345,7 @@ class Connections:
             self.handshakes.end(connection, connection.site is None)
             connection.send_reason(is_broken=False)
         if connection.mask:
-            self._poller.unregister(connection.sock.fileno())
+            self._selector.unregister(connection.sock)
         connection.sock.close()
         session = connection.session
         session.closed()
@@ -364,7 +366,7 @@ class Connections:
     def _ready(self, connection: Connection, mask: int) -> None:
         if mask != READ:
             self._send(connection)
-            if mask & (READ | WRITE) == WRITE:
+            if not mask & READ:
                 return
         session = connection.session
         self._awake[session] = None
@@ -620,13 +622,12 @@ class Connections:
                 mask |= READ
         if mask == connection.mask:
             return
-        fd = connection.sock.fileno()
         if not mask:
-            self._poller.unregister(fd)
+            self._selector.unregister(connection.sock)
         elif not connection.mask:
-            self._poller.register(fd, mask, connection.ready)
+            self._selector.register(connection.sock, mask, connection.ready)
         else:
-            self._poller.modify(fd, mask)
+            self._selector.modify(connection.sock, mask, connection.ready)
         connection.mask = mask
 
 

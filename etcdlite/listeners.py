@@ -12,6 +12,7 @@ import errno
 import ipaddress
 import os
 import resource
+import selectors
 import socket
 import sys
 from collections.abc import Callable
@@ -21,7 +22,6 @@ from typing import Any
 from etcdlite import config, log
 from etcdlite.datadir import StartError
 from etcdlite.places import Places
-from etcdlite.turns import READ, Poller
 from etcdlite.urls import format_address, host_port
 
 BACKLOG = 1024
@@ -49,13 +49,15 @@ URL."""
 class Listeners:
     """All listening sockets of the process."""
 
-    def __init__(self, settings: config.Config, poller: Poller, accept: Accept) -> None:
+    def __init__(
+        self, settings: config.Config, selector: selectors.BaseSelector, accept: Accept
+    ) -> None:
         self.addresses: list[tuple[str, int]] = []
         """The (host, port) pairs for clients."""
         self.ports: dict[str, int] = {}
         """The ports of the URLs for clients, by URL."""
         self._settings = settings
-        self._poller = poller
+        self._selector = selector
         self._accept_one = accept
         self._waiting: list[tuple[socket.socket, str, str]] = []
         """Listeners that are open but do not accept yet."""
@@ -105,14 +107,14 @@ class Listeners:
         for listener, purpose, url in self._waiting:
             if purpose in purposes:
                 accept = partial(self._accept, listener, purpose, url)
-                self._poller.register(listener.fileno(), READ, accept)
+                self._selector.register(listener, selectors.EVENT_READ, accept)
                 self._accepting.append(listener)
         self._waiting = [waiting for waiting in self._waiting if waiting[1] not in purposes]
 
     def close(self) -> None:
         """Close all listeners. Accepted connections stay open."""
         for listener in self._accepting:
-            self._poller.unregister(listener.fileno())
+            self._selector.unregister(listener)
             listener.close()
         for listener, _, _ in self._waiting:
             listener.close()

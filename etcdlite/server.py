@@ -15,6 +15,7 @@ import gc
 import math
 import os
 import random
+import selectors
 import signal
 import socket
 import sys
@@ -62,7 +63,6 @@ from etcdlite.threads import (
     start_login,
 )
 from etcdlite.tokens import Tokens
-from etcdlite.turns import READ, Poller
 from etcdlite.urls import format_address, host_port, is_secure
 from etcdlite.wal import Save
 from etcdlite.wire import exposition
@@ -121,10 +121,10 @@ class Server:
         """`reload` reads the settings again; SIGHUP applies those of the log."""
         self.settings = settings
         self._reload = reload or (lambda: settings)
-        self._poller = Poller()
-        self.listeners = Listeners(settings, self._poller, self._accepted)
+        self._selector = selectors.DefaultSelector()
+        self.listeners = Listeners(settings, self._selector, self._accepted)
         self.connections = Connections(
-            settings, self._poller, self.listeners.places, Handshakes(self._report)
+            settings, self._selector, self.listeners.places, Handshakes(self._report)
         )
         self._sites: dict[str, Site] = {}
         """By purpose of the listener."""
@@ -142,7 +142,7 @@ class Server:
         self._watchdog = service_manager.Watchdog()
         self._tick_s = settings.heartbeat_interval_ms / 1000
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._poller.register(self._wake_read, READ, self._woken)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
 
     # Starting.
 
@@ -244,7 +244,7 @@ class Server:
         if not (connections.have_work or member.has_urgent_work):
             now = clock()
             timeout_s = max(0.0, min(self._next_tick, member.rests_until(now)) - now)
-        ready = self._poller.wait(timeout_s)
+        ready = self._selector.select(timeout_s)
         began = clock()
         connections.serve(ready, began)
         if self._done:
@@ -270,7 +270,7 @@ class Server:
 
     def _has_input(self) -> bool:
         """Something is ready to be read, or a thread is done."""
-        return bool(self._poller.wait(0))
+        return bool(self._selector.select(0))
 
     def _prepare_loop(self) -> None:
         # The collector need not visit what was loaded, because it stays. It need not run often
@@ -401,7 +401,7 @@ class Server:
             self.connections.send_output(to_clients=False)
         began = member.clock()
         if (took_s := thread.save_now(saves)) > QUICK_SYNC_S:
-            if self.connections.are_from_clients(self._poller.wait(0)):
+            if self.connections.are_from_clients(self._selector.select(0)):
                 thread.record_request(took_s)
             if took_s > STALL_S:
                 # No client could renew a lease in this time. The revokes of overdue ones may be

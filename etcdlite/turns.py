@@ -1,4 +1,4 @@
-"""The files that the loop waits for, and the order in which it serves those that are ready.
+"""The order in which the loop serves the files that are ready.
 
 A turn of the loop has a slice of time. It serves the files of members first, then those that the
 last turn did not reach, then the others. Each may use its share of the slice. Those that are not
@@ -7,12 +7,7 @@ reached are remembered, so every file is reached after at most as many turns as 
 
 from __future__ import annotations
 
-import select
-import sys
 from collections.abc import Callable
-
-READ, WRITE = select.POLLIN, select.POLLOUT
-"""What to wait for: bits of a mask. A file that is broken is ready for other bits, too."""
 
 SLICE_S = 0.005
 """A turn serves ready files for this long."""
@@ -22,33 +17,6 @@ MIN_SHARE_S = 0.001
 
 Ready = Callable[[int], None]
 """The callback of a file: receives the mask of what it is ready for."""
-
-
-class Poller:
-    """The files that the loop waits for. Flatter than `selectors`, because every turn uses it."""
-
-    def __init__(self) -> None:
-        self.callbacks: dict[int, Ready] = {}
-        """By the number of the file."""
-        if sys.platform == "linux":
-            self._poll = select.epoll()
-            self.wait = self._poll.poll
-            """`wait(timeout_s)` returns (number, mask) of files that are ready."""
-        else:
-            self._poll = select.poll()
-            self.wait = lambda timeout_s: self._poll.poll(timeout_s * 1000)
-
-    def register(self, fd: int, mask: int, callback: Ready) -> None:
-        self._poll.register(fd, mask)
-        self.callbacks[fd] = callback
-
-    def modify(self, fd: int, mask: int) -> None:
-        self._poll.modify(fd, mask)
-
-    def unregister(self, fd: int) -> None:
-        """Call it before the file is closed."""
-        self._poll.unregister(fd)
-        del self.callbacks[fd]
 
 
 class Turns:

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import re
+import selectors
 import shutil
 import signal
 import socket
@@ -42,7 +43,6 @@ from etcdlite.replica.maintenance import REVISION_MODE_INTERVAL_S, AutoCompactio
 from etcdlite.storage import checkpoint, data
 from etcdlite.storage.disk import Disk, File
 from etcdlite.threads import DiskFailed
-from etcdlite.turns import Poller
 
 PUT = methods.METHOD_BY_NAME["KV.Put"].number
 
@@ -451,7 +451,7 @@ def test_a_name_that_does_not_resolve_is_refused_as_what_it_is(tmp_path, monkeyp
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     settings = config.load([f"--data-dir={tmp_path}"], {})
-    listeners = Listeners(settings, Poller(), lambda *accepted: None)
+    listeners = Listeners(settings, selectors.DefaultSelector(), lambda *accepted: None)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(StartError) as refusal:
         listeners.open()

@@ -6,6 +6,7 @@ import socket
 import time
 import weakref
 from pathlib import Path
+from selectors import DefaultSelector
 from typing import Any
 
 import pytest
@@ -33,7 +34,6 @@ from etcdlite.session import (
     Session,
     partial_timeout_s,
 )
-from etcdlite.turns import Poller
 from etcdlite.wire.native import NativeSession
 from etcdlite.wire.session import Opening
 
@@ -383,7 +383,7 @@ class Ticked(Session):
 def resting(count: int) -> tuple[Connections, list[Ticked], list[socket.socket]]:
     """Connections with sessions that may rest, and the clients' ends."""
     handshakes = Handshakes(lambda result: None)
-    connections = Connections(load([], {}), Poller(), Places(1000, 1000), handshakes)
+    connections = Connections(load([], {}), DefaultSelector(), Places(1000, 1000), handshakes)
     sessions, clients = [], []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for _ in range(count):
@@ -435,7 +435,7 @@ def test_sessions_that_may_rest_are_looked_at_in_turn_and_after_input() -> None:
     ticks(REST_TICKS)
     assert ticks(10)[7] == 10
     clients[3].sendall(b"x")
-    connections.serve(connections._poller.wait(1.0), time.monotonic())
+    connections.serve(connections._selector.select(1.0), time.monotonic())
     assert ticks(1)[3] == 1
     sessions[4].outbox.hold(10)
     connections.dirty.append(sessions[4])

@@ -233,9 +233,9 @@ def save_in_loop(log, thread, saves: list[Save], lessor: Lessor, ready: list[Any
         take_saves=list,
     )
     connections = SimpleNamespace(have_unread=False, are_from_clients=bool)
-    poller = SimpleNamespace(wait=lambda timeout_s: ready)
+    selector = SimpleNamespace(select=lambda timeout_s: ready)
     server = SimpleNamespace(
-        member=member, _log_thread=thread, connections=connections, _poller=poller
+        member=member, _log_thread=thread, connections=connections, _selector=selector
     )
     Server._save(server, saves)  # type: ignore[arg-type]
     assert calls == [saves, "proceed"] and log.saved[-len(saves) :] == saves
