@@ -453,11 +453,30 @@ def test_a_timeout_that_is_no_number_is_refused(value: bytes) -> None:
     assert failure is not None and failure.text.startswith("malformed grpc-timeout")
 
 
-def test_messages_after_one_that_ended_the_call_are_ignored(lone: LoneMember) -> None:
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/etcdserverpb.Lease/LeaseKeepAlive", proto.LeaseKeepAliveRequest(ID=5)),
+        (
+            "/etcdserverpb.Watch/Watch",
+            proto.WatchRequest(create_request=proto.WatchCreateRequest(key=b"k")),
+        ),
+        (
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            proto.WatchRequest(progress_request=proto.WatchProgressRequest()),
+        ),
+    ],
+    ids=["keep-alive", "watch", "reflection"],
+)
+def test_what_follows_the_message_that_ended_a_call_is_ignored(
+    lone: LoneMember, path: str, message: Any, is_last: bool
+) -> None:
     client = Client(lone, window=0)
-    stream_id = client.open("/etcdserverpb.Lease/LeaseKeepAlive")
-    good, bad = framed(proto.LeaseKeepAliveRequest(ID=5).encode()), framed(b"\xff")
-    client.h2.send_data(stream_id, good + bad + good + b"\0")
+    stream_id = client.open(path)
+    good, bad = framed(message.encode()), framed(b"\xff")
+    more = b"" if is_last else good + b"\0"
+    client.h2.send_data(stream_id, good + bad + more, end_stream=is_last)
     client.pump()
     assert client.session.streams[stream_id].tail, "it ended behind an answer that is held"
     assert client.session._partial_bytes == 0

@@ -553,7 +553,7 @@ class GrpcSession(Connection, ClientSession):
         if stream.parts:
             self._fail(stream, INTERNAL, "grpc: the request ends within a message")
         elif request.is_client_stream:
-            stream.call.finish()
+            self.calls.finish(stream.id)
         elif stream.message is None:
             self._fail(stream, INTERNAL, "grpc: the request has no message")
         else:
