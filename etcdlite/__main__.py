@@ -63,12 +63,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         log.warn(line)
     log.info(
         "starting etcdlite server",
-        **{
-            "etcdlite-version": etcdlite.__version__,
-            "python-version": sys.version.split()[0],
-            "name": settings.name,
-            "data-dir": settings.data_dir,
-        },
+        etcdlite_version=etcdlite.__version__,
+        python_version=sys.version.split()[0],
+        name=settings.name,
+        data_dir=settings.data_dir,
     )
     from etcdlite.server import Server
 

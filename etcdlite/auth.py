@@ -363,7 +363,7 @@ class Auth:
         self._put(AUTH_USER, name, user)
         self._commit()
         self._set_since(name)
-        log.info("added a user", **{"user-name": name})
+        log.info("added a user", user_name=name)
 
     def delete_user(self, request: proto.AuthUserDeleteRequest) -> None:
         name = request.name
@@ -374,7 +374,7 @@ class Auth:
         self._set(_SINCE + name.encode(), None)
         self.since.pop(name, None)
         self._commit()
-        log.info("deleted a user", **{"user-name": name})
+        log.info("deleted a user", user_name=name)
 
     def change_password(self, request: proto.AuthUserChangePasswordRequest) -> None:
         user = self._existing_user(request.name)
@@ -383,7 +383,7 @@ class Auth:
         self._put(AUTH_USER, request.name, user)
         self._commit()
         self._set_since(request.name)
-        log.info("changed a password of a user", **{"user-name": request.name})
+        log.info("changed a password of a user", user_name=request.name)
 
     def rehash(self, request: proto.Rehash) -> None:
         """Replace the hash of a password by another one of the same password, if it is still the

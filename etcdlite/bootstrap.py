@@ -115,16 +115,14 @@ def create_member(
         _warn_of_other_data(disk, settings.data_dir)
     log.info(
         "starting local member",
-        **{
-            "local-member-id": f"{founding.member_id:x}",
-            "cluster-id": f"{founding.cluster_id:x}",
-            "initial-cluster": ",".join(
-                # A member that was added has no name before it has started.
-                f"{settings.name if founding.member_id == member.ID else member.name}={url}"
-                for member in founding.members
-                for url in member.peerURLs
-            ),
-        },
+        local_member_id=f"{founding.member_id:x}",
+        cluster_id=f"{founding.cluster_id:x}",
+        initial_cluster=",".join(
+            # A member that was added has no name before it has started.
+            f"{settings.name if founding.member_id == member.ID else member.name}={url}"
+            for member in founding.members
+            for url in member.peerURLs
+        ),
     )
     datadir.create(
         disk,
@@ -153,7 +151,8 @@ def _warn_of_other_data(disk: Disk, data_dir: str) -> None:
         log.warn(
             "this member begins without data, and there is data of other names beside it. If it "
             "was renamed, stop it, and name the old directory as data-dir",
-            **{"data-dir": data_dir, "beside": ", ".join(sorted(others)[:3])},
+            data_dir=data_dir,
+            beside=", ".join(sorted(others)[:3]),
         )
 
 
@@ -314,7 +313,7 @@ def _initial_cluster(settings: Config) -> Sequence[tuple[str, str]]:
     except discovery.DiscoveryError as failure:
         raise StartError(f"--discovery-srv: {failure}") from failure
     shown = ",".join(f"{name}={url}" for name, url in found)
-    log.info("got the members from DNS", **{"initial-cluster": shown})
+    log.info("got the members from DNS", initial_cluster=shown)
     return found
 
 

@@ -507,7 +507,7 @@ class Connections:
         else:
             why, key = str(failure), f"channel of {connection.host}"
             if not (log.limited(key) or log.limited(f"{key} {why}", SAME_LINES_PER_S)):
-                log.warn("closed a connection", why=why, **{"remote-addr": connection.peer})
+                log.warn("closed a connection", why=why, remote_addr=connection.peer)
         self.close(connection)
 
     def _count(self, channel: Channel, is_member: bool) -> None:
@@ -642,11 +642,9 @@ def _over_budget(budget: Budget, connections: Iterable[Connection]) -> list[Conn
         log.warn(
             "closed a connection",
             why="all hold more than memory-limit together, and it holds the most",
-            **{
-                "remote-addr": connection.peer,
-                "held-bytes": connection.kept_bytes,
-                "memory-limit": budget.limit_bytes,
-            },
+            remote_addr=connection.peer,
+            held_bytes=connection.kept_bytes,
+            memory_limit=budget.limit_bytes,
         )
     return closed
 

@@ -49,7 +49,7 @@ def ensure(data_dir: str, name: str, urls: Iterable[str], years: int) -> tuple[s
         "made a certificate that is its own CA",
         file=cert,
         hosts=", ".join(hosts),
-        **{"valid-days": years * 365},
+        valid_days=years * 365,
     )
     return cert, key
 

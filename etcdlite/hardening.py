@@ -91,7 +91,7 @@ def warn_of_open_peer_port(settings: Config) -> None:
     log.warn(
         f"{who} can read and change all data as that member. Set peer-secret-file, or "
         "peer-client-cert-auth with https URLs",
-        **{"listen-peer-urls": ",".join(urls)},
+        listen_peer_urls=",".join(urls),
     )
 
 
@@ -115,7 +115,7 @@ def warn_of_shared_ca(settings: Config) -> None:
             "members and clients have the same CA: who has a client's certificate, and can use the "
             "address of a member, can be that member. Make another CA for the members, or list the "
             "names in their certificates as peer-cert-allowed-cn",
-            **{"peer-trusted-ca-file": settings.peer_trusted_ca_file},
+            peer_trusted_ca_file=settings.peer_trusted_ca_file,
         )
 
 

@@ -73,11 +73,9 @@ class Listeners:
             log.warn(
                 "the limit of open files is low: fewer connections are accepted than "
                 "--max-connections. Raise it (LimitNOFILE= of systemd, ulimit -n)",
-                **{
-                    "open-files": max_files,
-                    "connections": most,
-                    "max-connections": settings.max_connections,
-                },
+                open_files=max_files,
+                connections=most,
+                max_connections=settings.max_connections,
             )
 
     def open(self) -> None:

@@ -245,7 +245,7 @@ class Member:
         try:
             self.raft.step(Message(SNAP, own_id, node, offer.leader_term, snapshot=snapshot))
         except MessageRejected as fault:
-            log.warn("rejected a snapshot", why=str(fault), **{"remote-peer-id": f"{node:x}"})
+            log.warn("rejected a snapshot", why=str(fault), remote_peer_id=f"{node:x}")
         if self.raft.log.offset != offer.index:
             self.restoring.drop_unless_needed(offer.index)
 
@@ -535,7 +535,8 @@ class Member:
         log.info(
             "sending a snapshot",
             bytes=image.size_bytes,
-            **{"snapshot-index": image.index, "remote-peer-id": f"{message.to:x}"},
+            snapshot_index=image.index,
+            remote_peer_id=f"{message.to:x}",
         )
         link.send_snapshot(image, offer)
 

@@ -600,7 +600,7 @@ class SnapshotDial(Dial):
             log.warn(
                 "the snapshot was not taken",
                 error=answer.text,
-                **{"remote-peer-id": f"{self.link.node:x}"},
+                remote_peer_id=f"{self.link.node:x}",
             )
         if self.link.snapshot_dial is self:
             self.link.snapshot_over(not isinstance(answer, EtcdError))
@@ -749,7 +749,7 @@ class Link:
         self._was_lost = True
         self._next_dial_at = 0.0
         if not self.local.is_stopping:
-            log.warn("lost connection to peer", **{"remote-peer-id": self._hex()})
+            log.warn("lost connection to peer", remote_peer_id=self._hex())
         self.local.events.on_unreachable(self.node)
 
     def _hex(self) -> str:

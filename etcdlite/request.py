@@ -156,7 +156,7 @@ def warn_slow(what: str, took_s: float, expected_s: float, requests: list[Waiter
             f"{what} took too long",
             took=f"{took_s * 1000:.0f}ms",
             requests=len(requests),
-            **{"expected-duration": f"{expected_s * 1000:.0f}ms"},
+            expected_duration=f"{expected_s * 1000:.0f}ms",
             **(about(requests[0]) if requests else {}),
         )
 

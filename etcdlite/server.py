@@ -189,7 +189,8 @@ class Server:
             revision=opened.store.revision,
             keys=len(opened.store.index.heads),
             took=f"{time.monotonic() - began:.2f}s",
-            **{"applied-index": opened.store.applied_index, "log-entries": len(opened.entries)},
+            applied_index=opened.store.applied_index,
+            log_entries=len(opened.entries),
         )
         self.member = self.connections.member = _make_member(settings, opened, self._channels.dial)
         self._channels.identify(opened.cluster_id, opened.member_id)
@@ -327,7 +328,7 @@ class Server:
         if not log.limited("joining", 0.1):
             why = "waiting for the data of the cluster before serving clients"
             store, needed = self.member.state.store, self.member.catch_up.needed_index
-            log.info(why, **{"applied-index": store.applied_index, "needed-index": needed or "?"})
+            log.info(why, applied_index=store.applied_index, needed_index=needed or "?")
             service_manager.extend_start(why)
 
     def _become_ready(self) -> None:
@@ -337,7 +338,7 @@ class Server:
             self._is_ready = True
             log.info(
                 "ready to serve client requests",
-                **{"local-member-id": f"{self.member.identity.member_id:x}"},
+                local_member_id=f"{self.member.identity.member_id:x}",
             )
             service_manager.notify("READY=1\nSTATUS=serving")
 
@@ -559,10 +560,8 @@ class Server:
             log.error(
                 "this member was removed from the cluster; shutting down. Its data directory is "
                 "no longer usable: remove it before this machine joins a cluster again",
-                **{
-                    "data-dir": self.settings.data_dir,
-                    "local-member-id": f"{self.member.identity.member_id:x}",
-                },
+                data_dir=self.settings.data_dir,
+                local_member_id=f"{self.member.identity.member_id:x}",
             )
             self._begin_stop()
 
@@ -696,7 +695,8 @@ def _check_peer_port(member: Member, settings: config.Config) -> None:
         log.warn(
             "the other members dial a port on which this one does not listen; unless "
             "something forwards it, correct --listen-peer-urls",
-            **{"peer-urls": ",".join(own.peerURLs), "listen-peer-urls": ",".join(listening)},
+            peer_urls=",".join(own.peerURLs),
+            listen_peer_urls=",".join(listening),
         )
 
 

@@ -220,7 +220,8 @@ class Incoming:
             log.info(
                 "receiving a snapshot",
                 bytes=offer.size_bytes,
-                **{"snapshot-index": offer.index, "remote-peer-id": f"{connection.node:x}"},
+                snapshot_index=offer.index,
+                remote_peer_id=f"{connection.node:x}",
             )
         elif self.offset:
             log.info("continuing a snapshot", offset=self.offset, bytes=offer.size_bytes)
@@ -326,7 +327,7 @@ class Incoming:
                 where=f"{os.path.basename(self._damage.path)} at {self._damage.offset}",
                 next="replace the leader's disk: move the leadership, remove that member, add it "
                 "again with an empty data directory",
-                **{"remote-peer-id": f"{connection.node:x}"},
+                remote_peer_id=f"{connection.node:x}",
             )
             self._refuse("the data of the member that sent the snapshot is damaged")
             return
@@ -334,7 +335,7 @@ class Incoming:
         self._forget()
         if not connection.is_closing:
             connection.snapshot_taken()
-        log.info("received a snapshot", **{"snapshot-index": offer.index})
+        log.info("received a snapshot", snapshot_index=offer.index)
         self._received(connection.node, offer)
 
     def _refuse(self, why: str) -> None:

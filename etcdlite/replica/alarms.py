@@ -131,7 +131,7 @@ class Alarms:
         log.warn(
             f"{why}; puts are refused",
             next=f"{to_do}, then etcdlite-ctl alarm disarm",
-            **{"data-dir": self._store.directory},
+            data_dir=self._store.directory,
         )
         self._raise(self._member_id, NOSPACE)
 
@@ -213,7 +213,7 @@ def alarm_name(kind: int) -> str:
 
 
 def _log(write: Callable[..., None], message: str, alarm: tuple[int, int]) -> None:
-    write(message, alarm=alarm_name(alarm[1]), **{"member-id": f"{alarm[0]:x}"})
+    write(message, alarm=alarm_name(alarm[1]), member_id=f"{alarm[0]:x}")
 
 
 def _key(alarm: tuple[int, int]) -> bytes:

@@ -67,6 +67,4 @@ class ClusterVersion:
         if self.version != before:
             log.info("updated cluster version", **{"from": before.full, "to": self.version.full})
         elif self.target is not None:
-            log.warn(
-                "a downgrade of the cluster is enabled", **{"target-version": self.target.full}
-            )
+            log.warn("a downgrade of the cluster is enabled", target_version=self.target.full)

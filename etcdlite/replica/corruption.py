@@ -210,7 +210,7 @@ class HashCheck:
             self._raise_alarm(node, f"{at} its hash is {other.hash}, the leader's {own.hash}")
 
     def _raise_alarm(self, node: int, why: str) -> None:
-        log.error("found data inconsistency with peer", why=why, **{"remote-peer-id": f"{node:x}"})
+        log.error("found data inconsistency with peer", why=why, remote_peer_id=f"{node:x}")
         if self._raft.role == LEADER:
             self._state.alarms.raise_corrupt(node)
 

@@ -61,7 +61,7 @@ class ForcedCluster:
             log.warn(
                 "this member is a cluster of its own now; start it without --force-new-cluster "
                 "from now on",
-                **{"local-member-id": f"{own_id:x}"},
+                local_member_id=f"{own_id:x}",
             )
 
     def _propose(self, action: int, node: int) -> None:

@@ -332,7 +332,7 @@ class Leadership:
             log.warn(
                 "the disk is slow; handing leadership over",
                 took=f"{now - unsynced_since:.2f}s",
-                **{"new-leader": f"{transferee:x}"},
+                new_leader=f"{transferee:x}",
             )
             self._raft.transfer_leader(transferee)
 

@@ -212,7 +212,7 @@ class Maintenance:
             log.info(
                 "finished scheduled compaction",
                 versions=self._compaction_dropped,
-                **{"compact-revision": store.compacted},
+                compact_revision=store.compacted,
             )
         self.compacted_versions += self._compaction_dropped
         self._compaction_dropped = 0
@@ -269,7 +269,7 @@ class Maintenance:
         self._waiting_defragment = []
         before = store.size_bytes
         began = state.clock()
-        log.info("defragmenting", **{"current-db-size-bytes": before})
+        log.info("defragmenting", current_db_size_bytes=before)
         if store.data.offset > SEGMENT_HEADER.size:
             store.data.roll()
         yield from self._checkpoint()
@@ -277,7 +277,8 @@ class Maintenance:
             yield from self._clean(segment)
         log.info(
             "finished defragmenting",
-            **{"previous-db-size-bytes": before, "current-db-size-bytes": store.size_bytes},
+            previous_db_size_bytes=before,
+            current_db_size_bytes=store.size_bytes,
         )
         state.metrics.defragment_s.observe(state.clock() - began)
         for session, request_id, method in self._defragmenting:

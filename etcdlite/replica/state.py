@@ -235,11 +235,9 @@ class State:
         self.store.end_revision()
         log.info(
             f"{CHANGES[change.action]} member",
-            **{
-                "member-id": f"{node:x}",
-                "peer-urls": ",".join(peer_urls),
-                "local-member-id": f"{self.identity.member_id:x}",
-            },
+            member_id=f"{node:x}",
+            peer_urls=",".join(peer_urls),
+            local_member_id=f"{self.identity.member_id:x}",
         )
         return conf_change
 

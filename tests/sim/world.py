@@ -226,7 +226,7 @@ class World:
         entropy = random.Random(self.rng.getrandbits(64))
 
         def write(level: int, message: str, fields: dict[str, Any]) -> None:
-            text = " ".join(f"{name}={value}" for name, value in fields.items())
+            text = " ".join(f"{name.replace('_', '-')}={value}" for name, value in fields.items())
             self.note(f"  log {('debug', 'info', 'warn', 'error')[level]}: {message} {text}")
 
         os.urandom = entropy.randbytes
