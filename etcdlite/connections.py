@@ -177,9 +177,9 @@ class Connections:
         self._awake: dict[Session, None] = {}
         """Sessions that the next `tick` includes: they had input or output, or may not rest."""
         self._rotation: Iterator[Session] = iter(())
-        """Those of all sessions that are left in this round; each `tick` includes the next few."""
+        """The sessions that are left in this round over all; each `tick` includes the next few."""
         self._share = 1
-        """How many are few: a round takes the same time if most of them are closed in it."""
+        """How many these few are. It is the same for the whole round."""
         self._due: deque[Session] = deque()
         """Sessions that `tick` chose, and whose deadlines are still to be enforced."""
         self._sizes: dict[Connection, int] = {}
@@ -203,7 +203,7 @@ class Connections:
     def serve(self, ready: Sequence[tuple[selectors.SelectorKey, int]], began: float) -> None:
         """Call what is ready, for one slice from `began`: a `Ready` is the data of each key."""
         if len(ready) == 1 and not self._unread:
-            # Nothing to order.
+            # Nothing to order, so nothing that `Turns.serve` has to do.
             self._turns.share_end = began + SLICE_S
             key, mask = ready[0]
             key.data(mask)

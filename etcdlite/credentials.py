@@ -52,10 +52,9 @@ Protocols = tuple[str, ...]
 """The protocols to agree on (RFC 7301), the preferred one first."""
 
 _FILE_FLAGS = (
-    *("cert-file", "key-file", "client-cert-file", "client-key-file"),
-    *("trusted-ca-file", "crl-file"),
-)
-"""Without their prefix."""
+    "cert-file", "key-file", "client-cert-file", "client-key-file", "trusted-ca-file", "crl-file",
+)  # fmt: skip
+"""The flags that name files, without their prefix."""
 
 _Stamp = tuple[tuple[str, tuple[int, ...]], ...]
 """Path and `private_file.stamp` of each file."""

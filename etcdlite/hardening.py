@@ -52,7 +52,7 @@ _OUTCOMES = {
     False: "other users may use files of the data directory: another user owns them, they are in a "
     "shared directory, or the file system has no modes; correct that with chmod go-rwx",
 }
-"""What is logged of files that are closed now, and of those that are not."""
+"""What is logged, by whether the files could be closed to other users."""
 
 
 def close_files(data_dir: str, wal_dir: str) -> None:

@@ -71,7 +71,8 @@ def info(message: str, /, **fields: Any) -> None:
 
 
 def warn(message: str, limit: str = "", per_s: float = 1.0, /, **fields: Any) -> None:
-    """`limit`: omit the line if it is `limited` by this key; `error`, too."""
+    """With `limit`, a key, at most `per_s` lines with that key are written in a second (`limited`);
+    so in `error`."""
     if _level <= WARN and not (limit and limited(limit, per_s)):
         _write(WARN, message, fields)
 

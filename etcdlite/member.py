@@ -232,6 +232,7 @@ class Member:
         self.raft.report_snapshot(node, is_taken)
 
     def _returned(self, node: int) -> None:
+        # Parts that are made before `hash_check` get this method.
         self.hash_check.returned(node)
 
     def on_removed(self) -> None:
@@ -374,7 +375,7 @@ class Member:
         return (
             self._applying is not None
             or bool(self._committed or reads.new)
-            or self.writes.are_new
+            or self.writes.can_propose
             or reads.can_serve
         )
 
@@ -436,9 +437,9 @@ class Member:
         reads = self.reads
         if now >= self.leadership.wakes_at:
             self.leadership.act(now)
-        if (is_new := self.writes.are_new) or reads.new or reads.ready:
+        if (can_propose := self.writes.can_propose) or reads.new or reads.ready:
             self.background.asked_at = now
-        if is_new:
+        if can_propose:
             self.writes.propose_new()
             self.leadership.send_commit_at = math.inf
         if reads.new:
@@ -448,8 +449,8 @@ class Member:
             self.hub.run(self.slice_is_over)
 
     def proceed(self, now: float) -> None:
-        """Take what consensus has ready, apply and answer. `now`: what `clock` says. Between turns,
-        this may follow `persisted`: it answers what is durable now, and proposes nothing."""
+        """Take what consensus has ready, apply and answer. `now`: what `clock` says. The owner may
+        call this after `persisted`, too, to answer at once what is durable now."""
         self._slice_ends_at = now + SLICE_S
         raft = self.raft
         while raft.has_ready:

@@ -88,7 +88,7 @@ LOG_TAIL_BYTES = 16 << 20
 """Applied entries that compaction keeps in memory for slow followers."""
 
 DROPS_PER_TAIL = 64
-"""A member that is alone drops its entries when they have this share of the tail."""
+"""A member that is alone drops its entries when they fill this fraction (1/64) of the tail."""
 
 FOLLOWER, PRE_CANDIDATE, CANDIDATE, LEADER = range(4)
 ROLE_NAMES = ("follower", "pre-candidate", "candidate", "leader")
@@ -450,7 +450,8 @@ class Raft:
     def propose(self, data: bytes, commit_may_wait: bool = False) -> int:
         """Append an entry to the leader's log and return its index. It may still be lost.
 
-        `commit_may_wait`: the others may learn with the next append that it is committed.
+        `commit_may_wait`: no other member waits for it, so the others may learn only with the next
+        append that it is committed.
         Raises NotLeader; RequestDropped while leadership is being transferred, and when more than
         `max_uncommitted_bytes` are uncommitted."""
         self._check_can_propose()
@@ -566,7 +567,8 @@ class Raft:
         """Drop entries up to `index`, which is applied, from memory, except for a tail.
 
         Followers that are a little behind need no snapshot thanks to the tail (`log_tail_bytes`).
-        A member that is alone keeps none, but drops many entries at once. Files are not touched."""
+        A member that is alone keeps none. Many entries are dropped at once, so most calls do
+        nothing. Files are not touched."""
         tail_bytes = self.config.log_tail_bytes if keeps_tail else 0
         if self.log.size_bytes < tail_bytes // DROPS_PER_TAIL:
             return
@@ -638,7 +640,8 @@ class Raft:
         self._pending_conf_index = 0
         self._uncommitted_bytes = 0
         self._removal_index = 0
-        # Entries are committed that no other member waits for; the last entry that one waits for.
+        # The others have yet to learn the commit index, by the next append or `send_commit`; the
+        # last entry of which they must learn at once that it is committed.
         self.commit_is_untold, self._awaited_index = False, 0
         self._reads_waiting = []
         self._round_reads = []
@@ -707,20 +710,20 @@ class Raft:
 
     def _on_vote(self, message: Message) -> None:
         log = self.log
-        pre = message.kind == PRE_VOTE
+        is_pre_vote = message.kind == PRE_VOTE
         can_vote = (
             self.vote == message.sender
             or (self.vote == 0 and self.leader == 0)
-            or (pre and message.term > self.term)
+            or (is_pre_vote and message.term > self.term)
         )
         last_term = log.term(log.last)
         up_to_date = (message.log_term, message.index) >= (last_term, log.last)
         granted = can_vote and up_to_date
-        if granted and not pre:
+        if granted and not is_pre_vote:
             self.vote = message.sender
             self._election_elapsed = 0
         answer = {} if granted else self._vote_refusal()
-        if not pre:
+        if not is_pre_vote:
             self._send_after_sync(VOTE_RESP, message.sender, **answer)
             return
         # The grant of a pre-vote carries the term that was asked for, or the candidate would take

@@ -60,14 +60,15 @@ Waiter = tuple["Session | None", int, int, Any]
 """(session or None, request id, method, decoded request)"""
 
 Steps = Generator[None, None, bytes]
-"""Work in steps that returns an encoded response (appliers: without its header)."""
+"""Work in steps that returns an encoded response; that of an applier lacks its header."""
 
 Done = Callable[["bytes | EtcdError"], None]
 """Called once with the answer to a question: the encoded response, or why there is none."""
 
 
 def connection(session: Any) -> Any:
-    """The session of the connection, if this is one of its calls."""
+    """The session of the connection that a request came over: calls (`wire/calls.py`) are sessions
+    of their own, with that one as their `owner`."""
     return getattr(session, "owner", session)
 
 

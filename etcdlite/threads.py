@@ -1,10 +1,9 @@
 """The threads, which exist only for calls that block in the kernel:
 
     log     appends to the write-ahead log and syncs it. While it syncs, the loop gathers the next
-            batch, and the thread takes all of it at once: group commit without a timer. The loop
-            itself saves a few small writes while it has nothing else to do and syncs are quick, or,
-            in a lone member, while no client asks for something during a sync: to wake the thread
-            and to be woken by it costs as much CPU as the rest of a put.
+            batch, and the thread takes all of it at once: group commit without a timer. While the
+            loop has nothing else to do, it saves a few small writes itself, if syncs are quick: to
+            wake the thread and to be woken by it costs as much CPU as the rest of a put.
     disk    runs checkpoint, cleaning and snapshot tasks, one at a time.
     dial    connects to another member; one thread for each attempt.
     login   computes the hash of a password; one thread for each, at a low priority.
@@ -49,20 +48,21 @@ class DiskFailed(Exception):
 
 
 QUICK_SYNC_S = 0.001
-"""The caller saves by itself while syncs take less than this on average, about."""
+"""While syncs take less than this on average, the caller saves by itself (`save_now`)."""
 
 LONGEST_SYNC_S = 0.005
-"""The same for a lone member, while no client asks for something during a sync. With others, a long
-sync would hold up the heartbeats, too."""
+"""The same for a member without others, while no client asks for something during a sync. With
+others, a long sync would hold up the heartbeats, too."""
 
 ALONE_AGAIN_S = 1.0
-"""After a client asked for something during such a sync, the thread saves for this long."""
+"""After a client asked for something during a sync that was not quick, the thread saves for this
+long."""
 
 SLOW_SYNC_S = 0.02
 SLOW_SYNC_PAUSE = 25
 """After a sync that took longer than `SLOW_SYNC_S`, the thread saves for this multiple of its time.
-So slow syncs block the caller for at most 4 % of the time. A lone member leaves it at that only
-if a client sent something during the sync."""
+So slow syncs block the caller for at most 4 % of the time. In a member without others this holds
+only if a client asked for something during the sync."""
 
 FEW_BYTES = 64 << 10
 """The caller does not save more than this by itself, nor what begins a segment of the log."""
@@ -84,6 +84,7 @@ class LogThread:
         """What a sync takes, as a moving average."""
         self._slow_until = 0.0
         self._asked_until = 0.0
+        """Until then the thread saves, because a sync was slow, or a client asked during one."""
         self.is_alone = False
         """The member has no peers, so during a sync only clients can send something."""
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -181,6 +182,7 @@ class LogThread:
         if took_s < 2 * LONGEST_SYNC_S:
             self._sync_s += (took_s - self._sync_s) / 16
         else:
+            # Limited, so that one slow sync does not count for many quick ones.
             self._sync_s += (2 * LONGEST_SYNC_S - self._sync_s) / 16
             if took_s > SLOW_SYNC_S and not self.is_alone:
                 self._slow_until = now + SLOW_SYNC_PAUSE * took_s

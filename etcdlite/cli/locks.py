@@ -19,7 +19,7 @@ DEFAULT_SESSION_TTL_S = 60
 """The lease of an election, and of a lock whose --ttl is not positive."""
 
 SIGNAL_CHECK_S = 1.0
-"""How long a wait lasts: one in C is not ended by a signal that comes just before it begins."""
+"""A wait ends after this, and is repeated: no signal ends one that it comes just before."""
 
 
 @contextlib.contextmanager

@@ -249,11 +249,11 @@ class Reads:
 
     # ReadIndex rounds.
 
-    def begin_round(self, is_confirmed: bool) -> None:
-        """Begin a round for the new reads; `is_confirmed`: they need none."""
+    def begin_round(self, is_needless: bool) -> None:
+        """Begin a round for the new reads. If it is needless, they are ready at once."""
         now, reads, large_bytes = self._state.clock(), self.new, self._new_large_bytes
         self.new, self._new_large_bytes = [], 0
-        if is_confirmed:
+        if is_needless:
             self._large_bytes -= large_bytes
             self.ready.append((0, reads, now))
             return

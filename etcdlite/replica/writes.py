@@ -145,8 +145,8 @@ class Writes:
         """Numbers of the batches that `retry` proposes."""
 
     @property
-    def are_new(self) -> bool:
-        """Writes can be proposed in the next turn."""
+    def can_propose(self) -> bool:
+        """`propose_new` has something to do: there are new writes, or room for those in lines."""
         if self._new or not self._lines:
             return bool(self._new)
         has_room = self._metrics.proposals_pending < MAX_IN_FLIGHT
@@ -173,7 +173,7 @@ class Writes:
         is_current: bool = False,
     ) -> None:
         """Replicate and apply a write; `frame` is the request as a native frame. The session gets
-        the answer. Never raises."""
+        the answer. `is_current`: see `Access.retry`. Never raises."""
         learners = self._raft.learners
         if learners and session is not None and self._state.identity.member_id in learners:
             session.fail(request_id, method, error("NotSupportedForLearner"))

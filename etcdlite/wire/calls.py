@@ -66,7 +66,8 @@ class Call:
         self.opened()
 
     def opened(self) -> None:
-        """Begin. Raises EtcdError if the client may not open such a call."""
+        """Begin. A subclass sets its attributes here; it has no `__init__`. Raises EtcdError if the
+        client may not open such a call."""
 
     def message(self, body: bytes) -> None:
         """Process a message of the client. Raises EtcdError, DecodeError; the call then fails."""

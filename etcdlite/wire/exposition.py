@@ -382,7 +382,7 @@ class _Scrape(NamedTuple):
 
     def _own(self) -> Iterator[str]:
         metrics, member = self.member.metrics, self.member
-        housekeeping, data = member.maintenance, member.state.store.data
+        maintenance, data = member.maintenance, member.state.store.data
         yield _gauge(
             "etcdlite_build_info", "The program's versions", 1,
             version=__version__, python_version=sys.version.split()[0],
@@ -400,8 +400,8 @@ class _Scrape(NamedTuple):
              "Requests proposed together as one log entry"),
             ("histogram", "etcdlite_checkpoint_duration_seconds", metrics.checkpoint_s,
              "Duration of a checkpoint"),
-            ("counter", "etcdlite_checkpoints_total", housekeeping.checkpoints, "Checkpoints"),
-            ("counter", "etcdlite_cleaned_segments_total", housekeeping.cleaned_segments,
+            ("counter", "etcdlite_checkpoints_total", maintenance.checkpoints, "Checkpoints"),
+            ("counter", "etcdlite_cleaned_segments_total", maintenance.cleaned_segments,
              "Data segments whose garbage was removed"),
             ("gauge", "etcdlite_segments", len(data.files), "Data segments"),
             ("gauge", "etcdlite_segment_garbage_bytes", data.garbage_bytes,

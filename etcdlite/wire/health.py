@@ -3,10 +3,9 @@
 Over HTTP: etcd's /health, /livez and /readyz. Each is a script, run by `http.py`, that yields when
 it needs a read and returns the response.
 
-Over gRPC: `grpc.health.v1.Health`.
-The only service is "", the server itself, which serves while it knows a leader, once it has caught
-up with it after the start. For other names Check fails with NOT_FOUND, and Watch answers
-SERVICE_UNKNOWN, as the protocol requires.
+Over gRPC: `grpc.health.v1.Health`. The only service is "", the server itself. It serves while it
+knows a leader, once it has caught up with it after the start. For other names Check fails with
+NOT_FOUND, and Watch answers SERVICE_UNKNOWN, as the protocol requires.
 """
 
 from __future__ import annotations

@@ -462,7 +462,7 @@ def _after(prefix: bytes) -> bytes:
     return prefix[:-1] + b"0"
 
 
-def _first(prefix: bytes) -> proto.RangeRequest:
+def _oldest(prefix: bytes) -> proto.RangeRequest:
     """Read the oldest key of a queue."""
     return proto.RangeRequest(
         key=prefix,
@@ -473,8 +473,8 @@ def _first(prefix: bytes) -> proto.RangeRequest:
     )
 
 
-def _some(prefix: bytes) -> proto.RequestOp:
-    """How many keys are in a queue; sorts and reads no more than one of them."""
+def _count(prefix: bytes) -> proto.RequestOp:
+    """Count the keys of a queue. The limit keeps the server from reading more than one of them."""
     return proto.RequestOp(
         request_range=proto.RangeRequest(
             key=prefix, range_end=_after(prefix), keys_only=True, limit=1
@@ -518,8 +518,8 @@ class _QueueCall(_ScriptedCall):
             placed = yield _txn(
                 mine.key,
                 0,
-                success=[_put(mine.key, value or b"", mine.lease), _some(prefix)],
-                failure=[_get(mine.key), _some(prefix)],
+                success=[_put(mine.key, value or b"", mine.lease), _count(prefix)],
+                failure=[_get(mine.key), _count(prefix)],
             )
             place, queue = placed.responses
             header = placed.header
@@ -620,7 +620,7 @@ class ProclaimCall(_ScriptedCall):
 
 class LeaderCall(_ScriptedCall):
     def run(self, request: proto.LeaderRequest) -> Script:
-        first = yield _Ask(RANGE, _first(request.name + b"/"), False)
+        first = yield _Ask(RANGE, _oldest(request.name + b"/"), False)
         if not first.kvs:
             raise EtcdError(UNKNOWN, NO_LEADER)
         yield proto.LeaderResponse(header=first.header, kv=first.kvs[0])
@@ -639,7 +639,7 @@ class ObserveCall(_ScriptedCall):
     def run(self, request: proto.LeaderRequest) -> Script:
         prefix = request.name + b"/"
         while True:
-            first = yield _Ask(RANGE, _first(prefix), False)
+            first = yield _Ask(RANGE, _oldest(prefix), False)
             if first.kvs:
                 leader = first.kvs[0].key
                 yield proto.LeaderResponse(header=first.header, kv=first.kvs[0])

@@ -112,7 +112,7 @@ class Opening(Session):
         self._only_http = only_http
         self._wants_secret = wants_secret
         self._is_inside = False
-        """This is what a channel contains."""
+        """What is received is the plaintext of a secret's channel."""
         self.agreed = ""
         """The protocol that both sides agreed on in the handshake of TLS; empty: the first bytes
         tell."""

@@ -23,8 +23,7 @@ from etcdlite.replica.catch_up import behind_error
 from etcdlite.request import Asked
 from etcdlite.snap import Image
 from etcdlite.storage.data import DataDamaged
-from etcdlite.wire import api
-from etcdlite.wire import locks as concurrency
+from etcdlite.wire import api, locks
 from etcdlite.wire.calls import Call
 
 MAX_SNAPSHOTS = 4
@@ -156,7 +155,7 @@ class KeepAliveCall(Call):
         self._unanswered += 1
         if self.member.state.auth.enabled:
             api.read_renewal(body)  # A malformed message fails first.
-            self._unchecked = self._unchecked or {}  # Its own.
+            self._unchecked = self._unchecked or {}  # Not that of the class.
             if len(self._unchecked) >= MAX_UNCHECKED_RENEWALS:
                 raise error("RequestTooManyRequests")
             self._renew_if_permitted(self._asked, body)
@@ -614,7 +613,7 @@ CALLS: dict[int, type[Call]] = by_number(
         "Watch.Watch": WatchCall,
         "Lease.LeaseKeepAlive": KeepAliveCall,
         "Maintenance.Snapshot": SnapshotCall,
-        **concurrency.CALLS,
+        **locks.CALLS,
     },
 )
 """By the method's number."""
