@@ -97,8 +97,8 @@ def secret_line(prefix: str, secret: bytes) -> str:
 
 
 def create(path: str, content: str) -> None:
-    """Make a private file, durable on return. Raises PrivateFileError if there is one already, and
-    OSError."""
+    """Make a private file, durable on return. Raises PrivateFileError if it cannot be made, OSError
+    if it cannot be written."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         fd = os.open(path, flags, MODE)
@@ -106,6 +106,11 @@ def create(path: str, content: str) -> None:
         raise PrivateFileError(
             f"{path} exists already and is not overwritten; name another file, or remove it"
         ) from None
+    except OSError as failure:
+        text = str(failure.strerror).lower()
+        raise PrivateFileError(
+            f"cannot write {path}: {text}; correct the path or the permissions"
+        ) from failure
     with open(fd, "w", encoding="ascii") as file:
         os.fchmod(fd, MODE)
         file.write(content)

@@ -87,8 +87,8 @@ def check_apart(peer: Secrets, client: Secrets) -> None:
 
 
 def create(path: str) -> Secret:
-    """Make a file with one new secret, which only its owner may read. Raises SecretError if there
-    is a file already, and OSError."""
+    """Make a file with one new secret, which only its owner may read. Raises SecretError if it
+    cannot be made, OSError if it cannot be written."""
     secret = Secret(os.urandom(SECRET_BYTES))
     line = private_file.secret_line(PREFIX, secret.key)
     private_file.create(path, f"# id {secret.id.hex()}\n{line}")

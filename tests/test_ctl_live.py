@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 from rigs.ctl_runner import Ended, run_ctl
@@ -28,6 +28,9 @@ from rigs.real_etcd import distributed, running_etcd, without_settings
 
 from etcdlite.cli import check as ctl_check
 from etcdlite.cli import locks as ctl_locks
+from etcdlite.cli import watch as ctl_watch
+from etcdlite.cli.failures import Failure
+from etcdlite.discovery import DiscoveryError
 
 CTL = (sys.executable, "-m", "etcdlite.ctl")
 
@@ -445,6 +448,21 @@ def test_interactive_watches_share_a_stream_and_tell_what_is_wrong(
         "Invalid command watch c --bogus (unknown flag: --bogus)",
         "Error: error reading watch request line: EOF",
     ]
+
+
+@pytest.mark.parametrize(
+    "failure", [DiscoveryError("no servers"), Failure(5, "it ended"), OSError(28, "disk full")]
+)
+def test_what_ends_interactive_watches_ends_the_command(failure: Exception) -> None:
+    """Without an end of standard input, which the command is reading."""
+    read_end, write_end = os.pipe()
+    with open(write_end, "wb", 0) as writer, open(read_end) as stdin:
+        writer.write(b"watch a\n")
+        watcher = Mock()
+        watcher.run.side_effect = failure
+        with patch("sys.stdin", stdin), pytest.raises(type(failure)) as raised:
+            ctl_watch._watch_interactively(watcher)
+    assert raised.value is failure
 
 
 def test_a_lock_is_held_until_the_signal_and_then_the_next_one_has_it(

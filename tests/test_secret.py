@@ -676,5 +676,9 @@ def test_ctl_makes_a_secret_and_prints_the_settings(tmp_path: Path) -> None:
     assert "exists already and is not overwritten" in again.stderr
     assert path.read_bytes() == before
     assert run_ctl("secret", "new", "a", "b").status == 128
-    missing = run_ctl("secret", "new", str(tmp_path / "no" / "file"))
-    assert missing.status == 1 and "no such file" in missing.stderr
+    nowhere = str(tmp_path / "no" / "file")
+    for words in (("secret", "new"), ("key", "new"), ("key", "identity")):
+        missing = run_ctl(*words, nowhere)
+        assert missing.status == 1
+        assert missing.stderr.startswith(f"Error: cannot write {nowhere}: no such file"), words
+        assert "; correct the path" in missing.stderr

@@ -211,12 +211,12 @@ def watch(session: Session) -> None:
 
 def _watch_interactively(watcher: Watcher) -> NoReturn:
     """Read lines `watch [flags] key [range_end] [-- command]` or `progress` from standard input."""
-    failed: list[BaseException] = []
+    failed: list[Exception] = []
 
     def run() -> None:
         try:
             watcher.run()
-        except (Failure, EtcdliteError, BrokenPipeError) as error:
+        except Exception as error:  # Of any kind: it is raised again in the main thread.
             failed.append(error)
             # The main thread is in a read, which only a signal ends.
             os.kill(os.getpid(), signal.SIGINT)
