@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from etcdlite import proto
 
 MAX_PUTS = 1_000
 """More are left to the general decoder, which counts fields."""
-
-
-class Made:
-    """A field of a quickly decoded message that is made when it is first read."""
-
-    def __init__(self, make: Callable[[Any], list[proto.Message]]) -> None:
-        self._make = make
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, message: Any, owner: type | None = None) -> Any:
-        made = vars(message)[self._name] = self._make(message)
-        return made
 
 
 def _success(txn: Puts) -> list[proto.Message]:
@@ -37,7 +23,7 @@ class Puts(proto.TxnRequest):
     """A TxnRequest of this kind. The messages of its operations are made only when something asks
     for them, which is rare."""
 
-    success: Any = Made(_success)
+    success: Any = cached_property(_success)
 
     def __init__(self, puts: list[tuple[bytes, bytes, int]]) -> None:
         """As for `Store.put_all`: key, value, and 0 for no lease."""

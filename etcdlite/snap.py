@@ -369,8 +369,8 @@ def _sha256() -> Any:
 def digests(
     file: Any, size_bytes: int, progress: Callable[[int, int], None] | None
 ) -> tuple[bytes, bytes]:
-    """The SHA-256 of a file of this size without its last `DIGEST_BYTES`, and these. `progress`
-    gets (bytes done, total bytes)."""
+    """The SHA-256 of the content of a file, and the one at its end, which should be the same.
+    `progress` gets (bytes done, total bytes)."""
     digest = _sha256()
     left = size_bytes - DIGEST_BYTES
     file.seek(0)

@@ -12,10 +12,11 @@ Hot path, so flat.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from etcdlite import proto
-from etcdlite.plain_txn import Made, decode_puts
+from etcdlite.plain_txn import decode_puts
 from etcdlite.proto import read_varint, varint
 
 _MAX_KEY_BYTES = 4096
@@ -64,9 +65,9 @@ def _failure(swap: Swap) -> list[proto.Message]:
 class Swap(proto.TxnRequest):
     """A TxnRequest of this kind."""
 
-    compare: Any = Made(_compare)
-    success: Any = Made(_success)
-    failure: Any = Made(_failure)
+    compare: Any = cached_property(_compare)
+    success: Any = cached_property(_success)
+    failure: Any = cached_property(_failure)
 
     def __init__(
         self, key: bytes, revision: int, value: bytes | None, lease: int, gets: bool

@@ -337,7 +337,7 @@ class DataFile:
         out.append(body)
         offset = self.offset
         location = self.base | offset
-        self.offset = offset + size + 8
+        self.offset = offset + size + RECORD_HEADER_BYTES
         self.recent[location] = body
         self.recent_bytes += size + RECENT_OVERHEAD_BYTES
         return location
@@ -371,6 +371,8 @@ class DataFile:
         self._append_unkept(MARK, MARK_BODY.pack(index, term, revision))
 
     def _append_unkept(self, kind: int, body: bytes) -> None:
+        """Add a record that nobody reads by its location. It is garbage at once: what it says is in
+        the next checkpoint."""
         size = len(body)
         word = size << 4 | kind
         self.out += (RECORD_HEADER.pack(crc32(body, word), word), body)

@@ -42,8 +42,7 @@ from etcdlite.methods import (
 )
 from etcdlite.proto import varint
 from etcdlite.ranges import decode_range
-from etcdlite.replica import checks
-from etcdlite.replica import membership as cluster
+from etcdlite.replica import checks, membership
 from etcdlite.replica.alarms import alarm_name
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.replica.logins import check_size
@@ -113,8 +112,9 @@ def _read_now(
     member.reads.read_now(session, request_id, method, request, len(frame))
 
 
-class Incoming(NamedTuple):
-    """A request, as a `Handler` gets it, for the handlers of methods that are not so frequent."""
+class Received(NamedTuple):
+    """The arguments of a `Handler` after the first, in their order, so that `*received` passes them
+    on, and `*received[:4]` all but the frame. For all but the most frequent methods."""
 
     session: Session
     request_id: int
@@ -146,45 +146,45 @@ class Incoming(NamedTuple):
         return done
 
 
-def _propose(member: Member, asked: Incoming) -> None:
-    checks.check(asked.method, asked.request)
-    member.writes.propose(*asked)
+def _propose(member: Member, received: Received) -> None:
+    checks.check(received.method, received.request)
+    member.writes.propose(*received)
 
 
-def _read(member: Member, asked: Incoming) -> None:
-    member.reads.read(*asked[:4], len(asked.frame))
+def _read(member: Member, received: Received) -> None:
+    member.reads.read(*received[:4], len(received.frame))
 
 
-def _hash_kv(member: Member, asked: Incoming) -> None:
+def _hash_kv(member: Member, received: Received) -> None:
     # Members of all versions compare the same hash with each other, clients that of etcd.
-    request = asked.request
-    request.of_members = request.of_members or asked.session.is_member
+    request = received.request
+    request.of_members = request.of_members or received.session.is_member
     if member.catch_up.is_behind:
         raise behind_error()
-    read = partial(member.reads.read_now, *asked[:4], len(asked.frame))
+    read = partial(member.reads.read_now, *received[:4], len(received.frame))
     when_loaded(() if request.of_members else HASH_MODULES, member.run_task, read)
 
 
-def _lease_grant(member: Member, asked: Incoming) -> None:
-    member.state.alarms.check_space(len(asked.frame))
-    request = asked.request
+def _lease_grant(member: Member, received: Received) -> None:
+    member.state.alarms.check_space(len(received.frame))
+    request = received.request
     if request.ID != 0:
-        _propose(member, asked)
+        _propose(member, received)
     else:
         # Chosen here, before it is proposed, so that every member applies the same id.
         while request.ID == 0 or member.state.lessor.exists(request.ID):
             request.ID = member.rng.getrandbits(63)
-        member.writes.propose_message(*asked[:4])
+        member.writes.propose_message(*received[:4])
 
 
-def _member_list(member: Member, asked: Incoming) -> None:
-    if asked.request.linearizable:
-        member.reads.read(*asked[:4])
+def _member_list(member: Member, received: Received) -> None:
+    if received.request.linearizable:
+        member.reads.read(*received[:4])
     else:
-        member.reads.read_now(*asked[:4], len(asked.frame))
+        member.reads.read_now(*received[:4], len(received.frame))
 
 
-def _status(member: Member, asked: Incoming) -> None:
+def _status(member: Member, received: Received) -> None:
     raft, store = member.raft, member.state.store
     problems = []
     if not raft.leader:
@@ -214,135 +214,134 @@ def _status(member: Member, asked: Incoming) -> None:
     target = member.state.cluster_version.target
     if target is not None:
         response.downgradeInfo = proto.DowngradeInfo(enabled=True, targetVersion=target.full)
-    asked.answer(member.identity.header(store.revision) + response.encode())
+    received.answer(member.identity.header(store.revision) + response.encode())
 
 
-def _time_to_live(member: Member, asked: Incoming) -> None:
+def _time_to_live(member: Member, received: Received) -> None:
     if member.state.lessor.promoted:
-        member.reads.read(*asked[:4])
+        member.reads.read(*received[:4])
         return
     auth = member.state.auth
     if not auth.enabled:
-        _ask_leader(member, asked, asked.answer)
+        _ask_leader(member, received, received.answer)
         return
 
     def answered(answer: bytes | EtcdError, is_current: bool = False) -> None:
         """The leader does not know the user, so this member checks the keys."""
-        session = asked.session
+        session = received.session
         try:
             if isinstance(answer, EtcdError):
-                asked.answer(answer)
+                received.answer(answer)
                 return
-            author = member.access.author(session, asked.request_id) if auth.enabled else OWN
-            if asked.request.keys and not (author is not None and author.is_member):
+            author = member.access.author(session, received.request_id) if auth.enabled else OWN
+            if received.request.keys and not (author is not None and author.is_member):
                 rights = auth.rights(author)
                 for key in proto.LeaseTimeToLiveResponse.decode(answer).keys:
                     rights.check_read(key)
-            asked.answer(answer)
+            received.answer(answer)
         except EtcdError as failure:
             if not member.access.retry(session, failure, is_current, partial(answered, answer)):
-                asked.answer(failure)
+                received.answer(failure)
 
-    asked.admit(member, partial(_ask_leader, member, asked, answered))
+    received.admit(member, partial(_ask_leader, member, received, answered))
 
 
-def _ask_leader(member: Member, asked: Incoming, answered: Done) -> None:
+def _ask_leader(member: Member, received: Received, answered: Done) -> None:
     """Have the leader answer a request."""
     if member.is_learner:
         raise error("NotSupportedForLearner")
-    member.questions.ask(asked.method, asked.frame[FRAME_HEADER_BYTES:], answered)
+    member.questions.ask(received.method, received.frame[FRAME_HEADER_BYTES:], answered)
 
 
-def _member_change(member: Member, asked: Incoming) -> None:
+def _member_change(member: Member, received: Received) -> None:
     if not member.leads:
-        _ask_leader(member, asked, asked.answer)
+        _ask_leader(member, received, received.answer)
         return
-    changed, action, request = proto.Member(ID=0), _ACTIONS[asked.method], asked.request
-    if action == cluster.ADD:
+    changed, action, request = proto.Member(ID=0), _ACTIONS[received.method], received.request
+    if action == membership.ADD:
         nonce = member.rng.getrandbits(64)
-        changed = cluster.new_member(
+        changed = membership.new_member(
             request.peerURLs, request.isLearner, f"{member.options.cluster_token}{nonce}"
         )
     else:
         changed.ID = request.ID
-    if action == cluster.UPDATE:
-        changed.peerURLs = cluster.peer_urls_of(request.peerURLs)
+    if action == membership.UPDATE:
+        changed.peerURLs = membership.peer_urls_of(request.peerURLs)
     change = proto.MemberChange(action=action, member=changed)
     checks.check(MEMBER_CHANGE, change)
-    do = partial(member.change_membership, *asked[:3], change)
+    do = partial(member.change_membership, *received[:3], change)
     if not member.reachability.is_vital(change):
         do()
         return
     member.check_change(change)
-    member.reachability.check(change, asked.then(do))
+    member.reachability.check(change, received.then(do))
 
 
-def _downgrade(member: Member, asked: Incoming) -> None:
+def _downgrade(member: Member, received: Received) -> None:
     if not member.leads:
-        _ask_leader(member, asked, asked.answer)
+        _ask_leader(member, received, received.answer)
         return
-    if asked.request.action not in range(3):
+    if received.request.action not in range(3):
         raise EtcdError(UNKNOWN, "etcdserver: unknown method")
-    _once_current(
-        member, asked, partial(member.version_keeper.downgrade, asked.request, asked.answer)
-    )
+    do = partial(member.version_keeper.downgrade, received.request, received.answer)
+    _once_current(member, received, do)
 
 
-def _once_current(member: Member, asked: Incoming, do: Callable[[], None]) -> None:
+def _once_current(member: Member, received: Received, do: Callable[[], None]) -> None:
     """Call `do`, which may raise EtcdError, once what is committed now is applied, so that the
     answer is not of the past."""
-    member.reads.read(Asked(asked.then(do)), 0, KEEP_ALIVE, None)
+    member.reads.read(Asked(received.then(do)), 0, KEEP_ALIVE, None)
 
 
-def _move_leader(member: Member, asked: Incoming) -> None:
+def _move_leader(member: Member, received: Received) -> None:
     if not member.leads:
         raise error("NotLeader")
-    target = asked.request.targetID
+    target = received.request.targetID
     if target not in member.state.membership.voters:
         raise error("BadLeaderTransferee")
-    member.leadership.move(*asked[:3], target)
+    member.leadership.move(*received[:3], target)
 
 
-def _defragment(member: Member, asked: Incoming) -> None:
-    member.maintenance.defragment(*asked[:3])
+def _defragment(member: Member, received: Received) -> None:
+    member.maintenance.defragment(*received[:3])
 
 
-def _authenticate(member: Member, asked: Incoming) -> None:
-    check_size(asked.request)
-    _once_current(member, asked, partial(member.logins.log_in, *asked[:4]))
+def _authenticate(member: Member, received: Received) -> None:
+    check_size(received.request)
+    _once_current(member, received, partial(member.logins.log_in, *received[:4]))
 
 
-def _auth_enable(member: Member, asked: Incoming) -> None:
+def _auth_enable(member: Member, received: Received) -> None:
     if not member.state.auth.enabled:
         member.writes.propose_own(TOKEN_KEY, proto.TokenKey(seed=member.tokens.new_seed()))
-    member.writes.propose(*asked)
+    member.writes.propose(*received)
 
 
-def _rotate_key(member: Member, asked: Incoming) -> None:
+def _rotate_key(member: Member, received: Received) -> None:
     rotation = proto.AuthRotateKeyRequest(seed=member.tokens.new_seed())
-    member.writes.propose_message(*asked[:3], rotation)
+    member.writes.propose_message(*received[:3], rotation)
 
 
-def _user_add(member: Member, asked: Incoming) -> None:
-    request = asked.request
+def _user_add(member: Member, received: Received) -> None:
+    request = received.request
     has_password = request.options is None or not request.options.no_password
     added = proto.AuthUserAddRequest(name=request.name, options=request.options)
     if not has_password:
-        member.writes.propose_message(*asked[:3], added)
+        member.writes.propose_message(*received[:3], added)
     elif request.hashedPassword and not request.password:
-        _propose(member, asked)
+        _propose(member, received)
     else:
-        _propose_hashed(member, asked, added)
+        _propose_hashed(member, received, added)
 
 
-def _change_password(member: Member, asked: Incoming) -> None:
-    request = asked.request
+def _change_password(member: Member, received: Received) -> None:
+    request = received.request
     if request.password:
-        _propose_hashed(member, asked, proto.AuthUserChangePasswordRequest(name=request.name))
+        _propose_hashed(member, received, proto.AuthUserChangePasswordRequest(name=request.name))
     elif request.hashedPassword:
-        _propose(member, asked)
+        _propose(member, received)
     else:
-        asked.admit(member, _refuse_empty_password)
+        received.admit(member, _refuse_empty_password)
 
 
 def _refuse_empty_password() -> None:
@@ -352,21 +351,21 @@ def _refuse_empty_password() -> None:
 
 def _propose_hashed(
     member: Member,
-    asked: Incoming,
+    received: Received,
     request: proto.AuthUserAddRequest | proto.AuthUserChangePasswordRequest,
 ) -> None:
     """Propose `request` with the hash of the password in the request that was received."""
 
     def hashed(result: str | EtcdError) -> None:
         if isinstance(result, EtcdError):
-            asked.answer(result)
+            received.answer(result)
         else:
             request.hashedPassword = result
-            member.writes.propose_message(*asked[:3], request)
+            member.writes.propose_message(*received[:3], request)
 
-    password = asked.request.password
-    hash_it = partial(member.logins.hash, *asked[:2], request.name, password, hashed)
-    asked.admit(member, hash_it)
+    password = received.request.password
+    hash_it = partial(member.logins.hash, *received[:2], request.name, password, hashed)
+    received.admit(member, hash_it)
 
 
 def read_renewal(body: bytes) -> int:
@@ -454,24 +453,24 @@ def _leader_kept_alive(member: Member, body: bytes, done: Done, answer: bytes | 
 
 
 _ACTIONS = {
-    METHOD_BY_NAME["Cluster.MemberAdd"].number: cluster.ADD,
-    METHOD_BY_NAME["Cluster.MemberRemove"].number: cluster.REMOVE,
-    METHOD_BY_NAME["Cluster.MemberUpdate"].number: cluster.UPDATE,
-    METHOD_BY_NAME["Cluster.MemberPromote"].number: cluster.PROMOTE,
+    METHOD_BY_NAME["Cluster.MemberAdd"].number: membership.ADD,
+    METHOD_BY_NAME["Cluster.MemberRemove"].number: membership.REMOVE,
+    METHOD_BY_NAME["Cluster.MemberUpdate"].number: membership.UPDATE,
+    METHOD_BY_NAME["Cluster.MemberPromote"].number: membership.PROMOTE,
 }
 
 
-def _handler(handle: Callable[[Member, Incoming], None], is_checked: bool) -> Handler:
+def _handler(handle: Callable[[Member, Received], None], is_checked: bool) -> Handler:
     """`is_checked`: look first whether the user may make the request."""
 
     def handler(
         member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
     ) -> None:
-        asked = Incoming(session, request_id, method, request, frame)
+        received = Received(session, request_id, method, request, frame)
         if is_checked:
-            asked.admit(member, partial(handle, member, asked))
+            received.admit(member, partial(handle, member, received))
         else:
-            handle(member, asked)
+            handle(member, received)
 
     return handler
 

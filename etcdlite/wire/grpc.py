@@ -63,10 +63,10 @@ MAX_PARTIAL_BYTES = 32 << 20
 """Incomplete requests held per connection; a request that exceeds it is refused."""
 
 STALLED_BYTES = 64 << 10
-"""A stream with more held output than this holds back."""
+"""A call makes no more output while this much of it is held."""
 
-MAX_MESSAGE_BYTES = 8192
-"""The encoded text of an error in a header."""
+MAX_ERROR_TEXT_BYTES = 8192
+"""The text of an error in a header, after its encoding; longer ones are cut."""
 
 MAX_TIMEOUT_DIGITS = 8
 
@@ -283,11 +283,11 @@ def percent_encode(text: str) -> bytes:
     """Encode a status message: printable ASCII except "%" stays, the rest becomes %XX."""
     encoded = b"".join(
         bytes((byte,)) if 0x20 <= byte < 0x7F and byte != 0x25 else b"%%%02X" % byte
-        for byte in text[:MAX_MESSAGE_BYTES].encode("utf-8", "replace")
+        for byte in text[:MAX_ERROR_TEXT_BYTES].encode("utf-8", "replace")
     )
-    if len(encoded) <= MAX_MESSAGE_BYTES:
+    if len(encoded) <= MAX_ERROR_TEXT_BYTES:
         return encoded
-    encoded = encoded[:MAX_MESSAGE_BYTES]
+    encoded = encoded[:MAX_ERROR_TEXT_BYTES]
     return encoded[:-2] + encoded[-2:].partition(b"%")[0]
 
 
@@ -427,7 +427,7 @@ class GrpcSession(Connection, ClientSession):
                 request.decode(data, start, end)  # type: ignore[misc]
                 if size <= FEW_BYTES
                 else decode_request(request.decode, data, start, end),  # type: ignore[arg-type]
-                # A small range needs no frame.
+                # Of a range only the size of its frame counts, and only if it is large.
                 b""
                 if number == RANGE and size <= LARGE_BYTES
                 else FRAME.pack(size + MIN_FRAME_LENGTH, stream.id, number, 0) + data[start:end],

@@ -165,7 +165,7 @@ class Stream:
 
     state = FRESH
     credit = 0
-    """Our send window, above the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
+    """Our send window without the peer's SETTINGS_INITIAL_WINDOW_SIZE, which may change."""
     window = STREAM_WINDOW_BYTES
     """What the peer may still send."""
     headers_sent = False
@@ -179,7 +179,7 @@ class Stream:
         self.request = request
         """What `read_request` made of the header block."""
         self.content_length = content_length
-        """What is still to come of it, if it was announced."""
+        """The bytes of the body that are still to come, if a content-length announced them."""
 
     @property
     def is_ended(self) -> bool:
@@ -260,10 +260,10 @@ class Connection(Session):
         # Input.
         self._state = AT_PREFACE
         self._unpacker = Unpacker()
-        self._known: dict[bytes, Any] = {}
+        self._known: dict[bytes, Any] = {}  # Request and content-length by header block.
         self.table_update = b""
-        """The prefix of the next header block that is sent. If the peer wants a smaller dynamic
-        table (RFC 7541, 4.2), it sets the table's size to 0."""
+        """The prefix of the next header block that is sent: after the peer has asked for a smaller
+        dynamic table (RFC 7541, 4.2), an update that sets the table's size to 0; else empty."""
         self._block: tuple[int, int, list[bytes], bool] | None = None
         """An incomplete header block: stream id, flags, pieces, whether it depends on itself."""
         self._last_id = 0
@@ -273,7 +273,8 @@ class Connection(Session):
         """The last range of stream ids that the peer skipped."""
         self._quiet: dict[int, None] = {}
         self._receive_window = CONNECTION_WINDOW_BYTES
-        # Hooks that are due: `released` of these streams; `unblocked`, unless still blocked.
+        # Hooks that the next turn calls: `released` of these streams, and `unblocked`, unless the
+        # connection is blocked again.
         self._released: list[Stream] = []
         self._must_unblock = False
 
@@ -612,11 +613,12 @@ class Connection(Session):
         if size != 4:
             raise ConnectionFault(FRAME_SIZE_ERROR, "RST_STREAM does not have 4 bytes")
         stream = self.streams.get(stream_id)
-        if stream is not None and stream is not GHOST:  # Whatever its state is.
+        # Flat: of the states in `STREAM_TABLE`, only IDLE has a fault for it.
+        if stream is not None and stream is not GHOST:
             self.conduct.count_noise(2 if stream.headers_sent else 1 + NOISE_PER_RESET)
             self._forget(stream)
         else:
-            if stream_id > self._last_id or not stream_id & 1:  # No other state has a fault for it.
+            if stream_id > self._last_id or not stream_id & 1:
                 self._next_state(stream_id, ON_RESET)
             self.conduct.count_noise(1)
 
@@ -677,7 +679,7 @@ class Connection(Session):
         flow.hold(stream, head, body)
         if flow.has_more:
             # The caller is in the middle of something, so the hooks are called in the next turn.
-            self._send_held(tells=False)
+            self._send_held(calls_hooks=False)
             if not flow.frames_left:
                 self.outbox.wake()
         if self.outbox.waiting_bytes - size > MAX_UNSENT_BYTES:
@@ -714,8 +716,9 @@ class Connection(Session):
         self._send_held()
         super().produce()
 
-    def _send_held(self, tells: bool = True) -> None:
-        """Send held output that the windows allow, for one slice. `tells`: call the hooks."""
+    def _send_held(self, calls_hooks: bool = True) -> None:
+        """Send held output that the windows allow, for one slice. Without `calls_hooks`, the hooks
+        are called in the next turn."""
         was_blocked = self.is_blocked or self._must_unblock
         emptied, answers = self.flow.flush()
         self.conduct.answers += answers
@@ -725,8 +728,8 @@ class Connection(Session):
                 self._finish(stream, stream.tail)
             else:
                 self._released.append(stream)
-        self._must_unblock = was_blocked and not tells
-        if tells:  # Last, because the hooks may send more.
+        self._must_unblock = was_blocked and not calls_hooks
+        if calls_hooks:  # Last, because the hooks may send more.
             released, self._released = self._released, []
             for stream in released:
                 self.released(stream)
