@@ -58,6 +58,10 @@ RATE_PERIOD_S = 60.0
 MIN_SENT_BYTES_PER_S = 1024
 """Output that waits for a whole period must move at least this fast."""
 
+MAX_PIECES = 1024
+"""Received pieces that wait in an inbox. More are joined: a piece of a few bytes takes many times
+its size."""
+
 MAX_LATE_BYTES = 256
 """The most output that waits for more output to leave with it."""
 
@@ -282,7 +286,7 @@ class Inbox:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._pieces: deque[bytes | memoryview] = deque()
+        self._pieces: deque[memoryview] = deque()
         self.waiting_bytes = 0
         self.needed_bytes = 0
         """`join` returns nothing until this many bytes wait."""
@@ -297,8 +301,7 @@ class Inbox:
         pieces = self._pieces
         if not pieces:
             return data
-        pieces.append(data)
-        self.waiting_bytes += len(data)
+        self.put(data)
         if self.waiting_bytes < self.needed_bytes:
             return b""
         data = b"".join(pieces)
@@ -307,15 +310,19 @@ class Inbox:
 
     def keep(self, rest: bytes, needed_bytes: int) -> None:
         """Keep `rest`, the start of a frame of at least `needed_bytes`."""
-        self._pieces.append(rest)
-        self.waiting_bytes += len(rest)
+        self.put(rest)
         self.needed_bytes = needed_bytes
         self.starts_deadline = True
 
     def put(self, data: bytes) -> None:
         """Queue `data` for `take`."""
-        self._pieces.append(memoryview(data))
+        pieces = self._pieces
+        pieces.append(memoryview(data))
         self.waiting_bytes += len(data)
+        if len(pieces) > MAX_PIECES:
+            joined = b"".join(pieces)
+            pieces.clear()
+            pieces.append(memoryview(joined))
 
     def take(self, size_bytes: int) -> bytes:
         """The next piece, of at most this size. Some input must be waiting."""

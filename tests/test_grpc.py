@@ -10,6 +10,7 @@ import struct
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,22 @@ def test_a_request_in_many_small_pieces(client: Client) -> None:
 
 
 # --- Sizes -----------------------------------------------------------------------------------
+
+
+def test_small_pieces_of_a_request_take_the_memory_that_is_counted(client: Client) -> None:
+    stream_id = client.open(KV + "Put")
+    client.write(stream_id, struct.pack(">BI", 0, 1 << 20))
+    pieces = http2.frame(http2.DATA, 0, stream_id, b"ab") * 1000
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(100):
+            client.session.receive(pieces)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert client.session._partial_bytes >= 200_000
+    assert after - before < 300_000
 
 
 def test_large_values_pass_both_ways_through_the_windows(lone: LoneMember) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+import tracemalloc
 import weakref
 from pathlib import Path
 from selectors import DefaultSelector
@@ -25,6 +26,7 @@ from etcdlite.places import Places
 from etcdlite.session import (
     HANDSHAKE_TIMEOUT_S,
     MAX_HELD_BYTES,
+    MAX_PIECES,
     MIN_SENT_BYTES_PER_S,
     RATE_PERIOD_S,
     SEALED_BYTES,
@@ -195,6 +197,27 @@ def test_input_in_pieces_is_joined_once_it_is_enough() -> None:
     inbox.keep(b"ab", 5)
     assert inbox.join(b"c") == b"" and inbox.waiting_bytes == 3
     assert inbox.join(b"def") == b"abcdef" and not inbox.waiting_bytes
+
+
+def test_small_pieces_of_input_take_the_memory_that_is_counted() -> None:
+    inbox = Inbox(lambda: 0.0)
+    sent = bytes(i % 251 for i in range(100_000))
+    tracemalloc.start()
+    try:
+        inbox.keep(sent[:2], len(sent))
+        for at in range(2, len(sent) - 2, 2):
+            assert inbox.join(sent[at : at + 2]) == b""
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_bytes < len(sent) + MAX_PIECES * 300
+    assert inbox.join(sent[-2:]) == sent and not inbox.waiting_bytes
+    for at in range(0, len(sent), 2):
+        inbox.put(sent[at : at + 2])
+    taken = b""
+    while inbox.waiting_bytes:
+        taken += inbox.take(1000)
+    assert taken == sent
 
 
 def test_input_is_taken_in_pieces() -> None:

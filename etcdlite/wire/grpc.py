@@ -318,9 +318,9 @@ def gunzip(packed: bytes, max_bytes: int) -> bytes:
 class _Stream(Stream):
     began = 0.0
     """The member's clock when the header came, in seconds."""
-    parts: list[bytes] | None = None
-    """The pieces of an incomplete message."""
-    parts_bytes = 0
+    partial: bytearray | None = None
+    """The beginning of an incomplete message. A list of its pieces would take many times the memory
+    if they are small."""
     needed_bytes = PREFIX_BYTES
     message: bytes | None = None
     """The message of a request that is not a stream."""
@@ -398,7 +398,7 @@ class GrpcSession(Connection, ClientSession):
     ) -> None:
         # The hot path of every unary request. Unusual ones take the slow path.
         request: Request = stream.request
-        if stream.parts is not None:
+        if stream.partial is not None:
             data = self._joined(stream, data[at:end])
             at, end = 0, len(data)
         start = at + PREFIX_BYTES
@@ -471,25 +471,23 @@ class GrpcSession(Connection, ClientSession):
             self._need_leader.add(stream.id)
 
     def received(self, stream: _Stream, piece: bytes) -> None:  # type: ignore[override]
-        if stream.parts is None:
+        if stream.partial is None:
             self._read_messages(stream, piece)
-        elif stream.parts_bytes + len(piece) >= stream.needed_bytes:
+        elif len(stream.partial) + len(piece) >= stream.needed_bytes:
             stream.is_late = False
             self._read_messages(stream, self._joined(stream, piece))
         else:
-            stream.parts.append(piece)
-            stream.parts_bytes += len(piece)
+            stream.partial += piece
             self._partial_bytes += len(piece)
             if self._partial_bytes > MAX_PARTIAL_BYTES:
                 self.fail(stream.id, stream.request.number, error("RequestTooManyRequests"))
 
     def _joined(self, stream: _Stream, piece: bytes) -> bytes:
-        """The parts of an incomplete message, which are kept no longer, and `piece`."""
-        assert stream.parts is not None
-        data = b"".join((*stream.parts, piece))
-        self._partial_bytes -= stream.parts_bytes
-        stream.parts_bytes = 0
-        stream.parts = None
+        """The beginning of an incomplete message, which is kept no longer, and `piece`."""
+        assert stream.partial is not None
+        data = b"".join((stream.partial, piece))
+        self._partial_bytes -= len(stream.partial)
+        stream.partial = None
         return data
 
     def _read_messages(self, stream: _Stream, data: bytes) -> None:
@@ -526,10 +524,9 @@ class GrpcSession(Connection, ClientSession):
                     raise EtcdError(INTERNAL, "grpc: more than one message in a unary request")
                 if at == end or stream.tail or self.streams.get(stream.id) is not stream:
                     return
-            stream.parts = [data[at:]]
-            stream.parts_bytes = end - at
+            stream.partial = bytearray(data[at:])
             stream.needed_bytes = needed_bytes
-            self._partial_bytes += stream.parts_bytes
+            self._partial_bytes += end - at
             if self._partial_bytes > MAX_PARTIAL_BYTES:
                 raise error("RequestTooManyRequests")
         except EtcdError as failure:
@@ -550,7 +547,7 @@ class GrpcSession(Connection, ClientSession):
 
     def ended(self, stream: _Stream) -> None:  # type: ignore[override]
         request: Request = stream.request
-        if stream.parts:
+        if stream.partial:
             self._fail(stream, INTERNAL, "grpc: the request ends within a message")
         elif request.is_client_stream:
             self.calls.finish(stream.id)
@@ -748,10 +745,9 @@ class GrpcSession(Connection, ClientSession):
         """Release what belongs to a stream; True if it was a call."""
         self._deadlines.pop(stream.id, None)
         self._need_leader.discard(stream.id)
-        if stream.parts is not None:
-            self._partial_bytes -= stream.parts_bytes
-            stream.parts_bytes = 0
-            stream.parts = None
+        if stream.partial is not None:
+            self._partial_bytes -= len(stream.partial)
+            stream.partial = None
         stream.message = None
         return self.calls.close(stream.id)
 
@@ -893,7 +889,7 @@ class GrpcSession(Connection, ClientSession):
             for stream in self.streams.values()
             if stream is not GHOST
             and not (stream.is_ended or stream.tail)
-            and (stream.parts is not None or not stream.request.is_client_stream)
+            and (stream.partial is not None or not stream.request.is_client_stream)
         ]
         late = [stream for stream in incomplete if stream.is_late]
         for stream in late[:FAILED_PER_SLICE]:
