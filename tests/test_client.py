@@ -829,14 +829,26 @@ def test_a_granted_lease_serves_as_a_lease_id(connect: Connect, server: FakeServ
 def test_failures_are_the_builtin_ones_too(connect: Connect, server: FakeServer) -> None:
     with pytest.raises(ConnectionError, match="refused") as refused:
         connect(free_endpoint()).put("k", "v")
+    client = connect(server)
+    client.get("k")  # A connection may take longer than the put is waited for.
     server.intercept = lambda *_: IGNORE
     with pytest.raises(TimeoutError, match=r"KV\.Put was not answered") as late:
-        connect(server).put("k", "v", timeout_s=0.05)
+        client.put("k", "v", timeout_s=0.05)
     for raised, cls in ((refused.value, ConnectionFailed), (late.value, Timeout)):
         assert type(raised) is cls
         assert raised.errno is None, "the status code is no errno"
         copy = pickle.loads(pickle.dumps(raised))
         assert (type(copy), str(copy), vars(copy)) == (cls, str(raised), vars(raised))
+
+
+def test_a_login_without_an_answer_names_the_endpoint_once(
+    connect: Connect, server: FakeServer
+) -> None:
+    server.intercept = lambda *_: IGNORE
+    client = connect(server, user="u", password="p", dial_timeout_s=0.3)
+    with pytest.raises(ConnectionFailed) as failed:
+        client.get("k")
+    assert failed.value.text.count(server.endpoint) == 1
 
 
 def test_objects_say_what_they_are(connect: Connect, server: FakeServer) -> None:

@@ -381,7 +381,8 @@ class Calls:
                 return link
             except (Broken, Timeout, Unavailable) as failure:
                 # Of the login: another member may be able to check it.
-                causes[endpoint] = failure.cause if isinstance(failure, Broken) else failure.text
+                cause = failure.cause if isinstance(failure, Broken) else failure.text
+                causes[endpoint] = cause.removeprefix(f"{endpoint}: ")
             except ChannelError as error:
                 causes[endpoint] = str(error)
             except OSError as error:
