@@ -267,6 +267,7 @@ class Server:
         connections.produce()
         connections.send_output()
         member.maintain(self._has_input)
+        self._give_disk_work()  # Otherwise it would wait for the next tick.
         member.metrics.turn_s.observe(clock() - began)
 
     def _has_input(self) -> bool:
@@ -375,11 +376,15 @@ class Server:
         member = self.member
         if saves := member.take_saves():
             self._save(saves)
+        while (job := member.logins.take()) is not None:
+            start_login(job, self._report)
+        self._give_disk_work()
+
+    def _give_disk_work(self) -> None:
+        member = self.member
         task = member.take_task()
         if task is not None:
             self._disk_thread.run(task)
-        while (job := member.logins.take()) is not None:
-            start_login(job, self._report)
         released = member.maintenance.released
         if released is not None:
             member.maintenance.released = None

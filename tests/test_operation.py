@@ -754,6 +754,13 @@ def test_a_full_quota_raises_the_alarm_and_space_and_disarming_end_it(server):
     assert client.put("small", "v").revision == revision + 1
 
 
+def test_disk_work_that_maintenance_finds_does_not_wait_for_a_tick(server):
+    """A defragmentation has several tasks for the disk, and nothing else wakes the loop."""
+    client = server("--heartbeat-interval=10000", "--election-timeout=50000").client(timeout_s=9)
+    client.put("k", "v")
+    client.defragment()
+
+
 # Leases, and what happens by itself.
 
 QUICK = ("--heartbeat-interval=20", "--election-timeout=100")
