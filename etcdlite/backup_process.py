@@ -12,10 +12,10 @@ change, and a socket as its stdin and stdout:
             failed, and the rest is the reason, in UTF-8.
 
 A thread of the server writes to it and reads from it, at most `WAITING_PARTS` ahead of the client.
-The thread kills the process when the client leaves; without a server it ends by itself. It takes
-20 MiB of memory, and what `history.py` says; where memory is short, the kernel ends it before the
-server. The loop writes the backup if there can be no process, as where files are sealed (it has no
-keys), or if it ends before the first part: the modules of another version may be installed by then.
+The thread kills the process when the client leaves; without a server it ends by itself. It takes 20
+MiB of memory, and what `storage/history.py` says; where memory is short, the kernel ends it before
+the server. The loop writes the backup if there can be no process, as where files are sealed (it has
+no keys), or if it ends before the first part: modules of another version may be installed by then.
 """
 
 from __future__ import annotations

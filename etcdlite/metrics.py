@@ -26,7 +26,7 @@ from etcdlite.plain_txn import Puts
 from etcdlite.swap import Swap
 
 MAX_CLIENT_VERSIONS = 32
-"""Client versions with counts of their own. Others count as "unknown"."""
+"""Client versions with counts of their own. Others count as `UNKNOWN_VERSION`."""
 
 UNKNOWN_VERSION = "unknown"
 

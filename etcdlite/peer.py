@@ -19,9 +19,9 @@ which a member that joins needs. All integers are little-endian.
                     says what does not fit, and the end of the connection.
     0xE9 RAFT       one raft message, as below. Never answered. The accepting side sends them too,
                     while it has no connection of its own to the other member.
-    0xEA FORWARD    8 bytes: a term; then the payload of an entry (`entry.py`) to be proposed by
-                    the leader of that term. Answered empty when it is in the leader's log; with an
-                    ERROR, it is not and never will be.
+    0xEA FORWARD    8 bytes: a term; then the payload of an entry (`replica/entry.py`) to be
+                    proposed by the leader of that term. Answered empty when it is in the leader's
+                    log; with an ERROR, it is not and never will be.
     0xEB SNAPSHOT   on a connection whose Introduction offers a snapshot: the next bytes of the file
                     that `snap.py` describes, from where `Welcome` says. When the whole of it is
                     received, checked and synced, answered empty.
@@ -45,7 +45,7 @@ A raft message (see `raft.Message`; its sender and receiver follow from the conn
 Invariants: what a connection carries arrives in order, whole and once, or not at all; no message is
 taken from a member of another cluster, a removed member, or one that means another member.
 
-`peer_session.py` is the accepting end, which answers.
+`wire/peer_session.py` is the accepting end, which answers.
 
 Limits: `MAX_FRAME_BYTES`; `MAX_UNSENT_BYTES` wait to be sent to one member, then messages are
 dropped, as by a bad network, and consensus is told; questions are answered, or fail, within
@@ -270,7 +270,7 @@ class PeerConnection(Session):
     is_served_to_the_end = True
     silence_s = SILENCE_S
     stranger = "; check the peer URLs"
-    """What to say of another protocol."""
+    """Added to what is said of another protocol: who the other side may be."""
 
     def __init__(self, local: Local, on_output: Callable[[Any], None]) -> None:
         super().__init__(on_output, local.clock)

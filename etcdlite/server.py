@@ -77,7 +77,7 @@ SESSION_TICK_S = 0.25
 """How often sessions enforce their deadlines."""
 
 LOOK_S = 60.0
-"""How often the files of TLS are looked at, if no handshake does it."""
+"""How often the files of TLS are looked at for changes; handshakes look at them, too."""
 
 SHUTDOWN_S = 10.0
 """A shutdown waits this long for work in flight."""
@@ -275,7 +275,7 @@ class Server:
         return bool(self._selector.select(0))
 
     def _prepare_loop(self) -> None:
-        # The collector need not visit what was loaded, because it stays. It need not run often
+        # The collector need not visit what was loaded, because that stays. It need not run often
         # either, because nothing on the hot paths makes cycles.
         gc.freeze()
         gc.enable()
@@ -284,7 +284,7 @@ class Server:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, self._signalled)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Ignored, it hides how they end.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Ignored, it hides how children end.
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
     def _collecting(self, phase: str, _: Any) -> None:
@@ -403,7 +403,7 @@ class Server:
             thread.save(saves)
             return
         if not thread.is_alone:
-            # The other members save in the meantime.
+            # Appends leave first, so that the other members save at the same time.
             self.connections.send_output(to_clients=False)
         began = member.clock()
         if (took_s := thread.save_now(saves)) > QUICK_SYNC_S:

@@ -1,4 +1,4 @@
-"""The order in which the loop serves the files that are ready.
+"""The order in which the loop serves the files that are ready: sockets, and the pipe that wakes it.
 
 A turn of the loop has a slice of time. It serves the files of members first, then those that the
 last turn did not reach, then the others. Each may use its share of the slice. Those that are not

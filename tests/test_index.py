@@ -143,14 +143,13 @@ def test_a_moved_version_is_found_at_its_new_place_and_others_stay() -> None:
     index, done = grown(5)
     for key, versions in done.items():
         for mod, location, length, is_dead in versions:
-            assert index.move(key, mod, location + 1, 77) is None
             assert index.is_at(key, mod, location) and not index.is_at(key, mod, location + 1)
             assert not index.is_at(key, mod + 1000, location)
-            assert index.move(key, mod, location, location + 7) == location
+            assert index.move(key, mod, location + 7) == location
             if not is_dead:
                 assert index.at(key, mod) == (location + 7, length)
-    assert index.move(b"key1", 9999, None, 1) is None
-    assert index.move(b"no such key", 2, None, 1) is None
+    assert index.move(b"key1", 9999, 1) is None
+    assert index.move(b"no such key", 2, 1) is None
 
 
 def test_the_packed_index_is_the_index() -> None:

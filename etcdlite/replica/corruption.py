@@ -99,14 +99,14 @@ class HashCheck:
             return
         self.is_over = False
         self._until = now + INITIAL_S
-        self._hash(self._state.store.revision, self._own_hashed)
+        self._hash(self._state.store.revision, self._hashed_initially)
 
     def _hash(self, revision: int, done: Done) -> None:
         """Hash the state of this member."""
         request = proto.HashKVRequest(revision=revision, of_members=True)
         self._read_now(Asked(done), 0, HASH_KV, request)
 
-    def _own_hashed(self, answer: bytes | EtcdError) -> None:
+    def _hashed_initially(self, answer: bytes | EtcdError) -> None:
         if isinstance(answer, EtcdError):
             self.difference = f"its own data cannot be read: {answer.text}"
         else:
@@ -119,12 +119,12 @@ class HashCheck:
             for node in list(nodes):
                 if node not in self._asked and self._others.is_open(node):
                     self._asked.add(node)
-                    self._others.ask(node, HASH_KV, body, partial(self._compared, node))
+                    self._others.ask(node, HASH_KV, body, partial(self._compare_initially, node))
         if self.difference or now >= self._until or self._answered.issuperset(nodes):
             self.is_over = True
             log.info("compared the data with the other members", members=len(self._answered))
 
-    def _compared(self, node: int, answer: bytes | EtcdError) -> None:
+    def _compare_initially(self, node: int, answer: bytes | EtcdError) -> None:
         self._answered.add(node)
         if isinstance(answer, EtcdError):
             return  # It is behind, or has compacted differently: nothing can be said.

@@ -177,7 +177,7 @@ def _append_moved(store: Store, block: bytes, places: list[_Place]) -> Iterator[
     for first in range(0, len(places) + 1, step_records):
         for key, mod, at, size in places[first : first + step_records]:
             location = begin + at
-            old = index.move(key, mod, None, location)
+            old = index.move(key, mod, location)
             if old is not None:
                 data.add_garbage(old, size)
                 data.garbage[number] -= size + RECORD_HEADER_BYTES

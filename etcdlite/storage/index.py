@@ -8,15 +8,16 @@ Values are flat `bytes` and `bytearray`, which the cyclic garbage collector does
 
 - a head is mod_revision, create_revision, version, location, lease (u64 each) and length (u32) of
   the key's current record;
-- a past entry is mod_revision and location (u64 each) and length (u32, top bit set: tombstone) per
-  superseded version, ascending. It is `bytes` at first: those of a deleted key then fit the memory
-  of its head. The second change makes it a `bytearray`, which grows.
+- the past of a key has an entry per superseded version, ascending: mod_revision and location (u64
+  each) and length (u32, top bit set: tombstone). It is `bytes` at first, so that the two entries of
+  a key that was put once and deleted fit where its head was in memory. The next change makes it a
+  `bytearray`, which grows.
 
 `revisions[n]` is the location of the first record of revision `first_revision + n`: watches read
 history by it.
 
 Invariants: the keys of `heads` are the items of `keys`, and those of `past` of `past_keys`; the
-revisions in a past entry ascend and stay below the head's.
+revisions in the past of a key ascend and stay below the head's.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Index:
             self.add_past(key, PAST.pack(mod, location, length))
 
     def add_past(self, key: bytes, added: bytes) -> bool:
-        """Add past entries of a key. Returns whether it had none: add it to `past_keys` then."""
+        """Add past entries of a key. Returns True if it had none: `past_keys` lacks it then."""
         entries = self.past.get(key)
         if entries is None:
             self.past[key] = added
@@ -85,15 +86,13 @@ class Index:
         entries += added
         return False
 
-    def move(self, key: bytes, mod: int, old: int | None, new: int) -> int | None:
+    def move(self, key: bytes, mod: int, new: int) -> int | None:
         """Point version `mod` of `key` to location `new`. Returns where it was; None if there is no
-        such version, or if `old` is given and the version is not there."""
+        such version."""
         head = self.heads.get(key)
         if head is not None:
             head_mod, create, version, location, lease, length = HEAD.unpack(head)
             if head_mod == mod:
-                if old is not None and old != location:
-                    return None
                 self.heads[key] = HEAD.pack(mod, create, version, new, lease, length)
                 return int(location)
         entries = self.past.get(key, b"")
@@ -101,7 +100,7 @@ class Index:
         if at < 0:
             return None
         found, location, length = PAST.unpack_from(entries, at)
-        if found != mod or (old is not None and old != location):
+        if found != mod:
             return None
         if isinstance(entries, bytes):
             entries = self.past[key] = bytearray(entries)

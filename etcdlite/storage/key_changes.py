@@ -2,8 +2,8 @@
 quick.
 
 The number of keys in a range as of an older revision is the present one, minus the keys that were
-created since, plus those that were deleted. An overwrite changes nothing. Only the
-last changes are kept. The keys of a revision before them must be counted one by one.
+created since, plus those that were deleted. An overwrite changes nothing. Only the last changes are
+kept. The keys of a revision before them must be counted one by one.
 
 Invariants: the revisions of each kind ascend; every change after revision `since` is there.
 """
@@ -24,7 +24,7 @@ class KeyChanges:
         more than twice as many."""
         self._kept = kept
         self.since = since
-        # `Store.put` appends here: its path is hot.
+        # `Store.put_all` and `Store.delete_key`, which are hot, append to these lists themselves.
         self.born: list[bytes] = []
         self.born_at = array("Q")
         """The revision that created each key."""

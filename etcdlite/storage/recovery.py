@@ -246,7 +246,7 @@ class Contents:
     def _replay_move(self, location: int, body: bytes) -> None:
         index = self.index
         key, mod = key_and_revision(body)
-        old = index.move(key, mod, None, location)
+        old = index.move(key, mod, location)
         if old != location:
             # A version without an old place is not needed any more.
             self.data.add_garbage(location if old is None else old, len(body))
