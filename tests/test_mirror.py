@@ -474,3 +474,18 @@ def test_a_server_that_answers_anything_gets_one_line(number: int) -> None:
         ended = run_ctl(f"--endpoints={endpoint}", "make-mirror", "--once", "127.0.0.1:1")
     assert ended.status == 1
     assert ended.stderr.startswith("Error: ") and ended.stderr.count("\n") == 1, ended.stderr
+
+
+def test_what_ends_the_stream_of_a_mirror_ends_its_feed_whatever_it_is() -> None:
+    class Stream:
+        def __iter__(self) -> Iterator[Any]:
+            raise OSError("no descriptor is left")
+            yield
+
+        def cancel(self) -> None:
+            pass
+
+    feed = mirror._Feed(Stream())
+    with pytest.raises(OSError, match="no descriptor is left"):
+        feed.take(PATIENCE_S)
+    feed.close()

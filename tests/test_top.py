@@ -141,6 +141,21 @@ def test_a_watch_says_why_it_sees_nothing_and_tries_again(server: ServerFactory)
     watch.close()
 
 
+def test_what_ends_a_watch_of_changes_is_shown_whatever_it_is() -> None:
+    class Broken:
+        timeout_s = 1.0
+
+        def watch(self, **_: Any) -> Any:
+            raise OSError("no descriptor is left")
+
+        def close(self) -> None:
+            pass
+
+    watch = ChangeWatch(Broken(), 1, 0.1)  # type: ignore[arg-type]
+    wait_until(lambda: watch.seen.error == "no descriptor is left", "it is shown")
+    watch.close()
+
+
 # The lines.
 
 

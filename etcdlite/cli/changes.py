@@ -115,8 +115,9 @@ class ChangeWatch:
             except PermissionDenied:
                 self.seen = Changes(error="this needs a user who may read all keys")
                 return
-            except EtcdliteError as error:
-                self.seen = Changes(error=cause(error))
+            except Exception as error:  # Of any kind: this thread must go on.
+                text = cause(error) if isinstance(error, EtcdliteError) else str(error)
+                self.seen = Changes(error=text)
                 self._is_closed.wait(RETRY_S)
 
     def _watch_interval(self) -> None:

@@ -140,13 +140,13 @@ class _Feed:
         self._changed = threading.Condition()
         self._responses: deque[tuple[Any, int]] = deque()
         self._ahead_bytes = 0
-        self._end: EtcdliteError | None = None
+        self._end: Exception | None = None
         self._is_over = False
         self._thread = threading.Thread(target=self._read, name="mirror", daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        end = None
+        end: Exception = error_for(UNAVAILABLE, "the watch has ended")
         try:
             for response in self._stream:
                 size = CHANGE_BYTES + sum(
@@ -161,15 +161,14 @@ class _Feed:
                     self._responses.append((response, size))
                     self._ahead_bytes += size
                     self._changed.notify_all()
-        except EtcdliteError as error:
+        except Exception as error:  # Of any kind: `take` raises it again.
             end = error
         with self._changed:
-            self._end = end or error_for(UNAVAILABLE, "the watch has ended")
+            self._end = end
             self._changed.notify_all()
 
     def take(self, wait_s: float) -> Any:
-        """The next response; None if none comes in time. Raises EtcdliteError when the stream has
-        ended."""
+        """The next response; None if none comes in time. Raises what has ended the stream."""
         with self._changed:
             if not self._responses and self._end is None:
                 self._changed.wait(wait_s)
