@@ -154,10 +154,9 @@ _SEGMENT_PLACE = b"etcdlite log segment"
 _FRAME_PLACE = b"etcdlite log frame"
 _PLACE = Struct("<QQ")
 _FRAME_MAGIC = b"WALf"
-_FRAME_HEADER = Struct("<4sIQIII")
+_FRAME_HEADER = Struct("<4sIQIIII")
 _FRAME_HEADER_BYTES = 32
 _CRC = Struct("<I")
-_RECORD = Struct("<BBHI")
 _ENTRY = Struct("<BBHIQQ")
 _HARD_STATE = Struct("<BBHIQQQ")
 _MARKER = Struct("<BBHIQQ")
@@ -716,69 +715,78 @@ class _Recovery:
     def _replay(self, wal: WAL, data: bytes, path: str, last: bool) -> int:
         """Apply the frames of a segment, and leave `wal` at the end of the last good one.
 
-        Returns the end of a torn frame after that, or 0. Raises WALDamaged."""
-        end = _used_bytes(data)
-        self._last_frame = 0
-        while wal._position < end:
-            start = wal._position
-            sequence = wal._frame_sequence
-            header = data[start : start + _FRAME_HEADER_BYTES]
-            if header == bytes(_FRAME_HEADER_BYTES):
-                sector_end = start + SECTOR_BYTES - start % SECTOR_BYTES
-                other = _find_later_frame(data, start, end, sequence, wal._salt)
+        Returns the end of a torn frame after that, or 0. Raises WALDamaged. Hot: one loop over
+        frames and records takes half to two thirds of the time of a call for each."""
+        end, seal, segment = _used_bytes(data), wal._seal, wal._segments[-1]
+        sequence, chain, position = wal._frame_sequence, wal._chain, wal._position
+        last_index, covered = wal.last_index, wal.snapshot[0]
+        entries, last_frame, hard_state = self._entries, 0, b""
+        new, unpack, unpack_record = tuple.__new__, _FRAME_HEADER.unpack_from, _ENTRY.unpack_from
+        while position < end:
+            magic, length, found, salt, crc, blank, check = unpack(data, position)
+            stop = position + _FRAME_HEADER_BYTES + length
+            if check != crc32(data[position : position + 28]):
+                if any(data[position : position + _FRAME_HEADER_BYTES]):
+                    why = f"the header of frame {sequence} does not check"
+                    raise WALDamaged(path, position, why)
+                other = _find_later_frame(data, position, end, sequence, wal._salt)
                 if other:
                     why = f"zeros instead of frame {sequence}, with another frame at byte {other}"
-                    raise WALDamaged(path, start, why)
-                if not last or any(data[start:sector_end]):
-                    raise WALDamaged(path, start, f"bytes after the end, before byte {end}")
-                return end
-            if _CRC.unpack_from(header, 28)[0] != crc32(header[:28]):
-                raise WALDamaged(path, start, f"the header of frame {sequence} does not check")
-            magic, length, found, salt, chain, blank = _FRAME_HEADER.unpack_from(header)
-            stop = start + _FRAME_HEADER_BYTES + length
-            if (magic, found, salt) != (_FRAME_MAGIC, sequence, wal._salt) or stop > len(data):
-                raise WALDamaged(path, start, f"another frame in the place of frame {sequence}")
-            body = data[start + _FRAME_HEADER_BYTES : stop]
-            if crc32(body, wal._chain) != chain:
-                if last and stop >= end and _blank(body, start) > blank:
-                    return end
-                raise WALDamaged(path, start, f"the checksum of frame {sequence} does not match")
-            if wal._seal is not None:
-                body = _opened(body, wal._seal, sequence, path, start)
-            self._apply(wal, body, path, start)
-            wal._position = stop
-            wal._frame_sequence = sequence + 1
-            wal._chain = chain
-            self._last_frame = start
-        return 0
+                    raise WALDamaged(path, position, why)
+                sector_end = position + SECTOR_BYTES - position % SECTOR_BYTES
+                if not last or any(data[position:sector_end]):
+                    raise WALDamaged(path, position, f"bytes after the end, before byte {end}")
+                break
+            if (found, salt, magic) != (sequence, wal._salt, _FRAME_MAGIC) or stop > len(data):
+                raise WALDamaged(path, position, f"another frame in the place of frame {sequence}")
+            body = data[position + _FRAME_HEADER_BYTES : stop]
+            if crc != crc32(body, chain):
+                if last and stop >= end and _blank(body, position) > blank:
+                    break
+                why = f"the checksum of frame {sequence} does not match"
+                raise WALDamaged(path, position, why)
+            if seal is not None:
+                body = _opened(body, seal, sequence, path, position)
+            at, body_bytes = 0, len(body)
+            while at <= body_bytes - 24 and body[at]:
+                record, kind, _, length, term, index = unpack_record(body, at)
+                data_at = at + 24
+                at += 8 + length
+                if record == _ENTRY_TYPE and covered < index == last_index + 1:
+                    entries.append(new(Entry, (term, index, kind, body[data_at:at])))
+                    segment.last_index = last_index = index
+                elif record == _HARD_STATE_TYPE:
+                    hard_state = body[data_at - 24 : data_at + 8]
+                else:
+                    wal.last_index = last_index
+                    entry = Entry(term, index, kind, body[data_at:at])
+                    self._apply(wal, record, entry, path, position)
+                    last_index, covered = wal.last_index, wal.snapshot[0]
+            if at > body_bytes or (at < body_bytes and body[at]):
+                raise WALDamaged(path, position, f"a record passes the end of frame {sequence}")
+            chain, last_frame, position, sequence = crc, position, stop, sequence + 1
+        wal._position, wal._frame_sequence, wal._chain = position, sequence, chain
+        wal.last_index, self._last_frame = last_index, last_frame
+        if hard_state:
+            wal.hard_state = HardState(*_HARD_STATE.unpack(hard_state)[4:])
+        return end if position < end else 0
 
-    def _apply(self, wal: WAL, body: bytes, path: str, start: int) -> None:
-        """Apply the records of a frame. Its checksum is right, so an error here is a fault of the
-        program that wrote it."""
-        entries = self._entries
-        position = 0
-        while position < len(body) and body[position] != _END:
-            kind_of_record, kind, _, length = _RECORD.unpack_from(body, position)
-            stop = position + _RECORD.size + length
-            if kind_of_record == _ENTRY_TYPE:
-                _, _, _, _, term, index = _ENTRY.unpack_from(body, position)
-                if not wal.snapshot[0] < index <= wal.last_index + 1:
-                    why = f"entry {index} comes after entry {wal.last_index}"
-                    raise WALDamaged(path, start, why)
-                if index <= wal.last_index:
-                    wal._replace_from(index)
-                    del entries[max(0, index - entries[0].index) if entries else 0 :]
-                entries.append(Entry(term, index, kind, body[position + _ENTRY.size : stop]))
-                wal._segments[-1].last_index = wal.last_index = index
-            elif kind_of_record == _HARD_STATE_TYPE:
-                wal.hard_state = HardState(*_HARD_STATE.unpack_from(body, position)[4:])
-            elif kind_of_record == _MARKER_TYPE:
-                _, _, _, _, index, term = _MARKER.unpack_from(body, position)
-                if wal._apply_marker(index, term, bool(kind)):
-                    entries.clear()
-            else:
-                raise WALDamaged(path, start, f"record of unknown type {kind_of_record}")
-            position = stop
+    def _apply(self, wal: WAL, record: int, entry: Entry, path: str, start: int) -> None:
+        """Apply an unusual record of the frame at `start`. An error is its writer's fault."""
+        entries, index = self._entries, entry.index
+        if record == _ENTRY_TYPE:
+            if not wal.snapshot[0] < index <= wal.last_index + 1:
+                raise WALDamaged(path, start, f"entry {index} comes after entry {wal.last_index}")
+            if index <= wal.last_index:
+                wal._replace_from(index)
+                del entries[max(0, index - entries[0].index) if entries else 0 :]
+            entries.append(entry)
+            wal._segments[-1].last_index = wal.last_index = index
+        elif record == _MARKER_TYPE:  # It has index and term in the other order.
+            if wal._apply_marker(entry.term, index, bool(entry.kind)):
+                entries.clear()
+        else:
+            raise WALDamaged(path, start, f"record of unknown type {record}")
 
 
 def _read_header(
@@ -890,7 +898,7 @@ def _unsealed_header(path: str, head: bytes, keys: Keyring | None) -> tuple[byte
 
 
 def frame_header(length: int, sequence: int, salt: int, chain: int, blank: int) -> bytes:
-    header = _FRAME_HEADER.pack(_FRAME_MAGIC, length, sequence, salt, chain, blank)
+    header = _FRAME_HEADER.pack(_FRAME_MAGIC, length, sequence, salt, chain, blank, 0)[:-4]
     return header + _CRC.pack(crc32(header))
 
 
@@ -924,9 +932,9 @@ def _find_later_frame(data: bytes, start: int, end: int, sequence: int, salt: in
     at = data.find(_FRAME_MAGIC, start, end)
     while at >= 0:
         header = data[at : at + _FRAME_HEADER_BYTES]
-        if at % _FRAME_HEADER_BYTES == 0 and _CRC.unpack_from(header, 28)[0] == crc32(header[:28]):
-            _, _, found, found_salt, _, _ = _FRAME_HEADER.unpack_from(header)
-            if found > sequence and found_salt == salt:
+        if at % _FRAME_HEADER_BYTES == 0:
+            _, _, found, found_salt, _, _, check = _FRAME_HEADER.unpack(header)
+            if check == crc32(header[:28]) and found > sequence and found_salt == salt:
                 return at
         at = data.find(_FRAME_MAGIC, at + 1, end)
     return 0

@@ -450,6 +450,29 @@ def test_an_empty_segment_is_damage_and_named() -> None:
     assert (error.path, error.offset, error.why) == (path(3), 0, "the file is empty")
 
 
+@pytest.mark.parametrize(
+    ("kind_of_record", "size_bytes", "why"),
+    [
+        (1, 16 + 9, "a record passes the end of frame 2"),
+        (9, 8, "record of unknown type 9"),
+        (9, 0, "record of unknown type 9"),
+    ],
+)
+def test_a_record_that_does_not_fit_its_frame_is_damage_although_all_checksums_match(
+    kind_of_record: int, size_bytes: int, why: str
+) -> None:
+    disk = FaultyDisk()
+    create(disk, 8192).save(None, [entry(1)])
+    content = disk.content(path(1))
+    salt = int.from_bytes(content[32:36], "little")
+    chain = int.from_bytes(content[512 + 20 : 512 + 24], "little")
+    body = bytes([kind_of_record, 0, 0, 0, size_bytes, 0, 0, 0]) + bytes(8) + b"\2" + bytes(15)
+    crc = zlib.crc32(body, chain)
+    frame = wal_module.frame_header(len(body), 2, salt, crc, 0) + body
+    content[608 : 608 + len(frame)] = frame
+    assert (damaged(disk).offset, damaged(disk).why) == (608, why)
+
+
 def test_a_log_of_a_newer_version_is_refused_with_advice() -> None:
     disk, _ = three_segments()
     content = disk.content(path(1))
