@@ -12,7 +12,6 @@ The parsers raise ValueError with what is wrong and what to write instead.
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -590,6 +589,8 @@ def help_text() -> str:
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
+    import textwrap
+
     return textwrap.wrap(
         text, HELP_COLUMNS, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
     )

@@ -14,10 +14,10 @@ are imported only here.
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from etcdlite import log
@@ -151,12 +151,12 @@ def load(options: Mapping[str, str]) -> JwtTokens:
 
 def _read(path: str, is_secret: bool) -> bytes:
     try:
-        mode = Path(path).stat().st_mode
+        mode = os.stat(path).st_mode
         if stat.S_ISFIFO(mode):  # Opening it would block.
             raise ValueError(f"cannot read the key {path}: it is a pipe")
         if is_secret and mode & (stat.S_IROTH | stat.S_IWOTH):
             log.warn("others may read a private key; use 'chmod o= FILE'", file=path)
-        with Path(path).open("rb") as file:
+        with open(path, "rb") as file:
             content = file.read(MAX_KEY_BYTES + 1)
     except OSError as failure:
         raise ValueError(f"cannot read the key {path}: {failure.strerror}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
-import pkgutil
+import os
 from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
@@ -159,8 +159,9 @@ def debug_vars(member: Member) -> str:
 
 @cache
 def _read_page() -> str:
-    data = pkgutil.get_data("etcdlite.wire", "page.html")  # It may be in a zip file.
-    assert data is not None
+    # It may be in a zip file.
+    loader: Any = globals()["__loader__"]
+    data: bytes = loader.get_data(os.path.join(os.path.dirname(__file__), "page.html"))
     return data.decode()
 
 
