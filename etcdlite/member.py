@@ -376,7 +376,7 @@ class Member:
             self._applying is not None
             or bool(self._committed or reads.new)
             or self.writes.can_propose
-            or reads.can_serve
+            or (reads.can_serve and reads.has_work)
         )
 
     @property

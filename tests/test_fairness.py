@@ -131,6 +131,20 @@ def test_cancelled_reads_are_dropped_in_steps(lone: Paced, monkeypatch: pytest.M
     assert len(flooder.answers) == 100 and not lone.member.reads.can_serve
 
 
+def test_a_read_that_waits_for_an_entry_lets_the_loop_sleep(lone: Paced) -> None:
+    """A follower may know which entry a read needs long before it gets the entry."""
+    lone.settle()
+    client, request = Client(), proto.RangeRequest(key=b"k")
+    needed = lone.member.state.store.applied_index + 1
+    lone.member.reads.ready.append((needed, [(client, 1, RANGE, request)], 0.0))
+    lone.member.turn()
+    assert not lone.member.has_urgent_work and not client.answers
+    propose(lone, client, 2, PUT, proto.PutRequest(key=b"k"))
+    assert lone.member.has_urgent_work
+    lone.settle()
+    assert set(client.answers) == {1, 2}
+
+
 def test_a_slow_read_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lone = filled(tmp_path, 2000, warn_apply_s=0.005)
     lone.member.reads.read(Client(), 1, RANGE, proto.RangeRequest(key=b"k00001"))

@@ -189,8 +189,17 @@ class Reads:
 
     @property
     def can_serve(self) -> bool:
-        """`serve` has something to do."""
+        """`serve` may have something to do."""
         return bool(self.ready or self.slow or self._late_answers)
+
+    @property
+    def has_work(self) -> bool:
+        """`serve` has something to do, though nothing more is applied: reads that are ready may
+        wait for an entry that this member does not have yet."""
+        if self.slow or self._late_answers:
+            return True
+        applied = self._state.store.applied_index
+        return any(read[0] <= applied for read in self.ready)
 
     @property
     def are_waiting(self) -> bool:
