@@ -39,7 +39,7 @@ both sides of the wire, so it uses the words alone."""
 
 CARD = ("raft", "wal", "snap", "mvcc", "watch", "lease", "auth", "proto", "ctl")
 MAX_CARD_LINES = 6500
-MAX_PACKAGE_LINES = 53_905
+MAX_PACKAGE_LINES = 53_800
 """A bound to be lowered: the aim is 26,000."""
 MAX_CLASS_LINES = {"Raft": 1200}
 MAX_FUNCTION_LINES = 70
