@@ -267,7 +267,7 @@ class Server:
         connections.produce()
         connections.send_output()
         member.maintain(self._has_input)
-        self._give_disk_work()  # Otherwise it would wait for the next tick.
+        self._give_disk_work()  # After `maintain`, whose tasks would wait for the next tick.
         member.metrics.turn_s.observe(clock() - began)
 
     def _has_input(self) -> bool:
@@ -378,7 +378,6 @@ class Server:
             self._save(saves)
         while (job := member.logins.take()) is not None:
             start_login(job, self._report)
-        self._give_disk_work()
 
     def _give_disk_work(self) -> None:
         member = self.member
@@ -593,6 +592,7 @@ class Server:
         log.info("closing etcdlite server", name=self.settings.name)
         self.connections.close_all()
         self._give_work()
+        self._give_disk_work()
         self._log_thread.stop()
         self._disk_thread.stop()
         self._take_results()
