@@ -181,7 +181,7 @@ class Connections:
         self._share = 1
         """How many these few are. It is the same for the whole round."""
         self._due: deque[Session] = deque()
-        """Sessions that `tick` chose, and whose deadlines are still to be enforced."""
+        """Sessions chosen by `tick` that the next turns check for missed deadlines."""
         self._sizes: dict[Connection, int] = {}
         """The `kept_bytes` of each connection as of its last tick."""
         self._is_stopping = False

@@ -848,7 +848,7 @@ def _opened(body: bytes, seal: _Seal, sequence: int, path: str, start: int) -> b
 
 
 def _frame_bytes(length: int, seal: object) -> int:
-    """The size of the frame of so many bytes of records. Raises ValueError on more than
+    """The size of a frame that holds `length` bytes of records. Raises ValueError on more than
     MAX_FRAME_BYTES."""
     if seal is not None:
         length += OVERHEAD_BYTES

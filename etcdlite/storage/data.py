@@ -371,8 +371,8 @@ class DataFile:
         self._append_unkept(MARK, MARK_BODY.pack(index, term, revision))
 
     def _append_unkept(self, kind: int, body: bytes) -> None:
-        """Add a record that nobody reads by its location. It is garbage at once: what it says is in
-        the next checkpoint."""
+        """Append a record that only recovery reads. It counts as garbage from the start, because
+        the next checkpoint replaces it."""
         size = len(body)
         word = size << 4 | kind
         self.out += (RECORD_HEADER.pack(crc32(body, word), word), body)
