@@ -10,7 +10,7 @@ returns the leases that are due, and the leader then replicates a revoke of each
 Invariants: `key_lease[key]` is the lease of `key`, and the key is among that lease's keys; every
 key of every lease is in `key_lease`. While promoted, each lease with a deadline has one valid heap
 entry, at the time in `scheduled`, which is not after its deadline until `expired` has returned the
-lease. Other entries are left over from revoked leases; they are dropped when they reach the top.
+lease. Other entries are left from revoked leases or an earlier promotion; the top ones are dropped.
 
 Nothing here reads a clock: time is an argument, in seconds as a float, from any fixed origin, never
 going back. No deadline changes the replicated part.
@@ -56,13 +56,15 @@ SCHEDULE_AHEAD_S = 60.0
 
 class _Lease:
     # 100,000 of these must be small: the single key that most leases hold is stored without a set.
-    __slots__ = ("ttl_s", "remaining_ttl_s", "deadline", "scheduled", "keys")
+    __slots__ = ("ttl_s", "remaining_ttl_s", "deadline", "scheduled", "promotion", "keys")
 
     def __init__(self, ttl_s: int, remaining_ttl_s: int) -> None:
         self.ttl_s = ttl_s
         self.remaining_ttl_s = remaining_ttl_s
         self.deadline = 0.0
         self.scheduled = 0.0
+        self.promotion = 0
+        """That of the lessor when the lease was given its deadline."""
         self.keys: bytes | dict[bytes, None] | None = None
 
 
@@ -79,8 +81,8 @@ class Lessor:
         self._leases: dict[int, _Lease] = {}
         self._heap: list[tuple[float, int]] = []
         self._start = 0.0
-        self._unplaced: dict[int, None] = {}
-        """Leases without a deadline yet; their TTLs began at `_start`."""
+        self._promotion = 0
+        """Leases with an earlier one have no deadline yet; their TTLs began at `_start`."""
 
     # The replicated part.
 
@@ -97,8 +99,7 @@ class Lessor:
             raise errors.error("LeaseExist")
         lease = self._leases[lease_id] = _Lease(max(ttl_s, self.min_ttl_s), 0)
         if self.promoted:
-            lease.deadline = now + lease.ttl_s
-            self._schedule(lease_id, lease, now)
+            self._place(lease_id, lease, now + lease.ttl_s, now)
         return lease.ttl_s
 
     def revoke(self, lease_id: int) -> list[bytes]:
@@ -107,7 +108,6 @@ class Lessor:
         Raises LeaseNotFound."""
         keys = self.keys(lease_id)
         del self._leases[lease_id]
-        self._unplaced.pop(lease_id, None)
         for key in keys:
             del self.key_lease[key]
         return keys
@@ -115,11 +115,9 @@ class Lessor:
     def attach(self, key: bytes, lease_id: int) -> None:
         """Attach `key` to a lease, and detach it from the previous one. Raises LeaseNotFound."""
         lease = self._lease(lease_id)
-        previous = self.key_lease.get(key)
-        if previous is not None:
-            if previous == lease_id:
-                return
-            self.detach(key)
+        if self.key_lease.get(key) == lease_id:
+            return
+        self.detach(key)
         self.key_lease[key] = lease_id
         keys = lease.keys
         if keys is None:
@@ -238,51 +236,57 @@ class Lessor:
         without a leader (etcd: the election timeout). The steps returned here set them; until then
         a lease does not expire. With many leases, deadlines are spread to `REVOKE_RATE_PER_S`."""
         self.promoted = True
-        self._heap, self._start = [], now + extend_s
-        self._unplaced = dict.fromkeys(self._leases)
+        self._promotion += 1
+        self._start = now + extend_s
         return self._place_steps(now)
 
     def _place_steps(self, now: float) -> Generator[None, None, None]:
-        order = yield from sort_steps(list(self._unplaced), self._left_s, limits=self._limits)
+        promotion = self._promotion
+        order = yield from sort_steps(list(self._leases), self._left_s, limits=self._limits)
         gap_s = 1.0 / REVOKE_RATE_PER_S if len(order) >= SPREAD_FROM_LEASES else 0.0
         earliest = now
         for count, lease_id in enumerate(order, 1):
-            if lease_id in self._unplaced:
+            lease = self._leases.get(lease_id)
+            if lease is not None and lease.promotion < promotion == self._promotion:
                 deadline = max(self._start + self._left_s(lease_id), earliest)
                 earliest = deadline + gap_s
-                self._place(lease_id, deadline)
+                self._place(lease_id, lease, deadline, self._start)
             if count % self._limits.merge_step_items == 0:
                 yield
 
     def _left_s(self, lease_id: int) -> int:
-        # Does not change until there is a deadline, so that the order holds.
-        lease = self._leases[lease_id] if lease_id in self._unplaced else None
+        # Only a checkpoint changes it, and sets the deadline, too. So the order holds.
+        lease = self._leases.get(lease_id)
         return 0 if lease is None else lease.remaining_ttl_s or lease.ttl_s
 
-    def _place(self, lease_id: int, deadline: float) -> None:
-        del self._unplaced[lease_id]
-        self._leases[lease_id].deadline = deadline
-        self._schedule(lease_id, self._leases[lease_id], self._start)
+    def _place(self, lease_id: int, lease: _Lease, deadline: float, now: float) -> None:
+        lease.promotion = self._promotion
+        lease.deadline = deadline
+        lease.scheduled = min(deadline, now + SCHEDULE_AHEAD_S)
+        heappush(self._heap, (lease.scheduled, lease_id))
 
     def demote(self) -> None:
         """Forget the deadlines: another member is the leader now, or none is."""
         self.promoted = False
-        self._heap, self._unplaced = [], {}
+        self._promotion += 1
+        self.trim()
+
+    def trim(self) -> None:
+        """While not promoted, give back the memory of some deadlines."""
+        del self._heap[-self._limits.expire_step_leases :]
 
     def renew(self, lease_id: int, now: float) -> int:
         """Restart the lease's TTL and return it, in seconds.
 
         Raises NotLeader, and LeaseNotFound also for a lease that is overdue: its revoke is proposed
         already or soon will be."""
-        if not self.promoted:
-            raise errors.error("NotLeader")
-        lease = self._timed(lease_id) if self._unplaced else self._lease(lease_id)
+        lease = self._timed(lease_id)
         if lease.deadline <= now:
             raise errors.error("LeaseNotFound")
         lease.deadline = deadline = now + lease.ttl_s
         if deadline < lease.scheduled:
             # Possible after a promote that has spread the deadlines.
-            self._schedule(lease_id, lease, now)
+            self._place(lease_id, lease, deadline, now)
         return lease.ttl_s
 
     def postpone(self, since: float, by_s: float) -> None:
@@ -296,18 +300,17 @@ class Lessor:
         """Seconds until the lease expires, negative if it is overdue.
 
         Raises NotLeader and LeaseNotFound."""
-        if not self.promoted:
-            raise errors.error("NotLeader")
         return self._timed(lease_id).deadline - now
 
     def checkpoints(
         self, ids: list[int], now: float, longer_than_s: float
     ) -> list[tuple[int, int]]:
         """(id, seconds left) of those leases with a TTL above `longer_than_s`, for checkpoints."""
-        known = ((i, self._leases[i]) for i in ids if i in self._leases and i not in self._unplaced)
+        known = ((i, self._leases[i]) for i in ids if i in self._leases)
+        timed = ((i, lease) for i, lease in known if lease.promotion == self._promotion)
         return [
             (lease_id, max(1, ceil(lease.deadline - now)))
-            for lease_id, lease in known
+            for lease_id, lease in timed
             if lease.ttl_s > longer_than_s and lease.deadline - now < lease.ttl_s
         ]
 
@@ -321,15 +324,14 @@ class Lessor:
 
         Since a proposal can be lost, an id is returned again after `RETRY_S`, as long as the lease
         exists. A call examines up to `expire_step_leases` heap entries."""
-        heap = self._heap
-        leases = self._leases
+        heap, leases = self._heap, self._leases
         due: list[int] = []
         for _ in range(self._limits.expire_step_leases):
             if not heap or heap[0][0] > now or len(due) >= limit:
                 break
             scheduled, lease_id = heap[0]
             lease = leases.get(lease_id)
-            if lease is None or lease.scheduled != scheduled:
+            if lease is None or (lease.scheduled, lease.promotion) != (scheduled, self._promotion):
                 heappop(heap)
                 continue
             if lease.deadline <= now:
@@ -340,15 +342,13 @@ class Lessor:
             heapreplace(heap, (lease.scheduled, lease_id))
         return due
 
-    def _schedule(self, lease_id: int, lease: _Lease, now: float) -> None:
-        lease.scheduled = min(lease.deadline, now + SCHEDULE_AHEAD_S)
-        heappush(self._heap, (lease.scheduled, lease_id))
-
     def _timed(self, lease_id: int) -> _Lease:
-        """As `_lease`, with a deadline."""
+        """As `_lease`, with a deadline. Raises NotLeader."""
+        if not self.promoted:
+            raise errors.error("NotLeader")
         lease = self._lease(lease_id)
-        if lease_id in self._unplaced:
-            self._place(lease_id, self._start + self._left_s(lease_id))
+        if lease.promotion != self._promotion:
+            self._place(lease_id, lease, self._start + self._left_s(lease_id), self._start)
         return lease
 
     def _lease(self, lease_id: int) -> _Lease:

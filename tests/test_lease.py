@@ -298,6 +298,42 @@ def test_a_demoted_leader_names_nothing():
     assert lessor.expired(1e12, 10) == []
 
 
+def test_a_demoted_leader_forgets_many_deadlines_a_part_at_a_time():
+    lessor = Lessor(limits=Limits(expire_step_leases=100))
+    for lease_id in range(1, 1001):
+        lessor.grant(lease_id, 100 + lease_id, 0.0)
+    finish(lessor.promote(0.0))
+    lessor.demote()
+    parts = 1
+    while next_deadline(lessor) is not None:
+        lessor.trim()
+        parts += 1
+    assert parts == 10
+
+
+@pytest.mark.parametrize("parts", [0, 1, 2, 50])
+def test_a_leader_again_knows_no_deadline_of_its_first_time(parts):
+    """Not even of the leases whose turn has not come, while old deadlines are left."""
+    limits = Limits(sort_step_items=10, merge_step_items=10, expire_step_leases=10)
+    lessor = Lessor(limits=limits)
+    for lease_id in range(1, 101):
+        lessor.grant(lease_id, 10, 0.0)
+    finish(lessor.promote(0.0))
+    lessor.demote()
+    for _ in range(parts):
+        lessor.trim()
+    steps = lessor.promote(100.0)
+    next(steps)
+    assert drain(lessor, 100.0) == []
+    lessor.renew(100, 105.0)
+    finish(steps)
+    assert drain(lessor, 109.9) == []
+    assert drain(lessor, 110.0) == list(range(1, 100))
+    assert drain(lessor, 112.9) == []
+    assert drain(lessor, 113.0) == list(range(1, 100)), "a second time, until they are revoked"
+    assert drain(lessor, 115.0) == [100]
+
+
 def test_leases_that_would_end_together_under_a_new_leader_are_drawn_apart():
     lessor = Lessor()
     for lease_id in range(1, 10_001):

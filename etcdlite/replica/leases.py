@@ -53,9 +53,10 @@ class LeaseKeeper:
                 return
 
     def tick(self, now: float) -> None:
-        """A heartbeat interval has passed; does nothing unless this member leads."""
+        """A heartbeat interval has passed; only the leader has much to do."""
         lessor = self._state.lessor
         if not lessor.promoted:
+            lessor.trim()
             return
         expired = lessor.expired(now, REVOKES_PER_TICK)
         if expired:
