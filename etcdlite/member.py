@@ -146,7 +146,7 @@ class Member:
         self._applied_entry: Entry | None = None
         """The last entry that `_applying` applied; the store is marked with it at the end."""
         self._applied_term = store.applied_term
-        self._slice_ends_at = 0.0
+        self._slice_ends_at = self._background_at = 0.0
 
     def _make_hub(self, store: Store) -> WatchHub:
         hub = WatchHub(
@@ -359,15 +359,11 @@ class Member:
         """The next turn has work that is not background work."""
         return self.raft.has_ready or self._has_requests_to_do or self.hub.has_work
 
-    def rests_until(self, now: float) -> float:
+    @property
+    def rests_until(self) -> float:
         """When the next turn has something to do, if there is no urgent work and no input: a
         campaign, a progress notification, or background work, which gives way to clients."""
-        until = self.leadership.wakes_at
-        if (progress_at := self.hub.next_tick()) is not None:
-            until = min(until, progress_at)
-        if self.background.has_work and not self.restoring.is_under_way:
-            until = min(until, now + self.background.rest_s(self.is_saving))
-        return until
+        return min(self.leadership.wakes_at, self.hub.next_tick(), self._background_at)
 
     @property
     def _has_requests_to_do(self) -> bool:
@@ -476,8 +472,11 @@ class Member:
     def maintain(self, has_input: Callable[[], bool] = lambda: False) -> None:
         """Do a slice of background work. Called after the output of `turn` was sent. `has_input`:
         clients or members have sent something."""
-        if self.background.has_work and self._applying is None and not self.restoring.is_under_way:
-            self.background.run(bool(self.is_saving and self._unsynced), has_input)
+        background = self.background
+        self._background_at = math.inf
+        if background.has_work and self._applying is None and not self.restoring.is_under_way:
+            background.run(bool(self.is_saving and self._unsynced), has_input)
+            self._background_at = background.next_at(self.is_saving)
 
     def slice_is_over(self) -> bool:
         """Whether the current slice has used up its time."""

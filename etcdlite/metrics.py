@@ -92,8 +92,7 @@ class Histogram:
 
     def observe_several(self, value: float, count: int) -> None:
         """`count` observations of the same value."""
-        self._counts[bisect_left(self.bounds, value)] += count
-        self._sum += value * count
+        self._latest += [value] * count
 
     def settle(self) -> None:
         """Put the latest observations into their buckets. Only the loop calls this, and another

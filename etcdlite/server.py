@@ -243,8 +243,7 @@ class Server:
         member, connections, clock = self.member, self.connections, time.monotonic
         timeout_s = 0.0
         if not (connections.have_work or member.has_urgent_work):
-            now = clock()
-            timeout_s = max(0.0, min(self._next_tick, member.rests_until(now)) - now)
+            timeout_s = max(0.0, min(self._next_tick, member.rests_until) - clock())
         ready = self._selector.select(timeout_s)
         began = clock()
         connections.serve(ready, began)
@@ -395,7 +394,7 @@ class Server:
         thread.is_alone = not member.peers.links
         if (
             member.metrics.proposals_pending > QUICK_WRITES
-            or member.has_urgent_work
+            or member.slice_is_over()
             or self.connections.have_unread
             or not thread.is_quick(saves)
         ):

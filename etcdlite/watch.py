@@ -48,6 +48,7 @@ when the stream is synced.
 
 from __future__ import annotations
 
+import math
 import random
 from bisect import bisect_left, bisect_right
 from collections import deque
@@ -464,9 +465,9 @@ class WatchHub:
                 self._start_lag(missed)
             self._start_future()
 
-    def next_tick(self) -> float | None:
-        """The latest time for the next `tick`; None if no progress timer runs."""
-        return self.timers[0][0] if self.timers else None
+    def next_tick(self) -> float:
+        """The latest time for the next `tick`; infinite if no progress timer runs."""
+        return self.timers[0][0] if self.timers else math.inf
 
     def tick(self, now: float) -> None:
         """Send the periodic progress notifications that are due. `now`: seconds, never going back.

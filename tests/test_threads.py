@@ -223,7 +223,7 @@ def save_in_loop(log, thread, saves: list[Save], lessor: Lessor, ready: list[Any
     calls: list[Any] = []
     member = SimpleNamespace(
         metrics=SimpleNamespace(proposals_pending=0),
-        has_urgent_work=False,
+        slice_is_over=bool,
         raft=SimpleNamespace(has_ready=True),
         peers=SimpleNamespace(links={}),
         clock=log.perf_counter,

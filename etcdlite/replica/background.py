@@ -73,14 +73,15 @@ class Background:
         """The length of a slice of work that makes no pauses, such as sending a backup."""
         return SHORT_SLICE_S if self._clients_are_active(self._clock()) else SLICE_S
 
-    def rest_s(self, is_saving: bool) -> float:
-        """How long until the next slice; `is_saving` as for `run`."""
-        if is_saving:
-            return SAVING_PAUSE_S
+    def next_at(self, is_saving: bool) -> float:
+        """When the next slice begins; `is_saving` as for `run`."""
+        if not self.has_work:
+            return math.inf
         now = self._clock()
-        if not self._clients_are_active(now):
-            return 0.0
-        return max(0.0, min(self._rest_ends_at, self.asked_at + BUSY_S) - now)
+        if is_saving:
+            return now + SAVING_PAUSE_S
+        is_active = self._clients_are_active(now)
+        return min(self._rest_ends_at, self.asked_at + BUSY_S) if is_active else now
 
     @property
     def _rest_ends_at(self) -> float:
