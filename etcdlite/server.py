@@ -45,7 +45,7 @@ from etcdlite.connections import Connection, Connections
 from etcdlite.handshakes import Handshakes, Stepped
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
-from etcdlite.memory import Budget, default_limit_bytes
+from etcdlite.memory import Budget, collect_new_objects, default_limit_bytes
 from etcdlite.options import Options
 from etcdlite.raft import LOG_TAIL_BYTES, Raft
 from etcdlite.raft import Config as RaftConfig
@@ -91,9 +91,6 @@ STALL_S = 0.25
 SWITCH_INTERVAL_S = 0.0005
 """The interpreter's switch interval: how long the loop may delay the log thread after a sync."""
 
-COLLECT_OBJECTS = 10_000
-"""The garbage collector runs after this many new objects that it tracks. It visits them in 2 ms."""
-
 FIELDS_PER_OP = 20
 """Fields in a request that each operation of `max-txn-ops` allows for."""
 
@@ -105,7 +102,6 @@ HAND_OVER_S = 2.0
 
 REMOVED_S = 1.0
 """A removed member runs on for this long, so that the others learn the commit index from it."""
-
 
 SEGMENTS_PER_DISK = 16
 MIN_SEGMENT_BYTES = 1 << 20
@@ -274,11 +270,7 @@ class Server:
         return bool(self._selector.select(0))
 
     def _prepare_loop(self) -> None:
-        # The collector need not visit what was loaded, because that stays. It need not run often
-        # either, because nothing on the hot paths makes cycles.
-        gc.freeze()
-        gc.enable()
-        gc.set_threshold(COLLECT_OBJECTS, 50, 1_000)
+        collect_new_objects()
         gc.callbacks.append(self._collecting)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -39,6 +39,7 @@ from etcdlite.client import (
 )
 from etcdlite.datadir import StartError
 from etcdlite.listeners import Listeners
+from etcdlite.memory import COLLECT_OBJECTS, collect_new_objects
 from etcdlite.replica.maintenance import REVISION_MODE_INTERVAL_S, AutoCompaction
 from etcdlite.storage import checkpoint, data
 from etcdlite.storage.disk import Disk, File
@@ -973,6 +974,28 @@ def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answere
         for connection in list(one.connections.all):
             connection.sock.close()
         one._lock.close()
+
+
+def test_the_garbage_collector_visits_new_objects_only() -> None:
+    """It would visit all that were made since the start every now and then, in one pause."""
+    visited = []
+
+    def collecting(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            generations = range(info["generation"] + 1)
+            visited.append(sum(len(gc.get_objects(generation=n)) for n in generations))
+
+    before = gc.get_threshold()
+    collect_new_objects()
+    gc.callbacks.append(collecting)
+    try:
+        made = [[number] for number in range(50 * COLLECT_OBJECTS)]
+    finally:
+        gc.callbacks.remove(collecting)
+        gc.set_threshold(*before)
+        gc.unfreeze()
+    assert made and len(visited) >= 40
+    assert max(visited) < 4 * COLLECT_OBJECTS
 
 
 @pytest.fixture
