@@ -257,7 +257,7 @@ class Member:
         for hard_state, entries, snapshot, messages in saves:
             self._unsynced.popleft()
             if snapshot is not None:
-                self.restoring.add(snapshot)
+                self.restoring.waiting.append(snapshot)
             if hard_state is not None:
                 self.rollback.durable_term = hard_state.term
             if entries:
@@ -423,7 +423,7 @@ class Member:
 
     def forget(self, session: Session) -> None:
         """The session is closed: drop its reads."""
-        self.reads.forget(session)
+        self.reads.unblocked(session)
 
     # A turn.
 
@@ -559,10 +559,11 @@ class Member:
 
     def _restored(self, snapshot: Snapshot, store: Store) -> None:
         """Replace the store by that of a snapshot from the leader."""
+        old = self.state.store
         self.hub.restored(store)
         self.state.restore(store)
         self.peers.update(self.state.membership.members)
-        self.maintenance.restart()
+        self.maintenance.restart(old)
         self.reads.restart()
         self.writes.restored()
         self._applied_term = snapshot.term

@@ -13,9 +13,11 @@ from test_recovery import live
 
 from etcdlite import backup, log, methods, proto
 from etcdlite.errors import error
+from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.member import Member
 from etcdlite.mvcc import Store
+from etcdlite.raft import Snapshot
 from etcdlite.ranges import AnswerTooLarge
 from etcdlite.replica import alarms, background
 from etcdlite.replica import reads as reading
@@ -826,6 +828,24 @@ def test_a_snapshot_taken_within_a_large_write_is_whole(tmp_path: Any) -> None:
         for response in streams.snapshot_parts(rig.member):
             file.write(proto.SnapshotResponse.decode(response).blob)
     backup.restore(str(path), str(tmp_path / "restored"))
+
+
+def test_a_snapshot_frees_the_data_that_it_replaces_in_steps(rig: MemberRig) -> None:
+    for lease_id in range(1, 3001):
+        rig.send(proto.LeaseGrantRequest(ID=lease_id, TTL=600))
+    rig.settle()
+    old, raft = rig.member.state.store, rig.member.raft
+    lessor = Lessor()
+    new = Store.create(rig.disk, "new", lessor, 1 << 20)
+    new.skip_revisions(old.revision)
+    rig.member._restored(Snapshot(raft.log.applied, raft.term, (MEMBER_ID,), ()), new)
+    leases = [len(old.lessor)]
+    while leases[-1]:
+        rig.member.maintenance.run(lambda: True)
+        leases.append(len(old.lessor))
+    assert leases[0] == 3000 and len(set(leases)) == 4
+    assert rig.member.state.lessor is lessor
+    rig.settle()
 
 
 def test_reads_are_served_while_writes_never_cease() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from etcdlite.ranges import range_steps
 from etcdlite.storage import index
 from etcdlite.storage.cleaning import clean
 from etcdlite.storage.data import DataFile
-from etcdlite.storage.steps import finish, join_steps, shrunk, sort_steps
+from etcdlite.storage.steps import discard, finish, join_steps, shrunk, sort_steps
 
 RangeRequest = proto.RangeRequest
 BIG = {"key": b"big", "range_end": b"bih"}
@@ -318,6 +319,16 @@ def test_joining_in_steps_is_joining() -> None:
     for pieces in ([], [b"a"], large, [b"ab"] * 5000, [b"", b"x" * 9, b""]):
         assert finish(join_steps(pieces)) == b"".join(pieces)
     assert sum(1 for _ in join_steps(large)) == 2
+
+
+def test_what_nobody_needs_is_freed_in_steps() -> None:
+    table = {number: b"" for number in range(10_500)}
+    items = list(range(10_500))
+    left = [len(table) + len(items)]
+    for _ in discard([7, table, None, items]):
+        left.append(len(table) + len(items))
+    assert left[-1] == 0
+    assert max(before - after for before, after in pairwise(left)) <= 1000
 
 
 def test_many_leases_and_keys_of_a_lease_are_listed_in_order() -> None:

@@ -16,11 +16,12 @@ from collections.abc import Callable
 
 from etcdlite import log, proto
 from etcdlite.methods import COMPACT
+from etcdlite.mvcc import Store
 from etcdlite.replica.state import State
 from etcdlite.request import Session
 from etcdlite.storage import cleaning
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
-from etcdlite.storage.steps import Job, run
+from etcdlite.storage.steps import Job, discard, run
 
 DEFRAGMENT_SHARE = 0.05
 """Segments with less garbage than this are not worth a defragmentation."""
@@ -181,8 +182,11 @@ class Maintenance:
         self._job = None
         self._task = None
 
-    def restart(self) -> None:
-        """The member has another store now."""
+    def restart(self, old: Store) -> None:
+        """The member has another store now: forget the old one."""
+        parts = (old.lessor, old.index, old.data)
+        tables = (table for part in parts for table in vars(part).values())
+        self._job = discard([*old.buckets.values(), *tables])
         self.logged_bytes = 0
         self.checkpoint_index = -1
         self._compaction_began = None

@@ -65,7 +65,6 @@ MAX_LARGE_BYTES = 64 << 20
 """Reads with more than `LARGE_BYTES` may have this many together while they wait for a round. The
 others are bounded by their number, like all open requests of a connection."""
 
-
 DROPPED_PER_STEP = 256
 """Cancelled reads that a line drops at one turn."""
 
@@ -91,11 +90,9 @@ ANSWER_LOST = EtcdError(
     "written is written",
 )
 
-
 BESIDE = frozenset((RANGE, TXN, KEEP_ALIVE))
 """Methods whose reads may be begun while an entry is applied in part: they take what they answer
 from the revision before, or from nothing that changes in steps."""
-
 
 BACKGROUND = frozenset((HASH, HASH_KV))
 """Methods whose reads visit the whole store and are not urgent: they are done one after the
@@ -638,16 +635,13 @@ class Reads:
         self._waiting_count = sum(len(line.reads) for line in self._lines.values())
 
     def unblocked(self, session: Session) -> None:
-        """The client reads its answers again: give its line turns again."""
+        """The client reads its answers again, or its session is closed: give its line turns again;
+        reads that nobody awaits are dropped in them."""
         line = self._lines.get(session)
         if line is not None and line.is_held:
             line.is_held = False
             line.resumed_at = self._state.clock()
             self.slow.append(line)
-
-    def forget(self, session: Session) -> None:
-        """The session is closed: give its line turns again, in which its reads are dropped."""
-        self.unblocked(session)
 
 
 def _advance(steps: Steps, read: Waiter) -> bool:

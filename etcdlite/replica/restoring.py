@@ -27,27 +27,19 @@ class Restoring:
         self._run_task = run_task
         self._restored = restored
         self._store: Store | None = None
-        self._waiting: deque[Snapshot] = deque()
+        self.waiting: deque[Snapshot] = deque()
+        """Snapshots that the log is marked with: they will replace the data."""
         self.is_under_way = False
-
-    @property
-    def is_pending(self) -> bool:
-        """A snapshot waits or is under way."""
-        return bool(self._waiting)
 
     @property
     def is_due(self) -> bool:
         """A snapshot waits, and none is under way."""
-        return bool(self._waiting) and not self.is_under_way
-
-    def add(self, snapshot: Snapshot) -> None:
-        """The log is marked with a snapshot: it will replace the data."""
-        self._waiting.append(snapshot)
+        return bool(self.waiting) and not self.is_under_way
 
     def drop_unless_needed(self, index: int) -> None:
         """The snapshot at `index` was received; remove its files if it came too late or was
         rejected."""
-        if index not in [snapshot.index for snapshot in self._waiting]:
+        if index not in [snapshot.index for snapshot in self.waiting]:
             store = self._state.store
             datadir.drop_snapshot(store.disk, store.directory, index)
 
@@ -55,7 +47,7 @@ class Restoring:
         """Open the next one. Nothing may be applied or maintained until it is restored."""
         self.is_under_way = True
         old = self._state.store
-        snapshot = self._waiting[0]
+        snapshot = self.waiting[0]
 
         def task() -> None:
             datadir.install_snapshot(old.disk, old.directory, snapshot.index)
@@ -66,7 +58,7 @@ class Restoring:
         self._run_task(task, self._opened)
 
     def _opened(self) -> None:
-        snapshot, store = self._waiting.popleft(), self._store
+        snapshot, store = self.waiting.popleft(), self._store
         assert store is not None
         assert store.applied_index == snapshot.index, "the snapshot is not what it was offered as"
         self._store = None

@@ -42,6 +42,16 @@ def run(job: Job) -> None:
             task()
 
 
+def discard(tables: Iterable[object]) -> Job:
+    """Empty the dicts and lists among these objects, which nobody needs any more: to free at once
+    what a store of 100,000 keys and leases has takes 30 ms."""
+    for table in tables:
+        while isinstance(table, (dict, list)) and table:
+            for _ in range(min(len(table), 1000)):
+                table.popitem() if isinstance(table, dict) else table.pop()
+            yield None
+
+
 def shrunk(table: dict[Any, T]) -> dict[Any, T]:
     """The dict, or a copy of it if it takes much more memory than its items need: a dict keeps the
     memory of its largest size. A copy takes less time than the growth to that size took."""

@@ -339,7 +339,7 @@ class Simulation:
                 node.is_up
                 and node.member.state.store.applied_index == applied
                 and not node.member.is_applying
-                and not node.member.restoring.is_pending
+                and not node.member.restoring.waiting
                 for node in nodes
             )
             and len(self.safety.entries) == applied + 1
