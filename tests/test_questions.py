@@ -6,6 +6,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from etcdlite.errors import EtcdError, error
 from etcdlite.options import Options
 from etcdlite.replica.questions import MAX_HELD_BYTES, Questions
@@ -61,6 +63,23 @@ def test_the_question_that_has_waited_longest_fails_first() -> None:
     assert len(asked.answers) == 1
     asked.questions.tick(9.5)
     assert len(asked.answers) == 2
+
+
+@pytest.mark.parametrize("leader", [1, 2])
+def test_many_questions_are_asked_again_a_part_at_a_time(leader: int) -> None:
+    asked = Asked()
+    asked.raft.leader = 0
+    for number in range(2500):
+        asked.questions.ask(0x20, b"", lambda answer, number=number: asked.answers.append(number))
+    asked.raft.leader = leader
+    counts = []
+    for _ in range(4):
+        asked.questions.retry(lambda node: True)
+        while asked.waiting:
+            asked.waiting.pop(0)(b"")
+        counts.append(len(asked.answers))
+    assert counts == [1000, 2000, 2500, 2500]
+    assert asked.answers == sorted(asked.answers), "the oldest first"
 
 
 def test_questions_that_wait_for_a_leader_hold_little_memory() -> None:

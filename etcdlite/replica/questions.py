@@ -16,6 +16,9 @@ MAX_HELD_BYTES = 16 << 20
 """Questions that wait for a leader, and their size. A further one is answered "too many
 requests"."""
 
+RETRIED_AT_ONCE = 1_000
+"""Questions that are asked again at once, in a few milliseconds; the others wait for a tick."""
+
 
 class Questions:
     """The questions that are not answered yet."""
@@ -69,18 +72,16 @@ class Questions:
         heapq.heappush(self._held, (deadline, self._number, method, body, done))
 
     def retry(self, is_open: Callable[[int], bool]) -> None:
-        """Ask the held questions, if there is a leader that can be reached."""
+        """Ask the oldest of the held questions, if there is a leader that can be reached."""
         leader = self._raft.leader
-        if not self._held or not leader:
+        if not self._held or not leader or not (leader == self._own_id or is_open(leader)):
             return
-        if leader == self._own_id:
-            # This member can answer its own questions now.
-            held, self._held, self._held_bytes = self._held, [], 0
-            for _, _, _, _, done in sorted(held, key=_age):
+        for _ in range(min(len(self._held), RETRIED_AT_ONCE)):
+            deadline, _, method, body, done = heapq.heappop(self._held)
+            self._held_bytes -= len(body)
+            if leader == self._own_id:  # This member can answer its own questions now.
                 done(error("LeaderChanged"))
-        elif is_open(leader):
-            held, self._held, self._held_bytes = self._held, [], 0
-            for deadline, _, method, body, done in sorted(held, key=_age):
+            else:
                 self._ask_until(deadline, method, body, done)
 
     def tick(self, now: float) -> None:
@@ -89,8 +90,3 @@ class Questions:
             _, _, _, body, done = heapq.heappop(self._held)
             self._held_bytes -= len(body)
             done(self._timeout_error(now - self._request_timeout_s))
-
-
-def _age(held: tuple[float, int, int, bytes, Done]) -> int:
-    """The order in which the questions began to wait."""
-    return held[1]
