@@ -60,7 +60,6 @@ from etcdlite.replica.writes import Writes
 from etcdlite.request import Done, Session, Waiter, warn_slow
 from etcdlite.snap import Image, Incoming
 from etcdlite.tokens import SimpleTokens, Tokens
-from etcdlite.wal import Save
 from etcdlite.watch import WatchHub
 
 OVERHEAD_BYTES = 512 << 10
@@ -136,7 +135,7 @@ class Member:
         self.start_writer: Callable[[Any, Callable[[], None]], Any] | None = None
         """`backup_process.start`, which calls back in the loop; None: there are no processes."""
         self._published_at = -math.inf
-        self._saves: list[Save] = []
+        self._saves: list[Ready] = []
         self._unsynced: deque[float] = deque()
         """When each save that is not durable yet was made."""
         self._tasks: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
@@ -252,18 +251,18 @@ class Member:
 
     # From the owner.
 
-    def persisted(self, saves: Sequence[Save]) -> None:
+    def persisted(self, saves: Sequence[Ready]) -> None:
         """These saves are durable. Call this in the order in which `take_saves` returned them."""
-        for hard_state, entries, snapshot, messages in saves:
+        for save in saves:
             self._unsynced.popleft()
-            if snapshot is not None:
-                self.restoring.waiting.append(snapshot)
-            if hard_state is not None:
-                self.rollback.durable_term = hard_state.term
-            if entries:
-                term, index, _, _ = entries[-1]
+            if save.snapshot is not None:
+                self.restoring.waiting.append(save.snapshot)
+            if save.hard_state is not None:
+                self.rollback.durable_term = save.hard_state.term
+            if save.entries:
+                term, index, _, _ = save.entries[-1]
                 self.raft.persisted(index, term)
-            for message in messages:
+            for message in save.messages_after_sync:
                 self._deliver(message)
 
     def finished(self) -> None:
@@ -320,8 +319,8 @@ class Member:
 
     # Output.
 
-    def take_saves(self) -> list[Save]:
-        """The saves to append to the log, in order; each comes from one Ready."""
+    def take_saves(self) -> list[Ready]:
+        """The Readys to save in the log, in order."""
         saves, self._saves = self._saves, []
         return saves
 
@@ -492,7 +491,7 @@ class Member:
             else:
                 self.peers.send(message)
         if entries or hard_state is not None or snapshot is not None or (later and self._unsynced):
-            self._saves.append(Save(hard_state, entries, snapshot, later))
+            self._saves.append(ready)
             self._unsynced.append(self.clock())
         else:
             for message in later:

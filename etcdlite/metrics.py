@@ -122,7 +122,7 @@ class Rpc:
     """The requests of one gRPC method, those of the JSON gateway included."""
 
     __slots__ = (
-        "service", "name", "kind", "started", "succeeded", "failed", "handling_s", "received",
+        "service", "name", "kind", "started", "failed", "handling_s", "received",
         "sent", "received_bytes", "sent_bytes",
     )  # fmt: skip
 
@@ -136,7 +136,6 @@ class Rpc:
             (True, True): "bidi_stream",
         }[is_client_stream, is_server_stream]
         self.started = 0
-        self.succeeded = 0
         self.failed = dict.fromkeys(ALERT_CODES, 0)
         """By status code."""
         self.handling_s = Histogram(HANDLING_BOUNDS_S)
@@ -147,6 +146,10 @@ class Rpc:
         self.received_bytes = 0
         """Sizes of messages without their gRPC prefixes."""
         self.sent_bytes = 0
+
+    @property
+    def succeeded(self) -> int:
+        return sum(self.handling_s.counts) - sum(self.failed.values())
 
     def fail(self, code: int, took_s: float) -> None:
         """Count a request that ended with a status other than OK: CANCELED if the client did."""

@@ -47,7 +47,7 @@ from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
 from etcdlite.memory import Budget, collect_new_objects, default_limit_bytes
 from etcdlite.options import Options
-from etcdlite.raft import LOG_TAIL_BYTES, Raft
+from etcdlite.raft import LOG_TAIL_BYTES, Raft, Ready
 from etcdlite.raft import Config as RaftConfig
 from etcdlite.records import replace
 from etcdlite.replica.logins import Job
@@ -64,7 +64,6 @@ from etcdlite.threads import (
 )
 from etcdlite.tokens import Tokens
 from etcdlite.urls import format_address, host_port, is_secure
-from etcdlite.wal import Save
 from etcdlite.wire import exposition
 from etcdlite.wire.peer_session import Accepted
 from etcdlite.wire.session import Opening
@@ -380,7 +379,7 @@ class Server:
             member.maintenance.released = None
             self._log_thread.release(*released, min(released[0], member.log_begin))
 
-    def _save(self, saves: list[Save]) -> None:
+    def _save(self, saves: list[Ready]) -> None:
         """Save in the log thread; or here, if nothing else is to be done and it is quick."""
         member, thread = self.member, self._log_thread
         thread.is_alone = not member.peers.links

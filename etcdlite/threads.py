@@ -28,9 +28,10 @@ from typing import Any, NamedTuple
 from etcdlite.channel import Channel, ChannelError, Dialing, shake_hands
 from etcdlite.metrics import Metrics
 from etcdlite.peer import Dial
+from etcdlite.raft import Ready
 from etcdlite.replica.logins import Job
 from etcdlite.urls import format_address, host_port
-from etcdlite.wal import WAL, Save
+from etcdlite.wal import WAL
 
 DIAL_TIMEOUT_S = 1.0
 SHORT_DIAL_TIMEOUT_S = 0.3
@@ -91,15 +92,15 @@ class LogThread:
         self._thread = threading.Thread(target=self._run, name="etcdlite-log", daemon=True)
         self._thread.start()
 
-    def save(self, saves: list[Save]) -> None:
+    def save(self, saves: list[Ready]) -> None:
         self._untaken += len(saves)
         self._put(saves)
 
-    def taken(self, saves: list[Save]) -> None:
+    def taken(self, saves: list[Ready]) -> None:
         """The caller has the result of these saves, which `done` was called with."""
         self._untaken -= len(saves)
 
-    def is_quick(self, saves: list[Save]) -> bool:
+    def is_quick(self, saves: list[Ready]) -> bool:
         """Whether `save_now` may be called, and is expected to be quick."""
         if self._untaken or self._given != self._finished:
             return False  # Results must be taken in the order of the saves.
@@ -111,14 +112,14 @@ class LogThread:
         ):
             return False
         size_bytes = 0
-        for _, entries, snapshot, _ in saves:
-            if snapshot is not None:
+        for save in saves:
+            if save.snapshot is not None:
                 return False
-            for entry in entries:
+            for entry in save.entries:
                 size_bytes += len(entry.data)
         return size_bytes < FEW_BYTES and self._wal.has_room(2 * size_bytes + FEW_BYTES)
 
-    def save_now(self, saves: list[Save]) -> float:
+    def save_now(self, saves: list[Ready]) -> float:
         """Save in the thread of the caller, and return the seconds that it took. Only if
         `is_quick`. Raises DiskFailed."""
         try:
@@ -172,7 +173,7 @@ class LogThread:
         except BaseException as failure:
             self._done(failure)
 
-    def _append(self, saves: list[Save]) -> float:
+    def _append(self, saves: list[Ready]) -> float:
         wal = self._wal
         written_s = wal.write_s
         began = time.perf_counter()

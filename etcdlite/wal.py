@@ -127,7 +127,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from etcdlite.errors import Explained
-from etcdlite.raft import HardState, Message, Snapshot
+from etcdlite.raft import HardState, Ready
 from etcdlite.raft_log import Entry
 from etcdlite.sealing import ID_BYTES, OVERHEAD_BYTES, TAG_BYTES, Key, Keyring, SealBroken, ids_text
 from etcdlite.storage.disk import Disk, File
@@ -252,16 +252,6 @@ class Recovered(NamedTuple):
     """Without gaps, up to `WAL.last_index`. Some that the snapshot covers may come first."""
     torn: str | None
     """A text for the log if a crash cut off the last frame, which has been removed."""
-
-
-class Save(NamedTuple):
-    """What must become durable of one `Ready` of consensus, and what may be sent after that."""
-
-    hard_state: HardState | None
-    entries: Sequence[Entry]
-    snapshot: Snapshot | None = None
-    """It replaces the log; the entries come after it."""
-    messages: Sequence[Message] = ()
 
 
 class _Seal(NamedTuple):
@@ -391,8 +381,9 @@ class WAL:
         """This much still fits into the current segment."""
         return self._position + size_bytes <= self._segments[-1].size_bytes
 
-    def save_all(self, saves: Sequence[Save]) -> None:
-        """Make several saves durable, with as few syncs as their order allows. Raises as `save`."""
+    def save_all(self, saves: Sequence[Ready]) -> None:
+        """Make durable what several Readys of consensus have to save, with as few syncs as their
+        order allows. A snapshot replaces the log; its entries come after it. Raises as `save`."""
         if len(saves) == 1 and saves[0].snapshot is None:
             return self.save(*saves[0][:2])
         hard_state: HardState | None = None

@@ -12,7 +12,7 @@ from etcdlite import threads
 from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
-from etcdlite.raft import Snapshot
+from etcdlite.raft import Ready, Snapshot
 from etcdlite.raft_log import Entry
 from etcdlite.server import Server
 from etcdlite.storage.steps import finish
@@ -25,7 +25,6 @@ from etcdlite.threads import (
     DiskFailed,
     LogThread,
 )
-from etcdlite.wal import Save
 from tests.rigs.processes import wait_until
 
 
@@ -38,7 +37,7 @@ class Log:
         self.written_bytes = 0
         self.sync_s = QUICK_SYNC_S / 10
         self.room = 1 << 30
-        self.saved: list[Save] = []
+        self.saved: list[Ready] = []
         self.savers: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -50,7 +49,7 @@ class Log:
     def has_room(self, size_bytes: int) -> bool:
         return size_bytes <= self.room
 
-    def save_all(self, saves: list[Save]) -> None:
+    def save_all(self, saves: list[Ready]) -> None:
         self.gate.wait(60)
         if self.failure:
             raise self.failure
@@ -75,9 +74,9 @@ def log(monkeypatch):
 @pytest.fixture
 def thread(log):
     reported = threading.Semaphore(0)
-    results: list[list[Save]] = []
+    results: list[list[Ready]] = []
 
-    def done(result: list[Save]) -> None:
+    def done(result: list[Ready]) -> None:
         results.append(result)
         reported.release()
 
@@ -89,11 +88,11 @@ def thread(log):
     thread.stop()
 
 
-def save(index: int = 1, size_bytes: int = 10, snapshot: Any = None) -> list[Save]:
-    return [Save(None, [Entry(1, index, 0, bytes(size_bytes))], snapshot, [])]
+def save(index: int = 1, size_bytes: int = 10, snapshot: Any = None) -> list[Ready]:
+    return [Ready(None, [Entry(1, index, 0, bytes(size_bytes))], snapshot=snapshot)]
 
 
-def by_thread(thread, saves: list[Save]) -> None:
+def by_thread(thread, saves: list[Ready]) -> None:
     thread.save(saves)
     assert thread.reported.acquire(timeout=60), "the log thread does not report"
     take_results(thread)
@@ -218,7 +217,7 @@ def test_a_save_of_the_caller_that_fails_ends_the_process(log, thread):
     assert raised.value.__cause__ is log.failure
 
 
-def save_in_loop(log, thread, saves: list[Save], lessor: Lessor, ready: list[Any]) -> None:
+def save_in_loop(log, thread, saves: list[Ready], lessor: Lessor, ready: list[Any]) -> None:
     """What the server does with saves; `ready` is what the selector reports after the sync."""
     calls: list[Any] = []
     member = SimpleNamespace(

@@ -99,6 +99,7 @@ class Maintenance:
     def defragment(self, session: Session, request_id: int, method: int) -> None:
         """Clean every segment that has garbage, then answer."""
         self._waiting_defragment.append((session, request_id, method))
+        self._job = self._job or self._next_job()
 
     # From the member.
 
@@ -132,9 +133,7 @@ class Maintenance:
         """There is something to do at once, that is, not only a task to wait for."""
         store = self._state.store
         return (store.compaction is not None and not store.compaction_is_held) or (
-            (self._job is not None or bool(self._waiting_defragment))
-            and not self._task_is_out
-            and self._task is None
+            self._job is not None and not self._task_is_out and self._task is None
         )
 
     def run(self, is_over: Callable[[], bool]) -> None:
@@ -153,11 +152,8 @@ class Maintenance:
                     self._compaction_finished()
                 else:
                     self._compaction_dropped += dropped
-            if not self._task_is_out and self._task is None:
-                if self._job is None and self._waiting_defragment:
-                    self._job = self._next_job()
-                if self._job is not None:
-                    self._advance(self._job)
+            if self._job is not None and not self._task_is_out and self._task is None:
+                self._advance(self._job)
             if is_over():
                 return
 

@@ -597,9 +597,7 @@ class GrpcSession(Connection, ClientSession):
             return
         if self._deadlines:
             self._deadlines.pop(request_id, None)
-        request = stream.request
-        rpc = request.rpc
-        rpc.succeeded += 1
+        rpc = stream.request.rpc
         rpc.handling_s.observe(self.member.clock() - stream.began)
         length = len(body)
         rpc.sent_bytes += length
@@ -727,7 +725,6 @@ class GrpcSession(Connection, ClientSession):
         if stream is None:
             return
         rpc = stream.request.rpc
-        rpc.succeeded += 1
         rpc.handling_s.observe(self.member.clock() - stream.began)
         if not stream.headers_sent:
             self.send_headers(stream, _HEADER_BLOCK)

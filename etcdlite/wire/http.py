@@ -191,7 +191,6 @@ class _Request:
         """Count its end, once."""
         rpc, self.rpc = self.rpc, None
         if rpc is not None and code == OK:
-            rpc.succeeded += 1
             rpc.handling_s.observe(now - self.began)
         elif rpc is not None:
             rpc.fail(code, now - self.began)

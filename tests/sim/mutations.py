@@ -42,13 +42,13 @@ from etcdlite import (
 from etcdlite import watch as watches
 from etcdlite.errors import error
 from etcdlite.methods import LEASE_REVOKE, PUT, RANGE, TXN, WATCH
+from etcdlite.raft import Ready
 from etcdlite.replica import access, maintenance, rollback, state, version_keeper, writes
 from etcdlite.replica import entry as entry_format
 from etcdlite.replica import reads as reading
 from etcdlite.rights import EVERYTHING
 from etcdlite.storage import data, index
 from etcdlite.storage.data import AUTH_ROLE
-from etcdlite.wal import Save
 from etcdlite.wire import api
 from sim.simulation import STOPPED, Failure, Simulation
 
@@ -394,7 +394,9 @@ def _snapshot_is_not_marked_in_the_log(patch: Patch) -> None:
     save_all = wal.WAL.save_all
 
     def unmarked(self: Any, saves: Any) -> None:
-        save_all(self, [Save(s.hard_state, s.entries if s.snapshot is None else ()) for s in saves])
+        save_all(
+            self, [Ready(s.hard_state, s.entries if s.snapshot is None else ()) for s in saves]
+        )
 
     patch.set(wal.WAL, "save_all", unmarked)
 
