@@ -348,7 +348,7 @@ class PeerConnection(Session):
         """Close once everything is sent."""
         log.warn("closing a connection to a peer", f"peer {why}", why=why)
         self.is_closing = True
-        if not self.outbox.parts:
+        if not self.outbox.is_queued:
             self.outbox.wake()
 
     # Output.
@@ -360,7 +360,7 @@ class PeerConnection(Session):
         else:
             head = FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags)
         outbox = self.outbox
-        if not outbox.parts:
+        if not outbox.is_queued:
             outbox.wake()
         outbox.parts += (head, body)
         size = len(head) + len(body)

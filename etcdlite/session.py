@@ -10,8 +10,8 @@ To implement a protocol, derive from `Session` and call its `__init__`.
 - Input: `receive(data)` begins with `data = self.inbox.join(data)` and returns if that is empty.
   The bytes after the last whole frame go back with `self.inbox.keep(rest, needed_bytes)`.
   A protocol that takes its input in pieces uses `put` and `take` instead.
-- Output: `self.outbox.append(data)`. A hot path does the same in place: it calls `outbox.wake()` if
-  `outbox.parts` is empty, extends `outbox.parts`, and adds to `outbox.unsent_bytes`.
+- Output: `self.outbox.append(data)`. A hot path does the same in place: it calls `outbox.wake()`
+  unless `outbox.is_queued`, extends `outbox.parts`, and adds to `outbox.unsent_bytes`.
 - What nobody waits for goes to `self.outbox.append_late(data)`: it leaves with the next output, or
   at the next tick.
 - Output that flow control holds back stays with the protocol, which reports it with `hold`,
@@ -19,7 +19,7 @@ To implement a protocol, derive from `Session` and call its `__init__`.
 - `is_open = True` ends the time for the handshake.
 - `abort(why)` ends the connection at once; `is_closing = True` when everything is sent.
 
-Invariants: `wake` is called whenever `parts` gets its first piece; kept input is copied once,
+Invariants: while `parts` has more than late output, the owner is told; kept input is copied once,
 however small the pieces are in which it arrives.
 """
 
@@ -80,7 +80,7 @@ class Outbox:
 
     __slots__ = (
         "_clock", "_held_moved_at", "_moved_at", "_on_output", "_period_began", "_period_bytes",
-        "_rest", "_session", "held_bytes", "high_water_bytes", "is_stuck", "late",
+        "_rest", "_session", "held_bytes", "high_water_bytes", "is_queued", "is_stuck",
         "min_bytes_per_s", "parts", "unsent_bytes",
     )  # fmt: skip
 
@@ -103,8 +103,8 @@ class Outbox:
         self._session = session
         self._on_output = on_output
         self._clock = clock
-        self.late = b""
-        """What `append_late` was given; counted in `unsent_bytes` when it joins `parts`."""
+        self.is_queued = False
+        """The owner was told to look at the session."""
         self._rest: bytes | memoryview | None = None
         self.is_stuck = False
         """The kernel did not accept everything; the selector reports when it has room."""
@@ -118,26 +118,27 @@ class Outbox:
     # For the protocol.
 
     def append(self, data: bytes) -> None:
-        if not self.parts:
-            self._on_output(self._session)
+        if not self.is_queued:
+            self.wake()
         self.parts.append(data)
         self.unsent_bytes += len(data)
 
     def append_late(self, data: bytes) -> None:
         """Queue what may wait for the next output, or for `flush_late`. It saves a system call, and
         the other side a wake-up. More than `MAX_LATE_BYTES` do not wait."""
-        self.late += data
-        if len(self.late) > MAX_LATE_BYTES:
+        self.parts.append(data)
+        self.unsent_bytes += len(data)
+        if self.unsent_bytes > MAX_LATE_BYTES:
             self.flush_late()
 
     def flush_late(self) -> None:
         """Queue what `append_late` was given, without waiting any longer."""
-        if self.late:
-            self.append(self.late)
-            self.late = b""
+        if self.parts and not self.is_queued:
+            self.wake()
 
     def wake(self) -> None:
         """Tell the owner to look at the session in this turn."""
+        self.is_queued = True
         self._on_output(self._session)
 
     def hold(self, size_bytes: int) -> None:
@@ -172,11 +173,10 @@ class Outbox:
     def take(self) -> bytes | memoryview:
         """The bytes to send now. Call `sent` with the number that went out; the next call returns
         the rest."""
+        self.is_queued = False
         rest = self._rest
         if rest is None:
             parts = self.parts
-            if self.late:
-                self._take_late()
             if self.unsent_bytes > TAKEN_BYTES and len(parts) > 1:
                 rest = self._take_some(TAKEN_BYTES)
             else:
@@ -189,6 +189,7 @@ class Outbox:
         """As `take`, but the bytes are ciphertext, and count as such until they are sent. Before
         the channel is established they are its handshake, and the output waits. Raises
         ChannelError."""
+        self.is_queued = False
         rest = self._rest
         if rest is None:
             plaintext: bytes | memoryview = b""
@@ -196,8 +197,6 @@ class Outbox:
                 rest = channel.output()
             else:
                 parts = self.parts
-                if self.late:
-                    self._take_late()
                 if parts and len(parts[0]) > SEALED_BYTES:
                     view = memoryview(parts[0])
                     plaintext, parts[0] = view[:SEALED_BYTES], view[SEALED_BYTES:]
@@ -207,12 +206,6 @@ class Outbox:
             self.unsent_bytes += len(rest) - len(plaintext)
             self._rest = rest
         return rest
-
-    def _take_late(self) -> None:
-        # At the end: the first part may be the rest of a frame.
-        self.parts.append(self.late)
-        self.unsent_bytes += len(self.late)
-        self.late = b""
 
     def _take_some(self, most_bytes: int) -> bytes:
         """About `most_bytes` of the output, at least one part."""
@@ -268,7 +261,6 @@ class Outbox:
     def close(self) -> None:
         """The connection is closed: drop all output."""
         self.parts.clear()
-        self.late = b""
         self.held_bytes = 0
         self._rest = None
         self.is_stuck = False

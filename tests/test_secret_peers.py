@@ -27,6 +27,7 @@ ONE = secret_file.Secret(bytes(range(100, 132)))
 def output(session: Any) -> bytes:
     parts = b"".join(session.outbox.parts)
     session.outbox.parts.clear()
+    session.outbox.is_queued = False
     return parts
 
 

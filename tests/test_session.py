@@ -349,11 +349,11 @@ def test_late_output_leaves_with_the_next_output_or_when_it_is_flushed() -> None
     woken: list[object] = []
     outbox = Outbox("session", woken.append, lambda: 0.0, 1 << 20)
     outbox.append_late(b"late")
-    assert not woken and outbox.late and not outbox.unsent_bytes
+    assert not woken and outbox.unsent_bytes == 4
     outbox.append(b"answer")
-    assert outbox.take() == b"answerlate" and woken == ["session"]
+    assert outbox.take() == b"lateanswer" and woken == ["session"]
     outbox.sent(10)
-    assert not outbox.late and not outbox.unsent_bytes
+    assert not outbox.unsent_bytes
     outbox.append_late(b"late")
     outbox.flush_late()
     assert woken == ["session", "session"] and outbox.take() == b"late"
@@ -370,7 +370,7 @@ def test_a_closed_connection_has_no_late_output() -> None:
     outbox = Outbox("session", lambda session: None, lambda: 0.0, 1 << 20)
     outbox.append_late(b"late")
     outbox.close()
-    assert not outbox.late
+    assert not outbox.parts
 
 
 def test_what_is_held_first_is_told_to_the_owner() -> None:

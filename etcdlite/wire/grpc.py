@@ -619,10 +619,9 @@ class GrpcSession(Connection, ClientSession):
         if outbox.unsent_bytes + outbox.held_bytes > MAX_UNSENT_BYTES:
             self.abort("it asks for more without reading its answers")
             return
-        parts = outbox.parts
-        if not parts:
+        if not outbox.is_queued:
             outbox.wake()
-        parts += (
+        outbox.parts += (
             _ANSWER.pack(
                 _ANSWER_START, request_id, _HEADER_BLOCK, size << 8, 0, request_id, 0, length
             ),
@@ -706,8 +705,7 @@ class GrpcSession(Connection, ClientSession):
         stream.credit -= size
         self.conduct.answers += 1
         outbox = self.outbox
-        parts = outbox.parts
-        if not parts:
+        if not outbox.is_queued:
             outbox.wake()
         if stream.headers_sent:
             head = _MESSAGE.pack(size << 8, 0, request_id, 0, length)
@@ -716,7 +714,7 @@ class GrpcSession(Connection, ClientSession):
             head = _ANSWER.pack(
                 _ANSWER_START, request_id, _HEADER_BLOCK, size << 8, 0, request_id, 0, length
             )
-        parts += (head, body)
+        outbox.parts += (head, body)
         outbox.unsent_bytes += len(head) + length
 
     def end_call(self, request_id: int, method: int) -> None:

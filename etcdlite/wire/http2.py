@@ -309,7 +309,7 @@ class Connection(Session):
             grant = CONNECTION_WINDOW_BYTES - self._receive_window
             self._receive_window = CONNECTION_WINDOW_BYTES
             self.outbox.append(frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant)))
-        if self.outbox.late and not self.owes_an_answer:
+        if self.outbox.parts and not self.owes_an_answer:
             self.outbox.flush_late()
 
     @property

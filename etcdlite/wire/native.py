@@ -224,11 +224,10 @@ class NativeSession(ClientSession):
         if outbox.unsent_bytes > MAX_UNSENT_BYTES:
             self.abort("it asks for more without reading its answers")
             return
-        parts = outbox.parts
-        if not parts:
+        if not outbox.is_queued:
             outbox.wake()
-        parts.append(FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, END))
-        parts.append(body)
+        head = FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, END)
+        outbox.parts += (head, body)
         outbox.unsent_bytes += len(body) + FRAME_HEADER_BYTES
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
@@ -243,11 +242,10 @@ class NativeSession(ClientSession):
         """Send one message of a stream."""
         # The hot path of watches.
         outbox = self.outbox
-        parts = outbox.parts
-        if not parts:
+        if not outbox.is_queued:
             outbox.wake()
         size = len(body)
-        parts += (FRAME.pack(size + MIN_FRAME_LENGTH, request_id, method, 0), body)
+        outbox.parts += (FRAME.pack(size + MIN_FRAME_LENGTH, request_id, method, 0), body)
         outbox.unsent_bytes += size + FRAME_HEADER_BYTES
 
     def end_call(self, request_id: int, method: int) -> None:

@@ -6,15 +6,16 @@ from etcdlite.session import Session
 
 
 def take_output(session: Session) -> bytes:
-    """All that the session has to send, as if it were sent."""
+    """All that the session has to send now, as if it were sent; nothing if it did not tell."""
     was_blocked = session.is_blocked
     outbox = session.outbox
     assert sum(map(len, outbox.parts)) == outbox.unsent_bytes, "it counts what waits to be sent"
     data = b""
-    while outbox.parts or outbox.is_stuck:
+    while outbox.is_queued or outbox.is_stuck:
         piece = bytes(outbox.take())
         outbox.sent(len(piece))
         data += piece
+        outbox.is_queued = bool(outbox.parts)
     if was_blocked and not session.is_blocked:
         session.unblocked()
     return data

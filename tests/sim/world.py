@@ -1042,6 +1042,7 @@ class Node:
             wires = self._wires.get(session)
             if wires is None:
                 continue
+            session.outbox.is_queued = False
             out = session.outbox.parts
             channel = session.channel if isinstance(session, PeerConnection) else None
             if out or (channel is not None and channel.has_output):
