@@ -102,7 +102,7 @@ class Member:
         state = State(store, self.identity, self.metrics, clock, self._propose_own, options)
         self.state = state
         self.tokens = tokens or SimpleTokens(cluster_id, options.token_ttl_s)
-        self.maintenance = Maintenance(state, self._propose_own, options.checkpoint_bytes)
+        self.maintenance = Maintenance(state, self._propose_own, self.run_task, options)
         self.rollback = RollbackCheck(state, raft, self.run_task, self._returned, options)
         self.peers = Peers(Local(state, self, self.rollback, options))
         self.peers.update(state.membership.members or {other.ID: other for other in members})
@@ -272,7 +272,7 @@ class Member:
         done()
 
     def run_task(self, task: Callable[[], None], done: Callable[[], None]) -> None:
-        """Queue slow disk work for `take_task`; it goes before the tasks of `maintenance`."""
+        """Queue slow disk work for `take_task`."""
         self._tasks.append((task, done))
 
     def tick(self) -> None:
@@ -326,15 +326,10 @@ class Member:
 
     def take_task(self) -> Callable[[], None] | None:
         """The next slow disk task; None while one runs or if there is none."""
-        if self._task_done is not None:
+        if self._task_done is not None or not self._tasks:
             return None
-        if self._tasks:
-            task, self._task_done = self._tasks.popleft()
-            return task
-        maintenance_task = self.maintenance.take_task()
-        if maintenance_task is not None:
-            self._task_done = self.maintenance.finished
-        return maintenance_task
+        task, self._task_done = self._tasks.popleft()
+        return task
 
     @property
     def log_begin(self) -> int:
@@ -454,7 +449,7 @@ class Member:
             self.leadership.send_commit_later(now)
         if self._committed or self._applying is not None:
             self._apply()
-        elif self.restoring.is_due and self._task_done is None:
+        elif self.restoring.is_due and self._task_done is None and not self._tasks:
             # Nothing is being applied, and the snapshot's mark in the log is durable.
             self.maintenance.stop()
             self.restoring.begin()

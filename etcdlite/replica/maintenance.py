@@ -17,6 +17,7 @@ from collections.abc import Callable
 from etcdlite import log, proto
 from etcdlite.methods import COMPACT
 from etcdlite.mvcc import Store
+from etcdlite.options import Options
 from etcdlite.replica.state import State
 from etcdlite.request import Session
 from etcdlite.storage import cleaning
@@ -68,12 +69,18 @@ class Maintenance:
     """Runs a member's background work; driven by `Member.turn` and `Member.tick`."""
 
     def __init__(
-        self, state: State, propose: Callable[[int, proto.Message], None], checkpoint_bytes: int
+        self,
+        state: State,
+        propose: Callable[[int, proto.Message], None],
+        run_task: Callable[[Callable[[], None], Callable[[], None]], None],
+        options: Options,
     ) -> None:
-        """`propose` brings a method and its request into the log."""
+        """`propose` brings a method and its request into the log. `run_task(task, done)` runs disk
+        work elsewhere and then calls `done`."""
         self._state = state
         self._propose = propose
-        self.checkpoint_bytes = checkpoint_bytes
+        self._run_task = run_task
+        self.checkpoint_bytes = options.checkpoint_bytes
         self.auto_compaction = AutoCompaction(0.0, 0)
         self.released: tuple[int, int] | None = None
         """Index and term up to which the log is not needed any more; taken by the owner."""
@@ -89,7 +96,6 @@ class Maintenance:
         self._compaction_began: float | None = None
         self._compaction_dropped = 0
         self._job: Job | None = None
-        self._task: Callable[[], None] | None = None
         self._task_is_out = False
         self._waiting_defragment: list[tuple[Session, int, int]] = []
         self._defragmenting: list[tuple[Session, int, int]] = []
@@ -133,7 +139,7 @@ class Maintenance:
         """There is something to do at once, that is, not only a task to wait for."""
         store = self._state.store
         return (store.compaction is not None and not store.compaction_is_held) or (
-            self._job is not None and not self._task_is_out and self._task is None
+            self._job is not None and not self._task_is_out
         )
 
     def run(self, is_over: Callable[[], bool]) -> None:
@@ -152,31 +158,25 @@ class Maintenance:
                     self._compaction_finished()
                 else:
                     self._compaction_dropped += dropped
-            if self._job is not None and not self._task_is_out and self._task is None:
+            if self._job is not None and not self._task_is_out:
                 self._advance(self._job)
             if is_over():
                 return
 
     def _advance(self, job: Job) -> None:
         try:
-            self._task = next(job)
+            if (task := next(job)) is not None:
+                self._task_is_out = True
+                self._run_task(task, self._task_finished)
         except StopIteration:
             self._job = self._next_job()
 
-    def take_task(self) -> Callable[[], None] | None:
-        task = self._task
-        if task is not None:
-            self._task = None
-            self._task_is_out = True
-        return task
-
-    def finished(self) -> None:
+    def _task_finished(self) -> None:
         self._task_is_out = False
 
     def stop(self) -> None:
         """The store is about to be replaced, and no task is out: leave what is under way."""
         self._job = None
-        self._task = None
 
     def restart(self, old: Store) -> None:
         """The member has another store now: forget the old one."""
