@@ -68,6 +68,9 @@ TICKED_PER_TURN = 100
 REST_TICKS = 16
 """A session that may rest is included in one of this many calls of `Connections.tick`."""
 
+SEND_SLICE_S = 0.005
+"""A turn sends output to clients for this long."""
+
 PRODUCE_SLICE_S = 0.005
 """A turn produces long answers for this long. The other sessions come first in the next turn."""
 
@@ -310,22 +313,29 @@ class Connections:
                 return
 
     def send_output(self, to_clients: bool = True) -> None:
-        """Send what sessions have put out in this turn, and close those that are aborted. Without
-        `to_clients`: only send, and only to members."""
+        """Send what sessions have put out, and close those that are aborted, for one slice; the
+        others come first in the next turn. Without `to_clients`, and after the slice: only send,
+        and only to members."""
         if not self.dirty:
             return
         dirty = dict.fromkeys(self.dirty)
         self.dirty.clear()
+        later: list[Session] = []
+        clock = time.monotonic
+        ends_at = clock() + SEND_SLICE_S
         for session in dirty:
             connection = self._by_session.get(session)
             if connection is None:
                 continue
             if not to_clients and (connection.site is not None or session.is_aborted):
-                self.dirty.append(session)
+                later.append(session)
             elif session.is_aborted:
                 self.drop(connection, session.why_aborted)
             elif not session.outbox.is_stuck:
                 self._send(connection)
+                if clock() > ends_at:
+                    to_clients = False
+        self.dirty[:0] = later
 
     def close(self, connection: Connection) -> None:
         if connection not in self.all:

@@ -487,3 +487,25 @@ def test_a_session_rests_while_nothing_is_due(tmp_path: Path) -> None:
     session.receive(b"\x40")
     assert not session.may_rest, "a frame is not complete"
     lone.close()
+
+
+def test_a_turn_sends_to_clients_for_one_slice_and_to_members_always(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connections, sessions, clients = resting(5)
+    by_session = {connection.session: connection for connection in connections.all}
+    by_session[sessions[4]].site = None  # The last one is a member.
+    monkeypatch.setattr("etcdlite.connections.SEND_SLICE_S", -1.0)
+    for session in sessions:
+        session.outbox = Outbox(session, connections.dirty.append, time.monotonic, 1000)
+        session.outbox.append(b"x")
+    left = []
+    while connections.have_work:
+        connections.send_output()
+        left.append([session.outbox.unsent_bytes for session in sessions])
+        if len(left) == 2:
+            sessions[0].outbox.append(b"y")
+    assert left == [[0, 1, 1, 1, 0], [0, 0, 1, 1, 0], [1, 0, 0, 1, 0], [1, 0, 0, 0, 0], [0] * 5]
+    connections.close_all()
+    for sock in clients:
+        sock.close()
