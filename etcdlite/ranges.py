@@ -17,7 +17,7 @@ from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError
 from etcdlite.mvcc import Store, encode_key_value
 from etcdlite.proto import varint
 from etcdlite.storage.index import Numbered
-from etcdlite.storage.steps import sort_steps
+from etcdlite.storage.steps import join_steps, sort_steps
 
 MAX_REVISION = (1 << 63) - 1
 _NO_LIMIT = 1 << 62
@@ -57,23 +57,18 @@ def decode_range(buf: bytes, pos: int = 0, end: int | None = None) -> proto.Rang
 class _Answer:
     """An answer in the making."""
 
-    __slots__ = ("_pieces", "size_bytes")
+    __slots__ = ("pieces", "size_bytes")
 
     def __init__(self, head: bytes) -> None:
-        self._pieces = [head]
+        self.pieces = [head]
         self.size_bytes = len(head)
 
     def add(self, parts: list[bytes | memoryview]) -> None:
         """Append the parts, and empty the list."""
         piece = b"".join(parts)
         parts.clear()
-        self._pieces.append(piece)
+        self.pieces.append(piece)
         self.size_bytes += len(piece)
-
-    def take(self) -> bytes:
-        """The whole answer, which is forgotten here."""
-        pieces, self._pieces = self._pieces, []
-        return b"".join(pieces)
 
 
 def key_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
@@ -254,12 +249,8 @@ def _read_steps(
     )
     answer.add([_tail(0 < request.limit < found, count)])
     if answer.size_bytes > store.limits.step_bytes:
-        # Copying a large answer is a step of its own, and so is sending it.
-        yield
-        whole = answer.take()
-        yield
-        return whole
-    return answer.take()
+        return (yield from join_steps(answer.pieces, store.limits))
+    return b"".join(answer.pieces)
 
 
 def _listed_steps(

@@ -558,10 +558,10 @@ class Applied:
         self._results = results
         self._reading = reading
 
-    @property
-    def is_read(self) -> bool:
-        """The answer is complete: `answer_steps` reads nothing."""
-        return all(result.asked is None for result in self._results)
+    def is_read(self, step_bytes: int) -> bool:
+        """The answer is complete, and small: `answer_steps` reads nothing and joins little."""
+        is_small = self._reading.read_bytes < step_bytes
+        return is_small and all(result.asked is None for result in self._results)
 
     def answer_steps(
         self, store: Store, head: bytes = b"", is_late: bool = False

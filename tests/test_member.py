@@ -814,6 +814,28 @@ def test_a_watch_gets_all_events_of_a_large_delete_though_few_are_kept() -> None
     assert keys == [b"key%07d" % number for number in range(1000)] + [b"key-after"]
 
 
+@pytest.mark.parametrize("in_txn", [False, True])
+def test_the_large_answer_to_a_write_is_made_when_the_write_is_over(in_txn: bool) -> None:
+    rig = filled(100, bytes(2000), limits=Limits(step_bytes=4096))
+    rig.pace_s = 0.001
+    request: Any = proto.DeleteRangeRequest(key=b"key", range_end=b"kez", prev_kv=True)
+    if in_txn:
+        request = proto.TxnRequest(success=[proto.RequestOp(request_delete_range=request)])
+    delete = rig.send(request)
+    while rig.member.is_applying or rig.member.state.store.index.count(b"key", b"kez"):
+        assert delete not in rig.answers
+        rig.turn()
+    put = rig.send(PutRequest(key=b"another"))
+    while put not in rig.answers:
+        rig.turn()
+    assert delete not in rig.answers
+    rig.settle()
+    answer = rig.answers[delete]
+    if in_txn:
+        (answer,) = (response.response_delete_range for response in answer.responses)
+    assert [len(kv.value) for kv in answer.prev_kvs] == [2000] * 100
+
+
 def test_a_snapshot_taken_within_a_large_write_is_whole(tmp_path: Any) -> None:
     rig = filled(3000)
     rig.pace_s = 0.0005

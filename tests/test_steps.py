@@ -318,7 +318,8 @@ def test_joining_in_steps_is_joining() -> None:
     large = [b"a" * LIMITS.step_bytes] * 3
     for pieces in ([], [b"a"], large, [b"ab"] * 5000, [b"", b"x" * 9, b""]):
         assert finish(join_steps(pieces)) == b"".join(pieces)
-    assert sum(1 for _ in join_steps(large)) == 2
+    assert sum(1 for _ in join_steps(large)) == 2 + 3, "each is looked at and copied in a step"
+    assert sum(1 for _ in join_steps([b"head", b"".join(large)])) == 1 + 1 + 3
 
 
 def test_what_nobody_needs_is_freed_in_steps() -> None:

@@ -46,6 +46,7 @@ from etcdlite.replica.timeline import Timeline
 from etcdlite.request import Session, Steps, Waiter
 from etcdlite.rights import KeySet
 from etcdlite.storage.data import LEASE
+from etcdlite.storage.steps import join_steps
 from etcdlite.swap import Swap
 from etcdlite.versions import KEEPS_TIMES, Version
 
@@ -185,7 +186,7 @@ class State:
                         metrics.count_txn(request, applied.succeeded)
                         if session is None:
                             answer = b""
-                        elif applied.is_read:
+                        elif applied.is_read(store.limits.step_bytes):
                             answer = yield from applied.answer_steps(store)
                         else:
                             # The rest of the answer is a read.
@@ -197,6 +198,10 @@ class State:
                             continue
                 else:
                     answer = yield from APPLIERS[method](self, request)
+                    if len(answer) > store.limits.step_bytes and session is not None:
+                        late = join_steps((header(store.end_revision()), answer), store.limits)
+                        self.late_answers.append((late, (session, request_id, method, request)))
+                        continue
                 revision = store.end_revision()
             except EtcdError as failure:
                 assert not store.is_writing, "a request failed after its first change"

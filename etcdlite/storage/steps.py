@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from heapq import merge
+from io import BytesIO
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -86,18 +87,24 @@ def join_steps(
     pieces: Iterable[bytes], limits: Limits = DEFAULT_LIMITS
 ) -> Generator[None, None, bytes]:
     """As `b"".join`."""
-    joined = bytearray()
-    part: list[bytes] = []
+    parts: list[bytes] = []
+    some: list[bytes] = []
     size = 0
     for piece in pieces:
-        if size >= limits.step_bytes or len(part) == limits.join_step_pieces:
-            joined += b"".join(part)
-            part.clear()
+        if some and (size + len(piece) > limits.step_bytes or len(some) == limits.join_step_pieces):
+            parts.append(b"".join(some))
+            some.clear()
             size = 0
             yield
-        part.append(piece)
+        some.append(piece)
         size += len(piece)
-    if not joined:
-        return b"".join(part)
-    joined += b"".join(part)
-    return bytes(joined)
+    parts.append(b"".join(some))
+    if len(parts) == 1:
+        return parts[0]
+    # The memory is taken at once, touched step by step, and not copied again.
+    joined = BytesIO(bytes(sum(map(len, parts))))
+    for part in parts:
+        for at in range(0, len(part), limits.step_bytes):
+            joined.write(memoryview(part)[at : at + limits.step_bytes])
+            yield
+    return joined.getvalue()
