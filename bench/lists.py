@@ -98,8 +98,8 @@ def _show(name: str, times_ms: list[float]) -> None:
 
 def _pages_ms(connection: GrpcConnection, keys: int, is_fixed: bool) -> list[float]:
     times = []
-    start, revision = PREFIX, 0
-    for number in range(PAGES):
+    start, revision, before = PREFIX, 0, 0
+    for _ in range(PAGES):
         request = proto.RangeRequest(
             key=start, range_end=end_of(PREFIX), limit=PAGE_KEYS, revision=revision
         )
@@ -108,8 +108,12 @@ def _pages_ms(connection: GrpcConnection, keys: int, is_fixed: bool) -> list[flo
         times.append((time.perf_counter() - began) * 1000)
         if is_fixed:
             revision = revision or answer.header.revision
-            assert answer.count <= keys - number * PAGE_KEYS + 100 * WRITES_PER_S
-        start = answer.kvs[-1].key + b"\0" if answer.more else PREFIX
+            assert answer.count <= keys - before + 100 * WRITES_PER_S
+        before += PAGE_KEYS
+        if answer.more:
+            start = answer.kvs[-1].key + b"\0"
+        else:
+            start, before = PREFIX, 0
     return times
 
 
