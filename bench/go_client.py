@@ -4,7 +4,8 @@ for the commands that `real_clients.py` uses, and the same report.
 Each client has one connection and one request in flight. After the data of an answer it sends, with
 its next request, what grpc-go sends: WINDOW_UPDATE, and a PING unless one is unanswered (its
 estimate of bandwidth). A keep-alive has a stream of its own, which is ended and cancelled after the
-answer. One process serves all clients, so it is busy before a fast server is.
+answer. `stm` gets a key, then puts it if it is still the same, until that succeeds. One process
+serves all clients, so it is busy before a fast server is.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class GoConnection(GrpcConnection):
         """Unanswered."""
         self._open = self._left = 0
         """The stream of the keep-alive under way, and of the one before."""
+        self.key, self.is_swapping = b"", False
+        """Of the compare-and-swap under way: its key, and whether it has been read."""
 
     def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == _PING and flags & 1:
@@ -79,6 +82,7 @@ class Requests:
             "put": "KV.Put",
             "range": "KV.Range",
             "txn-put": "KV.Txn",
+            "stm": "KV.Range",
             "lease-keepalive": "Lease.LeaseKeepAlive",
         }[options.command]
         self.method = methods.METHOD_BY_NAME[name]
@@ -96,19 +100,47 @@ class Requests:
         key = b"%0*d" % (options.key_size, number % options.key_space_size)
         return proto.PutRequest(key=key, value=self._value)
 
-    def next(self) -> bytes:
+    def next(self, client: GoConnection) -> bytes:
+        """What begins the next operation."""
         options = self._options
         if options.command == "put":
             return self._put().encode()
         if options.command == "range":
             serializable = options.consistency == "s"
             return proto.RangeRequest(
-                key=options.words[0].encode(), serializable=serializable
+                key=options.words[0].encode(),
+                range_end=(options.words[1] if len(options.words) > 1 else "").encode(),
+                serializable=serializable,
             ).encode()
+        if options.command == "stm":
+            client.key = b"%016d" % random.randrange(options.keys)
+            return proto.RangeRequest(key=client.key).encode()
         if options.command == "txn-put":
             puts = [proto.RequestOp(request_put=self._put()) for _ in range(options.txn_ops)]
             return proto.TxnRequest(success=puts).encode()
         return proto.LeaseKeepAliveRequest(ID=self.lease).encode()
+
+    def goes_on(self, client: GoConnection, reply: bytes) -> bool:
+        """Send what the operation needs after this answer. False if it is done."""
+        if self._options.command != "stm":
+            return False
+        client.is_swapping = not client.is_swapping
+        if client.is_swapping:
+            found = proto.RangeResponse.decode(reply).kvs
+            compare = proto.Compare(
+                result=proto.Compare.EQUAL,
+                target=proto.Compare.MOD,
+                key=client.key,
+                mod_revision=found[0].mod_revision if found else 0,
+            )
+            put = proto.PutRequest(key=client.key, value=self._value)
+            swap = proto.TxnRequest(compare=[compare], success=[proto.RequestOp(request_put=put)])
+            client.ask(methods.METHOD_BY_NAME["KV.Txn"], swap.encode())
+        elif proto.TxnResponse.decode(reply).succeeded:
+            return False
+        else:
+            client.ask(self.method, proto.RangeRequest(key=client.key).encode())
+        return True
 
 
 def run(options: argparse.Namespace) -> tuple[list[float], float]:
@@ -129,19 +161,20 @@ def run(options: argparse.Namespace) -> tuple[list[float], float]:
         by_fd[fd] = client
         poll.register(fd, select.POLLIN)
         sent_at[fd] = time.perf_counter()
-        client.ask(requests.method, requests.next())
+        client.ask(requests.method, requests.next(client))
         left -= 1
     while len(latencies) < options.total:
         for fd, _ in poll.poll():
             client = by_fd[fd]
-            if not client.receive_once():
+            replies = client.receive_once()
+            if not replies or requests.goes_on(client, replies[0][1]):
                 continue
             now = time.perf_counter()
             latencies.append(now - sent_at[fd])
             if left:
                 left -= 1
                 sent_at[fd] = now
-                client.ask(requests.method, requests.next())
+                client.ask(requests.method, requests.next(client))
     took_s = time.perf_counter() - began
     for client in clients:
         client.close()
@@ -151,9 +184,11 @@ def run(options: argparse.Namespace) -> tuple[list[float], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Imitate etcd's benchmark tool.")
     parser.add_argument(
-        "command", choices=["put", "range", "txn-put", "lease-keepalive"], help="what to send"
+        "command",
+        choices=["put", "range", "txn-put", "stm", "lease-keepalive"],
+        help="what to send",
     )
-    parser.add_argument("words", nargs="*", help="range: the key")
+    parser.add_argument("words", nargs="*", help="range: the key, or where it begins and ends")
     parser.add_argument("--endpoints", default="127.0.0.1:2379")
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--conns", type=int, default=1, help="ignored: one for each client")
@@ -164,11 +199,14 @@ def main() -> None:
     parser.add_argument("--sequential-keys", action="store_true")
     parser.add_argument("--txn-ops", type=int, default=1)
     parser.add_argument("--consistency", default="l")
+    parser.add_argument("--keys", type=int, default=1, help="stm: one of as many")
+    parser.add_argument("--txn-wr-percent", type=int, default=100, help="stm: no other percentage")
+    parser.add_argument("--precise", action="store_true", help="ignored: it is always")
     latencies, took_s = run(parser.parse_args())
-    print(f"  Slowest:\t{latencies[-1]:.4f} secs.")
-    print(f"  Requests/sec:\t{len(latencies) / took_s:.4f}")
+    print(f"  Slowest:\t{latencies[-1]} secs.")
+    print(f"  Requests/sec:\t{len(latencies) / took_s}")
     for percent in (50, 99):
-        print(f"  {percent}% in {latencies[len(latencies) * percent // 100]:.4f} secs.")
+        print(f"  {percent}% in {latencies[len(latencies) * percent // 100]} secs.")
 
 
 if __name__ == "__main__":

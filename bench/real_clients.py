@@ -1,26 +1,32 @@
 """What users have: 1 to 1,000 clients of a real gRPC library, on 1 and 3 members.
 
     python -m bench.real_clients                       etcdlite beside etcd
-    python -m bench.real_clients --base REV            this tree beside that revision (and etcd)
+    python -m bench.real_clients --base REV            this tree beside that revision and etcd
+    python -m bench.real_clients --base REV --no-etcd  and what has changed since then
     python -m bench.real_clients --only 'put, 1 '      the workloads whose name contains that
     python -m bench.real_clients --plot docs/plots     and draw latency against clients there
 
 The load is etcd's own benchmark tool (`etcd_benchmark.py`), which needs 25 to 35 µs of CPU for each
 operation. On a machine with few cores that bounds the ratio of rates, so the server's CPU per
-operation says more. Rounds take turns; a ratio is the median of the ratios of neighbouring rounds.
+operation says more. In each round the servers run side by side and take turns load by load; a
+ratio is the median of the ratios of the rounds.
 
-Rows: operations per second, latency p50, p99 and worst, and per operation the CPU and the bytes
-written to disk, of all members together.
+Rows: operations per second, latency p50, p99 and worst, per operation the CPU and the bytes written
+to disk, of all members together, and the RSS of the largest member after the load and all before
+it. With `--base`, a list at the end names what has changed: in each round in the same direction,
+and by over `CHANGED` in the median.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,6 +35,7 @@ from typing import NamedTuple
 
 from bench import etcd_benchmark, plots
 from bench.cluster import ClusterMember, leader_of
+from bench.scale import PREFIX, load
 from bench.servers import Server, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +72,20 @@ def _txn(clients: int, total: int, ops: int) -> str:
     )
 
 
+def _list(clients: int, total: int) -> str:
+    return (
+        f"range {PREFIX.decode()} {PREFIX.decode()[:-1]}0 --clients={clients} --conns={clients} "
+        f"--total={total} --consistency=l"
+    )
+
+
+def _swap(clients: int, total: int) -> str:
+    return (
+        f"stm --clients={clients} --conns={clients} --total={total} --keys=10000 "
+        "--txn-wr-percent=100 --val-size=256"
+    )
+
+
 def _keep_alive(total: int) -> str:
     return f"lease-keepalive --clients=1000 --conns=100 --total={total}"
 
@@ -84,13 +105,23 @@ WORKLOADS = (
     Workload("range, 100 clients", (_range(100, 40_000),), 40_000),
     Workload("range, 1000 clients", (_range(1000, 80_000),), 80_000),
     Workload("range, 1000 clients, serializable", (_range(1000, 80_000, "s"),), 80_000),
+    Workload("list of 10,000 keys, 10 clients", (_list(10, 400),), 400),
+    Workload("compare-and-swap: get, then txn, 100 clients", (_swap(100, 15_000),), 15_000),
     Workload("transaction of 16 puts, 1000 clients", (_txn(1000, 15_000, 16),), 15_000),
     Workload("transaction of 128 puts, 100 clients", (_txn(100, 2_000, 128),), 2_000),
     Workload("lease keep-alive, 1000 clients", (_keep_alive(60_000),), 60_000),
     Workload("mix: 80 clients range, 20 put", (_range(80, 32_000), _put(20, 8_000)), 40_000),
     Workload("3 members: put, 1 client", (_put(1, 1_000),), 1_000, 3),
+    Workload("3 members: put, 10 clients", (_put(10, 5_000),), 5_000, 3),
     Workload("3 members: put, 100 clients", (_put(100, 20_000),), 20_000, 3),
     Workload("3 members: put, 1000 clients", (_put(1000, 40_000),), 40_000, 3),
+    Workload(
+        "3 members: put of new keys, 100 clients",
+        (_put(100, 20_000, 256, "--sequential-keys --key-space-size=20000"),),
+        20_000,
+        3,
+    ),
+    Workload("3 members: put of 16 KB, 100 clients", (_put(100, 5_000, 16_384),), 5_000, 3),
     Workload("3 members: range, 1 client", (_range(1, 2_000),), 2_000, 3),
     Workload("3 members: range, 1000 clients", (_range(1000, 60_000),), 60_000, 3),
     Workload("3 members: range, serializable", (_range(1000, 60_000, "s"),), 60_000, 3),
@@ -104,7 +135,17 @@ WORKLOADS = (
     Workload("3 members: transaction of 16 puts", (_txn(1000, 10_000, 16),), 10_000, 3),
 )
 
-ROWS = ("per s", "p50 ms", "p99 ms", "worst ms", "CPU µs", "bytes")
+ROWS = ("per s", "p50 ms", "p99 ms", "worst ms", "CPU µs", "bytes", "RSS MiB")
+
+LISTED_KEYS = 10_000
+
+CHANGED = 0.05
+COMPARED = ("p50 ms", "CPU µs", "bytes")
+"""The rows whose changes are named: other times vary too much from round to round, and the RSS of a
+load is mostly that of the loads before it."""
+
+Found = dict[tuple[str, str], list[list[float]]]
+"""(Workload, server) -> a value for each of `ROWS`, round by round."""
 
 
 class Group:
@@ -128,6 +169,7 @@ class Group:
             member.wait_until_listening()
         if len(self.members) > 1:
             leader_of(list(self.members))  # type: ignore[arg-type]
+        load(self.members[0], range(LISTED_KEYS))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -140,18 +182,21 @@ class Group:
     def written_bytes(self) -> int:
         return sum(member.written_bytes() for member in self.members)
 
+    def rss_mib(self) -> float:
+        return max(member.memory_kib()["VmRSS"] for member in self.members) / 1024
 
-def measure(group: Group, load: Workload, program: str | None, share: float) -> list[float]:
+
+def measure(group: Group, workload: Workload, program: str | None, share: float) -> list[float]:
     """A value for each of `ROWS`."""
     ports = [member.port for member in group.members]
     if len(ports) > 1:
         leader = leader_of(list(group.members))  # type: ignore[arg-type]
         ports = [
-            m.port for m in group.members if (m.port != leader.port) == load.is_through_follower
+            m.port for m in group.members if (m.port != leader.port) == workload.is_through_follower
         ][:1]
     total = 0
     commands = []
-    for part in load.parts:
+    for part in workload.parts:
         words = part.split()
         at = next(n for n, word in enumerate(words) if word.startswith("--total="))
         count = int(int(words[at].partition("=")[2]) * share)
@@ -171,69 +216,101 @@ def measure(group: Group, load: Workload, program: str | None, share: float) -> 
         max(report.max_ms for report in reports),
         (group.cpu_s() - cpu_s) / total * 1e6,
         (group.written_bytes() - written_bytes) / total,
+        group.rss_mib(),
     ]
 
 
 def compare(
-    trees: dict[str, str], loads: Sequence[Workload], rounds: int, share: float, folder: str
-) -> dict[tuple[str, str], list[float]]:
-    """Print a table: a line for each workload and row of it; the last server is the measure.
-    Returns the medians of each workload and server."""
+    trees: dict[str, str], workloads: Sequence[Workload], rounds: int, share: float, folder: str
+) -> Found:
+    """Print a table: a line for each workload and row of it, and the ratios of the first server to
+    the others. Returns the figures."""
     program = etcd_benchmark.tool()
     print(f"load: {program or 'bench.go_client, which imitates etcd benchmark'}\n")
-    names = list(trees)
-    ratios = [f"{name} / {names[-1]}" for name in names[:-1]]
-    print(f"| | | {' | '.join([*names, *ratios])} |")
-    print("|---" * (2 + len(names) + len(ratios)) + "|", flush=True)
-    medians: dict[tuple[str, str], list[float]] = {}
+    first, *others = trees
+    print(f"| | | {' | '.join([*trees, *(f'{first} / {name}' for name in others)])} |")
+    print("|---" * (2 + len(trees) + len(others)) + "|", flush=True)
+    found: Found = {}
     for members in (1, 3):
-        some = [load for load in loads if load.members == members]
-        found: dict[tuple[str, str], list[list[float]]] = {}
-        for _ in range(rounds if some else 0):
-            for name in names:
-                with Group(name, os.path.join(folder, name), members, trees[name]) as group:
-                    measure(group, some[0]._replace(parts=(_put(100, 5_000),)), program, 1.0)
-                    for load in some:
-                        figures = measure(group, load, program, share)
-                        found.setdefault((load.name, name), []).append(figures)
-        for load in some:
-            for at, row in enumerate(ROWS):
-                columns = {n: [one[at] for one in found[load.name, n]] for n in names}
-                cells = [f"{statistics.median(values):,.4g}" for values in columns.values()]
-                for name in names[:-1]:
-                    pairs = zip(columns[name], columns[names[-1]], strict=True)
-                    quotients = [mine / theirs for mine, theirs in pairs if theirs]
+        some = [workload for workload in workloads if workload.members == members]
+        for number in range(rounds if some else 0):
+            with contextlib.ExitStack() as stack:
+                # Each other round in the other order.
+                groups = {
+                    name: stack.enter_context(
+                        Group(name, os.path.join(folder, f"data of {name}"), members, trees[name])
+                    )
+                    for name in list(trees)[:: -1 if number % 2 else 1]
+                }
+                for workload in some:
+                    for name, group in groups.items():
+                        figures = measure(group, workload, program, share)
+                        found.setdefault((workload.name, name), []).append(figures)
+        for workload in some:
+            for row in ROWS:
+                columns = [column(found, workload.name, name, row) for name in trees]
+                cells = [f"{statistics.median(values):,.4g}" for values in columns]
+                for theirs in columns[1:]:
+                    quotients = ratios(columns[0], theirs)
                     cells.append(f"{statistics.median(quotients):.2f}" if quotients else "–")
-                label = load.name if not at else ""
+                label = workload.name if row == ROWS[0] else ""
                 print(f"| {label} | {row} | {' | '.join(cells)} |", flush=True)
-        for workload, values in found.items():
-            medians[workload] = [statistics.median(row) for row in zip(*values, strict=True)]
-    return medians
+    return found
 
 
-def draw(medians: dict[tuple[str, str], list[float]], folder: Path) -> None:
+def column(found: Found, workload: str, server: str, row: str) -> list[float]:
+    """One figure of a server, round by round."""
+    return [figures[ROWS.index(row)] for figures in found[workload, server]]
+
+
+def ratios(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Round by round; without those that have nothing to compare with."""
+    return [one / other for one, other in zip(mine, theirs, strict=True) if other]
+
+
+def changes(found: Found, now: str, before: str) -> list[str]:
+    """What has changed from one server to the other, a line each; the largest change first."""
+    lines = []
+    for workload in dict.fromkeys(workload for workload, _ in found):
+        for row in COMPARED:
+            new, old = (column(found, workload, name, row) for name in (now, before))
+            quotients = ratios(new, old)
+            if len(quotients) < len(new) or min(quotients) <= 1 <= max(quotients):
+                continue
+            middle = statistics.median(quotients)
+            if abs(middle - 1) > CHANGED:
+                was, is_now = statistics.median(old), statistics.median(new)
+                line = f"{middle:.2f} times {row}: {workload} ({was:,.4g}, now {is_now:,.4g})"
+                lines.append((-abs(middle - 1), line))
+    return [line for _, line in sorted(lines)]
+
+
+def draw(found: Found, folder: Path) -> None:
     """Latency against the number of clients, of the workloads that differ in nothing else."""
-    found: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
-    for (workload, server), figures in medians.items():
+    plot: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
+    for workload, server in found:
         plain = re.fullmatch(r"(put|range), (\d+) clients?", workload)
         if plain:
-            curves = found.setdefault(plain[1], {}).setdefault(server, {"p50": [], "p99": []})
+            curves = plot.setdefault(plain[1], {}).setdefault(server, {"p50": [], "p99": []})
             for name, curve in curves.items():
-                curve.append((int(plain[2]), figures[ROWS.index(f"{name} ms")]))
-    if found:
-        plots.latency_by_clients(found, folder / "clients.svg")
+                values = column(found, workload, server, f"{name} ms")
+                curve.append((int(plain[2]), statistics.median(values)))
+    if plot:
+        plots.latency_by_clients(plot, folder / "clients.svg")
 
 
 def checked_out(revision: str, folder: str) -> str:
-    """The sources of a revision, in a folder."""
+    """The package of a revision, in a folder of its own. The folder."""
     path = os.path.join(folder, "base")
     os.makedirs(path)
     archive = subprocess.Popen(
-        ["git", "-C", str(ROOT), "archive", revision], stdout=subprocess.PIPE
+        ["git", "-C", str(ROOT), "archive", revision, "etcdlite"], stdout=subprocess.PIPE
     )
     subprocess.run(["tar", "-x", "-C", path], stdin=archive.stdout, check=True)
     if archive.wait():
         raise SystemExit(f"bench: no revision {revision}")
+    # This tree has its bytecode; the process that compiles needs more CPU and memory.
+    subprocess.run([sys.executable, "-m", "compileall", "-q", path], check=True)
     return path
 
 
@@ -247,8 +324,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="a folder for the plot")
     options = parser.parse_args()
     wanted = options.only.split("|")
-    loads = [load for load in WORKLOADS if any(one in load.name for one in wanted)]
-    if not loads:
+    workloads = [one for one in WORKLOADS if any(part in one.name for part in wanted)]
+    if not workloads:
         raise SystemExit(f"bench: no workload has {options.only!r} in its name")
     build = ROOT / "build"
     build.mkdir(exist_ok=True)
@@ -259,9 +336,12 @@ def main() -> None:
             trees[options.base] = checked_out(options.base, folder)
         if not options.no_etcd:
             trees["etcd"] = ""
-        medians = compare(trees, loads, options.rounds, options.share, folder)
+        found = compare(trees, workloads, options.rounds, options.share, folder)
+        if options.base:
+            lines = changes(found, "etcdlite", options.base)
+            print(f"\nChanged since {options.base}:", *(lines or ["nothing"]), sep="\n- ")
         if options.plot:
-            draw(medians, options.plot)
+            draw(found, options.plot)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
