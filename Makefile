@@ -7,7 +7,7 @@
 #   make sim         simulate clusters under faults, a fresh seed each, until stopped
 #   make bench       measure beside etcd 3.5; rewrite the tables of docs/performance.md, and docs/plots/
 #   make bench-quick the same, smaller, to standard output only
-#   make bench-quick BASE=REV  clients of a real gRPC library: this tree beside revision REV, and etcd
+#   make bench-quick BASE=REV  what has changed since revision REV, in instructions and for real clients
 #   make deb         the Debian package, dist/etcdlite.deb
 #   make wheel       for pip and pipx, dist/etcdlite-VERSION-py3-none-any.whl
 #   make pyz         one file that runs on any Python 3.10 or later, dist/etcdlite.pyz
@@ -65,7 +65,8 @@ bench: $(VENV)/bench.stamp
 
 bench-quick: $(VENV)/bench.stamp
 ifdef BASE
-	$(BIN)/python -m bench.real_clients --base $(BASE) --share 0.5
+	$(BIN)/python -m bench.instructions --base $(BASE)
+	$(BIN)/python -m bench.real_clients --base $(BASE) --no-etcd --rounds 7 --share 0.25
 else
 	$(BIN)/python -m bench.run --quick
 endif
