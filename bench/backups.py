@@ -38,7 +38,7 @@ IN_MEMORY = "/dev/shm"
 
 
 @contextlib.contextmanager
-def _writer(server: Server) -> Iterator[list[float]]:
+def writer(server: Server) -> Iterator[list[float]]:
     """The latencies in seconds of a client that puts every 5 ms."""
     times: list[float] = []
     is_over = threading.Event()
@@ -109,11 +109,11 @@ def _told(times: list[float]) -> str:
 
 
 def _round(server: Server, kind: str, keys: int, path: str) -> None:
-    with _peak(server) as memory, _writer(server) as beside:
+    with _peak(server) as memory, writer(server) as beside:
         used_s, began = server.cpu_s(), time.monotonic()
         _save(server, kind, path)
         took_s, used_s = time.monotonic() - began, server.cpu_s() - used_s
-    with _writer(server) as alone:
+    with writer(server) as alone:
         time.sleep(max(1.0, min(took_s, 10.0)))
     print(
         f"{kind}, {keys} keys: {took_s:.2f} s ({used_s:.1f} s of the server's processor time), "
