@@ -43,7 +43,7 @@ from etcdlite.storage.data import (
 )
 from etcdlite.storage.data import U64 as OWN_U64
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.index import HEAD, Index
+from etcdlite.storage.index import Index
 from etcdlite.storage.recovery import Contents
 
 MAX_INDEX = 1 << 62
@@ -307,7 +307,6 @@ class EtcdBackup:
             data.flush_part()
             last = revision
             unmarked += 1
-        index.loaded()
         if not index.revisions:
             index.skip_revisions(self.revision)
         data.append_mark(*applied, self.revision)
@@ -359,5 +358,5 @@ def _change(revision: int, sub: int, is_delete: bool, value: bytes) -> Change:
 def _detach(index: Index, body: bytes) -> None:
     """Take the lease from the key of the newest record, so that the key does not expire."""
     key, _ = key_and_revision(body)
-    mod, create, version, location, _, length = HEAD.unpack(index.heads[key])
-    index.heads[key] = HEAD.pack(mod, create, version, location, 0, length)
+    mod, create, version, location, _, length = index.heads[key]
+    index.heads[key] = (mod, create, version, location, 0, length)

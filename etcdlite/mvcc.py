@@ -47,14 +47,18 @@ from etcdlite.storage.data import (
     key_and_revision,
 )
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.index import DEAD, HEAD, PAST, PAST_AND_TOMBSTONE, Numbered
+from etcdlite.storage.index import HEAD, Numbered
 from etcdlite.storage.key_changes import KeyChanges
+from etcdlite.storage.past import DEAD, PAST, PAST_AND_TOMBSTONE
 from etcdlite.storage.recovery import Contents
 from etcdlite.storage.removal import Removal, Span
-from etcdlite.storage.steps import Job, shrunk
+from etcdlite.storage.steps import Job
 
 _VARINT = [varint(n) for n in range(4096)]
 _KEY = [b"\x0a" + varint(n) for n in range(128)]
+
+MANY_KEYS = 4096
+"""Fewer keys than this are not worth returning their memory to the system."""
 
 EMPTY_HASH = 0x40A4756D
 """etcd's hash of an empty store: the CRC-32C of its bucket's name, "key"."""
@@ -181,9 +185,8 @@ class Store:
         if leases := self.buckets.get(LEASE):
             for lease_id, value in leases.items():
                 self.lessor.restore(int.from_bytes(lease_id, "big"), value)
-            for key, head in self.index.heads.items():
-                if lease := HEAD.unpack(head)[4]:
-                    self.lessor.attach(key, lease)
+            for key, lease in self.index.leased():
+                self.lessor.attach(key, lease)
 
     def close(self) -> None:
         self.data.close()
@@ -198,33 +201,35 @@ class Store:
         """As `put`, for several keys: (key, value, lease)."""
         # The hottest path of the program: it is flat and repeats what `Index` and `DataFile` do.
         index, data, events = self.index, self.data, self.events
-        heads, past, out, recent = index.heads, index.past, data.out, data.recent
+        heads, out, recent = index.heads, data.out, data.recent
+        find, insert, blocks, add_past = heads.find, heads.insert, heads.blocks, index.past.add
+        pack, pack_into, unpack_from = HEAD.pack, HEAD.pack_into, HEAD.unpack_from
         base, offset, mod = data.base, data.offset, self.revision + 1
         if puts and not self._first_location:
             self._first_location = base | offset
         for key, value, lease in puts:
-            head = heads.get(key)
-            if head is None:
-                create, version = mod, 1
-                index.keys.add(key)
-                self._changes.born.append(key)
-                self._changes.born_at.append(mod)
-            else:
-                old_mod, create, version, old, old_lease, old_length = HEAD.unpack(head)
+            at, below, is_there = find(key)
+            begin = below * HEAD.size
+            if is_there:
+                head = unpack_from(blocks[at], begin)
+                old_mod, create, version, old, old_lease, old_length = head
                 version += 1
-                entries = past.get(key)
-                if isinstance(entries, bytearray):
-                    entries += PAST.pack(old_mod, old, old_length)
-                elif index.add_past(key, PAST.pack(old_mod, old, old_length)):
-                    index.past_keys.add(key)
+                add_past(key, PAST.pack(old_mod, old, old_length))
                 if old_lease:
                     self.lessor.detach(key)
+            else:
+                create, version = mod, 1
+                self._changes.born.append(key)
+                self._changes.born_at.append(mod)
             body = encode_key_value(key, create, mod, version, value, lease)
             size = len(body)
             word = size << 4 | PUT
             out += (RECORD_HEADER.pack(crc32(body, word), word), body)
             location = base | offset
-            heads[key] = HEAD.pack(mod, create, version, location, lease, size)
+            if is_there:
+                pack_into(blocks[at], begin, mod, create, version, location, lease, size)
+            else:
+                insert(at, below, key, pack(mod, create, version, location, lease, size))
             recent[location] = body
             offset += size + RECORD_HEADER_BYTES
             if lease:
@@ -238,9 +243,7 @@ class Store:
         """Remove keys that exist; they are in order."""
         # Flat: a range delete of a million keys holds back other writes.
         index = self.index
-        pop_head = index.heads.pop
-        add_past = index.add_past
-        unpack, pack = HEAD.unpack, PAST_AND_TOMBSTONE.pack
+        pack = PAST_AND_TOMBSTONE.pack
         mod = self.revision + 1
         if self._removal is not None:
             self._removal.add(keys)
@@ -252,19 +255,16 @@ class Store:
         location = self.data.append_tombstones(bodies)
         if not self._first_location:
             self._first_location = location
-        gone: list[bytes] = []
-        for key, body in zip(keys, bodies, strict=True):
-            old_mod, _, _, old, lease, old_length = unpack(pop_head(key))
+        entries: list[bytes] = []
+        for key, body, head in zip(keys, bodies, index.heads.pop_run(keys), strict=True):
+            old_mod, _, _, old, lease, old_length = head
             length = len(body)
-            entry = pack(old_mod, old, old_length, mod, location, length | DEAD)
+            entries.append(pack(old_mod, old, old_length, mod, location, length | DEAD))
             location += length + RECORD_HEADER_BYTES
-            if add_past(key, entry):
-                gone.append(key)
             if lease:
                 self.lessor.detach(key)
-        index.keys.remove_run(keys)
         self._changes.add_gone(keys, mod)
-        index.past_keys.add_run(gone)
+        index.past.add_all(keys, entries)
         if len(self.events) <= self.limits.max_events_at_once:
             self.events += [(mod, key, True, body) for key, body in zip(keys, bodies, strict=True)]
 
@@ -272,18 +272,16 @@ class Store:
         """As `delete`, for a key that is the first change of its revision. Flat."""
         index = self.index
         mod = self.revision + 1
-        old_mod, _, _, old, lease, old_length = HEAD.unpack(index.heads.pop(key))
+        old_mod, _, _, old, lease, old_length = index.heads.pop(key)
         size = len(key)
         body = b"".join(
             (_KEY[size] if size < 128 else b"\x0a" + varint(size), key, b"\x18", varint(mod))
         )
         location = self.data.append_tombstones([body])
         entry = PAST_AND_TOMBSTONE.pack(old_mod, old, old_length, mod, location, len(body) | DEAD)
-        if index.add_past(key, entry):
-            index.past_keys.add(key)
+        index.past.add(key, entry)
         if lease:
             self.lessor.detach(key)
-        index.keys.remove(key)
         self._changes.gone.append(key)
         self._changes.gone_at.append(mod)
         if not self._first_location:
@@ -309,20 +307,19 @@ class Store:
         """Prepare for deleting keys in several steps, so that `count` works between them. Does
         nothing unless this is the first change of the revision."""
         if not self._first_location:
-            self._removal = Removal(self.index.keys)
+            self._removal = Removal(self.index.heads)
 
     def delete_steps(self, start: bytes, end: bytes | None) -> Iterator[None]:
         """Delete all keys in [start, end), in steps of one change."""
         index = self.index
         step_keys = self.limits.delete_step_keys
         while True:
-            keys = index.keys.first(start, end, step_keys)
+            keys = index.heads.first(start, end, step_keys)
             if len(keys) == step_keys:
                 self.begin_removal()
             if keys:
                 self.delete(keys)
             if len(keys) < step_keys:
-                index.heads = shrunk(index.heads)
                 return
             yield
 
@@ -365,8 +362,7 @@ class Store:
             head = self.index.heads.get(key)
             if head is None:
                 return None
-            _, _, _, location, _, length = HEAD.unpack(head)
-            return self.data.read(location, length)
+            return self.data.read(head[3], head[5])
         record = self.index.at(key, revision)
         return None if record is None else self.data.read(*record)
 
@@ -583,13 +579,15 @@ class Store:
         compacted = -1
         while compacted < self.compacted:  # A later compaction waits for the end of the earlier.
             compacted = self.compacted
+            keys_before = len(self.index.heads) + len(self.index.past)
             yield from self.index.compact_steps(compacted, self.data.garbage)
             self._changes.forget(compacted)
             self.lessor.shrink()
-            if (yield from self.index.shrink_steps()):
+            keys = len(self.index.heads) + len(self.index.past)
+            if keys_before > max(MANY_KEYS, 8 * keys):
                 # These stand scattered among what is gone, and would hold back its memory.
                 self.data.drop_recent()
-                memory.release(len(self.index.heads))
+                memory.release(len(self.lessor))
 
     # Size and checkpoints.
 

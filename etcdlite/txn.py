@@ -39,7 +39,6 @@ from etcdlite.plain_txn import Puts
 from etcdlite.proto import varint
 from etcdlite.ranges import AnswerTooLarge, is_plain, key_range, range_steps, size_steps
 from etcdlite.storage.data import DataDamaged
-from etcdlite.storage.index import HEAD
 from etcdlite.storage.steps import join_steps
 from etcdlite.swap import Swap
 
@@ -318,7 +317,7 @@ def write_put(store: Store, request: proto.PutRequest) -> bytes:
             if request.ignore_value:
                 value = proto.KeyValue.decode(previous).value
     if request.ignore_lease:
-        lease = HEAD.unpack(store.index.heads[key])[4]
+        lease = store.index.heads[key][4]
     store.put(key, value, lease)
     if damage is not None:
         raise Unanswerable(damage)
@@ -418,7 +417,7 @@ def small_txn(store: Store, request: proto.TxnRequest, is_asked: bool = True) ->
         if compare.range_end or not 0 <= target < len(_TARGETS) or target == proto.Compare.VALUE:
             return None
         head = heads.get(compare.key)
-        found = HEAD.unpack(head)[_HEAD_PLACES[target]] if head is not None else 0
+        found = head[_HEAD_PLACES[target]] if head is not None else 0
         if not _is_so(found, compare.result, getattr(compare, _TARGETS[target]) or 0):
             taken = False
             break
@@ -454,7 +453,7 @@ def _swap(store: Store, request: Any, is_asked: bool) -> bytes | None:
     """As `small_txn`, for a `Swap`. Flat: an API server of Kubernetes writes little else."""
     key = request.key
     head = store.index.heads.get(key)
-    if (HEAD.unpack(head)[0] if head is not None else 0) != request.revision:
+    if (head[0] if head is not None else 0) != request.revision:
         return _get(store, key) if request.gets and is_asked else b""
     value = request.value
     if value is None:
@@ -835,7 +834,7 @@ def _compare_steps(
         step_keys, step_bytes = store.limits.compare_step_keys, store.limits.step_bytes
         while cursor is not None:
             if revision == store.revision and not store.is_writing:
-                keys = index.keys.first(cursor, end, step_keys)
+                keys = index.heads.first(cursor, end, step_keys)
             else:
                 keys = index.all_keys(cursor, end, step_keys)
             size = 0
@@ -864,7 +863,7 @@ def _compared(store: Store, compare: proto.Compare, key: bytes, revision: int) -
     the index is enough, so a damaged record does not change the outcome."""
     head = store.index.heads.get(key)
     if head is not None and compare.target != proto.Compare.VALUE:
-        mod, create, version, _, lease, _ = HEAD.unpack(head)
+        mod, create, version, _, lease, _ = head
         if mod <= revision:
             kv = proto.KeyValue()
             kv.create_revision, kv.mod_revision = create, mod

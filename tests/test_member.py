@@ -24,7 +24,7 @@ from etcdlite.replica import reads as reading
 from etcdlite.replica import writes as writing
 from etcdlite.server import may_rest
 from etcdlite.storage.data import OFFSET_MASK, DataDamaged, segment_name
-from etcdlite.storage.index import HEAD, PAST
+from etcdlite.storage.past import PAST
 from etcdlite.wire import streams
 
 PutRequest, RangeRequest = proto.PutRequest, proto.RangeRequest
@@ -400,7 +400,7 @@ def test_a_damaged_segment_is_kept_and_the_others_are_cleaned() -> None:
 def damage(rig: MemberRig, key: bytes) -> str:
     """Change a byte of the key's record behind the member's back; where it stands."""
     data = rig.member.state.store.data
-    location = HEAD.unpack(rig.member.state.store.index.heads[key])[3]
+    location = rig.member.state.store.index.heads[key][3]
     path, offset = f"{DATA_DIR}/member/data/{segment_name(location >> 32)}", location & OFFSET_MASK
     disk = rig.disk
     assert isinstance(disk, FaultyDisk)
@@ -417,7 +417,7 @@ def op(**operation: Any) -> Any:
 def state(rig: MemberRig) -> Any:
     """All but where the records stand."""
     store = rig.member.state.store
-    heads = {key: HEAD.unpack(head) for key, head in store.index.heads.items()}
+    heads = dict(store.index.heads)
     return (
         store.revision,
         len(store.index.revisions),

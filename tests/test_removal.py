@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import random
+from struct import Struct
 
 from etcdlite.storage.removal import Removal
-from etcdlite.storage.sorted_keys import SortedKeys
+from etcdlite.storage.sorted_table import SortedTable
+
+
+def table(keys: list[bytes]) -> SortedTable:
+    made = SortedTable(Struct("B"))
+    made.add_run(keys, b"v" * len(keys))
+    return made
 
 
 def test_counts_and_the_ranges_left_to_count_make_up_the_keys_before() -> None:
@@ -14,7 +21,7 @@ def test_counts_and_the_ranges_left_to_count_make_up_the_keys_before() -> None:
     asked = left_over = 0
     for _ in range(400):
         before = sorted(rng.sample(names, rng.randint(4, 60)))
-        keys = SortedKeys(before)
+        keys = table(before)
         removal = Removal(keys)
         # A range delete takes neighbours; the keys of a lease have others between them.
         gone = before[:: rng.choice((1, 1, 3))]
@@ -23,7 +30,7 @@ def test_counts_and_the_ranges_left_to_count_make_up_the_keys_before() -> None:
         while gone:
             batch, gone = gone[: (size := rng.choice((1, 2, 5)))], gone[size:]
             removal.add(batch)
-            keys.remove_run(batch)
+            keys.pop_run(batch)
             for _ in range(6):
                 start = rng.choice(names) + rng.choice((b"", b"\0"))
                 end = rng.choice((None, rng.choice(names) + rng.choice((b"", b"\0"))))
@@ -43,19 +50,19 @@ def test_counts_and_the_ranges_left_to_count_make_up_the_keys_before() -> None:
 
 
 def test_a_change_that_also_adds_keys_is_not_counted() -> None:
-    keys = SortedKeys([b"a", b"b", b"c"])
+    keys = table([b"a", b"b", b"c"])
     removal = Removal(keys)
     removal.add([b"b"])
-    keys.remove_run([b"b"])
+    keys.pop_run([b"b"])
     assert removal.count(b"a", None) == (3, [])
-    keys.add(b"new")
+    keys[b"new"] = (7,)
     assert removal.count(b"a", None) is None
 
 
 def test_batches_out_of_order_are_not_counted() -> None:
-    keys = SortedKeys([b"a", b"b", b"c"])
+    keys = table([b"a", b"b", b"c"])
     removal = Removal(keys)
     for batch in ([b"b"], [b"a"]):
         removal.add(batch)
-        keys.remove_run(batch)
+        keys.pop_run(batch)
     assert removal.count(b"a", None) is None

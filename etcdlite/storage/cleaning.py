@@ -28,7 +28,7 @@ from etcdlite.storage.data import (
     Numbering,
     key_and_revision,
 )
-from etcdlite.storage.index import LOCATION, Index
+from etcdlite.storage.index import Index
 from etcdlite.storage.steps import Job
 
 _CHANGES = {PUT, TOMBSTONE, PUT | MOVED, TOMBSTONE | MOVED}
@@ -114,14 +114,14 @@ def clean(store: Store, number: int) -> Job:
             else:
                 key = body[2 : 2 + body[1]] if body[1] < 128 else key_and_revision(body)[0]
                 head = index.heads.get(key)
-                if head is not None and LOCATION.unpack_from(head, 24)[0] != location:
+                if head is not None and head[3] != location:
                     head = None  # It is that of another version.
                 if head is None and key not in index.past:
                     dead.append(body)
                 else:
                     if dead:
                         _count(found, dead)
-                    mod = U64.unpack_from(head)[0] if head else key_and_revision(body)[1]
+                    mod = head[0] if head else key_and_revision(body)[1]
                     sub = found.take(mod)
                     is_large = len(places) >= most_records or len(block) >= most_bytes
                     if block and is_large and (mod != last or mod < store.oldest_read):

@@ -1,23 +1,14 @@
 """The index: where each version of each key is in the data file.
 
-There are two sorted maps. `heads` has every key that exists now. `past` has every key with
-superseded versions or a tombstone. So a range or a count at the current revision never meets
-deleted keys, and a compaction visits only keys that have something to drop.
-
-Values are flat `bytes` and `bytearray`, which the cyclic garbage collector does not track:
-
-- a head is mod_revision, create_revision, version, location, lease (u64 each) and length (u32) of
-  the key's current record;
-- the past of a key has an entry per superseded version, ascending: mod_revision and location (u64
-  each) and length (u32, top bit set: tombstone). It is `bytes` at first, so that the two entries of
-  a key that was put once and deleted fit where its head was in memory. The next change makes it a
-  `bytearray`, which grows.
+There are two sorted maps. `heads` has every key that exists now: mod_revision, create_revision,
+version, location, lease (u64 each) and length (u32) of its current record. `past` has every key
+with superseded versions or a tombstone (`storage/past.py`). So a range or a count at the current
+revision never meets deleted keys, and a compaction visits only keys that have something to drop.
 
 `revisions[n]` is the location of the first record of revision `first_revision + n`: watches read
 history by it.
 
-Invariants: the keys of `heads` are the items of `keys`, and those of `past` of `past_keys`; the
-revisions in the past of a key ascend and stay below the head's.
+Invariant: the revisions in the past of a key ascend and stay below the head's.
 """
 
 from __future__ import annotations
@@ -26,30 +17,19 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.storage.sorted_keys import SortedKeys
-from etcdlite.storage.steps import shrunk
+from etcdlite.storage.past import DEAD, PAST, PAST_BYTES, Past
+from etcdlite.storage.sorted_table import Row, SortedTable
 
 HEAD = struct.Struct("<QQQQQI")
-CREATED = struct.Struct("<Q")
-"""The create_revision in a head, at 8."""
-LOCATION = struct.Struct("<Q")
-"""The location in a head, at 24."""
-PAST = struct.Struct("<QQI")
-PAST_BYTES = PAST.size
-PAST_AND_TOMBSTONE = struct.Struct("<QQIQQI")
-"""Two past entries."""
 _NO_HEAD = (1 << 65, 0, 0, 0, 0, 0)
 
 Numbered = tuple[bytes, "tuple[int, int, int, int] | None", int, int]
 """(key, numbers, location, length). The numbers are mod_revision, create_revision, version and
 lease; None if the version is superseded, so only the record has them."""
-
-DEAD = 1 << 31
-"""In the length of a past entry: the record is a tombstone."""
 
 
 class Index:
@@ -57,14 +37,12 @@ class Index:
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
-        self.heads: dict[bytes, bytes] = {}
-        self.keys = SortedKeys()
-        self.past: dict[bytes, bytes | bytearray] = {}
-        self.past_keys = SortedKeys()
+        self.heads = SortedTable(HEAD)
+        self.past = Past()
         self.revisions = array("Q")
         self.first_revision = 1
 
-    # Changes of a start or a restore. Call `loaded` after the last one.
+    # Changes of a start or a restore.
 
     def supersede(self, key: bytes, mod: int, location: int, length: int) -> None:
         """Add a version that is no longer current (`length | DEAD` for a tombstone).
@@ -73,27 +51,16 @@ class Index:
         records that are in the checkpoint."""
         entries = self.past.get(key)
         if entries is None or PAST.unpack_from(entries, len(entries) - PAST_BYTES)[0] < mod:
-            self.add_past(key, PAST.pack(mod, location, length))
-
-    def add_past(self, key: bytes, added: bytes) -> bool:
-        """Add past entries of a key. Returns True if it had none: `past_keys` lacks it then."""
-        entries = self.past.get(key)
-        if entries is None:
-            self.past[key] = added
-            return True
-        if isinstance(entries, bytes):
-            entries = self.past[key] = bytearray(entries)
-        entries += added
-        return False
+            self.past.add(key, PAST.pack(mod, location, length))
 
     def move(self, key: bytes, mod: int, new: int) -> int | None:
         """Point version `mod` of `key` to location `new`. Returns where it was; None if there is no
         such version."""
         head = self.heads.get(key)
         if head is not None:
-            head_mod, create, version, location, lease, length = HEAD.unpack(head)
+            head_mod, create, version, location, lease, length = head
             if head_mod == mod:
-                self.heads[key] = HEAD.pack(mod, create, version, new, lease, length)
+                self.heads[key] = (mod, create, version, new, lease, length)
                 return int(location)
         entries = self.past.get(key, b"")
         at = self._search(entries, mod)
@@ -102,9 +69,10 @@ class Index:
         found, location, length = PAST.unpack_from(entries, at)
         if found != mod:
             return None
-        if isinstance(entries, bytes):
-            entries = self.past[key] = bytearray(entries)
-        PAST.pack_into(entries, at, mod, new, length)
+        moved = entries if isinstance(entries, bytearray) else bytearray(entries)
+        PAST.pack_into(moved, at, mod, new, length)
+        if moved is not entries:
+            self.past[key] = moved
         return int(location)
 
     # Look-ups.
@@ -113,9 +81,8 @@ class Index:
         """The index has version `mod` of `key`, at `location`."""
         head = self.heads.get(key)
         if head is not None:
-            head_mod, _, _, found, _, _ = HEAD.unpack(head)
-            if head_mod == mod:
-                return bool(found == location)
+            if head[0] == mod:
+                return bool(head[3] == location)
         entries = self.past.get(key, b"")
         at = self._search(entries, mod)
         return at >= 0 and PAST.unpack_from(entries, at)[:2] == (mod, location)
@@ -136,7 +103,7 @@ class Index:
         """(location, length) of the key's record as of `revision`; None if it did not exist."""
         head = self.heads.get(key)
         if head is not None:
-            mod, _, _, location, _, length = HEAD.unpack(head)
+            mod, _, _, location, _, length = head
             if mod <= revision:
                 return location, length
         entries = self.past.get(key)
@@ -150,9 +117,9 @@ class Index:
 
     def count(self, start: bytes, end: bytes | None) -> int:
         """How many keys exist now in [start, end); end None: no upper bound."""
-        keys = self.keys
-        high = len(keys) if end is None else keys.rank(end)
-        return max(0, high - keys.rank(start))
+        heads = self.heads
+        high = len(heads) if end is None else heads.rank(end)
+        return max(0, high - heads.rank(start))
 
     def count_some(
         self, start: bytes, end: bytes | None, revision: int
@@ -161,8 +128,8 @@ class Index:
         continue from, None at the end of the range. Visits up to `count_step_keys` current keys
         and `scan_step_keys` others."""
         limits = self._limits
-        now = self.keys.first(start, end, limits.count_step_keys)
-        past = self.past_keys.first(start, end, limits.scan_step_keys)
+        now = self.heads.first(start, end, limits.count_step_keys)
+        past = self.past.first(start, end, limits.scan_step_keys)
         # Both must end at the same key: the index may change between two calls.
         last = [now[-1]] if len(now) == limits.count_step_keys else []
         last += [past[-1]] if len(past) == limits.scan_step_keys else []
@@ -171,11 +138,10 @@ class Index:
             cursor = min(last) + b"\0"
             del now[bisect_left(now, cursor) :], past[bisect_left(past, cursor) :]
         heads = self.heads
-        created = CREATED.unpack_from
-        count = len([key for key in now if created(heads[key], 8)[0] <= revision])
+        count = sum(head[1] <= revision for _, head in zip(now, heads.rows(start, end)))  # noqa: B905
         for key in past:
             head = heads.get(key)
-            if head is None or created(head, 8)[0] > revision:
+            if head is None or head[1] > revision:
                 count += self.at(key, revision) is not None
         return count, cursor
 
@@ -195,13 +161,10 @@ class Index:
         found: list[tuple[int, int]] = []
         size = 0
         if revision is None:
-            heads = self.heads
-            keys = self.keys.first(start, end, limit)
-            unpack = HEAD.unpack
-            for key in keys:
-                _, _, _, location, _, length = unpack(heads[key])
-                found.append((location, length))
-                size += length
+            keys = self.heads.first(start, end, limit)
+            for key, head in zip(keys, self.heads.rows(start, end)):  # noqa: B905
+                found.append((head[3], head[5]))
+                size += head[5]
                 if size >= limit_bytes:
                     return found, key + b"\0"
             return found, keys[-1] + b"\0" if len(keys) == limit else None
@@ -230,13 +193,12 @@ class Index:
         size = 0
         step_keys = self._limits.scan_step_keys
         if revision is None:
-            keys = (self.keys.last if descends else self.keys.first)(start, end, limit)
+            keys = (self.heads.last if descends else self.heads.first)(start, end, limit)
             revision, step_keys = 1 << 64, limit
         else:
             keys = self.all_keys(start, end, step_keys, descends)
         for visited, key in enumerate(keys, 1):
-            head = self.heads.get(key)
-            mod, create, version, location, lease, length = HEAD.unpack(head) if head else _NO_HEAD
+            mod, create, version, location, lease, length = self.heads.get(key, _NO_HEAD)
             if mod <= revision:
                 found.append((key, (mod, create, version, lease), location, length))
                 size += length
@@ -254,7 +216,7 @@ class Index:
     ) -> list[bytes]:
         """The first (or the last) keys in [start, end) with a version in the index, in order, once
         each."""
-        now, past = self.keys, self.past_keys
+        now, past = self.heads, self.past
         keys = (now.last if descends else now.first)(start, end, limit)
         gone = (past.last if descends else past.first)(start, end, limit)
         return sorted({*keys, *gone}, reverse=descends)[:limit] if gone else keys
@@ -280,17 +242,22 @@ class Index:
                 found.append((mod, location, length & ~DEAD))
                 at += PAST_BYTES
         if head is not None and len(found) < limit:
-            mod, _, _, location, _, length = HEAD.unpack(head)
+            mod, _, _, location, _, length = head
             if above < mod <= revision:
                 found.append((mod, location, length))
         return found
+
+    def leased(self) -> Iterator[tuple[bytes, int]]:
+        """All keys with a lease, and its id."""
+        heads = zip(self.heads, self.heads.rows(b"", None), strict=True)
+        return ((key, head[4]) for key, head in heads if head[4])
 
     # Compaction.
 
     def keeps(self, key: bytes, mod: int, compacted: int) -> bool:
         """Version `mod` of `key` is here, and a compaction at `compacted` keeps it."""
         head = self.heads.get(key)
-        if head is not None and HEAD.unpack(head)[0] == mod:
+        if head is not None and head[0] == mod:
             return True
         entries = self.past.get(key, b"")
         at = self._search(entries, mod)
@@ -300,7 +267,7 @@ class Index:
             and at >= self._first_kept(entries, head, compacted)
         )
 
-    def _first_kept(self, entries: bytes | bytearray, head: bytes | None, compacted: int) -> int:
+    def _first_kept(self, entries: bytes | bytearray, head: Row | None, compacted: int) -> int:
         """The offset of the first past entry that compaction at `compacted` keeps.
 
         It keeps what a read at `compacted` or later sees, and what a watch from `compacted` on
@@ -311,9 +278,7 @@ class Index:
         mod, _, length = PAST.unpack_from(entries, at)
         if mod == compacted:
             return at
-        superseded = at + PAST_BYTES == len(entries) and (
-            head is not None and HEAD.unpack(head)[0] <= compacted
-        )
+        superseded = at + PAST_BYTES == len(entries) and (head is not None and head[0] <= compacted)
         return at + PAST_BYTES if length & DEAD or superseded else at
 
     def compact_steps(self, compacted: int, garbage: dict[int, int]) -> Iterator[int]:
@@ -323,26 +288,24 @@ class Index:
         Yields the number of versions dropped in each step, and adds the bytes they occupied to
         `garbage` by segment. The index may change between the steps."""
         # Flat, because puts wait for a step: 1.3 us per key instead of 8.
-        unpack, unpack_from = HEAD.unpack, PAST.unpack_from
+        unpack_from = PAST.unpack_from
         step_keys = self._limits.compact_step_keys
         step_versions = self._limits.compact_step_versions
         cursor: bytes | None = b""
         while cursor is not None:
             past, heads = self.past, self.heads
-            keys = self.past_keys.first(cursor, None, step_keys)
-            cursor = keys[-1] + b"\0" if len(keys) == step_keys else None
+            items = past.first_items(cursor, step_keys)
+            cursor = items[-1][0] + b"\0" if len(items) == step_keys else None
             dropped = 0
             emptied: list[bytes] = []
-            for key in keys:
-                entries = past[key]
+            for key, entries in items:
                 size = len(entries)
                 mod, location, length = unpack_from(entries, size - PAST_BYTES)
-                head = heads.get(key)
                 if mod >= compacted:
-                    kept = self._first_kept(entries, head, compacted)
+                    kept = self._first_kept(entries, heads.get(key), compacted)
                     if not kept:
                         continue
-                elif length & DEAD or (head is not None and unpack(head)[0] <= compacted):
+                elif length & DEAD or heads.get(key, _NO_HEAD)[0] <= compacted:
                     kept = size
                 else:
                     kept = size - PAST_BYTES
@@ -371,26 +334,16 @@ class Index:
                     past[key] = entries[kept:]
                 else:
                     del entries[:kept]
+                    if len(entries) <= 2 * PAST_BYTES:
+                        past[key] = entries
                 if cursor == key:
                     break
-            for key in emptied:
-                del past[key]
-            self.past_keys.remove_run(emptied)
+            past.pop_run(emptied)
             yield dropped
         gone = compacted - self.first_revision
         if gone > 0:
             del self.revisions[:gone]
             self.first_revision = compacted
-
-    def shrink_steps(self) -> Generator[int, None, bool]:
-        """Give back the memory of many keys that are gone, one map per step: a few milliseconds for
-        a million keys. Returns whether there was some."""
-        before = self.heads, self.past
-        self.heads = shrunk(self.heads)
-        yield 0
-        self.past = shrunk(self.past)
-        yield 0
-        return self.heads is not before[0] or self.past is not before[1]
 
     def skip_revisions(self, revision: int) -> None:
         """No location is known of the revisions up to this one."""
@@ -404,9 +357,10 @@ class Index:
 
     def pack_heads(self) -> Iterator[bytes]:
         """The heads as chunks. A key that changes between chunks is in its old or new state."""
-        for keys in self._batches(self.keys):
-            values = [self.heads[key] for key in keys]
-            yield b"".join((_lengths(keys), *values, *keys))
+        heads = self.heads
+        for keys in self._batches(heads):
+            packed = heads.packed(keys[0], keys[-1] + b"\0")
+            yield b"".join((_lengths(keys), *packed, *keys))
 
     def pack_past(self) -> Iterator[bytes]:
         """The past as chunks. The entry of a key with many versions is cut into several pieces.
@@ -414,7 +368,7 @@ class Index:
         past = self.past
         pack_bytes = self._limits.pack_bytes
         piece_bytes = pack_bytes // PAST_BYTES * PAST_BYTES
-        for keys in self._batches(self.past_keys):
+        for keys in self._batches(past):
             batch: list[bytes] = []
             values: list[bytes] = []
             size = 0
@@ -445,7 +399,7 @@ class Index:
                 part.byteswap()
             yield part.tobytes()
 
-    def _batches(self, keys: SortedKeys) -> Iterator[list[bytes]]:
+    def _batches(self, keys: SortedTable) -> Iterator[list[bytes]]:
         pack_keys, pack_bytes = self._limits.pack_keys, self._limits.pack_bytes
         cursor = b""
         while True:
@@ -463,20 +417,18 @@ class Index:
             cursor = batch[-1] + b"\0"
 
     def load_heads(self, chunk: bytes) -> None:
-        """Load a chunk of `pack_heads`. Call `loaded` after the last chunk."""
-        size = HEAD.size
+        """Load a chunk of `pack_heads`."""
         lengths, at = _read_lengths(chunk, 0)
-        end = at + size * len(lengths)
-        values = [chunk[i : i + size] for i in range(at, end, size)]
-        self.heads.update(zip(_slices(chunk, end, lengths), values, strict=True))
+        end = at + HEAD.size * len(lengths)
+        if not self.heads.add_run(_slices(chunk, end, lengths), chunk[at:end]):
+            raise ValueError("the keys are not in order")
 
     def load_past(self, chunk: bytes) -> None:
         """Load a chunk of `pack_past`."""
         lengths, at = _read_lengths(chunk, 0)
         sizes, at = _read_lengths(chunk, at)
         keys = _slices(chunk, at + sum(sizes), lengths)
-        for key, piece in zip(keys, _slices(chunk, at, sizes), strict=True):
-            self.add_past(key, piece)
+        self.past.add_all(keys, _slices(chunk, at, sizes))
 
     def load_revisions(self, chunk: bytes) -> None:
         """Load a chunk of `pack_revisions`."""
@@ -486,11 +438,6 @@ class Index:
         if not self.revisions:
             self.first_revision = numbers[0]
         self.revisions += numbers[1:]
-
-    def loaded(self) -> None:
-        """Order the keys."""
-        self.keys = SortedKeys(self.heads)
-        self.past_keys = SortedKeys(self.past)
 
 
 def _lengths(items: list[bytes]) -> bytes:
@@ -508,4 +455,6 @@ def _read_lengths(chunk: bytes, at: int) -> tuple[tuple[int, ...], int]:
 
 def _slices(chunk: bytes, at: int, lengths: tuple[int, ...]) -> list[bytes]:
     ends = list(accumulate(lengths, initial=at))
+    if ends[-1] > len(chunk):
+        raise ValueError("a chunk of the index is cut off")
     return [chunk[a:b] for a, b in pairwise(ends)]

@@ -37,7 +37,8 @@ from etcdlite.storage.data import (
     u64s,
 )
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.index import DEAD, HEAD, Index
+from etcdlite.storage.index import HEAD, Index
+from etcdlite.storage.past import DEAD
 from etcdlite.versions import OLDEST
 
 
@@ -70,16 +71,14 @@ class Contents:
         if begin[0] not in data.files:
             raise DataDamaged(data.path(begin[0]), 0, "the segment is missing")
         self._scan(begin, end)
-        self.index.loaded()
         # A process that was killed may have left these to the page cache.
         data.unsynced.update(n for n in data.files if n >= begin[0])
         self._check_segments(listed, begin[0])
         data.damaged.clear()  # A crash may have torn the end, which is cut off.
 
     def append_change(self, kind: int, body: bytes) -> None:
-        """Append a PUT or TOMBSTONE to an imported history. Revisions must ascend. Call
-        `index.loaded` after the last one. Raises ValueError if the same revision has already
-        changed the key."""
+        """Append a PUT or TOMBSTONE to an imported history. Revisions must ascend. Raises
+        ValueError if the same revision has already changed the key."""
         location = self.data.append(kind, body)
         self._replay(location, (kind,), (body,))
         key, mod = key_and_revision(body)
@@ -197,7 +196,8 @@ class Contents:
         # Flat: a start may meet hundreds of thousands of records.
         index = self.index
         heads, revisions = index.heads, index.revisions
-        unpack, pack = HEAD.unpack, HEAD.pack
+        find, insert, blocks = heads.find, heads.insert, heads.blocks
+        pack, pack_into, unpack_from = HEAD.pack, HEAD.pack_into, HEAD.unpack_from
         next_mod = index.first_revision + len(revisions)
         next_location, garbage = location, 0
         for kind, body in zip(kinds, bodies, strict=True):
@@ -218,18 +218,21 @@ class Contents:
                 if mod == next_mod:
                     revisions.append(location)
                     next_mod += 1
-                head = heads.get(key)
-                if head is not None:
-                    head_mod, _, _, old, _, length = unpack(head)
+                at, below, is_there = find(key)
+                begin = below * HEAD.size
+                if is_there:
+                    head_mod, _, _, old, _, length = unpack_from(blocks[at], begin)
                     if head_mod >= mod:
                         continue
                     index.supersede(key, head_mod, old, length)
-                if kind == PUT:
-                    heads[key] = pack(mod, create, version, location, lease, size)
-                else:
-                    if head is not None:
+                if kind != PUT:
+                    if is_there:
                         del heads[key]
                     index.supersede(key, mod, location, size | DEAD)
+                elif is_there:
+                    pack_into(blocks[at], begin, mod, create, version, location, lease, size)
+                else:
+                    insert(at, below, key, pack(mod, create, version, location, lease, size))
         self.data.garbage[location >> 32] += garbage
         return next_location
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
-from etcdlite.storage.sorted_keys import SortedKeys
+from etcdlite.storage.sorted_table import SortedTable
 
 Span = tuple[bytes, "bytes | None"]
 
@@ -17,7 +17,7 @@ Span = tuple[bytes, "bytes | None"]
 class Removal:
     """The keys that a change has removed in ascending batches."""
 
-    def __init__(self, keys: SortedKeys) -> None:
+    def __init__(self, keys: SortedTable) -> None:
         """`keys`: the current ones, before the change."""
         self._keys = keys
         self._keys_before = len(keys)

@@ -33,7 +33,7 @@ from etcdlite.storage.data import (
 )
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.history import Changes, History
-from etcdlite.storage.index import DEAD, HEAD, PAST
+from etcdlite.storage.past import DEAD, PAST
 from etcdlite.storage.sealed import SealedDisk
 from etcdlite.swap import decode_txn
 from rigs.faulty_disk import FaultyDisk
@@ -384,11 +384,11 @@ def events_since(store: Store, revision: int) -> list[Event]:
 def check_index(store: Store) -> None:
     """The invariants of the index hold, and everything without an entry in it counts as garbage."""
     index, data = store.index, store.data
-    assert list(index.keys) == sorted(index.heads)
-    assert list(index.past_keys) == sorted(index.past)
+    assert list(index.heads) == sorted(index.heads)
+    assert list(index.past) == sorted(index.past)
     live: Counter[int] = Counter()
     for head in index.heads.values():
-        _, _, _, location, _, length = HEAD.unpack(head)
+        _, _, _, location, _, length = head
         live[location >> 32] += length + RECORD_HEADER_BYTES
     for entries in index.past.values():
         for _, location, length in PAST.iter_unpack(entries):

@@ -1,0 +1,83 @@
+"""The superseded versions and tombstones of each key, in order of the keys.
+
+The past of a key has an entry per version, ascending: mod_revision and location (u64 each) and
+length (u32, top bit set: tombstone). Most keys have one or two, which are a row of the table. The
+entries of a key that has more are in a bytearray of its own, and zeros in its row.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from etcdlite.storage.sorted_table import SortedTable
+
+PAST = struct.Struct("<QQI")
+PAST_BYTES = PAST.size
+PAST_AND_TOMBSTONE = struct.Struct("<QQIQQI")
+"""Two entries."""
+DEAD = 1 << 31
+"""In the length of an entry: the record is a tombstone."""
+
+_ROW = struct.Struct(f"{2 * PAST_BYTES}s")
+_LONG = bytes(_ROW.size)
+_NONE = bytes(8)
+"""No version has the revision 0."""
+
+
+class Past(SortedTable):
+    """A map of keys to their entries, joined. Entries in a bytearray may be changed in place."""
+
+    __slots__ = ("_long",)
+
+    def __init__(self) -> None:
+        super().__init__(_ROW)
+        self._long: dict[bytes, bytearray] = {}
+
+    def _entries(self, key: bytes, row: bytes) -> bytes | bytearray:
+        if row == _LONG:
+            return self._long[key]
+        return row[:PAST_BYTES] if row[PAST_BYTES : PAST_BYTES + 8] == _NONE else row
+
+    def get(self, key: bytes, default: Any = None) -> Any:
+        row = super().get(key)
+        return default if row is None else self._entries(key, row[0])
+
+    def first_items(self, start: bytes, limit: int) -> list[tuple[bytes, bytes | bytearray]]:
+        """The first keys from `start` on, with their entries."""
+        rows = zip(self.first(start, None, limit), self.rows(start, None))  # noqa: B905
+        return [(key, self._entries(key, row)) for key, (row,) in rows]
+
+    def add(self, key: bytes, added: bytes) -> None:
+        """Add entries behind those of a key."""
+        if (long := self._long.get(key)) is not None:
+            long += added
+            return
+        at, below, is_there = self.find(key)
+        if not is_there and len(added) <= _ROW.size:
+            self.insert(at, below, key, added.ljust(_ROW.size, b"\0"))
+        else:
+            self[key] = self.get(key, b"") + added
+
+    def add_all(self, keys: list[bytes], entries: list[bytes]) -> None:
+        """As `add`, for several keys. Fast if they are in order and have no entries yet."""
+        size = _ROW.size
+        packed = b"".join([added.ljust(size, b"\0") for added in entries])
+        if len(packed) > size * len(keys) or not self.add_run(keys, packed):
+            for key, added in zip(keys, entries, strict=True):
+                self.add(key, added)
+
+    def __setitem__(self, key: bytes, entries: Any) -> None:
+        if len(entries) <= _ROW.size:
+            self._long.pop(key, None)
+            super().__setitem__(key, (entries.ljust(_ROW.size, b"\0"),))
+        else:
+            super().__setitem__(key, (_LONG,))
+            self._long[key] = bytearray(entries)
+
+    def pop_run(self, keys: list[bytes]) -> list[tuple[Any, ...]]:
+        rows = super().pop_run(keys)
+        if self._long:
+            for key in keys:
+                self._long.pop(key, None)
+        return rows

@@ -1,0 +1,225 @@
+"""A sorted map from keys to rows of numbers, which are packed: no object per row.
+
+The keys stand in lists of up to `MAX_PART` keys, and the rows of each list in a bytearray, in the
+same order. So a row is read and changed in place, those of neighbours are read at once, and a
+change of the keys moves one part at most. Runs of neighbours are added and removed as slices.
+
+Invariants: no part is empty; keys ascend within and between parts; `_lasts` has the last key of
+each part.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, MutableMapping
+from itertools import accumulate, chain
+from operator import lt
+from struct import Struct
+from typing import Any
+
+MAX_PART = 512
+"""A part with more keys than this is cut into two."""
+
+Row = tuple[Any, ...]
+
+
+class SortedTable(MutableMapping[bytes, Row]):
+    """A map of keys to rows."""
+
+    __slots__ = ("_lasts", "_parts", "_ranks", "_row", "blocks")
+
+    def __init__(self, row: Struct) -> None:
+        self._row = row
+        self._lasts: list[bytes] = []
+        self._parts: list[list[bytes]] = []
+        self.blocks: list[bytearray] = []
+        """The packed rows of each part."""
+        self._ranks: list[int] | None = None
+        """How many keys stand before each part, and how many there are; None after a change."""
+
+    def __len__(self) -> int:
+        return self._counted()[-1]
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return chain.from_iterable(self._parts)
+
+    def _counted(self) -> list[int]:
+        ranks = self._ranks
+        if ranks is None:
+            ranks = self._ranks = list(accumulate(map(len, self._parts), initial=0))
+        return ranks
+
+    # Look-ups of one key.
+
+    def find(self, key: bytes) -> tuple[int, int, bool]:
+        """The part in which a key is or would be (the number of parts: behind all), how many keys
+        of it are below, and whether the key is there. Valid until the next change of the keys."""
+        at = bisect_left(self._lasts, key)
+        if at == len(self._lasts):
+            return at, 0, False
+        part = self._parts[at]
+        below = bisect_left(part, key)
+        return at, below, part[below] == key
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and self.find(key)[2]
+
+    def __getitem__(self, key: bytes) -> Row:
+        row: Row | None = self.get(key)
+        if row is None:
+            raise KeyError(key)
+        return row
+
+    def get(self, key: bytes, default: Any = None) -> Any:
+        at, below, is_there = self.find(key)
+        if not is_there:
+            return default
+        return self._row.unpack_from(self.blocks[at], below * self._row.size)
+
+    def rank(self, key: bytes) -> int:
+        """How many keys are below `key`."""
+        at, below, _ = self.find(key)
+        return self._counted()[at] + below
+
+    # Ranges: [start, end); end None: no upper bound.
+
+    def _spans(self, start: bytes, end: bytes | None) -> Iterator[tuple[int, int, int]]:
+        """The places of a range: (part, begin, end)."""
+        at, begin, _ = self.find(start)
+        last, stop = (len(self._parts), 0) if end is None else self.find(end)[:2]
+        for part in range(at, last):
+            yield part, begin, len(self._parts[part])
+            begin = 0
+        if at <= last and begin < stop:
+            yield last, begin, stop
+
+    def first(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
+        """The first keys of a range, ascending."""
+        found: list[bytes] = []
+        for at, begin, stop in self._spans(start, end):
+            found += self._parts[at][begin : min(stop, begin + limit - len(found))]
+            if len(found) >= limit:
+                break
+        return found
+
+    def last(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
+        """The last keys of a range, descending."""
+        found: list[bytes] = []
+        for at, begin, stop in reversed(list(self._spans(start, end))):
+            found += self._parts[at][max(begin, stop - limit + len(found)) : stop][::-1]
+            if len(found) >= limit:
+                break
+        return found
+
+    def packed(self, start: bytes, end: bytes | None) -> Iterator[bytes]:
+        """The packed rows of a range, in pieces. The keys must not change before the last one."""
+        size = self._row.size
+        for at, begin, stop in self._spans(start, end):
+            yield bytes(self.blocks[at][begin * size : stop * size])
+
+    def rows(self, start: bytes, end: bytes | None) -> Iterator[Row]:
+        """The rows of a range, as `packed`."""
+        return chain.from_iterable(map(self._row.iter_unpack, self.packed(start, end)))
+
+    # Changes.
+
+    def __setitem__(self, key: bytes, row: Row) -> None:
+        at, below, is_there = self.find(key)
+        if is_there:
+            self._row.pack_into(self.blocks[at], below * self._row.size, *row)
+        else:
+            self.insert(at, below, key, self._row.pack(*row))
+
+    def insert(self, at: int, below: int, key: bytes, packed: bytes) -> None:
+        """Add a key that is not there, where `find` says."""
+        if at == len(self._parts):
+            if not at:
+                self._replace(slice(0), [key], packed)
+                return
+            at -= 1
+            below = len(self._parts[at])
+            self._lasts[at] = key
+        self._ranks = None
+        part, block, begin = self._parts[at], self.blocks[at], below * self._row.size
+        part.insert(below, key)
+        block[begin:begin] = packed
+        if len(part) > MAX_PART:
+            self._replace(slice(at, at + 1), part, block)
+
+    def add_run(self, keys: list[bytes], packed: bytes) -> bool:
+        """Add keys with packed rows if they are in order, and no other key is among them. Returns
+        False if they are not: nothing was added then."""
+        if not all(map(lt, keys, keys[1:])):
+            return False
+        at, below, _ = self.find(keys[0]) if keys else (0, 0, False)
+        if at == len(self._parts) > 0:
+            at -= 1
+            below = len(self._parts[at])
+        here, begin = slice(at, at + 1), below * self._row.size
+        part, block = list(chain(*self._parts[here])), b"".join(self.blocks[here])
+        if below < len(part) and keys[-1:] >= part[below : below + 1]:
+            return False
+        both = b"".join((block[:begin], packed, block[begin:]))
+        self._replace(here, part[:below] + keys + part[below:], both)
+        return True
+
+    def __delitem__(self, key: bytes) -> None:
+        self.pop_run([key])
+
+    def pop_run(self, keys: list[bytes]) -> list[Row]:
+        """Remove keys that are in order; returns their rows. Raises KeyError if one is not there;
+        some of the others are removed then."""
+        size = self._row.size
+        popped: list[Row] = []
+        done = 0
+        while done < len(keys):
+            at, begin, is_there = self.find(keys[done])
+            if not is_there:
+                raise KeyError(keys[done])
+            part, block = self._parts[at], self.blocks[at]
+            run = keys[done : bisect_right(keys, self._lasts[at], done)]
+            done += len(run)
+            stop = begin + len(run)
+            if part[begin:stop] == run:
+                popped += self._row.iter_unpack(block[begin * size : stop * size])
+                del part[begin:stop], block[begin * size : stop * size]
+            else:
+                places = [bisect_left(part, key, begin) for key in run]
+                if [part[place] for place in places] != run:
+                    raise KeyError("one of the keys is not there")
+                popped += [self._row.unpack_from(block, place * size) for place in places]
+                for place in reversed(places):
+                    del part[place], block[place * size : place * size + size]
+            self._tidy(at)
+        return popped
+
+    def _tidy(self, at: int) -> None:
+        """Make good the invariants after keys of a part were removed."""
+        self._ranks = None
+        part = self._parts[at]
+        if not part:
+            del self._parts[at], self.blocks[at], self._lasts[at]
+            return
+        self._lasts[at] = part[-1]
+        # A small part joins its neighbour, so that there are never many of them.
+        if len(part) < MAX_PART // 8 and len(self._parts) > 1:
+            here = slice(at - 1, at + 1) if at else slice(2)
+            if sum(map(len, self._parts[here])) <= MAX_PART // 2:
+                keys = list(chain.from_iterable(self._parts[here]))
+                self._replace(here, keys, b"".join(self.blocks[here]))
+
+    def _replace(self, here: slice, keys: list[bytes], packed: bytes | bytearray) -> None:
+        """Put these keys in the place of some parts."""
+        self._ranks = None
+        count = len(keys)
+        step = count if count <= MAX_PART else -(-count // (2 * count // MAX_PART))
+        size = step * self._row.size
+        parts = [keys[at : at + step] for at in range(0, count, step or 1)]
+        self._parts[here] = parts
+        self._lasts[here] = [part[-1] for part in parts]
+        self.blocks[here] = [
+            bytearray(packed[n * size : n * size + size]) for n, _ in enumerate(parts)
+        ]
