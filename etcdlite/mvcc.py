@@ -57,9 +57,6 @@ from etcdlite.storage.steps import Job
 _VARINT = [varint(n) for n in range(4096)]
 _KEY = [b"\x0a" + varint(n) for n in range(128)]
 
-MANY_KEYS = 4096
-"""Fewer keys than this are not worth returning their memory to the system."""
-
 EMPTY_HASH = 0x40A4756D
 """etcd's hash of an empty store: the CRC-32C of its bucket's name, "key"."""
 
@@ -185,8 +182,10 @@ class Store:
         if leases := self.buckets.get(LEASE):
             for lease_id, value in leases.items():
                 self.lessor.restore(int.from_bytes(lease_id, "big"), value)
-            for key, lease in self.index.leased():
-                self.lessor.attach(key, lease)
+            heads = self.index.heads
+            for key, head in zip(heads, heads.rows(b"", None), strict=True):
+                if head[4]:
+                    self.lessor.attach(key, head[4])
 
     def close(self) -> None:
         self.data.close()
@@ -267,26 +266,6 @@ class Store:
         index.past.add_all(keys, entries)
         if len(self.events) <= self.limits.max_events_at_once:
             self.events += [(mod, key, True, body) for key, body in zip(keys, bodies, strict=True)]
-
-    def delete_key(self, key: bytes) -> None:
-        """As `delete`, for a key that is the first change of its revision. Flat."""
-        index = self.index
-        mod = self.revision + 1
-        old_mod, _, _, old, lease, old_length = index.heads.pop(key)
-        size = len(key)
-        body = b"".join(
-            (_KEY[size] if size < 128 else b"\x0a" + varint(size), key, b"\x18", varint(mod))
-        )
-        location = self.data.append_tombstones([body])
-        entry = PAST_AND_TOMBSTONE.pack(old_mod, old, old_length, mod, location, len(body) | DEAD)
-        index.past.add(key, entry)
-        if lease:
-            self.lessor.detach(key)
-        self._changes.gone.append(key)
-        self._changes.gone_at.append(mod)
-        if not self._first_location:
-            self._first_location = location
-        self.events.append((mod, key, True, body))
 
     def end_revision(self) -> int:
         """Make the changes since the last call visible, under one new revision if there are any.
@@ -584,7 +563,7 @@ class Store:
             self._changes.forget(compacted)
             self.lessor.shrink()
             keys = len(self.index.heads) + len(self.index.past)
-            if keys_before > max(MANY_KEYS, 8 * keys):
+            if keys_before > 4096 + 8 * keys:
                 # These stand scattered among what is gone, and would hold back its memory.
                 self.data.drop_recent()
                 memory.release(len(self.lessor))

@@ -485,7 +485,7 @@ def _get_or_delete(store: Store, op: proto.RequestOp, is_asked: bool) -> bytes |
 def _delete(store: Store, key: bytes) -> bytes:
     body = b""
     if key in store.index.heads:
-        store.delete_key(key)
+        store.delete([key])
         body = b"\x10\x01"
     return _response(b"\x1a", _header(store.revision + store.is_writing), body)
 

@@ -38,7 +38,7 @@ def check(table: SortedTable, model: dict[bytes, Row], rng: random.Random) -> No
     within = [key for key in keys if start <= key and (end is None or key < end)]
     limit = rng.choice((0, 1, 2, 7, 1000, 1 << 62))
     assert table.first(start, end, limit) == within[:limit]
-    assert table.last(start, end, limit) == within[::-1][:limit]
+    assert table.first(start, end, limit, descends=True) == within[::-1][:limit]
     assert list(table.rows(start, end)) == [model[key] for key in within]
     assert table.rank(start) == sum(key < start for key in keys)
     assert table.get(start) == model.get(start) and (start in table) == (start in model)

@@ -25,7 +25,9 @@ from etcdlite.storage.past import DEAD, PAST, PAST_BYTES, Past
 from etcdlite.storage.sorted_table import Row, SortedTable
 
 HEAD = struct.Struct("<QQQQQI")
-_NO_HEAD = (1 << 65, 0, 0, 0, 0, 0)
+NO_HEAD = (1 << 65, 1 << 65, 0, 0, 0, 0)
+"""That of a key that does not exist: it is newer than every revision."""
+_TOMBSTONE = (0, 0, DEAD)
 
 Numbered = tuple[bytes, "tuple[int, int, int, int] | None", int, int]
 """(key, numbers, location, length). The numbers are mod_revision, create_revision, version and
@@ -56,17 +58,13 @@ class Index:
     def move(self, key: bytes, mod: int, new: int) -> int | None:
         """Point version `mod` of `key` to location `new`. Returns where it was; None if there is no
         such version."""
-        head = self.heads.get(key)
-        if head is not None:
-            head_mod, create, version, location, lease, length = head
-            if head_mod == mod:
-                self.heads[key] = (mod, create, version, new, lease, length)
-                return int(location)
+        head_mod, create, version, location, lease, length = self.heads.get(key, NO_HEAD)
+        if head_mod == mod:
+            self.heads[key] = (mod, create, version, new, lease, length)
+            return int(location)
         entries = self.past.get(key, b"")
         at = self._search(entries, mod)
-        if at < 0:
-            return None
-        found, location, length = PAST.unpack_from(entries, at)
+        found, location, length = PAST.unpack_from(entries, at) if at >= 0 else _TOMBSTONE
         if found != mod:
             return None
         moved = entries if isinstance(entries, bytearray) else bytearray(entries)
@@ -79,10 +77,9 @@ class Index:
 
     def is_at(self, key: bytes, mod: int, location: int) -> bool:
         """The index has version `mod` of `key`, at `location`."""
-        head = self.heads.get(key)
-        if head is not None:
-            if head[0] == mod:
-                return bool(head[3] == location)
+        head = self.heads.get(key, NO_HEAD)
+        if head[0] == mod:
+            return bool(head[3] == location)
         entries = self.past.get(key, b"")
         at = self._search(entries, mod)
         return at >= 0 and PAST.unpack_from(entries, at)[:2] == (mod, location)
@@ -101,19 +98,13 @@ class Index:
 
     def at(self, key: bytes, revision: int) -> tuple[int, int] | None:
         """(location, length) of the key's record as of `revision`; None if it did not exist."""
-        head = self.heads.get(key)
-        if head is not None:
-            mod, _, _, location, _, length = head
-            if mod <= revision:
-                return location, length
-        entries = self.past.get(key)
-        if entries is not None:
-            at = self._search(entries, revision)
-            if at >= 0:
-                _, location, length = PAST.unpack_from(entries, at)
-                if not length & DEAD:
-                    return location, length
-        return None
+        mod, _, _, location, _, length = self.heads.get(key, NO_HEAD)
+        if mod <= revision:
+            return location, length
+        entries = self.past.get(key, b"")
+        at = self._search(entries, revision)
+        _, location, length = PAST.unpack_from(entries, at) if at >= 0 else _TOMBSTONE
+        return None if length & DEAD else (location, length)
 
     def count(self, start: bytes, end: bytes | None) -> int:
         """How many keys exist now in [start, end); end None: no upper bound."""
@@ -140,8 +131,7 @@ class Index:
         heads = self.heads
         count = sum(head[1] <= revision for _, head in zip(now, heads.rows(start, end)))  # noqa: B905
         for key in past:
-            head = heads.get(key)
-            if head is None or head[1] > revision:
+            if heads.get(key, NO_HEAD)[1] > revision:
                 count += self.at(key, revision) is not None
         return count, cursor
 
@@ -193,12 +183,12 @@ class Index:
         size = 0
         step_keys = self._limits.scan_step_keys
         if revision is None:
-            keys = (self.heads.last if descends else self.heads.first)(start, end, limit)
+            keys = self.heads.first(start, end, limit, descends)
             revision, step_keys = 1 << 64, limit
         else:
             keys = self.all_keys(start, end, step_keys, descends)
         for visited, key in enumerate(keys, 1):
-            mod, create, version, location, lease, length = self.heads.get(key, _NO_HEAD)
+            mod, create, version, location, lease, length = self.heads.get(key, NO_HEAD)
             if mod <= revision:
                 found.append((key, (mod, create, version, lease), location, length))
                 size += length
@@ -216,9 +206,8 @@ class Index:
     ) -> list[bytes]:
         """The first (or the last) keys in [start, end) with a version in the index, in order, once
         each."""
-        now, past = self.heads, self.past
-        keys = (now.last if descends else now.first)(start, end, limit)
-        gone = (past.last if descends else past.first)(start, end, limit)
+        keys = self.heads.first(start, end, limit, descends)
+        gone = self.past.first(start, end, limit, descends)
         return sorted({*keys, *gone}, reverse=descends)[:limit] if gone else keys
 
     def versions(
@@ -227,37 +216,29 @@ class Index:
         """(mod_revision, location, length) of the versions that a store compacted at `compacted`
         keeps, with `above` < mod_revision <= `revision`: ascending, the first `limit`."""
         found: list[tuple[int, int, int]] = []
-        head = self.heads.get(key)
-        entries = self.past.get(key)
-        if entries is not None:
-            end = len(entries)
-            at = self._first_kept(entries, head, compacted)
-            known = self._search(entries, above) if above else -1
-            if known >= 0:
-                at = max(at, known + PAST_BYTES)
-            while at < end and len(found) < limit:
-                mod, location, length = PAST.unpack_from(entries, at)
-                if mod > revision:
-                    return found
-                found.append((mod, location, length & ~DEAD))
-                at += PAST_BYTES
-        if head is not None and len(found) < limit:
-            mod, _, _, location, _, length = head
-            if above < mod <= revision:
-                found.append((mod, location, length))
+        head = self.heads.get(key, NO_HEAD)
+        entries = self.past.get(key, b"")
+        at = self._first_kept(entries, head, compacted)
+        known = self._search(entries, above) if above else -1
+        if known >= 0:
+            at = max(at, known + PAST_BYTES)
+        while at < len(entries) and len(found) < limit:
+            mod, location, length = PAST.unpack_from(entries, at)
+            if mod > revision:
+                return found
+            found.append((mod, location, length & ~DEAD))
+            at += PAST_BYTES
+        mod, _, _, location, _, length = head
+        if len(found) < limit and above < mod <= revision:
+            found.append((mod, location, length))
         return found
-
-    def leased(self) -> Iterator[tuple[bytes, int]]:
-        """All keys with a lease, and its id."""
-        heads = zip(self.heads, self.heads.rows(b"", None), strict=True)
-        return ((key, head[4]) for key, head in heads if head[4])
 
     # Compaction.
 
     def keeps(self, key: bytes, mod: int, compacted: int) -> bool:
         """Version `mod` of `key` is here, and a compaction at `compacted` keeps it."""
-        head = self.heads.get(key)
-        if head is not None and head[0] == mod:
+        head = self.heads.get(key, NO_HEAD)
+        if head[0] == mod:
             return True
         entries = self.past.get(key, b"")
         at = self._search(entries, mod)
@@ -267,7 +248,7 @@ class Index:
             and at >= self._first_kept(entries, head, compacted)
         )
 
-    def _first_kept(self, entries: bytes | bytearray, head: Row | None, compacted: int) -> int:
+    def _first_kept(self, entries: bytes | bytearray, head: Row, compacted: int) -> int:
         """The offset of the first past entry that compaction at `compacted` keeps.
 
         It keeps what a read at `compacted` or later sees, and what a watch from `compacted` on
@@ -278,7 +259,7 @@ class Index:
         mod, _, length = PAST.unpack_from(entries, at)
         if mod == compacted:
             return at
-        superseded = at + PAST_BYTES == len(entries) and (head is not None and head[0] <= compacted)
+        superseded = at + PAST_BYTES == len(entries) and head[0] <= compacted
         return at + PAST_BYTES if length & DEAD or superseded else at
 
     def compact_steps(self, compacted: int, garbage: dict[int, int]) -> Iterator[int]:
@@ -302,22 +283,15 @@ class Index:
                 size = len(entries)
                 mod, location, length = unpack_from(entries, size - PAST_BYTES)
                 if mod >= compacted:
-                    kept = self._first_kept(entries, heads.get(key), compacted)
+                    kept = self._first_kept(entries, heads.get(key, NO_HEAD), compacted)
                     if not kept:
                         continue
-                elif length & DEAD or heads.get(key, _NO_HEAD)[0] <= compacted:
+                elif length & DEAD or heads.get(key, NO_HEAD)[0] <= compacted:
                     kept = size
                 else:
                     kept = size - PAST_BYTES
                     if not kept:
                         continue
-                if kept == size == PAST_BYTES and dropped < step_versions:
-                    number = location >> 32
-                    if number in garbage:
-                        garbage[number] += (length & ~DEAD) + 8
-                    dropped += 1
-                    emptied.append(key)
-                    continue
                 room = step_versions - dropped
                 if kept > room * PAST_BYTES:
                     # The next step continues with the same key.
@@ -441,10 +415,7 @@ class Index:
 
 
 def _lengths(items: list[bytes]) -> bytes:
-    numbers = array("I", (len(items), *map(len, items)))
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tobytes()
+    return struct.pack(f"<{len(items) + 1}I", len(items), *map(len, items))
 
 
 def _read_lengths(chunk: bytes, at: int) -> tuple[tuple[int, ...], int]:

@@ -24,7 +24,7 @@ class KeyChanges:
         more than twice as many."""
         self._kept = kept
         self.since = since
-        # `Store.put_all` and `Store.delete_key`, which are hot, append to these lists themselves.
+        # `Store.put_all`, which is hot, appends to these lists itself.
         self.born: list[bytes] = []
         self.born_at = array("Q")
         """The revision that created each key."""

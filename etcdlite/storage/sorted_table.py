@@ -40,9 +40,6 @@ class SortedTable(MutableMapping[bytes, Row]):
     def __len__(self) -> int:
         return self._counted()[-1]
 
-    def __bool__(self) -> bool:
-        return bool(self._parts)
-
     def __iter__(self) -> Iterator[bytes]:
         return chain.from_iterable(self._parts)
 
@@ -86,30 +83,30 @@ class SortedTable(MutableMapping[bytes, Row]):
 
     # Ranges: [start, end); end None: no upper bound.
 
-    def _spans(self, start: bytes, end: bytes | None) -> Iterator[tuple[int, int, int]]:
+    def _spans(
+        self, start: bytes, end: bytes | None, descends: bool = False
+    ) -> Iterator[tuple[int, int, int]]:
         """The places of a range: (part, begin, end)."""
-        at, begin, _ = self.find(start)
+        first, begin, _ = self.find(start)
         last, stop = (len(self._parts), 0) if end is None else self.find(end)[:2]
-        for part in range(at, last):
-            yield part, begin, len(self._parts[part])
-            begin = 0
-        if at <= last and begin < stop:
-            yield last, begin, stop
+        parts = range(first, min(last + 1, len(self._parts)))
+        for at in reversed(parts) if descends else parts:
+            low = begin if at == first else 0
+            high = stop if at == last else len(self._parts[at])
+            if low < high:
+                yield at, low, high
 
-    def first(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
-        """The first keys of a range, ascending."""
+    def first(
+        self, start: bytes, end: bytes | None, limit: int, descends: bool = False
+    ) -> list[bytes]:
+        """The first keys of a range, ascending; or the last ones, descending."""
         found: list[bytes] = []
-        for at, begin, stop in self._spans(start, end):
-            found += self._parts[at][begin : min(stop, begin + limit - len(found))]
-            if len(found) >= limit:
-                break
-        return found
-
-    def last(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
-        """The last keys of a range, descending."""
-        found: list[bytes] = []
-        for at, begin, stop in reversed(list(self._spans(start, end))):
-            found += self._parts[at][max(begin, stop - limit + len(found)) : stop][::-1]
+        for at, low, high in self._spans(start, end, descends):
+            room = limit - len(found)
+            if descends:
+                found += self._parts[at][max(low, high - room) : high][::-1]
+            else:
+                found += self._parts[at][low : min(high, low + room)]
             if len(found) >= limit:
                 break
         return found
