@@ -394,19 +394,18 @@ class Server:
         if not thread.is_alone:
             # Appends leave first, so that the other members save at the same time.
             self.connections.send_output(to_clients=False)
-        began = member.clock()
         if (took_s := thread.save_now(saves)) > QUICK_SYNC_S:
             if self.connections.are_from_clients(self._selector.select(0)):
                 thread.record_request(took_s)
             if took_s > STALL_S:
                 # No client could renew a lease in this time. The revokes of overdue ones may be
                 # proposed already.
-                member.state.lessor.postpone(began, took_s)
+                member.state.lessor.postpone(member.clock() - took_s, took_s)
         member.persisted(saves)
         if member.raft.has_ready:
             member.proceed(member.clock())
-        if saves := member.take_saves():
-            thread.save(saves)
+            if saves := member.take_saves():
+                thread.save(saves)
 
     def _report(self, result: Any) -> None:
         """Take a result from a thread and wake the loop. Called in that thread."""

@@ -368,7 +368,7 @@ class Connection(Session):
                     continue
             elif kind == _UPDATE and size == 4 and not stream_id and in_frames:
                 self._widen(_INT.unpack_from(data, start)[0] & MAX_WINDOW)
-                if data[at : at + FRAME_HEADER_BYTES] == _PING_HEADER and end - at >= _PING_BYTES:
+                if data.startswith(_PING_HEADER, at) and end - at >= _PING_BYTES:
                     start, at = at + FRAME_HEADER_BYTES, at + _PING_BYTES
                     self._pinged(data[start:at])
                 continue
