@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ class Histogram:
         self.bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
-        self._latest: list[float] = []
+        self._latest = array("d")  # Floats would keep memory in which all else is gone.
         self.observe = self._latest.append
         """`observe(value)` adds an observation."""
 
@@ -92,17 +93,16 @@ class Histogram:
 
     def observe_several(self, value: float, count: int) -> None:
         """`count` observations of the same value."""
-        self._latest += [value] * count
+        self._latest.extend([value] * count)
 
     def settle(self) -> None:
         """Put the latest observations into their buckets. Only the loop calls this, and another
         thread may add some at the same time."""
-        latest = self._latest[:]
+        latest = sorted(self._latest)
         if not latest:
             return
         del self._latest[: len(latest)]
         self._sum += sum(latest)
-        latest.sort()
         begin = 0
         for bucket, bound in enumerate((*self.bounds, math.inf)):
             end = bisect_right(latest, bound, begin)
