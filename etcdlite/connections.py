@@ -362,7 +362,7 @@ class Connections:
         if session.has_more:
             self._producing[session] = None
         # The callback holds the connection: break that cycle.
-        connection.ready = _ignore
+        connection.ready = lambda mask: None
 
     def drop(self, connection: Connection, why: str) -> None:
         """Close a connection at once and log why."""
@@ -641,12 +641,10 @@ class Connections:
         connection.mask = mask
 
 
-def _over_budget(budget: Budget, connections: Iterable[Connection]) -> list[Connection]:
+def _over_budget(budget: Budget, connections: set[Connection]) -> list[Connection]:
     """The connections of clients to close because all together hold too much memory."""
-    clients: list[Connection] = []
-    members: list[Connection] = []
-    for connection in connections:
-        (members if connection.site is None else clients).append(connection)
+    clients = [connection for connection in connections if connection.site is not None]
+    members = [connection for connection in connections if connection.site is None]
     closed: list[Connection] = budget.excess(clients, members)
     for connection in closed:
         log.warn(
@@ -657,7 +655,3 @@ def _over_budget(budget: Budget, connections: Iterable[Connection]) -> list[Conn
             memory_limit=budget.limit_bytes,
         )
     return closed
-
-
-def _ignore(mask: int) -> None:
-    """The callback of a closed connection."""

@@ -71,9 +71,9 @@ from etcdlite.watch_responses import (
     canceled,
     compacted,
     encode_event,
-    fragments,
     header_field,
     id_field,
+    response_steps,
 )
 from etcdlite.watch_slices import Encoded, Slices
 
@@ -99,6 +99,12 @@ _PREV_KV = 4
 _FRAGMENTS = 8
 
 _NO_LIMIT = 1 << 62
+
+BYTES_PER_MATCH = 512
+"""To encode this much of an event counts as one more event."""
+
+BYTES_PER_SEND = 4096
+"""To make a response with this much counts as one more send."""
 
 _EVERYTHING = b""
 """The end of a range without an upper bound."""
@@ -494,55 +500,45 @@ class WatchHub:
     # Sending events.
 
     def _notify_synced(self, events: Sequence[Event]) -> None:
-        steps = self._dispatch_steps(
-            self.synced, events, events[-1][0], self.limits.max_sends_at_once
-        )
-        blocked, late = finish(steps)
-        for watch in blocked:
-            self.synced.remove(watch)
-            self.place(watch, _PARKED, events[0][0])
-        for watch in late:
-            self.synced.remove(watch)
-            self.place(watch, _BEHIND, events[0][0])
-
-    def _dispatch_steps(
-        self,
-        index: _Index,
-        events: Sequence[Event],
-        revision: int,
-        max_sends: int,
-        encoded: Encoded | None = None,
-    ) -> Generator[None, None, tuple[list[_Watch], list[_Watch]]]:
-        """Send each watch in `index` its share of `events`, in steps. Returns the watches whose
-        sink is blocked, and those left out because `max_sends` others were sent something.
-
-        Flat on purpose: this is the cost of a put per event and per watch. An event is encoded once
-        for all watches (before, if it is in `encoded`), and those of a group share the joined ones.
-        """
+        """Send these events to the synced watches; if that is too much, the watches lag."""
+        if self.lag is not None:
+            return
         limits = self.limits
-        batches: dict[_Group, list[bytes]] = {}
-        damaged: dict[_Group, DataDamaged] = {}
-        step = limits.match_step_events
-        if len(events) <= step:
-            self._match(index, events, batches, damaged, encoded)
-        else:
-            for begin in range(0, len(events), step):
-                if begin:
-                    yield
-                self._match(index, events[begin : begin + step], batches, damaged, encoded)
-        for group, damage in damaged.items():
-            batches.pop(group, None)
-            self._end_damaged(list(group.watches), damage)
+        matching = self._match_steps(self.synced, events)
+        try:
+            for _ in range(0, limits.max_events_at_once, limits.match_step_events):
+                next(matching)
+            self._start_lag(events[0][0])
+            return
+        except StopIteration as matched:
+            most = limits.max_sends_at_once
+            blocked, late = finish(self._send_steps(matched.value, events[-1][0], most))
+        for watches, state in ((blocked, _PARKED), (late, _BEHIND)):
+            for watch in watches:
+                self.synced.remove(watch)
+                self.place(watch, state, events[0][0])
+
+    def _send_steps(
+        self, batches: dict[_Group, list[bytes]], revision: int, max_sends: int
+    ) -> Generator[None, None, tuple[list[_Watch], list[_Watch]]]:
+        """Send each group its batch of encoded events, in steps. Returns the watches whose sink is
+        blocked, and those left out because `max_sends` others were sent something.
+
+        Flat on purpose: this is the cost of a put per watch. The watches of a group share the
+        joined events."""
+        limits = self.limits
         blocked: list[_Watch] = []
         late: list[_Watch] = []
         if not batches:
             return blocked, late
         header = self.header_field(revision)
         send_step = limits.send_step_watches
-        sends = step_sends = 0
+        large_bytes = min(limits.step_bytes, self.fragment_bytes - 256)
+        sends, pause = 0, send_step
         for group, batch in batches.items():
-            joined = batch[0] if len(batch) == 1 else b"".join(batch)
-            may_split = group.options & _FRAGMENTS and len(batch) > 1
+            size = len(batch[0]) if len(batch) == 1 else sum(map(len, batch))
+            is_large = size >= large_bytes
+            joined = b"" if is_large else b"".join(batch)
             bodies: Sequence[bytes] = ()
             # Most clients count their watches from 0, so the watches of a group tend to have the
             # same id. Then they share the whole body, which matters when it is large.
@@ -558,37 +554,43 @@ class WatchHub:
                 if sends >= max_sends:
                     late.append(watch)
                     continue
+                if watch.id_field != shared_id:
+                    shared_id = watch.id_field
+                    sends += size // BYTES_PER_SEND
+                    if is_large:
+                        most = self.fragment_bytes if group.options & _FRAGMENTS else 0
+                        bodies = yield from response_steps(header + shared_id, batch, most, limits)
+                        if watch.group is not group:
+                            continue
+                    else:
+                        bodies = (header + shared_id + joined,)
                 sends += 1
                 sent += 1
                 watch.idle = False
-                if watch.id_field != shared_id:
-                    shared_id = watch.id_field
-                    if may_split and len(joined) >= self.fragment_bytes - 256:
-                        bodies = fragments(header + shared_id, batch, self.fragment_bytes)
-                    else:
-                        bodies = (header + shared_id + joined,)
                 for body in bodies:
                     sink.send(body)
-                step_sends += 1
-                if step_sends == send_step:
-                    step_sends = 0
+                if sends >= pause:
+                    pause = sends + send_step
                     yield
             self.events_sent += sent * len(batch)
         return blocked, late
 
-    def _match(
-        self,
-        index: _Index,
-        events: Sequence[Event],
-        batches: dict[_Group, list[bytes]],
-        damaged: dict[_Group, DataDamaged],
-        known: Encoded | None,
-    ) -> None:
-        """Add to `batches` the encoded events for each group."""
+    def _match_steps(
+        self, index: _Index, events: Sequence[Event], known: Encoded | None = None
+    ) -> Generator[None, None, dict[_Group, list[bytes]]]:
+        """The encoded events for each group of watches in `index`, in steps. An event is encoded
+        once for all watches (before, if it is in `known`)."""
+        batches: dict[_Group, list[bytes]] = {}
+        damaged: dict[_Group, DataDamaged] = {}
+        left = step = self.limits.match_step_events
         keys = index.keys
         ranges = index.ranges
         has_ranges = ranges.root is not None
         for at, key, is_delete, kv in events:
+            if left <= 0:
+                left = step
+                yield
+            left -= 1
             groups = keys.get(key)
             if has_ranges:
                 watching = ranges.holding(key)
@@ -610,8 +612,8 @@ class WatchHub:
                         if not full:
                             try:
                                 previous = self._store.previous(key, at)
-                            except DataDamaged as damage:
-                                damaged[group] = damage
+                            except DataDamaged as found:
+                                damaged[group] = found
                                 continue
                             full = encode_event(is_delete, kv, previous)
                             if known is not None:
@@ -624,6 +626,11 @@ class WatchHub:
                         batches[group] = [encoded]
                     else:
                         batch.append(encoded)
+            left -= (len(full) + len(plain)) // BYTES_PER_MATCH
+        for group, damage in damaged.items():
+            batches.pop(group, None)
+            self._end_damaged(list(group.watches), damage)
+        return batches
 
     def _end_compacted(self, watches: Sequence[_Watch]) -> None:
         """Cancel watches that need compacted history. As in etcd, the header has no revision."""
@@ -734,9 +741,8 @@ class WatchHub:
             for number, part in enumerate(parts):
                 if number:
                     yield
-                blocked, _ = yield from self._dispatch_steps(
-                    part, piece, self.revision, _NO_LIMIT, encoded
-                )
+                batches = yield from self._match_steps(part, piece, encoded)
+                blocked, _ = yield from self._send_steps(batches, self.revision, _NO_LIMIT)
                 for watch in blocked:
                     if watch.group is not None and watch.group.index is index:
                         lacks = max(watch.next, piece[0][0])

@@ -6,9 +6,12 @@ The parts are concatenated in this order, which is that of the field numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from itertools import chain
 
+from etcdlite.limits import Limits
 from etcdlite.proto import varint
+from etcdlite.storage.steps import join_steps
 
 CREATED = b"\x18\x01"
 CANCELED = b"\x20\x01"
@@ -46,15 +49,20 @@ def canceled(reason: str) -> bytes:
     return CANCELED + _CANCEL_REASON + varint(len(text)) + text
 
 
-def fragments(prefix: bytes, batch: Sequence[bytes], limit_bytes: int) -> list[bytes]:
-    """The responses with the events of `batch` for a watch that asked for fragments: each is
-    smaller than `limit_bytes` unless one event is not."""
+def response_steps(
+    prefix: bytes, batch: Sequence[bytes], limit_bytes: int, limits: Limits
+) -> Generator[None, None, list[bytes]]:
+    """The responses with the events of a large `batch`, in steps. With `limit_bytes`, for a watch
+    that asked for fragments, each response is smaller unless one event is not."""
+    if not limit_bytes:
+        return [(yield from join_steps(chain((prefix,), batch), limits))]
     limit = limit_bytes - len(prefix) - len(_FRAGMENT)
     bodies = []
     begin = size = 0
     for at, encoded in enumerate(batch):
         if at > begin and size + len(encoded) >= limit:
             bodies.append(b"".join((prefix, _FRAGMENT, *batch[begin:at])))
+            yield
             begin, size = at, 0
         size += len(encoded)
     bodies.append(b"".join((prefix, *batch[begin:])))

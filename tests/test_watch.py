@@ -19,6 +19,7 @@ from etcdlite import proto, watch
 from etcdlite.limits import Limits
 from etcdlite.storage.data import DataDamaged
 from etcdlite.watch import WatchHub
+from etcdlite.watch_responses import encode_event
 
 NOPUT = proto.WatchCreateRequest.NOPUT
 NODELETE = proto.WatchCreateRequest.NODELETE
@@ -660,6 +661,55 @@ def test_a_revision_with_very_many_events_is_one_response_in_many_steps(member):
     member.put(b"k", b"z")
     assert seen(inbox.take()) == [(5, b"k")]
     assert seen(other.take()) == [(6, b"z"), (6, b"z")]
+
+
+@pytest.mark.parametrize("fragment", [False, True])
+def test_the_previous_values_of_a_revision_are_encoded_and_joined_in_steps(fragment):
+    limits = Limits(max_events_at_once=60, match_step_events=20, step_bytes=10_000)
+    member = Member(limits=limits, fragment_bytes=20_000)
+    keys = [b"k%02d" % n for n in range(30)]
+    member.write(*[(key, bytes(5000)) for key in keys])
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", b"l", prev_kv=True, fragment=fragment))
+    inbox.take()
+    encoded_bytes = [0]
+
+    def encode(*parts: Any) -> bytes:
+        event = encode_event(*parts)
+        encoded_bytes[0] += len(event)
+        return event
+
+    most = 0
+    with mock.patch.object(watch, "encode_event", encode):
+        member.write(*[(key, None) for key in keys])
+        assert inbox.bodies == [] and encoded_bytes[0] <= 50_000, "more than is matched at once"
+        is_left, count = True, 0
+        while is_left:
+            before = encoded_bytes[0]
+            is_left = member.hub.run(lambda: True)
+            most = max(most, encoded_bytes[0] - before)
+            count += 1
+    assert 0 < most < 20_000
+    assert count > 10 + (9 if fragment else 15), "it is encoded in ten steps, and joined in others"
+    responses = inbox.take()
+    assert len(responses) == (10 if fragment else 1)
+    events = [event for response in responses for event in response.events]
+    assert [event.kv.key for event in events] == keys
+    assert all(len(event.prev_kv.value) == 5000 for event in events)
+    member.put(b"k")
+    assert seen(inbox.take()) == [(4, b"k")]
+
+
+def test_large_events_are_put_into_few_responses_at_once():
+    member = Member(limits=Limits(max_sends_at_once=60))
+    stream, inbox = member.open()
+    for _ in range(8):
+        stream.create(wanted(b"k"))
+    inbox.take()
+    member.write((b"k", bytes(100_000)))
+    assert len(inbox.bodies) == 3, "each has its own id, so it is a copy"
+    member.settle()
+    assert sorted(response.watch_id for response in inbox.take()) == list(range(8))
 
 
 def test_watches_that_come_and_go_while_a_large_revision_is_sent_see_it_once_or_not(member):

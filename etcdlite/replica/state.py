@@ -124,6 +124,7 @@ class State:
         metrics = self.metrics
         header = self.identity.header
         alarms = self.alarms.kinds
+        late = self.late_answers
         auth = self.auth
         auth.author = None
         step_ops = step_left = store.limits.apply_step_ops
@@ -192,15 +193,13 @@ class State:
                             # The rest of the answer is a read.
                             steps = _late_steps(applied, store, header(store.end_revision()))
                             next(steps)
-                            self.late_answers.append(
-                                (steps, (session, request_id, method, request))
-                            )
+                            late.append((steps, (session, request_id, method, request)))
                             continue
                 else:
                     answer = yield from APPLIERS[method](self, request)
                     if len(answer) > store.limits.step_bytes and session is not None:
-                        late = join_steps((header(store.end_revision()), answer), store.limits)
-                        self.late_answers.append((late, (session, request_id, method, request)))
+                        steps = join_steps((header(store.end_revision()), answer), store.limits)
+                        late.append((steps, (session, request_id, method, request)))
                         continue
                 revision = store.end_revision()
             except EtcdError as failure:
