@@ -25,7 +25,8 @@ from etcdlite import proto
 from etcdlite.proto import DecodeError
 
 PIECE_BYTES = 32 * 1024
-"""`pieces` yields about this often: half a millisecond of work."""
+PIECE_PARTS = 2_000
+"""`pieces` yields after this many bytes or parts of JSON: half a millisecond of work."""
 
 MAX_NUMBER_CHARS = 64
 """The longest number that is read from a JSON string."""
@@ -174,6 +175,8 @@ def _write(out: list[str], table: _Table, buf: bytes, pos: int, end: int) -> Ite
             stop = pos + value
             yield from _write(out, detail, buf, pos, stop)
             pos = stop
+            if len(out) > PIECE_PARTS:
+                yield
         elif form == "string":
             stop = pos + value
             out.append(string(str(buf[pos:stop], "utf-8")))

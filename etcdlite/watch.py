@@ -377,10 +377,9 @@ class WatchHub:
             if len(events) > self.limits.max_events_at_once:
                 self._start_lag(first)
             else:
-                response_bytes = self.limits.response_bytes
                 begin = size = 0
                 for at, event in enumerate(events):
-                    if size > response_bytes and event[0] != events[at - 1][0]:
+                    if size > self.limits.response_bytes and event[0] != events[at - 1][0]:
                         self._notify_synced(events[begin:at])
                         begin, size = at, 0
                     size += len(event[3])

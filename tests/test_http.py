@@ -1429,6 +1429,14 @@ def test_a_large_response_is_written_in_pieces_of_about_the_named_size() -> None
     assert json.loads("".join(pieces)) == plain_json(proto.TxnResponse.decode(body))
 
 
+def test_a_response_of_very_many_small_messages_is_written_in_small_pieces() -> None:
+    leases = [proto.LeaseStatus(ID=n) for n in range(1, 20_000)]
+    body = proto.LeaseLeasesResponse(leases=leases).encode()
+    pieces = list(json_mapping.pieces(proto.LeaseLeasesResponse, body))
+    assert max(piece.count("ID") for piece in pieces) < json_mapping.PIECE_PARTS
+    assert json.loads("".join(pieces)) == plain_json(proto.LeaseLeasesResponse.decode(body))
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
