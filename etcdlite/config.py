@@ -83,7 +83,6 @@ _SERVICE_LINK = re.compile(
 )
 """Variables that Kubernetes and Docker set for a service called "etcdlite" or "etcd"."""
 
-
 _NO_SOURCES: Mapping[str, str] = {}
 
 

@@ -55,7 +55,6 @@ def base64(data: bytes) -> str:
 
 _VARINT_KINDS = ("int64", "uint64", "int32", "uint32", "bool", "enum")
 
-
 _Table = dict[int, tuple[str, str, bool, bool, Any]]
 """Tag -> how a field is written (a plain tuple, which unpacks faster than a named one):
 

@@ -25,7 +25,8 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from etcdlite import log, methods, proto
@@ -65,6 +66,9 @@ from etcdlite.watch import WatchHub
 OVERHEAD_BYTES = 512 << 10
 """How much a message may exceed `max-request-bytes` (as in etcd)."""
 
+EXPIRE_STEP_REQUESTS = 64
+"""Requests that fail, because they have waited too long, between two looks at the clock."""
+
 PUBLISH_RETRY_S = 1.0
 """How often a member checks whether the cluster knows its name and URLs."""
 
@@ -75,6 +79,9 @@ REQUEST = "request"
 
 class Member:
     """See the module's docstring."""
+
+    _expiry: Iterator[None] | None = None
+    """Steps in which requests fail that have waited too long."""
 
     def __init__(
         self,
@@ -296,11 +303,21 @@ class Member:
         self.hash_check.tick(now)
         if not self.restoring.is_under_way:
             self.maintenance.tick(now)
-        self.writes.tick(now)
-        self.questions.tick(now)
+        self.access.forget()
+        parts = (self.writes, self.questions, self.reads)
+        self._expiry = self._expiry or chain.from_iterable(p.expire_steps(now) for p in parts)
+        self._expire(now)
         self._retry()
         self.reads.tick(now)
         self.catch_up.ask(now)
+
+    def _expire(self, now: float) -> None:
+        """Fail requests that have waited too long, for one slice."""
+        self._slice_ends_at = now + SLICE_S
+        for count, _ in enumerate(self._expiry or (), 1):
+            if count % EXPIRE_STEP_REQUESTS == 0 and self.slice_is_over():
+                return
+        self._expiry = None
 
     def _publish(self, now: float) -> None:
         """Propose this member's name and client URLs if the cluster does not know them."""
@@ -364,6 +381,7 @@ class Member:
         reads = self.reads
         return (
             self._applying is not None
+            or self._expiry is not None
             or bool(self._committed or reads.new)
             or self.writes.can_propose
             or (reads.can_serve and reads.has_work)
@@ -412,11 +430,7 @@ class Member:
         )
 
     def unblocked(self, session: Session) -> None:
-        """The client reads its answers again: continue the reads that were held."""
-        self.reads.unblocked(session)
-
-    def forget(self, session: Session) -> None:
-        """The session is closed: drop its reads."""
+        """The client reads its answers again, or is gone: continue its reads, or drop them."""
         self.reads.unblocked(session)
 
     # A turn.
@@ -427,6 +441,8 @@ class Member:
         reads = self.reads
         if now >= self.leadership.wakes_at:
             self.leadership.act(now)
+        if self._expiry is not None:
+            self._expire(now)
         if (can_propose := self.writes.can_propose) or reads.new or reads.ready:
             self.background.asked_at = now
         if can_propose:
@@ -449,7 +465,9 @@ class Member:
             self.leadership.send_commit_later(now)
         if self._committed or self._applying is not None:
             self._apply()
-        elif self.restoring.is_due and self._task_done is None and not self._tasks:
+        elif self.restoring.waiting and not (
+            self.restoring.is_under_way or self._task_done or self._tasks
+        ):
             # Nothing is being applied, and the snapshot's mark in the log is durable.
             self.maintenance.stop()
             self.restoring.begin()

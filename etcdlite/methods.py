@@ -239,7 +239,6 @@ NAMES = {row.number: row.full for row in ROWS}
 REQUESTS = {row.number: row.request for row in ROWS}
 """The full name, and the class of the request, by number, for all methods."""
 
-
 PEER_METHODS = frozenset(row.number for row in ROWS if row.peers)
 """The methods that members send to each other."""
 

@@ -50,7 +50,6 @@ MAX_SMALL_COMPARES = 16
 MAX_SMALL_PUTS = 128
 """Of a transaction that `small_txn` applies in one step."""
 
-
 MAX_VISITED_KEYS = 50_000
 """Keys that the compares and ranges of a transaction may visit in the index, in apply."""
 

@@ -6,13 +6,14 @@ Work is counted, in steps, turns and records read; nothing here is timed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rigs.lone_member import LoneMember
 
-from etcdlite import proto, txn
+from etcdlite import member, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.frames import frame
 from etcdlite.methods import PUT, RANGE, TXN
@@ -109,9 +110,39 @@ def test_writes_in_line_time_out(lone: Paced, monkeypatch: pytest.MonkeyPatch) -
     for n in range(10):
         propose(lone, client, n + 1, PUT, proto.PutRequest(key=b"k"))
     lone.member.writes.propose_new()
-    lone.member.writes.tick(lone.now + 100.0)
+    for _ in lone.member.writes.expire_steps(lone.now + 100.0):
+        pass
     assert len(client.failures) == 10
     assert lone.member.state.alarms.proposed_bytes == 0 and not lone.member.writes.are_waiting
+
+
+@pytest.mark.parametrize("kind", ["writes", "reads"])
+def test_requests_that_time_out_together_are_answered_in_parts(
+    lone: Paced, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(writes, "MAX_IN_FLIGHT", 2)
+    monkeypatch.setattr(member, "EXPIRE_STEP_REQUESTS", 4)
+    monkeypatch.setattr(lone.member.raft, "read_index", lambda context: None)
+    client = Client()
+    for n in range(50):
+        if kind == "writes":
+            propose(lone, client, n + 1, PUT, proto.PutRequest(key=b"k"))
+        else:
+            lone.member.reads.read(client, n + 1, RANGE, proto.RangeRequest(key=b"k"))
+            lone.member.reads.begin_round(False)
+    lone.member.turn()
+    failed = []
+    while len(client.failures) < 50:
+        lone.looks += 100_000
+        lone.member.tick()
+        while lone.member.has_urgent_work and not lone.member.raft.has_ready:
+            failed.append(len(client.failures))
+            lone.member.turn()
+        failed.append(len(client.failures))
+        lone.member.raft.ready()
+    assert len(failed) > 5
+    assert max(after - before for before, after in pairwise(failed)) <= 12
+    assert lone.member.state.alarms.proposed_bytes == 0
 
 
 def test_cancelled_reads_are_dropped_in_steps(lone: Paced, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +278,7 @@ def test_a_line_is_held_while_its_client_does_not_read_and_ends_with_it(lone: Pa
     lone.settle()
     assert not slow.answers and not gone.answers
     gone.gone.update(range(3))
-    lone.member.forget(gone)
+    lone.member.unblocked(gone)
     slow.is_blocked = False
     lone.member.unblocked(slow)
     lone.settle()

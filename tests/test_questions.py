@@ -34,6 +34,10 @@ class Asked:
         self.waiting.append(done)
         return True
 
+    def expire(self, now: float) -> None:
+        for _ in self.questions.expire_steps(now):
+            pass
+
     def ask(self, body: bytes = b"") -> None:
         self.questions.ask(0x20, body, self.answers.append)
 
@@ -46,7 +50,7 @@ def test_a_question_that_is_sent_from_member_to_member_ends_with_its_time() -> N
         for done in asked.waiting:
             done(error("NotLeader"))
         asked.waiting.clear()
-        asked.questions.tick(asked.now)
+        asked.expire(asked.now)
         asked.questions.retry(lambda node: True)
     (answer,) = asked.answers
     assert isinstance(answer, EtcdError) and answer.name == "Timeout"
@@ -59,9 +63,9 @@ def test_the_question_that_has_waited_longest_fails_first() -> None:
     asked.now = 4.0
     asked.ask()
     asked.waiting[0](error("NotLeader"))
-    asked.questions.tick(5.5)
+    asked.expire(5.5)
     assert len(asked.answers) == 1
-    asked.questions.tick(9.5)
+    asked.expire(9.5)
     assert len(asked.answers) == 2
 
 
@@ -87,7 +91,7 @@ def test_questions_that_wait_for_a_leader_hold_little_memory() -> None:
     asked.raft.leader = 0
     for now in (1.0, 7.0):  # The second time, those of the first time have ended.
         asked.now = now
-        asked.questions.tick(now)
+        asked.expire(now)
         asked.answers.clear()
         for _ in range(20):
             asked.ask(bytes(1 << 20))

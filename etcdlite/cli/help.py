@@ -105,7 +105,6 @@ _COMPLETION = """# etcdlite-ctl completion for {shell}
 complete -F _etcdlite_ctl etcdlite-ctl
 """
 
-
 SHELLS = ("bash", "fish", "zsh")
 """Those for which there is a completion script."""
 

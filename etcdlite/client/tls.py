@@ -25,7 +25,6 @@ from etcdlite.tls import ALPN_NATIVE, Sources, TLSChannel
 
 SYSTEM = "the list of this system (name yours with cacert)"
 
-
 MAX_FILE_BYTES = 4 << 20
 """Of a file, to look for what it should have."""
 

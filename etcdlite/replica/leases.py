@@ -64,8 +64,7 @@ class LeaseKeeper:
             self._writes.propose_once(
                 [(LEASE_REVOKE, proto.LeaseRevokeRequest(ID=lease_id)) for lease_id in expired]
             )
-        is_due = now - self._checkpointed_at >= self._checkpoint_interval_s
-        if is_due and self._steps is None:
+        if self._steps is None and now - self._checkpointed_at >= self._checkpoint_interval_s:
             self._checkpointed_at = now
             self._begin(self._checkpoint_steps(now))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from etcdlite.errors import EtcdError, error
 from etcdlite.identity import Identity
@@ -84,9 +84,10 @@ class Questions:
             else:
                 self._ask_until(deadline, method, body, done)
 
-    def tick(self, now: float) -> None:
+    def expire_steps(self, now: float) -> Iterator[None]:
         """Fail the questions that have waited too long for a leader."""
         while self._held and self._held[0][0] <= now:
             _, _, _, body, done = heapq.heappop(self._held)
             self._held_bytes -= len(body)
             done(self._timeout_error(now - self._request_timeout_s))
+            yield

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -305,19 +305,24 @@ class Reads:
         while waiting and not waiting[0].reads:
             waiting.popleft()
 
-    def tick(self, now: float) -> None:
-        """Fail the reads that have waited too long; begin another round for late ones."""
-        waiting = self._waiting
-        while waiting and waiting[0].since <= now - self._request_timeout_s:
-            group = waiting.popleft()
+    def expire_steps(self, now: float) -> Iterator[None]:
+        """Fail the reads that have waited too long."""
+        while self._waiting and self._waiting[0].since <= now - self._request_timeout_s:
+            group = self._waiting.popleft()
             self._state.metrics.read_rounds_failed += 1
             self._state.metrics.slow_read_rounds += 1
-            fail_all(group.reads, error("Timeout"))
+            reads = group.reads
             self._empty(group)
             self._drop_empty()
+            for read in reads:
+                fail_all([read], error("Timeout"))
+                yield
+
+    def tick(self, now: float) -> None:
+        """Begin another round for late reads."""
         if self._rounds:
             self._rounds = {c: g for c, g in self._rounds.items() if any(x.reads for x in g)}
-        due = [group for group in waiting if group.reads and now - group.asked_at > READ_RETRY_S]
+        due = [x for x in self._waiting if x.reads and now - x.asked_at > READ_RETRY_S]
         if due:
             self._state.metrics.slow_read_rounds += 1
             self._ask_again(due, now)

@@ -31,11 +31,6 @@ class Restoring:
         """Snapshots that the log is marked with: they will replace the data."""
         self.is_under_way = False
 
-    @property
-    def is_due(self) -> bool:
-        """A snapshot waits, and none is under way."""
-        return bool(self.waiting) and not self.is_under_way
-
     def drop_unless_needed(self, index: int) -> None:
         """The snapshot at `index` was received; remove its files if it came too late or was
         rejected."""

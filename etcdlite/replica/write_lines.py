@@ -7,7 +7,7 @@ order of the writes of one connection is kept.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from etcdlite.request import Waiter, connection
@@ -42,10 +42,12 @@ class WriteLines(dict[Any, "deque[Waiting]"]):
             size_bytes -= len(write.frame)
             yield write
 
-    def expire(self, since: float) -> Iterable[Waiting]:
-        """Take out the writes that came before this time."""
+    def expire(self, since: float, limit: int) -> list[Waiting]:
+        """Take out writes that came before this time, up to `limit`."""
+        expired: list[Waiting] = []
         for session, line in list(self.items()):
-            while line and line[0].since <= since:
-                yield line.popleft()
+            while line and line[0].since <= since and len(expired) < limit:
+                expired.append(line.popleft())
             if not line:
                 del self[session]
+        return expired

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -532,20 +532,21 @@ class Writes:
 
     # Giving up.
 
-    def tick(self, now: float) -> None:
+    def expire_steps(self, now: float) -> Iterator[None]:
         """Fail the writes that have waited too long."""
-        self._access.forget()
         expired = now - self._request_timeout_s
-        for number, batch in list(self._waiting.items()):
+        while self._waiting:
+            number, batch = next(iter(self._waiting.items()))
             if batch.since > expired:
                 break
             self._give_up(number, self._timeout_error(batch.since))
-        for write in self._lines.expire(expired):
-            self._alarms.proposed_bytes -= len(write.frame) + REQUEST_BYTES
-            self._metrics.proposals_failed += 1
-            fail_all([write.waiter], self._timeout_error(write.since))
-        while self._held and self._held[0] not in self._waiting:
-            self._held.popleft()
+            yield
+        while some := self._lines.expire(expired, MAX_IN_FLIGHT):
+            for write in some:
+                self._alarms.proposed_bytes -= len(write.frame) + REQUEST_BYTES
+                self._metrics.proposals_failed += 1
+                fail_all([write.waiter], self._timeout_error(write.since))
+                yield
 
     def _give_up(self, number: int, failure: EtcdError) -> None:
         waiters = self._drop(number).waiters

@@ -31,7 +31,6 @@ from etcdlite.wire.health import HealthCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-
 _Labels = Mapping[str, str] | str
 """By name, or as they are rendered."""
 

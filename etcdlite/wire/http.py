@@ -101,7 +101,6 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 HTML = "text/html; charset=utf-8"
 
-
 _GRPC = ("Grpc-Metadata-Content-Type", "application/grpc")
 _METADATA_PREFIX = b"grpc-metadata-"
 

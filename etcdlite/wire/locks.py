@@ -252,7 +252,6 @@ class _Queue(OwnRequester):
 _READ, _WAKE = 1, 2
 """The request ids of a queue."""
 
-
 _QUEUES: WeakKeyDictionary[Member, dict[bytes, _Queue]] = WeakKeyDictionary()
 
 
@@ -310,7 +309,7 @@ class _ScriptedCall(Call):
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            self.member.forget(self)
+            self.member.unblocked(self)
             if not self._is_writing:
                 self._give_up()
 

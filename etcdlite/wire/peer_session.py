@@ -297,4 +297,4 @@ class Accepted(PeerConnection, OwnRequester):
         super().closed()
         self.member.peers.accepted_is_gone(self)
         self._requests.clear()
-        self.member.forget(self)
+        self.member.unblocked(self)

@@ -68,7 +68,7 @@ class ClientSession(Session, request.Session):
 
     def closed(self) -> None:
         super().closed()
-        self.member.forget(self)
+        self.member.unblocked(self)
         self.calls.disown()
 
 

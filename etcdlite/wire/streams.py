@@ -234,7 +234,7 @@ class KeepAliveCall(Call):
     def close(self) -> None:
         self._is_closed = True
         if self._unchecked:
-            self.member.forget(self)
+            self.member.unblocked(self)
 
 
 def snapshot_parts(member: Member) -> Iterator[bytes]:
@@ -308,7 +308,6 @@ def etcd_backup_parts(member: Member, resume: Callable[[], None]) -> Iterator[by
 
 BACKUP_MODULES = ("hashlib", "etcdlite.etcd_backup", "etcdlite.backup_process")
 """What a backup for etcd needs. OpenSSL, of the first, takes 10 ms."""
-
 
 _END: Any = object()
 
@@ -547,7 +546,7 @@ class RangeStreamCall(Call):
     def close(self) -> None:
         self._is_closed = True
         self._cursor = None
-        self.member.forget(self)
+        self.member.unblocked(self)
 
 
 class LargeRangeCall(Call):
