@@ -273,7 +273,7 @@ class Lessor:
 
     def trim(self) -> None:
         """While not promoted, give back the memory of some deadlines."""
-        del self._heap[-self._limits.expire_step_leases :]
+        del self._heap[-4 * self._limits.expire_step_leases :]
 
     def renew(self, lease_id: int, now: float) -> int:
         """Restart the lease's TTL and return it, in seconds.
@@ -318,6 +318,10 @@ class Lessor:
         """A checkpoint has recorded a remaining TTL of the lease."""
         lease = self._leases.get(lease_id)
         return lease is not None and lease.remaining_ttl_s > 0
+
+    def has_due(self, now: float) -> bool:
+        """A call of `expired` may return a lease, or drop left-over entries."""
+        return bool(self._heap) and self._heap[0][0] <= now
 
     def expired(self, now: float, limit: int) -> list[int]:
         """Up to `limit` ids of leases that are due. The caller proposes a revoke of each.

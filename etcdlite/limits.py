@@ -131,7 +131,7 @@ class Limits:
     entry_bytes: int = 1 << 20
     """A batch of writes is cut into entries of about this size. A larger request has its own."""
 
-    expire_step_leases: int = 2_000
+    expire_step_leases: int = 500
     """Deadlines of leases that one look for expired leases examines."""
 
     lease_checkpoint_interval_s: float = 300.0

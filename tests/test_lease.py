@@ -12,10 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from rigs.lone_member import LoneMember
 from rigs.users import User
 
-from etcdlite import lease
+from etcdlite import lease, proto
 from etcdlite.errors import EtcdError
 from etcdlite.lease import MAX_TTL_S, RETRY_S, Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
+from etcdlite.methods import LEASE_GRANT
+from etcdlite.replica import leases
 from etcdlite.storage.steps import finish
 
 
@@ -299,7 +301,7 @@ def test_a_demoted_leader_names_nothing():
 
 
 def test_a_demoted_leader_forgets_many_deadlines_a_part_at_a_time():
-    lessor = Lessor(limits=Limits(expire_step_leases=100))
+    lessor = Lessor(limits=Limits(expire_step_leases=25))
     for lease_id in range(1, 1001):
         lessor.grant(lease_id, 100 + lease_id, 0.0)
     finish(lessor.promote(0.0))
@@ -332,6 +334,34 @@ def test_a_leader_again_knows_no_deadline_of_its_first_time(parts):
     assert drain(lessor, 112.9) == []
     assert drain(lessor, 113.0) == list(range(1, 100)), "a second time, until they are revoked"
     assert drain(lessor, 115.0) == [100]
+
+
+def test_many_expired_leases_are_revoked_a_few_at_a_time(tmp_path, monkeypatch):
+    lone = LoneMember(tmp_path)
+    lone.settle()
+    member = lone.member
+    for lease_id in range(1, 2501):
+        member.writes.propose_own(LEASE_GRANT, proto.LeaseGrantRequest(ID=lease_id, TTL=10))
+    lone.settle()
+    propose_once, proposed = member.writes.propose_once, []
+
+    def recorded(requests):
+        proposed.append(len(requests))
+        return propose_once(requests)
+
+    monkeypatch.setattr(member.writes, "propose_once", recorded)
+    lone.now += 11.0
+    per_tick = []
+    while len(member.state.lessor):
+        proposed.clear()
+        member.tick()
+        assert sum(proposed) <= leases.STEP_LEASES
+        lone.settle()
+        assert max(proposed) <= leases.STEP_LEASES
+        per_tick.append(sum(proposed))
+        lone.now += 0.1
+    assert per_tick == [1000, 1000, 500]
+    lone.close()
 
 
 def test_leases_that_would_end_together_under_a_new_leader_are_drawn_apart():

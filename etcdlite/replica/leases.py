@@ -11,10 +11,10 @@ from etcdlite.replica.state import State
 from etcdlite.replica.writes import Writes
 
 REVOKES_PER_TICK = 1000
-"""Expired leases proposed for revocation at once."""
+"""Expired leases proposed for revocation in one tick."""
 
-CHECKPOINT_LEASES = 1000
-"""Leases in one checkpoint."""
+STEP_LEASES = 200
+"""Expired leases in one entry, and leases in one checkpoint; each takes about a millisecond."""
 
 
 class LeaseKeeper:
@@ -58,21 +58,33 @@ class LeaseKeeper:
         if not lessor.promoted:
             lessor.trim()
             return
-        expired = lessor.expired(now, REVOKES_PER_TICK)
-        if expired:
-            self._state.metrics.leases_expired += len(expired)
-            self._writes.propose_once(
-                [(LEASE_REVOKE, proto.LeaseRevokeRequest(ID=lease_id)) for lease_id in expired]
-            )
+        steps = self._expire_steps(now)
+        is_over = next(steps, self) is self
         if self._steps is None and now - self._checkpointed_at >= self._checkpoint_interval_s:
             self._checkpointed_at = now
             self._begin(self._checkpoint_steps(now))
+        elif self._steps is None and not is_over:
+            self._steps = steps
+
+    def _expire_steps(self, now: float) -> Generator[None, None, None]:
+        lessor, left = self._state.lessor, REVOKES_PER_TICK
+        while True:
+            expired = lessor.expired(now, min(left, STEP_LEASES))
+            if expired:
+                left -= len(expired)
+                self._state.metrics.leases_expired += len(expired)
+                self._writes.propose_once(
+                    [(LEASE_REVOKE, proto.LeaseRevokeRequest(ID=lease_id)) for lease_id in expired]
+                )
+            if not left or not lessor.has_due(now):
+                return
+            yield
 
     def _checkpoint_steps(self, now: float) -> Generator[None, None, None]:
         lessor, interval_s = self._state.lessor, self._checkpoint_interval_s
         ids = yield from lessor.lease_steps()
-        for at in range(0, len(ids), CHECKPOINT_LEASES):
-            some = sorted(ids[at : at + CHECKPOINT_LEASES])
+        for at in range(0, len(ids), STEP_LEASES):
+            some = sorted(ids[at : at + STEP_LEASES])
             checkpoints = [
                 proto.LeaseCheckpoint(ID=lease_id, remaining_TTL=remaining_s)
                 for lease_id, remaining_s in lessor.checkpoints(some, now, interval_s)
