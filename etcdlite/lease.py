@@ -216,18 +216,20 @@ class Lessor:
 
     def lease_steps(self) -> Generator[None, None, list[int]]:
         """All ids, in steps: on the leader by deadline, elsewhere by id."""
-        if not self.promoted:
-            return (yield from sort_steps(list(self._leases), limits=self._limits))
-        ids = list(self._leases)
-        order = []
-        for count, lease_id in enumerate(ids, 1):
-            lease = self._leases.get(lease_id)
-            if lease is not None:
-                order.append((lease.deadline, lease_id))
-            if count % self._limits.sort_step_items == 0:
+        key = self._deadline if self.promoted else None
+        order = yield from sort_steps(list(self._leases), key, limits=self._limits)
+        ids: list[int] = []
+        for at in range(0, len(order), self._limits.sort_step_items):
+            if at:
                 yield
-        order = yield from sort_steps(order, limits=self._limits)
-        return [lease_id for _, lease_id in order]
+            some = order[at : at + self._limits.sort_step_items]
+            ids += [lease_id for lease_id in some if lease_id in self._leases]
+        return ids
+
+    def _deadline(self, lease_id: int) -> tuple[float, int]:
+        # May change before all are in order. Then the order is of about that time.
+        lease = self._leases.get(lease_id)
+        return (0.0 if lease is None else lease.deadline, lease_id)
 
     # The time part: the leader's.
 
