@@ -1,6 +1,6 @@
 """The longest turns of the loop in the situations that come seldom: prints a Markdown table.
 
-    python -m bench.turns [NAME ...]     all situations, about five minutes, or those named
+    python -m bench.turns [NAME ...]     all situations, about six minutes, or those named
 
 Three members run under a wrapper that measures the CPU time of each turn (`time.thread_time`, so
 another process on the machine does not count) and notes where a turn over `SLOW_S` spends it. No
@@ -254,6 +254,30 @@ def leases(cluster: Cluster) -> None:
         ask(leader, "Lease.LeaseRevoke", proto.LeaseRevokeRequest(ID=999_999))
 
 
+def timeouts(cluster: Cluster) -> None:
+    """Requests that wait for a quorum, and then for their end."""
+    leader = cluster.leader
+    others = [member for member in cluster.members if member is not leader]
+    for member in others:
+        member.kill()
+    for name, request in (
+        ("KV.Put", proto.PutRequest(key=b"waiting", value=bytes(50))),
+        ("KV.Range", proto.RangeRequest(key=b"waiting")),
+        ("Lease.LeaseTimeToLive", proto.LeaseTimeToLiveRequest(ID=1)),
+    ):
+        method, body = methods.METHOD_BY_NAME[name], request.encode()
+        with cluster.phase(f"40,000 requests of {name} without a quorum", 12.0):
+            connections = [connect(leader.name, leader.port) for _ in range(20)]
+            for connection in connections:
+                for _ in range(10):
+                    connection.send([(method, body)] * 200)
+        for connection in connections:
+            connection.close()
+    with cluster.phase("the others return", 4.0):
+        for member in others:
+            cluster.start(member)
+
+
 def move_leader(cluster: Cluster) -> None:
     leader, follower = cluster.leader, cluster.follower
     target = ask(follower, "Maintenance.Status", proto.StatusRequest()).header.member_id
@@ -408,8 +432,8 @@ SITUATIONS: dict[str, Callable[[Cluster], None]] = {
     # In this order: some use what those before them have stored.
     situation.__name__: situation
     for situation in (
-        users, idle, metrics, watches, writes, lists, checks, membership, leases, deletes, away,
-        starts,
+        users, idle, metrics, watches, writes, lists, checks, membership, leases, timeouts, deletes,
+        away, starts,
     )
 }  # fmt: skip
 
