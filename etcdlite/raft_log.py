@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 ENTRY_OVERHEAD_BYTES = 200
@@ -227,7 +228,7 @@ class RaftLog:
         """The number of the oldest entries up to `index` that can go while `tail_bytes` stay. Their
         sizes are subtracted from `size_bytes`."""
         count = 0
-        for entry in self.entries[: max(0, index - self.offset)]:
+        for entry in islice(self.entries, max(0, index - self.offset)):
             size = len(entry.data) + ENTRY_OVERHEAD_BYTES
             if self.size_bytes - size < tail_bytes:
                 break
