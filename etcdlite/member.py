@@ -465,9 +465,7 @@ class Member:
             self.leadership.send_commit_later(now)
         if self._committed or self._applying is not None:
             self._apply()
-        elif self.restoring.waiting and not (
-            self.restoring.is_under_way or self._task_done or self._tasks
-        ):
+        elif self.restoring.waiting and not (self._task_done or self._tasks):
             # Nothing is being applied, and the snapshot's mark in the log is durable.
             self.maintenance.stop()
             self.restoring.begin()
@@ -559,7 +557,6 @@ class Member:
             self.leases.promote(self.clock(), self.options.election_timeout_s)
         elif not leads and promoted:
             self.state.lessor.demote()
-            self.writes.lost_leadership()
             for link in self.peers.links.values():
                 link.drop_snapshot("another member leads now")
         if leader:

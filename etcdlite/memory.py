@@ -24,9 +24,6 @@ SMALL_BYTES = 64 << 10
 COLLECT_OBJECTS = 5_000
 """The garbage collector runs after this many new objects that it tracks. It visits them in 1 ms."""
 
-MAX_VISITED = 100_000
-"""A garbage collection visits this many references in about 3 ms."""
-
 _CGROUPS = "/sys/fs/cgroup"
 
 
@@ -92,17 +89,15 @@ def collect_new_objects() -> None:
     gc.set_threshold(COLLECT_OBJECTS, 0, 1 << 30)
 
 
-def release(tracked: int) -> None:
+def release() -> None:
     """Give freed memory back to the system. Takes some milliseconds: only after much was freed.
-    Python's allocator and glibc's both keep what lies between things that are still there.
-    `tracked`: about how many references a collection would visit."""
-    if tracked <= MAX_VISITED:
-        gc.collect()  # It frees what Python keeps for new tuples, lists, dicts and floats.
+    Python's allocator and glibc's both keep what lies between things that are still there."""
+    gc.freeze()  # What is there now is not visited.
+    gc.collect()  # It frees what Python keeps for new tuples, lists, dicts and floats.
+    gc.unfreeze()
     import ctypes  # The standard library has no other way.
 
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # Only glibc has it.
-        trim(0)
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # Only glibc has it.
 
 
 class Budget:

@@ -566,7 +566,7 @@ class Store:
             if keys_before > 4096 + 8 * keys:
                 # These stand scattered among what is gone, and would hold back its memory.
                 self.data.drop_recent()
-                memory.release(len(self.lessor))
+                memory.release()
 
     # Size and checkpoints.
 

@@ -102,7 +102,7 @@ class Background:
         if is_active and began < self._rest_ends_at:
             return
         if is_active or self._was_cut or self._metrics.proposals_pending > FEW_WRITES:
-            has_input = _never
+            has_input = bool  # It says that there is none.
         ends_at = began + SLICE_S
 
         def is_over() -> bool:
@@ -119,7 +119,3 @@ class Background:
         self._ended_at = clock()
         self._took_s = self._ended_at - began
         self._was_cut = self.has_work and self._ended_at <= ends_at
-
-
-def _never() -> bool:
-    return False

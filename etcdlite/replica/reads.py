@@ -292,36 +292,30 @@ class Reads:
             if group.reads:
                 self.ready.append((index, group.reads, group.since))
                 self._empty(group)
-        self._drop_empty()
 
     def _empty(self, group: Group) -> None:
         """The reads of a group do not wait any more."""
         group.reads = []
         self._large_bytes -= group.large_bytes
         group.large_bytes = 0
-
-    def _drop_empty(self) -> None:
-        waiting = self._waiting
-        while waiting and not waiting[0].reads:
-            waiting.popleft()
+        while self._waiting and not self._waiting[0].reads:
+            self._waiting.popleft()
 
     def expire_steps(self, now: float) -> Iterator[None]:
         """Fail the reads that have waited too long."""
         while self._waiting and self._waiting[0].since <= now - self._request_timeout_s:
-            group = self._waiting.popleft()
+            group = self._waiting[0]
             self._state.metrics.read_rounds_failed += 1
             self._state.metrics.slow_read_rounds += 1
             reads = group.reads
             self._empty(group)
-            self._drop_empty()
             for read in reads:
                 fail_all([read], error("Timeout"))
                 yield
 
     def tick(self, now: float) -> None:
         """Begin another round for late reads."""
-        if self._rounds:
-            self._rounds = {c: g for c, g in self._rounds.items() if any(x.reads for x in g)}
+        self._rounds = {c: g for c, g in self._rounds.items() if any(x.reads for x in g)}
         due = [x for x in self._waiting if x.reads and now - x.asked_at > READ_RETRY_S]
         if due:
             self._state.metrics.slow_read_rounds += 1

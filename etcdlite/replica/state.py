@@ -196,7 +196,8 @@ class State:
                             late.append((steps, (session, request_id, method, request)))
                             continue
                 else:
-                    answer = yield from APPLIERS[method](self, request)
+                    done = APPLIERS[method](self, request)
+                    answer = done if isinstance(done, bytes) else (yield from done)
                     if len(answer) > store.limits.step_bytes and session is not None:
                         steps = join_steps((header(store.end_revision()), answer), store.limits)
                         late.append((steps, (session, request_id, method, request)))
@@ -298,8 +299,8 @@ def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
 
 
 # Appliers: one per method, except puts and transactions, which `State.apply` carries out itself.
-# Each is a generator that returns the response without its header, and raises EtcdError before its
-# first change. In those that need one step only, an unreachable `yield` makes the generator.
+# Each returns the response without its header, or steps that do, if it needs some, and raises
+# EtcdError before its first change.
 
 
 def _delete_range(state: State, request: proto.DeleteRangeRequest) -> Steps:
@@ -313,14 +314,13 @@ def _compact(state: State, request: proto.CompactionRequest) -> Steps:
     return b""
 
 
-def _lease_grant(state: State, request: proto.LeaseGrantRequest) -> Steps:
+def _lease_grant(state: State, request: proto.LeaseGrantRequest) -> bytes:
     lessor = state.lessor
     ttl_s = lessor.grant(request.ID, request.TTL, state.clock())
     state.metrics.leases_granted += 1
     state.metrics.lease_ttl_s.observe(ttl_s)
     state.store.set_bucket(LEASE, _lease_key(request.ID), lessor.encode(request.ID))
     return b"\x10" + varint(request.ID) + b"\x18" + varint(ttl_s)
-    yield
 
 
 def _lease_revoke(state: State, request: proto.LeaseRevokeRequest) -> Steps:
@@ -339,25 +339,18 @@ def _lease_revoke(state: State, request: proto.LeaseRevokeRequest) -> Steps:
     return b""
 
 
-def _alarm(state: State, request: proto.AlarmRequest) -> Steps:
-    return state.alarms.apply(request)
-    yield
-
-
-def _publish(state: State, request: proto.Member) -> Steps:
+def _publish(state: State, request: proto.Member) -> bytes:
     state.membership.publish(request)
     return b""
-    yield
 
 
-def _checkpoint(state: State, request: proto.LeaseCheckpointRequest) -> Steps:
+def _checkpoint(state: State, request: proto.LeaseCheckpointRequest) -> bytes:
     lessor = state.lessor
     for checkpoint in request.checkpoints:
         if lessor.exists(checkpoint.ID):
             lessor.checkpoint(checkpoint.ID, checkpoint.remaining_TTL)
             state.store.set_bucket(LEASE, _lease_key(checkpoint.ID), lessor.encode(checkpoint.ID))
     return b""
-    yield
 
 
 def _time(state: State, request: proto.Time) -> Steps:
@@ -365,19 +358,17 @@ def _time(state: State, request: proto.Time) -> Steps:
     return b""
 
 
-def _author(state: State, request: proto.Author) -> Steps:
+def _author(state: State, request: proto.Author) -> bytes:
     state.auth.author = Author(request.name, request.revision, request.is_member)
     return b""
-    yield
 
 
-def _auth(change: Callable[[Auth, Any], None]) -> Callable[[State, Any], Steps]:
+def _auth(change: Callable[[Auth, Any], None]) -> Callable[[State, Any], bytes]:
     """The applier of a method that changes users or roles."""
 
-    def applier(state: State, request: Any) -> Steps:
+    def applier(state: State, request: Any) -> bytes:
         change(state.auth, request)
         return b""
-        yield
 
     return applier
 
@@ -387,13 +378,12 @@ def _delete_role(state: State, request: proto.AuthRoleDeleteRequest) -> Steps:
     return b""
 
 
-def _cluster_version(state: State, request: proto.ClusterVersion) -> Steps:
+def _cluster_version(state: State, request: proto.ClusterVersion) -> bytes:
     kept_times = state.cluster_version.allows(KEEPS_TIMES)
     state.cluster_version.apply(request)
     if kept_times and not state.cluster_version.allows(KEEPS_TIMES):
         state.timeline.stop()
     return b""
-    yield
 
 
 def _lease_key(lease_id: int) -> bytes:
@@ -403,14 +393,14 @@ def _lease_key(lease_id: int) -> bytes:
 WRITES = numbers(Route.WRITE)
 """The methods that an entry may hold, membership changes apart."""
 
-APPLIERS: dict[int, Callable[[State, Any], Steps]] = by_number(
+APPLIERS: dict[int, Callable[[State, Any], Steps | bytes]] = by_number(
     WRITES - {PUT, TXN},
     {
         "KV.DeleteRange": _delete_range,
         "KV.Compact": _compact,
         "Lease.LeaseGrant": _lease_grant,
         "Lease.LeaseRevoke": _lease_revoke,
-        "Maintenance.Alarm": _alarm,
+        "Maintenance.Alarm": lambda state, request: state.alarms.apply(request),
         "Auth.AuthEnable": _auth(Auth.enable),
         "Auth.AuthDisable": _auth(Auth.disable),
         "Auth.UserAdd": _auth(Auth.add_user),

@@ -478,7 +478,8 @@ class Writes:
 
     def begin_term(self, term: int) -> None:
         """The first entry of `term` is about to be applied: entries that were proposed for earlier
-        terms never will be, so they are proposed again."""
+        terms never will be, so they are proposed again. Those that were forwarded are forgotten."""
+        self._forwarded.clear()
         for number, batch in self._waiting.items():
             if 0 < batch.term < term:
                 batch.term = 0
@@ -535,11 +536,8 @@ class Writes:
     def expire_steps(self, now: float) -> Iterator[None]:
         """Fail the writes that have waited too long."""
         expired = now - self._request_timeout_s
-        while self._waiting:
-            number, batch = next(iter(self._waiting.items()))
-            if batch.since > expired:
-                break
-            self._give_up(number, self._timeout_error(batch.since))
+        while (first := next(iter(self._waiting), 0)) and self._waiting[first].since <= expired:
+            self._give_up(first, self._timeout_error(self._waiting[first].since))
             yield
         while some := self._lines.expire(expired, MAX_IN_FLIGHT):
             for write in some:
@@ -558,10 +556,6 @@ class Writes:
         them is proposed again."""
         for batch in self._waiting.values():
             batch.term = 0
-
-    def lost_leadership(self) -> None:
-        """This member does not lead any more: forget the entries that were forwarded to it."""
-        self._forwarded.clear()
 
 
 def _not_allowed() -> EtcdError:

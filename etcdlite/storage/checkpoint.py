@@ -83,9 +83,8 @@ def chunks(
     run."""
     yield META, meta
     for bucket, items in sorted(buckets.items()):
-        for key in list(items):
-            if (value := items.get(key)) is not None:
-                yield BUCKET, BUCKET_BODY.pack(bucket, 1, len(key)) + key + value
+        for key, value in items.copy().items():
+            yield BUCKET, BUCKET_BODY.pack(bucket, 1, len(key)) + key + value
     for chunk in index.pack_heads():
         yield HEADS, chunk
     for chunk in index.pack_past():

@@ -174,12 +174,12 @@ class StoreRig:
             if type(request) is proto.PutRequest:
                 answers.append(outcome(lambda request=request: txn.put(self.store, request)))
             elif type(request) is not proto.TxnRequest or not self._is_small(request, answers):
-                if type(request) is proto.TxnRequest:
-                    steps = txn.txn_steps(self.store, request)
-                else:
-                    steps = APPLIERS[_NUMBERS[type(request).NAME]](state, request)
                 try:
-                    answers.append((yield from steps))
+                    if type(request) is proto.TxnRequest:
+                        done = txn.txn_steps(self.store, request)
+                    else:
+                        done = APPLIERS[_NUMBERS[type(request).NAME]](state, request)
+                    answers.append(done if isinstance(done, bytes) else (yield from done))
                 except EtcdError as failure:
                     answers.append(failure.text)
             if isinstance(answers[-1], str):

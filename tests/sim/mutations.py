@@ -229,16 +229,13 @@ def _follower_reads_without_asking(patch: Patch) -> None:
 
 @mutation(faults=SPLITS, load={"get": 80.0})
 def _read_that_waits_too_long_is_forgotten(patch: Patch) -> None:
-    tick = reading.Reads.tick
-
-    def forgetful(self: Any, now: float) -> None:
-        for group in self._waiting:
+    def forgetful(self: Any, now: float) -> Iterator[None]:
+        for group in list(self._waiting):
             if group.since <= now - self._request_timeout_s:
-                group.reads = []
-        self._drop_empty()
-        tick(self, now)
+                self._empty(group)
+        yield
 
-    patch.set(reading.Reads, "tick", forgetful)
+    patch.set(reading.Reads, "expire_steps", forgetful)
 
 
 @mutation(faults={"slow_disk": 10.0, "slow_way": 10.0}, load={"get": 80.0})
