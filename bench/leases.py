@@ -21,18 +21,23 @@ from bench.servers import Server
 from bench.watches import WatchConnection
 from etcdlite import proto
 
-TTL_S = 10
+TTL_S = 20
+"""Of the first lease. It is enough to grant all and to put their keys."""
+
 CONNECTIONS = 10
 IN_FLIGHT = 1000
 
 
 def _fill(port: int, leases: int) -> float:
-    """Grant the leases, and put a key for each. When the last lease ends, by time.monotonic()."""
+    """Grant the leases, and put a key for each. When the last lease ends, by time.monotonic(): the
+    later one is granted, the fewer seconds it has."""
     connections = [GrpcConnection(port) for _ in range(CONNECTIONS)]
     numbers = range(1, leases + 1)
-    grants = (proto.LeaseGrantRequest(ID=n, TTL=TTL_S).encode() for n in numbers)
-    pipeline(list(connections), "Lease.LeaseGrant", grants, IN_FLIGHT)
     ends = time.monotonic() + TTL_S
+    grants = (
+        proto.LeaseGrantRequest(ID=n, TTL=int(ends - time.monotonic())).encode() for n in numbers
+    )
+    pipeline(list(connections), "Lease.LeaseGrant", grants, IN_FLIGHT)
     puts = (proto.PutRequest(key=b"leased/%d" % n, value=b"v", lease=n).encode() for n in numbers)
     pipeline(list(connections), "KV.Put", puts, IN_FLIGHT)
     for connection in connections:
