@@ -47,7 +47,7 @@ from etcdlite.storage.data import (
     key_and_revision,
 )
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.index import HEAD, Numbered
+from etcdlite.storage.index import HEAD, HEAD_BYTES, Numbered, pack_head_into, unpack_head
 from etcdlite.storage.key_changes import KeyChanges
 from etcdlite.storage.past import DEAD, PAST, PAST_AND_TOMBSTONE
 from etcdlite.storage.recovery import Contents
@@ -201,19 +201,17 @@ class Store:
         # The hottest path of the program: it is flat and repeats what `Index` and `DataFile` do.
         index, data, events = self.index, self.data, self.events
         heads, out, recent = index.heads, data.out, data.recent
-        find, insert, blocks, add_past = heads.find, heads.insert, heads.blocks, index.past.add
-        pack, pack_into, unpack_from = HEAD.pack, HEAD.pack_into, HEAD.unpack_from
+        find = heads.find
         base, offset, mod = data.base, data.offset, self.revision + 1
         if puts and not self._first_location:
             self._first_location = base | offset
         for key, value, lease in puts:
             at, below, is_there = find(key)
-            begin = below * HEAD.size
             if is_there:
-                head = unpack_from(blocks[at], begin)
-                old_mod, create, version, old, old_lease, old_length = head
+                block, begin = heads.blocks[at], below * HEAD_BYTES
+                old_mod, create, version, old, old_lease, old_length = unpack_head(block, begin)
                 version += 1
-                add_past(key, PAST.pack(old_mod, old, old_length))
+                index.past.add(key, PAST.pack(old_mod, old, old_length))
                 if old_lease:
                     self.lessor.detach(key)
             else:
@@ -226,9 +224,9 @@ class Store:
             out += (RECORD_HEADER.pack(crc32(body, word), word), body)
             location = base | offset
             if is_there:
-                pack_into(blocks[at], begin, mod, create, version, location, lease, size)
+                pack_head_into(block, begin, mod, create, version, location, lease, size)
             else:
-                insert(at, below, key, pack(mod, create, version, location, lease, size))
+                heads.insert(at, below, key, HEAD.pack(mod, create, version, location, lease, size))
             recent[location] = body
             offset += size + RECORD_HEADER_BYTES
             if lease:
@@ -339,9 +337,7 @@ class Store:
         DataDamaged."""
         if revision is None:
             head = self.index.heads.get(key)
-            if head is None:
-                return None
-            return self.data.read(head[3], head[5])
+            return None if head is None else self.data.read(head[3], head[5])
         record = self.index.at(key, revision)
         return None if record is None else self.data.read(*record)
 

@@ -20,6 +20,7 @@ DEAD = 1 << 31
 """In the length of an entry: the record is a tombstone."""
 
 _ROW = struct.Struct(f"{2 * PAST_BYTES}s")
+"""Fewer entries are filled up with zeros."""
 _LONG = bytes(_ROW.size)
 _NONE = bytes(8)
 """No version has the revision 0."""
@@ -55,29 +56,27 @@ class Past(SortedTable):
             return
         at, below, is_there = self.find(key)
         if not is_there and len(added) <= _ROW.size:
-            self.insert(at, below, key, added.ljust(_ROW.size, b"\0"))
+            self.insert(at, below, key, _ROW.pack(added))
         else:
             self[key] = self.get(key, b"") + added
 
     def add_all(self, keys: list[bytes], entries: list[bytes]) -> None:
         """As `add`, for several keys. Fast if they are in order and have no entries yet."""
-        size = _ROW.size
-        packed = b"".join([added.ljust(size, b"\0") for added in entries])
-        if len(packed) > size * len(keys) or not self.add_run(keys, packed):
+        is_long = max(map(len, entries), default=0) > _ROW.size
+        if is_long or not self.add_run(keys, b"".join(map(_ROW.pack, entries))):
             for key, added in zip(keys, entries, strict=True):
                 self.add(key, added)
 
     def __setitem__(self, key: bytes, entries: Any) -> None:
         if len(entries) <= _ROW.size:
             self._long.pop(key, None)
-            super().__setitem__(key, (entries.ljust(_ROW.size, b"\0"),))
+            super().__setitem__(key, (entries,))
         else:
             super().__setitem__(key, (_LONG,))
             self._long[key] = bytearray(entries)
 
     def pop_run(self, keys: list[bytes]) -> list[tuple[Any, ...]]:
         rows = super().pop_run(keys)
-        if self._long:
-            for key in keys:
-                self._long.pop(key, None)
+        for key in keys if self._long else ():
+            self._long.pop(key, None)
         return rows

@@ -37,7 +37,7 @@ from etcdlite.storage.data import (
     u64s,
 )
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.index import HEAD, Index
+from etcdlite.storage.index import HEAD, HEAD_BYTES, Index, pack_head_into, unpack_head
 from etcdlite.storage.past import DEAD
 from etcdlite.versions import OLDEST
 
@@ -196,8 +196,7 @@ class Contents:
         # Flat: a start may meet hundreds of thousands of records.
         index = self.index
         heads, revisions = index.heads, index.revisions
-        find, insert, blocks = heads.find, heads.insert, heads.blocks
-        pack, pack_into, unpack_from = HEAD.pack, HEAD.pack_into, HEAD.unpack_from
+        find, blocks = heads.find, heads.blocks
         next_mod = index.first_revision + len(revisions)
         next_location, garbage = location, 0
         for kind, body in zip(kinds, bodies, strict=True):
@@ -219,9 +218,9 @@ class Contents:
                     revisions.append(location)
                     next_mod += 1
                 at, below, is_there = find(key)
-                begin = below * HEAD.size
+                begin = below * HEAD_BYTES
                 if is_there:
-                    head_mod, _, _, old, _, length = unpack_from(blocks[at], begin)
+                    head_mod, _, _, old, _, length = unpack_head(blocks[at], begin)
                     if head_mod >= mod:
                         continue
                     index.supersede(key, head_mod, old, length)
@@ -230,9 +229,10 @@ class Contents:
                         del heads[key]
                     index.supersede(key, mod, location, size | DEAD)
                 elif is_there:
-                    pack_into(blocks[at], begin, mod, create, version, location, lease, size)
+                    pack_head_into(blocks[at], begin, mod, create, version, location, lease, size)
                 else:
-                    insert(at, below, key, pack(mod, create, version, location, lease, size))
+                    head = HEAD.pack(mod, create, version, location, lease, size)
+                    heads.insert(at, below, key, head)
         self.data.garbage[location >> 32] += garbage
         return next_location
 

@@ -26,10 +26,11 @@ Row = tuple[Any, ...]
 class SortedTable(MutableMapping[bytes, Row]):
     """A map of keys to rows."""
 
-    __slots__ = ("_lasts", "_parts", "_ranks", "_row", "blocks")
+    __slots__ = ("_lasts", "_parts", "_ranks", "_row", "_unpack_from", "blocks")
 
     def __init__(self, row: Struct) -> None:
         self._row = row
+        self._unpack_from = row.unpack_from
         self._lasts: list[bytes] = []
         self._parts: list[list[bytes]] = []
         self.blocks: list[bytearray] = []
@@ -71,10 +72,14 @@ class SortedTable(MutableMapping[bytes, Row]):
         return row
 
     def get(self, key: bytes, default: Any = None) -> Any:
-        at, below, is_there = self.find(key)
-        if not is_there:
-            return default
-        return self._row.unpack_from(self.blocks[at], below * self._row.size)
+        # Flat: a read of one key does little else.
+        at = bisect_left(self._lasts, key)
+        if at < len(self._lasts):
+            part = self._parts[at]
+            below = bisect_left(part, key)
+            if part[below] == key:
+                return self._unpack_from(self.blocks[at], below * self._row.size)
+        return default
 
     def rank(self, key: bytes) -> int:
         """How many keys are below `key`."""
@@ -149,15 +154,14 @@ class SortedTable(MutableMapping[bytes, Row]):
     def add_run(self, keys: list[bytes], packed: bytes) -> bool:
         """Add keys with packed rows if they are in order, and no other key is among them. Returns
         False if they are not: nothing was added then."""
-        if not all(map(lt, keys, keys[1:])):
-            return False
         at, below, _ = self.find(keys[0]) if keys else (0, 0, False)
         if at == len(self._parts) > 0:
             at -= 1
             below = len(self._parts[at])
         here, begin = slice(at, at + 1), below * self._row.size
         part, block = list(chain(*self._parts[here])), b"".join(self.blocks[here])
-        if below < len(part) and keys[-1:] >= part[below : below + 1]:
+        next_key = part[below : below + 1]
+        if not all(map(lt, keys, keys[1:])) or (next_key and keys[-1:] >= next_key):
             return False
         both = b"".join((block[:begin], packed, block[begin:]))
         self._replace(here, part[:below] + keys + part[below:], both)
@@ -217,6 +221,5 @@ class SortedTable(MutableMapping[bytes, Row]):
         parts = [keys[at : at + step] for at in range(0, count, step or 1)]
         self._parts[here] = parts
         self._lasts[here] = [part[-1] for part in parts]
-        self.blocks[here] = [
-            bytearray(packed[n * size : n * size + size]) for n, _ in enumerate(parts)
-        ]
+        cuts = range(0, len(packed), size or 1)
+        self.blocks[here] = [bytearray(packed[at : at + size]) for at in cuts]
