@@ -31,6 +31,7 @@ SLOW_S = 0.01
 SAMPLE_S = 0.003
 MAX_TURN_MS = 20.0
 TURNS_FILE = "TURNS_FILE"
+VALUE, DESCEND = 4, proto.RangeRequest.DESCEND
 FLAGS = ("--log-level=warn", "--wal-segment-bytes=4MiB", "--segment-bytes=16MiB")
 
 
@@ -123,6 +124,17 @@ class Cluster:
                 print("      ", took, place, flush=True)
 
 
+@contextlib.contextmanager
+def stopped(member: Server) -> Iterator[None]:
+    """Stop a member, so that it meets all that the block does at once."""
+    assert member.process is not None
+    member.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        member.process.send_signal(signal.SIGCONT)
+
+
 def ask(member: Server, method: str, request: Any) -> Any:
     connection = connect(member.name, member.port)
     try:
@@ -174,6 +186,20 @@ def lists(cluster: Cluster) -> None:
     with cluster.phase("a list of 42 MB (30 values of 1.4 MB)"):
         everything = proto.RangeRequest(key=b"large/", range_end=b"large0")
         ask(leader, "KV.Range", everything)
+    with cluster.phase("the same, sorted by values, over gRPC"):
+        by_value = proto.RangeRequest(
+            key=b"large/", range_end=b"large0", sort_target=VALUE, sort_order=DESCEND
+        )
+        connection = connect("etcd", leader.port)
+        call(connection, "KV.Range", by_value)
+        connection.close()
+    with cluster.phase("the same, in JSON"):
+        body = b'{"key":"bGFyZ2Uv","range_end":"bGFyZ2Uw"}'
+        urllib.request.urlopen(f"http://127.0.0.1:{leader.port}/v3/kv/range", body).read()
+    with cluster.phase("the same, in a transaction that writes"):
+        put = proto.RequestOp(request_put=proto.PutRequest(key=b"other", value=b"v"))
+        ops = [proto.RequestOp(request_range=everything), put]
+        ask(leader, "KV.Txn", proto.TxnRequest(success=ops))
     with cluster.phase("a list of 100,000 keys"):
         ask(leader, "KV.Range", proto.RangeRequest(key=b"key/", range_end=b"key0"))
     with cluster.phase("a transaction of 128 ranges of 100 keys"):
@@ -201,14 +227,27 @@ def checks(cluster: Cluster) -> None:
 
 def idle(cluster: Cluster) -> None:
     leader = cluster.leader
-    with cluster.phase("4,000 idle connections", 3.0):
-        connections = [connect("etcd", leader.port) for _ in range(4000)]
-    with cluster.phase("each of them asks", 1.0):
-        method = methods.METHOD_BY_NAME["KV.Range"]
-        for connection in connections:
-            connection.send([(method, proto.RangeRequest(key=b"a").encode())])
+    method = methods.METHOD_BY_NAME["KV.Range"]
+    body = proto.RangeRequest(key=b"a").encode()
+    for name, protocol in (("etcd", "gRPC"), ("etcdlite", "native")):
+        with cluster.phase(f"4,000 idle {protocol} connections", 3.0):
+            connections = [connect(name, leader.port) for _ in range(4000)]
+        with cluster.phase("each of them asks", 1.0), stopped(leader):
+            for connection in connections:
+                connection.send([(method, body)])
         for connection in connections:
             connection.receive()
+        with cluster.phase("all close", 1.0), stopped(leader):
+            for connection in connections:
+                connection.close()
+    with cluster.phase("4,000 connections with a watch of one key"):
+        created = proto.WatchCreateRequest(key=b"a")
+        create = proto.WatchRequest(create_request=created).encode()
+        connections = [connect(leader.name, leader.port) for _ in range(4000)]
+        for connection in connections:
+            connection.send([(methods.METHOD_BY_NAME["Watch.Watch"], create)])
+    with cluster.phase("a put that they all see"):
+        ask(leader, "KV.Put", proto.PutRequest(key=b"a", value=b"v"))
     for connection in connections:
         connection.close()
 
@@ -233,6 +272,9 @@ def leases(cluster: Cluster) -> None:
         ask_all(leader, "Lease.LeaseGrant", grants)
     with cluster.phase("the list of the leases"):
         ask(leader, "Lease.LeaseLeases", proto.LeaseLeasesRequest())
+    with cluster.phase("the same, in JSON"):
+        url = f"http://127.0.0.1:{leader.port}/v3/lease/leases"
+        urllib.request.urlopen(url, b"{}").read()
     with cluster.phase("leader change with them", 5.0):
         move_leader(cluster)
     with cluster.phase("20,000 leases with a key expire", 30.0):
@@ -325,6 +367,16 @@ def watches(cluster: Cluster) -> None:
 
 def deletes(cluster: Cluster) -> None:
     leader = cluster.leader
+    watch = connect(leader.name, leader.port)
+    created = proto.WatchCreateRequest(key=b"\0", range_end=b"\0", prev_kv=True)
+    watch_method = methods.METHOD_BY_NAME["Watch.Watch"]
+    watch.send([(watch_method, proto.WatchRequest(create_request=created).encode())])
+    watch.receive()
+    with cluster.phase("delete 42 MB (30 values) with prev_kv and a watch", 0.0):
+        everything = proto.DeleteRangeRequest(key=b"large/", range_end=b"large0", prev_kv=True)
+        ask(leader, "KV.DeleteRange", everything)
+        watch.receive()
+    watch.close()
     with cluster.phase("delete 50,000 keys with prev_kv", 3.0):
         ask(
             leader,
@@ -354,11 +406,8 @@ def away(cluster: Cluster) -> None:
     with cluster.phase("it starts and catches up (a snapshot, if the log is released)", 15.0):
         cluster.start(follower)
     leader = cluster.leader
-    with cluster.phase("the leader falls silent and returns", 4.0):
-        assert leader.process is not None
-        leader.process.send_signal(signal.SIGSTOP)
+    with cluster.phase("the leader falls silent and returns", 4.0), stopped(leader):
         time.sleep(3.0)
-        leader.process.send_signal(signal.SIGCONT)
 
 
 def starts(cluster: Cluster) -> None:
