@@ -749,7 +749,13 @@ class WatchHub:
                         # If the sink was woken since, it will not be woken again.
                         self.place(watch, _PARKED if watch.sink.blocked else _BEHIND, lacks)
         sweep.position = last + 1
-        if last < self.revision:
+        if len(events) > limits.max_events_at_once:  # To free them takes time, too.
+            lists: list[list[Any]] = [*batches.values(), events]
+            for items in lists:
+                while len(items) > limits.sort_step_items:
+                    del items[-limits.merge_step_items :]
+                    yield
+        elif last < self.revision:
             self._slices.keep(first, events, encoded)
         for count, watch in enumerate(joined, 1):
             # The watches of one key or range are one group again, which shares its bytes.

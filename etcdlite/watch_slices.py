@@ -8,8 +8,6 @@ with previous values, are taken from here: 17 full watches of one member read ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from etcdlite.mvcc import Event
 
 Encoded = dict[tuple[int, bytes], bytes]
@@ -26,13 +24,13 @@ class Slices:
         """Keeps the `most` latest ones of at most `most_bytes` each."""
         self._most = most
         self._most_bytes = most_bytes
-        self._slices: dict[int, tuple[Sequence[Event], Encoded]] = {}
+        self._slices: dict[int, tuple[list[Event], Encoded]] = {}
 
-    def get(self, first: int) -> tuple[Sequence[Event] | None, Encoded]:
+    def get(self, first: int) -> tuple[list[Event] | None, Encoded]:
         """The events of a slice, None if it must be read, and those that are encoded."""
         return self._slices.get(first) or (None, {})
 
-    def keep(self, first: int, events: Sequence[Event], encoded: Encoded) -> None:
+    def keep(self, first: int, events: list[Event], encoded: Encoded) -> None:
         """Keep a slice that will not grow: history goes on behind it. One without events is not
         kept, because it does not say up to where there are none."""
         self._slices.pop(first, None)
