@@ -21,10 +21,9 @@ from etcdlite import datadir, sealing, wal
 from etcdlite.datadir import StartError
 from etcdlite.sealing import Keyring, ids_text
 from etcdlite.storage import sealed
-from etcdlite.storage.disk import Disk
+from etcdlite.storage.disk import COPY_BYTES, Disk
 from etcdlite.wal import WAL
 
-COPY_BYTES = 1 << 20
 HEAD_BYTES = 64
 """What tells the key of a file."""
 

@@ -45,6 +45,7 @@ from etcdlite.storage.data import (
     cluster_version,
     downgrade_target,
     key_and_revision,
+    record,
 )
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.index import HEAD, HEAD_BYTES, Numbered, pack_head_into, unpack_head
@@ -249,7 +250,7 @@ class Store:
             (_KEY[len(key)] if len(key) < 128 else b"\x0a" + varint(len(key))) + key + tail
             for key in keys
         ]
-        location = self.data.append_tombstones(bodies)
+        location = self.data.append_block(b"".join([record(TOMBSTONE, body) for body in bodies]))
         if not self._first_location:
             self._first_location = location
         entries: list[bytes] = []
@@ -338,8 +339,8 @@ class Store:
         if revision is None:
             head = self.index.heads.get(key)
             return None if head is None else self.data.read(head[3], head[5])
-        record = self.index.at(key, revision)
-        return None if record is None else self.data.read(*record)
+        place = self.index.at(key, revision)
+        return None if place is None else self.data.read(*place)
 
     def previous(self, key: bytes, revision: int) -> bytes | None:
         """The encoded KeyValue of `key` just before `revision`; None if absent or compacted. Raises

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from rigs.faulty_disk import FaultyDisk
 from rigs.keys import keyring
 from rigs.member_rig import DATA_DIR, MemberRig, Story
 from rigs.plain_model import Requests
-from rigs.store_rig import SMALL_LIMITS
+from rigs.store_rig import SMALL_LIMITS, StoreRig
 
 from etcdlite import datadir, proto, txn
 from etcdlite.errors import EtcdError
@@ -384,3 +385,36 @@ def test_losses_of_power_one_after_the_other_lose_nothing_acknowledged(seed: int
 @pytest.mark.timeout(3600)
 def test_a_hundred_thousand_losses_of_power_lose_nothing_acknowledged() -> None:
     pull_plugs(range(100, 130), writes=150, share=0.1, lives=2)
+
+
+@pytest.mark.parametrize("keys", [None, keyring(1)])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_nothing_depends_on_what_a_failed_sync_left_in_the_page_cache(
+    keys: Keyring | None, goes_on: bool
+) -> None:
+    failed = 0
+    for fail_at in count(1):
+        rig = StoreRig(keys=keys)
+        for number in range(60):
+            rig.put(b"key%d" % (number % 9), b"v" * 50)
+        rig.compact(rig.store.revision)
+        rig.finish_compaction()
+        rig.checkpoint()
+        for number in range(20):
+            rig.put(b"new%d" % number, b"v" * 50)
+        rig.disk.fail_at = fail_at
+        try:
+            rig.clean_all()
+            rig.checkpoint()
+            rig.clean_all()
+        except OSError:
+            failed += 1
+        else:
+            break
+        rig.restart()
+        if goes_on:
+            rig.checkpoint()
+            rig.clean_all()
+        rig.lose_power()
+        rig.check(random.Random(fail_at))
+    assert failed > 5

@@ -306,6 +306,8 @@ class DataFile:
         """Bytes per segment that no index entry needs any more."""
         self.unsynced: set[int] = set()
         """Segments written to since `take_sync` was last called."""
+        self.doubtful: list[tuple[File, int]] = []
+        """What a sync that failed may have left to the page cache: files, and bytes of each."""
         self.active = 0
         self.offset = 0
         self.base = 0
@@ -330,28 +332,9 @@ class DataFile:
 
     def append(self, kind: int, body: bytes) -> int:
         """Add a record; it reaches the file with `flush`. Returns its location."""
-        size = len(body)
-        word = size << 4 | kind
-        out = self.out
-        out.append(RECORD_HEADER.pack(crc32(body, word), word))
-        out.append(body)
-        offset = self.offset
-        location = self.base | offset
-        self.offset = offset + size + RECORD_HEADER_BYTES
+        location = self.append_block(record(kind, body))
         self.recent[location] = body
-        self.recent_bytes += size + RECENT_OVERHEAD_BYTES
-        return location
-
-    def append_tombstones(self, bodies: list[bytes]) -> int:
-        """Add tombstones side by side. Returns the location of the first."""
-        out = self.out
-        location = self.base | self.offset
-        size = 0
-        for body in bodies:
-            size += len(body)
-            word = len(body) << 4 | TOMBSTONE
-            out += (RECORD_HEADER.pack(crc32(body, word), word), body)
-        self.offset += size + RECORD_HEADER_BYTES * len(bodies)
+        self.recent_bytes += len(body) + RECENT_OVERHEAD_BYTES
         return location
 
     def append_block(self, block: bytes) -> int:
@@ -373,12 +356,8 @@ class DataFile:
     def _append_unkept(self, kind: int, body: bytes) -> None:
         """Append a record that only recovery reads. It counts as garbage from the start, because
         the next checkpoint replaces it."""
-        size = len(body)
-        word = size << 4 | kind
-        self.out += (RECORD_HEADER.pack(crc32(body, word), word), body)
-        size += RECORD_HEADER_BYTES
-        self.offset += size
-        self.garbage[self.active] += size
+        self.append_block(record(kind, body))
+        self.garbage[self.active] += RECORD_HEADER_BYTES + len(body)
 
     def flush(self) -> None:
         """Write what was appended to the file."""
@@ -389,9 +368,7 @@ class DataFile:
             self.out.clear()
             self.flushed = self.offset
             if self.recent_bytes > self._keep_bytes:
-                self.older = self.recent
-                self.recent = {}
-                self.recent_bytes = 0
+                self.older, self.recent, self.recent_bytes = self.recent, {}, 0
 
     def fill_page(self, index: int, term: int, revision: int) -> None:
         """Let all that was appended reach the file. Only right after `append_mark` with the same
@@ -408,8 +385,7 @@ class DataFile:
     def drop_recent(self) -> None:
         """Forget the recent records, unless some wait to be flushed."""
         if not self.out:
-            self.recent, self.older = {}, {}
-            self.recent_bytes = 0
+            self.older, self.recent, self.recent_bytes = {}, {}, 0
 
     def flush_part(self) -> None:
         """Flush if `flush_bytes` wait. For large changes that are not complete yet: it keeps the
@@ -448,8 +424,11 @@ class DataFile:
         thread."""
         files = [self.files[number] for number in sorted(self.unsynced)]
         self.unsynced.clear()
+        doubtful, self.doubtful = self.doubtful, []
 
         def sync() -> None:
+            for file, size_bytes in doubtful:
+                file.rewrite(size_bytes)
             for file in files:
                 file.sync()
             self.disk.sync_dir(self.directory)
@@ -480,9 +459,7 @@ class DataFile:
         self.recent[location] = body
         self.recent_bytes += size_bytes + RECENT_OVERHEAD_BYTES
         if self.recent_bytes > self._keep_bytes and not self.out:
-            self.older = self.recent
-            self.recent = {}
-            self.recent_bytes = 0
+            self.older, self.recent, self.recent_bytes = self.recent, {}, 0
         return body
 
     def read_all(self, records: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:

@@ -21,6 +21,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+COPY_BYTES = 1 << 20
+
 
 class File:
     """An open file: positioned reads and writes, no shared cursor.
@@ -84,6 +86,12 @@ class File:
         except OSError as failure:
             failure.filename = self.path
             raise
+
+    def rewrite(self, size_bytes: int) -> None:
+        """Write the first bytes again. After a sync that failed, they may be in the page cache
+        alone, although another sync succeeds."""
+        for at in range(0, size_bytes, COPY_BYTES):
+            self.pwrite(self.pread(min(COPY_BYTES, size_bytes - at), at), at)
 
     def finish(self) -> None:
         """Nothing is appended any more: write what waits in memory (only a sealed file has it)."""

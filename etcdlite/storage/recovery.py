@@ -73,6 +73,7 @@ class Contents:
         self._scan(begin, end)
         # A process that was killed may have left these to the page cache.
         data.unsynced.update(n for n in data.files if n >= begin[0])
+        data.doubtful = [(data.files[n], data.files[n].size()) for n in data.unsynced]
         self._check_segments(listed, begin[0])
         data.damaged.clear()  # A crash may have torn the end, which is cut off.
 

@@ -56,14 +56,13 @@ from etcdlite.storage.data import (
     DataDamaged,
     KeyMissing,
 )
-from etcdlite.storage.disk import Disk, File, Staged
+from etcdlite.storage.disk import COPY_BYTES, Disk, File, Staged
 
 BLOCK_BYTES = 4096
 CRC_BYTES = 4
 PAGE_BYTES = BLOCK_BYTES - CRC_BYTES - OVERHEAD_BYTES
 """Content of a page."""
 FILE_ID_BYTES = 16
-COPY_BYTES = 1 << 20
 
 _SHORT_HEADER = Struct("<8sIQ8sI")
 _U64 = Struct("<Q")
@@ -252,6 +251,10 @@ class SealedFile(File):
             self._file.pwrite(self._pages.blocks(page, content[:whole]), (1 + page) * BLOCK_BYTES)
             self._on_disk += whole
         self._tail = content[whole:]
+
+    def rewrite(self, size_bytes: int) -> None:
+        blocks = 1 + -(-size_bytes // PAGE_BYTES)
+        self._file.rewrite(min(blocks * BLOCK_BYTES, self._file.size()))
 
     def finish(self) -> None:
         if self._tail:

@@ -5,7 +5,8 @@ rarely:
 
 - With `fail_at = n`, its n-th operation from now (the next is 1) raises an `OSError` with `error`.
   A write that fails has written the whole sectors of its first half. After a sync that fails,
-  dirty data counts as clean, as in Linux: it can be read, and a later sync does not save it.
+  dirty data counts as clean, as in Linux: it can be read, and a later sync does not save it
+  unless it was written again.
 - `power_loss(keep, names)` returns the disk after a loss of power. Of each sector and file size
   written since the last sync, `keep` says whether it is there. Of the creations, renames and
   removals since the last `sync_dir`, the first `names` are there. (A journal keeps their order.)
@@ -57,6 +58,10 @@ class _Inode:
         self.resize(max(len(self.data), offset + len(data)))
         self.data[offset : offset + len(data)] = data
         self.touch(offset, offset + len(data))
+        if SIZE in self.lost and offset + len(data) == len(self.data):
+            # The size goes to the disk with the last bytes.
+            self.lost.discard(SIZE)
+            self.dirty.add(SIZE)
 
     def sync(self) -> None:
         if SIZE in self.dirty or len(self.stable) != len(self.data):
