@@ -326,14 +326,15 @@ class Lessor:
         return bool(self._heap) and self._heap[0][0] <= now
 
     def expired(self, now: float, limit: int) -> list[int]:
-        """Up to `limit` ids of leases that are due. The caller proposes a revoke of each.
+        """Up to `limit` ids of leases that are due, or fewer that together have about as many keys.
+        The caller proposes a revoke of each.
 
         Since a proposal can be lost, an id is returned again after `RETRY_S`, as long as the lease
         exists. A call examines up to `expire_step_leases` heap entries."""
         heap, leases = self._heap, self._leases
         due: list[int] = []
         for _ in range(self._limits.expire_step_leases):
-            if not heap or heap[0][0] > now or len(due) >= limit:
+            if not heap or heap[0][0] > now or limit <= 0:
                 break
             scheduled, lease_id = heap[0]
             lease = leases.get(lease_id)
@@ -342,6 +343,7 @@ class Lessor:
                 continue
             if lease.deadline <= now:
                 due.append(lease_id)
+                limit -= len(lease.keys) if isinstance(lease.keys, dict) else 1
                 lease.scheduled = now + RETRY_S
             else:
                 lease.scheduled = min(lease.deadline, now + SCHEDULE_AHEAD_S)

@@ -16,7 +16,7 @@ from etcdlite import lease, proto
 from etcdlite.errors import EtcdError
 from etcdlite.lease import MAX_TTL_S, RETRY_S, Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.methods import LEASE_GRANT
+from etcdlite.methods import LEASE_GRANT, PUT
 from etcdlite.replica import leases
 from etcdlite.storage.steps import finish
 
@@ -336,31 +336,101 @@ def test_a_leader_again_knows_no_deadline_of_its_first_time(parts):
     assert drain(lessor, 115.0) == [100]
 
 
-def test_many_expired_leases_are_revoked_a_few_at_a_time(tmp_path, monkeypatch):
-    lone = LoneMember(tmp_path)
-    lone.settle()
-    member = lone.member
-    for lease_id in range(1, 2501):
-        member.writes.propose_own(LEASE_GRANT, proto.LeaseGrantRequest(ID=lease_id, TTL=10))
-    lone.settle()
-    propose_once, proposed = member.writes.propose_once, []
+def recorded_revokes(member, monkeypatch):
+    """The entries of revokes that the member proposes from now on: the index and the leases of
+    each."""
+    propose_once, entries = member.writes.propose_once, []
 
     def recorded(requests):
-        proposed.append(len(requests))
-        return propose_once(requests)
+        index = propose_once(requests)
+        entries.append((index, [request.ID for _, request in requests]))
+        return index
 
     monkeypatch.setattr(member.writes, "propose_once", recorded)
+    return entries
+
+
+def with_leases(tmp_path, leases, keys):
+    lone = LoneMember(tmp_path)
+    lone.settle()
+    for lease_id in range(1, leases + 1):
+        lone.member.writes.propose_own(LEASE_GRANT, proto.LeaseGrantRequest(ID=lease_id, TTL=10))
+        for n in range(keys):
+            put = proto.PutRequest(key=b"%d/%d" % (lease_id, n), lease=lease_id)
+            lone.member.writes.propose_own(PUT, put)
+    lone.settle()
+    return lone
+
+
+def test_many_expired_leases_are_revoked_a_few_at_a_time(tmp_path, monkeypatch):
+    lone = with_leases(tmp_path, 2500, 0)
+    member = lone.member
+    proposed = recorded_revokes(member, monkeypatch)
     lone.now += 11.0
     per_tick = []
     while len(member.state.lessor):
         proposed.clear()
         member.tick()
-        assert sum(proposed) <= leases.STEP_LEASES
+        assert len(proposed) <= 1
         lone.settle()
-        assert max(proposed) <= leases.STEP_LEASES
-        per_tick.append(sum(proposed))
+        assert max(len(some) for _, some in proposed) <= leases.STEP_LEASES
+        per_tick.append(sum(len(some) for _, some in proposed))
         lone.now += 0.1
     assert per_tick == [1000, 1000, 500]
+    lone.close()
+
+
+def test_a_write_waits_for_one_entry_of_revokes_at_most(tmp_path, monkeypatch):
+    lone = with_leases(tmp_path, 1500, 0)
+    member, log = lone.member, lone.member.raft.log
+    proposed = recorded_revokes(member, monkeypatch)
+    lone.now += 11.0
+    rounds = 0
+    while len(member.state.lessor):
+        if rounds % 7 == 0:  # The disk is slow: a save takes longer than some ticks.
+            lone.now += 0.1
+            member.tick()
+        member.turn()
+        member.maintain()
+        waiting = [some for index, some in proposed if index > log.applied]
+        assert len(waiting) <= 1
+        rounds += 1
+        if rounds % 11 == 0:
+            saves = member.take_saves()
+            lone.wal.save_all(saves)
+            member.persisted(saves)
+        assert rounds < 5000, "a lease is left"
+    ids = [lease_id for _, some in proposed for lease_id in some]
+    assert sorted(ids) == list(range(1, 1501)), "a lease is revoked twice"
+    lone.close()
+
+
+def test_an_entry_revokes_fewer_leases_if_they_have_many_keys(tmp_path, monkeypatch):
+    lone = with_leases(tmp_path, 12, leases.STEP_LEASES // 4)
+    proposed = recorded_revokes(lone.member, monkeypatch)
+    lone.now += 11.0
+    lone.member.tick()
+    lone.settle()
+    assert [len(some) for _, some in proposed] == [4, 4, 4]
+    assert len(lone.member.state.lessor) == 0
+    lone.close()
+
+
+def test_a_new_leader_does_not_wait_for_revokes_that_were_lost(tmp_path):
+    """Another leader may have replaced them: the log may never become as long again."""
+    lone = with_leases(tmp_path, 300, 0)
+    keeper, lessor = lone.member.leases, lone.member.state.lessor
+    keeper._proposed_index = 1 << 40
+    lone.now += 11.0
+    lone.member.tick()
+    lone.settle()
+    assert len(lessor) == 300
+    lessor.demote()
+    keeper.promote(lone.now, 0.0)
+    lone.now += 11.0
+    lone.member.tick()
+    lone.settle()
+    assert len(lessor) == 0
     lone.close()
 
 
