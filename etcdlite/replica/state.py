@@ -196,8 +196,8 @@ class State:
                             late.append((steps, (session, request_id, method, request)))
                             continue
                 else:
-                    done = APPLIERS[method](self, request)
-                    answer = done if isinstance(done, bytes) else (yield from done)
+                    done = APPLIERS[method](self, request) or b""
+                    answer = done if isinstance(done, bytes) else (yield from done) or b""
                     if len(answer) > store.limits.step_bytes and session is not None:
                         steps = join_steps((header(store.end_revision()), answer), store.limits)
                         late.append((steps, (session, request_id, method, request)))
@@ -299,8 +299,10 @@ def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
 
 
 # Appliers: one per method, except puts and transactions, which `State.apply` carries out itself.
-# Each returns the response without its header, or steps that do, if it needs some, and raises
-# EtcdError before its first change.
+# Each returns the response without its header, or steps that do, if it needs some; None if it is
+# empty. It raises EtcdError before its first change.
+
+Applying = Steps | Generator[None, None, None] | bytes | None
 
 
 def _delete_range(state: State, request: proto.DeleteRangeRequest) -> Steps:
@@ -308,10 +310,9 @@ def _delete_range(state: State, request: proto.DeleteRangeRequest) -> Steps:
     return txn.delete_range_steps(state.store, request)
 
 
-def _compact(state: State, request: proto.CompactionRequest) -> Steps:
+def _compact(state: State, request: proto.CompactionRequest) -> Generator[None, None, None]:
     state.store.compact(request.revision)
     yield from state.timeline.compact_steps(request.revision)
-    return b""
 
 
 def _lease_grant(state: State, request: proto.LeaseGrantRequest) -> bytes:
@@ -323,7 +324,7 @@ def _lease_grant(state: State, request: proto.LeaseGrantRequest) -> bytes:
     return b"\x10" + varint(request.ID) + b"\x18" + varint(ttl_s)
 
 
-def _lease_revoke(state: State, request: proto.LeaseRevokeRequest) -> Steps:
+def _lease_revoke(state: State, request: proto.LeaseRevokeRequest) -> Generator[None, None, None]:
     keys = yield from state.lessor.key_steps(request.ID)
     step_keys = state.store.limits.delete_step_keys
     if len(keys) > step_keys:
@@ -336,54 +337,30 @@ def _lease_revoke(state: State, request: proto.LeaseRevokeRequest) -> Steps:
     state.lessor.revoke(request.ID)
     state.store.set_bucket(LEASE, _lease_key(request.ID), None)
     state.metrics.leases_revoked += 1
-    return b""
 
 
-def _publish(state: State, request: proto.Member) -> bytes:
-    state.membership.publish(request)
-    return b""
-
-
-def _checkpoint(state: State, request: proto.LeaseCheckpointRequest) -> bytes:
+def _checkpoint(state: State, request: proto.LeaseCheckpointRequest) -> None:
     lessor = state.lessor
     for checkpoint in request.checkpoints:
         if lessor.exists(checkpoint.ID):
             lessor.checkpoint(checkpoint.ID, checkpoint.remaining_TTL)
             state.store.set_bucket(LEASE, _lease_key(checkpoint.ID), lessor.encode(checkpoint.ID))
-    return b""
 
 
-def _time(state: State, request: proto.Time) -> Steps:
-    yield from state.timeline.time_steps(request.unix_s)
-    return b""
-
-
-def _author(state: State, request: proto.Author) -> bytes:
+def _author(state: State, request: proto.Author) -> None:
     state.auth.author = Author(request.name, request.revision, request.is_member)
-    return b""
 
 
-def _auth(change: Callable[[Auth, Any], None]) -> Callable[[State, Any], bytes]:
+def _auth(change: Callable[[Auth, Any], Applying]) -> Callable[[State, Any], Applying]:
     """The applier of a method that changes users or roles."""
-
-    def applier(state: State, request: Any) -> bytes:
-        change(state.auth, request)
-        return b""
-
-    return applier
+    return lambda state, request: change(state.auth, request)
 
 
-def _delete_role(state: State, request: proto.AuthRoleDeleteRequest) -> Steps:
-    yield from state.auth.delete_role(request)
-    return b""
-
-
-def _cluster_version(state: State, request: proto.ClusterVersion) -> bytes:
+def _cluster_version(state: State, request: proto.ClusterVersion) -> None:
     kept_times = state.cluster_version.allows(KEEPS_TIMES)
     state.cluster_version.apply(request)
     if kept_times and not state.cluster_version.allows(KEEPS_TIMES):
         state.timeline.stop()
-    return b""
 
 
 def _lease_key(lease_id: int) -> bytes:
@@ -393,7 +370,7 @@ def _lease_key(lease_id: int) -> bytes:
 WRITES = numbers(Route.WRITE)
 """The methods that an entry may hold, membership changes apart."""
 
-APPLIERS: dict[int, Callable[[State, Any], Steps | bytes]] = by_number(
+APPLIERS: dict[int, Callable[[State, Any], Applying]] = by_number(
     WRITES - {PUT, TXN},
     {
         "KV.DeleteRange": _delete_range,
@@ -409,14 +386,14 @@ APPLIERS: dict[int, Callable[[State, Any], Steps | bytes]] = by_number(
         "Auth.UserGrantRole": _auth(Auth.grant_role),
         "Auth.UserRevokeRole": _auth(Auth.revoke_role),
         "Auth.RoleAdd": _auth(Auth.add_role),
-        "Auth.RoleDelete": _delete_role,
+        "Auth.RoleDelete": _auth(Auth.delete_role),
         "Auth.RoleGrantPermission": _auth(Auth.grant_permission),
         "Auth.RoleRevokePermission": _auth(Auth.revoke_permission),
         "Auth.RotateKey": _auth(Auth.rotate_key),
-        "Log.Publish": _publish,
+        "Log.Publish": lambda state, request: state.membership.publish(request),
         "Log.Checkpoint": _checkpoint,
         "Log.Author": _author,
-        "Log.Time": _time,
+        "Log.Time": lambda state, request: state.timeline.time_steps(request.unix_s),
         "Log.TokenKey": _auth(Auth.set_key),
         "Log.Rehash": _auth(Auth.rehash),
         "Log.ClusterVersion": _cluster_version,

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from etcdlite import proto
 from etcdlite.auth import Author
@@ -74,7 +74,7 @@ class Timeline:
 
     # Changes.
 
-    def time_steps(self, unix_s: int) -> Iterator[None]:
+    def time_steps(self, unix_s: int) -> Generator[None, None, None]:
         """Apply a `Time`."""
         revision = self._store.revision
         if revision <= max(1, self.last_revision):

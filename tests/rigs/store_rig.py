@@ -179,7 +179,8 @@ class StoreRig:
                         done = txn.txn_steps(self.store, request)
                     else:
                         done = APPLIERS[_NUMBERS[type(request).NAME]](state, request)
-                    answers.append(done if isinstance(done, bytes) else (yield from done))
+                        done = done or b""
+                    answers.append(done if isinstance(done, bytes) else (yield from done) or b"")
                 except EtcdError as failure:
                     answers.append(failure.text)
             if isinstance(answers[-1], str):
