@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import struct
 
 import pytest
 
 from etcdlite.limits import Limits
-from etcdlite.storage.index import Index
-from etcdlite.storage.past import DEAD
+from etcdlite.storage.index import HEAD_BYTES, Index
+from etcdlite.storage.past import DEAD, PAST, PAST_BYTES
 
 Version = tuple[int, int, int, bool]
 """(revision, location, length, is a tombstone)"""
@@ -160,6 +161,34 @@ def test_the_packed_index_is_the_index() -> None:
         loaded.load_past(chunk)
     assert loaded.heads == index.heads
     assert loaded.past == index.past
+
+
+def test_a_chunk_of_the_index_that_makes_no_sense_is_refused() -> None:
+    one, two = PAST.pack(2, 3, 4), PAST.pack(5, 6, 7)
+
+    def chunk(keys: list[bytes], values: list[bytes]) -> bytes:
+        lengths = [len(keys), *map(len, keys), len(values), *map(len, values)]
+        return b"".join((struct.pack(f"<{len(lengths)}I", *lengths), *values, *keys))
+
+    index = Index(SMALL)
+    index.load_past(chunk([b"a", b"b"], [one, one + two]))
+    for keys, values in (
+        ([b"c", b"d"], [one]),
+        ([b"c"], [one, two]),
+        ([b"c"], [b""]),
+        ([b"c"], [one[:-1]]),
+        ([b"c"], [one + two[:7]]),
+        ([b"c"], [bytes(2 * PAST_BYTES)]),
+    ):
+        with pytest.raises(ValueError):
+            index.load_past(chunk(keys, values))
+    with pytest.raises(ValueError):
+        index.load_past(chunk([b"c"], [one])[:-1])
+    heads = struct.pack("<3I", 2, 1, 1) + bytes(2 * HEAD_BYTES)
+    for last in (b"ba", b"aa", b"a"):
+        with pytest.raises(ValueError):
+            index.load_heads(heads + last)
+    assert list(index.past) == [b"a", b"b"] and not index.heads
 
 
 def test_a_version_that_is_known_is_not_remembered_twice() -> None:

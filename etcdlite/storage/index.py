@@ -403,8 +403,12 @@ class Index:
         """Load a chunk of `pack_past`."""
         lengths, at = _read_lengths(chunk, 0)
         sizes, at = _read_lengths(chunk, at)
-        keys = _slices(chunk, at + sum(sizes), lengths)
-        self.past.add_all(keys, _slices(chunk, at, sizes))
+        keys, pieces = _slices(chunk, at + sum(sizes), lengths), _slices(chunk, at, sizes)
+        if len(pieces) != len(keys) or any(
+            len(piece) % PAST_BYTES or not any(piece[:8]) for piece in pieces
+        ):
+            raise ValueError("the past of a key is cut off")
+        self.past.add_all(keys, pieces)
 
     def load_revisions(self, chunk: bytes) -> None:
         """Load a chunk of `pack_revisions`."""
