@@ -555,12 +555,11 @@ class Store:
         compacted = -1
         while compacted < self.compacted:  # A later compaction waits for the end of the earlier.
             compacted = self.compacted
-            keys_before = len(self.index.heads) + len(self.index.past)
+            keys_before = len(self.index.past)
             yield from self.index.compact_steps(compacted, self.data.garbage)
             self._changes.forget(compacted)
             self.lessor.shrink()
-            keys = len(self.index.heads) + len(self.index.past)
-            if keys_before > 4096 + 8 * keys:
+            if keys_before > 4096 + 8 * len(self.index.past):
                 # These stand scattered among what is gone, and would hold back its memory.
                 self.data.drop_recent()
                 memory.release()

@@ -27,7 +27,7 @@ from rigs.store_rig import (
     read_history,
 )
 
-from etcdlite import etcd_hash, proto, txn
+from etcdlite import etcd_hash, memory, proto, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS
@@ -640,6 +640,24 @@ def test_a_compaction_that_comes_before_the_last_step_of_another_is_carried_out(
 
 
 # Space.
+
+
+def test_memory_goes_back_to_the_system_when_superseded_versions_are_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    released: list[int] = []
+    rig = StoreRig(limits=DEFAULT_LIMITS)
+    monkeypatch.setattr(memory, "release", lambda: released.append(len(rig.store.index.past)))
+    for value in (b"old", b"new"):
+        for number in range(5000):
+            rig.store.put(b"%d" % number, value, 0)
+        rig.store.end_revision()
+    rig.store.put(b"1", b"newest", 0)
+    rig.store.end_revision()
+    for revision, expected in ((2, []), (3, [1])):
+        rig.store.compact(revision)
+        rig.finish_compaction()
+        assert released == expected and len(rig.store.index.heads) == 5000
 
 
 def test_defragmentation_gives_back_what_compaction_gave_up() -> None:

@@ -11,6 +11,7 @@ import struct
 from typing import Any
 
 from etcdlite.storage.sorted_table import SortedTable
+from etcdlite.storage.steps import shrunk
 
 PAST = struct.Struct("<QQI")
 PAST_BYTES = PAST.size
@@ -80,3 +81,4 @@ class Past(SortedTable):
         for key in keys if self._long else ():
             self._long.pop(key, None)
         return rows
+        self._long = shrunk(self._long)
