@@ -227,7 +227,8 @@ class Store:
             if is_there:
                 pack_head_into(block, begin, mod, create, version, location, lease, size)
             else:
-                heads.insert(at, below, key, HEAD.pack(mod, create, version, location, lease, size))
+                head = HEAD.pack(mod, create, version, location, lease, size)
+                heads.insert(at, below, [key], head)
             recent[location] = body
             offset += size + RECORD_HEADER_BYTES
             if lease:

@@ -855,8 +855,11 @@ def test_a_snapshot_taken_within_a_large_write_is_whole(tmp_path: Any) -> None:
 def test_a_snapshot_frees_the_data_that_it_replaces_in_steps(rig: MemberRig) -> None:
     for lease_id in range(1, 3001):
         rig.send(proto.LeaseGrantRequest(ID=lease_id, TTL=600))
+    for number in range(1000):
+        rig.send(PutRequest(key=b"%d" % (number % 600), value=b""))
     rig.settle()
     old, raft = rig.member.state.store, rig.member.raft
+    assert len(old.index.heads.blocks) > 1 and old.index.past.blocks
     lessor = Lessor()
     new = Store.create(rig.disk, "new", lessor, 1 << 20)
     new.skip_revisions(old.revision)
@@ -868,6 +871,7 @@ def test_a_snapshot_frees_the_data_that_it_replaces_in_steps(rig: MemberRig) -> 
     assert leases[0] == 3000 and len(set(leases)) == 4
     assert rig.member.state.lessor is lessor
     rig.settle()
+    assert not old.index.heads.blocks and not old.index.past.blocks
 
 
 def test_reads_are_served_while_writes_never_cease() -> None:

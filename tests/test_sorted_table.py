@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 import random
+import sys
+from itertools import pairwise
 from struct import Struct
 from typing import Any
 
 import pytest
 
 from etcdlite.storage import sorted_table
+from etcdlite.storage.past import PAST_BYTES, Past
 from etcdlite.storage.sorted_table import SortedTable
+from etcdlite.storage.steps import discard
 
 ROW = Struct("<HI")
 
@@ -40,7 +45,7 @@ def check(table: SortedTable, model: dict[bytes, Row], rng: random.Random) -> No
     assert table.first(start, end, limit) == within[:limit]
     assert table.first(start, end, limit, descends=True) == within[::-1][:limit]
     assert list(table.rows(start, end)) == [model[key] for key in within]
-    assert table.rank(start) == sum(key < start for key in keys)
+    assert table.count(start, end) == len(within)
     assert table.get(start) == model.get(start) and (start in table) == (start in model)
 
 
@@ -88,6 +93,52 @@ def test_a_key_that_is_not_there_cannot_be_removed() -> None:
     assert b"cc" in table and 7 not in table
 
 
+def test_a_change_of_one_key_moves_no_other_part_and_makes_no_new_one() -> None:
+    table = SortedTable(ROW)
+    table.add_run([b"%08d" % number for number in range(5000)], bytes(5000 * ROW.size))
+    blocks = list(table.blocks)
+    for number in range(0, 5000, 100):
+        table.pop_run([b"%08d" % number])
+        assert table.add_run([b"%08d" % number], bytes(ROW.size))
+    assert all(map(operator.is_, table.blocks, blocks))
+
+
+def test_counting_in_few_parts_after_a_change_visits_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = SortedTable(ROW)
+    table.add_run([b"%08d" % number for number in range(50_000)], bytes(50_000 * ROW.size))
+    table[b"new"] = (1, 2)
+    monkeypatch.delattr(SortedTable, "_counted")
+    assert table.count(b"%08d" % 20_000, b"%08d" % 23_000) == 3000
+    assert table.count(b"%08d" % 49_000, None) == 1001
+    assert table.count(b"z", b"a") == table.count(b"%08d" % 23_000, b"%08d" % 20_000) == 0
+
+
+def test_a_table_is_freed_in_steps() -> None:
+    table, past = SortedTable(ROW), Past()
+    for number in range(3000):
+        table[b"%08d" % number] = (1, 2)
+        past[b"%08d" % number] = bytes([1]) * PAST_BYTES * (1 + number % 4)
+    lists = table.lists() + past.lists()
+    left = [sum(map(len, lists))]
+    for _ in discard(lists):
+        left.append(sum(map(len, lists)))
+    assert left[0] > 7500 and left[-1] == 0 and not table.blocks and not past.blocks
+    assert max(before - after for before, after in pairwise(left)) <= 1000
+
+
+def test_the_map_of_long_pasts_does_not_keep_the_memory_of_its_largest_size() -> None:
+    past = Past()
+    keys = [b"%08d" % number for number in range(50_000)]
+    for key in keys:
+        past[key] = bytes([1]) * PAST_BYTES * 3
+    most = max(map(sys.getsizeof, past.lists()))
+    for begin in range(0, 50_000, 100):
+        past.pop_run(keys[begin : begin + 99])
+    assert len(past) == 500 and max(map(sys.getsizeof, past.lists())) < most / 10
+
+
 def test_parts_stay_few_and_large() -> None:
     rng = random.Random(3)
     keys = [b"%08d" % number for number in range(20_000)]
@@ -97,6 +148,19 @@ def test_parts_stay_few_and_large() -> None:
             table[key] = (1, 2)
         least = 20_000 // sorted_table.MAX_PART
         assert least <= len(table.blocks) <= 2.2 * least
-        for key in rng.sample(keys, 19_900):
+        gone = [key for key in order if int(key) % 200]
+        for key in gone:
             del table[key]
         assert len(table) == 100 and len(table.blocks) <= 2
+
+
+def test_small_parts_join_when_what_was_between_them_goes() -> None:
+    table = SortedTable(ROW)
+    table.add_run([b"%08d" % number for number in range(78 * 257)], bytes(78 * 257 * ROW.size))
+    parts = [list(part) for part in table.lists()[: len(table.blocks)]]
+    for part in parts[::2]:
+        table.pop_run(part[1:])
+    assert len(table.blocks) == len(parts)
+    for part in parts[1::2]:
+        table.pop_run(part)
+    assert list(table) == [part[0] for part in parts[::2]] and len(table.blocks) == 1

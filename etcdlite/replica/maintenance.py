@@ -182,7 +182,8 @@ class Maintenance:
         """The member has another store now: forget the old one."""
         parts = (old.lessor, old.index, old.data)
         tables = (table for part in parts for table in vars(part).values())
-        self._job = discard([*old.buckets.values(), *tables])
+        lists = old.index.heads.lists() + old.index.past.lists()
+        self._job = discard([*old.buckets.values(), *tables, *lists])
         self.logged_bytes = 0
         self.checkpoint_index = -1
         self._compaction_began = None

@@ -110,9 +110,7 @@ class Index:
 
     def count(self, start: bytes, end: bytes | None) -> int:
         """How many keys exist now in [start, end); end None: no upper bound."""
-        heads = self.heads
-        high = len(heads) if end is None else heads.rank(end)
-        return max(0, high - heads.rank(start))
+        return self.heads.count(start, end)
 
     def count_some(
         self, start: bytes, end: bytes | None, revision: int
@@ -239,16 +237,9 @@ class Index:
 
     def keeps(self, key: bytes, mod: int, compacted: int) -> bool:
         """Version `mod` of `key` is here, and a compaction at `compacted` keeps it."""
-        head = self.heads.get(key, NO_HEAD)
-        if head[0] == mod:
-            return True
-        entries = self.past.get(key, b"")
-        at = self._search(entries, mod)
-        return (
-            at >= 0
-            and PAST.unpack_from(entries, at)[0] == mod
-            and at >= self._first_kept(entries, head, compacted)
-        )
+        if key not in self.past:
+            return bool(self.heads.get(key, NO_HEAD)[0] == mod)
+        return bool(self.versions(key, compacted, mod, mod - 1))
 
     def _first_kept(self, entries: bytes | bytearray, head: Row, compacted: int) -> int:
         """The offset of the first past entry that compaction at `compacted` keeps.

@@ -57,7 +57,7 @@ class Past(SortedTable):
             return
         at, below, is_there = self.find(key)
         if not is_there and len(added) <= _ROW.size:
-            self.insert(at, below, key, _ROW.pack(added))
+            self.insert(at, below, [key], _ROW.pack(added))
         else:
             self[key] = self.get(key, b"") + added
 
@@ -76,9 +76,12 @@ class Past(SortedTable):
             super().__setitem__(key, (_LONG,))
             self._long[key] = bytearray(entries)
 
+    def lists(self) -> list[Any]:
+        return [self._long, *super().lists()]
+
     def pop_run(self, keys: list[bytes]) -> list[tuple[Any, ...]]:
         rows = super().pop_run(keys)
         for key in keys if self._long else ():
             self._long.pop(key, None)
-        return rows
         self._long = shrunk(self._long)
+        return rows

@@ -233,7 +233,7 @@ class Contents:
                     pack_head_into(blocks[at], begin, mod, create, version, location, lease, size)
                 else:
                     head = HEAD.pack(mod, create, version, location, lease, size)
-                    heads.insert(at, below, key, head)
+                    heads.insert(at, below, [key], head)
         self.data.garbage[location >> 32] += garbage
         return next_location
 

@@ -50,7 +50,7 @@ class Removal:
             lower = borders[at]
             spans.append((start, lower))
         if end is None:
-            return len(keys) + counts[-1] - keys.rank(lower) - removed, spans
+            return keys.count(lower, None) + counts[-1] - removed, spans
         at = max(bisect_right(borders, end) - 1, 0)
         upper = end
         if at < len(borders) - 1 and borders[0] < end != borders[at]:
@@ -58,5 +58,5 @@ class Removal:
             spans.append((upper, end))
         if lower >= upper:
             return 0, [(start, end)]
-        count = keys.rank(upper) + counts[at] - keys.rank(lower) - removed
+        count = keys.count(lower, upper) + counts[at] - removed
         return max(0, count), spans

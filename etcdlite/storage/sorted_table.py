@@ -50,6 +50,10 @@ class SortedTable(MutableMapping[bytes, Row]):
             ranks = self._ranks = list(accumulate(map(len, self._parts), initial=0))
         return ranks
 
+    def lists(self) -> list[Any]:
+        """What it consists of, to be freed in steps."""
+        return [*self._parts, self._parts, self._lasts, self.blocks]
+
     # Look-ups of one key.
 
     def find(self, key: bytes) -> tuple[int, int, bool]:
@@ -81,12 +85,17 @@ class SortedTable(MutableMapping[bytes, Row]):
                 return self._unpack_from(self.blocks[at], below * self._row.size)
         return default
 
-    def rank(self, key: bytes) -> int:
-        """How many keys are below `key`."""
-        at, below, _ = self.find(key)
-        return self._counted()[at] + below
-
     # Ranges: [start, end); end None: no upper bound.
+
+    def count(self, start: bytes, end: bytes | None) -> int:
+        """How many keys there are in a range."""
+        first, begin, _ = self.find(start)
+        last, stop = (len(self._parts), 0) if end is None else self.find(end)[:2]
+        if last - first > 16:
+            ranks = self._counted()  # After a change it visits all parts.
+            return ranks[last] + stop - ranks[first] - begin
+        between = sum(map(len, self._parts[first:last]))
+        return max(0, between + stop - begin) if first <= last else 0
 
     def _spans(
         self, start: bytes, end: bytes | None, descends: bool = False
@@ -116,11 +125,11 @@ class SortedTable(MutableMapping[bytes, Row]):
                 break
         return found
 
-    def packed(self, start: bytes, end: bytes | None) -> Iterator[bytes]:
+    def packed(self, start: bytes, end: bytes | None) -> Iterator[bytearray]:
         """The packed rows of a range, in pieces. The keys must not change before the last one."""
         size = self._row.size
         for at, begin, stop in self._spans(start, end):
-            yield bytes(self.blocks[at][begin * size : stop * size])
+            yield self.blocks[at][begin * size : stop * size]
 
     def rows(self, start: bytes, end: bytes | None) -> Iterator[Row]:
         """The rows of a range, as `packed`."""
@@ -133,20 +142,20 @@ class SortedTable(MutableMapping[bytes, Row]):
         if is_there:
             self._row.pack_into(self.blocks[at], below * self._row.size, *row)
         else:
-            self.insert(at, below, key, self._row.pack(*row))
+            self.insert(at, below, [key], self._row.pack(*row))
 
-    def insert(self, at: int, below: int, key: bytes, packed: bytes) -> None:
-        """Add a key that is not there, where `find` says."""
+    def insert(self, at: int, below: int, keys: list[bytes], packed: bytes) -> None:
+        """Add neighbours that are not there, in order, where `find` says."""
         if at == len(self._parts):
             if not at:
-                self._replace(slice(0), [key], packed)
+                self._replace(slice(0), keys, packed)
                 return
             at -= 1
             below = len(self._parts[at])
-            self._lasts[at] = key
+            self._lasts[at] = keys[-1]
         self._ranks = None
         part, block, begin = self._parts[at], self.blocks[at], below * self._row.size
-        part.insert(below, key)
+        part[below:below] = keys
         block[begin:begin] = packed
         if len(part) > MAX_PART:
             self._replace(slice(at, at + 1), part, block)
@@ -154,17 +163,13 @@ class SortedTable(MutableMapping[bytes, Row]):
     def add_run(self, keys: list[bytes], packed: bytes) -> bool:
         """Add keys with packed rows if they are in order, and no other key is among them. Returns
         False if they are not: nothing was added then."""
-        at, below, _ = self.find(keys[0]) if keys else (0, 0, False)
-        if at == len(self._parts) > 0:
-            at -= 1
-            below = len(self._parts[at])
-        here, begin = slice(at, at + 1), below * self._row.size
-        part, block = list(chain(*self._parts[here])), b"".join(self.blocks[here])
-        next_key = part[below : below + 1]
-        if not all(map(lt, keys, keys[1:])) or (next_key and keys[-1:] >= next_key):
-            return False
-        both = b"".join((block[:begin], packed, block[begin:]))
-        self._replace(here, part[:below] + keys + part[below:], both)
+        if keys:
+            at, below, _ = self.find(keys[0])
+            if at < len(self._parts) and keys[-1] >= self._parts[at][below]:
+                return False
+            if not all(map(lt, keys, keys[1:])):
+                return False
+            self.insert(at, below, keys, packed)
         return True
 
     def __delitem__(self, key: bytes) -> None:
@@ -203,14 +208,16 @@ class SortedTable(MutableMapping[bytes, Row]):
         part = self._parts[at]
         if not part:
             del self._parts[at], self.blocks[at], self._lasts[at]
-            return
-        self._lasts[at] = part[-1]
-        # A small part joins its neighbour, so that there are never many of them.
-        if len(part) < MAX_PART // 8 and len(self._parts) > 1:
-            here = slice(at - 1, at + 1) if at else slice(2)
-            if sum(map(len, self._parts[here])) <= MAX_PART // 2:
-                keys = list(chain.from_iterable(self._parts[here]))
-                self._replace(here, keys, b"".join(self.blocks[here]))
+        else:
+            self._lasts[at] = part[-1]
+        if len(part) < MAX_PART // 8:
+            # Small neighbours join, so that there are never many of them.
+            for first in range(max(at - 1, 0), min(at + 1, len(self._parts) - 1)):
+                here = slice(first, first + 2)
+                if sum(map(len, self._parts[here])) <= MAX_PART // 2:
+                    keys = list(chain.from_iterable(self._parts[here]))
+                    self._replace(here, keys, b"".join(self.blocks[here]))
+                    break
 
     def _replace(self, here: slice, keys: list[bytes], packed: bytes | bytearray) -> None:
         """Put these keys in the place of some parts."""
