@@ -69,7 +69,7 @@ REST_TICKS = 16
 """A session that may rest is included in one of this many calls of `Connections.tick`."""
 
 SEND_SLICE_S = 0.005
-"""A turn sends output to clients for this long."""
+"""A turn sends output to clients for this long. Output for members never waits."""
 
 PRODUCE_SLICE_S = 0.005
 """A turn produces long answers for this long. The other sessions come first in the next turn."""
@@ -313,9 +313,9 @@ class Connections:
                 return
 
     def send_output(self, to_clients: bool = True) -> None:
-        """Send what sessions have put out, and close those that are aborted, for one slice; the
-        others come first in the next turn. Without `to_clients`, and after the slice: only send,
-        and only to members."""
+        """Send what sessions have put out, and close those that are aborted, for one slice. After
+        the slice, or without `to_clients`, only send, and only to members; the other sessions come
+        first in the next turn."""
         if not self.dirty:
             return
         dirty = dict.fromkeys(self.dirty)

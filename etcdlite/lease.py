@@ -10,7 +10,7 @@ returns the leases that are due, and the leader then replicates a revoke of each
 Invariants: `key_lease[key]` is the lease of `key`, and the key is among that lease's keys; every
 key of every lease is in `key_lease`. While promoted, each lease with a deadline has one valid heap
 entry, at the time in `scheduled`, which is not after its deadline until `expired` has returned the
-lease. Other entries are left from revoked leases or an earlier promotion; the top ones are dropped.
+lease. Other entries, of revoked leases or an earlier promotion, are dropped by `expired`.
 
 Nothing here reads a clock: time is an argument, in seconds as a float, from any fixed origin, never
 going back. No deadline changes the replicated part.
@@ -55,7 +55,7 @@ SCHEDULE_AHEAD_S = 60.0
 
 
 class _Lease:
-    # 100,000 of these must be small: the single key that most leases hold is stored without a set.
+    # 100,000 of these must be small: the single key that most leases hold is stored without a dict.
     __slots__ = ("ttl_s", "remaining_ttl_s", "deadline", "scheduled", "promotion", "keys")
 
     def __init__(self, ttl_s: int, remaining_ttl_s: int) -> None:
@@ -64,7 +64,7 @@ class _Lease:
         self.deadline = 0.0
         self.scheduled = 0.0
         self.promotion = 0
-        """That of the lessor when the lease was given its deadline."""
+        """The lessor's `_promotion` when the lease got its deadline."""
         self.keys: bytes | dict[bytes, None] | None = None
 
 
@@ -82,7 +82,8 @@ class Lessor:
         self._heap: list[tuple[float, int]] = []
         self._start = 0.0
         self._promotion = 0
-        """Leases with an earlier one have no deadline yet; their TTLs began at `_start`."""
+        """Counts the calls of `promote` and `demote`. A lease with a lower number has no valid
+        deadline yet; its TTL began at `_start`."""
 
     # The replicated part.
 
@@ -227,7 +228,7 @@ class Lessor:
         return ids
 
     def _deadline(self, lease_id: int) -> tuple[float, int]:
-        # May change before all are in order. Then the order is of about that time.
+        # It may change while the leases are sorted. Then the order is only roughly right.
         lease = self._leases.get(lease_id)
         return (0.0 if lease is None else lease.deadline, lease_id)
 
@@ -257,7 +258,7 @@ class Lessor:
                 yield
 
     def _left_s(self, lease_id: int) -> int:
-        # Only a checkpoint changes it, and sets the deadline, too. So the order holds.
+        # Only a checkpoint changes it, and also sets the deadline. So the order stays right.
         lease = self._leases.get(lease_id)
         return 0 if lease is None else lease.remaining_ttl_s or lease.ttl_s
 
@@ -274,7 +275,7 @@ class Lessor:
         self.trim()
 
     def trim(self) -> None:
-        """While not promoted, give back the memory of some deadlines."""
+        """Drop a part of the heap. Only while not promoted: its entries are not valid any more."""
         del self._heap[-4 * self._limits.expire_step_leases :]
 
     def renew(self, lease_id: int, now: float) -> int:
@@ -322,12 +323,12 @@ class Lessor:
         return lease is not None and lease.remaining_ttl_s > 0
 
     def has_due(self, now: float) -> bool:
-        """A call of `expired` may return a lease, or drop left-over entries."""
+        """`expired` has something to do: it may return a lease, or only drop left-over entries."""
         return bool(self._heap) and self._heap[0][0] <= now
 
     def expired(self, now: float, limit: int) -> list[int]:
-        """Up to `limit` ids of leases that are due, or fewer that together have about as many keys.
-        The caller proposes a revoke of each.
+        """Ids of leases that are due, until `limit` is reached: a lease counts as much as it has
+        keys, at least 1. The caller proposes a revoke of each.
 
         Since a proposal can be lost, an id is returned again after `RETRY_S`, as long as the lease
         exists. A call examines up to `expire_step_leases` heap entries."""

@@ -67,7 +67,7 @@ OVERHEAD_BYTES = 512 << 10
 """How much a message may exceed `max-request-bytes` (as in etcd)."""
 
 EXPIRE_STEP_REQUESTS = 64
-"""Requests that fail, because they have waited too long, between two looks at the clock."""
+"""Requests that have waited too long: this many fail between two looks at the clock."""
 
 PUBLISH_RETRY_S = 1.0
 """How often a member checks whether the cluster knows its name and URLs."""
@@ -80,8 +80,10 @@ REQUEST = "request"
 class Member:
     """See the module's docstring."""
 
+    _background_at = 0.0
+    """When the next slice of background work is due."""
     _expiry: Iterator[None] | None = None
-    """Steps in which requests fail that have waited too long."""
+    """The steps that fail requests that have waited too long."""
 
     def __init__(
         self,
@@ -152,7 +154,7 @@ class Member:
         self._applied_entry: Entry | None = None
         """The last entry that `_applying` applied; the store is marked with it at the end."""
         self._applied_term = store.applied_term
-        self._slice_ends_at = self._background_at = 0.0
+        self._slice_ends_at = 0.0
 
     def _make_hub(self, store: Store) -> WatchHub:
         hub = WatchHub(
@@ -337,7 +339,7 @@ class Member:
     # Output.
 
     def take_saves(self) -> list[Ready]:
-        """The Readys to save in the log, in order."""
+        """What consensus wants saved in the log, in order."""
         saves, self._saves = self._saves, []
         return saves
 
@@ -429,9 +431,9 @@ class Member:
             or self.logins.are_under_way
         )
 
-    def unblocked(self, session: Session) -> None:
+    def wake_reads(self, session: Session) -> None:
         """The client reads its answers again, or is gone: continue its reads, or drop them."""
-        self.reads.unblocked(session)
+        self.reads.wake(session)
 
     # A turn.
 

@@ -1,4 +1,5 @@
-"""The memory that connections may hold together, and how freed memory gets back to the system.
+"""The memory that connections may hold together, the garbage collector, and how freed memory gets
+back to the system.
 
 What waits to be sent or to be processed, and what TLS takes, is counted over all connections,
 several times a second. Above the limit, the connections that hold the most are closed until the
@@ -22,7 +23,7 @@ SMALL_BYTES = 64 << 10
 """Connections that hold less than this are not closed for the others."""
 
 COLLECT_OBJECTS = 5_000
-"""The garbage collector runs after this many new objects that it tracks. It visits them in 1 ms."""
+"""The garbage collector runs after this many new objects that it tracks. A run takes about 1 ms."""
 
 _CGROUPS = "/sys/fs/cgroup"
 
@@ -81,9 +82,10 @@ def default_limit_bytes() -> int:
     return max(MIN_LIMIT_BYTES, total_bytes() // SHARE - resident_bytes())
 
 
-def collect_new_objects() -> None:
-    """Let the garbage collector visit each object when it is new, at most twice. To visit all the
-    objects of 200,000 leases takes 30 ms, and nothing that lives long makes cycles."""
+def collect_only_new_objects() -> None:
+    """Set the garbage collector up to visit an object only while it is new, at most twice. A visit
+    of 200,000 leases would take 30 ms. So a reference cycle that survives is never freed: whatever
+    lives long must not be in one."""
     gc.freeze()
     gc.enable()
     gc.set_threshold(COLLECT_OBJECTS, 0, 1 << 30)
@@ -92,12 +94,12 @@ def collect_new_objects() -> None:
 def release() -> None:
     """Give freed memory back to the system. Takes some milliseconds: only after much was freed.
     Python's allocator and glibc's both keep what lies between things that are still there."""
-    gc.freeze()  # What is there now is not visited.
+    gc.freeze()  # The collection does not visit what exists now.
     gc.collect()  # It frees what Python keeps for new tuples, lists, dicts and floats.
     gc.unfreeze()
     import ctypes  # The standard library has no other way.
 
-    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # Only glibc has it.
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # Only glibc has it; `int` does nothing.
 
 
 class Budget:

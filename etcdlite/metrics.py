@@ -77,7 +77,7 @@ class Histogram:
         self.bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
-        self._latest = array("d")  # Floats would keep memory in which all else is gone.
+        self._latest = array("d")  # Float objects would hold back memory around them.
         self.observe = self._latest.append
         """`observe(value)` adds an observation."""
 

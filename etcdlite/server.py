@@ -45,7 +45,7 @@ from etcdlite.connections import Connection, Connections
 from etcdlite.handshakes import Handshakes, Stepped
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
-from etcdlite.memory import Budget, collect_new_objects, default_limit_bytes
+from etcdlite.memory import Budget, collect_only_new_objects, default_limit_bytes
 from etcdlite.options import Options
 from etcdlite.raft import LOG_TAIL_BYTES, Raft, Ready
 from etcdlite.raft import Config as RaftConfig
@@ -269,7 +269,7 @@ class Server:
         return bool(self._selector.select(0))
 
     def _prepare_loop(self) -> None:
-        collect_new_objects()
+        collect_only_new_objects()
         gc.callbacks.append(self._collecting)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -380,7 +380,7 @@ class Server:
             self._log_thread.release(*released, min(released[0], member.log_begin))
 
     def _save(self, saves: list[Ready]) -> None:
-        """Save in the log thread; or here, if nothing else is to be done and it is quick."""
+        """Save in the log thread, or here if it is quick, no input waits, and the turn has time."""
         member, thread = self.member, self._log_thread
         thread.is_alone = not member.peers.links
         if (

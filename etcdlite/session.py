@@ -104,7 +104,7 @@ class Outbox:
         self._on_output = on_output
         self._clock = clock
         self.is_queued = False
-        """The owner was told to look at the session."""
+        """The owner was told to look at the session, and has not yet taken the output."""
         self._rest: bytes | memoryview | None = None
         self.is_stuck = False
         """The kernel did not accept everything; the selector reports when it has room."""
@@ -264,7 +264,7 @@ class Outbox:
         self.held_bytes = 0
         self._rest = None
         self.is_stuck = False
-        # Break the reference cycle; the cyclic collector runs rarely.
+        # Break the reference cycle: the garbage collector does not visit old objects.
         self._session = None
         self._on_output = _ignore
 

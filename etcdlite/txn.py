@@ -556,8 +556,8 @@ class Applied:
         self._results = results
         self._reading = reading
 
-    def is_read(self, step_bytes: int) -> bool:
-        """The answer is complete, and small: `answer_steps` reads nothing and joins little."""
+    def can_answer_now(self, step_bytes: int) -> bool:
+        """The answer is small and complete: `answer_steps` reads nothing and joins little."""
         is_small = self._reading.read_bytes < step_bytes
         return is_small and all(result.asked is None for result in self._results)
 

@@ -15,7 +15,7 @@ A watch that is not synced stores one number and no events, so a slow reader cos
 A synced watch with a blocked sink is parked at the first revision that it cannot be sent.
 
 `notify` does bounded work: watches beyond `max_sends_at_once` fall behind, and all watches do when
-a batch has more than `max_events_at_once` events.
+a batch has more than `max_events_at_once` events. Large events and responses count as several.
 
 `run` catches up with sweeps. A sweep reads history once, slice by slice, from the first revision
 that a waiting watch lacks up to the present, and sends each event to the watches of the sweep that
@@ -39,7 +39,7 @@ others.
 
 The hub never keeps events after `notify` has returned, and never sends events or periodic progress
 to a blocked sink. The same calls give the same bytes: nothing depends on the order of a set or on
-addresses. An ended watch is free at once, in no reference cycle: the garbage collector runs rarely.
+addresses. An ended watch is free at once, in no reference cycle, which nothing would free.
 
 The behaviour is that of etcd 3.6 (server/etcdserver/api/v3rpc/watch.go, server/storage/mvcc), with
 one difference: etcd drops a progress request on a stream that is not synced; here it is answered
@@ -101,10 +101,10 @@ _FRAGMENTS = 8
 _NO_LIMIT = 1 << 62
 
 BYTES_PER_MATCH = 512
-"""To encode this much of an event counts as one more event."""
+"""In `match_step_events`, this much of an encoded event counts as one more event."""
 
 BYTES_PER_SEND = 4096
-"""To make a response with this much counts as one more send."""
+"""In `max_sends_at_once`, this much of a response that is made counts as one more send."""
 
 _EVERYTHING = b""
 """The end of a range without an upper bound."""
@@ -499,7 +499,8 @@ class WatchHub:
     # Sending events.
 
     def _notify_synced(self, events: Sequence[Event]) -> None:
-        """Send these events to the synced watches; if that is too much, the watches lag."""
+        """Send these events to the synced watches. If that is too much at once, the watches lag.
+        Does nothing if they lag already."""
         if self.lag is not None:
             return
         limits = self.limits
@@ -521,7 +522,7 @@ class WatchHub:
         self, batches: dict[_Group, list[bytes]], revision: int, max_sends: int
     ) -> Generator[None, None, tuple[list[_Watch], list[_Watch]]]:
         """Send each group its batch of encoded events, in steps. Returns the watches whose sink is
-        blocked, and those left out because `max_sends` others were sent something.
+        blocked, and those left out because `max_sends` was reached.
 
         Flat on purpose: this is the cost of a put per watch. The watches of a group share the
         joined events."""
@@ -533,7 +534,7 @@ class WatchHub:
         header = self.header_field(revision)
         send_step = limits.send_step_watches
         large_bytes = min(limits.step_bytes, self.fragment_bytes - 256)
-        sends, pause = 0, send_step
+        sends, pause_at = 0, send_step
         for group, batch in batches.items():
             size = len(batch[0]) if len(batch) == 1 else sum(map(len, batch))
             is_large = size >= large_bytes
@@ -568,8 +569,8 @@ class WatchHub:
                 watch.idle = False
                 for body in bodies:
                     sink.send(body)
-                if sends >= pause:
-                    pause = sends + send_step
+                if sends >= pause_at:
+                    pause_at = sends + send_step
                     yield
             self.events_sent += sent * len(batch)
         return blocked, late

@@ -39,7 +39,7 @@ from etcdlite.client import (
 )
 from etcdlite.datadir import StartError
 from etcdlite.listeners import Listeners
-from etcdlite.memory import COLLECT_OBJECTS, collect_new_objects
+from etcdlite.memory import COLLECT_OBJECTS, collect_only_new_objects
 from etcdlite.replica.maintenance import REVISION_MODE_INTERVAL_S, AutoCompaction
 from etcdlite.storage import checkpoint, data
 from etcdlite.storage.disk import Disk, File
@@ -986,7 +986,7 @@ def test_the_garbage_collector_visits_new_objects_only() -> None:
             visited.append(sum(len(gc.get_objects(generation=n)) for n in generations))
 
     before = gc.get_threshold()
-    collect_new_objects()
+    collect_only_new_objects()
     gc.callbacks.append(collecting)
     try:
         made = [[number] for number in range(50 * COLLECT_OBJECTS)]

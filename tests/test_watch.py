@@ -1022,7 +1022,7 @@ def test_one_tick_serves_a_bounded_number_of_timers():
 
 
 def test_watches_that_ended_leave_no_cycles_behind():
-    """A cycle lives until the collector's next full run, which a server makes rarely."""
+    """In a server no run of the garbage collector visits old objects, so nothing frees a cycle."""
     member = Member(progress_interval_s=10.0)
     member.put(b"k", b"k")
     gc.collect()

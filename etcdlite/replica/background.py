@@ -102,7 +102,7 @@ class Background:
         if is_active and began < self._rest_ends_at:
             return
         if is_active or self._was_cut or self._metrics.proposals_pending > FEW_WRITES:
-            has_input = bool  # It says that there is none.
+            has_input = bool  # `bool()` is False: input does not end this slice.
         ends_at = began + SLICE_S
 
         def is_over() -> bool:

@@ -11,11 +11,11 @@ from etcdlite.replica.state import State
 from etcdlite.replica.writes import Writes
 
 ENTRIES_PER_TICK = 5
-"""The most entries with expired leases that are proposed in one tick."""
+"""The most entries of revokes that one tick begins to propose."""
 
 STEP_LEASES = 200
-"""Expired leases in one entry, fewer if they have many keys, and leases in one checkpoint. The next
-entry is proposed when it is applied: a client's write waits for one at most, for about 6 ms."""
+"""Leases in one entry of revokes (fewer if they have many keys), or of checkpoints. An entry is
+proposed when the one before it is applied, so a write waits for one at most, about 6 ms."""
 
 
 class LeaseKeeper:
@@ -27,7 +27,7 @@ class LeaseKeeper:
         self._checkpoint_interval_s = state.store.limits.lease_checkpoint_interval_s
         self._checkpointed_at = state.clock()
         self._steps: Iterator[None] | None = None
-        """Work that is under way: deadlines are set, or revokes or checkpoints proposed."""
+        """The work under way: setting deadlines, or proposing revokes or checkpoints."""
         self._proposed_index = 0
         """The index of the last entry that this member proposed as the present leader."""
         self._checkpoint_index = 0
@@ -45,11 +45,12 @@ class LeaseKeeper:
 
     @property
     def has_work(self) -> bool:
-        """There are steps to do."""
+        """There are steps to do now."""
         return self._steps is not None and self._may_propose
 
     @property
     def _may_propose(self) -> bool:
+        """The last entry that was proposed here is applied."""
         return self._state.store.applied_index >= self._proposed_index
 
     def run(self, is_over: Callable[[], bool]) -> None:
@@ -61,21 +62,19 @@ class LeaseKeeper:
                 return
 
     def tick(self, now: float) -> None:
-        """A heartbeat interval has passed; only the leader has much to do."""
-        lessor = self._state.lessor
-        if not lessor.promoted:
-            lessor.trim()
-        if not lessor.promoted or not self._may_propose:
-            return
-        steps = self._expire_steps(now)
-        is_over = next(steps, self) is self
-        if self._steps is None and now - self._checkpointed_at >= self._checkpoint_interval_s:
-            self._checkpointed_at = now
-            self._begin(self._checkpoint_steps(now))
-        elif self._steps is None and not is_over:
-            self._steps = steps
+        """A heartbeat interval has passed: the leader revokes, and begins checkpoints."""
+        if not self._state.lessor.promoted:
+            self._state.lessor.trim()
+        elif self._may_propose:
+            revokes = self._revoke_steps(now)
+            is_over = next(revokes, self) is self
+            if self._steps is None and now - self._checkpointed_at >= self._checkpoint_interval_s:
+                self._checkpointed_at = now
+                self._begin(self._checkpoint_steps(now))
+            elif self._steps is None and not is_over:
+                self._steps = revokes
 
-    def _expire_steps(self, now: float) -> Generator[None, None, None]:
+    def _revoke_steps(self, now: float) -> Generator[None, None, None]:
         lessor = self._state.lessor
         for _ in range(ENTRIES_PER_TICK):
             if expired := lessor.expired(now, STEP_LEASES):

@@ -17,7 +17,7 @@ MAX_HELD_BYTES = 16 << 20
 requests"."""
 
 RETRIED_AT_ONCE = 1_000
-"""Questions that are asked again at once, in a few milliseconds; the others wait for a tick."""
+"""Questions that one call of `retry` asks again: a few milliseconds. Each tick calls it."""
 
 
 class Questions:
@@ -72,7 +72,7 @@ class Questions:
         heapq.heappush(self._held, (deadline, self._number, method, body, done))
 
     def retry(self, is_open: Callable[[int], bool]) -> None:
-        """Ask the oldest of the held questions, if there is a leader that can be reached."""
+        """Ask the held questions that time out first, if there is a leader that can be reached."""
         leader = self._raft.leader
         if not self._held or not leader or not (leader == self._own_id or is_open(leader)):
             return
@@ -85,7 +85,7 @@ class Questions:
                 self._ask_until(deadline, method, body, done)
 
     def expire_steps(self, now: float) -> Iterator[None]:
-        """Fail the questions that have waited too long for a leader."""
+        """Fail the questions that have waited too long for a leader, one in each step."""
         while self._held and self._held[0][0] <= now:
             _, _, _, body, done = heapq.heappop(self._held)
             self._held_bytes -= len(body)

@@ -294,7 +294,7 @@ class Reads:
                 self._empty(group)
 
     def _empty(self, group: Group) -> None:
-        """The reads of a group do not wait any more."""
+        """The reads of a group do not wait any more. Drop the empty groups at the front."""
         group.reads = []
         self._large_bytes -= group.large_bytes
         group.large_bytes = 0
@@ -302,7 +302,7 @@ class Reads:
             self._waiting.popleft()
 
     def expire_steps(self, now: float) -> Iterator[None]:
-        """Fail the reads that have waited too long."""
+        """Fail the reads that have waited too long, one in each step."""
         while self._waiting and self._waiting[0].since <= now - self._request_timeout_s:
             group = self._waiting[0]
             self._state.metrics.read_rounds_failed += 1
@@ -314,7 +314,7 @@ class Reads:
                 yield
 
     def tick(self, now: float) -> None:
-        """Begin another round for late reads."""
+        """Begin another round for the reads whose round is late."""
         self._rounds = {c: g for c, g in self._rounds.items() if any(x.reads for x in g)}
         due = [x for x in self._waiting if x.reads and now - x.asked_at > READ_RETRY_S]
         if due:
@@ -633,9 +633,9 @@ class Reads:
             fail_all(late, ANSWER_LOST)
         self._waiting_count = sum(len(line.reads) for line in self._lines.values())
 
-    def unblocked(self, session: Session) -> None:
-        """The client reads its answers again, or its session is closed: give its line turns again;
-        reads that nobody awaits are dropped in them."""
+    def wake(self, session: Session) -> None:
+        """The client reads its answers again, or its session is closed: give its line turns again.
+        In a turn, the line drops the reads that nobody awaits."""
         line = self._lines.get(session)
         if line is not None and line.is_held:
             line.is_held = False

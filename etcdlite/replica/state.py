@@ -187,10 +187,10 @@ class State:
                         metrics.count_txn(request, applied.succeeded)
                         if session is None:
                             answer = b""
-                        elif applied.is_read(store.limits.step_bytes):
+                        elif applied.can_answer_now(store.limits.step_bytes):
                             answer = yield from applied.answer_steps(store)
                         else:
-                            # The rest of the answer is a read.
+                            # The answer is finished as a read.
                             steps = _late_steps(applied, store, header(store.end_revision()))
                             next(steps)
                             late.append((steps, (session, request_id, method, request)))
@@ -299,8 +299,8 @@ def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
 
 
 # Appliers: one per method, except puts and transactions, which `State.apply` carries out itself.
-# Each returns the response without its header, or steps that do, if it needs some; None if it is
-# empty. It raises EtcdError before its first change.
+# Each returns the response without its header (None: empty), or steps that return it. Errors are
+# raised before the first change.
 
 Applying = Steps | Generator[None, None, None] | bytes | None
 

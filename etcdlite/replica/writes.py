@@ -478,7 +478,7 @@ class Writes:
 
     def begin_term(self, term: int) -> None:
         """The first entry of `term` is about to be applied: entries that were proposed for earlier
-        terms never will be, so they are proposed again. Those that were forwarded are forgotten."""
+        terms never will be, so they are proposed again. What was forwarded here is forgotten."""
         self._forwarded.clear()
         for number, batch in self._waiting.items():
             if 0 < batch.term < term:
@@ -534,7 +534,7 @@ class Writes:
     # Giving up.
 
     def expire_steps(self, now: float) -> Iterator[None]:
-        """Fail the writes that have waited too long."""
+        """Fail the writes that have waited too long, some in each step."""
         expired = now - self._request_timeout_s
         while (first := next(iter(self._waiting), 0)) and self._waiting[first].since <= expired:
             self._give_up(first, self._timeout_error(self._waiting[first].since))

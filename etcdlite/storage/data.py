@@ -307,7 +307,8 @@ class DataFile:
         self.unsynced: set[int] = set()
         """Segments written to since `take_sync` was last called."""
         self.doubtful: list[tuple[File, int]] = []
-        """What a sync that failed may have left to the page cache: files, and bytes of each."""
+        """What only the page cache may have, if a sync failed before this start: files, and bytes
+        of each. The next sync writes it again first."""
         self.active = 0
         self.offset = 0
         self.base = 0

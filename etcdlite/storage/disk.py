@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 COPY_BYTES = 1 << 20
+"""The contents of a file are copied in pieces of this size."""
 
 
 class File:
@@ -88,8 +89,8 @@ class File:
             raise
 
     def rewrite(self, size_bytes: int) -> None:
-        """Write the first bytes again. After a sync that failed, they may be in the page cache
-        alone, although another sync succeeds."""
+        """Write the first bytes again, as they are. After a sync that failed, Linux counts them as
+        saved: the next sync succeeds without saving them unless they are written again."""
         for at in range(0, size_bytes, COPY_BYTES):
             self.pwrite(self.pread(min(COPY_BYTES, size_bytes - at), at), at)
 

@@ -309,7 +309,7 @@ class _ScriptedCall(Call):
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            self.member.unblocked(self)
+            self.member.wake_reads(self)
             if not self._is_writing:
                 self._give_up()
 

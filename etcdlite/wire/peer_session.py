@@ -291,10 +291,10 @@ class Accepted(PeerConnection, OwnRequester):
 
     def unblocked(self) -> None:
         """The other member reads again: answer what was held back."""
-        self.member.unblocked(self)
+        self.member.wake_reads(self)
 
     def closed(self) -> None:
         super().closed()
         self.member.peers.accepted_is_gone(self)
         self._requests.clear()
-        self.member.unblocked(self)
+        self.member.wake_reads(self)

@@ -54,7 +54,7 @@ class ClientSession(Session, request.Session):
         self.outbox.wake()
 
     def unblocked(self) -> None:
-        self.member.unblocked(self)
+        self.member.wake_reads(self)
         self.calls.wake_all()
 
     @property
@@ -68,7 +68,7 @@ class ClientSession(Session, request.Session):
 
     def closed(self) -> None:
         super().closed()
-        self.member.unblocked(self)
+        self.member.wake_reads(self)
         self.calls.disown()
 
 

@@ -234,7 +234,7 @@ class KeepAliveCall(Call):
     def close(self) -> None:
         self._is_closed = True
         if self._unchecked:
-            self.member.unblocked(self)
+            self.member.wake_reads(self)
 
 
 def snapshot_parts(member: Member) -> Iterator[bytes]:
@@ -546,7 +546,7 @@ class RangeStreamCall(Call):
     def close(self) -> None:
         self._is_closed = True
         self._cursor = None
-        self.member.unblocked(self)
+        self.member.wake_reads(self)
 
 
 class LargeRangeCall(Call):
