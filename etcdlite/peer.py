@@ -677,6 +677,7 @@ class Link:
     def unreachable(self, dial: Dial, why: str, is_refused: bool) -> None:
         """An attempt to connect failed. `is_refused`: the machine answers, but no process listens
         on the port."""
+        dial.outbox.close()  # No connection will. It refers to the dial, and the dial to it.
         if dial is self.snapshot_dial:
             self._snapshot_lost(dial)
             return

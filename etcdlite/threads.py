@@ -270,7 +270,7 @@ def _dial(dial: Dial, url: str, dialing: Dialing) -> Dialed:
             plaintext = shake_hands(sock, channel, time.monotonic() + SHAKE_TIMEOUT_S)
         return Dialed(dial, peer, sock, channel, plaintext)
     except OSError as failure:
-        why = failure
+        why = failure.with_traceback(None)
     except (ChannelError, UnicodeError) as failure:
         # UnicodeError: no name of a host; another member may have published it.
         why = OSError(str(failure))

@@ -362,9 +362,12 @@ class _Reading:
     def fail(self, why: EtcdError | DataDamaged) -> None:
         """Give up the answer: read no more, but write everything."""
         if self._is_read_only:
-            raise why
+            try:
+                raise why
+            finally:
+                del why  # The traceback has this frame: a cycle would hold all that was read.
         if self.failure is None:
-            self.failure = why
+            self.failure = why.with_traceback(None)
 
     @property
     def goes_on(self) -> bool:

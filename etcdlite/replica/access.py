@@ -122,16 +122,15 @@ class Access:
     ) -> None:
         """Check a request, if need be again later (`retry`), and call `then` with the error that
         refuses it, or None. `size_bytes`: of the request, if that may be large."""
-        refused = None
         if self.auth.enabled:
             try:
                 self.check(session, request_id, method, request)
-            except EtcdError as failure:
+            except EtcdError as refused:
                 again = partial(self.admit, session, request_id, method, request, then, size_bytes)
-                if self.retry(session, failure, is_current, again, size_bytes):
-                    return
-                refused = failure
-        then(refused)
+                if not self.retry(session, refused, is_current, again, size_bytes):
+                    then(refused)
+                return
+        then(None)
 
     def retry(
         self,

@@ -90,7 +90,7 @@ class Job:
         try:
             self._result = self._compute()
         except EtcdError as failure:
-            self._result = failure
+            self._result = failure.with_traceback(None)
         except (MemoryError, RuntimeError) as failure:  # libsodium finds no memory.
             text = f"etcdlite: cannot compute the hash of a password: {failure}"
             self._result = EtcdError(UNAVAILABLE, text)

@@ -157,8 +157,8 @@ class State:
                         auth.check(auth.author, method, request)
                         if puts := lease_puts(method, request):
                             yield from auth.lease_steps(self.lessor, auth.author, puts)
-                if alarms and (refused := refusal(alarms, method, request)) is not None:
-                    raise refused
+                if alarms:
+                    refuse(alarms, method, request)
                 if method == PUT:
                     if (
                         request.lease
@@ -257,13 +257,12 @@ def _late_steps(applied: txn.Applied, store: Store, header: bytes) -> Steps:
         raise missing.failure from None
 
 
-def refusal(alarms: frozenset[int], method: int, request: Any) -> EtcdError | None:
-    """The error for a write that active alarms of these kinds forbid; None if they allow it."""
+def refuse(alarms: frozenset[int], method: int, request: Any) -> None:
+    """Raise EtcdError for a write that active alarms of these kinds forbid."""
     if CORRUPT in alarms and method not in _EVEN_IF_CORRUPT:
-        return error("Corrupt")
+        raise error("Corrupt")
     if NOSPACE in alarms and needs_space(method, request):
-        return error("NoSpace")
-    return None
+        raise error("NoSpace")
 
 
 def needs_space(method: int, request: Any) -> bool:

@@ -136,9 +136,10 @@ class Received(NamedTuple):
         error is sent to the session."""
 
         def done(outcome: object) -> None:
+            if isinstance(outcome, EtcdError):
+                self.answer(outcome)
+                return
             try:
-                if isinstance(outcome, EtcdError):
-                    raise outcome
                 do()
             except EtcdError as failure:
                 self.answer(failure)

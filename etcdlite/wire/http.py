@@ -269,6 +269,7 @@ class HttpSession(ClientSession):
                 else:
                     return
             except h11.RemoteProtocolError as fault:
+                fault.__traceback__ = None  # It has a frame of h11 that has the error: a cycle.
                 self._refuse(fault.error_status_hint, str(fault))
                 return
 

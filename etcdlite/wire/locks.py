@@ -360,7 +360,11 @@ class _ScriptedCall(Call):
             except EtcdError as failure:
                 self._finish_with(EtcdError(UNKNOWN, failure.text))
                 return
-            outcome = None
+            finally:
+                # The traceback has this frame and its callers, which have the error: a cycle.
+                if isinstance(outcome, EtcdError):
+                    outcome.__traceback__ = None
+                outcome = None
             if self._is_closed:
                 self._give_up()
                 return

@@ -342,14 +342,11 @@ class SnapshotCall(Call):
     def _admitted(self, make: Making, refused: EtcdError | None) -> None:
         if self._is_closed:
             return
-        try:
-            if refused is not None:
-                raise refused
-            calls = self.owner.calls
-            if self.member.backups_under_way >= MAX_SNAPSHOTS or calls.sends_snapshot:
-                raise error("RequestTooManyRequests")
-        except EtcdError as failure:
-            self.owner.fail(self.request_id, self.method, failure)
+        calls = self.owner.calls
+        if self.member.backups_under_way >= MAX_SNAPSHOTS or calls.sends_snapshot:
+            refused = refused or error("RequestTooManyRequests")
+        if refused is not None:
+            self.owner.fail(self.request_id, self.method, refused)
             return
         calls.sends_snapshot = self._has_place = True
         self.member.backups_under_way += 1
