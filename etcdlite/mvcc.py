@@ -561,7 +561,7 @@ class Store:
             self._changes.forget(compacted)
             self.lessor.shrink()
             if keys_before > 4096 + 8 * len(self.index.past):
-                # These stand scattered among what is gone, and would hold back its memory.
+                # Recent records lie scattered among what is gone, and would hold back its memory.
                 self.data.drop_recent()
                 memory.release()
 

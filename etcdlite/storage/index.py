@@ -28,7 +28,7 @@ HEAD = struct.Struct("<QQQQQI")
 HEAD_BYTES = HEAD.size
 pack_head_into, unpack_head = HEAD.pack_into, HEAD.unpack_from
 NO_HEAD = (1 << 65, 1 << 65, 0, 0, 0, 0)
-"""That of a key that does not exist: it is newer than every revision."""
+"""The head of a key that does not exist: it is newer than every revision."""
 _TOMBSTONE = (0, 0, DEAD)
 
 Numbered = tuple[bytes, "tuple[int, int, int, int] | None", int, int]

@@ -21,10 +21,10 @@ DEAD = 1 << 31
 """In the length of an entry: the record is a tombstone."""
 
 _ROW = struct.Struct(f"{2 * PAST_BYTES}s")
-"""Fewer entries are filled up with zeros."""
+"""One or two entries. Zeros stand in the place of a second one that is not there."""
 _LONG = bytes(_ROW.size)
 _NONE = bytes(8)
-"""No version has the revision 0."""
+"""The mod_revision of an entry that is not there."""
 
 
 class Past(SortedTable):

@@ -57,8 +57,8 @@ class SortedTable(MutableMapping[bytes, Row]):
     # Look-ups of one key.
 
     def find(self, key: bytes) -> tuple[int, int, bool]:
-        """The part in which a key is or would be (the number of parts: behind all), how many keys
-        of it are below, and whether the key is there. Valid until the next change of the keys."""
+        """The part that has or would have a key (one after the last if the key is above all), how
+        many keys of it are below, and whether the key is there. Valid until the keys change."""
         at = bisect_left(self._lasts, key)
         if at == len(self._lasts):
             return at, 0, False
@@ -126,7 +126,7 @@ class SortedTable(MutableMapping[bytes, Row]):
         return found
 
     def packed(self, start: bytes, end: bytes | None) -> Iterator[bytearray]:
-        """The packed rows of a range, in pieces. The keys must not change before the last one."""
+        """The packed rows of a range, in pieces. The keys must not change before the last piece."""
         size = self._row.size
         for at, begin, stop in self._spans(start, end):
             yield self.blocks[at][begin * size : stop * size]
@@ -220,7 +220,7 @@ class SortedTable(MutableMapping[bytes, Row]):
                     break
 
     def _replace(self, here: slice, keys: list[bytes], packed: bytes | bytearray) -> None:
-        """Put these keys in the place of some parts."""
+        """Replace parts by one with these keys, or by several of about `MAX_PART` / 2 keys."""
         self._ranks = None
         count = len(keys)
         step = count if count <= MAX_PART else -(-count // (2 * count // MAX_PART))
