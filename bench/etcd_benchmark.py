@@ -116,7 +116,7 @@ def finish(load: subprocess.Popen[str]) -> Report:
     if load.returncode or "Error distribution" in output or not found["per_s"]:
         raise SystemExit(f"bench: the load failed:\n{output[-3000:]}")
     value = {name: float(match[1]) for name, match in found.items() if match}
-    # Of fewer than 100 requests the tool tells no 99th percentile.
+    # The tool prints no 99th percentile for fewer than 100 requests.
     p50_s, p99_s = value["p50"], value.get("p99", value["max"])
     return Report(value["per_s"], p50_s * 1e3, p99_s * 1e3, value["max"] * 1e3)
 

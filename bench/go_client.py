@@ -199,9 +199,11 @@ def main() -> None:
     parser.add_argument("--sequential-keys", action="store_true")
     parser.add_argument("--txn-ops", type=int, default=1)
     parser.add_argument("--consistency", default="l")
-    parser.add_argument("--keys", type=int, default=1, help="stm: one of as many")
+    parser.add_argument("--keys", type=int, default=1, help="stm: the number of keys")
     parser.add_argument("--txn-wr-percent", type=int, default=100, help="stm: no other percentage")
-    parser.add_argument("--precise", action="store_true", help="ignored: it is always")
+    parser.add_argument(
+        "--precise", action="store_true", help="ignored: figures are always precise"
+    )
     latencies, took_s = run(parser.parse_args())
     print(f"  Slowest:\t{latencies[-1]} secs.")
     print(f"  Requests/sec:\t{len(latencies) / took_s}")

@@ -15,13 +15,11 @@ other threads do, so few instructions can still be slow; `real_clients.py` measu
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.clients import call
@@ -31,7 +29,7 @@ from bench.go_client import GoConnection
 from bench.native_load import key_of, value_of
 from bench.real_clients import checked_out
 from bench.scale import PREFIX
-from bench.servers import free_port
+from bench.servers import free_port, stopped
 from etcdlite import methods, proto
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,9 +38,9 @@ REPEATS = 50
 PERCENTILES = (10, 25, 50)
 LOOK_S = 0.002
 QUIET_LOOKS = 2
-"""A request is done with when that many looks in a row found no member busy."""
+"""A request is over when this many looks in a row found no member busy."""
 CHANGED, CHANGED_MUCH = 0.01, 0.05
-"""Larger changes are in bold type: the first with one client and one member, else the second."""
+"""Larger changes are in bold type. The first is the limit for one client and one member."""
 Counts = dict[str, list[float]]
 """Load -> instructions for one request, at each of `PERCENTILES`."""
 KEYS = 1000
@@ -123,7 +121,7 @@ class Counted:
             member.start()
 
     def settled(self) -> int:
-        """The count, when nothing is going on: all threads sleep, and it stays the same."""
+        """The count, as soon as it stays the same and all threads of the members sleep."""
         count, looks = -1, 0
         while looks < QUIET_LOOKS:
             time.sleep(LOOK_S)
@@ -131,15 +129,6 @@ class Counted:
             looks = looks + 1 if now == count and not any(map(_is_busy, self.members)) else 0
             count = now
         return count
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        for signum in (signal.SIGSTOP, signal.SIGCONT):
-            for member in self.members:
-                assert member.process is not None
-                member.process.send_signal(signum)
-            if signum == signal.SIGSTOP:
-                yield
 
     def per_request(
         self, port: int, method_name: str, request: Callable[[int], object], clients: int
@@ -151,7 +140,7 @@ class Counted:
         number = 0
         for _ in range(REPEATS):
             before = self.settled()
-            with self.stopped():
+            with stopped(*self.members):
                 for connection in connections:
                     connection.ask(method, request(number).encode())  # type: ignore[attr-defined]
                     number += 1
@@ -185,7 +174,7 @@ def measure(folder: str, tree: str) -> Counts:
             for name, load in LOADS.items():
                 if count == 1:
                     figures[name] = counted.per_request(port, *load)
-                elif load[-1] == 1:  # With more clients, no two times are alike.
+                elif load[-1] == 1:  # With more clients, the counts vary too much.
                     figures[f"{count} members: {name}"] = counted.per_request(port, *load)
         finally:
             counted.remove()

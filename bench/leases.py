@@ -2,8 +2,8 @@
 
     python -m bench.leases [--leases 10000] [--rounds 3]
 
-A watch sees the keys go. Rows: from the end of the last lease until its watcher knows that all keys
-are gone (`late`), from the first event to the last (`storm`), CPU and bytes written for each lease
+A watch sees the keys go. Rows: the time from the end of the leases to the last event (`late`), from
+the first event to the last (`storm`), CPU and bytes written for each lease
 (a few puts included), and the latency of one client that puts every 5 ms while the storm lasts.
 The puts go over the native protocol to etcdlite, and over gRPC to etcd.
 """
@@ -22,15 +22,15 @@ from bench.watches import WatchConnection
 from etcdlite import proto
 
 TTL_S = 20
-"""Of the first lease. It is enough to grant all and to put their keys."""
+"""Of the first lease: long enough to grant all leases and to put their keys."""
 
 CONNECTIONS = 10
 IN_FLIGHT = 1000
 
 
 def _fill(port: int, leases: int) -> float:
-    """Grant the leases, and put a key for each. When the last lease ends, by time.monotonic(): the
-    later one is granted, the fewer seconds it has."""
+    """Grant the leases, and put a key for each. The later a lease is granted, the shorter its TTL:
+    all end together. Returns when, by time.monotonic()."""
     connections = [GrpcConnection(port) for _ in range(CONNECTIONS)]
     numbers = range(1, leases + 1)
     ends = time.monotonic() + TTL_S

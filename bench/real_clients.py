@@ -235,7 +235,7 @@ def compare(
         some = [workload for workload in workloads if workload.members == members]
         for number in range(rounds if some else 0):
             with contextlib.ExitStack() as stack:
-                # Each other round in the other order.
+                # The order changes from round to round.
                 groups = {
                     name: stack.enter_context(
                         Group(name, os.path.join(folder, f"data of {name}"), members, trees[name])
@@ -264,7 +264,7 @@ def column(found: Found, workload: str, server: str, row: str) -> list[float]:
 
 
 def ratios(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Round by round; without those that have nothing to compare with."""
+    """Round by round; without rounds whose second figure is 0."""
     return [one / other for one, other in zip(mine, theirs, strict=True) if other]
 
 

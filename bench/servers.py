@@ -11,6 +11,7 @@ the one that is killed and whose memory is read.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,3 +175,17 @@ class Server:
         return sum(
             path.stat().st_blocks * 512 for path in Path(self.data_dir).rglob("*") if path.is_file()
         )
+
+
+@contextlib.contextmanager
+def stopped(*servers: Server) -> Iterator[None]:
+    """Stop the processes (SIGSTOP) while the block runs, so that they find all that it sends at
+    once."""
+    pids = [server.process.pid for server in servers if server.process is not None]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)

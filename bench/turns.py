@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -22,7 +21,7 @@ from typing import Any
 
 from bench.clients import Connection, call, connect, pipeline
 from bench.cluster import ClusterMember, leader_of
-from bench.servers import Server, free_port
+from bench.servers import Server, free_port, stopped
 from etcdlite import methods, proto
 from etcdlite.client import Client
 
@@ -122,17 +121,6 @@ class Cluster:
         if "-v" in sys.argv:
             for took, _, place in found[:12]:
                 print("      ", took, place, flush=True)
-
-
-@contextlib.contextmanager
-def stopped(member: Server) -> Iterator[None]:
-    """Stop a member, so that it meets all that the block does at once."""
-    assert member.process is not None
-    member.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        member.process.send_signal(signal.SIGCONT)
 
 
 def ask(member: Server, method: str, request: Any) -> Any:

@@ -199,7 +199,8 @@ class Store:
 
     def put_all(self, puts: Sequence[tuple[bytes, bytes, int]]) -> None:
         """As `put`, for several keys: (key, value, lease)."""
-        # The hottest path of the program: it is flat and repeats what `Index` and `DataFile` do.
+        # The hottest path of the program: it is flat, and repeats code of `SortedTable` and
+        # `DataFile`.
         index, data, events = self.index, self.data, self.events
         heads, out, recent = index.heads, data.out, data.recent
         find = heads.find
@@ -561,7 +562,7 @@ class Store:
             self._changes.forget(compacted)
             self.lessor.shrink()
             if keys_before > 4096 + 8 * len(self.index.past):
-                # Recent records lie scattered among what is gone, and would hold back its memory.
+                # Recent records lie scattered among what was freed, and would hold back its memory.
                 self.data.drop_recent()
                 memory.release()
 

@@ -314,8 +314,8 @@ def test_a_demoted_leader_forgets_many_deadlines_a_part_at_a_time():
 
 
 @pytest.mark.parametrize("parts", [0, 1, 2, 50])
-def test_a_leader_again_knows_no_deadline_of_its_first_time(parts):
-    """Not even of the leases whose turn has not come, while old deadlines are left."""
+def test_a_leader_that_is_elected_again_ignores_its_earlier_deadlines(parts):
+    """Also those of leases that have no new deadline yet, however many are still in the heap."""
     limits = Limits(sort_step_items=10, merge_step_items=10, expire_step_leases=10)
     lessor = Lessor(limits=limits)
     for lease_id in range(1, 101):

@@ -977,7 +977,7 @@ def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answere
 
 
 def test_the_garbage_collector_visits_new_objects_only() -> None:
-    """It would visit all that were made since the start every now and then, in one pause."""
+    """By default it sometimes visits all objects that were made since the start, in one pause."""
     visited = []
 
     def collecting(phase: str, info: dict[str, int]) -> None:

@@ -322,7 +322,7 @@ def test_joining_in_steps_is_joining() -> None:
     assert sum(1 for _ in join_steps([b"head", b"".join(large)])) == 1 + 1 + 3
 
 
-def test_what_nobody_needs_is_freed_in_steps() -> None:
+def test_discarded_tables_are_emptied_in_steps() -> None:
     table = {number: b"" for number in range(10_500)}
     items = list(range(10_500))
     left = [len(table) + len(items)]

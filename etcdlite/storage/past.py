@@ -1,8 +1,8 @@
-"""The superseded versions and tombstones of each key, in order of the keys.
+"""The superseded versions and tombstones of each key, sorted by key.
 
-The past of a key has an entry per version, ascending: mod_revision and location (u64 each) and
-length (u32, top bit set: tombstone). Most keys have one or two, which are a row of the table. The
-entries of a key that has more are in a bytearray of its own, and zeros in its row.
+The past of a key is an entry for each version, ascending: mod_revision and location (u64 each) and
+length (u32, top bit set: tombstone). One or two entries, which most keys have, are a row of the
+table. More of them are in a bytearray of the key's own; its row is zeros.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from etcdlite.storage.steps import shrunk
 PAST = struct.Struct("<QQI")
 PAST_BYTES = PAST.size
 PAST_AND_TOMBSTONE = struct.Struct("<QQIQQI")
-"""Two entries."""
+"""Two entries: the version that a delete supersedes, and its tombstone."""
 DEAD = 1 << 31
 """In the length of an entry: the record is a tombstone."""
 
 _ROW = struct.Struct(f"{2 * PAST_BYTES}s")
-"""One or two entries. Zeros stand in the place of a second one that is not there."""
+"""Two entries, or one and zeros."""
 _LONG = bytes(_ROW.size)
+"""The row of a key whose entries are in `_long`."""
 _NONE = bytes(8)
-"""The mod_revision of an entry that is not there."""
+"""In place of the second mod_revision: there is no second entry."""
 
 
 class Past(SortedTable):
-    """A map of keys to their entries, joined. Entries in a bytearray may be changed in place."""
+    """A map from keys to their entries, joined. A bytearray may be changed in place."""
 
     __slots__ = ("_long",)
 
@@ -46,12 +47,12 @@ class Past(SortedTable):
         return default if row is None else self._entries(key, row[0])
 
     def first_items(self, start: bytes, limit: int) -> list[tuple[bytes, bytes | bytearray]]:
-        """The first keys from `start` on, with their entries."""
+        """Up to `limit` keys from `start` on, with their entries."""
         rows = zip(self.first(start, None, limit), self.rows(start, None))  # noqa: B905
         return [(key, self._entries(key, row)) for key, (row,) in rows]
 
     def add(self, key: bytes, added: bytes) -> None:
-        """Add entries behind those of a key."""
+        """Append entries to those of a key."""
         if (long := self._long.get(key)) is not None:
             long += added
             return
@@ -62,7 +63,7 @@ class Past(SortedTable):
             self[key] = self.get(key, b"") + added
 
     def add_all(self, keys: list[bytes], entries: list[bytes]) -> None:
-        """As `add`, for several keys. Fast if they are in order and have no entries yet."""
+        """As `add`, for several keys. Fast if `add_run` accepts the keys."""
         is_long = max(map(len, entries), default=0) > _ROW.size
         if is_long or not self.add_run(keys, b"".join(map(_ROW.pack, entries))):
             for key, added in zip(keys, entries, strict=True):

@@ -1,8 +1,9 @@
-"""A sorted map from keys to rows of numbers, which are packed: no object per row.
+"""A sorted map from keys to rows of one `struct` format. Rows are packed, so none is an object.
 
-The keys stand in lists of up to `MAX_PART` keys, and the rows of each list in a bytearray, in the
-same order. So a row is read and changed in place, those of neighbours are read at once, and a
-change of the keys moves one part at most. Runs of neighbours are added and removed as slices.
+The keys are in parts: lists of up to `MAX_PART` keys. The rows of a part are in a bytearray, in the
+order of its keys. So a row is read and changed in place, the rows of neighbouring keys are read
+together, and adding or removing a key moves the rest of one part only. Runs of neighbouring keys
+are added and removed as slices.
 
 Invariants: no part is empty; keys ascend within and between parts; `_lasts` has the last key of
 each part.
@@ -36,29 +37,31 @@ class SortedTable(MutableMapping[bytes, Row]):
         self.blocks: list[bytearray] = []
         """The packed rows of each part."""
         self._ranks: list[int] | None = None
-        """How many keys stand before each part, and how many there are; None after a change."""
+        """The number of keys before each part, and of all keys at the end; None after a change."""
 
     def __len__(self) -> int:
-        return self._counted()[-1]
+        return self._part_ranks()[-1]
 
     def __iter__(self) -> Iterator[bytes]:
         return chain.from_iterable(self._parts)
 
-    def _counted(self) -> list[int]:
+    def _part_ranks(self) -> list[int]:
+        """`_ranks`, counted if necessary."""
         ranks = self._ranks
         if ranks is None:
             ranks = self._ranks = list(accumulate(map(len, self._parts), initial=0))
         return ranks
 
     def lists(self) -> list[Any]:
-        """What it consists of, to be freed in steps."""
+        """All that it consists of, for `steps.discard`."""
         return [*self._parts, self._parts, self._lasts, self.blocks]
 
     # Look-ups of one key.
 
     def find(self, key: bytes) -> tuple[int, int, bool]:
-        """The part that has or would have a key (one after the last if the key is above all), how
-        many keys of it are below, and whether the key is there. Valid until the keys change."""
+        """Where a key is or belongs: (part, number of keys below it in that part, whether it is
+        there). The part is one past the last if the key is above all others. Valid until a key is
+        added or removed."""
         at = bisect_left(self._lasts, key)
         if at == len(self._lasts):
             return at, 0, False
@@ -92,7 +95,7 @@ class SortedTable(MutableMapping[bytes, Row]):
         first, begin, _ = self.find(start)
         last, stop = (len(self._parts), 0) if end is None else self.find(end)[:2]
         if last - first > 16:
-            ranks = self._counted()  # After a change it visits all parts.
+            ranks = self._part_ranks()  # After a change it visits all parts.
             return ranks[last] + stop - ranks[first] - begin
         between = sum(map(len, self._parts[first:last]))
         return max(0, between + stop - begin) if first <= last else 0
@@ -113,7 +116,7 @@ class SortedTable(MutableMapping[bytes, Row]):
     def first(
         self, start: bytes, end: bytes | None, limit: int, descends: bool = False
     ) -> list[bytes]:
-        """The first keys of a range, ascending; or the last ones, descending."""
+        """Up to `limit` keys of a range: the first, ascending, or the last, descending."""
         found: list[bytes] = []
         for at, low, high in self._spans(start, end, descends):
             room = limit - len(found)
@@ -126,13 +129,14 @@ class SortedTable(MutableMapping[bytes, Row]):
         return found
 
     def packed(self, start: bytes, end: bytes | None) -> Iterator[bytearray]:
-        """The packed rows of a range, in pieces. The keys must not change before the last piece."""
+        """The packed rows of a range, in pieces. No key may be added or removed until the last one
+        is taken."""
         size = self._row.size
         for at, begin, stop in self._spans(start, end):
             yield self.blocks[at][begin * size : stop * size]
 
     def rows(self, start: bytes, end: bytes | None) -> Iterator[Row]:
-        """The rows of a range, as `packed`."""
+        """The rows of a range, under the condition of `packed`."""
         return chain.from_iterable(map(self._row.iter_unpack, self.packed(start, end)))
 
     # Changes.
@@ -145,7 +149,8 @@ class SortedTable(MutableMapping[bytes, Row]):
             self.insert(at, below, [key], self._row.pack(*row))
 
     def insert(self, at: int, below: int, keys: list[bytes], packed: bytes) -> None:
-        """Add neighbours that are not there, in order, where `find` says."""
+        """Add keys that are not there, at the place that `find` returns for the first. They are in
+        order, and no other key is between them. `packed`: their rows."""
         if at == len(self._parts):
             if not at:
                 self._replace(slice(0), keys, packed)
@@ -161,8 +166,8 @@ class SortedTable(MutableMapping[bytes, Row]):
             self._replace(slice(at, at + 1), part, block)
 
     def add_run(self, keys: list[bytes], packed: bytes) -> bool:
-        """Add keys with packed rows if they are in order, and no other key is among them. Returns
-        False if they are not: nothing was added then."""
+        """As `insert`, at the right place. Returns False, and adds nothing, if the keys are not in
+        order, or one is there, or another key is between them."""
         if keys:
             at, below, _ = self.find(keys[0])
             if at < len(self._parts) and keys[-1] >= self._parts[at][below]:
@@ -203,7 +208,7 @@ class SortedTable(MutableMapping[bytes, Row]):
         return popped
 
     def _tidy(self, at: int) -> None:
-        """Make good the invariants after keys of a part were removed."""
+        """Restore the invariants after keys of a part were removed."""
         self._ranks = None
         part = self._parts[at]
         if not part:
@@ -220,13 +225,14 @@ class SortedTable(MutableMapping[bytes, Row]):
                     break
 
     def _replace(self, here: slice, keys: list[bytes], packed: bytes | bytearray) -> None:
-        """Replace parts by one with these keys, or by several of about `MAX_PART` / 2 keys."""
+        """Replace some parts by one with these keys, or, if it would be too large, by several that
+        are about half full."""
         self._ranks = None
         count = len(keys)
         step = count if count <= MAX_PART else -(-count // (2 * count // MAX_PART))
         size = step * self._row.size
-        parts = [keys[at : at + step] for at in range(0, count, step or 1)]
+        parts = [keys[at : at + step] for at in range(0, count, step)]
         self._parts[here] = parts
         self._lasts[here] = [part[-1] for part in parts]
-        cuts = range(0, len(packed), size or 1)
+        cuts = range(0, len(packed), size)
         self.blocks[here] = [bytearray(packed[at : at + size]) for at in cuts]

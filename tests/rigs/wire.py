@@ -6,7 +6,7 @@ from etcdlite.session import Session
 
 
 def take_output(session: Session) -> bytes:
-    """All that the session has to send now, as if it were sent; nothing if it did not tell."""
+    """All that the session has told its owner to send, as if it were sent."""
     was_blocked = session.is_blocked
     outbox = session.outbox
     assert sum(map(len, outbox.parts)) == outbox.unsent_bytes, "it counts what waits to be sent"
