@@ -199,8 +199,7 @@ class Store:
 
     def put_all(self, puts: Sequence[tuple[bytes, bytes, int]]) -> None:
         """As `put`, for several keys: (key, value, lease)."""
-        # The hottest path of the program: it is flat, and repeats code of `SortedTable` and
-        # `DataFile`.
+        # The hottest path of the program: flat, with code of `SortedTable` and `DataFile`.
         index, data, events = self.index, self.data, self.events
         heads, out, recent = index.heads, data.out, data.recent
         find = heads.find
@@ -398,7 +397,7 @@ class Store:
         removal = self._removal
         counted = None if removal is None or revision >= base else removal.count(start, end)
         if counted is None:
-            count = self.index.count(start, end)
+            count = self.index.heads.count(start, end)
         else:
             base -= 1
             count, spans = counted

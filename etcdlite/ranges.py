@@ -100,7 +100,7 @@ def is_surely_large(store: Store, request: proto.RangeRequest, size_bytes: int) 
     """Whether the answer is estimated, from its first records, at more than `size_bytes`: then it
     is not worth beginning to read it as a whole."""
     start, end = key_range(request.key, request.range_end)
-    count = store.index.count(start, end)
+    count = store.index.heads.count(start, end)
     if request.limit > 0:
         count = min(count, request.limit)
     if count <= store.limits.range_step_keys or not is_plain(request):

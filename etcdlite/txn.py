@@ -383,7 +383,7 @@ def _delete_steps(
     store: Store, request: Any, reading: _Reading
 ) -> Generator[None, None, list[bytes]]:
     start, end = key_range(request.key, request.range_end)
-    count = store.index.count(start, end)
+    count = store.index.heads.count(start, end)
     parts = [b"\x10" + varint(count)] if count else []
     if request.prev_kv and count:
         step_keys, step_bytes = store.limits.read_step_keys, store.limits.step_bytes
@@ -652,7 +652,7 @@ def _choose(
     taken = True
     for compare in request.compare:
         if budget is not None and compare.range_end:
-            count = store.index.count(*key_range(compare.key, compare.range_end))
+            count = store.index.heads.count(*key_range(compare.key, compare.range_end))
             budget.take(count, count if compare.target == proto.Compare.VALUE else 0)
         taken = yield from _compare_steps(store, compare, began)
         if not taken:
@@ -673,7 +673,7 @@ def _check_visits(store: Store, ops: Sequence[Any], first: int, last: int, budge
         is_between = at > first
         if asked.count_only or (not is_between and not is_plain(asked)):
             continue
-        count = store.index.count(*key_range(asked.key, asked.range_end))
+        count = store.index.heads.count(*key_range(asked.key, asked.range_end))
         if asked.limit > 0 and is_plain(asked):
             count = min(count, asked.limit)
         budget.take(count, count if is_between else 0)

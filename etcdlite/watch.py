@@ -499,8 +499,7 @@ class WatchHub:
     # Sending events.
 
     def _notify_synced(self, events: Sequence[Event]) -> None:
-        """Send these events to the synced watches. If that is too much at once, the watches lag.
-        Does nothing if they lag already."""
+        """Send events to the synced watches, unless they lag; if it is too much, they begin to."""
         if self.lag is not None:
             return
         limits = self.limits

@@ -87,9 +87,11 @@ def test_a_scan_in_parts_gives_each_key_once_and_in_order(limit: int) -> None:
 def test_counting_the_present_needs_no_scan() -> None:
     index, done = grown(2)
     now = as_of(done, 201)
-    assert index.count(b"", None) == len(now)
-    assert index.count(b"key1", b"key2") == len([key for key in now if b"key1" <= key < b"key2"])
-    assert index.count(b"key2", b"key1") == 0
+    assert index.heads.count(b"", None) == len(now)
+    assert index.heads.count(b"key1", b"key2") == len(
+        [key for key in now if b"key1" <= key < b"key2"]
+    )
+    assert index.heads.count(b"key2", b"key1") == 0
 
 
 @pytest.mark.parametrize("compacted", [2, 3, 60, 150, 201])

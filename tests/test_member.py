@@ -57,7 +57,7 @@ def filled(keys: int, value: bytes = b"v", **options: Any) -> MemberRig:
         request = PutRequest(key=b"key%07d" % key, value=value)
         rig.member.writes.propose_message(None, 0, number, request)
     rig.settle()
-    assert rig.member.state.store.index.count(b"key", b"kez") == keys
+    assert rig.member.state.store.index.heads.count(b"key", b"kez") == keys
     return rig
 
 
@@ -135,7 +135,7 @@ def test_writes_beyond_the_limit_are_too_many_and_the_rest_is_done(
     rig.settle()
     refused = [i for i in writes if rig.answers[i] == error("RequestTooManyRequests").text]
     assert 8 <= len(refused) <= 12
-    assert rig.member.state.store.index.count(b"\0", None) == 20 - len(refused)
+    assert rig.member.state.store.index.heads.count(b"\0", None) == 20 - len(refused)
     # Everything is given back: the same number again is taken.
     again = [rig.send(PutRequest(key=b"%d" % n, value=bytes(1000))) for n in range(9)]
     rig.settle()
@@ -603,7 +603,7 @@ def test_a_large_write_reaches_the_file_in_parts(monkeypatch: pytest.MonkeyPatch
     assert len(marks) == 1 and marks[0] < 2000 + 200 * DEFAULT_LIMITS.apply_step_ops, marks
     rig = MemberRig(rig.disk.power_loss() if isinstance(rig.disk, FaultyDisk) else None)
     rig.settle()
-    assert rig.member.state.store.index.count(b"\0", None) == 0
+    assert rig.member.state.store.index.heads.count(b"\0", None) == 0
 
 
 def test_defragmentations_of_an_idle_member_leave_nothing_behind() -> None:
@@ -822,7 +822,7 @@ def test_the_large_answer_to_a_write_is_made_when_the_write_is_over(in_txn: bool
     if in_txn:
         request = proto.TxnRequest(success=[proto.RequestOp(request_delete_range=request)])
     delete = rig.send(request)
-    while rig.member.is_applying or rig.member.state.store.index.count(b"key", b"kez"):
+    while rig.member.is_applying or rig.member.state.store.index.heads.count(b"key", b"kez"):
         assert delete not in rig.answers
         rig.turn()
     put = rig.send(PutRequest(key=b"another"))
@@ -948,18 +948,18 @@ def test_a_hundred_thousand_leases_expire_in_turns_of_bounded_work() -> None:
             rig.settle()
     store = rig.member.state.store
     revision = store.revision
-    assert store.index.count(b"\0", None) == leases
+    assert store.index.heads.count(b"\0", None) == leases
     # A look at the clock stands for a step: no turn takes more of them than fit a slice.
     rig.pace_s = 0.0001
     rig.now += 12.0
     most_deleted = most_looks = 0
-    while store.index.count(b"\0", None):
+    while store.index.heads.count(b"\0", None):
         rig.now += 0.1
         rig.member.tick()
         for _ in range(100):
-            keys, looks = store.index.count(b"\0", None), rig.looks
+            keys, looks = store.index.heads.count(b"\0", None), rig.looks
             more = rig.turn()
-            most_deleted = max(most_deleted, keys - store.index.count(b"\0", None))
+            most_deleted = max(most_deleted, keys - store.index.heads.count(b"\0", None))
             most_looks = max(most_looks, rig.looks - looks)
             if not more:
                 break

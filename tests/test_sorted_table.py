@@ -109,7 +109,7 @@ def test_counting_in_few_parts_after_a_change_visits_no_others(
     table = SortedTable(ROW)
     table.add_run([b"%08d" % number for number in range(50_000)], bytes(50_000 * ROW.size))
     table[b"new"] = (1, 2)
-    monkeypatch.delattr(SortedTable, "_counted")
+    monkeypatch.delattr(SortedTable, "_part_ranks")
     assert table.count(b"%08d" % 20_000, b"%08d" % 23_000) == 3000
     assert table.count(b"%08d" % 49_000, None) == 1001
     assert table.count(b"z", b"a") == table.count(b"%08d" % 23_000, b"%08d" % 20_000) == 0

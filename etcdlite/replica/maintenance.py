@@ -179,7 +179,7 @@ class Maintenance:
         self._job = None
 
     def restart(self, old: Store) -> None:
-        """The member has another store now: forget the old one."""
+        """The member has another store now: free the old one in steps."""
         parts = (old.lessor, old.index, old.data)
         tables = (table for part in parts for table in vars(part).values())
         lists = old.index.heads.lists() + old.index.past.lists()

@@ -108,10 +108,6 @@ class Index:
         _, location, length = PAST.unpack_from(entries, at) if at >= 0 else _TOMBSTONE
         return None if length & DEAD else (location, length)
 
-    def count(self, start: bytes, end: bytes | None) -> int:
-        """How many keys exist now in [start, end); end None: no upper bound."""
-        return self.heads.count(start, end)
-
     def count_some(
         self, start: bytes, end: bytes | None, revision: int
     ) -> tuple[int, bytes | None]:
@@ -297,12 +293,10 @@ class Index:
                 dropped += kept // PAST_BYTES
                 if kept == size:
                     emptied.append(key)
-                elif isinstance(entries, bytes):
+                elif isinstance(entries, bytes) or size - kept <= 2 * PAST_BYTES:
                     past[key] = entries[kept:]
                 else:
                     del entries[:kept]
-                    if len(entries) <= 2 * PAST_BYTES:
-                        past[key] = entries  # Few enough for a row.
                 if cursor == key:
                     break
             past.pop_run(emptied)

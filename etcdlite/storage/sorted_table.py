@@ -19,13 +19,13 @@ from struct import Struct
 from typing import Any
 
 MAX_PART = 512
-"""A part with more keys than this is cut into two."""
+"""A part with more keys than this is cut into parts that are about half full."""
 
 Row = tuple[Any, ...]
 
 
 class SortedTable(MutableMapping[bytes, Row]):
-    """A map of keys to rows."""
+    """A map from keys to rows."""
 
     __slots__ = ("_lasts", "_parts", "_ranks", "_row", "_unpack_from", "blocks")
 
@@ -47,10 +47,9 @@ class SortedTable(MutableMapping[bytes, Row]):
 
     def _part_ranks(self) -> list[int]:
         """`_ranks`, counted if necessary."""
-        ranks = self._ranks
-        if ranks is None:
-            ranks = self._ranks = list(accumulate(map(len, self._parts), initial=0))
-        return ranks
+        if self._ranks is None:
+            self._ranks = list(accumulate(map(len, self._parts), initial=0))
+        return self._ranks
 
     def lists(self) -> list[Any]:
         """All that it consists of, for `steps.discard`."""
@@ -59,9 +58,8 @@ class SortedTable(MutableMapping[bytes, Row]):
     # Look-ups of one key.
 
     def find(self, key: bytes) -> tuple[int, int, bool]:
-        """Where a key is or belongs: (part, number of keys below it in that part, whether it is
-        there). The part is one past the last if the key is above all others. Valid until a key is
-        added or removed."""
+        """Where a key is or belongs: (part, keys of it below this one, whether it is there). Above
+        all keys, `part` is the number of parts. Valid until a key is added or removed."""
         at = bisect_left(self._lasts, key)
         if at == len(self._lasts):
             return at, 0, False
@@ -129,8 +127,7 @@ class SortedTable(MutableMapping[bytes, Row]):
         return found
 
     def packed(self, start: bytes, end: bytes | None) -> Iterator[bytearray]:
-        """The packed rows of a range, in pieces. No key may be added or removed until the last one
-        is taken."""
+        """The packed rows of a range, in pieces. Between them no key may be added or removed."""
         size = self._row.size
         for at, begin, stop in self._spans(start, end):
             yield self.blocks[at][begin * size : stop * size]
@@ -170,9 +167,8 @@ class SortedTable(MutableMapping[bytes, Row]):
         order, or one is there, or another key is between them."""
         if keys:
             at, below, _ = self.find(keys[0])
-            if at < len(self._parts) and keys[-1] >= self._parts[at][below]:
-                return False
-            if not all(map(lt, keys, keys[1:])):
+            is_free = at == len(self._parts) or keys[-1] < self._parts[at][below]
+            if not (is_free and all(map(lt, keys, keys[1:]))):
                 return False
             self.insert(at, below, keys, packed)
         return True
@@ -225,8 +221,7 @@ class SortedTable(MutableMapping[bytes, Row]):
                     break
 
     def _replace(self, here: slice, keys: list[bytes], packed: bytes | bytearray) -> None:
-        """Replace some parts by one with these keys, or, if it would be too large, by several that
-        are about half full."""
+        """Replace parts by one with these keys, or by several of about `MAX_PART` / 2 keys."""
         self._ranks = None
         count = len(keys)
         step = count if count <= MAX_PART else -(-count // (2 * count // MAX_PART))
