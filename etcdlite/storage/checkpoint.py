@@ -73,7 +73,7 @@ def meta(
     for number in sorted(data.files):
         size = data.offset if number == data.active else data.sizes[number]
         fields += [number, size, data.garbage[number]]
-    return struct.pack(f"<{len(fields)}Q", *fields)
+    return b"".join(map(U64.pack, fields))
 
 
 def chunks(

@@ -240,7 +240,7 @@ def record(kind: int, body: bytes) -> bytes:
 
 
 def u64s(body: bytes) -> tuple[int, ...]:
-    return struct.unpack(f"<{len(body) // 8}Q", body)
+    return tuple(number for (number,) in U64.iter_unpack(body))
 
 
 def key_and_revision(body: bytes, at: int = 0) -> tuple[bytes, int]:

@@ -406,7 +406,8 @@ class Index:
 
 
 def _lengths(items: list[bytes]) -> bytes:
-    return struct.pack(f"<{len(items) + 1}I", len(items), *map(len, items))
+    # `struct.pack` would keep an object for each number of items.
+    return b"".join([n.to_bytes(4, "little") for n in (len(items), *map(len, items))])
 
 
 def _read_lengths(chunk: bytes, at: int) -> tuple[tuple[int, ...], int]:
