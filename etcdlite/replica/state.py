@@ -302,6 +302,7 @@ def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
 # raised before the first change.
 
 Applying = Steps | Generator[None, None, None] | bytes | None
+"""What an applier returns."""
 
 
 def _delete_range(state: State, request: proto.DeleteRangeRequest) -> Steps:
