@@ -276,6 +276,9 @@ class Maintenance:
         yield from self._checkpoint()
         while (segment := cleaning.segment_to_clean(store, DEFRAGMENT_SHARE)) is not None:
             yield from self._clean(segment)
+        # Whoever waits for this may need the space at once.
+        yield store.data.take_sync()
+        yield store.disk.wait_for_space
         log.info(
             "finished defragmenting",
             previous_db_size_bytes=before,

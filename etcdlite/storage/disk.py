@@ -154,7 +154,7 @@ class _Eraser:
 
     def __init__(self) -> None:
         self._removed: deque[int] = deque()
-        self._queue: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.waiting: queue.Queue[int] = queue.Queue()
         self._thread: threading.Thread | None = None
 
     def take(self, fd: int) -> None:
@@ -167,16 +167,14 @@ class _Eraser:
     def synced(self) -> None:
         """Erase the files taken so far: their removal is durable now."""
         while self._removed:
-            self._queue.put(self._removed.popleft())
+            self.waiting.put(self._removed.popleft())
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="etcdlite-eraser", daemon=True
-                )
+                self._thread = threading.Thread(None, self._run, "etcdlite-eraser", daemon=True)
                 self._thread.start()
 
     def _run(self) -> None:
         while True:
-            fd = self._queue.get()
+            fd = self.waiting.get()
             try:
                 if os.fstat(fd).st_nlink == 0:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -187,6 +185,7 @@ class _Eraser:
                 pass  # A reader holds it, or it cannot be changed: closing frees it, too.
             finally:
                 os.close(fd)
+                self.waiting.task_done()
 
 
 _ERASER = _Eraser()
@@ -286,6 +285,10 @@ class Disk:
         finally:
             os.close(fd)
         _ERASER.synced()
+
+    def wait_for_space(self) -> None:
+        """Return when the space of removed files whose removal is durable is free."""
+        _ERASER.waiting.join()
 
     def stage(self, path: str) -> Staged:
         """Begin to write a file that atomically replaces `path` when it is published."""
