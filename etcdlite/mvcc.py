@@ -117,8 +117,7 @@ class Store:
         self.checkpoint_begin = contents.checkpoint_begin
         """(segment, offset) from which a start would scan the data file."""
         self.storage_version = contents.checkpoint_version
-        """The oldest etcdlite that can open the data directory: the one that the checkpoint on disk
-        names."""
+        """The oldest etcdlite that can open the data directory, as the checkpoint on disk says."""
         self.compaction: Iterator[int] | None = None
         """The pending compaction, for `compact_step`."""
         self.uncleanable: set[int] = set()

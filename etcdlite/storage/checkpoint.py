@@ -79,8 +79,7 @@ def meta(
 def chunks(
     meta: bytes, buckets: dict[int, dict[bytes, bytes]], index: Index, data: DataFile
 ) -> Iterator[tuple[int, bytes]]:
-    """All chunks, (kind, body) each. The state may change while they are taken; no compaction may
-    run."""
+    """All chunks, (kind, body) each. The state may change meanwhile; no compaction may run."""
     yield META, meta
     for bucket, items in sorted(buckets.items()):
         for key, value in items.copy().items():

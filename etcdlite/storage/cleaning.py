@@ -69,8 +69,7 @@ def segment_to_clean(store: Store, least_garbage: float) -> int | None:
     """The sealed segment with the largest share of garbage, if it is at least `least_garbage`
     (0 to 1).
 
-    A segment that the next start scans does not count: what it says besides keys is in no
-    checkpoint yet."""
+    A segment that the next start scans does not count: not all it says is in a checkpoint."""
     data = store.data
     shares = [
         (data.garbage[number] / size, number)

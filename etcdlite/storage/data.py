@@ -421,8 +421,7 @@ class DataFile:
         self.offset = self.flushed = offset
 
     def take_sync(self) -> Callable[[], None]:
-        """Disk work that makes the present content of the files durable. Run it once, in any
-        thread."""
+        """Disk work that makes what the files hold now durable. Run it once, in any thread."""
         files = [self.files[number] for number in sorted(self.unsynced)]
         self.unsynced.clear()
         doubtful, self.doubtful = self.doubtful, []

@@ -230,8 +230,7 @@ class Disk:
         return File(path, fd)
 
     def lock(self, path: str) -> File:
-        """Create the lock file at `path` if needed, and lock it. Raises BlockingIOError if another
-        process holds it."""
+        """Create the lock file `path` if needed, and lock it. BlockingIOError: another holds it."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

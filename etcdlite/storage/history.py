@@ -127,8 +127,7 @@ class History:
         self._store = None
 
     def hand_over(self) -> Iterator[Any]:
-        """After the scan: what another process needs for `changes`, in small values. It must
-        inherit the files."""
+        """After the scan: what a process that inherits the files needs for `changes`, in pieces."""
         data, flags, step = self._data, self._flags, self._limits.history_chunk_bytes
         files = [(n, file.fileno(), data.sizes[n]) for n, file in data.files.items()]
         counts = self.revision, self.compacted, self.count, self.size_bytes

@@ -58,8 +58,7 @@ class Index:
             self.past.add(key, PAST.pack(mod, location, length))
 
     def move(self, key: bytes, mod: int, new: int) -> int | None:
-        """Point version `mod` of `key` to location `new`. Returns where it was; None if there is no
-        such version."""
+        """Point version `mod` of `key` to `new`. Returns where it was; None if there is none."""
         head_mod, create, version, location, lease, length = self.heads.get(key, NO_HEAD)
         if head_mod == mod:
             self.heads[key] = (mod, create, version, new, lease, length)
@@ -200,8 +199,7 @@ class Index:
     def all_keys(
         self, start: bytes, end: bytes | None, limit: int, descends: bool = False
     ) -> list[bytes]:
-        """The first (or the last) keys in [start, end) with a version in the index, in order, once
-        each."""
+        """The first (or last) keys in [start, end) with a version in the index, in order."""
         keys = self.heads.first(start, end, limit, descends)
         gone = self.past.first(start, end, limit, descends)
         return sorted({*keys, *gone}, reverse=descends)[:limit] if gone else keys

@@ -37,7 +37,7 @@ from etcdlite.storage.data import (
     u64s,
 )
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.index import HEAD, HEAD_BYTES, Index, pack_head_into, unpack_head
+from etcdlite.storage.index import HEAD, Index
 from etcdlite.storage.past import DEAD
 from etcdlite.versions import OLDEST
 
@@ -60,6 +60,8 @@ class Contents:
         self.cut: DataDamaged | None = None
         """What made the scan end early, after a crash; None if the data file was whole."""
         self._moved_revision = 0
+        self._new: dict[bytes, bytes] = {}
+        """The heads that the scan has found, until they are entered in the index together."""
 
     def load(self) -> None:
         """The state as of the last mark. Raises DataDamaged; ValueError, LookupError and
@@ -71,6 +73,7 @@ class Contents:
         if begin[0] not in data.files:
             raise DataDamaged(data.path(begin[0]), 0, "the segment is missing")
         self._scan(begin, end)
+        self._settle()
         # A process that was killed may have left these to the page cache.
         data.unsynced.update(n for n in data.files if n >= begin[0])
         data.doubtful = [(data.files[n], data.files[n].size()) for n in data.unsynced]
@@ -82,6 +85,7 @@ class Contents:
         ValueError if the same revision has already changed the key."""
         location = self.data.append(kind, body)
         self._replay(location, (kind,), (body,))
+        self._settle()
         key, mod = key_and_revision(body)
         if not self.index.is_at(key, mod, location):
             raise ValueError(f"revision {mod} changes a key twice")
@@ -196,8 +200,8 @@ class Contents:
         second time makes no difference."""
         # Flat: a start may meet hundreds of thousands of records.
         index = self.index
-        heads, revisions = index.heads, index.revisions
-        find, blocks = heads.find, heads.blocks
+        heads, new, revisions = index.heads, self._new, index.revisions
+        pack, unpack = HEAD.pack, HEAD.unpack
         next_mod = index.first_revision + len(revisions)
         next_location, garbage = location, 0
         for kind, body in zip(kinds, bodies, strict=True):
@@ -218,24 +222,27 @@ class Contents:
                 if mod == next_mod:
                     revisions.append(location)
                     next_mod += 1
-                at, below, is_there = find(key)
-                begin = below * HEAD_BYTES
-                if is_there:
-                    head_mod, _, _, old, _, length = unpack_head(blocks[at], begin)
-                    if head_mod >= mod:
+                head = unpack(new[key]) if key in new else heads.get(key)
+                if head is not None:
+                    if head[0] >= mod:
                         continue
-                    index.supersede(key, head_mod, old, length)
-                if kind != PUT:
-                    if is_there:
-                        del heads[key]
-                    index.supersede(key, mod, location, size | DEAD)
-                elif is_there:
-                    pack_head_into(blocks[at], begin, mod, create, version, location, lease, size)
+                    index.supersede(key, head[0], head[3], head[5])
+                if kind == PUT:
+                    new[key] = pack(mod, create, version, location, lease, size)
                 else:
-                    head = HEAD.pack(mod, create, version, location, lease, size)
-                    heads.insert(at, below, [key], head)
+                    new.pop(key, None)
+                    heads.pop(key, None)
+                    index.supersede(key, mod, location, size | DEAD)
         self.data.garbage[location >> 32] += garbage
         return next_location
+
+    def _settle(self) -> None:
+        """Enter the keys of `_new` in the index."""
+        new, heads = self._new, self.index.heads
+        keys = sorted(new)
+        if not heads.add_run(keys, b"".join([new[key] for key in keys])):
+            heads.update({key: HEAD.unpack(head) for key, head in new.items()})
+        new.clear()
 
     def _load_bucket(self, body: bytes, is_present: bool) -> None:
         bucket, _, size = BUCKET_BODY.unpack_from(body)
@@ -249,6 +256,7 @@ class Contents:
 
     def _replay_move(self, location: int, body: bytes) -> None:
         index = self.index
+        self._settle()
         key, mod = key_and_revision(body)
         old = index.move(key, mod, location)
         if old != location:
