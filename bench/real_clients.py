@@ -141,8 +141,8 @@ LISTED_KEYS = 10_000
 
 CHANGED = 0.05
 COMPARED = ("p50 ms", "CPU µs", "bytes")
-"""The rows whose changes are named: other times vary too much from round to round, and the RSS of a
-load is mostly that of the loads before it."""
+"""A change between two revisions is reported for these rows only. The other times vary too much
+from round to round, and the memory of a server depends on the workloads that ran before."""
 
 Found = dict[tuple[str, str], list[list[float]]]
 """(Workload, server) -> a value for each of `ROWS`, round by round."""
@@ -264,7 +264,7 @@ def column(found: Found, workload: str, server: str, row: str) -> list[float]:
 
 
 def ratios(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Round by round; without rounds whose second figure is 0."""
+    """The ratio of each round. Rounds in which the second figure is 0 are left out."""
     return [one / other for one, other in zip(mine, theirs, strict=True) if other]
 
 

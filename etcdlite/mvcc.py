@@ -48,7 +48,7 @@ from etcdlite.storage.data import (
     record,
 )
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.index import HEAD, HEAD_BYTES, Numbered, pack_head_into, unpack_head
+from etcdlite.storage.index import HEAD, Numbered
 from etcdlite.storage.key_changes import KeyChanges
 from etcdlite.storage.past import DEAD, PAST, PAST_AND_TOMBSTONE
 from etcdlite.storage.recovery import Contents
@@ -208,8 +208,9 @@ class Store:
         for key, value, lease in puts:
             at, below, is_there = find(key)
             if is_there:
-                block, begin = heads.blocks[at], below * HEAD_BYTES
-                old_mod, create, version, old, old_lease, old_length = unpack_head(block, begin)
+                block, begin = heads.blocks[at], below * HEAD.size
+                head = HEAD.unpack_from(block, begin)
+                old_mod, create, version, old, old_lease, old_length = head
                 version += 1
                 index.past.add(key, PAST.pack(old_mod, old, old_length))
                 if old_lease:
@@ -224,10 +225,10 @@ class Store:
             out += (RECORD_HEADER.pack(crc32(body, word), word), body)
             location = base | offset
             if is_there:
-                pack_head_into(block, begin, mod, create, version, location, lease, size)
+                HEAD.pack_into(block, begin, mod, create, version, location, lease, size)
             else:
-                head = HEAD.pack(mod, create, version, location, lease, size)
-                heads.insert(at, below, [key], head)
+                packed = HEAD.pack(mod, create, version, location, lease, size)
+                heads.insert(at, below, [key], packed)
             recent[location] = body
             offset += size + RECORD_HEADER_BYTES
             if lease:

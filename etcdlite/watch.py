@@ -520,8 +520,8 @@ class WatchHub:
     def _send_steps(
         self, batches: dict[_Group, list[bytes]], revision: int, max_sends: int
     ) -> Generator[None, None, tuple[list[_Watch], list[_Watch]]]:
-        """Send each group its batch of encoded events, in steps. Returns the watches whose sink is
-        blocked, and those left out because `max_sends` was reached.
+        """Send each group its batch of encoded events, in steps. Returns two lists of watches:
+        those whose sink is blocked, and those left out because of `max_sends`.
 
         Flat on purpose: this is the cost of a put per watch. The watches of a group share the
         joined events."""

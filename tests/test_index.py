@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from etcdlite.limits import Limits
-from etcdlite.storage.index import HEAD_BYTES, Index
+from etcdlite.storage.index import HEAD, Index
 from etcdlite.storage.past import DEAD, PAST, PAST_BYTES
 
 Version = tuple[int, int, int, bool]
@@ -186,7 +186,7 @@ def test_a_chunk_of_the_index_that_makes_no_sense_is_refused() -> None:
             index.load_past(chunk(keys, values))
     with pytest.raises(ValueError):
         index.load_past(chunk([b"c"], [one])[:-1])
-    heads = struct.pack("<3I", 2, 1, 1) + bytes(2 * HEAD_BYTES)
+    heads = struct.pack("<3I", 2, 1, 1) + bytes(2 * HEAD.size)
     for last in (b"ba", b"aa", b"a"):
         with pytest.raises(ValueError):
             index.load_heads(heads + last)

@@ -700,12 +700,18 @@ def test_the_previous_values_of_a_revision_are_encoded_and_joined_in_steps(fragm
     assert seen(inbox.take()) == [(4, b"k")]
 
 
-def test_large_events_are_put_into_few_responses_at_once():
-    member = Member(limits=Limits(max_sends_at_once=60))
+def with_watches_of_one_key(count: int, max_sends_at_once: int):
+    """A member, and the inbox of a stream with this many watches of `k`."""
+    member = Member(limits=Limits(max_sends_at_once=max_sends_at_once))
     stream, inbox = member.open()
-    for _ in range(8):
+    for _ in range(count):
         stream.create(wanted(b"k"))
     inbox.take()
+    return member, inbox
+
+
+def test_large_events_are_put_into_few_responses_at_once():
+    member, inbox = with_watches_of_one_key(8, max_sends_at_once=60)
     member.write((b"k", bytes(100_000)))
     assert len(inbox.bodies) == 3, "each has its own id, so it is a copy"
     member.settle()
@@ -737,11 +743,7 @@ def test_watches_that_come_and_go_while_a_large_revision_is_sent_see_it_once_or_
 
 
 def test_an_event_for_very_many_watches_is_sent_to_some_at_once_and_to_all_in_steps():
-    member = Member(limits=Limits(max_sends_at_once=10))
-    stream, inbox = member.open()
-    for _ in range(25):
-        stream.create(wanted(b"k"))
-    inbox.take()
+    member, inbox = with_watches_of_one_key(25, max_sends_at_once=10)
     member.put(b"k")
     assert len(inbox.bodies) == 10
     member.put(b"k")

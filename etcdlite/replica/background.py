@@ -101,12 +101,12 @@ class Background:
         is_active = self._clients_are_active(began)
         if is_active and began < self._rest_ends_at:
             return
-        if is_active or self._was_cut or self._metrics.proposals_pending > FEW_WRITES:
-            has_input = bool  # `bool()` is False: input does not end this slice.
+        has_many_writes = self._metrics.proposals_pending > FEW_WRITES
+        gives_way = not (is_active or self._was_cut or has_many_writes)
         ends_at = began + SLICE_S
 
         def is_over() -> bool:
-            return clock() > ends_at or has_input()
+            return clock() > ends_at or (gives_way and has_input())
 
         reads = self._reads
         self._was_for_reads = bool(reads.background) and not (

@@ -314,7 +314,7 @@ class Reads:
                 yield
 
     def tick(self, now: float) -> None:
-        """Begin another round for the reads whose round is late."""
+        """Ask again for reads whose read index has not been confirmed in time."""
         self._rounds = {c: g for c, g in self._rounds.items() if any(x.reads for x in g)}
         due = [x for x in self._waiting if x.reads and now - x.asked_at > READ_RETRY_S]
         if due:
@@ -634,8 +634,8 @@ class Reads:
         self._waiting_count = sum(len(line.reads) for line in self._lines.values())
 
     def wake(self, session: Session) -> None:
-        """The client reads its answers again, or its session is closed: give its line turns again.
-        In a turn, the line drops the reads that nobody awaits."""
+        """The client reads its answers again, or its session is closed: let its line run again. The
+        line then drops the reads of a closed session."""
         line = self._lines.get(session)
         if line is not None and line.is_held:
             line.is_held = False

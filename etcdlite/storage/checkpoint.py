@@ -79,7 +79,7 @@ def meta(
 def chunks(
     meta: bytes, buckets: dict[int, dict[bytes, bytes]], index: Index, data: DataFile
 ) -> Iterator[tuple[int, bytes]]:
-    """All chunks, (kind, body) each. The state may change meanwhile; no compaction may run."""
+    """All chunks, as (kind, body). Between two of them writes may go on, but no compaction."""
     yield META, meta
     for bucket, items in sorted(buckets.items()):
         for key, value in items.copy().items():

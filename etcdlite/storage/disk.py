@@ -230,7 +230,7 @@ class Disk:
         return File(path, fd)
 
     def lock(self, path: str) -> File:
-        """Create the lock file `path` if needed, and lock it. BlockingIOError: another holds it."""
+        """Create the lock file if needed, and lock it. Raises BlockingIOError if it is locked."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -286,7 +286,7 @@ class Disk:
         _ERASER.synced()
 
     def wait_for_space(self) -> None:
-        """Return when the space of removed files whose removal is durable is free."""
+        """Wait until the space of the files removed before the last `sync_dir` is free."""
         _ERASER.waiting.join()
 
     def stage(self, path: str) -> Staged:

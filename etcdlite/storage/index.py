@@ -25,8 +25,6 @@ from etcdlite.storage.past import DEAD, PAST, PAST_BYTES, Past
 from etcdlite.storage.sorted_table import Row, SortedTable
 
 HEAD = struct.Struct("<QQQQQI")
-HEAD_BYTES = HEAD.size
-pack_head_into, unpack_head = HEAD.pack_into, HEAD.unpack_from
 NO_HEAD = (1 << 65, 1 << 65, 0, 0, 0, 0)
 """The head of a key that does not exist: its mod_revision is above every revision."""
 _TOMBSTONE = (0, 0, DEAD)

@@ -23,7 +23,7 @@ DEAD = 1 << 31
 _ROW = struct.Struct(f"{2 * PAST_BYTES}s")
 """Two entries, or one and zeros."""
 _LONG = bytes(_ROW.size)
-"""The row of a key whose entries are in `_long`."""
+"""What the row of a key contains if its entries are in `_long`."""
 _NONE = bytes(8)
 """In place of the second mod_revision: there is no second entry."""
 

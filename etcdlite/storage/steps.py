@@ -44,8 +44,8 @@ def run(job: Job) -> None:
 
 
 def discard(tables: Iterable[object]) -> Job:
-    """Empty the dicts and lists among these objects, which nobody needs any more, in steps: to free
-    a large one at once would take many milliseconds."""
+    """Empty those of these objects that are dicts or lists, in steps. Freeing a large one at once
+    takes many milliseconds."""
     for table in tables:
         while isinstance(table, (dict, list)) and table:
             for _ in range(min(len(table), 1000)):

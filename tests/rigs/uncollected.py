@@ -1,4 +1,4 @@
-"""A server whose garbage collector runs only on SIGUSR1, and then tells what it found.
+"""A server that runs the garbage collector only on SIGUSR1, and writes down what it found.
 
     CYCLES_FILE=FILE python -m tests.rigs.uncollected [FLAG ...]
 
