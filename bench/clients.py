@@ -258,7 +258,8 @@ class GrpcConnection:
             self.socket.sendall(_http2_frame(_PING, 1, 0, payload))
         elif kind == _WINDOW_UPDATE and stream == 0:
             self._window_bytes += int.from_bytes(payload, "big")
-        elif kind in (_RST_STREAM, _GOAWAY):
+        elif kind == _GOAWAY or (kind == _RST_STREAM and any(payload)):
+            # A reset with NO_ERROR follows a complete answer (RFC 9113, section 8.1).
             raise CallFailed(f"HTTP/2 frame {kind}: {payload!r}")
 
 
