@@ -619,7 +619,7 @@ def test_check_datascale_tells_how_memory_grew(
 ) -> None:
     resident = {"before": 10.0 * (1 << 20), "after": 12.5 * (1 << 20)}
     monkeypatch.setattr(ctl_check, "_resident_bytes", lambda session, when: resident[when])
-    monkeypatch.setitem(ctl_check.SCALE_LOADS, "s", ctl_check.ScaleLoad(300, 50))
+    monkeypatch.setitem(ctl_check.SCALE_LOADS, "s", ctl_check.Load(300, 50))
     ctl = ctl_of(server().endpoint)
     assert ctl("check", "datascale") == (
         0,

@@ -48,8 +48,7 @@ def init(session: Session) -> None:
     name = session.arguments[0] if session.arguments else "etcdlite CA"
     files = authority_in(session.flags["dir"])
     ends_s = _make(session, files, "ca", name, (), None)
-    _print(
-        session,
+    session.print(
         f"The CA is in {files.certificate}, its key in {files.key}; valid until {_day(ends_s)}.",
         "Whoever has the key can make certificates for anyone: keep it off the members.",
         "Next: cert server NAME and cert peer NAME for each member, cert client NAME for each user",
@@ -59,8 +58,7 @@ def init(session: Session) -> None:
 def server(session: Session) -> None:
     """Make a member's certificate for its clients."""
     files, authority = _issue(session, "server")
-    _print(
-        session,
+    session.print(
         *_settings({"cert-file": files.certificate, "key-file": files.key}),
         "To admit only clients with a certificate of the same CA, add:",
         *_settings({"trusted-ca-file": authority, "client-cert-auth": "true"}),
@@ -77,8 +75,7 @@ def peer(session: Session) -> None:
         "peer-trusted-ca-file": authority,
         "peer-client-cert-auth": "true",
     }
-    _print(
-        session,
+    session.print(
         *_settings(settings),
         "Certificates of clients that this CA signs are accepted from members, too. So make them "
         "with another CA (cert init --dir), or list the names of all members as "
@@ -93,8 +90,7 @@ def client(session: Session) -> None:
     paths = {"cacert": authority, "cert": files.certificate, "key": files.key}
     flags = (f"--{name}={shlex.quote(path)}" for name, path in paths.items())
     variables = (f"ETCDCTL_{name.upper()}={shlex.quote(path)}" for name, path in paths.items())
-    _print(
-        session,
+    session.print(
         "Flags of etcdlite-ctl and etcdctl:",
         f"  {' '.join(flags)}",
         "In the environment:",
@@ -115,10 +111,6 @@ def _settings(settings: dict[str, str]) -> list[str]:
     return ["In the configuration file:", *lines, "As flags:", f"  {' '.join(flags)}"]
 
 
-def _print(session: Session, *lines: str) -> None:
-    session.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
-
-
 def _issue(session: Session, kind: str) -> tuple[Pair, str]:
     """Make a certificate and report it. Returns the paths: its own, and the CA's."""
     (name,) = session.need(1, f"cert {kind} needs 1 argument: the name of the {_OWNERS[kind]}")
@@ -130,8 +122,7 @@ def _issue(session: Session, kind: str) -> tuple[Pair, str]:
     hosts = hosts_of(session.flags["host"], kind)
     ends_s = _make(session, files, kind, name, hosts, authority)
     whom = f" for {', '.join(hosts)}" if hosts else ""
-    _print(
-        session,
+    session.print(
         f"The {kind} certificate of {name}{whom} is in {files.certificate}, its key in "
         f"{files.key}; valid until {_day(ends_s)}.",
     )

@@ -14,42 +14,35 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from etcdlite import proto
 from etcdlite.cli import scrape
 from etcdlite.cli.failures import EXIT_BAD_FEATURE, EXIT_BAD_INPUT, EXIT_FAILED, PROGRAM, Failure
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import AsyncClient, EtcdliteError
-from etcdlite.client.operations import prefix_end
+from etcdlite.client.operations import prefix_range
 from etcdlite.notation import quote
 
 
-class PerfLoad(NamedTuple):
-    """`rate`: puts per second."""
+class Load(NamedTuple):
+    """`puts`: per second for `check perf`, in total for `check datascale`."""
 
-    rate: int
+    puts: int
     clients: int
 
 
 PERF_LOADS = {
-    "s": PerfLoad(150, 50),
-    "m": PerfLoad(1000, 200),
-    "l": PerfLoad(8000, 500),
-    "xl": PerfLoad(15000, 1000),
+    "s": Load(150, 50),
+    "m": Load(1000, 200),
+    "l": Load(8000, 500),
+    "xl": Load(15000, 1000),
 }
-
-
-class ScaleLoad(NamedTuple):
-    keys: int
-    clients: int
-
-
 SCALE_LOADS = {
-    "s": ScaleLoad(10_000, 50),
-    "m": ScaleLoad(100_000, 100),
-    "l": ScaleLoad(1_000_000, 500),
-    "xl": ScaleLoad(3_000_000, 1000),
+    "s": Load(10_000, 50),
+    "m": Load(100_000, 100),
+    "l": Load(1_000_000, 500),
+    "xl": Load(3_000_000, 1000),
 }
 
 LOAD_NAMES = {"small": "s", "medium": "m", "large": "l", "xLarge": "xl"}
@@ -110,14 +103,11 @@ def run_puts(session: Session, prefix: bytes, clients: int, count: int, rate: fl
     """Put `count` random keys under `prefix`, `clients` at a time, at most `rate` per second.
 
     All clients share one connection. Rate 0 means no limit."""
-    progress = Progress("puts")
-    try:
+    with Progress("puts") as progress:
         return asyncio.run(_run_puts(session, prefix, clients, count, rate, progress))
-    finally:
-        progress.clear()
 
 
-def _load_of(session: Session, loads: Mapping[str, Any]) -> Any:
+def _load_of(session: Session, loads: Mapping[str, Load]) -> Load:
     name = session.flags["load"]
     load = loads.get(LOAD_NAMES.get(name, name))
     if load is None:
@@ -129,8 +119,8 @@ def _check_prefix(session: Session) -> bytes:
     """The prefix for a check's keys. Raises Failure if it has keys."""
     name = session.flags["prefix"]
     prefix = os.fsencode(name)
-    span: dict[str, Any] = {"key": prefix or b"\0", "range_end": prefix_end(prefix)}
-    if session.ask("KV.Range", **span, limit=1).kvs:
+    key, range_end = prefix_range(prefix)
+    if session.ask("KV.Range", key=key, range_end=range_end, limit=1).kvs:
         text = f"prefix \"{name}\" has keys. Delete with '{PROGRAM} del --prefix {name}' first"
         raise Failure(EXIT_BAD_INPUT, text)
     return prefix
@@ -138,19 +128,19 @@ def _check_prefix(session: Session) -> bytes:
 
 def _clean_up(session: Session, prefix: bytes) -> None:
     """Delete the keys of a check; compact and defragment if the flags say so."""
-    span: dict[str, Any] = {"key": prefix or b"\0", "range_end": prefix_end(prefix)}
-    revision = session.ask("KV.DeleteRange", **span).header.revision
+    key, range_end = prefix_range(prefix)
+    revision = session.ask("KV.DeleteRange", key=key, range_end=range_end).header.revision
     if session.flags["auto-compact"]:
-        session.write(b"Compacting with revision %d\n" % revision)
+        session.print(f"Compacting with revision {revision}")
         session.ask("KV.Compact", revision=revision, physical=True)
-        session.write(b"Compacted with revision %d\n" % revision)
+        session.print(f"Compacted with revision {revision}")
     if session.flags["auto-defrag"]:
         for endpoint in session.endpoints:
             name = quote(endpoint)
-            session.write(f"Defragmenting {name}\n".encode())
+            session.print(f"Defragmenting {name}")
             with session.client_for([endpoint]) as client:
                 session.ask("Maintenance.Defragment", client)
-            session.write(f"Defragmented {name}\n".encode())
+            session.print(f"Defragmented {name}")
 
 
 def _error_lines(puts: Puts) -> list[str]:
@@ -189,12 +179,12 @@ def perf_verdict(puts: Puts, rate: int) -> tuple[list[str], bool]:
 
 
 def check_perf(session: Session) -> int:
-    load: PerfLoad = _load_of(session, PERF_LOADS)
+    load = _load_of(session, PERF_LOADS)
     prefix = _check_prefix(session)
-    puts = run_puts(session, prefix, load.clients, load.rate * CHECK_SECONDS, load.rate)
+    puts = run_puts(session, prefix, load.clients, load.puts * CHECK_SECONDS, load.puts)
     _clean_up(session, prefix)
-    lines, passed = perf_verdict(puts, load.rate)
-    session.write("".join(line + "\n" for line in lines).encode())
+    lines, passed = perf_verdict(puts, load.puts)
+    session.print(*lines)
     return 0 if passed else EXIT_FAILED
 
 
@@ -214,19 +204,19 @@ def _resident_bytes(session: Session, when: str) -> float:
 
 
 def check_datascale(session: Session) -> int:
-    load: ScaleLoad = _load_of(session, SCALE_LOADS)
+    load = _load_of(session, SCALE_LOADS)
     prefix = _check_prefix(session)
     before_bytes = _resident_bytes(session, "before")
-    session.write(
-        f"Start data scale check for work load [{load.keys} key-value pairs, {CHECK_VALUE_BYTES} "
-        f"bytes per key-value, {load.clients} concurrent clients].\n".encode()
+    session.print(
+        f"Start data scale check for work load [{load.puts} key-value pairs, {CHECK_VALUE_BYTES} "
+        f"bytes per key-value, {load.clients} concurrent clients]."
     )
-    puts = run_puts(session, prefix, load.clients, load.keys)
+    puts = run_puts(session, prefix, load.clients, load.puts)
     used_bytes = _resident_bytes(session, "after") - before_bytes
     _clean_up(session, prefix)
     if puts.errors:
-        session.write("".join(line + "\n" for line in _error_lines(puts)).encode())
+        session.print(*_error_lines(puts))
         return EXIT_FAILED
     used_mb = used_bytes / (1 << 20)
-    session.write(f"PASS: Approximate system memory used : {used_mb:.2f} MB.\n".encode())
+    session.print(f"PASS: Approximate system memory used : {used_mb:.2f} MB.")
     return 0

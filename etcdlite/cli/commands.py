@@ -24,7 +24,7 @@ from etcdlite.cli.failures import (
     Failure,
     say,
 )
-from etcdlite.cli.output import EndpointResponse, Health
+from etcdlite.cli.output import EndpointResponse, Health, alarm_name
 from etcdlite.cli.requests import (
     TXN_PROMPTS,
     delete_request,
@@ -76,7 +76,7 @@ def txn(session: Session) -> None:
     lines = iter(sys.stdin.buffer.readline, b"")
     for number, prompt in enumerate(TXN_PROMPTS):
         if session.flags["interactive"]:
-            session.write(prompt.encode() + b"\n")
+            session.print(prompt)
         line = next(lines, b"") if not number else b""
         if section_of(line):
             blocks = read_sections(itertools.chain([line], lines))
@@ -95,7 +95,7 @@ def compaction(session: Session) -> None:
     except ValueError as error:
         raise Failure(EXIT_FAILED, str(error)) from None
     session.ask("KV.Compact", revision=revision, physical=session.flags["physical"])
-    session.write(b"compacted revision %d\n" % revision)
+    session.print(f"compacted revision {revision}")
 
 
 # Leases.
@@ -159,7 +159,7 @@ def lease_keep_alive(session: Session) -> None:
                 text = f"{ERRORS['LeaseNotFound'][1]} (endpoint {session.client().endpoint})"
                 raise Failure(EXIT_BAD_CONNECTION, text)
             if session.printer.format == "simple":
-                session.write(b"lease %016x expired or revoked.\n" % lease)
+                session.print(f"lease {lease:016x} expired or revoked.")
             return
         session.show("lease_keep_alive", response)
         if session.flags["once"]:
@@ -216,10 +216,12 @@ def member_add(session: Session) -> None:
             for member in response.members
             for url in member.peerURLs
         )
-        session.write(
-            f'\nETCD_NAME="{name}"\nETCD_INITIAL_CLUSTER="{cluster}"\n'
-            f'ETCD_INITIAL_ADVERTISE_PEER_URLS="{",".join(urls)}"\n'
-            'ETCD_INITIAL_CLUSTER_STATE="existing"\n'.encode()
+        session.print(
+            "",
+            f'ETCD_NAME="{name}"',
+            f'ETCD_INITIAL_CLUSTER="{cluster}"',
+            f'ETCD_INITIAL_ADVERTISE_PEER_URLS="{",".join(urls)}"',
+            'ETCD_INITIAL_CLUSTER_STATE="existing"',
         )
 
 
@@ -276,7 +278,7 @@ def alarm_disarm(session: Session) -> None:
     for alarm in session.ask("Maintenance.Alarm").alarms:
         response = session.ask(
             "Maintenance.Alarm",
-            action=proto.ENUMS["AlarmRequest.AlarmAction"]["DEACTIVATE"],
+            action=proto.AlarmRequest.DEACTIVATE,
             memberID=alarm.memberID,
             alarm=alarm.alarm,
         )
@@ -328,20 +330,22 @@ def defrag(session: Session) -> int:
         if response is None:
             status = EXIT_FAILED
         else:
-            session.write(f"Finished defragmenting etcd member[{endpoint}]\n".encode())
+            session.print(f"Finished defragmenting etcd member[{endpoint}]")
     return status
 
 
-def _show_each(session: Session, kind: str, answers: list[EndpointResponse]) -> int:
+def _show_each(session: Session, kind: str, what: str, method: str, **fields: Any) -> int:
+    """`what`: the answer's name, for the text of a failure."""
+    answers = list(
+        _ask_each(session, f"Failed to get the {what} of endpoint {{}}", method, **fields)
+    )
     answered = [answer for answer in answers if answer.response is not None]
     session.show(kind, answered)
     return 0 if len(answered) == len(answers) else EXIT_FAILED
 
 
 def endpoint_status(session: Session) -> int:
-    failed = "Failed to get the status of endpoint {}"
-    answers = list(_ask_each(session, failed, "Maintenance.Status"))
-    return _show_each(session, "endpoint_status", answers)
+    return _show_each(session, "endpoint_status", "status", "Maintenance.Status")
 
 
 def downgrade(session: Session, action: str, count: int) -> None:
@@ -361,15 +365,12 @@ downgrade_cancel = partial(downgrade, action="cancel", count=0)
 
 
 def downgrade_status(session: Session) -> int:
-    failed = "Failed to get the status of endpoint {}"
-    answers = list(_ask_each(session, failed, "Maintenance.Status"))
-    return _show_each(session, "downgrade_status", answers)
+    return _show_each(session, "downgrade_status", "status", "Maintenance.Status")
 
 
 def endpoint_hashkv(session: Session) -> int:
-    failed, rev = "Failed to get the hash of endpoint {}", session.flags["rev"]
-    answers = list(_ask_each(session, failed, "Maintenance.HashKV", revision=rev))
-    return _show_each(session, "endpoint_hashkv", answers)
+    revision = session.flags["rev"]
+    return _show_each(session, "endpoint_hashkv", "hash", "Maintenance.HashKV", revision=revision)
 
 
 def endpoint_health(session: Session) -> int:
@@ -406,8 +407,7 @@ def _health_of(session: Session, endpoint: str) -> Health:
             session.warn_of_end(client.certificate_ends_s, endpoint)
             alarms = session.ask("Maintenance.Alarm", client).alarms
             if alarms:
-                names = {number: name for name, number in proto.ENUMS["AlarmType"].items()}
-                shown = "".join(f"{names.get(alarm.alarm, alarm.alarm)} " for alarm in alarms)
+                shown = "".join(f"{alarm_name(alarm)} " for alarm in alarms)
                 error_text = f"Active Alarm(s): {shown}"
             else:
                 status = session.ask("Maintenance.Status", client)

@@ -15,7 +15,7 @@ from etcdlite import proto
 from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
 from etcdlite.cli.session import Session
 from etcdlite.client.errors import Compacted, PermissionDenied, Unimplemented, error_for
-from etcdlite.client.operations import prefix_end
+from etcdlite.client.operations import prefix_range
 from etcdlite.errors import UNKNOWN
 from etcdlite.notation import parse_duration_s, parse_int, quote
 
@@ -49,7 +49,7 @@ def show(session: Session, difference: Difference, **more: Any) -> None:
                 found[name] = base64.b64encode(kv.value).decode()
                 if kv.lease:
                     found[f"{name}_lease"] = f"{kv.lease:x}"
-        session.write(json.dumps(found).encode() + b"\n")
+        session.print(json.dumps(found))
         return
     sign = "+" if old is None else "-" if new is None else "~"
     shown = " -> ".join(
@@ -58,7 +58,7 @@ def show(session: Session, difference: Difference, **more: Any) -> None:
         if kv is not None
     )
     said = "".join(f"  {name} {value}" for name, value in more.items() if value != "")
-    session.write(f"{sign} {quote(key)} = {shown}{said}\n".encode())
+    session.print(f"{sign} {quote(key)} = {shown}{said}")
 
 
 def check_format(session: Session) -> None:
@@ -195,7 +195,7 @@ def history(session: Session) -> None:
             old = kvs[0]
     timeline = _Timeline(client)
     for event in found:
-        new = None if event.type == proto.ENUMS["Event.EventType"]["DELETE"] else event.kv
+        new = None if event.type == proto.Event.DELETE else event.kv
         _show_version(session, timeline, old, new, event.kv.mod_revision)
         old = new
 
@@ -224,18 +224,17 @@ def diff(session: Session) -> None:
         # Also if nothing changed, the older revision must be there.
         request = proto.RangeRequest(key=b"\0", revision=first, count_only=True)
         client.call("KV.Range", request)
-        for event in events(client, prefix or b"\0", prefix_end(prefix), first + 1, last):
+        for event in events(client, *prefix_range(prefix), first + 1, last):
             changed[event.kv.key] = event
     except Compacted:
         text = f"the history of revision {first} is compacted; name a later one"
         raise Failure(EXIT_FAILED, text) from None
     timeline = _Timeline(client)
-    deleted = proto.ENUMS["Event.EventType"]["DELETE"]
     for key in sorted(changed):
         event = changed[key]
         kvs = client.call("KV.Range", proto.RangeRequest(key=key, revision=first)).kvs
         old = kvs[0] if kvs else None
-        new = None if event.type == deleted else event.kv
+        new = None if event.type == proto.Event.DELETE else event.kv
         if (old and (old.value, old.lease)) != (new and (new.value, new.lease)):
             revision = event.kv.mod_revision
             show(session, Difference(old, new), revision=revision, **timeline.about(revision))

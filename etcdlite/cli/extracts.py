@@ -61,17 +61,14 @@ def save(session: Session, file: Any) -> None:
     header = client.call("KV.Range", request).header
     revision = asked or header.revision
     writer = extract.Writer(file, Header(header.cluster_id, revision, prefixes))
-    progress = Progress(f"keys of {session.endpoints[0]}")
     leases: set[int] = set()
-    try:
+    with Progress(f"keys of {session.endpoints[0]}") as progress:
         for prefix in prefixes:
             for kv in pages(client, prefix, revision):
                 writer.add(kv)
                 if kv.lease:
                     leases.add(kv.lease)
                 progress.update(writer.total_keys, 0)
-    finally:
-        progress.clear()
     writer.finish((lease, _granted_ttl(client, lease)) for lease in sorted(leases))
 
 
@@ -251,7 +248,7 @@ def restore_into(session: Session, path: str) -> None:
         client = client_of(session)
         try:
             revision = client.call("KV.Range", proto.RangeRequest(key=b"\0")).header.revision
-            restoration = _Restoration(session, client, state, rule, revision)
+            restoration = _Restoration(client, state, rule, revision)
             if session.flags["dry-run"]:
                 for difference in restoration.differences():
                     show(session, difference)
@@ -261,24 +258,20 @@ def restore_into(session: Session, path: str) -> None:
             client.close()
 
 
-class _Restoration:
+class _Restoration(NamedTuple):
     """One restoration into a cluster, whose keys are read as of `revision`."""
 
-    def __init__(
-        self, session: Session, client: Any, state: State, rule: str, revision: int
-    ) -> None:
-        self._session = session
-        self._client = client
-        self._state = state
-        self._rule = rule
-        self._revision = revision
+    client: Any
+    state: State
+    rule: str
+    revision: int
 
     def differences(self) -> Iterator[Difference]:
         """What the restoration changes, in the order of the keys."""
         now = itertools.chain.from_iterable(
-            pages(self._client, prefix, self._revision) for prefix in self._state.prefixes
+            pages(self.client, prefix, self.revision) for prefix in self.state.prefixes
         )
-        return differences(now, self._state.key_values(), self._rule != "drop")
+        return differences(now, self.state.key_values(), self.rule != "drop")
 
     def restore(self) -> None:
         puts = deletes = 0
@@ -289,35 +282,31 @@ class _Restoration:
             else:
                 puts += 1
                 leased.add(new.lease)
-        leases = _check_leases(self._state, self._rule, sorted(leased - {0}))
+        leases = _check_leases(self.state, self.rule, sorted(leased - {0}))
         say(f"{puts} keys to put, {deletes} to delete (--dry-run shows them)")
         for lease, ttl_s in leases.items():
             try:
-                self._client.call("Lease.LeaseGrant", proto.LeaseGrantRequest(ID=lease, TTL=ttl_s))
+                self.client.call("Lease.LeaseGrant", proto.LeaseGrantRequest(ID=lease, TTL=ttl_s))
             except LeaseExist:
                 pass  # It goes on.
         total, done = puts + deletes, 0
-        progress = Progress("restoring")
-        try:
+        with Progress("restoring") as progress:
             for batch in _batches(self.differences()):
                 self._write(batch, done, total)
                 done += len(batch)
                 progress.update(done, total)
-        finally:
-            progress.clear()
         say(f"restored: {done} keys changed")
 
     def _write(self, batch: list[Difference], done: int, total: int) -> None:
         compares, ops = [], []
         for old, new in batch:
             key = old.key if new is None else new.key
-            mod = proto.ENUMS["Compare.CompareTarget"]["MOD"]
             was = 0 if old is None else old.mod_revision
-            compares.append(proto.Compare(key=key, target=mod, mod_revision=was))
+            compares.append(proto.Compare(key=key, target=proto.Compare.MOD, mod_revision=was))
             value, lease = (None, 0) if new is None else (new.value, new.lease)
             ops.append(change_op(key, value, lease))
         try:
-            response = self._client.call("KV.Txn", proto.TxnRequest(compare=compares, success=ops))
+            response = self.client.call("KV.Txn", proto.TxnRequest(compare=compares, success=ops))
         except EtcdliteError as error:
             text = f"{error.text}; {done} of {total} keys are changed. Run it again"
             raise Failure(EXIT_FAILED, text) from None

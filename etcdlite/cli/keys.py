@@ -56,7 +56,7 @@ def identity(session: Session) -> None:
         session.write(text.encode())
     else:
         private_file.create(path, text)
-        session.write(f"{made.recipient}\n".encode())
+        session.print(made.recipient)
 
 
 def rekey(session: Session) -> int:
@@ -74,11 +74,10 @@ def rekey(session: Session) -> int:
         return _check(session, disk, ring)
     _check_owner(data_dir)
     lock = datadir.lock(disk, data_dir, wal_dir)
-    progress = Progress(f"rekeying {data_dir}", format_size)
     try:
-        count = keys.replace(disk, data_dir, wal_dir, ring, progress.update)
+        with Progress(f"rekeying {data_dir}", format_size) as progress:
+            count = keys.replace(disk, data_dir, wal_dir, ring, progress.update)
     finally:
-        progress.clear()
         lock.close()
     say(f"{count} files rewritten; everything in {data_dir} needs key {ring.first.id.hex()} only")
     return 0
@@ -94,7 +93,7 @@ def _check(session: Session, disk: Disk, ring: Keyring) -> int:
     for key_id, (files, size) in sums.items():
         name = "none (plain)" if key_id is None else key_id.hex()
         note = "" if key_id is None or key_id in ring.ids else ", which is not in the file"
-        session.write(f"key {name}{note}: {files} files, {format_size(size)}\n".encode())
+        session.print(f"key {name}{note}: {files} files, {format_size(size)}")
     others = [key_id for key_id in sums if key_id is not None and key_id != ring.first.id]
     if others:
         say(f"still needed besides the first key: {ids_text(others)}")

@@ -39,7 +39,7 @@ from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import Compacted, EtcdliteError, RequestTooManyRequests, Timeout
 from etcdlite.client.errors import error_for
-from etcdlite.client.operations import prefix_end
+from etcdlite.client.operations import prefix_range
 from etcdlite.errors import UNAVAILABLE, UNKNOWN
 
 TXN_BYTES = 1 << 20
@@ -384,10 +384,10 @@ class Mirror:
     def _watch(self, goal: int | None) -> Any:
         """The stream of events after the position. With a goal the watch is for all keys: each
         revision has an event, so the last one shows that all before it has come."""
-        prefix = self._prefix if goal is None else b""
+        key, range_end = prefix_range(self._prefix if goal is None else b"")
         create = proto.WatchCreateRequest(
-            key=prefix or b"\0",
-            range_end=prefix_end(prefix),
+            key=key,
+            range_end=range_end,
             start_revision=self._position.revision + 1,
             progress_notify=goal is None,
         )
@@ -428,7 +428,6 @@ class Mirror:
 
     def _take(self, events: list[Any], goal: int | None) -> None:
         """Add events, which are of whole revisions, to the batch."""
-        deleted = proto.ENUMS["Event.EventType"]["DELETE"]
         first = 0
         while first < len(events):
             revision = events[first].kv.mod_revision
@@ -439,7 +438,7 @@ class Mirror:
                 self._position = Position(goal)
                 return
             changes = [
-                Change(event.kv.key, None if event.type == deleted else event.kv.value)
+                Change(event.kv.key, None if event.type == proto.Event.DELETE else event.kv.value)
                 for event in events[first:end]
                 if event.kv.key.startswith(self._prefix)
             ]
@@ -512,7 +511,7 @@ class Mirror:
         ops.append(change_op(self._checkpoint_key, value))
         unchanged = proto.Compare(
             key=self._checkpoint_key,
-            target=proto.ENUMS["Compare.CompareTarget"]["MOD"],
+            target=proto.Compare.MOD,
             mod_revision=self._checkpoint_revision,
         )
         self._write_surely(proto.TxnRequest(compare=[unchanged], success=ops), value)
@@ -563,7 +562,7 @@ class Mirror:
         now_s = time.monotonic()
         if now_s - self._shown_s >= SHOW_TOTAL_S:
             self._shown_s = now_s
-            self._session.write(b"%d\n" % self._total)
+            self._session.print(str(self._total))
         self._progress.update(self._position.revision, self._source_revision)
 
     def verify(self) -> None:
@@ -597,8 +596,8 @@ def change_op(key: bytes, value: bytes | None, lease: int = 0) -> proto.RequestO
 
 def _range(prefix: bytes, after: bytes = b"", **fields: Any) -> proto.RangeRequest:
     """The request for the keys of a prefix after the key `after`."""
-    start = after + b"\0" if after else prefix or b"\0"
-    return proto.RangeRequest(key=start, range_end=prefix_end(prefix), **fields)
+    start, end = prefix_range(prefix)
+    return proto.RangeRequest(key=after + b"\0" if after else start, range_end=end, **fields)
 
 
 def pages(client: Any, prefix: bytes, revision: int, after: bytes = b"") -> Iterator[Any]:

@@ -96,13 +96,12 @@ def _defragment(store: Store) -> None:
 def opened_backup(session: Session, path: str, skip_hash_check: bool = False) -> Iterator[Store]:
     """The state in a backup, in a directory beside it that goes away again. Raises Explained and
     OSError."""
-    progress = Progress(f"reading {path}", format_size)
     found = identities(session)
     # What is encrypted does not reach the disk in plain text.
     ring = Keyring([Key(os.urandom(KEY_BYTES))]) if found else None
     beside = os.path.dirname(os.path.abspath(path))
     with tempfile.TemporaryDirectory(prefix=".etcdlite-", dir=beside) as directory:
-        try:
+        with Progress(f"reading {path}", format_size) as progress:
             backup.restore(
                 path,
                 f"{directory}/member",
@@ -111,8 +110,6 @@ def opened_backup(session: Session, path: str, skip_hash_check: bool = False) ->
                 keys=ring,
                 identities=found,
             )
-        finally:
-            progress.clear()
         opened = _open(Disk(), f"{directory}/member", "", ring)
         try:
             yield opened.store

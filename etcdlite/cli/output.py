@@ -80,7 +80,8 @@ class Printer(NamedTuple):
 # Finishing.
 
 
-def _join_lines(lines: Iterable[str | bytes]) -> bytes:
+def join_lines(lines: Iterable[str | bytes]) -> bytes:
+    """The lines, each ended; text with surrogates becomes the bytes that they stand for."""
     return b"".join(
         (line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line) + b"\n"
         for line in lines
@@ -130,7 +131,7 @@ def table(content: tuple[Sequence[str], Iterable[Sequence[str]]]) -> bytes:
             cells = (lines[number] if number < len(lines) else "" for lines in row)
             shown = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
             out.append("| " + " | ".join(shown) + " |")
-    return _join_lines([*out, rule])
+    return join_lines([*out, rule])
 
 
 def _break(cell: str) -> list[str]:
@@ -146,9 +147,9 @@ def _break(cell: str) -> list[str]:
 
 
 _FINISH: dict[str, Callable[[Any], bytes]] = {
-    "simple": _join_lines,
-    "fields": _join_lines,
-    "json": lambda value: _join_lines([go_json(value)]),
+    "simple": join_lines,
+    "fields": join_lines,
+    "json": lambda value: join_lines([go_json(value)]),
     "table": table,
     "protobuf": lambda response: response.encode(),
 }
@@ -328,7 +329,7 @@ def _json_time_to_live(_: Printer, response: Any, with_keys: bool) -> Any:
 # Alarms and members.
 
 
-def _alarm_name(alarm: Any) -> str:
+def alarm_name(alarm: Any) -> str:
     return str(_ALARM_NAMES.get(alarm.alarm, alarm.alarm))
 
 
@@ -336,7 +337,7 @@ def _fields_alarm(_: Printer, response: Any) -> Lines:
     # `alarm disarm` gathers several answers under no header.
     lines = _header_fields(response) if response.header is not None else []
     for alarm in response.alarms:
-        lines += [*_fields(MemberID=alarm.memberID, AlarmType=_alarm_name(alarm)), ""]
+        lines += [*_fields(MemberID=alarm.memberID, AlarmType=alarm_name(alarm)), ""]
     return lines
 
 
@@ -580,7 +581,7 @@ PRINTERS: dict[str, dict[str, Content]] = {
     ),
     "alarm": _row(
         # The text form of the message, as Go prints it: a space after each field.
-        lambda _, r: [f"memberID:{a.memberID} alarm:{_alarm_name(a)} " for a in r.alarms],
+        lambda _, r: [f"memberID:{a.memberID} alarm:{alarm_name(a)} " for a in r.alarms],
         _fields_alarm,
     ),
     "member_list": _rows(

@@ -15,14 +15,14 @@ from typing import Any
 from etcdlite import proto
 from etcdlite.cli.failures import EXIT_BAD_FEATURE, EXIT_BAD_INPUT, BadArguments, Failure
 from etcdlite.cli.flags import DEL_FLAGS, GET_FLAGS, PUT_FLAGS, Flag, parse_flags
-from etcdlite.client.operations import prefix_end
+from etcdlite.client.operations import prefix_range
 from etcdlite.notation import parse_int, unquote
 
 _SORT_TARGETS = {name: name for name in ("CREATE", "KEY", "VALUE", "VERSION")} | {"MODIFY": "MOD"}
 
 
-def key_range(name: str, arguments: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields key and range_end of a get or del."""
+def key_range(name: str, arguments: Sequence[str], flags: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """The (key, range_end) of a get or del."""
     if flags["prefix"] and flags["from-key"]:
         raise BadArguments("`--prefix` and `--from-key` cannot be set at the same time, choose one")
     if not arguments:
@@ -35,12 +35,10 @@ def key_range(name: str, arguments: Sequence[str], flags: Mapping[str, Any]) -> 
         )
     key = os.fsencode(arguments[0])
     if flags["prefix"]:
-        return {"key": key or b"\0", "range_end": prefix_end(key)}
+        return prefix_range(key)
     if flags["from-key"]:
-        return {"key": key or b"\0", "range_end": b"\0"}
-    if len(arguments) > 1:
-        return {"key": key, "range_end": os.fsencode(arguments[1])}
-    return {"key": key}
+        return key or b"\0", b"\0"
+    return key, os.fsencode(arguments[1]) if len(arguments) > 1 else b""
 
 
 def put_request(
@@ -75,7 +73,7 @@ def put_request(
 
 
 def range_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> proto.RangeRequest:
-    span = key_range("get", arguments, flags)
+    key, range_end = key_range("get", arguments, flags)
     if flags["keys-only"] and flags["count-only"]:
         raise BadArguments(
             "`--keys-only` and `--count-only` cannot be set at the same time, choose one"
@@ -90,7 +88,8 @@ def range_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> proto.R
     if target not in _SORT_TARGETS:
         raise Failure(EXIT_BAD_FEATURE, f"bad sort target {flags['sort-by']}")
     return proto.RangeRequest(
-        **span,
+        key=key,
+        range_end=range_end,
         limit=flags["limit"],
         revision=flags["rev"],
         sort_order=proto.ENUMS["RangeRequest.SortOrder"][order],
@@ -108,11 +107,11 @@ def range_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> proto.R
 def delete_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> proto.DeleteRangeRequest:
     if len(arguments) > 2:
         arguments = ()  # etcdctl says the same as for none
-    span = key_range("del", arguments, flags)
+    key, range_end = key_range("del", arguments, flags)
     if flags["range"] and (flags["prefix"] or flags["from-key"] or len(arguments) < 2):
         text = "`--range` needs a key and a range_end, and neither `--prefix` nor `--from-key`"
         raise BadArguments(text)
-    return proto.DeleteRangeRequest(**span, prev_kv=flags["prev-kv"])
+    return proto.DeleteRangeRequest(key=key, range_end=range_end, prev_kv=flags["prev-kv"])
 
 
 # The language of `txn` and `watch -i`.

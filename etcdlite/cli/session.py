@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
-from etcdlite.cli.output import Printer
+from etcdlite.cli.output import Printer, join_lines
 from etcdlite.client import Client, EtcdliteError, Timeout
 from etcdlite.errors import ERRORS
 from etcdlite.methods import METHOD_BY_NAME
@@ -173,6 +173,10 @@ class Session:
         sys.stdout.buffer.write(output)
         sys.stdout.buffer.flush()
 
+    def print(self, *lines: str | bytes) -> None:
+        """Print lines on standard output."""
+        self.write(join_lines(lines))
+
     def need(self, count: int, text: str) -> list[str]:
         """The arguments. Refuses any other number of them than `count`."""
         if len(self.arguments) != count:
@@ -284,7 +288,7 @@ def cause(error: EtcdliteError) -> str:
 
 
 class Progress:
-    """A line on standard error about long work, drawn only on a terminal."""
+    """A line on standard error about long work, drawn only on a terminal; `with` clears it."""
 
     def __init__(self, label: str, show: Callable[[int], str] = str) -> None:
         """`show`: for `done` and `total`."""
@@ -307,3 +311,9 @@ class Progress:
     def clear(self) -> None:
         if self._is_drawn:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()

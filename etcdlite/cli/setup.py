@@ -85,7 +85,7 @@ def setup(session: Session) -> None:
         _make_trust(folder, is_secret)
     for name, host in hosts.items():
         _write_archive(f"{folder}/{name}.tar", _files(session, plan, name, host, is_secret))
-    session.write(_next_steps(folder, hosts, is_join).encode())
+    session.print(*_next_steps(folder, hosts, is_join))
 
 
 def _members(arguments: Sequence[str]) -> dict[str, str]:
@@ -259,13 +259,13 @@ def _write_archive(path: str, files: Files) -> None:
         file.write(data.getvalue())
 
 
-def _next_steps(folder: str, hosts: Mapping[str, str], is_join: bool) -> str:
+def _next_steps(folder: str, hosts: Mapping[str, str], is_join: bool) -> list[str]:
     lines = [f"{folder}/{name}.tar: the files of {name} on {host}" for name, host in hosts.items()]
-    lines += [
+    return [
+        *lines,
         "Next, as root on each machine, where etcdlite is installed, with its own archive:",
         f"  tar -C / -xf {next(iter(hosts))}.tar",
         "  systemctl start etcdlite",
         f"Keep {folder} where it is safe: it is needed to add a member"
         + (", and delete the archives." if is_join else "."),
     ]
-    return "".join(f"{line}\n" for line in lines)

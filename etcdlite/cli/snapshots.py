@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 from typing import Any
 
@@ -59,7 +58,7 @@ def save(session: Session) -> None:
         raise Failure(EXIT_INTERRUPTED, f"snapshot failed: {text}") from None
     except OSError as error:
         raise Failure(EXIT_INTERRUPTED, f"could not save to {os_error_text(error)}") from None
-    session.write(b"Snapshot saved at " + os.fsencode(path) + b"\n")
+    session.print(f"Snapshot saved at {path}")
 
 
 def _recipient(text: str) -> bytes:
@@ -126,17 +125,16 @@ def _receive_snapshot(session: Session, file: Any) -> None:
     if name not in ("etcdlite", "etcd"):
         raise BadArguments(f"--format {name}: there are etcdlite and etcd")
     request = formats(format=formats.ETCD if name == "etcd" else formats.DEFAULT)
-    progress = Progress(f"snapshot of {session.endpoints[0]}", format_size)
     received_bytes = remaining_bytes = 0
-    try:
-        with session.client().stream("Maintenance.Snapshot", request) as stream:
-            for response in stream:
-                file.write(response.blob)
-                received_bytes += len(response.blob)
-                remaining_bytes = response.remaining_bytes
-                progress.update(received_bytes, received_bytes + remaining_bytes)
-    finally:
-        progress.clear()
+    with (
+        Progress(f"snapshot of {session.endpoints[0]}", format_size) as progress,
+        session.client().stream("Maintenance.Snapshot", request) as stream,
+    ):
+        for response in stream:
+            file.write(response.blob)
+            received_bytes += len(response.blob)
+            remaining_bytes = response.remaining_bytes
+            progress.update(received_bytes, received_bytes + remaining_bytes)
     if remaining_bytes or not received_bytes:
         text = (
             f"the snapshot ended {remaining_bytes} bytes early "
@@ -175,8 +173,7 @@ def restore(session: Session) -> None:
     if flags["leases"] != "refuse":
         raise BadArguments("--leases is for new keys; restoring a whole backup keeps all leases")
     key_file = flags["encryption-key-file"]
-    progress = Progress(f"restoring to {data_dir}", format_size)
-    try:
+    with Progress(f"restoring to {data_dir}", format_size) as progress:
         backup.restore(
             path,
             data_dir,
@@ -191,8 +188,6 @@ def restore(session: Session) -> None:
             keys=keys.read(key_file),
             identities=identities(session),
         )
-    finally:
-        progress.clear()
     _tell_start(session, path, data_dir)
 
 

@@ -66,9 +66,9 @@ def user_get(session: Session) -> None:
     if not session.flags["detail"]:
         session.show("user_get", response, name)
         return
-    session.write(f"User: {name}\n".encode())
+    session.print(f"User: {name}")
     for role in response.roles:
-        session.write(b"\n")
+        session.print("")
         session.show("role_get", session.ask("Auth.RoleGet", role=role), role)
 
 
@@ -181,7 +181,7 @@ def auth_enable(session: Session) -> None:
             raise
         _give_root_its_role(session)
         _enable(session)
-    session.write(b"Authentication Enabled\n")
+    session.print("Authentication Enabled")
 
 
 def _enable(session: Session) -> None:
@@ -210,7 +210,7 @@ def _give_root_its_role(session: Session) -> None:
 def auth_disable(session: Session) -> None:
     session.need(0, "auth disable command does not accept any arguments")
     session.ask("Auth.AuthDisable")
-    session.write(b"Authentication Disabled\n")
+    session.print("Authentication Disabled")
 
 
 def auth_status(session: Session) -> None:

@@ -30,7 +30,7 @@ from etcdlite.cli.flags import WATCH_FLAGS, parse_flags, variable
 from etcdlite.cli.requests import split_words
 from etcdlite.cli.session import Session, advice, describe
 from etcdlite.client import EtcdliteError
-from etcdlite.client.operations import prefix_end
+from etcdlite.client.operations import prefix_range
 from etcdlite.errors import ERRORS, UNAVAILABLE
 from etcdlite.notation import quote
 
@@ -76,7 +76,7 @@ def parse_watch(
     key = os.fsencode(arguments[0])
     range_end = os.fsencode(arguments[1]) if len(arguments) == 2 else b""
     if flags["prefix"]:
-        key, range_end = key or b"\0", prefix_end(key)
+        key, range_end = prefix_range(key)
     request = proto.WatchCreateRequest(
         key=key,
         range_end=range_end,
@@ -155,7 +155,7 @@ class Watcher:
             self._end(response)
             return
         if not response.events:
-            session.write(b"progress notify: %d\n" % response.header.revision)
+            session.print(f"progress notify: {response.header.revision}")
         if watch is not None:
             watch.advance(response)
         session.show("watch", response)
@@ -180,7 +180,7 @@ class Watcher:
             self._watches.pop(response.watch_id, None)
 
     def _run_command(self, command: Sequence[str], event: Any, revision: int) -> None:
-        is_delete = event.type == proto.ENUMS["Event.EventType"]["DELETE"]
+        is_delete = event.type == proto.Event.DELETE
         environment = {
             **os.environ,
             "ETCD_WATCH_REVISION": str(revision),

@@ -67,14 +67,10 @@ MAX_SHOWN = 3
 """Keys of a range that its `repr` shows."""
 
 _SORT_TARGET = proto.ENUMS["RangeRequest.SortTarget"]
-_SORT_ORDER = proto.ENUMS["RangeRequest.SortOrder"]
 _COMPARE_RESULT = proto.ENUMS["Compare.CompareResult"]
 _COMPARE_TARGET = proto.ENUMS["Compare.CompareTarget"]
-_ALARM_ACTION = proto.ENUMS["AlarmRequest.AlarmAction"]
 _ALARM_TYPE = proto.ENUMS["AlarmType"]
 _ALARM_NAME = {number: name for name, number in _ALARM_TYPE.items()}
-_FILTER = proto.ENUMS["WatchCreateRequest.FilterType"]
-_EVENT_DELETE = proto.ENUMS["Event.EventType"]["DELETE"]
 
 
 def to_bytes(data: Bytes) -> bytes:
@@ -96,6 +92,11 @@ def prefix_end(prefix: bytes) -> bytes:
     return kept[:-1] + bytes((kept[-1] + 1,)) if kept else b"\0"
 
 
+def prefix_range(prefix: bytes) -> tuple[bytes, bytes]:
+    """The (key, range_end) of a request for every key with `prefix`; of an empty one, all keys."""
+    return prefix or b"\0", prefix_end(prefix)
+
+
 def key_range(
     key: Bytes | None, range_end: Bytes | None, prefix: Bytes | None
 ) -> tuple[bytes, bytes]:
@@ -103,8 +104,7 @@ def key_range(
     if prefix is not None:
         if key is not None or range_end is not None:
             raise TypeError("prefix excludes key and range_end")
-        start = to_bytes(prefix)
-        return start or b"\0", prefix_end(start)
+        return prefix_range(to_bytes(prefix))
     if key is None:
         raise TypeError("a key or a prefix is needed")
     return to_bytes(key), to_bytes(range_end) if range_end is not None else b""
@@ -324,7 +324,7 @@ def _optional_key_value(kv: proto.KeyValue | None) -> KeyValue | None:
 def _event(event: proto.Event) -> Event:
     kv = event.kv if event.kv is not None else proto.KeyValue()
     return Event(
-        "DELETE" if event.type == _EVENT_DELETE else "PUT",
+        "DELETE" if event.type == proto.Event.DELETE else "PUT",
         _key_value(kv),
         _optional_key_value(event.prev_kv),
     )
@@ -465,7 +465,8 @@ def range_(
         max_create_revision=max_create_revision,
     )
     if sort_by is not None or descending:
-        request.sort_order = _SORT_ORDER["DESCEND" if descending else "ASCEND"]
+        orders = proto.RangeRequest
+        request.sort_order = orders.DESCEND if descending else orders.ASCEND
         target = (sort_by or "key").upper()
         if target not in _SORT_TARGET:
             known = ", ".join(map(str.lower, _SORT_TARGET))
@@ -735,14 +736,16 @@ def _status(response: proto.StatusResponse) -> Status:
 
 def alarms(*, timeout_s: float | None = None) -> Op[tuple[Alarm, ...]]:
     """The alarms that are raised."""
-    request = proto.AlarmRequest(action=_ALARM_ACTION["GET"])
+    request = proto.AlarmRequest(action=proto.AlarmRequest.GET)
     return Op("Maintenance.Alarm", request, _alarms, timeout_s)
 
 
 def disarm(alarm: Alarm, *, timeout_s: float | None = None) -> Op[tuple[Alarm, ...]]:
     """Clear one of the alarms that `alarms` returned. Returns the alarms that were cleared."""
     request = proto.AlarmRequest(
-        action=_ALARM_ACTION["DEACTIVATE"], memberID=alarm.member_id, alarm=_ALARM_TYPE[alarm.name]
+        action=proto.AlarmRequest.DEACTIVATE,
+        memberID=alarm.member_id,
+        alarm=_ALARM_TYPE[alarm.name],
     )
     return Op("Maintenance.Alarm", request, _alarms, timeout_s)
 
@@ -843,12 +846,13 @@ def watch(
     `no_delete` leave events out. `timeout_s` bounds the time until the server has confirmed the
     watch; the iteration waits as long as it takes."""
     start, end = key_range(key, range_end, prefix)
+    filters = proto.WatchCreateRequest
     create = proto.WatchCreateRequest(
         key=start,
         range_end=end,
         start_revision=start_revision,
         prev_kv=prev_kv,
-        filters=[_FILTER["NOPUT"]] * no_put + [_FILTER["NODELETE"]] * no_delete,
+        filters=[filters.NOPUT] * no_put + [filters.NODELETE] * no_delete,
         progress_notify=progress_notify,
     )
     return WatchCursor(create, timeout_s)
