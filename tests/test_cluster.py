@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rigs.wire import take_output
 from sim.world import Node, World
 
 from etcdlite import frames, log, methods, proto
@@ -16,6 +17,8 @@ from etcdlite.limits import Limits
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
 from etcdlite.replica.suspicion import RECENT_S, Suspicion
 from etcdlite.wire import api, streams
+from etcdlite.wire.http import HttpSession
+from etcdlite.wire.site import Site
 
 SMALL: dict[str, Any] = {
     "raft": {"log_tail_bytes": 2000},
@@ -386,6 +389,27 @@ def test_a_learner_serves_what_the_table_of_methods_says(cluster: Cluster) -> No
             answer = str(failure)
             is_served = answer not in refusals
         assert is_served == row.learner, (row.full, answer)
+
+
+def test_a_learner_is_healthy_while_it_could_read(cluster: Cluster) -> None:
+    world = cluster.world
+    world.run(6)
+    learner = cluster.add("m4", is_learner=True)
+    cluster.agree(*cluster.nodes, learner)
+
+    def answer(path: str) -> bytes:
+        session = HttpSession(learner.member, lambda session: None, Site(learner.member), False)
+        session.receive(f"GET {path} HTTP/1.1\r\nHost: m4\r\n\r\n".encode())
+        learner.turn()
+        world.run_until(lambda: bool(session.outbox.parts))
+        return take_output(session)
+
+    assert b'{"health":"true","reason":""}' in answer("/health")
+    listed = b"[+]linearizable_read ok\n[-]non_learner failed: not supported for learner\n"
+    assert listed in answer("/readyz")
+    assert answer("/readyz?exclude=non_learner").endswith(b"\r\n\r\nok\n")
+    world.partition(["m4"], [node.name for node in cluster.nodes])
+    assert b"RANGE ERROR:etcdserver: request timed out" in answer("/health")
 
 
 def test_a_member_joins_as_learner_and_is_promoted(cluster: Cluster) -> None:
