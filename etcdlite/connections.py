@@ -140,13 +140,12 @@ class Connection:
         channel = self.channel
         if channel is None or self.is_waiting or self.session.outbox.is_stuck:
             return
-        try:
+        # The other side may be gone, or the channel be used up.
+        with contextlib.suppress(OSError, ChannelError):
             if not is_broken:
                 channel.close()
             if channel.has_output:
                 self.sock.send(channel.output())
-        except (OSError, ChannelError):
-            pass  # The other side is gone, or the channel is used up.
 
 
 class Connections:

@@ -212,6 +212,7 @@ put app/1 v
 --user ann:ann get app --prefix
 --user ann:ann get one
 --user ann:ann get one --from-key
+--user ann:ann watch other
 --user ann:ann del app/2 --prev-kv
 --user ann:ann del one
 --user ann:ann del app/ --from-key

@@ -29,9 +29,9 @@ from etcdlite.cli.failures import (
 from etcdlite.cli.flags import WATCH_FLAGS, parse_flags, variable
 from etcdlite.cli.requests import split_words
 from etcdlite.cli.session import Session, advice, describe
-from etcdlite.client import EtcdliteError
+from etcdlite.client.errors import Compacted, EtcdliteError, error_for
 from etcdlite.client.operations import prefix_range
-from etcdlite.errors import ERRORS, UNAVAILABLE
+from etcdlite.errors import UNAVAILABLE, UNKNOWN
 from etcdlite.notation import quote
 
 RECONNECT_FIRST_S = 0.1
@@ -168,9 +168,8 @@ class Watcher:
         session = self._session
         if session.printer.format != "simple":
             session.show("watch", response)
-        reason = response.cancel_reason or "watch canceled"
-        if response.compact_revision:
-            reason = ERRORS["Compacted"][1]
+        failure = error_for(UNKNOWN, response.cancel_reason or "watch canceled")
+        reason = Compacted.text if response.compact_revision else failure.text
         endpoint = session.client().endpoint
         text = f"watch is canceled by the server: {reason} (endpoint {endpoint}{advice(reason)})"
         if not self._is_interactive:

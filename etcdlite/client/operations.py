@@ -889,8 +889,7 @@ class WatchCursor:
         if response.canceled:
             if response.compact_revision:
                 raise Compacted(compact_revision=response.compact_revision)
-            reason = response.cancel_reason
-            raise error_for(CANCELED, reason) if reason else WatchCanceled()
+            raise error_for(CANCELED, response.cancel_reason or WatchCanceled.text)
         if response.compact_revision:
             raise Compacted(OUT_OF_RANGE, compact_revision=response.compact_revision)
         revision = _revision(response)

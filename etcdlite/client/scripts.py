@@ -6,6 +6,7 @@ its methods; the shells subclass it and run them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -199,10 +200,8 @@ class WatchBase:
         if self._stream is not None:
             link, ticket = self._stream
             message = proto.WatchRequest(progress_request=proto.WatchProgressRequest())
-            try:
+            with contextlib.suppress(Broken):  # The watch resumes elsewhere.
                 link.send(ticket, message.encode())
-            except Broken:
-                pass  # The watch resumes elsewhere.
 
     def _begin(self) -> Script[None]:
         """Return when the server has confirmed the watch."""

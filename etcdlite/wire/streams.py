@@ -12,7 +12,7 @@ from typing import Any
 
 from etcdlite import ETCD_API_VERSION, log, proto, txn
 from etcdlite.auth import Auth
-from etcdlite.errors import DATA_LOSS, INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
+from etcdlite.errors import CODE_NAMES, DATA_LOSS, INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
 from etcdlite.loading import when_loaded
 from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, RANGE, SNAPSHOT, WATCH, Route, by_number, numbers
@@ -99,7 +99,9 @@ class WatchCall(Call):
         if self._is_closed:
             return
         if refused is not None:
-            self._stream.refuse(refused.text)
+            # As etcd's server, in Go, prints the error: its client logs in again at such reasons.
+            code = CODE_NAMES[refused.code]
+            self._stream.refuse(f"rpc error: code = {code} desc = {refused.text}")
         else:
             self._stream.create(create)
         self._process_later()

@@ -762,6 +762,7 @@ class Client:
 
     def _watch_refused(self, reason: str) -> None:
         """Which one it was is not said."""
+        reason = reason.rpartition(" desc = ")[2]
         refused = EtcdError(7, reason)
         for number, op in list(self._creating.items()):
             try:
