@@ -443,14 +443,14 @@ class Auth:
         permission = request.perm
         if permission is None:
             raise error("PermissionNotGiven")
-        if not _is_range(permission.key, permission.range_end):
+        key, end = permission.key, permission.range_end
+        if not key or (end not in (b"", b"\0") and key >= end):
             raise error("InvalidAuthMgmt")
         role = self._existing_role(request.name)
         granted = list(role.keyPermission)
-        key = permission.key
         at = bisect_left(granted, key, key=lambda each: each.key)
         while at < len(granted) and granted[at].key == key:
-            if granted[at].range_end == permission.range_end:
+            if granted[at].range_end == end:
                 granted[at] = permission
                 break
             at += 1
@@ -531,10 +531,6 @@ class Auth:
             known.clear()
         for scan in self._scans:
             scan[0] = 0
-
-
-def _is_range(key: bytes, range_end: bytes) -> bool:
-    return key != b"" and (range_end in (b"", b"\0") or key < range_end)
 
 
 # Checks, by method. Each raises EtcdError.

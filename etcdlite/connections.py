@@ -45,7 +45,7 @@ RECEIVE_BYTES = 64 * 1024
 PIECE_BYTES = 32 * 1024
 """A client's session gets input in pieces of at most this size, at least one per slice."""
 
-MIN_PIECE_BYTES = 2 * 1024
+MIN_PIECE_BYTES = 256
 SLOW_PIECE_S = 0.008
 """Pieces become smaller, to this minimum, if one takes this long: a small request may cost much."""
 

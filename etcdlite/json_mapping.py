@@ -266,16 +266,15 @@ def _value_from_json(where: str, field: proto.Field, value: Any, depth: int) -> 
     elif kind == "bytes":
         if isinstance(value, str):
             return _bytes_from_json(where, value)
+    elif kind == "enum" and isinstance(value, str):
+        names = proto.ENUMS[field.type_name]
+        if value in names:
+            return names[value]
     else:
-        if kind == "enum" and isinstance(value, str):
-            names = proto.ENUMS[field.type_name]
-            if value in names:
-                return names[value]
-        else:
-            number = _number_from_json(value)
-            low, high = proto.RANGES[kind]
-            if number is not None and low <= number <= high:
-                return number
+        number = _number_from_json(value)
+        low, high = proto.RANGES[kind]
+        if number is not None and low <= number <= high:
+            return number
     raise DecodeError(f"{where}: not a valid {kind}")
 
 

@@ -27,7 +27,8 @@ from etcdlite.plain_txn import Puts
 from etcdlite.swap import Swap
 
 MAX_CLIENT_VERSIONS = 32
-"""Client versions with counts of their own. Others count as `UNKNOWN_VERSION`."""
+MAX_VERSION_CHARS = 64
+"""Client versions with counts of their own, and their length. Others count as `UNKNOWN_VERSION`."""
 
 UNKNOWN_VERSION = "unknown"
 
@@ -265,7 +266,8 @@ class Metrics:
         """The counts of the clients of a version; "" if the client does not send it."""
         found = self.clients.get(api_version)
         if found is None:
-            if not api_version or len(self.clients) > MAX_CLIENT_VERSIONS:
+            is_short = 0 < len(api_version) <= MAX_VERSION_CHARS
+            if not is_short or len(self.clients) > MAX_CLIENT_VERSIONS:
                 return self.clients[UNKNOWN_VERSION]
             found = self.clients[api_version] = ClientRequests()
         return found

@@ -132,10 +132,7 @@ def streamed(
         left = min(found, limit)
         for _, records in _pages(store, request, start, end, revision, piece_bytes):
             del records[left:]
-            if request.keys_only:
-                kvs = [kv for kv, _ in records]
-            else:
-                kvs = store.data.read_all(records)
+            kvs = [kv for kv, _ in records] if request.keys_only else store.data.read_all(records)
             for kv in kvs:
                 parts += (_field(len(kv)), kv)
             left -= len(kvs)

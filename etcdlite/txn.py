@@ -46,6 +46,9 @@ MAX_TOTAL_OPS = 8192
 """Compares and operations of a transaction with all nested ones. etcd limits each list and the
 depth, but not the total. Without this limit one request could keep a member busy for seconds."""
 
+OP_BYTES = 256
+"""The memory of a decoded compare or operation, approximately."""
+
 MAX_SMALL_COMPARES = 16
 MAX_SMALL_PUTS = 128
 """Of a transaction that `small_txn` applies in one step."""
@@ -107,17 +110,19 @@ def check_delete_range(request: proto.DeleteRangeRequest) -> None:
         raise error("EmptyKey")
 
 
-def check_txn(request: proto.TxnRequest, max_ops: int) -> None:
+def check_txn(request: proto.TxnRequest, max_ops: int) -> int:
+    """Returns how many compares and operations are messages of their own, with nested ones."""
     if request.__class__ is Swap and max_ops > 0:
-        return
+        return 0
     if request.__class__ is Puts and len(request.puts) <= max_ops:
         keys = set(map(itemgetter(0), request.puts))
         if b"" in keys:
             raise error("EmptyKey")
         if len(keys) < len(request.puts):
             raise error("DuplicateKey")
-        return
-    if _check_ops(request, max_ops) > max(MAX_TOTAL_OPS, max_ops):
+        return 0
+    total = _check_ops(request, max_ops)
+    if total > max(MAX_TOTAL_OPS, max_ops):
         raise error("TooManyOps")
     for ops in (request.success, request.failure):
         if not ops or (len(ops) == 1 and ops[0].request_txn is None):
@@ -134,6 +139,7 @@ def check_txn(request: proto.TxnRequest, max_ops: int) -> None:
             # Most transactions: puts and ranges alone need no sorted structures.
             if len(set(put_keys)) < len(put_keys):
                 raise error("DuplicateKey")
+    return total
 
 
 def _check_ops(request: proto.TxnRequest, max_ops: int) -> int:

@@ -358,14 +358,18 @@ def test_few_messages_of_a_stream_wait(house: House, monkeypatch: pytest.MonkeyP
         user.calls.message(watcher, create(b"a"))
     with pytest.raises(EtcdError, match="too many requests"):
         user.calls.message(watcher, create(b"a"))
+    assert user.calls.held[watcher] == streams.MAX_HELD * len(create(b"a")), "it counts as memory"
     renewer = user.send("Lease.LeaseKeepAlive", ID=9)
     renewal = proto.LeaseKeepAliveRequest(ID=9).encode()
     for _ in range(streams.MAX_UNCHECKED_RENEWALS - 1):
         user.calls.message(renewer, renewal)
     with pytest.raises(EtcdError, match="too many requests"):
         user.calls.message(renewer, renewal)
+    with pytest.raises(EtcdError, match="too large"):
+        user.calls.message(renewer, renewal + b"\x12\xff\x07" + bytes(1023))  # An unknown field.
     house.release()
     assert len(user.messages[watcher]) == streams.MAX_HELD + 1
+    assert user.calls.held[watcher] == 0
     assert len(user.messages[renewer]) == streams.MAX_UNCHECKED_RENEWALS
     house.done("Auth.RoleDelete", role="later")
 

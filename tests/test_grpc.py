@@ -34,12 +34,12 @@ from etcdlite.errors import CANCELED, error
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.records import replace
 from etcdlite.wire import grpc as grpc_module
-from etcdlite.wire import http2, http2_state, reflection, streams
-from etcdlite.wire.calls import CLOSED_PER_SLICE
+from etcdlite.wire import hpack, http2, http2_state, reflection, streams
+from etcdlite.wire.calls import CLOSED_PER_SLICE, REQUEST_BYTES
 from etcdlite.wire.grpc import ROUTES, GrpcSession, percent_encode, read_request
 from etcdlite.wire.health import fields
 from etcdlite.wire.http2 import GHOST
-from etcdlite.wire.session import INVALID_TOKEN, REQUEST_BYTES
+from etcdlite.wire.session import INVALID_TOKEN
 
 KV = "/etcdserverpb.KV/"
 SNAPSHOT = "/etcdserverpb.Maintenance/Snapshot"
@@ -675,7 +675,7 @@ def test_only_the_deadline_of_a_header_is_not_read_again(client: Client) -> None
         session.read_request([*headers, (b"token", b"%d" % n)])
     assert len(session._recalled) <= grpc_module.MAX_RECALLED
     session._recalled.clear()
-    for more in ((b"token", bytes(grpc_module.MAX_RECALLED_BYTES)), (b"content-length", b"7")):
+    for more in ((b"token", bytes(http2.MAX_KNOWN_BYTES)), (b"content-length", b"7")):
         session.read_request([*headers, more])
     assert not session._recalled
 
@@ -792,6 +792,59 @@ def test_open_requests_count_as_memory(client: Client) -> None:
     client.open(WATCH)
     client.pump()
     assert client.session.kept_bytes == before + REQUEST_BYTES
+
+
+def test_a_header_that_a_few_bytes_stand_for_is_not_remembered_and_counts_as_memory(
+    client: Client,
+) -> None:
+    """The dynamic table has the token, and a byte of each later block stands for it."""
+    token = b"x" * 3900 + "\N{GRINNING FACE}".encode()
+    fixed = hpack.pack(PUT_FIELDS)
+    length = b"\x7f" + bytes(((len(token) - 127) & 127 | 128, (len(token) - 127) >> 7))
+    stored = fixed + b"\x40\x05token" + length + token
+    client.session.receive(http2.frame(http2.HEADERS, http2.END_HEADERS, 1, stored))
+    before = client.session.kept_bytes
+    for n in range(1, 101):
+        block = fixed + b"\xbe" + hpack.pack([(b"a", b"%d" % n)])
+        client.session.receive(http2.frame(http2.HEADERS, http2.END_HEADERS, 2 * n + 1, block))
+    tokens = [stream.request.token for stream in client.session.streams.values()]
+    assert len(tokens) == 101 and not client.session._known
+    assert client.session.kept_bytes - before >= sum(map(sys.getsizeof, tokens[1:]))
+
+
+def test_a_message_counts_as_memory_until_its_request_is_answered(client: Client) -> None:
+    """Whether it waits for its end, or the request for its answer."""
+    before = client.session.kept_bytes
+    message = proto.PutRequest(key=b"k", value=bytes(100_000)).encode()
+    data = grpc_module.PREFIX.pack(0, len(message)) + message
+    asked = client.open(KV + "Put")
+    for at in range(0, len(data), 10_000):
+        client.h2.send_data(asked, data[at : at + 10_000])
+    client.pump()
+    assert client.session.kept_bytes - before > 100_000
+    client.h2.end_stream(asked)
+    client.session.receive(client.h2.data_to_send())
+    assert client.session.kept_bytes - before > 100_000 and client.session._partial_bytes == 0
+    client.pump()
+    assert client.answers[asked].status == 0
+    assert client.session.kept_bytes == before
+
+
+def test_messages_without_an_end_have_the_limit_of_incomplete_requests(client: Client) -> None:
+    message = proto.PutRequest(key=b"k", value=bytes(1 << 20)).encode()
+    packed = gzip.compress(message, 1) + gzip.compress(b"") * 8
+    data = grpc_module.PREFIX.pack(1, len(packed)) + packed
+    asked = [client.open(KV + "Put", grpc_encoding="gzip") for _ in range(40)]
+    for stream_id in asked:
+        client.h2.send_data(stream_id, data)
+        client.pump()
+    refused = [n for n in asked if n in client.answers and client.answers[n].status is not None]
+    assert len(refused) == 40 - grpc_module.MAX_PARTIAL_BYTES // len(message)
+    assert {client.answers[n].status for n in refused} == {errors.RESOURCE_EXHAUSTED}
+    for stream_id in set(asked) - set(refused):
+        client.h2.reset_stream(stream_id)
+    client.pump()
+    assert client.session._partial_bytes == 0
 
 
 def test_shut_down_finishes_unary_requests_and_ends_streams(client: Client) -> None:

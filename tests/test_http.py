@@ -1461,7 +1461,7 @@ def test_a_stream_is_cut_into_its_objects_whatever_the_pieces(
         found += values.feed(text[at : at + step])
         at += step
     assert [json.loads(value) for value in found] == objects
-    assert values.is_empty
+    assert not len(values)
 
 
 @settings(deadline=None, max_examples=300)

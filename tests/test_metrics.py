@@ -539,6 +539,15 @@ def test_the_versions_that_clients_send_make_a_bounded_number_of_lines(lone: Lon
     assert total == 1001
 
 
+def test_a_long_version_of_a_client_makes_no_line(lone: LoneMember) -> None:
+    counts = lone.member.metrics
+    counts.client("9" * metrics.MAX_VERSION_CHARS).unary += 1
+    counts.client("9" * (metrics.MAX_VERSION_CHARS + 1)).unary += 1
+    name = "etcd_server_client_requests_total"
+    shown = [key for key in samples(lone) if key[0] == name and "9" in str(key)]
+    assert len(shown) == 1
+
+
 def test_peers_are_counted_separately(lone: LoneMember) -> None:
     peer = lone.member.metrics.peers[0xABC] = metrics.Peer()
     peer.sent_bytes, peer.received_bytes = 10, 20

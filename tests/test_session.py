@@ -14,14 +14,14 @@ import pytest
 from rigs.lone_member import LoneMember
 from rigs.wire import take_output
 
-from etcdlite import frames, proto
+from etcdlite import connections, frames, proto
 from etcdlite.channel import Channel
 from etcdlite.config import load
 from etcdlite.connections import REST_TICKS, TICKED_PER_TURN, Connection, Connections
 from etcdlite.handshakes import Handshakes
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.memory import Budget
-from etcdlite.methods import PUT, WATCH
+from etcdlite.methods import METHOD_BY_NAME, PUT, WATCH
 from etcdlite.places import Places
 from etcdlite.session import (
     HANDSHAKE_TIMEOUT_S,
@@ -36,6 +36,7 @@ from etcdlite.session import (
     Session,
     partial_timeout_s,
 )
+from etcdlite.txn import OP_BYTES
 from etcdlite.wire.native import NativeSession
 from etcdlite.wire.session import Opening
 
@@ -257,6 +258,53 @@ def test_a_whole_frame_ends_the_wait(tmp_path: Path) -> None:
     session.tick(1e6)
     assert not session.is_aborted
     lone.close()
+
+
+def test_what_requests_hold_counts_as_memory_until_they_are_answered(tmp_path: Path) -> None:
+    """A decoded operation takes many times its bytes."""
+    lone = LoneMember(tmp_path)
+    session = NativeSession(lone.member, lambda session: None)
+    session.receive(frames.HANDSHAKE.pack(frames.MAGIC, 1, 1))
+    take_output(session)
+    op = proto.RequestOp(request_range=proto.RangeRequest(key=b"k", serializable=True))
+    inner = proto.RequestOp(request_txn=proto.TxnRequest(success=[op] * 100))
+    txn = proto.TxnRequest(success=[inner] * 20).encode()
+    wide = proto.RangeRequest(key=b"k" * 50_000).encode()
+    queue = proto.LeaderRequest(name=b"n" * 50_000).encode()
+    for method, body, least in (
+        ("KV.Txn", txn, 20 * 100 * OP_BYTES),
+        ("KV.Range", wide, len(wide)),
+        ("Election.Leader", queue, len(queue)),
+    ):
+        before = session.kept_bytes
+        session.receive(frames.frame(1, METHOD_BY_NAME[method].number, frames.END, body))
+        assert session.kept_bytes - before >= least, method
+        lone.settle()
+        while session.has_more:
+            session.produce()
+        take_output(session)
+        assert session.kept_bytes == 0, method
+    lone.close()
+
+
+def test_the_pieces_of_input_that_takes_long_become_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred bytes of gzip can be a request that takes 10 ms."""
+    now = 0.0
+    sizes = []
+
+    class Slow(Session):
+        def receive(self, data: bytes) -> None:
+            nonlocal now
+            now += len(data) / 100 * 0.01
+            sizes.append(len(data))
+
+    monkeypatch.setattr(connections.time, "monotonic", lambda: now)
+    session = Slow(lambda session: None, lambda: now)
+    connection = Connection(None, "", "", None, session)  # type: ignore[arg-type]
+    connection.rest = bytes(20_000)
+    while connection.rest:
+        connection.receive_piece(now)
+    assert max(sizes) <= 512 and sum(sizes) == 20_000
 
 
 @pytest.mark.parametrize("start_revision", [0, 1])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from etcdlite import backup, datadir, extract, keys, proto
@@ -285,10 +285,8 @@ class _Restoration(NamedTuple):
         leases = _check_leases(self.state, self.rule, sorted(leased - {0}))
         say(f"{puts} keys to put, {deletes} to delete (--dry-run shows them)")
         for lease, ttl_s in leases.items():
-            try:
+            with suppress(LeaseExist):  # It goes on.
                 self.client.call("Lease.LeaseGrant", proto.LeaseGrantRequest(ID=lease, TTL=ttl_s))
-            except LeaseExist:
-                pass  # It goes on.
         total, done = puts + deletes, 0
         with Progress("restoring") as progress:
             for batch in _batches(self.differences()):

@@ -290,9 +290,9 @@ def listeners(port: int) -> set[str]:
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in _lines(table):
             fields = line.split()
-            if len(fields) > 9 and fields[3] == _LISTENS:
-                if fields[1].rpartition(":")[2] == f"{port:04X}":
-                    found.add(fields[9])
+            is_listening = len(fields) > 9 and fields[3] == _LISTENS
+            if is_listening and fields[1].rpartition(":")[2] == f"{port:04X}":
+                found.add(fields[9])
     return found
 
 

@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from time import monotonic
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
@@ -54,10 +55,8 @@ class _Signal:
         self._lock.acquire()
 
     def set(self) -> None:
-        try:
+        with suppress(RuntimeError):  # It is set already.
             self._lock.release()
-        except RuntimeError:
-            pass  # It is set already.
 
     def wait(self, until_s: float) -> bool:
         """Return True when the signal is set, False at `until_s`."""
@@ -139,11 +138,9 @@ def _establish(link: Link, sock: socket.socket, channel: Channel, deadline_s: fl
     if first:
         link.receive(first)
     link.channel = channel
-    try:
+    # With TLS 1.3 a server refuses a client after the handshake. It has said why: read on.
+    with suppress(OSError):
         sock.sendall(link.take_sealed(channel))
-    except OSError:
-        # With TLS 1.3 a server refuses a client after the handshake. It has said why: read on.
-        pass
 
 
 class _ThreadLink(Link):
@@ -186,11 +183,9 @@ class _ThreadLink(Link):
             raise
 
     def abort(self) -> None:
-        try:
+        with suppress(OSError):  # The server closed it first.
             # Wakes the reader thread, which closes the socket.
             self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # The server closed it first.
         self.resume_reading()
 
     def pause_reading(self) -> None:

@@ -72,10 +72,7 @@ class Dialer:
         self._files = tuple(filter(None, (settings.cacert, settings.cert, settings.key)))
         self._seen = self._look()
         self._context = context(settings)
-        if settings.insecure_skip_tls_verify:
-            trusted = "no file"
-        else:
-            trusted = settings.cacert or SYSTEM
+        trusted = "no file" if settings.insecure_skip_tls_verify else settings.cacert or SYSTEM
         self._sources = Sources(trusted, settings.cert)
 
     def channel_for(self, endpoint: Endpoint) -> Callable[[], Channel] | None:

@@ -506,7 +506,7 @@ class Writes:
                 waiters = self._decoded(entry)
         if data[0] != ENTRY_VERSION and needed_version(data) > self._state.cluster_version.allowed:
             # It was proposed before the version went down. Every member skips it.
-            _refuse_newer(waiters)
+            fail_all([waiter for waiter in waiters if waiter[2] in SINCE], _not_allowed())
             waiters = [waiter for waiter in waiters if waiter[2] == SET_CLUSTER_VERSION]
         return waiters, since
 
@@ -564,10 +564,6 @@ def _not_allowed() -> EtcdError:
         "etcdlite: the cluster version does not allow this. Update all members; if a downgrade is "
         "enabled, end it with 'etcdlite-ctl downgrade cancel'",
     )
-
-
-def _refuse_newer(waiters: list[Waiter]) -> None:
-    fail_all([waiter for waiter in waiters if waiter[2] in SINCE], _not_allowed())
 
 
 def _author_request(author: Author | None) -> tuple[Waiter, bytes]:

@@ -49,6 +49,7 @@ from etcdlite.replica.logins import check_size
 from etcdlite.replica.state import needs_space
 from etcdlite.request import Asked, Done, Session, pass_on
 from etcdlite.swap import decode_txn
+from etcdlite.wire.session import ClientSession
 
 HASH_MODULES = ("etcdlite.crc32c", "etcdlite.etcd_hash")
 """What the hash of etcd needs: up to 40 ms."""
@@ -56,6 +57,9 @@ HASH_MODULES = ("etcdlite.crc32c", "etcdlite.etcd_hash")
 MAX_KNOWN_RENEWALS = 8192
 MAX_KNOWN_RENEWAL_BYTES = 32
 """Bounds of `_RENEWALS`: entries, and bytes of a message."""
+
+_FEW_OPS = 8
+"""Operations whose memory is not worth counting."""
 
 Handler = Callable[[Member, Session, int, int, Any, bytes], None]
 """(member, session, request id, method, request, the request as a native frame)"""
@@ -93,7 +97,9 @@ def _delete_range(
 def _txn(
     member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
 ) -> None:
-    txn.check_txn(request, member.options.max_txn_ops)
+    ops = txn.check_txn(request, member.options.max_txn_ops)
+    if ops > _FEW_OPS and isinstance(session, ClientSession):
+        session.calls.hold(request_id, ops * txn.OP_BYTES)
     if not txn.is_read_only(request):
         if needs_space(method, request):
             member.state.alarms.check_space(len(frame))

@@ -11,6 +11,7 @@ is woken, so that a client that does not read occupies no memory.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import islice
 from typing import Protocol
 
@@ -24,6 +25,10 @@ PIECES_PER_SLICE = 2
 
 CLOSED_PER_SLICE = 256
 """Calls of a closed session that are closed at once; `produce` closes the rest."""
+
+
+REQUEST_BYTES = 512
+"""The memory that an open request occupies, approximately, unless `hold` says that it is more."""
 
 
 class CallOwner(Session, Protocol):
@@ -130,6 +135,8 @@ class Calls:
         self.watch_quota = Quota()
         self.sends_snapshot = False
         """A backup is being sent."""
+        self.held: dict[int, int] = {}
+        """What requests hold beyond `REQUEST_BYTES`, by their ids."""
         self._member = member
         self._owner = owner
         self._open: dict[int, Call] = {}
@@ -144,6 +151,15 @@ class Calls:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def hold(self, request_id: int, size_bytes: int) -> None:
+        """Count what an open request, or its call, holds beyond `REQUEST_BYTES`."""
+        self.held[request_id] = self.held.get(request_id, 0) + size_bytes
+
+    def requests_bytes(self, open_ids: Collection[int]) -> int:
+        """The memory that the open requests occupy, approximately, for `kept_bytes`."""
+        self.held = {n: size for n, size in self.held.items() if n in open_ids}
+        return REQUEST_BYTES * len(open_ids) + sum(self.held.values())
 
     def open(self, request_id: int, method: int, kind: type[Call]) -> Call:
         """Raises EtcdError if the client may not open such a call."""

@@ -171,10 +171,9 @@ class Values:
         self._escapes = False
         """The piece before ended with a backslash in a string."""
 
-    @property
-    def is_empty(self) -> bool:
-        """No object is incomplete."""
-        return not self._held
+    def __len__(self) -> int:
+        """The bytes of the object that is incomplete."""
+        return len(self._held)
 
     def feed(self, data: bytes) -> list[bytes]:
         """The objects that `data` completes. Raises EtcdError InvalidArgument."""

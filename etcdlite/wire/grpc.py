@@ -45,18 +45,19 @@ from etcdlite.replica.reads import LARGE_BYTES
 from etcdlite.session import MAX_UNSENT_BYTES, partial_timeout_s
 from etcdlite.wire import api, health, reflection
 from etcdlite.wire.api import Handler
-from etcdlite.wire.calls import CLOSED_PER_SLICE, Call, Calls
-from etcdlite.wire.hpack import FIELD_OVERHEAD_BYTES, Field, Headers, pack
+from etcdlite.wire.calls import CLOSED_PER_SLICE, REQUEST_BYTES, Call, Calls
+from etcdlite.wire.hpack import Field, Headers, list_bytes, pack
 from etcdlite.wire.http2 import (
     END_HEADERS,
     END_STREAM,
     GHOST,
     HEADERS,
+    MAX_KNOWN_BYTES,
     NO_ERROR,
     Connection,
     Stream,
 )
-from etcdlite.wire.session import INVALID_TOKEN, REQUEST_BYTES, ClientSession, LeaderLoss
+from etcdlite.wire.session import INVALID_TOKEN, ClientSession, LeaderLoss
 from etcdlite.wire.streams import CALLS, LargeRangeCall
 
 MAX_PARTIAL_BYTES = 32 << 20
@@ -71,9 +72,8 @@ MAX_ERROR_TEXT_BYTES = 8192
 MAX_TIMEOUT_DIGITS = 8
 
 MAX_RECALLED = 64
-MAX_RECALLED_BYTES = 2048
-"""The headers of requests with deadlines that a connection remembers, and the size of one, counted
-as for `MAX_LIST_BYTES`: a hundred short fields take more memory than their bytes."""
+"""The headers of requests with deadlines that a connection remembers, none of them larger than
+`MAX_KNOWN_BYTES`."""
 
 HEADER_BYTES = 1024
 """The memory that a remembered header occupies, approximately, for `kept_bytes`."""
@@ -165,18 +165,20 @@ class Request:
 
     __slots__ = (
         "api_version", "call", "client", "decode", "failure", "handle", "has_leader",
-        "http_status", "is_client_stream", "is_packed", "is_plain", "number", "rpc", "timeout_s",
-        "token",
+        "http_status", "is_client_stream", "is_packed", "is_plain", "number", "rpc", "size_bytes",
+        "timeout_s", "token",
     )  # fmt: skip
 
     def __init__(self, route: Route) -> None:
         self.number = route.number
         self.handle = route.handle
         self.is_plain = False
-        """A unary request whose header needs no further check."""
+        """A unary request whose header is small and needs no further check."""
         self.decode = route.decode
         self.call = route.call
         self.is_client_stream = route.is_client_stream
+        self.size_bytes = 0
+        """Of the decoded header."""
         self.timeout_s: float | None = None
         self.is_packed = False
         """Messages may be compressed with gzip."""
@@ -208,7 +210,8 @@ def read_request(headers: Headers) -> Request:
     request.is_packed = encoding == "gzip"
     token = metadata.get(b"token", metadata.get(b"authorization"))
     if token is not None:
-        request.token = _shown(token) or INVALID_TOKEN
+        # One byte each: with UTF-8, one character can make all of them take four.
+        request.token = token.decode("latin-1") or INVALID_TOKEN
     request.has_leader = metadata.get(b"hasleader") == b"true"
     method = values[b":method"]
     content_type = values.get(b"content-type", b"")
@@ -241,7 +244,9 @@ def read_request(headers: Headers) -> Request:
             request.api_version = version.decode()
         except UnicodeDecodeError:
             request.failure = request.failure or error("InvalidClientAPIVersion")
-    request.is_plain = request.handle is not None and not (request.failure or request.has_leader)
+    size = request.size_bytes = list_bytes(headers)
+    is_checked = size <= MAX_KNOWN_BYTES and not (request.failure or request.has_leader)
+    request.is_plain = request.handle is not None and is_checked
     return request
 
 
@@ -374,10 +379,8 @@ class GrpcSession(Connection, ClientSession):
         request.client = metrics.client(request.api_version)
         if request.timeout_s is not None and request.failure is None:
             key = _without_timeout(headers)
-            names, values = zip(*key, strict=True)
-            size = sum(map(len, names + values)) + FIELD_OVERHEAD_BYTES * len(key)
-            is_small = size <= MAX_RECALLED_BYTES
-            if is_small and key.count(_TIMEOUT) == 1 and b"content-length" not in names:
+            is_small = request.size_bytes <= MAX_KNOWN_BYTES
+            if is_small and key.count(_TIMEOUT) == 1 and b"content-length" not in dict(key):
                 if len(self._recalled) >= MAX_RECALLED:
                     self._recalled.clear()
                 self._recalled[key] = copy.copy(request)
@@ -418,6 +421,8 @@ class GrpcSession(Connection, ClientSession):
             return
         number = request.number
         request.rpc.received_bytes += size
+        if size > REQUEST_BYTES:
+            self.calls.hold(stream.id, size)
         try:
             request.handle(  # type: ignore[misc]
                 member,
@@ -450,6 +455,8 @@ class GrpcSession(Connection, ClientSession):
         if request.is_plain:
             request.client.unary += 1
             return
+        if request.size_bytes > MAX_KNOWN_BYTES:
+            self.calls.hold(stream.id, request.size_bytes)
         if rpc.kind == "unary":
             request.client.unary += 1
         else:
@@ -520,19 +527,24 @@ class GrpcSession(Connection, ClientSession):
                     stream.call.message(message)
                 elif stream.message is None:
                     stream.message = message
+                    self._hold_part(len(message))
                 else:
                     raise EtcdError(INTERNAL, "grpc: more than one message in a unary request")
                 if at == end or stream.tail or self.streams.get(stream.id) is not stream:
                     return
             stream.partial = bytearray(data[at:])
             stream.needed_bytes = needed_bytes
-            self._partial_bytes += end - at
-            if self._partial_bytes > MAX_PARTIAL_BYTES:
-                raise error("RequestTooManyRequests")
+            self._hold_part(end - at)
         except EtcdError as failure:
             self.fail(stream.id, request.number, failure)
         except DecodeError as failure:
             self.fail(stream.id, request.number, _unreadable(failure))
+
+    def _hold_part(self, size_bytes: int) -> None:
+        """Count a part of an incomplete request. Raises EtcdError."""
+        self._partial_bytes += size_bytes
+        if self._partial_bytes > MAX_PARTIAL_BYTES:
+            raise error("RequestTooManyRequests")
 
     def _unpack_message(self, request: Request, packed: int, message: bytes) -> bytes:
         if packed > 1:
@@ -560,6 +572,8 @@ class GrpcSession(Connection, ClientSession):
         """Run a request of one message."""
         number = request.number
         stream.message = None
+        self._partial_bytes -= len(message)
+        self.calls.hold(stream.id, len(message))
         try:
             if request.call is not None:
                 self._open_call(stream)
@@ -652,10 +666,9 @@ class GrpcSession(Connection, ClientSession):
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         """Answer a unary request, or end a stream, with an error."""
-        if type(failure) is AnswerTooLarge and failure.request is not None:
-            if self.awaits(request_id):
-                self._stream_range(request_id, failure.request)
-                return
+        if type(failure) is AnswerTooLarge and failure.request and self.awaits(request_id):
+            self._stream_range(request_id, failure.request)
+            return
         stream = self._close(request_id)
         if stream is None:
             return
@@ -743,7 +756,9 @@ class GrpcSession(Connection, ClientSession):
         if stream.partial is not None:
             self._partial_bytes -= len(stream.partial)
             stream.partial = None
-        stream.message = None
+        if stream.message is not None:
+            self._partial_bytes -= len(stream.message)
+            stream.message = None
         return self.calls.close(stream.id)
 
     def canceled(self, stream: Stream) -> bool:
@@ -773,7 +788,7 @@ class GrpcSession(Connection, ClientSession):
         headers_bytes = HEADER_BYTES * (len(self._known) + len(self._recalled))
         if self._block is not None:
             headers_bytes += sum(map(len, self._block[2]))
-        requests_bytes = REQUEST_BYTES * len(self.streams) + self._partial_bytes
+        requests_bytes = self.calls.requests_bytes(self.streams) + self._partial_bytes
         return super().kept_bytes + headers_bytes + requests_bytes
 
     @property

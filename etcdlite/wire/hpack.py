@@ -47,6 +47,11 @@ _STATIC: list[Field] = [(b"", b""), *((bytes(n), bytes(v)) for n, v in HeaderTab
 _FIRST_DYNAMIC = len(_STATIC)
 
 
+def list_bytes(headers: Iterable[Field]) -> int:
+    """The size of decoded fields, counted as for `MAX_LIST_BYTES`."""
+    return sum(len(name) + len(value) + FIELD_OVERHEAD_BYTES for name, value in headers)
+
+
 class HeaderFault(ValueError):
     """The peer's fault: a block that cannot be decoded."""
 

@@ -343,7 +343,7 @@ class HttpSession(ClientSession):
         self.inbox.expect(math.inf)
         if request.values is None:
             self._serve(request)
-        elif not request.values.is_empty:
+        elif len(request.values):
             self._fail(request, EtcdError(INVALID_ARGUMENT, "unexpected EOF"))
         elif request.id not in self.calls:
             self._end_call(request)
@@ -746,9 +746,11 @@ class HttpSession(ClientSession):
 
     @property
     def kept_bytes(self) -> int:
-        request = self._request
-        body_bytes = 0 if request is None else len(request.body)
-        return super().kept_bytes + self._jobs_bytes + body_bytes
+        size = super().kept_bytes + self._jobs_bytes
+        if (request := self._request) is not None:
+            size += len(request.body) + len(request.values or b"")
+            size += self.calls.requests_bytes((request.id,))
+        return size
 
     @property
     def is_idle(self) -> bool:

@@ -43,6 +43,7 @@ from etcdlite.wire.hpack import (
     HeadersTooLarge,
     TooManyFields,
     Unpacker,
+    list_bytes,
 )
 from etcdlite.wire.http2_conduct import NOISE_PER_RESET, Conduct
 from etcdlite.wire.http2_flow import (
@@ -89,8 +90,9 @@ MAX_CONTINUATIONS = 32
 """CONTINUATION frames of one header block (ENHANCE_YOUR_CALM)."""
 
 MAX_KNOWN_BLOCKS = 1024
-MAX_KNOWN_BLOCK_BYTES = 1024
-"""Header blocks that are cached."""
+MAX_KNOWN_BYTES = 2048
+"""Header blocks that are cached, and the size of the decoded fields of one: a byte of a block can
+stand for kilobytes of the dynamic table."""
 
 CONNECTION_WINDOW_BYTES = 16 << 20
 STREAM_WINDOW_BYTES = 1 << 20
@@ -558,7 +560,7 @@ class Connection(Session):
                 if len(lengths) > 1 or not value.isdigit() or len(value) > 19:
                     raise StreamFault(stream_id, PROTOCOL_ERROR)
                 content_length = int(value)
-            if not is_changed and len(block) <= MAX_KNOWN_BLOCK_BYTES:
+            if not is_changed and list_bytes(headers) <= MAX_KNOWN_BYTES:
                 if len(self._known) >= MAX_KNOWN_BLOCKS:
                     self._known.clear()
                 self._known[block] = (request, content_length)
@@ -592,7 +594,8 @@ class Connection(Session):
             self._known.clear()
             raise
         except HeaderFault as fault:
-            raise ConnectionFault(_code_of(fault), str(fault)) from None
+            code = ENHANCE_YOUR_CALM if isinstance(fault, TooManyFields) else COMPRESSION_ERROR
+            raise ConnectionFault(code, str(fault)) from None
         if is_changed:
             self._known.clear()
         return headers, is_changed
@@ -892,7 +895,3 @@ _READERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {
     GOAWAY: _read_goaway,
     WINDOW_UPDATE: Connection._read_window_update,
 }
-
-
-def _code_of(fault: HeaderFault) -> int:
-    return ENHANCE_YOUR_CALM if isinstance(fault, TooManyFields) else COMPRESSION_ERROR

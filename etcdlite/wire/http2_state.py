@@ -134,21 +134,12 @@ _CLOSED_FOR_GOOD = Fault(STREAM_CLOSED, "the stream is closed", costs_connection
 
 
 def _stream_table() -> dict[StreamState, dict[StreamEvent, StreamEntry]]:
-    state, event = StreamState, StreamEvent
-    columns = (
-        event.HEADERS, event.DATA, event.END_STREAM, event.RST_STREAM, event.WINDOW_UPDATE,
-        event.ANSWER_WAITS, event.ANSWER_ENDS,
-    )  # fmt: skip
+    state = StreamState
     never = Fault(NO_ERROR)  # Does not occur.
+    # In the order of the events.
     rows: dict[StreamState, tuple[StreamEntry, ...]] = {
-        state.IDLE: (
-            state.FRESH, _NOT_OPEN, never, _NOT_OPEN, _NOT_OPEN,
-            never, never,
-        ),
-        state.SKIPPED: (
-            _NOT_OPEN, _CLOSED, never, IGNORE, IGNORE,
-            never, never,
-        ),
+        state.IDLE: (state.FRESH, _NOT_OPEN, never, _NOT_OPEN, _NOT_OPEN, never, never),
+        state.SKIPPED: (_NOT_OPEN, _CLOSED, never, IGNORE, IGNORE, never, never),
         state.FRESH: (
             state.OPEN, state.OPEN, state.HALF_CLOSED, state.CLOSED, state.FRESH,
             state.ANSWERED, state.QUIET,
@@ -161,24 +152,12 @@ def _stream_table() -> dict[StreamState, dict[StreamEvent, StreamEntry]]:
             _CLOSED, _CLOSED, never, state.ABANDONED, state.HALF_CLOSED,
             state.HALF_CLOSED, state.CLOSED,
         ),
-        state.ANSWERED: (
-            IGNORE, IGNORE, never, state.CLOSED, state.ANSWERED,
-            never, state.QUIET,
-        ),
-        state.ABANDONED: (
-            _CLOSED_FOR_GOOD, _CLOSED, never, IGNORE, IGNORE,
-            never, state.CLOSED,
-        ),
-        state.QUIET: (
-            IGNORE, IGNORE, never, IGNORE, IGNORE,
-            never, state.QUIET,
-        ),
-        state.CLOSED: (
-            _CLOSED_FOR_GOOD, _CLOSED, never, IGNORE, IGNORE,
-            never, never,
-        ),
+        state.ANSWERED: (IGNORE, IGNORE, never, state.CLOSED, state.ANSWERED, never, state.QUIET),
+        state.ABANDONED: (_CLOSED_FOR_GOOD, _CLOSED, never, IGNORE, IGNORE, never, state.CLOSED),
+        state.QUIET: (IGNORE, IGNORE, never, IGNORE, IGNORE, never, state.QUIET),
+        state.CLOSED: (_CLOSED_FOR_GOOD, _CLOSED, never, IGNORE, IGNORE, never, never),
     }  # fmt: skip
-    return {state: dict(zip(columns, row, strict=True)) for state, row in rows.items()}
+    return {state: dict(zip(StreamEvent, row, strict=True)) for state, row in rows.items()}
 
 
 STREAM_TABLE = _stream_table()
@@ -190,26 +169,17 @@ _INTERRUPTED = Fault(PROTOCOL_ERROR, "a header block is interrupted", costs_conn
 
 
 def _connection_table() -> dict[ConnectionState, dict[ConnectionEvent, ConnectionEntry]]:
-    state, event = ConnectionState, ConnectionEvent
-    columns = (
-        event.PREFACE, event.SETTINGS, event.BLOCK_BEGINS,
-        event.BLOCK_CONTINUES, event.BLOCK_ENDS, event.OTHER,
-    )  # fmt: skip
+    state = ConnectionState
+    # In the order of the events.
     rows: dict[ConnectionState, tuple[ConnectionEntry, ...]] = {
-        state.PREFACE: (
-            state.SETTINGS, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2,
-        ),
-        state.SETTINGS: (
-            _FIRST, state.FRAMES, _FIRST, _FIRST, _FIRST, _FIRST,
-        ),
-        state.FRAMES: (
-            _NOT_HTTP2, state.FRAMES, state.BLOCK, _NO_BLOCK, _NO_BLOCK, state.FRAMES,
-        ),
+        state.PREFACE: (state.SETTINGS, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2),
+        state.SETTINGS: (_FIRST, state.FRAMES, _FIRST, _FIRST, _FIRST, _FIRST),
+        state.FRAMES: (_NOT_HTTP2, state.FRAMES, state.BLOCK, _NO_BLOCK, _NO_BLOCK, state.FRAMES),
         state.BLOCK: (
             _INTERRUPTED, _INTERRUPTED, _INTERRUPTED, state.BLOCK, state.FRAMES, _INTERRUPTED,
         ),
     }  # fmt: skip
-    return {state: dict(zip(columns, row, strict=True)) for state, row in rows.items()}
+    return {state: dict(zip(ConnectionEvent, row, strict=True)) for state, row in rows.items()}
 
 
 CONNECTION_TABLE = _connection_table()

@@ -35,11 +35,11 @@ from etcdlite.frames import (
     ProtocolError,
 )
 from etcdlite.member import OVERHEAD_BYTES, Member
-from etcdlite.proto import FEW_BYTES, DecodeError, decode_request
+from etcdlite.proto import DecodeError, decode_request
 from etcdlite.session import MAX_UNSENT_BYTES
 from etcdlite.wire import api
-from etcdlite.wire.calls import Calls
-from etcdlite.wire.session import REQUEST_BYTES, ClientSession
+from etcdlite.wire.calls import REQUEST_BYTES, Calls
+from etcdlite.wire.session import ClientSession
 from etcdlite.wire.streams import CALLS
 
 MAX_OPEN_REQUESTS = 65_536
@@ -136,9 +136,10 @@ class NativeSession(ClientSession):
                 handle, decode = handler
                 requests[request_id] = method
                 try:
-                    if length <= FEW_BYTES:
+                    if length <= REQUEST_BYTES:
                         request = decode(data, at + FRAME_HEADER_BYTES, stop)
                     else:
+                        self.calls.hold(request_id, length)
                         request = decode_request(decode, data, at + FRAME_HEADER_BYTES, stop)
                     handle(member, self, request_id, method, request, data[at:stop])
                 except EtcdError as failure:
@@ -184,6 +185,8 @@ class NativeSession(ClientSession):
             if opened is None:
                 self._begin(request_id, method)
                 self.calls.open(request_id, method, CALLS[method])
+                if len(body) > REQUEST_BYTES:
+                    self.calls.hold(request_id, len(body))
             if body or opened is None:
                 self.calls.message(request_id, body)
             if flags & END:
@@ -279,7 +282,7 @@ class NativeSession(ClientSession):
 
     @property
     def kept_bytes(self) -> int:
-        return super().kept_bytes + REQUEST_BYTES * len(self._requests)
+        return super().kept_bytes + self.calls.requests_bytes(self._requests)
 
     @property
     def is_idle(self) -> bool:

@@ -19,9 +19,6 @@ NO_LEADER_ELECTIONS = 3
 INVALID_TOKEN = " "
 """Represents an empty token, which is not valid. "" means that a request has no token."""
 
-REQUEST_BYTES = 512
-"""The memory that an open request occupies, approximately, for `kept_bytes`."""
-
 _AGREED = {"etcdlite": "native", "h2": "grpc", "http/1.1": "http"}
 """By the name in the handshake of TLS (RFC 7301)."""
 

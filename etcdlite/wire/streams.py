@@ -46,7 +46,7 @@ answers. It fails after more than `MAX_UNREAD_CHECKS` checks in a row that found
 MAX_HELD = 1000
 MAX_HELD_BYTES = 512
 """Messages of a watch stream that wait while the user of the one before them is checked: how many,
-and the size of each."""
+and the size of each. No renewal is larger."""
 
 MAX_UNCHECKED_RENEWALS = 64
 """Renewals of a stream that wait until it is known whether the user may make them."""
@@ -64,8 +64,9 @@ class WatchCall(Call):
         self._stream = self.member.hub.open(self, self.owner.calls.watch_quota)
         self._is_waiting = False
         """A message waits: its turn, or until it is known whether the user may create a watch."""
-        self._held: list[proto.WatchRequest] = []
-        """The messages after that one, which are processed later, in order."""
+        self._held: list[bytes] = []
+        """The messages after that one, which are processed later, in order. Decoded, they would
+        take many times the memory."""
         self._is_finished = False
         self._is_closed = False
 
@@ -74,7 +75,8 @@ class WatchCall(Call):
         if not self._is_waiting:
             self._process(request, len(body))
         elif len(self._held) < MAX_HELD and len(body) <= MAX_HELD_BYTES:
-            self._held.append(request)
+            self._held.append(body)
+            self.owner.calls.hold(self.request_id, len(body))
         else:
             raise error("RequestTooManyRequests")
 
@@ -118,8 +120,10 @@ class WatchCall(Call):
         self._is_waiting = False
         if self._is_closed:
             return
+        body = self._held.pop(0)
+        self.owner.calls.hold(self.request_id, -len(body))
         try:
-            self._process(self._held.pop(0))
+            self._process(proto.WatchRequest.decode(body))
         except EtcdError as failure:
             self.owner.fail(self.request_id, self.method, failure)
         if not (self._is_waiting or self._is_closed):
@@ -155,6 +159,8 @@ class KeepAliveCall(Call):
             if self._unread_checks > MAX_UNREAD_CHECKS:
                 raise error("RequestTooManyRequests")
         self._unanswered += 1
+        if len(body) > MAX_HELD_BYTES:
+            raise error("RequestTooLarge")
         if self.member.state.auth.enabled:
             api.read_renewal(body)  # A malformed message fails first.
             self._unchecked = self._unchecked or {}  # Not that of the class.
