@@ -374,7 +374,7 @@ def find_command(words: Sequence[str]) -> tuple[Command | str | None, list[str]]
         found, _ = find_command([*words[: positions[0]], *words[positions[0] + 1 :]])
         return found, ["--help"]
     if top in REFUSED:
-        raise Failure(EXIT_BAD_FEATURE, f"{PROGRAM} has no command {top}: {REFUSED[top]}")
+        raise Failure(f"{PROGRAM} has no command {top}: {REFUSED[top]}", EXIT_BAD_FEATURE)
     taken, found = positions[:1], COMMAND_BY_NAME.get(top)
     if top in GROUPS and len(names) == 1:
         found = top
@@ -389,7 +389,7 @@ def find_command(words: Sequence[str]) -> tuple[Command | str | None, list[str]]
     else:
         name, see, known = names[0], f"{PROGRAM} --help", [*COMMAND_BY_NAME, *GROUPS]
     hint = did_you_mean(name, known) or f" (see {see})"
-    raise Failure(EXIT_FAILED, f'unknown command "{name}" for "{PROGRAM}"{hint}')
+    raise Failure(f'unknown command "{name}" for "{PROGRAM}"{hint}')
 
 
 # Running it.
@@ -439,7 +439,7 @@ def run(words: Sequence[str]) -> int:
     try:
         arguments, before_dashes, given = parse_flags(others, (*GLOBAL_FLAGS, *command.flags))
     except BadFlag as error:
-        raise Failure(EXIT_FAILED, f"{error}; see {PROGRAM} {command.name} --help") from None
+        raise Failure(f"{error}; see {PROGRAM} {command.name} --help") from None
     if given.get("help"):
         _print_help(command)
         return 0
@@ -460,7 +460,7 @@ def run(words: Sequence[str]) -> int:
     session = Session(arguments, before_dashes, values)
     if command.prints and not session.printer.supports(command.prints):
         text = f"{session.printer.format} not supported as output format of {command.name}"
-        raise Failure(EXIT_BAD_FEATURE, text)
+        raise Failure(text, EXIT_BAD_FEATURE)
     try:
         with _interruptible():
             status: int | None = run_command(session)
@@ -469,9 +469,9 @@ def run(words: Sequence[str]) -> int:
         text = describe(error, session.client().endpoint)
         # etcdctl logs in while it connects.
         status = EXIT_BAD_CONNECTION if isinstance(error, AuthFailed) else EXIT_FAILED
-        raise Failure(status, text + session.why_unanswered(error)) from None
+        raise Failure(text + session.why_unanswered(error), status) from None
     except Explained as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
+        raise Failure(str(error)) from None
     finally:
         session.close()
 

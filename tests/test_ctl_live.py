@@ -451,7 +451,7 @@ def test_interactive_watches_share_a_stream_and_tell_what_is_wrong(
 
 
 @pytest.mark.parametrize(
-    "failure", [DiscoveryError("no servers"), Failure(5, "it ended"), OSError(28, "disk full")]
+    "failure", [DiscoveryError("no servers"), Failure("it ended", 5), OSError(28, "disk full")]
 )
 def test_what_ends_interactive_watches_ends_the_command(failure: Exception) -> None:
     """Without an end of standard input, which the command is reading."""

@@ -22,7 +22,7 @@ import time
 
 from etcdlite import certificates
 from etcdlite.certificates import CertificateError, Pair, Profile
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure
+from etcdlite.cli.failures import BadArguments, Failure
 from etcdlite.cli.session import Session
 from etcdlite.client.partial_file import PartialFile
 from etcdlite.urls import is_address
@@ -161,7 +161,7 @@ def _make(
     profile = profile_of(kind, name, hosts, days, authority)
     for path in files:
         if os.path.lexists(path) and not session.flags["force"]:
-            raise Failure(EXIT_FAILED, f"{path} exists; --force replaces it" + _COST.get(kind, ""))
+            raise Failure(f"{path} exists; --force replaces it" + _COST.get(kind, ""))
     write(files, certificates.make(profile, authority))
     return profile.ends_s
 
@@ -206,22 +206,22 @@ def _authority_end_s(authority: Pair, now_s: int) -> int:
     for path in authority:
         if not os.path.isfile(path):
             text = f"there is no CA: no file {path}; make one with cert init, or name the directory"
-            raise Failure(EXIT_FAILED, f"{text} with --dir")
+            raise Failure(f"{text} with --dir")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_verify_locations(authority.certificate)
         context.load_cert_chain(*authority, password="")
     except ssl.SSLError as error:
         text = f"{authority.certificate} and {authority.key} are not a certificate and its key"
-        raise Failure(EXIT_FAILED, f"{text}: {error.reason or error}") from None
+        raise Failure(f"{text}: {error.reason or error}") from None
     found = context.get_ca_certs()
     if not found:
         text = f"{authority.certificate} is no certificate of a CA"
-        raise Failure(EXIT_FAILED, f"{text}; make one with cert init")
+        raise Failure(f"{text}; make one with cert init")
     ends_s = int(ssl.cert_time_to_seconds(str(found[0]["notAfter"])))
     if ends_s <= now_s:
         text = f"the CA {authority.certificate} ended on {_day(ends_s)}; make a new one with"
-        raise Failure(EXIT_FAILED, f"{text} cert init --force, and new certificates with it")
+        raise Failure(f"{text} cert init --force, and new certificates with it")
     return ends_s
 
 

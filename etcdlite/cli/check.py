@@ -111,7 +111,7 @@ def _load_of(session: Session, loads: Mapping[str, Load]) -> Load:
     name = session.flags["load"]
     load = loads.get(LOAD_NAMES.get(name, name))
     if load is None:
-        raise Failure(EXIT_BAD_FEATURE, f"unknown load option {name}")
+        raise Failure(f"unknown load option {name}", EXIT_BAD_FEATURE)
     return load
 
 
@@ -122,7 +122,7 @@ def _check_prefix(session: Session) -> bytes:
     key, range_end = prefix_range(prefix)
     if session.ask("KV.Range", key=key, range_end=range_end, limit=1).kvs:
         text = f"prefix \"{name}\" has keys. Delete with '{PROGRAM} del --prefix {name}' first"
-        raise Failure(EXIT_BAD_INPUT, text)
+        raise Failure(text, EXIT_BAD_INPUT)
     return prefix
 
 
@@ -199,8 +199,7 @@ def _resident_bytes(session: Session, when: str) -> float:
     except (OSError, ValueError) as error:
         cause = scrape.why(error)
     where = scrape.url_of(endpoint)
-    text = f"Could not read {name} {when} the put operations from {where}: {cause}"
-    raise Failure(EXIT_FAILED, text)
+    raise Failure(f"Could not read {name} {when} the put operations from {where}: {cause}")
 
 
 def check_datascale(session: Session) -> int:

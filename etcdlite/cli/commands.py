@@ -93,7 +93,7 @@ def compaction(session: Session) -> None:
     try:
         revision = parse_int(session.arguments[0])
     except ValueError as error:
-        raise Failure(EXIT_FAILED, str(error)) from None
+        raise Failure(str(error)) from None
     session.ask("KV.Compact", revision=revision, physical=session.flags["physical"])
     session.print(f"compacted revision {revision}")
 
@@ -117,7 +117,7 @@ def lease_grant(session: Session) -> None:
 def _wrapped(what: str, error: EtcdliteError, session: Session) -> Failure:
     endpoint = error.endpoint or session.client().endpoint
     text = f"{what} ({error.text})"
-    return Failure(EXIT_FAILED, text if endpoint in text else f"{text} (endpoint {endpoint})")
+    return Failure(text if endpoint in text else f"{text} (endpoint {endpoint})")
 
 
 def lease_revoke(session: Session) -> None:
@@ -157,7 +157,7 @@ def lease_keep_alive(session: Session) -> None:
         if response.TTL <= 0:
             if session.flags["once"]:
                 text = f"{ERRORS['LeaseNotFound'][1]} (endpoint {session.client().endpoint})"
-                raise Failure(EXIT_BAD_CONNECTION, text)
+                raise Failure(text, EXIT_BAD_CONNECTION)
             if session.printer.format == "simple":
                 session.print(f"lease {lease:016x} expired or revoked.")
             return
@@ -174,7 +174,7 @@ def lease_keep_alive(session: Session) -> None:
 def member_list(session: Session) -> None:
     consistency = session.flags["consistency"]
     if consistency not in ("l", "s"):
-        raise Failure(EXIT_BAD_FEATURE, f'unknown consistency flag "{consistency}"')
+        raise Failure(f'unknown consistency flag "{consistency}"', EXIT_BAD_FEATURE)
     response = session.ask("Cluster.MemberList", linearizable=consistency == "l")
     session.show("member_list", response)
 
@@ -297,7 +297,7 @@ def _each_endpoint(session: Session) -> list[str]:
         try:
             response = session.ask("Cluster.MemberList")
         except EtcdliteError:
-            raise Failure(EXIT_FAILED, text) from None
+            raise Failure(text) from None
         say(f"{text}; using the members that this endpoint knows")
     return [url for member in response.members for url in member.clientURLs]
 

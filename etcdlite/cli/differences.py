@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from etcdlite import proto
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
+from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.session import Session
 from etcdlite.client.errors import Compacted, PermissionDenied, Unimplemented, error_for
 from etcdlite.client.operations import prefix_range
@@ -99,7 +99,7 @@ def revision_at(times: Sequence[tuple[int, int]], unix_s: int) -> int:
     if at:
         return times[at - 1][0]
     known = f"the first one known is {time_text(times[0][1])}" if times else "no time is known"
-    raise Failure(EXIT_FAILED, f"no revision is known at {time_text(unix_s)}: {known}")
+    raise Failure(f"no revision is known at {time_text(unix_s)}: {known}")
 
 
 def asked_revision(session: Session, times: Callable[[], Sequence[tuple[int, int]]]) -> int:
@@ -227,8 +227,7 @@ def diff(session: Session) -> None:
         for event in events(client, *prefix_range(prefix), first + 1, last):
             changed[event.kv.key] = event
     except Compacted:
-        text = f"the history of revision {first} is compacted; name a later one"
-        raise Failure(EXIT_FAILED, text) from None
+        raise Failure(f"the history of revision {first} is compacted; name a later one") from None
     timeline = _Timeline(client)
     for key in sorted(changed):
         event = changed[key]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from etcdlite import backup, datadir, extract, keys, proto
 from etcdlite.cli.differences import Difference, asked_revision, show, times_of_cluster
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
+from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.mirror import change_op, client_of, pages
 from etcdlite.cli.offline import SEGMENT_BYTES, identities, opened_backup
 from etcdlite.cli.session import Progress, Session
@@ -127,7 +127,7 @@ def _of_extract(session: Session, path: str, file: Any) -> State:
     revision = found.header.revision
     if session.flags["rev"] not in (0, revision) or session.flags["at"]:
         text = f"{path} has the keys as of revision {revision} only: leave out --rev and --at"
-        raise Failure(EXIT_FAILED, text)
+        raise Failure(text)
     return State(
         revision, found.header.prefixes, lambda: extract.key_values(path, file), found.leases
     )
@@ -139,7 +139,7 @@ def _of_store(session: Session, store: Store) -> State:
         store.check_revision(revision)
     except EtcdError as error:
         kept = f"the backup has revisions {max(1, store.compacted)} to {store.revision}"
-        raise Failure(EXIT_FAILED, f"{error.text}: {kept}") from None
+        raise Failure(f"{error.text}: {kept}") from None
     leases = {lease: store.lessor.ttl_s(lease) for lease in finish(store.lessor.lease_steps())}
     return State(revision, (b"",), lambda: _keys_of(store, revision), leases)
 
@@ -167,7 +167,7 @@ def _narrowed(session: Session, state: State) -> State:
     for prefix in wanted:
         if not extract.in_prefixes(prefix, state.prefixes):
             shown = os.fsdecode(prefix)
-            raise Failure(EXIT_FAILED, f"--prefix {shown}: the file does not have all these keys")
+            raise Failure(f"--prefix {shown}: the file does not have all these keys")
     return state._replace(
         prefixes=wanted,
         key_values=lambda: (kv for kv in state.key_values() if extract.in_prefixes(kv.key, wanted)),
@@ -188,12 +188,12 @@ def _check_leases(state: State, rule: str, leased: Iterable[int]) -> dict[int, i
     found = dict.fromkeys(leased, 0)
     if found and rule == "refuse":
         text = f"keys have leases ({len(found)} of them). Say --leases keep, to grant the leases"
-        raise Failure(EXIT_FAILED, f"{text} again with their full TTL, or --leases drop")
+        raise Failure(f"{text} again with their full TTL, or --leases drop")
     for lease in found:
         found[lease] = state.leases.get(lease, 0)
         if not found[lease]:
             text = f"lease {lease:x} had ended when the backup was made, so its TTL is not known"
-            raise Failure(EXIT_FAILED, f"{text}. Say --leases drop")
+            raise Failure(f"{text}. Say --leases drop")
     return found
 
 
@@ -307,10 +307,10 @@ class _Restoration(NamedTuple):
             response = self.client.call("KV.Txn", proto.TxnRequest(compare=compares, success=ops))
         except EtcdliteError as error:
             text = f"{error.text}; {done} of {total} keys are changed. Run it again"
-            raise Failure(EXIT_FAILED, text) from None
+            raise Failure(text) from None
         if not response.succeeded:
             text = f"these keys were changed at the same time; {done} of {total} keys are changed"
-            raise Failure(EXIT_FAILED, f"{text}. Run it again")
+            raise Failure(f"{text}. Run it again")
 
 
 def differences(

@@ -17,17 +17,17 @@ EXIT_BAD_ARGUMENTS = 128
 class Failure(Exception):
     """The command ends with `status` and one line on standard error (none if `text` is empty)."""
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(status, text)
-        self.status = status
+    def __init__(self, text: str, status: int = EXIT_FAILED) -> None:
+        super().__init__(text, status)
         self.text = text
+        self.status = status
 
 
 class BadArguments(Failure):
     """The command line has wrong arguments."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(EXIT_BAD_ARGUMENTS, text)
+        super().__init__(text, EXIT_BAD_ARGUMENTS)
 
 
 def say(line: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from etcdlite.cli.failures import EXIT_BAD_ARGUMENTS, EXIT_BAD_FEATURE, Failure
+from etcdlite.cli.failures import EXIT_BAD_FEATURE, BadArguments, Failure
 from etcdlite.notation import load_toml, parse_bool, parse_duration_s, parse_int
 
 FORMATS = ("fields", "json", "protobuf", "simple", "table")
@@ -217,7 +217,7 @@ def _environment_flags(environment: Mapping[str, str]) -> dict[str, Any]:
                 values[flag.name] = _PARSERS[flag.kind](found[1])
             except ValueError as error:
                 text = f"invalid value for environment variable {found[0]}: {error}"
-                raise Failure(EXIT_BAD_ARGUMENTS, text) from None
+                raise BadArguments(text) from None
     return values
 
 
@@ -229,7 +229,7 @@ def _file_flags(path: str) -> dict[str, Any]:
     except OSError as error:
         if not path:
             return {}
-        raise Failure(EXIT_BAD_ARGUMENTS, f"cannot read --config-file: {error}") from None
+        raise BadArguments(f"cannot read --config-file: {error}") from None
     path = path or DEFAULT_FILE
     by_name = {flag.name: flag for flag in GLOBAL_FLAGS if flag.name != "config-file"}
     values = {}
@@ -244,7 +244,7 @@ def _file_flags(path: str) -> dict[str, Any]:
             text = str(value).lower() if isinstance(value, bool) else str(value)
             values[name] = _PARSERS[by_name[name].kind](text)
     except (ValueError, RecursionError) as error:
-        raise Failure(EXIT_BAD_ARGUMENTS, f"{path} cannot be used: {error}; correct it") from None
+        raise BadArguments(f"{path} cannot be used: {error}; correct it") from None
     return values
 
 
@@ -260,7 +260,7 @@ def flag_values(
     values |= chosen
     if values["write-out"] not in FORMATS:
         text = f"unsupported output format {values['write-out']} (known: {', '.join(FORMATS)})"
-        raise Failure(EXIT_BAD_FEATURE, text)
+        raise Failure(text, EXIT_BAD_FEATURE)
     if not values["endpoints"]:
-        raise Failure(EXIT_BAD_ARGUMENTS, "--endpoints names no endpoint")
+        raise BadArguments("--endpoints names no endpoint")
     return values

@@ -7,7 +7,7 @@ import os
 import pwd
 
 from etcdlite import age, datadir, keys, private_file, sealing
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
+from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.session import Progress, Session
 from etcdlite.notation import format_size
 from etcdlite.sealing import Keyring, ids_text
@@ -38,7 +38,7 @@ def add(session: Session) -> None:
     key_id, line = sealing.new_key()
     ring = sealing.read(path)
     if len(ring.ids) >= sealing.MAX_KEYS:
-        raise Failure(EXIT_FAILED, f"{path} has {len(ring.ids)} keys; remove one first")
+        raise Failure(f"{path} has {len(ring.ids)} keys; remove one first")
     old = private_file.read(path, sealing.MAX_FILE_BYTES).decode("utf-8", "replace")
     private_file.replace(path, f"# id {key_id.hex()}\n{line}{old}")
     say(
@@ -69,7 +69,7 @@ def rekey(session: Session) -> int:
     if ring is None:
         raise BadArguments("rekey needs --encryption-key-file")
     if not datadir.exists(disk, data_dir):
-        raise Failure(EXIT_FAILED, f"{data_dir} holds no member; give its --data-dir")
+        raise Failure(f"{data_dir} holds no member; give its --data-dir")
     if flags["check"]:
         return _check(session, disk, ring)
     _check_owner(data_dir)
@@ -109,7 +109,7 @@ def _check_owner(data_dir: str) -> None:
         except KeyError:
             name = f"#{owner}"
         text = f"{data_dir} belongs to user {name}; run this as that user (sudo -u {name} ...)"
-        raise Failure(EXIT_FAILED, text)
+        raise Failure(text)
 
 
 def _optional_file(session: Session, command: str) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etcdlite import proto
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, os_error_text, say
+from etcdlite.cli.failures import BadArguments, Failure, os_error_text, say
 from etcdlite.cli.session import Session
 from etcdlite.notation import quote
 
@@ -45,7 +45,7 @@ def _hold(session: Session, place: Any, command: Sequence[str]) -> None:
         try:
             place.acquire()
         except KeyboardInterrupt:
-            raise Failure(EXIT_FAILED, "context canceled") from None
+            raise Failure("context canceled") from None
         try:
             if command:
                 run_holding(place, command)
@@ -57,7 +57,7 @@ def _hold(session: Session, place: Any, command: Sequence[str]) -> None:
             return
         finally:
             place.release()
-    raise Failure(EXIT_FAILED, f"session expired (endpoint {session.client().endpoint})")
+    raise Failure(f"session expired (endpoint {session.client().endpoint})")
 
 
 def run_holding(place: Any, command: Sequence[str]) -> None:
@@ -70,9 +70,9 @@ def run_holding(place: Any, command: Sequence[str]) -> None:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
     except FileNotFoundError:
         text = f"exec: {quote(os.fsencode(command[0]))}: executable file not found in $PATH"
-        raise Failure(EXIT_FAILED, text) from None
+        raise Failure(text) from None
     except OSError as error:
-        raise Failure(EXIT_FAILED, f"exec {os_error_text(error)}") from None
+        raise Failure(f"exec {os_error_text(error)}") from None
     while process.returncode is None:
         # A signal does not release the lock before the command has ended.
         with contextlib.suppress(KeyboardInterrupt):
@@ -81,9 +81,9 @@ def run_holding(place: Any, command: Sequence[str]) -> None:
         say("Warning: the lock was lost before the command ended")
     status = process.returncode
     if status < 0:
-        raise Failure(128 - status, f"signal: {str(signal.strsignal(-status)).lower()}")
+        raise Failure(f"signal: {str(signal.strsignal(-status)).lower()}", 128 - status)
     if status:
-        raise Failure(status, f"exit status {status}")
+        raise Failure(f"exit status {status}", status)
 
 
 def lock(session: Session) -> None:

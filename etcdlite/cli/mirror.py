@@ -35,7 +35,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from etcdlite import proto
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
+from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import Compacted, EtcdliteError, RequestTooManyRequests, Timeout
 from etcdlite.client.errors import error_for
@@ -327,10 +327,10 @@ class Mirror:
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
             text = f"--checkpoint-key {name}: the key has a value that is not a mirror's position"
-            raise Failure(EXIT_FAILED, f"{text}; name another key") from None
+            raise Failure(f"{text}; name another key") from None
         if whose != self._whose():
             text = f"--checkpoint-key {name} is of a mirror of another cluster or prefix"
-            raise Failure(EXIT_FAILED, f"{text}; name another key, or delete this one")
+            raise Failure(f"{text}; name another key, or delete this one")
         return position
 
     def _whose(self) -> list[str]:
@@ -355,7 +355,7 @@ class Mirror:
                 self._add(Change(kv.key, kv.value), self._position)
                 self._position = Position(revision, after=kv.key)
         except Compacted:
-            raise Failure(EXIT_FAILED, self._too_late(revision)) from None
+            raise Failure(self._too_late(revision)) from None
         self._position = Position(revision)
         self._commit(self._position)
         self._keep(is_due=True)
@@ -423,7 +423,7 @@ class Mirror:
 
     def _canceled(self, response: Any) -> None:
         if response.compact_revision:
-            raise Failure(EXIT_FAILED, self._too_late(self._position.revision + 1))
+            raise Failure(self._too_late(self._position.revision + 1))
         raise error_for(UNKNOWN, response.cancel_reason or "the watch was canceled")
 
     def _take(self, events: list[Any], goal: int | None) -> None:
@@ -523,7 +523,7 @@ class Mirror:
             response = self._target.call("KV.Txn", request)
         except EtcdliteError as error:
             text = f"{describe(error)}. With --checkpoint-key a mirror goes on after this"
-            raise Failure(EXIT_FAILED, text) from None
+            raise Failure(text) from None
         self._target_revision = response.header.revision
 
     def _write_surely(self, request: Any, value: bytes) -> None:
@@ -543,7 +543,7 @@ class Mirror:
             except EtcdliteError as error:
                 passes = isinstance(error, (Timeout, RequestTooManyRequests))
                 if error.code != UNAVAILABLE and not passes:
-                    raise Failure(EXIT_FAILED, describe(error)) from None
+                    raise Failure(describe(error)) from None
                 is_again = True
                 self._pause(error)
 
@@ -553,7 +553,7 @@ class Mirror:
         if not is_again or not response.kvs or response.kvs[0].value != value:
             name = self._session.flags["checkpoint-key"]
             text = f"the checkpoint key {name} was changed: another mirror is running with it"
-            raise Failure(EXIT_FAILED, f"{text}. Stop one of them")
+            raise Failure(f"{text}. Stop one of them")
         self._checkpoint_revision = response.kvs[0].mod_revision
 
     # Reports.
@@ -581,8 +581,7 @@ class Mirror:
                 if left is not None and right is not None and left[0] == right[0]:
                     why = "the values differ"
                 name = min(first[0], second[0]).decode("utf-8", "backslashreplace")
-                text = f"the destination differs from the source at {name}: {why}"
-                raise Failure(EXIT_FAILED, text)
+                raise Failure(f"the destination differs from the source at {name}: {why}")
             count += 1
         say(f"verified: {count} keys are equal, as of revision {revision} of the source")
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from etcdlite import age, backup, datadir, etcd_hash, keys
 from etcdlite.age import AgeError, Identity
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
+from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.session import Progress, Session
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import Store
@@ -42,7 +42,7 @@ def identities(session: Session) -> list[Identity]:
     try:
         return age.read_identities(path) if path else []
     except AgeError as error:
-        raise Failure(EXIT_FAILED, f"--identity: {error}") from None
+        raise Failure(f"--identity: {error}") from None
 
 
 def defrag(session: Session) -> None:
@@ -51,7 +51,7 @@ def defrag(session: Session) -> None:
     data_dir = flags["data-dir"]
     disk = Disk()
     if not datadir.exists(disk, data_dir):
-        raise Failure(EXIT_FAILED, f"{data_dir} holds no member; give its --data-dir")
+        raise Failure(f"{data_dir} holds no member; give its --data-dir")
     ring = keys.read(flags["encryption-key-file"])
     keys.check(disk, data_dir, flags["wal-dir"], ring)
     lock = datadir.lock(disk, data_dir, flags["wal-dir"])
@@ -128,7 +128,7 @@ def hashkv(session: Session) -> None:
         try:
             store.check_revision(revision)
         except EtcdError as error:
-            raise Failure(EXIT_FAILED, error.text) from None
+            raise Failure(error.text) from None
         revision = revision or store.revision
         found = finish(etcd_hash.hash_steps(store, revision))
         session.show("hashkv", Hash(found, revision, store.compact_revision))

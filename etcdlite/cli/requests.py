@@ -80,13 +80,13 @@ def range_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> proto.R
         )
     if flags["consistency"] not in ("l", "s"):
         text = f'unknown consistency flag "{flags["consistency"]}"'
-        raise Failure(EXIT_BAD_FEATURE, text)
+        raise Failure(text, EXIT_BAD_FEATURE)
     order = flags["order"].upper() or "NONE"
     if order not in ("ASCEND", "DESCEND") and flags["order"]:
-        raise Failure(EXIT_BAD_FEATURE, f"bad sort order {flags['order']}")
+        raise Failure(f"bad sort order {flags['order']}", EXIT_BAD_FEATURE)
     target = flags["sort-by"].upper() or "KEY"
     if target not in _SORT_TARGETS:
-        raise Failure(EXIT_BAD_FEATURE, f"bad sort target {flags['sort-by']}")
+        raise Failure(f"bad sort target {flags['sort-by']}", EXIT_BAD_FEATURE)
     return proto.RangeRequest(
         key=key,
         range_end=range_end,
@@ -159,12 +159,12 @@ def parse_compare(line: str) -> proto.Compare:
     name, parenthesis, rest = line.partition("(")
     match = re.match(_COMPARE, rest)
     if not parenthesis or match is None:
-        raise Failure(EXIT_BAD_INPUT, f"{malformed}; {hint}")
+        raise Failure(f"{malformed}; {hint}", EXIT_BAD_INPUT)
     if name not in _COMPARE_TARGETS:
-        raise Failure(EXIT_BAD_INPUT, f"{malformed} (unknown target {name})")
+        raise Failure(f"{malformed} (unknown target {name})", EXIT_BAD_INPUT)
     key_text, operator, value_text = match.groups()
     if operator not in _COMPARE_RESULTS:
-        raise Failure(EXIT_BAD_INPUT, f"{malformed} (unknown operator {operator})")
+        raise Failure(f"{malformed} (unknown operator {operator})", EXIT_BAD_INPUT)
     target, field = _COMPARE_TARGETS[name]
     try:
         key = unquote(key_text)
@@ -172,7 +172,7 @@ def parse_compare(line: str) -> proto.Compare:
         if target != "VALUE":
             value = parse_int(os.fsdecode(unquote(value_text)), 16 if target == "LEASE" else 10)
     except ValueError:
-        raise Failure(EXIT_BAD_INPUT, f"invalid txn compare request: {line}") from None
+        raise Failure(f"invalid txn compare request: {line}", EXIT_BAD_INPUT) from None
     return proto.Compare(
         target=proto.ENUMS["Compare.CompareTarget"][target],
         result=proto.ENUMS["Compare.CompareResult"][_COMPARE_RESULTS[operator]],
@@ -194,13 +194,13 @@ def parse_request(line: str) -> proto.RequestOp:
     try:
         words = split_words(line)
         if len(words) < 2:
-            raise Failure(EXIT_BAD_INPUT, f"invalid txn compare request: {line}")
+            raise Failure(f"invalid txn compare request: {line}", EXIT_BAD_INPUT)
         if words[0] not in _TXN_OPERATIONS:
-            raise Failure(EXIT_BAD_INPUT, f"invalid txn request: {line}")
+            raise Failure(f"invalid txn request: {line}", EXIT_BAD_INPUT)
         flags, request, field = _TXN_OPERATIONS[words[0]]
         arguments, _, given = parse_flags(words[1:], flags)
     except ValueError as error:
-        raise Failure(EXIT_BAD_INPUT, f"invalid txn request: {line} ({error})") from None
+        raise Failure(f"invalid txn request: {line} ({error})", EXIT_BAD_INPUT) from None
     values = {flag.name: flag.default for flag in flags} | given
     return proto.RequestOp(**{field: request(arguments, values)})
 
@@ -214,9 +214,9 @@ def read_block(lines: Iterator[bytes], parse: Callable[[str], Any]) -> list[Any]
             return block
         block.append(parse(text))
     raise Failure(
-        EXIT_BAD_INPUT,
         "EOF: a transaction is three blocks of lines (compares, requests on success, requests "
         "on failure), each ended by an empty line",
+        EXIT_BAD_INPUT,
     )
 
 
@@ -246,7 +246,7 @@ def read_sections(lines: Iterator[bytes]) -> list[list[Any]]:
     for line in lines:
         name = section_of(line)
         if name in seen:
-            raise Failure(EXIT_BAD_INPUT, f"the transaction has two sections {name}")
+            raise Failure(f"the transaction has two sections {name}", EXIT_BAD_INPUT)
         text = os.fsdecode(line)
         if name:
             seen.append(name)

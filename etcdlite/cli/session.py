@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure, say
+from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.output import Printer, join_lines
 from etcdlite.client import Client, EtcdliteError, Timeout
 from etcdlite.errors import ERRORS
@@ -76,7 +76,7 @@ class Session:
                 found = [url for url in found if not url.startswith("http://")]
                 if not found:
                     text = f"DNS names no endpoint with TLS for {domain} (--insecure-discovery)"
-                    raise Failure(EXIT_FAILED, text)
+                    raise Failure(text)
             self._endpoints = tuple(found)
         return self._endpoints
 
@@ -97,8 +97,7 @@ class Session:
         """A connection that the caller closes. `logs_in`: as the user of --user, if there is one.
         `limit_s`: the longest of its timeouts."""
         if self.timeout_s <= 0:
-            text = "context deadline exceeded (--command-timeout is not above 0)"
-            raise Failure(EXIT_FAILED, text)
+            raise Failure("context deadline exceeded (--command-timeout is not above 0)")
         connection = self.connection(endpoints)
         if not logs_in:
             connection |= {"user": "", "password": ""}

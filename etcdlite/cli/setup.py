@@ -30,7 +30,7 @@ from typing import NamedTuple
 from etcdlite import certificates, secret_file
 from etcdlite.certificates import CertificateError, Pair, Profile
 from etcdlite.cli import cert
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure
+from etcdlite.cli.failures import BadArguments, Failure
 from etcdlite.cli.session import Session
 from etcdlite.client.partial_file import PartialFile
 from etcdlite.urls import format_address, is_address
@@ -69,15 +69,13 @@ def setup(session: Session) -> None:
     has_secret = os.path.exists(f"{folder}/{_SECRETS[0]}")
     is_known = has_secret or os.path.exists(f"{folder}/clients/ca.key")
     if is_join and not is_known:
-        text = (
+        raise Failure(
             f"{folder} has no CA and no secrets: name the directory of the first setup with --dir"
         )
-        raise Failure(EXIT_FAILED, text)
     if is_known and not is_join:
-        text = (
+        raise Failure(
             f"{folder} has a cluster already: --join adds a member, --dir names another directory"
         )
-        raise Failure(EXIT_FAILED, text)
     is_secret = has_secret if is_join else bool(session.flags["secret"])
     scheme = "http" if is_secret else "https"
     plan = _joined(session, folder, scheme, hosts) if is_join else _new(folder, scheme, hosts)
@@ -134,10 +132,10 @@ def _joined(session: Session, folder: str, scheme: str, hosts: Mapping[str, str]
     for url, name in names.items():
         if url not in known:
             text = f"the cluster has no member at {url}: first run etcdlite-ctl member add {name}"
-            raise Failure(EXIT_FAILED, f"{text} --peer-urls={url} --learner")
+            raise Failure(f"{text} --peer-urls={url} --learner")
         if known[url]:
             text = f"{url} is the member {known[url]}, which has started already: remove it first"
-            raise Failure(EXIT_FAILED, text)
+            raise Failure(text)
     return Plan(
         folder,
         scheme,

@@ -10,8 +10,6 @@ from etcdlite import age, backup, keys, proto, snap
 from etcdlite.age import AgeError, Encryptor
 from etcdlite.cli import extracts
 from etcdlite.cli.failures import (
-    EXIT_BAD_ARGUMENTS,
-    EXIT_FAILED,
     EXIT_INTERRUPTED,
     BadArguments,
     Failure,
@@ -36,7 +34,7 @@ def save(session: Session) -> None:
             "snapshot must be requested to one selected node, not multiple "
             f"[{' '.join(session.endpoints)}]"
         )
-        raise Failure(EXIT_INTERRUPTED, text)
+        raise Failure(text, EXIT_INTERRUPTED)
     path = session.arguments[0]
     if extracts.is_asked_for(session) and session.flags["format"] != "etcdlite":
         raise BadArguments("a backup for etcd has the whole history: leave out --rev and --prefix")
@@ -55,9 +53,9 @@ def save(session: Session) -> None:
                     _check_snapshot(partial.partial_path)
     except EtcdliteError as error:
         text = describe(error, session.client().endpoint)
-        raise Failure(EXIT_INTERRUPTED, f"snapshot failed: {text}") from None
+        raise Failure(f"snapshot failed: {text}", EXIT_INTERRUPTED) from None
     except OSError as error:
-        raise Failure(EXIT_INTERRUPTED, f"could not save to {os_error_text(error)}") from None
+        raise Failure(f"could not save to {os_error_text(error)}", EXIT_INTERRUPTED) from None
     session.print(f"Snapshot saved at {path}")
 
 
@@ -85,7 +83,7 @@ class _Checked:
     def finish(self) -> None:
         """Raises Failure if they differ."""
         if self._digest.digest() != self._end:
-            raise Failure(EXIT_FAILED, "the snapshot does not match its SHA-256; it was not saved")
+            raise Failure("the snapshot does not match its SHA-256; it was not saved")
         self._file.finish()
 
 
@@ -140,7 +138,7 @@ def _receive_snapshot(session: Session, file: Any) -> None:
             f"the snapshot ended {remaining_bytes} bytes early "
             f"(endpoint {session.client().endpoint})"
         )
-        raise Failure(EXIT_INTERRUPTED, text)
+        raise Failure(text, EXIT_INTERRUPTED)
 
 
 def status(session: Session) -> None:
@@ -157,9 +155,9 @@ def restore(session: Session) -> None:
     flags = session.flags
     bump_revision = flags["bump-revision"]
     if (bump_revision != 0) != flags["mark-compacted"]:
-        raise Failure(EXIT_BAD_ARGUMENTS, "--mark-compacted required if --bump-revision > 0")
+        raise BadArguments("--mark-compacted required if --bump-revision > 0")
     if not 0 <= bump_revision <= MAX_BUMP_REVISION:
-        raise Failure(EXIT_BAD_ARGUMENTS, f"--bump-revision must be from 0 to {MAX_BUMP_REVISION}")
+        raise BadArguments(f"--bump-revision must be from 0 to {MAX_BUMP_REVISION}")
     if flags["dry-run"] and not flags["into-cluster"]:
         raise BadArguments("--dry-run is only for --into-cluster")
     if flags["into-cluster"]:

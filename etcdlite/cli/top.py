@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from etcdlite.cli.changes import ChangeWatch
-from etcdlite.cli.failures import EXIT_FAILED, BadArguments, Failure
+from etcdlite.cli.failures import BadArguments, Failure
 from etcdlite.cli.roster import Roster, Seen
 from etcdlite.cli.session import Session
 from etcdlite.cli.top_view import View, lines
@@ -81,8 +81,7 @@ def _show(roster: Roster, watch: ChangeWatch, interval_s: float) -> None:
     try:
         curses.wrapper(_run_screen, _Looks(roster, watch), interval_s)
     except curses.error as error:
-        text = f"this terminal cannot show a screen ({error}): use --count 1"
-        raise Failure(EXIT_FAILED, text) from None
+        raise Failure(f"this terminal cannot show a screen ({error}): use --count 1") from None
 
 
 def _run_screen(screen: Any, looks: _Looks, interval_s: float) -> None:

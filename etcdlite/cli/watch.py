@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 from etcdlite import proto
 from etcdlite.cli.failures import (
     EXIT_BAD_INPUT,
-    EXIT_FAILED,
     EXIT_INTERRUPTED,
     BadArguments,
     Failure,
@@ -173,7 +172,7 @@ class Watcher:
         endpoint = session.client().endpoint
         text = f"watch is canceled by the server: {reason} (endpoint {endpoint}{advice(reason)})"
         if not self._is_interactive:
-            raise Failure(EXIT_INTERRUPTED, text)
+            raise Failure(text, EXIT_INTERRUPTED)
         say(f"Error: {text}")
         with self._lock:
             self._watches.pop(response.watch_id, None)
@@ -196,7 +195,7 @@ class Watcher:
             cause = f"exec {command[0]}: {error.strerror}"
         if cause:
             words = " ".join(quote(os.fsencode(word)) for word in command)
-            raise Failure(EXIT_FAILED, f"command [{words}] error ({cause})")
+            raise Failure(f"command [{words}] error ({cause})")
 
 
 def watch(session: Session) -> None:
@@ -247,4 +246,4 @@ def _watch_interactively(watcher: Watcher) -> NoReturn:
         if failed:
             raise failed[0] from None
         raise
-    raise Failure(EXIT_BAD_INPUT, "error reading watch request line: EOF")
+    raise Failure("error reading watch request line: EOF", EXIT_BAD_INPUT)

@@ -564,6 +564,8 @@ def unimplemented(method: int) -> EtcdError:
     )
 
 
-def invalid(failure: proto.DecodeError) -> EtcdError:
-    """The answer to a body that is not the method's request."""
+def refusal(failure: EtcdError | proto.DecodeError) -> EtcdError:
+    """The answer to a request that is refused, or whose body is not the method's request."""
+    if isinstance(failure, EtcdError):
+        return failure
     return EtcdError(INVALID_ARGUMENT, f"etcdlite: invalid request: {failure}")

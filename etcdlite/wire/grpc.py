@@ -437,10 +437,8 @@ class GrpcSession(Connection, ClientSession):
                 if number == RANGE and size <= LARGE_BYTES
                 else FRAME.pack(size + MIN_FRAME_LENGTH, stream.id, number, 0) + data[start:end],
             )
-        except EtcdError as failure:
-            self.fail(stream.id, number, failure)
-        except DecodeError as failure:
-            self.fail(stream.id, number, _unreadable(failure))
+        except (EtcdError, DecodeError) as failure:
+            self.fail(stream.id, number, _refusal(failure))
 
     def opened(self, stream: _Stream) -> None:  # type: ignore[override]
         request: Request = stream.request
@@ -535,10 +533,8 @@ class GrpcSession(Connection, ClientSession):
             stream.partial = bytearray(data[at:])
             stream.needed_bytes = needed_bytes
             self._hold_part(end - at)
-        except EtcdError as failure:
-            self.fail(stream.id, request.number, failure)
-        except DecodeError as failure:
-            self.fail(stream.id, request.number, _unreadable(failure))
+        except (EtcdError, DecodeError) as failure:
+            self.fail(stream.id, request.number, _refusal(failure))
 
     def _hold_part(self, size_bytes: int) -> None:
         """Count a part of an incomplete request. Raises EtcdError."""
@@ -586,10 +582,8 @@ class GrpcSession(Connection, ClientSession):
             body = decode_request(request.decode, message)
             frame = frames.frame(stream.id, number, 0, message)
             request.handle(self.member, self, stream.id, number, body, frame)
-        except EtcdError as failure:
-            self.fail(stream.id, number, failure)
-        except DecodeError as failure:
-            self.fail(stream.id, number, _unreadable(failure))
+        except (EtcdError, DecodeError) as failure:
+            self.fail(stream.id, number, _refusal(failure))
 
     def token(self, request_id: int) -> str:
         """The auth token of an open request, "" if it has none. For a closed request a token that
@@ -910,5 +904,7 @@ class GrpcSession(Connection, ClientSession):
             self._next_check = now + self._check_interval_s
 
 
-def _unreadable(failure: DecodeError) -> EtcdError:
+def _refusal(failure: EtcdError | DecodeError) -> EtcdError:
+    if isinstance(failure, EtcdError):
+        return failure
     return EtcdError(INTERNAL, f"grpc: error unmarshalling request: {failure}")

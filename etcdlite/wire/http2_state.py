@@ -129,38 +129,31 @@ StreamEntry = StreamState | Ignore | Fault
 ConnectionEntry = ConnectionState | Fault
 
 _NOT_OPEN = Fault(PROTOCOL_ERROR, "the stream is not open", costs_connection=True)
-_CLOSED = Fault(STREAM_CLOSED)
-_CLOSED_FOR_GOOD = Fault(STREAM_CLOSED, "the stream is closed", costs_connection=True)
+_IS_CLOSED = Fault(STREAM_CLOSED)
+_IS_CLOSED_FOR_GOOD = Fault(STREAM_CLOSED, "the stream is closed", costs_connection=True)
 
 
-def _stream_table() -> dict[StreamState, dict[StreamEvent, StreamEntry]]:
-    state = StreamState
-    never = Fault(NO_ERROR)  # Does not occur.
-    # In the order of the events.
-    rows: dict[StreamState, tuple[StreamEntry, ...]] = {
-        state.IDLE: (state.FRESH, _NOT_OPEN, never, _NOT_OPEN, _NOT_OPEN, never, never),
-        state.SKIPPED: (_NOT_OPEN, _CLOSED, never, IGNORE, IGNORE, never, never),
-        state.FRESH: (
-            state.OPEN, state.OPEN, state.HALF_CLOSED, state.CLOSED, state.FRESH,
-            state.ANSWERED, state.QUIET,
-        ),
-        state.OPEN: (
-            state.OPEN, state.OPEN, state.HALF_CLOSED, state.CLOSED, state.OPEN,
-            state.ANSWERED, state.QUIET,
-        ),
-        state.HALF_CLOSED: (
-            _CLOSED, _CLOSED, never, state.ABANDONED, state.HALF_CLOSED,
-            state.HALF_CLOSED, state.CLOSED,
-        ),
-        state.ANSWERED: (IGNORE, IGNORE, never, state.CLOSED, state.ANSWERED, never, state.QUIET),
-        state.ABANDONED: (_CLOSED_FOR_GOOD, _CLOSED, never, IGNORE, IGNORE, never, state.CLOSED),
-        state.QUIET: (IGNORE, IGNORE, never, IGNORE, IGNORE, never, state.QUIET),
-        state.CLOSED: (_CLOSED_FOR_GOOD, _CLOSED, never, IGNORE, IGNORE, never, never),
-    }  # fmt: skip
-    return {state: dict(zip(StreamEvent, row, strict=True)) for state, row in rows.items()}
+_NEVER = Fault(NO_ERROR)  # Does not occur.
 
+IDLE, SKIPPED, FRESH, OPEN, HALF_CLOSED, ANSWERED, ABANDONED, QUIET, CLOSED = StreamState
 
-STREAM_TABLE = _stream_table()
+# The columns are the events, in their order: HEADERS, DATA, END_STREAM, RST_STREAM, WINDOW_UPDATE,
+# ANSWER_WAITS, ANSWER_ENDS.
+_STREAM_ROWS: dict[StreamState, tuple[StreamEntry, ...]] = {
+    IDLE: (FRESH, _NOT_OPEN, _NEVER, _NOT_OPEN, _NOT_OPEN, _NEVER, _NEVER),
+    SKIPPED: (_NOT_OPEN, _IS_CLOSED, _NEVER, IGNORE, IGNORE, _NEVER, _NEVER),
+    FRESH: (OPEN, OPEN, HALF_CLOSED, CLOSED, FRESH, ANSWERED, QUIET),
+    OPEN: (OPEN, OPEN, HALF_CLOSED, CLOSED, OPEN, ANSWERED, QUIET),
+    HALF_CLOSED: (_IS_CLOSED, _IS_CLOSED, _NEVER, ABANDONED, HALF_CLOSED, HALF_CLOSED, CLOSED),
+    ANSWERED: (IGNORE, IGNORE, _NEVER, CLOSED, ANSWERED, _NEVER, QUIET),
+    ABANDONED: (_IS_CLOSED_FOR_GOOD, _IS_CLOSED, _NEVER, IGNORE, IGNORE, _NEVER, CLOSED),
+    QUIET: (IGNORE, IGNORE, _NEVER, IGNORE, IGNORE, _NEVER, QUIET),
+    CLOSED: (_IS_CLOSED_FOR_GOOD, _IS_CLOSED, _NEVER, IGNORE, IGNORE, _NEVER, _NEVER),
+}
+
+STREAM_TABLE = {
+    state: dict(zip(StreamEvent, row, strict=True)) for state, row in _STREAM_ROWS.items()
+}
 
 _FIRST = Fault(PROTOCOL_ERROR, "the first frame is not SETTINGS", costs_connection=True)
 _NOT_HTTP2 = Fault(PROTOCOL_ERROR, "this is not HTTP/2", costs_connection=True)
@@ -168,18 +161,16 @@ _NO_BLOCK = Fault(PROTOCOL_ERROR, "CONTINUATION without HEADERS", costs_connecti
 _INTERRUPTED = Fault(PROTOCOL_ERROR, "a header block is interrupted", costs_connection=True)
 
 
-def _connection_table() -> dict[ConnectionState, dict[ConnectionEvent, ConnectionEntry]]:
-    state = ConnectionState
-    # In the order of the events.
-    rows: dict[ConnectionState, tuple[ConnectionEntry, ...]] = {
-        state.PREFACE: (state.SETTINGS, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2),
-        state.SETTINGS: (_FIRST, state.FRAMES, _FIRST, _FIRST, _FIRST, _FIRST),
-        state.FRAMES: (_NOT_HTTP2, state.FRAMES, state.BLOCK, _NO_BLOCK, _NO_BLOCK, state.FRAMES),
-        state.BLOCK: (
-            _INTERRUPTED, _INTERRUPTED, _INTERRUPTED, state.BLOCK, state.FRAMES, _INTERRUPTED,
-        ),
-    }  # fmt: skip
-    return {state: dict(zip(ConnectionEvent, row, strict=True)) for state, row in rows.items()}
+AT_PREFACE, AT_SETTINGS, FRAMES, BLOCK = ConnectionState
 
+# The columns: PREFACE, SETTINGS, BLOCK_BEGINS, BLOCK_CONTINUES, BLOCK_ENDS, OTHER.
+_CONNECTION_ROWS: dict[ConnectionState, tuple[ConnectionEntry, ...]] = {
+    AT_PREFACE: (AT_SETTINGS, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2, _NOT_HTTP2),
+    AT_SETTINGS: (_FIRST, FRAMES, _FIRST, _FIRST, _FIRST, _FIRST),
+    FRAMES: (_NOT_HTTP2, FRAMES, BLOCK, _NO_BLOCK, _NO_BLOCK, FRAMES),
+    BLOCK: (_INTERRUPTED, _INTERRUPTED, _INTERRUPTED, BLOCK, FRAMES, _INTERRUPTED),
+}
 
-CONNECTION_TABLE = _connection_table()
+CONNECTION_TABLE = {
+    state: dict(zip(ConnectionEvent, row, strict=True)) for state, row in _CONNECTION_ROWS.items()
+}

@@ -142,10 +142,8 @@ class NativeSession(ClientSession):
                         self.calls.hold(request_id, length)
                         request = decode_request(decode, data, at + FRAME_HEADER_BYTES, stop)
                     handle(member, self, request_id, method, request, data[at:stop])
-                except EtcdError as failure:
-                    self.fail(request_id, method, failure)
-                except DecodeError as failure:
-                    self.fail(request_id, method, api.invalid(failure))
+                except (EtcdError, DecodeError) as failure:
+                    self.fail(request_id, method, api.refusal(failure))
                 if len(requests) > MAX_OPEN_REQUESTS:
                     raise ProtocolError(f"more than {MAX_OPEN_REQUESTS} requests are open")
             at = stop
@@ -191,10 +189,8 @@ class NativeSession(ClientSession):
                 self.calls.message(request_id, body)
             if flags & END:
                 self.calls.finish(request_id)
-        except EtcdError as failure:
-            self.fail(request_id, method, failure)
-        except DecodeError as failure:
-            self.fail(request_id, method, api.invalid(failure))
+        except (EtcdError, DecodeError) as failure:
+            self.fail(request_id, method, api.refusal(failure))
 
     def token(self, request_id: int) -> str:
         opened = self._requests.get(request_id)
