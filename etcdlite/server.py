@@ -467,7 +467,7 @@ class Server:
 
     def _render_metrics(self) -> bytes:
         protocols = Counter(connection.session.protocol for connection in self.connections.all)
-        return exposition.render(
+        scrape = exposition.Scrape(
             self.member,
             protocols,
             self._sites.values(),
@@ -475,6 +475,7 @@ class Server:
             self._channels.expiries,
             backup_status.read(self.settings.backup_status_file),
         )
+        return scrape.render()
 
     # Other members.
 

@@ -918,7 +918,7 @@ def test_a_member_asks_for_itself(house: LoneMember) -> None:
 def test_metrics(house: LoneMember, ann: User, root: User) -> None:
     ann.ask("KV.Put", key=b"a")
     root.ask("Auth.UserAdd", name="bob", password="bob")
-    text = exposition.render(house.member, {"native": 2}).decode()
+    text = exposition.Scrape(house.member, {"native": 2}).render().decode()
     assert "etcd_debugging_auth_revision 9" in text
     assert 'op="AuthUserAdd",success="true"' in text and 'op="Put"' in text
     assert "Author" not in text

@@ -185,7 +185,7 @@ def read(lone: LoneMember, method: str, **fields: Any) -> Any:
 
 
 def text(lone: LoneMember, **options: Any) -> str:
-    return exposition.render(lone.member, {"native": 2}, **options).decode()
+    return exposition.Scrape(lone.member, {"native": 2}, **options).render().decode()
 
 
 def types(lone: LoneMember, **options: Any) -> dict[str, str]:

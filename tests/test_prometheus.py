@@ -53,13 +53,14 @@ def shown(tmp_path: Path) -> set[str]:
     """The names of all series that a member may show."""
     lone = LoneMember(tmp_path / "lone")
     lone.member.metrics.peers[0xAB] = metrics.Peer()
-    text = exposition.render(
+    scrape = exposition.Scrape(
         lone.member,
         {"native": 1},
         budget=exposition.Budget(1 << 30),
         expiries={"a.crt": 1.0},
         backup=dict.fromkeys(backup_status.NAMES, 1.0),
-    ).decode()
+    )
+    text = scrape.render().decode()
     lone.close()
     names = set(re.findall(r"^# TYPE (\w+) (?:gauge|counter)$", text, re.M))
     for name in re.findall(r"^# TYPE (\w+) histogram$", text, re.M):

@@ -43,9 +43,8 @@ _OWNERS = {"server": "member", "peer": "member", "client": "user"}
 
 def init(session: Session) -> None:
     """Make the CA."""
-    if len(session.arguments) > 1:
-        raise BadArguments("cert init takes at most 1 argument: the name of the CA")
-    name = session.arguments[0] if session.arguments else "etcdlite CA"
+    given = session.optional("cert init takes at most 1 argument: the name of the CA")
+    name = "etcdlite CA" if given is None else given
     files = authority_in(session.flags["dir"])
     ends_s = _make(session, files, "ca", name, (), None)
     session.print(

@@ -213,9 +213,7 @@ def _show_version(
 def diff(session: Session) -> None:
     """The keys that are different at two revisions."""
     check_format(session)
-    if len(session.arguments) > 1:
-        raise BadArguments("diff takes at most one argument: a prefix")
-    prefix = os.fsencode(session.arguments[0]) if session.arguments else b""
+    prefix = os.fsencode(session.optional("diff takes at most one argument: a prefix") or "")
     client = session.client()
     now = client.call("KV.Range", proto.RangeRequest(key=b"\0", count_only=True)).header.revision
     first, last = _revisions(session.flags["rev"], now)

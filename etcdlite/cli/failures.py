@@ -18,7 +18,7 @@ class Failure(Exception):
     """The command ends with `status` and one line on standard error (none if `text` is empty)."""
 
     def __init__(self, text: str, status: int = EXIT_FAILED) -> None:
-        super().__init__(text, status)
+        super().__init__(text)
         self.text = text
         self.status = status
 

@@ -18,7 +18,7 @@ def new(session: Session) -> None:
     """Make a file with one key; without a file, print its line."""
     key_id, line = sealing.new_key()
     text = f"# id {key_id.hex()}\n{line}"
-    path = _optional_file(session, "key new")
+    path = session.optional("key new takes the name of one file")
     if path is None:
         session.write(text.encode())
         return
@@ -51,7 +51,7 @@ def identity(session: Session) -> None:
     """Make an identity, and print its public key; without a file, print both."""
     made = age.new_identity()
     text = f"# public key: {made.recipient}\n{made.text}\n"
-    path = _optional_file(session, "key identity")
+    path = session.optional("key identity takes the name of one file")
     if path is None:
         session.write(text.encode())
     else:
@@ -110,9 +110,3 @@ def _check_owner(data_dir: str) -> None:
             name = f"#{owner}"
         text = f"{data_dir} belongs to user {name}; run this as that user (sudo -u {name} ...)"
         raise Failure(text)
-
-
-def _optional_file(session: Session, command: str) -> str | None:
-    if len(session.arguments) > 1:
-        raise BadArguments(f"{command} takes the name of one file")
-    return session.arguments[0] if session.arguments else None

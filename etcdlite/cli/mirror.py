@@ -31,7 +31,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from typing import Any, NamedTuple
 
 from etcdlite import proto
@@ -70,7 +70,7 @@ CHECKPOINT_VERSION = 1
 
 
 class Change(NamedTuple):
-    """A change of one key. `value` is None if it is deleted."""
+    """A change of one key of the destination. `value` is None if it is deleted."""
 
     key: bytes
     value: bytes | None
@@ -267,8 +267,8 @@ class Mirror:
                 self._pause(error)
 
     def _empty_batch(self) -> None:
-        self._batch: list[Change] = []
-        self._batch_keys: set[bytes] = set()
+        self._batch: dict[bytes, bytes | None] = {}
+        """The next transaction: values by key, as in `Change`."""
         self._batch_bytes = 0
 
     def _pause(self, error: EtcdliteError) -> None:
@@ -352,7 +352,8 @@ class Mirror:
         revision, _, after = self._position
         try:
             for kv in pages(self._source, self._prefix, revision, after or b""):
-                self._add(Change(kv.key, kv.value), self._position)
+                if (key := self._rename(kv.key)) is not None:
+                    self._add(Change(key, kv.value))
                 self._position = Position(revision, after=kv.key)
         except Compacted:
             raise Failure(self._too_late(revision)) from None
@@ -428,61 +429,49 @@ class Mirror:
 
     def _take(self, events: list[Any], goal: int | None) -> None:
         """Add events, which are of whole revisions, to the batch."""
-        first = 0
-        while first < len(events):
-            revision = events[first].kv.mod_revision
-            end = first
-            while end < len(events) and events[end].kv.mod_revision == revision:
-                end += 1
+        for revision, together in groupby(events, lambda event: event.kv.mod_revision):
             if goal is not None and revision > goal:
                 self._position = Position(goal)
                 return
             changes = [
-                Change(event.kv.key, None if event.type == proto.Event.DELETE else event.kv.value)
-                for event in events[first:end]
-                if event.kv.key.startswith(self._prefix)
+                Change(key, None if event.type == proto.Event.DELETE else event.kv.value)
+                for event in together
+                if (key := self._rename(event.kv.key)) is not None
             ]
             self._take_revision(revision, changes)
-            first = end
 
     def _take_revision(self, revision: int, changes: list[Change]) -> None:
         """Add the changes of one revision, in the same transaction if they fit into one."""
-        changes = [change for change in changes if self._rename(change.key) is not None]
         done = self._position.done
-        size = sum(change.size_bytes for change in changes)
-        if (
-            done
-            or len(self._batch) + len(changes) > self._most_ops
-            or self._batch_bytes + size > TXN_BYTES
-            or not self._batch_keys.isdisjoint(change.key for change in changes)
-        ):
+        if done or not self._fits(changes):
             self._commit(self._position)
         for change in changes[done:]:
-            self._add(change, self._position)
+            self._add(change)
             self._position = Position(self._position.revision, self._position.done + 1)
         self._position = Position(revision)
 
     # The destination.
 
     def _rename(self, key: bytes) -> bytes | None:
-        """The key at the destination; None if it is the checkpoint key."""
+        """The key at the destination; None if it is not mirrored, as the checkpoint key."""
         renamed = self._renamed + key[len(self._prefix) :]
-        return None if renamed == self._checkpoint_key and renamed else renamed
+        is_checkpoint = bool(renamed) and renamed == self._checkpoint_key
+        return renamed if key.startswith(self._prefix) and not is_checkpoint else None
 
-    def _add(self, change: Change, before: Position) -> None:
-        """Add a change to the batch; `before` is the position without it."""
-        if self._rename(change.key) is None:
-            return
-        size = change.size_bytes
-        if (
-            len(self._batch) >= self._most_ops
-            or (self._batch and self._batch_bytes + size > TXN_BYTES)
-            or change.key in self._batch_keys
-        ):
-            self._commit(before)
-        self._batch.append(change)
-        self._batch_keys.add(change.key)
-        self._batch_bytes += size
+    def _fits(self, changes: list[Change]) -> bool:
+        """Whether the changes can be in one transaction with the batch."""
+        return (
+            len(self._batch) + len(changes) <= self._most_ops
+            and self._batch_bytes + sum(change.size_bytes for change in changes) <= TXN_BYTES
+            and self._batch.keys().isdisjoint(change.key for change in changes)
+        )
+
+    def _add(self, change: Change) -> None:
+        """Add a change to the batch. The position is still the one without it."""
+        if self._batch and not self._fits([change]):
+            self._commit(self._position)
+        self._batch[change.key] = change.value
+        self._batch_bytes += change.size_bytes
 
     def _commit(self, position: Position) -> None:
         """Write the batch, after which the position is `position`."""
@@ -496,14 +485,10 @@ class Mirror:
     def _keep(self, is_due: bool) -> None:
         """Keep a position that has moved without changes."""
         if is_due and self._checkpoint_key and self._mirrored != self._kept:
-            self._write([], self._mirrored)
+            self._write({}, self._mirrored)
 
-    def _write(self, changes: list[Change], position: Position) -> None:
-        ops = []
-        for key, value in changes:
-            renamed = self._rename(key)
-            assert renamed is not None
-            ops.append(change_op(renamed, value))
+    def _write(self, changes: dict[bytes, bytes | None], position: Position) -> None:
+        ops = [change_op(key, value) for key, value in changes.items()]
         if not self._checkpoint_key:
             self._write_once(proto.TxnRequest(success=ops))
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from etcdlite.cli import scrape
 from etcdlite.cli.failures import BadArguments, Failure
@@ -18,9 +18,6 @@ from etcdlite.client import Client, EtcdliteError
 
 MAX_MEMBERS = 32
 """More are not looked at."""
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 class Seen(NamedTuple):
@@ -69,7 +66,7 @@ class Roster:
         self._session.connection(self._session.endpoints)
         endpoints = self._session.endpoints[:MAX_MEMBERS]
         if not self._ids:
-            at = self._each(lambda one: self.see((one,), one), endpoints)
+            at = self._each(self._see_endpoint, endpoints)
             self._ids = {seen.member_id: seen.endpoint for seen in at if seen.status}
             if not self._ids:
                 return at
@@ -77,12 +74,15 @@ class Roster:
             members: Sequence[Any] = self._session.ask("Cluster.MemberList").members
         except EtcdliteError as error:
             self.error = f"the list of members: {cause(error)}"
-            return self._each(lambda one: self.see((one,), one), endpoints)
+            return self._each(self._see_endpoint, endpoints)
         self.error = ""
         return self._each(self._see_member, members[:MAX_MEMBERS])
 
-    def _each(self, see: Callable[[T], U], items: Iterable[T]) -> list[U]:
+    def _each(self, see: Callable[[Any], Seen], items: Iterable[Any]) -> list[Seen]:
         return list(self._pool.map(see, items))
+
+    def _see_endpoint(self, endpoint: str) -> Seen:
+        return self.see((endpoint,), endpoint)
 
     def _see_member(self, member: Any) -> Seen:
         known = self._ids.get(member.ID)

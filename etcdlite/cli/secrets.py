@@ -6,7 +6,6 @@ import json
 import os
 
 from etcdlite import secret_file
-from etcdlite.cli.failures import BadArguments
 from etcdlite.cli.session import Session
 
 DEFAULT_FILE = "etcdlite.secret"
@@ -14,9 +13,8 @@ DEFAULT_FILE = "etcdlite.secret"
 
 def new(session: Session) -> None:
     """Make a file with one secret and print the settings that use it, as lines of TOML."""
-    if len(session.arguments) > 1:
-        raise BadArguments("secret new takes the name of one file")
-    path = os.path.abspath(session.arguments[0] if session.arguments else DEFAULT_FILE)
+    name = session.optional("secret new takes the name of one file")
+    path = os.path.abspath(DEFAULT_FILE if name is None else name)
     made = secret_file.create(path)
     shown = json.dumps(path, ensure_ascii=False)
     text = (

@@ -182,6 +182,12 @@ class Session:
             raise BadArguments(text)
         return self.arguments
 
+    def optional(self, text: str) -> str | None:
+        """The only argument, or None. Refuses more than one."""
+        if len(self.arguments) > 1:
+            raise BadArguments(text)
+        return self.arguments[0] if self.arguments else None
+
     def member_argument(self) -> int:
         (argument,) = self.need(1, "member ID is not provided")
         try:

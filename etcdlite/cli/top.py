@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -49,27 +50,21 @@ def top(session: Session) -> None:
         roster.close()
 
 
-class _Looks:
-    """The latest two looks."""
-
-    def __init__(self, roster: Roster, watch: ChangeWatch) -> None:
-        self._roster = roster
-        self._watch = watch
-        self._latest: list[Seen] | None = None
-
-    def next(self) -> View:
-        """Look again."""
-        now = self._roster.look()
-        before, self._latest = self._latest or now, now
-        return View(before, now, self._watch.seen, time.time())
+def _looks(roster: Roster, watch: ChangeWatch) -> Iterator[View]:
+    """Looks, each beside the one before it."""
+    before: list[Seen] = []
+    while True:
+        now = roster.look()
+        yield View(before or now, now, watch.seen, time.time())
+        before = now
 
 
 def _print(session: Session, roster: Roster, watch: ChangeWatch, count: int) -> None:
-    looks = _Looks(roster, watch)
-    looks.next()
+    looks = _looks(roster, watch)
+    next(looks)
     for number in range(count):
         time.sleep(session.flags["interval"])
-        session.show("top", ([""] if number else []) + lines(looks.next()))
+        session.show("top", ([""] if number else []) + lines(next(looks)))
 
 
 def _show(roster: Roster, watch: ChangeWatch, interval_s: float) -> None:
@@ -79,12 +74,12 @@ def _show(roster: Roster, watch: ChangeWatch, interval_s: float) -> None:
     with contextlib.suppress(locale.Error):
         locale.setlocale(locale.LC_ALL, "")
     try:
-        curses.wrapper(_run_screen, _Looks(roster, watch), interval_s)
+        curses.wrapper(_run_screen, _looks(roster, watch), interval_s)
     except curses.error as error:
         raise Failure(f"this terminal cannot show a screen ({error}): use --count 1") from None
 
 
-def _run_screen(screen: Any, looks: _Looks, interval_s: float) -> None:
+def _run_screen(screen: Any, looks: Iterator[View], interval_s: float) -> None:
     import curses
 
     with contextlib.suppress(curses.error):
@@ -98,7 +93,7 @@ def _run_screen(screen: Any, looks: _Looks, interval_s: float) -> None:
         while screen.getch() not in (ord("q"), ord("Q")):
             if pending is None and time.monotonic() >= next_look:
                 next_look = time.monotonic() + interval_s
-                pending = pool.submit(looks.next)
+                pending = pool.submit(next, looks)
             elif pending is not None and pending.done():
                 shown, pending = lines(pending.result()), None
             _draw(screen, [*shown, "", "q: quit"])

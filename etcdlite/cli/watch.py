@@ -233,11 +233,8 @@ def _watch_interactively(watcher: Watcher) -> NoReturn:
                     raise ValueError("watch and progress supported")
                 arguments, before_dashes, given = parse_flags(words[1:], WATCH_FLAGS)
                 watcher.add(parse_watch(arguments, before_dashes, defaults | given, os.environ))
-            except ValueError as error:
+            except (ValueError, Failure) as error:
                 say(f"Invalid command {text} ({error})")
-                continue
-            except Failure as failure:
-                say(f"Invalid command {text} ({failure.text})")
                 continue
             if reader is None:
                 reader = threading.Thread(target=run, daemon=True)

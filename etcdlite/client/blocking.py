@@ -239,9 +239,7 @@ class Stream(StreamBase):
         """Tell the server that no more messages will come."""
         self._close_send()
 
-    def close(self) -> None:
-        """The same as `cancel`."""
-        self.cancel()
+    close = StreamBase.cancel
 
     def __iter__(self) -> Iterator[Any]:
         return self

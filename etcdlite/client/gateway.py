@@ -92,11 +92,8 @@ class Gateway:
     def version(self) -> dict[str, Any]:
         """The answer of the first endpoint that answers to /version. Raises EtcdliteError."""
         status, body = self._exchange("GET", "/version", b"", True, MAX_VERSION_BYTES)
-        try:
-            found = json.loads(body)
-        except (ValueError, RecursionError):
-            found = None
-        if status != 200 or not isinstance(found, dict):
+        found = _object(body)
+        if status != 200 or found is None:
             raise ProtocolViolation(
                 text=f"the endpoint answers /version with status {status} and no JSON object: it is"
                 " neither etcd nor etcdlite",
@@ -230,11 +227,8 @@ class Gateway:
     # Answers, which may be anything.
 
     def _parsed(self, body: bytes, status: int) -> dict[str, Any]:
-        try:
-            value = json.loads(body)
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, dict):
+        value = _object(body)
+        if value is None:
             text = f"the answer has HTTP status {status} and no JSON object. Is the JSON gateway on"
             raise ProtocolViolation(text=f"{text} (--enable-grpc-gateway)?", endpoint=self.endpoint)
         return value
@@ -261,6 +255,15 @@ class Gateway:
     def _broken(self, failure: Exception) -> ConnectionFailed:
         why = cause_of(failure, 0) if isinstance(failure, OSError) else "the answer is cut off"
         return ConnectionFailed(text=f"{self.endpoint}: {why}", endpoint=self.endpoint)
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    """The JSON object that the body is; None if it is none."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 class GatewayStream:

@@ -703,7 +703,7 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
                 raise ValueError("secret_file is for endpoints without TLS: use one of the two")
             from etcdlite.client import secret
 
-            channel_for = secret.Dialer(secret_file).channel_for
+            channel_for = secret.channels(secret_file)
         login = Login(user, password) if user else None
         self._calls = Calls(
             servers, timeout_s, dial_timeout_s, self._make_signal(), channel_for, login

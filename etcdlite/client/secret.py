@@ -8,32 +8,26 @@ module is imported only for a client with a secret.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from etcdlite import secret_file
 from etcdlite.channel import Channel
-from etcdlite.client.connection import Endpoint
 from etcdlite.secret import CLIENT, InitiatorChannel
 from etcdlite.secret_file import SecretError
 
 
-class Dialer:
-    """Makes the channels of one client."""
+def channels(path: str) -> Callable[[object], Callable[[], Channel]]:
+    """What gives, for an endpoint of one client, the function that makes the channel of a
+    connection. Raises ValueError if the file cannot be used."""
+    try:
+        secrets = secret_file.read(path)
+    except SecretError as failure:
+        raise ValueError(f"secret_file: {failure}") from None
 
-    def __init__(self, path: str) -> None:
-        """Raises ValueError if the file cannot be used."""
-        self._path = path
-        try:
-            self._secrets = secret_file.read(path)
-        except SecretError as failure:
-            raise ValueError(f"secret_file: {failure}") from None
+    def make() -> Channel:
+        nonlocal secrets
+        with suppress(SecretError):  # The file may be half-written.
+            secrets = secret_file.read(path)
+        return InitiatorChannel(secrets, CLIENT)
 
-    def channel_for(self, endpoint: Endpoint) -> Callable[[], Channel]:
-        """The function that makes the channel of a connection."""
-        return self._make
-
-    def _make(self) -> Channel:
-        try:
-            self._secrets = secret_file.read(self._path)
-        except SecretError:
-            pass  # It may be half-written.
-        return InitiatorChannel(self._secrets, CLIENT)
+    return lambda endpoint: make

@@ -16,7 +16,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from etcdlite import ETCD_API_VERSION, __version__, backup_status, methods
@@ -38,33 +38,24 @@ _Sample = tuple[_Labels, float]
 """Labels and value."""
 
 
-def render(
-    member: Member,
-    connections: Mapping[str, int],
-    sites: Iterable[HealthCounts] = (),
-    budget: Budget | None = None,
-    expiries: Mapping[str, float] | None = None,
-    backup: Mapping[str, float] | None = None,
-) -> bytes:
-    """The answer to a scrape, of type `CONTENT_TYPE`. Takes about 1 ms.
-
-    `connections`: the number of open ones by protocol. `sites`: all that answer health checks.
-    `expiries`: when the certificates in use end (Unix time), by file. `backup`: what the nightly
-    backup says (`backup_status.py`)."""
-    member.metrics.scrapes += 1
-    scrape = _Scrape(member, connections, tuple(sites), budget, expiries or {}, backup or {})
-    return "".join(scrape.families()).encode()
-
-
-class _Scrape(NamedTuple):
-    """The families of one scrape, as text. The fields are the arguments of `render`."""
+class Scrape(NamedTuple):
+    """What a scrape shows, and its families as text."""
 
     member: Member
     connections: Mapping[str, int]
-    sites: tuple[HealthCounts, ...]
-    budget: Budget | None
-    expiries: Mapping[str, float]
-    backup: Mapping[str, float]
+    """The number of open ones by protocol."""
+    sites: Collection[HealthCounts] = ()
+    """All that answer health checks."""
+    budget: Budget | None = None
+    expiries: Mapping[str, float] = {}
+    """When the certificates in use end (Unix time), by file."""
+    backup: Mapping[str, float] = {}
+    """What the nightly backup says (`backup_status.py`)."""
+
+    def render(self) -> bytes:
+        """The answer, of type `CONTENT_TYPE`. Takes about 1 ms."""
+        self.member.metrics.scrapes += 1
+        return "".join(self.families()).encode()
 
     def families(self) -> Iterator[str]:
         yield from self._consensus()

@@ -61,6 +61,7 @@ from etcdlite.wire.http2_state import (
     FLOW_CONTROL_ERROR,
     FRAME_SIZE_ERROR,
     NO_ERROR,
+    PREFACE,
     PROTOCOL_ERROR,
     REFUSED_STREAM,
     STREAM_TABLE,
@@ -73,9 +74,6 @@ from etcdlite.wire.http2_state import (
     StreamFault,
     StreamState,
 )
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""The first bytes of every client."""
 
 MAX_FRAME_BYTES = 16_384
 """The largest frame that is accepted (FRAME_SIZE_ERROR); the RFC's default, so not announced."""

@@ -30,6 +30,9 @@ from __future__ import annotations
 from enum import Enum, IntEnum, auto
 from typing import NamedTuple
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""The first bytes of every client."""
+
 # Error codes (RFC 9113, 7).
 NO_ERROR = 0x0
 PROTOCOL_ERROR = 0x1
@@ -131,8 +134,6 @@ ConnectionEntry = ConnectionState | Fault
 _NOT_OPEN = Fault(PROTOCOL_ERROR, "the stream is not open", costs_connection=True)
 _IS_CLOSED = Fault(STREAM_CLOSED)
 _IS_CLOSED_FOR_GOOD = Fault(STREAM_CLOSED, "the stream is closed", costs_connection=True)
-
-
 _NEVER = Fault(NO_ERROR)  # Does not occur.
 
 IDLE, SKIPPED, FRESH, OPEN, HALF_CLOSED, ANSWERED, ABANDONED, QUIET, CLOSED = StreamState

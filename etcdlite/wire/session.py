@@ -10,8 +10,7 @@ from etcdlite.frames import MAGIC, SECRET_MAGIC, SECRET_REFUSAL
 from etcdlite.member import Member
 from etcdlite.session import Session
 from etcdlite.wire.calls import Calls
-
-HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+from etcdlite.wire.http2_state import PREFACE
 
 NO_LEADER_ELECTIONS = 3
 """Election timeouts without a leader that a stream with `hasleader` survives, as in etcd."""
@@ -154,7 +153,7 @@ class Opening(Session):
         elif self._only_http:
             self.found = "http"
         elif len(first) >= SNIFF_BYTES:
-            is_grpc = HTTP2_PREFACE.startswith(first[: len(HTTP2_PREFACE)])
+            is_grpc = PREFACE.startswith(first[: len(PREFACE)])
             self.found = "grpc" if is_grpc else "http"
 
     def _refuse_plain(self) -> None:
