@@ -114,26 +114,9 @@ def _milliseconds(high: int) -> Kind:
     return Kind("MS", parse, int, "_ms")
 
 
-def _at_least(low_text: str) -> Kind:
-    """A duration with a lower limit."""
-
-    def parse(text: str) -> float:
-        value = parse_seconds(text)
-        if value < parse_seconds(low_text):
-            raise ValueError(f"out of range; the least is {low_text}")
-        return value
-
-    return Kind("DURATION", parse, int, "_s")
-
-
-def _raised_to(low_text: str, default_text: str) -> Kind:
-    """A duration. 0 means the default; less than `low_text` is raised to that."""
-
-    def parse(text: str) -> float:
-        value = DURATION.parse(text) or parse_seconds(default_text)
-        return max(value, parse_seconds(low_text))
-
-    return Kind("DURATION", parse, int, "_s")
+def _notify_interval(text: str) -> float:
+    """A duration. 0 means 10 minutes; less than 100 ms is raised to that."""
+    return max(0.1, parse_seconds(text) or 600.0)
 
 
 def parse_truth(text: str) -> bool:
@@ -247,7 +230,8 @@ LIST = Kind("LIST", _items, list)
 BOOL = Kind("BOOL", parse_truth, bool)
 NUMBER = _number(-(1 << 62), 1 << 62)
 SIZE = _size(-(1 << 62), 1 << 62)
-DURATION = _at_least("0")
+DURATION = Kind("DURATION", parse_seconds, int, "_s")
+NOTIFY_INTERVAL = Kind("DURATION", _notify_interval, int, "_s")
 LISTEN_URLS = Kind("URL,...", _listen_urls, list)
 OPTIONAL_URLS = Kind("URL,...", lambda text: _listen_urls(text) if text else (), list)
 ADVERTISE_CLIENTS = _advertised_as("listen-client-urls")
@@ -308,7 +292,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
               "Shared secrets that clients of the native protocol must know."),
         Flag("max-txn-ops", _number(1, 100_000), "128",
               "The most operations in one transaction."),
-        Flag("watch-progress-notify-interval", _raised_to("100ms", "10m"), "10m",
+        Flag("watch-progress-notify-interval", NOTIFY_INTERVAL, "10m",
               "Interval of progress messages to idle watches that ask; at least 100ms; 0: 10m."),
     ),
     "Cluster": (
