@@ -116,7 +116,7 @@ def create(path: str, content: str) -> None:
         file.write(content)
         file.flush()
         os.fsync(fd)
-    _sync_directory(path)
+    sync_directory(path)
 
 
 def replace(path: str, content: str) -> None:
@@ -128,10 +128,10 @@ def replace(path: str, content: str) -> None:
     create(path + ".new", content)
     os.chown(path + ".new", old.st_uid, old.st_gid)
     os.rename(path + ".new", path)
-    _sync_directory(path)
+    sync_directory(path)
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
     """Make creations and renames beside the file at `path` durable."""
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -20,7 +20,7 @@ from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.mirror import change_op, client_of, pages
 from etcdlite.cli.offline import SEGMENT_BYTES, identities, opened_backup
 from etcdlite.cli.session import Progress, Session
-from etcdlite.client import EtcdliteError
+from etcdlite.client import Client, EtcdliteError
 from etcdlite.client.errors import LeaseExist, LeaseNotFound
 from etcdlite.errors import EtcdError
 from etcdlite.extract import Header
@@ -72,13 +72,12 @@ def save(session: Session, file: Any) -> None:
     writer.finish((lease, _granted_ttl(client, lease)) for lease in sorted(leases))
 
 
-def _granted_ttl(client: Any, lease: int) -> int:
+def _granted_ttl(client: Client, lease: int) -> int:
     """0 if the lease has ended."""
     try:
-        response = client.call("Lease.LeaseTimeToLive", proto.LeaseTimeToLiveRequest(ID=lease))
+        return client.lease_time_to_live(lease).granted_ttl
     except LeaseNotFound:
         return 0
-    return max(0, int(response.grantedTTL)) if response.TTL >= 0 else 0
 
 
 def status(path: str, session: Session) -> backup.Status:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import indent
 
 from etcdlite import __version__
 from etcdlite.cli.command import Command
@@ -41,20 +42,16 @@ def _flag_rows(flags: Sequence[Flag]) -> str:
     return _rows([(shown_flag(flag), flag.help) for flag in flags])
 
 
-def _indented(text: str) -> str:
-    return "".join(f"  {line}\n" if line else "\n" for line in text.splitlines())
-
-
 def command_help(command: Command) -> str:
     parts = [
         f"NAME:\n  {command.name} - {command.help}\n",
         f"USAGE:\n  {PROGRAM} {command.usage}\n",
     ]
     if command.description:
-        parts.append("DESCRIPTION:\n" + _indented(command.description))
+        parts.append(f"DESCRIPTION:\n{indent(command.description, '  ')}\n")
     if command.examples:
-        examples = "".join(_indented(f"{PROGRAM} {example}") for example in command.examples)
-        parts.append("EXAMPLES:\n" + examples)
+        examples = "\n".join(f"{PROGRAM} {example}" for example in command.examples)
+        parts.append(f"EXAMPLES:\n{indent(examples, '  ')}\n")
     parts.append("OPTIONS:\n" + _flag_rows((*command.flags, HELP_FLAG)))
     parts.append("GLOBAL OPTIONS:\n" + _flag_rows(GLOBAL_FLAGS))
     return "\n".join(parts)

@@ -17,6 +17,7 @@ not have (a 3.6 server sends some) are not shown.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from etcdlite import json_mapping, proto
@@ -121,14 +122,10 @@ def table(content: tuple[Sequence[str], Iterable[Sequence[str]]]) -> bytes:
             least = MAX_CELL_CHARS if len(lines) > 1 else 0
             widths[column] = max(widths[column], least, *map(len, lines))
     rule = "+" + "".join("-" * (width + 2) + "+" for width in widths)
-    names = []
-    for name, width in zip(header, widths, strict=True):
-        left = (width - len(name)) // 2
-        names.append(" " * left + name + " " * (width - len(name) - left))
+    names = (f"{name:^{width}}" for name, width in zip(header, widths, strict=True))
     out = [rule, "| " + " | ".join(names) + " |", rule]
     for row in broken:
-        for number in range(max(map(len, row))):
-            cells = (lines[number] if number < len(lines) else "" for lines in row)
+        for cells in zip_longest(*row, fillvalue=""):
             shown = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
             out.append("| " + " | ".join(shown) + " |")
     return join_lines([*out, rule])

@@ -68,8 +68,6 @@ class PartialFile:
                 with suppress(FileNotFoundError):
                     os.unlink(self.partial_path)
         if kind is None and self.is_plain:
-            directory = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            from etcdlite.private_file import sync_directory  # Few clients need it.
+
+            sync_directory(self._path)
