@@ -26,7 +26,6 @@ from etcdlite.cli.failures import (
 )
 from etcdlite.cli.output import EndpointResponse, Health, alarm_name
 from etcdlite.cli.requests import (
-    TXN_PROMPTS,
     delete_request,
     parse_compare,
     parse_request,
@@ -72,20 +71,25 @@ def delete(session: Session) -> None:
 
 def txn(session: Session) -> None:
     session.need(0, "txn command does not accept argument")
-    blocks: list[list[Any]] = []
-    lines = iter(sys.stdin.buffer.readline, b"")
-    for number, prompt in enumerate(TXN_PROMPTS):
-        if session.flags["interactive"]:
-            session.print(prompt)
-        line = next(lines, b"") if not number else b""
-        if section_of(line):
-            blocks = read_sections(itertools.chain([line], lines))
-            break
-        parse = parse_request if number else parse_compare
-        blocks.append(read_block(itertools.chain([line] if line else [], lines), parse))
-    compare, success, failure = blocks
+    _prompt(session, "compares:")
+    rest = iter(sys.stdin.buffer.readline, b"")
+    first = next(rest, b"")
+    lines = itertools.chain([first] if first else [], rest)
+    if section_of(first):
+        compare, success, failure = read_sections(lines)
+    else:
+        compare = read_block(lines, parse_compare)
+        _prompt(session, "success requests (get, put, del):")
+        success = read_block(lines, parse_request)
+        _prompt(session, "failure requests (get, put, del):")
+        failure = read_block(lines, parse_request)
     response = session.ask("KV.Txn", compare=compare, success=success, failure=failure)
     session.show("txn", response)
+
+
+def _prompt(session: Session, text: str) -> None:
+    if session.flags["interactive"]:
+        session.print(text)
 
 
 def compaction(session: Session) -> None:

@@ -220,13 +220,6 @@ def read_block(lines: Iterator[bytes], parse: Callable[[str], Any]) -> list[Any]
     )
 
 
-TXN_PROMPTS = (
-    "compares:",
-    "success requests (get, put, del):",
-    "failure requests (get, put, del):",
-)
-"""What `txn -i` prints before each block."""
-
 _SECTIONS = ("compare", "success", "failure")
 _LABEL = re.compile(r"(compare|success|failure)s?( requests?)?( *\([a-z, ]*\))? *:?\s*", re.I)
 
