@@ -489,3 +489,16 @@ def test_what_ends_the_stream_of_a_mirror_ends_its_feed_whatever_it_is() -> None
     with pytest.raises(OSError, match="no descriptor is left"):
         feed.take(PATIENCE_S)
     feed.close()
+
+
+def test_a_gateway_names_the_endpoint_that_failed() -> None:
+    """The last one that it tried, and not the one that it would try next."""
+    endpoints = [f"127.0.0.1:{port}" for port in free_ports(3)]
+    gateway = Gateway(endpoints)
+    asks = (gateway.version, lambda: gateway.stream("Watch.Watch", proto.WatchRequest()))
+    for ask in asks:
+        with pytest.raises(ConnectionFailed, match="connection refused") as caught:
+            ask()
+        assert caught.value.endpoint == endpoints[2]
+        assert caught.value.text.startswith(f"{endpoints[2]}: ")
+    gateway.close()

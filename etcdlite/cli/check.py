@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from etcdlite import proto
 from etcdlite.cli import scrape
 from etcdlite.cli.failures import EXIT_BAD_FEATURE, EXIT_BAD_INPUT, EXIT_FAILED, PROGRAM, Failure
 from etcdlite.cli.session import Progress, Session, describe
@@ -67,44 +66,40 @@ class Puts:
 
 
 async def _run_puts(
-    session: Session, prefix: bytes, clients: int, count: int, rate: float, progress: Progress
+    session: Session, prefix: bytes, clients: int, count: int, rate: float = 0
 ) -> Puts:
+    """Put `count` random keys under `prefix`, `clients` at a time, at most `rate` per second.
+
+    All clients share one connection. Rate 0 means no limit."""
     puts = Puts()
     numbers = iter(range(count))
     value = os.urandom(CHECK_VALUE_BYTES)
     clock = time.monotonic
     started_s = clock()
 
-    async def work(client: AsyncClient) -> None:
+    async def work(client: AsyncClient, progress: Progress) -> None:
         for number in numbers:
             if rate:
                 await asyncio.sleep(max(0.0, started_s + number / rate - clock()))
             key = prefix + os.urandom(CHECK_KEY_BYTES - len(prefix) % CHECK_KEY_BYTES)
             sent_s = clock()
             try:
-                await client.call("KV.Put", proto.PutRequest(key=key, value=value))
+                await client.put(key, value)
             except EtcdliteError as error:
                 puts.errors[describe(error, client.endpoint)] += 1
             else:
                 puts.took_s.append(clock() - sent_s)
             progress.update(number + 1, count)
 
-    async with AsyncClient(
-        **session.connection(session.endpoints),
-        timeout_s=session.timeout_s,
-        dial_timeout_s=session.dial_timeout_s,
-    ) as client:
-        await asyncio.gather(*(work(client) for _ in range(clients)))
+    with Progress("puts") as progress:
+        async with AsyncClient(
+            **session.connection(session.endpoints),
+            timeout_s=session.timeout_s,
+            dial_timeout_s=session.dial_timeout_s,
+        ) as client:
+            await asyncio.gather(*(work(client, progress) for _ in range(clients)))
     puts.elapsed_s = clock() - started_s
     return puts
-
-
-def run_puts(session: Session, prefix: bytes, clients: int, count: int, rate: float = 0) -> Puts:
-    """Put `count` random keys under `prefix`, `clients` at a time, at most `rate` per second.
-
-    All clients share one connection. Rate 0 means no limit."""
-    with Progress("puts") as progress:
-        return asyncio.run(_run_puts(session, prefix, clients, count, rate, progress))
 
 
 def _load_of(session: Session, loads: Mapping[str, Load]) -> Load:
@@ -181,7 +176,9 @@ def perf_verdict(puts: Puts, rate: int) -> tuple[list[str], bool]:
 def check_perf(session: Session) -> int:
     load = _load_of(session, PERF_LOADS)
     prefix = _check_prefix(session)
-    puts = run_puts(session, prefix, load.clients, load.puts * CHECK_SECONDS, load.puts)
+    puts = asyncio.run(
+        _run_puts(session, prefix, load.clients, load.puts * CHECK_SECONDS, load.puts)
+    )
     _clean_up(session, prefix)
     lines, passed = perf_verdict(puts, load.puts)
     session.print(*lines)
@@ -210,7 +207,7 @@ def check_datascale(session: Session) -> int:
         f"Start data scale check for work load [{load.puts} key-value pairs, {CHECK_VALUE_BYTES} "
         f"bytes per key-value, {load.clients} concurrent clients]."
     )
-    puts = run_puts(session, prefix, load.clients, load.puts)
+    puts = asyncio.run(_run_puts(session, prefix, load.clients, load.puts))
     used_bytes = _resident_bytes(session, "after") - before_bytes
     _clean_up(session, prefix)
     if puts.errors:

@@ -146,29 +146,27 @@ def events(client: Any, key: bytes, range_end: bytes, first: int, last: int) -> 
                 return
 
 
-class _Timeline:
+def _timeline(client: Any) -> proto.TimelineResponse:
     """The times and users of revisions, as far as the cluster knows them."""
+    try:
+        found: proto.TimelineResponse = client.call("History.Timeline", proto.TimelineRequest())
+    except (Unimplemented, PermissionDenied):
+        return proto.TimelineResponse()
+    return found
 
-    def __init__(self, client: Any) -> None:
-        try:
-            found = client.call("History.Timeline", proto.TimelineRequest())
-        except (Unimplemented, PermissionDenied):
-            found = proto.TimelineResponse()
-        self._times = [(one.revision, one.unix_s) for one in found.times]
-        self._users = [(run.revision, run) for run in found.users]
 
-    def about(self, revision: int) -> dict[str, str]:
-        """The "time" and the "user" of a revision; one that is not known is left out."""
-        said = {}
-        # A record says that all revisions up to its own had been made by then.
-        at = bisect_left(self._times, (revision, 0))
-        if at < len(self._times):
-            said["time"] = time_text(self._times[at][1])
-        at = bisect_left(self._users, revision + 1, key=lambda run: run[0]) - 1
-        if at >= 0:
-            run = self._users[at][1]
-            said["user"] = "(a member)" if run.is_member else run.user
-        return {name: text for name, text in said.items() if text}
+def _about(timeline: proto.TimelineResponse, revision: int) -> dict[str, str]:
+    """The "time" and the "user" of a revision; one that is not known is left out."""
+    said = {}
+    # A record says that all revisions up to its own had been made by then.
+    at = bisect_left(timeline.times, revision, key=lambda one: one.revision)
+    if at < len(timeline.times):
+        said["time"] = time_text(timeline.times[at].unix_s)
+    at = bisect_right(timeline.users, revision, key=lambda run: run.revision)
+    if at:
+        run = timeline.users[at - 1]
+        said["user"] = "(a member)" if run.is_member else run.user
+    return {name: text for name, text in said.items() if text}
 
 
 # The commands.
@@ -191,9 +189,9 @@ def history(session: Session) -> None:
         found = list(events(client, key, b"", oldest + 1, header.revision))
         if kvs:
             # Its time and user are known; the version before it is not.
-            _show_version(session, _Timeline(client), None, kvs[0])
+            _show_version(session, _timeline(client), None, kvs[0])
             old = kvs[0]
-    timeline = _Timeline(client)
+    timeline = _timeline(client)
     for event in found:
         new = None if event.type == proto.Event.DELETE else event.kv
         _show_version(session, timeline, old, new, event.kv.mod_revision)
@@ -201,13 +199,13 @@ def history(session: Session) -> None:
 
 
 def _show_version(
-    session: Session, timeline: _Timeline, old: Any, new: Any, revision: int = 0
+    session: Session, timeline: proto.TimelineResponse, old: Any, new: Any, revision: int = 0
 ) -> None:
     """Show a change of the key. `revision`: that of the change, if it is not `new`'s."""
     if old is None and new is None:
         return  # A delete of a version that is compacted.
     revision = revision or new.mod_revision
-    show(session, Difference(old, new), revision=revision, **timeline.about(revision))
+    show(session, Difference(old, new), revision=revision, **_about(timeline, revision))
 
 
 def diff(session: Session) -> None:
@@ -226,7 +224,7 @@ def diff(session: Session) -> None:
             changed[event.kv.key] = event
     except Compacted:
         raise Failure(f"the history of revision {first} is compacted; name a later one") from None
-    timeline = _Timeline(client)
+    timeline = _timeline(client)
     for key in sorted(changed):
         event = changed[key]
         kvs = client.call("KV.Range", proto.RangeRequest(key=key, revision=first)).kvs
@@ -234,7 +232,7 @@ def diff(session: Session) -> None:
         new = None if event.type == proto.Event.DELETE else event.kv
         if (old and (old.value, old.lease)) != (new and (new.value, new.lease)):
             revision = event.kv.mod_revision
-            show(session, Difference(old, new), revision=revision, **timeline.about(revision))
+            show(session, Difference(old, new), revision=revision, **_about(timeline, revision))
 
 
 def _revisions(text: str, now: int) -> tuple[int, int]:

@@ -125,14 +125,7 @@ class Gateway:
             self._log_in()
         row = METHOD_BY_NAME[method]
         body = json_mapping.text(request).encode()
-        for attempt in range(len(self._endpoints)):
-            try:
-                connection = self._connected()
-                break
-            except OSError as failure:
-                self._next_endpoint()
-                if attempt + 1 == len(self._endpoints):
-                    raise self._unreachable(failure) from None
+        connection = self._reached()
         try:
             connection.request("POST", row.http_paths[0], body, self._headers())
             sock = connection.sock
@@ -182,6 +175,18 @@ class Gateway:
         connection.auto_open = 0
         return connection
 
+    def _reached(self) -> http.client.HTTPConnection:
+        """A new connection to the first endpoint, from the one in use on, that accepts one. Raises
+        ConnectionFailed."""
+        for _ in self._endpoints:
+            try:
+                return self._connected()
+            except OSError as failure:
+                text = f"{self.endpoint}: {cause_of(failure, self._dial_timeout_s)}"
+                unreachable = ConnectionFailed(text=text, endpoint=self.endpoint)
+            self._next_endpoint()
+        raise unreachable
+
     def _next_endpoint(self) -> None:
         self.close()
         self._at = (self._at + 1) % len(self._endpoints)
@@ -189,18 +194,12 @@ class Gateway:
     def _exchange(
         self, verb: str, path: str, body: bytes, is_read: bool, limit: int = MAX_BODY_BYTES
     ) -> tuple[int, bytes]:
-        """(status, body) of the answer. Tries each endpoint once, and a read once more."""
-        left = len(self._endpoints) + is_read
+        """(status, body) of the answer. A read that breaks is sent again, as often as there are
+        endpoints."""
+        left = len(self._endpoints)
         while True:
-            left -= 1
-            try:
-                if self._connection is None:
-                    self._connection = self._connected()
-            except OSError as failure:
-                self._next_endpoint()
-                if left <= 0:
-                    raise self._unreachable(failure) from None
-                continue
+            if self._connection is None:
+                self._connection = self._reached()
             try:
                 self._connection.request(verb, path, body, self._headers())
                 response = self._connection.getresponse()
@@ -213,7 +212,7 @@ class Gateway:
                     self.close()
                 return response.status, answer
             except (OSError, http.client.HTTPException) as failure:
-                endpoint = self.endpoint
+                endpoint, broken = self.endpoint, self._broken(failure)
                 self._next_endpoint()
                 if isinstance(failure, TimeoutError):
                     text = f"no answer within {self._timeout_s:g} s"
@@ -221,8 +220,9 @@ class Gateway:
                 if not is_read:
                     text = f"{endpoint}: the connection broke, the request may have been served"
                     raise UnknownOutcome(text=text, endpoint=endpoint) from None
-                if left <= 0:
-                    raise self._broken(failure) from None
+                if not left:
+                    raise broken from None
+                left -= 1
 
     # Answers, which may be anything.
 
@@ -247,10 +247,6 @@ class Gateway:
         if not isinstance(code, int):
             code = UNKNOWN
         return error_for(code, str(text)[:4096], self.endpoint)
-
-    def _unreachable(self, failure: OSError) -> ConnectionFailed:
-        text = f"{self.endpoint}: {cause_of(failure, self._dial_timeout_s)}"
-        return ConnectionFailed(text=text, endpoint=self.endpoint)
 
     def _broken(self, failure: Exception) -> ConnectionFailed:
         why = cause_of(failure, 0) if isinstance(failure, OSError) else "the answer is cut off"
