@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import pickle
@@ -454,6 +455,32 @@ def test_a_watch_outlives_a_time_without_any_server(connect: Connect, server: Fa
     watch.close()
 
 
+def test_a_watch_that_is_asked_for_short_times_outlives_a_time_without_any_server(
+    connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripts, "BACKOFF_FIRST_S", 0.3)
+    with connect(server).watch(prefix="") as watch:
+        server.stop()
+        with pytest.raises(Timeout):
+            watch.next_event(timeout_s=0.05)
+        server.store.put(b"k", b"1")
+        server.start()
+        assert next_of_short_times(watch).value == b"1"
+
+
+def next_of_short_times(watch: Any) -> Any:
+    """The next event of a watch whose reader has something else to do in between."""
+    found: list[Any] = []
+
+    def ask() -> bool:
+        with contextlib.suppress(Timeout):
+            found.append(watch.next_event(timeout_s=0.01))
+        return bool(found)
+
+    wait_until(ask, "an event")
+    return found[0]
+
+
 def test_a_watch_whose_history_is_gone_says_where_it_begins(
     connect: Connect, server: FakeServer
 ) -> None:
@@ -515,8 +542,9 @@ def test_a_watch_of_a_closed_client_raises(connect: Connect, server: FakeServer)
             waiting.result()
 
 
+@pytest.mark.parametrize("is_polled", [False, True])
 def test_a_watch_notices_a_silent_server(
-    connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch, is_polled: bool
 ) -> None:
     monkeypatch.setattr(scripts, "PING_AFTER_S", 0.05)
     with FakeServer(server.store) as second:
@@ -528,7 +556,8 @@ def test_a_watch_notices_a_silent_server(
             server.intercept = lambda *_: IGNORE
             server.connections[0].open_watches.clear()
             server.store.put(b"k", b"v")
-            assert watch.next_event(timeout_s=10).value == b"v"
+            ask = next_of_short_times if is_polled else next
+            assert ask(watch).value == b"v"
             assert client.endpoint == second.endpoint
 
 

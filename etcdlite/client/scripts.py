@@ -172,8 +172,8 @@ class WatchBase:
         self._wake = calls.make_signal()
         self._is_closed = False
         self._stream: tuple[Link, WatchTicket] | None = None
-        self._pause_s = 0.0
-        """How long to wait before the next attempt to open a stream."""
+        self._pause_s = self._opens_at_s = self._pings_at_s = 0.0
+        """The last pause between attempts to open a stream; when to open the next, and to ping."""
         self._is_login_stale = False
         """Whether to log in again before that. The second time in a row is final."""
         self._events: deque[Event] = deque()
@@ -290,8 +290,8 @@ class WatchBase:
             if item is None:
                 if is_over:
                     # The link was lost; or this reader was too slow, and has now caught up.
-                    self._pause_s = BACKOFF_FIRST_S if ticket.lost else 0.0
                     self._stream = None
+                    self._pause(BACKOFF_FIRST_S if ticket.lost else 0.0)
                 return None
             flags, body = item
             try:
@@ -312,6 +312,7 @@ class WatchBase:
                 self.close()
                 raise
             self._pause_s = 0.0
+            self._pings_at_s = monotonic() + PING_AFTER_S
             self._is_login_stale = False
             if batch is not None:
                 return batch
@@ -322,45 +323,46 @@ class WatchBase:
         if self._stream is None:
             return
         link, _ = self._stream
-        until_s = min(deadline_s, monotonic() + PING_AFTER_S)
-        if not (yield self._wake, until_s):
-            if until_s == deadline_s:
+        if not (yield self._wake, min(deadline_s, self._pings_at_s)):
+            if monotonic() < self._pings_at_s:
                 raise error_at(Timeout, link.endpoint, "nothing came from the watch in time")
+            self._pings_at_s = monotonic() + PING_AFTER_S
             yield from self._calls.ping(link)
 
     def _open(self, deadline_s: float, *, patient: bool) -> Script[None]:
         """Open a stream where the watch stands, after the pause that is due.
 
         Raises ConnectionFailed if that fails; if `patient`, makes the next pause longer instead."""
-        if self._pause_s:
-            until_s = min(deadline_s, monotonic() + self._pause_s)
-            if not (yield self._wake, until_s) and until_s == deadline_s:
+        if monotonic() < self._opens_at_s:
+            yield self._wake, min(deadline_s, self._opens_at_s)
+            if deadline_s <= monotonic() < self._opens_at_s:
                 raise error_at(Timeout, self._calls.endpoint, "the watch is not connected")
         if self._is_closed:
             return
-        timeout_s = self._calls.timeout_s
+        limit_s = self._calls.timeout_s
         try:
-            link = yield from self._calls.connected(
-                monotonic() + timeout_s, "Watch.Watch", timeout_s
-            )
+            link = yield from self._calls.connected(monotonic() + limit_s, "Watch.Watch", limit_s)
             if self._is_login_stale:
-                yield from self._calls.log_in_again(link, monotonic() + timeout_s)
+                yield from self._calls.log_in_again(link, monotonic() + limit_s)
             ticket = WatchTicket(self._method, self._wake.set)
             link.open(ticket, self._cursor.request().encode(), end=False)
-        except (ConnectionFailed, Timeout):
-            if not patient:
+        except (ConnectionFailed, Timeout, Broken) as failure:
+            if not patient and not isinstance(failure, Broken):
                 raise
             self._back_off()
             return
-        except Broken:
-            self._back_off()
-            return
         self._stream = link, ticket
+        self._pings_at_s = monotonic() + PING_AFTER_S
         if self._is_closed:
             link.cancel(ticket)
 
     def _back_off(self) -> None:
-        self._pause_s = min(2 * self._pause_s, BACKOFF_MAX_S) or BACKOFF_FIRST_S
+        self._pause(min(2 * self._pause_s, BACKOFF_MAX_S) or BACKOFF_FIRST_S)
+
+    def _pause(self, seconds: float) -> None:
+        """Open no stream for so long."""
+        self._pause_s = seconds
+        self._opens_at_s = monotonic() + seconds
 
 
 # Recipes.
