@@ -418,3 +418,33 @@ def test_nothing_depends_on_what_a_failed_sync_left_in_the_page_cache(
         rig.lose_power()
         rig.check(random.Random(fail_at))
     assert failed > 5
+
+
+@pytest.mark.parametrize("keys", [None, keyring(1)])
+@pytest.mark.parametrize("has_started", [False, True])
+def test_what_a_failed_sync_left_may_be_read_from_the_disk_again(
+    keys: Keyring | None, has_started: bool
+) -> None:
+    failed = 0
+    for fail_at in count(1):
+        rig = StoreRig(keys=keys)
+        for number in range(12):
+            rig.put(b"key%d" % number, b"v" * 150)
+        rig.disk.fail_at = fail_at
+        try:
+            rig.checkpoint()
+        except OSError:
+            if rig.disk.operations[-1][0] != "sync":
+                continue
+            failed += 1
+        else:
+            break
+        if has_started:
+            rig.restart()
+        rig.disk.evict()
+        if not has_started:
+            rig.restart()
+        rig.checkpoint()
+        rig.lose_power()
+        rig.check(random.Random(fail_at))
+    assert failed > 1

@@ -306,9 +306,6 @@ class DataFile:
         """Bytes per segment that no index entry needs any more."""
         self.unsynced: set[int] = set()
         """Segments written to since `take_sync` was last called."""
-        self.doubtful: list[tuple[File, int]] = []
-        """What only the page cache may have, if a sync failed before this start: files, and bytes
-        of each. The next sync writes it again first."""
         self.active = 0
         self.offset = 0
         self.base = 0
@@ -424,11 +421,8 @@ class DataFile:
         """Disk work that makes what the files hold now durable. Run it once, in any thread."""
         files = [self.files[number] for number in sorted(self.unsynced)]
         self.unsynced.clear()
-        doubtful, self.doubtful = self.doubtful, []
 
         def sync() -> None:
-            for file, size_bytes in doubtful:
-                file.rewrite(size_bytes)
             for file in files:
                 file.sync()
             self.disk.sync_dir(self.directory)

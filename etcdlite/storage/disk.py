@@ -88,11 +88,11 @@ class File:
             failure.filename = self.path
             raise
 
-    def rewrite(self, size_bytes: int) -> None:
-        """Write the first bytes again, as they are. After a sync that failed, Linux counts them as
-        saved: the next sync succeeds without saving them unless they are written again."""
-        for at in range(0, size_bytes, COPY_BYTES):
-            self.pwrite(self.pread(min(COPY_BYTES, size_bytes - at), at), at)
+    def rewrite(self, begin: int, end: int) -> None:
+        """Write [begin, end) again, as it is. After a sync that failed, Linux counts these bytes as
+        saved: it may read older ones from the disk, and the next sync does not save them."""
+        for at in range(begin, end, COPY_BYTES):
+            self.pwrite(self.pread(min(COPY_BYTES, end - at), at), at)
 
     def finish(self) -> None:
         """Nothing is appended any more: write what waits in memory (only a sealed file has it)."""

@@ -72,11 +72,14 @@ class Contents:
         data.open_segments()
         if begin[0] not in data.files:
             raise DataDamaged(data.path(begin[0]), 0, "the segment is missing")
+        for number, file in data.files.items():
+            if number >= begin[0]:
+                # Only the page cache may have these bytes, if a process was killed or a sync
+                # failed. They must not get lost there once they are read.
+                file.rewrite(begin[1] if number == begin[0] else 0, file.size())
         self._scan(begin, end)
         self._settle()
-        # A process that was killed may have left these to the page cache.
         data.unsynced.update(n for n in data.files if n >= begin[0])
-        data.doubtful = [(data.files[n], data.files[n].size()) for n in data.unsynced]
         self._check_segments(listed, begin[0])
         data.damaged.clear()  # A crash may have torn the end, which is cut off.
 

@@ -252,9 +252,10 @@ class SealedFile(File):
             self._on_disk += whole
         self._tail = content[whole:]
 
-    def rewrite(self, size_bytes: int) -> None:
-        blocks = 1 + -(-size_bytes // PAGE_BYTES)
-        self._file.rewrite(min(blocks * BLOCK_BYTES, self._file.size()))
+    def rewrite(self, begin: int, end: int) -> None:
+        # With the header, which may be new.
+        first, stop = (1 + begin // PAGE_BYTES) * (begin > 0), 1 + -(-end // PAGE_BYTES)
+        self._file.rewrite(first * BLOCK_BYTES, min(stop * BLOCK_BYTES, self._file.size()))
 
     def finish(self) -> None:
         if self._tail:

@@ -73,6 +73,13 @@ class _Inode:
                 self.stable[at : at + SECTOR_BYTES] = self.data[at : at + SECTOR_BYTES]
         self.dirty.clear()
 
+    def evict(self) -> None:
+        for sector in self.lost - {SIZE}:
+            at = sector * SECTOR_BYTES
+            stable = self._piece(self.stable, sector)
+            self.data[at : at + SECTOR_BYTES] = stable[: len(self.data) - at]
+        self.lost &= {SIZE}
+
     def unsynced(self) -> list[int]:
         """The sectors (or SIZE) of which a loss of power leaves the old or the new content."""
         return [
@@ -194,6 +201,12 @@ class FaultyDisk(Disk):
     def copy(self) -> FaultyDisk:
         """The same files, all of them synced."""
         return self.power_loss(lambda path, sector: True, len(self._renames))
+
+    def evict(self) -> None:
+        """Drop from the page cache what counts as saved since a sync failed: it is read from the
+        disk again."""
+        for inode in self._names.values():
+            inode.evict()
 
     def fork(self) -> FaultyDisk:
         """The same files with the same parts of them not synced: what a process that is killed
