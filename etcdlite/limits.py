@@ -60,8 +60,8 @@ class Limits:
     compact_step_versions: int = 128
     """Versions that one step of a compaction drops."""
 
-    clean_block_records: int = 128
-    """Records that cleaning a segment moves at once. An eighth of them is read in one step."""
+    clean_step_records: int = 64
+    """Records that one step of cleaning a segment reads, and moves if they are still needed."""
 
     # The store and requests to it.
 

@@ -40,7 +40,7 @@ class Turns:
             known = [callback for callback in self._rotation if callback in masks]
             order = list(dict.fromkeys(known + order))
         if self.first:
-            order.sort(key=lambda callback: callback not in self.first)
+            order.sort(key=self.first.__contains__, reverse=True)
         share_s = max(MIN_SHARE_S, SLICE_S / len(order)) if order else 0.0
         self._rotation = []
         now = clock()

@@ -662,7 +662,7 @@ def test_memory_goes_back_to_the_system_when_superseded_versions_are_dropped(
 
 def test_defragmentation_gives_back_what_compaction_gave_up() -> None:
     rig = grown_rig()
-    rig.store.limits = replace(rig.limits, clean_block_records=128)
+    rig.store.limits = replace(rig.limits, clean_step_records=128)
     for _ in range(50):
         for number in range(8):
             rig.put(b"key%d" % number, b"v" * 60)

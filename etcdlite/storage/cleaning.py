@@ -1,14 +1,15 @@
 """Cleaning: what a segment still holds moves to the tail, and the segment goes away.
 
 Cleaning is how space comes back: it runs on its own, needs room for the live records of one segment
-and never stops other work. The records of a revision whose history can still be read must stay side
-by side. So records are gathered, revision by revision, appended at once, and then the index learns
-their new places. All of it runs in steps, except the append, which is one write.
+and never stops other work. A step reads some records, appends copies of those that are needed, and
+points the index to them. But the records of a revision whose history can still be read must stay
+side by side: they are gathered, appended at once, and then the index learns their new places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from struct import Struct
 from typing import Protocol
 from zlib import crc32
 
@@ -17,6 +18,7 @@ from etcdlite.storage.data import (
     CLEANED,
     MARK,
     MOVED,
+    OFFSET_MASK,
     PUT,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
@@ -28,19 +30,13 @@ from etcdlite.storage.data import (
     Numbering,
     key_and_revision,
 )
-from etcdlite.storage.index import Index
+from etcdlite.storage.index import HEAD, Index
 from etcdlite.storage.steps import Job
 
 _CHANGES = {PUT, TOMBSTONE, PUT | MOVED, TOMBSTONE | MOVED}
 
-STEPS_PER_BLOCK = 8
-"""The records of one block are read, and then entered in the index, in this many steps each."""
-
-DEAD_PER_LIVE = 4
-"""A record that moves counts as this many that stay behind: it takes at least as long."""
-
-_Place = tuple[bytes, int, int, int]
-"""A copy in a block: key, mod_revision, offset, size of the body."""
+_MOD_AND_LOCATION = Struct("<Q16xQ")
+_LOCATION_AT = 24  # In a row of `Index.heads`.
 
 
 class Store(Protocol):
@@ -84,66 +80,66 @@ def clean(store: Store, number: int) -> Job:
     """Move what is still needed of segment `number` to the tail, sync it, remove the segment.
     Raises DataDamaged; then the segment stays, and what was moved before counts from the next
     mark on."""
-    # Flat, and records that nothing needs are hardly decoded: most are of that kind.
+    # Flat: a large store has millions of records.
     data, index, limits = store.data, store.index, store.limits
-    most_records, most_bytes = limits.clean_block_records, limits.step_bytes
-    most_work = most_records // STEPS_PER_BLOCK * DEAD_PER_LIVE
-    block = bytearray()
-    places: list[_Place] = []
-    last = step_work = step_bytes = 0
-    found, moved = Numbering(), Numbering()
+    find, parts, past = index.heads.find, index.heads.blocks, index.past
+    unpack = _MOD_AND_LOCATION.unpack_from
+    found = Numbering()
     dead: list[bytes] = []
     """Records that `found` has not counted yet."""
-    offset = SEGMENT_HEADER.size
+    gathered = _Copies()
+    """Of history that can be read: whole revisions, which may take many steps."""
+    following = number << 32 | SEGMENT_HEADER.size
     while True:
-        next_location = number << 32 | offset
-        kinds, bodies, offset = data.block(number, offset, limits.event_chunk_bytes)
+        kinds, bodies, _ = data.block(
+            number, following & OFFSET_MASK, limits.event_chunk_bytes, limits.clean_step_records
+        )
         if not bodies:
             break
+        unread = min(store.oldest_read, index.first_revision)
+        copies = _Copies()
+        full = []
         for kind, body in zip(kinds, bodies, strict=True):
-            location = next_location
-            size = len(body)
-            next_location += RECORD_HEADER_BYTES + size
-            step_work += 1
-            step_bytes += size
+            location = following
+            following += RECORD_HEADER_BYTES + len(body)
             if kind not in _CHANGES:
                 if kind == MARK or body[0] == SUB:
                     dead.clear()  # They have no influence on the next number.
                 found.read_other(kind, body)
-            else:
-                key = body[2 : 2 + body[1]] if body[1] < 128 else key_and_revision(body)[0]
-                head = index.heads.get(key)
-                if head is not None and head[3] != location:
-                    head = None  # It is that of another version.
-                if head is None and key not in index.past:
+                continue
+            key = body[2 : 2 + body[1]] if body[1] < 128 else key_and_revision(body)[0]
+            part, below, is_head = find(key)
+            row = below * HEAD.size
+            mod, current = unpack(parts[part], row) if is_head else (0, 0)
+            is_head = current == location
+            if not is_head:
+                if key not in past:
                     dead.append(body)
-                else:
-                    if dead:
-                        _count(found, dead)
-                    mod = head[0] if head else key_and_revision(body)[1]
-                    sub = found.take(mod)
-                    is_large = len(places) >= most_records or len(block) >= most_bytes
-                    if block and is_large and (mod != last or mod < store.oldest_read):
-                        yield from _append_moved(store, bytes(block), places)
-                        block = bytearray()
-                        places = []
-                        step_work = step_bytes = 0
-                        moved.reset()
-                    last = mod
-                    if head or index.is_at(key, mod, location):
-                        block += moved.set(mod, sub)
-                        places.append((key, mod, len(block), size))
-                        word = size << 4 | kind | MOVED
-                        block += RECORD_HEADER.pack(crc32(body, word), word)
-                        block += body
-                        step_work += DEAD_PER_LIVE
-            if step_work > most_work or step_bytes >= most_bytes:
-                step_work = step_bytes = 0
-                if dead:
-                    _count(found, dead)
-                yield None
-    if block:
-        yield from _append_moved(store, bytes(block), places)
+                    continue
+                mod = key_and_revision(body)[1]
+            if dead:
+                _count(found, dead, mod)
+            sub = found.take(mod)
+            if not (is_head or index.is_at(key, mod, location)):
+                continue
+            target = copies
+            if mod >= unread:
+                is_large = len(gathered.versions) >= limits.clean_step_records
+                is_large |= len(gathered.block) >= limits.step_bytes
+                if mod != gathered.revision and is_large:
+                    full.append(gathered)
+                    gathered = _Copies()
+                target = gathered
+            at = target.add(mod, sub, kind, body)
+            if is_head and mod < unread:
+                copies.rows.append((parts[part], row, at, len(body)))
+            else:
+                target.versions.append((key, mod, at, len(body)))
+        if dead:
+            _count(found, dead, key_and_revision(dead[-1])[1])
+        for some in copies, *full:
+            yield from some.append(store, number)
+    yield from gathered.append(store, number)
     store.set_bucket(CLEANED, U64.pack(number), b"")
     store.mark(store.applied_index, store.applied_term)
     store.fill_page()
@@ -151,36 +147,64 @@ def clean(store: Store, number: int) -> Job:
     data.drop_segment(number)
 
 
-def _count(found: Numbering, bodies: list[bytes]) -> None:
-    """Take the numbers of these records, which follow each other, and forget them. Only those with
-    the revision of the last one have influence on the next number."""
-    last = key_and_revision(bodies[-1])[1]
-    begin = len(bodies) - 1
-    while begin and key_and_revision(bodies[begin - 1])[1] == last:
+def _count(found: Numbering, bodies: list[bytes], revision: int) -> None:
+    """Take the numbers of these records, which follow each other, and forget them. Only those of
+    the revision that comes next have influence on its numbers."""
+    begin = len(bodies)
+    while begin and key_and_revision(bodies[begin - 1])[1] == revision:
         begin -= 1
     if begin:
         found.reset()
     for _ in range(begin, len(bodies)):
-        found.take(last)
+        found.take(revision)
     bodies.clear()
 
 
-def _append_moved(store: Store, block: bytes, places: list[_Place]) -> Iterator[None]:
-    """Append copies of records, of whole revisions, and point the index to them."""
-    data, index = store.data, store.index
-    begin = data.append_block(block)
-    number = begin >> 32
-    data.garbage[number] += len(block)
-    store.mark(store.applied_index, store.applied_term)
-    step_records = 1 + store.limits.clean_block_records // STEPS_PER_BLOCK
-    for first in range(0, len(places) + 1, step_records):
-        for key, mod, at, size in places[first : first + step_records]:
-            location = begin + at
-            old = index.move(key, mod, location)
-            if old is not None:
-                data.add_garbage(old, size)
-                data.garbage[number] -= size + RECORD_HEADER_BYTES
-                revision = mod - index.first_revision
-                if 0 <= revision < len(index.revisions) and index.revisions[revision] == old:
-                    index.revisions[revision] = location
-        yield None
+class _Copies:
+    """Copies of records, which are appended at once."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        """Of the last one."""
+        self.rows: list[tuple[bytearray, int, int, int]] = []
+        """Current versions, of this step: block and offset of the index's row; then as below."""
+        self.versions: list[tuple[bytes, int, int, int]] = []
+        """All other ones: key, mod_revision, offset of the copy, size of the body."""
+        self.block = bytearray()
+        self._numbering = Numbering()
+
+    def add(self, revision: int, sub: int, kind: int, body: bytes) -> int:
+        """Copy a record with this number; returns the offset of the copy."""
+        block = self.block
+        block += self._numbering.set(revision, sub)
+        self.revision = revision
+        at = len(block)
+        word = len(body) << 4 | kind | MOVED
+        block += RECORD_HEADER.pack(crc32(body, word), word)
+        block += body
+        return at
+
+    def append(self, store: Store, source: int) -> Iterator[None]:
+        """Append them to the data, and point the index from segment `source` to them."""
+        data, index = store.data, store.index
+        if self.block:
+            begin = data.append_block(bytes(self.block))
+            number = begin >> 32
+            data.garbage[number] += len(self.block)
+            for block, row, at, _ in self.rows:
+                U64.pack_into(block, row + _LOCATION_AT, begin + at)
+            moved_bytes = sum([size + RECORD_HEADER_BYTES for *_, size in self.rows])
+            data.garbage[source] += moved_bytes
+            data.garbage[number] -= moved_bytes
+            store.mark(store.applied_index, store.applied_term)
+        step_records = store.limits.clean_step_records
+        for first in range(0, len(self.versions) + 1, step_records):
+            for key, mod, at, size in self.versions[first : first + step_records]:
+                old = index.move(key, mod, begin + at)
+                if old is not None:
+                    data.add_garbage(old, size)
+                    data.garbage[number] -= size + RECORD_HEADER_BYTES
+                    revision = mod - index.first_revision
+                    if 0 <= revision < len(index.revisions) and index.revisions[revision] == old:
+                        index.revisions[revision] = begin + at
+            yield None

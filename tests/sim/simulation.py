@@ -56,7 +56,7 @@ TUNABLES: dict[str, tuple[Any, ...]] = {
     "max_slow_reads": (1, 4),
     "range_step_keys": (1, 3, 256),
     "event_step_events": (1, 256),
-    "clean_block_records": (1, 4, 128),
+    "clean_step_records": (1, 4, 128),
     "delete_step_keys": (1, 2, 128),
     "hash_step_versions": (2, 256),
     "execute_step_ops": (1, 16),
