@@ -236,7 +236,8 @@ class Accepted(PeerConnection, OwnRequester):
         if member.peers.has_other_incarnation(node, introduction.life):
             return EtcdError(
                 UNAVAILABLE,
-                f"etcdlite: another process is member {node:x} too; was a data directory copied?",
+                f"etcdlite: another process is member {node:x} too; if that lasts for more than "
+                "a few seconds, was a data directory copied?",
             )
         if member.peers.urls_of(node) is None:
             # It may have been added while this member was down: the others know.
