@@ -116,6 +116,26 @@ def test_writes_in_line_time_out(lone: Paced, monkeypatch: pytest.MonkeyPatch) -
     assert lone.member.state.alarms.proposed_bytes == 0 and not lone.member.writes.are_waiting
 
 
+def test_a_write_has_all_its_time_beside_one_that_waited_long_in_a_line(
+    lone: Paced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flooder, client = Client(), Client()
+    most, timeout_s = writes.MAX_IN_FLIGHT, lone.member.options.request_timeout_s
+    monkeypatch.setattr(writes, "MAX_IN_FLIGHT", 0)
+    for n in range(10):
+        propose(lone, flooder, n + 1, PUT, proto.PutRequest(key=b"f"))
+    lone.member.writes.propose_new()
+    monkeypatch.setattr(writes, "MAX_IN_FLIGHT", most)
+    lone.looks += int(900 * timeout_s)
+    propose(lone, client, 1, PUT, proto.PutRequest(key=b"c"))
+    lone.member.writes.propose_new()
+    for _ in lone.member.writes.expire_steps(lone.now + 0.5 * timeout_s):
+        pass
+    assert not client.failures
+    lone.settle()
+    assert client.answers and len(flooder.answers) == 10
+
+
 @pytest.mark.parametrize("kind", ["writes", "reads"])
 def test_requests_that_time_out_together_are_answered_in_parts(
     lone: Paced, monkeypatch: pytest.MonkeyPatch, kind: str

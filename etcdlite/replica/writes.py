@@ -333,7 +333,7 @@ class Writes:
             or self._metrics.proposals_pending + len(waiters) > MAX_IN_FLIGHT
             or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES
         ):
-            since, waiters, frames = self._take_turns(since, waiters, frames)
+            waiters, frames = self._take_turns(since, waiters, frames)
             if not waiters:
                 return
             size = sum(map(len, frames))
@@ -362,9 +362,9 @@ class Writes:
 
     def _take_turns(
         self, now: float, waiters: list[Waiter], frames: list[bytes]
-    ) -> tuple[float, list[Waiter], list[bytes]]:
-        """Put writes into lines, and take those for which there is room; returns also since when
-        the oldest waits."""
+    ) -> tuple[list[Waiter], list[bytes]]:
+        """Put writes into lines, and take those for which there is room. The time of a batch begins
+        now: what waited long in a line must not take time from the others."""
         self._in_need.clear()
         author = None
         for waiter, frame in zip(waiters, frames, strict=True):
@@ -378,7 +378,6 @@ class Writes:
             MAX_IN_FLIGHT - self._metrics.proposals_pending,
             MAX_IN_FLIGHT_BYTES - self._in_flight_bytes,
         ):
-            now = min(now, write.since)
             if write.author != author:
                 author = write.author
                 waiter, frame = author or _author_request(None)
@@ -387,7 +386,7 @@ class Writes:
                 frames.append(frame)
             waiters.append(write.waiter)
             frames.append(write.frame)
-        return now, waiters, frames
+        return waiters, frames
 
     def _propose_entry(
         self, kind: int, waiters: list[Waiter], frames: list[bytes], since: float
