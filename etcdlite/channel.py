@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from socket import socket
 from typing import Protocol
 
@@ -178,7 +179,5 @@ def shake_hands(
 
 def _tell(sock: socket, alert: bytes) -> None:
     """Send the last words; the error that follows is the one that matters."""
-    try:
+    with suppress(OSError):
         sock.sendall(alert)
-    except OSError:
-        pass

@@ -27,6 +27,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from etcdlite import log, private_file, x509
@@ -223,10 +224,8 @@ class Credentials:
         contexts = self._loaded.contexts
         context = contexts[accepts, protocols]
         if context.session_stats()["number"] > MAX_SESSIONS:
-            try:
+            with suppress(CredentialsError):  # New files that do not fit: the next look tells.
                 context = contexts[accepts, protocols] = self._make(accepts, protocols)
-            except CredentialsError:
-                pass  # New files that do not fit: the next look tells.
         return context
 
     def _make(self, accepts: bool, protocols: Protocols) -> ssl.SSLContext:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from etcdlite.channel import MAX_OUTPUT_BYTES, RECORD_BYTES, Channel, ChannelError
@@ -310,10 +311,8 @@ class TLSChannel(Channel):
 
     def close(self) -> None:
         if self.is_established:
-            try:
+            with suppress(ssl.SSLError):  # The other side's goodbye has not come.
                 self._ssl.unwrap()  # type: ignore[union-attr]
-            except ssl.SSLError:
-                pass  # The other side's goodbye has not come; nobody waits for it.
 
 
 # Errors.

@@ -60,12 +60,8 @@ class Certificate(NamedTuple):
         except ValueError:
             pass
         wanted = host.lower().rstrip(".").split(".")
-        for name in self.dns_names:
-            labels = name.lower().rstrip(".").split(".")
-            if len(labels) == len(wanted) and labels[1:] == wanted[1:]:
-                if labels[0] in (wanted[0], "*"):
-                    return True
-        return False
+        names = (name.lower().rstrip(".").split(".") for name in self.dns_names)
+        return any(name[1:] == wanted[1:] and name[0] in (wanted[0], "*") for name in names)
 
 
 class RevocationList(NamedTuple):

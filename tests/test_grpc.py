@@ -12,6 +12,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -845,6 +846,64 @@ def test_messages_without_an_end_have_the_limit_of_incomplete_requests(client: C
         client.h2.reset_stream(stream_id)
     client.pump()
     assert client.session._partial_bytes == 0
+
+
+def packed_creates(count: int) -> bytes:
+    """Messages that create watches: a few bytes of gzip each, and thousands unpacked."""
+    create = proto.WatchCreateRequest(key=b"k", filters=[0] * 5000)
+    return framed(gzip.compress(proto.WatchRequest(create_request=create).encode()), 1) * count
+
+
+def test_the_messages_of_a_frame_are_processed_over_several_turns(client: Client) -> None:
+    watch = client.open(WATCH, grpc_encoding="gzip")
+    client.pump()
+    client.h2.send_data(watch, packed_creates(100), end_stream=True)
+    client.session.receive(client.h2.data_to_send())
+    hub = client.lone.member.hub
+    counts = [hub.watches]
+    while client.session.has_more:
+        client.session.produce()
+        counts.append(hub.watches)
+    most = grpc_module.READ_BYTES // 5000 + 1
+    assert counts[-1] == 100 and not client.session._partial_bytes
+    assert max(after - before for before, after in pairwise([0, *counts])) <= most
+    client.pump()
+    created = [proto.WatchResponse.decode(each) for each in client.answers[watch].messages]
+    assert [response.watch_id for response in created] == list(range(100))
+
+
+def test_input_that_is_not_processed_does_not_widen_the_window(client: Client) -> None:
+    watch = client.open(WATCH, grpc_encoding="gzip")
+    client.pump()
+    data = packed_creates(200)
+    sent = 0
+    while client.h2.local_flow_control_window(watch) >= len(data):
+        client.h2.send_data(watch, data)
+        sent += 200
+        client.session.receive(client.h2.data_to_send())
+    assert client.session._partial_bytes <= http2.STREAM_WINDOW_BYTES
+    client.h2.receive_data(take_output(client.session))
+    assert client.h2.local_flow_control_window(watch) < len(data)
+    client.pump()
+    assert client.lone.member.hub.watches == sent
+    assert client.h2.local_flow_control_window(watch) > http2.STREAM_WINDOW_BYTES // 2
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+def test_a_stream_with_unprocessed_input_can_end(client: Client, how: str) -> None:
+    watch = client.open(WATCH, grpc_encoding="gzip")
+    client.pump()
+    client.h2.send_data(watch, packed_creates(100))
+    client.session.receive(client.h2.data_to_send())
+    assert client.session.has_more
+    if how == "reset":
+        client.h2.reset_stream(watch)
+        client.pump()
+    else:
+        client.session.closed()
+        while client.session.has_more:
+            client.session.produce()
+    assert client.lone.member.hub.watches == 0 and not client.session._partial_bytes
 
 
 def test_shut_down_finishes_unary_requests_and_ends_streams(client: Client) -> None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
@@ -420,10 +421,8 @@ class Calls:
         """After one of `STALE_LOGIN`. If another call has just logged in, its token is used."""
         login = self.login
         if login is not None and not link.failure:
-            try:
+            with suppress(Broken):  # The caller finds the link closed.
                 yield from self._log_in(link, login, max(0.001, deadline_s - monotonic()))
-            except Broken:
-                pass  # The caller finds the link closed.
 
     def _try_next(self) -> None:
         self._next_endpoint = (self._next_endpoint + 1) % len(self._endpoints)

@@ -15,6 +15,7 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from etcdlite import json_mapping, proto
@@ -287,10 +288,8 @@ class GatewayStream:
 
     def cancel(self) -> None:
         """End the stream. Any thread may call this."""
-        try:
+        with suppress(OSError):  # The server closed it first.
             self._socket.shutdown(socket.SHUT_RDWR)  # Wakes the thread that reads.
-        except OSError:
-            pass  # The server closed it first.
 
     def __iter__(self) -> Iterator[Any]:
         """The messages, until the server ends the stream. Raises EtcdliteError."""

@@ -20,6 +20,7 @@ transaction take effect only while the place is still held.
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from etcdlite.client.errors import Compacted, LeaseLost, NotElected
@@ -125,10 +126,9 @@ def _wait_turn(prefix: bytes, revision: int) -> Recipe[None]:
         )
         if not before.kvs:
             return
-        try:
+        # If the history was compacted while the watch was not connected: look again.
+        with suppress(Compacted):
             yield WatchFor(before.kvs[0].key, False, before.revision + 1, "DELETE")
-        except Compacted:
-            pass  # The history was compacted while the watch was not connected: look again.
 
 
 def proclaim(held: Held, value: bytes) -> Recipe[int]:

@@ -87,6 +87,11 @@ MAX_SENT_MESSAGE_BYTES = (1 << 32) - 1
 FAILED_PER_SLICE = 64
 """Streams that fail at once for the same reason, such as a lost leader. Each takes about 20 us."""
 
+READ_BYTES = 8 << 10
+MESSAGE_BYTES = 16
+"""Messages of a DATA frame that are processed at once: their bytes when unpacked, with this much
+more for each. The others follow in the next turns."""
+
 MAX_GZIP_MEMBERS = 64
 """The gzip members of one message. Each costs as much as many kilobytes of data."""
 
@@ -359,6 +364,8 @@ class GrpcSession(Connection, ClientSession):
         self._leaving: dict[int, _Stream] = {}
         """Streams that were open when the connection was closed, and are not counted yet."""
         self._partial_bytes = 0
+        self._unread: dict[int, _Stream] = {}
+        """Streams that are unread, in turn."""
         self._recalled: dict[tuple[Field, ...], Request] = {}
         """Requests with a deadline, by their headers `_without_timeout`."""
         self._deadlines: dict[int, float] = {}
@@ -478,7 +485,7 @@ class GrpcSession(Connection, ClientSession):
     def received(self, stream: _Stream, piece: bytes) -> None:  # type: ignore[override]
         if stream.partial is None:
             self._read_messages(stream, piece)
-        elif len(stream.partial) + len(piece) >= stream.needed_bytes:
+        elif len(stream.partial) + len(piece) >= stream.needed_bytes and not stream.is_unread:
             stream.is_late = False
             self._read_messages(stream, self._joined(stream, piece))
         else:
@@ -487,12 +494,24 @@ class GrpcSession(Connection, ClientSession):
             if self._partial_bytes > MAX_PARTIAL_BYTES:
                 self.fail(stream.id, stream.request.number, error("RequestTooManyRequests"))
 
+    def _read_on(self) -> None:
+        """Process further messages of the next stream that is unread."""
+        stream = next(iter(self._unread.values()))
+        self._read_messages(stream, self._joined(stream, b""))
+        is_open = self.streams.get(stream.id) is stream
+        if is_open and stream.is_ended:
+            self.ended(stream)
+        elif is_open:
+            self.renew_window(stream)
+
     def _joined(self, stream: _Stream, piece: bytes) -> bytes:
         """The beginning of an incomplete message, which is kept no longer, and `piece`."""
         assert stream.partial is not None
         data = b"".join((stream.partial, piece))
         self._partial_bytes -= len(stream.partial)
         stream.partial = None
+        stream.is_unread = False
+        self._unread.pop(stream.id, None)
         return data
 
     def _read_messages(self, stream: _Stream, data: bytes) -> None:
@@ -501,8 +520,13 @@ class GrpcSession(Connection, ClientSession):
         at = 0
         end = len(data)
         needed_bytes = PREFIX_BYTES
+        left = READ_BYTES
         try:
             while end - at >= PREFIX_BYTES:
+                if left <= 0:
+                    stream.is_unread = True
+                    self._unread[stream.id] = stream
+                    break
                 packed, size = PREFIX.unpack_from(data, at)
                 start = at + PREFIX_BYTES
                 if size > self._max_message_bytes:
@@ -518,6 +542,7 @@ class GrpcSession(Connection, ClientSession):
                 message = data[start:at]
                 if packed:
                     message = self._unpack_message(request, packed, message)
+                left -= len(message) + MESSAGE_BYTES
                 rpc = request.rpc
                 rpc.received += 1
                 rpc.received_bytes += len(message)
@@ -555,6 +580,8 @@ class GrpcSession(Connection, ClientSession):
 
     def ended(self, stream: _Stream) -> None:  # type: ignore[override]
         request: Request = stream.request
+        if stream.is_unread:
+            return  # `_read_on` ends it.
         if stream.partial:
             self._fail(stream, INTERNAL, "grpc: the request ends within a message")
         elif request.is_client_stream:
@@ -748,8 +775,7 @@ class GrpcSession(Connection, ClientSession):
         self._deadlines.pop(stream.id, None)
         self._need_leader.discard(stream.id)
         if stream.partial is not None:
-            self._partial_bytes -= len(stream.partial)
-            stream.partial = None
+            self._joined(stream, b"")
         if stream.message is not None:
             self._partial_bytes -= len(stream.message)
             stream.message = None
@@ -802,6 +828,7 @@ class GrpcSession(Connection, ClientSession):
         """The connection is closed: drop its requests."""
         self._leaving, self.streams = self.streams, {}
         self._partial_bytes = 0
+        self._unread.clear()
         self._are_due = False
         self.flow.clear()
         super().closed()
@@ -821,6 +848,7 @@ class GrpcSession(Connection, ClientSession):
         return bool(
             self._leaving
             or self._are_due
+            or self._unread
             or self._released
             or self._must_unblock
             or (self.calls.ready and self.calls.have_more)
@@ -832,6 +860,8 @@ class GrpcSession(Connection, ClientSession):
             self._leave()
         if self._are_due:
             self._fail_due(self.member.clock())
+        if self._unread:
+            self._read_on()
         super().produce()
 
     def shut_down(self) -> None:

@@ -11,8 +11,9 @@ Most requests are a HEADERS frame with the same block as an earlier request, and
 the decoded meaning of a header block is cached by its bytes, as long as the dynamic table of the
 compression does not change. Then each of the two frames costs a lookup and a call.
 
-Received data is consumed at once, so the windows that we grant bound only the data in flight. A
-window is renewed when half of it is used; a stream's only while its request lasts.
+Received data is consumed at once, or soon (`is_unread`), so the windows that we grant bound little
+more than the data in flight. A window is renewed when half of it is used; a stream's only while its
+request lasts.
 
 The acknowledgement of a PING waits for the answer to a request, if one is open, for one tick at
 most: grpc-go sends a PING with most requests of a client that has one at a time.
@@ -169,6 +170,8 @@ class Stream:
     window = STREAM_WINDOW_BYTES
     """What the peer may still send."""
     headers_sent = False
+    is_unread = False
+    """Some of its input waits to be processed: its window is not renewed."""
     held: deque[memoryview | bytearray] | None = None
     held_bytes = 0
     tail = b""
@@ -492,9 +495,14 @@ class Connection(Session):
         else:
             self.conduct.count_noise(1)
         if window < STREAM_WINDOW_BYTES // 2 and self.streams.get(stream_id) is stream:
-            grant = STREAM_WINDOW_BYTES - window
+            self.renew_window(stream)
+
+    def renew_window(self, stream: Stream) -> None:
+        """Let the peer send more of a stream, if half of the window is used."""
+        grant = STREAM_WINDOW_BYTES - stream.window
+        if grant > STREAM_WINDOW_BYTES // 2 and not stream.is_unread:
             stream.window = STREAM_WINDOW_BYTES
-            self.outbox.append(frame(WINDOW_UPDATE, 0, stream_id, _INT.pack(grant)))
+            self.outbox.append(frame(WINDOW_UPDATE, 0, stream.id, _INT.pack(grant)))
 
     def _read_headers(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         if not stream_id & 1:

@@ -265,12 +265,6 @@ class NativeSession(ClientSession):
             self.send(0, HELLO, END | ERROR, body)
         self.is_closing = True
 
-    @property
-    def is_blocked(self) -> bool:
-        """The peer does not read its output: streams hold back."""
-        outbox = self.outbox
-        return outbox.unsent_bytes > outbox.high_water_bytes
-
     def is_stalled(self, request_id: int) -> bool:
         """Same as `is_blocked`: native streams have no flow control of their own."""
         outbox = self.outbox
