@@ -41,9 +41,9 @@ from etcdlite.errors import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, E
 from etcdlite.lease import Lessor
 from etcdlite.methods import ROWS, Permission
 from etcdlite.mvcc import Store
+from etcdlite.plain_txn import GET, PlainTxn
 from etcdlite.rights import EVERYTHING, ROOT, KeySet, Rights, rights_steps
 from etcdlite.storage.data import AUTH, AUTH_ROLE, AUTH_USER
-from etcdlite.swap import Swap
 
 MAX_NAME_BYTES = 4096
 """The longest name of a user or a role, in UTF-8."""
@@ -562,10 +562,15 @@ def _check_txn(auth: Auth, author: Author | None, request: Any) -> None:
     rights = auth.rights(author)
     if rights.is_root:
         return
-    if request.__class__ is Swap:
+    if isinstance(request, PlainTxn):
         # As below, without the messages.
-        rights.check_read(request.key)
-        rights.check_write(request.key)
+        for key, *_ in request.compares:
+            rights.check_read(key)
+        for branch in request.branches:
+            if isinstance(branch, tuple):
+                (rights.check_read if branch[0] == GET else rights.check_write)(branch[1])
+        for key, *_ in request.puts:
+            rights.check_write(key)
         return
     for compare in request.compare:
         _check_range(auth, author, compare)

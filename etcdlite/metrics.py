@@ -23,8 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from etcdlite import errors, methods
-from etcdlite.plain_txn import Puts
-from etcdlite.swap import Swap
+from etcdlite.plain_txn import GET, PlainTxn
 
 MAX_CLIENT_VERSIONS = 32
 MAX_VERSION_CHARS = 64
@@ -277,17 +276,15 @@ class Metrics:
 
         As in etcd, a transaction with a single operation does not count as a transaction. Nested
         transactions are not counted."""
-        if request.__class__ is Swap:
-            if not succeeded:
-                self.ranges += request.gets
-            elif request.value is None:
-                self.deletes += 1
+        if isinstance(request, PlainTxn):
+            branch = request.on_success if succeeded else request.on_failure
+            if isinstance(branch, list):
+                self.puts += len(branch)
+                self.txns += len(branch) > 1
+            elif branch[0] == GET:
+                self.ranges += 1
             else:
-                self.puts += 1
-            return
-        if request.__class__ is Puts:
-            self.puts += len(request.puts)
-            self.txns += len(request.puts) > 1
+                self.deletes += 1
             return
         ops = request.success if succeeded else request.failure
         puts = 0

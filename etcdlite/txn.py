@@ -26,6 +26,7 @@ it in front.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Generator, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
@@ -35,12 +36,11 @@ from sortedcontainers import SortedDict, SortedSet
 from etcdlite import proto
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.mvcc import Store
-from etcdlite.plain_txn import Puts
+from etcdlite.plain_txn import DELETE, GET, MAX_COMPARES, TARGETS, Branch, PlainTxn
 from etcdlite.proto import varint
 from etcdlite.ranges import AnswerTooLarge, is_plain, key_range, range_steps, size_steps
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.steps import join_steps
-from etcdlite.swap import Swap
 
 MAX_TOTAL_OPS = 8192
 """Compares and operations of a transaction with all nested ones. etcd limits each list and the
@@ -49,7 +49,6 @@ depth, but not the total. Without this limit one request could keep a member bus
 OP_BYTES = 256
 """The memory of a decoded compare or operation, approximately."""
 
-MAX_SMALL_COMPARES = 16
 MAX_SMALL_PUTS = 128
 """Of a transaction that `small_txn` applies in one step."""
 
@@ -111,16 +110,13 @@ def check_delete_range(request: proto.DeleteRangeRequest) -> None:
 
 
 def check_txn(request: proto.TxnRequest, max_ops: int) -> int:
-    """Returns how many compares and operations are messages of their own, with nested ones."""
-    if request.__class__ is Swap and max_ops > 0:
-        return 0
-    if request.__class__ is Puts and len(request.puts) <= max_ops:
-        keys = set(map(itemgetter(0), request.puts))
-        if b"" in keys:
-            raise error("EmptyKey")
-        if len(keys) < len(request.puts):
-            raise error("DuplicateKey")
-        return 0
+    """Returns the number of all compares and operations, those of nested ones included."""
+    if isinstance(request, PlainTxn) and len(request.compares) <= max_ops >= request.count:
+        if request.put_count > 1:
+            for branch in request.branches:
+                if isinstance(branch, list) and len(set(map(itemgetter(0), branch))) < len(branch):
+                    raise error("DuplicateKey")
+        return len(request.compares) + request.count
     total = _check_ops(request, max_ops)
     if total > max(MAX_TOTAL_OPS, max_ops):
         raise error("TooManyOps")
@@ -258,7 +254,7 @@ def _check_duplicates(ops: Any) -> _Writes:
 
 def is_read_only(request: proto.TxnRequest) -> bool:
     """The transaction cannot write, so it needs no entry in the log."""
-    if request.__class__ in (Swap, Puts):
+    if isinstance(request, PlainTxn):
         return False
     for op in (*request.success, *request.failure):
         if op.request_range is None and (
@@ -412,82 +408,67 @@ def small_txn(store: Store, request: proto.TxnRequest, is_asked: bool = True) ->
     then puts values, or gets or deletes one key. Returns the response after its header; None,
     without any change, if the request is of another kind (`txn_steps` applies every kind). Raises
     EtcdError before any change. `is_asked`: somebody waits for the answer."""
-    if request.__class__ is Swap:
-        return _swap(store, request, is_asked)
-    if request.__class__ is Puts and len(request.puts) <= MAX_SMALL_PUTS:
-        return b"\x10\x01" + _put_all(store, request.puts)
-    if len(request.compare) > MAX_SMALL_COMPARES:
+    # Flat: an API server of Kubernetes writes little else.
+    plain = request if isinstance(request, PlainTxn) else None
+    if plain is None and len(request.compare) > MAX_COMPARES:
         return None
-    taken = True
     heads = store.index.heads
-    for compare in request.compare:
-        target = compare.target
-        if compare.range_end or not 0 <= target < len(_TARGETS) or target == proto.Compare.VALUE:
+    taken, head = True, b"\x10\x01"
+    for compare in plain.compares if plain else map(_plain_compare, request.compare):
+        if compare is None:
             return None
-        head = heads.get(compare.key)
-        found = head[_HEAD_PLACES[target]] if head is not None else 0
-        if not _is_so(found, compare.result, getattr(compare, _TARGETS[target]) or 0):
-            taken = False
+        key, target, result, number = compare
+        row = heads.get(key)
+        if not _RESULTS[result](row[_HEAD_PLACES[target]] if row else 0, number):
+            taken, head = False, b""
             break
-    ops = request.success if taken else request.failure
-    if len(ops) > MAX_SMALL_PUTS:
-        return None
-    if len(ops) == 1 and ops[0].request_put is None:
-        answer = _get_or_delete(store, ops[0], is_asked)
-        return b"\x10\x01" + answer if taken and answer is not None else answer
-    puts, leases = [], []
-    for op in ops:
-        put = op.request_put
-        if put is None or put.prev_kv or put.ignore_value or put.ignore_lease:
+    branch: Branch | None
+    if plain:
+        branch = plain.on_success if taken else plain.on_failure
+    else:
+        branch = _plain_branch(request.success if taken else request.failure)
+        if branch is None:
             return None
-        if lease := put.lease:
-            leases.append(lease)
-        puts.append((put.key, put.value, lease))
-    if not all(map(store.lessor.exists, leases)):
-        raise error("LeaseNotFound")
-    answers = _put_all(store, puts)
-    return b"\x10\x01" + answers if taken else answers
-
-
-def _put_all(store: Store, puts: list[tuple[bytes, bytes, int]]) -> bytes:
-    """Put (key, value, lease), and return the responses of a transaction."""
-    store.put_all(puts)
-    header = _header(store.revision + store.is_writing)
-    inner = b"\x12" + varint(len(header)) + header
-    return (b"\x1a" + varint(len(inner)) + inner) * len(puts)
-
-
-def _swap(store: Store, request: Any, is_asked: bool) -> bytes | None:
-    """As `small_txn`, for a `Swap`. Flat: an API server of Kubernetes writes little else."""
-    key = request.key
-    head = store.index.heads.get(key)
-    if (head[0] if head is not None else 0) != request.revision:
-        return _get(store, key) if request.gets and is_asked else b""
-    value = request.value
-    if value is None:
-        return b"\x10\x01" + _delete(store, key)
-    lease = request.lease
-    if lease and not store.lessor.exists(lease):
-        raise error("LeaseNotFound")
-    store.put_all(((key, value, lease),))
-    revision = b"\x18" + varint(store.revision + 1)
-    return _PUT_DONE[len(revision)] + revision
-
-
-_PUT_DONE = [bytes((0x10, 1, 0x1A, n + 4, 0x12, n + 2, 0x0A, n)) for n in range(12)]
-"""What stands before the revision in the answer to a transaction that put one value, by the size of
-that field."""
-
-
-def _get_or_delete(store: Store, op: proto.RequestOp, is_asked: bool) -> bytes | None:
-    """Carry out the only operation of a transaction, if it concerns one key. Returns a field of the
-    response; None, without any change, if the operation is of another kind or cannot be read."""
-    asked, delete = op.request_range, op.request_delete_range
-    if delete is not None:
-        return None if delete.range_end or delete.prev_kv else _delete(store, delete.key)
-    if asked is None or asked.range_end or asked.revision or not is_plain(asked):
+    if isinstance(branch, tuple):
+        kind, key = branch
+        if kind != GET:
+            return head + _delete(store, key)
+        answer = _get(store, key) if is_asked else b""
+        return None if answer is None else head + answer
+    if len(branch) > MAX_SMALL_PUTS:
         return None
-    return _get(store, asked.key) if is_asked else b""
+    if not all(map(store.lessor.exists, filter(None, map(itemgetter(2), branch)))):
+        raise error("LeaseNotFound")
+    store.put_all(branch)
+    revision = b"\x18" + varint(store.revision + 1)
+    return head + (_PUT_HEADS[len(revision)] + revision) * len(branch)
+
+
+def _plain_compare(compare: proto.Compare) -> tuple[bytes, int, int, int] | None:
+    """As in `PlainTxn.compares`; None if it compares a value or a range."""
+    target, result = compare.target, compare.result
+    if compare.range_end or target not in (0, 1, 2, 4) or not 0 <= result < len(_RESULTS):
+        return None
+    return compare.key, target, result, getattr(compare, TARGETS[target]) or 0
+
+
+def _plain_branch(ops: Sequence[proto.RequestOp]) -> Branch | None:
+    """As in a `PlainTxn`; None if it does something else."""
+    if len(ops) == 1 and (asked := ops[0].request_range) is not None:
+        is_other = asked.range_end or asked.revision or not is_plain(asked)
+        return None if is_other else (GET, asked.key)
+    if len(ops) == 1 and (delete := ops[0].request_delete_range) is not None:
+        return None if delete.range_end or delete.prev_kv else (DELETE, delete.key)
+    puts = [op.request_put for op in ops[: MAX_SMALL_PUTS + 1] if op.request_put is not None]
+    is_other = len(puts) < len(ops) or any(
+        put.prev_kv or put.ignore_value or put.ignore_lease for put in puts
+    )
+    return None if is_other else [(put.key, put.value, put.lease) for put in puts]
+
+
+_PUT_HEADS = [bytes((0x1A, n + 4, 0x12, n + 2, 0x0A, n)) for n in range(12)]
+"""What stands before the revision in the response to one put of a transaction, by the size of that
+field."""
 
 
 def _delete(store: Store, key: bytes) -> bytes:
@@ -821,7 +802,9 @@ def _encode(
     return size
 
 
-_TARGETS = ("version", "create_revision", "mod_revision", "value", "lease")
+_RESULTS = (operator.eq, operator.gt, operator.lt, operator.ne)
+"""By the result of a `Compare`; others are always so."""
+
 _HEAD_PLACES = (2, 1, 0, -1, 4)
 """The places of these numbers in a head of the index; -1: the value is not there."""
 
@@ -883,20 +866,9 @@ def _compared(store: Store, compare: proto.Compare, key: bytes, revision: int) -
 
 def _holds(compare: proto.Compare, kv: proto.KeyValue) -> bool:
     found = given = 0
-    if 0 <= compare.target < len(_TARGETS):
-        field = _TARGETS[compare.target]
+    if 0 <= compare.target < len(TARGETS):
+        field = TARGETS[compare.target]
         found = getattr(kv, field)
         given = getattr(compare, field) or type(found)()
-    return _is_so(found, compare.result, given)
-
-
-def _is_so(found: Any, result: int, given: Any) -> bool:
-    if result == 0:
-        return bool(found == given)
-    if result == 1:
-        return bool(found > given)
-    if result == 2:
-        return bool(found < given)
-    if result == 3:
-        return bool(found != given)
-    return True
+    is_known = 0 <= compare.result < len(_RESULTS)
+    return not is_known or bool(_RESULTS[compare.result](found, given))

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -24,10 +25,10 @@ from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.methods import LEASE_REVOKE, METHOD_BY_NAME, PUT, TXN
 from etcdlite.mvcc import Store
+from etcdlite.plain_txn import PlainTxn, decode_txn
 from etcdlite.replica.state import lease_puts
 from etcdlite.rights import KeySet, interval_of, rights_steps
 from etcdlite.storage.steps import finish
-from etcdlite.swap import Swap, decode_txn
 from etcdlite.tokens import SimpleTokens
 
 HASH = passwords.hash_password("secret", CHEAP)
@@ -464,13 +465,46 @@ def test_a_swap_is_permitted_to_those_who_may_do_its_parts(auth: Auth, value: by
         failure=[proto.RequestOp(request_range=proto.RangeRequest(key=key))],
     )
     swap = decode_txn(parts.encode())
-    assert isinstance(swap, Swap)
+    assert isinstance(swap, PlainTxn)
     for name in ("reader", "writer", "both", "root"):
         expected = name in ("both", "root")
         assert may(auth, name, TXN, swap) == may(auth, name, TXN, parts) == expected, name
     assert name_of(lambda: auth.check(None, TXN, swap)) == "UserEmpty"
     assert name_of(lambda: auth.check(Author("both", 1), TXN, swap)) == "AuthOldRevision"
     assert lease_puts(TXN, swap) == lease_puts(TXN, parts) == ([(5, key)] if value else [])
+
+
+def test_each_key_of_a_plain_transaction_needs_its_permission(auth: Auth) -> None:
+    """As its messages do, whichever branch will be carried out."""
+    for kind, name in ((READ, "r"), (WRITE, "w")):
+        add_user(auth, name)
+        add_role(auth, name)
+        grant(auth, name, name)
+        permit(auth, name, BOTH, b"open", b"")
+        permit(auth, name, kind, b"part", b"")
+    enable(auth)
+    ops = [
+        lambda key: proto.RequestOp(request_range=proto.RangeRequest(key=key)),
+        lambda key: proto.RequestOp(request_put=proto.PutRequest(key=key, value=b"v")),
+        lambda key: proto.RequestOp(request_delete_range=proto.DeleteRangeRequest(key=key)),
+    ]
+    verdicts = set()
+    for success, failure in itertools.product(ops, ops[1:]):
+        for keys in itertools.product((b"open", b"part", b"none"), repeat=3):
+            parts = proto.TxnRequest(
+                compare=[
+                    proto.Compare(key=keys[0], target=proto.Compare.CREATE, create_revision=0)
+                ],
+                success=[success(keys[1])],
+                failure=[failure(keys[2])],
+            )
+            plain = decode_txn(parts.encode())
+            assert isinstance(plain, PlainTxn)
+            for name in ("r", "w", "root"):
+                verdict = may(auth, name, TXN, plain)
+                assert verdict == may(auth, name, TXN, parts), (name, parts)
+                verdicts.add((name, verdict))
+    assert len(verdicts) == 5
 
 
 def test_every_method_is_refused_to_strangers_unless_the_table_says_so(open_house: Auth) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rigs.store_rig import StoreRig
 
 from etcdlite import plain_txn, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.methods import TXN
 from etcdlite.metrics import Metrics
+from etcdlite.plain_txn import PlainTxn, decode_txn
 from etcdlite.proto import DecodeError, PutRequest, RangeRequest, RequestOp, TxnRequest
 from etcdlite.ranges import decode_range
-from etcdlite.replica.state import needs_space
-from etcdlite.swap import decode_txn
+from etcdlite.replica.state import lease_puts, needs_space
 
 
 def outcome(decode, data: bytes, pos: int, end: int) -> object:
@@ -21,7 +25,7 @@ def outcome(decode, data: bytes, pos: int, end: int) -> object:
         message = decode(data, pos, end)
     except DecodeError:
         return DecodeError
-    # A `Puts` has the fields of the TxnRequest, but is of another class.
+    # A `PlainTxn` has the fields of the TxnRequest, but is of another class.
     return [getattr(message, field.name) for field in message.FIELDS], message.encode()
 
 
@@ -89,7 +93,7 @@ def test_other_operations_are_left_to_the_general_decoder():
 
 
 def test_very_many_puts_are_counted_by_the_general_decoder(monkeypatch):
-    data = puts(*[(b"%d" % n, b"v") for n in range(plain_txn.MAX_PUTS + 1)])
+    data = puts(*[(b"%d" % n, b"v") for n in range(plain_txn.MAX_OPS + 1)])
     general = []
     decode = TxnRequest.decode
     monkeypatch.setattr(TxnRequest, "decode", lambda *args: general.append(args) or decode(*args))
@@ -106,12 +110,13 @@ def test_no_more_puts_are_decoded_than_are_taken():
             Counted.reads += 1
             return super().__getitem__(at)
 
-    data = Counted(puts(*[(b"", b"")] * 5_000))
+    data = Counted(puts(*[(b"a", b"")] * 5_000))
     Counted.reads = 0
-    assert plain_txn.decode_puts(data, 0, len(data)) is None
-    assert Counted.reads < 20 * plain_txn.MAX_PUTS
-    whole = puts(*[(b"a", b"1")] * plain_txn.MAX_PUTS)
-    assert len(plain_txn.decode_puts(whole, 0, len(whole)).success) == plain_txn.MAX_PUTS
+    with pytest.raises(LookupError):
+        plain_txn._decode_plain(data, 0, len(data))
+    assert Counted.reads < 20 * plain_txn.MAX_OPS
+    whole = puts(*[(b"a", b"1")] * plain_txn.MAX_OPS)
+    assert len(plain_txn._decode_plain(whole, 0, len(whole)).success) == plain_txn.MAX_OPS
 
 
 def test_the_quick_decoder_of_ranges_gives_what_the_general_one_gives() -> None:
@@ -140,7 +145,7 @@ def test_the_rules_see_what_plain_puts_mean(keys: bytes) -> None:
         put = b"%s\x12\1v" % body
         data += b"\x12%c\x12%c%s" % (len(put) + 2, len(put), put)
     general, quick = TxnRequest.decode(data), decode_txn(data)
-    assert type(quick) is plain_txn.Puts
+    assert type(quick) is (TxnRequest if b"\0" in keys else PlainTxn), "it has no empty key"
     results = []
     for request in (general, quick):
         try:
@@ -153,3 +158,93 @@ def test_the_rules_see_what_plain_puts_mean(keys: bytes) -> None:
         results.append((metrics.puts, metrics.deletes, metrics.ranges, metrics.txns))
         results.append((txn.is_read_only(request), needs_space(TXN, request)))
     assert results[:3] == results[3:]
+
+
+keys = st.sampled_from([b"a", b"b", b"c", b"k" * 100, b"k" * 124, b"k" * 130])
+numbers = st.sampled_from([0, 1, 2, 3, 127, 128, 1 << 40])
+TARGETS = ("version", "create_revision", "mod_revision", "lease")
+
+
+@st.composite
+def compares(draw: Any) -> Any:
+    name = draw(st.sampled_from(TARGETS))
+    target = plain_txn.TARGETS.index(name)
+    result = draw(st.integers(0, 3))
+    return proto.Compare(key=draw(keys), target=target, result=result, **{name: draw(numbers)})
+
+
+values = st.sampled_from([b"", b"v", b"w", b"v" * 200])
+put_ops = st.builds(
+    lambda key, value, lease: RequestOp(request_put=PutRequest(key=key, value=value, lease=lease)),
+    keys,
+    values,
+    st.sampled_from([0, 0, 0, 7, 8]),
+)
+one_op = keys.map(lambda key: [RequestOp(request_range=RangeRequest(key=key))]) | keys.map(
+    lambda key: [RequestOp(request_delete_range=proto.DeleteRangeRequest(key=key))]
+)
+branches = st.lists(put_ops, max_size=4) | one_op
+plain_txns = st.builds(
+    lambda compare, success, failure: TxnRequest(compare=compare, success=success, failure=failure),
+    st.lists(compares(), max_size=3),
+    branches,
+    branches,
+)
+THOROUGH = settings(
+    max_examples=300, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@THOROUGH
+@given(plain_txns, st.data())
+def test_every_plain_transaction_is_decoded_as_the_general_decoder_does(
+    request_: Any, data: Any
+) -> None:
+    raw = request_.encode()
+    assert_same(raw)
+    if raw and not txn.is_read_only(TxnRequest.decode(raw)):
+        assert type(decode_txn(raw)) is PlainTxn
+    altered = bytearray(raw)
+    for _ in range(data.draw(st.integers(1, 2))):
+        at = data.draw(st.integers(0, min(len(altered), 80)))
+        altered[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+    whole = b"pre" + bytes(altered) + data.draw(st.binary(max_size=7))
+    assert_same(whole, 3, max(3, len(whole) - data.draw(st.integers(0, 9))))
+
+
+@THOROUGH
+@given(plain_txns, st.integers(0, 4), st.booleans())
+def test_the_rules_see_what_a_plain_transaction_means(
+    request_: Any, max_ops: int, succeeded: bool
+) -> None:
+    raw = request_.encode()
+    results = []
+    for request in (TxnRequest.decode(raw), decode_txn(raw)):
+        try:
+            verdict: object = txn.check_txn(request, max_ops)
+        except EtcdError as failure:
+            verdict = failure.text
+        metrics = Metrics()
+        metrics.count_txn(request, succeeded)
+        counts = (metrics.puts, metrics.deletes, metrics.ranges, metrics.txns)
+        rules = txn.is_read_only(request), needs_space(TXN, request), lease_puts(TXN, request)
+        results.append((verdict, counts, rules))
+    assert results[0] == results[1]
+
+
+@settings(THOROUGH, max_examples=100)
+@given(st.lists(plain_txns, max_size=12))
+def test_a_plain_transaction_changes_what_its_messages_say(requests: Any) -> None:
+    """`StoreRig.apply` compares the answer and the state with the plain model."""
+    rig = StoreRig()
+    rig.apply(proto.LeaseGrantRequest(ID=7, TTL=100))
+    for request in requests:
+        try:
+            txn.check_txn(request, 128)
+        except EtcdError:
+            continue
+        rig.small_txns = 1  # The next transaction is a small one.
+        rig.apply(request)
+    rig.check()
+    rig.restart()
+    rig.check()

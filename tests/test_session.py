@@ -269,10 +269,15 @@ def test_what_requests_hold_counts_as_memory_until_they_are_answered(tmp_path: P
     op = proto.RequestOp(request_range=proto.RangeRequest(key=b"k", serializable=True))
     inner = proto.RequestOp(request_txn=proto.TxnRequest(success=[op] * 100))
     txn = proto.TxnRequest(success=[inner] * 20).encode()
+    puts = [
+        proto.RequestOp(request_put=proto.PutRequest(key=b"%d" % number)) for number in range(100)
+    ]
+    plain = proto.TxnRequest(success=puts).encode()
     wide = proto.RangeRequest(key=b"k" * 50_000).encode()
     queue = proto.LeaderRequest(name=b"n" * 50_000).encode()
     for method, body, least in (
         ("KV.Txn", txn, 20 * 100 * OP_BYTES),
+        ("KV.Txn", plain, 100 * OP_BYTES),
         ("KV.Range", wide, len(wide)),
         ("Election.Leader", queue, len(queue)),
     ):

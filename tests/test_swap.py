@@ -1,4 +1,4 @@
-"""A `Swap` means what its TxnRequest means: decoded, checked, counted and applied."""
+"""A compare-and-swap means what its messages mean: decoded, checked, counted and applied."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from etcdlite.errors import EtcdError, error
 from etcdlite.frames import frame
 from etcdlite.methods import TXN
 from etcdlite.metrics import Metrics
+from etcdlite.plain_txn import PlainTxn, decode_txn
 from etcdlite.proto import DecodeError
 from etcdlite.replica.state import needs_space
-from etcdlite.swap import Swap, decode_txn
 
 THOROUGH = settings(
     max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
@@ -90,17 +90,17 @@ def test_every_request_is_decoded_as_the_general_decoder_does(request: Any, data
 
 @pytest.mark.parametrize("value", [None, b"", b"v", b"v" * 2000, b"v" * 16_000])
 @pytest.mark.parametrize("key", [b"k", b"k" * 60, b"k" * 200])
-def test_what_an_api_server_writes_is_a_swap(key: bytes, value: bytes | None) -> None:
+def test_what_an_api_server_writes_is_a_plain_transaction(key: bytes, value: bytes | None) -> None:
     for gets in (False, True):
         for revision in (0, 7, 1 << 40):
             request = swap(key, revision, value, gets=gets)
-            assert type(decode_txn(request.encode())) is Swap
+            assert type(decode_txn(request.encode())) is PlainTxn
 
 
 def test_the_rules_see_what_a_swap_means() -> None:
     put, delete = (decode_txn(swap(b"k", 0, value).encode()) for value in (b"v", None))
     for request in (put, delete):
-        assert type(request) is Swap
+        assert type(request) is PlainTxn
         txn.check_txn(request, 1)
         assert not txn.is_read_only(request)
     assert needs_space(TXN, put) and not needs_space(TXN, delete)

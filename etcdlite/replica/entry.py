@@ -37,9 +37,9 @@ from zlib import crc32
 
 from etcdlite.frames import FRAME, FRAME_HEADER_BYTES
 from etcdlite.methods import REQUESTS, TXN
+from etcdlite.plain_txn import decode_txn
 from etcdlite.proto import DecodeError
 from etcdlite.request import Waiter
-from etcdlite.swap import decode_txn
 from etcdlite.versions import CURRENT, OLDEST, Version
 
 ENTRY_VERSION = 2

@@ -36,7 +36,7 @@ from etcdlite.methods import (
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
-from etcdlite.plain_txn import Puts
+from etcdlite.plain_txn import PlainTxn
 from etcdlite.proto import varint
 from etcdlite.raft import ConfChange
 from etcdlite.replica.alarms import CORRUPT, NOSPACE, Alarms
@@ -47,7 +47,6 @@ from etcdlite.request import Session, Steps, Waiter
 from etcdlite.rights import KeySet
 from etcdlite.storage.data import LEASE
 from etcdlite.storage.steps import join_steps
-from etcdlite.swap import Swap
 from etcdlite.versions import KEEPS_TIMES, Version
 
 _EVEN_IF_CORRUPT = {ALARM_METHOD} | {
@@ -172,10 +171,8 @@ class State:
                         answer = b""
                     metrics.puts += 1
                 elif method == TXN:
-                    if request.__class__ is Swap:
-                        step_left -= 1 + request.gets  # The operations, without making them.
-                    elif request.__class__ is Puts:
-                        step_left -= len(request.puts)
+                    if isinstance(request, PlainTxn):
+                        step_left -= request.count
                     else:
                         step_left -= len(request.success) + len(request.failure)
                     small = txn.small_txn(store, request, session is not None)
@@ -269,10 +266,8 @@ def needs_space(method: int, request: Any) -> bool:
     """Whether the alarm NOSPACE forbids a write: it forbids puts and leases, but not deletes."""
     if method != TXN:
         return method in (PUT, LEASE_GRANT)
-    if request.__class__ is Swap:
-        return request.value is not None
-    if request.__class__ is Puts:
-        return True
+    if isinstance(request, PlainTxn):
+        return request.put_count > 0
     for op in (*request.success, *request.failure):
         if op.request_put is not None or (
             op.request_txn is not None and needs_space(TXN, op.request_txn)
@@ -284,8 +279,10 @@ def needs_space(method: int, request: Any) -> bool:
 def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
     """Leases that the request attaches a key to, or revokes, as (lease, key or None if it is
     revoked). The author must be permitted to write all keys of these leases."""
-    if method == PUT or request.__class__ is Swap:
+    if method == PUT:
         return [(request.lease, request.key)] if request.lease else []
+    if isinstance(request, PlainTxn):
+        return [(lease, key) for key, _, lease in request.puts if lease]
     if method == TXN:
         found: list[tuple[int, bytes | None]] = []
         for op in (*request.success, *request.failure):

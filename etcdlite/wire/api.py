@@ -40,6 +40,7 @@ from etcdlite.methods import (
     by_number,
     numbers,
 )
+from etcdlite.plain_txn import decode_txn
 from etcdlite.proto import varint
 from etcdlite.ranges import decode_range
 from etcdlite.replica import checks, membership
@@ -48,7 +49,6 @@ from etcdlite.replica.catch_up import behind_error
 from etcdlite.replica.logins import check_size
 from etcdlite.replica.state import needs_space
 from etcdlite.request import Asked, Done, Session, pass_on
-from etcdlite.swap import decode_txn
 from etcdlite.wire.session import ClientSession
 
 HASH_MODULES = ("etcdlite.crc32c", "etcdlite.etcd_hash")

@@ -20,6 +20,7 @@ from etcdlite.lease import Lessor
 from etcdlite.limits import Limits
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Event, Store
+from etcdlite.plain_txn import decode_txn
 from etcdlite.ranges import range_steps
 from etcdlite.replica.state import APPLIERS
 from etcdlite.replica.timeline import Timeline
@@ -35,7 +36,6 @@ from etcdlite.storage.disk import Disk
 from etcdlite.storage.history import Changes, History
 from etcdlite.storage.past import DEAD, PAST
 from etcdlite.storage.sealed import SealedDisk
-from etcdlite.swap import decode_txn
 from rigs.faulty_disk import FaultyDisk
 from rigs.plain_model import PlainStore
 
