@@ -41,10 +41,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         print(f"etcdlite Version: {etcdlite.__version__}\netcd API: {etcdlite.ETCD_API_VERSION}")
         return 0
     if settings.action == "check-config":
-        problems = config.check_files(settings) or [
-            *_check_contents(settings),
-            *_check_tls(settings),
-        ]
+        problems = config.check_files(settings) or _check_contents(settings)
         for line in (*settings.warnings, *problems):
             print(f"etcdlite: {line}", file=sys.stderr)
         if problems:
@@ -88,8 +85,11 @@ def _load(argv: Sequence[str], environ: Mapping[str, str]) -> Any:
         argv, environ, has_member=lambda data_dir: os.path.isdir(f"{data_dir}/member")
     )
     # The log names these paths, and its readers do not know the working directory.
+    data_dir = os.path.abspath(settings.data_dir)
     wal_dir = settings.wal_dir and os.path.abspath(settings.wal_dir)
-    return replace(settings, data_dir=os.path.abspath(settings.data_dir), wal_dir=wal_dir)
+    if wal_dir == f"{data_dir}/member/wal":
+        wal_dir = ""  # The log is there anyway, and a start makes `member` as a whole.
+    return replace(settings, data_dir=data_dir, wal_dir=wal_dir)
 
 
 def _end(signum: int, frame: object) -> None:
@@ -159,24 +159,20 @@ def _report(failure: Exception) -> None:
 
 
 def _check_contents(settings: Any) -> list[str]:
-    """What a start would refuse in the directories."""
-    from etcdlite import datadir, keys
+    """What a start would refuse in the directories, and in the files of keys."""
+    from etcdlite import channels, datadir, keys
+    from etcdlite.server import load_tokens
     from etcdlite.storage.disk import Disk
 
     disk, data_dir, wal_dir = Disk(), settings.data_dir, settings.wal_dir
+    problems = channels.check(settings)
     try:
         datadir.check_contents(disk, data_dir, wal_dir, settings.own_files)
         keys.check_start(disk, data_dir, wal_dir, keys.read(settings.encryption_key_file))
+        load_tokens(settings)
     except (datadir.StartError, OSError) as failure:
-        return [str(failure)]
-    return []
-
-
-def _check_tls(settings: Any) -> list[str]:
-    """What a start would refuse in the files of TLS."""
-    from etcdlite import channels
-
-    return channels.check(settings)
+        problems.append(str(failure))
+    return problems
 
 
 if __name__ == "__main__":

@@ -37,14 +37,13 @@ from etcdlite.flags import (
     REFUSED,
     SECRETS,
     Flag,
-    Kind,
     find,
     parse_seconds,
     parse_truth,
     variable_name,
 )
 from etcdlite.log import quoted, shorten
-from etcdlite.notation import load_toml
+from etcdlite.notation import load_toml, toml_text
 from etcdlite.permissions import user_name
 from etcdlite.records import record, replace
 from etcdlite.urls import collide, host_port, is_secure, is_wildcard, parse_initial_cluster
@@ -335,25 +334,6 @@ def _did_you_mean(name: str, spell: Callable[[str], str], known: Sequence[str]) 
     return f", did you mean {spell(close[0])}?" if close else ""
 
 
-def _text_of(value: Any, kind: Kind) -> str:
-    """A TOML value in the notation of the command line. Raises ValueError for a wrong type."""
-    if isinstance(value, str):
-        return value
-    if kind.native is bool and isinstance(value, bool):
-        return "true" if value else "false"
-    if kind.native is int and type(value) is int:
-        return str(value)
-    if kind.native is list and isinstance(value, list):
-        if all(isinstance(item, str) and "," not in item for item in value):
-            return ",".join(value)
-    wanted: dict[type | None, str] = {
-        bool: "true or false",
-        int: "a number or a string",
-        list: "a list of strings without commas",
-    }
-    raise ValueError("wrong type; write " + wanted.get(kind.native, "a string"))
-
-
 def _value_shown(raw: Any) -> str:
     if isinstance(raw, str):
         return quoted(raw, MAX_SHOWN_CHARS)
@@ -482,7 +462,7 @@ class _Reader:
         if name.startswith(EXPERIMENTAL):
             self.warnings.append(f"{where}: the flag is no longer experimental; write {flag.name}")
         try:
-            value = flag.kind.parse(_text_of(raw, flag.kind))
+            value = flag.kind.parse(toml_text(raw, flag.kind.native))
         except ValueError as error:
             self.bad.add(flag.name)
             self.problems.append(f"{shown}: {error}")

@@ -159,7 +159,7 @@ def _read(path: str, is_secret: bool) -> bytes:
         with open(path, "rb") as file:
             content = file.read(MAX_KEY_BYTES + 1)
     except OSError as failure:
-        raise ValueError(f"cannot read the key {path}: {failure.strerror}") from None
+        raise ValueError(f"cannot read the key {path}: {failure.strerror}; correct that") from None
     if len(content) > MAX_KEY_BYTES:
         raise ValueError(f"{path} is no key: it has more than {MAX_KEY_BYTES} bytes")
     return content

@@ -30,6 +30,25 @@ def load_toml(data: bytes) -> dict[str, Any]:
     return tomllib.loads(data.decode("utf-8-sig"))
 
 
+def toml_text(value: Any, native: type | None) -> str:
+    """A TOML string, or value of the type `native`, as on the command line. Raises ValueError."""
+    if isinstance(value, str):
+        return value
+    if native is bool and isinstance(value, bool):
+        return "true" if value else "false"
+    if native is int and type(value) is int:
+        return str(value)
+    if native is list and isinstance(value, list):
+        if all(isinstance(item, str) and "," not in item for item in value):
+            return ",".join(value)
+    wanted: dict[type | None, str] = {
+        bool: "true or false",
+        int: "a whole number or a string",
+        list: "a list of strings without commas",
+    }
+    raise ValueError("wrong type; write " + wanted.get(native, "a string"))
+
+
 # Quoted strings.
 
 _LETTER_BY_CHAR = dict(zip('\a\b\f\n\r\t\v"\\', 'abfnrtv"\\', strict=True))

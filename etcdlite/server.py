@@ -632,7 +632,7 @@ def _make_member(settings: config.Config, opened: datadir.Opened, dialing: Diali
         rng=rng,
         options=_options(settings),
         members=remotes,
-        tokens=_tokens(settings),
+        tokens=load_tokens(settings),
     )
     member.reachability.probe = partial(bootstrap.unreachable, dialing=dialing)
     member.hash_check.interval_s = settings.corrupt_check_time_s
@@ -643,7 +643,7 @@ def _make_member(settings: config.Config, opened: datadir.Opened, dialing: Diali
     return member
 
 
-def _tokens(settings: config.Config) -> Tokens | None:
+def load_tokens(settings: config.Config) -> Tokens | None:
     """The tokens that the settings ask for; None for simple ones. Raises StartError."""
     if not settings.auth_token:
         return None

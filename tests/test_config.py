@@ -365,8 +365,8 @@ def test_a_hostile_value_stays_on_one_short_line(file):
         (b'config-file = "x"', "cannot stand in the file itself"),
         (b"name = 1", "wrong type; write a string"),
         (b"unsafe-no-fsync = 1", "wrong type; write true or false"),
-        (b"max-txn-ops = true", "wrong type; write a number or a string"),
-        (b"max-txn-ops = 1.5", "wrong type; write a number or a string"),
+        (b"max-txn-ops = true", "wrong type; write a whole number or a string"),
+        (b"max-txn-ops = 1.5", "wrong type; write a whole number or a string"),
         (b"log-outputs = [1]", "wrong type; write a list of strings"),
         (b"log-level = 2026-11-21", "wrong type; write a string"),
     ],
@@ -643,14 +643,21 @@ def test_check_config_says_what_files_would_refuse(tmp_path):
     (tmp_path / "file").touch()
     command = [sys.executable, "-m", "etcdlite", "--check-config", "--config-file=/dev/null"]
     environ = {"PYTHONPATH": str(ROOT)}
-    bad, foreign, good = (
-        subprocess.run([*command, data_dir], capture_output=True, text=True, env=environ)
-        for data_dir in (
-            f"--data-dir={tmp_path}/file",
-            f"--data-dir={tmp_path}",
-            f"--data-dir={tmp_path}/new",
+    new = f"--data-dir={tmp_path}/new"
+    bad, foreign, good, inner_log, own_log, key = (
+        subprocess.run([*command, *flags], capture_output=True, text=True, env=environ)
+        for flags in (
+            [f"--data-dir={tmp_path}/file"],
+            [f"--data-dir={tmp_path}"],
+            [new],
+            [new, f"--wal-dir={tmp_path}/new/member"],
+            [new, f"--wal-dir={tmp_path}/new/member/wal"],
+            [new, "--auth-token=jwt,sign-method=HS256,priv-key=/nowhere"],
         )
     )
+    assert inner_log.returncode == 2 and "which a new member makes itself" in inner_log.stderr
+    assert (own_log.returncode, own_log.stderr) == (0, "")
+    assert key.returncode == 2 and "cannot read the key /nowhere" in key.stderr
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("etcdlite: data-dir: ") and "is not a directory" in bad.stderr
     assert foreign.returncode == 2 and "holds no member but other files: file." in foreign.stderr
