@@ -30,7 +30,7 @@ from etcdlite.cli.failures import Failure
 from etcdlite.cli.flags import Flag, parse_flags
 from etcdlite.cli.output import EndpointResponse, Health, Printer
 from etcdlite.cli.requests import parse_compare, parse_request
-from etcdlite.client import ConnectionFailed, EtcdliteError, KeyNotFound, LeaseNotFound
+from etcdlite.client import ConnectionFailed, EtcdliteError, KeyNotFound, LeaseNotFound, Timeout
 from etcdlite.client.errors import Unhealthy
 from etcdlite.notation import (
     format_duration,
@@ -892,12 +892,56 @@ def test_an_empty_variable_counts_as_unset(fake: type[FakeClient]) -> None:
     assert fake.made[-1].endpoints == ["etcdctl:1"]
 
 
+def test_a_variable_that_does_not_exist_is_no_silence(fake: type[FakeClient]) -> None:
+    fake.answers["KV.Range"] = proto.RangeResponse(kvs=[KV])
+    ended = run_ctl("get", "foo", environ={"ETCDLITE_CTL_ENDPOINT": "other:1"})
+    assert (ended.status, ended.stdout) == (128, b"") and not fake.made
+    assert ended.stderr == (
+        "Error: unknown variable ETCDLITE_CTL_ENDPOINT in the environment "
+        "(did you mean ETCDLITE_CTL_ENDPOINTS?); correct or unset it\n"
+    )
+    ended = run_ctl("get", "foo", environ={"ETCDCTL_CA_FILE": "x", "ETCDCTL_WATCH_KEY": "y"})
+    assert (ended.status, ended.stdout) == (0, b"foo\nbar\n")
+    assert ended.stderr.startswith("Warning: unknown variable ETCDCTL_CA_FILE in the environment")
+    assert ended.stderr.endswith("; it is ignored\n") and ended.stderr.count("\n") == 1
+
+
+def test_a_second_voter_is_waited_for(fake: type[FakeClient]) -> None:
+    first, second = (proto.Member(ID=number, peerURLs=[f"http://m{number}"]) for number in (1, 2))
+    learner = proto.Member(ID=2, peerURLs=["http://m2"], isLearner=True)
+    third = proto.Member(ID=3, peerURLs=["http://m3"])
+    for members, words, is_told in (
+        ([first, second], (), True),
+        ([first, learner], ("--learner",), False),
+        ([first, second, third], (), False),
+    ):
+        answer = proto.MemberAddResponse(header=HEADER, member=members[-1], members=members)
+        fake.answers["Cluster.MemberAdd"] = answer
+        ended = run_ctl("member", "add", "x", "--peer-urls=http://new", *words)
+        assert ended.status == 0
+        assert ended.stderr.startswith("Nothing can be written until") == is_told, words
+
+
+def test_the_missing_leader_is_named_also_to_a_user_and_by_the_health(
+    fake: type[FakeClient],
+) -> None:
+    late = Timeout(text="127.0.0.1:2379: no answer within 2 s", endpoint="127.0.0.1:2379")
+    reason = "etcdlite: no leader since 9 s; 1 of 2 voting members reachable"
+    fake.answers |= {"KV.Range": late, "Maintenance.Status": proto.StatusResponse(errors=[reason])}
+    for words in (("get", "k", "--user=root:secret"), ("endpoint", "health")):
+        ended = run_ctl(*words)
+        assert ended.status == 1 and reason.removeprefix("etcdlite: ") in ended.stderr
+        assert fake.made[-1].tls["user"] == "", "the login needs a leader, too"
+
+
 def test_an_endpoint_without_a_host_is_this_machine(fake: type[FakeClient]) -> None:
     fake.answers["KV.Range"] = proto.RangeResponse(kvs=[KV])
     fake.answers["Maintenance.Status"] = STATUS
     assert run_ctl("get", "foo", "--endpoints=:2379,http://:1,[::1]:5").status == 0
     assert fake.made[-1].endpoints == ["localhost:2379", "http://localhost:1", "[::1]:5"]
     assert run_ctl("endpoint", "status", "--endpoints=:2379").stdout.startswith(b":2379, ")
+    assert run_ctl("get", "foo", "--endpoints=::1").status == 0
+    assert fake.made[-1].endpoints == ["::1"]
 
 
 @pytest.mark.parametrize("timeout", ["0s", "0", "-1s"])

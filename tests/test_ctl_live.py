@@ -573,6 +573,8 @@ def test_a_snapshot_is_saved_described_and_restored(server: ServerFactory, tmp_p
     assert f"etcdlite --data-dir {data_dir}" in ended.stderr
     again = run_ctl("snapshot", "restore", path, "--data-dir", data_dir)
     assert again.status == 1 and again.stderr.startswith("Error: ")
+    named = run_ctl("snapshot", "restore", path, "--data-dir", f"{data_dir}-m1", "--name", "m1")
+    assert named.status == 0, "the cluster is this member unless it is said"
     restored = server(data_dir=Path(data_dir))
     ours = ctl_of(restored.endpoint)("get", "", "--prefix").stdout
     assert ours == ctl("get", "", "--prefix").stdout
@@ -612,6 +614,29 @@ def test_check_perf_measures_and_leaves_nothing_behind(
     assert re.search(r"Throughput (is|too low:) \d+ writes/s\n", shown)
     assert shown.endswith(("\nPASS\n", "\nFAIL\n"))
     assert ctl("get", "", "--prefix").stdout == b""
+
+
+def test_an_interrupted_check_leaves_nothing_behind(server: ServerFactory, start: Start) -> None:
+    endpoint = server().endpoint
+    ctl = ctl_of(endpoint)
+    running = start(endpoint, "check", "perf")
+    wait_until(lambda: ctl("get", "", "--prefix", "--limit=1").stdout, "the check puts keys")
+    assert running.end(signal.SIGINT) == (-signal.SIGINT, b"", "")
+    assert ctl("get", "", "--prefix").stdout == b""
+
+
+def test_a_backup_that_does_not_fit_names_its_file(server: ServerFactory) -> None:
+    ended = ctl_of(server().endpoint)("snapshot", "save", "/dev/full")
+    text = "Error: could not save to /dev/full: no space left on device\n"
+    assert ended == (5, b"", text)
+
+
+def test_the_port_for_peers_is_named_to_a_client(server: ServerFactory) -> None:
+    (port,) = free_ports(1)
+    running = server(f"--listen-peer-urls=http://127.0.0.1:{port}")
+    ended = ctl_of(f"127.0.0.1:{port}")("get", "k")
+    assert ended.status == 1 and "it is a port for the other members" in ended.stderr
+    running.wait_for_log("give a client the URL of the client port")
 
 
 def test_check_datascale_tells_how_memory_grew(

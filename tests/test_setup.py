@@ -138,8 +138,19 @@ def test_options_come_from_a_file(tmp_path: Path, server: ServerFactory) -> None
     assert "unknown option 'endpionts' (did you mean endpoints?)" in done.stderr
     file.write_text('write-out = "json\n')
     assert run_ctl("get", "a", given).status == 128
+    for line, why in (
+        ("endpoints = 5", "endpoints: wrong type; write a list of strings without commas"),
+        ("endpoints = [5]", "endpoints: wrong type; write a list of strings without commas"),
+        ('hex = "perhaps"', "hex: "),
+        ("user = 1", "user: wrong type; write a string"),
+        ("command-timeout = 5", "command-timeout: wrong type; write a string"),
+    ):
+        file.write_text(line)
+        done = run_ctl("get", "a", given)
+        assert done.status == 128 and f"{file} cannot be used: {why}" in done.stderr
     done = run_ctl("get", "a", f"{given}.missing")
-    assert done.status == 128 and "No such file" in done.stderr
+    why = f"cannot read --config-file {file}.missing: No such file or directory"
+    assert (done.status, done.stderr) == (128, f"Error: {why}\n")
 
 
 def test_a_member_is_named_by_its_id_or_its_name(server: ServerFactory) -> None:

@@ -102,6 +102,14 @@ async def _run_puts(
     return puts
 
 
+def _run(session: Session, prefix: bytes, load: Load, count: int, rate: float = 0) -> Puts:
+    try:
+        return asyncio.run(_run_puts(session, prefix, load.clients, count, rate))
+    except KeyboardInterrupt:
+        _clean_up(session, prefix)
+        raise
+
+
 def _load_of(session: Session, loads: Mapping[str, Load]) -> Load:
     name = session.flags["load"]
     load = loads.get(LOAD_NAMES.get(name, name))
@@ -176,9 +184,7 @@ def perf_verdict(puts: Puts, rate: int) -> tuple[list[str], bool]:
 def check_perf(session: Session) -> int:
     load = _load_of(session, PERF_LOADS)
     prefix = _check_prefix(session)
-    puts = asyncio.run(
-        _run_puts(session, prefix, load.clients, load.puts * CHECK_SECONDS, load.puts)
-    )
+    puts = _run(session, prefix, load, load.puts * CHECK_SECONDS, load.puts)
     _clean_up(session, prefix)
     lines, passed = perf_verdict(puts, load.puts)
     session.print(*lines)
@@ -207,7 +213,7 @@ def check_datascale(session: Session) -> int:
         f"Start data scale check for work load [{load.puts} key-value pairs, {CHECK_VALUE_BYTES} "
         f"bytes per key-value, {load.clients} concurrent clients]."
     )
-    puts = asyncio.run(_run_puts(session, prefix, load.clients, load.puts))
+    puts = _run(session, prefix, load, load.puts)
     used_bytes = _resident_bytes(session, "after") - before_bytes
     _clean_up(session, prefix)
     if puts.errors:

@@ -227,6 +227,9 @@ def member_add(session: Session) -> None:
             f'ETCD_INITIAL_ADVERTISE_PEER_URLS="{",".join(urls)}"',
             'ETCD_INITIAL_CLUSTER_STATE="existing"',
         )
+    voters = [member for member in response.members if not member.isLearner]
+    if len(voters) == 2 and not session.flags["learner"]:
+        say("Nothing can be written until the new member runs: start it now")
 
 
 def member_remove(session: Session) -> None:
@@ -417,6 +420,6 @@ def _health_of(session: Session, endpoint: str) -> Health:
                 status = session.ask("Maintenance.Status", client)
                 error_text = "; ".join(e for e in status.errors if e.startswith("etcdlite: "))
     except EtcdliteError as error:
-        error_text = cause(error)
+        error_text = cause(error) + session.why_unanswered(error)
     took_ns = took_ns or time.monotonic_ns() - started_ns
     return Health(endpoint, not error_text, took_ns, error_text)

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from etcdlite.cli.failures import EXIT_BAD_FEATURE, BadArguments, Failure
-from etcdlite.notation import load_toml, parse_bool, parse_duration_s, parse_int
+from etcdlite.cli.failures import EXIT_BAD_FEATURE, BadArguments, Failure, say
+from etcdlite.notation import load_toml, parse_bool, parse_duration_s, parse_int, toml_text
 
 FORMATS = ("fields", "json", "protobuf", "simple", "table")
 """The output formats, in the order of the help text."""
@@ -48,6 +48,9 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "list": _parse_list,
 }
 """From the text of a flag to its value. Durations are in seconds."""
+
+_NATIVE = {"bool": bool, "int": int, "list": list}
+"""The types that values in a file of options may have in place of strings."""
 
 GLOBAL_FLAGS = (
     Flag("endpoints", "list", ("127.0.0.1:2379",), "servers, separated by commas"),
@@ -208,7 +211,21 @@ def variable(environment: Mapping[str, str], name: str) -> tuple[str, str] | Non
     return None
 
 
+def _check_variables(environment: Mapping[str, str]) -> None:
+    """Warn of a variable that is none of etcdctl's. Raises Failure for one that is none of ours."""
+    names = [*(flag.name for flag in GLOBAL_FLAGS), "watch-key", "watch-range-end", "api"]
+    spelled = [name.upper().replace("-", "_") for name in names]
+    known = [prefix + name for prefix in ENVIRONMENT_PREFIXES for name in spelled]
+    for name, text in sorted(environment.items()):
+        if text and name.startswith(ENVIRONMENT_PREFIXES) and name not in known:
+            line = f"unknown variable {name} in the environment{did_you_mean(name, known)}"
+            if name.startswith(ENVIRONMENT_PREFIXES[0]):
+                raise BadArguments(f"{line}; correct or unset it")
+            say(f"Warning: {line}; it is ignored")
+
+
 def _environment_flags(environment: Mapping[str, str]) -> dict[str, Any]:
+    _check_variables(environment)
     values: dict[str, Any] = {}
     for flag in GLOBAL_FLAGS:
         found = variable(environment, flag.name)
@@ -229,7 +246,8 @@ def _file_flags(path: str) -> dict[str, Any]:
     except OSError as error:
         if not path:
             return {}
-        raise BadArguments(f"cannot read --config-file: {error}") from None
+        text = f"cannot read --config-file {path}: {error.strerror}"
+        raise BadArguments(text) from None
     path = path or DEFAULT_FILE
     by_name = {flag.name: flag for flag in GLOBAL_FLAGS if flag.name != "config-file"}
     values = {}
@@ -239,10 +257,11 @@ def _file_flags(path: str) -> dict[str, Any]:
         for name, value in load_toml(data).items():
             if name not in by_name:
                 raise ValueError(f"unknown option {name!r}{did_you_mean(name, by_name)}")
-            if isinstance(value, list) and by_name[name].kind == "list":
-                value = ",".join(map(str, value))
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            values[name] = _PARSERS[by_name[name].kind](text)
+            kind = by_name[name].kind
+            try:
+                values[name] = _PARSERS[kind](toml_text(value, _NATIVE.get(kind)))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise BadArguments(f"{path} cannot be used: {error}; correct it") from None
     return values

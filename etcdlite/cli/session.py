@@ -228,7 +228,7 @@ class Session:
             return ""
         try:
             endpoint = [error.endpoint or self.client().endpoint]
-            with self.client_for(endpoint, limit_s=WHY_TIMEOUT_S) as client:
+            with self.client_for(endpoint, logs_in=False, limit_s=WHY_TIMEOUT_S) as client:
                 status = self.ask("Maintenance.Status", client)
         except (EtcdliteError, BadArguments):
             return ""
@@ -271,7 +271,8 @@ def ask_password(prompt: str) -> str:
 def dialled(endpoint: str) -> str:
     """The endpoint with localhost in place of an empty host: ":2379", as Go programs write it."""
     scheme, separator, address = endpoint.rpartition("://")
-    return f"{scheme}{separator}localhost{address}" if address.startswith(":") else endpoint
+    has_no_host = address.startswith(":") and address.count(":") == 1
+    return f"{scheme}{separator}localhost{address}" if has_no_host else endpoint
 
 
 def describe(error: EtcdliteError, endpoint: str = "") -> str:

@@ -242,7 +242,11 @@ class _TaskLink(Link, asyncio.Protocol):
         if isinstance(error, OSError) and not isinstance(error, ConnectionResetError):
             cause = cause_of(error, 0)
         elif self._handshake is not None:
-            cause = _why_ended(self._handshake)
+            try:
+                self._handshake.receive_end()
+                cause = "the server closed the connection"
+            except ChannelError as failure:
+                cause = str(failure)
         else:
             cause = self.receive(b"")
         self.close(cause)
@@ -313,14 +317,6 @@ class _TaskLink(Link, asyncio.Protocol):
     def resume_reading(self) -> None:
         if self._transport is not None:
             self._transport.resume_reading()
-
-
-def _why_ended(channel: Channel) -> str:
-    try:
-        channel.receive_end()
-    except ChannelError as error:
-        return str(error)
-    return "the server closed the connection"
 
 
 # What a client makes.

@@ -271,6 +271,8 @@ class Connection:
                 )
             elif self.hello is None:
                 ended += " before its hello: it may be a port for peers"
+            elif self.hello.cluster_version:
+                ended += ": it is a port for the other members; use a client URL"
             self.failure = self.failure or ended
         if self.failure:
             return deliveries
