@@ -96,6 +96,9 @@ FIELDS_PER_OP = 20
 REQUEST_TIMEOUT_S = 5.0
 """A write times out after this and two election timeouts, as in etcd."""
 
+ONE_SIGNAL_S = 0.1
+"""Signals this close together ask once: `timeout` signals the process, then its whole group."""
+
 HAND_OVER_S = 2.0
 """A leader that shuts down waits this long for another member to take over."""
 
@@ -125,7 +128,8 @@ class Server:
         """By purpose of the listener."""
         self._done: deque[Any] = deque()
         self._signal = 0
-        """The signal that stops the server, once it has come."""
+        self._signal_at = 0.0
+        """The signal that stops the server, once it has come, and when it came."""
         self._must_reload = False
         self._serves = False
         self._is_ready = False
@@ -530,11 +534,11 @@ class Server:
         # The loop may be at any instruction, so only record it.
         if signum == signal.SIGHUP:
             self._must_reload = True
-        elif self._signal:
+        elif not self._signal:
+            self._signal, self._signal_at = signum, time.monotonic()
+        elif time.monotonic() > self._signal_at + ONE_SIGNAL_S:
             log.warn("received a second signal; exiting at once")
             os._exit(1)
-        else:
-            self._signal = signum
 
     def _reload_log(self) -> None:
         """Read the log settings again and reopen the log files."""

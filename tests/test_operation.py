@@ -161,6 +161,16 @@ def test_streams_end_with_the_server_and_do_not_hold_it_up(server):
     assert running.wait() == 0
 
 
+def test_two_signals_at_the_same_time_are_one(server):
+    """`timeout` signals the process, then its group. (The kernel joins two of a kind.)"""
+    running = server()
+    running.client().put("k", "v")
+    running.signal(signal.SIGTERM)
+    running.signal(signal.SIGINT)
+    assert running.wait() == 0
+    assert not running.logged("second signal")
+
+
 def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(server):
     running = server()
     client = running.client()
@@ -173,6 +183,7 @@ def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(server):
     running.talk().ping()
     running.signal(signal.SIGTERM)
     running.wait_for_log("received signal")
+    time.sleep(2 * server_module.ONE_SIGNAL_S)
     running.signal(signal.SIGTERM)
     assert running.wait() == 1
     assert running.logged("second signal")
