@@ -27,7 +27,7 @@ from etcdlite.etcd_file import BLOCK_BYTES, DIGEST_BYTES, REVISION, REVISION_BYT
 from etcdlite.lease import MAX_TTL_S, Lessor
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.mvcc import Store, encode_key_value
-from etcdlite.proto import DecodeError
+from etcdlite.proto import DecodeError, varint
 from etcdlite.snap import SnapshotError, digests
 from etcdlite.storage.data import (
     AUTH,
@@ -351,7 +351,7 @@ def _change(revision: int, sub: int, is_delete: bool, value: bytes) -> Change:
         raise ValueError(f"the value of revision {revision}.{sub} is that of another revision")
     if lease < 0:
         raise ValueError(f"revision {revision}.{sub} names lease {lease}; here ids are positive")
-    body = encode_key_value(kv.key, create, revision, version, kv.value, lease)
+    body = encode_key_value(kv.key, varint(create), varint(revision), version, kv.value, lease)
     return Change(revision, sub, PUT, body, lease)
 
 

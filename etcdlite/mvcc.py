@@ -26,7 +26,7 @@ from etcdlite import memory
 from etcdlite.errors import EtcdError, error
 from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.proto import varint
+from etcdlite.proto import VARINTS, varint
 from etcdlite.storage import checkpoint
 from etcdlite.storage.data import (
     CLEANED,
@@ -55,7 +55,7 @@ from etcdlite.storage.recovery import Contents
 from etcdlite.storage.removal import Removal, Span
 from etcdlite.storage.steps import Job
 
-_VARINT = [varint(n) for n in range(4096)]
+_VALUE = [b"", *(b"\x2a" + varint(n) for n in range(1, 4096))]
 _KEY = [b"\x0a" + varint(n) for n in range(128)]
 
 EMPTY_HASH = 0x40A4756D
@@ -66,21 +66,22 @@ Event = tuple[int, bytes, bool, bytes]
 
 
 def encode_key_value(
-    key: bytes, create: int, mod: int, version: int, value: bytes, lease: int
+    key: bytes, create: bytes, mod: bytes, version: int, value: bytes, lease: int
 ) -> bytes:
-    """The protobuf bytes of a `KeyValue`, with defaults left out."""
+    """The protobuf bytes of a `KeyValue`, with defaults left out. `create` and `mod` are varints:
+    many keys have the same."""
     size = len(value)
     return b"".join(
         (
             _KEY[len(key)] if len(key) < 128 else b"\x0a" + varint(len(key)),
             key,
             b"\x10",
-            _VARINT[create] if create < 4096 else varint(create),
+            create,
             b"\x18",
-            _VARINT[mod] if mod < 4096 else varint(mod),
+            mod,
             b"\x20",
-            _VARINT[version] if version < 4096 else varint(version),
-            b"\x2a" + (_VARINT[size] if size < 4096 else varint(size)) if size else b"",
+            VARINTS[version] if version < 16384 else varint(version),
+            _VALUE[size] if size < 4096 else b"\x2a" + varint(size),
             value,
             b"\x30" + varint(lease) if lease else b"",
         )
@@ -198,28 +199,35 @@ class Store:
 
     def put_all(self, puts: Sequence[tuple[bytes, bytes, int]]) -> None:
         """As `put`, for several keys: (key, value, lease)."""
-        # The hottest path of the program: flat, with code of `SortedTable` and `DataFile`.
+        # The hottest path of the program: flat, with code of `Past` and `DataFile`.
         index, data, events = self.index, self.data, self.events
         heads, out, recent = index.heads, data.out, data.recent
-        find = heads.find
+        find, unpack_from, long_pasts = heads.find, HEAD.unpack_from, index.past.long
         base, offset, mod = data.base, data.offset, self.revision + 1
+        last_create, mod_varint = mod, varint(mod)
+        create_varint = mod_varint
         if puts and not self._first_location:
             self._first_location = base | offset
         for key, value, lease in puts:
             at, below, is_there = find(key)
             if is_there:
                 block, begin = heads.blocks[at], below * HEAD.size
-                head = HEAD.unpack_from(block, begin)
-                old_mod, create, version, old, old_lease, old_length = head
+                old_mod, create, version, old, old_lease, old_length = unpack_from(block, begin)
                 version += 1
-                index.past.add(key, PAST.pack(old_mod, old, old_length))
+                entry = PAST.pack(old_mod, old, old_length)
+                if (entries := long_pasts.get(key)) is not None:
+                    entries += entry
+                else:
+                    index.past.add(key, entry)
                 if old_lease:
                     self.lessor.detach(key)
             else:
                 create, version = mod, 1
                 self._changes.born.append(key)
                 self._changes.born_at.append(mod)
-            body = encode_key_value(key, create, mod, version, value, lease)
+            if create != last_create:
+                last_create, create_varint = create, varint(create)
+            body = encode_key_value(key, create_varint, mod_varint, version, value, lease)
             size = len(body)
             word = size << 4 | PUT
             out += (RECORD_HEADER.pack(crc32(body, word), word), body)

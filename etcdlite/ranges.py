@@ -391,7 +391,7 @@ def _within(entries: list[Any], bounds: list[tuple[str, int, int]]) -> list[Any]
 def _without_values(entries: list[Any]) -> list[bytes]:
     """The records of numbered entries, without their values."""
     return [
-        encode_key_value(key, create, mod, version, b"", lease)
+        encode_key_value(key, varint(create), varint(mod), version, b"", lease)
         for key, (mod, create, version, lease), _, _ in entries
     ]
 

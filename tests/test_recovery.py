@@ -19,6 +19,7 @@ from rigs.store_rig import SMALL_LIMITS, StoreRig
 from etcdlite import datadir, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import encode_key_value
+from etcdlite.proto import varint
 from etcdlite.sealing import Keyring
 from etcdlite.storage import checkpoint, recovery
 from etcdlite.storage.data import POSITION, DataDamaged
@@ -136,7 +137,7 @@ def test_the_numbers_of_a_record_are_those_that_were_encoded() -> None:
         create, mod, version = (rng.getrandbits(rng.randrange(1, 64)) or 1 for _ in range(3))
         lease = rng.choice([0, 1, (1 << 63) - 1])
         key, value = (bytes(rng.choice([0, 1, 127, 128, 200])) for _ in range(2))
-        body = encode_key_value(key, create, mod, version, value, lease)
+        body = encode_key_value(key, varint(create), varint(mod), version, value, lease)
         assert key_and_numbers(body) == (key, create, mod, version, lease)
         cut = body[: rng.randrange(len(body))]
         try:

@@ -24,6 +24,7 @@ Row = tuple[int, int]
 @pytest.fixture(params=[4, 16, 64])
 def small_parts(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sorted_table, "MAX_PART", request.param)
+    monkeypatch.setattr(sorted_table, "SMALL_PARTS", 16)
 
 
 def some_key(rng: random.Random) -> bytes:
@@ -47,6 +48,8 @@ def check(table: SortedTable, model: dict[bytes, Row], rng: random.Random) -> No
     assert list(table.rows(start, end)) == [model[key] for key in within]
     assert table.count(start, end) == len(within)
     assert table.get(start) == model.get(start) and (start in table) == (start in model)
+    is_small = len(table.blocks) <= sorted_table.SMALL_PARTS
+    assert table.known.keys() <= (model.keys() if is_small else set())
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -101,6 +104,23 @@ def test_a_change_of_one_key_moves_no_other_part_and_makes_no_new_one() -> None:
         table.pop_run([b"%08d" % number])
         assert table.add_run([b"%08d" % number], bytes(ROW.size))
     assert all(map(operator.is_, table.blocks, blocks))
+
+
+def test_a_key_is_found_without_a_search_until_keys_before_it_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = SortedTable(ROW)
+    keys = [b"%08d" % number for number in range(5000)]
+    table.add_run(keys, b"".join(ROW.pack(7, number) for number in range(5000)))
+    assert [table[key] for key in keys] == [(7, number) for number in range(5000)]
+    del table[keys[0]]
+    monkeypatch.delattr(sorted_table, "bisect_left")
+    table[keys[4999]] = (8, 4999)
+    assert [table[key] for key in keys[2500:]] == [(7, number) for number in range(2500, 4999)] + [
+        (8, 4999)
+    ]
+    with pytest.raises(NameError):
+        table.get(keys[1])
 
 
 def test_counting_in_few_parts_after_a_change_visits_no_others(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
@@ -85,15 +85,10 @@ class Index:
 
     @staticmethod
     def _search(entries: bytes | bytearray, revision: int) -> int:
-        """The offset of the newest entry at or below `revision`, or -1."""
-        low, high = 0, len(entries) // PAST_BYTES
-        while low < high:
-            middle = (low + high) // 2
-            if PAST.unpack_from(entries, middle * PAST_BYTES)[0] <= revision:
-                low = middle + 1
-            else:
-                high = middle
-        return (low - 1) * PAST_BYTES if low else -1
+        """The offset of the newest entry at or below `revision`; below 0 if there is none."""
+        places = range(0, len(entries), PAST_BYTES)
+        at = bisect_right(places, revision, key=lambda place: PAST.unpack_from(entries, place)[0])
+        return (at - 1) * PAST_BYTES
 
     def at(self, key: bytes, revision: int) -> tuple[int, int] | None:
         """(location, length) of the key's record as of `revision`; None if it did not exist."""

@@ -23,7 +23,7 @@ DEAD = 1 << 31
 _ROW = struct.Struct(f"{2 * PAST_BYTES}s")
 """Two entries, or one and zeros."""
 _LONG = bytes(_ROW.size)
-"""What the row of a key contains if its entries are in `_long`."""
+"""What the row of a key contains if its entries are in `long`."""
 _NONE = bytes(8)
 """In place of the second mod_revision: there is no second entry."""
 
@@ -31,15 +31,16 @@ _NONE = bytes(8)
 class Past(SortedTable):
     """A map from keys to their entries, joined. A bytearray may be changed in place."""
 
-    __slots__ = ("_long",)
+    __slots__ = ("long",)
 
     def __init__(self) -> None:
         super().__init__(_ROW)
-        self._long: dict[bytes, bytearray] = {}
+        self.long: dict[bytes, bytearray] = {}
+        """The entries of keys that have more than two. `Store.put_all` appends to them itself."""
 
     def _entries(self, key: bytes, row: bytes) -> bytes | bytearray:
         if row == _LONG:
-            return self._long[key]
+            return self.long[key]
         return row[:PAST_BYTES] if row[PAST_BYTES : PAST_BYTES + 8] == _NONE else row
 
     def get(self, key: bytes, default: Any = None) -> Any:
@@ -53,12 +54,15 @@ class Past(SortedTable):
 
     def add(self, key: bytes, added: bytes) -> None:
         """Append entries to those of a key."""
-        if (long := self._long.get(key)) is not None:
+        if (long := self.long.get(key)) is not None:
             long += added
             return
         at, below, is_there = self.find(key)
+        second = below * _ROW.size + PAST_BYTES
         if not is_there and len(added) <= _ROW.size:
             self.insert(at, below, [key], _ROW.pack(added))
+        elif is_there and len(added) == PAST_BYTES and self.blocks[at].startswith(_NONE, second):
+            self.blocks[at][second : second + PAST_BYTES] = added
         else:
             self[key] = self.get(key, b"") + added
 
@@ -71,18 +75,18 @@ class Past(SortedTable):
 
     def __setitem__(self, key: bytes, entries: Any) -> None:
         if len(entries) <= _ROW.size:
-            self._long.pop(key, None)
+            self.long.pop(key, None)
             super().__setitem__(key, (entries,))
         else:
             super().__setitem__(key, (_LONG,))
-            self._long[key] = bytearray(entries)
+            self.long[key] = bytearray(entries)
 
     def lists(self) -> list[Any]:
-        return [self._long, *super().lists()]
+        return [self.long, *super().lists()]
 
     def pop_run(self, keys: list[bytes]) -> list[tuple[Any, ...]]:
         rows = super().pop_run(keys)
-        for key in keys if self._long else ():
-            self._long.pop(key, None)
-        self._long = shrunk(self._long)
+        for key in keys if self.long else ():
+            self.long.pop(key, None)
+        self.long = shrunk(self.long)
         return rows

@@ -5,6 +5,9 @@ order of its keys. So a row is read and changed in place, the rows of neighbouri
 together, and adding or removing a key moves the rest of one part only. Runs of neighbouring keys
 are added and removed as slices.
 
+A look-up in a small table first tries the place where the key was found last (`known`). That is
+only a guess: the key at the place decides, so changes need not correct it.
+
 Invariants: no part is empty; keys ascend within and between parts; `_lasts` has the last key of
 each part.
 """
@@ -21,21 +24,26 @@ from typing import Any
 MAX_PART = 512
 """A part with more keys than this is cut into parts that are about half full."""
 
+SMALL_PARTS = 64
+"""A table of up to this many parts, so of about 20,000 keys, remembers where keys were found, which
+takes up to 4 MB. In a large one that would cost more than a search: the cache of a CPU is small."""
+
 Row = tuple[Any, ...]
 
 
 class SortedTable(MutableMapping[bytes, Row]):
     """A map from keys to rows."""
 
-    __slots__ = ("_lasts", "_parts", "_ranks", "_row", "_unpack_from", "blocks")
+    __slots__ = ("_lasts", "_parts", "_ranks", "_row", "blocks", "known")
 
     def __init__(self, row: Struct) -> None:
         self._row = row
-        self._unpack_from = row.unpack_from
         self._lasts: list[bytes] = []
         self._parts: list[list[bytes]] = []
         self.blocks: list[bytearray] = []
         """The packed rows of each part."""
+        self.known: dict[bytes, tuple[int, int, bool]] = {}
+        """What `find` returned for keys that are there."""
         self._ranks: list[int] | None = None
         """The number of keys before each part, and of all keys at the end; None after a change."""
 
@@ -60,12 +68,27 @@ class SortedTable(MutableMapping[bytes, Row]):
     def find(self, key: bytes) -> tuple[int, int, bool]:
         """Where a key is or belongs: (part, keys of it below this one, whether it is there). Above
         all keys, `part` is the number of parts. Valid until a key is added or removed."""
+        # Flat: each put and each read of one key begins here.
+        known = self.known
+        place = known.get(key)
+        if place is not None:
+            at, below, _ = place
+            try:
+                if self._parts[at][below] == key:
+                    return place
+            except IndexError:
+                pass  # The part has fewer keys now.
         at = bisect_left(self._lasts, key)
         if at == len(self._lasts):
             return at, 0, False
         part = self._parts[at]
         below = bisect_left(part, key)
-        return at, below, part[below] == key
+        if part[below] != key:
+            return at, below, False
+        place = at, below, True
+        if len(self._parts) <= SMALL_PARTS:
+            known[part[below]] = place
+        return place
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, bytes) and self.find(key)[2]
@@ -77,14 +100,10 @@ class SortedTable(MutableMapping[bytes, Row]):
         return row
 
     def get(self, key: bytes, default: Any = None) -> Any:
-        # Flat: a read of one key does little else.
-        at = bisect_left(self._lasts, key)
-        if at < len(self._lasts):
-            part = self._parts[at]
-            below = bisect_left(part, key)
-            if part[below] == key:
-                return self._unpack_from(self.blocks[at], below * self._row.size)
-        return default
+        at, below, is_there = self.find(key)
+        if not is_there:
+            return default
+        return self._row.unpack_from(self.blocks[at], below * self._row.size)
 
     # Ranges: [start, end); end None: no upper bound.
 
@@ -200,6 +219,8 @@ class SortedTable(MutableMapping[bytes, Row]):
                 popped += [self._row.unpack_from(block, place * size) for place in places]
                 for place in reversed(places):
                     del part[place], block[place * size : place * size + size]
+            for key in run if self.known else ():
+                self.known.pop(key, None)
             self._tidy(at)
         return popped
 
@@ -231,3 +252,5 @@ class SortedTable(MutableMapping[bytes, Row]):
         self._lasts[here] = [part[-1] for part in parts]
         cuts = range(0, len(packed), size)
         self.blocks[here] = [bytearray(packed[at : at + size]) for at in cuts]
+        if len(self._parts) > SMALL_PARTS:
+            self.known.clear()

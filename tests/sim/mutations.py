@@ -503,8 +503,11 @@ def _transaction_takes_the_wrong_branch(patch: Patch) -> None:
 def _version_survives_a_delete(patch: Patch) -> None:
     encode = mvcc.encode_key_value
 
-    def wrong(key: bytes, create: int, mod: int, version: int, value: bytes, held: int) -> bytes:
-        return encode(key, create, mod, version + (version == 1 and create % 40 == 0), value, held)
+    def wrong(
+        key: bytes, create: bytes, mod: bytes, version: int, value: bytes, held: int
+    ) -> bytes:
+        version += version == 1 and create[0] % 40 == 0
+        return encode(key, create, mod, version, value, held)
 
     patch.set(mvcc, "encode_key_value", wrong)
 
