@@ -212,7 +212,7 @@ def _decode_branch(
             if rest != op_end or lease >> 63:
                 raise LookupError
         puts.append((key, value, lease))
-        if op_end < end and buf[op_end] == field and not lease:
+        if op_end < end and buf[op_end] == field and value_at + len(value) == op_end:
             head = buf[at:key_at]
             middle = buf[key_end:value_at]
             size = op_end - at

@@ -136,6 +136,24 @@ def test_the_quick_decoder_of_ranges_gives_what_the_general_one_gives() -> None:
     assert decode_range(RangeRequest(key=b"k").encode()).key == b"k"
 
 
+LEASES = (b"", b"\x18\0", b"\x18\x80\0", b"\x18\x07", b"\x18\x87\0", b"\x18\0\x18\0", b"\x18")
+
+
+@pytest.mark.parametrize("tag", [b"\x12", b"\x1a"])
+def test_fields_that_say_nothing_in_runs_of_puts(tag: bytes) -> None:
+    """Encoders leave out a value that is empty and a lease of 0, but a client may send both."""
+    ops = []
+    for value in (b"", b"\x12\0", b"\x12\x80\0", b"\x12\1v", b"\x12\x81\0v"):
+        for lease in LEASES:
+            put = b"\n\1k" + value + lease
+            ops.append(b"%s%c\x12%c%s" % (tag, len(put) + 2, len(put), put))
+    for first in ops:
+        for count in range(1, 9):
+            assert_same(first * count)
+        for second in ops:
+            assert_same(first + second + first + first)
+
+
 @pytest.mark.parametrize("keys", [b"ab", b"a", b"aa", b"a\0", b"\0", b"abc", b"abb"])
 def test_the_rules_see_what_plain_puts_mean(keys: bytes) -> None:
     """A byte 0 stands for the empty key."""
