@@ -299,6 +299,7 @@ class Simulation:
         """All members have applied the same, and nobody waits for anything."""
         until = self.world.now + SETTLE_S
         while not self._is_quiet():
+            self.nemesis.keep_up()  # A member may still be added, by a request made before.
             self.world.run(0.25)
             self.progress(self)
             if self.world.now > until:
