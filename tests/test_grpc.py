@@ -889,6 +889,20 @@ def test_input_that_is_not_processed_does_not_widen_the_window(client: Client) -
     assert client.h2.local_flow_control_window(watch) > http2.STREAM_WINDOW_BYTES // 2
 
 
+def test_noise_in_input_that_is_processed_later_ends_the_connection(client: Client) -> None:
+    streams = [client.open(WATCH, grpc_encoding="gzip") for _ in range(2)]
+    client.pump()
+    unknown = b"\x7a" + proto.varint(1 << 20) + bytes(1 << 20)
+    data = framed(gzip.compress(unknown), 1) * 500
+    for at in range(0, len(data), 10_000):
+        for stream_id in streams:
+            client.h2.send_data(stream_id, data[at : at + 10_000])
+            client.session.receive(client.h2.data_to_send())
+    client.pump()
+    assert client.session.is_closing and not client.session.has_more
+    assert client.goaway is not None and client.goaway.error_code == http2_state.ENHANCE_YOUR_CALM
+
+
 @pytest.mark.parametrize("how", ["reset", "close"])
 def test_a_stream_with_unprocessed_input_can_end(client: Client, how: str) -> None:
     watch = client.open(WATCH, grpc_encoding="gzip")

@@ -57,6 +57,7 @@ from etcdlite.wire.http2 import (
     Connection,
     Stream,
 )
+from etcdlite.wire.http2_state import ConnectionFault
 from etcdlite.wire.session import INVALID_TOKEN, ClientSession, LeaderLoss
 from etcdlite.wire.streams import CALLS, LargeRangeCall
 
@@ -497,7 +498,12 @@ class GrpcSession(Connection, ClientSession):
     def _read_on(self) -> None:
         """Process further messages of the next stream that is unread."""
         stream = next(iter(self._unread.values()))
-        self._read_messages(stream, self._joined(stream, b""))
+        try:
+            self._read_messages(stream, self._joined(stream, b""))
+        except ConnectionFault as fault:
+            self._unread.clear()
+            self.break_off(fault)
+            return
         is_open = self.streams.get(stream.id) is stream
         if is_open and stream.is_ended:
             self.ended(stream)

@@ -305,9 +305,7 @@ class Connection(Session):
                 self._begin()
             self._read_frames(data, at)
         except ConnectionFault as fault:
-            self.outbox.flush_late()
-            self.go_away(fault.code, fault.text)
-            self.is_closing = True
+            self.break_off(fault)
         if self._receive_window < CONNECTION_WINDOW_BYTES // 2 and not self.is_closing:
             grant = CONNECTION_WINDOW_BYTES - self._receive_window
             self._receive_window = CONNECTION_WINDOW_BYTES
@@ -770,6 +768,12 @@ class Connection(Session):
         quiet[stream_id] = None
         if len(quiet) > MAX_QUIET_STREAMS:
             del quiet[next(iter(quiet))]
+
+    def break_off(self, fault: ConnectionFault) -> None:
+        """Process no more input, and close the connection when the peer has been told why."""
+        self.outbox.flush_late()
+        self.go_away(fault.code, fault.text)
+        self.is_closing = True
 
     def go_away(self, code: int, text: str = "") -> None:
         """Send GOAWAY: new streams are refused from now on."""
