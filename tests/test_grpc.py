@@ -903,6 +903,19 @@ def test_noise_in_input_that_is_processed_later_ends_the_connection(client: Clie
     assert client.goaway is not None and client.goaway.error_code == http2_state.ENHANCE_YOUR_CALM
 
 
+def test_a_stream_whose_input_is_processed_in_turns_is_not_late(client: Client) -> None:
+    watch = client.open(WATCH, grpc_encoding="gzip")
+    client.pump()
+    session, now = client.session, client.lone.now
+    for interval in range(1, 5):
+        client.h2.send_data(watch, packed_creates(20))
+        session.receive(client.h2.data_to_send())
+        assert session.has_more
+        session.tick(now + interval * (session._check_interval_s + 1))
+        client.pump()
+        assert client.lone.member.hub.watches == 20 * interval and watch in session.streams
+
+
 @pytest.mark.parametrize("how", ["reset", "close"])
 def test_a_stream_with_unprocessed_input_can_end(client: Client, how: str) -> None:
     watch = client.open(WATCH, grpc_encoding="gzip")

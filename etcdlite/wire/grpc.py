@@ -487,7 +487,6 @@ class GrpcSession(Connection, ClientSession):
         if stream.partial is None:
             self._read_messages(stream, piece)
         elif len(stream.partial) + len(piece) >= stream.needed_bytes and not stream.is_unread:
-            stream.is_late = False
             self._read_messages(stream, self._joined(stream, piece))
         else:
             stream.partial += piece
@@ -516,7 +515,7 @@ class GrpcSession(Connection, ClientSession):
         data = b"".join((stream.partial, piece))
         self._partial_bytes -= len(stream.partial)
         stream.partial = None
-        stream.is_unread = False
+        stream.is_unread = stream.is_late = False
         self._unread.pop(stream.id, None)
         return data
 
