@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import import_module
+from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from etcdlite.client import (
     Put,
     Range,
     RequestTooLarge,
+    Timeout,
     Txn,
     Value,
     Version,
@@ -203,6 +206,22 @@ def test_each_request_ends_once_whatever_frames_come(sent: list[tuple[int, int, 
     ends = [to for to, flags, _ in core.receive(data) if flags & frames.END]
     ends += core.fail("over")
     assert sorted(map(id, ends)) == sorted(map(id, tickets))
+
+
+def test_a_watch_without_a_time_limit_never_times_out() -> None:
+    """Not even if a wait ends early: some end at a time of day, and the clock may be set."""
+    pings = []
+    calls = SimpleNamespace(ping=lambda link: iter(pings.append(link) or ()))
+    link = SimpleNamespace(endpoint="here")
+    watch: Any = SimpleNamespace(
+        _stream=(link, None), _wake=None, _calls=calls, _pings_at_s=monotonic() + 1000
+    )
+    for deadline_s, ends_with in ((scripts.NEVER_S, StopIteration), (monotonic(), Timeout)):
+        waiting = scripts.WatchBase._wait(watch, deadline_s)
+        next(waiting)
+        with pytest.raises(ends_with):
+            waiting.send(False)
+    assert pings == [link]
 
 
 def test_an_unread_watch_is_cut_off_and_keeps_a_gapless_beginning() -> None:

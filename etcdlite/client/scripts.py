@@ -324,7 +324,7 @@ class WatchBase:
             return
         link, _ = self._stream
         if not (yield self._wake, min(deadline_s, self._pings_at_s)):
-            if monotonic() < self._pings_at_s:
+            if deadline_s < self._pings_at_s:
                 raise error_at(Timeout, link.endpoint, "nothing came from the watch in time")
             self._pings_at_s = monotonic() + PING_AFTER_S
             yield from self._calls.ping(link)
