@@ -58,11 +58,16 @@ class Past(SortedTable):
             long += added
             return
         at, below, is_there = self.find(key)
-        second = below * _ROW.size + PAST_BYTES
-        if not is_there and len(added) <= _ROW.size:
+        if is_there and len(added) == PAST_BYTES:
+            block, begin = self.blocks[at], below * _ROW.size
+            second, end = begin + PAST_BYTES, begin + _ROW.size
+            if block.startswith(_NONE, second):
+                block[second:end] = added
+            else:
+                self.long[self._parts[at][below]] = block[begin:end] + added
+                block[begin:end] = _LONG
+        elif not is_there and len(added) <= _ROW.size:
             self.insert(at, below, [key], _ROW.pack(added))
-        elif is_there and len(added) == PAST_BYTES and self.blocks[at].startswith(_NONE, second):
-            self.blocks[at][second : second + PAST_BYTES] = added
         else:
             self[key] = self.get(key, b"") + added
 
