@@ -88,7 +88,7 @@ def _load(argv: Sequence[str], environ: Mapping[str, str]) -> Any:
     data_dir = os.path.abspath(settings.data_dir)
     wal_dir = settings.wal_dir and os.path.abspath(settings.wal_dir)
     if wal_dir == f"{data_dir}/member/wal":
-        wal_dir = ""  # The log is there anyway, and a start makes `member` as a whole.
+        wal_dir = ""  # That is the default; a start creates `member` as a whole.
     return replace(settings, data_dir=data_dir, wal_dir=wal_dir)
 
 
@@ -159,7 +159,7 @@ def _report(failure: Exception) -> None:
 
 
 def _check_contents(settings: Any) -> list[str]:
-    """What a start would refuse in the directories, and in the files of keys."""
+    """What a start would refuse in the directories, the TLS files and the key files."""
     from etcdlite import channels, datadir, keys
     from etcdlite.server import load_tokens
     from etcdlite.storage.disk import Disk

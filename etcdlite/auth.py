@@ -563,7 +563,7 @@ def _check_txn(auth: Auth, author: Author | None, request: Any) -> None:
     if rights.is_root:
         return
     if isinstance(request, PlainTxn):
-        # As below, without the messages.
+        # The same checks as below, without making the messages.
         for key, *_ in request.compares:
             rights.check_read(key)
         for branch in request.branches:

@@ -47,7 +47,7 @@ PIECE_BYTES = 32 * 1024
 
 MIN_PIECE_BYTES = 256
 SLOW_PIECE_S = 0.008
-"""Pieces become smaller, to this minimum, if one takes this long: a small request may cost much."""
+"""Pieces shrink down to this minimum while one takes this long: small input can be much work."""
 
 SAME_LINES_PER_S = 0.1
 """How often the same fault of the channels of one address is logged; another one once a second."""
@@ -140,7 +140,7 @@ class Connection:
         channel = self.channel
         if channel is None or self.is_waiting or self.session.outbox.is_stuck:
             return
-        # The other side may be gone, or the channel be used up.
+        # The peer may be gone, or the channel have failed.
         with contextlib.suppress(OSError, ChannelError):
             if not is_broken:
                 channel.close()

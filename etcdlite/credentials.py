@@ -224,7 +224,7 @@ class Credentials:
         contexts = self._loaded.contexts
         context = contexts[accepts, protocols]
         if context.session_stats()["number"] > MAX_SESSIONS:
-            with suppress(CredentialsError):  # New files that do not fit: the next look tells.
+            with suppress(CredentialsError):  # Files that do not match: the next look reports it.
                 context = contexts[accepts, protocols] = self._make(accepts, protocols)
         return context
 

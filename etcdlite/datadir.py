@@ -102,13 +102,13 @@ def lock(disk: Disk, data_dir: str, wal_dir: str = "", own: Collection[str] = ()
 
 
 def check_contents(disk: Disk, data_dir: str, wal_dir: str, own: Collection[str]) -> None:
-    """Raise StartError if one of the directories holds anything but a member, or OSError. Writes
-    nothing. `own`: paths of other files that may be there."""
-    inside = os.path.abspath(f"{data_dir}/member")
-    if not exists(disk, data_dir) and f"{os.path.abspath(wal_dir)}/".startswith(f"{inside}/"):
+    """Check the directories of a start; writes nothing. `own`: paths of other files that may be
+    there. Raises StartError if one holds anything but a member, and OSError."""
+    member_dir = os.path.abspath(f"{data_dir}/member")
+    if not exists(disk, data_dir) and f"{os.path.abspath(wal_dir)}/".startswith(f"{member_dir}/"):
         raise StartError(
-            f"wal-dir {wal_dir} is in {inside}, which a new member makes itself. Give no wal-dir, "
-            f"for {inside}/wal, or another directory"
+            f"wal-dir {wal_dir} is in {member_dir}, which a new member creates itself. Leave out "
+            f"wal-dir to use {member_dir}/wal, or name another directory"
         )
     for directory in filter(None, (data_dir, wal_dir)):
         _check_is_ours(disk, directory, data_dir, wal_dir, own)

@@ -27,7 +27,7 @@ from etcdlite.plain_txn import GET, PlainTxn
 
 MAX_CLIENT_VERSIONS = 32
 MAX_VERSION_CHARS = 64
-"""Client versions with counts of their own, and their length. Others count as `UNKNOWN_VERSION`."""
+"""Client versions with their own counts, and their lengths. Others count as `UNKNOWN_VERSION`."""
 
 UNKNOWN_VERSION = "unknown"
 

@@ -31,7 +31,7 @@ def load_toml(data: bytes) -> dict[str, Any]:
 
 
 def toml_text(value: Any, native: type | None) -> str:
-    """A TOML string, or value of the type `native`, as on the command line. Raises ValueError."""
+    """A TOML string, or a value of type `native`, as command line text. Raises ValueError."""
     if isinstance(value, str):
         return value
     if native is bool and isinstance(value, bool):

@@ -1,11 +1,11 @@
 """Transactions without messages: `PlainTxn`, and its quick decoder.
 
-Nearly all transactions compare numbers of keys, such as mod_revision, and then put values, or get
-or delete one key, or do nothing: the writes of a Kubernetes API server, "create it if it is not
-there", and batches of puts. `decode_txn` recognizes the bytes that protobuf encoders write for one,
-and makes a `PlainTxn` of a few tuples instead of four messages or more. All other transactions, and
-unusual bytes, are left to the general decoder. What a `PlainTxn` means is what its messages mean:
-as a `TxnRequest` it has them, too, made when they are asked for.
+Nearly all transactions compare the version, a revision or the lease of keys, and then put values,
+get or delete one key, or do nothing: the writes of a Kubernetes API server, "create it if it does
+not exist", and batches of puts. `decode_txn` recognizes the bytes that protobuf encoders write for
+one, and makes a `PlainTxn` of a few tuples instead of four messages or more. All other transactions
+and unusual bytes are left to the general decoder. A `PlainTxn` is a `TxnRequest` with the same
+meaning; its messages are made when something reads them.
 
 Hot path, so flat.
 """
@@ -41,13 +41,13 @@ _COMPARES = {
     for target, tag in ((0, 0x20), (1, 0x28), (2, 0x30), (4, 0x40))
     for result in range(4)
 }
-"""What stands before the key in a `Compare` -> target, result, and the tag of the number."""
+"""The bytes before the key in a `Compare` -> target, result, and the tag of the number."""
 
 _GETS = {bytes((0x1A, n + 4, GET, n + 2, 0x0A, n)): n for n in range(1, 124)}
-"""What stands before the key in the operation of a failure branch that gets it -> its size."""
+"""The bytes before the key in a failure branch that gets one key -> the size of the key."""
 
 _MAX_BYTES = (1 << 14) - 1
-"""What a length of two bytes can say. One of more bytes counts as above this."""
+"""The largest length in two bytes. A longer one is read as a larger number."""
 
 
 def _compares(txn: PlainTxn) -> list[proto.Message]:
@@ -72,7 +72,7 @@ def _ops(branch: Branch) -> list[proto.Message]:
 
 
 class PlainTxn(proto.TxnRequest):
-    """A TxnRequest of this kind. It can write, and no key in it is empty."""
+    """A TxnRequest of this kind. It has a put or a delete, and no key in it is empty."""
 
     compare: Any = cached_property(lambda txn: _compares(txn) or ())
     success: Any = cached_property(lambda txn: _ops(txn.on_success) or ())
@@ -115,8 +115,8 @@ def decode_txn(buf: bytes, pos: int = 0, end: int | None = None) -> proto.TxnReq
 
 
 def _decode_plain(buf: bytes, pos: int, end: int) -> PlainTxn | None:
-    """None, or LookupError, unless it is a `PlainTxn` in the usual order, with lengths of at most
-    two bytes."""
+    """The `PlainTxn` in `buf[pos:end]`. Returns None or raises LookupError if it is none, is not in
+    the usual order, or has lengths of more than two bytes."""
     compares: list[tuple[bytes, int, int, int]] = []
     at = pos
     while at < end and buf[at] == 0x0A:
@@ -161,12 +161,12 @@ def _decode_plain(buf: bytes, pos: int, end: int) -> PlainTxn | None:
 def _decode_branch(
     buf: bytes, at: int, end: int, field: int, count: int
 ) -> tuple[Branch, int, int]:
-    """The operations from `at` on with the tag `field`, the sum of `count` and their number, and
-    the position behind them. Raises LookupError if they are not those of a `PlainTxn`.
+    """The operations from `at` on with the tag `field`, `count` plus their number, and the position
+    after them. Raises LookupError if they are not those of a `PlainTxn`.
 
     Most puts have a key and a value as long as those of the put before. Then the bytes before the
     key (`head`) and those between key and value (`middle`) are the same, too, and a run of such
-    puts is an array of structs: it takes a tenth of the time of the general decoder."""
+    puts is read as an array of structs, in a tenth of the time of the general decoder."""
     puts: list[Put] = []
     while at < end and buf[at] == field:
         size = buf[at + 1]

@@ -97,7 +97,7 @@ REQUEST_TIMEOUT_S = 5.0
 """A write times out after this and two election timeouts, as in etcd."""
 
 ONE_SIGNAL_S = 0.1
-"""Signals this close together ask once: `timeout` signals the process, then its whole group."""
+"""Signals this close together count as one: `timeout` signals a process, then its group."""
 
 HAND_OVER_S = 2.0
 """A leader that shuts down waits this long for another member to take over."""
@@ -128,8 +128,8 @@ class Server:
         """By purpose of the listener."""
         self._done: deque[Any] = deque()
         self._signal = 0
-        self._signal_at = 0.0
-        """The signal that stops the server, once it has come, and when it came."""
+        self._signal_at_s = 0.0
+        """The signal that stops the server, 0 before it comes, and when it came."""
         self._must_reload = False
         self._serves = False
         self._is_ready = False
@@ -535,8 +535,8 @@ class Server:
         if signum == signal.SIGHUP:
             self._must_reload = True
         elif not self._signal:
-            self._signal, self._signal_at = signum, time.monotonic()
-        elif time.monotonic() > self._signal_at + ONE_SIGNAL_S:
+            self._signal, self._signal_at_s = signum, time.monotonic()
+        elif time.monotonic() > self._signal_at_s + ONE_SIGNAL_S:
             log.warn("received a second signal; exiting at once")
             os._exit(1)
 

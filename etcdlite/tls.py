@@ -311,7 +311,7 @@ class TLSChannel(Channel):
 
     def close(self) -> None:
         if self.is_established:
-            with suppress(ssl.SSLError):  # The other side's goodbye has not come.
+            with suppress(ssl.SSLError):  # The peer has not sent its close_notify.
                 self._ssl.unwrap()  # type: ignore[union-attr]
 
 

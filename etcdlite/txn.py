@@ -110,8 +110,8 @@ def check_delete_range(request: proto.DeleteRangeRequest) -> None:
 
 
 def check_txn(request: proto.TxnRequest, max_ops: int) -> int:
-    """Returns the number of all compares and operations, those of nested ones included."""
-    if isinstance(request, PlainTxn) and len(request.compares) <= max_ops >= request.count:
+    """Returns the number of compares and operations, nested ones included. Raises EtcdError."""
+    if isinstance(request, PlainTxn) and max(request.count, len(request.compares)) <= max_ops:
         if request.put_count > 1:
             for branch in request.branches:
                 if isinstance(branch, list) and len(set(map(itemgetter(0), branch))) < len(branch):
@@ -404,44 +404,44 @@ def _delete_steps(
 
 
 def small_txn(store: Store, request: proto.TxnRequest, is_asked: bool = True) -> bytes | None:
-    """Apply a TxnRequest of the most common kinds in one step: it compares numbers of keys, and
-    then puts values, or gets or deletes one key. Returns the response after its header; None,
-    without any change, if the request is of another kind (`txn_steps` applies every kind). Raises
-    EtcdError before any change. `is_asked`: somebody waits for the answer."""
-    # Flat: an API server of Kubernetes writes little else.
+    """Apply a TxnRequest of the most common kinds in one step: it compares versions, revisions or
+    leases of keys, and then puts values, or gets or deletes one key. Returns the response after
+    its header; None, without any change, if the request is of another kind (`txn_steps` applies
+    every kind). Raises EtcdError before any change. `is_asked`: somebody waits for the answer."""
+    # Flat: nearly all writes of a Kubernetes API server come here.
     plain = request if isinstance(request, PlainTxn) else None
     if plain is None and len(request.compare) > MAX_COMPARES:
         return None
     heads = store.index.heads
-    taken, head = True, b"\x10\x01"
+    succeeded, start = True, b"\x10\x01"  # The field `succeeded`.
     for compare in plain.compares if plain else map(_plain_compare, request.compare):
         if compare is None:
             return None
         key, target, result, number = compare
         row = heads.get(key)
         if not _RESULTS[result](row[_HEAD_PLACES[target]] if row else 0, number):
-            taken, head = False, b""
+            succeeded, start = False, b""
             break
     branch: Branch | None
     if plain:
-        branch = plain.on_success if taken else plain.on_failure
+        branch = plain.on_success if succeeded else plain.on_failure
     else:
-        branch = _plain_branch(request.success if taken else request.failure)
+        branch = _plain_branch(request.success if succeeded else request.failure)
         if branch is None:
             return None
     if isinstance(branch, tuple):
         kind, key = branch
         if kind != GET:
-            return head + _delete(store, key)
+            return start + _delete(store, key)
         answer = _get(store, key) if is_asked else b""
-        return None if answer is None else head + answer
+        return None if answer is None else start + answer
     if len(branch) > MAX_SMALL_PUTS:
         return None
     if not all(map(store.lessor.exists, filter(None, map(itemgetter(2), branch)))):
         raise error("LeaseNotFound")
     store.put_all(branch)
     revision = b"\x18" + varint(store.revision + 1)
-    return head + (_PUT_HEADS[len(revision)] + revision) * len(branch)
+    return start + (_PUT_HEADS[len(revision)] + revision) * len(branch)
 
 
 def _plain_compare(compare: proto.Compare) -> tuple[bytes, int, int, int] | None:
@@ -467,7 +467,7 @@ def _plain_branch(ops: Sequence[proto.RequestOp]) -> Branch | None:
 
 
 _PUT_HEADS = [bytes((0x1A, n + 4, 0x12, n + 2, 0x0A, n)) for n in range(12)]
-"""What stands before the revision in the response to one put of a transaction, by the size of that
+"""The bytes before the revision in the response to one put of a transaction, by the size of that
 field."""
 
 
@@ -803,10 +803,10 @@ def _encode(
 
 
 _RESULTS = (operator.eq, operator.gt, operator.lt, operator.ne)
-"""By the result of a `Compare`; others are always so."""
+"""By the `result` of a `Compare`. An unknown result always holds."""
 
 _HEAD_PLACES = (2, 1, 0, -1, 4)
-"""The places of these numbers in a head of the index; -1: the value is not there."""
+"""The places of `TARGETS` in a head of the index; -1: the value is not there."""
 
 
 def _compare_steps(

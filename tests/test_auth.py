@@ -475,7 +475,7 @@ def test_a_swap_is_permitted_to_those_who_may_do_its_parts(auth: Auth, value: by
 
 
 def test_each_key_of_a_plain_transaction_needs_its_permission(auth: Auth) -> None:
-    """As its messages do, whichever branch will be carried out."""
+    """The same as for its messages, and in both branches."""
     for kind, name in ((READ, "r"), (WRITE, "w")):
         add_user(auth, name)
         add_role(auth, name)

@@ -182,7 +182,7 @@ def create(**fields: Any) -> Any:
 
 
 def as_status(code: str, text: str) -> str:
-    """The reason of a refused watch, which etcd's Go client compares to log in again."""
+    """The reason of a refused watch, in the form that etcd's Go client knows."""
     return f"rpc error: code = {code} desc = etcdserver: {text}"
 
 

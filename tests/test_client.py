@@ -455,7 +455,7 @@ def test_a_watch_outlives_a_time_without_any_server(connect: Connect, server: Fa
     watch.close()
 
 
-def test_a_watch_that_is_asked_for_short_times_outlives_a_time_without_any_server(
+def test_a_watch_that_is_polled_outlives_a_time_without_any_server(
     connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scripts, "BACKOFF_FIRST_S", 0.3)
@@ -465,11 +465,11 @@ def test_a_watch_that_is_asked_for_short_times_outlives_a_time_without_any_serve
             watch.next_event(timeout_s=0.05)
         server.store.put(b"k", b"1")
         server.start()
-        assert next_of_short_times(watch).value == b"1"
+        assert poll_event(watch).value == b"1"
 
 
-def next_of_short_times(watch: Any) -> Any:
-    """The next event of a watch whose reader has something else to do in between."""
+def poll_event(watch: Any) -> Any:
+    """The next event of a watch that is polled with a short timeout."""
     found: list[Any] = []
 
     def ask() -> bool:
@@ -556,7 +556,7 @@ def test_a_watch_notices_a_silent_server(
             server.intercept = lambda *_: IGNORE
             server.connections[0].open_watches.clear()
             server.store.put(b"k", b"v")
-            ask = next_of_short_times if is_polled else next
+            ask = poll_event if is_polled else next
             assert ask(watch).value == b"v"
             assert client.endpoint == second.endpoint
 

@@ -655,7 +655,7 @@ def test_check_config_says_what_files_would_refuse(tmp_path):
             [new, "--auth-token=jwt,sign-method=HS256,priv-key=/nowhere"],
         )
     )
-    assert inner_log.returncode == 2 and "which a new member makes itself" in inner_log.stderr
+    assert inner_log.returncode == 2 and "which a new member creates itself" in inner_log.stderr
     assert (own_log.returncode, own_log.stderr) == (0, "")
     assert key.returncode == 2 and "cannot read the key /nowhere" in key.stderr
     assert (bad.returncode, bad.stdout) == (2, "")

@@ -892,7 +892,7 @@ def test_an_empty_variable_counts_as_unset(fake: type[FakeClient]) -> None:
     assert fake.made[-1].endpoints == ["etcdctl:1"]
 
 
-def test_a_variable_that_does_not_exist_is_no_silence(fake: type[FakeClient]) -> None:
+def test_an_unknown_variable_is_reported(fake: type[FakeClient]) -> None:
     fake.answers["KV.Range"] = proto.RangeResponse(kvs=[KV])
     ended = run_ctl("get", "foo", environ={"ETCDLITE_CTL_ENDPOINT": "other:1"})
     assert (ended.status, ended.stdout) == (128, b"") and not fake.made
@@ -906,7 +906,7 @@ def test_a_variable_that_does_not_exist_is_no_silence(fake: type[FakeClient]) ->
     assert ended.stderr.endswith("; it is ignored\n") and ended.stderr.count("\n") == 1
 
 
-def test_a_second_voter_is_waited_for(fake: type[FakeClient]) -> None:
+def test_member_add_of_a_second_voter_says_that_writes_wait(fake: type[FakeClient]) -> None:
     first, second = (proto.Member(ID=number, peerURLs=[f"http://m{number}"]) for number in (1, 2))
     learner = proto.Member(ID=2, peerURLs=["http://m2"], isLearner=True)
     third = proto.Member(ID=3, peerURLs=["http://m3"])
@@ -922,7 +922,7 @@ def test_a_second_voter_is_waited_for(fake: type[FakeClient]) -> None:
         assert ended.stderr.startswith("Nothing can be written until") == is_told, words
 
 
-def test_the_missing_leader_is_named_also_to_a_user_and_by_the_health(
+def test_get_with_a_user_and_endpoint_health_report_a_missing_leader(
     fake: type[FakeClient],
 ) -> None:
     late = Timeout(text="127.0.0.1:2379: no answer within 2 s", endpoint="127.0.0.1:2379")

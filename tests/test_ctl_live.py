@@ -574,7 +574,7 @@ def test_a_snapshot_is_saved_described_and_restored(server: ServerFactory, tmp_p
     again = run_ctl("snapshot", "restore", path, "--data-dir", data_dir)
     assert again.status == 1 and again.stderr.startswith("Error: ")
     named = run_ctl("snapshot", "restore", path, "--data-dir", f"{data_dir}-m1", "--name", "m1")
-    assert named.status == 0, "the cluster is this member unless it is said"
+    assert named.status == 0, "without --initial-cluster the member is alone"
     restored = server(data_dir=Path(data_dir))
     ours = ctl_of(restored.endpoint)("get", "", "--prefix").stdout
     assert ours == ctl("get", "", "--prefix").stdout
@@ -631,7 +631,7 @@ def test_a_backup_that_does_not_fit_names_its_file(server: ServerFactory) -> Non
     assert ended == (5, b"", text)
 
 
-def test_the_port_for_peers_is_named_to_a_client(server: ServerFactory) -> None:
+def test_a_client_at_the_peer_port_is_told_so(server: ServerFactory) -> None:
     (port,) = free_ports(1)
     running = server(f"--listen-peer-urls=http://127.0.0.1:{port}")
     ended = ctl_of(f"127.0.0.1:{port}")("get", "k")

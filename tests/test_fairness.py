@@ -116,7 +116,7 @@ def test_writes_in_line_time_out(lone: Paced, monkeypatch: pytest.MonkeyPatch) -
     assert lone.member.state.alarms.proposed_bytes == 0 and not lone.member.writes.are_waiting
 
 
-def test_a_write_has_all_its_time_beside_one_that_waited_long_in_a_line(
+def test_a_write_that_waited_long_does_not_shorten_the_timeout_of_others(
     lone: Paced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flooder, client = Client(), Client()

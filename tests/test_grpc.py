@@ -795,10 +795,10 @@ def test_open_requests_count_as_memory(client: Client) -> None:
     assert client.session.kept_bytes == before + REQUEST_BYTES
 
 
-def test_a_header_that_a_few_bytes_stand_for_is_not_remembered_and_counts_as_memory(
+def test_a_large_header_in_a_small_block_is_not_cached_and_counts_as_memory(
     client: Client,
 ) -> None:
-    """The dynamic table has the token, and a byte of each later block stands for it."""
+    """The token is in the dynamic table, and one byte of each later block refers to it."""
     token = b"x" * 3900 + "\N{GRINNING FACE}".encode()
     fixed = hpack.pack(PUT_FIELDS)
     length = b"\x7f" + bytes(((len(token) - 127) & 127 | 128, (len(token) - 127) >> 7))
@@ -814,7 +814,7 @@ def test_a_header_that_a_few_bytes_stand_for_is_not_remembered_and_counts_as_mem
 
 
 def test_a_message_counts_as_memory_until_its_request_is_answered(client: Client) -> None:
-    """Whether it waits for its end, or the request for its answer."""
+    """Both before the stream ends and while the answer is pending."""
     before = client.session.kept_bytes
     message = proto.PutRequest(key=b"k", value=bytes(100_000)).encode()
     data = grpc_module.PREFIX.pack(0, len(message)) + message
@@ -831,7 +831,7 @@ def test_a_message_counts_as_memory_until_its_request_is_answered(client: Client
     assert client.session.kept_bytes == before
 
 
-def test_messages_without_an_end_have_the_limit_of_incomplete_requests(client: Client) -> None:
+def test_requests_that_have_not_ended_count_as_incomplete(client: Client) -> None:
     message = proto.PutRequest(key=b"k", value=bytes(1 << 20)).encode()
     packed = gzip.compress(message, 1) + gzip.compress(b"") * 8
     data = grpc_module.PREFIX.pack(1, len(packed)) + packed

@@ -161,8 +161,8 @@ def test_streams_end_with_the_server_and_do_not_hold_it_up(server):
     assert running.wait() == 0
 
 
-def test_two_signals_at_the_same_time_are_one(server):
-    """`timeout` signals the process, then its group. (The kernel joins two of a kind.)"""
+def test_two_signals_at_the_same_time_count_as_one(server):
+    """`timeout` signals the process, then its group. (The kernel merges two of the same kind.)"""
     running = server()
     running.client().put("k", "v")
     running.signal(signal.SIGTERM)

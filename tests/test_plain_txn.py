@@ -163,7 +163,7 @@ def test_the_rules_see_what_plain_puts_mean(keys: bytes) -> None:
         put = b"%s\x12\1v" % body
         data += b"\x12%c\x12%c%s" % (len(put) + 2, len(put), put)
     general, quick = TxnRequest.decode(data), decode_txn(data)
-    assert type(quick) is (TxnRequest if b"\0" in keys else PlainTxn), "it has no empty key"
+    assert type(quick) is (TxnRequest if b"\0" in keys else PlainTxn), "a PlainTxn has no empty key"
     results = []
     for request in (general, quick):
         try:

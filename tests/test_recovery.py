@@ -423,7 +423,7 @@ def test_nothing_depends_on_what_a_failed_sync_left_in_the_page_cache(
 
 @pytest.mark.parametrize("keys", [None, keyring(1)])
 @pytest.mark.parametrize("has_started", [False, True])
-def test_what_a_failed_sync_left_may_be_read_from_the_disk_again(
+def test_nothing_is_lost_when_pages_are_dropped_after_a_failed_sync(
     keys: Keyring | None, has_started: bool
 ) -> None:
     failed = 0

@@ -292,7 +292,7 @@ def test_what_requests_hold_counts_as_memory_until_they_are_answered(tmp_path: P
     lone.close()
 
 
-def test_the_pieces_of_input_that_takes_long_become_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_input_is_processed_in_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred bytes of gzip can be a request that takes 10 ms."""
     now = 0.0
     sizes = []

@@ -249,7 +249,7 @@ def with_many_keys_at_once() -> Store:
     return store
 
 
-@pytest.mark.parametrize("compaction", ["none", "pending", "over"])
+@pytest.mark.parametrize("compaction", ["none", "pending", "done"])
 def test_a_step_of_cleaning_moves_few_records_of_a_large_revision(
     compaction: str, read_bytes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +262,7 @@ def test_a_step_of_cleaning_moves_few_records_of_a_large_revision(
         store.end_revision()
         store.compact(3)
         store.mark(2, 1)
-    while compaction == "over" and store.compaction is not None:
+    while compaction == "done" and store.compaction is not None:
         store.compact_step()
     moves = [0]
     move = store.index.move
@@ -276,13 +276,13 @@ def test_a_step_of_cleaning_moves_few_records_of_a_large_revision(
     before = store.size_bytes
 
     def work_done() -> int:
-        if compaction == "over":
+        if compaction == "done":
             return (store.size_bytes - before) // record_bytes
         # The whole revision is one write.
         return max(moves[0], read_bytes[0] // record_bytes)
 
     assert most_per_step(clean(store, 1), work_done) <= 2 * LIMITS.clean_step_records + 2
-    assert moves[0] == (0 if compaction == "over" else KEYS) and 1 not in store.data.files
+    assert moves[0] == (0 if compaction == "done" else KEYS) and 1 not in store.data.files
     check_index(store)
     if compaction == "none":
         assert [event[1] for event in read_events(store, 2, 1)] == sorted(store.index.heads)

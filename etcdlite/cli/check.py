@@ -65,7 +65,7 @@ class Puts:
         self.elapsed_s = 0.0
 
 
-async def _run_puts(
+async def _put_keys(
     session: Session, prefix: bytes, clients: int, count: int, rate: float = 0
 ) -> Puts:
     """Put `count` random keys under `prefix`, `clients` at a time, at most `rate` per second.
@@ -104,7 +104,7 @@ async def _run_puts(
 
 def _run(session: Session, prefix: bytes, load: Load, count: int, rate: float = 0) -> Puts:
     try:
-        return asyncio.run(_run_puts(session, prefix, load.clients, count, rate))
+        return asyncio.run(_put_keys(session, prefix, load.clients, count, rate))
     except KeyboardInterrupt:
         _clean_up(session, prefix)
         raise

@@ -284,7 +284,7 @@ class _Restoration(NamedTuple):
         leases = _check_leases(self.state, self.rule, sorted(leased - {0}))
         say(f"{puts} keys to put, {deletes} to delete (--dry-run shows them)")
         for lease, ttl_s in leases.items():
-            with suppress(LeaseExist):  # It goes on.
+            with suppress(LeaseExist):  # It still exists and is kept.
                 self.client.call("Lease.LeaseGrant", proto.LeaseGrantRequest(ID=lease, TTL=ttl_s))
         total, done = puts + deletes, 0
         with Progress("restoring") as progress:

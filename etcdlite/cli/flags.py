@@ -50,7 +50,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 """From the text of a flag to its value. Durations are in seconds."""
 
 _NATIVE = {"bool": bool, "int": int, "list": list}
-"""The types that values in a file of options may have in place of strings."""
+"""The types other than strings that a flag of each kind may have in the file of options."""
 
 GLOBAL_FLAGS = (
     Flag("endpoints", "list", ("127.0.0.1:2379",), "servers, separated by commas"),
@@ -212,7 +212,7 @@ def variable(environment: Mapping[str, str], name: str) -> tuple[str, str] | Non
 
 
 def _check_variables(environment: Mapping[str, str]) -> None:
-    """Warn of a variable that is none of etcdctl's. Raises Failure for one that is none of ours."""
+    """Warn of unknown ETCDCTL_ variables. Raises BadArguments for unknown ETCDLITE_CTL_ ones."""
     names = [*(flag.name for flag in GLOBAL_FLAGS), "watch-key", "watch-range-end", "api"]
     spelled = [name.upper().replace("-", "_") for name in names]
     known = [prefix + name for prefix in ENVIRONMENT_PREFIXES for name in spelled]

@@ -429,13 +429,13 @@ class Mirror:
 
     def _take(self, events: list[Any], goal: int | None) -> None:
         """Add events, which are of whole revisions, to the batch."""
-        for revision, together in groupby(events, lambda event: event.kv.mod_revision):
+        for revision, group in groupby(events, lambda event: event.kv.mod_revision):
             if goal is not None and revision > goal:
                 self._position = Position(goal)
                 return
             changes = [
                 Change(key, None if event.type == proto.Event.DELETE else event.kv.value)
-                for event in together
+                for event in group
                 if (key := self._rename(event.kv.key)) is not None
             ]
             self._take_revision(revision, changes)
@@ -453,7 +453,7 @@ class Mirror:
     # The destination.
 
     def _rename(self, key: bytes) -> bytes | None:
-        """The key at the destination; None if it is not mirrored, as the checkpoint key."""
+        """The key at the destination; None if it is not mirrored, like the checkpoint key."""
         renamed = self._renamed + key[len(self._prefix) :]
         is_checkpoint = bool(renamed) and renamed == self._checkpoint_key
         return renamed if key.startswith(self._prefix) and not is_checkpoint else None
@@ -467,7 +467,7 @@ class Mirror:
         )
 
     def _add(self, change: Change) -> None:
-        """Add a change to the batch. The position is still the one without it."""
+        """Add a change to the batch, while the position is still the one before the change."""
         if self._batch and not self._fits([change]):
             self._commit(self._position)
         self._batch[change.key] = change.value

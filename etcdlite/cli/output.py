@@ -82,7 +82,7 @@ class Printer(NamedTuple):
 
 
 def join_lines(lines: Iterable[str | bytes]) -> bytes:
-    """The lines, each ended; text with surrogates becomes the bytes that they stand for."""
+    """The lines, each ended by a newline. Surrogate escapes become the bytes they stand for."""
     return b"".join(
         (line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line) + b"\n"
         for line in lines

@@ -55,7 +55,7 @@ def save(session: Session) -> None:
         text = describe(error, session.client().endpoint)
         raise Failure(f"snapshot failed: {text}", EXIT_INTERRUPTED) from None
     except OSError as error:
-        error.filename = error.filename or path  # A write that fails names no file.
+        error.filename = error.filename or path  # The error of a write has no file name.
         raise Failure(f"could not save to {os_error_text(error)}", EXIT_INTERRUPTED) from None
     session.print(f"Snapshot saved at {path}")
 

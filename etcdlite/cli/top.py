@@ -51,7 +51,7 @@ def top(session: Session) -> None:
 
 
 def _looks(roster: Roster, watch: ChangeWatch) -> Iterator[View]:
-    """Looks, each beside the one before it."""
+    """What each look at the members shows, together with the look before it."""
     before: list[Seen] = []
     while True:
         now = roster.look()

@@ -138,7 +138,7 @@ def _establish(link: Link, sock: socket.socket, channel: Channel, deadline_s: fl
     if first:
         link.receive(first)
     link.channel = channel
-    # With TLS 1.3 a server refuses a client after the handshake. It has said why: read on.
+    # With TLS 1.3 a server refuses a client after the handshake, and says why: read on.
     with suppress(OSError):
         sock.sendall(link.take_sealed(channel))
 

@@ -93,7 +93,7 @@ class Gateway:
     def version(self) -> dict[str, Any]:
         """The answer of the first endpoint that answers to /version. Raises EtcdliteError."""
         status, body = self._exchange("GET", "/version", b"", True, MAX_VERSION_BYTES)
-        found = _object(body)
+        found = _parse_object(body)
         if status != 200 or found is None:
             raise ProtocolViolation(
                 text=f"the endpoint answers /version with status {status} and no JSON object: it is"
@@ -126,7 +126,7 @@ class Gateway:
             self._log_in()
         row = METHOD_BY_NAME[method]
         body = json_mapping.text(request).encode()
-        connection = self._reached()
+        connection = self._connect_any()
         try:
             connection.request("POST", row.http_paths[0], body, self._headers())
             sock = connection.sock
@@ -176,9 +176,9 @@ class Gateway:
         connection.auto_open = 0
         return connection
 
-    def _reached(self) -> http.client.HTTPConnection:
-        """A new connection to the first endpoint, from the one in use on, that accepts one. Raises
-        ConnectionFailed."""
+    def _connect_any(self) -> http.client.HTTPConnection:
+        """A new connection to the first endpoint that accepts one, beginning with the current one.
+        Raises ConnectionFailed."""
         for _ in self._endpoints:
             try:
                 return self._connected()
@@ -195,12 +195,12 @@ class Gateway:
     def _exchange(
         self, verb: str, path: str, body: bytes, is_read: bool, limit: int = MAX_BODY_BYTES
     ) -> tuple[int, bytes]:
-        """(status, body) of the answer. A read that breaks is sent again, as often as there are
-        endpoints."""
+        """(status, body) of the answer. A read whose connection breaks is sent again, up to once
+        for each endpoint."""
         left = len(self._endpoints)
         while True:
             if self._connection is None:
-                self._connection = self._reached()
+                self._connection = self._connect_any()
             try:
                 self._connection.request(verb, path, body, self._headers())
                 response = self._connection.getresponse()
@@ -228,7 +228,7 @@ class Gateway:
     # Answers, which may be anything.
 
     def _parsed(self, body: bytes, status: int) -> dict[str, Any]:
-        value = _object(body)
+        value = _parse_object(body)
         if value is None:
             text = f"the answer has HTTP status {status} and no JSON object. Is the JSON gateway on"
             raise ProtocolViolation(text=f"{text} (--enable-grpc-gateway)?", endpoint=self.endpoint)
@@ -254,8 +254,8 @@ class Gateway:
         return ConnectionFailed(text=f"{self.endpoint}: {why}", endpoint=self.endpoint)
 
 
-def _object(body: bytes) -> dict[str, Any] | None:
-    """The JSON object that the body is; None if it is none."""
+def _parse_object(body: bytes) -> dict[str, Any] | None:
+    """The JSON object in the body; None if it has anything else."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

@@ -93,7 +93,7 @@ def prefix_end(prefix: bytes) -> bytes:
 
 
 def prefix_range(prefix: bytes) -> tuple[bytes, bytes]:
-    """The (key, range_end) of a request for every key with `prefix`; of an empty one, all keys."""
+    """The (key, range_end) of a request for all keys with `prefix`; if it is empty, all keys."""
     return prefix or b"\0", prefix_end(prefix)
 
 

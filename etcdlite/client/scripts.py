@@ -173,9 +173,9 @@ class WatchBase:
         self._is_closed = False
         self._stream: tuple[Link, WatchTicket] | None = None
         self._pause_s = self._opens_at_s = self._pings_at_s = 0.0
-        """The last pause between attempts to open a stream; when to open the next, and to ping."""
+        """The last pause before opening a stream; when the next opening and the ping are due."""
         self._is_login_stale = False
-        """Whether to log in again before that. The second time in a row is final."""
+        """The next attempt logs in again first. A second stale login in a row is an error."""
         self._events: deque[Event] = deque()
 
     def __repr__(self) -> str:
@@ -330,7 +330,7 @@ class WatchBase:
             yield from self._calls.ping(link)
 
     def _open(self, deadline_s: float, *, patient: bool) -> Script[None]:
-        """Open a stream where the watch stands, after the pause that is due.
+        """Open a stream at the position of the watch, after the pause that is due.
 
         Raises ConnectionFailed if that fails; if `patient`, makes the next pause longer instead."""
         if monotonic() < self._opens_at_s:
@@ -359,10 +359,10 @@ class WatchBase:
     def _back_off(self) -> None:
         self._pause(min(2 * self._pause_s, BACKOFF_MAX_S) or BACKOFF_FIRST_S)
 
-    def _pause(self, seconds: float) -> None:
-        """Open no stream for so long."""
-        self._pause_s = seconds
-        self._opens_at_s = monotonic() + seconds
+    def _pause(self, pause_s: float) -> None:
+        """Open no stream for `pause_s`."""
+        self._pause_s = pause_s
+        self._opens_at_s = monotonic() + pause_s
 
 
 # Recipes.
@@ -705,7 +705,7 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
                 raise ValueError("secret_file is for endpoints without TLS: use one of the two")
             from etcdlite.client import secret
 
-            channel_for = secret.channels(secret_file)
+            channel_for = secret.make_channel_for(secret_file)
         login = Login(user, password) if user else None
         self._calls = Calls(
             servers, timeout_s, dial_timeout_s, self._make_signal(), channel_for, login

@@ -16,9 +16,9 @@ from etcdlite.secret import CLIENT, InitiatorChannel
 from etcdlite.secret_file import SecretError
 
 
-def channels(path: str) -> Callable[[object], Callable[[], Channel]]:
-    """What gives, for an endpoint of one client, the function that makes the channel of a
-    connection. Raises ValueError if the file cannot be used."""
+def make_channel_for(path: str) -> Callable[[object], Callable[[], Channel]]:
+    """Make a function that takes an endpoint and returns the function that makes the channel of
+    each connection to it. Raises ValueError if the file cannot be used."""
     try:
         secrets = secret_file.read(path)
     except SecretError as failure:

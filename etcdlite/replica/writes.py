@@ -363,8 +363,8 @@ class Writes:
     def _take_turns(
         self, now: float, waiters: list[Waiter], frames: list[bytes]
     ) -> tuple[list[Waiter], list[bytes]]:
-        """Put writes into lines, and take those for which there is room. The time of a batch begins
-        now: what waited long in a line must not take time from the others."""
+        """Put writes into lines, and take those for which there is room. The timeout of all of them
+        begins `now`, so that one that waited long does not shorten that of the others."""
         self._in_need.clear()
         author = None
         for waiter, frame in zip(waiters, frames, strict=True):

@@ -3,7 +3,7 @@
 Cleaning is how space comes back: it runs on its own, needs room for the live records of one segment
 and never stops other work. A step reads some records, appends copies of those that are needed, and
 points the index to them. But the records of a revision whose history can still be read must stay
-side by side: they are gathered, appended at once, and then the index learns their new places.
+side by side: they are gathered, appended in one write, and then entered in the index.
 """
 
 from __future__ import annotations
@@ -88,20 +88,20 @@ def clean(store: Store, number: int) -> Job:
     dead: list[bytes] = []
     """Records that `found` has not counted yet."""
     gathered = _Copies()
-    """Of history that can be read: whole revisions, which may take many steps."""
-    following = number << 32 | SEGMENT_HEADER.size
+    """Copies of readable history: whole revisions, gathered over as many steps as they take."""
+    next_location = number << 32 | SEGMENT_HEADER.size
     while True:
         kinds, bodies, _ = data.block(
-            number, following & OFFSET_MASK, limits.event_chunk_bytes, limits.clean_step_records
+            number, next_location & OFFSET_MASK, limits.event_chunk_bytes, limits.clean_step_records
         )
         if not bodies:
             break
-        unread = min(store.oldest_read, index.first_revision)
+        oldest_readable = min(store.oldest_read, index.first_revision)
         copies = _Copies()
         full = []
         for kind, body in zip(kinds, bodies, strict=True):
-            location = following
-            following += RECORD_HEADER_BYTES + len(body)
+            location = next_location
+            next_location += RECORD_HEADER_BYTES + len(body)
             if kind not in _CHANGES:
                 if kind == MARK or body[0] == SUB:
                     dead.clear()  # They have no influence on the next number.
@@ -123,7 +123,7 @@ def clean(store: Store, number: int) -> Job:
             if not (is_head or index.is_at(key, mod, location)):
                 continue
             target = copies
-            if mod >= unread:
+            if mod >= oldest_readable:
                 is_large = len(gathered.versions) >= limits.clean_step_records
                 is_large |= len(gathered.block) >= limits.step_bytes
                 if mod != gathered.revision and is_large:
@@ -131,14 +131,14 @@ def clean(store: Store, number: int) -> Job:
                     gathered = _Copies()
                 target = gathered
             at = target.add(mod, sub, kind, body)
-            if is_head and mod < unread:
+            if is_head and mod < oldest_readable:
                 copies.rows.append((parts[part], row, at, len(body)))
             else:
                 target.versions.append((key, mod, at, len(body)))
         if dead:
             _count(found, dead, key_and_revision(dead[-1])[1])
-        for some in copies, *full:
-            yield from some.append(store, number)
+        for batch in copies, *full:
+            yield from batch.append(store, number)
     yield from gathered.append(store, number)
     store.set_bucket(CLEANED, U64.pack(number), b"")
     store.mark(store.applied_index, store.applied_term)
@@ -148,8 +148,8 @@ def clean(store: Store, number: int) -> Job:
 
 
 def _count(found: Numbering, bodies: list[bytes], revision: int) -> None:
-    """Take the numbers of these records, which follow each other, and forget them. Only those of
-    the revision that comes next have influence on its numbers."""
+    """Count these adjacent records in `found`, and clear the list. The next number depends only on
+    the last ones, as far as they are of `revision`."""
     begin = len(bodies)
     while begin and key_and_revision(bodies[begin - 1])[1] == revision:
         begin -= 1
@@ -161,20 +161,20 @@ def _count(found: Numbering, bodies: list[bytes], revision: int) -> None:
 
 
 class _Copies:
-    """Copies of records, which are appended at once."""
+    """Copies of records that are appended in one write."""
 
     def __init__(self) -> None:
         self.revision = 0
-        """Of the last one."""
+        """That of the last copy."""
         self.rows: list[tuple[bytearray, int, int, int]] = []
-        """Current versions, of this step: block and offset of the index's row; then as below."""
+        """Current versions, within a step: block and offset of the index's row; then as below."""
         self.versions: list[tuple[bytes, int, int, int]] = []
-        """All other ones: key, mod_revision, offset of the copy, size of the body."""
+        """Other versions: key, mod_revision, offset of the copy, size of the body."""
         self.block = bytearray()
         self._numbering = Numbering()
 
     def add(self, revision: int, sub: int, kind: int, body: bytes) -> int:
-        """Copy a record with this number; returns the offset of the copy."""
+        """Copy a record with the number `sub` in its revision. Returns the offset of the copy."""
         block = self.block
         block += self._numbering.set(revision, sub)
         self.revision = revision
@@ -185,7 +185,7 @@ class _Copies:
         return at
 
     def append(self, store: Store, source: int) -> Iterator[None]:
-        """Append them to the data, and point the index from segment `source` to them."""
+        """Append the copies to the data, and point the index from segment `source` to them."""
         data, index = store.data, store.index
         if self.block:
             begin = data.append_block(bytes(self.block))

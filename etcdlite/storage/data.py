@@ -544,11 +544,11 @@ class DataFile:
             offset += RECORD_HEADER_BYTES + size
 
     def block(
-        self, number: int, offset: int, chunk_bytes: int, most: int = 1 << 32
+        self, number: int, offset: int, chunk_bytes: int, max_records: int = 1 << 32
     ) -> tuple[list[int], list[bytes], int]:
-        """The next flushed records of a segment, up to `most`, from `offset` on: their types, their
-        bodies, and the offset after them. They have up to `chunk_bytes`, or are one larger record;
-        at the end there are none. Takes half the time of `records`, and raises the same errors."""
+        """The next flushed records of a segment from `offset` on, up to `max_records`: their types,
+        their bodies, and the offset after them. They have up to `chunk_bytes`, or are one larger
+        one; at the end there are none. Takes half the time of `records`; raises the same errors."""
         # Flat: a large store has millions of records.
         end = self._end(number)
         if offset >= end:
@@ -559,7 +559,7 @@ class DataFile:
         kinds: list[int] = []
         bodies: list[bytes] = []
         at, begin = 0, RECORD_HEADER_BYTES
-        while begin <= size and len(kinds) < most:
+        while begin <= size and len(kinds) < max_records:
             crc, word = unpack(chunk, at)
             stop = begin + (word >> 4)
             body = chunk[begin:stop]

@@ -89,8 +89,8 @@ class File:
             raise
 
     def rewrite(self, begin: int, end: int) -> None:
-        """Write [begin, end) again, as it is. After a sync that failed, Linux counts these bytes as
-        saved: it may read older ones from the disk, and the next sync does not save them."""
+        """Write the bytes [begin, end) again, unchanged. After a failed sync Linux counts them as
+        saved: it may drop them and read older ones, and the next sync does not save them."""
         for at in range(begin, end, COPY_BYTES):
             self.pwrite(self.pread(min(COPY_BYTES, end - at), at), at)
 

@@ -74,8 +74,8 @@ class Contents:
             raise DataDamaged(data.path(begin[0]), 0, "the segment is missing")
         for number, file in data.files.items():
             if number >= begin[0]:
-                # Only the page cache may have these bytes, if a process was killed or a sync
-                # failed. They must not get lost there once they are read.
+                # After a kill or a failed sync, only the page cache may hold these bytes. They
+                # are written again, so that what is read here cannot be lost later.
                 file.rewrite(begin[1] if number == begin[0] else 0, file.size())
         self._scan(begin, end)
         self._settle()

@@ -253,8 +253,8 @@ class SealedFile(File):
         self._tail = content[whole:]
 
     def rewrite(self, begin: int, end: int) -> None:
-        # With the header, which may be new.
-        first, stop = (1 + begin // PAGE_BYTES) * (begin > 0), 1 + -(-end // PAGE_BYTES)
+        first = 1 + begin // PAGE_BYTES if begin else 0  # Block 0 is the header, which may be new.
+        stop = 1 + -(-end // PAGE_BYTES)
         self._file.rewrite(first * BLOCK_BYTES, min(stop * BLOCK_BYTES, self._file.size()))
 
     def finish(self) -> None:

@@ -157,7 +157,7 @@ class Calls:
         self.held[request_id] = self.held.get(request_id, 0) + size_bytes
 
     def requests_bytes(self, open_ids: Collection[int]) -> int:
-        """The memory that the open requests occupy, approximately, for `kept_bytes`."""
+        """The memory that open requests occupy, approximately. Forgets what closed ones held."""
         self.held = {n: size for n, size in self.held.items() if n in open_ids}
         return REQUEST_BYTES * len(open_ids) + sum(self.held.values())
 

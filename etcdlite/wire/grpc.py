@@ -90,8 +90,8 @@ FAILED_PER_SLICE = 64
 
 READ_BYTES = 8 << 10
 MESSAGE_BYTES = 16
-"""Messages of a DATA frame that are processed at once: their bytes when unpacked, with this much
-more for each. The others follow in the next turns."""
+"""How much of a DATA frame is processed at once, and what each message counts beside its unpacked
+bytes. The other messages follow in the next turns."""
 
 MAX_GZIP_MEMBERS = 64
 """The gzip members of one message. Each costs as much as many kilobytes of data."""
@@ -216,7 +216,7 @@ def read_request(headers: Headers) -> Request:
     request.is_packed = encoding == "gzip"
     token = metadata.get(b"token", metadata.get(b"authorization"))
     if token is not None:
-        # One byte each: with UTF-8, one character can make all of them take four.
+        # Latin-1 keeps one byte per character; decoded as UTF-8, one emoji widens all to four.
         request.token = token.decode("latin-1") or INVALID_TOKEN
     request.has_leader = metadata.get(b"hasleader") == b"true"
     method = values[b":method"]
@@ -251,8 +251,8 @@ def read_request(headers: Headers) -> Request:
         except UnicodeDecodeError:
             request.failure = request.failure or error("InvalidClientAPIVersion")
     size = request.size_bytes = list_bytes(headers)
-    is_checked = size <= MAX_KNOWN_BYTES and not (request.failure or request.has_leader)
-    request.is_plain = request.handle is not None and is_checked
+    is_simple = size <= MAX_KNOWN_BYTES and not (request.failure or request.has_leader)
+    request.is_plain = request.handle is not None and is_simple
     return request
 
 
@@ -366,7 +366,7 @@ class GrpcSession(Connection, ClientSession):
         """Streams that were open when the connection was closed, and are not counted yet."""
         self._partial_bytes = 0
         self._unread: dict[int, _Stream] = {}
-        """Streams that are unread, in turn."""
+        """Streams with `is_unread`, in the order of their turns."""
         self._recalled: dict[tuple[Field, ...], Request] = {}
         """Requests with a deadline, by their headers `_without_timeout`."""
         self._deadlines: dict[int, float] = {}
@@ -410,7 +410,7 @@ class GrpcSession(Connection, ClientSession):
         # The hot path of every unary request. Unusual ones take the slow path.
         request: Request = stream.request
         if stream.partial is not None:
-            data = self._joined(stream, data[at:end])
+            data = self._take_partial(stream, data[at:end])
             at, end = 0, len(data)
         start = at + PREFIX_BYTES
         size = end - start
@@ -487,7 +487,7 @@ class GrpcSession(Connection, ClientSession):
         if stream.partial is None:
             self._read_messages(stream, piece)
         elif len(stream.partial) + len(piece) >= stream.needed_bytes and not stream.is_unread:
-            self._read_messages(stream, self._joined(stream, piece))
+            self._read_messages(stream, self._take_partial(stream, piece))
         else:
             stream.partial += piece
             self._partial_bytes += len(piece)
@@ -498,7 +498,7 @@ class GrpcSession(Connection, ClientSession):
         """Process further messages of the next stream that is unread."""
         stream = next(iter(self._unread.values()))
         try:
-            self._read_messages(stream, self._joined(stream, b""))
+            self._read_messages(stream, self._take_partial(stream, b""))
         except ConnectionFault as fault:
             self._unread.clear()
             self.break_off(fault)
@@ -509,8 +509,8 @@ class GrpcSession(Connection, ClientSession):
         elif is_open:
             self.renew_window(stream)
 
-    def _joined(self, stream: _Stream, piece: bytes) -> bytes:
-        """The beginning of an incomplete message, which is kept no longer, and `piece`."""
+    def _take_partial(self, stream: _Stream, piece: bytes) -> bytes:
+        """Return the input that the stream keeps, followed by `piece`, and keep it no longer."""
         assert stream.partial is not None
         data = b"".join((stream.partial, piece))
         self._partial_bytes -= len(stream.partial)
@@ -555,19 +555,19 @@ class GrpcSession(Connection, ClientSession):
                     stream.call.message(message)
                 elif stream.message is None:
                     stream.message = message
-                    self._hold_part(len(message))
+                    self._count_partial(len(message))
                 else:
                     raise EtcdError(INTERNAL, "grpc: more than one message in a unary request")
                 if at == end or stream.tail or self.streams.get(stream.id) is not stream:
                     return
             stream.partial = bytearray(data[at:])
             stream.needed_bytes = needed_bytes
-            self._hold_part(end - at)
+            self._count_partial(end - at)
         except (EtcdError, DecodeError) as failure:
             self.fail(stream.id, request.number, _refusal(failure))
 
-    def _hold_part(self, size_bytes: int) -> None:
-        """Count a part of an incomplete request. Raises EtcdError."""
+    def _count_partial(self, size_bytes: int) -> None:
+        """Count a part of an incomplete request. Raises EtcdError above the limit."""
         self._partial_bytes += size_bytes
         if self._partial_bytes > MAX_PARTIAL_BYTES:
             raise error("RequestTooManyRequests")
@@ -780,7 +780,7 @@ class GrpcSession(Connection, ClientSession):
         self._deadlines.pop(stream.id, None)
         self._need_leader.discard(stream.id)
         if stream.partial is not None:
-            self._joined(stream, b"")
+            self._take_partial(stream, b"")
         if stream.message is not None:
             self._partial_bytes -= len(stream.message)
             stream.message = None

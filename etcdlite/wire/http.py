@@ -492,7 +492,7 @@ class HttpSession(ClientSession):
             self.member.reads.read_now(probed, 0, RANGE, health.PROBE)
         else:
             request.deadline = self.member.clock() + self.member.options.request_timeout_s
-            # Not `read`, which a learner refuses: as in etcd, it is healthy if it could read.
+            # Not `read`, which a learner refuses: as in etcd, it is healthy while it could read.
             self.member.reads.new.append((probed, 0, RANGE, health.PROBE))
 
     def _probed(self, request_id: int, answer: bytes | EtcdError) -> None:

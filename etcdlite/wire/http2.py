@@ -90,8 +90,8 @@ MAX_CONTINUATIONS = 32
 
 MAX_KNOWN_BLOCKS = 1024
 MAX_KNOWN_BYTES = 2048
-"""Header blocks that are cached, and the size of the decoded fields of one: a byte of a block can
-stand for kilobytes of the dynamic table."""
+"""Header blocks that are cached, and the most that the decoded fields of one may take: one byte of
+a block can refer to kilobytes in the dynamic table."""
 
 CONNECTION_WINDOW_BYTES = 16 << 20
 STREAM_WINDOW_BYTES = 1 << 20
@@ -496,7 +496,7 @@ class Connection(Session):
             self.renew_window(stream)
 
     def renew_window(self, stream: Stream) -> None:
-        """Let the peer send more of a stream, if half of the window is used."""
+        """Let the peer send more of a stream, if half of the window is used and no input waits."""
         grant = STREAM_WINDOW_BYTES - stream.window
         if grant > STREAM_WINDOW_BYTES // 2 and not stream.is_unread:
             stream.window = STREAM_WINDOW_BYTES

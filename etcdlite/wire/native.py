@@ -266,7 +266,7 @@ class NativeSession(ClientSession):
         self.is_closing = True
 
     def is_stalled(self, request_id: int) -> bool:
-        """Same as `is_blocked`: native streams have no flow control of their own."""
+        """Same as `Session.is_blocked`: native streams have no flow control of their own."""
         outbox = self.outbox
         return outbox.unsent_bytes > outbox.high_water_bytes
 

@@ -120,8 +120,8 @@ class Accepted(PeerConnection, OwnRequester):
             self._answer(request_id, method, body)
         elif self.version != peer_frames.VERSION:
             raise ProtocolError(
-                f"method {method:#04x} of version {self.version} of the protocol, which clients "
-                "speak: give a client the URL of the client port; update an older member"
+                f"method {method:#04x} of protocol version {self.version}, that of clients and of "
+                "older members: give a client the URL of the client port; update an older member"
             )
         else:
             raise ProtocolError(f"method {method:#04x} came before an introduction")

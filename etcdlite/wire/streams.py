@@ -46,7 +46,7 @@ answers. It fails after more than `MAX_UNREAD_CHECKS` checks in a row that found
 MAX_HELD = 1000
 MAX_HELD_BYTES = 512
 """Messages of a watch stream that wait while the user of the one before them is checked: how many,
-and the size of each. No renewal is larger."""
+and the size of each. A lease renewal has the same limit of size."""
 
 MAX_UNCHECKED_RENEWALS = 64
 """Renewals of a stream that wait until it is known whether the user may make them."""
@@ -101,7 +101,7 @@ class WatchCall(Call):
         if self._is_closed:
             return
         if refused is not None:
-            # As etcd's server, in Go, prints the error: its client logs in again at such reasons.
+            # The form of etcd's server: its Go client logs in again on some of these reasons.
             code = CODE_NAMES[refused.code]
             self._stream.refuse(f"rpc error: code = {code} desc = {refused.text}")
         else:

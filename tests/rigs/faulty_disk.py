@@ -203,8 +203,8 @@ class FaultyDisk(Disk):
         return self.power_loss(lambda path, sector: True, len(self._renames))
 
     def evict(self) -> None:
-        """Drop from the page cache what counts as saved since a sync failed: it is read from the
-        disk again."""
+        """Drop from the page cache what a failed sync has marked as saved: it is read from the disk
+        again."""
         for inode in self._names.values():
             inode.evict()
 

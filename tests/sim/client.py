@@ -761,7 +761,7 @@ class Client:
             self.watches[number].progressed(revision)
 
     def _watch_refused(self, reason: str) -> None:
-        """Which one it was is not said."""
+        """The answer does not say which watch was refused."""
         reason = reason.rpartition(" desc = ")[2]
         refused = EtcdError(7, reason)
         for number, op in list(self._creating.items()):
