@@ -955,7 +955,7 @@ MIXED_VERSIONS = Mutation(
 
 
 @mutation(
-    faults={"upgrade": 40.0, "go_back": 20.0, "kill": 5.0, "add_member": 5.0},
+    faults={"upgrade": 40.0, "go_back": 60.0, "kill": 20.0, "add_member": 5.0},
     mean_pause_s=0.4,
     options=MIXED_VERSIONS.options,
 )
