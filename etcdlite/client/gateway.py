@@ -195,8 +195,8 @@ class Gateway:
     def _exchange(
         self, verb: str, path: str, body: bytes, is_read: bool, limit: int = MAX_BODY_BYTES
     ) -> tuple[int, bytes]:
-        """(status, body) of the answer. A read whose connection breaks is sent again, up to once
-        for each endpoint."""
+        """(status, body) of the answer. If the connection breaks, a read is retried, at most as
+        many times as there are endpoints."""
         left = len(self._endpoints)
         while True:
             if self._connection is None:

@@ -59,7 +59,7 @@ MAX_KNOWN_RENEWAL_BYTES = 32
 """Bounds of `_RENEWALS`: entries, and bytes of a message."""
 
 _FEW_OPS = 8
-"""Operations whose memory is not worth counting."""
+"""The memory of a transaction with no more operations than this is not counted."""
 
 Handler = Callable[[Member, Session, int, int, Any, bytes], None]
 """(member, session, request id, method, request, the request as a native frame)"""
@@ -565,7 +565,7 @@ def unimplemented(method: int) -> EtcdError:
 
 
 def refusal(failure: EtcdError | proto.DecodeError) -> EtcdError:
-    """The answer to a request that is refused, or whose body is not the method's request."""
+    """The error for the client: `failure` itself, or that its request cannot be decoded."""
     if isinstance(failure, EtcdError):
         return failure
     return EtcdError(INVALID_ARGUMENT, f"etcdlite: invalid request: {failure}")

@@ -179,7 +179,7 @@ class Request:
         self.number = route.number
         self.handle = route.handle
         self.is_plain = False
-        """A unary request whose header is small and needs no further check."""
+        """The method is unary, and the headers are small and need no further check."""
         self.decode = route.decode
         self.call = route.call
         self.is_client_stream = route.is_client_stream
