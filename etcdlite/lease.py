@@ -150,9 +150,11 @@ class Lessor:
         lease = self._leases.get(lease_id)
         if lease is not None:
             lease.remaining_ttl_s = remaining_ttl_s
-            if self.promoted:  # The leader before may have told a client that it has this time.
+            # The leader before may have told a client that it has this time. But `expired` has
+            # returned a lease that is scheduled after its deadline: its revoke is on its way.
+            if self.promoted and self._timed(lease_id).scheduled <= lease.deadline:
                 deadline = self._start + (remaining_ttl_s or lease.ttl_s)
-                lease.deadline = max(self._timed(lease_id).deadline, deadline)
+                lease.deadline = max(lease.deadline, deadline)
 
     def encode(self, lease_id: int) -> bytes:
         """The lease's record for the data file. Raises LeaseNotFound."""

@@ -412,6 +412,11 @@ class Member:
         )
 
     @property
+    def times_leases(self) -> bool:
+        """This member leads, and no renewal or revoke of an earlier term is left to apply."""
+        return self.state.lessor.promoted and self._applied_term == self.raft.term
+
+    @property
     def is_learner(self) -> bool:
         return self.identity.member_id in self.raft.learners
 

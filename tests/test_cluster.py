@@ -869,6 +869,64 @@ def test_a_leader_that_was_removed_does_not_renew_what_the_other_has_revoked() -
     assert not [a for a in answers if isinstance(a, bytes)]
 
 
+def test_a_lease_is_not_renewed_for_what_another_leader_confirmed() -> None:
+    """The read of a renewal is confirmed by the next leader, which then lets the lease end. The
+    first one is elected again before it has applied that."""
+    world = World(3)
+    nodes = world.found(3)
+    old = world.elect()
+    world.run(7)
+    client = Asker(world)
+    lease = client.ask(old, "Lease.LeaseGrant", TTL=2).ID
+    client.ask(old, "KV.Put", key=b"k", value=b"v", lease=lease)
+    world.partition([old.name], [node.name for node in nodes if node is not old])
+    answers: list[Any] = []
+    api.keep_alive(old.member, proto.LeaseKeepAliveRequest(ID=lease).encode(), answers.append)
+    old.turn()
+    raft = old.member.raft
+    ask, raft.read_index = raft.read_index, lambda context: None  # type: ignore[method-assign]
+    world.run_until(lambda: world.leader not in (None, old))
+    other = world.elect()
+    world.heal()
+    world.run_until(lambda: raft.log.applied == other.member.raft.log.applied)
+    old._is_syncing = True  # Its disk hangs: it applies nothing more, and its vote does not count.
+    client.put(other, b"a")
+    raft.read_index = ask  # type: ignore[method-assign]
+    world.run_until(lambda: bool(old.member.reads.ready))
+    revoke = other.member.leases
+    world.run_until(lambda: 0 < revoke._proposed_index <= raft.log.last)
+    world.blocked = {(other.name, old.name)}
+    world.run_until(lambda: not other.member.state.lessor.exists(lease))
+    other.crash()
+    voter = next(node for node in nodes if node not in (old, other)).member.raft
+    voter.campaign = lambda: None  # type: ignore[method-assign]
+    voter.forget_leader()  # A refusal would tell what is committed.
+    world.run_until(lambda: raft.vote == old.member_id and bool(raft._votes))
+    assert old.member.state.lessor.exists(lease) and not answers
+    old._is_syncing = False
+    old._sync()
+    world.run_until(lambda: bool(answers))
+    assert old.member.leads
+    assert [proto.LeaseKeepAliveResponse.decode(answer).TTL for answer in answers] == [0]
+
+
+def test_a_lease_whose_revoke_is_proposed_is_not_renewed_by_the_reset_of_its_checkpoint() -> None:
+    world = World(1)
+    (node,) = world.found(1)
+    world.elect()
+    client = Asker(world)
+    lease = client.ask(node, "Lease.LeaseGrant", TTL=700).ID
+    world.run(610)
+    node.crash()
+    node.start()
+    world.elect()
+    world.run(node.member.state.lessor.remaining_s(lease, node.clock()) - 0.05)
+    world.sync_s = (0.3, 0.3)
+    assert client.keep_alive(node, lease).TTL == 0
+    world.run(1)
+    assert not node.member.state.lessor.exists(lease)
+
+
 def test_an_alarm_that_was_lost_on_its_way_is_raised_again() -> None:
     cluster = Cluster(**SMALL)
     world, full = cluster.world, cluster.followers[0]

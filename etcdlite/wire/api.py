@@ -417,8 +417,8 @@ def _leadership_confirmed(
 ) -> None:
     if isinstance(answer, EtcdError):
         done(answer)
-    elif not member.state.lessor.promoted:
-        keep_alive(member, body, done)  # Another member leads now.
+    elif not member.times_leases:
+        keep_alive(member, body, done)  # Another member leads now, or led in the meantime.
     elif member.leases.is_checkpointed(renewal[0]):
         # The next leader must know of the renewal before the client does: a checkpoint without a
         # remaining TTL gives the lease its full TTL again.
