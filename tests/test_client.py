@@ -208,6 +208,15 @@ def test_a_dead_endpoint_is_passed_over(connect: Connect, server: FakeServer) ->
     assert client.endpoint == server.endpoint
 
 
+def test_endpoints_that_do_not_answer_leave_time_for_the_last(
+    connect: Connect, server: FakeServer
+) -> None:
+    with FakeServer() as stranger:
+        stranger.greeting = GREETING[:5]
+        client = connect(*[stranger] * 3, server, timeout_s=1.0, dial_timeout_s=0.5)
+        assert client.put("k", "v").revision == 2
+
+
 @pytest.mark.parametrize(
     ("greeting", "cause"),
     [

@@ -367,12 +367,13 @@ class Calls:
     def _dial(self, deadline_s: float) -> Script[Link]:
         """Try each endpoint once, beginning with the next one."""
         causes: dict[str, str] = {}
-        for _ in self._endpoints:
+        for left in range(len(self._endpoints), 0, -1):
             if self._is_closed:
                 raise Closed()
             server = self._endpoints[self._next_endpoint]
             host, port, endpoint = server.host, server.port, str(server)
-            limit_s = min(self.dial_timeout_s, max(0.001, deadline_s - monotonic()))
+            # A server that does not answer leaves time for those after it.
+            limit_s = min(self.dial_timeout_s, max(0.001, deadline_s - monotonic()) / left)
             drained = self.make_signal()
             try:
                 silence_s, channel = self.dial_timeout_s, self._channel_for(server)

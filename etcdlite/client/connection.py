@@ -73,7 +73,7 @@ PING = methods.Method(
 def cause_of(error: OSError, timeout_s: float) -> str:
     """Describe an OSError for people: "connection refused"."""
     if isinstance(error, TimeoutError):
-        return f"no connection within {timeout_s:g} s"
+        return f"no connection within {timeout_s:.3g} s"
     if isinstance(error, BlockingIOError):
         return "the server does not take in what is sent"
     # asyncio replaces strerror by a text of its own. A negative errno is a failed name look-up.
