@@ -278,6 +278,7 @@ class Server:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, self._signalled)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP,))  # One may have come already.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Ignored, it hides how children end.
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 

@@ -23,6 +23,7 @@ from zlib import crc32
 
 import pytest
 from rigs.lone_member import LoneMember
+from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, ROOT, ServerProcess, wait_until
 
 from etcdlite import __main__, config, frames, log, methods, proto
@@ -722,6 +723,25 @@ def test_a_signal_during_the_start_ends_it_without_a_traceback(module, signum, t
     )
     assert done.returncode == -signum
     assert "Traceback" not in done.stderr
+
+
+def test_a_hangup_signal_during_the_start_does_not_end_it(tmp_path):
+    program = INTERRUPTED.format(module="etcdlite.raft", signum=int(signal.SIGHUP))
+    client, peer = free_ports(2)
+    urls = [f"--listen-client-urls=http://127.0.0.1:{client}"]
+    urls += [f"--listen-peer-urls=http://127.0.0.1:{peer}", f"--data-dir={tmp_path / 'd'}"]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "--config-file=/dev/null", *urls],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        assert process.stderr is not None
+        try:
+            wait_for = "reloaded the log settings"
+            assert any(wait_for in line for line in process.stderr), process.wait()
+        finally:
+            process.terminate()
 
 
 # Running out of space.
