@@ -36,19 +36,17 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             print(f"etcdlite: {line}", file=sys.stderr)
         return 2
     if settings.action == "help":
-        print(flags.help_text())
-        return 0
+        return _print(flags.help_text())
     if settings.action == "version":
-        print(f"etcdlite Version: {etcdlite.__version__}\netcd API: {etcdlite.ETCD_API_VERSION}")
-        return 0
+        api = etcdlite.ETCD_API_VERSION
+        return _print(f"etcdlite Version: {etcdlite.__version__}\netcd API: {api}")
     if settings.action == "check-config":
         problems = config.check_files(settings) or _check_contents(settings)
         for line in (*settings.warnings, *problems):
             print(f"etcdlite: {line}", file=sys.stderr)
         if problems:
             return 2
-        print("etcdlite: the configuration is good")
-        return 0
+        return _print("etcdlite: the configuration is good")
     from etcdlite import hardening
 
     hardening.protect_process()
@@ -75,6 +73,18 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except Exception as failure:
         _report(failure)
         return 1
+
+
+def _print(text: str) -> int:
+    """Print on standard output. The exit status: 1 if that failed."""
+    try:
+        print(text, flush=True)
+    except OSError as failure:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would complain about it at exit.
+        if not isinstance(failure, BrokenPipeError):
+            print(f"etcdlite: cannot write to standard output: {failure}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _load(argv: Sequence[str], environ: Mapping[str, str]) -> Any:

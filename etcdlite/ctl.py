@@ -2,11 +2,7 @@
 
 This file has the table of commands and `main`. The parts are in etcdlite/cli/.
 
-Exit status, as etcdctl's: 0 done; 1 the server, the network or the command failed; 2 a lease to
-keep alive does not exist; 3 input (a transaction, an interactive watch) does not parse; 4 an option
-value or an output format does not exist; 5 a watch was ended by the server, or a snapshot could not
-be saved; 128 wrong arguments. `lock NAME COMMAND` ends as the command does. Ended by a signal, it
-ends by that signal.
+The exit status is etcdctl's (docs/etcdlite-ctl.md). Ended by a signal, it ends by that signal.
 
 Invariants: standard output holds nothing but results, in etcdctl's bytes; every failure is one
 line on standard error that names the cause and, when a server was involved, the endpoint;
@@ -17,16 +13,14 @@ Only what a command needs is imported: starting must be cheap, because shell loo
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from etcdlite import ETCD_API_VERSION, __version__
-from etcdlite.cli.command import Command
 from etcdlite.cli.data_commands import DATA_COMMANDS
 from etcdlite.cli.failures import (
     EXIT_BAD_CONNECTION,
@@ -35,6 +29,7 @@ from etcdlite.cli.failures import (
     PROGRAM,
     BadArguments,
     Failure,
+    interruptible,
     os_error_text,
     say,
 )
@@ -52,6 +47,7 @@ from etcdlite.cli.flags import (
     PUT_FLAGS,
     WATCH_FLAGS,
     BadFlag,
+    Command,
     Flag,
     did_you_mean,
     flag_values,
@@ -272,7 +268,7 @@ COMMANDS = (
             "or secrets, and the options of etcdlite-ctl there. On the machine, as root:\n"
             "tar -C / -xf m1.tar",
             examples=("setup m1=10.0.0.1 m2=10.0.0.2 m3=10.0.0.3", "setup --join m4=10.0.0.4")),
-    Command("secret new [file]", "Make a file with a new shared secret", "secrets.new",
+    Command("secret new [file]", "Make a file with a new shared secret", "keys.new_secret",
             description="The file (default: etcdlite.secret) has mode 0600; one that exists is\n"
             "kept. Prints the settings of the server that use it.",
             examples=("secret new /etc/etcdlite/peer.secret",)),
@@ -323,6 +319,12 @@ REFUSED = {
 }
 """Commands of etcdctl and etcdutl that are not here, and why. They count for prefixes."""
 
+INSTEAD = {"set": "put", "mk": "put", "rm": "del", "ping": "endpoint health"} | dict.fromkeys(
+    ("ls", "keys"), "get --prefix --keys-only"
+)
+"""What other programs, etcdctl for the API v2 among them, call a command. None counts as a prefix:
+"set" is not setup."""
+
 
 # Finding the command.
 
@@ -366,10 +368,10 @@ def find_command(words: Sequence[str]) -> tuple[Command | str | None, list[str]]
     Raises Failure for a command that does not exist."""
     positions = _command_words(words)
     if not positions:
-        return None, list(words)
+        return (COMMAND_BY_NAME["version"], []) if "--version" in words else (None, list(words))
     names = [words[position] for position in positions]
     tops = (*(command.name.split()[0] for command in COMMANDS), *REFUSED, "help")
-    top = _resolve(names[0], tops)
+    top = "" if names[0] in INSTEAD else _resolve(names[0], tops)
     if top == "help" or (not top and "help".startswith(names[0])):  # As in etcdctl.
         found, _ = find_command([*words[: positions[0]], *words[positions[0] + 1 :]])
         return found, ["--help"]
@@ -388,7 +390,10 @@ def find_command(words: Sequence[str]) -> tuple[Command | str | None, list[str]]
         known = [command.name for command in _in_group(top)]
     else:
         name, see, known = names[0], f"{PROGRAM} --help", [*COMMAND_BY_NAME, *GROUPS]
-    hint = did_you_mean(name, known) or f" (see {see})"
+    if name in INSTEAD:
+        hint = f" (did you mean {INSTEAD[name]}?)"
+    else:
+        hint = did_you_mean(name, known) or f" (see {see})"
     raise Failure(f'unknown command "{name}" for "{PROGRAM}"{hint}')
 
 
@@ -415,10 +420,8 @@ def _print_completion(arguments: Sequence[str]) -> None:
     from etcdlite.cli.help import SHELLS, completion_script
 
     shells = f"{', '.join(SHELLS[:-1])} or {SHELLS[-1]}"
-    if len(arguments) != 1:
+    if len(arguments) != 1 or arguments[0] not in SHELLS:
         raise BadArguments(f"completion needs the name of the shell: {shells}")
-    if arguments[0] not in SHELLS:
-        raise BadArguments(f"unknown shell {arguments[0]}: {shells}")
     sys.stdout.write(completion_script(arguments[0], COMMANDS, GROUPS))
 
 
@@ -432,15 +435,12 @@ _OWN: dict[str, Callable[[Sequence[str]], None]] = {
 def run(words: Sequence[str]) -> int:
     """Run a command line. Raises Failure and what a command raises."""
     command, others = find_command(words)
-    if not isinstance(command, Command):
-        parse_flags(others, GLOBAL_FLAGS)
-        _print_help(command)
-        return 0
+    name, own = (f"{command.name} ", command.flags) if isinstance(command, Command) else ("", ())
     try:
-        arguments, before_dashes, given = parse_flags(others, (*GLOBAL_FLAGS, *command.flags))
+        arguments, before_dashes, given = parse_flags(others, (*GLOBAL_FLAGS, *own))
     except BadFlag as error:
-        raise Failure(f"{error}; see {PROGRAM} {command.name} --help") from None
-    if given.get("help"):
+        raise Failure(f"{error}; see {PROGRAM} {name}--help") from None
+    if not isinstance(command, Command) or given.get("help"):
         _print_help(command)
         return 0
     values = flag_values(command.flags, given, os.environ)
@@ -458,11 +458,10 @@ def run(words: Sequence[str]) -> int:
     run_command = getattr(importlib.import_module(f"etcdlite.cli.{module}"), function)
     gc.enable()
     session = Session(arguments, before_dashes, values)
-    if command.prints and not session.printer.supports(command.prints):
-        text = f"{session.printer.format} not supported as output format of {command.name}"
-        raise Failure(text, EXIT_BAD_FEATURE)
+    if command.prints:
+        session.check_format(command.prints, command.name)
     try:
-        with _interruptible():
+        with interruptible():
             status: int | None = run_command(session)
         return status or 0
     except EtcdliteError as error:
@@ -476,48 +475,37 @@ def run(words: Sequence[str]) -> int:
         session.close()
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, so that a command can clean up."""
-    ends_at_once = signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-    if ends_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        if ends_at_once:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The `etcdlite-ctl` command. Returns its exit status."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        status = run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
     except Failure as failure:
         if failure.text:
             say(f"Error: {failure.text}")
         return failure.status
-    except BadFlag as error:
-        say(f"Error: {error}; see {PROGRAM} --help")
-        return EXIT_FAILED
     except ModuleNotFoundError as error:
         say(f"Error: {error}. Install it, on Debian with 'apt install python3-{error.name}'")
         return EXIT_FAILED
-    except BrokenPipeError:
-        # The reader of standard output is gone; Python would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would complain about it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE
         say(f"Error: {os_error_text(error)}")
         return EXIT_FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         # The shell must see that the signal ended the program.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-        return 128 + signal.SIGINT
+        signum = interrupt.args[0] if interrupt.args else signal.SIGINT
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+        return 128 + int(signum)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import textwrap
 import time
 from pathlib import Path
 
 from etcdlite import ETCD_API_VERSION, __version__, ctl, flags
-from etcdlite.cli.command import Command
-from etcdlite.cli.flags import ENVIRONMENT_PREFIXES, GLOBAL_FLAGS, HELP_FLAG
+from etcdlite.cli.flags import DEFAULT_FILE, ENVIRONMENT_PREFIXES, GLOBAL_FLAGS, HELP_FLAG, Command
 from etcdlite.cli.flags import Flag as CtlFlag
 from etcdlite.cli.help import completion_script, shown_flag
 from etcdlite.flags import Flag
 
 EXAMPLE = Path(__file__).parent / "etcdlite.toml"
+GUIDE = Path(__file__).parent.parent / "docs" / "etcdlite-ctl.md"
 COLUMNS = 100
 
 VALUES = {
@@ -301,7 +302,7 @@ def _command_section(command: Command) -> list[str]:
 
 def ctl_page() -> str:
     api = ".".join(ETCD_API_VERSION.split(".")[:2])
-    out = _title("etcdlite-ctl", 1, "command line client of etcdlite and etcd")
+    out = _title("etcdlite-ctl", 1, "command line client of etcdlite")
     out += [".SH SYNOPSIS"]
     out += ["\\fBetcdlite\\-ctl\\fR [\\fIoptions\\fR] \\fIcommand\\fR [\\fIarguments\\fR]"]
     out += [".SH DESCRIPTION"]
@@ -318,17 +319,11 @@ def ctl_page() -> str:
     for prefix in ENVIRONMENT_PREFIXES:
         out += _tagged(f"{prefix}ENDPOINTS", "--endpoints; and so on for each option.")
     out += [".SH EXIT STATUS"]
-    for status, text in (
-        ("0", "Done."),
-        ("1", "The server, the network or the command failed."),
-        ("2", "A lease to keep alive does not exist."),
-        ("3", "A transaction or a line of an interactive watch does not parse."),
-        ("4", "The value of an option, or the output format, does not exist."),
-        ("5", "The server ended a watch, or a snapshot could not be saved."),
-        ("128", "The arguments are wrong."),
-        ("0, 1, 2", "Of doctor: no findings, warnings, errors."),
-    ):
-        out += _tagged(status, text)
+    page = GUIDE.read_text(encoding="utf-8").partition("## Exit status")[2].partition("\n## ")[0]
+    for status, text in re.findall(r"^\| ([\w, ]+) \| (.+) \|$", page, re.M)[1:]:
+        out += _tagged(status, text.replace("`", ""))
+    out += [".SH FILES"]
+    out += _tagged(DEFAULT_FILE, "Options: a line of TOML for each, by its name.")
     return "\n".join(out + _also("etcdlite(8)", "etcdlite.toml(5)")) + "\n"
 
 

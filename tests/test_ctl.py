@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -798,6 +799,7 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
         ("check perf --load q", 4, "unknown load option q"),
         ("completion", 128, "completion needs the name of the shell: bash, fish or zsh"),
         ("bogus", 1, 'unknown command "bogus" for "etcdlite-ctl" (see etcdlite-ctl --help)'),
+        ("set a b", 1, 'unknown command "set" for "etcdlite-ctl" (did you mean put?)'),
         ("pit a b", 1, 'unknown command "pit" for "etcdlite-ctl" (did you mean put?)'),
         ("comp 5", 1, 'unknown command "comp" for "etcdlite-ctl" (see etcdlite-ctl --help)'),
         (
@@ -832,6 +834,24 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
             "context deadline exceeded (--command-timeout is not above 0)",
         ),
         ("defrag --data-dir x", 1, "x holds no member; give its --data-dir"),
+        ("defrag --wal-dir x", 128, "--wal-dir is only for --data-dir"),
+        (
+            "defrag --data-dir x --cluster",
+            128,
+            "--cluster is for running members, not for --data-dir",
+        ),
+        (
+            "snapshot restore x --into-cluster --data-dir y",
+            128,
+            "--data-dir is for a new data directory, not for --into-cluster",
+        ),
+        ("history a -w table", 4, "table not supported as output format of history"),
+        ("diff -w fields", 4, "fields not supported as output format of diff"),
+        (
+            "snapshot restore x --into-cluster --dry-run -w table",
+            4,
+            "table not supported as output format of --dry-run",
+        ),
         ("hashkv", 128, "hashkv requires exactly one argument"),
         ("hashkv x --rev -1", 128, "--rev must not be negative"),
         ("member list --consistency x", 4, 'unknown consistency flag "x"'),
@@ -1354,6 +1374,13 @@ def test_bash_completes_commands_subcommands_and_flags(tmp_path: Path) -> None:
     assert "--endpoints" in complete("lease", "grant", "--")
     assert complete("completion", "") == ["bash", "fish", "zsh"]
     assert complete("get", "fo") == []
+    # Values of flags are no commands. bash cuts words at ":" and "=".
+    assert complete("--endpoints", "10.0.0.1", ":", "2379", "lea") == ["lease"]
+    assert complete("--hex", "=", "true", "lease", "gr") == ["grant"]
+    assert complete("--prefix", "=", "true", "get", "--pr") == ["--prefix", "--print-value-only"]
+    assert complete("-w", "json", "snapshot", "sa") == ["save"]
+    assert complete("get", "--write-out", "=", "ta") == complete("-w", "ta") == ["table"]
+    assert complete("--cacert", "c") == [], "a file, by the shell's own completion"
     assert b"bashcompinit" in run_ctl("completion", "zsh").stdout
 
 
@@ -1367,23 +1394,37 @@ def test_the_guide_names_every_command_and_every_flag() -> None:
         assert f"--{flag.name}" in guide, flag.name
 
 
+def test_options_that_this_user_may_not_read_are_mentioned(fake: type[FakeClient]) -> None:
+    refused = ConnectionFailed(text="127.0.0.1:2379: it may want TLS", endpoint="127.0.0.1:2379")
+    fake.answers["KV.Range"] = refused
+    with mock.patch("etcdlite.cli.flags.open", side_effect=PermissionError, create=True):
+        ended = run_ctl("get", "a")
+    assert ended.status == 1 and "/etc/etcdlite/ctl.toml may have the options" in ended.stderr
+    assert "ctl.toml" not in run_ctl("get", "a").stderr
+
+
 def test_version_tells_its_own_and_the_apis() -> None:
+    assert run_ctl("--version") == run_ctl("version")
     ended = run_ctl("version", "-w", "json")
     assert ended.status == 0
     assert ended.stdout.startswith(b"etcdlite-ctl version: ")
     assert b"\nAPI version: 3." in ended.stdout
 
 
-def test_a_reader_that_goes_away_is_no_traceback() -> None:
-    done = subprocess.run(
-        "python3 -c 'from etcdlite.ctl import main; import sys; sys.exit(main([\"--help\"]))' "
-        "2>errors | true; cat errors; rm errors",
-        shell=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-    )
-    assert b"Traceback" not in done.stdout
+@pytest.mark.parametrize("words", ["etcdlite.ctl --help", "etcdlite.ctl version", "etcdlite --help",
+                                   "etcdlite --version"])  # fmt: skip
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_no_traceback(words: str, unbuffered: str) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", *words.split()]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as full, open(writer, "wb") as pipe:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environ)
+        assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+        assert b"no space left on device" in done.stderr.lower()
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, env=environ)
+        assert done.returncode in (1, 141) and done.stderr == b""
 
 
 def test_a_get_imports_no_more_than_it_needs() -> None:

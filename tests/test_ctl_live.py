@@ -616,13 +616,62 @@ def test_check_perf_measures_and_leaves_nothing_behind(
     assert ctl("get", "", "--prefix").stdout == b""
 
 
-def test_an_interrupted_check_leaves_nothing_behind(server: ServerFactory, start: Start) -> None:
+ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("signum", ENDING)
+def test_an_interrupted_check_leaves_nothing_behind(
+    server: ServerFactory, start: Start, signum: signal.Signals
+) -> None:
     endpoint = server().endpoint
     ctl = ctl_of(endpoint)
     running = start(endpoint, "check", "perf")
     wait_until(lambda: ctl("get", "", "--prefix", "--limit=1").stdout, "the check puts keys")
-    assert running.end(signal.SIGINT) == (-signal.SIGINT, b"", "")
+    assert running.end(signum) == (-signum, b"", "")
     assert ctl("get", "", "--prefix").stdout == b""
+
+
+@pytest.mark.parametrize("signum", ENDING)
+def test_an_interrupted_snapshot_leaves_nothing_behind(
+    start: Start, tmp_path: Path, signum: signal.Signals
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+        path = tmp_path / "backup.db"
+        running = start(endpoint, "snapshot", "save", str(path), "--dial-timeout=1m")
+        connected, _ = silent.accept()
+        assert list(tmp_path.glob("backup*")), "the snapshot is begun"
+        assert running.end(signum) == (-signum, b"", "")
+        connected.close()
+        assert not list(tmp_path.glob("backup*"))
+
+
+def test_a_backup_through_a_pipe_is_whole(server: ServerFactory, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "etcdlite.ctl", f"--endpoints={server().endpoint}"]
+    done = subprocess.run([*command, "snapshot", "save", "/dev/stdout"], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"Snapshot saved at /dev/stdout\n")
+    (tmp_path / "backup.db").write_bytes(done.stdout)
+    assert run_ctl("snapshot", "status", str(tmp_path / "backup.db")).status == 0
+
+
+def test_a_restored_member_starts_as_it_is_said(server: ServerFactory, tmp_path: Path) -> None:
+    path = str(tmp_path / "backup.db")
+    assert ctl_of(server().endpoint)("snapshot", "save", path).status == 0
+    for number, (words, command) in enumerate((
+        (["--wal-dir", "{dir}-wal"], "etcdlite --data-dir {dir} --wal-dir {dir}-wal"),
+        (
+            ["--initial-advertise-peer-urls", "http://127.0.0.1:1"],
+            "etcdlite --data-dir {dir} --listen-peer-urls http://127.0.0.1:1",
+        ),
+        (
+            ["--initial-advertise-peer-urls", "https://a.lab:1"],
+            "etcdlite --data-dir {dir}, and the settings for https://a.lab:1",
+        ),
+    )):  # fmt: skip
+        target = str(tmp_path / f"restored{number}")
+        flags = [word.format(dir=target) for word in words]
+        ended = run_ctl("snapshot", "restore", path, "--data-dir", target, *flags)
+        assert ended.stderr.endswith(f"start the server with: {command.format(dir=target)}\n")
 
 
 def test_a_backup_that_does_not_fit_names_its_file(server: ServerFactory) -> None:

@@ -408,7 +408,7 @@ def test_a_transaction_whose_answer_is_lost_is_applied_once(
     source, target = pair[0].client(), pair[1].client()
     for n in range(60):
         source.put(f"k{n % 7}", str(n))
-    monkeypatch.setattr(mirror, "RECONNECT_MAX_S", 0.001)
+    monkeypatch.setattr(mirror, "BACKOFF_MAX_S", 0.001)
     chance = random.Random(3)
     lost = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,19 @@ def test_a_stopped_member_is_defragmented(
     client = running.client()
     assert before == {kv.key: (kv.value, kv.mod_revision) for kv in client.range(prefix=b"")}
     assert client.hash_kv().hash == hashed
+
+
+def test_the_data_of_another_user_is_left_alone(
+    server: ServerFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    running = server()
+    running.stop()
+    assert run_ctl("key", "new", str(tmp_path / "keys")).status == 0
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    keys = f"--encryption-key-file={tmp_path / 'keys'}"
+    for words in (("defrag",), ("rekey", keys)):
+        ended = run_ctl(*words, "--data-dir", str(running.data_dir))
+        assert ended.status == 1 and "; run this as that user (sudo -u " in ended.stderr
 
 
 def test_the_hash_of_a_backup_is_that_of_the_member(server: ServerFactory, tmp_path: Path) -> None:

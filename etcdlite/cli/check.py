@@ -92,11 +92,7 @@ async def _put_keys(
             progress.update(number + 1, count)
 
     with Progress("puts") as progress:
-        async with AsyncClient(
-            **session.connection(session.endpoints),
-            timeout_s=session.timeout_s,
-            dial_timeout_s=session.dial_timeout_s,
-        ) as client:
+        async with AsyncClient(**session.connection(session.endpoints)) as client:
             await asyncio.gather(*(work(client, progress) for _ in range(clients)))
     puts.elapsed_s = clock() - started_s
     return puts

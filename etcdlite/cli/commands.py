@@ -232,24 +232,19 @@ def member_add(session: Session) -> None:
         say("Nothing can be written until the new member runs: start it now")
 
 
-def member_remove(session: Session) -> None:
+def _change_member(session: Session, method: str, done: str, **fields: Any) -> None:
     member_id = session.member_argument()
-    response = _change(session, "MemberRemove", ID=member_id)
-    session.show("member_changed", response, member_id, "removed from")
+    response = _change(session, method, ID=member_id, **fields)
+    session.show("member_changed", response, member_id, done)
+
+
+member_remove = partial(_change_member, method="MemberRemove", done="removed from")
+member_promote = partial(_change_member, method="MemberPromote", done="promoted in")
 
 
 def member_update(session: Session) -> None:
     session.need(1, "member ID is not provided")
-    urls = _peer_urls(session)
-    member_id = session.member_argument()
-    response = _change(session, "MemberUpdate", ID=member_id, peerURLs=urls)
-    session.show("member_changed", response, member_id, "updated in")
-
-
-def member_promote(session: Session) -> None:
-    member_id = session.member_argument()
-    response = _change(session, "MemberPromote", ID=member_id)
-    session.show("member_changed", response, member_id, "promoted in")
+    _change_member(session, "MemberUpdate", "updated in", peerURLs=_peer_urls(session))
 
 
 def move_leader(session: Session) -> None:
@@ -329,8 +324,10 @@ def defrag(session: Session) -> int:
     if session.flags["data-dir"]:
         from etcdlite.cli import offline
 
+        session.refuse("is for running members, not for --data-dir", "cluster")
         offline.defrag(session)
         return 0
+    session.refuse("is only for --data-dir", "wal-dir", "encryption-key-file")
     status = 0
     failed = "Failed to defragment etcd member[{}]"
     for endpoint, response in _ask_each(session, failed, "Maintenance.Defragment"):
@@ -351,8 +348,12 @@ def _show_each(session: Session, kind: str, what: str, method: str, **fields: An
     return 0 if len(answered) == len(answers) else EXIT_FAILED
 
 
-def endpoint_status(session: Session) -> int:
-    return _show_each(session, "endpoint_status", "status", "Maintenance.Status")
+endpoint_status = partial(
+    _show_each, kind="endpoint_status", what="status", method="Maintenance.Status"
+)
+downgrade_status = partial(
+    _show_each, kind="downgrade_status", what="status", method="Maintenance.Status"
+)
 
 
 def downgrade(session: Session, action: str, count: int) -> None:
@@ -369,10 +370,6 @@ def downgrade(session: Session, action: str, count: int) -> None:
 downgrade_validate = partial(downgrade, action="validate", count=1)
 downgrade_enable = partial(downgrade, action="enable", count=1)
 downgrade_cancel = partial(downgrade, action="cancel", count=0)
-
-
-def downgrade_status(session: Session) -> int:
-    return _show_each(session, "downgrade_status", "status", "Maintenance.Status")
 
 
 def endpoint_hashkv(session: Session) -> int:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from etcdlite.cli.command import Command
-from etcdlite.cli.flags import CLUSTER_FLAG, IDENTITY_FLAG, KEY_FILE_FLAG, Flag
+from etcdlite.cli.flags import (
+    CLUSTER_FLAG,
+    CONNECTION_FLAGS,
+    IDENTITY_FLAG,
+    KEY_FILE_FLAG,
+    Command,
+    Flag,
+)
 
 _MIRROR_FLAGS = (
     Flag("prefix", "string", "", "only keys that start with this"),
@@ -11,28 +17,13 @@ _MIRROR_FLAGS = (
     Flag("dest-prefix", "string", "", "what replaces the prefix at the destination"),
     Flag("no-dest-prefix", "bool", False, "leave out the prefix at the destination"),
     Flag("max-txn-ops", "int", 128, "changes in one transaction of the destination"),
-    Flag(
-        "checkpoint-key",
-        "string",
-        "",
-        "keep the position in this key of the destination, and continue there",
-    ),
+    Flag("checkpoint-key", "string", "",
+         "keep the position in this key of the destination, and continue there"),
     Flag("once", "bool", False, "end at the revision that the source has at the start"),
     Flag("verify", "bool", False, "with --once: compare all keys and values at the end"),
-    Flag("dest-cacert", "string", "", "as --cacert, for the destination"),
-    Flag("dest-cert", "string", "", "as --cert, for the destination"),
-    Flag("dest-key", "string", "", "as --key, for the destination"),
-    Flag("dest-insecure-transport", "bool", True, "as --insecure-transport, for the destination"),
-    Flag(
-        "dest-insecure-skip-tls-verify",
-        "bool",
-        False,
-        "as --insecure-skip-tls-verify, for the destination",
-    ),
-    Flag("dest-secret-file", "string", "", "as --secret-file, for the destination"),
-    Flag("dest-user", "string", "", "as --user, for the destination"),
-    Flag("dest-password", "string", "", "as --password, for the destination"),
-)
+    *(flag._replace(name=f"dest-{flag.name}", help=f"as --{flag.name}, for the destination")
+      for flag in CONNECTION_FLAGS),
+)  # fmt: skip
 
 _AT_FLAG = Flag("at", "string", "", "as --rev, at a time (2026-11-24T10:00:00Z, or 90m ago)")
 
@@ -97,11 +88,12 @@ DATA_COMMANDS = (
             "The same as endpoint hashkv shows of a member with that state. In the simple\n"
             "format: hash, hash revision, compact revision. It needs space for the data beside\n"
             "the file.", ("hashkv backup.db",)),
-    Command("history [options] <key>", "Show the changes of a key", "differences.history",
-            description="The oldest first, as far as history is kept.", examples=("history a",)),
+    Command("history [options] <key>", "Show the changes of a key", "differences.history", (),
+            "difference", "The oldest first, as far as history is kept.", examples=("history a",)),
     Command("diff [options] [prefix]", "Show the keys that differ at two revisions",
             "differences.diff", (Flag("rev", "string", "", "two revisions; A.. ends now"),),
-            description="A line for each key: + it is new, - it is deleted, ~ it is changed.",
+            "difference",
+            "A line for each key: + it is new, - it is deleted, ~ it is changed.",
             examples=("diff --rev 100..200", "diff --rev 100.. /a/")),
     Command("downgrade validate <TARGET_VERSION>",
             "Check whether the cluster can go down to a version", "commands.downgrade_validate",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import time
 from bisect import bisect_left, bisect_right
@@ -17,10 +15,7 @@ from etcdlite.cli.session import Session
 from etcdlite.client.errors import Compacted, PermissionDenied, Unimplemented, error_for
 from etcdlite.client.operations import prefix_range
 from etcdlite.errors import UNKNOWN
-from etcdlite.notation import parse_duration_s, parse_int, quote
-
-SHOWN_BYTES = 200
-"""A longer value is shown by its beginning and its size."""
+from etcdlite.notation import parse_duration_s, parse_int
 
 
 class Difference(NamedTuple):
@@ -28,43 +23,6 @@ class Difference(NamedTuple):
 
     old: Any
     new: Any
-
-
-def shown_value(value: bytes) -> str:
-    """A value for people."""
-    if len(value) <= SHOWN_BYTES:
-        return quote(value)
-    return f"{quote(value[:SHOWN_BYTES])}... ({len(value)} bytes)"
-
-
-def show(session: Session, difference: Difference, **more: Any) -> None:
-    """Print a difference: as a line with +, - or ~, or as JSON."""
-    old, new = difference
-    key = (old or new).key
-    form = session.printer.format
-    if form == "json":
-        found: dict[str, Any] = {"key": base64.b64encode(key).decode(), **more}
-        for name, kv in (("old", old), ("new", new)):
-            if kv is not None:
-                found[name] = base64.b64encode(kv.value).decode()
-                if kv.lease:
-                    found[f"{name}_lease"] = f"{kv.lease:x}"
-        session.print(json.dumps(found))
-        return
-    sign = "+" if old is None else "-" if new is None else "~"
-    shown = " -> ".join(
-        shown_value(kv.value) + (f" (lease {kv.lease:x})" if kv.lease else "")
-        for kv in (old, new)
-        if kv is not None
-    )
-    said = "".join(f"  {name} {value}" for name, value in more.items() if value != "")
-    session.print(f"{sign} {quote(key)} = {shown}{said}")
-
-
-def check_format(session: Session) -> None:
-    """Refuse formats that these commands do not have."""
-    if session.printer.format not in ("simple", "json"):
-        raise BadArguments("only the formats simple and json show changes")
 
 
 # Times.
@@ -175,7 +133,6 @@ def _about(timeline: proto.TimelineResponse, revision: int) -> dict[str, str]:
 def history(session: Session) -> None:
     """The versions of a key that are kept, the oldest first."""
     session.need(1, "history needs one argument: the key")
-    check_format(session)
     key = os.fsencode(session.arguments[0])
     client = session.client()
     header = client.call("KV.Range", proto.RangeRequest(key=key)).header
@@ -189,28 +146,28 @@ def history(session: Session) -> None:
         found = list(events(client, key, b"", oldest + 1, header.revision))
         if kvs:
             # Its time and user are known; the version before it is not.
-            _show_version(session, _timeline(client), None, kvs[0])
+            _show_change(session, _timeline(client), None, kvs[0])
             old = kvs[0]
     timeline = _timeline(client)
     for event in found:
         new = None if event.type == proto.Event.DELETE else event.kv
-        _show_version(session, timeline, old, new, event.kv.mod_revision)
+        _show_change(session, timeline, old, new, event.kv.mod_revision)
         old = new
 
 
-def _show_version(
+def _show_change(
     session: Session, timeline: proto.TimelineResponse, old: Any, new: Any, revision: int = 0
 ) -> None:
-    """Show a change of the key. `revision`: that of the change, if it is not `new`'s."""
+    """Show a change of a key. `revision`: that of the change, if it is not `new`'s."""
     if old is None and new is None:
         return  # A delete of a version that is compacted.
     revision = revision or new.mod_revision
-    show(session, Difference(old, new), revision=revision, **_about(timeline, revision))
+    more = {"revision": revision, **_about(timeline, revision)}
+    session.show("difference", Difference(old, new), more)
 
 
 def diff(session: Session) -> None:
     """The keys that are different at two revisions."""
-    check_format(session)
     prefix = os.fsencode(session.optional("diff takes at most one argument: a prefix") or "")
     client = session.client()
     now = client.call("KV.Range", proto.RangeRequest(key=b"\0", count_only=True)).header.revision
@@ -231,8 +188,7 @@ def diff(session: Session) -> None:
         old = kvs[0] if kvs else None
         new = None if event.type == proto.Event.DELETE else event.kv
         if (old and (old.value, old.lease)) != (new and (new.value, new.lease)):
-            revision = event.kv.mod_revision
-            show(session, Difference(old, new), revision=revision, **_about(timeline, revision))
+            _show_change(session, timeline, old, new, event.kv.mod_revision)
 
 
 def _revisions(text: str, now: int) -> tuple[int, int]:

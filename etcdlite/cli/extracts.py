@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from etcdlite import backup, datadir, extract, keys, proto
-from etcdlite.cli.differences import Difference, asked_revision, show, times_of_cluster
+from etcdlite.cli.differences import Difference, asked_revision, times_of_cluster
 from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.mirror import change_op, client_of, pages
 from etcdlite.cli.offline import SEGMENT_BYTES, identities, opened_backup
@@ -243,6 +243,8 @@ def _mark(store: Store) -> None:
 def restore_into(session: Session, path: str) -> None:
     """Change the keys of a running cluster to those of the file. Raises EtcdliteError, Failure."""
     rule = _rule(session)
+    if session.flags["dry-run"]:
+        session.check_format("difference", "--dry-run")
     with _state(session, path) as state:
         client = client_of(session)
         try:
@@ -250,7 +252,7 @@ def restore_into(session: Session, path: str) -> None:
             restoration = _Restoration(client, state, rule, revision)
             if session.flags["dry-run"]:
                 for difference in restoration.differences():
-                    show(session, difference)
+                    session.show("difference", difference, {})
                 return
             restoration.restore()
         finally:

@@ -1,8 +1,12 @@
-"""How a command ends: exit statuses, and one line on standard error for each failure."""
+"""How a command ends: exit statuses, one line on standard error for each failure, and signals."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 
 PROGRAM = "etcdlite-ctl"
 
@@ -39,3 +43,23 @@ def os_error_text(error: OSError) -> str:
     """The error in lower case, after the file's name if it has one."""
     name = f"{error.filename}: " if error.filename else ""
     return f"{name}{(error.strerror or str(error)).lower()}"
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, so that a command removes what it wrote
+    in part and releases its locks. Ignored ones do nothing."""
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    is_main = threading.current_thread() is threading.main_thread()
+    caught = [s for s in ending if is_main and signal.getsignal(s) == signal.SIG_DFL]
+    for signum in caught:
+        signal.signal(signum, _interrupt)
+    try:
+        yield
+    finally:
+        for signum in caught:
+            signal.signal(signum, signal.SIG_DFL)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt(signum)

@@ -1,4 +1,4 @@
-"""The flags of etcdlite-ctl, each written once, and how they are read.
+"""The flags of etcdlite-ctl, each written once, how they are read, and the rows of its commands.
 
 The syntax is that of etcdctl (Go's pflag), which argparse does not have: a boolean takes its value
 only after `=` (`--hex=false`, but `--hex key`), arguments and flags mix freely, `--` ends the flags
@@ -10,6 +10,7 @@ as Python's command line has them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,27 @@ class Flag(NamedTuple):
     short: str = ""
 
 
+class Command(NamedTuple):
+    """A row of the table of commands."""
+
+    usage: str
+    """Begins with the command's name, of one word or two."""
+    help: str
+    run: str
+    """The "module.function" of etcdlite.cli that takes a Session and returns an exit status, or
+    None for 0. It is imported when the command runs. Empty: ctl.py runs the command itself."""
+    flags: tuple[Flag, ...] = ()
+    prints: str = ""
+    """The kind of response that the command prints, a key of `output.PRINTERS`; or empty."""
+    description: str = ""
+    examples: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        words = itertools.takewhile(lambda word: word[0] not in "<[", self.usage.split())
+        return " ".join(words)
+
+
 def _parse_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -52,6 +74,18 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 _NATIVE = {"bool": bool, "int": int, "list": list}
 """The types other than strings that a flag of each kind may have in the file of options."""
 
+CONNECTION_FLAGS = (
+    Flag("insecure-transport", "bool", True, "false: use TLS unless an endpoint is http://"),
+    Flag("insecure-skip-tls-verify", "bool", False, "accept any certificate of the server"),
+    Flag("cacert", "string", "", "file with the CAs of servers (default: this system's)"),
+    Flag("cert", "string", "", "file with the certificate of this client"),
+    Flag("key", "string", "", "file with its key"),
+    Flag("secret-file", "string", "", "file with the secret shared with servers, instead of TLS"),
+    Flag("user", "string", "", "user name[:password]; a missing password is asked for"),
+    Flag("password", "string", "", "password of the user (seen by others: rather be asked)"),
+)
+"""How to connect; make-mirror has them once more, for the destination."""
+
 GLOBAL_FLAGS = (
     Flag("endpoints", "list", ("127.0.0.1:2379",), "servers, separated by commas"),
     Flag("write-out", "string", "simple", f"output format ({', '.join(FORMATS)})", "w"),
@@ -61,15 +95,8 @@ GLOBAL_FLAGS = (
     Flag("debug", "bool", False, "log each request to standard error"),
     Flag("keepalive-time", "duration", 2.0, "no effect; TCP keep-alive is always on"),
     Flag("keepalive-timeout", "duration", 6.0, "no effect; TCP keep-alive is always on"),
-    Flag("insecure-transport", "bool", True, "false: use TLS unless an endpoint is http://"),
-    Flag("insecure-skip-tls-verify", "bool", False, "accept any certificate of the server"),
+    *CONNECTION_FLAGS,
     Flag("insecure-discovery", "bool", True, "accept endpoints without TLS from --discovery-srv"),
-    Flag("cacert", "string", "", "file with the CAs of servers (default: this system's)"),
-    Flag("cert", "string", "", "file with the certificate of this client"),
-    Flag("key", "string", "", "file with its key"),
-    Flag("secret-file", "string", "", "file with the secret shared with servers, instead of TLS"),
-    Flag("user", "string", "", "user name[:password]; a missing password is asked for"),
-    Flag("password", "string", "", "password of the user (seen by others: rather be asked)"),
     Flag("discovery-srv", "string", "", "domain whose SRV records name the endpoints", "d"),
     Flag("discovery-srv-name", "string", "", "query the records _etcd-client-NAME._tcp"),
     Flag("config-file", "string", "", "file with these options (default: /etc/etcdlite/ctl.toml)"),
@@ -265,6 +292,17 @@ def _file_flags(path: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadArguments(f"{path} cannot be used: {error}; correct it") from None
     return values
+
+
+def hidden_options() -> str:
+    """That the default file of options may exist, but is not for this user; else empty."""
+    try:
+        with open(DEFAULT_FILE, "rb"):
+            return ""
+    except PermissionError:
+        return f"; {DEFAULT_FILE} may have the options for it, but is not for this user (try sudo)"
+    except OSError:
+        return ""
 
 
 def flag_values(

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from textwrap import indent
 
 from etcdlite import __version__
-from etcdlite.cli.command import Command
 from etcdlite.cli.failures import PROGRAM
-from etcdlite.cli.flags import ENVIRONMENT_PREFIXES, GLOBAL_FLAGS, HELP_FLAG, Flag
+from etcdlite.cli.flags import ENVIRONMENT_PREFIXES, FORMATS, GLOBAL_FLAGS, HELP_FLAG, Command, Flag
 
 FIRST_AID = f"""
   {PROGRAM} endpoint status --cluster -w table   members, leader, size of the data
@@ -82,14 +81,27 @@ def program_help(commands: Sequence[Command]) -> str:
 
 _COMPLETION = """# etcdlite-ctl completion for {shell}
 {prelude}_etcdlite_ctl() {{
-    local word="${{COMP_WORDS[COMP_CWORD]}}" names="" i
+    local word="${{COMP_WORDS[COMP_CWORD]}}" names="" flag="" is_value="" i part
     for ((i = 1; i < COMP_CWORD; i++)); do
-        [[ "${{COMP_WORDS[i]}}" == -* ]] || names+="${{names:+ }}${{COMP_WORDS[i]}}"
+        part="${{COMP_WORDS[i]}}"
+        if [[ "$part" == [=:]* ]]; then  # bash cuts words there
+            is_value=1
+        elif [[ $is_value ]]; then
+            is_value=""
+        elif [[ "$part" == -* ]]; then
+            flag="$part"
+            [[ " {valued} " == *" $part "* ]] && is_value=1
+        else
+            names+="${{names:+ }}$part"
+        fi
     done
     local choices=""
     case "$names" in
 {cases}    esac
-    if [[ "$word" == -* ]]; then
+    if [[ $is_value ]]; then
+        choices=""
+        [[ "$flag" == -w || "$flag" == --write-out ]] && choices="{formats}"
+    elif [[ "$word" == -* ]]; then
         choices+=" {global_flags}"
     elif [[ "$choices" != *" words"* ]]; then
         choices=""
@@ -126,10 +138,16 @@ def completion_script(shell: str, commands: Sequence[Command], groups: Mapping[s
         for first, names in (("", sorted(inner)), *inner.items())
         if names
     ]
+    flags = [*GLOBAL_FLAGS, *(flag for command in commands for flag in command.flags)]
+    switches = {flag.name for flag in flags if flag.kind == "bool"}
+    valued = dict.fromkeys(flag for flag in flags if flag.name not in switches)
+    spelled = [f"-{f.short}" for f in valued if f.short] + [f"--{f.name}" for f in valued]
     return _COMPLETION.format(
         shell=shell,
         prelude="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",
         cases="".join(seconds + cases),
+        valued=" ".join(dict.fromkeys(spelled)),
+        formats=" ".join(FORMATS),
         global_flags=_words((*GLOBAL_FLAGS, HELP_FLAG)),
     )
 

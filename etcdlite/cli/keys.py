@@ -1,13 +1,13 @@
-"""`etcdlite-ctl key` and `rekey`: keys for data at rest, and identities for backups."""
+"""`etcdlite-ctl key`, `rekey`, `secret`: keys for data at rest, identities for backups, secrets."""
 
 from __future__ import annotations
 
 import json
 import os
-import pwd
 
-from etcdlite import age, datadir, keys, private_file, sealing
+from etcdlite import age, keys, private_file, sealing, secret_file
 from etcdlite.cli.failures import BadArguments, Failure, say
+from etcdlite.cli.offline import check_member, stopped_member
 from etcdlite.cli.session import Progress, Session
 from etcdlite.notation import format_size
 from etcdlite.sealing import Keyring, ids_text
@@ -23,13 +23,30 @@ def new(session: Session) -> None:
         session.write(text.encode())
         return
     private_file.create(path, text)
-    shown = json.dumps(os.path.abspath(path), ensure_ascii=False)
-    advice = (
+    session.print(
         f"# A new key, id {key_id.hex()}. Keep a copy of the file, but not with the data: without "
-        "it the data is lost.\n"
-        f"encryption-key-file = {shown}\n"
+        "it the data is lost.",
+        f"encryption-key-file = {_shown(path)}",
     )
-    session.write(advice.encode("utf-8", "surrogateescape"))
+
+
+def new_secret(session: Session) -> None:
+    """Make a file with one secret and print the settings that use it, as lines of TOML."""
+    path = session.optional("secret new takes the name of one file") or "etcdlite.secret"
+    made = secret_file.create(os.path.abspath(path))
+    session.print(
+        f"# A new secret, id {made.id.hex()}. Copy the file to each machine that needs it, with "
+        "mode 0600.",
+        "# Between members, in the configuration of all of them:",
+        f"peer-secret-file = {_shown(path)}",
+        "# Or for clients of the native protocol (never the secret of the members):",
+        f"# client-secret-file = {_shown(path)}",
+    )
+
+
+def _shown(path: str) -> str:
+    """The path for a file of settings."""
+    return json.dumps(os.path.abspath(path), ensure_ascii=False)
 
 
 def add(session: Session) -> None:
@@ -64,27 +81,24 @@ def rekey(session: Session) -> int:
     session.need(0, "rekey takes no arguments")
     flags = session.flags
     data_dir, wal_dir = flags["data-dir"], flags["wal-dir"]
-    disk = Disk()
     ring = keys.read(flags["encryption-key-file"])
     if ring is None:
         raise BadArguments("rekey needs --encryption-key-file")
-    if not datadir.exists(disk, data_dir):
-        raise Failure(f"{data_dir} holds no member; give its --data-dir")
     if flags["check"]:
-        return _check(session, disk, ring)
-    _check_owner(data_dir)
-    lock = datadir.lock(disk, data_dir, wal_dir)
-    try:
-        with Progress(f"rekeying {data_dir}", format_size) as progress:
-            count = keys.replace(disk, data_dir, wal_dir, ring, progress.update)
-    finally:
-        lock.close()
+        return _check(session, ring)
+    with (
+        stopped_member(data_dir, wal_dir) as disk,
+        Progress(f"rekeying {data_dir}", format_size) as progress,
+    ):
+        count = keys.replace(disk, data_dir, wal_dir, ring, progress.update)
     say(f"{count} files rewritten; everything in {data_dir} needs key {ring.first.id.hex()} only")
     return 0
 
 
-def _check(session: Session, disk: Disk, ring: Keyring) -> int:
+def _check(session: Session, ring: Keyring) -> int:
     """Prints a line for each key in use; the status is 1 if the first key is not enough."""
+    disk = Disk()
+    check_member(disk, session.flags["data-dir"])
     found = keys.uses(disk, session.flags["data-dir"], session.flags["wal-dir"])
     sums: dict[bytes | None, tuple[int, int]] = {}
     for use in found:
@@ -98,15 +112,3 @@ def _check(session: Session, disk: Disk, ring: Keyring) -> int:
     if others:
         say(f"still needed besides the first key: {ids_text(others)}")
     return int(sums.keys() != {ring.first.id})
-
-
-def _check_owner(data_dir: str) -> None:
-    """Raises Failure: files of another user could not be read by the member."""
-    owner = os.stat(data_dir).st_uid
-    if owner != os.geteuid():
-        try:
-            name = pwd.getpwuid(owner).pw_name
-        except KeyError:
-            name = f"#{owner}"
-        text = f"{data_dir} belongs to user {name}; run this as that user (sudo -u {name} ...)"
-        raise Failure(text)

@@ -6,8 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etcdlite import proto
@@ -22,41 +21,23 @@ SIGNAL_CHECK_S = 1.0
 """A wait ends after this, and is repeated: no signal ends one that it comes just before."""
 
 
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as SIGINT does, so that the lock is released."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _hold(session: Session, place: Any, command: Sequence[str]) -> None:
     """Acquire a lock or a leadership, and hold it until a signal or the end of `command`."""
-    with _terminated_as_interrupted():
-        try:
-            place.acquire()
-        except KeyboardInterrupt:
-            raise Failure("context canceled") from None
-        try:
-            if command:
-                run_holding(place, command)
-                return
-            session.show("get", session.ask("KV.Range", key=place.key))
-            while not place.lease.wait_lost(SIGNAL_CHECK_S):
-                pass
-        except KeyboardInterrupt:
+    try:
+        place.acquire()
+    except KeyboardInterrupt:
+        raise Failure("context canceled") from None
+    try:
+        if command:
+            run_holding(place, command)
             return
-        finally:
-            place.release()
+        session.show("get", session.ask("KV.Range", key=place.key))
+        while not place.lease.wait_lost(SIGNAL_CHECK_S):
+            pass
+    except KeyboardInterrupt:
+        return
+    finally:
+        place.release()
     raise Failure(f"session expired (endpoint {session.client().endpoint})")
 
 
@@ -108,7 +89,7 @@ def elect(session: Session) -> None:
     if proposal:
         _hold(session, election.campaign(proposal[0]), ())
         return
-    with _terminated_as_interrupted(), contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt):
         for leader in election.observe():
             # The response only gives the header; the key and value are the observed ones.
             response = session.ask("KV.Range", key=leader.key)

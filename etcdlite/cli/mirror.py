@@ -36,8 +36,10 @@ from typing import Any, NamedTuple
 
 from etcdlite import proto
 from etcdlite.cli.failures import BadArguments, Failure, say
+from etcdlite.cli.flags import CONNECTION_FLAGS
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import Compacted, EtcdliteError, RequestTooManyRequests, Timeout
+from etcdlite.client.calls import BACKOFF_FIRST_S, BACKOFF_MAX_S
 from etcdlite.client.errors import error_for
 from etcdlite.client.operations import prefix_range
 from etcdlite.errors import UNAVAILABLE, UNKNOWN
@@ -52,10 +54,6 @@ MAX_PAGE_KEYS = 1_000
 
 MAX_AHEAD_BYTES = 16 << 20
 """Events that are received and not yet mirrored; the source waits beyond it."""
-
-RECONNECT_FIRST_S = 0.1
-RECONNECT_MAX_S = 2.0
-"""Pauses between attempts to reach a cluster again: doubling, up to the maximum."""
 
 SHOW_TOTAL_S = 30.0
 """How often the number of changes is printed, as etcdctl does."""
@@ -102,9 +100,7 @@ def client_of(session: Session) -> Any:
 
     del connection["secret_file"]
     try:
-        gateway = Gateway(
-            timeout_s=session.timeout_s, dial_timeout_s=session.dial_timeout_s, **connection
-        )
+        gateway = Gateway(**connection)
     except ValueError as error:
         raise BadArguments(str(error)) from None
     if "etcdlite" in gateway.version():
@@ -116,10 +112,7 @@ def client_of(session: Session) -> Any:
 def _destination(session: Session) -> Session:
     """The session of the destination: the global flags, with those of --dest-*."""
     flags = dict(session.flags)
-    for name in (
-        "cacert", "cert", "key", "user", "password", "insecure-transport", "secret-file",
-        "insecure-skip-tls-verify",
-    ):  # fmt: skip
+    for name, *_ in CONNECTION_FLAGS:
         flags[name] = flags[f"dest-{name}"]
     flags["discovery-srv"] = ""
     flags["endpoints"] = tuple(filter(None, session.arguments[0].split(",")))
@@ -223,7 +216,7 @@ class Mirror:
         self._kept = Position(0)
         """The position that the checkpoint key has."""
         self._kept_s = time.monotonic()
-        self._wait_s = RECONNECT_FIRST_S
+        self._wait_s = BACKOFF_FIRST_S
         self._source_revision = 0
         """The newest that is known."""
         self._target_revision = 0
@@ -273,11 +266,11 @@ class Mirror:
 
     def _pause(self, error: EtcdliteError) -> None:
         """Wait before the next attempt."""
-        if self._wait_s == RECONNECT_FIRST_S:
+        if self._wait_s == BACKOFF_FIRST_S:
             self._progress.clear()
             say(f"make-mirror: {describe(error)}; trying again")
         time.sleep(self._wait_s)
-        self._wait_s = min(2 * self._wait_s, RECONNECT_MAX_S)
+        self._wait_s = min(2 * self._wait_s, BACKOFF_MAX_S)
 
     def _tell(self) -> None:
         """Say how far the mirror has come, and how to continue."""
@@ -407,7 +400,7 @@ class Mirror:
                 continue
             if response.canceled or response.compact_revision:
                 self._canceled(response)
-            self._wait_s = RECONNECT_FIRST_S
+            self._wait_s = BACKOFF_FIRST_S
             revision = response.header.revision if response.header is not None else 0
             self._source_revision = max(self._source_revision, revision)
             events += response.events
@@ -523,7 +516,7 @@ class Mirror:
                 else:
                     self._find_written(value, is_again)
                 self._target_revision = response.header.revision
-                self._wait_s = RECONNECT_FIRST_S
+                self._wait_s = BACKOFF_FIRST_S
                 return
             except EtcdliteError as error:
                 passes = isinstance(error, (Timeout, RequestTooManyRequests))

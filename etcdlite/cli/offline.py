@@ -16,6 +16,7 @@ from etcdlite.cli.session import Progress, Session
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import Store
 from etcdlite.notation import format_size
+from etcdlite.permissions import user_name
 from etcdlite.sealing import KEY_BYTES, Key, Keyring
 from etcdlite.storage import cleaning
 from etcdlite.storage.data import SEGMENT_HEADER
@@ -47,24 +48,41 @@ def identities(session: Session) -> list[Identity]:
 
 def defrag(session: Session) -> None:
     """Drop the garbage of a member that is stopped."""
-    flags = session.flags
-    data_dir = flags["data-dir"]
-    disk = Disk()
-    if not datadir.exists(disk, data_dir):
-        raise Failure(f"{data_dir} holds no member; give its --data-dir")
-    ring = keys.read(flags["encryption-key-file"])
-    keys.check(disk, data_dir, flags["wal-dir"], ring)
-    lock = datadir.lock(disk, data_dir, flags["wal-dir"])
-    try:
-        opened = _open(disk, data_dir, flags["wal-dir"], ring)
+    data_dir, wal_dir = session.flags["data-dir"], session.flags["wal-dir"]
+    ring = keys.read(session.flags["encryption-key-file"])
+    with stopped_member(data_dir, wal_dir) as disk:
+        keys.check(disk, data_dir, wal_dir, ring)
+        opened = _open(disk, data_dir, wal_dir, ring)
         before = opened.store.size_bytes
         _defragment(opened.store)
         after = opened.store.size_bytes
         opened.store.close()
         opened.wal.close()
+    say(f"{data_dir}: {format_size(before)} before, {format_size(after)} now")
+
+
+@contextmanager
+def stopped_member(data_dir: str, wal_dir: str) -> Iterator[Disk]:
+    """The disk with the data of a member, which is this process's meanwhile. Raises Failure,
+    StartError."""
+    disk = Disk()
+    check_member(disk, data_dir)
+    owner = os.stat(data_dir).st_uid
+    if owner != os.geteuid():
+        # The member could not read what another user writes.
+        text = f"{data_dir} belongs to user {user_name(owner)}; run this as that user"
+        raise Failure(f"{text} (sudo -u {user_name(owner)} ...)")
+    lock = datadir.lock(disk, data_dir, wal_dir)
+    try:
+        yield disk
     finally:
         lock.close()
-    say(f"{data_dir}: {format_size(before)} before, {format_size(after)} now")
+
+
+def check_member(disk: Disk, data_dir: str) -> None:
+    """Raises Failure if there is no member."""
+    if not datadir.exists(disk, data_dir):
+        raise Failure(f"{data_dir} holds no member; give its --data-dir")
 
 
 def _open(disk: Disk, data_dir: str, wal_dir: str, ring: Keyring | None) -> datadir.Opened:

@@ -27,6 +27,9 @@ from etcdlite.notation import format_duration, format_size, quote
 MAX_CELL_CHARS = 30
 """A longer cell of a table is broken at spaces."""
 
+SHOWN_BYTES = 200
+"""A longer value of a difference is shown by its beginning and its size."""
+
 _NOT_IN_ETCD_3_5 = {"storageVersion", "dbSizeQuota", "downgradeInfo", "hash_revision"}
 
 _EVENT_NAMES = {number: name for name, number in proto.ENUMS["Event.EventType"].items()}
@@ -429,6 +432,38 @@ def _simple_revoked(_: Printer, response: Any, name: str, key: str, end: bytes) 
     return [f"Permission of range [{key}, {shown} is revoked from role {name}"]
 
 
+# Differences: the old and the new KeyValue, of which one may be None.
+
+
+def _shown_value(value: bytes) -> str:
+    if len(value) <= SHOWN_BYTES:
+        return quote(value)
+    return f"{quote(value[:SHOWN_BYTES])}... ({len(value)} bytes)"
+
+
+def _simple_difference(_: Printer, difference: Any, more: dict[str, Any]) -> Lines:
+    old, new = difference
+    sign = "+" if old is None else "-" if new is None else "~"
+    shown = " -> ".join(
+        _shown_value(kv.value) + (f" (lease {kv.lease:x})" if kv.lease else "")
+        for kv in (old, new)
+        if kv is not None
+    )
+    said = "".join(f"  {name} {value}" for name, value in more.items() if value != "")
+    return [f"{sign} {quote((old or new).key)} = {shown}{said}"]
+
+
+def _json_difference(_: Printer, difference: Any, more: dict[str, Any]) -> Any:
+    old, new = difference
+    found: dict[str, Any] = {"key": (old or new).key, **more}
+    for name, kv in (("old", old), ("new", new)):
+        if kv is not None:
+            found[name] = kv.value
+            if kv.lease:
+                found[f"{name}_lease"] = f"{kv.lease:x}"
+    return found
+
+
 # Endpoints.
 
 
@@ -654,6 +689,7 @@ PRINTERS: dict[str, dict[str, Content]] = {
         _fields_hashkv,
         _json_of_each("HashKV"),
     ),
+    "difference": {"simple": _simple_difference, "json": _json_difference},
     "top": {"simple": lambda _, lines: lines},
     "doctor": {
         "simple": lambda _, found, unseen: [finding.line for finding in found],

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from etcdlite.cli.failures import BadArguments, Failure, say
+from etcdlite.cli.failures import EXIT_BAD_FEATURE, BadArguments, Failure, say
+from etcdlite.cli.flags import hidden_options
 from etcdlite.cli.output import Printer, join_lines
-from etcdlite.client import Client, EtcdliteError, Timeout
+from etcdlite.client import Client, ConnectionFailed, EtcdliteError, Timeout
 from etcdlite.errors import ERRORS
 from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.notation import parse_hexadecimal, parse_int
@@ -101,9 +103,10 @@ class Session:
         connection = self.connection(endpoints)
         if not logs_in:
             connection |= {"user": "", "password": ""}
-        timeout_s, dial_timeout_s = min(self.timeout_s, limit_s), min(self.dial_timeout_s, limit_s)
+        for name in ("timeout_s", "dial_timeout_s"):
+            connection[name] = min(connection[name], limit_s)
         try:
-            return Client(**connection, timeout_s=timeout_s, dial_timeout_s=dial_timeout_s)
+            return Client(**connection)
         except ValueError as error:
             raise BadArguments(str(error)) from None
 
@@ -129,6 +132,8 @@ class Session:
             "secret_file": flags["secret-file"],
             "user": self.user,
             "password": self._password(),
+            "timeout_s": self.timeout_s,
+            "dial_timeout_s": self.dial_timeout_s,
         }
 
     @property
@@ -164,6 +169,12 @@ class Session:
                 took_ms = (time.monotonic() - started_s) * 1000
                 say(f"debug: {method} to {client.endpoint}, {took_ms:.1f} ms: {request}")
 
+    def check_format(self, kind: str, what: str) -> None:
+        """Refuse a format that there is not for a kind of response. `what` gives it."""
+        if not self.printer.supports(kind):
+            text = f"{self.printer.format} not supported as output format of {what}"
+            raise Failure(text, EXIT_BAD_FEATURE)
+
     def show(self, kind: str, response: Any, *more: Any) -> None:
         """Print a response in the format that the user asked for (`output.PRINTERS`)."""
         self.write(self.printer.show(kind, response, *more))
@@ -187,6 +198,12 @@ class Session:
         if len(self.arguments) > 1:
             raise BadArguments(text)
         return self.arguments[0] if self.arguments else None
+
+    def refuse(self, why: str, *names: str) -> None:
+        """Refuse flags that have no effect here."""
+        for name in names:
+            if self.flags[name]:
+                raise BadArguments(f"--{name} {why}")
 
     def member_argument(self) -> int:
         (argument,) = self.need(1, "member ID is not provided")
@@ -223,7 +240,10 @@ class Session:
             raise BadArguments(f"bad lease ID arg ({error}), expecting ID in Hex") from None
 
     def why_unanswered(self, error: EtcdliteError) -> str:
-        """What the member says about a missing leader if `error` may come from that, else empty."""
+        """What the member says about a missing leader if `error` may come from that, or that other
+        options may be needed; else empty."""
+        if isinstance(error, ConnectionFailed) and re.search("TLS|secret", error.text):
+            return "" if self.flags["config-file"] else hidden_options()
         if not isinstance(error, Timeout) and not error.text.startswith(NO_ANSWER_TEXTS):
             return ""
         try:

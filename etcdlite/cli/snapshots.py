@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shlex
 from typing import Any
 
@@ -22,6 +23,7 @@ from etcdlite.client import EtcdliteError
 from etcdlite.client.partial_file import PartialFile
 from etcdlite.etcd_restore import check_digest, is_etcd
 from etcdlite.notation import format_size
+from etcdlite.urls import host_port, is_address
 
 MAX_BUMP_REVISION = 1 << 62
 """A revision has 63 bits."""
@@ -57,7 +59,9 @@ def save(session: Session) -> None:
     except OSError as error:
         error.filename = error.filename or path  # The error of a write has no file name.
         raise Failure(f"could not save to {os_error_text(error)}", EXIT_INTERRUPTED) from None
-    session.print(f"Snapshot saved at {path}")
+    # What is written to a pipe, perhaps standard output, must be the backup alone.
+    tell = session.print if partial.is_plain else say
+    tell(f"Snapshot saved at {path}")
 
 
 def _recipient(text: str) -> bytes:
@@ -159,9 +163,11 @@ def restore(session: Session) -> None:
         raise BadArguments("--mark-compacted required if --bump-revision > 0")
     if not 0 <= bump_revision <= MAX_BUMP_REVISION:
         raise BadArguments(f"--bump-revision must be from 0 to {MAX_BUMP_REVISION}")
-    if flags["dry-run"] and not flags["into-cluster"]:
-        raise BadArguments("--dry-run is only for --into-cluster")
-    if flags["into-cluster"]:
+    if not flags["into-cluster"]:
+        session.refuse("is only for --into-cluster", "dry-run")
+    else:
+        names = ("data-dir", "wal-dir", "initial-cluster", "bump-revision", "encryption-key-file")
+        session.refuse("is for a new data directory, not for --into-cluster", *names)
         extracts.restore_into(session, path)
         return
     data_dir = flags["data-dir"] or flags["name"] + ".etcdlite"
@@ -191,17 +197,19 @@ def restore(session: Session) -> None:
 
 
 def _tell_start(session: Session, path: str, data_dir: str) -> None:
-    flags = session.flags
-    key_file = flags["encryption-key-file"]
-    command = ["etcdlite"]
-    if flags["name"] != "default":
-        command += ["--name", flags["name"]]
-    command += ["--data-dir", data_dir]
-    peer_urls = flags["initial-advertise-peer-urls"]
-    if peer_urls != "http://localhost:2380":
-        command += ["--listen-peer-urls", peer_urls]
-    if key_file:
-        command += ["--encryption-key-file", key_file]
-    elif flags["identity"]:
+    flags, how = session.flags, ""
+    if flags["identity"] and not flags["encryption-key-file"]:
         say(f"note: the backup is encrypted, but {data_dir} is not (--encryption-key-file)")
-    say(f"restored {path}; start the server with: {shlex.join(command)}")
+    peer_urls = flags["initial-advertise-peer-urls"]
+    shown = {"name": flags["name"], "data-dir": data_dir, "listen-peer-urls": peer_urls}
+    for name in ("wal-dir", "encryption-key-file"):
+        shown[name] = flags[name]
+    defaults = ("", "default", "http://localhost:2380")
+    hosts = (host_port(url)[0] for url in peer_urls.split(","))
+    if peer_urls not in defaults and ("https:" in peer_urls or not all(map(is_address, hosts))):
+        # It takes certificates, or an address of this machine that is not known here.
+        del shown["listen-peer-urls"]
+        how = f", and the settings for {peer_urls}"
+    pairs = ((f"--{name}", text) for name, text in shown.items() if text not in defaults)
+    command = shlex.join(["etcdlite", *itertools.chain.from_iterable(pairs)])
+    say(f"restored {path}; start the server with: {command}{how}")

@@ -28,14 +28,11 @@ from etcdlite.cli.failures import (
 from etcdlite.cli.flags import WATCH_FLAGS, parse_flags, variable
 from etcdlite.cli.requests import split_words
 from etcdlite.cli.session import Session, advice, describe
+from etcdlite.client.calls import BACKOFF_FIRST_S, BACKOFF_MAX_S
 from etcdlite.client.errors import Compacted, EtcdliteError, error_for
 from etcdlite.client.operations import prefix_range
 from etcdlite.errors import UNAVAILABLE, UNKNOWN
 from etcdlite.notation import quote
-
-RECONNECT_FIRST_S = 0.1
-RECONNECT_MAX_S = 2.0
-"""Pauses between attempts to reconnect: doubling, up to the maximum."""
 
 
 class Watch:
@@ -117,22 +114,22 @@ class Watcher:
 
     def run(self) -> None:
         """Print events until a watch is canceled. Raises EtcdliteError if it cannot start."""
-        wait_s = RECONNECT_FIRST_S
+        wait_s = BACKOFF_FIRST_S
         has_worked = False
         while True:
             try:
                 with self._opened() as stream:
                     for response in stream:
                         has_worked = True
-                        wait_s = RECONNECT_FIRST_S
+                        wait_s = BACKOFF_FIRST_S
                         self._handle(response)
             except EtcdliteError as error:
                 if not has_worked or error.code != UNAVAILABLE:
                     raise
-                if wait_s == RECONNECT_FIRST_S:
+                if wait_s == BACKOFF_FIRST_S:
                     say(f"watch: {describe(error, self._session.client().endpoint)}; reconnecting")
             time.sleep(wait_s)
-            wait_s = min(2 * wait_s, RECONNECT_MAX_S)
+            wait_s = min(2 * wait_s, BACKOFF_MAX_S)
 
     def _opened(self) -> Any:
         """A new stream, with the requests of all watches sent."""

@@ -45,16 +45,24 @@ class PartialFile:
                 self._path = os.path.realpath(self._path)
             self.partial_path = self._path + ".part"
             # One that is there may be another user's, or a link to where that user wants it.
-            with suppress(FileNotFoundError):
-                os.unlink(self.partial_path)
+            self._remove()
             flags |= os.O_CREAT | os.O_EXCL
-        self._file = open(os.open(self.partial_path, flags, 0o600), "wb")
-        return self._file
+        try:
+            self._file = open(os.open(self.partial_path, flags, 0o600), "wb")
+            return self._file
+        except KeyboardInterrupt:
+            self._remove()
+            raise
 
     def sync(self) -> None:
         self._file.flush()
         if self.is_plain:
             os.fsync(self._file.fileno())
+
+    def _remove(self) -> None:
+        if self.is_plain:
+            with suppress(FileNotFoundError):
+                os.unlink(self.partial_path)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
@@ -64,9 +72,7 @@ class PartialFile:
             if kind is None and self.is_plain:
                 os.replace(self.partial_path, self._path)
         finally:
-            if self.is_plain:
-                with suppress(FileNotFoundError):
-                    os.unlink(self.partial_path)
+            self._remove()
         if kind is None and self.is_plain:
             from etcdlite.private_file import sync_directory  # Few clients need it.
 
