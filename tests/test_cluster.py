@@ -496,6 +496,23 @@ def test_a_member_that_missed_its_removal_learns_it_though_its_connections_stand
     world.run_until(lambda: away.member.removed_since is not None, 5)
 
 
+def test_a_member_that_learns_of_its_removal_while_it_suspects_the_leader_ends_well() -> None:
+    world = World(3)
+    nodes = world.found(3)
+    leader = world.elect()
+    world.run(7)
+    gone = next(node for node in nodes if node is not leader)
+    raft, leadership = gone.member.raft, gone.member.leadership
+    gone._is_syncing = True  # Its disk hangs, so it does not apply the removal.
+    Asker(world).send(leader, "Cluster.MemberRemove", ID=gone.member_id)
+    world.run_until(raft.log.has_unapplied_conf_change)
+    world.blocked = {(leader.name, gone.name)}
+    world.run_until(lambda: leadership.suspect_at < gone.clock() + 0.05)
+    gone._is_syncing = False
+    gone._sync()
+    world.run_until(lambda: gone.is_gone)
+
+
 def test_a_change_that_would_cost_the_quorum_is_refused(cluster: Cluster) -> None:
     client, world = cluster.client, cluster.world
     world.run(6)

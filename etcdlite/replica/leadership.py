@@ -198,8 +198,7 @@ class Leadership:
             return
         log.warn("the leader's process is gone", leader=f"{node:x}")
         raft.forget_leader()
-        if self._identity.member_id in raft.voters:
-            self._plan_campaigns(self._clock(), raft.voters - {node})
+        self._plan_campaigns(self._clock(), raft.voters - {node})
 
     def _listen(self, now: float) -> None:
         """Measure how long the leader is silent, and plan to suspect it before the next tick if
@@ -253,7 +252,9 @@ class Leadership:
         self, first_at: float, voters: Set[int], campaigns: int = MAX_CAMPAIGNS
     ) -> None:
         """Campaign when it is this member's turn among these voters, the first of which campaigns
-        at `first_at`."""
+        at `first_at`. Does nothing if it is none of them (any more)."""
+        if self._identity.member_id not in voters:
+            return
         self._campaigns_left = campaigns
         self._vote_before = (self._raft.term, self._raft.vote)
         self._place = sorted(voters).index(self._identity.member_id)
