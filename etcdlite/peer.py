@@ -576,7 +576,11 @@ class SnapshotDial(Dial):
 
     def produce(self) -> None:
         while self.has_more:
-            piece = self._image.read(self._offset)
+            try:
+                piece = self._image.read(self._offset)
+            except OSError as failure:
+                self._taken(EtcdError(DATA_LOSS, f"etcdlite: it cannot be read: {failure}"))
+                return
             if not piece:
                 self._is_sending = False
                 return
@@ -595,7 +599,8 @@ class SnapshotDial(Dial):
             self.produce()
 
     def _taken(self, answer: bytes | EtcdError) -> None:
-        """The other side has received the whole snapshot, or refuses it."""
+        """The other side has received the whole snapshot, or never will: it refuses it, or this
+        side cannot read it."""
         if isinstance(answer, EtcdError):
             log.warn(
                 "the snapshot was not taken",

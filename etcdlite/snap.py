@@ -129,7 +129,8 @@ class Image:
             part = bytes(self._digest_at - offset)
         else:
             return self._digest.digest()[offset - self._digest_at :]
-        assert offset <= self._digested, "a part of the snapshot was skipped"
+        if offset > self._digested:
+            raise OSError(f"it was read up to {self._digested}, and {offset} is asked for")
         new = self._digested - offset
         if new < len(part):
             self._digest.update(part[new:] if new else part)

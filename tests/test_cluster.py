@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 from rigs.wire import take_output
 from sim.world import Node, World
 
-from etcdlite import frames, log, methods, proto
+from etcdlite import frames, log, methods, proto, snap
 from etcdlite.errors import EtcdError, error
 from etcdlite.limits import Limits
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
@@ -797,6 +798,27 @@ def test_a_snapshot_that_nobody_fetches_is_given_up() -> None:
     world.run(45)
     assert link.image is None, "it keeps no files open for who does not come back"
     away.start()
+    caught_up(cluster, away)
+
+
+@pytest.mark.parametrize("what", ["the disk fails", "the receiver skips a part"])
+def test_a_snapshot_that_cannot_be_read_ends_its_sending_and_not_the_leader(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, leader, away = behind()
+
+    def read(image: snap.Image, offset: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    if what == "the disk fails":
+        monkeypatch.setattr(snap.Image, "read", read)
+    away.start()
+    if what != "the disk fails":
+        monkeypatch.setattr(away.member.incoming, "begin", lambda connection, offer: 200_000)
+    link = leader.member.peers.links[away.member_id]
+    cluster.world.run_until(lambda: link.next_snapshot_at > 0)
+    assert link.image is None
+    monkeypatch.undo()
     caught_up(cluster, away)
 
 
