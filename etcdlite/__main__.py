@@ -119,6 +119,7 @@ def _report(failure: Exception) -> None:
     from etcdlite.datadir import StartError
     from etcdlite.permissions import NOT_ALLOWED, remedy
     from etcdlite.storage.data import DataDamaged
+    from etcdlite.storage.disk import NO_SPACE
     from etcdlite.threads import DiskFailed
     from etcdlite.wal import WALError
 
@@ -129,7 +130,7 @@ def _report(failure: Exception) -> None:
         log.fatal(str(cause))
         return
     number = cause.errno if isinstance(cause, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT):
+    if number in NO_SPACE:
         why = "the disk is full; nothing acknowledged is lost. Free some space and start again"
     elif number in (errno.EMFILE, errno.ENFILE):
         why = (
@@ -146,7 +147,7 @@ def _report(failure: Exception) -> None:
             "stopping, because what is written now would be lost. Bring it back and start again, "
             "or replace this member; a member alone needs a backup"
         )
-    elif isinstance(cause, OSError) and isinstance(failure, DiskFailed):
+    elif isinstance(cause, OSError) and (isinstance(failure, DiskFailed) or number == errno.EIO):
         why = (
             "the disk failed; stopping, because it is not known what it holds now. See dmesg; "
             "start again when the disk works, or replace this member"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from etcdlite import ETCD_API_VERSION, age, bootstrap, datadir
 from etcdlite.age import AgeError, DecryptedFile, Identity
-from etcdlite.etcd_restore import EtcdBackup, has_digest, is_etcd
+from etcdlite.etcd_restore import MAX_REVISION, EtcdBackup, has_digest, is_etcd
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.sealing import Keyring
@@ -29,9 +29,6 @@ from etcdlite.snap import (
 from etcdlite.storage.data import ALARM, DataDamaged
 from etcdlite.storage.disk import Disk
 from etcdlite.urls import parse_initial_cluster
-
-MAX_REVISION = 3 << 61
-"""The highest revision that a restored member may begin with. Revisions have 63 bits."""
 
 
 class Status(NamedTuple):

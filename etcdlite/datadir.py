@@ -354,8 +354,8 @@ def open_member(
         )
     _check_version(disk, f"{directory}/data", version)
     wal, recovered = WAL.open(disk, logs, wal_segment_bytes, sync_enabled=sync_enabled, keys=keys)
-    cluster_id, member_id = identity(recovered.metadata)
-    disk = data_disk(disk, keys, cluster_id, member_id)
+    ids = identity(recovered.metadata)
+    disk = data_disk(disk, keys, *ids)
     settle_snapshots(disk, f"{directory}/data", recovered.snapshot[0])
     if not disk.exists(f"{directory}/data/{CHECKPOINT}"):
         raise StartError(
@@ -385,18 +385,8 @@ def open_member(
         # cannot be sent: it only tells the term at which the log begins.
         log_term, log_index, _, _ = recovered.entries[0]
         entries = recovered.entries[1:]
-    return Opened(
-        cluster_id,
-        member_id,
-        store,
-        lessor,
-        wal,
-        recovered.hard_state,
-        log_index,
-        log_term,
-        entries,
-        notes,
-    )
+    hard_state = recovered.hard_state
+    return Opened(*ids, store, lessor, wal, hard_state, log_index, log_term, entries, notes)
 
 
 def membership(store: Store, member_id: int) -> list[proto.Member]:

@@ -87,6 +87,7 @@ from etcdlite.replica.rollback import RollbackCheck
 from etcdlite.replica.state import State
 from etcdlite.request import Done
 from etcdlite.session import Session
+from etcdlite.storage.data import DataDamaged
 from etcdlite.versions import Version, incompatibility, parse, program_version
 
 INTRODUCE = 0xE8
@@ -578,7 +579,7 @@ class SnapshotDial(Dial):
         while self.has_more:
             try:
                 piece = self._image.read(self._offset)
-            except OSError as failure:
+            except (OSError, DataDamaged) as failure:
                 self._taken(EtcdError(DATA_LOSS, f"etcdlite: it cannot be read: {failure}"))
                 return
             if not piece:

@@ -182,47 +182,31 @@ class WALDamaged(WALError):
     """The file at `path` does not check at byte `offset`: `why`."""
 
     def __init__(self, path: str, offset: int, why: str) -> None:
-        super().__init__(path, offset, why)
-        self.path = path
-        self.offset = offset
-        self.why = why
-
-    def __str__(self) -> str:
-        where = f"write-ahead log {self.path} is damaged at byte {self.offset}"
-        return f"{where}: {self.why}. {_ADVICE}."
+        super().__init__(f"write-ahead log {path} is damaged at byte {offset}: {why}. {_ADVICE}.")
+        self.path, self.offset, self.why = path, offset, why
 
 
 class WALVersionError(WALError):
     """The file at `path` was written by a newer etcdlite, in format `version`."""
 
     def __init__(self, path: str, version: int) -> None:
-        super().__init__(path, version)
-        self.path = path
-        self.version = version
-
-    def __str__(self) -> str:
-        return (
-            f"write-ahead log {self.path} has format version {self.version}, but this etcdlite "
-            f"reads up to version {SEALED_VERSION}: a newer etcdlite wrote it. Nothing was "
-            "changed. Start that version again, or restore the member from a backup with "
-            "`etcdlite-ctl snapshot restore`."
+        super().__init__(
+            f"write-ahead log {path} has format version {version}, but this etcdlite reads up to "
+            f"version {SEALED_VERSION}: a newer etcdlite wrote it. Nothing was changed. Start that "
+            "version again, or restore the member from a backup with `etcdlite-ctl snapshot "
+            "restore`."
         )
+        self.version = version
 
 
 class WALKeyMissing(WALError):
     """The file at `path` is sealed with the key `key_id`, which `keys` does not have."""
 
     def __init__(self, path: str, key_id: bytes, keys: Keyring | None) -> None:
-        super().__init__(path, key_id)
-        self.path = path
-        self.key_id = key_id
-        self._given = ids_text(keys.ids if keys is not None else ())
-
-    def __str__(self) -> str:
-        return (
-            f"write-ahead log {self.path} is encrypted with key {self.key_id.hex()}, but the keys "
-            f"given are: {self._given}. Nothing was changed. Name the file with that key as "
-            "--encryption-key-file."
+        given = ids_text(keys.ids if keys is not None else ())
+        super().__init__(
+            f"write-ahead log {path} is encrypted with key {key_id.hex()}, but the keys given are: "
+            f"{given}. Nothing was changed. Name the file with that key as --encryption-key-file."
         )
 
 
@@ -528,20 +512,11 @@ class WAL:
         bodies = [b"".join(parts) for parts in groups]
         frame_bytes += sum(_frame_bytes(len(body), key) for body in bodies)
         segment_bytes = _whole_sectors(max(self._segment_bytes, header_bytes + frame_bytes))
-        header = _SEGMENT_HEADER.pack(
-            _SEGMENT_MAGIC,
-            VERSION if key is None else SEALED_VERSION,
-            header_bytes,
-            sequence,
-            segment_bytes,
-            self._salt,
-            self._chain,
-            self._frame_sequence,
-            self.last_index,
-            *self.snapshot,
-            *self.hard_state,
-            len(self._metadata),
-        )
+        version = VERSION if key is None else SEALED_VERSION
+        state = self._salt, self._chain, self._frame_sequence, self.last_index
+        numbers = *state, *self.snapshot, *self.hard_state, len(self._metadata)
+        head = _SEGMENT_MAGIC, version, header_bytes, sequence, segment_bytes
+        header = _SEGMENT_HEADER.pack(*head, *numbers)
         header, seal = _sealed_header(header + self._metadata, key)
         header = header.ljust(header_bytes - _CRC.size, b"\0")
         content = [header, _CRC.pack(crc32(header))]
@@ -685,15 +660,8 @@ class _Recovery:
                     f"the segment ends before frame {wal._frame_sequence}, but the next segment "
                     f"begins with frame {header.frame_sequence}",
                 )
-        if header[2:] != (
-            wal._metadata,
-            wal._salt,
-            wal._chain,
-            wal._frame_sequence,
-            wal.last_index,
-            wal.snapshot,
-            wal.hard_state,
-        ):
+        state = wal._metadata, wal._salt, wal._chain, wal._frame_sequence, wal.last_index
+        if header[2:] != (*state, wal.snapshot, wal.hard_state):
             raise WALDamaged(path, 0, "the segment does not continue the one before it")
 
     def _check_complete(self, wal: WAL) -> None:
@@ -806,27 +774,16 @@ def _read_header(
         head, seal = _unsealed_header(path, head, keys)
     elif version != VERSION:
         raise WALVersionError(path, version)
-    (
-        _, _, _, named, segment_bytes, salt, chain, frame_sequence, last_index,
-        snapshot_index, snapshot_term, term, vote, commit, metadata_bytes,
-    ) = _SEGMENT_HEADER.unpack_from(head)  # fmt: skip
+    _, _, _, named, segment_bytes, *numbers, metadata_bytes = _SEGMENT_HEADER.unpack_from(head)
     if named != sequence:
         raise WALDamaged(path, 16, f"this is segment {named:016x} under another name")
     if size_bytes != segment_bytes:
         why = f"the file has {size_bytes} bytes instead of {segment_bytes}"
         raise WALDamaged(path, min(size_bytes, segment_bytes), why)
-    header = _Header(
-        header_bytes,
-        segment_bytes,
-        head[_SEGMENT_HEADER.size : _SEGMENT_HEADER.size + metadata_bytes],
-        salt,
-        chain,
-        frame_sequence,
-        last_index,
-        (snapshot_index, snapshot_term),
-        HardState(term, vote, commit),
-    )
-    return header, seal
+    metadata = head[_SEGMENT_HEADER.size : _SEGMENT_HEADER.size + metadata_bytes]
+    snapshot, hard_state = (numbers[4], numbers[5]), HardState(*numbers[6:])
+    fields = header_bytes, segment_bytes, metadata, *numbers[:4], snapshot, hard_state
+    return _Header._make(fields), seal
 
 
 def _opened(body: bytes, seal: _Seal, sequence: int, path: str, start: int) -> bytes:

@@ -786,6 +786,19 @@ def test_a_snapshot_goes_on_over_another_connection() -> None:
     caught_up(cluster, away)
 
 
+def test_a_snapshot_that_cannot_be_read_does_not_end_the_leader() -> None:
+    cluster, leader, away = behind()
+    world, store = cluster.world, leader.member.state.store
+    link = leader.member.peers.links[away.member_id]
+    path = store.data.path(min(store.data.files))
+    leader.disk.unreadable[path] = 500
+    away.start()
+    world.run_until(lambda: link.next_snapshot_at > world.now)
+    assert link.image is None and leader.is_up and cluster.world.leader is leader
+    del leader.disk.unreadable[path]
+    caught_up(cluster, away)
+
+
 def test_a_snapshot_that_nobody_fetches_is_given_up() -> None:
     cluster, leader, away = behind()
     world = cluster.world

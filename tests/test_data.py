@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import struct
+from pathlib import Path
 from zlib import crc32
 
 import pytest
@@ -20,8 +22,10 @@ from etcdlite.storage.data import (
     TOMBSTONE,
     DataDamaged,
     DataFile,
+    DataRefused,
     segment_name,
 )
+from etcdlite.storage.disk import Disk
 
 DIRECTORY = "data"
 FIRST = f"{DIRECTORY}/{segment_name(1)}"
@@ -123,6 +127,39 @@ def test_a_damaged_record_is_an_error_that_says_where() -> None:
             with pytest.raises(DataDamaged) as caught:
                 read()
             assert (caught.value.path, caught.value.offset) == (FIRST, offset)
+
+
+def test_what_the_disk_cannot_read_is_damaged_and_the_rest_is_not() -> None:
+    data = new()
+    records = [(data.append(PUT, bytes([n]) * 100), 100) for n in range(9)]
+    data.flush()
+    whole = [bytes([n]) * 100 for n in range(9)]
+    cold = reopened(data)
+    bad = records[4][0]
+    data.disk.unreadable[FIRST] = (bad & OFFSET_MASK) + 50  # type: ignore[attr-defined]
+    # These are read at once, or in one piece with the one that cannot be read.
+    assert bodies_of(cold, records[:4]) == whole[:4]
+    assert bodies_of(cold, records[5:]) == whole[5:]
+    for read in (
+        lambda: cold.read(*records[4]),
+        lambda: cold.read_all(records),
+        lambda: list(cold.records(1, SEGMENT_HEADER.size, 100)),
+        lambda: cold.block(1, bad & OFFSET_MASK, 1 << 20),
+    ):
+        with pytest.raises(DataRefused, match=r"the disk cannot read it \(Input/output error\)"):
+            read()  # type: ignore[no-untyped-call]
+    assert bad in cold.damaged
+    data.disk.fail_at, data.disk.error = 1, errno.EBADF  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cold.read(*records[8])
+
+
+def test_the_error_of_a_read_names_the_file(tmp_path: Path) -> None:
+    file = Disk().open(str(tmp_path / "x"), create=True)
+    file.close()
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        file.pread(1, 0)
+    assert caught.value.filename == file.path
 
 
 def test_zeros_are_no_records() -> None:

@@ -375,7 +375,8 @@ def test_a_compaction_that_is_not_physical_is_answered_at_once() -> None:
     assert len(rig.member.state.store.index.past) > 1000
 
 
-def test_a_damaged_segment_is_kept_and_the_others_are_cleaned() -> None:
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_damaged_segment_is_kept_and_the_others_are_cleaned(is_readable: bool) -> None:
     rig = started()
     for number in range(60):
         rig.ask(PutRequest(key=b"key%d" % (number % 7), value=b"%d" % number * 20))
@@ -384,7 +385,10 @@ def test_a_damaged_segment_is_kept_and_the_others_are_cleaned() -> None:
     path = f"{DATA_DIR}/member/data/{3:016x}.seg"
     disk = rig.disk
     assert isinstance(disk, FaultyDisk)
-    disk._names[path].data[-80] ^= 1
+    if is_readable:
+        disk._names[path].data[-80] ^= 1
+    else:
+        disk.unreadable[path] = len(disk.read(path)) - 80
     for _ in range(2):
         assert rig.ask(proto.DefragmentRequest()) == proto.DefragmentResponse()
     assert rig.member.state.store.uncleanable == {3}
@@ -408,6 +412,21 @@ def damage(rig: MemberRig, key: bytes) -> str:
     data.recent.clear()
     data.older.clear()
     return f"{path} is damaged at offset {offset}"
+
+
+def test_a_read_that_the_disk_fails_is_an_answer_and_not_the_end() -> None:
+    rig = started()
+    for key in (b"k1", b"k2"):
+        rig.ask(PutRequest(key=key, value=b"v" * 100))
+    disk, store = rig.disk, rig.member.state.store
+    assert isinstance(disk, FaultyDisk)
+    location = store.index.heads[b"k1"][3]
+    disk.unreadable[store.data.path(location >> 32)] = location & OFFSET_MASK
+    store.data.drop_recent()
+    for end in (b"", b"l"):
+        answer = rig.ask(RangeRequest(key=b"k1", range_end=end))
+        assert answer == "etcdserver: corrupt cluster"
+    assert rig.ask(RangeRequest(key=b"k2")).kvs[0].value == b"v" * 100
 
 
 def op(**operation: Any) -> Any:

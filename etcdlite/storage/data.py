@@ -47,6 +47,7 @@ A location is segment number << 32 | offset of the record.
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from zlib import crc32
@@ -440,10 +441,9 @@ class DataFile:
         if body is None:
             number = location >> 32
             offset = location & OFFSET_MASK
-            file = self.files.get(number)
-            if file is None:
+            if number not in self.files:
                 raise self._damage(location, "the segment is missing")
-            data = file.pread(size_bytes + RECORD_HEADER_BYTES, offset)
+            data = self._pread(number, size_bytes + RECORD_HEADER_BYTES, offset)
             body = data[RECORD_HEADER_BYTES:]
             if len(body) != size_bytes:
                 raise self._damage(location, "the file ends inside a record")
@@ -494,7 +494,10 @@ class DataFile:
     ) -> None:
         """Append the bodies of records that lie within `size_bytes` of the first one's location."""
         first = records[0][0]
-        run = self.files[first >> 32].pread(size_bytes, first & OFFSET_MASK)
+        try:
+            run = self.files[first >> 32].pread(size_bytes, first & OFFSET_MASK)
+        except OSError:
+            run = b""  # Perhaps only a part cannot be read.
         view = memoryview(run)
         unpack = RECORD_HEADER.unpack_from
         is_whole = len(run) == size_bytes
@@ -515,7 +518,6 @@ class DataFile:
         """The flushed records of a segment from `offset` on: (location, type, body) each.
 
         Raises DataDamaged, with the record's own offset, where a record does not check."""
-        file = self.files[number]
         end = self._end(number)
         base = number << 32
         chunk = b""
@@ -523,7 +525,7 @@ class DataFile:
         while offset < end:
             position = offset - start
             if position + RECORD_HEADER_BYTES > len(chunk):
-                chunk = file.pread(min(chunk_bytes, end - offset), offset)
+                chunk = self._pread(number, min(chunk_bytes, end - offset), offset)
                 start, position = offset, 0
                 if len(chunk) < RECORD_HEADER_BYTES:
                     raise self._damage(base | offset, "the file ends inside a record")
@@ -534,7 +536,7 @@ class DataFile:
                 if offset + RECORD_HEADER_BYTES + size > end:
                     raise self._damage(base | offset, "a record reaches past the end")
                 want = max(chunk_bytes, size + RECORD_HEADER_BYTES)
-                chunk = file.pread(min(want, end - offset), offset)
+                chunk = self._pread(number, min(want, end - offset), offset)
                 start, position = offset, RECORD_HEADER_BYTES
             body = chunk[position : position + size]
             # Zeros, which a crash may leave, have the right checksum for an empty record of type 0.
@@ -553,7 +555,7 @@ class DataFile:
         end = self._end(number)
         if offset >= end:
             return [], [], offset
-        chunk = self.files[number].pread(min(chunk_bytes, end - offset), offset)
+        chunk = self._pread(number, min(chunk_bytes, end - offset), offset)
         size = len(chunk)
         unpack = RECORD_HEADER.unpack_from
         kinds: list[int] = []
@@ -592,13 +594,25 @@ class DataFile:
     def _end(self, number: int) -> int:
         return self.flushed if number == self.active else self.sizes[number]
 
-    def _damage(self, location: int, why: str) -> DataDamaged:
+    def _pread(self, number: int, size_bytes: int, offset: int) -> bytes:
+        """Read a segment. What the disk cannot read is damaged; a crash does not leave it."""
+        try:
+            return self.files[number].pread(size_bytes, offset)
+        except OSError as failure:
+            if failure.errno != errno.EIO:
+                raise
+            why = f"the disk cannot read it ({failure.strerror})"
+            raise self._damage(number << 32 | offset, why, DataRefused) from failure
+
+    def _damage(
+        self, location: int, why: str, kind: type[DataDamaged] = DataDamaged
+    ) -> DataDamaged:
         if len(self.damaged) < MAX_DAMAGED:
             self.damaged.add(location)
         file = self.files.get(location >> 32)
         if file is not None and file.fault:
             why = file.fault
-        return DataDamaged(self.path(location >> 32), location & OFFSET_MASK, why)
+        return kind(self.path(location >> 32), location & OFFSET_MASK, why)
 
     # Size.
 

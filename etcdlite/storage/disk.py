@@ -12,23 +12,44 @@ The one thread here does work that no caller can wait for: see `_Eraser`.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from typing import Any, TypeVar
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 COPY_BYTES = 1 << 20
 """The contents of a file are copied in pieces of this size."""
+
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+def _names_file(call: _Call) -> _Call:
+    """The method of a `File` or `Staged`, with its path in the errors."""
+
+    @wraps(call)
+    def named(self: File | Staged, *args: Any) -> Any:
+        try:
+            return call(self, *args)
+        except OSError as failure:
+            failure.filename = self.path
+            raise
+
+    return named  # type: ignore[return-value]
 
 
 class File:
     """An open file: positioned reads and writes, no shared cursor.
 
-    The errors of what can fail for want of space, or on a broken disk, name the file."""
+    Errors name the file."""
 
     __slots__ = ("_fd", "path")
 
@@ -39,6 +60,7 @@ class File:
         self.path = path
         self._fd = fd
 
+    @_names_file
     def pread(self, size_bytes: int, offset: int) -> bytes:
         """At most `size_bytes` from `offset`; fewer only at the end of the file."""
         data = os.pread(self._fd, size_bytes, offset)
@@ -54,39 +76,31 @@ class File:
             got += len(data)
         return b"".join(parts)
 
+    @_names_file
     def pwrite(self, data: bytes, offset: int) -> None:
         """All of `data` at `offset`."""
-        try:
-            done = os.pwrite(self._fd, data, offset)
-            if done < len(data):
-                view = memoryview(data)
-                while done < len(data):
-                    done += os.pwrite(self._fd, view[done:], offset + done)
-        except OSError as failure:
-            failure.filename = self.path
-            raise
+        done = os.pwrite(self._fd, data, offset)
+        if done < len(data):
+            view = memoryview(data)
+            while done < len(data):
+                done += os.pwrite(self._fd, view[done:], offset + done)
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
 
+    @_names_file
     def truncate(self, size_bytes: int) -> None:
         os.ftruncate(self._fd, size_bytes)
 
+    @_names_file
     def allocate(self, size_bytes: int) -> None:
         """Reserve zero-filled space up to `size_bytes`: later writes there cannot run out of it."""
-        try:
-            os.posix_fallocate(self._fd, 0, size_bytes)
-        except OSError as failure:
-            failure.filename = self.path
-            raise
+        os.posix_fallocate(self._fd, 0, size_bytes)
 
+    @_names_file
     def sync(self) -> None:
         """Return when everything written is on stable storage (fdatasync)."""
-        try:
-            os.fdatasync(self._fd)
-        except OSError as failure:
-            failure.filename = self.path
-            raise
+        os.fdatasync(self._fd)
 
     def rewrite(self, begin: int, end: int) -> None:
         """Write the bytes [begin, end) again, unchanged. After a failed sync Linux counts them as
@@ -111,33 +125,36 @@ class Staged:
 
     def __init__(self, disk: Disk, path: str) -> None:
         self._disk = disk
-        self._path = path
+        self.path = path
         # Always a new file: an abandoned `Staged` may still write to an old one.
         if os.path.exists(path + ".tmp"):
             os.unlink(path + ".tmp")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._file = open(os.open(path + ".tmp", flags, 0o600), "wb")  # noqa: SIM115
 
+    @_names_file
     def write(self, data: bytes) -> None:
-        with self._errors_named():
-            self._file.write(data)
+        self._file.write(data)
 
+    @_names_file
+    def finish(self) -> None:
+        """Nothing is written any more: let the system have all of it, so that it has the space."""
+        self._file.flush()
+
+    @_names_file
     def publish(self) -> None:
         """Sync, rename into place, sync the folder."""
-        with self._errors_named():
-            self._file.flush()
-            os.fdatasync(self._file.fileno())
+        self.finish()
+        os.fdatasync(self._file.fileno())
         self._file.close()
-        self._disk.rename(self._path + ".tmp", self._path)
-        self._disk.sync_dir(os.path.dirname(self._path) or ".")
+        self._disk.rename(self.path + ".tmp", self.path)
+        self._disk.sync_dir(os.path.dirname(self.path) or ".")
 
-    @contextmanager
-    def _errors_named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as failure:
-            failure.filename = self._path
-            raise
+    def discard(self) -> None:
+        """Free the space. Nothing may follow."""
+        with suppress(OSError):
+            self._file.close()  # This tries to write what is left.
+        os.unlink(self.path + ".tmp")
 
 
 ERASE_STEP_BYTES = 2 << 20

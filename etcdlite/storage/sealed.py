@@ -331,10 +331,18 @@ class _SealedStaged(Staged):
             self._page += whole // PAGE_BYTES
         self._tail = content[whole:]
 
-    def publish(self) -> None:
+    def finish(self) -> None:
         if self._tail:
             self._staged.write(self._pages.block(self._page, self._tail))
+            self._tail = b""
+        self._staged.finish()
+
+    def publish(self) -> None:
+        self.finish()
         self._staged.publish()
+
+    def discard(self) -> None:
+        self._staged.discard()
 
 
 class SealedDisk(Disk):
@@ -350,6 +358,9 @@ class SealedDisk(Disk):
         self._owner = owner
         self._writing: dict[str, SealedFile] = {}
         """Files open for writing, by path: a reader needs the content that waits in memory."""
+        names = "lock", "list", "exists", "make_dir", "rename", "unlink", "remove_tree", "space"
+        for name in (*names, "sync_dir"):  # These have nothing to do with content.
+            setattr(self, name, getattr(inner, name))
 
     def open(self, path: str, *, create: bool = False) -> File:
         if not is_sealed_name(path):
@@ -398,32 +409,3 @@ class SealedDisk(Disk):
         if not is_sealed_name(path):
             return staged
         return _SealedStaged(staged, _new_pages(path, self.keys.first, self._owner))
-
-    # The rest has nothing to do with content.
-
-    def lock(self, path: str) -> File:
-        return self.inner.lock(path)
-
-    def list(self, path: str) -> list[str]:
-        return self.inner.list(path)
-
-    def exists(self, path: str) -> bool:
-        return self.inner.exists(path)
-
-    def make_dir(self, path: str) -> None:
-        self.inner.make_dir(path)
-
-    def rename(self, old: str, new: str) -> None:
-        self.inner.rename(old, new)
-
-    def unlink(self, path: str) -> None:
-        self.inner.unlink(path)
-
-    def remove_tree(self, path: str) -> None:
-        self.inner.remove_tree(path)
-
-    def space(self, path: str) -> tuple[int, int]:
-        return self.inner.space(path)
-
-    def sync_dir(self, path: str) -> None:
-        self.inner.sync_dir(path)

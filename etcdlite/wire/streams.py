@@ -261,7 +261,7 @@ def snapshot_parts(member: Member) -> Iterator[bytes]:
             )
             yield header + response.encode()
         member.metrics.snapshot_s.observe(member.clock() - began)
-    except OSError as failure:
+    except (OSError, DataDamaged) as failure:
         raise EtcdError(DATA_LOSS, f"etcdlite: cannot read the snapshot: {failure}") from failure
     finally:
         if image is not None:

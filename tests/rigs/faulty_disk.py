@@ -1,6 +1,6 @@
 """A disk in memory that fails on command and forgets what was not synced.
 
-It takes the place of `etcdlite.storage.disk.Disk`. It can do two things that a real disk does
+It takes the place of `etcdlite.storage.disk.Disk`. It can do three things that a real disk does
 rarely:
 
 - With `fail_at = n`, its n-th operation from now (the next is 1) raises an `OSError` with `error`.
@@ -120,6 +120,9 @@ class FaultyFile(File):
     def pread(self, size_bytes: int, offset: int) -> bytes:
         assert not self._is_closed, self.path
         self._disk._step("pread", self.path)
+        at = self._disk.unreadable.get(self.path, -1)
+        if offset <= at < offset + size_bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), self.path)
         return bytes(self._inode.data[offset : offset + size_bytes])
 
     def pwrite(self, data: bytes, offset: int) -> None:
@@ -165,6 +168,8 @@ class FaultyDisk(Disk):
         """What `space` says; nothing gets less by writing."""
         self.fail_at: int | None = None
         self.error = errno.EIO
+        self.unreadable: dict[str, int] = {}
+        """By path: the offset of a byte that cannot be read."""
         self.operations: list[tuple[str, str]] = []
         """(operation, path) of everything that was asked for."""
         self.watcher: Callable[[str, str], None] = lambda operation, path: None
@@ -369,7 +374,7 @@ class FaultyDisk(Disk):
 class _FaultyStaged(Staged):
     def __init__(self, disk: FaultyDisk, path: str) -> None:
         self._disk = disk
-        self._path = path
+        self.path = path
         if disk.exists(path + ".tmp"):
             disk.unlink(path + ".tmp")
         self._content = disk.open(path + ".tmp", create=True)
@@ -379,10 +384,16 @@ class _FaultyStaged(Staged):
         self._content.pwrite(data, self._offset)
         self._offset += len(data)
 
+    def finish(self) -> None:
+        pass
+
+    def discard(self) -> None:
+        self._disk.unlink(self.path + ".tmp")
+
     def publish(self) -> None:
         self._content.sync()
-        self._disk.rename(self._path + ".tmp", self._path)
-        self._disk.sync_dir(os.path.dirname(self._path) or ".")
+        self._disk.rename(self.path + ".tmp", self.path)
+        self._disk.sync_dir(os.path.dirname(self.path) or ".")
 
 
 def _apply(names: dict[str, _Inode], change: tuple[str, str, _Inode | None]) -> None:
