@@ -276,10 +276,18 @@ def test_histograms_have_etcds_buckets(lone: LoneMember) -> None:
 
 def test_bounds_are_written_as_etcd_writes_them(lone: LoneMember) -> None:
     lines = text(lone)
-    assert 'etcd_debugging_lease_ttl_total_bucket{le="1"} 0.0\n' in lines
-    assert 'etcd_debugging_lease_ttl_total_bucket{le="131072"} 0.0\n' in lines
-    assert 'etcd_debugging_lease_ttl_total_bucket{le="8.388608e+06"} 0.0\n' in lines
-    assert 'etcd_disk_wal_fsync_duration_seconds_bucket{le="0.001"} 0.0\n' in lines
+    assert 'etcd_debugging_lease_ttl_total_bucket{le="1"} 0\n' in lines
+    assert 'etcd_debugging_lease_ttl_total_bucket{le="131072"} 0\n' in lines
+    assert 'etcd_debugging_lease_ttl_total_bucket{le="8.388608e+06"} 0\n' in lines
+    assert 'etcd_disk_wal_fsync_duration_seconds_bucket{le="0.001"} 0\n' in lines
+
+
+def test_values_are_written_as_etcd_writes_them(lone: LoneMember) -> None:
+    """A script that asks for the line "etcd_server_has_leader 1" finds it."""
+    shown = text(lone, sites=[use_everything(lone)])
+    assert "etcd_server_has_leader 1\n" in shown and "etcd_server_is_learner 0\n" in shown
+    assert "etcd_server_quota_backend_bytes 2.147483648e+09\n" in shown
+    assert not re.findall(r".*\.0$", shown, re.MULTILINE)
 
 
 def test_prometheus_parser_accepts_all_of_it(lone: LoneMember) -> None:

@@ -484,8 +484,8 @@ def _histograms(name: str, what: str, histograms: Iterable[tuple[_Labels, Histog
 
 @functools.cache
 def _bounds(bounds: tuple[float, ...]) -> list[str]:
-    """The end of each bucket's labels. etcd prints a bound as 1 and not as 1.0."""
-    return [f'"{_number(bound).removesuffix(".0")}"}}' for bound in (*bounds, math.inf)]
+    """The end of each bucket's labels."""
+    return [f'"{_number(bound)}"}}' for bound in (*bounds, math.inf)]
 
 
 def _sample(name: str, labels: _Labels, value: float) -> str:
@@ -510,9 +510,9 @@ def _escaped(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    """As Go prints it: with an exponent from a million on."""
+    """As Go prints it, for scripts that compare text: 1, not 1.0; an exponent from a million on."""
     if not value:
-        return "0.0"
+        return "0"
     if value == math.inf:
         return "+Inf"
     text = repr(float(value))
@@ -520,7 +520,7 @@ def _number(value: float) -> str:
     if value > 0 and len(whole) > 6 and fraction:
         digits = f"{whole[0]}.{whole[1:]}{fraction}".rstrip("0").rstrip(".")
         return f"{digits}e+{len(whole) - 1:02d}"
-    return text
+    return text.removesuffix(".0")
 
 
 def _open_files() -> int:
