@@ -375,8 +375,10 @@ def test_the_wheel_installs_and_serves(bare, tmp_path):
 
 
 def next_build(deb: Path, folder: Path) -> None:
-    """The same package as a later version."""
+    """The same package as a later version, with another text of the configuration."""
     run("dpkg-deb", "-R", deb, folder / "next")
+    for file in (folder / "next").rglob("etcdlite.toml"):
+        file.write_text(file.read_text() + "# A new key.\n")
     control = folder / "next" / "DEBIAN" / "control"
     control.write_text(control.read_text().replace(f": {__version__}\n", f": {__version__}+next\n"))
     run("dpkg-deb", "--root-owner-group", "-b", folder / "next", folder / "next.deb")
