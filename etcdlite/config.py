@@ -444,7 +444,10 @@ class _Reader:
             return layer
         for key, value in content.items():
             flag = find(key)
-            if flag is None:
+            if isinstance(value, dict):
+                line = f"{shown}: there are no sections; remove the line [{quoted(key)}]"
+                self.problems.append(line)
+            elif flag is None:
                 hint = _did_you_mean(key, str, tuple(FLAGS)) or "; remove it"
                 self.problems.append(f"unknown key {quoted(key)} in {shown}{hint}")
             elif flag.name == "config-file":

@@ -314,7 +314,7 @@ def test_all_problems_are_reported_together_with_where_they_come_from(file):
         "unknown variable ETCDLITE_NMAE in the environment, did you mean ETCDLITE_NAME?",
         f"unknown key nmae in {path}, did you mean name?",
         f"{path}: max-txn-ops = many: not a whole number; write digits only",
-        f"unknown key sec in {path}; remove it",
+        f"{path}: there are no sections; remove the line [sec]",
         "--enable-v2=true: not supported: etcdlite has no v2 store; remove it",
         "ETCD_CERT_FILE=c.pem: it needs key-file; set both",
     ]

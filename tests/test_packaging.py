@@ -213,6 +213,11 @@ def test_a_service_is_confined(name):
     assert float(found[1]) <= MAX_EXPOSURE, done.stdout
 
 
+def test_an_upgrade_does_not_ask_about_the_configuration():
+    lines = (PACKAGING / "debian" / "etcdlite.install").read_text().splitlines()
+    assert not any(line.split()[-1].startswith("etc") for line in lines), "it would be a conffile"
+
+
 def test_the_template_differs_from_the_service_only_in_the_name_of_the_member():
     one, template = (
         (PACKAGING / "systemd" / name).read_text().partition("[Unit]")[2].splitlines()

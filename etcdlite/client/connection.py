@@ -106,7 +106,7 @@ def parse_endpoint(endpoint: str) -> Endpoint:
     scheme, separator, tail = rest.partition("://")
     if separator:
         if scheme not in ("http", "https"):
-            raise ValueError(f"endpoint {endpoint!r}: unknown scheme {scheme!r}")
+            raise ValueError(f"endpoint {endpoint!r}: write http:// or https://, not {scheme}://")
         rest = tail
     else:
         scheme = ""
