@@ -101,17 +101,13 @@ def rejoin(settings: Config, waits: Waits, dialing: Dialing | None = None) -> Fo
 
 
 def create_member(
-    settings: Config,
-    disk: Disk,
-    founding: Founding,
-    client_urls: list[str],
-    keys: Keyring | None = None,
+    settings: Config, disk: Disk, founding: Founding, urls: list[str], keys: Keyring | None = None
 ) -> None:
-    """Create the data directory of a new member. Raises StartError, OSError."""
+    """Create a new member's data directory; `urls` are for clients. Raises StartError, OSError."""
     is_joining = settings.initial_cluster_state == "existing"
     if not is_joining and len(founding.members) == 1:
         # With others, each member publishes its URLs once it runs: all must begin with the same.
-        founding.members[0].clientURLs = client_urls
+        founding.members[0].clientURLs = urls
         _warn_of_other_data(disk, settings.data_dir)
     log.info(
         "starting local member",

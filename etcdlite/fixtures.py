@@ -45,12 +45,8 @@ def ensure(data_dir: str, name: str, urls: Iterable[str], years: int) -> tuple[s
     except (certificates.CertificateError, OSError) as failure:
         flag = "auto-tls" if name == "client" else "peer-auto-tls"
         raise StartError(f"--{flag}: cannot make a certificate: {failure}") from failure
-    log.warn(
-        "made a certificate that is its own CA",
-        file=cert,
-        hosts=", ".join(hosts),
-        valid_days=years * 365,
-    )
+    fields = {"file": cert, "hosts": ", ".join(hosts), "valid_days": years * 365}
+    log.warn("made a certificate that is its own CA", **fields)
     return cert, key
 
 

@@ -182,12 +182,8 @@ class Member:
         """Raise EtcdError unless the leader may propose this `MemberChange` now."""
         members = self.state.membership
         members.check(change)
-        members.check_safe(
-            change,
-            self.identity.member_id,
-            self._contact_s,
-            strict=self.options.strict_reconfig_check,
-        )
+        strict = self.options.strict_reconfig_check
+        members.check_safe(change, self.identity.member_id, self._contact_s, strict=strict)
         if change.action == membership.PROMOTE:
             if not self.raft.learner_is_ready(change.member.ID):
                 raise error("LearnerNotReady")

@@ -47,7 +47,7 @@ from etcdlite.storage.data import (
     key_and_revision,
     record,
 )
-from etcdlite.storage.disk import Disk
+from etcdlite.storage.disk import NO_SPACE, Disk
 from etcdlite.storage.index import HEAD, Numbered
 from etcdlite.storage.key_changes import KeyChanges
 from etcdlite.storage.past import DEAD, PAST, PAST_AND_TOMBSTONE
@@ -128,6 +128,7 @@ class Store:
         self._changes = KeyChanges(contents.revision, limits.kept_key_changes)
         self._removal: Removal | None = None
         """Of the revision that is being written, if it begins with a large delete."""
+        self._packed_bytes = contents.packed_bytes
         self._is_packing = False
         """A checkpoint is being packed."""
 
@@ -368,19 +369,14 @@ class Store:
             raise error("Compacted")
 
     def scan(
-        self,
-        start: bytes,
-        end: bytes | None,
-        revision: int,
-        limit: int,
-        limit_bytes: int | None = None,
+        self, start: bytes, end: bytes | None, revision: int, limit: int, limit_bytes: int = 0
     ) -> tuple[list[tuple[int, int]], bytes | None]:
-        """`Index.scan` as of `revision`, which may be the one that is being written. The locations
-        are valid until the next step of any job: cleaning moves records."""
+        """`Index.scan` as of `revision`, which may be the one that is being written. 0 bytes: those
+        of a step. The locations are valid until the next step of any job: cleaning moves records.
+        """
         is_now = revision == self.revision + self.is_writing
-        if limit_bytes is None:
-            limit_bytes = self.limits.step_bytes
-        return self.index.scan(start, end, None if is_now else revision, limit, limit_bytes)
+        as_of, limit_bytes = None if is_now else revision, limit_bytes or self.limits.step_bytes
+        return self.index.scan(start, end, as_of, limit, limit_bytes)
 
     def scan_numbers(
         self,
@@ -589,9 +585,20 @@ class Store:
         sizes = {number: offset, **self.data.sizes, self.data.active: self.data.offset}
         return sum(size for n, size in sizes.items() if n >= number) - offset
 
+    @property
+    def checkpoint_space(self) -> int:
+        """About how many bytes must be free for the next checkpoint, and for one after it: the one
+        before stays until a new one is complete."""
+        heads, past, revisions = self.index.heads, self.index.past, len(self.index.revisions)
+        entries = max(2 * len(past), revisions - len(heads))
+        rows_bytes = HEAD.size * len(heads) + PAST.size * entries + U64.size * revisions
+        size = rows_bytes + heads.key_bytes + past.key_bytes
+        return max(size, 2 * size - self._packed_bytes)
+
     def checkpoint(self) -> Job:
         """Write a checkpoint. At the end of the job, log entries up to the applied index of its
-        beginning are not needed any more. The first step must run right after a mark."""
+        beginning are not needed any more. The first step must run right after a mark. Raises
+        `checkpoint.NoSpace`."""
         assert self.data.flushed == self.data.offset, "a checkpoint begins after a mark"
         begin = (self.data.active, self.data.offset)
         meta = checkpoint.meta(
@@ -601,10 +608,18 @@ class Store:
         chunks = checkpoint.chunks(meta, self.buckets, self.index, self.data)
         staged = self.disk.stage(f"{self.directory}/{checkpoint.NAME}")
         self._is_packing = True
+        size = 0
         try:
             for part in checkpoint.pack(chunks, version):
                 staged.write(part)
+                size += len(part)
                 yield None
+            staged.finish()
+        except OSError as failure:
+            if failure.errno not in NO_SPACE:
+                raise
+            staged.discard()
+            raise checkpoint.NoSpace(*failure.args, failure.filename) from failure
         finally:
             self._is_packing = False
         self.fill_page()
@@ -615,7 +630,7 @@ class Store:
             staged.publish()
 
         yield publish
-        self.checkpoint_begin = begin
+        self.checkpoint_begin, self._packed_bytes = begin, size
         self.storage_version = version
         # Segments that were cleaned before this checkpoint are not in it.
         for key in list(self.buckets.get(CLEANED, ())):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -11,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from rigs.faulty_disk import FaultyDisk
-from rigs.member_rig import MemberRig
+from rigs.member_rig import DATA_DIR, MemberRig
 from rigs.processes import ServerProcess, wait_until
 
 from etcdlite import proto
-from etcdlite.client import EtcdliteError
+from etcdlite.client import EtcdliteError, NoSpace, Put
 from etcdlite.replica.alarms import NOSPACE
+from etcdlite.storage.steps import run
 
 VALUE = b"x" * 1_000_000
 
@@ -39,6 +42,7 @@ def with_small_log(small_disk: Path, tmp_path: Path) -> Iterator[ServerProcess]:
     process = ServerProcess(tmp_path / "data", [log], (sys.executable, "-m", "etcdlite"))
     yield process.start()
     process.close()
+    print(*process.lines[-5:], sep="\n")
 
 
 @pytest.fixture
@@ -46,6 +50,7 @@ def running(small_disk: Path) -> Iterator[ServerProcess]:
     process = ServerProcess(small_disk / "data", [], (sys.executable, "-m", "etcdlite"))
     yield process.start()
     process.close()
+    print(*process.lines[-5:], sep="\n")
 
 
 def fill(running: ServerProcess, clients: int) -> int:
@@ -79,6 +84,72 @@ def test_a_small_disk_fills_up_and_is_emptied_again(running: ServerProcess) -> N
             client.defragment()
             client.disarm(alarm)
     running.restart()
+
+
+def test_a_disk_full_of_keys_is_emptied_again(running: ServerProcess) -> None:
+    """The checkpoint takes as much space as the data."""
+    count, head = 0, "k" * 1000
+    with running.client() as client, contextlib.suppress(NoSpace):
+        while True:
+            client.txn(success=[Put(f"{head}{count + n:06d}", b"") for n in range(100)])
+            count += 100
+    for part in range(8):
+        running.restart()  # The stop writes a checkpoint.
+        with running.client() as client:
+            (alarm,) = wait_until(client.alarms, "the alarm is raised")
+            client.delete(head, range_end=f"{head}{count * (part + 1) // 8:06d}")
+            client.compact(client.status().revision, physical=True)
+            client.defragment()
+    with running.client() as client:
+        client.disarm(alarm)
+        client.put("k", "v")
+
+
+def test_a_checkpoint_without_space_is_discarded_and_tried_again() -> None:
+    disk = FaultyDisk()
+    rig = MemberRig(disk, checkpoint_bytes=1)
+    member, path = rig.member, f"{DATA_DIR}/member/data/checkpoint.tmp"
+
+    def fill(operation: str, where: str) -> None:
+        if (operation, where) == ("pwrite", path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
+
+    disk.watcher = fill
+    rig.tick()
+    rig.ask(proto.PutRequest(key=b"k"))
+    rig.tick()
+    assert not disk.exists(path) and not member.maintenance.checkpoints
+    assert (member.identity.member_id, NOSPACE) in member.state.alarms
+    assert rig.ask(proto.DeleteRangeRequest(key=b"k")).deleted == 1
+    asked = len(disk.operations)
+    rig.tick()
+    assert ("create", path) not in disk.operations[asked:], "it waits before it tries again"
+    copy = disk.copy()
+    rig.close()  # It ends without one, too.
+    MemberRig(copy)
+    disk.watcher = lambda operation, path: None
+    rig = MemberRig(disk, checkpoint_bytes=1)
+    rig.tick()
+    rig.tick()
+    assert rig.member.maintenance.checkpoints
+
+
+def test_the_reserve_covers_the_next_checkpoints() -> None:
+    disk = FaultyDisk()
+    rig = MemberRig(disk)
+    for number in range(600):
+        rig.ask(proto.PutRequest(key=b"%03d" % number * 100))
+    store = rig.member.state.store
+    disk.free_bytes = (64 << 20) + 100_000
+    rig.tick(10)
+    assert rig.ask(proto.PutRequest(key=b"k")) == "etcdserver: mvcc: database space exceeded"
+    run(store.checkpoint())
+    size = len(disk.read(f"{DATA_DIR}/member/data/checkpoint"))
+    assert 0.9 * size < store.checkpoint_space < 1.1 * size
+    for end in (b"5", b"z"):  # A tombstone goes with the compaction after the next change.
+        rig.ask(proto.DeleteRangeRequest(key=b"0", range_end=end))
+        rig.ask(proto.CompactionRequest(revision=store.revision, physical=True))
+    assert store.checkpoint_space < 0.8 * size
 
 
 def test_a_full_file_system_of_the_log_raises_the_alarm(

@@ -5,8 +5,8 @@ from the other members'. Alarms go through the log, so that all members have the
 until an operator disarms them.
 
 Two limits end the space: the quota, and the file system (or two, if the log has one of its own), of
-which a reserve stays free: deletes, compaction, cleaning and the next segments of log and data need
-some space themselves.
+which a reserve stays free: deletes, compaction, cleaning, the next segments of log and data and the
+next checkpoint need some space themselves.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ DISK_RESERVE_SHARE = 0.1
 system with less than this share of it and the next segments."""
 
 MEASURE_DISK_S = 1.0
+MEASURE_BYTES = 1 << 20
+"""The file system is measured after this time, and after these writes: their keys will be in the
+checkpoint, too."""
 
 RAISE_AGAIN_S = 10.0
 """An alarm that is not active after this time got lost, for example with a leader."""
@@ -181,11 +184,12 @@ class Alarms:
         self._measure_left()
 
     def _measure_disk(self) -> None:
+        self._unmeasured_bytes = 0
         # The parent folder: a snapshot may be about to replace the store's own.
         parent = os.path.dirname(self._store.directory) or "."
         wal_dir, wal_bytes = self._wal_dir or f"{parent}/wal", self._wal_segment_bytes
         self.disk_left_bytes, self._fullest = min(
-            (self._left_at(parent, self._segment_bytes), parent),
+            (self._left_at(parent, self._segment_bytes) - self._store.checkpoint_space, parent),
             (self._left_at(wal_dir, wal_bytes if self._wal_dir else 0), wal_dir),
         )
 
@@ -205,6 +209,10 @@ class Alarms:
         """These bytes were written, to the log and to the data, since the last measurement."""
         self.disk_left_bytes -= 2 * size_bytes
         self.space_left = min(self.space_left - size_bytes, self.disk_left_bytes)
+        self._unmeasured_bytes += size_bytes
+        if self._unmeasured_bytes > MEASURE_BYTES:
+            self._measure_disk()
+            self._measure_left()
 
 
 def alarm_name(kind: int) -> str:

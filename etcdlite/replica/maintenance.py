@@ -11,6 +11,7 @@ Automatic compaction works as etcd's: in mode "periodic" it keeps the history of
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -18,9 +19,10 @@ from etcdlite import log, proto
 from etcdlite.methods import COMPACT
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
+from etcdlite.replica.alarms import RAISE_AGAIN_S
 from etcdlite.replica.state import State
 from etcdlite.request import Session
-from etcdlite.storage import cleaning
+from etcdlite.storage import checkpoint, cleaning
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
 from etcdlite.storage.steps import Job, discard, run
 
@@ -93,6 +95,8 @@ class Maintenance:
         """The last applied entry that is in a checkpoint of this run; -1 if there is none."""
         self.wants_checkpoint = False
         """Write one as soon as possible."""
+        self._ticked_at = self._checkpoint_at = -math.inf
+        """The last tick, and when there may be another attempt."""
         self._compaction_began: float | None = None
         self._compaction_dropped = 0
         self._job: Job | None = None
@@ -112,6 +116,7 @@ class Maintenance:
     def tick(self, now: float) -> None:
         state = self._state
         store = state.store
+        self._ticked_at = now
         if state.lessor.promoted:
             revision = self.auto_compaction.due(now, store.revision)
             if revision > store.compacted:
@@ -127,8 +132,10 @@ class Maintenance:
         least_bytes = len(store.index.heads) * store.limits.checkpoint_bytes_per_key
         # Writes that change nothing (a compare that fails) make the log grow, but not the data.
         new_bytes = max(store.bytes_since_checkpoint, self.logged_bytes)
+        may_begin = self._ticked_at >= self._checkpoint_at
         is_other = store.storage_version != self._state.cluster_version.version
-        if self.wants_checkpoint or is_other or new_bytes > max(self.checkpoint_bytes, least_bytes):
+        is_due = new_bytes > max(self.checkpoint_bytes, least_bytes)
+        if may_begin and (self.wants_checkpoint or is_other or is_due):
             self.wants_checkpoint = False
             return self._checkpoint()
         segment = cleaning.segment_to_clean(store, store.limits.clean_share)
@@ -199,7 +206,7 @@ class Maintenance:
         is applied in part no checkpoint is written."""
         store = self._state.store
         if not is_applying and store.applied_index != self.checkpoint_index:
-            run(store.checkpoint())
+            run(self._checkpoint())
         store.close()
 
     def _compaction_finished(self) -> None:
@@ -234,7 +241,14 @@ class Maintenance:
         logged_bytes = self.logged_bytes
         began = state.clock()
         before = store.storage_version
-        yield from store.checkpoint()
+        try:
+            yield from store.checkpoint()
+        except checkpoint.NoSpace as failure:
+            # Only the log grows without it; the alarm stops that.
+            self._checkpoint_at = state.clock() + RAISE_AGAIN_S
+            log.error("there is no space for a checkpoint; trying again", error=str(failure))
+            state.alarms.raise_nospace()
+            return
         if store.storage_version != before:
             fields = {"from": before.full, "to": store.storage_version.full}
             log.info("updated storage version", **fields)

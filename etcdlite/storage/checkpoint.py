@@ -65,6 +65,10 @@ END = 6
 NAME = "checkpoint"
 
 
+class NoSpace(OSError):
+    """There is no space for a checkpoint. It was discarded, and nothing else has changed."""
+
+
 def meta(
     begin: tuple[int, int], applied: tuple[int, int], revision: int, compacted: int, data: DataFile
 ) -> bytes:

@@ -57,6 +57,7 @@ class Contents:
         self.checkpoint_version = OLDEST
         self.checkpoint_begin = (0, 0)
         """Where the scan began: (segment, offset)."""
+        self.packed_bytes = 0  # of the checkpoint
         self.cut: DataDamaged | None = None
         """What made the scan end early, after a crash; None if the data file was whole."""
         self._moved_revision = 0
@@ -105,6 +106,7 @@ class Contents:
             if first_chunk != (kind == checkpoint.META):
                 raise DataDamaged(path, 0, "the checkpoint does not begin with its META chunk")
             first_chunk = False
+            self.packed_bytes += len(body)
             if kind == checkpoint.HEADS:
                 index.load_heads(body)
             elif kind == checkpoint.PAST:

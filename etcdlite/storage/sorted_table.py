@@ -59,6 +59,11 @@ class SortedTable(MutableMapping[bytes, Row]):
             self._ranks = list(accumulate(map(len, self._parts), initial=0))
         return self._ranks
 
+    @property
+    def key_bytes(self) -> int:
+        """About the size of all keys: the last one of each part stands for the others."""
+        return sum(map(len, self._lasts)) * len(self) // max(1, len(self._lasts))
+
     def lists(self) -> list[Any]:
         """All that it consists of, for `steps.discard`."""
         return [*self._parts, self._parts, self._lasts, self.blocks]

@@ -519,12 +519,9 @@ class RangeStreamCall(Call):
         _check_same(self.member.state.auth, self._checked_under)
         store = self.member.state.store
         store.check_revision(self._revision)
+        step_keys = store.limits.range_step_keys
         records, self._cursor = store.scan(
-            self._cursor,
-            self._end,
-            self._revision,
-            store.limits.range_step_keys,
-            RANGE_CHUNK_BYTES,
+            self._cursor, self._end, self._revision, step_keys, RANGE_CHUNK_BYTES
         )
         try:
             kvs = list(map(bytes, store.data.read_all(records)))
