@@ -238,6 +238,26 @@ def test_users_changed_elsewhere(house: House) -> None:
     assert not isinstance(answers[0], str) and answers[1] == "permission denied"
 
 
+def test_the_cluster_is_not_changed_by_a_user_who_lost_the_right_elsewhere(house: House) -> None:
+    house.done("Auth.UserAdd", name="max", password="max")
+    house.done("Auth.UserGrantRole", user="max", role="root")
+    token = house.log_in("max")
+    house.hold(partial(house.done, "Auth.UserRevokeRole", name="max", role="root"))
+    members = house.ahead.member.state.membership.members
+    ids = set(members)
+    asked: list[Asked] = [
+        ("Cluster.MemberAdd", {"peerURLs": ["http://m9:2380"], "isLearner": True}),
+        ("Cluster.MemberUpdate", {"ID": min(ids), "peerURLs": ["http://m9:2380"]}),
+        ("Cluster.MemberRemove", {"ID": min(ids)}),
+        ("Maintenance.Downgrade", {"action": 1, "version": "0.1.0"}),
+    ]
+    answers = ask_all(house, asked, token)
+    assert list(answers.values()) == ["permission denied"] * len(asked)
+    assert set(members) == ids and all(
+        not m.peerURLs[0].endswith("m9:2380") for m in members.values()
+    )
+
+
 @pytest.mark.parametrize("token", ["", "a token of an earlier cluster"])
 def test_what_is_refused_for_good_is_told_once_the_member_is_current(
     house: House, token: str

@@ -290,14 +290,24 @@ def _downgrade(member: Member, received: Received) -> None:
         return
     if received.request.action not in range(3):
         raise EtcdError(UNKNOWN, "etcdserver: unknown method")
-    do = partial(member.version_keeper.downgrade, received.request, received.answer)
-    _once_current(member, received, do)
+    member.version_keeper.downgrade(received.request, received.answer)
 
 
 def _once_current(member: Member, received: Received, do: Callable[[], None]) -> None:
     """Call `do`, which may raise EtcdError, once what is committed now is applied, so that the
     answer is not of the past."""
     member.reads.read(Asked(received.then(do)), 0, KEEP_ALIVE, None)
+
+
+def _as_of_now(handle: Callable[[Member, Received], None]) -> Callable[[Member, Received], None]:
+    """`handle`, once the user may make the request as of what is committed now: nobody checks it
+    later, and this member may not have applied yet that the user lost the right."""
+
+    def checked(member: Member, received: Received) -> None:
+        do = partial(handle, member, received)
+        _once_current(member, received, partial(received.admit, member, do))
+
+    return checked
 
 
 def _move_leader(member: Member, received: Received) -> None:
@@ -515,17 +525,17 @@ _HANDLERS |= {
             "Lease.LeaseRevoke": _propose,
             "Lease.LeaseTimeToLive": _time_to_live,
             "Lease.LeaseLeases": _read,
-            "Cluster.MemberAdd": _member_change,
-            "Cluster.MemberRemove": _member_change,
-            "Cluster.MemberUpdate": _member_change,
+            "Cluster.MemberAdd": _as_of_now(_member_change),
+            "Cluster.MemberRemove": _as_of_now(_member_change),
+            "Cluster.MemberUpdate": _as_of_now(_member_change),
             "Cluster.MemberList": _member_list,
-            "Cluster.MemberPromote": _member_change,
+            "Cluster.MemberPromote": _as_of_now(_member_change),
             "Maintenance.Alarm": _propose,
             "Maintenance.Status": _status,
             "Maintenance.Defragment": _defragment,
             "Maintenance.HashKV": _hash_kv,
             "Maintenance.MoveLeader": _move_leader,
-            "Maintenance.Downgrade": _downgrade,
+            "Maintenance.Downgrade": _as_of_now(_downgrade),
             "Auth.AuthEnable": _auth_enable,
             "Auth.AuthDisable": _propose,
             "Auth.AuthStatus": _read,
