@@ -30,6 +30,8 @@ from etcdlite.storage.data import ALARM, DataDamaged
 from etcdlite.storage.disk import Disk
 from etcdlite.urls import parse_initial_cluster
 
+Progress = Callable[[int, int], None] | None
+
 
 class Status(NamedTuple):
     hash: int
@@ -42,11 +44,7 @@ class Status(NamedTuple):
     version: str
 
 
-def status(
-    path: str,
-    progress: Callable[[int, int], None] | None = None,
-    identities: Sequence[Identity] = (),
-) -> Status:
+def status(path: str, progress: Progress = None, identities: Sequence[Identity] = ()) -> Status:
     """Check a snapshot file completely, each record too, and say what it holds. `progress` gets
     (bytes done, total bytes). `identities` decrypt the file. A backup of etcd may have no SHA-256,
     as for etcdutl. Raises SnapshotError, OSError."""
@@ -79,7 +77,7 @@ def restore(
     wal_dir: str = "",
     skip_hash_check: bool = False,
     bump_revision: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
     segment_bytes: int = 16 << 20,
     wal_segment_bytes: int = 16 << 20,
     keys: Keyring | None = None,
@@ -141,13 +139,7 @@ def _is_etcd(file: Any) -> bool:
 class _OwnBackup:
     """A backup in the format of `snap.py` that was checked, as `EtcdBackup` is one of etcd."""
 
-    def __init__(
-        self,
-        path: str,
-        file: Any,
-        skip_hash_check: bool,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
+    def __init__(self, path: str, file: Any, skip_hash_check: bool, progress: Progress) -> None:
         """Raises SnapshotError, OSError."""
         self._path = path
         self._file = file
@@ -208,7 +200,7 @@ def opened(path: str, identities: Sequence[Identity]) -> Iterator[Any]:
             raise SnapshotError(f"snapshot {path} cannot be decrypted: {failure}") from failure
 
 
-def _verify(path: str, file: Any, progress: Callable[[int, int], None] | None) -> bytes:
+def _verify(path: str, file: Any, progress: Progress) -> bytes:
     """Compare the SHA-256 at the end with the content. Returns it. Raises SnapshotError."""
     size = file.seek(0, os.SEEK_END)
     if size % BLOCK_BYTES != DIGEST_BYTES:

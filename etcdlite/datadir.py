@@ -8,7 +8,8 @@
     <data-dir>/member/data.old/          the data that a snapshot replaced, before its removal
 
 The directory `member` appears by one rename after everything in it is durable, so an interrupted
-first start or restore leaves nothing that looks like a member.
+first start or restore leaves nothing that looks like a member. A log in wal-dir is made in the
+folder `.new` there, and moved out of it after that rename, or by the next start.
 
 A snapshot from the leader replaces the data in steps, and a crash may follow each of them: the
 snapshot gets its own name (`keep_incoming`); the log is marked as starting at the snapshot, which
@@ -18,6 +19,7 @@ decides; the data is moved away and the snapshot is moved to its place (`install
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Collection
 from typing import NamedTuple
@@ -212,8 +214,8 @@ def begin(disk: Disk, data_dir: str, wal_dir: str) -> str:
             "holds no member. Give the data directory that belongs to it, or an empty --wal-dir"
         )
     directory = f"{data_dir}/member.tmp"
-    if disk.exists(directory):
-        disk.remove_tree(directory)
+    _remove_tree(disk, directory)
+    _remove_tree(disk, f"{wal_directory(data_dir, wal_dir)}/{_NEW_LOG}")
     disk.make_dir(directory)
     return directory
 
@@ -239,19 +241,36 @@ def finish(
     store.close()
     directory = f"{data_dir}/member.tmp"
     metadata = _IDENTITY.pack(founding.cluster_id, founding.member_id)
-    logs = wal_dir or f"{directory}/wal"
+    logs = f"{wal_dir}/{_NEW_LOG}" if wal_dir else f"{directory}/wal"
     wal = WAL.create(disk, logs, metadata, wal_segment_bytes, keys=keys)
     if store.applied_index:
         wal.save(HardState(store.applied_term, 0, store.applied_index), ())
         wal.mark_snapshot(store.applied_index, store.applied_term)
     wal.close()
     disk.sync_dir(directory)
+    if wal_dir:
+        disk.sync_dir(os.path.dirname(os.path.abspath(wal_dir)))
     disk.rename(directory, f"{data_dir}/member")
     disk.sync_dir(data_dir)
     disk.sync_dir(os.path.dirname(os.path.abspath(data_dir)))
+    _settle_log(disk, wal_directory(data_dir, wal_dir))
+
+
+_NEW_LOG = ".new"
+
+
+def _settle_log(disk: Disk, wal_dir: str) -> None:
+    """Move the log of a new member to its place in wal-dir."""
+    new = f"{wal_dir}/{_NEW_LOG}"
+    if disk.exists(new) and not WAL.exists(disk, wal_dir):
+        for name in disk.list(new):
+            disk.rename(f"{new}/{name}", f"{wal_dir}/{name}")
+        disk.sync_dir(wal_dir)
+    _remove_tree(disk, new)
 
 
 _SNAPSHOT = "snapshot-"
+_SNAPSHOT_NAME = re.compile(_SNAPSHOT + "[0-9a-f]{16}")
 
 
 def incoming_directory(data: str) -> str:
@@ -287,7 +306,7 @@ def data_folders(disk: Disk, data_dir: str) -> list[str]:
     """The folders of a member with segments and checkpoints, but for the one of a snapshot that is
     being received."""
     directory = f"{data_dir}/member"
-    names = [name for name in disk.list(directory) if name.startswith(_SNAPSHOT)]
+    names = [name for name in disk.list(directory) if _SNAPSHOT_NAME.fullmatch(name)]
     names += [name for name in ("data", "data.old") if disk.exists(f"{directory}/{name}")]
     return [f"{directory}/{name}" for name in names]
 
@@ -298,7 +317,7 @@ def settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
     directory = os.path.dirname(data)
     _remove_tree(disk, f"{directory}/incoming")
     for name in disk.list(directory):
-        if not name.startswith(_SNAPSHOT):
+        if not _SNAPSHOT_NAME.fullmatch(name):
             continue
         index = int(name[len(_SNAPSHOT) :], 16)
         # The member's own checkpoints set the marker, too.
@@ -307,6 +326,7 @@ def settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
             install_snapshot(disk, data, index)
         else:
             drop_snapshot(disk, data, index)
+    disk.sync_dir(directory)  # As in `open_member`.
     _remove_tree(disk, f"{data}.old")
 
 
@@ -346,6 +366,8 @@ def open_member(
     Raises StartError, DataDamaged, WALError, OSError."""
     directory = f"{data_dir}/member"
     logs = wal_directory(data_dir, wal_dir)
+    disk.sync_dir(data_dir)  # A kill may have come between the rename in `finish` and its sync.
+    _settle_log(disk, logs)
     if not WAL.exists(disk, logs):
         raise StartError(
             f"there is no write-ahead log in {logs}, but {directory} holds a member's data. Give "
@@ -369,9 +391,7 @@ def open_member(
         why := incompatibility(version, cluster_version(store.buckets))
     ):
         raise StartError(f"{directory}: {why}. No key is changed")
-    notes = []
-    if recovered.torn:
-        notes.append(recovered.torn)
+    notes = [recovered.torn] if recovered.torn else []
     if store.cut is not None:
         notes.append(
             f"{store.cut.path}: {store.cut.why} at offset {store.cut.offset}; the data file was "

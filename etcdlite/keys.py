@@ -63,8 +63,7 @@ def uses(disk: Disk, data_dir: str, wal_dir: str) -> list[KeyUse]:
                 continue  # The running member has removed it.
             head = file.pread(HEAD_BYTES, 0)
             owner = wal if is_log else sealed
-            use = KeyUse(file.path, owner.key_id(head), owner.is_plain(head), file.size())
-            found.append(use)
+            found.append(KeyUse(file.path, owner.key_id(head), owner.is_plain(head), file.size()))
             file.close()
     return found
 

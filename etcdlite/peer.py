@@ -247,19 +247,9 @@ def decode_message(body: bytes, sender: int, to: int) -> Message:
         raise ProtocolError(f"a raft message is cut off ({failure})") from failure
     if at != len(body):
         raise ProtocolError(f"a raft message has {len(body)} bytes instead of {at}")
+    rejects = bool(flags & _REJECT)
     return Message(
-        kind,
-        to,
-        sender,
-        term,
-        index,
-        log_term,
-        commit,
-        entries,
-        bool(flags & _REJECT),
-        hint,
-        None,
-        context,
+        kind, to, sender, term, index, log_term, commit, entries, rejects, hint, None, context
     )
 
 

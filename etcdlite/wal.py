@@ -144,6 +144,7 @@ MIN_SEGMENT_BYTES = 2 * SECTOR_BYTES
 COPY_FRAME_BYTES = 1 << 20
 """Of the frames that `replace_segments` writes, except for the last entry in each."""
 
+_Keys = Keyring | None
 _SEGMENT_MAGIC = b"etcdlWAL"
 _SEGMENT_HEADER = Struct("<8sIIQQIIQQQQQQQI")
 _PLAIN_BYTES = 48
@@ -202,7 +203,7 @@ class WALVersionError(WALError):
 class WALKeyMissing(WALError):
     """The file at `path` is sealed with the key `key_id`, which `keys` does not have."""
 
-    def __init__(self, path: str, key_id: bytes, keys: Keyring | None) -> None:
+    def __init__(self, path: str, key_id: bytes, keys: _Keys) -> None:
         given = ids_text(keys.ids if keys is not None else ())
         super().__init__(
             f"write-ahead log {path} is encrypted with key {key_id.hex()}, but the keys given are: "
@@ -273,7 +274,7 @@ class WAL:
         metadata: bytes,
         salt: int,
         segment_bytes: int,
-        keys: Keyring | None,
+        keys: _Keys,
     ) -> None:
         self.sync_enabled = True
         self.write_s = 0.0
@@ -311,7 +312,7 @@ class WAL:
         segment_bytes: int,
         *,
         sync_enabled: bool = True,
-        keys: Keyring | None = None,
+        keys: _Keys = None,
     ) -> WAL:
         """Start an empty log; the folder is made if needed. Durable on return.
 
@@ -340,7 +341,7 @@ class WAL:
         segment_bytes: int,
         *,
         sync_enabled: bool = True,
-        keys: Keyring | None = None,
+        keys: _Keys = None,
     ) -> tuple[WAL, Recovered]:
         """Read the log and make it ready for `save`; what is returned is durable.
 
@@ -580,7 +581,7 @@ class _Header(NamedTuple):
 class _Recovery:
     """One run of `WAL.open`. It reads everything before it changes anything."""
 
-    def __init__(self, disk: Disk, directory: str, names: list[str], keys: Keyring | None) -> None:
+    def __init__(self, disk: Disk, directory: str, names: list[str], keys: _Keys) -> None:
         self._disk = disk
         self._keys = keys
         self._directory = directory
@@ -748,9 +749,7 @@ class _Recovery:
             raise WALDamaged(path, start, f"record of unknown type {record}")
 
 
-def _read_header(
-    file: File, path: str, sequence: int, keys: Keyring | None
-) -> tuple[_Header, _Seal | None]:
+def _read_header(file: File, path: str, sequence: int, keys: _Keys) -> tuple[_Header, _Seal | None]:
     """The checked header of a segment, and with what its frames are sealed. Raises WALDamaged,
     WALVersionError, WALKeyMissing."""
     size_bytes = file.size()
@@ -831,7 +830,7 @@ def _sealed_header(plain: bytes, key: Key | None) -> tuple[bytes, _Seal | None]:
     return head + sealed, _Seal(key, _FRAME_PLACE + sealed[-TAG_BYTES:])
 
 
-def _unsealed_header(path: str, head: bytes, keys: Keyring | None) -> tuple[bytes, _Seal]:
+def _unsealed_header(path: str, head: bytes, keys: _Keys) -> tuple[bytes, _Seal]:
     """The reverse, of a sealed segment. Raises WALKeyMissing, WALDamaged."""
     key_id, sealed_bytes = _SEAL.unpack_from(head, _PLAIN_BYTES)
     key = keys.find(key_id) if keys is not None else None

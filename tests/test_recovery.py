@@ -354,11 +354,13 @@ def test_many_losses_of_power_lose_nothing_that_was_acknowledged_of_encrypted_fi
     pull_plugs(range(100, 115), writes=150, share=0.1, lives=2, keys=keyring(1))
 
 
-def test_a_first_start_that_loses_power_leaves_a_member_or_nothing() -> None:
+@pytest.mark.parametrize("wal_dir", ["", "logs"])
+def test_a_first_start_that_loses_power_leaves_a_member_or_nothing(wal_dir: str) -> None:
     rng = random.Random(1)
     found = []
 
     def watch(operation: str, path: str) -> None:
+        found.append(disk.fork())
         for names in range(disk.unsynced_names + 1):
             share = rng.choice((0.0, 0.5, 1.0))
             found.append(
@@ -367,14 +369,29 @@ def test_a_first_start_that_loses_power_leaves_a_member_or_nothing() -> None:
 
     disk = FaultyDisk()
     disk.watcher = watch
-    MemberRig(disk, limits=SMALL_LIMITS)
+    MemberRig(disk, limits=SMALL_LIMITS, wal_dir=wal_dir)
     with_member = 0
     for after in found:
         with_member += datadir.exists(after, DATA_DIR)
-        rig = MemberRig(after, limits=SMALL_LIMITS)
-        rig.settle()
-        assert rig.ask(proto.PutRequest(key=b"a")).header.revision == 2
+        for revision in (2, 3):
+            rig = MemberRig(after, limits=SMALL_LIMITS, wal_dir=wal_dir)
+            rig.settle()
+            assert rig.ask(proto.PutRequest(key=b"a")).header.revision == revision
+            after = after.power_loss()
     assert 0 < with_member < len(found)
+
+
+def test_files_with_other_names_are_left_alone() -> None:
+    rig = MemberRig(limits=SMALL_LIMITS)
+    rig.ask(proto.PutRequest(key=b"a"))
+    strays = [f"data/{1:016x}.{part}.seg" for part in ("a", "z")]
+    strays += ["data/old.seg", "snapshot-of-monday/x", "snapshot-x"]
+    rig.disk.make_dir(f"{DATA_DIR}/member/snapshot-of-monday")
+    for stray in strays:
+        rig.disk.open(f"{DATA_DIR}/member/{stray}", create=True).pwrite(b"mine", 0)
+    rig = MemberRig(rig.disk.fork(), limits=SMALL_LIMITS)
+    assert rig.ask(proto.PutRequest(key=b"b")).header.revision == 3
+    assert all(f"{DATA_DIR}/member/{stray}" in rig.disk.paths for stray in strays)
 
 
 @pytest.mark.parametrize("seed", range(3))

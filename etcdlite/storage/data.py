@@ -48,6 +48,7 @@ A location is segment number << 32 | offset of the record.
 from __future__ import annotations
 
 import errno
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from zlib import crc32
@@ -131,6 +132,7 @@ the checkpoint after it fill."""
 
 OFFSET_MASK = (1 << 32) - 1
 
+_NAME = re.compile(r"[0-9a-f]{16}\.seg")
 _LEAST_FILL = 2 * RECORD_HEADER_BYTES + BUCKET_BODY.size + MARK_BODY.size
 """Bytes of the records with which `DataFile.fill_page` fills a page, without filling."""
 
@@ -640,7 +642,7 @@ class DataFile:
             path = f"{self.directory}/{name}"
             if name.endswith(".seg.tmp"):
                 self.disk.unlink(path)  # A crash interrupted the replacement of a sealed segment.
-            if not name.endswith(".seg"):
+            if not _NAME.fullmatch(name):
                 continue
             file = self.disk.open(path)
             number = int(name[:16], 16)

@@ -64,26 +64,19 @@ class File:
     def pread(self, size_bytes: int, offset: int) -> bytes:
         """At most `size_bytes` from `offset`; fewer only at the end of the file."""
         data = os.pread(self._fd, size_bytes, offset)
-        if len(data) == size_bytes or not data:
-            return data
-        parts = [data]
-        got = len(data)
-        while got < size_bytes:
-            data = os.pread(self._fd, size_bytes - got, offset + got)
-            if not data:
+        while data and len(data) < size_bytes:
+            more = os.pread(self._fd, size_bytes - len(data), offset + len(data))
+            if not more:
                 break
-            parts.append(data)
-            got += len(data)
-        return b"".join(parts)
+            data += more
+        return data
 
     @_names_file
     def pwrite(self, data: bytes, offset: int) -> None:
         """All of `data` at `offset`."""
         done = os.pwrite(self._fd, data, offset)
-        if done < len(data):
-            view = memoryview(data)
-            while done < len(data):
-                done += os.pwrite(self._fd, view[done:], offset + done)
+        while done < len(data):
+            done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size

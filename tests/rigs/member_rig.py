@@ -99,6 +99,7 @@ class MemberRig:
         story: Story | None = None,
         limits: Limits = DEFAULT_LIMITS,
         keys: Keyring | None = None,
+        wal_dir: str = "",
         **options: Any,
     ) -> None:
         self.disk = FaultyDisk() if disk is None else disk
@@ -118,7 +119,7 @@ class MemberRig:
             datadir.create(
                 self.disk,
                 DATA_DIR,
-                "",
+                wal_dir,
                 datadir.Founding(
                     CLUSTER_ID, MEMBER_ID, [proto.Member(ID=MEMBER_ID, name="default")]
                 ),
@@ -129,7 +130,7 @@ class MemberRig:
         opened = datadir.open_member(
             self.disk,
             DATA_DIR,
-            "",
+            wal_dir,
             min_ttl_s=1,
             segment_bytes=self.segment_bytes,
             wal_segment_bytes=self.wal_segment_bytes,
