@@ -471,6 +471,8 @@ def run(words: Sequence[str]) -> int:
         raise Failure(text + session.why_unanswered(error), status) from None
     except Explained as error:
         raise Failure(str(error)) from None
+    except UnicodeError as error:  # Of names and passwords; keys and values are bytes.
+        raise BadArguments(f"this must be text in UTF-8: {error}") from None
     finally:
         session.close()
 

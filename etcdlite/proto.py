@@ -715,7 +715,7 @@ def _check(cls: type[Message], field: Field, value: Any) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{where}: {value!r} cannot be encoded as UTF-8") from None
+            raise UnicodeError(f"{where}: {value!r} cannot be encoded as UTF-8") from None
     elif kind == "bytes" and not isinstance(value, (bytes, bytearray, memoryview)):
         raise TypeError(f"{where}: {value!r} is not bytes") from None
     elif kind == "message" and not isinstance(value, (bytes, MESSAGES[field.type_name])):

@@ -993,6 +993,14 @@ def test_the_environment_sets_global_flags_and_a_flag_beats_it(fake: type[FakeCl
     )
 
 
+def test_a_failure_is_one_line_whatever_a_user_or_a_server_sends(fake: type[FakeClient]) -> None:
+    fake.answers["KV.Range"] = EtcdliteError(2, "a\nb\x1b[2J", "127.0.0.1:2379")
+    for words in (("get", "a"), ("get", "a", "--hex=a\nb\x1b[2J"), ("a\nb\x1b[2J",)):
+        ended = run_ctl(*words)
+        assert ended.status == 1 and ended.stderr.count("\n") == 1
+        assert "a\\nb\\x1b[2J" in ended.stderr
+
+
 def test_a_failure_is_one_line_with_etcds_text_and_the_endpoint(fake: type[FakeClient]) -> None:
     fake.answers["KV.Put"] = KeyNotFound(endpoint="10.0.0.1:2379")
     fake.answers["KV.Range"] = ConnectionFailed(text="10.0.0.1:2379: connection refused")

@@ -303,6 +303,21 @@ def test_errors_about_authentication_say_what_to_do(server: ServerFactory) -> No
         assert "--user" in refused
 
 
+def test_names_and_passwords_are_text(server: ServerFactory) -> None:
+    ctl = ctl_of(server().endpoint)
+    for words, stdin in (
+        (("user", "add", "\udcff:pw"), b""),
+        (("user", "add", "ann", "--interactive=false"), b"\xff\n"),
+        (("role", "add", "\udcff"), b""),
+        (("member", "add", "m2", "--peer-urls=http://\udcff:1"), b""),
+        (("get", "a", "--user=\udcff:pw"), b""),
+    ):
+        ended = ctl(*words, stdin=stdin)
+        assert (ended.status, ended.stdout) == (128, b""), words
+        assert ended.stderr.startswith("Error: this must be text in UTF-8: "), words
+        assert ended.stderr.count("\n") == 1
+
+
 def test_a_password_without_a_terminal_is_refused_in_one_line(server: ServerFactory) -> None:
     command = [sys.executable, "-m", "etcdlite.ctl", "--endpoints", server().endpoint]
     ended = subprocess.run(

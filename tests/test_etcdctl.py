@@ -253,6 +253,8 @@ MASKS = [
     (r"\b(?!0{8})[0-9a-f]{16}\b", "LEASE"),
     (r"(?<=/)[0-9a-f]{12,16}\b", "LEASE"),
     (r"\b\d{14,19}\b", "LEASE"),
+    # One ID in 16 has fewer than 16 digits, and etcdctl fills it up with spaces.
+    (r"(?<=^Member) +| +(?=CLUSTER$)", " "),
     # How many elections there were.
     (r'("raft_term":|"raftTerm":|"RaftTerm" : |\braft_term[=:])[1-9]\d*', r"\1TERM"),
     # Times. {lease} has 200 seconds.

@@ -11,10 +11,9 @@ import time
 
 from etcdlite import backup_status
 from etcdlite.cli import findings, machine
-from etcdlite.cli.failures import say
+from etcdlite.cli.failures import one_line, say
 from etcdlite.cli.findings import Facts
 from etcdlite.cli.flags import GLOBAL_FLAGS
-from etcdlite.cli.output import one_line
 from etcdlite.cli.roster import Roster, Seen
 from etcdlite.cli.session import Session
 from etcdlite.client import EtcdliteError

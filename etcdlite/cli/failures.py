@@ -34,9 +34,17 @@ class BadArguments(Failure):
         super().__init__(text, EXIT_BAD_ARGUMENTS)
 
 
+def one_line(text: str) -> str:
+    """`text` with escapes for what does not print: a server may send anything, and so may a user,
+    also what controls a terminal."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def say(line: str) -> None:
     """Print one line on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def os_error_text(error: OSError) -> str:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from etcdlite import backup_status
+from etcdlite.cli.failures import one_line
 from etcdlite.cli.machine import Machine
-from etcdlite.cli.output import one_line
 from etcdlite.cli.roster import Seen
 from etcdlite.cli.scrape import Series
 from etcdlite.cli.session import WARN_DAYS

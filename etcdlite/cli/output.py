@@ -162,14 +162,6 @@ def _true_false(flag: bool) -> str:
     return "true" if flag else "false"
 
 
-def one_line(text: str) -> str:
-    """`text` with escapes for what does not print: a server may send anything, also what controls
-    a terminal."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
-
-
 def hex_text(data: bytes) -> bytes:
     """`data` as `--hex` shows it: \\x66\\x6f."""
     return b"".join(b"\\x%02x" % byte for byte in data)

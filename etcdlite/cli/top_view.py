@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from etcdlite.cli.changes import Changes
-from etcdlite.cli.output import one_line
+from etcdlite.cli.failures import one_line
 from etcdlite.cli.roster import Seen
 from etcdlite.cli.scrape import Series
 from etcdlite.notation import format_size
