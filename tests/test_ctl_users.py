@@ -318,6 +318,14 @@ def test_names_and_passwords_are_text(server: ServerFactory) -> None:
         assert ended.stderr.count("\n") == 1
 
 
+def test_no_user_gets_an_empty_password(server: ServerFactory) -> None:
+    ctl = ctl_of(server().endpoint)
+    for words in (("ann:",), ("ann", "--interactive=false")):
+        ended = ctl("user", "add", *words)
+        assert (ended.status, ended.stdout) == (128, b"") and "empty password" in ended.stderr
+    assert ctl("user", "list").stdout == b""
+
+
 def test_a_password_without_a_terminal_is_refused_in_one_line(server: ServerFactory) -> None:
     command = [sys.executable, "-m", "etcdlite.ctl", "--endpoints", server().endpoint]
     ended = subprocess.run(
