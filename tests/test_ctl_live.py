@@ -457,11 +457,13 @@ def test_what_ends_interactive_watches_ends_the_command(failure: Exception) -> N
     """Without an end of standard input, which the command is reading."""
     read_end, write_end = os.pipe()
     with open(write_end, "wb", 0) as writer, open(read_end) as stdin:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # As in a job in the background.
         writer.write(b"watch a\n")
         watcher = Mock()
         watcher.run.side_effect = failure
         with patch("sys.stdin", stdin), pytest.raises(type(failure)) as raised:
             ctl_watch._watch_interactively(watcher)
+        signal.signal(signal.SIGINT, before)
     assert raised.value is failure
 
 

@@ -213,9 +213,11 @@ def _watch_interactively(watcher: Watcher) -> NoReturn:
             watcher.run()
         except Exception as error:  # Of any kind: it is raised again in the main thread.
             failed.append(error)
-            # The main thread is in a read, which only a signal ends.
-            os.kill(os.getpid(), signal.SIGINT)
+            # The main thread is in a read, which only a signal ends. A shell starts jobs in the
+            # background with SIGINT ignored.
+            os.kill(os.getpid(), signal.SIGUSR1)
 
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)
     defaults = {flag.name: flag.default for flag in WATCH_FLAGS}
     reader: threading.Thread | None = None
     try:
