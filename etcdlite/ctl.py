@@ -412,16 +412,15 @@ def _print_help(command: Command | str | None) -> None:
 
 
 def _print_version(arguments: Sequence[str]) -> None:
-    api = ".".join(ETCD_API_VERSION.split(".")[:2])
+    api = ETCD_API_VERSION.rpartition(".")[0]
     sys.stdout.write(f"{PROGRAM} version: {__version__}\nAPI version: {api}\n")
 
 
 def _print_completion(arguments: Sequence[str]) -> None:
     from etcdlite.cli.help import SHELLS, completion_script
 
-    shells = f"{', '.join(SHELLS[:-1])} or {SHELLS[-1]}"
     if len(arguments) != 1 or arguments[0] not in SHELLS:
-        raise BadArguments(f"completion needs the name of the shell: {shells}")
+        raise BadArguments("completion needs the name of the shell: bash, fish or zsh")
     sys.stdout.write(completion_script(arguments[0], COMMANDS, GROUPS))
 
 

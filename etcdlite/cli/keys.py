@@ -26,7 +26,7 @@ def new(session: Session) -> None:
     session.print(
         f"# A new key, id {key_id.hex()}. Keep a copy of the file, but not with the data: without "
         "it the data is lost.",
-        f"encryption-key-file = {_shown(path)}",
+        f"encryption-key-file = {json.dumps(os.path.abspath(path), ensure_ascii=False)}",
     )
 
 
@@ -34,19 +34,15 @@ def new_secret(session: Session) -> None:
     """Make a file with one secret and print the settings that use it, as lines of TOML."""
     path = session.optional("secret new takes the name of one file") or "etcdlite.secret"
     made = secret_file.create(os.path.abspath(path))
+    shown = json.dumps(os.path.abspath(path), ensure_ascii=False)
     session.print(
         f"# A new secret, id {made.id.hex()}. Copy the file to each machine that needs it, with "
         "mode 0600.",
         "# Between members, in the configuration of all of them:",
-        f"peer-secret-file = {_shown(path)}",
+        f"peer-secret-file = {shown}",
         "# Or for clients of the native protocol (never the secret of the members):",
-        f"# client-secret-file = {_shown(path)}",
+        f"# client-secret-file = {shown}",
     )
-
-
-def _shown(path: str) -> str:
-    """The path for a file of settings."""
-    return json.dumps(os.path.abspath(path), ensure_ascii=False)
 
 
 def add(session: Session) -> None:

@@ -49,7 +49,6 @@ def user_add(session: Session) -> None:
     elif has_password:
         password = _new_password(name, session)
     if has_password and not password:
-        # Anybody could log in with it; a script whose password is missing would not notice.
         raise BadArguments("empty password (--no-password makes a user who needs a certificate)")
     options = proto.UserAddOptions(no_password=not has_password)
     response = session.ask("Auth.UserAdd", name=name, password=password, options=options)

@@ -213,8 +213,7 @@ def _watch_interactively(watcher: Watcher) -> NoReturn:
             watcher.run()
         except Exception as error:  # Of any kind: it is raised again in the main thread.
             failed.append(error)
-            # The main thread is in a read, which only a signal ends. A shell starts jobs in the
-            # background with SIGINT ignored.
+            # Only a signal ends the read of the main thread. Background jobs ignore SIGINT.
             os.kill(os.getpid(), signal.SIGUSR1)
 
     signal.signal(signal.SIGUSR1, signal.default_int_handler)
