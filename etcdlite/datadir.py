@@ -256,9 +256,6 @@ def finish(
     _settle_log(disk, wal_directory(data_dir, wal_dir))
 
 
-_NEW_LOG = ".new"
-
-
 def _settle_log(disk: Disk, wal_dir: str) -> None:
     """Move the log of a new member to its place in wal-dir."""
     new = f"{wal_dir}/{_NEW_LOG}"
@@ -269,6 +266,7 @@ def _settle_log(disk: Disk, wal_dir: str) -> None:
     _remove_tree(disk, new)
 
 
+_NEW_LOG = ".new"
 _SNAPSHOT = "snapshot-"
 _SNAPSHOT_NAME = re.compile(_SNAPSHOT + "[0-9a-f]{16}")
 

@@ -85,7 +85,7 @@ QUICK_WRITES = 8
 """With more writes pending than this, the log thread saves them while the loop reads requests."""
 
 STALL_S = 0.25
-"""Leases get the time back that the loop spends in one sync if it is longer than this."""
+"""Leases get the time back that the loop stands still, as in a slow sync, if it is longer."""
 
 SWITCH_INTERVAL_S = 0.0005
 """The interpreter's switch interval: how long the loop may delay the log thread after a sync."""
@@ -136,7 +136,7 @@ class Server:
         self._stopping_since: float | None = None
         self._next_tick = 0.0
         self._next_session_tick = 0.0
-        self._next_look = 0.0
+        self._next_look, self._looked_at = 0.0, math.inf
         self._collects_since = 0.0
         self._watchdog = service_manager.Watchdog()
         self._tick_s = settings.heartbeat_interval_ms / 1000
@@ -245,13 +245,15 @@ class Server:
             timeout_s = max(0.0, min(self._next_tick, member.rests_until) - clock())
         ready = self._selector.select(timeout_s)
         began = clock()
+        self._look_for_stall(began, timeout_s)
         connections.serve(ready, began)
         if self._done:
             self._take_results()
         if self._signal and self._stopping_since is None:
             log.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
             self._begin_stop()
-        if (now := clock()) >= self._next_tick:
+        self._look_for_stall(now := clock())
+        if now >= self._next_tick:
             self._tick(now)
         member.hub.tick(now)
         member.turn()
@@ -267,6 +269,13 @@ class Server:
         member.maintain(self._has_input)
         self._give_disk_work()  # After `maintain`, whose tasks would wait for the next tick.
         member.metrics.turn_s.observe(clock() - began)
+
+    def _look_for_stall(self, now: float, waited_s: float = 0.0) -> None:
+        """Give leases the time back in which the loop stood still: no client could renew one."""
+        lost_s = now - self._looked_at - waited_s
+        if lost_s > STALL_S:
+            self.member.state.lessor.postpone(now - lost_s, lost_s)
+        self._looked_at = now
 
     def _has_input(self) -> bool:
         """Something is ready to be read, or a thread is done."""
@@ -399,13 +408,9 @@ class Server:
         if not thread.is_alone:
             # Appends leave first, so that the other members save at the same time.
             self.connections.send_output(to_clients=False)
-        if (took_s := thread.save_now(saves)) > QUICK_SYNC_S:
-            if self.connections.are_from_clients(self._selector.select(0)):
-                thread.record_request(took_s)
-            if took_s > STALL_S:
-                # No client could renew a lease in this time. The revokes of overdue ones may be
-                # proposed already.
-                member.state.lessor.postpone(member.clock() - took_s, took_s)
+        took_s = thread.save_now(saves)
+        if took_s > QUICK_SYNC_S and self.connections.are_from_clients(self._selector.select(0)):
+            thread.record_request(took_s)
         member.persisted(saves)
         if member.raft.has_ready:
             member.proceed(member.clock())

@@ -842,6 +842,19 @@ def test_a_lease_survives_a_kill_and_expires_then(server):
     assert client.leases() == ()
 
 
+def test_a_lease_outlives_a_pause_of_the_process(server):
+    """As of a virtual machine that is moved, or of a disk that stands still."""
+    running = server()
+    client = running.client()
+    lease = client.lease_grant(2)
+    client.put("k", "v", lease=lease)
+    running.signal(signal.SIGSTOP)
+    threading.Event().wait(3.0)
+    running.signal(signal.SIGCONT)
+    assert client.lease_keep_alive_once(lease) == 2
+    wait_until(lambda: client.get("k") is None, "the lease ends without renewals")
+
+
 def test_history_is_compacted_after_its_time(server):
     client = server("--auto-compaction-retention=500ms").client()
     began = time.monotonic()
