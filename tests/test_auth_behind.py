@@ -404,13 +404,16 @@ def test_a_backup_is_asked_for_in_a_message_that_can_be_read(house: House) -> No
 
 
 def test_large_reads_that_wait_are_counted(house: House) -> None:
-    reads = house.behind.member.reads
+    reads, root = house.behind.member.reads, house.late(house.log_in("root"))
+    house.cluster.world.run(ROUND_S)
     user = house.late()
     user.send("KV.Range", key=bytes(1000), serializable=True)
     assert 1000 < reads._large_bytes < 2000
     session = GrpcSession(house.behind.member, lambda _: None)
     session.receive(grpc_request("/etcdserverpb.KV/Range", proto.RangeRequest(key=bytes(1000))))
     assert 2000 < reads._large_bytes < 3000
+    root.send("Cluster.MemberAdd", peerURLs=["http://" + "m" * 1000])
+    assert 3000 < reads._large_bytes < 4000
     house.release()
     assert not reads._large_bytes
 

@@ -296,7 +296,8 @@ def _downgrade(member: Member, received: Received) -> None:
 def _once_current(member: Member, received: Received, do: Callable[[], None]) -> None:
     """Call `do`, which may raise EtcdError, once what is committed now is applied, so that the
     answer is not of the past."""
-    member.reads.read(Asked(received.then(do)), 0, KEEP_ALIVE, None)
+    asked = Asked(received.then(do))
+    member.reads.read(asked, 0, KEEP_ALIVE, None, len(received.frame))
 
 
 def _as_of_now(handle: Callable[[Member, Received], None]) -> Callable[[Member, Received], None]:
