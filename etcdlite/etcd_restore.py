@@ -7,8 +7,7 @@ dropped. Alarms, members and versions of the old cluster are left out, as etcd's
 them out, except that it keeps alarms.
 
 A backup is refused before anything is written if it is not the history of an etcd: with a damaged
-page, a record that is not a KeyValue or is of another revision, or a missing revision. What
-cannot be represented here is refused, too: leases with an id below 1.
+page, a record that is not a KeyValue or is of another revision, or a missing revision.
 
 A key whose lease does not exist never expires, as in etcd. A revision without a key, which
 `etcdutl snapshot restore --bump-revision` leaves behind, is left out; such a backup has another
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 from etcdlite import bolt, crc32c, proto
 from etcdlite.etcd_backup import U64
 from etcdlite.etcd_file import BLOCK_BYTES, DIGEST_BYTES, REVISION, REVISION_BYTES
-from etcdlite.lease import MAX_TTL_S, Lessor
+from etcdlite.lease import KEY, MAX_TTL_S, Lessor
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.mvcc import Store, encode_key_value
 from etcdlite.proto import DecodeError, varint
@@ -204,10 +203,10 @@ class EtcdBackup:
                 self.compacted = max(self.compacted, revision)
 
     def _take_lease(self, key: bytes, value: bytes) -> None:
-        lease_id = int.from_bytes(key, "big")
-        if len(key) != 8 or not 0 < lease_id < 1 << 63:
-            raise ValueError(f"it has a lease {key.hex()}, but here ids are 1 to 2**63 - 1")
+        if len(key) != KEY.size or not any(key):
+            raise ValueError(f"it has a lease with the key {key.hex()}")
         lessor = Lessor()
+        (lease_id,) = KEY.unpack(key)
         lessor.restore(lease_id, value)
         if not 0 < lessor.ttl_s(lease_id) <= MAX_TTL_S:
             raise ValueError(f"lease {key.hex()} has a TTL of {lessor.ttl_s(lease_id)} s")
@@ -302,7 +301,7 @@ class EtcdBackup:
                 data.append_block(block)
                 data.garbage[data.active] += len(block)
             contents.append_change(change.kind, change.body)
-            if change.lease and U64.pack(change.lease) not in self._leases:
+            if change.lease and KEY.pack(change.lease) not in self._leases:
                 _detach(index, change.body)
             data.flush_part()
             last = revision
@@ -349,8 +348,6 @@ def _change(revision: int, sub: int, is_delete: bool, value: bytes) -> Change:
     create, version, lease = kv.create_revision, kv.version, kv.lease
     if kv.mod_revision != revision or not 0 < create <= revision or version < 1:
         raise ValueError(f"the value of revision {revision}.{sub} is that of another revision")
-    if lease < 0:
-        raise ValueError(f"revision {revision}.{sub} names lease {lease}; here ids are positive")
     body = encode_key_value(kv.key, varint(create), varint(revision), version, kv.value, lease)
     return Change(revision, sub, PUT, body, lease)
 

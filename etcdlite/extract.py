@@ -15,7 +15,7 @@ The file, all integers little-endian:
         1  4  length of the body
         5  n  body
     type 1  mvccpb.KeyValue, as it was; keys ascend
-    type 2  a lease that keys of the file have: its id u64, its granted TTL in seconds u64, or 0 if
+    type 2  a lease that keys of the file have: its id i64, its granted TTL in seconds u64, or 0 if
             it has ended
     type 3  the end: number of keys u64, then the SHA-256 of everything before this record
 
@@ -44,7 +44,7 @@ MAX_PREFIXES = 1_000
 
 _START = struct.Struct("<8sII")
 _RECORD = struct.Struct("<BI")
-_PAIR = struct.Struct("<QQ")
+_PAIR = struct.Struct("<qQ")
 _U64 = struct.Struct("<Q")
 KEY, LEASE, END = 1, 2, 3
 
@@ -218,7 +218,7 @@ def _pair(path: str, body: bytes) -> tuple[int, int]:
     if len(body) != _PAIR.size:
         raise _damaged(path, "a lease has the wrong length")
     first, second = _PAIR.unpack(body)
-    if not 0 < first < 1 << 63 or second >= 1 << 63:
+    if not first or second >= 1 << 63:
         raise _damaged(path, "the id or TTL of a lease is out of range")
     return first, second
 

@@ -17,12 +17,11 @@ going back. No deadline changes the replicated part.
 
 Record of a lease in the data file: the protobuf message that etcd calls leasepb.Lease
 
-    1 ID            int64 varint, 1 to 2**63-1
+    1 ID            int64 varint, not 0
     2 TTL           int64 varint, seconds
     3 RemainingTTL  int64 varint, seconds; absent or 0: no checkpoint
 
 with absent fields zero, as in proto3. It does not hold the keys: each KeyValue names its lease.
-(etcd also accepts negative ids. Here they are refused, like 0.)
 """
 
 from __future__ import annotations
@@ -30,13 +29,15 @@ from __future__ import annotations
 from collections.abc import Generator
 from heapq import heappop, heappush, heapreplace
 from math import ceil
+from struct import Struct
 
 from etcdlite import errors
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.proto import read_varint, varint
+from etcdlite.proto import read_varint, varint, varint64
 from etcdlite.storage.steps import shrunk, sort_steps
 
-NO_LEASE = 0
+KEY = Struct(">q")
+"""The key of a lease in its bucket."""
 
 MAX_TTL_S = 9_000_000_000
 """etcd's limit for a TTL."""
@@ -90,9 +91,8 @@ class Lessor:
     def grant(self, lease_id: int, ttl_s: int, now: float) -> int:
         """Create a lease and return its TTL in seconds. `now` matters only while promoted.
 
-        `lease_id` is 1 to 2**63-1. Raises LeaseTTLTooLarge, LeaseExist, and LeaseNotFound for an id
-        out of range."""
-        if lease_id <= NO_LEASE:
+        Raises LeaseTTLTooLarge, LeaseExist, and LeaseNotFound for the id 0."""
+        if lease_id == 0:
             raise errors.error("LeaseNotFound")
         if ttl_s > MAX_TTL_S:
             raise errors.error("LeaseTTLTooLarge")
@@ -159,7 +159,7 @@ class Lessor:
     def encode(self, lease_id: int) -> bytes:
         """The lease's record for the data file. Raises LeaseNotFound."""
         lease = self._lease(lease_id)
-        parts = [b"\x08", varint(lease_id), b"\x10", varint(lease.ttl_s)]
+        parts = [b"\x08", varint64(lease_id), b"\x10", varint(lease.ttl_s)]
         if lease.remaining_ttl_s:
             parts += (b"\x18", varint(lease.remaining_ttl_s))
         return b"".join(parts)
@@ -178,7 +178,7 @@ class Lessor:
         while at < len(record):
             tag, at = read_varint(record, at, len(record))
             fields[tag], at = read_varint(record, at, len(record))
-        if fields.get(0x08) != lease_id or not fields.keys() <= {0x08, 0x10, 0x18}:
+        if fields.get(0x08) != lease_id % (1 << 64) or not fields.keys() <= {0x08, 0x10, 0x18}:
             raise ValueError(f"not the record of lease {lease_id}: {record.hex()}")
         lease = self._leases.get(lease_id)
         if lease is None:
@@ -194,6 +194,9 @@ class Lessor:
 
     def exists(self, lease_id: int) -> bool:
         return lease_id in self._leases
+
+    def has_negative_ids(self) -> bool:
+        return any(lease_id < 0 for lease_id in self._leases)
 
     def ttl_s(self, lease_id: int) -> int:
         """The granted TTL in seconds. Raises LeaseNotFound."""

@@ -24,9 +24,10 @@ from zlib import crc32
 
 from etcdlite import memory
 from etcdlite.errors import EtcdError, error
+from etcdlite.lease import KEY as LEASE_KEY
 from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.proto import VARINTS, varint
+from etcdlite.proto import VARINTS, varint, varint64
 from etcdlite.storage import checkpoint
 from etcdlite.storage.data import (
     CLEANED,
@@ -83,7 +84,7 @@ def encode_key_value(
             VARINTS[version] if version < 16384 else varint(version),
             _VALUE[size] if size < 4096 else b"\x2a" + varint(size),
             value,
-            b"\x30" + varint(lease) if lease else b"",
+            b"\x30" + varint64(lease) if lease else b"",
         )
     )
 
@@ -183,7 +184,7 @@ class Store:
     def _load_leases(self) -> None:
         if leases := self.buckets.get(LEASE):
             for lease_id, value in leases.items():
-                self.lessor.restore(int.from_bytes(lease_id, "big"), value)
+                self.lessor.restore(LEASE_KEY.unpack(lease_id)[0], value)
             heads = self.index.heads
             for key, head in zip(heads, heads.rows(b"", None), strict=True):
                 if head[4]:
@@ -338,7 +339,7 @@ class Store:
         if bucket == COMPACTED and value is not None:
             self.compacted = U64.unpack(value)[0]
         elif bucket == LEASE:
-            self.lessor.restore(int.from_bytes(key, "big"), value)
+            self.lessor.restore(LEASE_KEY.unpack(key)[0], value)
         self.data.append_bucket(bucket, key, value)
 
     # Reading.

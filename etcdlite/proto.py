@@ -237,6 +237,11 @@ def varint(n: int) -> bytes:
     return out + VARINTS[n]
 
 
+def varint64(n: int) -> bytes:
+    """As `varint`, of an int64, which may be negative."""
+    return varint(n & 0xFFFFFFFFFFFFFFFF)
+
+
 def read_varint(buf: bytes, pos: int, end: int) -> tuple[int, int]:
     """The varint at `pos`, cut to 64 bits, and the position after it. Raises DecodeError."""
     try:
@@ -324,31 +329,18 @@ RANGES = {
 """The least and the greatest number of each kind."""
 
 
-def _write_int64(n: int) -> bytes:
-    if not -(1 << 63) <= n < 1 << 63:
-        raise ValueError(n)
-    return varint(n & 0xFFFFFFFFFFFFFFFF)
+def _writer(kind: str) -> Callable[[int], bytes]:
+    low, high = RANGES[kind]
+
+    def write(n: int) -> bytes:
+        if not low <= n <= high:
+            raise ValueError(n)
+        return varint64(n)
+
+    return write
 
 
-def _write_int32(n: int) -> bytes:
-    if not -(1 << 31) <= n < 1 << 31:
-        raise ValueError(n)
-    return varint(n & 0xFFFFFFFFFFFFFFFF)
-
-
-def _write_uint32(n: int) -> bytes:
-    if not 0 <= n < 1 << 32:
-        raise ValueError(n)
-    return varint(n)
-
-
-_WRITERS: dict[str, Callable[[int], bytes]] = {
-    "int64": _write_int64,
-    "uint64": varint,
-    "int32": _write_int32,
-    "uint32": _write_uint32,
-    "enum": _write_int32,
-}
+_WRITERS = {kind: _writer(kind) for kind in RANGES}
 
 
 # --- Generated codecs --------------------------------------------------------------------------

@@ -74,6 +74,9 @@ SETS_VERSION = V0_2
 KEEPS_TIMES = V0_2
 """The times of revisions, and who made them."""
 
+NEGATIVE_LEASES = V0_2
+"""Leases whose ids are negative."""
+
 
 def program_version(version: Version) -> str:
     """What a program of this version says about itself."""

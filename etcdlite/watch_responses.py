@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from itertools import chain
 
 from etcdlite.limits import Limits
-from etcdlite.proto import varint
+from etcdlite.proto import varint, varint64
 from etcdlite.storage.steps import join_steps
 
 CREATED = b"\x18\x01"
@@ -35,7 +35,7 @@ def header_field(content: bytes) -> bytes:
 
 def id_field(watch_id: int) -> bytes:
     # A negative int64 is encoded as its two's complement; 0 is left out.
-    return _WATCH_ID + varint(watch_id & (1 << 64) - 1) if watch_id else b""
+    return _WATCH_ID + varint64(watch_id) if watch_id else b""
 
 
 def compacted(revision: int) -> bytes:

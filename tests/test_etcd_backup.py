@@ -200,6 +200,16 @@ def test_etcdlite_restores_a_backup_of_etcd(
         check_equal(back, etcd, again.compacted)
 
 
+def test_a_lease_with_a_negative_id_comes_back_from_a_backup(
+    etcdlite: Gateway, server: ServerFactory, tmp_path: Path
+) -> None:
+    """Not in the comparisons: etcd 3.5.1 itself forgets such leases when it restarts."""
+    etcdlite.call("lease/grant", ID=-7, TTL=3600)
+    etcdlite.call("kv/put", key=b"k", value=b"v", lease=-7)
+    restored = restored_etcdlite(server, save(etcdlite, tmp_path / "backup.db"), tmp_path / "new")
+    assert restored.leases() == etcdlite.leases() == {"-7": ("3600", ["aw=="])}
+
+
 def _both_ways(rng: random.Random, steps: tuple[int, int], server: ServerFactory) -> None:
     """A random history moves from etcd to etcdlite, goes on there and in etcd, and moves back."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
@@ -518,7 +528,6 @@ def kv(revision: int, key: bytes = b"k", **fields: Any) -> bytes:
         ([(2, 0, kv(2, b""))], "revision 2.0 has no valid value"),
         ([(2, 0, kv(2)), (2, 1, kv(2))], "revision 2 changes a key twice"),
         ([(2, 0, kv(2, version=0))], "that of another revision"),
-        ([(2, 0, kv(2, lease=-5))], "names lease -5"),
         ([(1 << 63, 0, kv(2))], "is not a revision"),
     ],
 )

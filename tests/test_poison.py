@@ -61,9 +61,9 @@ POISON = {
         TXN,
         proto.TxnRequest(success=[proto.RequestOp(request_put=proto.PutRequest(key=b"x"))] * 2),
     ),
-    "a lease with a negative id": (
+    "a lease with the id 0": (
         METHOD_BY_NAME["Lease.LeaseGrant"].number,
-        proto.LeaseGrantRequest(ID=-5, TTL=-1),
+        proto.LeaseGrantRequest(ID=0, TTL=-1),
     ),
     "a checkpoint of a negative time": (
         methods.CHECKPOINT,

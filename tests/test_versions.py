@@ -172,6 +172,12 @@ def test_the_leader_refuses_what_the_version_does_not_allow(
     assert cluster.client.get(cluster.leader, b"k") is None
 
 
+def test_a_lease_with_a_negative_id_waits_for_the_version_that_knows_it() -> None:
+    cluster = Cluster(version=V0_1)
+    with pytest.raises(EtcdError, match="lease not found"):
+        cluster.client.ask(cluster.leader, "Lease.LeaseGrant", ID=-1, TTL=60)
+
+
 def test_what_was_proposed_before_the_version_went_down_has_no_effect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -227,6 +233,16 @@ def until_all_can_be_opened_by(cluster: Cluster, version: Version) -> None:
     cluster.world.run_until(
         lambda: all(node.member.state.store.storage_version == version for node in cluster.nodes)
     )
+
+
+def test_the_version_does_not_go_down_below_a_lease_that_it_does_not_know() -> None:
+    cluster = Cluster()
+    assert cluster.client.ask(cluster.leader, "Lease.LeaseGrant", ID=-1, TTL=60).ID == -1
+    for action in (VALIDATE, ENABLE):
+        with pytest.raises(EtcdError, match="revoke the leases with negative ids first"):
+            downgrade(cluster, cluster.leader, action, "0.1")
+    cluster.client.ask(cluster.leader, "Lease.LeaseRevoke", ID=-1)
+    assert downgrade(cluster, cluster.leader, ENABLE, "0.1") == "0.2"
 
 
 def test_a_cluster_goes_down_and_up_again() -> None:

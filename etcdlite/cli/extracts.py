@@ -24,7 +24,7 @@ from etcdlite.client import Client, EtcdliteError
 from etcdlite.client.errors import LeaseExist, LeaseNotFound
 from etcdlite.errors import EtcdError
 from etcdlite.extract import Header
-from etcdlite.lease import Lessor
+from etcdlite.lease import KEY, Lessor
 from etcdlite.mvcc import Store
 from etcdlite.storage.data import LEASE, TIMES, U64
 from etcdlite.storage.disk import Disk
@@ -219,7 +219,7 @@ def _make_member(session: Session, data_dir: str, state: State, leases: dict[int
         store = Store.create(sealed, f"{directory}/data", Lessor(), SEGMENT_BYTES)
         for lease, ttl_s in leases.items():
             store.lessor.grant(lease, ttl_s, 0.0)
-            store.set_bucket(LEASE, lease.to_bytes(8, "big"), store.lessor.encode(lease))
+            store.set_bucket(LEASE, KEY.pack(lease), store.lessor.encode(lease))
         for number, kv in enumerate(state.key_values()):
             store.put(kv.key, kv.value, kv.lease if kv.lease in leases else 0)
             store.end_revision()

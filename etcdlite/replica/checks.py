@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from etcdlite import passwords, txn
 from etcdlite.auth import MAX_NAME_BYTES, MAX_RECORD_BYTES, SEED_BYTES
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
-from etcdlite.lease import MAX_TTL_S, NO_LEASE
+from etcdlite.lease import MAX_TTL_S
 from etcdlite.methods import Route, by_number, numbers
 from etcdlite.proto import MAX_REQUEST_ITEMS
 from etcdlite.versions import parse
@@ -54,7 +54,7 @@ def _check_nothing(request: Any) -> None:
 
 
 def _check_lease_grant(request: Any) -> None:
-    if request.ID <= NO_LEASE:
+    if request.ID == 0:
         raise error("LeaseNotFound")
     if request.TTL > MAX_TTL_S:
         raise error("LeaseTTLTooLarge")

@@ -48,7 +48,7 @@ from etcdlite.methods import (
     numbers,
 )
 from etcdlite.options import Options
-from etcdlite.proto import varint
+from etcdlite.proto import varint, varint64
 from etcdlite.raft import NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import Entry
 from etcdlite.replica.access import Access
@@ -723,7 +723,7 @@ def _time_to_live(state: State, request: proto.LeaseTimeToLiveRequest) -> Steps:
 def _leases(state: State, request: proto.LeaseLeasesRequest) -> Steps:
     header = state.header
     ids = yield from state.lessor.lease_steps()
-    statuses = (b"\x08" + varint(lease_id) for lease_id in ids)
+    statuses = (b"\x08" + varint64(lease_id) for lease_id in ids)
     parts = (b"\x12" + varint(len(status)) + status for status in statuses)
     return (yield from join_steps(chain((header,), parts)))
 

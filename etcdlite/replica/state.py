@@ -21,6 +21,7 @@ from etcdlite import log, proto, txn
 from etcdlite.auth import Auth, Author
 from etcdlite.errors import EtcdError, error
 from etcdlite.identity import Identity
+from etcdlite.lease import KEY as LEASE_KEY
 from etcdlite.methods import (
     ALARM_METHOD,
     COMPACT,
@@ -37,7 +38,7 @@ from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
 from etcdlite.plain_txn import PlainTxn
-from etcdlite.proto import varint
+from etcdlite.proto import varint, varint64
 from etcdlite.raft import ConfChange
 from etcdlite.replica.alarms import CORRUPT, NOSPACE, Alarms
 from etcdlite.replica.cluster_version import ClusterVersion
@@ -317,8 +318,8 @@ def _lease_grant(state: State, request: proto.LeaseGrantRequest) -> bytes:
     ttl_s = lessor.grant(request.ID, request.TTL, state.clock())
     state.metrics.leases_granted += 1
     state.metrics.lease_ttl_s.observe(ttl_s)
-    state.store.set_bucket(LEASE, _lease_key(request.ID), lessor.encode(request.ID))
-    return b"\x10" + varint(request.ID) + b"\x18" + varint(ttl_s)
+    state.store.set_bucket(LEASE, LEASE_KEY.pack(request.ID), lessor.encode(request.ID))
+    return b"\x10" + varint64(request.ID) + b"\x18" + varint(ttl_s)
 
 
 def _lease_revoke(state: State, request: proto.LeaseRevokeRequest) -> Generator[None, None, None]:
@@ -332,7 +333,7 @@ def _lease_revoke(state: State, request: proto.LeaseRevokeRequest) -> Generator[
         state.store.delete(keys[begin : begin + step_keys])
     state.metrics.deletes += len(keys)
     state.lessor.revoke(request.ID)
-    state.store.set_bucket(LEASE, _lease_key(request.ID), None)
+    state.store.set_bucket(LEASE, LEASE_KEY.pack(request.ID), None)
     state.metrics.leases_revoked += 1
 
 
@@ -341,7 +342,9 @@ def _checkpoint(state: State, request: proto.LeaseCheckpointRequest) -> None:
     for checkpoint in request.checkpoints:
         if lessor.exists(checkpoint.ID):
             lessor.checkpoint(checkpoint.ID, checkpoint.remaining_TTL)
-            state.store.set_bucket(LEASE, _lease_key(checkpoint.ID), lessor.encode(checkpoint.ID))
+            state.store.set_bucket(
+                LEASE, LEASE_KEY.pack(checkpoint.ID), lessor.encode(checkpoint.ID)
+            )
 
 
 def _author(state: State, request: proto.Author) -> None:
@@ -358,10 +361,6 @@ def _cluster_version(state: State, request: proto.ClusterVersion) -> None:
     state.cluster_version.apply(request)
     if kept_times and not state.cluster_version.allows(KEEPS_TIMES):
         state.timeline.stop()
-
-
-def _lease_key(lease_id: int) -> bytes:
-    return lease_id.to_bytes(8, "big")
 
 
 WRITES = numbers(Route.WRITE)

@@ -29,7 +29,7 @@ from etcdlite.raft import LEADER, Raft
 from etcdlite.replica.state import State
 from etcdlite.replica.writes import Writes
 from etcdlite.request import Done
-from etcdlite.versions import SETS_VERSION, Version, parse, previous
+from etcdlite.versions import NEGATIVE_LEASES, SETS_VERSION, Version, parse, previous
 
 ACTIONS = proto.ENUMS["DowngradeRequest.DowngradeAction"]
 
@@ -116,6 +116,9 @@ class VersionKeeper:
                 raise error("InvalidDowngradeTargetVersion")
             if cluster_version.target is not None:
                 raise error("DowngradeInProcess")
+            if target < NEGATIVE_LEASES and self._state.lessor.has_negative_ids():
+                text = "etcdlite: revoke the leases with negative ids first"
+                raise EtcdError(FAILED_PRECONDITION, text)
             if request.action == ACTIONS["VALIDATE"]:
                 done(self._response())
                 return

@@ -86,7 +86,7 @@ POSITION = struct.Struct("<QQ")
 COMPACTED = 1
 """Bucket of key b"": the compact revision, u64."""
 LEASE = 2
-"""Bucket of leases by id, u64 big-endian; see `lease.py`."""
+"""Bucket of leases by id, i64 big-endian; see `lease.py`."""
 MEMBER = 3
 """Bucket of `Member` messages by member id, u64 big-endian."""
 ALARM = 4

@@ -1,9 +1,9 @@
 """The index: where each version of each key is in the data file.
 
 There are two sorted maps. `heads` has every key that exists now: mod_revision, create_revision,
-version, location, lease (u64 each) and length (u32) of its current record. `past` has every key
-with superseded versions or a tombstone (`storage/past.py`). So a range or a count at the current
-revision never meets deleted keys, and a compaction visits only keys that have something to drop.
+version, location (u64 each), lease (i64) and length (u32) of its current record. `past` has every
+key with superseded versions or a tombstone (`storage/past.py`). So a range or a count at the
+current revision never meets deleted keys, and a compaction visits only keys with something to drop.
 
 `revisions[n]` is the location of the first record of revision `first_revision + n`: watches read
 history by it.
@@ -24,7 +24,7 @@ from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.storage.past import DEAD, PAST, PAST_BYTES, Past
 from etcdlite.storage.sorted_table import Row, SortedTable
 
-HEAD = struct.Struct("<QQQQQI")
+HEAD = struct.Struct("<QQQQqI")
 NO_HEAD = (1 << 65, 1 << 65, 0, 0, 0, 0)
 """The head of a key that does not exist: its mod_revision is above every revision."""
 _TOMBSTONE = (0, 0, DEAD)

@@ -41,7 +41,7 @@ from etcdlite.methods import (
     numbers,
 )
 from etcdlite.plain_txn import decode_txn
-from etcdlite.proto import varint
+from etcdlite.proto import varint, varint64
 from etcdlite.ranges import decode_range
 from etcdlite.replica import checks, membership
 from etcdlite.replica.alarms import alarm_name
@@ -49,6 +49,7 @@ from etcdlite.replica.catch_up import behind_error
 from etcdlite.replica.logins import check_size
 from etcdlite.replica.state import needs_space
 from etcdlite.request import Asked, Done, Session, pass_on
+from etcdlite.versions import NEGATIVE_LEASES
 from etcdlite.wire.session import ClientSession
 
 HASH_MODULES = ("etcdlite.crc32c", "etcdlite.etcd_hash")
@@ -176,6 +177,8 @@ def _lease_grant(member: Member, received: Received) -> None:
     member.state.alarms.check_space(len(received.frame))
     request = received.request
     if request.ID != 0:
+        if request.ID < 0 and not member.state.cluster_version.allows(NEGATIVE_LEASES):
+            raise error("LeaseNotFound")
         _propose(member, received)
     else:
         # Chosen here, before it is proposed, so that every member applies the same id.
@@ -415,7 +418,7 @@ response)."""
 
 def _read_renewal(body: bytes) -> tuple[int, bytes]:
     lease_id = proto.decode_request(proto.LeaseKeepAliveRequest.decode, body).ID
-    field = b"\x10" + varint(lease_id & (1 << 64) - 1) if lease_id else b""
+    field = b"\x10" + varint64(lease_id) if lease_id else b""
     if len(_RENEWALS) >= MAX_KNOWN_RENEWALS:
         _RENEWALS.clear()
     if len(body) <= MAX_KNOWN_RENEWAL_BYTES:

@@ -32,7 +32,7 @@ BOUNDS = (
 )
 EMPTY_HASH = 1084519789
 """What etcd 3.5 answers to HashKV when it is empty."""
-LEASES = (1, 2, 3, 7 << 50)
+LEASES = (1, 2, 3, 7 << 50, -5)
 
 
 class PlainStore:
