@@ -298,10 +298,11 @@ class Lessor:
         return lease.ttl_s
 
     def postpone(self, since: float, by_s: float) -> None:
-        """Nobody could renew a lease for `by_s` from `since` on. One that was overdue stays so."""
+        """Nobody could renew a lease for `by_s` from `since` on. One that was overdue then, or that
+        `expired` has returned, stays overdue: see `checkpoint`."""
         self._start += by_s
         for lease in self._leases.values():
-            if lease.deadline > since:
+            if lease.deadline > since and lease.scheduled <= lease.deadline:
                 lease.deadline += by_s
 
     def remaining_s(self, lease_id: int, now: float) -> float:

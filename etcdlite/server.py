@@ -273,8 +273,10 @@ class Server:
     def _look_for_stall(self, now: float, waited_s: float = 0.0) -> None:
         """Give leases the time back in which the loop stood still: no client could renew one."""
         lost_s = now - self._looked_at - waited_s
-        if lost_s > STALL_S:
-            self.member.state.lessor.postpone(now - lost_s, lost_s)
+        lessor = self.member.state.lessor
+        if lost_s > STALL_S and lessor.promoted:
+            lessor.postpone(now - lost_s, lost_s)
+            now = time.monotonic()  # Millions of leases take a while: this is no other stall.
         self._looked_at = now
 
     def _has_input(self) -> bool:
@@ -409,8 +411,10 @@ class Server:
             # Appends leave first, so that the other members save at the same time.
             self.connections.send_output(to_clients=False)
         took_s = thread.save_now(saves)
-        if took_s > QUICK_SYNC_S and self.connections.are_from_clients(self._selector.select(0)):
-            thread.record_request(took_s)
+        if took_s > QUICK_SYNC_S:
+            self._look_for_stall(time.monotonic())  # Before the renewals that are answered now.
+            if self.connections.are_from_clients(self._selector.select(0)):
+                thread.record_request(took_s)
         member.persisted(saves)
         if member.raft.has_ready:
             member.proceed(member.clock())

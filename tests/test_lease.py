@@ -651,3 +651,16 @@ TestLeasesAgainstAModel = Leases.TestCase
 TestLeasesAgainstAModel.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
 )
+
+
+def test_a_lease_that_expired_after_a_stall_is_not_given_the_time_of_it():
+    """Its revoke is proposed: a renewal that succeeds would be followed by it."""
+    lessor = Lessor()
+    finish(lessor.promote(0.0))
+    lessor.grant(1, 10, 0.0)
+    lessor.grant(2, 20, 0.0)
+    assert drain(lessor, 12.0) == [1]
+    lessor.postpone(9.0, 3.0)  # The loop saw only afterwards that it stood still.
+    with pytest.raises(EtcdError):
+        lessor.renew(1, 12.0)
+    assert lessor.remaining_s(2, 12.0) == 11.0

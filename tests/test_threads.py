@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
 from etcdlite.raft import Ready, Snapshot
 from etcdlite.raft_log import Entry
-from etcdlite.server import Server
+from etcdlite.server import STALL_S, Server
 from etcdlite.storage.steps import finish
 from etcdlite.threads import (
     ALONE_AGAIN_S,
@@ -237,8 +238,11 @@ def save_in_loop(log, thread, saves: list[Ready], lessor: Lessor, ready: list[An
     server = SimpleNamespace(
         member=member, _log_thread=thread, connections=connections, _selector=selector
     )
+    server._look_for_stall = lambda now: calls.append("leases")
     Server._save(server, saves)  # type: ignore[arg-type]
-    assert calls == [saves, "proceed"] and log.saved[-len(saves) :] == saves
+    # A renewal may wait for the save: the leases get the time back before it is answered.
+    looks = ["leases"] if log.sync_s > QUICK_SYNC_S else []
+    assert calls == [*looks, saves, "proceed"] and log.saved[-len(saves) :] == saves
 
 
 @pytest.mark.parametrize("waited_s", [0.0, 0.25])
@@ -259,6 +263,25 @@ def test_leases_get_the_time_back_in_which_the_loop_stands_still(took_s, waited_
     assert lessor.renew(2, now) == 10
     with pytest.raises(EtcdError):
         lessor.renew(1, now)  # It was overdue before: its revoke may be proposed.
+
+
+def test_the_time_that_it_takes_to_give_leases_time_back_is_no_stall():
+    """Else the leases of a member with very many of them never end."""
+    given: list[float] = []
+
+    def postpone(since: float, by_s: float) -> None:
+        given.append(by_s)
+        threading.Event().wait(2 * STALL_S)
+
+    lessor = SimpleNamespace(promoted=True, postpone=postpone)
+    member = SimpleNamespace(state=SimpleNamespace(lessor=lessor))
+    server = SimpleNamespace(member=member, _looked_at=time.monotonic() - 1)
+    for _ in range(3):
+        Server._look_for_stall(server, time.monotonic())  # type: ignore[arg-type]
+    assert given == [pytest.approx(1, abs=0.5)]
+    lessor.promoted = False  # A follower keeps no deadlines.
+    Server._look_for_stall(server, time.monotonic() + 10)  # type: ignore[arg-type]
+    assert len(given) == 1
 
 
 @pytest.mark.parametrize("ready", [[], ["a client"]])

@@ -217,11 +217,8 @@ class Maintenance:
         self._compaction_began = None
         if self._compaction_dropped or self._state.awaiting_compaction:
             self._state.metrics.compaction_finished(took_s)
-            log.info(
-                "finished scheduled compaction",
-                versions=self._compaction_dropped,
-                compact_revision=store.compacted,
-            )
+            fields = {"versions": self._compaction_dropped, "compact_revision": store.compacted}
+            log.info("finished scheduled compaction", **fields)
         self.compacted_versions += self._compaction_dropped
         self._compaction_dropped = 0
         self._answer_compactions()
@@ -293,11 +290,8 @@ class Maintenance:
         # Whoever waits for this may need the space at once.
         yield store.data.take_sync()
         yield store.disk.wait_for_space
-        log.info(
-            "finished defragmenting",
-            previous_db_size_bytes=before,
-            current_db_size_bytes=store.size_bytes,
-        )
+        sizes = {"previous_db_size_bytes": before, "current_db_size_bytes": store.size_bytes}
+        log.info("finished defragmenting", **sizes)
         state.metrics.defragment_s.observe(state.clock() - began)
         for session, request_id, method in self._defragmenting:
             # As in etcd, without even a header.

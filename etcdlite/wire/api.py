@@ -436,13 +436,9 @@ def _leadership_confirmed(
     elif member.leases.is_checkpointed(renewal[0]):
         # The next leader must know of the renewal before the client does: a checkpoint without a
         # remaining TTL gives the lease its full TTL again.
-        checkpoints = [proto.LeaseCheckpoint(ID=renewal[0])]
-        member.writes.propose_message(
-            Asked(partial(_checkpoint_reset, member, body, done)),
-            0,
-            CHECKPOINT,
-            proto.LeaseCheckpointRequest(checkpoints=checkpoints),
-        )
+        reset = proto.LeaseCheckpointRequest(checkpoints=[proto.LeaseCheckpoint(ID=renewal[0])])
+        asked = Asked(partial(_checkpoint_reset, member, body, done))
+        member.writes.propose_message(asked, 0, CHECKPOINT, reset)
     else:
         done(_renew(member, *renewal))
 
