@@ -49,7 +49,7 @@ def status(path: str, progress: Progress = None, identities: Sequence[Identity] 
     (bytes done, total bytes). `identities` decrypt the file. A backup of etcd may have no SHA-256,
     as for etcdutl. Raises SnapshotError, OSError."""
     with opened(path, identities) as file:
-        if _is_etcd(file):
+        if is_etcd(file):
             found = EtcdBackup(path, file, not has_digest(file), progress, hashes=True)
             return Status(
                 found.hash, found.revision, found.total_keys, found.size_bytes, found.version
@@ -98,7 +98,7 @@ def restore(
     disk = Disk()
     sealed = datadir.data_disk(disk, keys, founding.cluster_id, founding.member_id)
     with opened(path, identities) as file:
-        kind = EtcdBackup if _is_etcd(file) else _OwnBackup
+        kind = EtcdBackup if is_etcd(file) else _OwnBackup
         backup = kind(path, file, skip_hash_check, progress)
         if bump_revision and backup.revision + bump_revision > MAX_REVISION:
             raise SnapshotError(
@@ -110,7 +110,7 @@ def restore(
                 store.skip_revisions(bump_revision)
             for key in list(store.buckets.get(ALARM, ())):
                 store.set_bucket(ALARM, key, None)
-            datadir.finish(disk, data_dir, wal_dir, store, founding, wal_segment_bytes, keys)
+            datadir.finish(disk, directory, wal_dir, store, founding, wal_segment_bytes, keys)
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def new_member(disk: Disk, data_dir: str, wal_dir: str) -> Iterator[str]:
     written there is removed. Raises StartError, OSError."""
     lock = datadir.lock(disk, data_dir, wal_dir)
     try:
-        directory = datadir.begin(disk, data_dir, wal_dir)
+        directory = datadir.begin(disk, data_dir, wal_dir, datadir.RESTORE)
         try:
             yield directory
         finally:
@@ -127,13 +127,6 @@ def new_member(disk: Disk, data_dir: str, wal_dir: str) -> Iterator[str]:
                 disk.remove_tree(directory)
     finally:
         lock.close()
-
-
-def _is_etcd(file: Any) -> bool:
-    file.seek(0)
-    first_bytes = file.read(20)
-    file.seek(0)
-    return is_etcd(first_bytes)
 
 
 class _OwnBackup:

@@ -9,7 +9,9 @@
 
 The directory `member` appears by one rename after everything in it is durable, so an interrupted
 first start or restore leaves nothing that looks like a member. A log in wal-dir is made in the
-folder `.new` there, and moved out of it after that rename, or by the next start.
+folder `.new` there, and moved out of it after that rename, or by the next start. Until the rename a
+first start works in `member.tmp`, which the next one replaces. A restore works in `restore.tmp`,
+which stops a first start: where a backup was to be restored, no member may begin empty.
 
 A snapshot from the leader replaces the data in steps, and a crash may follow each of them: the
 snapshot gets its own name (`keep_incoming`); the log is marked as starting at the snapshot, which
@@ -76,7 +78,7 @@ class Opened(NamedTuple):
     """What recovery repaired, one line each."""
 
 
-_EXPECTED = frozenset(("lock", "fixtures", "member", "member.tmp", "lost+found"))
+_EXPECTED = frozenset(("lock", "fixtures", "member", "member.tmp", "restore.tmp", "lost+found"))
 """Names in a data directory that are no reason to refuse it. The root of a file system has a
 lost+found."""
 
@@ -193,19 +195,24 @@ def create(
     """Create a new member. One that joins a running cluster begins without members: it receives
     the membership from the leader, as it receives all other state. A new cluster has the cluster
     version `version`. Raises StartError, OSError."""
-    directory = begin(disk, data_dir, wal_dir)
+    if disk.exists(f"{data_dir}/{RESTORE}"):
+        raise StartError(
+            f"a restore of a backup into data directory {data_dir} was interrupted. Repeat it, or "
+            f"remove {data_dir}/{RESTORE} to begin with an empty member"
+        )
+    directory = begin(disk, data_dir, wal_dir, "member.tmp")
     sealed = data_disk(disk, keys, founding.cluster_id, founding.member_id)
     store = Store.create(sealed, f"{directory}/data", Lessor(), segment_bytes)
     if is_joining:
         founding = founding._replace(members=[])
     elif version > OLDEST:
         store.set_bucket(CLUSTER, CLUSTER_VERSION, str(version).encode())
-    finish(disk, data_dir, wal_dir, store, founding, wal_segment_bytes, keys)
+    finish(disk, directory, wal_dir, store, founding, wal_segment_bytes, keys)
 
 
-def begin(disk: Disk, data_dir: str, wal_dir: str) -> str:
-    """Make the empty directory in which a new member is prepared, and return its path. `finish`
-    publishes it. Raises StartError if the data directory already holds a member."""
+def begin(disk: Disk, data_dir: str, wal_dir: str, name: str) -> str:
+    """Make the empty directory `name` in which a new member is prepared, and return its path.
+    `finish` publishes it. Raises StartError if the data directory already holds a member."""
     if exists(disk, data_dir):
         raise StartError(f"data directory {data_dir} already holds a member; name another one")
     if wal_dir and WAL.exists(disk, wal_dir):
@@ -213,7 +220,7 @@ def begin(disk: Disk, data_dir: str, wal_dir: str) -> str:
             f"wal directory {wal_dir} holds the log of a member, but data directory {data_dir} "
             "holds no member. Give the data directory that belongs to it, or an empty --wal-dir"
         )
-    directory = f"{data_dir}/member.tmp"
+    directory = f"{data_dir}/{name}"
     _remove_tree(disk, directory)
     _remove_tree(disk, f"{wal_directory(data_dir, wal_dir)}/{_NEW_LOG}")
     disk.make_dir(directory)
@@ -222,7 +229,7 @@ def begin(disk: Disk, data_dir: str, wal_dir: str) -> str:
 
 def finish(
     disk: Disk,
-    data_dir: str,
+    directory: str,
     wal_dir: str,
     store: Store,
     founding: Founding,
@@ -239,7 +246,7 @@ def finish(
     store.mark(store.applied_index, store.applied_term)
     run(store.checkpoint())
     store.close()
-    directory = f"{data_dir}/member.tmp"
+    data_dir = os.path.dirname(directory)
     metadata = _IDENTITY.pack(founding.cluster_id, founding.member_id)
     logs = f"{wal_dir}/{_NEW_LOG}" if wal_dir else f"{directory}/wal"
     wal = WAL.create(disk, logs, metadata, wal_segment_bytes, keys=keys)
@@ -266,6 +273,7 @@ def _settle_log(disk: Disk, wal_dir: str) -> None:
     _remove_tree(disk, new)
 
 
+RESTORE = "restore.tmp"
 _NEW_LOG = ".new"
 _SNAPSHOT = "snapshot-"
 _SNAPSHOT_NAME = re.compile(_SNAPSHOT + "[0-9a-f]{16}")

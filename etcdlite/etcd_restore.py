@@ -61,8 +61,10 @@ MARK_RECORDS = 256
 _FIRST_BYTES = bytes(8) + bolt.META.to_bytes(2, "little")
 
 
-def is_etcd(first_bytes: bytes) -> bool:
-    """Whether a file that begins so (20 bytes) is a database of bbolt."""
+def is_etcd(file: Any) -> bool:
+    """Whether a file is a database of bbolt. Its position is 0 before and after."""
+    first_bytes = file.read(20)
+    file.seek(0)
     return first_bytes.startswith(_FIRST_BYTES) or (
         first_bytes[16:20] == bolt.MAGIC.to_bytes(4, "little")
     )

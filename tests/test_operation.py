@@ -26,7 +26,7 @@ from rigs.lone_member import LoneMember
 from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, ROOT, ServerProcess, wait_until
 
-from etcdlite import __main__, config, frames, log, methods, proto
+from etcdlite import __main__, backup, config, datadir, frames, log, methods, proto
 from etcdlite import server as server_module
 from etcdlite.client import (
     Client,
@@ -252,6 +252,23 @@ def test_a_first_start_that_was_interrupted_is_begun_again(server, tmp_path):
     running = server(data_dir=folder)
     assert running.client().put("k", "v").revision == 2
     assert not (folder / "member.tmp").exists()
+
+
+def test_no_member_begins_empty_where_a_restore_was_interrupted(server, tmp_path):
+    whole = server()
+    whole.client().put("k", "v")
+    path, folder = str(tmp_path / "backup.db"), tmp_path / "interrupted"
+    whole.client().snapshot(path)
+    whole.stop()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(datadir, "finish", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(Disk, "remove_tree", lambda *_: None)  # As after a kill.
+        backup.restore(path, str(folder))
+    text = refused(server(data_dir=folder, start=False))
+    assert "was interrupted. Repeat it, or remove" in text and "restore.tmp" in text
+    backup.restore(path, str(folder))
+    assert server(data_dir=folder).client().get("k").value == b"v"
+    assert not (folder / "restore.tmp").exists()
 
 
 def test_a_data_directory_in_use_is_refused(server):

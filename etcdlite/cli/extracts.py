@@ -228,7 +228,7 @@ def _make_member(session: Session, data_dir: str, state: State, leases: dict[int
         if flags["bump-revision"]:
             store.skip_revisions(flags["bump-revision"])
         _mark(store)
-        datadir.finish(disk, data_dir, flags["wal-dir"], store, founding, SEGMENT_BYTES, ring)
+        datadir.finish(disk, directory, flags["wal-dir"], store, founding, SEGMENT_BYTES, ring)
 
 
 def _mark(store: Store) -> None:

@@ -116,7 +116,7 @@ def _check_snapshot(path: str) -> None:
     """Raises SnapshotError if a snapshot could not be restored. Of one in etcd's format the SHA-256
     is checked."""
     with open(path, "rb") as file:
-        if is_etcd(file.read(20)):
+        if is_etcd(file):
             check_digest(path, file)
             return
     backup.status(path)

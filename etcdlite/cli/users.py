@@ -7,6 +7,7 @@ from the command line too, as etcdctl does, where others on the machine can see 
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from etcdlite import proto
 from etcdlite.cli.failures import BadArguments, say
@@ -55,10 +56,19 @@ def user_add(session: Session) -> None:
     session.show("done", response, f"User {name} created")
 
 
-def user_delete(session: Session) -> None:
-    (name,) = session.need(1, "user delete command requires user name as its argument")
-    response = session.ask("Auth.UserDelete", name=name)
-    session.show("done", response, f"User {name} deleted")
+def _change(
+    session: Session, command: str, method: str, field: str = "name", done: str = "deleted"
+) -> None:
+    """A command whose only argument is the name of a user or a role."""
+    kind = command.partition(" ")[0]
+    (name,) = session.need(1, f"{command} command requires {kind} name as its argument")
+    response = session.ask(method, None, **{field: name})
+    session.show("done", response, f"{kind.title()} {name} {done}")
+
+
+user_delete = partial(_change, command="user delete", method="Auth.UserDelete")
+role_add = partial(_change, command="role add", method="Auth.RoleAdd", done="created")
+role_delete = partial(_change, command="role delete", method="Auth.RoleDelete", field="role")
 
 
 def user_get(session: Session) -> None:
@@ -100,18 +110,6 @@ def user_revoke_role(session: Session) -> None:
 
 
 # Roles.
-
-
-def role_add(session: Session) -> None:
-    (name,) = session.need(1, "role add command requires role name as its argument")
-    response = session.ask("Auth.RoleAdd", name=name)
-    session.show("done", response, f"Role {name} created")
-
-
-def role_delete(session: Session) -> None:
-    (name,) = session.need(1, "role delete command requires role name as its argument")
-    response = session.ask("Auth.RoleDelete", role=name)
-    session.show("done", response, f"Role {name} deleted")
 
 
 def role_get(session: Session) -> None:
