@@ -245,6 +245,25 @@ def test_the_version_does_not_go_down_below_a_lease_that_it_does_not_know() -> N
     assert downgrade(cluster, cluster.leader, ENABLE, "0.1") == "0.2"
 
 
+@pytest.mark.parametrize("later_s", [0.0, 0.001, 0.002, 0.004, 0.006, 0.01, 0.02, 0.05])
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_lease_that_comes_during_a_downgrade_is_refused_or_keeps_the_version_up(
+    at: int, later_s: float
+) -> None:
+    cluster = Cluster(**SMALL)
+    node = [cluster.leader, *cluster.followers][at]
+    request = {"action": ENABLE, "version": "0.1"}
+    cluster.client.send(cluster.leader, "Maintenance.Downgrade", **request)
+    cluster.world.run(later_s)
+    granted = cluster.client.send(node, "Lease.LeaseGrant", ID=-1, TTL=600)
+    cluster.world.run(5)
+    knows = not isinstance(cluster.client.answers[granted], EtcdError)
+    assert {version_of(node) for node in cluster.nodes} == {V0_2 if knows else V0_1}
+    if knows:
+        cluster.client.ask(node, "Lease.LeaseRevoke", ID=-1)
+        until_all_have(cluster, V0_1)
+
+
 def test_a_cluster_goes_down_and_up_again() -> None:
     cluster = Cluster(**SMALL)
     follower = cluster.followers[0]

@@ -48,7 +48,7 @@ from etcdlite.request import Session, Steps, Waiter
 from etcdlite.rights import KeySet
 from etcdlite.storage.data import LEASE
 from etcdlite.storage.steps import join_steps
-from etcdlite.versions import KEEPS_TIMES, Version
+from etcdlite.versions import KEEPS_TIMES, NEGATIVE_LEASES, Version
 
 _EVEN_IF_CORRUPT = {ALARM_METHOD} | {
     row.number for row in ROWS if row.service in ("etcdserverpb.Auth", "etcdlite.Log")
@@ -315,6 +315,8 @@ def _compact(state: State, request: proto.CompactionRequest) -> Generator[None, 
 
 def _lease_grant(state: State, request: proto.LeaseGrantRequest) -> bytes:
     lessor = state.lessor
+    if request.ID < 0 and not state.cluster_version.allows(NEGATIVE_LEASES):
+        raise error("LeaseNotFound")
     ttl_s = lessor.grant(request.ID, request.TTL, state.clock())
     state.metrics.leases_granted += 1
     state.metrics.lease_ttl_s.observe(ttl_s)

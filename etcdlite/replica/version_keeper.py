@@ -116,7 +116,7 @@ class VersionKeeper:
                 raise error("InvalidDowngradeTargetVersion")
             if cluster_version.target is not None:
                 raise error("DowngradeInProcess")
-            if target < NEGATIVE_LEASES and self._state.lessor.has_negative_ids():
+            if self._keeps_up(target):
                 text = "etcdlite: revoke the leases with negative ids first"
                 raise EtcdError(FAILED_PRECONDITION, text)
             if request.action == ACTIONS["VALIDATE"]:
@@ -126,6 +126,10 @@ class VersionKeeper:
         if not self._writes.propose_once([(SET_CLUSTER_VERSION, change)]):
             raise error("LeaderChanged")
         self._waiting.append((self._clock() + self._timeout_s, target, done))
+
+    def _keeps_up(self, target: Version) -> bool:
+        """The state has something that members of version `target` do not know."""
+        return target < NEGATIVE_LEASES and self._state.lessor.has_negative_ids()
 
     def _answer(self, now: float) -> None:
         waiting, self._waiting = self._waiting, []
@@ -159,7 +163,8 @@ class VersionKeeper:
         target = cluster_version.target
         if target is not None:
             if target < cluster_version.version:
-                return cluster_version.change(target, target)
+                # A lease may have been granted while the downgrade was being enabled.
+                return None if self._keeps_up(target) else cluster_version.change(target, target)
             if lowest == target and all(v == target for v in (self._own, *self._versions())):
                 return cluster_version.change(cluster_version.version, None)
             return None

@@ -49,7 +49,6 @@ from etcdlite.replica.catch_up import behind_error
 from etcdlite.replica.logins import check_size
 from etcdlite.replica.state import needs_space
 from etcdlite.request import Asked, Done, Session, pass_on
-from etcdlite.versions import NEGATIVE_LEASES
 from etcdlite.wire.session import ClientSession
 
 HASH_MODULES = ("etcdlite.crc32c", "etcdlite.etcd_hash")
@@ -177,8 +176,6 @@ def _lease_grant(member: Member, received: Received) -> None:
     member.state.alarms.check_space(len(received.frame))
     request = received.request
     if request.ID != 0:
-        if request.ID < 0 and not member.state.cluster_version.allows(NEGATIVE_LEASES):
-            raise error("LeaseNotFound")
         _propose(member, received)
     else:
         # Chosen here, before it is proposed, so that every member applies the same id.
