@@ -1388,6 +1388,8 @@ def test_bash_completes_commands_subcommands_and_flags(tmp_path: Path) -> None:
     assert complete("--prefix", "=", "true", "get", "--pr") == ["--prefix", "--print-value-only"]
     assert complete("-w", "json", "snapshot", "sa") == ["save"]
     assert complete("get", "--write-out", "=", "ta") == complete("-w", "ta") == ["table"]
+    assert complete("--write-out", "=") == complete("-w", "") != []
+    assert complete("--hex", "=") == []
     assert complete("--cacert", "c") == [], "a file, by the shell's own completion"
     assert b"bashcompinit" in run_ctl("completion", "zsh").stdout
 

@@ -115,6 +115,7 @@ def test_fish_completes_commands_and_options(generated):
     assert completed("etcdlite-ctl member ") == ["add", "list", "promote", "remove", "update"]
     assert completed("etcdlite-ctl snapshot save --enc") == ["--encrypt-to"]
     assert "endpoint" in completed("etcdlite-ctl end")
+    assert completed("etcdlite-ctl get -w ") == ["fields", "json", "protobuf", "simple", "table"]
 
 
 # --------------------------------------------------------------------------------- the launcher

@@ -95,6 +95,7 @@ _COMPLETION = """# etcdlite-ctl completion for {shell}
             names+="${{names:+ }}$part"
         fi
     done
+    [[ "$word" == [=:]* ]] && is_value=1 word=""
     local choices=""
     case "$names" in
 {cases}    esac
@@ -156,24 +157,18 @@ def _words(flags: Sequence[Flag]) -> str:
     return " ".join(f"--{flag.name}" for flag in flags)
 
 
-def _fish(condition: str, **options: str) -> str:
-    line = f'complete -c etcdlite-ctl -n "{condition}"'
+def _fish(condition: str, *switches: str, **options: str) -> str:
+    line = " ".join((f'complete -c etcdlite-ctl -n "{condition}"', *switches))
     for name, value in options.items():
         quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-        line += f" -{name} '{quoted}'" if name != "r" else " -r"
+        line += f" -{name} '{quoted}'" if value else ""
     return line
 
 
-def _fish_flags(condition: str, flags: Sequence[Flag]) -> list[str]:
-    return [
-        _fish(
-            condition,
-            **{"l": flag.name, "d": flag.help},
-            **({"s": flag.short} if flag.short else {}),
-            **({"r": ""} if flag.kind != "bool" else {}),
-        )
-        for flag in flags
-    ]
+def _fish_flag(condition: str, flag: Flag) -> str:
+    switches = () if flag.kind == "bool" else ("-x",) if flag.name == "write-out" else ("-r",)
+    values = " ".join(FORMATS) if flag.name == "write-out" else ""
+    return _fish(condition, *switches, l=flag.name, d=flag.help, s=flag.short, a=values)
 
 
 def _fish_script(commands: Sequence[Command], groups: Mapping[str, str]) -> str:
@@ -188,8 +183,8 @@ def _fish_script(commands: Sequence[Command], groups: Mapping[str, str]) -> str:
             seen += f"; and __fish_seen_subcommand_from {second}"
         else:
             out.append(_fish("__fish_use_subcommand", a=first, d=command.help))
-        out += _fish_flags(seen, command.flags)
+        out += [_fish_flag(seen, flag) for flag in command.flags]
     out += [_fish("__fish_use_subcommand", a=first, d=text) for first, text in groups.items()]
-    out += _fish_flags("true", (*GLOBAL_FLAGS, HELP_FLAG))
+    out += [_fish_flag("true", flag) for flag in (*GLOBAL_FLAGS, HELP_FLAG)]
     out.append(_fish("__fish_seen_subcommand_from completion", a=" ".join(SHELLS)))
     return "\n".join(out) + "\n"
