@@ -656,7 +656,9 @@ def test_a_backup_through_a_pipe_is_whole(server: ServerFactory, tmp_path: Path)
     assert run_ctl("snapshot", "status", str(tmp_path / "backup.db")).status == 0
 
 
-def test_a_restored_member_starts_as_it_is_said(server: ServerFactory, tmp_path: Path) -> None:
+def test_a_restored_member_starts_as_it_is_said(
+    server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = str(tmp_path / "backup.db")
     assert ctl_of(server().endpoint)("snapshot", "save", path).status == 0
     for number, (words, command) in enumerate((
@@ -674,6 +676,9 @@ def test_a_restored_member_starts_as_it_is_said(server: ServerFactory, tmp_path:
         flags = [word.format(dir=target) for word in words]
         ended = run_ctl("snapshot", "restore", path, "--data-dir", target, *flags)
         assert ended.stderr.endswith(f"start the server with: {command.format(dir=target)}\n")
+    monkeypatch.chdir(tmp_path)
+    ended = run_ctl("snapshot", "restore", path, "--data-dir", "default", "--wal-dir", "logs")
+    assert ended.stderr.endswith("with: etcdlite --data-dir default --wal-dir logs\n")
 
 
 def test_a_backup_that_does_not_fit_names_its_file(server: ServerFactory) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import shlex
 from typing import Any
 
@@ -197,19 +196,20 @@ def restore(session: Session) -> None:
 
 
 def _tell_start(session: Session, path: str, data_dir: str) -> None:
-    flags, how = session.flags, ""
+    flags = session.flags
     if flags["identity"] and not flags["encryption-key-file"]:
         say(f"note: the backup is encrypted, but {data_dir} is not (--encryption-key-file)")
-    peer_urls = flags["initial-advertise-peer-urls"]
-    shown = {"name": flags["name"], "data-dir": data_dir, "listen-peer-urls": peer_urls}
+    command, others = ["etcdlite"], ""
+    if flags["name"] != "default":
+        command += ["--name", flags["name"]]
+    command += ["--data-dir", data_dir]
     for name in ("wal-dir", "encryption-key-file"):
-        shown[name] = flags[name]
-    defaults = ("", "default", "http://localhost:2380")
-    hosts = (host_port(url)[0] for url in peer_urls.split(","))
-    if peer_urls not in defaults and ("https:" in peer_urls or not all(map(is_address, hosts))):
-        # It takes certificates, or an address of this machine that is not known here.
-        del shown["listen-peer-urls"]
-        how = f", and the settings for {peer_urls}"
-    pairs = ((f"--{name}", text) for name, text in shown.items() if text not in defaults)
-    command = shlex.join(["etcdlite", *itertools.chain.from_iterable(pairs)])
-    say(f"restored {path}; start the server with: {command}{how}")
+        command += [f"--{name}", flags[name]] if flags[name] else []
+    peer_urls = flags["initial-advertise-peer-urls"]
+    hosts = [host_port(url)[0] for url in peer_urls.split(",")]
+    if "https:" in peer_urls or not all(host == "localhost" or is_address(host) for host in hosts):
+        # They need certificates, or an address of this machine that is not known here.
+        others = f", and the settings for {peer_urls}"
+    elif peer_urls != "http://localhost:2380":
+        command += ["--listen-peer-urls", peer_urls]
+    say(f"restored {path}; start the server with: {shlex.join(command)}{others}")
