@@ -445,8 +445,8 @@ class _Reader:
         for key, value in content.items():
             flag = find(key)
             if isinstance(value, dict):
-                line = f"{shown}: there are no sections; remove the line [{quoted(key)}]"
-                self.problems.append(line)
+                why = f"{quoted(key)} is a section or a table, but there are none"
+                self.problems.append(f"{shown}: {why}; write each setting as: name = value")
             elif flag is None:
                 hint = _did_you_mean(key, str, tuple(FLAGS)) or "; remove it"
                 self.problems.append(f"unknown key {quoted(key)} in {shown}{hint}")

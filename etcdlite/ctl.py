@@ -322,8 +322,8 @@ REFUSED = {
 INSTEAD = {"set": "put", "mk": "put", "rm": "del", "ping": "endpoint health"} | dict.fromkeys(
     ("ls", "keys"), "get --prefix --keys-only"
 )
-"""What other programs, etcdctl for the API v2 among them, call a command. None counts as a prefix:
-"set" is not setup."""
+"""The command here for one of other programs, such as etcdctl for API v2. They are never prefixes:
+"set" is not short for setup."""
 
 
 # Finding the command.

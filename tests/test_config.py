@@ -314,7 +314,8 @@ def test_all_problems_are_reported_together_with_where_they_come_from(file):
         "unknown variable ETCDLITE_NMAE in the environment, did you mean ETCDLITE_NAME?",
         f"unknown key nmae in {path}, did you mean name?",
         f"{path}: max-txn-ops = many: not a whole number; write digits only",
-        f"{path}: there are no sections; remove the line [sec]",
+        f"{path}: sec is a section or a table, but there are none; "
+        "write each setting as: name = value",
         "--enable-v2=true: not supported: etcdlite has no v2 store; remove it",
         "ETCD_CERT_FILE=c.pem: it needs key-file; set both",
     ]

@@ -35,8 +35,8 @@ class BadArguments(Failure):
 
 
 def one_line(text: str) -> str:
-    """`text` with escapes for what does not print: a server may send anything, and so may a user,
-    also what controls a terminal."""
+    """`text` with escapes for what does not print: texts of servers and users must not control the
+    terminal."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
@@ -55,8 +55,8 @@ def os_error_text(error: OSError) -> str:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, so that a command removes what it wrote
-    in part and releases its locks. Ignored ones do nothing."""
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, so that a command removes unfinished
+    files and releases its locks. Those that are ignored stay ignored."""
     ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     is_main = threading.current_thread() is threading.main_thread()
     caught = [s for s in ending if is_main and signal.getsignal(s) == signal.SIG_DFL]

@@ -1,4 +1,4 @@
-"""The flags of etcdlite-ctl, each written once, how they are read, and the rows of its commands.
+"""The types of flags and commands of etcdlite-ctl, its common flags, and how flags are read.
 
 The syntax is that of etcdctl (Go's pflag), which argparse does not have: a boolean takes its value
 only after `=` (`--hex=false`, but `--hex key`), arguments and flags mix freely, `--` ends the flags
@@ -294,13 +294,13 @@ def _file_flags(path: str) -> dict[str, Any]:
     return values
 
 
-def hidden_options() -> str:
-    """That the default file of options may exist, but is not for this user; else empty."""
+def unreadable_file_hint() -> str:
+    """For an error: that this user may not read the default file of options; empty if not so."""
     try:
         with open(DEFAULT_FILE, "rb"):
             return ""
     except PermissionError:
-        return f"; {DEFAULT_FILE} may have the options for it, but is not for this user (try sudo)"
+        return f"; {DEFAULT_FILE} may have the options, but this user may not read it (try sudo)"
     except OSError:
         return ""
 

@@ -1,4 +1,4 @@
-"""`etcdlite-ctl key`, `rekey`, `secret`: keys for data at rest, identities for backups, secrets."""
+"""`etcdlite-ctl key`, `rekey`, `secret`: files with encryption keys, identities and secrets."""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ def defrag(session: Session) -> None:
 
 @contextmanager
 def stopped_member(data_dir: str, wal_dir: str) -> Iterator[Disk]:
-    """The disk with the data of a member, which is this process's meanwhile. Raises Failure,
-    StartError."""
+    """The disk, while this process has the data locked, so that the member cannot start. Raises
+    Failure, StartError."""
     disk = Disk()
     check_member(disk, data_dir)
     owner = os.stat(data_dir).st_uid

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etcdlite.cli.failures import EXIT_BAD_FEATURE, BadArguments, Failure, say
-from etcdlite.cli.flags import hidden_options
+from etcdlite.cli.flags import unreadable_file_hint
 from etcdlite.cli.output import Printer, join_lines
 from etcdlite.client import Client, ConnectionFailed, EtcdliteError, Timeout
 from etcdlite.errors import ERRORS
@@ -170,7 +170,7 @@ class Session:
                 say(f"debug: {method} to {client.endpoint}, {took_ms:.1f} ms: {request}")
 
     def check_format(self, kind: str, what: str) -> None:
-        """Refuse a format that there is not for a kind of response. `what` gives it."""
+        """Refuse an output format that this kind of response does not have. `what` prints it."""
         if not self.printer.supports(kind):
             text = f"{self.printer.format} not supported as output format of {what}"
             raise Failure(text, EXIT_BAD_FEATURE)
@@ -243,7 +243,7 @@ class Session:
         """What the member says about a missing leader if `error` may come from that, or that other
         options may be needed; else empty."""
         if isinstance(error, ConnectionFailed) and re.search("TLS|secret", error.text):
-            return "" if self.flags["config-file"] else hidden_options()
+            return "" if self.flags["config-file"] else unreadable_file_hint()
         if not isinstance(error, Timeout) and not error.text.startswith(NO_ANSWER_TEXTS):
             return ""
         try:

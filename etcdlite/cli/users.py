@@ -18,8 +18,8 @@ from etcdlite.errors import ERRORS
 
 _PERMISSIONS = proto.ENUMS["Permission.Type"]
 
-_OPEN_END = b"\x00"
-"""As the end of a range: no end. As its beginning: the first key."""
+_FIRST_KEY = _OPEN_END = b"\x00"
+"""As the start of a range: the first key. As its end: no end."""
 
 
 def _new_password(name: str, session: Session) -> str:
@@ -130,7 +130,7 @@ def _permission_range(session: Session, arguments: list[str]) -> tuple[bytes, by
         raise BadArguments("--from-key and --prefix flags are mutually exclusive")
     if not key:
         # A permission for nothing but the empty key, or for all keys.
-        return _OPEN_END, _OPEN_END if prefix or from_key else b""
+        return _FIRST_KEY, _OPEN_END if prefix or from_key else b""
     if not ends:
         return key, prefix_end(key) if prefix else _OPEN_END if from_key else b""
     if prefix or from_key:
