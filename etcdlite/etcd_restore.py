@@ -206,7 +206,7 @@ class EtcdBackup:
 
     def _take_lease(self, key: bytes, value: bytes) -> None:
         if len(key) != KEY.size or not any(key):
-            raise ValueError(f"it has a lease with the key {key.hex()}")
+            raise ValueError(f"{key.hex()} is not the id of a lease")
         lessor = Lessor()
         (lease_id,) = KEY.unpack(key)
         lessor.restore(lease_id, value)

@@ -408,8 +408,8 @@ class Member:
         )
 
     @property
-    def times_leases(self) -> bool:
-        """This member leads, and no renewal or revoke of an earlier term is left to apply."""
+    def may_renew_leases(self) -> bool:
+        """This member leads, and has applied what earlier leaders did with the leases."""
         return self.state.lessor.promoted and self._applied_term == self.raft.term
 
     @property

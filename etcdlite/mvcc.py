@@ -372,9 +372,9 @@ class Store:
     def scan(
         self, start: bytes, end: bytes | None, revision: int, limit: int, limit_bytes: int = 0
     ) -> tuple[list[tuple[int, int]], bytes | None]:
-        """`Index.scan` as of `revision`, which may be the one that is being written. 0 bytes: those
-        of a step. The locations are valid until the next step of any job: cleaning moves records.
-        """
+        """`Index.scan` as of `revision`, which may be the one that is being written. `limit_bytes`
+        0 is that of a step. The locations are valid until the next step of any job: cleaning moves
+        records."""
         is_now = revision == self.revision + self.is_writing
         as_of, limit_bytes = None if is_now else revision, limit_bytes or self.limits.step_bytes
         return self.index.scan(start, end, as_of, limit, limit_bytes)

@@ -570,7 +570,7 @@ class SnapshotDial(Dial):
             try:
                 piece = self._image.read(self._offset)
             except (OSError, DataDamaged) as failure:
-                self._taken(EtcdError(DATA_LOSS, f"etcdlite: it cannot be read: {failure}"))
+                self._taken(EtcdError(DATA_LOSS, f"etcdlite: cannot read it: {failure}"))
                 return
             if not piece:
                 self._is_sending = False

@@ -85,7 +85,7 @@ QUICK_WRITES = 8
 """With more writes pending than this, the log thread saves them while the loop reads requests."""
 
 STALL_S = 0.25
-"""Leases get the time back that the loop stands still, as in a slow sync, if it is longer."""
+"""If the loop stands still for longer, as in a slow sync, leases are extended by that time."""
 
 SWITCH_INTERVAL_S = 0.0005
 """The interpreter's switch interval: how long the loop may delay the log thread after a sync."""
@@ -136,7 +136,8 @@ class Server:
         self._stopping_since: float | None = None
         self._next_tick = 0.0
         self._next_session_tick = 0.0
-        self._next_look, self._looked_at = 0.0, math.inf
+        self._next_look = 0.0
+        self._ran_at = math.inf
         self._collects_since = 0.0
         self._watchdog = service_manager.Watchdog()
         self._tick_s = settings.heartbeat_interval_ms / 1000
@@ -271,13 +272,14 @@ class Server:
         member.metrics.turn_s.observe(clock() - began)
 
     def _look_for_stall(self, now: float, waited_s: float = 0.0) -> None:
-        """Give leases the time back in which the loop stood still: no client could renew one."""
-        lost_s = now - self._looked_at - waited_s
+        """Extend leases by the time in which the loop stood still: no client could renew one.
+        `waited_s` of the time since the last call it waited, as it should."""
+        lost_s = now - self._ran_at - waited_s
         lessor = self.member.state.lessor
         if lost_s > STALL_S and lessor.promoted:
             lessor.postpone(now - lost_s, lost_s)
-            now = time.monotonic()  # Millions of leases take a while: this is no other stall.
-        self._looked_at = now
+            now = time.monotonic()  # Millions of leases take a while: this is not another stall.
+        self._ran_at = now
 
     def _has_input(self) -> bool:
         """Something is ready to be read, or a thread is done."""

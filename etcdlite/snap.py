@@ -130,7 +130,7 @@ class Image:
         else:
             return self._digest.digest()[offset - self._digest_at :]
         if offset > self._digested:
-            raise OSError(f"it was read up to {self._digested}, and {offset} is asked for")
+            raise OSError(f"byte {offset} is asked for, but only {self._digested} bytes were read")
         new = self._digested - offset
         if new < len(part):
             self._digest.update(part[new:] if new else part)

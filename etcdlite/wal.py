@@ -773,16 +773,17 @@ def _read_header(file: File, path: str, sequence: int, keys: _Keys) -> tuple[_He
         head, seal = _unsealed_header(path, head, keys)
     elif version != VERSION:
         raise WALVersionError(path, version)
-    _, _, _, named, segment_bytes, *numbers, metadata_bytes = _SEGMENT_HEADER.unpack_from(head)
+    _, _, _, named, segment_bytes, salt, chain, *rest = _SEGMENT_HEADER.unpack_from(head)
+    frame, last, snapshot_index, snapshot_term, term, vote, commit, metadata_bytes = rest
     if named != sequence:
         raise WALDamaged(path, 16, f"this is segment {named:016x} under another name")
     if size_bytes != segment_bytes:
         why = f"the file has {size_bytes} bytes instead of {segment_bytes}"
         raise WALDamaged(path, min(size_bytes, segment_bytes), why)
     metadata = head[_SEGMENT_HEADER.size : _SEGMENT_HEADER.size + metadata_bytes]
-    snapshot, hard_state = (numbers[4], numbers[5]), HardState(*numbers[6:])
-    fields = header_bytes, segment_bytes, metadata, *numbers[:4], snapshot, hard_state
-    return _Header._make(fields), seal
+    snapshot, hard_state = (snapshot_index, snapshot_term), HardState(term, vote, commit)
+    state = salt, chain, frame, last, snapshot, hard_state
+    return _Header(header_bytes, segment_bytes, metadata, *state), seal
 
 
 def _opened(body: bytes, seal: _Seal, sequence: int, path: str, start: int) -> bytes:

@@ -32,8 +32,8 @@ system with less than this share of it and the next segments."""
 
 MEASURE_DISK_S = 1.0
 MEASURE_BYTES = 1 << 20
-"""The file system is measured after this time, and after these writes: their keys will be in the
-checkpoint, too."""
+"""The file system is measured after this time, or after writes of this size: a checkpoint grows
+with the keys."""
 
 RAISE_AGAIN_S = 10.0
 """An alarm that is not active after this time got lost, for example with a leader."""

@@ -95,8 +95,9 @@ class Maintenance:
         """The last applied entry that is in a checkpoint of this run; -1 if there is none."""
         self.wants_checkpoint = False
         """Write one as soon as possible."""
-        self._ticked_at = self._checkpoint_at = -math.inf
-        """The last tick, and when there may be another attempt."""
+        self._ticked_at = -math.inf
+        self._next_checkpoint_at = -math.inf
+        """There is none before: the last attempt found no space."""
         self._compaction_began: float | None = None
         self._compaction_dropped = 0
         self._job: Job | None = None
@@ -132,7 +133,7 @@ class Maintenance:
         least_bytes = len(store.index.heads) * store.limits.checkpoint_bytes_per_key
         # Writes that change nothing (a compare that fails) make the log grow, but not the data.
         new_bytes = max(store.bytes_since_checkpoint, self.logged_bytes)
-        may_begin = self._ticked_at >= self._checkpoint_at
+        may_begin = self._ticked_at >= self._next_checkpoint_at
         is_other = store.storage_version != self._state.cluster_version.version
         is_due = new_bytes > max(self.checkpoint_bytes, least_bytes)
         if may_begin and (self.wants_checkpoint or is_other or is_due):
@@ -242,7 +243,7 @@ class Maintenance:
             yield from store.checkpoint()
         except checkpoint.NoSpace as failure:
             # Only the log grows without it; the alarm stops that.
-            self._checkpoint_at = state.clock() + RAISE_AGAIN_S
+            self._next_checkpoint_at = state.clock() + RAISE_AGAIN_S
             log.error("there is no space for a checkpoint; trying again", error=str(failure))
             state.alarms.raise_nospace()
             return

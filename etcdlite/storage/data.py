@@ -597,7 +597,7 @@ class DataFile:
         return self.flushed if number == self.active else self.sizes[number]
 
     def _pread(self, number: int, size_bytes: int, offset: int) -> bytes:
-        """Read a segment. What the disk cannot read is damaged; a crash does not leave it."""
+        """Read a segment. Raises DataRefused, which no start cuts off, if the disk cannot."""
         try:
             return self.files[number].pread(size_bytes, offset)
         except OSError as failure:

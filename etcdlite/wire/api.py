@@ -301,8 +301,8 @@ def _once_current(member: Member, received: Received, do: Callable[[], None]) ->
 
 
 def _as_of_now(handle: Callable[[Member, Received], None]) -> Callable[[Member, Received], None]:
-    """`handle`, once the user may make the request as of what is committed now: nobody checks it
-    later, and this member may not have applied yet that the user lost the right."""
+    """`handle`, after a second check of the user once what is committed now is applied: the user
+    may have lost the right at another member, and nobody checks these requests later."""
 
     def checked(member: Member, received: Received) -> None:
         do = partial(handle, member, received)
@@ -428,7 +428,7 @@ def _leadership_confirmed(
 ) -> None:
     if isinstance(answer, EtcdError):
         done(answer)
-    elif not member.times_leases:
+    elif not member.may_renew_leases:
         keep_alive(member, body, done)  # Another member leads now, or led in the meantime.
     elif member.leases.is_checkpointed(renewal[0]):
         # The next leader must know of the renewal before the client does: a checkpoint without a
