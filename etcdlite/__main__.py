@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     """Run the command. The exit status: 0 stopped as asked, 1 failed, 2 wrong use."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _end)  # Until the server handles them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))  # It would end the process, too.
+    # Held back until the server handles it: it would end the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
     # Imports make many objects and no garbage. `Server.run` enables the collector.
     gc.disable()
     import etcdlite

@@ -323,7 +323,7 @@ def ctl_page() -> str:
     for status, text in re.findall(r"^\| ([\w, ]+) \| (.+) \|$", page, re.M)[1:]:
         out += _tagged(status, text.replace("`", ""))
     out += [".SH FILES"]
-    out += _tagged(DEFAULT_FILE, "Options: a line of TOML for each, by its name.")
+    out += _tagged(DEFAULT_FILE, "Global options, as lines of TOML.")
     return "\n".join(out + _also("etcdlite(8)", "etcdlite.toml(5)")) + "\n"
 
 

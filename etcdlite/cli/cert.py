@@ -123,7 +123,7 @@ def _issue(session: Session, kind: str) -> tuple[Pair, str]:
     whom = f" for {', '.join(hosts)}" if hosts else ""
     session.print(
         f"The {kind} certificate of {name}{whom} is in {files.certificate}, its key in "
-        f"{files.key}; valid until {_day(ends_s)}.",
+        f"{files.key}; valid until {_day(ends_s)}."
     )
     return Pair(*map(os.path.abspath, files)), os.path.abspath(authority.certificate)
 

@@ -80,7 +80,7 @@ def stopped_member(data_dir: str, wal_dir: str) -> Iterator[Disk]:
 
 
 def check_member(disk: Disk, data_dir: str) -> None:
-    """Raises Failure if there is no member."""
+    """Raises Failure if the directory holds no member."""
     if not datadir.exists(disk, data_dir):
         raise Failure(f"{data_dir} holds no member; give its --data-dir")
 

@@ -240,8 +240,8 @@ class Session:
             raise BadArguments(f"bad lease ID arg ({error}), expecting ID in Hex") from None
 
     def why_unanswered(self, error: EtcdliteError) -> str:
-        """What the member says about a missing leader if `error` may come from that, or that other
-        options may be needed; else empty."""
+        """What may be behind `error`: that there is no leader, as the member says, or that other
+        options are needed. Else empty."""
         if isinstance(error, ConnectionFailed) and re.search("TLS|secret", error.text):
             return "" if self.flags["config-file"] else unreadable_file_hint()
         if not isinstance(error, Timeout) and not error.text.startswith(NO_ANSWER_TEXTS):

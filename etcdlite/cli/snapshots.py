@@ -9,13 +9,7 @@ from typing import Any
 from etcdlite import age, backup, keys, proto, snap
 from etcdlite.age import AgeError, Encryptor
 from etcdlite.cli import extracts
-from etcdlite.cli.failures import (
-    EXIT_INTERRUPTED,
-    BadArguments,
-    Failure,
-    os_error_text,
-    say,
-)
+from etcdlite.cli.failures import EXIT_INTERRUPTED, BadArguments, Failure, os_error_text, say
 from etcdlite.cli.offline import identities
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import EtcdliteError

@@ -18,13 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from etcdlite import proto
-from etcdlite.cli.failures import (
-    EXIT_BAD_INPUT,
-    EXIT_INTERRUPTED,
-    BadArguments,
-    Failure,
-    say,
-)
+from etcdlite.cli.failures import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadArguments, Failure, say
 from etcdlite.cli.flags import WATCH_FLAGS, parse_flags, variable
 from etcdlite.cli.requests import split_words
 from etcdlite.cli.session import Session, advice, describe

@@ -131,7 +131,7 @@ class Staged:
 
     @_names_file
     def finish(self) -> None:
-        """Nothing is written any more: let the system have all of it, so that it has the space."""
+        """Hand the rest to the system, so that a lack of space shows now. No more writes."""
         self._file.flush()
 
     @_names_file
@@ -144,7 +144,7 @@ class Staged:
         self._disk.sync_dir(os.path.dirname(self.path) or ".")
 
     def discard(self) -> None:
-        """Free the space. Nothing may follow."""
+        """Remove the unfinished file. No other call may follow."""
         with suppress(OSError):
             self._file.close()  # This tries to write what is left.
         os.unlink(self.path + ".tmp")

@@ -241,8 +241,7 @@ def read_request(headers: Headers) -> Request:
             request.failure = _unknown(path)
         elif encoding not in ("", "identity", "gzip"):
             request.failure = EtcdError(
-                UNIMPLEMENTED,
-                f'grpc: Decompressor is not installed for grpc-encoding "{encoding}"',
+                UNIMPLEMENTED, f'grpc: Decompressor is not installed for grpc-encoding "{encoding}"'
             )
         elif route.handle is None and route.call is None:
             request.failure = api.unimplemented(route.number)
