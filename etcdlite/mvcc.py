@@ -129,7 +129,7 @@ class Store:
         self._changes = KeyChanges(contents.revision, limits.kept_key_changes)
         self._removal: Removal | None = None
         """Of the revision that is being written, if it begins with a large delete."""
-        self._packed_bytes = contents.packed_bytes
+        self._packed_bytes, self._staged_bytes = contents.packed_bytes, 0
         self._is_packing = False
         """A checkpoint is being packed."""
 
@@ -593,8 +593,9 @@ class Store:
         heads, past, revisions = self.index.heads, self.index.past, len(self.index.revisions)
         entries = max(2 * len(past), revisions - len(heads))
         rows_bytes = HEAD.size * len(heads) + PAST.size * entries + U64.size * revisions
+        rows_bytes += 40 * len(self.buckets.get(LEASE, ()))  # A lease takes 35 to 45.
         size = rows_bytes + heads.key_bytes + past.key_bytes
-        return max(size, 2 * size - self._packed_bytes)
+        return max(size, 2 * size - self._packed_bytes) - self._staged_bytes
 
     def checkpoint(self) -> Job:
         """Write a checkpoint. At the end of the job, log entries up to the applied index of its
@@ -602,24 +603,23 @@ class Store:
         `checkpoint.NoSpace`."""
         assert self.data.flushed == self.data.offset, "a checkpoint begins after a mark"
         begin = (self.data.active, self.data.offset)
-        meta = checkpoint.meta(
-            begin, (self.applied_index, self.applied_term), self.revision, self.compacted, self.data
-        )
+        applied = self.applied_index, self.applied_term
+        meta = checkpoint.meta(begin, applied, self.revision, self.compacted, self.data)
         version = cluster_version(self.buckets)
         chunks = checkpoint.chunks(meta, self.buckets, self.index, self.data)
         staged = self.disk.stage(f"{self.directory}/{checkpoint.NAME}")
-        self._is_packing = True
-        size = 0
+        self._is_packing, self._staged_bytes = True, 0
         try:
             for part in checkpoint.pack(chunks, version):
                 staged.write(part)
-                size += len(part)
+                self._staged_bytes += len(part)
                 yield None
             staged.finish()
         except OSError as failure:
             if failure.errno not in NO_SPACE:
                 raise
             staged.discard()
+            self._staged_bytes = 0
             raise checkpoint.NoSpace(*failure.args, failure.filename) from failure
         finally:
             self._is_packing = False
@@ -631,7 +631,8 @@ class Store:
             staged.publish()
 
         yield publish
-        self.checkpoint_begin, self._packed_bytes = begin, size
+        self.checkpoint_begin = begin
+        self._packed_bytes, self._staged_bytes = self._staged_bytes, 0
         self.storage_version = version
         # Segments that were cleaned before this checkpoint are not in it.
         for key in list(self.buckets.get(CLEANED, ())):

@@ -593,11 +593,8 @@ class SnapshotDial(Dial):
         """The other side has received the whole snapshot, or never will: it refuses it, or this
         side cannot read it."""
         if isinstance(answer, EtcdError):
-            log.warn(
-                "the snapshot was not taken",
-                error=answer.text,
-                remote_peer_id=f"{self.link.node:x}",
-            )
+            fields = {"error": answer.text, "remote_peer_id": f"{self.link.node:x}"}
+            log.warn("the snapshot was not taken", **fields)
         if self.link.snapshot_dial is self:
             self.link.snapshot_over(not isinstance(answer, EtcdError))
         self.is_closing = True

@@ -345,10 +345,8 @@ class Server:
         it started. Without a leader hardly any request can be served."""
         if self.member.raft.leader and self.member.catch_up.is_over:
             self._is_ready = True
-            log.info(
-                "ready to serve client requests",
-                local_member_id=f"{self.member.identity.member_id:x}",
-            )
+            own_id = f"{self.member.identity.member_id:x}"
+            log.info("ready to serve client requests", local_member_id=own_id)
             service_manager.notify("READY=1\nSTATUS=serving")
 
     def _tell_why_not_ready(self) -> None:

@@ -143,13 +143,31 @@ def test_the_reserve_covers_the_next_checkpoints() -> None:
     disk.free_bytes = (64 << 20) + 100_000
     rig.tick(10)
     assert rig.ask(proto.PutRequest(key=b"k")) == "etcdserver: mvcc: database space exceeded"
-    run(store.checkpoint())
+    before, task, job = store.checkpoint_space, None, store.checkpoint()
+    while task is None:
+        task = next(job)
+        written = len(disk.content(f"{DATA_DIR}/member/data/checkpoint.tmp"))
+        assert store.checkpoint_space == before - written, "what is written has its space"
+    task()
+    run(job)
     size = len(disk.read(f"{DATA_DIR}/member/data/checkpoint"))
     assert 0.9 * size < store.checkpoint_space < 1.1 * size
     for end in (b"5", b"z"):  # A tombstone goes with the compaction after the next change.
         rig.ask(proto.DeleteRangeRequest(key=b"0", range_end=end))
         rig.ask(proto.CompactionRequest(revision=store.revision, physical=True))
     assert store.checkpoint_space < 0.8 * size
+
+
+def test_the_reserve_covers_leases_without_keys() -> None:
+    disk = FaultyDisk()
+    rig = MemberRig(disk)
+    store = rig.member.state.store
+    for number in range(1, 1001):
+        assert rig.ask(proto.LeaseGrantRequest(ID=number << 50, TTL=60)).ID
+    assert store.checkpoint_space > 40_000, "there is no checkpoint yet: two are counted"
+    run(store.checkpoint())
+    size = len(disk.read(f"{DATA_DIR}/member/data/checkpoint"))
+    assert size < store.checkpoint_space < 1.4 * size
 
 
 def test_a_full_file_system_of_the_log_raises_the_alarm(

@@ -344,9 +344,8 @@ def _checkpoint(state: State, request: proto.LeaseCheckpointRequest) -> None:
     for checkpoint in request.checkpoints:
         if lessor.exists(checkpoint.ID):
             lessor.checkpoint(checkpoint.ID, checkpoint.remaining_TTL)
-            state.store.set_bucket(
-                LEASE, LEASE_KEY.pack(checkpoint.ID), lessor.encode(checkpoint.ID)
-            )
+            key = LEASE_KEY.pack(checkpoint.ID)
+            state.store.set_bucket(LEASE, key, lessor.encode(checkpoint.ID))
 
 
 def _author(state: State, request: proto.Author) -> None:
