@@ -121,6 +121,7 @@ def test_a_checkpoint_without_space_is_discarded_and_tried_again() -> None:
     assert not disk.exists(path) and not member.maintenance.checkpoints
     assert (member.identity.member_id, NOSPACE) in member.state.alarms
     assert rig.ask(proto.DeleteRangeRequest(key=b"k")).deleted == 1
+    assert rig.ask(proto.DefragmentRequest()) == "etcdserver: mvcc: database space exceeded"
     asked = len(disk.operations)
     rig.tick()
     assert ("create", path) not in disk.operations[asked:], "it waits before it tries again"
@@ -132,6 +133,7 @@ def test_a_checkpoint_without_space_is_discarded_and_tried_again() -> None:
     rig.tick()
     rig.tick()
     assert rig.member.maintenance.checkpoints
+    assert isinstance(rig.ask(proto.DefragmentRequest()), proto.DefragmentResponse)
 
 
 def test_the_reserve_covers_the_next_checkpoints() -> None:

@@ -16,12 +16,13 @@ from collections import deque
 from collections.abc import Callable
 
 from etcdlite import log, proto
+from etcdlite.errors import error
 from etcdlite.methods import COMPACT
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
 from etcdlite.replica.alarms import RAISE_AGAIN_S
 from etcdlite.replica.state import State
-from etcdlite.request import Session
+from etcdlite.request import Session, pass_on
 from etcdlite.storage import checkpoint, cleaning
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
 from etcdlite.storage.steps import Job, discard, run
@@ -108,7 +109,8 @@ class Maintenance:
     # From requests.
 
     def defragment(self, session: Session, request_id: int, method: int) -> None:
-        """Clean every segment that has garbage, then answer."""
+        """Clean every segment that has garbage, then answer: with NoSpace if there is none for the
+        checkpoint that comes first, without which no space comes back."""
         self._waiting_defragment.append((session, request_id, method))
         self._job = self._job or self._next_job()
 
@@ -278,15 +280,16 @@ class Maintenance:
     def _defragment(self) -> Job:
         state = self._state
         store = state.store
-        self._defragmenting = self._waiting_defragment
-        self._waiting_defragment = []
-        before = store.size_bytes
+        self._defragmenting, self._waiting_defragment = self._waiting_defragment, []
+        before, checkpoints = store.size_bytes, self.checkpoints
         began = state.clock()
         log.info("defragmenting", current_db_size_bytes=before)
         if store.data.offset > SEGMENT_HEADER.size:
             store.data.roll()
         yield from self._checkpoint()
-        while (segment := cleaning.segment_to_clean(store, DEFRAGMENT_SHARE)) is not None:
+        # As in etcd, without even a header.
+        answer = b"" if self.checkpoints > checkpoints else error("NoSpace")
+        while not answer and (segment := cleaning.segment_to_clean(store, DEFRAGMENT_SHARE)):
             yield from self._clean(segment)
         # Whoever waits for this may need the space at once.
         yield store.data.take_sync()
@@ -295,6 +298,5 @@ class Maintenance:
         log.info("finished defragmenting", **sizes)
         state.metrics.defragment_s.observe(state.clock() - began)
         for session, request_id, method in self._defragmenting:
-            # As in etcd, without even a header.
-            session.reply(request_id, method, b"")
+            pass_on(session, request_id, method, answer)
         self._defragmenting = []
