@@ -50,7 +50,7 @@ class SmallHistory:
     def __init__(self, keys: Keyring | None = None) -> None:
         self.keys = keys
         rig = MemberRig(checkpoint_bytes=1, limits=SMALL_LIMITS, keys=keys)
-        rng = random.Random(7)
+        rng = random.Random(11)
         rig.settle()
         begun_at = 0
         for lease_id in (1, 2):
