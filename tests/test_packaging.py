@@ -219,6 +219,20 @@ def test_an_upgrade_does_not_ask_about_the_configuration():
     assert not any(line.split()[-1].startswith("etc") for line in lines), "it would be a conffile"
 
 
+def test_the_first_installation_alone_makes_the_configuration_and_replaces_nothing(tmp_path):
+    script = (PACKAGING / "debian" / "etcdlite.postinst").read_text().partition("#DEBHELPER#")[0]
+    script = script.replace("/etc/", f"{tmp_path}/").replace("/usr/share/etcdlite", str(PACKAGING))
+    file = tmp_path / "etcdlite.toml"
+    run("sh", "-c", script, "postinst", "configure", "0.1.0")
+    assert not file.exists(), "it was removed"
+    file.symlink_to("on a disk that is not mounted yet")
+    run("sh", "-c", script, "postinst", "configure", "")
+    assert file.is_symlink()
+    file.unlink()
+    run("sh", "-c", script, "postinst", "configure", "")
+    assert file.read_text() == generate.EXAMPLE.read_text()
+
+
 def test_the_template_differs_from_the_service_only_in_the_name_of_the_member():
     one, template = (
         (PACKAGING / "systemd" / name).read_text().partition("[Unit]")[2].splitlines()
