@@ -167,6 +167,7 @@ class StoreRig:
             lessor=self.lessor,
             clock=lambda: 0.0,
             metrics=Metrics(),
+            cluster_version=SimpleNamespace(allows=lambda feature: True),
             timeline=Timeline(self.store, SimpleNamespace()),  # type: ignore[arg-type]
         )
         answers: list[Any] = []
