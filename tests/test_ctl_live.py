@@ -268,6 +268,8 @@ class Running:
     """A process whose output is looked at while it runs."""
 
     def __init__(self, command: Sequence[str], *words: str) -> None:
+        # Under nohup it would be ignored in this process, too.
+        hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
         self.process = subprocess.Popen(
             [*command, *words],
             stdin=subprocess.PIPE,
@@ -275,6 +277,7 @@ class Running:
             stderr=subprocess.PIPE,
             env=environment(),
         )
+        signal.signal(signal.SIGHUP, hangup)
         self.stdout = b""
         self.stderr = b""
         self._readers = [

@@ -214,7 +214,7 @@ def test_the_state_at_a_time_and_who_changed_it(server: ServerFactory, tmp_path:
     assert f"revision {first}  time 20" in shown[0] and "user" not in shown[0]
     assert shown[2].endswith("user root")
     shown = run_ctl(*root, "diff", "--rev", f"{first}..", "-w", "json").stdout.decode()
-    assert '"user": "root"' in shown and shown.count("\n") == 2
+    assert '"user":"root"' in shown and shown.count("\n") == 2
     running.kill()
     running.start()
     root = (f"--endpoints={running.endpoint}", *root[1:])
