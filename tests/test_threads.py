@@ -253,7 +253,7 @@ def test_leases_get_the_time_back_in_which_the_loop_stands_still(took_s, waited_
     for lease_id, ttl_s in ((1, 5), (2, 10)):
         lessor.grant(lease_id, ttl_s, 0.0)
     server = SimpleNamespace(
-        member=SimpleNamespace(state=SimpleNamespace(lessor=lessor)), _looked_at=math.inf
+        member=SimpleNamespace(state=SimpleNamespace(lessor=lessor)), _ran_at=math.inf
     )
     Server._look_for_stall(server, 6.0)  # type: ignore[arg-type]
     now = 6.0 + waited_s + took_s
@@ -275,7 +275,7 @@ def test_the_time_that_it_takes_to_give_leases_time_back_is_no_stall():
 
     lessor = SimpleNamespace(promoted=True, postpone=postpone)
     member = SimpleNamespace(state=SimpleNamespace(lessor=lessor))
-    server = SimpleNamespace(member=member, _looked_at=time.monotonic() - 1)
+    server = SimpleNamespace(member=member, _ran_at=time.monotonic() - 1)
     for _ in range(3):
         Server._look_for_stall(server, time.monotonic())  # type: ignore[arg-type]
     assert given == [pytest.approx(1, abs=0.5)]
