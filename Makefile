@@ -60,8 +60,8 @@ scripts: $(VENV)/test.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m bench.run --write docs/performance.md
-	$(BIN)/python -m bench.real_clients --plot docs/plots
-	$(BIN)/python -m bench.over_time --plot docs/plots
+	$(BIN)/python -m bench.real_clients --plot docs/plots --write docs/performance.md
+	$(BIN)/python -m bench.over_time --keys 100000 --plot docs/plots --write docs/performance.md
 
 bench-quick: $(VENV)/bench.stamp
 ifdef BASE

@@ -1,6 +1,7 @@
 """The latency of one client's puts over time, while the server has other things to do.
 
     python -m bench.over_time [--keys 1000000] [--writes 4] [--only one] [--plot docs/plots]
+                              [--write docs/performance.md]
 
 On one member: a compaction, a defragmentation, and a backup by etcdctl. On three: the leader is
 killed, started again, and paused (SIGSTOP). A put that no member acknowledges is sent again to the
@@ -23,6 +24,7 @@ from bench import plots
 from bench.clients import CallFailed, Connection, connect
 from bench.cluster import ClusterMember, leader_of, started
 from bench.native_load import key_of, value_of
+from bench.page import write_sections
 from bench.scale import Samples, Spans, load, maintenance_phases, puts_during
 from bench.servers import Server, etcd_binary
 from etcdlite import methods, proto
@@ -131,27 +133,37 @@ def failover(name: str, folder: str) -> tuple[Spans, Samples]:
     return spans, writer.samples
 
 
-def show(title: str, found: dict[str, tuple[Spans, Samples]], plot: Path | None) -> None:
-    """Print p50, p99 and the worst put of each span, and draw the plot."""
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def table(title: str, found: dict[str, tuple[Spans, Samples]]) -> str:
+    """A Markdown table: how long each span took, and p50, p99 and the worst put of it."""
     servers = list(found)
-    print(f"\n| {title}: put p50 / p99 / worst, ms | {' | '.join(servers)} |")
-    print("|---" * (1 + len(servers)) + "|")
+    lines = [
+        f"| {title} | {' | '.join(f'{s}: took, s | put p50, ms | p99 | worst' for s in servers)} |",
+        "|---" * (1 + 4 * len(servers)) + "|",
+    ]
     for name in found[servers[0]][0]:
         cells = []
         for spans, samples in found.values():
             began, ended = spans[name]
             took_ms = sorted(s * 1e3 for at, s in samples if at < ended and at + s > began)
             ranks = (len(took_ms) // 2, len(took_ms) * 99 // 100, -1)
-            cells.append(" / ".join(f"{took_ms[rank]:,.3g}" for rank in ranks))
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    if plot is not None:
-        curves = {}
-        for server, (spans, samples) in found.items():
-            zero = samples[0][0]
-            curve = [(at - zero, took_s * 1e3) for at, took_s in samples]
-            moved = {n: (began - zero, ended - zero) for n, (began, ended) in spans.items()}
-            curves[server] = (curve, moved)
-        plots.latency_over_time(curves, plot)
+            cells += [f"{ended - began:.1f}", *(_number(took_ms[rank]) for rank in ranks)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(found: dict[str, tuple[Spans, Samples]], path: Path) -> None:
+    """Each put of both servers, and when the spans were."""
+    curves = {}
+    for server, (spans, samples) in found.items():
+        zero = samples[0][0]
+        curve = [(at - zero, took_s * 1e3) for at, took_s in samples]
+        moved = {n: (began - zero, ended - zero) for n, (began, ended) in spans.items()}
+        curves[server] = (curve, moved)
+    plots.latency_over_time(curves, path)
 
 
 def main() -> None:
@@ -160,18 +172,28 @@ def main() -> None:
     parser.add_argument("--writes", type=int, default=0, help="of each key; 0: 1 or 2")
     parser.add_argument("--only", choices=["one", "three"], help="members")
     parser.add_argument("--plot", type=Path, help="a folder for the plots")
+    parser.add_argument("--write", type=Path, help="page whose tables are replaced")
     options = parser.parse_args()
     (ROOT / "build").mkdir(exist_ok=True)
     folder = tempfile.mkdtemp(dir=ROOT / "build")
+    keys, writes = options.keys, options.writes
+    measures = {
+        "maintenance": ("one member", lambda name: maintenance(name, folder, keys, writes)),
+        "failover": ("three members", lambda name: failover(name, folder)),
+    }
+    if options.only:
+        del measures["failover" if options.only == "one" else "maintenance"]
     try:
-        if options.only != "three":
-            plot = options.plot and options.plot / "maintenance.svg"
-            keys, writes = options.keys, options.writes
-            found = {name: maintenance(name, folder, keys, writes) for name in SERVERS}
-            show("one member", found, plot)
-        if options.only != "one":
-            plot = options.plot and options.plot / "failover.svg"
-            show("three members", {n: failover(n, folder) for n in SERVERS}, plot)
+        for section, (title, measure) in measures.items():
+            found = {name: measure(name) for name in SERVERS}
+            text = table(title, found)
+            print("\n" + text, flush=True)
+            if options.plot:
+                draw(found, options.plot / f"{section}.svg")
+            if options.write:
+                command = f"python -m bench.over_time --keys {keys}"
+                command += f" --writes {writes}" if writes else ""
+                write_sections(options.write, {section: f"`{command}`\n\n{text}"})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -5,6 +5,7 @@
     python -m bench.real_clients --base REV --no-etcd  and what has changed since then
     python -m bench.real_clients --only 'put, 1 '      the workloads whose name contains that
     python -m bench.real_clients --plot docs/plots     and draw latency against clients there
+    python -m bench.real_clients --write docs/performance.md    and put the main ratios on that page
 
 The load is etcd's own benchmark tool (`etcd_benchmark.py`), which needs 25 to 35 µs of CPU for each
 operation. On a machine with few cores that bounds the ratio of rates, so the server's CPU per
@@ -35,6 +36,7 @@ from typing import NamedTuple
 
 from bench import etcd_benchmark, plots
 from bench.cluster import ClusterMember, leader_of
+from bench.page import write_sections
 from bench.scale import PREFIX, load
 from bench.servers import Server, free_port
 
@@ -285,6 +287,24 @@ def changes(found: Found, now: str, before: str) -> list[str]:
     return [line for _, line in sorted(lines)]
 
 
+def summary(found: Found, command: str) -> str:
+    """A Markdown table with a line for each workload: how etcdlite compares with etcd."""
+    lines = [
+        f"`{command}`",
+        "",
+        "| | etcd, per s | etcdlite, per s | rate | p99 | server CPU |",
+        "|---|---|---|---|---|---|",
+    ]
+    for workload in dict.fromkeys(workload for workload, _ in found):
+        rates = {name: column(found, workload, name, "per s") for name in ("etcd", "etcdlite")}
+        cells = [f"{statistics.median(values):,.0f}" for values in rates.values()]
+        for row in ("per s", "p99 ms", "CPU µs"):
+            mine, theirs = (column(found, workload, name, row) for name in ("etcdlite", "etcd"))
+            cells.append(f"{statistics.median(ratios(mine, theirs)):.2f}")
+        lines.append(f"| {workload} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw(found: Found, folder: Path) -> None:
     """Latency against the number of clients, of the workloads that differ in nothing else."""
     plot: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
@@ -322,6 +342,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a part of the workloads' names; a|b for two")
     parser.add_argument("--no-etcd", action="store_true")
     parser.add_argument("--plot", type=Path, help="a folder for the plot")
+    parser.add_argument("--write", type=Path, help="page whose table is replaced; needs etcd")
     options = parser.parse_args()
     wanted = options.only.split("|")
     workloads = [one for one in WORKLOADS if any(part in one.name for part in wanted)]
@@ -342,6 +363,10 @@ def main() -> None:
             print(f"\nChanged since {options.base}:", *(lines or ["nothing"]), sep="\n- ")
         if options.plot:
             draw(found, options.plot)
+        if options.write:
+            command = f"python -m bench.real_clients --rounds {options.rounds}"
+            command += f" --share {options.share:g}" if options.share != 1 else ""
+            write_sections(options.write, {"clients": summary(found, command)})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

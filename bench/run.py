@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import cluster, grpc, scale, throughput
+from bench.page import write_sections
 from bench.servers import etcd_binary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,18 +205,6 @@ def machine(folder: str, command: str) -> str:
         "etcd": etcd_version.removeprefix("etcd Version: "),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items())])
-
-
-def write_sections(page: Path, sections: dict[str, str]) -> None:
-    """Replace what stands between `<!-- bench:NAME -->` and `<!-- end -->` by each section."""
-    text = page.read_text()
-    for name, body in sections.items():
-        before, begin, rest = text.partition(f"<!-- bench:{name} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        if not end:
-            raise SystemExit(f"bench: {page} has no section {name}")
-        text = before + begin + body + "\n" + end + after
-    page.write_text(text)
 
 
 def main() -> None:
