@@ -7,7 +7,7 @@ The file is that of `snap.py` or a backup of etcd (`etcd_restore.py`), as it is 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from etcdlite.snap import (
     BLOCK_BYTES,
     DIGEST_BYTES,
     READ_BYTES,
+    Report,
     SnapshotError,
     check_records,
     digests,
@@ -29,8 +30,6 @@ from etcdlite.snap import (
 from etcdlite.storage.data import ALARM, DataDamaged
 from etcdlite.storage.disk import Disk
 from etcdlite.urls import parse_initial_cluster
-
-Progress = Callable[[int, int], None] | None
 
 
 class Status(NamedTuple):
@@ -44,7 +43,7 @@ class Status(NamedTuple):
     version: str
 
 
-def status(path: str, progress: Progress = None, identities: Sequence[Identity] = ()) -> Status:
+def status(path: str, progress: Report = None, identities: Sequence[Identity] = ()) -> Status:
     """Check a snapshot file completely, each record too, and say what it holds. `progress` gets
     (bytes done, total bytes). `identities` decrypt the file. A backup of etcd may have no SHA-256,
     as for etcdutl. Raises SnapshotError, OSError."""
@@ -77,7 +76,7 @@ def restore(
     wal_dir: str = "",
     skip_hash_check: bool = False,
     bump_revision: int = 0,
-    progress: Progress = None,
+    progress: Report = None,
     segment_bytes: int = 16 << 20,
     wal_segment_bytes: int = 16 << 20,
     keys: Keyring | None = None,
@@ -132,7 +131,7 @@ def new_member(disk: Disk, data_dir: str, wal_dir: str) -> Iterator[str]:
 class _OwnBackup:
     """A backup in the format of `snap.py` that was checked, as `EtcdBackup` is one of etcd."""
 
-    def __init__(self, path: str, file: Any, skip_hash_check: bool, progress: Progress) -> None:
+    def __init__(self, path: str, file: Any, skip_hash_check: bool, progress: Report) -> None:
         """Raises SnapshotError, OSError."""
         self._path = path
         self._file = file
@@ -193,7 +192,7 @@ def opened(path: str, identities: Sequence[Identity]) -> Iterator[Any]:
             raise SnapshotError(f"snapshot {path} cannot be decrypted: {failure}") from failure
 
 
-def _verify(path: str, file: Any, progress: Progress) -> bytes:
+def _verify(path: str, file: Any, progress: Report) -> bytes:
     """Compare the SHA-256 at the end with the content. Returns it. Raises SnapshotError."""
     size = file.seek(0, os.SEEK_END)
     if size % BLOCK_BYTES != DIGEST_BYTES:

@@ -17,7 +17,7 @@ HashKV here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from etcdlite import bolt, crc32c, proto
@@ -27,7 +27,7 @@ from etcdlite.lease import KEY, MAX_TTL_S, Lessor
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.mvcc import Store, encode_key_value
 from etcdlite.proto import DecodeError, varint
-from etcdlite.snap import SnapshotError, digests
+from etcdlite.snap import Report, SnapshotError, digests
 from etcdlite.storage.data import (
     AUTH,
     AUTH_ROLE,
@@ -76,7 +76,7 @@ def has_digest(file: Any) -> bool:
     return size % BLOCK_BYTES == DIGEST_BYTES
 
 
-def check_digest(path: str, file: Any, progress: Callable[[int, int], None] | None = None) -> None:
+def check_digest(path: str, file: Any, progress: Report = None) -> None:
     """Compare the SHA-256 at the end of a backup of etcd with the content. Raises SnapshotError,
     OSError."""
     if not has_digest(file):
@@ -113,7 +113,7 @@ class EtcdBackup:
         path: str,
         file: Any,
         skip_hash_check: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Report = None,
         hashes: bool = False,
     ) -> None:
         """Check all of it. `file` is open; with `hashes` the result has a `hash`. `progress` gets

@@ -275,8 +275,7 @@ class Server:
         """Extend leases by the time in which the loop stood still: no client could renew one.
         `waited_s` of the time since the last call it waited, as it should."""
         lost_s = now - self._ran_at - waited_s
-        lessor = self.member.state.lessor
-        if lost_s > STALL_S and lessor.promoted:
+        if lost_s > STALL_S and (lessor := self.member.state.lessor).promoted:
             lessor.postpone(now - lost_s, lost_s)
             now = time.monotonic()  # Millions of leases take a while: this is not another stall.
         self._ran_at = now

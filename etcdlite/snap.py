@@ -55,6 +55,10 @@ READ_BYTES = 128 << 10
 _U32 = struct.Struct("<I")
 
 
+Report = Callable[[int, int], None] | None
+"""How progress is reported: it gets (bytes done, total bytes)."""
+
+
 class SnapshotError(Explained):
     """The snapshot, or the place to restore it to, cannot be used; the text says why and what to
     do."""
@@ -367,9 +371,7 @@ def _sha256() -> Any:
     return hashlib.sha256()
 
 
-def digests(
-    file: Any, size_bytes: int, progress: Callable[[int, int], None] | None
-) -> tuple[bytes, bytes]:
+def digests(file: Any, size_bytes: int, progress: Report) -> tuple[bytes, bytes]:
     """The SHA-256 of the content of a file, and the one at its end, which should be the same.
     `progress` gets (bytes done, total bytes)."""
     digest = _sha256()

@@ -75,7 +75,7 @@ KEEPS_TIMES = V0_2
 """The times of revisions, and who made them."""
 
 NEGATIVE_LEASES = V0_2
-"""Leases whose ids are negative."""
+"""The ids of leases may be negative."""
 
 
 def program_version(version: Version) -> str:

@@ -141,7 +141,7 @@ def completion_script(shell: str, commands: Sequence[Command], groups: Mapping[s
     ]
     flags = [*GLOBAL_FLAGS, *(flag for command in commands for flag in command.flags)]
     switches = {flag.name for flag in flags if flag.kind == "bool"}
-    valued = dict.fromkeys(flag for flag in flags if flag.name not in switches)
+    valued = [flag for flag in flags if flag.name not in switches]
     spelled = [f"-{f.short}" for f in valued if f.short] + [f"--{f.name}" for f in valued]
     return _COMPLETION.format(
         shell=shell,

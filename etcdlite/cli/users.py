@@ -59,7 +59,7 @@ def user_add(session: Session) -> None:
 def _change(
     session: Session, command: str, method: str, field: str = "name", done: str = "deleted"
 ) -> None:
-    """A command whose only argument is the name of a user or a role."""
+    """Run a command that takes one argument: the name of a user or a role."""
     kind = command.partition(" ")[0]
     (name,) = session.need(1, f"{command} command requires {kind} name as its argument")
     response = session.ask(method, None, **{field: name})

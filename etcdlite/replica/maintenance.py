@@ -287,9 +287,8 @@ class Maintenance:
         if store.data.offset > SEGMENT_HEADER.size:
             store.data.roll()
         yield from self._checkpoint()
-        # As in etcd, without even a header.
-        answer = b"" if self.checkpoints > checkpoints else error("NoSpace")
-        while not answer and (segment := cleaning.segment_to_clean(store, DEFRAGMENT_SHARE)):
+        has_space = self.checkpoints > checkpoints
+        while has_space and (segment := cleaning.segment_to_clean(store, DEFRAGMENT_SHARE)):
             yield from self._clean(segment)
         # Whoever waits for this may need the space at once.
         yield store.data.take_sync()
@@ -297,6 +296,8 @@ class Maintenance:
         sizes = {"previous_db_size_bytes": before, "current_db_size_bytes": store.size_bytes}
         log.info("finished defragmenting", **sizes)
         state.metrics.defragment_s.observe(state.clock() - began)
+        # As in etcd, without even a header.
+        answer = b"" if has_space else error("NoSpace")
         for session, request_id, method in self._defragmenting:
             pass_on(session, request_id, method, answer)
         self._defragmenting = []

@@ -301,8 +301,8 @@ def _once_current(member: Member, received: Received, do: Callable[[], None]) ->
 
 
 def _as_of_now(handle: Callable[[Member, Received], None]) -> Callable[[Member, Received], None]:
-    """`handle`, after a second check of the user once what is committed now is applied: the user
-    may have lost the right at another member, and nobody checks these requests later."""
+    """`handle`, but first this member applies what is committed now, and checks again whether the
+    user may do this. Another member may have taken the right away, and nothing checks later."""
 
     def checked(member: Member, received: Received) -> None:
         do = partial(handle, member, received)
