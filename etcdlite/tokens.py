@@ -13,10 +13,11 @@ accepts it, also after a restart. It is the base64url text, without padding, of
 A token is valid if the signature is, if the user has not been deleted or got another password
 since (`Auth.since`), if its auth revision is not ahead of the member's, and if it has not ended. As
 with etcd's simple tokens, each use extends it: at the member that it was sent to it lives for
-another `ttl_s`. Only a member that has forgotten it, because it was restarted or was sent more than
-`MAX_KNOWN` tokens, goes by the time in the token.
+another `ttl_s`, whatever becomes of the wall clock. Only a member that does not know it, because it
+was restarted or was sent more than `MAX_KNOWN` other tokens, goes by the time in the token.
 
-A member keeps the tokens that it has verified, because verifying one takes 0.1 ms.
+A member keeps the tokens that it has verified, because verifying one takes 0.1 ms, also when they
+have ended: after the wall clock was set back, their own time would not tell.
 
 With `auth-token=jwt,...`, tokens are those of RFC 7519, as etcd makes them, and never extended.
 They are refused with AuthOldRevision once the auth revision has changed.
@@ -57,7 +58,8 @@ class TokenAhead(EtcdError):
 
 
 _Known = tuple[int, float, Author]
-"""Of a verified token: its auth revision, when it ends, and its author as of the last use."""
+"""Of a verified token: its auth revision, when it ends (monotonic seconds), and its author as of
+the last use."""
 
 
 class Tokens(Protocol):
@@ -81,13 +83,16 @@ class SimpleTokens:
         self,
         cluster_id: int,
         ttl_s: float = DEFAULT_TTL_S,
+        clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        """`wall_clock` returns the seconds since 1970; the clocks of the members should differ by
-        much less than `ttl_s`. `entropy(n)` returns n secret random bytes."""
+        """`clock` returns monotonic seconds, `wall_clock` the seconds since 1970; the wall clocks
+        of the members should differ by much less than `ttl_s`. `entropy(n)` returns n secret random
+        bytes."""
         self._entropy = entropy
         self._context = _CONTEXT + cluster_id.to_bytes(8, "big")
+        self._clock = clock
         self._wall_clock = wall_clock
         self._ttl_s = ttl_s
         self._known: dict[str, _Known] = {}
@@ -109,7 +114,7 @@ class SimpleTokens:
         return urlsafe_b64encode(content + signature).rstrip(b"=").decode()
 
     def author(self, auth: Auth, token: str) -> Author:
-        now = self._wall_clock()
+        now = self._clock()
         known = self._known.get(token)
         if known is None or self._seed != auth.key:
             known = self._verify(auth, token, now)
@@ -120,7 +125,6 @@ class SimpleTokens:
         since = auth.since.get(name)
         if revision > auth.revision and now < ends:
             raise TokenAhead(*ERRORS["InvalidAuthToken"])
-        self._known.pop(token, None)
         if since is None or revision < since or now >= ends:
             raise error("InvalidAuthToken")
         author = Author(name, auth.revision)
@@ -147,8 +151,11 @@ class SimpleTokens:
             crypto_sign_open(signature + self._context + content, self._public_key)
         except (binascii.Error, ValueError, struct.error, BadSignatureError):
             raise error("InvalidAuthToken") from None
+        left_s = ends - self._wall_clock()
+        if left_s <= 0:
+            raise error("InvalidAuthToken")  # It may be valid once the wall clock is right.
         # Of no auth revision yet: the rest is checked by the caller.
-        known = (revision, min(ends, now + self._ttl_s), Author(name, 0))
+        known = (revision, now + min(left_s, self._ttl_s), Author(name, 0))
         self._keep(token, known)
         return known
 
@@ -157,6 +164,7 @@ class SimpleTokens:
         return urlsafe_b64encode(signed).rstrip(b"=").decode()
 
     def _keep(self, token: str, known: _Known) -> None:
+        self._known.pop(token, None)
         if len(self._known) >= MAX_KNOWN:
             del self._known[next(iter(self._known))]
         self._known[token] = known

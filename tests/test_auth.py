@@ -693,6 +693,7 @@ def test_hashes_that_the_libraries_refuse_are_of_no_password() -> None:
 # Tokens.
 
 NOW = 1_800_000_000.0
+YEAR_S = 365 * 86_400
 
 
 class Clock:
@@ -710,13 +711,13 @@ def clock() -> Clock:
 
 @pytest.fixture
 def simple(clock: Clock) -> SimpleTokens:
-    return SimpleTokens(8, 300, clock)
+    return SimpleTokens(8, 300, clock, clock)
 
 
 def test_a_token_is_good_at_every_member(open_house: Auth, simple: SimpleTokens) -> None:
     token = simple.issue(open_house.key, "a", open_house.revision)
     assert simple.author(open_house, token) == Author("a", open_house.revision)
-    other = SimpleTokens(8, 300, Clock())
+    other = SimpleTokens(8, 300, Clock(), Clock())
     add_role(open_house, "later")
     assert other.author(open_house, token) == Author("a", open_house.revision)
 
@@ -729,6 +730,35 @@ def test_use_extends_a_token(open_house: Auth, simple: SimpleTokens, clock: Cloc
     clock.now += 301
     for _ in range(2):
         assert name_of(lambda: simple.author(open_house, token)) == "InvalidAuthToken"
+
+
+@pytest.mark.parametrize("step_s", [3600, -3600, 10 * YEAR_S, -10 * YEAR_S])
+def test_a_step_of_the_wall_clock_neither_ends_a_token_nor_extends_it(
+    open_house: Auth, clock: Clock, step_s: int
+) -> None:
+    wall = Clock()
+    simple = SimpleTokens(8, 300, clock, wall)
+    token = simple.issue(open_house.key, "a", open_house.revision)
+    simple.author(open_house, token)
+    wall.now += step_s
+    for _ in range(3):
+        clock.now += 299
+        assert simple.author(open_house, token) == Author("a", open_house.revision)
+    clock.now += 301
+    for _ in range(2):
+        assert name_of(lambda: simple.author(open_house, token)) == "InvalidAuthToken"
+
+
+def test_a_token_that_seemed_to_have_ended_is_good_once_the_wall_clock_is_right(
+    open_house: Auth, clock: Clock
+) -> None:
+    wall = Clock()
+    token = SimpleTokens(8, 300, clock, wall).issue(open_house.key, "a", open_house.revision)
+    other = SimpleTokens(8, 300, clock, wall)
+    wall.now += 3600
+    assert name_of(lambda: other.author(open_house, token)) == "InvalidAuthToken"
+    wall.now -= 3600
+    assert other.author(open_house, token) == Author("a", open_house.revision)
 
 
 def bad_tokens(auth: Auth, tokens: SimpleTokens) -> Iterator[tuple[str, str]]:
@@ -746,14 +776,17 @@ def bad_tokens(auth: Auth, tokens: SimpleTokens) -> Iterator[tuple[str, str]]:
     at = len(good) // 2
     yield "changed", good[:at] + ("A" if good[at] != "A" else "B") + good[at + 1 :]
     yield "with a space", good[:at] + " " + good[at:]
-    yield "of another cluster", SimpleTokens(9, 300, Clock()).issue(auth.key, "a", auth.revision)
+    yield (
+        "of another cluster",
+        SimpleTokens(9, 300, Clock(), Clock()).issue(auth.key, "a", auth.revision),
+    )
     yield "of another key", tokens.issue(b"\1" * 32, "a", auth.revision)
     yield "of nobody", tokens.issue(auth.key, "nobody", auth.revision)
     yield "from before the user", tokens.issue(auth.key, "a", 1)
     yield "ahead", tokens.issue(auth.key, "a", auth.revision + 1)
     late = Clock()
     late.now -= 301
-    yield "ended", SimpleTokens(8, 300, late).issue(auth.key, "a", auth.revision)
+    yield "ended", SimpleTokens(8, 300, late, late).issue(auth.key, "a", auth.revision)
 
 
 def test_bad_tokens(open_house: Auth, simple: SimpleTokens) -> None:
@@ -767,7 +800,7 @@ def test_bad_tokens(open_house: Auth, simple: SimpleTokens) -> None:
 def test_no_bytes_are_a_token(content: bytes) -> None:
     auth = Auth(Store.create(FaultyDisk(), "data", Lessor(), 1 << 16))
     enable(auth)
-    tokens = SimpleTokens(8, 300, Clock())
+    tokens = SimpleTokens(8, 300, Clock(), Clock())
     text = base64.urlsafe_b64encode(content).rstrip(b"=").decode()
     assert name_of(lambda: tokens.author(auth, text)) == "InvalidAuthToken"
 
@@ -776,7 +809,9 @@ def test_a_token_with_a_later_end_than_the_time_to_live(
     open_house: Auth, simple: SimpleTokens, clock: Clock
 ) -> None:
     """Of a member that was configured so, or whose clock is ahead."""
-    token = SimpleTokens(8, 10_000, Clock()).issue(open_house.key, "a", open_house.revision)
+    token = SimpleTokens(8, 10_000, Clock(), Clock()).issue(
+        open_house.key, "a", open_house.revision
+    )
     simple.author(open_house, token)
     clock.now += 301
     assert name_of(lambda: simple.author(open_house, token)) == "InvalidAuthToken"

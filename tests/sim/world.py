@@ -572,6 +572,7 @@ class Node:
             tokens=SimpleTokens(
                 opened.cluster_id,
                 world.token_ttl_s,
+                self.clock,
                 self.wall_clock,
                 random.Random(f"{world.seed} {self.name} {self.lives}").randbytes,
             ),
