@@ -23,6 +23,7 @@ DATE = (2026, 1, 1, 0, 0, 0)
 LAUNCHER = b"""\
 #!/bin/sh
 # As the installed commands do (packaging/launcher/etcdlite).
+if [ "$1" != ctl ]; then trap '' HUP; fi
 if env --block-signal=INT >/dev/null 2>&1; then exec env --block-signal=INT python3 "$0" "$@"; fi
 exec python3 "$0" "$@"
 """

@@ -176,6 +176,20 @@ def test_sigint_while_python_starts_ends_a_command_quietly(name, tmp_path):
     assert (tmp_path / "survived").exists(), "sh got the signal, so it was not blocked"
 
 
+@pytest.mark.parametrize(("name", "status"), [("etcdlite", 0), ("etcdlite-ctl", -signal.SIGHUP)])
+def test_sighup_while_python_starts_does_not_end_a_server(name, status, tmp_path):
+    commands = installed(tmp_path / "bin")
+    python = commands / "python3"
+    python.write_text(python.read_text().replace("#!/bin/sh\n", "#!/bin/sh\nkill -HUP $$\n"))
+    # Under nohup it would be ignored in this process, too.
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        done = subprocess.run([commands / name, "--version"], stdout=subprocess.DEVNULL)
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
+    assert done.returncode == status
+
+
 def test_a_program_started_by_the_launcher_gets_sigint(tmp_path):
     commands = installed(tmp_path / "bin")
     (commands / "python3").write_text(
