@@ -322,10 +322,7 @@ class Credentials:
     def _read_certificates(self, flag: str, path: str) -> float:
         """When the first certificate in a file ends; of several CAs, the last one to end."""
         try:
-            found = [
-                x509.parse_certificate(der)
-                for der in x509.blocks(self._read(flag, path), "CERTIFICATE")
-            ]
+            found = x509.certificates(self._read(flag, path))
         except ValueError as failure:
             why = f"has a damaged certificate: {failure}. Copy the file again"
             raise self._misfit(flag, why) from failure

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterable
 
 from etcdlite import certificates, log, x509
+from etcdlite.certificates import Pair
+from etcdlite.client.partial_file import PartialFile
 from etcdlite.datadir import StartError
 from etcdlite.urls import host_port
 
@@ -31,7 +33,7 @@ def ensure(data_dir: str, name: str, urls: Iterable[str], years: int) -> tuple[s
     directory = f"{data_dir}/fixtures/{name}"
     cert, key = f"{directory}/cert.pem", f"{directory}/key.pem"
     now = time.time()
-    if os.path.exists(cert) and os.path.exists(key) and _ends_at(cert) > now:
+    if os.path.exists(key) and (x509.ends_s(cert) or 0.0) > now:
         return cert, key
     hosts = tuple(dict.fromkeys(host_port(url)[0] for url in urls))
     profile = certificates.Profile(
@@ -39,9 +41,7 @@ def ensure(data_dir: str, name: str, urls: Iterable[str], years: int) -> tuple[s
     )
     try:
         made = certificates.make(profile)
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        _write(key, made.key, 0o600)
-        _write(cert, made.certificate, 0o644)
+        write(Pair(cert, key), made)
     except (certificates.CertificateError, OSError) as failure:
         flag = "auto-tls" if name == "client" else "peer-auto-tls"
         raise StartError(f"--{flag}: cannot make a certificate: {failure}") from failure
@@ -50,24 +50,15 @@ def ensure(data_dir: str, name: str, urls: Iterable[str], years: int) -> tuple[s
     return cert, key
 
 
-def _ends_at(path: str) -> float:
-    """When a certificate ends (Unix time); 0 if it is damaged."""
-    try:
-        with open(path, "rb") as file:
-            found = x509.blocks(file.read(1 << 20), "CERTIFICATE")
-        return x509.parse_certificate(found[0]).not_after if found else 0.0
-    except (OSError, ValueError):
-        return 0.0
-
-
-def _write(path: str, text: str, mode: int) -> None:
-    """Write a file in one step: a crash leaves the old one or the new one."""
-    beside = f"{path}.new"
-    if os.path.lexists(beside):
-        os.unlink(beside)
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(fd, "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+def write(paths: Pair, made: Pair) -> None:
+    """Write a certificate and its key, each in one step, and make their directory if it does not
+    exist. Raises OSError."""
+    os.makedirs(os.path.dirname(paths.key), 0o700, exist_ok=True)
+    # The key first: without it, a certificate is of no use.
+    for path, content, mode in (
+        (paths.key, made.key, 0o600),
+        (paths.certificate, made.certificate, 0o644),
+    ):
+        with PartialFile(path) as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content.encode("ascii"))

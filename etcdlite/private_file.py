@@ -12,7 +12,6 @@ import binascii
 import os
 import stat
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
 from contextlib import suppress
 
 from etcdlite.errors import Explained
@@ -70,11 +69,12 @@ def read(path: str, max_bytes: int) -> bytes:
     return data
 
 
-def secrets(content: bytes, prefix: str, what: str) -> Iterator[tuple[int, bytes, str]]:
-    """The secrets in the content of a file: (number of the line, secret, why it cannot be used, or
-    ""). Empty lines, and lines that begin with "#", are skipped. Each other line is `prefix` and
-    `SECRET_BYTES` random bytes in base64. `what` is the name of such a secret in `why`."""
-    for number, raw in enumerate(content.splitlines(), 1):
+def read_secrets(path: str, prefix: str, what: str, most: int, max_bytes: int) -> list[bytes]:
+    """The secrets in a private file of at most `max_bytes`: 1 to `most` of them. Empty lines, and
+    lines that begin with "#", are skipped. Each other line is `prefix` and `SECRET_BYTES` random
+    bytes in base64. `what` is the name of such a secret. Raises PrivateFileError."""
+    secrets: list[bytes] = []
+    for number, raw in enumerate(read(path, max_bytes).splitlines(), 1):
         line = raw.strip()
         if not line or line.startswith(b"#"):
             continue
@@ -88,7 +88,20 @@ def secrets(content: bytes, prefix: str, what: str) -> Iterator[tuple[int, bytes
             why = f"it is not {prefix}... with {SECRET_BYTES} bytes in base64"
         elif len(set(secret)) < MIN_DISTINCT_BYTES or all(32 <= byte < 127 for byte in secret):
             why = f"its {what} is not random and could be guessed"
-        yield number, secret, why
+        elif secret in secrets:
+            why = f"its {what} is there twice"
+        if why:
+            raise PrivateFileError(
+                f"line {number} of {path} cannot be used: {why}. Make a {what} with "
+                f"'etcdlite-ctl {what} new FILE'"
+            )
+        secrets.append(secret)
+    if not 1 <= len(secrets) <= most:
+        raise PrivateFileError(
+            f"{path} has {len(secrets)} {what}s; it must have 1 to {most}. Make one with "
+            f"'etcdlite-ctl {what} new FILE'"
+        )
+    return secrets
 
 
 def secret_line(prefix: str, secret: bytes) -> str:

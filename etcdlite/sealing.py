@@ -125,23 +125,7 @@ def new_key() -> tuple[bytes, str]:
 def read(path: str) -> Keyring:
     """The keys in a file. Raises KeyFileError."""
     try:
-        data = private_file.read(path, MAX_FILE_BYTES)
+        secrets = private_file.read_secrets(path, PREFIX, "key", MAX_KEYS, MAX_FILE_BYTES)
     except private_file.PrivateFileError as failure:
         raise KeyFileError(f"encryption-key-file: {failure}") from failure
-    keys: dict[bytes, Key] = {}
-    for number, secret, why in private_file.secrets(data, PREFIX, "key"):
-        if not why:
-            key = Key(secret)
-            if keys.setdefault(key.id, key) is not key:
-                why = "its key is there twice"
-        if why:
-            raise KeyFileError(
-                f"encryption-key-file: line {number} of {path} cannot be used: {why}. Make a key "
-                "with 'etcdlite-ctl key new FILE'"
-            )
-    if not 1 <= len(keys) <= MAX_KEYS:
-        raise KeyFileError(
-            f"encryption-key-file: {path} has {len(keys)} keys; it must have 1 to {MAX_KEYS}. Make "
-            "one with 'etcdlite-ctl key new FILE'"
-        )
-    return Keyring(keys.values(), path)
+    return Keyring(map(Key, secrets), path)

@@ -58,23 +58,8 @@ def ids(secrets: Secrets) -> str:
 
 def read(path: str) -> Secrets:
     """The secrets in a file. Raises SecretError."""
-    data = private_file.read(path, MAX_FILE_BYTES)
-    secrets: list[Secret] = []
-    for number, key, why in private_file.secrets(data, PREFIX, "secret"):
-        if not why and any(hmac.compare_digest(key, other.key) for other in secrets):
-            why = "its secret is there twice"
-        if why:
-            raise SecretError(
-                f"line {number} of {path} cannot be used: {why}. Make a secret with "
-                "'etcdlite-ctl secret new FILE'"
-            )
-        secrets.append(Secret(key))
-    if not 1 <= len(secrets) <= MAX_SECRETS:
-        raise SecretError(
-            f"{path} has {len(secrets)} secrets; it must have 1 to {MAX_SECRETS}. Make one with "
-            "'etcdlite-ctl secret new FILE'"
-        )
-    return tuple(secrets)
+    found = private_file.read_secrets(path, PREFIX, "secret", MAX_SECRETS, MAX_FILE_BYTES)
+    return tuple(map(Secret, found))
 
 
 def check_apart(peer: Secrets, client: Secrets) -> None:

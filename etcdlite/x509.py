@@ -124,6 +124,20 @@ def parse_certificate(der: bytes) -> Certificate:
     )
 
 
+def certificates(pem: bytes) -> list[Certificate]:
+    """Those of a file. Raises ValueError."""
+    return [parse_certificate(der) for der in blocks(pem, "CERTIFICATE")]
+
+
+def ends_s(path: str) -> float | None:
+    """When the first certificate of a file ends (Unix time); None if that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return certificates(file.read(MAX_PEM_BYTES))[0].not_after
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def parse_revocation_list(der: bytes) -> RevocationList:
     """Raises ValueError."""
     fields = _fields(der, _INTEGER)

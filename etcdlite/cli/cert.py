@@ -20,11 +20,10 @@ import socket
 import ssl
 import time
 
-from etcdlite import certificates
+from etcdlite import certificates, fixtures
 from etcdlite.certificates import CertificateError, Pair, Profile
 from etcdlite.cli.failures import BadArguments, Failure
 from etcdlite.cli.session import Session
-from etcdlite.client.partial_file import PartialFile
 from etcdlite.urls import is_address
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -161,7 +160,7 @@ def _make(
     for path in files:
         if os.path.lexists(path) and not session.flags["force"]:
             raise Failure(f"{path} exists; --force replaces it" + _COST.get(kind, ""))
-    write(files, certificates.make(profile, authority))
+    fixtures.write(files, certificates.make(profile, authority))
     return profile.ends_s
 
 
@@ -182,19 +181,6 @@ def profile_of(
     except CertificateError as error:
         raise BadArguments(str(error)) from None
     return profile
-
-
-def write(files: Pair, made: Pair) -> None:
-    """Write a certificate and its key, and make their directory if it does not exist."""
-    os.makedirs(os.path.dirname(files.key), 0o700, exist_ok=True)
-    # The key first: without it, a certificate is of no use.
-    for path, content, mode in (
-        (files.key, made.key, 0o600),
-        (files.certificate, made.certificate, 0o644),
-    ):
-        with PartialFile(path) as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(content.encode("ascii"))
 
 
 _COST = {"ca": ", and the certificates of the old CA stop working"}

@@ -379,9 +379,9 @@ def endpoint_hashkv(session: Session) -> int:
 
 def endpoint_health(session: Session) -> int:
     if own := session.flags["cert"]:
-        from etcdlite.client import tls
+        from etcdlite import x509
 
-        session.warn_of_end(tls.ends_s(own), f"this client, {own},")
+        session.warn_of_end(x509.ends_s(own), f"this client, {own},")
     found = [_health_of(session, endpoint) for endpoint in _each_endpoint(session)]
     session.show("endpoint_health", found)
     unhealthy = [health for health in found if not health.healthy]

@@ -242,8 +242,8 @@ def _look_at_certificates(machine: Machine, config: Config) -> None:
     for path in sorted((authorities | own) - {""}):
         try:
             with open(path, "rb") as file:
-                found = x509.blocks(file.read(x509.MAX_PEM_BYTES), "CERTIFICATE")
-            ends = [x509.parse_certificate(der).not_after for der in found]
+                found = x509.certificates(file.read(x509.MAX_PEM_BYTES))
+            ends = [certificate.not_after for certificate in found]
         except PermissionError:
             machine.unseen.append(f"{path} (run as root)")
         except (OSError, ValueError) as error:

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from etcdlite import certificates, secret_file
+from etcdlite import certificates, fixtures, secret_file
 from etcdlite.certificates import CertificateError, Pair, Profile
 from etcdlite.cli import cert
 from etcdlite.cli.failures import BadArguments, Failure
@@ -159,7 +159,8 @@ def _make_trust(folder: str, is_secret: bool) -> None:
         return
     for kind in ("peers", "clients"):
         profile = cert.profile_of("ca", f"etcdlite {kind}", (), cert.CA_DAYS, None)
-        cert.write(cert.authority_in(f"{folder}/{kind}"), certificates.make(profile, None))
+        authority = cert.authority_in(f"{folder}/{kind}")
+        fixtures.write(authority, certificates.make(profile, None))
 
 
 def _pair(session: Session, ca: str, kind: str, name: str, hosts: tuple[str, ...]) -> Pair:

@@ -133,16 +133,6 @@ def context(settings: Settings, protocol: str = ALPN_NATIVE) -> ssl.SSLContext:
     return made
 
 
-def ends_s(path: str) -> float | None:
-    """When the first certificate of a file ends (Unix time); None if that cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            found = x509.blocks(file.read(MAX_FILE_BYTES), "CERTIFICATE")
-        return x509.parse_certificate(found[0]).not_after
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 def _check_pem(name: str, path: str, kinds: tuple[str, ...]) -> None:
     try:
         with open(path, "rb") as file:
