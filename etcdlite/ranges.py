@@ -14,6 +14,7 @@ from typing import Any
 
 from etcdlite import proto
 from etcdlite.errors import RESOURCE_EXHAUSTED, EtcdError
+from etcdlite.limits import Limits
 from etcdlite.mvcc import Store, encode_key_value
 from etcdlite.proto import varint
 from etcdlite.storage.index import Numbered
@@ -55,13 +56,16 @@ def decode_range(buf: bytes, pos: int = 0, end: int | None = None) -> proto.Rang
 
 
 class _Answer:
-    """An answer in the making."""
+    """An answer in the making. Raises AnswerTooLarge above `limit_bytes` of records."""
 
-    __slots__ = ("pieces", "size_bytes")
+    __slots__ = ("_limit_bytes", "_limits", "pieces", "size_bytes")
 
-    def __init__(self, head: bytes) -> None:
+    def __init__(self, head: bytes, limit_bytes: int, limits: Limits) -> None:
         self.pieces = [head]
-        self.size_bytes = len(head)
+        self.size_bytes = 0
+        """Of the records."""
+        self._limit_bytes = limit_bytes
+        self._limits = limits
 
     def add(self, parts: list[bytes | memoryview]) -> None:
         """Append the parts, and empty the list."""
@@ -69,6 +73,12 @@ class _Answer:
         parts.clear()
         self.pieces.append(piece)
         self.size_bytes += len(piece)
+        self.check(0)
+
+    def check(self, more_bytes: int) -> None:
+        """`more_bytes`: of records that are still to be added."""
+        if self.size_bytes + more_bytes > self._limit_bytes:
+            raise AnswerTooLarge(self._limits.max_answer_bytes)
 
 
 def key_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
@@ -115,13 +125,12 @@ def streamed(
     """The answer to a request that `can_stream`, as of `revision`, in bounded memory: while it is
     measured, empty pieces; then its length; then pieces of about `piece_bytes`, which begin with
     `head`. Raises DataDamaged."""
-    start, end = key_range(request.key, request.range_end)
     limit = request.limit if request.limit > 0 else _NO_LIMIT
     store.pinned.append(revision)
     try:
         count = found = 0
         size = len(head)
-        for seen, records in _pages(store, request, start, end, revision, store.limits.step_bytes):
+        for seen, records in _pages(store, request, revision, store.limits.step_bytes):
             size += _field_bytes([length for _, length in records[: max(0, limit - found)]])
             count += seen
             found += len(records)
@@ -130,7 +139,7 @@ def streamed(
         yield size + len(tail)
         parts: list[bytes | memoryview] = [head]
         left = min(found, limit)
-        for _, records in _pages(store, request, start, end, revision, piece_bytes):
+        for _, records in _pages(store, request, revision, piece_bytes):
             del records[left:]
             kvs = [kv for kv, _ in records] if request.keys_only else store.data.read_all(records)
             for kv in kvs:
@@ -146,16 +155,12 @@ def streamed(
 
 
 def _pages(
-    store: Store,
-    request: proto.RangeRequest,
-    start: bytes,
-    end: bytes | None,
-    revision: int,
-    page_bytes: int,
+    store: Store, request: proto.RangeRequest, revision: int, page_bytes: int
 ) -> Iterator[tuple[int, list[tuple[Any, int]]]]:
     """The range in the order of keys, ascending or descending, in pages of about `page_bytes`: the
     number of keys, and of those that pass the filters (location in the data, length), or (record,
     length) if it is made without its value."""
+    start, end = key_range(request.key, request.range_end)
     bounds = _bounds(request)
     descends = bool(_order(request))
     keys_only = request.keys_only
@@ -194,7 +199,6 @@ def range_steps(
     The answer is as of the revision that the request names, else `revision`, else the store's when
     the first step runs. Raises EtcdError Compacted or FutureRev; AnswerTooLarge if its records have
     more than `limit_bytes` (None: `max_answer_bytes`); DataDamaged."""
-    start, end = key_range(request.key, request.range_end)
     store.check_revision(request.revision)
     if request.revision > 0:
         revision = request.revision
@@ -205,9 +209,16 @@ def range_steps(
     store.pinned.append(revision)
     try:
         if request.count_only:
-            count = yield from _count_steps(store, start, end, revision)
+            whole = key_range(request.key, request.range_end)
+            count = yield from _count_steps(store, *whole, revision)
             return head + _tail(False, count)
-        return (yield from _read_steps(store, request, start, end, revision, head, limit_bytes))
+        answer = _Answer(head, limit_bytes, store.limits)
+        read = _listed_steps if _order(request) in ("", "key") else _sorted_steps
+        count, found = yield from read(store, request, revision, answer)
+        answer.pieces.append(_tail(0 < request.limit < found, count))
+        if answer.size_bytes > store.limits.step_bytes:
+            return (yield from join_steps(answer.pieces, store.limits))
+        return b"".join(answer.pieces)
     finally:
         store.pinned.remove(revision)
 
@@ -230,37 +241,12 @@ def size_steps(
     return size
 
 
-def _read_steps(
-    store: Store,
-    request: proto.RangeRequest,
-    start: bytes,
-    end: bytes | None,
-    revision: int,
-    head: bytes,
-    limit_bytes: int,
-) -> Generator[None, None, bytes]:
-    answer = _Answer(head)
-    read = _listed_steps if _order(request) in ("", "key") else _sorted_steps
-    count, found = yield from read(
-        store, request, start, end, revision, answer, limit_bytes + len(head)
-    )
-    answer.add([_tail(0 < request.limit < found, count)])
-    if answer.size_bytes > store.limits.step_bytes:
-        return (yield from join_steps(answer.pieces, store.limits))
-    return b"".join(answer.pieces)
-
-
 def _listed_steps(
-    store: Store,
-    request: proto.RangeRequest,
-    start: bytes,
-    end: bytes | None,
-    revision: int,
-    answer: _Answer,
-    limit_bytes: int,
+    store: Store, request: proto.RangeRequest, revision: int, answer: _Answer
 ) -> Generator[None, None, tuple[int, int]]:
     """Append the records in the order of their keys, ascending or descending. Returns how many keys
     are in the range, and how many of them, up to one more than the limit, pass the filters."""
+    start, end = key_range(request.key, request.range_end)
     limits = store.limits
     bounds = _bounds(request)
     limit = request.limit if request.limit > 0 else _NO_LIMIT
@@ -301,8 +287,6 @@ def _listed_steps(
         for kv in kvs:
             parts += (_field(len(kv)), kv)
         answer.add(parts)
-        if answer.size_bytes > limit_bytes:
-            raise AnswerTooLarge(limits.max_answer_bytes)
         if cursor is None:
             break
         start, end = (start, cursor) if descends else (cursor, end)
@@ -311,13 +295,7 @@ def _listed_steps(
 
 
 def _sorted_steps(
-    store: Store,
-    request: proto.RangeRequest,
-    start: bytes,
-    end: bytes | None,
-    revision: int,
-    answer: _Answer,
-    limit_bytes: int,
+    store: Store, request: proto.RangeRequest, revision: int, answer: _Answer
 ) -> Generator[None, None, tuple[int, int]]:
     """Append the records in another order; see `_listed_steps`."""
     limits = store.limits
@@ -329,7 +307,8 @@ def _sorted_steps(
     count = found = ranked_bytes = 0
     ranked: list[tuple[Any, bytes]] = []
     entries: list[Any]
-    cursor: bytes | None = start
+    cursor: bytes | None
+    cursor, end = key_range(request.key, request.range_end)
     while cursor is not None:
         if count >= room:
             count += yield from _count_steps(store, cursor, end, revision)
@@ -354,11 +333,10 @@ def _sorted_steps(
             # No more than the limit counts. The sort is stable, so equal ranks stay in key order.
             descends = request.sort_order == proto.RangeRequest.DESCEND
             ranked = sorted(ranked, key=itemgetter(0), reverse=descends)[:limit]
-        if answer.size_bytes + ranked_bytes > limit_bytes:
-            raise AnswerTooLarge(limits.max_answer_bytes)
+        answer.check(ranked_bytes)
         if cursor is not None:
             yield
-    yield from _append_ranked(store, request, revision, ranked, answer, limit, limit_bytes)
+    yield from _append_ranked(store, request, revision, ranked, answer)
     return count, found
 
 
@@ -402,11 +380,10 @@ def _append_ranked(
     revision: int,
     ranked: list[tuple[Any, bytes]],
     answer: _Answer,
-    limit: int,
-    limit_bytes: int,
 ) -> Generator[None, None, None]:
-    """Sort (rank, key), append the first `limit` records to `answer`, and empty `ranked`."""
+    """Sort (rank, key), append the records to `answer`, up to the limit, and empty `ranked`."""
     limits = store.limits
+    limit = request.limit if request.limit > 0 else _NO_LIMIT
     descends = request.sort_order == proto.RangeRequest.DESCEND
     ordered = yield from sort_steps(ranked, itemgetter(0), descends, limits)
     ranked.clear()  # The caller holds the list, too, and would free all items at once.
@@ -427,15 +404,11 @@ def _append_ranked(
         if step % limits.range_step_keys == 0 or size >= limits.step_bytes:
             size = 0
             answer.add(parts)
-            if answer.size_bytes > limit_bytes:
-                raise AnswerTooLarge(limits.max_answer_bytes)
             yield
     answer.add(parts)
     while ordered:  # Freeing many takes time, too.
         del ordered[-limits.sort_step_items :]
         yield
-    if answer.size_bytes > limit_bytes:
-        raise AnswerTooLarge(limits.max_answer_bytes)
 
 
 def _count_steps(
