@@ -24,25 +24,14 @@ UNAVAILABLE = 14
 DATA_LOSS = 15
 UNAUTHENTICATED = 16
 
-CODE_NAMES = {
-    OK: "OK",
-    CANCELED: "Canceled",
-    UNKNOWN: "Unknown",
-    INVALID_ARGUMENT: "InvalidArgument",
-    DEADLINE_EXCEEDED: "DeadlineExceeded",
-    NOT_FOUND: "NotFound",
-    ALREADY_EXISTS: "AlreadyExists",
-    PERMISSION_DENIED: "PermissionDenied",
-    RESOURCE_EXHAUSTED: "ResourceExhausted",
-    FAILED_PRECONDITION: "FailedPrecondition",
-    ABORTED: "Aborted",
-    OUT_OF_RANGE: "OutOfRange",
-    UNIMPLEMENTED: "Unimplemented",
-    INTERNAL: "Internal",
-    UNAVAILABLE: "Unavailable",
-    DATA_LOSS: "DataLoss",
-    UNAUTHENTICATED: "Unauthenticated",
-}
+CODE_NAMES = dict(
+    enumerate((
+        "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound",
+        "AlreadyExists", "PermissionDenied", "ResourceExhausted", "FailedPrecondition", "Aborted",
+        "OutOfRange", "Unimplemented", "Internal", "Unavailable", "DataLoss", "Unauthenticated",
+    ))
+)  # fmt: skip
+"""gRPC's names of the codes above."""
 
 
 class Explained(Exception):

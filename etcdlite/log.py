@@ -30,14 +30,8 @@ from typing import Any
 
 DEBUG, INFO, WARN, ERROR, PANIC, FATAL = range(6)
 
-LEVELS = {
-    "debug": DEBUG,
-    "info": INFO,
-    "warn": WARN,
-    "error": ERROR,
-    "panic": PANIC,
-    "fatal": FATAL,
-}
+_LEVEL_NAMES = ("debug", "info", "warn", "error", "panic", "fatal")
+LEVELS = dict(zip(_LEVEL_NAMES, range(6), strict=True))
 FORMATS = ("json", "console")
 
 MAX_LINE_BYTES = select.PIPE_BUF
@@ -55,7 +49,6 @@ _LENGTHS = (3000, 1000, 100)
 """The most characters of one value: the first of these for which the line fits."""
 
 _JOURNAL_PRIORITY = ("<7>", "<6>", "<4>", "<3>", "<2>", "<2>")
-_LEVEL_NAMES = tuple(LEVELS)
 _SECRET = re.compile("password|passwd|secret|token|credential", re.IGNORECASE)
 _QUOTED = re.compile(r'[\s"\\=]|^$')
 
