@@ -61,7 +61,7 @@ from sortedcontainers import SortedDict, SortedList
 
 from etcdlite import errors, log, proto
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.mvcc import Event
+from etcdlite.mvcc import Event, Store
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.intervals import Intervals
 from etcdlite.storage.steps import finish
@@ -108,25 +108,6 @@ BYTES_PER_SEND = 4096
 
 _EVERYTHING = b""
 """The end of a range without an upper bound."""
-
-
-class Store(Protocol):
-    """What the hub needs of the store."""
-
-    @property
-    def revision(self) -> int: ...
-
-    @property
-    def compacted(self) -> int:
-        """History from this revision on can be read."""
-
-    def event_steps(
-        self, start_revision: int, limit_bytes: int
-    ) -> Generator[None, None, list[Event]]:
-        """As `mvcc.Store.event_steps`."""
-
-    def previous(self, key: bytes, revision: int) -> bytes | None:
-        """As `mvcc.Store.previous`. Raises DataDamaged."""
 
 
 class Sink(Protocol):
