@@ -7,7 +7,7 @@ Everything below `wire/` knows a session only by the protocol here.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 from etcdlite import log
@@ -58,6 +58,9 @@ class Session(Requester, Protocol):
 
 Waiter = tuple["Session | None", int, int, Any]
 """(session or None, request id, method, decoded request)"""
+
+Read = tuple[Session, int, int, Any]
+"""The same of what surely has a session."""
 
 Steps = Generator[None, None, bytes]
 """Work in steps that returns an encoded response; that of an applier lacks its header."""
@@ -150,7 +153,7 @@ def about(waiter: Waiter) -> dict[str, str]:
     return {name: value for name, value in known.items() if value}
 
 
-def warn_slow(what: str, took_s: float, expected_s: float, requests: list[Waiter]) -> None:
+def warn_slow(what: str, took_s: float, expected_s: float, requests: Sequence[Waiter]) -> None:
     """Log that something took longer than expected, with the first request that it was for."""
     if not log.limited(what):
         log.warn(
@@ -167,7 +170,7 @@ def _operations(request: Any) -> Iterator[Any]:
         yield op.request_put or op.request_range or op.request_delete_range
 
 
-def fail_all(waiters: list[Waiter], failure: EtcdError) -> None:
+def fail_all(waiters: Sequence[Waiter], failure: EtcdError) -> None:
     """Answer all these requests with the same error."""
     for session, request_id, method, _ in waiters:
         if session is not None:

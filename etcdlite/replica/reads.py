@@ -53,7 +53,7 @@ from etcdlite.raft import NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import Entry
 from etcdlite.replica.access import Access
 from etcdlite.replica.state import State
-from etcdlite.request import Asked, Session, Shares, Steps, Waiter, fail_all, warn_slow
+from etcdlite.request import Asked, Read, Session, Shares, Steps, fail_all, warn_slow
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.steps import join_steps
 
@@ -74,7 +74,7 @@ class Group:
 
     __slots__ = ("asked_at", "large_bytes", "reads", "since")
 
-    def __init__(self, since: float, reads: list[Waiter], large_bytes: int) -> None:
+    def __init__(self, since: float, reads: list[Read], large_bytes: int) -> None:
         self.since = since
         self.large_bytes = large_bytes
         """The size of those with more than `LARGE_BYTES`."""
@@ -109,10 +109,10 @@ class _Line:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.reads: deque[tuple[Steps | None, Waiter, float]] = deque()
+        self.reads: deque[tuple[Steps | None, Read, float]] = deque()
         """Reads that wait, and since when. Late answers to writes have their steps already."""
         self.steps: Steps | None = None
-        self.read: Waiter | None = None
+        self.read: Read | None = None
         """The read under way."""
         self.since = 0.0
         """The time since when it waits."""
@@ -141,13 +141,13 @@ class Reads:
     ) -> None:
         self.streamed = Shares()
         """Answers that are being sent while they are read."""
-        self.new: list[Waiter] = []
+        self.new: list[Read] = []
         """Reads for the next round."""
         self._new_large_bytes = 0
         """The size of those with more than `LARGE_BYTES`."""
         self._large_bytes = 0
         """The same of all that wait for a round."""
-        self.ready: deque[tuple[int, list[Waiter], float]] = deque()
+        self.ready: deque[tuple[int, list[Read], float]] = deque()
         """(index, reads, since): reads that may be answered once this index is applied, and since
         when they wait; 0 for just now."""
         self._since = 0.0
@@ -155,7 +155,7 @@ class Reads:
         self._warn_s = options.warn_apply_s
         self.slow: deque[_Line] = deque()
         """Lines in the order of their turns, without those that are held or wait for a slot."""
-        self.background: deque[Waiter] = deque()
+        self.background: deque[Read] = deque()
         """Reads in `BACKGROUND`. The first one is under way."""
         self._background_shares = Shares()
         self._background_steps: Steps | None = None
@@ -233,7 +233,7 @@ class Reads:
         """Answer a serializable read from what is applied here. If that does not permit the read,
         it waits until the state is current. `size_bytes` as for `read`."""
         waiter = (session, request_id, method, request)
-        read: tuple[int, list[Waiter], float] = (0, [waiter], 0.0)
+        read: tuple[int, list[Read], float] = (0, [waiter], 0.0)
         if self._state.auth.enabled:
             # A read that is refused is refused again when it is served.
             ready = self.ready
@@ -362,7 +362,7 @@ class Reads:
             if self._slice_is_over():
                 return
 
-    def _warn_if_slow(self, since: float, reads: list[Waiter]) -> None:
+    def _warn_if_slow(self, since: float, reads: list[Read]) -> None:
         took_s = self._state.clock() - since
         if took_s > self._warn_s and reads[0][2] in (RANGE, TXN):
             self._state.metrics.slow_applies += 1
@@ -397,10 +397,9 @@ class Reads:
             if since and reads:
                 self._warn_if_slow(since, reads)
 
-    def _serve(self, read: Waiter) -> bool:
+    def _serve(self, read: Read) -> bool:
         """Answer a read, begin it or enqueue it. Returns False if it did a step of a long read."""
         session, request_id, method, request = read
-        assert session is not None
         state = self._state
         if session.is_blocked and method not in BACKGROUND and session.awaits(request_id):
             self._enqueue(read)
@@ -450,7 +449,7 @@ class Reads:
             self.slow.append(line)
         return False
 
-    def _steps(self, read: Waiter) -> Steps:
+    def _steps(self, read: Read) -> Steps:
         session, _, method, request = read
         if method == RANGE and getattr(session, "streams_ranges", False):
             steps = _streamable_range(self._state, request)
@@ -458,7 +457,7 @@ class Reads:
             steps = READERS[method](self._state, request)
         return self._checked(read, steps) if self._state.auth.enabled else steps
 
-    def _checked(self, read: Waiter, steps: Steps) -> Steps:
+    def _checked(self, read: Read, steps: Steps) -> Steps:
         """`steps`, if the user may make this read. Raises EtcdError."""
         session, request_id, method, request = read
         auth = self._state.auth
@@ -483,9 +482,8 @@ class Reads:
             raise error("AuthOldRevision")
         return answer
 
-    def _enqueue(self, read: Waiter, steps: Steps | None = None) -> None:
+    def _enqueue(self, read: Read, steps: Steps | None = None) -> None:
         session, request_id, method, _ = read
-        assert session is not None
         line = self._lines.get(session)
         if line is None:
             line = self._lines[session] = _Line(session)
@@ -507,7 +505,6 @@ class Reads:
         steps, read = line.steps, line.read
         assert steps is not None and read is not None
         session, request_id, method, _ = read
-        assert session is not None
         if not session.awaits(request_id):
             steps.close()
             session.reply(request_id, method, b"")
@@ -600,7 +597,6 @@ class Reads:
         part."""
         while self.background:
             session, request_id, method, _ = read = self.background[0]
-            assert session is not None
             steps = self._background_steps
             if steps is None:
                 steps = self._background_steps = self._steps(read)
@@ -643,10 +639,9 @@ class Reads:
             self.slow.append(line)
 
 
-def _advance(steps: Steps, read: Waiter) -> bool:
+def _advance(steps: Steps, read: Read) -> bool:
     """Do one step of a read. Returns whether it is answered."""
     session, request_id, method, _ = read
-    assert session is not None
     try:
         next(steps)
     except StopIteration as done:
@@ -660,16 +655,24 @@ def _advance(steps: Steps, read: Waiter) -> bool:
     return True
 
 
-def _fail_damaged(read: Waiter, damage: DataDamaged) -> None:
+def _fail_damaged(read: Read, damage: DataDamaged) -> None:
     """Fail one read, because a record that it needs is damaged."""
     session, request_id, method, _ = read
-    assert session is not None
     damage.report()
     session.fail(request_id, method, error("Corrupt"))
 
 
-# Readers: one per method. Each is a generator that returns the response with its header. In those
-# that need one step only, an unreachable `yield` makes the generator.
+# Readers: one per method. Each is a generator that returns the response with its header.
+
+
+def _in_one_step(answer: Callable[[State, Any], bytes]) -> Callable[[State, Any], Steps]:
+    """The reader of a method whose response takes one step."""
+
+    def steps(state: State, request: Any) -> Steps:
+        return answer(state, request)
+        yield
+
+    return steps
 
 
 def _range(state: State, request: proto.RangeRequest) -> Steps:
@@ -737,13 +740,10 @@ def _renewal(state: State, request: tuple[Author | None, int] | None) -> Steps:
     return b""
 
 
-def _members(state: State, request: proto.MemberListRequest) -> Steps:
-    members = list(state.membership.members.values())
-    encoded: bytes = proto.MemberListResponse(
-        header=state.identity.header_message(), members=members
-    ).encode()
-    return encoded
-    yield
+@_in_one_step
+def _members(state: State, request: proto.MemberListRequest) -> bytes:
+    header, members = state.identity.header_message(), list(state.membership.members.values())
+    return proto.MemberListResponse(header=header, members=members).encode()
 
 
 def _hash(state: State, request: proto.HashRequest) -> Steps:
@@ -780,37 +780,37 @@ def _timeline(state: State, request: proto.TimelineRequest) -> Steps:
     return b"".join(pieces)
 
 
-def _auth_status(state: State, request: proto.AuthStatusRequest) -> Steps:
+@_in_one_step
+def _auth_status(state: State, request: proto.AuthStatusRequest) -> bytes:
     auth = state.auth
     response = proto.AuthStatusResponse(enabled=auth.enabled, authRevision=auth.revision)
     return state.header + response.encode()
-    yield
 
 
-def _user_get(state: State, request: proto.AuthUserGetRequest) -> Steps:
+@_in_one_step
+def _user_get(state: State, request: proto.AuthUserGetRequest) -> bytes:
     user = state.auth.user(request.name)
     if user is None:
         raise error("UserNotFound")
     return state.header + proto.AuthUserGetResponse(roles=user.roles).encode()
-    yield
 
 
-def _user_list(state: State, request: proto.AuthUserListRequest) -> Steps:
+@_in_one_step
+def _user_list(state: State, request: proto.AuthUserListRequest) -> bytes:
     return state.header + proto.AuthUserListResponse(users=state.auth.users()).encode()
-    yield
 
 
-def _role_get(state: State, request: proto.AuthRoleGetRequest) -> Steps:
+@_in_one_step
+def _role_get(state: State, request: proto.AuthRoleGetRequest) -> bytes:
     role = state.auth.role(request.role)
     if role is None:
         raise error("RoleNotFound")
     return state.header + proto.AuthRoleGetResponse(perm=role.keyPermission).encode()
-    yield
 
 
-def _role_list(state: State, request: proto.AuthRoleListRequest) -> Steps:
+@_in_one_step
+def _role_list(state: State, request: proto.AuthRoleListRequest) -> bytes:
     return state.header + proto.AuthRoleListResponse(roles=state.auth.roles()).encode()
-    yield
 
 
 READERS: dict[int, Callable[[State, Any], Steps]] = by_number(

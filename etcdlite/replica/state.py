@@ -44,7 +44,7 @@ from etcdlite.replica.alarms import CORRUPT, NOSPACE, Alarms
 from etcdlite.replica.cluster_version import ClusterVersion
 from etcdlite.replica.membership import CHANGES, Membership
 from etcdlite.replica.timeline import Timeline
-from etcdlite.request import Session, Steps, Waiter
+from etcdlite.request import Read, Session, Steps, Waiter
 from etcdlite.rights import KeySet
 from etcdlite.storage.data import LEASE
 from etcdlite.storage.steps import join_steps
@@ -86,7 +86,7 @@ class State:
         self.awaiting_compaction: list[tuple[Session, int, int]] = []
         """(session, request id, method) of physical compactions, to be answered when the superseded
         versions are dropped."""
-        self.late_answers: deque[tuple[Steps, Waiter]] = deque()
+        self.late_answers: deque[tuple[Steps, Read]] = deque()
         """Writes that are applied; the steps read the answers. They are begun already, so that what
         they need is pinned."""
         self.outdated: list[tuple[Waiter, EtcdError, Author | None]] = []
