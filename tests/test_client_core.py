@@ -468,6 +468,15 @@ def ranged(revision: int, *kvs: KeyValue) -> calls.RangeResult:
     return calls.RangeResult(revision, kvs, len(kvs), False)
 
 
+def watched(cursor: calls.WatchCursor) -> tuple[bytes, bytes, int, list[int]]:
+    """What a recipe waits for: key, range end, start revision, and the events that do not count."""
+    create = cursor.request().create_request
+    return create.key, create.range_end, create.start_revision, list(create.filters)
+
+
+NO_PUT, NO_DELETE = [proto.WatchCreateRequest.NOPUT], [proto.WatchCreateRequest.NODELETE]
+
+
 def finish(script: Any, outcome: Any) -> Any:
     with pytest.raises(StopIteration) as stop:
         script.send(outcome)
@@ -503,10 +512,10 @@ def test_who_waits_watches_the_one_just_before() -> None:
     assert step.request.max_create_revision == 8
     assert (step.request.sort_order, step.request.sort_target, step.request.limit) == (2, 2, 1)
     step = script.send(ranged(10, kv(b"job/3", 7)))
-    assert step == recipes.WatchFor(b"job/3", False, 11, "DELETE")
+    assert watched(step) == (b"job/3", b"", 11, NO_PUT)
     step = script.throw(Compacted())
     step = script.send(ranged(12, kv(b"job/1", 3)))
-    assert step == recipes.WatchFor(b"job/1", False, 13, "DELETE")
+    assert watched(step) == (b"job/1", b"", 13, NO_PUT)
     script.send(Event("DELETE", kv(b"job/1", 0, 14), None))
     own = script.send(ranged(14))
     assert own.request.key == b"job/2"
@@ -525,14 +534,14 @@ def test_who_lost_his_place_while_waiting_does_not_get_the_lock() -> None:
 def test_observing_follows_values_and_leaders() -> None:
     script = recipes.observe(b"e/")
     assert next(script).request.key == b"e/"
-    assert script.send(ranged(4)) == recipes.WatchFor(b"e/", True, 5, "PUT")
+    assert watched(script.send(ranged(4))) == (b"e/", b"e0", 5, NO_DELETE)
     script.send(Event("PUT", kv(b"e/1", 6), None))
     leading = kv(b"e/1", 6)
     assert script.send(ranged(6, leading)) == leading
-    assert next(script) == recipes.WatchFor(b"e/1", False, 7, None)
+    assert watched(next(script)) == (b"e/1", b"", 7, [])
     changed = kv(b"e/1", 6, 8, b"new")
     assert script.send(Event("PUT", changed, None)) == changed
-    assert next(script) == recipes.WatchFor(b"e/1", False, 9, None)
+    assert watched(next(script)) == (b"e/1", b"", 9, [])
     assert isinstance(script.send(Event("DELETE", kv(b"e/1", 0, 10), None)), calls.Op)
 
 

@@ -620,7 +620,7 @@ def advance(lone: LoneMember, script: Any, outcome: Any = None) -> Any:
     try:
         while True:
             step = script.send(outcome)
-            if isinstance(step, recipes.WatchFor):
+            if isinstance(step, client_calls.WatchCursor):
                 return step
             assert isinstance(step, client_calls.Op)
             method = methods.METHOD_BY_NAME[step.method]
@@ -638,7 +638,8 @@ def test_a_recipe_waits_for_a_lock_of_the_service(lone: LoneMember, caller: Call
     held = caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
     script = recipes.stand_in_line(recipes.line(b"door"), grant(lone, 0x2F), b"")
     waits = advance(lone, script)
-    assert (waits.key, waits.wanted) == (held.key, "DELETE")
+    create = waits.request().create_request
+    assert (create.key, list(create.filters)) == (held.key, [proto.WatchCreateRequest.NOPUT])
     caller.ask("Lock.Unlock", key=held.key)
     got = advance(lone, script)
     assert (got.key, got.lease) == (b"door/2f", 0x2F)

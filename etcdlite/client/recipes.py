@@ -10,8 +10,8 @@ create_revision: the oldest key holds the lock, or leads. Every other candidate 
 just before its own is deleted, so a release wakes one waiter and not all. A candidate that leaves,
 or dies and lets its lease run out, leaves the line: the key goes with the lease.
 
-A recipe is a generator that yields what it needs (an `Op` to perform, a `WatchFor` to wait for, a
-`KeyValue` to report) and is sent the outcome. `scripts.follow` runs it.
+A recipe is a generator that yields what it needs (an `Op` to perform, a `WatchCursor` to await the
+first event of, a `KeyValue` to report) and is sent the outcome. `scripts.follow` runs it.
 
 A holder whose lease has run out may not know it yet. `Held.guard` is the comparison that makes a
 transaction take effect only while the place is still held.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from etcdlite.client.errors import Compacted, LeaseLost, NotElected
 from etcdlite.client.operations import (
@@ -35,7 +35,6 @@ from etcdlite.client.operations import (
     Put,
     Range,
     RangeResult,
-    WatchCursor,
     get,
     range_,
     to_bytes,
@@ -46,28 +45,8 @@ from etcdlite.client.operations import (
 T = TypeVar("T")
 
 
-class WatchFor(NamedTuple):
-    """Wait for the first event on `key`, or on the keys that start with it, from a revision on."""
-
-    key: bytes
-    is_prefix: bool
-    start_revision: int
-    wanted: Literal["PUT", "DELETE"] | None
-    """Which events count; None: both."""
-
-    def cursor(self) -> WatchCursor:
-        """The watch to begin."""
-        return watch(
-            None if self.is_prefix else self.key,
-            prefix=self.key if self.is_prefix else None,
-            start_revision=self.start_revision,
-            no_put=self.wanted == "DELETE",
-            no_delete=self.wanted == "PUT",
-        )
-
-
 Recipe = Generator[Any, Any, T]
-"""Yields Op, WatchFor and KeyValue; is sent the result, the Event, and None; returns T."""
+"""Yields Op, WatchCursor and KeyValue; is sent the result, the Event, and None; returns T."""
 
 
 class Held(NamedTuple):
@@ -128,7 +107,7 @@ def _wait_turn(prefix: bytes, revision: int) -> Recipe[None]:
             return
         # If the history was compacted while the watch was not connected: look again.
         with suppress(Compacted):
-            yield WatchFor(before.kvs[0].key, False, before.revision + 1, "DELETE")
+            yield watch(before.kvs[0].key, start_revision=before.revision + 1, no_put=True)
 
 
 def proclaim(held: Held, value: bytes) -> Recipe[int]:
@@ -151,13 +130,13 @@ def observe(prefix: bytes) -> Recipe[None]:
         first = yield _first(prefix)
         try:
             if not first.kvs:
-                yield WatchFor(prefix, True, first.revision + 1, "PUT")
+                yield watch(prefix=prefix, start_revision=first.revision + 1, no_delete=True)
                 continue
             leading = first.kvs[0]
             revision = first.revision
             while True:
                 yield leading
-                event: Event = yield WatchFor(leading.key, False, revision + 1, None)
+                event: Event = yield watch(leading.key, start_revision=revision + 1)
                 if event.is_delete:
                     break
                 leading = event.kv

@@ -386,7 +386,7 @@ def follow(
                 if isinstance(wanted, Op):
                     outcome = yield from calls.perform(wanted)
                 else:
-                    watch = WatchBase(calls, wanted.cursor())
+                    watch = WatchBase(calls, wanted)
                     outcome = yield from watch.first_event(deadline_s, lease)
             except EtcdliteError as error:
                 step, outcome = recipe.throw, error
