@@ -30,7 +30,7 @@ from etcdlite.storage.steps import Job, discard, run
 DEFRAGMENT_SHARE = 0.05
 """Segments with less garbage than this are not worth a defragmentation."""
 
-MAXCOMPACTION_INTERVAL_S = 3600.0
+MAX_COMPACTION_INTERVAL_S = 3600.0
 REVISION_MODE_INTERVAL_S = 300.0
 SAMPLES_PER_RETENTION = 10
 
@@ -64,7 +64,7 @@ class AutoCompaction:
             target = self._samples.popleft()[1]
         if not target or (self._next_compaction is not None and now < self._next_compaction):
             return 0
-        self._next_compaction = now + min(self._retention_s, MAXCOMPACTION_INTERVAL_S)
+        self._next_compaction = now + min(self._retention_s, MAX_COMPACTION_INTERVAL_S)
         return target
 
 
