@@ -521,14 +521,11 @@ class Auth:
 
     def _forget(self) -> None:
         """Users and roles changed, so what is remembered may be wrong now."""
-        for known in (
-            self._rights,
-            self._learning,
-            self._lease_writers,
-            self._large_leases,
-            self._forbidden,
-        ):
-            known.clear()
+        self._rights.clear()
+        self._learning.clear()
+        self._lease_writers.clear()
+        self._large_leases.clear()
+        self._forbidden.clear()
         for scan in self._scans:
             scan[0] = 0
 
@@ -585,10 +582,6 @@ def _check_txn(auth: Auth, author: Author | None, request: Any) -> None:
             _check_txn(auth, author, op.request_txn)
 
 
-def _check_root(auth: Auth, author: Author | None, request: Any) -> None:
-    auth.check_root(author)
-
-
 def _check_user(auth: Auth, author: Author | None, request: Any) -> None:
     if author is None or not author.name:
         raise error("UserEmpty")
@@ -631,7 +624,7 @@ _BY_PERMISSION: dict[Permission, _Check | None] = {
     Permission.USER: _check_user,
     Permission.LEASE: _check_user,
     Permission.ALARM: _check_alarm,
-    Permission.ROOT: _check_root,
+    Permission.ROOT: lambda auth, author, request: auth.check_root(author),
 }
 
 _BY_METHOD: dict[str, _Check] = {
