@@ -240,7 +240,7 @@ def load(
     reader = _Reader()
     action, on_command_line = reader.read_command_line(argv)
     if action in ("help", "version"):
-        return replace(_Resolver(reader, {}, has_member).config(), action=action)
+        return replace(_Resolver(reader, _DEFAULTS, has_member).config(), action=action)
     layers = [reader.read_environment(environ, prefix) for prefix in ("ETCD_", "ETCDLITE_")]
     layers.append(on_command_line)
     above_file = {name: setting for layer in layers for name, setting in layer.items()}
@@ -249,7 +249,7 @@ def load(
         in_file = reader.read_file(named.value, must_exist=True)
     else:
         in_file = reader.read_file(default_file, must_exist=False)
-    config = _Resolver(reader, {**in_file, **above_file}, has_member).config()
+    config = _Resolver(reader, {**_DEFAULTS, **in_file, **above_file}, has_member).config()
     if reader.problems:
         raise ConfigError(reader.problems, reader.warnings)
     return replace(config, action=action)
@@ -325,6 +325,11 @@ class _Setting(NamedTuple):
 
 
 _Layer = dict[str, _Setting]
+
+_DEFAULTS: _Layer = {
+    name: _Setting(flag.kind.parse(flag.default), "", f"{name}={flag.default}")
+    for name, flag in FLAGS.items()
+}
 
 
 def _did_you_mean(name: str, spell: Callable[[str], str], known: Sequence[str]) -> str:
@@ -498,14 +503,10 @@ class _Resolver:
         self._bad = reader.bad
 
     def _value(self, name: str) -> Any:
-        if name in self._settings:
-            return self._settings[name].value
-        return FLAGS[name].kind.parse(FLAGS[name].default)
+        return self._settings[name].value
 
     def _shown(self, name: str) -> str:
-        if name in self._settings:
-            return self._settings[name].shown
-        return f"{name}={FLAGS[name].default}"
+        return self._settings[name].shown
 
     def config(self) -> Config:
         self._check_others()
@@ -530,7 +531,7 @@ class _Resolver:
             "quota_backend_bytes": max(0, quota) if quota else DEFAULT_QUOTA_BYTES,
             "log_outputs": self._log_outputs(),
         }
-        sources = {name: setting.where for name, setting in self._settings.items()}
+        sources = {name: one.where for name, one in self._settings.items() if one.where}
         self._check_listeners(sources)
         self._check_files_of_tls()
         self._check_tls("", (*_LISTEN_FLAGS[:1], *_LISTEN_FLAGS[2:]))
@@ -539,8 +540,8 @@ class _Resolver:
 
     def _check_others(self) -> None:
         for flag in OTHERS:
-            setting = self._settings.get(flag.name)
-            if setting is None or setting.value == flag.kind.parse(flag.default):
+            setting = self._settings[flag.name]
+            if setting.value == _DEFAULTS[flag.name].value:
                 continue
             if flag.status == REFUSED:
                 self._problem(f"{setting.shown}: not supported: {flag.text}; remove it")
@@ -696,18 +697,16 @@ class _Resolver:
 
     def _initial_cluster(self, peer_urls: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         """The members: this one must be among them, at the URLs that it advertises."""
-        settings = self._settings
         name = self._value("name")
         alone = tuple((name, url) for url in peer_urls)
-        setting = settings.get("initial-cluster")
-        default = FLAGS["initial-cluster"].kind.parse(FLAGS["initial-cluster"].default)
-        if setting is None or setting.value in ((), default):
+        setting = self._settings["initial-cluster"]
+        if setting.value in ((), _DEFAULTS["initial-cluster"].value):
             return alone
         if self._bad & {"name", "initial-advertise-peer-urls", "listen-peer-urls"}:
             return alone
-        if settings.get("discovery-srv") and settings["discovery-srv"].value:
+        if self._value("discovery-srv"):
             self._problem(
-                f"{setting.shown}: conflicts with {settings['discovery-srv'].shown}; set one of "
+                f"{setting.shown}: conflicts with {self._shown('discovery-srv')}; set one of "
                 "initial-cluster and discovery-srv"
             )
             return alone

@@ -133,7 +133,7 @@ def _items(text: str) -> tuple[str, ...]:
 def _choice(metavar: str, *choices: str) -> Kind:
     def parse(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"unknown; write one of {', '.join(choices)}")
+            raise ValueError(f"unknown; write one of {', '.join(filter(None, choices))}")
         return text
 
     return Kind(metavar, parse)
@@ -216,12 +216,6 @@ def _suites(text: str) -> tuple[str, ...]:
     return _check_each(_items(text), cipher_suites.check)
 
 
-def _tls_version(text: str) -> str:
-    if text not in ("", "TLS1.2", "TLS1.3"):
-        raise ValueError("unknown; write TLS1.2 or TLS1.3")
-    return text
-
-
 TEXT = Kind("TEXT", str)
 NAME = Kind("NAME", _member_name)
 PATH = Kind("PATH", str)
@@ -239,7 +233,7 @@ ADVERTISE_PEERS = _advertised_as("listen-peer-urls")
 RETENTION = Kind("RETENTION", str, int)
 GATES = Kind("GATE=BOOL,...", _gates, list)
 SUITES = Kind("SUITE,...", _suites, list)
-TLS_VERSION = Kind("VERSION", _tls_version)
+TLS_VERSION = _choice("VERSION", "", "TLS1.2", "TLS1.3")
 
 # The table.
 

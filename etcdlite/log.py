@@ -225,10 +225,7 @@ def _line(
     render = _json if _format == "json" else _console
     for length in _LENGTHS:
         shown = {
-            name.replace("_", "-"): "<redacted>"
-            if _SECRET.search(name)
-            else _plain(value, length, 0)
-            for name, value in fields.items()
+            name.replace("_", "-"): _shown(name, value, length, 0) for name, value in fields.items()
         }
         line = render(level, stamp, caller, shorten(message, length), shown, journal)
         if len(line) <= MAX_LINE_BYTES:
@@ -260,6 +257,10 @@ def _console(
     return "  ".join(parts).encode("utf-8", "backslashreplace") + b"\n"
 
 
+def _shown(name: str, value: Any, length: int, depth: int) -> Any:
+    return "<redacted>" if _SECRET.search(name) else _plain(value, length, depth)
+
+
 def _plain(value: Any, length: int, depth: int) -> Any:
     """`value` as JSON, each string limited to about `length` characters."""
     if value is None or isinstance(value, (bool, int)):
@@ -273,9 +274,7 @@ def _plain(value: Any, length: int, depth: int) -> Any:
         return "..."
     if isinstance(value, dict):
         shown = {
-            shorten(str(name), 100): "<redacted>"
-            if _SECRET.search(str(name))
-            else _plain(item, length, depth + 1)
+            shorten(str(name), 100): _shown(str(name), item, length, depth + 1)
             for name, item in list(value.items())[:MAX_ITEMS]
         }
         if len(value) > MAX_ITEMS:
