@@ -99,7 +99,12 @@ class Channels:
             threading.Thread(target=look, name="certificates", daemon=True).start()
 
     def _look(self, is_asked: bool) -> None:
-        for credentials in list(self._credentials.values()):
+        for prefix, credentials in list(self._credentials.items()):
+            if credentials.settings.is_self_signed:
+                try:
+                    _made_certificate(self._settings, prefix)
+                except StartError as failure:
+                    log.warn(str(failure), f"made {prefix}", EXPIRY_LINES_PER_S)
             credentials.look(is_asked)
         self._warn_of_expiry()
 
@@ -182,6 +187,17 @@ def _made(settings: Config, prefix: str) -> Any:
         raise StartError(str(failure)) from failure
 
 
+def _made_certificate(settings: Config, prefix: str) -> tuple[str, str]:
+    """The files of the certificate for auto-tls. Makes it if need be. Raises StartError."""
+    from etcdlite import fixtures
+
+    name, urls = "client", _urls_for_clients(settings)
+    if prefix:
+        name, urls = "peer", settings.listen_peer_urls
+    years = settings.self_signed_cert_validity
+    return fixtures.ensure(settings.data_dir, name, filter(is_secure, urls), years)
+
+
 def _urls_for_clients(settings: Config) -> tuple[str, ...]:
     return (
         *settings.listen_client_urls,
@@ -196,44 +212,29 @@ def _tls_settings(settings: Config, prefix: str) -> Any:
     from etcdlite import credentials
 
     is_peer = bool(prefix)
-    cert, key = settings.cert_file, settings.key_file
-    auto, urls = settings.auto_tls, _urls_for_clients(settings)
-    if is_peer:
-        cert, key = settings.peer_cert_file, settings.peer_key_file
-        auto, urls = settings.peer_auto_tls, settings.listen_peer_urls
-    is_made = auto and not cert
-    if is_made:
-        from etcdlite import fixtures
 
-        name = "peer" if is_peer else "client"
-        years = settings.self_signed_cert_validity
-        cert, key = fixtures.ensure(settings.data_dir, name, filter(is_secure, urls), years)
-    common = credentials.Settings(
+    def of(name: str) -> Any:
+        return getattr(settings, prefix.replace("-", "_") + name)
+
+    cert, key = of("cert_file"), of("key_file")
+    is_made = of("auto_tls") and not cert
+    if is_made:
+        cert, key = _made_certificate(settings, prefix)
+    hosts = settings.client_cert_allowed_hostname
+    return credentials.Settings(
         prefix=prefix,
         cert_file=cert,
         key_file=key,
-        client_cert_file="",
-        client_key_file="",
-        trusted_ca_file=settings.trusted_ca_file,
-        crl_file=settings.client_crl_file,
-        client_cert_auth=settings.client_cert_auth,
-        allowed_names=(),
-        allowed_hosts=settings.client_cert_allowed_hostname,
-        checks_addresses=False,
+        client_cert_file=settings.peer_client_cert_file if is_peer else "",
+        client_key_file=settings.peer_client_key_file if is_peer else "",
+        trusted_ca_file=of("trusted_ca_file"),
+        crl_file=settings.peer_crl_file if is_peer else settings.client_crl_file,
+        client_cert_auth=of("client_cert_auth"),
+        allowed_names=settings.peer_cert_allowed_cn if is_peer else (),
+        allowed_hosts=settings.peer_cert_allowed_hostname if is_peer else hosts,
+        checks_addresses=is_peer and not settings.peer_skip_client_san_verification,
         is_self_signed=is_made,
         suites=settings.cipher_suites,
         min_version=settings.tls_min_version,
         max_version=settings.tls_max_version,
-    )
-    if not is_peer:
-        return common
-    return common._replace(
-        client_cert_file=settings.peer_client_cert_file,
-        client_key_file=settings.peer_client_key_file,
-        trusted_ca_file=settings.peer_trusted_ca_file,
-        crl_file=settings.peer_crl_file,
-        client_cert_auth=settings.peer_client_cert_auth,
-        allowed_names=settings.peer_cert_allowed_cn,
-        allowed_hosts=settings.peer_cert_allowed_hostname,
-        checks_addresses=not settings.peer_skip_client_san_verification,
     )

@@ -6,11 +6,16 @@
 These are etcd's places. A certificate is its own CA, valid for the hosts of the listen URLs, and
 used again at the next start. etcd goes on with one that has expired; here it is replaced, because
 nobody could use it.
+
+A machine without a battery for its clock may start with a wrong one. So a certificate is valid from
+the time on when Python was built, also if the clock is ahead when it is made; and one that ends at
+once when the clock is set is replaced while the server runs.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterable
 
@@ -36,8 +41,9 @@ def ensure(data_dir: str, name: str, urls: Iterable[str], years: int) -> tuple[s
     if os.path.exists(key) and (x509.ends_s(cert) or 0.0) > now:
         return cert, key
     hosts = tuple(dict.fromkeys(host_port(url)[0] for url in urls))
+    begins = min(now, os.stat(sys.executable).st_mtime)
     profile = certificates.Profile(
-        KINDS[name], "etcdlite", hosts, int(now), int(now) + years * YEAR_S
+        KINDS[name], "etcdlite", hosts, int(begins), int(now) + years * YEAR_S
     )
     try:
         made = certificates.make(profile)

@@ -28,8 +28,9 @@ from rigs.processes import PATIENCE_S, SMALL_FILES, ServerProcess, wait_until
 from rigs.real_etcd import distributed, without_settings
 from test_cluster_live import LiveCluster
 
-from etcdlite import proto
+from etcdlite import channels, fixtures, proto, x509
 from etcdlite.client import Client, EtcdliteError
+from etcdlite.config import load
 from etcdlite.handshakes import MAX_HANDSHAKES
 
 
@@ -427,6 +428,33 @@ def test_auto_tls(tmp_path: Path, server: Any) -> None:
     one.restart()
     assert (made / "cert.pem").read_bytes() == first
     assert (one.data_dir / "fixtures" / "peer" / "cert.pem").exists()
+
+
+def test_auto_tls_of_a_machine_whose_clock_was_wrong_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validity() -> tuple[float, float]:
+        (der,) = x509.blocks(Path(files.cert_file).read_bytes(), "CERTIFICATE")
+        made = x509.parse_certificate(der)
+        return made.not_before, made.not_after
+
+    now = real = time.time()
+    monkeypatch.setattr(fixtures.time, "time", lambda: now)
+    for name, at in (("ahead", real + 10 * 365 * 86_400), ("behind", 1000.0)):
+        now = at
+        flags = ["--listen-client-urls=https://127.0.0.1:0", "--auto-tls"]
+        config = load([*flags, f"--data-dir={tmp_path / name}"], {})
+        made = channels.Channels(config)
+        (files,) = (credentials.settings for credentials in made._credentials.values())
+        begins, ends = validity()
+        assert begins <= now < ends, "it is valid now"
+        now = real
+        made._look(False)
+        begins, ends = validity()
+        assert begins < now < ends, "it is valid once the clock is set"
+        first = Path(files.cert_file).read_bytes()
+        made._look(False)
+        assert Path(files.cert_file).read_bytes() == first
 
 
 def test_the_common_name_is_the_user_but_not_for_json(lab: Lab) -> None:

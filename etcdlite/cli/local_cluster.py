@@ -197,10 +197,6 @@ def stop(members: dict[str, subprocess.Popen[bytes]]) -> None:
                 print(f"{name} did not stop; killed it", file=sys.stderr)
 
 
-def _terminated(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 stopped as asked, 1 a member did not start."""
     parser = argparse.ArgumentParser(
@@ -210,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = parser.parse_args(argv).folder
     os.makedirs(folder, exist_ok=True)
     for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _terminated)
+        signal.signal(signum, signal.default_int_handler)
     members: dict[str, subprocess.Popen[bytes]] = {}
     try:
         check_ports()
