@@ -3,7 +3,7 @@
 The address of the other side must be one that the hosts of the member's peer URLs resolve to. An
 IP address resolves to itself, a name in a thread, because that may take seconds. What a name
 resolved to is used for `FRESH_S`; an address that is not in it has the name resolved again, but not
-more often than every `AGAIN_S`.
+more often than every `AGAIN_S`. While no name server can tell, the addresses of before stay.
 
 A machine calls its own addresses 127.x.x.x from 127.0.0.1, so a member with such a URL may come
 from there.
@@ -27,6 +27,9 @@ AGAIN_S = 1.0
 MAX_WAITING = 1000
 """Connections that wait for a name to be resolved; more are refused."""
 
+UNKNOWN = (socket.EAI_NONAME, socket.EAI_NODATA)
+"""The errors of a name that does not exist, or has no addresses."""
+
 LOOPBACK = ("127.0.0.1", "::1")
 
 Done = Callable[[bool], None]
@@ -36,7 +39,8 @@ class Resolved(NamedTuple):
     """What a thread found: the addresses of a host."""
 
     host: str
-    addresses: frozenset[str]
+    addresses: frozenset[str] | None
+    """As `look_up` returns them."""
 
 
 class Addresses:
@@ -89,18 +93,28 @@ class Addresses:
         self._waiting[host].append(partial(self.check, address, tuple(urls), done, tried | {host}))
 
     def _look_up(self, host: str) -> None:
-        try:
-            answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-            found = frozenset(_plain(str(answer[4][0])) for answer in answers)
-        except (OSError, UnicodeError):
-            found = frozenset()
-        self._report(Resolved(host, found))
+        self._report(Resolved(host, look_up(host)))
 
     def resolved(self, result: Resolved) -> None:
-        """A host is resolved; no addresses mean that it cannot be."""
-        self._found[result.host] = (time.monotonic(), result.addresses)
+        """A host is resolved, as far as it can be."""
+        found = result.addresses
+        if found is None:
+            found = self._found.get(result.host, (0.0, frozenset[str]()))[1]
+        self._found[result.host] = (time.monotonic(), found)
         for check in self._waiting.pop(result.host, ()):
             check()
+
+
+def look_up(host: str) -> frozenset[str] | None:
+    """The IP addresses of a host, none if there is no such name. None: no name server can tell now.
+    Blocks for up to some ten seconds."""
+    try:
+        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        return frozenset()
+    except OSError as failure:
+        return frozenset() if failure.errno in UNKNOWN else None
+    return frozenset(_plain(str(answer[4][0])) for answer in answers)
 
 
 def _plain(host: str) -> str:

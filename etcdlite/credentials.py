@@ -28,13 +28,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from etcdlite import log, private_file, x509
+from etcdlite.addresses import AGAIN_S, FRESH_S, look_up
 from etcdlite.channel import ChannelError
 from etcdlite.cipher_suites import OPENSSL_NAMES
 from etcdlite.log import quoted
 from etcdlite.tls import Sources, TLSChannel
+from etcdlite.urls import is_address
 from etcdlite.x509 import MAX_PEM_BYTES
 
 RELOAD_S = 1.0
@@ -43,8 +45,6 @@ MAX_LIST_BYTES = 16 << 20
 MAX_SESSIONS = 1000
 """Sessions of TLS 1.2 that a context may remember: `ssl` cannot turn that off, so the context is
 replaced."""
-NAMES_FRESH_S = 60.0
-"""What a name in a certificate resolved to is used for this long."""
 MAX_NAMES = 100
 
 VERSIONS = {"TLS1.2": ssl.TLSVersion.TLSv1_2, "TLS1.3": ssl.TLSVersion.TLSv1_3}
@@ -435,21 +435,22 @@ class Credentials:
         now = self._clock()
         until, found = self._addresses.get(host, (0.0, frozenset()))
         if until <= now:
-            found = _look_up(host)
+            new = _look_up(host)
+            found = found if new is None else new
             if len(self._addresses) > 10 * MAX_NAMES:
                 self._addresses.clear()
-            self._addresses[host] = (now + NAMES_FRESH_S, found)
+            self._addresses[host] = (now + (FRESH_S if new else AGAIN_S), found)
         return found
 
 
-def _look_up(host: str) -> frozenset[str]:
+def _look_up(host: str) -> frozenset[str] | None:
+    """As `addresses.look_up`; of an address, its names."""
+    if not is_address(host):
+        return look_up(host)
     try:
-        if host.replace(".", "").isdigit() or ":" in host:
-            name, others, _ = socket.gethostbyaddr(host)
-            return frozenset((name, *others))
-        infos: list[Any] = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        return frozenset(info[4][0] for info in infos)
-    except (OSError, UnicodeError):
+        name, others, _ = socket.gethostbyaddr(host)
+        return frozenset((name, *others))
+    except OSError:
         return frozenset()
 
 

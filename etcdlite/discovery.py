@@ -19,10 +19,10 @@ at its first start only: later, its data names the members.
 from __future__ import annotations
 
 import itertools
-import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from etcdlite.addresses import look_up
 from etcdlite.errors import Explained
 from etcdlite.urls import host_port
 
@@ -106,11 +106,4 @@ def _addresses(url: str) -> set[tuple[str, str, int]]:
     its port."""
     host, port = host_port(url)
     scheme = url.partition("://")[0]
-    return {(scheme, name, port) for name in (host.rstrip(".").lower(), *_resolved(host))}
-
-
-def _resolved(host: str) -> Iterable[str]:
-    try:
-        return {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
-    except OSError:
-        return ()  # The server may be known by another URL.
+    return {(scheme, name, port) for name in (host.rstrip(".").lower(), *(look_up(host) or ()))}

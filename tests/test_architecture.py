@@ -18,7 +18,7 @@ LAYERS = {
     " cipher_suites credentials extract plain_txn backup_status versions records"
     " etcdlite errors log limits options notation urls schema proto frames methods channel x509 tls"
     " json_mapping session memory request identity metrics flags interrupts certificates passwords"
-    " permissions loading",
+    " permissions loading addresses",
     "client": "client client.*",
     "settings": "config discovery",
     "store": "storage storage.* lease mvcc ranges txn watch watch_responses watch_slices auth"
@@ -30,7 +30,7 @@ LAYERS = {
     "founding": "bootstrap backup",
     "protocols": "wire wire.*",
     "process": "fixtures channels handshakes service_manager backup_process"
-    " threads hardening addresses places listeners turns connections server __main__",
+    " threads hardening places listeners turns connections server __main__",
     "command": "cli cli.* ctl start",
 }
 """From the lowest to the highest: a module imports from its own layer and those below, and the

@@ -229,6 +229,32 @@ def test_a_member_comes_from_an_address_of_its_certificate(
     assert len(asked) == count, "names are resolved once a minute"
 
 
+def test_a_name_of_a_certificate_that_no_name_server_knows_is_asked_for_again_soon(
+    ca: Authority, both: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: dict[str, frozenset[str] | None] = {"a.example": None}
+    now = 100.0
+    monkeypatch.setattr(credentials, "_look_up", lambda host: names.get(host, frozenset()))
+    config = settings(both, trusted_ca_file=ca.ca, checks_addresses=True)
+    server = use(config, lambda: now)
+    client = use(settings(ca.issue("moves", hosts=("a.example",)), trusted_ca_file=ca.ca))
+
+    def refusal(address: str) -> str:
+        return connect(client, server, address=address)[1]
+
+    assert "it connects from 10.0.0.7" in refusal("10.0.0.7")
+    now += 2
+    names["a.example"] = frozenset({"10.0.0.7"})
+    assert not refusal("10.0.0.7")
+    for _ in range(2):
+        now += 100
+        names["a.example"] = None
+        assert not refusal("10.0.0.7"), "no name server tells otherwise"
+    now += 2
+    names["a.example"] = frozenset()
+    assert "it connects from 10.0.0.7" in refusal("10.0.0.7")
+
+
 def test_self_signed_certificates_encrypt_and_verify_nobody(ca: Authority, both: Files) -> None:
     other = Authority(ca.directory, "self")
     one = use(settings(both, is_self_signed=True))

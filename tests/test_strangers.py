@@ -178,6 +178,7 @@ class Names:
 
     def __init__(self, monkeypatch: Any) -> None:
         self.names: dict[str, list[str]] = {}
+        self.answers = True
         self.asked: list[str] = []
         self.reported: list[Resolved] = []
         self.now = 100.0
@@ -187,8 +188,10 @@ class Names:
 
     def look_up(self, host: str, *_: Any, **__: Any) -> list[Any]:
         self.asked.append(host)
+        if not self.answers:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         if host not in self.names:
-            raise OSError("Name or service not known")
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [(0, 0, 0, "", (address, 0)) for address in self.names[host]]
 
     def check(self, address: str, *hosts: str) -> bool:
@@ -227,6 +230,22 @@ def test_a_name_is_resolved_away_from_the_loop_and_kept_for_a_while(monkeypatch:
     names.now += 100
     del names.names["one"]
     assert not names.check("10.0.0.9", "one"), "that was long ago"
+
+
+def test_what_a_name_resolved_to_stays_while_no_name_server_answers(monkeypatch: Any) -> None:
+    names = Names(monkeypatch)
+    names.names = {"one": ["10.0.0.1"]}
+    assert names.check("10.0.0.1", "one")
+    names.answers = False
+    for _ in range(3):
+        names.now += 100
+        assert not names.check("10.0.0.2", "one")
+        assert names.check("10.0.0.1", "one")
+    names.answers = True
+    names.now += 2
+    names.names["one"] = ["10.0.0.2"]
+    assert names.check("10.0.0.2", "one")
+    assert not names.check("10.0.0.1", "one")
 
 
 def test_names_that_are_slow_to_resolve_are_resolved_once_for_a_check(monkeypatch: Any) -> None:

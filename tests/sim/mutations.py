@@ -864,7 +864,7 @@ def _token_of_a_deleted_user_counts(patch: Patch) -> None:
 
     def lenient(self: Any, auth_store: Any, token: str) -> Any:
         revision, _, known = self._known.get(token) or self._verify(
-            auth_store, token, self._wall_clock()
+            auth_store, token, self._clock()
         )
         if revision > auth_store.revision:
             return author(self, auth_store, token)
