@@ -22,13 +22,20 @@ from etcdlite.storage.steps import join_steps, sort_steps
 
 MAX_REVISION = (1 << 63) - 1
 _NO_LIMIT = 1 << 62
-_FIELDS = [b"\x12" + varint(size) for size in range(1024)]
-"""What stands before a record in a RangeResponse, by the size of the record."""
-
 SAMPLE_KEYS = 32
 """The size of an answer is estimated from this many of its first records."""
 
 _SORT_FIELDS = ("key", "version", "create_revision", "mod_revision", "value")
+
+
+class _Fields(dict[int, bytes]):
+    """What stands before a record in a RangeResponse, by the size of the record."""
+
+    def __missing__(self, size_bytes: int) -> bytes:
+        return b"\x12" + varint(size_bytes)
+
+
+_FIELDS = _Fields((size, b"\x12" + varint(size)) for size in range(1024))
 
 
 class AnswerTooLarge(EtcdError):
@@ -67,10 +74,9 @@ class _Answer:
         self._limit_bytes = limit_bytes
         self._limits = limits
 
-    def add(self, parts: list[bytes | memoryview]) -> None:
-        """Append the parts, and empty the list."""
-        piece = b"".join(parts)
-        parts.clear()
+    def add(self, kvs: Sequence[bytes | memoryview]) -> None:
+        """Append records."""
+        piece = b"".join(_with_fields(kvs))
         self.pieces.append(piece)
         self.size_bytes += len(piece)
         self.check(0)
@@ -137,19 +143,15 @@ def streamed(
             yield b""
         tail = _tail(found > limit, count)
         yield size + len(tail)
-        parts: list[bytes | memoryview] = [head]
         left = min(found, limit)
         for _, records in _pages(store, request, revision, piece_bytes):
             del records[left:]
             kvs = [kv for kv, _ in records] if request.keys_only else store.data.read_all(records)
-            for kv in kvs:
-                parts += (_field(len(kv)), kv)
             left -= len(kvs)
+            yield b"".join([head, *_with_fields(kvs), b"" if left else tail])
+            head = b""
             if not left:
-                break
-            yield b"".join(parts)
-            parts.clear()
-        yield b"".join((*parts, tail))
+                return
     finally:
         store.pinned.remove(revision)
 
@@ -254,7 +256,6 @@ def _listed_steps(
     keys_only = request.keys_only
     descends = bool(_order(request))
     read_all = store.data.read_all
-    parts: list[bytes | memoryview] = []
     entries: list[Any]
     kvs: Sequence[bytes | memoryview]
     count = found = 0
@@ -284,9 +285,7 @@ def _listed_steps(
             if found > limit:
                 del records[limit - found :]
             kvs = read_all(records)
-        for kv in kvs:
-            parts += (_field(len(kv)), kv)
-        answer.add(parts)
+        answer.add(kvs)
         if cursor is None:
             break
         start, end = (start, cursor) if descends else (cursor, end)
@@ -388,24 +387,24 @@ def _append_ranked(
     ordered = yield from sort_steps(ranked, itemgetter(0), descends, limits)
     ranked.clear()  # The caller holds the list, too, and would free all items at once.
     ordered.reverse()
-    parts: list[bytes | memoryview] = []
+    kvs: list[bytes] = []
     size = 0
     for step in range(1, min(limit, len(ordered)) + 1):
         _, key = ordered.pop()
         if request.keys_only:
             entries, _ = store.scan_numbers(key, key + b"\0", revision, 1, 1)
-            (kv,) = _without_values(_numbered(store, entries))
+            kvs += _without_values(_numbered(store, entries))
         else:
             record = store.get(key, revision)
             assert record is not None, "the range was read a moment ago"
-            kv = record
-        size += len(kv)
-        parts += (_field(len(kv)), kv)
+            kvs.append(record)
+        size += len(kvs[-1])
         if step % limits.range_step_keys == 0 or size >= limits.step_bytes:
             size = 0
-            answer.add(parts)
+            answer.add(kvs)
+            kvs.clear()
             yield
-    answer.add(parts)
+    answer.add(kvs)
     while ordered:  # Freeing many takes time, too.
         del ordered[-limits.sort_step_items :]
         yield
@@ -425,14 +424,17 @@ def _count_steps(
     return count
 
 
-def _field(size_bytes: int) -> bytes:
-    """What stands before a record of this size in a RangeResponse."""
-    return _FIELDS[size_bytes] if size_bytes < len(_FIELDS) else b"\x12" + varint(size_bytes)
+def _with_fields(kvs: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """Records as they stand in a RangeResponse."""
+    parts: list[bytes | memoryview] = [b""] * (2 * len(kvs))
+    parts[::2] = map(_FIELDS.__getitem__, map(len, kvs))
+    parts[1::2] = kvs
+    return parts
 
 
 def _field_bytes(sizes: list[int]) -> int:
     """The size of records of these sizes in a RangeResponse."""
-    return sum(sizes) + sum([len(_field(size)) for size in sizes])
+    return sum(sizes) + sum([len(_FIELDS[size]) for size in sizes])
 
 
 def _tail(more: bool, count: int) -> bytes:

@@ -17,14 +17,17 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, chain, islice, pairwise
+from operator import itemgetter
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.storage.past import DEAD, PAST, PAST_BYTES, Past
 from etcdlite.storage.sorted_table import Row, SortedTable
 
 HEAD = struct.Struct("<QQQQqI")
+_PLACE = struct.Struct("<24xQ8xI")
+"""Location and length of such a row."""
 NO_HEAD = (1 << 65, 1 << 65, 0, 0, 0, 0)
 """The head of a key that does not exist: its mod_revision is above every revision."""
 _TOMBSTONE = (0, 0, DEAD)
@@ -136,25 +139,15 @@ class Index:
 
         Returns (location, length) each and the key to continue from, None at the end of the range.
         In the past one call visits `scan_step_keys` keys, so it may find less before the end."""
-        found: list[tuple[int, int]] = []
-        size = 0
         if revision is None:
             keys = self.heads.first(start, end, limit)
-            for key, head in zip(keys, self.heads.rows(start, end)):  # noqa: B905
-                found.append((head[3], head[5]))
-                size += head[5]
-                if size >= limit_bytes:
-                    return found, key + b"\0"
-            return found, keys[-1] + b"\0" if len(keys) == limit else None
-        step_keys = self._limits.scan_step_keys
-        for visited, key in enumerate(self.all_keys(start, end, step_keys), 1):
-            record = self.at(key, revision)
-            if record is not None:
-                found.append(record)
-                size += record[1]
-            if visited == step_keys or len(found) == limit or size >= limit_bytes:
-                return found, key + b"\0"
-        return found, None
+            packed = self.heads.packed(start, end)
+            found = list(islice(chain.from_iterable(map(_PLACE.iter_unpack, packed)), len(keys)))
+            sizes = list(accumulate(map(itemgetter(1), found)))
+            most = min(limit, bisect_left(sizes, limit_bytes) + 1)
+            return found[:most], keys[most - 1] + b"\0" if most <= len(keys) else None
+        entries, cursor = self.scan_numbers(start, end, revision, limit, limit_bytes)
+        return [entry[2:] for entry in entries], cursor
 
     def scan_numbers(
         self,
@@ -169,14 +162,15 @@ class Index:
         descending order; the key returned is the end of the rest of the range."""
         found: list[Numbered] = []
         size = 0
-        step_keys = self._limits.scan_step_keys
+        step_keys = limit if revision is None else self._limits.scan_step_keys
+        heads = self._heads(start, end, step_keys, descends)
+        keys: Iterable[bytes] = heads
         if revision is None:
-            keys = self.heads.first(start, end, limit, descends)
-            revision, step_keys = 1 << 64, limit
+            revision = 1 << 64
         else:
             keys = self.all_keys(start, end, step_keys, descends)
         for visited, key in enumerate(keys, 1):
-            mod, create, version, location, lease, length = self.heads.get(key, NO_HEAD)
+            mod, create, version, location, lease, length = heads.get(key, NO_HEAD)
             if mod <= revision:
                 found.append((key, (mod, create, version, lease), location, length))
                 size += length
@@ -188,6 +182,16 @@ class Index:
             if visited == step_keys or len(found) == limit or size >= limit_bytes:
                 return found, key if descends else key + b"\0"
         return found, None
+
+    def _heads(
+        self, start: bytes, end: bytes | None, limit: int, descends: bool
+    ) -> dict[bytes, Row]:
+        """The first (or last) current keys in [start, end), in order, and their rows."""
+        keys = self.heads.first(start, end, limit, descends)
+        if descends and keys:
+            start, end = keys[-1], keys[0] + b"\0"
+        rows: Iterable[Row] = self.heads.rows(start, end)
+        return dict(zip(keys, reversed(list(rows)) if descends else rows))  # noqa: B905
 
     def all_keys(
         self, start: bytes, end: bytes | None, limit: int, descends: bool = False
