@@ -69,7 +69,6 @@ class Content(NamedTuple):
     leases: dict[int, int]
     """TTL in seconds by id; 0 if the lease has ended."""
     total_keys: int
-    leased_keys: int
     size_bytes: int
     digest: bytes
 
@@ -122,7 +121,7 @@ def check(path: str, file: Any) -> Content:
     """Check a whole file, from its beginning. Raises ExtractError, OSError."""
     digest = hashlib.sha256()
     leases: dict[int, int] = {}
-    total_keys = leased_keys = size = 0
+    total_keys = size = 0
     last = b""
     header: Header | None = None
     for kind, data, body in _pieces(path, file):
@@ -131,7 +130,7 @@ def check(path: str, file: Any) -> Content:
             if body != _U64.pack(total_keys) + digest.digest():
                 raise _damaged(path, "its SHA-256 does not match its content")
             assert header is not None
-            return Content(header, leases, total_keys, leased_keys, size, digest.digest())
+            return Content(header, leases, total_keys, size, digest.digest())
         digest.update(data)
         if kind == 0:
             header = _read_header(path, body)
@@ -145,7 +144,6 @@ def check(path: str, file: Any) -> Content:
                 raise _damaged(path, "its keys are out of order")
             last = kv.key
             total_keys += 1
-            leased_keys += bool(kv.lease)
     raise _damaged(path, "it is cut off")
 
 

@@ -12,7 +12,6 @@ import binascii
 import os
 import stat
 from base64 import b64decode, b64encode
-from contextlib import suppress
 
 from etcdlite.errors import Explained
 
@@ -129,18 +128,6 @@ def create(path: str, content: str) -> None:
         file.write(content)
         file.flush()
         os.fsync(fd)
-    sync_directory(path)
-
-
-def replace(path: str, content: str) -> None:
-    """Give a private file another content, at once and durably; its owner stays. Raises
-    PrivateFileError, OSError."""
-    old = os.stat(path)
-    with suppress(FileNotFoundError):
-        os.unlink(path + ".new")
-    create(path + ".new", content)
-    os.chown(path + ".new", old.st_uid, old.st_gid)
-    os.rename(path + ".new", path)
     sync_directory(path)
 
 

@@ -9,6 +9,7 @@ from etcdlite import age, keys, private_file, sealing, secret_file
 from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.offline import check_member, stopped_member
 from etcdlite.cli.session import Progress, Session
+from etcdlite.client.partial_file import PartialFile
 from etcdlite.notation import format_size
 from etcdlite.sealing import Keyring, ids_text
 from etcdlite.storage.disk import Disk
@@ -52,8 +53,11 @@ def add(session: Session) -> None:
     ring = sealing.read(path)
     if len(ring.ids) >= sealing.MAX_KEYS:
         raise Failure(f"{path} has {len(ring.ids)} keys; remove one first")
-    old = private_file.read(path, sealing.MAX_FILE_BYTES).decode("utf-8", "replace")
-    private_file.replace(path, f"# id {key_id.hex()}\n{line}{old}")
+    old = private_file.read(path, sealing.MAX_FILE_BYTES)
+    owner = os.stat(path)
+    with PartialFile(path) as file:
+        os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        file.write(f"# id {key_id.hex()}\n{line}".encode() + old)
     say(
         f"key {key_id.hex()} is the first one in the file now; restart the member, or stop it and "
         "run 'etcdlite-ctl rekey'"

@@ -351,8 +351,8 @@ class Mirror:
         except Compacted:
             raise Failure(self._too_late(revision)) from None
         self._position = Position(revision)
-        self._commit(self._position)
-        self._keep(is_due=True)
+        self._commit()
+        self._keep()
 
     def _too_late(self, revision: int) -> str:
         text = f"etcdserver: mvcc: required revision has been compacted (revision {revision})"
@@ -373,7 +373,7 @@ class Mirror:
                 self._take_all(feed, goal)
             finally:
                 feed.close()
-        self._keep(is_due=True)
+        self._keep()
 
     def _watch(self, goal: int | None) -> Any:
         """The stream of events after the position. With a goal the watch is for all keys: each
@@ -394,8 +394,9 @@ class Mirror:
             response = feed.take(0.0 if self._batch else 1.0)
             if response is None:
                 # Nothing waits: mirror what has come.
-                self._commit(self._position)
-                self._keep(is_due=time.monotonic() - self._kept_s >= CHECKPOINT_S)
+                self._commit()
+                if time.monotonic() - self._kept_s >= CHECKPOINT_S:
+                    self._keep()
                 self._show()
                 continue
             if response.canceled or response.compact_revision:
@@ -411,9 +412,9 @@ class Mirror:
                 events = []
             elif not response.created and revision > self._position.revision:
                 # A progress notification: all up to this revision has come.
-                self._commit(self._position)
+                self._commit()
                 self._position = self._mirrored = Position(revision)
-        self._commit(self._position)
+        self._commit()
 
     def _canceled(self, response: Any) -> None:
         if response.compact_revision:
@@ -437,7 +438,7 @@ class Mirror:
         """Add the changes of one revision, in the same transaction if they fit into one."""
         done = self._position.done
         if done or not self._fits(changes):
-            self._commit(self._position)
+            self._commit()
         for change in changes[done:]:
             self._add(change)
             self._position = Position(self._position.revision, self._position.done + 1)
@@ -462,22 +463,22 @@ class Mirror:
     def _add(self, change: Change) -> None:
         """Add a change to the batch, while the position is still the one before the change."""
         if self._batch and not self._fits([change]):
-            self._commit(self._position)
+            self._commit()
         self._batch[change.key] = change.value
         self._batch_bytes += change.size_bytes
 
-    def _commit(self, position: Position) -> None:
-        """Write the batch, after which the position is `position`."""
+    def _commit(self) -> None:
+        """Write the batch."""
         if self._batch:
-            self._write(self._batch, position)
+            self._write(self._batch, self._position)
             self._total += len(self._batch)
             self._empty_batch()
-        self._mirrored = position
+        self._mirrored = self._position
         self._show()
 
-    def _keep(self, is_due: bool) -> None:
+    def _keep(self) -> None:
         """Keep a position that has moved without changes."""
-        if is_due and self._checkpoint_key and self._mirrored != self._kept:
+        if self._checkpoint_key and self._mirrored != self._kept:
             self._write({}, self._mirrored)
 
     def _write(self, changes: dict[bytes, bytes | None], position: Position) -> None:

@@ -246,14 +246,13 @@ def u64s(body: bytes) -> tuple[int, ...]:
     return tuple(number for (number,) in U64.iter_unpack(body))
 
 
-def key_and_revision(body: bytes, at: int = 0) -> tuple[bytes, int]:
-    """Key and mod_revision of the KeyValue at offset `at` of `body`. Only for one that `Store`
-    encoded: key first, fields in order."""
+def key_and_revision(body: bytes) -> tuple[bytes, int]:
+    """Key and mod_revision of an encoded KeyValue. Only for one that `Store` encoded: key first,
+    fields in order."""
     # Flat: this is half of the cost of reading an event from history.
-    size = body[at + 1]
-    at += 2
+    size, at = body[1], 2
     if size > 127:
-        size, at = read_varint(body, at - 1, len(body))
+        size, at = read_varint(body, 1, len(body))
     key = body[at : at + size]
     at += size
     if body[at] == 0x10:

@@ -68,6 +68,8 @@ class Scrape(NamedTuple):
         yield from self._peers()
         yield from self._process()
         yield from self._own()
+        yield from self._own_connections()
+        yield from self._of_operation()
 
     def _consensus(self) -> Iterator[str]:
         metrics, member = self.member.metrics, self.member
@@ -346,30 +348,6 @@ class Scrape(NamedTuple):
         scrapes = self.member.metrics.scrapes
         yield _counter("promhttp_metric_handler_requests_total", "Scrapes", scrapes, code="200")
 
-    def _own_connections(self) -> Iterator[str]:
-        budget = self.budget
-        if budget is not None:
-            yield _families(
-                ("gauge", "etcdlite_connection_memory_bytes", budget.held_bytes,
-                 "Memory held by input and output that wait in connections"),
-                ("gauge", "etcdlite_connection_memory_limit_bytes", budget.limit_bytes,
-                 "memory-limit"),
-                ("counter", "etcdlite_connections_shed_total", budget.shed,
-                 "Connections closed because all together held more than memory-limit"),
-            )  # fmt: skip
-        yield _family(
-            "etcdlite_failed_handshakes_total", "counter",
-            "Connections that ended before their handshake was complete",
-            [
-                (
-                    {"channel": kind, "with": "members" if is_member else "clients"},
-                    self.member.metrics.failed_handshakes[kind, is_member],
-                )
-                for kind in ("tls", "secret")
-                for is_member in (False, True)
-            ],
-        )  # fmt: skip
-
     def _own(self) -> Iterator[str]:
         metrics, member = self.member.metrics, self.member
         maintenance, data = member.maintenance, member.state.store.data
@@ -377,7 +355,6 @@ class Scrape(NamedTuple):
             "etcdlite_build_info", "The program's versions", 1,
             version=__version__, python_version=sys.version.split()[0],
         )  # fmt: skip
-        yield from self._own_connections()
         yield _families(
             ("histogram", "etcdlite_loop_turn_duration_seconds", metrics.turn_s,
              "Time of a turn of the loop, without waiting for sockets"),
@@ -402,10 +379,30 @@ class Scrape(NamedTuple):
              "Watches that lack history or whose client does not read"),
             ("gauge", "etcdlite_leases", len(member.state.lessor), "Leases"),
         )  # fmt: skip
-        yield from self._of_connections()
-        yield from self._of_operation()
 
-    def _of_connections(self) -> Iterator[str]:
+    def _own_connections(self) -> Iterator[str]:
+        budget = self.budget
+        if budget is not None:
+            yield _families(
+                ("gauge", "etcdlite_connection_memory_bytes", budget.held_bytes,
+                 "Memory held by input and output that wait in connections"),
+                ("gauge", "etcdlite_connection_memory_limit_bytes", budget.limit_bytes,
+                 "memory-limit"),
+                ("counter", "etcdlite_connections_shed_total", budget.shed,
+                 "Connections closed because all together held more than memory-limit"),
+            )  # fmt: skip
+        yield _family(
+            "etcdlite_failed_handshakes_total", "counter",
+            "Connections that ended before their handshake was complete",
+            [
+                (
+                    {"channel": kind, "with": "members" if is_member else "clients"},
+                    self.member.metrics.failed_handshakes[kind, is_member],
+                )
+                for kind in ("tls", "secret")
+                for is_member in (False, True)
+            ],
+        )  # fmt: skip
         yield _family(
             "etcdlite_connections", "gauge", "Open connections by protocol",
             [({"protocol": protocol}, count) for protocol, count in self.connections.items()],
