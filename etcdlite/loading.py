@@ -6,17 +6,15 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
+from etcdlite.storage.steps import RunTask
+
 
 def are_loaded(names: Sequence[str]) -> bool:
     """Whether all these modules are imported."""
     return all(name in sys.modules for name in names)
 
 
-def when_loaded(
-    names: Sequence[str],
-    run_task: Callable[[Callable[[], None], Callable[[], None]], None],
-    do: Callable[[], None],
-) -> None:
+def when_loaded(names: Sequence[str], run_task: RunTask, do: Callable[[], None]) -> None:
     """Call `do` once these modules are imported: at once if they are, otherwise after `run_task`
     (`Member.run_task`) has imported them. Name what a module imports before the module."""
     if are_loaded(names):

@@ -43,6 +43,7 @@ from etcdlite.raft import Raft
 from etcdlite.storage import checkpoint
 from etcdlite.storage.data import DataDamaged, segment_name, verify
 from etcdlite.storage.disk import Disk, File
+from etcdlite.storage.steps import RunTask
 
 MAGIC = b"ETCDLSNP"
 FORMAT_VERSION = 1
@@ -174,12 +175,12 @@ class Incoming:
         disk: Disk,
         data: str,
         raft: Raft,
-        run_task: Callable[[Callable[[], None], Callable[[], None]], None],
+        run_task: RunTask,
         received: Callable[[int, proto.SnapshotOffer], None],
         metrics: Metrics,
     ) -> None:
-        """`data`: the member's data folder. `run_task(task, done)` runs disk work elsewhere and
-        then calls `done`. `received(node, offer)` is called once a snapshot is durable."""
+        """`data`: the member's data folder. `received(node, offer)` is called once a snapshot is
+        durable."""
         self.connection: Connection | None = None
         self.offer: Any = None
         """The `SnapshotOffer` of the snapshot that is arriving, or None."""

@@ -25,7 +25,7 @@ from etcdlite.replica.state import State
 from etcdlite.request import Session, pass_on
 from etcdlite.storage import checkpoint, cleaning
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
-from etcdlite.storage.steps import Job, discard, run
+from etcdlite.storage.steps import Job, RunTask, discard, run
 
 DEFRAGMENT_SHARE = 0.05
 """Segments with less garbage than this are not worth a defragmentation."""
@@ -75,11 +75,10 @@ class Maintenance:
         self,
         state: State,
         propose: Callable[[int, proto.Message], None],
-        run_task: Callable[[Callable[[], None], Callable[[], None]], None],
+        run_task: RunTask,
         options: Options,
     ) -> None:
-        """`propose` brings a method and its request into the log. `run_task(task, done)` runs disk
-        work elsewhere and then calls `done`."""
+        """`propose` brings a method and its request into the log."""
         self._state = state
         self._propose = propose
         self._run_task = run_task

@@ -14,6 +14,7 @@ from etcdlite.errors import FAILED_PRECONDITION, EtcdError
 from etcdlite.options import Options
 from etcdlite.replica.membership import ADD, PROMOTE
 from etcdlite.replica.state import State
+from etcdlite.storage.steps import RunTask
 from etcdlite.urls import is_local
 
 
@@ -25,10 +26,9 @@ class Reachability:
         state: State,
         options: Options,
         is_called_by: Callable[[int], bool],
-        run_task: Callable[[Callable[[], None], Callable[[], None]], None],
+        run_task: RunTask,
     ) -> None:
-        """`is_called_by` tells whether another member has a connection open to this one.
-        `run_task(task, done)` runs a blocking task off the loop and then calls `done`."""
+        """`is_called_by` tells whether another member has a connection open to this one."""
         self._state = state
         self._is_strict = options.strict_reconfig_check
         self._is_called_by = is_called_by

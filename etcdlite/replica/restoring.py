@@ -10,19 +10,17 @@ from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.raft import Snapshot
 from etcdlite.replica.state import State
+from etcdlite.storage.steps import RunTask
 
 
 class Restoring:
     """The snapshots that are about to replace the data."""
 
     def __init__(
-        self,
-        state: State,
-        run_task: Callable[[Callable[[], None], Callable[[], None]], None],
-        restored: Callable[[Snapshot, Store], None],
+        self, state: State, run_task: RunTask, restored: Callable[[Snapshot, Store], None]
     ) -> None:
-        """`run_task(task, done)` runs disk work elsewhere and then calls `done`. `restored` is
-        called with the store of the snapshot, to be put in the old one's place."""
+        """`restored` is called with the store of the snapshot, to be put in the old one's
+        place."""
         self._state = state
         self._run_task = run_task
         self._restored = restored

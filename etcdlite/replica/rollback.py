@@ -60,6 +60,7 @@ from etcdlite.options import Options
 from etcdlite.raft import LEADER, Raft
 from etcdlite.replica.state import State
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.steps import RunTask
 
 SAVE_INTERVAL_S = 60.0
 SAVE_PAUSE_S = 1.0
@@ -96,12 +97,12 @@ class RollbackCheck:
         self,
         state: State,
         raft: Raft,
-        run_task: Callable[[Callable[[], None], Callable[[], None]], None],
+        run_task: RunTask,
         returned: Callable[[int], None],
         options: Options,
     ) -> None:
-        """`run_task(task, done)` runs slow disk work. `returned` is called with the id of a member
-        whose process is another one than before."""
+        """`returned` is called with the id of a member whose process is another one than
+        before."""
         self._state = state
         self._raft = raft
         self._run_task = run_task
