@@ -102,7 +102,6 @@ TEXT = "text/plain; charset=utf-8"
 HTML = "text/html; charset=utf-8"
 
 _GRPC = ("Grpc-Metadata-Content-Type", "application/grpc")
-_METADATA_PREFIX = b"grpc-metadata-"
 
 
 class _Request:
@@ -113,16 +112,16 @@ class _Request:
         self.verb = ""
         self.path = ""
         self.query = ""
+        self.headers: dict[str, str] = {}
+        """By their names in lower case."""
         self.host = ""
         self.origin = ""
-        self.content_type = ""
         self.refusal: tuple[int, str] | None = None
         """The status and the reason if its origin may not use the API."""
         self.leader_loss: LeaderLoss | None = None
         """Ends a stream whose client asked for a leader."""
         self.is_welcome = False
         """The host of the request is on the whitelist."""
-        self.metadata: dict[str, str] = {}
         self.method: methods.Method | None = None
         """The method of the API, if the path is one."""
         self.body = bytearray()
@@ -135,8 +134,6 @@ class _Request:
         self.answer: bytes | None = None
         """The answer of a call with one answer, until the call ends."""
         self.deadline: float | None = None
-        self.timeout = ""
-        """The Grpc-Timeout header."""
         self.rpc: Rpc | None = None
         """The metrics of the method, until the request ends."""
         self.began = 0.0
@@ -144,34 +141,18 @@ class _Request:
         self.script: health.Script | None = None
         """The health check that is running."""
 
-    def read_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, bool, bool]:
-        """Returns the length of the body, whether it is given, and whether the body has chunks."""
-        length = 0
-        is_sized = is_chunked = False
+    def read_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """`h11` gives the names in lower case. Of several with one name, the first counts."""
         for name, value in headers:
-            if name == b"content-length":
-                is_sized, length = True, int(value)
-            elif name == b"transfer-encoding":
-                is_chunked = True
-            elif name == b"host":
-                self.host = value.decode("latin-1")
-            elif name == b"origin":
-                self.origin = value.decode("latin-1")
-            elif name == b"content-type":
-                self.content_type = value.decode("latin-1")
-            elif name == b"authorization":
-                self.metadata.setdefault("authorization", value.decode("latin-1"))
-            elif name == b"grpc-timeout":
-                self.timeout = value.decode("latin-1")
-            elif name.startswith(_METADATA_PREFIX):
-                key = name[len(_METADATA_PREFIX) :].decode("ascii")
-                self.metadata.setdefault(key, value.decode("latin-1"))
-        return length, is_sized, is_chunked
+            self.headers.setdefault(name.decode("ascii"), value.decode("latin-1"))
+        self.host = self.headers.get("host", "")
+        self.origin = self.headers.get("origin", "")
 
     @property
     def token(self) -> str:
         """The auth token, or ""."""
-        token = self.metadata.get("token", self.metadata.get("authorization"))
+        names = ("grpc-metadata-token", "grpc-metadata-authorization", "authorization")
+        token = next((self.headers[name] for name in names if name in self.headers), None)
         return "" if token is None else token or INVALID_TOKEN
 
     def count(self, metrics: Metrics, method: methods.Method, now: float) -> Rpc:
@@ -179,7 +160,7 @@ class _Request:
         rpc = self.rpc = metrics.rpcs[method.number]
         self.began = now
         rpc.started += 1
-        client = metrics.client(self.metadata.get("client-api-version", ""))
+        client = metrics.client(self.headers.get("grpc-metadata-client-api-version", ""))
         if rpc.kind == "unary":
             client.unary += 1
         else:
@@ -281,12 +262,13 @@ class HttpSession(ClientSession):
         request = self._request = _Request(self._next_id)
         request.verb = event.method.decode("ascii")
         request.path, request.query, host = _split_target(event.target.decode("ascii"))
-        length, is_sized, is_chunked = request.read_headers(event.headers)
-        site = self.site
+        request.read_headers(event.headers)
+        site, headers = self.site, request.headers
         if host:
             request.host = host  # It takes precedence over the Host header (RFC 9112, 3.2.2).
         request.is_welcome = site.allows_host(request.host, self._is_local)
-        if is_chunked and (is_sized or event.http_version < b"1.1"):
+        is_chunked, length = "transfer-encoding" in headers, int(headers.get("content-length", 0))
+        if is_chunked and ("content-length" in headers or event.http_version < b"1.1"):
             # A proxy in between may see other requests in these bytes.
             self._refuse(400, "the length of the body is given in two ways")
             return
@@ -301,7 +283,7 @@ class HttpSession(ClientSession):
         if request.is_welcome and has_gateway and request.verb == "POST":
             method = request.method = gateway.METHODS.get(request.path)
             if method is not None:
-                content_type = request.content_type
+                content_type = headers.get("content-type", "")
                 request.refusal = site.refusal(request.origin, request.host, content_type)
             if request.refusal is not None:
                 request.method = None
@@ -384,12 +366,12 @@ class HttpSession(ClientSession):
 
     def _check_metadata(self, request: _Request) -> None:
         """Apply the metadata in the headers. Raises EtcdError."""
-        if request.timeout:
-            timeout_s = gateway.read_timeout_s(request.timeout)
+        if timeout := request.headers.get("grpc-timeout"):
+            timeout_s = gateway.read_timeout_s(timeout)
             if timeout_s < MIN_TIMEOUT_S:
                 raise EtcdError(DEADLINE_EXCEEDED, "context deadline exceeded")
             request.deadline = self.member.clock() + timeout_s
-        if request.metadata.get("hasleader") == "true":
+        if request.headers.get("grpc-metadata-hasleader") == "true":
             if not self.member.raft.leader:
                 raise error("NoLeader")
             if request.method is not None and request.method.number in CALLS:
