@@ -48,21 +48,12 @@ def status(path: str, progress: Report = None, identities: Sequence[Identity] = 
     (bytes done, total bytes). `identities` decrypt the file. A backup of etcd may have no SHA-256,
     as for etcdutl. Raises SnapshotError, OSError."""
     with opened(path, identities) as file:
+        found: EtcdBackup | _OwnBackup
         if is_etcd(file):
             found = EtcdBackup(path, file, not has_digest(file), progress, hashes=True)
-            return Status(
-                found.hash, found.revision, found.total_keys, found.size_bytes, found.version
-            )
-        header, start = read_header(path, file)
-        digest = _verify(path, file, progress)
-        _refuse_damaged(path, file, header, start)
-        return Status(
-            int.from_bytes(digest[:4], "big"),
-            header["revision"],
-            header["total_keys"],
-            file.seek(0, os.SEEK_END),
-            ETCD_API_VERSION,
-        )
+        else:
+            found = _OwnBackup(path, file, False, progress)
+        return Status(found.hash, found.revision, found.total_keys, found.size_bytes, found.version)
 
 
 def restore(
@@ -131,15 +122,49 @@ def new_member(disk: Disk, data_dir: str, wal_dir: str) -> Iterator[str]:
 class _OwnBackup:
     """A backup in the format of `snap.py` that was checked, as `EtcdBackup` is one of etcd."""
 
+    version = ETCD_API_VERSION
+
     def __init__(self, path: str, file: Any, skip_hash_check: bool, progress: Report) -> None:
         """Raises SnapshotError, OSError."""
         self._path = path
         self._file = file
         self._header, self._start = read_header(path, file)
         self.revision: int = self._header["revision"]
+        self.total_keys: int = self._header["total_keys"]
+        self.hash = 0
+        self.size_bytes: int = file.seek(0, os.SEEK_END)
         if not skip_hash_check:
-            _verify(path, file, progress)
-        _refuse_damaged(path, file, self._header, self._start)
+            self._check_digest(progress)
+        self._check_records()
+
+    def _check_digest(self, progress: Report) -> None:
+        """Compare the SHA-256 at the end with the content."""
+        path, size = self._path, self.size_bytes
+        if size % BLOCK_BYTES != DIGEST_BYTES:
+            raise SnapshotError(
+                f"snapshot {path} has {size} bytes, which is no whole snapshot: saving it was "
+                "interrupted, or it was cut. Use another one"
+            )
+        found, expected = digests(self._file, size, progress)
+        if found != expected:
+            raise SnapshotError(
+                f"snapshot {path} is damaged: its SHA-256 does not match its content. Use another "
+                "one"
+            )
+        self.hash = int.from_bytes(expected[:4], "big")
+
+    def _check_records(self) -> None:
+        """Check each record: if the disk of the member that made the snapshot is failing, its
+        SHA-256 is right all the same."""
+        contents: Any = _Contents(self._file, self._header, self._start)
+        try:
+            check_records(contents, "")
+        except DataDamaged as damage:
+            raise SnapshotError(
+                f"snapshot {self._path} holds damaged data ({os.path.basename(damage.path)} at "
+                f"offset {damage.offset}: {damage.why}): the disk of the member that made it is "
+                "failing. Use another one, or make one of another member"
+            ) from damage
 
     def make_store(self, disk: Disk, directory: str, segment_bytes: int) -> Store:
         """As `EtcdBackup.make_store`; raises DataDamaged, too."""
@@ -192,22 +217,6 @@ def opened(path: str, identities: Sequence[Identity]) -> Iterator[Any]:
             raise SnapshotError(f"snapshot {path} cannot be decrypted: {failure}") from failure
 
 
-def _verify(path: str, file: Any, progress: Report) -> bytes:
-    """Compare the SHA-256 at the end with the content. Returns it. Raises SnapshotError."""
-    size = file.seek(0, os.SEEK_END)
-    if size % BLOCK_BYTES != DIGEST_BYTES:
-        raise SnapshotError(
-            f"snapshot {path} has {size} bytes, which is no whole snapshot: saving it was "
-            "interrupted, or it was cut. Use another one"
-        )
-    found, expected = digests(file, size, progress)
-    if found != expected:
-        raise SnapshotError(
-            f"snapshot {path} is damaged: its SHA-256 does not match its content. Use another one"
-        )
-    return expected
-
-
 class _Part:
     """A file in a snapshot, read like a `File`."""
 
@@ -254,20 +263,6 @@ class _Contents:
         return self._parts[name]
 
     open_read = open
-
-
-def _refuse_damaged(path: str, file: Any, header: dict[str, Any], start: int) -> None:
-    """Check each record: if the disk of the member that made the snapshot is failing, its SHA-256
-    is right all the same. Raises SnapshotError."""
-    contents: Any = _Contents(file, header, start)
-    try:
-        check_records(contents, "")
-    except DataDamaged as damage:
-        raise SnapshotError(
-            f"snapshot {path} holds damaged data ({os.path.basename(damage.path)} at offset "
-            f"{damage.offset}: {damage.why}): the disk of the member that made it is failing. Use "
-            "another one, or make one of another member"
-        ) from damage
 
 
 def extract(
