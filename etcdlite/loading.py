@@ -6,7 +6,9 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from etcdlite.storage.steps import RunTask
+RunTask = Callable[[Callable[[], None], Callable[[], None]], None]
+"""`run_task(task, done)` runs `task`, slow work, in a thread, and then calls `done` in the loop
+(`Member.run_task`)."""
 
 
 def are_loaded(names: Sequence[str]) -> bool:
@@ -15,8 +17,8 @@ def are_loaded(names: Sequence[str]) -> bool:
 
 
 def when_loaded(names: Sequence[str], run_task: RunTask, do: Callable[[], None]) -> None:
-    """Call `do` once these modules are imported: at once if they are, otherwise after `run_task`
-    (`Member.run_task`) has imported them. Name what a module imports before the module."""
+    """Call `do` once these modules are imported: at once if they are, otherwise after `run_task` has
+    imported them. Name what a module imports before the module."""
     if are_loaded(names):
         do()
     else:

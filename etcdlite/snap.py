@@ -37,13 +37,13 @@ from typing import Any, Protocol
 
 from etcdlite import __version__, datadir, log, proto
 from etcdlite.errors import Explained
+from etcdlite.loading import RunTask
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.raft import Raft
 from etcdlite.storage import checkpoint
 from etcdlite.storage.data import DataDamaged, segment_name, verify
 from etcdlite.storage.disk import Disk, File
-from etcdlite.storage.steps import RunTask
 
 MAGIC = b"ETCDLSNP"
 FORMAT_VERSION = 1

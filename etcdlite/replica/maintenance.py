@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from etcdlite import log, proto
 from etcdlite.errors import error
+from etcdlite.loading import RunTask
 from etcdlite.methods import COMPACT
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
@@ -25,7 +26,7 @@ from etcdlite.replica.state import State
 from etcdlite.request import Session, pass_on
 from etcdlite.storage import checkpoint, cleaning
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
-from etcdlite.storage.steps import Job, RunTask, discard, run
+from etcdlite.storage.steps import Job, discard, run
 
 DEFRAGMENT_SHARE = 0.05
 """Segments with less garbage than this are not worth a defragmentation."""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from etcdlite.errors import FAILED_PRECONDITION, EtcdError
+from etcdlite.loading import RunTask
 from etcdlite.options import Options
 from etcdlite.replica.membership import ADD, PROMOTE
 from etcdlite.replica.state import State
-from etcdlite.storage.steps import RunTask
 from etcdlite.urls import is_local
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from etcdlite import datadir
 from etcdlite.lease import Lessor
+from etcdlite.loading import RunTask
 from etcdlite.mvcc import Store
 from etcdlite.raft import Snapshot
 from etcdlite.replica.state import State
-from etcdlite.storage.steps import RunTask
 
 
 class Restoring:

@@ -56,11 +56,11 @@ from zlib import crc32
 
 from etcdlite import log, proto
 from etcdlite.errors import DATA_LOSS, EtcdError
+from etcdlite.loading import RunTask
 from etcdlite.options import Options
 from etcdlite.raft import LEADER, Raft
 from etcdlite.replica.state import State
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.steps import RunTask
 
 SAVE_INTERVAL_S = 60.0
 SAVE_PAUSE_S = 1.0

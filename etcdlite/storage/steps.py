@@ -25,10 +25,6 @@ Job = Iterator["Callable[[], None] | None"]
 disk work that does not touch the store's memory: run it once, in any thread, and resume the job
 when it has returned."""
 
-RunTask = Callable[[Callable[[], None], Callable[[], None]], None]
-"""`run_task(task, done)` runs `task`, slow disk work, in a thread, and then calls `done` in the
-loop."""
-
 
 def finish(steps: Generator[None, None, T]) -> T:
     """Run all steps at once; returns their result."""

@@ -56,6 +56,7 @@ class CallOwner(Session, Protocol):
 class Call:
     """One call in progress."""
 
+    is_closed = False
     is_ready = False
     """`produce` has work to do. `resume` makes it true."""
     wakes = False
@@ -191,6 +192,7 @@ class Calls:
             self._waking.pop(request_id, None)
         if call.ticks:
             self._ticking.pop(request_id, None)
+        call.is_closed = True
         call.close()
         return True
 

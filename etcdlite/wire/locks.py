@@ -289,7 +289,8 @@ class _ScriptedCall(Call):
         """The script waits for an event of its watch."""
         self._is_writing = False
         """A write is in flight; its outcome decides what must be cleaned up."""
-        self._is_closed = False
+        self._is_over = False
+        """The call is answered or closed."""
 
     def run(self, request: Any) -> Script:
         """The script. When the client cancels the call, GeneratorExit is raised where the script
@@ -307,8 +308,8 @@ class _ScriptedCall(Call):
             self._stream.wake()
 
     def close(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
+        if not self._is_over:
+            self._is_over = True
             self.member.wake_reads(self)
             if not self._is_writing:
                 self._give_up()
@@ -365,7 +366,7 @@ class _ScriptedCall(Call):
                 if isinstance(outcome, EtcdError):
                     outcome.__traceback__ = None
                 outcome = None
-            if self._is_closed:
+            if self._is_over:
                 self._give_up()
                 return
             if isinstance(step, _Ask):
@@ -388,18 +389,18 @@ class _ScriptedCall(Call):
                 self.send(step.encode())
 
     def _follow(self, create: proto.WatchCreateRequest, refused: EtcdError | None) -> None:
-        if refused is not None and not self._is_closed:
+        if refused is not None and not self._is_over:
             self.advance(refused)
-        elif not self._is_closed:
+        elif not self._is_over:
             self._is_following = True
             quota = self.owner.calls.watch_quota
             self._stream = self.member.hub.open(_EventSink(self), quota)
             self._stream.create(create)
 
     def _finish_with(self, failure: EtcdError | None) -> None:
-        if self._is_closed:
+        if self._is_over:
             return
-        self._is_closed = True
+        self._is_over = True
         if failure is None:
             self.end()
         else:

@@ -68,7 +68,6 @@ class WatchCall(Call):
         """The messages after that one, which are processed later, in order. Decoded, they would
         take many times the memory."""
         self._is_finished = False
-        self._is_closed = False
 
     def message(self, body: bytes) -> None:
         request = proto.decode_request(proto.WatchRequest.decode, body)
@@ -98,7 +97,7 @@ class WatchCall(Call):
 
     def _create(self, create: proto.WatchCreateRequest, refused: EtcdError | None) -> None:
         self._is_waiting = False
-        if self._is_closed:
+        if self.is_closed:
             return
         if refused is not None:
             # The form of etcd's server: its Go client logs in again on some of these reasons.
@@ -118,7 +117,7 @@ class WatchCall(Call):
 
     def _process_next(self, answer: bytes | EtcdError) -> None:
         self._is_waiting = False
-        if self._is_closed:
+        if self.is_closed:
             return
         body = self._held.pop(0)
         self.owner.calls.hold(self.request_id, -len(body))
@@ -126,7 +125,7 @@ class WatchCall(Call):
             self._process(proto.WatchRequest.decode(body))
         except EtcdError as failure:
             self.owner.fail(self.request_id, self.method, failure)
-        if not (self._is_waiting or self._is_closed):
+        if not (self._is_waiting or self.is_closed):
             self._process_later()
 
     def finish(self) -> None:
@@ -139,7 +138,6 @@ class WatchCall(Call):
         self._stream.wake()
 
     def close(self) -> None:
-        self._is_closed = True
         self._stream.close()
 
 
@@ -148,7 +146,7 @@ class KeepAliveCall(Call):
     """For the member: the checks of renewals have no answers."""
     # The class has the defaults, because some clients open a stream for each renewal.
     _asked = _unanswered = _unread_checks = 0
-    _is_finished = _is_closed = False
+    _is_finished = False
     _unchecked: dict[int, tuple[bytes, bool]] = {}
     """Renewals that wait for a check, by number: (message, `is_current` of `Access.retry`)."""
 
@@ -200,7 +198,7 @@ class KeepAliveCall(Call):
 
     def _try_again(self, number: int, body: bytes, is_current: bool) -> None:
         del self._unchecked[number]
-        if not self._is_closed:
+        if not self.is_closed:
             try:
                 self._renew_if_permitted(number, body, is_current)
             except EtcdError as refused:
@@ -209,22 +207,22 @@ class KeepAliveCall(Call):
     # The session of `Reads.check_renewal`.
 
     def awaits(self, number: int) -> bool:
-        return not self._is_closed
+        return not self.is_closed
 
     def reply(self, number: int, method: int, answer: bytes) -> None:
         """The user may renew this lease."""
         body, _ = self._unchecked.pop(number)
-        if not self._is_closed:
+        if not self.is_closed:
             api.keep_alive(self.member, body, self._done)
 
     def fail(self, number: int, method: int, failure: EtcdError) -> None:
         """The user may not, as far as is known here."""
         body, is_current = self._unchecked.pop(number)
-        if not (self._is_closed or self._retry(failure, number, body, is_current)):
+        if not (self.is_closed or self._retry(failure, number, body, is_current)):
             self._done(failure)
 
     def _done(self, answer: bytes | EtcdError) -> None:
-        if self._is_closed:
+        if self.is_closed:
             return
         self._unanswered -= 1
         if isinstance(answer, EtcdError):
@@ -240,7 +238,6 @@ class KeepAliveCall(Call):
             self.end()
 
     def close(self) -> None:
-        self._is_closed = True
         if self._unchecked:
             self.member.wake_reads(self)
 
@@ -331,7 +328,7 @@ class SnapshotCall(Call):
 
     def opened(self) -> None:
         self._parts: Generator[bytes | None, None, None] | None = None
-        self._is_asked = self._is_closed = False
+        self._is_asked = False
         self._has_place = False
         """It counts as one of the backups under way."""
         self._produced_at = -math.inf
@@ -348,7 +345,7 @@ class SnapshotCall(Call):
             self.member.access.admit(self, self.request_id, SNAPSHOT, None, admitted)
 
     def _admitted(self, make: Making, refused: EtcdError | None) -> None:
-        if self._is_closed:
+        if self.is_closed:
             return
         calls = self.owner.calls
         if self.member.backups_under_way >= MAX_SNAPSHOTS or calls.sends_snapshot:
@@ -364,12 +361,12 @@ class SnapshotCall(Call):
         )
 
     def _begin(self, make: Making) -> None:
-        if not self._is_closed:
+        if not self.is_closed:
             self._parts = make(self.member, self._resume)  # type: ignore[assignment]
             self.resume()
 
     def _resume(self) -> None:
-        if not self._is_closed:
+        if not self.is_closed:
             self.resume()
 
     def _format(self, body: bytes) -> Making:
@@ -402,7 +399,7 @@ class SnapshotCall(Call):
                 self._period_bytes += len(part)
                 self.send(part)
             now = member.clock()
-            if now >= ends_at or self._is_closed or self.blocked:
+            if now >= ends_at or self.is_closed or self.blocked:
                 break
         self._produced_at = now
 
@@ -418,7 +415,6 @@ class SnapshotCall(Call):
         self._period_bytes = 0
 
     def close(self) -> None:
-        self._is_closed = True
         if self._has_place:
             self._has_place = self.owner.calls.sends_snapshot = False
             self.member.backups_under_way -= 1
@@ -450,7 +446,6 @@ class RangeStreamCall(Call):
         self._revision = 0
         self._checked_under = (False, 0)
         self._count = 0
-        self._is_closed = False
 
     def message(self, body: bytes) -> None:
         if self._request is not None:
@@ -480,11 +475,11 @@ class RangeStreamCall(Call):
             self.member.reads.read(self, self.request_id, RANGE, first, len(body))
 
     def awaits(self, request_id: int) -> bool:
-        return not self._is_closed
+        return not self.is_closed
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         """Process the member's answer to the first read."""
-        if self._is_closed:
+        if self.is_closed:
             return
         if self._is_whole:
             self._send(body)
@@ -499,7 +494,7 @@ class RangeStreamCall(Call):
         if refused is not None:
             self.fail(self.request_id, self.method, refused)
             return
-        if self._is_closed:
+        if self.is_closed:
             return
         self._checked_under = _rules(self.member.state.auth)
         store = self.member.state.store
@@ -511,7 +506,7 @@ class RangeStreamCall(Call):
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         """The first read failed."""
-        if not self._is_closed:
+        if not self.is_closed:
             self.owner.fail(self.request_id, self.method, failure)
 
     def produce(self) -> None:
@@ -546,7 +541,6 @@ class RangeStreamCall(Call):
         self.send(b"\x0a" + varint(len(response)) + response)
 
     def close(self) -> None:
-        self._is_closed = True
         self._cursor = None
         self.member.wake_reads(self)
 
