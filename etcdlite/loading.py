@@ -17,7 +17,7 @@ def are_loaded(names: Sequence[str]) -> bool:
 
 
 def when_loaded(names: Sequence[str], run_task: RunTask, do: Callable[[], None]) -> None:
-    """Call `do` once these modules are imported: at once if they are, otherwise after `run_task` has
+    """Call `do` once these modules are imported: at once if they are, otherwise after a task has
     imported them. Name what a module imports before the module."""
     if are_loaded(names):
         do()

@@ -24,7 +24,7 @@ from typing import Any, Generic, Literal, NamedTuple, SupportsInt, TypeVar
 
 from etcdlite import proto
 from etcdlite.client.errors import Compacted, LeaseNotFound, WatchCanceled, error_for
-from etcdlite.errors import CANCELED, OUT_OF_RANGE
+from etcdlite.errors import CANCELED
 
 __all__ = [
     "Alarm",
@@ -886,12 +886,10 @@ class WatchCursor:
 
         Raises Compacted when the history it needs is gone, and the server's reason (WatchCanceled
         if that is not one of etcd's errors) when the server ends the watch otherwise."""
-        if response.canceled:
-            if response.compact_revision:
-                raise Compacted(compact_revision=response.compact_revision)
-            raise error_for(CANCELED, response.cancel_reason or WatchCanceled.text)
         if response.compact_revision:
-            raise Compacted(OUT_OF_RANGE, compact_revision=response.compact_revision)
+            raise Compacted(compact_revision=response.compact_revision)
+        if response.canceled:
+            raise error_for(CANCELED, response.cancel_reason or WatchCanceled.text)
         revision = _revision(response)
         if response.created:
             self.created = True
