@@ -8,9 +8,9 @@ whole. The member shows what it says among its metrics, and `etcdlite-ctl doctor
 
 from __future__ import annotations
 
-import os
 import re
-import stat
+
+from etcdlite.private_file import read_file
 
 LAST_SUCCESS = "etcdlite_backup_last_success_timestamp_seconds"
 LAST_FAILURE = "etcdlite_backup_last_failure_timestamp_seconds"
@@ -36,17 +36,7 @@ def parse(content: bytes) -> dict[str, int]:
 
 def read(path: str) -> dict[str, int]:
     """What the file says; empty if there is none that can be read."""
-    if not path:
-        return {}
     try:
-        # Without O_NONBLOCK a pipe would block.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return parse(read_file(path, MAX_BYTES)[0][:MAX_BYTES])
     except (OSError, ValueError):
         return {}
-    try:
-        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
-        return parse(os.read(fd, MAX_BYTES)) if is_file else {}
-    except OSError:
-        return {}
-    finally:
-        os.close(fd)

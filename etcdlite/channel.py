@@ -173,11 +173,6 @@ def shake_hands(
             plaintext += channel.receive(data)
         except ChannelError:
             if channel.has_output:
-                _tell(sock, channel.output())
+                with suppress(OSError):  # The error that follows is the one that matters.
+                    sock.sendall(channel.output())
             raise
-
-
-def _tell(sock: socket, alert: bytes) -> None:
-    """Send the last words; the error that follows is the one that matters."""
-    with suppress(OSError):
-        sock.sendall(alert)

@@ -307,11 +307,7 @@ class Credentials:
 
     def _read(self, flag: str, path: str, max_bytes: int = MAX_PEM_BYTES) -> bytes:
         try:
-            # Opening a pipe would block.
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise self._misfit(flag, "is not a file. Name a file in PEM format")
-            with open(path, "rb") as file:
-                data = file.read(max_bytes + 1)
+            data, _ = private_file.read_file(path, max_bytes)
         except OSError as failure:
             why = f"cannot be read: {failure.strerror}. Correct the path or the file's permissions"
             raise self._misfit(flag, why) from failure

@@ -14,7 +14,6 @@ are imported only here.
 
 from __future__ import annotations
 
-import os
 import stat
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from etcdlite import log
 from etcdlite.auth import Auth, Author
 from etcdlite.errors import FAILED_PRECONDITION, EtcdError, error
 from etcdlite.notation import parse_duration_s
+from etcdlite.private_file import read_file
 from etcdlite.tokens import MAX_KNOWN, SimpleTokens
 
 METHODS = tuple(
@@ -151,15 +151,11 @@ def load(options: Mapping[str, str]) -> JwtTokens:
 
 def _read(path: str, is_secret: bool) -> bytes:
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISFIFO(mode):  # Opening it would block.
-            raise ValueError(f"cannot read the key {path}: it is a pipe")
-        if is_secret and mode & (stat.S_IROTH | stat.S_IWOTH):
-            log.warn("others may read a private key; use 'chmod o= FILE'", file=path)
-        with open(path, "rb") as file:
-            content = file.read(MAX_KEY_BYTES + 1)
+        content, found = read_file(path, MAX_KEY_BYTES)
     except OSError as failure:
         raise ValueError(f"cannot read the key {path}: {failure.strerror}; correct that") from None
+    if is_secret and found.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        log.warn("others may read a private key; use 'chmod o= FILE'", file=path)
     if len(content) > MAX_KEY_BYTES:
         raise ValueError(f"{path} is no key: it has more than {MAX_KEY_BYTES} bytes")
     return content

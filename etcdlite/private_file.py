@@ -9,6 +9,7 @@ root gave to another group than its own, such as that of the service, also when 
 from __future__ import annotations
 
 import binascii
+import errno
 import os
 import stat
 from base64 import b64decode, b64encode
@@ -37,32 +38,38 @@ def stamp(path: str) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
+def read_file(path: str, max_bytes: int) -> tuple[bytes, os.stat_result]:
+    """The content of a file, and what is known about it. Of a larger file than `max_bytes`, only
+    one byte more is read. Raises OSError, also if it is no regular file."""
+    # Without O_NONBLOCK a pipe would block.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", path)
+        return os.read(fd, max_bytes + 1), found
+    finally:
+        os.close(fd)
+
+
 def read(path: str, max_bytes: int) -> bytes:
     """The content of a private file. Raises PrivateFileError."""
     try:
-        # Without O_NONBLOCK a pipe would block.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        data, found = read_file(path, max_bytes)
     except (OSError, ValueError) as failure:
         why = getattr(failure, "strerror", None) or str(failure)
         raise PrivateFileError(
             f"cannot read {path}: {why}; correct the path or the permissions"
         ) from failure
-    try:
-        found = os.fstat(fd)
-        mode = stat.S_IMODE(found.st_mode)
-        if not stat.S_ISREG(found.st_mode):
-            raise PrivateFileError(f"{path} is not a regular file; name a file")
-        # Root gives a file to the group of a service on purpose, as the manual says.
-        is_given = found.st_uid == 0 and found.st_gid != 0
-        is_own = found.st_uid == os.getuid() and not is_given
-        if mode & (0o077 if is_own else 0o007):
-            raise PrivateFileError(
-                f"{path} may be read or changed by other users (its mode is {mode:04o}); "
-                f"correct that with 'chmod 600 {path}'"
-            )
-        data = os.read(fd, max_bytes + 1)
-    finally:
-        os.close(fd)
+    mode = stat.S_IMODE(found.st_mode)
+    # Root gives a file to the group of a service on purpose, as the manual says.
+    is_given = found.st_uid == 0 and found.st_gid != 0
+    is_own = found.st_uid == os.getuid() and not is_given
+    if mode & (0o077 if is_own else 0o007):
+        raise PrivateFileError(
+            f"{path} may be read or changed by other users (its mode is {mode:04o}); "
+            f"correct that with 'chmod 600 {path}'"
+        )
     if len(data) > max_bytes:
         raise PrivateFileError(f"{path} has more than {max_bytes} bytes; name another file")
     return data

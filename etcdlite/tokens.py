@@ -111,7 +111,7 @@ class SimpleTokens:
         content = _HEAD.pack(FORMAT_VERSION, revision, ends) + name.encode()
         _, secret_key = crypto_sign_seed_keypair(seed)
         signature = crypto_sign(self._context + content, secret_key)[:SIGNATURE_BYTES]
-        return urlsafe_b64encode(content + signature).rstrip(b"=").decode()
+        return self._encode(content + signature)
 
     def author(self, auth: Auth, token: str) -> Author:
         now = self._clock()

@@ -972,7 +972,7 @@ def _hs256(token: str, secret: bytes) -> str:
         ("none", {"priv_key": "rsa"}, "sign-method must be one of RS256"),
         ("RS256", {}, "needs priv-key=FILE"),
         ("RS256", {"priv_key": "/no/file"}, "cannot read the key /no/file: No such file"),
-        ("RS256", {"priv_key": "/"}, "cannot read the key /: Is a directory"),
+        ("RS256", {"priv_key": "/"}, "cannot read the key /: it is not a regular file"),
         ("RS256", {"priv_key": "secret"}, "does not hold a key in PEM that RS256 can use"),
         ("RS256", {"priv_key": "ec"}, "does not hold a key in PEM that RS256 can use"),
         ("RS256", {"priv_key": "rsa.pub"}, "holds a public key"),
@@ -996,7 +996,7 @@ def test_keys_of_json_web_tokens_that_others_may_read(
     jwt_tokens.load(jwt_options(keys, "HS256", pub_key="secret"))
     assert capfd.readouterr().err.count("others may read a private key") == 2
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="it is a pipe"):
+    with pytest.raises(ValueError, match="it is not a regular file"):
         jwt_tokens.load(jwt_options(keys, "RS256", priv_key=str(tmp_path / "pipe")))
 
 

@@ -320,8 +320,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, ca: Authority, both
         shown = "--peer-" + flag.replace("_", "-")
         for path, why in (
             (tmp_path / "missing", "cannot be read: No such file or directory. Correct the path"),
-            (folder, "is not a file"),
-            (pipe, "is not a file"),
+            (folder, "not a regular file"),
+            (pipe, "not a regular file"),
             (junk, "in PEM format"),
             (huge, "is larger than 1048576 bytes"),
         ):

@@ -354,7 +354,7 @@ def test_a_server_that_does_not_start_says_which_file(lab: Lab, tmp_path: Path) 
         ([], "needs a certificate: set cert-file and key-file"),
         ([f"--cert-file={tmp_path}/none", f"--key-file={other.key}"], "No such file"),
         ([f"--cert-file={lab.server.cert}", f"--key-file={other.key}"], "is not the key of"),
-        ([f"--cert-file={tmp_path}", f"--key-file={other.key}"], "is not a file"),
+        ([f"--cert-file={tmp_path}", f"--key-file={other.key}"], "not a regular file"),
     ]
     for number, (flags, expected) in enumerate(cases):
         for extra in ([], ["--check-config"]):
