@@ -168,7 +168,7 @@ async def _connect(dial: Dial) -> Link:
     link = _TaskLink(dial, loop)
 
     async def greeted() -> None:
-        await loop.create_connection(lambda: link, dial.host, dial.port)
+        await loop.create_connection(lambda: link, dial.server.host, dial.server.port)
         await link.greeted
 
     try:
@@ -186,7 +186,7 @@ class _TaskLink(Link, asyncio.Protocol):
     """A link over a transport of asyncio."""
 
     def __init__(self, dial: Dial, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(dial.endpoint, dial.silence_s, dial.drained)
+        super().__init__(str(dial.server), dial.silence_s, dial.drained)
         self.greeted: asyncio.Future[None] = loop.create_future()
         self._handshake = None if dial.channel is None else dial.channel()
         """The channel, until it is established."""

@@ -95,7 +95,7 @@ def _start(start: Start) -> Callable[[], None]:
 def _connect(dial: Dial) -> Link:
     """Connect and wait for the server's hello. Raises ChannelError and OSError."""
     deadline_s = monotonic() + dial.timeout_s
-    sock = socket.create_connection((dial.host, dial.port), dial.timeout_s)
+    sock = socket.create_connection((dial.server.host, dial.server.port), dial.timeout_s)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         keep_tcp_alive(sock)
@@ -147,7 +147,7 @@ class _ThreadLink(Link):
     """A link with a socket, and a thread that reads from it."""
 
     def __init__(self, dial: Dial, sock: socket.socket) -> None:
-        super().__init__(dial.endpoint, dial.silence_s, dial.drained)
+        super().__init__(str(dial.server), dial.silence_s, dial.drained)
         self._sock = sock
         self._is_sending = False
         self._is_paused = False

@@ -6,7 +6,7 @@ A script is a generator that does everything but wait. It yields what it needs a
 outcome:
 
     (signal, until_s)        True when the signal was set, False when that time had come
-    Dial(endpoint, ...)      a connected Link; or raises OSError or ChannelError
+    Dial(server, ...)        a connected Link; or raises OSError or ChannelError
     Start(script, name)      a function that stops the script, which runs beside this one
 
 A shell runs scripts (`blocking.run` in the calling thread, `aio.run` in the calling task) and does
@@ -65,9 +65,7 @@ Script = Generator[Any, Any, T]
 class Dial(NamedTuple):
     """Connect to a server and wait for its greeting."""
 
-    endpoint: str
-    host: str
-    port: int
+    server: Endpoint
     timeout_s: float
     silence_s: float
     drained: Any
@@ -371,13 +369,13 @@ class Calls:
             if self._is_closed:
                 raise Closed()
             server = self._endpoints[self._next_endpoint]
-            host, port, endpoint = server.host, server.port, str(server)
+            endpoint = str(server)
             # A server that does not answer leaves time for those after it.
             limit_s = min(self.dial_timeout_s, max(0.001, deadline_s - monotonic()) / left)
             drained = self.make_signal()
             try:
-                silence_s, channel = self.dial_timeout_s, self._channel_for(server)
-                link: Link = yield Dial(endpoint, host, port, limit_s, silence_s, drained, channel)
+                channel = self._channel_for(server)
+                link: Link = yield Dial(server, limit_s, self.dial_timeout_s, drained, channel)
                 if self.login is not None:
                     yield from self._log_in(link, self.login, limit_s)
                 return link
