@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -952,6 +953,22 @@ def test_get_with_a_user_and_endpoint_health_report_a_missing_leader(
         ended = run_ctl(*words)
         assert ended.status == 1 and reason.removeprefix("etcdlite: ") in ended.stderr
         assert fake.made[-1].tls["user"] == "", "the login needs a leader, too"
+
+
+@pytest.mark.parametrize("what", ["health", "status", "hashkv"])
+def test_endpoints_are_asked_at_the_same_time(fake: type[FakeClient], what: str) -> None:
+    all_asked = threading.Barrier(3)
+
+    def answer(_: Any, endpoint: str) -> Any:
+        all_asked.wait(30)
+        return Timeout(text=f"{endpoint}: no answer", endpoint=endpoint)
+
+    method = {"health": "KV.Range", "status": "Maintenance.Status", "hashkv": "Maintenance.HashKV"}
+    fake.answers |= {"Maintenance.Status": ConnectionFailed("no")} | {method[what]: answer}
+    ended = run_ctl("endpoint", what, "--endpoints=a:1,b:1,c:1")
+    assert ended.status == 1
+    for line, endpoint in zip(sorted(ended.stderr.splitlines()), "abc", strict=True):
+        assert endpoint + ":1" in line and "no answer" in line
 
 
 def test_an_endpoint_without_a_host_is_this_machine(fake: type[FakeClient]) -> None:

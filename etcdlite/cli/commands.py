@@ -11,9 +11,9 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from etcdlite import proto
 from etcdlite.cli.failures import (
@@ -45,6 +45,10 @@ KEEP_ALIVE_RETRY_S = 0.5
 CHANGE_RETRY_S = 0.5
 CHANGE_WAIT_S = 6.0
 """A change of members is refused until each voter has been in contact for 5 s."""
+MAX_AT_ONCE = 32
+"""Endpoints that are asked at the same time."""
+
+_Found = TypeVar("_Found")
 
 
 # Keys.
@@ -304,20 +308,30 @@ def _each_endpoint(session: Session) -> list[str]:
     return [url for member in response.members for url in member.clientURLs]
 
 
-def _ask_each(
-    session: Session, failed: str, method: str, **fields: Any
-) -> Iterator[EndpointResponse]:
-    """The answers of the endpoints, as they come. A failure is printed, and its response is None.
+def _ask_at_once(session: Session, ask: Callable[[str], _Found]) -> list[_Found]:
+    """What `ask` finds at each endpoint. All are asked at the same time, so that several that do
+    not answer take no longer than one."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    endpoints = _each_endpoint(session)
+    session.connection(endpoints)  # Asks for a password before there are threads.
+    with ThreadPoolExecutor(MAX_AT_ONCE) as pool:
+        return list(pool.map(ask, endpoints))
+
+
+def _ask_endpoint(
+    session: Session, failed: str, method: str, endpoint: str, **fields: Any
+) -> EndpointResponse:
+    """The answer of an endpoint. A failure is printed, and its response is None.
 
     `failed` is the text of a failure, with a place for the endpoint."""
-    for endpoint in _each_endpoint(session):
-        response = None
-        try:
-            with session.client_for([endpoint]) as client:
-                response = session.ask(method, client, **fields)
-        except EtcdliteError as error:
-            say(f"{failed.format(endpoint)} ({cause(error)})")
-        yield EndpointResponse(endpoint, response)
+    response = None
+    try:
+        with session.client_for([endpoint]) as client:
+            response = session.ask(method, client, **fields)
+    except EtcdliteError as error:
+        say(f"{failed.format(endpoint)} ({cause(error)})")
+    return EndpointResponse(endpoint, response)
 
 
 def defrag(session: Session) -> int:
@@ -330,8 +344,9 @@ def defrag(session: Session) -> int:
     session.refuse("is only for --data-dir", "wal-dir", "encryption-key-file")
     status = 0
     failed = "Failed to defragment etcd member[{}]"
-    for endpoint, response in _ask_each(session, failed, "Maintenance.Defragment"):
-        if response is None:
+    for endpoint in _each_endpoint(session):  # One after the other: it takes a member's time.
+        answer = _ask_endpoint(session, failed, "Maintenance.Defragment", endpoint)
+        if answer.response is None:
             status = EXIT_FAILED
         else:
             session.print(f"Finished defragmenting etcd member[{endpoint}]")
@@ -340,9 +355,8 @@ def defrag(session: Session) -> int:
 
 def _show_each(session: Session, kind: str, what: str, method: str, **fields: Any) -> int:
     """`what`: the answer's name, for the text of a failure."""
-    answers = list(
-        _ask_each(session, f"Failed to get the {what} of endpoint {{}}", method, **fields)
-    )
+    failed = f"Failed to get the {what} of endpoint {{}}"
+    answers = _ask_at_once(session, partial(_ask_endpoint, session, failed, method, **fields))
     answered = [answer for answer in answers if answer.response is not None]
     session.show(kind, answered)
     return 0 if len(answered) == len(answers) else EXIT_FAILED
@@ -382,7 +396,7 @@ def endpoint_health(session: Session) -> int:
         from etcdlite import x509
 
         session.warn_of_end(x509.ends_s(own), f"this client, {own},")
-    found = [_health_of(session, endpoint) for endpoint in _each_endpoint(session)]
+    found = _ask_at_once(session, partial(_health_of, session))
     session.show("endpoint_health", found)
     unhealthy = [health for health in found if not health.healthy]
     if not unhealthy:
