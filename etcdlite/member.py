@@ -180,13 +180,16 @@ class Member:
 
     def check_change(self, change: Any) -> None:
         """Raise EtcdError unless the leader may propose this `MemberChange` now."""
-        members = self.state.membership
-        members.check(change)
-        strict = self.options.strict_reconfig_check
-        members.check_safe(change, self.identity.member_id, self._contact_s, strict=strict)
+        self.state.membership.check(change)
+        self.check_safe(change)
         if change.action == membership.PROMOTE:
             if not self.raft.learner_is_ready(change.member.ID):
                 raise error("LearnerNotReady")
+
+    def check_safe(self, change: Any) -> None:
+        """Raise EtcdError if a `MemberChange` might cost the cluster its quorum."""
+        own_id, strict = self.identity.member_id, self.options.strict_reconfig_check
+        self.state.membership.check_safe(change, own_id, self._contact_s, strict=strict)
 
     def _contact_s(self, node: int) -> float:
         """How long messages could be sent to that member without a gap; negative if they cannot."""

@@ -267,7 +267,7 @@ class Server:
             self._dial_peers(now)
         connections.produce()
         connections.send_output()
-        member.maintain(self._has_input)
+        member.maintain(lambda: bool(self._selector.select(0)))
         self._give_disk_work()  # After `maintain`, whose tasks would wait for the next tick.
         member.metrics.turn_s.observe(clock() - began)
 
@@ -279,10 +279,6 @@ class Server:
             lessor.postpone(now - lost_s, lost_s)
             now = time.monotonic()  # Millions of leases take a while: this is not another stall.
         self._ran_at = now
-
-    def _has_input(self) -> bool:
-        """Something is ready to be read, or a thread is done."""
-        return bool(self._selector.select(0))
 
     def _prepare_loop(self) -> None:
         collect_only_new_objects()

@@ -412,7 +412,7 @@ def test_large_reads_that_wait_are_counted(house: House) -> None:
     session = GrpcSession(house.behind.member, lambda _: None)
     session.receive(grpc_request("/etcdserverpb.KV/Range", proto.RangeRequest(key=bytes(1000))))
     assert 2000 < reads._large_bytes < 3000
-    root.send("Cluster.MemberAdd", peerURLs=["http://" + "m" * 1000])
+    root.send("Cluster.MemberUpdate", ID=77, peerURLs=["http://" + "m" * 1000 + ":1"])
     assert 3000 < reads._large_bytes < 4000
     house.release()
     assert not reads._large_bytes

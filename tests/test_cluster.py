@@ -532,6 +532,62 @@ def test_a_change_that_would_cost_the_quorum_is_refused(cluster: Cluster) -> Non
         client.ask(cluster.leader, "Cluster.MemberAdd", peerURLs=["m4"])
 
 
+def test_a_change_of_members_is_refused_also_where_there_is_no_quorum_any_more(
+    cluster: Cluster,
+) -> None:
+    """As in etcd, by what this member knows of the others: at once, and without a leader, too."""
+    client, world, old = cluster.client, cluster.world, cluster.leader
+    world.run(6)
+    for node in cluster.followers:
+        node.crash()
+    world.run_until(lambda: bool(old.member.leadership.missing_voters()))
+    for leads in (True, False):
+        world.run_until(lambda: old.member.leads == leads)  # noqa: B023
+        for name, fields, refusal in (
+            ("MemberRemove", {"ID": old.member_id}, "unhealthy cluster"),
+            ("MemberAdd", {"peerURLs": ["http://m4:2380"]}, "unhealthy cluster"),
+            ("MemberAdd", {"peerURLs": ["m4"]}, "given member URLs are invalid"),
+        ):
+            asked = client.send(old, f"Cluster.{name}", **fields)
+            assert refusal in str(client.answers.get(asked)), (leads, name)
+    for node in cluster.followers:
+        node.start()
+    client.put(old, b"k")
+    assert len(old.member.state.membership.members) == 3
+
+
+@pytest.mark.parametrize("asks_leader", [True, False])
+def test_a_time_to_live_that_waits_for_a_deposed_leader_is_answered(asks_leader: bool) -> None:
+    cluster = Cluster()
+    client, world, old = cluster.client, cluster.world, cluster.leader
+    lease = client.ask(old, "Lease.LeaseGrant", TTL=60).ID
+    if asks_leader:
+        asker = old
+        world.partition([old.name], [node.name for node in cluster.followers])
+    else:
+        asker = cluster.followers[0]
+        old.pause()
+    asked = client.send(asker, "Lease.LeaseTimeToLive", ID=lease)
+    world.run(3)
+    assert world.leader is not old
+    world.heal()
+    world.run_until(lambda: asked in client.answers)
+    assert client.answers[asked].grantedTTL == 60, client.answers[asked]
+
+
+def test_a_change_of_members_that_waits_for_a_deposed_leader_is_carried_out() -> None:
+    cluster = Cluster()
+    client, world, old = cluster.client, cluster.world, cluster.leader
+    world.run(6)
+    new = cluster.followers[0]
+    old.pause()
+    world.run_until(lambda: new.member.raft.leader == 0 or new.member.leads)
+    asked = client.send(new, "Cluster.MemberAdd", peerURLs=["http://m4:2380"], isLearner=True)
+    world.run_until(lambda: asked in client.answers)
+    old.resume()
+    assert len(client.answers[asked].members) == 4, client.answers[asked]
+
+
 def test_leadership_moves_on_request(cluster: Cluster) -> None:
     client, old, new = cluster.client, cluster.leader, cluster.followers[1]
     with pytest.raises(EtcdError, match="not leader"):
@@ -541,6 +597,16 @@ def test_leadership_moves_on_request(cluster: Cluster) -> None:
     client.ask(old, "Maintenance.MoveLeader", targetID=new.member_id)
     assert cluster.world.leader is new
     client.put(old, b"k")
+
+
+def test_leadership_moves_only_if_the_user_may_do_that_as_of_now(cluster: Cluster) -> None:
+    client, old, new = cluster.client, cluster.leader, cluster.followers[1]
+    cluster.world.partition([old.name], [node.name for node in cluster.followers])
+    asked = client.send(old, "Maintenance.MoveLeader", targetID=new.member_id)
+    cluster.world.run(0.5)
+    assert old.member.leads and not old.member.raft._transferee
+    cluster.world.heal()
+    cluster.world.run_until(lambda: asked in client.answers)
 
 
 def test_a_paused_leader_serves_no_stale_read(cluster: Cluster) -> None:

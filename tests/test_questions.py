@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from etcdlite.errors import EtcdError, error
+from etcdlite.methods import KEEP_ALIVE, METHOD_BY_NAME, TIME_TO_LIVE
 from etcdlite.options import Options
 from etcdlite.replica.questions import MAX_HELD_BYTES, Questions
 
@@ -38,8 +39,8 @@ class Asked:
         for _ in self.questions.expire_steps(now):
             pass
 
-    def ask(self, body: bytes = b"") -> None:
-        self.questions.ask(0x20, body, self.answers.append)
+    def ask(self, body: bytes = b"", method: int = 0x20) -> None:
+        self.questions.ask(method, body, self.answers.append)
 
 
 def test_a_question_that_is_sent_from_member_to_member_ends_with_its_time() -> None:
@@ -54,6 +55,24 @@ def test_a_question_that_is_sent_from_member_to_member_ends_with_its_time() -> N
         asked.questions.retry(lambda node: True)
     (answer,) = asked.answers
     assert isinstance(answer, EtcdError) and answer.name == "Timeout"
+
+
+@pytest.mark.parametrize("loss", ["Timeout", "TimeoutDueToConnectionLost"])
+def test_a_question_whose_answer_is_lost_is_asked_again_if_that_does_no_harm(loss: str) -> None:
+    add = METHOD_BY_NAME["Cluster.MemberAdd"].number
+    for method, may_repeat in ((TIME_TO_LIVE, True), (KEEP_ALIVE, True), (add, False)):
+        asked = Asked()
+        asked.ask(method=method)
+        asked.waiting.pop()(error(loss))
+        assert bool(asked.answers) != may_repeat
+        asked.questions.retry(lambda node: True)
+        assert bool(asked.waiting) == may_repeat
+        asked.now = 6.0
+        for done in asked.waiting:
+            done(error(loss))
+        asked.expire(asked.now)
+        (answer,) = asked.answers
+        assert isinstance(answer, EtcdError)
 
 
 def test_the_question_that_has_waited_longest_fails_first() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from etcdlite.errors import EtcdError, error
 from etcdlite.identity import Identity
+from etcdlite.methods import METHODS, Retry
 from etcdlite.options import Options
 from etcdlite.raft import Raft
 from etcdlite.request import Done
@@ -15,6 +16,9 @@ MAX_HELD = 10_000
 MAX_HELD_BYTES = 16 << 20
 """Questions that wait for a leader, and their size. A further one is answered "too many
 requests"."""
+
+_LOST = ("Timeout", "TimeoutDueToConnectionLost")
+"""After these errors a question that does no harm twice is asked again: the leader may be dead."""
 
 RETRIED_AT_ONCE = 1_000
 """Questions that one call of `retry` asks again: a few milliseconds. Each tick calls it."""
@@ -53,7 +57,9 @@ class Questions:
 
     def _ask_until(self, deadline: float, method: int, body: bytes, done: Done) -> None:
         def answered(answer: bytes | EtcdError) -> None:
-            if isinstance(answer, EtcdError) and answer.name == "NotLeader":
+            failure = answer.name if isinstance(answer, EtcdError) else ""
+            may_repeat = METHODS[method].retry is Retry.ALWAYS
+            if failure == "NotLeader" or (may_repeat and failure in _LOST):
                 self._hold(deadline, method, body, done)
             else:
                 done(answer)

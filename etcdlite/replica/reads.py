@@ -711,6 +711,8 @@ def _time_to_live(state: State, request: proto.LeaseTimeToLiveRequest) -> Steps:
     header = state.header
     response = proto.LeaseTimeToLiveResponse(ID=request.ID)
     keys: list[bytes] = []
+    if not lessor.promoted:
+        raise error("LeaderChanged")
     if lessor.exists(request.ID):
         remaining_s = lessor.remaining_s(request.ID, state.clock())
         response.TTL = max(0, int(remaining_s))

@@ -224,13 +224,16 @@ def _status(member: Member, received: Received) -> None:
     received.answer(member.identity.header(store.revision) + response.encode())
 
 
-def _time_to_live(member: Member, received: Received) -> None:
+def _time_to_live(member: Member, received: Received, is_current: bool = False) -> None:
     if member.state.lessor.promoted:
-        member.reads.read(*received[:4])
+        if is_current:
+            member.reads.read_now(*received[:4])
+        else:  # By then another member may lead.
+            _once_current(member, received, partial(_time_to_live, member, received, True))
         return
     auth = member.state.auth
     if not auth.enabled:
-        _ask_leader(member, received, received.answer)
+        _ask_leader(member, received, received.answer, _time_to_live)
         return
 
     def answered(answer: bytes | EtcdError, is_current: bool = False) -> None:
@@ -250,20 +253,54 @@ def _time_to_live(member: Member, received: Received) -> None:
             if not member.access.retry(session, failure, is_current, partial(answered, answer)):
                 received.answer(failure)
 
-    received.admit(member, partial(_ask_leader, member, received, answered))
+    received.admit(member, partial(_ask_leader, member, received, answered, _time_to_live))
 
 
-def _ask_leader(member: Member, received: Received, answered: Done) -> None:
-    """Have the leader answer a request."""
+def _ask_leader(
+    member: Member, received: Received, answered: Done, handle: Callable[[Member, Received], None]
+) -> None:
+    """Have the leader answer a request. If this member leads by then, `handle` answers it."""
     if member.is_learner:
         raise error("NotSupportedForLearner")
-    member.questions.ask(received.method, received.frame[FRAME_HEADER_BYTES:], answered)
+
+    def done(answer: bytes | EtcdError) -> None:
+        if isinstance(answer, EtcdError) and answer.name == "LeaderChanged":
+            received.then(partial(handle, member, received))(None)
+        else:
+            answered(answer)
+
+    member.questions.ask(received.method, received.frame[FRAME_HEADER_BYTES:], done)
+
+
+def _on_leader(
+    handle: Callable[[Member, Received], None], member: Member, received: Received
+) -> None:
+    """`handle` on the leader; another member asks it."""
+    if member.leads:
+        handle(member, received)
+    else:
+        _ask_leader(member, received, received.answer, partial(_on_leader, handle))
+
+
+def _once_current(member: Member, received: Received, do: Callable[[], None]) -> None:
+    """Call `do`, which may raise EtcdError, once what is committed now is applied, so that the
+    answer is not of the past."""
+    asked = Asked(received.then(do))
+    member.reads.read(asked, 0, KEEP_ALIVE, None, len(received.frame))
+
+
+def _as_of_now(
+    handle: Callable[[Member, Received], None], member: Member, received: Received
+) -> None:
+    """`handle`, but first this member applies what is committed now, and checks again whether the
+    user may do this. Another member may have taken the right away, and nothing checks later."""
+    do = partial(handle, member, received)
+    _once_current(member, received, partial(received.admit, member, do))
 
 
 def _member_change(member: Member, received: Received) -> None:
-    if not member.leads:
-        _ask_leader(member, received, received.answer)
-        return
+    if member.is_learner:
+        raise error("NotSupportedForLearner")
     changed, action, request = proto.Member(ID=0), _ACTIONS[received.method], received.request
     if action == membership.ADD:
         nonce = member.rng.getrandbits(64)
@@ -276,6 +313,12 @@ def _member_change(member: Member, received: Received) -> None:
         changed.peerURLs = membership.peer_urls_of(request.peerURLs)
     change = proto.MemberChange(action=action, member=changed)
     checks.check(MEMBER_CHANGE, change)
+    if member.leadership.missing_voters():
+        member.check_safe(change)  # As in etcd, this needs no quorum.
+    _as_of_now(partial(_on_leader, partial(_change_members, change)), member, received)
+
+
+def _change_members(change: proto.MemberChange, member: Member, received: Received) -> None:
     do = partial(member.change_membership, *received[:3], change)
     if not member.reachability.is_vital(change):
         do()
@@ -285,39 +328,22 @@ def _member_change(member: Member, received: Received) -> None:
 
 
 def _downgrade(member: Member, received: Received) -> None:
-    if not member.leads:
-        _ask_leader(member, received, received.answer)
-        return
     if received.request.action not in range(3):
         raise EtcdError(UNKNOWN, "etcdserver: unknown method")
+    _as_of_now(partial(_on_leader, _begin_downgrade), member, received)
+
+
+def _begin_downgrade(member: Member, received: Received) -> None:
     member.version_keeper.downgrade(received.request, received.answer)
 
 
-def _once_current(member: Member, received: Received, do: Callable[[], None]) -> None:
-    """Call `do`, which may raise EtcdError, once what is committed now is applied, so that the
-    answer is not of the past."""
-    asked = Asked(received.then(do))
-    member.reads.read(asked, 0, KEEP_ALIVE, None, len(received.frame))
-
-
-def _as_of_now(handle: Callable[[Member, Received], None]) -> Callable[[Member, Received], None]:
-    """`handle`, but first this member applies what is committed now, and checks again whether the
-    user may do this. Another member may have taken the right away, and nothing checks later."""
-
-    def checked(member: Member, received: Received) -> None:
-        do = partial(handle, member, received)
-        _once_current(member, received, partial(received.admit, member, do))
-
-    return checked
-
-
-def _move_leader(member: Member, received: Received) -> None:
+def _move_leader(member: Member, received: Received, is_current: bool = False) -> None:
     if not member.leads:
         raise error("NotLeader")
-    target = received.request.targetID
-    if target not in member.state.membership.voters:
-        raise error("BadLeaderTransferee")
-    member.leadership.move(*received[:3], target)
+    if is_current:
+        member.leadership.move(*received[:3], received.request.targetID)
+    else:
+        _as_of_now(partial(_move_leader, is_current=True), member, received)
 
 
 def _defragment(member: Member, received: Received) -> None:
@@ -522,17 +548,17 @@ _HANDLERS |= {
             "Lease.LeaseRevoke": _propose,
             "Lease.LeaseTimeToLive": _time_to_live,
             "Lease.LeaseLeases": _read,
-            "Cluster.MemberAdd": _as_of_now(_member_change),
-            "Cluster.MemberRemove": _as_of_now(_member_change),
-            "Cluster.MemberUpdate": _as_of_now(_member_change),
+            "Cluster.MemberAdd": _member_change,
+            "Cluster.MemberRemove": _member_change,
+            "Cluster.MemberUpdate": _member_change,
             "Cluster.MemberList": _member_list,
-            "Cluster.MemberPromote": _as_of_now(_member_change),
+            "Cluster.MemberPromote": _member_change,
             "Maintenance.Alarm": _propose,
             "Maintenance.Status": _status,
             "Maintenance.Defragment": _defragment,
             "Maintenance.HashKV": _hash_kv,
             "Maintenance.MoveLeader": _move_leader,
-            "Maintenance.Downgrade": _as_of_now(_downgrade),
+            "Maintenance.Downgrade": _downgrade,
             "Auth.AuthEnable": _auth_enable,
             "Auth.AuthDisable": _propose,
             "Auth.AuthStatus": _read,
