@@ -23,7 +23,7 @@ from etcdlite.channel import ChannelError, Dialing, shake_hands
 from etcdlite.client.connection import (
     RECEIVE_BYTES,
     WANTS_SECRET,
-    Connection,
+    ClientConnection,
     Ticket,
     cause_of,
     unary_reply,
@@ -374,7 +374,7 @@ def unreachable(urls: Sequence[str], member_id: int, dialing: Dialing | None = N
     return "; ".join(causes)
 
 
-def check_version(asked: Connection, endpoint: str) -> None:
+def check_version(asked: ClientConnection, endpoint: str) -> None:
     """Raise StartError if this program is too old for the cluster of a member that answered."""
     cluster = asked.hello.cluster_version if asked.hello is not None else ""
     try:
@@ -392,7 +392,7 @@ def _ask_for_members(
     host, port = host_port(url)
     endpoint = format_address(host, port)
     method = methods.METHOD_BY_NAME["Cluster.MemberList"]
-    asked = Connection()
+    asked = ClientConnection()
     request = proto.MemberListRequest(linearizable=linearizable)
     asked.open(Ticket(method), request.encode(), end=True)
     deadline_s = time.monotonic() + FETCH_TIMEOUT_S

@@ -151,7 +151,7 @@ class Image:
 # Receiving.
 
 
-class Connection(Protocol):
+class Sender(Protocol):
     """The connection that a snapshot arrives on. `node` is the member that sends it."""
 
     node: int
@@ -181,7 +181,7 @@ class Incoming:
     ) -> None:
         """`data`: the member's data folder. `received(node, offer)` is called once a snapshot is
         durable."""
-        self.connection: Connection | None = None
+        self.connection: Sender | None = None
         self.offer: Any = None
         """The `SnapshotOffer` of the snapshot that is arriving, or None."""
         self.offset = 0
@@ -207,7 +207,7 @@ class Incoming:
         self._damage: DataDamaged | None = None
         """The damaged record in a snapshot that is complete."""
 
-    def begin(self, connection: Connection, offer: proto.SnapshotOffer) -> int | None:
+    def begin(self, connection: Sender, offer: proto.SnapshotOffer) -> int | None:
         """Accept a `SnapshotOffer`. Returns the offset to send the snapshot from; None if this
         member has everything in it already. Raises SnapshotError if the offer is of an earlier
         leader, or another snapshot is being stored."""
@@ -234,7 +234,7 @@ class Incoming:
         self.connection = connection
         return self.offset
 
-    def receive(self, connection: Connection, data: bytes) -> None:
+    def receive(self, connection: Sender, data: bytes) -> None:
         """Take the next bytes of the file."""
         if connection is not self.connection or self.is_storing:
             return

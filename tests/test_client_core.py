@@ -56,14 +56,14 @@ class RecordingTicket(client_core.Ticket):
         self.frames: list[tuple[int, bytes]] = []
 
 
-def connected() -> client_core.Connection:
-    core = client_core.Connection()
+def connected() -> client_core.ClientConnection:
+    core = client_core.ClientConnection()
     core.take_output()
     assert core.receive(GREETING) == []
     return core
 
 
-def opened(core: client_core.Connection, method: Any = PUT) -> RecordingTicket:
+def opened(core: client_core.ClientConnection, method: Any = PUT) -> RecordingTicket:
     ticket = RecordingTicket(method)
     core.open(ticket, b"", end=not method.client_stream)
     return ticket
@@ -77,14 +77,14 @@ def put_reply(request_id: int) -> bytes:
 
 
 def test_the_first_bytes_are_the_handshake() -> None:
-    core = client_core.Connection()
+    core = client_core.ClientConnection()
     assert core.take_output() == b"\x89ETCDLT\n\x01\x00\x01\x00"
     assert core.take_output() == b""
 
 
 def test_a_reply_is_the_same_however_the_bytes_are_cut() -> None:
     for size in (1, 2, 3, 7, 11, 64):
-        core = client_core.Connection()
+        core = client_core.ClientConnection()
         first, second = opened(core), opened(core)
         data = GREETING + put_reply(2) + put_reply(1)
         deliveries = []
@@ -119,7 +119,7 @@ def test_a_reply_is_the_same_however_the_bytes_are_cut() -> None:
     ],
 )
 def test_what_breaks_the_protocol_fails_the_connection(garbage: bytes, failure: str) -> None:
-    core = client_core.Connection()
+    core = client_core.ClientConnection()
     ticket = opened(core)
     core.take_output()
     core.receive(garbage)
@@ -129,7 +129,7 @@ def test_what_breaks_the_protocol_fails_the_connection(garbage: bytes, failure: 
 
 
 def test_a_server_without_a_hello_may_be_a_port_for_peers() -> None:
-    core = client_core.Connection()
+    core = client_core.ClientConnection()
     core.receive(frames.HANDSHAKE.pack(frames.MAGIC, 1, 1))
     core.receive(b"")
     assert core.failure.endswith("before its hello: it may be a port for peers")
@@ -191,7 +191,7 @@ def test_a_request_that_the_server_would_refuse_is_not_sent() -> None:
 
 @given(st.binary(), st.booleans())
 def test_no_bytes_make_the_connection_raise(data: bytes, greeted: bool) -> None:
-    core = connected() if greeted else client_core.Connection()
+    core = connected() if greeted else client_core.ClientConnection()
     ticket = opened(core)
     deliveries = core.receive(data)
     assert all(to is ticket for to, _, _ in deliveries)
@@ -297,7 +297,7 @@ def test_every_name_of_the_package_is_there_and_belongs_to_one_module() -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "from etcdlite.client.connection import Connection",
+        "from etcdlite.client.connection import ClientConnection",
         "from etcdlite.client import Client, Put, Timeout",
         "from etcdlite.client.blocking import Client",
     ],

@@ -14,7 +14,7 @@ from test_peer import Caller
 
 from etcdlite import bootstrap, frames, proto, secret_file
 from etcdlite.bootstrap import NoAnswer, NoChannel
-from etcdlite.client.connection import WANTS_SECRET, Connection
+from etcdlite.client.connection import WANTS_SECRET, ClientConnection
 from etcdlite.frames import HANDSHAKE, MAGIC, SECRET_REFUSAL, FrameReader
 from etcdlite.peer import Dial
 from etcdlite.secret import CLIENT, PEER, Channels, InitiatorChannel, ResponderChannel
@@ -95,7 +95,7 @@ def test_the_refusal_of_a_listener_is_the_one_that_plain_sides_know() -> None:
 
 
 def test_a_client_without_a_secret_says_what_the_server_wants() -> None:
-    connection = Connection()
+    connection = ClientConnection()
     connection.receive(SECRET_REFUSAL)
     assert connection.failure == WANTS_SECRET
 

@@ -16,7 +16,7 @@ from test_cluster import SMALL, Cluster
 
 from etcdlite import bootstrap, datadir, log, proto, versions
 from etcdlite.auth import Author
-from etcdlite.client.connection import Connection
+from etcdlite.client.connection import ClientConnection
 from etcdlite.errors import EtcdError
 from etcdlite.frames import frame
 from etcdlite.methods import PUT, SET_CLUSTER_VERSION, SINCE
@@ -403,7 +403,7 @@ def test_a_backup_of_a_newer_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_program_that_is_too_old_is_told_so_when_it_wants_to_join() -> None:
-    answered = Connection()
+    answered = ClientConnection()
     answered.hello = proto.Hello(cluster_version="0.99")
     with pytest.raises(datadir.StartError, match=r"according to the member at there, the cluster"):
         bootstrap.check_version(answered, "there")

@@ -1,10 +1,10 @@
 """One client connection of the native protocol, sans-IO.
 
-A `Connection` turns requests into bytes to send and received bytes into deliveries. It owns no
-socket, thread or clock. The shells (`blocking.py`, `aio.py`) move its bytes; one request and its
+A `ClientConnection` turns requests into bytes to send and received bytes into deliveries. It owns
+no socket, thread or clock. The shells (`blocking.py`, `aio.py`) move its bytes; one request and its
 answer need no shell:
 
-    connection, ticket = Connection(), Ticket(method)
+    connection, ticket = ClientConnection(), Ticket(method)
     connection.open(ticket, request.encode(), end=True)
     sock.sendall(connection.take_output())
     while ticket.answer is None and not connection.failure:
@@ -143,7 +143,8 @@ class Ticket:
     """One open request and its answer.
 
     The code that reads the socket calls `deliver` for each delivery, outside of any lock, and
-    `lose` for each ticket that `Connection.fail` returns. Subclasses keep more than one answer."""
+    `lose` for each ticket that `ClientConnection.fail` returns. Subclasses keep more than one
+    answer."""
 
     __slots__ = ("request_id", "method", "sent", "answer", "lost", "wake")
 
@@ -177,7 +178,7 @@ class Ticket:
 Delivery = tuple[Ticket, int, bytes]
 
 
-class Connection:
+class ClientConnection:
     """The client's side of one connection; see the module's docstring."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A connection in use: a `Link` is a sans-IO `Connection`, with a lock, and bytes that move.
+"""A connection in use: a `Link` is a sans-IO `ClientConnection`, with a lock, and bytes that move.
 
 The shells subclass it with a socket and a reader thread (`blocking.py`), or with an asyncio
 transport (`aio.py`). The scripts talk to this class alone. Any thread may call any method; tickets
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from etcdlite import frames
 from etcdlite.channel import Channel, ChannelError
-from etcdlite.client.connection import Connection, Delivery, Ticket
+from etcdlite.client.connection import ClientConnection, Delivery, Ticket
 
 MAX_WATCH_QUEUE_BYTES = 4 * 1024 * 1024
 MAX_WATCH_QUEUE_MESSAGES = 4096
@@ -62,7 +62,7 @@ class Link:
 
     def __init__(self, endpoint: str, silence_s: float, drained: Signal) -> None:
         self.endpoint = endpoint
-        self.connection = Connection()
+        self.connection = ClientConnection()
         self.channel: Channel | None = None
         """What encrypts the connection; None: it is plain. Set once it is established."""
         self.drained = drained
@@ -168,7 +168,7 @@ class Link:
         return self.connection.failure
 
     def receive_sealed(self, channel: Channel, data: bytes) -> list[Delivery]:
-        """`Connection.receive` for bytes of a channel. Its failure becomes the connection's."""
+        """As `receive` of the connection, of which the channel's failure becomes one, too."""
         connection = self.connection
         try:
             plaintext = channel.receive(data)
@@ -178,7 +178,7 @@ class Link:
         return connection.receive(plaintext) if plaintext or not data else []
 
     def take_sealed(self, channel: Channel) -> bytes:
-        """`Connection.take_output` for a channel, with what the channel itself has to send."""
+        """As `take_output` of the connection, with what the channel itself has to send."""
         output = self.connection.take_output()
         try:
             return channel.seal(output) if output or channel.has_output else b""
