@@ -90,7 +90,7 @@ INVALID_WATCH_ID = -1
 EMPTY_RANGE = "mvcc: watcher range is empty"
 DUPLICATE_ID = "mvcc: duplicate watch ID provided on the WatchStream"
 
-_SYNCED, _BEHIND, _SERVED, _PARKED, _FUTURE, _GONE = range(6)
+_SYNCED, _BEHIND, _SERVED, _PARKED, _FUTURE = range(5)
 
 # Options of a watch, as bits.
 _NO_PUTS = 1
@@ -994,7 +994,6 @@ class WatchStream:
     def forget(self, watch: _Watch) -> None:
         hub = self.hub
         hub.remove(watch)
-        watch.state = _GONE
         hub.watches -= 1
         self._quota.watches -= 1
         if watch.timer is not None:
