@@ -29,7 +29,6 @@ from etcdlite.tokens import MAX_KNOWN, SimpleTokens
 METHODS = tuple(
     f"{kind}{bits}" for kind in ("RS", "ES", "PS", "HS") for bits in (256, 384, 512)
 ) + ("EdDSA",)
-OPTIONS = ("sign-method", "pub-key", "priv-key", "ttl")
 
 DEFAULT_TTL = "5m"
 

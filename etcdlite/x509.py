@@ -22,7 +22,7 @@ MAX_PEM_BYTES = 1 << 20
 MAX_BLOCKS = 1000
 """A PEM file may have this many blocks: more than any list of CAs."""
 
-_SEQUENCE, _INTEGER, _OCTETS, _OID = 0x30, 0x02, 0x04, 0x06
+_SEQUENCE, _INTEGER, _OID = 0x30, 0x02, 0x06
 _UTC_TIME, _GENERAL_TIME = 0x17, 0x18
 _CONTEXT_0, _CONTEXT_3 = 0xA0, 0xA3
 _DNS_NAME, _IP_ADDRESS = 0x82, 0x87
