@@ -31,8 +31,9 @@ So a watch waits for one sweep at most before it is served. A step takes about a
 
 Invariants. Within a watch, events ascend, none is missing or repeated, and none is below the start
 revision. The events of one revision are in one response, unless the watch asked for fragments. A
-watch sees a compaction only as a canceled response, never as a gap. A progress notification with
-revision R is sent only after every event up to R on the same stream.
+response with events (its last fragment) or a progress notification with revision R in its header is
+sent only after every event up to R, on which etcd's grpc-proxy relies. A watch sees a compaction
+only as a canceled response, never as a gap.
 
 A record that cannot be read ends the watches that need it, with etcd's "corrupt cluster", and no
 others.
@@ -42,8 +43,8 @@ to a blocked sink. The same calls give the same bytes: nothing depends on the or
 addresses. An ended watch is free at once, in no reference cycle, which nothing would free.
 
 The behaviour is that of etcd 3.6 (server/etcdserver/api/v3rpc/watch.go, server/storage/mvcc), with
-one difference: etcd drops a progress request on a stream that is not synced; here it is answered
-when the stream is synced.
+two differences: a progress request on a stream that is not synced is not dropped, and responses
+with old events do not have the present revision in their header.
 """
 
 from __future__ import annotations
@@ -722,7 +723,7 @@ class WatchHub:
                 if number:
                     yield
                 batches = yield from self._match_steps(part, piece, encoded)
-                blocked, _ = yield from self._send_steps(batches, self.revision, _NO_LIMIT)
+                blocked, _ = yield from self._send_steps(batches, piece[-1][0], _NO_LIMIT)
                 for watch in blocked:
                     if watch.group is not None and watch.group.index is index:
                         lacks = max(watch.next, piece[0][0])
