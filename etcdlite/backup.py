@@ -271,7 +271,7 @@ def extract(
     disk.make_dir(directory)
     file.seek(start)
     for item in header["files"]:
-        target = disk.open(f"{directory}/{item['name']}", create=True)
+        target = disk.create(f"{directory}/{item['name']}", b"")
         offset, size = 0, item["size_bytes"]
         while offset < size:
             part = file.read(min(READ_BYTES, size - offset))

@@ -286,6 +286,7 @@ class Member:
     def tick(self) -> None:
         """A heartbeat interval has passed."""
         now = self.clock()
+        self.state.awaits_space = False
         self.state.alarms.measure(now)
         self.rollback.tick(now)
         if self.rollback.is_over:
@@ -362,9 +363,11 @@ class Member:
     @property
     def has_work(self) -> bool:
         """The next turn has work that waits for no event."""
-        return self.has_urgent_work or (
-            not self.restoring.is_under_way and self.background.has_work
-        )
+        return self.has_urgent_work or (self._may_maintain and self.background.has_work)
+
+    @property
+    def _may_maintain(self) -> bool:
+        return not (self.restoring.is_under_way or self.state.awaits_space)
 
     @property
     def has_urgent_work(self) -> bool:
@@ -381,9 +384,9 @@ class Member:
     def _has_requests_to_do(self) -> bool:
         reads = self.reads
         return (
-            self._applying is not None
+            ((self._applying is not None or bool(self._committed)) and not self.state.awaits_space)
             or self._expiry is not None
-            or bool(self._committed or reads.new)
+            or bool(reads.new)
             or self.writes.can_propose
             or (reads.can_serve and reads.has_work)
         )
@@ -490,7 +493,7 @@ class Member:
         clients or members have sent something."""
         background = self.background
         self._background_at = math.inf
-        if background.has_work and self._applying is None and not self.restoring.is_under_way:
+        if background.has_work and self._applying is None and self._may_maintain:
             background.run(bool(self.is_saving and self._unsynced), has_input)
             self._background_at = background.next_at(self.is_saving)
 
@@ -590,18 +593,19 @@ class Member:
 
     def _apply(self) -> None:
         store = self.state.store
+        if self.state.awaits_space:
+            return
         if self._applying is None:
             self._applying = self._apply_steps()
         for _ in self._applying:
-            store.data.flush_part()
-            if self.slice_is_over():
+            if not self.state.write(None) or self.slice_is_over():
                 return
-        self._applying = None
         entry = self._applied_entry
+        if entry is not None and not self.state.write(entry):
+            return
+        self._applying = self._applied_entry = None
         if entry is None:
             return
-        self._applied_entry = None
-        store.mark(entry.index, entry.term)
         if store.events:
             events = store.events
             store.events = []

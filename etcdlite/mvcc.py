@@ -48,7 +48,7 @@ from etcdlite.storage.data import (
     key_and_revision,
     record,
 )
-from etcdlite.storage.disk import NO_SPACE, Disk
+from etcdlite.storage.disk import EXHAUSTED, Disk
 from etcdlite.storage.index import HEAD, Numbered
 from etcdlite.storage.key_changes import KeyChanges
 from etcdlite.storage.past import DEAD, PAST, PAST_AND_TOMBSTONE
@@ -313,14 +313,15 @@ class Store:
             yield
 
     def mark(self, index: int, term: int) -> None:
-        """Record that the state is the one after raft entry `index`, and write it to the file."""
-        self.applied_index = index
-        self.applied_term = term
-        self.marked_revision = revision = self.revision
-        self._changes.trim()
-        data = self.data
+        """Record that the state is the one after raft entry `index`, and write it to the file.
+        After an OSError of `NO_SPACE` it may be called again; until then no mark counts."""
+        data, revision = self.data, self.revision
         data.append_mark(index, term, revision)
         data.flush()
+        self.applied_index = index
+        self.applied_term = term
+        self.marked_revision = revision
+        self._changes.trim()
         if data.is_full:
             data.roll()
 
@@ -600,30 +601,33 @@ class Store:
     def checkpoint(self) -> Job:
         """Write a checkpoint. At the end of the job, log entries up to the applied index of its
         beginning are not needed any more. The first step must run right after a mark. Raises
-        `checkpoint.NoSpace`."""
+        `checkpoint.Discarded`."""
         assert self.data.flushed == self.data.offset, "a checkpoint begins after a mark"
         begin = (self.data.active, self.data.offset)
         applied = self.applied_index, self.applied_term
         meta = checkpoint.meta(begin, applied, self.revision, self.compacted, self.data)
         version = cluster_version(self.buckets)
         chunks = checkpoint.chunks(meta, self.buckets, self.index, self.data)
-        staged = self.disk.stage(f"{self.directory}/{checkpoint.NAME}")
+        staged = None
         self._is_packing, self._staged_bytes = True, 0
         try:
+            staged = self.disk.stage(f"{self.directory}/{checkpoint.NAME}")
             for part in checkpoint.pack(chunks, version):
                 staged.write(part)
                 self._staged_bytes += len(part)
                 yield None
             staged.finish()
+            self.fill_page()
         except OSError as failure:
-            if failure.errno not in NO_SPACE:
+            if failure.errno not in EXHAUSTED:
                 raise
-            staged.discard()
+            if staged is not None:
+                staged.discard()
+            self.data.retract()
             self._staged_bytes = 0
-            raise checkpoint.NoSpace(*failure.args, failure.filename) from failure
+            raise checkpoint.Discarded(*failure.args, failure.filename) from failure
         finally:
             self._is_packing = False
-        self.fill_page()
         sync = self.data.take_sync()
 
         def publish() -> None:

@@ -52,7 +52,7 @@ from etcdlite.raft import Config as RaftConfig
 from etcdlite.records import replace
 from etcdlite.replica.logins import Job
 from etcdlite.replica.maintenance import AutoCompaction
-from etcdlite.storage.disk import Disk
+from etcdlite.storage.disk import Disk, stop_waiting
 from etcdlite.threads import (
     QUICK_SYNC_S,
     Dialed,
@@ -592,6 +592,7 @@ class Server:
         self.connections.close_all()
         self._give_work()
         self._give_disk_work()
+        stop_waiting()
         self._log_thread.stop()
         self._disk_thread.stop()
         self._take_results()

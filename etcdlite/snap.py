@@ -32,6 +32,7 @@ import struct
 import time
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -284,6 +285,8 @@ class Incoming:
             low, high = max(begin, file_begin), min(end, file_end)
             if low < high:
                 file.pwrite(bytes(body[low - begin : high - begin]), low - file_begin)
+                if high == file_end:
+                    file.finish()  # Here, where a lack of space is an answer.
 
     def _open_files(self) -> int | None:
         """Open the files to write if the header is complete. Returns the offset of the first one,
@@ -299,7 +302,7 @@ class Incoming:
             raise SnapshotError("its header contradicts the offer")
         self._disk.make_dir(self._directory)
         for item in header["files"]:
-            file = self._disk.open(f"{self._directory}/{item['name']}", create=True)
+            file = self._disk.create(f"{self._directory}/{item['name']}", b"")
             self._targets.append((file, item["size_bytes"]))
         self._content_bytes = start + sum(size for _, size in self._targets)
         return start
@@ -309,7 +312,6 @@ class Incoming:
         disk = self._disk
         began_s = time.monotonic()
         for file, _ in self._targets:
-            file.finish()
             file.sync()
             file.close()
         self._metrics.snapshot_sync_s.observe(time.monotonic() - began_s)
@@ -356,7 +358,8 @@ class Incoming:
         self._targets = []
         self._forget()
         if self._disk.exists(self._directory):
-            self._disk.remove_tree(self._directory)
+            with suppress(OSError):  # What stays is removed before the next one can be stored.
+                self._disk.remove_tree(self._directory)
 
     def _forget(self) -> None:
         self.connection = None

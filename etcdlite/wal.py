@@ -504,7 +504,8 @@ class WAL:
         """Start the next segment, with room for a frame of `frame_bytes`, or with a frame of each
         of `groups` of records in it. Durable on return.
 
-        Reserves the space, so a full disk is found before anything is written."""
+        Reserves the space, so a full disk is found before anything is written; a thread waits
+        for it."""
         sequence = self._segments[-1].sequence + 1 if self._segments else 1
         path = os.path.join(self._directory, f"{sequence:016x}.wal")
         key = self._keys.first if self._keys is not None else None
@@ -527,10 +528,8 @@ class WAL:
             content.append(frame)
             position += len(frame)
             frame_sequence += 1
-        file = self._disk.open(path + ".tmp", create=True)
+        file = self._disk.create(path + ".tmp", b"".join(content), segment_bytes)
         try:
-            file.allocate(segment_bytes)
-            file.pwrite(b"".join(content), 0)
             if self.sync_enabled:
                 file.sync()
             self._disk.rename(path + ".tmp", path)

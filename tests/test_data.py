@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import struct
 from pathlib import Path
@@ -155,7 +156,7 @@ def test_what_the_disk_cannot_read_is_damaged_and_the_rest_is_not() -> None:
 
 
 def test_the_error_of_a_read_names_the_file(tmp_path: Path) -> None:
-    file = Disk().open(str(tmp_path / "x"), create=True)
+    file = Disk().open_new(str(tmp_path / "x"))
     file.close()
     with pytest.raises(OSError, match="Bad file descriptor") as caught:
         file.pread(1, 0)
@@ -276,3 +277,20 @@ def test_a_damaged_record_among_many_is_an_error_that_says_where() -> None:
         cold.read_all(records)
     with pytest.raises(DataDamaged):
         cold.read_all([(location + (7 << 32), size) for location, size in records])
+
+
+def test_a_file_is_erased_only_when_its_removal_is_durable(tmp_path: Path) -> None:
+    disk, size_bytes = Disk(), 3 << 20
+    for name in ("a", "b"):
+        disk.make_dir(str(tmp_path / name))
+    file = disk.create(str(tmp_path / "a" / "x"), bytes(size_bytes))
+    watching = os.open(file.path, os.O_RDONLY)
+    file.close()
+    disk.unlink(file.path)
+    disk.sync_dir(str(tmp_path / "b"))
+    disk.wait_for_space()
+    assert os.fstat(watching).st_size == size_bytes
+    disk.sync_dir(str(tmp_path / "a"))
+    disk.wait_for_space()
+    assert os.fstat(watching).st_size == 0
+    os.close(watching)

@@ -956,8 +956,14 @@ class FailingDisk(Disk):
 
     broken = False
 
-    def open(self, path: str, *, create: bool = False) -> File:
-        file = super().open(path, create=create)
+    def open(self, path: str) -> File:
+        return self._failing(path, super().open(path))
+
+    def open_new(self, path: str) -> File:
+        return self._failing(path, super().open_new(path))
+
+    @staticmethod
+    def _failing(path: str, file: File) -> File:
         return _FailingFile(file) if path.endswith((".wal", ".wal.tmp")) else file
 
 

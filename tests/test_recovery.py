@@ -388,7 +388,7 @@ def test_files_with_other_names_are_left_alone() -> None:
     strays += ["data/old.seg", "snapshot-of-monday/x", "snapshot-x"]
     rig.disk.make_dir(f"{DATA_DIR}/member/snapshot-of-monday")
     for stray in strays:
-        rig.disk.open(f"{DATA_DIR}/member/{stray}", create=True).pwrite(b"mine", 0)
+        rig.disk.open_new(f"{DATA_DIR}/member/{stray}").pwrite(b"mine", 0)
     rig = MemberRig(rig.disk.fork(), limits=SMALL_LIMITS)
     assert rig.ask(proto.PutRequest(key=b"b")).header.revision == 3
     assert all(f"{DATA_DIR}/member/{stray}" in rig.disk.paths for stray in strays)

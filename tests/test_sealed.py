@@ -443,7 +443,7 @@ def test_a_sealed_file_reads_like_a_plain_one(size_bytes: int) -> None:
     disk = FaultyDisk()
     disk.make_dir(DIRECTORY)
     sealed = SealedDisk(disk, keyring(1))
-    file = sealed.open(SEGMENT, create=True)
+    file = sealed.create(SEGMENT, b"")
     content = os.urandom(size_bytes)
     at = 0
     while at < size_bytes:

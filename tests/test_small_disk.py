@@ -1,25 +1,35 @@
-"""A file system that gets full: the alarm comes first, and the process goes on."""
+"""A file system that gets full: the alarm comes first, and the process goes on. So it does without
+free inodes or file descriptors."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import random
+import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 from rigs.faulty_disk import FaultyDisk
+from rigs.keys import keyring
 from rigs.member_rig import DATA_DIR, MemberRig
-from rigs.processes import ServerProcess, wait_until
+from rigs.processes import SMALL_FILES, ServerProcess, wait_until
+from rigs.store_rig import SMALL_LIMITS
 
 from etcdlite import proto
 from etcdlite.client import EtcdliteError, NoSpace, Put
+from etcdlite.raft_log import Entry
 from etcdlite.replica.alarms import NOSPACE
+from etcdlite.sealing import Keyring
+from etcdlite.storage import disk as disk_layer
 from etcdlite.storage.steps import run
+from etcdlite.wal import WAL
 
 VALUE = b"x" * 1_000_000
 
@@ -211,3 +221,174 @@ def test_the_reserve_covers_the_next_segments() -> None:
     rig.member.state.alarms.measure(rig.now + 10)
     rig.ask(proto.PutRequest(key=b"k"))
     assert (rig.member.identity.member_id, NOSPACE) in rig.member.state.alarms
+
+
+# Anything may be used up, at any time.
+
+
+def lacks(error: int, operation: str, path: str) -> bool:
+    """Whether an operation on the data can find this error. The loop itself writes the data; a
+    thread waits."""
+    needs = ("create", "pwrite") if error == errno.ENOSPC else ("create",)
+    return operation in needs and path.startswith(f"{DATA_DIR}/member/data/")
+
+
+def busy_life(rig: MemberRig) -> None:
+    rng = random.Random(3)
+    for number in range(50):
+        if number % 12 == 11:
+            rig.send(proto.CompactionRequest(revision=rig.story.model.revision - 3))
+        if number in (15, 40):
+            rig.send(proto.DefragmentRequest())
+        key, value = b"%d" % rng.randrange(9), rng.randbytes(rng.choice((3, 90)))
+        rig.send(proto.PutRequest(key=key, value=value))
+        rig.send(proto.DeleteRangeRequest(key=b"%d" % rng.randrange(9)))
+        rig.settle()
+        rig.tick(2.0)
+
+
+@pytest.mark.parametrize("keys", [None, keyring(1)])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EMFILE])
+@pytest.mark.parametrize("attempts", [1, 9])
+def test_a_member_goes_on_when_the_data_finds_no_space_or_no_descriptor(
+    error: int, attempts: int, keys: Keyring | None
+) -> None:
+    for first in count(0, 19):
+        disk, seen = FaultyDisk(), 0
+        rig = MemberRig(disk, checkpoint_bytes=1, limits=SMALL_LIMITS, keys=keys)
+        rig.member.state.alarms.raise_nospace = lambda failure: None  # Puts are not refused.
+        rig.settle()
+
+        def fill(operation: str, path: str) -> None:
+            nonlocal seen
+            if lacks(error, operation, path):
+                seen += 1
+                if first < seen <= first + attempts:  # noqa: B023
+                    raise OSError(error, os.strerror(error), path)
+
+        disk.watcher = fill
+        busy_life(rig)
+        disk.watcher = lambda operation, path: None
+        for _ in range(3):
+            rig.tick(20.0)
+        assert len(rig.story.stages) - 1 == rig.story.acknowledged, "every write is answered"
+        rig.story.check(rig.member.state.store)
+        for left in (disk.fork(), disk.power_loss()):
+            after = MemberRig(left, rig.story, SMALL_LIMITS, keys)
+            after.settle()
+            rig.story.check(after.member.state.store)
+        if seen <= first:
+            break
+    assert first > 50
+
+
+def test_reads_go_on_while_what_is_applied_cannot_be_written() -> None:
+    disk = FaultyDisk()
+    rig = MemberRig(disk)
+    rig.settle()
+    segment = f"{DATA_DIR}/member/data/{1:016x}.seg"
+
+    def fill(operation: str, path: str) -> None:
+        if (operation, path) == ("pwrite", segment):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    disk.watcher, disk.free_bytes = fill, 0
+    assert rig.ask(proto.PutRequest(key=b"k", value=b"v")).header.revision == 2, "the log has it"
+    assert not rig.member.has_work, "it tries again with the next tick"
+    assert rig.ask(proto.RangeRequest(key=b"k")).kvs[0].value == b"v"
+    rig.tick(2.0)
+    assert rig.ask(proto.PutRequest(key=b"k")) == "etcdserver: mvcc: database space exceeded"
+    later = rig.send(proto.DeleteRangeRequest(key=b"k"))
+    rig.tick()
+    assert later not in rig.answers
+    disk.watcher = lambda operation, path: None
+    rig.tick()
+    assert rig.answers[later].deleted == 1
+    MemberRig(disk.fork(), rig.story)
+
+
+def test_the_log_waits_for_space_in_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_layer, "PAUSE_S", 0.01)
+    disk = FaultyDisk()
+    wal = WAL.create(disk, "wal", b"", 1024)
+    refused, is_full = threading.Event(), True
+
+    def fill(operation: str, path: str) -> None:
+        if operation == "allocate" and is_full:
+            refused.set()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    disk.watcher = fill
+    entry = Entry(1, 1, 0, bytes(900))
+    thread = threading.Thread(target=wal.save, args=(None, [entry]))
+    thread.start()
+    assert refused.wait(60)
+    assert wal.last_index == 0
+    is_full = False
+    thread.join()
+    assert wal.last_index == 1
+    assert WAL.open(disk, "wal", 1024)[1].entries == [entry]
+
+
+@pytest.mark.parametrize("flags", [[], ["--wal-segment-bytes=67108864"]])
+def test_a_process_without_a_free_descriptor_goes_on(tmp_path: Path, flags: list[str]) -> None:
+    """With a large segment of the log nothing but the background work needs one."""
+    program = (sys.executable, "-m", "etcdlite")
+    process = ServerProcess(tmp_path / "data", [*SMALL_FILES, *flags], program).start()
+    try:
+        written = []
+        _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        with process.client(timeout_s=2) as client:
+            client.put("first", "v")
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, hard))
+            with contextlib.suppress(EtcdliteError):
+                for number in range(40):
+                    client.put(f"{number}", VALUE[:2000])
+                    written.append(f"{number}")
+            assert (len(written) == 40) == bool(flags)
+            process.wait_for_log("Too many open files")
+            assert client.get("first", serializable=True).value == b"v"
+            if flags:
+                with pytest.raises(EtcdliteError, match="Too many open files"):
+                    client.defragment()
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        with process.client() as client:
+            client.put("last", "v")
+            assert [key for key in written if client.get(key) is None] == []
+            client.defragment()
+        process.restart()
+        with process.client() as client:
+            assert [key for key in (*written, "last") if client.get(key) is None] == []
+    finally:
+        process.close()
+
+
+def test_a_file_system_without_inodes_is_used_on(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400m,nr_inodes=40", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system")
+    program = (sys.executable, "-m", "etcdlite")
+    process = ServerProcess(folder / "data", ["--checkpoint-bytes=16384"], program).start()
+    try:
+        with contextlib.suppress(OSError):
+            for number in range(40):
+                (folder / f"{number}").touch()
+        with process.client() as client:
+            client.put("k", VALUE[:20_000])
+            process.wait_for_log("cannot write a checkpoint")
+            (alarm,) = wait_until(client.alarms, "the alarm is raised")
+            with pytest.raises(NoSpace):
+                client.defragment()
+            assert not process.logged("finished defragmenting")
+            client.delete("k")
+            for path in folder.glob("[0-9]*"):
+                path.unlink()
+            client.defragment()
+            client.disarm(alarm)
+            client.put("k", "v")
+        process.restart()
+    finally:
+        process.close()
+        subprocess.run(["umount", str(folder)], check=True)

@@ -426,7 +426,7 @@ def test_a_missing_last_save_of_a_sealed_segment_is_damage() -> None:
 
 def test_a_segment_under_another_name_is_damage() -> None:
     disk, _ = three_segments()
-    disk.open(path(4), create=True).pwrite(bytes(disk.content(path(2))), 0)
+    disk.open_new(path(4)).pwrite(bytes(disk.content(path(2))), 0)
     assert "this is segment 0000000000000002 under another name" in damaged(disk).why
     disk, _ = three_segments()
     disk.rename(path(3), path(9))
@@ -673,14 +673,14 @@ def test_a_full_disk_shows_before_anything_is_written_to_the_new_segment() -> No
     disk.fail_at, disk.error = 2, errno.ENOSPC
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         model.save(wal, None, [entry(2, size_bytes=300)])
-    assert disk.operations[-1][0] == "allocate"
+    assert [operation for operation, _ in disk.operations[-3:]] == ["create", "allocate", "unlink"]
     assert state(reopen(disk)[1]) == model.history[-1]
 
 
 @pytest.mark.parametrize("left", [0, 1, 511, 1024])
 def test_a_segment_that_a_crash_left_unfinished_is_removed(left: int) -> None:
     disk, model = three_segments()
-    disk.open(path(4) + ".tmp", create=True).pwrite(disk.read(path(3))[:left], 0)
+    disk.open_new(path(4) + ".tmp").pwrite(disk.read(path(3))[:left], 0)
     wal, recovered = reopen(disk)
     assert (state(recovered), recovered.torn) == (model.history[-1], None)
     assert wal.segments == 3 == len(disk.list(FOLDER))
@@ -833,7 +833,7 @@ test_a_log_whose_keys_change_behaves_like_a_list = SealedLog.TestCase
 def test_the_faulty_disk_can_lose_a_new_size() -> None:
     disk = FaultyDisk()
     disk.make_dir(FOLDER)
-    file = disk.open(path(1), create=True)
+    file = disk.open_new(path(1))
     disk.sync_dir(FOLDER)
     file.pwrite(b"x" * 600, 0)
     assert disk.unsynced() == [(path(1), SIZE), (path(1), 0), (path(1), 1)]

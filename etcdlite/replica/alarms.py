@@ -120,14 +120,16 @@ class Alarms:
         if self.kinds and self.has_no_space:
             raise error("NoSpace")
 
-    def raise_nospace(self) -> None:
-        """Tell the cluster that this member is out of space."""
+    def raise_nospace(self, failure: OSError | None = None) -> None:
+        """Tell the cluster that this member is out of space; `failure` showed it."""
         now = self._clock()
         if (self._member_id, NOSPACE) in self._active or now < self._raised_at + RAISE_AGAIN_S:
             return
         self._raised_at = now
         quota_left = self.quota_bytes - self._store.size_in_use_bytes
-        if self.quota_bytes and quota_left <= self.disk_left_bytes:
+        if failure is not None:
+            why, to_do = str(failure), "free space on that file system"
+        elif self.quota_bytes and quota_left <= self.disk_left_bytes:
             why, to_do = "the quota is used up", "compact, delete keys or raise the quota"
         else:
             why, to_do = f"the file system of {self._fullest} is almost full", "free space on it"

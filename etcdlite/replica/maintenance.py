@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from etcdlite import log, proto
-from etcdlite.errors import error
+from etcdlite.errors import UNAVAILABLE, EtcdError, error
 from etcdlite.loading import RunTask
 from etcdlite.methods import COMPACT
 from etcdlite.mvcc import Store
@@ -26,6 +26,7 @@ from etcdlite.replica.state import State
 from etcdlite.request import Session, pass_on
 from etcdlite.storage import checkpoint, cleaning
 from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
+from etcdlite.storage.disk import NO_SPACE
 from etcdlite.storage.steps import Job, discard, run
 
 DEFRAGMENT_SHARE = 0.05
@@ -97,8 +98,10 @@ class Maintenance:
         self.wants_checkpoint = False
         """Write one as soon as possible."""
         self._ticked_at = -math.inf
-        self._next_checkpoint_at = -math.inf
-        """There is none before: the last attempt found no space."""
+        self._shortage: OSError | None = None
+        """Why the last checkpoint or cleaning was given up: there was no space or no descriptor."""
+        self._next_job_at = -math.inf
+        """After that there is no other one before this time."""
         self._compaction_began: float | None = None
         self._compaction_dropped = 0
         self._job: Job | None = None
@@ -110,7 +113,7 @@ class Maintenance:
 
     def defragment(self, session: Session, request_id: int, method: int) -> None:
         """Clean every segment that has garbage, then answer: with NoSpace if there is none for the
-        checkpoint that comes first, without which no space comes back."""
+        checkpoint that comes first, without which no space comes back, or for the cleaning."""
         self._waiting_defragment.append((session, request_id, method))
         self._job = self._job or self._next_job()
 
@@ -132,13 +135,14 @@ class Maintenance:
         store = self._state.store
         if self._waiting_defragment:
             return self._defragment()
+        if self._ticked_at < self._next_job_at:
+            return None
         least_bytes = len(store.index.heads) * store.limits.checkpoint_bytes_per_key
         # Writes that change nothing (a compare that fails) make the log grow, but not the data.
         new_bytes = max(store.bytes_since_checkpoint, self.logged_bytes)
-        may_begin = self._ticked_at >= self._next_checkpoint_at
         is_other = store.storage_version != self._state.cluster_version.version
         is_due = new_bytes > max(self.checkpoint_bytes, least_bytes)
-        if may_begin and (self.wants_checkpoint or is_other or is_due):
+        if self.wants_checkpoint or is_other or is_due:
             self.wants_checkpoint = False
             return self._checkpoint()
         segment = cleaning.segment_to_clean(store, store.limits.clean_share)
@@ -243,11 +247,8 @@ class Maintenance:
         before = store.storage_version
         try:
             yield from store.checkpoint()
-        except checkpoint.NoSpace as failure:
-            # Only the log grows without it; the alarm stops that.
-            self._next_checkpoint_at = state.clock() + RAISE_AGAIN_S
-            log.error("there is no space for a checkpoint; trying again", error=str(failure))
-            state.alarms.raise_nospace()
+        except checkpoint.Discarded as failure:
+            self._give_up("cannot write a checkpoint; trying again", failure)
             return
         if store.storage_version != before:
             fields = {"from": before.full, "to": store.storage_version.full}
@@ -258,6 +259,15 @@ class Maintenance:
         self.checkpoint_index = index
         self.released = (index, term)
         log.debug("checkpoint written", index=index, keys=len(store.index.heads))
+
+    def _give_up(self, what: str, failure: OSError) -> None:
+        """Note that a job lacks space or a descriptor. Only the files grow without it, and the
+        alarm stops that."""
+        self._shortage = failure
+        self._next_job_at = self._state.clock() + RAISE_AGAIN_S
+        log.error(what, error=str(failure))
+        if failure.errno in NO_SPACE:
+            self._state.alarms.raise_nospace(failure)
 
     def _clean(self, segment: int) -> Job:
         try:
@@ -270,6 +280,12 @@ class Maintenance:
             # Records were moved already.
             store.mark(store.applied_index, store.applied_term)
             return
+        except OSError as failure:
+            if failure.errno not in NO_SPACE:
+                raise
+            self._state.store.data.retract()
+            self._give_up("cannot clean a segment; trying again", failure)
+            return
         self.cleaned_segments += 1
         log.debug("segment cleaned", segment=segment)
 
@@ -281,23 +297,28 @@ class Maintenance:
         state = self._state
         store = state.store
         self._defragmenting, self._waiting_defragment = self._waiting_defragment, []
-        before, checkpoints = store.size_bytes, self.checkpoints
+        before, self._shortage = store.size_bytes, None
         began = state.clock()
         log.info("defragmenting", current_db_size_bytes=before)
         if store.data.offset > SEGMENT_HEADER.size:
             store.data.roll()
         yield from self._checkpoint()
-        has_space = self.checkpoints > checkpoints
-        while has_space and (segment := cleaning.segment_to_clean(store, DEFRAGMENT_SHARE)):
+        while not self._shortage and (
+            segment := cleaning.segment_to_clean(store, DEFRAGMENT_SHARE)
+        ):
             yield from self._clean(segment)
-        # Whoever waits for this may need the space at once.
-        yield store.data.take_sync()
-        yield store.disk.wait_for_space
-        sizes = {"previous_db_size_bytes": before, "current_db_size_bytes": store.size_bytes}
-        log.info("finished defragmenting", **sizes)
-        state.metrics.defragment_s.observe(state.clock() - began)
-        # As in etcd, without even a header.
-        answer = b"" if has_space else error("NoSpace")
+        answer: bytes | EtcdError = b""  # As in etcd, without even a header.
+        if self._shortage is None:
+            # Whoever waits for this may need the space at once.
+            yield store.data.take_sync()
+            yield store.disk.wait_for_space
+            sizes = {"previous_db_size_bytes": before, "current_db_size_bytes": store.size_bytes}
+            log.info("finished defragmenting", **sizes)
+            state.metrics.defragment_s.observe(state.clock() - began)
+        elif self._shortage.errno in NO_SPACE:
+            answer = error("NoSpace")
+        else:
+            answer = EtcdError(UNAVAILABLE, f"etcdlite: {self._shortage}")
         for session, request_id, method in self._defragmenting:
             pass_on(session, request_id, method, answer)
         self._defragmenting = []

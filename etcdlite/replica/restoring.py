@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from etcdlite import datadir
 from etcdlite.lease import Lessor
@@ -34,7 +35,8 @@ class Restoring:
         rejected."""
         if index not in [snapshot.index for snapshot in self.waiting]:
             store = self._state.store
-            datadir.drop_snapshot(store.disk, store.directory, index)
+            drop = partial(datadir.drop_snapshot, store.disk, store.directory, index)
+            self._run_task(drop, lambda: None)
 
     def begin(self) -> None:
         """Open the next one. Nothing may be applied or maintained until it is restored."""

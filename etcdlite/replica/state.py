@@ -17,29 +17,18 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
-from etcdlite import log, proto, txn
+from etcdlite import log, methods, proto, txn
 from etcdlite.auth import Auth, Author
 from etcdlite.errors import EtcdError, error
 from etcdlite.identity import Identity
 from etcdlite.lease import KEY as LEASE_KEY
-from etcdlite.methods import (
-    ALARM_METHOD,
-    COMPACT,
-    LEASE_GRANT,
-    LEASE_REVOKE,
-    PUT,
-    ROWS,
-    TXN,
-    Route,
-    by_number,
-    numbers,
-)
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
 from etcdlite.plain_txn import PlainTxn
 from etcdlite.proto import varint, varint64
 from etcdlite.raft import ConfChange
+from etcdlite.raft_log import Entry
 from etcdlite.replica.alarms import CORRUPT, NOSPACE, Alarms
 from etcdlite.replica.cluster_version import ClusterVersion
 from etcdlite.replica.membership import CHANGES, Membership
@@ -47,11 +36,12 @@ from etcdlite.replica.timeline import Timeline
 from etcdlite.request import Read, Session, Steps, Waiter
 from etcdlite.rights import KeySet
 from etcdlite.storage.data import LEASE
+from etcdlite.storage.disk import NO_SPACE
 from etcdlite.storage.steps import join_steps
 from etcdlite.versions import KEEPS_TIMES, NEGATIVE_LEASES, Version
 
-_EVEN_IF_CORRUPT = {ALARM_METHOD} | {
-    row.number for row in ROWS if row.service in ("etcdserverpb.Auth", "etcdlite.Log")
+_EVEN_IF_CORRUPT = {methods.ALARM_METHOD} | {
+    row.number for row in methods.ROWS if row.service in ("etcdserverpb.Auth", "etcdlite.Log")
 }
 """Methods that the alarm CORRUPT does not forbid."""
 
@@ -117,6 +107,28 @@ class State:
 
     # Applying.
 
+    awaits_space = False
+    """There was no space for what is applied; nothing more may be applied before a tick resets it.
+    """
+
+    def write(self, last: Entry | None) -> bool:
+        """Write what is applied to the data file if there is much; with `last`, the last entry
+        applied, write all of it. Returns False if there is no space: it is kept, to be written by
+        the next call."""
+        try:
+            if last is None:
+                self.store.data.flush_part()
+            else:
+                self.store.mark(last.index, last.term)
+        except OSError as failure:
+            if failure.errno not in NO_SPACE:
+                raise
+            self.awaits_space = True
+            if not log.limited("no space to apply", 0.1):
+                log.error("no space for what is applied; trying again", error=str(failure))
+            self.alarms.raise_nospace(failure)
+        return not self.awaits_space
+
     def apply(self, requests: list[Waiter]) -> Generator[None, None, list[int]]:
         """Carry out the requests of an entry, in steps. Returns the methods of the failed ones."""
         # The hot path of writes: a plain put costs no generator and no look-up in `APPLIERS`.
@@ -141,7 +153,7 @@ class State:
                 yield
             try:
                 if auth.enabled:
-                    if method == PUT and not (request.lease or request.prev_kv):
+                    if method == methods.PUT and not (request.lease or request.prev_kv):
                         # Hot path: a plain put changes neither the author nor its rights.
                         if writable is None:
                             yield from auth.learn_steps(auth.author)
@@ -159,7 +171,7 @@ class State:
                             yield from auth.lease_steps(self.lessor, auth.author, puts)
                 if alarms:
                     refuse(alarms, method, request)
-                if method == PUT:
+                if method == methods.PUT:
                     if (
                         request.lease
                         or request.prev_kv
@@ -171,7 +183,7 @@ class State:
                         store.put_all(((request.key, request.value, 0),))
                         answer = b""
                     metrics.puts += 1
-                elif method == TXN:
+                elif method == methods.TXN:
                     if isinstance(request, PlainTxn):
                         step_left -= request.count
                     else:
@@ -220,7 +232,7 @@ class State:
                 continue
             if session is None:
                 continue
-            if method == COMPACT and request.physical:
+            if method == methods.COMPACT and request.physical:
                 self.awaiting_compaction.append((session, request_id, method))
             else:
                 session.reply(request_id, method, header(revision) + answer)
@@ -265,13 +277,13 @@ def refuse(alarms: frozenset[int], method: int, request: Any) -> None:
 
 def needs_space(method: int, request: Any) -> bool:
     """Whether the alarm NOSPACE forbids a write: it forbids puts and leases, but not deletes."""
-    if method != TXN:
-        return method in (PUT, LEASE_GRANT)
+    if method != methods.TXN:
+        return method in (methods.PUT, methods.LEASE_GRANT)
     if isinstance(request, PlainTxn):
         return request.put_count > 0
     for op in (*request.success, *request.failure):
         if op.request_put is not None or (
-            op.request_txn is not None and needs_space(TXN, op.request_txn)
+            op.request_txn is not None and needs_space(methods.TXN, op.request_txn)
         ):
             return True
     return False
@@ -280,19 +292,19 @@ def needs_space(method: int, request: Any) -> bool:
 def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
     """Leases that the request attaches a key to, or revokes, as (lease, key or None if it is
     revoked). The author must be permitted to write all keys of these leases."""
-    if method == PUT:
+    if method == methods.PUT:
         return [(request.lease, request.key)] if request.lease else []
     if isinstance(request, PlainTxn):
         return [(lease, key) for key, _, lease in request.puts if lease]
-    if method == TXN:
+    if method == methods.TXN:
         found: list[tuple[int, bytes | None]] = []
         for op in (*request.success, *request.failure):
             if op.request_put is not None:
-                found += lease_puts(PUT, op.request_put)
+                found += lease_puts(methods.PUT, op.request_put)
             elif op.request_txn is not None:
-                found += lease_puts(TXN, op.request_txn)
+                found += lease_puts(methods.TXN, op.request_txn)
         return found
-    return [(request.ID, None)] if method == LEASE_REVOKE else []
+    return [(request.ID, None)] if method == methods.LEASE_REVOKE else []
 
 
 # Appliers: one per method, except puts and transactions, which `State.apply` carries out itself.
@@ -364,11 +376,11 @@ def _cluster_version(state: State, request: proto.ClusterVersion) -> None:
         state.timeline.stop()
 
 
-WRITES = numbers(Route.WRITE)
+WRITES = methods.numbers(methods.Route.WRITE)
 """The methods that an entry may hold, membership changes apart."""
 
-APPLIERS: dict[int, Callable[[State, Any], Applying]] = by_number(
-    WRITES - {PUT, TXN},
+APPLIERS: dict[int, Callable[[State, Any], Applying]] = methods.by_number(
+    WRITES - {methods.PUT, methods.TXN},
     {
         "KV.DeleteRange": _delete_range,
         "KV.Compact": _compact,

@@ -65,8 +65,8 @@ END = 6
 NAME = "checkpoint"
 
 
-class NoSpace(OSError):
-    """There is no space for a checkpoint. It was discarded, and nothing else has changed."""
+class Discarded(OSError):
+    """There is no space or no descriptor for a checkpoint. Nothing else has changed."""
 
 
 def meta(

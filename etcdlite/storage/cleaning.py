@@ -78,8 +78,8 @@ def segment_to_clean(store: Store, least_garbage: float) -> int | None:
 
 def clean(store: Store, number: int) -> Job:
     """Move what is still needed of segment `number` to the tail, sync it, remove the segment.
-    Raises DataDamaged; then the segment stays, and what was moved before counts from the next
-    mark on."""
+    Raises DataDamaged, and OSError of `NO_SPACE`; then the segment stays, and what was moved before
+    counts from the next mark on."""
     # Flat: a large store has millions of records.
     data, index, limits = store.data, store.index, store.limits
     find, parts, past = index.heads.find, index.heads.blocks, index.past
@@ -191,12 +191,13 @@ class _Copies:
             begin = data.append_block(bytes(self.block))
             number = begin >> 32
             data.garbage[number] += len(self.block)
+            # First: without space for the copies, the index must not point to them.
+            store.mark(store.applied_index, store.applied_term)
             for block, row, at, _ in self.rows:
                 U64.pack_into(block, row + _LOCATION_AT, begin + at)
             moved_bytes = sum([size + RECORD_HEADER_BYTES for *_, size in self.rows])
             data.garbage[source] += moved_bytes
             data.garbage[number] -= moved_bytes
-            store.mark(store.applied_index, store.applied_term)
         step_records = store.limits.clean_step_records
         for first in range(0, len(self.versions) + 1, step_records):
             for key, mod, at, size in self.versions[first : first + step_records]:

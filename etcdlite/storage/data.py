@@ -57,7 +57,7 @@ from etcdlite import log
 from etcdlite.errors import Explained
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import read_varint
-from etcdlite.storage.disk import Disk, File
+from etcdlite.storage.disk import EXHAUSTED, Disk, File
 from etcdlite.versions import CURRENT, OLDEST, Version, parse
 
 PUT = 1
@@ -131,6 +131,9 @@ MIN_SEGMENT_PAGES = 8
 the checkpoint after it fill."""
 
 OFFSET_MASK = (1 << 32) - 1
+
+MAX_SEGMENT_BYTES = 1 << 31
+"""A segment ends here even if there can be no next one: an offset has 32 bits."""
 
 _NAME = re.compile(r"[0-9a-f]{16}\.seg")
 _LEAST_FILL = 2 * RECORD_HEADER_BYTES + BUCKET_BODY.size + MARK_BODY.size
@@ -382,6 +385,13 @@ class DataFile:
             self.append_mark(index, term, revision)
             self.flush()
 
+    def retract(self) -> None:
+        """Forget what waits to be flushed, for which there is no space. It counts as garbage, and
+        nothing points to it."""
+        self.garbage[self.active] -= self.offset - self.flushed
+        self.offset = self.flushed
+        self.out.clear()
+
     def drop_recent(self) -> None:
         """Forget the recent records, unless some wait to be flushed."""
         if not self.out:
@@ -399,16 +409,25 @@ class DataFile:
         return self.offset >= self.segment_bytes
 
     def roll(self) -> None:
-        """Seal the active segment and begin the next. Nothing may wait to be flushed."""
+        """Seal the active segment and begin the next. Nothing may wait to be flushed. Without a
+        descriptor or space for the next one, the active segment goes on (see `is_full`)."""
         assert not self.out
-        if self.active:
-            self.files[self.active].finish()
-            self.sizes[self.active] = self.offset
-        number = self.active + 1
-        file = self.disk.open(self.path(number), create=True)
+        number, file = self.active + 1, None
         header = SEGMENT_HEADER.pack(MAGIC, FORMAT_VERSION, number, self.offset, 0)[:-4]
         header += struct.pack("<I", crc32(header))
-        file.pwrite(header, 0)
+        try:
+            file = self.disk.create(self.path(number), header)
+            if self.active:
+                self.files[self.active].finish()
+        except OSError as failure:
+            if file is not None:
+                file.close()
+                self.disk.unlink(file.path)
+            if failure.errno not in EXHAUSTED or self.offset > MAX_SEGMENT_BYTES:
+                raise
+            return
+        if self.active:
+            self.sizes[self.active] = self.offset
         self.files[number] = file
         self.garbage[number] = 0
         self._activate(number, len(header))

@@ -5,7 +5,8 @@ way, so that tests can put a faulty or simulated disk in its place.
 
 Every method may raise `OSError`. After a failed `sync` the state of the file is unknown (the kernel
 may have dropped the dirty pages and cleared the error), so the caller must not retry: it ends the
-process.
+process. What found no space or no free descriptor may be tried again: in a thread a method waits
+for a descriptor itself, and a caller waits for space with `pause`.
 
 The one thread here does work that no caller can wait for: see `_Eraser`.
 """
@@ -18,18 +19,65 @@ import os
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from typing import Any, TypeVar
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+from etcdlite import log
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of the file system, of the user, or within the limit of the size of a file."""
+
+NO_FILES = (errno.EMFILE, errno.ENFILE)
+
+EXHAUSTED = NO_SPACE + NO_FILES
+"""Errors after which another attempt may succeed later."""
+
+PAUSE_S = 1.0
+MAX_PAUSES = 60
+"""Between two attempts, and the number of those for a descriptor. Then the process must end, which
+closes all of its files."""
 
 COPY_BYTES = 1 << 20
 """The contents of a file are copied in pieces of this size."""
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+_is_stopping = threading.Event()
+
+
+def pause(failure: OSError) -> None:
+    """Wait before another attempt of what failed for want of space or a descriptor. Only a thread
+    may wait, and only until the process stops: otherwise raises `failure`."""
+    if threading.current_thread() is threading.main_thread():
+        raise failure
+    if not log.limited("exhausted", 0.1):
+        log.error("the system has no space or no file descriptor left; waiting", error=str(failure))
+    if _is_stopping.wait(PAUSE_S):
+        raise failure
+
+
+def stop_waiting() -> None:
+    """From now on nothing waits in `pause`: the process stops."""
+    _is_stopping.set()
+
+
+def _patiently(call: Callable[..., Any], *args: Any) -> Any:
+    """The result of a call that needs a free descriptor."""
+    for pauses in range(MAX_PAUSES + 1):
+        try:
+            return call(*args)
+        except OSError as failure:
+            if failure.errno not in NO_FILES or pauses == MAX_PAUSES:
+                raise
+            pause(failure)
+
+
+def _open(path: str, flags: int) -> int:
+    fd: int = _patiently(os.open, path, flags | os.O_CLOEXEC, 0o600)
+    return fd
 
 
 def _names_file(call: _Call) -> _Call:
@@ -122,8 +170,8 @@ class Staged:
         # Always a new file: an abandoned `Staged` may still write to an old one.
         if os.path.exists(path + ".tmp"):
             os.unlink(path + ".tmp")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._file = open(os.open(path + ".tmp", flags, 0o600), "wb")  # noqa: SIM115
+        fd = _open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        self._file = open(fd, "wb")  # noqa: SIM115
 
     @_names_file
     def write(self, data: bytes) -> None:
@@ -163,21 +211,31 @@ class _Eraser:
     name is left to the kernel."""
 
     def __init__(self) -> None:
-        self._removed: deque[int] = deque()
+        self._removed: dict[int, str] = {}
+        """Files whose removal is not durable yet, and their folders."""
         self.waiting: queue.Queue[int] = queue.Queue()
         self._thread: threading.Thread | None = None
 
-    def take(self, fd: int) -> None:
-        """Take over an open file whose name was removed."""
-        if os.fstat(fd).st_size <= ERASE_STEP_BYTES:
-            os.close(fd)
-        else:
-            self._removed.append(fd)
+    def remove(self, path: str, call: Callable[..., None], *args: str) -> None:
+        """Take over the file at `path`, whose name `call` removes."""
+        fd = -1
+        with suppress(OSError):  # There is none, it is a folder, or no descriptor is free.
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            call(*args)
+            if fd >= 0 and os.fstat(fd).st_size > ERASE_STEP_BYTES:
+                self._removed[fd] = os.path.dirname(path) or "."
+                fd = -1
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
-    def synced(self) -> None:
-        """Erase the files taken so far: their removal is durable now."""
-        while self._removed:
-            self.waiting.put(self._removed.popleft())
+    def synced(self, folder: str) -> None:
+        """Erase the files taken so far in a folder: their removal is durable now."""
+        for fd, its_folder in self._removed.copy().items():
+            if its_folder != folder or self._removed.pop(fd, None) is None:
+                continue
+            self.waiting.put(fd)
             if self._thread is None:
                 self._thread = threading.Thread(None, self._run, "etcdlite-eraser", daemon=True)
                 self._thread.start()
@@ -211,18 +269,37 @@ class Disk:
         """Whether an open data segment may be continued where it ends."""
         return True
 
-    def open(self, path: str, *, create: bool = False) -> File:
-        """Open for reading and writing. With `create` the file must not exist yet."""
-        flags = os.O_RDWR | os.O_CLOEXEC
-        if create:
-            flags |= os.O_CREAT | os.O_EXCL
-        return self._shared(path, os.open(path, flags, 0o600))
+    def open(self, path: str) -> File:
+        """Open for reading and writing."""
+        return self._shared(path, _open(path, os.O_RDWR))
+
+    def create(self, path: str, content: bytes, size_bytes: int = 0) -> File:
+        """A new file, which must not exist yet, with this content and reserved space of this size.
+        A thread waits for the space; after an error there is no file."""
+        while True:
+            file = self.open_new(path)
+            try:
+                if size_bytes:
+                    file.allocate(size_bytes)
+                if content:
+                    file.pwrite(content, 0)
+                return file
+            except OSError as failure:
+                file.close()
+                self.unlink(path)
+                if failure.errno not in NO_SPACE:
+                    raise
+                pause(failure)
+
+    def open_new(self, path: str) -> File:
+        """An empty file, which must not exist yet."""
+        return self._shared(path, _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
 
     def open_read(self, path: str) -> File:
         """Open for reading."""
         while True:
             try:
-                file = self._shared(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                file = self._shared(path, _open(path, os.O_RDONLY))
             except BlockingIOError:
                 continue  # It was just replaced and is being erased: open its replacement.
             if os.fstat(file.fileno()).st_nlink:
@@ -241,7 +318,7 @@ class Disk:
 
     def lock(self, path: str) -> File:
         """Create the lock file if needed, and lock it. Raises BlockingIOError if it is locked."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = _open(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
@@ -251,7 +328,7 @@ class Disk:
 
     def list(self, path: str) -> list[str]:
         """The names in a folder, sorted."""
-        return sorted(os.listdir(path))
+        return sorted(_patiently(os.listdir, path))
 
     def exists(self, path: str) -> bool:
         return os.path.exists(path)
@@ -262,24 +339,16 @@ class Disk:
 
     def rename(self, old: str, new: str) -> None:
         """Atomically replace `new` by `old`. Durable only after `sync_dir`."""
-        try:
-            fd = os.open(new, os.O_RDWR | os.O_CLOEXEC)
-        except (FileNotFoundError, IsADirectoryError):
-            os.rename(old, new)
-            return
-        os.rename(old, new)
-        _ERASER.take(fd)
+        _ERASER.remove(new, os.rename, old, new)
 
     def unlink(self, path: str) -> None:
         """Remove the name. The space is freed in steps, see `_Eraser`."""
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        os.unlink(path)
-        _ERASER.take(fd)
+        _ERASER.remove(path, os.unlink, path)
 
     def remove_tree(self, path: str) -> None:
         import shutil  # It loads every compression library, and trees are rarely removed.
 
-        shutil.rmtree(path)
+        _patiently(shutil.rmtree, path)
 
     def space(self, path: str) -> tuple[int, int]:
         """Bytes of the file system of `path`: (free for this user, total)."""
@@ -288,12 +357,12 @@ class Disk:
 
     def sync_dir(self, path: str) -> None:
         """Make creations, renames and removals in the folder durable."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = _open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(fd)
         finally:
             os.close(fd)
-        _ERASER.synced()
+        _ERASER.synced(path)
 
     def wait_for_space(self) -> None:
         """Wait until the space of the files removed before the last `sync_dir` is free."""

@@ -362,19 +362,21 @@ class SealedDisk(Disk):
         for name in (*names, "sync_dir"):  # These have nothing to do with content.
             setattr(self, name, getattr(inner, name))
 
-    def open(self, path: str, *, create: bool = False) -> File:
+    def open(self, path: str) -> File:
+        file = self.inner.open(path)
+        if is_sealed_name(path):
+            file = self._opened(path, file, b"")
+        if isinstance(file, SealedFile):
+            self._writing[path] = file
+        return file
+
+    def create(self, path: str, content: bytes, size_bytes: int = 0) -> File:
         if not is_sealed_name(path):
-            return self.inner.open(path, create=create)
-        file = self.inner.open(path, create=create)
-        if create:
-            pages = _new_pages(path, self.keys.first, self._owner)
-            file.pwrite(pages.header, 0)
-            opened: File = SealedFile(self, file, pages, b"")
-        else:
-            opened = self._opened(path, file, b"")
-        if isinstance(opened, SealedFile):
-            self._writing[path] = opened
-        return opened
+            return self.inner.create(path, content, size_bytes)
+        pages = _new_pages(path, self.keys.first, self._owner)
+        file = SealedFile(self, self.inner.create(path, pages.header), pages, content)
+        self._writing[path] = file
+        return file
 
     def open_read(self, path: str) -> File:
         """A reader of what was written up to now."""

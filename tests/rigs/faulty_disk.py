@@ -280,14 +280,17 @@ class FaultyDisk(Disk):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return self._names[path]
 
-    def open(self, path: str, *, create: bool = False) -> File:
-        self._step("create" if create else "open", path)
-        if create:
-            if path in self._names:
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-            if (os.path.dirname(path) or ".") not in self._directories:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            self._change("", path, _Inode())
+    def open(self, path: str) -> File:
+        self._step("open", path)
+        return FaultyFile(self, path, self._inode(path))
+
+    def open_new(self, path: str) -> File:
+        self._step("create", path)
+        if path in self._names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        if (os.path.dirname(path) or ".") not in self._directories:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        self._change("", path, _Inode())
         return FaultyFile(self, path, self._inode(path))
 
     def open_read(self, path: str) -> File:
@@ -377,7 +380,7 @@ class _FaultyStaged(Staged):
         self.path = path
         if disk.exists(path + ".tmp"):
             disk.unlink(path + ".tmp")
-        self._content = disk.open(path + ".tmp", create=True)
+        self._content = disk.open_new(path + ".tmp")
         self._offset = 0
 
     def write(self, data: bytes) -> None:
