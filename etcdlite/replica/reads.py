@@ -32,21 +32,9 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
-from etcdlite import proto, ranges, txn
+from etcdlite import methods, proto, ranges, txn
 from etcdlite.auth import Author, RightsUnknown
 from etcdlite.errors import UNAVAILABLE, EtcdError, error
-from etcdlite.methods import (
-    HASH,
-    HASH_KV,
-    KEEP_ALIVE,
-    LEASE_LEASES,
-    RANGE,
-    TIME_TO_LIVE,
-    TXN,
-    Route,
-    by_number,
-    numbers,
-)
 from etcdlite.options import Options
 from etcdlite.proto import varint, varint64
 from etcdlite.raft import NotLeader, Raft, RequestDropped
@@ -90,11 +78,11 @@ ANSWER_LOST = EtcdError(
     "written is written",
 )
 
-BESIDE = frozenset((RANGE, TXN, KEEP_ALIVE))
+BESIDE = frozenset((methods.RANGE, methods.TXN, methods.KEEP_ALIVE))
 """Methods whose reads may be begun while an entry is applied in part: they take what they answer
 from the revision before, or from nothing that changes in steps."""
 
-BACKGROUND = frozenset((HASH, HASH_KV))
+BACKGROUND = frozenset((methods.HASH, methods.HASH_KV))
 """Methods whose reads visit the whole store and are not urgent: they are done one after the
 other, as background work."""
 
@@ -245,10 +233,10 @@ class Reads:
         self, session: Session, request_id: int, author: Author | None, lease_id: int
     ) -> None:
         """Answer b"" if the author may write all keys of the lease, as of what is applied here."""
-        self.ready.append((0, [(session, request_id, KEEP_ALIVE, (author, lease_id))], 0.0))
+        self.ready.append((0, [(session, request_id, methods.KEEP_ALIVE, (author, lease_id))], 0.0))
 
     def _when_current(self, do: Callable[[], None], size_bytes: int) -> None:
-        self.read(Asked(lambda answer: do()), 0, KEEP_ALIVE, None, size_bytes)
+        self.read(Asked(lambda answer: do()), 0, methods.KEEP_ALIVE, None, size_bytes)
 
     def _when_known(self, author: Author, do: Callable[[], None]) -> None:
         self.check_renewal(Asked(lambda answer: do()), 0, author, 0)
@@ -364,7 +352,7 @@ class Reads:
 
     def _warn_if_slow(self, since: float, reads: list[Read]) -> None:
         took_s = self._state.clock() - since
-        if took_s > self._warn_s and reads[0][2] in (RANGE, TXN):
+        if took_s > self._warn_s and reads[0][2] in (methods.RANGE, methods.TXN):
             self._state.metrics.slow_applies += 1
             warn_slow("read", took_s, self._warn_s, reads)
 
@@ -406,7 +394,7 @@ class Reads:
             return True
         try:
             if (
-                method == RANGE
+                method == methods.RANGE
                 # Only the key is set: a message stores only the fields that were set.
                 and len(request.__dict__) == 1 + request.serializable
             ):
@@ -451,7 +439,7 @@ class Reads:
 
     def _steps(self, read: Read) -> Steps:
         session, _, method, request = read
-        if method == RANGE and getattr(session, "streams_ranges", False):
+        if method == methods.RANGE and getattr(session, "streams_ranges", False):
             steps = _streamable_range(self._state, request)
         else:
             steps = READERS[method](self._state, request)
@@ -467,9 +455,9 @@ class Reads:
             yield from auth.learn_steps(unknown.author)
             author = self._access.check(session, request_id, method, request)
         revision = auth.revision
-        if method == LEASE_LEASES or (method == TIME_TO_LIVE and request.keys):
+        if method == methods.LEASE_LEASES or (method == methods.TIME_TO_LIVE and request.keys):
             yield from auth.lease_read_steps(
-                self._state.lessor, author, None if method == LEASE_LEASES else request.ID
+                self._state.lessor, author, None if method == methods.LEASE_LEASES else request.ID
             )
         try:
             answer = yield from steps
@@ -815,8 +803,8 @@ def _role_list(state: State, request: proto.AuthRoleListRequest) -> bytes:
     return state.header + proto.AuthRoleListResponse(roles=state.auth.roles()).encode()
 
 
-READERS: dict[int, Callable[[State, Any], Steps]] = by_number(
-    numbers(Route.READ | Route.SERIALIZABLE),
+READERS: dict[int, Callable[[State, Any], Steps]] = methods.by_number(
+    methods.numbers(methods.Route.READ | methods.Route.SERIALIZABLE),
     {
         "KV.Range": _range,
         "KV.Txn": _txn,

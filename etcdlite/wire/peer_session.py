@@ -19,17 +19,6 @@ from etcdlite.errors import (
     EtcdError,
     error,
 )
-from etcdlite.frames import (
-    END,
-    ERROR,
-    HANDSHAKE,
-    HELLO,
-    MAGIC,
-    PING,
-    PROTOCOL_VERSION,
-    FrameReader,
-    ProtocolError,
-)
 from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, MEMBER_LIST, PEER_METHODS
 from etcdlite.metrics import Peer as PeerMetrics
@@ -79,22 +68,22 @@ class Accepted(PeerConnection, OwnRequester):
     def _check_versions(self, lowest: int, highest: int) -> None:
         if lowest <= peer_frames.VERSION <= highest:
             self.version = peer_frames.VERSION
-        elif lowest <= PROTOCOL_VERSION <= highest:
-            self.version = PROTOCOL_VERSION
-            self._reader = FrameReader(MAX_UNKNOWN_FRAME_BYTES)
+        elif lowest <= frames.PROTOCOL_VERSION <= highest:
+            self.version = frames.PROTOCOL_VERSION
+            self._reader = frames.FrameReader(MAX_UNKNOWN_FRAME_BYTES)
         else:
-            self._append(HANDSHAKE.pack(MAGIC, 0, 0))
-            raise ProtocolError(
+            self._append(frames.HANDSHAKE.pack(frames.MAGIC, 0, 0))
+            raise frames.ProtocolError(
                 f"it speaks versions {lowest} to {highest}, this member {peer_frames.VERSION} only"
             )
-        self._append(HANDSHAKE.pack(MAGIC, self.version, 0))
+        self._append(frames.HANDSHAKE.pack(frames.MAGIC, self.version, 0))
         hello = proto.Hello(
             cluster_id=self.member.identity.cluster_id,
             member_id=self.member.identity.member_id,
             version=program_version(self.local.version),
             cluster_version=str(self.local.cluster_version.version),
         )
-        self.send(0, HELLO, 0, hello.encode())
+        self.send(0, frames.HELLO, 0, hello.encode())
 
     def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
         if self.node in self.member.state.membership.removed:
@@ -104,9 +93,9 @@ class Accepted(PeerConnection, OwnRequester):
             self.take_message(body, self.node)
         elif not self.node:
             self._take_from_stranger(request_id, method, body)
-        elif method == PING:
+        elif method == frames.PING:
             self.local.rollback.reported(self.node, body)
-            self.send(request_id, PING, END, body)
+            self.send(request_id, frames.PING, frames.END, body)
         elif method == SNAPSHOT and self._snapshot_id:
             self.member.incoming.receive(self, body)
         else:
@@ -119,12 +108,12 @@ class Accepted(PeerConnection, OwnRequester):
         elif method == MEMBER_LIST and not self._has_asked:
             self._answer(request_id, method, body)
         elif self.version != peer_frames.VERSION:
-            raise ProtocolError(
+            raise frames.ProtocolError(
                 f"method {method:#04x} of protocol version {self.version}, that of clients and of "
                 "older members: give a client the URL of the client port; update an older member"
             )
         else:
-            raise ProtocolError(f"method {method:#04x} came before an introduction")
+            raise frames.ProtocolError(f"method {method:#04x} came before an introduction")
         self._has_asked = True
 
     def _introduced(self, request_id: int, introduction: proto.Introduction) -> None:
@@ -188,7 +177,7 @@ class Accepted(PeerConnection, OwnRequester):
             life=self.local.identity.incarnation,
             recovered=self.local.rollback.recovered,
         )
-        self.send(request_id, INTRODUCE, END, welcome.encode())
+        self.send(request_id, INTRODUCE, frames.END, welcome.encode())
 
     def _offered(self, request_id: int, offer: proto.SnapshotOffer) -> None:
         self._snapshot_id = request_id
@@ -225,7 +214,7 @@ class Accepted(PeerConnection, OwnRequester):
             )
         try:
             self.local.checked_version(introduction.version)
-        except ProtocolError as failure:
+        except frames.ProtocolError as failure:
             return EtcdError(FAILED_PRECONDITION, f"etcdlite: {failure}")
         if introduction.to != member.identity.member_id:
             return EtcdError(
@@ -248,7 +237,7 @@ class Accepted(PeerConnection, OwnRequester):
     def _answer(self, request_id: int, method: int, body: bytes) -> None:
         """Answer a question of another member."""
         if request_id in self._requests:
-            raise ProtocolError(f"request id {request_id} is in use")
+            raise frames.ProtocolError(f"request id {request_id} is in use")
         self._requests[request_id] = method
         member = self.member
         try:
@@ -273,21 +262,21 @@ class Accepted(PeerConnection, OwnRequester):
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         if self._requests.pop(request_id, None) is not None:
-            self.send(request_id, method, END, body)
+            self.send(request_id, method, frames.END, body)
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         if self._requests.pop(request_id, None) is not None:
             body = proto.Error(code=failure.code, message=failure.text).encode()
-            self.send(request_id, method, END | ERROR, body)
+            self.send(request_id, method, frames.END | frames.ERROR, body)
 
     def snapshot_taken(self) -> None:
         """The snapshot that came over this connection is whole and durable."""
-        self.send(self._snapshot_id, SNAPSHOT, END, b"")
+        self.send(self._snapshot_id, SNAPSHOT, frames.END, b"")
 
     def snapshot_refused(self, why: str) -> None:
         """The snapshot is incomplete or wrong, and must be sent again from the beginning."""
         body = proto.Error(code=UNAVAILABLE, message=f"etcdlite: {why}").encode()
-        self.send(self._snapshot_id, SNAPSHOT, END | ERROR, body)
+        self.send(self._snapshot_id, SNAPSHOT, frames.END | frames.ERROR, body)
         self.is_closing = True
 
     def unblocked(self) -> None:
