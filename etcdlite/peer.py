@@ -59,21 +59,9 @@ import struct
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
-from etcdlite import log, peer_frames, proto
+from etcdlite import frames, log, peer_frames, proto
 from etcdlite.channel import Channel
 from etcdlite.errors import CODE_NAMES, DATA_LOSS, EtcdError, error
-from etcdlite.frames import (
-    ERROR,
-    FRAME,
-    HANDSHAKE,
-    HELLO,
-    MAGIC,
-    MIN_FRAME_LENGTH,
-    PING,
-    SECRET_MAGIC,
-    FrameReader,
-    ProtocolError,
-)
 from etcdlite.methods import MEMBER_LIST
 from etcdlite.metrics import Peer as PeerMetrics
 from etcdlite.options import Options
@@ -189,9 +177,9 @@ class Local:
         try:
             version = parse(text)
         except ValueError as failure:
-            raise ProtocolError(str(failure)) from None
+            raise frames.ProtocolError(str(failure)) from None
         if why := incompatibility(version, self.cluster_version.version):
-            raise ProtocolError(why)
+            raise frames.ProtocolError(why)
         return version
 
 
@@ -225,7 +213,7 @@ def encode_forward(term: int, payload: bytes) -> bytes:
 def decode_forward(body: bytes) -> tuple[int, bytes]:
     """Term and payload. Raises ProtocolError."""
     if len(body) < _TERM.size:
-        raise ProtocolError("a forwarded entry has no term")
+        raise frames.ProtocolError("a forwarded entry has no term")
     return _TERM.unpack_from(body)[0], body[_TERM.size :]
 
 
@@ -244,9 +232,9 @@ def decode_message(body: bytes, sender: int, to: int) -> Message:
             entries.append(Entry(entry_term, number, entry_kind, body[at : at + length]))
             at += length
     except struct.error as failure:
-        raise ProtocolError(f"a raft message is cut off ({failure})") from failure
+        raise frames.ProtocolError(f"a raft message is cut off ({failure})") from failure
     if at != len(body):
-        raise ProtocolError(f"a raft message has {len(body)} bytes instead of {at}")
+        raise frames.ProtocolError(f"a raft message has {len(body)} bytes instead of {at}")
     rejects = bool(flags & _REJECT)
     return Message(
         kind, to, sender, term, index, log_term, commit, entries, rejects, hint, None, context
@@ -279,7 +267,9 @@ class PeerConnection(Session):
         """Bytes sent since the beginning, as of the last tick; 0 if nothing was unsent then."""
         self.version = peer_frames.VERSION
         """The version of the protocol."""
-        self._reader: PeerFrameReader | FrameReader = PeerFrameReader(MAX_UNKNOWN_FRAME_BYTES)
+        self._reader: PeerFrameReader | frames.FrameReader = PeerFrameReader(
+            MAX_UNKNOWN_FRAME_BYTES
+        )
         self._opening = b""
         self._has_handshake = False
         self.channel: Channel | None = None
@@ -298,28 +288,28 @@ class PeerConnection(Session):
         try:
             if not self._has_handshake:
                 data = self._opening + data
-                if len(data) < HANDSHAKE.size:
+                if len(data) < frames.HANDSHAKE.size:
                     self._opening = data
                     return
-                self._check_handshake(*HANDSHAKE.unpack_from(data))
+                self._check_handshake(*frames.HANDSHAKE.unpack_from(data))
                 self._has_handshake = True
-                data = data[HANDSHAKE.size :]
+                data = data[frames.HANDSHAKE.size :]
                 self._opening = b""
             self._reader.feed(data)
             for request_id, method, flags, body in self._reader:
                 self._take(request_id, method, flags, body)
                 if self.is_closing:
                     return
-        except (ProtocolError, DecodeError, MessageRejected) as fault:
+        except (frames.ProtocolError, DecodeError, MessageRejected) as fault:
             self._hang_up(f"it sends what is not the protocol: {fault}")
 
     def _check_handshake(self, magic: bytes, lowest: int, highest: int) -> None:
-        if magic == SECRET_MAGIC:
-            raise ProtocolError(
+        if magic == frames.SECRET_MAGIC:
+            raise frames.ProtocolError(
                 "the other member has a secret, this one has none: set peer-secret-file here, too"
             )
-        if magic != MAGIC:
-            raise ProtocolError(f"it is not etcdlite's{self.stranger}")
+        if magic != frames.MAGIC:
+            raise frames.ProtocolError(f"it is not etcdlite's{self.stranger}")
         self._check_versions(lowest, highest)
 
     def _check_versions(self, lowest: int, highest: int) -> None:
@@ -349,7 +339,7 @@ class PeerConnection(Session):
         if self.version == peer_frames.VERSION:
             head = peer_frames.header(request_id, method, flags, body)
         else:
-            head = FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags)
+            head = frames.FRAME.pack(len(body) + frames.MIN_FRAME_LENGTH, request_id, method, flags)
         outbox = self.outbox
         if not outbox.is_queued:
             outbox.wake()
@@ -431,7 +421,7 @@ class Dial(PeerConnection):
     def connected(self) -> None:
         """The connection is established: send the handshake and the introduction."""
         identity = self.local.identity
-        self._append(HANDSHAKE.pack(MAGIC, peer_frames.VERSION, peer_frames.VERSION))
+        self._append(frames.HANDSHAKE.pack(frames.MAGIC, peer_frames.VERSION, peer_frames.VERSION))
         introduction = proto.Introduction(
             cluster_id=identity.cluster_id,
             member_id=identity.member_id,
@@ -454,13 +444,13 @@ class Dial(PeerConnection):
 
     def _check_versions(self, lowest: int, highest: int) -> None:
         if lowest != peer_frames.VERSION:
-            raise ProtocolError(
+            raise frames.ProtocolError(
                 f"the other member does not speak version {peer_frames.VERSION} of the protocol; "
                 "update the older one of the two"
             )
 
     def _take(self, request_id: int, method: int, flags: int, body: bytes) -> None:
-        if method == HELLO:
+        if method == frames.HELLO:
             # The answer to the introduction says whether both members match.
             self.link.version = self.local.checked_version(proto.Hello.decode(body).version)
             return
@@ -469,11 +459,11 @@ class Dial(PeerConnection):
             return
         question = self._questions.pop(request_id, None)
         if question is None:
-            raise ProtocolError(f"an answer to request {request_id}, which was not asked")
-        if flags & ERROR:
+            raise frames.ProtocolError(f"an answer to request {request_id}, which was not asked")
+        if flags & frames.ERROR:
             failure = proto.Error.decode(body)
             if failure.code not in CODE_NAMES or not failure.code:
-                raise ProtocolError(f"an error with code {failure.code}")
+                raise frames.ProtocolError(f"an error with code {failure.code}")
             question[1](EtcdError(failure.code, failure.message))
         else:
             question[1](body)
@@ -519,7 +509,9 @@ class Dial(PeerConnection):
                 done(error("Timeout"))
         if self.is_open and now >= self._next_ping_at and self._retires_at == math.inf:
             self._next_ping_at = now + PING_INTERVAL_S
-            self.ask(PING, self.local.rollback.report(), lambda answer: self._pong(answer, now))
+            self.ask(
+                frames.PING, self.local.rollback.report(), lambda answer: self._pong(answer, now)
+            )
 
     def _pong(self, answer: bytes | EtcdError, asked_at: float) -> None:
         if not isinstance(answer, EtcdError):

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from etcdlite import proto
+from etcdlite.cli import requests
 from etcdlite.cli.failures import (
     EXIT_BAD_CONNECTION,
     EXIT_BAD_FEATURE,
@@ -25,16 +26,6 @@ from etcdlite.cli.failures import (
     say,
 )
 from etcdlite.cli.output import EndpointResponse, Health, alarm_name
-from etcdlite.cli.requests import (
-    delete_request,
-    parse_compare,
-    parse_request,
-    put_request,
-    range_request,
-    read_block,
-    read_sections,
-    section_of,
-)
 from etcdlite.cli.session import Session, cause, describe
 from etcdlite.client import EtcdliteError
 from etcdlite.client.errors import Unhealthy
@@ -55,12 +46,12 @@ _Found = TypeVar("_Found")
 
 
 def put(session: Session) -> None:
-    request = put_request(session.arguments, session.flags, sys.stdin.buffer.read)
+    request = requests.put_request(session.arguments, session.flags, sys.stdin.buffer.read)
     session.show("put", session.call("KV.Put", request))
 
 
 def get(session: Session) -> None:
-    request = range_request(session.arguments, session.flags)
+    request = requests.range_request(session.arguments, session.flags)
     if session.flags["print-value-only"] and session.printer.format != "simple":
         raise BadArguments("print-value-only is only for `--write-out=simple`")
     if session.flags["count-only"] and session.printer.format != "fields":
@@ -69,7 +60,7 @@ def get(session: Session) -> None:
 
 
 def delete(session: Session) -> None:
-    request = delete_request(session.arguments, session.flags)
+    request = requests.delete_request(session.arguments, session.flags)
     session.show("delete", session.call("KV.DeleteRange", request))
 
 
@@ -79,14 +70,14 @@ def txn(session: Session) -> None:
     rest = iter(sys.stdin.buffer.readline, b"")
     first = next(rest, b"")
     lines = itertools.chain([first] if first else [], rest)
-    if section_of(first):
-        compare, success, failure = read_sections(lines)
+    if requests.section_of(first):
+        compare, success, failure = requests.read_sections(lines)
     else:
-        compare = read_block(lines, parse_compare)
+        compare = requests.read_block(lines, requests.parse_compare)
         _prompt(session, "success requests (get, put, del):")
-        success = read_block(lines, parse_request)
+        success = requests.read_block(lines, requests.parse_request)
         _prompt(session, "failure requests (get, put, del):")
-        failure = read_block(lines, parse_request)
+        failure = requests.read_block(lines, requests.parse_request)
     response = session.ask("KV.Txn", compare=compare, success=success, failure=failure)
     session.show("txn", response)
 

@@ -23,19 +23,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from etcdlite import log, proto
+from etcdlite import log, methods, proto
 from etcdlite.auth import OWN, Author
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.frames import frame as native_frame
-from etcdlite.methods import (
-    AUTHOR,
-    MEMBER_CHANGE,
-    NAMES,
-    SET_CLUSTER_VERSION,
-    SINCE,
-    Route,
-    numbers,
-)
 from etcdlite.options import Options
 from etcdlite.proto import DecodeError
 from etcdlite.raft import LEADER, NotLeader, Raft, RequestDropped
@@ -74,8 +65,11 @@ _NOT_TAKEN = ("NotLeader", "RequestTooManyRequests")
 """Names of the errors of a leader that did not accept an entry, but may accept it later."""
 
 _CHECKS = {
-    kind: {method: CHECKS[method] for method in numbers(route)}
-    for kind, route in ((ENTRY_NORMAL, Route.WRITE), (ENTRY_CONF_CHANGE, Route.MEMBERSHIP))
+    kind: {method: CHECKS[method] for method in methods.numbers(route)}
+    for kind, route in (
+        (ENTRY_NORMAL, methods.Route.WRITE),
+        (ENTRY_CONF_CHANGE, methods.Route.MEMBERSHIP),
+    )
 }
 """The methods that an entry of each kind may hold, and their checks."""
 
@@ -178,7 +172,7 @@ class Writes:
         if learners and session is not None and self._state.identity.member_id in learners:
             session.fail(request_id, method, error("NotSupportedForLearner"))
             return
-        if method in SINCE:
+        if method in methods.SINCE:
             self._has_newer = True
         size = len(frame) + REQUEST_BYTES
         proposed_bytes = self._alarms.proposed_bytes + size
@@ -275,7 +269,7 @@ class Writes:
         frames = [native_frame(1, method, 0, request.encode()) for method, request in requests]
         if self._state.auth.enabled:
             frames.insert(0, _author_request(OWN)[1])
-        needs = max(SINCE.get(method, OLDEST) for method, _ in requests)
+        needs = max(methods.SINCE.get(method, OLDEST) for method, _ in requests)
         data = encode_entry(self._state.identity.member_id, self.latest_batch, frames, needs)
         try:
             return self._raft.propose(data)
@@ -284,7 +278,7 @@ class Writes:
 
     def propose_change(self, waiter: Waiter) -> None:
         """Propose the `MemberChange` of a waiter. Only the leader calls this."""
-        frame = native_frame(1, MEMBER_CHANGE, 0, waiter[3].encode())
+        frame = native_frame(1, methods.MEMBER_CHANGE, 0, waiter[3].encode())
         self._propose_entry(ENTRY_CONF_CHANGE, [waiter], [frame], self._state.clock())
 
     def accept_forwarded(self, node: int, term: int, data: bytes) -> None:
@@ -349,11 +343,11 @@ class Writes:
             if size and size + len(frame) > entry_bytes:
                 self._propose_entry(ENTRY_NORMAL, some, some_frames, since)
                 some, some_frames, size = [], [], 0
-                if author is not None and waiter[2] != AUTHOR:
+                if author is not None and waiter[2] != methods.AUTHOR:
                     # Each entry begins without an author.
                     self._alarms.proposed_bytes += len(author[1]) + REQUEST_BYTES
                     some, some_frames = [author[0]], [author[1]]
-            if waiter[2] == AUTHOR:
+            if waiter[2] == methods.AUTHOR:
                 author = (waiter, frame)
             some.append(waiter)
             some_frames.append(frame)
@@ -368,7 +362,7 @@ class Writes:
         self._in_need.clear()
         author = None
         for waiter, frame in zip(waiters, frames, strict=True):
-            if waiter[2] == AUTHOR:
+            if waiter[2] == methods.AUTHOR:
                 author = (waiter, frame)
                 self._alarms.proposed_bytes -= len(frame) + REQUEST_BYTES
             else:
@@ -394,7 +388,7 @@ class Writes:
         self.latest_batch = number = self.latest_batch + 1
         needs = OLDEST
         if self._has_newer:
-            needs = max(SINCE.get(waiter[2], OLDEST) for waiter in waiters)
+            needs = max(methods.SINCE.get(waiter[2], OLDEST) for waiter in waiters)
         data = encode_entry(self._state.identity.member_id, number, frames, needs)
         size = len(data) - ENTRY_HEADER.size + REQUEST_BYTES * len(frames)
         if kind == ENTRY_CONF_CHANGE:
@@ -405,7 +399,7 @@ class Writes:
         count = len(waiters)
         self._metrics.proposals_pending += count
         if self._state.auth.enabled:
-            count -= [waiter[2] for waiter in waiters].count(AUTHOR)
+            count -= [waiter[2] for waiter in waiters].count(methods.AUTHOR)
         self._metrics.batch_requests.observe(count)
         self._try_propose(number, batch)
 
@@ -505,8 +499,8 @@ class Writes:
                 waiters = self._decoded(entry)
         if data[0] != ENTRY_VERSION and needed_version(data) > self._state.cluster_version.allowed:
             # It was proposed before the version went down. Every member skips it.
-            fail_all([waiter for waiter in waiters if waiter[2] in SINCE], _not_allowed())
-            waiters = [waiter for waiter in waiters if waiter[2] == SET_CLUSTER_VERSION]
+            fail_all([waiter for waiter in waiters if waiter[2] in methods.SINCE], _not_allowed())
+            waiters = [waiter for waiter in waiters if waiter[2] == methods.SET_CLUSTER_VERSION]
         return waiters, since
 
     def _decoded(self, entry: Entry) -> list[Waiter]:
@@ -569,7 +563,7 @@ def _author_request(author: Author | None) -> tuple[Waiter, bytes]:
     """The request of an entry that says for whom those behind it are, and its frame."""
     name, revision, is_member = author or ("", 0, False)
     request = proto.Author(name=name, revision=revision, is_member=is_member)
-    return (None, 0, AUTHOR, request), native_frame(1, AUTHOR, 0, request.encode())
+    return (None, 0, methods.AUTHOR, request), native_frame(1, methods.AUTHOR, 0, request.encode())
 
 
 def _check(kind: int, method: int, request: Any) -> None:
@@ -601,7 +595,7 @@ def _has_effect(entry: Entry, method: int, request: Any) -> bool:
         log.error(
             "a request in the log is invalid and has no effect",
             index=entry.index,
-            method=NAMES.get(method, f"{method:#04x}"),
+            method=methods.NAMES.get(method, f"{method:#04x}"),
             why=failure.text,
         )
         return False
