@@ -8,8 +8,9 @@
     <data-dir>/member/data.old/          the data that a snapshot replaced, before its removal
 
 The directory `member` appears by one rename after everything in it is durable, so an interrupted
-first start or restore leaves nothing that looks like a member. A log in wal-dir is made in the
-folder `.new` there, and moved out of it after that rename, or by the next start. Until the rename a
+first start or restore leaves nothing that looks like a member. A log in wal-dir is made in a folder
+`.new-<token>` there, and moved out of it after that rename, or by the next start: an empty folder
+of that name in the member's directory says that it is this member's. Until the rename a
 first start works in `member.tmp`, which the next one replaces. A restore works in `restore.tmp`,
 which stops a first start: where a backup was to be restored, no member may begin empty.
 
@@ -24,6 +25,7 @@ import os
 import re
 import struct
 from collections.abc import Collection
+from contextlib import suppress
 from typing import NamedTuple
 
 from etcdlite import proto
@@ -200,7 +202,7 @@ def create(
             f"a restore of a backup into data directory {data_dir} was interrupted. Repeat it, or "
             f"remove {data_dir}/{RESTORE} to begin with an empty member"
         )
-    directory = begin(disk, data_dir, wal_dir, "member.tmp")
+    directory = begin(disk, data_dir, wal_dir, _FIRST_START)
     sealed = data_disk(disk, keys, founding.cluster_id, founding.member_id)
     store = Store.create(sealed, f"{directory}/data", Lessor(), segment_bytes)
     if is_joining:
@@ -215,14 +217,16 @@ def begin(disk: Disk, data_dir: str, wal_dir: str, name: str) -> str:
     `finish` publishes it. Raises StartError if the data directory already holds a member."""
     if exists(disk, data_dir):
         raise StartError(f"data directory {data_dir} already holds a member; name another one")
-    if wal_dir and WAL.exists(disk, wal_dir):
+    for left in (f"{data_dir}/{_FIRST_START}", f"{data_dir}/{RESTORE}"):
+        for token in _new_logs(disk, left):
+            _remove_tree(disk, f"{wal_dir}/{token}")
+        _remove_tree(disk, left)
+    if wal_dir and (WAL.exists(disk, wal_dir) or _new_logs(disk, wal_dir)):
         raise StartError(
             f"wal directory {wal_dir} holds the log of a member, but data directory {data_dir} "
             "holds no member. Give the data directory that belongs to it, or an empty --wal-dir"
         )
     directory = f"{data_dir}/{name}"
-    _remove_tree(disk, directory)
-    _remove_tree(disk, f"{wal_directory(data_dir, wal_dir)}/{_NEW_LOG}")
     disk.make_dir(directory)
     return directory
 
@@ -248,7 +252,12 @@ def finish(
     store.close()
     data_dir = os.path.dirname(directory)
     metadata = _IDENTITY.pack(founding.cluster_id, founding.member_id)
-    logs = f"{wal_dir}/{_NEW_LOG}" if wal_dir else f"{directory}/wal"
+    logs = f"{directory}/wal"
+    if wal_dir:
+        token = f"{_NEW_LOG}{os.urandom(8).hex()}"
+        disk.make_dir(f"{directory}/{token}")
+        disk.sync_dir(directory)
+        logs = f"{wal_dir}/{token}"
     wal = WAL.create(disk, logs, metadata, wal_segment_bytes, keys=keys)
     if store.applied_index:
         wal.save(HardState(store.applied_term, 0, store.applied_index), ())
@@ -258,23 +267,37 @@ def finish(
     if wal_dir:
         disk.sync_dir(os.path.dirname(os.path.abspath(wal_dir)))
     disk.rename(directory, f"{data_dir}/member")
+    _settle(disk, data_dir, wal_dir)
+
+
+def _settle(disk: Disk, data_dir: str, wal_dir: str) -> None:
+    """Finish what `finish` does after its rename: make that durable, and move the log of a new
+    member to its place in wal-dir."""
     disk.sync_dir(data_dir)
-    disk.sync_dir(os.path.dirname(os.path.abspath(data_dir)))
-    _settle_log(disk, wal_directory(data_dir, wal_dir))
+    with suppress(PermissionError):  # This user has not made the data directory there.
+        disk.sync_dir(os.path.dirname(os.path.abspath(data_dir)))
+    for token in _new_logs(disk, f"{data_dir}/member"):
+        new = f"{wal_dir}/{token}"
+        if disk.exists(new):
+            if (names := disk.list(new)) and WAL.exists(disk, wal_dir):
+                raise StartError(f"{wal_dir} holds the log of another member; name another wal-dir")
+            for name in names:
+                disk.rename(f"{new}/{name}", f"{wal_dir}/{name}")
+            disk.sync_dir(wal_dir)
+            disk.remove_tree(new)
+            disk.remove_tree(f"{data_dir}/member/{token}")
 
 
-def _settle_log(disk: Disk, wal_dir: str) -> None:
-    """Move the log of a new member to its place in wal-dir."""
-    new = f"{wal_dir}/{_NEW_LOG}"
-    if disk.exists(new) and not WAL.exists(disk, wal_dir):
-        for name in disk.list(new):
-            disk.rename(f"{new}/{name}", f"{wal_dir}/{name}")
-        disk.sync_dir(wal_dir)
-    _remove_tree(disk, new)
+def _new_logs(disk: Disk, directory: str) -> list[str]:
+    """The names of new logs that are not settled in a wal-dir, or, of its own one, in the directory
+    of a member."""
+    names = disk.list(directory) if disk.exists(directory) else []
+    return [name for name in names if name.startswith(_NEW_LOG)]
 
 
 RESTORE = "restore.tmp"
-_NEW_LOG = ".new"
+_FIRST_START = "member.tmp"
+_NEW_LOG = ".new-"
 _SNAPSHOT = "snapshot-"
 _SNAPSHOT_NAME = re.compile(_SNAPSHOT + "[0-9a-f]{16}")
 
@@ -372,8 +395,7 @@ def open_member(
     Raises StartError, DataDamaged, WALError, OSError."""
     directory = f"{data_dir}/member"
     logs = wal_directory(data_dir, wal_dir)
-    disk.sync_dir(data_dir)  # A kill may have come between the rename in `finish` and its sync.
-    _settle_log(disk, logs)
+    _settle(disk, data_dir, wal_dir)  # A kill may have come after the rename in `finish`.
     if not WAL.exists(disk, logs):
         raise StartError(
             f"there is no write-ahead log in {logs}, but {directory} holds a member's data. Give "

@@ -3,6 +3,7 @@ value."""
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from rigs.faulty_disk import FaultyDisk
 from rigs.keys import keyring
-from rigs.member_rig import DATA_DIR, MemberRig, Story
+from rigs.member_rig import CLUSTER_ID, DATA_DIR, MemberRig, Story
 from rigs.plain_model import Requests
 from rigs.store_rig import SMALL_LIMITS, StoreRig
 
@@ -379,6 +380,61 @@ def test_a_first_start_that_loses_power_leaves_a_member_or_nothing(wal_dir: str)
             assert rig.ask(proto.PutRequest(key=b"a")).header.revision == revision
             after = after.power_loss()
     assert 0 < with_member < len(found)
+
+
+def founding(member_id: int) -> datadir.Founding:
+    return datadir.Founding(CLUSTER_ID, member_id, [proto.Member(ID=member_id)])
+
+
+SIZES: Any = {"segment_bytes": 1 << 14, "wal_segment_bytes": 1 << 14}
+
+
+def open_in(disk: FaultyDisk, data_dir: str, wal_dir: str) -> int:
+    """Start a member; returns its id."""
+    options = {**SIZES, "min_ttl_s": 1, "sync_enabled": True}
+    return datadir.open_member(disk, data_dir, wal_dir, **options).member_id
+
+
+def test_a_start_leaves_the_new_log_of_another_member_alone() -> None:
+    """The first start of b was killed before its log was moved to its place."""
+    disk, left = FaultyDisk(), []
+    datadir.create(disk, "a", "logs-a", founding(1), **SIZES)
+
+    def watch(operation: str, path: str) -> None:
+        if (operation, path) == ("sync_dir", "b") and datadir.exists(disk, "b"):
+            left.append(disk.fork())
+
+    disk.watcher = watch
+    datadir.create(disk, "b", "logs-b", founding(2), **SIZES)
+    (killed,) = left
+    with pytest.raises(datadir.StartError, match="there is no write-ahead log in logs-b"):
+        open_in(killed, "a", "logs-b")
+    with pytest.raises(datadir.StartError, match="holds the log of a member"):
+        datadir.create(killed, "c", "logs-b", founding(3), **SIZES)
+    assert open_in(killed, "b", "logs-b") == 2
+    assert open_in(killed, "b", "logs-b") == 2
+    assert open_in(killed, "a", "logs-a") == 1
+    assert not [path for path in killed.paths if ".new" in path]
+
+
+def test_a_start_syncs_the_name_of_the_data_directory() -> None:
+    """The process was killed before it did."""
+    disk = FaultyDisk()
+    datadir.create(disk, "x/a", "", founding(1), **SIZES)
+    disk.operations.clear()
+    open_in(disk, "x/a", "")
+    assert [path for operation, path in disk.operations if operation == "sync_dir"][:2] == [
+        "x/a",
+        os.path.abspath("x"),
+    ]
+
+
+def test_a_restore_replaces_what_an_interrupted_first_start_left() -> None:
+    disk = FaultyDisk()
+    disk.make_dir("a/member.tmp/data")
+    disk.create("a/member.tmp/data/x", b"half")
+    assert datadir.begin(disk, "a", "", datadir.RESTORE) == "a/restore.tmp"
+    assert not disk.exists("a/member.tmp")
 
 
 def test_files_with_other_names_are_left_alone() -> None:

@@ -334,8 +334,13 @@ class Disk:
         return os.path.exists(path)
 
     def make_dir(self, path: str) -> None:
-        """Create a folder and its parents (mode 0700); fine if it exists."""
-        os.makedirs(path, 0o700, exist_ok=True)
+        """Create a folder (mode 0700), and its parents, durably; fine if it exists."""
+        parent = os.path.dirname(os.path.abspath(path))
+        if not os.path.isdir(parent):
+            self.make_dir(parent)
+            self.sync_dir(os.path.dirname(parent))
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
 
     def rename(self, old: str, new: str) -> None:
         """Atomically replace `new` by `old`. Durable only after `sync_dir`."""
