@@ -24,7 +24,7 @@ import os
 import re
 import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from etcdlite import certificates, fixtures, secret_file
@@ -207,35 +207,22 @@ def _files(session: Session, plan: Plan, name: str, host: str, is_secret: bool) 
             settings[flag] = put(file, _read(f"{plan.folder}/{file}"))
         options["secret-file"] = settings["client-secret-file"]
     else:
-        _put_certificates(session, plan.folder, (name, host), settings, options, put)
+        clients, peers = f"{plan.folder}/clients", f"{plan.folder}/peers"
+        for ca, kind, prefix in ((clients, "server", ""), (peers, "peer", "peer-")):
+            pair = _pair(session, ca, kind, name, cert.hosts_of((host,), kind))
+            settings[f"{prefix}cert-file"] = put(f"{kind}.crt", pair.certificate, False)
+            settings[f"{prefix}key-file"] = put(f"{kind}.key", pair.key)
+            authority = put(f"{kind}-ca.crt", _read(f"{ca}/ca.crt"), False)
+            settings[f"{prefix}trusted-ca-file"] = authority
+            settings[f"{prefix}client-cert-auth"] = True
+        pair = _pair(session, clients, "client", "root", ())
+        options["cacert"] = settings["trusted-ca-file"]
+        options["cert"] = put("ctl.crt", pair.certificate, False)
+        options["key"] = put("ctl.key", pair.key)
     files[f"{FOLDER}/ctl.toml"] = (_toml("The options of etcdlite-ctl", options), False)
     title = f"The member {name}, written by etcdlite-ctl setup. etcdlite.toml(5) has all settings"
     files["etc/etcdlite.toml"] = (_toml(title, settings), False)
     return files
-
-
-def _put_certificates(
-    session: Session,
-    folder: str,
-    member: tuple[str, str],
-    settings: dict[str, object],
-    options: dict[str, object],
-    put: Callable[..., str],
-) -> None:
-    """Make the certificates of a member (name, host), and name them in its settings."""
-    name, host = member
-    clients, peers = f"{folder}/clients", f"{folder}/peers"
-    for ca, kind, prefix in ((clients, "server", ""), (peers, "peer", "peer-")):
-        pair = _pair(session, ca, kind, name, cert.hosts_of((host,), kind))
-        settings[f"{prefix}cert-file"] = put(f"{kind}.crt", pair.certificate, False)
-        settings[f"{prefix}key-file"] = put(f"{kind}.key", pair.key)
-        authority = put(f"{kind}-ca.crt", _read(f"{ca}/ca.crt"), False)
-        settings[f"{prefix}trusted-ca-file"] = authority
-        settings[f"{prefix}client-cert-auth"] = True
-    pair = _pair(session, clients, "client", "root", ())
-    options["cacert"] = settings["trusted-ca-file"]
-    options["cert"] = put("ctl.crt", pair.certificate, False)
-    options["key"] = put("ctl.key", pair.key)
 
 
 def _toml(title: str, settings: Mapping[str, object]) -> str:
