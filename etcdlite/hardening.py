@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 import resource
 import stat
-from collections.abc import Iterator
 
 from etcdlite import log
 from etcdlite.config import Config
@@ -57,18 +56,19 @@ _OUTCOMES = {
 
 def close_files(data_dir: str, wal_dir: str) -> None:
     """Take other users' rights to the files of a member away, and log that, or log what remains."""
-    found: list[tuple[str, bool]] = []
+    found: dict[str, bool | None] = {}
+    """By path: whether the file was closed to other users; None: it is private."""
     ours = {"lock", "member", "fixtures"}
     for top in filter(os.path.isdir, (data_dir, wal_dir)):
-        found += _open_to_others(None, top, top)
+        found.setdefault(top, _close(None, top))
         for folder, folders, files, fd in os.fwalk(top):
             if folder == data_dir:
                 folders[:] = ours.intersection(folders)
                 files = list(ours.intersection(files))
             for name in (*folders, *files):
-                found += _open_to_others(fd, name, f"{folder}/{name}")
+                found.setdefault(f"{folder}/{name}", _close(fd, name))
     for outcome, message in _OUTCOMES.items():
-        paths = {path for path, is_closed in found if is_closed is outcome}
+        paths = [path for path, is_closed in found.items() if is_closed is outcome]
         if paths:
             log.warn(message, files=len(paths), first=min(paths))
 
@@ -119,9 +119,9 @@ def warn_of_shared_ca(settings: Config) -> None:
         )
 
 
-def _open_to_others(folder: int | None, name: str, path: str) -> Iterator[tuple[str, bool]]:
-    """Nothing, if others have no rights to the file `name` of an open directory. Else its `path`,
-    and whether the rights are taken away now.
+def _close(folder: int | None, name: str) -> bool | None:
+    """Take other users' rights to the file `name` of an open directory away. Returns whether they
+    have none now; None if they had none.
 
     Some file systems have no modes. With the sticky bit, a directory is shared on purpose, like
     /tmp. Whoever may write to the directory could replace the file by a link to another one, so
@@ -129,25 +129,22 @@ def _open_to_others(folder: int | None, name: str, path: str) -> Iterator[tuple[
     try:
         mode = os.lstat(name, dir_fd=folder).st_mode
     except OSError:
-        return
+        return None
     if stat.S_ISLNK(mode) or not mode & _OTHERS:
-        return
+        return None
     if mode & stat.S_ISVTX:
-        yield path, False
-        return
+        return False
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError:
-        yield path, False
-        return
+        return False
     try:
         now = os.fstat(fd)
         if not stat.S_ISDIR(now.st_mode) and now.st_nlink > 1:
-            yield path, False  # A hard link to a file that may be somewhere else, too.
-            return
+            return False  # A hard link to a file that may be somewhere else, too.
         os.fchmod(fd, stat.S_IMODE(now.st_mode) & ~_OTHERS)
-        yield path, not os.fstat(fd).st_mode & _OTHERS
+        return not os.fstat(fd).st_mode & _OTHERS
     except OSError:
-        yield path, False
+        return False
     finally:
         os.close(fd)
